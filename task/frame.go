@@ -1,0 +1,105 @@
+package task
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// Bounds of a frame: how many entries one internal record may carry.
+const (
+	MaxFrameEntries = 8192
+	frameVersion    = 1
+)
+
+// EncodeFrame writes entries of one kind as one internal record:
+// [version, kind, [entries…]] in MessagePack. kind is checked by the reader, so
+// that a record in the wrong topic is told from a broken one.
+func EncodeFrame[T any](kind string, entries []T) ([]byte, error) {
+	if len(entries) > MaxFrameEntries {
+		return nil, fmt.Errorf("encoding a frame of %s: %d entries are more than %d", kind, len(entries), MaxFrameEntries)
+	}
+	e := getEncoder()
+	defer e.put()
+	if err := encodeFrame(e.enc, kind, entries); err != nil {
+		return nil, fmt.Errorf("encoding a frame of %s: %w", kind, err)
+	}
+	return bytes.Clone(e.buf.Bytes()), nil
+}
+
+func encodeFrame[T any](enc *msgpack.Encoder, kind string, entries []T) error {
+	if err := enc.EncodeArrayLen(3); err != nil {
+		return err
+	}
+	if err := enc.EncodeInt(frameVersion); err != nil {
+		return err
+	}
+	if err := enc.EncodeString(kind); err != nil {
+		return err
+	}
+	if err := enc.EncodeArrayLen(len(entries)); err != nil {
+		return err
+	}
+	for i := range entries {
+		if err := enc.Encode(&entries[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DecodeFrame reads what [EncodeFrame] wrote. The bytes may come from a
+// stranger: a broken record is an error, never a panic or a large allocation.
+func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
+	if err := checkMsgpack(b); err != nil {
+		return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
+	}
+	d := msgpack.GetDecoder()
+	defer msgpack.PutDecoder(d)
+	d.Reset(bytes.NewReader(b))
+	var out []T
+	err := safely(func() (err error) {
+		out, err = decodeFrame[T](d, kind)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
+	}
+	return out, nil
+}
+
+func decodeFrame[T any](d *msgpack.Decoder, kind string) ([]T, error) {
+	if n, err := d.DecodeArrayLen(); err != nil || n != 3 {
+		return nil, fmt.Errorf("it is no frame (%d parts, %w)", n, err)
+	}
+	if v, err := d.DecodeInt(); err != nil || v != frameVersion {
+		return nil, fmt.Errorf("its version is %d, this program reads %d: update the older program (%w)", v, frameVersion, err)
+	}
+	if k, err := d.DecodeString(); err != nil || k != kind {
+		return nil, fmt.Errorf("it is a frame of %q (%w)", clip(k), err)
+	}
+	n, err := d.DecodeArrayLen()
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 || n > MaxFrameEntries {
+		return nil, fmt.Errorf("its %d entries are out of range 0 to %d", n, MaxFrameEntries)
+	}
+	out := make([]T, 0, min(n, 64)) // grows with what is really there
+	for range n {
+		var e T
+		if err := d.Decode(&e); err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// Kinds of frames.
+const (
+	FrameEvents      = "events"
+	FrameAssignments = "assignments"
+	FrameBatches     = "batches"
+)

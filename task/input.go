@@ -1,0 +1,106 @@
+package task
+
+import (
+	"bytes"
+	"encoding/json"
+	"unicode/utf8"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// MaxInputDepth bounds the nesting of a task's input and of a device's answer.
+const MaxInputDepth = 128
+
+// Input is the body of the request to the device: a JSON object as opaque
+// bytes. No stage but the engine looks inside.
+//
+// In JSON it is the object itself. In MessagePack it is a bin or str that holds
+// JSON text, or a map, which is written as JSON when it is read.
+type Input []byte
+
+// MarshalJSON writes the bytes as they are.
+func (in Input) MarshalJSON() ([]byte, error) {
+	if len(in) == 0 {
+		return []byte("null"), nil
+	}
+	return in, nil
+}
+
+// UnmarshalJSON keeps a copy of the bytes.
+func (in *Input) UnmarshalJSON(b []byte) error {
+	if bytes.Equal(b, []byte("null")) {
+		*in = nil
+		return nil
+	}
+	*in = append((*in)[:0:0], b...)
+	return nil
+}
+
+// EncodeMsgpack writes the JSON text as bin.
+func (in Input) EncodeMsgpack(e *msgpack.Encoder) error { return e.EncodeBytes(in) }
+
+// DecodeMsgpack reads bin, str or a map. The caller has checked the structure
+// with [checkMsgpack], so lengths fit into the bytes at hand.
+func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
+	raw, err := d.DecodeRaw()
+	if err != nil {
+		return err
+	}
+	out, err := msgpackToJSON(raw)
+	if err != nil {
+		return err
+	}
+	*in = out
+	return nil
+}
+
+func (in Input) validate(limit int) error {
+	if len(in) == 0 {
+		return fieldErr("input", "send the request body as a JSON object", "it is missing")
+	}
+	if limit > 0 && len(in) > limit {
+		return fieldErr("input", "send less, or raise task.max_input", "its %d bytes are more than %d", len(in), limit)
+	}
+	if first := bytes.TrimLeft(in, " \t\r\n"); len(first) == 0 || first[0] != '{' {
+		return fieldErr("input", "send the request body as a JSON object", "it is not a JSON object")
+	}
+	if err := CheckJSON(in); err != nil {
+		return fieldErr("input", "send the request body as a JSON object", "%s", err)
+	}
+	return nil
+}
+
+// CheckJSON reports why b cannot be kept as JSON: it is not valid JSON, not
+// valid UTF-8, or nested deeper than [MaxInputDepth] (a deeper one would
+// exhaust the stack of whoever parses it, Postgres included).
+func CheckJSON(b []byte) error {
+	if !utf8.Valid(b) {
+		return fieldErr("", "", "it is not valid UTF-8")
+	}
+	depth, inString, escaped := 0, false, false
+	for _, c := range b {
+		switch {
+		case escaped:
+			escaped = false
+		case inString:
+			switch c {
+			case '\\':
+				escaped = true
+			case '"':
+				inString = false
+			}
+		case c == '"':
+			inString = true
+		case c == '{' || c == '[':
+			if depth++; depth > MaxInputDepth {
+				return fieldErr("", "", "it is nested deeper than %d", MaxInputDepth)
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	if !json.Valid(b) {
+		return fieldErr("", "", "it is not valid JSON")
+	}
+	return nil
+}

@@ -1,0 +1,306 @@
+package task
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"unicode/utf8"
+)
+
+// maxContainers bounds the arrays and maps of one record.
+const maxContainers = 1 << 20
+
+// checkMsgpack walks one MessagePack value without allocating: every length
+// fits into the bytes that remain, nesting is bounded, nothing follows. After
+// it a decoder can allocate what a header announces, because it is there.
+// (A 5-byte array header makes the library allocate gigabytes otherwise.)
+func checkMsgpack(b []byte) error {
+	w := walker{b: b}
+	if err := w.value(0); err != nil {
+		return fieldErr("", "send one whole MessagePack map a record", "%s", err)
+	}
+	if w.at != len(b) {
+		return fieldErr("", "send one MessagePack map a record", "%d bytes follow the value", len(b)-w.at)
+	}
+	return nil
+}
+
+// head is the first part of a MessagePack value.
+type head struct {
+	kind byte   // see the constants
+	n    int    // bytes that follow (str, bin, ext) or elements (array, map: pairs)
+	ext  int8   // type of an ext
+	num  uint64 // bits of an integer or float
+}
+
+const (
+	kindNil = iota
+	kindFalse
+	kindTrue
+	kindInt
+	kindUint
+	kindFloat32
+	kindFloat64
+	kindStr
+	kindBin
+	kindExt
+	kindArray
+	kindMap
+)
+
+type walker struct {
+	b          []byte
+	at         int
+	containers int
+}
+
+func (w *walker) left() int { return len(w.b) - w.at }
+
+// value passes over one value.
+func (w *walker) value(depth int) error {
+	h, err := w.head()
+	if err != nil {
+		return err
+	}
+	switch h.kind {
+	case kindStr, kindBin, kindExt:
+		w.at += h.n
+	case kindArray, kindMap:
+		n, err := w.enter(h, depth)
+		if err != nil {
+			return err
+		}
+		for range n {
+			if err := w.value(depth + 1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// enter checks a container's header and returns how many values it holds.
+func (w *walker) enter(h head, depth int) (int, error) {
+	if depth >= MaxInputDepth {
+		return 0, fmt.Errorf("it is nested deeper than %d", MaxInputDepth)
+	}
+	if w.containers++; w.containers > maxContainers {
+		return 0, fmt.Errorf("it holds more than %d arrays and maps", maxContainers)
+	}
+	n := h.n
+	if h.kind == kindMap {
+		if n > w.left()/2 {
+			return 0, fmt.Errorf("a map of %d entries does not fit into the %d bytes that remain", h.n, w.left())
+		}
+		return 2 * n, nil
+	}
+	if n > w.left() {
+		return 0, fmt.Errorf("an array of %d elements does not fit into the %d bytes that remain", h.n, w.left())
+	}
+	return n, nil
+}
+
+// uint reads n big-endian bytes.
+func (w *walker) uint(n int) (uint64, error) {
+	if w.left() < n {
+		return 0, fmt.Errorf("it ends in the middle of a value")
+	}
+	var v uint64
+	for _, c := range w.b[w.at : w.at+n] {
+		v = v<<8 | uint64(c)
+	}
+	w.at += n
+	return v, nil
+}
+
+// head reads the first part of a value and checks that what it announces fits.
+func (w *walker) head() (head, error) {
+	c, err := w.uint(1)
+	if err != nil {
+		return head{}, err
+	}
+	switch {
+	case c <= 0x7f:
+		return head{kind: kindInt, num: c}, nil
+	case c <= 0x8f:
+		return head{kind: kindMap, n: int(c & 0x0f)}, nil
+	case c <= 0x9f:
+		return head{kind: kindArray, n: int(c & 0x0f)}, nil
+	case c <= 0xbf:
+		return w.sized(kindStr, int(c&0x1f))
+	case c >= 0xe0:
+		return head{kind: kindInt, num: uint64(int64(int8(c)))}, nil
+	}
+	switch c {
+	case 0xc0:
+		return head{kind: kindNil}, nil
+	case 0xc2:
+		return head{kind: kindFalse}, nil
+	case 0xc3:
+		return head{kind: kindTrue}, nil
+	case 0xc4, 0xc5, 0xc6:
+		return w.lengthThen(kindBin, 1<<(c-0xc4))
+	case 0xc7, 0xc8, 0xc9:
+		return w.lengthThen(kindExt, 1<<(c-0xc7))
+	case 0xca:
+		v, err := w.uint(4)
+		return head{kind: kindFloat32, num: v}, err
+	case 0xcb:
+		v, err := w.uint(8)
+		return head{kind: kindFloat64, num: v}, err
+	case 0xcc, 0xcd, 0xce, 0xcf:
+		v, err := w.uint(1 << (c - 0xcc))
+		return head{kind: kindUint, num: v}, err
+	case 0xd0, 0xd1, 0xd2, 0xd3:
+		size := 1 << (c - 0xd0)
+		v, err := w.uint(size)
+		shift := 64 - 8*size
+		return head{kind: kindInt, num: uint64(int64(v<<shift) >> shift)}, err
+	case 0xd4, 0xd5, 0xd6, 0xd7, 0xd8:
+		return w.sized(kindExt, 1<<(c-0xd4))
+	case 0xd9, 0xda, 0xdb:
+		return w.lengthThen(kindStr, 1<<(c-0xd9))
+	case 0xdc, 0xdd:
+		n, err := w.uint(2 << (c - 0xdc))
+		return head{kind: kindArray, n: int(n)}, err
+	case 0xde, 0xdf:
+		n, err := w.uint(2 << (c - 0xde))
+		return head{kind: kindMap, n: int(n)}, err
+	}
+	return head{}, fmt.Errorf("0x%02x begins no MessagePack value", c)
+}
+
+func (w *walker) lengthThen(kind byte, size int) (head, error) {
+	n, err := w.uint(size)
+	if err != nil {
+		return head{}, err
+	}
+	return w.sized(kind, int(n))
+}
+
+func (w *walker) sized(kind byte, n int) (head, error) {
+	h := head{kind: kind, n: n}
+	if kind == kindExt {
+		t, err := w.uint(1)
+		if err != nil {
+			return head{}, err
+		}
+		h.ext = int8(t)
+	}
+	if n > w.left() {
+		return head{}, fmt.Errorf("a value of %d bytes does not fit into the %d that remain", n, w.left())
+	}
+	return h, nil
+}
+
+// msgpackToJSON writes an input as JSON: bin and str hold JSON text already, a
+// map is written member by member. The bytes have passed [checkMsgpack].
+func msgpackToJSON(raw []byte) ([]byte, error) {
+	w := walker{b: raw}
+	h, err := w.head()
+	if err != nil {
+		return nil, err
+	}
+	switch h.kind {
+	case kindNil:
+		return nil, nil
+	case kindStr, kindBin:
+		return append([]byte(nil), w.b[w.at:w.at+h.n]...), nil
+	case kindMap:
+		w.at = 0
+		out := make([]byte, 0, len(raw)+len(raw)/4)
+		return w.json(out, 0)
+	}
+	return nil, fieldErr("input", "send the request body as a map, or as JSON text", "it is neither a map nor JSON text")
+}
+
+func (w *walker) json(out []byte, depth int) ([]byte, error) {
+	h, err := w.head()
+	if err != nil {
+		return nil, err
+	}
+	switch h.kind {
+	case kindNil:
+		return append(out, "null"...), nil
+	case kindFalse:
+		return append(out, "false"...), nil
+	case kindTrue:
+		return append(out, "true"...), nil
+	case kindInt:
+		return strconv.AppendInt(out, int64(h.num), 10), nil
+	case kindUint:
+		return strconv.AppendUint(out, h.num, 10), nil
+	case kindFloat32:
+		return appendFloat(out, float64(math.Float32frombits(uint32(h.num))), 32)
+	case kindFloat64:
+		return appendFloat(out, math.Float64frombits(h.num), 64)
+	case kindStr:
+		s := w.b[w.at : w.at+h.n]
+		w.at += h.n
+		return appendString(out, s)
+	case kindBin: // images and audio: JSON has no bytes, base64 is what the APIs take
+		s := w.b[w.at : w.at+h.n]
+		w.at += h.n
+		out = append(out, '"')
+		out = base64.StdEncoding.AppendEncode(out, s)
+		return append(out, '"'), nil
+	case kindExt:
+		return nil, fieldErr("input", "send plain values, times as text", "it holds an extension value of type %d", h.ext)
+	}
+	return w.jsonContainer(out, h, depth)
+}
+
+func (w *walker) jsonContainer(out []byte, h head, depth int) ([]byte, error) {
+	if _, err := w.enter(h, depth); err != nil {
+		return nil, err
+	}
+	open, closing := byte('['), byte(']')
+	if h.kind == kindMap {
+		open, closing = '{', '}'
+	}
+	out = append(out, open)
+	for i := range h.n {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		if h.kind == kindMap {
+			k, err := w.head()
+			if err != nil {
+				return nil, err
+			}
+			if k.kind != kindStr {
+				return nil, fieldErr("input", "use text as keys", "a key is no text")
+			}
+			if out, err = appendString(out, w.b[w.at:w.at+k.n]); err != nil {
+				return nil, err
+			}
+			w.at += k.n
+			out = append(out, ':')
+		}
+		var err error
+		if out, err = w.json(out, depth+1); err != nil {
+			return nil, err
+		}
+	}
+	return append(out, closing), nil
+}
+
+func appendFloat(out []byte, f float64, bits int) ([]byte, error) {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return nil, fieldErr("input", "send finite numbers", "it holds a number that JSON does not have")
+	}
+	return strconv.AppendFloat(out, f, 'g', -1, bits), nil
+}
+
+func appendString(out, s []byte) ([]byte, error) {
+	if !utf8.Valid(s) {
+		return nil, fieldErr("input", "send text as UTF-8 and bytes as bin", "it holds text that is not valid UTF-8")
+	}
+	b, err := json.Marshal(string(s))
+	if err != nil {
+		return nil, err
+	}
+	return append(out, b...), nil
+}

@@ -1,0 +1,107 @@
+package task
+
+import (
+	"time"
+)
+
+// Result is the one terminal answer of a task. After a crash more than one may
+// be written to the results topic; the first that Postgres takes is the answer.
+// The order of the fields is part of no wire form: results travel with names.
+type Result struct {
+	TaskID      string            `json:"task_id" msgpack:"task_id"`
+	Tenant      string            `json:"tenant" msgpack:"tenant"`
+	State       State             `json:"state" msgpack:"state"` // SUCCESS, FAILED, CANCELLED or EXPIRED
+	Model       string            `json:"model" msgpack:"model"` // that answered, or was asked for
+	Requested   string            `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"`
+	Endpoint    string            `json:"endpoint" msgpack:"endpoint"`
+	Device      string            `json:"device,omitempty" msgpack:"device,omitempty"`
+	Status      int               `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status of the last attempt
+	Output      Input             `json:"output,omitempty" msgpack:"output,omitempty"` // the device's JSON answer, as it came
+	Error       *Error            `json:"error,omitempty" msgpack:"error,omitempty"`
+	Attempts    []Attempt         `json:"attempts,omitempty" msgpack:"attempts,omitempty"`
+	Usage       Usage             `json:"usage,omitzero" msgpack:"usage,omitempty"`
+	Priority    Priority          `json:"priority,omitempty" msgpack:"priority,omitempty"`
+	Job         string            `json:"job,omitempty" msgpack:"job,omitempty"`
+	CustomID    string            `json:"custom_id,omitempty" msgpack:"custom_id,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
+	Callback    *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
+	TraceID     string            `json:"trace_id,omitempty" msgpack:"trace_id,omitempty"`
+	SubmittedAt time.Time         `json:"submitted_at,omitzero" msgpack:"submitted_at,omitempty"`
+	AssignedAt  time.Time         `json:"assigned_at,omitzero" msgpack:"assigned_at,omitempty"`
+	StartedAt   time.Time         `json:"started_at,omitzero" msgpack:"started_at,omitempty"`
+	FinishedAt  time.Time         `json:"finished_at" msgpack:"finished_at"`
+}
+
+// Error says why a task did not succeed.
+type Error struct {
+	Class   ErrorClass `json:"class" msgpack:"class"`
+	Message string     `json:"message" msgpack:"message"`
+}
+
+// Usage counts tokens as the device reported them.
+type Usage struct {
+	InputTokens  int64 `json:"input_tokens" msgpack:"input_tokens"`
+	OutputTokens int64 `json:"output_tokens" msgpack:"output_tokens"`
+}
+
+// Key returns the identity of the result's task.
+func (r *Result) Key() Key { return Key{r.Tenant, r.TaskID} }
+
+// Attempt returns the number of the last attempt, 0 if there was none.
+func (r *Result) Attempt() int {
+	if len(r.Attempts) == 0 {
+		return 0
+	}
+	return r.Attempts[len(r.Attempts)-1].Number
+}
+
+// NewResult returns a result that carries what the task says of itself.
+func NewResult(t *Task, s State, at time.Time) *Result {
+	r := &Result{
+		TaskID: t.ID, Tenant: t.Tenant, State: s, Model: t.Model, Endpoint: t.Endpoint,
+		Priority: t.Priority, Job: t.Job, CustomID: t.CustomID, Labels: t.Labels,
+		Callback: t.Callback, TraceID: t.TraceID, SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
+	}
+	if t.Progress != nil {
+		r.Attempts = t.Progress.Attempts
+		r.Requested = t.Progress.Requested
+	}
+	return r
+}
+
+// Validate says what makes a result impossible to store, as a *FieldError.
+func (r *Result) Validate() error {
+	for _, f := range []struct {
+		name, value string
+		max         int
+		required    bool
+	}{
+		{"task_id", r.TaskID, MaxIDLength, true},
+		{"tenant", r.Tenant, MaxIDLength, true},
+		{"model", r.Model, MaxNameLength, false},
+		{"requested_model", r.Requested, MaxNameLength, false},
+		{"endpoint", r.Endpoint, MaxNameLength, false},
+		{"device", r.Device, MaxNameLength, false},
+		{"job", r.Job, MaxIDLength, false},
+		{"custom_id", r.CustomID, 512, false},
+		{"trace_id", r.TraceID, 32, false},
+	} {
+		if err := checkText(f.name, f.value, f.max, f.required); err != nil {
+			return err
+		}
+	}
+	if !r.State.Terminal() {
+		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "%q is no terminal state", clip(string(r.State)))
+	}
+	if r.Callback != nil {
+		if err := CheckCallbackURL(r.Callback.URL); err != nil {
+			return err
+		}
+	}
+	if len(r.Output) > 0 {
+		if err := CheckJSON(r.Output); err != nil {
+			return fieldErr("output", "", "%s", err)
+		}
+	}
+	return nil
+}

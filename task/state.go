@@ -1,0 +1,77 @@
+package task
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// State is where a task stands. The zero value is no state.
+type State string
+
+// The states of a task. The last four are terminal.
+const (
+	Pending   State = "PENDING"
+	Assigned  State = "ASSIGNED"
+	Running   State = "RUNNING"
+	Success   State = "SUCCESS"
+	Failed    State = "FAILED"
+	Cancelled State = "CANCELLED"
+	Expired   State = "EXPIRED"
+)
+
+// States lists every state in the order in which a task may pass them.
+var States = []State{Pending, Assigned, Running, Success, Failed, Cancelled, Expired}
+
+// next holds the valid transitions; a terminal state has none.
+var next = map[State][]State{
+	Pending:  {Assigned, Cancelled, Expired, Failed},
+	Assigned: {Running, Pending, Cancelled, Expired, Failed},
+	Running:  {Pending, Success, Failed, Cancelled, Expired},
+}
+
+// Terminal reports whether no other state can follow.
+func (s State) Terminal() bool {
+	switch s {
+	case Success, Failed, Cancelled, Expired:
+		return true
+	}
+	return false
+}
+
+// CanBecome reports whether a task may go from s to t in one step.
+func (s State) CanBecome(t State) bool { return slices.Contains(next[s], t) }
+
+// ParseState reads a state in any case; the error lists the valid ones.
+func ParseState(s string) (State, error) {
+	st := State(strings.ToUpper(strings.TrimSpace(s)))
+	if slices.Contains(States, st) {
+		return st, nil
+	}
+	return "", &FieldError{Field: "state", Problem: fmt.Sprintf("%q is not a state", s), Remedy: fmt.Sprintf("use one of %v", States)}
+}
+
+// TerminalSequence is the sequence number of every terminal state: nothing is
+// later.
+const TerminalSequence = math.MaxInt32
+
+// Sequence numbers a state along the way of its task: attempt n is assigned
+// (10n+1), runs (10n+2) and, when it is given back, waits again (10n+3). An
+// accepted task that nobody has tried is 0. The state with the higher number is
+// the later one, however the events that tell of them were interleaved.
+func Sequence(s State, attempt int) int {
+	switch s {
+	case Assigned:
+		return 10*attempt + 1
+	case Running:
+		return 10*attempt + 2
+	case Pending:
+		if attempt == 0 {
+			return 0
+		}
+		return 10*attempt + 3
+	default:
+		return TerminalSequence
+	}
+}

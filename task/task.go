@@ -1,0 +1,346 @@
+package task
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// Bounds of a task's fields. The size of the input is bounded by [Limits].
+const (
+	MaxIDLength      = 128  // characters of a task, job or tenant id
+	MaxNameLength    = 256  // characters of a model, endpoint, tag, device or session
+	MaxURLLength     = 2048 // characters of a callback URL
+	MaxNeeds         = 32
+	MaxDependencies  = 128
+	MaxLabels        = 16
+	MaxAttemptsLimit = 20 // attempts a task may ask for
+	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
+	maxRequeues      = 1 << 20
+)
+
+// DefaultTenant owns tasks that name no tenant.
+const DefaultTenant = "default"
+
+// Priority is one of three bands; each has its own topic.
+type Priority string
+
+// The priority bands, most urgent first.
+const (
+	High   Priority = "high"
+	Normal Priority = "normal"
+	Low    Priority = "low"
+)
+
+// Priorities lists the bands, most urgent first.
+var Priorities = []Priority{High, Normal, Low}
+
+// Endpoint paths that devices speak.
+const (
+	EndpointChat        = "/v1/chat/completions"
+	EndpointCompletions = "/v1/completions"
+	EndpointEmbeddings  = "/v1/embeddings"
+	EndpointResponses   = "/v1/responses"
+	EndpointModerations = "/v1/moderations"
+)
+
+// Endpoints lists the paths that a task may ask for.
+var Endpoints = []string{EndpointChat, EndpointCompletions, EndpointEmbeddings, EndpointResponses, EndpointModerations}
+
+// Task is one inference request. (Tenant, ID) is its identity: submitting it
+// again is the same task, never a second one.
+//
+// The fields up to SubmittedAt are the user's; Progress is Batchyard's own.
+// The order of the fields is the positional wire form: append only.
+type Task struct {
+	_msgpack struct{} `msgpack:",as_array"`
+
+	ID          string            `json:"id,omitempty"`
+	Tenant      string            `json:"tenant,omitempty"`
+	Model       string            `json:"model"`
+	Endpoint    string            `json:"endpoint,omitempty"`
+	Input       Input             `json:"input"`
+	Priority    Priority          `json:"priority,omitempty"`
+	Level       int               `json:"level,omitempty"`       // 0–9 within the priority, 9 first
+	Needs       []string          `json:"needs,omitempty"`       // capability tags that a device must have
+	DependsOn   []string          `json:"depends_on,omitempty"`  // carried, not acted upon yet
+	Session     string            `json:"session,omitempty"`     // for policies that keep a session on one device
+	Deadline    time.Time         `json:"deadline,omitzero"`     // unfinished by then: EXPIRED
+	NotBefore   time.Time         `json:"not_before,omitzero"`   // not assigned earlier
+	MaxAttempts int               `json:"max_attempts,omitzero"` // 0: as configured
+	Degrade     bool              `json:"degrade,omitempty"`     // a smaller model may answer when nothing else does
+	Callback    *Callback         `json:"callback,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Job         string            `json:"job,omitempty"`
+	CustomID    string            `json:"custom_id,omitempty"` // the line's own id within its job
+	TraceID     string            `json:"trace_id,omitempty"`  // 32 hex digits (W3C)
+	SubmittedAt time.Time         `json:"submitted_at,omitzero"`
+	Progress    *Progress         `json:"progress,omitempty"`
+}
+
+// Callback says where the result is to be posted.
+type Callback struct {
+	URL string `json:"url" msgpack:"url"`
+}
+
+// Progress is what Batchyard writes into a task that goes back to its topic:
+// it has been tried, or set aside. A fresh task has none.
+type Progress struct {
+	Requeues  int       `json:"requeues" msgpack:"requeues"`                        // how often Batchyard itself has written the task again; part of the claim
+	Attempts  []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`    // what has been tried, oldest first
+	Exclude   []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`      // devices that are not to be tried again
+	NotBefore time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"` // backoff: not assigned earlier
+	Requested string    `json:"requested,omitempty" msgpack:"requested,omitempty"`  // the model asked for, when degraded to another
+}
+
+// Attempt is one try on one device, as the next attempt and the result tell it.
+type Attempt struct {
+	Number   int        `json:"number" msgpack:"number"`
+	Device   string     `json:"device" msgpack:"device"`
+	Class    ErrorClass `json:"class,omitempty" msgpack:"class,omitempty"`
+	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 when there was none
+	Message  string     `json:"message,omitempty" msgpack:"message,omitempty"`
+	At       time.Time  `json:"at" msgpack:"at"`
+	Duration int64      `json:"duration_ms" msgpack:"duration_ms"`
+}
+
+// Key is the identity of a task.
+type Key struct{ Tenant, ID string }
+
+// Key returns the task's identity.
+func (t *Task) Key() Key { return Key{t.Tenant, t.ID} }
+
+func (k Key) String() string { return k.Tenant + "/" + k.ID }
+
+// Hash is a 16-byte digest of the identity, for keys in Redis and buckets.
+// Tenant and id are separated so that no two identities share an input.
+func (k Key) Hash() [16]byte {
+	sum := sha256.Sum256([]byte(k.Tenant + "\x00" + k.ID))
+	return [16]byte(sum[:16])
+}
+
+// Tried returns the number of attempts made so far.
+func (t *Task) Tried() int {
+	if t.Progress == nil || len(t.Progress.Attempts) == 0 {
+		return 0
+	}
+	return t.Progress.Attempts[len(t.Progress.Attempts)-1].Number
+}
+
+// Requeues returns how often Batchyard has written the task again.
+func (t *Task) Requeues() int {
+	if t.Progress == nil {
+		return 0
+	}
+	return t.Progress.Requeues
+}
+
+// Excludes reports whether the task is not to be tried on the device again.
+func (t *Task) Excludes(device string) bool {
+	return t.Progress != nil && slices.Contains(t.Progress.Exclude, device)
+}
+
+// ReadyAt is the earliest time at which the task may be assigned; zero: now.
+func (t *Task) ReadyAt() time.Time {
+	if t.Progress != nil && t.Progress.NotBefore.After(t.NotBefore) {
+		return t.Progress.NotBefore
+	}
+	return t.NotBefore
+}
+
+// Requeued returns a copy that may be written to a topic again: its progress is
+// its own, and the count of requeues is one higher.
+func (t *Task) Requeued() *Task {
+	c := *t
+	p := Progress{}
+	if t.Progress != nil {
+		p = *t.Progress
+		p.Attempts = slices.Clone(p.Attempts)
+		p.Exclude = slices.Clone(p.Exclude)
+	}
+	p.Requeues++
+	c.Progress = &p
+	return &c
+}
+
+// NewID returns a new task id: a UUIDv7, so that ids sort by time.
+func NewID() string {
+	id, err := uuid.NewV7()
+	if err != nil { // the system's random source is broken; v7 without it would collide
+		panic(fmt.Sprintf("making a task id: %v", err))
+	}
+	return id.String()
+}
+
+// NewTraceID returns a random W3C trace id.
+func NewTraceID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24: it crashes the program instead
+	return hex.EncodeToString(b[:])
+}
+
+// Limits bound a task.
+type Limits struct {
+	MaxInput int // bytes of the input
+}
+
+// Normalize fills what the sender may leave out: id, tenant, endpoint,
+// priority, trace id and time of submission.
+func (t *Task) Normalize(now time.Time) {
+	if t.ID == "" {
+		t.ID = NewID()
+	}
+	if t.Tenant == "" {
+		t.Tenant = DefaultTenant
+	}
+	if t.Endpoint == "" {
+		t.Endpoint = EndpointChat
+	}
+	if t.Priority == "" {
+		t.Priority = Normal
+	}
+	if t.TraceID == "" {
+		t.TraceID = NewTraceID()
+	}
+	if t.SubmittedAt.IsZero() {
+		t.SubmittedAt = now.UTC().Truncate(time.Microsecond)
+	}
+}
+
+// Validate returns the first thing that is wrong with a normalized task, as a
+// *FieldError, or nil.
+func (t *Task) Validate(l Limits) error {
+	for _, f := range []struct {
+		name, value string
+		max         int
+		required    bool
+	}{
+		{"id", t.ID, MaxIDLength, true},
+		{"tenant", t.Tenant, MaxIDLength, true},
+		{"model", t.Model, MaxNameLength, true},
+		{"session", t.Session, MaxNameLength, false},
+		{"job", t.Job, MaxIDLength, false},
+		{"custom_id", t.CustomID, 512, false},
+	} {
+		if err := checkText(f.name, f.value, f.max, f.required); err != nil {
+			return err
+		}
+	}
+	if !slices.Contains(Endpoints, t.Endpoint) {
+		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "%q is not an endpoint", clip(t.Endpoint))
+	}
+	if !slices.Contains(Priorities, t.Priority) {
+		return fieldErr("priority", "use high, normal or low", "%q is not a priority", clip(string(t.Priority)))
+	}
+	if t.Level < 0 || t.Level > MaxLevel {
+		return fieldErr("level", "use 0 to 9, 9 first", "%d is out of range", t.Level)
+	}
+	if t.MaxAttempts < 0 || t.MaxAttempts > MaxAttemptsLimit {
+		return fieldErr("max_attempts", fmt.Sprintf("use 1 to %d, or leave it out", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
+	}
+	if t.TraceID != "" {
+		if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
+			return fieldErr("trace_id", "send 32 hex digits, or leave it out", "%q is not a trace id", clip(t.TraceID))
+		}
+	}
+	if err := t.validateLists(); err != nil {
+		return err
+	}
+	if t.Callback != nil {
+		if err := CheckCallbackURL(t.Callback.URL); err != nil {
+			return err
+		}
+	}
+	if p := t.Progress; p != nil && (p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit) {
+		return fieldErr("progress", "leave it out: it is Batchyard's own", "it is out of range")
+	}
+	return t.Input.validate(l.MaxInput)
+}
+
+func (t *Task) validateLists() error {
+	if len(t.Needs) > MaxNeeds {
+		return fieldErr("needs", "name fewer tags", "%d tags are more than %d", len(t.Needs), MaxNeeds)
+	}
+	for i, n := range t.Needs {
+		if err := checkText(fmt.Sprintf("needs[%d]", i), n, MaxNameLength, true); err != nil {
+			return err
+		}
+	}
+	if len(t.DependsOn) > MaxDependencies {
+		return fieldErr("depends_on", "name fewer tasks", "%d tasks are more than %d", len(t.DependsOn), MaxDependencies)
+	}
+	for i, n := range t.DependsOn {
+		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, true); err != nil {
+			return err
+		}
+	}
+	if len(t.Labels) > MaxLabels {
+		return fieldErr("labels", "send fewer labels", "%d labels are more than %d", len(t.Labels), MaxLabels)
+	}
+	for k, v := range t.Labels {
+		if err := checkText("labels", k, 64, true); err != nil {
+			return err
+		}
+		if err := checkText("labels."+k, v, 512, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckCallbackURL says what is wrong with a callback's URL. Whether the
+// address may be dialled is checked at every delivery, after DNS.
+func CheckCallbackURL(raw string) error {
+	const remedy = "send an absolute http or https URL without credentials"
+	if raw == "" {
+		return fieldErr("callback.url", remedy, "it is missing")
+	}
+	if len(raw) > MaxURLLength {
+		return fieldErr("callback.url", remedy, "it is longer than %d characters", MaxURLLength)
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || !utf8.ValidString(raw) {
+		return fieldErr("callback.url", remedy, "it is no such URL")
+	}
+	return nil
+}
+
+// checkText refuses what Postgres, logs or people could not hold: control
+// characters (a NUL cannot be stored at all), broken UTF-8, excess length.
+func checkText(field, s string, limit int, required bool) error {
+	if s == "" {
+		if required {
+			return fieldErr(field, "name it", "it is missing")
+		}
+		return nil
+	}
+	if !utf8.ValidString(s) {
+		return fieldErr(field, "send UTF-8", "it is not valid UTF-8")
+	}
+	if n := utf8.RuneCountInString(s); n > limit {
+		return fieldErr(field, "shorten it", "its %d characters are more than %d", n, limit)
+	}
+	for _, r := range s {
+		if r < 0x20 || r == 0x7f {
+			return fieldErr(field, "send printable text", "it holds the control character %U", r)
+		}
+	}
+	return nil
+}
+
+// clip shortens what a stranger sent before it goes into an error message.
+func clip(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return strings.ToValidUTF8(s, "�")
+	}
+	return strings.ToValidUTF8(s[:most], "�") + "…"
+}

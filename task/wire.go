@@ -1,0 +1,214 @@
+package task
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// Content types of records at the edges, as the content-type header names them.
+const (
+	ContentJSON    = "application/json"
+	ContentMsgpack = "application/msgpack"
+)
+
+// HeaderContentType is the record header that names the format.
+const HeaderContentType = "content-type"
+
+// DecodeTask reads a task of either format. contentType may be empty: the first
+// byte tells then (JSON starts with '{' or white space, MessagePack with a map).
+// Errors are *FieldError: which field, what is wrong, what to do. The task is
+// neither normalized nor validated.
+func DecodeTask(b []byte, contentType string) (*Task, error) {
+	var t Task
+	switch format, err := formatOf(b, contentType); {
+	case err != nil:
+		return nil, err
+	case format == ContentJSON:
+		if err := decodeJSON(b, &t); err != nil {
+			return nil, err
+		}
+	default:
+		var e edgeTask
+		if err := decodeMsgpack(b, &e); err != nil {
+			return nil, err
+		}
+		return e.task(), nil
+	}
+	return &t, nil
+}
+
+// EncodeTask writes a task in the given format.
+func EncodeTask(t *Task, contentType string) ([]byte, error) {
+	if contentType == ContentMsgpack {
+		return encodeMsgpack(toEdge(t))
+	}
+	return json.Marshal(t)
+}
+
+// DecodeResult reads a result of either format; see [DecodeTask].
+func DecodeResult(b []byte, contentType string) (*Result, error) {
+	var r Result
+	format, err := formatOf(b, contentType)
+	if err != nil {
+		return nil, err
+	}
+	if format == ContentJSON {
+		err = decodeJSON(b, &r)
+	} else {
+		err = decodeMsgpack(b, &r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// EncodeResult writes a result in the given format.
+func EncodeResult(r *Result, contentType string) ([]byte, error) {
+	if contentType == ContentMsgpack {
+		return encodeMsgpack(r)
+	}
+	return json.Marshal(r)
+}
+
+func formatOf(b []byte, contentType string) (string, error) {
+	if len(b) == 0 {
+		return "", fieldErr("", "send one JSON object or MessagePack map a record", "the record is empty")
+	}
+	ct, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(contentType)), ";")
+	switch strings.TrimSpace(ct) {
+	case ContentJSON, "text/json":
+		return ContentJSON, nil
+	case ContentMsgpack, "application/x-msgpack", "application/vnd.msgpack":
+		return ContentMsgpack, nil
+	case "":
+	default:
+		return "", fieldErr("content-type", "use application/json or application/msgpack, or leave the header out",
+			"%q is neither JSON nor MessagePack", clip(contentType))
+	}
+	switch c := b[0]; {
+	case c == '{' || c == ' ' || c == '\t' || c == '\r' || c == '\n':
+		return ContentJSON, nil
+	case c&0xf0 == 0x80 || c == 0xde || c == 0xdf: // fixmap, map16, map32
+		return ContentMsgpack, nil
+	}
+	return "", fieldErr("", "send one JSON object or MessagePack map a record", "the record is neither JSON nor MessagePack (first byte 0x%02x)", b[0])
+}
+
+func decodeJSON(b []byte, into any) error {
+	if err := CheckJSON(b); err != nil {
+		return fieldErr("", "send one JSON object a record", "%s", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return jsonError(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fieldErr("", "send one JSON object a record", "something follows the object")
+	}
+	return nil
+}
+
+// jsonError turns the library's errors into ours, which name the field.
+func jsonError(err error) error {
+	var typeErr *json.UnmarshalTypeError
+	if errors.As(err, &typeErr) {
+		return fieldErr(typeErr.Field, "send a "+jsonName(typeErr.Type.Kind().String()), "a JSON %s does not fit", clip(typeErr.Value))
+	}
+	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+	}
+	var parse *time.ParseError
+	if errors.As(err, &parse) {
+		return fieldErr("", "send times as RFC 3339, such as 2026-01-31T12:00:00Z", "%q is not a time", clip(strings.Trim(parse.Value, `"`)))
+	}
+	return fieldErr("", "send one JSON object a record", "%s", clip(err.Error()))
+}
+
+func jsonName(kind string) string {
+	switch kind {
+	case "struct", "map", "ptr":
+		return "JSON object"
+	case "slice", "array":
+		return "JSON array"
+	case "bool":
+		return "boolean"
+	case "string":
+		return "string"
+	}
+	return "number"
+}
+
+func decodeMsgpack(b []byte, into any) error {
+	if err := checkMsgpack(b); err != nil {
+		return err
+	}
+	d := msgpack.GetDecoder()
+	defer msgpack.PutDecoder(d)
+	d.Reset(bytes.NewReader(b))
+	d.DisallowUnknownFields(true)
+	if err := safely(func() error { return d.Decode(into) }); err != nil {
+		var fe *FieldError
+		if errors.As(err, &fe) {
+			return fe
+		}
+		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
+			return fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+		}
+		return fieldErr("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", clip(err.Error()))
+	}
+	return nil
+}
+
+// safely turns a panic of the decoder on hostile bytes into an error.
+func safely(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("decoding: %v", p)
+		}
+	}()
+	return f()
+}
+
+// encoders are reused: a fresh one costs several times the encoding.
+var encoders = sync.Pool{New: func() any { return &frameEncoder{} }}
+
+type frameEncoder struct {
+	buf bytes.Buffer
+	enc *msgpack.Encoder
+}
+
+func getEncoder() *frameEncoder {
+	e := encoders.Get().(*frameEncoder)
+	e.buf.Reset()
+	if e.enc == nil {
+		e.enc = msgpack.NewEncoder(&e.buf)
+	}
+	e.enc.Reset(&e.buf)
+	e.enc.UseCompactInts(true)
+	return e
+}
+
+func (e *frameEncoder) put() {
+	if e.buf.Cap() <= 1<<20 { // do not keep what one giant record needed
+		encoders.Put(e)
+	}
+}
+
+func encodeMsgpack(v any) ([]byte, error) {
+	e := getEncoder()
+	defer e.put()
+	if err := e.enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", v, err)
+	}
+	return bytes.Clone(e.buf.Bytes()), nil
+}

@@ -1,0 +1,155 @@
+package task_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func full() *task.Task {
+	at := time.Date(2026, 3, 4, 5, 6, 7, 8000, time.UTC)
+	return &task.Task{
+		ID: "t-1", Tenant: "acme", Model: "m", Endpoint: task.EndpointChat, Input: task.Input(`{"messages":[]}`),
+		Priority: task.High, Level: 3, Needs: []string{"gpu"}, DependsOn: []string{"t-0"}, Session: "s",
+		Deadline: at.Add(time.Hour), NotBefore: at, MaxAttempts: 4, Degrade: true,
+		Callback: &task.Callback{URL: "https://example.com/hook"}, Labels: map[string]string{"a": "b"},
+		Job: "j", CustomID: "c", TraceID: task.NewTraceID(), SubmittedAt: at,
+		Progress: &task.Progress{Requeues: 2, Exclude: []string{"d"}, NotBefore: at,
+			Attempts: []task.Attempt{{Number: 1, Device: "d", Class: task.ClassTimeout, At: at, Duration: 12}}},
+	}
+}
+
+func sameTask(t *testing.T, want, got *task.Task) {
+	t.Helper()
+	w, err := json.Marshal(want)
+	require.NoError(t, err)
+	got.Deadline, got.NotBefore, got.SubmittedAt = got.Deadline.UTC(), got.NotBefore.UTC(), got.SubmittedAt.UTC()
+	if p := got.Progress; p != nil {
+		p.NotBefore = p.NotBefore.UTC()
+		for i := range p.Attempts {
+			p.Attempts[i].At = p.Attempts[i].At.UTC()
+		}
+	}
+	g, err := json.Marshal(got)
+	require.NoError(t, err)
+	require.JSONEq(t, string(w), string(g))
+}
+
+func TestTaskSurvivesBothFormatsAndFrames(t *testing.T) {
+	for name, in := range map[string]*task.Task{"full": full(), "small": {ID: "x", Tenant: "t", Model: "m", Input: task.Input(`{}`)}} {
+		for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+			b, err := task.EncodeTask(in, ct)
+			require.NoError(t, err)
+			for _, header := range []string{ct, ""} {
+				got, err := task.DecodeTask(b, header)
+				require.NoError(t, err, "%s %s", name, ct)
+				sameTask(t, in, got)
+				require.Equal(t, in.Deadline.IsZero(), got.Deadline.IsZero())
+			}
+		}
+		a := []task.Assignment{{Task: *in, Device: task.DeviceRef{ID: "d", URL: "http://d", Slots: 4}, Attempt: 2, Lease: task.Lease{Pool: "p", ID: "l"}}}
+		b, err := task.EncodeFrame(task.FrameAssignments, a)
+		require.NoError(t, err)
+		got, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, b)
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		require.Equal(t, a[0].Lease, got[0].Lease)
+		sameTask(t, in, &got[0].Task)
+		_, err = task.DecodeFrame[task.Assignment](task.FrameBatches, b)
+		require.ErrorContains(t, err, `it is a frame of "assignments"`)
+	}
+}
+
+// A MessagePack client sends plain maps: the input becomes JSON.
+func TestMessagePackMapsBecomeJSON(t *testing.T) {
+	b, err := msgpack.Marshal(map[string]any{
+		"id": "a", "model": "m",
+		"callback": map[string]any{"url": "https://example.com/x"},
+		"deadline": "2026-01-31T12:00:00Z",
+		"input": map[string]any{"messages": []any{map[string]any{"role": "user", "content": "hé \"x\"\u0000"}},
+			"n": 3, "neg": -70000, "t": 0.5, "f": float32(2), "b": true, "nil": nil, "big": uint64(1) << 63, "bytes": []byte{1, 2}},
+	})
+	require.NoError(t, err)
+	got, err := task.DecodeTask(b, "")
+	require.NoError(t, err)
+	require.JSONEq(t, `{"messages":[{"role":"user","content":"hé \"x\"\u0000"}],"n":3,"neg":-70000,"t":0.5,"f":2,"b":true,"nil":null,"big":9223372036854775808,"bytes":"AQI="}`, string(got.Input))
+	require.Equal(t, "https://example.com/x", got.Callback.URL)
+	require.Equal(t, 2026, got.Deadline.Year())
+}
+
+func TestBadRecordsAreNamed(t *testing.T) {
+	nest := strings.Repeat("[", 4000)
+	for name, c := range map[string]struct{ in, ct, want string }{
+		"empty":            {"", "", "the record is empty"},
+		"garbage":          {"\xff\x00garbage", "", "neither JSON nor MessagePack"},
+		"text":             {"hello", "", "neither JSON nor MessagePack"},
+		"other type":       {"{}", "text/csv", "content-type"},
+		"cut JSON":         {`{"id":"a"`, "", "not valid JSON"},
+		"deep JSON":        {`{"input":` + nest, "", "nested deeper"},
+		"unknown field":    {`{"modle":"m"}`, "", "modle: there is no such field"},
+		"wrong type":       {`{"model":7}`, "", "model: a JSON number does not fit; send a string"},
+		"bad time":         {`{"deadline":"tomorrow"}`, "", `"tomorrow" is not a time`},
+		"two values":       {`{"model":"m"} {}`, "", "not valid JSON"},
+		"msgpack bomb":     {"\xdd\xff\xff\xff\xff", task.ContentMsgpack, "does not fit into the 0 bytes"},
+		"msgpack map bomb": {"\xdf\xff\xff\xff\xff", "", "does not fit into the 0 bytes"},
+		"msgpack str bomb": {"\x81\xa2id\xdb\xff\xff\xff\xff", "", "does not fit"},
+		"msgpack trailing": {"\x80\x80", "", "1 bytes follow"},
+		"msgpack deep":     {"\x81\xa5input" + strings.Repeat("\x91", 4000) + "\xc0", "", "nested deeper"},
+		"msgpack unknown":  {"\x81\xa5modle\xa1m", "", "modle: there is no such field"},
+		"msgpack ext":      {"\x81\xa5input\x81\xa1a\xd4\x05\x00", "", "extension value"},
+		"msgpack type":     {"\x81\xa5model\x93\x01\x02\x03", "", "MessagePack"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := task.DecodeTask([]byte(c.in), c.ct)
+			require.ErrorContains(t, err, c.want)
+			var fe *task.FieldError
+			require.ErrorAs(t, err, &fe)
+			require.NotEmpty(t, fe.Remedy)
+		})
+	}
+}
+
+func FuzzDecodeTask(f *testing.F) {
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		b, _ := task.EncodeTask(full(), ct)
+		f.Add(b)
+	}
+	f.Add([]byte("\xdd\xff\xff\xff\xff"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := task.DecodeTask(b, "")
+		if err != nil {
+			return
+		}
+		got.Normalize(time.Unix(1, 0))
+		if got.Validate(task.Limits{MaxInput: 1 << 20}) != nil {
+			return
+		}
+		for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+			out, err := task.EncodeTask(got, ct)
+			if err != nil {
+				continue // a year outside JSON's range
+			}
+			if _, err := task.DecodeTask(out, ct); err != nil {
+				t.Fatalf("a valid task does not survive %s: %v", ct, err)
+			}
+		}
+	})
+}
+
+func FuzzDecodeFrame(f *testing.F) {
+	b, _ := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: *full()}})
+	f.Add(b)
+	e, _ := task.EncodeFrame(task.FrameEvents, []task.Event{task.Accepted(full(), task.Origin{Actor: "a"}, time.Unix(1, 0))})
+	f.Add(e)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = task.DecodeFrame[task.Assignment](task.FrameAssignments, b)
+		_, _ = task.DecodeFrame[task.Event](task.FrameEvents, b)
+		_, _ = task.DecodeFrame[task.Batch](task.FrameBatches, b)
+	})
+}

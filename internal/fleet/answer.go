@@ -155,9 +155,10 @@ func (r *request) response(b []byte, id uint64, created int64) []byte {
 	b = r.head(b, "resp_", id, "response", "created_at", created)
 	if cut {
 		status = "incomplete"
-		b = append(b, `,"incomplete_details":{"reason":"max_output_tokens"}`...)
+		b = append(b, `,"error":null,"incomplete_details":{"reason":"max_output_tokens"},"status":"`...)
+	} else {
+		b = append(b, `,"error":null,"incomplete_details":null,"status":"`...)
 	}
-	b = append(b, `,"status":"`...)
 	b = append(b, status...)
 	b = append(b, `","output":[{"type":"message","id":"`...)
 	b = appendID(b, "msg_", mix(id))

@@ -104,6 +104,7 @@ type Progress struct {
 // Attempt is one try on one device, as the next attempt and the result tell it.
 type Attempt struct {
 	Number   int        `json:"number" msgpack:"number"`
+	Model    string     `json:"model,omitempty" msgpack:"model,omitempty"`
 	Device   string     `json:"device" msgpack:"device"`
 	Class    ErrorClass `json:"class,omitempty" msgpack:"class,omitempty"`
 	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 when there was none

@@ -1,0 +1,134 @@
+package embedded
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/segmentio/kafka-go"
+	"github.com/stretchr/testify/require"
+)
+
+// The tests of what survives a killed process run this test binary again, as a
+// child that starts something, tells on its output how far it came, and is killed.
+const (
+	childEnv = "EMBEDDED_TEST_CHILD"
+	dirEnv   = "EMBEDDED_TEST_DIR"
+)
+
+func TestMain(m *testing.M) {
+	var err error
+	switch child := os.Getenv(childEnv); child {
+	case "":
+		// Templates and locks of the tests stay apart from the user's cache when
+		// there is no home to keep one in.
+		os.Exit(m.Run())
+	case "produce":
+		err = childProduces(os.Getenv(dirEnv))
+	case "stack":
+		err = childRunsStack(os.Getenv(dirEnv))
+	default:
+		err = fmt.Errorf("no such child: %s", child)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// childProduces writes numbered records and prints each number that was
+// acknowledged, until it is killed.
+func childProduces(dir string) error {
+	ctx := context.Background()
+	b, err := StartBroker(ctx, BrokerOptions{Dir: dir})
+	if err != nil {
+		return err
+	}
+	if err := createTopic(ctx, b.Addr(), "numbers", 1, nil); err != nil {
+		return err
+	}
+	w := &kafka.Writer{
+		Addr: kafka.TCP(b.Addr()), Topic: "numbers", RequiredAcks: kafka.RequireAll,
+		BatchTimeout: time.Millisecond, BatchSize: 100,
+	}
+	out := bufio.NewWriter(os.Stdout)
+	for n := 0; ; n += 100 {
+		msgs := make([]kafka.Message, 100)
+		for i := range msgs {
+			msgs[i].Value = fmt.Appendf(nil, "%d", n+i)
+		}
+		if err := w.WriteMessages(ctx, msgs...); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, n+99)
+		if err := out.Flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// childRunsStack starts everything, writes a row and prints the stack's
+// directory and the postmaster's process id, then waits to be killed.
+func childRunsStack(dir string) error {
+	ctx := context.Background()
+	s, err := Start(ctx, Options{DataDir: dir})
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, s.PostgresURL)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "CREATE TABLE kept (n int); INSERT INTO kept VALUES (42)"); err != nil {
+		return err
+	}
+	fmt.Println(s.DataDir)
+	fmt.Println(postmasterOf(filepath.Join(s.DataDir, postgresDir, dataDir)))
+	select {}
+}
+
+// startChild runs this binary as a child; lines delivers what it prints.
+func startChild(t *testing.T, child, dir string) (cmd *exec.Cmd, lines *bufio.Scanner) {
+	t.Helper()
+	cmd = exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+child, dirEnv+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd, bufio.NewScanner(out)
+}
+
+// newClient has connections of its own: kafka-go's shared ones may be to a
+// broker that was on the same address before.
+func newClient(addr string) *kafka.Client {
+	return &kafka.Client{Addr: kafka.TCP(addr), Timeout: 10 * time.Second, Transport: &kafka.Transport{}}
+}
+
+func createTopic(ctx context.Context, addr, topic string, partitions int, config map[string]string) error {
+	c := newClient(addr)
+	var entries []kafka.ConfigEntry
+	for k, v := range config {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: k, ConfigValue: v})
+	}
+	res, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+		Topic: topic, NumPartitions: partitions, ReplicationFactor: 1, ConfigEntries: entries,
+	}}})
+	if err != nil {
+		return err
+	}
+	return res.Errors[topic]
+}
+
+// within is a context that ends a stuck test, generous for a loaded machine.
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}

@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config says which device is reported, to whom and how often.
+type Config struct {
+	ID           string        `yaml:"id" doc:"Name of the device, unique in the fleet, at most 128 bytes."`
+	URL          string        `yaml:"url" doc:"Base URL of the OpenAI-compatible server as the agent reaches it, without /v1."`
+	Advertise    string        `yaml:"advertise" default:"" doc:"Base URL as the workers reach it; empty means the same as url."`
+	Models       []string      `yaml:"models" doc:"Models that the device serves; empty means those that its GET /v1/models lists."`
+	Tags         []string      `yaml:"tags" doc:"Capability tags that tasks may ask for."`
+	Slots        int           `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Requests that the device can work on at the same time."`
+	Interval     time.Duration `yaml:"interval" default:"5s" min:"1s" max:"1m" doc:"Time between two heartbeats."`
+	Timeout      time.Duration `yaml:"timeout" default:"3s" min:"100ms" max:"30s" doc:"Longest time for one request to the device or to the server."`
+	MaxBackoff   time.Duration `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two tries while the server is away."`
+	Server       string        `yaml:"server" default:"http://127.0.0.1:8080" doc:"Base URL of Batchyard's HTTP API."`
+	ServerKey    string        `yaml:"-"` // bearer token for the server; empty: that of ServerKeyEnv. Never from a file
+	DeviceKey    string        `yaml:"-"` // bearer token for the device; likewise
+	ServerKeyEnv string        `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the server, when it wants one."`
+	DeviceKeyEnv string        `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, when it wants one."`
+}
+
+const (
+	maxNameBytes = 256  // of a model or tag
+	maxIDBytes   = 128  // of the device's id
+	maxModels    = 1000 // of one device
+)
+
+// check fills defaults, so that a Config made in Go need not name everything, and
+// says what cannot work.
+func (c Config) check() (Config, error) {
+	if c.ID == "" || len(c.ID) > maxIDBytes || strings.ContainsFunc(c.ID, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return c, fmt.Errorf("agent: the device's id must be 1 to %d printable bytes, it is %q; set --id", maxIDBytes, c.ID)
+	}
+	var err error
+	if c.URL, err = base("device's url", "--url", c.URL); err != nil {
+		return c, err
+	}
+	if c.Advertise == "" {
+		c.Advertise = c.URL
+	} else if c.Advertise, err = base("advertised url", "--advertise", c.Advertise); err != nil {
+		return c, err
+	}
+	if c.Server, err = base("server's url", "--server", c.Server); err != nil {
+		return c, err
+	}
+	for _, name := range slices.Concat(c.Models, c.Tags) {
+		if name == "" || len(name) > maxNameBytes {
+			return c, fmt.Errorf("agent: a model or tag must have 1 to %d bytes, one is %q", maxNameBytes, name)
+		}
+	}
+	if len(c.Models) > maxModels || len(c.Tags) > maxModels {
+		return c, fmt.Errorf("agent: at most %d models and %d tags can be reported", maxModels, maxModels)
+	}
+	if c.Slots < 0 || c.Interval < 0 || c.Timeout < 0 || c.MaxBackoff < 0 {
+		return c, fmt.Errorf("agent: slots, interval, timeout and max_backoff must not be negative")
+	}
+	if c.Slots == 0 {
+		c.Slots = 1
+	}
+	if c.Interval == 0 {
+		c.Interval = 5 * time.Second
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 3 * time.Second
+	}
+	if c.MaxBackoff == 0 {
+		c.MaxBackoff = 30 * time.Second
+	}
+	c.MaxBackoff = max(c.MaxBackoff, c.Interval)
+	if c.ServerKey == "" && c.ServerKeyEnv != "" {
+		c.ServerKey = os.Getenv(c.ServerKeyEnv)
+	}
+	if c.DeviceKey == "" && c.DeviceKeyEnv != "" {
+		c.DeviceKey = os.Getenv(c.DeviceKeyEnv)
+	}
+	return c, nil
+}
+
+// base checks a base URL. People copy the URL that OpenAI clients want, which ends
+// with /v1; what is meant is clear, so it is taken.
+func base(what, flag, raw string) (string, error) {
+	u, err := url.Parse(raw)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return "", fmt.Errorf("agent: the %s must look like http://host:port, it is %q; set %s", what, redact(u, raw), flag)
+	}
+	trimmed := strings.TrimRight(u.String(), "/")
+	return strings.TrimRight(strings.TrimSuffix(trimmed, "/v1"), "/"), nil
+}
+
+// redact keeps a password that somebody put into a URL out of the error.
+func redact(u *url.URL, raw string) string {
+	if u == nil {
+		if strings.Contains(raw, "@") {
+			return "(not a URL)"
+		}
+		return raw
+	}
+	return u.Redacted()
+}

@@ -82,8 +82,8 @@ func binDirs(only string) []string {
 	}
 	var dirs []string
 	if path, err := exec.LookPath("postgres"); err == nil {
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			path = real // the link's directory need not have initdb
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			path = target // the link's directory need not have initdb
 		}
 		dirs = append(dirs, filepath.Dir(path))
 	}

@@ -184,8 +184,10 @@ func (d *Device) stop() {
 		return
 	}
 	d.server = nil
-	g.cancel()
+	// The connections go first: a request that is cancelled must find nobody to
+	// answer, as after a loss of power.
 	_ = g.http.Close() // reports listener errors, which end it all the same
+	g.cancel()
 	<-g.served
 	// New connections are counted before Serve returns, so none is missed here.
 	g.conns.Wait()

@@ -179,6 +179,24 @@ func TestStopAndStartKeepThePort(t *testing.T) {
 	require.ErrorContains(t, d.Start(), "closed")
 }
 
+func TestRequestsThatAreCutOffAreNeverAnswered(t *testing.T) {
+	f, c := start(t, Spec{ID: "a", Slots: 4, ServiceTime: forever})
+	c.Timeout = 0
+	d := f.Device("a")
+	for range 50 {
+		replies := make(chan reply, 8) // four run, four wait
+		for range 8 {
+			go func() { replies <- post(t.Context(), c, d.URL()+"/v1/chat/completions", hello) }()
+		}
+		eventually(t, "all are there", func() bool { st := d.Stats(); return st.Running == 4 && st.Waiting == 4 })
+		d.Stop()
+		for range 8 {
+			require.Error(t, (<-replies).err)
+		}
+		require.NoError(t, d.Start())
+	}
+}
+
 func TestContextEndsTheFleet(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	f, err := Start(ctx, Default())

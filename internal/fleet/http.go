@@ -69,6 +69,7 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 		d.succeeded.Add(1)
 	case errors.Is(err, errClientGone):
 		d.cancelled.Add(1)
+		hangUp()
 	default:
 		d.failed.Add(1)
 		var api *apiError
@@ -77,6 +78,10 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 }
+
+// hangUp ends a request without an answer. To return would be an empty 200, which
+// a client that is cut off by Stop could still get to see.
+func hangUp() { panic(http.ErrAbortHandler) }
 
 var (
 	errClientGone = errors.New("the client went before the answer")
@@ -325,12 +330,13 @@ func (d *Device) tell(w http.ResponseWriter, r *http.Request) {
 			if errors.As(err, &api) {
 				writeError(w, api)
 			}
+			if errors.Is(err, errClientGone) {
+				hangUp()
+			}
 			return
 		}
-		if fault.Kind == Slow {
-			if pause(r.Context(), time.Duration(float64(d.spec.ServiceTime)*fault.Factor)) != nil {
-				return
-			}
+		if fault.Kind == Slow && pause(r.Context(), time.Duration(float64(d.spec.ServiceTime)*fault.Factor)) != nil {
+			hangUp()
 		}
 	}
 	var b []byte

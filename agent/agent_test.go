@@ -272,7 +272,7 @@ func TestServerAwayIsTriedAgain(t *testing.T) {
 
 func TestServerThatNeverWasThere(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d"})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, ln.Close())
 	log, stop := launch(t, quick("d", d.URL(), "http://"+ln.Addr().String()))

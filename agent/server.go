@@ -68,7 +68,7 @@ func (s *server) post(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err // says method, URL and cause
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // the answer was read, or is not wanted
 	// A problem document says what is wrong; a page of a proxy may be of any size.
 	answer, readErr := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	switch {

@@ -164,7 +164,7 @@ func TestStopAndStartKeepThePort(t *testing.T) {
 		d.Stop()
 		d.Stop()
 		require.ErrorIs(t, get(c, url+"/health").err, syscall.ECONNREFUSED)
-		ln, err := net.Listen("tcp4", strings.TrimPrefix(url, "http://"))
+		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", strings.TrimPrefix(url, "http://"))
 		require.NoError(t, err, "who names the port may have it")
 		require.NoError(t, ln.Close())
 		require.NoError(t, d.Start())
@@ -204,7 +204,7 @@ func TestContextEndsTheFleet(t *testing.T) {
 	address := strings.TrimPrefix(f.Devices()[0].URL(), "http://")
 	cancel()
 	eventually(t, "the port refuses", func() bool {
-		conn, err := net.Dial("tcp", address)
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			_ = conn.Close()
 		}
@@ -219,7 +219,9 @@ func TestCloseUnderLoadLeavesNothing(t *testing.T) {
 	for i := range 64 {
 		wg.Go(func() {
 			d := f.Devices()[i%12]
-			for post(t.Context(), c, d.URL()+"/v1/chat/completions", hello).err == nil {
+			answered := true
+			for answered {
+				answered = post(t.Context(), c, d.URL()+"/v1/chat/completions", hello).err == nil
 			}
 		})
 	}

@@ -57,7 +57,7 @@ func post(ctx context.Context, c *http.Client, url, body string, headers ...stri
 }
 
 func get(c *http.Client, url string) reply {
-	req, err := http.NewRequest(http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)
 	if err != nil {
 		return reply{err: err}
 	}
@@ -69,7 +69,7 @@ func do(c *http.Client, req *http.Request) reply {
 	if err != nil {
 		return reply{err: err}
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	return reply{status: resp.StatusCode, header: resp.Header, body: body, err: err}
 }

@@ -245,8 +245,7 @@ func TestTelling(t *testing.T) {
 	require.Equal(t, 200, metrics.status)
 	require.Contains(t, string(metrics.body), "\nvllm:num_requests_running{model_name=\"m\"} 0\n")
 	require.Contains(t, metrics.header.Get("Content-Type"), "text/plain")
-	resp, err := c.Head(url + "/health")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodHead, url+"/health", nil)
 	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
-	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.Equal(t, http.StatusOK, do(c, req).status)
 }

@@ -1,0 +1,120 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/batchyard/batchyard/internal/metrics"
+)
+
+// Config bounds what is kept of devices in Redis.
+type Config struct {
+	Timeout    time.Duration `yaml:"timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. Three missed beats."`
+	Forget     time.Duration `yaml:"forget" default:"1h" min:"1m" max:"720h" doc:"A silent device is forgotten after this long."`
+	MaxDevices int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"How many devices may be known; a heartbeat of one more is refused."`
+	LeaseTTL   time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that nobody renews for this long is free again."`
+	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long a cancelled task is remembered, so that it is stopped wherever it is."`
+}
+
+// Defaults fills in what is zero, for programs that do not load a file.
+func (c Config) withDefaults() Config {
+	c.Timeout = orElse(c.Timeout, 15*time.Second)
+	c.Forget = orElse(c.Forget, time.Hour)
+	c.MaxDevices = orElse(c.MaxDevices, 5000)
+	c.LeaseTTL = orElse(c.LeaseTTL, 15*time.Second)
+	c.CancelTTL = orElse(c.CancelTTL, time.Hour)
+	return c
+}
+
+func orElse[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// RedisConfig says where Redis is.
+type RedisConfig struct {
+	Addr        string        `yaml:"addr" default:"127.0.0.1:6379" doc:"Redis, host:port. Several, comma separated, stand for a Redis Cluster."`
+	Prefix      string        `yaml:"prefix" default:"batchyard:" doc:"What every key begins with, so that several Batchyards can share one Redis."`
+	User        string        `yaml:"user" doc:"User name, when Redis asks for one."`
+	PasswordEnv string        `yaml:"password_env" doc:"Environment variable that holds the password, when Redis asks for one."`
+	DB          int           `yaml:"db" default:"0" min:"0" max:"15" doc:"Number of the database; a Redis Cluster has only 0."`
+	TLS         bool          `yaml:"tls" default:"false" doc:"Speak TLS, checked against the system's certificates."`
+	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"How long to wait for Redis to connect, take a command or answer."`
+}
+
+// OpenRedis connects to Redis and asks it for a sign of life. The error says what to check.
+func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, error) {
+	cfg.Timeout = orElse(cfg.Timeout, 3*time.Second)
+	o := &redis.UniversalOptions{
+		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
+		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,
+		ContextTimeoutEnabled: true,
+	}
+	for a := range strings.SplitSeq(cfg.Addr, ",") {
+		if a = strings.TrimSpace(a); a != "" {
+			o.Addrs = append(o.Addrs, a)
+		}
+	}
+	if len(o.Addrs) == 0 {
+		return nil, errors.New("connecting to Redis: redis.addr is empty; set it to host:port")
+	}
+	if cfg.PasswordEnv != "" {
+		if o.Password = os.Getenv(cfg.PasswordEnv); o.Password == "" {
+			return nil, fmt.Errorf("connecting to Redis: the environment variable %s (redis.password_env) is empty; set it to the password", cfg.PasswordEnv)
+		}
+	}
+	if cfg.TLS {
+		host, _, err := net.SplitHostPort(o.Addrs[0])
+		if err != nil {
+			return nil, fmt.Errorf("connecting to Redis: %w; set redis.addr to host:port", err)
+		}
+		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	}
+	rdb := redis.NewUniversalClient(o)
+	if err := rdb.Ping(ctx).Err(); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting to Redis at %s: %w; check redis.addr", cfg.Addr, err), rdb.Close())
+	}
+	return rdb, nil
+}
+
+// Option changes how Registry, Credits and Cancels are made.
+type Option func(*options)
+
+type options struct{ metrics *metrics.Metrics }
+
+// WithMetrics counts in m instead of in metrics that nobody sees.
+func WithMetrics(m *metrics.Metrics) Option { return func(o *options) { o.metrics = m } }
+
+func apply(opts []Option) options {
+	var o options
+	for _, f := range opts {
+		f(&o)
+	}
+	if o.metrics == nil {
+		o.metrics = metrics.New(nil)
+	}
+	return o
+}
+
+// run calls a script and measures the call.
+func run(ctx context.Context, rdb redis.UniversalClient, m *metrics.Metrics, op string, s *redis.Script, keys []string, args ...any) (any, error) {
+	began := time.Now()
+	v, err := s.Run(ctx, rdb, keys, args...).Result()
+	m.Device.RedisSeconds.WithLabelValues(op).Observe(time.Since(began).Seconds())
+	if err != nil && !errors.Is(err, redis.Nil) {
+		m.Device.RedisErrors.WithLabelValues(op).Inc()
+		return nil, err
+	}
+	return v, nil
+}

@@ -1,0 +1,286 @@
+package device
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func TestAcquireReleaseRenew(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		c := NewCredits(rdb, Config{}, prefix)
+		ctx := t.Context()
+		gs, err := c.Acquire(ctx, "r1", []Want{{"a/each", 3, 4}, {"b/each", 1, 0}, {"a/each", 3, 4}, {"c/each", 2, 9}})
+		require.NoError(t, err)
+		require.Equal(t, []int{3, 0, 1, 2}, []int{gs[0].N, gs[1].N, gs[2].N, gs[3].N})
+		require.Equal(t, []int{3, 0, 4, 2}, []int{gs[0].Used, gs[1].Used, gs[2].Used, gs[3].Used})
+		require.Empty(t, gs[1].Lease)
+
+		used := func() []int {
+			u, err := c.Used(ctx, []string{"a/each", "b/each", "c/each"})
+			require.NoError(t, err)
+			return u
+		}
+		require.Equal(t, []int{4, 0, 2}, used())
+
+		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", gs[0].Lease, 1}}))
+		require.Equal(t, []int{2, 0, 2}, used(), "a lease can be given back in parts")
+		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 99}}))
+		require.Equal(t, []int{1, 0, 2}, used(), "never more than it holds")
+		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", "unknown", 1}}))
+		require.Equal(t, []int{1, 0, 2}, used(), "giving back twice does nothing")
+
+		lost, err := c.Renew(ctx, []LeaseRef{{"a/each", gs[2].Lease}, {"a/each", gs[0].Lease}})
+		require.NoError(t, err)
+		require.Equal(t, 1, lost)
+		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[2].Lease, 1}, {"c/each", gs[3].Lease, 2}}))
+		require.Equal(t, []int{0, 0, 0}, used())
+	})
+}
+
+// A client that did not get the answer sends the same call again.
+func TestRetriedCallsCountOnce(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		c := NewCredits(rdb, Config{}, prefix)
+		acquire := []any{15000, "r1.call.", c.channel, "a/each", 3, 4}
+		first, err := acquireScript.Run(t.Context(), rdb, c.keys, acquire...).Result()
+		require.NoError(t, err)
+		again, err := acquireScript.Run(t.Context(), rdb, c.keys, acquire...).Result()
+		require.NoError(t, err)
+		require.Equal(t, first, again)
+
+		release := []any{"call-2", c.channel, "r1.call.1", 1}
+		n, err := releaseScript.Run(t.Context(), rdb, c.keys, release...).Int()
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		n, err = releaseScript.Run(t.Context(), rdb, c.keys, release...).Int()
+		require.NoError(t, err)
+		require.Zero(t, n)
+		u, err := c.Used(t.Context(), []string{"a/each"})
+		require.NoError(t, err)
+		require.Equal(t, []int{2}, u)
+	})
+}
+
+func TestMoreThanOneCallHolds(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		c := NewCredits(rdb, Config{}, prefix)
+		var wants []Want
+		for i := range 2*maxCall + 7 {
+			wants = append(wants, Want{Pool(fmt.Sprint("d", i), ClassEach), 1, 1})
+		}
+		gs, err := c.Acquire(t.Context(), "r", wants)
+		require.NoError(t, err)
+		var rel []Release
+		var refs []LeaseRef
+		for _, g := range gs {
+			require.Equal(t, 1, g.N)
+			rel = append(rel, Release{g.Pool, g.Lease, 1})
+			refs = append(refs, LeaseRef{g.Pool, g.Lease})
+		}
+		lost, err := c.Renew(t.Context(), refs)
+		require.NoError(t, err)
+		require.Zero(t, lost)
+		require.NoError(t, c.Release(t.Context(), rel))
+		n, err := rdb.Exists(t.Context(), c.keys[:3]...).Result()
+		require.NoError(t, err)
+		require.Zero(t, n, "no lease, no memory")
+	})
+}
+
+// lease is what the model knows of a lease.
+type lease struct {
+	pool  string
+	n     int
+	until time.Time
+}
+
+// The account against a model: any interleaving of holders that take, give back
+// in parts or twice, renew, die (never come back), of time passing and of Redis
+// being emptied. After each step the account equals the model, and no pool holds
+// more than the limit that it was taken under.
+func TestCreditsProperty(t *testing.T) {
+	m := miniredis.RunT(t)
+	rdb := client(t, m.Addr())
+	rapid.Check(t, func(t *rapid.T) {
+		m.FlushAll()
+		now := time.UnixMilli(1_800_000_000_000)
+		m.SetTime(now)
+		const ttl = 10 * time.Second
+		c := NewCredits(rdb, Config{LeaseTTL: ttl}, "p:")
+		ctx := context.Background()
+		pools := []string{"a/each", "a/merged", "b/each"}
+		limits := map[string]int{"a/each": 4, "a/merged": 1, "b/each": 7}
+		alive := map[string]*lease{}
+		var known []LeaseRef // every lease that ever was, dead holders' too
+		used := func(pool string) (n int) {
+			for _, l := range alive {
+				if l.pool == pool {
+					n += l.n
+				}
+			}
+			return n
+		}
+		pick := func(t *rapid.T) LeaseRef {
+			if len(known) == 0 {
+				t.Skip("no lease yet")
+			}
+			return known[rapid.IntRange(0, len(known)-1).Draw(t, "lease")]
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"acquire": func(t *rapid.T) {
+				var wants []Want
+				for _, p := range pools {
+					if n := rapid.IntRange(0, 5).Draw(t, "n"); n > 0 {
+						wants = append(wants, Want{p, n, limits[p]})
+					}
+				}
+				gs, err := c.Acquire(ctx, "h", wants)
+				require.NoError(t, err)
+				for i, g := range gs {
+					require.Equal(t, min(wants[i].N, limits[g.Pool]-used(g.Pool)), g.N)
+					if g.N > 0 {
+						alive[g.Lease] = &lease{g.Pool, g.N, now.Add(ttl)}
+						known = append(known, LeaseRef{g.Pool, g.Lease})
+					}
+					require.Equal(t, used(g.Pool), g.Used)
+				}
+			},
+			"release": func(t *rapid.T) {
+				ref, n := pick(t), rapid.IntRange(1, 4).Draw(t, "n")
+				require.NoError(t, c.Release(ctx, []Release{{ref.Pool, ref.Lease, n}}))
+				if l := alive[ref.Lease]; l != nil {
+					if l.n -= n; l.n <= 0 {
+						delete(alive, ref.Lease)
+					}
+				}
+			},
+			"renew": func(t *rapid.T) {
+				ref := pick(t)
+				lost, err := c.Renew(ctx, []LeaseRef{ref})
+				require.NoError(t, err)
+				if l := alive[ref.Lease]; l != nil {
+					require.Zero(t, lost)
+					l.until = now.Add(ttl)
+				} else {
+					require.Equal(t, 1, lost)
+				}
+			},
+			"time": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(1, 12_000).Draw(t, "ms")) * time.Millisecond)
+				m.SetTime(now)
+				for id, l := range alive {
+					if !l.until.After(now) {
+						delete(alive, id)
+					}
+				}
+			},
+			"emptied": func(t *rapid.T) {
+				if rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
+					t.Skip("rarely")
+				}
+				m.FlushAll()
+				clear(alive)
+			},
+			"": func(t *rapid.T) {
+				us, err := c.Used(ctx, pools)
+				require.NoError(t, err)
+				for i, p := range pools {
+					require.Equal(t, used(p), us[i], p)
+					require.LessOrEqual(t, us[i], limits[p])
+				}
+			},
+		})
+	})
+}
+
+// Many holders at once: nobody may see more in use than the limit, by their own
+// count, which does not ask Redis.
+func TestLimitHoldsUnderConcurrency(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		const limit = 5
+		var inUse [3]atomic.Int64
+		var wg sync.WaitGroup
+		for h := range 8 {
+			wg.Go(func() {
+				c := NewCredits(rdb, Config{}, prefix)
+				for range 100 {
+					p := rand.IntN(3)
+					pool := Pool(fmt.Sprint("d", p), ClassEach)
+					gs, err := c.Acquire(t.Context(), fmt.Sprint("h", h), []Want{{pool, 1 + rand.IntN(3), limit}})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					g := gs[0]
+					if n := inUse[p].Add(int64(g.N)); n > limit {
+						t.Errorf("%d credits of %s are in use, the limit is %d", n, pool, limit)
+					}
+					for range g.N { // one by one, as tasks end
+						inUse[p].Add(-1)
+						if err := c.Release(t.Context(), []Release{{pool, g.Lease, 1}}); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestWatchTellsWhatCameFree(t *testing.T) {
+	m := miniredis.RunT(t)
+	c := NewCredits(client(t, m.Addr()), Config{LeaseTTL: time.Second}, "")
+	freed := make(chan []string, 100)
+	background(t, func(ctx context.Context) error { return c.Watch(ctx, func(p []string) { freed <- p }) })
+	require.Nil(t, wait(t, freed, "the first subscription"))
+
+	gs, err := c.Acquire(t.Context(), "h", []Want{{"a/each", 1, 1}, {"b/each", 1, 1}})
+	require.NoError(t, err)
+	require.NoError(t, c.Release(t.Context(), []Release{{"a/each", gs[0].Lease, 1}}))
+	require.Equal(t, []string{"a/each"}, wait(t, freed, "the credit given back"))
+	// The holder of b dies: the watcher itself notices, nobody else calls.
+	require.Equal(t, []string{"b/each"}, wait(t, freed, "the credit of the dead holder"))
+
+	m.Close()
+	require.NoError(t, m.Restart())
+	require.Nil(t, wait(t, freed, "the subscription after Redis came back"))
+}
+
+func BenchmarkRound(b *testing.B) {
+	m := miniredis.RunT(b)
+	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{m.Addr()}})
+	defer rdb.Close()
+	c := NewCredits(rdb, Config{}, "b:")
+	wants := make([]Want, 100) // 256 tasks over 100 pools
+	for i := range wants {
+		wants[i] = Want{Pool(fmt.Sprint("device-", i), ClassEach), 2 + i%2, 8}
+	}
+	var rel []Release
+	for b.Loop() {
+		gs, err := c.Acquire(b.Context(), "router@host-1", wants)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		rel = rel[:0]
+		for _, g := range gs {
+			rel = append(rel, Release{g.Pool, g.Lease, g.N})
+		}
+		if err := c.Release(b.Context(), rel); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}

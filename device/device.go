@@ -1,0 +1,247 @@
+package device
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Bounds of what a heartbeat may say.
+const (
+	MaxIDLength = 128
+	MaxModels   = 256
+	MaxTags     = 64
+	MaxSlots    = 4096
+	maxEntry    = 128 << 10 // bytes of a device in Redis; another program may have written it
+)
+
+// AnyModel in a device's models says that it serves every model.
+const AnyModel = "*"
+
+// Device is one OpenAI-compatible server, as its last heartbeat described it.
+type Device struct {
+	ID        string    `json:"id"`
+	URL       string    `json:"url"`
+	Models    []string  `json:"models"`
+	Tags      []string  `json:"tags,omitempty"`
+	Slots     int       `json:"slots"`
+	CPU       float64   `json:"cpu"`        // busy share of the host, 0 to 1
+	Mem       float64   `json:"mem"`        // used share, 0 to 1
+	IO        float64   `json:"io"`         // busy share of the busiest disk, 0 to 1
+	LatencyMS float64   `json:"latency_ms"` // of a health check
+	Queue     int       `json:"queue"`      // waiting inside the device; -1 unknown
+	InFlight  int       `json:"in_flight"`  // worked on by the device; -1 unknown
+	Draining  bool      `json:"draining,omitempty"`
+	Weight    float64   `json:"weight"` // for weighted policies; 1 unless said otherwise
+	At        time.Time `json:"at,omitzero"`
+	JoinedAt  time.Time `json:"joined_at,omitzero"`
+
+	// Age is how old the heartbeat was, by Redis' clock, when it was read.
+	Age    time.Duration `json:"-"`
+	silent bool
+}
+
+// Silent reports whether the device had missed its heartbeats when it was read.
+func (d *Device) Silent() bool { return d.silent }
+
+// Serves reports whether the device has the model.
+func (d *Device) Serves(model string) bool {
+	return slices.Contains(d.Models, model) || slices.Contains(d.Models, AnyModel)
+}
+
+// HasTags reports whether the device has every one of the tags.
+func (d *Device) HasTags(needs []string) bool {
+	for _, n := range needs {
+		if !slices.Contains(d.Tags, n) {
+			return false
+		}
+	}
+	return true
+}
+
+// Normalize fills in what a heartbeat may leave out.
+func (d *Device) Normalize() {
+	d.Slots = orElse(d.Slots, 1)
+	d.Weight = orElse(d.Weight, 1.0)
+	d.URL = strings.TrimRight(d.URL, "/")
+}
+
+// Validate returns the first thing that is wrong with a normalized device, as a
+// *task.FieldError, or nil.
+func (d *Device) Validate() error {
+	if err := ValidateID(d.ID); err != nil {
+		return err
+	}
+	if err := checkURL(d.URL); err != nil {
+		return err
+	}
+	if len(d.Models) == 0 {
+		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `name the models that the device serves, or ["*"] for all`}
+	}
+	if err := checkNames("models", d.Models, MaxModels); err != nil {
+		return err
+	}
+	if err := checkNames("tags", d.Tags, MaxTags); err != nil {
+		return err
+	}
+	if d.Slots < 1 || d.Slots > MaxSlots {
+		return &task.FieldError{Field: "slots", Problem: fmt.Sprintf("%d is out of range", d.Slots), Remedy: fmt.Sprintf("send 1 to %d", MaxSlots)}
+	}
+	for _, f := range []struct {
+		name       string
+		value, max float64
+		remedy     string
+	}{
+		{"cpu", d.CPU, 1, "send the busy share, 0.35 for 35 %"},
+		{"mem", d.Mem, 1, "send the used share, 0.35 for 35 %"},
+		{"io", d.IO, 1, "send the busy share, 0.35 for 35 %"},
+		{"latency_ms", d.LatencyMS, 1e7, "send milliseconds"},
+		{"weight", d.Weight, 1e6, "send a number above 0"},
+	} {
+		if math.IsNaN(f.value) || f.value < 0 || f.value > f.max {
+			return &task.FieldError{Field: f.name, Problem: fmt.Sprintf("%g is out of range 0 to %g", f.value, f.max), Remedy: f.remedy}
+		}
+	}
+	for name, v := range map[string]int{"queue": d.Queue, "in_flight": d.InFlight} {
+		if v < -1 || v > math.MaxInt32 {
+			return &task.FieldError{Field: name, Problem: fmt.Sprintf("%d is out of range", v), Remedy: "send a count, or leave it out when it is not known"}
+		}
+	}
+	return nil
+}
+
+// ValidateID says what is wrong with a device's id. It is a part of URLs, of
+// keys in Redis and of record keys, so it is plain.
+func ValidateID(id string) error {
+	const remedy = "use letters, digits and . _ - : @, at most 128"
+	if id == "" {
+		return &task.FieldError{Field: "id", Problem: "it is missing", Remedy: remedy}
+	}
+	if len(id) > MaxIDLength {
+		return &task.FieldError{Field: "id", Problem: fmt.Sprintf("its %d bytes are more than %d", len(id), MaxIDLength), Remedy: remedy}
+	}
+	for _, c := range []byte(id) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-:@", c) >= 0) {
+			return &task.FieldError{Field: "id", Problem: fmt.Sprintf("it holds %q", rune(c)), Remedy: remedy}
+		}
+	}
+	return nil
+}
+
+func checkURL(raw string) error {
+	const remedy = "send the base of the device's API, such as http://10.0.0.5:8000"
+	if raw == "" {
+		return &task.FieldError{Field: "url", Problem: "it is missing", Remedy: remedy}
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case len(raw) > task.MaxURLLength:
+		return &task.FieldError{Field: "url", Problem: fmt.Sprintf("it is longer than %d characters", task.MaxURLLength), Remedy: remedy}
+	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || !utf8.ValidString(raw):
+		return &task.FieldError{Field: "url", Problem: "it is no absolute http or https URL", Remedy: remedy}
+	case u.User != nil:
+		return &task.FieldError{Field: "url", Problem: "it holds credentials", Remedy: "leave them out; the workers have their own configuration for them"}
+	case u.RawQuery != "" || u.Fragment != "":
+		return &task.FieldError{Field: "url", Problem: "it has a query or a fragment", Remedy: remedy}
+	}
+	return nil
+}
+
+func checkNames(field string, names []string, most int) error {
+	if len(names) > most {
+		return &task.FieldError{Field: field, Problem: fmt.Sprintf("%d are more than %d", len(names), most), Remedy: "name fewer"}
+	}
+	for i, n := range names {
+		bad := ""
+		switch {
+		case n == "":
+			bad = "it is empty"
+		case !utf8.ValidString(n):
+			bad = "it is not valid UTF-8"
+		case utf8.RuneCountInString(n) > task.MaxNameLength:
+			bad = fmt.Sprintf("it is longer than %d characters", task.MaxNameLength)
+		case strings.ContainsFunc(n, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+			bad = "it holds a control character"
+		}
+		if bad != "" {
+			return &task.FieldError{Field: fmt.Sprintf("%s[%d]", field, i), Problem: bad, Remedy: "send a name"}
+		}
+	}
+	return nil
+}
+
+// entry is a device as the hash in Redis holds it. Times are milliseconds of
+// Redis' clock; the script writes them in front.
+type entry struct {
+	At       int64  `json:"at,omitempty"`
+	JoinedAt int64  `json:"joined_at,omitempty"`
+	Sum      string `json:"sum,omitempty"` // of what is not a figure: a change of it is worth a message
+	plain
+}
+
+// plain is what of a device is written by its heartbeat.
+type plain struct {
+	URL       string   `json:"url"`
+	Models    []string `json:"models"`
+	Tags      []string `json:"tags,omitempty"`
+	Slots     int      `json:"slots"`
+	Draining  bool     `json:"draining,omitempty"`
+	Weight    float64  `json:"weight"`
+	CPU       float64  `json:"cpu"`
+	Mem       float64  `json:"mem"`
+	IO        float64  `json:"io"`
+	LatencyMS float64  `json:"latency_ms"`
+	Queue     *int     `json:"queue,omitempty"`
+	InFlight  *int     `json:"in_flight,omitempty"`
+}
+
+func plainOf(d *Device) plain {
+	p := plain{
+		URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, Draining: d.Draining, Weight: d.Weight,
+		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
+	}
+	if d.Queue >= 0 {
+		p.Queue = &d.Queue
+	}
+	if d.InFlight >= 0 {
+		p.InFlight = &d.InFlight
+	}
+	return p
+}
+
+// parseEntry reads what the hash holds of a device. ok is false for what no
+// heartbeat could have said: another program may write there too.
+func parseEntry(id, value string, now time.Time, timeout time.Duration) (Device, bool) {
+	if len(value) > maxEntry {
+		return Device{}, false
+	}
+	var e entry
+	if json.Unmarshal([]byte(value), &e) != nil {
+		return Device{}, false
+	}
+	d := Device{
+		ID: id, URL: e.URL, Models: e.Models, Tags: e.Tags, Slots: e.Slots, Draining: e.Draining, Weight: e.Weight,
+		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1,
+	}
+	if e.Queue != nil {
+		d.Queue = *e.Queue
+	}
+	if e.InFlight != nil {
+		d.InFlight = *e.InFlight
+	}
+	d.Normalize()
+	if d.Validate() != nil {
+		return Device{}, false
+	}
+	d.At, d.JoinedAt = time.UnixMilli(e.At).UTC(), time.UnixMilli(e.JoinedAt).UTC()
+	d.Age = max(0, now.Sub(d.At))
+	d.silent = d.Age > timeout
+	return d, true
+}

@@ -1,0 +1,130 @@
+-- +goose Up
+CREATE TABLE tasks (
+    tenant        text NOT NULL,
+    id            text NOT NULL,
+    state         text NOT NULL CHECK (state IN ('PENDING', 'ASSIGNED', 'RUNNING', 'SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
+    seq           integer NOT NULL,
+    version       bigint NOT NULL DEFAULT 1,
+    attempt       integer NOT NULL DEFAULT 0,
+    device        text,
+    model         text,
+    endpoint      text,
+    priority      text,
+    job           text,
+    custom_id     text,
+    trace_id      text,
+    submitted_at  timestamptz NOT NULL,
+    assigned_at   timestamptz,
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    error_class   text,
+    error_message text,
+    deadline      timestamptz,
+    updated_at    timestamptz NOT NULL,
+    known_from    smallint NOT NULL,
+    PRIMARY KEY (tenant, id)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+
+COMMENT ON TABLE tasks IS 'The latest state of each task. It follows the event log and may be late, never wrong.';
+COMMENT ON COLUMN tasks.tenant IS 'Whose task it is.';
+COMMENT ON COLUMN tasks.id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN tasks.state IS 'PENDING, ASSIGNED, RUNNING, or at the end SUCCESS, FAILED, CANCELLED or EXPIRED.';
+COMMENT ON COLUMN tasks.seq IS 'How far along its way the state is: a later state has a higher number, and 2147483647 is the end.';
+COMMENT ON COLUMN tasks.version IS 'How often the row was written.';
+COMMENT ON COLUMN tasks.attempt IS 'Number of the latest attempt, from 1; 0 when there was none.';
+COMMENT ON COLUMN tasks.device IS 'Device of the latest attempt; empty while the task waits.';
+COMMENT ON COLUMN tasks.model IS 'Model that is asked; a smaller one than was submitted when the task was degraded.';
+COMMENT ON COLUMN tasks.endpoint IS 'Path of the API that is asked, such as /v1/chat/completions.';
+COMMENT ON COLUMN tasks.priority IS 'high, normal or low.';
+COMMENT ON COLUMN tasks.job IS 'Job that the task belongs to.';
+COMMENT ON COLUMN tasks.custom_id IS 'The submitter''s own id of the line within the job.';
+COMMENT ON COLUMN tasks.trace_id IS 'W3C trace id.';
+COMMENT ON COLUMN tasks.submitted_at IS 'When the task was submitted; the time of its first known event until that is known.';
+COMMENT ON COLUMN tasks.assigned_at IS 'When a device was last chosen.';
+COMMENT ON COLUMN tasks.started_at IS 'When a request was last sent to a device.';
+COMMENT ON COLUMN tasks.finished_at IS 'When the task ended.';
+COMMENT ON COLUMN tasks.error_class IS 'Why it failed, or why it waits again, in one word.';
+COMMENT ON COLUMN tasks.error_message IS 'Why it failed.';
+COMMENT ON COLUMN tasks.deadline IS 'When it expires if it has not ended.';
+COMMENT ON COLUMN tasks.updated_at IS 'When the state changed, by the clock of who changed it.';
+COMMENT ON COLUMN tasks.known_from IS 'Where submitted_at is from: 0 guessed from an event, 1 the result, 2 the acceptance itself.';
+
+CREATE INDEX tasks_by_time ON tasks (tenant, submitted_at, id);
+CREATE INDEX tasks_by_state ON tasks (tenant, state, submitted_at, id);
+CREATE INDEX tasks_by_job ON tasks (tenant, job, submitted_at, id) WHERE job IS NOT NULL;
+
+CREATE TABLE results (
+    tenant          text NOT NULL,
+    task_id         text NOT NULL,
+    state           text NOT NULL CHECK (state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
+    status          integer,
+    output          json,
+    error_class     text,
+    error_message   text,
+    attempt         integer NOT NULL,
+    attempts        json,
+    tokens_in       bigint NOT NULL,
+    tokens_out      bigint NOT NULL,
+    device          text,
+    model           text,
+    requested_model text,
+    endpoint        text,
+    priority        text,
+    job             text,
+    custom_id       text,
+    labels          json,
+    callback_url    text,
+    trace_id        text,
+    submitted_at    timestamptz,
+    assigned_at     timestamptz,
+    started_at      timestamptz,
+    finished_at     timestamptz NOT NULL,
+    recorded_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant, task_id)
+);
+
+COMMENT ON TABLE results IS 'The one answer of each task that has ended. A second result of the same task is not taken.';
+COMMENT ON COLUMN results.tenant IS 'Whose task it was.';
+COMMENT ON COLUMN results.task_id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN results.state IS 'How it ended: SUCCESS, FAILED, CANCELLED or EXPIRED.';
+COMMENT ON COLUMN results.status IS 'HTTP status of the last attempt; empty when there was no answer.';
+COMMENT ON COLUMN results.output IS 'The device''s JSON answer, byte for byte.';
+COMMENT ON COLUMN results.error_class IS 'Whose fault a failure was, in one word.';
+COMMENT ON COLUMN results.error_message IS 'Why it failed.';
+COMMENT ON COLUMN results.attempt IS 'Number of the last attempt; 0 when there was none.';
+COMMENT ON COLUMN results.attempts IS 'What was tried, oldest first: device, class, status, message, time, duration.';
+COMMENT ON COLUMN results.tokens_in IS 'Input tokens, as the device counted them.';
+COMMENT ON COLUMN results.tokens_out IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN results.device IS 'Device that answered, or was asked last.';
+COMMENT ON COLUMN results.model IS 'Model that answered, or was asked last.';
+COMMENT ON COLUMN results.requested_model IS 'Model that was submitted, when a smaller one answered.';
+COMMENT ON COLUMN results.endpoint IS 'Path of the API that was asked.';
+COMMENT ON COLUMN results.priority IS 'high, normal or low.';
+COMMENT ON COLUMN results.job IS 'Job that the task belongs to.';
+COMMENT ON COLUMN results.custom_id IS 'The submitter''s own id of the line within the job.';
+COMMENT ON COLUMN results.labels IS 'The submitter''s own labels.';
+COMMENT ON COLUMN results.callback_url IS 'Where the result is posted.';
+COMMENT ON COLUMN results.trace_id IS 'W3C trace id.';
+COMMENT ON COLUMN results.submitted_at IS 'When the task was submitted.';
+COMMENT ON COLUMN results.assigned_at IS 'When the device of the last attempt was chosen.';
+COMMENT ON COLUMN results.started_at IS 'When the last attempt was sent.';
+COMMENT ON COLUMN results.finished_at IS 'When the task ended.';
+COMMENT ON COLUMN results.recorded_at IS 'When the row was written, by the clock of the database.';
+
+CREATE INDEX results_by_job ON results (tenant, job, task_id) WHERE job IS NOT NULL;
+
+-- Answers are long text: lz4 compresses them several times faster than the
+-- default, but not every Postgres was built with it.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    ALTER TABLE results ALTER COLUMN output SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported OR invalid_parameter_value THEN
+    NULL;
+END
+$$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP TABLE results;
+DROP TABLE tasks;

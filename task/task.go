@@ -248,8 +248,8 @@ func (t *Task) Validate(l Limits) error {
 		return fieldErr("max_attempts", fmt.Sprintf("use 1 to %d, or leave it out", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
 	}
 	if t.TraceID != "" {
-		if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
-			return fieldErr("trace_id", "send 32 hex digits, or leave it out", "%q is not a trace id", clip(t.TraceID))
+		if err := t.CheckTrace(); err != nil {
+			return err
 		}
 	}
 	if err := t.validateLists(); err != nil {
@@ -344,4 +344,12 @@ func clip(s string) string {
 		return strings.ToValidUTF8(s, "�")
 	}
 	return strings.ToValidUTF8(s[:most], "�") + "…"
+}
+
+// CheckTrace says what is wrong with the trace id alone.
+func (t *Task) CheckTrace() error {
+	if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
+		return fieldErr("trace_id", "send 32 hex digits, or leave it out", "%q is not a trace id", clip(t.TraceID))
+	}
+	return nil
 }

@@ -1,0 +1,57 @@
+package batcher
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Config is the settings of the batcher.
+type Config struct {
+	Merged       Thresholds    `yaml:"merged" doc:"Thresholds of endpoints whose requests are merged into one (embeddings, completions)."`
+	Each         Each          `yaml:"each" doc:"Thresholds of endpoints whose requests go side by side (chat, responses, moderations): a batch is only how they travel."`
+	Rules        []Rule        `yaml:"rules" doc:"Other thresholds for an endpoint, a model, or both; the first rule that fits is taken."`
+	MaxInFlight  int           `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Records of assignments held in memory."`
+	MaxBytes     int64         `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Bytes of assignments held in memory."`
+	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10s" doc:"How long a stopping batcher waits for its last writes."`
+}
+
+// Thresholds say when a batch of mergeable requests closes.
+type Thresholds struct {
+	MaxCount int           `yaml:"max_count" default:"100" unit:"tasks" min:"1" max:"4096" doc:"A batch with this many tasks closes."`
+	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch with this many bytes of input closes."`
+	MaxWait  time.Duration `yaml:"max_wait" default:"50ms" max:"10m" doc:"A batch whose oldest task has waited this long closes, busy device or not."`
+}
+
+// Each is Thresholds with the defaults for requests that go side by side.
+type Each struct {
+	MaxCount int           `yaml:"max_count" default:"32" unit:"tasks" min:"1" max:"4096" doc:"A batch with this many tasks closes."`
+	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch with this many bytes of input closes."`
+	MaxWait  time.Duration `yaml:"max_wait" default:"5ms" max:"10m" doc:"A batch whose oldest task has waited this long closes, busy device or not."`
+}
+
+// Rule is thresholds for some tasks only.
+type Rule struct {
+	Endpoint string        `yaml:"endpoint" doc:"Path of the endpoint; empty: every one."`
+	Model    string        `yaml:"model" doc:"Name of the model; empty: every one."`
+	MaxCount int           `yaml:"max_count" default:"100" unit:"tasks" min:"1" max:"4096" doc:"As above."`
+	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"As above."`
+	MaxWait  time.Duration `yaml:"max_wait" default:"10s" max:"10m" doc:"As above."`
+}
+
+// For returns the thresholds of an endpoint and model.
+func (c *Config) For(endpoint, model string) Thresholds {
+	i := slices.IndexFunc(c.Rules, func(r Rule) bool {
+		return (r.Endpoint == "" || r.Endpoint == endpoint) && (r.Model == "" || strings.EqualFold(r.Model, model))
+	})
+	switch {
+	case i >= 0:
+		r := c.Rules[i]
+		return Thresholds{r.MaxCount, r.MaxBytes, r.MaxWait}
+	case task.Merged(endpoint):
+		return c.Merged
+	}
+	return Thresholds(c.Each)
+}

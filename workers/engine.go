@@ -1,0 +1,172 @@
+package workers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// engine sends requests to OpenAI-compatible devices.
+type engine struct {
+	client *http.Client
+	keys   map[string]string // API keys by device, * for the others
+	limit  int64             // bytes of an answer, of one task
+}
+
+func newEngine(cfg Config) (*engine, error) {
+	keys := map[string]string{}
+	for id, env := range cfg.DeviceKeyEnv {
+		v := os.Getenv(env)
+		if v == "" {
+			return nil, fmt.Errorf("workers.device_key_env: the environment variable %s for device %s is empty; set it to the API key, or remove the entry", env, id)
+		}
+		keys[id] = v
+	}
+	tr := &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: 90 * time.Second,
+		DisableCompression: true, // answers are small and devices are near
+		ForceAttemptHTTP2:  true,
+		ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
+	}
+	return &engine{
+		client: &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		keys:   keys, limit: cfg.MaxAnswer,
+	}, nil
+}
+
+func (e *engine) close() { e.client.CloseIdleConnections() }
+
+// request is one HTTP request to a device.
+type request struct {
+	device   task.DeviceRef
+	endpoint string
+	body     []byte
+	ids      []string // one a task: what the device's logs can be searched for
+	traceID  string
+	tasks    int
+}
+
+// do sends one request. The failure is nil when the device answered 2xx with
+// valid JSON.
+func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, joinURL(r.device.URL, r.endpoint), bytes.NewReader(r.body))
+	if err != nil {
+		return nil, 0, &Failure{Class: task.ClassConnect, Message: fmt.Sprintf("making a request to device %s: %v", r.device.ID, err)}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "batchyard")
+	for _, id := range r.ids {
+		req.Header.Add("X-Request-Id", id)
+	}
+	if len(r.traceID) == 32 {
+		req.Header.Set("Traceparent", "00-"+r.traceID+"-"+r.traceID[:16]+"-01")
+	}
+	key, ok := e.keys[r.device.ID]
+	if !ok {
+		key = e.keys["*"]
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
+	resp, err := e.client.Do(req)
+	if err != nil {
+		return nil, 0, transportFailure(ctx, r.device.ID, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	limit := e.limit * int64(max(1, r.tasks))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, resp.StatusCode, transportFailure(ctx, r.device.ID, err)
+	}
+	return check(r.device.ID, resp, body, limit)
+}
+
+// check says whose fault an answer is.
+func check(id string, resp *http.Response, body []byte, limit int64) ([]byte, int, *Failure) {
+	status := resp.StatusCode
+	fail := func(c task.ErrorClass, msg string) ([]byte, int, *Failure) {
+		f := &Failure{Class: c, Status: status, Message: msg, RetryAfter: retryAfter(resp.Header, time.Now())}
+		if c == task.ClassInvalid && task.CheckJSON(body) == nil && int64(len(body)) <= limit {
+			f.Body = body
+		}
+		return nil, status, f
+	}
+	switch {
+	case status >= 200 && status < 300:
+		if int64(len(body)) > limit {
+			return fail(task.ClassInvalid, fmt.Sprintf("the answer of device %s is larger than %d bytes; ask for less, or raise workers.max_answer", id, limit))
+		}
+		if err := task.CheckJSON(body); err != nil {
+			return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d with a broken body: %v", id, status, err))
+		}
+		return body, status, nil
+	case status == http.StatusTooManyRequests:
+		return fail(task.ClassThrottled, fmt.Sprintf("device %s answered 429: too many requests", id))
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return fail(task.ClassAuth, fmt.Sprintf("device %s answered %d: set its key by workers.device_key_env", id, status))
+	case status == http.StatusRequestTimeout || status == http.StatusConflict || status == http.StatusTooEarly || status == 499:
+		return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
+	case status >= 400 && status < 500:
+		return fail(task.ClassInvalid, fmt.Sprintf("device %s answered %d: %s", id, status, errorText(body)))
+	}
+	return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
+}
+
+// transportFailure says why there was no answer. Errors of the HTTP client hold
+// the URL, never the body.
+func transportFailure(ctx context.Context, id string, err error) *Failure {
+	f := &Failure{Class: task.ClassConnect, Message: fmt.Sprintf("talking to device %s: %v", id, unwrapURL(err))}
+	var ne net.Error
+	switch {
+	case errors.Is(context.Cause(ctx), errCancelled):
+		f.Class = task.ClassCancelled
+	case errors.Is(context.Cause(ctx), errDraining), errors.Is(context.Cause(ctx), errLost):
+		f.Class = task.ClassDraining
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &ne) && ne.Timeout():
+		f.Class, f.Message = task.ClassTimeout, fmt.Sprintf("device %s did not answer in time", id)
+	}
+	return f
+}
+
+func unwrapURL(err error) error {
+	if u := errors.Unwrap(err); u != nil {
+		return u
+	}
+	return err
+}
+
+// joinURL appends the endpoint to a device's base, which may end with /v1.
+func joinURL(base, endpoint string) string {
+	base = strings.TrimRight(base, "/")
+	if strings.HasSuffix(base, "/v1") {
+		endpoint = strings.TrimPrefix(endpoint, "/v1")
+	}
+	return base + endpoint
+}
+
+// retryAfter reads the pause that a device asks for: seconds, or a date.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms >= 0 && ms < 1e9 {
+		return time.Duration(ms * float64(time.Millisecond))
+	}
+	v := h.Get("Retry-After")
+	if s, err := strconv.ParseFloat(v, 64); err == nil && s >= 0 && s < 1e6 {
+		return time.Duration(s * float64(time.Second))
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(0, at.Sub(now))
+	}
+	return 0
+}

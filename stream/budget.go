@@ -1,0 +1,193 @@
+package stream
+
+import (
+	"context"
+	"sync"
+)
+
+// budget bounds the records and bytes that one consumer has fetched and not
+// finished. Half of it is split evenly among the partitions, each having its
+// share for itself; the other half is for whoever comes first. So a partition
+// whose records are never done takes at most the common half and its own share.
+type budget struct {
+	mu         sync.Mutex
+	maxRecords int64
+	maxBytes   int64
+	shares     map[*share]struct{}
+	ownRecords int64 // of each partition
+	ownBytes   int64
+	records    int64 // held by all
+	bytes      int64
+	common     struct{ records, bytes int64 } // of these, beyond the shares
+	waiters    int                            // partitions that wait for room
+}
+
+// share is what one partition holds. Under budget.mu.
+type share struct {
+	records, bytes int64
+	waiting        chan struct{} // closed when there may be room again
+	gone           bool
+}
+
+func newBudget(maxRecords int, maxBytes int64) *budget {
+	return &budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*share]struct{}{}}
+}
+
+// join gives a partition its share. Those of the others become smaller; what
+// they hold beyond counts as common from now on.
+func (b *budget) join(s *share) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.shares[s] = struct{}{}
+	b.resize()
+}
+
+// leave takes everything back from a partition, also what is still in flight.
+func (b *budget) leave(s *share) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.gone {
+		return
+	}
+	s.gone = true
+	delete(b.shares, s)
+	if s.waiting != nil {
+		close(s.waiting)
+		s.waiting = nil
+		b.waiters--
+	}
+	b.records -= s.records
+	b.bytes -= s.bytes
+	b.resize()
+	b.wakeAll()
+}
+
+func (b *budget) resize() {
+	n := int64(max(1, len(b.shares)))
+	b.ownRecords = max(1, b.maxRecords/(2*n))
+	b.ownBytes = max(1, b.maxBytes/(2*n))
+	b.common.records, b.common.bytes = 0, 0
+	for s := range b.shares {
+		b.common.records += max(0, s.records-b.ownRecords)
+		b.common.bytes += max(0, s.bytes-b.ownBytes)
+	}
+}
+
+// roomRecords is how many more records the partition may hold.
+func (b *budget) roomRecords(s *share) int64 {
+	free := b.maxRecords - b.ownRecords*int64(len(b.shares)) - b.common.records
+	return max(0, b.ownRecords-s.records) + max(0, free)
+}
+
+func (b *budget) roomBytes(s *share) int64 {
+	free := b.maxBytes - b.ownBytes*int64(len(b.shares)) - b.common.bytes
+	return max(0, b.ownBytes-s.bytes) + max(0, free)
+}
+
+func (b *budget) change(s *share, records, bytes int64) {
+	b.common.records -= max(0, s.records-b.ownRecords)
+	b.common.bytes -= max(0, s.bytes-b.ownBytes)
+	s.records += records
+	s.bytes += bytes
+	b.records += records
+	b.bytes += bytes
+	b.common.records += max(0, s.records-b.ownRecords)
+	b.common.bytes += max(0, s.bytes-b.ownBytes)
+}
+
+// takeBytes reserves up to want bytes, waiting until there is room for at least
+// some, and returns how many.
+func (b *budget) takeBytes(ctx context.Context, s *share, want int64) (int64, error) {
+	for {
+		b.mu.Lock()
+		least := min(want, max(1, b.ownBytes/2))
+		if room := b.roomBytes(s); room >= least && b.roomRecords(s) > 0 {
+			n := min(want, room)
+			b.change(s, 0, n)
+			b.mu.Unlock()
+			return n, nil
+		}
+		wait := b.wait(s)
+		b.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// adjustBytes adds to or gives back from what the partition holds; it may go
+// beyond the room: a record that is larger than all of it has to be read too.
+func (b *budget) adjustBytes(s *share, by int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.gone {
+		return
+	}
+	b.change(s, 0, by)
+	if by < 0 {
+		b.wakeAll()
+	}
+}
+
+// takeRecords reserves up to want records, waiting until there is room for one.
+func (b *budget) takeRecords(ctx context.Context, s *share, want int) (int, error) {
+	for {
+		b.mu.Lock()
+		if room := b.roomRecords(s); room > 0 {
+			n := min(int64(want), room)
+			b.change(s, n, 0)
+			b.mu.Unlock()
+			return int(n), nil
+		}
+		wait := b.wait(s)
+		b.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// release gives back what a finished record held.
+func (b *budget) release(s *share, records, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.gone {
+		return
+	}
+	b.change(s, -records, -bytes)
+	b.wakeAll()
+}
+
+func (b *budget) wait(s *share) chan struct{} {
+	if s.waiting == nil {
+		s.waiting = make(chan struct{})
+		b.waiters++
+	}
+	return s.waiting
+}
+
+// wakeAll lets those who wait look again. There are at most as many as
+// partitions, and only when the budget is used up.
+func (b *budget) wakeAll() {
+	if b.waiters == 0 {
+		return
+	}
+	b.waiters = 0
+	for s := range b.shares {
+		if s.waiting != nil {
+			close(s.waiting)
+			s.waiting = nil
+		}
+	}
+}
+
+// held is what all partitions hold.
+func (b *budget) held() (records, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.records, b.bytes
+}

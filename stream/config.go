@@ -1,0 +1,164 @@
+package stream
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+)
+
+// Config says where Kafka is and how to use it. Zero fields stand for their
+// defaults.
+type Config struct {
+	Brokers     []string `yaml:"brokers" default:"127.0.0.1:9092" doc:"Kafka brokers to begin with, as host:port."`
+	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Name that this program gives itself in the brokers' logs and quotas."`
+	TopicPrefix string   `yaml:"topic_prefix" default:"" doc:"Put before the name of every topic and consumer group, so that installations can share a cluster."`
+
+	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Partitions of a topic that is created."`
+	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Replicas of a topic that is created; 3 in production."`
+	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"How long tasks and results stay in their topics."`
+	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"How long assignments, batches and events stay in their topics."`
+	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"How long dead letters stay in their topic."`
+
+	Compression    string        `yaml:"compression" default:"none" doc:"Compression of what is written: none, lz4, snappy, zstd or gzip."`
+	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Least time between two writes of audit events; those in between leave together."`
+	BufferBytes    int64         `yaml:"buffer_bytes" default:"64MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes that may wait to be acknowledged; beyond, writers wait."`
+	DialTimeout    time.Duration `yaml:"dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Time to connect to a broker, TLS and authentication included."`
+	RequestTimeout time.Duration `yaml:"request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Time for a broker to answer a request; then it is tried again."`
+
+	FetchWait  time.Duration `yaml:"fetch_wait" default:"500ms" min:"10ms" max:"10s" doc:"How long a broker holds a read while there is nothing new."`
+	FetchBytes int64         `yaml:"fetch_bytes" default:"1MiB" unit:"bytes" min:"4096" max:"67108864" doc:"Bytes asked for in one read of one partition; a larger record is read all the same."`
+
+	SessionTimeout    time.Duration `yaml:"session_timeout" default:"10s" min:"100ms" max:"5m" doc:"Silence after which the broker gives a member's partitions to others; brokers allow 6s to 30m by default."`
+	HeartbeatInterval time.Duration `yaml:"heartbeat_interval" default:"500ms" min:"20ms" max:"1m" doc:"How often a member tells the broker that it lives, and learns that others came or went."`
+	RebalanceTimeout  time.Duration `yaml:"rebalance_timeout" default:"10s" min:"100ms" max:"5m" doc:"Time that members have to join again when others came or went."`
+	CommitInterval    time.Duration `yaml:"commit_interval" default:"200ms" min:"10ms" max:"1m" doc:"How often finished offsets are committed."`
+
+	TLS  TLSConfig  `yaml:"tls"`
+	SASL SASLConfig `yaml:"sasl"`
+}
+
+// TLSConfig says whether and how connections to Kafka are encrypted.
+type TLSConfig struct {
+	Enabled  bool   `yaml:"enabled" default:"false" doc:"Encrypt connections to Kafka."`
+	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file of the authorities to trust; empty: the system's."`
+	CertFile string `yaml:"cert_file" default:"" doc:"PEM file of the client certificate, when the brokers want one."`
+	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file of the client certificate's key."`
+}
+
+// SASLConfig says how to authenticate at Kafka.
+type SASLConfig struct {
+	Mechanism   string `yaml:"mechanism" default:"none" doc:"How to authenticate: none, plain, scram-sha-256 or scram-sha-512."`
+	User        string `yaml:"user" default:"" doc:"User name."`
+	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
+}
+
+func orElse[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+func (c Config) withDefaults() Config {
+	if len(c.Brokers) == 0 {
+		c.Brokers = []string{"127.0.0.1:9092"}
+	}
+	orElse(&c.ClientID, "batchyard")
+	orElse(&c.Partitions, 12)
+	orElse(&c.Replication, 1)
+	orElse(&c.Retention, 7*24*time.Hour)
+	orElse(&c.InternalRetention, 24*time.Hour)
+	orElse(&c.DLQRetention, 30*24*time.Hour)
+	orElse(&c.Compression, "none")
+	orElse(&c.EventLinger, 2*time.Millisecond)
+	orElse(&c.BufferBytes, 64<<20)
+	orElse(&c.DialTimeout, 5*time.Second)
+	orElse(&c.RequestTimeout, 10*time.Second)
+	orElse(&c.FetchWait, 500*time.Millisecond)
+	orElse(&c.FetchBytes, 1<<20)
+	orElse(&c.SessionTimeout, 10*time.Second)
+	orElse(&c.HeartbeatInterval, 500*time.Millisecond)
+	orElse(&c.RebalanceTimeout, 10*time.Second)
+	orElse(&c.CommitInterval, 200*time.Millisecond)
+	orElse(&c.SASL.Mechanism, "none")
+	orElse(&c.SASL.PasswordEnv, "BATCHYARD_KAFKA_PASSWORD")
+	return c
+}
+
+func (c Config) compression() (kafka.Compression, error) {
+	switch strings.ToLower(c.Compression) {
+	case "none":
+		return 0, nil
+	case "lz4":
+		return kafka.Lz4, nil
+	case "snappy":
+		return kafka.Snappy, nil
+	case "zstd":
+		return kafka.Zstd, nil
+	case "gzip":
+		return kafka.Gzip, nil
+	}
+	return 0, fmt.Errorf("kafka.compression: %q is unknown; use none, lz4, snappy, zstd or gzip", c.Compression)
+}
+
+func (c TLSConfig) load() (*tls.Config, error) {
+	if !c.Enabled {
+		return nil, nil
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading kafka.tls.ca_file: %w", err)
+		}
+		out.RootCAs = x509.NewCertPool()
+		if !out.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: it holds no PEM certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" || c.KeyFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading kafka.tls.cert_file and kafka.tls.key_file: %w", err)
+		}
+		out.Certificates = []tls.Certificate{cert}
+	}
+	return out, nil
+}
+
+func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
+	name := strings.ToLower(c.Mechanism)
+	if name == "none" {
+		return nil, nil
+	}
+	password := os.Getenv(c.PasswordEnv)
+	if c.User == "" || password == "" {
+		return nil, fmt.Errorf("kafka.sasl.mechanism is %s: set kafka.sasl.user, and the password in the environment variable %s", name, c.PasswordEnv)
+	}
+	switch name {
+	case "plain":
+		return plain.Mechanism{Username: c.User, Password: password}, nil
+	case "scram-sha-256":
+		return scram{name: "SCRAM-SHA-256", hash: sha256.New, user: c.User, password: password}, nil
+	case "scram-sha-512":
+		return scram{name: "SCRAM-SHA-512", hash: sha512.New, user: c.User, password: password}, nil
+	}
+	return nil, fmt.Errorf("kafka.sasl.mechanism: %q is unknown; use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
+}
+
+func (c Config) check() error {
+	if c.HeartbeatInterval*3 > c.SessionTimeout {
+		return errors.New("kafka.heartbeat_interval: it must be at most a third of kafka.session_timeout")
+	}
+	return nil
+}

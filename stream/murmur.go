@@ -1,0 +1,30 @@
+package stream
+
+import "encoding/binary"
+
+// murmur2 is the hash by which Kafka's Java client, and so most others, spread
+// keys over partitions: MurmurHash2, 32 bits, with Kafka's seed.
+func murmur2(key string) uint32 {
+	const (
+		seed = 0x9747b28c
+		m    = 0x5bd1e995
+		r    = 24
+	)
+	b := []byte(key)
+	h := uint32(seed) ^ uint32(len(b))
+	for len(b) >= 4 {
+		k := binary.LittleEndian.Uint32(b) * m
+		k ^= k >> r
+		h = h*m ^ k*m
+		b = b[4:]
+	}
+	for i := len(b) - 1; i >= 0; i-- {
+		h ^= uint32(b[i]) << (8 * i)
+	}
+	if len(b) > 0 {
+		h *= m
+	}
+	h ^= h >> 13
+	h *= m
+	return h ^ h>>15
+}

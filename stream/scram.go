@@ -1,0 +1,116 @@
+package stream
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"hash"
+	"strconv"
+	"strings"
+
+	"github.com/segmentio/kafka-go/sasl"
+)
+
+// scram authenticates by RFC 5802 without channel binding: both sides prove
+// that they know the password, and it never travels.
+type scram struct {
+	name           string
+	hash           func() hash.Hash
+	user, password string
+}
+
+// maxScramIterations bounds the work that a server can ask of us.
+const maxScramIterations = 1 << 20
+
+// Name implements sasl.Mechanism.
+func (s scram) Name() string { return s.name }
+
+// Start implements sasl.Mechanism.
+func (s scram) Start(context.Context) (sasl.StateMachine, []byte, error) {
+	return s.begin(rand.Text())
+}
+
+func (s scram) begin(nonce string) (sasl.StateMachine, []byte, error) {
+	c := &scramClient{scram: s, nonce: nonce}
+	user := strings.NewReplacer("=", "=3D", ",", "=2C").Replace(s.user)
+	c.first = "n=" + user + ",r=" + nonce
+	return c, []byte("n,," + c.first), nil
+}
+
+type scramClient struct {
+	scram
+	nonce, first string
+	signature    []byte // the server's, as it has to be; nil before the proof was sent
+}
+
+// Next implements sasl.StateMachine.
+func (c *scramClient) Next(_ context.Context, challenge []byte) (done bool, response []byte, err error) {
+	if c.signature != nil {
+		return true, nil, c.finish(string(challenge))
+	}
+	response, err = c.prove(string(challenge))
+	return false, response, err
+}
+
+// prove answers the server's nonce, salt and iteration count.
+func (c *scramClient) prove(challenge string) ([]byte, error) {
+	f := scramFields(challenge)
+	if !strings.HasPrefix(f["r"], c.nonce) || len(f["r"]) == len(c.nonce) {
+		return nil, errors.New("authenticating at Kafka by SCRAM: the server's nonce does not continue ours")
+	}
+	salt, err := base64.StdEncoding.DecodeString(f["s"])
+	if err != nil {
+		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: reading the salt: %w", err)
+	}
+	rounds, err := strconv.Atoi(f["i"])
+	if err != nil || rounds < 1 || rounds > maxScramIterations {
+		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: %q iterations are out of range", clip(f["i"], 20))
+	}
+	salted, err := pbkdf2.Key(c.hash, c.password, salt, rounds, c.hash().Size())
+	if err != nil {
+		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: %w", err)
+	}
+	final := "c=biws,r=" + f["r"]
+	message := c.first + "," + challenge + "," + final
+	clientKey := c.mac(salted, "Client Key")
+	h := c.hash()
+	h.Write(clientKey)
+	proof := c.mac(h.Sum(nil), message)
+	subtle.XORBytes(proof, proof, clientKey)
+	c.signature = c.mac(c.mac(salted, "Server Key"), message)
+	return []byte(final + ",p=" + base64.StdEncoding.EncodeToString(proof)), nil
+}
+
+// finish checks that the server knows the password, too.
+func (c *scramClient) finish(answer string) error {
+	f := scramFields(answer)
+	if e := f["e"]; e != "" {
+		return fmt.Errorf("authenticating at Kafka by SCRAM: the server says %q", clip(e, 100))
+	}
+	got, err := base64.StdEncoding.DecodeString(f["v"])
+	if err != nil || !hmac.Equal(got, c.signature) {
+		return errors.New("authenticating at Kafka by SCRAM: the server does not know the password")
+	}
+	return nil
+}
+
+func (c *scramClient) mac(key []byte, message string) []byte {
+	m := hmac.New(c.hash, key)
+	m.Write([]byte(message))
+	return m.Sum(nil)
+}
+
+func scramFields(s string) map[string]string {
+	f := map[string]string{}
+	for part := range strings.SplitSeq(s, ",") {
+		if k, v, ok := strings.Cut(part, "="); ok {
+			f[k] = v
+		}
+	}
+	return f
+}

@@ -28,6 +28,9 @@ type ConsumerConfig struct {
 	// OnStraggler hears of a record that holds up the commit of its partition,
 	// once for each, so that the stage can set it aside. It must not block.
 	OnStraggler func(*Record)
+	// OnLost hears that a partition and the records in flight from it are lost:
+	// somebody else reads them. It must not block.
+	OnLost func(partition int)
 }
 
 // OffsetStore keeps the offsets outside of Kafka, in the same transaction as

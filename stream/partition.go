@@ -161,6 +161,9 @@ func (p *partition) lose() {
 	p.cancel()
 	p.c.budget.leave(&p.budget)
 	p.c.drained()
+	if p.c.cfg.OnLost != nil {
+		p.c.cfg.OnLost(p.id)
+	}
 }
 
 // offer is what may be committed.

@@ -58,7 +58,7 @@ func TestBrokerKeepsRecordsAcrossRestarts(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := startBroker(t, dir)
-	require.NoError(t, createTopic(within(t), b.Addr(), "a", 1, nil))
+	require.NoError(t, createTopic(within(t), b.Addr(), "a", nil))
 	produce(t, b.Addr(), "a", "one", "two")
 
 	addr := b.Addr()
@@ -124,7 +124,7 @@ func TestBrokerNeverCreatesTopicsByItself(t *testing.T) {
 func TestBrokerRefusesRecordsAboveTheTopicsLimit(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, "")
-	require.NoError(t, createTopic(within(t), b.Addr(), "small", 1, map[string]string{"max.message.bytes": "1000"}))
+	require.NoError(t, createTopic(within(t), b.Addr(), "small", map[string]string{"max.message.bytes": "1000"}))
 	w := &kafka.Writer{
 		Addr: kafka.TCP(b.Addr()), Topic: "small", RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond, MaxAttempts: 1,
 	}
@@ -160,7 +160,7 @@ func TestBrokerSurvivesStrangers(t *testing.T) {
 		require.False(t, n > 0 || (err != nil && errors.As(err, &timeout) && timeout.Timeout()), "%s: %d bytes, %v", name, n, err)
 		_ = conn.Close()
 	}
-	require.NoError(t, createTopic(within(t), b.Addr(), "a", 1, nil))
+	require.NoError(t, createTopic(within(t), b.Addr(), "a", nil))
 	produce(t, b.Addr(), "a", "still here")
 	require.Equal(t, []string{"still here"}, consume(t, b.Addr(), "a", 1))
 }
@@ -169,7 +169,7 @@ func TestBrokerKeepsOffsetsCommittedAfterATornWrite(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := startBroker(t, dir)
-	require.NoError(t, createTopic(within(t), b.Addr(), "a", 1, nil))
+	require.NoError(t, createTopic(within(t), b.Addr(), "a", nil))
 	commit(t, b.Addr(), 1)
 	require.NoError(t, b.Close())
 

@@ -26,8 +26,6 @@ func TestMain(m *testing.M) {
 	var err error
 	switch child := os.Getenv(childEnv); child {
 	case "":
-		// Templates and locks of the tests stay apart from the user's cache when
-		// there is no home to keep one in.
 		os.Exit(m.Run())
 	case "produce":
 		err = childProduces(os.Getenv(dirEnv))
@@ -48,14 +46,13 @@ func childProduces(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := createTopic(ctx, b.Addr(), "numbers", 1, nil); err != nil {
+	if err := createTopic(ctx, b.Addr(), "numbers", nil); err != nil {
 		return err
 	}
 	w := &kafka.Writer{
 		Addr: kafka.TCP(b.Addr()), Topic: "numbers", RequiredAcks: kafka.RequireAll,
 		BatchTimeout: time.Millisecond, BatchSize: 100,
 	}
-	out := bufio.NewWriter(os.Stdout)
 	for n := 0; ; n += 100 {
 		msgs := make([]kafka.Message, 100)
 		for i := range msgs {
@@ -64,8 +61,7 @@ func childProduces(dir string) error {
 		if err := w.WriteMessages(ctx, msgs...); err != nil {
 			return err
 		}
-		fmt.Fprintln(out, n+99)
-		if err := out.Flush(); err != nil {
+		if _, err := fmt.Println(n + 99); err != nil {
 			return err
 		}
 	}
@@ -110,14 +106,14 @@ func newClient(addr string) *kafka.Client {
 	return &kafka.Client{Addr: kafka.TCP(addr), Timeout: 10 * time.Second, Transport: &kafka.Transport{}}
 }
 
-func createTopic(ctx context.Context, addr, topic string, partitions int, config map[string]string) error {
+func createTopic(ctx context.Context, addr, topic string, config map[string]string) error {
 	c := newClient(addr)
 	var entries []kafka.ConfigEntry
 	for k, v := range config {
 		entries = append(entries, kafka.ConfigEntry{ConfigName: k, ConfigValue: v})
 	}
 	res, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
-		Topic: topic, NumPartitions: partitions, ReplicationFactor: 1, ConfigEntries: entries,
+		Topic: topic, NumPartitions: 1, ReplicationFactor: 1, ConfigEntries: entries,
 	}}})
 	if err != nil {
 		return err

@@ -2,9 +2,12 @@ package embedded
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,20 +108,15 @@ func TestPostgresIgnoresAStrangersProcessID(t *testing.T) {
 	path := filepath.Join(p.dir, dataDir, "postmaster.pid")
 	raw, err := os.ReadFile(path)
 	require.NoError(t, err)
-	stranger := append([]byte(strconv.Itoa(os.Getppid())), raw[indexOf(raw, '\n'):]...)
-	require.NoError(t, os.WriteFile(path, stranger, 0o600))
+	stranger := exec.Command("sleep", "300")
+	stranger.SysProcAttr = p.bin.command(p.owner, "postgres").SysProcAttr
+	require.NoError(t, stranger.Start())
+	t.Cleanup(func() { _ = stranger.Process.Kill(); _ = stranger.Wait() })
+	_, rest, _ := strings.Cut(string(raw), "\n")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, "%d\n%s", stranger.Process.Pid, rest), 0o600))
 	require.NoError(t, p.Close())
 	again := startPostgres(t, dir)
 	require.EqualValues(t, 1, query(t, again.URL(), "SELECT 1"))
-}
-
-func indexOf(raw []byte, c byte) int {
-	for i, b := range raw {
-		if b == c {
-			return i
-		}
-	}
-	return len(raw)
 }
 
 func TestPostgresSaysWhatItMisses(t *testing.T) {
@@ -153,7 +151,7 @@ func TestStackStartsAndCloses(t *testing.T) {
 	require.NoError(t, err)
 	t.Logf("started in %s", time.Since(began).Round(time.Millisecond))
 	require.Contains(t, steps, "starting Postgres")
-	require.NoError(t, createTopic(within(t), s.Brokers[0], "a", 1, nil))
+	require.NoError(t, createTopic(within(t), s.Brokers[0], "a", nil))
 	produce(t, s.Brokers[0], "a", "x")
 	require.EqualValues(t, 1, query(t, s.PostgresURL, "SELECT 1"))
 	began = time.Now()

@@ -35,7 +35,7 @@ func openDir(t *testing.T) string {
 }
 
 // alive is false for a process that nobody has waited for yet.
-func alive(pid int) bool { return commandOf(pid) != "" }
+func alive(pid int) bool { return strings.Contains(commandOf(pid), " -D ") }
 
 // query connects, runs one statement and returns its first column.
 func query(t *testing.T, url, sql string) (got any) {

@@ -1,0 +1,39 @@
+package jobs
+
+import "github.com/batchyard/batchyard/task"
+
+// Config bounds files.
+type Config struct {
+	MaxLines    int   `yaml:"max_lines" default:"1000000" unit:"lines" min:"1" max:"100000000" doc:"How many tasks one file may hold."`
+	MaxBytes    int64 `yaml:"max_bytes" default:"16GiB" unit:"bytes" min:"1024" max:"1099511627776" doc:"The largest file; standard input is kept in a temporary file of at most this size."`
+	ChunkTasks  int   `yaml:"chunk_tasks" default:"500" unit:"tasks" min:"1" max:"1000" doc:"How many tasks of a file are submitted together."`
+	ChunkBytes  int64 `yaml:"chunk_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"67108864" doc:"Bytes of input after which a chunk is submitted before it is full."`
+	Concurrency int   `yaml:"concurrency" default:"4" unit:"chunks" min:"1" max:"64" doc:"How many chunks are on their way at once."`
+}
+
+func (c Config) withDefaults() Config {
+	set(&c.MaxLines, 1_000_000)
+	set(&c.MaxBytes, 16<<30)
+	set(&c.ChunkTasks, 500)
+	set(&c.ChunkBytes, 4<<20)
+	set(&c.Concurrency, 4)
+	return c
+}
+
+func set[T comparable](v *T, otherwise T) {
+	var zero T
+	if *v == zero {
+		*v = otherwise
+	}
+}
+
+// lineOverhead is what a line may hold beside the input: ids, labels, needs.
+const lineOverhead = 64 << 10
+
+// Options say how a file becomes a job.
+type Options struct {
+	Job      string    // id of the job; empty: made of the file's content
+	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback, deadline for lines that do not say
+	Limits   task.Limits
+	Config   Config
+}

@@ -1,0 +1,72 @@
+package jobs
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// errLineTooLong says that a line is longer than it may be; the reader stands
+// behind it.
+var errLineTooLong = errors.New("the line is too long")
+
+// lineReader reads lines of bounded length and counts them.
+type lineReader struct {
+	r      *bufio.Reader
+	limit  int
+	number int // of the line read last, from 1
+	buf    []byte
+}
+
+func newLineReader(r io.Reader, limit int) *lineReader {
+	return &lineReader{r: bufio.NewReaderSize(r, 64<<10), limit: limit}
+}
+
+var utf8BOM = []byte{0xef, 0xbb, 0xbf}
+
+// next returns the next line that is not blank, without its end, until io.EOF.
+// The bytes are valid until the next call. After errLineTooLong one may go on.
+func (l *lineReader) next() ([]byte, error) {
+	for {
+		line, err := l.read()
+		if err != nil {
+			return nil, err
+		}
+		if l.number == 1 {
+			line = bytes.TrimPrefix(line, utf8BOM)
+		}
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			return line, nil
+		}
+	}
+}
+
+// read returns the next line, blank or not.
+func (l *lineReader) read() ([]byte, error) {
+	l.buf = l.buf[:0]
+	tooLong, any := false, false
+	for {
+		part, err := l.r.ReadSlice('\n')
+		any = any || len(part) > 0
+		if !tooLong {
+			l.buf = append(l.buf, part...)
+			tooLong = len(l.buf) > l.limit+2 // its end does not count
+		}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF) && !any:
+			return nil, io.EOF
+		case err != nil && !errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("reading line %d: %w", l.number+1, err)
+		}
+		l.number++
+		if tooLong || len(bytes.TrimRight(l.buf, "\r\n")) > l.limit {
+			l.buf = nil // do not keep what one giant line needed
+			return nil, errLineTooLong
+		}
+		return l.buf, nil
+	}
+}

@@ -1,0 +1,200 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// idDigits is how many digits the number of a line has in a task's id, so that
+// ids sort like lines.
+const idDigits = 10
+
+// maxJobID leaves room for the number of the line.
+const maxJobID = task.MaxIDLength - idDigits - 1
+
+// TaskID is the id of the task that a line without an id of its own becomes.
+func TaskID(job string, line int) string { return fmt.Sprintf("%s-%0*d", job, idDigits, line) }
+
+// LineOf is the line of a task whose id is TaskID's; ok is false for others.
+func LineOf(job, id string) (line int, ok bool) {
+	digits, found := strings.CutPrefix(id, job+"-")
+	if !found || len(digits) != idDigits {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 10, 31)
+	return int(n), err == nil && n > 0
+}
+
+// probe tells the two formats apart by the members that only one of them has.
+type probe struct {
+	Method json.RawMessage `json:"method"`
+	URL    json.RawMessage `json:"url"`
+	Body   json.RawMessage `json:"body"`
+}
+
+// openAILine is a line of OpenAI's batch format.
+type openAILine struct {
+	CustomID string     `json:"custom_id"`
+	Method   string     `json:"method"`
+	URL      string     `json:"url"`
+	Body     task.Input `json:"body"`
+}
+
+// bodyHead is what Batchyard has to know of the body.
+type bodyHead struct {
+	Model  *string          `json:"model"`
+	Stream *json.RawMessage `json:"stream"`
+}
+
+// parsed is a line as a task.
+type parsed struct {
+	task   *task.Task
+	openAI bool
+	ownID  bool
+}
+
+// parseLine makes a task of a line. The error is a *task.FieldError. The task
+// is normalized but for time and trace, and valid.
+func parseLine(line []byte, number int, job string, o *Options) (parsed, error) {
+	if err := task.CheckJSON(line); err != nil {
+		return parsed{}, fieldErr("", "put one JSON object on each line", "%s", err)
+	}
+	if line[0] != '{' {
+		return parsed{}, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
+	}
+	var pr probe
+	if err := json.Unmarshal(line, &pr); err != nil {
+		return parsed{}, jsonError(err)
+	}
+	var p parsed
+	var err error
+	if pr.Method != nil || pr.URL != nil || pr.Body != nil {
+		p.openAI = true
+		p.task, err = parseOpenAI(line)
+	} else {
+		p.task, err = task.DecodeTask(line, task.ContentJSON)
+	}
+	if err != nil {
+		return parsed{}, err
+	}
+	t := p.task
+	if t.Progress != nil {
+		return parsed{}, fieldErr("progress", "leave it out", "it is Batchyard's own")
+	}
+	if t.Job != "" && t.Job != job {
+		return parsed{}, fieldErr("job", "leave it out: the file is one job", "it names another job")
+	}
+	p.ownID = t.ID != ""
+	if !p.ownID {
+		t.ID = TaskID(job, number)
+	} else if _, ours := LineOf(job, t.ID); ours {
+		return parsed{}, fieldErr("id", "choose another, or leave it out", "it looks like the id of a line of this job")
+	}
+	t.Job = job
+	if err := fill(t, &o.Defaults); err != nil {
+		return parsed{}, err
+	}
+	return p, t.Validate(o.Limits)
+}
+
+// fill applies what the job says to a line that does not say it.
+func fill(t, d *task.Task) error {
+	tenant := d.Tenant
+	if tenant == "" {
+		tenant = task.DefaultTenant
+	}
+	if t.Tenant != "" && t.Tenant != tenant {
+		return fieldErr("tenant", "leave it out: a file belongs to one tenant", "it is not the tenant that the file is submitted for")
+	}
+	t.Tenant = tenant
+	if t.Priority == "" {
+		t.Priority = d.Priority
+	}
+	if t.Priority == "" {
+		t.Priority = task.Normal
+	}
+	if t.Endpoint == "" {
+		t.Endpoint = task.EndpointChat
+	}
+	set(&t.Level, d.Level)
+	set(&t.MaxAttempts, d.MaxAttempts)
+	set(&t.Deadline, d.Deadline)
+	t.Degrade = t.Degrade || d.Degrade
+	if t.Callback == nil {
+		t.Callback = d.Callback
+	}
+	return nil
+}
+
+func parseOpenAI(line []byte) (*task.Task, error) {
+	var l openAILine
+	dec := json.NewDecoder(bytes.NewReader(line))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&l); err != nil {
+		return nil, jsonError(err)
+	}
+	switch {
+	case l.CustomID == "":
+		return nil, fieldErr("custom_id", "give each line one of its own", "it is missing")
+	case l.Method != "POST":
+		return nil, fieldErr("method", `write "POST"`, "%q is not supported", clip(l.Method))
+	case l.URL == "":
+		return nil, fieldErr("url", "use one of "+strings.Join(task.Endpoints, ", "), "it is missing")
+	case len(l.Body) == 0:
+		return nil, fieldErr("body", "send the request as a JSON object", "it is missing")
+	case l.Body[0] != '{':
+		return nil, fieldErr("body", "send the request as a JSON object", "it is not a JSON object")
+	}
+	var head bodyHead
+	if err := json.Unmarshal(l.Body, &head); err != nil {
+		var fe *task.FieldError
+		if errors.As(jsonError(err), &fe) && fe.Field != "" {
+			fe.Field = "body." + fe.Field
+			return nil, fe
+		}
+		return nil, fieldErr("body", "send the request as a JSON object", "%s", clip(err.Error()))
+	}
+	if head.Model == nil || *head.Model == "" {
+		return nil, fieldErr("body.model", "name it", "it is missing")
+	}
+	if head.Stream != nil && string(*head.Stream) == "true" {
+		return nil, fieldErr("body.stream", "leave it out", "answers of a job are not streamed")
+	}
+	return &task.Task{CustomID: l.CustomID, Model: *head.Model, Endpoint: l.URL, Input: l.Body}, nil
+}
+
+// jsonError names the field without repeating what the sender wrote.
+func jsonError(err error) error {
+	var typeErr *json.UnmarshalTypeError
+	if errors.As(err, &typeErr) {
+		return fieldErr(typeErr.Field, "look at the format of the file", "a JSON %s does not fit", clip(typeErr.Value))
+	}
+	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return fieldErr(clip(strings.Trim(name, `"`)), "remove it: a line has custom_id, method, url and body", "there is no such field")
+	}
+	return fieldErr("", "put one JSON object on each line", "%s", clip(err.Error()))
+}
+
+func fieldErr(field, remedy, problem string, args ...any) *task.FieldError {
+	return &task.FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
+}
+
+// clip shortens what a file holds before it goes into an error message.
+func clip(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return strings.ToValidUTF8(s, "�")
+	}
+	for cut := most; ; cut-- {
+		if utf8.RuneStart(s[cut]) {
+			return strings.ToValidUTF8(s[:cut], "�") + "…"
+		}
+	}
+}

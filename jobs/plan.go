@@ -1,0 +1,287 @@
+package jobs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// maxReported bounds the bad lines that an error lists.
+const maxReported = 20
+
+// maxModels bounds the models that a plan counts by name.
+const maxModels = 100
+
+// LineError is what is wrong with a line.
+type LineError struct {
+	Line int
+	Err  *task.FieldError
+}
+
+// InvalidError is a file that was not submitted because of its lines.
+type InvalidError struct {
+	Path  string
+	Lines []LineError // the first ones
+	More  int         // how many more are bad
+}
+
+// Error has one line for each bad line.
+func (e *InvalidError) Error() string {
+	var b strings.Builder
+	for i, l := range e.Lines {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		fmt.Fprintf(&b, "%s:%d: %s", e.Path, l.Line, l.Err)
+	}
+	if e.More > 0 {
+		fmt.Fprintf(&b, "\n%s: %d more lines are bad", e.Path, e.More)
+	}
+	return b.String()
+}
+
+func (e *InvalidError) add(line int, err error) {
+	if len(e.Lines) == maxReported {
+		e.More++
+		return
+	}
+	var fe *task.FieldError
+	if !errors.As(err, &fe) {
+		fe = &task.FieldError{Problem: err.Error()}
+	}
+	e.Lines = append(e.Lines, LineError{line, fe})
+}
+
+// Plan is a file whose every line was checked. Close it.
+type Plan struct {
+	Job       string
+	Tenant    string
+	Path      string         // as it was given; "-" is standard input
+	Tasks     int            // lines that are tasks
+	Lines     int            // of the file, blank ones included
+	Endpoints map[string]int // tasks by endpoint
+	Models    map[string]int // tasks by model, the first hundred by name
+	SHA256    string         // of the file
+
+	options Options
+	file    *os.File
+	temp    string
+	openAI  bitset           // by line
+	tasks   bitset           // by line: it is a task
+	own     map[[16]byte]int // id of its own → line
+}
+
+// Open checks every line of a file, or of standard input for "-", and returns
+// what is to be submitted. Bad lines are an *InvalidError; every one of the
+// first 20 is told.
+func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
+	o.Config = o.Config.withDefaults()
+	set(&o.Limits.MaxInput, 1<<20)
+	p := &Plan{Path: path, Job: o.Job, Tenant: o.Defaults.Tenant, Endpoints: map[string]int{}, Models: map[string]int{}, options: o}
+	set(&p.Tenant, task.DefaultTenant)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	if path == "-" {
+		err = p.spool(ctx, stdin)
+	} else {
+		p.file, err = os.Open(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the job file: %w", err)
+	}
+	if err := p.identify(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.check(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// spool keeps standard input in a file, because it is read twice.
+func (p *Plan) spool(ctx context.Context, stdin io.Reader) error {
+	f, err := os.CreateTemp("", "batchyard-job-*")
+	if err != nil {
+		return fmt.Errorf("keeping standard input: %w", err)
+	}
+	p.file, p.temp = f, f.Name()
+	n, err := io.Copy(f, io.LimitReader(contextReader{ctx, stdin}, p.options.Config.MaxBytes+1))
+	if err != nil {
+		return fmt.Errorf("keeping standard input in %s: %w", p.temp, err)
+	}
+	if n > p.options.Config.MaxBytes {
+		return fmt.Errorf("standard input is larger than %d bytes; split it, or raise jobs.max_bytes", p.options.Config.MaxBytes)
+	}
+	return nil
+}
+
+// identify hashes the file and names the job after it, unless it has a name.
+func (p *Plan) identify(ctx context.Context) error {
+	info, err := p.file.Stat()
+	switch {
+	case err != nil:
+		return fmt.Errorf("looking at the job file: %w", err)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file; pass it on standard input with -", p.Path)
+	case info.Size() > p.options.Config.MaxBytes:
+		return fmt.Errorf("%s has %d bytes, more than %d; split it, or raise jobs.max_bytes", p.Path, info.Size(), p.options.Config.MaxBytes)
+	}
+	h := sha256.New()
+	if err := p.rewind(); err != nil {
+		return err
+	}
+	if _, err := io.Copy(h, contextReader{ctx, p.file}); err != nil {
+		return fmt.Errorf("reading %s: %w", p.Path, err)
+	}
+	p.SHA256 = hex.EncodeToString(h.Sum(nil))
+	set(&p.Job, "job-"+p.SHA256[:24])
+	if utf8.RuneCountInString(p.Job) > maxJobID {
+		return &task.FieldError{Field: "job", Problem: fmt.Sprintf("its %d characters are more than %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
+	}
+	return nil
+}
+
+func (p *Plan) rewind() error {
+	if _, err := p.file.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("reading %s again: %w", p.Path, err)
+	}
+	return nil
+}
+
+// check is the first pass: it looks at every line and keeps none.
+func (p *Plan) check(ctx context.Context) error {
+	invalid := InvalidError{Path: p.Path}
+	customIDs := map[[16]byte]int{}
+	p.own = map[[16]byte]int{}
+	lines, err := p.each(ctx, func(line int, q parsed, err error) error {
+		if err != nil {
+			invalid.add(line, err)
+			return nil
+		}
+		if q.openAI {
+			h := short(q.task.CustomID)
+			if first, ok := customIDs[h]; ok {
+				invalid.add(line, fieldErr("custom_id", "give each line one of its own", "line %d has the same", first))
+				return nil
+			}
+			customIDs[h] = line
+			p.openAI.set(line)
+		}
+		if q.ownID {
+			h := q.task.Key().Hash()
+			if first, ok := p.own[h]; ok {
+				invalid.add(line, fieldErr("id", "give each task one of its own", "line %d has the same", first))
+				return nil
+			}
+			p.own[h] = line
+		}
+		if p.Tasks++; p.Tasks > p.options.Config.MaxLines {
+			return fmt.Errorf("%s holds more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
+		}
+		p.tasks.set(line)
+		p.Endpoints[q.task.Endpoint]++
+		if _, known := p.Models[q.task.Model]; known || len(p.Models) < maxModels {
+			p.Models[q.task.Model]++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	p.Lines = lines
+	if len(invalid.Lines) > 0 {
+		return &invalid
+	}
+	if p.Tasks == 0 {
+		return fmt.Errorf("%s holds no task; put one JSON object on each line", p.Path)
+	}
+	return nil
+}
+
+// each calls fn for every line that is not blank. err is what is wrong with it.
+func (p *Plan) each(ctx context.Context, fn func(line int, q parsed, err error) error) (lines int, err error) {
+	if err := p.rewind(); err != nil {
+		return 0, err
+	}
+	limit := p.options.Limits.MaxInput + lineOverhead
+	r := newLineReader(p.file, limit)
+	for {
+		line, err := r.next()
+		if errors.Is(err, io.EOF) {
+			return r.number, nil
+		}
+		if ctx.Err() != nil {
+			return r.number, fmt.Errorf("reading %s: %w", p.Path, ctx.Err())
+		}
+		var q parsed
+		switch {
+		case errors.Is(err, errLineTooLong):
+			err = fieldErr("", "send less, or raise task.max_input", "the line is longer than %d bytes", limit)
+		case err != nil:
+			return r.number, fmt.Errorf("reading %s: %w", p.Path, err)
+		default:
+			q, err = parseLine(line, r.number, p.Job, &p.options)
+		}
+		if err := fn(r.number, q, err); err != nil {
+			return r.number, err
+		}
+	}
+}
+
+// Close closes the file, and removes the copy of standard input.
+func (p *Plan) Close() error {
+	if p.file == nil {
+		return nil
+	}
+	err := p.file.Close()
+	p.file = nil
+	if p.temp != "" {
+		err = errors.Join(err, os.Remove(p.temp))
+	}
+	if err != nil {
+		return fmt.Errorf("closing the job file: %w", err)
+	}
+	return nil
+}
+
+// short is 16 bytes of a digest: two different texts do not share one.
+func short(s string) [16]byte {
+	sum := sha256.Sum256([]byte(s))
+	return [16]byte(sum[:16])
+}
+
+// bitset is a bit for each line.
+type bitset []uint64
+
+func (b *bitset) set(i int) {
+	for len(*b) <= i/64 {
+		*b = append(*b, 0)
+	}
+	(*b)[i/64] |= 1 << (i % 64)
+}
+
+func (b bitset) has(i int) bool { return i >= 0 && i/64 < len(b) && b[i/64]&(1<<(i%64)) != 0 }
+
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(b)
+}

@@ -1,0 +1,270 @@
+package jobs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Source streams the results of a job in the order of task ids. The audit
+// store is one, and so is a client of the API.
+type Source interface {
+	JobResults(ctx context.Context, tenant, job string, fn func(*task.Result) error) error
+}
+
+// Summary counts what was written.
+type Summary struct {
+	Written  int
+	Missing  int // tasks of the file that had no result
+	ByState  map[task.State]int
+	ByDevice map[string]int
+}
+
+// WriteResults writes a line for each result of the plan's tasks, in the order
+// of the input, to a file that appears when it is complete. "-" stands for
+// stdout, which gets the lines at once.
+func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdout io.Writer) (Summary, error) {
+	if path == "-" {
+		s, err := p.writeTo(ctx, from, stdout)
+		if err != nil {
+			return s, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+		}
+		return s, nil
+	}
+	// Beside the target: a rename does not cross file systems. Dying before the
+	// rename leaves a .part file and the target as it was.
+	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return Summary{}, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+	}
+	s, err := p.writeTo(ctx, from, f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return s, fmt.Errorf("writing the results of job %s to %s: %w", p.Job, path, errors.Join(err, os.Remove(f.Name())))
+	}
+	return s, nil
+}
+
+func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, error) {
+	s := Summary{ByState: map[task.State]int{}, ByDevice: map[string]int{}}
+	out := bufio.NewWriterSize(w, 256<<10)
+	var sp *spooled
+	if len(p.own) > 0 {
+		// Ids of their own do not sort like lines: results are put down as they
+		// come and written in order afterwards.
+		var err error
+		if sp, err = newSpooled(); err != nil {
+			return s, err
+		}
+		defer sp.close()
+	}
+	var seen bitset
+	var buf bytes.Buffer
+	err := from.JobResults(ctx, p.Tenant, p.Job, func(r *task.Result) error {
+		line, ok := p.lineOf(r)
+		if !ok || seen.has(line) {
+			return nil // of another version of the file
+		}
+		seen.set(line)
+		s.Written++
+		s.ByState[r.State]++
+		if r.Device != "" {
+			s.ByDevice[r.Device]++
+		}
+		buf.Reset()
+		if err := encodeLine(&buf, r, p.openAI.has(line)); err != nil {
+			return err
+		}
+		if sp != nil {
+			return sp.put(line, buf.Bytes())
+		}
+		_, err := out.Write(buf.Bytes())
+		return err
+	})
+	s.Missing = p.Tasks - s.Written
+	if err != nil {
+		return s, err
+	}
+	if sp != nil {
+		if err := sp.writeTo(out); err != nil {
+			return s, err
+		}
+	}
+	return s, out.Flush()
+}
+
+// lineOf finds the line that a result belongs to.
+func (p *Plan) lineOf(r *task.Result) (int, bool) {
+	if line, ok := p.own[r.Key().Hash()]; ok {
+		return line, true
+	}
+	line, ok := LineOf(p.Job, r.TaskID)
+	return line, ok && p.tasks.has(line)
+}
+
+// outLine is a line of OpenAI's batch output.
+type outLine struct {
+	ID       string    `json:"id"`
+	CustomID string    `json:"custom_id"`
+	Response *response `json:"response"`
+	Error    *outError `json:"error"`
+}
+
+type response struct {
+	StatusCode int             `json:"status_code"`
+	RequestID  string          `json:"request_id"`
+	Body       json.RawMessage `json:"body"`
+}
+
+type outError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// httpError is the body that OpenAI's API has for an error.
+type httpError struct {
+	Error struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Param   *string `json:"param"`
+		Code    *string `json:"code"`
+	} `json:"error"`
+}
+
+// encodeLine writes a result and the end of its line.
+func encodeLine(w *bytes.Buffer, r *task.Result, openAI bool) error {
+	var v any = r
+	if openAI {
+		v = OpenAILine(r)
+	}
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("writing the result of task %s: %w", r.Key(), err)
+	}
+	return nil
+}
+
+// OpenAILine is a result as a line of OpenAI's batch output: an answer, also one
+// that says what is wrong with the request, is a response; without any, error
+// says why.
+func OpenAILine(r *task.Result) any {
+	h := r.Key().Hash()
+	l := outLine{ID: "batch_req_" + hex.EncodeToString(h[:12]), CustomID: r.CustomID}
+	switch {
+	case r.State == task.Expired:
+		l.Error = &outError{"batch_expired", "This request could not be executed before the completion window expired."}
+	case r.State == task.Cancelled:
+		l.Error = &outError{"batch_cancelled", "This request was cancelled before it was executed."}
+	case r.State == task.Success:
+		status := r.Status
+		set(&status, 200)
+		l.Response = &response{status, r.TraceID, json.RawMessage(r.Output)}
+		if len(r.Output) == 0 {
+			l.Response.Body = json.RawMessage("null")
+		}
+	case r.Status >= 400:
+		l.Response = &response{r.Status, r.TraceID, errorBody(r)}
+	default:
+		code, message := reason(r)
+		l.Error = &outError{code, message}
+	}
+	return l
+}
+
+// errorBody is the device's own words when they have the usual shape, and the
+// reason in that shape otherwise.
+func errorBody(r *task.Result) json.RawMessage {
+	var shape struct {
+		Error json.RawMessage `json:"error"`
+	}
+	if len(r.Output) > 0 && json.Unmarshal(r.Output, &shape) == nil && bytes.HasPrefix(bytes.TrimSpace(shape.Error), []byte("{")) {
+		return json.RawMessage(r.Output)
+	}
+	var e httpError
+	code, message := reason(r)
+	e.Error.Message, e.Error.Type, e.Error.Code = message, "server_error", &code
+	if r.Status < 500 {
+		e.Error.Type = "invalid_request_error"
+	}
+	b, err := json.Marshal(e)
+	if err != nil { // texts only: it cannot be
+		return json.RawMessage(`{"error":{"message":"","type":"server_error","param":null,"code":null}}`)
+	}
+	return b
+}
+
+func reason(r *task.Result) (code, message string) {
+	if r.Error == nil {
+		return string(task.ClassInternal), "the task ended without an answer"
+	}
+	return string(r.Error.Class), r.Error.Message
+}
+
+// spooled is lines put down in any order, in a temporary file, and where each
+// of them is.
+type spooled struct {
+	f   *os.File
+	w   *bufio.Writer
+	end int64
+	at  []span // by line
+}
+
+type span struct {
+	from int64
+	n    int32
+}
+
+func newSpooled() (*spooled, error) {
+	f, err := os.CreateTemp("", "batchyard-results-*")
+	if err != nil {
+		return nil, fmt.Errorf("putting results in order: %w", err)
+	}
+	return &spooled{f: f, w: bufio.NewWriterSize(f, 256<<10)}, nil
+}
+
+func (s *spooled) put(line int, b []byte) error {
+	for len(s.at) <= line {
+		s.at = append(s.at, make([]span, max(64, len(s.at)))...)
+	}
+	s.at[line] = span{s.end, int32(len(b))}
+	s.end += int64(len(b))
+	if _, err := s.w.Write(b); err != nil {
+		return fmt.Errorf("putting results in order in %s: %w", filepath.Base(s.f.Name()), err)
+	}
+	return nil
+}
+
+func (s *spooled) writeTo(w io.Writer) error {
+	if err := s.w.Flush(); err != nil {
+		return fmt.Errorf("putting results in order in %s: %w", filepath.Base(s.f.Name()), err)
+	}
+	for _, p := range s.at {
+		if p.n == 0 {
+			continue
+		}
+		if _, err := io.Copy(w, io.NewSectionReader(s.f, p.from, int64(p.n))); err != nil {
+			return fmt.Errorf("putting results in order: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *spooled) close() {
+	_ = s.f.Close() // a temporary file: nothing is lost
+	_ = os.Remove(s.f.Name())
+}

@@ -1,0 +1,70 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Submitter takes tasks in: a producer, or a client of the API. It returns nil
+// when they are durable. Submitting the same tasks again must be harmless.
+type Submitter interface {
+	Submit(ctx context.Context, tasks []*task.Task) error
+}
+
+// Submit submits the plan's tasks in chunks, several in flight. progress hears
+// how many more tasks are in; it may be nil and is called by one goroutine at a
+// time. After an error some tasks are in: submitting the plan again is safe.
+func (p *Plan) Submit(ctx context.Context, to Submitter, progress func(tasks int)) error {
+	cfg := p.options.Config
+	// A group's context ends with the first error; so does the reading.
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(cfg.Concurrency)
+	in := make(chan int, cfg.Concurrency)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for n := range in {
+			if progress != nil {
+				progress(n)
+			}
+		}
+	}()
+	var chunk []*task.Task
+	var size int64
+	send := func() {
+		tasks := chunk
+		chunk, size = make([]*task.Task, 0, cfg.ChunkTasks), 0
+		g.Go(func() error { // blocks while enough are on their way
+			if err := to.Submit(gctx, tasks); err != nil {
+				return fmt.Errorf("submitting %d tasks of %s: %w", len(tasks), p.Path, err)
+			}
+			in <- len(tasks)
+			return nil
+		})
+	}
+	_, readErr := p.each(gctx, func(line int, q parsed, err error) error {
+		if err != nil || !p.tasks.has(line) {
+			return fmt.Errorf("%s:%d: the line changed after it was checked; submit the file again", p.Path, line)
+		}
+		if n := int64(len(q.task.Input)); len(chunk) > 0 && (len(chunk) == cfg.ChunkTasks || size+n > cfg.ChunkBytes) {
+			send()
+		}
+		chunk = append(chunk, q.task)
+		size += int64(len(q.task.Input))
+		return nil
+	})
+	if readErr == nil && len(chunk) > 0 {
+		send()
+	}
+	err := g.Wait()
+	close(in)
+	<-told
+	if err != nil {
+		return err
+	}
+	return readErr
+}

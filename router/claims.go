@@ -2,73 +2,102 @@ package router
 
 import (
 	"context"
-	"encoding/base64"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/batchyard/batchyard/task"
 )
 
 // claims remembers in Redis which record speaks for a task. The value is the
 // record's position: the same record read again is no duplicate, another record
 // with the same identity is.
 //
-// A claim is short-lived, so its memory grows with the rate of tasks and not
-// with their number. When it is lost (Redis emptied) or has ended, a second
-// record runs a second time, and Postgres still takes only the first result.
+// A claim lives between one and two ttl, so the memory of all claims grows with
+// the rate of tasks and not with their number. They are fields of a few hashes,
+// not keys: a hash ends as a whole, and a field costs about 70 bytes. When a
+// claim is lost (Redis emptied) or has ended, a second record runs a second
+// time, and Postgres still takes only the first result.
 type claims struct {
 	rdb    redis.UniversalClient
 	prefix string
 	ttl    time.Duration
 }
 
-// key names a claim. The count of requeues is part of it: a task that Batchyard
-// itself has written again is a new record of the same task, not a duplicate.
-func (c *claims) key(k task.Key, requeues int) string {
-	h := k.Hash()
-	s := c.prefix + "claim:" + base64.RawURLEncoding.EncodeToString(h[:])
-	if requeues > 0 {
-		s += ":" + strconv.Itoa(requeues)
-	}
-	return s
+// claimShards spreads the hashes over the nodes of a Redis Cluster.
+const claimShards = 16
+
+// bucket is the hash of a claim that was taken in the given epoch, an epoch
+// being ttl long.
+func (c *claims) bucket(epoch int64, field []byte) string {
+	return c.prefix + "claims:" + strconv.FormatInt(epoch, 36) + ":" + strconv.Itoa(int(field[0])%claimShards)
 }
 
-// take claims each task for its record, in one round trip, and reports which
-// are claimed by another record.
-func (c *claims) take(ctx context.Context, items []*item) (taken []bool, err error) {
-	pipe := c.rdb.Pipeline()
-	sets := make([]*redis.BoolCmd, len(items))
-	for i, it := range items {
-		sets[i] = pipe.SetNX(ctx, c.key(it.task.Key(), it.task.Requeues()), it.rec.Position(), c.ttl)
+// field names a claim: 16 bytes of the identity's digest. The count of requeues
+// is part of it: a task that Batchyard itself has written again is a new record
+// of the same task, not a duplicate.
+func (c *claims) field(it *item) []byte {
+	h := it.task.Key().Hash()
+	if n := it.task.Requeues(); n > 0 {
+		return strconv.AppendInt(h[:], int64(n), 36)
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
+	return h[:]
+}
+
+// take claims each task for its record and reports which are claimed by another
+// record. One round trip, and a second one if some were claimed before.
+func (c *claims) take(ctx context.Context, items []*item) (taken []bool, err error) {
+	epoch := time.Now().UnixNano() / int64(c.ttl)
+	type answer struct {
+		bucket, field string
+		before        *redis.StringCmd // of the epoch before
+		set           *redis.BoolCmd
+		now           *redis.StringCmd
+	}
+	as := make([]answer, len(items))
+	buckets := map[string]struct{}{}
+	pipe := c.rdb.Pipeline()
+	for i, it := range items {
+		f := c.field(it)
+		a := &as[i]
+		a.bucket, a.field = c.bucket(epoch, f), string(f)
+		a.before = pipe.HGet(ctx, c.bucket(epoch-1, f), a.field)
+		a.set = pipe.HSetNX(ctx, a.bucket, a.field, it.rec.Position())
+		buckets[a.bucket] = struct{}{}
+	}
+	for b := range buckets {
+		pipe.PExpire(ctx, b, 2*c.ttl)
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
 		return nil, fmt.Errorf("claiming %d tasks in Redis: %w", len(items), err)
 	}
-	taken = make([]bool, len(items))
-	var gets []*redis.StringCmd
-	var at []int
 	pipe = c.rdb.Pipeline()
-	for i, s := range sets {
-		if !s.Val() { // somebody has it: a duplicate, or we ourselves before a restart
-			gets = append(gets, pipe.Get(ctx, c.key(items[i].task.Key(), items[i].task.Requeues())))
-			at = append(at, i)
+	for i := range as {
+		switch err := as[i].set.Err(); {
+		case err != nil:
+			return nil, fmt.Errorf("claiming a task in Redis: %w", err)
+		case !as[i].set.Val(): // somebody has it: a duplicate, or we ourselves before a restart
+			as[i].now = pipe.HGet(ctx, as[i].bucket, as[i].field)
 		}
 	}
-	if len(gets) == 0 {
-		return taken, nil
+	if pipe.Len() > 0 {
+		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+			return nil, fmt.Errorf("reading claims in Redis: %w", err)
+		}
 	}
-	if _, err := pipe.Exec(ctx); err != nil && err != redis.Nil { //nolint:errorlint // Exec returns the first command's own error
-		return nil, fmt.Errorf("reading %d claims in Redis: %w", len(gets), err)
-	}
-	for j, g := range gets {
-		v, err := g.Result()
-		if err != nil { // it ended between the two steps: nobody holds it
+	taken = make([]bool, len(items))
+	for i, it := range items {
+		mine := it.rec.Position()
+		if before, err := as[i].before.Result(); err == nil { // the older claim speaks
+			taken[i] = before != mine
 			continue
 		}
-		taken[at[j]] = v != items[at[j]].rec.Position()
+		if as[i].now != nil {
+			if now, err := as[i].now.Result(); err == nil {
+				taken[i] = now != mine
+			}
+		}
 	}
 	return taken, nil
 }

@@ -11,7 +11,7 @@ type Config struct {
 	CreditsAhead float64       `yaml:"credits_ahead" default:"0.5" unit:"share of slots" min:"0" max:"8" doc:"Tasks that a device may have beyond its slots, so that it does not idle during the hop to it; at least one task."`
 	MergedCredit int           `yaml:"merged_credit" default:"32" unit:"tasks" min:"1" max:"1024" doc:"Tasks that one slot counts for where requests are merged (embeddings, completions)."`
 	Hop          time.Duration `yaml:"hop" default:"5ms" doc:"Time from an assignment to the start of its request; part of the expected finish."`
-	ClaimTTL     time.Duration `yaml:"claim_ttl" default:"10m" min:"1s" doc:"How long a (tenant, id) is remembered in Redis to drop a second record of the same task."`
+	ClaimTTL     time.Duration `yaml:"claim_ttl" default:"5m" min:"1s" doc:"How long, at least, a (tenant, id) is remembered in Redis to drop a second record of the same task; at most twice as long."`
 	AgeNormal    time.Duration `yaml:"age_normal" default:"30s" doc:"A normal task goes before high tasks that were submitted this much later, so that it does not starve."`
 	AgeLow       time.Duration `yaml:"age_low" default:"2m" doc:"A low task goes before high tasks that were submitted this much later."`
 	AgeLevel     time.Duration `yaml:"age_level" default:"2s" doc:"What one level (0 to 9 within a priority) is worth."`

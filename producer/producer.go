@@ -345,3 +345,6 @@ func (p *Producer) Close(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Config returns the bounds that the producer keeps to, defaults filled in.
+func (p *Producer) Config() Config { return p.cfg }

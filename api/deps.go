@@ -1,0 +1,59 @@
+package api
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Store answers questions about tasks. The audit store is one. An error that is
+// not audit.ErrNotFound or audit.ErrBadCursor means that nobody can tell now.
+type Store interface {
+	Task(ctx context.Context, key task.Key) (*audit.TaskRow, error)
+	WaitTask(ctx context.Context, key task.Key) (*audit.TaskRow, error)
+	Tasks(ctx context.Context, f audit.Filter) (rows []audit.TaskRow, next string, err error)
+	JobCounts(ctx context.Context, tenant, job string) (audit.JobCounts, error)
+	JobResults(ctx context.Context, tenant, job string, fn func(*task.Result) error) error
+	Events(ctx context.Context, key task.Key) ([]audit.EventRow, error)
+}
+
+// Producer takes tasks in.
+type Producer interface {
+	Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error
+	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
+	Recent(ctx context.Context, key task.Key) (*producer.Recent, bool, error)
+	Record(ctx context.Context, e task.Event, detail map[string]any) error
+	Config() producer.Config
+}
+
+// Registry knows the devices.
+type Registry interface {
+	Beat(ctx context.Context, d device.Device) (joined bool, err error)
+	Left(ctx context.Context, id string) (was bool, err error)
+	List(ctx context.Context) ([]device.Device, error)
+}
+
+// Check is a dependency that readiness asks.
+type Check struct {
+	Name string
+	Ping func(ctx context.Context) error
+}
+
+// Deps is what the API stands on.
+type Deps struct {
+	Producer Producer
+	Store    Store
+	Registry Registry
+	Checks   []Check             // asked by /readyz
+	Gatherer prometheus.Gatherer // served as /metrics; nil: none
+	Metrics  *metrics.Metrics
+	Logger   *slog.Logger
+	Version  string // of the program, for the description
+}

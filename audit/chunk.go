@@ -1,0 +1,271 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// chunk is what one transaction records: consecutive records of some partitions.
+type chunk []*entry
+
+// atom is the smallest thing that can be recorded or refused: an event, or a result.
+type atom struct {
+	entry *entry
+	index int // into entry.events; -1: the result
+}
+
+func (c chunk) atoms() []atom {
+	var as []atom
+	for _, e := range c {
+		for i := range e.events {
+			as = append(as, atom{e, i})
+		}
+		if e.result != nil {
+			as = append(as, atom{e, -1})
+		}
+	}
+	return as
+}
+
+// written is what a transaction did.
+type written struct {
+	rows, results, duplicates, inDefault int
+}
+
+// db writes chunks. It is used by one goroutine.
+type db struct {
+	pool    *pgxpool.Pool
+	actor   string
+	timeout time.Duration // for one transaction
+	buffer  copyBuffer
+	days    map[time.Time]bool      // that have a partition, as far as we know
+	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
+}
+
+func newDB(pool *pgxpool.Pool, actor string, timeout time.Duration) *db {
+	return &db{pool: pool, actor: actor, timeout: timeout, days: map[time.Time]bool{}, notYet: map[time.Time]time.Time{}}
+}
+
+// fenceSQL advances the offsets of a chunk's partitions, those that are as we
+// left them. A session that hangs in the middle (its network is gone) must not
+// hold the locks of these rows for longer than it may.
+const fenceSQL = `
+UPDATE stream_offsets o SET next_offset = u.next, updated_at = now()
+FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u (topic, partition, epoch, expected, next)
+WHERE o.topic = u.topic AND o.partition = u.partition AND o.epoch = u.epoch AND o.next_offset = u.expected
+RETURNING o.topic, o.partition`
+
+const sessionSQL = `SELECT set_config('idle_in_transaction_session_timeout', '30s', true), set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+
+// advance is how far a chunk brings each partition.
+func (c chunk) advance() map[*tenure]int64 {
+	to := map[*tenure]int64{}
+	for _, e := range c {
+		to[e.part] = max(to[e.part], e.offset+1)
+	}
+	return to
+}
+
+func queueFence(b *pgx.Batch, to map[*tenure]int64, ours map[string]bool) {
+	n := len(to)
+	topics, parts := make([]string, 0, n), make([]int32, 0, n)
+	epochs, expected, next := make([]int64, 0, n), make([]int64, 0, n), make([]int64, 0, n)
+	for t, upTo := range to {
+		topics, parts = append(topics, t.topic), append(parts, int32(t.partition))
+		epochs, expected, next = append(epochs, t.epoch), append(expected, t.next), append(next, upTo)
+	}
+	b.Queue(fenceSQL, topics, parts, epochs, expected, next).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			t := tenure{}
+			if err := rows.Scan(&t.topic, &t.partition); err != nil {
+				return err
+			}
+			ours[t.String()] = true
+		}
+		return rows.Err()
+	})
+}
+
+// apply records a chunk in one transaction. When it returns nil, everything is
+// committed; *errNotOurs: nothing is, and the offsets are not as we left them.
+// Any other error leaves the outcome open when it came from the commit.
+func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	if err != nil {
+		return w, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	defer rollback(ctx, tx)
+	to := c.advance()
+	w, err = d.write(ctx, tx, c.atoms(), to)
+	if err != nil {
+		return w, err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return w, fmt.Errorf("committing: %w", err)
+	}
+	for t, next := range to {
+		t.next = next
+	}
+	return w, nil
+}
+
+// probe tries to write atoms and takes it back; the error says whether Postgres
+// refuses them.
+func (d *db) probe(ctx context.Context, as []atom) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	if err != nil {
+		return fmt.Errorf("beginning a transaction: %w", err)
+	}
+	defer rollback(ctx, tx)
+	_, err = d.write(ctx, tx, as, nil)
+	return err
+}
+
+// rollback ends a transaction that was not committed. The time for it is not
+// the time of the caller, whose context may have ended.
+func rollback(ctx context.Context, tx pgx.Tx) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = tx.Rollback(ctx) // fails when the connection did, and is not needed after a commit
+}
+
+// write does the work of one transaction: fence and results, rows, then states
+// and whom to tell. That is three round trips, however much there is.
+func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int64) (w written, err error) {
+	var all []offered
+	for _, a := range as {
+		if a.index < 0 {
+			all = append(all, offered{a.entry, a.entry.result})
+		}
+	}
+	first, losers := firsts(all)
+
+	ours := make(map[string]bool, len(to))
+	taken := make(map[task.Key]*task.Result, len(first))
+	var b pgx.Batch
+	b.Queue(sessionSQL)
+	queueFence(&b, to, ours)
+	queueResults(&b, first, taken)
+	if err := flush(ctx, tx, &b, "advancing offsets and taking results"); err != nil {
+		return w, err
+	}
+	var gone []*tenure
+	for t := range to {
+		if !ours[t.String()] {
+			gone = append(gone, t)
+		}
+	}
+	if len(gone) > 0 {
+		return w, &errNotOurs{gone}
+	}
+	for _, o := range first {
+		if taken[o.r.Key()] == nil {
+			losers = append(losers, o)
+		}
+	}
+	if len(losers) > 0 {
+		if losers, err = duplicates(ctx, tx, losers, taken); err != nil {
+			return w, err
+		}
+	}
+	known := newStates(len(as) / 4)
+	if w, err = d.copyRows(ctx, tx, as, losers, known); err != nil {
+		return w, err
+	}
+	b = pgx.Batch{}
+	won := make([]*task.Result, 0, len(taken))
+	for _, o := range first {
+		if r := taken[o.r.Key()]; r != nil {
+			won = append(won, r)
+			known.add(stateOfResult(r))
+		}
+	}
+	known.queue(&b)
+	queueCallbacks(&b, won)
+	queueNotifications(&b, won)
+	w.results, w.duplicates = len(won), len(losers)
+	return w, flush(ctx, tx, &b, "writing states")
+}
+
+// copyRows writes the audit rows and gathers what they tell of states.
+func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states) (w written, err error) {
+	d.buffer.reset()
+	for _, a := range as {
+		if a.index < 0 {
+			continue
+		}
+		it := &a.entry.events[a.index]
+		d.buffer.row(&it.v, a.entry.part.topic, int32(a.entry.part.partition), a.entry.offset, it.index)
+		w.rows++
+		if !d.days[dayOf(it.v.Time)] {
+			w.inDefault++
+		}
+		if s, ok := stateOfEvent(&it.v); ok {
+			known.add(s)
+		}
+	}
+	for _, o := range duplicates {
+		e := duplicateEvent(o.r, d.actor, time.Now())
+		d.buffer.row(&e, o.entry.part.topic, int32(o.entry.part.partition), o.entry.offset, 0)
+		w.rows++
+	}
+	if w.rows == 0 {
+		return w, nil
+	}
+	if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(d.buffer.end()), copySQL); err != nil {
+		return w, fmt.Errorf("writing %d audit rows: %w", w.rows, err)
+	}
+	return w, nil
+}
+
+// refused reports whether Postgres refuses the content: trying again is of no
+// use. It is class 22 (data), 23 (constraints) and 54 (too large or complex).
+func refused(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || len(pg.Code) != 5 {
+		return false
+	}
+	switch pg.Code[:2] {
+	case "22", "23", "54":
+		return true
+	}
+	return false
+}
+
+// refusedAmong finds what Postgres refuses by halving: about 2 log₂ n tries for
+// one bad among n.
+func (d *db) refusedAmong(ctx context.Context, as []atom) (bad []atom, why []error, err error) {
+	if len(as) == 0 {
+		return nil, nil, nil
+	}
+	switch err := d.probe(ctx, as); {
+	case err == nil:
+		return nil, nil, nil
+	case !refused(err):
+		return nil, nil, err
+	case len(as) == 1:
+		return as, []error{err}, nil
+	}
+	half := len(as) / 2
+	for _, part := range [][]atom{as[:half], as[half:]} {
+		b, w, err := d.refusedAmong(ctx, part)
+		if err != nil {
+			return nil, nil, err
+		}
+		bad, why = append(bad, b...), append(why, w...)
+	}
+	return bad, why, nil
+}

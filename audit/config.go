@@ -1,0 +1,45 @@
+package audit
+
+import "time"
+
+// Config bounds the recorder and the queries. Zero fields stand for their
+// defaults.
+type Config struct {
+	Retention    time.Duration `yaml:"retention" default:"2160h" min:"24h" max:"876000h" doc:"How long audit rows are kept; older days are dropped."`
+	ChunkRows    int           `yaml:"chunk_rows" default:"20000" unit:"rows" min:"1" max:"1000000" doc:"Audit rows in one transaction at most."`
+	ChunkBytes   int64         `yaml:"chunk_bytes" default:"8MiB" unit:"bytes" min:"65536" max:"268435456" doc:"Bytes of the records of one transaction at most; a single larger record goes alone."`
+	FetchBytes   int64         `yaml:"fetch_bytes" default:"32MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes of records that were read and are not in Postgres yet, for each of the two topics."`
+	WriteTimeout time.Duration `yaml:"write_timeout" default:"1m" min:"1s" max:"1h" doc:"Time for one transaction; then it is tried again."`
+	Maintenance  time.Duration `yaml:"maintenance" default:"1h" min:"1s" max:"24h" doc:"How often partitions are made ahead and old ones dropped."`
+	DrainTimeout time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"Time to record what was read when the process stops."`
+	MaxWaiters   int           `yaml:"max_waiters" default:"20000" unit:"requests" min:"1" max:"1000000" doc:"How many requests may wait for the end of a task at the same time."`
+	Safety       time.Duration `yaml:"safety_check" default:"10s" min:"5s" max:"10m" doc:"How often waiting requests look by themselves, should a notification from Postgres have been lost."`
+}
+
+func orElse[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+func (c Config) withDefaults() Config {
+	orElse(&c.Retention, 90*24*time.Hour)
+	orElse(&c.ChunkRows, 20_000)
+	orElse(&c.ChunkBytes, 8<<20)
+	orElse(&c.FetchBytes, 32<<20)
+	orElse(&c.WriteTimeout, time.Minute)
+	orElse(&c.Maintenance, time.Hour)
+	orElse(&c.DrainTimeout, 15*time.Second)
+	orElse(&c.MaxWaiters, 20_000)
+	orElse(&c.Safety, 10*time.Second)
+	return c
+}
+
+// Channels of Postgres notifications.
+const (
+	// ResultsChannel tells of tasks that have ended; see notify.go for what it carries.
+	ResultsChannel = "batchyard_results"
+	// CallbacksChannel tells that callbacks are due.
+	CallbacksChannel = "batchyard_callbacks"
+)

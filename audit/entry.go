@@ -1,0 +1,215 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// record is what the writer needs to know of a stream record.
+type record interface {
+	Done()      // recorded, or it never will be
+	Lost() bool // its partition belongs to somebody else now
+}
+
+// entry is one record, decoded and checked: what is to be recorded of it, and
+// what of it goes to the dead letters.
+type entry struct {
+	rec    record
+	part   *tenure
+	offset int64
+	bytes  int64
+	at     time.Time // of the record in Kafka
+
+	events []item[task.Event]
+	result *task.Result
+	dead   []letter // not sent yet
+}
+
+// item is an event and its place in its record, which stays the same when
+// others of the record are taken out.
+type item[T any] struct {
+	index int32
+	v     T
+}
+
+// letter is what goes to the dead-letter topic: a whole record, or those events
+// of it that cannot be recorded.
+type letter struct {
+	entry  *entry
+	reason string // a short class
+	cause  error
+	events []task.Event // nil: the record as it came
+}
+
+func (e *entry) rows() int { return max(len(e.events), 1) }
+
+// Bounds of what a row holds, in characters. Longer text is cut: the event
+// happened, whatever somebody called himself.
+const (
+	maxShort   = 64
+	maxName    = 256
+	maxText    = 512
+	maxMessage = 4096
+	maxAttempt = 1_000_000
+)
+
+var (
+	earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// decodeEvents fills e from a record of the events topic. Events that cannot be
+// recorded become a dead letter of their own, so that replaying it does not
+// repeat the others.
+func (e *entry) decodeEvents(b []byte) {
+	events, err := task.DecodeFrame[task.Event](task.FrameEvents, b)
+	if err != nil {
+		e.dead = append(e.dead, letter{entry: e, reason: "undecodable", cause: err})
+		return
+	}
+	e.events = make([]item[task.Event], 0, len(events))
+	for i := range events {
+		original := events[i]
+		if err := cleanEvent(&events[i]); err != nil {
+			e.dead = append(e.dead, letter{entry: e, reason: "invalid", cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{original}})
+			continue
+		}
+		e.events = append(e.events, item[task.Event]{int32(i), events[i]})
+	}
+}
+
+// decodeResult fills e from a record of the results topic.
+func (e *entry) decodeResult(b []byte, contentType string) {
+	r, err := task.DecodeResult(b, contentType)
+	reason := "undecodable"
+	if err == nil {
+		reason = "invalid"
+		err = cleanResult(r)
+	}
+	if err != nil {
+		e.dead = append(e.dead, letter{entry: e, reason: reason, cause: err})
+		return
+	}
+	e.result = r
+}
+
+// cleanEvent makes the event fit into its row. An error means that it cannot be
+// recorded as what it says it is.
+func cleanEvent(e *task.Event) error {
+	if _, ok := e.Action.Info(); !ok {
+		return fmt.Errorf("%q is no action of this version of Batchyard", cut(string(e.Action), maxShort))
+	}
+	if err := checkKey(e.Tenant, e.TaskID); err != nil {
+		return err
+	}
+	if err := checkTime("time", e.Time); err != nil {
+		return err
+	}
+	if e.Attempt < 0 || e.Attempt > maxAttempt {
+		return fmt.Errorf("attempt %d is out of range", e.Attempt)
+	}
+	for _, f := range []struct {
+		s   *string
+		max int
+	}{
+		{&e.ActorID, maxName}, {&e.SourceAddr, maxName}, {&e.UserAgent, maxText}, {&e.ResourceType, maxShort},
+		{&e.ResourceID, maxText}, {&e.Job, maxName}, {&e.Batch, maxName}, {&e.Device, maxName},
+		{&e.TraceID, maxShort}, {&e.Model, maxName}, {&e.Endpoint, maxName}, {&e.CustomID, maxText},
+		{(*string)(&e.ErrorClass), maxShort}, {(*string)(&e.Outcome), maxShort},
+		{(*string)(&e.ActorType), maxShort}, {(*string)(&e.Priority), maxShort},
+	} {
+		*f.s = cut(*f.s, f.max)
+	}
+	if len(e.InputSHA256) != 32 {
+		e.InputSHA256 = nil
+	}
+	if len(e.OutputSHA256) != 32 {
+		e.OutputSHA256 = nil
+	}
+	e.Time = micro(e.Time)
+	e.SubmittedAt, e.Deadline = microOrNone(e.SubmittedAt), microOrNone(e.Deadline)
+	if len(e.Detail) > 0 && (len(e.Detail) > task.MaxDetail || e.Detail[0] != '{' || task.CheckJSON(e.Detail) != nil) {
+		e.Detail = fmt.Appendf(nil, `{"unreadable_bytes":%d}`, len(e.Detail))
+	}
+	return nil
+}
+
+// cleanResult makes the result fit into its row.
+func cleanResult(r *task.Result) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	if err := checkTime("finished_at", r.FinishedAt); err != nil {
+		return err
+	}
+	if n := r.Attempt(); n < 0 || n > maxAttempt {
+		return fmt.Errorf("attempt %d is out of range", n)
+	}
+	if r.Status < 0 || r.Status > math.MaxInt32 {
+		return fmt.Errorf("status %d is out of range", r.Status)
+	}
+	if r.Error != nil {
+		r.Error.Class = task.ErrorClass(cut(string(r.Error.Class), maxShort))
+		r.Error.Message = cut(r.Error.Message, maxMessage)
+	}
+	r.Priority = task.Priority(cut(string(r.Priority), maxShort))
+	r.FinishedAt = micro(r.FinishedAt)
+	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)
+	return nil
+}
+
+// checkKey refuses an identity that the tables cannot hold: it may not be cut,
+// because it would be another task's.
+func checkKey(tenant, id string) error {
+	for _, f := range [...]struct{ name, s string }{{"tenant", tenant}, {"task id", id}} {
+		if !utf8.ValidString(f.s) || strings.IndexByte(f.s, 0) >= 0 {
+			return fmt.Errorf("the %s is no text that Postgres can hold", f.name)
+		}
+		if len(f.s) > task.MaxIDLength && utf8.RuneCountInString(f.s) > task.MaxIDLength {
+			return fmt.Errorf("the %s is longer than %d characters", f.name, task.MaxIDLength)
+		}
+	}
+	if tenant == "" && id != "" {
+		return errors.New("the task has no tenant")
+	}
+	return nil
+}
+
+func checkTime(name string, t time.Time) error {
+	if t.Before(earliest) || t.After(latest) {
+		return fmt.Errorf("%s %s is out of range", name, t.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// micro is the time as Postgres will give it back.
+func micro(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+func microOrNone(t time.Time) time.Time {
+	if t.Before(earliest) || t.After(latest) {
+		return time.Time{}
+	}
+	return micro(t)
+}
+
+// cut makes s text that Postgres can hold, of at most n characters.
+func cut(s string, n int) string {
+	if len(s) <= n && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
+		return s
+	}
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	count := 0
+	for i := range s {
+		if count == n {
+			return s[:i]
+		}
+		count++
+	}
+	return s
+}

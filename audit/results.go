@@ -1,0 +1,219 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// CallbackID is the id of the callback that tells of a task's result: the same
+// whenever and by whomever it is made.
+func CallbackID(k task.Key) string {
+	h := k.Hash()
+	return "evt_" + hex.EncodeToString(h[:])
+}
+
+const insertResultsSQL = `
+INSERT INTO results (tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out,
+	device, model, requested_model, endpoint, priority, job, custom_id, labels, callback_url, trace_id,
+	submitted_at, assigned_at, started_at, finished_at)
+SELECT tenant, id, state, nullif(status, 0), nullif(output, '')::json, nullif(class, ''), nullif(message, ''), attempt,
+	nullif(attempts, '')::json, tokens_in, tokens_out, nullif(device, ''), nullif(model, ''), nullif(requested, ''),
+	nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(labels, '')::json,
+	nullif(callback, ''), nullif(trace, ''), submitted, assigned, started, finished
+FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::int[], $9::text[],
+	$10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
+	$19::text[], $20::text[], $21::text[], $22::timestamptz[], $23::timestamptz[], $24::timestamptz[], $25::timestamptz[])
+	AS u (tenant, id, state, status, output, class, message, attempt, attempts, tokens_in, tokens_out, device, model, requested,
+	endpoint, priority, job, custom, labels, callback, trace, submitted, assigned, started, finished)
+ON CONFLICT (tenant, task_id) DO NOTHING
+RETURNING tenant, task_id`
+
+const takenSQL = `
+SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
+FROM unnest($1::text[], $2::text[]) AS u (tenant, id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.id`
+
+const insertCallbacksSQL = `
+INSERT INTO callbacks (id, tenant, task_id, url)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+ON CONFLICT (id) DO NOTHING`
+
+// offered is a result as a chunk holds it.
+type offered struct {
+	entry *entry
+	r     *task.Result
+}
+
+// firsts keeps the first result of each task, in the order of the keys, and
+// returns the others apart.
+func firsts(all []offered) (first, rest []offered) {
+	seen := make(map[task.Key]bool, len(all))
+	for _, o := range all {
+		if k := o.r.Key(); !seen[k] {
+			seen[k] = true
+			first = append(first, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	slices.SortFunc(first, func(x, y offered) int {
+		return cmp.Or(cmp.Compare(x.r.Tenant, y.r.Tenant), cmp.Compare(x.r.TaskID, y.r.TaskID))
+	})
+	return first, rest
+}
+
+// queueResults adds the insert of results to a batch; taken hears of those that
+// were new.
+func queueResults(b *pgx.Batch, rs []offered, taken map[task.Key]*task.Result) {
+	if len(rs) == 0 {
+		return
+	}
+	n := len(rs)
+	texts := make([][]string, 17)
+	for i := range texts {
+		texts[i] = make([]string, n)
+	}
+	times := make([][]*time.Time, 4)
+	for i := range times {
+		times[i] = make([]*time.Time, n)
+	}
+	statuses, attempts := make([]int32, n), make([]int32, n)
+	in, out := make([]int64, n), make([]int64, n)
+	byKey := make(map[task.Key]*task.Result, n)
+	for i, o := range rs {
+		r := o.r
+		byKey[r.Key()] = r
+		var class, message, callback string
+		if r.Error != nil {
+			class, message = string(r.Error.Class), r.Error.Message
+		}
+		if r.Callback != nil {
+			callback = r.Callback.URL
+		}
+		for j, v := range [...]string{r.Tenant, r.TaskID, string(r.State), string(r.Output), class, message, asJSON(r.Attempts, len(r.Attempts)),
+			r.Device, r.Model, r.Requested, r.Endpoint, string(r.Priority), r.Job, r.CustomID, asJSON(r.Labels, len(r.Labels)), callback, r.TraceID} {
+			texts[j][i] = v
+		}
+		for j, v := range [...]*time.Time{&r.SubmittedAt, &r.AssignedAt, &r.StartedAt, &r.FinishedAt} {
+			times[j][i] = orNull(v)
+		}
+		statuses[i], attempts[i] = int32(r.Status), int32(r.Attempt())
+		in[i], out[i] = r.Usage.InputTokens, r.Usage.OutputTokens
+	}
+	b.Queue(insertResultsSQL, texts[0], texts[1], texts[2], statuses, texts[3], texts[4], texts[5], attempts, texts[6], in, out,
+		texts[7], texts[8], texts[9], texts[10], texts[11], texts[12], texts[13], texts[14], texts[15], texts[16],
+		times[0], times[1], times[2], times[3]).
+		Query(func(rows pgx.Rows) error {
+			for rows.Next() {
+				var k task.Key
+				if err := rows.Scan(&k.Tenant, &k.ID); err != nil {
+					return err
+				}
+				taken[k] = byKey[k]
+			}
+			return rows.Err()
+		})
+}
+
+// asJSON encodes attempts and labels; nothing for none.
+func asJSON(v any, n int) string {
+	if n == 0 {
+		return ""
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "" // a time beyond the year 9999 in an attempt; the rest of the result is worth more
+	}
+	return string(b)
+}
+
+// end is what tells one terminal result from another.
+type end struct {
+	state   string
+	attempt int32
+	at      time.Time
+}
+
+func endOf(r *task.Result) end { return end{string(r.State), int32(r.Attempt()), r.FinishedAt} }
+
+// duplicates returns those of the losing results that differ from the one that
+// was taken. The same result once more is nothing that happened: its writer
+// repeated a request to Kafka, or its record was read again.
+func duplicates(ctx context.Context, tx pgx.Tx, losers []offered, taken map[task.Key]*task.Result) ([]offered, error) {
+	ends := make(map[task.Key]end, len(losers))
+	var tenants, ids []string
+	for _, o := range losers {
+		k := o.r.Key()
+		if r, ok := taken[k]; ok {
+			ends[k] = endOf(r)
+		} else {
+			tenants, ids = append(tenants, k.Tenant), append(ids, k.ID)
+		}
+	}
+	if len(ids) > 0 {
+		rows, err := tx.Query(ctx, takenSQL, tenants, ids)
+		if err != nil {
+			return nil, fmt.Errorf("reading the results that were taken before: %w", err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var k task.Key
+			var e end
+			if err := rows.Scan(&k.Tenant, &k.ID, &e.state, &e.attempt, &e.at); err != nil {
+				return nil, fmt.Errorf("reading the results that were taken before: %w", err)
+			}
+			e.at = e.at.UTC()
+			ends[k] = e
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("reading the results that were taken before: %w", err)
+		}
+	}
+	var differ []offered
+	for _, o := range losers {
+		if have, mine := ends[o.r.Key()], endOf(o.r); have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
+			differ = append(differ, o)
+		}
+	}
+	return differ, nil
+}
+
+// duplicateEvent is the audit row of a result that was not taken.
+func duplicateEvent(r *task.Result, actor string, now time.Time) task.Event {
+	e := task.Event{
+		Time: micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
+		ActorType: task.ActorStage, ActorID: actor, ResourceType: "result", ResourceID: r.TaskID,
+		TaskID: r.TaskID, Job: r.Job, Device: r.Device, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model,
+		TokensIn: r.Usage.InputTokens, TokensOut: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
+	}
+	if r.Error != nil {
+		e.ErrorClass = r.Error.Class
+	}
+	e.Detail, _ = json.Marshal(map[string]any{"state": r.State, "finished_at": r.FinishedAt}) // neither can be refused
+	return e
+}
+
+// queueCallbacks adds the callbacks of the results that were taken and tells
+// whoever delivers them.
+func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
+	var ids, tenants, tasks, urls []string
+	for _, r := range taken {
+		if r.Callback != nil {
+			ids, tenants = append(ids, CallbackID(r.Key())), append(tenants, r.Tenant)
+			tasks, urls = append(tasks, r.TaskID), append(urls, r.Callback.URL)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	b.Queue(insertCallbacksSQL, ids, tenants, tasks, urls)
+	b.Queue("SELECT pg_notify($1, '')", CallbacksChannel)
+}

@@ -1,0 +1,245 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// The latest state of a task is what remains when everything known of it is
+// merged, and merging gives the same in any order and any grouping:
+//
+//	state, attempt, device, model, error   of the highest (sequence, time); a result is above all
+//	assigned_at, started_at                the latest
+//	submitted_at                           of the best source: acceptance, result, or the first event
+//	endpoint, priority, job, …             the first that is not empty
+//
+// So events and results may come interleaved in any way, late or early, and be
+// collapsed within a chunk: [merge] and upsertSQL say the same thing twice.
+
+// Sources of what a row of tasks begins with, the better ones higher.
+const (
+	fromEvent    = 0
+	fromResult   = 1
+	fromAccepted = 2
+)
+
+// state is what a chunk knows of one task.
+type state struct {
+	key      task.Key
+	state    task.State
+	seq      int32
+	attempt  int32
+	device   string
+	model    string
+	class    string
+	message  string
+	at       time.Time // of the state
+	finished time.Time
+
+	assigned, started time.Time
+
+	from      int16
+	submitted time.Time
+	deadline  time.Time
+	endpoint  string
+	priority  string
+	job       string
+	customID  string
+	traceID   string
+}
+
+// stateOfEvent says what an event tells of the state of its task; ok is false
+// when it tells nothing.
+func stateOfEvent(e *task.Event) (s state, ok bool) {
+	info, ok := e.Action.Info()
+	if !ok || info.State == "" || e.TaskID == "" {
+		return s, false
+	}
+	s = state{
+		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
+		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
+		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
+		job: e.Job, customID: e.CustomID, traceID: e.TraceID,
+	}
+	switch info.State {
+	case task.Assigned:
+		s.device, s.assigned = e.Device, e.Time
+	case task.Running:
+		s.device, s.started = e.Device, e.Time
+	}
+	if e.Action == task.TaskAccepted {
+		s.from = fromAccepted
+		if !e.SubmittedAt.IsZero() {
+			s.submitted = e.SubmittedAt
+		}
+	}
+	return s, true
+}
+
+// stateOfResult is the end of a task. Only the result that was taken has one.
+func stateOfResult(r *task.Result) state {
+	s := state{
+		key: r.Key(), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
+		device: r.Device, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
+		assigned: r.AssignedAt, started: r.StartedAt,
+		from: fromEvent, submitted: r.FinishedAt,
+		endpoint: r.Endpoint, priority: string(r.Priority), job: r.Job, customID: r.CustomID, traceID: r.TraceID,
+	}
+	if !r.SubmittedAt.IsZero() {
+		s.from, s.submitted = fromResult, r.SubmittedAt
+	}
+	if r.Error != nil {
+		s.class, s.message = string(r.Error.Class), r.Error.Message
+	}
+	return s
+}
+
+// merge adds to s what n knows; n was recorded later.
+func (s *state) merge(n *state) {
+	if n.seq > s.seq || n.seq == s.seq && n.at.After(s.at) {
+		s.state, s.seq, s.attempt, s.at, s.finished = n.state, n.seq, n.attempt, n.at, n.finished
+		s.device, s.model, s.class, s.message = n.device, n.model, n.class, n.message
+	}
+	s.assigned, s.started = later(s.assigned, n.assigned), later(s.started, n.started)
+	if n.from > s.from || n.from == fromEvent && s.from == fromEvent && n.submitted.Before(s.submitted) {
+		s.from, s.submitted = n.from, n.submitted
+	}
+	if s.deadline.IsZero() {
+		s.deadline = n.deadline
+	}
+	s.endpoint = cmp.Or(s.endpoint, n.endpoint)
+	s.priority = cmp.Or(s.priority, n.priority)
+	s.job = cmp.Or(s.job, n.job)
+	s.customID = cmp.Or(s.customID, n.customID)
+	s.traceID = cmp.Or(s.traceID, n.traceID)
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// upsertSQL merges the states of a chunk into the table; see [state.merge]. A
+// row that would stay as it is, is not written.
+const upsertSQL = `
+INSERT INTO tasks AS t (tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id)
+SELECT tenant, id, state, seq, attempt, nullif(device, ''), nullif(model, ''), nullif(class, ''), nullif(message, ''), at, finished,
+	assigned, started, known, submitted, deadline, nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(trace, '')
+FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
+	$10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::smallint[], $15::timestamptz[],
+	$16::timestamptz[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[])
+	AS u (tenant, id, state, seq, attempt, device, model, class, message, at, finished,
+	assigned, started, known, submitted, deadline, endpoint, priority, job, custom, trace)
+ON CONFLICT (tenant, id) DO UPDATE SET
+	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
+	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
+	device        = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.device ELSE t.device END,
+	model         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.model ELSE t.model END,
+	error_class   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_class ELSE t.error_class END,
+	error_message = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_message ELSE t.error_message END,
+	finished_at   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.finished_at ELSE t.finished_at END,
+	updated_at    = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.updated_at ELSE t.updated_at END,
+	seq           = greatest(t.seq, excluded.seq),
+	assigned_at   = greatest(t.assigned_at, excluded.assigned_at),
+	started_at    = greatest(t.started_at, excluded.started_at),
+	submitted_at  = CASE WHEN excluded.known_from > t.known_from THEN excluded.submitted_at
+	                     WHEN excluded.known_from = 0 AND t.known_from = 0 THEN least(t.submitted_at, excluded.submitted_at)
+	                     ELSE t.submitted_at END,
+	known_from    = greatest(t.known_from, excluded.known_from),
+	deadline      = coalesce(t.deadline, excluded.deadline),
+	endpoint      = coalesce(t.endpoint, excluded.endpoint),
+	priority      = coalesce(t.priority, excluded.priority),
+	job           = coalesce(t.job, excluded.job),
+	custom_id     = coalesce(t.custom_id, excluded.custom_id),
+	trace_id      = coalesce(t.trace_id, excluded.trace_id),
+	version       = t.version + 1
+WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
+	OR excluded.known_from > t.known_from
+	OR excluded.known_from = 0 AND t.known_from = 0 AND excluded.submitted_at < t.submitted_at
+	OR greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
+	OR greatest(t.started_at, excluded.started_at) IS DISTINCT FROM t.started_at
+	OR t.job IS NULL AND excluded.job IS NOT NULL
+	OR t.endpoint IS NULL AND excluded.endpoint IS NOT NULL
+	OR t.priority IS NULL AND excluded.priority IS NOT NULL
+	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
+	OR t.deadline IS NULL AND excluded.deadline IS NOT NULL
+	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL`
+
+// states collapses what a chunk tells to one state a task.
+type states struct {
+	byKey map[task.Key]*state
+	all   []*state
+}
+
+func newStates(n int) *states { return &states{byKey: make(map[task.Key]*state, n)} }
+
+func (s *states) add(n state) {
+	if have, ok := s.byKey[n.key]; ok {
+		have.merge(&n)
+		return
+	}
+	s.byKey[n.key] = &n
+	s.all = append(s.all, &n)
+}
+
+// queue adds the upsert to a batch. Rows go in the order of their keys, so that
+// two recorders that write the same tasks wait for each other and never in a circle.
+func (s *states) queue(b *pgx.Batch) {
+	if len(s.all) == 0 {
+		return
+	}
+	slices.SortFunc(s.all, func(x, y *state) int {
+		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
+	})
+	n := len(s.all)
+	texts := make([][]string, 12)
+	for i := range texts {
+		texts[i] = make([]string, n)
+	}
+	times := make([][]*time.Time, 6)
+	for i := range times {
+		times[i] = make([]*time.Time, n)
+	}
+	seqs, attempts, known := make([]int32, n), make([]int32, n), make([]int16, n)
+	for i, r := range s.all {
+		for j, v := range [...]string{r.key.Tenant, r.key.ID, string(r.state), r.device, r.model, r.class, r.message,
+			r.endpoint, r.priority, r.job, r.customID, r.traceID} {
+			texts[j][i] = v
+		}
+		for j, v := range [...]*time.Time{&r.at, &r.finished, &r.assigned, &r.started, &r.submitted, &r.deadline} {
+			times[j][i] = orNull(v)
+		}
+		seqs[i], attempts[i], known[i] = r.seq, r.attempt, r.from
+	}
+	b.Queue(upsertSQL, texts[0], texts[1], texts[2], seqs, attempts, texts[3], texts[4], texts[5], texts[6],
+		times[0], times[1], times[2], times[3], known, times[4], times[5], texts[7], texts[8], texts[9], texts[10], texts[11])
+}
+
+// orNull is nil for the zero time, which Postgres gets as NULL.
+func orNull(t *time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return t
+}
+
+// flush sends a batch within the transaction and returns the first error.
+func flush(ctx context.Context, tx pgx.Tx, b *pgx.Batch, doing string) error {
+	if b.Len() == 0 {
+		return nil
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}

@@ -1,0 +1,354 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func TestATaskFromBeginningToEnd(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	s := newStory("t1")
+	s.task.Callback = &task.Callback{URL: "https://example.com/hook"}
+	s.task.Labels = map[string]string{"team": "blue"}
+	accepted, queued := s.accepted(), s.event(task.TaskQueued, 0, "")
+	assigned, started := s.event(task.TaskAssigned, 1, "d1"), s.event(task.AttemptStarted, 1, "d1")
+	started.Duration, started.TokensIn, started.Detail = 1500*time.Microsecond, 7, []byte(`{"why":"earliest finish"}`)
+
+	r.record(events.events(t, accepted, queued))
+	require.Equal(t, "PENDING", one[string](t, r.pool, "SELECT state FROM tasks WHERE tenant = 'acme' AND id = 't1'"))
+	r.record(events.events(t, assigned))
+	require.Equal(t, "ASSIGNED d1", one[string](t, r.pool, "SELECT state || ' ' || device FROM tasks"))
+	r.record(events.events(t, started))
+	res := s.result(task.Success, "d1")
+	r.record(results.result(t, res))
+
+	row := struct {
+		State, Device, Model, Endpoint, Priority, Job, Custom string
+		Attempt                                               int
+		Submitted, Assigned, Started, Finished, Deadline      time.Time
+	}{}
+	require.NoError(t, r.pool.QueryRow(t.Context(), `SELECT state, device, model, endpoint, priority, job, custom_id, attempt,
+		submitted_at, assigned_at, started_at, finished_at, deadline FROM tasks`).Scan(&row.State, &row.Device, &row.Model, &row.Endpoint,
+		&row.Priority, &row.Job, &row.Custom, &row.Attempt, &row.Submitted, &row.Assigned, &row.Started, &row.Finished, &row.Deadline))
+	require.Equal(t, []any{"SUCCESS", "d1", "m", task.EndpointChat, "normal", "job-1", "line-t1", 1},
+		[]any{row.State, row.Device, row.Model, row.Endpoint, row.Priority, row.Job, row.Custom, row.Attempt})
+	for what, at := range map[string][2]time.Time{
+		"submitted": {s.task.SubmittedAt, row.Submitted}, "assigned": {assigned.Time, row.Assigned}, "started": {started.Time, row.Started},
+		"finished": {res.FinishedAt, row.Finished}, "deadline": {s.task.Deadline, row.Deadline}} {
+		require.True(t, at[0].Equal(at[1]), "%s: %v and %v", what, at[0], at[1])
+	}
+	require.Equal(t, `{"answer":42}`, one[string](t, r.pool, "SELECT output::text FROM results"))
+	require.Equal(t, "blue", one[string](t, r.pool, "SELECT labels->>'team' FROM results"))
+	require.Equal(t, CallbackID(s.task.Key()), one[string](t, r.pool, "SELECT id FROM callbacks WHERE state = 'DUE' AND next_at <= now()"))
+
+	require.Equal(t, 4, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
+	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
+	require.Equal(t, "acme 203.0.113.7:4711 test", one[string](t, r.pool, "SELECT actor_id || ' ' || source_addr || ' ' || user_agent FROM audit_log WHERE action = 'task.accepted'"))
+	require.Equal(t, "1.5 7 1 earliest finish", one[string](t, r.pool, "SELECT duration_ms || ' ' || tokens_in || ' ' || attempt || ' ' || (detail->>'why') FROM audit_log WHERE action = 'attempt.started'"))
+	require.Equal(t, int64(2), one[int64](t, r.pool, "SELECT octet_length(input_sha256) / 16 FROM audit_log WHERE action = 'task.accepted'"))
+	require.Equal(t, int64(3), one[int64](t, r.pool, "SELECT next_offset FROM stream_offsets WHERE topic = 'events'"))
+}
+
+func TestTheFirstResultIsTaken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	results := r.own("results", 3)
+	s := newStory("t1")
+	first, second := s.result(task.Success, "d1"), s.result(task.Failed, "d1", "d2")
+	second.Callback = &task.Callback{URL: "https://example.com/late"}
+	r.record(results.result(t, first), results.result(t, second), results.result(t, first)) // in one chunk
+	third := s.result(task.Expired)
+	r.record(results.result(t, third), results.result(t, first)) // and later
+
+	require.Equal(t, "SUCCESS", one[string](t, r.pool, "SELECT state FROM results"))
+	require.Equal(t, "SUCCESS d1", one[string](t, r.pool, "SELECT state || ' ' || device FROM tasks"))
+	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM callbacks"))
+	rows, err := r.pool.Query(t.Context(), "SELECT src_offset || ' ' || (detail->>'state') || ' ' || src_topic || ' ' || actor_id FROM audit_log WHERE action = 'result.duplicate' ORDER BY 1")
+	require.NoError(t, err)
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	require.Equal(t, []string{"1 FAILED results audit@test-1", "3 EXPIRED results audit@test-1"}, got, "the same result once more is no event")
+}
+
+func TestATwinThatWasReplacedCannotWrite(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	old, young := newRig(t, pool), newRig(t, pool)
+	s := newStory("t1")
+	before := old.own("events", 0)
+	held := before.events(t, s.accepted())
+	alone := old.own("events", 1) // a partition that the old one keeps
+	kept := alone.events(t, s.event(task.TaskQueued, 0, ""))
+
+	after := young.own("events", 0)
+	again := *held
+	again.part, again.rec = after, &fakeRecord{}
+	young.record(&again)
+
+	// The old one wakes up and has not heard that the partition is lost.
+	old.record(held, kept)
+	require.Equal(t, 2, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+	require.Equal(t, 2, one[int](t, pool, "SELECT count(DISTINCT (src_partition, src_offset, src_index)) FROM audit_log"))
+	require.True(t, kept.rec.(*fakeRecord).isDone())
+
+	// Both go on, believing that the partition is theirs: still once.
+	for i := range 10 {
+		e := s.event(task.TaskQueued, 0, "")
+		mine := before.events(t, e)
+		theirs := *mine
+		theirs.part, theirs.rec = after, &fakeRecord{}
+		if i%2 == 0 {
+			old.record(mine)
+			young.record(&theirs)
+		} else {
+			young.record(&theirs)
+			old.record(mine)
+		}
+	}
+	require.Equal(t, 12, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+
+	// When it has heard, it lets go.
+	lost := before.events(t, s.event(task.TaskQueued, 0, ""))
+	lost.rec.(*fakeRecord).lost = true
+	old.record(lost)
+	require.Equal(t, 12, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+}
+
+func TestACommitWhoseAnswerWasLostIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	e := events.events(t, newStory("t1").accepted())
+	next, epoch := events.next, events.epoch
+	_, err := r.w.db.apply(t.Context(), chunk{e})
+	require.NoError(t, err)
+	events.next, events.epoch = next, epoch // as if the answer had not come
+	r.record(e)
+	require.Equal(t, 1, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
+	require.Equal(t, int64(1), events.next)
+	require.True(t, e.rec.(*fakeRecord).isDone())
+}
+
+func TestForgottenOffsetsAreAnError(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	s := newStory("t1")
+	r.record(events.events(t, s.accepted()), events.events(t, s.event(task.TaskQueued, 0, "")))
+	_, err := r.pool.Exec(t.Context(), "UPDATE stream_offsets SET next_offset = 1")
+	require.NoError(t, err)
+	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.event(task.TaskQueued, 0, ""))}), errBehind)
+	_, err = r.pool.Exec(t.Context(), "TRUNCATE stream_offsets")
+	require.NoError(t, err)
+	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.event(task.TaskQueued, 0, ""))}), errBehind)
+}
+
+func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	var c chunk
+	for i := range 20 {
+		s := newStory(fmt.Sprintf("t%d", i))
+		c = append(c, events.events(t, s.accepted(), s.event(task.TaskQueued, 0, "")), results.result(t, s.result(task.Success, "d1")))
+	}
+	// An action that is not in the list, among good ones; a broken frame; a broken result.
+	s := newStory("mixed")
+	strange := s.event("task.teleported", 0, "")
+	mixed := events.events(t, s.accepted(), strange, s.event(task.TaskQueued, 0, ""))
+	broken := &entry{rec: &fakeRecord{}, part: events, offset: events.take(), bytes: 3}
+	broken.decodeEvents([]byte{0xdd, 0xff, 0xff, 0xff, 0xff})
+	notJSON := &entry{rec: &fakeRecord{}, part: results, offset: results.take(), bytes: 3}
+	notJSON.decodeResult([]byte(`{"task_id":`), "")
+	c = append(c, mixed, broken, notJSON)
+	// What only Postgres refuses: break the cleaning of one event and one result.
+	nul := events.events(t, newStory("nul").accepted(), newStory("good").accepted())
+	nul.events[0].v.ActorID = "a\x00b"
+	bad := results.result(t, newStory("bad").result(task.Success, "d1"))
+	bad.result.Output = task.Input(`{"unfinished":`)
+	c = append(c, nul, bad)
+	r.record(c...)
+
+	require.Equal(t, 20*2+2+1, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
+	require.Equal(t, 20, one[int](t, r.pool, "SELECT count(*) FROM results"))
+	require.Equal(t, int32(2), one[int32](t, r.pool, "SELECT max(src_index) FROM audit_log"), "places stay when others are taken out")
+	require.Len(t, r.sent, 5)
+	reasons := map[string]int{}
+	for _, l := range r.sent {
+		reasons[l.reason]++
+		require.Error(t, l.cause)
+	}
+	require.Equal(t, map[string]int{"invalid": 1, "undecodable": 2, "refused": 2}, reasons)
+	for _, e := range c {
+		require.True(t, e.rec.(*fakeRecord).isDone())
+	}
+	require.Equal(t, events.read, one[int64](t, r.pool, "SELECT next_offset FROM stream_offsets WHERE topic = 'events'"))
+}
+
+func TestStrangeTextIsCleaned(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	e := newStory("t1").event(task.TaskRefused, 0, "d\x00\xff")
+	e.UserAgent, e.Detail = string(make([]byte, 5000)), []byte(`{"broken`)
+	e.InputSHA256 = make([]byte, 5000)
+	r.record(events.events(t, e))
+	require.Equal(t, "d\uFFFD\uFFFD 512 8", one[string](t, r.pool, "SELECT device_id || ' ' || length(user_agent) || ' ' || (detail->>'unreadable_bytes') FROM audit_log"))
+
+	long := newStory("t2").event(task.TaskQueued, 0, "")
+	long.TaskID = string(make([]rune, task.MaxIDLength+1))
+	none := newStory("t3").event(task.TaskQueued, 0, "")
+	none.Time = time.Time{}
+	far := newStory("t4").event(task.TaskAssigned, 1<<40, "d1")
+	require.Len(t, events.events(t, long, none, far).dead, 3)
+}
+
+func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	at := func(d time.Duration) task.Event {
+		e := newStory("t1").event(task.TaskRefused, 0, "")
+		e.Time = time.Now().Add(d)
+		return e
+	}
+	r.record(events.events(t, at(0), at(-40*day), at(-400*day), at(400*day)))
+	require.Equal(t, 2, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
+	parts := one[int](t, r.pool, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass")
+	require.Equal(t, 3, parts, "the default one, today, and 40 days ago")
+
+	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m))
+	rows, err := r.pool.Query(t.Context(), partitionsSQL)
+	require.NoError(t, err)
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	today := dayOf(time.Now())
+	for i := range daysAhead + 1 {
+		require.Contains(t, names, today.Add(time.Duration(i)*day).Format("audit_log_20060102"))
+	}
+	require.NotContains(t, names, today.Add(-40*day).Format("audit_log_20060102"))
+	require.Equal(t, 1, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"), "the one from the future stays")
+	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m))
+}
+
+func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	r := newRig(t, pool)
+	events := r.own("events", 0)
+	_, err := pool.Exec(t.Context(), "ALTER TABLE audit_log RENAME TO audit_log_away")
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	e := events.events(t, newStory("t1").accepted())
+	go func() { done <- r.w.record(context.WithoutCancel(t.Context()), chunk{e}) }()
+	require.Eventually(t, func() bool {
+		r.w.health.mu.Lock()
+		defer r.w.health.mu.Unlock()
+		return r.w.health.bad
+	}, 30*time.Second, 5*time.Millisecond)
+	require.False(t, e.rec.(*fakeRecord).isDone())
+	_, err = pool.Exec(t.Context(), "ALTER TABLE audit_log_away RENAME TO audit_log")
+	require.NoError(t, err)
+	require.NoError(t, <-done)
+	require.False(t, r.w.health.bad)
+	require.Equal(t, 1, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+}
+
+func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
+	t.Parallel()
+	q := newQueue(10, 1000)
+	put := make(chan int, 100)
+	go func() {
+		for i := range 50 {
+			q.put(context.Background(), &entry{offset: int64(i), bytes: 1})
+			put <- i
+		}
+		close(put)
+	}()
+	for range 10 {
+		<-put
+	}
+	var got []int64
+	for len(got) < 50 {
+		q.mu.Lock()
+		require.LessOrEqual(t, q.rows, 10)
+		q.mu.Unlock()
+		for _, e := range q.take(t.Context(), 3, 1000) {
+			got = append(got, e.offset)
+		}
+	}
+	for i, o := range got {
+		require.Equal(t, int64(i), o)
+	}
+	// A single record larger than everything passes; a full queue lets go when its time ends.
+	q.put(t.Context(), &entry{bytes: 5000})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	q.put(ended, &entry{bytes: 1})
+	require.Len(t, q.take(t.Context(), 1, 1), 1)
+	require.Len(t, q.take(t.Context(), 1, 1), 1)
+	require.Nil(t, q.take(ended, 1, 1))
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	s := newStory("t1")
+	b, err := task.EncodeFrame(task.FrameEvents, []task.Event{s.accepted(), s.event(task.TaskAssigned, 1, "d1")})
+	require.NoError(f, err)
+	f.Add(b)
+	j, err := json.Marshal(s.result(task.Failed, "d1"))
+	require.NoError(f, err)
+	f.Add(j)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e := &entry{}
+		e.decodeEvents(b)
+		var c copyBuffer
+		c.reset()
+		for i := range e.events {
+			c.row(&e.events[i].v, "events", 0, 0, e.events[i].index)
+			stateOfEvent(&e.events[i].v)
+		}
+		e = &entry{}
+		e.decodeResult(b, "")
+		if e.result != nil {
+			stateOfResult(e.result)
+		}
+	})
+}
+
+func TestNotificationsCarryEveryTask(t *testing.T) {
+	t.Parallel()
+	var taken []*task.Result
+	want := map[shortHash]bool{}
+	for i := range 2*perNotification + 1 {
+		r := newStory(fmt.Sprint(i)).result(task.Success, "d1")
+		taken = append(taken, r)
+		want[hashOf(r.Key())] = true
+	}
+	var b pgx.Batch
+	queueNotifications(&b, taken)
+	require.Equal(t, 3, b.Len())
+	for _, q := range b.QueuedQueries {
+		text := q.Arguments[1].(string)
+		require.Less(t, len(text), 8000)
+		hashes, ok := readNotification(text)
+		require.True(t, ok)
+		for _, h := range hashes {
+			delete(want, h)
+		}
+	}
+	require.Empty(t, want)
+	for _, text := range []string{"", "?", "AAAA"} {
+		_, ok := readNotification(text)
+		require.False(t, ok, text)
+	}
+}

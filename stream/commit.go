@@ -14,6 +14,7 @@ import (
 func (c *consumer) commitAll(ctx context.Context, s *session) outcome {
 	ticker := time.NewTicker(c.l.cfg.CommitInterval)
 	defer ticker.Stop()
+	var again time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -21,12 +22,23 @@ func (c *consumer) commitAll(ctx context.Context, s *session) outcome {
 		case <-ticker.C:
 		}
 		c.lookAfter()
+		if !again.IsZero() && time.Now().After(again) {
+			again = time.Time{}
+			for _, p := range c.partitions() {
+				p.recommit()
+			}
+		}
 		err := c.commit(ctx, s)
 		if o := outcomeOf(err); o != nothingNew {
 			return o
 		}
 		if ctx.Err() != nil {
 			return ended
+		}
+		if err != nil {
+			// A commit that nobody answered may still arrive, after later ones. Once it
+			// has had time to, what holds is said again.
+			again = time.Now().Add(2 * c.l.cfg.RequestTimeout)
 		}
 		c.report("commit", err)
 	}

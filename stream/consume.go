@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -58,15 +59,16 @@ type consumer struct {
 	handle func(context.Context, []*Record)
 	budget *budget
 
-	member     string     // only the goroutine of Consume uses it
-	committing sync.Mutex // one commit at a time, so that they arrive in order
-	idle       chan struct{}
-	active     atomic.Int64 // handlers that run
-	wg         sync.WaitGroup
+	member      string     // only the goroutine of Consume uses it
+	coordinator net.Addr   // only heartbeats use it; nil: to be looked up
+	committing  sync.Mutex // one commit at a time, so that they arrive in order
+	idle        chan struct{}
+	active      atomic.Int64 // handlers that run
+	wg          sync.WaitGroup
 
 	mu      sync.Mutex
 	parts   map[int]*partition
-	trouble map[string]bool // what does not work at present, so that it is logged once
+	trouble map[string]struct{} // what does not work at present, so that it is logged once
 }
 
 // Consume joins the group and calls handle with consecutive records of one
@@ -94,7 +96,7 @@ func (l *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx c
 		budget:  newBudget(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
-		trouble: map[string]bool{},
+		trouble: map[string]struct{}{},
 	}
 	return c.run(ctx, ready)
 }
@@ -324,20 +326,26 @@ func (c *consumer) drain(ctx, life context.Context) {
 	}
 }
 
-// report logs when something stops working and when it works again.
+// report notes that something does not work or works again, and logs the first
+// trouble and the end of all.
 func (c *consumer) report(what string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if (err != nil) == c.trouble[what] {
-		return
-	}
-	c.trouble[what] = err != nil
-	bad := 0.0
+	before := len(c.trouble)
 	if err != nil {
-		bad = 1
-		c.log.Warn("Kafka does not answer as it should; trying again until it does", "what", what, "error", err)
+		c.trouble[what] = struct{}{}
 	} else {
-		c.log.Info("Kafka answers again", "what", what)
+		delete(c.trouble, what)
 	}
-	c.m.BrokerUnreachable.WithLabelValues("consume").Set(bad)
+	gauge := c.m.BrokerUnreachable.WithLabelValues("consume")
+	switch after := len(c.trouble); {
+	case before == 0 && after > 0:
+		gauge.Set(1)
+		c.log.Warn("Kafka does not answer as it should; trying again until it does", "what", what, "error", err)
+	case before > 0 && after == 0:
+		gauge.Set(0)
+		c.log.Info("Kafka answers again")
+	case err != nil:
+		c.log.Debug("Kafka does not answer as it should", "what", what, "error", err)
+	}
 }

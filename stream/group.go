@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/heartbeat"
 )
 
 const (
@@ -226,16 +229,50 @@ func (c *consumer) heartbeat(ctx context.Context, s *session) outcome {
 	}
 }
 
+// beat sends one heartbeat. The client's own Heartbeat is of no use: it asks any
+// broker instead of the group's coordinator, and it reads the answer's fields
+// in the wrong order, so that it never sees an error.
 func (c *consumer) beat(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, min(c.l.cfg.RequestTimeout, c.l.cfg.SessionTimeout))
 	defer cancel()
-	res, err := c.l.client.Heartbeat(ctx, &kafka.HeartbeatRequest{
+	if c.coordinator == nil {
+		addr, err := c.findCoordinator(ctx)
+		if err != nil {
+			return err
+		}
+		c.coordinator = addr
+	}
+	res, err := c.l.transport.RoundTrip(ctx, c.coordinator, &heartbeat.Request{
 		GroupID: c.group, GenerationID: int32(s.generation), MemberID: s.member,
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = heartbeatError(res.(*heartbeat.Response))
 	}
-	return res.Error
+	if err != nil && outcomeOf(err) == nothingNew {
+		c.coordinator = nil // perhaps another broker is it now
+	}
+	return err
+}
+
+// heartbeatError finds the error in an answer that was decoded as if the error
+// (2 bytes) came before the throttle time (4 bytes), while it comes after.
+func heartbeatError(r *heartbeat.Response) error {
+	if code := int16(r.ThrottleTimeMs & 0xffff); code != 0 {
+		return kafka.Error(code)
+	}
+	return nil
+}
+
+// findCoordinator asks which broker looks after the group.
+func (c *consumer) findCoordinator(ctx context.Context) (net.Addr, error) {
+	res, err := c.l.client.FindCoordinator(ctx, &kafka.FindCoordinatorRequest{Key: c.group, KeyType: kafka.CoordinatorKeyTypeConsumer})
+	if err == nil {
+		err = res.Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for the coordinator of group %s: %w", c.group, err)
+	}
+	return kafka.TCP(net.JoinHostPort(res.Coordinator.Host, strconv.Itoa(res.Coordinator.Port))), nil
 }
 
 // leave tells the group that we go, so that others need not wait for the

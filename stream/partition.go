@@ -212,6 +212,13 @@ func (p *partition) spans() []span {
 	return spans
 }
 
+// recommit has the next commit say where the partition stands, also if nothing moved.
+func (p *partition) recommit() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dirty = p.dirty || p.committed >= 0
+}
+
 // settled notes the outcome of a commit.
 func (p *partition) settled(o offer, ok bool) {
 	p.mu.Lock()

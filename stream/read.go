@@ -2,6 +2,7 @@ package stream
 
 import (
 	"errors"
+	"strconv"
 
 	"github.com/segmentio/kafka-go"
 )
@@ -15,6 +16,8 @@ type delivery struct {
 // run reads the partition until it is lost or nothing new is to be begun.
 func (p *partition) run() {
 	defer p.cancel()
+	what := "fetch " + strconv.Itoa(p.id)
+	defer p.c.report(what, nil)
 	from, ok := p.locate()
 	if !ok {
 		return
@@ -33,7 +36,7 @@ func (p *partition) run() {
 		if errors.Is(err, kafka.OffsetOutOfRange) {
 			from, err = p.relocate(from)
 		}
-		p.c.report("fetch", err)
+		p.c.report(what, err)
 		if err != nil {
 			p.c.m.FetchErrors.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
 			p.c.l.layout.kick()
@@ -58,6 +61,8 @@ func (p *partition) run() {
 
 // locate finds out where to begin, however long that takes.
 func (p *partition) locate() (int64, bool) {
+	what := "position " + strconv.Itoa(p.id)
+	defer p.c.report(what, nil)
 	for failures := 0; p.ctx.Err() == nil; failures++ {
 		next, spans, err := p.c.position(p.ctx, p.id)
 		if err == nil && next < 0 {
@@ -66,7 +71,7 @@ func (p *partition) locate() (int64, bool) {
 		if p.ctx.Err() != nil {
 			break
 		}
-		p.c.report("position", err)
+		p.c.report(what, err)
 		if err == nil {
 			p.begin(next, spans)
 			return p.after(next), true

@@ -1,0 +1,583 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/embedded"
+)
+
+// finisher finishes records in random order, in a goroutine of its own.
+type finisher struct {
+	in chan *Record
+	wg sync.WaitGroup
+}
+
+func newFinisher() *finisher {
+	f := &finisher{in: make(chan *Record, 256)}
+	f.wg.Go(func() {
+		var held []*Record
+		finish := func() {
+			i := rand.IntN(len(held))
+			held[i].Done()
+			held[i] = held[len(held)-1]
+			held = held[:len(held)-1]
+		}
+		for {
+			if len(held) == 0 {
+				r, ok := <-f.in
+				if !ok {
+					return
+				}
+				held = append(held, r)
+				continue
+			}
+			select {
+			case r, ok := <-f.in:
+				if !ok {
+					for len(held) > 0 {
+						finish()
+					}
+					return
+				}
+				held = append(held, r)
+				if len(held) > 200 {
+					finish()
+				}
+			default:
+				finish()
+			}
+		}
+	})
+	return f
+}
+
+func (f *finisher) close() {
+	close(f.in)
+	f.wg.Wait()
+}
+
+func committedOffsets(t testing.TB, l *Log, group, topic string, n int) map[int]int64 {
+	out := map[int]int64{}
+	for id := range n {
+		offset, _, err := l.committed(until(t), l.GroupID(group, topic), topic, id)
+		require.NoError(t, err)
+		out[id] = offset
+	}
+	return out
+}
+
+// watchCommits reads the committed offsets again and again until stop is
+// called, which fails when one went backwards.
+func watchCommits(t testing.TB, l *Log, group, topic string, n int) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		last := map[int]int64{}
+		for ctx.Err() == nil {
+			for id := range n {
+				offset, _, err := l.committed(ctx, l.GroupID(group, topic), topic, id)
+				if err != nil || offset < 0 {
+					continue
+				}
+				if offset < last[id] {
+					done <- errors.New("partition " + strconv.Itoa(id) + ": committed " + strconv.FormatInt(offset, 10) + " after " + strconv.FormatInt(last[id], 10))
+					return
+				}
+				last[id] = offset
+			}
+		}
+		done <- nil
+	}()
+	return func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+}
+
+func TestRestartSkipsWhatWasFinished(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	const n = 400
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, n, n)...))
+	var mu sync.Mutex
+	finished, unfinished := map[string]bool{}, map[string]bool{}
+	got := newSeen(n)
+	cfg := ConsumerConfig{Group: "g", Topic: TasksNormal, DrainTimeout: time.Millisecond}
+	r := consume(t, l, cfg, func(_ context.Context, recs []*Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, rec := range recs {
+			v := string(rec.Value)
+			if rec.Offset%5 == 2 {
+				unfinished[v] = true
+			} else {
+				finished[v] = true
+				rec.Done()
+			}
+			got.add(v)
+		}
+	})
+	receive(t, got.all, "all records")
+	r.finish(t)
+	// Two above the start of each partition: the offset, all else is in the metadata.
+	for id, offset := range committedOffsets(t, l, "g", TasksNormal, 4) {
+		require.Equal(t, int64(2), offset, "partition %d", id)
+	}
+	for round := range 2 { // what was not even fetched the first time is not forgotten, either
+		again := newSeen(len(unfinished))
+		r = consume(t, l, cfg, func(_ context.Context, recs []*Record) {
+			for _, rec := range recs {
+				again.add(string(rec.Value))
+				if round == 1 {
+					rec.Done()
+				}
+			}
+		})
+		receive(t, again.all, "the unfinished records")
+		r.finish(t)
+		for v := range again.count {
+			require.True(t, unfinished[v], "%s was finished and came again", v)
+		}
+	}
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+func TestMembersComeAndGoUnderLoad(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.Partitions = 6
+	cfg.SessionTimeout = shortSession()
+	l := open(t, cfg)
+	const n = 12000
+	stopWatching := watchCommits(t, l, "g", TasksNormal, 6)
+	got := newSeen(n)
+	marks := map[int]chan struct{}{}
+	for i := 1; i < 6; i++ {
+		marks[i*n/6] = make(chan struct{})
+	}
+	var seenMu sync.Mutex
+	high := 0
+	var repeated atomic.Int64
+	type member struct {
+		l *Log
+		f *finisher
+		r *running
+	}
+	start := func() *member {
+		m := &member{l: open(t, cfg), f: newFinisher()}
+		m.r = consume(t, m.l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 600}, func(ctx context.Context, recs []*Record) {
+			for _, rec := range recs {
+				got.mu.Lock()
+				if got.count[string(rec.Value)] > 0 {
+					repeated.Add(1)
+				}
+				got.mu.Unlock()
+				got.add(string(rec.Value))
+				seenMu.Lock()
+				if high++; marks[high] != nil {
+					close(marks[high])
+				}
+				seenMu.Unlock()
+				m.f.in <- rec
+			}
+		})
+		return m
+	}
+	a := start()
+	written := make(chan error, 1)
+	go func() {
+		for i := 0; i < n; i += 20 {
+			if err := l.Produce(context.Background(), numbered(TasksNormal, i, 20, 1000)...); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	receive(t, marks[n/6], "the first sixth")
+	b := start()
+	receive(t, marks[2*n/6], "the second sixth")
+	c := start()
+	receive(t, marks[3*n/6], "half")
+	a.r.finish(t)
+	receive(t, marks[4*n/6], "two thirds")
+	b.l.conns.closeAll() // killed: it says nothing more to anybody
+	receive(t, marks[5*n/6], "five sixths")
+	d := start()
+	require.NoError(t, receive(t, written, "the writer"))
+	receive(t, got.all, "all records")
+	c.r.finish(t)
+	d.r.finish(t)
+	b.r.stop()
+	receive(t, b.r.done, "the end of the killed member")
+	for _, m := range []*member{a, b, c, d} {
+		m.f.close()
+	}
+	stopWatching()
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+	t.Logf("%d of %d came again", repeated.Load(), n)
+}
+
+// A partition that stays with its member goes on: its records in flight are
+// not lost, and nothing of it comes again.
+func TestNewcomersDisturbOnlyWhatTheyTake(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	l := open(t, cfg)
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 200, 200)...))
+	var mu sync.Mutex
+	held := map[string]*Record{}
+	first := newSeen(200)
+	lost := make(chan int, 8)
+	a := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, OnLost: func(p int) { lost <- p }}, func(_ context.Context, recs []*Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, rec := range recs {
+			held[string(rec.Value)] = rec
+			first.add(string(rec.Value))
+		}
+	})
+	receive(t, first.all, "all records")
+	second := newSeen(-1)
+	l2 := open(t, cfg)
+	b := consume(t, l2, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+		for _, rec := range recs {
+			second.add(string(rec.Value))
+			rec.Done()
+		}
+	})
+	moved := map[int]bool{receive(t, lost, "a lost partition"): true, receive(t, lost, "a lost partition"): true}
+	require.Len(t, moved, 2)
+	mu.Lock()
+	for v, rec := range held {
+		require.Equal(t, moved[rec.Partition], rec.Lost(), v)
+		rec.Done()
+	}
+	require.Len(t, first.count, 200)
+	for v, times := range first.count {
+		require.Equal(t, 1, times, v)
+	}
+	mu.Unlock()
+	// The newcomer gets all of what moved, and nothing else.
+	require.Eventually(t, func() bool {
+		lag, err := l.Lag(context.Background(), "g", TasksNormal)
+		return err == nil && lag == 0
+	}, wait, 20*time.Millisecond)
+	for v, rec := range held {
+		second.mu.Lock()
+		require.Equal(t, moved[rec.Partition], second.count[v] == 1, v)
+		second.mu.Unlock()
+	}
+	a.finish(t)
+	b.finish(t)
+}
+
+// shortSession is as short as the brokers under test allow.
+func shortSession() time.Duration {
+	if os.Getenv("BATCHYARD_TEST_SERVICES") == "real" {
+		return 6 * time.Second
+	}
+	return 1500 * time.Millisecond
+}
+
+func TestBrokerRestartInTheMiddle(t *testing.T) {
+	t.Parallel()
+	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = broker.Close() })
+	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 4, HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Second, CommitInterval: 10 * time.Millisecond})
+	const n = 6000
+	acked := newSeen(n)
+	half, most := make(chan struct{}), make(chan struct{})
+	var count atomic.Int64
+	got := newSeen(n)
+	f := newFinisher()
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 500}, func(_ context.Context, recs []*Record) {
+		for _, rec := range recs {
+			got.add(string(rec.Value))
+			f.in <- rec
+			switch count.Add(1) {
+			case n / 3:
+				close(half)
+			case 2 * n / 3:
+				close(most)
+			}
+		}
+	})
+	o := l.NewOutbox("test", 500, 1<<20)
+	written := make(chan error, 1)
+	go func() {
+		for _, m := range numbered(TasksNormal, 0, n, n) {
+			v := string(m.Value)
+			err := o.Put(context.Background(), Unit{Messages: []Message{m}, Acked: func(err error) {
+				if err == nil {
+					acked.add(v)
+				}
+			}})
+			if err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	for _, when := range []chan struct{}{half, most} {
+		receive(t, when, "progress")
+		require.NoError(t, broker.Stop())
+		// The outbox fills up, and Put blocks; meanwhile a Produce gives up when its time is over.
+		short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		require.ErrorIs(t, l.Produce(short, Message{Topic: Results, Value: []byte("x")}), context.DeadlineExceeded)
+		cancel()
+		require.NoError(t, broker.Restart(t.Context()))
+	}
+	require.NoError(t, receive(t, written, "the writer"))
+	receive(t, acked.all, "all acks")
+	receive(t, got.all, "all records")
+	require.NoError(t, o.Close(until(t)))
+	r.finish(t)
+	f.close()
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+func TestBudgetIsKeptAndNobodyStarves(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	// A thousand records for partition 0, which are never done, then some for the others.
+	var msgs []Message
+	for i := 0; len(msgs) < 1000; i++ {
+		if k := strconv.Itoa(i); partitionOf(k, 4) == 0 {
+			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: make([]byte, 1000)})
+		}
+	}
+	require.NoError(t, l.Produce(until(t), msgs...))
+	var held, most, others atomic.Int64
+	full, served := make(chan struct{}), make(chan struct{})
+	var stuck sync.Map
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 80, DrainTimeout: time.Millisecond}, func(_ context.Context, recs []*Record) {
+		for _, rec := range recs {
+			if rec.Partition == 0 {
+				stuck.Store(rec, nil)
+				if held.Add(1) == 50 { // its own tenth and the common half
+					close(full)
+				}
+				continue
+			}
+			most.Store(max(most.Load(), held.Load()))
+			rec.Done()
+			if others.Add(1) == 3000 {
+				close(served)
+			}
+		}
+	})
+	receive(t, full, "the stuck partition's part")
+	msgs = msgs[:0]
+	for i := 0; len(msgs) < 3000; i++ {
+		if k := strconv.Itoa(i); partitionOf(k, 4) != 0 {
+			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: []byte(k)})
+		}
+	}
+	require.NoError(t, l.Produce(until(t), msgs...))
+	receive(t, served, "the others' records")
+	require.Equal(t, int64(50), held.Load(), "the stuck partition took more than its part")
+	r.finish(t)
+}
+
+func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
+	var mu sync.Mutex
+	var held []*Record
+	got := newSeen(100)
+	ended := make(chan struct{}, 16)
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(ctx context.Context, recs []*Record) {
+		mu.Lock()
+		held = append(held, recs...)
+		mu.Unlock()
+		for _, rec := range recs {
+			got.add(string(rec.Value))
+		}
+		<-ctx.Done()
+		ended <- struct{}{}
+	})
+	// Not all come: handlers that block hold up their own partition. Wait for one call each.
+	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(held) == 100 }, wait, 5*time.Millisecond)
+	r.stop()
+	receive(t, ended, "the handlers' context to end")
+	select {
+	case <-r.done:
+		require.Fail(t, "Consume returned with records in flight")
+	case <-time.After(50 * time.Millisecond):
+	}
+	for _, rec := range held {
+		require.False(t, rec.Lost())
+		rec.Done()
+	}
+	require.NoError(t, receive(t, r.done, "the end of Consume"))
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+func TestStragglersAreNamed(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 3000, 3000)...))
+	named := make(chan *Record, 100)
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxSpread: 100, OnStraggler: func(r *Record) { named <- r }},
+		func(_ context.Context, recs []*Record) {
+			for _, rec := range recs {
+				if rec.Offset != 7 {
+					rec.Done()
+				}
+			}
+		})
+	for range 4 {
+		rec := receive(t, named, "a straggler")
+		require.Equal(t, int64(7), rec.Offset)
+		rec.Done()
+	}
+	r.finish(t)
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+// store is an offset store that begins where it is told.
+type store struct {
+	mu       sync.Mutex
+	next     int64
+	failures int
+	acquired map[int]int
+}
+
+func (s *store) Acquire(_ context.Context, _ string, partition int) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failures > 0 {
+		s.failures--
+		return 0, errors.New("the database is away")
+	}
+	s.acquired[partition]++
+	return s.next, nil
+}
+
+func TestOffsetStoreDecidesWhereToBegin(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(Events, 0, 400, 400)...))
+	for _, next := range []int64{-1, 5} {
+		s := &store{next: next, failures: 3, acquired: map[int]int{}}
+		var below atomic.Int64
+		done := make(chan struct{}, 4)
+		r := consume(t, l, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
+			if recs[0].Offset < 5 {
+				below.Add(1)
+			}
+			for _, rec := range recs {
+				rec.Done()
+			}
+			done <- struct{}{}
+		})
+		for range 4 {
+			receive(t, done, "records of each partition")
+		}
+		r.finish(t)
+		require.Equal(t, next < 0, below.Load() > 0)
+		require.Equal(t, map[int]int{0: 1, 1: 1, 2: 1, 3: 1}, s.acquired)
+	}
+}
+
+func TestTopicLimitLowerThanOurs(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	_, err := l.client.IncrementalAlterConfigs(until(t), &kafka.IncrementalAlterConfigsRequest{
+		Resources: []kafka.IncrementalAlterConfigsRequestResource{{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: l.full(TasksLow),
+			Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: "max.message.bytes", Value: "2000", ConfigOperation: kafka.ConfigOperationSet}},
+		}},
+	})
+	require.NoError(t, err)
+	msgs := numbered(TasksLow, 0, 300, 1) // one partition: the order is to be seen
+	for _, i := range []int{0, 13, 14, 299} {
+		msgs[i].Value = make([]byte, 3000)
+	}
+	var tooLarge *TooLargeError
+	require.ErrorAs(t, l.Produce(until(t), msgs...), &tooLarge)
+	last, n := -1, 0
+	require.NoError(t, l.Scan(until(t), TasksLow, func(r *Record) error {
+		v, err := strconv.Atoi(string(r.Value))
+		require.NoError(t, err)
+		require.Greater(t, v, last, "out of order")
+		last = v
+		n++
+		return nil
+	}))
+	require.Equal(t, 296, n)
+}
+
+func TestMissingTopicsAreNamed(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	l, err := Open(t.Context(), cfg, testLog(t), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	err = l.CheckTopics(until(t))
+	require.ErrorContains(t, err, "topic "+cfg.TopicPrefix+"dlq is missing: run `batchyard topics create`")
+	created, err := l.CreateTopics(until(t))
+	require.NoError(t, err)
+	require.Len(t, created, len(Topics))
+	require.NoError(t, l.CheckTopics(until(t)))
+	created, err = l.CreateTopics(until(t))
+	require.NoError(t, err)
+	require.Empty(t, created)
+}
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	_, err := Open(t.Context(), Config{Brokers: []string{"127.0.0.1:1"}, DialTimeout: 2 * time.Second}, nil, nil)
+	require.ErrorContains(t, err, "connecting to Kafka at 127.0.0.1:1: ")
+	require.ErrorContains(t, err, "check kafka.brokers")
+	_, err = Open(t.Context(), Config{Compression: "rar"}, nil, nil)
+	require.ErrorContains(t, err, "kafka.compression")
+	_, err = Open(t.Context(), Config{SASL: SASLConfig{Mechanism: "plain"}}, nil, nil)
+	require.ErrorContains(t, err, "kafka.sasl.user")
+}
+
+func TestClosingFailsWhatWaits(t *testing.T) {
+	t.Parallel()
+	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = broker.Close() })
+	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 2})
+	require.NoError(t, broker.Stop())
+	o := l.NewOutbox("test", 10, 1<<20)
+	acked := make(chan error, 1)
+	require.NoError(t, o.Put(t.Context(), Unit{Messages: []Message{{Topic: Results, Value: []byte("x")}}, Acked: func(err error) { acked <- err }}))
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	produced := make(chan error, 1)
+	go func() { produced <- l.Produce(context.Background(), Message{Topic: Results, Value: []byte("y")}) }()
+	<-short.Done()
+	require.NoError(t, l.Close())
+	require.ErrorIs(t, receive(t, acked, "the ack"), ErrClosed)
+	require.ErrorIs(t, receive(t, produced, "Produce"), ErrClosed)
+	require.NoError(t, o.Close(until(t)))
+}

@@ -1,0 +1,225 @@
+package config
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// secretMask is what is printed of a secret that is set.
+const secretMask = "***"
+
+// Describe lists the settings of a struct.
+func Describe(dst any) []Setting {
+	settings, _ := walk(dst)
+	out := make([]Setting, len(settings))
+	for i, s := range settings {
+		out[i] = *s
+	}
+	return out
+}
+
+// WriteYAML writes a file that Load reads: every setting with its present value
+// and, if commented, its meaning, unit, bounds and default. A secret that is not
+// its default is masked.
+func WriteYAML(w io.Writer, dst any, commented bool) error {
+	settings, sections := walk(dst)
+	docs := map[string]string{}
+	for _, s := range sections {
+		docs[s.key] = s.doc
+	}
+	out := bufio.NewWriter(w)
+	open := []string{}
+	for _, s := range settings {
+		parts := strings.Split(s.Key, ".")
+		same := 0
+		for same < len(open) && same < len(parts)-1 && open[same] == parts[same] {
+			same++
+		}
+		open = open[:same]
+		for i := same; i < len(parts)-1; i++ {
+			indent := strings.Repeat("  ", i)
+			if i == 0 && commented {
+				fmt.Fprintln(out)
+			}
+			if doc := docs[strings.Join(parts[:i+1], ".")]; doc != "" && commented {
+				comment(out, indent, doc)
+			}
+			fmt.Fprintf(out, "%s%s:\n", indent, parts[i])
+			open = append(open, parts[i])
+		}
+		indent := strings.Repeat("  ", len(parts)-1)
+		if commented {
+			fmt.Fprintln(out)
+			comment(out, indent, s.note())
+		}
+		value, err := s.yaml()
+		if err != nil {
+			return fmt.Errorf("writing %s: %w", s.Key, err)
+		}
+		fmt.Fprintf(out, "%s%s: %s\n", indent, parts[len(parts)-1], value)
+	}
+	return out.Flush()
+}
+
+// note is the meaning of a setting with unit, bounds and default.
+func (s *Setting) note() string {
+	var facts []string
+	kind := s.Type
+	if s.Unit != "" && s.Unit != "bytes" {
+		kind += " of " + s.Unit
+	}
+	facts = append(facts, kind)
+	switch {
+	case len(s.Enum) > 0:
+		facts[0] = "one of " + strings.Join(s.Enum, ", ")
+	case s.Min != "" && s.Max != "":
+		facts = append(facts, s.readable(s.Min)+" to "+s.readable(s.Max))
+	case s.Min != "":
+		facts = append(facts, "at least "+s.readable(s.Min))
+	case s.Max != "":
+		facts = append(facts, "at most "+s.readable(s.Max))
+	}
+	if s.Default == "" {
+		facts = append(facts, "default: none")
+	} else {
+		facts = append(facts, "default: "+s.Default)
+	}
+	return s.Doc + " (" + strings.Join(facts, "; ") + ")"
+}
+
+func (s *Setting) readable(bound string) string {
+	if s.Type == "bytes" {
+		if n, err := parseBytes(bound); err == nil {
+			return formatBytes(n)
+		}
+	}
+	return bound
+}
+
+// yaml is the present value in one line.
+func (s *Setting) yaml() (string, error) {
+	switch {
+	case s.Secret && s.text() != s.Default && s.text() != "":
+		return secretMask, nil
+	case s.Type == "duration" || s.Type == "bytes" || s.Type == "integer" || s.Type == "number" || s.Type == "yes/no":
+		return s.text(), nil
+	case s.Type == "list of objects" && s.value.Len() == 0:
+		return "[]", nil
+	case s.Type == "map" && s.value.Len() == 0:
+		return "{}", nil
+	}
+	n := &yaml.Node{}
+	if err := n.Encode(plain(s.value)); err != nil {
+		return "", err
+	}
+	flow(n)
+	b, err := yaml.Marshal(n)
+	return strings.TrimSpace(string(b)), err
+}
+
+// plain turns a list of structs into maps by setting names.
+func plain(v reflect.Value) any {
+	if v.Kind() != reflect.Slice || v.Type().Elem().Kind() != reflect.Struct {
+		return v.Interface()
+	}
+	out := make([]map[string]string, 0, v.Len())
+	for i := range v.Len() {
+		entry := reflect.New(v.Type().Elem())
+		entry.Elem().Set(v.Index(i))
+		settings, _ := walk(entry.Interface())
+		m := map[string]string{}
+		for _, s := range settings {
+			m[s.Key] = s.text()
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func flow(n *yaml.Node) {
+	n.Style |= yaml.FlowStyle
+	for _, c := range n.Content {
+		if c.Kind != yaml.ScalarNode {
+			flow(c)
+		}
+	}
+}
+
+// comment writes text as a comment, wrapped.
+func comment(w io.Writer, indent, text string) {
+	const width = 96
+	line := indent + "#"
+	for word := range strings.FieldsSeq(text) {
+		if len(line)+1+len(word) > width && line != indent+"#" {
+			fmt.Fprintln(w, line)
+			line = indent + "#"
+		}
+		line += " " + word
+	}
+	fmt.Fprintln(w, line)
+}
+
+// WriteMarkdown writes the settings as tables, one a section.
+func WriteMarkdown(w io.Writer, dst any) error {
+	settings, sections := walk(dst)
+	docs := map[string]string{}
+	for _, s := range sections {
+		docs[s.key] = s.doc
+	}
+	out := bufio.NewWriter(w)
+	last := "\x00"
+	for _, s := range settings {
+		sec := ""
+		if i := strings.LastIndexByte(s.Key, '.'); i >= 0 {
+			sec = s.Key[:i]
+		}
+		if sec != last {
+			last = sec
+			title := sec
+			if sec == "" {
+				title = "The process"
+			}
+			fmt.Fprintf(out, "\n## %s\n\n", title)
+			if docs[sec] != "" {
+				fmt.Fprintf(out, "%s\n\n", docs[sec])
+			}
+			fmt.Fprintln(out, "| setting | type | default | bounds | meaning |")
+			fmt.Fprintln(out, "|---|---|---|---|---|")
+		}
+		fmt.Fprintf(out, "| `%s` | %s | %s | %s | %s |\n", s.Key, s.kind(), code(s.Default), s.bounds(), strings.ReplaceAll(s.Doc, "|", "\\|"))
+	}
+	return out.Flush()
+}
+
+func (s *Setting) kind() string {
+	if s.Unit != "" && s.Unit != "bytes" {
+		return s.Type + ", " + s.Unit
+	}
+	return s.Type
+}
+
+func (s *Setting) bounds() string {
+	switch {
+	case len(s.Enum) > 0:
+		return strings.Join(s.Enum, ", ")
+	case s.Min != "" && s.Max != "":
+		return s.readable(s.Min) + " – " + s.readable(s.Max)
+	case s.Min != "":
+		return "≥ " + s.readable(s.Min)
+	case s.Max != "":
+		return "≤ " + s.readable(s.Max)
+	}
+	return ""
+}
+
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}

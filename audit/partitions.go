@@ -55,11 +55,16 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 // lockNotAvailable is what Postgres says when a lock was not free in time.
 const lockNotAvailable = "55P03"
 
+// beginner is a pool or a connection.
+type beginner interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
 // makePartition makes the partition of a day; false when it was there.
-func makePartition(ctx context.Context, pool *pgxpool.Pool, at time.Time) (made bool, err error) {
+func makePartition(ctx context.Context, db beginner, at time.Time) (made bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		// Locks are waited for only shortly: others queue behind.
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '3s'"); err != nil {
 			return err
@@ -117,7 +122,7 @@ func maintainOnce(ctx context.Context, pool *pgxpool.Pool, retention time.Durati
 	today := dayOf(time.Now())
 	var errs []error
 	for i := range daysAhead + 1 {
-		made, err := makePartition(ctx, pool, today.Add(time.Duration(i)*day))
+		made, err := makePartition(ctx, conn, today.Add(time.Duration(i)*day))
 		if made {
 			m.PartitionsMade.Inc()
 		}

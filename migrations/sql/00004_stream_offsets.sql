@@ -10,7 +10,7 @@ CREATE TABLE stream_offsets (
 ) WITH (fillfactor = 20);
 
 COMMENT ON TABLE stream_offsets IS 'Up to where each partition is in this database. Written in the transaction that writes the rows, so each record is here exactly once.';
-COMMENT ON COLUMN stream_offsets.topic IS 'Topic in Kafka, with its prefix.';
+COMMENT ON COLUMN stream_offsets.topic IS 'Topic in Kafka, without the prefix of the installation.';
 COMMENT ON COLUMN stream_offsets.partition IS 'Partition of the topic.';
 COMMENT ON COLUMN stream_offsets.next_offset IS 'Offset of the first record that is not here; -1: none is.';
 COMMENT ON COLUMN stream_offsets.epoch IS 'Counts the owners: one that was replaced cannot write any more.';

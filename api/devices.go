@@ -84,9 +84,11 @@ type (
 func (s *Server) routeDevices() {
 	beat := s.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Heartbeat](), true, "Heartbeat")
 	huma.Register(s.api, huma.Operation{OperationID: "heartbeat", Method: http.MethodPost, Path: "/v1/devices/{id}/heartbeat", Tags: []string{"devices"},
-		Summary:     "A device says that it lives and how it is, every 5 seconds",
-		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: beat}}},
-		Errors:      []int{400, 413, 422, 503}}, s.beat)
+		Summary: "A device says that it lives and how it is, every 5 seconds",
+		Errors:  []int{400, 413, 422, 503}}, s.beat)
+	s.api.OpenAPI().Paths["/v1/devices/{id}/heartbeat"].Post.RequestBody = &huma.RequestBody{ // afterwards: see routeTasks
+		Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: beat}},
+	}
 	huma.Register(s.api, huma.Operation{OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Tags: []string{"devices"},
 		Summary: "Every device that is known, silent ones included", Errors: []int{503}}, s.devices)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -14,14 +13,12 @@ import (
 
 // Job is how far a job is.
 type Job struct {
-	ID       string               `json:"id"`
-	Tenant   string               `json:"tenant"`
-	Total    int64                `json:"total" doc:"Tasks that are known so far."`
-	Done     int64                `json:"done" doc:"Those that have ended."`
-	Tasks    map[task.State]int64 `json:"tasks" doc:"By state."`
-	Devices  map[string]int64     `json:"devices,omitempty" doc:"Ended tasks by device."`
-	FirstAt  *time.Time           `json:"first_submitted_at,omitempty"`
-	FinishAt *time.Time           `json:"last_finished_at,omitempty"`
+	ID      string               `json:"id"`
+	Tenant  string               `json:"tenant"`
+	Total   int64                `json:"total" doc:"Tasks that are known so far."`
+	Done    int64                `json:"done" doc:"Those that have ended."`
+	Tasks   map[task.State]int64 `json:"tasks" doc:"By state."`
+	Devices map[string]int64     `json:"devices,omitempty" doc:"Ended tasks by device."`
 }
 
 type jobInput struct {
@@ -65,7 +62,7 @@ func (s *Server) job(ctx context.Context, in *jobInput) (*jobOutput, error) {
 	if err != nil {
 		return nil, s.away(ctx, err)
 	}
-	j := Job{ID: key.ID, Tenant: key.Tenant, Tasks: c.ByState, Devices: c.ByDevice, FirstAt: timeOf(c.First), FinishAt: timeOf(c.Last)}
+	j := Job{ID: key.ID, Tenant: key.Tenant, Tasks: c.ByState, Devices: c.ByDevice}
 	for st, n := range c.ByState {
 		j.Total += n
 		if st.Terminal() {

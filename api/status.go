@@ -358,7 +358,7 @@ func (s *Server) events(ctx context.Context, in *cancelInput) (*timelineOutput, 
 		out.Body.Events[i] = TaskEvent{
 			Time: e.Time.UTC(), Action: e.Action, Outcome: e.Outcome, ActorType: e.ActorType, Actor: e.ActorID, Source: e.SourceAddr,
 			UserAgent: e.UserAgent, ErrorClass: e.ErrorClass, Batch: e.Batch, Device: e.Device, Attempt: e.Attempt,
-			DurationMS: float64(e.Duration) / float64(time.Millisecond), Detail: e.Detail,
+			DurationMS: float64(e.Duration) / float64(time.Millisecond), Detail: json.RawMessage(e.Detail),
 		}
 	}
 	return out, nil

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/stream"
+)
+
+func (c *cli) dlqCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use: "dlq", Short: "Look at dead letters, or replay them",
+		Long: `Records that cannot be processed are kept in the topic dlq, as they came, with
+headers that say which stage gave up, and why. These commands read it themselves,
+from the Kafka that the configuration names.
+
+A dead letter stays where it is until its topic's retention removes it, also when
+it was replayed.`,
+		Example: "  batchyard dlq list\n  batchyard dlq show 3@42\n  batchyard dlq replay 3@42",
+	}, c.dlqListCommand(), c.dlqShowCommand(), c.dlqReplayCommand())
+}
+
+// letterFilter chooses dead letters.
+type letterFilter struct {
+	stage, reason, topic string
+	since                time.Duration
+}
+
+func (f *letterFilter) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.stage, "stage", "", "only those that this `stage` gave up")
+	cmd.Flags().StringVar(&f.reason, "reason", "", "only those with this `reason`")
+	cmd.Flags().StringVar(&f.topic, "topic", "", "only those that came from this `topic`")
+	cmd.Flags().DurationVar(&f.since, "since", 0, "only those that are not older")
+	completeFlag(cmd, "stage", app.StageNames())
+	completeFlag(cmd, "topic", topicNames())
+}
+
+func (f *letterFilter) any() bool { return *f != letterFilter{} }
+
+func (f *letterFilter) takes(r *stream.Record, now time.Time) bool {
+	return (f.stage == "" || r.Header(stream.HeaderDLQStage) == f.stage) &&
+		(f.reason == "" || r.Header(stream.HeaderDLQReason) == f.reason) &&
+		(f.topic == "" || r.Header(stream.HeaderDLQTopic) == f.topic) &&
+		(f.since <= 0 || now.Sub(diedAt(r)) <= f.since)
+}
+
+// diedAt is when the stage gave the record up.
+func diedAt(r *stream.Record) time.Time {
+	if at, err := time.Parse(time.RFC3339Nano, r.Header(stream.HeaderDLQTime)); err == nil {
+		return at
+	}
+	return r.Time
+}
+
+// place is where a dead letter is: partition and offset of the topic dlq.
+type place struct {
+	partition int
+	offset    int64
+}
+
+func (p place) String() string { return fmt.Sprintf("%d@%d", p.partition, p.offset) }
+
+func placeOf(r *stream.Record) place { return place{r.Partition, r.Offset} }
+
+// parsePlace reads 3@42, also as dlq/3@42.
+func parsePlace(s string) (place, error) {
+	partition, offset, ok := strings.Cut(strings.TrimPrefix(s, stream.DLQ+"/"), "@")
+	p, err := strconv.ParseUint(partition, 10, 31)
+	o, err2 := strconv.ParseUint(offset, 10, 63)
+	if !ok || err != nil || err2 != nil {
+		return place{}, usageError("%q is no position of a dead letter; write PARTITION@OFFSET as `batchyard dlq list` does, such as 3@42", s)
+	}
+	return place{int(p), int64(o)}, nil //nolint:gosec // 63 bits fit
+}
+
+// origin is where a dead letter came from.
+func origin(r *stream.Record) string {
+	return fmt.Sprintf("%s/%s@%s", r.Header(stream.HeaderDLQTopic), r.Header(stream.HeaderDLQPartition), r.Header(stream.HeaderDLQOffset))
+}
+
+// letter is a dead letter as JSON has it.
+type letter struct {
+	At      string         `json:"at"` // partition@offset in the topic dlq
+	Time    time.Time      `json:"time"`
+	Stage   string         `json:"stage"`
+	Reason  string         `json:"reason"`
+	Error   string         `json:"error,omitempty"`
+	From    string         `json:"from"` // topic/partition@offset that it came from
+	Topic   string         `json:"topic"`
+	Key     string         `json:"key,omitempty"`
+	Size    int            `json:"size"`
+	Headers []letterHeader `json:"headers,omitempty"`
+	Value   []byte         `json:"value,omitempty"` // base64
+	Text    string         `json:"text,omitempty"`  // the value, when it is text
+}
+
+type letterHeader struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+func letterOf(r *stream.Record, whole bool) letter {
+	l := letter{
+		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(stream.HeaderDLQStage), Reason: r.Header(stream.HeaderDLQReason),
+		Error: r.Header(stream.HeaderDLQError), From: origin(r), Topic: r.Header(stream.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
+	}
+	if whole {
+		for _, h := range r.Headers {
+			l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
+		}
+		l.Value = r.Value
+		if isText(r.Value) {
+			l.Text = string(r.Value)
+		}
+	}
+	return l
+}
+
+// isText reports whether bytes can be shown as they are.
+func isText(b []byte) bool {
+	if !utf8.Valid(b) {
+		return false
+	}
+	for _, r := range string(b) {
+		if r != '\n' && r != '\t' && r != '\r' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			return false
+		}
+	}
+	return true
+}
+
+// errEnough ends a scan that has found what it was for.
+var errEnough = errors.New("enough")
+
+func ignoreEnough(err error) error {
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}

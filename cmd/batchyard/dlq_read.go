@@ -1,0 +1,175 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/stream"
+)
+
+func (c *cli) dlqListCommand() *cobra.Command {
+	var f letterFilter
+	var limit int
+	var all bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "List dead letters, oldest first",
+		Long:    "Lists the newest dead letters, oldest first; with --all every one, partition by partition.",
+		Example: "  batchyard dlq list --since 1h\n  batchyard dlq list --all --json | jq -r .reason | sort | uniq -c",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 || limit > 100_000 {
+				return usageError("--limit must be 1 to 100000; --all lists everything")
+			}
+			return c.dlqList(cmd.Context(), &f, limit, all)
+		},
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	f.flags(cmd)
+	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most, the newest")
+	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	return cmd
+}
+
+// flushEvery is after how many rows a table that may be long is written.
+const flushEvery = 500
+
+func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool) error {
+	return c.withLog(ctx, func(log *stream.Log, _ app.Config) error {
+		now := c.now()
+		t := newTable(c.out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
+		n := 0
+		show := func(l letter) error {
+			if n++; c.json {
+				return c.printJSON(l)
+			}
+			t.row(l.At, l.From, l.Stage, l.Reason, ago(l.Time, now), size(int64(l.Size)), short(l.Error, 80))
+			if n%flushEvery == 0 {
+				return t.flush()
+			}
+			return nil
+		}
+		var newest []letter // without values, so of bounded size
+		total := 0
+		older := func(a, b letter) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.At, b.At)) }
+		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
+			if !f.takes(r, now) {
+				return nil
+			}
+			total++
+			if all {
+				return show(letterOf(r, false))
+			}
+			if newest = append(newest, letterOf(r, false)); len(newest) >= 2*limit {
+				slices.SortFunc(newest, older)
+				newest = slices.Delete(newest, 0, len(newest)-limit)
+			}
+			return nil
+		})
+		if err != nil {
+			return dlqError(err)
+		}
+		slices.SortFunc(newest, older)
+		for _, l := range newest[max(0, len(newest)-limit):] {
+			if err := show(l); err != nil {
+				return err
+			}
+		}
+		if c.json {
+			return nil
+		}
+		if total == 0 {
+			_, _ = fmt.Fprintln(c.err, "there is no such dead letter")
+			return nil
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+		if n < total {
+			_, _ = fmt.Fprintf(c.err, "%d of %d; --all lists the others too\n", n, total)
+		}
+		return nil
+	})
+}
+
+// dlqError says what came of reading the dead letters.
+func dlqError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
+
+func (c *cli) dlqShowCommand() *cobra.Command {
+	raw := false
+	cmd := &cobra.Command{
+		Use: "show PARTITION@OFFSET", Short: "Show a dead letter: its headers and its bytes",
+		Long: `Shows the headers and the bytes of a dead letter; bytes that are no text as a hex
+dump. The bytes are what somebody sent: a prompt may be among them.`,
+		Example: "  batchyard dlq show 3@42\n  batchyard dlq show 3@42 --raw > record.bin",
+		Args:    exactly("PARTITION@OFFSET"), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			at, err := parsePlace(args[0])
+			if err != nil {
+				return err
+			}
+			if raw && c.json {
+				return usageError("--raw and --json exclude each other")
+			}
+			return c.dlqShow(cmd.Context(), at, raw)
+		},
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	cmd.Flags().BoolVar(&raw, "raw", false, "write the bytes alone, as they are")
+	return cmd
+}
+
+func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
+	return c.withLog(ctx, func(log *stream.Log, _ app.Config) error {
+		var found *stream.Record
+		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
+			if placeOf(r) == at {
+				found = r
+				return errEnough
+			}
+			return nil
+		})
+		switch {
+		case ignoreEnough(err) != nil:
+			return dlqError(err)
+		case found == nil:
+			return withCode(exitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows those that there are", at))
+		case c.json:
+			return c.printJSON(letterOf(found, true))
+		case raw:
+			if _, err := c.out.Write(found.Value); err != nil {
+				return fmt.Errorf("writing the dead letter: %w", err)
+			}
+			return nil
+		}
+		return c.showLetter(found)
+	})
+}
+
+func (c *cli) showLetter(r *stream.Record) error {
+	t := newTable(c.out)
+	t.row("at", placeOf(r).String())
+	t.row("from", origin(r))
+	t.row("died", ago(diedAt(r), c.now()))
+	t.row("key", string(r.Key))
+	for _, h := range r.Headers {
+		t.row("header "+h.Key, string(h.Value))
+	}
+	t.row("size", size(int64(len(r.Value))))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if isText(r.Value) {
+		c.printf("\n%s\n", r.Value)
+		return nil
+	}
+	c.printf("\n%s", hex.Dump(r.Value))
+	return nil
+}

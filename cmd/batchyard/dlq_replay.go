@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Headers of a record that was replayed. They say which run of replay wrote it,
+// so that the run does not take up again what died again meanwhile, and where
+// the dead letter is.
+const (
+	headerReplay     = "replay-id"
+	headerReplayFrom = "replay-from"
+)
+
+// replayBytes and replayUnits bound what is on its way to Kafka at once.
+const (
+	replayUnits = 1000
+	replayBytes = 32 << 20
+)
+
+func (c *cli) dlqReplayCommand() *cobra.Command {
+	var f letterFilter
+	var all, dry bool
+	cmd := &cobra.Command{
+		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to the topics that they came from",
+		Long: `Writes the original bytes and headers of dead letters back to the topics that they
+came from. Name them by their position, or use --all or one of the filters.
+
+What dies again becomes a new dead letter. Replaying twice is harmless: a task that
+has ended already keeps its result.`,
+		Example: `  batchyard dlq replay 3@42 3@43
+  batchyard dlq replay --reason too_large --dry-run
+  batchyard dlq replay --all`,
+		ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var places []place
+			for _, a := range args {
+				p, err := parsePlace(a)
+				if err != nil {
+					return err
+				}
+				places = append(places, p)
+			}
+			switch {
+			case len(places) == 0 && !all && !f.any():
+				return usageError("dlq replay needs positions, a filter such as --reason, or --all")
+			case len(places) > 0 && (all || f.any()):
+				return usageError("dlq replay takes positions, or --all and filters, not both")
+			}
+			return c.dlqReplay(cmd.Context(), places, &f, dry)
+		},
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	f.flags(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how many there are")
+	return cmd
+}
+
+// replay is one run of dlq replay.
+type replay struct {
+	c      *cli
+	id     string
+	actor  string
+	host   string
+	outbox *stream.Outbox
+
+	mu      sync.Mutex
+	written map[string]int // by topic
+	errs    []error        // the first ones
+	failed  int
+}
+
+// maxReplayErrors bounds the errors that are told one by one.
+const maxReplayErrors = 20
+
+func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dry bool) error {
+	return c.withLog(ctx, func(log *stream.Log, _ app.Config) (err error) {
+		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
+		if !dry {
+			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)
+		}
+		left := slices.Clone(places)
+		now := c.now()
+		scanErr := ignoreEnough(log.Scan(ctx, stream.DLQ, func(rec *stream.Record) error {
+			if rec.Header(headerReplay) == r.id {
+				return nil // it died again while we were here
+			}
+			if len(places) == 0 {
+				if !f.takes(rec, now) {
+					return nil
+				}
+			} else {
+				i := slices.Index(left, placeOf(rec))
+				if i < 0 {
+					return nil
+				}
+				left = slices.Delete(left, i, i+1)
+			}
+			if err := r.one(ctx, rec, dry); err != nil {
+				return err
+			}
+			if len(places) > 0 && len(left) == 0 {
+				return errEnough
+			}
+			return nil
+		}))
+		if r.outbox != nil {
+			// Also after an error: what was handed over is written or told.
+			err = r.outbox.Close(ctx)
+		}
+		if scanErr != nil {
+			err = errors.Join(dlqError(scanErr), err)
+		}
+		for _, p := range left {
+			r.fail(fmt.Errorf("there is no dead letter at %s", p))
+		}
+		return errors.Join(err, r.tell(dry))
+	})
+}
+
+// one hands one dead letter over.
+func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
+	topic := rec.Header(stream.HeaderDLQTopic)
+	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
+		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), short(topic, 64)))
+		return nil
+	}
+	done := func(err error) {
+		if err != nil {
+			r.fail(fmt.Errorf("dead letter %s: writing it to %s: %w", placeOf(rec), topic, err))
+			return
+		}
+		r.mu.Lock()
+		r.written[topic]++
+		r.mu.Unlock()
+	}
+	if dry {
+		done(nil)
+		return nil
+	}
+	return r.outbox.Put(ctx, stream.Unit{
+		Messages: []stream.Message{r.message(rec, topic)},
+		Events:   []task.Event{r.event(rec, topic)},
+		Acked:    done,
+	})
+}
+
+// message is the record as it was before it died.
+func (r *replay) message(rec *stream.Record, topic string) stream.Message {
+	m := stream.Message{Topic: topic, Key: string(rec.Key), Value: rec.Value, Headers: make([]stream.Header, 0, len(rec.Headers))}
+	for _, h := range rec.Headers {
+		if !strings.HasPrefix(h.Key, "dlq-") && h.Key != headerReplay && h.Key != headerReplayFrom {
+			m.Headers = append(m.Headers, h)
+		}
+	}
+	m.Headers = append(m.Headers, stream.Header{Key: headerReplay, Value: []byte(r.id)},
+		stream.Header{Key: headerReplayFrom, Value: []byte(placeOf(rec).String())})
+	return m
+}
+
+// event tells the audit log who replayed what. It holds no part of the record.
+func (r *replay) event(rec *stream.Record, topic string) task.Event {
+	detail, err := json.Marshal(map[string]string{
+		"dead_letter": rec.Position(), "topic": topic, "replay": r.id,
+		"stage": short(rec.Header(stream.HeaderDLQStage), 64), "reason": short(rec.Header(stream.HeaderDLQReason), 64),
+	})
+	if err != nil {
+		detail = nil // texts only: it cannot be
+	}
+	return task.Event{
+		Time: time.Now().UTC(), Action: task.RecordReplayed, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant,
+		ActorType: task.ActorUser, ActorID: r.actor, SourceAddr: r.host, UserAgent: "batchyard-cli/" + versionNumber(),
+		ResourceType: "record", ResourceID: short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
+	}
+}
+
+func (r *replay) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed++; len(r.errs) < maxReplayErrors {
+		r.errs = append(r.errs, err)
+	}
+}
+
+// replayed is what replay prints as JSON.
+type replayed struct {
+	Replay   string         `json:"replay,omitempty"`
+	Replayed int            `json:"replayed"`
+	Topics   map[string]int `json:"topics,omitempty"`
+	Failed   int            `json:"failed"`
+	DryRun   bool           `json:"dry_run,omitempty"`
+}
+
+// tell says how many were written.
+func (r *replay) tell(dry bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: dry}
+	for _, n := range r.written {
+		out.Replayed += n
+	}
+	if r.c.json {
+		if err := r.c.printJSON(out); err != nil {
+			return err
+		}
+	} else {
+		verb := "replayed"
+		if dry {
+			verb = "to be replayed"
+		}
+		r.c.printf("%d dead letters %s\n", out.Replayed, verb)
+		topics := make([]string, 0, len(r.written))
+		for t := range r.written {
+			topics = append(topics, t)
+		}
+		slices.Sort(topics)
+		for _, t := range topics {
+			r.c.printf("  %s: %d\n", t, r.written[t])
+		}
+	}
+	errs := r.errs
+	if more := r.failed - len(errs); more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more", more))
+	}
+	return withCode(exitFailed, errors.Join(errs...))
+}
+
+// userName is who runs the program, for the audit log.
+func userName() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return u.Username
+	}
+	return fmt.Sprintf("uid %d", os.Getuid())
+}
+
+func hostName() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return h
+}

@@ -1,0 +1,33 @@
+// Command batchyard is the one binary: a pipeline for inference tasks, from a
+// file on one machine to all stages as processes of their own.
+//
+// A file holds a command: its flags, its help and what it is wired to. What a
+// command does lives in the package that it is wired to.
+//
+// Exit codes: 0 the work is done; 1 it did not succeed; 2 wrong usage or
+// configuration; 3 a service cannot be reached. Errors are lines on standard
+// error that begin with "batchyard: ".
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker; without it, the module's version is told.
+var version string
+
+func main() {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals // somebody is in a hurry: what was running is as after a crash
+		os.Exit(exitFailed)
+	}()
+	os.Exit(newCLI(os.Stdin, os.Stdout, os.Stderr).run(ctx, os.Args[1:]))
+}

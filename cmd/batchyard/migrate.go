@@ -1,0 +1,185 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/migrations"
+)
+
+func (c *cli) migrateCommand() *cobra.Command {
+	up := &cobra.Command{
+		Use: "up", Short: "Bring the database's schema up to what this program needs",
+		Example: "  batchyard migrate up -c config.yaml\n  BATCHYARD_POSTGRES_URL=postgres://… batchyard migrate up",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateUp(cmd.Context()) },
+	}
+	yes := false
+	down := &cobra.Command{
+		Use: "down", Short: "Take the latest migration back, and the data that it holds",
+		Long: `Takes the latest migration back, and with it the data in its tables. On a terminal
+it asks first; elsewhere it wants --yes.`,
+		Example: "  batchyard migrate down --yes",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateDown(cmd.Context(), yes) },
+	}
+	down.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	status := &cobra.Command{
+		Use: "status", Short: "List the migrations and when each was applied",
+		Example: "  batchyard migrate status\n  batchyard migrate status --json",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateStatus(cmd.Context()) },
+	}
+	for _, cmd := range []*cobra.Command{up, down, status} {
+		c.configFlag(cmd)
+		c.jsonFlag(cmd)
+	}
+	return group(&cobra.Command{Use: "migrate", Short: "Change the database's schema", Example: "  batchyard migrate up"}, up, down, status)
+}
+
+// migration is a migration as JSON has it.
+type migration struct {
+	Version   int64      `json:"version"`
+	Name      string     `json:"name"`
+	AppliedAt *time.Time `json:"applied_at"`
+}
+
+func asMigration(m migrations.Migration) migration {
+	out := migration{Version: m.Version, Name: m.Name}
+	if !m.AppliedAt.IsZero() {
+		at := m.AppliedAt.UTC()
+		out.AppliedAt = &at
+	}
+	return out
+}
+
+func (c *cli) migrateUp(ctx context.Context) error {
+	url, before, err := c.migrationsNow(ctx)
+	if err != nil {
+		return err
+	}
+	if err := migrations.Up(ctx, url); err != nil {
+		return migrationError(err)
+	}
+	applied := 0
+	for _, m := range before {
+		if !m.AppliedAt.IsZero() {
+			continue
+		}
+		applied++
+		if err := c.told("applied", m); err != nil {
+			return err
+		}
+	}
+	if applied == 0 && !c.json {
+		c.printf("nothing to do: the schema is version %d\n", migrations.Needed())
+	}
+	return nil
+}
+
+func (c *cli) migrateDown(ctx context.Context, yes bool) error {
+	url, before, err := c.migrationsNow(ctx)
+	if err != nil {
+		return err
+	}
+	var last *migrations.Migration
+	for i := range before {
+		if !before[i].AppliedAt.IsZero() {
+			last = &before[i]
+		}
+	}
+	if last == nil {
+		if !c.json {
+			c.printf("nothing to do: the database has no schema\n")
+		}
+		return nil
+	}
+	if !yes {
+		if err := c.confirm(fmt.Sprintf("Take migration %s back, and drop the data that it holds?", last.Name)); err != nil {
+			return err
+		}
+	}
+	if err := migrations.Down(ctx, url); err != nil {
+		return migrationError(err)
+	}
+	return c.told("taken back", *last)
+}
+
+// confirm asks a person, if there is one.
+func (c *cli) confirm(question string) error {
+	if !isTerminal(c.in) || !c.stderrTTY {
+		return usageError("this loses data: say --yes")
+	}
+	_, _ = fmt.Fprintf(c.err, "%s [y/N] ", question)
+	answer, err := bufio.NewReader(c.in).ReadString('\n')
+	if err != nil || !strings.EqualFold(strings.TrimSpace(answer), "y") {
+		return withCode(exitFailed, fmt.Errorf("not confirmed: nothing was changed"))
+	}
+	return nil
+}
+
+func (c *cli) migrateStatus(ctx context.Context) error {
+	_, all, err := c.migrationsNow(ctx)
+	if err != nil {
+		return err
+	}
+	t := newTable(c.out, "VERSION", "NAME", "APPLIED")
+	now := c.now()
+	for _, m := range all {
+		if c.json {
+			if err := c.printJSON(asMigration(m)); err != nil {
+				return err
+			}
+			continue
+		}
+		applied := "no"
+		if !m.AppliedAt.IsZero() {
+			applied = ago(m.AppliedAt, now)
+		}
+		t.row(strconv.FormatInt(m.Version, 10), m.Name, applied)
+	}
+	if c.json {
+		return nil
+	}
+	return t.flush()
+}
+
+// told says what was done with a migration.
+func (c *cli) told(what string, m migrations.Migration) error {
+	if c.json {
+		return c.printJSON(struct {
+			Done    string `json:"done"`
+			Version int64  `json:"version"`
+			Name    string `json:"name"`
+		}{what, m.Version, m.Name})
+	}
+	c.printf("%s: %s\n", what, m.Name)
+	return nil
+}
+
+// migrationsNow reads the configuration and how the database stands.
+func (c *cli) migrationsNow(ctx context.Context) (url string, all []migrations.Migration, err error) {
+	cfg, err := c.config(nil)
+	if err != nil {
+		return "", nil, err
+	}
+	all, err = migrations.Status(ctx, cfg.Postgres.URL)
+	return cfg.Postgres.URL, all, migrationError(err)
+}
+
+// migrationError gives what came of migrating its exit code.
+func migrationError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "migrating the database"):
+		return withCode(exitFailed, err)
+	}
+	return serviceError(err)
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/task"
+)
+
+// lookEvery is how often the server is asked how far a job is.
+const lookEvery = 500 * time.Millisecond
+
+type submitFlags struct {
+	wait     bool
+	out      string
+	job      string
+	priority string
+	maxInput int
+}
+
+func (c *cli) submitCommand() *cobra.Command {
+	var f submitFlags
+	cmd := &cobra.Command{
+		Use:   "submit FILE",
+		Short: "Submit a file of tasks to a server, a job",
+		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or task
+objects of Batchyard's own. "-" is standard input.
+
+Every line is checked before the first is submitted. A job has the name that
+--job gives it, else one made of the file's content: submitting the same file
+again, after an interruption say, continues the same job.
+
+Exit code 1 if, with --wait, a task did not succeed; 2 if a line is bad; 3 if the
+server cannot be reached.`,
+		Example: `  batchyard submit tasks.jsonl
+  batchyard submit tasks.jsonl --wait -o answers.jsonl
+  generate-tasks | batchyard submit - --job nightly-2026-11-21 --json`,
+		Args: exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.submit(cmd.Context(), args[0], f) },
+	}
+	c.clientFlags(cmd)
+	c.jsonFlag(cmd)
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
+	cmd.Flags().StringVarP(&f.out, "out", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
+	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
+	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
+	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
+	completeFlag(cmd, "priority", priorityNames())
+	return cmd
+}
+
+func (f *submitFlags) check(c *cli) error {
+	switch {
+	case f.out != "" && !f.wait:
+		return usageError("-o needs --wait: there are no results before the tasks have ended")
+	case f.out == "-" && c.json:
+		return usageError("-o - and --json both write to standard output; choose one")
+	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
+		return usageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
+	case f.maxInput < 1:
+		return usageError("--max-input must be at least 1")
+	}
+	return nil
+}
+
+// submitted is what submit prints as JSON when it does not wait.
+type submitted struct {
+	Job    string `json:"job"`
+	Tenant string `json:"tenant"`
+	Tasks  int    `json:"tasks"`
+	SHA256 string `json:"sha256"`
+}
+
+func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error) {
+	if err := f.check(c); err != nil {
+		return err
+	}
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{
+		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput},
+		Defaults: task.Task{Tenant: c.tenant, Priority: task.Priority(f.priority)},
+	})
+	if err != nil {
+		return fileError(err)
+	}
+	defer func() { err = errors.Join(err, plan.Close()) }()
+	began := c.now()
+	bar, in := c.progress("submitting", plan.Tasks), 0
+	err = plan.Submit(ctx, server, func(n int) {
+		in += n
+		bar.Set(in)
+	})
+	bar.Finish()
+	if err != nil {
+		return fmt.Errorf("%w\n%d of %d tasks are known to be in; submit the file again to continue", err, in, plan.Tasks)
+	}
+	if !f.wait {
+		if c.json {
+			return c.printJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
+		}
+		c.printf("%d tasks submitted as job %s\n", plan.Tasks, plain(plan.Job))
+		return nil
+	}
+	s, err := c.waitForJob(ctx, server, plan)
+	if err != nil {
+		return err
+	}
+	if f.out != "" {
+		if err := c.fetchResults(ctx, server, plan, f.out, &s); err != nil {
+			return err
+		}
+	}
+	s.Elapsed = c.now().Sub(began)
+	switch {
+	case c.json:
+		s.finish()
+		err = c.printJSON(s)
+	case f.out == "-":
+		err = s.print(c.err)
+	default:
+		err = s.print(c.out)
+	}
+	return errors.Join(err, s.failed())
+}
+
+// fetchResults writes the results, and counts them anew by what was written.
+func (c *cli) fetchResults(ctx context.Context, server *client, plan *jobs.Plan, out string, s *summary) error {
+	written, err := plan.WriteResults(ctx, server, out, c.out)
+	if err != nil {
+		return err
+	}
+	s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
+	if out != "-" {
+		s.Output = out
+	}
+	return nil
+}
+
+// waitForJob shows how far the job is until all of its tasks have ended.
+func (c *cli) waitForJob(ctx context.Context, server *client, plan *jobs.Plan) (summary, error) {
+	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var last api.Job
+	counts := func(ctx context.Context) (map[task.State]int64, error) {
+		j, err := server.job(ctx, plan.Job)
+		if err != nil {
+			var p *problemError
+			if errors.As(err, &p) && !p.passing() {
+				cancel(err) // it stays so, however long one waits
+			}
+			return nil, err
+		}
+		last = j
+		return j.Tasks, nil
+	}
+	bar := c.progress("running", plan.Tasks)
+	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
+		if err != nil {
+			bar.Note(err.Error() + "; asking on")
+			return
+		}
+		bar.Note("")
+		bar.Set(n.Done())
+	})
+	bar.Finish()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			err = cause
+		}
+		return s, err
+	}
+	for state, n := range last.Tasks {
+		s.ByState[state] = int(n)
+	}
+	for device, n := range last.Devices {
+		s.ByDevice[device] = int(n)
+	}
+	return s, nil
+}
+
+// job asks how far a job is. One that nobody has heard of yet has no tasks.
+func (a *client) job(ctx context.Context, id string) (api.Job, error) {
+	var j api.Job
+	err := a.get(ctx, "/v1/jobs/"+url.PathEscape(id), nil, 0, &j)
+	var p *problemError
+	if errors.As(err, &p) && p.Status == http.StatusNotFound {
+		return api.Job{ID: id}, nil
+	}
+	return j, err
+}

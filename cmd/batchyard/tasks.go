@@ -1,0 +1,410 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/task"
+)
+
+// waitAtMost is how long the server is asked to wait in one request.
+const waitAtMost = 30 * time.Second
+
+// pageSize is how many tasks are asked for in one request.
+const pageSize = 500
+
+func (c *cli) tasksCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use: "tasks", Short: "Look at tasks, or cancel them",
+		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
+	}, c.tasksGetCommand(), c.tasksListCommand(), c.tasksCancelCommand())
+}
+
+func (c *cli) tasksGetCommand() *cobra.Command {
+	var wait time.Duration
+	var events bool
+	cmd := &cobra.Command{
+		Use: "get ID", Short: "Show a task, and its result once it has one",
+		Long: `Shows a task, and its result once it has one.
+
+With --wait, waits for its end first; the exit code is 0 then if it succeeded, and
+1 if it did not, or has not ended.`,
+		Example: `  batchyard tasks get my-task-1
+  batchyard tasks get my-task-1 --wait 30s --json
+  batchyard tasks get my-task-1 --events`,
+		Args: exactly("ID"), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if wait < 0 {
+				return usageError("--wait must not be negative")
+			}
+			return c.tasksGet(cmd.Context(), args[0], wait, events)
+		},
+	}
+	c.clientFlags(cmd)
+	c.jsonFlag(cmd)
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait for its end, at most so long")
+	cmd.Flags().BoolVar(&events, "events", false, "show what happened to it, in order")
+	return cmd
+}
+
+// taskPath is the path of a task. An id may hold anything, also a slash.
+func taskPath(id string) string { return "/v1/tasks/" + url.PathEscape(id) }
+
+func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, events bool) error {
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	raw, st, err := c.awaitTask(ctx, server, id, wait)
+	if err != nil {
+		return err
+	}
+	var timeline struct {
+		Events []json.RawMessage `json:"events"`
+	}
+	if events {
+		if err := server.get(ctx, taskPath(id)+"/events", nil, 0, &timeline); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.json && events:
+		err = c.printJSON(struct {
+			Task   json.RawMessage   `json:"task"`
+			Events []json.RawMessage `json:"events"`
+		}{raw, timeline.Events})
+	case c.json:
+		err = c.printJSON(raw)
+	default:
+		err = c.showTask(st)
+		if err == nil && events {
+			err = c.showEvents(timeline.Events)
+		}
+	}
+	if err == nil && wait > 0 && st.State != task.Success {
+		err = withCode(exitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
+	}
+	return err
+}
+
+func reasonOf(e *task.Error) string {
+	if e == nil {
+		return ""
+	}
+	return fmt.Sprintf(": %s: %s", e.Class, short(e.Message, 300))
+}
+
+// awaitTask asks for a task until it has ended or the time is over.
+func (c *cli) awaitTask(ctx context.Context, server *client, id string, wait time.Duration) (raw json.RawMessage, st api.Status, err error) {
+	until := c.now().Add(wait)
+	for {
+		query := url.Values{}
+		left := until.Sub(c.now())
+		if left > 0 {
+			query.Set("wait", min(left, waitAtMost).String())
+		}
+		asked := c.now()
+		if err := server.get(ctx, taskPath(id), query, waitAtMost, &raw); err != nil {
+			return nil, st, err
+		}
+		st = api.Status{}
+		if err := json.Unmarshal(raw, &st); err != nil {
+			return nil, st, fmt.Errorf("reading what the server says of task %s: %w", id, err)
+		}
+		if st.State.Terminal() || c.now().Sub(until) >= 0 {
+			return raw, st, nil
+		}
+		// A server that stops, or has no Postgres, answers at once.
+		if pause := time.Second - c.now().Sub(asked); pause > 0 {
+			timer := time.NewTimer(min(pause, until.Sub(c.now())))
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return nil, st, ctx.Err()
+			case <-timer.C:
+			}
+		}
+	}
+}
+
+// showTask writes a task for people.
+func (c *cli) showTask(s api.Status) error {
+	now := c.now()
+	t := newTable(c.out)
+	field := func(name, value string) {
+		if value != "" {
+			t.row(name, value)
+		}
+	}
+	field("id", s.ID)
+	field("tenant", s.Tenant)
+	field("state", string(s.State))
+	field("model", s.Model)
+	field("asked for", s.Requested)
+	field("endpoint", s.Endpoint)
+	field("priority", string(s.Priority))
+	field("job", s.Job)
+	field("custom id", s.CustomID)
+	field("device", s.Device)
+	if s.Attempt > 0 {
+		field("attempt", strconv.Itoa(s.Attempt))
+	}
+	for _, at := range []struct {
+		name string
+		t    *time.Time
+	}{{"submitted", s.SubmittedAt}, {"assigned", s.AssignedAt}, {"started", s.StartedAt}, {"finished", s.FinishedAt}, {"deadline", s.Deadline}} {
+		if at.t != nil {
+			field(at.name, ago(*at.t, now))
+		}
+	}
+	if s.SubmittedAt != nil && s.FinishedAt != nil {
+		field("took", s.FinishedAt.Sub(*s.SubmittedAt).Round(time.Millisecond).String())
+	}
+	if s.HTTPStatus != 0 {
+		field("status", strconv.Itoa(s.HTTPStatus))
+	}
+	if s.Usage != nil {
+		field("tokens", fmt.Sprintf("%d in, %d out", s.Usage.InputTokens, s.Usage.OutputTokens))
+	}
+	for _, a := range s.Attempts {
+		field(fmt.Sprintf("  attempt %d", a.Number), strings.TrimSpace(fmt.Sprintf("%s on %s after %s %s",
+			orWord(string(a.Class), "ok"), a.Device, time.Duration(a.Duration)*time.Millisecond, short(a.Message, 200))))
+	}
+	if s.Error != nil {
+		field("error", string(s.Error.Class)+": "+s.Error.Message)
+	}
+	field("trace", s.TraceID)
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if len(s.Output) == 0 {
+		return nil
+	}
+	// JSON has no control characters as they are; everything else is kept.
+	var out bytes.Buffer
+	if err := json.Indent(&out, s.Output, "", "  "); err != nil {
+		return fmt.Errorf("reading the output of task %s: %w", s.ID, err)
+	}
+	c.printf("output\n%s\n", out.String())
+	return nil
+}
+
+func orWord(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// showEvents writes a task's timeline for people: times count from its first event.
+func (c *cli) showEvents(raw []json.RawMessage) error {
+	c.printf("\n")
+	t := newTable(c.out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
+	var first time.Time
+	for i, b := range raw {
+		var e api.TaskEvent
+		if err := json.Unmarshal(b, &e); err != nil {
+			return fmt.Errorf("reading event %d of the task: %w", i, err)
+		}
+		if i == 0 {
+			first = e.Time
+		}
+		attempt, took := "", ""
+		if e.Attempt > 0 {
+			attempt = strconv.Itoa(e.Attempt)
+		}
+		if e.DurationMS > 0 {
+			took = time.Duration(e.DurationMS * float64(time.Millisecond)).Round(time.Microsecond).String()
+		}
+		outcome := string(e.Outcome)
+		if e.ErrorClass != "" {
+			outcome += " (" + string(e.ErrorClass) + ")"
+		}
+		t.row(e.Time.Sub(first).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.Device, took,
+			strings.TrimSpace(string(e.ActorType)+" "+e.Actor), short(string(e.Detail), 80))
+	}
+	return t.flush()
+}
+
+type listFlags struct {
+	state, job string
+	limit      int
+	all        bool
+}
+
+func (c *cli) tasksListCommand() *cobra.Command {
+	var f listFlags
+	cmd := &cobra.Command{
+		Use: "list", Short: "List tasks, newest first",
+		Example: `  batchyard tasks list
+  batchyard tasks list --state FAILED --limit 20
+  batchyard tasks list --job nightly --all --json | jq -r .id`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.tasksList(cmd.Context(), f) },
+	}
+	c.clientFlags(cmd)
+	c.jsonFlag(cmd)
+	cmd.Flags().StringVar(&f.state, "state", "", "only tasks in this `state`: "+strings.Join(stateNames(), ", "))
+	cmd.Flags().StringVar(&f.job, "job", "", "only tasks of this `job`")
+	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many at most")
+	cmd.Flags().BoolVar(&f.all, "all", false, "all of them, however many")
+	completeFlag(cmd, "state", stateNames())
+	return cmd
+}
+
+func (c *cli) tasksList(ctx context.Context, f listFlags) error {
+	query := url.Values{}
+	if f.state != "" {
+		state, err := task.ParseState(f.state)
+		if err != nil {
+			return withCode(exitUsage, fmt.Errorf("--%w", err))
+		}
+		query.Set("state", string(state))
+	}
+	if f.job != "" {
+		query.Set("job", f.job)
+	}
+	if f.limit < 1 {
+		return usageError("--limit must be at least 1; --all lists everything")
+	}
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	left := f.limit
+	for first := true; ; first = false {
+		n := pageSize
+		if !f.all {
+			n = min(left, pageSize)
+		}
+		query.Set("limit", strconv.Itoa(n))
+		var page struct {
+			Tasks []json.RawMessage `json:"tasks"`
+			Next  string            `json:"next"`
+		}
+		if err := server.get(ctx, "/v1/tasks", query, 0, &page); err != nil {
+			return err
+		}
+		// A page at a time: there may be any number of them.
+		if err := c.showTasks(page.Tasks, first); err != nil {
+			return err
+		}
+		left -= len(page.Tasks)
+		switch {
+		case page.Next == "":
+			return nil
+		case !f.all && left <= 0:
+			if !c.json {
+				_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+			}
+			return nil
+		}
+		query.Set("cursor", page.Next)
+	}
+}
+
+// showTasks writes a page of tasks.
+func (c *cli) showTasks(page []json.RawMessage, first bool) error {
+	if c.json {
+		for _, raw := range page {
+			if err := c.printJSON(raw); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if first && len(page) == 0 {
+		_, _ = fmt.Fprintln(c.err, "there is no such task")
+		return nil
+	}
+	t := newTable(c.out)
+	if first {
+		t.row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
+	}
+	now := c.now()
+	for _, raw := range page {
+		var s api.Status
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return fmt.Errorf("reading a task that the server listed: %w", err)
+		}
+		var submitted, finished, class string
+		if s.SubmittedAt != nil {
+			submitted = ago(*s.SubmittedAt, now)
+		}
+		if s.FinishedAt != nil {
+			finished = ago(*s.FinishedAt, now)
+		}
+		if s.Error != nil {
+			class = string(s.Error.Class)
+		}
+		t.row(s.ID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.Device, submitted, finished, class)
+	}
+	return t.flush()
+}
+
+func (c *cli) tasksCancelCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "cancel ID…", Short: "Cancel tasks",
+		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
+stays as it ended; the exit code is 1 then.`,
+		Example: `  batchyard tasks cancel my-task-1 my-task-2
+  batchyard tasks list --job nightly --state PENDING --all --json | jq -r .id | xargs batchyard tasks cancel`,
+		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksCancel(cmd.Context(), args) },
+	}
+	c.clientFlags(cmd)
+	c.jsonFlag(cmd)
+	return cmd
+}
+
+// cancelled is what cancel prints as JSON for each task.
+type cancelled struct {
+	ID    string     `json:"id"`
+	Asked bool       `json:"asked"` // it ends as CANCELLED, unless another result came first
+	State task.State `json:"state,omitempty"`
+	Error string     `json:"error,omitempty"`
+}
+
+func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		b, err := server.ask(ctx, http.MethodPost, taskPath(id)+"/cancel", nil, nil, 0)
+		out := cancelled{ID: id, Asked: err == nil}
+		var p *problemError
+		switch {
+		case err == nil:
+			var asked api.CancelAsked
+			if json.Unmarshal(b, &asked) == nil {
+				out.State = asked.State
+			}
+		case errors.As(err, &p) && !p.passing():
+			out.State, out.Error = p.State, p.Detail
+			errs = append(errs, fmt.Errorf("task %s: %w", id, err))
+		default:
+			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would end alike
+		}
+		if c.json {
+			if err := c.printJSON(out); err != nil {
+				return err
+			}
+		} else if out.Asked {
+			c.printf("task %s (%s): asked to stop\n", plain(id), out.State)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// build is what is known of how the program was built.
+type build struct {
+	Version  string `json:"version"`
+	Commit   string `json:"commit,omitempty"`
+	Time     string `json:"commit_time,omitempty"`
+	Modified bool   `json:"modified,omitempty"` // the tree was not what the commit holds
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+func buildOf() build {
+	b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if ok {
+		if b.Version == "" {
+			b.Version = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				b.Commit = s.Value
+			case "vcs.time":
+				b.Time = s.Value
+			case "vcs.modified":
+				b.Modified = s.Value == "true"
+			}
+		}
+	}
+	if b.Version == "" {
+		b.Version = "(devel)"
+	}
+	return b
+}
+
+// versionNumber is the version alone.
+func versionNumber() string { return buildOf().Version }
+
+// versionString is the version for people, on one line.
+func versionString() string {
+	b := buildOf()
+	s := "batchyard " + b.Version
+	if b.Commit != "" {
+		s += " (" + b.Commit[:min(12, len(b.Commit))]
+		if b.Modified {
+			s += ", modified"
+		}
+		s += ")"
+	}
+	return fmt.Sprintf("%s %s %s", s, b.Go, b.Platform)
+}
+
+func (c *cli) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the version",
+		Example: "  batchyard version\n  batchyard version --json",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(*cobra.Command, []string) error {
+			if c.json {
+				return c.printJSON(buildOf())
+			}
+			c.printf("%s\n", versionString())
+			return nil
+		},
+	}
+	c.jsonFlag(cmd)
+	return cmd
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/local"
+)
+
+func (c *cli) devCommand() *cobra.Command {
+	var o local.Options
+	var devices []string
+	var slots int
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run everything inside one process, and stay up",
+		Long: `Run broker, Redis, Postgres and all stages inside one process, with the HTTP API.
+Single node, for development. With a data directory, what was unfinished when
+the process ended, or died, goes on when it comes back; without one, everything
+is gone then.
+
+Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
+		Example: `  batchyard dev
+  batchyard dev --data-dir ./data --listen 127.0.0.1:8080
+  batchyard dev --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080 --slots 8`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if o.Devices, err = parseDevices(devices, slots); err != nil {
+				return err
+			}
+			o.ConfigPath, o.Logger, o.Progress = c.configPath, c.localLogger(verbose), c.step
+			s, err := local.Start(cmd.Context(), o)
+			if err != nil {
+				return serviceError(err)
+			}
+			c.step("")
+			c.printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
+				s.URL, strings.Join(s.Stack.Brokers, ","), s.Stack.RedisAddr, s.Stack.PostgresURL, s.Stack.DataDir)
+			select {
+			case <-cmd.Context().Done():
+				return s.Close()
+			case <-s.Ended():
+				return s.Close()
+			}
+		},
+	}
+	c.configFlag(cmd)
+	f := cmd.Flags()
+	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
+	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory; empty: nothing is kept")
+	f.StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the HTTP API; port 0 takes a free one")
+	f.StringArrayVar(&devices, "device", nil, "NAME=URL of an OpenAI-compatible server; may be given again")
+	f.IntVar(&slots, "slots", 4, "requests that each --device works on at the same time")
+	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by their own heartbeats")
+	return cmd
+}
+
+// parseDevices reads NAME=URL pairs.
+func parseDevices(pairs []string, slots int) ([]local.Device, error) {
+	var out []local.Device
+	for _, p := range pairs {
+		name, url, ok := strings.Cut(p, "=")
+		if !ok || name == "" || url == "" {
+			return nil, usageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
+		}
+		if slots < 1 {
+			return nil, usageError("--slots %d: give 1 or more", slots)
+		}
+		out = append(out, local.Device{Name: name, URL: url, Slots: slots})
+	}
+	return out, nil
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/internal/local"
+	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/task"
+)
+
+// runLook is how often the counts are looked at for the progress bar.
+const runLook = 200 * time.Millisecond
+
+type runFlags struct {
+	output  string
+	devices []string
+	slots   int
+	job     string
+	verbose bool
+	timeout time.Duration
+}
+
+func (c *cli) runCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run FILE",
+		Short: "Run every line of a file through the whole pipeline, then exit",
+		Long: `Start broker, Redis, Postgres and all stages inside this process, run every line
+of FILE through them, write the results in the order of the input, print a
+summary, and exit; exit code 1 if a task did not succeed.
+
+FILE is JSONL: lines of OpenAI's batch format (custom_id, method, url, body) or
+Batchyard's own task objects; - is standard input. Without --device, a simulated
+fleet of unequal devices answers over real HTTP.`,
+		Example: `  batchyard run tasks.jsonl -o results.jsonl
+  batchyard run tasks.jsonl -o results.jsonl --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080
+  cat tasks.jsonl | batchyard run - --json`,
+		Args: exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.runFile(cmd.Context(), args[0], f) },
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	fl := cmd.Flags()
+	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output; empty: no results are written")
+	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; may be given again")
+	fl.IntVar(&f.slots, "slots", 4, "requests that each --device works on at the same time")
+	fl.StringVar(&f.job, "job", "", "name of the job (default: made of the file's content)")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log what the stages do")
+	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 is never")
+	return cmd
+}
+
+func (c *cli) runFile(ctx context.Context, path string, f runFlags) error {
+	if f.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+	}
+	if f.output == "-" && c.json {
+		return usageError("-o - and --json both write to standard output; choose one")
+	}
+	devices, err := parseDevices(f.devices, f.slots)
+	if err != nil {
+		return err
+	}
+	cfg, err := c.config(nil)
+	if err != nil {
+		return err
+	}
+	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{Job: f.job, Limits: cfg.Task.Limits(), Config: cfg.Jobs})
+	if err != nil {
+		return fileError(err)
+	}
+	defer func() { _ = plan.Close() }()
+
+	began := c.now()
+	o := local.Options{ConfigPath: c.configPath, Devices: devices, Logger: c.localLogger(f.verbose), Progress: c.step}
+	system, err := local.Start(ctx, o)
+	if err != nil {
+		return serviceError(err)
+	}
+	c.step("")
+	s, err := c.runPlan(ctx, system, plan, f.output)
+	if cerr := system.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	s.Elapsed = c.now().Sub(began)
+	if c.json {
+		s.finish()
+		err = c.printJSON(s)
+	} else if f.output == "-" {
+		err = s.print(c.err)
+	} else {
+		err = s.print(c.out)
+	}
+	return errors.Join(err, s.failed())
+}
+
+// runPlan submits, waits and writes the results.
+func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { // the stages ending by themselves ends the waiting
+		select {
+		case <-system.Ended():
+			cancel(errors.New("the stages ended; see the log with --verbose"))
+		case <-ctx.Done():
+		}
+	}()
+	p := system.App.Producer()
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = p.Close(closing) // every submit was acknowledged
+	}()
+	store := system.App.Store()
+	defer store.Close()
+
+	bar := c.progress("running", plan.Tasks)
+	submitted := make(chan error, 1)
+	go func() { submitted <- plan.Submit(ctx, inProcess{p}, nil) }()
+	look := time.NewTicker(runLook)
+	defer look.Stop()
+	counts := func(ctx context.Context) (map[task.State]int64, error) {
+		select {
+		case err := <-submitted:
+			if err != nil {
+				cancel(err)
+				return nil, err
+			}
+		default:
+		}
+		n, err := store.JobCounts(ctx, plan.Tenant, plan.Job)
+		return n.ByState, err
+	}
+	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, _ error) { bar.Set(n.Done()) })
+	bar.Finish()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			return nil, cause
+		}
+		return nil, fmt.Errorf("interrupted: %w", err)
+	}
+	s := &summary{Job: plan.Job, Total: plan.Tasks}
+	to := c.out
+	switch output {
+	case "": // counted only
+		output, to = "-", io.Discard
+	case "-":
+	default:
+		s.Output = output
+	}
+	written, err := plan.WriteResults(ctx, store, output, to)
+	s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
+	return s, err
+}
+
+// inProcess submits to a producer of this process.
+type inProcess struct{ p *producer.Producer }
+
+func (i inProcess) Submit(ctx context.Context, tasks []*task.Task) error {
+	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionString()})
+}
+
+// step tells people what is being started.
+func (c *cli) step(what string) {
+	if c.stderrTTY {
+		_, _ = fmt.Fprintf(c.err, "\r\033[K%s", what)
+	}
+}
+
+// localLogger logs for run and dev: warnings only, unless asked for more.
+func (c *cli) localLogger(verbose bool) *slog.Logger {
+	if verbose {
+		return app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
+	}
+	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelError}))
+}

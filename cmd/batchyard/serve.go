@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+)
+
+func (c *cli) serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve [stage …]",
+		Short: "Run stages against real Kafka, Redis and Postgres",
+		Long: `Run all stages, or those named, against the Kafka, Redis and Postgres of the
+configuration. Any stage may run in any number of processes. On SIGTERM nothing
+new is begun, what runs is finished or given back, and the exit code is 0.
+
+The database must have its schema (batchyard migrate up) and Kafka its topics
+(batchyard topics create).`,
+		Example: `  batchyard serve -c config.yaml
+  batchyard serve router batcher -c config.yaml
+  BATCHYARD_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 batchyard serve workers`,
+		ValidArgsFunction: completeStages,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := c.config(nil)
+			if err != nil {
+				return err
+			}
+			logger := app.NewLogger(cfg.Log)
+			a, err := app.New(cmd.Context(), cfg, args, logger)
+			if err != nil {
+				return serviceError(err)
+			}
+			return a.Run(cmd.Context(), func() {
+				stages := args
+				if len(stages) == 0 {
+					stages = app.StageNames()
+				}
+				logger.Info("ready", "stages", fmt.Sprint(stages), "listen", a.Address())
+			})
+		},
+	}
+	c.configFlag(cmd)
+	return cmd
+}

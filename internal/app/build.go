@@ -1,0 +1,75 @@
+package app
+
+import (
+	"context"
+	"errors"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/callbacks"
+	"github.com/batchyard/batchyard/producer"
+)
+
+// Producer returns a producer that writes under this process's name. Close it.
+func (a *App) Producer() *producer.Producer {
+	_, _, _, cancels := a.devices()
+	return producer.New(producer.Deps{
+		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: cancels,
+		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Name: a.actor("producer"),
+	}, a.cfg.Task)
+}
+
+// Store returns the queries, which need Postgres.
+func (a *App) Store() *audit.Store { return audit.NewStore(a.Pool, a.cfg.Audit, a.logger, a.metrics) }
+
+func buildAPI(a *App) (func(context.Context, func()) error, error) {
+	registry, _, _, _ := a.devices()
+	p := a.Producer()
+	store := a.Store()
+	s, err := api.New(api.Deps{
+		Producer: p, Store: store, Registry: registry,
+		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
+		Logger: a.logger.With("stage", "api"), Version: Version(),
+	}, a.cfg.API)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, ready func()) error {
+		err := s.Run(ctx, func() {
+			a.addr.Store(s.Addr().String())
+			ready()
+		})
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.API.DrainTimeout)
+		defer cancel()
+		store.Close()
+		return errors.Join(err, p.Close(closing))
+	}, nil
+}
+
+// checks are what readiness asks: the three services, and each stage here.
+func (a *App) checks() []api.Check {
+	cs := []api.Check{
+		{Name: "kafka", Ping: a.Log.Ping},
+		{Name: "redis", Ping: func(ctx context.Context) error { return a.Redis.Ping(ctx).Err() }},
+	}
+	if a.Pool != nil {
+		cs = append(cs, api.Check{Name: "postgres", Ping: a.Pool.Ping})
+	}
+	for _, name := range a.names {
+		cs = append(cs, api.Check{Name: "stage " + name, Ping: func(context.Context) error { return a.stageReady(name) }})
+	}
+	return cs
+}
+
+func buildAudit(a *App) (func(context.Context, func()) error, error) {
+	r := audit.NewRecorder(a.Log, a.Pool, a.cfg.Audit, a.logger.With("stage", "audit"), a.metrics, a.actor("audit"))
+	return r.Run, nil
+}
+
+func buildCallbacks(a *App) (func(context.Context, func()) error, error) {
+	c, err := callbacks.New(a.Pool, a.Log, a.cfg.Callbacks, a.logger.With("stage", "callbacks"), a.metrics, a.actor("callbacks"))
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}

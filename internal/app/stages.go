@@ -1,0 +1,105 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/batchyard/batchyard/batcher"
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/workers"
+)
+
+// stageSpec is how a stage is built. Phases are the order of stopping: a stage
+// stops before those that take up what it writes.
+type stageSpec struct {
+	name     string
+	what     string
+	phase    int
+	postgres bool
+	build    func(*App) (func(ctx context.Context, ready func()) error, error)
+}
+
+const phaseCount = 5
+
+// stages is every stage there is, in the order of a task's way.
+var stages = []stageSpec{
+	{"api", "HTTP: submit, status, devices", 0, true, buildAPI},
+	{"router", "tasks to devices", 1, false, buildRouter},
+	{"batcher", "assignments to batches", 2, false, buildBatcher},
+	{"workers", "batches to results", 3, false, buildWorkers},
+	{"audit", "events and results to Postgres", 4, true, buildAudit},
+	{"callbacks", "results to the users' endpoints", 4, true, buildCallbacks},
+}
+
+// StageNames lists the stages that a process may run.
+func StageNames() []string {
+	names := make([]string, 0, len(stages))
+	for _, s := range stages {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// choose returns the named stages, all when none is named.
+func choose(names []string) ([]stageSpec, error) {
+	if len(names) == 0 {
+		return stages, nil
+	}
+	var out []stageSpec
+	for _, s := range stages {
+		if slices.Contains(names, s.name) {
+			out = append(out, s)
+		}
+	}
+	for _, n := range names {
+		if !slices.Contains(StageNames(), n) {
+			return nil, fmt.Errorf("there is no stage %q; the stages are %s", n, strings.Join(StageNames(), ", "))
+		}
+	}
+	return out, nil
+}
+
+func (a *App) devices() (*device.Registry, *device.Credits, *device.Rates, *device.Cancels) {
+	with, prefix := device.WithMetrics(a.metrics), a.cfg.Redis.Prefix
+	return device.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
+		device.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
+		device.NewRates(a.Redis, prefix),
+		device.NewCancels(a.Redis, a.cfg.Devices, prefix, with)
+}
+
+func (a *App) actor(stage string) string { return stage + "@" + a.instance }
+
+func buildRouter(a *App) (func(context.Context, func()) error, error) {
+	registry, credits, rates, cancels := a.devices()
+	r, err := router.New(a.cfg.Router, router.Deps{
+		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: registry, Credits: credits, Rates: rates, Cancels: cancels,
+		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.Run, nil
+}
+
+func buildBatcher(a *App) (func(context.Context, func()) error, error) {
+	_, credits, _, _ := a.devices()
+	b := batcher.New(a.cfg.Batcher, batcher.Deps{
+		Log: a.Log, Credits: credits, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
+	})
+	return b.Run, nil
+}
+
+func buildWorkers(a *App) (func(context.Context, func()) error, error) {
+	_, credits, rates, cancels := a.devices()
+	w, err := workers.New(a.cfg.Workers, workers.Deps{
+		Log: a.Log, Credits: credits, Rates: rates, Cancels: cancels,
+		Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w.Run, nil
+}

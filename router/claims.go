@@ -23,6 +23,7 @@ type claims struct {
 	rdb    redis.UniversalClient
 	prefix string
 	ttl    time.Duration
+	now    func() time.Time
 }
 
 // claimShards spreads the hashes over the nodes of a Redis Cluster.
@@ -48,7 +49,7 @@ func (c *claims) field(it *item) []byte {
 // take claims each task for its record and reports which are claimed by another
 // record. One round trip, and a second one if some were claimed before.
 func (c *claims) take(ctx context.Context, items []*item) (taken []bool, err error) {
-	epoch := time.Now().UnixNano() / int64(c.ttl)
+	epoch := c.now().UnixNano() / int64(c.ttl)
 	type answer struct {
 		bucket, field string
 		before        *redis.StringCmd // of the epoch before
@@ -73,12 +74,21 @@ func (c *claims) take(ctx context.Context, items []*item) (taken []bool, err err
 		return nil, fmt.Errorf("claiming %d tasks in Redis: %w", len(items), err)
 	}
 	pipe = c.rdb.Pipeline()
-	for i := range as {
-		switch err := as[i].set.Err(); {
+	for i, it := range items {
+		a := &as[i]
+		if err := a.before.Err(); err != nil && !errors.Is(err, redis.Nil) {
+			return nil, fmt.Errorf("reading a claim in Redis: %w", err)
+		}
+		switch err := a.set.Err(); {
 		case err != nil:
 			return nil, fmt.Errorf("claiming a task in Redis: %w", err)
-		case !as[i].set.Val(): // somebody has it: a duplicate, or we ourselves before a restart
-			as[i].now = pipe.HGet(ctx, as[i].bucket, as[i].field)
+		case !a.set.Val(): // somebody has it: a duplicate, or we ourselves before a restart
+			a.now = pipe.HGet(ctx, a.bucket, a.field)
+		case a.before.Err() == nil && a.before.Val() != it.rec.Position():
+			// The older claim speaks on in this epoch too. Were ours left there, its
+			// record, read again in the next epoch, would pass for a duplicate of
+			// ours, which is dropped: the task would be lost.
+			pipe.HSet(ctx, a.bucket, a.field, a.before.Val())
 		}
 	}
 	if pipe.Len() > 0 {

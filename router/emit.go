@@ -136,6 +136,11 @@ func (s *scheduler) parkRecord(ctx context.Context, rec *stream.Record) {
 // reliefEvery bounds how often the window is looked through.
 const reliefEvery = 100 * time.Millisecond
 
+// fullShare of the window in use means that a partition may be stuck: half of
+// the window is split among the partitions, and a partition stops when its own
+// part and the common half are used up, however empty those of the others are.
+const fullShare = 0.45
+
 // relieve makes room when the window of a topic is full of tasks that cannot go
 // on, so that what is behind them in the log can: tasks that no device can take
 // now, tasks whose time is far away, and, while a device idles for which the
@@ -149,7 +154,7 @@ func (s *scheduler) relieve(ctx context.Context, now time.Time) (full bool) {
 	}
 	s.relief = now.Add(reliefEvery)
 	for topic, n := range s.window.bySrc {
-		if n < s.cfg.WindowCount*9/10 && s.window.bytes[topic] < s.cfg.WindowBytes*9/10 {
+		if n < int(fullShare*float64(s.cfg.WindowCount)) && s.window.bytes[topic] < int64(fullShare*float64(s.cfg.WindowBytes)) {
 			continue
 		}
 		full = true
@@ -166,8 +171,11 @@ func (s *scheduler) relieveTopic(ctx context.Context, topic string, most int, no
 			continue
 		}
 		switch {
-		case it.index < 0 && it.ready.After(now.Add(s.cfg.ParkFor)) && topic != stream.TasksParked:
-			far = append(far, it)
+		case it.index < 0 && it.ready.After(now.Add(s.cfg.ParkFor)):
+			// What was parked before goes round again, but only after a while.
+			if topic != stream.TasksParked || now.Sub(it.since) >= s.cfg.ParkFor {
+				far = append(far, it)
+			}
 		case it.index >= 0 && it.class.unable:
 			unable = append(unable, it)
 		case it.index >= 0:

@@ -36,12 +36,13 @@ func (s *scheduler) plan(now time.Time) (picks []pick, more bool) {
 		p.waiting = 0
 	}
 	var held []*item
-	look := 4 * s.cfg.RoundPicks // tasks looked at, those that wait for a better device included
-	for len(heads) > 0 && len(picks) < s.cfg.RoundPicks && look > 0 {
-		look--
+	// Tasks of one class that may decide to wait for a better device before the
+	// class is passed over: the others are not to wait behind them.
+	patience := max(32, 4*s.cfg.RoundPicks/max(1, len(heads)))
+	for len(heads) > 0 && len(picks) < s.cfg.RoundPicks {
 		c := heads[0]
 		if c.round != s.round { // the fleet does not change within a round
-			c.round = s.round
+			c.round, c.waits = s.round, 0
 			c.states = s.view.candidates(c, now, c.states)
 			c.unable = len(c.states) == 0
 		}
@@ -70,6 +71,10 @@ func (s *scheduler) plan(now time.Time) (picks []pick, more bool) {
 		case choice.For != Wait:
 			states[choice.For].pool(c.merged).waiting++
 			held = append(held, it)
+			if c.waits++; c.waits >= patience {
+				heap.Pop(&heads)
+				continue
+			}
 		default:
 			held = append(held, it)
 			heap.Pop(&heads)

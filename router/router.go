@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -52,7 +53,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	outbox := deps.Log.NewOutbox(Stage, 4*cfg.RoundPicks, 64<<20)
 	return &Router{
 		cfg: cfg, deps: deps, outbox: outbox,
-		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL},
+		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
 		sched:  newScheduler(cfg, deps, policy, outbox),
 	}, nil
 }
@@ -66,9 +67,12 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	topics := []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
 	var joined sync.WaitGroup
 	joined.Add(len(topics))
+	var ended atomic.Bool
 	go func() {
 		joined.Wait()
-		ready()
+		if !ended.Load() {
+			ready()
+		}
 	}()
 
 	var consumers sync.WaitGroup
@@ -79,7 +83,11 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 				Group: Stage, Topic: topic, MaxRecords: r.cfg.WindowCount, MaxBytes: r.cfg.WindowBytes,
 				DrainTimeout: 50 * time.Millisecond, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
 			}
-			if err := r.deps.Log.Consume(reading, cfg, r.intake, sync.OnceFunc(joined.Done)); err != nil {
+			once := sync.OnceFunc(joined.Done)
+			err := r.deps.Log.Consume(reading, cfg, r.intake, once)
+			ended.Store(true)
+			once() // it may have ended before it joined
+			if err != nil {
 				failed <- fmt.Errorf("reading %s: %w", topic, err)
 			}
 		})

@@ -17,6 +17,7 @@ type fleet struct {
 	devices []device.Device
 	rates   map[device.RateKey]device.Rate
 	healths map[string]device.Health
+	used    map[string]int // credits in use, by pool
 }
 
 // scheduler owns window and view. Everything that happens reaches its goroutine
@@ -52,7 +53,7 @@ func newScheduler(cfg Config, deps Deps, policy Policy, outbox *stream.Outbox) *
 		cfg: cfg, deps: deps, name: deps.Instance, policy: policy, outbox: outbox,
 		window: newWindow(cfg), view: newView(cfg),
 		arrivals: make(chan []*item), lost: make(chan struct{}, 1),
-		stragglers: make(chan *stream.Record, 64), cancels: make(chan []task.Key, 64), gaps: make(chan struct{}, 1),
+		stragglers: make(chan *stream.Record, 4*cfg.WindowCount), cancels: make(chan []task.Key, 64), gaps: make(chan struct{}, 1),
 		fleets: make(chan fleet, 1), freed: make(chan map[string]int, 1),
 	}
 }
@@ -61,7 +62,7 @@ func newScheduler(cfg Config, deps Deps, policy Policy, outbox *stream.Outbox) *
 func (s *scheduler) straggler(rec *stream.Record) {
 	select {
 	case s.stragglers <- rec:
-	default: // told again as long as it lasts
+	default: // more than there can be in flight
 	}
 }
 
@@ -92,6 +93,7 @@ func (s *scheduler) run(ctx context.Context) {
 			s.recheckCancels(ctx)
 		case f := <-s.fleets:
 			s.view.update(f.devices, f.rates, f.healths)
+			s.view.credits(f.used)
 			s.observe()
 		case used := <-s.freed:
 			if used == nil { // unknown: the next grant tells the truth
@@ -99,11 +101,7 @@ func (s *scheduler) run(ctx context.Context) {
 					p.used = 0
 				}
 			}
-			for name, n := range used {
-				if p := s.view.pools[name]; p != nil {
-					p.used = n
-				}
-			}
+			s.view.credits(used)
 		case <-timer.C:
 		}
 		timer.Reset(s.step(ctx))
@@ -333,7 +331,25 @@ func (s *scheduler) loadFleet(ctx context.Context) (fleet, error) {
 		return fleet{}, err
 	}
 	rates, healths, err := s.deps.Rates.Load(ctx)
-	return fleet{ds, rates, healths}, err
+	if err != nil {
+		return fleet{}, err
+	}
+	// That a pool has room is told by a message, which may be lost, and is not
+	// told when Redis forgot the credits: a pool that is taken for full must not
+	// stay so.
+	pools := make([]string, 0, 2*len(ds))
+	for _, d := range ds {
+		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))
+	}
+	counts, err := s.deps.Credits.Used(ctx, pools)
+	if err != nil {
+		return fleet{}, err
+	}
+	used := make(map[string]int, len(pools))
+	for i, p := range pools {
+		used[p] = counts[i]
+	}
+	return fleet{ds, rates, healths, used}, nil
 }
 
 // gathered collects names of pools until somebody asks for them.

@@ -87,6 +87,16 @@ func (v *view) update(ds []device.Device, rates map[device.RateKey]device.Rate, 
 	})
 }
 
+// credits takes how many credits are in use, of some pools. A count that is
+// older than our last grants is corrected by the next.
+func (v *view) credits(used map[string]int) {
+	for name, n := range used {
+		if p := v.pools[name]; p != nil {
+			p.used = n
+		}
+	}
+}
+
 // candidates returns the devices that may run a task of the class. A device
 // that the class avoids comes back when no other is left: better a second try
 // there than none.

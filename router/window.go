@@ -34,6 +34,7 @@ type class struct {
 	ready  readyHeap
 	unable bool     // no device can run it now: as of the last look at the fleet
 	round  uint64   // of the last look
+	waits  int      // tasks that decided to wait for a better device, in that round
 	states []*state // that may run it, as of that round
 }
 

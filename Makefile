@@ -1,0 +1,60 @@
+# Batchyard. `make help` lists the targets; it is made from the comments beside them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FILE ?= examples/mixed.jsonl
+OUT ?= dist/results.jsonl
+FUZZTIME ?= 30s
+BENCH ?= .
+PKG ?= ./...
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+.PHONY: build
+build: ## build bin/batchyard
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/batchyard ./cmd/batchyard
+
+.PHONY: run
+run: build ## run FILE (examples/mixed.jsonl) through everything, inside one process
+	@mkdir -p $(dir $(OUT))
+	bin/batchyard run $(FILE) -o $(OUT)
+
+.PHONY: test
+test: ## vet and test all, embedded and on real services; installs and starts what it needs
+	scripts/test
+
+.PHONY: test-short
+test-short: ## test PKG (all) on the embedded services, without the race detector
+	go test $(PKG)
+
+.PHONY: lint
+lint: ## golangci-lint, shellcheck and govulncheck
+	scripts/lint
+
+.PHONY: fuzz
+fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
+	scripts/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)
+	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+
+.PHONY: config
+config: build ## write config.yaml and docs/configuration.md again, from the code
+	@mkdir -p docs
+	bin/batchyard config print --commented >dist.config && mv dist.config config.yaml
+	bin/batchyard config print --markdown >dist.config && mv dist.config docs/configuration.md
+
+.PHONY: compose-check
+compose-check: ## check docker-compose.yml
+	@if docker compose version >/dev/null 2>&1; then docker compose --profile all config -q; \
+	else echo "compose-check: left out, there is no docker compose here"; fi
+
+.PHONY: clean
+clean: ## remove what was built, and the data of scripts/services
+	scripts/services down --wipe
+	rm -rf bin dist coverage.out

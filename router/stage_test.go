@@ -1,0 +1,397 @@
+package router
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/embedded"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// yard is a broker's topics and a Redis of a test's own, with what routers write.
+type yard struct {
+	t     *testing.T
+	log   *stream.Log
+	redis *embedded.Redis
+	deps  Deps
+
+	mu       sync.Mutex
+	changed  chan struct{}            // closed at each change
+	assigned map[string]int           // by task id
+	leases   []device.Release         // of assignments that no worker has finished
+	hold     bool                     // assignments are not finished by themselves
+	events   map[task.Action][]string // task or record ids
+	results  map[string]*task.Result
+	dead     []*stream.Record
+	parked   int
+}
+
+func newYard(t *testing.T, partitions int) *yard {
+	t.Helper()
+	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	l, err := stream.Open(t.Context(), stream.Config{
+		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: partitions, HeartbeatInterval: 100 * time.Millisecond,
+		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
+	}, logger(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	_, err = l.CreateTopics(t.Context())
+	require.NoError(t, err)
+	y := &yard{
+		t: t, log: l, redis: r, deps: depsOn(redisClient(t, r.Addr()), "t:", "router@test"), changed: make(chan struct{}),
+		assigned: map[string]int{}, events: map[task.Action][]string{}, results: map[string]*task.Result{},
+	}
+	y.deps.Log = l
+	y.watch(stream.Assignments, y.onAssignments)
+	y.watch(stream.Events, func(rec *stream.Record) error {
+		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		for _, e := range es {
+			y.events[e.Action] = append(y.events[e.Action], e.ResourceID)
+		}
+		return err
+	})
+	y.watch(stream.Results, func(rec *stream.Record) error {
+		res, err := task.DecodeResult(rec.Value, "")
+		if err == nil {
+			y.results[res.TaskID] = res
+		}
+		return err
+	})
+	y.watch(stream.DLQ, func(rec *stream.Record) error { y.dead = append(y.dead, rec); return nil })
+	return y
+}
+
+// onAssignments plays the worker: what it gets is done at once, unless y.hold.
+func (y *yard) onAssignments(rec *stream.Record) error {
+	as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
+	for _, a := range as {
+		y.assigned[a.Task.ID]++
+		y.leases = append(y.leases, device.Release{Pool: a.Lease.Pool, Lease: a.Lease.ID, N: 1})
+	}
+	if !y.hold {
+		return y.finish()
+	}
+	return err
+}
+
+func (y *yard) finish() error {
+	rel := y.leases
+	y.leases = nil
+	return y.deps.Credits.Release(context.Background(), rel)
+}
+
+// watch reads a topic until the test ends.
+func (y *yard) watch(topic string, f func(*stream.Record) error) {
+	y.run(func(ctx context.Context, ready func()) error {
+		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			for _, r := range recs {
+				if err := f(r); err != nil {
+					y.t.Errorf("reading %s: %v", topic, err)
+				}
+				r.Done()
+			}
+			close(y.changed)
+			y.changed = make(chan struct{})
+		}, ready)
+	})
+}
+
+// run runs something until the test ends or stop is called; both wait for its end.
+func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()) {
+	y.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- f(ctx, func() { close(ready) }) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+	})
+	y.t.Cleanup(stop)
+	wait(y.t, ready, "a stage to be ready")
+	return stop
+}
+
+func (y *yard) router(cfg Config, instance string) (stop func()) {
+	y.t.Helper()
+	deps := y.deps
+	deps.Instance = instance
+	r, err := New(cfg, deps)
+	require.NoError(y.t, err)
+	return y.run(r.Run)
+}
+
+// until waits for a condition on what was read.
+func (y *yard) until(what string, cond func() bool) {
+	y.t.Helper()
+	timeout := time.After(patience)
+	for {
+		y.mu.Lock()
+		ok, changed := cond(), y.changed
+		y.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			counts := map[task.Action]int{}
+			for a, ids := range y.events {
+				counts[a] = len(ids)
+			}
+			require.FailNow(y.t, "waited in vain for "+what, "%d tasks assigned, %d results, %d dead letters, events %v", len(y.assigned), len(y.results), len(y.dead), counts)
+		}
+	}
+}
+
+func (y *yard) all(ids []string) func() bool {
+	return func() bool {
+		for _, id := range ids {
+			if y.assigned[id] == 0 {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+func (y *yard) beat(ds ...device.Device) {
+	y.t.Helper()
+	for _, d := range ds {
+		_, err := y.deps.Registry.Beat(y.t.Context(), d)
+		require.NoError(y.t, err)
+	}
+}
+
+func chat(id, model string) *task.Task {
+	return &task.Task{ID: id, Model: model, Input: task.Input(`{"messages":[{"role":"user","content":"x"}]}`)}
+}
+
+func (y *yard) message(tk *task.Task, contentType string) stream.Message {
+	y.t.Helper()
+	b, err := task.EncodeTask(tk, contentType)
+	require.NoError(y.t, err)
+	return stream.Message{Topic: stream.TasksTopic(tk.Priority), Key: tk.ID, Value: b}
+}
+
+func (y *yard) produce(tasks ...*task.Task) (ids []string) {
+	y.t.Helper()
+	msgs := make([]stream.Message, 0, len(tasks))
+	for _, tk := range tasks {
+		msgs = append(msgs, y.message(tk, task.ContentJSON))
+		ids = append(ids, tk.ID)
+	}
+	require.NoError(y.t, y.log.Produce(y.t.Context(), msgs...))
+	return ids
+}
+
+func many(prefix string, n int, model string) []*task.Task {
+	out := make([]*task.Task, n)
+	for i := range out {
+		out[i] = chat(fmt.Sprint(prefix, "-", i), model)
+		out[i].Priority = task.Priorities[i%len(task.Priorities)]
+	}
+	return out
+}
+
+// lag waits until everything of a topic is finished and committed.
+func (y *yard) committed(topic string) {
+	y.t.Helper()
+	require.Eventually(y.t, func() bool {
+		n, err := y.log.Lag(y.t.Context(), Stage, topic)
+		return err == nil && n == 0
+	}, patience, 20*time.Millisecond, "%s is not finished", topic)
+}
+
+func TestTasksBecomeAssignments(t *testing.T) {
+	y := newYard(t, 3)
+	y.beat(dev("d1", 4, "m"), dev("d2", 1, "m", "n"))
+	y.router(testConfig(), "router@test")
+	ids := y.produce(many("task", 100, "m")...)
+
+	other := chat("", "n") // of another client: MessagePack, no id, no key, a trace
+	b, err := task.EncodeTask(other, task.ContentMsgpack)
+	require.NoError(t, err)
+	const trace = "0af7651916cd43dd8448eb211c80319c"
+	late := chat("late", "m")
+	late.Deadline = time.Now().Add(-time.Second)
+	require.NoError(t, y.log.Produce(t.Context(),
+		stream.Message{Topic: stream.TasksHigh, Key: "by-key", Value: b, Headers: []stream.Header{{Key: "traceparent", Value: []byte("00-" + trace + "-b7ad6b7169203331-01")}}},
+		stream.Message{Topic: stream.TasksNormal, Key: "g", Value: []byte("\xff\x00garbage"), Headers: []stream.Header{{Key: "mine", Value: []byte("kept")}}},
+		stream.Message{Topic: stream.TasksNormal, Key: "h", Value: []byte(`{"id":"no-model","input":{}}`)},
+		y.message(late, task.ContentJSON), y.message(chat("task-7", "m"), task.ContentJSON)))
+	y.until("every task", func() bool {
+		return y.all(append(ids, "by-key"))() && len(y.dead) == 2 && y.results["late"] != nil && len(y.events[task.TaskDuplicate]) == 1 &&
+			len(y.events[task.TaskAssigned]) == 101 && len(y.events[task.RecordDead]) == 2
+	})
+	require.Equal(t, task.Expired, y.results["late"].State)
+	require.Equal(t, task.ClassExpired, y.results["late"].Error.Class)
+	require.Equal(t, []string{"task-7"}, y.events[task.TaskDuplicate])
+	require.Len(t, y.events[task.TaskAccepted], 102)
+	require.Len(t, y.events[task.TaskExpired], 1)
+	for id, n := range y.assigned {
+		require.Equal(t, 1, n, id)
+	}
+	for _, d := range y.dead {
+		require.Equal(t, Stage, d.Header(stream.HeaderDLQStage))
+		require.NotEmpty(t, d.Header(stream.HeaderDLQError))
+		if string(d.Key) == "g" {
+			require.Equal(t, "\xff\x00garbage", string(d.Value))
+			require.Equal(t, "kept", d.Header("mine"))
+		}
+	}
+	for _, topic := range []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow} {
+		y.committed(topic)
+	}
+}
+
+func TestHeldTasksBlockNobody(t *testing.T) {
+	y := newYard(t, 2)
+	y.beat(dev("d", 2, "m"))
+	cfg := testConfig()
+	cfg.WindowCount = 64
+	y.router(cfg, "router@test")
+	// All in one partition: nothing but setting them aside lets what is behind through.
+	var msgs []stream.Message
+	var unknown, far []string
+	for i := range 300 {
+		tk := chat(fmt.Sprint("unknown-", i), "unknown")
+		unknown = append(unknown, tk.ID)
+		if i%3 == 0 {
+			tk = chat(fmt.Sprint("far-", i), "m")
+			tk.NotBefore = time.Now().Add(time.Hour)
+			far = append(far, tk.ID)
+			unknown = unknown[:len(unknown)-1]
+		}
+		m := y.message(tk, task.ContentJSON)
+		m.Key = "one"
+		msgs = append(msgs, m)
+	}
+	m := y.message(chat("behind", "m"), task.ContentJSON)
+	m.Key = "one"
+	require.NoError(t, y.log.Produce(t.Context(), append(msgs, m)...))
+	y.until("the task behind", y.all([]string{"behind"}))
+	y.mu.Lock()
+	require.NotEmpty(t, y.events[task.TaskParked])
+	require.Len(t, y.assigned, 1)
+	y.mu.Unlock()
+	// What was set aside is looked at again, although the parked topic is full of
+	// tasks that have to wait for an hour.
+	y.beat(dev("late", 4, "unknown"))
+	y.until("the tasks that were set aside", y.all(unknown))
+	y.mu.Lock()
+	for _, id := range far {
+		require.Zero(t, y.assigned[id], "%s: before its time", id)
+	}
+	for id, n := range y.assigned {
+		require.Equal(t, 1, n, id)
+	}
+	y.mu.Unlock()
+}
+
+func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
+	y := newYard(t, 3)
+	devices := []device.Device{dev("d1", 2, "m"), dev("d2", 1, "m")}
+	y.beat(devices...)
+	y.mu.Lock()
+	y.hold = true
+	y.mu.Unlock()
+	y.router(testConfig(), "router@test")
+	ids := y.produce(many("task", 60, "m")...)
+	y.until("full devices", func() bool { return len(y.assigned) == 5 })
+	// The leases are gone with it, so giving them back is no news to anybody.
+	y.redis.Empty()
+	y.beat(devices...)
+	y.until("new credits", func() bool { return len(y.assigned) >= 10 })
+	y.mu.Lock()
+	y.hold = false
+	require.NoError(t, y.finish())
+	y.mu.Unlock()
+	y.until("every task", y.all(ids))
+	y.redis.Empty() // for once with nothing to do
+	y.beat(devices...)
+	y.until("one more", y.all(y.produce(chat("last", "m"))))
+}
+
+func TestRoutersShare(t *testing.T) {
+	y := newYard(t, 6)
+	y.beat(dev("d1", 3, "m"), dev("d2", 2, "m"))
+	cfg := testConfig()
+	stopA := y.router(cfg, "router-a")
+	stopB := y.router(cfg, "router-b")
+	ids := y.produce(many("both", 200, "m")...)
+	y.until("the first tasks", y.all(ids))
+	y.mu.Lock()
+	for id, n := range y.assigned {
+		require.Equal(t, 1, n, id)
+	}
+	y.hold = true
+	y.mu.Unlock()
+	more := y.produce(many("later", 200, "m")...)
+	y.until("full devices", func() bool { return len(y.assigned) > 200 })
+	stopB() // with tasks in its window
+	y.mu.Lock()
+	y.hold = false
+	require.NoError(t, y.finish())
+	y.mu.Unlock()
+	y.until("the tasks of the one that left", y.all(more))
+	y.router(cfg, "router-c")
+	stopA()
+	y.until("tasks of a third", y.all(y.produce(many("third", 50, "m")...)))
+}
+
+func TestCancelledTasksLeaveTheWindow(t *testing.T) {
+	y := newYard(t, 2)
+	y.beat(dev("d", 1, "known"))
+	y.router(testConfig(), "router@test")
+	y.produce(chat("waits", "later"), chat("stays", "later"))
+	y.until("both", func() bool { return len(y.events[task.TaskQueued]) == 2 })
+	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
+	require.NoError(t, y.deps.Cancels.Mark(t.Context(), key("waits"), key("early")))
+	y.until("the cancel", func() bool { return len(y.events[task.TaskCancelled]) == 1 })
+	y.produce(chat("early", "later")) // cancelled before it came
+	y.until("the early cancel", func() bool { return len(y.events[task.TaskCancelled]) == 2 })
+	y.beat(dev("new", 4, "later"))
+	y.until("the one that stays", y.all([]string{"stays"}))
+	y.committed(stream.TasksNormal)
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Len(t, y.assigned, 1)
+}
+
+// A router that is stopped before it has joined, and one that has nothing to do,
+// leave nothing behind (goleak looks after all tests).
+func TestRouterStopsAtOnce(t *testing.T) {
+	y := newYard(t, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r, err := New(testConfig(), y.deps)
+	require.NoError(t, err)
+	require.NoError(t, r.Run(ctx, func() {}))
+	y.router(testConfig(), "router@test")()
+}
+
+func TestEventsSayWhyADeviceWasChosen(t *testing.T) {
+	s := newTestScheduler(t, testConfig())
+	s.view.update([]device.Device{dev("d", 2, "*")}, nil, nil)
+	s.put(t, &task.Task{Model: "m"})
+	picks, _ := s.plan(time.Now())
+	var d map[string]string
+	require.NoError(t, json.Unmarshal(detail("policy", s.policy.Name(), "why", picks[0].why, "none", ""), &d))
+	require.Equal(t, "expected_finish", d["policy"])
+	require.Contains(t, d["why"], "of 2 slots busy, best of 1")
+	require.Len(t, d, 2)
+}

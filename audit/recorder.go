@@ -50,31 +50,26 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	}
 
 	// reading ends first, writing when nobody reads any more.
-	reading, stopReading := context.WithCancel(ctx)
-	defer stopReading()
+	reading, stopReading := context.WithCancelCause(ctx)
+	defer stopReading(nil)
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWriting()
-	var (
-		writers, readers sync.WaitGroup
-		writeErr         error
-		readErrs         [2]error
-	)
+	var writers, readers sync.WaitGroup
 	writers.Go(func() {
-		writeErr = w.run(writing)
-		stopReading() // nothing would ever be done
+		stopReading(w.run(writing)) // nothing would ever be done
 	})
 	writers.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit) })
 	var waiting sync.WaitGroup
 	waiting.Add(2)
-	for i, topic := range []string{stream.Events, stream.Results} {
+	for _, topic := range []string{stream.Events, stream.Results} {
 		readers.Go(func() {
 			once := sync.OnceFunc(waiting.Done)
 			defer once()
-			defer stopReading()
-			readErrs[i] = r.stream.Consume(reading, stream.ConsumerConfig{
+			err := r.stream.Consume(reading, stream.ConsumerConfig{
 				Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
 				Offsets: own, DrainTimeout: r.cfg.DrainTimeout,
-			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, w, recs) }, once)
+			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, w, stopReading, recs) }, once)
+			stopReading(err)
 		})
 	}
 	readers.Go(func() {
@@ -91,14 +86,15 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	if err := out.Close(closing); err != nil {
 		r.log.Warn("stopping with dead letters that are not acknowledged; they are written again after the next start", "error", err)
 	}
-	if err := errors.Join(append(readErrs[:], writeErr)...); err != nil {
+	if err := context.Cause(reading); ctx.Err() == nil && err != nil {
 		return fmt.Errorf("recording events and results: %w", err)
 	}
 	return nil
 }
 
-// take decodes records of one partition and hands them to the writer.
-func (r *Recorder) take(ctx context.Context, w *writer, recs []*stream.Record) {
+// take decodes records of one partition and hands them to the writer. fail
+// stops the recorder.
+func (r *Recorder) take(ctx context.Context, w *writer, fail func(error), recs []*stream.Record) {
 	for _, rec := range recs {
 		part := w.offsets.current(rec.Topic, rec.Partition)
 		// In this order: a record that is not lost now belongs to the latest tenure.
@@ -107,8 +103,11 @@ func (r *Recorder) take(ctx context.Context, w *writer, recs []*stream.Record) {
 			continue
 		}
 		if rec.Offset < part.read {
-			rec.Done() // it is recorded, or with the writer already
-			continue
+			// The stream hands out each record once, from the offset that we named.
+			fail(fmt.Errorf("reading %s: it was recorded up to offset %d and is at %d now: the topic was made anew, or the broker lost its end; "+
+				"when that is settled, run DELETE FROM stream_offsets WHERE topic = '%s' AND partition = %d to record it from its start",
+				part, part.read, rec.Offset, part.topic, part.partition))
+			return
 		}
 		if part.read >= 0 && rec.Offset > part.read {
 			r.log.Error("records were gone from Kafka before they were recorded: raise kafka.internal_retention and kafka.retention, or keep Postgres up",

@@ -1,0 +1,171 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+const patience = 60 * time.Second
+
+// newLog opens the stream on topics of this test's own.
+func newLog(t testing.TB, env testenv.Services, prefix string) *stream.Log {
+	t.Helper()
+	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: prefix, Partitions: 3,
+		HeartbeatInterval: 100 * time.Millisecond, SessionTimeout: 6 * time.Second, CommitInterval: 20 * time.Millisecond}, quiet(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	_, err = l.CreateTopics(t.Context())
+	require.NoError(t, err)
+	return l
+}
+
+// startRecorder runs a recorder; stop ends it and returns its error.
+func startRecorder(t testing.TB, l *stream.Log, pool *pgxpool.Pool, name string) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ready, done := make(chan struct{}), make(chan error, 1)
+	r := NewRecorder(l, pool, Config{}, quiet(), metrics.New(nil), "audit@"+name)
+	go func() { done <- r.Run(ctx, func() { close(ready) }) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { _ = stop() })
+	select {
+	case <-ready:
+	case <-time.After(patience):
+		t.Fatal("the recorder does not get ready")
+	}
+	return stop
+}
+
+// write puts the events and the result of a task into the log.
+func write(t testing.TB, out *stream.Outbox, wg *sync.WaitGroup, events []task.Event, r *task.Result) {
+	t.Helper()
+	u := stream.Unit{Events: events}
+	if r != nil {
+		m, err := stream.ResultMessage(r)
+		require.NoError(t, err)
+		u.Messages = append(u.Messages, m)
+	}
+	wg.Add(1)
+	u.Acked = func(err error) {
+		defer wg.Done()
+		if err != nil {
+			t.Errorf("writing: %v", err)
+		}
+	}
+	require.NoError(t, out.Put(t.Context(), u))
+}
+
+// TestExactlyOnceWhileRecordersComeAndGo writes tasks while recorders are
+// stopped and started and their sessions with Postgres are cut: each event and
+// each result is recorded once.
+func TestExactlyOnceWhileRecordersComeAndGo(t *testing.T) {
+	t.Parallel()
+	env := testenv.Get(t)
+	pool, prefix := newPool(t), env.Prefix(t)
+	l := newLog(t, env, prefix)
+	out := l.NewOutbox("test", 1000, 8<<20)
+	stop := startRecorder(t, l, pool, "one-1")
+
+	const tasks = 600
+	var wg sync.WaitGroup
+	for i := range tasks {
+		s := newStory(fmt.Sprintf("t%d", i))
+		s.task.Callback = &task.Callback{URL: "https://example.com/"}
+		write(t, out, &wg, []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"), s.event(task.AttemptStarted, 1, "d1")}, nil)
+		write(t, out, &wg, []task.Event{s.event(task.TaskSucceeded, 1, "d1")}, s.result(task.Success, "d1"))
+		switch i {
+		case 100, 200, 300:
+			_, err := pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+			require.NoError(t, err)
+		case 250:
+			startRecorder(t, l, pool, "two-2")
+		case 400:
+			require.NoError(t, stop())
+		}
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool {
+		return one[int](t, pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS'") == tasks &&
+			one[int](t, pool, "SELECT count(*) FROM audit_log") >= tasks*5
+	}, patience, 20*time.Millisecond)
+	require.Equal(t, tasks*5, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+	require.Equal(t, tasks*5, one[int](t, pool, "SELECT count(DISTINCT (src_topic, src_partition, src_offset, src_index)) FROM audit_log"))
+	require.Equal(t, tasks, one[int](t, pool, "SELECT count(*) FROM results"))
+	require.Equal(t, tasks, one[int](t, pool, "SELECT count(*) FROM callbacks"))
+	require.NoError(t, out.Close(t.Context()))
+}
+
+func TestDeadLettersOfTheRecorder(t *testing.T) {
+	t.Parallel()
+	env := testenv.Get(t)
+	pool := newPool(t)
+	l := newLog(t, env, env.Prefix(t))
+	stop := startRecorder(t, l, pool, "one-1")
+	s := newStory("t1")
+	frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{s.accepted(), s.event("task.teleported", 0, ""), s.event(task.TaskQueued, 0, "")})
+	require.NoError(t, err)
+	require.NoError(t, l.Produce(t.Context(),
+		stream.Message{Topic: stream.Events, Key: "0", Value: frame},
+		stream.Message{Topic: stream.Results, Key: "t1", Value: []byte("nonsense")},
+		stream.Message{Topic: stream.Events, Key: "1", Value: []byte{0xdd, 0xff, 0xff, 0xff, 0xff}}))
+	require.Eventually(t, func() bool {
+		return one[int](t, pool, "SELECT count(*) FROM audit_log WHERE action = 'record.dead_lettered'") == 3
+	}, patience, 20*time.Millisecond)
+	require.Equal(t, 2, one[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'"), "those around it are recorded")
+	require.NoError(t, stop())
+
+	letters := map[string]*stream.Record{}
+	require.NoError(t, l.Scan(t.Context(), stream.DLQ, func(r *stream.Record) error {
+		letters[r.Header(stream.HeaderDLQTopic)+" "+r.Header(stream.HeaderDLQReason)] = r
+		return nil
+	}))
+	require.Len(t, letters, 3)
+	require.Equal(t, "nonsense", string(letters["results undecodable"].Value))
+	require.NotNil(t, letters["events undecodable"])
+	kept, err := task.DecodeFrame[task.Event](task.FrameEvents, letters["events invalid"].Value)
+	require.NoError(t, err)
+	require.Len(t, kept, 1, "only what was not recorded")
+	require.Equal(t, task.Action("task.teleported"), kept[0].Action)
+	var detail struct{ Reason string }
+	require.NoError(t, json.Unmarshal([]byte(one[string](t, pool, "SELECT detail::text FROM audit_log WHERE detail->>'events' = '1'")), &detail))
+	require.Equal(t, "invalid", detail.Reason)
+}
+
+func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	_, err := r.pool.Exec(t.Context(), "INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ('events', 0, 1000)")
+	require.NoError(t, err)
+	r.own("events", 0)
+	frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{newStory("t1").accepted()})
+	require.NoError(t, err)
+	rec := NewRecorder(nil, r.pool, Config{}, quiet(), metrics.New(nil), "audit@x-1")
+	var failed error
+	take := func(offset int64) {
+		failed = nil
+		rec.take(t.Context(), r.w, func(err error) { failed = err }, []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
+	}
+	take(1000)
+	require.NoError(t, failed)
+	take(1005) // what was between is gone: told, and recorded on
+	require.NoError(t, failed)
+	require.Len(t, r.w.queue.take(t.Context(), 100, 1<<20), 2)
+	take(3)
+	require.ErrorContains(t, failed, "DELETE FROM stream_offsets WHERE topic = 'events' AND partition = 0")
+	require.Empty(t, r.w.queue.items)
+}

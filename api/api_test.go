@@ -109,12 +109,21 @@ func (m *memory) JobCounts(_ context.Context, tenant, job string) (audit.JobCoun
 }
 
 func (m *memory) JobResults(_ context.Context, _, _ string, fn func(*task.Result) error) error {
-	for _, r := range m.results {
+	m.mu.Lock()
+	results, broken := m.results, m.broken
+	m.mu.Unlock()
+	for _, r := range results {
 		if err := fn(r); err != nil {
 			return err
 		}
 	}
-	return m.broken
+	return broken
+}
+
+func (m *memory) setResults(broken error, rs ...*task.Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.results, m.broken = rs, broken
 }
 
 func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error) {
@@ -498,20 +507,21 @@ func TestJobs(t *testing.T) {
 	a := b.do(t, "GET", "/v1/jobs/j", "")
 	require.JSONEq(t, `{"id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
 
-	b.store.results = []*task.Result{{TaskID: "1", Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2"}}
+	results := []*task.Result{{TaskID: "1", Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2"}}
+	b.store.setResults(nil, results...)
 	a = b.do(t, "GET", "/v1/jobs/j/results", "")
 	require.Equal(t, "application/jsonl", a.header.Get("Content-Type"))
 	require.Equal(t, 2, strings.Count(a.body, "\n"))
 	require.Contains(t, a.body, `<b>`)
 
-	b.store.broken = errors.New("away")
+	b.store.setResults(errors.New("away"), results...)
 	resp, err := http.Get(b.url + "/v1/jobs/j/results") //nolint:noctx // a test
 	if err == nil {
 		defer resp.Body.Close()
 		_, err = io.ReadAll(resp.Body)
 	}
 	require.Error(t, err, "half must not look like the whole")
-	b.store.results = nil
+	b.store.setResults(errors.New("away"))
 	b.do(t, "GET", "/v1/jobs/j/results", "").problem(t, 503)
 }
 

@@ -24,7 +24,7 @@ type Config struct {
 	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long a cancelled task is remembered, so that it is stopped wherever it is."`
 }
 
-// Defaults fills in what is zero, for programs that do not load a file.
+// withDefaults fills in what is zero, for programs that do not load a file.
 func (c Config) withDefaults() Config {
 	c.Timeout = orElse(c.Timeout, 15*time.Second)
 	c.Forget = orElse(c.Forget, time.Hour)
@@ -60,6 +60,7 @@ func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, err
 		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
 		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,
 		ContextTimeoutEnabled: true,
+		DialerRetries:         1, // who calls knows better whether and when to try again
 	}
 	for a := range strings.SplitSeq(cfg.Addr, ",") {
 		if a = strings.TrimSpace(a); a != "" {

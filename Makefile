@@ -12,7 +12,7 @@ PKG ?= ./...
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## build bin/batchyard
@@ -45,9 +45,9 @@ bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)
 
 .PHONY: config
 config: build ## write config.yaml and docs/configuration.md again, from the code
-	@mkdir -p docs
-	bin/batchyard config print --commented >dist.config && mv dist.config config.yaml
-	bin/batchyard config print --markdown >dist.config && mv dist.config docs/configuration.md
+	@mkdir -p docs dist
+	bin/batchyard config print --commented >dist/config && mv dist/config config.yaml
+	bin/batchyard config print --markdown >dist/config && mv dist/config docs/configuration.md
 
 .PHONY: compose-check
 compose-check: ## check docker-compose.yml

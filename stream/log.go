@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -119,8 +120,8 @@ func (l *Log) Ping(ctx context.Context) error {
 	return err
 }
 
-// brokerTopics returns the number of partitions of the topics that the broker
-// has now, by full name: the transport's own answer may be seconds old.
+// brokerTopics returns the full names of the topics that the broker has and can
+// use now: the transport's own answer may be seconds old.
 func (l *Log) brokerTopics(ctx context.Context) (map[string]bool, error) {
 	res, err := l.freshMetadata(ctx)
 	if err != nil {
@@ -128,7 +129,8 @@ func (l *Log) brokerTopics(ctx context.Context) (map[string]bool, error) {
 	}
 	names := map[string]bool{}
 	for _, t := range res.Topics {
-		if t.Error == nil && len(t.Partitions) > 0 {
+		leaderless := func(p kafka.Partition) bool { return p.Leader.Host == "" }
+		if t.Error == nil && len(t.Partitions) > 0 && !slices.ContainsFunc(t.Partitions, leaderless) {
 			names[t.Name] = true
 		}
 	}

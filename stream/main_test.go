@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -18,6 +19,9 @@ import (
 
 // wait is how long a test waits for what must happen, on a busy machine.
 const wait = 60 * time.Second
+
+// tick is how often a test looks where nothing can signal.
+const tick = 10 * time.Millisecond
 
 // shared is the broker of this test binary; real ones are named by the environment.
 var shared struct {
@@ -129,4 +133,14 @@ func (r *running) finish(t testing.TB) {
 	t.Helper()
 	r.stop()
 	require.NoError(t, receive(t, r.done, "the end of Consume"))
+}
+
+// grow gives a topic more partitions.
+func grow(t testing.TB, l *Log, topic string, partitions int) {
+	t.Helper()
+	res, err := l.client.CreatePartitions(until(t), &kafka.CreatePartitionsRequest{
+		Topics: []kafka.TopicPartitionsConfig{{Name: l.full(topic), Count: int32(partitions)}},
+	})
+	require.NoError(t, err)
+	require.NoError(t, res.Errors[l.full(topic)])
 }

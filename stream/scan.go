@@ -3,8 +3,6 @@ package stream
 import (
 	"context"
 	"fmt"
-
-	"github.com/segmentio/kafka-go"
 )
 
 // Scan reads a topic from its first record to the end that it has now,
@@ -26,8 +24,35 @@ func (l *Log) Scan(ctx context.Context, topic string, fn func(*Record) error) er
 	return nil
 }
 
+// patiently calls f again while it fails, for as long as one request may take:
+// leaders move, and who asks once should not have to know.
+func (l *Log) patiently(ctx context.Context, f func(ctx context.Context) error) error {
+	within, cancel := context.WithTimeout(ctx, l.cfg.RequestTimeout)
+	defer cancel()
+	for failures := 0; ; failures++ {
+		err := f(within)
+		if err == nil {
+			return nil
+		}
+		l.layout.kick()
+		pause(within, failures)
+		if within.Err() != nil {
+			return err
+		}
+	}
+}
+
+// steadyBounds are the bounds of a partition, asked for patiently.
+func (l *Log) steadyBounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
+	err = l.patiently(ctx, func(ctx context.Context) (err error) {
+		first, end, err = l.bounds(ctx, topic, id)
+		return err
+	})
+	return first, end, err
+}
+
 func (l *Log) scanOne(ctx context.Context, topic string, id int, fn func(*Record) error) error {
-	at, end, err := l.bounds(ctx, topic, id)
+	at, end, err := l.steadyBounds(ctx, topic, id)
 	if err != nil {
 		return err
 	}
@@ -77,38 +102,23 @@ func (l *Log) Lag(ctx context.Context, group, topic string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	ids := make([]int, n)
-	for i := range ids {
-		ids[i] = i
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.RequestTimeout)
-	defer cancel()
-	id := l.GroupID(group, topic)
-	res, err := l.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: id, Topics: map[string][]int{l.full(topic): ids}})
-	if err == nil {
-		err = res.Error
-	}
-	if err != nil {
-		return 0, fmt.Errorf("asking for the committed offsets of group %s: %w", id, err)
-	}
-	at := map[int]int64{}
-	for _, p := range res.Topics[l.full(topic)] {
-		if p.Error != nil {
-			return 0, fmt.Errorf("asking for the committed offset of group %s at %s/%d: %w", id, topic, p.Partition, p.Error)
-		}
-		at[p.Partition] = p.CommittedOffset
-	}
-	var lag int64
-	for i := range n {
-		first, end, err := l.bounds(ctx, topic, i)
+	at := make([]int64, n)
+	for id := range n {
+		err := l.patiently(ctx, func(ctx context.Context) (err error) {
+			at[id], _, err = l.committed(ctx, l.GroupID(group, topic), topic, id)
+			return err
+		})
 		if err != nil {
 			return 0, err
 		}
-		committed, ok := at[i]
-		if !ok || committed < first {
-			committed = first
+	}
+	var lag int64
+	for i := range n {
+		first, end, err := l.steadyBounds(ctx, topic, i)
+		if err != nil {
+			return 0, err
 		}
-		lag += max(0, end-committed)
+		lag += max(0, end-max(first, at[i]))
 	}
 	return lag, nil
 }

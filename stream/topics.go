@@ -127,7 +127,12 @@ func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 		}
 	}
 	slices.Sort(created)
-	l.layout.kick()
+	if err != nil {
+		return created, err
+	}
+	// The controller has them; brokers, and so those who ask next, follow.
+	err = l.patiently(ctx, func(ctx context.Context) error { return l.CheckTopics(ctx) })
+	l.layout.refresh(ctx)
 	return created, err
 }
 

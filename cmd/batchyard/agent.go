@@ -31,7 +31,7 @@ BATCHYARD_DEVICE_KEY for the device.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Server = c.server
 			if cfg.ID == "" || cfg.URL == "" {
-				return usageError("%s needs --id and --url; see `%s --help`", cmd.CommandPath(), cmd.CommandPath())
+				return usageError("%s needs --id and --url; see `%s --help`", nameOf(cmd), cmd.CommandPath())
 			}
 			if cfg.Slots < 1 || cfg.Interval <= 0 {
 				return usageError("--slots and --interval must be above 0")

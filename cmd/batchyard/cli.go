@@ -41,9 +41,6 @@ func isTerminal(w any) bool {
 func (c *cli) run(ctx context.Context, args []string) int {
 	root := c.rootCommand()
 	root.SetArgs(args)
-	root.SetIn(c.in)
-	root.SetOut(c.out)
-	root.SetErr(c.err)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		report(c.err, err)
@@ -87,9 +84,9 @@ func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) > len(names):
-			return usageError("%s takes %s and nothing else, not also %q", cmd.CommandPath(), orNoArguments(names), args[len(names)])
+			return usageError("%s takes %s and nothing else, not also %q", nameOf(cmd), orNoArguments(names), args[len(names)])
 		case len(args) < len(names):
-			return usageError("%s needs %s; see `%s --help`", cmd.CommandPath(), strings.Join(names[len(args):], " and "), cmd.CommandPath())
+			return usageError("%s needs %s; see `%s --help`", nameOf(cmd), strings.Join(names[len(args):], " and "), cmd.CommandPath())
 		}
 		return nil
 	}
@@ -106,8 +103,13 @@ func orNoArguments(names []string) string {
 func atLeastOne(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return usageError("%s needs %s; see `%s --help`", cmd.CommandPath(), name, cmd.CommandPath())
+			return usageError("%s needs %s; see `%s --help`", nameOf(cmd), name, cmd.CommandPath())
 		}
 		return nil
 	}
+}
+
+// nameOf is a command without the program's name, with which errors begin anyway.
+func nameOf(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }

@@ -41,7 +41,8 @@ type client struct {
 	tenant string
 	key    string
 	http   *http.Client
-	known  atomic.Bool // the server has answered: when it is away now, it may come back
+	pauses func() backoff.BackOff // between the tries of a submit
+	known  atomic.Bool            // the server has answered: when it is away now, it may come back
 }
 
 // problemError is an answer that says what is wrong.
@@ -100,6 +101,10 @@ func (c *cli) client() (*client, error) {
 	}
 	return &client{
 		base: strings.TrimRight(u.String(), "/"), tenant: c.tenant, key: os.Getenv("BATCHYARD_SERVER_KEY"),
+		pauses: func() backoff.BackOff {
+			return backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond),
+				backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(retryWait))
+		},
 		http: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                  http.ProxyFromEnvironment,
@@ -208,8 +213,7 @@ func (a *client) Submit(ctx context.Context, tasks []*task.Task) error {
 	if err != nil {
 		return fmt.Errorf("encoding %d tasks: %w", len(tasks), err)
 	}
-	pause := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond),
-		backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(retryWait))
+	pause := a.pauses()
 	for {
 		_, err := a.ask(ctx, http.MethodPost, "/v1/tasks", nil, body, 0)
 		if err == nil || ctx.Err() != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -36,6 +37,10 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 		Args:          cobra.ArbitraryArgs,
 		RunE:          groupHelp,
 	}
+	// Before anything is added: the completion command remembers where to write.
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%s; see `%s --help`", err, cmd.CommandPath())
@@ -58,7 +63,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 	for _, cmd := range root.Commands() {
 		switch cmd.Name() {
 		case "completion":
-			completionExamples(cmd)
+			completionExamples(group(cmd))
 		case "help":
 			cmd.Example = "  batchyard help tasks list"
 		}
@@ -90,8 +95,9 @@ func groupHelp(cmd *cobra.Command, args []string) error {
 		return cmd.Help()
 	}
 	hint := ""
+	cmd.SuggestionsMinimumDistance = 2
 	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
-		hint = "; did you mean " + like[0] + "?"
+		hint = "; did you mean " + strings.Join(like, " or ") + "?"
 	}
 	return usageError("there is no command %q in %s%s; see `%s --help`", args[0], cmd.CommandPath(), hint, cmd.CommandPath())
 }

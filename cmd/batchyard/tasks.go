@@ -178,8 +178,11 @@ func (c *cli) showTask(s api.Status) error {
 		field("tokens", fmt.Sprintf("%d in, %d out", s.Usage.InputTokens, s.Usage.OutputTokens))
 	}
 	for _, a := range s.Attempts {
-		field(fmt.Sprintf("  attempt %d", a.Number), strings.TrimSpace(fmt.Sprintf("%s on %s after %s %s",
-			orWord(string(a.Class), "ok"), a.Device, time.Duration(a.Duration)*time.Millisecond, short(a.Message, 200))))
+		how := fmt.Sprintf("%s on %s after %s", orWord(string(a.Class), "ok"), a.Device, time.Duration(a.Duration)*time.Millisecond)
+		if a.Message != "" {
+			how += ": " + short(a.Message, 200)
+		}
+		field(fmt.Sprintf("  attempt %d", a.Number), how)
 	}
 	if s.Error != nil {
 		field("error", string(s.Error.Class)+": "+s.Error.Message)

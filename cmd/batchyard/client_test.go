@@ -1,0 +1,159 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func raws(texts ...string) []json.RawMessage {
+	out := make([]json.RawMessage, len(texts))
+	for i, s := range texts {
+		out[i] = json.RawMessage(s)
+	}
+	return out
+}
+
+// clientTo is a client of a server that answers with h, and never pauses.
+func clientTo(t *testing.T, h http.HandlerFunc) *client {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	c := newCLI(strings.NewReader(""), io.Discard, io.Discard)
+	c.server, c.tenant = srv.URL+"/", "acme"
+	a, err := c.client()
+	require.NoError(t, err)
+	a.pauses = func() backoff.BackOff { return backoff.WithMaxRetries(&backoff.ZeroBackOff{}, 5) }
+	return a
+}
+
+func answer(w http.ResponseWriter, status int, body string) {
+	if status >= 400 {
+		w.Header().Set("Content-Type", "application/problem+json")
+	}
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, body)
+}
+
+var someTasks = []*task.Task{{ID: "a", Tenant: "acme", Model: "m", Input: task.Input(`{}`)}}
+
+func TestSubmitTriesAgain(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int32
+	a := clientTo(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Header.Get("X-Batchyard-Tenant") != "acme" || !strings.Contains(string(body), `"id":"a"`) {
+			answer(w, 400, `{"title":"Bad","detail":"wrong request"}`)
+			return
+		}
+		switch n.Add(1) {
+		case 1:
+			answer(w, 503, `{"title":"Service Unavailable","detail":"the log did not answer in time"}`)
+		case 2:
+			answer(w, 429, `not even JSON`)
+		default:
+			answer(w, 202, `{"tasks":[]}`)
+		}
+	})
+	require.NoError(t, a.Submit(t.Context(), someTasks))
+	require.EqualValues(t, 3, n.Load())
+}
+
+func TestSubmitGivesUp(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		status, tries, code int
+		body, says          string
+	}{
+		"refused":   {422, 1, exitUsage, `{"detail":"0/model: it is missing (and 1 more)","errors":[{"pointer":"/0/model","detail":"it is missing"},{"pointer":"/1/id","detail":"too long"}]}`, "/1/id: too long"},
+		"too large": {413, 1, exitUsage, `{"detail":"the body is larger"}`, "the body is larger"},
+		"forbidden": {403, 1, exitFailed, `<html>no</html>`, "status 403"},
+		"our fault": {500, 1, exitFailed, `{"detail":"an error on our side","trace_id":"4bf9"}`, "trace id 4bf9"},
+		"away":      {503, 6, exitUnreachable, `{"detail":"ask again"}`, "ask again"},
+		"elsewhere": {302, 1, exitFailed, ``, "status 302"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var n atomic.Int32
+			a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+				n.Add(1)
+				w.Header().Set("Location", "/elsewhere")
+				answer(w, c.status, c.body)
+			})
+			err := a.Submit(t.Context(), someTasks)
+			require.ErrorContains(t, err, c.says)
+			require.Equal(t, c.code, codeOf(err))
+			require.EqualValues(t, c.tries, n.Load())
+		})
+	}
+}
+
+func TestServerThatWentAwayIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int32
+	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+		if n.Add(1) == 2 {
+			panic(http.ErrAbortHandler) // the connection breaks
+		}
+		answer(w, 202, `{}`)
+	})
+	require.NoError(t, a.Submit(t.Context(), someTasks))
+	require.NoError(t, a.Submit(t.Context(), someTasks))
+	require.EqualValues(t, 3, n.Load())
+}
+
+func TestJobResultsBrokenOff(t *testing.T) {
+	t.Parallel()
+	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, `{"task_id":"a","tenant":"acme","state":"SUCCESS","model":"m","endpoint":"/v1/embeddings","finished_at":"2026-11-21T12:00:00Z"}`)
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	got := 0
+	err := a.JobResults(t.Context(), "acme", "j", func(r *task.Result) error {
+		require.Equal(t, "a", r.TaskID)
+		got++
+		return nil
+	})
+	require.Error(t, err, "half of the results must not look like all of them")
+	require.Equal(t, exitUnreachable, codeOf(err))
+	require.Equal(t, 1, got)
+}
+
+func TestAnswerIsBounded(t *testing.T) {
+	t.Parallel()
+	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+		block := strings.Repeat(" ", 1<<20)
+		for range maxAnswer>>20 + 1 {
+			if _, err := io.WriteString(w, block); err != nil {
+				return
+			}
+		}
+	})
+	_, err := a.ask(t.Context(), http.MethodGet, "/v1/tasks", nil, nil, 0)
+	require.ErrorContains(t, err, "larger than")
+}
+
+func TestJobThatNobodyKnowsYet(t *testing.T) {
+	t.Parallel()
+	a := clientTo(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/jobs/j" {
+			answer(w, 400, `{}`)
+			return
+		}
+		answer(w, 404, `{"detail":"no task of such a job"}`)
+	})
+	j, err := a.job(t.Context(), "j")
+	require.NoError(t, err)
+	require.Empty(t, j.Tasks)
+}

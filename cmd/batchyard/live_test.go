@@ -1,0 +1,314 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// openAIFile is a file of lines in OpenAI's batch format.
+func openAIFile(t *testing.T, n int) string {
+	t.Helper()
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `{"custom_id":"c%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[{"role":"user","content":"%d"}]}}`+"\n", i, i)
+	}
+	return write(t, "tasks.jsonl", b.String())
+}
+
+func TestSubmitAndWait(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	out := filepath.Join(t.TempDir(), "out.jsonl")
+	text := ok(t, "submit", openAIFile(t, 30), "--server", f.URL, "--tenant", "waits", "--job", "j", "--wait", "-o", out)
+	require.Regexp(t, `tasks +30\n +SUCCESS +30\n`, text)
+	b, err := os.ReadFile(out)
+	require.NoError(t, err)
+	for i, line := range lines(string(b)) {
+		require.Contains(t, line, fmt.Sprintf(`"custom_id":"c%d"`, i))
+	}
+	require.Len(t, lines(string(b)), 30)
+
+	// A page is smaller than the job: all of them come, each once.
+	seen := map[string]bool{}
+	for _, line := range lines(ok(t, "tasks", "list", "--server", f.URL, "--tenant", "waits", "--job", "j", "--state", "success", "--all", "--json")) {
+		var s api.Status
+		require.NoError(t, json.Unmarshal([]byte(line), &s))
+		require.Equal(t, task.Success, s.State)
+		seen[s.ID] = true
+	}
+	require.Len(t, seen, 30)
+	r := try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "waits", "--limit", "7")
+	require.Equal(t, exitOK, r.code)
+	require.Len(t, lines(r.out), 8)
+	require.Contains(t, r.err, "there are more")
+	require.Contains(t, try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "nobody").err, "there is no such task")
+}
+
+func TestSubmitThatFails(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	// No device has the tag, and the deadline comes first.
+	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
+	stdin := `{"id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
+	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", "fails", "--wait", "--json")
+	require.Equal(t, exitFailed, r.code, r.err)
+	var s summary
+	require.NoError(t, json.Unmarshal([]byte(r.out), &s))
+	require.Equal(t, map[task.State]int{task.Success: 1, task.Expired: 1}, s.ByState)
+	require.Contains(t, r.err, "1 of 2 tasks")
+
+	r = try(t, "", "tasks", "get", "never", "--server", f.URL, "--tenant", "fails", "--wait", "10s")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.out, "EXPIRED")
+}
+
+func TestTasksGet(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	file := write(t, "one.jsonl", `{"id":"a/b c?","model":"m","priority":"high","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	var in submitted
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "submit", file, "--server", f.URL, "--tenant", "gets", "--json")), &in))
+	require.Equal(t, 1, in.Tasks)
+	text := ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", "gets", "--wait", "30s", "--events")
+	require.Regexp(t, `state +SUCCESS`, text)
+	require.Regexp(t, `finished +\S+ ago`, text)
+	for _, action := range []task.Action{task.TaskAccepted, task.TaskAssigned, task.AttemptStarted, task.TaskSucceeded} {
+		require.Contains(t, text, string(action))
+	}
+	var both struct {
+		Task   api.Status
+		Events []api.TaskEvent
+	}
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", "gets", "--events", "--json")), &both))
+	require.Equal(t, task.High, both.Task.Priority)
+	require.NotEmpty(t, both.Events)
+
+	r := try(t, "", "tasks", "get", "nobody", "--server", f.URL, "--tenant", "gets")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.err, "no such task")
+}
+
+func TestTasksCancel(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	file := write(t, "one.jsonl", `{"id":"waits","model":"m","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	ok(t, "submit", file, "--server", f.URL, "--tenant", "cancels")
+	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", "cancels"), "asked to stop")
+	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", "cancels", "--wait", "30s", "--json")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.out, `"CANCELLED"`)
+	r = try(t, "", "tasks", "cancel", "waits", "nobody", "--server", f.URL, "--tenant", "cancels", "--json")
+	require.Equal(t, exitFailed, r.code)
+	require.Len(t, lines(r.out), 2, "one that cannot be cancelled does not hold up the next")
+	var c cancelled
+	require.NoError(t, json.Unmarshal([]byte(lines(r.out)[0]), &c))
+	require.Equal(t, cancelled{ID: "waits", State: task.Cancelled, Error: c.Error}, c)
+}
+
+func TestDevicesList(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	_, err := registry.Beat(t.Context(), device.Device{ID: "cli-test", URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
+	require.NoError(t, err)
+	require.Regexp(t, `cli-test +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
+	found := false
+	for _, line := range lines(ok(t, "devices", "list", "--server", f.URL, "--json")) {
+		var d api.DeviceStatus
+		require.NoError(t, json.Unmarshal([]byte(line), &d))
+		found = found || d.ID == "cli-test" && d.Draining
+	}
+	require.True(t, found)
+}
+
+// bury puts a record into the dead letters as a stage would.
+func bury(t *testing.T, f *fixture, from, key, value, reason string) {
+	t.Helper()
+	m := stream.DeadLetter(&stream.Record{
+		Topic: from, Partition: 1, Offset: 7, Key: []byte(key), Value: []byte(value),
+		Headers: []stream.Header{{Key: "content-type", Value: []byte("application/json")}, {Key: "mine", Value: []byte("kept\x1b")}},
+	}, "router", reason, fmt.Errorf("a test buried it"))
+	require.NoError(t, f.App.Log.Produce(t.Context(), m))
+}
+
+// letters are the dead letters with this reason.
+func letters(t *testing.T, f *fixture, reason string) []letter {
+	t.Helper()
+	var out []letter
+	for _, line := range lines(ok(t, "dlq", "list", "-c", f.config, "--all", "--json", "--reason", reason)) {
+		var l letter
+		require.NoError(t, json.Unmarshal([]byte(line), &l))
+		out = append(out, l)
+	}
+	return out
+}
+
+func TestDLQReplay(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	for i := range 3 {
+		id := fmt.Sprintf("buried-%d", i)
+		bury(t, f, stream.TasksNormal, id, `{"id":"`+id+`","tenant":"dlq","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, "test_replay")
+	}
+	bury(t, f, "somewhere.else", "x", "x", "test_replay")
+	all := letters(t, f, "test_replay")
+	require.Len(t, all, 4)
+
+	r := try(t, "", "dlq", "replay", "-c", f.config, "--reason", "test_replay", "--dry-run")
+	require.Equal(t, exitFailed, r.code, "one came from a topic that is not ours")
+	require.Contains(t, r.out, "3 dead letters to be replayed")
+
+	// One by its position, then all by their reason: the first is replayed twice.
+	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letters replayed")
+	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", "test_replay", "--json")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.err, `it came from "somewhere.else"`)
+	var done replayed
+	require.NoError(t, json.Unmarshal([]byte(r.out), &done))
+	require.Equal(t, replayed{Replay: done.Replay, Replayed: 3, Topics: map[string]int{stream.TasksNormal: 3}, Failed: 1}, done)
+
+	for i := range 3 {
+		// Written to Kafka and not to the API: nobody knows it before the router has read it.
+		require.Eventually(t, func() bool {
+			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", "dlq", "--wait", "30s").code == exitOK
+		}, 30*time.Second, 50*time.Millisecond)
+	}
+	// What was written has its headers back, and those of its death are gone.
+	replays := 0
+	require.NoError(t, f.App.Log.Scan(t.Context(), stream.TasksNormal, func(r *stream.Record) error {
+		if r.Header(headerReplay) == done.Replay {
+			replays++
+			require.Equal(t, "kept\x1b", r.Header("mine"))
+			require.Empty(t, r.Header(stream.HeaderDLQReason))
+			require.True(t, strings.HasPrefix(string(r.Key), "buried-"))
+		}
+		return nil
+	}))
+	require.Equal(t, 3, replays)
+	require.Eventually(t, func() bool {
+		var n int
+		err := f.App.Pool.QueryRow(t.Context(), `SELECT count(*) FROM audit_log WHERE action = 'record.replayed' AND detail->>'replay' = $1`, done.Replay).Scan(&n)
+		return err == nil && n == 3
+	}, 30*time.Second, 50*time.Millisecond)
+
+	r = try(t, "", "dlq", "replay", "-c", f.config, "0@999999999")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.err, "no dead letter at 0@999999999")
+}
+
+func TestDLQListAndShow(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	bury(t, f, stream.TasksHigh, "k", "plain text", "test_show")
+	bury(t, f, stream.TasksHigh, "k", "\xdf\xff\xff\xff\xff", "test_show")
+	all := letters(t, f, "test_show")
+	require.Len(t, all, 2)
+	table := ok(t, "dlq", "list", "-c", f.config, "--reason", "test_show", "--topic", "tasks.high", "--stage", "router", "--since", "1h")
+	require.Regexp(t, `tasks\.high/1@7 +router +test_show +\S+ ago +5 B +a test buried it`, table)
+	require.Len(t, lines(table), 3)
+	r := try(t, "", "dlq", "list", "-c", f.config, "--reason", "test_show", "--limit", "1")
+	require.Len(t, lines(r.out), 2)
+	require.Contains(t, r.err, "1 of 2")
+
+	require.Contains(t, ok(t, "dlq", "show", all[0].At, "-c", f.config), "\nplain text\n")
+	require.Regexp(t, `header mine +kept·`, ok(t, "dlq", "show", all[0].At, "-c", f.config))
+	require.Contains(t, ok(t, "dlq", "show", "dlq/"+all[1].At, "-c", f.config), "df ff ff ff ff")
+	require.Equal(t, "\xdf\xff\xff\xff\xff", ok(t, "dlq", "show", all[1].At, "-c", f.config, "--raw"))
+	var l letter
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "dlq", "show", all[0].At, "-c", f.config, "--json")), &l))
+	require.Equal(t, "plain text", l.Text)
+	require.Equal(t, exitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
+}
+
+func TestTopics(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	prefix := "cli-test-topics."
+	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
+	r := try(t, "", "topics", "list", "-c", path)
+	require.Equal(t, exitUsage, r.code)
+	require.Contains(t, r.err, "batchyard: topic cli-test-topics.tasks.high is missing: run `batchyard topics create`")
+	require.Len(t, lines(ok(t, "topics", "create", "-c", path)), len(stream.Topics))
+	require.Contains(t, ok(t, "topics", "create", "-c", path), "nothing to do")
+	for _, line := range lines(ok(t, "topics", "list", "-c", path, "--json")) {
+		var one topic
+		require.NoError(t, json.Unmarshal([]byte(line), &one))
+		require.True(t, strings.HasPrefix(one.Name, prefix))
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	_, err := f.App.Pool.Exec(t.Context(), "CREATE DATABASE cli_test_migrate")
+	require.NoError(t, err)
+	url := strings.Replace(f.Stack.PostgresURL, "/batchyard?", "/cli_test_migrate?", 1)
+	require.NotEqual(t, url, f.Stack.PostgresURL)
+	path := write(t, "c.yaml", fmt.Sprintf("postgres:\n  url: %q\n", url))
+	require.Contains(t, ok(t, "migrate", "down", "-c", path), "nothing to do")
+	require.Contains(t, ok(t, "migrate", "status", "-c", path), " no\n")
+	n := len(lines(ok(t, "migrate", "up", "-c", path)))
+	require.Positive(t, n)
+	require.Contains(t, ok(t, "migrate", "up", "-c", path), "nothing to do")
+
+	r := try(t, "y\n", "migrate", "down", "-c", path)
+	require.Equal(t, exitUsage, r.code, "nobody is asked when nobody is there")
+	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "taken back")
+	applied := 0
+	for _, line := range lines(ok(t, "migrate", "status", "-c", path, "--json")) {
+		var m migration
+		require.NoError(t, json.Unmarshal([]byte(line), &m))
+		if m.AppliedAt != nil {
+			applied++
+		}
+	}
+	require.Equal(t, n-1, applied)
+}
+
+// The program itself, as a process: the first signal lets it end in order.
+func TestSignalEndsAgent(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	nobody := "http://" + closedPort(t)
+	cmd := exec.CommandContext(t.Context(), self, "agent", "--id", "cli-signal", "--url", nobody, "--server", f.URL, "--interval", "1s")
+	cmd.Env = append(os.Environ(), runMainVar+"=1")
+	var errOut syncBuffer
+	cmd.Stderr = &errOut
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool { return strings.Contains(errOut.String(), "does not answer") }, 30*time.Second, 20*time.Millisecond)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, cmd.Wait(), errOut.String())
+}
+
+// A real exit code of a real process.
+func TestExitCodeOfProcess(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), self, "tasks", "list", "--server", "http://"+closedPort(t))
+	cmd.Env = append(os.Environ(), runMainVar+"=1")
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Run(), &exit)
+	require.Equal(t, exitUnreachable, exit.ExitCode())
+	require.Empty(t, out.String())
+	require.True(t, strings.HasPrefix(errOut.String(), "batchyard: "))
+}

@@ -1,0 +1,263 @@
+package harness
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// Partitions of an installation's topics.
+const Partitions = 4
+
+// Secret is what callbacks of an installation are signed with, and SecretEnv the
+// variable of the processes that holds it.
+const (
+	Secret    = "whsec_ZW5kIHRvIGVuZCB0ZXN0cyBvZiBiYXRjaHlhcmQh"
+	SecretEnv = "BATCHYARD_TEST_CALLBACK_SECRET" //nolint:gosec // the name of a variable
+)
+
+// Installation is one Batchyard: a database, topics, keys and a configuration.
+type Installation struct {
+	Services    *Services
+	DatabaseURL string
+	TopicPrefix string
+	RedisPrefix string
+	Dir         string
+	ConfigPath  string
+	Settings    map[string]any // by key, as in config.yaml
+
+	poolOnce sync.Once
+	pool     *pgxpool.Pool
+	kafka    *kgo.Client
+	redis    redis.UniversalClient
+}
+
+// Settings that make tests quick without making them something else: less
+// waiting for the dead, more frequent looks.
+func quick() map[string]any {
+	return map[string]any{
+		"log.level":                "info",
+		"kafka.partitions":         Partitions,
+		"kafka.session_timeout":    "6s", // brokers allow no less by default
+		"kafka.heartbeat_interval": "200ms",
+		"kafka.rebalance_timeout":  "6s",
+		"kafka.commit_interval":    "100ms",
+		"kafka.fetch_wait":         "250ms",
+		"kafka.dial_timeout":       "3s",
+		"redis.timeout":            "2s",
+		"postgres.timeout":         "3s",
+		"postgres.max_conns":       6,
+		"devices.lease_ttl":        "4s",
+		"router.refresh":           "200ms",
+		"router.park_for":          "1s",
+		"router.claim_ttl":         "1m",
+		"workers.backoff_min":      "20ms",
+		"workers.backoff_max":      "500ms",
+		"workers.breaker_open":     "300ms",
+		"workers.report_interval":  "100ms",
+		"callbacks.allow_private":  true,
+		"callbacks.unsigned":       true,
+		"api.listen":               "127.0.0.1:0",
+		"ops.listen":               "127.0.0.1:0",
+		"audit.safety_check":       "5s",
+		"kafka.event_linger":       "2ms",
+		"kafka.internal_retention": "1h",
+		"kafka.replication":        1,
+	}
+}
+
+// Install makes a Batchyard of the test's own: an empty database with schema,
+// topics, a prefix for keys, and config.yaml. settings go over those that tests
+// have; a nil value takes a setting out.
+func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
+	t.Helper()
+	in := Bare(t, s, true, settings)
+	log, err := stream.Open(t.Context(), stream.Config{Brokers: s.Brokers, TopicPrefix: in.TopicPrefix, Partitions: in.partitions(), Replication: 1}, slog.New(slog.DiscardHandler), nil)
+	require.NoError(t, err)
+	_, err = log.CreateTopics(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, log.Close())
+	return in
+}
+
+func (in *Installation) partitions() int {
+	n, _ := in.Settings["kafka.partitions"].(int)
+	return max(n, 1)
+}
+
+// Bare is Install without topics and, when schema is false, without schema.
+func Bare(t testing.TB, s *Services, schema bool, settings map[string]any) *Installation {
+	t.Helper()
+	prefix := s.Prefix(t)
+	in := &Installation{
+		Services: s, DatabaseURL: s.database(t, schema), TopicPrefix: prefix, RedisPrefix: prefix,
+		Dir: testDir(t), Settings: quick(),
+	}
+	in.Settings["kafka.brokers"] = s.Brokers
+	in.Settings["kafka.topic_prefix"] = prefix
+	in.Settings["redis.addr"] = s.RedisAddr
+	in.Settings["redis.prefix"] = prefix
+	in.Settings["postgres.url"] = in.DatabaseURL
+	maps.Copy(in.Settings, settings)
+	in.ConfigPath = filepath.Join(in.Dir, "config.yaml")
+	in.WriteConfig(t, in.ConfigPath, nil)
+
+	var err error
+	in.kafka, err = kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
+		kgo.ProducerBatchMaxBytes(16<<20), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.AllowIdempotentProduceCancellation())
+	require.NoError(t, err)
+	t.Cleanup(in.kafka.Close)
+	in.redis = redis.NewClient(&redis.Options{Addr: s.RedisAddr})
+	t.Cleanup(func() { _ = in.redis.Close() })
+	return in
+}
+
+// testDir is a directory that is removed when the test ends, and unlike that of
+// t.TempDir has a short name.
+func testDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "test-batchyard-*")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// WriteConfig writes the installation's settings, with others on top, to a file.
+func (in *Installation) WriteConfig(t testing.TB, path string, with map[string]any) {
+	t.Helper()
+	all := maps.Clone(in.Settings)
+	maps.Copy(all, with)
+	tree := map[string]any{}
+	for key, v := range all {
+		if v == nil {
+			continue
+		}
+		at, parts := tree, strings.Split(key, ".")
+		for _, p := range parts[:len(parts)-1] {
+			next, ok := at[p].(map[string]any)
+			if !ok {
+				next = map[string]any{}
+				at[p] = next
+			}
+			at = next
+		}
+		at[parts[len(parts)-1]] = v
+	}
+	b, err := yaml.Marshal(tree)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+}
+
+// Pool is a pool on the installation's database.
+func (in *Installation) Pool(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	in.poolOnce.Do(func() {
+		cfg, err := pgxpool.ParseConfig(in.DatabaseURL)
+		require.NoError(t, err)
+		cfg.MaxConns = 3
+		in.pool, err = pgxpool.NewWithConfig(context.Background(), cfg)
+		require.NoError(t, err)
+	})
+	require.NotNil(t, in.pool)
+	return in.pool
+}
+
+// SQL asks for one value.
+func SQL[T any](t testing.TB, in *Installation, sql string, args ...any) T {
+	t.Helper()
+	var v T
+	require.NoError(t, in.Pool(t).QueryRow(t.Context(), sql, args...).Scan(&v), sql)
+	return v
+}
+
+// Rows asks for many rows of one struct, by the names of its fields.
+func Rows[T any](t testing.TB, in *Installation, sql string, args ...any) []T {
+	t.Helper()
+	rows, err := in.Pool(t).Query(t.Context(), sql, args...)
+	require.NoError(t, err, sql)
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
+	require.NoError(t, err, sql)
+	return out
+}
+
+// Topic is the name that the broker knows.
+func (in *Installation) Topic(name string) string { return in.TopicPrefix + name }
+
+// Beat is how often devices of Fleet report.
+const Beat = 500 * time.Millisecond
+
+// Fleet starts simulated devices and reports them to the installation until the
+// test ends, straight into Redis: so they are there with any stages running.
+func (in *Installation) Fleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	f, err := fleet.Start(ctx, specs)
+	require.NoError(t, err)
+	var devices []device.Device
+	for _, d := range f.Devices() {
+		spec := d.Spec()
+		devices = append(devices, device.Device{ID: d.ID(), URL: d.URL(), Models: spec.Models, Tags: spec.Tags, Slots: spec.Slots})
+	}
+	done := in.report(ctx, devices)
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		f.Close()
+	})
+	Eventually(t, Patience, "the devices are registered", func() bool {
+		known, err := device.NewRegistry(in.redis, device.Config{}, in.RedisPrefix).List(t.Context())
+		return err == nil && len(known) >= len(devices)
+	})
+	return f
+}
+
+// Device reports a device that the test runs itself.
+func (in *Installation) Device(t testing.TB, d device.Device) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := in.report(ctx, []device.Device{d})
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+// report beats for devices until ctx ends. Redis may be away in between.
+func (in *Installation) report(ctx context.Context, devices []device.Device) <-chan struct{} {
+	done := make(chan struct{})
+	registry := device.NewRegistry(in.redis, device.Config{}, in.RedisPrefix)
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(Beat)
+		defer tick.Stop()
+		for {
+			for _, d := range devices {
+				d.Normalize()
+				_, _ = registry.Beat(ctx, d) // the next one is soon
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return done
+}

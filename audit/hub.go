@@ -3,14 +3,12 @@ package audit
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/pglisten"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -137,66 +135,16 @@ func (h *hub) remove(w *waiter) {
 
 // listen keeps a connection of its own that listens, for as long as the hub lives.
 func (h *hub) listen() {
-	wait := newBackoff()
-	bad := false
-	for h.ctx.Err() == nil {
-		err := h.listenOnce(func() {
-			if bad {
-				h.log.Info("listening for results again")
+	pglisten.Listen(h.ctx, h.store.pool, pglisten.Options{
+		Channel: ResultsChannel, Quiet: h.cfg.Safety, Log: h.log,
+		Changed: func(text string, any bool) {
+			if any {
+				h.lookAtAll()
+			} else {
+				h.notified(text)
 			}
-			bad = false
-			wait.Reset()
-		})
-		if h.ctx.Err() != nil {
-			return
-		}
-		if !bad {
-			h.log.Warn("listening for results in Postgres; waiting requests look by themselves until it works again", "error", describe(err))
-			bad = true
-		}
-		if pause(h.ctx, wait) != nil {
-			return
-		}
-	}
-}
-
-func (h *hub) listenOnce(ready func()) error {
-	conn, err := pgx.ConnectConfig(h.ctx, h.store.pool.Config().ConnConfig)
-	if err != nil {
-		return fmt.Errorf("connecting to Postgres: %w", err)
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx)
-	}()
-	if _, err := conn.Exec(h.ctx, "LISTEN "+ResultsChannel); err != nil {
-		return fmt.Errorf("listening on %s: %w", ResultsChannel, err)
-	}
-	ready()
-	h.lookAtAll() // what ended while nobody listened
-	for {
-		ctx, cancel := context.WithTimeout(h.ctx, h.cfg.Safety)
-		n, err := conn.WaitForNotification(ctx)
-		quiet := ctx.Err() != nil && h.ctx.Err() == nil
-		cancel()
-		switch {
-		case err == nil:
-			h.notified(n.Payload)
-		case quiet && !conn.IsClosed():
-			// Nothing came. Is the other end still there? A connection that was cut
-			// without a word looks the same.
-			ping, cancel := context.WithTimeout(h.ctx, h.cfg.Safety)
-			err := conn.Ping(ping)
-			cancel()
-			if err != nil {
-				return fmt.Errorf("asking the listening connection for a sign of life: %w", err)
-			}
-			h.lookAtAll()
-		default:
-			return fmt.Errorf("waiting for notifications: %w", err)
-		}
-	}
+		},
+	})
 }
 
 // notified marks the tasks that a notification names and somebody waits for.

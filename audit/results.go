@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,8 +44,8 @@ SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
 FROM unnest($1::text[], $2::text[]) AS u (tenant, id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.id`
 
 const insertCallbacksSQL = `
-INSERT INTO callbacks (id, tenant, task_id, url)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+INSERT INTO callbacks (id, tenant, task_id, url, host)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
 ON CONFLICT (id) DO NOTHING`
 
 // offered is a result as a chunk holds it.
@@ -204,16 +206,26 @@ func duplicateEvent(r *task.Result, actor string, now time.Time) task.Event {
 // queueCallbacks adds the callbacks of the results that were taken and tells
 // whoever delivers them.
 func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
-	var ids, tenants, tasks, urls []string
+	var ids, tenants, tasks, urls, hosts []string
 	for _, r := range taken {
 		if r.Callback != nil {
 			ids, tenants = append(ids, CallbackID(r.Key())), append(tenants, r.Tenant)
 			tasks, urls = append(tasks, r.TaskID), append(urls, r.Callback.URL)
+			hosts = append(hosts, hostOf(r.Callback.URL))
 		}
 	}
 	if len(ids) == 0 {
 		return
 	}
-	b.Queue(insertCallbacksSQL, ids, tenants, tasks, urls)
+	b.Queue(insertCallbacksSQL, ids, tenants, tasks, urls, hosts)
 	b.Queue("SELECT pg_notify($1, '')", CallbacksChannel)
+}
+
+// hostOf is whom a callback would burden: deliveries are bounded for each.
+func hostOf(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "" // a result with such a URL is refused before
+	}
+	return strings.ToLower(u.Host)
 }

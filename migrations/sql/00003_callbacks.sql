@@ -4,6 +4,7 @@ CREATE TABLE callbacks (
     tenant       text NOT NULL,
     task_id      text NOT NULL,
     url          text NOT NULL,
+    host         text NOT NULL,
     state        text NOT NULL DEFAULT 'DUE' CHECK (state IN ('DUE', 'DELIVERED', 'GIVEN_UP')),
     attempts     integer NOT NULL DEFAULT 0,
     next_at      timestamptz NOT NULL DEFAULT now(),
@@ -19,6 +20,7 @@ COMMENT ON COLUMN callbacks.id IS 'The webhook-id header: the same at every deli
 COMMENT ON COLUMN callbacks.tenant IS 'Whose task it was.';
 COMMENT ON COLUMN callbacks.task_id IS 'Task whose result is posted.';
 COMMENT ON COLUMN callbacks.url IS 'Where it is posted.';
+COMMENT ON COLUMN callbacks.host IS 'Host and port of the URL; deliveries at the same time are bounded for each.';
 COMMENT ON COLUMN callbacks.state IS 'DUE, DELIVERED (the endpoint answered 2xx) or GIVEN_UP.';
 COMMENT ON COLUMN callbacks.attempts IS 'Deliveries tried.';
 COMMENT ON COLUMN callbacks.next_at IS 'When it is tried again; while a process delivers it, when the row is free for others should that process die.';

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/embedded"
@@ -505,86 +504,72 @@ func TestOffsetStoreDecidesWhereToBegin(t *testing.T) {
 	}
 }
 
-func TestTopicLimitLowerThanOurs(t *testing.T) {
-	t.Parallel()
-	l := open(t, testConfig(t))
-	_, err := l.client.IncrementalAlterConfigs(until(t), &kafka.IncrementalAlterConfigsRequest{
-		Resources: []kafka.IncrementalAlterConfigsRequestResource{{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: l.full(TasksLow),
-			Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: "max.message.bytes", Value: "2000", ConfigOperation: kafka.ConfigOperationSet}},
-		}},
-	})
-	require.NoError(t, err)
-	var tooLarge *TooLargeError
-	// The broker takes a moment to heed its new configuration.
-	require.Eventually(t, func() bool {
-		return errors.As(l.Produce(t.Context(), Message{Topic: TasksLow, Key: "other", Value: make([]byte, 3000)}), &tooLarge)
-	}, wait, 10*time.Millisecond)
-	msgs := numbered(TasksLow, 0, 300, 1) // one partition: the order is to be seen
-	for _, i := range []int{0, 13, 14, 299} {
-		msgs[i].Value = make([]byte, 3000)
-	}
-	require.ErrorAs(t, l.Produce(until(t), msgs...), &tooLarge)
-	last, n := -1, 0
-	require.NoError(t, l.Scan(until(t), TasksLow, func(r *Record) error {
-		if string(r.Key) == "other" {
-			return nil
-		}
-		v, err := strconv.Atoi(string(r.Value))
-		require.NoError(t, err)
-		require.Greater(t, v, last, "out of order")
-		last = v
-		n++
-		return nil
-	}))
-	require.Equal(t, 296, n)
-}
-
-func TestMissingTopicsAreNamed(t *testing.T) {
+// A member that is cut off for longer than the session timeout comes back to
+// find that its partitions are somebody else's: its records are lost, and what
+// it finishes late changes nothing.
+func TestEvictedMemberLosesEverything(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
-	l, err := Open(t.Context(), cfg, testLog(t), nil)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	err = l.CheckTopics(until(t))
-	require.ErrorContains(t, err, "topic "+cfg.TopicPrefix+"dlq is missing: run `batchyard topics create`")
-	created, err := l.CreateTopics(until(t))
-	require.NoError(t, err)
-	require.Len(t, created, len(Topics))
-	require.NoError(t, l.CheckTopics(until(t)))
-	created, err = l.CreateTopics(until(t))
-	require.NoError(t, err)
-	require.Empty(t, created)
+	cfg.SessionTimeout = shortSession()
+	away, other := open(t, cfg), open(t, cfg)
+	const n = 400
+	require.NoError(t, other.Produce(until(t), numbered(TasksNormal, 0, n, n)...))
+	var mu sync.Mutex
+	var held []*Record
+	first := newSeen(n)
+	lost := make(chan int, 16)
+	a := consume(t, away, ConsumerConfig{Group: "g", Topic: TasksNormal, OnLost: func(p int) { lost <- p }}, func(_ context.Context, recs []*Record) {
+		mu.Lock()
+		held = append(held, recs...)
+		mu.Unlock()
+		for _, rec := range recs {
+			first.add(string(rec.Value))
+		}
+	})
+	receive(t, first.all, "all records")
+	away.conns.cut()
+	second := newSeen(n)
+	b := consume(t, other, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+		for _, rec := range recs {
+			second.add(string(rec.Value))
+			rec.Done()
+		}
+	})
+	receive(t, second.all, "all records at the other member")
+	require.Eventually(t, func() bool {
+		lag, err := other.Lag(context.Background(), "g", TasksNormal)
+		return err == nil && lag == 0
+	}, wait, tick)
+	before := committedOffsets(t, other, "g", TasksNormal, 4)
+	mu.Lock()
+	for _, rec := range held[:10] {
+		require.False(t, rec.Lost(), "it cannot know yet")
+	}
+	for _, rec := range held[len(held)/2:] {
+		rec.Done() // late
+	}
+	mu.Unlock()
+	away.conns.mend()
+	for range 4 {
+		receive(t, lost, "a lost partition")
+	}
+	mu.Lock()
+	for _, rec := range held {
+		require.True(t, rec.Lost())
+		rec.Done()
+	}
+	mu.Unlock()
+	a.finish(t)
+	require.Equal(t, before, committedOffsets(t, other, "g", TasksNormal, 4))
+	b.finish(t)
+	require.Equal(t, before, committedOffsets(t, other, "g", TasksNormal, 4))
 }
 
-func TestOpenSaysWhatIsWrong(t *testing.T) {
-	t.Parallel()
-	_, err := Open(t.Context(), Config{Brokers: []string{"127.0.0.1:1"}, DialTimeout: 2 * time.Second}, nil, nil)
-	require.ErrorContains(t, err, "connecting to Kafka at 127.0.0.1:1: ")
-	require.ErrorContains(t, err, "check kafka.brokers")
-	_, err = Open(t.Context(), Config{Compression: "rar"}, nil, nil)
-	require.ErrorContains(t, err, "kafka.compression")
-	_, err = Open(t.Context(), Config{SASL: SASLConfig{Mechanism: "plain"}}, nil, nil)
-	require.ErrorContains(t, err, "kafka.sasl.user")
-}
+// cut ends all connections and refuses new ones until mend.
+func (s *connSet) cut() { s.closeAll() }
 
-func TestClosingFailsWhatWaits(t *testing.T) {
-	t.Parallel()
-	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = broker.Close() })
-	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 2})
-	require.NoError(t, broker.Stop())
-	o := l.NewOutbox("test", 10, 1<<20)
-	acked := make(chan error, 1)
-	require.NoError(t, o.Put(t.Context(), Unit{Messages: []Message{{Topic: Results, Value: []byte("x")}}, Acked: func(err error) { acked <- err }}))
-	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	produced := make(chan error, 1)
-	go func() { produced <- l.Produce(context.Background(), Message{Topic: Results, Value: []byte("y")}) }()
-	<-short.Done()
-	require.NoError(t, l.Close())
-	require.ErrorIs(t, receive(t, acked, "the ack"), ErrClosed)
-	require.ErrorIs(t, receive(t, produced, "Produce"), ErrClosed)
-	require.NoError(t, o.Close(until(t)))
+func (s *connSet) mend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = false
 }

@@ -19,6 +19,8 @@
 //     against a budget of records and bytes; when it is used up, nothing is
 //     fetched. A part of it belongs to each partition alone, so that one that is
 //     stuck cannot starve the others.
+//   - A record is read as soon as it is in the log. That holds for transactions
+//     of other clients, too: what they abort later was read all the same.
 //   - The broker may go away for any time. Nothing is lost and nothing needs a
 //     restart.
 //

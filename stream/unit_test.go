@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"crypto/sha256"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -185,6 +186,21 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 	records, bytes := p.c.budget.held()
 	require.Zero(t, records)
 	require.Zero(t, bytes)
+}
+
+// Partitions go on over a rebalance, but not over a generation that went by
+// without us: in it they may have been somebody else's.
+func TestMissedGenerationLosesEverything(t *testing.T) {
+	draining, cancel := context.WithCancel(t.Context())
+	cancel() // nothing new is begun
+	for missed, next := range []int{2, 3} {
+		p := newPartition(t)
+		p.c.log = slog.New(slog.DiscardHandler)
+		p.begin(0, nil)
+		p.c.own(draining, &session{member: "m", generation: 1}, &session{member: "m", generation: next, assigned: []int{0}})
+		require.Equal(t, missed > 0, p.lost.Load())
+		p.cancel()
+	}
 }
 
 func TestStragglerIsReportedOnce(t *testing.T) {

@@ -97,7 +97,10 @@ func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 	}
 	select {
 	case b.arrivals <- entries:
-	case <-ctx.Done():
+	case <-ctx.Done(): // read again, by whoever owns the partition
+		for i := range entries {
+			b.leases.Drop(entries[i].Lease, 1)
+		}
 	}
 }
 
@@ -130,7 +133,7 @@ func (b *Batcher) loop(ctx context.Context, draining <-chan struct{}) {
 				b.window.deviceIdle(id, n, closed)
 			}
 		case <-b.lost:
-			b.window.lost()
+			b.window.lost(func(e *entry) { b.leases.Drop(e.Lease, 1) })
 		case <-draining:
 		case <-timer.C:
 		}

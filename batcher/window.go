@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -28,7 +27,10 @@ type shape struct{ device, endpoint, model string }
 // origin finishes a record when every batch with one of its assignments is
 // acknowledged.
 type origin struct {
-	rec  *stream.Record
+	rec interface { // a *stream.Record
+		Done()
+		Lost() bool
+	}
 	open atomic.Int32
 }
 
@@ -50,11 +52,43 @@ type open struct {
 	device  task.DeviceRef
 	limits  Thresholds
 	entries []entry
-	bytes   int64
+	bytes   int64 // of inputs
+	rest    int64 // bytes of all else in its record
 	since   time.Time
 	closeAt time.Time
 	index   int // in the heap of times
 	idle    bool
+}
+
+// maxRest bounds what a batch carries beside its inputs (labels, the reasons of
+// earlier attempts), so that its record fits into the topic whatever the
+// thresholds are.
+const maxRest = 3 << 20
+
+// restOf estimates the bytes of an assignment without its input.
+func restOf(a *task.Assignment) int64 {
+	n := 1024
+	for k, v := range a.Task.Labels {
+		n += len(k) + len(v) + 8
+	}
+	for _, s := range a.Task.Needs {
+		n += len(s)
+	}
+	for _, s := range a.Task.DependsOn {
+		n += len(s)
+	}
+	if c := a.Task.Callback; c != nil {
+		n += len(c.URL)
+	}
+	if p := a.Task.Progress; p != nil {
+		for i := range p.Attempts {
+			n += 128 + len(p.Attempts[i].Model) + len(p.Attempts[i].Device) + len(p.Attempts[i].Message)
+		}
+		for _, s := range p.Exclude {
+			n += len(s)
+		}
+	}
+	return int64(n + len(a.Task.CustomID) + len(a.Task.Session) + len(a.Task.Model))
 }
 
 // window holds the open batches. It is owned by one goroutine.
@@ -75,9 +109,9 @@ func newWindow(cfg Config) *window {
 // that this closes, with the reason.
 func (w *window) add(e entry, now time.Time, closed func(*open, Reason)) {
 	sh := shape{e.Device.ID, e.Task.Endpoint, e.Task.Model}
-	size := int64(len(e.Task.Input))
+	size, rest := int64(len(e.Task.Input)), restOf(&e.Assignment)
 	b := w.batches[sh]
-	if b != nil && b.bytes+size > b.limits.MaxBytes {
+	if b != nil && (b.bytes+size > b.limits.MaxBytes || b.rest+rest > maxRest) {
 		w.remove(b)
 		closed(b, ReasonBytes)
 		b = nil
@@ -97,6 +131,7 @@ func (w *window) add(e entry, now time.Time, closed func(*open, Reason)) {
 	b.device = e.Device // the newest heartbeat's URL
 	b.entries = append(b.entries, e)
 	b.bytes += size
+	b.rest += rest
 	b.idle = b.idle || e.IdleSlots > 0
 	w.tasks++
 	if len(b.entries) >= b.limits.MaxCount {
@@ -160,19 +195,23 @@ func (w *window) all(closed func(*open, Reason)) {
 	w.closeScratch(closed, ReasonDrain)
 }
 
-// lost drops the entries whose partition belongs to another batcher now; it
-// reads them again.
-func (w *window) lost() {
+// lost drops the entries whose partition belongs to another batcher now, which
+// reads them again, and calls dropped with each.
+func (w *window) lost(dropped func(*entry)) {
 	for _, b := range append([]*open(nil), w.times...) {
 		kept := b.entries[:0]
-		for _, e := range b.entries {
+		for i := range b.entries {
+			e := &b.entries[i]
 			if e.from.rec.Lost() {
 				w.tasks--
 				b.bytes -= int64(len(e.Task.Input))
+				b.rest -= restOf(&e.Assignment)
+				dropped(e)
 				continue
 			}
-			kept = append(kept, e)
+			kept = append(kept, *e)
 		}
+		clear(b.entries[len(kept):])
 		b.entries = kept
 		if len(kept) == 0 {
 			w.remove(b)

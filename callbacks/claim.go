@@ -1,0 +1,164 @@
+package callbacks
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// callback is a claimed row and the result that it tells of.
+type callback struct {
+	id, tenant, taskID, url, host string
+	attempts                      int // this one included
+	leaseEnd                      time.Time
+	found                         bool // the result is there
+	truncated                     bool
+	data                          Data
+}
+
+// candidates is how many due rows a claim looks at: enough to find other hosts
+// behind one that has many.
+const candidates = "1000"
+
+// claimSQL takes due rows and the results that belong to them.
+//
+//	$1 who claims   $2 the lease in milliseconds   $3 how many   $4 how many for one host
+//	$5, $6 hosts that are being delivered to by us, and how many deliveries   $7 bytes of output
+//
+// Hosts that have their share already are passed over, and one host gets no
+// more than its share of one claim. A row that another process has just locked
+// is skipped. The end of the lease is the row's next time, so that the rows of
+// a process that died are due again by themselves.
+const claimSQL = `
+WITH busy AS (SELECT * FROM unnest($5::text[], $6::int[]) AS b (host, n)),
+due AS (
+	SELECT id, host, next_at FROM callbacks
+	WHERE state = 'DUE' AND next_at <= now() AND host <> ALL (SELECT host FROM busy WHERE n >= $4)
+	ORDER BY next_at LIMIT ` + candidates + `),
+ranked AS (
+	SELECT due.id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
+	FROM due LEFT JOIN busy ON busy.host = due.host),
+picked AS (
+	SELECT c.id, c.tenant, c.task_id FROM callbacks c JOIN ranked r ON r.id = c.id
+	WHERE r.place <= $4 AND c.state = 'DUE' AND c.next_at <= now()
+	ORDER BY r.next_at LIMIT $3 FOR UPDATE OF c SKIP LOCKED)
+UPDATE callbacks c SET holder = $1, attempts = c.attempts + 1, next_at = now() + $2 * interval '1 millisecond'
+FROM picked p LEFT JOIN results r ON r.tenant = p.tenant AND r.task_id = p.task_id
+WHERE c.id = p.id
+RETURNING c.id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_id IS NOT NULL,
+	coalesce(octet_length(r.output::text) > $7, false), CASE WHEN octet_length(r.output::text) <= $7 THEN r.output::text END,
+	coalesce(r.state, ''), coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''),
+	coalesce(r.job, ''), coalesce(r.custom_id, ''), coalesce(r.trace_id, ''), coalesce(r.device, ''), coalesce(r.attempt, 0),
+	r.attempts::text, coalesce(r.status, 0), coalesce(r.error_class, ''), coalesce(r.error_message, ''),
+	coalesce(r.tokens_in, 0), coalesce(r.tokens_out, 0), r.labels::text, r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
+
+// table is the callbacks in Postgres.
+type table struct {
+	pool  *pgxpool.Pool
+	actor string
+	cfg   Config
+}
+
+// claim takes at most n callbacks that are due.
+func (t *table) claim(ctx context.Context, n int, running map[string]int) ([]*callback, error) {
+	hosts, counts := make([]string, 0, len(running)), make([]int32, 0, len(running))
+	for h, n := range running {
+		hosts, counts = append(hosts, h), append(counts, int32(n))
+	}
+	end := time.Now().Add(t.cfg.lease())
+	rows, err := t.pool.Query(ctx, claimSQL, t.actor, t.cfg.lease().Milliseconds(), n, t.cfg.PerHost, hosts, counts, t.cfg.MaxOutput)
+	if err != nil {
+		return nil, fmt.Errorf("claiming callbacks: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (*callback, error) {
+		c := &callback{leaseEnd: end}
+		return c, c.scan(r)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claiming callbacks: %w", err)
+	}
+	return out, nil
+}
+
+func (c *callback) scan(r pgx.CollectableRow) error {
+	d := &c.data
+	var output, attempts, labels []byte
+	var class, message string
+	var usage task.Usage
+	err := r.Scan(&c.id, &c.tenant, &c.taskID, &c.url, &c.host, &c.attempts, &c.found, &c.truncated, &output,
+		&d.State, &d.Model, &d.Requested, &d.Endpoint, &d.Priority, &d.Job, &d.CustomID, &d.TraceID, &d.Device, &d.Attempt,
+		&attempts, &d.Status, &class, &message, &usage.InputTokens, &usage.OutputTokens, &labels,
+		&d.SubmittedAt, &d.AssignedAt, &d.StartedAt, &d.FinishedAt)
+	if err != nil {
+		return err
+	}
+	d.ID, d.Tenant, d.Output, d.Attempts = c.taskID, c.tenant, output, attempts
+	if class != "" || message != "" {
+		d.Error = &task.Error{Class: task.ErrorClass(class), Message: message}
+	}
+	if usage != (task.Usage{}) {
+		d.Usage = &usage
+	}
+	for _, at := range []**time.Time{&d.SubmittedAt, &d.AssignedAt, &d.StartedAt, &d.FinishedAt} {
+		if *at != nil {
+			utc := (*at).UTC()
+			*at = &utc
+		}
+	}
+	if labels != nil {
+		if err := json.Unmarshal(labels, &d.Labels); err != nil {
+			return fmt.Errorf("reading the labels of task %s/%s: %w", c.tenant, c.taskID, err)
+		}
+	}
+	return nil
+}
+
+// wait is the time until the next callback is due; ok is false when there is none.
+func (t *table) wait(ctx context.Context, full []string) (d time.Duration, ok bool, err error) {
+	var ms float64
+	err = t.pool.QueryRow(ctx, `SELECT (extract(epoch FROM next_at - now()) * 1000)::float8 FROM callbacks
+		WHERE state = 'DUE' AND host <> ALL ($1::text[]) ORDER BY next_at LIMIT 1`, full).Scan(&ms)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("looking for the next callback: %w", err)
+	}
+	return time.Duration(ms * float64(time.Millisecond)), true, nil
+}
+
+// countLimit bounds the work of counting what is due.
+const countLimit = 100_000
+
+func (t *table) due(ctx context.Context) (n int, err error) {
+	err = t.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM callbacks WHERE state = 'DUE' AND next_at <= now() LIMIT $1) d`, countLimit).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("counting callbacks: %w", err)
+	}
+	return n, nil
+}
+
+// settle writes down how a delivery went, unless somebody else has claimed the
+// row since.
+func (t *table) settle(ctx context.Context, c *callback, o outcome) error {
+	var status *int
+	if o.status != 0 {
+		status = &o.status
+	}
+	_, err := t.pool.Exec(ctx, `UPDATE callbacks SET state = $3, last_status = $4, last_error = nullif($5, ''),
+			delivered_at = CASE WHEN $3 = 'DELIVERED' THEN now() END,
+			next_at = CASE WHEN $3 = 'DUE' THEN now() + $6 * interval '1 millisecond' ELSE next_at END
+		WHERE id = $1 AND holder = $2 AND attempts = $7 AND state = 'DUE'`,
+		c.id, t.actor, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts)
+	if err != nil {
+		return fmt.Errorf("writing down how callback %s went: %w", c.id, err)
+	}
+	return nil
+}

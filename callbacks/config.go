@@ -1,0 +1,119 @@
+package callbacks
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"code.dny.dev/ssrf"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// Config says how callbacks are delivered. Zero fields stand for their defaults.
+type Config struct {
+	SecretEnv     string        `yaml:"secret_env" default:"BATCHYARD_CALLBACK_SECRET" doc:"Environment variable that holds the signing secrets, whsec_…, separated by commas or spaces. Every callback is signed with each, so that secrets can be rotated."`
+	Unsigned      bool          `yaml:"unsigned" default:"false" doc:"Deliver without signatures when there is no secret. For development."`
+	AllowPrivate  bool          `yaml:"allow_private" default:"false" doc:"Deliver to private, local and reserved addresses, too."`
+	AllowNetworks []string      `yaml:"allow_networks" default:"" doc:"Networks that may be reached although they are not public, such as 10.1.0.0/16."`
+	Concurrency   int           `yaml:"concurrency" default:"64" unit:"deliveries" min:"1" max:"10000" doc:"Deliveries at the same time."`
+	PerHost       int           `yaml:"per_host" default:"8" unit:"deliveries" min:"1" max:"10000" doc:"Deliveries to one host at the same time, in one process."`
+	Timeout       time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"5m" doc:"Time for one delivery, from connecting to the answer."`
+	Retries       []string      `yaml:"retries" default:"5s,5m,30m,2h,5h,10h,14h,20h,20h" doc:"Pauses after failed deliveries, one for each; after the last failure the callback is given up. Up to a fifth is added at random."`
+	MaxRetryAfter time.Duration `yaml:"max_retry_after" default:"24h" min:"1s" max:"720h" doc:"Longest pause that an endpoint may ask for by Retry-After."`
+	MaxOutput     int64         `yaml:"max_output" default:"256KiB" unit:"bytes" min:"0" max:"4194304" doc:"Larger outputs are left out of the callback, which then says where to fetch them."`
+	DrainTimeout  time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"Time for running deliveries to end when the process stops."`
+}
+
+func orElse[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+func (c Config) withDefaults() Config {
+	orElse(&c.SecretEnv, "BATCHYARD_CALLBACK_SECRET")
+	orElse(&c.Concurrency, 64)
+	orElse(&c.PerHost, 8)
+	orElse(&c.Timeout, 10*time.Second)
+	orElse(&c.MaxRetryAfter, 24*time.Hour)
+	orElse(&c.MaxOutput, 256<<10)
+	orElse(&c.DrainTimeout, 15*time.Second)
+	if len(c.Retries) == 0 {
+		c.Retries = strings.Split("5s,5m,30m,2h,5h,10h,14h,20h,20h", ",")
+	}
+	return c
+}
+
+// lease is how long a claimed callback is left to its holder: enough for the
+// delivery and for writing down how it went.
+func (c Config) lease() time.Duration { return 2*c.Timeout + 30*time.Second }
+
+const maxRetries = 100
+
+func (c Config) retries() ([]time.Duration, error) {
+	if len(c.Retries) > maxRetries {
+		return nil, fmt.Errorf("callbacks.retries: %d pauses are more than %d", len(c.Retries), maxRetries)
+	}
+	out := make([]time.Duration, 0, len(c.Retries))
+	for _, s := range c.Retries {
+		d, err := time.ParseDuration(strings.TrimSpace(s))
+		if err != nil || d <= 0 || d > 30*24*time.Hour {
+			return nil, fmt.Errorf("callbacks.retries: %q is no pause; use 1ms to 720h, such as 5s or 30m", s)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// signers reads the secrets from the environment.
+func (c Config) signers() ([]*standardwebhooks.Webhook, error) {
+	var out []*standardwebhooks.Webhook
+	for i, s := range strings.FieldsFunc(os.Getenv(c.SecretEnv), func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' }) {
+		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(s, "whsec_"))
+		if err != nil || !strings.HasPrefix(s, "whsec_") || len(key) < 24 || len(key) > 64 {
+			return nil, fmt.Errorf("secret %d in the environment variable %s is none: use whsec_ and 24 to 64 random bytes in base64, as `echo whsec_$(openssl rand -base64 32)` makes one", i+1, c.SecretEnv)
+		}
+		w, err := standardwebhooks.NewWebhookRaw(key)
+		if err != nil {
+			return nil, fmt.Errorf("secret %d in the environment variable %s: %w", i+1, c.SecretEnv, err)
+		}
+		out = append(out, w)
+	}
+	if len(out) == 0 && !c.Unsigned {
+		return nil, fmt.Errorf("callbacks have no signing secret: set the environment variable %s, as in `export %s=whsec_$(openssl rand -base64 32)`, or callbacks.unsigned: true for development", c.SecretEnv, c.SecretEnv)
+	}
+	return out, nil
+}
+
+// guard decides which addresses may be dialled; nil: all.
+func (c Config) guard() (*ssrf.Guardian, error) {
+	var v4, v6 []netip.Prefix
+	for _, s := range c.AllowNetworks {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("callbacks.allow_networks: %q is no network; use CIDR, such as 10.1.0.0/16", s)
+		}
+		if p.Addr().Is4() {
+			v4 = append(v4, p.Masked())
+		} else {
+			v6 = append(v6, p.Masked())
+		}
+	}
+	if c.AllowPrivate {
+		return nil, nil
+	}
+	return ssrf.New(ssrf.WithAnyPort(), ssrf.WithAllowedV4Prefixes(v4...), ssrf.WithAllowedV6Prefixes(v6...)), nil
+}
+
+// prohibited reports whether an address was not dialled because it is inside.
+func prohibited(err error) bool {
+	return errors.Is(err, ssrf.ErrProhibitedIP) || errors.Is(err, ssrf.ErrProhibitedNetwork) || errors.Is(err, ssrf.ErrProhibitedPort)
+}

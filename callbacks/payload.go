@@ -1,0 +1,69 @@
+package callbacks
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Payload is the body of a callback.
+type Payload struct {
+	ID        string `json:"id"`     // the webhook-id: the same at every delivery
+	Object    string `json:"object"` // "event"
+	Type      string `json:"type"`   // task.completed, task.failed, task.cancelled or task.expired
+	CreatedAt int64  `json:"created_at"`
+	Data      Data   `json:"data"`
+}
+
+// Data is the result as the status API shows it.
+type Data struct {
+	ID          string            `json:"id"`
+	Tenant      string            `json:"tenant"`
+	State       task.State        `json:"state"`
+	Model       string            `json:"model,omitempty"`
+	Requested   string            `json:"requested_model,omitempty"`
+	Endpoint    string            `json:"endpoint,omitempty"`
+	Priority    string            `json:"priority,omitempty"`
+	Job         string            `json:"job,omitempty"`
+	CustomID    string            `json:"custom_id,omitempty"`
+	TraceID     string            `json:"trace_id,omitempty"`
+	Device      string            `json:"device,omitempty"`
+	Attempt     int               `json:"attempt"`
+	Attempts    json.RawMessage   `json:"attempts,omitempty"`
+	Status      int               `json:"status,omitempty"`
+	Output      json.RawMessage   `json:"output,omitempty"`
+	Truncated   bool              `json:"truncated,omitempty"`  // the output is too large for a callback …
+	OutputURL   string            `json:"output_url,omitempty"` // … and is here, relative to the API
+	Error       *task.Error       `json:"error,omitempty"`
+	Usage       *task.Usage       `json:"usage,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	SubmittedAt *time.Time        `json:"submitted_at,omitempty"`
+	AssignedAt  *time.Time        `json:"assigned_at,omitempty"`
+	StartedAt   *time.Time        `json:"started_at,omitempty"`
+	FinishedAt  *time.Time        `json:"finished_at,omitempty"`
+}
+
+// types names what happened by the state.
+var types = map[task.State]string{
+	task.Success: "task.completed", task.Failed: "task.failed", task.Cancelled: "task.cancelled", task.Expired: "task.expired",
+}
+
+// body is what is posted. Everything in it comes from the row of the result,
+// which never changes, so that it is the same at every delivery.
+func (c *callback) body() ([]byte, error) {
+	p := Payload{ID: c.id, Object: "event", Type: types[c.data.State], Data: c.data}
+	if c.data.FinishedAt != nil {
+		p.CreatedAt = c.data.FinishedAt.Unix()
+	}
+	if c.truncated {
+		p.Data.Truncated, p.Data.OutputURL = true, "/v1/tasks/"+url.PathEscape(c.data.ID)
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encoding callback %s: %w", c.id, err)
+	}
+	return b, nil
+}

@@ -42,10 +42,12 @@ type Decision struct {
 // are here, and it depends on nothing but its arguments (and jitter).
 //
 //	class                     here again     elsewhere            counts
-//	invalid                   –              –  (FAILED)          –
+//	invalid, internal         –              –  (FAILED)          –
+//	expired                   –              –  (EXPIRED)         –
 //	auth                      –              yes, without this    yes
 //	throttled (429)           –              yes, with pause      no
-//	breaker open, draining    –              yes                  no
+//	breaker open              –              yes, with pause      no
+//	draining                  –              yes                  no
 //	device, connect, timeout  local_retries  yes, without this    yes
 //
 // When the attempts that count are used up: a smaller model if the task allows
@@ -65,6 +67,9 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 	if f.Class == task.ClassInvalid || f.Class == task.ClassInternal {
 		return Decision{Action: Fail}
 	}
+	if f.Class == task.ClassExpired {
+		return Decision{Action: Expire}
+	}
 	pause := cfg.pause(max(1, counted))
 	used := counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit
 	switch {
@@ -80,7 +85,9 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 		if f.RetryAfter == 0 {
 			d.After = cfg.pause(min(len(attempts), 8))
 		}
-	case task.ClassBreakerOpen, task.ClassDraining:
+	case task.ClassBreakerOpen: // the routers may not know of it yet, and would send it here again at once
+		d.After = cfg.pause(1)
+	case task.ClassDraining:
 		d.After = 0
 	case task.ClassAuth:
 		d.Exclude = true

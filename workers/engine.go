@@ -46,6 +46,10 @@ func newEngine(cfg Config) (*engine, error) {
 	}, nil
 }
 
+// maxMergedAnswer bounds the answer of a merged request in memory; the tasks of a
+// larger one go one by one.
+const maxMergedAnswer = 32 << 20
+
 func (e *engine) close() { e.client.CloseIdleConnections() }
 
 // request is one HTTP request to a device.
@@ -85,7 +89,7 @@ func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 		return nil, 0, transportFailure(ctx, r.device.ID, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	limit := e.limit * int64(max(1, r.tasks))
+	limit := max(e.limit, min(e.limit*int64(max(1, r.tasks)), maxMergedAnswer))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return nil, resp.StatusCode, transportFailure(ctx, r.device.ID, err)
@@ -134,6 +138,8 @@ func transportFailure(ctx context.Context, id string, err error) *Failure {
 		f.Class = task.ClassCancelled
 	case errors.Is(context.Cause(ctx), errDraining), errors.Is(context.Cause(ctx), errLost):
 		f.Class = task.ClassDraining
+	case errors.Is(context.Cause(ctx), errExpired):
+		f.Class, f.Message = task.ClassExpired, fmt.Sprintf("the deadline passed before device %s answered", id)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &ne) && ne.Timeout():
 		f.Class, f.Message = task.ClassTimeout, fmt.Sprintf("device %s did not answer in time", id)
 	}

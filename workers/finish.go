@@ -200,6 +200,10 @@ func (s *Workers) giveBack(w *work, events []task.Event) {
 }
 
 func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorClass, note map[string]any, events []task.Event, now time.Time) {
+	// More are refused by whoever reads it; their numbers go on.
+	if n := len(t.Progress.Attempts) - 4*task.MaxAttemptsLimit; n > 0 {
+		t.Progress.Attempts = t.Progress.Attempts[n:]
+	}
 	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.Requeued(nil)...)
 	if err != nil {
 		s.deps.Logger.Error("encoding a task", "task", t.Key().String(), "error", err)
@@ -251,7 +255,9 @@ func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
 		case err == nil:
 			w.from.release()
 		case refused != nil:
-			refused(err)
+			// It writes again, and must not wait here for room in the outbox: the
+			// outbox has none until this call returns.
+			go refused(err)
 		}
 	}
 	s.put(u)

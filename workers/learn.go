@@ -75,7 +75,7 @@ func (b *breakers) changed(id string, to gobreaker.State) {
 	now := time.Now()
 	b.mu.Lock()
 	h := b.health[id]
-	h.State, h.At, h.OpenUntil = to.String(), now.UTC(), time.Time{}
+	h.State, h.OpenUntil = to.String(), time.Time{}
 	if to == gobreaker.StateOpen {
 		h.OpenUntil = now.Add(b.open).UTC()
 	}
@@ -91,7 +91,7 @@ func (b *breakers) slow(id string, until time.Time) {
 	if h.State == "" {
 		h.State = gobreaker.StateClosed.String()
 	}
-	h.SlowUntil, h.At = until.UTC(), time.Now().UTC()
+	h.SlowUntil = until.UTC()
 	b.health[id] = h
 	b.mu.Unlock()
 	b.poke()
@@ -104,11 +104,32 @@ func (b *breakers) poke() {
 	}
 }
 
-// take returns the healths and changes since the last call.
-func (b *breakers) take() (map[string]device.Health, []breakerChange) {
+// take returns the healths to tell and the changes since the last call. A device
+// that is not well is told again each time: Redis may have forgotten it, and a
+// router that does not know of an open breaker sends it work.
+func (b *breakers) take(now time.Time) (map[string]device.Health, []breakerChange) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	h, c := b.health, b.changes
-	b.health, b.changes = map[string]device.Health{}, nil
-	return h, c
+	out := make(map[string]device.Health, len(b.health))
+	for id, h := range b.health {
+		h.At = now.UTC()
+		out[id] = h
+		if h.State == gobreaker.StateClosed.String() && !h.SlowUntil.After(now) {
+			delete(b.health, id) // well again: told once
+		}
+	}
+	c := b.changes
+	b.changes = nil
+	return out, c
+}
+
+// untold takes back healths that could not be told.
+func (b *breakers) untold(hs map[string]device.Health) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, h := range hs {
+		if _, ok := b.health[id]; !ok { // else it has changed since
+			b.health[id] = h
+		}
+	}
 }

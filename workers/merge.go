@@ -93,10 +93,12 @@ func merge(endpoint string, works []*work, most int) (groups []*group, alone []*
 			alone = append(alone, w)
 			continue
 		}
-		g := open[string(key)]
+		// Texts and tokens do not go into one list.
+		kind := string(key) + string(items[0][:1])
+		g := open[kind]
 		if g == nil || g.items+len(items) > most {
 			g = &group{members: members, each: each}
-			open[string(key)] = g
+			open[kind] = g
 			groups = append(groups, g)
 		}
 		g.parts = append(g.parts, p)

@@ -68,7 +68,7 @@ func blame(f *Failure) error {
 	switch f.Class {
 	case task.ClassInvalid:
 		return nil
-	case task.ClassThrottled, task.ClassCancelled, task.ClassDraining, task.ClassInternal:
+	case task.ClassThrottled, task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
 		return errNobodysFault
 	}
 	return errors.New(f.Message)
@@ -214,7 +214,7 @@ func (r *runner) living(c *call) *call {
 	for _, w := range c.works {
 		switch err := w.dead(); {
 		case err != nil:
-			r.w.leave(w, err)
+			r.w.leave(w, err, nil)
 		case !w.a.Task.Deadline.IsZero() && !w.a.Task.Deadline.After(now):
 			r.w.expire(w)
 		default:
@@ -280,8 +280,8 @@ func (r *runner) callContext(c *call) (context.Context, context.CancelFunc) {
 	}
 	w := c.works[0]
 	timeout := r.w.cfg.Timeout
-	if dl := w.a.Task.Deadline; !dl.IsZero() {
-		timeout = min(timeout, time.Until(dl))
+	if dl := w.a.Task.Deadline; !dl.IsZero() && time.Until(dl) < timeout {
+		return context.WithDeadlineCause(w.ctx, dl, errExpired)
 	}
 	return context.WithTimeout(w.ctx, timeout)
 }

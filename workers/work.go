@@ -15,6 +15,7 @@ import (
 var (
 	errCancelled = errors.New("the task was cancelled")
 	errDraining  = errors.New("the worker stops")
+	errExpired   = errors.New("the task's deadline passed")
 	errLost      = errors.New("the partition belongs to another worker now")
 )
 

@@ -297,11 +297,12 @@ func (s *Workers) report(ctx context.Context) {
 			_ = r.breaker.State() // it goes from open to half open only when it is asked
 		}
 		s.mu.RUnlock()
-		healths, changes := s.breakers.take()
+		healths, changes := s.breakers.take(time.Now())
 		for _, c := range changes {
 			s.breakerChanged(c)
 		}
 		if err := s.deps.Rates.Report(ctx, learned, healths); err != nil && ctx.Err() == nil {
+			s.breakers.untold(healths)
 			s.deps.Logger.Debug("rates were not reported; they are learned and told again", "error", err)
 		}
 		s.retire()

@@ -1,0 +1,189 @@
+package workers
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func testConfig() Config {
+	return Config{
+		MaxInFlight: 1024, MaxBytes: 64 << 20, Timeout: 10 * time.Second, MaxAnswer: 1 << 20, MaxMerged: 8, MaxAttempts: 3, LocalRetries: 1,
+		BackoffMin: 10 * time.Millisecond, BackoffMax: 200 * time.Millisecond, RetryBudget: 0.2, Fallback: map[string]string{"big": "small"},
+		BreakerFails: 5, BreakerRatio: 0.5, BreakerWindow: 10 * time.Second, BreakerOpen: 200 * time.Millisecond,
+		DrainTimeout: 10 * time.Second, ReportInterval: 20 * time.Millisecond,
+	}
+}
+
+func failed(class task.ErrorClass, model string, n int) (out []task.Attempt) {
+	for i := range n {
+		out = append(out, task.Attempt{Number: i + 1, Model: model, Class: class})
+	}
+	return out
+}
+
+func empty() *Budget {
+	b := NewBudget(0)
+	for b.Take() {
+	}
+	return b
+}
+
+// Every class, by what the task has left.
+func TestDecide(t *testing.T) {
+	cfg := testConfig()
+	now := time.Unix(1000, 0)
+	retried := []task.ErrorClass{task.ClassDevice, task.ClassConnect, task.ClassTimeout}
+	want := map[task.ErrorClass]struct {
+		first, second, last Action // after the first attempt here, the second here, the last that counts
+		exclude             bool   // when it goes elsewhere
+	}{
+		task.ClassInvalid:     {Fail, Fail, Fail, false},
+		task.ClassInternal:    {Fail, Fail, Fail, false},
+		task.ClassExpired:     {Expire, Expire, Expire, false},
+		task.ClassAuth:        {Reroute, Reroute, Fail, true},
+		task.ClassThrottled:   {Reroute, Reroute, Reroute, false},
+		task.ClassBreakerOpen: {Reroute, Reroute, Reroute, false},
+		task.ClassDraining:    {Reroute, Reroute, Reroute, false},
+	}
+	for _, c := range retried {
+		want[c] = struct {
+			first, second, last Action
+			exclude             bool
+		}{Again, Reroute, Fail, true}
+	}
+	for _, class := range task.ErrorClasses {
+		if class == task.ClassCancelled {
+			continue // nothing is decided: a cancelled task leaves
+		}
+		t.Run(string(class), func(t *testing.T) {
+			w, ok := want[class]
+			require.True(t, ok, "the table lacks a class")
+			decide := func(tk task.Task, n, here int, b *Budget) Decision {
+				tk.Model = "big"
+				return Decide(cfg, &tk, failed(class, "big", n), Failure{Class: class}, here, b, now)
+			}
+			first := decide(task.Task{}, 1, 1, NewBudget(1))
+			require.Equal(t, w.first, first.Action)
+			require.False(t, first.Action == Again && first.Exclude)
+			second := decide(task.Task{}, 2, 2, NewBudget(1))
+			require.Equal(t, w.second, second.Action)
+			require.Equal(t, w.exclude, second.Exclude)
+			require.Equal(t, w.last, decide(task.Task{}, 3, 2, NewBudget(1)).Action, "as many as configured")
+			require.Equal(t, w.last, decide(task.Task{MaxAttempts: 1}, 1, 1, NewBudget(1)).Action, "as many as the task asks for")
+			degraded := decide(task.Task{Degrade: true}, 3, 2, NewBudget(1))
+			if w.last == Fail && class != task.ClassInvalid && class != task.ClassInternal {
+				require.Equal(t, Decision{Action: Degrade, Model: "small"}, degraded)
+			} else {
+				require.Equal(t, w.last, degraded.Action)
+			}
+			// What is left of other models does not count.
+			other := task.Task{Model: "small", Degrade: true}
+			require.Equal(t, w.first, Decide(cfg, &other, append(failed(class, "big", 3), failed(class, "small", 1)...), Failure{Class: class}, 1, NewBudget(1), now).Action)
+			// Nothing goes on for ever.
+			end := decide(task.Task{}, 4*task.MaxAttemptsLimit, 1, NewBudget(1)).Action
+			require.Contains(t, []Action{Fail, Expire}, end)
+			// A pause that ends after the deadline is not worth it.
+			soon := decide(task.Task{Deadline: now.Add(time.Nanosecond)}, 1, 1, NewBudget(1))
+			if first.After > 0 {
+				require.Equal(t, Expire, soon.Action)
+			} else {
+				require.Equal(t, first.Action, soon.Action)
+			}
+			if first.Action == Again { // without a budget: not here, not soon
+				poor := decide(task.Task{}, 1, 1, empty())
+				require.Equal(t, Decision{Action: Reroute, After: cfg.BackoffMax, Exclude: true}, poor)
+			}
+		})
+	}
+}
+
+func TestPauses(t *testing.T) {
+	cfg := testConfig()
+	for n := 1; n < 40; n++ {
+		mean := min(float64(cfg.BackoffMin)*float64(uint64(1)<<min(n-1, 30)), float64(cfg.BackoffMax))
+		for range 20 {
+			d := cfg.pause(n)
+			require.GreaterOrEqual(t, float64(d), mean/2-1, "failure %d", n)
+			require.LessOrEqual(t, float64(d), min(mean*1.5+1, float64(cfg.BackoffMax)), "failure %d", n)
+		}
+	}
+	asked := func(retryAfter time.Duration) time.Duration {
+		return Decide(cfg, &task.Task{}, nil, Failure{Class: task.ClassThrottled, RetryAfter: retryAfter}, 1, NewBudget(1), time.Now()).After
+	}
+	require.Equal(t, 50*time.Millisecond, asked(50*time.Millisecond), "as the device asks")
+	require.Equal(t, cfg.BackoffMax, asked(time.Hour), "within reason")
+	require.Equal(t, cfg.BackoffMin, asked(time.Nanosecond))
+	require.Positive(t, asked(0))
+}
+
+func TestBudget(t *testing.T) {
+	b := NewBudget(0.25)
+	for i := range budgetReserve {
+		require.True(t, b.Take(), "retry %d of the reserve", i)
+	}
+	require.False(t, b.Take())
+	took := 0
+	for range 1000 {
+		b.Earn()
+		if b.Take() {
+			took++
+		}
+	}
+	require.Equal(t, 250, took)
+	for range 100_000 {
+		b.Earn()
+	}
+	saved := 0
+	for b.Take() {
+		saved++
+	}
+	require.Equal(t, 250, saved, "what was saved up is bounded")
+}
+
+func TestUnwellDevicesAreToldAgainAndAgain(t *testing.T) {
+	b := newBreakers(time.Second)
+	now := time.Now()
+	b.changed("open", 2) // gobreaker.StateOpen
+	b.slow("slow", now.Add(time.Minute))
+	b.changed("well", 0)
+	hs, changes := b.take(now)
+	require.Len(t, hs, 3)
+	require.Len(t, changes, 2)
+	require.Equal(t, "open", hs["open"].State)
+	require.False(t, hs["open"].OpenUntil.IsZero())
+	hs, changes = b.take(now)
+	require.Len(t, hs, 2, "who is well is told once")
+	require.Empty(t, changes)
+	b.slow("open", now.Add(time.Minute))
+	hs, _ = b.take(now)
+	require.Equal(t, "open", hs["open"].State, "429 does not make it well")
+	b.changed("open", 0)
+	hs, _ = b.take(now.Add(2 * time.Minute))
+	require.Equal(t, "closed", hs["open"].State)
+	b.untold(hs)
+	again, _ := b.take(now.Add(2 * time.Minute))
+	require.Len(t, again, len(hs), "what could not be told is told again")
+	again, _ = b.take(now.Add(2 * time.Minute))
+	require.Empty(t, again)
+}
+
+func TestReasonsAreShort(t *testing.T) {
+	as := failed(task.ClassDevice, "m", 30)
+	for i := range as {
+		as[i].Message, as[i].Device = string(make([]byte, 500)), fmt.Sprint("d", i)
+	}
+	rs := reasons(as)
+	require.Len(t, rs, 10)
+	require.Equal(t, 30, rs[9]["n"])
+	var list []string
+	for i := range 40 {
+		list = excluding(list, fmt.Sprint(i%35))
+	}
+	require.LessOrEqual(t, len(list), 32)
+	require.Len(t, excluding([]string{"a"}, "a"), 1)
+}

@@ -1,0 +1,226 @@
+package workers
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func newWork(id, endpoint, input string) *work {
+	return &work{a: task.Assignment{Task: task.Task{ID: id, Tenant: "t", Endpoint: endpoint, Model: "m", Input: task.Input(input)}}}
+}
+
+func TestBody(t *testing.T) {
+	tk := &task.Task{Model: "m", Input: task.Input(`{"model":"m", "messages":[]}`)}
+	b, err := body(tk)
+	require.NoError(t, err)
+	require.Equal(t, string(tk.Input), string(b), "what is right goes as it came")
+	for in, want := range map[string]string{
+		`{"messages":[]}`:                                                     `{"messages":[],"model":"m"}`,
+		`{"model":"other","n":1.50}`:                                          `{"model":"m","n":1.50}`,
+		`{"model":"m","stream":true}`:                                         `{"model":"m"}`,
+		`{"model":"m","stream":false,"a":{"stream":1}}`:                       `{"model":"m","a":{"stream":1}}`,
+		`{"model":"m","stream":true,"stream_options":{"include_usage":true}}`: `{"model":"m"}`,
+		`{"model":7}`: `{"model":"m"}`,
+		`{"model":"other","seed":12345678901234567890}`: `{"model":"m","seed":12345678901234567890}`,
+	} {
+		tk.Input = task.Input(in)
+		b, err := body(tk)
+		require.NoError(t, err)
+		require.Equal(t, canonical(t, want), canonical(t, string(b)))
+	}
+	tk.Input = task.Input(`[1]`)
+	_, err = body(tk)
+	require.ErrorContains(t, err, "not a JSON object")
+}
+
+// canonical keeps numbers as they are written.
+func canonical(t require.TestingT, s string) string {
+	var m map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal([]byte(s), &m))
+	b, err := json.Marshal(m)
+	require.NoError(t, err)
+	return string(b)
+}
+
+// answer plays a device: each item's answers are a function of the item.
+func answerOf(t require.TestingT, endpoint string, body []byte) []byte {
+	var req struct {
+		Input, Prompt json.RawMessage
+		N             int
+	}
+	require.NoError(t, json.Unmarshal(body, &req))
+	raw, name, n := req.Input, "data", 1
+	if endpoint == task.EndpointCompletions {
+		raw, name, n = req.Prompt, "choices", max(1, req.N)
+	}
+	items, _ := itemsOf(raw)
+	var entries []map[string]any
+	for _, it := range items {
+		for k := range n {
+			entries = append(entries, map[string]any{"index": len(entries), "text": fmt.Sprintf("%s#%d", it, k)})
+		}
+	}
+	for i := range entries { // in any order
+		j := (i*7 + 3) % len(entries)
+		entries[i], entries[j] = entries[j], entries[i]
+	}
+	b, err := json.Marshal(map[string]any{"object": "list", name: entries, "id": "x", "usage": map[string]any{
+		"prompt_tokens": 10*len(items) + 3, "total_tokens": 100*len(items) + 7, "details": map[string]int{"a": 1}, "cost": 0.5}})
+	require.NoError(t, err)
+	return b
+}
+
+// What a task gets out of a merged request is what it would get alone, and the
+// tokens of all add up to what the device said.
+func TestSplitUndoesMerge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		endpoint := rapid.SampledFrom([]string{task.EndpointEmbeddings, task.EndpointCompletions}).Draw(t, "endpoint")
+		member := listMember(endpoint)
+		inputs := []string{`"a"`, `"b c"`, `["d"]`, `["e","f"]`, `[1,2,3]`, `[[4,5],[6]]`, `""`, `["ü\n"]`, `[]`, `7`, `null`, ` [ "g" , "h" ] `, `["1","2","3","4","5"]`}
+		var works []*work
+		for i := range rapid.IntRange(1, 12).Draw(t, "tasks") {
+			in := fmt.Sprintf(`{"model":"x","%s":%s`, member, rapid.SampledFrom(inputs).Draw(t, "input"))
+			if endpoint == task.EndpointCompletions {
+				in += rapid.SampledFrom([]string{``, `,"n":1`, `,"n":2`, `,"n":"many"`, `,"n":0`}).Draw(t, "n")
+			}
+			in += rapid.SampledFrom([]string{``, `,"temperature":0.5`, `, "temperature" : 0.5`, `,"stream":true`}).Draw(t, "other")
+			works = append(works, newWork(fmt.Sprint(i), endpoint, in+"}"))
+		}
+		most := rapid.IntRange(1, 6).Draw(t, "most")
+		groups, alone := merge(endpoint, works, most)
+		seen := map[*work]int{}
+		for _, w := range alone {
+			seen[w]++
+		}
+		for _, g := range groups {
+			merged, err := g.body(endpoint)
+			require.NoError(t, err)
+			require.LessOrEqual(t, g.items, most)
+			answer := answerOf(t, endpoint, merged)
+			shares, err := g.split(endpoint, answer)
+			require.NoError(t, err)
+			require.Len(t, shares, len(g.parts))
+			sums := map[string]int64{}
+			for i, p := range g.parts {
+				seen[p.work]++
+				one, err := bodyMembers(&p.work.a.Task)
+				require.NoError(t, err)
+				req, err := json.Marshal(one)
+				require.NoError(t, err)
+				sameAnswer(t, answerOf(t, endpoint, req), shares[i])
+				var u struct{ Usage map[string]int64 }
+				require.NoError(t, json.Unmarshal(shares[i], &u))
+				for k, v := range u.Usage {
+					require.GreaterOrEqual(t, v, int64(0))
+					sums[k] += v
+				}
+			}
+			require.Equal(t, map[string]int64{"prompt_tokens": int64(10*g.items + 3), "total_tokens": int64(100*g.items + 7)}, sums)
+			// A device that leaves something out is found out.
+			var cut map[string]json.RawMessage
+			require.NoError(t, json.Unmarshal(answer, &cut))
+			for _, name := range []string{"data", "choices"} {
+				var list []json.RawMessage
+				if json.Unmarshal(cut[name], &list) == nil && len(list) > 0 {
+					cut[name], _ = json.Marshal(list[1:])
+				}
+			}
+			short, err := json.Marshal(cut)
+			require.NoError(t, err)
+			_, err = g.split(endpoint, short)
+			require.Error(t, err)
+		}
+		for _, w := range works {
+			require.Equal(t, 1, seen[w], "a task is in one request")
+		}
+	})
+}
+
+func sameAnswer(t require.TestingT, want, got []byte) {
+	texts := func(b []byte) map[int]string {
+		var a struct {
+			Data, Choices []struct {
+				Index int
+				Text  string
+			}
+		}
+		require.NoError(t, json.Unmarshal(b, &a))
+		out := map[int]string{}
+		for _, e := range append(a.Data, a.Choices...) {
+			require.NotContains(t, out, e.Index)
+			out[e.Index] = e.Text
+		}
+		return out
+	}
+	require.Equal(t, texts(want), texts(got))
+}
+
+func TestWhatIsMerged(t *testing.T) {
+	e := task.EndpointEmbeddings
+	groups, alone := merge(e, []*work{
+		newWork("a", e, `{"input":"a"}`), newWork("tokens", e, `{"input":[1,2]}`), newWork("b", e, `{"input":["b","c"],"model":"whatever"}`),
+		newWork("bad", e, `{"input":{}}`), newWork("none", e, `{}`), newWork("dims", e, `{"input":"d","dimensions":8}`),
+	}, 100)
+	var shapes [][]string
+	for _, g := range groups {
+		var ids []string
+		for _, p := range g.parts {
+			ids = append(ids, p.work.a.Task.ID)
+		}
+		shapes = append(shapes, ids)
+	}
+	require.Equal(t, [][]string{{"a", "b"}, {"tokens"}, {"dims"}}, shapes, "texts and tokens apart, other members apart")
+	require.Len(t, alone, 2)
+	merged, err := groups[0].body(e)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"model":"m","input":["a","b","c"]}`, string(merged))
+}
+
+func TestBrokenMergedAnswers(t *testing.T) {
+	e := task.EndpointEmbeddings
+	groups, _ := merge(e, []*work{newWork("a", e, `{"input":"a"}`), newWork("b", e, `{"input":"b"}`)}, 100)
+	for _, answer := range []string{
+		``, `[]`, `null`, `{}`, `{"data":{}}`, `{"data":[]}`, `{"data":[{"index":0}]}`, `{"data":[{"index":0},{"index":0}]}`,
+		`{"data":[{"index":0},{"index":2}]}`, `{"data":[{"index":-1},{"index":0}]}`, `{"data":[{},{}]}`, `{"data":[null,null]}`, `{"data":[{"index":"0"},{"index":1}]}`,
+	} {
+		_, err := groups[0].split(e, []byte(answer))
+		require.Error(t, err, answer)
+	}
+	for _, answer := range []string{`{"data":[{"index":1},{"index":0}]}`, `{"data":[{"index":1},{"index":0}],"usage":null}`, `{"data":[{"index":1},{"index":0}],"usage":"much"}`} {
+		shares, err := groups[0].split(e, []byte(answer))
+		require.NoError(t, err, answer)
+		require.Equal(t, task.Usage{}, usageOf(shares[0]))
+	}
+}
+
+func FuzzSplit(f *testing.F) {
+	e := task.EndpointCompletions
+	f.Add([]byte(`{"choices":[{"index":1},{"index":0},{"index":2},{"index":3}],"usage":{"prompt_tokens":9223372036854775807}}`))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		groups, _ := merge(e, []*work{newWork("a", e, `{"prompt":"a","n":2}`), newWork("b", e, `{"prompt":"bb","n":2}`)}, 100)
+		shares, err := groups[0].split(e, answer)
+		if err != nil {
+			return
+		}
+		require.Len(t, shares, 2)
+		for _, s := range shares {
+			require.True(t, json.Valid(s))
+		}
+		usageOf(answer)
+		errorText(answer)
+	})
+}
+
+func TestUsageAndErrorTexts(t *testing.T) {
+	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, usageOf([]byte(`{"usage":{"prompt_tokens":3,"completion_tokens":4}}`)))
+	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, usageOf([]byte(`{"usage":{"input_tokens":3,"output_tokens":4}}`)))
+	require.Equal(t, task.Usage{}, usageOf([]byte(`{"usage":{"prompt_tokens":-3}}`)))
+	require.Equal(t, "invalid_request_error, bad, at input", errorText([]byte(`{"error":{"message":"your prompt: SECRET","type":"invalid_request_error","code":"bad","param":"input"}}`)))
+	require.Equal(t, "the request is not valid for it", errorText([]byte(`SECRET`)))
+}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +89,7 @@ func (s *Setting) setDefault() {
 
 type loader struct {
 	path  string
+	label string // before the keys of an entry of a list: "batcher.rules[0]."
 	byKey map[string]*Setting
 	lines map[string]int // of the keys that the file sets
 	wrong map[string]bool
@@ -99,7 +101,7 @@ func (l *loader) fail(line int, format string, args ...any) {
 	if line > 0 {
 		where = fmt.Sprintf("%s:%d: ", l.path, line)
 	}
-	l.errs = append(l.errs, where+fmt.Sprintf(format, args...))
+	l.errs = append(l.errs, where+strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " "))
 }
 
 func (l *loader) keep(line int, err error) {
@@ -116,25 +118,80 @@ func (l *loader) env(env []string, settings []*Setting) {
 		}
 	}
 	for _, s := range settings {
-		if v, ok := values[s.Env]; ok && s.Type != "list of objects" {
+		v, ok := values[s.Env]
+		delete(values, s.Env)
+		if ok {
 			if err := s.set(v); err != nil {
 				l.fail(0, "environment variable %s: %s", s.Env, err)
 			}
 		}
 	}
+	l.strange(values, settings)
+}
+
+// strange tells of variables that look like settings and are none. Those that a
+// setting names (password_env: BATCHYARD_KAFKA_PASSWORD) are meant to be there;
+// those that begin like none of our sections belong to the client, the agent or
+// tests, unless they are a letter or two away from a setting.
+func (l *loader) strange(values map[string]string, settings []*Setting) {
+	names := make([]string, len(settings))
+	for i, s := range settings {
+		names[i] = s.Env
+		if !strings.HasSuffix(s.Key, "_env") {
+			continue
+		}
+		if m, ok := s.value.Interface().(map[string]string); ok {
+			for _, name := range m {
+				delete(values, name)
+			}
+		} else {
+			delete(values, s.text())
+		}
+	}
+	for _, name := range sortedKeys(values) {
+		if !strings.HasPrefix(name, envPrefix) || serviceLink(name, values[name]) {
+			continue
+		}
+		section, _, _ := strings.Cut(strings.ToLower(strings.TrimPrefix(name, envPrefix)), "_")
+		most, ours := 2, l.isSection(section)
+		if ours {
+			most = 5
+		}
+		if near := nearest(name, names, most); near != "" {
+			l.fail(0, "unknown environment variable %s; did you mean %s?", clip(name), near)
+		} else if ours {
+			l.fail(0, "unknown environment variable %s; there is no such setting, unset it", clip(name))
+		}
+	}
+}
+
+// serviceLink knows the variables that Kubernetes and Docker set for a service
+// that is called, say, batchyard-kafka: they are nobody's mistake.
+func serviceLink(name, value string) bool {
+	return strings.Contains(name, "_SERVICE_HOST") || strings.Contains(name, "_SERVICE_PORT") ||
+		strings.Contains(name, "_PORT") && (strings.Contains(value, "://") || strings.Contains(name, "_TCP") || strings.Contains(name, "_UDP"))
 }
 
 // file reads the YAML file. It is kept as nodes, which know their lines.
 func (l *loader) file() {
-
 	b, err := readFile(l.path)
 	if err != nil {
 		l.fail(0, "%s", err)
 		return
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		l.fail(0, "%s: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
+	var doc, second yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return // nothing but comments
+	} else if err != nil {
+		l.fail(0, "%s: not YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
+		return
+	}
+	if err := dec.Decode(&second); err == nil {
+		l.fail(second.Line, "a second YAML document; the configuration is one")
+		return
+	} else if !errors.Is(err, io.EOF) {
+		l.fail(0, "%s: not YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
 		return
 	}
 	if len(doc.Content) > 0 {
@@ -167,19 +224,21 @@ func (l *loader) mapping(n *yaml.Node, prefix string, depth int) {
 		return // a section with nothing in it
 	}
 	if n.Kind != yaml.MappingNode || depth > maxDepth {
-		l.fail(n.Line, "%s: it is a section; write its settings below it", strings.TrimSuffix(orWhole(prefix), "."))
+		l.fail(n.Line, "%s: it is a section; write its settings below it", strings.TrimSuffix(orWhole(l.label+prefix), "."))
 		return
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := prefix+n.Content[i].Value, n.Content[i+1]
 		line := n.Content[i].Line
 		if _, twice := l.lines[key]; twice {
-			l.fail(line, "%s is set twice", key)
+			l.fail(line, "%s is set twice", clip(l.label+key))
 			continue
 		}
 		l.lines[key] = line
 		if s := l.byKey[key]; s != nil {
-			if err := s.fromYAML(value, l.path); err != nil {
+			if s.Type == "list of objects" {
+				l.objects(s, value)
+			} else if err := s.fromYAML(value); err != nil {
 				l.wrong[key] = true
 				l.keep(line, err)
 			}
@@ -189,7 +248,7 @@ func (l *loader) mapping(n *yaml.Node, prefix string, depth int) {
 			l.mapping(value, key+".", depth+1)
 			continue
 		}
-		l.fail(line, "unknown key %s%s", clip(key), l.nearest(key))
+		l.fail(line, "unknown key %s%s", clip(l.label+key), l.nearest(key))
 	}
 }
 
@@ -209,99 +268,135 @@ func (l *loader) isSection(key string) bool {
 	return false
 }
 
-// nearest names the key that was probably meant.
+// nearest names the key that was probably meant: one that is spelled nearly so,
+// else one of that name in another section.
 func (l *loader) nearest(key string) string {
-	best, bestAt := "", len(key)/2+1
+	var names []string
 	for _, k := range sortedKeys(l.byKey) {
-		candidates := []string{k}
 		for i := range k { // sections too
 			if k[i] == '.' {
-				candidates = append(candidates, k[:i])
+				names = append(names, k[:i])
 			}
 		}
-		for _, c := range candidates {
-			if d := distance(key, c); d < bestAt {
-				best, bestAt = c, d
+		names = append(names, k)
+	}
+	last := key[strings.LastIndexByte(key, '.')+1:]
+	best := nearest(key, names, max(2, len(last)/3))
+	if best == "" && last != "" {
+		for _, k := range names {
+			if strings.HasSuffix(k, "."+last) {
+				best = k
+				break
 			}
 		}
 	}
 	if best == "" {
 		return "; see `batchyard config print --commented` for all keys"
 	}
-	return "; did you mean " + best + "?"
+	return "; did you mean " + l.label + best + "?"
+}
+
+// nearest is the name that is at most so many letters away from the word.
+func nearest(word string, names []string, most int) string {
+	best, least := "", most+1
+	for _, n := range names {
+		if len(n) > len(word)+most || len(word) > len(n)+most {
+			continue // so the work is bounded by our names, not by the word
+		}
+		if d := distance(word, n); d < least {
+			best, least = n, d
+		}
+	}
+	return best
 }
 
 // fromYAML reads a value of the file.
-func (s *Setting) fromYAML(n *yaml.Node, path string) error {
-	if n.Kind == yaml.AliasNode {
+func (s *Setting) fromYAML(n *yaml.Node) error {
+	switch {
+	case n.Kind == yaml.AliasNode:
 		return fmt.Errorf("%s: write the value out; aliases are not read", s.Key)
-	}
-	switch s.Type {
-	case "list":
-		if n.Kind == yaml.ScalarNode {
-			return s.set(n.Value)
-		}
-		list := reflect.MakeSlice(s.value.Type(), 0, len(n.Content))
-		for _, c := range n.Content {
-			if n.Kind != yaml.SequenceNode || c.Kind != yaml.ScalarNode {
-				return fmt.Errorf("%s: it is no list of texts; write one %s", s.Key, s.example())
-			}
-			list = reflect.Append(list, reflect.ValueOf(c.Value))
-		}
-		s.value.Set(list)
-		return nil
-	case "map":
-		m := map[string]string{}
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Kind != yaml.MappingNode || n.Content[i+1].Kind != yaml.ScalarNode {
-				return fmt.Errorf("%s: it is no map of texts; write one %s", s.Key, s.example())
-			}
-			m[n.Content[i].Value] = n.Content[i+1].Value
-		}
-		s.value.Set(reflect.ValueOf(m))
-		return nil
-	case "list of objects":
-		return s.objects(n, path)
-	}
-	if n.Kind != yaml.ScalarNode {
-		return fmt.Errorf("%s: it is one %s; write it %s", s.Key, s.Type, s.example())
-	}
-	if n.Tag == "!!null" {
+	case isNull(n):
 		return fmt.Errorf("%s: it has no value; write one %s, or remove the line", s.Key, s.example())
+	case s.Type == "list" && n.Kind == yaml.SequenceNode:
+		return s.listFromYAML(n)
+	case s.Type == "map" && n.Kind == yaml.MappingNode:
+		return s.mapFromYAML(n)
+	case n.Kind == yaml.ScalarNode && s.Type != "map":
+		return s.set(n.Value)
+	case n.Kind == yaml.ScalarNode:
+		return s.misfit(n.Value)
 	}
-	return s.set(n.Value)
+	return fmt.Errorf("%s: found a %s, expected one %s%s", s.Key, shape(n), s.Type, s.such())
 }
 
-// objects reads a list of structs, each as strictly as the file itself.
-func (s *Setting) objects(n *yaml.Node, path string) error {
-	if n.Kind == yaml.ScalarNode && (n.Tag == "!!null" || n.Value == "") {
-		return nil
-	}
-	if n.Kind != yaml.SequenceNode {
-		return fmt.Errorf("%s: it is no list; begin each entry with a dash", s.Key)
-	}
+func (s *Setting) listFromYAML(n *yaml.Node) error {
 	list := reflect.MakeSlice(s.value.Type(), 0, len(n.Content))
-	for i, c := range n.Content {
-		entry := reflect.New(s.value.Type().Elem())
-		settings, _ := walk(entry.Interface())
-		l := &loader{path: path, byKey: map[string]*Setting{}, lines: map[string]int{}, wrong: map[string]bool{}}
-		for _, e := range settings {
-			l.byKey[e.Key] = e
-			e.setDefault()
+	for _, c := range n.Content {
+		if c.Kind != yaml.ScalarNode || isNull(c) {
+			return fmt.Errorf("%s: it is no list of texts; write one %s", s.Key, s.example())
 		}
-		l.mapping(c, "", 1)
-		for _, e := range settings {
-			if !l.wrong[e.Key] {
-				l.keep(l.lines[e.Key], e.check())
-			}
-		}
-		if len(l.errs) > 0 {
-			return fmt.Errorf("%s[%d]: %s", s.Key, i, strings.Join(l.errs, "; "))
-		}
-		list = reflect.Append(list, entry.Elem())
+		list = reflect.Append(list, reflect.ValueOf(c.Value))
 	}
 	s.value.Set(list)
 	return nil
+}
+
+func (s *Setting) mapFromYAML(n *yaml.Node) error {
+	m := make(map[string]string, len(n.Content)/2)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := n.Content[i], n.Content[i+1]
+		if k.Kind != yaml.ScalarNode || v.Kind != yaml.ScalarNode || isNull(v) {
+			return fmt.Errorf("%s: it is no map of texts; write one %s", s.Key, s.example())
+		}
+		if _, twice := m[k.Value]; twice {
+			return fmt.Errorf("%s: %q is there twice", s.Key, clip(k.Value))
+		}
+		m[k.Value] = v.Value
+	}
+	s.value.Set(reflect.ValueOf(m))
+	return nil
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+func shape(n *yaml.Node) string {
+	if n.Kind == yaml.SequenceNode {
+		return "list"
+	}
+	return "section"
+}
+
+// objects reads a list of structs, each as strictly as the file itself.
+func (l *loader) objects(s *Setting, n *yaml.Node) {
+	if isNull(n) {
+		return // all its entries are comments
+	}
+	if n.Kind != yaml.SequenceNode {
+		l.wrong[s.Key] = true
+		l.fail(n.Line, "%s: it is no list; begin each entry with a dash", s.Key)
+		return
+	}
+	list := reflect.MakeSlice(s.value.Type(), len(n.Content), len(n.Content))
+	for i, c := range n.Content {
+		settings, _ := walk(list.Index(i).Addr().Interface())
+		e := &loader{
+			path: l.path, label: fmt.Sprintf("%s[%d].", s.Key, i),
+			byKey: map[string]*Setting{}, lines: map[string]int{}, wrong: map[string]bool{},
+		}
+		for _, one := range settings {
+			e.byKey[one.Key] = one
+			one.setDefault()
+			one.Key = e.label + one.Key // as errors name it
+		}
+		e.mapping(c, "", 1)
+		for _, key := range sortedKeys(e.byKey) {
+			if !e.wrong[key] {
+				e.keep(e.lines[key], e.byKey[key].check())
+			}
+		}
+		l.errs = append(l.errs, e.errs...)
+	}
+	s.value.Set(list)
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -73,8 +74,11 @@ func walk(dst any) ([]*Setting, []section) {
 	return out, sections
 }
 
+// envPrefix begins the name of every environment variable.
+const envPrefix = "BATCHYARD_"
+
 func envName(key string) string {
-	return "BATCHYARD_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(key))
+	return envPrefix + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(key))
 }
 
 func typeOf(t reflect.Type, unit string) string {
@@ -158,7 +162,7 @@ func (s *Setting) set(text string) error {
 		v.SetInt(n)
 	case "number":
 		f, err := strconv.ParseFloat(text, 64)
-		if err != nil {
+		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
 			return s.misfit(text)
 		}
 		v.SetFloat(f)
@@ -195,7 +199,22 @@ func (s *Setting) setMap(text string) error {
 }
 
 func (s *Setting) misfit(text string) error {
-	return fmt.Errorf("%s: %q is no %s; write one %s", s.Key, clip(text), s.Type, s.example())
+	found := fmt.Sprintf("%q", clip(text))
+	if s.Secret {
+		found = "the value"
+	}
+	if s.Type == "yes/no" {
+		return fmt.Errorf("%s: %s is neither true nor false", s.Key, found)
+	}
+	return fmt.Errorf("%s: %s is no %s; write one%s", s.Key, found, s.Type, s.such())
+}
+
+// such is the example behind a word.
+func (s *Setting) such() string {
+	if e := s.example(); e != "" {
+		return " " + e
+	}
+	return ""
 }
 
 // check looks at bounds and lists of values.
@@ -214,10 +233,10 @@ func (s *Setting) check() error {
 		return nil
 	}
 	if lo, ok := s.bound(s.Min); ok && is < lo {
-		return fmt.Errorf("%s: %s is less than %s", s.Key, s.text(), s.Min)
+		return fmt.Errorf("%s: %s is less than %s", s.Key, s.text(), s.readable(s.Min))
 	}
 	if hi, ok := s.bound(s.Max); ok && is > hi {
-		return fmt.Errorf("%s: %s is more than %s", s.Key, s.text(), s.Max)
+		return fmt.Errorf("%s: %s is more than %s", s.Key, s.text(), s.readable(s.Max))
 	}
 	return nil
 }

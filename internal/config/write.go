@@ -33,7 +33,13 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 		docs[s.key] = s.doc
 	}
 	out := bufio.NewWriter(w)
+	if commented {
+		comment(out, "", "Every setting of Batchyard. What is left out has its default, and what is not known is an error. "+
+			"An environment variable goes over the file: "+envPrefix+"KAFKA_BROKERS over kafka.brokers, lists comma separated. "+
+			"Durations are written 250ms, 5s, 10m, 2h or 90d, sizes 64KiB, 4MiB or 1GiB.")
+	}
 	open := []string{}
+	fresh := false // a section has just begun
 	for _, s := range settings {
 		parts := strings.Split(s.Key, ".")
 		same := 0
@@ -43,7 +49,7 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 		open = open[:same]
 		for i := same; i < len(parts)-1; i++ {
 			indent := strings.Repeat("  ", i)
-			if i == 0 && commented {
+			if commented && !fresh {
 				fmt.Fprintln(out)
 			}
 			if doc := docs[strings.Join(parts[:i+1], ".")]; doc != "" && commented {
@@ -51,12 +57,19 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 			}
 			fmt.Fprintf(out, "%s%s:\n", indent, parts[i])
 			open = append(open, parts[i])
+			fresh = true
 		}
 		indent := strings.Repeat("  ", len(parts)-1)
 		if commented {
-			fmt.Fprintln(out)
+			if !fresh {
+				fmt.Fprintln(out)
+			}
 			comment(out, indent, s.note())
+			for _, e := range s.entry() {
+				comment(out, indent+"#   - "[:0]+"", "- "+e.Key+": "+e.note())
+			}
 		}
+		fresh = false
 		value, err := s.yaml()
 		if err != nil {
 			return fmt.Errorf("writing %s: %w", s.Key, err)
@@ -71,7 +84,7 @@ func (s *Setting) note() string {
 	var facts []string
 	kind := s.Type
 	if s.Unit != "" && s.Unit != "bytes" {
-		kind += " of " + s.Unit
+		kind += ", " + s.Unit
 	}
 	facts = append(facts, kind)
 	switch {
@@ -92,6 +105,15 @@ func (s *Setting) note() string {
 	return s.Doc + " (" + strings.Join(facts, "; ") + ")"
 }
 
+// entry is the settings that an entry of a list of objects has.
+func (s *Setting) entry() []*Setting {
+	if s.Type != "list of objects" {
+		return nil
+	}
+	settings, _ := walk(reflect.New(s.value.Type().Elem()).Interface())
+	return settings
+}
+
 func (s *Setting) readable(bound string) string {
 	if s.Type == "bytes" {
 		if n, err := parseBytes(bound); err == nil {
@@ -105,7 +127,7 @@ func (s *Setting) readable(bound string) string {
 func (s *Setting) yaml() (string, error) {
 	switch {
 	case s.Secret && s.text() != s.Default && s.text() != "":
-		return secretMask, nil
+		return "'" + secretMask + "'", nil
 	case s.Type == "duration" || s.Type == "bytes" || s.Type == "integer" || s.Type == "number" || s.Type == "yes/no":
 		return s.text(), nil
 	case s.Type == "list of objects" && s.value.Len() == 0:
@@ -116,6 +138,9 @@ func (s *Setting) yaml() (string, error) {
 	n := &yaml.Node{}
 	if err := n.Encode(plain(s.value)); err != nil {
 		return "", err
+	}
+	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "\r\n") {
+		n.Style = yaml.DoubleQuotedStyle // it stays in its line
 	}
 	flow(n)
 	b, err := yaml.Marshal(n)
@@ -172,6 +197,12 @@ func WriteMarkdown(w io.Writer, dst any) error {
 		docs[s.key] = s.doc
 	}
 	out := bufio.NewWriter(w)
+	fmt.Fprint(out, "# Configuration\n\n",
+		"Written from the code by `make config`: change the tags of the settings, not this page.\n\n",
+		"Settings have their defaults, then come the file given by `-c` (`config.yaml` in the current directory\n",
+		"when there is one), the environment (`"+envPrefix+"KAFKA_BROKERS` stands for `kafka.brokers`), and flags.\n",
+		"Unknown keys are errors. `batchyard config check` tells everything that is wrong with a configuration,\n",
+		"`batchyard config print` shows what is in force, without secrets.\n")
 	last := "\x00"
 	for _, s := range settings {
 		sec := ""
@@ -192,6 +223,9 @@ func WriteMarkdown(w io.Writer, dst any) error {
 			fmt.Fprintln(out, "|---|---|---|---|---|")
 		}
 		fmt.Fprintf(out, "| `%s` | %s | %s | %s | %s |\n", s.Key, s.kind(), code(s.Default), s.bounds(), strings.ReplaceAll(s.Doc, "|", "\\|"))
+		for _, e := range s.entry() {
+			fmt.Fprintf(out, "| `%s[].%s` | %s | %s | %s | %s |\n", s.Key, e.Key, e.kind(), code(e.Default), e.bounds(), strings.ReplaceAll(e.Doc, "|", "\\|"))
+		}
 	}
 	return out.Flush()
 }

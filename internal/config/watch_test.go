@@ -1,0 +1,98 @@
+package config_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/config"
+)
+
+// watch starts Watch and returns a function that waits for one call of it.
+func watch(t *testing.T, path string) (changed func()) {
+	t.Helper()
+	calls, started, ended := make(chan struct{}, 100), make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ended <- config.Watch(ctx, path, func() { calls <- struct{}{} }, func() { close(started) })
+	}()
+	within := func(c <-chan struct{}, what string) {
+		t.Helper()
+		select {
+		case <-c:
+		case err := <-ended:
+			t.Fatalf("Watch ended: %v", err)
+		case <-time.After(30 * time.Second):
+			t.Fatal(what)
+		}
+	}
+	within(started, "Watch did not start")
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+		require.Empty(t, calls, "changes were told of that did not happen")
+	})
+	return func() { t.Helper(); within(calls, "the change was not seen") }
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+}
+
+func TestWatchSeesEveryWayToChangeAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config.yaml")
+	write(t, path, "a")
+	changed := watch(t, path)
+
+	write(t, path, "b") // in place
+	changed()
+
+	write(t, path+".new", "c") // as editors do
+	require.NoError(t, os.Rename(path+".new", path))
+	changed()
+
+	require.NoError(t, os.Remove(path)) // and as others do
+	write(t, path, "d")
+	changed()
+}
+
+func TestWatchSeesExchangedLinks(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, v := range []string{"1", "2"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, v), 0o700))
+		write(t, filepath.Join(dir, v, "config.yaml"), v)
+	}
+	require.NoError(t, os.Symlink("1", filepath.Join(dir, "data")))
+	require.NoError(t, os.Symlink("data/config.yaml", filepath.Join(dir, "config.yaml")))
+	changed := watch(t, filepath.Join(dir, "config.yaml"))
+
+	require.NoError(t, os.Symlink("2", filepath.Join(dir, "next")))
+	require.NoError(t, os.Rename(filepath.Join(dir, "next"), filepath.Join(dir, "data")))
+	changed()
+}
+
+func TestWatchIsSilentAboutOthers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config.yaml")
+	write(t, path, "a")
+	changed := watch(t, path)
+	write(t, filepath.Join(dir, "other.yaml"), "x")
+	write(t, path, "a") // the same again
+	write(t, path, "b")
+	changed() // once: the cleanup looks for more
+}
+
+func TestWatchWithoutDirectory(t *testing.T) {
+	t.Parallel()
+	err := config.Watch(t.Context(), filepath.Join(t.TempDir(), "no", "config.yaml"), func() {}, nil)
+	require.ErrorContains(t, err, "watching ")
+}

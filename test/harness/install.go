@@ -73,7 +73,9 @@ func quick() map[string]any {
 		"workers.breaker_open":     "300ms",
 		"workers.report_interval":  "100ms",
 		"callbacks.allow_private":  true,
-		"callbacks.unsigned":       true,
+		"callbacks.secret_env":     SecretEnv,
+		"callbacks.timeout":        "2s",
+		"callbacks.retries":        []string{"100ms", "300ms", "1s", "3s", "5s", "10s"},
 		"api.listen":               "127.0.0.1:0",
 		"ops.listen":               "127.0.0.1:0",
 		"audit.safety_check":       "5s",
@@ -116,6 +118,11 @@ func Bare(t testing.TB, s *Services, schema bool, settings map[string]any) *Inst
 	in.Settings["redis.prefix"] = prefix
 	in.Settings["postgres.url"] = in.DatabaseURL
 	maps.Copy(in.Settings, settings)
+	t.Cleanup(func() {
+		if in.pool != nil {
+			in.pool.Close()
+		}
+	})
 	in.ConfigPath = filepath.Join(in.Dir, "config.yaml")
 	in.WriteConfig(t, in.ConfigPath, nil)
 

@@ -1,0 +1,215 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// wayOf is what the audit log tells, at least, of a task that ended so and was
+// run. Other ends may come earlier on the way.
+var wayOf = map[task.State][]task.Action{
+	task.Success: {task.TaskAccepted, task.TaskQueued, task.TaskAssigned, task.BatchClosed,
+		task.AttemptStarted, task.AttemptSucceeded, task.TaskSucceeded},
+	task.Failed:    {task.TaskAccepted, task.TaskFailed},
+	task.Cancelled: {task.TaskAccepted, task.TaskCancelAsked},
+	task.Expired:   {task.TaskAccepted, task.TaskExpired},
+}
+
+// CheckPromises checks, for tasks that were accepted and have ended (Await), what
+// Batchyard promises whatever died in between:
+//
+//   - each is in one terminal state, with one row in results, which also came
+//     out on the topic results;
+//   - none that is known has not ended;
+//   - the audit log has each task's whole way, and each event that was written
+//     to the log exactly once;
+//   - with hooks, each callback came, at least once and always with one id, and
+//     is recorded as delivered.
+//
+// The recorder has to run, and with hooks the stage callbacks.
+func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receiver) {
+	t.Helper()
+	require.Len(t, slices.Compact(slices.Sorted(slices.Values(ids))), len(ids), "the test's ids must differ")
+	if hooks != nil {
+		in.awaitCallbacks(t, ids)
+	}
+	in.AwaitRecorded(t)
+	states := in.checkAnswers(t, ids)
+	in.checkWays(t, states)
+	in.CheckExact(t)
+	if hooks != nil {
+		in.checkCallbacks(t, ids, hooks)
+	}
+}
+
+// AwaitRecorded waits until all that is in the topics events and results now is
+// in Postgres.
+func (in *Installation) AwaitRecorded(t testing.TB) {
+	t.Helper()
+	for _, topic := range []string{stream.Events, stream.Results} {
+		ends := in.Ends(t, topic)
+		what := ""
+		if !await(t.Context(), 2*Patience, func() bool {
+			next := map[int]int64{}
+			rows, err := in.Pool(t).Query(t.Context(), "SELECT partition, next_offset FROM stream_offsets WHERE topic = $1", topic)
+			if err != nil {
+				what = err.Error()
+				return false
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var p int
+				var n int64
+				if err := rows.Scan(&p, &n); err != nil {
+					what = err.Error()
+					return false
+				}
+				next[p] = n
+			}
+			for p, end := range ends {
+				if end > 0 && next[p] < end {
+					what = fmt.Sprintf("partition %d is recorded up to %d of %d", p, next[p], end)
+					return false
+				}
+			}
+			return rows.Err() == nil
+		}) {
+			t.Fatalf("the recorder is behind on %s: %s", topic, what)
+		}
+	}
+}
+
+func (in *Installation) checkAnswers(t testing.TB, ids []string) map[string]task.State {
+	t.Helper()
+	type row struct {
+		ID     string
+		State  task.State
+		Result *task.State
+	}
+	states := map[string]task.State{}
+	for _, r := range Rows[row](t, in, `SELECT t.id, t.state, r.state AS result FROM tasks t
+		LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id WHERE t.id = ANY($1)`, ids) {
+		require.Truef(t, r.State.Terminal(), "%s is %s", r.ID, r.State)
+		require.NotNilf(t, r.Result, "%s ended as %s and has no result", r.ID, r.State)
+		require.Equalf(t, r.State, *r.Result, "state and result of %s", r.ID)
+		require.NotContainsf(t, states, r.ID, "two tasks of one name")
+		states[r.ID] = r.State
+	}
+	for _, id := range ids {
+		require.Containsf(t, states, id, "%s was accepted and is unknown", id)
+	}
+	require.Zero(t, SQL[int](t, in, `SELECT count(*) FROM tasks WHERE state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')`), "tasks that have not ended")
+	require.Equal(t, SQL[int](t, in, `SELECT count(*) FROM tasks`), SQL[int](t, in, `SELECT count(*) FROM results`), "one result for each task")
+
+	out := map[string][]task.State{}
+	for _, r := range in.All(t, stream.Results) {
+		result, err := task.DecodeResult(r.Value, Header(r, "content-type"))
+		require.NoErrorf(t, err, "a result on the topic: %s", r.Value)
+		out[result.TaskID] = append(out[result.TaskID], result.State)
+	}
+	for _, id := range ids {
+		require.Containsf(t, out[id], states[id], "the result of %s on the topic", id)
+	}
+	return states
+}
+
+func (in *Installation) checkWays(t testing.TB, states map[string]task.State) {
+	t.Helper()
+	ids := make([]string, 0, len(states))
+	for id := range states {
+		ids = append(ids, id)
+	}
+	type row struct {
+		TaskID  string
+		Actions []string
+	}
+	ways := map[string][]string{}
+	for _, r := range Rows[row](t, in, `SELECT task_id, array_agg(DISTINCT action) AS actions FROM audit_log WHERE task_id = ANY($1) GROUP BY task_id`, ids) {
+		ways[r.TaskID] = r.Actions
+	}
+	for id, state := range states {
+		for _, a := range wayOf[state] {
+			require.Containsf(t, ways[id], string(a), "the way of %s, which ended as %s", id, state)
+		}
+	}
+}
+
+// CheckExact checks that each event that is in the log is one row, and each row
+// an event.
+func (in *Installation) CheckExact(t testing.TB) {
+	t.Helper()
+	type place struct {
+		partition int32
+		offset    int64
+	}
+	written := map[place]int{}
+	for _, r := range in.All(t, stream.Events) {
+		events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		require.NoErrorf(t, err, "events/%d@%d", r.Partition, r.Offset)
+		written[place{r.Partition, r.Offset}] = len(events)
+	}
+	in.AwaitRecorded(t)
+	type row struct {
+		SrcPartition int32
+		SrcOffset    int64
+		Rows, Events int
+	}
+	for _, r := range Rows[row](t, in, `SELECT src_partition, src_offset, count(*) AS rows, count(DISTINCT src_index) AS events
+		FROM audit_log WHERE src_topic = 'events' GROUP BY 1, 2`) {
+		require.Equalf(t, r.Rows, r.Events, "rows of events/%d@%d: one was recorded twice", r.SrcPartition, r.SrcOffset)
+		p := place{r.SrcPartition, r.SrcOffset}
+		n, ok := written[p]
+		if !ok {
+			continue // written since
+		}
+		require.Equalf(t, n, r.Rows, "rows of events/%d@%d", r.SrcPartition, r.SrcOffset)
+		delete(written, p)
+	}
+	require.Empty(t, written, "records of events that have no rows")
+	require.Zero(t, SQL[int](t, in, `SELECT count(*) FROM (SELECT 1 FROM audit_log GROUP BY src_topic, src_partition, src_offset, src_index HAVING count(*) > 1) twice`))
+}
+
+func (in *Installation) awaitCallbacks(t testing.TB, ids []string) {
+	t.Helper()
+	missing := 0
+	if !await(t.Context(), 2*Patience, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var sent int
+		err := in.Pool(t).QueryRow(ctx, `SELECT count(*) FROM callbacks WHERE task_id = ANY($1) AND state = 'DELIVERED'`, ids).Scan(&sent)
+		missing = len(ids) - sent
+		return err == nil && missing <= 0
+	}) {
+		t.Fatalf("%d callbacks of %d are not delivered: %v", missing, len(ids), Rows[struct {
+			State    string
+			Attempts int
+			Error    *string
+			Count    int
+		}](t, in, `SELECT state, attempts, last_error AS error, count(*) FROM callbacks GROUP BY 1, 2, 3 LIMIT 10`))
+	}
+}
+
+func (in *Installation) checkCallbacks(t testing.TB, ids []string, hooks *Receiver) {
+	t.Helper()
+	hooks.Check(t)
+	type row struct{ ID, TaskID, State string }
+	known := map[string]string{}
+	for _, r := range Rows[row](t, in, `SELECT id, task_id, state FROM callbacks WHERE task_id = ANY($1)`, ids) {
+		require.NotContainsf(t, known, r.TaskID, "two callbacks of one task")
+		require.Equalf(t, "DELIVERED", r.State, "callback of %s", r.TaskID)
+		known[r.TaskID] = r.ID
+	}
+	for _, id := range ids {
+		got := hooks.Deliveries(id)
+		require.Lenf(t, got, 1, "webhook-ids that came for %s", id)
+		require.Positivef(t, got[known[id]], "the callback of %s came with the id that is recorded", id)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/stretchr/testify/require"
@@ -156,4 +157,27 @@ func TestJobThatNobodyKnowsYet(t *testing.T) {
 	j, err := a.job(t.Context(), "j")
 	require.NoError(t, err)
 	require.Empty(t, j.Tasks)
+}
+
+// Tasks whose ids another job has used never show up: whoever waits is told.
+func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost:
+			answer(w, 202, `{}`)
+		case asked.Add(1) < 4:
+			answer(w, 200, `{"tasks":{"SUCCESS":1}}`)
+		default:
+			answer(w, 200, `{"tasks":{"SUCCESS":2}}`)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	var out, errOut strings.Builder
+	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"id":"x","model":"m","input":{}}`), &out, &errOut)
+	now := noon
+	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
+	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.Equal(t, 1, strings.Count(errOut.String(), "running: 1 tasks are not known as tasks of this job"), errOut.String())
 }

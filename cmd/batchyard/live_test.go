@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -16,9 +17,13 @@ import (
 
 	"github.com/batchyard/batchyard/api"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
+
+// unique is a name that no other test, and no other run of the same, has.
+func unique(name string) string { return name + "-" + strings.ToLower(rand.Text()[:8]) }
 
 // openAIFile is a file of lines in OpenAI's batch format.
 func openAIFile(t *testing.T, n int) string {
@@ -32,9 +37,9 @@ func openAIFile(t *testing.T, n int) string {
 
 func TestSubmitAndWait(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f, tenant := live(t), unique("waits")
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	text := ok(t, "submit", openAIFile(t, 30), "--server", f.URL, "--tenant", "waits", "--job", "j", "--wait", "-o", out)
+	text := ok(t, "submit", openAIFile(t, 30), "--server", f.URL, "--tenant", tenant, "--job", "j", "--wait", "-o", out)
 	require.Regexp(t, `tasks +30\n +SUCCESS +30\n`, text)
 	b, err := os.ReadFile(out)
 	require.NoError(t, err)
@@ -45,14 +50,14 @@ func TestSubmitAndWait(t *testing.T) {
 
 	// A page is smaller than the job: all of them come, each once.
 	seen := map[string]bool{}
-	for _, line := range lines(ok(t, "tasks", "list", "--server", f.URL, "--tenant", "waits", "--job", "j", "--state", "success", "--all", "--json")) {
+	for _, line := range lines(ok(t, "tasks", "list", "--server", f.URL, "--tenant", tenant, "--job", "j", "--state", "success", "--all", "--json")) {
 		var s api.Status
 		require.NoError(t, json.Unmarshal([]byte(line), &s))
 		require.Equal(t, task.Success, s.State)
 		seen[s.ID] = true
 	}
 	require.Len(t, seen, 30)
-	r := try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "waits", "--limit", "7")
+	r := try(t, "", "tasks", "list", "--server", f.URL, "--tenant", tenant, "--limit", "7")
 	require.Equal(t, exitOK, r.code)
 	require.Len(t, lines(r.out), 8)
 	require.Contains(t, r.err, "there are more")
@@ -61,30 +66,30 @@ func TestSubmitAndWait(t *testing.T) {
 
 func TestSubmitThatFails(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f, tenant := live(t), unique("fails")
 	// No device has the tag, and the deadline comes first.
 	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
 	stdin := `{"id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
-	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", "fails", "--wait", "--json")
+	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", tenant, "--wait", "--json")
 	require.Equal(t, exitFailed, r.code, r.err)
 	var s summary
 	require.NoError(t, json.Unmarshal([]byte(r.out), &s))
 	require.Equal(t, map[task.State]int{task.Success: 1, task.Expired: 1}, s.ByState)
 	require.Contains(t, r.err, "1 of 2 tasks")
 
-	r = try(t, "", "tasks", "get", "never", "--server", f.URL, "--tenant", "fails", "--wait", "10s")
+	r = try(t, "", "tasks", "get", "never", "--server", f.URL, "--tenant", tenant, "--wait", "10s")
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.out, "EXPIRED")
 }
 
 func TestTasksGet(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f, tenant := live(t), unique("gets")
 	file := write(t, "one.jsonl", `{"id":"a/b c?","model":"m","priority":"high","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	var in submitted
-	require.NoError(t, json.Unmarshal([]byte(ok(t, "submit", file, "--server", f.URL, "--tenant", "gets", "--json")), &in))
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "submit", file, "--server", f.URL, "--tenant", tenant, "--json")), &in))
 	require.Equal(t, 1, in.Tasks)
-	text := ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", "gets", "--wait", "30s", "--events")
+	text := ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", tenant, "--wait", "30s", "--events")
 	require.Regexp(t, `state +SUCCESS`, text)
 	require.Regexp(t, `finished +\S+ ago`, text)
 	for _, action := range []task.Action{task.TaskAccepted, task.TaskAssigned, task.AttemptStarted, task.TaskSucceeded} {
@@ -94,25 +99,25 @@ func TestTasksGet(t *testing.T) {
 		Task   api.Status
 		Events []api.TaskEvent
 	}
-	require.NoError(t, json.Unmarshal([]byte(ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", "gets", "--events", "--json")), &both))
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", tenant, "--events", "--json")), &both))
 	require.Equal(t, task.High, both.Task.Priority)
 	require.NotEmpty(t, both.Events)
 
-	r := try(t, "", "tasks", "get", "nobody", "--server", f.URL, "--tenant", "gets")
+	r := try(t, "", "tasks", "get", "nobody", "--server", f.URL, "--tenant", tenant)
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.err, "no such task")
 }
 
 func TestTasksCancel(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f, tenant := live(t), unique("cancels")
 	file := write(t, "one.jsonl", `{"id":"waits","model":"m","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
-	ok(t, "submit", file, "--server", f.URL, "--tenant", "cancels")
-	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", "cancels"), "asked to stop")
-	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", "cancels", "--wait", "30s", "--json")
+	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
+	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", tenant), "asked to stop")
+	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", tenant, "--wait", "30s", "--json")
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.out, `"CANCELLED"`)
-	r = try(t, "", "tasks", "cancel", "waits", "nobody", "--server", f.URL, "--tenant", "cancels", "--json")
+	r = try(t, "", "tasks", "cancel", "waits", "nobody", "--server", f.URL, "--tenant", tenant, "--json")
 	require.Equal(t, exitFailed, r.code)
 	require.Len(t, lines(r.out), 2, "one that cannot be cancelled does not hold up the next")
 	var c cancelled
@@ -123,15 +128,16 @@ func TestTasksCancel(t *testing.T) {
 func TestDevicesList(t *testing.T) {
 	t.Parallel()
 	f := live(t)
+	id := unique("cli-test")
 	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
-	_, err := registry.Beat(t.Context(), device.Device{ID: "cli-test", URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
+	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
-	require.Regexp(t, `cli-test +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
+	require.Regexp(t, id+` +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
 	found := false
 	for _, line := range lines(ok(t, "devices", "list", "--server", f.URL, "--json")) {
 		var d api.DeviceStatus
 		require.NoError(t, json.Unmarshal([]byte(line), &d))
-		found = found || d.ID == "cli-test" && d.Draining
+		found = found || d.ID == id && d.Draining
 	}
 	require.True(t, found)
 }
@@ -160,22 +166,22 @@ func letters(t *testing.T, f *fixture, reason string) []letter {
 
 func TestDLQReplay(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f, reason, tenant := live(t), unique("replay"), unique("dlq")
 	for i := range 3 {
 		id := fmt.Sprintf("buried-%d", i)
-		bury(t, f, stream.TasksNormal, id, `{"id":"`+id+`","tenant":"dlq","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, "test_replay")
+		bury(t, f, stream.TasksNormal, id, `{"id":"`+id+`","tenant":"`+tenant+`","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, reason)
 	}
-	bury(t, f, "somewhere.else", "x", "x", "test_replay")
-	all := letters(t, f, "test_replay")
+	bury(t, f, "somewhere.else", "x", "x", reason)
+	all := letters(t, f, reason)
 	require.Len(t, all, 4)
 
-	r := try(t, "", "dlq", "replay", "-c", f.config, "--reason", "test_replay", "--dry-run")
+	r := try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--dry-run")
 	require.Equal(t, exitFailed, r.code, "one came from a topic that is not ours")
 	require.Contains(t, r.out, "3 dead letters to be replayed")
 
 	// One by its position, then all by their reason: the first is replayed twice.
 	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letters replayed")
-	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", "test_replay", "--json")
+	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--json")
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.err, `it came from "somewhere.else"`)
 	var done replayed
@@ -185,7 +191,7 @@ func TestDLQReplay(t *testing.T) {
 	for i := range 3 {
 		// Written to Kafka and not to the API: nobody knows it before the router has read it.
 		require.Eventually(t, func() bool {
-			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", "dlq", "--wait", "30s").code == exitOK
+			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", tenant, "--wait", "30s").code == exitOK
 		}, 30*time.Second, 50*time.Millisecond)
 	}
 	// What was written has its headers back, and those of its death are gone.
@@ -213,15 +219,15 @@ func TestDLQReplay(t *testing.T) {
 
 func TestDLQListAndShow(t *testing.T) {
 	t.Parallel()
-	f := live(t)
-	bury(t, f, stream.TasksHigh, "k", "plain text", "test_show")
-	bury(t, f, stream.TasksHigh, "k", "\xdf\xff\xff\xff\xff", "test_show")
-	all := letters(t, f, "test_show")
+	f, reason := live(t), unique("show")
+	bury(t, f, stream.TasksHigh, "k", "plain text", reason)
+	bury(t, f, stream.TasksHigh, "k", "\xdf\xff\xff\xff\xff", reason)
+	all := letters(t, f, reason)
 	require.Len(t, all, 2)
-	table := ok(t, "dlq", "list", "-c", f.config, "--reason", "test_show", "--topic", "tasks.high", "--stage", "router", "--since", "1h")
-	require.Regexp(t, `tasks\.high/1@7 +router +test_show +\S+ ago +5 B +a test buried it`, table)
+	table := ok(t, "dlq", "list", "-c", f.config, "--reason", reason, "--topic", "tasks.high", "--stage", "router", "--since", "1h")
+	require.Regexp(t, `tasks\.high/1@7 +router +`+reason+` +\S+ ago +5 B +a test buried it`, table)
 	require.Len(t, lines(table), 3)
-	r := try(t, "", "dlq", "list", "-c", f.config, "--reason", "test_show", "--limit", "1")
+	r := try(t, "", "dlq", "list", "-c", f.config, "--reason", reason, "--limit", "1")
 	require.Len(t, lines(r.out), 2)
 	require.Contains(t, r.err, "1 of 2")
 
@@ -238,11 +244,11 @@ func TestDLQListAndShow(t *testing.T) {
 func TestTopics(t *testing.T) {
 	t.Parallel()
 	f := live(t)
-	prefix := "cli-test-topics."
+	prefix := unique("topics") + "."
 	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
 	r := try(t, "", "topics", "list", "-c", path)
 	require.Equal(t, exitUsage, r.code)
-	require.Contains(t, r.err, "batchyard: topic cli-test-topics.tasks.high is missing: run `batchyard topics create`")
+	require.Contains(t, r.err, "batchyard: topic "+prefix+"tasks.high is missing: run `batchyard topics create`")
 	require.Len(t, lines(ok(t, "topics", "create", "-c", path)), len(stream.Topics))
 	require.Contains(t, ok(t, "topics", "create", "-c", path), "nothing to do")
 	for _, line := range lines(ok(t, "topics", "list", "-c", path, "--json")) {
@@ -255,10 +261,7 @@ func TestTopics(t *testing.T) {
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	f := live(t)
-	_, err := f.App.Pool.Exec(t.Context(), "CREATE DATABASE cli_test_migrate")
-	require.NoError(t, err)
-	url := strings.Replace(f.Stack.PostgresURL, "/batchyard?", "/cli_test_migrate?", 1)
-	require.NotEqual(t, url, f.Stack.PostgresURL)
+	url := testenv.Services{PostgresURL: f.Stack.PostgresURL}.Database(t)
 	path := write(t, "c.yaml", fmt.Sprintf("postgres:\n  url: %q\n", url))
 	require.Contains(t, ok(t, "migrate", "down", "-c", path), "nothing to do")
 	require.Contains(t, ok(t, "migrate", "status", "-c", path), " no\n")

@@ -20,6 +20,9 @@ import (
 // lookEvery is how often the server is asked how far a job is.
 const lookEvery = 500 * time.Millisecond
 
+// strangeAfter is how long the rest of a job may be unknown while nothing runs.
+const strangeAfter = 15 * time.Second
+
 type submitFlags struct {
 	wait     bool
 	out      string
@@ -170,12 +173,25 @@ func (c *cli) waitForJob(ctx context.Context, server *client, plan *jobs.Plan) (
 		return j.Tasks, nil
 	}
 	bar := c.progress("running", plan.Tasks)
+	known, since := -1, c.now()
 	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
 		if err != nil {
 			bar.Note(err.Error() + "; asking on")
 			return
 		}
-		bar.Note("")
+		sum := 0
+		for _, k := range n.ByState {
+			sum += int(k)
+		}
+		if sum != known {
+			known, since = sum, c.now()
+		}
+		if n.Done() == known && c.now().Sub(since) > strangeAfter {
+			// One identity is one task, and that is of the job that was first.
+			bar.Note(fmt.Sprintf("%d tasks are not known as tasks of this job; were their ids used before, by another job?", n.Total-known))
+		} else {
+			bar.Note("")
+		}
 		bar.Set(n.Done())
 	})
 	bar.Finish()

@@ -66,7 +66,7 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 			}
 			comment(out, indent, s.note())
 			for _, e := range s.entry() {
-				comment(out, indent+"#   - "[:0]+"", "- "+e.Key+": "+e.note())
+				comment(out, indent, "- "+e.Key+": "+e.note())
 			}
 		}
 		fresh = false

@@ -309,6 +309,22 @@ func TestServersWithoutHealthOrMetrics(t *testing.T) {
 	require.NotContains(t, b, "in_flight")
 }
 
+// Some servers have the endpoints of tasks and nothing else.
+func TestServerThatAnswersNoQuestion(t *testing.T) {
+	s := engine(t, nil)
+	a := newAPI(t)
+	log, stop := launch(t, quick("d", s.URL, a.URL))
+	log.await(t, "does not answer", 1) // nobody says what it serves
+	stop()
+	require.Empty(t, a.beats)
+
+	named := quick("d", s.URL, a.URL)
+	named.Models = []string{"*"}
+	launch(t, named)
+	require.Equal(t, []any{"*"}, a.next(t)["models"])
+	require.Positive(t, a.next(t)["latency_ms"])
+}
+
 func TestModelsThatCannotBeUsed(t *testing.T) {
 	for name, page := range map[string]string{
 		"none": `{"data":[]}`, "no JSON": `<html>`, "too large": `{"data":[{"id":"` + strings.Repeat("x", maxModelsBytes) + `"}]}`,

@@ -29,6 +29,9 @@ type device struct {
 }
 
 // probe asks whether the device is well and measures how long it takes to say so.
+// A server that knows neither of the questions is well when it answers at all,
+// provided that somebody said which models it has: not every server has more
+// than the endpoints of the tasks.
 func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
 	paths := []string{"/health", "/v1/models"}
 	if d.health != "" {
@@ -46,15 +49,23 @@ func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
 			d.health = path
 			return latency, nil
 		}
-		if status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
+		if !unknown(status) {
 			break
 		}
 		d.health = "" // the server may have been replaced by another kind: look anew
+	}
+	if unknown(status) && len(paths) > 1 && len(d.cfg.Models) > 0 {
+		return latency, nil
 	}
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
 		return 0, fmt.Errorf("asking %s for its health: status %d; set the key of the device in $%s", d.cfg.URL, status, d.cfg.DeviceKeyEnv)
 	}
 	return 0, fmt.Errorf("asking %s for its health: status %d", d.cfg.URL, status)
+}
+
+// unknown reports whether a server has no such path, or none to be read.
+func unknown(status int) bool {
+	return status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented
 }
 
 // served are the configured models, or those that the device lists, asked again

@@ -274,6 +274,14 @@ func (b *bench) do(t *testing.T, method, path, body string, headers ...string) a
 	return answer{resp.StatusCode, resp.Header, string(got)}
 }
 
+// get is for answers that break off.
+func (b *bench) get(t *testing.T, path string) (*http.Response, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.url+path, nil)
+	require.NoError(t, err)
+	return http.DefaultClient.Do(req)
+}
+
 func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
 	t.Helper()
 	require.NoError(t, b.log.Scan(t.Context(), topic, func(r *stream.Record) error {
@@ -369,7 +377,7 @@ func TestSubmitsThatAreRefused(t *testing.T) {
 		pointer string
 	}{
 		"one of many":       {`[{"model":"m","input":{}},{"input":{}}]`, nil, 422, "/1/model"},
-		"unknown field":     {`{"model":"m","input":{},"modle":"x"}`, nil, 422, "/modle"},
+		"unknown field":     {`{"model":"m","input":{},"colour":"x"}`, nil, 422, "/colour"},
 		"nested field":      {`{"model":"m","input":{},"callback":{"url":"ftp://` + secret + `"}}`, nil, 422, "/callback/url"},
 		"list entry":        {`{"model":"m","input":{},"needs":["a",""]}`, nil, 422, "/needs/1"},
 		"input of text":     {`{"model":"m","input":"` + secret + `"}`, nil, 422, "/input"},
@@ -454,7 +462,10 @@ func TestDrainAnswersThoseWhoWait(t *testing.T) {
 	a := <-got
 	require.Equal(t, http.StatusOK, a.status)
 	require.Contains(t, a.body, "RUNNING")
-	_, err := http.Get(b.url + "/healthz") //nolint:noctx,bodyclose // it is refused
+	resp, err := b.get(t, "/healthz")
+	if err == nil {
+		_ = resp.Body.Close()
+	}
 	require.Error(t, err)
 }
 
@@ -515,7 +526,7 @@ func TestJobs(t *testing.T) {
 	require.Contains(t, a.body, `<b>`)
 
 	b.store.setResults(errors.New("away"), results...)
-	resp, err := http.Get(b.url + "/v1/jobs/j/results") //nolint:noctx // a test
+	resp, err := b.get(t, "/v1/jobs/j/results")
 	if err == nil {
 		defer resp.Body.Close()
 		_, err = io.ReadAll(resp.Body)
@@ -654,7 +665,7 @@ func FuzzDecodeTasks(f *testing.F) {
 
 func FuzzDecodeBeat(f *testing.F) {
 	f.Add([]byte(`{"url":"http://h","models":["m"]}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
+	f.Fuzz(func(_ *testing.T, body []byte) {
 		if h, err := decodeBeat(body); err == nil {
 			d := h.device("d")
 			d.Normalize()

@@ -140,6 +140,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		s.log.Warn("requests were cut off because they did not end in time", "drain_timeout", s.cfg.DrainTimeout, "error", err)
 		_ = srv.Close() // says the same again
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
+	}
 	return nil
 }

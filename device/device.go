@@ -127,12 +127,17 @@ func ValidateID(id string) error {
 	if len(id) > MaxIDLength {
 		return &task.FieldError{Field: "id", Problem: fmt.Sprintf("its %d bytes are more than %d", len(id), MaxIDLength), Remedy: remedy}
 	}
-	for _, c := range []byte(id) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-:@", c) >= 0) {
-			return &task.FieldError{Field: "id", Problem: fmt.Sprintf("it holds %q", rune(c)), Remedy: remedy}
-		}
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@"
+	if rest := strings.Trim(id, plain); rest != "" {
+		return &task.FieldError{Field: "id", Problem: fmt.Sprintf("it holds %q", clipRune(rest)), Remedy: remedy}
 	}
 	return nil
+}
+
+// clipRune is the first character, which is enough of a stranger's text.
+func clipRune(s string) string {
+	r, _ := utf8.DecodeRuneInString(s)
+	return string(r)
 }
 
 func checkURL(raw string) error {

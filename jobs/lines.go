@@ -46,10 +46,10 @@ func (l *lineReader) next() ([]byte, error) {
 // read returns the next line, blank or not.
 func (l *lineReader) read() ([]byte, error) {
 	l.buf = l.buf[:0]
-	tooLong, any := false, false
+	tooLong, some := false, false
 	for {
 		part, err := l.r.ReadSlice('\n')
-		any = any || len(part) > 0
+		some = some || len(part) > 0
 		if !tooLong {
 			l.buf = append(l.buf, part...)
 			tooLong = len(l.buf) > l.limit+2 // its end does not count
@@ -57,7 +57,7 @@ func (l *lineReader) read() ([]byte, error) {
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		case errors.Is(err, io.EOF) && !any:
+		case errors.Is(err, io.EOF) && !some:
 			return nil, io.EOF
 		case err != nil && !errors.Is(err, io.EOF):
 			return nil, fmt.Errorf("reading line %d: %w", l.number+1, err)

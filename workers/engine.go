@@ -92,7 +92,11 @@ func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 	limit := max(e.limit, min(e.limit*int64(max(1, r.tasks)), maxMergedAnswer))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, resp.StatusCode, transportFailure(ctx, r.device.ID, err)
+		f := transportFailure(ctx, r.device.ID, err)
+		if f.Status = resp.StatusCode; f.Class == task.ClassConnect { // it was there, and broke off
+			f.Class = task.ClassDevice
+		}
+		return nil, resp.StatusCode, f
 	}
 	return check(r.device.ID, resp, body, limit)
 }

@@ -1,0 +1,563 @@
+package workers
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/embedded"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// yard is a broker's topics and a Redis of a test's own, simulated devices, and
+// what workers write.
+type yard struct {
+	t     *testing.T
+	log   *stream.Log
+	redis *embedded.Redis
+	deps  Deps
+	fleet *fleet.Fleet
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed at each change
+	results  map[string][]*task.Result
+	requeued []*task.Task
+	events   []task.Event
+	dead     int
+	again    func(*task.Task) // plays the router for what comes back
+}
+
+func newYard(t *testing.T, specs ...fleet.Spec) *yard {
+	t.Helper()
+	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	l, err := stream.Open(t.Context(), stream.Config{
+		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
+		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
+	}, logger(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	_, err = l.CreateTopics(t.Context())
+	require.NoError(t, err)
+	rdb := redisClient(t, r.Addr())
+	y := &yard{t: t, log: l, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
+	y.deps = Deps{Log: l, Credits: device.NewCredits(rdb, device.Config{}, "t:"), Rates: device.NewRates(rdb, "t:"),
+		Cancels: device.NewCancels(rdb, device.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
+	y.watch(stream.Results, func(rec *stream.Record) error {
+		res, err := task.DecodeResult(rec.Value, "")
+		if err == nil {
+			err = res.Validate()
+			y.results[res.TaskID] = append(y.results[res.TaskID], res)
+		}
+		return err
+	})
+	for _, p := range task.Priorities {
+		y.watch(stream.TasksTopic(p), func(rec *stream.Record) error {
+			tk, err := task.DecodeTask(rec.Value, rec.Header(task.HeaderContentType))
+			if err != nil {
+				return err
+			}
+			y.requeued = append(y.requeued, tk)
+			if y.again != nil {
+				y.again(tk)
+			}
+			return tk.Validate(task.Limits{MaxInput: 1 << 20})
+		})
+	}
+	y.watch(stream.Events, func(rec *stream.Record) error {
+		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		y.events = append(y.events, es...)
+		return err
+	})
+	y.watch(stream.DLQ, func(*stream.Record) error { y.dead++; return nil })
+	return y
+}
+
+func (y *yard) watch(topic string, f func(*stream.Record) error) {
+	y.run(func(ctx context.Context, ready func()) error {
+		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			for _, r := range recs {
+				if err := f(r); err != nil {
+					y.t.Errorf("reading %s: %v", topic, err)
+				}
+				r.Done()
+			}
+			close(y.changed)
+			y.changed = make(chan struct{})
+		}, ready)
+	})
+}
+
+func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()) {
+	y.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- f(ctx, func() { close(ready) }) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+	})
+	y.t.Cleanup(stop)
+	wait(y.t, ready, "a stage to be ready")
+	return stop
+}
+
+func (y *yard) workers(cfg Config) (s *Workers, stop func()) {
+	y.t.Helper()
+	s, err := New(cfg, y.deps)
+	require.NoError(y.t, err)
+	return s, y.run(s.Run)
+}
+
+func (y *yard) until(what string, cond func() bool) {
+	y.t.Helper()
+	timeout := time.After(patience)
+	for {
+		y.mu.Lock()
+		ok, changed := cond(), y.changed
+		y.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			counts := map[task.Action]int{}
+			for _, e := range y.events {
+				counts[e.Action]++
+			}
+			require.FailNow(y.t, "waited in vain for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
+		}
+	}
+}
+
+// eventually is until for what a device or a worker tells of itself.
+func (y *yard) eventually(what string, cond func() bool) {
+	y.t.Helper()
+	require.Eventually(y.t, cond, patience, 2*time.Millisecond, what)
+}
+
+func (y *yard) committed() {
+	y.t.Helper()
+	y.eventually("batches are finished", func() bool {
+		n, err := y.log.Lag(y.t.Context(), Stage, stream.Batches)
+		return err == nil && n == 0
+	})
+}
+
+func (y *yard) count(a task.Action) (n int) {
+	for _, e := range y.events {
+		if e.Action == a {
+			n++
+		}
+	}
+	return n
+}
+
+// only is the one result of a task.
+func (y *yard) only(id string) *task.Result {
+	y.t.Helper()
+	y.until("the result of "+id, func() bool { return len(y.results[id]) > 0 })
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Len(y.t, y.results[id], 1)
+	return y.results[id][0]
+}
+
+// back is how a task came back, when it did for the n-th time.
+func (y *yard) back(id string, n int) (tk *task.Task) {
+	y.t.Helper()
+	y.until(id+" to come back", func() bool {
+		seen := 0
+		for _, r := range y.requeued {
+			if r.ID == id {
+				seen++
+				tk = r
+			}
+		}
+		return seen >= n
+	})
+	return tk
+}
+
+func chat(id string) *task.Task {
+	return &task.Task{ID: id, Model: "m", Input: task.Input(`{"messages":[{"role":"user","content":"hello ` + id + `"}]}`)}
+}
+
+func embed(id, input string) *task.Task {
+	return &task.Task{ID: id, Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{"input":` + input + `}`)}
+}
+
+func frameOf(t require.TestingT, d *fleet.Device, credits *device.Credits, tasks ...*task.Task) []byte {
+	b := task.Batch{ID: task.NewID(), Device: task.DeviceRef{ID: d.ID(), URL: d.URL(), Slots: d.Spec().Slots}}
+	pool := device.Pool(d.ID(), device.ClassEach)
+	grants, err := credits.Acquire(context.Background(), "router", []device.Want{{Pool: pool, N: len(tasks), Limit: 1 << 20}})
+	require.NoError(t, err)
+	for _, tk := range tasks {
+		tk.Normalize(time.Now())
+		b.Endpoint, b.Model = tk.Endpoint, tk.Model
+		b.Assignments = append(b.Assignments, task.Assignment{Task: *tk, Device: b.Device, Attempt: tk.Tried() + 1,
+			Lease: task.Lease{Pool: pool, ID: grants[0].Lease}, AssignedAt: time.Now()})
+	}
+	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+	require.NoError(t, err)
+	return frame
+}
+
+// send writes a batch as a batcher does.
+func (y *yard) send(deviceID string, tasks ...*task.Task) {
+	y.t.Helper()
+	frame := frameOf(y.t, y.fleet.Device(deviceID), y.deps.Credits, tasks...)
+	require.NoError(y.t, y.log.Produce(y.t.Context(), stream.Message{Topic: stream.Batches, Key: deviceID, Value: frame}))
+}
+
+func (y *yard) creditsUsed(deviceID string) int {
+	used, err := y.deps.Credits.Used(context.Background(), []string{device.Pool(deviceID, device.ClassEach)})
+	require.NoError(y.t, err)
+	return used[0]
+}
+
+func TestBatchesBecomeResults(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 4}, fleet.Spec{ID: "e", Slots: 1})
+	y.workers(testConfig())
+	var tasks []*task.Task
+	for i := range 20 {
+		tasks = append(tasks, chat(fmt.Sprint("chat-", i)))
+	}
+	y.send("d", tasks...)
+	y.send("e", embed("one", `"x"`), embed("two", `["y","z"]`), embed("tokens", `[1,2,3]`), embed("last", `"w"`))
+	bad := embed("bad", `"q"`)
+	bad.Input = task.Input(`{"input":{"no":"text"}}`)
+	y.send("e", embed("with bad", `["a"]`), bad, embed("mixed", `["ok",{}]`))
+	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: []byte("garbage")}))
+	for _, tk := range tasks {
+		res := y.only(tk.ID)
+		require.Equal(t, task.Success, res.State)
+		require.Equal(t, "d", res.Device)
+		require.Len(t, res.Attempts, 1)
+		require.Positive(t, res.Usage.OutputTokens)
+	}
+	for id, vectors := range map[string]int{"one": 1, "two": 2, "tokens": 1, "last": 1, "with bad": 1} {
+		res := y.only(id)
+		require.Equal(t, task.Success, res.State, id)
+		require.Equal(t, vectors, countOf(string(res.Output), `"embedding":[`), id)
+	}
+	for _, id := range []string{"bad", "mixed"} {
+		res := y.only(id)
+		require.Equal(t, task.Failed, res.State)
+		require.Equal(t, task.ClassInvalid, res.Error.Class)
+		require.NotEmpty(t, res.Output, "what the device says of it")
+	}
+	y.until("the rest", func() bool { return y.dead == 1 && y.count(task.TaskSucceeded) == 25 && y.count(task.TaskFailed) == 2 })
+	require.LessOrEqual(t, y.fleet.Device("d").Stats().MaxRunning, 4)
+	require.Zero(t, y.fleet.Device("d").Stats().Waiting)
+	y.committed()
+	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("e") == 0 })
+	y.eventually("rates are told", func() bool {
+		rates, _, err := y.deps.Rates.Load(t.Context())
+		return err == nil && rates[device.RateKey{Device: "d", Model: "m"}].Samples == 20 && rates[device.RateKey{Device: "e", Model: "m", Merged: true}].Samples > 0
+	})
+}
+
+func countOf(s, part string) (n int) {
+	for i := 0; i+len(part) <= len(s); i++ {
+		if s[i:i+len(part)] == part {
+			n++
+		}
+	}
+	return n
+}
+
+func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "sick", Slots: 2}, fleet.Spec{ID: "well"})
+	cfg := testConfig()
+	cfg.BreakerFails, cfg.BreakerRatio = 1000, 1
+	y.workers(cfg)
+	sick := y.fleet.Device("sick")
+	sick.SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.send("sick", chat("once"))
+	res := y.only("once")
+	require.Equal(t, task.Success, res.State, "again here, after a pause")
+	require.Equal(t, []int{1, 2}, []int{res.Attempts[0].Number, res.Attempts[1].Number})
+	require.Equal(t, task.ClassDevice, res.Attempts[0].Class)
+
+	sick.SetFault(fleet.Fault{Kind: fleet.Fail})
+	y.send("sick", chat("moves"))
+	tk := y.back("moves", 1)
+	require.Equal(t, []string{"sick"}, tk.Progress.Exclude)
+	require.Equal(t, 2, tk.Tried())
+	require.Equal(t, 1, tk.Progress.Requeues)
+	require.False(t, tk.Progress.NotBefore.IsZero())
+	y.send("well", tk)
+	res = y.only("moves")
+	require.Equal(t, task.Success, res.State)
+	require.Len(t, res.Attempts, 3)
+	require.Equal(t, "well", res.Device)
+
+	big := chat("degrades")
+	big.Model, big.Degrade, big.MaxAttempts = "big", true, 1
+	y.send("sick", big)
+	tk = y.back("degrades", 1)
+	require.Equal(t, "small", tk.Model)
+	require.Empty(t, tk.Progress.Exclude)
+	y.send("well", tk)
+	res = y.only("degrades")
+	require.Equal(t, task.Success, res.State)
+	require.Equal(t, []string{"small", "big"}, []string{res.Model, res.Requested})
+	require.Contains(t, string(res.Output), `"model":"small"`)
+
+	last := chat("fails")
+	last.MaxAttempts = 2
+	y.send("sick", last)
+	res = y.only("fails")
+	require.Equal(t, task.Failed, res.State)
+	require.Equal(t, task.ClassDevice, res.Error.Class)
+	require.Len(t, res.Attempts, 2)
+	y.committed()
+	y.eventually("credits are given back", func() bool { return y.creditsUsed("sick")+y.creditsUsed("well") == 0 })
+}
+
+func TestThrottledDevicesAreLeftAlone(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d"})
+	cfg := testConfig()
+	cfg.BreakerFails = 1
+	y.workers(cfg)
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.RateLimit, Times: 1})
+	began := time.Now()
+	y.send("d", chat("first"), chat("second"))
+	tk := y.back("first", 1)
+	require.Empty(t, tk.Progress.Exclude)
+	require.Equal(t, task.ClassThrottled, tk.Progress.Attempts[0].Class)
+	y.eventually("routers are told", func() bool {
+		_, hs, err := y.deps.Rates.Load(t.Context())
+		return err == nil && hs["d"].SlowUntil.After(began) && hs["d"].State == "closed"
+	})
+	require.Equal(t, task.Success, y.only("second").State)
+	require.GreaterOrEqual(t, time.Since(began), cfg.BackoffMax, "nothing is sent meanwhile")
+}
+
+func TestBreakerOpensTestsAndCloses(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 1})
+	cfg := testConfig()
+	cfg.LocalRetries, cfg.MaxAttempts, cfg.BreakerFails = 0, 20, 3
+	y.workers(cfg)
+	d := y.fleet.Device("d")
+	d.SetFault(fleet.Fault{Kind: fleet.Fail})
+	var tasks []*task.Task
+	for i := range 10 {
+		tasks = append(tasks, chat(fmt.Sprint("t-", i)))
+	}
+	y.send("d", tasks...)
+	y.until("all to come back", func() bool { return len(y.requeued) == 10 && y.count(task.BreakerOpened) == 1 })
+	require.EqualValues(t, 3, d.Stats().Requests, "an open breaker lets nothing through")
+	untried := 0
+	for _, tk := range y.requeued {
+		if tk.Tried() == 0 {
+			untried++
+			require.Empty(t, tk.Progress.Exclude)
+			require.False(t, tk.Progress.NotBefore.IsZero(), "it would come back at once")
+		}
+	}
+	require.Equal(t, 7, untried)
+	health := func() device.Health {
+		_, hs, err := y.deps.Rates.Load(t.Context())
+		require.NoError(t, err)
+		return hs["d"]
+	}
+	y.eventually("routers are told", func() bool { return health().State != "" })
+	y.until("the time to test it", func() bool { return y.count(task.BreakerHalfOpen) == 1 })
+	y.redis.Empty()
+	y.eventually("they are told again when Redis forgot", func() bool { return health().State == "half-open" })
+	y.send("d", chat("test")) // fails: open again
+	y.until("it to open again", func() bool { return y.count(task.BreakerOpened) == 2 })
+	d.ClearFault()
+	y.until("the next test", func() bool { return y.count(task.BreakerHalfOpen) == 2 })
+	y.send("d", chat("well"))
+	require.Equal(t, task.Success, y.only("well").State)
+	y.until("it to close", func() bool { return y.count(task.BreakerClosed) == 1 })
+	y.eventually("routers are told", func() bool { return health().State == "closed" })
+}
+
+// What is not the device's fault opens no breaker.
+func TestBreakerStaysClosedForOthersFaults(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 4})
+	cfg := testConfig()
+	cfg.BreakerFails = 2
+	y.workers(cfg)
+	d := y.fleet.Device("d")
+	var ids []string
+	for i := range 6 {
+		bad := chat(fmt.Sprint("bad-", i))
+		bad.Input = task.Input(`{"messages":7}`)
+		ids = append(ids, bad.ID)
+		y.send("d", bad)
+	}
+	for _, id := range ids {
+		require.Equal(t, task.Failed, y.only(id).State)
+	}
+	d.SetFault(fleet.Fault{Kind: fleet.Hang})
+	for i := range 6 {
+		late := chat(fmt.Sprint("late-", i))
+		late.Deadline = time.Now().Add(150 * time.Millisecond)
+		y.send("d", late)
+	}
+	for i := range 6 {
+		require.Equal(t, task.Expired, y.only(fmt.Sprint("late-", i)).State)
+	}
+	d.ClearFault()
+	y.send("d", chat("well"))
+	require.Equal(t, task.Success, y.only("well").State)
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Zero(t, y.count(task.BreakerOpened))
+}
+
+func TestPastDeadlinesAreNotRun(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d"})
+	y.workers(testConfig())
+	late := chat("late")
+	late.Deadline = time.Now().Add(-time.Second)
+	y.send("d", late, chat("other"))
+	res := y.only("late")
+	require.Equal(t, task.Expired, res.State)
+	require.Empty(t, res.Attempts)
+	require.Equal(t, task.Success, y.only("other").State)
+	require.Zero(t, y.fleet.Device("d").Seen("late"))
+	y.committed()
+}
+
+func TestCancelledWorkStops(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 1}, fleet.Spec{ID: "f", Slots: 1})
+	cfg := testConfig()
+	cfg.BackoffMin, cfg.BackoffMax = time.Hour, time.Hour
+	s, _ := y.workers(cfg)
+	d, f := y.fleet.Device("d"), y.fleet.Device("f")
+	d.SetFault(fleet.Fault{Kind: fleet.Hang})
+	f.SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.send("d", chat("running"))
+	y.eventually("it runs", func() bool { return d.Stats().InFlight == 1 })
+	y.send("d", chat("queued"), chat("stays"))
+	y.send("f", chat("pausing"))
+	y.eventually("it pauses", func() bool {
+		s.pauses.mu.Lock()
+		defer s.pauses.mu.Unlock()
+		return len(s.pauses.m) == 1 && s.live.get(task.Key{Tenant: task.DefaultTenant, ID: "stays"}) != nil
+	})
+	d.ClearFault()
+	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
+	require.NoError(t, y.deps.Cancels.Mark(t.Context(), key("queued"), key("pausing"), key("running"), key("early")))
+	require.Equal(t, task.Success, y.only("stays").State)
+	y.send("d", chat("early"), chat("after"))
+	require.Equal(t, task.Success, y.only("after").State)
+	y.until("four cancels", func() bool { return y.count(task.TaskCancelled) == 4 })
+	y.committed()
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Len(t, y.results, 2, "whoever cancelled wrote the result")
+	require.Zero(t, y.count(task.BreakerOpened))
+	require.Zero(t, d.Seen("queued")+d.Seen("early"))
+	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("f") == 0 })
+}
+
+func TestDrainFinishesWhatRunsAndGivesBackTheRest(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 2, ServiceTime: 500 * time.Millisecond}, fleet.Spec{ID: "f"})
+	cfg := testConfig()
+	cfg.BackoffMin, cfg.BackoffMax = time.Hour, time.Hour
+	s, stop := y.workers(cfg)
+	y.fleet.Device("f").SetFault(fleet.Fault{Kind: fleet.Fail})
+	y.send("f", chat("pausing"))
+	y.eventually("it pauses", func() bool {
+		s.pauses.mu.Lock()
+		defer s.pauses.mu.Unlock()
+		return len(s.pauses.m) == 1
+	})
+	y.send("d", chat("a"), chat("b"), chat("c"), chat("d"), chat("e"))
+	y.eventually("two run", func() bool { return y.fleet.Device("d").Stats().Running == 2 })
+	stop()
+	y.until("all of them", func() bool { return len(y.results)+len(y.requeued) == 6 })
+	require.Equal(t, task.Success, y.only("a").State)
+	require.Equal(t, task.Success, y.only("b").State)
+	for _, tk := range y.requeued {
+		require.True(t, tk.Progress.NotBefore.IsZero(), "another worker may have it at once")
+		require.Empty(t, tk.Progress.Exclude)
+	}
+	require.Equal(t, 1, y.back("pausing", 1).Tried())
+	y.committed()
+	require.Zero(t, y.creditsUsed("d"))
+}
+
+func TestDrainGivesBackWhatDoesNotEnd(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 2})
+	cfg := testConfig()
+	cfg.DrainTimeout = 50 * time.Millisecond
+	_, stop := y.workers(cfg)
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Hang})
+	y.send("d", chat("hangs"))
+	y.send("d", embed("merged-1", `"x"`), embed("merged-2", `"y"`))
+	y.eventually("they run", func() bool { return y.fleet.Device("d").Stats().InFlight == 2 })
+	stop()
+	for _, id := range []string{"hangs", "merged-1", "merged-2"} {
+		tk := y.back(id, 1)
+		require.Equal(t, task.ClassDraining, tk.Progress.Attempts[0].Class)
+		require.Empty(t, tk.Progress.Exclude)
+	}
+	y.committed()
+}
+
+// Workers come and go while tasks run; what they give back is sent again, as the
+// router does. Every task ends.
+func TestAnotherWorkerTakesOver(t *testing.T) {
+	specs := make([]fleet.Spec, 6)
+	for i := range specs {
+		specs[i] = fleet.Spec{ID: fmt.Sprint("d", i), Slots: 2, ServiceTime: 5 * time.Millisecond}
+	}
+	y := newYard(t, specs...)
+	y.mu.Lock()
+	n := 0
+	y.again = func(tk *task.Task) {
+		n++
+		d := y.fleet.Device(fmt.Sprint("d", n%6))
+		if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+			t.Error(err)
+		}
+	}
+	y.mu.Unlock()
+	_, stopFirst := y.workers(testConfig())
+	var all []string
+	for i := range 60 {
+		var tasks []*task.Task
+		for k := range 5 {
+			tk := chat(fmt.Sprintf("t-%d-%d", i, k))
+			tasks = append(tasks, tk)
+			all = append(all, tk.ID)
+		}
+		y.send(fmt.Sprint("d", i%6), tasks...)
+	}
+	y.until("the first results", func() bool { return len(y.results) > 10 })
+	_, stopSecond := y.workers(testConfig()) // takes half of the devices away
+	y.until("more results", func() bool { return len(y.results) > 60 })
+	stopFirst()
+	y.workers(testConfig())
+	stopSecond()
+	y.until("every result", func() bool { return len(y.results) == len(all) })
+	y.committed()
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, id := range all {
+		require.Equal(t, task.Success, y.results[id][0].State, id)
+	}
+	require.Zero(t, y.count(task.BreakerOpened))
+}

@@ -105,13 +105,19 @@ func (s *scheduler) expire(ctx context.Context, it *item, now time.Time) {
 	s.finish(ctx, it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}})
 }
 
+// parkedForDevice is why a task is parked that no device could run: one that
+// joins brings it back before its time.
+const parkedForDevice = "no_device"
+
 // park sets a task aside in the log: it leaves the window and is read again
 // later. What it waits for (a device, a time) does not hold up others.
 func (s *scheduler) park(ctx context.Context, it *item, reason string, now time.Time) {
 	s.window.remove(it)
 	t := it.task.Requeued()
 	until := later(now.Add(s.cfg.ParkFor), it.ready)
-	headers := append(stream.Requeued(it.rec), stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(until.UTC().Format(time.RFC3339Nano))})
+	headers := append(stream.Requeued(it.rec),
+		stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(until.UTC().Format(time.RFC3339Nano))},
+		stream.Header{Key: stream.HeaderParkedFor, Value: []byte(reason)})
 	msg, err := stream.TaskMessage(stream.TasksParked, t, headers...)
 	if err != nil {
 		s.deps.Logger.Error("encoding a task", "error", err)
@@ -186,7 +192,7 @@ func (s *scheduler) relieveTopic(ctx context.Context, topic string, most int, no
 	slices.SortFunc(unable, byAge)
 	slices.SortFunc(far, byAge)
 	for _, it := range unable[:min(len(unable), most)] {
-		s.park(ctx, it, "no_device", now)
+		s.park(ctx, it, parkedForDevice, now)
 	}
 	for _, it := range far[:min(len(far), most)] {
 		s.park(ctx, it, "not_before", now)

@@ -133,6 +133,7 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 	if rec.Topic == stream.TasksParked {
 		if until := stream.ParkedUntil(rec); until.After(it.ready) {
 			it.ready = until
+			it.early = rec.Header(stream.HeaderParkedFor) == parkedForDevice
 		}
 	}
 	return it, nil

@@ -43,6 +43,8 @@ type scheduler struct {
 
 	round   uint64
 	cands   []Candidate
+	states  []*state
+	parked  bool      // tasks parked for want of a device are to be looked at
 	retryAt time.Time // after an error of Redis: no round before
 	backoff time.Duration
 	relief  time.Time // no relief of the window before
@@ -94,6 +96,7 @@ func (s *scheduler) run(ctx context.Context) {
 		case f := <-s.fleets:
 			s.view.update(f.devices, f.rates, f.healths)
 			s.view.credits(f.used)
+			s.parked = true
 			s.observe()
 		case used := <-s.freed:
 			if used == nil { // unknown: the next grant tells the truth
@@ -123,6 +126,7 @@ func (s *scheduler) drainArrivals() {
 func (s *scheduler) arrive(items []*item) {
 	now := time.Now()
 	for _, it := range items {
+		s.parked = s.parked || it.early
 		if !s.window.add(it, now) {
 			// The task is in the window from another record, whose claim ours
 			// did not see (Redis was emptied): one of them is enough.
@@ -153,6 +157,19 @@ func (s *scheduler) sweep() {
 // to be looked at.
 func (s *scheduler) step(ctx context.Context) time.Duration {
 	now := time.Now()
+	if s.parked { // some came, or the fleet is another
+		s.parked = false
+		known := map[string]bool{}
+		s.window.wakeEarly(now, func(c *class) bool {
+			able, ok := known[c.key]
+			if !ok {
+				s.states = s.view.candidates(c, now, s.states)
+				able = len(s.states) > 0
+				known[c.key] = able
+			}
+			return able
+		})
+	}
 	s.window.due(now, func(it *item) { s.expire(ctx, it, now) })
 	for now.After(s.retryAt) && s.rounds(ctx, now) {
 		s.drainArrivals()

@@ -19,8 +19,9 @@ type item struct {
 	ready  time.Time // not assigned earlier; zero: now
 	since  time.Time // when it came into the window
 	class  *class
-	index  int // in the heap that holds it
-	wakeAt int // in the heap of wake times, -1 when not there
+	index  int  // in the heap that holds it
+	wakeAt int  // in the heap of wake times, -1 when not there
+	early  bool // parked until ready, but a device that can run it brings it back before
 	gone   bool
 }
 
@@ -190,6 +191,25 @@ func (w *window) due(now time.Time, expired func(*item)) {
 			w.back(it)
 		}
 		if next := it.wake(now); !next.IsZero() {
+			heap.Push(&w.wakes, it)
+		}
+	}
+}
+
+// wakeEarly makes the parked tasks ready for which able says that a device can
+// run them now.
+func (w *window) wakeEarly(now time.Time, able func(*class) bool) {
+	var up []*item
+	for _, e := range w.wakes {
+		if it := e.item; it.early && it.index < 0 && !it.task.ReadyAt().After(now) && able(it.class) {
+			up = append(up, it)
+		}
+	}
+	for _, it := range up {
+		it.early, it.ready = false, it.task.ReadyAt()
+		heap.Remove(&w.wakes, it.wakeAt)
+		w.back(it)
+		if !it.wake(now).IsZero() {
 			heap.Push(&w.wakes, it)
 		}
 	}

@@ -234,3 +234,33 @@ func TestBackIntoAClassThatWasMadeAnew(t *testing.T) {
 	require.Same(t, b.class, a.class)
 	heap.Init(&b.class.ready)
 }
+
+// A task that was parked for want of a device comes back when one joins; one
+// that was parked for another reason, or has a time of its own, does not.
+func TestParkedTasksComeBackWithTheirDevice(t *testing.T) {
+	now := time.Unix(1000, 0)
+	w := newWindow(Config{})
+	add := func(id, model string, early bool, notBefore time.Time) *item {
+		it := &item{
+			task: &task.Task{ID: id, Tenant: "t", Model: model, Endpoint: task.EndpointChat, NotBefore: notBefore},
+			rec:  &stream.Record{Topic: stream.TasksParked}, ready: now.Add(time.Minute), early: early, index: -1,
+		}
+		require.True(t, w.add(it, now))
+		return it
+	}
+	able := add("able", "here", true, time.Time{})
+	unable := add("unable", "nowhere", true, time.Time{})
+	busy := add("busy", "here", false, time.Time{})
+	later := add("later", "here", true, now.Add(30*time.Second))
+
+	w.wakeEarly(now, func(c *class) bool { return c.model == "here" })
+	require.GreaterOrEqual(t, able.index, 0)
+	for _, it := range []*item{unable, busy, later} {
+		require.Equal(t, -1, it.index, it.task.ID)
+	}
+	require.Equal(t, 1, w.classes["here"].ready.Len())
+	w.due(now.Add(time.Minute), func(*item) { t.Fatal("none has a deadline") })
+	for _, it := range []*item{unable, busy, later} {
+		require.GreaterOrEqual(t, it.index, 0, it.task.ID)
+	}
+}

@@ -20,6 +20,8 @@ const (
 	HeaderAgent = "origin-agent"
 	// HeaderParkedUntil is the time at which a parked task is looked at again.
 	HeaderParkedUntil = "parked-until"
+	// HeaderParkedFor is why: what it waits for.
+	HeaderParkedFor = "parked-for"
 )
 
 // TaskMessage is a task as a record of the topic: MessagePack, key task id.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/agent"
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/app"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/fleet"
@@ -103,6 +104,40 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	say("starting the devices")
 	return s, s.startDevices(ctx, o)
+}
+
+// joinWait bounds how long the start waits for devices: one that is away joins
+// later.
+const joinWait = 3 * time.Second
+
+// waitForDevices returns when n devices have joined, or it has taken too long.
+func (s *System) waitForDevices(ctx context.Context, n int) {
+	ctx, cancel := context.WithTimeout(ctx, joinWait)
+	defer cancel()
+	registry := device.NewRegistry(s.App.Redis, s.Config.Devices, s.Config.Redis.Prefix)
+	changed := make(chan struct{}, 1)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		_ = registry.Watch(ctx, func() { // ends with ctx
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() { <-watching }()
+	defer cancel()
+	for {
+		if ds, err := registry.List(ctx); err == nil && len(ds) >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // settings points the configuration at the embedded services.
@@ -202,6 +237,7 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 			}
 		})
 	}
+	s.waitForDevices(ctx, len(agents))
 	return nil
 }
 

@@ -153,12 +153,11 @@ func (c *consumer) live(ctx, life context.Context, ready func()) (*session, erro
 			return nil, err
 		}
 		if err != nil {
-			if life.Err() != nil {
-				return nil, nil
+			if life.Err() == nil {
+				c.report("join", err)
+				pause(life, failures)
+				failures++
 			}
-			c.report("join", err)
-			pause(life, failures)
-			failures++
 			continue
 		}
 		failures = 0

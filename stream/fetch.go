@@ -93,31 +93,31 @@ func (f *fetched) decode(records protocol.RecordReader, topic string, id int, fr
 	}
 }
 
-func (rec *Record) copyFrom(r *protocol.Record) error {
+func (r *Record) copyFrom(from *protocol.Record) error {
 	keyLen, valueLen := 0, 0
-	if r.Key != nil {
-		keyLen = r.Key.Len()
+	if from.Key != nil {
+		keyLen = from.Key.Len()
 	}
-	if r.Value != nil {
-		valueLen = r.Value.Len()
+	if from.Value != nil {
+		valueLen = from.Value.Len()
 	}
 	b := make([]byte, keyLen+valueLen)
-	if r.Key != nil {
-		rec.Key = b[:keyLen:keyLen]
-		if _, err := io.ReadFull(r.Key, rec.Key); err != nil {
+	if from.Key != nil {
+		r.Key = b[:keyLen:keyLen]
+		if _, err := io.ReadFull(from.Key, r.Key); err != nil {
 			return err
 		}
 	}
-	if r.Value != nil {
-		rec.Value = b[keyLen:]
-		if _, err := io.ReadFull(r.Value, rec.Value); err != nil {
+	if from.Value != nil {
+		r.Value = b[keyLen:]
+		if _, err := io.ReadFull(from.Value, r.Value); err != nil {
 			return err
 		}
 	}
-	if len(r.Headers) > 0 {
-		rec.Headers = make([]Header, len(r.Headers))
-		for i, h := range r.Headers {
-			rec.Headers[i] = Header{Key: h.Key, Value: h.Value}
+	if len(from.Headers) > 0 {
+		r.Headers = make([]Header, len(from.Headers))
+		for i, h := range from.Headers {
+			r.Headers[i] = Header{Key: h.Key, Value: h.Value}
 		}
 	}
 	return nil

@@ -73,7 +73,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, m *metrics.Metrics)
 		return nil, fmt.Errorf("connecting to Kafka at %s: %w; check kafka.brokers", strings.Join(cfg.Brokers, ","), err)
 	}
 	l.layout.refresh(ctx)
-	l.producer = newProducer(l, background, compression)
+	l.producer = newProducer(background, l, compression)
 	l.wg.Go(func() { l.layout.run(background) })
 	return l, nil
 }

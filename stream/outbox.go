@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -134,7 +135,7 @@ func (o *Outbox) Put(ctx context.Context, u Unit) error {
 	for i := range u.Messages {
 		m, err := o.l.producer.place(ctx, u.Messages[i], -1)
 		if err != nil {
-			if _, tooLarge := err.(*TooLargeError); !tooLarge {
+			if _, tooLarge := errors.AsType[*TooLargeError](err); !tooLarge {
 				o.release(p)
 				return err
 			}

@@ -74,7 +74,7 @@ type producer struct {
 	closed   bool
 }
 
-func newProducer(l *Log, ctx context.Context, c kafka.Compression) *producer {
+func newProducer(ctx context.Context, l *Log, c kafka.Compression) *producer {
 	return &producer{
 		l: l, ctx: ctx, compression: c,
 		room:     semaphore.NewWeighted(l.cfg.BufferBytes),

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -391,7 +392,7 @@ func TestDeadLetter(t *testing.T) {
 	r := &Record{Topic: TasksLow, Partition: 3, Offset: 9, Key: []byte("k"), Value: []byte{0xff},
 		Headers: []Header{{"a", []byte("b")}, {HeaderDLQReason, []byte("old")}}}
 	long := strings.Repeat("ü", maxDLQError)
-	m := DeadLetter(r, "router", "garbage", errorString(long))
+	m := DeadLetter(r, "router", "garbage", errors.New(long))
 	require.Equal(t, DLQ, m.Topic)
 	require.Equal(t, "k", m.Key)
 	require.Equal(t, r.Value, m.Value)
@@ -410,7 +411,3 @@ func TestDeadLetter(t *testing.T) {
 	require.NotEmpty(t, got[HeaderDLQTime])
 	require.Equal(t, "tasks.low/3@9", r.Position())
 }
-
-type errorString string
-
-func (e errorString) Error() string { return string(e) }

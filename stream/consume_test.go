@@ -1,0 +1,162 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestBudgetIsKeptAndNobodyStarves(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	// A thousand records for partition 0, which are never done, then some for the others.
+	var msgs []Message
+	for i := 0; len(msgs) < 1000; i++ {
+		if k := strconv.Itoa(i); partitionOf(k, 4) == 0 {
+			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: make([]byte, 1000)})
+		}
+	}
+	require.NoError(t, l.Produce(until(t), msgs...))
+	var held, most, others atomic.Int64
+	full, served := make(chan struct{}), make(chan struct{})
+	var stuck sync.Map
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 80, DrainTimeout: time.Millisecond}, func(_ context.Context, recs []*Record) {
+		for _, rec := range recs {
+			if rec.Partition == 0 {
+				stuck.Store(rec, nil)
+				if held.Add(1) == 50 { // its own tenth and the common half
+					close(full)
+				}
+				continue
+			}
+			most.Store(max(most.Load(), held.Load()))
+			rec.Done()
+			if others.Add(1) == 3000 {
+				close(served)
+			}
+		}
+	})
+	receive(t, full, "the stuck partition's part")
+	msgs = msgs[:0]
+	for i := 0; len(msgs) < 3000; i++ {
+		if k := strconv.Itoa(i); partitionOf(k, 4) != 0 {
+			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: []byte(k)})
+		}
+	}
+	require.NoError(t, l.Produce(until(t), msgs...))
+	receive(t, served, "the others' records")
+	require.Equal(t, int64(50), held.Load(), "the stuck partition took more than its part")
+	r.finish(t)
+}
+
+func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
+	var mu sync.Mutex
+	var held []*Record
+	got := newSeen(100)
+	ended := make(chan struct{}, 16)
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(ctx context.Context, recs []*Record) {
+		mu.Lock()
+		held = append(held, recs...)
+		mu.Unlock()
+		for _, rec := range recs {
+			got.add(string(rec.Value))
+		}
+		<-ctx.Done()
+		ended <- struct{}{}
+	})
+	// Not all come: handlers that block hold up their own partition. Wait for one call each.
+	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(held) == 100 }, wait, 5*time.Millisecond)
+	r.stop()
+	receive(t, ended, "the handlers' context to end")
+	select {
+	case <-r.done:
+		require.Fail(t, "Consume returned with records in flight")
+	case <-time.After(50 * time.Millisecond):
+	}
+	for _, rec := range held {
+		require.False(t, rec.Lost())
+		rec.Done()
+	}
+	require.NoError(t, receive(t, r.done, "the end of Consume"))
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+func TestStragglersAreNamed(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 3000, 3000)...))
+	named := make(chan *Record, 100)
+	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxSpread: 100, OnStraggler: func(r *Record) { named <- r }},
+		func(_ context.Context, recs []*Record) {
+			for _, rec := range recs {
+				if rec.Offset != 7 {
+					rec.Done()
+				}
+			}
+		})
+	for range 4 {
+		rec := receive(t, named, "a straggler")
+		require.Equal(t, int64(7), rec.Offset)
+		rec.Done()
+	}
+	r.finish(t)
+	lag, err := l.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+}
+
+// store is an offset store that begins where it is told.
+type store struct {
+	mu       sync.Mutex
+	next     int64
+	failures int
+	acquired map[int]int
+}
+
+func (s *store) Acquire(_ context.Context, _ string, partition int) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failures > 0 {
+		s.failures--
+		return 0, errors.New("the database is away")
+	}
+	s.acquired[partition]++
+	return s.next, nil
+}
+
+func TestOffsetStoreDecidesWhereToBegin(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	require.NoError(t, l.Produce(until(t), numbered(Events, 0, 400, 400)...))
+	for _, next := range []int64{-1, 5} {
+		s := &store{next: next, failures: 3, acquired: map[int]int{}}
+		var below atomic.Int64
+		done := make(chan struct{}, 4)
+		r := consume(t, l, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
+			if recs[0].Offset < 5 {
+				below.Add(1)
+			}
+			for _, rec := range recs {
+				rec.Done()
+			}
+			done <- struct{}{}
+		})
+		for range 4 {
+			receive(t, done, "records of each partition")
+		}
+		r.finish(t)
+		require.Equal(t, next < 0, below.Load() > 0)
+		require.Equal(t, map[int]int{0: 1, 1: 1, 2: 1, 3: 1}, s.acquired)
+	}
+}

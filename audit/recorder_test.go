@@ -9,10 +9,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -168,4 +171,84 @@ func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
 	take(3)
 	require.ErrorContains(t, failed, "DELETE FROM stream_offsets WHERE topic = 'events' AND partition = 0")
 	require.Empty(t, r.w.queue.items)
+}
+
+// TestPostgresMayGoAway stops and kills Postgres while events come.
+func TestPostgresMayGoAway(t *testing.T) {
+	t.Parallel()
+	env := testenv.Get(t)
+	if env.Real {
+		t.Skip("it stops Postgres, which others use")
+	}
+	pg, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = pg.Close() })
+	require.NoError(t, migrations.Up(t.Context(), pg.URL()))
+	pool := poolOn(t, pg.URL())
+	l := newLog(t, env, env.Prefix(t))
+	out := l.NewOutbox("test", 1000, 8<<20)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done, ready := make(chan error, 1), make(chan struct{})
+	reg := prometheus.NewRegistry()
+	m := metrics.New(reg)
+	r := NewRecorder(l, pool, Config{}, quiet(), m, "audit@one-1")
+	go func() { done <- r.Run(ctx, func() { close(ready) }) }()
+	<-ready
+	store := NewStore(pool, Config{}, quiet(), m)
+	t.Cleanup(store.Close)
+	last := newStory("t299")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := store.WaitTask(context.WithoutCancel(t.Context()), last.task.Key())
+		ended <- err
+	}()
+
+	var wg sync.WaitGroup
+	const tasks = 300
+	for i := range tasks {
+		s := newStory(fmt.Sprintf("t%d", i))
+		write(t, out, &wg, []task.Event{s.accepted(), s.event(task.TaskQueued, 0, "")}, s.result(task.Success, "d1"))
+		switch i {
+		case 100:
+			require.NoError(t, pg.Kill())
+		case 150:
+			require.NoError(t, pg.Restart(t.Context()))
+		case 200:
+			require.NoError(t, pg.Stop())
+		}
+	}
+	wg.Wait() // Kafka took everything
+	require.Eventually(t, func() bool { return gauge(t, reg, "batchyard_audit_postgres_down") == 1 }, patience, 5*time.Millisecond)
+	require.NoError(t, pg.Restart(t.Context()))
+	select {
+	case err := <-ended: // or it saw Postgres away when it asked first
+		if err != nil {
+			_, err = store.WaitTask(t.Context(), last.task.Key())
+		}
+		require.NoError(t, err)
+	case <-time.After(patience):
+		t.Fatal("the task that was waited for does not end")
+	}
+	require.Eventually(t, func() bool {
+		return one[int](t, pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS'") == tasks && one[int](t, pool, "SELECT count(*) FROM audit_log") >= 2*tasks
+	}, patience, 20*time.Millisecond)
+	require.Equal(t, 2*tasks, one[int](t, pool, "SELECT count(*) FROM audit_log"))
+	require.Zero(t, gauge(t, reg, "batchyard_audit_postgres_down"))
+	cancel()
+	require.NoError(t, <-done)
+	require.NoError(t, out.Close(t.Context()))
+}
+
+// gauge reads a metric as Prometheus would.
+func gauge(t testing.TB, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
 }

@@ -1,8 +1,8 @@
 -- +goose Up
 CREATE TABLE tasks (
-    tenant        text NOT NULL,
-    id            text NOT NULL,
-    state         text NOT NULL CHECK (state IN ('PENDING', 'ASSIGNED', 'RUNNING', 'SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
+    tenant        text COLLATE "C" NOT NULL,
+    id            text COLLATE "C" NOT NULL,
+    state         text COLLATE "C" NOT NULL CHECK (state IN ('PENDING', 'ASSIGNED', 'RUNNING', 'SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
     seq           integer NOT NULL,
     version       bigint NOT NULL DEFAULT 1,
     attempt       integer NOT NULL DEFAULT 0,
@@ -10,7 +10,7 @@ CREATE TABLE tasks (
     model         text,
     endpoint      text,
     priority      text,
-    job           text,
+    job           text COLLATE "C",
     custom_id     text,
     trace_id      text,
     submitted_at  timestamptz NOT NULL,
@@ -54,9 +54,9 @@ CREATE INDEX tasks_by_state ON tasks (tenant, state, submitted_at, id);
 CREATE INDEX tasks_by_job ON tasks (tenant, job, submitted_at, id) WHERE job IS NOT NULL;
 
 CREATE TABLE results (
-    tenant          text NOT NULL,
-    task_id         text NOT NULL,
-    state           text NOT NULL CHECK (state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
+    tenant          text COLLATE "C" NOT NULL,
+    task_id         text COLLATE "C" NOT NULL,
+    state           text COLLATE "C" NOT NULL CHECK (state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
     status          integer,
     output          json,
     error_class     text,
@@ -70,7 +70,7 @@ CREATE TABLE results (
     requested_model text,
     endpoint        text,
     priority        text,
-    job             text,
+    job             text COLLATE "C",
     custom_id       text,
     labels          json,
     callback_url    text,

@@ -1,11 +1,11 @@
 -- +goose Up
 CREATE TABLE callbacks (
-    id           text PRIMARY KEY,
-    tenant       text NOT NULL,
-    task_id      text NOT NULL,
+    id           text COLLATE "C" PRIMARY KEY,
+    tenant       text COLLATE "C" NOT NULL,
+    task_id      text COLLATE "C" NOT NULL,
     url          text NOT NULL,
-    host         text NOT NULL,
-    state        text NOT NULL DEFAULT 'DUE' CHECK (state IN ('DUE', 'DELIVERED', 'GIVEN_UP')),
+    host         text COLLATE "C" NOT NULL,
+    state        text COLLATE "C" NOT NULL DEFAULT 'DUE' CHECK (state IN ('DUE', 'DELIVERED', 'GIVEN_UP')),
     attempts     integer NOT NULL DEFAULT 0,
     next_at      timestamptz NOT NULL DEFAULT now(),
     holder       text,

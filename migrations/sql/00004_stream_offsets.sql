@@ -1,6 +1,6 @@
 -- +goose Up
 CREATE TABLE stream_offsets (
-    topic       text NOT NULL,
+    topic       text COLLATE "C" NOT NULL,
     partition   integer NOT NULL,
     next_offset bigint NOT NULL DEFAULT -1,
     epoch       bigint NOT NULL DEFAULT 0,

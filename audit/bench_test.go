@@ -1,0 +1,89 @@
+package audit
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// BenchmarkRecord writes whole lives of tasks, seven events and a result each,
+// in chunks of the size that a recorder uses when it is behind, and compares
+// with the same audit rows written one a statement.
+func BenchmarkRecord(b *testing.B) {
+	r := newRig(b, newPool(b))
+	events, results := r.own("events", 0), r.own("results", 0)
+	const tasks = 2500
+	chunkOf := func(n int) (c chunk, rows int) {
+		for i := range tasks {
+			s := newStory(fmt.Sprintf("b%d-%d-%d", b.N, n, i))
+			s.task.ID = task.NewID()
+			es := []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"), s.event(task.BatchClosed, 1, "d1"),
+				s.event(task.AttemptStarted, 1, "d1"), s.event(task.AttemptSucceeded, 1, "d1"), s.event(task.TaskSucceeded, 1, "d1")}
+			es[2].Detail = []byte(`{"policy":"expected-finish","score_ms":12.5,"candidates":8}`)
+			c = append(c, events.events(b, es...), results.result(b, s.result(task.Success, "d1")))
+			rows += len(es)
+		}
+		return c, rows
+	}
+	c, _ := chunkOf(-1) // plans and partitions
+	r.record(c...)
+
+	var perRow time.Duration
+	{
+		one, _ := chunkOf(-2)
+		start := time.Now()
+		n := 0
+		for _, e := range one[:300] {
+			for i := range e.events {
+				v := &e.events[i].v
+				_, err := r.pool.Exec(b.Context(), `INSERT INTO audit_log (time, tenant, actor_type, actor_id, action, outcome, resource_type, resource_id, task_id, job_id,
+					device_id, attempt, trace_id, model, src_topic, src_partition, src_offset, src_index) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 'events', 0, 0, 0)`,
+					v.Time, v.Tenant, v.ActorType, v.ActorID, v.Action, v.Outcome, v.ResourceType, v.ResourceID, v.TaskID, v.Job, v.Device, v.Attempt, v.TraceID, v.Model)
+				require.NoError(b, err)
+				n++
+			}
+		}
+		perRow = time.Since(start) / time.Duration(n)
+		r.record(one...) // its offsets must not be missing
+	}
+
+	var spent time.Duration
+	total, n := 0, 0
+	cpu := cpuOf(b, r.pool)
+	for b.Loop() {
+		b.StopTimer()
+		c, rows := chunkOf(n)
+		n++
+		b.StartTimer()
+		start := time.Now()
+		r.record(c...)
+		spent += time.Since(start)
+		total += rows
+	}
+	rate, single := float64(total)/spent.Seconds(), 1/perRow.Seconds()
+	b.ReportMetric((cpuOf(b, r.pool)-cpu)/float64(total), "postgres-cpu-us/row")
+	b.ReportMetric(rate, "rows/s")
+	b.ReportMetric(single, "single-rows/s")
+	b.ReportMetric(rate/single, "ratio")
+	b.ReportMetric(float64(total)/7/spent.Seconds(), "tasks/s")
+}
+
+// BenchmarkDecode is the work of the readers, before the writer.
+func BenchmarkDecode(b *testing.B) {
+	s := newStory("t1")
+	var es []task.Event
+	for range 100 {
+		es = append(es, s.event(task.TaskAssigned, 1, "d1"))
+	}
+	frame, err := task.EncodeFrame(task.FrameEvents, es)
+	require.NoError(b, err)
+	for b.Loop() {
+		e := &entry{}
+		e.decodeEvents(frame)
+	}
+	b.ReportMetric(float64(b.N*100)/b.Elapsed().Seconds(), "events/s")
+}

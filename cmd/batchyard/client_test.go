@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -180,4 +181,37 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
 	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
 	require.Equal(t, 1, strings.Count(errOut.String(), "running: 1 tasks are not known as tasks of this job"), errOut.String())
+}
+
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	// 1,200 tasks: the cursor is the number of the next.
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		from, _ := strconv.Atoi(q.Get("cursor"))
+		limit, err := strconv.Atoi(q.Get("limit"))
+		if err != nil || limit > 1000 || q.Get("state") != "FAILED" {
+			answer(w, 422, `{"detail":"no"}`)
+			return
+		}
+		to := min(from+limit, 1200)
+		page := make([]string, 0, limit)
+		for i := from; i < to; i++ {
+			page = append(page, fmt.Sprintf(`{"id":"%d"}`, i))
+		}
+		next := ""
+		if to < 1200 {
+			next = strconv.Itoa(to)
+		}
+		answer(w, 200, fmt.Sprintf(`{"tasks":[%s],"next":%q}`, strings.Join(page, ","), next))
+	}))
+	t.Cleanup(srv.Close)
+	for flags, want := range map[string]int{"--all": 1200, "--limit 700": 700, "--limit 1200": 1200, "--limit 5000": 1200, "--limit 1": 1} {
+		args := append([]string{"tasks", "list", "--server", srv.URL, "--state", "failed", "--json"}, strings.Fields(flags)...)
+		got := lines(ok(t, args...))
+		require.Len(t, got, want, flags)
+		for i, line := range got {
+			require.Equal(t, fmt.Sprintf(`{"id":"%d"}`, i), line)
+		}
+	}
 }

@@ -48,7 +48,6 @@ func TestSubmitAndWait(t *testing.T) {
 	}
 	require.Len(t, lines(string(b)), 30)
 
-	// A page is smaller than the job: all of them come, each once.
 	seen := map[string]bool{}
 	for _, line := range lines(ok(t, "tasks", "list", "--server", f.URL, "--tenant", tenant, "--job", "j", "--state", "success", "--all", "--json")) {
 		var s api.Status

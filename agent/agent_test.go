@@ -258,9 +258,9 @@ func TestServerAwayIsTriedAgain(t *testing.T) {
 		a.next(t)
 	}
 	log.await(t, "the server does not take heartbeats", 1)
-	a.respond(422, `{"title":"Unprocessable Entity","detail":"validation failed","errors":[{"message":"too long","location":"body.models"}]}`)
+	a.respond(422, `{"title":"Unprocessable Entity","detail":"validation failed","errors":[{"detail":"too long","pointer":"/models"}]}`)
 	log.await(t, "the server refuses the heartbeats", 1)
-	require.Equal(t, 1, log.count("validation failed; body.models: too long"))
+	require.Equal(t, 1, log.count("validation failed; /models: too long"))
 	a.respond(200, "{}")
 	log.await(t, "heartbeats reach the server", 1)
 	a.CloseClientConnections()

@@ -88,7 +88,7 @@ func (s *server) post(ctx context.Context, body []byte) error {
 func problem(answer []byte) string {
 	var p struct {
 		Title, Detail string
-		Errors        []struct{ Message, Location string }
+		Errors        []struct{ Detail, Pointer string }
 	}
 	if json.Unmarshal(answer, &p) == nil && (p.Detail != "" || p.Title != "") {
 		text := p.Detail
@@ -96,7 +96,7 @@ func problem(answer []byte) string {
 			text = p.Title
 		}
 		for _, e := range p.Errors {
-			text += "; " + e.Location + ": " + e.Message
+			text += "; " + e.Pointer + ": " + e.Detail
 		}
 		return text
 	}

@@ -1,0 +1,166 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/harness"
+)
+
+// stages are the stages, as serve knows them, each to be a process.
+var stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
+
+// under is how tests under load are set up: callbacks are signed, and what a
+// process held when it died is soon somebody else's.
+func under(with map[string]any) map[string]any {
+	s := map[string]any{
+		"callbacks.secret_env": harness.SecretEnv, "callbacks.unsigned": false,
+		"callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": []string{"200ms", "500ms", "1s", "2s", "5s", "5s", "5s", "5s"},
+	}
+	for k, v := range with {
+		s[k] = v
+	}
+	return s
+}
+
+// unequal is a fleet of devices that are not the same.
+func unequal() []fleet.Spec {
+	return []fleet.Spec{
+		{ID: "fast", Slots: 4, ServiceTime: 5 * time.Millisecond, Distribution: fleet.Exponential, Seed: 1},
+		{ID: "slow", Slots: 4, ServiceTime: 20 * time.Millisecond, Distribution: fleet.Exponential, Seed: 2},
+		{ID: "lone", Slots: 1, ServiceTime: 10 * time.Millisecond, Seed: 3},
+	}
+}
+
+// six starts each stage as a process of its own.
+func six(t *testing.T, in *harness.Installation) map[string]*harness.Process {
+	t.Helper()
+	ps := map[string]*harness.Process{}
+	for _, stage := range stages {
+		ps[stage] = in.Begin(t, nil, "serve", stage)
+	}
+	for _, stage := range stages {
+		ps[stage].AwaitReady(t)
+	}
+	return ps
+}
+
+// allAlive checks that no process ended by itself.
+func allAlive(t *testing.T, ps map[string]*harness.Process) {
+	t.Helper()
+	for stage, p := range ps {
+		select {
+		case <-p.Done():
+			t.Fatalf("the stage %s ended with exit code %d", stage, p.ExitCode())
+		default:
+		}
+	}
+}
+
+// load is a client that hands over tasks, some at a time, and tries again with
+// the same ids until they are accepted.
+type load struct {
+	ids      []string
+	accepted atomic.Int64
+	done     chan struct{}
+	mu       sync.Mutex
+	err      error
+}
+
+const perSubmit = 50
+
+// submit begins to hand over n tasks.
+func submit(t *testing.T, api *harness.API, prefix, hook string, n int) *load {
+	t.Helper()
+	tasks, ids := harness.Chats(prefix, n)
+	for _, one := range tasks {
+		if hook != "" {
+			one.Callback = &task.Callback{URL: hook}
+		}
+	}
+	l := &load{ids: ids, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	t.Cleanup(func() {
+		cancel()
+		<-l.done
+	})
+	go func() {
+		defer close(l.done)
+		for len(tasks) > 0 {
+			some := tasks[:min(perSubmit, len(tasks))]
+			if err := insist(ctx, api, some); err != nil {
+				l.mu.Lock()
+				l.err = err
+				l.mu.Unlock()
+				return
+			}
+			l.accepted.Add(int64(len(some)))
+			tasks = tasks[len(some):]
+		}
+	}()
+	return l
+}
+
+// insist submits until the answer is 202. An error is one that no patience helps.
+func insist(ctx context.Context, api *harness.API, tasks []*task.Task) error {
+	pause := time.NewTicker(50 * time.Millisecond)
+	defer pause.Stop()
+	for {
+		answer, err := api.Try(ctx, http.MethodPost, "/v1/tasks", tasks)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil, answer.Status >= 500, answer.Status == http.StatusTooManyRequests: // away, or busy
+		case answer.Status == http.StatusAccepted:
+			return nil
+		default:
+			return fmt.Errorf("submitting: %d %s", answer.Status, answer.Body)
+		}
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// wait waits until all are accepted.
+func (l *load) wait(t *testing.T) []string {
+	t.Helper()
+	select {
+	case <-l.done:
+	case <-time.After(3 * harness.Patience):
+		t.Fatalf("only %d of %d tasks were accepted", l.accepted.Load(), len(l.ids))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	require.NoError(t, l.err)
+	return l.ids
+}
+
+// ended is how many tasks have ended, as Postgres tells.
+func ended(t *testing.T, in *harness.Installation) int {
+	t.Helper()
+	return harness.SQL[int](t, in, "SELECT count(*) FROM results")
+}
+
+// whenEnded waits until at least so many have ended and checks that the others
+// have not: what follows happens in the middle.
+func whenEnded(t *testing.T, in *harness.Installation, least, all int) {
+	t.Helper()
+	n := 0
+	harness.Eventually(t, 2*harness.Patience, fmt.Sprintf("%d tasks have ended", least), func() bool {
+		n = ended(t, in)
+		return n >= least
+	})
+	require.Less(t, n, all, "it is too late: all have ended")
+}

@@ -1,0 +1,102 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/harness"
+)
+
+// TestSixProcessesGiveTheSameAsOne runs the same tasks through one process and
+// through six, and compares what came out and what the audit log tells.
+func TestSixProcessesGiveTheSameAsOne(t *testing.T) {
+	t.Parallel()
+	type outcome struct {
+		State, Class, Answer string
+		Actions              []string
+	}
+	work := func() (all []*task.Task, ids []string) {
+		all, ids = harness.Chats("chat", 150)
+		for i := range 60 {
+			one := harness.Embedding(fmt.Sprintf("embed-%04d", i))
+			all, ids = append(all, one), append(ids, one.ID)
+		}
+		wrong := harness.Chat("wrong")
+		wrong.Input = task.Input(`{"messages":"none"}`)
+		late := harness.Chat("late")
+		late.Model, late.Deadline = "nobody-has-it", time.Now().Add(time.Second)
+		return append(all, wrong, late), append(ids, wrong.ID, late.ID)
+	}
+	run := func(t *testing.T, start func(*harness.Installation) *harness.API) map[string]outcome {
+		in := harness.Install(t, harness.Get(t, harness.Shared), under(nil))
+		specs := unequal()
+		for i := range specs {
+			specs[i].Models = []string{"m"}
+		}
+		in.Fleet(t, specs...)
+		api := start(in)
+		tasks, ids := work()
+		require.Equal(t, ids, api.Submit(t, tasks...))
+		in.Await(t, ids, 2*harness.Patience)
+		in.CheckPromises(t, ids, nil)
+		type row struct {
+			ID, State, Class, Output string
+			Actions                  []string
+		}
+		out := map[string]outcome{}
+		for _, r := range harness.Rows[row](t, in, `SELECT task_id AS id, state, coalesce(error_class, '') AS class, coalesce(output::text, '{}') AS output,
+			(SELECT array_agg(DISTINCT action ORDER BY action) FROM audit_log a WHERE a.task_id = r.task_id) AS actions FROM results r`) {
+			var answer struct{ Choices, Data, Error json.RawMessage }
+			require.NoError(t, json.Unmarshal([]byte(r.Output), &answer))
+			out[r.ID] = outcome{r.State, r.Class, fmt.Sprintf("%s%s%s", answer.Choices, answer.Data, answer.Error), r.Actions}
+		}
+		return out
+	}
+	one := run(t, func(in *harness.Installation) *harness.API { return in.Process(t, "serve").API() })
+	many := run(t, func(in *harness.Installation) *harness.API { return six(t, in)["api"].API() })
+	require.Len(t, one, 212)
+	require.Equal(t, string(task.Success), one["chat-0000"].State)
+	require.NotEqual(t, one["chat-0000"].Answer, one["chat-0001"].Answer, "answers that are all the same compare nothing")
+	require.Equal(t, string(task.Success), one["embed-0000"].State)
+	require.Equal(t, string(task.Failed), one["wrong"].State)
+	require.Equal(t, string(task.Expired), one["late"].State)
+	require.Equal(t, one, many)
+}
+
+// TestStageKilled kills each of six processes in the middle of 2,000 tasks and
+// starts it again: nothing that was accepted is lost, and nothing counts twice.
+func TestStageKilled(t *testing.T) {
+	t.Parallel()
+	const n = 2000
+	for _, stage := range stages {
+		t.Run(stage, func(t *testing.T) {
+			t.Parallel()
+			in := harness.Install(t, harness.Get(t, harness.Shared), under(nil))
+			in.Fleet(t, unequal()...)
+			hooks := harness.Hooks(t, harness.Secret, nil)
+			ps := six(t, in)
+			l := submit(t, ps["api"].API(), "t", hooks.URL, n)
+			switch stage {
+			case "api":
+				harness.Eventually(t, harness.Patience, "a fourth is accepted", func() bool { return l.accepted.Load() >= n/4 })
+				require.Less(t, l.accepted.Load(), int64(n))
+			case "callbacks":
+				harness.Eventually(t, harness.Patience, "callbacks come", func() bool { return hooks.Count() >= n/8 })
+				require.Less(t, hooks.Count(), n)
+			default:
+				whenEnded(t, in, n/8, n)
+			}
+			ps[stage].Kill(t)
+			ps[stage] = ps[stage].Again(t)
+			ids := l.wait(t)
+			in.Await(t, ids, 2*harness.Patience)
+			in.CheckPromises(t, ids, hooks)
+			allAlive(t, ps)
+		})
+	}
+}

@@ -168,6 +168,22 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 		leases := map[device.Release]int{}
 		added, picked := 0, 0
 		ctx := t.Context()
+		check := func() {
+			names := slices.Collect(maps.Keys(s.view.pools))
+			used, err := s.deps.Credits.Used(ctx, names)
+			require.NoError(t, err)
+			for i, name := range names {
+				p := s.view.pools[name]
+				require.LessOrEqual(t, used[i], p.limit)
+				n := 0
+				for r, k := range leases {
+					if r.Pool == p.name {
+						n += k
+					}
+				}
+				require.Equal(t, n, used[i])
+			}
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
 				for range rapid.IntRange(1, 10).Draw(t, "n") {
@@ -185,6 +201,7 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 					s.window.remove(p.item)
 					picked++
 				}
+				check()
 			},
 			"release": func(t *rapid.T) {
 				for r, n := range leases {
@@ -203,20 +220,6 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 					inHeaps += c.ready.Len()
 				}
 				require.Equal(t, s.window.len(), inHeaps)
-				names := slices.Collect(maps.Keys(s.view.pools))
-				used, err := s.deps.Credits.Used(ctx, names)
-				require.NoError(t, err)
-				for i, name := range names {
-					p := s.view.pools[name]
-					require.LessOrEqual(t, used[i], p.limit)
-					n := 0
-					for r, k := range leases {
-						if r.Pool == p.name {
-							n += k
-						}
-					}
-					require.Equal(t, n, used[i])
-				}
 			},
 		})
 	})

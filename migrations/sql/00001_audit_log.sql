@@ -47,7 +47,7 @@ COMMENT ON COLUMN audit_log.actor_type IS 'Who acted: user, stage or device.';
 COMMENT ON COLUMN audit_log.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
 COMMENT ON COLUMN audit_log.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
 COMMENT ON COLUMN audit_log.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN audit_log.action IS 'What was done, such as task.accepted; batchyard docs actions lists them.';
+COMMENT ON COLUMN audit_log.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
 COMMENT ON COLUMN audit_log.resource_type IS 'What it was done to: task, batch, device, callback, job, record …';
 COMMENT ON COLUMN audit_log.resource_id IS 'Id of what it was done to.';
 COMMENT ON COLUMN audit_log.outcome IS 'How it ended: ok, failed or refused.';

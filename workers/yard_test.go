@@ -1,0 +1,231 @@
+package workers
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/embedded"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// yard is a broker's topics and a Redis of a test's own, simulated devices, and
+// what workers write.
+type yard struct {
+	t     *testing.T
+	log   *stream.Log
+	redis *embedded.Redis
+	deps  Deps
+	fleet *fleet.Fleet
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed at each change
+	results  map[string][]*task.Result
+	requeued []*task.Task
+	events   []task.Event
+	dead     int
+	again    func(*task.Task) // plays the router for what comes back
+}
+
+func newYard(t *testing.T, specs ...fleet.Spec) *yard {
+	t.Helper()
+	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	l, err := stream.Open(t.Context(), stream.Config{
+		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
+		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
+	}, logger(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	_, err = l.CreateTopics(t.Context())
+	require.NoError(t, err)
+	rdb := redisClient(t, r.Addr())
+	y := &yard{t: t, log: l, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
+	y.deps = Deps{Log: l, Credits: device.NewCredits(rdb, device.Config{}, "t:"), Rates: device.NewRates(rdb, "t:"),
+		Cancels: device.NewCancels(rdb, device.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
+	y.watch(stream.Results, func(rec *stream.Record) error {
+		res, err := task.DecodeResult(rec.Value, "")
+		if err == nil {
+			err = res.Validate()
+			y.results[res.TaskID] = append(y.results[res.TaskID], res)
+		}
+		return err
+	})
+	for _, p := range task.Priorities {
+		y.watch(stream.TasksTopic(p), func(rec *stream.Record) error {
+			tk, err := task.DecodeTask(rec.Value, rec.Header(task.HeaderContentType))
+			if err != nil {
+				return err
+			}
+			y.requeued = append(y.requeued, tk)
+			if y.again != nil {
+				y.again(tk)
+			}
+			return tk.Validate(task.Limits{MaxInput: 1 << 20})
+		})
+	}
+	y.watch(stream.Events, func(rec *stream.Record) error {
+		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		y.events = append(y.events, es...)
+		return err
+	})
+	y.watch(stream.DLQ, func(*stream.Record) error { y.dead++; return nil })
+	return y
+}
+
+func (y *yard) watch(topic string, f func(*stream.Record) error) {
+	y.run(func(ctx context.Context, ready func()) error {
+		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			for _, r := range recs {
+				if err := f(r); err != nil {
+					y.t.Errorf("reading %s: %v", topic, err)
+				}
+				r.Done()
+			}
+			close(y.changed)
+			y.changed = make(chan struct{})
+		}, ready)
+	})
+}
+
+func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()) {
+	y.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- f(ctx, func() { close(ready) }) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+	})
+	y.t.Cleanup(stop)
+	wait(y.t, ready, "a stage to be ready")
+	return stop
+}
+
+func (y *yard) workers(cfg Config) (s *Workers, stop func()) {
+	y.t.Helper()
+	s, err := New(cfg, y.deps)
+	require.NoError(y.t, err)
+	return s, y.run(s.Run)
+}
+
+func (y *yard) until(what string, cond func() bool) {
+	y.t.Helper()
+	timeout := time.After(patience)
+	for {
+		y.mu.Lock()
+		ok, changed := cond(), y.changed
+		y.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			counts := map[task.Action]int{}
+			for _, e := range y.events {
+				counts[e.Action]++
+			}
+			require.FailNow(y.t, "waited in vain for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
+		}
+	}
+}
+
+// eventually is until for what a device or a worker tells of itself.
+func (y *yard) eventually(what string, cond func() bool) {
+	y.t.Helper()
+	require.Eventually(y.t, cond, patience, 2*time.Millisecond, what)
+}
+
+func (y *yard) committed() {
+	y.t.Helper()
+	y.eventually("batches are finished", func() bool {
+		n, err := y.log.Lag(y.t.Context(), Stage, stream.Batches)
+		return err == nil && n == 0
+	})
+}
+
+func (y *yard) count(a task.Action) (n int) {
+	for _, e := range y.events {
+		if e.Action == a {
+			n++
+		}
+	}
+	return n
+}
+
+// only is the one result of a task.
+func (y *yard) only(id string) *task.Result {
+	y.t.Helper()
+	y.until("the result of "+id, func() bool { return len(y.results[id]) > 0 })
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Len(y.t, y.results[id], 1)
+	return y.results[id][0]
+}
+
+// back is how a task came back, when it did for the n-th time.
+func (y *yard) back(id string, n int) (tk *task.Task) {
+	y.t.Helper()
+	y.until(id+" to come back", func() bool {
+		seen := 0
+		for _, r := range y.requeued {
+			if r.ID == id {
+				seen++
+				tk = r
+			}
+		}
+		return seen >= n
+	})
+	return tk
+}
+
+func chat(id string) *task.Task {
+	return &task.Task{ID: id, Model: "m", Input: task.Input(`{"messages":[{"role":"user","content":"hello ` + id + `"}]}`)}
+}
+
+func embed(id, input string) *task.Task {
+	return &task.Task{ID: id, Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{"input":` + input + `}`)}
+}
+
+func frameOf(t require.TestingT, d *fleet.Device, credits *device.Credits, tasks ...*task.Task) []byte {
+	b := task.Batch{ID: task.NewID(), Device: task.DeviceRef{ID: d.ID(), URL: d.URL(), Slots: d.Spec().Slots}}
+	pool := device.Pool(d.ID(), device.ClassEach)
+	grants, err := credits.Acquire(context.Background(), "router", []device.Want{{Pool: pool, N: len(tasks), Limit: 1 << 20}})
+	require.NoError(t, err)
+	for _, tk := range tasks {
+		tk.Normalize(time.Now())
+		b.Endpoint, b.Model = tk.Endpoint, tk.Model
+		b.Assignments = append(b.Assignments, task.Assignment{Task: *tk, Device: b.Device, Attempt: tk.Tried() + 1,
+			Lease: task.Lease{Pool: pool, ID: grants[0].Lease}, AssignedAt: time.Now()})
+	}
+	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+	require.NoError(t, err)
+	return frame
+}
+
+// send writes a batch as a batcher does.
+func (y *yard) send(deviceID string, tasks ...*task.Task) {
+	y.t.Helper()
+	frame := frameOf(y.t, y.fleet.Device(deviceID), y.deps.Credits, tasks...)
+	require.NoError(y.t, y.log.Produce(y.t.Context(), stream.Message{Topic: stream.Batches, Key: deviceID, Value: frame}))
+}
+
+func (y *yard) creditsUsed(deviceID string) int {
+	used, err := y.deps.Credits.Used(context.Background(), []string{device.Pool(deviceID, device.ClassEach)})
+	require.NoError(y.t, err)
+	return used[0]
+}
+

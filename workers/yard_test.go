@@ -228,4 +228,3 @@ func (y *yard) creditsUsed(deviceID string) int {
 	require.NoError(y.t, err)
 	return used[0]
 }
-

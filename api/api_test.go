@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -188,7 +189,7 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	for _, f := range change {
 		f(&b.deps)
 	}
-	set(&cfg.Listen, "127.0.0.1:0")
+	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:0")
 	s, err := New(b.deps, cfg)
 	require.NoError(t, err)
 	runCtx, stop := context.WithCancel(context.Background())

@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"time"
+
+	"github.com/batchyard/batchyard/internal/config"
+)
 
 // Config says where the API listens and what bounds it keeps.
 type Config struct {
@@ -20,25 +24,6 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	set(&c.Listen, "127.0.0.1:8080")
-	set(&c.HeaderTimeout, 10*time.Second)
-	set(&c.BodyTimeout, time.Minute)
-	set(&c.IdleTimeout, 2*time.Minute)
-	set(&c.WriteTimeout, 30*time.Second)
-	set(&c.SubmitTimeout, 30*time.Second)
-	set(&c.QueryTimeout, 5*time.Second)
-	set(&c.MaxWait, time.Minute)
-	set(&c.DrainTimeout, 10*time.Second)
-	set(&c.MaxHeader, 64<<10)
-	set(&c.MaxBodies, 128<<20)
-	set(&c.MaxRequests, 10_000)
-	set(&c.RefusedEvents, 20)
+	config.FillDefaults(&c)
 	return c
-}
-
-func set[T comparable](v *T, otherwise T) {
-	var zero T
-	if *v == zero {
-		*v = otherwise
-	}
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	if d.Metrics == nil {
 		d.Metrics = metrics.New(nil)
 	}
-	set(&d.Version, "dev")
+	d.Version = cmp.Or(d.Version, "dev")
 	s := &Server{
 		deps: d, cfg: cfg, log: d.Logger, mux: http.NewServeMux(), stopping: make(chan struct{}),
 		budget:   &budget{metrics: d.Metrics},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -114,8 +115,8 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 				"it is not what the header " + tenantHeader + " says; send one of them, or the same in both"}}, 0)
 			return nil, s.refuse(ctx, in.r, tenant, p)
 		}
-		set(&t.Tenant, tenant)
-		set(&t.TraceID, traceOf(ctx))
+		t.Tenant = cmp.Or(t.Tenant, tenant)
+		t.TraceID = cmp.Or(t.TraceID, traceOf(ctx))
 	}
 	if err := s.deps.Producer.Submit(ctx, tasks, originOf(in.r, tenant)); err != nil {
 		return nil, s.notTaken(ctx, in.r, tenant, array, err)

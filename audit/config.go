@@ -1,6 +1,10 @@
 package audit
 
-import "time"
+import (
+	"time"
+
+	"github.com/batchyard/batchyard/internal/config"
+)
 
 // Config bounds the recorder and the queries. Zero fields stand for their
 // defaults.
@@ -16,23 +20,8 @@ type Config struct {
 	Safety       time.Duration `yaml:"safety_check" default:"10s" min:"5s" max:"10m" doc:"How often waiting requests look by themselves, should a notification from Postgres have been lost."`
 }
 
-func orElse[T comparable](v *T, value T) {
-	var zero T
-	if *v == zero {
-		*v = value
-	}
-}
-
 func (c Config) withDefaults() Config {
-	orElse(&c.Retention, 90*24*time.Hour)
-	orElse(&c.ChunkRows, 20_000)
-	orElse(&c.ChunkBytes, 8<<20)
-	orElse(&c.FetchBytes, 32<<20)
-	orElse(&c.WriteTimeout, time.Minute)
-	orElse(&c.Maintenance, time.Hour)
-	orElse(&c.DrainTimeout, 15*time.Second)
-	orElse(&c.MaxWaiters, 20_000)
-	orElse(&c.Safety, 10*time.Second)
+	config.FillDefaults(&c)
 	return c
 }
 

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -66,7 +67,7 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 	if f.Limit < 0 || f.Limit > MaxLimit {
 		return nil, "", &task.FieldError{Field: "limit", Problem: fmt.Sprintf("%d is out of range", f.Limit), Remedy: fmt.Sprintf("use 1 to %d", MaxLimit)}
 	}
-	orElse(&f.Limit, DefaultLimit)
+	f.Limit = cmp.Or(f.Limit, DefaultLimit)
 	where, args := []string{"t.tenant = $1"}, []any{f.Tenant}
 	and := func(condition string, values ...any) {
 		for _, v := range values {

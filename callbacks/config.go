@@ -11,6 +11,8 @@ import (
 
 	"code.dny.dev/ssrf"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/batchyard/batchyard/internal/config"
 )
 
 // Config says how callbacks are delivered. Zero fields stand for their defaults.
@@ -24,28 +26,12 @@ type Config struct {
 	Timeout       time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"5m" doc:"Time for one delivery, from connecting to the answer."`
 	Retries       []string      `yaml:"retries" default:"5s,5m,30m,2h,5h,10h,14h,20h,20h" doc:"Pauses after failed deliveries, one for each; after the last failure the callback is given up. Up to a fifth is added at random."`
 	MaxRetryAfter time.Duration `yaml:"max_retry_after" default:"24h" min:"1s" max:"720h" doc:"Longest pause that an endpoint may ask for by Retry-After."`
-	MaxOutput     int64         `yaml:"max_output" default:"256KiB" unit:"bytes" min:"0" max:"4194304" doc:"Larger outputs are left out of the callback, which then says where to fetch them."`
+	MaxOutput     int64         `yaml:"max_output" default:"256KiB" unit:"bytes" min:"1" max:"4194304" doc:"Larger outputs are left out of the callback, which then says where to fetch them."`
 	DrainTimeout  time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"Time for running deliveries to end when the process stops."`
 }
 
-func orElse[T comparable](v *T, value T) {
-	var zero T
-	if *v == zero {
-		*v = value
-	}
-}
-
 func (c Config) withDefaults() Config {
-	orElse(&c.SecretEnv, "BATCHYARD_CALLBACK_SECRET")
-	orElse(&c.Concurrency, 64)
-	orElse(&c.PerHost, 8)
-	orElse(&c.Timeout, 10*time.Second)
-	orElse(&c.MaxRetryAfter, 24*time.Hour)
-	orElse(&c.MaxOutput, 256<<10)
-	orElse(&c.DrainTimeout, 15*time.Second)
-	if len(c.Retries) == 0 {
-		c.Retries = strings.Split("5s,5m,30m,2h,5h,10h,14h,20h,20h", ",")
-	}
+	config.FillDefaults(&c)
 	return c
 }
 

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
@@ -26,20 +28,8 @@ type Config struct {
 
 // withDefaults fills in what is zero, for programs that do not load a file.
 func (c Config) withDefaults() Config {
-	c.Timeout = orElse(c.Timeout, 15*time.Second)
-	c.Forget = orElse(c.Forget, time.Hour)
-	c.MaxDevices = orElse(c.MaxDevices, 5000)
-	c.LeaseTTL = orElse(c.LeaseTTL, 15*time.Second)
-	c.CancelTTL = orElse(c.CancelTTL, time.Hour)
+	config.FillDefaults(&c)
 	return c
-}
-
-func orElse[T comparable](v, otherwise T) T {
-	var zero T
-	if v == zero {
-		return otherwise
-	}
-	return v
 }
 
 // RedisConfig says where Redis is.
@@ -55,7 +45,7 @@ type RedisConfig struct {
 
 // OpenRedis connects to Redis and asks it for a sign of life. The error says what to check.
 func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, error) {
-	cfg.Timeout = orElse(cfg.Timeout, 3*time.Second)
+	cfg.Timeout = cmp.Or(cfg.Timeout, 3*time.Second)
 	o := &redis.UniversalOptions{
 		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
 		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,

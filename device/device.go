@@ -1,6 +1,7 @@
 package device
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -68,8 +69,8 @@ func (d *Device) HasTags(needs []string) bool {
 
 // Normalize fills in what a heartbeat may leave out.
 func (d *Device) Normalize() {
-	d.Slots = orElse(d.Slots, 1)
-	d.Weight = orElse(d.Weight, 1.0)
+	d.Slots = cmp.Or(d.Slots, 1)
+	d.Weight = cmp.Or(d.Weight, 1.0)
 	d.URL = strings.TrimRight(d.URL, "/")
 }
 

@@ -1,6 +1,10 @@
 package jobs
 
-import "github.com/batchyard/batchyard/task"
+import (
+	"github.com/batchyard/batchyard/task"
+
+	"github.com/batchyard/batchyard/internal/config"
+)
 
 // Config bounds files.
 type Config struct {
@@ -12,19 +16,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	set(&c.MaxLines, 1_000_000)
-	set(&c.MaxBytes, 16<<30)
-	set(&c.ChunkTasks, 500)
-	set(&c.ChunkBytes, 4<<20)
-	set(&c.Concurrency, 4)
+	config.FillDefaults(&c)
 	return c
-}
-
-func set[T comparable](v *T, otherwise T) {
-	var zero T
-	if *v == zero {
-		*v = otherwise
-	}
 }
 
 // lineOverhead is what a line may hold beside the input: ids, labels, needs.

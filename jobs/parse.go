@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,9 +124,9 @@ func fill(t, d *task.Task) error {
 	if t.Endpoint == "" {
 		t.Endpoint = task.EndpointChat
 	}
-	set(&t.Level, d.Level)
-	set(&t.MaxAttempts, d.MaxAttempts)
-	set(&t.Deadline, d.Deadline)
+	t.Level = cmp.Or(t.Level, d.Level)
+	t.MaxAttempts = cmp.Or(t.MaxAttempts, d.MaxAttempts)
+	t.Deadline = cmp.Or(t.Deadline, d.Deadline)
 	t.Degrade = t.Degrade || d.Degrade
 	if t.Callback == nil {
 		t.Callback = d.Callback

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -84,9 +85,9 @@ type Plan struct {
 // first 20 is told.
 func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
 	o.Config = o.Config.withDefaults()
-	set(&o.Limits.MaxInput, 1<<20)
+	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
 	p := &Plan{Path: path, Job: o.Job, Tenant: o.Defaults.Tenant, Endpoints: map[string]int{}, Models: map[string]int{}, options: o}
-	set(&p.Tenant, task.DefaultTenant)
+	p.Tenant = cmp.Or(p.Tenant, task.DefaultTenant)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -145,7 +146,7 @@ func (p *Plan) identify(ctx context.Context) error {
 		return fmt.Errorf("reading %s: %w", p.Path, err)
 	}
 	p.SHA256 = hex.EncodeToString(h.Sum(nil))
-	set(&p.Job, "job-"+p.SHA256[:24])
+	p.Job = cmp.Or(p.Job, "job-"+p.SHA256[:24])
 	if utf8.RuneCountInString(p.Job) > maxJobID {
 		return &task.FieldError{Field: "job", Problem: fmt.Sprintf("its %d characters are more than %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
 	}

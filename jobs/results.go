@@ -3,6 +3,7 @@ package jobs
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -172,7 +173,7 @@ func OpenAILine(r *task.Result) any {
 		l.Error = &outError{"batch_cancelled", "This request was cancelled before it was executed."}
 	case r.State == task.Success:
 		status := r.Status
-		set(&status, 200)
+		status = cmp.Or(status, 200)
 		l.Response = &response{status, r.TraceID, json.RawMessage(r.Output)}
 		if len(r.Output) == 0 {
 			l.Response.Body = json.RawMessage("null")

@@ -3,6 +3,7 @@ package producer
 import (
 	"time"
 
+	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -17,19 +18,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	set(&c.MaxInput, 1<<20)
-	set(&c.MaxTasks, 1000)
-	set(&c.MaxBody, 64<<20)
-	set(&c.MaxInFlight, 128<<20)
-	set(&c.RecentTasks, 100_000)
+	config.FillDefaults(&c)
 	return c
-}
-
-func set[T comparable](v *T, otherwise T) {
-	var zero T
-	if *v == zero {
-		*v = otherwise
-	}
 }
 
 // Limits returns the bounds of one task.

@@ -83,8 +83,8 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case items := <-s.arrivals:
-			s.arrive(items)
-			s.drainArrivals()
+			s.arrive(ctx, items)
+			s.drainArrivals(ctx)
 		case <-s.lost:
 			s.sweep()
 		case rec := <-s.stragglers:
@@ -112,18 +112,18 @@ func (s *scheduler) run(ctx context.Context) {
 }
 
 // drainArrivals takes what else has come, so that one round sees it together.
-func (s *scheduler) drainArrivals() {
+func (s *scheduler) drainArrivals(ctx context.Context) {
 	for range 16 {
 		select {
 		case items := <-s.arrivals:
-			s.arrive(items)
+			s.arrive(ctx, items)
 		default:
 			return
 		}
 	}
 }
 
-func (s *scheduler) arrive(items []*item) {
+func (s *scheduler) arrive(ctx context.Context, items []*item) {
 	now := time.Now()
 	for _, it := range items {
 		s.parked = s.parked || it.early
@@ -131,7 +131,9 @@ func (s *scheduler) arrive(items []*item) {
 			// The task is in the window from another record, whose claim ours
 			// did not see (Redis was emptied): one of them is enough.
 			s.deps.Metrics.Router.Duplicates.Inc()
-			it.ticket.release()
+			e := task.NewEvent(task.TaskDuplicate, it.task, s.name, now)
+			e.Outcome, e.SourceAddr = task.OutcomeRefused, "kafka:"+it.rec.Position()
+			s.finish(ctx, it, stream.Unit{Events: []task.Event{e}})
 		}
 	}
 }
@@ -172,7 +174,7 @@ func (s *scheduler) step(ctx context.Context) time.Duration {
 	}
 	s.window.due(now, func(it *item) { s.expire(ctx, it, now) })
 	for now.After(s.retryAt) && s.rounds(ctx, now) {
-		s.drainArrivals()
+		s.drainArrivals(ctx)
 		now = time.Now()
 	}
 	wait := s.cfg.Refresh

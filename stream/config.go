@@ -14,6 +14,8 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
+
+	"github.com/batchyard/batchyard/internal/config"
 )
 
 // Config says where Kafka is and how to use it. Zero fields stand for their
@@ -62,36 +64,8 @@ type SASLConfig struct {
 	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
 }
 
-func orElse[T comparable](v *T, value T) {
-	var zero T
-	if *v == zero {
-		*v = value
-	}
-}
-
 func (c Config) withDefaults() Config {
-	if len(c.Brokers) == 0 {
-		c.Brokers = []string{"127.0.0.1:9092"}
-	}
-	orElse(&c.ClientID, "batchyard")
-	orElse(&c.Partitions, 12)
-	orElse(&c.Replication, 1)
-	orElse(&c.Retention, 7*24*time.Hour)
-	orElse(&c.InternalRetention, 24*time.Hour)
-	orElse(&c.DLQRetention, 30*24*time.Hour)
-	orElse(&c.Compression, "none")
-	orElse(&c.EventLinger, 2*time.Millisecond)
-	orElse(&c.BufferBytes, 64<<20)
-	orElse(&c.DialTimeout, 5*time.Second)
-	orElse(&c.RequestTimeout, 10*time.Second)
-	orElse(&c.FetchWait, 500*time.Millisecond)
-	orElse(&c.FetchBytes, 1<<20)
-	orElse(&c.SessionTimeout, 10*time.Second)
-	orElse(&c.HeartbeatInterval, 500*time.Millisecond)
-	orElse(&c.RebalanceTimeout, 10*time.Second)
-	orElse(&c.CommitInterval, 200*time.Millisecond)
-	orElse(&c.SASL.Mechanism, "none")
-	orElse(&c.SASL.PasswordEnv, "BATCHYARD_KAFKA_PASSWORD")
+	config.FillDefaults(&c)
 	return c
 }
 

@@ -135,6 +135,35 @@ func (s *store) Acquire(_ context.Context, _ string, partition int) (int64, erro
 	return s.next, nil
 }
 
+// A place that the log does not hold (retention, a topic made anew) is left for
+// the first that it holds, once.
+func TestReadsOnWhereTheLogBegins(t *testing.T) {
+	t.Parallel()
+	l := open(t, testConfig(t))
+	msgs := numbered(Events, 0, 400, 400)
+	require.NoError(t, l.Produce(until(t), msgs...))
+	s := &store{next: 1 << 40, acquired: map[int]int{}}
+	var mu sync.Mutex
+	times := map[string]int{}
+	all := make(chan struct{})
+	r := consume(t, l, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, rec := range recs {
+			times[string(rec.Value)]++
+			rec.Done()
+		}
+		if len(times) == len(msgs) {
+			close(all)
+		}
+	})
+	receive(t, all, "every record")
+	r.finish(t)
+	for v, n := range times {
+		require.Equal(t, 1, n, v)
+	}
+}
+
 func TestOffsetStoreDecidesWhereToBegin(t *testing.T) {
 	t.Parallel()
 	l := open(t, testConfig(t))

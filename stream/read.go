@@ -34,7 +34,10 @@ func (p *partition) run() {
 			return
 		}
 		if errors.Is(err, kafka.OffsetOutOfRange) {
-			from, err = p.relocate(from)
+			if from, err = p.relocate(from); err == nil {
+				pause(p.ctx, 0) // the fetch gave nothing: again, from there
+				continue
+			}
 		}
 		p.c.report(what, err)
 		if err != nil {

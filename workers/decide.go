@@ -36,6 +36,7 @@ type Decision struct {
 	After   time.Duration // pause before the next attempt
 	Exclude bool          // this device is not to be tried again
 	Model   string        // to degrade to
+	Late    bool          // put off because retries would become the load
 }
 
 // Decide says what follows a failure. It is where a retry is decided: all rules
@@ -94,7 +95,7 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 	default:
 		switch {
 		case !budget.Take():
-			d.After, d.Exclude = cfg.BackoffMax, true
+			d.After, d.Exclude, d.Late = cfg.BackoffMax, true, true
 		case here <= cfg.LocalRetries:
 			d.Action = Again
 		default:

@@ -34,6 +34,9 @@ func (s *Workers) settle(r *runner, w *work, d task.DeviceRef, answer []byte, f 
 		return
 	}
 	dec := Decide(s.cfg, &w.a.Task, w.attempts, *f, w.here, r.budget, now)
+	if dec.Late {
+		s.deps.Metrics.Workers.BudgetExceeded.Inc()
+	}
 	switch dec.Action {
 	case Again:
 		s.tell(w, events)

@@ -13,12 +13,12 @@ import (
 // body returns the request body of a task: its input with the model that the
 // task has now, and without what a batch cannot use.
 func body(t *task.Task) ([]byte, error) {
-	var probe struct {
-		Model  string `json:"model"`
-		Stream *bool  `json:"stream"`
-	}
-	if err := json.Unmarshal(t.Input, &probe); err == nil && probe.Model == t.Model && probe.Stream == nil {
-		return t.Input, nil
+	var as map[string]json.RawMessage
+	if json.Unmarshal(t.Input, &as) == nil && as["stream"] == nil && as["stream_options"] == nil {
+		var model string
+		if json.Unmarshal(as["model"], &model) == nil && model == t.Model {
+			return t.Input, nil // as it came
+		}
 	}
 	members, err := bodyMembers(t)
 	if err != nil {

@@ -57,6 +57,7 @@ func (c *cli) configFlag(cmd *cobra.Command) {
 // config loads the configuration. Its error has a line for each thing that is wrong.
 func (c *cli) config(overrides map[string]string) (app.Config, error) {
 	cfg, err := app.LoadConfig(c.configPath, overrides)
+	cfg.Version = versionNumber()
 	return cfg, withCode(exitUsage, err)
 }
 

@@ -31,7 +31,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Logger, o.Progress = c.configPath, c.localLogger(verbose), c.step
+			o.ConfigPath, o.Version, o.Logger, o.Progress = c.configPath, versionNumber(), c.localLogger(verbose), c.step
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return serviceError(err)

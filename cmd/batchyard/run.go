@@ -83,7 +83,7 @@ func (c *cli) runFile(ctx context.Context, path string, f runFlags) error {
 	defer func() { _ = plan.Close() }()
 
 	began := c.now()
-	o := local.Options{ConfigPath: c.configPath, Devices: devices, Logger: c.localLogger(f.verbose), Progress: c.step}
+	o := local.Options{ConfigPath: c.configPath, Version: versionNumber(), Devices: devices, Logger: c.localLogger(f.verbose), Progress: c.step}
 	system, err := local.Start(ctx, o)
 	if err != nil {
 		return serviceError(err)
@@ -171,7 +171,7 @@ func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan
 type inProcess struct{ p *producer.Producer }
 
 func (i inProcess) Submit(ctx context.Context, tasks []*task.Task) error {
-	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionString()})
+	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionNumber()})
 }
 
 // step tells people what is being started.

@@ -29,7 +29,7 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	s, err := api.New(api.Deps{
 		Producer: p, Store: store, Registry: registry,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
-		Logger: a.logger.With("stage", "api"), Version: Version(),
+		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
 	}, a.cfg.API)
 	if err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type Config struct {
 	Audit     audit.Config       `yaml:"audit" doc:"How events and results are recorded."`
 	Callbacks callbacks.Config   `yaml:"callbacks" doc:"How users are told of results."`
 	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes without the API stage."`
+	Version   string             `yaml:"-"` // of the program, for descriptions and logs
 	Drain     time.Duration      `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process ends within this time whatever hangs."`
 }
 

@@ -7,19 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
-
-// Version is this program's, as the Go toolchain wrote it into the binary.
-func Version() string {
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "(devel)"
-}
 
 // stageReady says why a stage of this process is not ready; a stage that runs
 // elsewhere is no concern of this process.

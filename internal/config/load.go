@@ -68,11 +68,12 @@ func Load(dst any, o Options) error {
 }
 
 // FillDefaults sets the fields that are zero to their defaults, for structs that
-// are made in Go.
+// are made in Go. A field that may be zero, because its least value is, stays.
 func FillDefaults(dst any) {
 	settings, _ := walk(dst)
 	for _, s := range settings {
-		if s.value.IsZero() {
+		least, bounded := s.bound(s.Min)
+		if s.value.IsZero() && (!bounded || least != 0) {
 			s.setDefault()
 		}
 	}

@@ -39,6 +39,7 @@ type Options struct {
 	ConfigPath string            // settings beside those of the services; may be empty
 	Overrides  map[string]string // settings by key, over the file
 	DataDir    string            // empty: temporary
+	Version    string            // of the program
 	Listen     string            // of the API; empty: a free port on loopback
 	Devices    []Device          // empty: a simulated fleet
 	Fleet      []fleet.Spec      // of the simulated fleet; nil: fleet.Default()
@@ -91,6 +92,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if s.Config, err = app.LoadConfig(o.ConfigPath, s.settings(o)); err != nil {
 		return nil, err
 	}
+	s.Config.Version = o.Version
 	say("preparing schema and topics")
 	if err := s.prepare(ctx); err != nil {
 		return nil, err

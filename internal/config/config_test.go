@@ -2,7 +2,6 @@ package config_test
 
 import (
 	"bytes"
-	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -301,7 +300,7 @@ func FuzzLoad(f *testing.F) {
 		var cfg rootConfig
 		if err := config.Load(&cfg, config.Options{Path: path}); err != nil {
 			var all *config.Error
-			require.True(t, errors.As(err, &all))
+			require.ErrorAs(t, err, &all)
 			for _, line := range all.Lines {
 				require.NotContains(t, line, "\n")
 				require.Less(t, len(line), 1000)

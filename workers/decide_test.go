@@ -96,7 +96,7 @@ func TestDecide(t *testing.T) {
 			}
 			if first.Action == Again { // without a budget: not here, not soon
 				poor := decide(task.Task{}, 1, 1, empty())
-				require.Equal(t, Decision{Action: Reroute, After: cfg.BackoffMax, Exclude: true}, poor)
+				require.Equal(t, Decision{Action: Reroute, After: cfg.BackoffMax, Exclude: true, Late: true}, poor)
 			}
 		})
 	}

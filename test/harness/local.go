@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -19,6 +20,8 @@ import (
 func Local(t testing.TB, settings map[string]any) *Installation {
 	t.Helper()
 	in := &Installation{Services: &Services{}, Dir: testDir(t), Settings: settings}
+	// Postgres runs as another user where we are root.
+	require.NoError(t, os.Chmod(in.Dir, 0o755)) //nolint:gosec // a directory of tests may be entered
 	in.ConfigPath = filepath.Join(in.Dir, "config.yaml")
 	in.WriteConfig(t, in.ConfigPath, nil)
 	return in

@@ -40,6 +40,7 @@ type Status struct {
 	StartedAt   *time.Time        `json:"started_at,omitempty"`
 	FinishedAt  *time.Time        `json:"finished_at,omitempty"`
 	Deadline    *time.Time        `json:"deadline,omitempty"`
+	CallbackURL string            `json:"callback_url,omitempty"`
 }
 
 func timeOf(t time.Time) *time.Time {
@@ -55,7 +56,7 @@ func statusOfRow(r *audit.TaskRow) Status {
 		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, Job: r.Job,
 		CustomID: r.CustomID, TraceID: r.TraceID, Device: r.Device, Attempt: r.Attempt,
 		SubmittedAt: timeOf(r.SubmittedAt), AssignedAt: timeOf(r.AssignedAt), StartedAt: timeOf(r.StartedAt),
-		FinishedAt: timeOf(r.FinishedAt), Deadline: timeOf(r.Deadline),
+		FinishedAt: timeOf(r.FinishedAt), Deadline: timeOf(r.Deadline), CallbackURL: r.CallbackURL,
 	}
 	if r.ErrorClass != task.ClassNone && (r.State == task.Failed || r.State == task.Cancelled || r.State == task.Expired) {
 		s.Error = &task.Error{Class: r.ErrorClass, Message: r.ErrorMessage}
@@ -73,10 +74,14 @@ func statusOfRow(r *audit.TaskRow) Status {
 }
 
 func statusOfRecent(r *producer.Recent) Status {
-	return Status{
+	s := Status{
 		ID: r.ID, Tenant: r.Tenant, State: task.Pending, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, Job: r.Job,
 		CustomID: r.CustomID, TraceID: r.TraceID, Labels: r.Labels, SubmittedAt: timeOf(r.SubmittedAt), Deadline: timeOf(r.Deadline),
 	}
+	if r.Callback != nil {
+		s.CallbackURL = r.Callback.URL
+	}
+	return s
 }
 
 type idParam struct {
@@ -333,6 +338,9 @@ func recentOfStatus(st *Status) *producer.Recent {
 	}
 	if st.Deadline != nil {
 		r.Deadline = *st.Deadline
+	}
+	if st.CallbackURL != "" {
+		r.Callback = &task.Callback{URL: st.CallbackURL}
 	}
 	return r
 }

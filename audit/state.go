@@ -53,6 +53,7 @@ type state struct {
 	job       string
 	customID  string
 	traceID   string
+	callback  string
 }
 
 // stateOfEvent says what an event tells of the state of its task; ok is false
@@ -66,7 +67,7 @@ func stateOfEvent(e *task.Event) (s state, ok bool) {
 		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
-		job: e.Job, customID: e.CustomID, traceID: e.TraceID,
+		job: e.Job, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL,
 	}
 	switch info.State {
 	case task.Assigned:
@@ -95,6 +96,9 @@ func stateOfResult(r *task.Result) state {
 	if !r.SubmittedAt.IsZero() {
 		s.from, s.submitted = fromResult, r.SubmittedAt
 	}
+	if r.Callback != nil {
+		s.callback = r.Callback.URL
+	}
 	if r.Error != nil {
 		s.class, s.message = string(r.Error.Class), r.Error.Message
 	}
@@ -119,6 +123,7 @@ func (s *state) merge(n *state) {
 	s.job = cmp.Or(s.job, n.job)
 	s.customID = cmp.Or(s.customID, n.customID)
 	s.traceID = cmp.Or(s.traceID, n.traceID)
+	s.callback = cmp.Or(s.callback, n.callback)
 }
 
 func later(a, b time.Time) time.Time {
@@ -132,14 +137,14 @@ func later(a, b time.Time) time.Time {
 // row that would stay as it is, is not written.
 const upsertSQL = `
 INSERT INTO tasks AS t (tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
-	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id)
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id, callback_url)
 SELECT tenant, id, state, seq, attempt, nullif(device, ''), nullif(model, ''), nullif(class, ''), nullif(message, ''), at, finished,
-	assigned, started, known, submitted, deadline, nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(trace, '')
+	assigned, started, known, submitted, deadline, nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(trace, ''), nullif(callback, '')
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
 	$10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::smallint[], $15::timestamptz[],
-	$16::timestamptz[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[])
+	$16::timestamptz[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[])
 	AS u (tenant, id, state, seq, attempt, device, model, class, message, at, finished,
-	assigned, started, known, submitted, deadline, endpoint, priority, job, custom, trace)
+	assigned, started, known, submitted, deadline, endpoint, priority, job, custom, trace, callback)
 ON CONFLICT (tenant, id) DO UPDATE SET
 	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
 	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
@@ -162,6 +167,7 @@ ON CONFLICT (tenant, id) DO UPDATE SET
 	job           = coalesce(t.job, excluded.job),
 	custom_id     = coalesce(t.custom_id, excluded.custom_id),
 	trace_id      = coalesce(t.trace_id, excluded.trace_id),
+	callback_url  = coalesce(t.callback_url, excluded.callback_url),
 	version       = t.version + 1
 WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 	OR excluded.known_from > t.known_from
@@ -173,7 +179,8 @@ WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 	OR t.priority IS NULL AND excluded.priority IS NOT NULL
 	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
 	OR t.deadline IS NULL AND excluded.deadline IS NOT NULL
-	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL`
+	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL
+	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL`
 
 // states collapses what a chunk tells to one state a task.
 type states struct {
@@ -202,7 +209,7 @@ func (s *states) queue(b *pgx.Batch) {
 		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
 	})
 	n := len(s.all)
-	texts := make([][]string, 12)
+	texts := make([][]string, 13)
 	for i := range texts {
 		texts[i] = make([]string, n)
 	}
@@ -213,7 +220,7 @@ func (s *states) queue(b *pgx.Batch) {
 	seqs, attempts, known := make([]int32, n), make([]int32, n), make([]int16, n)
 	for i, r := range s.all {
 		for j, v := range [...]string{r.key.Tenant, r.key.ID, string(r.state), r.device, r.model, r.class, r.message,
-			r.endpoint, r.priority, r.job, r.customID, r.traceID} {
+			r.endpoint, r.priority, r.job, r.customID, r.traceID, r.callback} {
 			texts[j][i] = v
 		}
 		for j, v := range [...]*time.Time{&r.at, &r.finished, &r.assigned, &r.started, &r.submitted, &r.deadline} {
@@ -222,7 +229,7 @@ func (s *states) queue(b *pgx.Batch) {
 		seqs[i], attempts[i], known[i] = r.seq, r.attempt, r.from
 	}
 	b.Queue(upsertSQL, texts[0], texts[1], texts[2], seqs, attempts, texts[3], texts[4], texts[5], texts[6],
-		times[0], times[1], times[2], times[3], known, times[4], times[5], texts[7], texts[8], texts[9], texts[10], texts[11])
+		times[0], times[1], times[2], times[3], known, times[4], times[5], texts[7], texts[8], texts[9], texts[10], texts[11], texts[12])
 }
 
 // orNull is nil for the zero time, which Postgres gets as NULL.

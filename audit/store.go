@@ -72,6 +72,7 @@ type TaskRow struct {
 	UpdatedAt    time.Time
 	ErrorClass   task.ErrorClass
 	ErrorMessage string
+	CallbackURL  string
 
 	// Result is the answer of a task that has ended; nil before and in lists.
 	Result *task.Result
@@ -84,7 +85,7 @@ func (r *TaskRow) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 const taskColumns = `t.tenant, t.id, t.state, t.version, t.attempt, coalesce(t.device, ''), coalesce(t.model, ''),
 	coalesce(t.endpoint, ''), coalesce(t.priority, ''), coalesce(t.job, ''), coalesce(t.custom_id, ''), coalesce(t.trace_id, ''),
 	t.submitted_at, t.assigned_at, t.started_at, t.finished_at, t.deadline, t.updated_at,
-	coalesce(t.error_class, ''), coalesce(t.error_message, '')`
+	coalesce(t.error_class, ''), coalesce(t.error_message, ''), coalesce(t.callback_url, '')`
 
 // when reads a time that may be NULL.
 type when struct{ t *time.Time }
@@ -101,7 +102,7 @@ func (w when) ScanTimestamptz(v pgxTime) error {
 func (r *TaskRow) targets() []any {
 	return []any{&r.Tenant, &r.ID, &r.State, &r.Version, &r.Attempt, &r.Device, &r.Model, &r.Endpoint, &r.Priority, &r.Job,
 		&r.CustomID, &r.TraceID, when{&r.SubmittedAt}, when{&r.AssignedAt}, when{&r.StartedAt}, when{&r.FinishedAt},
-		when{&r.Deadline}, when{&r.UpdatedAt}, &r.ErrorClass, &r.ErrorMessage}
+		when{&r.Deadline}, when{&r.UpdatedAt}, &r.ErrorClass, &r.ErrorMessage, &r.CallbackURL}
 }
 
 // The columns of results, and how they are read. All may be NULL, because the

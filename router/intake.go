@@ -178,6 +178,9 @@ func (r *Router) arrival(a task.Action, it *item, now time.Time) task.Event {
 	e.SourceAddr = "kafka:" + it.rec.Position()
 	e.Endpoint, e.Priority, e.CustomID = it.task.Endpoint, it.task.Priority, it.task.CustomID
 	e.SubmittedAt, e.Deadline = it.task.SubmittedAt, it.task.Deadline
+	if it.task.Callback != nil {
+		e.CallbackURL = it.task.Callback.URL
+	}
 	if a == task.TaskDuplicate {
 		e.Outcome = task.OutcomeRefused
 	}

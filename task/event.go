@@ -68,6 +68,7 @@ type Event struct {
 	CustomID    string
 	SubmittedAt time.Time
 	Deadline    time.Time
+	CallbackURL string
 }
 
 // Origin says who sent something and from where; every user action carries it.
@@ -97,6 +98,9 @@ func Accepted(t *Task, o Origin, at time.Time) Event {
 	e.InputSize, e.InputSHA256 = int64(len(t.Input)), sum[:]
 	e.Endpoint, e.Priority, e.CustomID = t.Endpoint, t.Priority, t.CustomID
 	e.SubmittedAt, e.Deadline = t.SubmittedAt, t.Deadline
+	if t.Callback != nil {
+		e.CallbackURL = t.Callback.URL
+	}
 	return e
 }
 

@@ -20,6 +20,7 @@ CREATE TABLE tasks (
     error_class   text,
     error_message text,
     deadline      timestamptz,
+    callback_url  text,
     updated_at    timestamptz NOT NULL,
     known_from    smallint NOT NULL,
     PRIMARY KEY (tenant, id)
@@ -46,6 +47,7 @@ COMMENT ON COLUMN tasks.finished_at IS 'When the task ended.';
 COMMENT ON COLUMN tasks.error_class IS 'Why it failed, or why it waits again, in one word.';
 COMMENT ON COLUMN tasks.error_message IS 'Why it failed.';
 COMMENT ON COLUMN tasks.deadline IS 'When it expires if it has not ended.';
+COMMENT ON COLUMN tasks.callback_url IS 'Where the result is to be posted.';
 COMMENT ON COLUMN tasks.updated_at IS 'When the state changed, by the clock of who changed it.';
 COMMENT ON COLUMN tasks.known_from IS 'Where submitted_at is from: 0 guessed from an event, 1 the result, 2 the acceptance itself.';
 

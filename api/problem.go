@@ -130,13 +130,24 @@ func ours(ctx huma.Context, _ string, v any) (any, error) {
 		p := problem(e.Status, "%s", clip(e.Detail))
 		for _, d := range e.Errors {
 			if d != nil && len(p.Errors) < maxProblemErrors {
-				p.Errors = append(p.Errors, ProblemError{Pointer: d.Location, Detail: clip(d.Message)})
+				p.Errors = append(p.Errors, ProblemError{Pointer: parameter(d.Location), Detail: clip(d.Message)})
 			}
 		}
 		p.TraceID = traceOf(ctx.Context())
 		return p, nil
 	}
 	return v, nil
+}
+
+// parameter is the name of what huma says is wrong, as we write it: without
+// where it stands.
+func parameter(location string) string {
+	for _, where := range []string{"query.", "path.", "header."} {
+		if name, ok := strings.CutPrefix(location, where); ok {
+			return name
+		}
+	}
+	return location
 }
 
 // writeProblem answers outside of huma.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -72,12 +73,21 @@ func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, err
 		}
 		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
 	}
+	hush()
 	rdb := redis.NewUniversalClient(o)
 	if err := rdb.Ping(ctx).Err(); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting to Redis at %s: %w; check redis.addr", cfg.Addr, err), rdb.Close())
 	}
 	return rdb, nil
 }
+
+// hush keeps the library from writing to standard error by itself: what goes
+// wrong comes back as an error, and whoever gets it says so.
+var hush = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+
+type silence struct{}
+
+func (silence) Printf(context.Context, string, ...any) {}
 
 // Option changes how Registry, Credits and Cancels are made.
 type Option func(*options)

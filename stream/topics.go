@@ -142,14 +142,15 @@ func (l *Log) CheckTopics(ctx context.Context) error {
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	var b strings.Builder
+	names := make([]string, len(missing))
 	for i, t := range missing {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		fmt.Fprintf(&b, "topic %s is missing: run `batchyard topics create`", l.full(t.Name))
+		names[i] = l.full(t.Name)
 	}
-	return errors.New(b.String())
+	last := len(names) - 1
+	if last == 0 {
+		return fmt.Errorf("topic %s is missing: run `batchyard topics create`", names[0])
+	}
+	return fmt.Errorf("topics %s and %s are missing: run `batchyard topics create`", strings.Join(names[:last], ", "), names[last])
 }
 
 // missingTopics asks the broker itself: what the client remembers may be seconds old.

@@ -247,7 +247,8 @@ func TestTopics(t *testing.T) {
 	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
 	r := try(t, "", "topics", "list", "-c", path)
 	require.Equal(t, exitUsage, r.code)
-	require.Contains(t, r.err, "batchyard: topic "+prefix+"tasks.high is missing: run `batchyard topics create`")
+	require.Contains(t, r.err, "batchyard: topics "+prefix+"tasks.high, ")
+	require.Contains(t, r.err, " are missing: run `batchyard topics create`\n")
 	require.Len(t, lines(ok(t, "topics", "create", "-c", path)), len(stream.Topics))
 	require.Contains(t, ok(t, "topics", "create", "-c", path), "nothing to do")
 	for _, line := range lines(ok(t, "topics", "list", "-c", path, "--json")) {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 
 	"github.com/spf13/cobra"
 
@@ -32,13 +34,17 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
 			if err != nil {
 				return serviceError(err)
 			}
-			return a.Run(cmd.Context(), func() {
+			err = a.Run(cmd.Context(), func() {
 				stages := args
 				if len(stages) == 0 {
 					stages = app.StageNames()
 				}
 				logger.Info("ready", "stages", fmt.Sprint(stages), "listen", a.Address())
 			})
+			if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "listen" {
+				return withCode(exitUsage, err) // the address is a setting
+			}
+			return err
 		},
 	}
 	c.configFlag(cmd)

@@ -99,7 +99,9 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0));
-    IF to_regclass(quote_ident(name)) IS NOT NULL THEN
+    -- By a query: to_regclass may remember that there was none before we waited.
+    IF EXISTS (SELECT 1 FROM pg_class c WHERE c.relname = name
+               AND c.relnamespace = (SELECT p.relnamespace FROM pg_class p WHERE p.oid = 'audit_log'::regclass)) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE audit_log INCLUDING DEFAULTS INCLUDING COMMENTS)', name);

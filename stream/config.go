@@ -31,7 +31,7 @@ type Config struct {
 	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"How long assignments, batches and events stay in their topics."`
 	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"How long dead letters stay in their topic."`
 
-	Compression    string        `yaml:"compression" default:"none" doc:"Compression of what is written: none, lz4, snappy, zstd or gzip."`
+	Compression    string        `yaml:"compression" default:"none" enum:"none,lz4,snappy,zstd,gzip" doc:"Compression of what is written."`
 	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Least time between two writes of audit events; those in between leave together."`
 	BufferBytes    int64         `yaml:"buffer_bytes" default:"64MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes that may wait to be acknowledged; beyond, writers wait."`
 	DialTimeout    time.Duration `yaml:"dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Time to connect to a broker, TLS and authentication included."`
@@ -59,7 +59,7 @@ type TLSConfig struct {
 
 // SASLConfig says how to authenticate at Kafka.
 type SASLConfig struct {
-	Mechanism   string `yaml:"mechanism" default:"none" doc:"How to authenticate: none, plain, scram-sha-256 or scram-sha-512."`
+	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"How to authenticate."`
 	User        string `yaml:"user" default:"" doc:"User name."`
 	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
 }

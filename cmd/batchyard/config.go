@@ -79,7 +79,9 @@ func (c *cli) configPrint(commented, markdown bool) error {
 	if (commented || markdown) && c.configPath == "" {
 		// The reference is the same wherever it is printed, so that it can be
 		// kept in a repository: no file that happens to be here, no environment.
-		config.FillDefaults(&cfg)
+		if err := config.Load(&cfg, config.Options{}); err != nil {
+			return err
+		}
 	} else {
 		var err error
 		if cfg, err = c.config(nil); err != nil {

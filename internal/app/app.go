@@ -97,7 +97,6 @@ func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 	if err := a.Log.CheckTopics(ctx); err != nil {
 		return err
 	}
-	redis.SetLogger(redisLogger{a.logger}) // the library's own is global and writes to stderr
 	if a.Redis, err = device.OpenRedis(ctx, a.cfg.Redis); err != nil {
 		return err
 	}
@@ -133,14 +132,6 @@ func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error
 		return nil, fmt.Errorf("connecting to Postgres at %s: %s; check postgres.url", where, oneLine(err))
 	}
 	return pool, nil
-}
-
-// redisLogger is what the Redis client says of itself: we report its errors
-// where they matter.
-type redisLogger struct{ l *slog.Logger }
-
-func (r redisLogger) Printf(ctx context.Context, format string, v ...any) {
-	r.l.DebugContext(ctx, fmt.Sprintf(format, v...), "part", "redis")
 }
 
 // oneLine is an error without its line breaks: connection errors list every

@@ -1,0 +1,49 @@
+package app
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/config"
+)
+
+// config.yaml and docs/configuration.md are made from the code, and the file
+// that is shipped is one that loads.
+func TestShippedConfigurationIsTheCode(t *testing.T) {
+	cfg, err := LoadConfig(filepath.Join(t.TempDir(), "none.yaml"), nil)
+	require.ErrorContains(t, err, "there is no configuration file")
+	cfg = Config{}
+	require.NoError(t, config.Load(&cfg, config.Options{}))
+
+	shipped, err := os.ReadFile("../../config.yaml")
+	require.NoError(t, err)
+	var want bytes.Buffer
+	require.NoError(t, config.WriteYAML(&want, &cfg, true))
+	require.True(t, bytes.Contains(shipped, bytes.TrimSpace(want.Bytes())), "config.yaml is not what the code says; run `make config`")
+	loaded, err := LoadConfig("../../config.yaml", nil)
+	require.NoError(t, err)
+	var again bytes.Buffer
+	require.NoError(t, config.WriteYAML(&again, &loaded, true))
+	require.Equal(t, want.String(), again.String(), "reading the file gives what was written")
+
+	page, err := os.ReadFile("../../docs/configuration.md")
+	require.NoError(t, err)
+	want.Reset()
+	require.NoError(t, config.WriteMarkdown(&want, &cfg))
+	require.True(t, bytes.Contains(page, bytes.TrimSpace(want.Bytes())), "docs/configuration.md is not what the code says; run `make config`")
+}
+
+// Every setting says what it means and, where it has one, its unit.
+func TestEverySettingIsDescribed(t *testing.T) {
+	var cfg Config
+	for _, s := range config.Describe(&cfg) {
+		require.NotEmpty(t, s.Doc, s.Key)
+		if s.Type == "integer" && s.Key != "redis.db" {
+			require.NotEmpty(t, s.Unit, s.Key)
+		}
+	}
+}

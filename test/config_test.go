@@ -63,7 +63,9 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 	t.Parallel()
 	services := harness.Get(t, harness.Shared)
 	in := harness.Install(t, services, nil)
-	dsn := func(address, database string) string { return "postgres://batchyard:x@" + address + "/" + database + "?sslmode=disable" }
+	dsn := func(address, database string) string {
+		return "postgres://batchyard:x@" + address + "/" + database + "?sslmode=disable"
+	}
 	for name, c := range map[string]struct {
 		set  map[string]any
 		args []string

@@ -257,10 +257,32 @@ func (a answer) problem(t *testing.T, status int) Problem {
 
 func (b *bench) do(t *testing.T, method, path, body string, headers ...string) answer {
 	t.Helper()
+	a, err := b.send(method, path, body, headers...)
+	require.NoError(t, err)
+	return a
+}
+
+// later asks and hands the answer over when it is there; its status is 0 when
+// there is none.
+func (b *bench) later(path string) <-chan answer {
+	got := make(chan answer, 1)
+	go func() {
+		a, err := b.send("GET", path, "")
+		if err != nil {
+			a.body = err.Error()
+		}
+		got <- a
+	}()
+	return got
+}
+
+func (b *bench) send(method, path, body string, headers ...string) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, b.url+path, strings.NewReader(body))
-	require.NoError(t, err)
+	if err != nil {
+		return answer{}, err
+	}
 	if body == "" {
 		req.Body, req.ContentLength = http.NoBody, 0
 	}
@@ -268,11 +290,12 @@ func (b *bench) do(t *testing.T, method, path, body string, headers ...string) a
 		req.Header.Set(headers[i], headers[i+1])
 	}
 	resp, err := http.DefaultClient.Do(req)
-	require.NoError(t, err)
+	if err != nil {
+		return answer{}, err
+	}
 	defer resp.Body.Close()
 	got, err := io.ReadAll(resp.Body)
-	require.NoError(t, err)
-	return answer{resp.StatusCode, resp.Header, string(got)}
+	return answer{resp.StatusCode, resp.Header, string(got)}, err
 }
 
 // get is for answers that break off.
@@ -429,8 +452,7 @@ func TestRefusedEventsAreBounded(t *testing.T) {
 func TestWaitEndsWithTheTask(t *testing.T) {
 	b := start(t, Config{})
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
-	got := make(chan answer, 1)
-	go func() { got <- b.do(t, "GET", "/v1/tasks/a?wait=60", "") }()
+	got := b.later("/v1/tasks/a?wait=60")
 	require.Equal(t, "a", (<-b.store.waiting).ID)
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Failed, ErrorClass: task.ClassDevice, ErrorMessage: "broke"})
 	close(b.store.ended)
@@ -456,8 +478,7 @@ func TestWaitOutlivesTheReadDeadline(t *testing.T) {
 func TestDrainAnswersThoseWhoWait(t *testing.T) {
 	b := start(t, Config{})
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
-	got := make(chan answer, 1)
-	go func() { got <- b.do(t, "GET", "/v1/tasks/a?wait=60s", "") }()
+	got := b.later("/v1/tasks/a?wait=60s")
 	<-b.store.waiting
 	b.end(t)
 	a := <-got
@@ -618,8 +639,7 @@ func TestBodiesInMemoryAreBounded(t *testing.T) {
 func TestRequestsAtOnceAreBounded(t *testing.T) {
 	b := start(t, Config{MaxRequests: 1})
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
-	got := make(chan answer, 1)
-	go func() { got <- b.do(t, "GET", "/v1/tasks/a?wait=60s", "") }()
+	got := b.later("/v1/tasks/a?wait=60s")
 	<-b.store.waiting
 	b.do(t, "GET", "/v1/devices", "").problem(t, 503)
 	require.Equal(t, 200, b.do(t, "GET", "/healthz", "").status)

@@ -24,7 +24,6 @@ type entry struct {
 	part   *tenure
 	offset int64
 	bytes  int64
-	at     time.Time // of the record in Kafka
 
 	events []item[task.Event]
 	result *task.Result

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -21,7 +20,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // quiet drops what is logged.
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // newPool is a pool on a database with our schema.
 func newPool(t testing.TB) *pgxpool.Pool {

@@ -36,7 +36,7 @@ func (w *writer) run(ctx context.Context) error {
 		}
 		if err := w.record(ctx, c); err != nil {
 			if ctx.Err() != nil {
-				return nil // what is left is read again by the next owner
+				return nil //nolint:nilerr // what is left is read again by the next owner
 			}
 			return err
 		}
@@ -130,7 +130,7 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 		return err
 	}
 	if len(bad) == 0 {
-		return fmt.Errorf("Postgres refused a chunk, but no part of it: %w", cause)
+		return fmt.Errorf("recording a chunk that Postgres refuses, but no part of it: %w", cause)
 	}
 	// From the last to the first, so that the places before stay the same.
 	for i := len(bad) - 1; i >= 0; i-- {

@@ -153,11 +153,11 @@ func TestBatchesCloseInTime(t *testing.T) {
 		w.add(newEntry("merged", "d", task.EndpointEmbeddings, "m", 1), start, gather(&out))
 		for n, after := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
 			require.Equal(t, after, w.next().Sub(start))
-			time.Sleep(time.Until(w.next()) - 1)
+			time.Sleep(time.Until(w.next()) - 1)                                                                     //nolint:forbidigo // virtual time
 			w.add(newEntry(fmt.Sprint("later-", n), "d", task.EndpointEmbeddings, "m", 1), time.Now(), gather(&out)) // does not put it off
 			w.due(time.Now(), gather(&out))
 			require.Len(t, out, n, "not early")
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond) //nolint:forbidigo // virtual time
 			w.due(time.Now(), gather(&out))
 			require.Len(t, out, n+1, "not late")
 		}
@@ -214,7 +214,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 				in, ok := inside[e.Task.ID]
 				require.True(t, ok, "%s left twice", e.Task.ID)
 				delete(inside, e.Task.ID)
-				require.Equal(t, o.shape, shape{e.Device.ID, e.Task.Endpoint, e.Task.Model})
+				require.Equal(t, shape{e.Device.ID, e.Task.Endpoint, e.Task.Model}, o.shape)
 				bytes += int64(len(e.Task.Input))
 				if in.at.Before(oldest) {
 					oldest = in.at

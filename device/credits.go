@@ -367,7 +367,7 @@ func (c *Credits) Used(ctx context.Context, pools []string) ([]int, error) {
 		if s, ok := v.(string); ok {
 			n, err := strconv.Atoi(s)
 			if err != nil {
-				return nil, fmt.Errorf("reading credits of pool %s in Redis: %w", pools[i], err)
+				return nil, fmt.Errorf("reading credits of pool %s in Redis: %w", pools[i], err) //nolint:gosec // HMGET answers once a field
 			}
 			out[i] = n
 		}

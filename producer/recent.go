@@ -128,7 +128,7 @@ func (m *marks) get(ctx context.Context, k task.Key) (Recent, bool, error) {
 	}
 	var r Recent
 	if err := json.Unmarshal(b, &r); err != nil || r.Key() != k {
-		return Recent{}, false, nil // not ours: as good as forgotten
+		return Recent{}, false, nil //nolint:nilerr // not ours: as good as forgotten
 	}
 	return r, true, nil
 }

@@ -31,7 +31,6 @@ type yard struct {
 	events   map[task.Action][]string // task or record ids
 	results  map[string]*task.Result
 	dead     []*stream.Record
-	parked   int
 }
 
 func newYard(t *testing.T, partitions int) *yard {

@@ -2,6 +2,7 @@ package workers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -77,7 +78,7 @@ func TestEngineClassifiesFaults(t *testing.T) {
 			if c.class == task.ClassThrottled {
 				require.Equal(t, 7*time.Second, f.RetryAfter)
 			}
-			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, blame(f) != nil && blame(f) != errNobodysFault)
+			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, blame(f) != nil && !errors.Is(blame(f), errNobodysFault))
 		})
 	}
 	d.Stop()

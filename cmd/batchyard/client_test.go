@@ -211,7 +211,7 @@ func TestListPages(t *testing.T) {
 		got := lines(ok(t, args...))
 		require.Len(t, got, want, flags)
 		for i, line := range got {
-			require.Equal(t, fmt.Sprintf(`{"id":"%d"}`, i), line)
+			require.JSONEq(t, fmt.Sprintf(`{"id":"%d"}`, i), line)
 		}
 	}
 }

@@ -224,7 +224,7 @@ func (l *serverLog) tail() string {
 // of its own: the Ctrl-C that starts our orderly shutdown must not reach it
 // first. PG* variables of the user stay outside.
 func (b binaries) command(o owner, program string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(b.dir, program), args...)
+	cmd := exec.Command(filepath.Join(b.dir, program), args...) //nolint:noctx // the caller ends it, and waits
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + b.dir + ":/usr/bin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if o.other {

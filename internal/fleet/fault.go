@@ -65,11 +65,11 @@ func arm(f Fault) *armed {
 }
 
 // hits says whether the n-th request meets the fault, and takes one of its times.
-func (a *armed) hits(seed, n uint64) bool {
-	if a.Share > 0 && a.Share < 1 && unit(mix(seed^mix(^n))) > a.Share {
+func (f *armed) hits(seed, n uint64) bool {
+	if f.Share > 0 && f.Share < 1 && unit(mix(seed^mix(^n))) > f.Share {
 		return false
 	}
-	return a.left.Add(-1) >= 0
+	return f.left.Add(-1) >= 0
 }
 
 // SetFault makes the device fail in the given way from the next request on.

@@ -257,7 +257,7 @@ func TestDevicesJoinByTheAgent(t *testing.T) {
 // TestPostgresAway shows what the API says while Postgres is: it is not ready,
 // takes tasks all the same, and knows again when Postgres does.
 func TestPostgresAway(t *testing.T) {
-	t.Parallel()
+	harness.Parallel(t, harness.Disruptable)
 	services := harness.Get(t, harness.Disruptable)
 	in := harness.Install(t, services, nil)
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 8, ServiceTime: time.Millisecond})

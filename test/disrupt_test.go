@@ -20,13 +20,19 @@ func disruption(t *testing.T, disturb func(t *testing.T, s *harness.Services, in
 	in := harness.Install(t, s, under(nil))
 	in.Fleet(t, unequal()...)
 	hooks := harness.Hooks(t, harness.Secret, nil)
+	at := timeline(t)
 	ps := six(t, in)
 	l := submit(t, ps["api"].API(), "t", hooks.URL, disrupted)
 	whenEnded(t, in, disrupted/8, disrupted)
+	at("disturbed")
 	disturb(t, s, in, l)
+	at("no longer disturbed")
 	ids := l.wait(t)
+	at("all are accepted")
 	in.Await(t, ids, 2*harness.Patience)
+	at("all have ended")
 	in.CheckPromises(t, ids, hooks)
+	at("promises are kept")
 	allAlive(t, ps)
 	for stage, p := range ps {
 		require.Equalf(t, 200, p.Readyz(t), "readiness of %s", stage)
@@ -35,7 +41,7 @@ func disruption(t *testing.T, disturb func(t *testing.T, s *harness.Services, in
 
 // TestRedisEmptied has Redis forget heartbeats, credits and claims, twice.
 func TestRedisEmptied(t *testing.T) {
-	t.Parallel()
+	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, _ *load) {
 		s.EmptyRedis(t)
 		harness.Eventually(t, 2*harness.Patience, "it goes on", func() bool { return ended(t, in) >= disrupted/2 })
@@ -45,7 +51,7 @@ func TestRedisEmptied(t *testing.T) {
 
 // TestRedisRestarted has Redis gone for a moment, with all that it knew.
 func TestRedisRestarted(t *testing.T) {
-	t.Parallel()
+	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, _ *harness.Installation, l *load) {
 		s.StopRedis(t)
 		// Taking tasks in does not wait for it.
@@ -57,7 +63,7 @@ func TestRedisRestarted(t *testing.T) {
 // TestPostgresStopped has Postgres away for 10 s. Tasks are accepted and run all
 // the while; what happened is recorded afterwards.
 func TestPostgresStopped(t *testing.T) {
-	t.Parallel()
+	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, l *load) {
 		s.StopPostgres(t)
 		outage := time.After(10 * time.Second)
@@ -77,6 +83,6 @@ func TestPostgresStopped(t *testing.T) {
 
 // TestBrokerRestarted has the broker killed and started again.
 func TestBrokerRestarted(t *testing.T) {
-	t.Parallel()
+	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, _ *harness.Installation, _ *load) { s.RestartBroker(t) })
 }

@@ -39,24 +39,35 @@ type Services struct {
 	stack *embedded.Stack // of this test alone; nil: shared, or real
 }
 
-// turns lets tests share the real services, or one test have them alone. A test
-// and its subtests count as one, whose root holds the lock.
-var turns struct {
-	sync.RWMutex
-	mu    sync.Mutex
-	holds map[string]int // by root
+// users are the tests that use the real services now, by the name of their root:
+// a test and its subtests count as one.
+var users struct {
+	sync.Mutex
+	holds map[string]int
 }
 
+// Parallel is t.Parallel for tests that use services of that kind. Real services
+// that a test stops are everybody's: such a test does not run in parallel, and so
+// before those that do, which the testing package holds back until then. (A lock
+// would not do: who waits for it keeps a place that a subtest of its holder needs.)
+func Parallel(t *testing.T, kind Kind) {
+	t.Helper()
+	if kind == Shared || !isReal() {
+		t.Parallel()
+	}
+}
+
+func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
+
 // Get returns services for the test, which it has until it ends. Call it after
-// t.Parallel.
+// Parallel.
 func Get(t testing.TB, kind Kind) *Services {
 	t.Helper()
-	real := os.Getenv("BATCHYARD_TEST_SERVICES") == "real"
-	if !real && kind == Disruptable {
+	if kind == Disruptable && !isReal() {
 		return own(t)
 	}
-	if real {
-		takeTurn(t, kind)
+	if isReal() {
+		use(t, kind)
 	}
 	s := &Services{Services: testenv.Get(t), kind: kind}
 	if kind == Disruptable {
@@ -65,37 +76,27 @@ func Get(t testing.TB, kind Kind) *Services {
 	return s
 }
 
-func takeTurn(t testing.TB, kind Kind) {
+// use counts the test among the users until it ends. One that wants the services
+// for itself must be the only one.
+func use(t testing.TB, kind Kind) {
+	t.Helper()
 	root, _, _ := strings.Cut(t.Name(), "/")
-	turns.mu.Lock()
-	held := turns.holds[root] > 0
-	if held {
-		turns.holds[root]++
-	}
-	turns.mu.Unlock()
-	if !held {
-		if kind == Disruptable {
-			turns.Lock()
-		} else {
-			turns.RLock()
+	users.Lock()
+	defer users.Unlock()
+	for other := range users.holds {
+		if kind == Disruptable && other != root {
+			t.Fatalf("%s uses the services that this test may stop: call harness.Parallel(t, harness.Disruptable) instead of t.Parallel", other)
 		}
-		turns.mu.Lock()
-		if turns.holds == nil {
-			turns.holds = map[string]int{}
-		}
-		turns.holds[root]++
-		turns.mu.Unlock()
 	}
+	if users.holds == nil {
+		users.holds = map[string]int{}
+	}
+	users.holds[root]++
 	t.Cleanup(func() {
-		turns.mu.Lock()
-		defer turns.mu.Unlock()
-		if turns.holds[root]--; turns.holds[root] > 0 {
-			return
-		}
-		if kind == Disruptable {
-			turns.Unlock()
-		} else {
-			turns.RUnlock()
+		users.Lock()
+		defer users.Unlock()
+		if users.holds[root]--; users.holds[root] == 0 {
+			delete(users.holds, root)
 		}
 	})
 }

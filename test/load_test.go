@@ -24,6 +24,7 @@ var stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks
 func under(with map[string]any) map[string]any {
 	s := map[string]any{
 		"callbacks.secret_env": harness.SecretEnv, "callbacks.unsigned": false,
+		"kafka.dial_timeout": "20s", "postgres.timeout": "20s", // a loaded machine is no absent one
 		"callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": []string{"200ms", "500ms", "1s", "2s", "5s", "5s", "5s", "5s"},
 	}
 	for k, v := range with {
@@ -145,6 +146,15 @@ func (l *load) wait(t *testing.T) []string {
 	defer l.mu.Unlock()
 	require.NoError(t, l.err)
 	return l.ids
+}
+
+// timeline logs how long after the start something was so.
+func timeline(t *testing.T) func(what string) {
+	begin := time.Now()
+	return func(what string) {
+		t.Helper()
+		t.Logf("%6.2fs  %s", time.Since(begin).Seconds(), what)
+	}
 }
 
 // ended is how many tasks have ended, as Postgres tells.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/harness"
 )
@@ -76,10 +77,14 @@ func TestStageKilled(t *testing.T) {
 	for _, stage := range stages {
 		t.Run(stage, func(t *testing.T) {
 			t.Parallel()
-			in := harness.Install(t, harness.Get(t, harness.Shared), under(nil))
-			in.Fleet(t, unequal()...)
+			// So that each stage holds something for longer than commits take, which
+			// would be lost if it were committed too soon.
+			in := harness.Install(t, harness.Get(t, harness.Shared), under(map[string]any{"batcher.each.max_wait": "500ms"}))
+			in.Fleet(t, append(unequal(), fleet.Spec{ID: "long", Slots: 16, ServiceTime: 300 * time.Millisecond})...)
 			hooks := harness.Hooks(t, harness.Secret, nil)
+			at := timeline(t)
 			ps := six(t, in)
+			at("all stages are ready")
 			l := submit(t, ps["api"].API(), "t", hooks.URL, n)
 			switch stage {
 			case "api":
@@ -91,11 +96,16 @@ func TestStageKilled(t *testing.T) {
 			default:
 				whenEnded(t, in, n/8, n)
 			}
+			at("killed")
 			ps[stage].Kill(t)
 			ps[stage] = ps[stage].Again(t)
+			at("ready again")
 			ids := l.wait(t)
+			at("all are accepted")
 			in.Await(t, ids, 2*harness.Patience)
+			at("all have ended")
 			in.CheckPromises(t, ids, hooks)
+			at("promises are kept")
 			allAlive(t, ps)
 		})
 	}

@@ -36,6 +36,10 @@ const candidates = "1000"
 // more than its share of one claim. A row that another process has just locked
 // is skipped. The end of the lease is the row's next time, so that the rows of
 // a process that died are due again by themselves.
+//
+// One row after the other, by its key, is how it has to be done however little
+// the planner knows: after a burst, when nobody has counted the rows of these
+// tables yet, it would compare each with each. LATERAL leaves it no choice.
 const claimSQL = `
 WITH busy AS (SELECT * FROM unnest($5::text[], $6::int[]) AS b (host, n)),
 due AS (
@@ -45,12 +49,15 @@ due AS (
 ranked AS (
 	SELECT due.id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
 	FROM due LEFT JOIN busy ON busy.host = due.host),
-picked AS (
-	SELECT c.id, c.tenant, c.task_id FROM callbacks c JOIN ranked r ON r.id = c.id
-	WHERE r.place <= $4 AND c.state = 'DUE' AND c.next_at <= now()
-	ORDER BY r.next_at LIMIT $3 FOR UPDATE OF c SKIP LOCKED)
+picked AS MATERIALIZED (
+	SELECT c.id, c.tenant, c.task_id FROM (SELECT id FROM ranked WHERE place <= $4 ORDER BY next_at) r
+	CROSS JOIN LATERAL (
+		SELECT id, tenant, task_id FROM callbacks
+		WHERE id = r.id AND state = 'DUE' AND next_at <= now() FOR UPDATE SKIP LOCKED) c
+	LIMIT $3)
 UPDATE callbacks c SET holder = $1, attempts = c.attempts + 1, next_at = now() + $2 * interval '1 millisecond'
-FROM picked p LEFT JOIN results r ON r.tenant = p.tenant AND r.task_id = p.task_id
+FROM picked p LEFT JOIN LATERAL (
+	SELECT * FROM results WHERE tenant = p.tenant AND task_id = p.task_id OFFSET 0) r ON true
 WHERE c.id = p.id
 RETURNING c.id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_id IS NOT NULL,
 	coalesce(octet_length(r.output::text) > $7, false), CASE WHEN octet_length(r.output::text) <= $7 THEN r.output::text END,

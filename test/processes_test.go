@@ -3,6 +3,7 @@ package test
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"testing"
 	"time"
 
@@ -69,6 +70,9 @@ func TestSixProcessesGiveTheSameAsOne(t *testing.T) {
 	require.Equal(t, one, many)
 }
 
+// openTasks tells that at least ten tasks wait in open batches.
+var openTasks = regexp.MustCompile(`(?m)^batchyard_batcher_open_tasks [1-9]\d`)
+
 // TestStageKilled kills each of six processes in the middle of 2,000 tasks and
 // starts it again: nothing that was accepted is lost, and nothing counts twice.
 func TestStageKilled(t *testing.T) {
@@ -79,7 +83,11 @@ func TestStageKilled(t *testing.T) {
 			t.Parallel()
 			// So that each stage holds something for longer than commits take, which
 			// would be lost if it were committed too soon.
-			in := harness.Install(t, harness.Get(t, harness.Shared), under(map[string]any{"batcher.each.max_wait": "500ms"}))
+			with := map[string]any{"kafka.commit_interval": "20ms"}
+			if stage == "batcher" {
+				with["batcher.each.max_wait"] = "500ms"
+			}
+			in := harness.Install(t, harness.Get(t, harness.Shared), under(with))
 			in.Fleet(t, append(unequal(), fleet.Spec{ID: "long", Slots: 16, ServiceTime: 300 * time.Millisecond})...)
 			hooks := harness.Hooks(t, harness.Secret, nil)
 			at := timeline(t)
@@ -93,6 +101,11 @@ func TestStageKilled(t *testing.T) {
 			case "callbacks":
 				harness.Eventually(t, harness.Patience, "callbacks come", func() bool { return hooks.Count() >= n/8 })
 				require.Less(t, hooks.Count(), n)
+			case "batcher":
+				whenEnded(t, in, n/8, n)
+				harness.Eventually(t, harness.Patience, "batches are open", func() bool {
+					return openTasks.Match(ps["batcher"].API().Do(t, "GET", "/metrics", nil).Body)
+				})
 			default:
 				whenEnded(t, in, n/8, n)
 			}

@@ -38,6 +38,7 @@ type Batcher struct {
 	window   *window
 	arrivals chan []entry
 	lost     chan struct{}
+	stopped  chan struct{}       // closed when the loop has ended
 	freed    chan map[string]int // tasks that the devices named have, as the log of credits says
 }
 
@@ -47,7 +48,7 @@ func New(cfg Config, deps Deps) *Batcher {
 		cfg: cfg, deps: deps,
 		outbox: deps.Log.NewOutbox(Stage, 1024, 64<<20),
 		leases: device.NewKeeper(deps.Credits, deps.Logger),
-		window: newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1),
+		window: newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), stopped: make(chan struct{}),
 		freed: make(chan map[string]int, 1),
 	}
 }
@@ -97,10 +98,18 @@ func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 	}
 	select {
 	case b.arrivals <- entries:
-	case <-ctx.Done(): // read again, by whoever owns the partition
-		for i := range entries {
-			b.leases.Drop(entries[i].Lease, 1)
+		return
+	case <-ctx.Done():
+	}
+	if !recs[0].Lost() { // we drain: what was read still leaves
+		select {
+		case b.arrivals <- entries:
+			return
+		case <-b.stopped:
 		}
+	}
+	for i := range entries { // read again, by whoever owns the partition
+		b.leases.Drop(entries[i].Lease, 1)
 	}
 }
 
@@ -115,6 +124,7 @@ func (b *Batcher) partitionLost(int) {
 // loop owns the window. When draining ends, what is open leaves at once, and so
 // does whatever still comes.
 func (b *Batcher) loop(ctx context.Context, draining <-chan struct{}) {
+	defer close(b.stopped)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	closed := func(o *open, why Reason) { b.write(ctx, o, why) }

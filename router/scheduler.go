@@ -126,6 +126,9 @@ func (s *scheduler) drainArrivals(ctx context.Context) {
 func (s *scheduler) arrive(ctx context.Context, items []*item) {
 	now := time.Now()
 	for _, it := range items {
+		if it.rec.Lost() { // on the way here; its new owner reads it
+			continue
+		}
 		s.parked = s.parked || it.early
 		if !s.window.add(it, now) {
 			// The task is in the window from another record, whose claim ours

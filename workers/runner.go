@@ -84,6 +84,10 @@ func (r *runner) submit(d task.DeviceRef, calls ...*call) {
 	r.device = d
 	r.queue = append(r.queue, calls...)
 	r.mu.Unlock()
+	if r.w.draining.Load() { // since we looked: drain may have emptied the queue before
+		r.w.giveBackCalls(r.takeQueue())
+		return
+	}
 	r.dispatch()
 }
 

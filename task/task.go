@@ -25,6 +25,15 @@ const (
 	MaxAttemptsLimit = 20 // attempts a task may ask for
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
 	maxRequeues      = 1 << 20
+	maxAttemptNumber = 1_000_000
+)
+
+// Times of a task lie between these. JSON has no year beyond 9999, so one that
+// came as a number (milliseconds for seconds) would make a task whose result
+// nobody can write.
+var (
+	earliestTime = time.Unix(0, 0)
+	latestTime   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
 // DefaultTenant owns tasks that name no tenant.
@@ -252,6 +261,14 @@ func (t *Task) Validate(l Limits) error {
 			return err
 		}
 	}
+	for _, f := range []struct {
+		name string
+		at   time.Time
+	}{{"deadline", t.Deadline}, {"not_before", t.NotBefore}, {"submitted_at", t.SubmittedAt}} {
+		if !timeInRange(f.at) {
+			return fieldErr(f.name, "send RFC 3339, or Unix seconds in MessagePack", "it is not between the years 1970 and 9998")
+		}
+	}
 	if err := t.validateLists(); err != nil {
 		return err
 	}
@@ -260,10 +277,36 @@ func (t *Task) Validate(l Limits) error {
 			return err
 		}
 	}
-	if p := t.Progress; p != nil && (p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit) {
+	if t.Progress != nil && !t.Progress.valid() {
 		return fieldErr("progress", "leave it out: it is Batchyard's own", "it is out of range")
 	}
 	return t.Input.validate(l.MaxInput)
+}
+
+// valid reports whether the progress may be ours. What is not would come back
+// in a result that the recorder refuses, so that the task never ended.
+func (p *Progress) valid() bool {
+	if p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
+		!timeInRange(p.NotBefore) || checkText("", p.Requested, MaxNameLength, false) != nil {
+		return false
+	}
+	for i := range p.Attempts {
+		a := &p.Attempts[i]
+		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || !timeInRange(a.At) ||
+			checkText("", a.Device, MaxNameLength, false) != nil {
+			return false
+		}
+	}
+	for _, d := range p.Exclude {
+		if checkText("", d, MaxNameLength, true) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func timeInRange(at time.Time) bool {
+	return at.IsZero() || !at.Before(earliestTime) && at.Before(latestTime)
 }
 
 func (t *Task) validateLists() error {

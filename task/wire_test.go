@@ -83,6 +83,60 @@ func TestMessagePackMapsBecomeJSON(t *testing.T) {
 	require.Equal(t, 2026, got.Deadline.Year())
 }
 
+// What a device answered is not rewritten on its way.
+func TestOutputsStayAsTheyCame(t *testing.T) {
+	const output = "{ \"html\": \"<b>&amp;</b>\",\n \"n\": 1.0,\"z\":\"\\u003c \"} "
+	r := task.NewResult(full(), task.Success, time.Now())
+	r.Output = task.Input(output)
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		b, err := task.EncodeResult(r, ct)
+		require.NoError(t, err)
+		got, err := task.DecodeResult(b, ct)
+		require.NoError(t, err)
+		require.Equal(t, strings.TrimSpace(output), strings.TrimSpace(string(got.Output)))
+		require.Equal(t, r.Attempts[0].Device, got.Attempts[0].Device)
+		require.Equal(t, r.Labels, got.Labels)
+	}
+	large := *r
+	large.Output = task.Input(`{"a":"` + strings.Repeat("<", 1<<20) + `"}`)
+	b, err := task.EncodeResult(&large, task.ContentJSON)
+	require.NoError(t, err)
+	require.Less(t, len(b), 1<<20+8192, "an answer does not grow on its way")
+	large.Output = task.Input(`{"a":`)
+	_, err = task.EncodeResult(&large, task.ContentJSON)
+	require.Error(t, err)
+}
+
+// A task that is taken can end: its result can be written and recorded.
+func TestTasksThatCouldNotEndAreRefused(t *testing.T) {
+	millis := time.Unix(1_772_600_000_000, 0) // milliseconds sent as seconds: the year 58142
+	for name, c := range map[string]struct {
+		change func(*task.Task)
+		want   string
+	}{
+		"submitted far away":    {func(tk *task.Task) { tk.SubmittedAt = millis }, "submitted_at"},
+		"submitted long ago":    {func(tk *task.Task) { tk.SubmittedAt = time.Date(1, 1, 2, 0, 0, 0, 0, time.UTC) }, "submitted_at"},
+		"deadline far away":     {func(tk *task.Task) { tk.Deadline = millis }, "deadline"},
+		"not before far away":   {func(tk *task.Task) { tk.NotBefore = millis }, "not_before"},
+		"beyond, once in UTC":   {func(tk *task.Task) { tk.NotBefore = time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200)) }, "not_before"},
+		"backoff far away":      {func(tk *task.Task) { tk.Progress.NotBefore = millis }, "progress"},
+		"attempt far away":      {func(tk *task.Task) { tk.Progress.Attempts[0].At = millis }, "progress"},
+		"attempt below one":     {func(tk *task.Task) { tk.Progress.Attempts[0].Number = -5 }, "progress"},
+		"attempt out of range":  {func(tk *task.Task) { tk.Progress.Attempts[0].Number = 1 << 40 }, "progress"},
+		"status out of range":   {func(tk *task.Task) { tk.Progress.Attempts[0].Status = -1 }, "progress"},
+		"device that is no id":  {func(tk *task.Task) { tk.Progress.Attempts[0].Device = "a\x00" }, "progress"},
+		"excluded that is none": {func(tk *task.Task) { tk.Progress.Exclude = []string{"a\xff"} }, "progress"},
+		"requested too long":    {func(tk *task.Task) { tk.Progress.Requested = strings.Repeat("m", 300) }, "progress"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tk := full()
+			require.NoError(t, tk.Validate(task.Limits{}))
+			c.change(tk)
+			require.ErrorContains(t, tk.Validate(task.Limits{}), c.want)
+		})
+	}
+}
+
 func TestBadRecordsAreNamed(t *testing.T) {
 	nest := strings.Repeat("[", 4000)
 	for name, c := range map[string]struct{ in, ct, want string }{

@@ -67,7 +67,7 @@ type request struct {
 func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, joinURL(r.device.URL, r.endpoint), bytes.NewReader(r.body))
 	if err != nil {
-		return nil, 0, &Failure{Class: task.ClassConnect, Message: fmt.Sprintf("making a request to device %s: %v", r.device.ID, err)}
+		return nil, 0, &Failure{Class: task.ClassConnect, Message: short(fmt.Sprintf("making a request to device %s: %v", r.device.ID, err), maxMessage)}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "batchyard")
@@ -132,10 +132,16 @@ func check(id string, resp *http.Response, body []byte, limit int64) ([]byte, in
 	return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
 }
 
+// maxMessage bounds what is said of a failure, in bytes: it stays with the task.
+const maxMessage = 1024
+
+// short cuts text that comes from a device.
+func short(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
+
 // transportFailure says why there was no answer. Errors of the HTTP client hold
 // the URL, never the body.
 func transportFailure(ctx context.Context, id string, err error) *Failure {
-	f := &Failure{Class: task.ClassConnect, Message: fmt.Sprintf("talking to device %s: %v", id, unwrapURL(err))}
+	f := &Failure{Class: task.ClassConnect, Message: short(fmt.Sprintf("talking to device %s: %v", id, unwrapURL(err)), maxMessage)}
 	var ne net.Error
 	switch {
 	case errors.Is(context.Cause(ctx), errCancelled):

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -160,6 +163,34 @@ func TestEngineBoundsAnswersAndFollowsNobody(t *testing.T) {
 	cfg.DeviceKeyEnv = map[string]string{"d": "TEST_NO_SUCH_KEY"}
 	_, err := newEngine(cfg)
 	require.ErrorContains(t, err, "TEST_NO_SUCH_KEY")
+}
+
+// What a broken device sends goes into the task's attempts, and with them round
+// through the topics: it must not make the task larger than these take.
+func TestWhatIsSaidOfAFailureIsShort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.CopyN(io.Discard, c, 10)
+			_, _ = io.WriteString(c, strings.Repeat("\xff", 1<<20)+"\r\n")
+			_ = c.Close()
+		}
+	}()
+	e := newTestEngine(t, testConfig())
+	_, _, f := e.do(t.Context(), request{device: task.DeviceRef{ID: "d", URL: "http://" + l.Addr().String()}, endpoint: task.EndpointChat, body: []byte(`{}`), tasks: 1})
+	require.NotNil(t, f)
+	require.NotEmpty(t, f.Message)
+	require.LessOrEqual(t, len(f.Message), maxMessage)
+
+	long := errorText([]byte(`{"error":{"type":"` + strings.Repeat("x", 199) + `é"}}`))
+	require.True(t, utf8.ValidString(long))
+	require.LessOrEqual(t, len(long), 200)
 }
 
 func TestRetryAfter(t *testing.T) {

@@ -281,5 +281,5 @@ func errorText(answer []byte) string {
 	if a.Error.Param != "" {
 		s += ", at " + a.Error.Param
 	}
-	return s[:min(len(s), 200)]
+	return short(s, 200)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -182,9 +183,10 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	if f != nil && f.Class == task.ClassThrottled {
 		r.slowDown(f.RetryAfter)
 	}
-	if c.group != nil && f != nil && (f.Class == task.ClassInvalid || f.Class == errSplit) {
+	if c.group != nil && f != nil && f.spoiled() {
 		// One of the merged tasks spoils the others, or the device does not
-		// answer lists: each alone. That is no attempt of theirs.
+		// answer lists: each alone. That is no attempt of theirs. Should the
+		// device fail them all, the breaker soon stops that.
 		r.w.deps.Logger.Debug("a merged request failed; its tasks go one by one", "device", r.id, "tasks", len(c.works), "error", f.Message)
 		singles := make([]*call, 0, len(c.works))
 		for _, w := range c.works {
@@ -206,6 +208,12 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		w.attempts = append(w.attempts, a)
 		r.w.settle(r, w, d, answer, f, true)
 	}
+}
+
+// spoiled reports whether one task may be to blame for the failure of a merged
+// request. 502 to 504 say that the device is down or has too much to do.
+func (f *Failure) spoiled() bool {
+	return f.Class == task.ClassInvalid || f.Class == errSplit || f.Class == task.ClassDevice && f.Status == http.StatusInternalServerError
 }
 
 // errSplit is the class of a merged answer that could not be taken apart.

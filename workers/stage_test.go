@@ -2,7 +2,11 @@ package workers
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -344,4 +348,54 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 		require.Equal(t, task.Success, y.results[id][0].State, id)
 	}
 	require.Zero(t, y.count(task.BreakerOpened))
+}
+
+// A device that stumbles over one task of a merged request answers 500 for all.
+func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+task.EndpointEmbeddings, func(w http.ResponseWriter, r *http.Request) {
+		var asked struct{ Input json.RawMessage }
+		if json.NewDecoder(r.Body).Decode(&asked) != nil || strings.Contains(string(asked.Input), "poison") {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		var items []json.RawMessage
+		if json.Unmarshal(asked.Input, &items) != nil {
+			items = []json.RawMessage{asked.Input}
+		}
+		data := make([]map[string]any, len(items))
+		for i := range data {
+			data[i] = map[string]any{"index": i, "embedding": []int{1}}
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"data": data})
+	})
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	y := newYard(t, fleet.Spec{ID: "unused"})
+	cfg := testConfig()
+	cfg.MaxMerged, cfg.MaxAttempts = 64, 1
+	y.workers(cfg)
+	b := task.Batch{ID: "b", Device: task.DeviceRef{ID: "d", URL: srv.URL, Slots: 1}, Endpoint: task.EndpointEmbeddings, Model: "m"}
+	for i := range 40 {
+		tk := embed(fmt.Sprint("e-", i), `"x"`)
+		if i == 20 {
+			tk = embed("bad", `"poison"`)
+		}
+		tk.Normalize(time.Now())
+		b.Assignments = append(b.Assignments, task.Assignment{Task: *tk, Device: b.Device, Attempt: 1, AssignedAt: time.Now()})
+	}
+	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+	require.NoError(t, err)
+	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
+	y.until("every task", func() bool { return len(y.results) == 40 })
+	for id, rs := range y.results {
+		want := task.Success
+		if id == "bad" {
+			want = task.Failed
+		}
+		require.Len(t, rs, 1)
+		require.Equal(t, want, rs[0].State, id)
+		require.Len(t, rs[0].Attempts, 1, "the merged request is no attempt of theirs")
+	}
+	y.committed()
 }

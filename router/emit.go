@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -78,14 +79,44 @@ func (s *scheduler) assignTo(ctx context.Context, st *state, picks []pick, now t
 
 // finish writes the end of an item's stay and finishes its record then.
 func (s *scheduler) finish(ctx context.Context, it *item, u stream.Unit) {
+	s.finishOr(ctx, it, u, func() { s.tooLarge(ctx, it) })
+}
+
+// finishOr is finish; large is called when a topic will never take the unit for
+// its size. The task has to end all the same: its record, never finished, would
+// keep its share of the window for ever.
+func (s *scheduler) finishOr(ctx context.Context, it *item, u stream.Unit, large func()) {
 	u.Acked = func(err error) {
-		if err != nil {
+		var tooLarge *stream.TooLargeError
+		switch {
+		case err == nil:
+			it.ticket.release()
+		case errors.As(err, &tooLarge) && large != nil:
+			go large() // it must not wait here for room in the outbox, which has none until this returns
+		default:
 			s.deps.Logger.Error("a task's way on was not written; it is read again", "record", it.rec.Position(), "error", err)
-			return
 		}
-		it.ticket.release()
 	}
 	_ = s.outbox.Put(ctx, u) // an error means that ctx ended: it is read again
+}
+
+// tooLarge ends a task that no topic takes as what it became. The result leaves
+// out all that can be large.
+func (s *scheduler) tooLarge(ctx context.Context, it *item) {
+	now := time.Now()
+	res := task.NewResult(it.task, task.Failed, now)
+	res.Labels, res.Attempts = nil, nil
+	res.Error = &task.Error{Class: task.ClassInvalid, Message: "the task with what is added on its way is larger than its topic takes; send less"}
+	msg, err := stream.ResultMessage(res)
+	if err != nil {
+		s.deps.Logger.Error("encoding a result", "error", err)
+		return
+	}
+	e := task.NewEvent(task.TaskFailed, it.task, s.name, now)
+	e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassInvalid
+	e.Duration = max(0, now.Sub(it.task.SubmittedAt))
+	s.deps.Metrics.Router.Ended.WithLabelValues(string(task.Failed)).Inc()
+	s.finishOr(ctx, it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}}, nil)
 }
 
 // expire ends a task whose deadline passed while it waited. It is out of the

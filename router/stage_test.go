@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -299,6 +300,38 @@ func TestHeldTasksBlockNobody(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 	y.mu.Unlock()
+}
+
+// A record may be as large as its topic takes and have no room for what a parked
+// task carries in addition.
+func TestWhatCannotBeParkedEnds(t *testing.T) {
+	y := newYard(t, 1)
+	y.deps.Limits.MaxInput = 4 << 20
+	cfg := testConfig()
+	cfg.WindowCount = 64
+	cfg.ParkFor = 50 * time.Millisecond
+	y.router(cfg, "router@test")
+	limit := 0
+	for _, topic := range stream.Topics {
+		if topic.Name == stream.TasksNormal {
+			limit = int(topic.MaxBytes)
+		}
+	}
+	large := chat("large", "unknown")
+	large.Input = task.Input(`{"x":"` + strings.Repeat("y", 4<<20-16) + `"}`)
+	m := y.message(large, task.ContentMsgpack)
+	m.Key = ""
+	room := limit - 128 - 32 - len(m.Value) - 100 // of a batch, of a record, of the headers
+	m.Headers = append(m.Headers, stream.Header{Key: stream.HeaderActor, Value: []byte(strings.Repeat("a", room))})
+	msgs := []stream.Message{m}
+	for i := range 60 {
+		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), task.ContentJSON))
+	}
+	require.NoError(t, y.log.Produce(t.Context(), msgs...))
+	y.until("the end of the large task", func() bool { return y.results["large"] != nil })
+	require.Equal(t, task.Failed, y.results["large"].State)
+	require.Equal(t, task.ClassInvalid, y.results["large"].Error.Class)
+	y.until("the event of its end", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 
 func TestRedisIsEmptiedInTheMiddle(t *testing.T) {

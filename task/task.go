@@ -26,6 +26,7 @@ const (
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
 	maxRequeues      = 1 << 20
 	maxAttemptNumber = 1_000_000
+	maxSaid          = 4096 // bytes of an attempt's message
 )
 
 // Times of a task lie between these. JSON has no year beyond 9999, so one that
@@ -292,7 +293,7 @@ func (p *Progress) valid() bool {
 	}
 	for i := range p.Attempts {
 		a := &p.Attempts[i]
-		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || !timeInRange(a.At) ||
+		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || len(a.Message) > maxSaid || !timeInRange(a.At) ||
 			checkText("", a.Device, MaxNameLength, false) != nil {
 			return false
 		}

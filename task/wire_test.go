@@ -124,6 +124,7 @@ func TestTasksThatCouldNotEndAreRefused(t *testing.T) {
 		"attempt below one":     {func(tk *task.Task) { tk.Progress.Attempts[0].Number = -5 }, "progress"},
 		"attempt out of range":  {func(tk *task.Task) { tk.Progress.Attempts[0].Number = 1 << 40 }, "progress"},
 		"status out of range":   {func(tk *task.Task) { tk.Progress.Attempts[0].Status = -1 }, "progress"},
+		"message too long":      {func(tk *task.Task) { tk.Progress.Attempts[0].Message = strings.Repeat("m", 5000) }, "progress"},
 		"device that is no id":  {func(tk *task.Task) { tk.Progress.Attempts[0].Device = "a\x00" }, "progress"},
 		"excluded that is none": {func(tk *task.Task) { tk.Progress.Exclude = []string{"a\xff"} }, "progress"},
 		"requested too long":    {func(tk *task.Task) { tk.Progress.Requested = strings.Repeat("m", 300) }, "progress"},

@@ -73,7 +73,9 @@ func (in Input) validate(limit int) error {
 // CheckJSON reports why b cannot be kept as JSON: it is not valid JSON, not
 // valid UTF-8, or nested deeper than [MaxInputDepth] (a deeper one would
 // exhaust the stack of whoever parses it, Postgres included).
-func CheckJSON(b []byte) error {
+func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
+
+func checkJSON(b []byte, most int) error {
 	if !utf8.Valid(b) {
 		return fieldErr("", "", "it is not valid UTF-8")
 	}
@@ -92,8 +94,8 @@ func CheckJSON(b []byte) error {
 		case c == '"':
 			inString = true
 		case c == '{' || c == '[':
-			if depth++; depth > MaxInputDepth {
-				return fieldErr("", "", "it is nested deeper than %d", MaxInputDepth)
+			if depth++; depth > most {
+				return fieldErr("", "", "it is nested deeper than %d", most)
 			}
 		case c == '}' || c == ']':
 			depth--

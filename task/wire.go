@@ -123,7 +123,7 @@ func formatOf(b []byte, contentType string) (string, error) {
 }
 
 func decodeJSON(b []byte, into any) error {
-	if err := CheckJSON(b); err != nil {
+	if err := checkJSON(b, MaxInputDepth+1); err != nil { // an input or output lies one deeper than by itself
 		return fieldErr("", "send one JSON object a record", "%s", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))

@@ -107,6 +107,33 @@ func TestOutputsStayAsTheyCame(t *testing.T) {
 	require.Error(t, err)
 }
 
+// What is nested as deep as it may be still fits into its record.
+func TestTheDeepestIsRead(t *testing.T) {
+	nest := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
+	deepest := nest(task.MaxInputDepth)
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		r := task.NewResult(full(), task.Success, time.Now())
+		r.Output = task.Input(deepest)
+		b, err := task.EncodeResult(r, ct)
+		require.NoError(t, err)
+		res, err := task.DecodeResult(b, ct)
+		require.NoError(t, err)
+		require.NoError(t, res.Validate())
+
+		tk := full()
+		tk.Input = task.Input(deepest)
+		require.NoError(t, tk.Validate(task.Limits{}))
+		b, err = task.EncodeTask(tk, ct)
+		require.NoError(t, err)
+		got, err := task.DecodeTask(b, ct)
+		require.NoError(t, err)
+		require.NoError(t, got.Validate(task.Limits{}))
+	}
+	tk := full()
+	tk.Input = task.Input(nest(task.MaxInputDepth + 1))
+	require.ErrorContains(t, tk.Validate(task.Limits{}), "nested deeper")
+}
+
 // A task that is taken can end: its result can be written and recorded.
 func TestTasksThatCouldNotEndAreRefused(t *testing.T) {
 	millis := time.Unix(1_772_600_000_000, 0) // milliseconds sent as seconds: the year 58142

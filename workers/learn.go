@@ -85,6 +85,21 @@ func (b *breakers) changed(id string, to gobreaker.State) {
 	b.poke()
 }
 
+// fresh tells that the device's breaker is closed, because it is a new one or
+// will be: what was told of the one before counts no more.
+func (b *breakers) fresh(id string) {
+	b.mu.Lock()
+	b.health[id] = device.Health{State: gobreaker.StateClosed.String()}
+	b.mu.Unlock()
+}
+
+// forget leaves the device to its next owner.
+func (b *breakers) forget(id string) {
+	b.mu.Lock()
+	delete(b.health, id)
+	b.mu.Unlock()
+}
+
 func (b *breakers) slow(id string, until time.Time) {
 	b.mu.Lock()
 	h := b.health[id]

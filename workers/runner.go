@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -25,11 +26,13 @@ type call struct {
 // others wait in order. It never blocks who hands over work; how much can wait
 // is bounded by the stage's budget of records.
 type runner struct {
-	w       *Workers
-	id      string
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	budget  *Budget
-	rates   *rates
+	w         *Workers
+	id        string
+	partition int         // of its batches
+	gone      atomic.Bool // it is another worker's device now, or forgotten
+	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
+	budget    *Budget
+	rates     *rates
 
 	mu        sync.Mutex
 	device    task.DeviceRef // as the newest assignment knows it
@@ -40,8 +43,8 @@ type runner struct {
 	used      time.Time
 }
 
-func newRunner(w *Workers, d task.DeviceRef) *runner {
-	r := &runner{w: w, id: d.ID, device: d, budget: NewBudget(w.cfg.RetryBudget), rates: newRates(), used: time.Now()}
+func newRunner(w *Workers, d task.DeviceRef, partition int) *runner {
+	r := &runner{w: w, id: d.ID, partition: partition, device: d, budget: NewBudget(w.cfg.RetryBudget), rates: newRates(), used: time.Now()}
 	cfg := w.cfg
 	r.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name: d.ID, MaxRequests: 1, Interval: cfg.BreakerWindow, BucketPeriod: cfg.BreakerWindow / 10, Timeout: cfg.BreakerOpen,
@@ -52,8 +55,13 @@ func newRunner(w *Workers, d task.DeviceRef) *runner {
 		IsSuccessful: func(err error) bool { return err == nil },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errNobodysFault) },
 		// Called under the breaker's lock: it must not wait.
-		OnStateChange: func(_ string, _, to gobreaker.State) { w.breakers.changed(d.ID, to) },
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			if !r.gone.Load() {
+				w.breakers.changed(d.ID, to)
+			}
+		},
 	})
+	w.breakers.fresh(d.ID)
 	return r
 }
 
@@ -307,7 +315,9 @@ func (r *runner) slowDown(d time.Duration) {
 		r.slowUntil = until
 	}
 	r.mu.Unlock()
-	r.w.breakers.slow(r.id, until)
+	if !r.gone.Load() {
+		r.w.breakers.slow(r.id, until)
+	}
 }
 
 // observe counts the request and learns from it how fast the device is.

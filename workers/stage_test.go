@@ -399,3 +399,43 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	}
 	y.committed()
 }
+
+// Routers keep a half-open device to one task. Whoever has it next begins with
+// a breaker of its own, and must say so.
+func TestTheNextOwnerOfADeviceTellsItsOwnBreaker(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d"})
+	cfg := testConfig()
+	cfg.BreakerFails, cfg.LocalRetries, cfg.BreakerOpen = 1, 0, 10*time.Millisecond
+	state := func() string {
+		_, hs, err := y.deps.Rates.Load(t.Context())
+		require.NoError(t, err)
+		return hs["d"].State
+	}
+	first, stop := y.workers(cfg)
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.send("d", chat("fails"))
+	y.back("fails", 1)
+	y.eventually("half-open", func() bool { return state() == "half-open" })
+
+	// It loses the partition, as in a rebalance: what it knew it tells no more.
+	for p := range 3 {
+		first.partitionLost(p)
+	}
+	unwell, _ := first.breakers.take(time.Now())
+	require.Empty(t, unwell)
+	require.Empty(t, first.runners)
+	stop()
+
+	second, _ := y.workers(cfg)
+	y.send("d", chat("well"))
+	require.Equal(t, task.Success, y.only("well").State)
+	y.eventually("closed", func() bool { return state() == "closed" })
+
+	// Nor does a device stay half-open that had no work until it was forgotten.
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.send("d", chat("fails again"))
+	y.back("fails again", 1)
+	y.eventually("half-open again", func() bool { return state() == "half-open" })
+	second.retire(0)
+	y.eventually("closed again", func() bool { return state() == "closed" })
+}

@@ -201,7 +201,7 @@ func (s *Workers) start(ctx context.Context, b *task.Batch, from *origin) {
 	s.mu.Lock()
 	r = s.runners[b.Device.ID]
 	if r == nil {
-		r = newRunner(s, b.Device)
+		r = newRunner(s, b.Device, from.rec.Partition)
 		s.runners[b.Device.ID] = r
 	}
 	r.submit(b.Device, calls...)
@@ -266,7 +266,16 @@ func (s *Workers) recheck(ctx context.Context) {
 
 // partitionLost stops what came from partitions that belong to another worker
 // now: it runs them.
-func (s *Workers) partitionLost(int) {
+func (s *Workers) partitionLost(partition int) {
+	s.mu.Lock()
+	for id, r := range s.runners {
+		if r.partition == partition { // its breaker, too, is the next owner's
+			r.gone.Store(true)
+			s.breakers.forget(id)
+			delete(s.runners, id)
+		}
+	}
+	s.mu.Unlock()
 	s.live.each(func(w *work) {
 		if !w.from.rec.Lost() {
 			return
@@ -305,7 +314,7 @@ func (s *Workers) report(ctx context.Context) {
 			s.breakers.untold(healths)
 			s.deps.Logger.Debug("rates were not reported; they are learned and told again", "error", err)
 		}
-		s.retire()
+		s.retire(retireAfter)
 	}
 }
 
@@ -329,11 +338,13 @@ func (s *Workers) breakerChanged(c breakerChange) {
 // rates are forgotten here (the rates stay in Redis).
 const retireAfter = 30 * time.Minute
 
-func (s *Workers) retire() {
+func (s *Workers) retire(after time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, r := range s.runners {
-		if since, idle := r.idleSince(); idle && time.Since(since) > retireAfter {
+		if since, idle := r.idleSince(); idle && time.Since(since) > after {
+			r.gone.Store(true)
+			s.breakers.fresh(id)
 			delete(s.runners, id)
 		}
 	}

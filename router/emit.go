@@ -160,6 +160,31 @@ func (s *scheduler) park(ctx context.Context, it *item, reason string, now time.
 	s.finish(ctx, it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}})
 }
 
+// rewrite parks the tasks whose records have been in the log for half of its
+// retention: they wait here longer than their records last, and a router that
+// starts anew would not find them.
+func (s *scheduler) rewrite(ctx context.Context, now time.Time) {
+	const most = 256
+	if s.deps.Retention <= 0 {
+		return
+	}
+	n := 0
+	for _, it := range s.window.byKey {
+		if n == most {
+			return
+		}
+		if it.rec.Time.IsZero() || now.Sub(it.rec.Time) < s.deps.Retention/2 {
+			continue
+		}
+		reason := "retention"
+		if it.early || it.index >= 0 {
+			reason = parkedForDevice
+		}
+		s.park(ctx, it, reason, now)
+		n++
+	}
+}
+
 // parkRecord parks the task of a record that holds up its partition's commit.
 func (s *scheduler) parkRecord(ctx context.Context, rec *stream.Record) {
 	for _, it := range s.window.byKey {

@@ -33,6 +33,8 @@ type Deps struct {
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
 	Instance string // host and process: who acted, in events and leases
+
+	Retention time.Duration // of the tasks topics; 0: records stay for ever
 }
 
 // Router reads tasks and writes assignments. Any number of routers may run.

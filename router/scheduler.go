@@ -97,6 +97,7 @@ func (s *scheduler) run(ctx context.Context) {
 			s.view.update(f.devices, f.rates, f.healths)
 			s.view.credits(f.used)
 			s.parked = true
+			s.rewrite(ctx, time.Now())
 			s.observe()
 		case used := <-s.freed:
 			if used == nil { // unknown: the next grant tells the truth

@@ -334,6 +334,29 @@ func TestWhatCannotBeParkedEnds(t *testing.T) {
 	y.until("the event of its end", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 
+// A task may wait for longer than its topic keeps records.
+func TestWhatWaitsOutlivesItsRecord(t *testing.T) {
+	y := newYard(t, 1)
+	y.deps.Retention = 400 * time.Millisecond
+	y.router(testConfig(), "router@test")
+	far := chat("far", "m")
+	far.NotBefore = time.Now().Add(time.Hour)
+	y.produce(far, chat("no device", "m"))
+	y.until("new records of both, and of these", func() bool {
+		n := map[string]int{}
+		for _, id := range y.events[task.TaskParked] {
+			n[id]++
+		}
+		return n["far"] >= 2 && n["no device"] >= 2
+	})
+	y.committed(stream.TasksNormal)
+	y.beat(dev("d", 1, "m"))
+	y.until("the device", y.all([]string{"no device"}))
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Zero(t, y.assigned["far"])
+}
+
 func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	y := newYard(t, 3)
 	devices := []device.Device{dev("d1", 2, "m"), dev("d2", 1, "m")}

@@ -76,7 +76,7 @@ func buildRouter(a *App) (func(context.Context, func()) error, error) {
 	registry, credits, rates, cancels := a.devices()
 	r, err := router.New(a.cfg.Router, router.Deps{
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: registry, Credits: credits, Rates: rates, Cancels: cancels,
-		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"),
+		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.cfg.Kafka.Retention,
 	})
 	if err != nil {
 		return nil, err

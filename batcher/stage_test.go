@@ -170,7 +170,9 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	require.NoError(t, y.log.Produce(t.Context(),
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("garbage")},
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("\xdd\xff\xff\xff\xff")}))
-	y.until("every assignment", func() bool { return len(y.seen) == 40 && y.dead == 2 && y.events[task.BatchClosed] == 40 && y.events[task.RecordDead] == 2 })
+	y.until("every assignment", func() bool {
+		return len(y.seen) == 40 && y.dead == 2 && y.events[task.BatchClosed] == 40 && y.events[task.RecordDead] == 2
+	})
 	for id, n := range y.seen {
 		require.Equal(t, 1, n, id)
 	}

@@ -92,6 +92,7 @@ func (p *Producer) Check(tasks []*task.Task) error {
 	first := make(map[task.Key]int, len(tasks))
 	now := time.Now()
 	for i, t := range tasks {
+		t.SubmittedAt = time.Time{} // ours to say: it decides who goes first
 		t.Normalize(now)
 		err := t.Validate(p.limits)
 		if err == nil && t.Progress != nil {

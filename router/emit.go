@@ -154,10 +154,14 @@ func (s *scheduler) park(ctx context.Context, it *item, reason string, now time.
 		s.deps.Logger.Error("encoding a task", "error", err)
 		return
 	}
-	e := task.NewEvent(task.TaskParked, t, s.name, now)
-	e.Detail = detail("reason", reason)
+	unit := stream.Unit{Messages: []stream.Message{msg}}
+	if it.rec.Topic != stream.TasksParked { // going round again is no news, and may go on for ever
+		e := task.NewEvent(task.TaskParked, t, s.name, now)
+		e.Detail = detail("reason", reason)
+		unit.Events = append(unit.Events, e)
+	}
 	s.deps.Metrics.Router.Parked.WithLabelValues(reason).Inc()
-	s.finish(ctx, it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}})
+	s.finish(ctx, it, unit)
 }
 
 // rewrite parks the tasks whose records have been in the log for half of its

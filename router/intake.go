@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -122,7 +123,8 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 	if t.TraceID == "" {
 		t.TraceID = traceOf(rec, t)
 	}
-	if t.SubmittedAt.IsZero() {
+	if t.SubmittedAt.IsZero() || rec.Header(stream.HeaderAccepted) == "" {
+		// The log's time, not the sender's: it decides who goes first.
 		t.SubmittedAt = rec.Time.UTC()
 	}
 	t.Normalize(time.Now())
@@ -139,13 +141,11 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 	return it, nil
 }
 
-// idOf is the id of a task whose sender gave none: its record's key, else its
-// position, so that a record that is read twice stays one task.
+// idOf is the id of a task whose sender gave none: its record's place and time,
+// so that a record that is read twice stays one task. The record's key is no id:
+// clients use it to keep together what is of one user, say.
 func idOf(rec *stream.Record) string {
-	if k := string(rec.Key); k != "" && len(k) <= task.MaxIDLength {
-		return k
-	}
-	return fmt.Sprintf("%s-%d-%d", rec.Topic, rec.Partition, rec.Offset)
+	return fmt.Sprintf("%s-%d-%d-%s", rec.Topic, rec.Partition, rec.Offset, strconv.FormatInt(rec.Time.UnixMilli(), 36))
 }
 
 // traceOf takes the trace from a W3C traceparent header, else derives it from

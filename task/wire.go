@@ -32,12 +32,12 @@ func DecodeTask(b []byte, contentType string) (*Task, error) {
 	case err != nil:
 		return nil, err
 	case format == ContentJSON:
-		if err := decodeJSON(b, &t); err != nil {
+		if err := decodeJSON(b, &t, strict); err != nil {
 			return nil, err
 		}
 	default:
 		var e edgeTask
-		if err := decodeMsgpack(b, &e); err != nil {
+		if err := decodeMsgpack(b, &e, strict); err != nil {
 			return nil, err
 		}
 		return e.task(), nil
@@ -61,9 +61,9 @@ func DecodeResult(b []byte, contentType string) (*Result, error) {
 		return nil, err
 	}
 	if format == ContentJSON {
-		err = decodeJSON(b, &r)
+		err = decodeJSON(b, &r, lenient)
 	} else {
-		err = decodeMsgpack(b, &r)
+		err = decodeMsgpack(b, &r, lenient)
 	}
 	if err != nil {
 		return nil, err
@@ -122,12 +122,24 @@ func formatOf(b []byte, contentType string) (string, error) {
 	return "", fieldErr("", "send one JSON object or MessagePack map a record", "the record is neither JSON nor MessagePack (first byte 0x%02x)", b[0])
 }
 
-func decodeJSON(b []byte, into any) error {
+// strictness says what becomes of a field that is not known: a task's sender is
+// told, because it is most likely a slip; a result's is left out, because a newer
+// worker may have written it.
+type strictness bool
+
+const (
+	strict  strictness = true
+	lenient strictness = false
+)
+
+func decodeJSON(b []byte, into any, unknown strictness) error {
 	if err := checkJSON(b, MaxInputDepth+1); err != nil { // an input or output lies one deeper than by itself
 		return fieldErr("", "send one JSON object a record", "%s", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
+	if unknown == strict {
+		d.DisallowUnknownFields()
+	}
 	if err := d.Decode(into); err != nil {
 		return jsonError(err)
 	}
@@ -167,14 +179,14 @@ func jsonName(kind string) string {
 	return "number"
 }
 
-func decodeMsgpack(b []byte, into any) error {
+func decodeMsgpack(b []byte, into any, unknown strictness) error {
 	if err := checkMsgpack(b); err != nil {
 		return err
 	}
 	d := msgpack.GetDecoder()
 	defer msgpack.PutDecoder(d)
 	d.Reset(bytes.NewReader(b))
-	d.DisallowUnknownFields(true)
+	d.DisallowUnknownFields(unknown == strict)
 	if err := safely(func() error { return d.Decode(into) }); err != nil {
 		var fe *FieldError
 		if errors.As(err, &fe) {

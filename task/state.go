@@ -49,7 +49,11 @@ func ParseState(s string) (State, error) {
 	if slices.Contains(States, st) {
 		return st, nil
 	}
-	return "", &FieldError{Field: "state", Problem: fmt.Sprintf("%q is not a state", s), Remedy: fmt.Sprintf("use one of %v", States)}
+	names := make([]string, len(States))
+	for i, known := range States {
+		names[i] = string(known)
+	}
+	return "", &FieldError{Field: "state", Problem: fmt.Sprintf("%q is not a state", s), Remedy: "use one of " + strings.Join(names, ", ")}
 }
 
 // TerminalSequence is the sequence number of every terminal state: nothing is

@@ -30,6 +30,22 @@ type Summary struct {
 	ByDevice map[string]int
 }
 
+// CheckOutput says, before the work is done, what is wrong with the place that
+// its results are to be written to. It leaves nothing behind.
+func CheckOutput(path string) error {
+	if path == "" || path == "-" {
+		return nil
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("the results cannot be written to %s: it is a directory", path)
+	}
+	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("the results cannot be written to %s: %w", path, err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
 // WriteResults writes a line for each result of the plan's tasks, in the order
 // of the input, to a file that appears when it is complete. "-" stands for
 // stdout, which gets the lines at once.

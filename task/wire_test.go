@@ -93,7 +93,7 @@ func TestOutputsStayAsTheyCame(t *testing.T) {
 		require.NoError(t, err)
 		got, err := task.DecodeResult(b, ct)
 		require.NoError(t, err)
-		require.Equal(t, strings.TrimSpace(output), strings.TrimSpace(string(got.Output)))
+		require.Equal(t, strings.TrimSpace(output), strings.TrimSpace(string(got.Output))) //nolint:testifylint // byte for byte, as it came
 		require.Equal(t, r.Attempts[0].Device, got.Attempts[0].Device)
 		require.Equal(t, r.Labels, got.Labels)
 	}

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/local"
 )
 
@@ -62,14 +64,17 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 func parseDevices(pairs []string, slots int) ([]local.Device, error) {
 	var out []local.Device
 	for _, p := range pairs {
-		name, url, ok := strings.Cut(p, "=")
-		if !ok || name == "" || url == "" {
+		name, base, ok := strings.Cut(p, "=")
+		if u, err := url.Parse(base); !ok || name == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 			return nil, usageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
+		}
+		if err := device.ValidateID(name); err != nil {
+			return nil, usageError("--device %q: the name: %s", p, err)
 		}
 		if slots < 1 {
 			return nil, usageError("--slots %d: give 1 or more", slots)
 		}
-		out = append(out, local.Device{Name: name, URL: url, Slots: slots})
+		out = append(out, local.Device{Name: name, URL: base, Slots: slots})
 	}
 	return out, nil
 }

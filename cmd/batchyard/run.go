@@ -72,6 +72,9 @@ func (c *cli) runFile(ctx context.Context, path string, f runFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := jobs.CheckOutput(f.output); err != nil {
+		return withCode(exitUsage, err)
+	}
 	cfg, err := c.config(nil)
 	if err != nil {
 		return err

@@ -92,6 +92,9 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 	if err != nil {
 		return err
 	}
+	if err := jobs.CheckOutput(f.out); err != nil {
+		return withCode(exitUsage, err)
+	}
 	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{
 		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput},
 		Defaults: task.Task{Tenant: c.tenant, Priority: task.Priority(f.priority)},

@@ -69,15 +69,14 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 		harness.Record(stream.TasksNormal, "", jsonTask("franz-json")),
 		harness.Record(stream.TasksHigh, "x", jsonTask("franz-json-typed"), "content-type", "application/json"),
 		harness.Record(stream.TasksLow, "", msgpackTask(t, "franz-pack")),
-		harness.Record(stream.TasksNormal, "", msgpackTask(t, "franz-pack-typed"), "content-type", "application/msgpack"),
-		harness.Record(stream.TasksNormal, "key-is-id", []byte(`{"model":"m","input":{"messages":[{"role":"user","content":"x"}]}}`)))
+		harness.Record(stream.TasksNormal, "", msgpackTask(t, "franz-pack-typed"), "content-type", "application/msgpack"))
 	// kcat, which is librdkafka.
 	pack := filepath.Join(in.Dir, "task.msgpack")
 	require.NoError(t, os.WriteFile(pack, msgpackTask(t, "kcat-pack"), 0o600))
 	in.Kcat(t, jsonTask("kcat-json"), "-P", "-t", in.Topic(stream.TasksNormal))
 	in.Kcat(t, nil, "-P", "-t", in.Topic(stream.TasksNormal), "-H", "content-type=application/msgpack", pack)
 
-	ids := []string{"franz-json", "franz-json-typed", "franz-pack", "franz-pack-typed", "key-is-id", "kcat-json", "kcat-pack"}
+	ids := []string{"franz-json", "franz-json-typed", "franz-pack", "franz-pack-typed", "kcat-json", "kcat-pack"}
 	results := resultsOf(t, in, ids...)
 	for _, id := range ids {
 		require.Equalf(t, task.Success, results[id].State, "%+v", results[id])
@@ -95,6 +94,14 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 	}
 	in.Await(t, ids, harness.Patience)
 	in.CheckPromises(t, ids, nil)
+
+	// Without an id each record is a task of its own, whatever its key.
+	anonymous := []byte(`{"model":"m","input":{"messages":[{"role":"user","content":"x"}]}}`)
+	in.Produce(t, harness.Record(stream.TasksNormal, "user-7", anonymous), harness.Record(stream.TasksNormal, "user-7", anonymous))
+	type count struct{ N int }
+	require.Eventually(t, func() bool {
+		return harness.Rows[count](t, in, `SELECT count(*)::int AS n FROM results WHERE task_id LIKE 'tasks.normal-%' AND state = 'SUCCESS'`)[0].N == 2
+	}, harness.Patience, 50*time.Millisecond)
 }
 
 // bad is a record that can never be a task.

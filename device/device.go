@@ -44,6 +44,11 @@ type Device struct {
 	At        time.Time `json:"at,omitzero"`
 	JoinedAt  time.Time `json:"joined_at,omitzero"`
 
+	// Drained says that an operator drained it, not the device itself; Draining is
+	// true then, too.
+	Drained   bool      `json:"-"`
+	DrainedAt time.Time `json:"-"`
+
 	// Age is how old the heartbeat was, by Redis' clock, when it was read.
 	Age    time.Duration `json:"-"`
 	silent bool

@@ -34,7 +34,17 @@
 // Promise: the credits leased of a pool never exceed the limit that the taker
 // named, whoever takes, dies, retries or gives back twice.
 //
-// # Cancels
+// # Cancels and changed priorities
 //
 // A mark a task, with a time to live, and a message to whoever may hold it.
+//
+// # Control
+//
+// What operators said while Batchyard runs: the routers' policy, which goes over
+// the file's, and the devices that they drained. Routers hear of a change by the
+// registry's channel.
+//
+//	          Drain(on)                        Drain(off)
+//	(as its ───────────▶ drained, known or not ──────────▶ (as its heartbeats say)
+//	 heartbeats say)
 package device

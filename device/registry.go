@@ -21,6 +21,7 @@ type Registry struct {
 	rdb     redis.UniversalClient
 	cfg     Config
 	key     string
+	drained string // what operators said: see Control
 	channel string
 	metrics *metrics.Metrics
 }
@@ -28,7 +29,7 @@ type Registry struct {
 // NewRegistry returns the registry under the prefix.
 func NewRegistry(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Registry {
 	return &Registry{
-		rdb: rdb, cfg: cfg.withDefaults(), key: prefix + "{devices}", channel: prefix + "{devices}:changed",
+		rdb: rdb, cfg: cfg.withDefaults(), key: prefix + "{devices}", drained: drainedKey(prefix), channel: prefix + "{devices}:changed",
 		metrics: apply(opts).metrics,
 	}
 }
@@ -146,12 +147,13 @@ func (r *Registry) Left(ctx context.Context, id string) (was bool, err error) {
 	return n > 0, nil
 }
 
-// List returns the devices, silent ones included, sorted by id. Those silent
-// for longer than Forget are dropped on the way.
+// List returns the devices, silent ones included, sorted by id. One that an
+// operator drained is draining, whatever its heartbeat said. Those silent for
+// longer than Forget are dropped on the way.
 func (r *Registry) List(ctx context.Context) ([]Device, error) {
 	began := time.Now()
 	pipe := r.rdb.Pipeline()
-	all, clock := pipe.HGetAll(ctx, r.key), pipe.Time(ctx)
+	all, drained, clock := pipe.HGetAll(ctx, r.key), pipe.HGetAll(ctx, r.drained), pipe.Time(ctx)
 	_, err := pipe.Exec(ctx)
 	r.metrics.Device.RedisSeconds.WithLabelValues("list").Observe(time.Since(began).Seconds())
 	if err != nil {
@@ -166,6 +168,9 @@ func (r *Registry) List(ctx context.Context) ([]Device, error) {
 		d, ok := parseEntry(id, value, now, r.cfg.Timeout)
 		switch {
 		case ok && d.Age <= r.cfg.Forget:
+			if since, ok := drained.Val()[id]; ok {
+				d.Draining, d.Drained, d.DrainedAt = true, true, drainedAt(since)
+			}
 			out = append(out, d)
 			if !d.silent {
 				fresh++

@@ -6,35 +6,40 @@ type Action string
 
 // The actions.
 const (
-	TaskAccepted     Action = "task.accepted"
-	TaskRefused      Action = "task.refused"
-	TaskQueued       Action = "task.queued"
-	TaskDuplicate    Action = "task.duplicate"
-	TaskParked       Action = "task.parked"
-	TaskAssigned     Action = "task.assigned"
-	TaskRequeued     Action = "task.requeued"
-	TaskDegraded     Action = "task.degraded"
-	TaskSucceeded    Action = "task.succeeded"
-	TaskFailed       Action = "task.failed"
-	TaskCancelled    Action = "task.cancelled"
-	TaskExpired      Action = "task.expired"
-	TaskCancelAsked  Action = "task.cancel_requested"
-	BatchClosed      Action = "batch.closed"
-	AttemptStarted   Action = "attempt.started"
-	AttemptSucceeded Action = "attempt.succeeded"
-	AttemptFailed    Action = "attempt.failed"
-	ResultDuplicate  Action = "result.duplicate"
-	RecordDead       Action = "record.dead_lettered"
-	RecordReplayed   Action = "record.replayed"
-	DeviceJoined     Action = "device.joined"
-	DeviceLeft       Action = "device.left"
-	DeviceSilent     Action = "device.silent"
-	BreakerOpened    Action = "breaker.opened"
-	BreakerHalfOpen  Action = "breaker.half_opened"
-	BreakerClosed    Action = "breaker.closed"
-	CallbackSent     Action = "callback.delivered"
-	CallbackFailed   Action = "callback.failed"
-	CallbackGivenUp  Action = "callback.given_up"
+	TaskAccepted      Action = "task.accepted"
+	TaskRefused       Action = "task.refused"
+	TaskQueued        Action = "task.queued"
+	TaskDuplicate     Action = "task.duplicate"
+	TaskParked        Action = "task.parked"
+	TaskAssigned      Action = "task.assigned"
+	TaskRequeued      Action = "task.requeued"
+	TaskDegraded      Action = "task.degraded"
+	TaskSucceeded     Action = "task.succeeded"
+	TaskFailed        Action = "task.failed"
+	TaskCancelled     Action = "task.cancelled"
+	TaskExpired       Action = "task.expired"
+	TaskCancelAsked   Action = "task.cancel_requested"
+	TaskReprioritized Action = "task.reprioritized"
+	BatchClosed       Action = "batch.closed"
+	AttemptStarted    Action = "attempt.started"
+	AttemptSucceeded  Action = "attempt.succeeded"
+	AttemptFailed     Action = "attempt.failed"
+	ResultDuplicate   Action = "result.duplicate"
+	RecordDead        Action = "record.dead_lettered"
+	RecordReplayed    Action = "record.replayed"
+	DeviceJoined      Action = "device.joined"
+	DeviceLeft        Action = "device.left"
+	DeviceSilent      Action = "device.silent"
+	DeviceDrained     Action = "device.drained"
+	DeviceUndrained   Action = "device.undrained"
+	PolicyChanged     Action = "router.policy_changed"
+	ConfigReloaded    Action = "config.reloaded"
+	BreakerOpened     Action = "breaker.opened"
+	BreakerHalfOpen   Action = "breaker.half_opened"
+	BreakerClosed     Action = "breaker.closed"
+	CallbackSent      Action = "callback.delivered"
+	CallbackFailed    Action = "callback.failed"
+	CallbackGivenUp   Action = "callback.given_up"
 )
 
 // ActionInfo documents one action.
@@ -64,12 +69,17 @@ var Actions = []ActionInfo{
 	{TaskCancelled, "router, workers", "", "the task was stopped on its way because somebody cancelled it"},
 	{TaskExpired, "router, workers", "", "the deadline passed first"},
 	{TaskCancelAsked, "api", "", "somebody asked to cancel the task"},
+	{TaskReprioritized, "api", "", "somebody changed the priority of a waiting task; the detail says from what to what"},
 	{ResultDuplicate, "audit", "", "a second terminal result came and was not taken"},
 	{RecordDead, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why and where it came from"},
 	{RecordReplayed, "cli", "", "a dead letter was written to its topic again"},
 	{DeviceJoined, "api, router", "", "a device sent its first heartbeat"},
 	{DeviceLeft, "api", "", "a device said that it leaves"},
 	{DeviceSilent, "router", "", "a device missed three heartbeats"},
+	{DeviceDrained, "api", "", "an operator drained a device: it gets nothing new"},
+	{DeviceUndrained, "api", "", "an operator ended that a device is drained"},
+	{PolicyChanged, "api", "", "an operator changed the routers' policy; the detail holds the old and the new"},
+	{ConfigReloaded, "every stage", "", "a process took over a changed file, and chooses devices by another policy; the detail holds the old and the new"},
 	{BreakerOpened, "workers", "", "a device failed too often: no requests for a while"},
 	{BreakerHalfOpen, "workers", "", "a few requests test whether the device is well again"},
 	{BreakerClosed, "workers", "", "the device is well again"},

@@ -26,9 +26,13 @@ type Rate struct {
 
 // Health is what the worker that owns a device knows from trying it.
 type Health struct {
-	State     string    `json:"state"`               // closed, half-open, open: the breaker's
+	State     string    `json:"state"`               // closed, half-open, open: see [Ejector]
 	OpenUntil time.Time `json:"open_until,omitzero"` // no request before
 	SlowUntil time.Time `json:"slow_until,omitzero"` // it answered 429: no request before
+	Slots     int       `json:"slots,omitempty"`     // requests at a time that it takes just now, fewer than it says; 0: as many as it says
+	HopMS     float64   `json:"hop_ms,omitempty"`    // from assignment to the start of the request when a slot was free; 0: not known
+	Opened    int       `json:"opened,omitempty"`    // ejections in a row
+	Why       string    `json:"why,omitempty"`       // it was ejected, in figures
 	At        time.Time `json:"at"`
 }
 

@@ -1,0 +1,288 @@
+package device
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+// clock is virtual time and an ejector that lives in it.
+type clock struct {
+	*Ejector
+	t   require.TestingT
+	now time.Time
+}
+
+func newClock(t require.TestingT, cfg EjectorConfig) *clock {
+	return &clock{NewEjector(cfg), t, epoch}
+}
+
+// request makes one that takes so long; false: it was not allowed.
+func (c *clock) request(o Outcome, took time.Duration) bool {
+	if !c.Allow(c.now) {
+		return false
+	}
+	c.Started(c.now)
+	c.now = c.now.Add(took)
+	c.Ended(c.now, o, took)
+	return true
+}
+
+func (c *clock) state() string { return c.Health(c.now).State }
+
+func (c *clock) requests(n int, o Outcome, took time.Duration) {
+	for range n {
+		require.True(c.t, c.request(o, took))
+	}
+}
+
+func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
+	c := newClock(t, EjectorConfig{})
+	const took = 100 * time.Millisecond
+	c.requests(100, OK, took)
+	c.requests(4, Fault, took)
+	c.requests(1, OK, took)
+	c.requests(4, TimedOut, took)
+	require.Equal(t, StateClosed, c.state())
+	c.requests(1, Fault, took)
+	for i, open := range []time.Duration{5, 10, 20, 40, 80, 120, 120} {
+		h := c.Health(c.now)
+		require.Equal(t, StateOpen, h.State)
+		require.Equal(t, i+1, h.Opened)
+		require.Equal(t, c.now.Add(open*time.Second), h.OpenUntil)
+		require.NotEmpty(t, h.Why)
+		c.now = h.OpenUntil.Add(-1)
+		require.False(t, c.request(OK, took))
+		c.now = h.OpenUntil
+		require.Equal(t, StateHalfOpen, c.state())
+		require.True(t, c.Allow(c.now))
+		c.Started(c.now)
+		require.False(t, c.Allow(c.now), "one at a time")
+		c.now = c.now.Add(took)
+		c.Ended(c.now, Neutral, took) // it was cancelled
+		require.Equal(t, StateHalfOpen, c.state())
+		require.True(t, c.request(Fault, took), "another may test")
+	}
+	c.now = c.now.Add(2 * time.Minute)
+	require.True(t, c.request(OK, took))
+	require.Equal(t, StateClosed, c.state())
+	require.Equal(t, 8, c.Health(c.now).Opened, "not well for long")
+	c.requests(5, Fault, took)
+	require.Equal(t, c.now.Add(2*time.Minute), c.Health(c.now).OpenUntil)
+	c.now = c.now.Add(2 * time.Minute)
+	c.requests(1, OK, took)
+	c.now = c.now.Add(time.Minute)
+	require.Zero(t, c.Health(c.now).Opened)
+	c.requests(5, Fault, took)
+	require.Equal(t, c.now.Add(5*time.Second), c.Health(c.now).OpenUntil, "a first one again")
+
+	var states []string
+	for _, ch := range c.Changes() {
+		states = append(states, ch.State)
+		require.Equal(t, ch.State == StateOpen, ch.Why != "")
+	}
+	require.Equal(t, []string{StateOpen, StateHalfOpen, StateOpen, StateHalfOpen, StateOpen}, states[:5])
+	require.Empty(t, c.Changes())
+}
+
+func TestEjectorOpensOnAShareOfFaults(t *testing.T) {
+	for name, c := range map[string]struct {
+		good, bad int // in turn
+		every     time.Duration
+		open      bool
+	}{
+		"half":             {1, 1, 100 * time.Millisecond, true},
+		"a third":          {2, 1, 100 * time.Millisecond, false},
+		"half, but few":    {1, 1, 2 * time.Second, false},
+		"two thirds":       {1, 2, 100 * time.Millisecond, true},
+		"two thirds, slow": {1, 2, 400 * time.Millisecond, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newClock(t, EjectorConfig{})
+			for range 50 {
+				for range c.good {
+					k.request(OK, c.every)
+				}
+				for range c.bad {
+					k.request(Fault, c.every)
+				}
+			}
+			opened := false
+			for _, ch := range k.Changes() {
+				opened = opened || ch.State == StateOpen
+			}
+			require.Equal(t, c.open, opened)
+		})
+	}
+}
+
+// A device that fails at once looks idle.
+func TestEjectorOpensSoonerForQuickFaults(t *testing.T) {
+	c := newClock(t, EjectorConfig{})
+	c.requests(10, OK, 100*time.Millisecond)
+	c.Check(c.now, 100*time.Millisecond)
+	c.requests(2, Fault, time.Millisecond)
+	c.requests(2, Fault, 90*time.Millisecond)
+	require.Equal(t, StateClosed, c.state())
+	c.requests(1, OK, time.Millisecond)
+	c.requests(3, Fault, time.Millisecond)
+	require.Equal(t, StateOpen, c.state())
+	require.Contains(t, c.Health(c.now).Why, "3 faults in a row")
+}
+
+func TestEjectorFindsHangs(t *testing.T) {
+	c := newClock(t, EjectorConfig{})
+	const usual = 100 * time.Millisecond
+	c.requests(10, OK, usual)
+	c.now = c.now.Add(time.Hour)
+	c.Check(c.now, usual)
+	require.Equal(t, StateClosed, c.state(), "it was idle")
+	start := c.now
+	for range 4 {
+		c.Started(c.now)
+	}
+	c.now = start.Add(19 * usual)
+	c.Check(c.now, usual)
+	require.Equal(t, StateClosed, c.state())
+	c.Check(start.Add(time.Hour), 0)
+	require.Equal(t, StateClosed, c.state(), "nobody knows what is usual")
+	c.now = start.Add(20 * usual)
+	c.Check(c.now, usual)
+	require.Equal(t, StateOpen, c.state())
+	require.Equal(t, "nothing ended for 2s where 100ms is usual", c.Health(c.now).Why)
+	require.False(t, c.Allow(c.now))
+
+	c.now = c.now.Add(5 * time.Second) // its test hangs as well
+	require.True(t, c.Allow(c.now))
+	c.Started(c.now)
+	c.now = c.now.Add(20 * usual)
+	c.Check(c.now, usual)
+	require.Equal(t, StateOpen, c.state())
+	require.Equal(t, 2, c.Health(c.now).Opened)
+	require.Equal(t, c.now.Add(10*time.Second), c.Health(c.now).OpenUntil)
+
+	c.Ended(c.now, TimedOut, c.now.Sub(start)) // is no life
+	require.Equal(t, StateOpen, c.state())
+	c.Ended(c.now, OK, c.now.Sub(start))
+	require.Equal(t, StateHalfOpen, c.state(), "one of the first was only slow")
+	require.Equal(t, 1, c.Health(c.now).Opened)
+	c.requests(1, OK, usual)
+	require.Equal(t, StateClosed, c.state())
+	c.now = c.now.Add(time.Hour)
+	c.Check(c.now, usual)
+	require.Equal(t, StateClosed, c.state(), "those that still hang are known")
+}
+
+// As long as something ends, it does not hang.
+func TestEjectorKnowsLife(t *testing.T) {
+	c := newClock(t, EjectorConfig{})
+	c.Started(c.now)
+	for range 200 {
+		c.now = c.now.Add(time.Millisecond)
+		c.requests(1, OK, 999*time.Millisecond)
+		c.Check(c.now, 100*time.Millisecond)
+	}
+	require.Equal(t, StateClosed, c.state())
+	c.now = c.now.Add(2 * time.Second)
+	c.Check(c.now, 100*time.Millisecond)
+	require.Equal(t, StateOpen, c.state())
+}
+
+// Ends of requests that began before the device was ejected decide nothing.
+func TestEjectorIgnoresWhatBeganBefore(t *testing.T) {
+	c := newClock(t, EjectorConfig{Faults: 1})
+	old := c.now
+	c.Started(old)
+	c.Started(old)
+	c.now = c.now.Add(time.Second)
+	c.requests(1, Fault, time.Millisecond)
+	require.Equal(t, StateOpen, c.state())
+	c.Ended(c.now, OK, c.now.Sub(old))
+	require.Equal(t, StateOpen, c.state())
+	c.now = c.Health(c.now).OpenUntil
+	require.True(t, c.Allow(c.now))
+	c.Started(c.now)
+	c.Ended(c.now, OK, c.now.Sub(old))
+	require.Equal(t, StateHalfOpen, c.state(), "the other one is the test")
+	c.Ended(c.now.Add(time.Second), OK, time.Second)
+	require.Equal(t, StateClosed, c.state())
+}
+
+func TestEjectorJitterMakesLonger(t *testing.T) {
+	c := newClock(t, EjectorConfig{Faults: 1, Jitter: func() float64 { return 0.5 }})
+	c.requests(1, Fault, time.Millisecond)
+	require.Equal(t, c.now.Add(5500*time.Millisecond), c.Health(c.now).OpenUntil)
+}
+
+// Whatever happens: nothing starts while open, one at a time while half-open, an
+// ejection ends, its time is bounded, and what is remembered is too.
+func TestEjectorInvariants(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := EjectorConfig{Faults: rapid.IntRange(1, 5).Draw(t, "faults"), OpenMax: time.Minute}
+		c := newClock(t, cfg)
+		var running []time.Time
+		tests := map[time.Time]bool{}
+		last := ""
+		for range rapid.IntRange(1, 300).Draw(t, "steps") {
+			c.now = c.now.Add(time.Duration(rapid.Int64Range(1, int64(3*time.Second)).Draw(t, "later")))
+			state := c.state()
+			switch rapid.IntRange(0, 4).Draw(t, "what") {
+			case 0, 1:
+				allowed := c.Allow(c.now)
+				switch state {
+				case StateOpen:
+					require.False(t, allowed)
+				case StateHalfOpen:
+					require.Equal(t, len(tests) == 0, allowed)
+				default:
+					require.True(t, allowed)
+				}
+				if allowed {
+					c.Started(c.now)
+					running = append(running, c.now)
+					if state == StateHalfOpen {
+						tests[c.now] = true
+					}
+				}
+			case 2, 3:
+				if len(running) > 0 {
+					i := rapid.IntRange(0, len(running)-1).Draw(t, "which")
+					began := running[i]
+					running = append(running[:i], running[i+1:]...)
+					delete(tests, began)
+					c.Ended(c.now, Outcome(rapid.IntRange(0, int(Neutral)).Draw(t, "outcome")), c.now.Sub(began))
+				}
+			default:
+				c.Check(c.now, 100*time.Millisecond)
+			}
+			h := c.Health(c.now)
+			if h.State != StateHalfOpen {
+				clear(tests)
+			}
+			if h.State == StateOpen {
+				require.True(t, h.OpenUntil.After(c.now))
+				require.LessOrEqual(t, h.OpenUntil.Sub(c.now), time.Minute)
+				require.NotEqual(t, "", h.Why)
+				require.Positive(t, h.Opened)
+			} else {
+				require.True(t, h.OpenUntil.IsZero())
+				require.Empty(t, h.Why)
+			}
+			if last == StateOpen && h.State != StateOpen {
+				require.Equal(t, StateHalfOpen, h.State, "never from open to closed")
+			}
+			last = h.State
+			require.Len(t, c.running, len(running))
+			require.LessOrEqual(t, len(c.changes), maxChanges)
+		}
+	})
+}
+
+func BenchmarkEjectorRequest(b *testing.B) {
+	c := newClock(b, EjectorConfig{})
+	for b.Loop() {
+		c.request(OK, time.Millisecond)
+	}
+}

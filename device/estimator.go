@@ -1,0 +1,176 @@
+package device
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// EstimatorConfig says how fast an [Estimator] learns. The zero value is usable.
+type EstimatorConfig struct {
+	Memory time.Duration // how long a sample is remembered while others come; 0 means 10 s
+	Least  float64       // samples that are remembered however long ago they were; 0 means 16
+	Step   float64       // an update moves an estimate by at most this factor, up or down; 0 means 1.25
+	Models int           // how many models are remembered; 0 means 1024
+}
+
+func (c EstimatorConfig) withDefaults() EstimatorConfig {
+	if c.Memory <= 0 {
+		c.Memory = 10 * time.Second
+	}
+	if c.Least <= 0 {
+		c.Least = 16
+	}
+	if c.Step <= 1 {
+		c.Step = 1.25
+	}
+	if c.Models <= 0 {
+		c.Models = 1024
+	}
+	return c
+}
+
+// The first samples are averaged: while fewer than earlySamples are known, an
+// update may move the estimate by earlyStep, so that a first request that had to
+// load the model is soon put right, and yet no outlier throws the mean.
+const (
+	earlySamples = 8
+	earlyStep    = 2
+)
+
+// Estimator learns how long one task keeps one slot of a device busy, by model
+// and by whether its request was merged. The inverse is the rate of the device:
+// tasks a busy slot-second. Idle time is in neither, so that a device that gets
+// little work does not look slow.
+//
+// It is a ratio of two sums, busy time and tasks, in which a sample's weight
+// fades with its age t as e^(−t/Memory):
+//
+//	service = Σ w·busy / Σ w·tasks
+//
+// Many samples in a short time are thus averaged well, and yet a change of the
+// device's speed is known after about Memory, at whatever rate samples come.
+// Where few come, fading stops at Least samples. A request of n tasks weighs n
+// times as much as one of one task. An update that would move the estimate by
+// more than the factor Step moves it by Step: one stray request of minutes does
+// not make a device slow, ten in a row do.
+//
+// Sources: the ratio estimator is Cochran, Sampling Techniques, chapter 6; the
+// fading sums are exponential decay over uneven times as in Cormode, Shkapenyuk,
+// Srivastava and Xu, Forward Decay, ICDE 2009.
+//
+// It has no clock: who uses it says what time it is, and a simulation says what
+// it likes. It may be used by many goroutines.
+type Estimator struct {
+	cfg EstimatorConfig
+
+	mu      sync.Mutex
+	m       map[RateKey]*estimate
+	changed map[RateKey]struct{}
+}
+
+// estimate is the fading sums of one model.
+type estimate struct {
+	busy     float64 // ms
+	tasks    float64
+	requests float64
+	samples  int64 // requests, unfaded
+	at       time.Time
+}
+
+func (s *estimate) mean() float64 { return s.busy / s.tasks }
+
+// NewEstimator returns an estimator that knows nothing.
+func NewEstimator(cfg EstimatorConfig) *Estimator {
+	return &Estimator{cfg: cfg.withDefaults(), m: map[RateKey]*estimate{}, changed: map[RateKey]struct{}{}}
+}
+
+// Learn takes a request of n tasks that kept a slot busy for d and ended now.
+func (e *Estimator) Learn(k RateKey, d time.Duration, n int, now time.Time) {
+	if d < 0 || n < 1 {
+		return
+	}
+	ms := float64(d) / float64(time.Millisecond)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.m[k]
+	if s == nil {
+		s = e.add(k)
+	}
+	before := 0.0
+	if s.requests > 0 {
+		before = s.mean()
+		age := max(0, now.Sub(s.at))
+		fade := max(math.Exp(-float64(age)/float64(e.cfg.Memory)), min(1, e.cfg.Least/s.requests))
+		s.busy, s.tasks, s.requests = s.busy*fade, s.tasks*fade, s.requests*fade
+	}
+	s.busy, s.tasks, s.requests = s.busy+ms, s.tasks+float64(n), s.requests+1
+	s.samples++
+	if before > 0 {
+		step := e.cfg.Step
+		if s.samples <= earlySamples {
+			step = max(step, earlyStep)
+		}
+		s.busy = min(max(s.mean(), before/step), before*step) * s.tasks
+	}
+	if now.After(s.at) {
+		s.at = now
+	}
+	e.changed[k] = struct{}{}
+}
+
+// add makes room for one more model: the one that was not heard of for longest
+// is forgotten.
+func (e *Estimator) add(k RateKey) *estimate {
+	if len(e.m) >= e.cfg.Models {
+		var oldest RateKey
+		var at time.Time
+		for k, s := range e.m {
+			if at.IsZero() || s.at.Before(at) {
+				oldest, at = k, s.at
+			}
+		}
+		delete(e.m, oldest)
+		delete(e.changed, oldest)
+	}
+	s := &estimate{}
+	e.m[k] = s
+	return s
+}
+
+// Seed tells what somebody else has learned: the device's last owner. It counts
+// as at most Least samples, and not at all beside what was learned here.
+func (e *Estimator) Seed(k RateKey, r Rate) {
+	if !(r.ServiceMS > 0) || math.IsInf(r.ServiceMS, 0) || r.Samples < 1 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.m[k] != nil || len(e.m) >= e.cfg.Models {
+		return
+	}
+	n := min(float64(r.Samples), e.cfg.Least)
+	e.m[k] = &estimate{busy: r.ServiceMS * n, tasks: n, requests: n, samples: r.Samples, at: r.At}
+}
+
+// Service is what is known of a model: how long one task keeps a slot busy.
+func (e *Estimator) Service(k RateKey) (d time.Duration, known bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.m[k]
+	if s == nil {
+		return 0, false
+	}
+	return time.Duration(s.mean() * float64(time.Millisecond)), true
+}
+
+// Take puts into into what has changed since the last call.
+func (e *Estimator) Take(into map[RateKey]Rate) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for k := range e.changed {
+		s := e.m[k]
+		into[k] = Rate{ServiceMS: s.mean(), Samples: s.samples, At: s.at.UTC()}
+	}
+	clear(e.changed)
+}

@@ -32,6 +32,8 @@ type Credits struct {
 	rdb     redis.UniversalClient
 	cfg     Config
 	keys    []string // used, leases, expiry, and the three sets of seen releases
+	asks    string   // hash pool → who waits for it
+	routers string   // sorted set of routers by when they were last seen
 	channel string
 	metrics *metrics.Metrics
 }
@@ -41,7 +43,8 @@ func NewCredits(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Op
 	k := prefix + "{credits}:"
 	return &Credits{
 		rdb: rdb, cfg: cfg.withDefaults(), channel: k + "freed",
-		keys:    []string{k + "used", k + "leases", k + "expiry", k + "seen:0", k + "seen:1", k + "seen:2"},
+		keys: []string{k + "used", k + "leases", k + "expiry", k + "seen:0", k + "seen:1", k + "seen:2"},
+		asks: k + "asks", routers: k + "routers",
 		metrics: apply(opts).metrics,
 	}
 }
@@ -51,7 +54,22 @@ type Want struct {
 	Pool  string
 	N     int
 	Limit int // what the taker thinks the pool may hold in total
+	// Of is N by band, the most urgent first; they get credits in this order. Nothing
+	// set: all are of the first band.
+	Of [3]int
 }
+
+// Ask says that N tasks of a band wait at the asker for a pool that is full. Until
+// it is taken back (N 0) or not renewed, others get none of the pool's last N
+// credits for a lower band.
+type Ask struct {
+	Pool string
+	Band int // 0 is the most urgent
+	N    int
+}
+
+// askLife is how long an ask counts that is not renewed: the asker may have died.
+const askLife = time.Second
 
 // Grant answers a Want.
 type Grant struct {
@@ -59,6 +77,7 @@ type Grant struct {
 	Lease string // empty when N is 0
 	N     int    // may be less than wanted
 	Used  int    // in the pool after the grant
+	Held  bool   // less than wanted, because somebody else asks for a higher band
 }
 
 // LeaseRef names a lease.
@@ -98,16 +117,21 @@ local function reap(most)
 end
 `
 
-// acquireScript takes credits of many pools in one step.
+// acquireScript takes credits of many pools in one step, and notes who waits.
 //
 //	KEYS[1]  hash pool → credits in use
 //	KEYS[2]  hash lease → n:pool
 //	KEYS[3]  sorted set of leases by expiry in ms
+//	KEYS[4]  hash pool → expiry:band:n:holder of an ask
 //	ARGV[1]  time to live of a lease in ms
 //	ARGV[2]  name of this call, which its leases begin with
 //	ARGV[3]  channel for freed pools
-//	ARGV     then pool, wanted, limit for each want; no pool twice
-//	returns  for each want: granted, used after it
+//	ARGV[4]  who takes
+//	ARGV[5]  time to live of an ask in ms
+//	ARGV[6]  number of asks
+//	ARGV     then pool, band, n for each ask
+//	ARGV     then pool, wanted of bands 0, 1 and 2, limit for each want; no pool twice
+//	returns  for each want: granted, used after it, 1 if some was kept for others
 //
 // Taken twice because an answer was lost: the client's retry is a new call to
 // us, under the same name. It finds the leases of the first and answers with
@@ -115,23 +139,63 @@ end
 var acquireScript = redis.NewScript(luaReap + `
 local freed = reap(200)
 if #freed > 0 then redis.call('PUBLISH', ARGV[3], table.concat(freed, '\n')) end
-local ttl, call = tonumber(ARGV[1]), ARGV[2]
+local ttl, call, me, asks = tonumber(ARGV[1]), ARGV[2], ARGV[4], tonumber(ARGV[6])
+local function parse(v)
+  if not v then return nil end
+  local till, band, n, who = string.match(v, '^(%d+):(%d+):(%d+):(.*)$')
+  if not till or tonumber(till) < now then return nil end
+  return tonumber(band), tonumber(n), who
+end
+if asks > 0 then
+  local names, put, drop = {}, {}, {}
+  for i = 1, asks do names[i] = ARGV[4 + 3 * i] end
+  local old = redis.call('HMGET', KEYS[4], unpack(names))
+  for i = 1, asks do
+    local band, n = tonumber(ARGV[5 + 3 * i]), tonumber(ARGV[6 + 3 * i])
+    local was, _, who = parse(old[i])
+    if n == 0 then
+      if who == me then drop[#drop + 1] = names[i] end
+    elseif not was or who == me or band <= was then
+      put[#put + 1] = names[i]
+      put[#put + 1] = string.format('%.0f:%d:%d:%s', now + tonumber(ARGV[5]), band, n, me)
+    end
+  end
+  if #put > 0 then
+    redis.call('HSET', KEYS[4], unpack(put))
+    redis.call('PEXPIRE', KEYS[4], tonumber(ARGV[5]) * 2)
+  end
+  if #drop > 0 then redis.call('HDEL', KEYS[4], unpack(drop)) end
+end
+local first = 7 + 3 * asks
 local pools, ids, n = {}, {}, 0
-for i = 4, #ARGV, 3 do
+for i = first, #ARGV, 5 do
   n = n + 1
   pools[n] = ARGV[i]
   ids[n] = call .. n
 end
+if n == 0 then return {} end
 local used = redis.call('HMGET', KEYS[1], unpack(pools))
 local had = redis.call('HMGET', KEYS[2], unpack(ids))
+local asked = redis.call('HMGET', KEYS[4], unpack(pools))
 local out, use, hold, expire = {}, {}, {}, {}
 for k = 1, n do
   local u = tonumber(used[k] or '0')
-  local got = 0
+  local got, kept = 0, 0
   if had[k] then
     got = tonumber(string.match(had[k], '^(%d+):'))
   else
-    got = math.max(0, math.min(tonumber(ARGV[2 + 3 * k]), tonumber(ARGV[3 + 3 * k]) - u))
+    local at = first + 5 * (k - 1)
+    local room = math.max(0, tonumber(ARGV[at + 4]) - u)
+    local band, for_others, who = parse(asked[k])
+    for b = 0, 2 do
+      local want, may = tonumber(ARGV[at + 1 + b]), room - got
+      if band and who ~= me and b > band then
+        local less = math.max(0, may - for_others)
+        if math.min(want, may) > less then kept = 1 end
+        may = less
+      end
+      got = got + math.min(want, may)
+    end
     if got > 0 then
       u = u + got
       use[#use + 1] = pools[k]; use[#use + 1] = u
@@ -139,8 +203,7 @@ for k = 1, n do
       expire[#expire + 1] = now + ttl; expire[#expire + 1] = ids[k]
     end
   end
-  out[2 * k - 1] = got
-  out[2 * k] = u
+  out[3 * k - 2], out[3 * k - 1], out[3 * k] = got, u, kept
 end
 if #use > 0 then
   redis.call('HSET', KEYS[1], unpack(use))
@@ -237,12 +300,18 @@ return lost
 // nothing. holder names the taker, for people who look into Redis. A pool that
 // is named twice gets its second grant in a second step.
 func (c *Credits) Acquire(ctx context.Context, holder string, wants []Want) ([]Grant, error) {
+	return c.AcquireFor(ctx, holder, wants, nil)
+}
+
+// AcquireFor is [Credits.Acquire], and notes in the same step for which pools
+// tasks wait at the holder. There may be no wants.
+func (c *Credits) AcquireFor(ctx context.Context, holder string, wants []Want, asks []Ask) ([]Grant, error) {
 	grants := make([]Grant, len(wants))
 	rest := make([]int, len(wants))
 	for i := range wants {
 		rest[i] = i
 	}
-	for len(rest) > 0 {
+	for len(rest) > 0 || len(asks) > 0 {
 		var now, later []int
 		named := make(map[string]bool, len(rest))
 		for _, i := range rest {
@@ -253,7 +322,9 @@ func (c *Credits) Acquire(ctx context.Context, holder string, wants []Want) ([]G
 			named[wants[i].Pool] = true
 			now = append(now, i)
 		}
-		if err := c.acquire(ctx, holder, wants, now, grants); err != nil {
+		part := asks[:min(len(asks), maxCall)]
+		asks = asks[len(part):]
+		if err := c.acquire(ctx, holder, wants, now, part, grants); err != nil {
 			return nil, err
 		}
 		rest = later
@@ -261,29 +332,38 @@ func (c *Credits) Acquire(ctx context.Context, holder string, wants []Want) ([]G
 	return grants, nil
 }
 
-func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, which []int, grants []Grant) error {
+func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, which []int, asks []Ask, grants []Grant) error {
 	call := holder + "." + nonce() + "."
-	args := make([]any, 0, 3+3*len(which))
-	args = append(args, c.cfg.LeaseTTL.Milliseconds(), call, c.channel)
+	args := make([]any, 0, 6+3*len(asks)+5*len(which))
+	args = append(args, c.cfg.LeaseTTL.Milliseconds(), call, c.channel, holder, askLife.Milliseconds(), len(asks))
+	for _, a := range asks {
+		args = append(args, a.Pool, a.Band, max(0, a.N))
+	}
 	wanted := 0
 	for _, i := range which {
 		w := wants[i]
-		args = append(args, w.Pool, max(0, w.N), w.Limit)
-		wanted += max(0, w.N)
+		of := w.Of
+		if of == [3]int{} {
+			of[0] = w.N
+		}
+		args = append(args, w.Pool, max(0, of[0]), max(0, of[1]), max(0, of[2]), w.Limit)
+		wanted += max(0, of[0]) + max(0, of[1]) + max(0, of[2])
 	}
-	v, err := run(ctx, c.rdb, c.metrics, "acquire", acquireScript, c.keys, args...)
+	keys := []string{c.keys[0], c.keys[1], c.keys[2], c.asks}
+	v, err := run(ctx, c.rdb, c.metrics, "acquire", acquireScript, keys, args...)
 	if err != nil {
 		return fmt.Errorf("taking credits of %d pools in Redis: %w", len(which), err)
 	}
 	out, ok := v.([]any)
-	if !ok || len(out) != 2*len(which) {
+	if !ok || len(out) != 3*len(which) {
 		return fmt.Errorf("taking credits of %d pools in Redis: the answer has %d parts", len(which), len(out))
 	}
 	taken := 0
 	for k, i := range which {
-		n, _ := out[2*k].(int64)
-		used, _ := out[2*k+1].(int64)
-		grants[i] = Grant{Pool: wants[i].Pool, N: int(n), Used: int(used)}
+		n, _ := out[3*k].(int64)
+		used, _ := out[3*k+1].(int64)
+		held, _ := out[3*k+2].(int64)
+		grants[i] = Grant{Pool: wants[i].Pool, N: int(n), Used: int(used), Held: held > 0}
 		if n > 0 {
 			grants[i].Lease = call + strconv.Itoa(k+1)
 			taken += int(n)
@@ -291,6 +371,29 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, whic
 	}
 	c.metrics.Device.CreditsTaken.Add(float64(taken))
 	c.metrics.Device.CreditsDenied.Add(float64(max(0, wanted-taken)))
+	return nil
+}
+
+// Present says that the router is alive, and returns how many are: those that
+// said so within the given time.
+func (c *Credits) Present(ctx context.Context, router string, within time.Duration) (int, error) {
+	now := time.Now()
+	pipe := c.rdb.TxPipeline()
+	pipe.ZAdd(ctx, c.routers, redis.Z{Score: float64(now.UnixMilli()), Member: router})
+	pipe.ZRemRangeByScore(ctx, c.routers, "-inf", strconv.FormatInt(now.Add(-within).UnixMilli(), 10))
+	n := pipe.ZCard(ctx, c.routers)
+	pipe.PExpire(ctx, c.routers, 10*within)
+	if _, err := pipe.Exec(ctx); err != nil {
+		return 0, fmt.Errorf("counting routers in Redis: %w", err)
+	}
+	return max(1, int(n.Val())), nil
+}
+
+// Absent says that the router stops.
+func (c *Credits) Absent(ctx context.Context, router string) error {
+	if err := c.rdb.ZRem(ctx, c.routers, router).Err(); err != nil {
+		return fmt.Errorf("taking router %s out of Redis: %w", router, err)
+	}
 	return nil
 }
 

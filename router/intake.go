@@ -131,7 +131,10 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 	if err := t.Validate(r.deps.Limits); err != nil {
 		return nil, err
 	}
-	it := &item{task: t, rec: rec, ticket: newTicket(rec), ready: t.ReadyAt(), index: -1, wakeAt: -1}
+	it := &item{
+		task: t, rec: rec, ticket: newTicket(rec), source: rec.Topic, size: int64(len(rec.Value)), client: rec.Header(stream.HeaderAddr),
+		ready: t.ReadyAt(), index: -1, wakeAt: -1,
+	}
 	if rec.Topic == stream.TasksParked {
 		if until := stream.ParkedUntil(rec); until.After(it.ready) {
 			it.ready = until

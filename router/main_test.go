@@ -77,8 +77,8 @@ func logger() *slog.Logger {
 
 func testConfig() Config {
 	return Config{
-		Policy: "expected_finish", WindowCount: 256, WindowBytes: 16 << 20, RoundPicks: 16, CreditsAhead: 0.5, MergedCredit: 8,
-		Hop: time.Millisecond, ClaimTTL: time.Minute, AgeNormal: 30 * time.Second, AgeLow: 2 * time.Minute, AgeLevel: 2 * time.Second,
+		Policy: "expected_finish", WindowCount: 256, WindowBytes: 16 << 20, RoundPicks: 16, AheadMost: 64, QueueAhead: 64, MergedCredit: 8,
+		Hop: time.Millisecond, ClaimTTL: time.Minute, ShareNormal: 0.2, ShareLow: 0.06, AgeLevel: 2 * time.Second, Explore: time.Minute,
 		ParkFor: 300 * time.Millisecond, Refresh: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
 	}
 }
@@ -103,7 +103,9 @@ func newTestScheduler(t testing.TB, cfg Config) *scheduler {
 	rdb := redisClient(t, miniredis.RunT(t).Addr())
 	policy, err := NewPolicy(cfg.Policy, cfg)
 	require.NoError(t, err)
-	return newScheduler(cfg, depsOn(rdb, "t:", "router@test"), policy, nil)
+	s, err := newScheduler(cfg, depsOn(rdb, "t:", "router@test"), policy, nil)
+	require.NoError(t, err)
+	return s
 }
 
 func dev(id string, slots int, models ...string) device.Device {
@@ -120,7 +122,7 @@ func newItem(tk *task.Task, topic string) *item {
 	}
 	tk.Normalize(time.Now())
 	rec := &stream.Record{Topic: topic, Partition: 1, Offset: nextOffset, Value: make([]byte, 10)}
-	return &item{task: tk, rec: rec, ticket: newTicket(rec), ready: tk.ReadyAt(), index: -1, wakeAt: -1}
+	return &item{task: tk, rec: rec, ticket: newTicket(rec), source: topic, size: 10, ready: tk.ReadyAt(), index: -1, wakeAt: -1}
 }
 
 func wait[T any](t testing.TB, c <-chan T, what string) T {

@@ -1,7 +1,8 @@
 package router
 
 import (
-	"fmt"
+	"cmp"
+	"slices"
 	"time"
 )
 
@@ -9,55 +10,96 @@ import (
 // model yet: short, so that it is tried soon and then known.
 const unknownService = 10 * time.Millisecond
 
-// expectedFinish takes the device where the task is expected to end first:
+// expectedFinish takes the way on which the task is expected to end first. There
+// are three, with s the service time of a task on a device, n its slots, u the
+// tasks it has (credits, known exactly now), and h the hop to a device:
 //
-//	finish = hop + latency + service × ceil(in front + 1, slots) ÷ slots-share
+//	start now    on the fastest device with a free slot:  h + s
+//	bind ahead   behind the tasks of a busy device:       max(h, (u − n + 1)·s/n) + s
+//	wait here    for the first faster device to be free:  (k + 1)·r/R + h + N/R
 //
-// With u tasks on the device (credits, known exactly now) and s slots, a task
-// that finds a free slot ends after one service time; one that does not waits
-// for (u − s + 1)/s further service times on average. Heartbeats are up to 5 s
-// old and serve as filter only.
-//
-// When the best device has no free credit the task waits for it rather than
-// going to one where it would end later: a slow device is left out as long as
-// waiting for a fast one ends sooner. Tasks that wait count as in front of the
-// next, so a slow device gets its share once the queue in front of the fast
-// ones is long enough.
-type expectedFinish struct{ hop time.Duration }
+// Waiting, k tasks go before this one in each of r routers, and the faster
+// devices free their N slots at the rate R = Σ n/s, each then taking N/R on
+// average. A slow device is so left out as long as waiting for a fast one ends
+// sooner, and gets its share once the queue is long: a threshold policy, as is
+// optimal for two servers (Lin and Kumar 1984). Heartbeats are up to 5 s old and
+// only say who is a candidate.
+type expectedFinish struct{}
 
 func (*expectedFinish) Name() string { return "expected_finish" }
+func (*expectedFinish) Late() bool   { return true }
+func (*expectedFinish) Unit() string { return "ms" }
 
-func (p *expectedFinish) Pick(_ time.Time, cs []Candidate) Choice {
-	best, bestAt := Wait, time.Duration(0)
-	for i := range cs {
-		at := p.finish(&cs[i])
-		if best == Wait || at < bestAt || (at == bestAt && cs[i].LastPick < cs[best].LastPick) {
-			best, bestAt = i, at
-		}
-	}
-	if best == Wait {
-		return Choice{Index: Wait, For: Wait}
-	}
-	if cs[best].Free() == 0 || cs[best].Waiting > 0 {
-		// Worth waiting for. (Waiting > 0: others of this round are in front.)
-		return Choice{Index: Wait, For: best}
-	}
-	c := &cs[best]
-	return Choice{Index: best, Why: fmt.Sprintf("expected finish %.1f ms: service %.1f ms, %d of %d slots busy, best of %d",
-		ms(bestAt), ms(c.Service), min(c.Used, c.Slots), c.Slots, len(cs))}
+// bySpeed is the candidates from fast to slow.
+type bySpeed struct {
+	order   []int32
+	service []float64 // in ms, network time included; in that order
 }
 
-func (p *expectedFinish) finish(c *Candidate) time.Duration {
-	service := c.Service
-	if service == 0 {
-		service = unknownService
+func speeds(f *Field) *bySpeed {
+	if m, ok := f.Memo.(*bySpeed); ok {
+		return m
 	}
-	slots := max(1, c.Slots)
-	at := p.hop + c.Latency + service
-	if over := c.Used + c.Waiting - slots + 1; over > 0 {
-		at += service * time.Duration(over) / time.Duration(slots)
+	m := &bySpeed{order: make([]int32, len(f.Cands)), service: make([]float64, len(f.Cands))}
+	of := func(i int32) float64 {
+		c := &f.Cands[i]
+		return ms(cmp.Or(c.Service, unknownService) + c.Latency)
 	}
-	return at
+	for i := range m.order {
+		m.order[i] = int32(i) //nolint:gosec // devices.max_devices bounds it
+	}
+	slices.SortFunc(m.order, func(a, b int32) int { return cmp.Or(cmp.Compare(of(a), of(b)), cmp.Compare(a, b)) })
+	for k, i := range m.order {
+		m.service[k] = of(i)
+	}
+	f.Memo = m
+	return m
+}
+
+func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
+	speed := speeds(f)
+	hop := ms(f.Hop)
+	queue := float64(r.Ahead+1) * float64(max(1, f.Routers))
+	choice := Choice{Index: Wait}
+	ahead, aheadAt := Wait, 0.0
+	slots, rate := 0.0, 0.0 // of the faster devices, all busy: N and R
+	wait := -1.0            // expected finish when waiting for them
+	for k, i := range speed.order {
+		c, s := &f.Cands[i], speed.service[k]
+		if c.Explore && c.Used < min(c.Slots, c.Limit) {
+			return Choice{Index: int(i), Note: "nothing was heard of it for long", Top: [3]Scored{{int(i), hop + s}}, Tops: 1}
+		}
+		if c.Used < min(c.Slots, c.Limit) {
+			choice.note(int(i), hop+s)
+			if wait < 0 || hop+s <= wait {
+				if ahead == Wait || hop+s <= aheadAt {
+					choice.Index, choice.Note = int(i), "it can start at once"
+					return choice
+				}
+			}
+			choice.Held = true
+			break
+		}
+		n := float64(max(1, c.Slots))
+		if c.Used < c.Limit {
+			at := max(hop, (float64(c.Used)-n+1)*s/n) + s
+			choice.note(int(i), at)
+			if ahead == Wait || at < aheadAt {
+				ahead, aheadAt = int(i), at
+			}
+		}
+		slots, rate = slots+n, rate+n/s
+		if w := queue/rate + hop + slots/rate; wait < 0 || w < wait {
+			wait = w
+		}
+	}
+	if ahead != Wait && aheadAt <= wait {
+		choice.Index, choice.Held, choice.Note = ahead, false, "it is bound ahead, to start when a slot is free"
+		return choice
+	}
+	choice.Held = choice.Held || ahead != Wait
+	choice.Note = "a faster device is worth waiting for"
+	return choice
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

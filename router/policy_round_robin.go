@@ -1,28 +1,20 @@
 package router
 
-import (
-	"fmt"
-	"time"
-)
-
-// roundRobin takes the device with a free credit that was picked longest ago.
-// It knows nothing of speed: the baseline to be measured against.
+// roundRobin takes the device that was picked longest ago. It knows nothing of
+// speed: the baseline to be measured against.
 type roundRobin struct{}
 
 func (*roundRobin) Name() string { return "round_robin" }
+func (*roundRobin) Late() bool   { return false }
+func (*roundRobin) Unit() string { return "" }
 
-func (*roundRobin) Pick(_ time.Time, cs []Candidate) Choice {
+func (*roundRobin) Pick(_ *Request, f *Field) Choice {
 	best := Wait
-	for i := range cs {
-		if cs[i].Free() == 0 {
-			continue
-		}
-		if best == Wait || cs[i].LastPick < cs[best].LastPick {
+	for i := range f.Cands {
+		c := &f.Cands[i]
+		if c.Free() > 0 && (best == Wait || c.Last < f.Cands[best].Last) {
 			best = i
 		}
 	}
-	if best == Wait {
-		return Choice{Index: Wait, For: Wait}
-	}
-	return Choice{Index: best, Why: fmt.Sprintf("its turn among %d", len(cs))}
+	return Choice{Index: best, Note: "its turn"}
 }

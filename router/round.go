@@ -2,8 +2,6 @@ package router
 
 import (
 	"cmp"
-	"container/heap"
-	"context"
 	"slices"
 	"time"
 
@@ -12,149 +10,239 @@ import (
 
 // pick is a task with the device that the policy chose for it.
 type pick struct {
-	item  *item
-	state *state
-	why   string
-	lease string
-	idle  int // slots of the device without work when it was picked
+	item   *item
+	state  *state
+	queue  *queue
+	cost   float64 // seconds of service that its flow was charged
+	band   int     // whose credits it takes: its own, or the first when it is its band's turn
+	detail []byte  // why, for the audit log
+	lease  string
+	idle   int // slots of the device without work when it was picked
 }
 
-// plan chooses devices for up to RoundPicks tasks, best rank first over all
-// classes. It takes the credits in its own books only; a class whose devices
-// are all full is passed over without looking at its tasks one by one. more
-// tells that it stopped at the bound and not for want of tasks or credits.
-func (s *scheduler) plan(now time.Time) (picks []pick, more bool) {
-	s.round++
-	var heads classHeap
-	for _, c := range s.window.classes {
-		if c.ready.Len() > 0 {
-			heads = append(heads, c)
+func (p *pick) pool() *pool { return p.state.pool(p.item.class.merged) }
+
+// maxHeldRounds bounds the tasks that may decide to wait for a better device, in
+// one round, as a multiple of its picks.
+const maxHeldRounds = 4
+
+// plan chooses devices for up to RoundPicks tasks, in the order of window. It
+// takes the credits in its own books only; a class whose devices are all full is
+// passed over without looking at its tasks one by one. more tells that it
+// stopped at the bound and not for want of tasks or credits.
+func (d *decider) plan(now time.Time) (picks []pick, more bool) {
+	d.round++
+	w := d.window
+	d.held, d.aside = d.held[:0], d.aside[:0]
+	// Tasks of one class that may wait for a better device before the class is
+	// passed over: the others are not to wait behind them.
+	patience := max(32, maxHeldRounds*d.cfg.RoundPicks/max(1, len(w.classes)))
+	for len(picks) < d.cfg.RoundPicks {
+		q, turn := w.nextQueue()
+		if q == nil {
+			break
 		}
-	}
-	heap.Init(&heads)
-	for _, p := range s.view.pools {
-		p.waiting = 0
-	}
-	var held []*item
-	// Tasks of one class that may decide to wait for a better device before the
-	// class is passed over: the others are not to wait behind them.
-	patience := max(32, 4*s.cfg.RoundPicks/max(1, len(heads)))
-	for len(heads) > 0 && len(picks) < s.cfg.RoundPicks {
-		c := heads[0]
-		if c.round != s.round { // the fleet does not change within a round
-			c.round, c.waits = s.round, 0
-			c.states = s.view.candidates(c, now, c.states)
-			c.unable = len(c.states) == 0
+		c := q.class
+		if c.round != d.round {
+			c.round, c.waits, c.full = d.round, 0, false
 		}
-		states := c.states
-		free := slices.ContainsFunc(states, func(st *state) bool { p := st.pool(c.merged); return p.used < p.limit })
-		if !free {
-			heap.Pop(&heads)
+		f := d.view.look(c, now, d.rng)
+		switch {
+		case len(f.states) == 0:
+			c.unable = true
+			w.putAside(q)
+			continue
+		case c.full, !turn && d.pauses(c, q.flow.key.band, now):
+			w.putAside(q)
+			d.aside = append(d.aside, q)
 			continue
 		}
-		it := c.pop()
-		if it.rec.Lost() {
-			s.window.remove(it)
-			s.nextHead(&heads, c)
+		it := q.ready.first()
+		if it.lost() {
+			w.remove(it)
 			continue
 		}
-		s.cands = s.view.describe(c, states, s.cands)
-		choice := s.policy.Pick(now, s.cands)
+		choice := d.policy.Pick(&Request{
+			ID: it.task.ID, Tenant: it.task.Tenant, Session: it.task.Session, Client: it.client,
+			Band: q.flow.key.band, Level: it.task.Level, Ahead: c.waits,
+		}, &f.Field)
 		switch {
 		case choice.Index != Wait:
-			st := states[choice.Index]
-			p := st.pool(c.merged)
-			picks = append(picks, pick{item: it, state: st, why: choice.Why, idle: max(0, p.slots-p.used)})
-			p.used++
-			s.view.picks++
-			st.lastPick = s.view.picks
-		case choice.For != Wait:
-			states[choice.For].pool(c.merged).waiting++
-			held = append(held, it)
-			if c.waits++; c.waits >= patience {
-				heap.Pop(&heads)
-				continue
+			p := pick{item: it, state: f.states[choice.Index], queue: q, cost: f.cost, band: q.flow.key.band}
+			if turn {
+				p.band = 0
 			}
+			d.book(&p, f, &choice, now)
+			w.served(q, f.cost)
+			w.unready(it)
+			picks = append(picks, p)
+		case choice.Held:
+			w.unready(it)
+			d.held = append(d.held, it)
+			c.waits++
+			c.full = c.waits >= patience
 		default:
-			held = append(held, it)
-			heap.Pop(&heads)
-			continue
+			c.full = true
 		}
-		s.nextHead(&heads, c)
 	}
-	for _, it := range held {
-		s.window.back(it)
+	for _, it := range d.held {
+		w.back(it)
 	}
-	return picks, len(picks) == s.cfg.RoundPicks
+	for _, q := range d.aside {
+		if q.aside && q.ready.len() > 0 {
+			q.aside = false
+			w.show(q)
+		}
+	}
+	return picks, len(picks) == d.cfg.RoundPicks
 }
 
-// nextHead puts the class where its next task belongs.
-func (s *scheduler) nextHead(heads *classHeap, c *class) {
-	if c.ready.Len() == 0 {
-		heap.Pop(heads)
-		s.window.tidy(c)
-		return
-	}
-	heap.Fix(heads, 0)
+// book takes a credit in our own books.
+func (d *decider) book(p *pick, f *field, choice *Choice, now time.Time) {
+	pl := p.pool()
+	p.detail = f.detail(d.policy, choice, make([]byte, 0, 384))
+	p.idle = max(0, pl.Slots-pl.Used)
+	pl.Used++
+	d.view.picks++
+	pl.Last = d.view.picks
+	f.Picks = d.view.picks
+	f.Cands[choice.Index].Explore = false
+	p.state.tried = now
 }
+
+// pauses says that the class takes nothing for the band now: a higher band waits
+// for its devices at another router.
+func (d *decider) pauses(c *class, band int, now time.Time) bool {
+	if !c.pause.After(now) || band < c.pauses {
+		return false
+	}
+	if d.resume.IsZero() || c.pause.Before(d.resume) {
+		d.resume = c.pause
+	}
+	return true
+}
+
+// pauseFor is how long a lower band leaves alone what a higher one waits for.
+const pauseFor = 25 * time.Millisecond
 
 // take gets the credits for the picks, in one round trip, and returns the picks
 // that got one; the others go back to the window, best rank kept.
-func (s *scheduler) take(ctx context.Context, picks []pick) ([]pick, error) {
-	wants := make([]device.Want, 0, 16)
-	at := map[*pool]int{}
-	for _, p := range picks {
-		pl := p.state.pool(p.item.class.merged)
-		i, ok := at[pl]
+func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, error) {
+	d.wants = d.wants[:0]
+	clear(d.wantAt)
+	for i := range picks {
+		pl := picks[i].pool()
+		k, ok := d.wantAt[pl]
 		if !ok {
-			i = len(wants)
-			at[pl] = i
-			wants = append(wants, device.Want{Pool: pl.name, Limit: pl.limit})
+			k = len(d.wants)
+			d.wantAt[pl] = k
+			d.wants = append(d.wants, device.Want{Pool: pl.name, Limit: pl.Limit})
 		}
-		wants[i].N++
+		d.wants[k].N++
+		d.wants[k].Of[picks[i].band]++
 	}
-	grants, err := s.deps.Credits.Acquire(ctx, s.name, wants)
+	grants, err := d.fx.acquire(d.wants, asks)
 	if err != nil {
-		for _, p := range picks {
-			p.state.pool(p.item.class.merged).used--
-			s.window.back(p.item)
+		d.failures++
+		for i := range picks {
+			picks[i].pool().Used--
+			d.giveUp(&picks[i])
 		}
+		clear(d.asked) // nobody may know of them
 		return nil, err
 	}
-	left := make(map[string]*device.Grant, len(grants))
 	for i := range grants {
-		left[grants[i].Pool] = &grants[i]
-		if pl := s.view.pools[grants[i].Pool]; pl != nil {
-			pl.used = grants[i].Used
+		if pl := d.view.pools[grants[i].Pool]; pl != nil {
+			pl.Used = grants[i].Used
 		}
 	}
+	// Credits are granted to the highest bands first.
+	slices.SortStableFunc(picks, func(a, b pick) int { return cmp.Compare(a.band, b.band) })
 	got := picks[:0]
 	for _, p := range picks {
-		g := left[p.state.pool(p.item.class.merged).name]
-		if g == nil || g.N == 0 {
-			s.window.back(p.item)
+		g := &grants[d.wantAt[p.pool()]]
+		if g.N == 0 {
+			if g.Held && p.band > 0 {
+				c := p.item.class
+				if c.pause.Before(now) || p.band < c.pauses {
+					c.pauses = p.band
+				}
+				c.pause = now.Add(pauseFor)
+			}
+			d.giveUp(&p)
 			continue
 		}
 		g.N--
 		p.lease = g.Lease
+		d.window.remove(p.item)
 		got = append(got, p)
 	}
 	slices.SortStableFunc(got, func(a, b pick) int { return cmp.Compare(a.state.ID, b.state.ID) })
 	return got, nil
 }
 
-// classHeap orders classes by the rank of their first task.
-type classHeap []*class
+// giveUp returns a task that got no credit to the window.
+func (d *decider) giveUp(p *pick) {
+	d.window.unserved(p.queue, p.cost)
+	d.window.back(p.item)
+}
 
-func (h classHeap) Len() int           { return len(h) }
-func (h classHeap) Less(i, j int) bool { return h[i].ready[0].rank < h[j].ready[0].rank }
-func (h classHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *classHeap) Push(x any)        { *h = append(*h, x.(*class)) }
-func (h *classHeap) Pop() any {
-	old := *h
-	n := len(old) - 1
-	c := old[n]
-	old[n] = nil
-	*h = old[:n]
-	return c
+// Asks are how routers keep credits for each other: while tasks of a band wait
+// here for devices that are full, the other routers take no credit of these
+// devices for a lower band.
+const (
+	askEvery = 300 * time.Millisecond
+	maxAsks  = 512 // pools; a class that more devices serve is soon served by others
+)
+
+// asks says which pools' credits are to be kept, when that is another than what
+// the other routers know, or they will soon forget it.
+func (d *decider) asks(now time.Time) []device.Ask {
+	if d.view.routers < 2 || now.Before(d.retryAt) {
+		clear(d.asked)
+		return nil
+	}
+	wish := map[string]askedFor{}
+	for _, c := range d.window.classes {
+		if !c.full || c.round != d.round || c.unable || c.field == nil || len(wish) >= maxAsks {
+			continue
+		}
+		band, n := bands, 0
+		for f, q := range c.queues {
+			switch {
+			case q.ready.len() == 0 || f.key.band > band:
+			case f.key.band < band:
+				band, n = f.key.band, q.ready.len()
+			default:
+				n += q.ready.len()
+			}
+		}
+		if band >= bands-1 { // nobody is below
+			continue
+		}
+		for _, s := range c.field.states {
+			name := s.pool(c.merged).name
+			if old, ok := wish[name]; !ok && len(wish) < maxAsks || ok && band < old.band {
+				wish[name] = askedFor{band, n}
+			}
+		}
+	}
+	same := len(wish) == len(d.asked)
+	var out []device.Ask
+	for name, a := range wish {
+		old, ok := d.asked[name]
+		same = same && ok && old.band == a.band
+		out = append(out, device.Ask{Pool: name, Band: a.band, N: a.n})
+	}
+	if same && (len(wish) == 0 || now.Before(d.askAt)) {
+		return nil
+	}
+	for name, a := range d.asked {
+		if _, ok := wish[name]; !ok {
+			out = append(out, device.Ask{Pool: name, Band: a.band})
+		}
+	}
+	slices.SortFunc(out, func(a, b device.Ask) int { return cmp.Compare(a.Pool, b.Pool) })
+	d.asked, d.askAt = wish, now.Add(askEvery)
+	return out
 }

@@ -15,6 +15,14 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
+// waiting is the ready tasks of a class.
+func (c *class) waiting() (n int) {
+	for _, q := range c.queues {
+		n += q.ready.len()
+	}
+	return n
+}
+
 func (s *scheduler) put(t require.TestingT, tk *task.Task) *item {
 	it := newItem(tk, stream.TasksTopic(tk.Priority))
 	require.True(t, s.window.add(it, time.Now()))
@@ -23,7 +31,7 @@ func (s *scheduler) put(t require.TestingT, tk *task.Task) *item {
 
 func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("d", 2, "*")}, nil, nil) // 2 slots and 1 ahead
+	s.fleet(Fleet{Devices: []device.Device{dev("d", 2, "*")}}, time.Now()) // 2 slots and 1 ahead
 	low := s.put(t, &task.Task{Model: "m", Priority: task.Low})
 	normal := s.put(t, &task.Task{Model: "n", Priority: task.Normal})
 	high := s.put(t, &task.Task{Model: "m", Priority: task.High})
@@ -37,14 +45,11 @@ func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 	require.Equal(t, []int{2, 1, 0}, []int{picks[0].idle, picks[1].idle, picks[2].idle})
 	require.GreaterOrEqual(t, low.index, 0)
 
-	picks, err := s.take(t.Context(), picks)
+	picks, err := s.take(picks, nil, time.Now())
 	require.NoError(t, err)
 	require.Len(t, picks, 3)
 	require.NotEmpty(t, picks[0].lease)
 	require.Equal(t, picks[0].lease, picks[2].lease, "one lease a pool and round")
-	for _, p := range picks {
-		s.window.remove(p.item)
-	}
 	again, _ := s.plan(time.Now())
 	require.Empty(t, again, "the device is full")
 	require.GreaterOrEqual(t, low.index, 0, "what was not picked waits on")
@@ -52,26 +57,26 @@ func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 
 func TestWhatGetsNoCreditGoesBack(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("d", 2, "*")}, nil, nil)
+	s.fleet(Fleet{Devices: []device.Device{dev("d", 2, "*")}}, time.Now())
 	pool := device.Pool("d", device.ClassEach)
 	_, err := s.deps.Credits.Acquire(t.Context(), "another router", []device.Want{{Pool: pool, N: 2, Limit: 3}})
 	require.NoError(t, err)
 	items := []*item{s.put(t, &task.Task{Model: "m"}), s.put(t, &task.Task{Model: "m"}), s.put(t, &task.Task{Model: "m"})}
 	picks, _ := s.plan(time.Now())
 	require.Len(t, picks, 3, "we do not know of the other router yet")
-	picks, err = s.take(t.Context(), picks)
+	picks, err = s.take(picks, nil, time.Now())
 	require.NoError(t, err)
 	require.Len(t, picks, 1)
 	require.Same(t, items[0], picks[0].item)
-	require.Equal(t, 3, s.view.pools[pool].used, "now we do")
-	require.Len(t, items[1].class.ready, 2)
+	require.Equal(t, 3, s.view.pools[pool].Used, "now we do")
+	require.Len(t, items[1].queue.ready.all, 2)
 	again, _ := s.plan(time.Now())
 	require.Empty(t, again)
 }
 
 func TestNothingIsLostWhenRedisGivesNoAnswer(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("d", 4, "*")}, nil, nil)
+	s.fleet(Fleet{Devices: []device.Device{dev("d", 4, "*")}}, time.Now())
 	for range 3 {
 		s.put(t, &task.Task{Model: "m"})
 	}
@@ -79,17 +84,17 @@ func TestNothingIsLostWhenRedisGivesNoAnswer(t *testing.T) {
 	require.Len(t, picks, 3)
 	away := depsOn(redisClient(t, "127.0.0.1:1"), "t:", "x")
 	s.deps.Credits = away.Credits
-	_, err := s.take(t.Context(), picks)
+	_, err := s.take(picks, nil, time.Now())
 	require.Error(t, err)
-	require.Zero(t, s.view.pools[device.Pool("d", device.ClassEach)].used)
+	require.Zero(t, s.view.pools[device.Pool("d", device.ClassEach)].Used)
 	for _, c := range s.window.classes {
-		require.Len(t, c.ready, 3)
+		require.Equal(t, 3, c.waiting())
 	}
 }
 
 func TestAClassThatNothingServesHoldsUpNobody(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("d", 2, "known")}, nil, nil)
+	s.fleet(Fleet{Devices: []device.Device{dev("d", 2, "known")}}, time.Now())
 	for range 500 {
 		s.put(t, &task.Task{Model: "unknown", Priority: task.High, Level: 9})
 	}
@@ -98,7 +103,9 @@ func TestAClassThatNothingServesHoldsUpNobody(t *testing.T) {
 	require.Len(t, picks, 1)
 	require.Same(t, it, picks[0].item)
 	for _, c := range s.window.classes {
-		require.Equal(t, c.model == "unknown", c.unable)
+		if c.tasks > 0 {
+			require.Equal(t, c.model == "unknown", c.unable)
+		}
 	}
 }
 
@@ -106,8 +113,10 @@ func TestAClassThatNothingServesHoldsUpNobody(t *testing.T) {
 // there are, those of another class have their turn in the same round.
 func TestAClassThatWaitsForItsBestDeviceHoldsUpNobody(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("fast", 1, "a"), dev("slow", 1, "a"), dev("other", 1, "b")},
-		map[device.RateKey]device.Rate{{Device: "fast", Model: "a"}: {ServiceMS: 10}, {Device: "slow", Model: "a"}: {ServiceMS: 1e6}}, nil)
+	s.fleet(Fleet{
+		Devices: []device.Device{dev("fast", 1, "a"), dev("slow", 1, "a"), dev("other", 1, "b")},
+		Rates:   map[device.RateKey]device.Rate{{Device: "fast", Model: "a"}: {ServiceMS: 10}, {Device: "slow", Model: "a"}: {ServiceMS: 1e6}},
+	}, time.Now())
 	for range 2000 {
 		s.put(t, &task.Task{Model: "a", Priority: task.High})
 	}
@@ -124,7 +133,7 @@ func TestAClassThatWaitsForItsBestDeviceHoldsUpNobody(t *testing.T) {
 	require.Equal(t, 2001, s.window.len(), "planning takes nothing out")
 	for _, c := range s.window.classes {
 		if c.model == "a" {
-			require.Len(t, c.ready, 1998)
+			require.Equal(t, 1998, c.waiting())
 		}
 	}
 }
@@ -134,12 +143,16 @@ func TestWhichDevicesMayRunAClass(t *testing.T) {
 	now := time.Now()
 	gpu, open, slow, drains, half := dev("gpu", 4, "m"), dev("open", 4, "m"), dev("slow", 4, "m"), dev("drains", 4, "m"), dev("half", 4, "m")
 	gpu.Tags, drains.Draining = []string{"gpu"}, true
-	s.view.update([]device.Device{gpu, open, slow, drains, half, dev("else", 4, "n")}, nil, map[string]device.Health{
-		"open": {State: "open", OpenUntil: now.Add(time.Minute)}, "slow": {State: "closed", SlowUntil: now.Add(time.Minute)},
-		"half": {State: "half-open"},
-	})
+	s.fleet(Fleet{
+		Devices: []device.Device{gpu, open, slow, drains, half, dev("else", 4, "n")},
+		Healths: map[string]device.Health{
+			"open": {State: "open", OpenUntil: now.Add(time.Minute)}, "slow": {State: "closed", SlowUntil: now.Add(time.Minute)},
+			"half": {State: "half-open"},
+		},
+	}, now)
 	ids := func(tk *task.Task, at time.Time) (out []string) {
-		for _, st := range s.view.candidates(s.window.classOf(tk), at, nil) {
+		s.view.pass(at)
+		for _, st := range s.view.look(s.window.classOf(tk), at, s.rng).states {
 			out = append(out, st.ID)
 		}
 		return out
@@ -151,7 +164,7 @@ func TestWhichDevicesMayRunAClass(t *testing.T) {
 	avoid := func(ids ...string) *task.Task { return &task.Task{Model: "m", Progress: &task.Progress{Exclude: ids}} }
 	require.Equal(t, []string{"half"}, ids(avoid("gpu"), now))
 	require.Equal(t, []string{"gpu", "half"}, ids(avoid("gpu", "half"), now), "better a second try there than none")
-	require.Equal(t, 1, s.view.byID["half"].each.limit, "one request tests a device that may be well again")
+	require.Equal(t, 1, s.view.byID["half"].each.Limit, "one request tests a device that may be well again")
 }
 
 // Whatever comes and goes, the credits in use never exceed a pool's limit, and
@@ -161,10 +174,10 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
-		s.window, s.view = newWindow(s.cfg), newView(s.cfg)
+		s.window, s.view = newWindow(s.cfg, nil), newView(s.cfg)
 		name := func(i int) string { return fmt.Sprintf("run%d-d%d", run, i) }
 		ds := []device.Device{dev(name(0), 1, "a"), dev(name(1), 3, "a", "b"), dev(name(2), 2, "b")}
-		s.view.update(ds, nil, nil)
+		s.fleet(Fleet{Devices: ds}, time.Now())
 		leases := map[device.Release]int{}
 		added, picked := 0, 0
 		ctx := t.Context()
@@ -174,7 +187,7 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 			require.NoError(t, err)
 			for i, name := range names {
 				p := s.view.pools[name]
-				require.LessOrEqual(t, used[i], p.limit)
+				require.LessOrEqual(t, used[i], p.Limit)
 				n := 0
 				for r, k := range leases {
 					if r.Pool == p.name {
@@ -193,12 +206,11 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 			},
 			"round": func(t *rapid.T) {
 				picks, _ := s.plan(time.Now())
-				got, err := s.take(ctx, picks)
+				got, err := s.take(picks, nil, time.Now())
 				require.NoError(t, err)
 				for _, p := range got {
 					require.NotEmpty(t, p.lease)
 					leases[device.Release{Pool: p.state.pool(p.item.class.merged).name, Lease: p.lease, N: 1}]++
-					s.window.remove(p.item)
 					picked++
 				}
 				check()
@@ -210,14 +222,14 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 				}
 				clear(leases)
 				for _, p := range s.view.pools {
-					p.used = 0
+					p.Used = 0
 				}
 			},
 			"": func(t *rapid.T) {
 				require.Equal(t, added, picked+s.window.len())
 				inHeaps := 0
 				for _, c := range s.window.classes {
-					inHeaps += c.ready.Len()
+					inHeaps += c.waiting()
 				}
 				require.Equal(t, s.window.len(), inHeaps)
 			},

@@ -53,11 +53,35 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		return nil, err
 	}
 	outbox := deps.Log.NewOutbox(Stage, 4*cfg.RoundPicks, 64<<20)
+	sched, err := newScheduler(cfg, deps, policy, outbox)
+	if err != nil {
+		return nil, err
+	}
 	return &Router{
 		cfg: cfg, deps: deps, outbox: outbox,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
-		sched:  newScheduler(cfg, deps, policy, outbox),
+		sched:  sched,
 	}, nil
+}
+
+// SetPolicy changes how devices are chosen while the router runs, from its next
+// round on. The error says what is wrong with the setting.
+func (r *Router) SetPolicy(ctx context.Context, set device.PolicySetting) error {
+	cfg := r.cfg
+	cfg.Policy, cfg.Binding = set.Name, set.Binding
+	if texts := set.Texts(); len(texts) > 0 {
+		cfg.Weights = texts
+	}
+	policy, err := NewPolicy(cfg.Policy, cfg)
+	if err != nil {
+		return err
+	}
+	select {
+	case r.sched.policies <- newPolicy{policy, cfg.Binding}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Run routes until ctx ends. Then it assigns nothing more, waits for what it

@@ -1,90 +1,245 @@
 package router
 
 import (
+	"cmp"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
 )
 
-// view is what the scheduler knows of the fleet: heartbeats and learned rates
-// as of the last refresh, and the credits in use as of the last round. It is
-// owned by the scheduler's goroutine.
+// Fleet is one reading of Redis.
+type Fleet struct {
+	Devices []device.Device
+	Rates   map[device.RateKey]device.Rate
+	Healths map[string]device.Health
+	Used    map[string]int // credits in use, by pool
+	Routers int            // that are alive, this one included; 0: not known
+}
+
+// view is what the decider knows of the fleet: heartbeats and learned rates as
+// of the last refresh, and the credits in use as of the last round. It is owned
+// by the decider's goroutine.
 type view struct {
 	cfg     Config
+	late    bool
+	gen     uint64   // of what is known, but for credits
 	devices []*state // sorted by id
 	byID    map[string]*state
 	pools   map[string]*pool
+	routers int
 	picks   uint64
+	changes time.Time // when a health changes next by time alone; zero: never
 }
 
 // state is one device.
 type state struct {
 	device.Device
-	health   device.Health
-	rates    map[string]time.Duration // service time of one task by model, single requests
-	merged   map[string]time.Duration // the same for merged requests
-	lastPick uint64
-	each     *pool
-	batch    *pool
+	health  device.Health
+	rates   map[string]device.Rate // by model, single requests
+	merged  map[string]device.Rate // the same for merged requests
+	each    *pool
+	batch   *pool
+	probe   bool      // let alone by its worker, but too many are: it gets one task at a time
+	ejected bool      // let alone, as of the last update
+	back    time.Time // when it was last let in again
+	seen    time.Time // when it was last known not to be there
+	tried   time.Time // when it was last picked
 }
 
 // pool is one of a device's two pools of credits.
 type pool struct {
-	name    string
-	slots   int // in tasks
-	limit   int
-	used    int
-	waiting int // tasks that this round keeps back for the device
+	Load
+	name string
+	band int       // tasks of a lower band get nothing from it …
+	held time.Time // … before: a higher one waits for it elsewhere
 }
 
 func newView(cfg Config) *view {
-	return &view{cfg: cfg, byID: map[string]*state{}, pools: map[string]*pool{}}
+	return &view{cfg: cfg, late: true, byID: map[string]*state{}, pools: map[string]*pool{}, routers: 1}
 }
 
 // update takes what was read from Redis. What is known of credits stays.
-func (v *view) update(ds []device.Device, rates map[device.RateKey]device.Rate, healths map[string]device.Health) {
-	byID := make(map[string]*state, len(ds))
-	pools := make(map[string]*pool, 2*len(ds))
+func (v *view) update(f Fleet, now time.Time) {
+	v.gen++
+	v.changes = time.Time{}
+	v.routers = max(1, f.Routers)
+	byID := make(map[string]*state, len(f.Devices))
 	v.devices = v.devices[:0]
-	for _, d := range ds {
+	for _, d := range f.Devices {
 		s := v.byID[d.ID]
 		if s == nil {
-			s = &state{}
-			s.each = &pool{name: device.Pool(d.ID, device.ClassEach)}
-			s.batch = &pool{name: device.Pool(d.ID, device.ClassMerged)}
+			s = &state{each: &pool{name: device.Pool(d.ID, device.ClassEach)}, batch: &pool{name: device.Pool(d.ID, device.ClassMerged)}}
 		}
-		s.Device, s.health = d, healths[d.ID]
-		s.rates, s.merged = map[string]time.Duration{}, map[string]time.Duration{}
-		slots := max(1, d.Slots)
-		ahead := max(1, int(math.Ceil(float64(slots)*v.cfg.CreditsAhead)))
-		if s.health.State == "half-open" {
-			slots, ahead = 1, 0 // one request tests whether it is well again
+		if s.Silent() && !d.Silent() {
+			s.back = now
 		}
-		s.each.slots, s.each.limit = slots, slots+ahead
-		s.batch.slots, s.batch.limit = slots*v.cfg.MergedCredit, (slots+ahead)*v.cfg.MergedCredit
+		s.Device, s.health = d, f.Healths[d.ID]
+		s.rates, s.merged = nil, nil
 		byID[d.ID] = s
-		pools[s.each.name], pools[s.batch.name] = s.each, s.batch
 		v.devices = append(v.devices, s)
 	}
-	for k, r := range rates {
-		if s := byID[k.Device]; s != nil {
-			service := time.Duration(r.ServiceMS * float64(time.Millisecond))
-			if k.Merged {
-				s.merged[k.Model] = service
-			} else {
-				s.rates[k.Model] = service
-			}
+	for k, r := range f.Rates {
+		s := byID[k.Device]
+		if s == nil {
+			continue
+		}
+		known := &s.rates
+		if k.Merged {
+			known = &s.merged
+		}
+		if *known == nil {
+			*known = make(map[string]device.Rate, 4)
+		}
+		(*known)[k.Model] = r
+	}
+	v.byID = byID
+	slices.SortFunc(v.devices, func(a, b *state) int { return strings.Compare(a.ID, b.ID) })
+	v.eject(now)
+	v.limits(now)
+	clear(v.pools)
+	for _, s := range v.devices {
+		v.pools[s.each.name], v.pools[s.batch.name] = s.each, s.batch
+	}
+	v.credits(f.Used)
+}
+
+// eject decides who is let alone. The workers say which devices fail; at most
+// half of the fleet is left out, those that failed most often in a row first:
+// when all fail, the fault is likely elsewhere, and somebody has to find out
+// when it is gone. The others get one task at a time.
+func (v *view) eject(now time.Time) {
+	var out []*state
+	alive := 0
+	for _, s := range v.devices {
+		was := s.ejected
+		s.ejected, s.probe = false, false
+		if s.Silent() || s.Draining {
+			continue
+		}
+		alive++
+		if s.health.OpenUntil.After(now) {
+			out = append(out, s)
+			v.change(s.health.OpenUntil)
+		} else if was {
+			s.back = now
+		}
+		if s.health.SlowUntil.After(now) {
+			v.change(s.health.SlowUntil)
 		}
 	}
-	v.byID, v.pools = byID, pools
-	slices.SortFunc(v.devices, func(a, b *state) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
+	slices.SortStableFunc(out, func(a, b *state) int {
+		return cmp.Or(cmp.Compare(b.health.Opened, a.health.Opened), b.health.OpenUntil.Compare(a.health.OpenUntil))
 	})
+	for i, s := range out {
+		s.ejected = i < max(1, alive/2)
+		s.probe = !s.ejected
+	}
+}
+
+// change remembers when the view will be another by time alone.
+func (v *view) change(at time.Time) {
+	if v.changes.IsZero() || at.Before(v.changes) {
+		v.changes = at
+	}
+}
+
+// pass looks at what has changed by time alone.
+func (v *view) pass(now time.Time) (changed bool) {
+	if v.changes.IsZero() || v.changes.After(now) {
+		return false
+	}
+	v.gen++
+	v.changes = time.Time{}
+	v.eject(now)
+	v.limits(now)
+	return true
+}
+
+// limits says how many credits each pool has.
+func (v *view) limits(now time.Time) {
+	oldest := now
+	for _, s := range v.devices {
+		if !s.Silent() && !s.JoinedAt.IsZero() && s.JoinedAt.Before(oldest) {
+			oldest = s.JoinedAt
+		}
+	}
+	for _, s := range v.devices {
+		slots := max(1, s.Slots)
+		if s.health.Slots > 0 {
+			slots = min(slots, s.health.Slots)
+		}
+		one := s.probe || s.health.State == "half-open" // one request tests whether it is well again
+		if ramp := v.ramp(s, oldest, now); ramp < 1 {
+			slots = max(1, int(ramp*float64(slots)))
+			one = one || ramp < 1/float64(slots+1)
+		}
+		if one {
+			slots = 1
+		}
+		v.limit(s.each, s, slots, 1, one, s.rates)
+		v.limit(s.batch, s, slots, v.cfg.MergedCredit, one, s.merged)
+	}
+}
+
+// limit is slots, and as many more as hide the hop: while the news of a free slot
+// goes to the routers and a task comes back, n·h/s tasks end on a device of n
+// slots and service time s. One standard deviation (of a Poisson count) is added.
+func (v *view) limit(p *pool, s *state, slots, merged int, one bool, rates map[string]device.Rate) {
+	p.Slots = slots * merged
+	switch {
+	case one:
+		p.Limit = slots * merged
+	case !v.late:
+		p.Limit = (slots + v.cfg.QueueAhead) * merged
+	default:
+		ended := float64(slots) / 4 // until something is known
+		if service := quickest(rates); service > 0 {
+			ended = float64(slots) * ms(v.hop(s)) / (service * float64(merged))
+		}
+		ahead := int(math.Ceil(ended + math.Sqrt(ended)))
+		p.Limit = (slots + min(max(1, ahead), v.cfg.AheadMost)) * merged
+	}
+}
+
+// hop is the time from an assignment to the start of its request.
+func (v *view) hop(s *state) time.Duration {
+	if s.health.HopMS > 0 {
+		return time.Duration(s.health.HopMS * float64(time.Millisecond))
+	}
+	return v.cfg.Hop
+}
+
+// quickest is the least service time known of a device, in ms; 0: none.
+func quickest(rates map[string]device.Rate) float64 {
+	least := 0.0
+	for _, r := range rates {
+		if r.ServiceMS > 0 && (least == 0 || r.ServiceMS < least) {
+			least = r.ServiceMS
+		}
+	}
+	return least
+}
+
+// ramp is the share of its slots that a device gets which joined a fleet at work
+// or came back to it; 1: all. A fleet that starts as a whole has no ramp.
+func (v *view) ramp(s *state, oldest, now time.Time) float64 {
+	if v.cfg.SlowStart <= 0 {
+		return 1
+	}
+	since := s.back
+	if s.JoinedAt.After(since) && s.JoinedAt.Sub(oldest) > v.cfg.SlowStart {
+		since = s.JoinedAt
+	}
+	if since.IsZero() || since.Before(oldest) {
+		return 1
+	}
+	if len(v.devices) == 1 {
+		return 1
+	}
+	return min(1, float64(now.Sub(since))/float64(v.cfg.SlowStart))
 }
 
 // credits takes how many credits are in use, of some pools. A count that is
@@ -92,42 +247,49 @@ func (v *view) update(ds []device.Device, rates map[device.RateKey]device.Rate, 
 func (v *view) credits(used map[string]int) {
 	for name, n := range used {
 		if p := v.pools[name]; p != nil {
-			p.used = n
+			p.Used = n
 		}
 	}
 }
 
-// candidates returns the devices that may run a task of the class. A device
-// that the class avoids comes back when no other is left: better a second try
-// there than none.
-func (v *view) candidates(c *class, now time.Time, out []*state) []*state {
-	out = out[:0]
-	avoided := 0
-	for _, s := range v.devices {
-		if !s.usable(c, now) {
-			continue
-		}
-		if slices.Contains(c.avoid, s.ID) {
-			avoided++
-			continue
-		}
-		out = append(out, s)
-	}
-	if len(out) > 0 || avoided == 0 {
-		return out
-	}
-	for _, s := range v.devices {
-		if s.usable(c, now) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
+// Why a device is no candidate of a class.
+type reason int
 
-// usable reports whether the device can take a task of the class at all.
-func (s *state) usable(c *class, now time.Time) bool {
-	return !s.Silent() && !s.Draining && s.Serves(c.model) && s.HasTags(c.needs) &&
-		!s.health.OpenUntil.After(now) && !s.health.SlowUntil.After(now)
+const (
+	fits reason = iota
+	wrongModel
+	wrongTags
+	isSilent
+	isDraining
+	isEjected
+	isSlow
+	isExcluded
+	reasons
+)
+
+// reasonNames is how the audit log tells them.
+var reasonNames = [reasons]string{"", "model", "tags", "silent", "draining", "ejected", "slow", "excluded"}
+
+// fit says whether the device can take a task of the class at all. A device that
+// the class avoids is told apart: it comes back when no other is left.
+func (s *state) fit(c *class, now time.Time) reason {
+	switch {
+	case !s.Serves(c.model):
+		return wrongModel
+	case !s.HasTags(c.needs):
+		return wrongTags
+	case s.Silent():
+		return isSilent
+	case s.Draining:
+		return isDraining
+	case s.ejected:
+		return isEjected
+	case s.health.SlowUntil.After(now):
+		return isSlow
+	case slices.Contains(c.avoid, s.ID):
+		return isExcluded
+	}
+	return fits
 }
 
 func (s *state) pool(merged bool) *pool {
@@ -137,36 +299,19 @@ func (s *state) pool(merged bool) *pool {
 	return s.each
 }
 
-// service is the learned time of one task on one slot; a model that the device
-// has not answered yet takes the mean of those it has.
-func (s *state) service(c *class) time.Duration {
+// rate is what was learned of one task on one slot; a model that the device has
+// not answered yet takes the mean of those it has.
+func (s *state) rate(c *class) device.Rate {
 	known := s.rates
 	if c.merged {
 		known = s.merged
 	}
-	if d, ok := known[c.model]; ok {
-		return d
+	if r, ok := known[c.model]; ok {
+		return r
 	}
-	var sum time.Duration
-	for _, d := range known {
-		sum += d
+	var mean device.Rate
+	for _, r := range known {
+		mean.ServiceMS += r.ServiceMS / float64(len(known))
 	}
-	if len(known) == 0 {
-		return 0
-	}
-	return sum / time.Duration(len(known))
-}
-
-// describe fills the candidates for the policy.
-func (v *view) describe(c *class, states []*state, out []Candidate) []Candidate {
-	out = out[:0]
-	for _, s := range states {
-		p := s.pool(c.merged)
-		out = append(out, Candidate{
-			Device: s.ID, Slots: p.slots, Limit: p.limit, Used: p.used, Waiting: p.waiting,
-			Service: s.service(c), CPU: s.CPU, Mem: s.Mem, IO: s.IO,
-			Latency: time.Duration(s.LatencyMS * float64(time.Millisecond)), Weight: s.Weight, LastPick: s.lastPick,
-		})
-	}
-	return out
+	return mean
 }

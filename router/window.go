@@ -1,11 +1,12 @@
 package router
 
 import (
-	"container/heap"
+	"math"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -13,62 +14,86 @@ import (
 // item is a task in the window, with the record that it came from.
 type item struct {
 	task   *task.Task
-	rec    *stream.Record
+	rec    *stream.Record // nil in a simulation
 	ticket *ticket
-	rank   int64     // order among the ready: see rankOf
+	source string    // topic that it came from
+	size   int64     // bytes that it holds of the window
+	client string    // address of who sent it
+	rank   int64     // order among the ready of its flow: see rankOf
 	ready  time.Time // not assigned earlier; zero: now
 	since  time.Time // when it came into the window
 	class  *class
-	index  int  // in the heap that holds it
-	wakeAt int  // in the heap of wake times, -1 when not there
-	early  bool // parked until ready, but a device that can run it brings it back before
+	flow   *flow
+	queue  *queue // that holds it while it is ready
+	index  int    // in that queue
+	wakeAt int    // in the heap of wake times, -1 when not there
+	early  bool   // parked until ready, but a device that can run it brings it back before
 	gone   bool
 }
 
-// class is the tasks that need the same of a device. They wait in one heap.
+// lost says that the item's partition belongs to another router now.
+func (it *item) lost() bool { return it.rec != nil && it.rec.Lost() }
+
+// class is the tasks that need the same of a device.
 type class struct {
 	key    string
 	model  string
 	merged bool // requests of its endpoint can be merged: credits are from the merged pool
 	needs  []string
 	avoid  []string // devices not to be tried again
-	ready  readyHeap
-	unable bool     // no device can run it now: as of the last look at the fleet
-	round  uint64   // of the last look
-	waits  int      // tasks that decided to wait for a better device, in that round
-	states []*state // that may run it, as of that round
+	queues map[*flow]*queue
+	tasks  int // in the window, waiting ones included
+
+	field  *field    // the devices that may run it; nil: not looked at yet
+	unable bool      // no device can run it now: as of the last look at the fleet
+	round  uint64    // of the last look
+	waits  int       // tasks that decided to wait for a better device, in that round
+	full   bool      // nothing is free for it in that round
+	pause  time.Time // lower bands take nothing before: a higher one waits elsewhere
+	pauses int       // the first band that pauses
 }
 
 // window holds what has been read and not yet assigned. It is owned by the
 // scheduler's goroutine.
 type window struct {
 	cfg     Config
+	weights map[string]float64 // of tenants
+	bands   [bands]*band
+	flows   map[flowKey]*flow
 	classes map[string]*class
 	byKey   map[task.Key]*item // the index: who waits, for cancel and for changes of priority
-	wakes   wakeHeap           // by the next time at which something is due: not-before or deadline
+	wakes   heapOf[*wake]      // by the next time at which something is due: not-before or deadline
 	bySrc   map[string]int     // tasks per source topic
 	bytes   map[string]int64   // bytes of records per source topic
+	ready   int                // tasks that wait for nothing but a device
 }
 
-func newWindow(cfg Config) *window {
-	return &window{cfg: cfg, classes: map[string]*class{}, byKey: map[task.Key]*item{}, bySrc: map[string]int{}, bytes: map[string]int64{}}
+// wake is when an item needs to be looked at.
+type wake struct {
+	item *item
+	when time.Time
 }
 
-// rankOf orders tasks: an earlier rank goes first. It is the time of submission
-// plus a handicap for lower priorities, so that the order never changes while
-// tasks wait (a heap can hold it), high goes before normal before low, and a
-// task that has waited longer than its handicap goes before a fresh high one.
+func newWindow(cfg Config, weights map[string]float64) *window {
+	w := &window{
+		cfg: cfg, weights: weights, flows: map[flowKey]*flow{}, classes: map[string]*class{},
+		byKey: map[task.Key]*item{}, bySrc: map[string]int{}, bytes: map[string]int64{},
+	}
+	for i, share := range [bands]float64{0, cfg.ShareNormal, cfg.ShareLow} {
+		w.bands[i] = newBand(share)
+	}
+	w.wakes.less = func(a, b *wake) bool { return a.when.Before(b.when) }
+	w.wakes.at = func(k *wake, i int) { k.item.wakeAt = i }
+	return w
+}
+
+// rankOf orders tasks of one tenant and priority: an earlier rank goes first. It
+// is the time of submission, levels counting as time, so that the order never
+// changes while tasks wait (a heap can hold it) and no level starves.
 func rankOf(cfg Config, t *task.Task, now time.Time) int64 {
 	at := t.SubmittedAt
 	if at.IsZero() || at.After(now) { // a clock ahead of ours must not help or hurt
 		at = now
-	}
-	switch t.Priority {
-	case task.High:
-	case task.Low:
-		at = at.Add(cfg.AgeLow)
-	default:
-		at = at.Add(cfg.AgeNormal)
 	}
 	return at.Add(-time.Duration(t.Level) * cfg.AgeLevel).UnixNano()
 }
@@ -97,44 +122,78 @@ func (w *window) classOf(t *task.Task) *class {
 	}
 	c := w.classes[key]
 	if c == nil {
-		c = &class{key: key, model: t.Model, merged: merged, needs: needs, avoid: avoid}
+		c = &class{key: key, model: t.Model, merged: merged, needs: needs, avoid: avoid, queues: map[*flow]*queue{}}
 		w.classes[key] = c
 	}
 	return c
+}
+
+func (w *window) flowOf(t *task.Task) *flow {
+	k := flowKey{t.Tenant, bandOf(t.Priority)}
+	f := w.flows[k]
+	if f == nil {
+		weight := w.weights[t.Tenant]
+		if weight == 0 {
+			weight = 1
+		}
+		f = newFlow(k, weight)
+		f.vtime = w.bands[k.band].clock
+		w.flows[k] = f
+	}
+	return f
 }
 
 // add takes an item into the window; false if its task is in it already, from
 // another record.
 func (w *window) add(it *item, now time.Time) bool {
 	if old := w.byKey[it.task.Key()]; old != nil {
-		if !old.rec.Lost() {
+		if !old.lost() {
 			return false
 		}
 		w.remove(old) // its partition was lost: the new record speaks for the task
 	}
-	it.rank, it.since, it.wakeAt = rankOf(w.cfg, it.task, now), now, -1
-	it.class = w.classOf(it.task)
+	it.rank, it.since, it.wakeAt, it.index = rankOf(w.cfg, it.task, now), now, -1, -1
 	w.byKey[it.task.Key()] = it
-	w.bySrc[it.rec.Topic]++
-	w.bytes[it.rec.Topic] += int64(len(it.rec.Value))
-	if it.ready.After(now) {
-		it.index = -1
-	} else {
-		heap.Push(&it.class.ready, it)
+	w.bySrc[it.source]++
+	w.bytes[it.source] += it.size
+	w.settle(it)
+	if !it.ready.After(now) {
+		w.back(it)
 	}
-	if !it.wake(now).IsZero() {
-		heap.Push(&w.wakes, it)
-	}
+	w.wakeAgain(it, now)
 	return true
 }
 
-// wake is when the item needs to be looked at: when it becomes ready, or its
+// settle finds the class and flow of an item.
+func (w *window) settle(it *item) {
+	it.class, it.flow = w.classOf(it.task), w.flowOf(it.task)
+	it.class.tasks++
+	it.flow.tasks++
+}
+
+// unsettle is the reverse. Classes and flows without tasks are swept away later:
+// at light load they would come and go with each task.
+func (w *window) unsettle(it *item) {
+	it.class.tasks--
+	it.flow.tasks--
+}
+
+// wakeAt is when the item needs to be looked at: when it becomes ready, or its
 // deadline passes; zero: never.
-func (it *item) wake(now time.Time) time.Time {
+func (it *item) wakeTime(now time.Time) time.Time {
 	if it.ready.After(now) && (it.task.Deadline.IsZero() || it.ready.Before(it.task.Deadline)) {
 		return it.ready
 	}
 	return it.task.Deadline
+}
+
+func (w *window) wakeAgain(it *item, now time.Time) {
+	if it.wakeAt >= 0 {
+		w.wakes.remove(it.wakeAt)
+	}
+	if at := it.wakeTime(now); !at.IsZero() {
+		w.wakes.push(&wake{it, at})
+	}
 }
 
 // remove takes an item out of every heap and index.
@@ -144,55 +203,69 @@ func (w *window) remove(it *item) {
 	}
 	it.gone = true
 	delete(w.byKey, it.task.Key())
-	w.bySrc[it.rec.Topic]--
-	w.bytes[it.rec.Topic] -= int64(len(it.rec.Value))
-	if it.index >= 0 {
-		heap.Remove(&it.class.ready, it.index)
-	}
+	w.bySrc[it.source]--
+	w.bytes[it.source] -= it.size
+	w.unready(it)
 	if it.wakeAt >= 0 {
-		heap.Remove(&w.wakes, it.wakeAt)
+		w.wakes.remove(it.wakeAt)
 	}
-	w.tidy(it.class)
+	w.unsettle(it)
 }
 
-func (w *window) tidy(c *class) {
-	// Items of the class that wait for a time refer to it and bring it back.
-	if c.ready.Len() == 0 && w.classes[c.key] == c {
-		delete(w.classes, c.key)
+// unready takes an item out of its queue, but not out of the window: back or
+// remove must follow.
+func (w *window) unready(it *item) {
+	if it.index < 0 {
+		return
+	}
+	q := it.queue
+	w.ready--
+	first := it.index == 0
+	q.ready.remove(it.index)
+	switch {
+	case q.ready.len() == 0:
+		w.leave(q)
+	case first:
+		w.reorder(q)
 	}
 }
 
-// pop takes the first ready item of a class out of its heap, but not out of
-// the window: back or remove must follow.
-func (c *class) pop() *item { return heap.Pop(&c.ready).(*item) }
-
-// back returns a popped item to its class.
+// back makes an item ready.
 func (w *window) back(it *item) {
-	if c := w.classes[it.class.key]; c != nil {
-		it.class = c // it was tidied away and made again while the item was out
-	} else {
-		w.classes[it.class.key] = it.class
+	if it.index >= 0 || it.gone {
+		return
 	}
-	heap.Push(&it.class.ready, it)
+	q := it.class.queues[it.flow]
+	if q == nil {
+		q = newQueue(it.class, it.flow)
+		it.class.queues[it.flow] = q
+	}
+	it.queue = q
+	w.ready++
+	q.ready.push(it)
+	switch {
+	case q.ready.len() == 1:
+		w.enter(q)
+		if it.class.unable {
+			w.putAside(q)
+		}
+	case it.index == 0:
+		w.reorder(q)
+	}
 }
 
-// due calls fn with every item whose time has come: expired is true when its
-// deadline passed, false when it has become ready (it is in its heap then).
+// due calls expired with every item whose deadline passed, out of the window
+// already; what has become ready is in its queue then.
 func (w *window) due(now time.Time, expired func(*item)) {
-	for len(w.wakes) > 0 && !w.wakes[0].wakeTime.After(now) {
-		it := w.wakes[0].item
+	for w.wakes.len() > 0 && !w.wakes.first().when.After(now) {
+		it := w.wakes.first().item
 		if d := it.task.Deadline; !d.IsZero() && !d.After(now) {
 			w.remove(it)
 			expired(it)
 			continue
 		}
-		heap.Pop(&w.wakes)
-		if it.index < 0 {
-			w.back(it)
-		}
-		if next := it.wake(now); !next.IsZero() {
-			heap.Push(&w.wakes, it)
-		}
+		w.back(it)
+		w.wakeAgain(it, now)
 	}
 }
 
@@ -200,85 +273,82 @@ func (w *window) due(now time.Time, expired func(*item)) {
 // run them now.
 func (w *window) wakeEarly(now time.Time, able func(*class) bool) {
 	var up []*item
-	for _, e := range w.wakes {
-		if it := e.item; it.early && it.index < 0 && !it.task.ReadyAt().After(now) && able(it.class) {
+	for _, k := range w.wakes.all {
+		if it := k.item; it.early && it.index < 0 && !it.task.ReadyAt().After(now) && able(it.class) {
 			up = append(up, it)
 		}
 	}
 	for _, it := range up {
 		it.early, it.ready = false, it.task.ReadyAt()
-		heap.Remove(&w.wakes, it.wakeAt)
 		w.back(it)
-		if !it.wake(now).IsZero() {
-			heap.Push(&w.wakes, it)
+		w.wakeAgain(it, now)
+	}
+}
+
+// reprioritize gives a waiting task another priority; false: it is not here. Its
+// place in the order changes in O(log n).
+func (w *window) reprioritize(r device.Repriority, now time.Time) bool {
+	it := w.byKey[r.Key]
+	if it == nil {
+		return false
+	}
+	ready := it.index >= 0
+	w.unready(it)
+	w.unsettle(it)
+	r.Apply(it.task)
+	it.rank = rankOf(w.cfg, it.task, now)
+	w.settle(it)
+	if ready {
+		w.back(it)
+	}
+	return true
+}
+
+// sweep forgets classes and flows that have had no task since the last sweep
+// but one, so that their number is bounded by what came meanwhile.
+func (w *window) sweep() {
+	for key, c := range w.classes {
+		if c.tasks > 0 {
+			for f := range c.queues {
+				if f.tasks == 0 {
+					delete(c.queues, f)
+				}
+			}
+			continue
+		}
+		delete(w.classes, key)
+	}
+	for key, f := range w.flows {
+		// Its virtual time is remembered while it is ahead of the clock.
+		if f.tasks == 0 && f.vtime <= w.bands[key.band].clock {
+			delete(w.flows, key)
+		}
+	}
+	if len(w.flows) > maxFlows {
+		for key, f := range w.flows {
+			if f.tasks == 0 {
+				delete(w.flows, key)
+			}
 		}
 	}
 }
 
+// maxFlows bounds the tenants that are remembered for having had more than
+// their part.
+const maxFlows = 10_000
+
 // next is the time at which due has something to do; zero: nothing waits.
 func (w *window) next() time.Time {
-	if len(w.wakes) == 0 {
+	if w.wakes.len() == 0 {
 		return time.Time{}
 	}
-	return w.wakes[0].wakeTime
+	return w.wakes.first().when
 }
 
 func (w *window) len() int { return len(w.byKey) }
 
-// readyHeap orders by rank.
-type readyHeap []*item
-
-func (h readyHeap) Len() int           { return len(h) }
-func (h readyHeap) Less(i, j int) bool { return h[i].rank < h[j].rank }
-func (h readyHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *readyHeap) Push(x any) {
-	it := x.(*item)
-	it.index = len(*h)
-	*h = append(*h, it)
-}
-func (h *readyHeap) Pop() any {
-	old := *h
-	n := len(old) - 1
-	it := old[n]
-	old[n] = nil
-	*h = old[:n]
-	it.index = -1
-	return it
-}
-
-// wakeHeap orders by wake time, which is kept beside the item because it
-// depends on the time at which it was computed.
-type wakeHeap []wakeEntry
-
-type wakeEntry struct {
-	item     *item
-	wakeTime time.Time
-}
-
-func (h wakeHeap) Len() int           { return len(h) }
-func (h wakeHeap) Less(i, j int) bool { return h[i].wakeTime.Before(h[j].wakeTime) }
-func (h wakeHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].item.wakeAt, h[j].item.wakeAt = i, j
-}
-func (h *wakeHeap) Push(x any) {
-	it := x.(*item)
-	at := it.task.Deadline
-	if it.index < 0 && !it.ready.IsZero() && (at.IsZero() || it.ready.Before(at)) {
-		at = it.ready
-	}
-	it.wakeAt = len(*h)
-	*h = append(*h, wakeEntry{it, at})
-}
-func (h *wakeHeap) Pop() any {
-	old := *h
-	n := len(old) - 1
-	e := old[n]
-	old[n] = wakeEntry{}
-	*h = old[:n]
-	e.item.wakeAt = -1
-	return e.item
+// full says that the window holds as many tasks of the topic, or as many bytes,
+// as it may.
+func (w *window) full(source string, share float64) bool {
+	return w.bySrc[source] >= int(math.Ceil(share*float64(w.cfg.WindowCount))) || w.bytes[source] >= int64(share*float64(w.cfg.WindowBytes))
 }

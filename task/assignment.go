@@ -32,6 +32,7 @@ type Assignment struct {
 	Lease      Lease
 	IdleSlots  int // slots of the device without work when it was picked: above 0, a batch need not wait
 	AssignedAt time.Time
+	Probe      bool // the device is let alone for failing; this task tests it all the same
 }
 
 // Batch is assignments for one device and one compatible request shape, sent

@@ -1,0 +1,218 @@
+package router
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Who goes first. The ready tasks wait in three levels of heaps:
+//
+//	band (high, normal, low)     strict, but each has a guaranteed share
+//	  └ flow: a tenant in it     by virtual time: work done so far / weight
+//	      └ queue: a class       by the rank of its first task
+//	          └ task             by rank: time of submission, levels ahead
+//
+// Work is counted in seconds of service, so a tenant of a large model pays for
+// it. A band that has tasks waiting while others work earns a debt of its share;
+// it is served first while the debt is positive. A band or tenant with nothing
+// to do saves nothing up. (Start-time fair queueing: Goyal, Vin, Cheng 1996;
+// deficit: Shreedhar, Varghese 1995.)
+
+// bands is the number of priorities.
+const bands = 3
+
+// bandOf is the place of a priority among the bands.
+func bandOf(p task.Priority) int {
+	switch p {
+	case task.High:
+		return 0
+	case task.Low:
+		return 2
+	}
+	return 1
+}
+
+// band is one priority.
+type band struct {
+	flows  heapOf[*flow]
+	clock  float64 // virtual time of the flow that was served last
+	share  float64 // guaranteed
+	debt   float64 // seconds of service that it is owed
+	queued int     // queues with ready tasks, those put aside included
+}
+
+// flow is a tenant's tasks in one band.
+type flow struct {
+	key    flowKey
+	weight float64
+	vtime  float64
+	queues heapOf[*queue]
+	at     int // in the band's heap
+	queued int // queues with ready tasks, those put aside included
+	tasks  int // tasks in the window, waiting ones included
+}
+
+type flowKey struct {
+	tenant string
+	band   int
+}
+
+// queue is the ready tasks of one class in one flow.
+type queue struct {
+	class *class
+	flow  *flow
+	ready heapOf[*item]
+	at    int  // in the flow's heap
+	aside bool // taken out of the flow's heap until the round ends or the fleet changes
+}
+
+func newBand(share float64) *band {
+	b := &band{share: share}
+	b.flows.less = func(a, b *flow) bool { return a.vtime < b.vtime }
+	b.flows.at = func(f *flow, i int) { f.at = i }
+	return b
+}
+
+func newFlow(k flowKey, weight float64) *flow {
+	f := &flow{key: k, weight: weight, at: -1}
+	f.queues.less = func(a, b *queue) bool { return a.ready.first().rank < b.ready.first().rank }
+	f.queues.at = func(q *queue, i int) { q.at = i }
+	return f
+}
+
+func newQueue(c *class, f *flow) *queue {
+	q := &queue{class: c, flow: f, at: -1}
+	q.ready.less = func(a, b *item) bool { return a.rank < b.rank }
+	q.ready.at = func(it *item, i int) { it.index = i }
+	return q
+}
+
+// enter puts a queue that has got its first ready task among those to be served.
+func (w *window) enter(q *queue) {
+	f, b := q.flow, w.bands[q.flow.key.band]
+	if f.queued == 0 { // it was idle: it saved nothing up
+		f.vtime = max(f.vtime, b.clock)
+	}
+	f.queued++
+	b.queued++
+	q.aside = false
+	w.show(q)
+}
+
+// leave takes a queue without ready tasks out.
+func (w *window) leave(q *queue) {
+	w.hide(q)
+	q.aside = false
+	q.flow.queued--
+	b := w.bands[q.flow.key.band]
+	if b.queued--; b.queued == 0 {
+		b.debt = min(b.debt, 0)
+	}
+}
+
+// show puts a queue into its flow's heap, and the flow into its band's.
+func (w *window) show(q *queue) {
+	if q.at >= 0 {
+		return
+	}
+	f := q.flow
+	f.queues.push(q)
+	if f.at < 0 {
+		w.bands[f.key.band].flows.push(f)
+	}
+}
+
+// hide takes a queue out of its flow's heap, and the flow out of its band's when
+// it was the last.
+func (w *window) hide(q *queue) {
+	if q.at < 0 {
+		return
+	}
+	f := q.flow
+	f.queues.remove(q.at)
+	if f.queues.len() == 0 {
+		w.bands[f.key.band].flows.remove(f.at)
+	}
+}
+
+// putAside takes a queue out of the order until it is shown again; its band and
+// flow still have something to do.
+func (w *window) putAside(q *queue) {
+	w.hide(q)
+	q.aside = true
+}
+
+// reorder tells the heaps that the first task of a queue is another.
+func (w *window) reorder(q *queue) {
+	if q.at >= 0 {
+		q.flow.queues.fix(q.at)
+	}
+}
+
+// nextQueue is whose turn it is; nil when all is put aside. turn says that it is
+// the band's turn by its guaranteed share, before higher bands.
+func (w *window) nextQueue() (q *queue, turn bool) {
+	first := -1
+	for i, b := range w.bands {
+		if b.flows.len() > 0 {
+			first = i
+			break
+		}
+	}
+	if first < 0 {
+		return nil, false
+	}
+	for i := bands - 1; i > first; i-- {
+		if b := w.bands[i]; b.debt > 0 && b.flows.len() > 0 {
+			return b.flows.first().queues.first(), true
+		}
+	}
+	return w.bands[first].flows.first().queues.first(), false
+}
+
+// maxDebt bounds how long a band may be served first without a pause, in seconds
+// of service: its share is a mean, not a claim on the past.
+const maxDebt = 2.0
+
+// served counts work for a task of the queue's class. What a band gets while no
+// higher one has anything to do is not held against its share.
+func (w *window) served(q *queue, seconds float64) { w.count(q, seconds) }
+
+// unserved takes back what served counted: the task got no credit.
+func (w *window) unserved(q *queue, seconds float64) { w.count(q, -seconds) }
+
+func (w *window) count(q *queue, seconds float64) {
+	own, pressed := q.flow.key.band, false
+	for i, b := range w.bands {
+		if i > 0 && b.queued > 0 {
+			b.debt = min(b.debt+b.share*seconds, maxDebt)
+		}
+		pressed = pressed || i < own && b.queued > 0
+	}
+	b, f := w.bands[own], q.flow
+	if pressed {
+		b.debt = max(b.debt-seconds, -maxDebt)
+	}
+	if seconds > 0 {
+		b.clock = max(b.clock, f.vtime)
+	}
+	f.vtime += seconds / f.weight
+	if f.at >= 0 {
+		b.flows.fix(f.at)
+	}
+}
+
+// weightsOf reads weights by name from the configuration.
+func weightsOf(field string, texts map[string]string) (map[string]float64, error) {
+	out := make(map[string]float64, len(texts))
+	for name, text := range texts {
+		v, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(v > 0) || v > 1e6 {
+			return nil, fmt.Errorf("%s: the weight %q of %s is no number above 0, up to 1000000; write one such as 2 or 0.5", field, text, name)
+		}
+		out[name] = v
+	}
+	return out, nil
+}

@@ -1,0 +1,177 @@
+package router
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/task"
+)
+
+// startHelpers starts what talks to Redis beside the decisions: reading the
+// fleet, hearing of freed credits and of cancelled tasks.
+func (s *scheduler) startHelpers(ctx context.Context, wg *sync.WaitGroup) {
+	changed := make(chan struct{}, 1)
+	s.askFleet = func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	wg.Go(func() { s.readFleet(ctx, changed) })
+
+	pools := &gathered{wake: make(chan struct{}, 1)}
+	wg.Go(func() { s.readFreed(ctx, pools) })
+
+	watch := func(what string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil {
+				s.deps.Logger.Error("watching Redis ended", "what", what, "error", err)
+			}
+		})
+	}
+	watch("devices", func() error { return s.deps.Registry.Watch(ctx, s.askFleet) })
+	watch("credits", func() error { return s.deps.Credits.Watch(ctx, pools.add) })
+	watch("cancelled tasks", func() error {
+		return s.deps.Cancels.Watch(ctx, func(keys []task.Key) {
+			select {
+			case s.cancels <- keys:
+			case <-ctx.Done():
+			}
+		}, func() {
+			select {
+			case s.gaps <- struct{}{}:
+			default:
+			}
+		})
+	})
+}
+
+// readFleet reads heartbeats, rates and healths every Refresh, and at once when
+// a device joined or left.
+func (s *scheduler) readFleet(ctx context.Context, changed <-chan struct{}) {
+	tick := time.NewTicker(s.cfg.Refresh)
+	defer tick.Stop()
+	failing := false
+	for {
+		f, err := s.loadFleet(ctx)
+		switch {
+		case err == nil:
+			failing = false
+			select {
+			case s.fleets <- f:
+			case <-ctx.Done():
+				return
+			}
+		case ctx.Err() == nil && !failing:
+			failing = true
+			s.deps.Logger.Warn("Redis does not tell the devices; the last known are used", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *scheduler) loadFleet(ctx context.Context) (Fleet, error) {
+	ds, err := s.deps.Registry.List(ctx)
+	if err != nil {
+		return Fleet{}, err
+	}
+	rates, healths, err := s.deps.Rates.Load(ctx)
+	if err != nil {
+		return Fleet{}, err
+	}
+	// That a pool has room is told by a message, which may be lost, and is not
+	// told when Redis forgot the credits: a pool that is taken for full must not
+	// stay so.
+	pools := make([]string, 0, 2*len(ds))
+	for _, d := range ds {
+		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))
+	}
+	counts, err := s.deps.Credits.Used(ctx, pools)
+	if err != nil {
+		return Fleet{}, err
+	}
+	used := make(map[string]int, len(pools))
+	for i, p := range pools {
+		used[p] = counts[i]
+	}
+	routers, err := s.deps.Credits.Present(ctx, s.name, 3*s.cfg.Refresh+time.Second)
+	if err != nil {
+		return Fleet{}, err
+	}
+	return Fleet{ds, rates, healths, used, routers}, nil
+}
+
+// gathered collects names of pools until somebody asks for them.
+type gathered struct {
+	mu    sync.Mutex
+	names []string
+	all   bool // messages may have been missed
+	wake  chan struct{}
+}
+
+// maxGathered bounds the names kept; past it all are taken for freed.
+const maxGathered = 4096
+
+func (g *gathered) add(pools []string) {
+	g.mu.Lock()
+	if len(pools) == 0 || len(g.names) >= maxGathered {
+		g.all, g.names = true, nil
+	} else if !g.all {
+		g.names = append(g.names, pools...)
+	}
+	g.mu.Unlock()
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (g *gathered) take() (names []string, all bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	names, all = g.names, g.all
+	g.names, g.all = nil, false
+	slices.Sort(names)
+	return slices.Compact(names), all
+}
+
+// readFreed asks how many credits are in use in the pools that got room. The
+// names that come while a question is under way make the next one, so there is
+// never more than one.
+func (s *scheduler) readFreed(ctx context.Context, pools *gathered) {
+	for {
+		select {
+		case <-pools.wake:
+		case <-ctx.Done():
+			return
+		}
+		names, all := pools.take()
+		var m map[string]int
+		if !all {
+			if len(names) == 0 {
+				continue
+			}
+			used, err := s.deps.Credits.Used(ctx, names)
+			if err != nil {
+				continue // the next grant tells the truth
+			}
+			m = make(map[string]int, len(names))
+			for i, n := range names {
+				m[n] = used[i]
+			}
+		}
+		select {
+		case s.usage <- m:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -118,6 +118,24 @@ func TestEjectorOpensOnAShareOfFaults(t *testing.T) {
 	}
 }
 
+// What was long ago is no share of anything.
+func TestEjectorForgets(t *testing.T) {
+	c := newClock(t, EjectorConfig{})
+	for range 9 {
+		c.requests(1, OK, 10*time.Millisecond)
+		c.requests(1, Fault, 10*time.Millisecond)
+	}
+	c.now = c.now.Add(time.Minute)
+	for range 9 {
+		c.requests(1, OK, 10*time.Millisecond)
+		c.requests(1, Fault, 10*time.Millisecond)
+	}
+	require.Equal(t, StateClosed, c.state())
+	c.requests(1, OK, 10*time.Millisecond)
+	c.requests(1, Fault, 10*time.Millisecond)
+	require.Equal(t, StateOpen, c.state())
+}
+
 // A device that fails at once looks idle.
 func TestEjectorOpensSoonerForQuickFaults(t *testing.T) {
 	c := newClock(t, EjectorConfig{})

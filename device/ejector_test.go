@@ -125,7 +125,7 @@ func TestEjectorForgets(t *testing.T) {
 		c.requests(1, OK, 10*time.Millisecond)
 		c.requests(1, Fault, 10*time.Millisecond)
 	}
-	c.now = c.now.Add(time.Minute)
+	c.now = c.now.Add(65 * time.Second)
 	for range 9 {
 		c.requests(1, OK, 10*time.Millisecond)
 		c.requests(1, Fault, 10*time.Millisecond)

@@ -1,0 +1,277 @@
+package routesim
+
+import (
+	"maps"
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/task"
+)
+
+// node is one router: the real decisions, its part of the log, its timer.
+type node struct {
+	s      *sim
+	i      int32
+	name   string
+	core   *router.Core
+	logs   []backlog // by topic: what its window has no room for
+	gen    uint32    // of its timer
+	wakeAt int64     // -1: none
+	view   []int     // by device: credits in use as it was told last
+	held   int       // tasks that it was given and has not let go
+	open   int       // credits taken and not given to a task yet
+}
+
+// backlog is what of a topic is outside the window.
+type backlog struct {
+	source string
+	q      fifo
+}
+
+func (s *sim) addRouters() error {
+	for i := range s.setup.Routers {
+		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machs))}
+		core, err := router.NewCore(s.rc, s.setup.Seed*64+uint64(i), n)
+		if err != nil {
+			return err
+		}
+		n.core = core
+		s.nodes = append(s.nodes, n)
+		// All begin with one look at Redis; later each looks at a phase of its own.
+		s.after(0, event{kind: evWake, i: n.i})
+		s.after(1+s.random.phases.Int64N(int64(s.rc.Refresh)), event{kind: evFleet, i: n.i})
+	}
+	for _, n := range s.nodes {
+		n.readFleet()
+	}
+	return nil
+}
+
+// enterLog lets a task be read by its router, now or when its window has room.
+func (s *sim) enterLog(j *job) {
+	n := s.nodes[j.router]
+	j.where = inLog
+	n.backlogOf(j.source).q.push(j)
+	n.work()
+}
+
+func (n *node) backlogOf(source string) *backlog {
+	for i := range n.logs {
+		if n.logs[i].source == source {
+			return &n.logs[i]
+		}
+	}
+	n.logs = append(n.logs, backlog{source: source})
+	return &n.logs[len(n.logs)-1]
+}
+
+// work lets the router read what it has room for and do what it can, and again
+// while it has got room.
+func (n *node) work() {
+	s := n.s
+	for s.bad == nil {
+		n.read()
+		wait := n.core.Step(s.time())
+		if n.open != 0 {
+			s.fail("credits: router %s took %d that it gave to no task", n.name, n.open)
+		}
+		if !n.more() {
+			n.wake(wait)
+			break
+		}
+	}
+	n.checkWork()
+}
+
+// read puts what is outside into the window while it has room.
+func (n *node) read() {
+	for i := range n.logs {
+		l := &n.logs[i]
+		for l.q.len() > 0 && !n.core.Full(l.source) {
+			j := l.q.pop()
+			j.where = inWindow
+			n.held++
+			if !n.core.Add(n.s.time(), l.source, j.task) {
+				n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
+				return
+			}
+		}
+	}
+	if most := n.core.Len(); most > n.s.out.MostHeld {
+		n.s.out.MostHeld = most
+	}
+}
+
+// more says that tasks are outside and there is room for them.
+func (n *node) more() bool {
+	for i := range n.logs {
+		if l := &n.logs[i]; l.q.len() > 0 && !n.core.Full(l.source) {
+			return true
+		}
+	}
+	return false
+}
+
+// wake sets the timer. One that rings too early is set again, which is cheaper
+// than an event for every change.
+func (n *node) wake(wait time.Duration) {
+	at := n.s.now + int64(max(wait, time.Microsecond))
+	if n.wakeAt > n.s.now && n.wakeAt <= at {
+		return
+	}
+	n.wakeAt = at
+	n.gen++
+	n.s.events.push(event{at: at, kind: evWake, i: n.i, gen: n.gen})
+}
+
+// readFleet shows the router what Redis holds now.
+func (n *node) readFleet() {
+	s := n.s
+	now := s.time()
+	used := make(map[string]int, len(s.machs))
+	for i, m := range s.machs {
+		used[m.pool] = s.acct.used[m.pool]
+		n.view[i] = used[m.pool]
+	}
+	f := router.Fleet{
+		Devices: make([]device.Device, 0, len(s.redis.devices)), Rates: maps.Clone(s.redis.rates), Healths: maps.Clone(s.redis.healths),
+		Used: used, Routers: len(s.nodes),
+	}
+	for _, d := range s.redis.devices {
+		if d.At.After(now) {
+			s.fail("knowledge: the heartbeat of %s is from the future", d.ID)
+		}
+		d.Age = now.Sub(d.At)
+		f.Devices = append(f.Devices, d)
+	}
+	for k, r := range f.Rates {
+		if r.At.After(now) {
+			s.fail("knowledge: the rate of %s is from the future", k.Device)
+		}
+	}
+	n.core.Fleet(now, f)
+	if n.s.now > 0 {
+		n.work()
+	}
+}
+
+// hear tells the routers what is in use of a pool that got room. Who hears it
+// first is drawn.
+func (s *sim) hear(i int32, used int) {
+	clear(s.told)
+	s.told[s.machs[i].pool] = used
+	first := 0
+	if len(s.nodes) > 1 {
+		first = s.random.order.IntN(len(s.nodes))
+	}
+	for k := range s.nodes {
+		n := s.nodes[(first+k)%len(s.nodes)]
+		n.view[i] = used
+		n.core.Freed(s.told)
+		n.work()
+	}
+}
+
+// Acquire takes credits of the account that all routers share.
+func (n *node) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
+	s := n.s
+	grants, freed := s.acct.acquire(s.now/int64(time.Millisecond), n.name, wants, asks)
+	for i, g := range grants {
+		if g.N > 0 && g.Used > wants[i].Limit {
+			s.fail("credits: %d of %s are in use and %d is the limit", g.Used, g.Pool, wants[i].Limit)
+		}
+		n.open += g.N
+		if d, ok := s.byPool[g.Pool]; ok {
+			n.view[d] = g.Used
+		}
+	}
+	s.tellFreed(freed)
+	return grants, nil
+}
+
+// Assigned lets a task go to its device.
+func (n *node) Assigned(a router.Assigned) {
+	s := n.s
+	j := s.jobOf(a.Task)
+	if j == nil {
+		return
+	}
+	d, ok := s.byID[a.Device]
+	l := s.acct.leases[a.Lease]
+	switch {
+	case j.where != inWindow || j.router != n.i:
+		s.fail("conservation: router %s assigns task %s, which is not in its window", n.name, j.task.ID)
+		return
+	case !ok:
+		s.fail("router %s assigns task %s to %q, which there is not", n.name, j.task.ID, a.Device)
+		return
+	case l == nil || l.pool != a.Pool || l.pool != s.machs[d].pool || l.spent >= l.granted:
+		s.fail("credits: the assignment of task %s to %s holds none", j.task.ID, a.Device)
+		return
+	case a.Attempt != j.task.Tried()+1:
+		s.fail("task %s was tried %d times and its next attempt has the number %d", j.task.ID, j.task.Tried(), a.Attempt)
+		return
+	}
+	l.spent++
+	n.open--
+	n.held--
+	j.where, j.device, j.lease, j.here, j.idle = onTheWay, d, a.Lease, 0, a.IdleSlots > 0
+	j.chosen = s.now
+	if !j.seen {
+		j.seen = true
+		if j.arrived >= s.from && j.arrived < s.to {
+			s.out.Streams[j.stream].Chosen.Add(seconds(s.now - j.arrived))
+		}
+	}
+	s.out.Routed++
+	s.out.Trace = (s.out.Trace ^ uint64(d+1) ^ uint64(s.now)<<8) * 0x100000001b3
+	s.after(s.hop, event{kind: evReach, job: j})
+}
+
+// Expired ends a task whose deadline passed while it waited.
+func (n *node) Expired(t *task.Task, now time.Time) {
+	j := n.s.jobOf(t)
+	if j == nil {
+		return
+	}
+	if t.Deadline.IsZero() || t.Deadline.After(now) {
+		n.s.fail("router %s lets task %s expire before its deadline", n.name, t.ID)
+	}
+	n.held--
+	n.s.end(j, false)
+}
+
+// Parked sets a task aside until its time.
+func (n *node) Parked(t *task.Task, until time.Time, _ string) {
+	s := n.s
+	j := s.jobOf(t)
+	if j == nil {
+		return
+	}
+	n.held--
+	j.where, j.source, j.task = aside, topicParked, t
+	s.out.Parked++
+	s.after(int64(until.Sub(s.time())), event{kind: evUnpark, job: j})
+}
+
+// conserving are the policies that promise to leave no slot without work while a
+// task waits that could use it.
+var conserving = map[string]bool{
+	"fifo": true, "priority": true,
+}
+
+// checkWork looks whether a policy that promises it left a slot without work
+// that its router knows to be free.
+func (n *node) checkWork() {
+	s := n.s
+	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || n.core.Len() == 0 {
+		return
+	}
+	for i, m := range s.machs {
+		if n.view[i] < m.spec.Slots && m.warm(s) {
+			s.fail("work conservation: %d tasks wait at router %s and %d of %d slots of %s have none", n.core.Len(), n.name, m.spec.Slots-n.view[i], m.spec.Slots, m.spec.ID)
+			return
+		}
+	}
+}

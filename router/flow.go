@@ -15,8 +15,8 @@ import (
 //	          └ task             by rank: time of submission, levels ahead
 //
 // Work is counted in seconds of service, so a tenant of a large model pays for
-// it. A band that has tasks waiting while others work earns a debt of its share;
-// it is served first while the debt is positive. A band or tenant with nothing
+// it. A band that has tasks waiting while others work is owed its share; when that
+// is a whole task, it is served first. A band or tenant with nothing
 // to do saves nothing up. (Start-time fair queueing: Goyal, Vin, Cheng 1996;
 // deficit: Shreedhar, Varghese 1995.)
 
@@ -165,8 +165,12 @@ func (w *window) nextQueue() (q *queue, turn bool) {
 		return nil, false
 	}
 	for i := bands - 1; i > first; i-- {
-		if b := w.bands[i]; b.debt > 0 && b.flows.len() > 0 {
-			return b.flows.first().queues.first(), true
+		b := w.bands[i]
+		if b.debt <= 0 || b.flows.len() == 0 {
+			continue
+		}
+		if q := b.flows.first().queues.first(); b.debt >= w.costOf(q.class) {
+			return q, true
 		}
 	}
 	return w.bands[first].flows.first().queues.first(), false
@@ -185,11 +189,19 @@ func (w *window) unserved(q *queue, seconds float64) { w.count(q, -seconds) }
 
 func (w *window) count(q *queue, seconds float64) {
 	own, pressed := q.flow.key.band, false
+	for _, b := range w.bands[:own] {
+		pressed = pressed || b.queued > 0
+	}
 	for i, b := range w.bands {
-		if i > 0 && b.queued > 0 {
+		if i > 0 && b.queued > 0 && (i != own || pressed) {
 			b.debt = min(b.debt+b.share*seconds, maxDebt)
 		}
-		pressed = pressed || i < own && b.queued > 0
+	}
+	switch {
+	case w.typical == 0:
+		w.typical = seconds
+	case seconds > 0:
+		w.typical += (seconds - w.typical) / 16
 	}
 	b, f := w.bands[own], q.flow
 	if pressed {
@@ -202,6 +214,15 @@ func (w *window) count(q *queue, seconds float64) {
 	if f.at >= 0 {
 		b.flows.fix(f.at)
 	}
+}
+
+// costOf is the seconds of service of one task of the class; of one that was not
+// looked at yet it is what tasks took lately.
+func (w *window) costOf(c *class) float64 {
+	if c.field == nil || c.field.cost == 0 {
+		return w.typical
+	}
+	return c.field.cost
 }
 
 // weightsOf reads weights by name from the configuration.

@@ -23,6 +23,19 @@ func (c *class) waiting() (n int) {
 	return n
 }
 
+// known is a fleet whose service times are known: 100 ms for all.
+func known(ds ...device.Device) Fleet {
+	f := Fleet{Devices: ds, Rates: map[device.RateKey]device.Rate{}}
+	for _, d := range ds {
+		for _, m := range []string{"a", "b", "m", "n", "o"} {
+			for _, merged := range []bool{false, true} {
+				f.Rates[device.RateKey{Device: d.ID, Model: m, Merged: merged}] = device.Rate{ServiceMS: 100, Samples: 10, At: time.Now()}
+			}
+		}
+	}
+	return f
+}
+
 func (s *scheduler) put(t require.TestingT, tk *task.Task) *item {
 	it := newItem(tk, stream.TasksTopic(tk.Priority))
 	require.True(t, s.window.add(it, time.Now()))
@@ -31,7 +44,7 @@ func (s *scheduler) put(t require.TestingT, tk *task.Task) *item {
 
 func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.fleet(Fleet{Devices: []device.Device{dev("d", 2, "*")}}, time.Now()) // 2 slots and 1 ahead
+	s.fleet(known(dev("d", 2, "*")), time.Now()) // 2 slots and 1 ahead
 	low := s.put(t, &task.Task{Model: "m", Priority: task.Low})
 	normal := s.put(t, &task.Task{Model: "n", Priority: task.Normal})
 	high := s.put(t, &task.Task{Model: "m", Priority: task.High})
@@ -40,7 +53,7 @@ func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 	require.False(t, more)
 	require.Len(t, picks, 3)
 	for i, it := range []*item{top, high, normal} {
-		require.Same(t, it, picks[i].item)
+		require.Same(t, it, picks[i].item, i)
 	}
 	require.Equal(t, []int{2, 1, 0}, []int{picks[0].idle, picks[1].idle, picks[2].idle})
 	require.GreaterOrEqual(t, low.index, 0)
@@ -57,7 +70,7 @@ func TestARoundTakesTheBestFirstAndNoMoreThanThereIsRoom(t *testing.T) {
 
 func TestWhatGetsNoCreditGoesBack(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.fleet(Fleet{Devices: []device.Device{dev("d", 2, "*")}}, time.Now())
+	s.fleet(known(dev("d", 2, "*")), time.Now())
 	pool := device.Pool("d", device.ClassEach)
 	_, err := s.deps.Credits.Acquire(t.Context(), "another router", []device.Want{{Pool: pool, N: 2, Limit: 3}})
 	require.NoError(t, err)
@@ -158,12 +171,12 @@ func TestWhichDevicesMayRunAClass(t *testing.T) {
 		return out
 	}
 	require.Equal(t, []string{"gpu", "half"}, ids(&task.Task{Model: "m"}, now))
-	require.Equal(t, []string{"gpu", "half", "open", "slow"}, ids(&task.Task{Model: "m"}, now.Add(2*time.Minute)))
 	require.Equal(t, []string{"gpu"}, ids(&task.Task{Model: "m", Needs: []string{"gpu"}}, now))
 	require.Empty(t, ids(&task.Task{Model: "m", Needs: []string{"gpu", "fp8"}}, now))
 	avoid := func(ids ...string) *task.Task { return &task.Task{Model: "m", Progress: &task.Progress{Exclude: ids}} }
 	require.Equal(t, []string{"half"}, ids(avoid("gpu"), now))
 	require.Equal(t, []string{"gpu", "half"}, ids(avoid("gpu", "half"), now), "better a second try there than none")
+	require.Equal(t, []string{"gpu", "half", "open", "slow"}, ids(&task.Task{Model: "m"}, now.Add(2*time.Minute)))
 	require.Equal(t, 1, s.view.byID["half"].each.Limit, "one request tests a device that may be well again")
 }
 

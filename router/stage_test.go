@@ -367,11 +367,11 @@ func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	y.mu.Unlock()
 	y.router(testConfig(), "router@test")
 	ids := y.produce(many("task", 60, "m")...)
-	y.until("full devices", func() bool { return len(y.assigned) == 5 })
+	y.until("full devices", func() bool { return len(y.assigned) == 6 })
 	// The leases are gone with it, so giving them back is no news to anybody.
 	y.redis.Empty()
 	y.beat(devices...)
-	y.until("new credits", func() bool { return len(y.assigned) >= 10 })
+	y.until("new credits", func() bool { return len(y.assigned) >= 12 })
 	y.mu.Lock()
 	y.hold = false
 	require.NoError(t, y.finish())
@@ -442,12 +442,32 @@ func TestRouterStopsAtOnce(t *testing.T) {
 
 func TestEventsSayWhyADeviceWasChosen(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
-	s.view.update([]device.Device{dev("d", 2, "*")}, nil, nil)
+	gone, other := dev("gone", 1, "m"), dev("other", 1, "n")
+	gone.Draining = true
+	s.fleet(Fleet{
+		Devices: []device.Device{dev("d", 2, "*"), dev("slow", 1, "*"), gone, other},
+		Rates:   map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: 40}, {Device: "slow", Model: "m"}: {ServiceMS: 400}},
+	}, time.Now())
 	s.put(t, &task.Task{Model: "m"})
 	picks, _ := s.plan(time.Now())
-	var d map[string]string
-	require.NoError(t, json.Unmarshal(detail("policy", s.policy.Name(), "why", picks[0].why, "none", ""), &d))
-	require.Equal(t, "expected_finish", d["policy"])
-	require.Contains(t, d["why"], "of 2 slots busy, best of 1")
-	require.Len(t, d, 2)
+	type candidate struct {
+		Device             string
+		Score              float64
+		Unit               string
+		Used, Slots, Limit int
+		ServiceMS          float64 `json:"service_ms"`
+	}
+	var d struct {
+		Policy, Why string
+		Of          int
+		Candidates  []candidate
+		Out         map[string]int
+	}
+	require.NoError(t, json.Unmarshal(picks[0].detail, &d), "%s", picks[0].detail)
+	require.Equal(t, "expected_finish", d.Policy)
+	require.Equal(t, "it can start at once", d.Why)
+	require.Equal(t, 2, d.Of)
+	require.Equal(t, []candidate{{Device: "d", Score: 41, Unit: "ms", Slots: 2, Limit: 3, ServiceMS: 40}}, d.Candidates)
+	require.Equal(t, map[string]int{"model": 1, "draining": 1}, d.Out)
+	require.Less(t, len(picks[0].detail), task.MaxDetail)
 }

@@ -66,6 +66,7 @@ type window struct {
 	bySrc   map[string]int     // tasks per source topic
 	bytes   map[string]int64   // bytes of records per source topic
 	ready   int                // tasks that wait for nothing but a device
+	typical float64            // seconds of service of a task, as of late; 0: none was served
 }
 
 // wake is when an item needs to be looked at.

@@ -1,7 +1,6 @@
 package router
 
 import (
-	"container/heap"
 	"fmt"
 	"slices"
 	"testing"
@@ -10,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -20,20 +20,16 @@ func TestRanks(t *testing.T) {
 	rank := func(p task.Priority, level int, ago time.Duration) int64 {
 		return rankOf(cfg, &task.Task{Priority: p, Level: level, SubmittedAt: now.Add(-ago)}, now)
 	}
-	require.Less(t, rank(task.High, 0, 0), rank(task.Normal, 0, 0))
-	require.Less(t, rank(task.Normal, 0, 0), rank(task.Low, 0, 0))
 	require.Less(t, rank(task.Normal, 9, 0), rank(task.Normal, 0, 0), "a higher level goes first")
-	require.Less(t, rank(task.High, 0, 0), rank(task.Normal, 9, 0), "a level is no priority")
 	require.Less(t, rank(task.Normal, 0, time.Second), rank(task.Normal, 0, 0), "first come, first served")
-	require.Less(t, rank(task.Normal, 0, 31*time.Second), rank(task.High, 0, 0), "a normal task does not starve")
-	require.Less(t, rank(task.High, 0, 0), rank(task.Normal, 0, 29*time.Second))
-	require.Less(t, rank(task.Low, 0, 121*time.Second), rank(task.High, 0, 0), "a low task does not starve")
+	require.Less(t, rank(task.Low, 0, 19*time.Second), rank(task.Low, 9, 0), "the lowest level does not starve")
+	require.Less(t, rank(task.Low, 9, 0), rank(task.Low, 0, 17*time.Second))
 	require.Equal(t, rank(task.High, 0, 0), rank(task.High, 0, -time.Hour), "a clock ahead neither helps nor hurts")
 	require.Equal(t, rank(task.High, 0, 0), rankOf(cfg, &task.Task{Priority: task.High}, now), "no time of submission is now")
 }
 
 func TestClassesAreWhatTasksNeedOfADevice(t *testing.T) {
-	w := newWindow(testConfig())
+	w := newWindow(testConfig(), nil)
 	a := w.classOf(&task.Task{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}})
 	require.Same(t, a, w.classOf(&task.Task{Model: "m", Endpoint: task.EndpointResponses, Needs: []string{"y", "x"}}))
 	for _, other := range []*task.Task{
@@ -55,42 +51,35 @@ type model struct {
 
 func (m *model) check(t *rapid.T, w *window) {
 	require.Equal(t, len(m.at), w.len())
-	src, bytes, inHeaps := map[string]int{}, map[string]int64{}, 0
+	src, bytes, ready := map[string]int{}, map[string]int64{}, 0
 	for it, where := range m.at {
-		src[it.rec.Topic]++
-		bytes[it.rec.Topic] += int64(len(it.rec.Value))
+		src[it.source]++
+		bytes[it.source] += it.size
 		require.Same(t, it, w.byKey[it.task.Key()])
+		require.Same(t, it.class, w.classes[it.class.key])
+		require.Same(t, it.flow, w.flows[flowKey{it.task.Tenant, bandOf(it.task.Priority)}])
 		if where == "ready" {
-			inHeaps++
-			require.Same(t, it.class, w.classes[it.class.key])
-			require.Same(t, it, it.class.ready[it.index])
+			ready++
+			require.Same(t, it.queue, it.class.queues[it.flow])
+			require.Same(t, it, it.queue.ready.all[it.index])
 		} else {
 			require.Negative(t, it.index)
 		}
 		if at, ok := m.wakes[it]; ok {
-			require.Same(t, it, w.wakes[it.wakeAt].item)
-			require.True(t, at.Equal(w.wakes[it.wakeAt].wakeTime), "%s: %s is not %s", where, w.wakes[it.wakeAt].wakeTime, at)
+			k := w.wakes.all[it.wakeAt]
+			require.Same(t, it, k.item)
+			require.True(t, at.Equal(k.when), "%s: %s is not %s", where, k.when, at)
 		} else {
 			require.Negative(t, it.wakeAt)
 		}
 	}
-	require.Len(t, w.wakes, len(m.wakes))
+	require.Len(t, w.wakes.all, len(m.wakes))
 	for topic, n := range w.bySrc {
 		require.Equal(t, src[topic], n)
 		require.Equal(t, bytes[topic], w.bytes[topic])
 	}
-	n := 0
-	for key, c := range w.classes {
-		require.Equal(t, key, c.key)
-		n += c.ready.Len()
-		for i, it := range c.ready {
-			require.Equal(t, i, it.index)
-			if i > 0 {
-				require.LessOrEqual(t, c.ready[(i-1)/2].rank, it.rank)
-			}
-		}
-	}
-	require.Equal(t, inHeaps, n)
+	require.Equal(t, ready, w.ready)
+	m.checkQueues(t, w)
 	var first time.Time
 	for _, at := range m.wakes {
 		if first.IsZero() || at.Before(first) {
@@ -98,6 +87,51 @@ func (m *model) check(t *rapid.T, w *window) {
 		}
 	}
 	require.True(t, first.Equal(w.next()))
+}
+
+// checkQueues walks the heaps of bands, flows and queues: each ready task is in
+// one of them, and each is in order.
+func (m *model) checkQueues(t *rapid.T, w *window) {
+	ready, shown := 0, 0
+	perFlow := map[*flow]int{}
+	for key, c := range w.classes {
+		require.Equal(t, key, c.key)
+		for f, q := range c.queues {
+			ordered(t, &q.ready, func(it *item) int { return it.index })
+			ready += q.ready.len()
+			if q.ready.len() > 0 {
+				perFlow[f]++
+			}
+			if q.at >= 0 {
+				shown++
+				require.False(t, q.aside)
+				require.Same(t, q, f.queues.all[q.at])
+			} else {
+				require.True(t, q.ready.len() == 0 || q.aside, "a queue with tasks that nobody sees")
+			}
+		}
+	}
+	require.Equal(t, ready, w.ready)
+	queued := [bands]int{}
+	for key, f := range w.flows {
+		require.Equal(t, perFlow[f], f.queued)
+		queued[key.band] += f.queued
+		ordered(t, &f.queues, func(q *queue) int { return q.at })
+		require.Equal(t, f.queues.len() > 0, f.at >= 0)
+		shown -= f.queues.len()
+	}
+	require.Zero(t, shown)
+	for i, b := range w.bands {
+		require.Equal(t, queued[i], b.queued)
+		ordered(t, &b.flows, func(f *flow) int { return f.at })
+	}
+}
+
+func ordered[T any](t *rapid.T, h *heapOf[T], at func(T) int) {
+	for i, x := range h.all {
+		require.Equal(t, i, at(x))
+		require.False(t, i > 0 && h.less(x, h.all[(i-1)/2]), "the heap is out of order")
+	}
 }
 
 // wakeOf says when the item has to be looked at next.
@@ -111,7 +145,7 @@ func wakeOf(it *item, now time.Time) (time.Time, bool) {
 
 func TestWindowAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w, m := newWindow(testConfig()), &model{at: map[*item]string{}, wakes: map[*item]time.Time{}}
+		w, m := newWindow(testConfig(), nil), &model{at: map[*item]string{}, wakes: map[*item]time.Time{}}
 		now := time.Unix(1_000_000, 0)
 		var ids int
 		drop := func(it *item) { delete(m.at, it); delete(m.wakes, it) }
@@ -132,7 +166,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 			"add": func(t *rapid.T) {
 				ids++
 				tk := &task.Task{ID: fmt.Sprint(ids), Model: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "model"), SubmittedAt: now,
-					Priority: rapid.SampledFrom(task.Priorities).Draw(t, "priority"), Level: rapid.IntRange(0, 9).Draw(t, "level")}
+					Priority: rapid.SampledFrom(task.Priorities).Draw(t, "priority"), Level: rapid.IntRange(0, 9).Draw(t, "level"), Tenant: rapid.SampledFrom([]string{"t", "u", "v"}).Draw(t, "tenant")}
 				if s := rapid.IntRange(-2, 5).Draw(t, "deadline"); s != 0 {
 					tk.Deadline = now.Add(time.Duration(s) * time.Second)
 				}
@@ -151,7 +185,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 			},
 			"add again": func(t *rapid.T) {
 				old := pick(t)
-				require.False(t, w.add(newItem(&task.Task{ID: old.task.ID, Model: "z"}, stream.TasksHigh), now))
+				require.False(t, w.add(newItem(&task.Task{ID: old.task.ID, Tenant: old.task.Tenant, Model: "z"}, stream.TasksHigh), now))
 			},
 			"remove": func(t *rapid.T) {
 				it := pick(t)
@@ -160,19 +194,42 @@ func TestWindowAgainstAModel(t *testing.T) {
 				drop(it)
 			},
 			"pop": func(t *rapid.T) {
-				c := pick(t, "ready").class
-				best := c.ready[0]
+				q := pick(t, "ready").queue
+				best := q.ready.first()
 				for it, at := range m.at {
-					if at == "ready" && it.class == c {
+					if at == "ready" && it.queue == q {
 						require.GreaterOrEqual(t, it.rank, best.rank)
 					}
 				}
-				require.Same(t, best, c.pop())
-				if c.ready.Len() == 0 && rapid.Bool().Draw(t, "tidy") {
-					w.tidy(c)
-				}
+				w.unready(best)
 				m.at[best] = "out"
 			},
+			"put aside": func(t *rapid.T) {
+				if q := pick(t, "ready").queue; q.at >= 0 {
+					w.putAside(q)
+				}
+			},
+			"show": func(t *rapid.T) {
+				if q := pick(t, "ready").queue; q.aside {
+					q.aside = false
+					w.show(q)
+				}
+			},
+			"serve": func(t *rapid.T) {
+				q, _ := w.nextQueue()
+				if q == nil {
+					t.Skip("nobody waits")
+				}
+				w.served(q, rapid.Float64Range(0, 1).Draw(t, "seconds"))
+			},
+			"reprioritize": func(t *rapid.T) {
+				it := pick(t)
+				p, l := rapid.SampledFrom(task.Priorities).Draw(t, "priority"), rapid.IntRange(-1, 9).Draw(t, "level")
+				require.True(t, w.reprioritize(device.Repriority{Key: it.task.Key(), Priority: p, Level: l}, now))
+				require.Equal(t, p, it.task.Priority)
+				require.False(t, w.reprioritize(device.Repriority{Key: task.Key{ID: "nobody"}}, now))
+			},
+			"sweep": func(*rapid.T) { w.sweep() },
 			"back": func(t *rapid.T) {
 				it := pick(t, "out")
 				w.back(it)
@@ -211,39 +268,104 @@ func TestWindowAgainstAModel(t *testing.T) {
 		for it := range m.at {
 			w.remove(it)
 		}
-		require.Empty(t, w.classes, "classes without tasks are tidied away")
+		w.sweep()
+		require.Empty(t, w.classes, "classes without tasks are swept away")
 		require.Empty(t, w.byKey)
-		require.Empty(t, w.wakes)
+		require.Empty(t, w.wakes.all)
+		require.Zero(t, w.ready)
 	})
 }
 
-// Popped tasks come back to a class that was tidied away and made anew meanwhile.
-func TestBackIntoAClassThatWasMadeAnew(t *testing.T) {
-	w := newWindow(testConfig())
-	now := time.Now()
-	a, b := newItem(&task.Task{Model: "m"}, stream.TasksNormal), newItem(&task.Task{Model: "m"}, stream.TasksNormal)
-	require.True(t, w.add(a, now))
-	c := a.class
-	require.Same(t, a, c.pop())
-	w.tidy(c)
-	require.True(t, w.add(b, now))
-	require.NotSame(t, c, b.class)
-	w.back(a)
-	require.Len(t, w.classes, 1)
-	require.Len(t, b.class.ready, 2)
-	require.Same(t, b.class, a.class)
-	heap.Init(&b.class.ready)
+// served takes n tasks in the order of the window, one second of work each, and
+// says how many of each the name was.
+func served(w *window, n int, name func(*item) string) map[string]int {
+	got := map[string]int{}
+	for range n {
+		q, _ := w.nextQueue()
+		if q == nil {
+			break
+		}
+		it := q.ready.first()
+		got[name(it)]++
+		w.served(q, 0.01)
+		w.remove(it)
+	}
+	return got
+}
+
+func fill(t *testing.T, w *window, n int, tenant string, p task.Priority) {
+	t.Helper()
+	for range n {
+		require.True(t, w.add(newItem(&task.Task{Model: "m", Tenant: tenant, Priority: p, Endpoint: task.EndpointChat}, stream.TasksTopic(p)), time.Now()))
+	}
+}
+
+func TestBandsAreStrictButNoneStarves(t *testing.T) {
+	w := newWindow(testConfig(), nil)
+	fill(t, w, 3000, "t", task.Low)
+	fill(t, w, 3000, "t", task.Normal)
+	fill(t, w, 1000, "t", task.High)
+	got := served(w, 1000, func(it *item) string { return string(it.task.Priority) })
+	require.InDelta(t, 740, got["high"], 3)
+	require.InDelta(t, 200, got["normal"], 3, "share_normal")
+	require.InDelta(t, 60, got["low"], 3, "share_low")
+}
+
+// What a band got while nobody above it wanted anything is not held against it,
+// and what it did not want is not saved up.
+func TestSharesAreOfNow(t *testing.T) {
+	w := newWindow(testConfig(), nil)
+	fill(t, w, 5000, "t", task.Low)
+	require.Equal(t, map[string]int{"low": 4000}, served(w, 4000, func(it *item) string { return string(it.task.Priority) }))
+	fill(t, w, 1000, "t", task.High)
+	got := served(w, 200, func(it *item) string { return string(it.task.Priority) })
+	require.InDelta(t, 12, got["low"], 2)
+
+	w = newWindow(testConfig(), nil)
+	fill(t, w, 5000, "t", task.High)
+	served(w, 4000, func(*item) string { return "" })
+	fill(t, w, 500, "t", task.Low)
+	got = served(w, 200, func(it *item) string { return string(it.task.Priority) })
+	require.InDelta(t, 12, got["low"], 2)
+}
+
+func TestTenantsShareByWeight(t *testing.T) {
+	w := newWindow(testConfig(), map[string]float64{"big": 3})
+	fill(t, w, 4000, "many", task.Normal)
+	served(w, 1000, func(*item) string { return "" })
+	fill(t, w, 4000, "big", task.Normal)
+	fill(t, w, 4000, "small", task.Normal)
+	got := served(w, 1000, func(it *item) string { return it.task.Tenant })
+	require.InDelta(t, 600, got["big"], 5)
+	require.InDelta(t, 200, got["small"], 5, "who came late has a part like the others, and no more")
+	require.InDelta(t, 200, got["many"], 5)
+}
+
+func first(w *window) *item {
+	q, _ := w.nextQueue()
+	return q.ready.first()
+}
+
+func TestAnotherPriorityMovesAWaitingTask(t *testing.T) {
+	w := newWindow(testConfig(), nil)
+	fill(t, w, 100, "t", task.Normal)
+	fill(t, w, 100, "u", task.Low)
+	last := newItem(&task.Task{ID: "last", Model: "m", Tenant: "u", Priority: task.Low}, stream.TasksLow)
+	require.True(t, w.add(last, time.Now()))
+	require.NotSame(t, last, first(w))
+	require.True(t, w.reprioritize(device.Repriority{Key: last.task.Key(), Priority: task.High, Level: -1}, time.Now()))
+	require.Same(t, last, first(w))
 }
 
 // A task that was parked for want of a device comes back when one joins; one
 // that was parked for another reason, or has a time of its own, does not.
 func TestParkedTasksComeBackWithTheirDevice(t *testing.T) {
 	now := time.Unix(1000, 0)
-	w := newWindow(Config{})
+	w := newWindow(Config{}, nil)
 	add := func(id, model string, early bool, notBefore time.Time) *item {
 		it := &item{
 			task: &task.Task{ID: id, Tenant: "t", Model: model, Endpoint: task.EndpointChat, NotBefore: notBefore},
-			rec:  &stream.Record{Topic: stream.TasksParked}, ready: now.Add(time.Minute), early: early, index: -1,
+			rec:  &stream.Record{Topic: stream.TasksParked}, source: stream.TasksParked, ready: now.Add(time.Minute), early: early, index: -1,
 		}
 		require.True(t, w.add(it, now))
 		return it
@@ -258,7 +380,7 @@ func TestParkedTasksComeBackWithTheirDevice(t *testing.T) {
 	for _, it := range []*item{unable, busy, later} {
 		require.Equal(t, -1, it.index, it.task.ID)
 	}
-	require.Equal(t, 1, w.classes["here"].ready.Len())
+	require.Equal(t, 1, w.classes["here"].waiting())
 	w.due(now.Add(time.Minute), func(*item) { t.Fatal("none has a deadline") })
 	for _, it := range []*item{unable, busy, later} {
 		require.GreaterOrEqual(t, it.index, 0, it.task.ID)

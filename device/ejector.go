@@ -196,13 +196,11 @@ func (e *Ejector) Allow(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.turn(now)
-	switch e.state {
-	case StateOpen:
-		return false
-	case StateHalfOpen:
-		return !e.testing()
-	}
-	return true
+	return e.allows()
+}
+
+func (e *Ejector) allows() bool {
+	return e.state == StateClosed || e.state == StateHalfOpen && !e.testing()
 }
 
 func (e *Ejector) testing() bool {
@@ -232,11 +230,28 @@ func (e *Ejector) change(now time.Time, state, why string) {
 	}
 }
 
+// Start is [Ejector.Allow] and [Ejector.Started] in one step, for who starts
+// requests from several goroutines.
+func (e *Ejector) Start(now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.turn(now)
+	if !e.allows() {
+		return false
+	}
+	e.started(now)
+	return true
+}
+
 // Started says that a request goes out. Every one needs an Ended.
 func (e *Ejector) Started(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.turn(now)
+	e.started(now)
+}
+
+func (e *Ejector) started(now time.Time) {
 	r := flight{began: now}
 	if e.state != StateOpen { // else it was not asked for: it runs, and counts nothing
 		if done, err := e.breaker.Allow(); err == nil {
@@ -386,6 +401,13 @@ func (e *Ejector) Health(now time.Time) Health {
 		h.OpenUntil = e.openUntil
 	}
 	return h
+}
+
+// Changed reports whether there are Changes.
+func (e *Ejector) Changed() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.changes) > 0
 }
 
 // Changes are the changes of state since the last call, the oldest first. When

@@ -3,11 +3,15 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/batchyard/batchyard/internal/metrics"
 )
 
 // RateKey names what a rate is learned for.
@@ -20,8 +24,8 @@ type RateKey struct {
 // Rate is what a worker has learned of a device with a model.
 type Rate struct {
 	ServiceMS float64   `json:"service_ms"` // time of one task on one busy slot
-	Samples   int64     `json:"samples"`
-	At        time.Time `json:"at"`
+	Samples   int64     `json:"samples"`    // requests
+	At        time.Time `json:"at"`         // of the last one
 }
 
 // Health is what the worker that owns a device knows from trying it.
@@ -38,17 +42,22 @@ type Health struct {
 
 // Rates shares what workers learn of devices with the routers, through Redis.
 // It may be forgotten at any moment: it is learned again within a few tasks.
+//
+// What is a time is written as so long from now, beside the time that Redis'
+// clock shows, and read against the same clock: the clocks of workers and
+// routers may differ.
 type Rates struct {
 	rdb           redis.UniversalClient
 	rates, health string
+	metrics       *metrics.Metrics
 }
 
 // rateLife is how long an entry is believed without being confirmed.
 const rateLife = time.Hour
 
 // NewRates returns the shared rates under the prefix.
-func NewRates(rdb redis.UniversalClient, prefix string) *Rates {
-	return &Rates{rdb: rdb, rates: prefix + "rates", health: prefix + "health"}
+func NewRates(rdb redis.UniversalClient, prefix string, opts ...Option) *Rates {
+	return &Rates{rdb: rdb, rates: prefix + "rates", health: prefix + "health", metrics: apply(opts).metrics}
 }
 
 func (k RateKey) field() string {
@@ -67,64 +76,142 @@ func parseRateKey(f string) (RateKey, bool) {
 	return RateKey{p[0], p[1], p[2] == "merged"}, true
 }
 
-// Report publishes rates and healths, in one round trip.
+// rateEntry is a rate as Redis holds it; the script writes at in front.
+type rateEntry struct {
+	At        int64   `json:"at,omitempty"` // ms, Redis' clock: when it was written
+	ServiceMS float64 `json:"service_ms"`
+	Samples   int64   `json:"samples"`
+	AgeMS     int64   `json:"age_ms,omitempty"` // of the last sample, at that time
+}
+
+// healthEntry is a health as Redis holds it; the script writes at in front.
+type healthEntry struct {
+	At     int64   `json:"at,omitempty"` // ms, Redis' clock: when it was written
+	State  string  `json:"state"`
+	OpenMS int64   `json:"open_ms,omitempty"` // open for so long from then on
+	SlowMS int64   `json:"slow_ms,omitempty"`
+	Slots  int     `json:"slots,omitempty"`
+	HopMS  float64 `json:"hop_ms,omitempty"`
+	Opened int     `json:"opened,omitempty"`
+	Why    string  `json:"why,omitempty"`
+}
+
+// reportScript writes entries under Redis' own time.
+//
+//	KEYS[1]  hash of rates or of healths
+//	ARGV[1]  milliseconds after which the hash is forgotten when nobody reports
+//	ARGV     then field, JSON beginning with {, for each entry
+var reportScript = redis.NewScript(`
+local t = redis.call('TIME')
+local now = string.format('{"at":%.0f,', t[1] * 1000 + math.floor(t[2] / 1000))
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], now .. string.sub(ARGV[i + 1], 2)) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return #ARGV
+`)
+
+// Report publishes rates and healths.
 func (r *Rates) Report(ctx context.Context, rates map[RateKey]Rate, healths map[string]Health) error {
-	if len(rates)+len(healths) == 0 {
-		return nil
-	}
-	pipe := r.rdb.Pipeline()
+	now := time.Now()
+	entries := make([]any, 0, 2*max(len(rates), len(healths)))
 	for k, v := range rates {
-		b, err := json.Marshal(v)
+		b, err := json.Marshal(rateEntry{ServiceMS: v.ServiceMS, Samples: v.Samples, AgeMS: max(0, now.Sub(v.At).Milliseconds())})
 		if err != nil {
 			return fmt.Errorf("writing the rate of %s: %w", k.Device, err)
 		}
-		pipe.HSet(ctx, r.rates, k.field(), b)
+		entries = append(entries, k.field(), b)
 	}
+	if err := r.write(ctx, r.rates, entries); err != nil {
+		return err
+	}
+	entries = entries[:0]
 	for id, h := range healths {
-		b, err := json.Marshal(h)
+		b, err := json.Marshal(healthEntry{
+			State: h.State, OpenMS: left(h.OpenUntil, now), SlowMS: left(h.SlowUntil, now),
+			Slots: h.Slots, HopMS: h.HopMS, Opened: h.Opened, Why: h.Why,
+		})
 		if err != nil {
 			return fmt.Errorf("writing the health of %s: %w", id, err)
 		}
-		pipe.HSet(ctx, r.health, id, b)
+		entries = append(entries, id, b)
 	}
-	pipe.Expire(ctx, r.rates, rateLife)
-	pipe.Expire(ctx, r.health, rateLife)
-	if _, err := pipe.Exec(ctx); err != nil {
-		return fmt.Errorf("reporting rates of devices to Redis: %w", err)
+	return r.write(ctx, r.health, entries)
+}
+
+// left is the milliseconds until then, rounded up: 0 only when it is over.
+func left(until, now time.Time) int64 {
+	if until.IsZero() {
+		return 0
+	}
+	return max(0, int64(math.Ceil(float64(until.Sub(now))/float64(time.Millisecond))))
+}
+
+func (r *Rates) write(ctx context.Context, key string, entries []any) error {
+	for len(entries) > 0 {
+		part := entries[:min(len(entries), 2*maxCall)]
+		entries = entries[len(part):]
+		args := append([]any{rateLife.Milliseconds()}, part...)
+		if _, err := run(ctx, r.rdb, r.metrics, "report", reportScript, []string{key}, args...); err != nil {
+			return fmt.Errorf("reporting %d rates or healths of devices to Redis: %w", len(part)/2, err)
+		}
 	}
 	return nil
 }
 
-// Load reads everything that is known, and drops what is too old.
+// Load reads everything that is known, and drops what is too old. Times are by
+// the caller's clock.
 func (r *Rates) Load(ctx context.Context) (map[RateKey]Rate, map[string]Health, error) {
+	began := time.Now()
 	pipe := r.rdb.Pipeline()
-	ra, he := pipe.HGetAll(ctx, r.rates), pipe.HGetAll(ctx, r.health)
-	if _, err := pipe.Exec(ctx); err != nil {
+	ra, he, clock := pipe.HGetAll(ctx, r.rates), pipe.HGetAll(ctx, r.health), pipe.Time(ctx)
+	_, err := pipe.Exec(ctx)
+	r.metrics.Device.RedisSeconds.WithLabelValues("rates").Observe(time.Since(began).Seconds())
+	if err != nil {
+		r.metrics.Device.RedisErrors.WithLabelValues("rates").Inc()
 		return nil, nil, fmt.Errorf("reading rates of devices from Redis: %w", err)
 	}
-	old := time.Now().Add(-rateLife)
+	now := time.Now()
+	written := func(at int64) time.Time { return now.Add(time.UnixMilli(at).Sub(clock.Val())) }
+	old := now.Add(-rateLife)
 	rates := make(map[RateKey]Rate, len(ra.Val()))
-	var drop []string
+	var drop, dropHealth []string
 	for f, v := range ra.Val() {
-		var rate Rate
+		var e rateEntry
 		k, ok := parseRateKey(f)
-		if !ok || json.Unmarshal([]byte(v), &rate) != nil || rate.At.Before(old) {
+		if !ok || json.Unmarshal([]byte(v), &e) != nil || written(e.At).Before(old) || e.ServiceMS < 0 {
 			drop = append(drop, f)
 			continue
 		}
-		rates[k] = rate
+		age := time.Duration(min(max(0, e.AgeMS), rateLife.Milliseconds())) * time.Millisecond
+		rates[k] = Rate{ServiceMS: e.ServiceMS, Samples: e.Samples, At: written(e.At).Add(-age).UTC()}
 	}
 	healths := make(map[string]Health, len(he.Val()))
 	for id, v := range he.Val() {
-		var h Health
-		if json.Unmarshal([]byte(v), &h) == nil && h.At.After(old) {
-			healths[id] = h
+		var e healthEntry
+		if json.Unmarshal([]byte(v), &e) != nil || written(e.At).Before(old) {
+			dropHealth = append(dropHealth, id)
+			continue
 		}
+		at := written(e.At)
+		healths[id] = Health{State: e.State, OpenUntil: until(at, e.OpenMS), SlowUntil: until(at, e.SlowMS),
+			Slots: max(0, e.Slots), HopMS: max(0, e.HopMS), Opened: max(0, e.Opened), Why: e.Why, At: at.UTC()}
 	}
-	if len(drop) > 0 {
-		if err := r.rdb.HDel(ctx, r.rates, drop...).Err(); err != nil {
-			return nil, nil, fmt.Errorf("dropping old rates in Redis: %w", err)
-		}
+	return rates, healths, errors.Join(r.drop(ctx, r.rates, drop), r.drop(ctx, r.health, dropHealth))
+}
+
+// until is so many milliseconds after at; another program may have written them.
+func until(at time.Time, ms int64) time.Time {
+	if ms <= 0 {
+		return time.Time{}
 	}
-	return rates, healths, nil
+	return at.Add(time.Duration(min(ms, (24*time.Hour).Milliseconds())) * time.Millisecond).UTC()
+}
+
+func (r *Rates) drop(ctx context.Context, key string, fields []string) error {
+	if len(fields) == 0 {
+		return nil
+	}
+	if err := r.rdb.HDel(ctx, key, fields[:min(len(fields), maxCall)]...).Err(); err != nil { // the rest another time
+		return fmt.Errorf("dropping old rates in Redis: %w", err)
+	}
+	return nil
 }

@@ -109,6 +109,7 @@ type Progress struct {
 	Exclude   []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`      // devices that are not to be tried again
 	NotBefore time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"` // backoff: not assigned earlier
 	Requested string    `json:"requested,omitempty" msgpack:"requested,omitempty"`  // the model asked for, when degraded to another
+	Moved     bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`          // it was taken from a device's queue to even out the load; not again before it ran
 }
 
 // Attempt is one try on one device, as the next attempt and the result tell it.

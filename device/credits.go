@@ -374,19 +374,30 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, whic
 	return nil
 }
 
+// presentScript counts who said lately that he is there.
+//
+//	KEYS[1]  sorted set of routers by when they last said so, in ms of Redis' clock
+//	ARGV[1]  who is there
+//	ARGV[2]  milliseconds after which one is gone
+//	returns  how many there are
+var presentScript = redis.NewScript(`
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 10 * tonumber(ARGV[2]) + 1000)
+return redis.call('ZCARD', KEYS[1])
+`)
+
 // Present says that the router is alive, and returns how many are: those that
 // said so within the given time.
 func (c *Credits) Present(ctx context.Context, router string, within time.Duration) (int, error) {
-	now := time.Now()
-	pipe := c.rdb.TxPipeline()
-	pipe.ZAdd(ctx, c.routers, redis.Z{Score: float64(now.UnixMilli()), Member: router})
-	pipe.ZRemRangeByScore(ctx, c.routers, "-inf", strconv.FormatInt(now.Add(-within).UnixMilli(), 10))
-	n := pipe.ZCard(ctx, c.routers)
-	pipe.PExpire(ctx, c.routers, 10*within)
-	if _, err := pipe.Exec(ctx); err != nil {
+	v, err := run(ctx, c.rdb, c.metrics, "present", presentScript, []string{c.routers}, router, within.Milliseconds())
+	if err != nil {
 		return 0, fmt.Errorf("counting routers in Redis: %w", err)
 	}
-	return max(1, int(n.Val())), nil
+	n, _ := v.(int64)
+	return max(1, int(n)), nil
 }
 
 // Absent says that the router stops.

@@ -19,7 +19,7 @@ func TestAcquireReleaseRenew(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		ctx := t.Context()
-		gs, err := c.Acquire(ctx, "r1", []Want{{"a/each", 3, 4}, {"b/each", 1, 0}, {"a/each", 3, 4}, {"c/each", 2, 9}})
+		gs, err := c.Acquire(ctx, "r1", []Want{{Pool: "a/each", N: 3, Limit: 4}, {Pool: "b/each", N: 1}, {Pool: "a/each", N: 3, Limit: 4}, {Pool: "c/each", N: 2, Limit: 9}})
 		require.NoError(t, err)
 		require.Equal(t, []int{3, 0, 1, 2}, []int{gs[0].N, gs[1].N, gs[2].N, gs[3].N})
 		require.Equal(t, []int{3, 0, 4, 2}, []int{gs[0].Used, gs[1].Used, gs[2].Used, gs[3].Used})
@@ -76,7 +76,7 @@ func TestMoreThanOneCallHolds(t *testing.T) {
 		c := NewCredits(rdb, Config{}, prefix)
 		var wants []Want
 		for i := range 2*maxCall + 7 {
-			wants = append(wants, Want{Pool(fmt.Sprint("d", i), ClassEach), 1, 1})
+			wants = append(wants, Want{Pool: Pool(fmt.Sprint("d", i), ClassEach), N: 1, Limit: 1})
 		}
 		gs, err := c.Acquire(t.Context(), "r", wants)
 		require.NoError(t, err)
@@ -141,7 +141,7 @@ func TestCreditsProperty(t *testing.T) {
 				var wants []Want
 				for _, p := range pools {
 					if n := rapid.IntRange(0, 5).Draw(t, "n"); n > 0 {
-						wants = append(wants, Want{p, n, limits[p]})
+						wants = append(wants, Want{Pool: p, N: n, Limit: limits[p]})
 					}
 				}
 				gs, err := c.Acquire(ctx, "h", wants)
@@ -216,7 +216,7 @@ func TestLimitHoldsUnderConcurrency(t *testing.T) {
 				for range 100 {
 					p := rand.IntN(3)
 					pool := Pool(fmt.Sprint("d", p), ClassEach)
-					gs, err := c.Acquire(t.Context(), fmt.Sprint("h", h), []Want{{pool, 1 + rand.IntN(3), limit}})
+					gs, err := c.Acquire(t.Context(), fmt.Sprint("h", h), []Want{{Pool: pool, N: 1 + rand.IntN(3), Limit: limit}})
 					if err != nil {
 						t.Error(err)
 						return
@@ -246,7 +246,7 @@ func TestWatchTellsWhatCameFree(t *testing.T) {
 	background(t, func(ctx context.Context) error { return c.Watch(ctx, func(p []string) { freed <- p }) })
 	require.Nil(t, wait(t, freed, "the first subscription"))
 
-	gs, err := c.Acquire(t.Context(), "h", []Want{{"a/each", 1, 1}, {"b/each", 1, 1}})
+	gs, err := c.Acquire(t.Context(), "h", []Want{{Pool: "a/each", N: 1, Limit: 1}, {Pool: "b/each", N: 1, Limit: 1}})
 	require.NoError(t, err)
 	require.NoError(t, c.Release(t.Context(), []Release{{"a/each", gs[0].Lease, 1}}))
 	require.Equal(t, []string{"a/each"}, wait(t, freed, "the credit given back"))
@@ -265,7 +265,7 @@ func BenchmarkRound(b *testing.B) {
 	c := NewCredits(rdb, Config{}, "b:")
 	wants := make([]Want, 100) // 256 tasks over 100 pools
 	for i := range wants {
-		wants[i] = Want{Pool(fmt.Sprint("device-", i), ClassEach), 2 + i%2, 8}
+		wants[i] = Want{Pool: Pool(fmt.Sprint("device-", i), ClassEach), N: 2 + i%2, Limit: 8}
 	}
 	var rel []Release
 	for b.Loop() {
@@ -283,4 +283,55 @@ func BenchmarkRound(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+}
+
+// While tasks of a band wait somewhere, nobody else gets the credits that they
+// need for a lower band.
+func TestCreditsAreKeptForHigherBandsElsewhere(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		c := NewCredits(rdb, Config{}, prefix)
+		take := func(who string, of [3]int, limit int, asks ...Ask) Grant {
+			gs, err := c.AcquireFor(t.Context(), who, []Want{{Pool: "d/each", Limit: limit, Of: of}}, asks)
+			require.NoError(t, err)
+			return gs[0]
+		}
+		ask := func(who string, band, n int) {
+			_, err := c.AcquireFor(t.Context(), who, nil, []Ask{{Pool: "d/each", Band: band, N: n}})
+			require.NoError(t, err)
+		}
+		require.Equal(t, 4, take("a", [3]int{1, 0, 3}, 4).N)
+		ask("a", 0, 2)
+		g := take("b", [3]int{0, 0, 4}, 7) // 3 are free, 2 of them are asked for
+		require.Equal(t, []any{1, true}, []any{g.N, g.Held})
+		g = take("b", [3]int{0, 2, 0}, 7)
+		require.Equal(t, []any{0, true, ""}, []any{g.N, g.Held, g.Lease})
+		g = take("b", [3]int{1, 0, 1}, 7)
+		require.Equal(t, []any{1, true}, []any{g.N, g.Held}, "the same band takes them")
+		ask("b", 1, 5)
+		g = take("c", [3]int{0, 1, 0}, 7)
+		require.True(t, g.Held, "an ask of a lower band does not take the place of one of a higher")
+		g = take("a", [3]int{0, 0, 1}, 7)
+		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "one's own ask is no reason")
+		ask("a", 0, 0)
+		g = take("b", [3]int{0, 0, 1}, 8)
+		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "it was taken back")
+	})
+}
+
+func TestRoutersKnowHowManyTheyAre(t *testing.T) {
+	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
+		c := NewCredits(rdb, Config{}, prefix)
+		for i, who := range []string{"a", "b", "b", "c"} {
+			n, err := c.Present(t.Context(), who, time.Hour)
+			require.NoError(t, err)
+			require.Equal(t, []int{1, 2, 2, 3}[i], n)
+		}
+		require.NoError(t, c.Absent(t.Context(), "b"))
+		n, err := c.Present(t.Context(), "a", time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		n, err = c.Present(t.Context(), "a", 0)
+		require.NoError(t, err)
+		require.Equal(t, 1, n, "who has not said so lately is gone")
+	})
 }

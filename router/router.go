@@ -136,5 +136,8 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	}
 	stopReading()
 	consumers.Wait()
+	leaving, cancelLeaving := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancelLeaving()
+	_ = r.deps.Credits.Absent(leaving, r.deps.Instance) // else the others notice within seconds
 	return err
 }

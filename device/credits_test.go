@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,10 +52,11 @@ func TestAcquireReleaseRenew(t *testing.T) {
 func TestRetriedCallsCountOnce(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
-		acquire := []any{15000, "r1.call.", c.channel, "a/each", 3, 4}
-		first, err := acquireScript.Run(t.Context(), rdb, c.keys, acquire...).Result()
+		acquire := []any{15000, "r1.call.", c.channel, "r1", 1000, 0, "a/each", 3, 0, 0, 4}
+		keys := append(slices.Clone(c.keys[:3]), c.asks)
+		first, err := acquireScript.Run(t.Context(), rdb, keys, acquire...).Result()
 		require.NoError(t, err)
-		again, err := acquireScript.Run(t.Context(), rdb, c.keys, acquire...).Result()
+		again, err := acquireScript.Run(t.Context(), rdb, keys, acquire...).Result()
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 

@@ -17,6 +17,7 @@ const lineEvery = 5 * time.Second
 type progress struct {
 	c     *cli
 	label string
+	of    string // what is counted
 	total int
 
 	mu    sync.Mutex
@@ -29,13 +30,16 @@ type progress struct {
 }
 
 // progress begins to show a piece of work of so many tasks.
-func (c *cli) progress(label string, total int) *progress {
-	p := &progress{c: c, label: label, total: total, began: c.now(), told: -1}
+func (c *cli) progress(label string, total int) *progress { return c.progressOf(label, total, "tasks") }
+
+// progressOf is progress for what is no tasks.
+func (c *cli) progressOf(label string, total int, of string) *progress {
+	p := &progress{c: c, label: label, of: of, total: total, began: c.now(), told: -1}
 	p.at = p.began
 	if c.stderrTTY {
 		p.bar = progressbar.NewOptions(total,
 			progressbar.OptionSetWriter(c.err), progressbar.OptionSetDescription(label),
-			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("tasks"),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(of),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionFullWidth(),
 			progressbar.OptionOnCompletion(func() { _, _ = fmt.Fprintln(c.err) }))
 	}
@@ -93,5 +97,5 @@ func (p *progress) Finish() {
 
 func (p *progress) line() {
 	p.told = p.done
-	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %d tasks, %s\n", p.label, p.done, p.total, span(p.c.now().Sub(p.began)))
+	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %d %s, %s\n", p.label, p.done, p.total, p.of, span(p.c.now().Sub(p.began)))
 }

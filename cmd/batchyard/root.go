@@ -76,7 +76,7 @@ func (c *cli) commands() map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {c.runCommand(), c.devCommand(), c.serveCommand(), c.agentCommand()},
 		groupAsk:     {c.submitCommand(), c.tasksCommand(), c.devicesCommand()},
-		groupOperate: {c.dlqCommand(), c.migrateCommand(), c.topicsCommand(), c.configCommand(), c.versionCommand()},
+		groupOperate: {c.dlqCommand(), c.migrateCommand(), c.topicsCommand(), c.configCommand(), c.benchCommand(), c.versionCommand()},
 	}
 }
 

@@ -158,8 +158,8 @@ func (s *Setup) configs() (rc router.Config, wc workers.Config, dc device.Config
 	return rc, wc, dc, nil
 }
 
-// check says what is wrong with a setup.
-func (s *Setup) check() error {
+// Check says what is wrong with a setup.
+func (s *Setup) Check() error {
 	switch {
 	case len(s.Fleet) == 0:
 		return errors.New("simulating: the fleet is empty")

@@ -107,7 +107,7 @@ func Run(ctx context.Context, setup Setup) (*Outcome, error) {
 }
 
 func newSim(setup *Setup) (*sim, error) {
-	if err := setup.check(); err != nil {
+	if err := setup.Check(); err != nil {
 		return nil, err
 	}
 	s := &sim{setup: setup, byID: map[string]int32{}, byPool: map[string]int32{}}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/routesim"
+	"github.com/batchyard/batchyard/router"
+)
+
+func (c *cli) benchCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use: "bench", Short: "Measure parts of Batchyard", Example: "  batchyard bench route --load 0.85",
+	}, c.benchRouteCommand())
+}
+
+// routeFlags is what is asked of `bench route`.
+type routeFlags struct {
+	policies, arrivals, works, fleets, bindings []string
+	loads                                       []string
+	routers                                     []int
+	hops                                        []time.Duration
+
+	seeds, tasks, parallel int
+	first                  uint64
+	warmup, duration       time.Duration
+	trace, plot, maxRate   string
+	learned                bool
+}
+
+func (c *cli) benchRouteCommand() *cobra.Command {
+	var f routeFlags
+	cmd := &cobra.Command{
+		Use: "route", Short: "Compare the router's policies on a simulated fleet",
+		Long: `Simulates a fleet of unequal devices in virtual time and lets the router's own
+code decide, with one policy after the other on the same tasks. Prints for each
+the response times, the goodput and the utilisation (slots weighted by their
+rate), beside the analytic lower bound of the mean: one queue, fastest first,
+preemptive. The same seeds give the same figures.
+
+Flags that take a list make a part of the table for every combination.
+
+A run that breaks an invariant (conservation, causality, slots, credits, work
+conservation, no use of what could not be known) is an error.`,
+		Example: `  batchyard bench route --load 0.85
+  batchyard bench route --policy expected_finish,prequal --load 0.5,0.7,0.85,0.95 --plot routes.png
+  batchyard bench route --policy round_robin,expected_finish --max-rate p99=1s --json`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.benchRoute(cmd.Context(), f) },
+	}
+	fs := cmd.Flags()
+	fs.StringSliceVar(&f.policies, "policy", []string{"all"}, "policies; all: every one there is")
+	fs.StringSliceVar(&f.arrivals, "arrivals", []string{"poisson"}, "poisson or trace")
+	fs.StringSliceVar(&f.works, "work", []string{"exponential"}, "exponential, lognormal (standard deviation twice the mean) or trace (by generated tokens)")
+	fs.StringSliceVar(&f.loads, "load", []string{"0.5", "0.7", "0.85", "0.95", "1.2"}, "offered loads, shares of the fleet's capacity")
+	fs.IntSliceVar(&f.routers, "routers", []int{1}, "numbers of routers")
+	fs.DurationSliceVar(&f.hops, "hop", []time.Duration{2 * time.Millisecond}, "times from a decision to the start of its request")
+	fs.StringSliceVar(&f.fleets, "fleet", []string{"mixed12"}, "fleets: "+strings.Join(routesim.FleetNames(), ", "))
+	fs.StringSliceVar(&f.bindings, "binding", []string{"auto"}, "when tasks are bound to devices: auto, late or early")
+	fs.IntVar(&f.seeds, "seeds", 8, "runs of each arm, with seeds of their own")
+	fs.Uint64Var(&f.first, "first-seed", 1, "the first seed")
+	fs.DurationVar(&f.duration, "duration", 5*time.Minute, "virtual time that is measured in each run")
+	fs.IntVar(&f.tasks, "tasks", 0, "measure about this many tasks in each run, instead of a time")
+	fs.DurationVar(&f.warmup, "warmup", time.Minute, "virtual time before it that is not measured")
+	fs.BoolVar(&f.learned, "learned", false, "begin with rates learned")
+	fs.StringVar(&f.trace, "trace", "", "recorded requests, a CSV `file` with TIMESTAMP,ContextTokens,GeneratedTokens")
+	fs.StringVar(&f.maxRate, "max-rate", "", "find the highest load that keeps to a `limit` such as p99=1s; --load is not looked at")
+	fs.IntVar(&f.parallel, "parallel", 0, "runs at a time (default: one a processor)")
+	fs.StringVar(&f.plot, "plot", "", "draw the first setting into a PNG `file`")
+	_ = cmd.MarkFlagFilename("trace", "csv") // completion only
+	_ = cmd.MarkFlagFilename("plot", "png")
+	c.jsonFlag(cmd)
+	completeFlag(cmd, "policy", append(router.PolicyNames(), "all"))
+	completeFlag(cmd, "arrivals", routesim.ArrivalNames)
+	completeFlag(cmd, "work", routesim.WorkNames)
+	completeFlag(cmd, "fleet", routesim.FleetNames())
+	completeFlag(cmd, "binding", []string{"auto", "late", "early"})
+	return cmd
+}
+
+// benchRoute runs the experiment. What is wrong with the flags is found before
+// anything is simulated.
+func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
+	plan, err := f.plan()
+	if err != nil {
+		return withCode(exitUsage, err)
+	}
+	if f.maxRate != "" {
+		return c.benchMaxRate(ctx, f, plan)
+	}
+	p := c.progressOf("simulating", len(plan.Arms)*plan.Seeds, "runs")
+	rs, err := plan.Run(ctx, func(done, _ int) { p.Set(done) })
+	if err != nil {
+		return err
+	}
+	p.Finish()
+	if c.json {
+		err = routesim.WriteJSON(c.out, rs)
+	} else {
+		err = routesim.WriteTable(c.out, rs)
+	}
+	if err != nil || f.plot == "" {
+		return err
+	}
+	return routesim.Plot(f.plot, rs)
+}
+
+func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Plan) error {
+	limit, err := routesim.ParseLimit(f.maxRate)
+	if err != nil {
+		return withCode(exitUsage, fmt.Errorf("--max-rate: %w", err))
+	}
+	p := c.progressOf("searching", len(plan.Arms), "arms")
+	var rs []routesim.Result
+	for i, a := range plan.Arms {
+		r, err := plan.MaxRate(ctx, a, limit)
+		if err != nil {
+			return err
+		}
+		rs = append(rs, r)
+		p.Set(i + 1)
+	}
+	p.Finish()
+	return routesim.WriteMaxRates(c.out, rs, limit, c.json)
+}
+
+// plan makes the experiment of the flags.
+func (f *routeFlags) plan() (*routesim.Plan, error) {
+	if slices.Contains(f.policies, "all") {
+		f.policies = router.PolicyNames()
+	}
+	for _, p := range f.policies {
+		if !slices.Contains(router.PolicyNames(), p) {
+			return nil, fmt.Errorf("--policy: %q is no policy; use %s", p, strings.Join(router.PolicyNames(), ", "))
+		}
+	}
+	for _, b := range f.bindings {
+		if b != "auto" && b != "late" && b != "early" {
+			return nil, fmt.Errorf("--binding: %q is no binding; use auto, late or early", b)
+		}
+	}
+	var loads []float64
+	for _, s := range f.loads {
+		l, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			return nil, fmt.Errorf("--load: %q is no number", s)
+		}
+		loads = append(loads, l)
+	}
+	if f.maxRate != "" {
+		loads = []float64{1}
+	}
+	switch {
+	case f.seeds < 1 || f.seeds > 10_000:
+		return nil, fmt.Errorf("--seeds: %d is out of range; use 1 to 10000", f.seeds)
+	case f.duration <= 0 || f.duration > 1000*time.Hour || f.warmup < 0 || f.warmup > 1000*time.Hour:
+		return nil, fmt.Errorf("--duration and --warmup: use times up to 1000h, the duration above 0")
+	case f.tasks < 0 || f.tasks > 100_000_000:
+		return nil, fmt.Errorf("--tasks: %d is out of range; use up to 100000000", f.tasks)
+	}
+	plan := &routesim.Plan{
+		Arms:  routesim.Cross(f.fleets, f.arrivals, f.works, loads, f.routers, f.hops, f.bindings, f.policies),
+		Seeds: f.seeds, First: f.first, Warmup: f.warmup, Duration: f.duration, Tasks: f.tasks, Learned: f.learned, Parallel: f.parallel,
+	}
+	if f.trace != "" {
+		t, err := routesim.ReadTrace(f.trace)
+		if err != nil {
+			return nil, err
+		}
+		plan.Trace = t
+	}
+	for _, a := range plan.Arms { // what is wrong is told before the first run
+		s, err := plan.Setup(a, f.first)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.Check(); err != nil {
+			return nil, err
+		}
+	}
+	return plan, nil
+}

@@ -107,8 +107,17 @@ type Policy interface {
 
 // policies makes each policy by its name.
 var policies = map[string]func(Config) (Policy, error){
-	"expected_finish": func(Config) (Policy, error) { return &expectedFinish{}, nil },
-	"round_robin":     func(Config) (Policy, error) { return &roundRobin{}, nil },
+	"expected_finish":      func(Config) (Policy, error) { return &expectedFinish{}, nil },
+	"fifo":                 func(Config) (Policy, error) { return &fifo{}, nil },
+	"hash":                 newHash,
+	"least_connections":    func(Config) (Policy, error) { return &leastConnections{}, nil },
+	"load_formula":         newLoadFormula,
+	"power_of_two":         func(Config) (Policy, error) { return &powerOfTwo{}, nil },
+	"prequal":              func(Config) (Policy, error) { return &prequal{}, nil },
+	"priority":             func(Config) (Policy, error) { return &priority{}, nil },
+	"round_robin":          func(Config) (Policy, error) { return &roundRobin{}, nil },
+	"weighted_random":      func(Config) (Policy, error) { return &weightedRandom{}, nil },
+	"weighted_round_robin": func(Config) (Policy, error) { return &weightedRoundRobin{}, nil },
 }
 
 // PolicyNames lists the policies.

@@ -2,113 +2,535 @@ package router
 
 import (
 	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/device"
 )
 
-var policies = []string{"expected_finish", "round_robin"}
-
-func newPolicy(t require.TestingT, name string) Policy {
-	p, err := NewPolicy(name, testConfig())
+func policyOf(t require.TestingT, name string) Policy {
+	cfg := testConfig()
+	cfg.HashBy = "session"
+	p, err := NewPolicy(name, cfg)
 	require.NoError(t, err)
-	require.Equal(t, name, p.Name())
 	return p
 }
 
-func candidates(t *rapid.T) []Candidate {
-	cs := make([]Candidate, rapid.IntRange(0, 8).Draw(t, "devices"))
+func fieldOf(seed uint64, cands ...Candidate) *Field {
+	return &Field{Now: time.Unix(1000, 0), Hop: 2 * time.Millisecond, Routers: 1, Gen: 1, Cands: cands, Rand: rand.New(rand.NewPCG(seed, 1))}
+}
+
+// give does what the decider does when a pick gets its credit.
+func (f *Field) give(i int) {
+	f.Picks++
+	f.Cands[i].Used++
+	f.Cands[i].Last = f.Picks
+}
+
+// same is the field as somebody else would have it.
+func (f *Field) same(seed uint64) *Field {
+	g := *f
+	g.Rand, g.Memo = rand.New(rand.NewPCG(seed, 1)), nil
+	g.Cands = slices.Clone(f.Cands)
+	for i := range g.Cands {
+		l := *f.Cands[i].Load
+		g.Cands[i].Load = &l
+	}
+	return &g
+}
+
+// known is what a policy may not change.
+func (f *Field) known() []Candidate {
+	g := f.same(0)
+	for i := range g.Cands {
+		g.Cands[i].Note = 0
+	}
+	return g.Cands
+}
+
+func drawField(t *rapid.T) *Field {
+	cs := make([]Candidate, rapid.IntRange(0, 24).Draw(t, "devices"))
+	full := rapid.Bool().Draw(t, "nearly full")
 	for i := range cs {
 		slots := rapid.IntRange(0, 8).Draw(t, "slots")
 		limit := slots + rapid.IntRange(0, 4).Draw(t, "ahead")
-		cs[i] = Candidate{
-			Device: fmt.Sprint("d", i), Slots: slots, Limit: limit, Used: rapid.IntRange(0, limit+3).Draw(t, "used"),
-			Waiting: rapid.IntRange(0, 20).Draw(t, "waiting"), Service: time.Duration(rapid.IntRange(0, 5000).Draw(t, "service")) * time.Millisecond,
-			CPU: rapid.Float64Range(0, 1).Draw(t, "cpu"), Mem: rapid.Float64Range(0, 1).Draw(t, "mem"), IO: rapid.Float64Range(0, 1).Draw(t, "io"),
-			Latency: time.Duration(rapid.IntRange(0, 50).Draw(t, "latency")) * time.Millisecond,
-			Weight:  rapid.Float64Range(0, 10).Draw(t, "weight"), LastPick: rapid.Uint64Range(0, 100).Draw(t, "last pick"),
+		used := rapid.IntRange(0, limit+3).Draw(t, "used")
+		if full && i > 0 {
+			used = limit
 		}
+		cs[i] = Candidate{
+			Device:  fmt.Sprintf("d%02d", i),
+			Load:    &Load{Slots: slots, Limit: limit, Used: used, Last: rapid.Uint64Range(0, 100).Draw(t, "last"), Note: rapid.Float64Range(0, 9).Draw(t, "note")},
+			Service: time.Duration(rapid.IntRange(0, 5000).Draw(t, "service")) * time.Millisecond,
+			CPU:     rapid.Float64Range(0, 1).Draw(t, "cpu"), Mem: rapid.Float64Range(0, 1).Draw(t, "mem"), IO: rapid.Float64Range(0, 1).Draw(t, "io"),
+			Latency: time.Duration(rapid.IntRange(0, 50).Draw(t, "latency")) * time.Millisecond, Queue: rapid.IntRange(-1, 9).Draw(t, "queue"),
+			Weight: rapid.Float64Range(0, 10).Draw(t, "weight"), Explore: rapid.Bool().Draw(t, "explore"),
+		}
+	}
+	f := fieldOf(0, cs...)
+	f.Picks, f.Routers = 100, rapid.IntRange(1, 4).Draw(t, "routers")
+	return f
+}
+
+func drawRequest(t *rapid.T) *Request {
+	name := rapid.StringMatching(`[a-z]{0,3}`)
+	return &Request{
+		ID: "t" + name.Draw(t, "id"), Tenant: name.Draw(t, "tenant"), Session: name.Draw(t, "session"), Client: name.Draw(t, "client"),
+		Band: rapid.IntRange(0, 2).Draw(t, "band"), Level: rapid.IntRange(0, 9).Draw(t, "level"), Ahead: rapid.IntRange(0, 50).Draw(t, "ahead"),
+	}
+}
+
+// What every policy owes the decider, whatever it prefers.
+func TestPoliciesConform(t *testing.T) {
+	for _, name := range PolicyNames() {
+		t.Run(name, func(t *testing.T) {
+			p := policyOf(t, name)
+			require.Equal(t, name, p.Name())
+			require.Contains(t, []string{"", "ms", "tasks", "share", "load"}, p.Unit())
+			require.Equal(t, Wait, p.Pick(&Request{ID: "t"}, fieldOf(1)).Index, "nobody is there")
+			require.False(t, p.Pick(&Request{ID: "t"}, fieldOf(1)).Held)
+			rapid.Check(t, func(t *rapid.T) { conforms(t, name) })
+		})
+	}
+}
+
+func conforms(t *rapid.T, name string) {
+	start, seed := drawField(t), rapid.Uint64().Draw(t, "seed")
+	a, b := policyOf(t, name), policyOf(t, name)
+	f, g := start.same(seed), start.same(seed)
+	for range rapid.IntRange(1, 20).Draw(t, "picks") {
+		r := drawRequest(t)
+		before := f.known()
+		got := a.Pick(r, f)
+		require.Equal(t, before, f.known(), "candidates are only read")
+		require.Equal(t, got, b.Pick(r, g), "the same question has the same answer")
+		checkChoice(t, f, got)
+		if got.Index == Wait {
+			continue
+		}
+		f.give(got.Index)
+		g.give(got.Index)
+		if rapid.Bool().Draw(t, "fleet read") { // the next field is another slice
+			f, g = renewed(f), renewed(g)
+		}
+	}
+	// It keeps nothing: with another fleet, it answers as one that has seen none.
+	other := drawField(t)
+	checkChoice(t, other, a.Pick(drawRequest(t), other))
+	for i := range f.Cands {
+		f.Cands[i].Used = f.Cands[i].Limit
+	}
+	got := a.Pick(drawRequest(t), f)
+	require.Equal(t, Wait, got.Index, "no credit is free: wait")
+	require.False(t, got.Held, "nothing is held back when nothing is free")
+}
+
+// renewed is the field after the fleet was read anew.
+func renewed(f *Field) *Field {
+	g := *f
+	g.Cands, g.Memo = slices.Clone(f.Cands), nil
+	g.Gen++
+	for i := range f.Cands { // who kept the old one reads nonsense
+		f.Cands[i] = Candidate{Load: &Load{Limit: 1 << 20}}
+	}
+	return &g
+}
+
+func checkChoice(t *rapid.T, f *Field, c Choice) {
+	free := slices.ContainsFunc(f.Cands, func(c Candidate) bool { return c.Free() > 0 })
+	switch {
+	case c.Index == Wait:
+		require.True(t, free || !c.Held, "held, but no credit is free")
+	default:
+		require.GreaterOrEqual(t, c.Index, 0)
+		require.Less(t, c.Index, len(f.Cands))
+		require.Positive(t, f.Cands[c.Index].Free(), "picked a device without a free credit")
+		require.False(t, c.Held)
+		require.NotEmpty(t, c.Note)
+	}
+	require.NotContains(t, c.Note, `"`)
+	require.NotContains(t, c.Note, `\`)
+	require.LessOrEqual(t, c.Tops, len(c.Top))
+	seen := map[int]bool{}
+	for i, s := range c.Top[:c.Tops] {
+		require.GreaterOrEqual(t, s.Index, 0)
+		require.Less(t, s.Index, len(f.Cands))
+		require.False(t, seen[s.Index], "a candidate is told twice")
+		require.False(t, math.IsNaN(s.Score) || math.IsInf(s.Score, 0), "a score that JSON has no word for")
+		require.True(t, i == 0 || c.Top[i-1].Score <= s.Score, "the best come first")
+		seen[s.Index] = true
+	}
+}
+
+func TestThePoliciesAreThoseThatCanBeChosen(t *testing.T) {
+	require.Equal(t, device.PolicyNames(), PolicyNames())
+	_, err := NewPolicy("best", testConfig())
+	require.ErrorContains(t, err, "use one of expected_finish, fifo")
+	late := slices.DeleteFunc(PolicyNames(), func(n string) bool { return !policyOf(t, n).Late() })
+	require.Equal(t, []string{"expected_finish", "fifo", "priority"}, late)
+}
+
+// serve picks n times, the tasks ending at once when they end, and counts.
+func serve(p Policy, f *Field, n int, ends bool) map[string]int {
+	got := map[string]int{}
+	for i := range n {
+		c := p.Pick(&Request{ID: fmt.Sprint("t", i)}, f)
+		if c.Index == Wait {
+			got["wait"]++
+			continue
+		}
+		got[f.Cands[c.Index].Device]++
+		f.give(c.Index)
+		if ends {
+			f.Cands[c.Index].Used--
+		}
+	}
+	return got
+}
+
+func cand(id string, slots, limit, used int) Candidate {
+	return Candidate{Device: id, Load: &Load{Slots: slots, Limit: limit, Used: used}, Queue: -1, Weight: 1}
+}
+
+func TestFirstFreeTakesTheLeastBusyWhateverItsSpeed(t *testing.T) {
+	for _, name := range []string{"fifo", "priority"} {
+		f := fieldOf(1, cand("busy", 4, 6, 3), cand("slow", 2, 3, 1), cand("full", 1, 1, 1))
+		f.Cands[1].Service = time.Hour
+		p := policyOf(t, name)
+		require.Equal(t, "slow", f.Cands[p.Pick(&Request{}, f).Index].Device)
+		require.Equal(t, map[string]int{"slow": 2, "busy": 3, "wait": 1}, serve(p, f, 6, false))
+		f = fieldOf(1, cand("a", 1, 2, 0), cand("b", 1, 2, 0), cand("c", 1, 2, 0))
+		require.Equal(t, map[string]int{"a": 3, "b": 3, "c": 3}, serve(p, f, 9, true), "equals take turns")
+	}
+	_, ok := policyOf(t, "priority").(byArrival)
+	require.False(t, ok)
+	require.True(t, policyOf(t, "fifo").(byArrival).ByArrival())
+}
+
+func TestRoundRobinCycles(t *testing.T) {
+	f := fieldOf(1, cand("a", 1, 9, 0), cand("b", 1, 9, 0), cand("full", 1, 1, 1), cand("c", 1, 9, 0))
+	f.Cands[3].Service = time.Hour
+	var order string
+	p := policyOf(t, "round_robin")
+	for range 7 {
+		got := p.Pick(&Request{}, f)
+		order += f.Cands[got.Index].Device
+		f.give(got.Index)
+	}
+	require.Equal(t, "abcabca", order)
+}
+
+func weighted() *Field {
+	f := fieldOf(7, cand("a", 4, 999, 0), cand("b", 1, 999, 0), cand("c", 2, 999, 0), cand("full", 8, 8, 8))
+	f.Cands[2].Weight = 2.5
+	return f
+}
+
+func TestWeightedRoundRobinKeepsProportionAndIsSmooth(t *testing.T) {
+	f, p := weighted(), policyOf(t, "weighted_round_robin")
+	since, seen := map[string]int{}, map[string]int{}
+	for i := range 1000 {
+		if i%97 == 96 { // the fleet is read anew in between
+			f = renewed(f)
+		}
+		c := p.Pick(&Request{}, f)
+		d := f.Cands[c.Index].Device
+		f.give(c.Index)
+		f.Cands[c.Index].Used--
+		require.Less(t, i-since[d], map[string]int{"a": 6, "b": 14, "c": 5}[d], "%s had to wait too long", d)
+		since[d] = i
+		seen[d]++
+	}
+	for d, share := range map[string]float64{"a": 0.4, "b": 0.1, "c": 0.5} {
+		require.InDelta(t, 1000*share, seen[d], 3, d)
+	}
+}
+
+func TestWeightedRoundRobinLetsNobodyCatchUp(t *testing.T) {
+	f, p := fieldOf(3, cand("a", 1, 1e6, 0), cand("b", 1, 1e6, 0), cand("c", 1, 1, 1)), policyOf(t, "weighted_round_robin")
+	require.Equal(t, map[string]int{"a": 500, "b": 500}, serve(p, f, 1000, true))
+	f.Cands[2].Limit = 1e6
+	got := serve(p, f, 300, true)
+	require.InDelta(t, 100, got["c"], 1, "a device that was full")
+	f = renewed(f)
+	f.Cands = append(f.Cands, cand("new", 1, 1e6, 0))
+	got = serve(p, f, 400, true)
+	require.InDelta(t, 100, got["new"], 1, "a device that is new")
+	f.Cands[0].Limit = 0
+	serve(p, f, 600, true)
+	f.Cands[0].Limit = 1e6
+	f = renewed(f)
+	got = serve(p, f, 400, true)
+	require.InDelta(t, 100, got["a"], 1, "a device that was away")
+}
+
+func TestWeightedRandomKeepsProportion(t *testing.T) {
+	const n = 20_000
+	got := serve(policyOf(t, "weighted_random"), weighted(), n, true)
+	for d, share := range map[string]float64{"a": 0.4, "b": 0.1, "c": 0.5} {
+		require.InDelta(t, n*share, got[d], 4*math.Sqrt(n*share*(1-share)), d)
+	}
+	require.Zero(t, got["full"])
+	// Nearly all are full: the draws miss, and the chances stay.
+	f := weighted()
+	for i := range 200 {
+		f.Cands = append(f.Cands, cand(fmt.Sprint("full", i), 8, 8, 8))
+	}
+	got = serve(policyOf(t, "weighted_random"), f, n, true)
+	for d, share := range map[string]float64{"a": 0.4, "b": 0.1, "c": 0.5} {
+		require.InDelta(t, n*share, got[d], 4*math.Sqrt(n*share*(1-share)), d)
+	}
+}
+
+func TestLeastConnectionsCountsBySlotsAndWeight(t *testing.T) {
+	f := weighted()
+	require.Equal(t, map[string]int{"a": 40, "b": 10, "c": 50}, serve(policyOf(t, "least_connections"), f, 100, false))
+	f = fieldOf(1, cand("a", 4, 99, 3), cand("b", 1, 99, 1))
+	require.Equal(t, 0, policyOf(t, "least_connections").Pick(&Request{}, f).Index, "three on four slots are less than one on one")
+}
+
+func homesAt(p Policy, f *Field, keys int) map[string]string {
+	got := map[string]string{}
+	for i := range keys {
+		r := &Request{ID: "other", Session: fmt.Sprint("s", i)}
+		if c := p.Pick(r, f); c.Index != Wait {
+			got[r.Session] = f.Cands[c.Index].Device
+		}
+	}
+	return got
+}
+
+func fleetOf(n int) []Candidate {
+	cs := make([]Candidate, n)
+	for i := range cs {
+		cs[i] = cand(fmt.Sprintf("d%04d", i), 1+i%4, 1+i%4+1024, 0)
+		cs[i].Service = time.Duration(40*(1+i%5)) * time.Millisecond
 	}
 	return cs
 }
 
-// What every policy owes the scheduler, whatever it prefers.
-func TestPoliciesConform(t *testing.T) {
-	for _, name := range policies {
-		t.Run(name, func(t *testing.T) {
-			rapid.Check(t, func(t *rapid.T) {
-				cs := candidates(t)
-				given := append([]Candidate{}, cs...)
-				now := time.Unix(1000, 0)
-				got := newPolicy(t, name).Pick(now, cs)
-				require.Equal(t, given, cs, "candidates are only read")
-				require.Equal(t, got, newPolicy(t, name).Pick(now, given), "the same question has the same answer")
-				if got.Index == Wait {
-					require.GreaterOrEqual(t, got.For, Wait)
-					require.Less(t, got.For, len(cs))
-				} else {
-					require.Positive(t, cs[got.Index].Free(), "picked a device without a free credit")
-					require.NotEmpty(t, got.Why)
-				}
-				for i := range cs { // it keeps nothing of the slice
-					cs[i].Used = cs[i].Limit
-				}
-				full := newPolicy(t, name)
-				full.Pick(now, given)
-				require.Equal(t, Wait, full.Pick(now, cs).Index, "no credit is free: wait")
-			})
-			require.Equal(t, Choice{Index: Wait, For: Wait}, newPolicy(t, name).Pick(time.Now(), nil))
-		})
+func TestHashMovesOnlyTheKeysOfADeviceThatGoes(t *testing.T) {
+	const keys = 4000
+	p, cs := policyOf(t, "hash"), fleetOf(12)
+	before := homesAt(p, fieldOf(1, cs...), keys)
+	require.Equal(t, before, homesAt(policyOf(t, "hash"), fieldOf(2, cs...), keys), "at every router alike")
+	byDevice := map[string]int{}
+	for _, d := range before {
+		byDevice[d]++
 	}
-	_, err := NewPolicy("best", testConfig())
-	require.ErrorContains(t, err, "use expected_finish or round_robin")
+	for i, c := range cs { // 30 slots in all
+		want := keys * float64(1+i%4) / 30
+		require.InDelta(t, want, byDevice[c.Device], 5*math.Sqrt(want), c.Device)
+	}
+	gone := cs[7].Device
+	left := slices.DeleteFunc(slices.Clone(cs), func(c Candidate) bool { return c.Device == gone })
+	for k, d := range homesAt(p, fieldOf(1, left...), keys) {
+		if before[k] != gone {
+			require.Equal(t, before[k], d, k)
+		}
+	}
+	cs[3].Limit = 0 // full, but there
+	moved := homesAt(p, fieldOf(1, cs...), keys)
+	for k, d := range moved {
+		require.NotEqual(t, cs[3].Device, d)
+		if before[k] != cs[3].Device {
+			require.Equal(t, before[k], d, k)
+		}
+	}
+	more := fieldOf(1, cs...).same(1)
+	more.Cands[3].Limit, more.Cands[0].Slots = 1e6, 4
+	for k, d := range homesAt(p, more, keys) {
+		if d != before[k] {
+			require.Equal(t, cs[0].Device, d, "keys move only to the device that got slots")
+		}
+	}
+}
+
+func TestHashGoesByWhatTheOperatorSays(t *testing.T) {
+	one := &Request{ID: "1", Tenant: "t", Session: "s", Client: "c"}
+	for by, other := range map[string]*Request{
+		"session": {ID: "2", Tenant: "u", Session: "s", Client: "d"},
+		"tenant":  {ID: "2", Tenant: "t", Session: "r", Client: "d"},
+		"client":  {ID: "2", Tenant: "u", Session: "r", Client: "c"},
+	} {
+		cfg := testConfig()
+		cfg.HashBy = by
+		p, err := NewPolicy("hash", cfg)
+		require.NoError(t, err)
+		f := fieldOf(1, fleetOf(1000)...)
+		require.Equal(t, p.Pick(one, f).Index, p.Pick(other, f).Index, by)
+		for with, r := range map[string]*Request{"session": {Session: "s", Tenant: "x", Client: "x"}, "tenant": {Tenant: "t", Session: "x", Client: "x"}, "client": {Client: "c", Session: "x", Tenant: "x"}} {
+			require.Equal(t, with == by, p.Pick(one, f).Index == p.Pick(r, f).Index, "%s by %s", with, by)
+		}
+		homes := map[int]bool{}
+		for i := range 50 {
+			homes[p.Pick(&Request{ID: fmt.Sprint(i)}, f).Index] = true
+		}
+		require.Greater(t, len(homes), 40, "without a %s the id decides", by)
+	}
+}
+
+func TestPowerOfTwoTakesTheLessBusyOfTwo(t *testing.T) {
+	p, f := policyOf(t, "power_of_two"), fieldOf(5, cand("a", 4, 99, 2), cand("b", 1, 99, 1), cand("full", 9, 9, 9))
+	for range 50 {
+		c := p.Pick(&Request{}, f)
+		require.Equal(t, "b", f.Cands[c.Index].Device)
+		require.Equal(t, 2, c.Tops)
+	}
+	// The busiest of all is never taken, the least busy with the chance of being
+	// one of the two: 1 − 9/10·8/9.
+	var cs []Candidate
+	for i := range 10 {
+		cs = append(cs, cand(fmt.Sprint("d", i), 1, 999, i))
+	}
+	f, n := fieldOf(6, cs...), 5000
+	got := map[int]int{}
+	for range n {
+		got[p.Pick(&Request{}, f).Index]++
+	}
+	require.Zero(t, got[9])
+	require.InDelta(t, float64(n)/5, got[0], 120)
+	require.Less(t, got[5], got[2])
+}
+
+func TestLoadFormulaWeighsWhatHeartbeatsSay(t *testing.T) {
+	of := func(weights map[string]string, cs ...Candidate) int {
+		cfg := testConfig()
+		cfg.Weights = weights
+		p, err := NewPolicy("load_formula", cfg)
+		require.NoError(t, err)
+		for i := range cs {
+			cs[i].Device, cs[i].Load = fmt.Sprint("d", i), &Load{Slots: 2, Limit: 1026}
+		}
+		return p.Pick(&Request{}, fieldOf(1, cs...)).Index
+	}
+	for figure, low := range map[string]Candidate{
+		"cpu":     {CPU: 0.1, Mem: 1, IO: 1, Latency: time.Second, Queue: 9},
+		"mem":     {CPU: 1, Mem: 0.1, IO: 1, Latency: time.Second, Queue: 9},
+		"io":      {CPU: 1, Mem: 1, IO: 0.1, Latency: time.Second, Queue: 9},
+		"latency": {CPU: 1, Mem: 1, IO: 1, Latency: time.Millisecond, Queue: 9},
+		"queue":   {CPU: 1, Mem: 1, IO: 1, Latency: time.Second, Queue: 1},
+	} {
+		high := Candidate{CPU: 0.2, Mem: 0.2, IO: 0.2, Latency: 2 * time.Millisecond, Queue: 2}
+		require.Equal(t, 1, of(map[string]string{figure: "0.7"}, high, low), figure)
+	}
+	// The presets, where they part: 0.6 cpu + 0.4 mem + 0.2 latency and so on.
+	a, b := Candidate{CPU: 0.5, Mem: 0.2, IO: 0.9}, Candidate{CPU: 0.4, Mem: 0.5, IO: 0.1}
+	require.Equal(t, 0, of(map[string]string{"preset": "balanced"}, a, b)) // 0.38, 0.44
+	require.Equal(t, 1, of(map[string]string{"preset": "compute"}, a, b))  // 0.49, 0.37
+	require.Equal(t, 0, of(nil, a, b), "balanced is the default")
+	a, b = Candidate{CPU: 0.5, Latency: 10 * time.Millisecond}, Candidate{CPU: 0.4, Latency: 100 * time.Millisecond}
+	require.Equal(t, 1, of(map[string]string{"preset": "balanced"}, a, Candidate{CPU: 0.4, Latency: 43 * time.Millisecond})) // 0.318, 0.300
+	require.Equal(t, 0, of(map[string]string{"preset": "edge"}, a, b))                                                       // 0.227, 0.31
+
+	cfg := testConfig()
+	cfg.Weights = map[string]string{"gpu": "1"}
+	_, err := NewPolicy("load_formula", cfg)
+	require.ErrorContains(t, err, "router.load_weights")
+	require.ErrorContains(t, err, "gpu")
+}
+
+func TestLoadFormulaHerdsUntilTheNextHeartbeat(t *testing.T) {
+	p, f := policyOf(t, "load_formula"), fieldOf(1, cand("a", 1, 999, 0), cand("b", 1, 999, 0), cand("c", 1, 999, 0))
+	require.Equal(t, map[string]int{"a": 3, "b": 3, "c": 3}, serve(p, f, 9, false), "equals take turns")
+	f = renewed(f)
+	f.Cands[1].CPU = -0.1
+	require.Equal(t, map[string]int{"b": 9}, serve(p, f, 9, false), "as published")
+	f = renewed(f)
+	f.Cands[1].CPU, f.Cands[0].Queue, f.Cands[2].Queue = 0, 9, 0 // b does not tell: 0.45
+	w := &loadFormula{queue: 1}
+	require.Equal(t, map[string]int{"c": 2}, serve(w, f, 2, false))
+	f.Cands[2].Limit = 0
+	require.Equal(t, map[string]int{"b": 2}, serve(w, f, 2, false), "a queue that is not told counts as the mean")
+}
+
+func TestPrequalPrefersColdThenFast(t *testing.T) {
+	// Sixteen devices: two hot and fast ones, one fast one, the others slow.
+	var cs []Candidate
+	for i := range 16 {
+		cs = append(cs, cand(fmt.Sprintf("d%02d", i), 1, 99, 1))
+		cs[i].Service = 100 * time.Millisecond
+	}
+	cs[3].Service, cs[5].Service, cs[9].Service = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+	cs[3].Used, cs[5].Used = 3, 4
+	p, f := policyOf(t, "prequal"), fieldOf(1, cs...)
+	taken := map[int]int{}
+	for i := range 400 {
+		c := p.Pick(&Request{}, f)
+		if i >= 40 { // the pool is warm: nearly all are in it
+			taken[c.Index]++
+		}
+	}
+	require.Greater(t, taken[9], 200, "fast and cold: %v", taken)
+	require.Less(t, taken[3]+taken[5], 30, "faster, but hot: %v", taken)
+
+	for i := range cs { // all that have a credit are hot
+		cs[i].Limit, cs[i].Used = 1, 1
+	}
+	cs[3].Limit, cs[3].Used, cs[5].Limit, cs[5].Used = 9, 4, 9, 3
+	cs[3].Service = time.Millisecond
+	p, f = policyOf(t, "prequal"), fieldOf(1, cs...)
+	both := 0
+	for range 400 {
+		c := p.Pick(&Request{}, f)
+		require.Contains(t, []int{3, 5}, c.Index)
+		if m, _ := f.Memo.(*probes); c.Index == 3 && slices.Contains(m.at[:m.n], 5) && slices.Contains(m.at[:m.n], 3) {
+			both++
+		}
+	}
+	require.Zero(t, both, "the fewest in flight, not the fastest")
+}
+
+func TestPrequalKeepsABoundedPoolOfRecentProbes(t *testing.T) {
+	p, f := policyOf(t, "prequal"), fieldOf(1, fleetOf(500)...)
+	seen := map[int32]bool{}
+	for range 2000 {
+		c := p.Pick(&Request{}, f)
+		m, _ := f.Memo.(*probes)
+		require.LessOrEqual(t, m.n, probesMost)
+		once := map[int32]bool{}
+		for _, i := range m.at[:m.n] {
+			require.False(t, once[i], "a device is in the pool twice")
+			once[i], seen[i] = true, true
+		}
+		f.give(c.Index)
+		f.Cands[c.Index].Used--
+	}
+	require.Len(t, seen, 500, "all are probed sooner or later")
 }
 
 func TestExpectedFinishLeavesSlowDevicesOutUntilTheQueueIsLong(t *testing.T) {
-	p := newPolicy(t, "expected_finish")
-	cs := []Candidate{
-		{Device: "slow", Slots: 1, Limit: 2, Service: 400 * time.Millisecond},
-		{Device: "fast", Slots: 2, Limit: 3, Service: 100 * time.Millisecond},
-	}
+	p, f := policyOf(t, "expected_finish"), fieldOf(1, cand("slow", 1, 2, 0), cand("fast", 2, 3, 0))
+	f.Cands[0].Service, f.Cands[1].Service = 400*time.Millisecond, 100*time.Millisecond
 	var order []string
+	waiting := 0
 	for range 12 {
-		got := p.Pick(time.Now(), cs)
+		got := p.Pick(&Request{Ahead: waiting}, f)
 		if got.Index == Wait {
-			order = append(order, "wait for "+cs[got.For].Device)
-			cs[got.For].Waiting++
+			require.True(t, got.Held)
+			order = append(order, "wait")
+			waiting++
 			continue
 		}
-		order = append(order, cs[got.Index].Device)
-		cs[got.Index].Used++
+		order = append(order, f.Cands[got.Index].Device)
+		f.give(got.Index)
 	}
-	// Two start on the fast one at once and one waits there; of the next, each
-	// ends 50 ms later, so the seventh would end after 400 ms there.
-	require.Equal(t, []string{"fast", "fast", "fast", "wait for fast", "wait for fast", "wait for fast", "wait for fast", "slow"}, order[:8])
+	require.Equal(t, []string{"fast", "fast", "fast"}, order[:3])
+	at := slices.Index(order, "slow")
+	require.Greater(t, at, 4, "%v", order)
+	for _, o := range order[3:at] {
+		require.Equal(t, "wait", o)
+	}
 }
 
-func TestExpectedFinishTriesUnknownDevicesInTurn(t *testing.T) {
-	p := newPolicy(t, "expected_finish")
-	cs := []Candidate{{Device: "a", Slots: 1, Limit: 2}, {Device: "b", Slots: 1, Limit: 2}, {Device: "c", Slots: 1, Limit: 2, Service: time.Second}}
-	seen := map[string]int{}
-	for i := range 2 {
-		got := p.Pick(time.Now(), cs)
-		require.NotEqual(t, Wait, got.Index)
-		seen[cs[got.Index].Device]++
-		cs[got.Index].LastPick, cs[got.Index].Used = uint64(i+1), 1
-	}
-	require.Equal(t, map[string]int{"a": 1, "b": 1}, seen)
-}
-
-func TestRoundRobinCycles(t *testing.T) {
-	p := newPolicy(t, "round_robin")
-	cs := []Candidate{{Device: "a", Limit: 9}, {Device: "b", Limit: 9}, {Device: "full", Limit: 1, Used: 1}, {Device: "c", Limit: 9, Service: time.Hour}}
-	var order string
-	for i := range 7 {
-		got := p.Pick(time.Now(), cs)
-		order += cs[got.Index].Device
-		cs[got.Index].LastPick = uint64(i + 1)
-	}
-	require.Equal(t, "abcabca", order)
+func TestExpectedFinishTriesUnknownDevices(t *testing.T) {
+	p, f := policyOf(t, "expected_finish"), fieldOf(1, cand("a", 1, 2, 0), cand("b", 1, 2, 0), cand("c", 1, 2, 0))
+	f.Cands[2].Service = time.Second
+	require.Equal(t, map[string]int{"a": 1, "b": 1}, serve(p, f, 2, false))
 }

@@ -15,6 +15,7 @@ func testConfig() Config {
 		MaxInFlight: 1024, MaxBytes: 64 << 20, Timeout: 10 * time.Second, MaxAnswer: 1 << 20, MaxMerged: 8, MaxAttempts: 3, LocalRetries: 1,
 		BackoffMin: 10 * time.Millisecond, BackoffMax: 200 * time.Millisecond, RetryBudget: 0.2, Fallback: map[string]string{"big": "small"},
 		BreakerFails: 5, BreakerRatio: 0.5, BreakerWindow: 10 * time.Second, BreakerOpen: 200 * time.Millisecond,
+		BreakerOpenMax: time.Second, HangFactor: 20, HangMin: time.Second, RebalanceEvery: 50 * time.Millisecond, RebalanceSpread: 0.2,
 		DrainTimeout: 10 * time.Second, ReportInterval: 20 * time.Millisecond,
 	}
 }
@@ -143,33 +144,6 @@ func TestBudget(t *testing.T) {
 		saved++
 	}
 	require.Equal(t, 250, saved, "what was saved up is bounded")
-}
-
-func TestUnwellDevicesAreToldAgainAndAgain(t *testing.T) {
-	b := newBreakers(time.Second)
-	now := time.Now()
-	b.changed("open", 2) // gobreaker.StateOpen
-	b.slow("slow", now.Add(time.Minute))
-	b.changed("well", 0)
-	hs, changes := b.take(now)
-	require.Len(t, hs, 3)
-	require.Len(t, changes, 2)
-	require.Equal(t, "open", hs["open"].State)
-	require.False(t, hs["open"].OpenUntil.IsZero())
-	hs, changes = b.take(now)
-	require.Len(t, hs, 2, "who is well is told once")
-	require.Empty(t, changes)
-	b.slow("open", now.Add(time.Minute))
-	hs, _ = b.take(now)
-	require.Equal(t, "open", hs["open"].State, "429 does not make it well")
-	b.changed("open", 0)
-	hs, _ = b.take(now.Add(2 * time.Minute))
-	require.Equal(t, "closed", hs["open"].State)
-	b.untold(hs)
-	again, _ := b.take(now.Add(2 * time.Minute))
-	require.Len(t, again, len(hs), "what could not be told is told again")
-	again, _ = b.take(now.Add(2 * time.Minute))
-	require.Empty(t, again)
 }
 
 func TestReasonsAreShort(t *testing.T) {

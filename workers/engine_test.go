@@ -2,7 +2,6 @@ package workers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
 )
@@ -81,7 +81,7 @@ func TestEngineClassifiesFaults(t *testing.T) {
 			if c.class == task.ClassThrottled {
 				require.Equal(t, 7*time.Second, f.RetryAfter)
 			}
-			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, blame(f) != nil && !errors.Is(blame(f), errNobodysFault))
+			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, outcomeOf(f) == device.Fault)
 		})
 	}
 	d.Stop()
@@ -103,18 +103,18 @@ func TestEngineKnowsWhoHungUp(t *testing.T) {
 		f := wait(t, done, "the end of the request")
 		require.Eventually(t, func() bool { return d.Stats().InFlight == 0 }, patience, time.Millisecond)
 		require.Equal(t, class, f.Class)
-		require.Equal(t, errNobodysFault, blame(f))
+		require.Equal(t, device.Neutral, outcomeOf(f))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	_, _, f := e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassTimeout, f.Class)
-	require.NotEqual(t, errNobodysFault, blame(f), "a device that hangs is not well")
+	require.Equal(t, device.TimedOut, outcomeOf(f), "a device that hangs is not well")
 	ctx, cancel = context.WithDeadlineCause(t.Context(), time.Now().Add(30*time.Millisecond), errExpired)
 	defer cancel()
 	_, _, f = e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassExpired, f.Class)
-	require.Equal(t, errNobodysFault, blame(f), "a task's deadline says nothing of the device")
+	require.Equal(t, device.Neutral, outcomeOf(f), "a task's deadline says nothing of the device")
 }
 
 func TestEngineBoundsAnswersAndFollowsNobody(t *testing.T) {

@@ -1,6 +1,7 @@
 package workers
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -168,7 +169,7 @@ func (s *Workers) end(w *work, res *task.Result, events []task.Event) {
 // requeue writes a task back to its topic, for another device or a later time.
 func (s *Workers) requeue(w *work, d task.DeviceRef, dec Decision, f *Failure, events []task.Event, now time.Time) {
 	t := w.a.Task.Requeued()
-	t.Progress.Attempts = w.attempts
+	t.Progress.Attempts, t.Progress.Moved = w.attempts, t.Progress.Moved && w.here == 0
 	t.Progress.NotBefore = time.Time{}
 	if dec.After > 0 {
 		t.Progress.NotBefore = now.Add(dec.After).UTC()
@@ -182,7 +183,7 @@ func (s *Workers) requeue(w *work, d task.DeviceRef, dec Decision, f *Failure, e
 // degrade writes a task back with a smaller model.
 func (s *Workers) degrade(w *work, dec Decision, f *Failure, events []task.Event, now time.Time) {
 	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.Exclude, t.Progress.NotBefore = w.attempts, nil, time.Time{}
+	t.Progress.Attempts, t.Progress.Exclude, t.Progress.NotBefore, t.Progress.Moved = w.attempts, nil, time.Time{}, false
 	if t.Progress.Requested == "" {
 		t.Progress.Requested = t.Model
 	}
@@ -198,8 +199,33 @@ func (s *Workers) degrade(w *work, dec Decision, f *Failure, events []task.Event
 // no attempt of its own, and the device is not to blame.
 func (s *Workers) giveBack(w *work, events []task.Event) {
 	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.NotBefore = w.attempts, time.Time{}
+	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, time.Time{}, t.Progress.Moved && w.here == 0
 	s.back(w, t, task.TaskRequeued, task.ClassDraining, map[string]any{"reason": task.ClassDraining}, events, time.Now())
+}
+
+// Why waiting work leaves a device, when not because of an attempt.
+const (
+	awaySilent   = "device_silent"
+	awayDraining = "device_draining"
+	awayLeft     = "device_left"
+	movedEven    = "moved"
+)
+
+// moveAway returns a task that has not been started, because its device takes no
+// more work. It pauses: the routers may not know yet, and would send it here
+// again at once.
+func (s *Workers) moveAway(w *work, why string) {
+	t := w.a.Task.Requeued()
+	now := time.Now()
+	t.Progress.Attempts, t.Progress.NotBefore = w.attempts, now.Add(s.cfg.pause(1)).UTC()
+	s.back(w, t, task.TaskRequeued, task.ClassNone, map[string]any{"reason": why}, nil, now)
+}
+
+// moveOver returns a task that waits here while others have nothing to do.
+func (s *Workers) moveOver(w *work, note map[string]any) {
+	t := w.a.Task.Requeued()
+	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, time.Time{}, true
+	s.back(w, t, task.TaskRequeued, task.ClassNone, note, nil, time.Now())
 }
 
 func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorClass, note map[string]any, events []task.Event, now time.Time) {
@@ -215,7 +241,7 @@ func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorCla
 	e := s.event(a, w, now)
 	e.Attempt, e.Device, e.Batch, e.ErrorClass = max(w.a.Attempt, t.Tried()), w.a.Device.ID, w.batch, class
 	e.Detail = detail(note)
-	s.deps.Metrics.Workers.Requeued.WithLabelValues(string(class)).Inc()
+	s.deps.Metrics.Workers.Requeued.WithLabelValues(cmp.Or(string(class), fmt.Sprint(note["reason"]))).Inc()
 	s.away(w, stream.Unit{Messages: []stream.Message{msg}, Events: append(events, e)}, func(err error) {
 		var large *stream.TooLargeError
 		if errors.As(err, &large) { // its attempts made it larger than its topic takes

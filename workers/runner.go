@@ -2,14 +2,12 @@ package workers
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/sony/gobreaker/v2"
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/stream"
@@ -20,9 +18,10 @@ import (
 type call struct {
 	works []*work
 	group *group // nil: one task alone
+	free  bool   // there was a slot for it when it came
 }
 
-// runner runs the calls of one device: as many at a time as it has slots, the
+// runner runs the calls of one device: as many at a time as it takes, the
 // others wait in order. It never blocks who hands over work; how much can wait
 // is bounded by the stage's budget of records.
 type runner struct {
@@ -30,57 +29,59 @@ type runner struct {
 	id        string
 	partition int         // of its batches
 	gone      atomic.Bool // it is another worker's device now, or forgotten
-	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
+	ejector   *device.Ejector
+	fit       *device.Concurrency
+	rates     *device.Estimator
+	hop       hop
 	budget    *Budget
-	rates     *rates
 
 	mu        sync.Mutex
 	device    task.DeviceRef // as the newest assignment knows it
 	queue     []*call
-	running   int
+	running   map[*call]struct{}
 	slowUntil time.Time // it answered 429: nothing is sent before
+	away      string    // why nothing is to wait here: the device is silent, drained or gone
 	timer     *time.Timer
 	used      time.Time
+
+	// Of the goroutines that report and look; each field is one's own.
+	told    device.Health
+	toldAt  time.Time
+	seeded  bool
+	seen    bool // in the registry
+	missing int  // looks at the registry since, in which it was not there
 }
 
 func newRunner(w *Workers, d task.DeviceRef, partition int) *runner {
-	r := &runner{w: w, id: d.ID, partition: partition, device: d, budget: NewBudget(w.cfg.RetryBudget), rates: newRates(), used: time.Now()}
 	cfg := w.cfg
-	r.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name: d.ID, MaxRequests: 1, Interval: cfg.BreakerWindow, BucketPeriod: cfg.BreakerWindow / 10, Timeout: cfg.BreakerOpen,
-		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return int(c.ConsecutiveFailures) >= cfg.BreakerFails ||
-				(c.Requests >= 20 && float64(c.TotalFailures) >= cfg.BreakerRatio*float64(c.Requests))
-		},
-		IsSuccessful: func(err error) bool { return err == nil },
-		IsExcluded:   func(err error) bool { return errors.Is(err, errNobodysFault) },
-		// Called under the breaker's lock: it must not wait.
-		OnStateChange: func(_ string, _, to gobreaker.State) {
-			if !r.gone.Load() {
-				w.breakers.changed(d.ID, to)
-			}
-		},
-	})
-	w.breakers.fresh(d.ID)
-	return r
+	return &runner{
+		w: w, id: d.ID, partition: partition, device: d, budget: NewBudget(cfg.RetryBudget), used: time.Now(),
+		running: map[*call]struct{}{},
+		ejector: device.NewEjector(device.EjectorConfig{
+			Faults: cfg.BreakerFails, Ratio: cfg.BreakerRatio, Window: cfg.BreakerWindow, Open: cfg.BreakerOpen, OpenMax: cfg.BreakerOpenMax,
+			Hang: cfg.HangFactor, HangMin: cfg.HangMin, Jitter: rand.Float64,
+		}),
+		fit: device.NewConcurrency(d.Slots), rates: device.NewEstimator(device.EstimatorConfig{}),
+	}
 }
 
-// errNobodysFault marks attempts that say nothing of the device's health.
-var errNobodysFault = errors.New("not the device's fault")
-
-// blame is what the breaker is told of a failure: only the device's own faults
-// count. A task's fault is a healthy answer; 429 and cancellation are neither.
-func blame(f *Failure) error {
+// outcomeOf is what an end says of the device: only its own faults count against
+// it. A task's fault is a healthy answer; cancellation is nothing.
+func outcomeOf(f *Failure) device.Outcome {
 	if f == nil {
-		return nil
+		return device.OK
 	}
 	switch f.Class {
 	case task.ClassInvalid:
-		return nil
-	case task.ClassThrottled, task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
-		return errNobodysFault
+		return device.OK
+	case task.ClassThrottled:
+		return device.Throttled
+	case task.ClassTimeout:
+		return device.TimedOut
+	case task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
+		return device.Neutral
 	}
-	return errors.New(f.Message)
+	return device.Fault
 }
 
 // submit queues calls and starts what there are slots for.
@@ -89,8 +90,14 @@ func (r *runner) submit(d task.DeviceRef, calls ...*call) {
 		r.w.giveBackCalls(calls)
 		return
 	}
+	r.fit.SetSlots(d.Slots)
 	r.mu.Lock()
 	r.device = d
+	if len(r.queue) == 0 && !r.slowUntil.After(time.Now()) {
+		for _, c := range calls[:max(0, min(len(calls), r.fit.Slots()-len(r.running)))] {
+			c.free = true
+		}
+	}
 	r.queue = append(r.queue, calls...)
 	r.mu.Unlock()
 	if r.w.draining.Load() { // since we looked: drain may have emptied the queue before
@@ -113,12 +120,20 @@ func (r *runner) resubmit(calls ...*call) {
 }
 
 // dispatch starts calls while there are slots and the device wants requests.
+// Nothing waits at a device that is ejected or away: it goes elsewhere.
 func (r *runner) dispatch() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	r.used = now
-	for len(r.queue) > 0 && r.running < max(1, r.device.Slots) {
+	for len(r.queue) > 0 {
+		if r.away != "" || !r.ejector.Allow(now) {
+			r.turnAway(r.away)
+			return
+		}
+		if len(r.running) >= r.fit.Slots() {
+			return
+		}
 		if wait := r.slowUntil.Sub(now); wait > 0 {
 			if r.timer == nil {
 				r.timer = time.AfterFunc(wait, func() {
@@ -133,15 +148,43 @@ func (r *runner) dispatch() {
 		c := r.queue[0]
 		r.queue[0] = nil
 		r.queue = r.queue[1:]
-		r.running++
+		r.running[c] = struct{}{}
 		d := r.device
 		r.w.calls.Go(func() {
 			r.run(d, c)
 			r.mu.Lock()
-			r.running--
+			delete(r.running, c)
 			r.mu.Unlock()
 			r.dispatch()
 		})
+	}
+}
+
+// turnAway empties the queue: to other devices. It is called under the lock and
+// does not wait for the outbox.
+func (r *runner) turnAway(why string) {
+	q, d := r.queue, r.device
+	r.queue = nil
+	r.w.calls.Go(func() {
+		for _, c := range q {
+			if c = r.living(c); c == nil {
+				continue
+			}
+			if why == "" {
+				r.refuse(c, d)
+				continue
+			}
+			for _, w := range c.works {
+				r.w.moveAway(w, why)
+			}
+		}
+	})
+}
+
+// refuse ends the attempt of a call that is not to be made.
+func (r *runner) refuse(c *call, d task.DeviceRef) {
+	for _, w := range c.works {
+		r.w.settle(r, w, d, nil, &Failure{Class: task.ClassBreakerOpen, Message: fmt.Sprintf("the breaker of device %s is open", r.id)}, false)
 	}
 }
 
@@ -157,7 +200,7 @@ func (r *runner) takeQueue() []*call {
 func (r *runner) idleSince() (time.Time, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.used, len(r.queue) == 0 && r.running == 0
+	return r.used, len(r.queue) == 0 && len(r.running) == 0
 }
 
 // run makes one call. It holds a slot of the device.
@@ -166,14 +209,11 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	if c == nil {
 		return
 	}
-	report, err := r.breaker.Allow()
-	if err != nil {
-		for _, w := range c.works {
-			r.w.settle(r, w, d, nil, &Failure{Class: task.ClassBreakerOpen, Message: fmt.Sprintf("the breaker of device %s is open", r.id)}, false)
-		}
+	now := time.Now()
+	if !r.ejector.Start(now) {
+		r.refuse(c, d)
 		return
 	}
-	now := time.Now()
 	events := make([]task.Event, 0, len(c.works))
 	for _, w := range c.works {
 		w.here++
@@ -185,12 +225,8 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	r.w.tell(c.works[0], events)
 	r.budget.Earn()
 	answers, status, f := r.request(d, c)
-	report(blame(f))
-	took := time.Since(now)
+	took := r.ended(c, f, now)
 	r.observe(c, f, took, status)
-	if f != nil && f.Class == task.ClassThrottled {
-		r.slowDown(f.RetryAfter)
-	}
 	if c.group != nil && f != nil && f.spoiled() {
 		// One of the merged tasks spoils the others, or the device does not
 		// answer lists: each alone. That is no attempt of theirs. Should the
@@ -216,6 +252,32 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		w.attempts = append(w.attempts, a)
 		r.w.settle(r, w, d, answer, f, true)
 	}
+}
+
+// ended learns from the end of a request that began at the time given.
+func (r *runner) ended(c *call, f *Failure, began time.Time) time.Duration {
+	now := time.Now()
+	took, o := now.Sub(began), outcomeOf(f)
+	r.ejector.Ended(now, o, took)
+	r.fit.Ended(now, o, took)
+	t := &c.works[0].a.Task
+	if f == nil {
+		r.rates.Learn(r.rateKey(t), took, len(c.works), now)
+	}
+	if c.free {
+		r.hop.learn(began.Sub(c.works[0].a.AssignedAt))
+	}
+	if o == device.Throttled {
+		r.slowDown(f.RetryAfter)
+	}
+	if r.ejector.Changed() {
+		r.w.poke()
+	}
+	return took
+}
+
+func (r *runner) rateKey(t *task.Task) device.RateKey {
+	return device.RateKey{Device: r.id, Model: t.Model, Merged: task.Merged(t.Endpoint)}
 }
 
 // spoiled reports whether one task may be to blame for the failure of a merged
@@ -247,11 +309,11 @@ func (r *runner) living(c *call) *call {
 	case len(kept) == len(c.works):
 		return c
 	case len(kept) == 1 || c.group == nil:
-		return &call{works: kept}
+		return &call{works: kept, free: c.free}
 	}
 	groups, alone := merge(kept[0].a.Task.Endpoint, kept, len(kept)*r.w.cfg.MaxMerged)
 	if len(groups) == 1 && len(alone) == 0 {
-		return &call{works: kept, group: groups[0]}
+		return &call{works: kept, group: groups[0], free: c.free}
 	}
 	return &call{works: kept[:1]} // cannot be: they were one group before
 }
@@ -315,12 +377,10 @@ func (r *runner) slowDown(d time.Duration) {
 		r.slowUntil = until
 	}
 	r.mu.Unlock()
-	if !r.gone.Load() {
-		r.w.breakers.slow(r.id, until)
-	}
+	r.w.poke()
 }
 
-// observe counts the request and learns from it how fast the device is.
+// observe counts the request.
 func (r *runner) observe(c *call, f *Failure, took time.Duration, status int) {
 	m := r.w.deps.Metrics.Workers
 	t := &c.works[0].a.Task
@@ -334,9 +394,6 @@ func (r *runner) observe(c *call, f *Failure, took time.Duration, status int) {
 	m.Requests.WithLabelValues(t.Endpoint, code).Inc()
 	m.Attempts.WithLabelValues(r.id, outcome).Add(float64(len(c.works)))
 	m.AttemptSeconds.WithLabelValues(r.id).Observe(took.Seconds())
-	if f == nil {
-		r.rates.learn(device.RateKey{Device: r.id, Model: t.Model, Merged: task.Merged(t.Endpoint)}, took, len(c.works))
-	}
 }
 
 // tell writes events whose record is not finished by them; w's is finished

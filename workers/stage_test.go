@@ -421,9 +421,8 @@ func TestTheNextOwnerOfADeviceTellsItsOwnBreaker(t *testing.T) {
 	for p := range 3 {
 		first.partitionLost(p)
 	}
-	unwell, _ := first.breakers.take(time.Now())
-	require.Empty(t, unwell)
-	require.Empty(t, first.runners)
+	require.Empty(t, first.all())
+	require.Empty(t, first.healths(first.all(), time.Now()))
 	stop()
 
 	second, _ := y.workers(cfg)

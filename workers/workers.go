@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
-
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
@@ -24,6 +22,7 @@ const Stage = "workers"
 // Deps is what the workers work with.
 type Deps struct {
 	Log      *stream.Log
+	Registry *device.Registry // nil: nothing is known of silent devices and uneven load
 	Credits  *device.Credits
 	Rates    *device.Rates
 	Cancels  *device.Cancels
@@ -35,22 +34,25 @@ type Deps struct {
 // Workers reads batches, runs them on their devices and writes results. Any
 // number of processes may run; a device is always with one of them.
 type Workers struct {
-	cfg      Config
-	deps     Deps
-	outbox   *stream.Outbox
-	engine   *engine
-	leases   *device.Keeper
-	live     *live
-	breakers *breakers
-	pauses   *pauses
+	cfg     Config
+	deps    Deps
+	outbox  *stream.Outbox
+	engine  *engine
+	leases  *device.Keeper
+	live    *live
+	pauses  *pauses
+	wake    chan struct{} // a device's health has changed
+	lookNow chan struct{} // a device has changed, or is new here
+	service atomic.Pointer[services]
 
 	hard     context.Context //nolint:containedctx // the life of all requests; it ends when draining has taken too long
 	kill     context.CancelCauseFunc
 	draining atomic.Bool
 	calls    sync.WaitGroup
 
-	mu      sync.RWMutex
-	runners map[string]*runner
+	mu        sync.RWMutex
+	runners   map[string]*runner
+	farewells map[string]device.Health // to be told of devices that have no runner any more
 }
 
 // New returns workers; Run starts them.
@@ -63,8 +65,8 @@ func New(cfg Config, deps Deps) (*Workers, error) {
 		cfg: cfg, deps: deps, engine: engine,
 		outbox: deps.Log.NewOutbox(Stage, 8192, 128<<20),
 		leases: device.NewKeeper(deps.Credits, deps.Logger),
-		live:   newLive(), breakers: newBreakers(cfg.BreakerOpen), pauses: newPauses(),
-		runners: map[string]*runner{},
+		live:   newLive(), pauses: newPauses(), wake: make(chan struct{}, 1), lookNow: make(chan struct{}, 1),
+		runners: map[string]*runner{}, farewells: map[string]device.Health{},
 	}
 	return s, nil
 }
@@ -78,6 +80,14 @@ func (s *Workers) Run(ctx context.Context, ready func()) error {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { s.leases.Run(working) })
 	helpers.Go(func() { s.report(working) })
+	if s.deps.Registry != nil {
+		helpers.Go(func() { s.lookEvery(working) })
+		helpers.Go(func() {
+			if err := s.deps.Registry.Watch(working, s.pokeLook); err != nil && working.Err() == nil {
+				s.deps.Logger.Error("watching devices ended", "error", err)
+			}
+		})
+	}
 	helpers.Go(func() {
 		if err := s.deps.Cancels.Watch(working, s.cancelled, func() { s.recheck(working) }); err != nil && working.Err() == nil {
 			s.deps.Logger.Error("watching cancelled tasks ended", "error", err)
@@ -203,6 +213,7 @@ func (s *Workers) start(ctx context.Context, b *task.Batch, from *origin) {
 	if r == nil {
 		r = newRunner(s, b.Device, from.rec.Partition)
 		s.runners[b.Device.ID] = r
+		s.pokeLook()
 	}
 	r.submit(b.Device, calls...)
 	s.mu.Unlock()
@@ -271,7 +282,6 @@ func (s *Workers) partitionLost(partition int) {
 	for id, r := range s.runners {
 		if r.partition == partition { // its breaker, too, is the next owner's
 			r.gone.Store(true)
-			s.breakers.forget(id)
 			delete(s.runners, id)
 		}
 	}
@@ -285,69 +295,6 @@ func (s *Workers) partitionLost(partition int) {
 			s.leave(w, errLost, nil)
 		}
 	})
-}
-
-// report shares rates and breakers with the routers, records changes of
-// breakers, and retires runners of devices that get no work any more.
-func (s *Workers) report(ctx context.Context) {
-	tick := time.NewTicker(s.cfg.ReportInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		case <-s.breakers.wake:
-		}
-		learned := map[device.RateKey]device.Rate{}
-		s.mu.RLock()
-		for _, r := range s.runners {
-			r.rates.take(learned)
-			_ = r.breaker.State() // it goes from open to half open only when it is asked
-		}
-		s.mu.RUnlock()
-		healths, changes := s.breakers.take(time.Now())
-		for _, c := range changes {
-			s.breakerChanged(c)
-		}
-		if err := s.deps.Rates.Report(ctx, learned, healths); err != nil && ctx.Err() == nil {
-			s.breakers.untold(healths)
-			s.deps.Logger.Debug("rates were not reported; they are learned and told again", "error", err)
-		}
-		s.retire(retireAfter)
-	}
-}
-
-func (s *Workers) breakerChanged(c breakerChange) {
-	action, level := task.BreakerClosed, 0.0
-	switch c.to {
-	case gobreaker.StateOpen:
-		action, level = task.BreakerOpened, 2
-	case gobreaker.StateHalfOpen:
-		action, level = task.BreakerHalfOpen, 1
-	}
-	s.deps.Metrics.Workers.BreakerState.WithLabelValues(c.device).Set(level)
-	s.deps.Logger.Info("breaker", "device", c.device, "state", c.to.String())
-	s.put(stream.Unit{Events: []task.Event{{
-		Time: c.at.UTC(), Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
-		ActorID: s.deps.Instance, ResourceType: "device", ResourceID: c.device, Device: c.device,
-	}}})
-}
-
-// retireAfter is how long a device may be without work before its breaker and
-// rates are forgotten here (the rates stay in Redis).
-const retireAfter = 30 * time.Minute
-
-func (s *Workers) retire(after time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, r := range s.runners {
-		if since, idle := r.idleSince(); idle && time.Since(since) > after {
-			r.gone.Store(true)
-			s.breakers.fresh(id)
-			delete(s.runners, id)
-		}
-	}
 }
 
 // refuse sends a record that cannot be read to the dead letters.

@@ -4,10 +4,16 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // What a pick costs: at most 5 µs of 100 devices and 20 µs of 5,000, without an
-// allocation. Loads lie apart in memory, as the decider's do. Of light load, most
+// allocation. The field is the
+// decider's own, so that it lies in memory as it does at work. Of light load, most
 // slots are free; of deep load, all are taken and few credits are left.
 func BenchmarkPick(b *testing.B) {
 	for _, name := range PolicyNames() {
@@ -25,27 +31,30 @@ func BenchmarkPick(b *testing.B) {
 
 func benchmarkPick(b *testing.B, name string, n int, deep bool) {
 	p := policyOf(b, name)
-	cs := fleetOf(n)
-	rng := rand.New(rand.NewPCG(1, 2))
-	pools := make([]*state, n)
-	for k, i := range rng.Perm(n) { // not in the order of the field
-		pools[i] = &state{each: &pool{}, batch: &pool{}}
-		l := &pools[i].each.Load
-		*l = *cs[i].Load
-		if p.Late() {
-			l.Limit = l.Slots + 2
-		}
-		if deep {
-			l.Used = l.Limit - k%50/48
-		} else {
-			l.Used = k % 4 / 3
-		}
-		l.Last = uint64(rng.IntN(1000)) //nolint:gosec // small
-		cs[i].Load = l
-		cs[i].CPU, cs[i].Mem, cs[i].Queue = rng.Float64(), rng.Float64(), k%3
+	v, rng, now := newView(testConfig()), rand.New(rand.NewPCG(1, 2)), time.Unix(1000, 0)
+	v.late = p.Late()
+	fleet := Fleet{Rates: map[device.RateKey]device.Rate{}}
+	for i := range n {
+		d := dev(fmt.Sprintf("device-%04d", i), 1+i%4, "m")
+		d.CPU, d.Mem, d.Queue = rng.Float64(), rng.Float64(), i%3
+		fleet.Devices = append(fleet.Devices, d)
+		fleet.Rates[device.RateKey{Device: d.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 * (1 + rng.IntN(6)))}
 	}
-	f := fieldOf(1, cs...)
-	f.Picks = 1000
+	v.update(fleet, now)
+	f := &v.look(&class{model: "m"}, now, rng).Field
+	require.Len(b, f.Cands, n)
+	for i := range f.Cands {
+		c := &f.Cands[i]
+		c.Last = uint64(rng.IntN(1000)) //nolint:gosec // small
+		switch {
+		case !deep:
+			c.Used = rng.IntN(4) / 3
+		case rng.IntN(25) > 0:
+			c.Used = c.Limit
+		default:
+			c.Used = c.Limit - 1
+		}
+	}
 	r := &Request{ID: "t"}
 	sessions := make([]string, 64)
 	for i := range sessions {

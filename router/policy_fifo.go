@@ -24,12 +24,6 @@ type byArrival interface {
 // leastBusy takes the device with the least part of its slots taken, among equals
 // the one that was picked longest ago.
 func leastBusy(f *Field, why string) Choice {
-	choice := Choice{Index: Wait}
-	for i := range f.Cands {
-		c := &f.Cands[i]
-		if c.Used < c.Limit {
-			choice.rank(f, i, float64(c.Used)/float64(max(1, c.Slots)))
-		}
-	}
-	return choice.best(why)
+	line := lineUp(f, func(c *Candidate) float64 { return 1 / float64(max(1, c.Slots)) })
+	return line.least(f, why)
 }

@@ -60,7 +60,7 @@ func (p *hash) Pick(r *Request, f *Field) Choice {
 	for i, id := range home.id {
 		// An exponentially distributed draw with the slots as its rate: −ln(u)/n. It
 		// is at least (1 − u)/n, so most need no logarithm.
-		u := float64(mix(key^id)>>11+1) / (1 << 53)
+		u := float64(int64(mix(key^id)>>11)+1) / (1 << 53) //nolint:gosec // 53 bits
 		bound := (1 - u) * home.scale[i]
 		if bound >= at {
 			continue

@@ -11,12 +11,6 @@ func (*leastConnections) Late() bool   { return false }
 func (*leastConnections) Unit() string { return "tasks" }
 
 func (*leastConnections) Pick(_ *Request, f *Field) Choice {
-	choice := Choice{Index: Wait}
-	for i := range f.Cands {
-		c := &f.Cands[i]
-		if c.Used < c.Limit {
-			choice.rank(f, i, float64(c.Used)/c.weight())
-		}
-	}
-	return choice.best("fewest tasks for its weight and slots")
+	line := lineUp(f, func(c *Candidate) float64 { return 1 / c.weight() })
+	return line.least(f, "fewest tasks for its weight and slots")
 }

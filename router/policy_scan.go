@@ -1,5 +1,7 @@
 package router
 
+import "math"
+
 // What several policies need to look over a field.
 
 const noneFree = "no device has a free credit"
@@ -11,6 +13,47 @@ func (c *Candidate) weight() float64 {
 		w = 1
 	}
 	return w * float64(max(1, c.Slots))
+}
+
+// lineup is the loads of a field's candidates close together in memory, and what
+// one task of each counts for: a policy that looks at all of 5,000 has to be
+// sparing with memory.
+type lineup struct {
+	loads []*Load
+	per   []float64
+}
+
+// lineUp makes the line-up once for each reading of the fleet; per tells what a
+// task of a candidate counts for.
+func lineUp(f *Field, per func(*Candidate) float64) *lineup {
+	if l, ok := f.Memo.(*lineup); ok {
+		return l
+	}
+	l := &lineup{loads: make([]*Load, len(f.Cands)), per: make([]float64, len(f.Cands))}
+	for i := range f.Cands {
+		l.loads[i], l.per[i] = f.Cands[i].Load, per(&f.Cands[i])
+	}
+	f.Memo = l
+	return l
+}
+
+// least takes the candidate whose tasks count least, among equals the one that
+// was picked longest ago.
+func (l *lineup) least(f *Field, why string) Choice {
+	choice := Choice{Index: Wait}
+	most, last := math.Inf(1), uint64(math.MaxUint64) // of the third best so far
+	for i, d := range l.loads {
+		score := float64(d.Used) * l.per[i]
+		if d.Used >= d.Limit || score > most || score == most && d.Last >= last {
+			continue
+		}
+		choice.rank(f, i, score)
+		if choice.Tops == len(choice.Top) {
+			t := &choice.Top[len(choice.Top)-1]
+			most, last = t.Score, f.Cands[t.Index].Last
+		}
+	}
+	return choice.best(why)
 }
 
 // near says that a score may be one of the best three.
@@ -47,14 +90,15 @@ func (c *Choice) best(why string) Choice {
 	return *c
 }
 
-// triesAtRandom bounds the draws that hit a full device, before all are looked at.
-const triesAtRandom = 8
+// triesAtRandom bounds the draws that hit a full device among n, before all are
+// looked at: they are cheaper as long as one in a few dozens is free.
+func triesAtRandom(n int) int { return 8 + n/64 }
 
 // anyFree draws a candidate with a free credit, each with the same chance, but
 // not the one called other; Wait when there is none.
 func anyFree(f *Field, other int) int {
 	n := len(f.Cands)
-	for range triesAtRandom {
+	for range triesAtRandom(n) {
 		if n == 0 {
 			return Wait
 		}

@@ -41,7 +41,7 @@ func (*weightedRandom) Pick(_ *Request, f *Field) Choice {
 		return Choice{Index: i, Top: [3]Scored{{i, f.Cands[i].weight() / total}}, Tops: 1, Note: "drawn at random, by weight and slots"}
 	}
 	// To draw again when a full one came up is to draw among the free ones.
-	for range triesAtRandom {
+	for range triesAtRandom(n) {
 		i, _ := slices.BinarySearch(chance.upTo, f.Rand.Float64()*total)
 		if i = min(i, n-1); f.Cands[i].Free() > 0 {
 			return drawn(i)

@@ -1,5 +1,7 @@
 package router
 
+import "math"
+
 // weightedRoundRobin gives each device turns in proportion to its weight, which
 // is the operator's times its slots; who sets the weights to the true speeds gets
 // the best that a policy without feedback can do. It is stride scheduling
@@ -20,17 +22,18 @@ func (*weightedRoundRobin) Unit() string { return "" }
 type turns struct {
 	clock  float64 // where the last turn was
 	stride []float64
+	loads  []*Load
 }
 
 func turnsOf(f *Field) *turns {
 	if t, ok := f.Memo.(*turns); ok {
 		return t
 	}
-	t := &turns{stride: make([]float64, len(f.Cands))}
+	t := &turns{stride: make([]float64, len(f.Cands)), loads: make([]*Load, len(f.Cands))}
 	f.Memo = t
 	for i := range f.Cands {
 		c := &f.Cands[i]
-		t.stride[i] = 1 / c.weight()
+		t.stride[i], t.loads[i] = 1/c.weight(), c.Load
 		if c.Note > 0 {
 			t.clock = max(t.clock, c.Note-t.stride[i])
 		}
@@ -46,10 +49,18 @@ func turnsOf(f *Field) *turns {
 func (*weightedRoundRobin) Pick(_ *Request, f *Field) Choice {
 	t := turnsOf(f)
 	choice := Choice{Index: Wait}
-	for i := range f.Cands {
-		c := &f.Cands[i]
-		if at := max(c.Note, t.clock); c.Used < c.Limit && choice.near(at) {
-			choice.rank(f, i, at)
+	third := math.Inf(1) // best so far
+	for i, d := range t.loads {
+		at := d.Note
+		if at < t.clock {
+			at = t.clock
+		}
+		if at > third || d.Used >= d.Limit {
+			continue
+		}
+		choice.rank(f, i, at)
+		if choice.Tops == len(choice.Top) {
+			third = choice.Top[len(choice.Top)-1].Score
 		}
 	}
 	choice = choice.best("its turn, by weight and slots")

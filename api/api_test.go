@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +39,7 @@ const patience = 30 * time.Second
 type memory struct {
 	mu      sync.Mutex
 	rows    map[task.Key]*audit.TaskRow
+	told    map[string][]audit.EventRow
 	results []*task.Result
 	broken  error // after the results
 	away    error
@@ -46,7 +48,7 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{rows: map[task.Key]*audit.TaskRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
+	return &memory{rows: map[task.Key]*audit.TaskRow{}, told: map[string][]audit.EventRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
 }
 
 func (m *memory) set(r audit.TaskRow) {
@@ -127,7 +129,20 @@ func (m *memory) setResults(broken error, rs ...*task.Result) {
 	m.results, m.broken = rs, broken
 }
 
+func (m *memory) tell(events ...task.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range events {
+		m.told[e.TaskID] = append(m.told[e.TaskID], audit.EventRow{Event: e})
+	}
+}
+
 func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rows := m.told[k.ID]; rows != nil {
+		return rows, m.away
+	}
 	if k.ID != "told" {
 		return nil, m.away
 	}
@@ -177,12 +192,15 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	m := miniredis.RunT(t)
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{m.Addr()}, MaxRetries: -1})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	p := producer.New(producer.Deps{Log: log, Redis: rdb, Cancels: device.NewCancels(rdb, device.Config{}, "")},
+	marks := device.NewCancels(rdb, device.Config{}, "")
+	p := producer.New(producer.Deps{Log: log, Redis: rdb, Cancels: marks},
 		producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute})
 	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}}
 	reg := prometheus.NewRegistry()
 	b.deps = Deps{
 		Producer: p, Store: b.store, Registry: device.NewRegistry(rdb, device.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
+		Control: device.NewControl(rdb, device.Config{}, ""), Marks: marks, Rates: device.NewRates(rdb, ""), Credits: device.NewCredits(rdb, device.Config{}, ""),
+		Policy: func() device.PolicySetting { return device.PolicySetting{Name: "round_robin", Binding: "late"} },
 		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
 		Checks: []Check{{"redis", func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {"kafka", log.Ping}},
 	}
@@ -326,6 +344,8 @@ func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 			}
 		}
 	}
+	// What is of no task is in any partition.
+	slices.SortStableFunc(out, func(x, y task.Event) int { return x.Time.Compare(y.Time) })
 	return out
 }
 
@@ -620,10 +640,13 @@ func TestHealthAndNothingElse(t *testing.T) {
 	b.do(t, "GET", "/openapi.json", "").into(t, &spec)
 	require.Equal(t, "3.1.0", spec.OpenAPI)
 	for _, path := range []string{"/v1/tasks", "/v1/tasks/{id}", "/v1/tasks/{id}/cancel", "/v1/tasks/{id}/events", "/v1/jobs/{id}",
-		"/v1/jobs/{id}/results", "/v1/devices", "/v1/devices/{id}/heartbeat", "/healthz", "/readyz", "/metrics"} {
+		"/v1/jobs/{id}/results", "/v1/devices", "/v1/devices/{id}/heartbeat", "/v1/devices/{id}/drain", "/v1/devices/{id}/undrain", "/v1/router/policy", "/v1/tasks/{id}/why", "/healthz", "/readyz", "/metrics"} {
 		require.Contains(t, spec.Paths, path)
 	}
 	require.Contains(t, spec.Paths["/v1/tasks"]["post"], "requestBody")
+	require.Contains(t, spec.Paths["/v1/tasks/{id}"]["patch"], "requestBody")
+	require.Contains(t, spec.Paths["/v1/router/policy"]["put"], "requestBody")
+	require.Contains(t, spec.Paths["/v1/router/policy"], "delete")
 	require.Contains(t, spec.Paths["/v1/devices/{id}/heartbeat"]["post"], "requestBody")
 	require.Contains(t, b.do(t, "GET", "/openapi.yaml", "").body, "openapi: 3.1.0")
 }

@@ -1,12 +1,16 @@
 package api
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/task"
 )
 
 // budget bounds the bytes of all bodies that are in memory. A body takes what it
@@ -74,6 +78,56 @@ func (b *budget) readBody(w http.ResponseWriter, r *http.Request, limit int64) (
 			size = min(2*int64(cap(body)), limit+1)
 		}
 	}
+}
+
+// maxSmallBody bounds the bodies that change a setting or a task.
+const maxSmallBody = 64 << 10
+
+// decodeObject reads one JSON object strictly; the error is a *task.FieldError.
+func decodeObject(body []byte, into any) error {
+	if err := task.CheckJSON(body); err != nil {
+		return &task.FieldError{Problem: "the body is not usable: " + clip(err.Error()), Remedy: "send one JSON object"}
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		var typeErr *json.UnmarshalTypeError
+		if errors.As(err, &typeErr) {
+			return &task.FieldError{Field: typeErr.Field, Problem: "a JSON " + clip(typeErr.Value) + " does not fit", Remedy: "see /openapi.json"}
+		}
+		if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+			return &task.FieldError{Field: clipName(strings.Trim(name, `"`)), Problem: "there is no such field", Remedy: "remove it"}
+		}
+		return &task.FieldError{Problem: "the body is not usable", Remedy: "send one JSON object"}
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return &task.FieldError{Problem: "something follows the object", Remedy: "send one JSON object"}
+	}
+	return nil
+}
+
+// readObject is readBody and decodeObject of a small object; the error is a
+// *Problem that names the field.
+func (s *Server) readObject(q *request, into any) error {
+	body, release, err := s.budget.readBody(q.w, q.r, maxSmallBody)
+	defer release()
+	if err != nil {
+		return err
+	}
+	endless(q.w)
+	if err := decodeObject(body, into); err != nil {
+		return unfit(err)
+	}
+	return nil
+}
+
+// unfit is the answer to a field that is wrong.
+func unfit(err error) error {
+	var fe *task.FieldError
+	if !errors.As(err, &fe) {
+		return err
+	}
+	return fieldProblem(http.StatusUnprocessableEntity, []ProblemError{fieldError("", fe)}, 0)
 }
 
 func tooLarge(limit int64) *Problem {

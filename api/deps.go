@@ -29,7 +29,9 @@ type Producer interface {
 	Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error
 	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
 	Recent(ctx context.Context, key task.Key) (*producer.Recent, bool, error)
+	Rerank(ctx context.Context, r *producer.Recent, from producer.Standing, change device.Repriority, o task.Origin) error
 	Record(ctx context.Context, e task.Event, detail map[string]any) error
+	RecordNow(ctx context.Context, e task.Event, detail any) error
 	Config() producer.Config
 }
 
@@ -38,6 +40,28 @@ type Registry interface {
 	Beat(ctx context.Context, d device.Device) (joined bool, err error)
 	Left(ctx context.Context, id string) (was bool, err error)
 	List(ctx context.Context) ([]device.Device, error)
+}
+
+// Control holds what operators say while Batchyard runs.
+type Control interface {
+	Load(ctx context.Context) (device.Settings, error)
+	SetPolicy(ctx context.Context, p *device.PolicySetting) (before *device.PolicySetting, err error)
+	Drain(ctx context.Context, id string, on bool) (changed bool, err error)
+}
+
+// Marks knows which waiting tasks were cancelled or rank anew.
+type Marks interface {
+	Marks(ctx context.Context, keys ...task.Key) ([]device.Mark, error)
+}
+
+// Rates knows what was learned of devices.
+type Rates interface {
+	Load(ctx context.Context) (map[device.RateKey]device.Rate, map[string]device.Health, error)
+}
+
+// Credits knows how many tasks devices have.
+type Credits interface {
+	Used(ctx context.Context, pools []string) ([]int, error)
 }
 
 // Check is a dependency that readiness asks.
@@ -51,8 +75,13 @@ type Deps struct {
 	Producer Producer
 	Store    Store
 	Registry Registry
-	Checks   []Check             // asked by /readyz
-	Gatherer prometheus.Gatherer // served as /metrics; nil: none
+	Control  Control
+	Marks    Marks
+	Rates    Rates
+	Credits  Credits
+	Policy   func() device.PolicySetting // of this process's file, as it is now
+	Checks   []Check                     // asked by /readyz
+	Gatherer prometheus.Gatherer         // served as /metrics; nil: none
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
 	Version  string // of the program, for the description

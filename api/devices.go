@@ -1,14 +1,12 @@
 package api
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"reflect"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -46,28 +44,37 @@ type BeatTaken struct {
 
 // DeviceStatus is a device as it is known.
 type DeviceStatus struct {
-	ID        string    `json:"id"`
-	URL       string    `json:"url"`
-	Models    []string  `json:"models"`
-	Tags      []string  `json:"tags,omitempty"`
-	Slots     int       `json:"slots"`
-	CPU       float64   `json:"cpu"`
-	Mem       float64   `json:"mem"`
-	IO        float64   `json:"io"`
-	LatencyMS float64   `json:"latency_ms"`
-	Queue     *int      `json:"queue,omitempty"`
-	InFlight  *int      `json:"in_flight,omitempty"`
-	Weight    float64   `json:"weight"`
-	Draining  bool      `json:"draining,omitempty"`
-	Silent    bool      `json:"silent" doc:"It missed its heartbeats and gets no work."`
-	AgeMS     int64     `json:"age_ms" doc:"Of the last heartbeat."`
-	SeenAt    time.Time `json:"seen_at"`
-	JoinedAt  time.Time `json:"joined_at"`
+	ID        string     `json:"id"`
+	URL       string     `json:"url"`
+	Models    []string   `json:"models"`
+	Tags      []string   `json:"tags,omitempty"`
+	Slots     int        `json:"slots"`
+	CPU       float64    `json:"cpu"`
+	Mem       float64    `json:"mem"`
+	IO        float64    `json:"io"`
+	LatencyMS float64    `json:"latency_ms"`
+	Queue     *int       `json:"queue,omitempty"`
+	InFlight  *int       `json:"in_flight,omitempty"`
+	Weight    float64    `json:"weight"`
+	Draining  bool       `json:"draining,omitempty" doc:"It gets no new work: it says so itself, or an operator does."`
+	Drained   bool       `json:"drained,omitempty" doc:"An operator drained it."`
+	Since     *time.Time `json:"drained_at,omitempty"`
+	Silent    bool       `json:"silent" doc:"It missed its heartbeats and gets no work."`
+	AgeMS     int64      `json:"age_ms" doc:"Of the last heartbeat."`
+	SeenAt    time.Time  `json:"seen_at"`
+	JoinedAt  time.Time  `json:"joined_at"`
 }
 
 // DeviceList is every device that is known.
 type DeviceList struct {
 	Devices []DeviceStatus `json:"devices"`
+	Absent  []AbsentDevice `json:"absent,omitempty" doc:"Devices that are drained and not known now; they are still drained when they come back."`
+}
+
+// AbsentDevice is a device that is drained and not known.
+type AbsentDevice struct {
+	ID    string    `json:"id"`
+	Since time.Time `json:"drained_at"`
 }
 
 type beatInput struct {
@@ -91,11 +98,17 @@ func (s *Server) routeDevices() {
 	}
 	huma.Register(s.api, huma.Operation{OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Tags: []string{"devices"},
 		Summary: "Every device that is known, silent ones included", Errors: []int{503}}, s.devices)
+	huma.Register(s.api, huma.Operation{OperationID: "drain-device", Method: http.MethodPost, Path: "/v1/devices/{id}/drain", Tags: []string{"devices"},
+		Summary:     "Give a device no new work, until it is undrained",
+		Description: "What waits for the device goes elsewhere, what runs there is finished. Heartbeats do not end it, nor does the device's going.",
+		Errors:      []int{404, 422, 503}}, s.drain)
+	huma.Register(s.api, huma.Operation{OperationID: "undrain-device", Method: http.MethodPost, Path: "/v1/devices/{id}/undrain", Tags: []string{"devices"},
+		Summary: "End that a device is drained", Errors: []int{404, 422, 503}}, s.undrain)
 }
 
 func (s *Server) beat(ctx context.Context, in *beatInput) (*beatOutput, error) {
 	if err := device.ValidateID(in.ID); err != nil {
-		return nil, beatProblem(err)
+		return nil, unfit(err)
 	}
 	body, release, err := s.budget.readBody(in.w, in.r, maxBeat)
 	defer release()
@@ -104,7 +117,7 @@ func (s *Server) beat(ctx context.Context, in *beatInput) (*beatOutput, error) {
 	}
 	hb, err := decodeBeat(body)
 	if err != nil {
-		return nil, beatProblem(err)
+		return nil, unfit(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
@@ -145,40 +158,17 @@ func (h *Heartbeat) device(id string) device.Device {
 
 // decodeBeat reads a heartbeat; the error is a *task.FieldError.
 func decodeBeat(body []byte) (*Heartbeat, error) {
-	if err := task.CheckJSON(body); err != nil {
-		return nil, &task.FieldError{Problem: "the body is not usable: " + clip(err.Error()), Remedy: "send one JSON object"}
-	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
 	var h Heartbeat
-	if err := d.Decode(&h); err != nil {
-		var typeErr *json.UnmarshalTypeError
-		if errors.As(err, &typeErr) {
-			return nil, &task.FieldError{Field: typeErr.Field, Problem: "a JSON " + clip(typeErr.Value) + " does not fit", Remedy: "see /openapi.json"}
-		}
-		if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return nil, &task.FieldError{Field: clipName(strings.Trim(name, `"`)), Problem: "there is no such field", Remedy: "remove it"}
-		}
-		return nil, &task.FieldError{Problem: "the body is not usable", Remedy: "send one JSON object"}
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, &task.FieldError{Problem: "something follows the object", Remedy: "send one JSON object"}
+	if err := decodeObject(body, &h); err != nil {
+		return nil, err
 	}
 	return &h, nil
-}
-
-func beatProblem(err error) error {
-	var fe *task.FieldError
-	if !errors.As(err, &fe) {
-		return err
-	}
-	return fieldProblem(http.StatusUnprocessableEntity, []ProblemError{fieldError("", fe)}, 0)
 }
 
 func (s *Server) beatRefused(ctx context.Context, err error) error {
 	var fe *task.FieldError
 	if errors.As(err, &fe) {
-		return beatProblem(err)
+		return unfit(err)
 	}
 	s.log.Warn("a heartbeat was not recorded", "trace_id", traceOf(ctx), "error", err)
 	return later("Redis does not answer; send the next heartbeat as usual")
@@ -190,6 +180,11 @@ func (s *Server) devices(ctx context.Context, _ *devicesInput) (*devicesOutput, 
 	ds, err := s.deps.Registry.List(ctx)
 	if err != nil {
 		s.log.Warn("devices could not be listed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Redis does not answer; ask again in a moment")
+	}
+	said, err := s.deps.Control.Load(ctx)
+	if err != nil {
+		s.log.Warn("what operators said is not known now", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Redis does not answer; ask again in a moment")
 	}
 	out := &devicesOutput{DeviceList{Devices: make([]DeviceStatus, len(ds))}}
@@ -205,7 +200,15 @@ func (s *Server) devices(ctx context.Context, _ *devicesInput) (*devicesOutput, 
 		if d.InFlight >= 0 {
 			st.InFlight = &d.InFlight
 		}
+		if d.Drained {
+			st.Drained, st.Since = true, timeOf(d.DrainedAt)
+		}
+		delete(said.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}
+	for id, since := range said.Drained {
+		out.Body.Absent = append(out.Body.Absent, AbsentDevice{id, since})
+	}
+	slices.SortFunc(out.Body.Absent, func(a, b AbsentDevice) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
@@ -39,8 +40,11 @@ type Server struct {
 // New returns a server that does not listen yet.
 func New(d Deps, cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
-	if d.Producer == nil || d.Store == nil || d.Registry == nil {
-		return nil, errors.New("making the API: it needs a producer, a store and a registry")
+	if d.Producer == nil || d.Store == nil || d.Registry == nil || d.Control == nil || d.Marks == nil || d.Rates == nil || d.Credits == nil {
+		return nil, errors.New("making the API: it needs a producer, a store, a registry, control, marks, rates and credits")
+	}
+	if d.Policy == nil {
+		d.Policy = func() device.PolicySetting { return device.PolicySetting{Name: device.DefaultPolicy} }
 	}
 	if d.Logger == nil {
 		d.Logger = slog.New(slog.DiscardHandler)
@@ -60,6 +64,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	s.routeTasks()
 	s.routeJobs()
 	s.routeDevices()
+	s.routePolicy()
 	s.routeHealth()
 	return s, s.serveDescription()
 }

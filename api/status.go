@@ -164,6 +164,8 @@ func (s *Server) routeStatus() {
 		Errors:      []int{400, 404, 409, 503}}, s.cancel)
 	huma.Register(s.api, huma.Operation{OperationID: "task-events", Method: http.MethodGet, Path: "/v1/tasks/{id}/events", Tags: []string{"tasks"},
 		Summary: "What happened to a task, in order", Errors: []int{400, 404, 503}}, s.events)
+	s.routeRank()
+	s.routeWhy()
 }
 
 // look tells how a task stands: by Postgres, else by what was submitted moments

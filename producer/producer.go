@@ -268,15 +268,20 @@ func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
 		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, Job: r.Job, TraceID: r.TraceID, Model: r.Model,
 	}
+	return p.carry(ctx, "cancelling task "+r.Key().String(), func(ctx context.Context) error { return p.cancel(ctx, r.Key(), msg, ask) })
+}
+
+// carry runs f to its end, also when the one who asked goes meanwhile.
+func (p *Producer) carry(ctx context.Context, doing string, f func(context.Context) error) error {
 	done := make(chan error, 1)
-	if !p.start(func() { done <- p.cancel(context.WithoutCancel(ctx), r.Key(), msg, ask) }) {
+	if !p.start(func() { done <- f(context.WithoutCancel(ctx)) }) {
 		return ErrClosed
 	}
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("cancelling task %s, outcome unknown: %w", r.Key(), ctx.Err())
+		return fmt.Errorf("%s, outcome unknown: %w", doing, ctx.Err())
 	}
 }
 

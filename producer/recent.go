@@ -22,6 +22,7 @@ type Recent struct {
 	Model       string            `json:"model"`
 	Endpoint    string            `json:"endpoint"`
 	Priority    task.Priority     `json:"priority"`
+	Level       int               `json:"level,omitempty"`
 	Job         string            `json:"job,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
@@ -36,7 +37,7 @@ func (r *Recent) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 
 func recentOf(t *task.Task) Recent {
 	return Recent{
-		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Job: t.Job,
+		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Level: t.Level, Job: t.Job,
 		CustomID: t.CustomID, TraceID: t.TraceID, Labels: t.Labels, Callback: t.Callback,
 		SubmittedAt: t.SubmittedAt, Deadline: t.Deadline,
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -53,7 +54,7 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	if len(items) == 0 {
 		return
 	}
-	taken, cancelled, err := r.claim(ctx, items)
+	taken, marks, err := r.claim(ctx, items)
 	if err != nil {
 		return // ctx ended: the records are read again by whoever owns the partition
 	}
@@ -68,11 +69,14 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 			r.deps.Metrics.Router.Duplicates.Inc()
 			told = append(told, it.ticket) // its end and its event are one
 			continue
-		case cancelled[i]:
+		case marks[i].Cancelled:
 			unit.Events = append(unit.Events, r.arrival(task.TaskCancelled, it, now))
 			told = append(told, it.ticket)
 			continue
 		}
+		// Somebody changed it while it was in the log. It keeps that from here on,
+		// also when it is written again.
+		marks[i].Apply(it.task)
 		if it.rec.Header(stream.HeaderAccepted) == "" {
 			unit.Events = append(unit.Events, task.Accepted(it.task, origin(it.rec, it.task), now))
 		}
@@ -184,15 +188,18 @@ func (r *Router) arrival(a task.Action, it *item, now time.Time) task.Event {
 	if it.task.Callback != nil {
 		e.CallbackURL = it.task.Callback.URL
 	}
-	if a == task.TaskDuplicate {
+	switch a {
+	case task.TaskDuplicate:
 		e.Outcome = task.OutcomeRefused
+	case task.TaskQueued:
+		e.Detail = task.WishesOf(it.task).Detail()
 	}
 	return e
 }
 
-// claim takes the claims and looks up what was cancelled. While Redis is away
-// it waits: tasks are late, none is lost. The error is ctx's.
-func (r *Router) claim(ctx context.Context, items []*item) (taken, cancelled []bool, err error) {
+// claim takes the claims and looks up what was cancelled or ranks anew. While
+// Redis is away it waits: tasks are late, none is lost. The error is ctx's.
+func (r *Router) claim(ctx context.Context, items []*item) (taken []bool, marks []device.Mark, err error) {
 	keys := make([]task.Key, len(items))
 	for i, it := range items {
 		keys[i] = it.task.Key()
@@ -203,7 +210,7 @@ func (r *Router) claim(ctx context.Context, items []*item) (taken, cancelled []b
 		if taken, err = r.claims.take(ctx, items); err != nil {
 			return err
 		}
-		cancelled, err = r.deps.Cancels.Marked(ctx, keys...)
+		marks, err = r.deps.Cancels.Marks(ctx, keys...)
 		return err
 	}, backoff.WithContext(b, ctx), func(err error, _ time.Duration) {
 		r.deps.Metrics.Router.ClaimErrors.Inc()
@@ -212,7 +219,7 @@ func (r *Router) claim(ctx context.Context, items []*item) (taken, cancelled []b
 			first = false
 		}
 	})
-	return taken, cancelled, err
+	return taken, marks, err
 }
 
 // refuse sends a record that can never succeed to the dead letters, and says

@@ -94,7 +94,7 @@ func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
 	return Deps{
 		Redis: rdb, Prefix: prefix, Instance: instance, Logger: logger(), Metrics: metrics.New(nil), Limits: task.Limits{MaxInput: 1 << 20},
 		Registry: device.NewRegistry(rdb, cfg, prefix), Credits: device.NewCredits(rdb, cfg, prefix),
-		Rates: device.NewRates(rdb, prefix), Cancels: device.NewCancels(rdb, cfg, prefix),
+		Rates: device.NewRates(rdb, prefix), Cancels: device.NewCancels(rdb, cfg, prefix), Control: device.NewControl(rdb, cfg, prefix),
 	}
 }
 

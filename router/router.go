@@ -29,6 +29,7 @@ type Deps struct {
 	Credits  *device.Credits
 	Rates    *device.Rates
 	Cancels  *device.Cancels
+	Control  *device.Control
 	Limits   task.Limits
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
@@ -62,26 +63,6 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
 		sched:  sched,
 	}, nil
-}
-
-// SetPolicy changes how devices are chosen while the router runs, from its next
-// round on. The error says what is wrong with the setting.
-func (r *Router) SetPolicy(ctx context.Context, set device.PolicySetting) error {
-	cfg := r.cfg
-	cfg.Policy, cfg.Binding = set.Name, set.Binding
-	if texts := set.Texts(); len(texts) > 0 {
-		cfg.Weights = texts
-	}
-	policy, err := NewPolicy(cfg.Policy, cfg)
-	if err != nil {
-		return err
-	}
-	select {
-	case r.sched.policies <- newPolicy{policy, cfg.Binding}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // Run routes until ctx ends. Then it assigns nothing more, waits for what it

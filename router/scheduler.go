@@ -31,8 +31,9 @@ type scheduler struct {
 	fleets     chan Fleet
 	usage      chan map[string]int // credits in use of pools that got room
 
-	askFleet func() // reads the fleet again soon
-	failing  bool   // Redis gives no credits
+	look     chan struct{} // the fleet is to be read again soon
+	steering steering
+	failing  bool // Redis gives no credits
 }
 
 // newPolicy is another policy for the decider to take.
@@ -48,7 +49,7 @@ func newScheduler(cfg Config, deps Deps, policy Policy, outbox *stream.Outbox) (
 		stragglers: make(chan *stream.Record, 4*cfg.WindowCount), cancels: make(chan []task.Key, 64), gaps: make(chan struct{}, 1),
 		priorities: make(chan []device.Repriority, 64), policies: make(chan newPolicy),
 		fleets: make(chan Fleet, 1), usage: make(chan map[string]int, 1),
-		ctx: context.Background(),
+		ctx: context.Background(), look: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
 	}
 	var err error
 	s.decider, err = newDecider(cfg, policy, rand.Uint64(), s) //nolint:gosec // choices, not secrets
@@ -191,24 +192,29 @@ func (s *scheduler) reprioritize(changes []device.Repriority) {
 	}
 }
 
-// recheckMarks asks which of the waiting tasks were cancelled while nobody could
-// tell us.
+// recheckMarks asks which of the waiting tasks were cancelled, or rank anew,
+// while nobody could tell us.
 func (s *scheduler) recheckMarks() {
 	keys := make([]task.Key, 0, len(s.window.byKey))
 	for k := range s.window.byKey {
 		keys = append(keys, k)
 	}
-	marked, err := s.deps.Cancels.Marked(s.ctx, keys...)
+	marks, err := s.deps.Cancels.Marks(s.ctx, keys...)
 	if err != nil {
 		return // Redis went away again; the next gap asks again
 	}
 	var gone []task.Key
+	var changes []device.Repriority
 	for i, k := range keys {
-		if marked[i] {
+		switch m := &marks[i]; {
+		case m.Cancelled:
 			gone = append(gone, k)
+		case !m.Zero():
+			changes = append(changes, m.Repriority)
 		}
 	}
 	s.cancelAll(gone)
+	s.reprioritize(changes)
 }
 
 // observe publishes what the window and the fleet look like.

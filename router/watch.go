@@ -11,16 +11,9 @@ import (
 )
 
 // startHelpers starts what talks to Redis beside the decisions: reading the
-// fleet, hearing of freed credits and of cancelled tasks.
+// fleet, hearing of freed credits, of cancelled tasks and of changed priorities.
 func (s *scheduler) startHelpers(ctx context.Context, wg *sync.WaitGroup) {
-	changed := make(chan struct{}, 1)
-	s.askFleet = func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	wg.Go(func() { s.readFleet(ctx, changed) })
+	wg.Go(func() { s.readFleet(ctx) })
 
 	pools := &gathered{wake: make(chan struct{}, 1)}
 	wg.Go(func() { s.readFreed(ctx, pools) })
@@ -32,7 +25,7 @@ func (s *scheduler) startHelpers(ctx context.Context, wg *sync.WaitGroup) {
 			}
 		})
 	}
-	watch("devices", func() error { return s.deps.Registry.Watch(ctx, s.askFleet) })
+	watch("devices", func() error { return s.deps.Registry.Watch(ctx, s.lookSoon) })
 	watch("credits", func() error { return s.deps.Credits.Watch(ctx, pools.add) })
 	watch("cancelled tasks", func() error {
 		return s.deps.Cancels.Watch(ctx, func(keys []task.Key) {
@@ -40,23 +33,24 @@ func (s *scheduler) startHelpers(ctx context.Context, wg *sync.WaitGroup) {
 			case s.cancels <- keys:
 			case <-ctx.Done():
 			}
-		}, func() {
-			select {
-			case s.gaps <- struct{}{}:
-			default:
-			}
-		})
+		}, s.gap)
+	})
+	watch("changed priorities", func() error {
+		return s.deps.Cancels.WatchRanks(ctx, func(keys []task.Key) { s.rankChanges(ctx, keys) }, s.gap)
 	})
 }
 
-// readFleet reads heartbeats, rates and healths every Refresh, and at once when
-// a device joined or left.
-func (s *scheduler) readFleet(ctx context.Context, changed <-chan struct{}) {
+// readFleet reads heartbeats, rates and healths, and what operators say, every
+// Refresh, and at once when a device joined or left or an operator said something.
+func (s *scheduler) readFleet(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.Refresh)
 	defer tick.Stop()
 	failing := false
 	for {
 		f, err := s.loadFleet(ctx)
+		if err == nil {
+			err = s.steer(ctx) // first: what follows is decided by the new policy
+		}
 		switch {
 		case err == nil:
 			failing = false
@@ -71,7 +65,7 @@ func (s *scheduler) readFleet(ctx context.Context, changed <-chan struct{}) {
 		}
 		select {
 		case <-tick.C:
-		case <-changed:
+		case <-s.look:
 		case <-ctx.Done():
 			return
 		}

@@ -101,6 +101,7 @@ func Accepted(t *Task, o Origin, at time.Time) Event {
 	if t.Callback != nil {
 		e.CallbackURL = t.Callback.URL
 	}
+	e.Detail = WishesOf(t).Detail()
 	return e
 }
 

@@ -33,7 +33,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Version, o.Logger, o.Progress = c.configPath, versionNumber(), c.localLogger(verbose), c.step
+			o.ConfigPath, o.Follow, o.Version, o.Logger, o.Progress = c.configPath, true, versionNumber(), c.localLogger(verbose), c.step
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return serviceError(err)

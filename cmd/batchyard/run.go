@@ -187,7 +187,8 @@ func (c *cli) step(what string) {
 // localLogger logs for run and dev: warnings only, unless asked for more.
 func (c *cli) localLogger(verbose bool) *slog.Logger {
 	if verbose {
-		return app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
+		logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
+		return logger
 	}
 	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelError}))
 }

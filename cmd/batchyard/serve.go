@@ -16,7 +16,9 @@ func (c *cli) serveCommand() *cobra.Command {
 		Short: "Run stages against real Kafka, Redis and Postgres",
 		Long: `Run all stages, or those named, against the Kafka, Redis and Postgres of the
 configuration. Any stage may run in any number of processes. On SIGTERM nothing
-new is begun, what runs is finished or given back, and the exit code is 0.
+new is begun, what runs is finished or given back, and the exit code is 0. The
+file is watched: what may change while it runs, it takes over at once, and it
+says in the log what needs a restart.
 
 The database must have its schema (batchyard migrate up) and Kafka its topics
 (batchyard topics create).`,
@@ -29,11 +31,16 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
 			if err != nil {
 				return err
 			}
-			logger := app.NewLogger(cfg.Log)
+			path, err := app.ConfigPath(c.configPath)
+			if err != nil {
+				return withCode(exitUsage, err)
+			}
+			logger, level := app.NewLogger(cfg.Log)
 			a, err := app.New(cmd.Context(), cfg, args, logger)
 			if err != nil {
 				return serviceError(err)
 			}
+			a.Follow(app.Source{Path: path, Level: level, Load: func() (app.Config, error) { return c.config(nil) }})
 			err = a.Run(cmd.Context(), func() {
 				stages := args
 				if len(stages) == 0 {

@@ -20,6 +20,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -39,6 +40,10 @@ type App struct {
 	stages []*running
 	closes []func()
 	addr   atomic.Value // of the API or the ops listener
+
+	router *router.Router                       // nil when it runs elsewhere
+	policy atomic.Pointer[device.PolicySetting] // of the file, as it is now
+	source Source
 }
 
 // running is one stage of this process.
@@ -66,6 +71,11 @@ func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (
 		cfg: cfg, logger: logger, instance: fmt.Sprintf("%s-%d", host, os.Getpid()),
 		registry: reg, metrics: metrics.New(reg),
 	}
+	policy, err := policyOf(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.policy.Store(&policy)
 	defer func() {
 		if err != nil {
 			a.close()
@@ -152,6 +162,8 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 		}
 		defer stop()
 	}
+	stopFollowing := a.follow(ctx)
+	defer stopFollowing()
 	var (
 		wait    sync.WaitGroup
 		started sync.WaitGroup
@@ -276,15 +288,21 @@ func (a *App) close() {
 	a.closes = nil
 }
 
-// NewLogger makes the program's logger.
-func NewLogger(cfg LogConfig) *slog.Logger {
+// NewLogger makes the program's logger. Its level may be changed while it is used.
+func NewLogger(cfg LogConfig) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	setLevel(level, cfg)
+	o := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o)), level
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o)), level
+}
+
+func setLevel(v *slog.LevelVar, cfg LogConfig) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
 		level = slog.LevelInfo
 	}
-	o := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, o))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, o))
+	v.Set(level)
 }

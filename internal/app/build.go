@@ -12,9 +12,8 @@ import (
 
 // Producer returns a producer that writes under this process's name. Close it.
 func (a *App) Producer() *producer.Producer {
-	_, _, _, cancels := a.devices()
 	return producer.New(producer.Deps{
-		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: cancels,
+		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
 		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Name: a.actor("producer"),
 	}, a.cfg.Task)
 }
@@ -23,11 +22,12 @@ func (a *App) Producer() *producer.Producer {
 func (a *App) Store() *audit.Store { return audit.NewStore(a.Pool, a.cfg.Audit, a.logger, a.metrics) }
 
 func buildAPI(a *App) (func(context.Context, func()) error, error) {
-	registry, _, _, _ := a.devices()
+	in := a.shared()
 	p := a.Producer()
 	store := a.Store()
 	s, err := api.New(api.Deps{
-		Producer: p, Store: store, Registry: registry,
+		Producer: p, Store: store, Registry: in.registry,
+		Control: in.control, Marks: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
 		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
 	}, a.cfg.API)

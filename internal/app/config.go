@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/api"
@@ -16,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
 )
 
@@ -42,7 +44,7 @@ type Config struct {
 
 // LogConfig is how the program logs.
 type LogConfig struct {
-	Level  string `yaml:"level" default:"info" enum:"debug,info,warn,error" doc:"Least level that is written."`
+	Level  string `yaml:"level" live:"true" default:"info" enum:"debug,info,warn,error" doc:"Least level that is written."`
 	Format string `yaml:"format" default:"text" enum:"text,json" doc:"Form of the lines on standard error."`
 }
 
@@ -66,13 +68,41 @@ const DefaultPath = "config.yaml"
 // defaults. The error lists everything that is wrong, a line each.
 func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	var cfg Config
-	if path == "" {
-		if _, err := os.Stat(DefaultPath); err == nil {
-			path = DefaultPath
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return cfg, fmt.Errorf("reading %s: %w", DefaultPath, err)
-		}
+	path, err := ConfigPath(path)
+	if err != nil {
+		return cfg, err
 	}
-	err := config.Load(&cfg, config.Options{Path: path, Env: os.Environ(), Overrides: overrides})
-	return cfg, err
+	if err := config.Load(&cfg, config.Options{Path: path, Env: os.Environ(), Overrides: overrides}); err != nil {
+		return cfg, err
+	}
+	if _, err := policyOf(&cfg); err != nil { // what tags cannot say
+		return cfg, &config.Error{Lines: []string{err.Error()}}
+	}
+	return cfg, nil
+}
+
+// ConfigPath is the file that an empty path stands for: config.yaml if it is
+// there, else none.
+func ConfigPath(path string) (string, error) {
+	if path != "" {
+		return path, nil
+	}
+	_, err := os.Stat(DefaultPath)
+	switch {
+	case err == nil:
+		return DefaultPath, nil
+	case errors.Is(err, os.ErrNotExist):
+		return "", nil
+	}
+	return "", fmt.Errorf("reading %s: %w", DefaultPath, err)
+}
+
+// policyOf is how the configuration wants devices to be chosen.
+func policyOf(cfg *Config) (device.PolicySetting, error) {
+	p, err := device.NewPolicySetting(cfg.Router.Policy, cfg.Router.Binding, cfg.Router.Weights)
+	var fe *task.FieldError
+	if errors.As(err, &fe) { // as the file names it
+		fe.Field = "router." + strings.NewReplacer("weights", "load_weights", "preset", "load_weights.preset").Replace(fe.Field)
+	}
+	return p, err
 }

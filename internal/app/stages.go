@@ -62,40 +62,54 @@ func choose(names []string) ([]stageSpec, error) {
 	return out, nil
 }
 
-func (a *App) devices() (*device.Registry, *device.Credits, *device.Rates, *device.Cancels) {
+// shared is what stages share through Redis.
+type shared struct {
+	registry *device.Registry
+	credits  *device.Credits
+	rates    *device.Rates
+	cancels  *device.Cancels
+	control  *device.Control
+}
+
+func (a *App) shared() shared {
 	with, prefix := device.WithMetrics(a.metrics), a.cfg.Redis.Prefix
-	return device.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
-		device.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
-		device.NewRates(a.Redis, prefix),
-		device.NewCancels(a.Redis, a.cfg.Devices, prefix, with)
+	return shared{
+		registry: device.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
+		credits:  device.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
+		rates:    device.NewRates(a.Redis, prefix, with),
+		cancels:  device.NewCancels(a.Redis, a.cfg.Devices, prefix, with),
+		control:  device.NewControl(a.Redis, a.cfg.Devices, prefix, with),
+	}
 }
 
 func (a *App) actor(stage string) string { return stage + "@" + a.instance }
 
 func buildRouter(a *App) (func(context.Context, func()) error, error) {
-	registry, credits, rates, cancels := a.devices()
+	in := a.shared()
 	r, err := router.New(a.cfg.Router, router.Deps{
-		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: registry, Credits: credits, Rates: rates, Cancels: cancels,
+		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: in.registry, Credits: in.credits, Rates: in.rates,
+		Cancels: in.cancels, Control: in.control,
 		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.cfg.Kafka.Retention,
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.router = r
 	return r.Run, nil
 }
 
 func buildBatcher(a *App) (func(context.Context, func()) error, error) {
-	_, credits, _, _ := a.devices()
+	in := a.shared()
 	b := batcher.New(a.cfg.Batcher, batcher.Deps{
-		Log: a.Log, Credits: credits, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
+		Log: a.Log, Credits: in.credits, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
 	})
 	return b.Run, nil
 }
 
 func buildWorkers(a *App) (func(context.Context, func()) error, error) {
-	_, credits, rates, cancels := a.devices()
+	in := a.shared()
 	w, err := workers.New(a.cfg.Workers, workers.Deps{
-		Log: a.Log, Credits: credits, Rates: rates, Cancels: cancels,
+		Log: a.Log, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
 		Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
 	})
 	if err != nil {

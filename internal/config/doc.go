@@ -13,7 +13,9 @@
 // what it is about. Types: string, bool, int, int64, float64, time.Duration,
 // []string, map[string]string, structs, and slices of structs. unit:"bytes" takes
 // sizes such as 4MiB. enum:"a,b" lists the values of a string. secret:"true" is
-// never printed. yaml:"-" is no setting.
+// never printed. live:"true" says that processes take over a change in the file
+// while they run: [Watch] tells of one, [Changes] what it is, [Adopt] takes it.
+// yaml:"-" is no setting.
 //
 // Everything that is wrong is told at once, a line each, with the line of the
 // file, and the nearest name for a key that does not exist.

@@ -21,6 +21,7 @@ type Setting struct {
 	Enum    []string
 	Doc     string
 	Secret  bool
+	Live    bool   // a change in the file is taken over by processes that run
 	Env     string // the environment variable that sets it
 
 	value reflect.Value
@@ -61,7 +62,7 @@ func walk(dst any) ([]*Setting, []section) {
 			}
 			s := &Setting{
 				Key: key, Default: f.Tag.Get("default"), Unit: f.Tag.Get("unit"), Min: f.Tag.Get("min"), Max: f.Tag.Get("max"),
-				Doc: f.Tag.Get("doc"), Secret: f.Tag.Get("secret") == "true", Env: envName(key), value: v.Field(i),
+				Doc: f.Tag.Get("doc"), Secret: f.Tag.Get("secret") == "true", Live: f.Tag.Get("live") == "true", Env: envName(key), value: v.Field(i),
 			}
 			if e := f.Tag.Get("enum"); e != "" {
 				s.Enum = strings.Split(e, ",")

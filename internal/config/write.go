@@ -13,6 +13,9 @@ import (
 // secretMask is what is printed of a secret that is set.
 const secretMask = "***"
 
+// liveMark says in the documentation that a setting needs no restart.
+const liveMark = "may change while it runs"
+
 // Describe lists the settings of a struct.
 func Describe(dst any) []Setting {
 	settings, _ := walk(dst)
@@ -101,6 +104,9 @@ func (s *Setting) note() string {
 		facts = append(facts, "default: none")
 	} else {
 		facts = append(facts, "default: "+s.Default)
+	}
+	if s.Live {
+		facts = append(facts, liveMark)
 	}
 	return s.Doc + " (" + strings.Join(facts, "; ") + ")"
 }
@@ -202,7 +208,9 @@ func WriteMarkdown(w io.Writer, dst any) error {
 		"Settings have their defaults, then come the file given by `-c` (`config.yaml` in the current directory\n",
 		"when there is one), the environment (`"+envPrefix+"KAFKA_BROKERS` stands for `kafka.brokers`), and flags.\n",
 		"Unknown keys are errors. `batchyard config check` tells everything that is wrong with a configuration,\n",
-		"`batchyard config print` shows what is in force, without secrets.\n")
+		"`batchyard config print` shows what is in force, without secrets.\n\n",
+		"`batchyard serve` and `dev` watch the file. A setting with the remark *("+liveMark+")* is taken over at\n",
+		"once; a change of any other is told in the log and waits for a restart. A file that is wrong changes nothing.\n")
 	last := "\x00"
 	for _, s := range settings {
 		sec := ""
@@ -222,12 +230,20 @@ func WriteMarkdown(w io.Writer, dst any) error {
 			fmt.Fprintln(out, "| setting | type | default | bounds | meaning |")
 			fmt.Fprintln(out, "|---|---|---|---|---|")
 		}
-		fmt.Fprintf(out, "| `%s` | %s | %s | %s | %s |\n", s.Key, s.kind(), code(s.Default), s.bounds(), strings.ReplaceAll(s.Doc, "|", "\\|"))
+		fmt.Fprintf(out, "| `%s` | %s | %s | %s | %s |\n", s.Key, s.kind(), code(s.Default), s.bounds(), strings.ReplaceAll(s.meaning(), "|", "\\|"))
 		for _, e := range s.entry() {
 			fmt.Fprintf(out, "| `%s[].%s` | %s | %s | %s | %s |\n", s.Key, e.Key, e.kind(), code(e.Default), e.bounds(), strings.ReplaceAll(e.Doc, "|", "\\|"))
 		}
 	}
 	return out.Flush()
+}
+
+// meaning is the setting's meaning, and that it needs no restart when it is so.
+func (s *Setting) meaning() string {
+	if s.Live {
+		return s.Doc + " *(" + liveMark + ")*"
+	}
+	return s.Doc
 }
 
 func (s *Setting) kind() string {

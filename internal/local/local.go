@@ -37,6 +37,7 @@ type Device struct {
 // Options are the options of Start.
 type Options struct {
 	ConfigPath string            // settings beside those of the services; may be empty
+	Follow     bool              // take over what changes in that file meanwhile
 	Overrides  map[string]string // settings by key, over the file
 	DataDir    string            // empty: temporary
 	Version    string            // of the program
@@ -100,6 +101,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	say("starting the stages")
 	if s.App, err = app.New(ctx, s.Config, nil, o.Logger); err != nil {
 		return nil, err
+	}
+	if o.Follow {
+		path, err := app.ConfigPath(o.ConfigPath)
+		if err != nil {
+			return nil, err
+		}
+		s.App.Follow(app.Source{Path: path, Load: func() (app.Config, error) { return app.LoadConfig(path, s.settings(o)) }})
 	}
 	if err := s.start(ctx); err != nil {
 		return nil, err

@@ -1,0 +1,184 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/task"
+)
+
+// sentence says in words what the figures say.
+func sentence(w *Why, st *Status, now time.Time) string {
+	switch {
+	case w.Waiting != nil:
+		text := waits(w.Waiting, now)
+		if n := len(w.Attempts); n > 0 {
+			text += ". Before: " + went(&w.Attempts[n-1])
+		}
+		return text + "."
+	case len(w.Attempts) == 0 && !st.State.Terminal():
+		return fmt.Sprintf("The task is %s; where it went is not recorded yet.", st.State)
+	case len(w.Attempts) == 0:
+		return fmt.Sprintf("The task ended as %s without having been at a device%s.", st.State, because(st.Error))
+	}
+	last := &w.Attempts[len(w.Attempts)-1]
+	var b strings.Builder
+	switch st.State {
+	case task.Assigned:
+		b.WriteString("It waits at " + last.Device + ". ")
+	case task.Running:
+		b.WriteString("It runs on " + last.Device + ". ")
+	case task.Success:
+		b.WriteString("It ran on " + cmp.Or(st.Device, last.Device) + ". ")
+	default:
+		b.WriteString(fmt.Sprintf("It ended as %s%s. ", st.State, because(st.Error)))
+	}
+	for i := range w.Attempts {
+		if n := len(w.Attempts); n > maxTold && i >= maxTold-1 && i < n-1 {
+			if i == maxTold-1 {
+				fmt.Fprintf(&b, "… %d more. ", n-maxTold)
+			}
+			continue
+		}
+		b.WriteString(capital(went(&w.Attempts[i])) + ". ")
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// maxTold bounds the attempts that a sentence tells one by one.
+const maxTold = 8
+
+func capital(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+func because(e *task.Error) string {
+	if e == nil || e.Message == "" {
+		return ""
+	}
+	return ": " + e.Message
+}
+
+// went tells of one placement.
+func went(p *Placement) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "attempt %d went to %s", p.Attempt, p.Device)
+	if p.Policy != "" {
+		fmt.Fprintf(&b, " by %s", p.Policy)
+	}
+	if p.Of > 0 {
+		fmt.Fprintf(&b, ", out of %s that could take it", count(p.Of, "device"))
+	}
+	if p.Why != "" {
+		b.WriteString(", because " + strings.TrimSuffix(p.Why, "."))
+	}
+	if len(p.Candidates) > 0 && p.Candidates[0].Score != nil {
+		c := p.Candidates[0]
+		fmt.Fprintf(&b, " (%s", figure(*c.Score, c.Unit))
+		for _, o := range p.Candidates[1:] {
+			if o.Score != nil {
+				fmt.Fprintf(&b, ", %s %s", o.Device, figure(*o.Score, o.Unit))
+			}
+		}
+		b.WriteString(")")
+	}
+	if out := outs(p.Out); out != "" {
+		b.WriteString("; of the others " + out)
+	}
+	switch {
+	case p.Outcome == task.OutcomeOK:
+		fmt.Fprintf(&b, "; it was answered after %s", figure(p.DurationMS, "ms"))
+	case p.Outcome != "":
+		fmt.Fprintf(&b, "; it failed after %s (%s)", figure(p.DurationMS, "ms"), cmp.Or(string(p.Class), "no class"))
+	}
+	return b.String()
+}
+
+// figure is a number with what it counts, as people write it.
+func figure(v float64, unit string) string {
+	text := strconv.FormatFloat(v, 'f', 2, 64)
+	if strings.Contains(text, ".") {
+		text = strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+	}
+	if unit == "" {
+		return text
+	}
+	return text + " " + unit
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return strconv.Itoa(n) + " " + what + "s"
+}
+
+// waits tells what a task waits for: what holds it up first.
+func waits(w *Waiting, now time.Time) string {
+	var parts []string
+	if w.NotBefore != nil && w.NotBefore.After(now) {
+		parts = append(parts, "it is not to run before "+w.NotBefore.Format(time.RFC3339))
+	}
+	if !w.Read {
+		parts = append(parts, "no router has told of reading it yet: it may be in the log behind others")
+	}
+	switch {
+	case w.Devices == 0:
+		parts = append(parts, "no device is known")
+	case w.Able == 0:
+		parts = append(parts, fmt.Sprintf("none of the %s can run it: %s", count(w.Devices, "device"), outs(w.Out)))
+	default:
+		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
+		if w.Used >= w.Slots {
+			text += fmt.Sprintf(" and are busy, with %s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
+		} else {
+			text += fmt.Sprintf(" and have %s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
+		}
+		if out := outs(w.Out); out != "" {
+			text += "; of the others " + out
+		}
+		parts = append(parts, text)
+	}
+	text := fmt.Sprintf("It waits, with priority %s and level %d", w.Priority, w.Level)
+	if w.Since != nil {
+		text += fmt.Sprintf(", for %s", max(0, now.Sub(*w.Since)).Round(100*time.Millisecond))
+	}
+	text += ": " + strings.Join(parts, "; ")
+	if w.ParkedAt != nil {
+		text += fmt.Sprintf(". A router set it aside in the log at %s (%s) and looks at it again and again", w.ParkedAt.Format(time.RFC3339), cmp.Or(w.Parked, "no reason given"))
+	}
+	if w.Deadline != nil {
+		text += ". Its deadline is " + w.Deadline.Format(time.RFC3339)
+		if w.Deadline.Before(now) {
+			text += ", which has passed: it is about to end as EXPIRED"
+		}
+	}
+	return text
+}
+
+// barrierTexts says what each barrier is; the number goes in front.
+var barrierTexts = map[string]string{
+	"model": "do not serve its model", "tags": "lack tags that it needs", "silent": "have missed their heartbeats", "draining": "are draining",
+	"ejected": "are let alone because they failed", "slow": "have asked for a pause", "excluded": "have failed it before", "full": "had no free credit",
+}
+
+// outs tells how many devices are out for which reason.
+func outs(out map[string]int) string {
+	var parts []string
+	for _, why := range append(device.Barriers[:len(device.Barriers):len(device.Barriers)], "full") {
+		if n := out[why]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, barrierTexts[why]))
+		}
+	}
+	if len(parts) > 1 {
+		parts = append(parts[:len(parts)-2], parts[len(parts)-2]+" and "+parts[len(parts)-1])
+	}
+	return strings.Join(parts, ", ")
+}

@@ -75,24 +75,21 @@ func plan(all []*standing, spread float64, cost time.Duration, most int) []move 
 			break
 		}
 		a, b := from.list[0], to.list[0]
-		if a == b { // the last to be done would be the first to be done with one more: the others are slower still
-			if b = to.second(); b == nil {
-				break
-			}
-		}
+		// Should a be b, everybody would be done later with one more than it is now.
 		here, there := a.eta(), b.with()+float64(cost)/float64(time.Millisecond)
 		if there > (1-spread)*here {
 			break
 		}
+		// One after the other: a heap is mended after one change at a time.
 		a.load, a.gives = max(0, a.load-a.service), a.gives-1
-		b.load += b.service
 		if a.gives > 0 {
 			from.fix(a)
 		} else {
 			from.drop(a)
 		}
-		from.fix(b)
 		to.fix(a)
+		b.load += b.service
+		from.fix(b)
 		to.fix(b)
 		k := [2]string{a.id, b.id}
 		i, ok := at[k]
@@ -166,15 +163,4 @@ func (h *standings) drop(s *standing) {
 	if i, ok := h.at[s]; ok {
 		heap.Remove(h, i)
 	}
-}
-
-// second is the one that comes after the first.
-func (h *standings) second() *standing {
-	var s *standing
-	for i := 1; i < min(3, len(h.list)); i++ {
-		if s == nil || h.before(h.list[i], s) {
-			s = h.list[i]
-		}
-	}
-	return s
 }

@@ -71,6 +71,8 @@ func (d *decider) setPolicy(p Policy, binding string) {
 	d.policy = p
 	d.view.late = binding == "late" || binding != "early" && p.Late()
 	d.view.gen++
+	o, ok := p.(byArrival)
+	d.window.byArrival(ok && o.ByArrival())
 	for _, pl := range d.view.pools {
 		pl.Note = 0
 	}

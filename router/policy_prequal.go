@@ -110,7 +110,7 @@ func (*prequal) Pick(_ *Request, f *Field) Choice {
 		choice.Index, choice.Note = cool, "all that have a credit are hot: fewest in flight"
 		choice.note(cool, f.Cands[cool].latency())
 	default:
-		if choice.Index = anyFree(f, Wait); choice.Index == Wait {
+		if choice.Index = anyFree(f); choice.Index == Wait {
 			choice.Note = noneFree
 			return choice
 		}

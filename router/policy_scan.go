@@ -94,21 +94,21 @@ func (c *Choice) best(why string) Choice {
 // looked at: they are cheaper as long as one in a few dozens is free.
 func triesAtRandom(n int) int { return 8 + n/64 }
 
-// anyFree draws a candidate with a free credit, each with the same chance, but
-// not the one called other; Wait when there is none.
-func anyFree(f *Field, other int) int {
+// anyFree draws a candidate with a free credit, each with the same chance; Wait
+// when there is none.
+func anyFree(f *Field) int {
 	n := len(f.Cands)
+	if n == 0 {
+		return Wait
+	}
 	for range triesAtRandom(n) {
-		if n == 0 {
-			return Wait
-		}
-		if i := f.Rand.IntN(n); i != other && f.Cands[i].Free() > 0 {
+		if i := f.Rand.IntN(n); f.Cands[i].Free() > 0 {
 			return i
 		}
 	}
 	free := 0
 	for i := range f.Cands {
-		if c := &f.Cands[i]; c.Used < c.Limit && i != other {
+		if c := &f.Cands[i]; c.Used < c.Limit {
 			free++
 		}
 	}
@@ -117,7 +117,7 @@ func anyFree(f *Field, other int) int {
 	}
 	k := f.Rand.IntN(free)
 	for i := range f.Cands {
-		if c := &f.Cands[i]; c.Used < c.Limit && i != other {
+		if c := &f.Cands[i]; c.Used < c.Limit {
 			if k == 0 {
 				return i
 			}

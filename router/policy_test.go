@@ -12,6 +12,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
 )
 
 func policyOf(t require.TestingT, name string) Policy {
@@ -207,6 +209,8 @@ func TestFirstFreeTakesTheLeastBusyWhateverItsSpeed(t *testing.T) {
 		require.Equal(t, map[string]int{"slow": 2, "busy": 3, "wait": 1}, serve(p, f, 6, false))
 		f = fieldOf(1, cand("a", 1, 2, 0), cand("b", 1, 2, 0), cand("c", 1, 2, 0))
 		require.Equal(t, map[string]int{"a": 3, "b": 3, "c": 3}, serve(p, f, 9, true), "equals take turns")
+		f = fieldOf(1, cand("small", 2, 4, 1), cand("large", 8, 10, 3))
+		require.Equal(t, "large", f.Cands[p.Pick(&Request{}, f).Index].Device, "three of eight slots are less than one of two")
 	}
 	_, ok := policyOf(t, "priority").(byArrival)
 	require.False(t, ok)
@@ -268,6 +272,37 @@ func TestWeightedRoundRobinLetsNobodyCatchUp(t *testing.T) {
 	f = renewed(f)
 	got = serve(p, f, 400, true)
 	require.InDelta(t, 100, got["a"], 1, "a device that was away")
+}
+
+func TestWeightedRoundRobinSharesDevicesWithOtherModels(t *testing.T) {
+	// Another model's tasks move the shared device far ahead, before each pick here:
+	// the others are still taken by weight.
+	f, p := fieldOf(3, cand("a", 4, 1e6, 0), cand("b", 1, 1e6, 0), cand("shared", 1, 1e6, 0)), policyOf(t, "weighted_round_robin")
+	got := map[string]int{}
+	for range 1000 {
+		for d, n := range serve(p, f, 1, true) {
+			got[d] += n
+		}
+		f.Cands[2].Note += 100
+		f = renewed(f)
+	}
+	require.Greater(t, got["a"], 4*got["b"], "%v", got)
+	require.Greater(t, got["b"], 50, "%v", got)
+}
+
+func TestWeightedRoundRobinsDoNotMarchInStep(t *testing.T) {
+	first := map[string]bool{}
+	for seed := range uint64(20) {
+		f, p := fieldOf(seed, fleetOf(12)...), policyOf(t, "weighted_round_robin")
+		order := ""
+		for range 6 {
+			c := p.Pick(&Request{}, f)
+			order += f.Cands[c.Index].Device
+			f.give(c.Index)
+		}
+		first[order] = true
+	}
+	require.Greater(t, len(first), 10)
 }
 
 func TestWeightedRandomKeepsProportion(t *testing.T) {
@@ -377,14 +412,14 @@ func TestHashGoesByWhatTheOperatorSays(t *testing.T) {
 }
 
 func TestPowerOfTwoTakesTheLessBusyOfTwo(t *testing.T) {
-	p, f := policyOf(t, "power_of_two"), fieldOf(5, cand("a", 4, 99, 2), cand("b", 1, 99, 1), cand("full", 9, 9, 9))
+	p, f := policyOf(t, "power_of_two"), fieldOf(5, cand("a", 4, 99, 3), cand("b", 1, 99, 1), cand("full", 9, 9, 9))
 	for range 50 {
 		c := p.Pick(&Request{}, f)
-		require.Equal(t, "b", f.Cands[c.Index].Device)
+		require.Equal(t, "a", f.Cands[c.Index].Device, "three on four slots are less than one on one")
 		require.Equal(t, 2, c.Tops)
 	}
-	// The busiest of all is never taken, the least busy with the chance of being
-	// one of the two: 1 − 9/10·8/9.
+	// Of ten alike the busiest is never taken; the least busy with the chance of
+	// being one of the two: 1 − 9/10·8/9.
 	var cs []Candidate
 	for i := range 10 {
 		cs = append(cs, cand(fmt.Sprint("d", i), 1, 999, i))
@@ -397,6 +432,13 @@ func TestPowerOfTwoTakesTheLessBusyOfTwo(t *testing.T) {
 	require.Zero(t, got[9])
 	require.InDelta(t, float64(n)/5, got[0], 120)
 	require.Less(t, got[5], got[2])
+	// Drawn by slots; with nothing in flight the first that is drawn is taken.
+	f = fieldOf(8, cand("large", 8, 999, 0), cand("small", 1, 999, 0), cand("other", 1, 999, 0))
+	got = map[int]int{}
+	for range n {
+		got[p.Pick(&Request{}, f).Index]++
+	}
+	require.InDelta(t, float64(n)*0.8, got[0], 120)
 }
 
 func TestLoadFormulaWeighsWhatHeartbeatsSay(t *testing.T) {
@@ -533,4 +575,40 @@ func TestExpectedFinishTriesUnknownDevices(t *testing.T) {
 	p, f := policyOf(t, "expected_finish"), fieldOf(1, cand("a", 1, 2, 0), cand("b", 1, 2, 0), cand("c", 1, 2, 0))
 	f.Cands[2].Service = time.Second
 	require.Equal(t, map[string]int{"a": 1, "b": 1}, serve(p, f, 2, false))
+}
+
+// With fifo the order is that of arrival, whatever the priority, level and
+// tenant; with another policy they count again, for what waits already too.
+func TestFIFOOrdersByArrivalAlone(t *testing.T) {
+	d, err := newDecider(testConfig(), policyOf(t, "fifo"), 1, nil)
+	require.NoError(t, err)
+	now := time.Now()
+	d.fleet(Fleet{Devices: []device.Device{dev("d", 12, "*")}}, now)
+	for i, tk := range []*task.Task{
+		{ID: "low", Priority: task.Low, Tenant: "a"}, {ID: "normal", Tenant: "b"}, {ID: "level", Level: 9, Tenant: "b"},
+		{ID: "second", Tenant: "b"}, {ID: "high", Priority: task.High, Tenant: "a"},
+	} {
+		tk.Model, tk.SubmittedAt = "m", now.Add(time.Duration(i-10)*time.Millisecond)
+		require.True(t, d.add(newItem(tk, stream.TasksTopic(tk.Priority)), now))
+	}
+	order := func() (ids []string) {
+		picks, _ := d.plan(now)
+		for i := range picks {
+			ids = append(ids, picks[i].item.task.ID)
+			picks[i].pool().Used--
+			d.giveUp(&picks[i])
+		}
+		return ids
+	}
+	arrived := []string{"low", "normal", "level", "second", "high"}
+	require.Equal(t, arrived, order())
+	d.setPolicy(policyOf(t, "priority"), "auto")
+	require.Equal(t, []string{"high", "level", "normal", "second", "low"}, order())
+	d.setPolicy(policyOf(t, "fifo"), "auto")
+	require.Equal(t, arrived, order())
+	require.True(t, d.window.reprioritize(device.Repriority{Key: d.window.byKey[task.Key{Tenant: "a", ID: "low"}].task.Key(), Priority: task.High, Level: 9}, now))
+	require.Equal(t, arrived, order(), "a priority that changes changes no place in the line")
+	d.setPolicy(policyOf(t, "expected_finish"), "auto")
+	require.Equal(t, "low", order()[0], "but it counts from then on")
+	require.Equal(t, 5, d.window.len())
 }

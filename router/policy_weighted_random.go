@@ -31,39 +31,44 @@ func chancesOf(f *Field) *chances {
 }
 
 func (*weightedRandom) Pick(_ *Request, f *Field) Choice {
+	i := drawByWeight(f, Wait)
+	if i == Wait {
+		return Choice{Index: Wait, Note: noneFree}
+	}
+	c := chancesOf(f)
+	share := f.Cands[i].weight() / c.upTo[len(c.upTo)-1]
+	return Choice{Index: i, Top: [3]Scored{{i, share}}, Tops: 1, Note: "drawn at random, by weight and slots"}
+}
+
+// drawByWeight draws a candidate with a free credit, in proportion to its weight
+// and slots, but not the one called other; Wait when there is none.
+func drawByWeight(f *Field, other int) int {
 	n := len(f.Cands)
 	if n == 0 {
-		return Choice{Index: Wait}
+		return Wait
 	}
-	chance := chancesOf(f)
-	total := chance.upTo[n-1]
-	drawn := func(i int) Choice {
-		return Choice{Index: i, Top: [3]Scored{{i, f.Cands[i].weight() / total}}, Tops: 1, Note: "drawn at random, by weight and slots"}
-	}
+	upTo := chancesOf(f).upTo
 	// To draw again when a full one came up is to draw among the free ones.
 	for range triesAtRandom(n) {
-		i, _ := slices.BinarySearch(chance.upTo, f.Rand.Float64()*total)
-		if i = min(i, n-1); f.Cands[i].Free() > 0 {
-			return drawn(i)
+		i, _ := slices.BinarySearch(upTo, f.Rand.Float64()*upTo[n-1])
+		if i = min(i, n-1); i != other && f.Cands[i].Free() > 0 {
+			return i
 		}
 	}
 	free := 0.0
 	for i := range f.Cands {
-		if c := &f.Cands[i]; c.Used < c.Limit {
+		if c := &f.Cands[i]; c.Used < c.Limit && i != other {
 			free += c.weight()
 		}
 	}
 	last, x := Wait, f.Rand.Float64()*free
 	for i := range f.Cands {
-		if c := &f.Cands[i]; c.Used < c.Limit {
+		if c := &f.Cands[i]; c.Used < c.Limit && i != other {
 			last = i
 			if x -= c.weight(); x < 0 {
 				break
 			}
 		}
 	}
-	if last == Wait {
-		return Choice{Index: Wait, Note: noneFree}
-	}
-	return drawn(last)
+	return last
 }

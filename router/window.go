@@ -1,6 +1,8 @@
 package router
 
 import (
+	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -66,6 +68,7 @@ type window struct {
 	bySrc   map[string]int     // tasks per source topic
 	bytes   map[string]int64   // bytes of records per source topic
 	ready   int                // tasks that wait for nothing but a device
+	arrival bool               // the policy wants them in the order in which they came
 	typical float64            // seconds of service of a task, as of late; 0: none was served
 }
 
@@ -97,6 +100,37 @@ func rankOf(cfg Config, t *task.Task, now time.Time) int64 {
 		at = now
 	}
 	return at.Add(-time.Duration(t.Level) * cfg.AgeLevel).UnixNano()
+}
+
+// rank is the place of a task in the order that the policy wants.
+func (w *window) rank(t *task.Task, now time.Time) int64 {
+	cfg := w.cfg
+	if w.arrival {
+		cfg.AgeLevel = 0
+	}
+	return rankOf(cfg, t, now)
+}
+
+// byArrival makes the order that of arrival, or the usual one: by priority,
+// tenant's share and level. What waits is put into the new order, O(n log n).
+func (w *window) byArrival(yes bool) {
+	if w.arrival == yes {
+		return
+	}
+	w.arrival = yes
+	items := slices.SortedFunc(maps.Values(w.byKey), func(a, b *item) int {
+		return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.task.ID, b.task.ID))
+	})
+	for _, it := range items {
+		ready := it.index >= 0
+		w.unready(it)
+		w.unsettle(it)
+		it.rank = w.rank(it.task, it.since)
+		w.settle(it)
+		if ready {
+			w.back(it)
+		}
+	}
 }
 
 func (w *window) classOf(t *task.Task) *class {
@@ -131,9 +165,12 @@ func (w *window) classOf(t *task.Task) *class {
 
 func (w *window) flowOf(t *task.Task) *flow {
 	k := flowKey{t.Tenant, bandOf(t.Priority)}
+	if w.arrival {
+		k = flowKey{} // one line for all
+	}
 	f := w.flows[k]
 	if f == nil {
-		weight := w.weights[t.Tenant]
+		weight := w.weights[k.tenant]
 		if weight == 0 {
 			weight = 1
 		}
@@ -153,7 +190,7 @@ func (w *window) add(it *item, now time.Time) bool {
 		}
 		w.remove(old) // its partition was lost: the new record speaks for the task
 	}
-	it.rank, it.since, it.wakeAt, it.index = rankOf(w.cfg, it.task, now), now, -1, -1
+	it.rank, it.since, it.wakeAt, it.index = w.rank(it.task, now), now, -1, -1
 	w.byKey[it.task.Key()] = it
 	w.bySrc[it.source]++
 	w.bytes[it.source] += it.size
@@ -297,7 +334,7 @@ func (w *window) reprioritize(r device.Repriority, now time.Time) bool {
 	w.unready(it)
 	w.unsettle(it)
 	r.Apply(it.task)
-	it.rank = rankOf(w.cfg, it.task, now)
+	it.rank = w.rank(it.task, now)
 	w.settle(it)
 	if ready {
 		w.back(it)

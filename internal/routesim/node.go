@@ -18,7 +18,7 @@ type node struct {
 	logs   []backlog // by topic: what its window has no room for
 	gen    uint32    // of its timer
 	wakeAt int64     // -1: none
-	view   []int     // by device: credits in use as it was told last
+	view   []int     // by device: credits in use, as it must have believed at least
 	held   int       // tasks that it was given and has not let go
 	open   int       // credits taken and not given to a task yet
 }
@@ -183,7 +183,7 @@ func (n *node) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, 
 		}
 		n.open += g.N
 		if d, ok := s.byPool[g.Pool]; ok {
-			n.view[d] = g.Used
+			n.view[d] = max(n.view[d]+g.N, g.Used) // what it shows of others' news comes as news, too
 		}
 	}
 	s.tellFreed(freed)
@@ -216,7 +216,7 @@ func (n *node) Assigned(a router.Assigned) {
 	l.spent++
 	n.open--
 	n.held--
-	j.where, j.device, j.lease, j.here, j.idle = onTheWay, d, a.Lease, 0, a.IdleSlots > 0
+	j.where, j.device, j.lease, j.here = onTheWay, d, a.Lease, 0
 	j.chosen = s.now
 	if !j.seen {
 		j.seen = true

@@ -102,8 +102,14 @@ func (p *panel) draw(rs []Result) (*plot.Plot, error) {
 	if p.log {
 		d.Y.Scale, d.Y.Tick.Marker = plot.LogScale{}, decades{}
 	}
-	d.Legend.Top, d.Legend.Left = true, true
-	d.Legend.Padding = vg.Points(1)
+	d.Legend.Top, d.Legend.Padding, d.Legend.XOffs = true, vg.Points(1), -vg.Millimeter
+	from, to := rs[0].Load, rs[0].Load
+	for i := range rs {
+		from, to = min(from, rs[i].Load), max(to, rs[i].Load)
+	}
+	// The curves leave room for their names.
+	d.X.Min, d.X.Max = from-0.02, from+max(0.05, 1.4*(to-from))
+	d.X.Tick.Marker = loads(rs)
 	n := 0
 	for len(rs) > 0 {
 		k := 1
@@ -175,6 +181,7 @@ func (p *panel) drawBound(d *plot.Plot, rs []Result) error {
 // decades marks 1, 2 and 5 of each power of ten.
 type decades struct{}
 
+// Ticks is for package plot.
 func (decades) Ticks(low, high float64) []plot.Tick {
 	var ticks []plot.Tick
 	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
@@ -182,6 +189,20 @@ func (decades) Ticks(low, high float64) []plot.Tick {
 			if v := m * math.Pow(10, e); v >= low && v <= high {
 				ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%g", v)})
 			}
+		}
+	}
+	return ticks
+}
+
+// loads marks the loads that were offered.
+type loads []Result
+
+// Ticks is for package plot.
+func (l loads) Ticks(float64, float64) []plot.Tick {
+	var ticks []plot.Tick
+	for i := range l {
+		if v := l[i].Load; !slices.ContainsFunc(ticks, func(t plot.Tick) bool { return t.Value == v }) {
+			ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.4g", v)})
 		}
 	}
 	return ticks

@@ -49,7 +49,7 @@ type job struct {
 	device  int32
 	gen     uint32 // of its request
 	here    int    // requests on this device since it was assigned to it
-	idle    bool   // a slot was free when it was assigned
+	free    bool   // a slot was free when it came to its device
 	where   place
 	source  string
 	lease   string

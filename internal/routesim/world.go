@@ -24,8 +24,6 @@ type machine struct {
 	slots     *device.Concurrency
 	budget    *workers.Budget
 	hopMS     float64
-	expected  time.Duration
-	health    device.Health
 
 	out     *DeviceOutcome
 	since   int64 // busy slot-time is counted up to here
@@ -50,7 +48,8 @@ func (s *sim) addDevices() {
 			spec: d, pool: device.Pool(d.ID, device.ClassEach), models: d.Models, out: &s.out.Devices[i], changed: -1,
 			estimator: device.NewEstimator(device.EstimatorConfig{}),
 			ejector: device.NewEjector(device.EjectorConfig{
-				Faults: s.wc.BreakerFails, Ratio: s.wc.BreakerRatio, Window: s.wc.BreakerWindow, Open: s.wc.BreakerOpen, Jitter: s.random.pauses.Float64,
+				Faults: s.wc.BreakerFails, Ratio: s.wc.BreakerRatio, Window: s.wc.BreakerWindow, Open: s.wc.BreakerOpen, OpenMax: s.wc.BreakerOpenMax,
+				Hang: s.wc.HangFactor, HangMin: s.wc.HangMin, Jitter: s.random.pauses.Float64,
 			}),
 			slots: device.NewConcurrency(d.Slots), budget: workers.NewBudget(s.wc.RetryBudget),
 		}
@@ -75,8 +74,8 @@ func (s *sim) addDevices() {
 }
 
 // beat sends a device's heartbeat: its figures as they are at this moment. The
-// weight is the device's true rate: weighted policies are told what an operator
-// who measured well would write.
+// weight is the true rate of a slot: weighted policies, which multiply it by the
+// slots, are told what an operator who measured well would write.
 func (s *sim) beat(m *machine) {
 	busy := float64(m.running) / float64(m.spec.Slots)
 	now := s.time()
@@ -88,7 +87,7 @@ func (s *sim) beat(m *machine) {
 	s.redis.devices[i] = device.Device{
 		ID: m.spec.ID, URL: "http://" + m.spec.ID, Models: m.models, Tags: m.spec.Tags, Slots: m.spec.Slots,
 		CPU: busy, Mem: 0.2 + 0.6*busy, IO: 0.1 * busy, LatencyMS: seconds(s.hop) * 1000 / 2,
-		Queue: m.queue.len(), InFlight: m.running, Weight: m.spec.rate(), At: now, JoinedAt: joined,
+		Queue: m.queue.len(), InFlight: m.running, Weight: 1 / m.spec.Service.Seconds(), At: now, JoinedAt: joined,
 	}
 }
 
@@ -105,16 +104,26 @@ func (s *sim) reach(j *job) {
 	if s.now < j.chosen+s.hop {
 		s.fail("causality: task %s is at %s before its hop has passed", j.task.ID, m.spec.ID)
 	}
-	j.where = atDevice
+	j.where, j.free = atDevice, m.queue.len() == 0 && m.running < min(m.spec.Slots, m.slots.Slots())
 	m.queue.push(j)
 	s.dispatch(m)
 }
 
-// dispatch begins requests while the device has slots and takes them.
+// dispatch begins requests while the device has slots and takes them. Nothing
+// waits at a device that is let alone: it goes elsewhere.
 func (s *sim) dispatch(m *machine) {
-	for m.queue.len() > 0 && m.running < min(m.spec.Slots, m.slots.Slots()) && s.bad == nil {
-		j := m.queue.pop()
+	for m.queue.len() > 0 && s.bad == nil {
 		if !m.ejector.Allow(s.time()) {
+			for m.queue.len() > 0 {
+				s.settle(m, m.queue.pop(), &workers.Failure{Class: task.ClassBreakerOpen})
+			}
+			return
+		}
+		if m.running >= min(m.spec.Slots, m.slots.Slots()) {
+			return
+		}
+		j := m.queue.pop()
+		if !m.ejector.Start(s.time()) {
 			s.settle(m, j, &workers.Failure{Class: task.ClassBreakerOpen})
 			continue
 		}
@@ -132,7 +141,7 @@ func (s *sim) begin(m *machine, j *job) {
 	j.where, j.started = running, s.now
 	j.here++
 	j.gen++
-	if j.idle && j.here == 1 {
+	if j.free && j.here == 1 {
 		hop := seconds(s.now-j.chosen) * 1000
 		if m.hopMS == 0 {
 			m.hopMS = hop
@@ -153,7 +162,6 @@ func (s *sim) begin(m *machine, j *job) {
 			m.out.After++
 		}
 	}
-	m.ejector.Started(s.time())
 	m.budget.Earn()
 	takes := s.wc.Timeout
 	switch m.mode {
@@ -205,6 +213,9 @@ func (s *sim) requestEnds(j *job) {
 		s.end(j, true)
 	} else {
 		s.settle(m, j, f)
+	}
+	if m.ejector.Changed() { // told at once
+		s.publish(m)
 	}
 	s.dispatch(m)
 }
@@ -287,19 +298,41 @@ func (s *sim) tellFreed(pools []string) {
 	}
 }
 
-// report publishes what the workers learned since the last time.
+// report publishes what the workers learned since the last time, and finds
+// devices that hang.
 func (s *sim) report() {
-	now := s.time()
 	for _, m := range s.machs {
-		k := device.RateKey{Device: m.spec.ID, Model: m.models[0]}
-		service, _ := m.estimator.Service(k)
-		m.ejector.Check(now, service)
-		m.estimator.Take(s.redis.rates)
-		h := m.ejector.Health(now)
-		h.Slots, h.HopMS = m.slots.Below(), m.hopMS
-		s.redis.healths[m.spec.ID] = h
-		s.dispatch(m) // it may have been let in again
+		m.ejector.Check(s.time(), m.expected(s))
+		s.publish(m)
+		s.dispatch(m) // nothing waits at a device that hangs
 	}
+}
+
+func (s *sim) publish(m *machine) {
+	now := s.time()
+	m.ejector.Changes() // nobody records them here
+	m.estimator.Take(s.redis.rates)
+	h := m.ejector.Health(now)
+	h.Slots, h.HopMS = m.slots.Below(), m.hopMS
+	s.redis.healths[m.spec.ID] = h
+}
+
+// expected is what a request usually takes; one of a model that was not heard of
+// here is as on the slowest of the others.
+func (m *machine) expected(s *sim) time.Duration {
+	var most time.Duration
+	for _, model := range m.models {
+		if d, ok := m.estimator.Service(device.RateKey{Device: m.spec.ID, Model: model}); ok {
+			most = max(most, d)
+		}
+	}
+	if most > 0 {
+		return most
+	}
+	for _, r := range s.redis.rates {
+		most = max(most, time.Duration(r.ServiceMS*float64(time.Millisecond)))
+	}
+	return most
 }
 
 // renew keeps the leases of all tasks that hold a credit, as the keepers do.

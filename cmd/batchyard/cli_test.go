@@ -76,7 +76,7 @@ func TestExamplesParse(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"", "submit", "tasks list", "dlq replay", "config print", "agent"} {
+	for _, name := range []string{"", "submit", "tasks list", "dlq replay", "config print", "agent", "policy set", "tasks set-priority"} {
 		t.Run(strings.ReplaceAll("batchyard "+name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			got := ok(t, append(strings.Fields(name), "--help")...)
@@ -108,7 +108,10 @@ func TestCompletion(t *testing.T) {
 		"dlq replay --topic ":     {"tasks.normal", "batches"},
 		"serve ":                  {"api", "callbacks"},
 		"serve router ":           {"api"},
-		"tasks ":                  {"get", "list", "cancel"},
+		"tasks ":                  {"get", "list", "cancel", "why"},
+		"tasks set-priority x ":   {"high", "normal", "low"},
+		"policy set ":             {"power_of_two", "expected_finish"},
+		"policy set x --binding ": {"auto", "late", "early"},
 		"completion ":             {"bash", "zsh", "fish", "powershell"},
 		"migrate up --config nix": {":8"}, // files with these extensions
 	} {
@@ -156,6 +159,16 @@ func TestExitCodes(t *testing.T) {
 		"bad server":             {[]string{"tasks", "list", "--server", "ftp://u:secretword@x"}, 2, "--server must look like", 1},
 		"bad tenant":             {[]string{"tasks", "list", "--tenant", "a\nb"}, 2, "--tenant", 1},
 		"bad position":           {[]string{"dlq", "show", "3-42"}, 2, "no position", 1},
+		"bad stage":              {[]string{"dlq", "list", "--stage", "ruoter"}, 2, "use one of api, router", 1},
+		"bad topic":              {[]string{"dlq", "replay", "--topic", "taks.high"}, 2, "use one of tasks.high", 1},
+		"bad since":              {[]string{"dlq", "list", "--since", "-1h"}, 2, "negative", 1},
+		"no priority":            {[]string{"tasks", "set-priority", "x"}, 2, "needs a priority, --level or both", 1},
+		"wrong priority":         {[]string{"tasks", "set-priority", "x", "urgent"}, 2, "use high, normal, low", 1},
+		"wrong level":            {[]string{"tasks", "set-priority", "x", "--level", "10"}, 2, "0 to 9", 1},
+		"wrong weight":           {[]string{"policy", "set", "load_formula", "--weight", "cpu=much"}, 2, "it is no number", 1},
+		"no policy":              {[]string{"policy", "set"}, 2, "needs POLICY", 1},
+		"server away for drain":  {[]string{"devices", "drain", "x", "y", "--server", nobody}, 3, "is it running", 1},
+		"server away for why":    {[]string{"tasks", "why", "x", "--server", nobody}, 3, "is it running", 1},
 		"replay of nothing":      {[]string{"dlq", "replay"}, 2, "needs positions", 1},
 		"replay of both":         {[]string{"dlq", "replay", "1@1", "--all"}, 2, "not both", 1},
 		"agent without id":       {[]string{"agent"}, 2, "needs --id and --url", 1},
@@ -197,7 +210,7 @@ func TestExitCodes(t *testing.T) {
 
 func TestGroupsShowTheirHelp(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"tasks", "dlq", "devices", "topics", "migrate", "config"} {
+	for _, name := range []string{"tasks", "dlq", "devices", "topics", "migrate", "config", "policy"} {
 		require.Contains(t, ok(t, name), "Available Commands:", name)
 	}
 }

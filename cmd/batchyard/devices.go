@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +25,65 @@ func (c *cli) devicesCommand() *cobra.Command {
 	}
 	c.serverFlag(list)
 	c.jsonFlag(list)
-	return group(&cobra.Command{Use: "devices", Short: "Look at devices", Example: "  batchyard devices list"}, list)
+	drain := &cobra.Command{
+		Use: "drain ID…", Short: "Give devices no new work, until they are undrained",
+		Long: `Gives devices no new work, whatever their heartbeats say. What waits for them goes
+elsewhere, what runs there is finished. It lasts until "devices undrain", also
+when a device goes and comes back.`,
+		Example: "  batchyard devices drain gpu-1",
+		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error { return c.devicesDrain(cmd.Context(), args, "drain") },
+	}
+	undrain := &cobra.Command{
+		Use: "undrain ID…", Short: "Give devices work again",
+		Example: "  batchyard devices undrain gpu-1",
+		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, args []string) error { return c.devicesDrain(cmd.Context(), args, "undrain") },
+	}
+	for _, cmd := range []*cobra.Command{drain, undrain} {
+		c.clientFlags(cmd)
+		c.jsonFlag(cmd)
+	}
+	return group(&cobra.Command{
+		Use: "devices", Short: "Look at devices, or give them no new work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
+	}, list, drain, undrain)
+}
+
+// devicesDrain drains or undrains devices. One that is not known does not hold
+// up the next.
+func (c *cli) devicesDrain(ctx context.Context, ids []string, how string) error {
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		raw, err := server.ask(ctx, http.MethodPost, "/v1/devices/"+url.PathEscape(id)+"/"+how, nil, nil, 0)
+		var p *problemError
+		var out api.Drained
+		switch {
+		case errors.As(err, &p) && !p.passing():
+			errs = append(errs, fmt.Errorf("device %s: %w", id, err))
+			continue
+		case err != nil:
+			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would end alike
+		}
+		if err := json.Unmarshal(raw, &out); err != nil {
+			return fmt.Errorf("reading what the server says of device %s: %w", id, err)
+		}
+		if c.json {
+			if err := c.printJSON(json.RawMessage(raw)); err != nil {
+				return err
+			}
+			continue
+		}
+		note := ""
+		if !out.Changed {
+			note = ", as before"
+		}
+		c.printf("device %s: %sed%s\n", plain(id), how, note)
+	}
+	return errors.Join(errs...)
 }
 
 func (c *cli) devicesList(ctx context.Context) error {
@@ -31,7 +92,8 @@ func (c *cli) devicesList(ctx context.Context) error {
 		return err
 	}
 	var answer struct {
-		Devices []json.RawMessage `json:"devices"`
+		Devices []json.RawMessage  `json:"devices"`
+		Absent  []api.AbsentDevice `json:"absent"`
 	}
 	if err := server.get(ctx, "/v1/devices", nil, 0, &answer); err != nil {
 		return err
@@ -51,6 +113,9 @@ func (c *cli) devicesList(ctx context.Context) error {
 	if c.json {
 		return nil
 	}
+	for _, d := range answer.Absent {
+		_, _ = fmt.Fprintf(c.err, "device %s was drained %s, and is not known now\n", plain(d.ID), ago(d.Since, c.now()))
+	}
 	if len(devices) == 0 {
 		_, _ = fmt.Fprintln(c.err, "no device is known; start `batchyard agent` beside each")
 		return nil
@@ -65,8 +130,12 @@ func (c *cli) showDevices(devices []api.DeviceStatus) error {
 	for _, d := range devices {
 		state := "up"
 		switch {
+		case d.Silent && d.Drained:
+			state = "silent, drained"
 		case d.Silent:
 			state = "silent"
+		case d.Drained:
+			state = "drained"
 		case d.Draining:
 			state = "draining"
 		}

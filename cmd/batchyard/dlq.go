@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,6 +42,19 @@ func (f *letterFilter) flags(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&f.since, "since", 0, "only those that are not older")
 	completeFlag(cmd, "stage", app.StageNames())
 	completeFlag(cmd, "topic", topicNames())
+}
+
+// check says what no dead letter can be.
+func (f *letterFilter) check() error {
+	switch {
+	case f.stage != "" && !slices.Contains(app.StageNames(), f.stage):
+		return usageError("--stage %q is none; use one of %s", f.stage, strings.Join(app.StageNames(), ", "))
+	case f.topic != "" && !slices.Contains(topicNames(), f.topic):
+		return usageError("--topic %q is none of ours; use one of %s", f.topic, strings.Join(topicNames(), ", "))
+	case f.since < 0:
+		return usageError("--since must not be negative")
+	}
+	return nil
 }
 
 func (f *letterFilter) any() bool { return *f != letterFilter{} }

@@ -26,6 +26,9 @@ func (c *cli) dlqListCommand() *cobra.Command {
 			if limit < 1 || limit > 100_000 {
 				return usageError("--limit must be 1 to 100000; --all lists everything")
 			}
+			if err := f.check(); err != nil {
+				return err
+			}
 			return c.dlqList(cmd.Context(), &f, limit, all)
 		},
 	}

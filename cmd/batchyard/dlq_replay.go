@@ -48,6 +48,9 @@ has ended already keeps its result.`,
   batchyard dlq replay --all`,
 		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			var places []place
 			for _, a := range args {
 				p, err := parsePlace(a)

@@ -145,6 +145,70 @@ func TestDevicesList(t *testing.T) {
 	require.True(t, found)
 }
 
+func TestDevicesDrain(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	id := unique("cli-drain")
+	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Queue: -1, InFlight: -1, Weight: 1})
+	require.NoError(t, err)
+	require.Equal(t, "device "+id+": drained\n", ok(t, "devices", "drain", id, "--server", f.URL))
+	require.Equal(t, "device "+id+": drained, as before\n", ok(t, "devices", "drain", id, "--server", f.URL))
+	require.Regexp(t, id+` +drained +3 `, ok(t, "devices", "list", "--server", f.URL))
+	require.NoError(t, registry.Leave(t.Context(), id))
+	r := try(t, "", "devices", "list", "--server", f.URL)
+	require.Regexp(t, "device "+id+` was drained \S+ ago, and is not known now`, r.err)
+	r = try(t, "", "devices", "undrain", "no-such-device", id, "--server", f.URL, "--json")
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.err, "device no-such-device: there is no such device")
+	require.JSONEq(t, `{"id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
+}
+
+// The only test here that changes the policy of the shared Batchyard; all
+// policies run the others' tasks.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	f := live(t)
+	require.Regexp(t, `policy +expected_finish\nbinding +auto\nsaid by +the configuration\n`, ok(t, "policy", "get", "--server", f.URL))
+	text := ok(t, "policy", "set", "load_formula", "--weight", "cpu=0.6,mem=0.4", "--server", f.URL, "--tenant", "ops")
+	require.Regexp(t, `policy +load_formula\nbinding +auto\nweights +cpu 0.6, mem 0.4\nsaid by +ops, \S+ ago\nwithout that +expected_finish, auto\n`, text)
+	require.Regexp(t, `weights +those of edge\n`, ok(t, "policy", "set", "load_formula", "--preset", "edge", "--server", f.URL))
+	var st api.PolicyStatus
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "policy", "get", "--server", f.URL, "--json")), &st))
+	require.Equal(t, "operator", st.Source)
+	r := try(t, "", "policy", "set", "best", "--server", f.URL)
+	require.Equal(t, exitUsage, r.code)
+	require.Contains(t, r.err, `policy: "best" is not a policy; use one of expected_finish,`)
+	require.Contains(t, ok(t, "policy", "reset", "--server", f.URL), "the configuration")
+}
+
+func TestTasksWhyAndPriority(t *testing.T) {
+	t.Parallel()
+	f, tenant := live(t), unique("why")
+	file := write(t, "one.jsonl", `{"id":"waits","model":"m","priority":"low","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n"+
+		`{"id":"runs","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
+	at := []string{"--server", f.URL, "--tenant", tenant}
+	require.Eventually(t, func() bool { // it is in Postgres that a router has read it
+		return strings.Contains(try(t, "", append([]string{"tasks", "why", "waits"}, at...)...).out, "lack tags that it needs")
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, "task waits (PENDING): low level 0 → high level 7\n", ok(t, append([]string{"tasks", "set-priority", "waits", "high", "--level", "7"}, at...)...))
+	require.Contains(t, ok(t, append([]string{"tasks", "why", "waits"}, at...)...), "with priority high and level 7")
+	var w api.Why
+	require.NoError(t, json.Unmarshal([]byte(ok(t, append([]string{"tasks", "why", "waits", "--json"}, at...)...)), &w))
+	require.Positive(t, w.Waiting.Out["tags"])
+
+	ok(t, append([]string{"tasks", "get", "runs", "--wait", "30s"}, at...)...)
+	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
+		return strings.Contains(try(t, "", append([]string{"tasks", "why", "runs"}, at...)...).out, "it was answered after")
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Regexp(t, `^It ran on \S+\. Attempt 1 went to \S+ by \w+, out of \d+ devices that could take it, because `, ok(t, append([]string{"tasks", "why", "runs"}, at...)...))
+	r := try(t, "", append([]string{"tasks", "set-priority", "runs", "high"}, at...)...)
+	require.Equal(t, exitFailed, r.code)
+	require.Contains(t, r.err, "has ended already, as SUCCESS")
+	require.Equal(t, exitFailed, try(t, "", append([]string{"tasks", "why", "nobody"}, at...)...).code)
+}
+
 // bury puts a record into the dead letters as a stage would.
 func bury(t *testing.T, f *fixture, from, key, value, reason string) {
 	t.Helper()

@@ -75,7 +75,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 func (c *cli) commands() map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {c.runCommand(), c.devCommand(), c.serveCommand(), c.agentCommand()},
-		groupAsk:     {c.submitCommand(), c.tasksCommand(), c.devicesCommand()},
+		groupAsk:     {c.submitCommand(), c.tasksCommand(), c.devicesCommand(), c.policyCommand()},
 		groupOperate: {c.dlqCommand(), c.migrateCommand(), c.topicsCommand(), c.configCommand(), c.benchCommand(), c.versionCommand()},
 	}
 }

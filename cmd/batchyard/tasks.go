@@ -26,9 +26,9 @@ const pageSize = 500
 
 func (c *cli) tasksCommand() *cobra.Command {
 	return group(&cobra.Command{
-		Use: "tasks", Short: "Look at tasks, or cancel them",
+		Use: "tasks", Short: "Look at tasks, cancel them, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
-	}, c.tasksGetCommand(), c.tasksListCommand(), c.tasksCancelCommand())
+	}, c.tasksGetCommand(), c.tasksListCommand(), c.tasksCancelCommand(), c.tasksSetPriorityCommand(), c.tasksWhyCommand())
 }
 
 func (c *cli) tasksGetCommand() *cobra.Command {

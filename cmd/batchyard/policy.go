@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/device"
+)
+
+const policyPath = "/v1/router/policy"
+
+func (c *cli) policyCommand() *cobra.Command {
+	get := &cobra.Command{
+		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
+		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), http.MethodGet, nil) },
+	}
+	reset := &cobra.Command{
+		Use: "reset", Short: "Make routers go back to the policy of their configuration",
+		Example: "  batchyard policy reset",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), http.MethodDelete, nil) },
+	}
+	set := c.policySetCommand()
+	for _, cmd := range []*cobra.Command{get, set, reset} {
+		c.clientFlags(cmd)
+		c.jsonFlag(cmd)
+	}
+	return group(&cobra.Command{
+		Use: "policy", Short: "Look at how devices are chosen, or change it while routers run",
+		Example: "  batchyard policy get\n  batchyard policy set power_of_two",
+	}, get, set, reset)
+}
+
+func (c *cli) policySetCommand() *cobra.Command {
+	var in api.PolicyIn
+	var weights map[string]string
+	cmd := &cobra.Command{
+		Use: "set POLICY", Short: "Make routers choose devices by another policy",
+		Long: `Makes all routers choose devices by another policy, within router.refresh (1 s).
+It goes over their configuration until "policy reset", or until Redis forgets it.
+
+The policies, which docs/routing.md tells apart:
+  ` + strings.Join(device.PolicyNames(), "\n  "),
+		Example: `  batchyard policy set power_of_two
+  batchyard policy set round_robin --binding late
+  batchyard policy set load_formula --weight cpu=0.6,mem=0.4`,
+		Args: exactly("POLICY"), ValidArgsFunction: completePolicies,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in.Policy = args[0]
+			for _, name := range slices.Sorted(maps.Keys(weights)) {
+				w, err := strconv.ParseFloat(weights[name], 64)
+				if err != nil {
+					return usageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
+				}
+				if in.Weights == nil {
+					in.Weights = map[string]float64{}
+				}
+				in.Weights[name] = w
+			}
+			return c.policy(cmd.Context(), http.MethodPut, &in)
+		},
+	}
+	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
+	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: one of "+strings.Join(presetNames(), ", "))
+	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; may be given again")
+	completeFlag(cmd, "binding", device.Bindings)
+	completeFlag(cmd, "preset", presetNames())
+	return cmd
+}
+
+func presetNames() []string { return slices.Sorted(maps.Keys(device.LoadPresets)) }
+
+func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return device.PolicyNames(), cobra.ShellCompDirectiveNoFileComp
+}
+
+// policy asks for, or changes, how devices are chosen, and shows what holds then.
+func (c *cli) policy(ctx context.Context, method string, in *api.PolicyIn) error {
+	server, err := c.client()
+	if err != nil {
+		return err
+	}
+	var body []byte
+	if in != nil {
+		if body, err = json.Marshal(in); err != nil {
+			return fmt.Errorf("encoding the policy: %w", err)
+		}
+	}
+	raw, err := server.ask(ctx, method, policyPath, nil, body, 0)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(json.RawMessage(raw))
+	}
+	var st api.PolicyStatus
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return fmt.Errorf("reading the policy that the server tells: %w; is --server right?", err)
+	}
+	t := newTable(c.out)
+	t.row("policy", st.Policy)
+	t.row("binding", st.Binding)
+	if w := weightsText(&st.PolicyIn); w != "" {
+		t.row("weights", w)
+	}
+	switch {
+	case st.Source != "operator":
+		t.row("said by", "the configuration")
+	case st.At != nil:
+		t.row("said by", st.By+", "+ago(*st.At, c.now()))
+		t.row("without that", st.File.Policy+", "+st.File.Binding)
+	}
+	return t.flush()
+}
+
+func weightsText(p *api.PolicyIn) string {
+	if p.Preset != "" {
+		return "those of " + p.Preset
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(p.Weights)) {
+		parts = append(parts, name+" "+strconv.FormatFloat(p.Weights[name], 'g', -1, 64))
+	}
+	return strings.Join(parts, ", ")
+}

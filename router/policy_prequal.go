@@ -18,7 +18,9 @@ import (
 // is read anew, each second, which is the published age). Latency is not the
 // median of late answers at this number in flight but what that would be: the
 // learned service time, times the tasks a slot when all slots are taken, plus the
-// network. Requests in flight are counted as published, not by slot.
+// network. Requests in flight are counted for each slot: published for servers of
+// one size, plain counts would call the large ones hot (p99 a fifth higher on
+// mixed12).
 type prequal struct{}
 
 const (
@@ -67,11 +69,12 @@ func (p *probes) drop(k int) {
 	p.n--
 }
 
-// hot is the number of tasks in flight above which a device of the pool is hot.
-func (p *probes) hot(f *Field) int {
-	var sorted [probesMost]int
+// hot is the number of tasks in flight, for each slot, above which a device of the
+// pool is hot.
+func (p *probes) hot(f *Field) float64 {
+	var sorted [probesMost]float64
 	for k := range p.n {
-		used, at := f.Cands[p.at[k]].Used, k
+		used, at := f.Cands[p.at[k]].inFlight(), k
 		for ; at > 0 && sorted[at-1] > used; at-- {
 			sorted[at] = sorted[at-1]
 		}
@@ -96,10 +99,10 @@ func (*prequal) Pick(_ *Request, f *Field) Choice {
 		if c.Used >= c.Limit {
 			continue
 		}
-		if c.Used <= hot {
+		if c.inFlight() <= hot {
 			choice.note(int(i), c.latency())
 		}
-		if cool == Wait || c.Used < f.Cands[cool].Used {
+		if cool == Wait || c.inFlight() < f.Cands[cool].inFlight() {
 			cool = int(i)
 		}
 	}
@@ -123,7 +126,7 @@ func (*prequal) Pick(_ *Request, f *Field) Choice {
 
 // forget lets one probe go: the oldest, and the next time the worst, which is the
 // hottest, or without a hot one the slowest.
-func (p *probes) forget(f *Field, hot int) {
+func (p *probes) forget(f *Field, hot float64) {
 	if p.n <= 2 { // too few to choose among
 		return
 	}
@@ -131,8 +134,8 @@ func (p *probes) forget(f *Field, hot int) {
 	if p.worst {
 		key := func(k int) (float64, float64) {
 			c := &f.Cands[p.at[k]]
-			if c.Used > hot {
-				return float64(c.Used), 0
+			if c.inFlight() > hot {
+				return c.inFlight(), 0
 			}
 			return -1, c.latency()
 		}
@@ -153,3 +156,6 @@ func (c *Candidate) latency() float64 {
 	s := ms(cmp.Or(c.Service, unknownService))
 	return s*max(1, float64(c.Used+1)/float64(max(1, c.Slots))) + ms(c.Latency)
 }
+
+// inFlight is the tasks that it has for each slot.
+func (c *Candidate) inFlight() float64 { return float64(c.Used) / float64(max(1, c.Slots)) }

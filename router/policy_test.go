@@ -529,6 +529,24 @@ func TestPrequalPrefersColdThenFast(t *testing.T) {
 	require.Zero(t, both, "the fewest in flight, not the fastest")
 }
 
+func TestPrequalCountsBySlots(t *testing.T) {
+	var cs []Candidate
+	for i := range 12 {
+		cs = append(cs, cand(fmt.Sprintf("d%02d", i), 1, 99, 1))
+		cs[i].Service = 100 * time.Millisecond
+	}
+	cs[4] = cand("large", 8, 99, 5)
+	cs[4].Service = 40 * time.Millisecond
+	p, f := policyOf(t, "prequal"), fieldOf(1, cs...)
+	large := 0
+	for range 400 {
+		if p.Pick(&Request{}, f).Index == 4 {
+			large++
+		}
+	}
+	require.Greater(t, large, 200, "five on eight slots are not hot")
+}
+
 func TestPrequalKeepsABoundedPoolOfRecentProbes(t *testing.T) {
 	p, f := policyOf(t, "prequal"), fieldOf(1, fleetOf(500)...)
 	seen := map[int32]bool{}
@@ -549,10 +567,10 @@ func TestPrequalKeepsABoundedPoolOfRecentProbes(t *testing.T) {
 
 func TestExpectedFinishLeavesSlowDevicesOutUntilTheQueueIsLong(t *testing.T) {
 	p, f := policyOf(t, "expected_finish"), fieldOf(1, cand("slow", 1, 2, 0), cand("fast", 2, 3, 0))
-	f.Cands[0].Service, f.Cands[1].Service = 400*time.Millisecond, 100*time.Millisecond
+	f.Cands[0].Service, f.Cands[1].Service = 2*time.Second, 100*time.Millisecond
 	var order []string
 	waiting := 0
-	for range 12 {
+	for range 60 {
 		got := p.Pick(&Request{Ahead: waiting}, f)
 		if got.Index == Wait {
 			require.True(t, got.Held)

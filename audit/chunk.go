@@ -194,6 +194,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		}
 	}
 	known.queue(&b)
+	known.queueRanks(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
 	w.results, w.duplicates = len(won), len(losers)
@@ -216,6 +217,7 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 		if s, ok := stateOfEvent(&it.v); ok {
 			known.add(s)
 		}
+		known.rank(&it.v)
 	}
 	for _, o := range duplicates {
 		e := duplicateEvent(o.r, d.actor, time.Now())

@@ -18,7 +18,11 @@ import (
 //	state, attempt, device, model, error   of the highest (sequence, time); a result is above all
 //	assigned_at, started_at                the latest
 //	submitted_at                           of the best source: acceptance, result, or the first event
-//	endpoint, priority, job, …             the first that is not empty
+//	priority                               the result's, else of the last change, else the first
+//	endpoint, job, …                       the first that is not empty
+//
+// A change of priority is an update of its own: its event follows that of the
+// acceptance in the same partition, so the row is there.
 //
 // So events and results may come interleaved in any way, late or early, and be
 // collapsed within a chunk: [merge] and upsertSQL say the same thing twice.
@@ -119,7 +123,11 @@ func (s *state) merge(n *state) {
 		s.deadline = n.deadline
 	}
 	s.endpoint = cmp.Or(s.endpoint, n.endpoint)
-	s.priority = cmp.Or(s.priority, n.priority)
+	if n.seq == task.TerminalSequence { // it may have been changed on its way
+		s.priority = cmp.Or(n.priority, s.priority)
+	} else {
+		s.priority = cmp.Or(s.priority, n.priority)
+	}
 	s.job = cmp.Or(s.job, n.job)
 	s.customID = cmp.Or(s.customID, n.customID)
 	s.traceID = cmp.Or(s.traceID, n.traceID)
@@ -163,7 +171,7 @@ ON CONFLICT (tenant, id) DO UPDATE SET
 	known_from    = greatest(t.known_from, excluded.known_from),
 	deadline      = coalesce(t.deadline, excluded.deadline),
 	endpoint      = coalesce(t.endpoint, excluded.endpoint),
-	priority      = coalesce(t.priority, excluded.priority),
+	priority      = CASE WHEN excluded.seq = 2147483647 THEN coalesce(excluded.priority, t.priority) ELSE coalesce(t.priority, excluded.priority) END,
 	job           = coalesce(t.job, excluded.job),
 	custom_id     = coalesce(t.custom_id, excluded.custom_id),
 	trace_id      = coalesce(t.trace_id, excluded.trace_id),
@@ -186,6 +194,7 @@ WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 type states struct {
 	byKey map[task.Key]*state
 	all   []*state
+	ranks map[task.Key]task.Priority // the last change of each
 }
 
 func newStates(n int) *states { return &states{byKey: make(map[task.Key]*state, n)} }
@@ -197,6 +206,36 @@ func (s *states) add(n state) {
 	}
 	s.byKey[n.key] = &n
 	s.all = append(s.all, &n)
+}
+
+// rank takes a change of priority; a task that has ended keeps the one that it ran with.
+func (s *states) rank(e *task.Event) {
+	if e.Action != task.TaskReprioritized || e.Outcome != task.OutcomeOK || e.TaskID == "" || e.Priority == "" {
+		return
+	}
+	if s.ranks == nil {
+		s.ranks = map[task.Key]task.Priority{}
+	}
+	s.ranks[e.Key()] = e.Priority
+}
+
+// rankSQL may meet another recorder that holds one of these rows and wants one
+// of ours; Postgres then ends one of the two, which tries again.
+const rankSQL = `
+UPDATE tasks t SET priority = u.priority, version = t.version + 1
+FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, id, priority)
+WHERE t.tenant = u.tenant AND t.id = u.id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
+
+// queueRanks adds the changes of priority to a batch, behind the upsert.
+func (s *states) queueRanks(b *pgx.Batch) {
+	if len(s.ranks) == 0 {
+		return
+	}
+	var tenants, ids, priorities []string
+	for k, p := range s.ranks {
+		tenants, ids, priorities = append(tenants, k.Tenant), append(ids, k.ID), append(priorities, string(p))
+	}
+	b.Queue(rankSQL, tenants, ids, priorities)
 }
 
 // queue adds the upsert to a batch. Rows go in the order of their keys, so that

@@ -47,6 +47,45 @@ func TestTaskWithItsResult(t *testing.T) {
 	require.Equal(t, res, row.Result, "what was written is what is read")
 }
 
+func TestPriorityIsTheLastThatWasSaid(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	s := newTestStore(t, r, Config{})
+	events, results := r.own("events", 0), r.own("results", 0)
+	st := newStory("t1")
+	priority := func() task.Priority {
+		row, err := s.Task(t.Context(), st.task.Key())
+		require.NoError(t, err)
+		return row.Priority
+	}
+	change := func(p task.Priority, o task.Outcome) task.Event {
+		e := st.event(task.TaskReprioritized, 0, "")
+		e.Priority, e.Outcome = p, o
+		return e
+	}
+	r.record(events.events(t, st.accepted()))
+	require.Equal(t, task.Normal, priority())
+	r.record(events.events(t, change(task.Low, task.OutcomeOK), change(task.High, task.OutcomeOK)))
+	require.Equal(t, task.High, priority())
+	r.record(events.events(t, change(task.Low, task.OutcomeFailed)))
+	require.Equal(t, task.High, priority(), "Redis did not take it")
+	queued := st.event(task.TaskQueued, 0, "")
+	queued.Priority = task.Normal
+	r.record(events.events(t, queued))
+	require.Equal(t, task.High, priority(), "an event that was late")
+
+	// It went to a device before the change came there: its result tells.
+	r.record(results.result(t, st.result(task.Success, "d1")), events.events(t, change(task.Low, task.OutcomeOK)))
+	require.Equal(t, task.Normal, priority())
+	r.record(events.events(t, change(task.Low, task.OutcomeOK)))
+	require.Equal(t, task.Normal, priority())
+
+	// All of it in one chunk.
+	st = newStory("t2")
+	r.record(events.events(t, st.accepted(), change(task.High, task.OutcomeOK)))
+	require.Equal(t, task.High, priority())
+}
+
 func TestListPagesThroughEverythingOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, newPool(t))

@@ -68,6 +68,7 @@ type Scored struct {
 type Choice struct {
 	Index int       // of the candidate; Wait when the task should wait
 	Held  bool      // when waiting: a device could take it, a better one is worth the wait
+	Until int       // when held: with fewer tasks ahead than this the choice is the same; 0: not known
 	Top   [3]Scored // the best that were looked at, best first
 	Tops  int       // how many of Top are set
 	Note  string    // in words, for the audit log; constant text, figures are in Top

@@ -2,6 +2,7 @@ package router
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -16,10 +17,10 @@ const unknownService = 10 * time.Millisecond
 // and h the hop to a device:
 //
 //	start now    on the fastest device with a free slot:  h + s
-//	wait here    for the first faster device to be free:  f·(k + 1)·r/R + h + N/R
+//	wait here    for the first faster device to be free:  f·(k·r + 1)/R + h + N/R
 //	bind ahead   behind the tasks of a busy device:       max(h, (u − n + 1)·s/n) + s
 //
-// Waiting, k tasks go before this one in each of r routers, and the faster
+// k tasks wait before this one in each of r routers, and the faster
 // devices free their N slots at the rate R = Σ n/s, each then taking N/R on
 // average. A slow device is so left out as long as waiting for a fast one ends
 // sooner, and gets its share once the queue is long: a threshold policy, as is
@@ -48,23 +49,28 @@ func (*expectedFinish) Unit() string { return "ms" }
 type bySpeed struct {
 	order   []int32
 	service []float64 // in ms, network time included; in that order
+	stale   []int32   // candidates of which nothing was heard for long
 }
+
+// serviceOf is the time of one task on the device, in ms.
+func serviceOf(c *Candidate) float64 { return ms(cmp.Or(c.Service, unknownService) + c.Latency) }
 
 func speeds(f *Field) *bySpeed {
 	if m, ok := f.Memo.(*bySpeed); ok {
 		return m
 	}
 	m := &bySpeed{order: make([]int32, len(f.Cands)), service: make([]float64, len(f.Cands))}
-	of := func(i int32) float64 {
-		c := &f.Cands[i]
-		return ms(cmp.Or(c.Service, unknownService) + c.Latency)
-	}
 	for i := range m.order {
 		m.order[i] = int32(i) //nolint:gosec // devices.max_devices bounds it
+		if f.Cands[i].Explore {
+			m.stale = append(m.stale, m.order[i])
+		}
 	}
-	slices.SortFunc(m.order, func(a, b int32) int { return cmp.Or(cmp.Compare(of(a), of(b)), cmp.Compare(a, b)) })
+	slices.SortFunc(m.order, func(a, b int32) int {
+		return cmp.Or(cmp.Compare(serviceOf(&f.Cands[a]), serviceOf(&f.Cands[b])), cmp.Compare(a, b))
+	})
 	for k, i := range m.order {
-		m.service[k] = of(i)
+		m.service[k] = serviceOf(&f.Cands[i])
 	}
 	f.Memo = m
 	return m
@@ -73,23 +79,28 @@ func speeds(f *Field) *bySpeed {
 func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
 	speed := speeds(f)
 	hop := ms(f.Hop)
-	queue := float64(r.Ahead+1) * float64(max(1, f.Routers))
 	choice := Choice{Index: Wait}
+	for _, i := range speed.stale {
+		if c := &f.Cands[i]; c.Explore && c.Used < min(c.Slots, c.Limit) {
+			choice.Index, choice.Note = int(i), "nothing was heard of it for long"
+			choice.note(int(i), hop+serviceOf(c))
+			return choice
+		}
+	}
+	routers := float64(max(1, f.Routers))
+	queue := float64(r.Ahead)*routers + 1
+	enough := math.Inf(1)   // the queue at which the choice would be another
 	slots, rate := 0.0, 0.0 // of the faster devices, all busy: N and R
-	ahead, aheadAt, busy := Wait, 0.0, 0.0
+	ahead, aheadAt, passed := Wait, 0.0, 0
 	for k, i := range speed.order {
 		c, s := &f.Cands[i], speed.service[k]
 		if c.Used < min(c.Slots, c.Limit) {
 			choice.note(int(i), hop+s)
-			switch {
-			case c.Explore:
-				choice.Index, choice.Note = int(i), "nothing was heard of it for long"
-				return choice
-			case rate == 0 || s <= againstSlow*queue/rate+slots/rate:
+			// Worth it when s + h ≤ f·queue/R + h + N/R.
+			if enough = (s*rate - slots) / againstSlow; queue >= enough {
 				choice.Index, choice.Note = int(i), "it can start at once"
 				return choice
 			}
-			choice.Held = true
 			break
 		}
 		n := float64(max(1, c.Slots))
@@ -101,17 +112,37 @@ func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
 			}
 		}
 		slots, rate = slots+n, rate+n/s
-		if w := againstAhead*queue/rate + hop + slots/rate; busy == 0 || w < busy {
-			busy = w
+		passed++
+	}
+	if ahead != Wait {
+		bind := speed.queueFor(f, aheadAt-hop, passed)
+		if queue >= bind {
+			choice.Index, choice.Note = ahead, "it is bound ahead, to start when a slot is free"
+			return choice
 		}
+		enough = min(enough, bind)
 	}
-	if ahead != Wait && aheadAt <= busy {
-		choice.Index, choice.Held, choice.Note = ahead, false, "it is bound ahead, to start when a slot is free"
-		return choice
+	choice.Held = !math.IsInf(enough, 1)
+	if choice.Held {
+		choice.Until = int(min((enough-1)/routers, math.MaxInt32)) + 1
+		choice.Note = "a faster device is worth waiting for"
 	}
-	choice.Held = choice.Held || ahead != Wait
-	choice.Note = "a faster device is worth waiting for"
 	return choice
+}
+
+// queueFor is the queue at which waiting for the first of the passed devices to
+// be free, and running there, takes the given time or longer: the largest of
+// (t·R − N)/f over those whose service time is below it.
+func (m *bySpeed) queueFor(f *Field, t float64, passed int) float64 {
+	slots, rate := 0.0, 0.0
+	for k, i := range m.order[:passed] {
+		if m.service[k] >= t {
+			break
+		}
+		n := float64(max(1, f.Cands[i].Slots))
+		slots, rate = slots+n, rate+n/m.service[k]
+	}
+	return (t*rate - slots) / againstAhead
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

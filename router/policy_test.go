@@ -570,10 +570,15 @@ func TestExpectedFinishLeavesSlowDevicesOutUntilTheQueueIsLong(t *testing.T) {
 	f.Cands[0].Service, f.Cands[1].Service = 2*time.Second, 100*time.Millisecond
 	var order []string
 	waiting := 0
-	for range 60 {
+	for !slices.Contains(order, "slow") && waiting < 100 {
 		got := p.Pick(&Request{Ahead: waiting}, f)
 		if got.Index == Wait {
 			require.True(t, got.Held)
+			require.Greater(t, got.Until, waiting)
+			for ahead := waiting; ahead < got.Until; ahead++ {
+				require.Equal(t, Wait, p.Pick(&Request{Ahead: ahead}, f).Index, "it said that it would wait, with %d ahead", ahead)
+			}
+			require.NotEqual(t, Wait, p.Pick(&Request{Ahead: got.Until}, f).Index)
 			order = append(order, "wait")
 			waiting++
 			continue

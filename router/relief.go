@@ -106,22 +106,12 @@ func (d *decider) idleDevice(now time.Time) bool {
 		}
 		wanted := false
 		for _, c := range d.window.classes {
-			if c.tasks > 0 && s.fit(c, now) == fits && c.ready() {
+			if c.ready > 0 && s.fit(c, now) == fits {
 				wanted = true
 				break
 			}
 		}
 		if !wanted {
-			return true
-		}
-	}
-	return false
-}
-
-// ready says that a task of the class waits for nothing but a device.
-func (c *class) ready() bool {
-	for _, q := range c.queues {
-		if q.ready.len() > 0 {
 			return true
 		}
 	}

@@ -44,7 +44,7 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 		}
 		c := q.class
 		if c.round != d.round {
-			c.round, c.waits, c.full = d.round, 0, false
+			c.round, c.waits, c.until, c.full, c.blocked = d.round, 0, 0, false, false
 		}
 		f := d.view.look(c, now, d.rng)
 		switch {
@@ -62,6 +62,10 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 			w.remove(it)
 			continue
 		}
+		if c.waits < c.until { // it would choose to wait, as the one before
+			d.hold(it, patience)
+			continue
+		}
 		choice := d.policy.Pick(&Request{
 			ID: it.task.ID, Tenant: it.task.Tenant, Session: it.task.Session, Client: it.client,
 			Band: q.flow.key.band, Level: it.task.Level, Ahead: c.waits,
@@ -76,13 +80,14 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 			w.served(q, f.cost)
 			w.unready(it)
 			picks = append(picks, p)
+			c.until = 0
+		case choice.Held && choice.Until > c.ready+c.waits:
+			c.full = true // so would all the others
 		case choice.Held:
-			w.unready(it)
-			d.held = append(d.held, it)
-			c.waits++
-			c.full = c.waits >= patience
+			c.until = choice.Until
+			d.hold(it, patience)
 		default:
-			c.full = true
+			c.full, c.blocked = true, true
 		}
 	}
 	for _, it := range d.held {
@@ -95,6 +100,15 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 		}
 	}
 	return picks, len(picks) == d.cfg.RoundPicks
+}
+
+// hold keeps a task back for a better device, for the rest of the round.
+func (d *decider) hold(it *item, patience int) {
+	c := it.class
+	d.window.unready(it)
+	d.held = append(d.held, it)
+	c.waits++
+	c.full = c.waits >= patience
 }
 
 // book takes a credit in our own books.
@@ -204,7 +218,7 @@ func (d *decider) asks(now time.Time) []device.Ask {
 	}
 	wish := map[string]askedFor{}
 	for _, c := range d.window.classes {
-		if !c.full || c.round != d.round || c.unable || c.field == nil || len(wish) >= maxAsks {
+		if !c.blocked || c.round != d.round || c.unable || c.field == nil || len(wish) >= maxAsks {
 			continue
 		}
 		band, n := bands, 0

@@ -15,14 +15,6 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// waiting is the ready tasks of a class.
-func (c *class) waiting() (n int) {
-	for _, q := range c.queues {
-		n += q.ready.len()
-	}
-	return n
-}
-
 // known is a fleet whose service times are known: 100 ms for all.
 func known(ds ...device.Device) Fleet {
 	f := Fleet{Devices: ds, Rates: map[device.RateKey]device.Rate{}}
@@ -101,7 +93,7 @@ func TestNothingIsLostWhenRedisGivesNoAnswer(t *testing.T) {
 	require.Error(t, err)
 	require.Zero(t, s.view.pools[device.Pool("d", device.ClassEach)].Used)
 	for _, c := range s.window.classes {
-		require.Equal(t, 3, c.waiting())
+		require.Equal(t, 3, c.ready)
 	}
 }
 
@@ -146,7 +138,7 @@ func TestAClassThatWaitsForItsBestDeviceHoldsUpNobody(t *testing.T) {
 	require.Equal(t, 2001, s.window.len(), "planning takes nothing out")
 	for _, c := range s.window.classes {
 		if c.model == "a" {
-			require.Equal(t, 1998, c.waiting())
+			require.Equal(t, 1998, c.ready)
 		}
 	}
 }
@@ -242,7 +234,7 @@ func TestRoundsAgainstRealCredits(t *testing.T) {
 				require.Equal(t, added, picked+s.window.len())
 				inHeaps := 0
 				for _, c := range s.window.classes {
-					inHeaps += c.waiting()
+					inHeaps += c.ready
 				}
 				require.Equal(t, s.window.len(), inHeaps)
 			},

@@ -45,14 +45,17 @@ type class struct {
 	avoid  []string // devices not to be tried again
 	queues map[*flow]*queue
 	tasks  int // in the window, waiting ones included
+	ready  int // of them, in a queue
 
-	field  *field    // the devices that may run it; nil: not looked at yet
-	unable bool      // no device can run it now: as of the last look at the fleet
-	round  uint64    // of the last look
-	waits  int       // tasks that decided to wait for a better device, in that round
-	full   bool      // nothing is free for it in that round
-	pause  time.Time // lower bands take nothing before: a higher one waits elsewhere
-	pauses int       // the first band that pauses
+	field   *field    // the devices that may run it; nil: not looked at yet
+	unable  bool      // no device can run it now: as of the last look at the fleet
+	round   uint64    // of the last look
+	waits   int       // tasks that decided to wait for a better device, in that round
+	until   int       // with fewer than this the next one decides so, too
+	full    bool      // none of its tasks goes anywhere in that round
+	blocked bool      // … because nothing is free for it
+	pause   time.Time // lower bands take nothing before: a higher one waits elsewhere
+	pauses  int       // the first band that pauses
 }
 
 // window holds what has been read and not yet assigned. It is owned by the
@@ -258,6 +261,7 @@ func (w *window) unready(it *item) {
 	}
 	q := it.queue
 	w.ready--
+	it.class.ready--
 	first := it.index == 0
 	q.ready.remove(it.index)
 	switch {
@@ -280,6 +284,7 @@ func (w *window) back(it *item) {
 	}
 	it.queue = q
 	w.ready++
+	it.class.ready++
 	q.ready.push(it)
 	switch {
 	case q.ready.len() == 1:

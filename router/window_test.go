@@ -96,9 +96,11 @@ func (m *model) checkQueues(t *rapid.T, w *window) {
 	perFlow := map[*flow]int{}
 	for key, c := range w.classes {
 		require.Equal(t, key, c.key)
+		own := 0
 		for f, q := range c.queues {
 			ordered(t, &q.ready, func(it *item) int { return it.index })
 			ready += q.ready.len()
+			own += q.ready.len()
 			if q.ready.len() > 0 {
 				perFlow[f]++
 			}
@@ -110,6 +112,7 @@ func (m *model) checkQueues(t *rapid.T, w *window) {
 				require.True(t, q.ready.len() == 0 || q.aside, "a queue with tasks that nobody sees")
 			}
 		}
+		require.Equal(t, own, c.ready)
 	}
 	require.Equal(t, ready, w.ready)
 	queued := [bands]int{}
@@ -380,7 +383,7 @@ func TestParkedTasksComeBackWithTheirDevice(t *testing.T) {
 	for _, it := range []*item{unable, busy, later} {
 		require.Equal(t, -1, it.index, it.task.ID)
 	}
-	require.Equal(t, 1, w.classes["here"].waiting())
+	require.Equal(t, 1, w.classes["here"].ready)
 	w.due(now.Add(time.Minute), func(*item) { t.Fatal("none has a deadline") })
 	for _, it := range []*item{unable, busy, later} {
 		require.GreaterOrEqual(t, it.index, 0, it.task.ID)

@@ -131,6 +131,7 @@ type Change struct {
 	At    time.Time
 	State string
 	Why   string // of an ejection: in figures
+	Hung  bool   // of an ejection: it hangs, what runs there may never end
 }
 
 // maxChanges bounds the changes that nobody asks for.
@@ -226,7 +227,7 @@ func (e *Ejector) turn(now time.Time) {
 func (e *Ejector) change(now time.Time, state, why string) {
 	e.state, e.why = state, why
 	if len(e.changes) < maxChanges {
-		e.changes = append(e.changes, Change{now, state, why})
+		e.changes = append(e.changes, Change{At: now, State: state, Why: why, Hung: state == StateOpen && e.hung})
 	}
 }
 

@@ -82,6 +82,7 @@ func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
 	for _, ch := range c.Changes() {
 		states = append(states, ch.State)
 		require.Equal(t, ch.State == StateOpen, ch.Why != "")
+		require.False(t, ch.Hung)
 	}
 	require.Equal(t, []string{StateOpen, StateHalfOpen, StateOpen, StateHalfOpen, StateOpen}, states[:5])
 	require.Empty(t, c.Changes())
@@ -170,6 +171,7 @@ func TestEjectorFindsHangs(t *testing.T) {
 	c.Check(c.now, usual)
 	require.Equal(t, StateOpen, c.state())
 	require.Equal(t, "nothing ended for 2s where 100ms is usual", c.Health(c.now).Why)
+	require.Equal(t, []Change{{At: c.now, State: StateOpen, Why: c.Health(c.now).Why, Hung: true}}, c.Changes())
 	require.False(t, c.Allow(c.now))
 
 	c.now = c.now.Add(5 * time.Second) // its test hangs as well

@@ -65,12 +65,26 @@ func (r *runner) check(now time.Time) {
 	r.ejector.Check(now, r.expected())
 	changes := r.ejector.Changes()
 	for _, c := range changes {
+		if c.Hung {
+			r.giveUp()
+		}
 		if !r.gone.Load() {
 			r.w.breakerChanged(r.id, c)
 		}
 	}
 	if len(changes) > 0 {
 		r.dispatch() // nothing waits at a device that hangs
+	}
+}
+
+// giveUp frees the slots of what runs on a device that hangs. It may still be
+// answered; when the device has shown that it works, others run beside it.
+func (r *runner) giveUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.running {
+		r.hung[c] = struct{}{}
+		delete(r.running, c)
 	}
 }
 

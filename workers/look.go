@@ -86,27 +86,24 @@ func (s *Workers) look(ctx context.Context, regular bool) error {
 func (r *runner) registered(d *device.Device, regular bool) {
 	r.mu.Lock()
 	before := r.away
-	r.mu.Unlock()
-	away := ""
 	switch {
 	case d == nil && !r.seen: // somebody sends work to a device that sends no heartbeats
-	case d == nil:
+	case d == nil: // as it was, until it was missing for long
 		if regular {
 			r.missing++
 		}
-		if away = before; r.missing >= missedLooks {
-			away = awayLeft
+		if r.missing >= missedLooks {
+			r.away = awayLeft
 		}
-	case d.Silent():
-		away = awaySilent
-	case d.Draining:
-		away = awayDraining
+	default:
+		r.seen, r.missing, r.away = true, 0, ""
+		if d.Silent() {
+			r.away = awaySilent
+		} else if d.Draining {
+			r.away = awayDraining
+		}
 	}
-	if d != nil {
-		r.seen, r.missing = true, 0
-	}
-	r.mu.Lock()
-	r.away = away
+	away := r.away
 	r.mu.Unlock()
 	if away != before {
 		r.w.deps.Logger.Info("device", "device", r.id, "away", away)

@@ -39,24 +39,24 @@ type runner struct {
 	device    task.DeviceRef // as the newest assignment knows it
 	queue     []*call
 	running   map[*call]struct{}
-	slowUntil time.Time // it answered 429: nothing is sent before
-	away      string    // why nothing is to wait here: the device is silent, drained or gone
+	hung      map[*call]struct{} // what runs there but will hardly end: it counts as nobody's slot
+	slowUntil time.Time          // it answered 429: nothing is sent before
+	away      string             // why nothing is to wait here: the device is silent, drained or gone
+	seen      bool               // in the registry
+	missing   int                // looks at the registry since, in which it was not there
 	timer     *time.Timer
 	used      time.Time
 
-	// Of the goroutines that report and look; each field is one's own.
-	told    device.Health
-	toldAt  time.Time
-	seeded  bool
-	seen    bool // in the registry
-	missing int  // looks at the registry since, in which it was not there
+	told   device.Health // the goroutine's that reports
+	toldAt time.Time
+	seeded bool // the goroutine's that looks
 }
 
 func newRunner(w *Workers, d task.DeviceRef, partition int) *runner {
 	cfg := w.cfg
 	return &runner{
 		w: w, id: d.ID, partition: partition, device: d, budget: NewBudget(cfg.RetryBudget), used: time.Now(),
-		running: map[*call]struct{}{},
+		running: map[*call]struct{}{}, hung: map[*call]struct{}{},
 		ejector: device.NewEjector(device.EjectorConfig{
 			Faults: cfg.BreakerFails, Ratio: cfg.BreakerRatio, Window: cfg.BreakerWindow, Open: cfg.BreakerOpen, OpenMax: cfg.BreakerOpenMax,
 			Hang: cfg.HangFactor, HangMin: cfg.HangMin, Jitter: rand.Float64,
@@ -154,6 +154,7 @@ func (r *runner) dispatch() {
 			r.run(d, c)
 			r.mu.Lock()
 			delete(r.running, c)
+			delete(r.hung, c)
 			r.mu.Unlock()
 			r.dispatch()
 		})
@@ -200,7 +201,7 @@ func (r *runner) takeQueue() []*call {
 func (r *runner) idleSince() (time.Time, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.used, len(r.queue) == 0 && len(r.running) == 0
+	return r.used, len(r.queue) == 0 && len(r.running)+len(r.hung) == 0
 }
 
 // run makes one call. It holds a slot of the device.

@@ -196,3 +196,19 @@ func TestThrottledDevicesGetLessAtATime(t *testing.T) {
 		return err == nil && hs["d"].HopMS > 0 && hs["d"].HopMS < 10_000
 	})
 }
+
+// So a device that hangs from the first request of its new owner is found too.
+func TestANewOwnerKnowsWhatIsUsual(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "d", Slots: 1})
+	y.register(time.Hour)
+	cfg := testConfig()
+	cfg.HangMin, cfg.HangFactor = 50*time.Millisecond, 2
+	require.NoError(t, y.deps.Rates.Report(t.Context(), map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: 5, Samples: 100, At: time.Now()}}, nil))
+	y.beat("d", false)
+	y.workers(cfg)
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Hang})
+	y.send("d", chat("hangs"))
+	y.until("its breaker", func() bool { return y.count(task.BreakerOpened) == 1 })
+	require.NoError(t, y.deps.Cancels.Mark(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "hangs"}))
+	y.committed()
+}

@@ -37,8 +37,8 @@ type expectedFinish struct{}
 
 // Factors of the queue in front of a task that waits here.
 const (
-	againstSlow  = 6.0 // when a slower device could start it now
-	againstAhead = 2.0 // when it could be bound ahead
+	againstSlow  = 8.0 // when a slower device could start it now
+	againstAhead = 3.0 // when it could be bound ahead
 )
 
 func (*expectedFinish) Name() string { return "expected_finish" }
@@ -48,7 +48,9 @@ func (*expectedFinish) Unit() string { return "ms" }
 // bySpeed is the candidates from fast to slow.
 type bySpeed struct {
 	order   []int32
-	service []float64 // in ms, network time included; in that order
+	service []float64 // in ms, network time included; in that order, like the next two
+	speed   []float64 // 1/service
+	loads   []*Load   // side by side in memory: a deep queue looks at all of them
 	stale   []int32   // candidates of which nothing was heard for long
 }
 
@@ -59,7 +61,8 @@ func speeds(f *Field) *bySpeed {
 	if m, ok := f.Memo.(*bySpeed); ok {
 		return m
 	}
-	m := &bySpeed{order: make([]int32, len(f.Cands)), service: make([]float64, len(f.Cands))}
+	n := len(f.Cands)
+	m := &bySpeed{order: make([]int32, n), service: make([]float64, n), speed: make([]float64, n), loads: make([]*Load, n)}
 	for i := range m.order {
 		m.order[i] = int32(i) //nolint:gosec // devices.max_devices bounds it
 		if f.Cands[i].Explore {
@@ -70,7 +73,8 @@ func speeds(f *Field) *bySpeed {
 		return cmp.Or(cmp.Compare(serviceOf(&f.Cands[a]), serviceOf(&f.Cands[b])), cmp.Compare(a, b))
 	})
 	for k, i := range m.order {
-		m.service[k] = serviceOf(&f.Cands[i])
+		m.service[k], m.loads[k] = serviceOf(&f.Cands[i]), f.Cands[i].Load
+		m.speed[k] = 1 / m.service[k]
 	}
 	f.Memo = m
 	return m
@@ -93,7 +97,7 @@ func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
 	slots, rate := 0.0, 0.0 // of the faster devices, all busy: N and R
 	ahead, aheadAt, passed := Wait, 0.0, 0
 	for k, i := range speed.order {
-		c, s := &f.Cands[i], speed.service[k]
+		c, s := speed.loads[k], speed.service[k]
 		if c.Used < min(c.Slots, c.Limit) {
 			choice.note(int(i), hop+s)
 			// Worth it when s + h ≤ f·queue/R + h + N/R.
@@ -111,11 +115,11 @@ func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
 				ahead, aheadAt = int(i), at
 			}
 		}
-		slots, rate = slots+n, rate+n/s
+		slots, rate = slots+n, rate+n*speed.speed[k]
 		passed++
 	}
 	if ahead != Wait {
-		bind := speed.queueFor(f, aheadAt-hop, passed)
+		bind := speed.queueFor(aheadAt-hop, passed)
 		if queue >= bind {
 			choice.Index, choice.Note = ahead, "it is bound ahead, to start when a slot is free"
 			return choice
@@ -133,14 +137,14 @@ func (p *expectedFinish) Pick(r *Request, f *Field) Choice {
 // queueFor is the queue at which waiting for the first of the passed devices to
 // be free, and running there, takes the given time or longer: the largest of
 // (t·R − N)/f over those whose service time is below it.
-func (m *bySpeed) queueFor(f *Field, t float64, passed int) float64 {
+func (m *bySpeed) queueFor(t float64, passed int) float64 {
 	slots, rate := 0.0, 0.0
-	for k, i := range m.order[:passed] {
+	for k, l := range m.loads[:passed] {
 		if m.service[k] >= t {
 			break
 		}
-		n := float64(max(1, f.Cands[i].Slots))
-		slots, rate = slots+n, rate+n/m.service[k]
+		n := float64(max(1, l.Slots))
+		slots, rate = slots+n, rate+n*m.speed[k]
 	}
 	return (t*rate - slots) / againstAhead
 }

@@ -254,24 +254,3 @@ func (n *node) Parked(t *task.Task, until time.Time, _ string) {
 	s.out.Parked++
 	s.after(int64(until.Sub(s.time())), event{kind: evUnpark, job: j})
 }
-
-// conserving are the policies that promise to leave no slot without work while a
-// task waits that could use it.
-var conserving = map[string]bool{
-	"fifo": true, "priority": true,
-}
-
-// checkWork looks whether a policy that promises it left a slot without work
-// that its router knows to be free.
-func (n *node) checkWork() {
-	s := n.s
-	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || n.core.Len() == 0 {
-		return
-	}
-	for i, m := range s.machs {
-		if n.view[i] < m.spec.Slots && m.warm(s) {
-			s.fail("work conservation: %d tasks wait at router %s and %d of %d slots of %s have none", n.core.Len(), n.name, m.spec.Slots-n.view[i], m.spec.Slots, m.spec.ID)
-			return
-		}
-	}
-}

@@ -48,9 +48,9 @@ func RecoveringDevice(policy string, seed uint64) Setup {
 // do, at half of the fleet's capacity. (A hundred at the same moment would keep
 // the fleet busy for a hundred mean services by themselves.) Streams: low, high.
 func LowBacklog(policy string, seed uint64, low, routers int) Setup {
-	const warm, d = 5 * time.Second, 30 * time.Second
+	const warm, d = 5 * time.Second, 15 * time.Second
 	s := scenario(policy, seed, warm, d)
-	s.Routers = routers
+	s.Routers, s.Cut = routers, true
 	s.Streams = []Stream{
 		{Name: "low", Priority: task.Low, Begin: Burst(low, Exponential, 0)},
 		{Name: "high", Priority: task.High, Begin: First(100, Poisson(0.5*s.Fleet.Capacity(), Exponential, 10*time.Second, warm+d))},
@@ -61,9 +61,10 @@ func LowBacklog(policy string, seed uint64, low, routers int) Setup {
 // EndlessHigh is more high tasks than the fleet can do, for as long as it lasts,
 // and low ones that want a third of it. Streams: high, low.
 func EndlessHigh(policy string, seed uint64, routers int) Setup {
-	const warm, d = 10 * time.Second, 2 * time.Minute
+	const warm, d = 10 * time.Second, time.Minute
 	s := scenario(policy, seed, warm, d)
-	s.Routers = routers
+	s.Routers, s.Cut = routers, true
+	s.Router = func(c *router.Config) { c.WindowCount = 1024 }
 	s.Streams = []Stream{
 		{Name: "high", Priority: task.High, Begin: Poisson(1.2*s.Fleet.Capacity(), Exponential, 0, warm+d)},
 		{Name: "low", Priority: task.Low, Begin: Poisson(0.33*s.Fleet.Capacity(), Exponential, 0, warm+d)},

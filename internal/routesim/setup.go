@@ -132,6 +132,7 @@ type Setup struct {
 	Warmup   time.Duration // not measured
 	Duration time.Duration // measured; afterwards what there is comes to its end
 	Learned  bool          // begin with rates learned
+	Cut      bool          // end with the measured time, whatever is still under way
 	Faults   []Fault
 
 	Router  func(*router.Config)  // changes to the defaults

@@ -16,7 +16,10 @@ type machine struct {
 	models  []string
 	mode    Mode
 	queue   fifo
-	running int
+	running int  // requests that the workers count
+	hung    int  // requests that they have given up, which still run
+	busy    int  // slots that work
+	inner   fifo // requests beyond the slots: those given up hold theirs
 	telling bool // the routers will soon ask what is in use of its pool
 
 	estimator *device.Estimator
@@ -28,6 +31,7 @@ type machine struct {
 	out     *DeviceOutcome
 	since   int64 // busy slot-time is counted up to here
 	changed int64 // when it changed its ways; -1: never
+	unwell  int64 // until then it may be let alone, or get its work back slowly
 }
 
 // known is what the virtual Redis holds of devices.
@@ -77,7 +81,7 @@ func (s *sim) addDevices() {
 // weight is the true rate of a slot: weighted policies, which multiply it by the
 // slots, are told what an operator who measured well would write.
 func (s *sim) beat(m *machine) {
-	busy := float64(m.running) / float64(m.spec.Slots)
+	busy := float64(m.busy) / float64(m.spec.Slots)
 	now := s.time()
 	i := s.byID[m.spec.ID]
 	joined := s.redis.devices[i].JoinedAt
@@ -87,13 +91,14 @@ func (s *sim) beat(m *machine) {
 	s.redis.devices[i] = device.Device{
 		ID: m.spec.ID, URL: "http://" + m.spec.ID, Models: m.models, Tags: m.spec.Tags, Slots: m.spec.Slots,
 		CPU: busy, Mem: 0.2 + 0.6*busy, IO: 0.1 * busy, LatencyMS: seconds(s.hop) * 1000 / 2,
-		Queue: m.queue.len(), InFlight: m.running, Weight: 1 / m.spec.Service.Seconds(), At: now, JoinedAt: joined,
+		Queue: m.queue.len() + m.running + m.hung - m.busy, InFlight: m.busy, Weight: 1 / m.spec.Service.Seconds(), At: now, JoinedAt: joined,
 	}
 }
 
 // breaks lets a device change its ways.
 func (s *sim) breaks(f Fault) {
 	m := s.machs[s.byID[f.Device]]
+	m.count(s)
 	m.mode, m.changed = f.Mode, s.now
 	s.dispatch(m)
 }
@@ -133,9 +138,11 @@ func (s *sim) dispatch(m *machine) {
 
 // begin begins a request.
 func (s *sim) begin(m *machine, j *job) {
-	m.count(s)
-	m.running++
-	if m.running > m.spec.Slots {
+	if j.where != atDevice || s.machs[j.device] != m {
+		s.fail("conservation: task %s is begun on %s and is not there", j.task.ID, m.spec.ID)
+		return
+	}
+	if m.running++; m.running > m.spec.Slots {
 		s.fail("slots: %d requests run on the %d slots of %s", m.running, m.spec.Slots, m.spec.ID)
 	}
 	j.where, j.started = running, s.now
@@ -163,15 +170,65 @@ func (s *sim) begin(m *machine, j *job) {
 		}
 	}
 	m.budget.Earn()
-	takes := s.wc.Timeout
+	j.serving, j.hung = false, false
+	if m.busy < m.spec.Slots {
+		s.serve(m, j)
+		return
+	}
+	m.inner.push(j)
+	s.after(int64(s.wc.Timeout), event{kind: evEnd, job: j, gen: j.gen})
+}
+
+// serve lets a request have a slot of the device.
+func (s *sim) serve(m *machine, j *job) {
+	m.count(s)
+	if m.busy++; m.busy > m.spec.Slots {
+		s.fail("slots: %d of the %d slots of %s work", m.busy, m.spec.Slots, m.spec.ID)
+	}
+	j.serving = true
+	j.gen++ // its end is another than it seemed
+	takes, most := s.wc.Timeout, s.wc.Timeout-time.Duration(s.now-j.started)
 	switch m.mode {
 	case Well:
-		takes = min(takes, time.Duration(j.work*float64(m.spec.Service)))
+		takes = time.Duration(j.work * float64(m.spec.Service))
 	case Failing:
 		takes = failsIn
 	case Hanging:
 	}
-	s.after(int64(takes), event{kind: evEnd, job: j, gen: j.gen})
+	s.after(int64(min(takes, most)), event{kind: evEnd, job: j, gen: j.gen})
+}
+
+// leave frees the slot of a request that ended, for one that waits inside.
+func (s *sim) leave(m *machine, j *job) {
+	if j.hung {
+		m.hung--
+	} else {
+		m.running--
+	}
+	if !j.serving {
+		return
+	}
+	m.count(s)
+	m.busy--
+	j.serving = false
+	for m.inner.len() > 0 {
+		if k := m.inner.pop(); k.where == running && !k.serving && k.device == j.device {
+			s.serve(m, k)
+			return
+		}
+	}
+}
+
+// giveUp frees the slots, in the workers' books, of what runs on a device that
+// hangs.
+func (s *sim) giveUp(m *machine) {
+	for _, j := range s.jobs[s.oldest:] {
+		if j != nil && j.where == running && !j.hung && s.machs[j.device] == m {
+			j.hung = true
+			m.hung++
+			m.running--
+		}
+	}
 }
 
 // count adds the slot-time since the last change to what the device did.
@@ -181,7 +238,7 @@ func (m *machine) count(s *sim) {
 	if to <= from || m.mode != Well {
 		return
 	}
-	busy := float64(m.running) * seconds(to-from)
+	busy := float64(m.busy) * seconds(to-from)
 	m.out.Busy += busy
 	s.out.Busy += busy / m.spec.Service.Seconds()
 }
@@ -193,8 +250,7 @@ func (s *sim) requestEnds(j *job) {
 		s.fail("conservation: a request of task %s ends that does not run", j.task.ID)
 		return
 	}
-	m.count(s)
-	m.running--
+	s.leave(m, j)
 	now := s.time()
 	took := time.Duration(s.now - j.started)
 	var f *workers.Failure
@@ -209,7 +265,7 @@ func (s *sim) requestEnds(j *job) {
 	m.slots.Ended(now, outcome, took)
 	if f == nil {
 		m.estimator.Learn(device.RateKey{Device: m.spec.ID, Model: j.task.Model}, took, 1, now)
-		s.giveBack(m, j)
+		s.giveBack(j)
 		s.end(j, true)
 	} else {
 		s.settle(m, j, f)
@@ -262,11 +318,11 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 		if d.Exclude {
 			c.Progress.Exclude = append(exclude[:len(exclude):len(exclude)], m.spec.ID)
 		}
-		s.giveBack(m, j)
+		s.giveBack(j)
 		j.where, j.source = inLog, topicOf(c.Priority)
 		s.after(s.back, event{kind: evLog, job: j})
 	case workers.Fail, workers.Expire:
-		s.giveBack(m, j)
+		s.giveBack(j)
 		s.end(j, false)
 	}
 }
@@ -282,7 +338,10 @@ func (s *sim) pause(n int) int64 {
 }
 
 // giveBack gives a credit back; the routers will hear of it.
-func (s *sim) giveBack(_ *machine, j *job) {
+func (s *sim) giveBack(j *job) {
+	if s.acct.leases[j.lease] == nil {
+		s.fail("credits: the lease of task %s is gone before the task has ended", j.task.ID)
+	}
 	s.tellFreed(s.acct.release(s.now/int64(time.Millisecond), j.lease, 1))
 	j.lease, j.device = "", -1
 }
@@ -310,11 +369,18 @@ func (s *sim) report() {
 
 func (s *sim) publish(m *machine) {
 	now := s.time()
-	m.ejector.Changes() // nobody records them here
+	for _, c := range m.ejector.Changes() {
+		if c.Hung {
+			s.giveUp(m)
+		}
+	}
 	m.estimator.Take(s.redis.rates)
 	h := m.ejector.Health(now)
 	h.Slots, h.HopMS = m.slots.Below(), m.hopMS
 	s.redis.healths[m.spec.ID] = h
+	if h.State != device.StateClosed {
+		m.unwell = s.now + int64(time.Minute)
+	}
 }
 
 // expected is what a request usually takes; one of a model that was not heard of
@@ -352,27 +418,3 @@ func (s *sim) renew() {
 	}
 	s.tellFreed(freed)
 }
-
-// checkEnd looks at what has to hold when all has ended.
-func (s *sim) checkEnd() {
-	if s.live != 0 {
-		s.fail("conservation: %d tasks have not ended and nothing happens any more", s.live)
-		return
-	}
-	for _, n := range s.nodes {
-		if n.core.Len() != 0 || n.held != 0 {
-			s.fail("conservation: router %s holds %d tasks that have ended", n.name, n.core.Len())
-		}
-	}
-	for _, m := range s.machs {
-		if m.running != 0 || m.queue.len() != 0 {
-			s.fail("conservation: %s has %d requests and %d tasks that have ended", m.spec.ID, m.running, m.queue.len())
-		}
-		if n := s.acct.used[m.pool]; n != 0 {
-			s.fail("credits: %d of %s are in use and all tasks have ended", n, m.pool)
-		}
-	}
-}
-
-// warm says that the router was given all it needs to use the device.
-func (m *machine) warm(s *sim) bool { return s.now > s.from }

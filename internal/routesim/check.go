@@ -1,0 +1,89 @@
+package routesim
+
+// checkPlaces looks whether every task that has not ended is in exactly one place,
+// and every place holds as many as it says.
+func (s *sim) checkPlaces() {
+	var at [ended + 1]int
+	credits := make([]int, len(s.machs))
+	leases := map[string]int{}
+	live := 0
+	for _, j := range s.jobs {
+		if j == nil {
+			continue
+		}
+		live++
+		at[j.where]++
+		if j.lease != "" {
+			credits[j.device]++
+			leases[j.lease]++
+		}
+	}
+	outside, windows, queued, busy := 0, 0, 0, 0
+	for _, n := range s.nodes {
+		windows += n.core.Len()
+		for i := range n.logs {
+			outside += n.logs[i].q.len()
+		}
+	}
+	for i, m := range s.machs {
+		queued += m.queue.len()
+		busy += m.running + m.hung
+		if used := s.acct.used[m.pool]; used != credits[i] {
+			s.fail("credits: %d of %s are in use and %d tasks hold one", used, m.pool, credits[i])
+		}
+	}
+	for id, l := range s.acct.leases {
+		if leases[id] != l.n {
+			s.fail("credits: the lease %s of %s has %d and %d tasks hold one of it", id, l.pool, l.n, leases[id])
+		}
+	}
+	switch {
+	case live != s.live || at[ended] > 0:
+		s.fail("conservation: %d tasks are there and %d have not ended", live, s.live)
+	case at[inWindow] != windows || at[atDevice] != queued || at[running] != busy || at[inLog] < outside:
+		s.fail("conservation: of %d tasks %d should be in windows (%d are), %d in queues (%d), %d running (%d), %d outside (%d)",
+			live, at[inWindow], windows, at[atDevice], queued, at[running], busy, at[inLog], outside)
+	}
+}
+
+// checkEnd looks at what has to hold when all has ended.
+func (s *sim) checkEnd() {
+	if s.live != 0 {
+		s.fail("conservation: %d tasks have not ended and nothing happens any more", s.live)
+		return
+	}
+	for _, n := range s.nodes {
+		if n.core.Len() != 0 || n.held != 0 {
+			s.fail("conservation: router %s holds %d tasks that have ended", n.name, n.core.Len())
+		}
+	}
+	for _, m := range s.machs {
+		if m.running+m.hung+m.busy != 0 || m.queue.len() != 0 {
+			s.fail("conservation: %s has %d requests and %d tasks that have ended", m.spec.ID, m.running, m.queue.len())
+		}
+		if n := s.acct.used[m.pool]; n != 0 {
+			s.fail("credits: %d of %s are in use and all tasks have ended", n, m.pool)
+		}
+	}
+}
+
+// conserving are the policies that promise to leave no slot without work while a
+// task waits that could use it.
+var conserving = map[string]bool{
+	"fifo": true, "priority": true,
+}
+
+// checkWork looks whether a policy that promises it left a slot without work
+// that its router knows to be free.
+func (n *node) checkWork() {
+	s := n.s
+	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || s.now < s.from || n.core.Len() == 0 {
+		return
+	}
+	for i, m := range s.machs {
+		if n.view[i] < m.spec.Slots && s.now > m.unwell {
+			s.fail("work conservation: %d tasks wait at router %s and %d of %d slots of %s have none", n.core.Len(), n.name, m.spec.Slots-n.view[i], m.spec.Slots, m.spec.ID)
+			return
+		}
+	}
+}

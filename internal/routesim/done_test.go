@@ -1,0 +1,98 @@
+package routesim
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/router"
+)
+
+// What the default policy has to reach. The figures are of whole experiments with
+// fixed seeds, so that a test is as exact every time; `batchyard bench route` makes
+// the same experiments at full length.
+
+// experiment runs arms on mixed12 and returns the results by policy.
+func experiment(t *testing.T, work string, load float64, routers, seeds int, d time.Duration, policies ...string) map[string]*Result {
+	t.Helper()
+	p := Plan{
+		Arms: Cross([]string{"mixed12"}, []string{"poisson"}, []string{work}, []float64{load}, []int{routers},
+			[]time.Duration{2 * time.Millisecond}, []string{"auto"}, policies),
+		Seeds: seeds, First: 1, Warmup: 20 * time.Second, Duration: d,
+	}
+	rs, err := p.Run(t.Context(), nil)
+	require.NoError(t, err)
+	by := map[string]*Result{}
+	for i := range rs {
+		r := &rs[i]
+		by[r.Policy] = r
+		t.Logf("%s work, load %.2f, %d routers: %-20s mean %7.1f ms (%.2f × bound), p99 %7.1f ms, utilisation %.1f %%", work, load, routers, r.Policy,
+			1e3*r.Outcome.Mean(), r.Outcome.Mean()/r.Bound, 1e3*r.Outcome.Quantile(0.99), 100*r.Outcome.Utilisation())
+	}
+	return by
+}
+
+// Done-when 1, the mean and the tail at 85 %.
+func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
+	t.Parallel()
+	for _, work := range []string{"exponential", "lognormal"} {
+		by := experiment(t, work, 0.85, 1, 4, 2*time.Minute, standard, "prequal", "power_of_two", "weighted_round_robin")
+		ours := by[standard]
+		if work == "exponential" {
+			require.LessOrEqual(t, ours.Outcome.Mean(), 1.30*ours.Bound)
+		}
+		for name, r := range by {
+			require.LessOrEqual(t, ours.Outcome.Quantile(0.99), r.Outcome.Quantile(0.99), "%s work: p99 of %s", work, name)
+		}
+	}
+}
+
+// Done-when 1, low and high load.
+func TestAsGoodAsTheBestOfAll(t *testing.T) {
+	t.Parallel()
+	for _, load := range []float64{0.5, 0.95} {
+		by := experiment(t, "exponential", load, 1, 3, 2*time.Minute, router.PolicyNames()...)
+		for name, r := range by {
+			require.LessOrEqual(t, by[standard].Outcome.Mean(), 1.05*r.Outcome.Mean(), "load %.2f: mean of %s", load, name)
+		}
+	}
+}
+
+// Done-when 2.
+func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
+	t.Parallel()
+	one := experiment(t, "exponential", 0.85, 1, 4, 2*time.Minute, standard)[standard]
+	four := experiment(t, "exponential", 0.85, 4, 4, 2*time.Minute, standard)[standard]
+	require.LessOrEqual(t, four.Outcome.Mean(), 1.15*one.Outcome.Mean())
+}
+
+// Done-when 3: each at its own highest rate with p99 ≤ 1 s.
+func TestMoreThanRoundRobin(t *testing.T) {
+	t.Parallel()
+	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 90 * time.Second}
+	limit := Limit{0.99, time.Second}
+	arm := Arm{Policy: "round_robin", Binding: "auto", Arrivals: "poisson", Work: "exponential", Routers: 1, Hop: 2 * time.Millisecond, Fleet: "mixed12"}
+	theirs, err := p.MaxRate(t.Context(), arm, limit)
+	require.NoError(t, err)
+	arm.Policy = standard
+	ours, err := p.MaxRate(t.Context(), arm, limit)
+	require.NoError(t, err)
+	there := experiment(t, "exponential", theirs.Load, 1, 2, 90*time.Second, standard)[standard]
+	t.Logf("round_robin keeps p99 ≤ 1 s up to %.1f tasks/s, utilisation %.1f %%; %s up to %.1f, %.1f %%: %.2f times as much; mean at the former's rate: %.2f",
+		theirs.Load*theirs.Outcome.Capacity, 100*theirs.Outcome.Utilisation(), standard, ours.Load*ours.Outcome.Capacity, 100*ours.Outcome.Utilisation(),
+		ours.Load/theirs.Load, there.Outcome.Mean()/theirs.Outcome.Mean())
+	require.GreaterOrEqual(t, ours.Outcome.Goodput(), 2.29*theirs.Outcome.Goodput(), "throughput")
+	require.GreaterOrEqual(t, ours.Outcome.Utilisation(), 0.92)
+	require.LessOrEqual(t, there.Outcome.Mean(), 0.37*theirs.Outcome.Mean(), "mean at round robin's own highest rate")
+}
+
+// Done-when 3: more than the fleet can do.
+func TestOverloadIsUsedWell(t *testing.T) {
+	t.Parallel()
+	for _, routers := range []int{1, 4} {
+		r := experiment(t, "exponential", 1.2, routers, 1, time.Minute, standard)[standard]
+		require.GreaterOrEqual(t, r.Outcome.Utilisation(), 0.97)
+		require.Zero(t, r.Outcome.Failures)
+	}
+}

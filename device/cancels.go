@@ -143,8 +143,8 @@ func (c *Cancels) Marks(ctx context.Context, keys ...task.Key) ([]Mark, error) {
 		c.metrics.Device.RedisErrors.WithLabelValues("cancelled").Inc()
 		return nil, fmt.Errorf("asking Redis what is wanted of %d tasks: %w", len(keys), err)
 	}
-	for i := range cmds {
-		out[i] = parseMark(keys[i], cmds[i].Val())
+	for i, k := range keys {
+		out[i] = parseMark(k, cmds[i].Val())
 	}
 	return out, nil
 }

@@ -24,7 +24,7 @@ type Config struct {
 	Forget     time.Duration `yaml:"forget" default:"1h" min:"1m" max:"720h" doc:"A silent device is forgotten after this long."`
 	MaxDevices int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"How many devices may be known; a heartbeat of one more is refused."`
 	LeaseTTL   time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that nobody renews for this long is free again."`
-	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long a cancelled task is remembered, so that it is stopped wherever it is."`
+	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long it is remembered that a task was cancelled, or ranks anew, for whoever comes to hold it."`
 }
 
 // withDefaults fills in what is zero, for programs that do not load a file.

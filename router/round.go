@@ -114,7 +114,7 @@ func (d *decider) hold(it *item, patience int) {
 // book takes a credit in our own books.
 func (d *decider) book(p *pick, f *field, choice *Choice, now time.Time) {
 	pl := p.pool()
-	p.detail = f.detail(d.policy, choice, make([]byte, 0, 384))
+	p.detail = f.detail(d.policy, choice, make([]byte, 0, 512))
 	p.idle = max(0, pl.Slots-pl.Used)
 	pl.Used++
 	d.view.picks++

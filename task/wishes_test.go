@@ -33,5 +33,5 @@ func TestWishesAreSmallAndReadAgain(t *testing.T) {
 		_, ok := ReadWishes([]byte(bad))
 		require.False(t, ok, bad)
 	}
-	require.NotEmpty(t, Accepted(one, Origin{}, at).Detail)
+	require.NotEmpty(t, Accepted(&Task{Level: 1}, Origin{}, at).Detail)
 }

@@ -63,7 +63,7 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 		commits[i] = kafka.OffsetCommit{Partition: o.p.id, Offset: o.offset, Metadata: o.metadata}
 	}
 	topic := c.l.full(c.cfg.Topic)
-	ctx, cancel := context.WithTimeout(ctx, c.l.cfg.RequestTimeout)
+	ctx, cancel := c.commitContext(ctx)
 	defer cancel()
 	res, err := c.l.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 		GroupID: c.group, GenerationID: s.generation, MemberID: s.member,
@@ -94,6 +94,24 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 		c.m.CommitErrors.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	}
 	return failed
+}
+
+// commitGrace is how long a commit under way may take when it is to stop.
+const commitGrace = time.Second
+
+// commitContext does not end at once when ctx does. A commit that is abandoned
+// may still be on its way to the broker, and arrive there after the last one,
+// which goes by another connection: that would be undone.
+func (c *consumer) commitContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.l.cfg.RequestTimeout)
+	grace := make(chan *time.Timer, 1)
+	stop := context.AfterFunc(ctx, func() { grace <- time.AfterFunc(commitGrace, cancel) })
+	return lasting, func() {
+		if !stop() {
+			(<-grace).Stop()
+		}
+		cancel()
+	}
 }
 
 // lookAfter reports stragglers and what is in flight.

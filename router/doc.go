@@ -10,15 +10,16 @@
 //
 // Intake reads records, refuses what is broken to the dead letters, drops what
 // another record with the same identity has claimed, and hands the rest to the
-// window. The window keeps the tasks by what they need (model, tags, devices
-// they must avoid): the tasks of one such class wait in one heap, so that a
-// class that nothing can serve costs nothing and holds up nobody. A round takes
-// the best tasks of the classes that have a device with a free credit, lets the
-// policy pick a device for each, takes all credits in one round trip, and
-// writes assignments.
+// window. The window keeps who goes first (bands, tenants, levels: flow.go) and
+// what each task needs of a device (model, tags, devices to avoid: one class for
+// all that need the same), so that a class that nothing can serve costs nothing
+// and holds up nobody. A round takes the first tasks of the classes that have a
+// device with a free credit, lets the policy pick a device for each, takes all
+// credits in one round trip, and writes assignments.
 //
-// One goroutine, the scheduler, owns window and view: there is no lock in the
-// path of a decision.
+// The decider is all of that without the log, Redis and the clock. One goroutine,
+// the scheduler, owns it and does what it decides: there is no lock in the path
+// of a decision. [Core] is the same decider for simulations.
 //
 // # What a task goes through here
 //

@@ -96,6 +96,28 @@ func TestDrainAndUndrain(t *testing.T) {
 	in.CheckPromises(t, ids, nil)
 }
 
+// TestWhatWaitsAtADrainedDeviceMoves drains a device that has a queue: what runs
+// there is finished, the rest goes elsewhere, and none of it counts as a failure.
+func TestWhatWaitsAtADrainedDeviceMoves(t *testing.T) {
+	t.Parallel()
+	const n = 40
+	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"router.policy": "round_robin"}) // which binds early
+	f := in.Fleet(t, fleet.Spec{ID: "a", Slots: 1, ServiceTime: 2 * time.Second}, fleet.Spec{ID: "b", Slots: 4, ServiceTime: 5 * time.Millisecond})
+	p := in.Process(t, "serve")
+	a := p.API()
+	tasks, ids := harness.Chats("t", n)
+	a.Submit(t, tasks...)
+	harness.Eventually(t, harness.Patience, "a queue stands at the device", func() bool {
+		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'task.assigned' AND device_id = 'a'") >= n/4
+	})
+	command(t, in, p, "devices", "drain", "a")
+	in.Await(t, ids, harness.Patience)
+	require.LessOrEqual(t, f.Device("a").Stats().Requests, int64(4), "of some %d that waited there", n/2)
+	require.Zero(t, f.Device("a").Stats().Cancelled)
+	require.Zero(t, harness.SQL[int](t, in, "SELECT count(*) FROM results WHERE state <> $1", task.Success))
+	in.CheckPromises(t, ids, nil)
+}
+
 // TestPolicyChangesWhileTasksRun changes how devices are chosen under load: all
 // routers follow, and no task notices.
 func TestPolicyChangesWhileTasksRun(t *testing.T) {

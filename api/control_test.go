@@ -267,3 +267,22 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 	require.Contains(t, w.Sentence, "It runs on d29.")
 	require.Contains(t, w.Sentence, "… 22 more. Attempt 30 went to d29.")
 }
+
+func FuzzDecodeSettings(f *testing.F) {
+	f.Add([]byte(`{"policy":"load_formula","weights":{"cpu":1}}`))
+	f.Add([]byte(`{"priority":"high","level":7}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var p PolicyIn
+		if decodeObject(body, &p) == nil {
+			s := device.PolicySetting{Name: p.Policy, Binding: p.Binding, Weights: p.Weights, Preset: p.Preset}
+			if s.Validate() == nil {
+				require.Contains(t, device.PolicyNames(), p.Policy)
+			}
+		}
+		var r RankIn
+		if decodeObject(body, &r) == nil && r.check() == nil {
+			require.True(t, r.Priority != "" || r.Level != nil)
+			require.True(t, r.Level == nil || *r.Level >= 0 && *r.Level <= task.MaxLevel)
+		}
+	})
+}

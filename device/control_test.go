@@ -234,3 +234,18 @@ func TestMarksOfPriority(t *testing.T) {
 		require.True(t, marks[0].Zero())
 	})
 }
+
+func FuzzWhatOthersWrite(f *testing.F) {
+	f.Add(`{"policy":"fifo","version":3}`, "high", "7")
+	f.Add(`{"policy":"load_formula","weights":{"cpu":1e400}}`, "", "-1")
+	f.Fuzz(func(t *testing.T, setting, priority, level string) {
+		if p := parsePolicy(setting); p != nil {
+			require.NoError(t, p.Validate())
+		}
+		one := task.Task{Priority: task.Normal}
+		m := parseMark(task.Key{}, []any{nil, priority, level})
+		m.Apply(&one)
+		require.Contains(t, task.Priorities, one.Priority)
+		require.True(t, one.Level >= 0 && one.Level <= task.MaxLevel)
+	})
+}

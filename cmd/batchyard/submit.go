@@ -21,7 +21,7 @@ import (
 const lookEvery = 500 * time.Millisecond
 
 // strangeAfter is how long the rest of a job may be unknown while nothing runs.
-const strangeAfter = 15 * time.Second
+const strangeAfter = 5 * time.Second
 
 type submitFlags struct {
 	wait     bool

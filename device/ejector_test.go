@@ -47,11 +47,11 @@ func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
 	c.requests(4, TimedOut, took)
 	require.Equal(t, StateClosed, c.state())
 	c.requests(1, Fault, took)
-	for i, open := range []time.Duration{5, 10, 20, 40, 80, 120, 120} {
+	for i, open := range []int{5, 10, 20, 40, 80, 120, 120} {
 		h := c.Health(c.now)
 		require.Equal(t, StateOpen, h.State)
 		require.Equal(t, i+1, h.Opened)
-		require.Equal(t, c.now.Add(open*time.Second), h.OpenUntil)
+		require.Equal(t, c.now.Add(time.Duration(open)*time.Second), h.OpenUntil)
 		require.NotEmpty(t, h.Why)
 		c.now = h.OpenUntil.Add(-1)
 		require.False(t, c.request(OK, took))
@@ -284,7 +284,7 @@ func TestEjectorInvariants(t *testing.T) {
 			if h.State == StateOpen {
 				require.True(t, h.OpenUntil.After(c.now))
 				require.LessOrEqual(t, h.OpenUntil.Sub(c.now), time.Minute)
-				require.NotEqual(t, "", h.Why)
+				require.NotEmpty(t, h.Why)
 				require.Positive(t, h.Opened)
 			} else {
 				require.True(t, h.OpenUntil.IsZero())

@@ -28,7 +28,7 @@ func TestEstimatorAveragesTheFirst(t *testing.T) {
 	now := epoch
 	for i, want := range []float64{100, 75, 70} {
 		now = now.Add(time.Duration(i) * time.Hour) // nothing fades while less than Least is known
-		e.Learn(k, []time.Duration{100, 50, 60}[i]*time.Millisecond, 1, now)
+		e.Learn(k, time.Duration([]int{100, 50, 60}[i])*time.Millisecond, 1, now)
 		require.InDelta(t, want, serviceMS(t, e, k), 0.01)
 	}
 	e.Learn(k, -time.Second, 1, now)

@@ -95,7 +95,7 @@ func TestTheLastCommitIsTheLast(t *testing.T) {
 	receive(t, recs, "the first record").Done()
 	receive(t, late.held, "its commit")
 	receive(t, recs, "the second record").Done()
-	r.stop() // nothing is in flight any more but the commit
+	r.stop()                                                                                               // nothing is in flight any more but the commit
 	timer := time.AfterFunc(200*time.Millisecond, func() { late.once.Do(func() { close(late.release) }) }) // when the last commit waits for it
 	t.Cleanup(func() { timer.Stop() })
 	require.NoError(t, receive(t, r.done, "the end of Consume"))

@@ -31,13 +31,13 @@ func TestUnwellDevicesAreToldAgainAndAgain(t *testing.T) {
 		tell := func() map[string]device.Health { return s.healths(s.all(), time.Now()) }
 		require.Equal(t, device.StateClosed, tell()["d"].State, "a new one: what was told of the one before counts no more")
 		require.Empty(t, tell(), "who is well is told once")
-		time.Sleep(tellEvery)
+		<-time.After(tellEvery)
 		require.Len(t, tell(), 1, "or now and then: Redis may have forgotten it")
 
 		r.slowDown(150 * time.Millisecond)
 		require.False(t, tell()["d"].SlowUntil.IsZero())
 		require.Len(t, tell(), 1, "who is not is told each time")
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		require.True(t, tell()["d"].SlowUntil.IsZero())
 		require.Empty(t, tell())
 
@@ -57,7 +57,7 @@ func TestUnwellDevicesAreToldAgainAndAgain(t *testing.T) {
 		r.hop.learn(3 * time.Millisecond)
 		require.InDelta(t, 3, tell()["d"].HopMS, 0.01)
 
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		require.Equal(t, device.StateHalfOpen, tell()["d"].State)
 		r.used = time.Now().Add(-time.Hour)
 		s.retire(retireAfter)

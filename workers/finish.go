@@ -217,7 +217,7 @@ const (
 func (s *Workers) moveAway(w *work, why string) {
 	t := w.a.Task.Requeued()
 	now := time.Now()
-	t.Progress.Attempts, t.Progress.NotBefore = w.attempts, now.Add(s.cfg.pause(1)).UTC()
+	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, now.Add(s.cfg.pause(1)).UTC(), t.Progress.Moved && w.here == 0
 	s.back(w, t, task.TaskRequeued, task.ClassNone, map[string]any{"reason": why}, nil, now)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,4 +277,82 @@ func TestStandings(t *testing.T) {
 	}, got)
 	require.Len(t, f.standings(class{kind: kind{model: "m"}, needs: "gpu"}, nil), 1)
 	require.Empty(t, f.standings(class{kind: kind{model: "x", merged: true}, needs: strings.Repeat("no", 2)}, nil))
+}
+
+// Devices fail, hang, refuse and are drained while tasks run; what comes back is
+// sent again, as the router does. Every task ends once, and no credit is left.
+func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
+	specs := make([]fleet.Spec, 6)
+	for i := range specs {
+		specs[i] = fleet.Spec{ID: fmt.Sprint("d", i), Slots: 2, ServiceTime: 5 * time.Millisecond}
+	}
+	y := newYard(t, specs...)
+	y.register(time.Hour)
+	for i := range specs {
+		y.beat(specs[i].ID, i == 5)
+	}
+	var sending sync.WaitGroup
+	t.Cleanup(sending.Wait)
+	y.mu.Lock()
+	n := 0
+	y.again = func(tk *task.Task) {
+		for n++; tk.Progress != nil && len(tk.Progress.Exclude) < 5 && slices.Contains(tk.Progress.Exclude, fmt.Sprint("d", n%6)); n++ {
+		}
+		d := y.fleet.Device(fmt.Sprint("d", n%6))
+		sending.Add(1)
+		time.AfterFunc(time.Until(tk.Progress.NotBefore), func() {
+			defer sending.Done()
+			if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	y.mu.Unlock()
+	cfg := testConfig()
+	cfg.MaxAttempts, cfg.LocalRetries, cfg.Timeout, cfg.HangMin, cfg.HangFactor, cfg.RetryBudget = 20, 0, 500*time.Millisecond, 50*time.Millisecond, 3, 10
+	y.workers(cfg)
+	y.workers(cfg)
+	y.fleet.Device("d0").SetFault(fleet.Fault{Kind: fleet.Fail})
+	y.fleet.Device("d1").SetFault(fleet.Fault{Kind: fleet.Hang})
+	y.fleet.Device("d2").SetFault(fleet.Fault{Kind: fleet.RateLimit, Share: 0.3})
+	y.fleet.Device("d3").SetFault(fleet.Fault{Kind: fleet.Reset, Share: 0.3})
+	var all []string
+	for i := range 30 {
+		var tasks []*task.Task
+		for k := range 6 {
+			id := fmt.Sprintf("t-%d-%d", i, k)
+			if all = append(all, id); i%3 == 0 {
+				tasks = append(tasks, embed(id, `"x"`))
+			} else {
+				tasks = append(tasks, chat(id))
+			}
+		}
+		y.send(fmt.Sprint("d", i%6), tasks...)
+	}
+	y.until("half of the results", func() bool { return len(y.results) >= len(all)/2 })
+	for i := range specs {
+		y.fleet.Device(specs[i].ID).ClearFault()
+	}
+	y.beat("d5", false)
+	y.until("every result", func() bool { return len(y.results) == len(all) })
+	y.committed()
+	y.eventually("credits are given back", func() bool {
+		used := 0
+		for i := range specs {
+			used += y.creditsUsed(specs[i].ID)
+		}
+		return used == 0
+	})
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, id := range all {
+		require.Len(t, y.results[id], 1, id)
+		require.Equal(t, task.Success, y.results[id][0].State, id)
+		numbers := map[int]bool{}
+		for _, a := range y.results[id][0].Attempts {
+			require.False(t, numbers[a.Number], "attempts of %s have numbers of their own", id)
+			numbers[a.Number] = true
+		}
+	}
+	require.Positive(t, y.count(task.BreakerOpened))
 }

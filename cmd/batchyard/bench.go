@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +34,8 @@ type routeFlags struct {
 	warmup, duration       time.Duration
 	trace, plot, maxRate   string
 	learned                bool
+
+	live liveFlags
 }
 
 func (c *cli) benchRouteCommand() *cobra.Command {
@@ -52,7 +56,12 @@ conservation, no use of what could not be known) is an error.`,
   batchyard bench route --policy expected_finish,prequal --load 0.5,0.7,0.85,0.95 --plot routes.png
   batchyard bench route --policy round_robin,expected_finish --max-rate p99=1s --json`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.benchRoute(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.live.on {
+				return c.benchLive(cmd.Context(), cmd, f)
+			}
+			return c.benchRoute(cmd.Context(), f)
+		},
 	}
 	fs := cmd.Flags()
 	fs.StringSliceVar(&f.policies, "policy", []string{"all"}, "policies; all: every one there is")
@@ -76,6 +85,7 @@ conservation, no use of what could not be known) is an error.`,
 	_ = cmd.MarkFlagFilename("trace", "csv") // completion only
 	_ = cmd.MarkFlagFilename("plot", "png")
 	c.jsonFlag(cmd)
+	f.live.add(c, cmd)
 	completeFlag(cmd, "policy", append(router.PolicyNames(), "all"))
 	completeFlag(cmd, "arrivals", routesim.ArrivalNames)
 	completeFlag(cmd, "work", routesim.WorkNames)
@@ -91,6 +101,8 @@ func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
 	if err != nil {
 		return withCode(exitUsage, err)
 	}
+	// Tasks are short-lived and there is room: collecting them less often is faster.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	if f.maxRate != "" {
 		return c.benchMaxRate(ctx, f, plan)
 	}
@@ -160,7 +172,7 @@ func (f *routeFlags) plan() (*routesim.Plan, error) {
 	case f.seeds < 1 || f.seeds > 10_000:
 		return nil, fmt.Errorf("--seeds: %d is out of range; use 1 to 10000", f.seeds)
 	case f.duration <= 0 || f.duration > 1000*time.Hour || f.warmup < 0 || f.warmup > 1000*time.Hour:
-		return nil, fmt.Errorf("--duration and --warmup: use times up to 1000h, the duration above 0")
+		return nil, errors.New("--duration and --warmup: use times up to 1000h, the duration above 0")
 	case f.tasks < 0 || f.tasks > 100_000_000:
 		return nil, fmt.Errorf("--tasks: %d is out of range; use up to 100000000", f.tasks)
 	}

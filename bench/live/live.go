@@ -1,0 +1,196 @@
+package live
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// Options say what is measured.
+type Options struct {
+	Program string // path of batchyard
+	Version string
+	// Services of one's own; nil: embedded ones.
+	Services *Services
+	Policies []Policy      // the baseline first
+	Rounds   int           // turns of each policy
+	Tasks    int           // of the backlog
+	Rate     float64       // of the open arrivals, tasks a second
+	Warmup   time.Duration // of arrivals that are not measured
+	Duration time.Duration // of arrivals that are
+	Seed     uint64        // of the first round; 0: 1
+	Fleet    []fleet.Spec  // nil: fleet.Mixed12
+	Patience time.Duration // without a result while some are awaited; 0: a minute
+	Logger   *slog.Logger
+	Progress func(note string)
+}
+
+// Policy is a policy of the router. One that binds a task to a device when it
+// comes is used as it was published: what waits at a device stays there.
+type Policy struct {
+	Name string
+	Late bool // binds when the device can soon begin
+}
+
+// Services are a Kafka, a Redis and a Postgres of one's own.
+type Services struct {
+	ConfigPath  string // for the processes
+	Kafka       stream.Config
+	Redis       device.RedisConfig
+	PostgresURL string // a user that may create databases
+}
+
+// Turn is what one turn of a policy measured.
+type Turn struct {
+	Seed      uint64
+	Latencies []Latency     // of the open arrivals
+	Tasks     int           // of the backlog
+	All       time.Duration // to its last result
+	Most      time.Duration // to 95 % of them
+	Busy      float64       // share of the fleet's capacity that was in use until Most
+	BusyAll   float64       // … until All
+	Failures  int           // results that are no success, warm-up included
+}
+
+// Latency is the response time of a task, and where it went.
+type Latency struct {
+	Total   time.Duration // from the call of Submit until the result was read
+	Waited  time.Duration // until it was assigned
+	Hop     time.Duration // until its request began
+	Request time.Duration // until that was answered
+}
+
+// Result is what was measured with one policy.
+type Result struct {
+	Policy
+	Rounds int
+	Rate   float64
+	Turns  []Turn
+}
+
+func (o *Options) fill() error {
+	o.Rounds, o.Seed = max(o.Rounds, 1), cmp.Or(o.Seed, 1)
+	o.Patience = cmp.Or(o.Patience, time.Minute)
+	if o.Fleet == nil {
+		o.Fleet = fleet.Mixed12()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	switch {
+	case len(o.Policies) == 0:
+		return errors.New("no policy is named")
+	case o.Tasks < 1:
+		return errors.New("the backlog needs a task at least")
+	case o.Rate <= 0 || o.Duration <= 0 || o.Warmup < 0:
+		return errors.New("the arrivals need a rate and a time above 0")
+	}
+	return nil
+}
+
+// Run measures. When ctx ends it stops, cleans up and returns an error.
+func Run(ctx context.Context, o Options) (_ []Result, err error) {
+	if err := o.fill(); err != nil {
+		return nil, fmt.Errorf("measuring policies live: %w", err)
+	}
+	s, err := openSite(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	rs := make([]Result, len(o.Policies))
+	for i, p := range o.Policies {
+		rs[i] = Result{Policy: p, Rounds: o.Rounds, Rate: o.Rate}
+	}
+	for round := range o.Rounds {
+		for i := range rs {
+			r := &rs[i]
+			say := func(what string) {
+				o.Progress(fmt.Sprintf("round %d of %d, %s: %s", round+1, o.Rounds, r.Name, what))
+			}
+			t, err := s.turn(ctx, r.Policy, o.Seed+uint64(round), say)
+			if err != nil {
+				if ctx.Err() != nil {
+					return nil, fmt.Errorf("measuring policies live: %w", errors.Join(ctx.Err(), err))
+				}
+				return nil, fmt.Errorf("round %d with %s: %w", round+1, r.Name, err)
+			}
+			r.Turns = append(r.Turns, t)
+			say(t.summary())
+		}
+	}
+	return rs, nil
+}
+
+func (t *Turn) summary() string {
+	return fmt.Sprintf("%.1f tasks/s (95 %%: %.1f), mean %.1f ms, p99 %.0f ms",
+		t.throughput(), t.throughputMost(), mean(t.Latencies, Latency.total)*1000, quantile(t.Latencies, 0.99)*1000)
+}
+
+// turn measures one policy once.
+func (s *site) turn(ctx context.Context, policy Policy, seed uint64, say func(string)) (t Turn, err error) {
+	say("starting")
+	p, err := s.place(ctx)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	server, err := p.serve(ctx, policy)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, server.end()) }()
+	yard, err := p.startDevices(ctx, seed, server.url)
+	if err != nil {
+		return t, err
+	}
+	defer yard.close()
+	l, err := p.startLoad(ctx, server)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+
+	t.Seed = seed
+	if s.o.Warmup > 0 {
+		say("warming up")
+		if _, err := l.arrivals(ctx, "warm", s.o.Warmup, seed); err != nil {
+			return t, err
+		}
+	}
+	say("open arrivals")
+	if t.Latencies, err = l.arrivals(ctx, "open", s.o.Duration, seed); err != nil {
+		return t, err
+	}
+	say("backlog")
+	if err := l.backlog(ctx, yard, &t); err != nil {
+		return t, err
+	}
+	say("stopping")
+	yard.close()
+	if err := server.end(); err != nil {
+		return t, err
+	}
+	t.Failures, err = l.check(ctx)
+	return t, err
+}
+
+// Machine describes where it was measured.
+func Machine() string {
+	m := fmt.Sprintf("%d processors", runtime.NumCPU())
+	if l := loadAverage(); l != "" {
+		m += ", load average " + l
+	}
+	return m
+}

@@ -34,6 +34,14 @@
 // Promise: the credits leased of a pool never exceed the limit that the taker
 // named, whoever takes, dies, retries or gives back twice.
 //
+// # What is learned by trying
+//
+// [Estimator], [Ejector] and [Concurrency] learn how fast a device is, when it is
+// to be let alone and how many requests at a time it takes. They have no clock and
+// know no Redis: the worker that owns the device tells them the time and how its
+// requests end, and a simulation drives the same code. [Rates] shares what they
+// have learned, as durations beside Redis' time.
+//
 // # Cancels and changed priorities
 //
 // A mark a task, with a time to live, and a message to whoever may hold it.

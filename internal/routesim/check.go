@@ -1,5 +1,7 @@
 package routesim
 
+import "time"
+
 // checkPlaces looks whether every task that has not ended is in exactly one place,
 // and every place holds as many as it says.
 func (s *sim) checkPlaces() {
@@ -77,7 +79,7 @@ var conserving = map[string]bool{
 // that its router knows to be free.
 func (n *node) checkWork() {
 	s := n.s
-	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || s.now < s.from || n.core.Len() == 0 {
+	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || s.now < s.from || s.now < n.rests+int64(2*time.Millisecond) || n.core.Len() == 0 {
 		return
 	}
 	for i, m := range s.machs {

@@ -21,6 +21,9 @@ func experiment(t *testing.T, work string, load float64, routers, seeds int, d t
 			[]time.Duration{2 * time.Millisecond}, []string{"auto"}, policies),
 		Seeds: seeds, First: 1, Warmup: 20 * time.Second, Duration: d,
 	}
+	if raced {
+		p.Seeds, p.Warmup, p.Duration = 1, 10*time.Second, d/2
+	}
 	rs, err := p.Run(t.Context(), nil)
 	require.NoError(t, err)
 	by := map[string]*Result{}
@@ -37,7 +40,7 @@ func experiment(t *testing.T, work string, load float64, routers, seeds int, d t
 func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 	t.Parallel()
 	for _, work := range []string{"exponential", "lognormal"} {
-		by := experiment(t, work, 0.85, 1, 4, 2*time.Minute, standard, "prequal", "power_of_two", "weighted_round_robin")
+		by := experiment(t, work, 0.85, 1, 4, 90*time.Second, standard, "prequal", "power_of_two", "weighted_round_robin")
 		ours := by[standard]
 		if work == "exponential" {
 			require.LessOrEqual(t, ours.Outcome.Mean(), 1.30*ours.Bound)
@@ -51,8 +54,12 @@ func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 // Done-when 1, low and high load.
 func TestAsGoodAsTheBestOfAll(t *testing.T) {
 	t.Parallel()
+	policies := router.PolicyNames()
+	if raced {
+		policies = []string{standard, "fifo", "least_connections", "prequal", "power_of_two"}
+	}
 	for _, load := range []float64{0.5, 0.95} {
-		by := experiment(t, "exponential", load, 1, 3, 2*time.Minute, router.PolicyNames()...)
+		by := experiment(t, "exponential", load, 1, 2, 90*time.Second, policies...)
 		for name, r := range by {
 			require.LessOrEqual(t, by[standard].Outcome.Mean(), 1.05*r.Outcome.Mean(), "load %.2f: mean of %s", load, name)
 		}
@@ -62,8 +69,8 @@ func TestAsGoodAsTheBestOfAll(t *testing.T) {
 // Done-when 2.
 func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 	t.Parallel()
-	one := experiment(t, "exponential", 0.85, 1, 4, 2*time.Minute, standard)[standard]
-	four := experiment(t, "exponential", 0.85, 4, 4, 2*time.Minute, standard)[standard]
+	one := experiment(t, "exponential", 0.85, 1, 4, 90*time.Second, standard)[standard]
+	four := experiment(t, "exponential", 0.85, 4, 4, 90*time.Second, standard)[standard]
 	require.LessOrEqual(t, four.Outcome.Mean(), 1.15*one.Outcome.Mean())
 }
 
@@ -71,6 +78,9 @@ func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 func TestMoreThanRoundRobin(t *testing.T) {
 	t.Parallel()
 	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 90 * time.Second}
+	if raced {
+		p.Seeds, p.Duration = 1, 15*time.Second
+	}
 	limit := Limit{0.99, time.Second}
 	arm := Arm{Policy: "round_robin", Binding: "auto", Arrivals: "poisson", Work: "exponential", Routers: 1, Hop: 2 * time.Millisecond, Fleet: "mixed12"}
 	theirs, err := p.MaxRate(t.Context(), arm, limit)
@@ -91,7 +101,7 @@ func TestMoreThanRoundRobin(t *testing.T) {
 func TestOverloadIsUsedWell(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 4} {
-		r := experiment(t, "exponential", 1.2, routers, 1, time.Minute, standard)[standard]
+		r := experiment(t, "exponential", 1.2, routers, 1, 40*time.Second, standard)[standard]
 		require.GreaterOrEqual(t, r.Outcome.Utilisation(), 0.97)
 		require.Zero(t, r.Outcome.Failures)
 	}

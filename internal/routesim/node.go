@@ -20,6 +20,7 @@ type node struct {
 	wakeAt int64     // -1: none
 	view   []int     // by device: credits in use, as it must have believed at least
 	held   int       // tasks that it was given and has not let go
+	rests  int64     // until then some may wait for their time, and not for a device
 	open   int       // credits taken and not given to a task yet
 }
 
@@ -92,6 +93,9 @@ func (n *node) read() {
 			j := l.q.pop()
 			j.where = inWindow
 			n.held++
+			if at := j.task.ReadyAt(); !at.IsZero() {
+				n.rests = max(n.rests, int64(at.Sub(epoch)))
+			}
 			if !n.core.Add(n.s.time(), l.source, j.task) {
 				n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
 				return

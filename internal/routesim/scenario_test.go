@@ -12,6 +12,9 @@ const standard = "expected_finish"
 // together runs a setup with several seeds and puts the outcomes together.
 func together(t *testing.T, seeds int, of func(seed uint64) Setup) *Outcome {
 	t.Helper()
+	if raced {
+		seeds = 1
+	}
 	var all Outcome
 	for seed := range uint64(seeds) {
 		o, err := Run(t.Context(), of(seed+1))
@@ -53,7 +56,7 @@ func TestHighTasksPassABacklogOfLowOnes(t *testing.T) {
 		most := 2 * fleets["mixed12"]().MeanService().Seconds()
 		t.Logf("%d routers: high tasks wait %.1f ms (p50) and %.1f ms (p99) for a slot, %.1f ms (p99) for a device; two mean services are %.1f ms", routers,
 			1e3*high.Wait.Quantile(0.5), 1e3*high.Wait.Quantile(0.99), 1e3*high.Chosen.Quantile(0.99), 1e3*most)
-		require.EqualValues(t, 500, high.Wait.N)
+		require.EqualValues(t, 100*len(o.Means), high.Wait.N)
 		require.LessOrEqual(t, high.Wait.Quantile(0.99), most)
 	}
 }
@@ -62,6 +65,9 @@ func TestHighTasksPassABacklogOfLowOnes(t *testing.T) {
 func TestLowTasksKeepTheirShare(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 2} {
+		if raced && routers == 1 {
+			continue
+		}
 		o := together(t, 2, func(seed uint64) Setup { return EndlessHigh(standard, seed, routers) })
 		share := o.Streams[1].Work / (o.Measured * o.Capacity)
 		t.Logf("%d routers: low tasks keep %.1f %% of the capacity; utilisation %.1f %%", routers, 100*share, 100*o.Utilisation())
@@ -79,7 +85,7 @@ func TestStrangersHoldUpNobody(t *testing.T) {
 	a, b := without.Streams[0].Response.Quantile(0.99), with.Streams[0].Response.Quantile(0.99)
 	t.Logf("p99 of the others: %.1f ms without and %.1f ms with 10,000 strangers; %d parked, at most %d held", 1e3*a, 1e3*b, with.Parked, with.MostHeld)
 	require.LessOrEqual(t, b, 1.10*a)
-	require.EqualValues(t, 30_000, with.Streams[1].Failures, "they expire")
+	require.EqualValues(t, 10_000*len(with.Means), with.Streams[1].Failures, "they expire")
 	require.Zero(t, with.Streams[0].Failures)
 	require.LessOrEqual(t, with.MostHeld, 2*window, "a window a topic: normal and parked")
 }

@@ -78,10 +78,18 @@ func (d *decider) setPolicy(p Policy, binding string) {
 	}
 }
 
-// add takes a task into the window; false if it is in it already.
+// add takes a task into the window; false if it is in it already. A task that
+// nothing can run is set aside at once when the window is filling: a crowd of
+// them passes through and holds up nobody behind it.
 func (d *decider) add(it *item, now time.Time) bool {
 	d.parked = d.parked || it.early
-	return d.window.add(it, now)
+	if !d.window.add(it, now) {
+		return false
+	}
+	if it.class.unable && it.index >= 0 && d.window.full(it.source, fullShare) {
+		d.setAside(it, parkedForDevice, now)
+	}
+	return true
 }
 
 // fleet takes what was read from Redis.

@@ -14,11 +14,12 @@ import (
 
 // ledger is an account of credits in memory, for deciders without a Redis.
 type ledger struct {
-	used  map[string]int
-	asked map[string]device.Ask
-	calls int
-	fail  error
-	picks []pick
+	used   map[string]int
+	asked  map[string]device.Ask
+	calls  int
+	fail   error
+	picks  []pick
+	parked int
 }
 
 func (l *ledger) acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
@@ -40,7 +41,7 @@ func (l *ledger) acquire(wants []device.Want, asks []device.Ask) ([]device.Grant
 
 func (l *ledger) assigned(picks []pick, _ time.Time) { l.picks = append(l.picks, picks...) }
 func (l *ledger) expired(*item, time.Time)           {}
-func (l *ledger) park(*item, string, time.Time)      {}
+func (l *ledger) park(*item, string, time.Time)      { l.parked++ }
 func (l *ledger) arrived()                           {}
 
 func newTestDecider(t testing.TB, cfg Config) (*decider, *ledger) {

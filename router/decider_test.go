@@ -326,3 +326,18 @@ func TestTasksWithoutADeviceAreSetAsideAndFoundAgain(t *testing.T) {
 	d.step(t0.Add(time.Second))
 	require.Len(t, l.picks, 1+limitsOf(d)["d1"], "as many as fit")
 }
+
+// A crowd of them passes through a filling window at once: what is behind them in
+// the log does not wait.
+func TestACrowdWithoutADevicePassesThrough(t *testing.T) {
+	cfg := testConfig()
+	d, l := newTestDecider(t, cfg)
+	f := oldFleet(1)
+	f.Devices[0].Models = []string{"m"}
+	d.fleet(f, t0)
+	addMany(d, 1, "nobody's", task.Normal, t0)
+	d.step(t0)
+	addMany(d, 5*cfg.WindowCount, "nobody's", task.Normal, t0)
+	require.Less(t, d.window.len(), cfg.WindowCount/2)
+	require.Equal(t, 5*cfg.WindowCount+1, d.window.len()+l.parked)
+}

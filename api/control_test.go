@@ -212,6 +212,14 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Contains(t, w.Sentence, "1 of 7 devices could run it and are busy, with 5 tasks for 4 slots; of the others 1 do not serve its model, 1 lack tags that it needs,")
 	require.Contains(t, w.Sentence, "for 1m30")
 
+	// Where requests are merged, tasks are not to be counted against slots; a
+	// device that has room does not mean that the task is the next.
+	b.store.set(audit.TaskRow{Tenant: "default", ID: "e", State: task.Pending, Model: "x", Endpoint: task.EndpointEmbeddings, Priority: task.Normal})
+	require.Contains(t, whyOf(t, b, "e").Sentence, "have 0 tasks for 1 slot, each of which takes many at once")
+	b.store.set(audit.TaskRow{Tenant: "default", ID: "f", State: task.Pending, Model: "x", Endpoint: task.EndpointChat, Priority: task.Normal})
+	b.store.tell(task.Event{TaskID: "f", Action: task.TaskQueued, Time: at})
+	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and have 0 tasks for 1 slot; of the others 6 do not serve its model; others go first, or a faster device is worth the wait.")
+
 	// Nobody can; it is parked; it may not run yet; its deadline is told.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "nobody-has-this", Priority: task.Normal, SubmittedAt: at, Deadline: at2})

@@ -136,15 +136,23 @@ func waits(w *Waiting, now time.Time) string {
 		parts = append(parts, fmt.Sprintf("none of the %s can run it: %s", count(w.Devices, "device"), outs(w.Out)))
 	default:
 		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
-		if w.Used >= w.Slots {
-			text += fmt.Sprintf(" and are busy, with %s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
-		} else {
-			text += fmt.Sprintf(" and have %s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
+		load := fmt.Sprintf("%s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
+		free := !w.Merged && w.Used < w.Slots
+		switch {
+		case w.Merged: // how many a slot takes is the router's to know
+			text += " and have " + load + ", each of which takes many at once"
+		case free:
+			text += " and have " + load
+		default:
+			text += " and are busy, with " + load
 		}
 		if out := outs(w.Out); out != "" {
 			text += "; of the others " + out
 		}
 		parts = append(parts, text)
+		if free && len(parts) == 1 {
+			parts = append(parts, "others go first, or a faster device is worth the wait")
+		}
 	}
 	text := fmt.Sprintf("It waits, with priority %s and level %d", w.Priority, w.Level)
 	if w.Since != nil {

@@ -41,6 +41,7 @@ type Waiting struct {
 	Able      int            `json:"able" doc:"Of these, that could run it."`
 	Slots     int            `json:"slots" doc:"Of the able ones, together."`
 	Used      int            `json:"used" doc:"Tasks that the able ones have now."`
+	Merged    bool           `json:"merged,omitempty" doc:"Requests of its endpoint are merged: a slot takes many tasks at once."`
 	Out       map[string]int `json:"out,omitempty" doc:"Why the others cannot: model, tags, silent, draining, ejected, slow, excluded."`
 }
 
@@ -158,7 +159,7 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 	}
 	class := device.ClassEach
 	if task.Merged(endpoint) {
-		class = device.ClassMerged
+		class, w.Merged = device.ClassMerged, true
 	}
 	now := time.Now()
 	var pools []string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -136,7 +137,7 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 		return nil, err
 	}
 	it := &item{
-		task: t, rec: rec, ticket: newTicket(rec), source: rec.Topic, size: int64(len(rec.Value)), client: rec.Header(stream.HeaderAddr),
+		task: t, rec: rec, ticket: newTicket(rec), source: rec.Topic, size: int64(len(rec.Value)), client: hostOf(rec.Header(stream.HeaderAddr)),
 		ready: t.ReadyAt(), index: -1, wakeAt: -1,
 	}
 	if rec.Topic == stream.TasksParked {
@@ -146,6 +147,14 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 		}
 	}
 	return it, nil
+}
+
+// hostOf is an address without its port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
 }
 
 // idOf is the id of a task whose sender gave none: its record's place and time,

@@ -209,16 +209,16 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Equal(t, 4, w.Waiting.Slots)
 	require.Equal(t, 5, w.Waiting.Used)
 	require.Equal(t, 2, w.Waiting.Level)
-	require.Contains(t, w.Sentence, "1 of 7 devices could run it and are busy, with 5 tasks for 4 slots; of the others 1 do not serve its model, 1 lack tags that it needs,")
+	require.Contains(t, w.Sentence, "1 of 7 devices could run it and is busy, with 5 tasks for 4 slots; of the others 1 does not serve its model, 1 lacks tags that it needs,")
 	require.Contains(t, w.Sentence, "for 1m30")
 
 	// Where requests are merged, tasks are not to be counted against slots; a
 	// device that has room does not mean that the task is the next.
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "e", State: task.Pending, Model: "x", Endpoint: task.EndpointEmbeddings, Priority: task.Normal})
-	require.Contains(t, whyOf(t, b, "e").Sentence, "have 0 tasks for 1 slot, each of which takes many at once")
+	require.Contains(t, whyOf(t, b, "e").Sentence, "has 0 tasks for 1 slot, each of which takes many at once")
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "f", State: task.Pending, Model: "x", Endpoint: task.EndpointChat, Priority: task.Normal})
 	b.store.tell(task.Event{TaskID: "f", Action: task.TaskQueued, Time: at})
-	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and have 0 tasks for 1 slot; of the others 6 do not serve its model; others go first, or a faster device is worth the wait.")
+	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and has 0 tasks for 1 slot; of the others 6 do not serve its model; others go first, or a faster device is worth the wait.")
 
 	// Nobody can; it is parked; it may not run yet; its deadline is told.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
@@ -259,7 +259,7 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 	require.InDelta(t, 12.3, *w.Attempts[0].Candidates[0].Score, 0)
 	require.Equal(t, map[string]int{"model": 2, "silent": 1}, w.Attempts[0].Out)
 	require.Equal(t, "It ran on c. Attempt 1 went to a by expected_finish, out of 3 devices that could take it, because it can start at once (12.3 ms, c 15 ms); "+
-		"of the others 2 do not serve its model and 1 have missed their heartbeats; it failed after 1000 ms (timeout). "+
+		"of the others 2 do not serve its model and 1 has missed its heartbeats; it failed after 1000 ms (timeout). "+
 		"Attempt 2 went to a, because it was tried there again; it failed after 1000 ms (timeout). "+
 		"Attempt 3 went to c by expected_finish, because best of a bad lot; it was answered after 41 ms.", w.Sentence)
 

@@ -138,13 +138,17 @@ func waits(w *Waiting, now time.Time) string {
 		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
 		load := fmt.Sprintf("%s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
 		free := !w.Merged && w.Used < w.Slots
+		have, are := "have", "are"
+		if w.Able == 1 {
+			have, are = "has", "is"
+		}
 		switch {
 		case w.Merged: // how many a slot takes is the router's to know
-			text += " and have " + load + ", each of which takes many at once"
+			text += " and " + have + " " + load + ", each of which takes many at once"
 		case free:
-			text += " and have " + load
+			text += " and " + have + " " + load
 		default:
-			text += " and are busy, with " + load
+			text += " and " + are + " busy, with " + load
 		}
 		if out := outs(w.Out); out != "" {
 			text += "; of the others " + out
@@ -171,10 +175,17 @@ func waits(w *Waiting, now time.Time) string {
 	return text
 }
 
-// barrierTexts says what each barrier is; the number goes in front.
-var barrierTexts = map[string]string{
-	"model": "do not serve its model", "tags": "lack tags that it needs", "silent": "have missed their heartbeats", "draining": "are draining",
-	"ejected": "are let alone because they failed", "slow": "have asked for a pause", "excluded": "have failed it before", "full": "had no free credit",
+// barrierTexts says what each barrier is, of one device and of many; the number
+// goes in front.
+var barrierTexts = map[string][2]string{
+	"model":    {"does not serve its model", "do not serve its model"},
+	"tags":     {"lacks tags that it needs", "lack tags that it needs"},
+	"silent":   {"has missed its heartbeats", "have missed their heartbeats"},
+	"draining": {"is draining", "are draining"},
+	"ejected":  {"is let alone because it failed", "are let alone because they failed"},
+	"slow":     {"has asked for a pause", "have asked for a pause"},
+	"excluded": {"has failed it before", "have failed it before"},
+	"full":     {"had no free credit", "had no free credit"},
 }
 
 // outs tells how many devices are out for which reason.
@@ -182,7 +193,7 @@ func outs(out map[string]int) string {
 	var parts []string
 	for _, why := range append(device.Barriers[:len(device.Barriers):len(device.Barriers)], "full") {
 		if n := out[why]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, barrierTexts[why]))
+			parts = append(parts, fmt.Sprintf("%d %s", n, barrierTexts[why][min(n, 2)-1]))
 		}
 	}
 	if len(parts) > 1 {

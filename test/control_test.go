@@ -354,11 +354,11 @@ func TestWhyInEachSituation(t *testing.T) {
 	a.Submit(t, tasks...)
 	for id, says := range map[string][]string{
 		"done":     {"It ran on quick. Attempt 1 went to quick by expected_finish, out of 1 device that could take it, because ", "do not serve its model", "it was answered after"},
-		"tags":     {"It waits, with priority normal and level 0", "none of the 4 devices can run it", "3 do not serve its model and 1 lack tags that it needs"},
+		"tags":     {"It waits, with priority normal and level 0", "none of the 4 devices can run it", "3 do not serve its model and 1 lacks tags that it needs"},
 		"later":    {"it is not to run before " + later.NotBefore.Format(time.RFC3339), "1 of 4 devices could run it"},
 		"deadline": {"none of the 4 devices can run it: 4 do not serve its model", "Its deadline is " + deadline.Deadline.Format(time.RFC3339)},
 		"model":    {"none of the 4 devices can run it: 4 do not serve its model"},
-		"drained":  {"3 do not serve its model and 1 are draining"},
+		"drained":  {"3 do not serve its model and 1 is draining"},
 		"expired":  {"ended as EXPIRED without having been at a device: the deadline passed"},
 		"failed":   {"It ended as FAILED", "Attempt 1 went to bad", "it failed after", "(invalid)"},
 	} {
@@ -381,7 +381,7 @@ func TestWhyInEachSituation(t *testing.T) {
 			if strings.Contains(text, "It runs on endless. ") {
 				runs++
 			}
-			if strings.Contains(text, "1 of 4 devices could run it and are busy, with ") {
+			if strings.Contains(text, "1 of 4 devices could run it and is busy, with ") {
 				waits++
 			}
 		}

@@ -116,7 +116,10 @@ func TestAccountIsWhatRedisDoes(t *testing.T) {
 				require.Equal(rt, lost, mine, "leases that are gone")
 				same()
 			},
-			"wait":        func(rt *rapid.T) { pass(time.Duration(rapid.IntRange(0, 900).Draw(rt, "ms")) * time.Millisecond) },
+			"wait": func(rt *rapid.T) {
+				// About how long asks and leases live, to the millisecond.
+				pass(time.Duration(rapid.SampledFrom([]int{0, 1, 250, 499, 500, 501, 999, 1000, 1001, 1999, 2000, 2001}).Draw(rt, "ms")) * time.Millisecond)
+			},
 			"wait longer": func(rt *rapid.T) { pass(time.Duration(rapid.IntRange(1, 50).Draw(rt, "s")) * time.Second) },
 		})
 		same()
@@ -141,4 +144,37 @@ func TestAccountTakesBackInOrder(t *testing.T) {
 	require.Len(t, a.reap(1002), 100)
 	require.Empty(t, a.used)
 	require.Empty(t, a.leases)
+}
+
+// Asks and leases end at the same millisecond in both.
+func TestAccountForgetsWhenRedisDoes(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { _ = rdb.Close() })
+	const ttl = 2 * time.Second
+	for _, wait := range []time.Duration{500, 999, 1000, 1001, 1500, 1999, 2000, 2001} {
+		wait *= time.Millisecond
+		server.SetTime(epoch)
+		redisHas := device.NewCredits(rdb, device.Config{LeaseTTL: ttl}, "wait"+wait.String()+":")
+		model := newAccount(ttl.Milliseconds())
+		ask := []device.Ask{{Pool: "a/each", Band: 0, N: 1}}
+		want := func(n int) []device.Want { return []device.Want{{Pool: "a/each", N: n, Limit: 3, Of: [3]int{0, 0, n}}} }
+		both := func(who string, wants []device.Want, asks []device.Ask) {
+			gs, err := redisHas.AcquireFor(t.Context(), who, wants, asks)
+			require.NoError(t, err)
+			ms, _ := model.acquire(epoch.Add(wait).UnixMilli(), who, wants, asks)
+			for i := range gs {
+				gs[i].Lease, ms[i].Lease = "", ""
+			}
+			require.Equal(t, gs, ms, wait)
+		}
+		model.acquire(epoch.UnixMilli(), "r1", want(1), ask)
+		_, err := redisHas.AcquireFor(t.Context(), "r1", want(1), ask)
+		require.NoError(t, err)
+		server.SetTime(epoch.Add(wait))
+		server.FastForward(wait)
+		both("r2", want(3), nil)
+		both("r1", want(3), nil)
+	}
 }

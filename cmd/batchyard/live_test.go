@@ -37,7 +37,7 @@ func openAIFile(t *testing.T, n int) string {
 
 func TestSubmitAndWait(t *testing.T) {
 	t.Parallel()
-	f, tenant := live(t), unique("waits")
+	f, tenant := running(t), unique("waits")
 	out := filepath.Join(t.TempDir(), "out.jsonl")
 	text := ok(t, "submit", openAIFile(t, 30), "--server", f.URL, "--tenant", tenant, "--job", "j", "--wait", "-o", out)
 	require.Regexp(t, `tasks +30\n +SUCCESS +30\n`, text)
@@ -65,7 +65,7 @@ func TestSubmitAndWait(t *testing.T) {
 
 func TestSubmitThatFails(t *testing.T) {
 	t.Parallel()
-	f, tenant := live(t), unique("fails")
+	f, tenant := running(t), unique("fails")
 	// No device has the tag, and the deadline comes first.
 	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
 	stdin := `{"id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
@@ -83,7 +83,7 @@ func TestSubmitThatFails(t *testing.T) {
 
 func TestTasksGet(t *testing.T) {
 	t.Parallel()
-	f, tenant := live(t), unique("gets")
+	f, tenant := running(t), unique("gets")
 	file := write(t, "one.jsonl", `{"id":"a/b c?","model":"m","priority":"high","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	var in submitted
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "submit", file, "--server", f.URL, "--tenant", tenant, "--json")), &in))
@@ -113,7 +113,7 @@ func TestTasksGet(t *testing.T) {
 
 func TestTasksCancel(t *testing.T) {
 	t.Parallel()
-	f, tenant := live(t), unique("cancels")
+	f, tenant := running(t), unique("cancels")
 	file := write(t, "one.jsonl", `{"id":"waits","model":"m","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
 	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", tenant), "asked to stop")
@@ -130,7 +130,7 @@ func TestTasksCancel(t *testing.T) {
 
 func TestDevicesList(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	id := unique("cli-test")
 	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
@@ -147,7 +147,7 @@ func TestDevicesList(t *testing.T) {
 
 func TestDevicesDrain(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	id := unique("cli-drain")
 	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Queue: -1, InFlight: -1, Weight: 1})
@@ -168,7 +168,7 @@ func TestDevicesDrain(t *testing.T) {
 // policies run the others' tasks.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	require.Regexp(t, `policy +expected_finish\nbinding +auto\nsaid by +the configuration\n`, ok(t, "policy", "get", "--server", f.URL))
 	text := ok(t, "policy", "set", "load_formula", "--weight", "cpu=0.6,mem=0.4", "--server", f.URL, "--tenant", "ops")
 	require.Regexp(t, `policy +load_formula\nbinding +auto\nweights +cpu 0.6, mem 0.4\nsaid by +ops, \S+ ago\nwithout that +expected_finish, auto\n`, text)
@@ -184,7 +184,7 @@ func TestPolicy(t *testing.T) {
 
 func TestTasksWhyAndPriority(t *testing.T) {
 	t.Parallel()
-	f, tenant := live(t), unique("why")
+	f, tenant := running(t), unique("why")
 	file := write(t, "one.jsonl", `{"id":"waits","model":"m","priority":"low","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n"+
 		`{"id":"runs","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
@@ -233,7 +233,7 @@ func letters(t *testing.T, f *fixture, reason string) []letter {
 
 func TestDLQReplay(t *testing.T) {
 	t.Parallel()
-	f, reason, tenant := live(t), unique("replay"), unique("dlq")
+	f, reason, tenant := running(t), unique("replay"), unique("dlq")
 	for i := range 3 {
 		id := fmt.Sprintf("buried-%d", i)
 		bury(t, f, stream.TasksNormal, id, `{"id":"`+id+`","tenant":"`+tenant+`","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, reason)
@@ -286,7 +286,7 @@ func TestDLQReplay(t *testing.T) {
 
 func TestDLQListAndShow(t *testing.T) {
 	t.Parallel()
-	f, reason := live(t), unique("show")
+	f, reason := running(t), unique("show")
 	bury(t, f, stream.TasksHigh, "k", "plain text", reason)
 	bury(t, f, stream.TasksHigh, "k", "\xdf\xff\xff\xff\xff", reason)
 	all := letters(t, f, reason)
@@ -310,7 +310,7 @@ func TestDLQListAndShow(t *testing.T) {
 
 func TestTopics(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	prefix := unique("topics") + "."
 	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
 	r := try(t, "", "topics", "list", "-c", path)
@@ -328,7 +328,7 @@ func TestTopics(t *testing.T) {
 
 func TestMigrate(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	url := testenv.Services{PostgresURL: f.Stack.PostgresURL}.Database(t)
 	path := write(t, "c.yaml", fmt.Sprintf("postgres:\n  url: %q\n", url))
 	require.Contains(t, ok(t, "migrate", "down", "-c", path), "nothing to do")
@@ -354,7 +354,7 @@ func TestMigrate(t *testing.T) {
 // The program itself, as a process: the first signal lets it end in order.
 func TestSignalEndsAgent(t *testing.T) {
 	t.Parallel()
-	f := live(t)
+	f := running(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
 	nobody := "http://" + closedPort(t)

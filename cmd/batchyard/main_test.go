@@ -74,8 +74,8 @@ var system struct {
 	err     error
 }
 
-// live returns the shared Batchyard, starting it for the first who asks.
-func live(t *testing.T) *fixture {
+// running returns the shared Batchyard, starting it for the first who asks.
+func running(t *testing.T) *fixture {
 	t.Helper()
 	system.Lock()
 	defer system.Unlock()

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/internal/routesim"
+	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/router"
 )
 
@@ -69,7 +70,7 @@ conservation, no use of what could not be known) is an error.`,
 	fs.StringSliceVar(&f.works, "work", []string{"exponential"}, "exponential, lognormal (standard deviation twice the mean) or trace (by generated tokens)")
 	fs.StringSliceVar(&f.loads, "load", []string{"0.5", "0.7", "0.85", "0.95", "1.2"}, "offered loads, shares of the fleet's capacity")
 	fs.IntSliceVar(&f.routers, "routers", []int{1}, "numbers of routers")
-	fs.DurationSliceVar(&f.hops, "hop", []time.Duration{2 * time.Millisecond}, "times from a decision to the start of its request")
+	fs.DurationSliceVar(&f.hops, "hop", []time.Duration{2 * time.Millisecond}, "times from a decision to the start of its request; that a device has room is known a quarter of it later")
 	fs.StringSliceVar(&f.fleets, "fleet", []string{"mixed12"}, "fleets: "+strings.Join(routesim.FleetNames(), ", "))
 	fs.StringSliceVar(&f.bindings, "binding", []string{"auto"}, "when tasks are bound to devices: auto, late or early")
 	fs.IntVar(&f.seeds, "seeds", 8, "runs of each arm, with seeds of their own")
@@ -108,10 +109,10 @@ func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
 	}
 	p := c.progressOf("simulating", len(plan.Arms)*plan.Seeds, "runs")
 	rs, err := plan.Run(ctx, func(done, _ int) { p.Set(done) })
+	p.Finish()
 	if err != nil {
 		return err
 	}
-	p.Finish()
 	if c.json {
 		err = routesim.WriteJSON(c.out, rs)
 	} else {
@@ -129,6 +130,7 @@ func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Pla
 		return withCode(exitUsage, fmt.Errorf("--max-rate: %w", err))
 	}
 	p := c.progressOf("searching", len(plan.Arms), "arms")
+	defer p.Finish()
 	var rs []routesim.Result
 	for i, a := range plan.Arms {
 		r, err := plan.MaxRate(ctx, a, limit)
@@ -138,7 +140,6 @@ func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Pla
 		rs = append(rs, r)
 		p.Set(i + 1)
 	}
-	p.Finish()
 	return routesim.WriteMaxRates(c.out, rs, limit, c.json)
 }
 
@@ -179,6 +180,14 @@ func (f *routeFlags) plan() (*routesim.Plan, error) {
 	plan := &routesim.Plan{
 		Arms:  routesim.Cross(f.fleets, f.arrivals, f.works, loads, f.routers, f.hops, f.bindings, f.policies),
 		Seeds: f.seeds, First: f.first, Warmup: f.warmup, Duration: f.duration, Tasks: f.tasks, Learned: f.learned, Parallel: f.parallel,
+	}
+	if f.plot != "" {
+		if f.maxRate != "" {
+			return nil, errors.New("--plot and --max-rate exclude each other: there is one load for each policy")
+		}
+		if err := jobs.CheckOutput(f.plot); err != nil {
+			return nil, fmt.Errorf("--plot: %w", err)
+		}
 	}
 	if f.trace != "" {
 		t, err := routesim.ReadTrace(f.trace)

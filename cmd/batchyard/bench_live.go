@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/bench/live"
+	livebench "github.com/batchyard/batchyard/bench/live"
 	"github.com/batchyard/batchyard/router"
 )
 
@@ -55,29 +55,29 @@ func (c *cli) benchLive(ctx context.Context, cmd *cobra.Command, f routeFlags) e
 	if err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(c.err, "live: %s\n", live.Machine())
-	rs, err := live.Run(ctx, o)
+	_, _ = fmt.Fprintf(c.err, "live: %s\n", livebench.Machine())
+	rs, err := livebench.Run(ctx, o)
 	if err != nil {
 		if ctx.Err() != nil {
 			return withCode(exitFailed, err)
 		}
 		return serviceError(err)
 	}
-	_, _ = fmt.Fprintf(c.err, "live: %s\n", live.Machine())
+	_, _ = fmt.Fprintf(c.err, "live: %s\n", livebench.Machine())
 	if c.json {
-		return live.WriteJSON(c.out, rs)
+		return livebench.WriteJSON(c.out, rs)
 	}
-	return live.WriteTable(c.out, rs)
+	return livebench.WriteTable(c.out, rs)
 }
 
-func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o live.Options, err error) {
+func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options, err error) {
 	given := cmd.Flags().Changed
 	for _, name := range []string{"arrivals", "work", "load", "routers", "hop", "fleet", "binding", "seeds", "learned", "trace", "max-rate", "parallel", "plot"} {
 		if given(name) {
 			return o, usageError("--%s is for the simulation and not for --live; leave it out", name)
 		}
 	}
-	o = live.Options{Version: versionNumber(), Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
+	o = livebench.Options{Version: versionNumber(), Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
 		Tasks: liveTasks, Warmup: liveWarmup, Duration: liveDuration, Logger: c.localLogger(false),
 		Progress: func(note string) { _, _ = fmt.Fprintf(c.err, "live: %s\n", plain(note)) }}
 	if given("tasks") {
@@ -107,7 +107,7 @@ func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o live.Options, err
 		if err != nil {
 			return o, usageError("--policy: %q is no policy that can be measured live; name them, the baseline first", name)
 		}
-		o.Policies = append(o.Policies, live.Policy{Name: name, Late: p.Late()})
+		o.Policies = append(o.Policies, livebench.Policy{Name: name, Late: p.Late()})
 	}
 	if o.Program, err = os.Executable(); err != nil {
 		return o, fmt.Errorf("finding the program itself: %w", err)
@@ -117,7 +117,7 @@ func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o live.Options, err
 		if err != nil {
 			return o, err
 		}
-		o.Services = &live.Services{ConfigPath: c.configPath, Kafka: cfg.Kafka, Redis: cfg.Redis, PostgresURL: cfg.Postgres.URL}
+		o.Services = &livebench.Services{ConfigPath: c.configPath, Kafka: cfg.Kafka, Redis: cfg.Redis, PostgresURL: cfg.Postgres.URL}
 	}
 	return o, nil
 }

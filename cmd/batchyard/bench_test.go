@@ -87,6 +87,8 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 		"is no limit":                    {"--max-rate", "fast"},
 		"--duration and --warmup":        {"--duration", "0s"},
 		"bench route takes flags and no": {"extra"},
+		"--plot: ":                       {"--plot", "/does/not/exist/x.png"},
+		"exclude each other":             {"--plot", "x.png", "--max-rate", "p99=1s"},
 	} {
 		var out, errs bytes.Buffer
 		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route"}, args...))

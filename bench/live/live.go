@@ -135,7 +135,7 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 
 func (t *Turn) summary() string {
 	return fmt.Sprintf("%.1f tasks/s (95 %%: %.1f), mean %.1f ms, p99 %.0f ms",
-		t.throughput(), t.throughputMost(), mean(t.Latencies, Latency.total)*1000, quantile(t.Latencies, 0.99)*1000)
+		t.throughput(), t.throughputMost(), mean(t.Latencies, Latency.total)*1000, quantile(t.Latencies, Latency.total, 0.99)*1000)
 }
 
 // turn measures one policy once.

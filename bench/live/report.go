@@ -31,14 +31,14 @@ func mean(ls []Latency, of func(Latency) time.Duration) float64 {
 	return sum / float64(max(1, len(ls)))
 }
 
-// quantile is of the response times, in seconds.
-func quantile(ls []Latency, q float64) float64 {
+// quantile is in seconds.
+func quantile(ls []Latency, of func(Latency) time.Duration, q float64) float64 {
 	if len(ls) == 0 {
 		return 0
 	}
 	all := make([]float64, len(ls))
 	for i, l := range ls {
-		all[i] = l.Total.Seconds()
+		all[i] = of(l).Seconds()
 	}
 	slices.Sort(all)
 	return all[min(len(all)-1, max(0, int(math.Ceil(q*float64(len(all))))-1))]
@@ -98,7 +98,7 @@ type Figures struct {
 // Figures are the figures of all rounds.
 func (r *Result) Figures() Figures {
 	ls := r.latencies()
-	f := Figures{Policy: r.Name, Rounds: len(r.Turns), Rate: r.Rate, P50MS: ms(quantile(ls, 0.5)), P99MS: ms(quantile(ls, 0.99)),
+	f := Figures{Policy: r.Name, Rounds: len(r.Turns), Rate: r.Rate, P50MS: ms(quantile(ls, Latency.total, 0.5)), P99MS: ms(quantile(ls, Latency.total, 0.99)),
 		WaitMS: ms(mean(ls, Latency.waited)), HopMS: ms(mean(ls, Latency.hop)), RequestMS: ms(mean(ls, Latency.request)), BackMS: ms(mean(ls, Latency.back))}
 	f.Throughput, f.ThroughputSpread = r.over((*Turn).throughput)
 	f.ThroughputMost, _ = r.over((*Turn).throughputMost)
@@ -189,12 +189,15 @@ func WriteTable(w io.Writer, rs []Result) error {
 	}
 	p.flush(t)
 	p.w = w
-	p.line("\nwhere a response time goes, ms:")
+	p.line("\nwhere a response time goes, mean and median in ms:")
 	p.w = t
 	p.line("until assigned\tto its request\trequest\tto the reader\t  policy")
 	for i := range rs {
-		f := rs[i].Figures()
-		p.line("%.1f\t%.1f\t%.1f\t%.1f\t  %s", f.WaitMS, f.HopMS, f.RequestMS, f.BackMS, f.Policy)
+		ls := rs[i].latencies()
+		both := func(of func(Latency) time.Duration) string {
+			return fmt.Sprintf("%.1f %.1f", mean(ls, of)*1000, quantile(ls, of, 0.5)*1000)
+		}
+		p.line("%s\t%s\t%s\t%s\t  %s", both(Latency.waited), both(Latency.hop), both(Latency.request), both(Latency.back), rs[i].Name)
 	}
 	p.flush(t)
 	return p.err

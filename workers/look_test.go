@@ -139,6 +139,7 @@ func TestWaitingWorkMovesToIdleDevicesOnce(t *testing.T) {
 				fleet.Spec{ID: "other", Slots: 8})
 			y.register(time.Hour)
 			cfg := testConfig()
+			cfg.RebalanceEvery = time.Second // longer than the way back: a look does not see what is on it
 			y.workers(cfg)
 			y.beat("busy", false)
 			y.beat("idle", false)
@@ -186,7 +187,7 @@ func TestWaitingWorkMovesToIdleDevicesOnce(t *testing.T) {
 				require.Len(t, y.only(id).Attempts, 1)
 			}
 			if sendTo == "idle" {
-				require.LessOrEqual(t, len(moved), 9, "about half")
+				require.LessOrEqual(t, len(moved), 12, "about half")
 				require.NotContains(t, moved, "t-0", "what waits longest gains least")
 			}
 			y.eventually("credits are given back", func() bool { return y.creditsUsed("busy")+y.creditsUsed("idle") == 0 })

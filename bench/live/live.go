@@ -17,7 +17,6 @@ import (
 // Options say what is measured.
 type Options struct {
 	Program string // path of batchyard
-	Version string
 	// Services of one's own; nil: embedded ones.
 	Services *Services
 	Policies []Policy      // the baseline first
@@ -121,9 +120,6 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 			}
 			t, err := s.turn(ctx, r.Policy, o.Seed+uint64(round), say)
 			if err != nil {
-				if ctx.Err() != nil {
-					return nil, fmt.Errorf("measuring policies live: %w", errors.Join(ctx.Err(), err))
-				}
 				return nil, fmt.Errorf("round %d with %s: %w", round+1, r.Name, err)
 			}
 			r.Turns = append(r.Turns, t)

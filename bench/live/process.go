@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -30,7 +29,6 @@ type process struct {
 	done chan struct{} // closed when it has ended
 	err  error         // set before
 	once sync.Once
-	fate error
 }
 
 // serve runs all stages as a process and waits until they are ready.
@@ -78,35 +76,33 @@ func (c *process) died() error {
 }
 
 // end has it drain and stop, the hard way when that takes long. It may be called
-// again.
-func (c *process) end() error {
+// again; only the first call says what was wrong.
+func (c *process) end() (err error) {
 	c.once.Do(func() {
 		select {
 		case <-c.done:
-			c.fate = c.died()
+			err = c.died()
 			return
 		default:
 		}
-		if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			c.fate = fmt.Errorf("stopping batchyard serve: %w", err)
-		}
+		_ = c.cmd.Process.Signal(syscall.SIGTERM) // fails when it has just ended, and then there is nothing to do
 		limit := time.NewTimer(endWithin)
 		defer limit.Stop()
 		select {
 		case <-c.done:
 			if c.err != nil {
-				c.fate = fmt.Errorf("batchyard serve ended badly: %w; its last words:\n%s", c.err, c.log.last())
+				err = fmt.Errorf("batchyard serve ended badly: %w; its last words:\n%s", c.err, c.log.last())
 			}
 		case <-limit.C:
 			_ = c.cmd.Process.Kill() // fails when it has ended at last
 			<-c.done
-			c.fate = fmt.Errorf("batchyard serve did not end within %s and was killed; its last words:\n%s", endWithin, c.log.last())
+			err = fmt.Errorf("batchyard serve did not end within %s and was killed; its last words:\n%s", endWithin, c.log.last())
 		}
 	})
-	return c.fate
+	return err
 }
 
-var readyLine = regexp.MustCompile(`msg=ready .*listen=(\S+)`)
+var readyLine = regexp.MustCompile(`msg=ready .*listen=(\S+)\s`)
 
 // words is the latest of what a process says, and where it listens.
 type words struct {

@@ -7,7 +7,10 @@ import (
 )
 
 // dieWithUs has the kernel end the process when the thread that starts it ends.
-func dieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// Ctrl-C at the terminal does not reach it: we end it in order.
+func dieWithUs() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+}
 
 // loadAverage is that of the last minute; empty when it is not known.
 func loadAverage() string {

@@ -77,7 +77,7 @@ func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options
 			return o, usageError("--%s is for the simulation and not for --live; leave it out", name)
 		}
 	}
-	o = livebench.Options{Version: versionNumber(), Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
+	o = livebench.Options{Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
 		Tasks: liveTasks, Warmup: liveWarmup, Duration: liveDuration, Logger: c.localLogger(false),
 		Progress: func(note string) { _, _ = fmt.Fprintf(c.err, "live: %s\n", plain(note)) }}
 	if given("tasks") {

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"--plot x.png":                 "--plot is for the simulation",
+		"--hop 2ms":                    "--hop is for the simulation",
+		"--policy best":                `--policy: "best" is no policy`,
+		"--policy all":                 `--policy: "all" is no policy`,
+		"--rounds 0":                   "--rounds: 0 is out of range",
+		"--rate -1":                    "--rate: -1 is out of range",
+		"--rate NaN":                   "--rate: NaN is out of range",
+		"--tasks 3":                    "--tasks: 3 is out of range",
+		"--duration 1ms":               "--warmup and --duration",
+		"--config nowhere/config.yaml": "nowhere/config.yaml",
+	} {
+		var out, errs bytes.Buffer
+		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route", "--live"}, strings.Fields(args)...))
+		require.Equal(t, exitUsage, code, args)
+		require.Contains(t, errs.String(), want, args)
+		require.Empty(t, out.String(), args)
+	}
+}

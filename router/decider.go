@@ -47,7 +47,9 @@ type decider struct {
 	wantAt   map[*pool]int
 	held     []*item
 	aside    []*queue
-	failures uint64 // rounds that got no answer
+	kept     int              // picks of the last round that got no credit because a higher band elsewhere asks for it
+	owedAt   [bands]time.Time // what others get of the band's share is counted up to then
+	failures uint64           // rounds that got no answer
 }
 
 type askedFor struct{ band, n int }
@@ -121,8 +123,7 @@ func (d *decider) unblock(now time.Time) {
 		c.unable = false
 		for _, q := range c.queues {
 			if q.ready.len() > 0 {
-				q.aside = false
-				d.window.show(q)
+				d.window.bring(q)
 			}
 		}
 	}
@@ -148,7 +149,11 @@ func (d *decider) step(now time.Time) time.Duration {
 	if d.relieve(now) {
 		wait = min(wait, reliefEvery)
 	}
-	for _, at := range []time.Time{d.window.next(), d.view.changes, d.resume} {
+	again := time.Time{} // before the others forget what they know
+	if len(d.asked) > 0 {
+		again = d.askAt
+	}
+	for _, at := range []time.Time{d.window.next(), d.view.changes, d.resume, again} {
 		if !at.IsZero() {
 			wait = min(wait, max(0, at.Sub(now)))
 		}
@@ -177,7 +182,8 @@ func (d *decider) rounds(now time.Time) bool {
 	if len(picks) > 0 {
 		d.fx.assigned(picks, now)
 	}
-	return more || len(picks) < wanted
+	// What is kept for others stays so for now, whatever class asks next.
+	return more || len(picks)+d.kept < wanted
 }
 
 // cancel takes a task that somebody cancelled out of the window.

@@ -66,6 +66,7 @@ type queue struct {
 	ready heapOf[*item]
 	at    int  // in the flow's heap
 	aside bool // taken out of the flow's heap until the round ends or the fleet changes
+	out   bool // aside because no device can run it: as if it were not there
 }
 
 func newBand(share float64) *band {
@@ -105,6 +106,15 @@ func (w *window) enter(q *queue) {
 func (w *window) leave(q *queue) {
 	w.hide(q)
 	q.aside = false
+	if q.out { // it left before
+		q.out = false
+		return
+	}
+	w.less(q)
+}
+
+// less says that a queue is none of those to be served any more.
+func (w *window) less(q *queue) {
 	q.flow.queued--
 	b := w.bands[q.flow.key.band]
 	if b.queued--; b.queued == 0 {
@@ -144,6 +154,25 @@ func (w *window) putAside(q *queue) {
 	q.aside = true
 }
 
+// putOut takes out a queue whose tasks no device can run. Its band and flow have
+// nothing to do on its account: they must not save anything up by it.
+func (w *window) putOut(q *queue) {
+	w.putAside(q)
+	w.less(q)
+	q.out = true
+}
+
+// bring is the reverse of putAside and putOut.
+func (w *window) bring(q *queue) {
+	q.aside = false
+	if q.out {
+		q.out = false
+		w.enter(q)
+		return
+	}
+	w.show(q)
+}
+
 // reorder tells the heaps that the first task of a queue is another.
 func (w *window) reorder(q *queue) {
 	if q.at >= 0 {
@@ -169,7 +198,7 @@ func (w *window) nextQueue() (q *queue, turn bool) {
 		if b.debt <= 0 || b.flows.len() == 0 {
 			continue
 		}
-		if q := b.flows.first().queues.first(); b.debt >= w.costOf(q.class) {
+		if q := b.flows.first().queues.first(); w.owed(i, q.class) {
 			return q, true
 		}
 	}
@@ -180,40 +209,68 @@ func (w *window) nextQueue() (q *queue, turn bool) {
 // of service: its share is a mean, not a claim on the past.
 const maxDebt = 2.0
 
+// charge is what a pick was counted as, so that it can be taken back.
+type charge struct {
+	seconds float64
+	debts   [bands]float64 // what each band's debt was changed by
+}
+
 // served counts work for a task of the queue's class. What a band gets while no
-// higher one has anything to do is not held against its share.
-func (w *window) served(q *queue, seconds float64) { w.count(q, seconds) }
-
-// unserved takes back what served counted: the task got no credit.
-func (w *window) unserved(q *queue, seconds float64) { w.count(q, -seconds) }
-
-func (w *window) count(q *queue, seconds float64) {
-	own, pressed := q.flow.key.band, false
+// higher one has anything to do is not held against its share, unless it was owed
+// to it (turn).
+func (w *window) served(q *queue, seconds float64, turn bool) charge {
+	own, pressed := q.flow.key.band, turn
 	for _, b := range w.bands[:own] {
 		pressed = pressed || b.queued > 0
 	}
+	c := charge{seconds: seconds}
 	for i, b := range w.bands {
+		before := b.debt
 		if i > 0 && b.queued > 0 && (i != own || pressed) {
 			b.debt = min(b.debt+b.share*seconds, maxDebt)
 		}
+		if i == own && pressed {
+			b.debt = max(b.debt-seconds, -maxDebt)
+		}
+		c.debts[i] = b.debt - before
 	}
-	switch {
-	case w.typical == 0:
+	if w.typical == 0 {
 		w.typical = seconds
-	case seconds > 0:
-		w.typical += (seconds - w.typical) / 16
 	}
+	w.typical += (seconds - w.typical) / 16
 	b, f := w.bands[own], q.flow
-	if pressed {
-		b.debt = max(b.debt-seconds, -maxDebt)
+	b.clock = max(b.clock, f.vtime)
+	w.advance(f, seconds)
+	return c
+}
+
+// unserved takes back what served counted: the task got no credit. Others may have
+// come and gone since, and debts stop at their bound: only what was counted is
+// taken back.
+func (w *window) unserved(q *queue, c charge) {
+	for i, b := range w.bands {
+		b.debt = min(max(b.debt-c.debts[i], -maxDebt), maxDebt)
 	}
-	if seconds > 0 {
-		b.clock = max(b.clock, f.vtime)
-	}
+	w.advance(q.flow, -c.seconds)
+}
+
+func (w *window) advance(f *flow, seconds float64) {
 	f.vtime += seconds / f.weight
 	if f.at >= 0 {
-		b.flows.fix(f.at)
+		w.bands[f.key.band].flows.fix(f.at)
 	}
+}
+
+// owe counts what others were given of the band's share meanwhile.
+func (w *window) owe(band int, seconds float64) {
+	b := w.bands[band]
+	b.debt = min(b.debt+b.share*seconds, maxDebt)
+}
+
+// owed says that a whole task of the class is owed to its band.
+func (w *window) owed(band int, c *class) bool {
+	b := w.bands[band]
+	return b.debt > 0 && b.debt >= w.costOf(c)
 }
 
 // costOf is the seconds of service of one task of the class; of one that was not

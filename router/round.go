@@ -13,9 +13,9 @@ type pick struct {
 	item   *item
 	state  *state
 	queue  *queue
-	cost   float64 // seconds of service that its flow was charged
-	band   int     // whose credits it takes: its own, or the first when it is its band's turn
-	detail []byte  // why, for the audit log
+	charge charge // what it was counted as
+	band   int    // whose credits it takes: its own, or the first when it is its band's turn
+	detail []byte // why, for the audit log
 	lease  string
 	idle   int // slots of the device without work when it was picked
 }
@@ -47,12 +47,16 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 			c.round, c.waits, c.until, c.full, c.blocked = d.round, 0, 0, false, false
 		}
 		f := d.view.look(c, now, d.rng)
+		paused := !turn && len(f.states) > 0 && d.pauses(c, q.flow.key.band, now)
+		if paused && w.owed(q.flow.key.band, c) {
+			turn, paused = true, false
+		}
 		switch {
 		case len(f.states) == 0:
 			c.unable = true
-			w.putAside(q)
+			w.putOut(q)
 			continue
-		case c.full, !turn && d.pauses(c, q.flow.key.band, now):
+		case c.full, paused:
 			w.putAside(q)
 			d.aside = append(d.aside, q)
 			continue
@@ -72,12 +76,12 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 		}, &f.Field)
 		switch {
 		case choice.Index != Wait:
-			p := pick{item: it, state: f.states[choice.Index], queue: q, cost: f.cost, band: q.flow.key.band}
+			p := pick{item: it, state: f.states[choice.Index], queue: q, band: q.flow.key.band}
 			if turn {
 				p.band = 0
 			}
 			d.book(&p, f, &choice, now)
-			w.served(q, f.cost)
+			p.charge = w.served(q, f.cost, turn)
 			w.unready(it)
 			picks = append(picks, p)
 			c.until = 0
@@ -95,8 +99,7 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 	}
 	for _, q := range d.aside {
 		if q.aside && q.ready.len() > 0 {
-			q.aside = false
-			w.show(q)
+			w.bring(q)
 		}
 	}
 	return picks, len(picks) == d.cfg.RoundPicks
@@ -130,10 +133,14 @@ func (d *decider) pauses(c *class, band int, now time.Time) bool {
 	if !c.pause.After(now) || band < c.pauses {
 		return false
 	}
-	if d.resume.IsZero() || c.pause.Before(d.resume) {
-		d.resume = c.pause
-	}
+	d.resumeAt(c.pause)
 	return true
+}
+
+func (d *decider) resumeAt(at time.Time) {
+	if d.resume.IsZero() || at.Before(d.resume) {
+		d.resume = at
+	}
 }
 
 // pauseFor is how long a lower band leaves alone what a higher one waits for.
@@ -142,7 +149,7 @@ const pauseFor = 25 * time.Millisecond
 // take gets the credits for the picks, in one round trip, and returns the picks
 // that got one; the others go back to the window, best rank kept.
 func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, error) {
-	d.wants = d.wants[:0]
+	d.wants, d.kept = d.wants[:0], 0
 	clear(d.wantAt)
 	for i := range picks {
 		pl := picks[i].pool()
@@ -177,11 +184,10 @@ func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, 
 		g := &grants[d.wantAt[p.pool()]]
 		if g.N == 0 {
 			if g.Held && p.band > 0 {
-				c := p.item.class
-				if c.pause.Before(now) || p.band < c.pauses {
-					c.pauses = p.band
+				d.pauseClass(p.item.class, p.band, now)
+				if !d.window.owed(p.band, p.item.class) { // else the next round serves it
+					d.kept++
 				}
-				c.pause = now.Add(pauseFor)
 			}
 			d.giveUp(&p)
 			continue
@@ -195,9 +201,29 @@ func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, 
 	return got, nil
 }
 
+// pauseClass leaves to a higher band elsewhere what the class waits for. Should the
+// asks there never end, the share of this band is served all the same: it is owed
+// what the devices do meanwhile, which all routers share.
+func (d *decider) pauseClass(c *class, band int, now time.Time) {
+	if c.pause.Before(now) || band < c.pauses {
+		c.pauses = band
+	}
+	c.pause = now.Add(pauseFor)
+	d.resumeAt(c.pause)
+	if now.Before(d.owedAt[band]) { // counted with another class
+		return
+	}
+	d.owedAt[band] = c.pause
+	slots := 0
+	for _, s := range c.field.states {
+		slots += max(1, s.Slots)
+	}
+	d.window.owe(band, float64(slots)*pauseFor.Seconds()/float64(d.view.routers))
+}
+
 // giveUp returns a task that got no credit to the window.
 func (d *decider) giveUp(p *pick) {
-	d.window.unserved(p.queue, p.cost)
+	d.window.unserved(p.queue, p.charge)
 	d.window.back(p.item)
 }
 

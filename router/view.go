@@ -233,7 +233,7 @@ func (v *view) ramp(s *state, oldest, now time.Time) float64 {
 	if s.JoinedAt.After(since) && s.JoinedAt.Sub(oldest) > v.cfg.SlowStart {
 		since = s.JoinedAt
 	}
-	if since.IsZero() || since.Before(oldest) {
+	if since.IsZero() || since.Sub(oldest) <= v.cfg.SlowStart { // the others are as new: all were away, or start
 		return 1
 	}
 	if len(v.devices) == 1 {

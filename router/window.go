@@ -287,11 +287,10 @@ func (w *window) back(it *item) {
 	it.class.ready++
 	q.ready.push(it)
 	switch {
+	case q.ready.len() == 1 && it.class.unable:
+		q.aside, q.out = true, true
 	case q.ready.len() == 1:
 		w.enter(q)
-		if it.class.unable {
-			w.putAside(q)
-		}
 	case it.index == 0:
 		w.reorder(q)
 	}

@@ -223,7 +223,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 				if q == nil {
 					t.Skip("nobody waits")
 				}
-				w.served(q, rapid.Float64Range(0, 1).Draw(t, "seconds"))
+				w.served(q, rapid.Float64Range(0, 1).Draw(t, "seconds"), false)
 			},
 			"reprioritize": func(t *rapid.T) {
 				it := pick(t)
@@ -290,7 +290,7 @@ func served(w *window, n int, name func(*item) string) map[string]int {
 		}
 		it := q.ready.first()
 		got[name(it)]++
-		w.served(q, 0.01)
+		w.served(q, 0.01, false)
 		w.remove(it)
 	}
 	return got

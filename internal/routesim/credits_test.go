@@ -153,8 +153,8 @@ func TestAccountForgetsWhenRedisDoes(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _ = rdb.Close() })
 	const ttl = 2 * time.Second
-	for _, wait := range []time.Duration{500, 999, 1000, 1001, 1500, 1999, 2000, 2001} {
-		wait *= time.Millisecond
+	for _, ms := range []int{500, 999, 1000, 1001, 1500, 1999, 2000, 2001} {
+		wait := time.Duration(ms) * time.Millisecond
 		server.SetTime(epoch)
 		redisHas := device.NewCredits(rdb, device.Config{LeaseTTL: ttl}, "wait"+wait.String()+":")
 		model := newAccount(ttl.Milliseconds())
@@ -163,11 +163,11 @@ func TestAccountForgetsWhenRedisDoes(t *testing.T) {
 		both := func(who string, wants []device.Want, asks []device.Ask) {
 			gs, err := redisHas.AcquireFor(t.Context(), who, wants, asks)
 			require.NoError(t, err)
-			ms, _ := model.acquire(epoch.Add(wait).UnixMilli(), who, wants, asks)
+			mine, _ := model.acquire(epoch.Add(wait).UnixMilli(), who, wants, asks)
 			for i := range gs {
-				gs[i].Lease, ms[i].Lease = "", ""
+				gs[i].Lease, mine[i].Lease = "", ""
 			}
-			require.Equal(t, gs, ms, wait)
+			require.Equal(t, gs, mine, wait)
 		}
 		model.acquire(epoch.UnixMilli(), "r1", want(1), ask)
 		_, err := redisHas.AcquireFor(t.Context(), "r1", want(1), ask)

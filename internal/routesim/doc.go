@@ -26,6 +26,10 @@
 // of its own, and all share the account. Within a moment of virtual time nobody
 // is always first: who hears of room first is drawn.
 //
+// Not modelled: hops of different lengths, merged requests, 429s, devices that fall
+// silent, and the workers' evening out of what waits at devices, which helps
+// policies that bind early.
+//
 // # What is known to whom
 //
 // A Core is given what the virtual Redis holds at that time and nothing else:

@@ -1,6 +1,7 @@
 package routesim
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ func BenchmarkRun(b *testing.B) {
 		policy string
 		load   float64
 	}{{"expected_finish", 0.5}, {"expected_finish", 0.95}, {"round_robin", 0.85}} {
-		b.Run(c.policy, func(b *testing.B) {
+		b.Run(fmt.Sprintf("%s/%g", c.policy, c.load), func(b *testing.B) {
 			tasks := int64(0)
 			for b.Loop() {
 				o, err := Run(b.Context(), poisson(b, c.policy, c.load, Exponential, 1, 100*time.Second))

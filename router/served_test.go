@@ -112,6 +112,26 @@ func TestAFleetThatWasAwayAsAWholeIsBackAtOnce(t *testing.T) {
 	require.Equal(t, full, limitsOf(d))
 }
 
+// The clock of Redis may be another than ours.
+func TestDevicesJoinByOurClock(t *testing.T) {
+	cfg := testConfig()
+	cfg.SlowStart = 10 * time.Second
+	d, _ := newTestDecider(t, cfg)
+	d.fleet(oldFleet(4), t0)
+	full := limitsOf(d)
+	for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour} {
+		f := oldFleet(4)
+		for i := range f.Devices {
+			dev := &f.Devices[i]
+			dev.At, dev.Age, dev.JoinedAt = t0.Add(ahead-2*time.Second), 2*time.Second, t0.Add(ahead-time.Minute)
+		}
+		byOurClock(f.Devices, t0)
+		require.Equal(t, t0.Add(-time.Minute), f.Devices[0].JoinedAt)
+		d.fleet(f, t0)
+		require.Equal(t, full, limitsOf(d), ahead)
+	}
+}
+
 // What other routers know of our waiting tasks is told again before they forget.
 func TestAsksAreRenewedInTime(t *testing.T) {
 	cfg := testConfig()

@@ -77,6 +77,7 @@ func (s *scheduler) loadFleet(ctx context.Context) (Fleet, error) {
 	if err != nil {
 		return Fleet{}, err
 	}
+	byOurClock(ds, time.Now())
 	rates, healths, err := s.deps.Rates.Load(ctx)
 	if err != nil {
 		return Fleet{}, err
@@ -101,6 +102,16 @@ func (s *scheduler) loadFleet(ctx context.Context) (Fleet, error) {
 		return Fleet{}, err
 	}
 	return Fleet{ds, rates, healths, used, routers}, nil
+}
+
+// byOurClock tells by the clock of this machine when devices joined: the registry
+// tells it by Redis'. A device that seems to have joined in the future would get
+// next to nothing until then.
+func byOurClock(ds []device.Device, now time.Time) {
+	for i := range ds {
+		d := &ds[i]
+		d.JoinedAt = d.JoinedAt.Add(now.Sub(d.At.Add(d.Age)))
+	}
 }
 
 // gathered collects names of pools until somebody asks for them.

@@ -259,7 +259,9 @@ func (s *Workers) leave(w *work, cause error, events []task.Event) {
 		if w.over.CompareAndSwap(false, true) {
 			s.live.remove(w)
 			w.stop(errLost)
-			s.leases.Drop(w.a.Lease, 1) // the new owner holds it
+			if w.paid.CompareAndSwap(false, true) {
+				s.leases.Drop(w.a.Lease, 1) // the new owner holds it
+			}
 		}
 	case errors.Is(cause, errCancelled): // whoever cancelled it wrote its result
 		e := s.event(task.TaskCancelled, w, time.Now())
@@ -276,7 +278,7 @@ func (s *Workers) leave(w *work, cause error, events []task.Event) {
 func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
 	if w.over.CompareAndSwap(false, true) {
 		s.live.remove(w)
-		s.leases.GiveBack(w.a.Lease)
+		s.giveCredit(w)
 		w.stop(nil)
 	}
 	u.Acked = func(err error) {
@@ -290,6 +292,13 @@ func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
 		}
 	}
 	s.put(u)
+}
+
+// giveCredit gives a piece of work's credit back, once.
+func (s *Workers) giveCredit(w *work) {
+	if w.paid.CompareAndSwap(false, true) {
+		s.leases.GiveBack(w.a.Lease)
+	}
 }
 
 func excluding(list []string, id string) []string {

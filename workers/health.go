@@ -77,13 +77,18 @@ func (r *runner) check(now time.Time) {
 	}
 }
 
-// giveUp frees the slots of what runs on a device that hangs. It may still be
-// answered; when the device has shown that it works, others run beside it.
+// giveUp frees the slots and credits of what runs on a device that hangs. It may
+// still be answered; when the device has shown that it works, others run beside it.
+// Without the credits no router would ever send the test, or not before what hangs
+// runs into its time-out.
 func (r *runner) giveUp() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.running {
 		r.hung[c] = struct{}{}
+		for _, w := range c.works {
+			r.w.giveCredit(w)
+		}
 		delete(r.running, c)
 	}
 }

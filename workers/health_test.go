@@ -139,6 +139,7 @@ func TestADeviceThatHangsIsLeftAlone(t *testing.T) {
 	}
 	require.EqualValues(t, 2, d.Stats().Requests)
 	require.Equal(t, 1, d.Stats().InFlight, "what hangs may still be answered")
+	y.eventually("no credit is held, else no router could send a test", func() bool { return y.creditsUsed("d") == 0 })
 	y.eventually("routers are told", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
 		return err == nil && hs["d"].Opened == 1

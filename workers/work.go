@@ -44,6 +44,7 @@ type work struct {
 	ctx  context.Context //nolint:containedctx // the life of the work: cancelled, lost, or the worker stops
 	stop context.CancelCauseFunc
 	over atomic.Bool // it has become a result or was written back
+	paid atomic.Bool // its credit is not held here any more
 }
 
 func (w *work) number() int {

@@ -45,7 +45,6 @@ type state struct {
 	probe   bool      // let alone by its worker, but too many are: it gets one task at a time
 	ejected bool      // let alone, as of the last update
 	back    time.Time // when it was last let in again
-	seen    time.Time // when it was last known not to be there
 	tried   time.Time // when it was last picked
 }
 
@@ -53,8 +52,6 @@ type state struct {
 type pool struct {
 	Load
 	name string
-	band int       // tasks of a lower band get nothing from it …
-	held time.Time // … before: a higher one waits for it elsewhere
 }
 
 func newView(cfg Config) *view {

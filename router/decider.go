@@ -35,21 +35,20 @@ type decider struct {
 	rng    *rand.Rand
 	fx     effects
 
-	round    uint64
-	parked   bool      // tasks parked for want of a device are to be looked at
-	retryAt  time.Time // after an error of Redis: no round before
-	backoff  time.Duration
-	relief   time.Time           // no relief of the window before
-	resume   time.Time           // a class pauses for tasks of other routers until then; zero: none does
-	asked    map[string]askedFor // what other routers know of our waiting tasks
-	askAt    time.Time           // not told again before
-	wants    []device.Want
-	wantAt   map[*pool]int
-	held     []*item
-	aside    []*queue
-	kept     int              // picks of the last round that got no credit because a higher band elsewhere asks for it
-	owedAt   [bands]time.Time // what others get of the band's share is counted up to then
-	failures uint64           // rounds that got no answer
+	round   uint64
+	parked  bool      // tasks parked for want of a device are to be looked at
+	retryAt time.Time // after an error of Redis: no round before
+	backoff time.Duration
+	relief  time.Time           // no relief of the window before
+	resume  time.Time           // a class pauses for tasks of other routers until then; zero: none does
+	asked   map[string]askedFor // what other routers know of our waiting tasks
+	askAt   time.Time           // not told again before
+	wants   []device.Want
+	wantAt  map[*pool]int
+	held    []*item
+	aside   []*queue
+	kept    int              // picks of the last round that got no credit because a higher band elsewhere asks for it
+	owedAt  [bands]time.Time // what others get of the band's share is counted up to then
 }
 
 type askedFor struct{ band, n int }

@@ -164,7 +164,6 @@ func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, 
 	}
 	grants, err := d.fx.acquire(d.wants, asks)
 	if err != nil {
-		d.failures++
 		for i := range picks {
 			picks[i].pool().Used--
 			d.giveUp(&picks[i])

@@ -100,8 +100,9 @@ type Ejector struct {
 
 	mu        sync.Mutex
 	state     string
-	why       string    // it was ejected, in figures
-	hung      bool      // it was for hanging
+	why       string // it was ejected, in figures
+	hung      bool   // it was for hanging
+	ejected   time.Time
 	openUntil time.Time // while open
 	opened    int       // ejections in a row
 	closedAt  time.Time // when it was last let in
@@ -244,6 +245,23 @@ func (e *Ejector) Start(now time.Time) bool {
 	return true
 }
 
+// StartProbe is [Ejector.Start] for a request that is to test the device although
+// it is let alone: routers send one now and then when too many devices are. After
+// the shortest time that a device is let alone for, such a request is its test.
+func (e *Ejector) StartProbe(now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.state == StateOpen && !now.Before(e.ejected.Add(e.cfg.Open)) && now.Before(e.openUntil) {
+		e.openUntil = now
+	}
+	e.turn(now)
+	if !e.allows() {
+		return false
+	}
+	e.started(now)
+	return true
+}
+
 // Started says that a request goes out. Every one needs an Ended.
 func (e *Ejector) Started(now time.Time) {
 	e.mu.Lock()
@@ -342,7 +360,7 @@ func (e *Ejector) eject(now time.Time, hung bool) {
 	if e.cfg.Jitter != nil {
 		d += time.Duration(float64(d) / 5 * min(max(e.cfg.Jitter(), 0), 1))
 	}
-	e.openUntil, e.hung = now.Add(d), hung
+	e.openUntil, e.ejected, e.hung = now.Add(d), now, hung
 	e.change(now, StateOpen, e.cause)
 }
 

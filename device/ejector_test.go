@@ -306,3 +306,35 @@ func BenchmarkEjectorRequest(b *testing.B) {
 		c.request(OK, time.Millisecond)
 	}
 }
+
+// Routers may send a test before the time is over, but not before the shortest.
+func TestEjectorTakesAProbeEarly(t *testing.T) {
+	c := newClock(t, EjectorConfig{Open: 5 * time.Second})
+	const took = 100 * time.Millisecond
+	probe := func(o Outcome) bool {
+		if !c.StartProbe(c.now) {
+			return false
+		}
+		require.False(t, c.StartProbe(c.now), "one at a time")
+		c.now = c.now.Add(took)
+		c.Ended(c.now, o, took)
+		return true
+	}
+	for c.state() == StateClosed {
+		c.requests(1, Fault, took)
+	}
+	c.now = c.Health(c.now).OpenUntil
+	require.True(t, c.request(Fault, took))
+	h := c.Health(c.now)
+	require.Equal(t, c.now.Add(10*time.Second), h.OpenUntil, "the second time")
+	began := c.now
+	c.now = began.Add(5*time.Second - 1)
+	require.False(t, probe(OK))
+	c.now = began.Add(5 * time.Second)
+	require.False(t, c.Allow(c.now), "others wait")
+	require.True(t, probe(Fault))
+	require.Equal(t, StateOpen, c.state())
+	c.now = c.now.Add(5 * time.Second)
+	require.True(t, probe(OK))
+	require.NotEqual(t, StateOpen, c.state(), "it is well again")
+}

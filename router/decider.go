@@ -87,7 +87,7 @@ func (d *decider) add(it *item, now time.Time) bool {
 	if !d.window.add(it, now) {
 		return false
 	}
-	if it.class.unable && it.index >= 0 && d.window.full(it.source, fullShare) {
+	if it.class.unable && it.index >= 0 && d.window.full(it.source, crowdedShare) {
 		d.setAside(it, parkedForDevice, now)
 	}
 	return true

@@ -341,3 +341,67 @@ func TestACrowdWithoutADevicePassesThrough(t *testing.T) {
 	require.Less(t, d.window.len(), cfg.WindowCount/2)
 	require.Equal(t, 5*cfg.WindowCount+1, d.window.len()+l.parked)
 }
+
+// A tenant whose devices do more work is ahead of one with slow devices. Who comes
+// to the slow ones does not wait until they have caught up.
+func TestANewcomerDoesNotPayForOthersDevices(t *testing.T) {
+	d, l := newTestDecider(t, testConfig())
+	f := oldFleet(11)
+	for i := range f.Devices {
+		f.Devices[i].Models = []string{"a"}
+	}
+	f.Devices[0].Models = []string{"m"}
+	d.fleet(f, t0)
+	put := func(tenant, model string, n int) {
+		for range n {
+			require.True(t, d.add(newItem(&task.Task{Tenant: tenant, Model: model, Priority: task.Normal}, stream.TasksNormal), t0))
+		}
+	}
+	rounds := func(n int) map[string]int {
+		l.picks = nil
+		for i := range n {
+			if i%20 == 0 {
+				d.fleet(f, t0)
+			}
+			d.step(t0)
+			clear(l.used)
+			d.freed(nil)
+		}
+		got := map[string]int{}
+		for _, p := range l.picks {
+			got[p.item.task.Tenant]++
+		}
+		return got
+	}
+	put("slow", "m", 20_000)
+	put("fast", "a", 20_000)
+	got := rounds(200)
+	require.Greater(t, got["fast"], 5*got["slow"])
+	put("newcomer", "m", 300)
+	put("newcomer", "a", 5000)
+	got = rounds(100)
+	require.Greater(t, got["newcomer"], 200)
+	require.Greater(t, got["slow"], 100, "it has half of its device")
+	require.Greater(t, got["fast"], 300, "and the other a part of its own")
+}
+
+// A device that is let alone although too many are is sent one task a refresh.
+func TestAProbeIsOneTask(t *testing.T) {
+	d, l := newTestDecider(t, testConfig())
+	f := oldFleet(2)
+	for i := range f.Devices {
+		f.Healths[f.Devices[i].ID] = device.Health{State: "open", OpenUntil: t0.Add(time.Hour), Opened: 2 - i}
+	}
+	d.fleet(f, t0)
+	addMany(d, 20, "m", task.Normal, t0)
+	for range 5 { // they come back at once
+		d.step(t0)
+		clear(l.used)
+		d.freed(nil)
+	}
+	require.Len(t, l.picks, 1)
+	require.True(t, l.picks[0].state.probe)
+	d.fleet(f, t0.Add(time.Second))
+	d.step(t0.Add(time.Second))
+	require.Len(t, l.picks, 2)
+}

@@ -94,12 +94,39 @@ func newQueue(c *class, f *flow) *queue {
 func (w *window) enter(q *queue) {
 	f, b := q.flow, w.bands[q.flow.key.band]
 	if f.queued == 0 { // it was idle: it saved nothing up
-		f.vtime = max(f.vtime, b.clock)
+		f.vtime = max(f.vtime, b.now())
 	}
 	f.queued++
 	b.queued++
 	q.aside = false
 	w.show(q)
+}
+
+// now is the virtual time of the band: that of who is served next. Who was served
+// last may be far ahead of it, on devices of its own.
+func (b *band) now() float64 {
+	if b.flows.len() > 0 {
+		return min(b.clock, b.flows.first().vtime)
+	}
+	return b.clock
+}
+
+// maxLead bounds, in seconds of service, how far ahead of the others a flow may be:
+// tenants of other models have other devices, and more or fewer of them, so that
+// their virtual times part; who meets the others later must not wait for that.
+const maxLead = 30.0
+
+// level brings back who is ahead of the others by more than maxLead. The order of
+// the heap stays: nobody passes another.
+func (b *band) level() {
+	if b.flows.len() == 0 {
+		return
+	}
+	most := b.flows.first().vtime + maxLead
+	b.clock = min(b.clock, most)
+	for _, f := range b.flows.all {
+		f.vtime = min(f.vtime, most)
+	}
 }
 
 // leave takes a queue without ready tasks out.

@@ -23,6 +23,10 @@ const maxRelief = 1024
 // part and the common half are used up, however empty those of the others are.
 const fullShare = 0.45
 
+// crowdedShare of the window in use means that it fills faster than it is relieved:
+// what comes and cannot go on is set aside at once.
+const crowdedShare = 0.49
+
 // relieve makes room when the window of a topic is full of tasks that cannot go
 // on, so that what is behind them in the log can: tasks that no device can take
 // now, tasks whose time is far away, and, while a device idles for which the

@@ -44,7 +44,7 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 		}
 		c := q.class
 		if c.round != d.round {
-			c.round, c.waits, c.until, c.full, c.blocked = d.round, 0, 0, false, false
+			c.round, c.waits, c.until, c.full = d.round, 0, 0, false
 		}
 		f := d.view.look(c, now, d.rng)
 		paused := !turn && len(f.states) > 0 && d.pauses(c, q.flow.key.band, now)
@@ -91,16 +91,16 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 			c.until = choice.Until
 			d.hold(it, patience)
 		default:
-			c.full, c.blocked = true, true
+			c.full = true
 		}
-	}
-	for _, it := range d.held {
-		w.back(it)
 	}
 	for _, q := range d.aside {
 		if q.aside && q.ready.len() > 0 {
 			w.bring(q)
 		}
+	}
+	for _, it := range d.held {
+		w.back(it)
 	}
 	return picks, len(picks) == d.cfg.RoundPicks
 }
@@ -194,6 +194,9 @@ func (d *decider) take(picks []pick, asks []device.Ask, now time.Time) ([]pick, 
 		g.N--
 		p.lease = g.Lease
 		d.window.remove(p.item)
+		if p.state.probe { // the next one after the next refresh: it fails, as far as anybody knows
+			p.pool().Limit = 0
+		}
 		got = append(got, p)
 	}
 	slices.SortStableFunc(got, func(a, b pick) int { return cmp.Compare(a.state.ID, b.state.ID) })
@@ -243,7 +246,7 @@ func (d *decider) asks(now time.Time) []device.Ask {
 	}
 	wish := map[string]askedFor{}
 	for _, c := range d.window.classes {
-		if !c.blocked || c.round != d.round || c.unable || c.field == nil || len(wish) >= maxAsks {
+		if !c.full || c.round != d.round || c.unable || c.field == nil || len(wish) >= maxAsks {
 			continue
 		}
 		band, n := bands, 0
@@ -260,9 +263,15 @@ func (d *decider) asks(now time.Time) []device.Ask {
 			continue
 		}
 		for _, s := range c.field.states {
-			name := s.pool(c.merged).name
-			if old, ok := wish[name]; !ok && len(wish) < maxAsks || ok && band < old.band {
-				wish[name] = askedFor{band, n}
+			pl := s.pool(c.merged)
+			if pl.Free() > 0 { // they could have it, and wait for a better one
+				continue
+			}
+			switch old, ok := wish[pl.name]; {
+			case !ok && len(wish) < maxAsks, ok && band < old.band:
+				wish[pl.name] = askedFor{band, n}
+			case ok && band == old.band:
+				wish[pl.name] = askedFor{band, old.n + n}
 			}
 		}
 	}

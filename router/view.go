@@ -168,7 +168,9 @@ func (v *view) limits(now time.Time) {
 		if s.health.Slots > 0 {
 			slots = min(slots, s.health.Slots)
 		}
-		one := s.probe || s.health.State == "half-open" // one request tests whether it is well again
+		// One request tests whether it is well again, also while its worker has not
+		// said yet that the time is over.
+		one := s.probe || s.health.State != "" && s.health.State != device.StateClosed
 		if ramp := v.ramp(s, oldest, now); ramp < 1 {
 			slots = max(1, int(ramp*float64(slots)))
 			one = one || ramp < 1/float64(slots+1)

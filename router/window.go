@@ -47,15 +47,14 @@ type class struct {
 	tasks  int // in the window, waiting ones included
 	ready  int // of them, in a queue
 
-	field   *field    // the devices that may run it; nil: not looked at yet
-	unable  bool      // no device can run it now: as of the last look at the fleet
-	round   uint64    // of the last look
-	waits   int       // tasks that decided to wait for a better device, in that round
-	until   int       // with fewer than this the next one decides so, too
-	full    bool      // none of its tasks goes anywhere in that round
-	blocked bool      // … because nothing is free for it
-	pause   time.Time // lower bands take nothing before: a higher one waits elsewhere
-	pauses  int       // the first band that pauses
+	field  *field    // the devices that may run it; nil: not looked at yet
+	unable bool      // no device can run it now: as of the last look at the fleet
+	round  uint64    // of the last look
+	waits  int       // tasks that decided to wait for a better device, in that round
+	until  int       // with fewer than this the next one decides so, too
+	full   bool      // none of its tasks goes anywhere in that round
+	pause  time.Time // lower bands take nothing before: a higher one waits elsewhere
+	pauses int       // the first band that pauses
 }
 
 // window holds what has been read and not yet assigned. It is owned by the
@@ -359,6 +358,9 @@ func (w *window) sweep() {
 			continue
 		}
 		delete(w.classes, key)
+	}
+	for _, b := range w.bands {
+		b.level()
 	}
 	for key, f := range w.flows {
 		// Its virtual time is remembered while it is ahead of the clock.

@@ -21,6 +21,16 @@ type call struct {
 	free  bool   // there was a slot for it when it came
 }
 
+// probe says that routers sent it to test a device that is let alone.
+func (c *call) probe() bool {
+	for _, w := range c.works {
+		if w.a.Probe {
+			return true
+		}
+	}
+	return false
+}
+
 // runner runs the calls of one device: as many at a time as it takes, the
 // others wait in order. It never blocks who hands over work; how much can wait
 // is bounded by the stage's budget of records.
@@ -211,7 +221,11 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		return
 	}
 	now := time.Now()
-	if !r.ejector.Start(now) {
+	start := r.ejector.Start
+	if c.probe() {
+		start = r.ejector.StartProbe
+	}
+	if !start(now) {
 		r.refuse(c, d)
 		return
 	}

@@ -24,7 +24,7 @@ run: build ## run FILE (examples/mixed.jsonl) through everything, inside one pro
 	bin/batchyard run $(FILE) -o $(OUT)
 
 .PHONY: test
-test: ## vet and test all, embedded and on real services; installs and starts what it needs
+test: ## test all, embedded and on real services; installs and starts what it needs
 	scripts/test
 
 .PHONY: test-short
@@ -32,7 +32,7 @@ test-short: ## test PKG (all) on the embedded services, without the race detecto
 	go test $(PKG)
 
 .PHONY: lint
-lint: ## golangci-lint, shellcheck and govulncheck
+lint: ## golangci-lint (go vet is in it), shellcheck and govulncheck
 	scripts/lint
 
 .PHONY: fuzz

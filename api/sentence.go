@@ -85,6 +85,9 @@ func went(p *Placement) string {
 		for _, o := range p.Candidates[1:] {
 			if o.Score != nil {
 				fmt.Fprintf(&b, ", %s %s", o.Device, figure(*o.Score, o.Unit))
+				if o.Limit > 0 && o.Used >= o.Limit {
+					b.WriteString(" but full")
+				}
 			}
 		}
 		b.WriteString(")")

@@ -38,6 +38,7 @@ func (v *view) look(c *class, now time.Time, rng *rand.Rand) *field {
 		}
 	}
 	if len(f.states) == 0 && f.out[isExcluded] > 0 { // better a second try there than none
+		f.out[isExcluded] = 0
 		for _, s := range v.devices {
 			if s.fit(c, now) == isExcluded {
 				f.states = append(f.states, s)

@@ -78,6 +78,7 @@ func TestCommandsOnAServer(t *testing.T) {
 }
 
 func TestCommandsThatNeedNothing(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	dir := t.TempDir()
 	for _, c := range []struct {

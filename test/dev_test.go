@@ -14,6 +14,7 @@ import (
 // TestDevKilled kills everything at once, services included, under load, twice:
 // what was accepted goes on when it comes back.
 func TestDevKilled(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	const n = 1500
 	f, err := fleet.Start(t.Context(), unequal())

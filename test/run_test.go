@@ -84,6 +84,7 @@ func customIDs(lines []outLine) (ids []string) {
 }
 
 func TestRunAnswersEveryLineInOrder(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	for name, line := range map[string]func(int) string{"chat": chatLine, "embeddings": embedLine} {
 		t.Run(name, func(t *testing.T) {
@@ -159,6 +160,7 @@ func newStranger(t *testing.T) *stranger {
 }
 
 func TestRunOnServersThatAreNotOurs(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	one, two := newStranger(t), newStranger(t)
 	in, ids := writeLines(t, 300, chatLine)
@@ -187,6 +189,7 @@ func TestRunOnServersThatAreNotOurs(t *testing.T) {
 }
 
 func TestRunTellsWhichLineIsWrong(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out.jsonl")
@@ -212,6 +215,7 @@ func TestRunTellsWhichLineIsWrong(t *testing.T) {
 }
 
 func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
+	harness.OwnServices(t)
 	t.Parallel()
 	dev := newStranger(t)
 	dir := t.TempDir()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -60,7 +61,7 @@ The policies, which docs/routing.md tells apart:
 			in.Policy = args[0]
 			for _, name := range slices.Sorted(maps.Keys(weights)) {
 				w, err := strconv.ParseFloat(weights[name], 64)
-				if err != nil {
+				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
 					return usageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
 				}
 				if in.Weights == nil {

@@ -40,7 +40,7 @@ func experiment(t *testing.T, work string, load float64, routers, seeds int, d t
 func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 	t.Parallel()
 	for _, work := range []string{"exponential", "lognormal"} {
-		by := experiment(t, work, 0.85, 1, 4, 90*time.Second, standard, "prequal", "power_of_two", "weighted_round_robin")
+		by := experiment(t, work, 0.85, 1, 4, 60*time.Second, standard, "prequal", "power_of_two", "weighted_round_robin")
 		ours := by[standard]
 		if work == "exponential" {
 			require.LessOrEqual(t, ours.Outcome.Mean(), 1.30*ours.Bound)
@@ -59,7 +59,7 @@ func TestAsGoodAsTheBestOfAll(t *testing.T) {
 		policies = []string{standard, "fifo", "least_connections", "prequal", "power_of_two"}
 	}
 	for _, load := range []float64{0.5, 0.95} {
-		by := experiment(t, "exponential", load, 1, 2, 90*time.Second, policies...)
+		by := experiment(t, "exponential", load, 1, 2, 60*time.Second, policies...)
 		for name, r := range by {
 			require.LessOrEqual(t, by[standard].Outcome.Mean(), 1.05*r.Outcome.Mean(), "load %.2f: mean of %s", load, name)
 		}
@@ -69,15 +69,15 @@ func TestAsGoodAsTheBestOfAll(t *testing.T) {
 // Done-when 2.
 func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 	t.Parallel()
-	one := experiment(t, "exponential", 0.85, 1, 4, 90*time.Second, standard)[standard]
-	four := experiment(t, "exponential", 0.85, 4, 4, 90*time.Second, standard)[standard]
+	one := experiment(t, "exponential", 0.85, 1, 4, 60*time.Second, standard)[standard]
+	four := experiment(t, "exponential", 0.85, 4, 4, 60*time.Second, standard)[standard]
 	require.LessOrEqual(t, four.Outcome.Mean(), 1.15*one.Outcome.Mean())
 }
 
 // Done-when 3: each at its own highest rate with p99 ≤ 1 s.
 func TestMoreThanRoundRobin(t *testing.T) {
 	t.Parallel()
-	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 90 * time.Second}
+	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 60 * time.Second}
 	if raced {
 		p.Seeds, p.Duration = 1, 15*time.Second
 	}

@@ -57,6 +57,23 @@ func Parallel(t *testing.T, kind Kind) {
 	}
 }
 
+// OwnServices is for tests of commands that bring services of their own: on the
+// real ones they would do again what they did on the embedded ones.
+func OwnServices(t *testing.T) {
+	t.Helper()
+	if isReal() {
+		t.Skip("it brings its own services, and ran with the embedded ones")
+	}
+}
+
+// Load is how many tasks a test is to have: n, and half of them with -short.
+func Load(n int) int {
+	if testing.Short() {
+		return n / 2
+	}
+	return n
+}
+
 func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
 
 // Get returns services for the test, which it has until it ends. Call it after

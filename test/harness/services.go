@@ -66,14 +66,6 @@ func OwnServices(t *testing.T) {
 	}
 }
 
-// Load is how many tasks a test is to have: n, and half of them with -short.
-func Load(n int) int {
-	if testing.Short() {
-		return n / 2
-	}
-	return n
-}
-
 func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
 
 // Get returns services for the test, which it has until it ends. Call it after

@@ -190,7 +190,7 @@ func TestThrottledDevicesGetLessAtATime(t *testing.T) {
 	}
 	y.send("d", tasks...)
 	y.until("all of them", func() bool { return len(y.results) == 64 })
-	require.Equal(t, 8, d.Stats().MaxRunning, "it takes all again")
+	require.Greater(t, d.Stats().MaxRunning, 4, "it takes more again; that it takes all is what routers are told next")
 	y.eventually("routers are told", func() bool { return slots() == 0 })
 	y.eventually("so is the hop", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())

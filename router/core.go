@@ -76,26 +76,6 @@ func (c *Core) Freed(used map[string]int) { c.d.freed(used) }
 // Step does all that can be done now, and says when to call it again at the latest.
 func (c *Core) Step(now time.Time) time.Duration { return c.d.step(now) }
 
-// SetPolicy changes the policy, from the next pick on.
-func (c *Core) SetPolicy(now time.Time, name, binding string) error {
-	cfg := c.d.cfg
-	p, err := NewPolicy(name, cfg)
-	if err != nil {
-		return err
-	}
-	c.d.setPolicy(p, binding)
-	c.d.view.limits(now)
-	return nil
-}
-
-// Reprioritize gives a waiting task another priority; false: it is not here.
-func (c *Core) Reprioritize(now time.Time, k task.Key, p task.Priority, level int) bool {
-	return c.d.window.reprioritize(device.Repriority{Key: k, Priority: p, Level: level}, now)
-}
-
-// Late says whether tasks are bound to devices late.
-func (c *Core) Late() bool { return c.d.view.late }
-
 func (c *Core) acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
 	return c.fx.Acquire(wants, asks)
 }

@@ -63,12 +63,13 @@ func newDecider(cfg Config, policy Policy, seed uint64, fx effects) (*decider, e
 		rng:   rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), //nolint:gosec // choices, not secrets
 		asked: map[string]askedFor{}, wantAt: map[*pool]int{},
 	}
-	d.setPolicy(policy, cfg.Binding)
+	d.setPolicy(policy, cfg.Binding, time.Time{}) // there is no device yet
 	return d, nil
 }
 
-// setPolicy takes another policy, from the next pick on.
-func (d *decider) setPolicy(p Policy, binding string) {
+// setPolicy takes another policy, from the next pick on. How many credits a device
+// has depends on it, too.
+func (d *decider) setPolicy(p Policy, binding string, now time.Time) {
 	d.policy = p
 	d.view.late = binding == "late" || binding != "early" && p.Late()
 	d.view.gen++
@@ -77,6 +78,7 @@ func (d *decider) setPolicy(p Policy, binding string) {
 	for _, pl := range d.view.pools {
 		pl.Note = 0
 	}
+	d.view.limits(now)
 }
 
 // add takes a task into the window; false if it is in it already. A task that

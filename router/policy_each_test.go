@@ -466,13 +466,13 @@ func TestFIFOOrdersByArrivalAlone(t *testing.T) {
 	}
 	arrived := []string{"low", "normal", "level", "second", "high"}
 	require.Equal(t, arrived, order())
-	d.setPolicy(policyOf(t, "priority"), "auto")
+	d.setPolicy(policyOf(t, "priority"), "auto", t0)
 	require.Equal(t, []string{"high", "level", "normal", "second", "low"}, order())
-	d.setPolicy(policyOf(t, "fifo"), "auto")
+	d.setPolicy(policyOf(t, "fifo"), "auto", t0)
 	require.Equal(t, arrived, order())
 	require.True(t, d.window.reprioritize(device.Repriority{Key: d.window.byKey[task.Key{Tenant: "a", ID: "low"}].task.Key(), Priority: task.High, Level: 9}, now))
 	require.Equal(t, arrived, order(), "a priority that changes changes no place in the line")
-	d.setPolicy(policyOf(t, "expected_finish"), "auto")
+	d.setPolicy(policyOf(t, "expected_finish"), "auto", t0)
 	require.Equal(t, "low", order()[0], "but it counts from then on")
 	require.Equal(t, 5, d.window.len())
 }

@@ -93,8 +93,7 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-s.gaps:
 			s.recheckMarks()
 		case p := <-s.policies:
-			s.setPolicy(p.policy, p.binding)
-			s.view.limits(time.Now())
+			s.setPolicy(p.policy, p.binding, time.Now())
 		case f := <-s.fleets:
 			s.fleet(f, time.Now())
 			s.rewrite(time.Now())

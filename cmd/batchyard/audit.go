@@ -1,0 +1,17 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// auditCommand holds what auditors use. These commands read Postgres themselves:
+// auditors have a login of their own, and no part of Batchyard has to run.
+func (c *cli) auditCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use: "audit", Short: "Search, follow, export and measure the audit log",
+		Long: `The audit log has a row for everything that anybody or any part of Batchyard did:
+who, what, when, from where, and how it ended. It holds no prompts and no answers.
+
+These commands read Postgres themselves, from postgres.url of the configuration or
+from --postgres; a login with the role batchyard_reader is enough.`,
+		Example: "  batchyard audit query --task my-task-1\n  batchyard audit tail --action 'callback.*'",
+	})
+}

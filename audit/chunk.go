@@ -2,9 +2,11 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -64,7 +66,7 @@ FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS 
 WHERE o.topic = u.topic AND o.partition = u.partition AND o.epoch = u.epoch AND o.next_offset = u.expected
 RETURNING o.topic, o.partition`
 
-const sessionSQL = `SELECT set_config('idle_in_transaction_session_timeout', '30s', true), set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+const sessionSQL = `SELECT now(), set_config('idle_in_transaction_session_timeout', '30s', true), set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
 
 // advance is how far a chunk brings each partition.
 func (c chunk) advance() map[*tenure]int64 {
@@ -156,8 +158,11 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	ours := make(map[string]bool, len(to))
 	taken := make(map[task.Key]*task.Result, len(first))
 	var b pgx.Batch
-	b.Queue(sessionSQL)
+	var now time.Time
+	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now, nil, nil) })
 	queueFence(&b, to, ours)
+	ends := chains{}
+	ends.queueRead(&b, to)
 	queueResults(&b, first, taken)
 	if err := flush(ctx, tx, &b, "advancing offsets and taking results"); err != nil {
 		return w, err
@@ -182,7 +187,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		}
 	}
 	known := newStates(len(as) / 4)
-	if w, err = d.copyRows(ctx, tx, as, losers, known); err != nil {
+	if w, err = d.copyRows(ctx, tx, as, losers, known, ends, now); err != nil {
 		return w, err
 	}
 	b = pgx.Batch{}
@@ -195,21 +200,23 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	}
 	known.queue(&b)
 	known.queueRanks(&b)
+	ends.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
 	w.results, w.duplicates = len(won), len(losers)
 	return w, flush(ctx, tx, &b, "writing states")
 }
 
-// copyRows writes the audit rows and gathers what they tell of states.
-func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states) (w written, err error) {
+// copyRows writes the audit rows at the ends of their chains and gathers what
+// they tell of states.
+func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states, ends chains, now time.Time) (w written, err error) {
 	d.buffer.reset()
 	for _, a := range as {
 		if a.index < 0 {
 			continue
 		}
 		it := &a.entry.events[a.index]
-		d.buffer.row(&it.v, a.entry.part.topic, int32(a.entry.part.partition), a.entry.offset, it.index)
+		d.buffer.row(&it.v, a.entry.origin(it.index), now, ends.of(a.entry.part))
 		w.rows++
 		if !d.days[dayOf(it.v.Time)] {
 			w.inDefault++
@@ -219,9 +226,11 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 		}
 		known.rank(&it.v)
 	}
+	// In the order of their records, as every row of a chain.
+	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })
 	for _, o := range duplicates {
 		e := duplicateEvent(o.r, d.actor, time.Now())
-		d.buffer.row(&e, o.entry.part.topic, int32(o.entry.part.partition), o.entry.offset, 0)
+		d.buffer.row(&e, o.entry.origin(0), now, ends.of(o.entry.part))
 		w.rows++
 	}
 	if w.rows == 0 {

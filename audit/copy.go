@@ -8,22 +8,18 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// copySQL takes the rows that [copyBuffer] encodes. ingested_at is left to the
-// database.
-const copySQL = `COPY audit_log (time, tenant, actor_type, actor_id, source_addr, user_agent, action,
-	resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt,
-	trace_id, duration_ms, model, tokens_in, tokens_out, input_sha256, input_bytes, output_sha256,
-	output_bytes, detail, src_topic, src_partition, src_offset, src_index) FROM STDIN (FORMAT binary)`
-
-// copyColumns is the number of columns that copySQL names.
-const copyColumns = 30
+// copySQL takes the rows that [copyBuffer] encodes.
+const copySQL = `COPY audit_log (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
 
 // copyKeep is the size up to which a buffer is kept for the next chunk.
 const copyKeep = 16 << 20
 
 // copyBuffer encodes audit rows in the binary format of COPY. Encoding them
 // here costs a third of handing each field to the driver as an interface.
-type copyBuffer struct{ b []byte }
+type copyBuffer struct {
+	b       []byte
+	scratch []byte // of a row's hash
+}
 
 func (c *copyBuffer) reset() {
 	if cap(c.b) > copyKeep {
@@ -89,10 +85,20 @@ var postgresEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
 func (c *copyBuffer) time(t time.Time) { c.int8(t.UnixMicro() - postgresEpoch) }
 
-// row adds one event that was made from the given record.
-func (c *copyBuffer) row(e *task.Event, topic string, partition int32, offset int64, index int32) {
-	c.b = binary.BigEndian.AppendUint16(c.b, copyColumns)
+// origin is the record that a row is made from.
+type origin struct {
+	topic     string
+	partition int32
+	offset    int64
+	index     int32
+}
+
+// row adds one event as the next of its chain.
+func (c *copyBuffer) row(e *task.Event, from origin, ingested time.Time, end *chain) {
+	c.b = binary.BigEndian.AppendUint16(c.b, chainWidth+2)
+	begin := len(c.b)
 	c.time(e.Time)
+	c.time(ingested)
 	c.text(e.Tenant)
 	c.text(string(e.ActorType))
 	c.text(e.ActorID)
@@ -126,8 +132,14 @@ func (c *copyBuffer) row(e *task.Event, topic string, partition int32, offset in
 	c.bytesOr(e.OutputSHA256)
 	c.int8If(e.OutputSize)
 	c.bytesOr(e.Detail)
-	c.text(topic)
-	c.int4(partition)
-	c.int8(offset)
-	c.int4(index)
+	c.text(from.topic)
+	c.int4(from.partition)
+	c.int8(from.offset)
+	c.int4(from.index)
+	end.rows++
+	c.int8(end.rows)
+	prev := end.hash
+	end.hash, c.scratch = link(prev, c.b[begin:], c.scratch)
+	c.bytesOr(prev[:])
+	c.bytesOr(end.hash[:])
 }

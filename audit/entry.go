@@ -46,6 +46,11 @@ type letter struct {
 	events []task.Event // nil: the record as it came
 }
 
+// origin is where a row that is made from the entry comes from.
+func (e *entry) origin(index int32) origin {
+	return origin{e.part.topic, int32(e.part.partition), e.offset, index} //nolint:gosec // Kafka counts partitions in 32 bits
+}
+
 func (e *entry) rows() int { return max(len(e.events), 1) }
 
 // Bounds of what a row holds, in characters. Longer text is cut: the event

@@ -314,7 +314,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		var c copyBuffer
 		c.reset()
 		for i := range e.events {
-			c.row(&e.events[i].v, "events", 0, 0, e.events[i].index)
+			c.row(&e.events[i].v, origin{"events", 0, 0, e.events[i].index}, time.Now(), &chain{})
 			stateOfEvent(&e.events[i].v)
 		}
 		e = &entry{}

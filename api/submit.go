@@ -16,6 +16,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -121,6 +122,7 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 	if err := s.deps.Producer.Submit(ctx, tasks, originOf(in.r, tenant)); err != nil {
 		return nil, s.notTaken(ctx, in.r, tenant, array, err)
 	}
+	fault.At("api.before_answer")
 	list := AcceptedList{Tasks: make([]Accepted, len(tasks))}
 	for i, t := range tasks {
 		list.Tasks[i] = Accepted{t.ID, t.Tenant, task.Pending}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -103,6 +104,7 @@ func queueFence(b *pgx.Batch, to map[*tenure]int64, ours map[string]bool) {
 func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
+	fault.At("audit.before_begin")
 	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
 	if err != nil {
 		return w, fmt.Errorf("beginning a transaction: %w", err)
@@ -113,9 +115,11 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 	if err != nil {
 		return w, err
 	}
+	fault.At("audit.before_commit")
 	if err := tx.Commit(ctx); err != nil {
 		return w, fmt.Errorf("committing: %w", err)
 	}
+	fault.At("audit.after_commit")
 	for t, next := range to {
 		t.next = next
 	}
@@ -167,6 +171,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	if err := flush(ctx, tx, &b, "advancing offsets and taking results"); err != nil {
 		return w, err
 	}
+	fault.At("audit.after_results")
 	var gone []*tenure
 	for t := range to {
 		if !ours[t.String()] {
@@ -190,6 +195,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	if w, err = d.copyRows(ctx, tx, as, losers, known, ends, now); err != nil {
 		return w, err
 	}
+	fault.At("audit.after_copy")
 	b = pgx.Batch{}
 	won := make([]*task.Result, 0, len(taken))
 	for _, o := range first {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/batchyard/batchyard/internal/fault"
 )
 
 // tenure is the time in which this process owns a partition: from one Acquire to
@@ -52,6 +54,7 @@ func (o *offsets) Acquire(ctx context.Context, topic string, partition int) (int
 	if err != nil {
 		return 0, fmt.Errorf("taking over %s: %w", t, err)
 	}
+	fault.At("audit.after_acquire")
 	t.read = t.next
 	o.mu.Lock()
 	o.own[t.String()] = t

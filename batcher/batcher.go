@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -79,6 +80,7 @@ func (b *Batcher) Run(ctx context.Context, ready func()) error {
 
 // intake decodes the records of one partition and hands their assignments over.
 func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
+	fault.At("batcher.after_read")
 	var entries []entry
 	for _, rec := range recs {
 		as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
@@ -206,10 +208,12 @@ func (b *Batcher) write(ctx context.Context, o *open, why Reason) {
 	m.BatchBytes.Observe(float64(o.bytes))
 	m.WaitSeconds.Observe(now.Sub(o.since).Seconds())
 	entries := o.entries
+	fault.At("batcher.before_batch")
 	unit := stream.Unit{
 		Messages: []stream.Message{{Topic: stream.Batches, Key: o.device.ID, Value: frame}},
 		Events:   events,
 		Acked: func(err error) {
+			fault.At("batcher.after_batch")
 			for i := range entries {
 				b.leases.Drop(entries[i].Lease, 1) // the worker renews from here on
 				if err == nil {

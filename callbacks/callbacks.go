@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pglisten"
 	"github.com/batchyard/batchyard/stream"
@@ -210,7 +211,9 @@ func (s *Callbacks) free(host string) {
 // then the row. When the process dies in between, it is delivered again and
 // there are two events, because it happened twice.
 func (s *Callbacks) handle(ctx context.Context, c *callback) {
+	fault.At("callbacks.after_claim")
 	o := s.poster.deliver(ctx, c)
+	fault.At("callbacks.after_delivery")
 	s.m.DeliverySeconds.Observe(o.took.Seconds())
 	outcomes := map[string]string{stateDelivered: "delivered", stateDue: "failed", stateGivenUp: "given_up"}
 	s.m.Deliveries.WithLabelValues(outcomes[o.state]).Inc()
@@ -221,10 +224,12 @@ func (s *Callbacks) handle(ctx context.Context, c *callback) {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.leaseEnd)
 	defer cancel()
 	s.record(ctx, s.event(c, o), time.Until(c.leaseEnd)/2)
+	fault.At("callbacks.after_event")
 	wait := newBackoff()
 	for {
 		err := s.table.settle(ctx, c, o)
 		if err == nil {
+			fault.At("callbacks.after_row")
 			return
 		}
 		if !sleep(ctx, wait.NextBackOff(), nil) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -187,13 +188,16 @@ func (p *Producer) encode(tasks []*task.Task, o task.Origin) (msgs []stream.Mess
 }
 
 func (p *Producer) write(ctx context.Context, tasks []*task.Task, msgs []stream.Message, events []task.Event) error {
+	fault.At("producer.before_write")
 	if err := p.put(ctx, stream.Unit{Messages: msgs}); err != nil {
 		return fmt.Errorf("writing %d tasks to Kafka: %w", len(tasks), err)
 	}
 	// Dying here leaves tasks that run without task.accepted: see the package.
+	fault.At("producer.between")
 	if err := p.put(ctx, stream.Unit{Events: events}); err != nil {
 		return fmt.Errorf("writing the events of %d accepted tasks to Kafka: %w", len(tasks), err)
 	}
+	fault.At("producer.after_events")
 	for _, t := range tasks {
 		p.metrics.Producer.Submitted.WithLabelValues(string(t.Priority)).Inc()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -60,6 +61,7 @@ func (s *scheduler) assignTo(st *state, picks []pick, now time.Time) {
 		s.deps.Logger.Error("encoding assignments", "error", err)
 		return
 	}
+	fault.At("router.before_assignment")
 	unit := stream.Unit{
 		Messages: []stream.Message{{Topic: stream.Assignments, Key: st.ID, Value: frame}},
 		Events:   events,
@@ -68,6 +70,7 @@ func (s *scheduler) assignTo(st *state, picks []pick, now time.Time) {
 				s.deps.Logger.Error("assignments were not written; their tasks are read again", "device", st.ID, "error", err)
 				return
 			}
+			fault.At("router.after_assignment")
 			for _, it := range items {
 				it.ticket.release()
 			}
@@ -89,6 +92,7 @@ func (s *scheduler) finishOr(it *item, u stream.Unit, large func()) {
 		var tooLarge *stream.TooLargeError
 		switch {
 		case err == nil:
+			fault.At("router.after_end")
 			it.ticket.release()
 		case errors.As(err, &tooLarge) && large != nil:
 			go large() // it must not wait here for room in the outbox, which has none until this returns

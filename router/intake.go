@@ -12,6 +12,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -43,6 +44,7 @@ func (t *ticket) release() {
 // of this partition.
 func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	r.deps.Metrics.Router.Read.WithLabelValues(recs[0].Topic).Add(float64(len(recs)))
+	fault.At("router.after_read")
 	items := make([]*item, 0, len(recs))
 	for _, rec := range recs {
 		it, err := r.decode(rec)
@@ -59,6 +61,7 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	if err != nil {
 		return // ctx ended: the records are read again by whoever owns the partition
 	}
+	fault.At("router.after_claim")
 	now := time.Now()
 	var unit stream.Unit
 	fresh := items[:0]
@@ -92,6 +95,7 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 		if err != nil {
 			return // closed: not finished, read again
 		}
+		fault.At("router.after_arrival")
 		for _, t := range told {
 			t.release()
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -164,6 +165,7 @@ func (s *scheduler) acquire(wants []device.Want, asks []device.Ask) ([]device.Gr
 		s.failing = false
 		s.deps.Logger.Info("Redis gives credits again")
 	}
+	fault.At("router.after_credits")
 	m := s.deps.Metrics.Router
 	m.RoundSeconds.Observe(time.Since(began).Seconds())
 	return grants, err

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/batchyard/batchyard/internal/fault"
 )
 
 // commitAll commits, at each interval, what has finished, and looks after
@@ -65,10 +67,12 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 	topic := c.l.full(c.cfg.Topic)
 	ctx, cancel := c.commitContext(ctx)
 	defer cancel()
+	fault.At("stream.before_commit")
 	res, err := c.l.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 		GroupID: c.group, GenerationID: s.generation, MemberID: s.member,
 		Topics: map[string][]kafka.OffsetCommit{topic: commits},
 	})
+	fault.At("stream.after_commit")
 	c.m.Commits.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	answers := map[int]error{}
 	if err == nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -302,6 +303,7 @@ func (o *Outbox) flush(pending []eventsOfUnit) {
 }
 
 func (o *Outbox) writeFrame(bucket int, f *frame) {
+	fault.At("stream.before_events")
 	value, err := task.EncodeFrame(task.FrameEvents, f.events)
 	if err != nil {
 		f.units.delivered(fmt.Errorf("writing events: %w", err))

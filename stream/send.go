@@ -12,6 +12,8 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	produceAPI "github.com/segmentio/kafka-go/protocol/produce"
+
+	"github.com/batchyard/batchyard/internal/fault"
 )
 
 // request is one produce request: batches for partitions with one leader.
@@ -33,6 +35,7 @@ type part struct {
 // acknowledged none of them to anybody.
 func (p *producer) send(r *request) {
 	err := p.roundTrip(r)
+	fault.At("stream.after_ack")
 	retry := false
 	for i := range r.parts {
 		pt := &r.parts[i]

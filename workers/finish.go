@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -281,9 +282,11 @@ func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
 		s.giveCredit(w)
 		w.stop(nil)
 	}
+	fault.At("workers.before_result")
 	u.Acked = func(err error) {
 		switch {
 		case err == nil:
+			fault.At("workers.after_result")
 			w.from.release()
 		case refused != nil:
 			// It writes again, and must not wait here for room in the outbox: the

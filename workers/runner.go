@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -239,7 +240,9 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	}
 	r.w.tell(c.works[0], events)
 	r.budget.Earn()
+	fault.At("workers.before_request")
 	answers, status, f := r.request(d, c)
+	fault.At("workers.after_answer")
 	took := r.ended(c, f, now)
 	r.observe(c, f, took, status)
 	if c.group != nil && f != nil && f.spoiled() {

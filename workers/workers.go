@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -189,6 +190,7 @@ func (s *Workers) start(ctx context.Context, b *task.Batch, from *origin) {
 		works = append(works, w)
 		keys = append(keys, w.a.Task.Key())
 	}
+	fault.At("workers.after_read")
 	// Cancelled on the way here: best effort, a task that runs all the same is
 	// answered once.
 	asking, cancel := context.WithTimeout(ctx, time.Second)

@@ -11,15 +11,22 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/batchyard/batchyard/internal/fault"
 )
 
 // version is set by the linker; without it, the module's version is told.
 var version string
 
 func main() {
+	if err := fault.Arm(); err != nil { // only in a build for tests of dying
+		fmt.Fprintf(os.Stderr, "batchyard: %v\n", err)
+		os.Exit(exitUsage)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)

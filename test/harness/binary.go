@@ -18,45 +18,64 @@ import (
 // that has other things to do.
 const Patience = 60 * time.Second
 
-var binary struct {
+// program is one that is built once in a test binary.
+type program struct {
 	once sync.Once
 	dir  string // made by us; empty when none was
 	path string
 	err  error
 }
 
+var ordinary, faulty program
+
 // Binary is the path of the program. BATCHYARD_BIN names one that is ready;
 // otherwise it is built, once in a test binary.
 func Binary(t testing.TB) string {
 	t.Helper()
-	binary.once.Do(func() { binary.path, binary.err = build() })
-	if binary.err != nil {
-		t.Fatal(binary.err)
-	}
-	return binary.path
+	return ordinary.get(t, os.Getenv("BATCHYARD_BIN"))
 }
 
-func build() (string, error) {
-	if ready := os.Getenv("BATCHYARD_BIN"); ready != "" {
-		return filepath.Abs(ready)
+// FaultBinary is the path of the program with the points of package fault, for
+// Installation.Program. BATCHYARD_FAULTS_BIN names one that is ready.
+func FaultBinary(t testing.TB) string {
+	t.Helper()
+	return faulty.get(t, os.Getenv("BATCHYARD_FAULTS_BIN"), "-tags", "faults")
+}
+
+func (p *program) get(t testing.TB, ready string, flags ...string) string {
+	t.Helper()
+	p.once.Do(func() {
+		if ready != "" {
+			p.path, p.err = filepath.Abs(ready)
+		} else {
+			p.err = p.build(flags)
+		}
+	})
+	if p.err != nil {
+		t.Fatal(p.err)
 	}
+	return p.path
+}
+
+func (p *program) build(flags []string) error {
 	var err error
-	if binary.dir, err = os.MkdirTemp("", "test-batchyard-bin-*"); err != nil {
-		return "", fmt.Errorf("making a directory for the program: %w", err)
+	if p.dir, err = os.MkdirTemp("", "test-batchyard-bin-*"); err != nil {
+		return fmt.Errorf("making a directory for the program: %w", err)
 	}
 	// Ordinary users run it, too.
-	if err := os.Chmod(binary.dir, 0o755); err != nil { //nolint:gosec // a program may be read
-		return "", fmt.Errorf("opening the directory of the program: %w", err)
+	if err := os.Chmod(p.dir, 0o755); err != nil { //nolint:gosec // a program may be read
+		return fmt.Errorf("opening the directory of the program: %w", err)
 	}
-	path := filepath.Join(binary.dir, "batchyard")
+	p.path = filepath.Join(p.dir, "batchyard")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/batchyard/batchyard/cmd/batchyard")
+	args := append([]string{"build", "-o", p.path}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/batchyard/batchyard/cmd/batchyard")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the program: %w\n%s", err, out)
+		return fmt.Errorf("building the program: %w\n%s", err, out)
 	}
-	return path, nil
+	return nil
 }
 
 // Main runs the tests of a package, ends the embedded services, removes the
@@ -64,8 +83,10 @@ func build() (string, error) {
 func Main(m *testing.M) {
 	code := m.Run()
 	var err error
-	if binary.dir != "" {
-		err = os.RemoveAll(binary.dir)
+	for _, p := range []*program{&ordinary, &faulty} {
+		if p.dir != "" {
+			err = errors.Join(err, os.RemoveAll(p.dir))
+		}
 	}
 	if err = errors.Join(err, testenv.Close()); err != nil {
 		fmt.Fprintf(os.Stderr, "cleaning up after the tests: %v\n", err)

@@ -42,6 +42,7 @@ type Installation struct {
 	Dir         string
 	ConfigPath  string
 	Settings    map[string]any // by key, as in config.yaml
+	Program     string         // path of what Process and Begin run; empty: Binary
 
 	poolOnce sync.Once
 	pool     *pgxpool.Pool

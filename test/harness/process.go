@@ -79,7 +79,11 @@ func (in *Installation) ProcessEnv(t testing.TB, env []string, args ...string) *
 // Begin runs the program and does not wait.
 func (in *Installation) Begin(t testing.TB, env []string, args ...string) *Process {
 	t.Helper()
-	p := Start(t, in.Dir, env, append(append([]string(nil), args...), "--config", in.ConfigPath)...)
+	program := in.Program
+	if program == "" {
+		program = Binary(t)
+	}
+	p := start(t, program, in.Dir, env, append(append([]string(nil), args...), "--config", in.ConfigPath)...)
 	p.in, p.Args = in, args
 	return p
 }
@@ -87,8 +91,13 @@ func (in *Installation) Begin(t testing.TB, env []string, args ...string) *Proce
 // Start runs the program without a configuration of ours, and does not wait.
 func Start(t testing.TB, dir string, env []string, args ...string) *Process {
 	t.Helper()
+	return start(t, Binary(t), dir, env, args...)
+}
+
+func start(t testing.TB, program, dir string, env []string, args ...string) *Process {
+	t.Helper()
 	p := &Process{Args: args, out: newLogBuffer(), err: newLogBuffer(), done: make(chan struct{})}
-	p.cmd = exec.Command(Binary(t), args...) //nolint:gosec,noctx // our program, and it is ended by Cleanup
+	p.cmd = exec.Command(program, args...) //nolint:gosec,noctx // our program, and it is ended by Cleanup
 	p.cmd.Dir = dir
 	p.cmd.Env = append(cleanEnv(), append([]string{SecretEnv + "=" + Secret}, env...)...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.err

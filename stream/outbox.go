@@ -286,7 +286,7 @@ func (o *Outbox) flush(pending []eventsOfUnit) {
 				f.units = append(f.units, e.unit)
 				e.unit.left.Add(1)
 			}
-			if f.bytes >= maxFrameBytes || len(f.events) >= task.MaxFrameEntries {
+			if f.bytes >= maxFrameBytes || len(f.events) >= task.MaxFrameEvents {
 				o.writeFrame(b, f)
 				*f = frame{}
 			}

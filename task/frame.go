@@ -17,6 +17,9 @@ const (
 // [version, kind, [entries…]] in MessagePack. kind is checked by the reader, so
 // that a record in the wrong topic is told from a broken one.
 func EncodeFrame[T any](kind string, entries []T) ([]byte, error) {
+	if events, ok := any(entries).([]Event); ok && kind == FrameEvents {
+		return encodeEvents(events)
+	}
 	if len(entries) > MaxFrameEntries {
 		return nil, fmt.Errorf("encoding a frame of %s: %d entries are more than %d", kind, len(entries), MaxFrameEntries)
 	}
@@ -51,7 +54,17 @@ func encodeFrame[T any](enc *msgpack.Encoder, kind string, entries []T) error {
 
 // DecodeFrame reads what [EncodeFrame] wrote. The bytes may come from a
 // stranger: a broken record is an error, never a panic or a large allocation.
+//
+// Entries may be parts of b, which must not be changed afterwards.
 func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
+	if _, ok := any((*T)(nil)).(*Event); ok && kind == FrameEvents {
+		events, err := decodeEvents(b)
+		if err != nil {
+			return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
+		}
+		out, _ := any(events).([]T) // T is Event
+		return out, nil
+	}
 	if err := checkMsgpack(b); err != nil {
 		return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
 	}

@@ -1,0 +1,98 @@
+package task
+
+import (
+	"bytes"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vmihailenco/msgpack/v5"
+	"pgregory.net/rapid"
+)
+
+// drawEvent fills every field, by the order of the struct.
+func drawEvent(t *rapid.T) Event {
+	var e Event
+	v := reflect.ValueOf(&e).Elem()
+	for i := 1; i < v.NumField(); i++ { // without the marker
+		name := v.Type().Field(i).Name
+		switch f := v.Field(i); f.Interface().(type) {
+		case time.Time:
+			if rapid.Bool().Draw(t, name+" is known") {
+				f.Set(reflect.ValueOf(time.Unix(rapid.Int64Range(-1<<35, 1<<35).Draw(t, name), rapid.Int64Range(0, 999_999_999).Draw(t, name+" ns")).UTC()))
+			}
+		case []byte:
+			if rapid.Bool().Draw(t, name+" is there") {
+				f.SetBytes(rapid.SliceOfN(rapid.Byte(), 1, 300).Draw(t, name))
+			}
+		default:
+			switch f.Kind() {
+			case reflect.String:
+				f.SetString(rapid.StringN(0, 300, -1).Draw(t, name))
+			default:
+				f.SetInt(rapid.Int64().Draw(t, name))
+			}
+		}
+	}
+	return e
+}
+
+// TestEventsOnTheWire compares our way of writing and reading events with the
+// library's, in both directions.
+func TestEventsOnTheWire(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, eventFields, reflect.TypeFor[Event]().NumField()-1, "a field more: write it, read it, and keep eventFieldsMin")
+	rapid.Check(t, func(t *rapid.T) {
+		events := rapid.SliceOfN(rapid.Custom(drawEvent), 0, 4).Draw(t, "events")
+		ours, err := EncodeFrame(FrameEvents, events)
+		require.NoError(t, err)
+		var theirs bytes.Buffer
+		enc := msgpack.NewEncoder(&theirs)
+		require.NoError(t, encodeFrame(enc, FrameEvents, events))
+
+		for name, wire := range map[string][]byte{"ours": ours, "the library's": theirs.Bytes()} {
+			got, err := DecodeFrame[Event](FrameEvents, wire)
+			require.NoError(t, err, name)
+			require.Len(t, got, len(events))
+			lib, err := decodeFrame[Event](msgpack.NewDecoder(bytes.NewReader(wire)), FrameEvents)
+			require.NoError(t, err, name)
+			for i := range events {
+				lib[i].Time, lib[i].SubmittedAt, lib[i].Deadline = lib[i].Time.UTC(), lib[i].SubmittedAt.UTC(), lib[i].Deadline.UTC()
+				require.Equal(t, events[i], got[i], name)
+				require.Equal(t, events[i], lib[i], name)
+			}
+		}
+	})
+}
+
+func TestEventsOfOtherVersions(t *testing.T) {
+	t.Parallel()
+	e := Event{Time: time.Unix(1, 0).UTC(), Action: TaskAccepted, Outcome: OutcomeOK, Tenant: "acme", ActorType: ActorStage, ActorID: "a stage with a name", TaskID: "t1", Detail: []byte(`{"a":1}`)}
+	newer := append([]byte{0x93, frameVersion}, appendStr(nil, FrameEvents)...)
+	newer = append(newer, 0x91)
+	one := appendEvent(nil, &e)
+	one[2] += 2
+	newer = append(append(newer, one...), append([]byte{0x81, 0xa1, 'k', 0x92, 1, 2}, appendStr(nil, "something that is not known yet")...)...)
+	got, err := DecodeFrame[Event](FrameEvents, newer)
+	require.NoError(t, err)
+	require.Equal(t, []Event{e}, got)
+
+	for name, c := range map[string]struct {
+		with func([]byte) []byte
+		want string
+	}{
+		"cut":             {func(b []byte) []byte { return b[:len(b)-1] }, "event 0"},
+		"too few fields":  {func(b []byte) []byte { b[bytes.IndexByte(b, 0xdc)+5]--; return b }, "update the program that wrote it"},
+		"more than fit":   {func(b []byte) []byte { b[10], b[11] = 3, 0; return b }, "more than fit"},
+		"another version": {func(b []byte) []byte { b[1]++; return b }, "update the older program"},
+		"something after": {func(b []byte) []byte { return append(b, 0) }, "1 bytes follow"},
+		"another kind":    {func(b []byte) []byte { b[3] = 'x'; return b }, `frame of "xvents"`},
+		"empty":           {func([]byte) []byte { return nil }, "it ends in the middle"},
+	} {
+		b, err := EncodeFrame(FrameEvents, []Event{e})
+		require.NoError(t, err)
+		_, err = DecodeFrame[Event](FrameEvents, c.with(b))
+		require.ErrorContains(t, err, c.want, name)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -127,7 +126,7 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 		t.Priority = task.Low
 	}
 	if t.ID == "" {
-		t.ID = idOf(rec)
+		t.ID = stream.TaskID(rec)
 	}
 	if t.TraceID == "" {
 		t.TraceID = traceOf(rec, t)
@@ -159,13 +158,6 @@ func hostOf(addr string) string {
 		return host
 	}
 	return addr
-}
-
-// idOf is the id of a task whose sender gave none: its record's place and time,
-// so that a record that is read twice stays one task. The record's key is no id:
-// clients use it to keep together what is of one user, say.
-func idOf(rec *stream.Record) string {
-	return fmt.Sprintf("%s-%d-%d-%s", rec.Topic, rec.Partition, rec.Offset, strconv.FormatInt(rec.Time.UnixMilli(), 36))
 }
 
 // traceOf takes the trace from a W3C traceparent header, else derives it from

@@ -3,6 +3,7 @@ package stream
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
@@ -32,6 +33,13 @@ func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error)
 	}
 	h := append([]Header{{Key: task.HeaderContentType, Value: []byte(task.ContentMsgpack)}}, headers...)
 	return Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
+}
+
+// TaskID is the id of a task whose sender gave none: its record's place and time,
+// so that a record that is read twice stays one task. The record's key is no id:
+// clients use it to keep together what is of one user, say.
+func TaskID(r *Record) string {
+	return fmt.Sprintf("%s-%d-%d-%s", r.Topic, r.Partition, r.Offset, strconv.FormatInt(r.Time.UnixMilli(), 36))
 }
 
 // ResultMessage is a result as a record of the results topic: JSON, because

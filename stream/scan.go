@@ -56,6 +56,10 @@ func (l *Log) scanOne(ctx context.Context, topic string, id int, fn func(*Record
 	if err != nil {
 		return err
 	}
+	return l.scanRange(ctx, topic, id, at, end, fn)
+}
+
+func (l *Log) scanRange(ctx context.Context, topic string, id int, at, end int64, fn func(*Record) error) error {
 	want := l.cfg.FetchBytes
 	for failures := 0; at < end; {
 		got, err := l.fetch(ctx, topic, id, at, want, l.cfg.FetchWait, nil)

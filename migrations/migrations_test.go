@@ -2,6 +2,7 @@ package migrations_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -32,7 +33,7 @@ func TestUpDownUp(t *testing.T) {
 	require.NoError(t, migrations.Up(t.Context(), url), "a second time there is nothing to do")
 
 	require.NoError(t, migrations.Down(t.Context(), url))
-	require.ErrorContains(t, migrations.Check(t.Context(), conn), "is version 3, this program needs 4: run `batchyard migrate up`")
+	require.ErrorContains(t, migrations.Check(t.Context(), conn), fmt.Sprintf("is version %d, this program needs %d: run `batchyard migrate up`", migrations.Needed()-1, migrations.Needed()))
 	all, err := migrations.Status(t.Context(), url)
 	require.NoError(t, err)
 	require.Len(t, all, int(migrations.Needed()))
@@ -57,7 +58,7 @@ func TestANewerSchemaIsTold(t *testing.T) {
 	conn := connect(t, url)
 	_, err := conn.Exec(t.Context(), "INSERT INTO batchyard_schema (version_id, is_applied) VALUES (999, true)")
 	require.NoError(t, err)
-	require.ErrorContains(t, migrations.Check(t.Context(), conn), "is version 999, this program knows 4: update batchyard")
+	require.ErrorContains(t, migrations.Check(t.Context(), conn), fmt.Sprintf("is version 999, this program knows %d: update batchyard", migrations.Needed()))
 }
 
 func TestSeveralMigrateAtOnce(t *testing.T) {
@@ -115,4 +116,49 @@ func TestThePartitionOfADayTakesWhatTheDefaultOneHeld(t *testing.T) {
 	var day, rest int
 	require.NoError(t, conn.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM audit_log_20260131), (SELECT count(*) FROM audit_log_default)").Scan(&day, &rest))
 	require.Equal(t, []int{2, 2}, []int{day, rest})
+}
+
+func TestADayIsDroppedWithItsRunsNoted(t *testing.T) {
+	t.Parallel()
+	url := testenv.Get(t).Database(t)
+	require.NoError(t, migrations.Up(t.Context(), url))
+	conn := connect(t, url)
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		_, err := conn.Exec(t.Context(), sql, args...)
+		require.NoError(t, err)
+	}
+	for _, made := range []bool{true, false} { // in a partition, and in the default one
+		exec("TRUNCATE audit_log, audit_dropped")
+		if made {
+			exec("SELECT batchyard_make_audit_partition('2026-01-31')")
+		}
+		// Rows 1, 2, 4, 5, 6 of one chain, where 6 does not follow 5; 7 of another; one that is in none.
+		for i, r := range []struct {
+			part      int
+			seq       any
+			prev, row any
+		}{{0, 2, "b", "c"}, {0, 1, "a", "b"}, {0, 4, "d", "e"}, {0, 6, "x", "g"}, {0, 5, "e", "f"}, {1, 7, "y", "z"}, {0, nil, nil, nil}} {
+			exec(`INSERT INTO audit_log (time, tenant, actor_type, actor_id, action, outcome, src_topic, src_partition, src_offset, src_index, chain_seq, prev_hash, row_hash)
+				VALUES ('2026-01-31T12:00:00Z', '', 'stage', 'x', 'device.joined', 'ok', 'events', $1, $2, 0, $3, $4::text::bytea, $5::text::bytea)`, r.part, i, r.seq, r.prev, r.row)
+		}
+		exec(`INSERT INTO audit_log (time, tenant, actor_type, actor_id, action, outcome, src_topic, src_partition, src_offset, src_index)
+			VALUES ('2026-02-01T00:00:00Z', '', 'stage', 'x', 'device.joined', 'ok', 'events', 0, 99, 0)`) // of another day
+		var dropped, chained, runs int
+		require.NoError(t, conn.QueryRow(t.Context(), "SELECT * FROM batchyard_drop_audit_partition('2026-01-31')").Scan(&dropped, &chained, &runs))
+		require.Equal(t, []int{7, 6, 4}, []int{dropped, chained, runs})
+		rows, err := conn.Query(t.Context(), `SELECT format('%s %s/%s %s-%s %s %s', day, topic, partition, first_seq, last_seq,
+			convert_from(prev_hash, 'UTF8'), convert_from(row_hash, 'UTF8')) FROM audit_dropped ORDER BY topic, partition, first_seq`)
+		require.NoError(t, err)
+		got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		require.Equal(t, []string{"2026-01-31 events/0 1-2 a c", "2026-01-31 events/0 4-5 d f", "2026-01-31 events/0 6-6 x g", "2026-01-31 events/1 7-7 y z"}, got)
+		var left int
+		require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM audit_log").Scan(&left))
+		require.Equal(t, 1, left)
+	}
+	// Days that may still be written to are not dropped.
+	_, err := conn.Exec(t.Context(), "SELECT batchyard_drop_audit_partition((now() AT TIME ZONE 'UTC')::date - 1)")
+	require.ErrorContains(t, err, "ended less than 24 hours ago")
+	exec("SELECT batchyard_drop_audit_partition((now() AT TIME ZONE 'UTC')::date - 2)")
 }

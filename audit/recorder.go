@@ -44,9 +44,12 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	out := r.stream.NewOutbox("audit", 1024, 64<<20)
 	h := &health{pool: r.pool, log: r.log, down: r.m.Audit.PostgresDown}
 	own := &offsets{pool: r.pool, owner: r.actor, retry: h.retry, own: map[string]*tenure{}}
-	w := &writer{
-		db: newDB(r.pool, r.actor, r.cfg.WriteTimeout), offsets: own, cfg: r.cfg, log: r.log, m: &r.m.Audit, health: h,
-		queue: newQueue(2*r.cfg.ChunkRows, 2*r.cfg.ChunkBytes), bury: r.undertaker(out),
+	ws := make(writers, r.cfg.Writers)
+	for i := range ws {
+		ws[i] = &writer{
+			db: newDB(r.pool, r.actor, r.cfg.WriteTimeout), offsets: own, cfg: r.cfg, log: r.log, m: &r.m.Audit, health: h,
+			queue: newQueue(2*r.cfg.ChunkRows, 2*r.cfg.ChunkBytes), bury: r.undertaker(out),
+		}
 	}
 
 	// reading ends first, writing when nobody reads any more.
@@ -54,11 +57,15 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	defer stopReading(nil)
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWriting()
-	var writers, readers sync.WaitGroup
-	writers.Go(func() {
-		stopReading(w.run(writing)) // nothing would ever be done
-	})
-	writers.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit) })
+	var writes, readers sync.WaitGroup
+	for _, w := range ws {
+		writes.Go(func() {
+			if err := w.run(writing); err != nil {
+				stopReading(err) // what it holds would never be done
+			}
+		})
+	}
+	writes.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit) })
 	var waiting sync.WaitGroup
 	waiting.Add(2)
 	for _, topic := range []string{stream.Events, stream.Results} {
@@ -68,7 +75,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 			err := r.stream.Consume(reading, stream.ConsumerConfig{
 				Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
 				Offsets: own, DrainTimeout: r.cfg.DrainTimeout,
-			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, w, stopReading, recs) }, once)
+			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, own, ws, stopReading, recs) }, once)
 			stopReading(err)
 		})
 	}
@@ -80,7 +87,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	})
 	readers.Wait()
 	stopWriting()
-	writers.Wait()
+	writes.Wait()
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := out.Close(closing); err != nil {
@@ -92,11 +99,17 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// take decodes records of one partition and hands them to the writer. fail
+// writers share the partitions: each of these belongs to one of them, so that a
+// partition's records stay in order.
+type writers []*writer
+
+func (ws writers) of(t *tenure) *writer { return ws[t.partition%len(ws)] }
+
+// take decodes records of one partition and hands them to its writer. fail
 // stops the recorder.
-func (r *Recorder) take(ctx context.Context, w *writer, fail func(error), recs []*stream.Record) {
+func (r *Recorder) take(ctx context.Context, own *offsets, ws writers, fail func(error), recs []*stream.Record) {
 	for _, rec := range recs {
-		part := w.offsets.current(rec.Topic, rec.Partition)
+		part := own.current(rec.Topic, rec.Partition)
 		// In this order: a record that is not lost now belongs to the latest tenure.
 		if part == nil || rec.Lost() {
 			rec.Done()
@@ -120,7 +133,7 @@ func (r *Recorder) take(ctx context.Context, w *writer, fail func(error), recs [
 		} else {
 			e.decodeResult(rec.Value, rec.Header(task.HeaderContentType))
 		}
-		w.queue.put(ctx, e)
+		ws.of(part).queue.put(ctx, e)
 	}
 }
 

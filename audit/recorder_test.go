@@ -163,7 +163,7 @@ func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
 	var failed error
 	take := func(offset int64) {
 		failed = nil
-		rec.take(t.Context(), r.w, func(err error) { failed = err }, []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
+		rec.take(t.Context(), r.w.offsets, writers{r.w}, func(err error) { failed = err }, []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
 	}
 	take(1000)
 	require.NoError(t, failed)

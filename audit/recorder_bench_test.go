@@ -1,0 +1,125 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// lifeOf is what the stages write of a task that succeeds: seven rows and a result.
+func lifeOf(s *story) ([]task.Event, *task.Result) {
+	es := []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"), s.event(task.BatchClosed, 1, "d1"),
+		s.event(task.AttemptStarted, 1, "d1"), s.event(task.AttemptSucceeded, 1, "d1"), s.event(task.TaskSucceeded, 1, "d1")}
+	es[2].Detail = []byte(`{"policy":"expected_finish","why":"d1 finishes first, in 12.5 ms","of":8,"candidates":[{"device":"d1","score":12.5,"unit":"ms","used":3,"slots":4}]}`)
+	es[3].Detail = []byte(`{"reason":"idle","count":4,"bytes":1200,"waited_ms":1.5}`)
+	return es, s.result(task.Success, "d1")
+}
+
+// BenchmarkRecorder is the whole stage, from the log to Postgres, with a backlog
+// of whole lives of tasks: what it reaches when it was away. Beside it, in the
+// same run, the rate of one row a statement.
+//
+// On real services: eval "$(scripts/services env)"; BATCHYARD_TEST_SERVICES=real go test …
+func BenchmarkRecorder(b *testing.B) {
+	env := testenv.Get(b)
+	pool := newPool(b)
+	l := newLog(b, env, env.Prefix(b))
+	var spent time.Duration
+	total := 0
+	single := singleRate(b, pool)
+	for b.Loop() {
+		b.StopTimer()
+		const tasks = 40_000
+		rows := backlog(b, l, tasks)
+		have := one[int](b, pool, "SELECT count(*) FROM results")
+		b.StartTimer()
+		begin := time.Now()
+		stop := startRecorder(b, l, pool, "bench-1")
+		tick := time.NewTicker(5 * time.Millisecond)
+		for one[int](b, pool, "SELECT count(*) FROM results") < have+tasks || recorded(b, pool) < rows+total {
+			<-tick.C
+		}
+		spent += time.Since(begin)
+		tick.Stop()
+		b.StopTimer()
+		total += rows
+		require.NoError(b, stop())
+		b.StartTimer()
+	}
+	rate := float64(total) / spent.Seconds()
+	b.ReportMetric(rate, "rows/s")
+	b.ReportMetric(single, "single-rows/s")
+	b.ReportMetric(rate/single, "ratio")
+}
+
+// backlog writes the lives of n tasks to the log, as many at a time as pass the
+// stages together, and returns how many rows they make.
+func backlog(b *testing.B, l *stream.Log, n int) (rows int) {
+	out := l.NewOutbox("bench", 10_000, 64<<20)
+	var wg sync.WaitGroup
+	const together = 500
+	for range n / together {
+		lives := make([][]task.Event, together)
+		ends := make([]*task.Result, together)
+		for i := range lives {
+			s := newStory(task.NewID())
+			s.at = time.Now()
+			lives[i], ends[i] = lifeOf(s)
+			rows += len(lives[i])
+		}
+		for step := range lives[0] {
+			for i := range lives {
+				var r *task.Result
+				if step == len(lives[i])-1 {
+					r = ends[i]
+				}
+				write(b, out, &wg, lives[i][step:step+1], r)
+			}
+		}
+	}
+	wg.Wait()
+	require.NoError(b, out.Close(context.WithoutCancel(b.Context())))
+	return rows
+}
+
+// recorded counts rows by the chains, which costs nothing.
+func recorded(b *testing.B, pool *pgxpool.Pool) int {
+	return one[int](b, pool, "SELECT coalesce(sum(rows), 0)::int FROM audit_chains")
+}
+
+// BenchmarkRecorderLag is the time from an event to its row at light load.
+func BenchmarkRecorderLag(b *testing.B) {
+	env := testenv.Get(b)
+	pool := newPool(b)
+	l := newLog(b, env, env.Prefix(b))
+	startRecorder(b, l, pool, "bench-1")
+	out := l.NewOutbox("bench", 1000, 8<<20)
+	var wg sync.WaitGroup
+	var lags []time.Duration
+	for b.Loop() {
+		s := newStory(task.NewID())
+		s.at = time.Now()
+		events, r := lifeOf(s)
+		begin := time.Now()
+		write(b, out, &wg, events, r)
+		for one[int](b, pool, "SELECT count(*) FROM audit_log WHERE tenant = 'acme' AND task_id = $1", s.task.ID) < len(events) {
+		}
+		lags = append(lags, time.Since(begin))
+	}
+	wg.Wait()
+	slices.Sort(lags)
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64(lags[len(lags)*p/100].Microseconds())/1e3, fmt.Sprintf("p%d-ms", p))
+	}
+	require.NoError(b, out.Close(context.WithoutCancel(b.Context())))
+}

@@ -1,0 +1,257 @@
+-- +goose Up
+-- Rollups: what questions about everything are answered from, because counting fifty million rows takes a minute.
+-- The recorder adds to them in the transaction that writes the rows, so they are exact.
+--
+-- A row is of one UTC hour. Rows of one hour are spread over shards, so that two recorders do not wait for each other's
+-- locks; batchyard_compact_rollups adds the shards of an hour together when it has passed (shard -1), and the hours of a
+-- day two days later (hour -1). Whoever asks sums, and need not know.
+CREATE TABLE rollup_usage (
+    day        date NOT NULL,
+    hour       smallint NOT NULL,
+    shard      integer NOT NULL,
+    tenant     text COLLATE "C" NOT NULL,
+    model      text COLLATE "C" NOT NULL,
+    endpoint   text COLLATE "C" NOT NULL,
+    state      text COLLATE "C" NOT NULL,
+    tasks      bigint NOT NULL,
+    attempts   bigint NOT NULL,
+    tokens_in  bigint NOT NULL,
+    tokens_out bigint NOT NULL,
+    PRIMARY KEY (day, hour, shard, tenant, model, endpoint, state)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rollup_usage IS 'Tasks that have ended, counted from the results that were taken.';
+COMMENT ON COLUMN rollup_usage.day IS 'UTC day on which the tasks ended.';
+COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_usage.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_usage.tenant IS 'Whose tasks.';
+COMMENT ON COLUMN rollup_usage.model IS 'Model that answered, or was asked last.';
+COMMENT ON COLUMN rollup_usage.endpoint IS 'Path of the API that was asked.';
+COMMENT ON COLUMN rollup_usage.state IS 'How they ended.';
+COMMENT ON COLUMN rollup_usage.tasks IS 'Tasks.';
+COMMENT ON COLUMN rollup_usage.attempts IS 'Their attempts.';
+COMMENT ON COLUMN rollup_usage.tokens_in IS 'Their input tokens.';
+COMMENT ON COLUMN rollup_usage.tokens_out IS 'Their output tokens.';
+
+CREATE TABLE rollup_latency (
+    day    date NOT NULL,
+    hour   smallint NOT NULL,
+    shard  integer NOT NULL,
+    stage  text COLLATE "C" NOT NULL,
+    model  text COLLATE "C" NOT NULL,
+    bucket smallint NOT NULL,
+    n      bigint NOT NULL,
+    us     bigint NOT NULL,
+    PRIMARY KEY (day, hour, shard, stage, model, bucket)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rollup_latency IS 'How long each stage took: histograms, eight buckets for each doubling.';
+COMMENT ON COLUMN rollup_latency.day IS 'UTC day on which the stage ended.';
+COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_latency.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_latency.stage IS 'What took so long: see stage_latency.';
+COMMENT ON COLUMN rollup_latency.model IS 'Model that was asked.';
+COMMENT ON COLUMN rollup_latency.bucket IS 'Number of the bucket: see batchyard_bucket.';
+COMMENT ON COLUMN rollup_latency.n IS 'How many were in the bucket.';
+COMMENT ON COLUMN rollup_latency.us IS 'Their time together, in microseconds.';
+
+CREATE TABLE rollup_attempts (
+    day    date NOT NULL,
+    hour   smallint NOT NULL,
+    shard  integer NOT NULL,
+    device text COLLATE "C" NOT NULL,
+    model  text COLLATE "C" NOT NULL,
+    action text COLLATE "C" NOT NULL,
+    cause  text COLLATE "C" NOT NULL,
+    n      bigint NOT NULL,
+    us     bigint NOT NULL,
+    PRIMARY KEY (day, hour, shard, device, model, action, cause)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rollup_attempts IS 'Attempts and what became of them: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
+COMMENT ON COLUMN rollup_attempts.day IS 'UTC day.';
+COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_attempts.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_attempts.device IS 'Device that was asked.';
+COMMENT ON COLUMN rollup_attempts.model IS 'Model that was asked.';
+COMMENT ON COLUMN rollup_attempts.action IS 'Action of the events.';
+COMMENT ON COLUMN rollup_attempts.cause IS 'Class of the error; for a task that waits again without one, the reason.';
+COMMENT ON COLUMN rollup_attempts.n IS 'How many.';
+COMMENT ON COLUMN rollup_attempts.us IS 'Time of the attempts, in microseconds.';
+
+CREATE TABLE rollup_batches (
+    day    date NOT NULL,
+    hour   smallint NOT NULL,
+    shard  integer NOT NULL,
+    model  text COLLATE "C" NOT NULL,
+    reason text COLLATE "C" NOT NULL,
+    size   integer NOT NULL,
+    tasks  bigint NOT NULL,
+    bytes  bigint NOT NULL,
+    PRIMARY KEY (day, hour, shard, model, reason, size)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rollup_batches IS 'Tasks that left for their device in a batch, by the size of the batch and why it closed. Divided by the size: batches.';
+COMMENT ON COLUMN rollup_batches.day IS 'UTC day on which the batches closed.';
+COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_batches.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_batches.model IS 'Model that is asked.';
+COMMENT ON COLUMN rollup_batches.reason IS 'Why they closed: count, bytes, wait, idle or drain.';
+COMMENT ON COLUMN rollup_batches.size IS 'Tasks in each batch.';
+COMMENT ON COLUMN rollup_batches.tasks IS 'Tasks in all of them.';
+COMMENT ON COLUMN rollup_batches.bytes IS 'Bytes of its batch, added up over the tasks.';
+
+CREATE TABLE rollup_submissions (
+    day         date NOT NULL,
+    hour        smallint NOT NULL,
+    shard       integer NOT NULL,
+    tenant      text COLLATE "C" NOT NULL,
+    actor       text COLLATE "C" NOT NULL,
+    source      text COLLATE "C" NOT NULL,
+    user_agent  text COLLATE "C" NOT NULL,
+    tasks       bigint NOT NULL,
+    input_bytes bigint NOT NULL,
+    first_at    timestamptz NOT NULL,
+    last_at     timestamptz NOT NULL,
+    PRIMARY KEY (day, hour, shard, tenant, actor, source, user_agent)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
+COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
+COMMENT ON COLUMN rollup_submissions.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_submissions.tenant IS 'Whose tasks.';
+COMMENT ON COLUMN rollup_submissions.actor IS 'Name of the user or key.';
+COMMENT ON COLUMN rollup_submissions.source IS 'Address without the port, or kafka:topic.';
+COMMENT ON COLUMN rollup_submissions.user_agent IS 'What the client calls itself.';
+COMMENT ON COLUMN rollup_submissions.tasks IS 'Tasks.';
+COMMENT ON COLUMN rollup_submissions.input_bytes IS 'Size of their inputs.';
+COMMENT ON COLUMN rollup_submissions.first_at IS 'When the first of them was accepted.';
+COMMENT ON COLUMN rollup_submissions.last_at IS 'When the last was.';
+
+-- +goose StatementBegin
+-- The bucket of a time. Below 8 µs each microsecond has its own; above, each doubling is divided into eight parts of the
+-- same width. So a bucket is at most an eighth wide, and its middle at most 6.25 % away from what is in it. The recorder
+-- computes the same (bucketOf in audit/rollup.go).
+CREATE FUNCTION batchyard_bucket(us bigint) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (CASE WHEN us < 8 THEN greatest(us, 0)
+        ELSE (e - 2) * 8 + ((us >> (e - 3)::int) & 7) END)::smallint
+    FROM (SELECT CASE WHEN 1::bigint << g > us THEN g - 1 WHEN us >> (g + 1) > 0 THEN g + 1 ELSE g END::bigint AS e
+        FROM (SELECT floor(ln(greatest(us, 1)::float8) / ln(2::float8))::int AS g) guess) power
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_bucket(bigint) IS 'Number of the bucket of rollup_latency that a time in microseconds belongs to.';
+
+-- +goose StatementBegin
+-- The middle of a bucket in milliseconds.
+CREATE FUNCTION batchyard_bucket_ms(bucket smallint) RETURNS float8 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN bucket < 8 THEN bucket::float8
+        ELSE (8.5 + bucket % 8) * power(2::float8, bucket / 8 - 1) END / 1000
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_bucket_ms(smallint) IS 'Middle of a bucket of rollup_latency in milliseconds; the times in it are at most 6.25 % away.';
+
+-- +goose StatementBegin
+-- The rollups of the days from the given one on, made anew from audit_log and results. Recorders wait meanwhile, and it
+-- reads every row of these days: it is for what was recorded before there were rollups, and for who does not trust them.
+-- Days whose rows were dropped lose their rollups, so begin with a day that is still there.
+CREATE FUNCTION batchyard_rebuild_rollups(since date) RETURNS void LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+BEGIN
+    LOCK TABLE rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions IN EXCLUSIVE MODE;
+    DELETE FROM rollup_usage WHERE day >= since;
+    DELETE FROM rollup_latency WHERE day >= since;
+    DELETE FROM rollup_attempts WHERE day >= since;
+    DELETE FROM rollup_batches WHERE day >= since;
+    DELETE FROM rollup_submissions WHERE day >= since;
+
+    INSERT INTO rollup_usage (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out)
+    SELECT finished_at::date, extract(hour FROM finished_at), -1, tenant, coalesce(model, ''), coalesce(endpoint, ''), state,
+        count(*), sum(attempt), sum(tokens_in), sum(tokens_out)
+    FROM results WHERE finished_at >= since GROUP BY 1, 2, 4, 5, 6, 7;
+
+    INSERT INTO rollup_latency (day, hour, shard, stage, model, bucket, n, us)
+    SELECT at::date, extract(hour FROM at), -1, stage, model, batchyard_bucket(us), count(*), sum(us)
+    FROM (
+        SELECT time AS at, CASE action WHEN 'task.assigned' THEN 'queue' WHEN 'batch.closed' THEN 'batch' WHEN 'attempt.succeeded' THEN 'attempt'
+            WHEN 'attempt.failed' THEN 'failed_attempt' ELSE 'callback' END AS stage,
+            coalesce(model, '') AS model, round(duration_ms * 1e6)::bigint / 1000 AS us
+        FROM audit_log WHERE time >= since AND duration_ms > 0
+            AND action IN ('task.assigned', 'batch.closed', 'attempt.succeeded', 'attempt.failed', 'callback.delivered')
+        UNION ALL
+        SELECT finished_at, 'dispatch', coalesce(model, ''), (extract(epoch FROM started_at - assigned_at) * 1000000)::bigint
+        FROM results WHERE finished_at >= since AND started_at >= assigned_at
+        UNION ALL
+        SELECT finished_at, 'total', coalesce(model, ''), (extract(epoch FROM finished_at - submitted_at) * 1000000)::bigint
+        FROM results WHERE finished_at >= since AND state = 'SUCCESS' AND finished_at >= submitted_at
+    ) s GROUP BY 1, 2, 4, 5, 6;
+
+    INSERT INTO rollup_attempts (day, hour, shard, device, model, action, cause, n, us)
+    SELECT time::date, extract(hour FROM time), -1, coalesce(device_id, ''), coalesce(model, ''), action,
+        coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, ''), count(*),
+        coalesce(sum(round(duration_ms * 1e6)::bigint / 1000) FILTER (WHERE duration_ms > 0), 0)
+    FROM audit_log WHERE time >= since AND action IN ('attempt.succeeded', 'attempt.failed', 'task.requeued', 'task.degraded')
+    GROUP BY 1, 2, 4, 5, 6, 7;
+
+    INSERT INTO rollup_batches (day, hour, shard, model, reason, size, tasks, bytes)
+    SELECT time::date, extract(hour FROM time), -1, coalesce(model, ''), left(coalesce(detail->>'reason', ''), 64),
+        coalesce((detail->>'tasks')::int, 0), count(*), coalesce(sum((detail->>'bytes')::bigint), 0)
+    FROM audit_log WHERE time >= since AND action = 'batch.closed' AND detail->>'unreadable_bytes' IS NULL
+    GROUP BY 1, 2, 4, 5, 6;
+
+    INSERT INTO rollup_submissions (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
+    SELECT time::date, extract(hour FROM time), -1, tenant, actor_id,
+        CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END,
+        coalesce(user_agent, ''), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
+    FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 2, 4, 5, 6, 7;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_rebuild_rollups(date) IS 'Makes the rollups anew from audit_log and results, from a UTC day on.';
+
+-- +goose StatementBegin
+-- Adds together what nobody needs apart any more, and forgets the days before the given one. A row that is locked, because
+-- something late is just being recorded, is left for the next time: nobody waits for anybody in a circle.
+CREATE FUNCTION batchyard_compact_rollups(forget date) RETURNS bigint LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+DECLARE
+    t    record;
+    step record;
+    done bigint := 0;
+    n    bigint;
+BEGIN
+    FOR t IN SELECT * FROM (VALUES
+        ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, tokens_in, tokens_out', ''),
+        ('rollup_latency', 'stage, model, bucket', 'n, us', ''),
+        ('rollup_attempts', 'device, model, action, cause', 'n, us', ''),
+        ('rollup_batches', 'model, reason, size', 'tasks, bytes', ''),
+        ('rollup_submissions', 'tenant, actor, source, user_agent', 'tasks, input_bytes', 'first_at, last_at')
+        ) AS v (name, keys, sums, times)
+    LOOP
+        EXECUTE format('DELETE FROM %I WHERE day < $1', t.name) USING forget;
+        FOR step IN SELECT * FROM (VALUES
+            ('shard >= 0 AND hour >= 0 AND (day, hour) < ((now() - interval ''2 hours'')::date, extract(hour FROM now() - interval ''2 hours''))', 'hour'),
+            ('hour >= 0 AND day < (now() - interval ''2 days'')::date', '-1::smallint')
+            ) AS s (old, hour)
+        LOOP
+            EXECUTE format('WITH old AS (SELECT ctid FROM %1$I WHERE %2$s FOR UPDATE SKIP LOCKED),
+                gone AS (DELETE FROM %1$I WHERE ctid = ANY (ARRAY(SELECT ctid FROM old)) RETURNING *)
+                INSERT INTO %1$I AS r (day, hour, shard, %3$s, %4$s)
+                SELECT day, %5$s, -1, %3$s, %6$s FROM gone GROUP BY 1, 2, 3, %3$s
+                ON CONFLICT (day, hour, shard, %3$s) DO UPDATE SET %7$s',
+                t.name, step.old, t.keys, concat_ws(', ', t.sums, nullif(t.times, '')), step.hour,
+                (SELECT string_agg('sum(' || c || ')', ', ') FROM unnest(string_to_array(t.sums, ', ')) c)
+                    || CASE WHEN t.times <> '' THEN ', min(first_at), max(last_at)' ELSE '' END,
+                (SELECT string_agg(format('%1$I = r.%1$I + excluded.%1$I', c), ', ') FROM unnest(string_to_array(t.sums, ', ')) c)
+                    || CASE WHEN t.times <> '' THEN ', first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)' ELSE '' END);
+            GET DIAGNOSTICS n = ROW_COUNT;
+            done := done + n;
+        END LOOP;
+    END LOOP;
+    RETURN done;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds the shards of past hours and the hours of past days together, and deletes the rollups of the days before the given one. The recorder does this; it may be repeated at will.';
+
+SELECT batchyard_rebuild_rollups('-infinity');
+
+-- +goose Down
+DROP FUNCTION batchyard_compact_rollups(date);
+DROP FUNCTION batchyard_rebuild_rollups(date);
+DROP FUNCTION batchyard_bucket_ms(smallint);
+DROP FUNCTION batchyard_bucket(bigint);
+DROP TABLE rollup_submissions, rollup_batches, rollup_attempts, rollup_latency, rollup_usage;

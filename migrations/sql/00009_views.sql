@@ -1,0 +1,218 @@
+-- +goose Up
+-- Views for people. docs/sql.md has an example for each. Times of day are UTC.
+
+CREATE VIEW task_timeline AS
+SELECT tenant, task_id, time, action, outcome, error_class, attempt, device_id, batch_id, model, duration_ms,
+    actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, job_id, trace_id, tokens_in, tokens_out,
+    input_sha256, input_bytes, output_sha256, output_bytes, detail, ingested_at, src_topic, src_partition, src_offset, src_index
+FROM audit_log WHERE task_id IS NOT NULL;
+COMMENT ON VIEW task_timeline IS 'What happened to a task. Say which: WHERE task_id = …, ORDER BY time.';
+
+CREATE VIEW stuck_tasks AS
+SELECT tenant, id AS task_id, state, now() - updated_at AS in_state_for, now() - submitted_at AS age,
+    coalesce(deadline < now(), false) AS overdue, attempt, device, model, endpoint, priority, job, error_class,
+    submitted_at, updated_at, deadline,
+    CASE WHEN deadline < now() THEN 'its deadline has passed and nobody has ended it: is a stage away?'
+        WHEN state = 'PENDING' AND attempt = 0 THEN 'no device has taken it: batchyard tasks why says what it waits for'
+        WHEN state = 'PENDING' THEN 'it was tried and waits to be tried again'
+        WHEN state = 'ASSIGNED' THEN 'its device was chosen and has not begun: is a worker away, or the device full?'
+        ELSE 'its device has not answered yet' END AS hint
+FROM tasks
+WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') AND (updated_at < now() - interval '5 minutes' OR deadline < now());
+COMMENT ON VIEW stuck_tasks IS 'Tasks that have not ended and whose state is older than five minutes, or whose deadline has passed.';
+
+CREATE VIEW task_ages AS
+WITH bounds (place, age_from, age_to) AS (VALUES
+    (0, interval '0', interval '1 minute'), (1, interval '1 minute', interval '10 minutes'), (2, interval '10 minutes', interval '1 hour'),
+    (3, interval '1 hour', interval '1 day'), (4, interval '1 day', interval '7 days'), (5, interval '7 days', NULL)),
+counted AS (
+    SELECT tenant, state, width_bucket(extract(epoch FROM now() - updated_at), ARRAY[60, 600, 3600, 86400, 604800]) AS place,
+        count(*) AS tasks, min(updated_at) AS oldest
+    FROM tasks WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT tenant, state, width_bucket(extract(epoch FROM now() - at), ARRAY[60, 600, 3600, 86400, 604800]), sum(tasks)::bigint, min(at)
+    FROM (SELECT tenant, state, tasks, least(now(), (day::timestamp + CASE WHEN hour < 0 THEN interval '1 day' ELSE (hour + 1) * interval '1 hour' END) AT TIME ZONE 'UTC') AS at
+        FROM rollup_usage) ended
+    GROUP BY 1, 2, 3)
+SELECT c.tenant, c.state, b.age_from, b.age_to, c.tasks, c.oldest
+FROM counted c JOIN bounds b USING (place);
+COMMENT ON VIEW task_ages IS 'How many tasks are in which state, by how long they have been: waiting ones exactly, ended ones to the hour in which they ended, after two days to the day.';
+
+CREATE VIEW retries AS
+SELECT day, nullif(hour, -1) AS hour, device, model, cause,
+    coalesce(sum(n) FILTER (WHERE action = 'attempt.failed'), 0)::bigint AS failed_attempts,
+    coalesce(sum(n) FILTER (WHERE action = 'task.requeued'), 0)::bigint AS requeued,
+    coalesce(sum(n) FILTER (WHERE action = 'task.degraded'), 0)::bigint AS degraded,
+    round(coalesce(sum(us) FILTER (WHERE action = 'attempt.failed'), 0) / 1e6, 3) AS lost_seconds
+FROM rollup_attempts WHERE action <> 'attempt.succeeded'
+GROUP BY day, hour, device, model, cause;
+COMMENT ON VIEW retries IS 'Attempts that failed and tasks that were sent back to wait, by cause, device and model. The hour is empty once the hours of its day are added together.';
+
+CREATE VIEW device_history AS
+SELECT time, device_id, action, outcome, error_class, actor_type, actor_id, source_addr, detail
+FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL;
+COMMENT ON VIEW device_history IS 'What happened to a device: joined, left, silent, drained, breaker opened and closed.';
+
+CREATE VIEW device_availability AS
+WITH told AS (
+    -- What each event says of the device's presence, its breaker and its draining; 0 is well.
+    SELECT device_id AS device, time, extract(epoch FROM time) AS at,
+        CASE action WHEN 'device.joined' THEN 0 WHEN 'device.silent' THEN 1 WHEN 'device.left' THEN 1 END AS absent,
+        CASE action WHEN 'breaker.closed' THEN 0 WHEN 'device.joined' THEN NULL WHEN 'breaker.opened' THEN 1 WHEN 'breaker.half_opened' THEN 1 END AS failing,
+        CASE action WHEN 'device.undrained' THEN 0 WHEN 'device.drained' THEN 1 END AS drained
+    FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL AND outcome = 'ok'),
+known AS (
+    -- The last word on each until then: the largest of (time, word).
+    SELECT device, time, lead(time, 1, now()) OVER w AS until,
+        (max(ARRAY[at, absent]) FILTER (WHERE absent IS NOT NULL) OVER w)[2] AS absent,
+        (max(ARRAY[at, failing]) FILTER (WHERE failing IS NOT NULL) OVER w)[2] AS failing,
+        (max(ARRAY[at, drained]) FILTER (WHERE drained IS NOT NULL) OVER w)[2] AS drained
+    FROM told WINDOW w AS (PARTITION BY device ORDER BY time)),
+parts AS (
+    SELECT device, d::date AS day,
+        CASE WHEN absent = 1 THEN 'absent' WHEN failing = 1 THEN 'failing' WHEN drained = 1 THEN 'drained' ELSE 'up' END AS status,
+        extract(epoch FROM least(until, (d + interval '1 day') AT TIME ZONE 'UTC') - greatest(time, d AT TIME ZONE 'UTC')) AS seconds
+    FROM known, generate_series(date_trunc('day', time AT TIME ZONE 'UTC'), until AT TIME ZONE 'UTC', interval '1 day') AS d
+    WHERE until > time),
+times AS (
+    SELECT device, day, coalesce(sum(seconds) FILTER (WHERE status = 'up'), 0) AS up, coalesce(sum(seconds) FILTER (WHERE status = 'failing'), 0) AS failing,
+        coalesce(sum(seconds) FILTER (WHERE status = 'drained'), 0) AS drained, coalesce(sum(seconds) FILTER (WHERE status = 'absent'), 0) AS absent
+    FROM parts GROUP BY device, day),
+asked AS (
+    SELECT device, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
+        sum(us) / 1e6 AS busy
+    FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') GROUP BY device, day)
+SELECT day, device, round(up) AS up_seconds, round(failing) AS failing_seconds, round(drained) AS drained_seconds, round(absent) AS absent_seconds,
+    round(100 * up / nullif(up + failing + absent, 0), 3) AS up_percent,
+    coalesce(succeeded, 0)::bigint AS attempts_succeeded, coalesce(failed, 0)::bigint AS attempts_failed,
+    round(100 * coalesce(succeeded, 0) / nullif(coalesce(succeeded, 0) + coalesce(failed, 0), 0), 3) AS succeeded_percent,
+    round(busy, 1) AS busy_seconds
+FROM times FULL JOIN asked USING (device, day);
+COMMENT ON VIEW device_availability IS 'How long each device was up, failing (breaker open), drained or absent on each UTC day, and how its attempts went. Drained time counts neither for nor against it. Before its first event nothing is known of a device.';
+
+CREATE VIEW usage_by_day AS
+SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
+    coalesce(sum(tasks) FILTER (WHERE state = 'SUCCESS'), 0)::bigint AS succeeded,
+    coalesce(sum(tasks) FILTER (WHERE state = 'FAILED'), 0)::bigint AS failed,
+    coalesce(sum(tasks) FILTER (WHERE state = 'CANCELLED'), 0)::bigint AS cancelled,
+    coalesce(sum(tasks) FILTER (WHERE state = 'EXPIRED'), 0)::bigint AS expired,
+    sum(attempts)::bigint AS attempts, sum(tokens_in)::bigint AS tokens_in, sum(tokens_out)::bigint AS tokens_out
+FROM rollup_usage GROUP BY day, tenant, model;
+COMMENT ON VIEW usage_by_day IS 'Tasks that ended and their tokens, by the UTC day on which they ended, tenant and model. One answer each: what was run twice counts once.';
+
+CREATE VIEW stage_latency AS
+WITH counted AS (
+    SELECT day, stage, model, bucket, sum(n) AS n, sum(us) AS us FROM rollup_latency GROUP BY day, stage, model, bucket),
+ranked AS (
+    SELECT *, sum(n) OVER (PARTITION BY day, stage, model ORDER BY bucket) AS upto, sum(n) OVER (PARTITION BY day, stage, model) AS total FROM counted)
+SELECT day, stage, model, sum(n)::bigint AS n, round(sum(us) / sum(n) / 1000, 3) AS mean_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.50 * total))::numeric, 3) AS p50_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.90 * total))::numeric, 3) AS p90_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
+    round(batchyard_bucket_ms(max(bucket))::numeric, 3) AS max_ms
+FROM ranked GROUP BY day, stage, model;
+COMMENT ON VIEW stage_latency IS 'How long the stages took, by UTC day and model: queue (read by a router until a device was chosen), batch (until the batch left), dispatch (until the request was sent; with batch), attempt and failed_attempt (the request), callback (its delivery), total (submitted until ended, of tasks that succeeded). The mean is exact, percentiles are within 6.25 %.';
+
+CREATE VIEW stage_latency_by_hour AS
+WITH counted AS (
+    SELECT day, hour, stage, model, bucket, sum(n) AS n, sum(us) AS us FROM rollup_latency WHERE hour >= 0 GROUP BY day, hour, stage, model, bucket),
+ranked AS (
+    SELECT *, sum(n) OVER (PARTITION BY day, hour, stage, model ORDER BY bucket) AS upto, sum(n) OVER (PARTITION BY day, hour, stage, model) AS total FROM counted)
+SELECT day, hour, stage, model, sum(n)::bigint AS n, round(sum(us) / sum(n) / 1000, 3) AS mean_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.50 * total))::numeric, 3) AS p50_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.90 * total))::numeric, 3) AS p90_ms,
+    round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
+    round(batchyard_bucket_ms(max(bucket))::numeric, 3) AS max_ms
+FROM ranked GROUP BY day, hour, stage, model;
+COMMENT ON VIEW stage_latency_by_hour IS 'As stage_latency, by UTC hour: today, yesterday and the day before.';
+
+CREATE VIEW callback_failures AS
+SELECT tenant, task_id, id AS callback_id, host, state, attempts, last_status, last_error, next_at, created_at
+FROM callbacks WHERE state = 'DUE' AND attempts > 0
+UNION ALL
+SELECT tenant, task_id, id, host, state, attempts, last_status, last_error, NULL, created_at
+FROM callbacks WHERE state = 'GIVEN_UP';
+COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and is to be tried again (DUE, at next_at) or was given up. One that is just being delivered for the first time is among the due ones, without an error. Of the URL only the host is shown: the rest may hold secrets.';
+
+CREATE VIEW batch_sizes AS
+SELECT day, nullif(hour, -1) AS hour, model, reason, size, round(sum(tasks) / nullif(size, 0))::bigint AS batches, sum(tasks)::bigint AS tasks,
+    round(sum(bytes) / nullif(sum(tasks), 0))::bigint AS bytes_per_batch
+FROM rollup_batches GROUP BY day, hour, model, reason, size;
+COMMENT ON VIEW batch_sizes IS 'How large batches were and why they closed: count, bytes or wait (a threshold), idle (the device had nothing else to do), drain (the batcher stopped).';
+
+CREATE VIEW user_actions AS
+SELECT time, tenant, actor_id, source_addr, user_agent, action, outcome, error_class, resource_type, resource_id, task_id, job_id, device_id, trace_id, detail
+FROM audit_log WHERE actor_type = 'user' AND action <> 'task.accepted';
+COMMENT ON VIEW user_actions IS 'Who did what from where: everything that users did but submitting tasks, which is in submissions.';
+
+CREATE VIEW submissions AS
+SELECT day, tenant, actor AS actor_id, source, user_agent, sum(tasks)::bigint AS tasks, sum(input_bytes)::bigint AS input_bytes,
+    min(first_at) AS first_at, max(last_at) AS last_at
+FROM rollup_submissions GROUP BY day, tenant, actor, source, user_agent;
+COMMENT ON VIEW submissions IS 'Who submitted how many tasks from where, by UTC day. The source is the address without the port, or kafka: and the topic.';
+
+CREATE VIEW refusals AS
+SELECT time, tenant, action, error_class, actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, task_id,
+    detail->>'status' AS status, coalesce(detail->>'errors', detail->>'error', detail->>'reason', detail->>'state') AS reason, detail
+FROM audit_log WHERE outcome = 'refused';
+COMMENT ON VIEW refusals IS 'What was refused: submits, tasks that came twice, results after the first, records that nobody can read.';
+
+-- Each view's columns are told in its own words where they differ from those of the table.
+-- +goose StatementBegin
+DO $$
+DECLARE
+    v record;
+BEGIN
+    FOR v IN SELECT * FROM (VALUES
+        ('stuck_tasks', 'in_state_for', 'How long ago the state changed.'),
+        ('stuck_tasks', 'age', 'How long ago the task was submitted.'),
+        ('stuck_tasks', 'overdue', 'Whether the deadline has passed.'),
+        ('stuck_tasks', 'hint', 'What to look at.'),
+        ('task_ages', 'tenant', 'Whose tasks.'), ('task_ages', 'state', 'The state they are in.'),
+        ('task_ages', 'age_from', 'They have been in it for at least so long,'), ('task_ages', 'age_to', 'and less than so long; empty: any time.'),
+        ('task_ages', 'tasks', 'How many.'), ('task_ages', 'oldest', 'Since when the first of them is.'),
+        ('retries', 'hour', 'UTC hour; empty: the whole day.'),
+        ('retries', 'failed_attempts', 'Requests that failed.'), ('retries', 'requeued', 'Tasks that went back to wait.'),
+        ('retries', 'degraded', 'Tasks that went on with a smaller model.'), ('retries', 'lost_seconds', 'Time of the requests that failed.'),
+        ('device_availability', 'device', 'Id of the device.'), ('device_availability', 'day', 'UTC day.'),
+        ('device_availability', 'up_seconds', 'Present, not drained, breaker closed.'), ('device_availability', 'failing_seconds', 'Present, breaker open.'),
+        ('device_availability', 'drained_seconds', 'An operator had it drained.'), ('device_availability', 'absent_seconds', 'It had left, or was silent.'),
+        ('device_availability', 'up_percent', 'Of the time it was not drained.'), ('device_availability', 'attempts_succeeded', 'Requests that it answered.'),
+        ('device_availability', 'attempts_failed', 'Requests that failed.'), ('device_availability', 'succeeded_percent', 'Of the requests.'),
+        ('device_availability', 'busy_seconds', 'Time of all requests together; more than a day when several run at once.'),
+        ('usage_by_day', 'succeeded', 'Tasks that ended as SUCCESS.'), ('usage_by_day', 'failed', 'As FAILED.'),
+        ('usage_by_day', 'cancelled', 'As CANCELLED.'), ('usage_by_day', 'expired', 'As EXPIRED.'),
+        ('stage_latency', 'n', 'How many.'), ('stage_latency', 'mean_ms', 'Mean, exact.'), ('stage_latency', 'p50_ms', 'Half took no longer.'),
+        ('stage_latency', 'p90_ms', 'Nine of ten took no longer.'), ('stage_latency', 'p99_ms', 'Of a hundred, 99 took no longer.'), ('stage_latency', 'max_ms', 'The longest.'),
+        ('stage_latency_by_hour', 'n', 'How many.'), ('stage_latency_by_hour', 'mean_ms', 'Mean, exact.'), ('stage_latency_by_hour', 'p50_ms', 'Half took no longer.'),
+        ('stage_latency_by_hour', 'p90_ms', 'Nine of ten took no longer.'), ('stage_latency_by_hour', 'p99_ms', 'Of a hundred, 99 took no longer.'), ('stage_latency_by_hour', 'max_ms', 'The longest.'),
+        ('callback_failures', 'callback_id', 'The webhook-id header.'), ('callback_failures', 'next_at', 'When it is tried again; empty: never.'),
+        ('batch_sizes', 'hour', 'UTC hour; empty: the whole day.'), ('batch_sizes', 'batches', 'How many batches of that size.'),
+        ('batch_sizes', 'tasks', 'Tasks in them.'), ('batch_sizes', 'bytes_per_batch', 'Bytes of input, on average.'),
+        ('refusals', 'status', 'HTTP status of the answer.'), ('refusals', 'reason', 'Fields that were wrong, or why.')
+        ) AS w (view, col, text)
+    LOOP
+        EXECUTE format('COMMENT ON COLUMN %I.%I IS %L', v.view, v.col, v.text);
+    END LOOP;
+    -- The others mean what the columns of the same name mean in the tables that the view is made of.
+    FOR v IN
+        SELECT DISTINCT ON (c.oid, a.attnum) c.relname AS view, a.attname AS col, col_description(t.attrelid, t.attnum) AS text
+        FROM pg_class c
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND col_description(c.oid, a.attnum) IS NULL
+        JOIN pg_rewrite r ON r.ev_class = c.oid
+        JOIN pg_depend d ON d.objid = r.oid AND d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> c.oid
+        JOIN pg_attribute t ON t.attrelid = d.refobjid AND t.attname = CASE WHEN c.relname = 'submissions' AND a.attname = 'actor_id' THEN 'actor'
+            WHEN c.relname = 'stuck_tasks' AND a.attname = 'task_id' THEN 'id' ELSE a.attname END
+        WHERE c.relkind = 'v' AND c.relname IN ('task_timeline', 'stuck_tasks', 'task_ages', 'retries', 'device_history', 'device_availability', 'usage_by_day',
+            'stage_latency', 'stage_latency_by_hour', 'callback_failures', 'batch_sizes', 'user_actions', 'submissions', 'refusals')
+            AND c.relnamespace = (SELECT p.relnamespace FROM pg_class p WHERE p.oid = 'audit_log'::regclass)
+    LOOP
+        EXECUTE format('COMMENT ON COLUMN %I.%I IS %L', v.view, v.col, v.text);
+    END LOOP;
+END
+$$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP VIEW refusals, submissions, user_actions, batch_sizes, callback_failures, stage_latency_by_hour, stage_latency, usage_by_day,
+    device_availability, device_history, retries, task_ages, stuck_tasks, task_timeline;

@@ -76,8 +76,14 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 		}
 		where = append(where, condition)
 	}
-	if f.State != "" {
+	from := "tasks t WHERE %s"
+	switch {
+	case f.State != "":
 		and("t.state = ?", string(f.State))
+	case f.Job == "":
+		// The newest of each state, of which the newest of all: the index begins with the state.
+		args = append(args, task.States)
+		from = fmt.Sprintf("unnest($%d::text[]) AS s (state) CROSS JOIN LATERAL (SELECT * FROM tasks t WHERE t.state = s.state AND %%s %%s) t", len(args))
 	}
 	if f.Job != "" {
 		and("t.job = ?", f.Job)
@@ -90,8 +96,9 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 		and("(t.submitted_at, t.id) < (?::timestamptz, ?)", c.at, c.id)
 	}
 	args = append(args, f.Limit+1) // one more tells whether there is a next page
-	got, err := s.pool.Query(ctx, `SELECT `+taskColumns+` FROM tasks t WHERE `+strings.Join(where, " AND ")+
-		fmt.Sprintf(" ORDER BY t.submitted_at DESC, t.id DESC LIMIT $%d", len(args)), args...)
+	newest := fmt.Sprintf("ORDER BY t.submitted_at DESC, t.id DESC LIMIT $%d", len(args))
+	from = strings.Replace(strings.Replace(from, "%s", strings.Join(where, " AND "), 1), "%s", newest, 1)
+	got, err := s.pool.Query(ctx, "SELECT "+taskColumns+" FROM "+from+" "+newest, args...)
 	if err == nil {
 		rows, err = pgx.CollectRows(got, func(r pgx.CollectableRow) (row TaskRow, err error) {
 			err = r.Scan(row.targets()...)
@@ -222,7 +229,7 @@ func (s *Store) Events(ctx context.Context, k task.Key) ([]EventRow, error) {
 			coalesce(duration_ms, 0), coalesce(model, ''), coalesce(tokens_in, 0), coalesce(tokens_out, 0), input_sha256,
 			coalesce(input_bytes, 0), output_sha256, coalesce(output_bytes, 0), detail::text,
 			src_topic, src_partition, src_offset, src_index
-		FROM audit_log WHERE tenant = $1 AND task_id = $2
+		FROM task_timeline WHERE tenant = $1 AND task_id = $2
 		ORDER BY time, src_topic, src_partition, src_offset, src_index LIMIT $3`, k.Tenant, k.ID, MaxTimeline)
 	if err != nil {
 		return nil, fmt.Errorf("reading the events of task %s: %w", k, err)

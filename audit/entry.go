@@ -204,6 +204,9 @@ func microOrNone(t time.Time) time.Time {
 
 // cut makes s text that Postgres can hold, of at most n characters.
 func cut(s string, n int) string {
+	if s == "" {
+		return s
+	}
 	if len(s) <= n && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
 		return s
 	}

@@ -76,6 +76,18 @@ func (in Input) validate(limit int) error {
 func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
 
 func checkJSON(b []byte, most int) error {
+	if err := checkNesting(b, most); err != nil {
+		return err
+	}
+	if !json.Valid(b) {
+		return fieldErr("", "", "it is not valid JSON")
+	}
+	return nil
+}
+
+// checkNesting is checkJSON for those who parse the text anyway: what is no JSON
+// may pass.
+func checkNesting(b []byte, most int) error {
 	if !utf8.Valid(b) {
 		return fieldErr("", "", "it is not valid UTF-8")
 	}
@@ -100,9 +112,6 @@ func checkJSON(b []byte, most int) error {
 		case c == '}' || c == ']':
 			depth--
 		}
-	}
-	if !json.Valid(b) {
-		return fieldErr("", "", "it is not valid JSON")
 	}
 	return nil
 }

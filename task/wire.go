@@ -133,13 +133,21 @@ const (
 )
 
 func decodeJSON(b []byte, into any, unknown strictness) error {
-	if err := checkJSON(b, MaxInputDepth+1); err != nil { // an input or output lies one deeper than by itself
+	const depth = MaxInputDepth + 1 // an input or output lies one deeper than by itself
+	if unknown == lenient {
+		if err := checkNesting(b, depth); err != nil {
+			return fieldErr("", "send one JSON object a record", "%s", err)
+		}
+		if err := json.Unmarshal(b, into); err != nil {
+			return jsonError(err)
+		}
+		return nil
+	}
+	if err := checkJSON(b, depth); err != nil {
 		return fieldErr("", "send one JSON object a record", "%s", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
-	if unknown == strict {
-		d.DisallowUnknownFields()
-	}
+	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		return jsonError(err)
 	}

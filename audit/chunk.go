@@ -105,7 +105,7 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	fault.At("audit.before_begin")
-	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return w, fmt.Errorf("beginning a transaction: %w", err)
 	}
@@ -131,7 +131,7 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 func (d *db) probe(ctx context.Context, as []atom) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return fmt.Errorf("beginning a transaction: %w", err)
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
 )
 
 // daysAhead is how many days beyond today have a partition.
@@ -30,7 +33,11 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 	for _, e := range c {
 		for i := range e.events {
 			at := dayOf(e.events[i].v.Time)
-			if d.days[at] || at.Before(from) || at.After(to) || now.Before(d.notYet[at]) {
+			if at.Before(from) || at.After(to) {
+				d.alarm(at, now, log)
+				continue
+			}
+			if d.days[at] || now.Before(d.notYet[at]) {
 				continue
 			}
 			made, err := makePartition(ctx, d.pool, at)
@@ -50,6 +57,17 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 		}
 	}
 	return nil
+}
+
+// alarm says, at most once a minute, that rows go to the default partition. In
+// notYet the day of no event at all stands for all that never get one.
+func (d *db) alarm(at, now time.Time, log *slog.Logger) {
+	if d.days[at] || now.Before(d.notYet[time.Time{}]) {
+		return
+	}
+	d.notYet[time.Time{}] = now.Add(time.Minute)
+	log.Error("an event is of a day that gets no partition: its row goes to audit_log_default; the clock of who wrote it is wrong, or it is older than audit.retention",
+		"day", at.Format(time.DateOnly))
 }
 
 // lockNotAvailable is what Postgres says when a lock was not free in time.
@@ -83,11 +101,12 @@ const maintenanceLock = 0x62617463680002
 // maintain makes partitions ahead and drops old ones, now and every so often,
 // until ctx ends. Errors are logged: the next round tries again, and meanwhile
 // the writer makes the partitions that it needs itself.
-func maintain(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger, m *metrics.Audit) {
+// told hears of the days that were dropped.
+func maintain(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger, m *metrics.Audit, told func(droppedDay)) {
 	tick := time.NewTicker(cfg.Maintenance)
 	defer tick.Stop()
 	for {
-		if err := maintainOnce(ctx, pool, cfg.Retention, log, m); err != nil && ctx.Err() == nil {
+		if err := maintainOnce(ctx, pool, cfg.Retention, log, m, told); err != nil && ctx.Err() == nil {
 			log.Warn("looking after the partitions of audit_log; trying again later", "error", describe(err), "again_in", cfg.Maintenance)
 		}
 		select {
@@ -98,7 +117,7 @@ func maintain(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Log
 	}
 }
 
-func maintainOnce(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, log *slog.Logger, m *metrics.Audit) error {
+func maintainOnce(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, log *slog.Logger, m *metrics.Audit, told func(droppedDay)) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
@@ -128,50 +147,90 @@ func maintainOnce(ctx context.Context, pool *pgxpool.Pool, retention time.Durati
 		}
 		errs = append(errs, err)
 	}
-	dropped, err := prune(ctx, pool, time.Now().Add(-retention))
-	if len(dropped) > 0 {
-		m.PartitionsGone.Add(float64(len(dropped)))
-		log.Info("dropped audit rows that are older than audit.retention", "partitions", dropped)
-	}
-	return errors.Join(append(errs, err)...)
+	errs = append(errs, prune(ctx, pool, time.Now().Add(-retention), func(gone droppedDay) {
+		m.PartitionsGone.Inc()
+		log.Info("dropped audit rows that are older than audit.retention", "day", gone.day, "rows", gone.rows)
+		told(gone)
+	}))
+	errs = append(errs, watchDefault(ctx, pool, log, m))
+	return errors.Join(errs...)
 }
 
-const partitionsSQL = `
-SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = 'audit_log'::regclass AND c.relname ~ '^audit_log_[0-9]{8}$' ORDER BY 1`
+// watchDefault raises the alarm when the default partition holds rows: a clock
+// is wrong, or a partition could not be made.
+func watchDefault(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, m *metrics.Audit) error {
+	var rows int64
+	var first, last *time.Time
+	if err := pool.QueryRow(ctx, "SELECT count(*), min(time), max(time) FROM audit_log_default").Scan(&rows, &first, &last); err != nil {
+		return fmt.Errorf("looking at audit_log_default: %w", err)
+	}
+	m.DefaultRows.Set(float64(rows))
+	if rows > 0 {
+		log.Error("audit_log_default holds rows: the clock of who wrote them was wrong, or a daily partition could not be made",
+			"rows", rows, "first", first.UTC().Format(time.RFC3339), "last", last.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
 
-// prune drops the partitions of the days that ended before the given time, and
-// such rows of the default partition. It returns what was dropped.
-func prune(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped []string, err error) {
-	rows, err := pool.Query(ctx, partitionsSQL)
+// droppedDay is a UTC day whose rows retention has taken.
+type droppedDay struct {
+	day     string // 2006-01-02
+	rows    int64
+	chained int64 // of these, rows of a chain; what is left of them is in audit_dropped
+	runs    int64 // rows of audit_dropped
+}
+
+// prunableSQL lists the days that ended before a time and that the log still
+// holds rows or a partition of, the first first.
+const prunableSQL = `
+SELECT to_char(day, 'YYYY-MM-DD') FROM (
+	SELECT to_date(substr(c.relname, 11), 'YYYYMMDD') FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+	WHERE i.inhparent = 'audit_log'::regclass AND c.relname ~ '^audit_log_[0-9]{8}$'
+	UNION SELECT DISTINCT (time AT TIME ZONE 'UTC')::date FROM audit_log_default WHERE time < $1) AS d (day)
+WHERE (day + 1)::timestamp AT TIME ZONE 'UTC' <= $1 ORDER BY day`
+
+// prune drops the days that ended before the given time, partition by partition,
+// and such rows of the default partition; told hears of each. When the process
+// dies, each day is either gone and noted or still there.
+func prune(ctx context.Context, pool *pgxpool.Pool, before time.Time, told func(droppedDay)) error {
+	rows, err := pool.Query(ctx, prunableSQL, before)
 	if err != nil {
-		return nil, fmt.Errorf("listing the partitions of audit_log: %w", err)
+		return fmt.Errorf("listing the days of audit_log: %w", err)
 	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	days, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, fmt.Errorf("listing the partitions of audit_log: %w", err)
+		return fmt.Errorf("listing the days of audit_log: %w", err)
 	}
-	for _, name := range names {
-		at, err := time.Parse("audit_log_20060102", name)
-		if err != nil || at.Add(day).After(before) {
-			continue
-		}
+	for _, name := range days {
+		gone := droppedDay{day: name}
 		err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 			// Dropping locks the whole table: rather later than behind a long query,
 			// with every writer in the queue.
 			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
 				return err
 			}
-			_, err := tx.Exec(ctx, "DROP TABLE IF EXISTS "+pgx.Identifier{name}.Sanitize())
-			return err
+			return tx.QueryRow(ctx, "SELECT dropped, chained, runs FROM batchyard_drop_audit_partition($1::date)", name).Scan(&gone.rows, &gone.chained, &gone.runs)
 		})
 		if err != nil {
-			return dropped, fmt.Errorf("dropping the partition %s: %w", name, err)
+			return fmt.Errorf("dropping the audit rows of %s: %w", name, err)
 		}
-		dropped = append(dropped, name)
+		told(gone)
 	}
-	if _, err := pool.Exec(ctx, "DELETE FROM audit_log_default WHERE time < $1", before); err != nil {
-		return dropped, fmt.Errorf("deleting old rows of audit_log_default: %w", err)
+	return nil
+}
+
+// tellDropped returns the function that makes an event of a day that was
+// dropped. When the process dies before it is written, audit_dropped says all
+// the same what is gone.
+func (r *Recorder) tellDropped(ctx context.Context, out *stream.Outbox) func(droppedDay) {
+	return func(d droppedDay) {
+		e := task.Event{
+			Time: time.Now().UTC(), Action: task.PartitionDropped, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: r.actor,
+			ResourceType: "partition", ResourceID: "audit_log " + d.day,
+		}
+		e.Detail, _ = json.Marshal(map[string]any{"day": d.day, "rows": d.rows, "chained": d.chained, "runs": d.runs, "retention": r.cfg.Retention.String()}) // text and numbers
+		if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {
+			r.log.Warn("the event of a dropped day could not be written", "day", d.day, "error", err)
+		}
 	}
-	return dropped, nil
 }

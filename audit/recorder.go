@@ -65,7 +65,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 			}
 		})
 	}
-	writes.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit) })
+	writes.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit, r.tellDropped(reading, out)) })
 	var waiting sync.WaitGroup
 	waiting.Add(2)
 	for _, topic := range []string{stream.Events, stream.Results} {

@@ -44,10 +44,11 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// PrunePartitions drops the audit rows that are older than keep and returns the
-// names of the partitions that are gone.
-func (s *Store) PrunePartitions(ctx context.Context, keep time.Duration) ([]string, error) {
-	return prune(ctx, s.pool, time.Now().Add(-keep))
+// PruneDays drops the audit rows of the days that ended longer than keep ago and
+// returns these days.
+func (s *Store) PruneDays(ctx context.Context, keep time.Duration) (days []string, err error) {
+	err = prune(ctx, s.pool, time.Now().Add(-keep), func(d droppedDay) { days = append(days, d.day) })
+	return days, err
 }
 
 // TaskRow is what Postgres knows of a task.

@@ -283,14 +283,14 @@ func TestWaitersAreBoundedAndEndWithTheStore(t *testing.T) {
 	require.ErrorIs(t, err, ErrStoreClosed)
 }
 
-func TestPrunePartitions(t *testing.T) {
+func TestPruneDays(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, newPool(t))
 	s := newTestStore(t, r, Config{})
 	require.NoError(t, s.Ping(t.Context()))
 	_, err := r.pool.Exec(t.Context(), "SELECT batchyard_make_audit_partition('2020-01-31'), batchyard_make_audit_partition(current_date)")
 	require.NoError(t, err)
-	gone, err := s.PrunePartitions(t.Context(), 90*day)
+	gone, err := s.PruneDays(t.Context(), 90*day)
 	require.NoError(t, err)
-	require.Equal(t, []string{"audit_log_20200131"}, gone)
+	require.Equal(t, []string{"2020-01-31"}, gone)
 }

@@ -227,8 +227,9 @@ func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
 	parts := one[int](t, r.pool, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass")
 	require.Equal(t, 3, parts, "the default one, today, and 40 days ago")
 
-	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m))
-	rows, err := r.pool.Query(t.Context(), partitionsSQL)
+	var gone []droppedDay
+	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m, func(d droppedDay) { gone = append(gone, d) }))
+	rows, err := r.pool.Query(t.Context(), "SELECT relname::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'audit_log'::regclass")
 	require.NoError(t, err)
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
@@ -238,7 +239,9 @@ func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
 	}
 	require.NotContains(t, names, today.Add(-40*day).Format("audit_log_20060102"))
 	require.Equal(t, 1, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"), "the one from the future stays")
-	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m))
+	require.Equal(t, []droppedDay{{dayOf(time.Now().Add(-400 * day)).Format(time.DateOnly), 1, 1, 1}, {dayOf(time.Now().Add(-40 * day)).Format(time.DateOnly), 1, 1, 1}}, gone)
+	require.Equal(t, "3-3 2-2", one[string](t, r.pool, "SELECT string_agg(first_seq || '-' || last_seq, ' ' ORDER BY day) FROM audit_dropped"))
+	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m, func(d droppedDay) { gone = append(gone, d) }))
 }
 
 func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {

@@ -40,6 +40,7 @@ const (
 	CallbackSent      Action = "callback.delivered"
 	CallbackFailed    Action = "callback.failed"
 	CallbackGivenUp   Action = "callback.given_up"
+	PartitionDropped  Action = "audit.partition_dropped"
 )
 
 // ActionInfo documents one action.
@@ -86,6 +87,7 @@ var Actions = []ActionInfo{
 	{CallbackSent, "callbacks", "", "the user's endpoint took the callback"},
 	{CallbackFailed, "callbacks", "", "a delivery failed and will be tried again"},
 	{CallbackGivenUp, "callbacks", "", "the last delivery failed"},
+	{PartitionDropped, "audit", "", "retention dropped the audit rows of a day; the detail says how many"},
 }
 
 var actionIndex = func() map[Action]ActionInfo {

@@ -121,7 +121,10 @@ type Audit struct {
 	LagSeconds       prometheus.Histogram
 	PostgresDown     prometheus.Gauge
 	DefaultPartition prometheus.Counter
+	DefaultRows      prometheus.Gauge
 	Waiters          prometheus.Gauge
+	Checkpoints      *prometheus.CounterVec // outcome: ok, unchanged, file_failed, failed
+	CheckpointTime   prometheus.Gauge
 	PartitionsMade   prometheus.Counter
 	PartitionsGone   prometheus.Counter
 }
@@ -281,6 +284,9 @@ func newAudit(f factory) Audit {
 		LagSeconds:       f.histogram("audit_lag_seconds", "From an event to its committed row.", long),
 		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not take rows."),
 		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows that went to the default partition because their day had none."),
+		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows that the default partition holds; more than none is an alarm."),
+		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the chains, by how they ended.", "outcome"),
+		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "When this process wrote the latest signed checkpoint, in Unix time; 0: it has not."),
 		Waiters:          f.gauge("audit_waiters", "Requests that wait for the end of a task."),
 		PartitionsMade:   f.counter("audit_partitions_made_total", "Daily partitions made."),
 		PartitionsGone:   f.counter("audit_partitions_dropped_total", "Daily partitions dropped by retention."),

@@ -2,6 +2,10 @@ package stream
 
 import (
 	"context"
+	"errors"
+	"sort"
+
+	"github.com/segmentio/kafka-go"
 )
 
 // Standing is how a group stands at a partition, at one moment.
@@ -21,12 +25,8 @@ func (s *Standing) Unfinished(offset int64) bool {
 	if offset < s.next {
 		return false
 	}
-	for _, f := range s.finished {
-		if offset >= f.first && offset < f.end {
-			return false
-		}
-	}
-	return true
+	i := sort.Search(len(s.finished), func(i int) bool { return s.finished[i].end > offset })
+	return i == len(s.finished) || offset < s.finished[i].first
 }
 
 // Standings says for each partition of a topic what it holds and what of it a
@@ -49,6 +49,9 @@ func (l *Log) Standings(ctx context.Context, group, topic string) ([]Standing, e
 		if group != "" {
 			err := l.patiently(ctx, func(ctx context.Context) error {
 				next, metadata, err := l.committed(ctx, l.GroupID(group, topic), topic, id)
+				if errors.Is(err, kafka.GroupIdNotFound) {
+					return nil // nobody has ever run
+				}
 				if err != nil {
 					return err
 				}

@@ -1,0 +1,235 @@
+package ledger
+
+import (
+	"bytes"
+	"encoding/binary"
+	"strconv"
+	"time"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// A fact about a task is one entry of the sorter: tenant, 0, id, 0, its kind, and
+// what that kind says. Sorted, all facts of a task follow each other. Neither name
+// can hold a zero byte: Postgres takes none, and every stage refuses it.
+
+// Kinds of facts about a task, in the order in which they are sorted.
+const (
+	factRecord   = 'A' // a record of the task in tasks.*
+	factParked   = 'B' // one in tasks.parked
+	factOnTheWay = 'C' // it is in an assignment or a batch that is not finished
+	factDead     = 'D' // a dead letter holds it
+	factOffered  = 'E' // a record of its result
+	factResult   = 'F' // its row in results
+	factState    = 'G' // its row in tasks
+	factCallback = 'H' // its row in callbacks
+)
+
+// Flags of a fact.
+const (
+	flagUnfinished = 1 << iota // the record is not finished by its stage
+	flagWentBack               // the record was written while we looked
+	flagLater                  // the recorder has not come to it
+	flagCallback               // a callback is due for the result
+	flagOddID                  // a callback with another id than it should have
+)
+
+// position is a place in a topic.
+type position struct {
+	topic     byte // index in stream.Topics
+	partition uint32
+	offset    uint64
+}
+
+func (p position) String() string {
+	return stream.Topics[p.topic].Name + "/" + strconv.Itoa(int(p.partition)) + "@" + strconv.FormatUint(p.offset, 10)
+}
+
+// topicIndex is where a topic stands in the list; ok is false when it is none.
+func topicIndex(name string) (byte, bool) {
+	for i, t := range stream.Topics {
+		if t.Name == name {
+			return byte(i), true
+		}
+	}
+	return 0, false
+}
+
+// end tells one terminal result from another, as the recorder does.
+type end struct {
+	state   byte // index in task.States
+	attempt uint32
+	at      int64 // microseconds
+}
+
+func stateIndex(s task.State) byte {
+	for i, known := range task.States {
+		if known == s {
+			return byte(i)
+		}
+	}
+	return 0xff
+}
+
+func (e end) name() task.State {
+	if int(e.state) < len(task.States) {
+		return task.States[e.state]
+	}
+	return ""
+}
+
+// fact is what one entry says.
+type fact struct {
+	kind  byte
+	flags byte
+	where position // of records
+	end   end      // of results, and the state of a row in tasks
+	since int64    // of a row: when its task was submitted, microseconds; 0: not known
+	taken int64    // of a row: when it was written, microseconds
+}
+
+// nameable reports whether there can be facts about the key.
+func nameable(k task.Key) bool {
+	return k.Tenant != "" && k.ID != "" && len(k.Tenant)+len(k.ID) < maxEntry/2 &&
+		bytes.IndexByte([]byte(k.Tenant), 0) < 0 && bytes.IndexByte([]byte(k.ID), 0) < 0
+}
+
+// appendFact writes a fact about a task.
+func appendFact(b []byte, k task.Key, f *fact) []byte {
+	b = append(b, k.Tenant...)
+	b = append(b, 0)
+	b = append(b, k.ID...)
+	b = append(b, 0, f.kind, f.flags)
+	switch f.kind {
+	case factRecord, factParked, factOnTheWay, factDead:
+		b = appendPosition(b, f.where)
+	case factOffered:
+		b = appendEnd(appendPosition(b, f.where), f.end)
+	case factResult:
+		b = appendEnd(b, f.end)
+		b = binary.BigEndian.AppendUint64(b, uint64(f.since))
+		b = binary.BigEndian.AppendUint64(b, uint64(f.taken))
+	case factState:
+		b = append(b, f.end.state)
+		b = binary.BigEndian.AppendUint64(b, uint64(f.since))
+		b = binary.BigEndian.AppendUint64(b, uint64(f.taken))
+	}
+	return b
+}
+
+func appendPosition(b []byte, p position) []byte {
+	b = append(b, p.topic)
+	b = binary.BigEndian.AppendUint32(b, p.partition)
+	return binary.BigEndian.AppendUint64(b, p.offset)
+}
+
+const positionSize = 13
+
+func readPosition(b []byte) position {
+	return position{b[0], binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint64(b[5:])}
+}
+
+func appendEnd(b []byte, e end) []byte {
+	b = append(b, e.state)
+	b = binary.BigEndian.AppendUint32(b, e.attempt)
+	return binary.BigEndian.AppendUint64(b, uint64(e.at))
+}
+
+const endSize = 13
+
+func readEnd(b []byte) end {
+	return end{b[0], binary.BigEndian.Uint32(b[1:]), int64(binary.BigEndian.Uint64(b[5:]))}
+}
+
+// splitFact takes an entry apart: the task's name with its zero bytes, and the fact.
+func splitFact(b []byte) (name []byte, f fact) {
+	first := bytes.IndexByte(b, 0)
+	second := first + 1 + bytes.IndexByte(b[first+1:], 0)
+	name, rest := b[:second+1], b[second+1:]
+	f.kind, f.flags, rest = rest[0], rest[1], rest[2:]
+	switch f.kind {
+	case factRecord, factParked, factOnTheWay, factDead:
+		f.where = readPosition(rest)
+	case factOffered:
+		f.where, f.end = readPosition(rest), readEnd(rest[positionSize:])
+	case factResult:
+		f.end = readEnd(rest)
+		f.since = int64(binary.BigEndian.Uint64(rest[endSize:]))
+		f.taken = int64(binary.BigEndian.Uint64(rest[endSize+8:]))
+	case factState:
+		f.end.state = rest[0]
+		f.since = int64(binary.BigEndian.Uint64(rest[1:]))
+		f.taken = int64(binary.BigEndian.Uint64(rest[9:]))
+	}
+	return name, f
+}
+
+func keyOf(name []byte) task.Key {
+	tenant, id, _ := bytes.Cut(name[:len(name)-1], []byte{0})
+	return task.Key{Tenant: string(tenant), ID: string(id)}
+}
+
+// A note is what is known of a position in events, results or a topic of tasks:
+// topic, partition, offset, its kind, and a number and a digest.
+
+// Kinds of notes.
+const (
+	noteExpected   = 'a' // the record at this position makes so many audit rows
+	noteAtMost     = 'b' // the record makes at most so many: audit.retention took some
+	noteUnreadable = 'c' // the record cannot be read and is finished, so it has to be a dead letter
+	noteDead       = 'd' // a dead letter of it holds so many events
+	noteRow        = 'e' // an audit row: its place within the record
+)
+
+type note struct {
+	where  position
+	kind   byte
+	n      uint32
+	digest uint64
+}
+
+func appendNote(b []byte, n *note) []byte {
+	b = append(appendPosition(b, n.where), n.kind)
+	b = binary.BigEndian.AppendUint32(b, n.n)
+	return binary.BigEndian.AppendUint64(b, n.digest)
+}
+
+func readNote(b []byte) note {
+	rest := b[positionSize:]
+	return note{readPosition(b), rest[0], binary.BigEndian.Uint32(rest[1:]), binary.BigEndian.Uint64(rest[5:])}
+}
+
+// facts gathers what both sorters need.
+type facts struct {
+	tasks     *sorter
+	positions *sorter
+	buf       []byte
+}
+
+func newFacts(dir string, memory int) *facts {
+	return &facts{tasks: newSorter(dir, memory), positions: newSorter(dir, memory)}
+}
+
+func (s *facts) close() {
+	s.tasks.close()
+	s.positions.close()
+}
+
+func (s *facts) add(k task.Key, f fact) error {
+	s.buf = appendFact(s.buf[:0], k, &f)
+	return s.tasks.add(s.buf)
+}
+
+func (s *facts) note(n note) error {
+	s.buf = appendNote(s.buf[:0], &n)
+	return s.positions.add(s.buf)
+}
+
+// microOf is a time as facts hold it; 0 for none.
+func microOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}

@@ -1,0 +1,354 @@
+package ledger
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// skew is how far clocks may be apart when it is asked whether retention may have
+// removed a record.
+const skew = 10 * time.Minute
+
+// account is all facts of one task.
+type account struct {
+	accepted           bool
+	record, dead       position // one of each
+	isDead             bool
+	where              string // the stage that is furthest along the way and has it
+	offered            []fact // bounded: see mostOffered
+	offers             int
+	result, state      fact
+	hasResult          bool
+	hasState           bool
+	callbacks          int
+	oddCallback, match bool
+	later              bool // a result of it is yet to be recorded
+	passed             position
+	wasPassed          bool // a result of it was passed by the recorder
+	differ             bool // of those, two differ
+}
+
+// mostOffered bounds the results of one task that are remembered one by one.
+const mostOffered = 64
+
+// judgeTasks goes through the tasks.
+func (l *look) judgeTasks() error {
+	var name []byte
+	a := &account{}
+	err := l.facts.tasks.each(func(b []byte) error {
+		n, f := splitFact(b)
+		if !bytes.Equal(n, name) {
+			if name != nil {
+				if err := l.judge(keyOf(name), a); err != nil {
+					return err
+				}
+			}
+			name = append(name[:0], n...)
+			*a = account{offered: a.offered[:0]}
+		}
+		a.take(&f)
+		return nil
+	})
+	if err == nil && name != nil {
+		err = l.judge(keyOf(name), a)
+	}
+	return err
+}
+
+// take adds a fact. Facts come in the order of their kinds.
+func (a *account) take(f *fact) {
+	switch f.kind {
+	case factRecord, factParked:
+		if !a.accepted {
+			a.accepted, a.record = true, f.where
+		}
+		if f.flags != 0 {
+			a.where = "router"
+			if f.kind == factParked {
+				a.where = "router, parked"
+			}
+		}
+	case factOnTheWay:
+		a.where = "batcher"
+		if stream.Topics[f.where.topic].Name == stream.Batches {
+			a.where = "workers"
+		}
+	case factDead:
+		a.isDead, a.dead = true, f.where
+	case factOffered:
+		a.offers++
+		if f.flags&flagLater != 0 {
+			a.later = true
+			return
+		}
+		if a.wasPassed && len(a.offered) > 0 && a.offered[0].end != f.end {
+			a.differ = true
+		}
+		a.wasPassed, a.passed = true, f.where
+		if len(a.offered) < mostOffered {
+			a.offered = append(a.offered, *f)
+		}
+	case factResult:
+		a.hasResult, a.result = true, *f
+	case factState:
+		a.hasState, a.state = true, *f
+	case factCallback:
+		a.callbacks++
+		a.oddCallback = a.oddCallback || f.flags&flagOddID != 0
+	}
+}
+
+// whole reports whether a record that belongs to a row would have to be in the
+// topics still.
+func (l *look) whole(topics []string, times ...int64) bool {
+	var since int64
+	for _, topic := range topics {
+		since = max(since, l.since[topic])
+	}
+	if since == 0 {
+		return true
+	}
+	for _, t := range times {
+		if t < since+skew.Microseconds() {
+			return false
+		}
+	}
+	return true
+}
+
+// judge says what is to be said of one task.
+func (l *look) judge(k task.Key, a *account) error {
+	wrong := func(kind Kind, at, format string, args ...any) bool {
+		return l.r.wrong(l.before, Problem{Kind: kind, Tenant: k.Tenant, TaskID: k.ID, At: at, What: fmt.Sprintf(format, args...)})
+	}
+	if a.accepted {
+		l.r.Accepted++
+	}
+	if a.hasResult {
+		if a.accepted {
+			l.r.Terminal++
+			l.r.ByState[string(a.result.end.name())]++
+		} else if l.whole(back, a.result.since, a.result.taken) {
+			wrong(Nobody, "", "ended as %s; no record of it is in the topics of tasks", a.result.end.name())
+		} else {
+			l.r.Older++
+		}
+		return l.judgeResult(k, a, wrong)
+	}
+	lost := false
+	switch {
+	case a.later:
+		a.where = "recorder"
+		if !a.accepted && !a.hasState && l.since[stream.TasksHigh]+l.since[stream.TasksNormal]+l.since[stream.TasksLow]+l.since[stream.TasksParked] == 0 {
+			wrong(Nobody, "", "a result is on the topic; no record of it is in the topics of tasks")
+		}
+	case a.isDead:
+	case a.wasPassed:
+		lost = wrong(NotTaken, a.passed.String(), "%s; results has no row of it", offersText(a))
+	case a.where != "":
+	case a.accepted:
+		lost = wrong(Missing, a.record.String(), "accepted; no result, no unfinished record, no dead letter%s", stateText(a))
+	}
+	if a.hasState {
+		l.judgeState(a, wrong)
+	}
+	if a.callbacks > 0 {
+		wrong(CallbackStray, "", "callbacks has a row, results has none")
+	}
+	switch {
+	case !a.accepted:
+	case lost:
+		l.r.Missing++
+	case a.where != "":
+		l.r.InFlight++
+		l.r.Where[a.where]++
+	case a.isDead:
+		l.r.Dead++
+	default: // it was right the time before, so it is on its way
+		l.r.InFlight++
+		l.r.Where["moving"]++
+	}
+	return nil
+}
+
+func offersText(a *account) string {
+	if a.differ {
+		return fmt.Sprintf("%d results that differ are on the topic", a.offers)
+	}
+	return "its result is on the topic"
+}
+
+func stateText(a *account) string {
+	if !a.hasState {
+		return "; Postgres never heard of it"
+	}
+	return "; Postgres knows it as " + string(a.state.end.name())
+}
+
+type complain func(kind Kind, at, format string, args ...any) bool
+
+// judgeState looks at a row of tasks whose task has no result.
+func (l *look) judgeState(a *account, wrong complain) {
+	switch state := a.state.end.name(); {
+	case state.Terminal():
+		wrong(StateWrong, "", "tasks says %s, results has no row of it", state)
+	case !a.accepted && !a.later && !a.wasPassed && !a.isDead && a.where == "" && a.state.since > 0 && l.whole(back, a.state.since, a.state.taken):
+		wrong(StateNobody, "", "tasks says %s; no record of it is in the topics of tasks", state)
+	}
+}
+
+// judgeResult looks at a task that has a result.
+func (l *look) judgeResult(k task.Key, a *account, wrong complain) error {
+	match := false
+	for i := range a.offered {
+		o := &a.offered[i]
+		if o.end == a.result.end {
+			match = true
+			continue
+		}
+		// It was not taken, and there is a row that says so.
+		n := note{where: o.where, kind: noteExpected, n: 1}
+		if time.UnixMicro(o.end.at).Before(l.cut) {
+			n.kind = noteAtMost
+		}
+		if err := l.facts.note(n); err != nil {
+			return err
+		}
+	}
+	if !match && a.offers <= mostOffered && l.whole([]string{stream.Results}, a.result.end.at, a.result.taken) {
+		wrong(Changed, "", "results says %s, attempt %d, at %s; the topic has %d results of it, and not this one",
+			a.result.end.name(), a.result.end.attempt, time.UnixMicro(a.result.end.at).UTC().Format(time.RFC3339Nano), a.offers)
+	}
+	switch {
+	case !a.hasState:
+		wrong(StateWrong, "", "results says %s, tasks has no row of it", a.result.end.name())
+	case a.state.end.state != a.result.end.state:
+		wrong(StateWrong, "", "results says %s, tasks says %s", a.result.end.name(), a.state.end.name())
+	}
+	switch due := a.result.flags&flagCallback != 0; {
+	case a.callbacks > 1:
+		wrong(CallbackTwice, "", "callbacks has %d rows of it", a.callbacks)
+	case a.oddCallback:
+		wrong(CallbackTwice, "", "its callback has an id of its own, so that the receiver cannot tell repetitions")
+	case due && a.callbacks == 0:
+		wrong(CallbackMissing, "", "its result names a callback, callbacks has no row of it")
+	case !due && a.callbacks > 0:
+		wrong(CallbackStray, "", "callbacks has a row, its result names none")
+	}
+	return nil
+}
+
+// spot is all notes of one position.
+type spot struct {
+	where      position
+	expected   int64 // -1: nothing is said
+	atMost     bool
+	unreadable bool
+	isDead     bool
+	dead       int64
+	digest     uint64
+	rows       int64 // different ones
+	twice      int64
+	last       int64
+}
+
+// judgePositions goes through the positions.
+func (l *look) judgePositions() error {
+	s := spot{}
+	started := false
+	err := l.facts.positions.each(func(b []byte) error {
+		n := readNote(b)
+		if !started || n.where != s.where {
+			if started {
+				l.judgeSpot(&s)
+			}
+			s, started = spot{where: n.where, expected: -1, last: -1}, true
+		}
+		s.take(&n)
+		return nil
+	})
+	if started {
+		l.judgeSpot(&s)
+	}
+	return err
+}
+
+// take adds a note. Notes of a kind come in the order of their numbers.
+func (s *spot) take(n *note) {
+	switch n.kind {
+	case noteExpected:
+		s.expected = int64(n.n)
+	case noteAtMost:
+		s.expected, s.atMost = int64(n.n), true
+	case noteUnreadable:
+		s.unreadable = true
+	case noteDead:
+		// The same letter twice is a stage that died before it finished the record.
+		if !s.isDead || n.digest != s.digest {
+			s.dead += int64(n.n)
+		}
+		s.isDead, s.digest = true, n.digest
+	case noteRow:
+		if int64(n.n) == s.last {
+			s.twice++
+		} else {
+			s.rows++
+		}
+		s.last = int64(n.n)
+	}
+}
+
+func (l *look) judgeSpot(s *spot) {
+	at := s.where.String()
+	wrong := func(kind Kind, format string, args ...any) bool {
+		return l.r.wrong(l.before, Problem{Kind: kind, At: at, What: fmt.Sprintf(format, args...)})
+	}
+	topic := stream.Topics[s.where.topic].Name
+	ofTasks := topic != stream.Results && topic != stream.Events
+	if s.unreadable {
+		lost := !s.isDead && wrong(RecordLost, "it cannot be read, was finished, and no dead letter has it")
+		if ofTasks {
+			l.r.Accepted++
+			switch {
+			case lost:
+				l.r.Missing++
+			case s.isDead:
+				l.r.Dead++
+			default:
+				l.r.InFlight++
+				l.r.Where["moving"]++
+			}
+		}
+	}
+	if ofTasks {
+		return
+	}
+	expected := max(s.expected, 0)
+	if topic == stream.Events {
+		l.r.Events.Expected += expected
+		l.r.Events.Rows += s.rows + s.twice
+		l.r.Events.Dead += s.dead
+	} else {
+		l.r.Events.Duplicates += s.rows + s.twice
+	}
+	if s.twice > 0 {
+		wrong(EventTwice, "%d audit rows too many", s.twice)
+	}
+	switch {
+	case s.last >= expected && s.rows > 0:
+		wrong(EventStray, "%d audit rows, the record makes %d", s.rows, expected)
+	case !s.atMost && s.rows+s.dead < expected:
+		wrong(EventMissing, "%d audit rows of %d%s", s.rows, expected, deadText(s.dead))
+	}
+}
+
+func deadText(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d events are dead letters", n)
+}

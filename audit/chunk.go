@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -50,6 +52,7 @@ type db struct {
 	actor   string
 	timeout time.Duration // for one transaction
 	buffer  copyBuffer
+	counts  rollup
 	days    map[time.Time]bool      // that have a partition, as far as we know
 	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
 }
@@ -202,10 +205,12 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		if r := taken[o.r.Key()]; r != nil {
 			won = append(won, r)
 			known.add(stateOfResult(r))
+			d.counts.addResult(r)
 		}
 	}
 	known.queue(&b)
 	known.queueRanks(&b)
+	d.counts.queue(&b, shardOf(to))
 	ends.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
@@ -213,10 +218,25 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	return w, flush(ctx, tx, &b, "writing states")
 }
 
+// shardOf is a number that no other writer's chunk has at this time, here or in
+// another process: that of a partition that the chunk's writer owns.
+func shardOf(to map[*tenure]int64) int32 {
+	lowest := int32(math.MaxInt32)
+	for t := range to {
+		n := 2 * t.place().partition
+		if t.topic != stream.Events {
+			n++
+		}
+		lowest = min(lowest, n)
+	}
+	return lowest
+}
+
 // copyRows writes the audit rows at the ends of their chains and gathers what
 // they tell of states.
 func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states, ends chains, now time.Time) (w written, err error) {
 	d.buffer.reset()
+	d.counts.reset()
 	for _, a := range as {
 		if a.index < 0 {
 			continue
@@ -231,6 +251,7 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 			known.add(s)
 		}
 		known.rank(&it.v)
+		d.counts.add(&it.v)
 	}
 	// In the order of their records, as every row of a chain.
 	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })

@@ -76,7 +76,7 @@ func (c *cli) commands() map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {c.runCommand(), c.devCommand(), c.serveCommand(), c.agentCommand()},
 		groupAsk:     {c.submitCommand(), c.tasksCommand(), c.devicesCommand(), c.policyCommand()},
-		groupOperate: {c.auditCommand(), c.dlqCommand(), c.migrateCommand(), c.topicsCommand(), c.configCommand(), c.benchCommand(), c.versionCommand()},
+		groupOperate: {c.auditCommand(), c.dlqCommand(), c.ledgerCommand(), c.migrateCommand(), c.topicsCommand(), c.configCommand(), c.benchCommand(), c.versionCommand()},
 	}
 }
 

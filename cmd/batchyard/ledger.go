@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/internal/ledger"
+	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/stream"
+)
+
+func (c *cli) ledgerCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use: "ledger", Short: "Check that no task was lost or answered twice",
+		Example: "  batchyard ledger check",
+	}, c.ledgerCheckCommand())
+}
+
+func (c *cli) ledgerCheckCommand() *cobra.Command {
+	var o ledger.Options
+	var postgres string
+	quiet := false
+	var kinds strings.Builder
+	for _, k := range ledger.Kinds {
+		fmt.Fprintf(&kinds, "  %-20s %s\n", k.Kind, k.Meaning)
+	}
+	cmd := &cobra.Command{
+		Use: "check", Short: "Compare the logs in Kafka with the tables in Postgres",
+		Long: `Reads what is in Kafka and in Postgres, and says whether
+
+  accepted = terminal + in flight + dead letters
+
+holds, and whether results, states, callbacks and audit rows are what the logs say.
+What is wrong is looked at twice, and named:
+
+` + kinds.String() + `
+It may run while Batchyard does: it writes nothing but a temporary file, belongs to
+no consumer group, and takes no locks. Memory stays the same however many tasks
+there are. It reads all records of the topics, and all rows of tasks and results.
+
+Exit codes: 0 it holds; 1 it does not; 2 wrong usage or configuration; 3 it could
+not look.`,
+		Example: `  batchyard ledger check
+  batchyard ledger check --json | jq .problems
+  batchyard ledger check --settled --wait 2m   # after a drain: nothing may be in flight`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Wait < 0 || o.Problems < 1 {
+				return usageError("--wait must not be negative, and --problems at least 1")
+			}
+			if c.stderrTTY && !quiet {
+				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.err, what+" …") }
+			}
+			return c.ledgerCheck(cmd.Context(), o, postgres)
+		},
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	c.postgresFlag(cmd, &postgres)
+	cmd.Flags().DurationVar(&o.Wait, "wait", 30*time.Second, "how long to wait for the recorder before each look, if it is behind")
+	cmd.Flags().BoolVar(&o.Settled, "settled", false, "also fail while tasks are in flight")
+	cmd.Flags().IntVar(&o.Problems, "problems", 100, "how many problems of each kind are named")
+	cmd.Flags().StringVar(&o.Dir, "dir", "", "`directory` for the temporary file (default: the system's)")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not say what is being done")
+	_ = cmd.MarkFlagDirname("dir") // completion only
+	return cmd
+}
+
+func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string) error {
+	return c.withLog(ctx, func(log *stream.Log, cfg app.Config) error {
+		if postgres != "" {
+			cfg.Postgres.URL = postgres
+		}
+		pool, err := app.OpenPostgres(ctx, cfg.Postgres)
+		if err != nil {
+			return serviceError(err)
+		}
+		defer pool.Close()
+		if err := log.CheckTopics(ctx); err != nil {
+			return withCode(exitUsage, err)
+		}
+		if err := migrations.Check(ctx, pool); err != nil {
+			return withCode(exitUsage, err)
+		}
+		o.Retention = cfg.Audit.Retention
+		return c.ledgerTell(ctx, log, pool, o)
+	})
+}
+
+func (c *cli) ledgerTell(ctx context.Context, log *stream.Log, pool *pgxpool.Pool, o ledger.Options) error {
+	r, err := ledger.Check(ctx, log, pool, o)
+	if err != nil {
+		return withCode(exitUnreachable, fmt.Errorf("looking at the account: %w", err))
+	}
+	if c.json {
+		err = c.printJSON(r)
+	} else {
+		err = c.showLedger(r)
+	}
+	if err == nil && !r.Holds {
+		err = errors.New("the account does not hold")
+	}
+	return withCode(exitFailed, err)
+}
+
+// showLedger writes a report for people.
+func (c *cli) showLedger(r *ledger.Report) error {
+	t := newTable(c.out)
+	count := func(name string, n int64) { t.row(name, strconv.FormatInt(n, 10)) }
+	count("accepted", r.Accepted)
+	count("= terminal", r.Terminal)
+	parts := func(of map[string]int64) {
+		for _, name := range slices.Sorted(maps.Keys(of)) {
+			count("    "+name, of[name])
+		}
+	}
+	parts(r.ByState)
+	count("+ in flight", r.InFlight)
+	parts(r.Where)
+	count("+ dead letters", r.Dead)
+	count("+ missing", r.Missing)
+	if r.Older > 0 {
+		count("older results", r.Older)
+	}
+	t.row("events recorded", strconv.FormatInt(r.Events.Expected, 10), fmt.Sprintf("in %d records", r.Events.Records))
+	t.row("  audit rows", strconv.FormatInt(r.Events.Rows, 10), fmt.Sprintf("and %d events in dead letters, %d results not taken", r.Events.Dead, r.Events.Duplicates))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	t = newTable(c.out, "TOPIC", "RECORDS", "NOT FINISHED", "WHOLE SINCE")
+	for _, topic := range r.Topics {
+		since := "the beginning"
+		if topic.Since != nil {
+			since = topic.Since.Format(time.RFC3339)
+		}
+		t.row(topic.Topic, strconv.FormatInt(topic.Records, 10), strconv.FormatInt(topic.Lag, 10), since)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	if len(r.Problems) > 0 {
+		if err := c.showProblems(r); err != nil {
+			return err
+		}
+	}
+	word := "holds"
+	if !r.Holds {
+		word = "does NOT hold"
+	}
+	c.printf("The account of %s %s (looked %s, %.1f s).\n", r.At.Format(time.RFC3339), word, times(r.Looks), r.Seconds)
+	return nil
+}
+
+func (c *cli) showProblems(r *ledger.Report) error {
+	t := newTable(c.out, "PROBLEM", "TENANT", "TASK", "AT", "WHAT")
+	for _, p := range r.Problems {
+		t.row(string(p.Kind), short(p.Tenant, 40), p.TaskID, p.At, p.What)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	for _, k := range ledger.Kinds {
+		if n := r.Counts[k.Kind]; n > 0 {
+			c.printf("%d × %s: %s\n", n, k.Kind, k.Meaning)
+		}
+	}
+	c.printf("\n")
+	return nil
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return strconv.Itoa(n) + " times"
+}

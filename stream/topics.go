@@ -25,6 +25,7 @@ const (
 	Results     = "results"
 	Events      = "events"
 	DLQ         = "dlq"
+	Checkpoints = "checkpoints"
 )
 
 // Limits of a record batch, max.message.bytes. Edge topics take one task or
@@ -44,23 +45,26 @@ type Topic struct {
 	Holds     string // what one record is
 	MaxBytes  int64  // of a batch of records, max.message.bytes
 	retention func(Config) time.Duration
+	single    bool // it has one partition, whatever kafka.partitions says
 }
 
 func keepEdge(c Config) time.Duration     { return c.Retention }
 func keepInternal(c Config) time.Duration { return c.InternalRetention }
 func keepDLQ(c Config) time.Duration      { return c.DLQRetention }
+func keepForever(Config) time.Duration    { return -time.Millisecond } // as Kafka says it
 
 // Topics is the one list of topics.
 var Topics = []Topic{
-	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge},
-	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge},
-	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge},
-	{TasksParked, "task id", "one task that nothing can run now", edgeLimit, keepEdge},
-	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal},
-	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal},
-	{Results, "task id", "one result, JSON", edgeLimit, keepEdge},
-	{Events, "bucket of the task's identity", "a frame of events", internalLimit, keepInternal},
-	{DLQ, "as the record had it", "a record that cannot be processed, as it came, with headers that say why", dlqLimit, keepDLQ},
+	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
+	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
+	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
+	{TasksParked, "task id", "one task that nothing can run now", edgeLimit, keepEdge, false},
+	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal, false},
+	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal, false},
+	{Results, "task id", "one result, JSON", edgeLimit, keepEdge, false},
+	{Events, "bucket of the task's identity", "a frame of events", internalLimit, keepInternal, false},
+	{DLQ, "as the record had it", "a record that cannot be processed, as it came, with headers that say why", dlqLimit, keepDLQ, false},
+	{Checkpoints, "key that signed it", "one signed checkpoint of the audit log's chains, JSON", edgeLimit, keepForever, true},
 }
 
 // TasksTopic is the topic of a priority band.
@@ -95,9 +99,13 @@ func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 	}
 	req := &kafka.CreateTopicsRequest{}
 	for _, t := range missing {
+		partitions := l.cfg.Partitions
+		if t.single {
+			partitions = 1
+		}
 		req.Topics = append(req.Topics, kafka.TopicConfig{
 			Topic:             l.full(t.Name),
-			NumPartitions:     l.cfg.Partitions,
+			NumPartitions:     partitions,
 			ReplicationFactor: l.cfg.Replication,
 			ConfigEntries: []kafka.ConfigEntry{
 				{ConfigName: "cleanup.policy", ConfigValue: "delete"},

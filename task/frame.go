@@ -3,6 +3,7 @@ package task
 import (
 	"bytes"
 	"fmt"
+	"unsafe"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
@@ -65,8 +66,12 @@ func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 		out, _ := any(events).([]T) // T is Event
 		return out, nil
 	}
-	if err := checkMsgpack(b); err != nil {
+	memory := 0
+	if err := checkWeighed(b, weigher[T](&memory)); err != nil {
 		return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
+	}
+	if memory > 3*len(b)+512<<10 {
+		return nil, fmt.Errorf("reading a frame of %s: %d bytes that take %d bytes of memory are none that Batchyard writes", kind, len(b), memory)
 	}
 	d := msgpack.GetDecoder()
 	defer msgpack.PutDecoder(d)
@@ -99,7 +104,7 @@ func decodeFrame[T any](d *msgpack.Decoder, kind string) ([]T, error) {
 	if n < 0 || n > MaxFrameEntries {
 		return nil, fmt.Errorf("its %d entries are out of range 0 to %d", n, MaxFrameEntries)
 	}
-	out := make([]T, 0, min(n, 64)) // grows with what is really there
+	out := make([]T, 0, n) // they were weighed
 	for range n {
 		var e T
 		if err := d.Decode(&e); err != nil {
@@ -116,3 +121,36 @@ const (
 	FrameAssignments = "assignments"
 	FrameBatches     = "batches"
 )
+
+// weigher adds up about how much memory the entries of a frame take beside their
+// texts: an empty array of one byte may become a struct of hundreds.
+func weigher[T any](memory *int) func(depth int, h head) {
+	var entry T
+	size := int(unsafe.Sizeof(entry))
+	const (
+		frame   = 0 // depths: of the frame itself, and of the list of its entries
+		entries = frame + 1
+		element = 40  // of a list of texts, as lists grow
+		pair    = 100 // of labels
+		attempt = 240
+	)
+	tasks := entries + 2 // depth of a task in an entry
+	if _, ok := any(entry).(Batch); ok {
+		tasks += 2 // batch, its assignments, assignment, task
+	}
+	return func(depth int, h head) {
+		switch {
+		case depth == entries:
+			*memory += h.n * size
+		case depth == tasks-2 && depth > entries: // the assignments of a batch, or its device
+			*memory += h.n * int(unsafe.Sizeof(Assignment{}))
+		case depth <= tasks:
+		case h.kind == kindArray:
+			*memory += h.n * element
+		case depth == tasks+1:
+			*memory += h.n * pair
+		default:
+			*memory += attempt
+		}
+	}
+}

@@ -39,19 +39,20 @@ func (in *Input) UnmarshalJSON(b []byte) error {
 // EncodeMsgpack writes the JSON text as bin.
 func (in Input) EncodeMsgpack(e *msgpack.Encoder) error { return e.EncodeBytes(in) }
 
-// DecodeMsgpack reads bin, str or a map. The caller has checked the structure
-// with [checkMsgpack], so lengths fit into the bytes at hand.
+// DecodeMsgpack reads bin or str: what is inside frames, where we wrote it. (At
+// the edges it is cut out before, see decodeMsgpack.) The caller has checked the
+// structure with [checkMsgpack], so the length fits into the bytes at hand.
 func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
-	raw, err := d.DecodeRaw()
+	n, err := d.DecodeBytesLen()
 	if err != nil {
-		return err
+		return fieldErr("input", "send it once, as JSON text or as a map", "%s", clip(err.Error()))
 	}
-	out, err := msgpackToJSON(raw)
-	if err != nil {
-		return err
+	if n < 0 {
+		*in = nil
+		return nil
 	}
-	*in = out
-	return nil
+	*in = make(Input, n)
+	return d.ReadFull(*in)
 }
 
 func (in Input) validate(limit int) error {

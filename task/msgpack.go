@@ -2,7 +2,7 @@ package task
 
 import (
 	"encoding/base64"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -16,8 +16,10 @@ const maxContainers = 1 << 20
 // fits into the bytes that remain, nesting is bounded, nothing follows. After
 // it a decoder can allocate what a header announces, because it is there.
 // (A 5-byte array header makes the library allocate gigabytes otherwise.)
-func checkMsgpack(b []byte) error {
-	w := walker{b: b}
+func checkMsgpack(b []byte) error { return checkWeighed(b, nil) }
+
+func checkWeighed(b []byte, weigh func(int, head)) error {
+	w := walker{b: b, weigh: weigh}
 	if err := w.value(0); err != nil {
 		return fieldErr("", "send one whole MessagePack map a record", "%s", err)
 	}
@@ -54,6 +56,9 @@ type walker struct {
 	b          []byte
 	at         int
 	containers int
+	values     int             // that were passed over
+	room       int             // for the JSON that is written
+	weigh      func(int, head) // called with the depth and head of every array and map; nil: not
 }
 
 func (w *walker) left() int { return len(w.b) - w.at }
@@ -64,10 +69,14 @@ func (w *walker) value(depth int) error {
 	if err != nil {
 		return err
 	}
+	w.values++
 	switch h.kind {
 	case kindStr, kindBin, kindExt:
 		w.at += h.n
 	case kindArray, kindMap:
+		if w.weigh != nil {
+			w.weigh(depth, h)
+		}
 		n, err := w.enter(h, depth)
 		if err != nil {
 			return err
@@ -209,9 +218,16 @@ func msgpackToJSON(raw []byte) ([]byte, error) {
 	case kindStr, kindBin:
 		return append([]byte(nil), w.b[w.at:w.at+h.n]...), nil
 	case kindMap:
-		w.at = 0
-		out := make([]byte, 0, len(raw)+len(raw)/4)
-		return w.json(out, 0)
+		// Numbers become longer, and some characters; a second try has room for twice
+		// as much. What needs more is nothing that people send.
+		for _, room := range []int{len(raw) + len(raw)/4 + 1<<10, 2*len(raw) + len(raw)/4 + 8<<10} {
+			w.at, w.containers, w.room = 0, 0, room
+			out, err := w.json(make([]byte, 0, room), 0)
+			if !errors.Is(err, errRoom) {
+				return out, err
+			}
+		}
+		return nil, fieldErr("input", "send it as JSON text", "as JSON it would be more than twice as long")
 	}
 	return nil, fieldErr("input", "send the request body as a map, or as JSON text", "it is neither a map nor JSON text")
 }
@@ -220,6 +236,9 @@ func (w *walker) json(out []byte, depth int) ([]byte, error) {
 	h, err := w.head()
 	if err != nil {
 		return nil, err
+	}
+	if len(out) > w.room-reserve {
+		return nil, errRoom
 	}
 	switch h.kind {
 	case kindNil:
@@ -239,10 +258,13 @@ func (w *walker) json(out []byte, depth int) ([]byte, error) {
 	case kindStr:
 		s := w.b[w.at : w.at+h.n]
 		w.at += h.n
-		return appendString(out, s)
+		return w.appendString(out, s)
 	case kindBin: // images and audio: JSON has no bytes, base64 is what the APIs take
 		s := w.b[w.at : w.at+h.n]
 		w.at += h.n
+		if len(out)+base64.StdEncoding.EncodedLen(len(s)) > w.room-reserve {
+			return nil, errRoom
+		}
 		out = append(out, '"')
 		out = base64.StdEncoding.AppendEncode(out, s)
 		return append(out, '"'), nil
@@ -273,7 +295,7 @@ func (w *walker) jsonContainer(out []byte, h head, depth int) ([]byte, error) {
 			if k.kind != kindStr {
 				return nil, fieldErr("input", "use text as keys", "a key is no text")
 			}
-			if out, err = appendString(out, w.b[w.at:w.at+k.n]); err != nil {
+			if out, err = w.appendString(out, w.b[w.at:w.at+k.n]); err != nil {
 				return nil, err
 			}
 			w.at += k.n
@@ -294,13 +316,98 @@ func appendFloat(out []byte, f float64, bits int) ([]byte, error) {
 	return strconv.AppendFloat(out, f, 'g', -1, bits), nil
 }
 
-func appendString(out, s []byte) ([]byte, error) {
+// reserve is more than anything takes that is written without looking whether
+// there is room: a number, a word, quotes and commas.
+const reserve = 64
+
+var errRoom = errors.New("there is no room for the JSON")
+
+const hexDigits = "0123456789abcdef"
+
+// appendString writes text as JSON, of one piece and without making it longer
+// than it has to be.
+func (w *walker) appendString(out, s []byte) ([]byte, error) {
 	if !utf8.Valid(s) {
 		return nil, fieldErr("input", "send text as UTF-8 and bytes as bin", "it holds text that is not valid UTF-8")
 	}
-	b, err := json.Marshal(string(s))
-	if err != nil {
-		return nil, err
+	n := len(s)
+	for _, c := range s {
+		switch {
+		case c == '"' || c == '\\' || c == '\n' || c == '\r' || c == '\t':
+			n++
+		case c < ' ':
+			n += 5
+		}
 	}
-	return append(out, b...), nil
+	if len(out)+n > w.room-reserve {
+		return nil, errRoom
+	}
+	out = append(out, '"')
+	if n == len(s) {
+		return append(append(out, s...), '"'), nil
+	}
+	for _, c := range s {
+		switch {
+		case c == '"' || c == '\\':
+			out = append(out, '\\', c)
+		case c == '\n':
+			out = append(out, '\\', 'n')
+		case c == '\r':
+			out = append(out, '\\', 'r')
+		case c == '\t':
+			out = append(out, '\\', 't')
+		case c < ' ':
+			out = append(out, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+		default:
+			out = append(out, c)
+		}
+	}
+	return append(out, '"'), nil
+}
+
+// cutMember takes one member out of a map, so that what is large is not copied by
+// a decoder, and bounds what is left: nil stands in its place. The bytes have
+// passed [checkMsgpack]. raw is nil when the member is not there; of several the
+// last one is it, as for decoders.
+func cutMember(b []byte, member string) (rest, raw []byte, err error) {
+	w := walker{b: b}
+	h, err := w.head()
+	if err != nil || h.kind != kindMap {
+		return b, nil, err // the decoder says what is wrong
+	}
+	begin, end, inside := 0, 0, 0
+	for range h.n {
+		key, err := w.head()
+		if err != nil {
+			return nil, nil, err
+		}
+		isIt := false
+		switch key.kind {
+		case kindStr, kindBin, kindExt:
+			isIt = key.kind == kindStr && string(b[w.at:w.at+key.n]) == member
+			w.at += key.n
+		case kindArray, kindMap:
+			return nil, nil, fieldErr("", "use text as keys", "a key is no text")
+		}
+		from, before := w.at, w.values
+		if err := w.value(1); err != nil {
+			return nil, nil, err
+		}
+		w.values++ // the key
+		if isIt {
+			begin, end, inside = from, w.at, w.values-before
+		}
+	}
+	if n := len(b) - (end - begin); n > maxBeside {
+		return nil, nil, fieldErr("", "send what is yours to keep in the input, or less of it", "it holds %d bytes beside its %s, and may hold %d", n, member, maxBeside)
+	}
+	if n := w.values - inside; n > maxValues {
+		return nil, nil, fieldErr("", "send what is yours to keep in the input, or less of it", "it holds %d values beside its %s, and may hold %d", n, member, maxValues)
+	}
+	if end == 0 {
+		return b, nil, nil
+	}
+	rest = make([]byte, 0, len(b)-(end-begin)+1)
+	rest = append(append(append(rest, b[:begin]...), 0xc0), b[end:]...)
+	return rest, b[begin:end], nil
 }

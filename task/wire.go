@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -32,14 +31,16 @@ func DecodeTask(b []byte, contentType string) (*Task, error) {
 	case err != nil:
 		return nil, err
 	case format == ContentJSON:
-		if err := decodeJSON(b, &t, strict); err != nil {
+		if err := decodeJSON(b, &t, taskShape, strict); err != nil {
 			return nil, err
 		}
 	default:
 		var e edgeTask
-		if err := decodeMsgpack(b, &e, strict); err != nil {
+		input, err := decodeMsgpack(b, &e, "input", strict)
+		if err != nil {
 			return nil, err
 		}
+		e.Input = input
 		return e.task(), nil
 	}
 	return &t, nil
@@ -61,9 +62,9 @@ func DecodeResult(b []byte, contentType string) (*Result, error) {
 		return nil, err
 	}
 	if format == ContentJSON {
-		err = decodeJSON(b, &r, lenient)
+		err = decodeJSON(b, &r, resultShape, lenient)
 	} else {
-		err = decodeMsgpack(b, &r, lenient)
+		r.Output, err = decodeMsgpack(b, &r, "output", lenient)
 	}
 	if err != nil {
 		return nil, err
@@ -132,27 +133,18 @@ const (
 	lenient strictness = false
 )
 
-func decodeJSON(b []byte, into any, unknown strictness) error {
-	const depth = MaxInputDepth + 1 // an input or output lies one deeper than by itself
-	if unknown == lenient {
-		if err := checkNesting(b, depth); err != nil {
-			return fieldErr("", "send one JSON object a record", "%s", err)
-		}
-		if err := json.Unmarshal(b, into); err != nil {
-			return jsonError(err)
-		}
-		return nil
-	}
-	if err := checkJSON(b, depth); err != nil {
+func decodeJSON(b []byte, into any, of *shape, unknown strictness) error {
+	if err := checkNesting(b, MaxInputDepth+1); err != nil { // an input or output lies one deeper than by itself
 		return fieldErr("", "send one JSON object a record", "%s", err)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return jsonError(err)
+	if unknown == strict && !json.Valid(b) { // else it may be about a name that is not even one
+		return fieldErr("", "send one JSON object a record", "it is not valid JSON")
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fieldErr("", "send one JSON object a record", "something follows the object")
+	if err := checkShape(b, of, unknown); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return jsonError(err)
 	}
 	return nil
 }
@@ -162,9 +154,6 @@ func jsonError(err error) error {
 	var typeErr *json.UnmarshalTypeError
 	if errors.As(err, &typeErr) {
 		return fieldErr(typeErr.Field, "send a "+jsonName(typeErr.Type.Kind().String()), "a JSON %s does not fit", clip(typeErr.Value))
-	}
-	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
 	}
 	var parse *time.ParseError
 	if errors.As(err, &parse) {
@@ -187,25 +176,34 @@ func jsonName(kind string) string {
 	return "number"
 }
 
-func decodeMsgpack(b []byte, into any, unknown strictness) error {
+// decodeMsgpack reads everything but the one member that may be large and is the
+// user's own, the input of a task or the output of a result; it returns that as JSON.
+func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input, error) {
 	if err := checkMsgpack(b); err != nil {
-		return err
+		return nil, err
+	}
+	rest, raw, err := cutMember(b, member)
+	if err != nil {
+		return nil, err
 	}
 	d := msgpack.GetDecoder()
 	defer msgpack.PutDecoder(d)
-	d.Reset(bytes.NewReader(b))
+	d.Reset(bytes.NewReader(rest))
 	d.DisallowUnknownFields(unknown == strict)
 	if err := safely(func() error { return d.Decode(into) }); err != nil {
 		var fe *FieldError
 		if errors.As(err, &fe) {
-			return fe
+			return nil, fe
 		}
 		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
-			return fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			return nil, fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
 		}
-		return fieldErr("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", clip(err.Error()))
+		return nil, fieldErr("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", clip(err.Error()))
 	}
-	return nil
+	if raw == nil {
+		return nil, nil
+	}
+	return msgpackToJSON(raw)
 }
 
 // safely turns a panic of the decoder on hostile bytes into an error.

@@ -1,0 +1,103 @@
+package task_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/task"
+)
+
+// bombs are records that are small and want to become large.
+func bombs(t testing.TB) map[string][]byte {
+	t.Helper()
+	list := func(n int, of string) string { return "[" + strings.TrimSuffix(strings.Repeat(of+",", n), ",") + "]" }
+	pack := func(v any) []byte {
+		b, err := msgpack.Marshal(v)
+		require.NoError(t, err)
+		return b
+	}
+	labels := map[string]string{}
+	for i := range 40_000 {
+		labels[fmt.Sprint(i)] = ""
+	}
+	asJSON, err := json.Marshal(map[string]any{"labels": labels})
+	require.NoError(t, err)
+	many := func(n int, of byte) []byte {
+		return append([]byte{0xdd, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, bytes.Repeat([]byte{of}, n)...)
+	}
+	frame := func(kind string, entries ...byte) []byte {
+		return append(append([]byte{0x93, 1}, pack(kind)...), entries...)
+	}
+	// A list of one assignment or batch whose only field holds the bytes.
+	inTask := func(value []byte) []byte { // task: 21 fields; the 8th is needs, the 16th labels, the 21st progress
+		task := append([]byte{0xdc, 0, 21}, bytes.Repeat([]byte{0xc0}, 7)...)
+		task = append(append(task, value...), bytes.Repeat([]byte{0xc0}, 13)...)
+		return append([]byte{0x91, 0x91}, task...)
+	}
+	progress := append([]byte{0xdc, 0, 21}, bytes.Repeat([]byte{0xc0}, 20)...)
+	progress = append(append(progress, 0x81), pack("attempts")...)
+	progress = append(append([]byte{0x91, 0x91}, progress...), many(100_000, 0x80)...)
+	edge := func(name string, value []byte) []byte { return append(append([]byte{0x81}, pack(name)...), value...) }
+	text := func(c string, n int) string { return strings.Repeat(c, n) }
+	return map[string][]byte{
+		"attempts in JSON":                  []byte(`{"progress":{"attempts":` + list(100_000, "{}") + `}}`),
+		"attempts of a result":              []byte(`{"attempts":` + list(100_000, "{}") + `}`),
+		"needs in JSON":                     []byte(`{"needs":` + list(100_000, `""`) + `}`),
+		"labels in JSON":                    asJSON,
+		"unknown in JSON":                   []byte(`{"x":` + list(100_000, `{}`) + `}`),
+		"input in JSON":                     []byte(`{"input":{"x":` + list(400_000, `{}`) + `}}`),
+		"long id in JSON":                   []byte(`{"id":"` + text("x", 2<<20) + `"}`),
+		"escapes in JSON":                   []byte(`{"id":"` + text(`\u0001`, 200_000) + `"}`),
+		"bad keys in JSON":                  []byte(`{"` + text("k", 2<<20) + `":1}`),
+		"long input in JSON":                []byte(`{"input":{"x":"` + text("x", 8<<20) + `"}}`),
+		"output in JSON":                    []byte(`{"output":{"x":"` + text("x", 8<<20) + `"}}`),
+		"attempts in MessagePack":           edge("progress", edge("attempts", many(100_000, 0x80))),
+		"attempts of a result, MessagePack": edge("attempts", many(100_000, 0x80)),
+		"needs in MessagePack":              edge("needs", many(100_000, 0xa0)),
+		"labels in MessagePack":             pack(map[string]any{"labels": labels}),
+		"input in MessagePack":              pack(map[string]any{"input": map[string]any{"x": text("x", 8<<20)}}),
+		"controls in MessagePack":           pack(map[string]any{"input": map[string]any{"x": text("\x01", 4<<20)}}),
+		"quotes in MessagePack":             pack(map[string]any{"input": map[string]any{"x": text(`"`, 4<<20)}}),
+		"numbers in MessagePack":            edge("input", edge("x", many(1<<20, 0xff))),
+		"nils in MessagePack":               edge("input", edge("x", many(1<<20, 0xc0))),
+		"bytes in MessagePack":              pack(map[string]any{"input": map[string]any{"x": []byte(text("x", 4<<20))}}),
+		"text in MessagePack":               pack(map[string]any{"input": text("x", 8<<20)}),
+		"output in MessagePack":             pack(map[string]any{"output": text("x", 8<<20)}),
+		"long id in MessagePack":            pack(map[string]any{"id": text("x", 8<<20)}),
+		"inputs in MessagePack":             append(append([]byte{0x82}, pack("input")...), append(pack([]byte(text("x", 4<<20))), append(pack("input"), pack([]byte(text("x", 4<<20)))...)...)...),
+		"assignments":                       frame(task.FrameAssignments, many(task.MaxFrameEntries, 0x90)...),
+		"nil assignments":                   frame(task.FrameAssignments, many(task.MaxFrameEntries, 0xc0)...),
+		"batches":                           frame(task.FrameBatches, many(task.MaxFrameEntries, 0x90)...),
+		"assignments of a batch":            frame(task.FrameBatches, append(append([]byte{0x91, 0x98}, bytes.Repeat([]byte{0xc0}, 7)...), many(100_000, 0x90)...)...),
+		"events":                            frame(task.FrameEvents, many(task.MaxFrameEvents, 0x90)...),
+		"needs of an assignment":            frame(task.FrameAssignments, inTask(many(100_000, 0xa0))...),
+		"attempts of an assignment":         frame(task.FrameAssignments, progress...),
+	}
+}
+
+func read(b []byte) {
+	_, _ = task.DecodeTask(b, "")
+}
+
+// TestReadingTakesWhatItIsWorth: whatever the shape of a record, reading it takes
+// at most four times its bytes, and a mebibyte.
+func TestReadingTakesWhatItIsWorth(t *testing.T) {
+	for name, b := range bombs(t) {
+		for what, decode := range map[string]func(){
+			"task":        func() { read(b) },
+			"result":      func() { _, _ = task.DecodeResult(b, "") },
+			"events":      func() { _, _ = task.DecodeFrame[task.Event](task.FrameEvents, b) },
+			"assignments": func() { _, _ = task.DecodeFrame[task.Assignment](task.FrameAssignments, b) },
+			"batches":     func() { _, _ = task.DecodeFrame[task.Batch](task.FrameBatches, b) },
+		} {
+			t.Run(name+" as "+what, func(t *testing.T) { fuzzing.Bound(t, len(b), decode) })
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package task
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+)
+
+// Bounds of what a record holds beside the input of its task or the output of its
+// result, so that reading one takes about as much memory as it is long: two bytes
+// of "{}" would become an attempt of a hundred otherwise. A task with everything
+// that it may have stays below both.
+const (
+	maxValues = 2048      // members and elements
+	maxBeside = 512 << 10 // bytes
+)
+
+// shape is what a JSON object may hold: the names of a struct's fields. A nil
+// shape is one in which any names are right.
+type shape struct{ fields []shapeField }
+
+type shapeField struct {
+	name   string
+	of     *shape
+	opaque bool // an input: nobody looks inside, and it is not counted
+}
+
+var taskShape, resultShape = shapeOf(reflect.TypeFor[Task]()), shapeOf(reflect.TypeFor[Result]())
+
+func shapeOf(t reflect.Type) *shape {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
+		return nil
+	}
+	s := &shape{}
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		s.fields = append(s.fields, shapeField{name: name, of: shapeOf(f.Type), opaque: f.Type == reflect.TypeFor[Input]()})
+	}
+	return s
+}
+
+// field finds a field as encoding/json does: by its name, else without regard to case.
+func (s *shape) field(key []byte) *shapeField {
+	if s == nil {
+		return nil
+	}
+	for i := range s.fields {
+		if s.fields[i].name == string(key) {
+			return &s.fields[i]
+		}
+	}
+	for i := range s.fields {
+		if strings.EqualFold(s.fields[i].name, string(key)) {
+			return &s.fields[i]
+		}
+	}
+	return nil
+}
+
+// checkShape counts what a JSON record holds and, when strict, refuses names that
+// it does not know. It takes no memory. What is no JSON passes: whoever parses it
+// says so. The nesting was bounded before.
+func checkShape(b []byte, s *shape, unknown strictness) error {
+	w := jsonWalk{b: b, left: maxValues, beside: maxBeside, strict: bool(unknown)}
+	w.value(s)
+	return w.err
+}
+
+type jsonWalk struct {
+	b            []byte
+	at           int
+	left, beside int
+	strict       bool
+	err          error
+}
+
+// next is the next byte that is no white space; 0 at the end.
+func (w *jsonWalk) next() byte {
+	for ; w.at < len(w.b); w.at++ {
+		switch c := w.b[w.at]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// value passes over a value of the shape; false: there is no use in going on.
+func (w *jsonWalk) value(s *shape) bool {
+	switch w.next() {
+	case '{':
+		return w.object(s)
+	case '[':
+		w.at++
+		for {
+			switch w.next() {
+			case ']':
+				w.at++
+				return true
+			case ',':
+				w.at++
+			default:
+				if !w.one() || !w.value(s) {
+					return false
+				}
+			}
+		}
+	case 0, '}', ']', ',', ':':
+		return false
+	}
+	begin := w.at
+	w.skip()
+	return w.take(w.at - begin)
+}
+
+func (w *jsonWalk) object(s *shape) bool {
+	w.at++
+	for {
+		switch w.next() {
+		case '}':
+			w.at++
+			return true
+		case ',':
+			w.at++
+			continue
+		case '"':
+		default:
+			return false
+		}
+		begin := w.at
+		w.skip()
+		key := w.b[begin:w.at]
+		if w.next() != ':' || !w.one() || !w.take(len(key)) {
+			return false
+		}
+		w.at++
+		f := s.field(name(key))
+		if f == nil && s != nil && w.strict {
+			w.err = fieldErr(clip(string(name(key))), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			return false
+		}
+		switch {
+		case f == nil:
+			if !w.value(nil) {
+				return false
+			}
+		case f.opaque:
+			w.next()
+			w.skip()
+		case !w.value(f.of):
+			return false
+		}
+	}
+}
+
+// name is a key without its quotes.
+func name(key []byte) []byte {
+	for _, c := range key {
+		if c == '\\' {
+			var s string
+			if json.Unmarshal(key, &s) == nil {
+				return []byte(s)
+			}
+		}
+	}
+	return key[1:max(1, len(key)-1)]
+}
+
+// one counts a member or an element.
+func (w *jsonWalk) one() bool {
+	if w.left--; w.left < 0 && w.err == nil {
+		w.err = fieldErr("", "send what is yours to keep in the input, or less of it", "it holds more than %d values beside its input or output", maxValues)
+	}
+	return w.err == nil
+}
+
+// take counts bytes.
+func (w *jsonWalk) take(n int) bool {
+	if w.beside -= n; w.beside < 0 && w.err == nil {
+		w.err = fieldErr("", "send what is yours to keep in the input, or less of it", "it holds more than %d bytes beside its input or output", maxBeside)
+	}
+	return w.err == nil
+}
+
+// skip passes over one value of any kind.
+func (w *jsonWalk) skip() {
+	depth := 0
+	for w.at < len(w.b) {
+		switch c := w.b[w.at]; c {
+		case '"':
+			for w.at++; w.at < len(w.b) && w.b[w.at] != '"'; w.at++ {
+				if w.b[w.at] == '\\' {
+					w.at++
+				}
+			}
+			w.at = min(w.at+1, len(w.b))
+		case '{', '[':
+			depth++
+			w.at++
+		case '}', ']':
+			if depth == 0 { // the end of what the value is in
+				return
+			}
+			depth--
+			w.at++
+		case ',', ':', ' ', '\t', '\r', '\n':
+			if depth == 0 {
+				return
+			}
+			w.at++
+			continue
+		default:
+			for w.at < len(w.b) && !strings.ContainsRune("{}[],:\" \t\r\n", rune(w.b[w.at])) {
+				w.at++
+			}
+		}
+		if depth == 0 {
+			return
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vmihailenco/msgpack/v5"
@@ -82,16 +83,12 @@ func bombs(t testing.TB) map[string][]byte {
 	}
 }
 
-func read(b []byte) {
-	_, _ = task.DecodeTask(b, "")
-}
-
 // TestReadingTakesWhatItIsWorth: whatever the shape of a record, reading it takes
 // at most four times its bytes, and a mebibyte.
 func TestReadingTakesWhatItIsWorth(t *testing.T) {
 	for name, b := range bombs(t) {
 		for what, decode := range map[string]func(){
-			"task":        func() { read(b) },
+			"task":        func() { _, _ = task.DecodeTask(b, "") },
 			"result":      func() { _, _ = task.DecodeResult(b, "") },
 			"events":      func() { _, _ = task.DecodeFrame[task.Event](task.FrameEvents, b) },
 			"assignments": func() { _, _ = task.DecodeFrame[task.Assignment](task.FrameAssignments, b) },
@@ -99,5 +96,71 @@ func TestReadingTakesWhatItIsWorth(t *testing.T) {
 		} {
 			t.Run(name+" as "+what, func(t *testing.T) { fuzzing.Bound(t, len(b), decode) })
 		}
+	}
+}
+
+// TestTheLargestRecordsPass: what is refused above is not what a task may have.
+func TestTheLargestRecordsPass(t *testing.T) {
+	one := full()
+	text := func(n int) string { return strings.Repeat("é", n) }
+	one.Needs, one.DependsOn, one.Labels, one.Progress = nil, nil, map[string]string{}, &task.Progress{Requeues: 1}
+	for i := range task.MaxNeeds {
+		one.Needs = append(one.Needs, fmt.Sprint(i, text(200)))
+	}
+	for i := range task.MaxDependencies {
+		one.DependsOn = append(one.DependsOn, fmt.Sprint(i, text(100)))
+	}
+	for i := range task.MaxLabels {
+		one.Labels[fmt.Sprint(i, text(50))] = text(500)
+	}
+	for i := range 4 * task.MaxAttemptsLimit {
+		one.Progress.Exclude = append(one.Progress.Exclude, fmt.Sprint(i, text(200)))
+		one.Progress.Attempts = append(one.Progress.Attempts, task.Attempt{Number: i + 1, Model: text(200), Device: text(200),
+			Class: task.ClassTimeout, Status: 504, Message: text(1000), At: time.Unix(1, 0), Duration: 12345})
+	}
+	one.Normalize(time.Unix(1, 0))
+	require.NoError(t, one.Validate(task.Limits{}))
+	res := task.NewResult(one, task.Failed, time.Unix(2, 0))
+	res.Attempts = append(one.Progress.Attempts, one.Progress.Attempts[:task.MaxAttemptsLimit]...)
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		b, err := task.EncodeTask(one, ct)
+		require.NoError(t, err)
+		got, err := task.DecodeTask(b, ct)
+		require.NoError(t, err, ct)
+		require.Equal(t, one.Progress.Exclude, got.Progress.Exclude)
+		require.Len(t, got.Progress.Attempts, len(one.Progress.Attempts))
+		b, err = task.EncodeResult(res, ct)
+		require.NoError(t, err)
+		_, err = task.DecodeResult(b, ct)
+		require.NoError(t, err, ct)
+	}
+	small := task.Assignment{Task: task.Task{ID: "a", Tenant: "t", Model: "m", Endpoint: task.EndpointChat, Input: task.Input(`{}`), Priority: task.Normal,
+		TraceID: strings.Repeat("0", 32), SubmittedAt: time.Unix(1, 0)}, Device: task.DeviceRef{ID: "d", URL: "http://d", Slots: 1}, Attempt: 1, AssignedAt: time.Unix(1, 0),
+		Lease: task.Lease{Pool: "d/each", ID: strings.Repeat("x", 20)}}
+	for _, n := range []int{1, 2000} {
+		as := make([]task.Assignment, n)
+		for i := range as {
+			as[i] = small
+		}
+		b, err := task.EncodeFrame(task.FrameAssignments, as)
+		require.NoError(t, err)
+		_, err = task.DecodeFrame[task.Assignment](task.FrameAssignments, b)
+		require.NoError(t, err)
+		b, err = task.EncodeFrame(task.FrameBatches, []task.Batch{{ID: "b", Device: small.Device, Assignments: as}})
+		require.NoError(t, err)
+		_, err = task.DecodeFrame[task.Batch](task.FrameBatches, b)
+		require.NoError(t, err)
+	}
+	tried := small
+	tried.Task = *one
+	for _, n := range []int{1, 20} {
+		as := make([]task.Assignment, n)
+		for i := range as {
+			as[i] = tried
+		}
+		b, err := task.EncodeFrame(task.FrameAssignments, as)
+		require.NoError(t, err)
+		_, err = task.DecodeFrame[task.Assignment](task.FrameAssignments, b)
+		require.NoError(t, err)
 	}
 }

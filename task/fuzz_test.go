@@ -1,0 +1,92 @@
+package task_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/task"
+)
+
+// seeds are records in both formats, and those that want to become large.
+func seeds(f *testing.F) {
+	f.Helper()
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		b, _ := task.EncodeTask(full(), ct)
+		f.Add(b)
+		r := task.NewResult(full(), task.Failed, time.Unix(1, 0))
+		r.Output = task.Input(`{"choices":[{"index":0}]}`)
+		r.Attempts = []task.Attempt{{Number: 1, Device: "d", Class: task.ClassTimeout, At: time.Unix(1, 0)}}
+		r.Error = &task.Error{Class: task.ClassTimeout, Message: "late"}
+		b, _ = task.EncodeResult(r, ct)
+		f.Add(b)
+	}
+	f.Add([]byte("\xdd\xff\xff\xff\xff"))
+	for _, b := range bombs(f) {
+		if len(b) < 16<<10 {
+			f.Add(b)
+		}
+	}
+}
+
+func FuzzDecodeTask(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got *task.Task
+		var err error
+		fuzzing.Bound(t, len(b), func() { got, err = task.DecodeTask(b, "") })
+		if err != nil {
+			return
+		}
+		got.Normalize(time.Unix(1, 0))
+		if got.Validate(task.Limits{MaxInput: 1 << 20}) != nil {
+			return
+		}
+		for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+			out, err := task.EncodeTask(got, ct)
+			if err != nil {
+				continue // a year outside JSON's range
+			}
+			if _, err := task.DecodeTask(out, ct); err != nil {
+				t.Fatalf("a valid task does not survive %s: %v", ct, err)
+			}
+		}
+	})
+}
+
+func FuzzDecodeResult(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got *task.Result
+		var err error
+		fuzzing.Bound(t, len(b), func() { got, err = task.DecodeResult(b, "") })
+		if err != nil {
+			return
+		}
+		_ = got.Attempt()
+		for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+			out, err := task.EncodeResult(got, ct)
+			if err != nil {
+				continue // an output that is no JSON, a year outside JSON's range
+			}
+			if _, err := task.DecodeResult(out, ct); err != nil && len(out) <= 2*len(b)+1024 {
+				t.Fatalf("a result does not survive %s: %v", ct, err)
+			}
+		}
+	})
+}
+
+func FuzzDecodeFrame(f *testing.F) {
+	b, _ := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: *full()}})
+	f.Add(b)
+	e, _ := task.EncodeFrame(task.FrameEvents, []task.Event{task.Accepted(full(), task.Origin{Actor: "a"}, time.Unix(1, 0))})
+	f.Add(e)
+	w, _ := task.EncodeFrame(task.FrameBatches, []task.Batch{{ID: "b", Assignments: []task.Assignment{{Task: *full()}}}})
+	f.Add(w)
+	seeds(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Bound(t, len(b), func() { _, _ = task.DecodeFrame[task.Assignment](task.FrameAssignments, b) })
+		fuzzing.Bound(t, len(b), func() { _, _ = task.DecodeFrame[task.Event](task.FrameEvents, b) })
+		fuzzing.Bound(t, len(b), func() { _, _ = task.DecodeFrame[task.Batch](task.FrameBatches, b) })
+	})
+}

@@ -11,7 +11,7 @@ func (c *cli) auditCommand() *cobra.Command {
 who, what, when, from where, and how it ended. It holds no prompts and no answers.
 
 These commands read Postgres themselves, from postgres.url of the configuration or
-from --postgres; a login with the role batchyard_reader is enough.`,
+from --postgres; a login with the role batchyard_auditor is enough.`,
 		Example: "  batchyard audit query --task my-task-1\n  batchyard audit tail --action 'callback.*'",
 	})
 }

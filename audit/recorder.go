@@ -66,6 +66,9 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 		})
 	}
 	writes.Go(func() { maintain(reading, r.pool, r.cfg, r.log, &r.m.Audit, r.tellDropped(reading, out)) })
+	var seals sync.WaitGroup
+	recorded := make(chan struct{})
+	seals.Go(func() { r.newSealer(out).run(reading, recorded) })
 	var waiting sync.WaitGroup
 	waiting.Add(2)
 	for _, topic := range []string{stream.Events, stream.Results} {
@@ -88,6 +91,8 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	readers.Wait()
 	stopWriting()
 	writes.Wait()
+	close(recorded)
+	seals.Wait()
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := out.Close(closing); err != nil {

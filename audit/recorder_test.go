@@ -39,7 +39,7 @@ func startRecorder(t testing.TB, l *stream.Log, pool *pgxpool.Pool, name string)
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ready, done := make(chan struct{}), make(chan error, 1)
-	r := NewRecorder(l, pool, Config{}, quiet(), metrics.New(nil), "audit@"+name)
+	r := NewRecorder(l, pool, Config{CheckpointDir: t.TempDir()}, quiet(), metrics.New(nil), "audit@"+name)
 	go func() { done <- r.Run(ctx, func() { close(ready) }) }()
 	stop = sync.OnceValue(func() error {
 		cancel()
@@ -193,7 +193,7 @@ func TestPostgresMayGoAway(t *testing.T) {
 	done, ready := make(chan error, 1), make(chan struct{})
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg)
-	r := NewRecorder(l, pool, Config{}, quiet(), m, "audit@one-1")
+	r := NewRecorder(l, pool, Config{CheckpointDir: t.TempDir()}, quiet(), m, "audit@one-1")
 	go func() { done <- r.Run(ctx, func() { close(ready) }) }()
 	<-ready
 	store := NewStore(pool, Config{}, quiet(), m)

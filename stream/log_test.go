@@ -56,7 +56,7 @@ func TestMissingTopicsAreNamed(t *testing.T) {
 	t.Cleanup(func() { _ = l.Close() })
 	err = l.CheckTopics(until(t))
 	require.ErrorContains(t, err, cfg.TopicPrefix+"tasks.high, ")
-	require.ErrorContains(t, err, cfg.TopicPrefix+"dlq are missing: run `batchyard topics create`")
+	require.ErrorContains(t, err, cfg.TopicPrefix+"checkpoints are missing: run `batchyard topics create`")
 	created, err := l.CreateTopics(until(t))
 	require.NoError(t, err)
 	require.Len(t, created, len(Topics))

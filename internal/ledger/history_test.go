@@ -151,7 +151,7 @@ func (h *history) record() {
 	h.t.Helper()
 	ctx, stop := context.WithTimeout(h.t.Context(), patience)
 	defer stop()
-	rec := audit.NewRecorder(h.log, h.pool, audit.Config{}, slog.New(slog.DiscardHandler), metrics.New(nil), "audit@test-1")
+	rec := audit.NewRecorder(h.log, h.pool, audit.Config{CheckpointDir: h.t.TempDir()}, slog.New(slog.DiscardHandler), metrics.New(nil), "audit@test-1")
 	done := make(chan error, 1)
 	go func() { done <- rec.Run(ctx, func() {}) }()
 	require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: patience}.withDefaults()))

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -158,6 +159,7 @@ func (s *System) settings(o Options) map[string]string {
 		"kafka.replication":        "1",
 		"redis.addr":               s.Stack.RedisAddr,
 		"postgres.url":             s.Stack.PostgresURL,
+		"audit.checkpoint_dir":     filepath.Join(s.Stack.DataDir, "audit-checkpoints"),
 		"api.listen":               "127.0.0.1:0",
 		"callbacks.allow_private":  "true",
 		"callbacks.unsigned":       "true",

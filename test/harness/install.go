@@ -118,6 +118,7 @@ func Bare(t testing.TB, s *Services, schema bool, settings map[string]any) *Inst
 	in.Settings["redis.addr"] = s.RedisAddr
 	in.Settings["redis.prefix"] = prefix
 	in.Settings["postgres.url"] = in.DatabaseURL
+	in.Settings["audit.checkpoint_dir"] = filepath.Join(in.Dir, "audit-checkpoints")
 	maps.Copy(in.Settings, settings)
 	t.Cleanup(func() {
 		if in.pool != nil {

@@ -1,12 +1,10 @@
 package api
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
-	"strings"
 	"sync/atomic"
 
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -88,20 +86,16 @@ func decodeObject(body []byte, into any) error {
 	if err := task.CheckJSON(body); err != nil {
 		return &task.FieldError{Problem: "the body is not usable: " + clip(err.Error()), Remedy: "send one JSON object"}
 	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+	if err := task.Unmarshal(body, into); err != nil {
 		var typeErr *json.UnmarshalTypeError
 		if errors.As(err, &typeErr) {
 			return &task.FieldError{Field: typeErr.Field, Problem: "a JSON " + clip(typeErr.Value) + " does not fit", Remedy: "see /openapi.json"}
 		}
-		if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return &task.FieldError{Field: clipName(strings.Trim(name, `"`)), Problem: "there is no such field", Remedy: "remove it"}
+		var fe *task.FieldError
+		if errors.As(err, &fe) && fe.Field != "" {
+			return &task.FieldError{Field: clipName(fe.Field), Problem: fe.Problem, Remedy: "remove it"}
 		}
 		return &task.FieldError{Problem: "the body is not usable", Remedy: "send one JSON object"}
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return &task.FieldError{Problem: "something follows the object", Remedy: "send one JSON object"}
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"net/url"
@@ -226,41 +225,41 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 }
 
 func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
-	d := json.NewDecoder(bytes.NewReader(body))
-	if _, err := d.Token(); err != nil {
-		return nil, brokenArray(0)
-	}
 	var tasks []*task.Task
 	var errs []ProblemError
-	more := 0
-	for i := 0; d.More(); i++ {
-		if i == most {
-			return nil, problem(http.StatusRequestEntityTooLarge, "the array holds more than %d tasks; send them in several submits", most)
+	var refused *Problem
+	n, more := 0, 0
+	whole := task.Elements(body, func(raw []byte) bool {
+		if n == most {
+			refused = problem(http.StatusRequestEntityTooLarge, "the array holds more than %d tasks; send them in several submits", most)
+			return false
 		}
-		var raw json.RawMessage
-		if err := d.Decode(&raw); err != nil {
-			return nil, brokenArray(i)
+		if !json.Valid(raw) {
+			refused = brokenArray(n)
+			return false
 		}
 		t, err := task.DecodeTask(raw, task.ContentJSON)
 		switch {
 		case err == nil:
 			tasks = append(tasks, t)
 		case len(errs) < maxProblemErrors:
-			errs = append(errs, decodeError(fmt.Sprintf("/%d", i), err))
+			errs = append(errs, decodeError(fmt.Sprintf("/%d", n), err))
 		default:
 			more++
 		}
-	}
-	if _, err := d.Token(); err != nil { // the closing bracket
-		return nil, brokenArray(len(tasks))
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		n++
+		return true
+	})
+	switch {
+	case refused != nil:
+		return nil, refused
+	case !whole && json.Valid(body[:bytes.LastIndexByte(body, ']')+1]):
 		return nil, problem(http.StatusBadRequest, "something follows the array; send one task, or one array of tasks")
-	}
-	if len(errs) > 0 {
+	case !whole:
+		return nil, brokenArray(n)
+	case len(errs) > 0:
 		return nil, decodeProblem(errs, more)
-	}
-	if len(tasks) == 0 {
+	case len(tasks) == 0:
 		return nil, problem(http.StatusBadRequest, "the array is empty; send at least one task")
 	}
 	return tasks, nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -196,9 +197,20 @@ func (c *Cancels) WatchRanks(ctx context.Context, onRerank func(keys []task.Key)
 
 func keysOf(fn func([]task.Key)) func(payload string) {
 	return func(p string) {
-		var keys []task.Key
-		if json.Unmarshal([]byte(p), &keys) == nil && len(keys) > 0 { // anything else is no message of ours
+		if keys := parseKeys(p); len(keys) > 0 {
 			fn(keys)
 		}
 	}
+}
+
+// parseKeys reads a message; none for what is no message of ours.
+func parseKeys(payload string) []task.Key {
+	if strings.Count(payload, "{") > 2*maxCancels {
+		return nil
+	}
+	var keys []task.Key
+	if json.Unmarshal([]byte(payload), &keys) != nil {
+		return nil
+	}
+	return keys
 }

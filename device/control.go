@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -74,7 +75,7 @@ func drainedAt(ms string) time.Time {
 // parsePolicy reads what SetPolicy wrote; nil for nothing, and for what no
 // operator could have said.
 func parsePolicy(text string) *PolicySetting {
-	if text == "" || len(text) > maxEntry {
+	if text == "" || len(text) > maxEntry || strings.Count(text, ",") > maxEntryValues {
 		return nil
 	}
 	var p PolicySetting

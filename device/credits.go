@@ -501,8 +501,19 @@ func (c *Credits) Watch(ctx context.Context, onFree func(pools []string)) error 
 		c.reapEvery(ctx, c.cfg.LeaseTTL/3)
 	}()
 	defer func() { cancel(); <-done }()
-	return watch(ctx, c.rdb, c.channel, func(p string) { onFree(strings.Split(p, "\n")) }, func() { onFree(nil) })
+	return watch(ctx, c.rdb, c.channel, func(p string) { onFree(parsePools(p)) }, func() { onFree(nil) })
 }
+
+// parsePools reads which pools got room; none means that it may be any.
+func parsePools(payload string) []string {
+	if strings.Count(payload, "\n") > maxPools {
+		return nil
+	}
+	return strings.Split(payload, "\n")
+}
+
+// maxPools is more than one message names.
+const maxPools = 4 * maxCall
 
 // reapEvery frees run-out leases: a lease running out is no message in Redis.
 func (c *Credits) reapEvery(ctx context.Context, every time.Duration) {

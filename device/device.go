@@ -21,6 +21,8 @@ const (
 	MaxTags     = 64
 	MaxSlots    = 4096
 	maxEntry    = 128 << 10 // bytes of a device in Redis; another program may have written it
+
+	maxEntryValues = 8192 // commas in it: an empty text is two bytes there and many here
 )
 
 // AnyModel in a device's models says that it serves every model.
@@ -230,7 +232,7 @@ func plainOf(d *Device) plain {
 // parseEntry reads what the hash holds of a device. ok is false for what no
 // heartbeat could have said: another program may write there too.
 func parseEntry(id, value string, now time.Time, timeout time.Duration) (Device, bool) {
-	if len(value) > maxEntry {
+	if len(value) > maxEntry || strings.Count(value, ",") > maxEntryValues {
 		return Device{}, false
 	}
 	var e entry

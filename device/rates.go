@@ -69,7 +69,7 @@ func (k RateKey) field() string {
 }
 
 func parseRateKey(f string) (RateKey, bool) {
-	p := strings.Split(f, "\x1f")
+	p := strings.SplitN(f, "\x1f", 4)
 	if len(p) != 3 {
 		return RateKey{}, false
 	}

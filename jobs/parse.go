@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -31,13 +30,6 @@ func LineOf(job, id string) (line int, ok bool) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 31)
 	return int(n), err == nil && n > 0
-}
-
-// probe tells the two formats apart by the members that only one of them has.
-type probe struct {
-	Method json.RawMessage `json:"method"`
-	URL    json.RawMessage `json:"url"`
-	Body   json.RawMessage `json:"body"`
 }
 
 // openAILine is a line of OpenAI's batch format.
@@ -70,13 +62,14 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 	if line[0] != '{' {
 		return parsed{}, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
 	}
-	var pr probe
-	if err := json.Unmarshal(line, &pr); err != nil {
-		return parsed{}, jsonError(err)
-	}
+	openAI := false // the two formats are told apart by the members that only one has
+	task.Members(line, func(key string, _ []byte) bool {
+		openAI = key == "method" || key == "url" || key == "body"
+		return !openAI
+	})
 	var p parsed
 	var err error
-	if pr.Method != nil || pr.URL != nil || pr.Body != nil {
+	if openAI {
 		p.openAI = true
 		p.task, err = parseOpenAI(line)
 	} else {
@@ -136,9 +129,7 @@ func fill(t, d *task.Task) error {
 
 func parseOpenAI(line []byte) (*task.Task, error) {
 	var l openAILine
-	dec := json.NewDecoder(bytes.NewReader(line))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&l); err != nil {
+	if err := task.Unmarshal(line, &l); err != nil {
 		return nil, jsonError(err)
 	}
 	switch {
@@ -177,8 +168,9 @@ func jsonError(err error) error {
 	if errors.As(err, &typeErr) {
 		return fieldErr(typeErr.Field, "look at the format of the file", "a JSON %s does not fit", clip(typeErr.Value))
 	}
-	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fieldErr(clip(strings.Trim(name, `"`)), "remove it: a line has custom_id, method, url and body", "there is no such field")
+	var fe *task.FieldError
+	if errors.As(err, &fe) && fe.Field != "" {
+		return fieldErr(clip(fe.Field), "remove it: a line has custom_id, method, url and body", "%s", fe.Problem)
 	}
 	return fieldErr("", "put one JSON object on each line", "%s", clip(err.Error()))
 }

@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -127,9 +128,18 @@ func (m *marks) get(ctx context.Context, k task.Key) (Recent, bool, error) {
 	if err != nil {
 		return Recent{}, false, fmt.Errorf("asking Redis for task %s: %w", k, err)
 	}
-	var r Recent
-	if err := json.Unmarshal(b, &r); err != nil || r.Key() != k {
-		return Recent{}, false, nil //nolint:nilerr // not ours: as good as forgotten
+	r, ok := parseRecent(b)
+	if !ok || r.Key() != k {
+		return Recent{}, false, nil // not ours: as good as forgotten
 	}
 	return r, true, nil
+}
+
+// parseRecent reads a mark; another program may have written it.
+func parseRecent(b []byte) (r Recent, ok bool) {
+	const most = 64 << 10
+	if len(b) > most || bytes.Count(b, []byte(",")) > 8*task.MaxLabels+64 {
+		return Recent{}, false
+	}
+	return r, json.Unmarshal(b, &r) == nil
 }

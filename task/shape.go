@@ -40,7 +40,8 @@ func shapeOf(t reflect.Type) *shape {
 		if name == "" || name == "-" {
 			continue
 		}
-		s.fields = append(s.fields, shapeField{name: name, of: shapeOf(f.Type), opaque: f.Type == reflect.TypeFor[Input]()})
+		opaque := f.Type == reflect.TypeFor[Input]() || f.Type == reflect.TypeFor[json.RawMessage]()
+		s.fields = append(s.fields, shapeField{name: name, of: shapeOf(f.Type), opaque: opaque})
 	}
 	return s
 }
@@ -76,6 +77,7 @@ type jsonWalk struct {
 	b            []byte
 	at           int
 	left, beside int
+	depth        int
 	strict       bool
 	err          error
 }
@@ -94,6 +96,10 @@ func (w *jsonWalk) next() byte {
 
 // value passes over a value of the shape; false: there is no use in going on.
 func (w *jsonWalk) value(s *shape) bool {
+	if w.depth++; w.depth > MaxInputDepth+1 { // nobody reads it
+		return false
+	}
+	defer func() { w.depth-- }()
 	switch w.next() {
 	case '{':
 		return w.object(s)
@@ -223,6 +229,81 @@ func (w *jsonWalk) skip() {
 		}
 		if depth == 0 {
 			return
+		}
+	}
+}
+
+// Unmarshal is json.Unmarshal that refuses names which the struct does not have,
+// and what holds very many values. (A json.Decoder does the former, and copies the
+// text into a buffer several times as long.) The text has passed [CheckJSON].
+func Unmarshal(b []byte, into any) error {
+	w := jsonWalk{b: b, left: 4 * maxValues, beside: len(b), strict: true}
+	w.value(shapeOf(reflect.TypeOf(into)))
+	if w.err != nil {
+		return w.err
+	}
+	return json.Unmarshal(b, into)
+}
+
+// Members calls each with the members of a JSON object, in their order, until it
+// returns false; a name that is there twice comes twice. The values are parts of
+// b. It reports whether b is an object and nothing else; what the values hold it
+// does not check.
+func Members(b []byte, each func(key string, value []byte) bool) bool {
+	return items(b, '{', '}', func(w *jsonWalk) (more, ok bool) {
+		if w.next() != '"' {
+			return false, false
+		}
+		begin := w.at
+		w.skip()
+		key := w.b[begin:w.at]
+		if w.next() != ':' || len(key) < 2 {
+			return false, false
+		}
+		w.at++
+		w.next()
+		begin = w.at
+		w.skip()
+		return each(string(name(key)), w.b[begin:w.at]), w.at > begin
+	})
+}
+
+// Elements is Members for the elements of an array.
+func Elements(b []byte, each func(value []byte) bool) bool {
+	return items(b, '[', ']', func(w *jsonWalk) (more, ok bool) {
+		w.next()
+		begin := w.at
+		w.skip()
+		return w.at > begin && each(w.b[begin:w.at]), w.at > begin
+	})
+}
+
+func items(b []byte, opening, closing byte, one func(*jsonWalk) (more, ok bool)) bool {
+	w := &jsonWalk{b: b}
+	if w.next() != opening {
+		return false
+	}
+	w.at++
+	if w.next() == closing {
+		w.at++
+		return w.next() == 0 && w.at == len(b)
+	}
+	for {
+		more, ok := one(w)
+		if !ok {
+			return false
+		}
+		if !more {
+			return true
+		}
+		switch w.next() {
+		case ',':
+			w.at++
+		case closing:
+			w.at++
+			return w.next() == 0 && w.at == len(b)
+		default:
+			return false
 		}
 	}
 }

@@ -3,7 +3,9 @@ package workers
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/batchyard/batchyard/task"
 )
@@ -13,24 +15,67 @@ import (
 // body returns the request body of a task: its input with the model that the
 // task has now, and without what a batch cannot use.
 func body(t *task.Task) ([]byte, error) {
-	var as map[string]json.RawMessage
-	if json.Unmarshal(t.Input, &as) == nil && as["stream"] == nil && as["stream_options"] == nil {
-		var model string
-		if json.Unmarshal(as["model"], &model) == nil && model == t.Model {
-			return t.Input, nil // as it came
+	asItCame, models := true, 0
+	whole := task.Members(t.Input, func(key string, value []byte) bool {
+		switch key {
+		case "model":
+			var model string
+			models++
+			asItCame = models == 1 && json.Unmarshal(value, &model) == nil && model == t.Model
+		case "stream", "stream_options":
+			asItCame = false
 		}
+		return asItCame
+	})
+	if !whole {
+		return nil, fmt.Errorf("reading the input of task %s: it is not a JSON object", t.Key())
 	}
-	members, err := bodyMembers(t)
+	if asItCame && models == 1 {
+		return t.Input, nil
+	}
+	model, err := json.Marshal(t.Model)
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(members)
+	out := make([]byte, 0, len(t.Input)+len(model)+16)
+	out = append(append(out, `{"model":`...), model...)
+	task.Members(t.Input, func(key string, value []byte) bool {
+		if key != "model" && key != "stream" && key != "stream_options" { // answers are whole
+			out = appendMember(out, key, value)
+		}
+		return true
+	})
+	return append(out, '}'), nil
 }
 
+// appendMember writes a member behind others.
+func appendMember(out []byte, key string, value []byte) []byte {
+	if c := out[len(out)-1]; c != '{' && c != '[' {
+		out = append(out, ',')
+	}
+	quoted, err := json.Marshal(key)
+	if err != nil { // a text is always written
+		return out
+	}
+	out = append(append(out, quoted...), ':')
+	return append(out, value...)
+}
+
+// maxMembers bounds the members of a request that is merged with others.
+const maxMembers = 64
+
 func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(t.Input, &members); err != nil {
+	members := map[string]json.RawMessage{}
+	n := 0
+	if !task.Members(t.Input, func(key string, value []byte) bool {
+		members[key] = value
+		n++
+		return n <= maxMembers
+	}) {
 		return nil, fmt.Errorf("reading the input of task %s: it is not a JSON object", t.Key())
+	}
+	if n > maxMembers {
+		return nil, fmt.Errorf("the input of task %s has more than %d members", t.Key(), maxMembers)
 	}
 	model, err := json.Marshal(t.Model)
 	if err != nil {
@@ -77,7 +122,7 @@ func merge(endpoint string, works []*work, most int) (groups []*group, alone []*
 			alone = append(alone, w)
 			continue
 		}
-		items, list := itemsOf(members[member])
+		items, list := itemsOf(members[member], most)
 		each := 1
 		if n, ok := members["n"]; ok && json.Unmarshal(n, &each) != nil {
 			each = 0
@@ -109,7 +154,8 @@ func merge(endpoint string, works []*work, most int) (groups []*group, alone []*
 
 // itemsOf splits the value of a list member: a string is one item, a list of
 // strings many, a list of tokens one, a list of lists of tokens many.
-func itemsOf(raw json.RawMessage) (items []json.RawMessage, list bool) {
+// More than most items are none.
+func itemsOf(raw json.RawMessage, most int) (items []json.RawMessage, list bool) {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 {
 		return nil, false
@@ -117,13 +163,19 @@ func itemsOf(raw json.RawMessage) (items []json.RawMessage, list bool) {
 	if raw[0] == '"' {
 		return []json.RawMessage{raw}, false
 	}
-	if raw[0] != '[' || json.Unmarshal(raw, &items) != nil || len(items) == 0 {
+	tokens := false
+	whole := task.Elements(raw, func(item []byte) bool {
+		tokens = len(items) == 0 && item[0] != '"' && item[0] != '['
+		items = append(items, item)
+		return !tokens && len(items) <= most
+	})
+	switch {
+	case !whole, len(items) > most:
 		return nil, false
-	}
-	if c := items[0][0]; c != '"' && c != '[' { // tokens: the list is one item
+	case tokens: // the list is one item
 		return []json.RawMessage{raw}, false
 	}
-	return items, true
+	return items, len(items) > 0
 }
 
 // body is the merged request.
@@ -144,66 +196,115 @@ func (g *group) body(endpoint string) ([]byte, error) {
 	return json.Marshal(members)
 }
 
+// maxBesideList bounds what a merged answer holds beside its list, in bytes: each
+// task gets it all.
+const maxBesideList = 4 << 10
+
 // split gives each task its share of a merged answer, as if it had been asked
 // alone. It fails when the device did not answer every item, or not in the form
 // that lists are answered in; then the tasks go one by one.
 func (g *group) split(endpoint string, answer []byte) ([][]byte, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(answer, &members); err != nil {
-		return nil, fmt.Errorf("reading a merged answer: %w", err)
-	}
 	listName := "data"
 	if endpoint == task.EndpointCompletions {
 		listName = "choices"
 	}
-	var entries []map[string]json.RawMessage
-	if err := json.Unmarshal(members[listName], &entries); err != nil {
+	var list, usage []byte
+	beside := []byte{'{'}
+	if !task.Members(answer, func(key string, value []byte) bool {
+		switch key {
+		case listName:
+			list = value
+		case "usage":
+			usage = value
+		default:
+			if len(beside)+len(key)+len(value) <= maxBesideList {
+				beside = appendMember(beside, key, value)
+			}
+		}
+		return true
+	}) {
+		return nil, errors.New("reading a merged answer: it is not a JSON object")
+	}
+	byIndex, err := g.byIndex(list)
+	if err != nil {
 		return nil, fmt.Errorf("reading %s of a merged answer: %w", listName, err)
 	}
-	if len(entries) != g.items*g.each {
-		return nil, fmt.Errorf("a merged answer has %d entries for %d items", len(entries), g.items*g.each)
-	}
-	byIndex := make([]map[string]json.RawMessage, len(entries))
-	for _, e := range entries {
-		var i int
-		if err := json.Unmarshal(e["index"], &i); err != nil || i < 0 || i >= len(byIndex) || byIndex[i] != nil {
-			return nil, fmt.Errorf("an entry of a merged answer has no index of its own")
-		}
-		byIndex[i] = e
-	}
-	usages := g.splitUsage(members["usage"])
+	usages := g.splitUsage(usage)
 	out := make([][]byte, 0, len(g.parts))
 	at := 0
 	for pi, p := range g.parts {
 		mine := byIndex[at : at+len(p.items)*g.each]
 		at += len(mine)
-		for i, e := range mine {
-			e["index"] = json.RawMessage(fmt.Sprint(i))
+		size := len(beside) + 64
+		for _, e := range mine {
+			size += len(e) + 24
 		}
-		list, err := json.Marshal(mine)
-		if err != nil {
-			return nil, err
-		}
-		answer := make(map[string]json.RawMessage, len(members))
-		for k, v := range members {
-			answer[k] = v
-		}
-		answer[listName] = list
 		if usages != nil {
-			answer["usage"] = usages[pi]
+			size += len(usages[pi])
 		}
-		b, err := json.Marshal(answer)
-		if err != nil {
-			return nil, err
+		b := append(make([]byte, 0, size), beside...)
+		b = appendMember(b, listName, []byte{'['})
+		for i, e := range mine {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, '{')
+			task.Members(e, func(key string, value []byte) bool {
+				if key != "index" {
+					b = appendMember(b, key, value)
+				}
+				return true
+			})
+			b = append(appendMember(b, "index", strconv.AppendInt(nil, int64(i), 10)), '}')
 		}
-		out = append(out, b)
+		b = append(b, ']')
+		if usages != nil {
+			b = appendMember(b, "usage", usages[pi])
+		}
+		out = append(out, append(b, '}'))
 	}
 	return out, nil
+}
+
+// byIndex are the entries of a merged answer in the order of what was asked.
+func (g *group) byIndex(list []byte) ([][]byte, error) {
+	n, want := 0, g.items*g.each
+	byIndex := make([][]byte, want)
+	bad := false
+	whole := task.Elements(list, func(e []byte) bool {
+		if n++; n > want {
+			return true // counted, for the error
+		}
+		i, found := 0, false
+		if !task.Members(e, func(key string, value []byte) bool {
+			if key == "index" {
+				found = json.Unmarshal(value, &i) == nil
+			}
+			return true
+		}) || !found || i < 0 || i >= want || byIndex[i] != nil {
+			bad = true
+			return true
+		}
+		byIndex[i] = e
+		return true
+	})
+	switch {
+	case !whole:
+		return nil, errors.New("it is not a list")
+	case n != want:
+		return nil, fmt.Errorf("it has %d entries for %d items", n, want)
+	case bad:
+		return nil, errors.New("an entry has no index of its own")
+	}
+	return byIndex, nil
 }
 
 // splitUsage shares the tokens of a merged answer out by the size of what was
 // asked, so that the sum stays what the device said.
 func (g *group) splitUsage(raw json.RawMessage) []json.RawMessage {
+	if len(raw) > maxBesideList {
+		return nil
+	}
 	var usage map[string]json.RawMessage
 	if json.Unmarshal(raw, &usage) != nil {
 		return nil

@@ -3,11 +3,14 @@ package workers
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -59,7 +62,7 @@ func answerOf(t require.TestingT, endpoint string, body []byte) []byte {
 	if endpoint == task.EndpointCompletions {
 		raw, name, n = req.Prompt, "choices", max(1, req.N)
 	}
-	items, _ := itemsOf(raw)
+	items, _ := itemsOf(raw, 1<<20)
 	var entries []map[string]any
 	for _, it := range items {
 		for k := range n {
@@ -202,18 +205,62 @@ func TestBrokenMergedAnswers(t *testing.T) {
 func FuzzSplit(f *testing.F) {
 	e := task.EndpointCompletions
 	f.Add([]byte(`{"choices":[{"index":1},{"index":0},{"index":2},{"index":3}],"usage":{"prompt_tokens":9223372036854775807}}`))
+	f.Add([]byte(`{"choices":[{},{},{},{}],"x":{"y":[[1]]},"usage":{"a":{}}}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
+		fuzzing.Bound(t, len(answer), func() { usageOf(answer); errorText(answer) })
+		if task.CheckJSON(answer) != nil { // the engine has refused it
+			return
+		}
 		groups, _ := merge(e, []*work{newWork("a", e, `{"prompt":"a","n":2}`), newWork("b", e, `{"prompt":"bb","n":2}`)}, 100)
-		shares, err := groups[0].split(e, answer)
+		var shares [][]byte
+		var err error
+		fuzzing.Bound(t, len(answer), func() { shares, err = groups[0].split(e, answer) })
 		if err != nil {
 			return
 		}
 		require.Len(t, shares, 2)
 		for _, s := range shares {
-			require.True(t, json.Valid(s))
+			require.Truef(t, json.Valid(s), "%s", s)
 		}
-		usageOf(answer)
-		errorText(answer)
+	})
+}
+
+// FuzzBody is about inputs, in which a task may hold anything.
+func FuzzBody(f *testing.F) {
+	f.Add([]byte(`{"model":"m","input":["a","b"],"stream":true}`))
+	f.Add([]byte(`{"\u006dodel":"m","model":1,"prompt":[1,2,3],"n":2,"n":3}`))
+	f.Add([]byte(`{"prompt":[[1],[2]],"a":{"model":"x"}}`))
+	f.Fuzz(func(t *testing.T, input []byte) {
+		one := newWork("a", task.EndpointEmbeddings, string(input))
+		one.a.Task.Normalize(time.Unix(1, 0))
+		if one.a.Task.Validate(task.Limits{}) != nil {
+			return
+		}
+		var b []byte
+		var err error
+		fuzzing.Bound(t, len(input), func() { b, err = body(&one.a.Task) })
+		require.NoError(t, err)
+		var sent, had map[string]json.RawMessage
+		require.NoErrorf(t, json.Unmarshal(b, &sent), "%s", b)
+		require.NoError(t, json.Unmarshal(input, &had))
+		require.Equal(t, `"m"`, strings.TrimSpace(string(sent["model"])))
+		require.NotContains(t, sent, "stream")
+		require.NotContains(t, sent, "stream_options")
+		for k, v := range had {
+			if k != "model" && k != "stream" && k != "stream_options" {
+				require.Equal(t, string(v), string(sent[k]), k)
+			}
+		}
+		for _, e := range []string{task.EndpointEmbeddings, task.EndpointCompletions} {
+			one := newWork("a", e, string(input))
+			fuzzing.Bound(t, len(input), func() { merge(e, []*work{one}, 16) })
+			groups, _ := merge(e, []*work{one, one}, 16)
+			for _, g := range groups {
+				b, err := g.body(e)
+				require.NoError(t, err)
+				require.Truef(t, json.Valid(b), "%s", b)
+			}
+		}
 	})
 }
 

@@ -13,7 +13,7 @@ import (
 // order of their keys: should two recorders ever meet in a shard, one waits for
 // the other and never both.
 const (
-	hourColumns = `date '1970-01-01' + h / 24, h % 24, $1`
+	hourColumns = `date '1970-01-01' + h / 24, h % 24, $1::int`
 
 	usageSQL = `
 INSERT INTO rollup_usage AS r (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out)

@@ -2,11 +2,17 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/task"
 )
 
 // postgresFlag is for commands that people with a login of their own use.
@@ -29,4 +35,97 @@ func (c *cli) withPostgres(ctx context.Context, url string, fn func(*pgxpool.Poo
 	}
 	defer pool.Close()
 	return fn(pool, cfg)
+}
+
+// searchFlags are the flags of commands that choose rows of the audit log.
+type searchFlags struct {
+	postgres     string
+	f            audit.Search
+	since, until string
+}
+
+func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
+	c.configFlag(cmd)
+	c.postgresFlag(cmd, &s.postgres)
+	flags := cmd.Flags()
+	for _, f := range []struct {
+		to         *string
+		name, what string
+	}{
+		{&s.f.Tenant, "tenant", "of this `tenant`"}, {&s.f.Task, "task", "about the task of this `id`"}, {&s.f.Job, "job", "about tasks of this `job`"},
+		{&s.f.Batch, "batch", "about the batch of this `id`"}, {&s.f.Device, "device", "about this `device`"},
+		{&s.f.Actor, "actor", "by this `name`: a user, a device, or stage@host-pid"},
+		{&s.f.Source, "source", "from this `address`, with its port or without; or kafka:topic"},
+		{&s.f.Outcome, "outcome", "that ended so: ok, failed or refused"}, {&s.f.Class, "class", "with this `class` of error"},
+		{&s.f.Model, "model", "with this `model`"}, {&s.f.Trace, "trace", "of this trace `id`"},
+	} {
+		flags.StringVar(f.to, f.name, "", "only rows "+f.what)
+	}
+	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or those of a pattern such as task.*; may be given again")
+	flags.StringVar(&s.since, "since", "", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
+	flags.StringVar(&s.until, "until", "", "only before this `time`")
+	completeFlag(cmd, "outcome", []string{"ok", "failed", "refused"})
+	actions := make([]string, len(task.Actions))
+	for i, a := range task.Actions {
+		actions[i] = string(a.Action)
+	}
+	completeFlag(cmd, "action", actions)
+}
+
+// search is what the flags say.
+func (s *searchFlags) search(now time.Time) (f audit.Search, err error) {
+	f = s.f
+	if f.Since, err = parseMoment("since", s.since, now); err != nil {
+		return f, err
+	}
+	if f.Until, err = parseMoment("until", s.until, now); err != nil {
+		return f, err
+	}
+	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
+		return f, usageError("--since %s is not before --until %s", s.since, s.until)
+	}
+	if _, err := audit.ExpandActions(f.Actions); err != nil {
+		return f, withCode(exitUsage, fmt.Errorf("--action: %w", err))
+	}
+	if f.Outcome != "" && !slices.Contains([]string{"ok", "failed", "refused"}, f.Outcome) {
+		return f, usageError("--outcome %q is none; use ok, failed or refused", f.Outcome)
+	}
+	return f, nil
+}
+
+// parseMoment reads a time as people write it: a day, a time with its zone, or how
+// long ago it was.
+func parseMoment(flag, s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t, nil
+	}
+	if t, err := time.ParseInLocation(time.DateOnly, s, time.UTC); err == nil {
+		return t, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		var n int
+		if _, err := fmt.Sscanf(days+" ", "%d ", &n); err == nil && n >= 0 && n < 100_000 {
+			return now.AddDate(0, 0, -n), nil
+		}
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, usageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
+}
+
+// logError gives what came of reading the audit log its exit code.
+func logError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "permission denied"):
+		return withCode(exitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
+	case strings.Contains(err.Error(), "does not exist"):
+		return withCode(exitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
+	}
+	return err
 }

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/app"
+)
+
+// exportFlags say how rows are exported.
+type exportFlags struct {
+	output       string
+	ocsf, hashes bool
+}
+
+func (c *cli) auditExportCommand() *cobra.Command {
+	var s searchFlags
+	var e exportFlags
+	cmd := &cobra.Command{
+		Use: "export", Short: "Write the audit log to a file",
+		Long: `Writes the rows that are wanted, all without a filter, oldest first: one JSON object
+a line, with the columns of the table as its names. All are of one moment of the log.
+
+With --ocsf each line is an event of the Open Cybersecurity Schema Framework, class
+API Activity (6003), which collectors of security events read; what has no place in
+it is under unmapped.
+
+The file is there when all of it is written, and not before. It is compressed when
+its name ends in .gz.`,
+		Example: `  batchyard audit export --since 2026-01-01 --until 2026-02-01 -o january.jsonl.gz
+  batchyard audit export --ocsf --since 24h | curl --data-binary @- https://collector.example.com/ocsf
+  batchyard audit export --hashes -o all.jsonl.gz`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := s.search(c.now())
+			if err != nil {
+				return err
+			}
+			f.Oldest = true
+			return c.auditExport(cmd.Context(), s.postgres, f, &e)
+		},
+	}
+	s.flags(c, cmd)
+	cmd.Flags().StringVarP(&e.output, "output", "o", "-", "`file` to write; -: standard output")
+	cmd.Flags().BoolVar(&e.ocsf, "ocsf", false, "write OCSF events")
+	cmd.Flags().BoolVar(&e.hashes, "hashes", false, "also write chain_seq, prev_hash and row_hash")
+	return cmd
+}
+
+func (c *cli) auditExport(ctx context.Context, url string, f audit.Search, e *exportFlags) error {
+	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+		n := int64(0)
+		err := writeOutput(c.out, e.output, func(w io.Writer) error {
+			enc := json.NewEncoder(w)
+			enc.SetEscapeHTML(false)
+			return logError(audit.NewLog(pool).Search(ctx, f, func(r *audit.LogRow) error {
+				n++
+				var line any = r
+				if e.ocsf {
+					line = r.Ocsf(versionNumber(), e.hashes)
+				} else if !e.hashes {
+					r.ChainSeq, r.PrevHash, r.RowHash = 0, nil, nil
+				}
+				if err := enc.Encode(line); err != nil {
+					return fmt.Errorf("writing row %s/%d@%d: %w", r.SrcTopic, r.SrcPartition, r.SrcOffset, err)
+				}
+				return nil
+			}))
+		})
+		if err == nil && e.output != "-" {
+			_, _ = fmt.Fprintf(c.err, "%d rows written to %s\n", n, e.output)
+		}
+		return err
+	})
+}
+
+// writeOutput calls fn with a file that gets its name when fn succeeds, so that
+// nobody takes a half for the whole. "-" is standard output.
+func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error {
+	if path == "-" {
+		w := bufio.NewWriterSize(stdout, 256<<10)
+		if err := fn(w); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return fmt.Errorf("writing: %w", err)
+		}
+		return nil
+	}
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, err))
+	}
+	done := false
+	defer func() {
+		if !done {
+			_ = file.Close()
+			_ = os.Remove(file.Name())
+		}
+	}()
+	w := bufio.NewWriterSize(file, 256<<10)
+	var into io.Writer = w
+	finish := func() error { return nil }
+	if strings.HasSuffix(path, ".gz") {
+		zip := gzip.NewWriter(w)
+		into, finish = zip, zip.Close
+	}
+	if err := fn(into); err != nil {
+		return err
+	}
+	for _, step := range []func() error{finish, w.Flush, file.Sync, file.Close, func() error { return os.Rename(file.Name(), path) }} {
+		if err := step(); err != nil {
+			return fmt.Errorf("writing %s: %w", path, err)
+		}
+	}
+	done = true
+	return nil
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/app"
+)
+
+// shownColumns are the columns that a table has unless others are named.
+var shownColumns = []string{"time", "action", "outcome", "error_class", "tenant", "task_id", "device_id", "attempt", "actor_id", "source_addr", "duration_ms", "detail"}
+
+// rowFlags say how rows are shown.
+type rowFlags struct {
+	columns string
+	csv     bool
+}
+
+func (r *rowFlags) flags(c *cli, cmd *cobra.Command) {
+	c.jsonFlag(cmd)
+	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some")
+	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns with commas between, or all")
+}
+
+// chosen are the columns to show; nil: all, as JSON has them.
+func (r *rowFlags) chosen(c *cli) ([]audit.LogColumn, error) {
+	if c.json && r.csv {
+		return nil, usageError("--json and --csv exclude each other")
+	}
+	names := strings.Split(r.columns, ",")
+	switch {
+	case r.columns == "all", r.columns == "" && r.csv:
+		return audit.LogColumns, nil
+	case r.columns == "" && c.json:
+		return nil, nil
+	case r.columns == "":
+		names = shownColumns
+	}
+	out := make([]audit.LogColumn, 0, len(names))
+	for _, name := range names {
+		column, ok := audit.FindLogColumn(strings.TrimSpace(name))
+		if !ok {
+			all := make([]string, len(audit.LogColumns))
+			for i, col := range audit.LogColumns {
+				all[i] = col.Name
+			}
+			return nil, usageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
+		}
+		out = append(out, column)
+	}
+	return out, nil
+}
+
+// rowWriter writes rows of the audit log as a table, JSON or CSV.
+type rowWriter struct {
+	c       *cli
+	columns []audit.LogColumn
+	csv     *csv.Writer
+	table   *table
+	n       int
+	live    bool // each row is to be seen at once
+	widths  []int
+}
+
+func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
+	columns, err := r.chosen(c)
+	if err != nil {
+		return nil, err
+	}
+	w := &rowWriter{c: c, columns: columns, live: live}
+	header := make([]string, len(columns))
+	switch {
+	case c.json:
+		return w, nil
+	case r.csv:
+		w.csv = csv.NewWriter(c.out)
+		for i, col := range columns {
+			header[i] = col.Name
+		}
+		return w, w.csv.Write(header)
+	}
+	for i, col := range columns {
+		header[i] = strings.ToUpper(strings.ReplaceAll(col.Name, "_", " "))
+	}
+	if live {
+		w.widths = make([]int, len(header))
+		w.line(header)
+		return w, nil
+	}
+	w.table = newTable(c.out, header...)
+	return w, nil
+}
+
+// line writes a row of a table that goes on for ever: columns only ever get wider.
+func (w *rowWriter) line(cells []string) {
+	var b strings.Builder
+	for i, cell := range cells {
+		if cell = plain(cell); cell == "" {
+			cell = "-"
+		}
+		n := utf8.RuneCountInString(cell)
+		w.widths[i] = max(w.widths[i], min(n, 40))
+		b.WriteString(cell)
+		if i < len(cells)-1 {
+			b.WriteString(strings.Repeat(" ", max(w.widths[i]-n, 0)+2))
+		}
+	}
+	w.c.printf("%s\n", b.String())
+}
+
+// row writes one row. Rows of a table are written some at a time.
+func (w *rowWriter) row(r *audit.LogRow) error {
+	w.n++
+	cells := make([]string, len(w.columns))
+	for i, col := range w.columns {
+		cells[i] = col.Text(r)
+	}
+	switch {
+	case w.c.json && w.columns != nil:
+		return w.c.printJSON(named(w.columns, cells))
+	case w.c.json:
+		return w.c.printJSON(r)
+	case w.csv != nil:
+		if err := w.csv.Write(cells); err != nil {
+			return fmt.Errorf("writing CSV: %w", err)
+		}
+		if w.live {
+			return w.flush()
+		}
+		return nil
+	}
+	for i, col := range w.columns {
+		switch col.Name {
+		case "time", "ingested_at":
+			cells[i] = cells[i][:min(len(cells[i]), 23)] + "Z" // milliseconds are enough for people
+		case "detail", "user_agent":
+			cells[i] = short(cells[i], 100)
+		}
+	}
+	if w.live {
+		w.line(cells)
+		return nil
+	}
+	w.table.row(cells...)
+	if w.n%flushEvery == 0 {
+		return w.table.flush()
+	}
+	return nil
+}
+
+// named is some columns of a row for JSON.
+func named(columns []audit.LogColumn, cells []string) map[string]string {
+	out := map[string]string{}
+	for i, col := range columns {
+		if cells[i] != "" {
+			out[col.Name] = cells[i]
+		}
+	}
+	return out
+}
+
+func (w *rowWriter) flush() error {
+	switch {
+	case w.csv != nil:
+		w.csv.Flush()
+		if err := w.csv.Error(); err != nil {
+			return fmt.Errorf("writing CSV: %w", err)
+		}
+	case w.table != nil:
+		return w.table.flush()
+	}
+	return nil
+}
+
+func (c *cli) auditQueryCommand() *cobra.Command {
+	var s searchFlags
+	var r rowFlags
+	var order string
+	all := false
+	cmd := &cobra.Command{
+		Use: "query", Short: "Search the audit log",
+		Long: `Shows the rows of the audit log that are wanted, newest first unless --order asc
+says otherwise. Filters are joined by and; in a text, * stands for any text. Times
+are shown in UTC.`,
+		Example: `  batchyard audit query --task my-task-1 --order asc
+  batchyard audit query --action 'callback.*' --outcome failed --since 2h
+  batchyard audit query --source 203.0.113.7 --since 2026-01-31 --until 2026-02-01 --all --csv > that-day.csv
+  batchyard audit query --action task.refused --json | jq -r .detail.reason`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := s.search(c.now())
+			switch {
+			case err != nil:
+				return err
+			case f.Limit < 1:
+				return usageError("--limit must be at least 1; --all shows everything")
+			case order != "asc" && order != "desc":
+				return usageError("--order %q is none; use asc or desc", order)
+			}
+			f.Oldest = order == "asc"
+			if all {
+				f.Limit = 0
+			}
+			return c.auditQuery(cmd.Context(), s.postgres, f, &r)
+		},
+	}
+	s.flags(c, cmd)
+	r.flags(c, cmd)
+	cmd.Flags().IntVar(&s.f.Limit, "limit", 100, "how many rows at most")
+	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	cmd.Flags().StringVar(&order, "order", "desc", "asc: oldest first; desc: newest first")
+	completeFlag(cmd, "order", []string{"asc", "desc"})
+	return cmd
+}
+
+func (c *cli) auditQuery(ctx context.Context, url string, f audit.Search, r *rowFlags) error {
+	w, err := c.newRowWriter(r, false)
+	if err != nil {
+		return err
+	}
+	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+		limit := f.Limit
+		if limit > 0 {
+			f.Limit++ // one more tells whether there are more
+		}
+		more := false
+		err := audit.NewLog(pool).Search(ctx, f, func(row *audit.LogRow) error {
+			if limit > 0 && w.n == limit {
+				more = true
+				return nil
+			}
+			return w.row(row)
+		})
+		if err != nil {
+			return logError(err)
+		}
+		if w.n == 0 && w.table != nil {
+			_, _ = fmt.Fprintln(c.err, "there is no such row")
+			return nil
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+		if more && w.table != nil {
+			_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+		}
+		return nil
+	})
+}
+
+func (c *cli) auditTailCommand() *cobra.Command {
+	var s searchFlags
+	var r rowFlags
+	cmd := &cobra.Command{
+		Use: "tail", Short: "Follow the audit log",
+		Long: `Shows the last rows of the audit log that are wanted, and each new one as it is
+recorded, until it is interrupted. None is missed and none comes twice, also when
+Postgres restarts meanwhile. Rows come as they are recorded: those of different
+stages may be out of order by as much as one stage is behind another.`,
+		Example: `  batchyard audit tail
+  batchyard audit tail --action 'device.*' --action 'breaker.*'
+  batchyard audit tail --tenant acme --outcome failed --json | jq .`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := s.search(c.now())
+			if err == nil && f.Limit < 0 {
+				err = usageError("--lines must not be negative")
+			}
+			if err != nil {
+				return err
+			}
+			return c.auditTail(cmd.Context(), s.postgres, f, &r)
+		},
+	}
+	s.flags(c, cmd)
+	r.flags(c, cmd)
+	cmd.Flags().IntVarP(&s.f.Limit, "lines", "n", 10, "how many of the rows that are there already")
+	return cmd
+}
+
+func (c *cli) auditTail(ctx context.Context, url string, f audit.Search, r *rowFlags) error {
+	w, err := c.newRowWriter(r, true)
+	if err != nil {
+		return err
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+		away := false
+		return logError(audit.NewLog(pool).Follow(ctx, f, audit.Followed{
+			Row: func(row *audit.LogRow) error {
+				away = false
+				return w.row(row)
+			},
+			Gone: func(chain string, rows int64) {
+				_, _ = fmt.Fprintf(c.err, "batchyard: %d rows of chain %s are not there: run `batchyard audit verify`\n", rows, plain(chain))
+			},
+			Away: func(err error, _ time.Time) {
+				if !away {
+					_, _ = fmt.Fprintf(c.err, "batchyard: Postgres does not answer; going on when it does: %s\n", plain(err.Error()))
+				}
+				away = true
+			},
+		}))
+	})
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/stream"
+)
+
+func (c *cli) auditStatsCommand() *cobra.Command {
+	var postgres string
+	var days int
+	cmd := &cobra.Command{
+		Use: "stats", Short: "Show how large the audit log is, what is in it, and how far the recorder is",
+		Long: `Shows the partitions and their sizes, what was done on the last days, the chains,
+and how far behind the recorder is. Rows are estimated: counting them would read
+them all. The lag needs Kafka, too; without it, the rest is shown.
+
+Exit code 1 while the default partition holds rows: clocks are wrong, or partitions
+could not be made.`,
+		Example: "  batchyard audit stats\n  batchyard audit stats --json | jq '.chains[] | {topic, partition, lag}'",
+		Args:    exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if days < 0 {
+				return usageError("--days must not be negative")
+			}
+			return c.auditStats(cmd.Context(), postgres, days)
+		},
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	c.postgresFlag(cmd, &postgres)
+	cmd.Flags().IntVar(&days, "days", 7, "of how many days the actions are estimated")
+	return cmd
+}
+
+func (c *cli) auditStats(ctx context.Context, url string, days int) error {
+	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, cfg app.Config) error {
+		s, err := audit.NewLog(pool).Stats(ctx, days)
+		if err != nil {
+			return logError(err)
+		}
+		kafka := addLag(ctx, cfg, s)
+		if c.json {
+			err = c.printJSON(s)
+		} else {
+			err = c.showStats(s, kafka)
+		}
+		if err == nil && s.InDefault > 0 {
+			err = fmt.Errorf("the default partition holds %d rows: clocks are wrong, or partitions could not be made", s.InDefault)
+		}
+		return withCode(exitFailed, err)
+	})
+}
+
+// addLag asks Kafka where the topics end. Auditors may have no access to it: the
+// error says why there is no lag.
+func addLag(ctx context.Context, cfg app.Config, s *audit.Stats) error {
+	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	if err := log.CheckTopics(ctx); err != nil {
+		return err
+	}
+	for _, topic := range []string{stream.Events, stream.Results} {
+		ends, err := log.Standings(ctx, "", topic)
+		if err != nil {
+			return err
+		}
+		for _, e := range ends {
+			i := slices.IndexFunc(s.Chains, func(c audit.ChainRow) bool { return c.Topic == topic && c.Partition == e.Partition })
+			if i < 0 {
+				if e.End == 0 {
+					continue
+				}
+				s.Chains = append(s.Chains, audit.ChainRow{Topic: topic, Partition: e.Partition, Next: -1})
+				i = len(s.Chains) - 1
+			}
+			lag := max(0, e.End-max(s.Chains[i].Next, e.First))
+			s.Chains[i].End, s.Chains[i].Lag = &e.End, &lag
+		}
+	}
+	return nil
+}
+
+func (c *cli) showStats(s *audit.Stats, kafka error) error {
+	t := newTable(c.out)
+	t.row("rows", "about "+strconv.FormatInt(s.Rows, 10), size(s.Bytes)+" with indexes")
+	if s.Oldest != nil && s.Newest != nil {
+		t.row("oldest", s.Oldest.Format(time.RFC3339), ago(*s.Oldest, c.now()))
+		t.row("newest", s.Newest.Format(time.RFC3339), ago(*s.Newest, c.now()))
+	}
+	t.row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; it should be none")
+	for _, d := range s.Dropped {
+		t.row("removed by retention", d.Day, strconv.FormatInt(d.Rows, 10)+" rows")
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	t = newTable(c.out, "PARTITION", "DAY", "ROWS (ESTIMATE)", "SIZE")
+	for _, p := range s.Partitions {
+		rows := strconv.FormatInt(p.Rows, 10)
+		if p.Rows < 0 {
+			rows = "not known yet"
+		}
+		t.row(p.Name, p.Day, rows, size(p.Bytes))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	t = newTable(c.out, "DAY", "ACTION", "OUTCOME", "ROWS (ESTIMATE)")
+	for _, a := range s.Actions {
+		t.row(a.Day, a.Action, a.Outcome, strconv.FormatInt(a.Rows, 10))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	c.printf("\n")
+	t = newTable(c.out, "CHAIN", "ROWS", "RECORDED TO", "TOPIC ENDS", "LAG", "LAST WRITTEN", "OWNER")
+	for _, ch := range s.Chains {
+		end, lag := "", ""
+		if ch.End != nil {
+			end, lag = strconv.FormatInt(*ch.End, 10), strconv.FormatInt(*ch.Lag, 10)
+		}
+		t.row(fmt.Sprintf("%s/%d", ch.Topic, ch.Partition), strconv.FormatInt(ch.Rows, 10), strconv.FormatInt(ch.Next, 10), end, lag, ago(ch.UpdatedAt, c.now()), ch.Owner)
+	}
+	if kafka != nil && !errors.Is(kafka, context.Canceled) {
+		_, _ = fmt.Fprintf(c.err, "the lag is not known: %s\n", plain(kafka.Error()))
+	}
+	return t.flush()
+}

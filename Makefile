@@ -9,6 +9,8 @@ OUT ?= dist/results.jsonl
 FUZZTIME ?= 30s
 BENCH ?= .
 PKG ?= ./...
+CHAOS_SECONDS ?= 60
+CHAOS_SEED ?= 7
 
 .PHONY: help
 help: ## list the targets
@@ -38,6 +40,11 @@ lint: ## golangci-lint (go vet is in it), shellcheck and govulncheck
 .PHONY: fuzz
 fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 	scripts/fuzz $(FUZZTIME)
+
+.PHONY: chaos
+chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise
+	scripts/install-test-deps
+	CGO_ENABLED=0 go test -vet=off -ldflags=-w -count=1 -timeout 60m ./test/chaos -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)

@@ -101,7 +101,7 @@ func start(t testing.TB, program, dir string, env []string, args ...string) *Pro
 	p.cmd.Dir = dir
 	p.cmd.Env = append(cleanEnv(), append([]string{SecretEnv + "=" + Secret}, env...)...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.err
-	p.cmd.SysProcAttr = dieWithUs()
+	p.cmd.SysProcAttr = DieWithUs()
 	// Pipes of grandchildren must not keep Wait waiting.
 	p.cmd.WaitDelay = 5 * time.Second
 	require.NoError(t, p.cmd.Start())
@@ -248,7 +248,7 @@ func Run(t testing.TB, dir string, env []string, stdin string, args ...string) R
 	cmd := exec.CommandContext(ctx, Binary(t), args...) //nolint:gosec // our program
 	cmd.Dir, cmd.Env = dir, append(cleanEnv(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	cmd.SysProcAttr = dieWithUs()
+	cmd.SysProcAttr = DieWithUs()
 	cmd.WaitDelay = 5 * time.Second
 	begin := time.Now()
 	err := cmd.Run()

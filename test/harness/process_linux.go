@@ -2,5 +2,5 @@ package harness
 
 import "syscall"
 
-// dieWithUs has the kernel kill the process when we end, however we do.
-func dieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// DieWithUs has the kernel kill the process when we end, however we do.
+func DieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }

@@ -4,4 +4,5 @@ package harness
 
 import "syscall"
 
-func dieWithUs() *syscall.SysProcAttr { return nil }
+// DieWithUs does nothing where the kernel cannot.
+func DieWithUs() *syscall.SysProcAttr { return nil }

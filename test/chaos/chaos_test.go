@@ -1,0 +1,178 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/harness"
+)
+
+var (
+	seconds = flag.Int("chaos.seconds", 0, "how long things are broken; 0 leaves TestChaos out")
+	seed    = flag.Uint64("chaos.seed", 1, "what decides the plan")
+	rate    = flag.Int("chaos.rate", 80, "tasks a second")
+	logs    = flag.String("chaos.dir", "", "where logs, plan and summary go; empty: dist/chaos/seed-SEED of the repository")
+	only    = flag.Bool("chaos.plan", false, "print the plan and leave")
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// budget is how long a run may take beside the chaos itself.
+const budget = 3 * time.Minute
+
+func TestChaos(t *testing.T) {
+	if *seconds == 0 {
+		t.Skip("run it by: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
+	}
+	length := time.Duration(*seconds) * time.Second
+	plan := Plan(*seed, length, deviceIDs())
+	fmt.Printf("plan of seed %d for %d s:\n", *seed, *seconds)
+	for _, f := range plan {
+		fmt.Println(f)
+	}
+	if *only {
+		return
+	}
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, length+budget)
+	defer cancel()
+	dir := runDir(t, plan)
+	began := time.Now()
+	w, err := build(ctx, t, dir)
+	if w != nil {
+		defer w.close()
+	}
+	require.NoError(t, err)
+	defer watchdog(w, length+budget)()
+	hooks, err := newReceiver(*seed)
+	require.NoError(t, err)
+	defer hooks.close()
+	l, err := newLoad(w, *seed, *rate, hooks.url)
+	require.NoError(t, err)
+	defer l.close()
+
+	before := w.warmUp(ctx, t, l)
+	h := &History{}
+	w.say("chaos for %s", length)
+	w.begin = time.Now()
+	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(length))
+	defer cancelLoad()
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		l.run(over)
+	}()
+	w.unleash(ctx, plan, length)
+	<-loaded
+	hooks.heal()
+	l.into(h)
+	healed := time.Now()
+	w.say("all is healed; draining")
+	if err := w.settle(ctx, h); err != nil {
+		h.Undrained = err.Error()
+		w.say("not drained: %v", err)
+	}
+	drained := time.Since(healed)
+	w.say("drained after %.1f s; checking", drained.Seconds())
+	found := w.judge(ctx, t, h, hooks, before)
+	s := summarize(h, plan, l, w)
+	s.Seed, s.Seconds, s.Drain, s.Took = *seed, length.Seconds(), drained.Seconds(), time.Since(began).Seconds()
+	s.Violations, s.Passed = found, len(found) == 0
+	require.NoError(t, s.write())
+	fmt.Print(s)
+	if len(found) > 0 {
+		text := w.explain(found)
+		_ = os.WriteFile(filepath.Join(dir, "violations.txt"), []byte(text), 0o644) // it is printed, too
+		t.Fatalf("seed %d: %d violations; what is known of them is in %s:\n%s", *seed, len(found), dir, text)
+	}
+}
+
+// watchdog ends all when the test hangs, and says where.
+func watchdog(w *world, limit time.Duration) (stop func()) {
+	timer := time.AfterFunc(limit+30*time.Second, func() {
+		fmt.Println("the test hangs; its goroutines:")
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stdout, 1) // for people
+		w.killAll()
+		os.Exit(2)
+	})
+	return func() { timer.Stop() }
+}
+
+// runDir is an empty directory with the plan in it.
+func runDir(t *testing.T, plan []Fault) string {
+	t.Helper()
+	dir := *logs
+	if dir == "" {
+		dir = filepath.Join("..", "..", "dist", "chaos", fmt.Sprintf("seed-%d", *seed))
+	}
+	dir, err := filepath.Abs(dir)
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(dir))
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	b, err := json.MarshalIndent(plan, "", "  ")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "plan.json"), b, 0o644))
+	return dir
+}
+
+// warmUp sends tasks through all processes, so that what they keep open is open,
+// and returns their figures when they are idle again.
+func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2]int {
+	t.Helper()
+	short, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	l.run(short)
+	h := &History{}
+	l.into(h)
+	ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	require.NoError(t, w.drain(ctx, accepted(h)), "before anything was broken")
+	before, err := w.idle(ctx, nil)
+	require.NoError(t, err)
+	return before
+}
+
+func accepted(h *History) (keys []task.Key) {
+	seen := map[task.Key]bool{}
+	for _, s := range h.Submits {
+		if s.Outcome == Accepted && !seen[s.Key] {
+			seen[s.Key] = true
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
+
+// settle waits until nothing is left to do.
+func (w *world) settle(ctx context.Context, h *History) error {
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	return w.drain(ctx, accepted(h))
+}
+
+// judge reads all that is known, ends the processes, and checks.
+func (w *world) judge(ctx context.Context, t *testing.T, h *History, hooks *receiver, before map[string][2]int) []Violation {
+	t.Helper()
+	after, err := w.idle(ctx, before)
+	require.NoError(t, err)
+	h.Left = append(h.Left, w.credits(ctx)...)
+	h.Left = append(h.Left, w.sessions(ctx, 6*2*len(Stages))...)
+	w.end(ctx, h, before, after)
+	require.NoError(t, w.collect(ctx, h))
+	h.Commands = w.commands(ctx)
+	h.Deliveries = hooks.deliveries()
+	return Check(h)
+}

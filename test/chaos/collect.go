@@ -1,0 +1,440 @@
+package chaos
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/harness"
+)
+
+// drain waits until all that was accepted has ended and all that was written is
+// recorded, delivered and committed: nothing is left to do.
+func (w *world) drain(ctx context.Context, accepted []task.Key) error {
+	calm := 0
+	var last string
+	err := poll(ctx, 250*time.Millisecond, func() error {
+		err := w.drained(ctx, accepted)
+		if err == nil {
+			if calm++; calm < 4 { // what comes late, comes soon
+				return errors.New("it has just become quiet")
+			}
+			return nil
+		}
+		calm, last = 0, err.Error()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("after everything was healed: %s", last)
+	}
+	return nil
+}
+
+func (w *world) drained(ctx context.Context, accepted []task.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var open, due int
+	if err := w.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM tasks WHERE state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
+		(SELECT count(*) FROM callbacks WHERE state = 'DUE')`).Scan(&open, &due); err != nil {
+		return fmt.Errorf("asking Postgres: %w", err)
+	}
+	if open > 0 {
+		return fmt.Errorf("%d tasks have not ended", open)
+	}
+	tenants, ids := make([]string, len(accepted)), make([]string, len(accepted))
+	for i, k := range accepted {
+		tenants[i], ids[i] = k.Tenant, k.ID
+	}
+	var missing int
+	if err := w.pool.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[], $2::text[]) AS a (tenant, id)
+		WHERE NOT EXISTS (SELECT 1 FROM results r WHERE r.tenant = a.tenant AND r.task_id = a.id)`, tenants, ids).Scan(&missing); err != nil {
+		return fmt.Errorf("asking Postgres: %w", err)
+	}
+	if missing > 0 {
+		return fmt.Errorf("%d of %d accepted tasks have no result", missing, len(accepted))
+	}
+	if due > 0 {
+		return fmt.Errorf("%d callbacks are due", due)
+	}
+	return w.caughtUp(ctx)
+}
+
+// caughtUp says which stage still has something to read.
+func (w *world) caughtUp(ctx context.Context) error {
+	adm := kadm.NewClient(w.client)
+	ends, err := adm.ListEndOffsets(ctx, topicBase+stream.Events, topicBase+stream.Results)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the ends of topics: %w", err)
+	}
+	rows, err := w.pool.Query(ctx, "SELECT topic, partition, next_offset FROM stream_offsets")
+	if err != nil {
+		return fmt.Errorf("asking Postgres: %w", err)
+	}
+	defer rows.Close()
+	next := map[string]int64{}
+	for rows.Next() {
+		var topic string
+		var p int32
+		var n int64
+		if err := rows.Scan(&topic, &p, &n); err != nil {
+			return fmt.Errorf("asking Postgres: %w", err)
+		}
+		next[fmt.Sprint(topicBase+topic, p)] = n
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("asking Postgres: %w", err)
+	}
+	behind := ""
+	ends.Each(func(o kadm.ListedOffset) {
+		if n := next[fmt.Sprint(o.Topic, o.Partition)]; n < o.Offset && o.Offset > 0 {
+			behind = fmt.Sprintf("the recorder is at %d of %d in %s/%d", n, o.Offset, o.Topic, o.Partition)
+		}
+	})
+	if behind != "" {
+		return errors.New(behind)
+	}
+	lags, err := adm.Lag(ctx)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the groups' lag: %w", err)
+	}
+	for _, l := range lags.Sorted() {
+		if err := l.Error(); err != nil {
+			return fmt.Errorf("asking Kafka for the lag of %s: %w", l.Group, err)
+		}
+		if n := l.Lag.Total(); n > 0 && !strings.HasSuffix(l.Group, "audit") { // its offsets are in Postgres
+			return fmt.Errorf("the group %s is %d records behind", l.Group, n)
+		}
+	}
+	return nil
+}
+
+// collect reads what services say into the history.
+func (w *world) collect(ctx context.Context, h *History) error {
+	return errors.Join(w.collectSQL(ctx, h), w.collectKafka(ctx, h))
+}
+
+func (w *world) each(ctx context.Context, sql string, scan func(func(...any) error) error) error {
+	rows, err := w.pool.Query(ctx, sql)
+	if err != nil {
+		return fmt.Errorf("running %q: %w", sql, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows.Scan); err != nil {
+			return fmt.Errorf("running %q: %w", sql, err)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("running %q: %w", sql, err)
+	}
+	return nil
+}
+
+func (w *world) collectSQL(ctx context.Context, h *History) error {
+	return errors.Join(
+		w.each(ctx, "SELECT tenant, id, state FROM tasks", func(scan func(...any) error) error {
+			var r Row
+			err := scan(&r.Key.Tenant, &r.Key.ID, &r.State)
+			h.Tasks = append(h.Tasks, r)
+			return err
+		}),
+		w.each(ctx, "SELECT tenant, task_id, state, coalesce(output::text, '') FROM results", func(scan func(...any) error) error {
+			var r Row
+			var output string
+			err := scan(&r.Key.Tenant, &r.Key.ID, &r.State, &output)
+			r.Output = sha256.Sum256([]byte(output))
+			h.Results = append(h.Results, r)
+			return err
+		}),
+		w.each(ctx, "SELECT relation, tenant, id, op, coalesce(before, ''), coalesce(after, '') FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
+			var c Change
+			err := scan(&c.Table, &c.Key.Tenant, &c.Key.ID, &c.Op, &c.From, &c.To)
+			h.Changes = append(h.Changes, c)
+			return err
+		}),
+		w.each(ctx, "SELECT id, tenant, task_id, state FROM callbacks", func(scan func(...any) error) error {
+			var d Due
+			err := scan(&d.ID, &d.Key.Tenant, &d.Key.ID, &d.State)
+			h.Callbacks = append(h.Callbacks, d)
+			return err
+		}),
+		w.each(ctx, "SELECT src_partition, src_offset, src_index, action, tenant, coalesce(task_id, '') FROM audit_log WHERE src_topic = 'events'", func(scan func(...any) error) error {
+			var e Event
+			err := scan(&e.Partition, &e.Offset, &e.Index, &e.Action, &e.Key.Tenant, &e.Key.ID)
+			h.Rows = append(h.Rows, e)
+			return err
+		}))
+}
+
+func (w *world) collectKafka(ctx context.Context, h *History) error {
+	return errors.Join(
+		w.read(ctx, stream.Events, func(r *kgo.Record) error {
+			events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+			for i, e := range events {
+				h.Events = append(h.Events, Event{Place{r.Partition, r.Offset, i}, string(e.Action), task.Key{Tenant: e.Tenant, ID: e.TaskID}})
+			}
+			return err
+		}),
+		w.read(ctx, stream.Results, func(r *kgo.Record) error {
+			res, err := task.DecodeResult(r.Value, harness.Header(r, task.HeaderContentType))
+			if err != nil {
+				return err
+			}
+			h.Topic = append(h.Topic, Row{res.Key(), res.State, sha256.Sum256(res.Output)})
+			return nil
+		}),
+		w.read(ctx, stream.DLQ, func(r *kgo.Record) error {
+			partition, err := strconv.ParseInt(harness.Header(r, stream.HeaderDLQPartition), 10, 32)
+			offset, err2 := strconv.ParseInt(harness.Header(r, stream.HeaderDLQOffset), 10, 64)
+			h.Dead = append(h.Dead, Poison{harness.Header(r, stream.HeaderDLQTopic), int32(partition), offset}) //nolint:gosec // 32 bits
+			return errors.Join(err, err2)
+		}))
+}
+
+// read hands over everything that a topic holds now.
+func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) error) error {
+	name := topicBase + topic
+	ends, err := kadm.NewClient(w.client).ListEndOffsets(ctx, name)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the end of %s: %w", topic, err)
+	}
+	left := map[int32]int64{}
+	ends.Each(func(o kadm.ListedOffset) {
+		if o.Offset > 0 {
+			left[o.Partition] = o.Offset
+		}
+	})
+	c, err := kgo.NewClient(kgo.SeedBrokers(local(w.kafka.port)), kgo.ConsumeTopics(name), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxBytes(32<<20), kgo.BrokerMaxReadBytes(64<<20), kgo.FetchMaxPartitionBytes(16<<20))
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", topic, err)
+	}
+	defer c.Close()
+	for len(left) > 0 {
+		fetches := c.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return fmt.Errorf("reading %s: %d partitions are not read to their end: %w", topic, len(left), ctx.Err())
+		}
+		for _, r := range fetches.Records() {
+			if err := take(r); err != nil {
+				return fmt.Errorf("reading %s/%d@%d: %w", topic, r.Partition, r.Offset, err)
+			}
+			if r.Offset+1 >= left[r.Partition] {
+				delete(left, r.Partition)
+			}
+		}
+	}
+	return nil
+}
+
+// commands runs the checks that the program has of its own.
+func (w *world) commands(ctx context.Context) []Command {
+	var out []Command
+	for _, args := range [][]string{{"audit", "verify"}, {"ledger", "check"}} {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		run := func(args ...string) (int, string) {
+			cmd := exec.CommandContext(ctx, w.bin, append(args, "--config", filepath.Join(w.dir, "direct.yaml"))...) //nolint:gosec // our program
+			cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret)
+			b, _ := cmd.CombinedOutput() // the exit code tells
+			return cmd.ProcessState.ExitCode(), string(b)
+		}
+		if help := exec.CommandContext(ctx, w.bin, append(slices.Clone(args), "--help")...); true { //nolint:gosec // our program
+			if b, err := help.CombinedOutput(); err != nil || !strings.Contains(string(b), "batchyard "+strings.Join(args, " ")) {
+				w.say("left out: this program has no batchyard %s", strings.Join(args, " "))
+				cancel()
+				continue
+			}
+		}
+		code, output := run(args...)
+		cancel()
+		w.say("batchyard %s: exit code %d", strings.Join(args, " "), code)
+		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // for people
+		out = append(out, Command{strings.Join(args, " "), code, output[:min(len(output), 4000)]})
+	}
+	return out
+}
+
+// idle are the figures of all processes. With before, it waits until they are
+// near those, which a leak never is.
+func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string][2]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	out := map[string][2]int{}
+	err := poll(ctx, 500*time.Millisecond, func() error {
+		now := map[string][2]int{}
+		var more error
+		for _, p := range w.all() {
+			f, err := p.figures(ctx)
+			if err != nil {
+				return err
+			}
+			now[p.name] = f
+			if b, ok := before[p.name]; ok && (f[0] > b[0]+Slack || f[1] > b[1]+Slack) {
+				more = fmt.Errorf("%s has %v goroutines and files, before it had %v", p.name, f, b)
+			}
+		}
+		out = now
+		return more
+	})
+	if len(out) == 2*len(Stages) {
+		return out, nil // the checker judges
+	}
+	return out, err
+}
+
+// credits waits for the end of the leases and says which credits are left.
+func (w *world) credits(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, leaseTTL+6*time.Second)
+	defer cancel()
+	credits := device.NewCredits(w.rdb, device.Config{LeaseTTL: leaseTTL}, "chaos:")
+	var left []string
+	_ = poll(ctx, 250*time.Millisecond, func() error {
+		left = nil
+		// Whoever takes credits first takes back what has run out.
+		if _, err := credits.AcquireFor(ctx, "chaos", nil, []device.Ask{{Pool: "none/each", N: 0}}); err != nil {
+			left = []string{"credits: " + err.Error()}
+			return err
+		}
+		for _, key := range []string{"used", "leases"} {
+			m, err := w.rdb.HGetAll(ctx, "chaos:{credits}:"+key).Result()
+			if err != nil {
+				left = append(left, "credits: "+err.Error())
+			}
+			for k, v := range m {
+				left = append(left, fmt.Sprintf("credits: %s of %s is %s", key, k, v))
+			}
+		}
+		if len(left) > 0 {
+			return errors.New(left[0])
+		}
+		return nil
+	})
+	return left
+}
+
+// sessions says which sessions of the program are in the middle of something, or
+// are more than its pools may have.
+func (w *world) sessions(ctx context.Context, most int) (left []string) {
+	n := 0
+	err := w.each(ctx, `SELECT pid, coalesce(state, ''), left(query, 200), extract(epoch FROM coalesce(now() - xact_start, '0'))::float8 FROM pg_stat_activity
+		WHERE datname = 'chaos' AND application_name <> 'chaos' AND backend_type = 'client backend'`, func(scan func(...any) error) error {
+		var pid int
+		var state, query string
+		var age float64
+		err := scan(&pid, &state, &query, &age)
+		n++
+		if age > 20 {
+			left = append(left, fmt.Sprintf("a session of Postgres (%d, %s) is in a transaction for %.0f s: %s", pid, state, age, query))
+		}
+		return err
+	})
+	if err != nil {
+		left = append(left, err.Error())
+	}
+	if n > most {
+		left = append(left, fmt.Sprintf("%d sessions of Postgres, of at most %d", n, most))
+	}
+	return left
+}
+
+// end stops all processes and says what they leave behind.
+func (w *world) end(ctx context.Context, h *History, before, after map[string][2]int) {
+	var wg sync.WaitGroup
+	all := w.all()
+	out := make([]Process, len(all))
+	for i, p := range all {
+		wg.Go(func() {
+			code, hung := p.end(syscall.SIGTERM, 30*time.Second)
+			p.hangs(hung)
+			b, a := before[p.name], after[p.name]
+			out[i] = Process{Name: p.name, Exit: code, Fell: p.fell, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
+		})
+	}
+	wg.Wait()
+	h.Processes = append(h.Processes, out...)
+	for _, p := range w.gone {
+		h.Processes = append(h.Processes, Process{Name: p.name, Fell: p.fell})
+	}
+	h.Left = append(h.Left, w.sessions(ctx, 0)...)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	groups, err := kadm.NewClient(w.client).DescribeGroups(ctx)
+	if err != nil {
+		h.Left = append(h.Left, "asking Kafka for its groups: "+err.Error())
+		return
+	}
+	for _, g := range groups.Sorted() {
+		if len(g.Members) > 0 {
+			h.Left = append(h.Left, fmt.Sprintf("the group %s has %d members after all have left", g.Group, len(g.Members)))
+		}
+	}
+}
+
+// way tells what Kafka and the audit log know of one task.
+func (w *world) way(ctx context.Context, key task.Key) string {
+	var b strings.Builder
+	for _, topic := range []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked, stream.Results, stream.DLQ} {
+		err := w.read(ctx, topic, func(r *kgo.Record) error {
+			if strings.Contains(string(r.Value), `"`+key.ID+`"`) && strings.Contains(string(r.Value), `"`+key.Tenant+`"`) {
+				fmt.Fprintf(&b, "  %s  %s/%d@%d  %s\n", r.Timestamp.UTC().Format("15:04:05.000"), topic, r.Partition, r.Offset, clip(string(r.Value), 600))
+			}
+			return nil
+		})
+		if err != nil {
+			fmt.Fprintf(&b, "  %v\n", err)
+		}
+	}
+	err := w.read(ctx, stream.Events, func(r *kgo.Record) error {
+		events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		for i, e := range events {
+			if e.Tenant == key.Tenant && e.TaskID == key.ID {
+				fmt.Fprintf(&b, "  %s  events/%d@%d[%d]  %s by %s from %s attempt %d device %s %s %s\n", e.Time.UTC().Format("15:04:05.000"), r.Partition, r.Offset, i,
+					e.Action, e.ActorID, e.SourceAddr, e.Attempt, e.Device, e.ErrorClass, clip(string(e.Detail), 300))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		fmt.Fprintf(&b, "  %v\n", err)
+	}
+	rows, err := w.pool.Query(ctx, `SELECT to_char(ingested_at AT TIME ZONE 'UTC', 'HH24:MI:SS.MS') || '  audit_log ' || src_topic || '/' || src_partition || '@' || src_offset || '[' || src_index || ']  ' || action
+		FROM audit_log WHERE tenant = $1 AND task_id = $2 UNION ALL
+		SELECT to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS.MS') || '  ' || relation || ' ' || op || ' ' || coalesce(before, '') || ' → ' || coalesce(after, '') FROM chaos_changes WHERE tenant = $1 AND id = $2 ORDER BY 1`, key.Tenant, key.ID)
+	if err != nil {
+		return b.String() + "  " + err.Error()
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s string
+		if rows.Scan(&s) == nil {
+			fmt.Fprintf(&b, "  %s\n", s)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		fmt.Fprintf(&b, "  %v\n", err)
+	}
+	return b.String()
+}
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "…"
+}

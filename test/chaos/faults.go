@@ -1,0 +1,251 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2/toxics"
+
+	"github.com/batchyard/batchyard/internal/fleet"
+)
+
+// unleash plays a plan. It returns when the time is over and all that the faults
+// broke is whole again.
+func (w *world) unleash(ctx context.Context, plan []Fault, length time.Duration) {
+	var wg sync.WaitGroup
+	over, cancel := context.WithDeadline(ctx, w.begin.Add(length))
+	defer cancel()
+	for _, f := range plan {
+		select {
+		case <-time.After(time.Until(w.begin.Add(f.At))):
+		case <-over.Done():
+		}
+		if over.Err() != nil {
+			break
+		}
+		w.say("%s", f.what())
+		wg.Go(func() {
+			// What is broken is always healed, also when the time is over.
+			if err := w.inflict(ctx, over, f); err != nil {
+				w.say("%s of %s: %v", f.Kind, f.Target, err)
+			}
+		})
+	}
+	<-over.Done()
+	wg.Wait()
+}
+
+// wait waits for the time of a fault, or until the chaos is over.
+func (f Fault) wait(over context.Context) {
+	select {
+	case <-time.After(f.For):
+	case <-over.Done():
+	}
+}
+
+func (w *world) inflict(ctx, over context.Context, f Fault) error {
+	switch f.Kind {
+	case Kill, Pause, Term, Third:
+		return w.disturb(over, f)
+	case RedisFlush:
+		return w.rdb.FlushAll(ctx).Err()
+	case RedisRestart:
+		return restart(ctx, over, f, w.redis, w.redis.kill)
+	case PostgresFast:
+		return restart(ctx, over, f, w.postgres, w.postgres.stop)
+	case PostgresCrash:
+		return restart(ctx, over, f, w.postgres, w.postgres.crash)
+	case KafkaKill:
+		return restart(ctx, over, f, w.kafka, w.kafka.kill)
+	case KafkaClean:
+		return restart(ctx, over, f, w.kafka, w.kafka.stop)
+	case PostgresReadOnly:
+		return w.readOnly(ctx, over, f)
+	case PostgresFull:
+		if !w.disk.mounted {
+			w.say("left out: %s", w.disk.why)
+			return nil
+		}
+		err := w.disk.fill()
+		f.wait(over)
+		if e := w.disk.empty(); e != nil {
+			return e
+		}
+		return err
+	case Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer:
+		return w.spoil(over, f)
+	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
+		return w.breakDevice(over, f)
+	}
+	return fmt.Errorf("nobody knows how to do %s", f.Kind)
+}
+
+// disturb does something to a process.
+func (w *world) disturb(over context.Context, f Fault) error {
+	if f.Kind == Third {
+		return w.third(over, f)
+	}
+	p := w.process(f.Target)
+	p.op.Lock()
+	defer p.op.Unlock()
+	switch f.Kind {
+	case Kill:
+		p.end(syscall.SIGKILL, 10*time.Second)
+	case Term:
+		code, hung := p.end(syscall.SIGTERM, 30*time.Second)
+		if p.hangs(hung); !hung && code != 0 {
+			w.say("%s ended with exit code %d on SIGTERM", p.name, code)
+		}
+	default:
+		p.signal(syscall.SIGSTOP)
+		f.wait(over)
+		p.signal(syscall.SIGCONT)
+		return nil
+	}
+	f.wait(over)
+	return p.start()
+}
+
+// hangs notes that the process did not end when it was told to.
+func (p *process) hangs(hung bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if hung && p.fell == "" {
+		p.fell = "it did not end within 30 s of SIGTERM"
+	}
+}
+
+// third has one more process of a stage come and go.
+func (w *world) third(over context.Context, f Fault) error {
+	stage, _, _ := strings.Cut(f.Target, "-")
+	p, err := w.newProcess(f.Target, stage, Lanes[int(f.At/time.Millisecond/100)%len(Lanes)])
+	if err != nil {
+		return err
+	}
+	if err := p.start(); err != nil {
+		return err
+	}
+	f.wait(over)
+	sig := syscall.SIGTERM
+	if f.With["end"] == "kill" {
+		sig = syscall.SIGKILL
+	}
+	_, hung := p.end(sig, 30*time.Second)
+	p.hangs(hung)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.processes, f.Target)
+	w.gone = append(w.gone, p)
+	return nil
+}
+
+func restart(ctx, over context.Context, f Fault, s *service, end func(context.Context) error) error {
+	err := end(ctx)
+	f.wait(over)
+	if e := s.start(ctx); e != nil {
+		return e
+	}
+	return err
+}
+
+// readOnly has Postgres take no write. Sessions that exist keep what they had, so
+// they are ended.
+func (w *world) readOnly(ctx, over context.Context, f Fault) error {
+	url := postgresURL(w.postgres.port, "postgres")
+	set := func(value string) error {
+		for _, sql := range []string{
+			"ALTER SYSTEM SET default_transaction_read_only = " + value, "SELECT pg_reload_conf()",
+			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'",
+		} {
+			if err := admin(ctx, url, sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	err := set("on")
+	f.wait(over)
+	if e := set("off"); e != nil {
+		return e
+	}
+	return err
+}
+
+// spoil puts toxics between a lane and a service.
+func (w *world) spoil(over context.Context, f Fault) error {
+	var one toxics.Toxic
+	directions := streams
+	switch f.Kind {
+	case Latency:
+		one = &toxics.LatencyToxic{Latency: f.number("latency"), Jitter: f.number("jitter")}
+	case Bandwidth:
+		one = &toxics.BandwidthToxic{Rate: f.number("rate")}
+	case Reset:
+		one = &toxics.ResetToxic{Timeout: f.number("timeout")}
+		directions = streams[:1]
+	case Slicer:
+		size := int(f.number("average_size"))
+		one = &toxics.SlicerToxic{AverageSize: size, SizeVariation: size / 2, Delay: int(f.number("delay"))}
+	default:
+		one = new(toxics.TimeoutToxic)
+		switch f.Kind {
+		case CutTo:
+			directions = streams[:1]
+		case CutFrom:
+			directions = streams[1:]
+		}
+	}
+	for _, d := range directions {
+		defer w.proxies.spoil(f.Target, d, one)()
+	}
+	f.wait(over)
+	return nil
+}
+
+// number is one of the figures of a fault.
+func (f Fault) number(name string) int64 {
+	n, _ := strconv.ParseInt(f.With[name], 10, 64) //nolint:errcheck // we wrote it
+	return n
+}
+
+func (w *world) breakDevice(over context.Context, f Fault) error {
+	d := w.fleet.Device(f.Target)
+	switch f.Kind {
+	case DeviceHang:
+		d.SetFault(fleet.Fault{Kind: fleet.Hang, Everything: true})
+	case DeviceFail:
+		d.SetFault(fleet.Fault{Kind: fleet.Fail})
+	case DeviceSlow:
+		d.SetFault(fleet.Fault{Kind: fleet.Slow, Factor: 20})
+	case DeviceGarbles:
+		d.SetFault(fleet.Fault{Kind: []fleet.FaultKind{fleet.Truncate, fleet.BadJSON, fleet.Reset, fleet.RateLimit}[int(f.At/time.Millisecond/100)%4], Share: 0.7})
+	default:
+		w.silent.Store(f.Target, true)
+		d.Stop()
+		f.wait(over)
+		w.silent.Delete(f.Target)
+		return d.Start()
+	}
+	f.wait(over)
+	d.ClearFault()
+	return nil
+}
+
+// used are the kinds of a plan, and how often each is in it.
+func used(plan []Fault) (names []Kind, count map[Kind]int) {
+	count = map[Kind]int{}
+	for _, f := range plan {
+		count[f.Kind]++
+	}
+	for k := range count {
+		names = append(names, k)
+	}
+	slices.Sort(names)
+	return names, count
+}

@@ -1,0 +1,340 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+const (
+	model     = "m"
+	noModel   = "nobody-has-it"
+	most      = 256             // requests of clients at once
+	patience  = 8 * time.Second // of a client
+	topicBase = "chaos."
+)
+
+// load is the clients: they hand over tasks at a steady rate, whatever happens.
+type load struct {
+	w      *world
+	http   *http.Client
+	kafka  *kgo.Client
+	hook   func(task.Key) string
+	rate   int // tasks a second
+	slots  chan struct{}
+	wg     sync.WaitGroup
+	prefix string
+
+	mu      sync.Mutex
+	r       *rand.Rand
+	n       int
+	submits []Submit
+	sent    []*task.Task // to be sent again, cancelled and asked for
+	cancels map[task.Key]bool
+	seen    []Seen
+	poisons []Poison
+	missed  int // not sent, because too many were under way
+}
+
+func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load, error) {
+	k, err := kgo.NewClient(kgo.SeedBrokers(local(w.kafka.lanes["b"])), kgo.ClientID("chaos-load"),
+		kgo.RecordDeliveryTimeout(patience), kgo.ProduceRequestTimeout(patience/2), kgo.RetryTimeout(patience),
+		kgo.ProducerLinger(0), kgo.AllowIdempotentProduceCancellation(), kgo.DialTimeout(3*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("making a Kafka client: %w", err)
+	}
+	return &load{
+		w: w, kafka: k, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{},
+		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
+		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // to be repeatable
+	}, nil
+}
+
+// run submits until ctx ends, and then waits for what is under way.
+func (l *load) run(ctx context.Context) {
+	const tick = 50 * time.Millisecond
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	due := 0.0
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			l.wg.Wait()
+			return
+		}
+		for due += float64(l.rate) * tick.Seconds(); due >= 1; {
+			due -= float64(l.step())
+		}
+	}
+}
+
+// spawn runs something beside unless too much is under way. The lock is held.
+func (l *load) spawn(f func()) {
+	select {
+	case l.slots <- struct{}{}:
+	default:
+		l.missed++
+		return
+	}
+	l.wg.Go(func() {
+		defer func() { <-l.slots }()
+		f()
+	})
+}
+
+// step hands over one request of a client and returns how many tasks were in it.
+func (l *load) step() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := l.r.IntN(1000)
+	api := l.r.IntN(len(Lanes))
+	switch {
+	case x < 40 && len(l.sent) > 0: // again, the same
+		t := l.sent[l.r.IntN(len(l.sent))]
+		if l.r.IntN(2) == 0 {
+			l.spawn(func() { l.produce(t) })
+		} else {
+			l.spawn(func() { l.post(api, []*task.Task{t}, false) })
+		}
+		return 1
+	case x < 50: // one that is wrong takes the others of its array with it
+		some := []*task.Task{l.make(), l.make()}
+		some[1].Model = ""
+		l.spawn(func() { l.post(api, some, true) })
+		return 1
+	case x < 60:
+		value := []byte(`{"model":"m","input":{`)
+		l.spawn(func() { l.poison(value) })
+		return 1
+	case x < 350: // by Kafka
+		t := l.make()
+		l.sent = append(l.sent, t)
+		l.spawn(func() { l.produce(t) })
+		l.after(t)
+		return 1
+	}
+	n := 1 + l.r.IntN(5)
+	some := make([]*task.Task, n)
+	for i := range some {
+		some[i] = l.make()
+		l.after(some[i])
+	}
+	l.sent = append(l.sent, some...)
+	l.spawn(func() { l.post(api, some, false) })
+	return n
+}
+
+// after has some tasks cancelled and asked for, a while after their submit.
+func (l *load) after(t *task.Task) {
+	x, wait, api := l.r.IntN(100), time.Duration(l.r.IntN(3000))*time.Millisecond, l.r.IntN(len(Lanes))
+	switch {
+	case x < 4:
+		l.spawn(func() {
+			<-time.After(wait)
+			l.cancel(api, t.Key())
+		})
+	case x < 14:
+		l.spawn(func() {
+			<-time.After(wait)
+			l.ask(api, t.Key())
+		})
+	}
+}
+
+// make draws a task. Ids are unique, but a tenth of them are those of another
+// tenant's task, too.
+func (l *load) make() *task.Task {
+	l.n++
+	tenants := []string{"alpha", "alpha", "beta", "gamma"}
+	t := &task.Task{
+		ID: fmt.Sprintf("%s%06d", l.prefix, l.n), Tenant: tenants[l.r.IntN(len(tenants))], Model: model, Endpoint: task.EndpointChat,
+		Priority: []task.Priority{task.High, task.Normal, task.Normal, task.Low}[l.r.IntN(4)],
+	}
+	if len(l.sent) > 0 && l.r.IntN(10) == 0 {
+		if other := l.sent[l.r.IntN(len(l.sent))]; other.Tenant != "delta" {
+			t.ID, t.Tenant = other.ID, "delta"
+		}
+		for _, s := range l.sent {
+			if s.Key() == t.Key() { // there is one already
+				t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
+				break
+			}
+		}
+	}
+	text, _ := json.Marshal("say " + t.Tenant + " " + t.ID) //nolint:errchkjson // a string
+	t.Input = task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, text))
+	if l.r.IntN(7) == 0 {
+		t.Endpoint, t.Input = task.EndpointEmbeddings, task.Input(fmt.Sprintf(`{"input":%s}`, text))
+	}
+	switch x := l.r.IntN(100); {
+	case x < 5:
+		t.Deadline = time.Now().Add(time.Duration(500+l.r.IntN(8000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
+	case x < 7:
+		t.Model, t.Deadline = noModel, time.Now().Add(time.Duration(2000+l.r.IntN(6000))*time.Millisecond).UTC().Truncate(time.Microsecond)
+	case x < 10:
+		t.NotBefore = time.Now().Add(time.Duration(l.r.IntN(4000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
+	case x < 14:
+		t.Needs = []string{"gpu"}
+	}
+	if l.r.IntN(2) == 0 {
+		t.Callback = &task.Callback{URL: l.hook(t.Key())}
+	}
+	return t
+}
+
+func (l *load) remember(tasks []*task.Task, outcome Outcome, via, said string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range tasks {
+		l.submits = append(l.submits, Submit{Key: t.Key(), Outcome: outcome, Via: via, At: time.Now(),
+			Callback: t.Callback != nil, Deadline: !t.Deadline.IsZero(), Said: said})
+	}
+}
+
+// post submits by HTTP. What was refused, and what nobody knows, is told apart by
+// the status: 503 says that the outcome is not known.
+func (l *load) post(api int, tasks []*task.Task, wrong bool) {
+	via := "http/api-" + Lanes[api]
+	status, body, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks)
+	switch {
+	case wrong && (err != nil || status >= 500):
+		l.remember(tasks, Refused, via, "no answer, but it is wrong")
+	case err != nil:
+		l.remember(tasks, Unknown, via, err.Error())
+	case status == http.StatusAccepted:
+		l.remember(tasks, Accepted, via, "")
+	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests:
+		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+	case status >= 500:
+		l.remember(tasks, Unknown, via, fmt.Sprintf("%d %s", status, body))
+	default:
+		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+		l.w.say("a good submit was answered with %d %s", status, body)
+	}
+	if (err != nil || status >= 500) && !wrong {
+		l.mu.Lock()
+		again, api := l.r.IntN(2) == 0, l.r.IntN(len(Lanes))
+		l.mu.Unlock()
+		if again { // what a client does that does not know
+			if status, _, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks); err == nil && status == http.StatusAccepted {
+				l.remember(tasks, Accepted, "http/api-"+Lanes[api], "")
+			} else {
+				l.remember(tasks, Unknown, "http/api-"+Lanes[api], "")
+			}
+		}
+	}
+}
+
+func (l *load) do(api int, method, path, tenant string, body any) (int, []byte, error) {
+	var raw []byte
+	if body != nil {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
+			return 0, nil, fmt.Errorf("encoding a request: %w", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, l.w.process("api-"+Lanes[api]).url()+path, bytes.NewReader(raw))
+	if err != nil {
+		return 0, nil, fmt.Errorf("making a request: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "chaos/1")
+	if tenant != "" {
+		req.Header.Set("X-Batchyard-Tenant", tenant)
+	}
+	resp, err := l.http.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }() // it is read to its end
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return 0, nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	return resp.StatusCode, b, nil
+}
+
+// produce submits by Kafka, as a client does that is not Batchyard's.
+func (l *load) produce(t *task.Task) {
+	b, err := json.Marshal(t)
+	if err != nil {
+		l.w.say("encoding a task: %v", err)
+		return
+	}
+	_, err = l.write(topicBase+stream.TasksTopic(t.Priority), t.ID, b)
+	if err != nil {
+		l.remember([]*task.Task{t}, Unknown, "kafka", err.Error())
+		return
+	}
+	l.remember([]*task.Task{t}, Accepted, "kafka", "")
+}
+
+func (l *load) write(topic, key string, value []byte) (*kgo.Record, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return l.kafka.ProduceSync(ctx, &kgo.Record{Topic: topic, Key: []byte(key), Value: value}).First()
+}
+
+func (l *load) poison(value []byte) {
+	r, err := l.write(topicBase+stream.TasksNormal, "", value)
+	if err != nil {
+		return // whether it is there, nobody promised
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.poisons = append(l.poisons, Poison{Topic: stream.TasksNormal, Partition: r.Partition, Offset: r.Offset})
+}
+
+func (l *load) cancel(api int, k task.Key) {
+	l.mu.Lock()
+	l.cancels[k] = true // whatever comes of it
+	l.mu.Unlock()
+	_, _, _ = l.do(api, http.MethodPost, "/v1/tasks/"+k.ID+"/cancel", k.Tenant, nil) // the history tells what came of it
+}
+
+func (l *load) ask(api int, k task.Key) {
+	status, body, err := l.do(api, http.MethodGet, "/v1/tasks/"+k.ID, k.Tenant, nil)
+	if err != nil || status != http.StatusOK {
+		return
+	}
+	var answer struct {
+		State task.State `json:"state"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		l.w.say("the status of %s is %s", k, body)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen = append(l.seen, Seen{k, answer.State})
+}
+
+// into writes down what the clients know.
+func (l *load) into(h *History) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.Submits = append(h.Submits, l.submits...)
+	for i := range h.Submits {
+		h.Submits[i].Cancel = l.cancels[h.Submits[i].Key]
+	}
+	h.Seen, h.Poisons = append(h.Seen, l.seen...), append(h.Poisons, l.poisons...)
+}
+
+func (l *load) close() {
+	l.kafka.Close()
+	l.http.CloseIdleConnections()
+}

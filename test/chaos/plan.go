@@ -1,0 +1,230 @@
+package chaos
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind is a way to break something.
+type Kind string
+
+// The kinds of faults.
+const (
+	Kill             Kind = "kill"              // SIGKILL, and started again
+	Pause            Kind = "pause"             // SIGSTOP for longer than the session, then SIGCONT
+	Term             Kind = "term"              // SIGTERM, and started again
+	Third            Kind = "third"             // a third process of a stage joins and leaves
+	RedisFlush       Kind = "redis-flush"       // FLUSHALL
+	RedisRestart     Kind = "redis-restart"     // killed; comes back empty
+	PostgresFast     Kind = "postgres-fast"     // fast shutdown
+	PostgresCrash    Kind = "postgres-crash"    // immediate shutdown
+	PostgresReadOnly Kind = "postgres-readonly" // no transaction may write
+	PostgresFull     Kind = "postgres-full"     // the disk of its data is full
+	KafkaKill        Kind = "kafka-kill"
+	KafkaClean       Kind = "kafka-clean"
+	Latency          Kind = "latency"
+	Bandwidth        Kind = "bandwidth"
+	Reset            Kind = "reset"     // connections are reset again and again
+	BlackHole        Kind = "blackhole" // nothing arrives, in both directions
+	CutTo            Kind = "cut-to"    // nothing arrives at the service
+	CutFrom          Kind = "cut-from"  // nothing arrives from the service
+	Slicer           Kind = "slicer"    // data comes in small pieces
+	DeviceHang       Kind = "device-hang"
+	DeviceRefuse     Kind = "device-refuse" // its port is closed and its heartbeats end
+	DeviceFail       Kind = "device-fail"   // answers 500
+	DeviceSlow       Kind = "device-slow"
+	DeviceGarbles    Kind = "device-garbles" // half an answer
+)
+
+// What every plan has before anything comes twice, and what comes more often.
+var (
+	kinds = []Kind{
+		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull,
+		KafkaKill, KafkaClean, Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer,
+		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles,
+	}
+	often = []Kind{Kill, Kill, Kill, Kill, Pause, Pause, Term, RedisFlush, Reset, BlackHole, CutTo, CutFrom, Latency}
+)
+
+// Stages are the stages, each to be two processes.
+var Stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
+
+// Lanes are the two ways to the services.
+var Lanes = []string{"a", "b"}
+
+// Fault is one thing that is broken and healed.
+type Fault struct {
+	At     time.Duration     `json:"at"`
+	For    time.Duration     `json:"for"`
+	Kind   Kind              `json:"kind"`
+	Target string            `json:"target"` // a process, a service, service/lane or a device
+	With   map[string]string `json:"with,omitempty"`
+}
+
+func (f Fault) String() string { return fmt.Sprintf("%6.1fs  %s", f.At.Seconds(), f.what()) }
+
+func (f Fault) what() string {
+	s := fmt.Sprintf("%-17s %-12s %4.1fs", f.Kind, f.Target, f.For.Seconds())
+	for _, k := range slices.Sorted(mapKeys(f.With)) {
+		s += " " + k + "=" + f.With[k]
+	}
+	return s
+}
+
+func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
+	return func(yield func(K) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// services is what is behind proxies.
+var services = []string{"kafka", "redis", "postgres"}
+
+// Plan draws the faults of a run. The same arguments give the same plan. Two
+// faults of one thing never overlap; all else may.
+func Plan(seed uint64, length time.Duration, devices []string) []Fault {
+	r := rand.New(rand.NewPCG(seed, 0x6368616f73)) //nolint:gosec // to be repeatable is the point
+	var deck []Kind
+	shuffled := func(k []Kind) []Kind {
+		k = slices.Clone(k)
+		r.Shuffle(len(k), func(i, j int) { k[i], k[j] = k[j], k[i] })
+		return k
+	}
+	busy := map[string]time.Duration{} // what is broken, until when
+	var plan []Fault
+	// All that there is within the first 60 s; more often when there is less time.
+	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(kinds)))
+	first := true
+	for at := time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
+		if len(deck) == 0 {
+			deck = shuffled(kinds)
+			if !first {
+				deck = shuffled(append(deck, often...))
+			} else {
+				deck = append(deck, shuffled(often)...)
+			}
+			first = false
+		}
+		// The first of the deck that has something to break that is whole.
+		for i, k := range deck {
+			f := draw(r, k, at, devices)
+			targets := shuffledStrings(r, targetsOf(k, devices))
+			j := slices.IndexFunc(targets, func(t string) bool { return busy[resource(t)] <= at })
+			if j < 0 {
+				continue
+			}
+			f.Target = targets[j]
+			f.For = max(0, min(f.For, length-at))
+			// Coming back takes time, too.
+			busy[resource(f.Target)] = at + f.For + recovery(k)
+			plan = append(plan, f)
+			deck = slices.Delete(deck, i, i+1)
+			break
+		}
+	}
+	return plan
+}
+
+func shuffledStrings(r *rand.Rand, s []string) []string {
+	s = slices.Clone(s)
+	r.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+	return s
+}
+
+// resource is what two faults must not break at the same time: a service is one
+// thing, each of its lanes another.
+func resource(target string) string { return target }
+
+func recovery(k Kind) time.Duration {
+	switch k {
+	case KafkaKill, KafkaClean:
+		return 12 * time.Second
+	case PostgresFast, PostgresCrash, PostgresFull, PostgresReadOnly:
+		return 3 * time.Second
+	case Kill, Term, Third:
+		return 3 * time.Second
+	}
+	return time.Second
+}
+
+func targetsOf(k Kind, devices []string) []string {
+	var out []string
+	switch k {
+	case Kill, Pause, Term:
+		for _, s := range Stages {
+			for _, l := range Lanes {
+				out = append(out, s+"-"+l)
+			}
+		}
+	case Third:
+		for _, s := range Stages {
+			out = append(out, s+"-c")
+		}
+	case Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer:
+		for _, s := range services {
+			for _, l := range Lanes {
+				out = append(out, s+"/"+l)
+			}
+		}
+	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
+		return devices
+	default:
+		service, _, _ := strings.Cut(string(k), "-")
+		return []string{service}
+	}
+	return out
+}
+
+// draw chooses how long, and how.
+func draw(r *rand.Rand, k Kind, at time.Duration, _ []string) Fault {
+	between := func(least, most time.Duration) time.Duration {
+		return least + time.Duration(r.Int64N(int64(most-least))).Truncate(100*time.Millisecond)
+	}
+	f := Fault{At: at.Truncate(100 * time.Millisecond), Kind: k, With: map[string]string{}}
+	number := func(key string, least, most int) { f.With[key] = fmt.Sprint(least + r.IntN(most-least)) }
+	switch k {
+	case Kill, Term:
+		f.For = between(0, 3*time.Second)
+	case Pause:
+		f.For = between(SessionTimeout+time.Second, SessionTimeout+5*time.Second)
+	case Third:
+		f.For = between(2*time.Second, 6*time.Second)
+		f.With["end"] = []string{"term", "kill"}[r.IntN(2)]
+	case RedisFlush:
+	case RedisRestart, PostgresFast, PostgresCrash:
+		f.For = between(0, 4*time.Second)
+	case PostgresReadOnly, PostgresFull:
+		f.For = between(3*time.Second, 7*time.Second)
+	case KafkaKill, KafkaClean:
+		f.For = between(0, 2*time.Second)
+	case Latency:
+		f.For = between(3*time.Second, 8*time.Second)
+		number("latency", 20, 400)
+		number("jitter", 1, 200)
+	case Bandwidth:
+		f.For = between(3*time.Second, 6*time.Second)
+		number("rate", 20, 200) // KB/s
+	case Reset:
+		f.For = between(500*time.Millisecond, 3*time.Second)
+		number("timeout", 0, 300)
+	case BlackHole, CutTo, CutFrom:
+		f.For = between(time.Second, 8*time.Second)
+	case Slicer:
+		f.For = between(3*time.Second, 6*time.Second)
+		number("average_size", 64, 512)
+		number("delay", 20, 300) // µs
+	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
+		f.For = between(2*time.Second, 8*time.Second)
+	}
+	if len(f.With) == 0 {
+		f.With = nil
+	}
+	return f
+}

@@ -1,0 +1,149 @@
+package chaos
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/Shopify/toxiproxy/v2/toxics"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
+
+// proxies stand between processes and services: one for each service and lane.
+// Toxiproxy cannot add a toxic to a connection whose reader has gone or stands
+// still: it waits for it, under a lock that new connections want. So each
+// direction has one toxic of ours from the beginning, Valve, which runs the one of
+// toxiproxy's that is wanted now.
+type proxies struct {
+	all    map[string]*toxiproxy.Proxy // by service/lane
+	valves map[string]*valve           // by service/lane/stream
+}
+
+// The two directions, as toxiproxy calls them.
+var streams = []string{"upstream", "downstream"}
+
+func newProxies() *proxies {
+	toxics.Register("valve", new(Valve))
+	return &proxies{all: map[string]*toxiproxy.Proxy{}, valves: map[string]*valve{}}
+}
+
+// add starts a proxy. With hard, connections that it closes are reset.
+func (p *proxies) add(name, listen, upstream string, hard bool) error {
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
+	proxy := toxiproxy.NewProxy(server, name, listen, upstream)
+	for _, stream := range streams {
+		v := &valve{changed: make(chan struct{})}
+		v.toxic = new(toxics.NoopToxic)
+		p.valves[name+"/"+stream] = v
+		valves.Store(listen+"/"+stream, v)
+		if err := addToxic(proxy, "valve", stream, 1, map[string]any{"name": listen + "/" + stream}); err != nil {
+			return err
+		}
+	}
+	if hard {
+		// It hits none, but has toxiproxy close without lingering.
+		if err := addToxic(proxy, "reset_peer", streams[0], 0, nil); err != nil {
+			return err
+		}
+	}
+	if err := proxy.Start(); err != nil {
+		return fmt.Errorf("starting the proxy of %s: %w", name, err)
+	}
+	p.all[name] = proxy
+	return nil
+}
+
+func addToxic(proxy *toxiproxy.Proxy, kind, stream string, toxicity float32, attributes map[string]any) error {
+	b, err := json.Marshal(map[string]any{"type": kind, "stream": stream, "toxicity": toxicity, "attributes": attributes})
+	if err != nil {
+		return fmt.Errorf("encoding a toxic: %w", err)
+	}
+	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(string(b))); err != nil {
+		return fmt.Errorf("adding a toxic to %s: %w", proxy.Name, err)
+	}
+	return nil
+}
+
+// spoil has a direction of a proxy go through another toxic, until it is healed.
+func (p *proxies) spoil(name, stream string, t toxics.Toxic) (heal func()) {
+	v := p.valves[name+"/"+stream]
+	v.set(t)
+	return func() { v.set(new(toxics.NoopToxic)) }
+}
+
+func (p *proxies) close() {
+	for _, proxy := range p.all {
+		proxy.Stop()
+	}
+}
+
+// valves is the one way by which a Valve, which toxiproxy makes, finds its valve.
+var valves sync.Map
+
+// valve holds what one direction of a proxy goes through.
+type valve struct {
+	mu      sync.Mutex
+	toxic   toxics.Toxic
+	changed chan struct{} // closed when there is another
+}
+
+func (v *valve) set(t toxics.Toxic) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.toxic = t
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+func (v *valve) get() (toxics.Toxic, <-chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.toxic, v.changed
+}
+
+// Valve is the toxic that every connection has. Each connection changes to another
+// toxic by itself, when it can; so none waits for another.
+type Valve struct {
+	Name string `json:"name"`
+}
+
+// Pipe is for toxiproxy.
+func (t *Valve) Pipe(stub *toxics.ToxicStub) {
+	found, ok := valves.Load(t.Name)
+	v, is := found.(*valve)
+	if !ok || !is {
+		stub.Close()
+		return
+	}
+	for {
+		toxic, changed := v.get()
+		inner := toxics.NewToxicStub(stub.Input, stub.Output)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			toxic.Pipe(inner)
+		}()
+		select {
+		case <-done:
+		case <-changed:
+			select {
+			case inner.Interrupt <- struct{}{}:
+				<-done
+			case <-done:
+			}
+			// What a black hole swallowed never comes: the connection is of no use.
+			if c, swallows := toxic.(toxics.CleanupToxic); swallows && !inner.Closed() {
+				c.Cleanup(inner)
+			}
+		}
+		if inner.Closed() {
+			for c := range stub.Input { // whoever writes to us must not hang
+				_ = c
+			}
+			return
+		}
+	}
+}

@@ -1,0 +1,136 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Summary is what a run came to, as summary.json has it.
+type Summary struct {
+	Seed       uint64          `json:"seed"`
+	Seconds    float64         `json:"seconds"`
+	Took       float64         `json:"took_seconds"`
+	Passed     bool            `json:"passed"`
+	Drain      float64         `json:"drain_seconds"`
+	Faults     map[Kind]int    `json:"faults"`
+	Submits    map[Outcome]int `json:"submits"`
+	Tasks      map[Outcome]int `json:"tasks"` // by the best that any client knows of them
+	Traced     int             `json:"unknown_that_ran"`
+	States     map[string]int  `json:"states"`
+	Duplicates int             `json:"results_twice_on_the_topic"`
+	Callbacks  int             `json:"callbacks"`
+	Deliveries int             `json:"deliveries"`
+	Events     int             `json:"events"`
+	Cancels    int             `json:"cancels"`
+	Poisons    int             `json:"records_that_are_no_task"`
+	Missed     int             `json:"not_sent"`
+	Starts     int             `json:"starts"`
+	Refused    int             `json:"starts_that_did_not_become_ready"`
+	Drains     int             `json:"-"`
+	Violations []Violation     `json:"violations"`
+	Dir        string          `json:"logs"`
+}
+
+func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
+	_, count := used(plan)
+	s := &Summary{Faults: count, Submits: map[Outcome]int{}, Tasks: map[Outcome]int{}, States: map[string]int{}, Dir: w.dir,
+		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
+		Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+	best := map[task.Key]Outcome{}
+	for _, x := range h.Submits {
+		s.Submits[x.Outcome]++
+		if b := best[x.Key]; b == "" || x.Outcome == Accepted || b == Refused {
+			best[x.Key] = x.Outcome
+		}
+	}
+	for _, o := range best {
+		s.Tasks[o]++
+	}
+	for _, t := range h.Tasks {
+		s.States[string(t.State)]++
+		if best[t.Key] == Unknown {
+			s.Traced++
+		}
+	}
+	for _, p := range append(w.all(), w.gone...) {
+		s.Starts += p.starts
+		s.Refused += p.refused
+	}
+	return s
+}
+
+func (s *Summary) String() string {
+	var b strings.Builder
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-22s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(&b, "\nseed %d, %.0f s of chaos, %.0f s in all, drained in %.1f s\n", s.Seed, s.Seconds, s.Took, s.Drain)
+	var faults []string
+	n := 0
+	for _, k := range slices.Sorted(mapKeys(s.Faults)) {
+		n += s.Faults[k]
+		faults = append(faults, fmt.Sprintf("%s %d", k, s.Faults[k]))
+	}
+	row("faults", "%d: %s", n, strings.Join(faults, ", "))
+	row("submits", "%d accepted, %d refused, %d unknown; not sent %d", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
+	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[Accepted], s.Tasks[Refused], s.Tasks[Unknown], s.Traced)
+	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels asked", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)
+	row("results", "%d more on the topic than tasks", s.Duplicates)
+	row("callbacks", "%d, in %d deliveries", s.Callbacks, s.Deliveries)
+	row("audit log", "%d events", s.Events)
+	row("dead letters", "of %d records that are no task", s.Poisons)
+	row("processes", "%d starts, %d did not become ready", s.Starts, s.Refused)
+	row("logs", "%s", s.Dir)
+	if len(s.Violations) == 0 {
+		fmt.Fprintf(&b, "  every promise was kept\n")
+		return b.String()
+	}
+	kinds := map[string]int{}
+	for _, v := range s.Violations {
+		kinds[v.Kind]++
+	}
+	fmt.Fprintf(&b, "  %d VIOLATIONS\n", len(s.Violations))
+	for _, k := range slices.Sorted(mapKeys(kinds)) {
+		row("  "+k, "%d", kinds[k])
+	}
+	return b.String()
+}
+
+func (s *Summary) write() error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the summary: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Dir, "summary.json"), append(b, '\n'), 0o644); err != nil {
+		return fmt.Errorf("writing the summary: %w", err)
+	}
+	return nil
+}
+
+// explain prints violations, and the whole way of the first tasks that have one.
+func (w *world) explain(found []Violation) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var b strings.Builder
+	told := map[task.Key]bool{}
+	byKind := map[string]int{}
+	for _, v := range found {
+		if byKind[v.Kind]++; byKind[v.Kind] > 5 {
+			continue
+		}
+		fmt.Fprintf(&b, "%s\n", v)
+		if v.Key.ID != "" && !told[v.Key] && len(told) < 8 {
+			told[v.Key] = true
+			b.WriteString(w.way(ctx, v.Key))
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,387 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/harness"
+)
+
+// SessionTimeout is how long a process may stand still before its partitions go
+// to others.
+const SessionTimeout = 4 * time.Second
+
+const leaseTTL = 4 * time.Second
+
+// world is all that runs.
+type world struct {
+	dir   string // logs, plan and summary: they stay
+	begin time.Time
+	bin   string
+
+	kafka, redis, postgres *service
+	disk                   *disk
+	proxies                *proxies
+	fleet                  *fleet.Fleet
+	silent                 sync.Map // device id → true: it sends no heartbeats
+	ports                  ports
+
+	mu        sync.Mutex
+	processes map[string]*process
+	gone      []*process // third ones, which have left
+
+	pool   *pgxpool.Pool // past the proxies
+	rdb    redis.UniversalClient
+	client *kgo.Client
+	closes []func()
+	logMu  sync.Mutex
+	log    *os.File
+}
+
+// say writes a line with the time since the chaos began.
+func (w *world) say(format string, args ...any) {
+	w.logMu.Lock()
+	defer w.logMu.Unlock()
+	line := fmt.Sprintf("%6.1fs  %s\n", time.Since(w.begin).Seconds(), fmt.Sprintf(format, args...))
+	_, _ = os.Stdout.WriteString(line) // for people
+	_, _ = w.log.WriteString(line)     // for people
+}
+
+func (w *world) process(name string) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.processes[name]
+}
+
+func (w *world) all() []*process {
+	var out []*process
+	for _, s := range Stages {
+		for _, l := range Lanes {
+			out = append(out, w.process(s+"-"+l))
+		}
+	}
+	return out
+}
+
+// settings that are quick, so that what is given up is given up within a run.
+func settings() map[string]any {
+	var retries []string
+	for _, d := range []string{"200ms", "500ms"} {
+		retries = append(retries, d)
+	}
+	for range 90 {
+		retries = append(retries, "1s")
+	}
+	return map[string]any{
+		"log.level": "info", "kafka.partitions": 4, "kafka.replication": 1, "kafka.topic_prefix": topicBase,
+		"kafka.session_timeout": SessionTimeout.String(), "kafka.heartbeat_interval": "300ms", "kafka.rebalance_timeout": "4s",
+		"kafka.commit_interval": "100ms", "kafka.fetch_wait": "250ms", "kafka.dial_timeout": "3s", "kafka.request_timeout": "4s",
+		"kafka.internal_retention": "1h", "redis.timeout": "1s", "redis.prefix": "chaos:", "postgres.timeout": "3s", "postgres.max_conns": 6,
+		"devices.lease_ttl": leaseTTL.String(), "devices.timeout": "4s", "router.refresh": "250ms", "router.park_for": "1s", "router.claim_ttl": "1m",
+		"workers.timeout": "6s", "workers.backoff_min": "20ms", "workers.backoff_max": "1s", "workers.breaker_open": "500ms", "workers.breaker_open_max": "2s",
+		"workers.report_interval": "200ms", "workers.rebalance_every": "1s", "workers.drain_timeout": "5s",
+		"callbacks.allow_private": true, "callbacks.secret_env": harness.SecretEnv, "callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": retries,
+		"audit.safety_check": "5s", "audit.write_timeout": "10s", "api.submit_timeout": "6s", "drain_timeout": "15s",
+		"api.listen": "127.0.0.1:0", "ops.listen": "127.0.0.1:0",
+	}
+}
+
+// specs are the devices: more than enough for the load, so that what waits soon ends.
+func specs() []fleet.Spec {
+	var out []fleet.Spec
+	for i, ms := range []int{10, 15, 20, 30, 40, 60} {
+		s := fleet.Spec{ID: fmt.Sprintf("device-%d", i+1), Models: []string{model}, Slots: 4, ServiceTime: time.Duration(ms) * time.Millisecond,
+			EmbedTime: 5 * time.Millisecond, MergedItem: time.Millisecond, Distribution: fleet.Exponential, Seed: uint64(i)} //nolint:gosec // small
+		if i%2 == 0 {
+			s.Tags = []string{"gpu"}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func deviceIDs() (ids []string) {
+	for _, s := range specs() {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
+
+// build starts everything, at once where that is possible.
+func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) {
+	w := &world{dir: dir, begin: time.Now(), processes: map[string]*process{}, proxies: newProxies(), ports: ports{next: 20000 + os.Getpid()%8000}}
+	if w.log, err = os.Create(filepath.Join(dir, "run.log")); err != nil {
+		return nil, fmt.Errorf("making the log: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if err := w.prepare(); err != nil {
+		return w, err
+	}
+	w.say("starting Kafka, Redis and Postgres in %s", filepath.Dir(w.kafka.dir))
+	bin := make(chan string, 1)
+	go func() {
+		defer close(bin)
+		bin <- harness.Binary(t) // built beside
+	}()
+	up := make(chan error, 3)
+	for _, s := range []*service{w.kafka, w.redis, w.postgres} {
+		go func() { up <- s.start(ctx) }()
+	}
+	for range 3 {
+		err = errors.Join(err, <-up)
+	}
+	var ok bool
+	if w.bin, ok = <-bin; err != nil || !ok {
+		return w, errors.Join(err, ctx.Err())
+	}
+	if err := w.connect(ctx); err != nil {
+		return w, err
+	}
+	in := &harness.Installation{Settings: settings()}
+	for _, lane := range append([]string{"direct"}, Lanes...) {
+		in.WriteConfig(t, filepath.Join(dir, lane+".yaml"), w.addresses(lane))
+	}
+	w.say("starting 12 processes and %d devices", len(specs()))
+	if err := w.startFleet(ctx); err != nil {
+		return w, err
+	}
+	return w, w.startProcesses(ctx)
+}
+
+// prepare chooses directories and ports.
+func (w *world) prepare() error {
+	data, err := os.MkdirTemp("", "batchyard-chaos-*")
+	if err != nil {
+		return fmt.Errorf("making a directory for the services: %w", err)
+	}
+	if err := w.reap(data); err != nil {
+		return err
+	}
+	if err := os.Chmod(data, 0o755); err != nil { // Postgres runs as another user
+		return fmt.Errorf("opening the directory of the services: %w", err)
+	}
+	if w.disk, err = newDisk(filepath.Join(data, "disk")); err != nil {
+		return err
+	}
+	p, err := w.ports.take(11)
+	if err != nil {
+		return err
+	}
+	at := func(name string, port, a, b int) *service {
+		return &service{name: name, dir: filepath.Join(data, name), port: port, lanes: map[string]int{"a": a, "b": b}}
+	}
+	// Kafka tells clients where it is, so each of its lanes is a listener of its own;
+	// the port behind its own is its controller's.
+	kafka, err := w.ports.take(4)
+	if err != nil {
+		return err
+	}
+	w.kafka, w.redis, w.postgres = at("kafka", kafka[0], p[0], p[1]), at("redis", p[2], p[3], p[4]), at("postgres", p[5], p[6], p[7])
+	w.kafka.env = []string{fmt.Sprintf("KAFKA_PORT=%d", w.kafka.port), fmt.Sprintf("KAFKA_LANES=A:%d:%d B:%d:%d", kafka[2], p[0], kafka[3], p[1])}
+	w.redis.env = []string{fmt.Sprintf("REDIS_PORT=%d", w.redis.port)}
+	w.postgres.env = []string{fmt.Sprintf("POSTGRES_PORT=%d", w.postgres.port)}
+	for i, lane := range Lanes {
+		for _, s := range []*service{w.kafka, w.redis, w.postgres} {
+			upstream := s.port
+			if s == w.kafka {
+				upstream = kafka[2+i]
+			}
+			if err := w.proxies.add(s.name+"/"+lane, local(s.lanes[lane]), local(upstream), lane == "a"); err != nil {
+				return err
+			}
+		}
+	}
+	w.closes = append(w.closes, w.proxies.close)
+	return nil
+}
+
+// reap has a shell end the services and remove their data when we close its
+// input, which the system does, too, when we are killed.
+func (w *world) reap(data string) error {
+	_, file, _, _ := runtime.Caller(0)
+	script := filepath.Join(filepath.Dir(file), "..", "..", "scripts", "services")
+	cmd := exec.Command("bash", "-c", `read -r _
+export BATCHYARD_SERVICES_MODE=native
+for s in kafka redis postgres; do
+	BATCHYARD_SERVICES_DIR=$1/$s "$2" kill $s
+	cp "$1/$s/$s/log" "$3/$s.log"
+done >/dev/null 2>&1
+umount -l "$1/disk" 2>/dev/null
+rm -rf "$1"`, "reap", data, script, w.dir) //nolint:noctx // it outlives us
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting a shell: %w", err)
+	}
+	w.closes = append(w.closes, func() {
+		_ = in.Close()
+		_ = cmd.Wait() // best effort
+	})
+	return nil
+}
+
+// addresses are the settings that say where the services are, by lane.
+func (w *world) addresses(lane string) map[string]any {
+	kafka, redis, postgres := w.kafka.port, w.redis.port, w.postgres.port
+	if lane != "direct" {
+		kafka, redis, postgres = w.kafka.lanes[lane], w.redis.lanes[lane], w.postgres.lanes[lane]
+	}
+	return map[string]any{"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos")}
+}
+
+// connect opens what the test itself needs, and makes topics and schema.
+func (w *world) connect(ctx context.Context) error {
+	if err := makeDatabase(ctx, w.postgres.port, w.disk); err != nil {
+		return err
+	}
+	url := postgresURL(w.postgres.port, "chaos")
+	if err := migrations.Up(ctx, url); err != nil {
+		return fmt.Errorf("making the schema: %w", err)
+	}
+	if err := admin(ctx, url, watchSQL); err != nil {
+		return err
+	}
+	log, err := stream.Open(ctx, stream.Config{Brokers: []string{local(w.kafka.port)}, TopicPrefix: topicBase, Partitions: 4, Replication: 1}, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return fmt.Errorf("connecting to Kafka: %w", err)
+	}
+	defer func() { _ = log.Close() }() // the topics are made
+	if _, err := log.CreateTopics(ctx); err != nil {
+		return fmt.Errorf("making the topics: %w", err)
+	}
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return fmt.Errorf("reading the Postgres URL: %w", err)
+	}
+	cfg.ConnConfig.RuntimeParams["application_name"] = "chaos"
+	if w.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		return fmt.Errorf("connecting to Postgres: %w", err)
+	}
+	w.closes = append(w.closes, w.pool.Close)
+	w.rdb = redis.NewClient(&redis.Options{Addr: local(w.redis.port), ClientName: "chaos"})
+	w.closes = append(w.closes, func() { _ = w.rdb.Close() })
+	if w.client, err = kgo.NewClient(kgo.SeedBrokers(local(w.kafka.port)), kgo.ClientID("chaos")); err != nil {
+		return fmt.Errorf("connecting to Kafka: %w", err)
+	}
+	w.closes = append(w.closes, w.client.Close)
+	return nil
+}
+
+// startFleet starts the devices, and reports those that are not silent.
+func (w *world) startFleet(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f, err := fleet.Start(ctx, specs())
+	if err != nil {
+		cancel()
+		return err
+	}
+	w.fleet = f
+	done := make(chan struct{})
+	registry := device.NewRegistry(w.rdb, device.Config{}, "chaos:")
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			for _, d := range f.Devices() {
+				if _, silent := w.silent.Load(d.ID()); silent {
+					continue
+				}
+				spec := d.Spec()
+				one := device.Device{ID: d.ID(), URL: d.URL(), Models: spec.Models, Tags: spec.Tags, Slots: spec.Slots}
+				one.Normalize()
+				_, _ = registry.Beat(ctx, one) // the next one is soon
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	w.closes = append(w.closes, func() {
+		cancel()
+		<-done
+		f.Close()
+	})
+	return nil
+}
+
+func (w *world) newProcess(name, stage, lane string) (*process, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	port, err := w.ports.take(1)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{name: name, stage: stage, lane: lane, port: port[0], bin: w.bin, config: filepath.Join(w.dir, lane+".yaml"), dir: w.dir, log: w.say}
+	w.processes[name] = p
+	return p, nil
+}
+
+func (w *world) startProcesses(ctx context.Context) error {
+	w.closes = append(w.closes, w.killAll)
+	for _, s := range Stages {
+		for _, l := range Lanes {
+			p, err := w.newProcess(s+"-"+l, s, l)
+			if err != nil {
+				return err
+			}
+			if err := p.start(); err != nil {
+				return err
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for _, p := range w.all() {
+		if err := p.awaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) killAll() {
+	w.mu.Lock()
+	all := maps.Clone(w.processes)
+	w.mu.Unlock()
+	for _, p := range all {
+		p.end(syscall.SIGKILL, 10*time.Second)
+	}
+}
+
+// close ends everything, the last that was started first.
+func (w *world) close() {
+	for i := len(w.closes) - 1; i >= 0; i-- {
+		w.closes[i]()
+	}
+	w.closes = nil
+	_ = w.log.Close() // nothing more is said
+}

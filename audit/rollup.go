@@ -3,7 +3,6 @@ package audit
 import (
 	"encoding/json"
 	"math/bits"
-	"strconv"
 	"strings"
 	"time"
 
@@ -88,7 +87,7 @@ type (
 	batchSums struct{ tasks, bytes int64 }
 
 	submissionKey struct {
-		hour                         int32
+		day                          int32 // there may be as many senders as tasks in an hour
 		tenant, actor, source, agent string
 	}
 	submissionSums struct {
@@ -207,7 +206,7 @@ func (r *rollup) batched(e *task.Event) {
 }
 
 func (r *rollup) accepted(e *task.Event) {
-	v := r.submissions.of(submissionKey{hourOf(e.Time), e.Tenant, e.ActorID, sourceOf(e.SourceAddr), e.UserAgent})
+	v := r.submissions.of(submissionKey{hourOf(e.Time) / 24, e.Tenant, e.ActorID, sourceOf(e.SourceAddr), e.UserAgent})
 	if v.tasks == 0 || e.Time.Before(v.first) {
 		v.first = e.Time
 	}
@@ -276,8 +275,8 @@ func number(b []byte, prefix string) (n int64, rest []byte, ok bool) {
 	b = b[len(prefix):]
 	i := 0
 	for i < len(b) && i < 18 && b[i] >= '0' && b[i] <= '9' {
+		n = 10*n + int64(b[i]-'0')
 		i++
 	}
-	n, err := strconv.ParseInt(string(b[:i]), 10, 64)
-	return n, b[i:], err == nil
+	return n, b[i:], i > 0
 }

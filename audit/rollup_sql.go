@@ -46,9 +46,9 @@ ON CONFLICT (day, hour, shard, model, reason, size) DO UPDATE SET tasks = r.task
 
 	submissionsSQL = `
 INSERT INTO rollup_submissions AS r (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
-SELECT ` + hourColumns + `, tenant, actor, source, agent, tasks, bytes, first, last
+SELECT date '1970-01-01' + d, -1, $1::int, tenant, actor, source, agent, tasks, bytes, first, last
 FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::timestamptz[], $10::timestamptz[])
-	AS u (h, tenant, actor, source, agent, tasks, bytes, first, last) ORDER BY h, tenant, actor, source, agent
+	AS u (d, tenant, actor, source, agent, tasks, bytes, first, last) ORDER BY d, tenant, actor, source, agent
 ON CONFLICT (day, hour, shard, tenant, actor, source, user_agent) DO UPDATE SET tasks = r.tasks + excluded.tasks,
 	input_bytes = r.input_bytes + excluded.input_bytes, first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)`
 )
@@ -122,13 +122,13 @@ func (r *rollup) queueSubmissions(b *pgx.Batch, shard int32) {
 	if n == 0 {
 		return
 	}
-	hours, texts, ints, times := make([]int32, n), columns[string](4, n), columns[int64](2, n), columns[time.Time](2, n)
+	days, texts, ints, times := make([]int32, n), columns[string](4, n), columns[int64](2, n), columns[time.Time](2, n)
 	for i, k := range r.submissions.keys {
 		v := &r.submissions.vals[i]
-		hours[i], texts[0][i], texts[1][i], texts[2][i], texts[3][i] = k.hour, k.tenant, k.actor, k.source, k.agent
+		days[i], texts[0][i], texts[1][i], texts[2][i], texts[3][i] = k.day, k.tenant, k.actor, k.source, k.agent
 		ints[0][i], ints[1][i], times[0][i], times[1][i] = v.tasks, v.bytes, v.first, v.last
 	}
-	b.Queue(submissionsSQL, shard, hours, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1], times[0], times[1])
+	b.Queue(submissionsSQL, shard, days, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1], times[0], times[1])
 }
 
 // columns makes n arrays for a statement.

@@ -113,7 +113,7 @@ CREATE TABLE rollup_submissions (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
 COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
-COMMENT ON COLUMN rollup_submissions.hour IS 'UTC hour; -1: the whole day.';
+COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1: the whole day. There may be as many senders as tasks in an hour.';
 COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: added together.';
 COMMENT ON COLUMN rollup_submissions.tenant IS 'Whose tasks.';
 COMMENT ON COLUMN rollup_submissions.actor IS 'Name of the user or key.';
@@ -194,10 +194,10 @@ BEGIN
     GROUP BY 1, 2, 4, 5, 6;
 
     INSERT INTO rollup_submissions (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
-    SELECT time::date, extract(hour FROM time), -1, tenant, actor_id,
+    SELECT time::date, -1, -1, tenant, actor_id,
         CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END,
         coalesce(user_agent, ''), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
-    FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 2, 4, 5, 6, 7;
+    FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 4, 5, 6, 7;
 END
 $$;
 -- +goose StatementEnd
@@ -223,7 +223,7 @@ BEGIN
     LOOP
         EXECUTE format('DELETE FROM %I WHERE day < $1', t.name) USING forget;
         FOR step IN SELECT * FROM (VALUES
-            ('shard >= 0 AND hour >= 0 AND (day, hour) < ((now() - interval ''2 hours'')::date, extract(hour FROM now() - interval ''2 hours''))', 'hour'),
+            ('shard >= 0 AND (day, CASE WHEN hour < 0 THEN 24 ELSE hour END) < ((now() - interval ''2 hours'')::date, extract(hour FROM now() - interval ''2 hours''))', 'hour'),
             ('hour >= 0 AND day < (now() - interval ''2 days'')::date', '-1::smallint')
             ) AS s (old, hour)
         LOOP

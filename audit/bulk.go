@@ -1,0 +1,84 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Bulk makes what the recorder writes of one partition, without a log to read
+// and in large pieces: for who fills a database with made-up rows to measure
+// (bench/auditgen). The rows, their chain and the rollups are made by the
+// recorder's own code. A Bulk is used by one goroutine.
+type Bulk struct {
+	topic     string
+	partition int32
+	buffer    copyBuffer
+	counts    rollup
+	end       chain
+	rows      int64
+	upTo      int64 // offset after the last record
+}
+
+// NewBulk begins the chain of a partition that has no rows yet.
+func NewBulk(topic string, partition int) *Bulk {
+	p := int32(partition) //nolint:gosec // Kafka counts partitions in 32 bits
+	b := &Bulk{topic: topic, partition: p, end: chain{hash: genesis(topic, p)}}
+	b.buffer.reset()
+	return b
+}
+
+// Add takes the next event of the partition.
+func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
+	b.buffer.row(e, origin{b.topic, b.partition, offset, int32(index)}, ingested, &b.end) //nolint:gosec // a place in a record
+	b.counts.add(e)
+	b.rows++
+	b.upTo = offset + 1
+}
+
+// AddResult counts a result that was taken.
+func (b *Bulk) AddResult(r *task.Result) { b.counts.addResult(r) }
+
+// Size is how many bytes wait for Flush.
+func (b *Bulk) Size() int { return len(b.buffer.b) }
+
+// Flush writes the rows that were added since the last time to a table with the
+// columns of audit_log: itself, or the partition that they all belong to.
+func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
+	if b.rows > 0 {
+		sql := `COPY ` + pgx.Identifier{table}.Sanitize() + ` (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
+		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.end()), sql); err != nil {
+			return fmt.Errorf("writing %d audit rows to %s: %w", b.rows, table, err)
+		}
+	}
+	b.rows = 0
+	b.buffer.reset()
+	return nil
+}
+
+// Count writes to the rollups what was counted since the last time.
+func (b *Bulk) Count(ctx context.Context, tx pgx.Tx) error {
+	var batch pgx.Batch
+	b.counts.queue(&batch, b.partition)
+	b.counts.reset()
+	return flush(ctx, tx, &batch, "writing the rollups of "+b.topic)
+}
+
+// Finish writes where the chain ends, up to where the partition was read, and
+// what is left to count.
+func (b *Bulk) Finish(ctx context.Context, tx pgx.Tx) error {
+	if err := b.Count(ctx, tx); err != nil {
+		return err
+	}
+	var batch pgx.Batch
+	if b.end.rows > 0 {
+		chains{place{b.topic, b.partition}: &b.end}.queueWrite(&batch)
+		batch.Queue(`INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ($1, $2, $3)`, b.topic, b.partition, b.upTo)
+	}
+	return flush(ctx, tx, &batch, "writing where the chain of "+b.topic+" ends")
+}

@@ -1,0 +1,203 @@
+package audit
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// counted is what the rollups hold, added up over shards, as text.
+func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
+	t.Helper()
+	for _, sql := range []string{
+		`SELECT format('usage %s %s', ` + time + `, row(tenant, model, endpoint, state, sum(tasks), sum(attempts), sum(tokens_in), sum(tokens_out))) FROM rollup_usage GROUP BY ` + time + `, tenant, model, endpoint, state`,
+		`SELECT format('latency %s %s', ` + time + `, row(stage, model, bucket, sum(n), sum(us))) FROM rollup_latency GROUP BY ` + time + `, stage, model, bucket`,
+		`SELECT format('attempts %s %s', ` + time + `, row(device, model, action, cause, sum(n), sum(us))) FROM rollup_attempts GROUP BY ` + time + `, device, model, action, cause`,
+		`SELECT format('batches %s %s', ` + time + `, row(model, reason, size, sum(tasks), sum(bytes))) FROM rollup_batches GROUP BY ` + time + `, model, reason, size`,
+		`SELECT format('submissions %s %s', ` + time + `, row(tenant, actor, source, user_agent, sum(tasks), sum(input_bytes), min(first_at), max(last_at))) FROM rollup_submissions GROUP BY ` + time + `, tenant, actor, source, user_agent`,
+	} {
+		rows, err := pool.Query(t.Context(), sql+` ORDER BY 1`)
+		require.NoError(t, err)
+		part, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		require.NotEmpty(t, part, sql)
+		all = append(all, part...)
+	}
+	return all
+}
+
+// life is a task whose events hold everything that is counted, by chance.
+func life(r *rand.Rand, id string, at time.Time) (es []task.Event, rs []*task.Result) {
+	s := newStory(id)
+	s.at = at
+	s.task.Tenant, s.task.Model = []string{"acme", "blue"}[r.IntN(2)], []string{"m", "n", ""}[r.IntN(3)]
+	s.task.SubmittedAt = at
+	took := func(e task.Event) task.Event {
+		e.Duration = time.Duration(r.ExpFloat64() * float64(50*time.Millisecond))
+		return e
+	}
+	e := task.Accepted(s.task, task.Origin{
+		Actor: s.task.Tenant, UserAgent: []string{"", "curl"}[r.IntN(2)],
+		Addr: []string{"", "203.0.113.7:" + fmt.Sprint(r.IntN(9999)), "[::1]:80", "kafka:tasks.low/3@" + fmt.Sprint(r.IntN(99)), "unknown"}[r.IntN(5)],
+	}, s.tick())
+	es = append(es, e, s.event(task.TaskQueued, 0, ""))
+	device := fmt.Sprint("gpu-", r.IntN(3))
+	for attempt := 1; attempt <= 3; attempt++ {
+		es = append(es, took(s.event(task.TaskAssigned, attempt, device)))
+		b := took(s.event(task.BatchClosed, attempt, device))
+		b.Detail = [][]byte{[]byte(fmt.Sprintf(`{"bytes":%d,"reason":"idle","tasks":%d}`, r.IntN(9999), 1+r.IntN(4))),
+			[]byte(`{"tasks": 7, "reason": "moon", "bytes": 3}`), nil, []byte(`{"broken`)}[min(r.IntN(20), 3)]
+		es = append(es, b, s.event(task.AttemptStarted, attempt, device))
+		if r.IntN(3) > 0 {
+			es = append(es, took(s.event(task.AttemptSucceeded, attempt, device)))
+			break
+		}
+		failed := took(s.event(task.AttemptFailed, attempt, device))
+		failed.Outcome, failed.ErrorClass = task.OutcomeFailed, []task.ErrorClass{task.ClassDevice, task.ClassTimeout}[r.IntN(2)]
+		back := s.event(task.TaskRequeued, attempt, device)
+		back.ErrorClass, back.Detail = failed.ErrorClass, []byte(`{"reason":"device"}`)
+		if r.IntN(2) == 0 {
+			back.ErrorClass, back.Detail = "", []byte(`{"reason":"moved"}`)
+		}
+		es = append(es, failed, back, s.event(task.TaskDegraded, attempt, device))
+	}
+	for range 1 + r.IntN(2) { // the second is not taken
+		res := s.result([]task.State{task.Success, task.Failed, task.Expired}[r.IntN(3)], device)
+		res.AssignedAt, res.StartedAt = at, at.Add(time.Duration(r.IntN(1e9)))
+		res.Usage = task.Usage{InputTokens: r.Int64N(1000), OutputTokens: r.Int64N(1000)}
+		rs = append(rs, res)
+	}
+	return append(es, took(s.event(task.CallbackSent, 0, ""))), rs
+}
+
+func TestRollupsAgreeWithTheRows(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	rand := rand.New(rand.NewPCG(7, 7))
+	now := time.Now().UTC()
+	for writer := range 2 { // two recorders, each with partitions of its own
+		r := newRig(t, pool)
+		events, results := r.own("events", writer), r.own("results", writer)
+		for i := range 40 {
+			var c chunk
+			for j := range 5 {
+				es, rs := life(rand, fmt.Sprint(writer, "-", i, "-", j), now.Add(-time.Duration(rand.Int64N(int64(6*day)))))
+				c = append(c, events.events(t, es...))
+				for _, res := range rs {
+					c = append(c, results.result(t, res))
+				}
+			}
+			r.record(c...)
+		}
+	}
+	hours, days := counted(t, pool, "day || ' ' || hour"), counted(t, pool, "day")
+	shards := one[int](t, pool, "SELECT count(DISTINCT shard) FROM rollup_latency")
+	require.Equal(t, 2, shards)
+	before := one[int](t, pool, "SELECT count(*) FROM rollup_latency")
+
+	require.NoError(t, compactRollups(t.Context(), pool, 90*day))
+	require.Equal(t, days, counted(t, pool, "day"), "adding together changes no sum")
+	require.Less(t, one[int](t, pool, "SELECT count(*) FROM rollup_latency"), before)
+	require.Zero(t, one[int](t, pool, "SELECT count(*) FROM rollup_usage WHERE day < (now() AT TIME ZONE 'UTC')::date - 3 AND hour >= 0"))
+	require.NoError(t, compactRollups(t.Context(), pool, 90*day))
+	require.Equal(t, days, counted(t, pool, "day"))
+
+	_, err := pool.Exec(t.Context(), "SELECT batchyard_rebuild_rollups('-infinity')")
+	require.NoError(t, err)
+	require.Equal(t, hours, counted(t, pool, "day || ' ' || hour"), "counted by the recorder, and from the rows")
+
+	require.NoError(t, compactRollups(t.Context(), pool, day/2))
+	require.Zero(t, one[int](t, pool, "SELECT count(*) FROM rollup_usage WHERE day < (now() AT TIME ZONE 'UTC')::date - 2"))
+}
+
+// A chunk that is not recorded is not counted.
+func TestRollupsOfWhatWasTakenBackAreNone(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	old, young := newRig(t, pool), newRig(t, pool)
+	before := old.own("events", 0)
+	held := before.events(t, newStory("t1").accepted())
+	again := *held
+	again.part, again.rec = young.own("events", 0), &fakeRecord{}
+	young.record(&again)
+	old.record(held)
+	require.Equal(t, 1, one[int](t, pool, "SELECT sum(tasks)::int FROM rollup_submissions"))
+}
+
+func TestBucketsAreThoseOfPostgres(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var us []int64
+	for i := range 4096 {
+		us = append(us, int64(i))
+	}
+	for e := range 62 {
+		for d := int64(-2); d <= 2; d++ {
+			us = append(us, 1<<e+d, 1<<e+1<<e/8*3+d)
+		}
+	}
+	type row struct {
+		US     int64
+		Bucket int16
+		MS     float64
+	}
+	rows, err := pool.Query(t.Context(), "SELECT us, batchyard_bucket(us), batchyard_bucket_ms(batchyard_bucket(us)) FROM unnest($1::bigint[]) AS us", us)
+	require.NoError(t, err)
+	got, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
+	require.NoError(t, err)
+	require.Len(t, got, len(us))
+	for _, r := range got {
+		require.Equal(t, bucketOf(r.US), r.Bucket, r.US)
+		if r.US >= 0 {
+			require.InDelta(t, float64(r.US)/1000, r.MS, float64(r.US)/1000*0.06251, r.US)
+		}
+	}
+}
+
+func TestBatchDetailsAreReadQuicklyAndRight(t *testing.T) { //nolint:paralleltest // it counts allocations
+	for in, want := range map[string]string{
+		`{"bytes":12,"reason":"idle","tasks":3}`:       "idle 3 12 true",
+		`{"bytes":0,"reason":"count","tasks":100}`:     "count 100 0 true",
+		`{"reason":"count","tasks":100}`:               "count 100 0 true",
+		`{"bytes":1,"reason":"count","tasks":1,"x":2}`: "count 1 1 true",
+		`{"bytes":1,"reason":"new","tasks":1}`:         "new 1 1 true",
+		`{"bytes":-1,"reason":"wait","tasks":1}`:       "wait 1 -1 true",
+		`{"bytes":"1","reason":"wait","tasks":1}`:      " 0 0 false",
+		`{"unreadable_bytes":7}`:                       " 0 0 false",
+		``:                                             " 0 0 true",
+	} {
+		reason, size, bytes, ok := readBatch([]byte(in))
+		require.Equal(t, want, fmt.Sprintf("%s %d %d %t", reason, size, bytes, ok), in)
+	}
+	require.Zero(t, testing.AllocsPerRun(100, func() { readBatch([]byte(`{"bytes":12,"reason":"idle","tasks":3}`)) }))
+}
+
+// BenchmarkRollup is what counting costs for an event, with its share of results.
+func BenchmarkRollup(b *testing.B) {
+	rand := rand.New(rand.NewPCG(1, 1))
+	var es []task.Event
+	var rs []*task.Result
+	for i := range 2000 {
+		e, r := life(rand, fmt.Sprint(i), time.Now())
+		es, rs = append(es, e...), append(rs, r...)
+	}
+	var r rollup
+	b.ReportAllocs()
+	for b.Loop() {
+		for i := range es {
+			r.add(&es[i])
+		}
+		for _, res := range rs {
+			r.addResult(res)
+		}
+		r.reset()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(es)), "ns/event")
+}

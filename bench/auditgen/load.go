@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/migrations"
+)
+
+// loadOptions say how much of what is made.
+type loadOptions struct {
+	URL        string
+	Rows       int64
+	Days       int
+	Partitions int
+	Workers    int
+	Seed       uint64
+	Now        time.Time
+	Out        io.Writer
+}
+
+// rowsOfTask is how many audit rows a task has on average, as they come out.
+const rowsOfTask = 7.17
+
+// copyBytes is about how large a COPY is.
+const copyBytes = 4 << 20
+
+func load(ctx context.Context, o loadOptions) error {
+	if o.Rows < 1 || o.Days < 1 || o.Partitions < 1 || o.Workers < 1 {
+		return errors.New("rows, days, partitions and workers begin at 1")
+	}
+	conn, err := pgx.Connect(ctx, o.URL)
+	if err != nil {
+		return fmt.Errorf("connecting to Postgres: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := migrations.Check(ctx, conn); err != nil {
+		return err
+	}
+	var used bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_log) OR EXISTS (SELECT FROM tasks)").Scan(&used); err != nil {
+		return fmt.Errorf("looking whether the database is empty: %w", err)
+	}
+	if used {
+		return errors.New("there are rows in this database already: give it one of its own, which is empty")
+	}
+	start := time.Now()
+	first := o.Now.AddDate(0, 0, -o.Days).Truncate(24 * time.Hour)
+	for day := first; !day.After(o.Now); day = day.AddDate(0, 0, 1) {
+		if _, err := conn.Exec(ctx, "SELECT batchyard_make_audit_partition($1::date)", day.Format(time.DateOnly)); err != nil {
+			return fmt.Errorf("making the partition of %s: %w", day.Format(time.DateOnly), err)
+		}
+	}
+	saved, err := dropIndexes(ctx, conn)
+	if err != nil {
+		return err
+	}
+	made, err := fill(ctx, o, first)
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	fmt.Fprintf(o.Out, "%d audit rows in %s: %.0f rows/s, with their tasks, results, callbacks and rollups\n", made, took.Round(time.Millisecond), float64(made)/took.Seconds())
+	if err := makeIndexes(ctx, conn, saved, o.Out); err != nil {
+		return err
+	}
+	return sizes(ctx, conn, o.Out)
+}
+
+// fill makes the rows, day by day, so that the partitions of the log lie mixed
+// in the table as they would.
+func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err error) {
+	makers, conns := make([]*maker, o.Partitions), make([]*pgx.Conn, o.Partitions)
+	for p := range makers {
+		if conns[p], err = pgx.Connect(ctx, o.URL); err != nil {
+			return 0, fmt.Errorf("connecting to Postgres: %w", err)
+		}
+		defer func() { _ = conns[p].Close(context.WithoutCancel(ctx)) }()
+		makers[p] = &maker{
+			r: rand.New(rand.NewPCG(o.Seed, uint64(p))), now: o.Now,
+			events: audit.NewBulk("events", p), results: audit.NewBulk("results", p),
+			tasks: newRows("tasks", taskWidth, taskColumns), ended: newRows("results", resultWidth, resultColumns),
+			hooks: newRows("callbacks", callbackWidth, callbackColumns), example: p == 0,
+		}
+	}
+	tasks := float64(o.Rows) / rowsOfTask
+	begin := time.Now()
+	for day := first; !day.After(o.Now); day = day.AddDate(0, 0, 1) {
+		from, span := day, min(24*time.Hour, o.Now.Sub(day))
+		share := tasks * span.Seconds() / o.Now.Sub(first).Seconds() / float64(o.Partitions)
+		var all sync.WaitGroup
+		errs, turns := make([]error, len(makers)), make(chan struct{}, o.Workers)
+		for p, m := range makers {
+			all.Go(func() {
+				turns <- struct{}{}
+				errs[p] = m.day(ctx, conns[p], from, span, int(share), day.Equal(first))
+				<-turns
+			})
+		}
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return 0, fmt.Errorf("making the rows of %s: %w", day.Format(time.DateOnly), err)
+		}
+		made = 0
+		for _, m := range makers {
+			made += m.made
+		}
+		fmt.Fprintf(o.Out, "%s: %d rows, %.0f rows/s\n", day.Format(time.DateOnly), made, float64(made)/time.Since(begin).Seconds())
+	}
+	for p, m := range makers {
+		err := pgx.BeginFunc(ctx, conns[p], func(tx pgx.Tx) error {
+			return errors.Join(m.events.Finish(ctx, tx), m.results.Finish(ctx, tx))
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return made, nil
+}
+
+// day makes what one partition has of a day.
+func (m *maker) day(ctx context.Context, conn *pgx.Conn, from time.Time, span time.Duration, tasks int, first bool) error {
+	if m.example {
+		m.devices(from, first)
+		if m.now.Sub(from) < 72*time.Hour && m.now.Sub(from) > 48*time.Hour {
+			m.one(from.Add(span/2), exampleTask)
+		}
+	}
+	blocks := max(1, tasks/blockTasks)
+	each := span / time.Duration(blocks)
+	for b := range blocks {
+		n := tasks/blocks + min(1, max(0, tasks%blocks-b)) // the rest goes to the first ones
+		at := from.Add(time.Duration(b) * each)
+		for i := range n {
+			when := at.Add(time.Duration(float64(each) * (float64(i) + m.r.Float64()) / float64(n))).Truncate(time.Microsecond)
+			m.one(when, m.id(when))
+		}
+		m.beside(at, each)
+		m.mix()
+		if err := m.flush(ctx, conn, copyBytes); err != nil {
+			return err
+		}
+	}
+	if err := m.flush(ctx, conn, 0); err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return m.events.Count(ctx, tx) })
+}
+
+func (m *maker) flush(ctx context.Context, conn *pgx.Conn, above int) error {
+	for _, b := range []*audit.Bulk{m.events, m.results} {
+		if b.Size() > above {
+			if err := b.Flush(ctx, conn, "audit_log"); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(m.tasks.flush(ctx, conn, above), m.ended.flush(ctx, conn, above), m.hooks.flush(ctx, conn, above))
+}

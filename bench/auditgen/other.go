@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/task"
+)
+
+const (
+	taskColumns = `tenant, id, state, seq, version, attempt, device, model, endpoint, priority, job, trace_id, submitted_at, assigned_at,
+		started_at, finished_at, error_class, error_message, deadline, callback_url, updated_at, known_from`
+	taskWidth     = 22
+	resultColumns = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out, device, model,
+		endpoint, priority, job, callback_url, trace_id, submitted_at, assigned_at, started_at, finished_at, recorded_at`
+	resultWidth     = 23
+	callbackColumns = `id, tenant, task_id, url, host, state, attempts, next_at, last_status, last_error, created_at, delivered_at`
+	callbackWidth   = 12
+)
+
+func (l *life) callbackURL() string {
+	if l.t.Callback == nil {
+		return ""
+	}
+	return l.t.Callback.URL
+}
+
+func (l *life) message() string {
+	if l.class == "" {
+		return ""
+	}
+	return "the device answered with status 503"
+}
+
+// row adds the task as it stands.
+func (m *maker) row(l *life) {
+	r := m.tasks
+	r.begin()
+	r.text(l.t.Tenant, l.t.ID, string(l.state))
+	r.int4(l.seq)
+	r.int8(int64(2 + l.number))
+	r.int4(l.number)
+	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.Job, l.t.TraceID)
+	r.times(l.submitted, l.assigned, l.started, l.finished)
+	r.text(string(l.class), l.message())
+	r.times(l.t.Deadline)
+	r.text(l.callbackURL())
+	r.times(l.updated)
+	r.int2(2)
+}
+
+// answer adds the result.
+func (m *maker) answer(l *life) {
+	r := m.ended
+	r.begin()
+	r.text(l.t.Tenant, l.t.ID, string(l.state))
+	output, attempts := "", ""
+	if l.state == task.Success {
+		r.int4(200)
+		output = `{"choices":[{"message":{"content":"made up"}}]}`
+	} else {
+		r.int4(503)
+	}
+	if l.number > 1 {
+		attempts = fmt.Sprintf(`[{"number":%d,"device":%q,"status":503,"class":"device"}]`, l.number, l.device)
+	}
+	r.text(output, string(l.class), l.message())
+	r.int4(l.number)
+	r.text(attempts)
+	r.int8(l.in)
+	r.int8(l.out)
+	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.Job, l.callbackURL(), l.t.TraceID)
+	r.times(l.submitted, l.assigned, l.started, l.finished, l.finished.Add(20*time.Millisecond))
+}
+
+// callback delivers the result, or fails to.
+func (m *maker) callback(l *life) {
+	id := audit.CallbackID(l.t.Key())
+	host := "hooks." + l.t.Tenant + ".example"
+	state, tries, status, problem := "DELIVERED", 1, 200, ""
+	switch n := m.r.IntN(1000); {
+	case n < 3:
+		state, tries, status, problem = "GIVEN_UP", 8, 500, "status 500"
+	case n < 20:
+		tries = 2
+	}
+	l.number = 0
+	var delivered, next time.Time
+	for try := 1; try <= tries; try++ {
+		took := m.ms(60)
+		l.at = l.at.Add(took)
+		next = l.at.Add(time.Duration(try) * time.Minute)
+		a := task.CallbackFailed
+		switch {
+		case try == tries && state == "DELIVERED":
+			a, delivered = task.CallbackSent, l.at
+		case try == tries:
+			a = task.CallbackGivenUp
+		}
+		e, ok := m.tell(l, a, m.instance("callbacks"))
+		if !ok {
+			state, tries, delivered, status, problem = "DUE", try-1, time.Time{}, 500, "status 500"
+			break
+		}
+		e.ResourceType, e.ResourceID, e.Duration, e.Model = "callback", id, took, ""
+		e.Detail = fmt.Appendf(nil, `{"delivery":%d,"host":"%s","status":%d}`, try, host, status)
+		if a != task.CallbackSent {
+			e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassConnect
+			e.Detail = fmt.Appendf(nil, `{"delivery":%d,"host":"%s","problem":"status 500","status":500}`, try, host)
+		}
+		l.at = next
+	}
+	if state == "DELIVERED" {
+		problem = ""
+	}
+	r := m.hooks
+	r.begin()
+	r.text(id, l.t.Tenant, l.t.ID, l.callbackURL(), host, state)
+	r.int4(tries)
+	r.times(next)
+	if tries == 0 {
+		r.text("")
+	} else {
+		r.int4(status)
+	}
+	r.text(problem)
+	r.times(l.finished, delivered)
+}
+
+// beside adds what is no task's: refused submits and what operators did. There
+// are so many of them in a block.
+func (m *maker) beside(from time.Time, span time.Duration) {
+	for range 3 {
+		at := from.Add(time.Duration(m.r.Int64N(int64(span))))
+		tenant := tenants.pick(m.r)
+		e := task.Event{Time: at, Action: task.TaskRefused, Outcome: task.OutcomeRefused, Tenant: tenant, ActorType: task.ActorUser, ActorID: tenant,
+			SourceAddr: fmt.Sprintf("10.%d.0.%d:50000", len(tenant), 1+m.r.IntN(sourcesEach)), UserAgent: agents[m.r.IntN(len(agents))],
+			ResourceType: "task", ErrorClass: task.ClassInvalid, TraceID: m.hex(32),
+			Detail: []byte([]string{`{"errors":["model"],"status":422}`, `{"errors":["input"],"status":422}`, `{"errors":["callback.url"],"status":422}`, `{"errors":null,"status":413}`}[m.r.IntN(4)])}
+		m.plain(e)
+	}
+	if m.r.IntN(200) == 0 {
+		e := task.Event{Time: from, Action: task.DeviceDrained, Outcome: task.OutcomeOK, Tenant: "acme", ActorType: task.ActorUser, ActorID: "alice",
+			SourceAddr: "10.4.0.1:41000", UserAgent: agents[0], ResourceType: "device", Device: fmt.Sprintf("gpu-%d", 1+m.r.IntN(deviceCount)), TraceID: m.hex(32), Detail: []byte(`{"changed":true}`)}
+		e.ResourceID = e.Device
+		m.plain(e)
+		e.Time, e.Action = from.Add(10*time.Minute), task.DeviceUndrained
+		m.plain(e)
+	}
+}
+
+// devices adds the history of the devices on one day: breakers that open and
+// close, now and then a device that is silent.
+func (m *maker) devices(day time.Time, first bool) {
+	for d := 1; d <= deviceCount; d++ {
+		id := fmt.Sprintf("gpu-%d", d)
+		tell := func(at time.Time, a task.Action, actor task.ActorType, detail string) {
+			e := task.Event{Time: at, Action: a, Outcome: task.OutcomeOK, Tenant: "", ActorType: actor, ActorID: id, ResourceType: "device", ResourceID: id, Device: id}
+			if actor == task.ActorStage {
+				e.ActorID = m.instance("workers")
+			}
+			if detail != "" {
+				e.Detail = []byte(detail)
+			}
+			m.plain(e)
+		}
+		if first {
+			tell(day.Add(time.Second), task.DeviceJoined, task.ActorDevice, `{"slots":8}`)
+		}
+		for range m.r.IntN(6) {
+			at := day.Add(time.Duration(m.r.Int64N(int64(23 * time.Hour))))
+			tell(at, task.BreakerOpened, task.ActorStage, `{"failures":5}`)
+			tell(at.Add(30*time.Second), task.BreakerHalfOpen, task.ActorStage, "")
+			tell(at.Add(31*time.Second), task.BreakerClosed, task.ActorStage, "")
+		}
+		if m.r.IntN(5) == 0 {
+			at := day.Add(time.Duration(m.r.Int64N(int64(20 * time.Hour))))
+			tell(at, task.DeviceSilent, task.ActorStage, "")
+			tell(at.Add(time.Duration(1+m.r.IntN(90))*time.Minute), task.DeviceJoined, task.ActorDevice, `{"slots":8}`)
+		}
+	}
+}
+
+func (m *maker) plain(e task.Event) {
+	if !e.Time.After(m.now) {
+		m.block = append(m.block, e)
+	}
+}

@@ -8,6 +8,8 @@ import (
 	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
 func ptr(n int) *int { return &n }
@@ -72,7 +74,9 @@ func FuzzReadFigures(f *testing.F) {
 	f.Add([]byte(`tgi_queue_size{a="\`))
 	f.Add([]byte("vllm:num_requests_running{tp_rank=\"\n"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := readFigures(bytes.NewReader(raw))
+		var got figures
+		var err error
+		fuzzing.Bound(t, len(raw), func() { got, err = readFigures(bytes.NewReader(raw)) })
 		require.NoError(t, err)
 		for _, n := range []*int{got.running, got.waiting} {
 			require.True(t, n == nil || *n >= 0 && *n <= maxFigure)

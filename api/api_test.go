@@ -23,6 +23,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/producer"
@@ -696,7 +697,10 @@ func FuzzDecodeTasks(f *testing.F) {
 	f.Add([]byte(`[`+oneTask+`]`), "")
 	f.Add([]byte("\xdd\xff\xff\xff\xff"), "application/msgpack")
 	f.Fuzz(func(t *testing.T, body []byte, kind string) {
-		tasks, array, p := decodeTasks(body, kind, 10)
+		var tasks []*task.Task
+		var array bool
+		var p *Problem
+		fuzzing.Bound(t, len(body)+len(kind), func() { tasks, array, p = decodeTasks(body, kind, 10) })
 		if p != nil {
 			require.Contains(t, []int{400, 413, 415, 422}, p.Status)
 			require.LessOrEqual(t, len(p.Errors), maxProblemErrors)
@@ -709,7 +713,9 @@ func FuzzDecodeTasks(f *testing.F) {
 
 func FuzzDecodeBeat(f *testing.F) {
 	f.Add([]byte(`{"url":"http://h","models":["m"]}`))
-	f.Fuzz(func(_ *testing.T, body []byte) {
+	f.Add([]byte(`{"models":["","",""],"tags":[]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		fuzzing.Bound(t, len(body), func() { _, _ = decodeBeat(body) })
 		if h, err := decodeBeat(body); err == nil {
 			d := h.device("d")
 			d.Normalize()

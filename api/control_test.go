@@ -9,6 +9,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/task"
 )
@@ -280,6 +281,10 @@ func FuzzDecodeSettings(f *testing.F) {
 	f.Add([]byte(`{"policy":"load_formula","weights":{"cpu":1}}`))
 	f.Add([]byte(`{"priority":"high","level":7}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
+		fuzzing.Bound(t, len(body), func() {
+			_ = decodeObject(body, &PolicyIn{})
+			_ = decodeObject(body, &RankIn{})
+		})
 		var p PolicyIn
 		if decodeObject(body, &p) == nil {
 			s := device.PolicySetting{Name: p.Policy, Binding: p.Binding, Weights: p.Weights, Preset: p.Preset}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -313,17 +314,25 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(j)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := &entry{}
-		e.decodeEvents(b)
+		fuzzing.Bound(t, len(b), func() {
+			e = &entry{}
+			e.decodeEvents(b)
+		})
 		var c copyBuffer
 		c.reset()
 		for i := range e.events {
 			c.row(&e.events[i].v, origin{"events", 0, 0, e.events[i].index}, time.Now(), &chain{})
 			stateOfEvent(&e.events[i].v)
 		}
-		e = &entry{}
-		e.decodeResult(b, "")
+		fuzzing.Bound(t, len(b), func() {
+			e = &entry{}
+			e.decodeResult(b, "")
+		})
 		if e.result != nil {
 			stateOfResult(e.result)
+			if e.result.Callback != nil {
+				hostOf(e.result.Callback.URL)
+			}
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -237,8 +238,17 @@ func TestMarksOfPriority(t *testing.T) {
 
 func FuzzWhatOthersWrite(f *testing.F) {
 	f.Add(`{"policy":"fifo","version":3}`, "high", "7")
+	f.Add(`[{"Tenant":"t","ID":"a"},{},{}]`, "low", "0")
+	f.Add("a/each\nb/batch", "d\x1fm\x1feach", "1700000000000")
 	f.Add(`{"policy":"load_formula","weights":{"cpu":1e400}}`, "", "-1")
 	f.Fuzz(func(t *testing.T, setting, priority, level string) {
+		fuzzing.Bound(t, len(setting), func() {
+			parsePolicy(setting)
+			parseKeys(setting)
+			parsePools(setting)
+			parseRateKey(setting)
+			drainedAt(setting)
+		})
 		if p := parsePolicy(setting); p != nil {
 			require.NoError(t, p.Validate())
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -187,6 +188,7 @@ func FuzzParseEntry(f *testing.F) {
 	f.Add("a", `{"at":1,"joined_at":1,"sum":"00","url":"http://h","models":["m"],"slots":1}`)
 	f.Add("a", `{"queue":9e99}`)
 	f.Fuzz(func(t *testing.T, id, value string) {
+		fuzzing.Bound(t, len(id)+len(value), func() { parseEntry(id, value, time.Now(), time.Second) })
 		if d, ok := parseEntry(id, value, time.Now(), time.Second); ok {
 			require.NoError(t, d.Validate())
 		}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -385,7 +386,9 @@ func FuzzParseLine(f *testing.F) {
 		if len(line) == 0 {
 			return
 		}
-		p, err := parseLine(line, 1, "j", o)
+		var p parsed
+		var err error
+		fuzzing.Bound(t, len(line), func() { p, err = parseLine(line, 1, "j", o) })
 		if err != nil {
 			var fe *task.FieldError
 			require.ErrorAs(t, err, &fe)

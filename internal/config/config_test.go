@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/config"
+	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
 var update = flag.Bool("update", false, "write the golden files again")
@@ -298,7 +299,12 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		require.NoError(t, os.WriteFile(path, data, 0o600))
 		var cfg rootConfig
-		if err := config.Load(&cfg, config.Options{Path: path}); err != nil {
+		var err error
+		fuzzing.Bound(t, len(data), func() {
+			cfg = rootConfig{}
+			err = config.Load(&cfg, config.Options{Path: path})
+		})
+		if err != nil {
 			var all *config.Error
 			require.ErrorAs(t, err, &all)
 			for _, line := range all.Lines {

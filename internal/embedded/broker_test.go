@@ -15,6 +15,8 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
 func startBroker(t *testing.T, dir string) *Broker {
@@ -218,6 +220,7 @@ func FuzzValidPrefix(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 1, 2, 3, 4, 1, 0})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		fuzzing.Bound(t, len(raw), func() { _, _ = validPrefix(bytes.NewReader(raw)) })
 		n, err := validPrefix(bytes.NewReader(raw))
 		require.NoError(t, err)
 		require.LessOrEqual(t, n, int64(len(raw)))

@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
 func TestFactorsHaveTheirMoments(t *testing.T) {
@@ -173,6 +175,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which int, body []byte) {
 		var r request
 		k := kind(uint(which) % 5)
+		fuzzing.Bound(t, len(body), func() { _ = new(request).parse(k, body) })
 		if err := r.parse(k, body); err != nil {
 			require.NotEmpty(t, err.message)
 			return
@@ -197,6 +200,10 @@ func FuzzWalk(f *testing.F) {
 			return
 		}
 		i := space(body, 0)
+		fuzzing.Bound(t, len(body), func() {
+			eachField(body[i:], func(_, _ []byte) bool { return true })
+			eachElement(body[i:], func([]byte) bool { return true })
+		})
 		switch body[i] {
 		case '{':
 			want := map[string]json.RawMessage{}

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
@@ -327,6 +328,7 @@ func TestTrace(t *testing.T) {
 func FuzzTrace(f *testing.F) {
 	f.Add("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n")
 	f.Fuzz(func(t *testing.T, text string) {
+		fuzzing.Bound(t, len(text), func() { _, _ = parseTrace(strings.NewReader(text)) })
 		tr, err := parseTrace(strings.NewReader(text))
 		if err != nil {
 			return

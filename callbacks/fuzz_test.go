@@ -1,0 +1,33 @@
+package callbacks
+
+import (
+	"net/http"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/task"
+)
+
+// FuzzURL: the URL of a callback is the user's, and so is the answer's header.
+// Where the URL is refused is the task; what is taken has to make a request.
+func FuzzURL(f *testing.F) {
+	f.Add("https://user:secret@example.com:8443/hook?key=secret#x", "120")
+	f.Add("http://[::1%25eth0]:80/", "Fri, 31 Dec 1999 23:59:59 GMT")
+	f.Add("HTTP://EXAMPLE.com", "-1")
+	f.Fuzz(func(t *testing.T, raw, after string) {
+		fuzzing.Bound(t, len(raw)+len(after), func() { _, _ = task.CheckCallbackURL(raw), retryAfter(after, time.Unix(1, 0)) })
+		require.GreaterOrEqual(t, retryAfter(after, time.Unix(1, 0)), time.Duration(0))
+		if task.CheckCallbackURL(raw) != nil {
+			return
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, raw, http.NoBody)
+		require.NoErrorf(t, err, "%q was taken and cannot be requested", raw)
+		require.NotEmpty(t, req.URL.Host)
+		problem, _ := explain(&url.Error{Op: "Post", URL: raw, Err: http.ErrHandlerTimeout})
+		require.LessOrEqual(t, len(problem), maxProblem)
+	})
+}

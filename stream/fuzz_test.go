@@ -1,0 +1,51 @@
+package stream
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/task"
+)
+
+// FuzzHeaders: records and their headers come from any client. What becomes of
+// one that cannot be read keeps its bytes, and its event none of them.
+func FuzzHeaders(f *testing.F) {
+	f.Add("parked-until", []byte("2026-01-31T12:00:00.5Z"), []byte("k"), []byte("value"), "it is broken")
+	f.Add("dlq-stage", []byte("router"), []byte{0xff}, []byte{}, strings.Repeat("é", 600))
+	f.Add("content-type", []byte{0}, []byte(nil), []byte(nil), "")
+	f.Fuzz(func(t *testing.T, header string, value, key, body []byte, cause string) {
+		r := &Record{Topic: TasksLow, Offset: 7, Key: key, Value: body, Headers: []Header{{header, value}, {HeaderAccepted, value}}, Time: time.Unix(1, 0)}
+		size := len(header) + 2*len(value) + len(key) + len(body) + len(cause)
+		var m Message
+		var e task.Event
+		why := textError(cause)
+		fuzzing.Bound(t, size, func() {
+			m, e = DeadLetter(r, "router", "invalid", why), DeadLetterEvent(r, "router@h-1", why)
+			_, _, _ = ParkedUntil(r), Requeued(r), TaskID(r)
+		})
+		require.Equal(t, string(body), string(m.Value))
+		dead := 0
+		for _, h := range m.Headers {
+			if h.Key == HeaderDLQError {
+				require.LessOrEqual(t, len(h.Value), maxDLQError)
+			}
+			if h.Key == HeaderDLQStage {
+				dead++
+			}
+		}
+		require.Equal(t, 1, dead, "headers of an earlier death are left out")
+		require.LessOrEqual(t, len(e.Detail), task.MaxDetail)
+		frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{e})
+		require.NoError(t, err)
+		_, err = task.DecodeFrame[task.Event](task.FrameEvents, frame)
+		require.NoError(t, err)
+	})
+}
+
+type textError string
+
+func (e textError) Error() string { return string(e) }

@@ -297,9 +297,13 @@ func spansOf(ctx context.Context, tx pgx.Tx, f *Search) ([]timeSpan, error) {
 	return spans, nil
 }
 
+const partitionDaysSQL = `
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'audit_log'::regclass AND c.relname ~ '^audit_log_[0-9]{8}$' ORDER BY 1`
+
 // partitionDays are the days that have a partition.
 func partitionDays(ctx context.Context, tx pgx.Tx) ([]time.Time, error) {
-	rows, err := tx.Query(ctx, partitionsSQL)
+	rows, err := tx.Query(ctx, partitionDaysSQL)
 	if err != nil {
 		return nil, fmt.Errorf("listing the partitions: %w", err)
 	}

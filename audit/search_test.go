@@ -1,0 +1,329 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// found is what a search finds, as task/action.
+func found(t *testing.T, l *Log, f Search) []string {
+	t.Helper()
+	out := []string{}
+	require.NoError(t, l.Search(t.Context(), f, func(r *LogRow) error {
+		out = append(out, r.TaskID+"/"+strings.TrimPrefix(r.Action, "task."))
+		return nil
+	}))
+	return out
+}
+
+func TestSearch(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	one, two := newStory("one"), newStory("two")
+	two.task.Tenant, two.task.Job = "other", "job_2"
+	accepted := one.accepted()
+	failed := one.event(task.AttemptFailed, 1, "d1")
+	failed.Outcome, failed.ErrorClass, failed.Batch = task.OutcomeFailed, task.ClassDevice, "b1"
+	kafka := two.event(task.TaskQueued, 0, "")
+	kafka.SourceAddr, kafka.Model, kafka.TraceID = "kafka:tasks.normal/3@42", "m_x", "abc"
+	old, future := newStory("old").accepted(), newStory("future").accepted()
+	old.Time, future.Time = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), time.Now().Add(30*24*time.Hour)
+	week := newStory("week").accepted()
+	week.Time = time.Now().Add(-7 * 24 * time.Hour)
+	r.record(events.events(t, accepted, failed, kafka, old, future, week))
+	l := NewLog(r.pool)
+
+	everything := []string{"old/accepted", "week/accepted", "one/accepted", "two/queued", "one/attempt.failed", "future/accepted"}
+	got := found(t, l, Search{Oldest: true})
+	require.ElementsMatch(t, everything, got)
+	require.Equal(t, "old/accepted", got[0], "from the default partition")
+	require.Equal(t, "future/accepted", got[5])
+	newest := found(t, l, Search{})
+	slices.Reverse(newest)
+	require.Equal(t, got, newest, "the other way round")
+	require.Equal(t, []string{"future/accepted"}, found(t, l, Search{Limit: 1}))
+	require.Equal(t, got[:3], found(t, l, Search{Limit: 3, Oldest: true}))
+
+	for _, c := range []struct {
+		f    Search
+		want []string
+	}{
+		{Search{Tenant: "other"}, []string{"two/queued"}},
+		{Search{Tenant: "o*", Actions: []string{"task.*"}}, []string{"two/queued"}},
+		{Search{Task: "one", Oldest: true}, []string{"one/accepted", "one/attempt.failed"}},
+		{Search{Task: "one", Limit: 1}, []string{"one/attempt.failed"}},
+		{Search{Job: "job_2"}, []string{"two/queued"}},
+		{Search{Job: "job_*"}, []string{"two/queued"}}, // _ is no wild card
+		{Search{Batch: "b1"}, []string{"one/attempt.failed"}},
+		{Search{Device: "d1"}, []string{"one/attempt.failed"}},
+		{Search{Actions: []string{"*.failed", "task.queued"}, Oldest: true, Task: "one"}, []string{"one/attempt.failed"}},
+		{Search{Actor: "stage@*", Outcome: "failed"}, []string{"one/attempt.failed"}},
+		{Search{Class: string(task.ClassDevice)}, []string{"one/attempt.failed"}},
+		{Search{Model: "m_x", Trace: "abc"}, []string{"two/queued"}},
+		{Search{Source: "kafka:tasks.normal"}, []string{"two/queued"}},
+		{Search{Source: "203.0.113.7", Task: "one"}, []string{"one/accepted"}},
+		{Search{Source: "203.0.113.7:4711", Task: "one"}, []string{"one/accepted"}},
+		{Search{Source: "203.0.113", Task: "one"}, []string{}},
+		{Search{Until: time.Date(2002, 1, 1, 0, 0, 0, 0, time.UTC)}, []string{"old/accepted"}},
+		{Search{Since: time.Now().Add(time.Hour)}, []string{"future/accepted"}},
+		{Search{Since: accepted.Time, Until: accepted.Time.Add(time.Millisecond), Task: "one"}, []string{"one/accepted"}},
+		{Search{Since: time.Now().Add(-8 * 24 * time.Hour), Until: time.Now().Add(-6 * 24 * time.Hour)}, []string{"week/accepted"}},
+	} {
+		require.Equalf(t, c.want, found(t, l, c.f), "%+v", c.f)
+	}
+	require.ErrorContains(t, l.Search(t.Context(), Search{Actions: []string{"nope"}}, nil), `no action "nope"`)
+	enough := errors.New("enough")
+	require.Equal(t, enough, l.Search(t.Context(), Search{}, func(*LogRow) error { return enough }))
+}
+
+// with is a connection URL with one parameter more.
+func with(t *testing.T, connection, name, value string) string {
+	t.Helper()
+	u, err := url.Parse(connection)
+	require.NoError(t, err)
+	q := u.Query()
+	q.Set(name, value)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// follower gathers what Follow tells.
+type follower struct {
+	mu   sync.Mutex
+	rows []LogRow
+	gone int64
+	away int
+	news chan struct{}
+}
+
+func newFollower() *follower { return &follower{news: make(chan struct{}, 1)} }
+
+func (f *follower) followed() Followed {
+	tell := func() {
+		select {
+		case f.news <- struct{}{}:
+		default:
+		}
+	}
+	return Followed{
+		Row: func(r *LogRow) error {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.rows = append(f.rows, *r)
+			tell()
+			return nil
+		},
+		Gone: func(_ string, n int64) { f.mu.Lock(); defer f.mu.Unlock(); f.gone += n; tell() },
+		Away: func(error, time.Time) { f.mu.Lock(); defer f.mu.Unlock(); f.away++; tell() },
+	}
+}
+
+func (f *follower) until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	end := time.After(time.Minute)
+	for {
+		f.mu.Lock()
+		ok := holds()
+		f.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-f.news:
+		case <-end:
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			t.Fatalf("in vain waited for %s: %d rows, %d gone, %d times away", what, len(f.rows), f.gone, f.away)
+		}
+	}
+}
+
+// follow follows until the test ends.
+func follow(t *testing.T, l *Log, s Search) *follower {
+	t.Helper()
+	f := newFollower()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- l.Follow(ctx, s, f.followed()) }()
+	t.Cleanup(func() {
+		stop()
+		require.NoError(t, <-ended)
+	})
+	return f
+}
+
+// Several recorders write, with clocks that are wrong, while connections are lost:
+// each row is shown once.
+func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	before := newRig(t, pool)
+	part := before.own("events", 0)
+	before.record(part.events(t, newStory("before-1").accepted(), newStory("before-2").accepted(), newStory("before-3").accepted()))
+	l := NewLog(poolOn(t, with(t, pool.Config().ConnString(), "application_name", "follower")))
+	f := follow(t, l, Search{Limit: 2})
+	f.until(t, "the rows that are there", func() bool { return len(f.rows) == 2 })
+	require.Equal(t, "before-2", f.rows[0].TaskID)
+
+	const writers, chunks, each = 3, 25, 7
+	var wg sync.WaitGroup
+	for w := range writers {
+		r := newRig(t, pool)
+		mine := r.own("events", w+1)
+		wg.Go(func() {
+			for c := range chunks {
+				var es []task.Event
+				for e := range each {
+					ev := newStory(fmt.Sprintf("w%d-%d-%d", w, c, e)).accepted()
+					switch e { // late, much too late, and from the future
+					case 1:
+						ev.Time = time.Now().Add(-3 * time.Hour)
+					case 2:
+						ev.Time = time.Now().Add(-40 * 24 * time.Hour)
+					case 3:
+						ev.Time = time.Now().Add(50 * 24 * time.Hour)
+					}
+					es = append(es, ev)
+				}
+				r.record(mine.events(t, es...))
+				if w == 0 && c%10 == 5 {
+					_, err := pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'follower'")
+					require.NoError(t, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	f.until(t, "all rows", func() bool { return len(f.rows) >= 2+writers*chunks*each })
+	before.record(part.events(t, newStory("last").accepted()))
+	f.until(t, "one more", func() bool { return f.rows[len(f.rows)-1].TaskID == "last" })
+	times := map[string]int{}
+	for _, r := range f.rows {
+		times[r.TaskID]++
+	}
+	require.Len(t, times, 3+writers*chunks*each)
+	require.Equal(t, []int{1}, slices.Compact(slices.Sorted(maps.Values(times))))
+	require.Zero(t, f.gone)
+}
+
+func TestFollowFiltersAndSaysWhatIsGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	part := r.own("events", 0)
+	f := follow(t, NewLog(r.pool), Search{Actions: []string{"task.queued"}, Limit: 10})
+	f.until(t, "that it follows", func() bool { return true })
+	s := newStory("s")
+	r.record(part.events(t, s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d")))
+	f.until(t, "the row", func() bool { return len(f.rows) == 1 })
+	require.Equal(t, "task.queued", f.rows[0].Action)
+	// The chain says that there are five, and there are three.
+	_, err := r.pool.Exec(t.Context(), "UPDATE audit_chains SET rows = rows + 2")
+	require.NoError(t, err)
+	f.until(t, "what is gone", func() bool { return f.gone == 2 })
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	part := r.own("events", 3)
+	s := newStory("s")
+	old := newStory("old").accepted()
+	old.Time = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
+	first := s.accepted()
+	r.record(part.events(t, first, s.event(task.TaskQueued, 0, ""), s.event(task.TaskQueued, 0, ""), old))
+	got, err := NewLog(r.pool).Stats(t.Context(), 3)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), got.InDefault)
+	require.Equal(t, []ActionRow{
+		{first.Time.Format(time.DateOnly), "task.queued", "ok", 2}, {first.Time.Format(time.DateOnly), "task.accepted", "ok", 1},
+	}, got.Actions)
+	require.True(t, got.Oldest.Equal(first.Time), "%s", got.Oldest)
+	require.True(t, got.Newest.After(*got.Oldest))
+	require.Len(t, got.Chains, 1)
+	require.Equal(t, int64(4), got.Chains[0].Rows)
+	require.Equal(t, int64(1), got.Chains[0].Next)
+}
+
+// An auditor reads, and nothing else.
+func TestAnAuditorsLoginIsEnough(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	part := r.own("events", 0)
+	r.record(part.events(t, newStory("s").accepted()))
+	as := poolOn(t, with(t, r.pool.Config().ConnString(), "role", "batchyard_auditor"))
+	l := NewLog(as)
+	require.Equal(t, []string{"s/accepted"}, found(t, l, Search{}))
+	stats, err := l.Stats(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), stats.Actions[0].Rows)
+	f := follow(t, l, Search{Limit: 5})
+	f.until(t, "the row", func() bool { return len(f.rows) == 1 })
+	_, err = as.Exec(t.Context(), "DELETE FROM audit_log")
+	require.ErrorContains(t, err, "permission denied")
+}
+
+// What the schema wants of every event of this class, by its version 1.7.0.
+func TestOcsfHasWhatTheSchemaRequires(t *testing.T) {
+	t.Parallel()
+	s := newStory("s")
+	full := LogRow{Time: time.Now(), IngestedAt: time.Now(), SrcTopic: "events", ChainSeq: 7, Detail: Raw(`{"why":"x"}`), TraceID: "t"}
+	for _, a := range task.Actions {
+		for _, who := range []struct{ kind, id, addr string }{
+			{"user", "acme", "203.0.113.7:4711"}, {"user", "acme", "[2001:db8::1]:80"}, {"user", "acme", "host-1"}, {"user", "", ""},
+			{"stage", "router@host-a-12", ""}, {"stage", "router@host-a-12", "kafka:tasks.low/1@2"}, {"device", "d1", "10.0.0.1"},
+		} {
+			for _, outcome := range []string{"ok", "failed", "refused"} {
+				r := full
+				r.Action, r.Outcome, r.ActorType, r.ActorID, r.SourceAddr = string(a.Action), outcome, who.kind, who.id, who.addr
+				r.TaskID, r.ResourceType, r.ResourceID = s.task.ID, "task", s.task.ID
+				b, err := json.Marshal(r.Ocsf("1.2.3", true))
+				require.NoError(t, err)
+				var e map[string]any
+				require.NoError(t, json.Unmarshal(b, &e))
+				for _, field := range []string{"activity_id", "category_uid", "class_uid", "metadata", "severity_id", "time", "type_uid", "actor", "api", "src_endpoint"} {
+					require.Containsf(t, e, field, "%s", b)
+				}
+				at := func(object, field string) any { return e[object].(map[string]any)[field] }
+				require.Equal(t, "1.7.0", at("metadata", "version"))
+				require.Equal(t, "Batchyard", at("metadata", "product").(map[string]any)["name"])
+				require.Equal(t, string(a.Action), at("api", "operation"))
+				require.Equal(t, "t", at("api", "request").(map[string]any)["uid"])
+				require.EqualValues(t, 6, e["category_uid"])
+				require.EqualValues(t, 6003, e["class_uid"])
+				require.EqualValues(t, 600300+e["activity_id"].(float64), e["type_uid"])
+				require.Contains(t, []float64{1, 2, 3, 4, 99}, e["activity_id"])
+				require.Contains(t, []float64{1, 2}, e["status_id"])
+				require.EqualValues(t, r.Time.UnixMilli(), e["time"])
+				some := func(object string, fields ...string) {
+					t.Helper()
+					for _, f := range fields {
+						if v := at(object, f); v != nil && v != "" {
+							return
+						}
+					}
+					require.Failf(t, "one of these is required", "%s %v: %s", object, fields, b)
+				}
+				some("actor", "process", "user", "iam_role", "invoked_by", "session", "app_name", "app_uid")
+				some("src_endpoint", "ip", "uid", "name", "hostname", "svc_name", "instance_uid", "interface_uid", "interface_name", "domain")
+				if user, ok := at("actor", "user").(map[string]any); ok {
+					require.NotEmpty(t, user["name"])
+				}
+				require.Equal(t, "x", at("unmapped", "detail").(map[string]any)["why"])
+			}
+		}
+	}
+}

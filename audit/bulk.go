@@ -61,6 +61,31 @@ func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
 	return nil
 }
 
+// Absorb counts what another has counted, which then has counted nothing: so
+// that one writes to the rollups for all.
+func (b *Bulk) Absorb(other *Bulk) {
+	absorb(&b.counts.usage, &other.counts.usage, func(to, v *usageSums) {
+		to.tasks, to.attempts, to.in, to.out = to.tasks+v.tasks, to.attempts+v.attempts, to.in+v.in, to.out+v.out
+	})
+	times := func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us }
+	absorb(&b.counts.latency, &other.counts.latency, times)
+	absorb(&b.counts.attempts, &other.counts.attempts, times)
+	absorb(&b.counts.batches, &other.counts.batches, func(to, v *batchSums) { to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes })
+	absorb(&b.counts.submissions, &other.counts.submissions, func(to, v *submissionSums) {
+		if to.tasks == 0 || v.first.Before(to.first) {
+			to.first = v.first
+		}
+		to.tasks, to.bytes, to.last = to.tasks+v.tasks, to.bytes+v.bytes, later(to.last, v.last)
+	})
+	other.counts.reset()
+}
+
+func absorb[K comparable, V any](to, from *sums[K, V], add func(to, v *V)) {
+	for i, k := range from.keys {
+		add(to.of(k), &from.vals[i])
+	}
+}
+
 // Count writes to the rollups what was counted since the last time.
 func (b *Bulk) Count(ctx context.Context, tx pgx.Tx) error {
 	var batch pgx.Batch

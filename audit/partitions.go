@@ -152,7 +152,7 @@ func maintainOnce(ctx context.Context, pool *pgxpool.Pool, retention time.Durati
 		log.Info("dropped audit rows that are older than audit.retention", "day", gone.day, "rows", gone.rows)
 		told(gone)
 	}))
-	errs = append(errs, watchDefault(ctx, pool, log, m))
+	errs = append(errs, watchDefault(ctx, pool, log, m), compactRollups(ctx, pool, retention))
 	return errors.Join(errs...)
 }
 

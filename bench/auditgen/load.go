@@ -112,6 +112,12 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 		made = 0
 		for _, m := range makers {
 			made += m.made
+			if m != makers[0] {
+				makers[0].events.Absorb(m.events)
+			}
+		}
+		if err := pgx.BeginFunc(ctx, conns[0], func(tx pgx.Tx) error { return makers[0].events.Count(ctx, tx) }); err != nil {
+			return 0, err
 		}
 		fmt.Fprintf(o.Out, "%s: %d rows, %.0f rows/s\n", day.Format(time.DateOnly), made, float64(made)/time.Since(begin).Seconds())
 	}
@@ -149,10 +155,7 @@ func (m *maker) day(ctx context.Context, conn *pgx.Conn, from time.Time, span ti
 			return err
 		}
 	}
-	if err := m.flush(ctx, conn, 0); err != nil {
-		return err
-	}
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return m.events.Count(ctx, tx) })
+	return m.flush(ctx, conn, 0)
 }
 
 func (m *maker) flush(ctx context.Context, conn *pgx.Conn, above int) error {

@@ -47,6 +47,7 @@ BEGIN
     END LOOP;
     FOREACH given SLICE 1 IN ARRAY ARRAY[
         ['batchyard_recorder', 'INSERT', 'audit_log'],
+        ['batchyard_recorder', 'SELECT (time)', 'audit_log_default'], -- to raise the alarm when there are rows
         ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, stream_offsets, audit_chains, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
         ['batchyard_recorder', 'SELECT, INSERT', 'results, callbacks'],
         ['batchyard_recorder', 'SELECT', 'audit_dropped, batchyard_schema'],

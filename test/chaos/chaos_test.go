@@ -30,7 +30,7 @@ var (
 func TestMain(m *testing.M) { harness.Main(m) }
 
 // budget is how long a run may take beside the chaos itself.
-const budget = 3 * time.Minute
+const budget = 6 * time.Minute
 
 func TestChaos(t *testing.T) {
 	if *seconds == 0 {
@@ -87,7 +87,7 @@ func TestChaos(t *testing.T) {
 	}
 	drained := time.Since(healed)
 	w.say("drained after %.1f s; checking", drained.Seconds())
-	found := w.judge(ctx, t, h, hooks, before)
+	found := w.judge(ctx, t, h, l, hooks, before)
 	s := summarize(h, plan, l, w)
 	s.Seed, s.Seconds, s.Drain, s.Took = *seed, length.Seconds(), drained.Seconds(), time.Since(began).Seconds()
 	s.Violations, s.Passed = found, len(found) == 0
@@ -164,8 +164,11 @@ func (w *world) settle(ctx context.Context, h *History) error {
 }
 
 // judge reads all that is known, ends the processes, and checks.
-func (w *world) judge(ctx context.Context, t *testing.T, h *History, hooks *receiver, before map[string][2]int) []Violation {
+func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, hooks *receiver, before map[string][2]int) []Violation {
 	t.Helper()
+	// What clients and receivers keep open is no leak.
+	l.http.CloseIdleConnections()
+	hooks.server.CloseClientConnections()
 	after, err := w.idle(ctx, before)
 	require.NoError(t, err)
 	h.Left = append(h.Left, w.credits(ctx)...)

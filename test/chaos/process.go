@@ -37,6 +37,7 @@ type process struct {
 	fell    string
 	refused int  // starts that ended before they were ready
 	vain    bool // the last one did
+	pause   time.Duration
 	starts  int
 }
 
@@ -119,8 +120,13 @@ func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 	}
 	first := !p.vain // one line for many vain starts
 	p.vain = mine && !ready
+	pause := 500 * time.Millisecond
 	if p.vain {
 		p.refused++
+		p.pause = min(2*p.pause+pause, 3*time.Second)
+		pause = p.pause
+	} else {
+		p.pause = 0
 	}
 	p.mu.Unlock()
 	if !mine {
@@ -129,7 +135,7 @@ func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 	if ready || panicked || first {
 		p.log("%s ended by itself: %v (ready before: %v)", p.name, err, ready)
 	}
-	<-time.After(500 * time.Millisecond)
+	<-time.After(pause)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted && p.cmd == cmd {

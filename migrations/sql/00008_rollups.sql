@@ -18,7 +18,7 @@ CREATE TABLE rollup_usage (
     tokens_in  bigint NOT NULL,
     tokens_out bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, tenant, model, endpoint, state)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_usage IS 'Tasks that have ended, counted from the results that were taken.';
 COMMENT ON COLUMN rollup_usage.day IS 'UTC day on which the tasks ended.';
 COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1: the whole day.';
@@ -42,7 +42,7 @@ CREATE TABLE rollup_latency (
     n      bigint NOT NULL,
     us     bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, stage, model, bucket)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_latency IS 'How long each stage took: histograms, eight buckets for each doubling.';
 COMMENT ON COLUMN rollup_latency.day IS 'UTC day on which the stage ended.';
 COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1: the whole day.';
@@ -64,7 +64,7 @@ CREATE TABLE rollup_attempts (
     n      bigint NOT NULL,
     us     bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, device, model, action, cause)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_attempts IS 'Attempts and what became of them: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
 COMMENT ON COLUMN rollup_attempts.day IS 'UTC day.';
 COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the whole day.';
@@ -86,7 +86,7 @@ CREATE TABLE rollup_batches (
     tasks  bigint NOT NULL,
     bytes  bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, model, reason, size)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_batches IS 'Tasks that left for their device in a batch, by the size of the batch and why it closed. Divided by the size: batches.';
 COMMENT ON COLUMN rollup_batches.day IS 'UTC day on which the batches closed.';
 COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1: the whole day.';
@@ -110,7 +110,7 @@ CREATE TABLE rollup_submissions (
     first_at    timestamptz NOT NULL,
     last_at     timestamptz NOT NULL,
     PRIMARY KEY (day, hour, shard, tenant, actor, source, user_agent)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
 COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
 COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1: the whole day. There may be as many senders as tasks in an hour.';

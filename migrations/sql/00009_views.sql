@@ -72,7 +72,8 @@ parts AS (
     SELECT device, d::date AS day,
         CASE WHEN absent = 1 THEN 'absent' WHEN failing = 1 THEN 'failing' WHEN drained = 1 THEN 'drained' ELSE 'up' END AS status,
         extract(epoch FROM least(until, (d + interval '1 day') AT TIME ZONE 'UTC') - greatest(time, d AT TIME ZONE 'UTC')) AS seconds
-    FROM known, generate_series(date_trunc('day', time AT TIME ZONE 'UTC'), until AT TIME ZONE 'UTC', interval '1 day') AS d
+    -- An array, because it is expected to be short; a thousand days each would have Postgres compile the query for seconds.
+    FROM known, unnest(ARRAY(SELECT generate_series(date_trunc('day', time AT TIME ZONE 'UTC'), until AT TIME ZONE 'UTC', interval '1 day'))) AS d
     WHERE until > time),
 times AS (
     SELECT device, day, coalesce(sum(seconds) FILTER (WHERE status = 'up'), 0) AS up, coalesce(sum(seconds) FILTER (WHERE status = 'failing'), 0) AS failing,

@@ -56,17 +56,17 @@ COMMENT ON VIEW device_history IS 'What happened to a device: joined, left, sile
 CREATE VIEW device_availability AS
 WITH told AS (
     -- What each event says of the device's presence, its breaker and its draining; 0 is well.
-    SELECT device_id AS device, time, extract(epoch FROM time) AS at,
+    SELECT device_id AS device, time, round(date_part('epoch', time) * 1e6) * 2 AS at,
         CASE action WHEN 'device.joined' THEN 0 WHEN 'device.silent' THEN 1 WHEN 'device.left' THEN 1 END AS absent,
         CASE action WHEN 'breaker.closed' THEN 0 WHEN 'device.joined' THEN NULL WHEN 'breaker.opened' THEN 1 WHEN 'breaker.half_opened' THEN 1 END AS failing,
         CASE action WHEN 'device.undrained' THEN 0 WHEN 'device.drained' THEN 1 END AS drained
     FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL AND outcome = 'ok'),
 known AS (
-    -- The last word on each until then: the largest of (time, word).
+    -- The last word on each until then: the largest of time and word, the word in the lowest bit.
     SELECT device, time, lead(time, 1, now()) OVER w AS until,
-        (max(ARRAY[at, absent]) FILTER (WHERE absent IS NOT NULL) OVER w)[2] AS absent,
-        (max(ARRAY[at, failing]) FILTER (WHERE failing IS NOT NULL) OVER w)[2] AS failing,
-        (max(ARRAY[at, drained]) FILTER (WHERE drained IS NOT NULL) OVER w)[2] AS drained
+        (max(at + absent) FILTER (WHERE absent IS NOT NULL) OVER w)::bigint & 1 AS absent,
+        (max(at + failing) FILTER (WHERE failing IS NOT NULL) OVER w)::bigint & 1 AS failing,
+        (max(at + drained) FILTER (WHERE drained IS NOT NULL) OVER w)::bigint & 1 AS drained
     FROM told WINDOW w AS (PARTITION BY device ORDER BY time)),
 parts AS (
     SELECT device, d::date AS day,

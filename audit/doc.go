@@ -22,6 +22,7 @@
 //	                                                             results, first wins
 //	                                                             audit rows (COPY)
 //	                                                             states (one upsert)
+//	                                                             counts of all (rollup.go)
 //	                                                             callbacks, notifications
 //	                                                           then Done
 //

@@ -80,6 +80,14 @@ func (c *cli) migrateUp(ctx context.Context) error {
 	if applied == 0 && !c.json {
 		c.printf("nothing to do: the schema is version %d\n", migrations.Needed())
 	}
+	missing, err := migrations.MissingRoles(ctx, url)
+	if err != nil {
+		return serviceError(err)
+	}
+	if len(missing) > 0 {
+		_, _ = fmt.Fprintf(c.err, "these roles are missing, because this login may not create any: %[1]s\n"+
+			"have an administrator run CREATE ROLE … NOLOGIN for each, then run SELECT batchyard_grant_roles(); docs/sql.md says what they are for\n", strings.Join(missing, ", "))
+	}
 	return nil
 }
 

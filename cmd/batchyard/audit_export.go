@@ -98,6 +98,9 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 		}
 		return nil
 	}
+	if at, err := os.Stat(path); err == nil && !at.Mode().IsRegular() {
+		return writeInto(path, fn)
+	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, err))
@@ -125,5 +128,25 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 		}
 	}
 	done = true
+	return nil
+}
+
+// writeInto calls fn with what is at the path already: a device or a pipe, which a
+// file of that name must not replace.
+func writeInto(path string, fn func(io.Writer) error) error {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return withCode(exitUsage, fmt.Errorf("opening %s: %w", path, err))
+	}
+	w := bufio.NewWriterSize(file, 256<<10)
+	if err := fn(w); err != nil {
+		_ = file.Close()
+		return err
+	}
+	for _, step := range []func() error{w.Flush, file.Close} {
+		if err := step(); err != nil {
+			return fmt.Errorf("writing %s: %w", path, err)
+		}
+	}
 	return nil
 }

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/ledger"
+	"github.com/batchyard/batchyard/task"
+)
+
+// answered submits tasks of a tenant of its own and waits for their results and
+// for what the audit log tells of them.
+func answered(t *testing.T, f *fixture, n int) (tenant string) {
+	t.Helper()
+	tenant = unique("audited")
+	ok(t, "submit", openAIFile(t, n), "--server", f.URL, "--tenant", tenant, "--wait", "-o", filepath.Join(t.TempDir(), "out.jsonl"))
+	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
+		return len(lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--action", "task.succeeded", "--json"))) == n
+	}, time.Minute, 50*time.Millisecond)
+	return tenant
+}
+
+func TestAuditQuery(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	tenant := answered(t, f, 3)
+	text := ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--action", "task.accepted", "--order", "asc")
+	require.Len(t, lines(text), 4)
+	require.Regexp(t, `^TIME +ACTION +OUTCOME`, text)
+	require.Regexp(t, `(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z +task\.accepted +ok`, text)
+
+	r := try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--limit", "2", "--since", "1h")
+	require.Len(t, lines(r.out), 3)
+	require.Contains(t, r.err, "there are more")
+	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", "nobody").err, "there is no such row")
+	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--until", "1h").err, "there is no such row")
+
+	table, err := csv.NewReader(strings.NewReader(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--csv"))).ReadAll()
+	require.NoError(t, err)
+	require.Len(t, table[0], len(audit.LogColumns))
+	require.Equal(t, "time", table[0][0])
+	jsons := lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json"))
+	require.Len(t, table, 1+len(jsons))
+	var row audit.LogRow
+	require.NoError(t, json.Unmarshal([]byte(jsons[0]), &row))
+	require.Equal(t, tenant, row.Tenant)
+	require.JSONEq(t, `{"action":"task.accepted","tenant":"`+tenant+`"}`,
+		lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--action", "task.accepted", "--json", "--columns", "action,tenant"))[0])
+
+	for want, args := range map[string][]string{
+		`no action "nope"`:       {"--action", "nope"},
+		`no column "nope"`:       {"--columns", "nope"},
+		`is no time`:             {"--since", "yesterday"},
+		`is not before`:          {"--since", "1h", "--until", "2h"},
+		`use asc or desc`:        {"--order", "up"},
+		`exclude each other`:     {"--json", "--csv"},
+		`use ok, failed`:         {"--outcome", "good"},
+		`is no Postgres URL`:     {"--postgres", "http://x y"},
+		`connecting to Postgres`: {"--postgres", "postgres://127.0.0.1:1/x"},
+	} {
+		r := try(t, "", append([]string{"audit", "query", "-c", f.config}, args...)...)
+		require.Containsf(t, r.err, want, "%v", args)
+		require.Containsf(t, []int{exitUsage, exitUnreachable}, r.code, "%v", args)
+	}
+}
+
+func TestAuditTail(t *testing.T) {
+	t.Parallel()
+	f, tenant := running(t), unique("tailed")
+	var out, errs syncBuffer
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		c := newCLI(strings.NewReader(""), &out, &errs)
+		ended <- c.run(ctx, []string{"audit", "tail", "-c", f.config, "--tenant", tenant, "-n", "0", "--columns", "action,task_id,src_topic,src_partition,src_offset,src_index"})
+	}()
+	require.Eventually(t, func() bool { return strings.Contains(out.String(), "ACTION") }, time.Minute, 10*time.Millisecond)
+	ok(t, "submit", openAIFile(t, 20), "--server", f.URL, "--tenant", tenant, "--wait", "-o", filepath.Join(t.TempDir(), "out.jsonl"))
+	require.Eventually(t, func() bool {
+		return strings.Count(out.String(), "task.succeeded") == 20 &&
+			len(lines(out.String()))-1 >= len(lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json")))
+	}, time.Minute, 50*time.Millisecond)
+	stop()
+	require.Equal(t, exitOK, <-ended, errs.String())
+	seen := map[string]bool{}
+	for _, line := range lines(out.String())[1:] {
+		place := strings.Join(strings.Fields(line)[2:], " ")
+		require.Falsef(t, seen[place], "twice: %s", line)
+		seen[place] = true
+	}
+	require.Len(t, seen, len(lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json"))))
+}
+
+func TestAuditExport(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	tenant := answered(t, f, 3)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "all.jsonl.gz")
+	r := try(t, "", "audit", "export", "-c", f.config, "--tenant", tenant, "-o", file)
+	require.Equal(t, exitOK, r.code, r.err)
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	zip, err := gzip.NewReader(bytes.NewReader(b))
+	require.NoError(t, err)
+	text, err := io.ReadAll(zip)
+	require.NoError(t, err)
+	rows := lines(string(text))
+	require.Contains(t, r.err, strconv.Itoa(len(rows))+" rows written")
+	require.Equal(t, rows, lines(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant)))
+	last := ""
+	for _, line := range rows {
+		require.NotContains(t, line, "row_hash")
+		var row audit.LogRow
+		require.NoError(t, json.Unmarshal([]byte(line), &row))
+		require.GreaterOrEqual(t, row.Time.Format(time.RFC3339Nano), last)
+	}
+	for _, line := range lines(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant, "--hashes")) {
+		var row audit.LogRow
+		require.NoError(t, json.Unmarshal([]byte(line), &row))
+		require.Len(t, row.RowHash, 32)
+		require.Positive(t, row.ChainSeq)
+	}
+	for _, line := range lines(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant, "--ocsf")) {
+		var e audit.Ocsf
+		require.NoError(t, json.Unmarshal([]byte(line), &e))
+		require.Equal(t, 6003, e.ClassUID)
+	}
+	// What fails leaves nothing behind.
+	r = try(t, "", "audit", "export", "-c", f.config, "--action", "nope", "-o", filepath.Join(dir, "other.jsonl"))
+	require.Equal(t, exitUsage, r.code)
+	r = try(t, "", "audit", "export", "-c", f.config, "-o", filepath.Join(dir, "no", "where.jsonl"))
+	require.Equal(t, exitUsage, r.code)
+	// What is no file is written to, and stays what it is.
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	read := make(chan int, 1)
+	go func() {
+		b, _ := os.ReadFile(pipe)
+		read <- len(lines(string(b)))
+	}()
+	ok(t, "audit", "export", "-c", f.config, "--tenant", tenant, "-o", pipe)
+	require.Equal(t, len(rows), <-read)
+	is, err := os.Lstat(pipe)
+	require.NoError(t, err)
+	require.NotZero(t, is.Mode()&os.ModeNamedPipe, "it is a pipe still")
+
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+}
+
+func TestAuditStats(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	answered(t, f, 3)
+	text := ok(t, "audit", "stats", "-c", f.config)
+	require.Regexp(t, `(?m)^rows +about \d+`, text)
+	require.Regexp(t, `(?m)^audit_log_\d{8} +\d{4}-\d\d-\d\d +\d+ +\S+ \S+iB`, text)
+	require.Regexp(t, `(?m)^\d{4}-\d\d-\d\d +task\.accepted +ok +\d+`, text)
+	require.Regexp(t, `(?m)^events/0 +\d+ +\d+ +\d+ +\d+ +\S+ ago +audit@`, text)
+	var s audit.Stats
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "audit", "stats", "-c", f.config, "--json")), &s))
+	require.Zero(t, s.InDefault)
+	require.NotNil(t, s.Chains[0].Lag)
+
+	alone := write(t, "config.yaml", "kafka:\n  brokers: [\"127.0.0.1:1\"]\n  dial_timeout: 1s\npostgres:\n  url: \""+f.Stack.PostgresURL+"\"\n")
+	r := try(t, "", "audit", "stats", "-c", alone)
+	require.Equal(t, exitOK, r.code)
+	require.Contains(t, r.err, "the lag is not known")
+}
+
+func TestLedgerCheck(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	answered(t, f, 5)
+	// Other tests submit, cancel and break things all the while: the account holds.
+	text := ok(t, "ledger", "check", "-c", f.config, "--quiet")
+	require.Regexp(t, `(?m)^accepted +\d+`, text)
+	require.Regexp(t, `(?m)^\+ missing +0`, text)
+	require.Contains(t, text, " holds (looked ")
+	var r ledger.Report
+	require.NoError(t, json.Unmarshal([]byte(ok(t, "ledger", "check", "-c", f.config, "--json")), &r))
+	require.True(t, r.Holds)
+	require.Equal(t, r.Accepted, r.Terminal+r.InFlight+r.Dead)
+	require.GreaterOrEqual(t, r.ByState[string(task.Success)], int64(5))
+
+	bad := try(t, "", "ledger", "check", "-c", f.config, "--postgres", "postgres://127.0.0.1:1/x")
+	require.Equal(t, exitUnreachable, bad.code)
+	bad = try(t, "", "ledger", "check", "-c", f.config, "--wait", "-1s")
+	require.Equal(t, exitUsage, bad.code)
+}
+
+func TestMoments(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	for s, want := range map[string]time.Time{
+		"":                          {},
+		"2h":                        now.Add(-2 * time.Hour),
+		"7d":                        now.AddDate(0, 0, -7),
+		"2026-01-31":                time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC),
+		"2026-01-31T12:00:00+01:00": time.Date(2026, 1, 31, 11, 0, 0, 0, time.UTC),
+	} {
+		got, err := parseMoment("since", s, now)
+		require.NoError(t, err, s)
+		require.Truef(t, want.Equal(got), "%s: %s", s, got)
+	}
+	for _, s := range []string{"-2h", "7", "xd", "-7d", "7 d", "2026-13-01"} {
+		_, err := parseMoment("since", s, now)
+		require.Error(t, err, s)
+	}
+}

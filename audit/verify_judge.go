@@ -35,12 +35,20 @@ func (v *verifier) wanting() string {
 		if to == 0 {
 			continue
 		}
+		if from == c.low && v.olderRead == 0 {
+			// Some more of the day before: should the first rows of the time have been
+			// cut off, there is a hole below the one that is the first now.
+			from = max(1, from-edgeRows)
+		}
 		ors = append(ors, fmt.Sprintf("(src_topic = '%s' AND src_partition = %d AND chain_seq BETWEEN %d AND %d)",
 			strings.ReplaceAll(c.at.topic, "'", "''"), c.at.partition, from, to))
 	}
 	slices.Sort(ors)
 	return strings.Join(ors, " OR ")
 }
+
+// edgeRows is how far into the day before a hole is looked for.
+const edgeRows = 1000
 
 // lacks is from which to which row something is not joined; 0 when all is. The
 // row before the first one counts, because it shows that the first was not cut off.

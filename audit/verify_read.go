@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 const (
@@ -228,11 +226,7 @@ var _ io.Writer = (*blockWriter)(nil)
 
 // read takes in the rows of a partition that match the condition.
 func (v *verifier) read(ctx context.Context, p partitionTable, where string) error {
-	sql := "COPY (SELECT " + chainColumns + ", prev_hash, row_hash FROM ONLY " + pgx.Identifier{p.name}.Sanitize()
-	if where != "" {
-		sql += " WHERE " + where
-	}
-	sql += ") TO STDOUT (FORMAT binary)"
+	sql := "COPY (SELECT " + chainColumns + ", prev_hash, row_hash FROM " + p.from(where) + ") TO STDOUT (FORMAT binary)"
 	full, free, stop := make(chan []byte, blocks), make(chan []byte, blocks+1), make(chan struct{})
 	for range blocks {
 		free <- make([]byte, 0, blockBytes)

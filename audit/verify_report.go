@@ -25,14 +25,17 @@ const (
 type RowRef struct {
 	Position string    `json:"position"` // topic/partition@offset#index
 	Seq      int64     `json:"chain_seq,omitempty"`
-	Time     time.Time `json:"time"`
+	Time     time.Time `json:"time,omitzero"`
 	Tenant   string    `json:"tenant,omitempty"`
-	Action   string    `json:"action"`
+	Action   string    `json:"action,omitempty"`
 	Task     string    `json:"task_id,omitempty"`
 }
 
 func (r *RowRef) String() string {
-	s := r.Position + " of " + r.Time.Format(time.RFC3339Nano) + ", " + r.Action
+	s := r.Position
+	if r.Action != "" { // else only its place is known
+		s += " of " + r.Time.Format(time.RFC3339Nano) + ", " + r.Action
+	}
 	if r.Task != "" {
 		s += " of task " + r.Tenant + "/" + r.Task
 	}

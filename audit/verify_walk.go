@@ -189,10 +189,12 @@ func (w *walk) strays() {
 	}
 }
 
-// blame notes a finding about a row, in place of one that says less of it.
+// blame notes a finding about a row, in place of one that says less. Of two rows
+// with the same number the one whose content is not its own is the one too many.
 func (c *chainCheck) blame(f Finding) {
 	for i := range c.findings {
-		if g := &c.findings[i]; f.Row != nil && g.Reason == Changed && g.Seq == f.Seq && g.Row != nil && g.Row.Position == f.Row.Position && f.To == 0 {
+		if g := &c.findings[i]; g.Reason == Changed && g.Seq == f.Seq && g.Row != nil && f.To == 0 {
+			f.Row = g.Row
 			f.Topic, f.Partition = g.Topic, g.Partition
 			f.Detail += "; " + g.Detail
 			*g = f

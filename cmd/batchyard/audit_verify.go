@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// verifyFlags are the flags of audit verify.
+type verifyFlags struct {
+	postgres    string
+	since       string
+	checkpoints []string
+	keys        []string
+	noKafka     bool
+	segments    int
+}
+
+func (c *cli) auditVerifyCommand() *cobra.Command {
+	var f verifyFlags
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
+		Long: `Reads the audit log in one snapshot, recomputes the hash of every row, follows the
+chain of each partition from its beginning to its end, and compares the chains with
+the signed checkpoints, so that a chain that was made anew is noticed, too. It names
+the first bad row of each chain and why: changed, missing, moved, inserted, or
+rewritten. It may run at any time; nothing waits for it.
+
+Checkpoints come from audit.checkpoint_dir or --checkpoints, and from the topic
+checkpoints unless --no-kafka. They count when they are signed by a key that is
+trusted: signing.pub in audit.checkpoint_dir, or those named with --public-key. Who
+may have changed the database may have changed these as well if he could write there:
+take copies from elsewhere. docs/audit.md says what is proved and what is not.
+
+Exit codes: 0 all is well; 1 something is wrong with the log; 2 it could not be
+looked at; 3 a service cannot be reached.`,
+		Example: `  batchyard audit verify
+  batchyard audit verify --since 7d
+  batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
+  batchyard audit verify --json | jq '.chains[] | select(.findings > 0) | .first'`,
+		Args: exactly(), ValidArgsFunction: completeNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.auditVerify(cmd.Context(), &f) },
+	}
+	c.configFlag(cmd)
+	c.jsonFlag(cmd)
+	c.postgresFlag(cmd, &f.postgres)
+	fl := cmd.Flags()
+	fl.StringVar(&f.since, "since", "", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
+	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; may be given again (default: audit.checkpoint_dir, if it is there)")
+	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key that checkpoints are trusted by; may be given again (default: signing.pub in audit.checkpoint_dir)")
+	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
+	fl.IntVar(&f.segments, "max-segments", 1<<20, "how many pieces the chains may be in while they are read; about 400 bytes of memory each")
+	return cmd
+}
+
+func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
+	o := audit.VerifyOptions{MaxSegments: f.segments}
+	if f.segments < 1 {
+		return usageError("--max-segments must be 1 or more")
+	}
+	var err error
+	if o.Since, err = parseMoment("since", f.since, c.now()); err != nil {
+		return err
+	}
+	var report *audit.Report
+	err = c.withPostgres(ctx, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
+		// Before the snapshot: what they say is in the database then.
+		notes, err := c.loadCheckpoints(ctx, cfg, f, &o)
+		if err != nil {
+			return err
+		}
+		show := &verifyProgress{c: c}
+		report, err = audit.Verify(ctx, pool, o, show.set)
+		show.end()
+		if report != nil {
+			report.Notes = append(notes, report.Notes...)
+		}
+		return logError(err)
+	})
+	if err != nil {
+		return withCode(exitUsage, err) // it could not be looked at, which is not to be taken for a finding
+	}
+	if c.json {
+		err = c.printJSON(report)
+	} else {
+		err = c.showVerified(report)
+	}
+	if err == nil && !report.OK() {
+		err = fmt.Errorf("the audit log is not as it was recorded: %d findings", report.Count)
+	}
+	return withCode(exitFailed, err)
+}
+
+// loadCheckpoints gathers checkpoints and the keys to trust them by.
+func (c *cli) loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *audit.VerifyOptions) (notes []string, err error) {
+	dir := cfg.Audit.CheckpointDir
+	files, keyFiles := f.checkpoints, f.keys
+	if len(files) == 0 && exists(dir) {
+		files = []string{dir}
+	}
+	if len(keyFiles) == 0 {
+		for _, at := range append([]string{dir}, f.checkpoints...) {
+			if public := filepath.Join(at, "signing.pub"); exists(public) {
+				keyFiles = append(keyFiles, public)
+			}
+		}
+	}
+	var keys []ed25519.PublicKey
+	for _, file := range keyFiles {
+		more, err := audit.ReadPublicKeys(file)
+		if err != nil {
+			return nil, withCode(exitUsage, err)
+		}
+		keys = append(keys, more...)
+	}
+	if len(keys) == 0 {
+		if len(f.checkpoints) > 0 {
+			return nil, usageError("checkpoints prove nothing without a key to trust: name the recorders' signing.pub with --public-key")
+		}
+		return []string{fmt.Sprintf("no public key was named and there is no %s: checkpoints were not looked at", filepath.Join(dir, "signing.pub"))}, nil
+	}
+	o.Checkpoints = audit.NewCheckpoints(keys)
+	for _, file := range files {
+		if err := o.Checkpoints.Read(file); err != nil {
+			return nil, withCode(exitUsage, err)
+		}
+	}
+	if f.noKafka {
+		return nil, nil
+	}
+	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w; --no-kafka does without the topic", serviceError(err))
+	}
+	defer func() { _ = log.Close() }()
+	if err := o.Checkpoints.ReadTopic(ctx, log); err != nil {
+		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka does without it", err)
+	}
+	return nil, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// verifyProgress shows how far a verification is. How many rows there are is not
+// known before the first are read.
+type verifyProgress struct {
+	c    *cli
+	once sync.Once
+	p    *progress
+}
+
+func (v *verifyProgress) set(p audit.VerifyProgress) {
+	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "rows") })
+	v.p.mu.Lock()
+	if v.p.total = max(v.p.total, int(p.Rows)); v.p.bar != nil {
+		v.p.bar.ChangeMax(v.p.total)
+	}
+	v.p.mu.Unlock()
+	v.p.Set(int(p.Rows))
+}
+
+func (v *verifyProgress) end() {
+	if v.p != nil {
+		v.p.Finish()
+	}
+}
+
+// showVerified prints a report for people.
+func (c *cli) showVerified(r *audit.Report) error {
+	t := newTable(c.out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
+	for _, ch := range r.Chains {
+		verified, signed, first := "none since", "", ""
+		if ch.From > 0 {
+			verified = fmt.Sprintf("from %d on", ch.From)
+		}
+		if ch.Signed > 0 {
+			signed = fmt.Sprintf("%d, %s", ch.Signed, ago(ch.SignedAt, c.now()))
+		}
+		if ch.First != nil {
+			first = string(ch.First.Reason) + " " + ch.First.Rows()
+		}
+		t.row(ch.Topic+"/"+strconv.Itoa(int(ch.Partition)), strconv.FormatInt(ch.Rows, 10), verified, signed, strconv.FormatInt(ch.Findings, 10), first)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	const most = 20
+	for i, f := range r.Findings {
+		if i == most {
+			c.printf("and %d more; --json lists them\n", r.Count-most)
+			break
+		}
+		c.printf("\n%s\n", plain(describeFinding(&f)))
+	}
+	if len(r.Findings) > 0 {
+		c.printf("\n")
+	}
+	for _, n := range r.Notes {
+		c.printf("note: %s\n", plain(n))
+	}
+	if r.Before > 0 {
+		c.printf("note: %d rows are from before the chains began; nothing protects them\n", r.Before)
+	}
+	verdict := "all is well"
+	if !r.OK() {
+		verdict = fmt.Sprintf("%d findings", r.Count)
+	}
+	c.printf("%d rows in %d chains, %d dropped by retention, %d checkpoints: %s\n", r.Rows, len(r.Chains), r.Dropped, r.Checkpoints, verdict)
+	return nil
+}
+
+// describeFinding is one finding in a sentence.
+func describeFinding(f *audit.Finding) string {
+	s := strings.ToUpper(string(f.Reason))
+	if f.Topic != "" {
+		s += " " + f.Chain()
+	}
+	if rows := f.Rows(); rows != "" {
+		s += " row " + rows
+	}
+	if f.Row != nil {
+		s += ": " + f.Row.String()
+	}
+	return s + ": " + f.Detail
+}

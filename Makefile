@@ -51,10 +51,11 @@ bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
 
 .PHONY: config
-config: build ## write config.yaml and docs/configuration.md again, from the code
+config: build ## write config.yaml, docs/configuration.md and docs/actions.md again, from the code
 	@mkdir -p docs dist
 	bin/batchyard config print --commented >dist/config && mv dist/config config.yaml
 	bin/batchyard config print --markdown >dist/config && mv dist/config docs/configuration.md
+	bin/batchyard audit actions --markdown >dist/config && mv dist/config docs/actions.md
 
 .PHONY: compose-check
 compose-check: ## check docker-compose.yml

@@ -189,6 +189,52 @@ func (r *Registry) List(ctx context.Context) ([]Device, error) {
 	return out, nil
 }
 
+// silentScript notes who said of which silence that there is one.
+//
+//	KEYS[1]  hash of devices, id → when it was heard last, of the silence told last
+//	ARGV[1]  milliseconds after which the hash is forgotten when nobody falls silent
+//	ARGV     then id, when it was heard last, for each device
+//	returns  for each: 1 when nobody has said so before
+var silentScript = redis.NewScript(`
+local out = {}
+for i = 2, #ARGV, 2 do
+  local new = redis.call('HGET', KEYS[1], ARGV[i]) ~= ARGV[i + 1]
+  if new then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+  out[#out + 1] = new and 1 or 0
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return out
+`)
+
+// MaxSilent bounds what FirstToSay takes.
+const MaxSilent = 256
+
+// FirstToSay returns those of the silent devices whose silence nobody has told of
+// yet: it is the caller's to do. Of several who look at the same fleet one gets
+// each; when that one dies before it has told, nobody does. It takes MaxSilent
+// devices at a time.
+func (r *Registry) FirstToSay(ctx context.Context, silent []Device) ([]Device, error) {
+	if len(silent) == 0 {
+		return nil, nil
+	}
+	args := []any{(2*r.cfg.Forget + time.Hour).Milliseconds()}
+	for _, d := range silent {
+		args = append(args, d.ID, d.At.UnixMilli())
+	}
+	v, err := run(ctx, r.rdb, r.metrics, "silent", silentScript, []string{r.key + ":silent"}, args...)
+	if err != nil {
+		return nil, fmt.Errorf("noting in Redis that %d devices are silent: %w", len(silent), err)
+	}
+	said, _ := v.([]any)
+	var first []Device
+	for i, d := range silent {
+		if i < len(said) && said[i] == int64(1) {
+			first = append(first, d)
+		}
+	}
+	return first, nil
+}
+
 // Watch calls onChange whenever a device joined, left or changed in more than
 // its figures, and after every reconnect, since messages may have been missed.
 // It returns when ctx ends. That a device fell silent is no message: time tells.

@@ -81,6 +81,28 @@ func TestSilentThenBackThenForgotten(t *testing.T) {
 	require.Empty(t, m.Keys(), "what is forgotten takes no memory")
 }
 
+func TestOneOfManyTellsOfASilence(t *testing.T) {
+	m := miniredis.RunT(t)
+	one, other := NewRegistry(client(t, m.Addr()), Config{}, ""), NewRegistry(client(t, m.Addr()), Config{}, "")
+	start := time.Now()
+	say := func(r *Registry) []Device {
+		ds, err := r.List(t.Context())
+		require.NoError(t, err)
+		first, err := r.FirstToSay(t.Context(), ds)
+		require.NoError(t, err)
+		return first
+	}
+	for i := range 2 { // it comes back, and falls silent again
+		m.SetTime(start.Add(time.Duration(i) * time.Minute))
+		_, err := one.Beat(t.Context(), gpu("a"))
+		require.NoError(t, err)
+		m.SetTime(start.Add(time.Duration(i)*time.Minute + 16*time.Second))
+		require.Len(t, say(one), 1)
+		require.Empty(t, say(other))
+		require.Empty(t, say(one))
+	}
+}
+
 func TestEmptiedRedisIsNoError(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRegistry(client(t, m.Addr()), Config{}, "")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -46,8 +47,12 @@ func (s *scheduler) readFleet(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.Refresh)
 	defer tick.Stop()
 	failing := false
+	told := map[string]time.Time{} // devices whose silence is told of, by us or others, and when they were heard last
 	for {
 		f, err := s.loadFleet(ctx)
+		if err == nil {
+			s.tellSilent(ctx, f.Devices, told)
+		}
 		if err == nil {
 			err = s.steer(ctx) // first: what follows is decided by the new policy
 		}
@@ -102,6 +107,43 @@ func (s *scheduler) loadFleet(ctx context.Context) (Fleet, error) {
 		return Fleet{}, err
 	}
 	return Fleet{ds, rates, healths, used, routers}, nil
+}
+
+// tellSilent records which devices have fallen silent. told holds those that
+// need not be asked about again.
+func (s *scheduler) tellSilent(ctx context.Context, ds []device.Device, told map[string]time.Time) {
+	var silent []device.Device
+	known := make(map[string]bool, len(ds))
+	for _, d := range ds {
+		known[d.ID] = true
+		if d.Silent() && !told[d.ID].Equal(d.At) {
+			silent = append(silent, d)
+		}
+	}
+	for id := range told {
+		if !known[id] {
+			delete(told, id)
+		}
+	}
+	silent = silent[:min(len(silent), device.MaxSilent)] // the rest at the next look
+	first, err := s.deps.Registry.FirstToSay(ctx, silent)
+	if err != nil {
+		return // Redis went away again; the next look asks again
+	}
+	for _, d := range silent {
+		told[d.ID] = d.At
+	}
+	now := time.Now().UTC()
+	unit := stream.Unit{}
+	for _, d := range first {
+		unit.Events = append(unit.Events, task.Event{
+			Time: now, Action: task.DeviceSilent, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage, ActorID: s.name,
+			ResourceType: "device", ResourceID: d.ID, Device: d.ID, Detail: detail("heard_last", d.At.Format(time.RFC3339Nano)),
+		})
+	}
+	if len(unit.Events) > 0 {
+		_ = s.outbox.Put(ctx, unit) // an error means that ctx ended
+	}
 }
 
 // byOurClock tells by the clock of this machine when devices joined: the registry

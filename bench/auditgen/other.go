@@ -128,8 +128,7 @@ func (m *maker) callback(l *life) {
 	r.times(l.finished, delivered)
 }
 
-// beside adds what is no task's: refused submits and what operators did. There
-// are so many of them in a block.
+// beside adds what is no task's: refused submits, so many in a block.
 func (m *maker) beside(from time.Time, span time.Duration) {
 	for range 3 {
 		at := from.Add(time.Duration(m.r.Int64N(int64(span))))
@@ -140,19 +139,20 @@ func (m *maker) beside(from time.Time, span time.Duration) {
 			Detail: []byte([]string{`{"errors":["model"],"status":422}`, `{"errors":["input"],"status":422}`, `{"errors":["callback.url"],"status":422}`, `{"errors":null,"status":413}`}[m.r.IntN(4)])}
 		m.plain(e)
 	}
-	if m.r.IntN(200) == 0 {
-		e := task.Event{Time: from, Action: task.DeviceDrained, Outcome: task.OutcomeOK, Tenant: "acme", ActorType: task.ActorUser, ActorID: "alice",
-			SourceAddr: "10.4.0.1:41000", UserAgent: agents[0], ResourceType: "device", Device: fmt.Sprintf("gpu-%d", 1+m.r.IntN(deviceCount)), TraceID: m.hex(32), Detail: []byte(`{"changed":true}`)}
-		e.ResourceID = e.Device
-		m.plain(e)
-		e.Time, e.Action = from.Add(10*time.Minute), task.DeviceUndrained
-		m.plain(e)
-	}
 }
 
 // devices adds the history of the devices on one day: breakers that open and
-// close, now and then a device that is silent.
+// close, now and then a device that is silent, and what an operator did.
 func (m *maker) devices(day time.Time, first bool) {
+	for range 4 {
+		e := task.Event{Time: day.Add(time.Duration(m.r.Int64N(int64(23 * time.Hour)))), Action: task.DeviceDrained, Outcome: task.OutcomeOK, Tenant: "acme",
+			ActorType: task.ActorUser, ActorID: "alice", SourceAddr: "10.4.0.1:41000", UserAgent: agents[0], ResourceType: "device",
+			Device: fmt.Sprintf("gpu-%d", 1+m.r.IntN(deviceCount)), TraceID: m.hex(32), Detail: []byte(`{"changed":true}`)}
+		e.ResourceID = e.Device
+		m.plain(e)
+		e.Time, e.Action = e.Time.Add(10*time.Minute), task.DeviceUndrained
+		m.plain(e)
+	}
 	for d := 1; d <= deviceCount; d++ {
 		id := fmt.Sprintf("gpu-%d", d)
 		tell := func(at time.Time, a task.Action, actor task.ActorType, detail string) {

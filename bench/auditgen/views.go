@@ -60,7 +60,7 @@ func examples(path string) (all []example, err error) {
 		case line == "```sql":
 			inside, sql = true, nil
 		case strings.HasPrefix(line, "### "), strings.HasPrefix(line, "## "):
-			heading, n = strings.Trim(strings.TrimLeft(line, "# "), "`"), 0
+			heading, n = strings.ReplaceAll(strings.TrimLeft(line, "# "), "`", ""), 0
 		}
 	}
 	if len(all) == 0 {

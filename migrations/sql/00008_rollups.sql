@@ -2,9 +2,15 @@
 -- Rollups: what questions about everything are answered from, because counting fifty million rows takes a minute.
 -- The recorder adds to them in the transaction that writes the rows, so they are exact.
 --
--- A row is of one UTC hour. Rows of one hour are spread over shards, so that two recorders do not wait for each other's
--- locks; batchyard_compact_rollups adds the shards of an hour together when it has passed (shard -1), and the hours of a
--- day two days later (hour -1). Whoever asks sums, and need not know.
+-- The recorder writes rows of one UTC hour, spread over shards, so that two recorders do not wait for each other's locks.
+-- When the hour has passed, batchyard_compact_rollups adds its shards together (shard -1), and to the row of their day
+-- (hour -1); after two days it drops the hours. So there are
+--
+--   hour -1             the day, as far as its hours were added to it
+--   hour ≥ 0, shard ≥ 0  what was not added to its day yet
+--   hour ≥ 0, shard -1   what was
+--
+-- A day is the sum WHERE hour = -1 OR shard >= 0; an hour the sum WHERE hour >= 0, for three days.
 CREATE TABLE rollup_usage (
     day        date NOT NULL,
     hour       smallint NOT NULL,
@@ -21,8 +27,8 @@ CREATE TABLE rollup_usage (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_usage IS 'Tasks that have ended, counted from the results that were taken.';
 COMMENT ON COLUMN rollup_usage.day IS 'UTC day on which the tasks ended.';
-COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1: the whole day.';
-COMMENT ON COLUMN rollup_usage.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
+COMMENT ON COLUMN rollup_usage.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_usage.tenant IS 'Whose tasks.';
 COMMENT ON COLUMN rollup_usage.model IS 'Model that answered, or was asked last.';
 COMMENT ON COLUMN rollup_usage.endpoint IS 'Path of the API that was asked.';
@@ -45,8 +51,8 @@ CREATE TABLE rollup_latency (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_latency IS 'How long each stage took: histograms, eight buckets for each doubling.';
 COMMENT ON COLUMN rollup_latency.day IS 'UTC day on which the stage ended.';
-COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1: the whole day.';
-COMMENT ON COLUMN rollup_latency.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
+COMMENT ON COLUMN rollup_latency.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_latency.stage IS 'What took so long: see stage_latency.';
 COMMENT ON COLUMN rollup_latency.model IS 'Model that was asked.';
 COMMENT ON COLUMN rollup_latency.bucket IS 'Number of the bucket: see batchyard_bucket.';
@@ -67,8 +73,8 @@ CREATE TABLE rollup_attempts (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_attempts IS 'Attempts and what became of them: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
 COMMENT ON COLUMN rollup_attempts.day IS 'UTC day.';
-COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the whole day.';
-COMMENT ON COLUMN rollup_attempts.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
+COMMENT ON COLUMN rollup_attempts.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_attempts.device IS 'Device that was asked.';
 COMMENT ON COLUMN rollup_attempts.model IS 'Model that was asked.';
 COMMENT ON COLUMN rollup_attempts.action IS 'Action of the events.';
@@ -89,8 +95,8 @@ CREATE TABLE rollup_batches (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_batches IS 'Tasks that left for their device in a batch, by the size of the batch and why it closed. Divided by the size: batches.';
 COMMENT ON COLUMN rollup_batches.day IS 'UTC day on which the batches closed.';
-COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1: the whole day.';
-COMMENT ON COLUMN rollup_batches.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
+COMMENT ON COLUMN rollup_batches.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_batches.model IS 'Model that is asked.';
 COMMENT ON COLUMN rollup_batches.reason IS 'Why they closed: count, bytes, wait, idle or drain.';
 COMMENT ON COLUMN rollup_batches.size IS 'Tasks in each batch.';
@@ -114,7 +120,7 @@ CREATE TABLE rollup_submissions (
 COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
 COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
 COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1: the whole day. There may be as many senders as tasks in an hour.';
-COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: added together.';
+COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_submissions.tenant IS 'Whose tasks.';
 COMMENT ON COLUMN rollup_submissions.actor IS 'Name of the user or key.';
 COMMENT ON COLUMN rollup_submissions.source IS 'Address without the port, or kafka:topic.';
@@ -160,12 +166,12 @@ BEGIN
     DELETE FROM rollup_submissions WHERE day >= since;
 
     INSERT INTO rollup_usage (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out)
-    SELECT finished_at::date, extract(hour FROM finished_at), -1, tenant, coalesce(model, ''), coalesce(endpoint, ''), state,
+    SELECT finished_at::date, extract(hour FROM finished_at), 0, tenant, coalesce(model, ''), coalesce(endpoint, ''), state,
         count(*), sum(attempt), sum(tokens_in), sum(tokens_out)
     FROM results WHERE finished_at >= since GROUP BY 1, 2, 4, 5, 6, 7;
 
     INSERT INTO rollup_latency (day, hour, shard, stage, model, bucket, n, us)
-    SELECT at::date, extract(hour FROM at), -1, stage, model, batchyard_bucket(us), count(*), sum(us)
+    SELECT at::date, extract(hour FROM at), 0, stage, model, batchyard_bucket(us), count(*), sum(us)
     FROM (
         SELECT time AS at, CASE action WHEN 'task.assigned' THEN 'queue' WHEN 'batch.closed' THEN 'batch' WHEN 'attempt.succeeded' THEN 'attempt'
             WHEN 'attempt.failed' THEN 'failed_attempt' ELSE 'callback' END AS stage,
@@ -181,20 +187,20 @@ BEGIN
     ) s GROUP BY 1, 2, 4, 5, 6;
 
     INSERT INTO rollup_attempts (day, hour, shard, device, model, action, cause, n, us)
-    SELECT time::date, extract(hour FROM time), -1, coalesce(device_id, ''), coalesce(model, ''), action,
+    SELECT time::date, extract(hour FROM time), 0, coalesce(device_id, ''), coalesce(model, ''), action,
         coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, ''), count(*),
         coalesce(sum(round(duration_ms * 1e6)::bigint / 1000) FILTER (WHERE duration_ms > 0), 0)
     FROM audit_log WHERE time >= since AND action IN ('attempt.succeeded', 'attempt.failed', 'task.requeued', 'task.degraded')
     GROUP BY 1, 2, 4, 5, 6, 7;
 
     INSERT INTO rollup_batches (day, hour, shard, model, reason, size, tasks, bytes)
-    SELECT time::date, extract(hour FROM time), -1, coalesce(model, ''), left(coalesce(detail->>'reason', ''), 64),
+    SELECT time::date, extract(hour FROM time), 0, coalesce(model, ''), left(coalesce(detail->>'reason', ''), 64),
         coalesce((detail->>'tasks')::int, 0), count(*), coalesce(sum((detail->>'bytes')::bigint), 0)
     FROM audit_log WHERE time >= since AND action = 'batch.closed' AND detail->>'unreadable_bytes' IS NULL
     GROUP BY 1, 2, 4, 5, 6;
 
     INSERT INTO rollup_submissions (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
-    SELECT time::date, -1, -1, tenant, actor_id,
+    SELECT time::date, -1, 0, tenant, actor_id,
         CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END,
         coalesce(user_agent, ''), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
     FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 4, 5, 6, 7;
@@ -204,48 +210,53 @@ $$;
 COMMENT ON FUNCTION batchyard_rebuild_rollups(date) IS 'Makes the rollups anew from audit_log and results, from a UTC day on.';
 
 -- +goose StatementBegin
--- Adds together what nobody needs apart any more, and forgets the days before the given one. A row that is locked, because
--- something late is just being recorded, is left for the next time: nobody waits for anybody in a circle.
+-- Adds the hours that have passed to their days, drops those of the days before yesterday, and forgets the days before the
+-- given one. A row that is locked, because something late is just being recorded, is left for the next time: nobody
+-- waits for anybody in a circle.
 CREATE FUNCTION batchyard_compact_rollups(forget date) RETURNS bigint LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
     t    record;
-    step record;
+    adds text;
+    plus text;
+    more text;
     done bigint := 0;
     n    bigint;
 BEGIN
     FOR t IN SELECT * FROM (VALUES
-        ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, tokens_in, tokens_out', ''),
-        ('rollup_latency', 'stage, model, bucket', 'n, us', ''),
-        ('rollup_attempts', 'device, model, action, cause', 'n, us', ''),
-        ('rollup_batches', 'model, reason, size', 'tasks, bytes', ''),
-        ('rollup_submissions', 'tenant, actor, source, user_agent', 'tasks, input_bytes', 'first_at, last_at')
-        ) AS v (name, keys, sums, times)
+        ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, tokens_in, tokens_out', false),
+        ('rollup_latency', 'stage, model, bucket', 'n, us', false),
+        ('rollup_attempts', 'device, model, action, cause', 'n, us', false),
+        ('rollup_batches', 'model, reason, size', 'tasks, bytes', false),
+        ('rollup_submissions', 'tenant, actor, source, user_agent', 'tasks, input_bytes', true)
+        ) AS v (name, keys, sums, days)
     LOOP
-        EXECUTE format('DELETE FROM %I WHERE day < $1', t.name) USING forget;
-        FOR step IN SELECT * FROM (VALUES
-            ('shard >= 0 AND (day, CASE WHEN hour < 0 THEN 24 ELSE hour END) < ((now() - interval ''2 hours'')::date, extract(hour FROM now() - interval ''2 hours''))', 'hour'),
-            ('hour >= 0 AND day < (now() - interval ''2 days'')::date', '-1::smallint')
-            ) AS s (old, hour)
-        LOOP
-            EXECUTE format('WITH old AS (SELECT ctid FROM %1$I WHERE %2$s FOR UPDATE SKIP LOCKED),
-                gone AS (DELETE FROM %1$I WHERE ctid = ANY (ARRAY(SELECT ctid FROM old)) RETURNING *)
-                INSERT INTO %1$I AS r (day, hour, shard, %3$s, %4$s)
-                SELECT day, %5$s, -1, %3$s, %6$s FROM gone GROUP BY 1, 2, 3, %3$s
-                ON CONFLICT (day, hour, shard, %3$s) DO UPDATE SET %7$s',
-                t.name, step.old, t.keys, concat_ws(', ', t.sums, nullif(t.times, '')), step.hour,
-                (SELECT string_agg('sum(' || c || ')', ', ') FROM unnest(string_to_array(t.sums, ', ')) c)
-                    || CASE WHEN t.times <> '' THEN ', min(first_at), max(last_at)' ELSE '' END,
-                (SELECT string_agg(format('%1$I = r.%1$I + excluded.%1$I', c), ', ') FROM unnest(string_to_array(t.sums, ', ')) c)
-                    || CASE WHEN t.times <> '' THEN ', first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)' ELSE '' END);
-            GET DIAGNOSTICS n = ROW_COUNT;
-            done := done + n;
-        END LOOP;
+        EXECUTE format('DELETE FROM %I WHERE day < $1 OR hour >= 0 AND shard < 0 AND day < (now() - interval ''2 days'')::date', t.name) USING forget;
+        SELECT string_agg('sum(' || c || ')', ', '), string_agg(format('%1$I = r.%1$I + excluded.%1$I', c), ', ') INTO adds, plus
+        FROM unnest(string_to_array(t.sums, ', ')) c;
+        more := '';
+        IF t.days THEN -- it has no hours, and two columns more
+            more := ', first_at, last_at';
+            adds := adds || ', min(first_at), max(last_at)';
+            plus := plus || ', first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)';
+        END IF;
+        EXECUTE format('WITH old AS (SELECT ctid FROM %1$I WHERE shard >= 0
+                AND (day, CASE WHEN hour < 0 THEN 24 ELSE hour END) < ((now() - interval ''2 hours'')::date, extract(hour FROM now() - interval ''2 hours''))
+                FOR UPDATE SKIP LOCKED),
+            gone AS (DELETE FROM %1$I WHERE ctid = ANY (ARRAY(SELECT ctid FROM old)) RETURNING *),
+            hours AS (INSERT INTO %1$I AS r (day, hour, shard, %2$s, %3$s)
+                SELECT day, hour, -1, %2$s, %4$s FROM gone WHERE hour >= 0 GROUP BY day, hour, %2$s
+                ON CONFLICT (day, hour, shard, %2$s) DO UPDATE SET %5$s)
+            INSERT INTO %1$I AS r (day, hour, shard, %2$s, %3$s)
+            SELECT day, -1, -1, %2$s, %4$s FROM gone GROUP BY day, %2$s
+            ON CONFLICT (day, hour, shard, %2$s) DO UPDATE SET %5$s', t.name, t.keys, t.sums || more, adds, plus);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        done := done + n;
     END LOOP;
     RETURN done;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds the shards of past hours and the hours of past days together, and deletes the rollups of the days before the given one. The recorder does this; it may be repeated at will.';
+COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds the hours that have passed to their days, drops the hours of the days before yesterday, and the days before the given one. The recorder does this; it may be repeated at will.';
 
 SELECT batchyard_rebuild_rollups('-infinity');
 

@@ -32,21 +32,21 @@ counted AS (
     UNION ALL
     SELECT tenant, state, width_bucket(extract(epoch FROM now() - at), ARRAY[60, 600, 3600, 86400, 604800]), sum(tasks)::bigint, min(at)
     FROM (SELECT tenant, state, tasks, least(now(), (day::timestamp + CASE WHEN hour < 0 THEN interval '1 day' ELSE (hour + 1) * interval '1 hour' END) AT TIME ZONE 'UTC') AS at
-        FROM rollup_usage) ended
+        FROM rollup_usage WHERE CASE WHEN day >= ((now() - interval '2 days') AT TIME ZONE 'UTC')::date OR shard >= 0 THEN hour >= 0 ELSE hour < 0 END) ended
     GROUP BY 1, 2, 3)
 SELECT c.tenant, c.state, b.age_from, b.age_to, c.tasks, c.oldest
 FROM counted c JOIN bounds b USING (place);
 COMMENT ON VIEW task_ages IS 'How many tasks are in which state, by how long they have been: waiting ones exactly, ended ones to the hour in which they ended, after two days to the day.';
 
 CREATE VIEW retries AS
-SELECT day, nullif(hour, -1) AS hour, device, model, cause,
+SELECT day, device, model, cause,
     coalesce(sum(n) FILTER (WHERE action = 'attempt.failed'), 0)::bigint AS failed_attempts,
     coalesce(sum(n) FILTER (WHERE action = 'task.requeued'), 0)::bigint AS requeued,
     coalesce(sum(n) FILTER (WHERE action = 'task.degraded'), 0)::bigint AS degraded,
     round(coalesce(sum(us) FILTER (WHERE action = 'attempt.failed'), 0) / 1e6, 3) AS lost_seconds
-FROM rollup_attempts WHERE action <> 'attempt.succeeded'
-GROUP BY day, hour, device, model, cause;
-COMMENT ON VIEW retries IS 'Attempts that failed and tasks that were sent back to wait, by cause, device and model. The hour is empty once the hours of its day are added together.';
+FROM rollup_attempts WHERE action <> 'attempt.succeeded' AND (hour = -1 OR shard >= 0)
+GROUP BY day, device, model, cause;
+COMMENT ON VIEW retries IS 'Attempts that failed and tasks that were sent back to wait, by UTC day, cause, device and model.';
 
 CREATE VIEW device_history AS
 SELECT time, device_id, action, outcome, error_class, actor_type, actor_id, source_addr, detail
@@ -82,7 +82,7 @@ times AS (
 asked AS (
     SELECT device, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
         sum(us) / 1e6 AS busy
-    FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') GROUP BY device, day)
+    FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') AND (hour = -1 OR shard >= 0) GROUP BY device, day)
 SELECT day, device, round(up) AS up_seconds, round(failing) AS failing_seconds, round(drained) AS drained_seconds, round(absent) AS absent_seconds,
     round(100 * up / nullif(up + failing + absent, 0), 3) AS up_percent,
     coalesce(succeeded, 0)::bigint AS attempts_succeeded, coalesce(failed, 0)::bigint AS attempts_failed,
@@ -98,15 +98,16 @@ SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
     coalesce(sum(tasks) FILTER (WHERE state = 'CANCELLED'), 0)::bigint AS cancelled,
     coalesce(sum(tasks) FILTER (WHERE state = 'EXPIRED'), 0)::bigint AS expired,
     sum(attempts)::bigint AS attempts, sum(tokens_in)::bigint AS tokens_in, sum(tokens_out)::bigint AS tokens_out
-FROM rollup_usage GROUP BY day, tenant, model;
+FROM rollup_usage WHERE hour = -1 OR shard >= 0 GROUP BY day, tenant, model;
 COMMENT ON VIEW usage_by_day IS 'Tasks that ended and their tokens, by the UTC day on which they ended, tenant and model. One answer each: what was run twice counts once.';
 
+-- In float8, which counts exactly to 2^53 and several times faster than sums of bigint, which are numeric.
 CREATE VIEW stage_latency AS
 WITH counted AS (
-    SELECT day, stage, model, bucket, sum(n) AS n, sum(us) AS us FROM rollup_latency GROUP BY day, stage, model, bucket),
+    SELECT day, stage, model, bucket, sum(n::float8) AS n, sum(us::float8) AS us FROM rollup_latency WHERE hour = -1 OR shard >= 0 GROUP BY day, stage, model, bucket),
 ranked AS (
     SELECT *, sum(n) OVER (PARTITION BY day, stage, model ORDER BY bucket) AS upto, sum(n) OVER (PARTITION BY day, stage, model) AS total FROM counted)
-SELECT day, stage, model, sum(n)::bigint AS n, round(sum(us) / sum(n) / 1000, 3) AS mean_ms,
+SELECT day, stage, model, sum(n)::bigint AS n, round((sum(us) / sum(n) / 1000)::numeric, 3) AS mean_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.50 * total))::numeric, 3) AS p50_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.90 * total))::numeric, 3) AS p90_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
@@ -116,10 +117,10 @@ COMMENT ON VIEW stage_latency IS 'How long the stages took, by UTC day and model
 
 CREATE VIEW stage_latency_by_hour AS
 WITH counted AS (
-    SELECT day, hour, stage, model, bucket, sum(n) AS n, sum(us) AS us FROM rollup_latency WHERE hour >= 0 GROUP BY day, hour, stage, model, bucket),
+    SELECT day, hour, stage, model, bucket, sum(n::float8) AS n, sum(us::float8) AS us FROM rollup_latency WHERE hour >= 0 GROUP BY day, hour, stage, model, bucket),
 ranked AS (
     SELECT *, sum(n) OVER (PARTITION BY day, hour, stage, model ORDER BY bucket) AS upto, sum(n) OVER (PARTITION BY day, hour, stage, model) AS total FROM counted)
-SELECT day, hour, stage, model, sum(n)::bigint AS n, round(sum(us) / sum(n) / 1000, 3) AS mean_ms,
+SELECT day, hour, stage, model, sum(n)::bigint AS n, round((sum(us) / sum(n) / 1000)::numeric, 3) AS mean_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.50 * total))::numeric, 3) AS p50_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.90 * total))::numeric, 3) AS p90_ms,
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
@@ -136,9 +137,9 @@ FROM callbacks WHERE state = 'GIVEN_UP';
 COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and is to be tried again (DUE, at next_at) or was given up. One that is just being delivered for the first time is among the due ones, without an error. Of the URL only the host is shown: the rest may hold secrets.';
 
 CREATE VIEW batch_sizes AS
-SELECT day, nullif(hour, -1) AS hour, model, reason, size, round(sum(tasks) / nullif(size, 0))::bigint AS batches, sum(tasks)::bigint AS tasks,
+SELECT day, model, reason, size, round(sum(tasks) / nullif(size, 0))::bigint AS batches, sum(tasks)::bigint AS tasks,
     round(sum(bytes) / nullif(sum(tasks), 0))::bigint AS bytes_per_batch
-FROM rollup_batches GROUP BY day, hour, model, reason, size;
+FROM rollup_batches WHERE hour = -1 OR shard >= 0 GROUP BY day, model, reason, size;
 COMMENT ON VIEW batch_sizes IS 'How large batches were and why they closed: count, bytes or wait (a threshold), idle (the device had nothing else to do), drain (the batcher stopped).';
 
 CREATE VIEW user_actions AS
@@ -172,7 +173,6 @@ BEGIN
         ('task_ages', 'tenant', 'Whose tasks.'), ('task_ages', 'state', 'The state they are in.'),
         ('task_ages', 'age_from', 'They have been in it for at least so long,'), ('task_ages', 'age_to', 'and less than so long; empty: any time.'),
         ('task_ages', 'tasks', 'How many.'), ('task_ages', 'oldest', 'Since when the first of them is.'),
-        ('retries', 'hour', 'UTC hour; empty: the whole day.'),
         ('retries', 'failed_attempts', 'Requests that failed.'), ('retries', 'requeued', 'Tasks that went back to wait.'),
         ('retries', 'degraded', 'Tasks that went on with a smaller model.'), ('retries', 'lost_seconds', 'Time of the requests that failed.'),
         ('device_availability', 'device', 'Id of the device.'), ('device_availability', 'day', 'UTC day.'),
@@ -188,7 +188,7 @@ BEGIN
         ('stage_latency_by_hour', 'n', 'How many.'), ('stage_latency_by_hour', 'mean_ms', 'Mean, exact.'), ('stage_latency_by_hour', 'p50_ms', 'Half took no longer.'),
         ('stage_latency_by_hour', 'p90_ms', 'Nine of ten took no longer.'), ('stage_latency_by_hour', 'p99_ms', 'Of a hundred, 99 took no longer.'), ('stage_latency_by_hour', 'max_ms', 'The longest.'),
         ('callback_failures', 'callback_id', 'The webhook-id header.'), ('callback_failures', 'next_at', 'When it is tried again; empty: never.'),
-        ('batch_sizes', 'hour', 'UTC hour; empty: the whole day.'), ('batch_sizes', 'batches', 'How many batches of that size.'),
+        ('batch_sizes', 'batches', 'How many batches of that size.'),
         ('batch_sizes', 'tasks', 'Tasks in them.'), ('batch_sizes', 'bytes_per_batch', 'Bytes of input, on average.'),
         ('refusals', 'status', 'HTTP status of the answer.'), ('refusals', 'reason', 'Fields that were wrong, or why.')
         ) AS w (view, col, text)

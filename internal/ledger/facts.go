@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"strconv"
-	"time"
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -224,12 +223,4 @@ func (s *facts) add(k task.Key, f fact) error {
 func (s *facts) note(n note) error {
 	s.buf = appendNote(s.buf[:0], &n)
 	return s.positions.add(s.buf)
-}
-
-// microOf is a time as facts hold it; 0 for none.
-func microOf(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMicro()
 }

@@ -15,21 +15,21 @@ const skew = 10 * time.Minute
 
 // account is all facts of one task.
 type account struct {
-	accepted           bool
-	record, dead       position // one of each
-	isDead             bool
-	where              string // the stage that is furthest along the way and has it
-	offered            []fact // bounded: see mostOffered
-	offers             int
-	result, state      fact
-	hasResult          bool
-	hasState           bool
-	callbacks          int
-	oddCallback, match bool
-	later              bool // a result of it is yet to be recorded
-	passed             position
-	wasPassed          bool // a result of it was passed by the recorder
-	differ             bool // of those, two differ
+	accepted      bool
+	record, dead  position // one of each
+	isDead        bool
+	where         string // the stage that is furthest along the way and has it
+	offered       []fact // bounded: see mostOffered
+	offers        int
+	result, state fact
+	hasResult     bool
+	hasState      bool
+	callbacks     int
+	oddCallback   bool
+	later         bool // a result of it is yet to be recorded
+	passed        position
+	wasPassed     bool // a result of it was passed by the recorder
+	differ        bool // of those, two differ
 }
 
 // mostOffered bounds the results of one task that are remembered one by one.

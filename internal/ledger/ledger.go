@@ -10,7 +10,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/stream"
-	"github.com/batchyard/batchyard/task"
 )
 
 // Options say how to look. The zero value is what the command does by default.
@@ -322,6 +321,3 @@ func rowsOf(ctx context.Context, q querier, what, sql string, args []any, fn fun
 	}
 	return nil
 }
-
-// identity is a task as people write it.
-func identity(k task.Key) string { return k.Tenant + "/" + k.ID }

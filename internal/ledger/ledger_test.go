@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -166,7 +165,9 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"an audit row of nothing", func(h *history) {
 			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, tokens_in, tokens_out, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
-		{"the row of a duplicate is gone", func(h *history) { h.sql("DELETE FROM audit_log WHERE action = 'result.duplicate' AND task_id = 't-003'") },
+		{"the row of a duplicate is gone", func(h *history) {
+			h.sql("DELETE FROM audit_log WHERE action = 'result.duplicate' AND task_id = 't-003'")
+		},
 			map[Kind]string{EventMissing: "results", ChainRows: "results"}},
 		{"a callback is gone", func(h *history) { h.sql("DELETE FROM callbacks WHERE task_id = 't-016'") }, map[Kind]string{CallbackMissing: "t-016"}},
 		{"a callback twice", func(h *history) {
@@ -223,7 +224,7 @@ func TestItEndsWhenToldTo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := Check(ctx, h.log, h.pool, Options{})
-	require.True(t, errors.Is(err, context.Canceled), "%v", err)
+	require.ErrorIs(t, err, context.Canceled)
 	h.end(task.Success, "t-001") // and no recorder runs
 	began := time.Now()
 	r := h.check(Options{Wait: 300 * time.Millisecond})

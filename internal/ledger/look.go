@@ -300,7 +300,7 @@ func (l *look) readDead(ctx context.Context) error {
 		partition, perr := strconv.ParseUint(r.Header(stream.HeaderDLQPartition), 10, 31)
 		offset, oerr := strconv.ParseUint(r.Header(stream.HeaderDLQOffset), 10, 63)
 		i, ok := topicIndex(topic)
-		if !ok || perr != nil || oerr != nil {
+		if ok = ok && perr == nil && oerr == nil; !ok {
 			return nil // somebody else's
 		}
 		n := note{where: position{i, uint32(partition), offset}, kind: noteDead, digest: maphash.Bytes(seed, r.Value)}

@@ -46,4 +46,9 @@ func TestServeNeedsNoOwner(t *testing.T) {
 	}
 	require.Equal(t, int64(100), harness.SQL[int64](t, in, "SELECT sum(tasks)::bigint FROM usage_by_day"))
 	require.Equal(t, int64(100), harness.SQL[int64](t, in, "SELECT sum(tasks)::bigint FROM submissions"))
+	harness.Eventually(t, harness.Patience, "the upkeep of partitions ran", func() bool {
+		return harness.SQL[int](t, in, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass") >= 4
+	})
+	require.Zero(t, p.Term(t))
+	require.NotContains(t, p.Log(), "permission denied")
 }

@@ -19,9 +19,8 @@ var (
 	endpoints = []string{task.EndpointChat, task.EndpointChat, task.EndpointChat, task.EndpointEmbeddings, task.EndpointChat}
 	attemptMS = []float64{400, 2500, 1300, 25, 350} // a typical request to each model
 	agents    = []string{"batchyard-cli/1.4", "python-requests/2.32", "OpenAI/Python 1.51", "curl/8.7"}
-	// instances are the processes of each stage.
-	instances = map[string][]string{}
-	assigned  [][]byte // details of task.assigned
+	instances = processes()
+	assigned  = decisions()
 )
 
 const (
@@ -32,15 +31,23 @@ const (
 	waitingWindow = 3 * time.Hour // of what was submitted so lately half still waits
 )
 
-func init() { //nolint:gochecknoinits // tables of a program
+// processes are those of each stage.
+func processes() map[string][]string {
+	all := map[string][]string{}
 	for _, stage := range []string{"router", "batcher", "workers", "callbacks", "api", "audit"} {
 		for i := range 3 {
-			instances[stage] = append(instances[stage], fmt.Sprintf("%s@node-%d-%d", stage, i+1, 4000+i*37))
+			all[stage] = append(all[stage], fmt.Sprintf("%s@node-%d-%d", stage, i+1, 4000+i*37))
 		}
 	}
+	return all
+}
+
+// decisions are details of task.assigned.
+func decisions() (all [][]byte) {
 	for i := range 64 {
-		assigned = append(assigned, fmt.Appendf(nil, `{"policy":"expected_finish","candidates":%d,"expected_ms":%d,"in_flight":%d}`, 1+i%8, 20*i+7, i%5))
+		all = append(all, fmt.Appendf(nil, `{"policy":"expected_finish","candidates":%d,"expected_ms":%d,"in_flight":%d}`, 1+i%8, 20*i+7, i%5))
 	}
+	return all
 }
 
 type weighted []struct {

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,4 +86,50 @@ func singleRate(b *testing.B, pool *pgxpool.Pool) float64 {
 		}
 	}
 	return float64(n) / time.Since(begin).Seconds()
+}
+
+// BenchmarkVerify verifies a million rows of eight chains, as the recorder wrote them.
+func BenchmarkVerify(b *testing.B) {
+	r := newRig(b, newPool(b))
+	const parts, records, events = 8, 25, 100
+	at := make([]*tenure, parts)
+	for p := range at {
+		at[p] = r.own("events", p)
+	}
+	rows := 0
+	for rows < 1_000_000 {
+		var c chunk
+		for range records {
+			for _, t := range at {
+				s := newStory("b" + task.NewID())
+				es := make([]task.Event, events)
+				for i := range es {
+					es[i] = s.event(task.TaskAssigned, 1, "d1")
+					es[i].Detail = []byte(`{"policy":"expected-finish","score_ms":12.5,"candidates":8}`)
+				}
+				c = append(c, t.events(b, es...))
+				rows += events
+			}
+		}
+		r.record(c...)
+	}
+	postgres, own := cpuOf(b, r.pool), ownCPU(b)
+	for b.Loop() {
+		rep, err := Verify(b.Context(), r.pool, VerifyOptions{}, nil)
+		require.NoError(b, err)
+		require.True(b, rep.OK(), "%+v", rep.Findings)
+		require.EqualValues(b, rows, rep.Rows)
+	}
+	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
+	// With nothing else running, about the larger of the two is what it takes.
+	b.ReportMetric((cpuOf(b, r.pool)-postgres)/float64(b.N)/1e6, "postgres-cpu-s/op")
+	b.ReportMetric((ownCPU(b)-own)/float64(b.N)/1e6, "own-cpu-s/op")
+}
+
+// ownCPU is what this process has used, in microseconds.
+func ownCPU(b *testing.B) float64 {
+	b.Helper()
+	var u syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return float64((u.Utime.Nano() + u.Stime.Nano()) / 1000)
 }

@@ -122,8 +122,8 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 		require.EqualValues(t, 74, rep.Chains[0].Signed)
 		require.EqualValues(t, rowsOf1, rep.Chains[1].Signed)
 	}
-	exec(t, g.pool, "CREATE TABLE saved AS SELECT * FROM audit_log")
-	exec(t, g.pool, "CREATE TABLE saved_ends AS SELECT * FROM audit_chains")
+	execute(t, g.pool, "CREATE TABLE saved AS SELECT * FROM audit_log")
+	execute(t, g.pool, "CREATE TABLE saved_ends AS SELECT * FROM audit_chains")
 	const of0 = " src_topic = 'events' AND src_partition = 0 "
 	for _, c := range []struct {
 		name     string
@@ -132,20 +132,20 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 		alone    bool // it fits in itself: nothing but checkpoints tells
 	}{
 		{"all from row 30 on", func() {
-			exec(t, g.pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+			execute(t, g.pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, g.pool, 30, 74, true)
 		}, 1, 72, true},
 		{"the last row", func() {
-			exec(t, g.pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 74")
+			execute(t, g.pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 74")
 			rehash(t, g.pool, 74, 74, true)
 		}, 74, 0, true},
 		{"one row less", func() {
-			exec(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 74")
-			exec(t, g.pool, "UPDATE audit_chains SET rows = 73, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 73) WHERE topic = 'events' AND partition = 0")
+			execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 74")
+			execute(t, g.pool, "UPDATE audit_chains SET rows = 73, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 73) WHERE topic = 'events' AND partition = 0")
 		}, 74, 74, true},
 		{"the whole chain is gone", func() {
-			exec(t, g.pool, "DELETE FROM audit_log WHERE"+of0)
-			exec(t, g.pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")
+			execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0)
+			execute(t, g.pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")
 		}, 1, 74, true},
 	} {
 		c.do()
@@ -154,12 +154,12 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 		require.EqualValues(t, 1, rep.Count, "%s: %+v", c.name, rep.Findings)
 		f := rep.Findings[0]
 		require.Equal(t, []any{Rewritten, "events/0", c.from, c.to}, []any{f.Reason, f.Chain(), f.Seq, f.To}, "%s: %+v", c.name, rep.Findings)
-		exec(t, g.pool, "TRUNCATE audit_log, audit_chains")
-		exec(t, g.pool, "INSERT INTO audit_log SELECT * FROM saved")
-		exec(t, g.pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
+		execute(t, g.pool, "TRUNCATE audit_log, audit_chains")
+		execute(t, g.pool, "INSERT INTO audit_log SELECT * FROM saved")
+		execute(t, g.pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
 	}
 	// What is wrong in itself is told as that, and not as made anew.
-	exec(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
+	execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
 	rep := verify(t, g.pool, VerifyOptions{Checkpoints: g.read(g.dir)})
 	require.EqualValues(t, 1, rep.Count, "%+v", rep.Findings)
 	require.Equal(t, Missing, rep.Findings[0].Reason)

@@ -46,7 +46,7 @@ func verify(t testing.TB, pool *pgxpool.Pool, o VerifyOptions) *Report {
 	return r
 }
 
-func exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
+func execute(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
 	_, err := pool.Exec(t.Context(), sql, args...)
 	require.NoError(t, err, sql)
@@ -152,9 +152,9 @@ func TestEveryColumnCounts(t *testing.T) {
 		"bigint": "coalesce(COLUMN, 0) + 1000", "double precision": "coalesce(COLUMN, 0) + 1", "bytea": `decode(repeat('0', 64), 'hex')`, "json": `'{"why":"earliest finish"}'`,
 	}
 	for _, c := range columns {
-		exec(t, pool, fmt.Sprintf("CREATE TABLE saved AS SELECT * FROM audit_log WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = %d", seq))
+		execute(t, pool, fmt.Sprintf("CREATE TABLE saved AS SELECT * FROM audit_log WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = %d", seq))
 		set := "UPDATE audit_log SET " + c.Name + " = " + strings.ReplaceAll(values[c.Type], "COLUMN", c.Name) + " WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = $1"
-		exec(t, pool, set, seq)
+		execute(t, pool, set, seq)
 
 		rep := verify(t, pool, VerifyOptions{})
 		require.False(t, rep.OK(), c.Name)
@@ -175,10 +175,10 @@ func TestEveryColumnCounts(t *testing.T) {
 		}
 
 		// The other rows differ by their places, so this is the one that was changed.
-		exec(t, pool, `DELETE FROM audit_log a WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.topic = a.src_topic AND c.partition = a.src_partition)
+		execute(t, pool, `DELETE FROM audit_log a WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.topic = a.src_topic AND c.partition = a.src_partition)
 			OR a.row_hash = (SELECT row_hash FROM saved) OR (a.src_topic = 'events' AND a.src_partition = 0 AND a.chain_seq = $1)`, seq)
-		exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
-		exec(t, pool, "DROP TABLE saved")
+		execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
+		execute(t, pool, "DROP TABLE saved")
 		rep = verify(t, pool, VerifyOptions{})
 		require.True(t, rep.OK(), "%s: %+v", c.Name, rep.Findings)
 	}
@@ -190,8 +190,8 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	chained(t, pool)
-	exec(t, pool, "CREATE TABLE saved AS SELECT * FROM audit_log")
-	exec(t, pool, "CREATE TABLE saved_ends AS SELECT * FROM audit_chains")
+	execute(t, pool, "CREATE TABLE saved AS SELECT * FROM audit_log")
+	execute(t, pool, "CREATE TABLE saved_ends AS SELECT * FROM audit_chains")
 	at := map[int64]string{}
 	for seq := int64(1); seq <= rowsOf0; seq++ {
 		at[seq] = positionOf(t, pool, seq)
@@ -214,57 +214,57 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 		to     int64
 		row    string // "": none has to be named
 	}{
-		{"a row in the middle is deleted", func() { exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30") }, Missing, 30, 0, ""},
-		{"several are deleted", func() { exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq BETWEEN 30 AND 35") }, Missing, 30, 35, ""},
-		{"the first is deleted", func() { exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 1") }, Missing, 1, 0, ""},
-		{"the last is deleted", func() { exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 72") }, Missing, 72, 0, ""},
-		{"all are deleted", func() { exec(t, pool, "DELETE FROM audit_log WHERE"+of0) }, Missing, 1, 72, ""},
+		{"a row in the middle is deleted", func() { execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30") }, Missing, 30, 0, ""},
+		{"several are deleted", func() { execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq BETWEEN 30 AND 35") }, Missing, 30, 35, ""},
+		{"the first is deleted", func() { execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 1") }, Missing, 1, 0, ""},
+		{"the last is deleted", func() { execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 72") }, Missing, 72, 0, ""},
+		{"all are deleted", func() { execute(t, pool, "DELETE FROM audit_log WHERE"+of0) }, Missing, 1, 72, ""},
 		{"the last is deleted and the end set back", func() {
-			exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 72")
-			exec(t, pool, "UPDATE audit_chains SET rows = 71 WHERE topic = 'events' AND partition = 0")
+			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 72")
+			execute(t, pool, "UPDATE audit_chains SET rows = 71 WHERE topic = 'events' AND partition = 0")
 		}, Changed, 71, 0, at[71]},
 		{"a row is deleted and the rest counted anew", func() {
-			exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
-			exec(t, pool, "UPDATE audit_log SET chain_seq = chain_seq - 1 WHERE"+of0+"AND chain_seq > 30")
+			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
+			execute(t, pool, "UPDATE audit_log SET chain_seq = chain_seq - 1 WHERE"+of0+"AND chain_seq > 30")
 		}, Moved, 30, 0, at[31]},
-		{"the contents of two rows are swapped", func() { exec(t, pool, swap(content, "20", "40")) }, Moved, 20, 0, at[20]},
-		{"the places of two rows are swapped", func() { exec(t, pool, swap("src_offset,src_index", "20", "40")) }, Moved, 20, 0, at[40]},
-		{"the numbers of two rows are swapped", func() { exec(t, pool, swap("chain_seq", "20", "40")) }, Moved, 20, 0, at[40]},
-		{"numbers and hashes of two rows are swapped", func() { exec(t, pool, swap("chain_seq,prev_hash,row_hash", "20", "40")) }, Moved, 20, 0, at[40]},
+		{"the contents of two rows are swapped", func() { execute(t, pool, swap(content, "20", "40")) }, Moved, 20, 0, at[20]},
+		{"the places of two rows are swapped", func() { execute(t, pool, swap("src_offset,src_index", "20", "40")) }, Moved, 20, 0, at[40]},
+		{"the numbers of two rows are swapped", func() { execute(t, pool, swap("chain_seq", "20", "40")) }, Moved, 20, 0, at[40]},
+		{"numbers and hashes of two rows are swapped", func() { execute(t, pool, swap("chain_seq,prev_hash,row_hash", "20", "40")) }, Moved, 20, 0, at[40]},
 		{"two neighbours are swapped and hashed anew", func() {
-			exec(t, pool, swap("chain_seq", "20", "21"))
+			execute(t, pool, swap("chain_seq", "20", "21"))
 			rehash(t, pool, 20, 72, true)
 		}, Moved, 21, 0, at[20]},
 		{"a row is added in the middle", func() {
-			exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
-			exec(t, pool, "UPDATE audit_log SET actor_id = 'forged', src_index = src_index + 1 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
+			execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
+			execute(t, pool, "UPDATE audit_log SET actor_id = 'forged', src_index = src_index + 1 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 		}, Inserted, 30, 0, "forged"},
-		{"a row is there twice", func() { exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30") }, Inserted, 30, 0, at[30]},
-		{"a row is there twice, the last", func() { exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72") }, Inserted, 72, 0, at[72]},
+		{"a row is there twice", func() { execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30") }, Inserted, 30, 0, at[30]},
+		{"a row is there twice, the last", func() { execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72") }, Inserted, 72, 0, at[72]},
 		{"a row is added at the end", func() {
-			exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
-			exec(t, pool, "UPDATE audit_log SET chain_seq = 73, src_offset = 1000 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
+			execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
+			execute(t, pool, "UPDATE audit_log SET chain_seq = 73, src_offset = 1000 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 			rehash(t, pool, 73, 73, false)
 		}, Inserted, 73, 0, "events/0@1000#" + at[72][strings.Index(at[72], "#")+1:]},
 		{"a row without a hash is added", func() {
-			exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
-			exec(t, pool, "UPDATE audit_log SET chain_seq = NULL, prev_hash = NULL, row_hash = NULL, src_offset = 1000 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
+			execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
+			execute(t, pool, "UPDATE audit_log SET chain_seq = NULL, prev_hash = NULL, row_hash = NULL, src_offset = 1000 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 		}, Inserted, 1, 0, "events/0@1000#" + at[72][strings.Index(at[72], "#")+1:]},
 		{"a row is changed and hashed anew", func() {
-			exec(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+			execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, pool, 30, 30, false)
 		}, Changed, 30, 0, at[30]},
 		{"all rows from one on are hashed anew, but not the end", func() {
-			exec(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+			execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, pool, 30, 72, false)
 		}, Changed, 72, 0, at[72]},
 		{"the first row is hashed anew", func() {
-			exec(t, pool, "UPDATE audit_log SET prev_hash = decode(repeat('00', 32), 'hex') WHERE"+of0+"AND chain_seq = 1")
-			exec(t, pool, "UPDATE audit_log SET row_hash = row_hash WHERE"+of0) // it lies elsewhere on the disk
+			execute(t, pool, "UPDATE audit_log SET prev_hash = decode(repeat('00', 32), 'hex') WHERE"+of0+"AND chain_seq = 1")
+			execute(t, pool, "UPDATE audit_log SET row_hash = row_hash WHERE"+of0) // it lies elsewhere on the disk
 		}, Changed, 1, 0, at[1]},
 		{"a deletion is called retention, of a day that is there", func() {
-			exec(t, pool, `INSERT INTO audit_dropped SELECT time::date, src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
-			exec(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
+			execute(t, pool, `INSERT INTO audit_dropped SELECT time::date, src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
+			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 		}, Missing, 30, 0, ""},
 	} {
 		c.do()
@@ -284,20 +284,20 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 		for _, other := range rep.Chains[1:] {
 			require.Nil(t, other.First, c.name)
 		}
-		exec(t, pool, "TRUNCATE audit_log, audit_chains, audit_dropped")
-		exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
-		exec(t, pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
+		execute(t, pool, "TRUNCATE audit_log, audit_chains, audit_dropped")
+		execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
+		execute(t, pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
 	}
 	require.True(t, verify(t, pool, VerifyOptions{}).OK())
 
 	// What is in no chain that there is.
-	exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
-	exec(t, pool, "UPDATE audit_log SET src_topic = 'forged' WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
+	execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
+	execute(t, pool, "UPDATE audit_log SET src_topic = 'forged' WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 	rep := verify(t, pool, VerifyOptions{})
 	require.EqualValues(t, 1, rep.Count)
 	require.Equal(t, Inserted, rep.Findings[0].Reason)
-	exec(t, pool, "DELETE FROM audit_log WHERE src_topic = 'forged'")
-	exec(t, pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")
+	execute(t, pool, "DELETE FROM audit_log WHERE src_topic = 'forged'")
+	execute(t, pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")
 	rep = verify(t, pool, VerifyOptions{})
 	require.EqualValues(t, rowsOf0, rep.Count)
 }
@@ -306,8 +306,8 @@ func TestRowsFromBeforeTheChainAreCounted(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	r := chained(t, pool)
-	exec(t, pool, "UPDATE audit_log SET chain_seq = NULL, prev_hash = NULL, row_hash = NULL")
-	exec(t, pool, "TRUNCATE audit_chains")
+	execute(t, pool, "UPDATE audit_log SET chain_seq = NULL, prev_hash = NULL, row_hash = NULL")
+	execute(t, pool, "TRUNCATE audit_chains")
 	e0 := r.w.offsets.current("events", 0)
 	r.record(e0.events(t, newStory("new").accepted()))
 	rep := verify(t, pool, VerifyOptions{})
@@ -375,15 +375,15 @@ func TestSinceFindsWhatIsMissingAtItsEdge(t *testing.T) {
 		deleted int64
 		found   bool
 	}{{14, true}, {13, true}, {25, true}, {30, true}, {12, true}, {5, true}} {
-		exec(t, pool, fmt.Sprintf("CREATE TABLE saved AS SELECT * FROM audit_log WHERE chain_seq = %d", c.deleted))
-		exec(t, pool, "DELETE FROM audit_log WHERE chain_seq = $1", c.deleted)
+		execute(t, pool, fmt.Sprintf("CREATE TABLE saved AS SELECT * FROM audit_log WHERE chain_seq = %d", c.deleted))
+		execute(t, pool, "DELETE FROM audit_log WHERE chain_seq = $1", c.deleted)
 		rep := verify(t, pool, today)
 		require.Equal(t, c.found, !rep.OK(), "%d: %+v", c.deleted, rep.Findings)
 		if c.found {
 			require.Equal(t, []any{Missing, c.deleted}, []any{rep.Findings[0].Reason, rep.Findings[0].Seq}, "%+v", rep.Findings)
 		}
-		exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
-		exec(t, pool, "DROP TABLE saved")
+		execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
+		execute(t, pool, "DROP TABLE saved")
 	}
 }
 
@@ -391,9 +391,9 @@ func TestADisorderedDiskIsBounded(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	chained(t, pool)
-	exec(t, pool, "CREATE TABLE saved AS SELECT * FROM audit_log ORDER BY md5(row_hash::text)")
-	exec(t, pool, "TRUNCATE audit_log")
-	exec(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
+	execute(t, pool, "CREATE TABLE saved AS SELECT * FROM audit_log ORDER BY md5(row_hash::text)")
+	execute(t, pool, "TRUNCATE audit_log")
+	execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
 	require.True(t, verify(t, pool, VerifyOptions{}).OK())
 	_, err := Verify(t.Context(), pool, VerifyOptions{MaxSegments: 10}, nil)
 	require.ErrorContains(t, err, "--since")

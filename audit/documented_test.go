@@ -1,0 +1,71 @@
+package audit
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestTheDocumentedChecks runs the programs of docs/audit.md on a real log: they
+// recompute everything with nothing of ours.
+func TestTheDocumentedChecks(t *testing.T) {
+	t.Parallel()
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("there is no python3 here")
+	}
+	doc, err := os.ReadFile("../docs/audit.md")
+	require.NoError(t, err)
+	parts := strings.Split(string(doc), "```python\n")
+	require.Len(t, parts, 3)
+	run := func(part string, args ...string) (string, error) {
+		program, _, _ := strings.Cut(part, "```")
+		out, err := exec.CommandContext(t.Context(), python, append([]string{"-c", program}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	g, _ := grown(t)
+	// The statement is the page's own, too.
+	_, sql, _ := strings.Cut(string(doc), `-qc "`)
+	sql, _, _ = strings.Cut(sql, `" >rows`)
+	conn, err := g.pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	path := filepath.Join(t.TempDir(), "rows")
+	dump := func() {
+		var rows bytes.Buffer
+		_, err = conn.Conn().PgConn().CopyTo(t.Context(), &rows, sql)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(path, rows.Bytes(), 0o600))
+	}
+	dump()
+	out, err := run(parts[1], path)
+	require.NoError(t, err, out)
+	for _, end := range []string{"events/0 74 ", fmt.Sprintf("events/1 %d ", rowsOf1), fmt.Sprintf("results/0 %d ", rowsOfResults)} {
+		require.Contains(t, out, end)
+	}
+	require.Contains(t, out, one[string](t, g.pool, "SELECT encode(hash, 'hex') FROM audit_chains WHERE topic = 'events' AND partition = 0"))
+	_, err = g.pool.Exec(t.Context(), "UPDATE audit_log SET tenant = 'x' WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = 30")
+	require.NoError(t, err)
+	dump()
+	out, err = run(parts[1], path)
+	require.Error(t, err)
+	require.Contains(t, out, "events/0: row 30 was changed")
+
+	if _, err := run("import cryptography"); err != nil {
+		t.Skip("there is no package cryptography here for the signatures")
+	}
+	public := filepath.Join(g.dir, publicKeyFile)
+	out, err = run(parts[2], public, g.path())
+	require.NoError(t, err, out)
+	require.Equal(t, 3, strings.Count(out, `"number"`))
+	lines := g.lines()
+	out, err = run(parts[2], public, g.with(bytes.Replace(lines[1], []byte(`"rows":73`), []byte(`"rows":72`), 1)))
+	require.Error(t, err)
+	require.Contains(t, out, "InvalidSignature")
+}

@@ -39,6 +39,9 @@ func CheckOutput(path string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return fmt.Errorf("the results cannot be written to %s: it is a directory", path)
 	}
+	if isStream(path) {
+		return nil // opening a pipe would wait for its reader
+	}
 	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("the results cannot be written to %s: %w", path, err)
@@ -57,6 +60,9 @@ func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdou
 		}
 		return s, nil
 	}
+	if isStream(path) {
+		return p.writeInto(ctx, from, path)
+	}
 	// Beside the target: a rename does not cross file systems. Dying before the
 	// rename leaves a .part file and the target as it was.
 	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
@@ -72,6 +78,25 @@ func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdou
 	}
 	if err != nil {
 		return s, fmt.Errorf("writing the results of job %s to %s: %w", p.Job, path, errors.Join(err, os.Remove(f.Name())))
+	}
+	return s, nil
+}
+
+// isStream reports whether a path is something that takes bytes and is no file,
+// such as /dev/null or a named pipe: a rename would put a file in its place.
+func isStream(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.Mode().IsRegular() && !info.IsDir()
+}
+
+func (p *Plan) writeInto(ctx context.Context, from Source, path string) (Summary, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return Summary{}, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+	}
+	s, err := p.writeTo(ctx, from, f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return s, fmt.Errorf("writing the results of job %s to %s: %w", p.Job, path, err)
 	}
 	return s, nil
 }

@@ -43,7 +43,6 @@ fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 
 .PHONY: chaos
 chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise
-	scripts/install-test-deps
 	CGO_ENABLED=0 go test -vet=off -ldflags=-w -count=1 -timeout 60m ./test/chaos -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
 
 .PHONY: bench

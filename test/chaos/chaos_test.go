@@ -29,8 +29,9 @@ var (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// budget is how long a run may take beside the chaos itself.
-const budget = 6 * time.Minute
+// budget is how long a run may take beside the chaos itself, at the very most; on
+// two cores that do nothing else it takes about 90 s.
+const budget = 9 * time.Minute
 
 func TestChaos(t *testing.T) {
 	if *seconds == 0 {
@@ -81,7 +82,7 @@ func TestChaos(t *testing.T) {
 	l.into(h)
 	healed := time.Now()
 	w.say("all is healed; draining")
-	if err := w.settle(ctx, h); err != nil {
+	if err := w.drain(ctx, accepted(h)); err != nil {
 		h.Undrained = err.Error()
 		w.say("not drained: %v", err)
 	}
@@ -154,13 +155,6 @@ func accepted(h *History) (keys []task.Key) {
 		}
 	}
 	return keys
-}
-
-// settle waits until nothing is left to do.
-func (w *world) settle(ctx context.Context, h *History) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
-	defer cancel()
-	return w.drain(ctx, accepted(h))
 }
 
 // judge reads all that is known, ends the processes, and checks.

@@ -24,10 +24,20 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
+// How long draining may take: at least so long, longer while something still
+// moves, and never longer than the last. A slow machine is not a lost task.
+const (
+	drainLeast = 90 * time.Second
+	drainStill = 45 * time.Second
+	drainMost  = 5 * time.Minute
+)
+
 // drain waits until all that was accepted has ended and all that was written is
 // recorded, delivered and committed: nothing is left to do.
 func (w *world) drain(ctx context.Context, accepted []task.Key) error {
-	calm := 0
+	ctx, cancel := context.WithTimeout(ctx, drainMost)
+	defer cancel()
+	calm, began, moved := 0, time.Now(), time.Now()
 	var last string
 	err := poll(ctx, 250*time.Millisecond, func() error {
 		err := w.drained(ctx, accepted)
@@ -37,11 +47,17 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 			}
 			return nil
 		}
-		calm, last = 0, err.Error()
+		calm = 0
+		if text := err.Error(); text != last {
+			last, moved = text, time.Now()
+		}
+		if time.Since(began) > drainLeast && time.Since(moved) > drainStill {
+			cancel()
+		}
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("after everything was healed: %s", last)
+		return fmt.Errorf("%.0f s after everything was healed: %s", time.Since(began).Seconds(), last)
 	}
 	return nil
 }
@@ -328,28 +344,38 @@ func (w *world) credits(ctx context.Context) []string {
 	return left
 }
 
-// sessions says which sessions of the program are in the middle of something, or
-// are more than its pools may have.
+// sessions waits until at most so many sessions of the program are left, none of
+// them in the middle of something for long. It says which are too many.
 func (w *world) sessions(ctx context.Context, most int) (left []string) {
-	n := 0
-	err := w.each(ctx, `SELECT pid, coalesce(state, ''), left(query, 200), extract(epoch FROM coalesce(now() - xact_start, '0'))::float8 FROM pg_stat_activity
-		WHERE datname = 'chaos' AND application_name <> 'chaos' AND backend_type = 'client backend'`, func(scan func(...any) error) error {
-		var pid int
-		var state, query string
-		var age float64
-		err := scan(&pid, &state, &query, &age)
-		n++
-		if age > 20 {
-			left = append(left, fmt.Sprintf("a session of Postgres (%d, %s) is in a transaction for %.0f s: %s", pid, state, age, query))
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	_ = poll(ctx, 200*time.Millisecond, func() error {
+		left = nil
+		var all []string
+		err := w.each(ctx, `SELECT format('session %s of Postgres from %s, %s since %s, in a transaction for %s: %s', pid, client_port, state,
+			state_change, now() - xact_start, left(query, 200)), coalesce(xact_start < now() - interval '20s', false)
+			FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos' AND backend_type = 'client backend'`, func(scan func(...any) error) error {
+			var text string
+			var stuck bool
+			err := scan(&text, &stuck)
+			all = append(all, text)
+			if stuck {
+				left = append(left, text)
+			}
+			return err
+		})
+		if err != nil {
+			left = append(left, err.Error())
 		}
-		return err
+		if len(all) > most {
+			left = append(left, fmt.Sprintf("%d sessions of Postgres, of at most %d", len(all), most))
+			left = append(left, all...)
+		}
+		if len(left) > 0 {
+			return errors.New(left[0])
+		}
+		return nil
 	})
-	if err != nil {
-		left = append(left, err.Error())
-	}
-	if n > most {
-		left = append(left, fmt.Sprintf("%d sessions of Postgres, of at most %d", n, most))
-	}
 	return left
 }
 

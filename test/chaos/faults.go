@@ -32,8 +32,12 @@ func (w *world) unleash(ctx context.Context, plan []Fault, length time.Duration)
 		w.say("%s", f.what())
 		wg.Go(func() {
 			// What is broken is always healed, also when the time is over.
+			began := time.Now()
 			if err := w.inflict(ctx, over, f); err != nil {
 				w.say("%s of %s: %v", f.Kind, f.Target, err)
+			}
+			if late := time.Since(began) - min(f.For, length-f.At); late > 10*time.Second {
+				w.say("%s of %s: healing it took %.0f s", f.Kind, f.Target, late.Seconds())
 			}
 		})
 	}
@@ -50,6 +54,14 @@ func (f Fault) wait(over context.Context) {
 }
 
 func (w *world) inflict(ctx, over context.Context, f Fault) error {
+	// On a slow machine a service may not be back yet from what was done to it before.
+	held, _ := w.busy.LoadOrStore(f.Target, new(sync.Mutex))
+	mu, ok := held.(*sync.Mutex)
+	if !ok || !mu.TryLock() {
+		w.say("left out: %s of %s, which is not back yet from the last one", f.Kind, f.Target)
+		return nil
+	}
+	defer mu.Unlock()
 	switch f.Kind {
 	case Kill, Pause, Term, Third:
 		return w.disturb(over, f)

@@ -34,7 +34,6 @@ type Summary struct {
 	Missed     int             `json:"not_sent"`
 	Starts     int             `json:"starts"`
 	Refused    int             `json:"starts_that_did_not_become_ready"`
-	Drains     int             `json:"-"`
 	Violations []Violation     `json:"violations"`
 	Dir        string          `json:"logs"`
 }

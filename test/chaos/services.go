@@ -152,6 +152,18 @@ func (d *disk) empty() error {
 	return nil
 }
 
+// installed says whether nothing has to be installed to start the services.
+func installed() bool {
+	for _, command := range []string{"java", "redis-server"} {
+		if _, err := exec.LookPath(command); err != nil {
+			return false
+		}
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") //nolint:errcheck // the pattern is right
+	_, err := exec.LookPath("initdb")
+	return len(found) > 0 || err == nil
+}
+
 const password = "batchyard"
 
 func postgresURL(port int, database string) string {

@@ -136,7 +136,7 @@ func parseOpenAI(line []byte) (*task.Task, error) {
 	case l.CustomID == "":
 		return nil, fieldErr("custom_id", "give each line one of its own", "it is missing")
 	case l.Method != "POST":
-		return nil, fieldErr("method", `write "POST"`, "%q is not supported", clip(l.Method))
+		return nil, fieldErr("method", `write "POST"`, "it is not supported")
 	case l.URL == "":
 		return nil, fieldErr("url", "use one of "+strings.Join(task.Endpoints, ", "), "it is missing")
 	case len(l.Body) == 0:

@@ -119,7 +119,7 @@ func (t *edgeTime) DecodeMsgpack(d *msgpack.Decoder) error {
 		s := string(raw[w.at : w.at+h.n])
 		at, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			return fieldErr("", remedy, "%q is not a time", clip(s))
+			return fieldErr("", remedy, "a text is not a time")
 		}
 		*t = edgeTime(at.UTC())
 		return nil

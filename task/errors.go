@@ -53,3 +53,18 @@ const (
 // ErrorClasses lists every class; it is the documentation of the column.
 var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
 	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal}
+
+// word is a name that a sender gave to a field, for an error that names it. What
+// does not look like the name of a field may be anything, such as a part of a
+// prompt, and is not repeated: errors go to logs, dead letters and the audit log.
+func word(name string) string {
+	const most = 40
+	ok := name != "" && len(name) <= most
+	for _, c := range []byte(name) {
+		ok = ok && (c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
+	}
+	if !ok {
+		return "(a field)"
+	}
+	return name
+}

@@ -212,7 +212,7 @@ func decodeEvents(b []byte) ([]Event, error) {
 		r.fail("its version is %d, this program reads %d: update the older program", v, frameVersion)
 	}
 	if k := r.str(); r.err == nil && k != FrameEvents {
-		r.fail("it is a frame of %q", clip(k))
+		r.fail("it is a frame of another kind than %s", FrameEvents)
 	}
 	n := r.array()
 	if r.err == nil && (n > MaxFrameEvents || n > len(b)/minEventBytes) {

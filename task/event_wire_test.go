@@ -87,7 +87,7 @@ func TestEventsOfOtherVersions(t *testing.T) {
 		"more than fit":   {func(b []byte) []byte { b[10], b[11] = 3, 0; return b }, "more than fit"},
 		"another version": {func(b []byte) []byte { b[1]++; return b }, "update the older program"},
 		"something after": {func(b []byte) []byte { return append(b, 0) }, "1 bytes follow"},
-		"another kind":    {func(b []byte) []byte { b[3] = 'x'; return b }, `frame of "xvents"`},
+		"another kind":    {func(b []byte) []byte { b[3] = 'x'; return b }, "frame of another kind"},
 		"empty":           {func([]byte) []byte { return nil }, "it ends in the middle"},
 	} {
 		b, err := EncodeFrame(FrameEvents, []Event{e})

@@ -89,13 +89,13 @@ func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 
 func decodeFrame[T any](d *msgpack.Decoder, kind string) ([]T, error) {
 	if n, err := d.DecodeArrayLen(); err != nil || n != 3 {
-		return nil, fmt.Errorf("it is no frame (%d parts, %w)", n, err)
+		return nil, fmt.Errorf("it is no frame (%d parts)", n)
 	}
 	if v, err := d.DecodeInt(); err != nil || v != frameVersion {
-		return nil, fmt.Errorf("its version is %d, this program reads %d: update the older program (%w)", v, frameVersion, err)
+		return nil, fmt.Errorf("its version is %d, this program reads %d: update the older program", v, frameVersion)
 	}
 	if k, err := d.DecodeString(); err != nil || k != kind {
-		return nil, fmt.Errorf("it is a frame of %q (%w)", clip(k), err)
+		return nil, fmt.Errorf("it is a frame of another kind than %s", kind)
 	}
 	n, err := d.DecodeArrayLen()
 	if err != nil {

@@ -91,7 +91,7 @@ func (r *Result) Validate() error {
 		}
 	}
 	if !r.State.Terminal() {
-		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "%q is no terminal state", clip(string(r.State)))
+		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is no terminal state")
 	}
 	if r.Callback != nil {
 		if err := CheckCallbackURL(r.Callback.URL); err != nil {

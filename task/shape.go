@@ -149,7 +149,7 @@ func (w *jsonWalk) object(s *shape) bool {
 		w.at++
 		f := s.field(name(key))
 		if f == nil && s != nil && w.strict {
-			w.err = fieldErr(clip(string(name(key))), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			w.err = fieldErr(word(string(name(key))), "remove it; what is yours to keep goes into labels or input", "there is no such field")
 			return false
 		}
 		switch {

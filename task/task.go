@@ -247,10 +247,10 @@ func (t *Task) Validate(l Limits) error {
 		}
 	}
 	if !slices.Contains(Endpoints, t.Endpoint) {
-		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "%q is not an endpoint", clip(t.Endpoint))
+		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "it is not an endpoint")
 	}
 	if !slices.Contains(Priorities, t.Priority) {
-		return fieldErr("priority", "use high, normal or low", "%q is not a priority", clip(string(t.Priority)))
+		return fieldErr("priority", "use high, normal or low", "it is not a priority")
 	}
 	if t.Level < 0 || t.Level > MaxLevel {
 		return fieldErr("level", "use 0 to 9, 9 first", "%d is out of range", t.Level)
@@ -394,7 +394,7 @@ func clip(s string) string {
 // CheckTrace says what is wrong with the trace id alone.
 func (t *Task) CheckTrace() error {
 	if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
-		return fieldErr("trace_id", "send 32 hex digits, or leave it out", "%q is not a trace id", clip(t.TraceID))
+		return fieldErr("trace_id", "send 32 hex digits, or leave it out", "it is not a trace id")
 	}
 	return nil
 }

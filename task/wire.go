@@ -112,7 +112,7 @@ func formatOf(b []byte, contentType string) (string, error) {
 	case "":
 	default:
 		return "", fieldErr("content-type", "use application/json or application/msgpack, or leave the header out",
-			"%q is neither JSON nor MessagePack", clip(contentType))
+			"it is neither JSON nor MessagePack")
 	}
 	switch c := b[0]; {
 	case c == '{' || c == ' ' || c == '\t' || c == '\r' || c == '\n':
@@ -157,7 +157,7 @@ func jsonError(err error) error {
 	}
 	var parse *time.ParseError
 	if errors.As(err, &parse) {
-		return fieldErr("", "send times as RFC 3339, such as 2026-01-31T12:00:00Z", "%q is not a time", clip(strings.Trim(parse.Value, `"`)))
+		return fieldErr("", "send times as RFC 3339, such as 2026-01-31T12:00:00Z", "a text is not a time")
 	}
 	return fieldErr("", "send one JSON object a record", "%s", clip(err.Error()))
 }
@@ -196,7 +196,7 @@ func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input
 			return nil, fe
 		}
 		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
-			return nil, fieldErr(clip(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			return nil, fieldErr(word(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
 		}
 		return nil, fieldErr("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", clip(err.Error()))
 	}

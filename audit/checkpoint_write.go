@@ -137,13 +137,14 @@ func (s *sealer) round(ctx context.Context, within time.Duration) {
 	s.log.Warn("writing a checkpoint of the audit log; trying again later", "error", describe(err), "again_in", s.cfg.CheckpointInterval)
 }
 
-// leave ends the duty: the lock goes with the connection.
+// leave ends the duty: the lock is given back, or goes with the connection.
 func (s *sealer) leave() {
 	if s.conn == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	_, _ = s.conn.Exec(ctx, "SELECT pg_advisory_unlock_all()")
 	_ = s.conn.Close(ctx)
 	s.conn = nil
 }

@@ -398,3 +398,36 @@ func TestADisorderedDiskIsBounded(t *testing.T) {
 	_, err := Verify(t.Context(), pool, VerifyOptions{MaxSegments: 10}, nil)
 	require.ErrorContains(t, err, "--since")
 }
+
+// TestAuditorsMayVerify verifies as the role that may read the whole table and
+// no partition of it by its name.
+func TestAuditorsMayVerify(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	r := chained(t, pool)
+	e0 := r.w.offsets.current("events", 0)
+	for _, days := range []int{-2, -1, 400} { // the last to the default partition
+		e := newStory("t").event(task.TaskRefused, 0, "")
+		e.Time = time.Now().Add(time.Duration(days) * day)
+		r.record(e0.events(t, e))
+	}
+	cfg := pool.Config()
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SET ROLE batchyard_auditor")
+		return err
+	}
+	auditor, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(auditor.Close)
+	_, err = auditor.Exec(t.Context(), "SELECT count(*) FROM audit_log_default")
+	require.ErrorContains(t, err, "permission denied")
+	rep := verify(t, auditor, VerifyOptions{})
+	require.True(t, rep.OK(), "%+v", rep.Findings)
+	require.EqualValues(t, rowsOf0+rowsOf1+rowsOfResults+3, rep.Rows, "each row once")
+	rep = verify(t, auditor, VerifyOptions{Since: time.Now().Add(-day)})
+	require.True(t, rep.OK(), "%+v", rep.Findings)
+	execute(t, pool, "DELETE FROM audit_log WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = 30")
+	rep = verify(t, auditor, VerifyOptions{})
+	require.EqualValues(t, 1, rep.Count)
+	require.Equal(t, Missing, rep.Findings[0].Reason)
+}

@@ -214,6 +214,28 @@ END
 $$;
 -- +goose StatementEnd
 
+-- Each question is answered in milliseconds; compiling its plan would take seconds, and Postgres does that when it expects
+-- a plan to be long. Only the owner of the database may say so for all; others get their answers late.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    EXECUTE format('ALTER DATABASE %I SET jit = off', current_database());
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING '% does not own the database %: jit stays on, and some views take seconds', current_user, current_database()
+        USING HINT = format('Have its owner run: ALTER DATABASE %I SET jit = off', current_database());
+END
+$$;
+-- +goose StatementEnd
+
 -- +goose Down
+-- +goose StatementBegin
+DO $$
+BEGIN
+    EXECUTE format('ALTER DATABASE %I RESET jit', current_database());
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+END
+$$;
+-- +goose StatementEnd
 DROP VIEW refusals, submissions, user_actions, batch_sizes, callback_failures, stage_latency_by_hour, stage_latency, usage_by_day,
     device_availability, device_history, retries, task_ages, stuck_tasks, task_timeline;

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -190,7 +191,11 @@ func TestBatchDetailsAreReadQuicklyAndRight(t *testing.T) { //nolint:paralleltes
 		require.Equal(t, want, fmt.Sprintf("%s %d %d %t", reason, size, bytes, ok), in)
 	}
 	usual := []byte(`{"bytes":12,"reason":"idle","tasks":3}`)
-	require.Zero(t, testing.AllocsPerRun(100, func() { readBatch(usual) }))
+	least := math.Inf(1) // others may allocate meanwhile
+	for range 20 {
+		least = min(least, testing.AllocsPerRun(10, func() { readBatch(usual) }))
+	}
+	require.Zero(t, least)
 }
 
 // BenchmarkRollup is what counting costs for an event, with its share of results.

@@ -55,6 +55,7 @@ func run(ctx context.Context, args []string) error {
 		fl.StringVar(&o.Docs, "docs", "docs/sql.md", "the page with the examples")
 		fl.StringVar(&o.Plans, "plans", "", "where to write times and plans, such as docs/sql-plans.md; empty: nowhere")
 		fl.StringVar(&o.Cold, "cold", "", "a command that empties the caches (restarts Postgres); run before each example's first time")
+		fl.StringVar(&o.Note, "note", "", "a sentence for the page about where it was measured")
 		fl.IntVar(&o.Repeat, "repeat", 20, "how often each example runs")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 // viewOptions say what is measured where.
 type viewOptions struct {
 	URL, Docs, Plans, Cold string
+	Note                   string // where it was measured, for the page
 	Repeat                 int
 	Out                    io.Writer
 }
@@ -158,16 +159,26 @@ func writePlans(ctx context.Context, o viewOptions, all []figures) error {
 	if err != nil {
 		return fmt.Errorf("counting the rows: %w", err)
 	}
+	note, emptied := "", ""
+	if o.Note != "" {
+		note = " " + o.Note
+	}
+	if o.Cold != "" {
+		emptied = ",\nwith the caches of Postgres and of the system emptied before"
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Times and plans of the views
 
-Written by `+"`go run ./bench/auditgen views`"+`: the examples of [sql.md](sql.md) on %d audit rows in %d
-partitions and %d tasks, Postgres %s. Each was run %d times by itself. *first* is the first run on a new
-connection%s; the others follow at once. Times are those of the client, planning and all.
+Written by `+"`go run ./bench/auditgen views -plans docs/sql-plans.md`"+` on what `+"`auditgen load`"+` made: the
+examples of [sql.md](sql.md) on %d audit rows in %d partitions and %d tasks,
+Postgres %s.%s
+
+Each example was run %d times, by itself. *first* is the first run on a new connection%s;
+the others follow at once. Times are those of the client, planning and all.
 
 | example | rows | first | p50 | max |
 |---|---|---|---|---|
-`, rows, partitions, tasks, version, max(2, o.Repeat), map[bool]string{true: ", with the caches of Postgres and of the system emptied before", false: ""}[o.Cold != ""])
+`, rows, partitions, tasks, strings.Fields(version)[0], note, max(2, o.Repeat), emptied)
 	for _, f := range all {
 		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s |\n", f.Name, f.Rows, ms(f.Cold), ms(f.P50), ms(f.Max))
 	}

@@ -59,6 +59,7 @@ func (w *world) inflict(ctx, over context.Context, f Fault) error {
 	mu, ok := held.(*sync.Mutex)
 	if !ok || !mu.TryLock() {
 		w.say("left out: %s of %s, which is not back yet from the last one", f.Kind, f.Target)
+		w.leftOut.Add(1)
 		return nil
 	}
 	defer mu.Unlock()
@@ -81,7 +82,8 @@ func (w *world) inflict(ctx, over context.Context, f Fault) error {
 		return w.readOnly(ctx, over, f)
 	case PostgresFull:
 		if !w.disk.mounted {
-			w.say("left out: %s", w.disk.why)
+			w.say("left out: %s of %s: %s", f.Kind, f.Target, w.disk.why)
+			w.leftOut.Add(1)
 			return nil
 		}
 		err := w.disk.fill()

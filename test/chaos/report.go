@@ -21,6 +21,7 @@ type Summary struct {
 	Passed     bool            `json:"passed"`
 	Drain      float64         `json:"drain_seconds"`
 	Faults     map[Kind]int    `json:"faults"`
+	LeftOut    int64           `json:"faults_left_out"`
 	Submits    map[Outcome]int `json:"submits"`
 	Tasks      map[Outcome]int `json:"tasks"` // by the best that any client knows of them
 	Traced     int             `json:"unknown_that_ran"`
@@ -40,7 +41,7 @@ type Summary struct {
 
 func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
 	_, count := used(plan)
-	s := &Summary{Faults: count, Submits: map[Outcome]int{}, Tasks: map[Outcome]int{}, States: map[string]int{}, Dir: w.dir,
+	s := &Summary{Faults: count, Submits: map[Outcome]int{}, Tasks: map[Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
 		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
 		Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
 	best := map[task.Key]Outcome{}
@@ -78,7 +79,7 @@ func (s *Summary) String() string {
 		n += s.Faults[k]
 		faults = append(faults, fmt.Sprintf("%s %d", k, s.Faults[k]))
 	}
-	row("faults", "%d: %s", n, strings.Join(faults, ", "))
+	row("faults", "%d, %d of them left out: %s", n, s.LeftOut, strings.Join(faults, ", "))
 	row("submits", "%d accepted, %d refused, %d unknown; not sent %d", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
 	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[Accepted], s.Tasks[Refused], s.Tasks[Unknown], s.Traced)
 	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels asked", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)

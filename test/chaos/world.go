@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,6 +46,7 @@ type world struct {
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: it sends no heartbeats
 	busy                   sync.Map // target → mutex of who breaks it
+	leftOut                atomic.Int64
 	ports                  ports
 
 	mu        sync.Mutex

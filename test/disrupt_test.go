@@ -11,12 +11,11 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-const disrupted = 2000
-
 // disruption runs six processes under load and calls disturb in the middle. No
 // process may end by it, and every promise has to hold afterwards.
 func disruption(t *testing.T, disturb func(t *testing.T, s *harness.Services, in *harness.Installation, l *load)) {
 	s := harness.Get(t, harness.Disruptable)
+	disrupted := harness.Many(2000)
 	in := harness.Install(t, s, under(nil))
 	in.Fleet(t, unequal()...)
 	hooks := harness.Hooks(t, harness.Secret, nil)
@@ -44,7 +43,7 @@ func TestRedisEmptied(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, _ *load) {
 		s.EmptyRedis(t)
-		harness.Eventually(t, 2*harness.Patience, "it goes on", func() bool { return ended(t, in) >= disrupted/2 })
+		harness.Eventually(t, 2*harness.Patience, "it goes on", func() bool { return ended(t, in) >= harness.Many(2000)/2 })
 		s.EmptyRedis(t)
 	})
 }
@@ -55,7 +54,7 @@ func TestRedisRestarted(t *testing.T) {
 	disruption(t, func(t *testing.T, s *harness.Services, _ *harness.Installation, l *load) {
 		s.StopRedis(t)
 		// Taking tasks in does not wait for it.
-		harness.Eventually(t, 2*harness.Patience, "all are accepted without Redis", func() bool { return l.accepted.Load() == disrupted })
+		harness.Eventually(t, 2*harness.Patience, "all are accepted without Redis", func() bool { return int(l.accepted.Load()) == len(l.ids) })
 		s.StartRedis(t)
 	})
 }
@@ -67,14 +66,14 @@ func TestPostgresStopped(t *testing.T) {
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, l *load) {
 		s.StopPostgres(t)
 		outage := time.After(10 * time.Second)
-		harness.Eventually(t, 2*harness.Patience, "all are accepted without Postgres", func() bool { return l.accepted.Load() == disrupted })
+		harness.Eventually(t, 2*harness.Patience, "all are accepted without Postgres", func() bool { return int(l.accepted.Load()) == len(l.ids) })
 		results := map[string]bool{}
 		seen := 0
 		in.Consume(t, stream.Results).Until(t, "all are answered without Postgres", func(all []*kgo.Record) bool {
 			for ; seen < len(all); seen++ {
 				results[string(all[seen].Key)] = true
 			}
-			return len(results) == disrupted
+			return len(results) == len(l.ids)
 		})
 		<-outage
 		s.StartPostgres(t)

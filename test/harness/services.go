@@ -66,6 +66,16 @@ func OwnServices(t *testing.T) {
 	}
 }
 
+// Many is n on real services and a quarter of it on embedded ones: what is
+// proved with many tasks is proved on the real ones, and the time of a test run is
+// better spent there.
+func Many(n int) int {
+	if isReal() {
+		return n
+	}
+	return n / 4
+}
+
 func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
 
 // Get returns services for the test, which it has until it ends. Call it after

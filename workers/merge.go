@@ -372,15 +372,27 @@ func errorText(answer []byte) string {
 			Param string `json:"param"`
 		} `json:"error"`
 	}
-	if json.Unmarshal(answer, &a) != nil || a.Error.Type == "" {
+	if json.Unmarshal(answer, &a) != nil || !isWord(a.Error.Type) {
 		return "the request is not valid for it"
 	}
 	s := a.Error.Type
-	if c, ok := a.Error.Code.(string); ok && c != "" {
+	if c, ok := a.Error.Code.(string); ok && isWord(c) {
 		s += ", " + c
 	}
-	if a.Error.Param != "" {
+	if isWord(a.Error.Param) {
 		s += ", at " + a.Error.Param
 	}
-	return short(s, 200)
+	return s
+}
+
+// isWord tells what looks like a class or the name of a member, messages[0].content
+// for one, from what may be a sentence, and so a part of a prompt.
+func isWord(s string) bool {
+	const most = 64
+	for _, c := range []byte(s) {
+		if c != '_' && c != '.' && c != '[' && c != ']' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
 }

@@ -88,10 +88,7 @@ func (w *world) all() []*process {
 
 // settings that are quick, so that what is given up is given up within a run.
 func settings() map[string]any {
-	var retries []string
-	for _, d := range []string{"200ms", "500ms"} {
-		retries = append(retries, d)
-	}
+	retries := []string{"200ms", "500ms"}
 	for range 90 {
 		retries = append(retries, "1s")
 	}

@@ -194,6 +194,9 @@ func TestFailuresAreRetriedThenGivenUp(t *testing.T) {
 	require.NotContains(t, r.one("SELECT last_error FROM callbacks WHERE task_id = 'nobody'"), "secret")
 	r.until("true", "SELECT (state = 'DUE' AND last_status = 429 AND next_at > now() + interval '50 minutes')::text FROM callbacks WHERE task_id = 'later'")
 	require.Len(t, got, 3)
+	for range 3 {
+		require.Equal(t, "evt_broken", (<-got).header.Get("webhook-id"), "the same id every time")
+	}
 	require.Len(t, gotGone, 1)
 	require.Len(t, gotLater, 1)
 	require.Empty(t, gotElsewhere)

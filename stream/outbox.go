@@ -319,13 +319,13 @@ func (o *Outbox) writeFrame(bucket int, f *frame) {
 }
 
 // bucketOfEvent keeps the events of one task, and of one thing that is no task,
-// together.
+// together. Those of a task are where its result is, if both topics have as many
+// partitions: who records both then has them at hand at the same time.
 func bucketOfEvent(e *task.Event, n int) int {
-	id := e.TaskID
-	if id == "" {
-		id = e.ResourceType + "\x00" + e.ResourceID
+	if e.TaskID != "" {
+		return int(partitionOf(e.TaskID, n))
 	}
-	return bucketOf([]byte(e.Tenant+"\x00"+id), n)
+	return bucketOf([]byte(e.Tenant+"\x00"+e.ResourceType+"\x00"+e.ResourceID), n)
 }
 
 // sizeOfEvent estimates the bytes of an event in a frame.

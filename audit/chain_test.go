@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -85,7 +84,7 @@ func TestRowsAreChained(t *testing.T) {
 	f0 := twin.own("events", 0)
 	f0.read = f0.next
 	_, err := r.w.db.apply(t.Context(), chunk{stale})
-	require.True(t, errors.As(err, &no), err)
+	require.ErrorAs(t, err, &no)
 	twin.record(f0.events(t, s.event(task.TaskQueued, 1, "")), f0.events(t, s.event(task.TaskAssigned, 2, "d1")))
 	requireChains(t, pool, map[place]int64{{"events", 0}: 6, {"events", 1}: 2, {"results", 0}: 2})
 }

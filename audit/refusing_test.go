@@ -55,9 +55,8 @@ func TestPostgresMayTakeNoWrites(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			done := make(chan error, 1)
-			go func() {
-				done <- r.w.record(ctx, chunk{events.events(t, s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"))})
-			}()
+			more := chunk{events.events(t, s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"))}
+			go func() { done <- r.w.record(ctx, more) }()
 			log.await(t, "Postgres does not take what is to be recorded")
 			log.await(t, c.says)
 			require.Equal(t, 1.0, gauge(t, reg, "batchyard_audit_postgres_down"))

@@ -45,9 +45,7 @@ func (w *walk) step() bool {
 			continue
 		}
 		if s.first > w.next {
-			if gap == nil {
-				gap = s
-			}
+			gap = s
 			break
 		}
 		reaches := s.last >= w.next || (s.last == w.c.end.rows && s.hash == w.c.end.hash && w.want != w.c.end.hash)

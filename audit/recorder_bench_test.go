@@ -35,21 +35,24 @@ func BenchmarkRecorder(b *testing.B) {
 	pool := newPool(b)
 	l := newLog(b, env, env.Prefix(b))
 	var spent time.Duration
+	var theirs, ours float64 // processor time in microseconds
 	total := 0
 	single := singleRate(b, pool)
 	for b.Loop() {
 		b.StopTimer()
 		const tasks = 40_000
 		rows := backlog(b, l, tasks)
-		have := one[int](b, pool, "SELECT count(*) FROM results")
+		have := settled(b, pool)
 		b.StartTimer()
 		begin := time.Now()
+		theirs, ours = theirs-cpuOf(b, pool), ours-ownCPU(b)
 		stop := startRecorder(b, l, pool, "bench-1")
 		tick := time.NewTicker(5 * time.Millisecond)
-		for one[int](b, pool, "SELECT count(*) FROM results") < have+tasks || recorded(b, pool) < rows+total {
+		for settled(b, pool) < have+tasks || recorded(b, pool) < rows+total {
 			<-tick.C
 		}
 		spent += time.Since(begin)
+		theirs, ours = theirs+cpuOf(b, pool), ours+ownCPU(b)
 		tick.Stop()
 		b.StopTimer()
 		total += rows
@@ -57,6 +60,8 @@ func BenchmarkRecorder(b *testing.B) {
 		b.StartTimer()
 	}
 	rate := float64(total) / spent.Seconds()
+	b.ReportMetric(theirs/float64(total), "postgres-cpu-us/row")
+	b.ReportMetric(ours/float64(total), "own-cpu-us/row")
 	b.ReportMetric(rate, "rows/s")
 	b.ReportMetric(single, "single-rows/s")
 	b.ReportMetric(rate/single, "ratio")
@@ -90,6 +95,11 @@ func backlog(b *testing.B, l *stream.Log, n int) (rows int) {
 	wg.Wait()
 	require.NoError(b, out.Close(context.WithoutCancel(b.Context())))
 	return rows
+}
+
+// settled counts results by what the recorder counts of them.
+func settled(b *testing.B, pool *pgxpool.Pool) int {
+	return one[int](b, pool, "SELECT coalesce(sum(tasks), 0)::int FROM rollup_usage")
 }
 
 // recorded counts rows by the chains, which costs nothing.

@@ -61,6 +61,10 @@ const (
 	maxText    = 512
 	maxMessage = 4096
 	maxAttempt = 1_000_000
+
+	// maxCount bounds tokens and sizes. What a device says of them is anything up to
+	// 2⁶³-1, and the sums over an hour and a day have to fit into 64 bits.
+	maxCount = 1 << 32
 )
 
 var (
@@ -136,6 +140,9 @@ func cleanEvent(e *task.Event) error {
 	if len(e.OutputSHA256) != 32 {
 		e.OutputSHA256 = nil
 	}
+	for _, n := range [...]*int64{&e.TokensIn, &e.TokensOut, &e.InputSize, &e.OutputSize} {
+		*n = min(max(*n, 0), maxCount)
+	}
 	e.Time = micro(e.Time)
 	e.SubmittedAt, e.Deadline = microOrNone(e.SubmittedAt), microOrNone(e.Deadline)
 	if len(e.Detail) > 0 && (len(e.Detail) > task.MaxDetail || e.Detail[0] != '{' || task.CheckJSON(e.Detail) != nil) {
@@ -162,6 +169,8 @@ func cleanResult(r *task.Result) error {
 		r.Error.Class = task.ErrorClass(cut(string(r.Error.Class), maxShort))
 		r.Error.Message = cut(r.Error.Message, maxMessage)
 	}
+	r.Usage.InputTokens = min(max(r.Usage.InputTokens, 0), maxCount)
+	r.Usage.OutputTokens = min(max(r.Usage.OutputTokens, 0), maxCount)
 	r.Priority = task.Priority(cut(string(r.Priority), maxShort))
 	r.FinishedAt = micro(r.FinishedAt)
 	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)

@@ -1,0 +1,36 @@
+package audit
+
+import (
+	"context"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Token counts are what a device says. Added up they must fit into the rollups:
+// a chunk that Postgres refuses as a whole, and no part of, would be tried for ever.
+func TestADeviceThatCountsNonsenseStopsNobody(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, id := range []string{"t1", "t2", "t3"} {
+		s := newStory(id)
+		e := s.event(task.AttemptSucceeded, 1, "d1")
+		e.TokensIn, e.TokensOut = math.MaxInt64, math.MinInt64
+		accepted := s.accepted()
+		accepted.InputSize = math.MaxInt64
+		res := s.result(task.Success, "d1")
+		res.Usage = task.Usage{InputTokens: math.MaxInt64, OutputTokens: -1}
+		require.NoError(t, r.w.record(ctx, chunk{events.events(t, accepted, e), results.result(t, res)}))
+	}
+	require.Equal(t, 3, one[int](t, r.pool, "SELECT count(*) FROM results WHERE tokens_in > 1000000 AND tokens_out = 0"))
+	require.Equal(t, 3, one[int](t, r.pool, "SELECT sum(tasks)::int FROM rollup_usage"))
+	require.Positive(t, one[int64](t, r.pool, "SELECT min(tokens_in) FROM rollup_usage"))
+	require.Empty(t, r.sent)
+}

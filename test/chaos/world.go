@@ -272,7 +272,11 @@ func (w *world) addresses(lane string) map[string]any {
 	if lane != "direct" {
 		kafka, redis, postgres = w.kafka.lanes[lane], w.redis.lanes[lane], w.postgres.lanes[lane]
 	}
-	return map[string]any{"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos")}
+	return map[string]any{
+		"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos"),
+		// Of this run: those of another one speak of another database.
+		"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
+	}
 }
 
 // connect opens what the test itself needs, and makes topics and schema.

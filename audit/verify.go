@@ -86,6 +86,8 @@ type verifier struct {
 
 	strangers     []Finding // rows of chains that audit_chains does not know
 	strangerCount int64
+	loner         *RowRef // of the rows without a hash and without a chain the one that was written last
+	lonerAt       int64   // when that was
 	suspects      []suspect
 	gaps          []singleGap
 	scratch       []byte

@@ -39,6 +39,8 @@ type chainCheck struct {
 
 	points   map[int64]*point // what checkpoints say
 	nulls    position         // the highest of the rows without a hash
+	nullsAt  int64            // when the last of them was written, in Postgres' microseconds
+	hashedAt int64            // and the first of the rows with one that were read
 	from     int64
 	read     int64
 	before   int64
@@ -177,6 +179,9 @@ func (v *verifier) take(r *rawRow) error {
 		v.suspect(nil, r)
 		return nil
 	}
+	if at := r.int8(colIngested); c.read == 0 || at < c.hashedAt {
+		c.hashedAt = at
+	}
 	c.read++
 	prev, ok := r.hash(colPrev)
 	sum, ok2 := r.hash(colHash)
@@ -205,8 +210,13 @@ func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 	if c == nil {
 		if v.report.Before++; at.offset < 0 {
 			v.stranger(r, "it has no hash, and no record has such an offset")
+		} else if ingested := r.int8(colIngested); v.loner == nil || ingested > v.lonerAt {
+			v.loner, v.lonerAt = r.ref(), ingested
 		}
 		return
+	}
+	if ingested := r.int8(colIngested); c.before == 0 || ingested > c.nullsAt {
+		c.nullsAt = ingested
 	}
 	if c.before == 0 || c.nulls.before(at) {
 		c.nulls = at

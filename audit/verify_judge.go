@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -205,6 +206,7 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		c.judgePoints(v.standby)
 	}
 	v.findMoved()
+	v.judgeLoner()
 	for _, c := range chains {
 		c.report(v.report)
 	}
@@ -216,8 +218,28 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// By how much later than a row with a hash one without may have been written: the
+// clock of the database is set, or another server takes over. While recorders of
+// another version are replaced, chains begin one after the other.
+const (
+	lateMargin  = int64(time.Hour / time.Microsecond)
+	lonerMargin = int64(day / time.Microsecond)
+)
+
+// judgeLoner looks at rows without a hash of partitions that have no chain: before
+// there were chains all rows were so, and after that none.
+func (v *verifier) judgeLoner() {
+	for _, c := range v.chains {
+		if v.loner != nil && c.read > 0 && v.lonerAt > c.hashedAt+lonerMargin {
+			v.report.add(Finding{Reason: Inserted, Row: v.loner,
+				Detail: "it has no hash, though all rows had one when it was written: no recorder wrote it, nor perhaps others of partitions without a chain"})
+			return
+		}
+	}
+}
+
 // judgeUnchained finds rows without a hash that were not there when the chain
-// began: their records come after its first.
+// began: their records come after its first, or they were written later.
 func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck, segments []*segment) error {
 	if c.before == 0 {
 		return nil
@@ -228,12 +250,13 @@ func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck,
 			lowest = s
 		}
 	}
-	if lowest == nil || c.nulls.before(lowest.start) {
+	if lowest == nil || c.nulls.before(lowest.start) && c.nullsAt <= c.hashedAt+lateMargin {
 		return nil
 	}
 	rows, err := tx.Query(ctx, `SELECT src_offset, src_index, time, tenant, action, coalesce(task_id, '') FROM audit_log
-		WHERE src_topic = $1 AND src_partition = $2 AND (src_offset, src_index) >= ($3, $4) AND chain_seq IS NULL
-		ORDER BY src_offset, src_index LIMIT $5`, c.at.topic, c.at.partition, lowest.start.offset, lowest.start.index, maxFindings)
+		WHERE src_topic = $1 AND src_partition = $2 AND ((src_offset, src_index) >= ($3, $4) OR ingested_at > $5) AND chain_seq IS NULL
+		ORDER BY src_offset, src_index LIMIT $6`, c.at.topic, c.at.partition, lowest.start.offset, lowest.start.index,
+		time.UnixMicro(c.hashedAt+lateMargin+postgresEpoch), maxFindings)
 	if err != nil {
 		return fmt.Errorf("looking up rows without a hash: %w", err)
 	}
@@ -245,7 +268,7 @@ func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck,
 			return fmt.Errorf("looking up rows without a hash: %w", err)
 		}
 		r.Position, r.Time = c.at.name(at), r.Time.UTC()
-		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, though the chain begins before it: no recorder wrote it, or its hash was removed"})
+		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, though the chain began before it: no recorder wrote it, or its hash was removed"})
 	}
 	return rows.Err()
 }

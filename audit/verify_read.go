@@ -24,6 +24,7 @@ const (
 // Places of columns in chainColumns, and of what follows them.
 const (
 	colTime      = 0
+	colIngested  = 1
 	colTenant    = 2
 	colAction    = 7
 	colTask      = 12

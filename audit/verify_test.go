@@ -315,6 +315,34 @@ func TestRowsFromBeforeTheChainAreCounted(t *testing.T) {
 	require.EqualValues(t, rowsOf0+rowsOf1+rowsOfResults, rep.Before)
 }
 
+// A row without a hash is from before the chains only when it was written before
+// them: where retention took the first records, a chain begins at any offset.
+func TestRowsWithoutAHashAreNotTakenForOldOnes(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	r := newRig(t, pool)
+	e0 := r.own("events", 0)
+	e0.read = 1000
+	r.record(e0.events(t, newStory("t1").accepted(), newStory("t2").accepted()))
+	require.True(t, verify(t, pool, VerifyOptions{}).OK())
+	const insert = `INSERT INTO audit_log (time, ingested_at, tenant, actor_type, actor_id, action, outcome, src_topic, src_partition, src_offset, src_index)
+		VALUES (now(), now() + $1::interval, 'acme', 'user', 'mallory', 'task.accepted', 'ok', 'events', $2, 7, 0)`
+	for _, v := range []struct {
+		after     string
+		partition int
+		ok        bool
+	}{{"-1 hour", 0, true}, {"2 hours", 0, false}, {"-1 hour", 77, true}, {"25 hours", 77, false}} {
+		execute(t, pool, insert, v.after, v.partition)
+		rep := verify(t, pool, VerifyOptions{})
+		require.Equal(t, v.ok, rep.OK(), "%+v: %+v", v, rep.Findings)
+		if !v.ok {
+			require.Equal(t, Inserted, rep.Findings[0].Reason)
+			require.Equal(t, fmt.Sprintf("events/%d@7#0", v.partition), rep.Findings[0].Row.Position)
+			execute(t, pool, "DELETE FROM audit_log WHERE chain_seq IS NULL")
+		}
+	}
+}
+
 // TestVerifyWhileRowsAreWritten verifies again and again while two recorders
 // write and days are made and dropped.
 func TestVerifyWhileRowsAreWritten(t *testing.T) {

@@ -250,6 +250,33 @@ func TestATornLineIsCutOffAndNumbersGoOn(t *testing.T) {
 	require.Len(t, other.lines(), 1)
 }
 
+// A recorder that dies between the file and the topic leaves no hole in the topic,
+// which is all that others have.
+func TestTheTopicGetsWhatOnlyTheFileHas(t *testing.T) {
+	t.Parallel()
+	g, r := grown(t)
+	g.flushed()
+	good := g.s.out
+	gone := g.log.NewOutbox("gone", 1, 1<<20)
+	require.NoError(t, gone.Close(t.Context()))
+	g.s.out = gone
+	more := func() { r.record(r.w.offsets.current("events", 0).events(t, newStory("more").accepted())) }
+	more()
+	g.write()
+	require.Len(t, g.lines(), 4)
+	g.out = good
+	g.restart()
+	more()
+	g.write()
+	g.flushed()
+	require.Len(t, g.lines(), 5)
+	c := g.read()
+	require.NoError(t, c.ReadTopic(t.Context(), g.log))
+	rep := verify(t, g.pool, VerifyOptions{Checkpoints: c})
+	require.True(t, rep.OK(), "%+v", rep.Findings)
+	require.Equal(t, 5, rep.Checkpoints)
+}
+
 func TestARecorderSignsWhenItEnds(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)

@@ -31,6 +31,8 @@ const (
 	// checkpointBack is how far back in the topic the signer's own last one is
 	// looked for: others may have written since.
 	checkpointBack = 1000
+	// checkpointLate is how many lines of the file may be given to the topic later.
+	checkpointLate = 100
 	// checkpointWait bounds one round, and checkpointLast the last one, when the
 	// process is to end.
 	checkpointWait = 30 * time.Second
@@ -44,7 +46,8 @@ const (
 //	   └──connection lost──┘
 //
 // When the process dies after the file and before the topic, a successor with the
-// same key may give the number a second time. Both are true, so no harm is done.
+// same key may give the number a second time. Both are true, so no harm is done. One
+// that has the file gives the topic first what it lacks: others have only that.
 type sealer struct {
 	stream *stream.Log
 	out    *stream.Outbox
@@ -129,10 +132,13 @@ func (s *sealer) round(ctx context.Context, within time.Duration) {
 	if err == nil && mine {
 		err = s.write(ctx)
 	}
-	if err == nil || errors.Is(err, context.Canceled) {
+	if err == nil {
 		return
 	}
-	s.leave() // somebody else may do better
+	s.leave() // somebody else may do better; and half of taking over is none
+	if errors.Is(err, context.Canceled) {
+		return
+	}
 	s.m.Checkpoints.WithLabelValues("failed").Inc()
 	s.log.Warn("writing a checkpoint of the audit log; trying again later", "error", describe(err), "again_in", s.cfg.CheckpointInterval)
 }
@@ -179,13 +185,21 @@ func (s *sealer) onDuty(ctx context.Context) (bool, error) {
 func (s *sealer) findLast(ctx context.Context) error {
 	s.last = nil
 	public := s.key.Public().(ed25519.PublicKey) //nolint:errcheck // it is
-	take := func(line []byte) {
-		if c, err := parseCheckpoint(line); err == nil && c.Signer == s.signer && c.by(public) && (s.last == nil || c.Number > s.last.Number) {
+	take := func(line []byte) (of hash, ok bool) {
+		c, err := parseCheckpoint(line)
+		if err != nil || c.Signer != s.signer || !c.by(public) {
+			return of, false
+		}
+		if s.last == nil || c.Number > s.last.Number {
 			s.last = c
 		}
+		return c.hash, true
 	}
+	var tail []byte
 	if s.dir != "" {
-		line, torn, err := lastLine(filepath.Join(s.dir, checkpointFile))
+		var torn int
+		var err error
+		tail, torn, err = lastLines(filepath.Join(s.dir, checkpointFile))
 		if err != nil {
 			s.log.Warn("the file of checkpoints cannot be read: they go to the topic only", "error", err)
 			s.dir = ""
@@ -193,19 +207,37 @@ func (s *sealer) findLast(ctx context.Context) error {
 		if torn > 0 {
 			s.log.Warn("the last line of the file of checkpoints was not finished when its process died; it was cut off", "dir", s.dir, "bytes", torn)
 		}
-		take(line)
 	}
+	told := map[hash]bool{}
 	standings, err := s.stream.Standings(ctx, "", stream.Checkpoints)
 	if err != nil {
 		return fmt.Errorf("looking for the last checkpoint: %w", err)
 	}
 	for _, p := range standings {
 		err := s.stream.ScanRange(ctx, stream.Checkpoints, p.Partition, max(p.First, p.End-checkpointBack), p.End, func(r *stream.Record) error {
-			take(r.Value)
+			if of, ok := take(r.Value); ok {
+				told[of] = true
+			}
 			return nil
 		})
 		if err != nil {
 			return fmt.Errorf("looking for the last checkpoint: %w", err)
+		}
+	}
+	var late []stream.Message
+	lines := bytes.Split(tail, []byte{'\n'})
+	for _, line := range slices.Backward(lines[max(0, len(lines)-checkpointLate):]) {
+		of, ok := take(line)
+		if told[of] {
+			break
+		}
+		if ok {
+			late = append(late, stream.Message{Topic: stream.Checkpoints, Key: s.signer, Value: line})
+		}
+	}
+	if slices.Reverse(late); len(late) > 0 {
+		if err := s.out.Put(ctx, stream.Unit{Messages: late}); err != nil {
+			return fmt.Errorf("giving the topic %d checkpoints of the file: %w", len(late), err)
 		}
 	}
 	return nil
@@ -275,7 +307,7 @@ func appendLine(dir string, line []byte, number int64) error {
 			return fmt.Errorf("setting a full file of checkpoints aside: %w", err)
 		}
 	}
-	if _, _, err := lastLine(path); err != nil { // an earlier try may have left half a line
+	if _, _, err := lastLines(path); err != nil { // an earlier try may have left half a line
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
@@ -293,10 +325,11 @@ func appendLine(dir string, line []byte, number int64) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// lastLine returns the last line of a file; nil when there is none. What comes
-// after the last line's end was being written when its process died: it is cut
-// off, and torn says how many bytes that were.
-func lastLine(path string) (line []byte, torn int, err error) {
+// lastLines returns the last lines of a file without the last one's end, the first
+// perhaps not whole; nothing when there is none. What comes after the last line's
+// end was being written when its process died: it is cut off, and torn says how
+// many bytes that were.
+func lastLines(path string) (lines []byte, torn int, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, 0, nil
@@ -323,6 +356,5 @@ func lastLine(path string) (line []byte, torn int, err error) {
 			return nil, 0, err
 		}
 	}
-	whole = bytes.TrimRight(whole, "\r\n")
-	return whole[bytes.LastIndexByte(whole, '\n')+1:], torn, nil
+	return bytes.TrimRight(whole, "\r\n"), torn, nil
 }

@@ -193,7 +193,7 @@ are shown in UTC.`,
 		Example: `  batchyard audit query --task my-task-1 --order asc
   batchyard audit query --action 'callback.*' --outcome failed --since 2h
   batchyard audit query --source 203.0.113.7 --since 2026-01-31 --until 2026-02-01 --all --csv > that-day.csv
-  batchyard audit query --action task.refused --json | jq -r .detail.reason`,
+  batchyard audit query --action task.refused --json | jq -c .detail`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := s.search(c.now())

@@ -52,7 +52,7 @@ looked at; 3 a service cannot be reached.`,
 		Example: `  batchyard audit verify
   batchyard audit verify --since 7d
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
-  batchyard audit verify --json | jq '.chains[] | select(.findings > 0) | .first'`,
+  batchyard audit verify --json | jq -c '.findings[]'`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.auditVerify(cmd.Context(), &f) },
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/json"
+	"math"
 	"math/bits"
 	"strings"
 	"time"
@@ -177,7 +178,7 @@ func (r *rollup) time(hour int32, stage, model string, d time.Duration) {
 	us := d.Microseconds()
 	v := r.latency.of(latencyKey{hour, bucketOf(us), stage, model})
 	v.n++
-	v.us += us
+	v.us += min(us, math.MaxInt64-v.us)
 }
 
 func (r *rollup) tried(e *task.Event) {
@@ -191,7 +192,7 @@ func (r *rollup) tried(e *task.Event) {
 	v := r.attempts.of(attemptKey{hourOf(e.Time), e.Device, e.Model, string(e.Action), cause})
 	v.n++
 	if e.Duration > 0 {
-		v.us += e.Duration.Microseconds()
+		v.us += min(e.Duration.Microseconds(), math.MaxInt64-v.us)
 	}
 }
 

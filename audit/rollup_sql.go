@@ -12,7 +12,12 @@ import (
 // The statements add what a chunk counted to the tables. Rows are taken in the
 // order of their keys: should two recorders ever meet in a shard, one waits for
 // the other and never both.
+//
+// Sums of times stop at the largest number there is: what a sender says of his
+// task's age may be anything, and a sum that does not fit would be refused for ever.
 const (
+	addTimes = `us = r.us + least(excluded.us, 9223372036854775807 - r.us)`
+
 	hourColumns = `date '1970-01-01' + h / 24, h % 24, $1::int`
 
 	usageSQL = `
@@ -28,14 +33,14 @@ INSERT INTO rollup_latency AS r (day, hour, shard, stage, model, bucket, n, us)
 SELECT ` + hourColumns + `, stage, model, bucket, n, us
 FROM unnest($2::int[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[]) AS u (h, stage, model, bucket, n, us)
 ORDER BY h, stage, model, bucket
-ON CONFLICT (day, hour, shard, stage, model, bucket) DO UPDATE SET n = r.n + excluded.n, us = r.us + excluded.us`
+ON CONFLICT (day, hour, shard, stage, model, bucket) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
 
 	attemptsSQL = `
 INSERT INTO rollup_attempts AS r (day, hour, shard, device, model, action, cause, n, us)
 SELECT ` + hourColumns + `, device, model, action, cause, n, us
 FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) AS u (h, device, model, action, cause, n, us)
 ORDER BY h, device, model, action, cause
-ON CONFLICT (day, hour, shard, device, model, action, cause) DO UPDATE SET n = r.n + excluded.n, us = r.us + excluded.us`
+ON CONFLICT (day, hour, shard, device, model, action, cause) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
 
 	batchesSQL = `
 INSERT INTO rollup_batches AS r (day, hour, shard, model, reason, size, tasks, bytes)

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"testing"
 	"time"
@@ -33,4 +34,27 @@ func TestADeviceThatCountsNonsenseStopsNobody(t *testing.T) {
 	require.Equal(t, 3, one[int](t, r.pool, "SELECT sum(tasks)::int FROM rollup_usage"))
 	require.Positive(t, one[int64](t, r.pool, "SELECT min(tokens_in) FROM rollup_usage"))
 	require.Empty(t, r.sent)
+}
+
+// Whoever writes to the topics of tasks says when they were submitted.
+func TestTasksThatSayTheyAreOldStopNobody(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	results := r.own("results", 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	const chunks, each = 3, 700 // together more than 2⁶³ µs, and each of them less
+	for i := range chunks {
+		var c chunk
+		for j := range each {
+			s := newStory(fmt.Sprintf("t%d-%d", i, j))
+			s.task.SubmittedAt = earliest.Add(day)
+			res := s.result(task.Success)
+			res.FinishedAt = latest.Add(-day)
+			c = append(c, results.result(t, res))
+		}
+		require.NoError(t, r.w.record(ctx, c))
+	}
+	require.Equal(t, chunks*each, one[int](t, r.pool, "SELECT sum(n)::int FROM rollup_latency WHERE stage = 'total'"))
+	require.Equal(t, int64(math.MaxInt64), one[int64](t, r.pool, "SELECT max(us) FROM rollup_latency"))
 }

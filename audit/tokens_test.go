@@ -57,4 +57,11 @@ func TestTasksThatSayTheyAreOldStopNobody(t *testing.T) {
 	}
 	require.Equal(t, chunks*each, one[int](t, r.pool, "SELECT sum(n)::int FROM rollup_latency WHERE stage = 'total'"))
 	require.Equal(t, int64(math.MaxInt64), one[int64](t, r.pool, "SELECT max(us) FROM rollup_latency"))
+
+	// Nor is adding the shards together.
+	for shard := range 3 {
+		execute(t, r.pool, "INSERT INTO rollup_latency VALUES (now()::date - 1, 1, $1, 'total', 'm', 3, 1, 9223372036854775807)", shard)
+		require.NoError(t, compactRollups(t.Context(), r.pool, 30*day))
+	}
+	require.Equal(t, "3 9223372036854775807", one[string](t, r.pool, "SELECT n || ' ' || us FROM rollup_latency WHERE hour = -1"))
 }

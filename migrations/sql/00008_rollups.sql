@@ -231,7 +231,9 @@ BEGIN
         ) AS v (name, keys, sums, days)
     LOOP
         EXECUTE format('DELETE FROM %I WHERE day < $1 OR hour >= 0 AND shard < 0 AND day < (now() - interval ''2 days'')::date', t.name) USING forget;
-        SELECT string_agg('sum(' || c || ')', ', '), string_agg(format('%1$I = r.%1$I + excluded.%1$I', c), ', ') INTO adds, plus
+        -- A sum stops at the largest number there is, as the recorder's do.
+        SELECT string_agg('least(sum(' || c || '), 9223372036854775807)::bigint', ', '),
+            string_agg(format('%1$I = r.%1$I + least(excluded.%1$I, 9223372036854775807 - r.%1$I)', c), ', ') INTO adds, plus
         FROM unnest(string_to_array(t.sums, ', ')) c;
         more := '';
         IF t.days THEN -- it has no hours, and two columns more

@@ -184,7 +184,10 @@ func (l *Log) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen chains, out 
 			from = s.rows
 		}
 		if end.rows <= from {
-			continue // nothing new; fewer: an older state was restored, and numbers come again
+			if s := seen[at]; s != nil {
+				s.rows = end.rows // fewer: an older state was restored, and numbers come again
+			}
+			continue
 		}
 		g := gap{from, min(end.rows, from+mostAtOnce)}
 		more = more || g.upTo < end.rows
@@ -192,7 +195,7 @@ func (l *Log) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen chains, out 
 		expected += g.upTo - g.after
 	}
 	if len(gaps) == 0 {
-		return false, restored(seen, now)
+		return false, nil
 	}
 	var found []*followed
 	for _, back := range guesses {
@@ -218,16 +221,6 @@ func (l *Log) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen chains, out 
 		seen[at] = &chain{rows: g.upTo}
 	}
 	return more, nil
-}
-
-// restored takes over chains that are shorter than before.
-func restored(seen, now chains) error {
-	for at, s := range seen {
-		if end := now[at]; end != nil && end.rows < s.rows {
-			s.rows = end.rows
-		}
-	}
-	return nil
 }
 
 func tellGone(gaps map[place]gap, found []*followed, out Followed) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
@@ -218,6 +219,27 @@ func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
 	require.Len(t, times, 3+writers*chunks*each)
 	require.Equal(t, []int{1}, slices.Compact(slices.Sorted(maps.Values(times))))
 	require.Zero(t, f.gone)
+}
+
+// After an older state was restored numbers come again, also while other chains grow.
+func TestFollowGoesOnAfterARestore(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	r := newRig(t, pool)
+	e0, e1 := r.own("events", 0), r.own("events", 1)
+	r.record(e0.events(t, newStory("restored").accepted()))
+	l := NewLog(pool)
+	seen := chains{e0.place(): &chain{rows: 100}}
+	var got []string
+	out := Followed{Row: func(row *LogRow) error { got = append(got, row.TaskID); return nil }, Gone: func(string, int64) { t.Error("nothing is gone") }}
+	for _, part := range []*tenure{e1, e0} {
+		r.record(part.events(t, newStory("new in "+part.String()).accepted()))
+		require.NoError(t, l.snapshot(t.Context(), func(tx pgx.Tx) error {
+			_, err := l.fresh(t.Context(), tx, &Search{}, seen, out)
+			return err
+		}))
+	}
+	require.Equal(t, []string{"new in events/1", "new in events/0"}, got)
 }
 
 func TestFollowFiltersAndSaysWhatIsGone(t *testing.T) {

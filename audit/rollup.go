@@ -206,8 +206,15 @@ func (r *rollup) batched(e *task.Event) {
 	v.bytes += bytes
 }
 
+// Bounds of a sender's names as a key, in characters: an index takes 2.7 kB.
+const (
+	maxKeyActor  = 128
+	maxKeySource = 100
+	maxKeyAgent  = 256
+)
+
 func (r *rollup) accepted(e *task.Event) {
-	v := r.submissions.of(submissionKey{hourOf(e.Time) / 24, e.Tenant, e.ActorID, sourceOf(e.SourceAddr), e.UserAgent})
+	v := r.submissions.of(submissionKey{hourOf(e.Time) / 24, e.Tenant, cut(e.ActorID, maxKeyActor), cut(sourceOf(e.SourceAddr), maxKeySource), cut(e.UserAgent, maxKeyAgent)})
 	if v.tasks == 0 || e.Time.Before(v.first) {
 		v.first = e.Time
 	}

@@ -97,6 +97,20 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	require.ErrorContains(t, err, "not to be dropped")
 }
 
+// In a database that comes from Postgres 14 everybody may create functions in the
+// schema public. One with better fitting arguments than Postgres' own would be run
+// with the owner's rights by the functions that work with these.
+func TestNobodySlipsIntoTheFunctionsOfTheOwner(t *testing.T) {
+	t.Parallel()
+	owner, of := logins(t, "batchyard_reader", "batchyard_recorder")
+	execute(t, owner, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+	execute(t, owner, "SELECT batchyard_grant_roles()")
+	_, err := of["batchyard_reader"].Exec(t.Context(), `CREATE FUNCTION public.to_char(date, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'run as %', current_user; END $$`)
+	require.ErrorContains(t, err, "permission denied")
+	_, err = of["batchyard_recorder"].Exec(t.Context(), "SELECT batchyard_make_audit_partition('2030-01-01')")
+	require.NoError(t, err)
+}
+
 func TestReadersSeeTheViewsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	owner, of := logins(t, "batchyard_reader", "batchyard_auditor")

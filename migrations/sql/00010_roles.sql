@@ -40,6 +40,11 @@ DECLARE
     missing text[] := '{}';
     f      record;
 BEGIN
+    -- Who may create functions here could have his own called, under the name of one of Postgres' own, by those that work
+    -- with the rights of the owner. Databases from before Postgres 15 let everybody.
+    IF has_schema_privilege('public', place, 'CREATE') THEN
+        EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', place);
+    END IF;
     -- What works with the rights of the owner is not for everybody.
     FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p WHERE p.pronamespace = place::regnamespace AND p.proname LIKE 'batchyard\_%'
         AND p.proname NOT IN ('batchyard_bucket', 'batchyard_bucket_ms') LOOP

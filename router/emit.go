@@ -190,7 +190,7 @@ func (s *scheduler) rewrite(now time.Time) {
 // parkRecord parks the task of a record that holds up its partition's commit.
 func (s *scheduler) parkRecord(rec *stream.Record) {
 	for _, it := range s.window.byKey {
-		if it.rec == rec {
+		if it.of(rec) {
 			s.setAside(it, "straggler", time.Now())
 			return
 		}

@@ -21,6 +21,7 @@ import (
 type ticket struct {
 	rec  *stream.Record
 	open atomic.Int32
+	with []*ticket // of records that ride along; written while the task is in the window
 }
 
 func newTicket(rec *stream.Record) *ticket {
@@ -34,6 +35,9 @@ func (t *ticket) hold() { t.open.Add(1) }
 func (t *ticket) release() {
 	if t.open.Add(-1) == 0 {
 		t.rec.Done()
+		for _, other := range t.with {
+			other.release()
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func (d *decider) plan(now time.Time) (picks []pick, more bool) {
 		}
 		it := q.ready.first()
 		if it.lost() {
-			w.remove(it)
+			d.forget(it, now)
 			continue
 		}
 		if c.waits < c.until { // it would choose to wait, as the one before

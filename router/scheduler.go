@@ -125,14 +125,19 @@ func (s *scheduler) arrive(items []*item) {
 		if it.lost() { // on the way here; its new owner reads it
 			continue
 		}
-		if !s.add(it, now) {
-			// The task is in the window from another record, whose claim ours
-			// did not see (Redis was emptied): one of them is enough.
-			s.deps.Metrics.Router.Duplicates.Inc()
-			e := task.NewEvent(task.TaskDuplicate, it.task, s.name, now)
-			e.Outcome, e.SourceAddr = task.OutcomeRefused, "kafka:"+it.rec.Position()
-			s.finish(it, stream.Unit{Events: []task.Event{e}})
+		rider := s.meet(it, now)
+		if rider == nil {
+			continue
 		}
+		s.deps.Metrics.Router.Duplicates.Inc()
+		e := task.NewEvent(task.TaskDuplicate, rider.task, s.name, now)
+		e.Outcome, e.SourceAddr = task.OutcomeRefused, "kafka:"+rider.rec.Position()
+		rider.ticket.hold()
+		_ = s.outbox.Put(s.ctx, stream.Unit{Events: []task.Event{e}, Acked: func(err error) {
+			if err == nil {
+				rider.ticket.release()
+			}
+		}}) // an error means that ctx ended: it is read again
 	}
 }
 
@@ -146,9 +151,10 @@ func (s *scheduler) partitionLost(int) {
 
 // sweep drops the items whose partition belongs to another router now.
 func (s *scheduler) sweep() {
+	now := time.Now()
 	for _, it := range s.window.byKey {
 		if it.lost() {
-			s.window.remove(it)
+			s.forget(it, now)
 		}
 	}
 }

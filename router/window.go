@@ -31,6 +31,7 @@ type item struct {
 	wakeAt int    // in the heap of wake times, -1 when not there
 	early  bool   // parked until ready, but a device that can run it brings it back before
 	gone   bool
+	riders []*item // other records of the task that are done when this one is: see twins.go
 }
 
 // lost says that the item's partition belongs to another router now.

@@ -219,6 +219,9 @@ func prune(ctx context.Context, pool *pgxpool.Pool, before time.Time, told func(
 	return nil
 }
 
+// partitionResource names a day of the log in the event of its end.
+func partitionResource(day string) string { return "audit_log " + day }
+
 // tellDropped returns the function that makes an event of a day that was
 // dropped. When the process dies before it is written, audit_dropped says all
 // the same what is gone.
@@ -226,7 +229,7 @@ func (r *Recorder) tellDropped(ctx context.Context, out *stream.Outbox) func(dro
 	return func(d droppedDay) {
 		e := task.Event{
 			Time: time.Now().UTC(), Action: task.PartitionDropped, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: r.actor,
-			ResourceType: "partition", ResourceID: "audit_log " + d.day,
+			ResourceType: "partition", ResourceID: partitionResource(d.day),
 		}
 		e.Detail, _ = json.Marshal(map[string]any{"day": d.day, "rows": d.rows, "chained": d.chained, "runs": d.runs, "retention": r.cfg.Retention.String()}) // text and numbers
 		if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {

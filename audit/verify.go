@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // VerifyOptions say how much of the log is verified, and against what.
@@ -56,7 +59,7 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, o VerifyOptions, progress f
 		return nil, fmt.Errorf("connecting to Postgres: %w", err)
 	}
 	defer conn.Release()
-	v := &verifier{o: o, progress: progress, chains: map[place]*chainCheck{}, report: &Report{Since: o.Since.UTC()}}
+	v := &verifier{o: o, progress: progress, chains: map[place]*chainCheck{}, claims: map[string]time.Time{}, told: map[string]bool{}, report: &Report{Since: o.Since.UTC()}}
 	for try := 0; ; try++ {
 		err := v.inSnapshot(ctx, conn.Conn())
 		var pg *pgconn.PgError
@@ -90,6 +93,8 @@ type verifier struct {
 	lonerAt       int64   // when that was
 	suspects      []suspect
 	gaps          []singleGap
+	claims        map[string]time.Time // days that audit_dropped says were dropped, and when at the latest
+	told          map[string]bool      // resources of the events that tell of it
 	scratch       []byte
 	parts         []byte
 	report        *Report
@@ -278,9 +283,43 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// maxClaims bounds the days that are looked for among the events.
+const maxClaims = 1 << 16
+
+func (v *verifier) claimed(day string, at time.Time) {
+	if at.After(v.claims[day]) && len(v.claims) < maxClaims {
+		v.claims[day] = at
+	}
+}
+
+// judgeDropped compares audit_dropped, which who can write to the database can
+// write, with the events of the log itself. It is a note and no finding: the
+// event is lost when the recorder dies at that very moment.
+func (v *verifier) judgeDropped() {
+	if len(v.older) > 0 {
+		return // the events may be in what was not read
+	}
+	oldest := v.report.Time
+	for _, p := range v.newer {
+		if !p.day.IsZero() && p.day.Before(oldest) {
+			oldest = p.day
+		}
+	}
+	for _, day := range slices.Sorted(maps.Keys(v.claims)) {
+		at := v.claims[day]
+		if at.Before(oldest) || v.report.Time.Sub(at) < 10*time.Minute || v.told[partitionResource(day)] {
+			continue // retention took the event, too, or it is on its way
+		}
+		v.report.note("audit_dropped says that rows of %s were dropped at %s, and no %s of the log tells of it: either the recorder died at that moment, or somebody hides rows",
+			day, at.UTC().Format(time.RFC3339), task.PartitionDropped)
+	}
+}
+
 func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, `SELECT topic, partition, first_seq, last_seq, prev_hash, row_hash, to_char(day, 'YYYY-MM-DD'),
-		to_regclass(quote_ident('audit_log_' || to_char(day, 'YYYYMMDD'))) IS NOT NULL FROM audit_dropped ORDER BY topic, partition, first_seq`)
+		to_regclass(quote_ident('audit_log_' || to_char(day, 'YYYYMMDD'))) IS NOT NULL,
+		dropped_at, dropped_at < (day + 2)::timestamp AT TIME ZONE 'UTC' OR dropped_at > now() + interval '1 hour'
+		FROM audit_dropped ORDER BY topic, partition, first_seq`)
 	if err != nil {
 		return fmt.Errorf("reading audit_dropped: %w", err)
 	}
@@ -289,8 +328,9 @@ func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 		var at place
 		var s segment
 		var prev, last []byte
-		var there bool
-		if err := rows.Scan(&at.topic, &at.partition, &s.first, &s.last, &prev, &last, &s.dropped, &there); err != nil {
+		var there, impossible bool
+		var when time.Time
+		if err := rows.Scan(&at.topic, &at.partition, &s.first, &s.last, &prev, &last, &s.dropped, &there, &when, &impossible); err != nil {
 			return fmt.Errorf("reading audit_dropped: %w", err)
 		}
 		c := v.chains[at]
@@ -299,8 +339,13 @@ func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 				Detail: "audit_dropped has an entry that no retention has written: there is no such chain, or its numbers and hashes are none"})
 			continue
 		}
-		if there {
-			f := Finding{Reason: Missing, Seq: s.first, Detail: fmt.Sprintf("audit_dropped says that retention dropped it with %s, but the partition of that day is there", s.dropped)}
+		v.claimed(s.dropped, when)
+		if there || impossible {
+			why := "but the partition of that day is there"
+			if !there {
+				why = fmt.Sprintf("at %s, which is no time at which retention drops that day", when.UTC().Format(time.RFC3339))
+			}
+			f := Finding{Reason: Missing, Seq: s.first, Detail: fmt.Sprintf("audit_dropped says that retention dropped it with %s, %s", s.dropped, why)}
 			if s.last > s.first {
 				f.To = s.last
 			}

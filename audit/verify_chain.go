@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // segment is consecutive rows of a chain that follow each other by their hashes.
@@ -168,6 +170,9 @@ const progressEvery = 1 << 15
 func (v *verifier) take(r *rawRow) error {
 	if v.report.Rows++; v.report.Rows%progressEvery == 0 {
 		v.progress(VerifyProgress{v.report.Rows, v.about})
+	}
+	if string(r.field(colAction)) == string(task.PartitionDropped) && len(v.told) < maxClaims {
+		v.told[string(r.field(colResource))] = true
 	}
 	c := v.chainOf(r)
 	if r.nul[colSeq] && r.nul[colPrev] && r.nul[colHash] {

@@ -214,6 +214,7 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		v.report.add(f)
 	}
 	v.report.Count += v.strangerCount - int64(len(v.strangers))
+	v.judgeDropped()
 	v.judgeCheckpoints()
 	return nil
 }

@@ -27,6 +27,7 @@ const (
 	colIngested  = 1
 	colTenant    = 2
 	colAction    = 7
+	colResource  = 9
 	colTask      = 12
 	colTopic     = 27
 	colPartition = 28

@@ -266,6 +266,14 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 			execute(t, pool, `INSERT INTO audit_dropped SELECT time::date, src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
 			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 		}, Missing, 30, 0, ""},
+		{"a deletion is called retention, of a day that is not over", func() {
+			execute(t, pool, `INSERT INTO audit_dropped SELECT '2099-01-01', src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
+			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
+		}, Missing, 30, 0, ""},
+		{"a deletion is called retention, before the day was over", func() {
+			execute(t, pool, `INSERT INTO audit_dropped SELECT '2020-01-01', src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash, '2020-01-01' FROM audit_log WHERE`+of0+"AND chain_seq = 30")
+			execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
+		}, Missing, 30, 0, ""},
 	} {
 		c.do()
 		rep := verify(t, pool, VerifyOptions{})

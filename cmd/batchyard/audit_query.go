@@ -249,7 +249,7 @@ func (c *cli) auditQuery(ctx context.Context, url string, f audit.Search, r *row
 		if err := w.flush(); err != nil {
 			return err
 		}
-		if more && w.table != nil {
+		if more {
 			_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
 		}
 		return nil

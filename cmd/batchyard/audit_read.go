@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -60,7 +61,7 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 		{&s.f.Outcome, "outcome", "that ended so: ok, failed or refused"}, {&s.f.Class, "class", "with this `class` of error"},
 		{&s.f.Model, "model", "with this `model`"}, {&s.f.Trace, "trace", "of this trace `id`"},
 	} {
-		flags.StringVar(f.to, f.name, "", "only rows "+f.what)
+		flags.Var((*filterValue)(f.to), f.name, "only rows "+f.what)
 	}
 	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or those of a pattern such as task.*; may be given again")
 	flags.StringVar(&s.since, "since", "", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
@@ -71,6 +72,24 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 		actions[i] = string(a.Action)
 	}
 	completeFlag(cmd, "action", actions)
+}
+
+// filterValue is a filter's value. An empty one is a variable that was not set, and
+// would show everybody's rows.
+type filterValue string
+
+func (n *filterValue) String() string { return string(*n) }
+
+// Type is not shown: each flag names its value.
+func (*filterValue) Type() string { return "string" }
+
+// Set takes the value.
+func (n *filterValue) Set(s string) error {
+	if s == "" {
+		return errors.New("it is empty; name one, or leave the flag out for all")
+	}
+	*n = filterValue(s)
+	return nil
 }
 
 // search is what the flags say.

@@ -77,6 +77,9 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 	if o.Since, err = parseMoment("since", f.since, c.now()); err != nil {
 		return err
 	}
+	if o.Since.After(c.now()) {
+		return usageError("--since %s is in the future: nothing would be verified", f.since)
+	}
 	var report *audit.Report
 	err = c.withPostgres(ctx, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
 		// Before the snapshot: what they say is in the database then.

@@ -114,7 +114,7 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 	}
 	defer rollback(ctx, tx)
 	to := c.advance()
-	w, err = d.write(ctx, tx, c.atoms(), to)
+	w, err = d.write(ctx, tx, c.atoms(), to, shardOf(to))
 	if err != nil {
 		return w, err
 	}
@@ -130,8 +130,8 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 }
 
 // probe tries to write atoms and takes it back; the error says whether Postgres
-// refuses them.
-func (d *db) probe(ctx context.Context, as []atom) error {
+// refuses them. The shard is that of their chunk: what is refused may be a sum.
+func (d *db) probe(ctx context.Context, as []atom, shard int32) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	tx, err := d.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
@@ -139,7 +139,7 @@ func (d *db) probe(ctx context.Context, as []atom) error {
 		return fmt.Errorf("beginning a transaction: %w", err)
 	}
 	defer rollback(ctx, tx)
-	_, err = d.write(ctx, tx, as, nil)
+	_, err = d.write(ctx, tx, as, nil, shard)
 	return err
 }
 
@@ -153,7 +153,7 @@ func rollback(ctx context.Context, tx pgx.Tx) {
 
 // write does the work of one transaction: fence and results, rows, then states
 // and whom to tell. That is three round trips, however much there is.
-func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int64) (w written, err error) {
+func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int64, shard int32) (w written, err error) {
 	var all []offered
 	for _, a := range as {
 		if a.index < 0 {
@@ -210,7 +210,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	}
 	known.queue(&b)
 	known.queueRanks(&b)
-	d.counts.queue(&b, shardOf(to))
+	d.counts.queue(&b, shard)
 	ends.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
@@ -285,11 +285,11 @@ func refused(err error) bool {
 
 // refusedAmong finds what Postgres refuses by halving: about 2 log₂ n tries for
 // one bad among n.
-func (d *db) refusedAmong(ctx context.Context, as []atom) (bad []atom, why []error, err error) {
+func (d *db) refusedAmong(ctx context.Context, as []atom, shard int32) (bad []atom, why []error, err error) {
 	if len(as) == 0 {
 		return nil, nil, nil
 	}
-	switch err := d.probe(ctx, as); {
+	switch err := d.probe(ctx, as, shard); {
 	case err == nil:
 		return nil, nil, nil
 	case !refused(err):
@@ -299,7 +299,7 @@ func (d *db) refusedAmong(ctx context.Context, as []atom) (bad []atom, why []err
 	}
 	half := len(as) / 2
 	for _, part := range [][]atom{as[:half], as[half:]} {
-		b, w, err := d.refusedAmong(ctx, part)
+		b, w, err := d.refusedAmong(ctx, part, shard)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -125,7 +125,7 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 
 // setAside finds what Postgres refuses and makes dead letters of it.
 func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
-	bad, why, err := w.db.refusedAmong(ctx, c.atoms())
+	bad, why, err := w.db.refusedAmong(ctx, c.atoms(), shardOf(c.advance()))
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func badRecords(t *testing.T, maxInput int) []bad {
 		{"bomb", harness.Record(stream.TasksNormal, "", []byte{0xdf, 0xff, 0xff, 0xff, 0xff}, "content-type", "application/msgpack"), ""},
 		{"array bomb", harness.Record(stream.TasksNormal, "", []byte{0xdd, 0xff, 0xff, 0xff, 0xff}, "content-type", "application/msgpack"), ""},
 		{"empty", harness.Record(stream.TasksNormal, "", nil), "empty"},
-		{"strange type", harness.Record(stream.TasksNormal, "", jsonTask("typed"), "content-type", "text/html"), "text/html"},
+		{"strange type", harness.Record(stream.TasksNormal, "", jsonTask("typed"), "content-type", "text/html"), "neither JSON nor MessagePack"},
 	}
 }
 

@@ -36,9 +36,10 @@ const quietLook = 500 * time.Millisecond
 
 // Followed tells who follows.
 type Followed struct {
-	Row  func(*LogRow) error
-	Gone func(chain string, rows int64)   // rows that should be there are not
-	Away func(err error, again time.Time) // Postgres does not answer; it is tried again
+	Row   func(*LogRow) error
+	Begun func()                           // from now on none is missed; may be nil
+	Gone  func(chain string, rows int64)   // rows that should be there are not
+	Away  func(err error, again time.Time) // Postgres does not answer; it is tried again
 }
 
 // Follow calls fn with the last rows that are wanted, as many as f.Limit, and then
@@ -71,7 +72,9 @@ func (l *Log) Follow(ctx context.Context, f Search, out Followed) error {
 		var more bool
 		err := l.snapshot(ctx, func(tx pgx.Tx) (err error) {
 			if seen == nil {
-				seen, err = l.last(ctx, tx, &f, out)
+				if seen, err = l.last(ctx, tx, &f, out); err == nil && out.Begun != nil {
+					out.Begun()
+				}
 				return err
 			}
 			more, err = l.fresh(ctx, tx, &f, seen, out)

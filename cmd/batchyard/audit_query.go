@@ -291,12 +291,10 @@ func (c *cli) auditTail(ctx context.Context, url string, f audit.Search, r *rowF
 	if err != nil {
 		return err
 	}
-	if err := w.flush(); err != nil {
-		return err
-	}
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
 		return logError(audit.NewLog(pool).Follow(ctx, f, audit.Followed{
+			Begun: func() { _ = w.flush() }, // the first row tells of an error
 			Row: func(row *audit.LogRow) error {
 				away = false
 				return w.row(row)

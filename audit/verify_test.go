@@ -358,14 +358,23 @@ func TestVerifyWhileRowsAreWritten(t *testing.T) {
 	pool := newPool(t)
 	ctx, stop := context.WithCancel(t.Context())
 	var writing sync.WaitGroup
+	var writers []func(i int)
 	for p := range 2 {
 		r := newRig(t, pool)
 		part := r.own("events", p)
+		writers = append(writers, func(i int) {
+			e := newStory("t").event(task.TaskRefused, 0, "")
+			e.Time = time.Now().Add(-time.Duration(i%5) * day)
+			r.record(part.events(t, e, e), part.events(t, e))
+		})
+		for i := range 5 { // each knows all days: none is made again after it was dropped, as its retention would have it
+			writers[p](i)
+		}
+	}
+	for _, write := range writers {
 		writing.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				e := newStory("t").event(task.TaskRefused, 0, "")
-				e.Time = time.Now().Add(-time.Duration(i%5) * day)
-				r.record(part.events(t, e, e), part.events(t, e))
+				write(i)
 			}
 		})
 	}

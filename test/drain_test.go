@@ -35,9 +35,9 @@ func TestTermUnderLoad(t *testing.T) {
 	whenEnded(t, in, n/10, n)
 	begun := requests(f)
 	termed(t, p)
-	// What had its credit when the signal came may still begin: half as many as
-	// there are slots wait at a device, at least one.
-	require.LessOrEqual(t, requests(f)-begun, int64(2*(4+2)), "requests that began after SIGTERM")
+	// What had its credit when the signal came may still begin: as many wait at a
+	// device as end while the news goes round, more on a loaded machine.
+	require.LessOrEqual(t, requests(f)-begun, int64(3*(4+2)), "requests that began after SIGTERM")
 	for _, d := range f.Devices() {
 		require.Zerof(t, d.Stats().InFlight, "requests that the process left at device %s", d.ID())
 		require.Zerof(t, d.Stats().Cancelled, "requests that the process broke off at device %s", d.ID())

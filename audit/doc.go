@@ -16,13 +16,14 @@
 //
 // # The way of a record
 //
-//	events ──┐ one goroutine a partition            one goroutine
+//	events ──┐ one goroutine a partition            audit.writers, each for partitions of its own
 //	         ├──▶ decode, check, clean ──▶ queue ──▶ writer ──▶ one transaction:
 //	results ─┘     bounded by rows and bytes                     offsets (the fence)
 //	                                                             results, first wins
 //	                                                             audit rows (COPY)
 //	                                                             states (one upsert)
 //	                                                             counts of all (rollup.go)
+//	                                                             ends of chains (chain.go)
 //	                                                             callbacks, notifications
 //	                                                           then Done
 //

@@ -42,8 +42,8 @@ type Followed struct {
 	Away  func(err error, again time.Time) // Postgres does not answer; it is tried again
 }
 
-// Follow calls fn with the last rows that are wanted, as many as f.Limit, and then
-// with each new one, until ctx ends (nil) or fn fails. While Postgres is away it
+// Follow calls out.Row with the last rows that are wanted, as many as f.Limit, and
+// then with each new one, until ctx ends (nil) or out.Row fails. While Postgres is away it
 // waits; what came meanwhile follows.
 func (l *Log) Follow(ctx context.Context, f Search, out Followed) error {
 	if _, _, err := f.conditions(nil); err != nil {

@@ -62,7 +62,7 @@ var Topics = []Topic{
 	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal, false},
 	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal, false},
 	{Results, "task id", "one result, JSON", edgeLimit, keepEdge, false},
-	{Events, "bucket of the task's identity", "a frame of events", internalLimit, keepInternal, false},
+	{Events, "bucket of the task id", "a frame of events", internalLimit, keepInternal, false},
 	{DLQ, "as the record had it", "a record that cannot be processed, as it came, with headers that say why", dlqLimit, keepDLQ, false},
 	{Checkpoints, "key that signed it", "one signed checkpoint of the audit log's chains, JSON", edgeLimit, keepForever, true},
 }

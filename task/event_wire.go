@@ -8,7 +8,7 @@ import (
 )
 
 // Events are most of what passes through the log, several for each task, so they
-// are written and read without reflection: five times as fast. The form is that
+// are written and read without reflection: reading is three times as fast. The form is that
 // of the library for a struct as_array; a test compares the two.
 
 // MaxFrameEvents bounds the events of one record.

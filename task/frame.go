@@ -8,7 +8,8 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// Bounds of a frame: how many entries one internal record may carry.
+// Bounds of a frame: how many entries one internal record may carry; of events,
+// [MaxFrameEvents].
 const (
 	MaxFrameEntries = 8192
 	frameVersion    = 1

@@ -1,0 +1,26 @@
+package stream
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// TestEventsOfATaskAreWhereItsResultIs compares the partition of a task's events
+// with that of its result, which is that of the id for every client of Kafka.
+func TestEventsOfATaskAreWhereItsResultIs(t *testing.T) {
+	t.Parallel()
+	seen := map[int]bool{}
+	for i := range 100 {
+		r := &task.Result{Tenant: "acme", TaskID: fmt.Sprintf("t-%d", i), State: task.Success}
+		m, err := ResultMessage(r)
+		require.NoError(t, err)
+		at := bucketOfEvent(&task.Event{Tenant: r.Tenant, TaskID: r.TaskID, ResourceType: "batch", ResourceID: "b"}, 12)
+		require.EqualValues(t, partitionOf(m.Key, 12), at, r.TaskID)
+		seen[at] = true
+	}
+	require.Len(t, seen, 12)
+}

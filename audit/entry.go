@@ -24,6 +24,7 @@ type entry struct {
 	part   *tenure
 	offset int64
 	bytes  int64
+	at     time.Time // when it was written, by the clock of who wrote it or the broker's
 
 	events []item[task.Event]
 	result *task.Result

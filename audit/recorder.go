@@ -132,7 +132,7 @@ func (r *Recorder) take(ctx context.Context, own *offsets, ws writers, fail func
 				"partition", part.String(), "from", part.read, "to", rec.Offset-1)
 		}
 		part.read = rec.Offset + 1
-		e := &entry{rec: rec, part: part, offset: rec.Offset, bytes: int64(len(rec.Value))}
+		e := &entry{rec: rec, part: part, offset: rec.Offset, bytes: int64(len(rec.Value)), at: rec.Time}
 		if rec.Topic == stream.Events {
 			e.decodeEvents(rec.Value)
 		} else {

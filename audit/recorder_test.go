@@ -172,7 +172,7 @@ func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
 	require.Len(t, r.w.queue.take(t.Context(), 100, 1<<20), 2)
 	take(3)
 	require.ErrorContains(t, failed, "DELETE FROM stream_offsets WHERE topic = 'events' AND partition = 0")
-	require.Empty(t, r.w.queue.items)
+	require.Empty(t, r.w.queue.waiting)
 }
 
 // TestPostgresMayGoAway stops and kills Postgres while events come.

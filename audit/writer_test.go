@@ -268,13 +268,55 @@ func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {
 	require.Equal(t, 1, one[int](t, pool, "SELECT count(*) FROM audit_log"))
 }
 
+// TestAChunkTakesEventsWithTheirResults: what one topic is ahead of the other does
+// not show, and every partition has its turn.
+func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
+	t.Parallel()
+	q := newQueue(100, 1000)
+	begin := time.Now()
+	put := func(topic string, partition, second int) {
+		q.put(t.Context(), &entry{part: &tenure{topic: topic, partition: partition}, offset: int64(second), bytes: 1, at: begin.Add(time.Duration(second) * time.Second)})
+	}
+	for partition := range 2 {
+		for second := range 20 {
+			put("results", partition, second)
+		}
+	}
+	for second := range 20 {
+		for partition := range 2 {
+			put("events", partition, second)
+		}
+	}
+	var turns []int
+	next := map[tenure]int64{}
+	for range 10 {
+		c := q.take(t.Context(), 8, 1000)
+		require.Len(t, c, 8)
+		ahead := 0
+		for _, e := range c {
+			require.Equal(t, c[0].part.partition, e.part.partition)
+			require.Equal(t, next[*e.part], e.offset)
+			next[*e.part]++
+			if e.part.topic == "events" {
+				ahead++
+			}
+		}
+		require.Equal(t, 4, ahead, "as many of each")
+		turns = append(turns, c[0].part.partition)
+	}
+	require.Equal(t, []int{0, 1, 0, 1, 0, 1, 0, 1, 0, 1}, turns)
+	require.Empty(t, q.waiting)
+	require.Equal(t, [2]holding{}, q.held)
+}
+
 func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	t.Parallel()
 	q := newQueue(10, 1000)
+	part := &tenure{topic: "events"}
 	put := make(chan int, 100)
 	go func() {
 		for i := range 50 {
-			q.put(context.Background(), &entry{offset: int64(i), bytes: 1})
+			q.put(context.Background(), &entry{part: part, offset: int64(i), bytes: 1})
 			put <- i
 		}
 		close(put)
@@ -285,7 +327,7 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	var got []int64
 	for len(got) < 50 {
 		q.mu.Lock()
-		require.LessOrEqual(t, q.rows, 10)
+		require.LessOrEqual(t, q.held[0].rows, 10)
 		q.mu.Unlock()
 		for _, e := range q.take(t.Context(), 3, 1000) {
 			got = append(got, e.offset)
@@ -295,10 +337,10 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 		require.Equal(t, int64(i), o)
 	}
 	// A single record larger than everything passes; a full queue lets go when its time ends.
-	q.put(t.Context(), &entry{bytes: 5000})
+	q.put(t.Context(), &entry{part: part, bytes: 5000})
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	q.put(ended, &entry{bytes: 1})
+	q.put(ended, &entry{part: part, bytes: 1})
 	require.Len(t, q.take(t.Context(), 1, 1), 1)
 	require.Len(t, q.take(t.Context(), 1, 1), 1)
 	require.Nil(t, q.take(ended, 1, 1))

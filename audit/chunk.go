@@ -161,6 +161,10 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		}
 	}
 	first, losers := firsts(all)
+	types, err := rowTypesOf(ctx, tx.Conn())
+	if err != nil {
+		return w, err
+	}
 
 	ours := make(map[string]bool, len(to))
 	taken := make(map[task.Key]*task.Result, len(first))
@@ -170,7 +174,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	queueFence(&b, to, ours)
 	ends := chains{}
 	ends.queueRead(&b, to)
-	queueResults(&b, first, taken)
+	queueResults(&b, first, types.result, taken)
 	if err := flush(ctx, tx, &b, "advancing offsets and taking results"); err != nil {
 		return w, err
 	}
@@ -208,7 +212,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 			d.counts.addResult(r)
 		}
 	}
-	known.queue(&b)
+	known.queue(&b, types.task)
 	known.queueRanks(&b)
 	d.counts.queue(&b, shard)
 	ends.queueWrite(&b)

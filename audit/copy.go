@@ -17,9 +17,13 @@ const copyKeep = 16 << 20
 // copyBuffer encodes audit rows in the binary format of COPY. Encoding them
 // here costs a third of handing each field to the driver as an interface.
 type copyBuffer struct {
-	b       []byte
+	fieldBuffer
 	scratch []byte // of a row's hash
 }
+
+// fieldBuffer encodes fields as Postgres' binary formats have them: the length
+// in four bytes, -1 for NULL, and the value.
+type fieldBuffer struct{ b []byte }
 
 func (c *copyBuffer) reset() {
 	if cap(c.b) > copyKeep {
@@ -33,57 +37,62 @@ func (c *copyBuffer) end() []byte {
 	return c.b
 }
 
-func (c *copyBuffer) length(n int) { c.b = binary.BigEndian.AppendUint32(c.b, uint32(int32(n))) }
+func (f *fieldBuffer) length(n int) { f.b = binary.BigEndian.AppendUint32(f.b, uint32(int32(n))) }
 
-func (c *copyBuffer) null() { c.length(-1) }
+func (f *fieldBuffer) null() { f.length(-1) }
 
 // text writes a string; an empty one too.
-func (c *copyBuffer) text(s string) {
-	c.length(len(s))
-	c.b = append(c.b, s...)
+func (f *fieldBuffer) text(s string) {
+	f.length(len(s))
+	f.b = append(f.b, s...)
 }
 
 // textOr writes NULL for an empty string.
-func (c *copyBuffer) textOr(s string) {
+func (f *fieldBuffer) textOr(s string) {
 	if s == "" {
-		c.null()
+		f.null()
 		return
 	}
-	c.text(s)
+	f.text(s)
 }
 
-func (c *copyBuffer) bytesOr(b []byte) {
+func (f *fieldBuffer) bytesOr(b []byte) {
 	if len(b) == 0 {
-		c.null()
+		f.null()
 		return
 	}
-	c.length(len(b))
-	c.b = append(c.b, b...)
+	f.length(len(b))
+	f.b = append(f.b, b...)
 }
 
-func (c *copyBuffer) int4(n int32) {
-	c.length(4)
-	c.b = binary.BigEndian.AppendUint32(c.b, uint32(n))
+func (f *fieldBuffer) int2(n int16) {
+	f.length(2)
+	f.b = binary.BigEndian.AppendUint16(f.b, uint16(n)) //nolint:gosec // two's complement is meant
 }
 
-func (c *copyBuffer) int8(n int64) {
-	c.length(8)
-	c.b = binary.BigEndian.AppendUint64(c.b, uint64(n))
+func (f *fieldBuffer) int4(n int32) {
+	f.length(4)
+	f.b = binary.BigEndian.AppendUint32(f.b, uint32(n))
+}
+
+func (f *fieldBuffer) int8(n int64) {
+	f.length(8)
+	f.b = binary.BigEndian.AppendUint64(f.b, uint64(n))
 }
 
 // int8If writes NULL for 0: what was not counted.
-func (c *copyBuffer) int8If(n int64) {
+func (f *fieldBuffer) int8If(n int64) {
 	if n == 0 {
-		c.null()
+		f.null()
 		return
 	}
-	c.int8(n)
+	f.int8(n)
 }
 
 // postgresEpoch is from when Postgres counts, in microseconds of Unix time.
 var postgresEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
-func (c *copyBuffer) time(t time.Time) { c.int8(t.UnixMicro() - postgresEpoch) }
+func (f *fieldBuffer) time(t time.Time) { f.int8(t.UnixMicro() - postgresEpoch) }
 
 // origin is the record that a row is made from.
 type origin struct {

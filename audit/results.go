@@ -23,19 +23,12 @@ func CallbackID(k task.Key) string {
 	return "evt_" + hex.EncodeToString(h[:])
 }
 
+// insertResultsSQL has the columns of the table in the order of resultRowType.
 const insertResultsSQL = `
 INSERT INTO results (tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out,
 	device, model, requested_model, endpoint, priority, job, custom_id, labels, callback_url, trace_id,
 	submitted_at, assigned_at, started_at, finished_at)
-SELECT tenant, id, state, nullif(status, 0), nullif(output, '')::json, nullif(class, ''), nullif(message, ''), attempt,
-	nullif(attempts, '')::json, tokens_in, tokens_out, nullif(device, ''), nullif(model, ''), nullif(requested, ''),
-	nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(labels, '')::json,
-	nullif(callback, ''), nullif(trace, ''), submitted, assigned, started, finished
-FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::int[], $9::text[],
-	$10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
-	$19::text[], $20::text[], $21::text[], $22::timestamptz[], $23::timestamptz[], $24::timestamptz[], $25::timestamptz[])
-	AS u (tenant, id, state, status, output, class, message, attempt, attempts, tokens_in, tokens_out, device, model, requested,
-	endpoint, priority, job, custom, labels, callback, trace, submitted, assigned, started, finished)
+SELECT * FROM unnest($1::` + resultRowType + `[])
 ON CONFLICT (tenant, task_id) DO NOTHING
 RETURNING tenant, task_id`
 
@@ -74,67 +67,76 @@ func firsts(all []offered) (first, rest []offered) {
 
 // queueResults adds the insert of results to a batch; taken hears of those that
 // were new.
-func queueResults(b *pgx.Batch, rs []offered, taken map[task.Key]*task.Result) {
+func queueResults(b *pgx.Batch, rs []offered, element uint32, taken map[task.Key]*task.Result) {
 	if len(rs) == 0 {
 		return
 	}
-	n := len(rs)
-	texts := make([][]string, 17)
-	for i := range texts {
-		texts[i] = make([]string, n)
+	a := newRowArray(25, len(rs))
+	byKey := make(map[task.Key]*task.Result, len(rs))
+	for _, o := range rs {
+		byKey[o.r.Key()] = o.r
+		a.result(o.r)
 	}
-	times := make([][]*time.Time, 4)
-	for i := range times {
-		times[i] = make([]*time.Time, n)
-	}
-	statuses, attempts := make([]int32, n), make([]int32, n)
-	in, out := make([]int64, n), make([]int64, n)
-	byKey := make(map[task.Key]*task.Result, n)
-	for i, o := range rs {
-		r := o.r
-		byKey[r.Key()] = r
-		var class, message, callback string
-		if r.Error != nil {
-			class, message = string(r.Error.Class), r.Error.Message
-		}
-		if r.Callback != nil {
-			callback = r.Callback.URL
-		}
-		for j, v := range [...]string{r.Tenant, r.TaskID, string(r.State), string(r.Output), class, message, asJSON(r.Attempts, len(r.Attempts)),
-			r.Device, r.Model, r.Requested, r.Endpoint, string(r.Priority), r.Job, r.CustomID, asJSON(r.Labels, len(r.Labels)), callback, r.TraceID} {
-			texts[j][i] = v
-		}
-		for j, v := range [...]*time.Time{&r.SubmittedAt, &r.AssignedAt, &r.StartedAt, &r.FinishedAt} {
-			times[j][i] = orNull(v)
-		}
-		statuses[i], attempts[i] = int32(r.Status), int32(r.Attempt())
-		in[i], out[i] = r.Usage.InputTokens, r.Usage.OutputTokens
-	}
-	b.Queue(insertResultsSQL, texts[0], texts[1], texts[2], statuses, texts[3], texts[4], texts[5], attempts, texts[6], in, out,
-		texts[7], texts[8], texts[9], texts[10], texts[11], texts[12], texts[13], texts[14], texts[15], texts[16],
-		times[0], times[1], times[2], times[3]).
-		Query(func(rows pgx.Rows) error {
-			for rows.Next() {
-				var k task.Key
-				if err := rows.Scan(&k.Tenant, &k.ID); err != nil {
-					return err
-				}
-				taken[k] = byKey[k]
+	b.Queue(insertResultsSQL, a.end(element)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var k task.Key
+			if err := rows.Scan(&k.Tenant, &k.ID); err != nil {
+				return err
 			}
-			return rows.Err()
-		})
+			taken[k] = byKey[k]
+		}
+		return rows.Err()
+	})
+}
+
+// result adds a row of resultRowType.
+func (a *rowArray) result(r *task.Result) {
+	var failed task.Error
+	if r.Error != nil {
+		failed = *r.Error
+	}
+	var callback task.Callback
+	if r.Callback != nil {
+		callback = *r.Callback
+	}
+	a.begin()
+	a.text(r.Tenant)
+	a.text(r.TaskID)
+	a.text(string(r.State))
+	a.int4If(int32(r.Status)) //nolint:gosec // cleanResult has checked it
+	a.jsonOr(r.Output)
+	a.textOr(string(failed.Class))
+	a.textOr(failed.Message)
+	a.int4(int32(r.Attempt())) //nolint:gosec // cleanResult has checked it
+	a.jsonOr(asJSON(r.Attempts, len(r.Attempts)))
+	a.int8(r.Usage.InputTokens)
+	a.int8(r.Usage.OutputTokens)
+	a.textOr(r.Device)
+	a.textOr(r.Model)
+	a.textOr(r.Requested)
+	a.textOr(r.Endpoint)
+	a.textOr(string(r.Priority))
+	a.textOr(r.Job)
+	a.textOr(r.CustomID)
+	a.jsonOr(asJSON(r.Labels, len(r.Labels)))
+	a.textOr(callback.URL)
+	a.textOr(r.TraceID)
+	a.timeOr(r.SubmittedAt)
+	a.timeOr(r.AssignedAt)
+	a.timeOr(r.StartedAt)
+	a.timeOr(r.FinishedAt)
 }
 
 // asJSON encodes attempts and labels; nothing for none.
-func asJSON(v any, n int) string {
+func asJSON(v any, n int) []byte {
 	if n == 0 {
-		return ""
+		return nil
 	}
 	b, err := json.Marshal(v)
 	if err != nil {
-		return "" // a time beyond the year 9999 in an attempt; the rest of the result is worth more
+		return nil // a time beyond the year 9999 in an attempt; the rest of the result is worth more
 	}
-	return string(b)
+	return b
 }
 
 // end is what tells one terminal result from another.

@@ -142,17 +142,12 @@ func later(a, b time.Time) time.Time {
 }
 
 // upsertSQL merges the states of a chunk into the table; see [state.merge]. A
-// row that would stay as it is, is not written.
+// row that would stay as it is, is not written. The columns come in the order of
+// taskRowType.
 const upsertSQL = `
 INSERT INTO tasks AS t (tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
 	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id, callback_url)
-SELECT tenant, id, state, seq, attempt, nullif(device, ''), nullif(model, ''), nullif(class, ''), nullif(message, ''), at, finished,
-	assigned, started, known, submitted, deadline, nullif(endpoint, ''), nullif(priority, ''), nullif(job, ''), nullif(custom, ''), nullif(trace, ''), nullif(callback, '')
-FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
-	$10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::smallint[], $15::timestamptz[],
-	$16::timestamptz[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[])
-	AS u (tenant, id, state, seq, attempt, device, model, class, message, at, finished,
-	assigned, started, known, submitted, deadline, endpoint, priority, job, custom, trace, callback)
+SELECT * FROM unnest($1::` + taskRowType + `[])
 ON CONFLICT (tenant, id) DO UPDATE SET
 	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
 	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
@@ -240,43 +235,45 @@ func (s *states) queueRanks(b *pgx.Batch) {
 
 // queue adds the upsert to a batch. Rows go in the order of their keys, so that
 // two recorders that write the same tasks wait for each other and never in a circle.
-func (s *states) queue(b *pgx.Batch) {
+func (s *states) queue(b *pgx.Batch, element uint32) {
 	if len(s.all) == 0 {
 		return
 	}
 	slices.SortFunc(s.all, func(x, y *state) int {
 		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
 	})
-	n := len(s.all)
-	texts := make([][]string, 13)
-	for i := range texts {
-		texts[i] = make([]string, n)
+	a := newRowArray(22, len(s.all))
+	for _, r := range s.all {
+		a.state(r)
 	}
-	times := make([][]*time.Time, 6)
-	for i := range times {
-		times[i] = make([]*time.Time, n)
-	}
-	seqs, attempts, known := make([]int32, n), make([]int32, n), make([]int16, n)
-	for i, r := range s.all {
-		for j, v := range [...]string{r.key.Tenant, r.key.ID, string(r.state), r.device, r.model, r.class, r.message,
-			r.endpoint, r.priority, r.job, r.customID, r.traceID, r.callback} {
-			texts[j][i] = v
-		}
-		for j, v := range [...]*time.Time{&r.at, &r.finished, &r.assigned, &r.started, &r.submitted, &r.deadline} {
-			times[j][i] = orNull(v)
-		}
-		seqs[i], attempts[i], known[i] = r.seq, r.attempt, r.from
-	}
-	b.Queue(upsertSQL, texts[0], texts[1], texts[2], seqs, attempts, texts[3], texts[4], texts[5], texts[6],
-		times[0], times[1], times[2], times[3], known, times[4], times[5], texts[7], texts[8], texts[9], texts[10], texts[11], texts[12])
+	b.Queue(upsertSQL, a.end(element))
 }
 
-// orNull is nil for the zero time, which Postgres gets as NULL.
-func orNull(t *time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return t
+// state adds a row of taskRowType.
+func (a *rowArray) state(s *state) {
+	a.begin()
+	a.text(s.key.Tenant)
+	a.text(s.key.ID)
+	a.text(string(s.state))
+	a.int4(s.seq)
+	a.int4(s.attempt)
+	a.textOr(s.device)
+	a.textOr(s.model)
+	a.textOr(s.class)
+	a.textOr(s.message)
+	a.timeOr(s.at)
+	a.timeOr(s.finished)
+	a.timeOr(s.assigned)
+	a.timeOr(s.started)
+	a.int2(s.from)
+	a.timeOr(s.submitted)
+	a.timeOr(s.deadline)
+	a.textOr(s.endpoint)
+	a.textOr(s.priority)
+	a.textOr(s.job)
+	a.textOr(s.customID)
+	a.textOr(s.traceID)
+	a.textOr(s.callback)
 }
 
 // flush sends a batch within the transaction and returns the first error.

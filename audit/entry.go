@@ -152,9 +152,10 @@ func cleanEvent(e *task.Event) error {
 	return nil
 }
 
-// cleanResult makes the result fit into its row.
+// cleanResult makes the result fit into its row. It came from [task.DecodeResult],
+// which has checked the output.
 func cleanResult(r *task.Result) error {
-	if err := r.Validate(); err != nil {
+	if err := r.ValidateDecoded(); err != nil {
 		return err
 	}
 	if err := checkTime("finished_at", r.FinishedAt); err != nil {

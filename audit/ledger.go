@@ -9,6 +9,7 @@ import "github.com/batchyard/batchyard/task"
 // means that it cannot be recorded and became a dead letter.
 func CheckEvent(e *task.Event) error { return cleanEvent(e) }
 
-// CheckResult brings a result into the form in which it is recorded; an error
-// means that it cannot be recorded and became a dead letter.
+// CheckResult brings a result, as [task.DecodeResult] returned it, into the form
+// in which it is recorded; an error means that it cannot be recorded and became a
+// dead letter.
 func CheckResult(r *task.Result) error { return cleanResult(r) }

@@ -77,6 +77,14 @@ func (in Input) validate(limit int) error {
 func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
 
 func checkJSON(b []byte, most int) error {
+	if soundJSON(b, most) {
+		return nil
+	}
+	return slowJSON(b, most)
+}
+
+// slowJSON says what is wrong.
+func slowJSON(b []byte, most int) error {
 	if err := checkNesting(b, most); err != nil {
 		return err
 	}

@@ -71,6 +71,25 @@ func NewResult(t *Task, s State, at time.Time) *Result {
 
 // Validate says what makes a result impossible to store, as a *FieldError.
 func (r *Result) Validate() error {
+	if err := r.ValidateDecoded(); err != nil {
+		return err
+	}
+	return r.checkOutput()
+}
+
+// checkOutput says why the output cannot be stored.
+func (r *Result) checkOutput() error {
+	if len(r.Output) > 0 {
+		if err := CheckJSON(r.Output); err != nil {
+			return fieldErr("output", "", "%s", err)
+		}
+	}
+	return nil
+}
+
+// ValidateDecoded is Validate for a result as [DecodeResult] returned it: that has
+// looked at the output, which is most of what there is to look at.
+func (r *Result) ValidateDecoded() error {
 	for _, f := range []struct {
 		name, value string
 		max         int
@@ -96,11 +115,6 @@ func (r *Result) Validate() error {
 	if r.Callback != nil {
 		if err := CheckCallbackURL(r.Callback.URL); err != nil {
 			return err
-		}
-	}
-	if len(r.Output) > 0 {
-		if err := CheckJSON(r.Output); err != nil {
-			return fieldErr("output", "", "%s", err)
 		}
 	}
 	return nil

@@ -368,6 +368,9 @@ func checkText(field, s string, limit int, required bool) error {
 		}
 		return nil
 	}
+	if len(s) <= limit && Plain(s) {
+		return nil
+	}
 	if !utf8.ValidString(s) {
 		return fieldErr(field, "send UTF-8", "it is not valid UTF-8")
 	}
@@ -380,6 +383,23 @@ func checkText(field, s string, limit int, required bool) error {
 		}
 	}
 	return nil
+}
+
+// Plain reports whether s is nothing but printable ASCII, as most names are; other
+// texts need a closer look. It looks at eight bytes at a time, see passPlain.
+func Plain(s string) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	odd := uint64(0)
+	for ; len(s) >= 8; s = s[8:] {
+		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		del := x ^ ones*0x7f
+		odd |= x | (x-ones*' ')&^x | (del-ones)&^del
+	}
+	ok := odd&highs == 0
+	for i := range len(s) {
+		ok = ok && s[i]-' ' < 0x7f-' '
+	}
+	return ok
 }
 
 // clip shortens what a stranger sent before it goes into an error message.

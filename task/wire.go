@@ -54,19 +54,36 @@ func EncodeTask(t *Task, contentType string) ([]byte, error) {
 	return json.Marshal(t)
 }
 
-// DecodeResult reads a result of either format; see [DecodeTask].
+// DecodeResult reads a result of either format; see [DecodeTask]. It vouches for
+// the output, which passes [CheckJSON]: JSON is checked while it is read, and what
+// came as MessagePack here. So [Result.ValidateDecoded] need not look again. The
+// texts of a result are parts of one that is as long as the record without its
+// output: whoever keeps one for long keeps a copy of it.
 func DecodeResult(b []byte, contentType string) (*Result, error) {
-	var r Result
 	format, err := formatOf(b, contentType)
 	if err != nil {
 		return nil, err
 	}
 	if format == ContentJSON {
-		err = decodeJSON(b, &r, resultShape, lenient)
-	} else {
-		r.Output, err = decodeMsgpack(b, &r, "output", lenient)
+		if r := quickResult(b); r != nil {
+			return r, nil
+		}
+		return slowResult(b)
 	}
-	if err != nil {
+	var r Result
+	if r.Output, err = decodeMsgpack(b, &r, "output", lenient); err != nil {
+		return nil, err
+	}
+	if err := r.checkOutput(); err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// slowResult reads whatever is a result in JSON, and says what is wrong with the rest.
+func slowResult(b []byte) (*Result, error) {
+	var r Result
+	if err := decodeJSON(b, &r, resultShape, lenient); err != nil {
 		return nil, err
 	}
 	return &r, nil
@@ -134,11 +151,14 @@ const (
 )
 
 func decodeJSON(b []byte, into any, of *shape, unknown strictness) error {
-	if err := checkNesting(b, MaxInputDepth+1); err != nil { // an input or output lies one deeper than by itself
-		return fieldErr("", "send one JSON object a record", "%s", err)
-	}
-	if unknown == strict && !json.Valid(b) { // else it may be about a name that is not even one
-		return fieldErr("", "send one JSON object a record", "it is not valid JSON")
+	const deepest = MaxInputDepth + 1 // an input or output lies one deeper than by itself
+	if unknown == lenient || !soundJSON(b, deepest) {
+		if err := checkNesting(b, deepest); err != nil {
+			return fieldErr("", "send one JSON object a record", "%s", err)
+		}
+		if unknown == strict && !json.Valid(b) { // else it may be about a name that is not even one
+			return fieldErr("", "send one JSON object a record", "it is not valid JSON")
+		}
 	}
 	if err := checkShape(b, of, unknown); err != nil {
 		return err

@@ -107,6 +107,28 @@ func TestOutputsStayAsTheyCame(t *testing.T) {
 	require.Error(t, err)
 }
 
+// Whoever decodes a result need not look at its output again.
+func TestOutputsAreCheckedWhenTheyAreRead(t *testing.T) {
+	r := task.NewResult(full(), task.Success, time.Now())
+	for name, output := range map[string]string{
+		"cut": `{"a":`, "no UTF-8": "{\"a\":\"\xff\"}", "too deep": strings.Repeat("[", task.MaxInputDepth+1) + strings.Repeat("]", task.MaxInputDepth+1), "two": `{} {}`,
+	} {
+		r.Output = task.Input(output)
+		require.NoError(t, r.ValidateDecoded(), name)
+		require.ErrorContains(t, r.Validate(), "output", name)
+		b, err := task.EncodeResult(r, task.ContentMsgpack)
+		require.NoError(t, err)
+		_, err = task.DecodeResult(b, "")
+		require.ErrorContains(t, err, "output", name)
+
+		r.Output = nil
+		b, err = task.EncodeResult(r, task.ContentJSON)
+		require.NoError(t, err)
+		_, err = task.DecodeResult([]byte(strings.TrimSuffix(string(b), "}")+`,"output":`+output+"}"), "")
+		require.Error(t, err, name)
+	}
+}
+
 // What is nested as deep as it may be still fits into its record.
 func TestTheDeepestIsRead(t *testing.T) {
 	nest := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }

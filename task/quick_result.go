@@ -1,0 +1,265 @@
+package task
+
+import (
+	"bytes"
+	"time"
+	"unicode/utf8"
+)
+
+// Bounds of what the quick reader takes on, both far above what results have: it
+// may come to nothing, and then the slow one takes its own memory for the same.
+const (
+	quickAttempts = 128
+	quickBeside   = 128 << 10 // bytes beside the output
+	quickHead     = 4 << 10   // bytes of one that somebody else wrote, that are taken to be beside it
+)
+
+// quickResult reads a result as [EncodeResult] writes it: members that are known,
+// spelled as in the struct, each once, in any order. It returns nil for anything
+// else, right or wrong.
+func quickResult(b []byte) *Result {
+	if !utf8.Valid(b) {
+		return nil
+	}
+	// We write the output last, and texts are made from what is before it.
+	head := bytes.Index(b, []byte(`,"output":`))
+	if head < 0 || head > quickBeside {
+		head = min(len(b), quickHead)
+	}
+	q := &quick{b: b, text: string(b[:head]), spare: quickBeside}
+	r := &Result{}
+	output := q.result(r)
+	if q.gaveUp || q.peek() != 0 || q.at != len(b) || q.values > maxValues || len(b)-len(output) > quickBeside {
+		return nil
+	}
+	if output != nil {
+		r.Output = bytes.Clone(output)
+	}
+	return r
+}
+
+// result reads everything but the output, which it returns.
+func (q *quick) result(r *Result) (output []byte) {
+	var seen uint32
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		bit := uint32(0)
+		switch string(q.name()) {
+		case "task_id":
+			bit, r.TaskID = 1<<0, q.str()
+		case "tenant":
+			bit, r.Tenant = 1<<1, q.str()
+		case "state":
+			bit, r.State = 1<<2, State(q.str())
+		case "model":
+			bit, r.Model = 1<<3, q.str()
+		case "requested_model":
+			bit, r.Requested = 1<<4, q.str()
+		case "endpoint":
+			bit, r.Endpoint = 1<<5, q.str()
+		case "device":
+			bit, r.Device = 1<<6, q.str()
+		case "status":
+			bit, r.Status = 1<<7, int(q.number())
+		case "output":
+			bit, output = 1<<8, q.output()
+		case "error":
+			bit, r.Error = 1<<9, q.fault()
+		case "attempts":
+			bit, r.Attempts = 1<<10, q.attempts()
+		case "usage":
+			bit, r.Usage = 1<<11, q.usage()
+		case "priority":
+			bit, r.Priority = 1<<12, Priority(q.str())
+		case "job":
+			bit, r.Job = 1<<13, q.str()
+		case "custom_id":
+			bit, r.CustomID = 1<<14, q.str()
+		case "labels":
+			bit, r.Labels = 1<<15, q.labels()
+		case "callback":
+			bit, r.Callback = 1<<16, q.callback()
+		case "trace_id":
+			bit, r.TraceID = 1<<17, q.str()
+		case "submitted_at":
+			bit, r.SubmittedAt = 1<<18, q.time()
+		case "assigned_at":
+			bit, r.AssignedAt = 1<<19, q.time()
+		case "started_at":
+			bit, r.StartedAt = 1<<20, q.time()
+		case "finished_at":
+			bit, r.FinishedAt = 1<<21, q.time()
+		}
+		q.once(&seen, bit)
+	}
+	return output
+}
+
+// output is a value that [CheckJSON] would pass.
+func (q *quick) output() []byte {
+	v := q.raw(MaxInputDepth)
+	if string(v) == "null" {
+		return nil
+	}
+	return v
+}
+
+func (q *quick) fault() *Error {
+	e, seen := &Error{}, uint32(0)
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		bit := uint32(0)
+		switch string(q.name()) {
+		case "class":
+			bit, e.Class = 1<<0, ErrorClass(q.str())
+		case "message":
+			bit, e.Message = 1<<1, q.str()
+		}
+		q.once(&seen, bit)
+	}
+	return e
+}
+
+func (q *quick) usage() (u Usage) {
+	var seen uint32
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		bit := uint32(0)
+		switch string(q.name()) {
+		case "input_tokens":
+			bit, u.InputTokens = 1<<0, q.number()
+		case "output_tokens":
+			bit, u.OutputTokens = 1<<1, q.number()
+		}
+		q.once(&seen, bit)
+	}
+	return u
+}
+
+func (q *quick) callback() *Callback {
+	c, seen := &Callback{}, uint32(0)
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		bit := uint32(0)
+		if string(q.name()) == "url" {
+			bit, c.URL = 1<<0, q.str()
+		}
+		q.once(&seen, bit)
+	}
+	return c
+}
+
+func (q *quick) labels() map[string]string {
+	m := map[string]string{}
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		k := q.str()
+		if q.peek() != ':' || len(m) == MaxLabels {
+			q.giveUp()
+			break
+		}
+		q.at++
+		m[k] = q.str()
+	}
+	return m
+}
+
+func (q *quick) attempts() []Attempt {
+	as := []Attempt{}
+	for more := q.open('[', ']'); more; more = q.more(']') {
+		if len(as) == quickAttempts {
+			q.giveUp()
+			break
+		}
+		as = append(as, Attempt{})
+		q.attempt(&as[len(as)-1])
+	}
+	return as
+}
+
+func (q *quick) attempt(a *Attempt) {
+	var seen uint32
+	for more := q.open('{', '}'); more; more = q.more('}') {
+		bit := uint32(0)
+		switch string(q.name()) {
+		case "number":
+			bit, a.Number = 1<<0, int(q.number())
+		case "model":
+			bit, a.Model = 1<<1, q.str()
+		case "device":
+			bit, a.Device = 1<<2, q.str()
+		case "class":
+			bit, a.Class = 1<<3, ErrorClass(q.str())
+		case "status":
+			bit, a.Status = 1<<4, int(q.number())
+		case "message":
+			bit, a.Message = 1<<5, q.str()
+		case "at":
+			bit, a.At = 1<<6, q.time()
+		case "duration_ms":
+			bit, a.Duration = 1<<7, q.number()
+		}
+		q.once(&seen, bit)
+	}
+}
+
+// time reads a time as encoding/json does.
+func (q *quick) time() (t time.Time) {
+	if q.peek() != '"' {
+		q.giveUp()
+		return t
+	}
+	begin := q.at + 1
+	end := passPlain(q.b, begin)
+	if end >= len(q.b) || q.b[end] != '"' {
+		q.giveUp()
+		return t
+	}
+	q.at = end + 1
+	t, ok := quickTime(q.b[begin:end])
+	if !ok && t.UnmarshalText(q.b[begin:end]) != nil {
+		q.giveUp()
+		return time.Time{}
+	}
+	return t
+}
+
+// quickTime reads a time as Batchyard writes it, 2026-01-31T12:00:00.123456Z with a
+// fraction of up to nine digits or none. Of five in a result each would take longer
+// than a text otherwise.
+func quickTime(b []byte) (t time.Time, ok bool) {
+	const form = "0000-00-00T00:00:00Z"
+	if len(b) < len(form) || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[len(b)-1] != 'Z' {
+		return t, false
+	}
+	bad := false
+	two := func(at int) int {
+		x, y := b[at]-'0', b[at+1]-'0'
+		bad = bad || x > 9 || y > 9
+		return 10*int(x) + int(y)
+	}
+	year, month, day := 100*two(0)+two(2), two(5), two(8)
+	hour, minute, second := two(11), two(14), two(17)
+	ns, ok := quickFraction(b[len(form)-1 : len(b)-1])
+	// What may be no day, such as the 30th of February, is left to the library.
+	if bad || !ok || month < 1 || month > 12 || day < 1 || day > 31 || day > 28 && month == 2 || day == 31 && (month == 4 || month == 6 || month == 9 || month == 11) || hour > 23 || minute > 59 || second > 59 {
+		return t, false
+	}
+	return time.Date(year, time.Month(month), day, hour, minute, second, ns, time.UTC), true
+}
+
+// quickFraction reads the nanoseconds of a second: nothing, or a point and up to nine digits.
+func quickFraction(b []byte) (ns int, ok bool) {
+	if len(b) == 0 {
+		return 0, true
+	}
+	if b[0] != '.' || len(b) == 1 || len(b) > 10 {
+		return 0, false
+	}
+	for i := 1; i < 10; i++ {
+		c := byte(0)
+		if i < len(b) {
+			c = b[i] - '0'
+		}
+		if c > 9 {
+			return 0, false
+		}
+		ns = 10*ns + int(c)
+	}
+	return ns, true
+}

@@ -1,0 +1,252 @@
+package task
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
+)
+
+// fullResult has every member.
+func fullResult() *Result {
+	at := time.Date(2026, 3, 4, 5, 6, 7, 8000, time.UTC)
+	return &Result{
+		TaskID: "0190f5a1-7b1c-7000-8000-3f1f5b7a9c11", Tenant: "acme", State: Success, Model: "llama-3.1-8b", Requested: "llama-3.1-70b", Endpoint: EndpointChat,
+		Device: "gpu-7", Status: 200, Output: Input(`{"id":"c-1","choices":[{"index":0,"message":{"role":"assistant","content":"Yes: \"é\\n\" <b>"},"logprobs":null,"x":-1.5e+3}],"ok":true}`),
+		Error:    &Error{Class: ClassTimeout, Message: "a line\nand \"another\" <one> \u2028"},
+		Attempts: []Attempt{{Number: 1, Model: "m", Device: "gpu-1", Class: ClassTimeout, Status: 504, Message: "late\t", At: at, Duration: 30_000}, {Number: 2, Device: "gpu-7", At: at}},
+		Usage:    Usage{InputTokens: 12, OutputTokens: 345}, Priority: Normal, Job: "job-1", CustomID: "line-1", Labels: map[string]string{"team": "a", "": "\u00e9"},
+		Callback: &Callback{URL: "https://example.com/hook?a=1&b=2"}, TraceID: "0af7651916cd43dd8448eb211c80319c",
+		SubmittedAt: at, AssignedAt: at.Add(time.Millisecond), StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
+	}
+}
+
+// TestTheQuickReaderIsTaken: for what Batchyard itself writes, and for what others
+// write as well. Were it not, nobody would notice but the processor. A field that it
+// was not told of is found here.
+func TestTheQuickReaderIsTaken(t *testing.T) {
+	t.Parallel()
+	all := fullResult()
+	for i := range reflect.TypeFor[Result]().NumField() {
+		require.False(t, reflect.ValueOf(all).Elem().Field(i).IsZero(), "%s: give it a value", reflect.TypeFor[Result]().Field(i).Name)
+	}
+	small := &Result{TaskID: "t", Tenant: "acme", State: Cancelled}
+	for _, r := range []*Result{all, small, NewResult(&Task{ID: "t", Tenant: "a", Model: "m"}, Expired, time.Now())} {
+		b, err := EncodeResult(r, ContentJSON)
+		require.NoError(t, err)
+		q := quickResult(b)
+		require.NotNil(t, q, "%s", b)
+		slow, err := slowResult(b)
+		require.NoError(t, err)
+		require.Equal(t, slow, q)
+		require.Equal(t, r.Output, q.Output)
+	}
+	for _, text := range []string{
+		" { \"task_id\" : \"t\" ,\n\t\"output\": { } , \"status\":-7,\"state\":\"FAILED\" }\r\n",
+		`{"output":null,"attempts":[],"labels":{},"error":{},"callback":{},"usage":{}}`,
+		`{"finished_at":"2026-01-31T12:00:00.5+01:00","output":[1,"\ud83d\ude00"]}`,
+		`{}`,
+	} {
+		q := quickResult([]byte(text))
+		require.NotNil(t, q, text)
+		slow, err := slowResult([]byte(text))
+		require.NoError(t, err, text)
+		require.Equal(t, slow, q, text)
+	}
+}
+
+// oddResults are what the quick reader leaves alone, or has to read as exactly as the slow one.
+func oddResults() []string {
+	deep := func(n int) string { return `{"output":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}` }
+	return []string{
+		`{"task_id":"a","task_id":"b"}`, `{"Task_ID":"a"}`, `{"task_id":null}`, `{"new":1}`, `{"task\u005fid":"a"}`, `{"task_id":"a",}`, `{"task_id":"a"} x`, `{"task_id":"a"`,
+		`{,}`, `{"task_id" "a"}`, `[]`, `"a"`, `{"task_id":7}`, "{\"task_id\":\"a\x00\"}", "{\"task_id\":\"\xff\"}", `{"task_id":"\x"}`, `{"task_id":"\u12"}`, `{"task_id":"\ud800"}`,
+		`{"task_id":"\ud83d\ude00"}`, `{"task_id":"\u0000\/\b\f\n\r\t\\\""}`, `{"status":1.0}`, `{"status":1e2}`, `{"status":01}`, `{"status":-0}`, `{"status":-}`, `{"status":999999999999999999999}`,
+		`{"status":999999999999999999}`, `{"usage":{"input_tokens":-5,"x":1}}`, `{"usage":{"input_tokens":1,"input_tokens":2}}`, `{"labels":{"a":"1","a":"2"}}`, `{"labels":{"a":1}}`, `{"labels":null}`,
+		`{"error":null}`, `{"error":[]}`, `{"attempts":{}}`, `{"attempts":[null]}`, `{"attempts":[{"at":"2026-02-30T00:00:00Z"}]}`, `{"attempts":[{},{"number":3}]}`, `{"attempts":[{}{}]}`,
+		`{"finished_at":"2026-01-31 12:00:00Z"}`, `{"finished_at":"2026-01-31T12:00:00,5Z"}`, `{"finished_at":"2026-01-31T12:00:00+25:00"}`, `{"finished_at":"2026-01-31T12:00:00\u005a"}`, `{"finished_at":""}`, `{"finished_at":null}`,
+		`{"output":{"a":1,}}`, `{"output":tru}`, `{"output":+1}`, `{"output":1.}`, `{"output":.5}`, `{"output":1e}`, `{"output":[1 2]}`, `{"output":}`, `{"output":"a` + "\n" + `"}`, `{"output":-}`, `{"output":[}`,
+		deep(MaxInputDepth), deep(MaxInputDepth + 1), `{"output":1,"output":2}`, `{"labels":{"output":"x"},"task_id":"after"}`, `{"task_id":"\"output\"","output":"\"output\"","tenant":"behind"}`,
+		`{"attempts":[` + strings.Repeat(`{},`, quickAttempts) + `{}]}`, `{"attempts":[` + strings.Repeat(`{},`, maxValues) + `{}]}`, `{"task_id":"` + strings.Repeat("x", quickBeside) + `"}`,
+		`{"output":1,"task_id":"` + strings.Repeat(`\n`, maxBeside/2) + `"}`, strings.Repeat(" ", 100) + "{}" + strings.Repeat(" ", quickBeside),
+	}
+}
+
+// sameAsSlow checks that the quick reader, if it answers, answers as the slow one.
+func sameAsSlow(t testing.TB, b []byte) {
+	t.Helper()
+	q := quickResult(b)
+	if q == nil {
+		return
+	}
+	slow, err := slowResult(b)
+	require.NoError(t, err, "the quick reader takes what is refused")
+	require.Equal(t, slow, q)
+	require.True(t, len(q.Output) == 0 || slowJSON(q.Output, MaxInputDepth) == nil, "the output is not what CheckJSON passes")
+}
+
+func TestTheQuickReaderIsRight(t *testing.T) {
+	t.Parallel()
+	for _, text := range oddResults() {
+		sameAsSlow(t, []byte(text))
+	}
+	full, err := EncodeResult(fullResult(), ContentJSON)
+	require.NoError(t, err)
+	for i := range full { // each byte: cut there, another one there
+		sameAsSlow(t, full[:i])
+		for _, c := range []byte("\"\\{}[],: 0x\x00\xff") {
+			b := append([]byte{}, full...)
+			b[i] = c
+			sameAsSlow(t, b)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) { // any text
+		r := fullResult()
+		r.Job, r.Error.Message = rapid.String().Draw(t, "job"), rapid.String().Draw(t, "message")
+		r.Labels[rapid.String().Draw(t, "key")] = rapid.String().Draw(t, "value")
+		b, err := EncodeResult(r, ContentJSON)
+		require.NoError(t, err)
+		q := quickResult(b)
+		require.NotNil(t, q)
+		require.Equal(t, r, q)
+	})
+}
+
+// FuzzQuickResult: when the quick reader answers, the slow one gives the same.
+func FuzzQuickResult(f *testing.F) {
+	b, err := EncodeResult(fullResult(), ContentJSON)
+	require.NoError(f, err)
+	f.Add(b)
+	for _, text := range oddResults() {
+		if len(text) < 16<<10 {
+			f.Add([]byte(text))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Bound(t, len(b), func() { _, _ = DecodeResult(b, ContentJSON) })
+		sameAsSlow(t, b)
+	})
+}
+
+func sameSoundness(t testing.TB, b []byte) {
+	t.Helper()
+	for _, most := range []int{0, 1, 3, MaxInputDepth} {
+		require.Equal(t, slowJSON(b, most) == nil, soundJSON(b, most), "%q nested at most %d deep", b, most)
+	}
+}
+
+// TestSoundJSON goes through every byte at every place of a word of eight and around it.
+func TestSoundJSON(t *testing.T) {
+	t.Parallel()
+	for _, text := range oddResults() {
+		sameSoundness(t, []byte(text))
+	}
+	for c := range 256 {
+		for before := range 18 {
+			for _, after := range []string{"", `"`, `n"`, `" `, `" 1`, `12345678"`} {
+				sameSoundness(t, fmt.Appendf(nil, `"%s%s%s`, strings.Repeat("x", before), []byte{byte(c)}, after))
+			}
+		}
+		sameSoundness(t, []byte{byte(c)})
+		sameSoundness(t, fmt.Appendf(nil, `[1%c]`, c))
+		sameSoundness(t, append([]byte(`[1`), byte(c), '2', ']'))
+	}
+}
+
+// FuzzSoundJSON: what is JSON for the one is for the other, both ways.
+func FuzzSoundJSON(f *testing.F) {
+	for _, text := range oddResults() {
+		if len(text) < 16<<10 {
+			f.Add([]byte(text))
+		}
+	}
+	for _, text := range []string{`-0.5e-7`, `"\u00e9é"`, `[[[]],{"a":{}}]`, ` null `, ``, `nul`, "\"\x1f\"", "\"\x7f\"", "\"\u2028\""} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) { sameSoundness(t, b) })
+}
+
+// BenchmarkDecodeResult reads and checks a result of the usual size, as the recorder
+// does: as it is done, and as it was done without the quick reader.
+func BenchmarkDecodeResult(b *testing.B) {
+	r := fullResult()
+	r.Error, r.Requested, r.Callback, r.Labels, r.Attempts = nil, "", nil, nil, r.Attempts[1:]
+	text, err := EncodeResult(r, ContentJSON)
+	require.NoError(b, err)
+	slowly := func() time.Duration {
+		begin := time.Now()
+		r, err := slowResult(text)
+		if err != nil || r.ValidateDecoded() != nil || slowJSON(r.Output, MaxInputDepth) != nil {
+			b.Fatal(err)
+		}
+		return time.Since(begin)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if r, err := DecodeResult(text, ContentJSON); err != nil || r.ValidateDecoded() != nil {
+			b.Fatal(err)
+		}
+	}
+	least := slowly()
+	for range 200 {
+		least = min(least, slowly())
+	}
+	b.ReportMetric(float64(least)/(float64(b.Elapsed())/float64(b.N)), "ratio")
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	for c := range 256 {
+		for n := range 20 {
+			s := strings.Repeat("x", n) + string([]byte{byte(c)}) + "a name"
+			require.Equal(t, c >= ' ' && c < 0x7f, Plain(s), "%q", s)
+		}
+	}
+	require.True(t, Plain(""))
+}
+
+// TestQuickTime compares with the library around every boundary.
+func TestQuickTime(t *testing.T) {
+	t.Parallel()
+	same := func(t require.TestingT, text string) {
+		got, ok := quickTime([]byte(text))
+		if !ok {
+			return
+		}
+		var want time.Time
+		require.NoError(t, want.UnmarshalText([]byte(text)), text)
+		require.Equal(t, want, got, text)
+	}
+	for _, year := range []int{0, 1, 1900, 1999, 2000, 2024, 2026, 9999} {
+		for month := range 14 {
+			for day := range 33 {
+				same(t, fmt.Sprintf("%04d-%02d-%02dT23:59:59.000001Z", year, month, day))
+			}
+		}
+	}
+	for i, good := range []string{"2026-01-31T12:00:00Z", "2026-12-31T23:59:59.123456789Z", "2026-02-28T00:00:00.5Z"} {
+		_, ok := quickTime([]byte(good))
+		require.True(t, ok, i)
+		for at := range good {
+			for c := range 256 {
+				same(t, good[:at]+string([]byte{byte(c)})+good[at+1:])
+				same(t, good[:at]+string([]byte{byte(c)})+good[at:])
+			}
+			same(t, good[:at])
+			same(t, good[:at]+good[at+1:])
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		at := time.Unix(rapid.Int64Range(-62167219200, 253402300799).Draw(t, "seconds"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).UTC()
+		text := at.Format(time.RFC3339Nano)
+		same(t, text)
+		_, ok := quickTime([]byte(text))
+		require.True(t, ok || at.Month() == time.February && at.Day() > 28, text)
+	})
+}

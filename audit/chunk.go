@@ -52,6 +52,7 @@ type db struct {
 	actor   string
 	timeout time.Duration // for one transaction
 	buffer  copyBuffer
+	rows    rowArray
 	counts  rollup
 	days    map[time.Time]bool      // that have a partition, as far as we know
 	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
@@ -174,7 +175,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	queueFence(&b, to, ours)
 	ends := chains{}
 	ends.queueRead(&b, to)
-	queueResults(&b, first, types.result, taken)
+	queueResults(&b, first, &d.rows, types.result, taken)
 	if err := flush(ctx, tx, &b, "advancing offsets and taking results"); err != nil {
 		return w, err
 	}
@@ -208,11 +209,12 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	for _, o := range first {
 		if r := taken[o.r.Key()]; r != nil {
 			won = append(won, r)
-			known.add(stateOfResult(r))
+			s := stateOfResult(r)
+			known.add(&s)
 			d.counts.addResult(r)
 		}
 	}
-	known.queue(&b, types.task)
+	known.queue(&b, &d.rows, types.task)
 	known.queueRanks(&b)
 	d.counts.queue(&b, shard)
 	ends.queueWrite(&b)
@@ -241,6 +243,7 @@ func shardOf(to map[*tenure]int64) int32 {
 func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states, ends chains, now time.Time) (w written, err error) {
 	d.buffer.reset()
 	d.counts.reset()
+	var s state
 	for _, a := range as {
 		if a.index < 0 {
 			continue
@@ -251,8 +254,8 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 		if !d.days[dayOf(it.v.Time)] {
 			w.inDefault++
 		}
-		if s, ok := stateOfEvent(&it.v); ok {
-			known.add(s)
+		if stateOfEvent(&it.v, &s) {
+			known.add(&s)
 		}
 		known.rank(&it.v)
 		d.counts.add(&it.v)

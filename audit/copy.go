@@ -26,10 +26,17 @@ type copyBuffer struct {
 type fieldBuffer struct{ b []byte }
 
 func (c *copyBuffer) reset() {
-	if cap(c.b) > copyKeep {
-		c.b = nil
+	const header = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	c.fieldBuffer.reset(len(header))
+	copy(c.b, header)
+}
+
+// reset makes the buffer n bytes long, whatever is in them.
+func (f *fieldBuffer) reset(n int) {
+	if cap(f.b) < n || cap(f.b) > copyKeep {
+		f.b = make([]byte, n, 64<<10)
 	}
-	c.b = append(c.b[:0], "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+	f.b = f.b[:n]
 }
 
 func (c *copyBuffer) end() []byte {

@@ -21,7 +21,7 @@ func lifeOf(s *story) ([]task.Event, *task.Result) {
 	es := []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"), s.event(task.BatchClosed, 1, "d1"),
 		s.event(task.AttemptStarted, 1, "d1"), s.event(task.AttemptSucceeded, 1, "d1"), s.event(task.TaskSucceeded, 1, "d1")}
 	es[2].Detail = []byte(`{"policy":"expected_finish","why":"d1 finishes first, in 12.5 ms","of":8,"candidates":[{"device":"d1","score":12.5,"unit":"ms","used":3,"slots":4}]}`)
-	es[3].Detail = []byte(`{"reason":"idle","count":4,"bytes":1200,"waited_ms":1.5}`)
+	es[3].Detail = []byte(`{"bytes":1200,"reason":"idle","tasks":4}`)
 	return es, s.result(task.Success, "d1")
 }
 

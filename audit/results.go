@@ -67,11 +67,11 @@ func firsts(all []offered) (first, rest []offered) {
 
 // queueResults adds the insert of results to a batch; taken hears of those that
 // were new.
-func queueResults(b *pgx.Batch, rs []offered, element uint32, taken map[task.Key]*task.Result) {
+func queueResults(b *pgx.Batch, rs []offered, a *rowArray, element uint32, taken map[task.Key]*task.Result) {
 	if len(rs) == 0 {
 		return
 	}
-	a := newRowArray(25, len(rs))
+	a.reset(25)
 	byKey := make(map[task.Key]*task.Result, len(rs))
 	for _, o := range rs {
 		byKey[o.r.Key()] = o.r

@@ -31,8 +31,10 @@ type rowArray struct {
 
 const rowArrayHeader = 20 // dimensions, nulls, element type, length, lower bound
 
-func newRowArray(width, rows int) *rowArray {
-	return &rowArray{width: width, fields: fieldBuffer{make([]byte, rowArrayHeader, rowArrayHeader+rows*width*24)}}
+// reset makes it empty, for rows of as many fields.
+func (a *rowArray) reset(width int) {
+	a.width, a.rows, a.at = width, 0, 0
+	a.fields.reset(rowArrayHeader)
 }
 
 func (a *rowArray) begin() {

@@ -60,14 +60,14 @@ type state struct {
 	callback  string
 }
 
-// stateOfEvent says what an event tells of the state of its task; ok is false
-// when it tells nothing.
-func stateOfEvent(e *task.Event) (s state, ok bool) {
+// stateOfEvent puts into s what an event tells of the state of its task; ok is
+// false when it tells nothing.
+func stateOfEvent(e *task.Event, s *state) (ok bool) {
 	info, ok := e.Action.Info()
 	if !ok || info.State == "" || e.TaskID == "" {
-		return s, false
+		return false
 	}
-	s = state{
+	*s = state{
 		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
@@ -85,7 +85,7 @@ func stateOfEvent(e *task.Event) (s state, ok bool) {
 			s.submitted = e.SubmittedAt
 		}
 	}
-	return s, true
+	return true
 }
 
 // stateOfResult is the end of a task. Only the result that was taken has one.
@@ -189,18 +189,25 @@ WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 type states struct {
 	byKey map[task.Key]*state
 	all   []*state
+	slab  []state // room for the next ones
 	ranks map[task.Key]task.Priority // the last change of each
 }
 
 func newStates(n int) *states { return &states{byKey: make(map[task.Key]*state, n)} }
 
-func (s *states) add(n state) {
+func (s *states) add(n *state) {
 	if have, ok := s.byKey[n.key]; ok {
-		have.merge(&n)
+		have.merge(n)
 		return
 	}
-	s.byKey[n.key] = &n
-	s.all = append(s.all, &n)
+	if len(s.slab) == 0 {
+		s.slab = make([]state, 128)
+	}
+	kept := &s.slab[0]
+	s.slab = s.slab[1:]
+	*kept = *n
+	s.byKey[n.key] = kept
+	s.all = append(s.all, kept)
 }
 
 // rank takes a change of priority; a task that has ended keeps the one that it ran with.
@@ -235,14 +242,14 @@ func (s *states) queueRanks(b *pgx.Batch) {
 
 // queue adds the upsert to a batch. Rows go in the order of their keys, so that
 // two recorders that write the same tasks wait for each other and never in a circle.
-func (s *states) queue(b *pgx.Batch, element uint32) {
+func (s *states) queue(b *pgx.Batch, a *rowArray, element uint32) {
 	if len(s.all) == 0 {
 		return
 	}
 	slices.SortFunc(s.all, func(x, y *state) int {
 		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
 	})
-	a := newRowArray(22, len(s.all))
+	a.reset(22)
 	for _, r := range s.all {
 		a.state(r)
 	}

@@ -364,14 +364,20 @@ func FuzzDecodeRecord(f *testing.F) {
 		c.reset()
 		for i := range e.events {
 			c.row(&e.events[i].v, origin{"events", 0, 0, e.events[i].index}, time.Now(), &chain{})
-			stateOfEvent(&e.events[i].v)
+			var s state
+			stateOfEvent(&e.events[i].v, &s)
 		}
 		fuzzing.Bound(t, len(b), func() {
 			e = &entry{}
 			e.decodeResult(b, "")
 		})
 		if e.result != nil {
-			stateOfResult(e.result)
+			var a rowArray
+			a.reset(25)
+			a.result(e.result)
+			s := stateOfResult(e.result)
+			a.reset(22)
+			a.state(&s)
 			if e.result.Callback != nil {
 				hostOf(e.result.Callback.URL)
 			}

@@ -353,7 +353,7 @@ func CheckCallbackURL(raw string) error {
 		return fieldErr("callback.url", remedy, "it is longer than %d characters", MaxURLLength)
 	}
 	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || !utf8.ValidString(raw) {
+	if err != nil || u.Hostname() == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || !utf8.ValidString(raw) {
 		return fieldErr("callback.url", remedy, "it is no such URL")
 	}
 	return nil

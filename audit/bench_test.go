@@ -54,20 +54,23 @@ func BenchmarkRecord(b *testing.B) {
 	b.ReportMetric(float64(total)/7/spent.Seconds(), "tasks/s")
 }
 
-// BenchmarkDecode is the work of the readers, before the writer.
+// BenchmarkDecode is the work of the readers, before the writer: whole lives of
+// tasks, about a hundred events in a record.
 func BenchmarkDecode(b *testing.B) {
-	s := newStory("t1")
 	var es []task.Event
-	for range 100 {
-		es = append(es, s.event(task.TaskAssigned, 1, "d1"))
+	for range 15 {
+		life, _ := lifeOf(newStory(task.NewID()))
+		es = append(es, life...)
 	}
 	frame, err := task.EncodeFrame(task.FrameEvents, es)
 	require.NoError(b, err)
+	b.ReportAllocs()
 	for b.Loop() {
 		e := &entry{}
 		e.decodeEvents(frame)
 	}
-	b.ReportMetric(float64(b.N*100)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(b.N*len(es))/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(es)), "ns/event")
 }
 
 // singleRate is how many rows a second one connection writes, one a statement.

@@ -77,20 +77,32 @@ var (
 // recorded become a dead letter of their own, so that replaying it does not
 // repeat the others.
 func (e *entry) decodeEvents(b []byte) {
-	events, err := task.DecodeFrame[task.Event](task.FrameEvents, b)
+	err := task.DecodeEvents(b, func(i, n int) *task.Event {
+		if i == 0 {
+			e.events = make([]item[task.Event], n)
+		}
+		e.events[i].index = int32(i)
+		return &e.events[i].v
+	})
 	if err != nil {
+		e.events = nil
 		e.dead = append(e.dead, letter{entry: e, reason: "undecodable", cause: err})
 		return
 	}
-	e.events = make([]item[task.Event], 0, len(events))
-	for i := range events {
-		original := events[i]
-		if err := cleanEvent(&events[i]); err != nil {
-			e.dead = append(e.dead, letter{entry: e, reason: "invalid", cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{original}})
+	kept := 0
+	for i := range e.events {
+		it := &e.events[i]
+		if err := cleanEvent(&it.v); err != nil {
+			e.dead = append(e.dead, letter{entry: e, reason: "invalid", cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.v}})
 			continue
 		}
-		e.events = append(e.events, item[task.Event]{int32(i), events[i]})
+		if kept != i {
+			e.events[kept] = *it
+		}
+		kept++
 	}
+	clear(e.events[kept:]) // what they hold is in their letters
+	e.events = e.events[:kept]
 }
 
 // decodeResult fills e from a record of the results topic.
@@ -109,9 +121,9 @@ func (e *entry) decodeResult(b []byte, contentType string) {
 }
 
 // cleanEvent makes the event fit into its row. An error means that it cannot be
-// recorded as what it says it is.
+// recorded as what it says it is; nothing of it was changed then.
 func cleanEvent(e *task.Event) error {
-	if _, ok := e.Action.Info(); !ok {
+	if !e.Action.Listed() {
 		return fmt.Errorf("%q is no action of this version of Batchyard", cut(string(e.Action), maxShort))
 	}
 	if err := checkKey(e.Tenant, e.TaskID); err != nil {
@@ -123,18 +135,22 @@ func cleanEvent(e *task.Event) error {
 	if e.Attempt < 0 || e.Attempt > maxAttempt {
 		return fmt.Errorf("attempt %d is out of range", e.Attempt)
 	}
-	for _, f := range []struct {
-		s   *string
-		max int
-	}{
-		{&e.ActorID, maxName}, {&e.SourceAddr, maxName}, {&e.UserAgent, maxText}, {&e.ResourceType, maxShort},
-		{&e.ResourceID, maxText}, {&e.Job, maxName}, {&e.Batch, maxName}, {&e.Device, maxName},
-		{&e.TraceID, maxShort}, {&e.Model, maxName}, {&e.Endpoint, maxName}, {&e.CustomID, maxText},
-		{(*string)(&e.ErrorClass), maxShort}, {(*string)(&e.Outcome), maxShort},
-		{(*string)(&e.ActorType), maxShort}, {(*string)(&e.Priority), maxShort},
-	} {
-		*f.s = cut(*f.s, f.max)
-	}
+	fit(&e.ActorID, maxName)
+	fit(&e.SourceAddr, maxName)
+	fit(&e.UserAgent, maxText)
+	fit(&e.ResourceType, maxShort)
+	fit(&e.ResourceID, maxText)
+	fit(&e.Job, maxName)
+	fit(&e.Batch, maxName)
+	fit(&e.Device, maxName)
+	fit(&e.TraceID, maxShort)
+	fit(&e.Model, maxName)
+	fit(&e.Endpoint, maxName)
+	fit(&e.CustomID, maxText)
+	fit(&e.ErrorClass, maxShort)
+	fit(&e.Outcome, maxShort)
+	fit(&e.ActorType, maxShort)
+	fit(&e.Priority, maxShort)
 	if len(e.InputSHA256) != 32 {
 		e.InputSHA256 = nil
 	}
@@ -168,12 +184,12 @@ func cleanResult(r *task.Result) error {
 		return fmt.Errorf("status %d is out of range", r.Status)
 	}
 	if r.Error != nil {
-		r.Error.Class = task.ErrorClass(cut(string(r.Error.Class), maxShort))
-		r.Error.Message = cut(r.Error.Message, maxMessage)
+		fit(&r.Error.Class, maxShort)
+		fit(&r.Error.Message, maxMessage)
 	}
 	r.Usage.InputTokens = min(max(r.Usage.InputTokens, 0), maxCount)
 	r.Usage.OutputTokens = min(max(r.Usage.OutputTokens, 0), maxCount)
-	r.Priority = task.Priority(cut(string(r.Priority), maxShort))
+	fit(&r.Priority, maxShort)
 	r.FinishedAt = micro(r.FinishedAt)
 	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)
 	return nil
@@ -183,6 +199,9 @@ func cleanResult(r *task.Result) error {
 // because it would be another task's.
 func checkKey(tenant, id string) error {
 	for _, f := range [...]struct{ name, s string }{{"tenant", tenant}, {"task id", id}} {
+		if len(f.s) <= task.MaxIDLength && task.Plain(f.s) {
+			continue
+		}
 		if !utf8.ValidString(f.s) || strings.IndexByte(f.s, 0) >= 0 {
 			return fmt.Errorf("the %s is no text that Postgres can hold", f.name)
 		}
@@ -203,8 +222,13 @@ func checkTime(name string, t time.Time) error {
 	return nil
 }
 
-// micro is the time as Postgres will give it back.
-func micro(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+// micro is the time as Postgres will give it back. What we write has no more.
+func micro(t time.Time) time.Time {
+	if t = t.UTC(); t.Nanosecond()%1000 == 0 {
+		return t.Round(0)
+	}
+	return t.Truncate(time.Microsecond)
+}
 
 func microOrNone(t time.Time) time.Time {
 	if t.Before(earliest) || t.After(latest) {
@@ -213,11 +237,15 @@ func microOrNone(t time.Time) time.Time {
 	return micro(t)
 }
 
+// fit is cut, for a text that most likely needs none.
+func fit[T ~string](s *T, n int) {
+	if v := string(*s); len(v) > n || !task.Plain(v) {
+		*s = T(cut(v, n))
+	}
+}
+
 // cut makes s text that Postgres can hold, of at most n characters.
 func cut(s string, n int) string {
-	if s == "" {
-		return s
-	}
 	if len(s) <= n && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
 		return s
 	}

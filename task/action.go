@@ -103,3 +103,9 @@ func (a Action) Info() (info ActionInfo, ok bool) {
 	info, ok = actionIndex[a]
 	return info, ok
 }
+
+// Listed reports whether the list has the action.
+func (a Action) Listed() bool {
+	_, ok := actionIndex[a]
+	return ok
+}

@@ -103,6 +103,9 @@ func appendTime(b []byte, t time.Time) []byte {
 
 // fieldReader reads fields from a record that a stranger may have written. Each
 // length is checked against what is left; the first error stays.
+//
+// Each kind of value is first looked for in the forms in which Batchyard writes it,
+// which takes a fraction of what head does; head knows them all.
 type fieldReader struct {
 	walker
 	text string // all of b: the texts of all events are parts of it, in one piece of memory
@@ -113,6 +116,7 @@ func (r *fieldReader) fail(format string, args ...any) {
 	if r.err == nil {
 		r.err = fmt.Errorf("at byte %d: "+format, append([]any{r.at}, args...)...)
 	}
+	r.b = nil // nothing is found any more
 }
 
 // next is the head of the next value; kindNil after an error.
@@ -129,6 +133,23 @@ func (r *fieldReader) next() head {
 }
 
 func (r *fieldReader) str() string {
+	if at := r.at; at < len(r.b) {
+		c := r.b[at]
+		if n := int(c & 0x1f); c&0xe0 == 0xa0 && n < len(r.b)-at {
+			r.at = at + 1 + n
+			return r.text[at+1 : at+1+n]
+		}
+		if c == 0xd9 && len(r.b)-at >= 2 {
+			if n := int(r.b[at+1]); n <= len(r.b)-at-2 {
+				r.at = at + 2 + n
+				return r.text[at+2 : at+2+n]
+			}
+		}
+	}
+	return r.anyStr()
+}
+
+func (r *fieldReader) anyStr() string {
 	h := r.next()
 	switch h.kind {
 	case kindNil:
@@ -143,6 +164,22 @@ func (r *fieldReader) str() string {
 
 // bin is a part of the record's bytes.
 func (r *fieldReader) bin() []byte {
+	if at := r.at; at < len(r.b) {
+		if r.b[at] == 0xc0 {
+			r.at++
+			return nil
+		}
+		if r.b[at] == 0xc4 && len(r.b)-at >= 2 {
+			if n := int(r.b[at+1]); n <= len(r.b)-at-2 {
+				r.at = at + 2 + n
+				return r.b[at+2 : r.at : r.at]
+			}
+		}
+	}
+	return r.anyBin()
+}
+
+func (r *fieldReader) anyBin() []byte {
 	h := r.next()
 	switch h.kind {
 	case kindNil:
@@ -156,6 +193,20 @@ func (r *fieldReader) bin() []byte {
 }
 
 func (r *fieldReader) int() int64 {
+	if at := r.at; at < len(r.b) {
+		if c := r.b[at]; c <= 0x7f {
+			r.at++
+			return int64(c)
+		}
+		if r.b[at] == 0xd3 && len(r.b)-at >= 9 {
+			r.at += 9
+			return int64(binary.BigEndian.Uint64(r.b[at+1:])) //nolint:gosec // two's complement is meant
+		}
+	}
+	return r.anyInt()
+}
+
+func (r *fieldReader) anyInt() int64 {
 	h := r.next()
 	switch h.kind {
 	case kindNil:
@@ -171,6 +222,23 @@ func (r *fieldReader) int() int64 {
 }
 
 func (r *fieldReader) time() time.Time {
+	const short, long = 10, 15 // bytes; most events leave two times out, which makes them long
+	if at := r.at; len(r.b)-at >= long && r.b[at] == 0xc7 && r.b[at+1] == 12 && r.b[at+2] == 0xff {
+		if ns := binary.BigEndian.Uint32(r.b[at+3:]); ns < 1e9 {
+			r.at += long
+			return time.Unix(int64(binary.BigEndian.Uint64(r.b[at+7:])), int64(ns)).UTC() //nolint:gosec // two's complement is meant
+		}
+	} else if len(r.b)-at >= short && r.b[at] == 0xd7 && r.b[at+1] == 0xff {
+		both := binary.BigEndian.Uint64(r.b[at+2:])
+		if ns := both >> 34; ns < 1e9 {
+			r.at += short
+			return time.Unix(int64(both&(1<<34-1)), int64(ns)).UTC() //nolint:gosec // 34 and 30 bits
+		}
+	}
+	return r.anyTime()
+}
+
+func (r *fieldReader) anyTime() time.Time {
 	h := r.next()
 	if h.kind == kindNil {
 		return time.Time{}
@@ -202,9 +270,19 @@ func (r *fieldReader) time() time.Time {
 	return time.Unix(sec, int64(ns)).UTC()
 }
 
+// DecodeEvents reads a frame of events as [DecodeFrame] does, each into the place
+// that it is given: of event i of n. A place holds the zero event before. After an
+// error what the places hold is of no use.
+func DecodeEvents(b []byte, place func(i, n int) *Event) error {
+	if err := decodeEvents(b, place); err != nil {
+		return fmt.Errorf("reading a frame of %s: %w", FrameEvents, err)
+	}
+	return nil
+}
+
 // decodeEvents reads a frame of events. They keep b, which must not be changed.
-func decodeEvents(b []byte) ([]Event, error) {
-	r := &fieldReader{walker: walker{b: b}, text: string(b)}
+func decodeEvents(b []byte, place func(i, n int) *Event) error {
+	r := fieldReader{walker: walker{b: b}, text: string(b)}
 	if n := r.array(); r.err == nil && n != 3 {
 		r.fail("it is no frame (%d parts)", n)
 	}
@@ -219,18 +297,17 @@ func decodeEvents(b []byte) ([]Event, error) {
 		r.fail("%d events are more than %d, or more than fit into %d bytes", n, MaxFrameEvents, len(b))
 	}
 	if r.err != nil {
-		return nil, r.err
+		return r.err
 	}
-	out := make([]Event, n)
-	for i := range out {
-		if r.event(&out[i]); r.err != nil {
-			return nil, fmt.Errorf("event %d: %w", i, r.err)
+	for i := range n {
+		if r.event(place(i, n)); r.err != nil {
+			return fmt.Errorf("event %d: %w", i, r.err)
 		}
 	}
 	if r.at != len(b) {
-		return nil, fmt.Errorf("%d bytes follow the frame", len(b)-r.at)
+		return fmt.Errorf("%d bytes follow the frame", len(b)-r.at)
 	}
-	return out, nil
+	return nil
 }
 
 func (r *fieldReader) array() int {

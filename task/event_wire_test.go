@@ -2,6 +2,8 @@ package task
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -9,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmihailenco/msgpack/v5"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
 // drawEvent fills every field, by the order of the struct.
@@ -95,4 +99,89 @@ func TestEventsOfOtherVersions(t *testing.T) {
 		_, err = DecodeFrame[Event](FrameEvents, c.with(b))
 		require.ErrorContains(t, err, c.want, name)
 	}
+}
+
+// anyEvents reads a frame of events without the quick ways, by the struct.
+func anyEvents(b []byte) ([]Event, error) {
+	r := &fieldReader{walker: walker{b: b}, text: string(b)}
+	if r.array() != 3 || r.anyInt() != frameVersion || r.anyStr() != FrameEvents {
+		r.fail("it is no frame")
+	}
+	n := r.array()
+	if r.err != nil || n > MaxFrameEvents || n > len(b)/minEventBytes {
+		return nil, fmt.Errorf("reading the head: %w", r.err)
+	}
+	out := make([]Event, n)
+	for i := range out {
+		v := reflect.ValueOf(&out[i]).Elem()
+		fields := r.array()
+		for k := 1; k < v.NumField() && k <= fields; k++ {
+			switch f := v.Field(k); f.Interface().(type) {
+			case time.Time:
+				f.Set(reflect.ValueOf(r.anyTime()))
+			case []byte:
+				f.SetBytes(r.anyBin())
+			default:
+				if f.Kind() == reflect.String {
+					f.SetString(r.anyStr())
+				} else {
+					f.SetInt(r.anyInt())
+				}
+			}
+		}
+		for range fields - eventFields {
+			if err := r.value(2); r.err != nil || err != nil {
+				return nil, fmt.Errorf("reading what is not known: %w", errors.Join(r.err, err))
+			}
+		}
+		if r.err != nil || fields < eventFieldsMin {
+			return nil, fmt.Errorf("reading %d fields: %w", fields, r.err)
+		}
+	}
+	if r.at != len(b) {
+		return nil, errors.New("something follows")
+	}
+	return out, nil
+}
+
+func sameEvents(t testing.TB, b []byte) {
+	t.Helper()
+	want, failed := anyEvents(b)
+	got, err := DecodeFrame[Event](FrameEvents, b)
+	require.Equal(t, failed == nil, err == nil, "%v: %v", failed, err)
+	if err == nil {
+		require.Equal(t, want, got)
+	}
+}
+
+// TestQuickFields cuts and changes a frame at each of its bytes: the quick ways end
+// where the others do.
+func TestQuickFields(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_772_600_000, 5).UTC()
+	b, err := EncodeFrame(FrameEvents, []Event{{Time: at, Action: TaskAccepted, TaskID: "a task", UserAgent: string(bytes.Repeat([]byte("x"), 40)), Attempt: 1, Duration: 1 << 40, TokensIn: -1,
+		InputSHA256: bytes.Repeat([]byte{7}, 32), Detail: []byte(`{}`), Deadline: time.Unix(1<<35, 999_999_999).UTC(), CallbackURL: string(bytes.Repeat([]byte("y"), 300))}})
+	require.NoError(t, err)
+	sameEvents(t, b)
+	for i := range b {
+		sameEvents(t, b[:i])
+		for c := range 256 {
+			v := bytes.Clone(b)
+			v[i] = byte(c)
+			sameEvents(t, v)
+		}
+	}
+}
+
+// FuzzDecodeEvents: the quick ways to read a field are right.
+func FuzzDecodeEvents(f *testing.F) {
+	for n := range 3 {
+		b, err := EncodeFrame(FrameEvents, []Event{{Time: time.Unix(1, 2).UTC(), Action: TaskQueued, Tenant: "acme", Attempt: -1, Detail: []byte(`{}`)}, {}}[:n])
+		require.NoError(f, err)
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Bound(t, len(b), func() { _, _ = DecodeFrame[Event](FrameEvents, b) })
+		sameEvents(t, b)
+	})
 }

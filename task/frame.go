@@ -60,9 +60,15 @@ func encodeFrame[T any](enc *msgpack.Encoder, kind string, entries []T) error {
 // Entries may be parts of b, which must not be changed afterwards.
 func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 	if _, ok := any((*T)(nil)).(*Event); ok && kind == FrameEvents {
-		events, err := decodeEvents(b)
+		events := []Event{}
+		err := DecodeEvents(b, func(i, n int) *Event {
+			if i == 0 {
+				events = make([]Event, n)
+			}
+			return &events[i]
+		})
 		if err != nil {
-			return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
+			return nil, err
 		}
 		out, _ := any(events).([]T) // T is Event
 		return out, nil

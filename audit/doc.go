@@ -18,8 +18,8 @@
 //
 //	events ──┐ one goroutine a partition            audit.writers, each for partitions of its own
 //	         ├──▶ decode, check, clean ──▶ queue ──▶ writer ──▶ one transaction:
-//	results ─┘     bounded by rows and bytes                     offsets (the fence)
-//	                                                             results, first wins
+//	results ─┘     bounded by rows and bytes,                    offsets (the fence)
+//	               events beside their results                   results, first wins
 //	                                                             audit rows (COPY)
 //	                                                             states (one upsert)
 //	                                                             counts of all (rollup.go)

@@ -36,7 +36,7 @@ func (e *Error) Error() string { return strings.Join(e.Lines, "\n") }
 // wrong, the error is an *Error and the struct is not to be used.
 func Load(dst any, o Options) error {
 	settings, _ := walk(dst)
-	l := &loader{byKey: map[string]*Setting{}, path: o.Path, lines: map[string]int{}, wrong: map[string]bool{}}
+	l := &loader{byKey: map[string]*Setting{}, path: o.Path, lines: map[string]int{}, vars: map[string]string{}, wrong: map[string]bool{}}
 	for _, s := range settings {
 		l.byKey[s.Key] = s
 		s.setDefault()
@@ -51,12 +51,20 @@ func Load(dst any, o Options) error {
 			l.fail(0, "unknown key %s%s", k, l.nearest(k))
 			continue
 		}
+		delete(l.lines, k)
+		delete(l.vars, k)
 		l.keep(0, s.set(o.Overrides[k]))
 	}
 	for _, s := range settings {
-		if _, bad := l.wrong[s.Key]; !bad {
-			l.keep(l.lines[s.Key], s.check())
+		if _, bad := l.wrong[s.Key]; bad {
+			continue
 		}
+		err := s.check()
+		if name := l.vars[s.Key]; name != "" && err != nil {
+			l.fail(0, "environment variable %s: %s", name, err)
+			continue
+		}
+		l.keep(l.lines[s.Key], err)
 	}
 	if len(l.errs) == 0 {
 		return nil
@@ -92,7 +100,8 @@ type loader struct {
 	path  string
 	label string // before the keys of an entry of a list: "batcher.rules[0]."
 	byKey map[string]*Setting
-	lines map[string]int // of the keys that the file sets
+	lines map[string]int    // of the keys that the file sets
+	vars  map[string]string // environment variables, of the keys that they set
 	wrong map[string]bool
 	errs  []string
 }
@@ -122,6 +131,7 @@ func (l *loader) env(env []string, settings []*Setting) {
 		v, ok := values[s.Env]
 		delete(values, s.Env)
 		if ok {
+			l.vars[s.Key] = s.Env
 			if err := s.set(v); err != nil {
 				l.fail(0, "environment variable %s: %s", s.Env, err)
 			}

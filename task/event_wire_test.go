@@ -148,9 +148,8 @@ func sameEvents(t testing.TB, b []byte) {
 	t.Helper()
 	want, failed := anyEvents(b)
 	got, err := DecodeFrame[Event](FrameEvents, b)
-	require.Equal(t, failed == nil, err == nil, "%v: %v", failed, err)
-	if err == nil {
-		require.Equal(t, want, got)
+	if (failed == nil) != (err == nil) || err == nil && !reflect.DeepEqual(want, got) {
+		t.Fatalf("%x is read as %+v (%v), and is %+v (%v)", b, got, err, want, failed)
 	}
 }
 
@@ -166,6 +165,9 @@ func TestQuickFields(t *testing.T) {
 	for i := range b {
 		sameEvents(t, b[:i])
 		for c := range 256 {
+			if (c < 0xc0 || c > 0xe0) && c%8 != 7 { // the heads of values, and some bytes of every other kind
+				continue
+			}
 			v := bytes.Clone(b)
 			v[i] = byte(c)
 			sameEvents(t, v)

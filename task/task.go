@@ -389,17 +389,24 @@ func checkText(field, s string, limit int, required bool) error {
 // texts need a closer look. It looks at eight bytes at a time, see passPlain.
 func Plain(s string) bool {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	if len(s) < 8 {
+		for i := range len(s) {
+			if s[i]-' ' >= 0x7f-' ' {
+				return false
+			}
+		}
+		return true
+	}
 	odd := uint64(0)
-	for ; len(s) >= 8; s = s[8:] {
+	for {
 		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 		del := x ^ ones*0x7f
 		odd |= x | (x-ones*' ')&^x | (del-ones)&^del
+		if len(s) == 8 {
+			return odd&highs == 0
+		}
+		s = s[min(8, len(s)-8):] // the last eight may have some of those before
 	}
-	ok := odd&highs == 0
-	for i := range len(s) {
-		ok = ok && s[i]-' ' < 0x7f-' '
-	}
-	return ok
 }
 
 // clip shortens what a stranger sent before it goes into an error message.

@@ -189,7 +189,7 @@ WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 type states struct {
 	byKey map[task.Key]*state
 	all   []*state
-	slab  []state // room for the next ones
+	slab  []state                    // room for the next ones
 	ranks map[task.Key]task.Priority // the last change of each
 }
 

@@ -12,11 +12,8 @@ const standard = "expected_finish"
 // together runs a setup with several seeds and puts the outcomes together.
 func together(t *testing.T, seeds int, of func(seed uint64) Setup) *Outcome {
 	t.Helper()
-	if raced {
-		seeds = 1
-	}
 	var all Outcome
-	for seed := range uint64(seeds) {
+	for seed := range uint64(fewer(seeds)) {
 		o, err := Run(t.Context(), of(seed+1))
 		require.NoError(t, err)
 		all.Merge(o)

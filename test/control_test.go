@@ -291,7 +291,8 @@ func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	order := assignedOrder(t, in)
 	require.ElementsMatch(t, []string{ids[n-1], ids[n-2]}, order[:2], "high before the others; one round may take both")
 	require.Less(t, index(order, ids[1]), index(order, ids[2]), "a level is worth something within a priority")
-	require.Greater(t, index(order, ids[0]), n/4, "low after others; it has a small share of its own")
+	// How soon after them depends on how long the first ones took: low tasks have a share of the time.
+	require.Greater(t, index(order, ids[0]), index(order, ids[2]), "low after a normal one that came later")
 	again := in.All(t, stream.TasksHigh)
 	require.NotEmpty(t, again, "a task keeps its new priority when it is written again")
 	for _, r := range again {

@@ -3,7 +3,6 @@ package test
 import (
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -42,7 +41,5 @@ func TestDevKilled(t *testing.T) {
 	p := in.Dev(t, args...)
 	in.Await(t, ids, 2*harness.Patience)
 	in.CheckPromises(t, ids, hooks)
-	begin := time.Now()
 	require.Zero(t, p.Term(t))
-	require.Less(t, time.Since(begin), 30*time.Second)
 }

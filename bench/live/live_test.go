@@ -81,10 +81,8 @@ func TestAnEndBeforeItsTimeLeavesNothing(t *testing.T) {
 			cancel()
 		}
 	}
-	began := time.Now()
-	_, err = Run(ctx, o)
+	_, err = Run(ctx, o) // the hour is longer than a test may take
 	require.ErrorIs(t, err, context.Canceled)
-	require.Less(t, time.Since(began), time.Minute)
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)

@@ -281,6 +281,8 @@ func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	harness.Eventually(t, harness.Patience, "the router has taken the changes", func() bool {
 		return strings.Contains(whyOf(t, a, ids[1]).Sentence, "level 9")
 	})
+	// When its turn comes depends on how long others take: low tasks have a share of the time.
+	require.Contains(t, whyOf(t, a, ids[0]).Sentence, "priority low and level 0")
 
 	// The first two that run are those that are high now. Of three failures one of
 	// them has two, and goes through its topic again: that of its new priority.
@@ -291,8 +293,6 @@ func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	order := assignedOrder(t, in)
 	require.ElementsMatch(t, []string{ids[n-1], ids[n-2]}, order[:2], "high before the others; one round may take both")
 	require.Less(t, index(order, ids[1]), index(order, ids[2]), "a level is worth something within a priority")
-	// How soon after them depends on how long the first ones took: low tasks have a share of the time.
-	require.Greater(t, index(order, ids[0]), index(order, ids[2]), "low after a normal one that came later")
 	again := in.All(t, stream.TasksHigh)
 	require.NotEmpty(t, again, "a task keeps its new priority when it is written again")
 	for _, r := range again {

@@ -53,13 +53,15 @@ type db struct {
 	timeout time.Duration // for one transaction
 	buffer  copyBuffer
 	rows    rowArray
+	typed   bool // the last transaction went well: what its connection knows of our types is so
 	counts  rollup
 	days    map[time.Time]bool      // that have a partition, as far as we know
 	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
 }
 
 func newDB(pool *pgxpool.Pool, actor string, timeout time.Duration) *db {
-	return &db{pool: pool, actor: actor, timeout: timeout, days: map[time.Time]bool{}, notYet: map[time.Time]time.Time{}}
+	return &db{pool: pool, actor: actor, timeout: timeout, rows: rowArray{literal: takesLiterals(pool)},
+		days: map[time.Time]bool{}, notYet: map[time.Time]time.Time{}}
 }
 
 // fenceSQL advances the offsets of a chunk's partitions, those that are as we
@@ -162,10 +164,14 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		}
 	}
 	first, losers := firsts(all)
-	types, err := rowTypesOf(ctx, tx.Conn())
+	// After an error they are looked up anew: restoring a database beside its
+	// connections may have made others of the same name.
+	types, err := rowTypesOf(ctx, tx.Conn(), !d.typed)
 	if err != nil {
 		return w, err
 	}
+	d.typed = false
+	defer func() { d.typed = err == nil }()
 
 	ours := make(map[string]bool, len(to))
 	taken := make(map[task.Key]*task.Result, len(first))

@@ -3,11 +3,14 @@ package audit
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Composite types of the schema; arrays of them carry results and states.
@@ -23,11 +26,20 @@ const (
 // Against an array for each column this takes Postgres half the time to unpack,
 // and us a third to write.
 type rowArray struct {
-	fields fieldBuffer
-	width  int // fields of a row
-	rows   int
-	at     int // where the present row begins
+	fields  fieldBuffer
+	width   int // fields of a row
+	rows    int
+	at      int  // where the present row begins
+	literal bool // the connection takes no binary parameters: the array goes as text
 }
+
+// rowsParam is an array of rows on its way to Postgres. It is no []byte, which
+// would go as the text of one where the type is not known, and Postgres would
+// refuse every row for its content; as it is, that is an error of ours.
+type rowsParam struct{ b []byte }
+
+// BytesValue makes it binary.
+func (p rowsParam) BytesValue() ([]byte, error) { return p.b, nil }
 
 const rowArrayHeader = 20 // dimensions, nulls, element type, length, lower bound
 
@@ -53,15 +65,18 @@ func (a *rowArray) close() {
 }
 
 // end is the parameter; element is the type of the rows, of which there is one at least.
-func (a *rowArray) end(element uint32) []byte {
+func (a *rowArray) end(element uint32) any {
 	a.close()
+	if a.literal {
+		return rowsLiteral(a.fields.b[rowArrayHeader:])
+	}
 	header := a.fields.b[:rowArrayHeader]
 	binary.BigEndian.PutUint32(header, 1)
 	binary.BigEndian.PutUint32(header[4:], 0)
 	binary.BigEndian.PutUint32(header[8:], element)
 	binary.BigEndian.PutUint32(header[12:], uint32(a.rows)) //nolint:gosec // a chunk is bounded
 	binary.BigEndian.PutUint32(header[16:], 1)
-	return a.fields.b
+	return rowsParam{a.fields.b}
 }
 
 func (a *rowArray) oid(oid uint32) { a.fields.b = binary.BigEndian.AppendUint32(a.fields.b, oid) }
@@ -96,20 +111,23 @@ func (a *rowArray) timeOr(t time.Time) {
 // rowTypes are what Postgres calls our composite types in this database.
 type rowTypes struct{ result, task uint32 }
 
-// rowTypesOf looks the types up, once a connection, and has the connection send
-// arrays of them as they are.
-func rowTypesOf(ctx context.Context, conn *pgx.Conn) (t rowTypes, err error) {
+// rowTypesOf looks the types up, once a connection or anew, and has the connection
+// send arrays of them as they are.
+func rowTypesOf(ctx context.Context, conn *pgx.Conn, anew bool) (t rowTypes, err error) {
 	m := conn.TypeMap()
 	for _, of := range []struct {
 		name string
 		oid  *uint32
 	}{{resultRowType, &t.result}, {taskRowType, &t.task}} {
-		if known, ok := m.TypeForName(of.name); ok {
+		if known, ok := m.TypeForName(of.name); ok && !anew {
 			*of.oid = known.OID
 			continue
 		}
 		var array uint32
 		err := conn.QueryRow(ctx, "SELECT oid, typarray FROM pg_type WHERE oid = to_regtype($1)", of.name).Scan(of.oid, &array)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return t, fmt.Errorf("the database has no type %s: run `batchyard migrate up`", of.name)
+		}
 		if err != nil {
 			return t, fmt.Errorf("looking up the type %s: %w", of.name, err)
 		}
@@ -117,4 +135,54 @@ func rowTypesOf(ctx context.Context, conn *pgx.Conn) (t rowTypes, err error) {
 		m.RegisterType(&pgtype.Type{Name: of.name, OID: *of.oid, Codec: pgtype.ByteaCodec{}})
 	}
 	return t, nil
+}
+
+// takesLiterals reports whether connections of the pool are told to ask the server
+// for no types of parameters, as in front of some poolers (default_query_exec_mode).
+func takesLiterals(pool *pgxpool.Pool) bool {
+	mode := pool.Config().ConnConfig.DefaultQueryExecMode
+	return mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol
+}
+
+// rowsLiteral writes rows, as [rowArray] has encoded them, as the text of an array.
+func rowsLiteral(b []byte) string {
+	out := make([]byte, 0, len(b)+len(b)/4)
+	for sep := byte('{'); len(b) > 0; sep = ',' {
+		n := 4 + binary.BigEndian.Uint32(b)
+		row := b[8:n]
+		b = b[n:]
+		out = append(out, sep, '"')
+		for sep := byte('('); len(row) > 0; sep = ',' {
+			oid, n := binary.BigEndian.Uint32(row), int32(binary.BigEndian.Uint32(row[4:])) //nolint:gosec // two's complement is meant
+			out, row = append(out, sep), row[8:]
+			if n >= 0 {
+				out, row = appendLiteral(out, oid, row[:n]), row[n:]
+			}
+		}
+		out = append(out, ")\""...)
+	}
+	return string(append(out, '}'))
+}
+
+// appendLiteral writes a field of a row of an array: each of the two has its quotes.
+func appendLiteral(out []byte, oid uint32, v []byte) []byte {
+	switch oid {
+	case pgtype.Int2OID:
+		return strconv.AppendInt(out, int64(int16(binary.BigEndian.Uint16(v))), 10) //nolint:gosec // two's complement is meant
+	case pgtype.Int4OID:
+		return strconv.AppendInt(out, int64(int32(binary.BigEndian.Uint32(v))), 10) //nolint:gosec // two's complement is meant
+	case pgtype.Int8OID:
+		return strconv.AppendInt(out, int64(binary.BigEndian.Uint64(v)), 10) //nolint:gosec // two's complement is meant
+	case pgtype.TimestamptzOID:
+		at := time.UnixMicro(int64(binary.BigEndian.Uint64(v)) + postgresEpoch) //nolint:gosec // two's complement is meant
+		return at.UTC().AppendFormat(out, time.RFC3339Nano)
+	}
+	out = append(out, `\"`...)
+	for _, c := range v {
+		if c == '"' || c == '\\' {
+			out = append(out, `\\\`...)
+		}
+		out = append(out, c)
+	}
+	return append(out, `\"`...)
 }

@@ -1,0 +1,102 @@
+package audit
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/task"
+)
+
+// TestRowsArriveInEveryMode: who has a pooler in front of Postgres tells pgx in the
+// URL to ask for no types. What arrives is the same, and nothing is refused.
+func TestRowsArriveInEveryMode(t *testing.T) {
+	t.Parallel()
+	odd := []string{"", "plain", `q"uo"te`, `back\slash\`, `\"`, "{a,b}", "(c,d)", "NULL", " ", "é€😀", "'"}
+	begin := time.Now().UTC().Truncate(time.Second).Add(-time.Hour)
+	var want []string
+	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
+		url := testenv.Get(t).DatabaseFrom(t, "batchyard schema", migrations.Up)
+		sep := "?"
+		if strings.Contains(url, sep) {
+			sep = "&"
+		}
+		r := newRig(t, poolOn(t, url+sep+"default_query_exec_mode="+mode))
+		events, results := r.own("events", 0), r.own("results", 0)
+		var c chunk
+		for i, text := range odd {
+			s := &story{&task.Task{ID: fmt.Sprint("t", i, text), Tenant: "acme", Model: text, Job: text, CustomID: text, Input: task.Input(`{}`)}, begin}
+			s.task.Normalize(begin)
+			s.task.TraceID = "trace"
+			res := s.result([]task.State{task.Success, task.Failed}[i%2], "d"+text)
+			res.Labels = map[string]string{"a": text}
+			if res.Error != nil {
+				res.Error.Message = text + "\n\t\x7f"
+			}
+			res.Usage = task.Usage{InputTokens: 1 << 31, OutputTokens: int64(i)}
+			if i%3 == 0 {
+				res.StartedAt, res.Output = begin.Add(time.Microsecond), task.Input(fmt.Sprintf(`{"a": "\u00e9\\", "b":[%d ,null]}`, i))
+			}
+			c = append(c, events.events(t, s.accepted(), s.event(task.TaskAssigned, 1, "d"+text)))
+			if i%4 > 0 {
+				c = append(c, results.result(t, res))
+			}
+		}
+		r.record(c...)
+		require.Empty(t, r.sent, mode)
+		var got []string
+		for _, sql := range []string{"SELECT to_jsonb(t)::text FROM tasks t ORDER BY id", "SELECT (to_jsonb(r) - 'recorded_at' || jsonb_build_object('output', output::text))::text FROM results r ORDER BY task_id"} {
+			rows, err := r.pool.Query(t.Context(), sql)
+			require.NoError(t, err)
+			all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			require.NoError(t, err)
+			got = append(got, all...)
+		}
+		require.Greater(t, len(got), len(odd))
+		if want == nil {
+			want = got
+		}
+		require.Equal(t, want, got, mode)
+	}
+}
+
+// TestTypesThatWereMadeAnew: a database may be restored beside connections that
+// stay. The recorder goes on by itself, and takes no record for a bad one.
+func TestTypesThatWereMadeAnew(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	r := newRig(t, pool)
+	events, results := r.own("events", 0), r.own("results", 0)
+	say := func(id string) chunk {
+		s := newStory(id)
+		return chunk{events.events(t, s.accepted()), results.result(t, s.result(task.Success, "d1"))}
+	}
+	r.record(say("t1")...)
+	migration, err := os.ReadFile("../migrations/sql/00011_recorder_rows.sql")
+	require.NoError(t, err)
+	types := string(migration[strings.Index(string(migration), "CREATE TYPE"):strings.Index(string(migration), "-- The tenant")])
+	_, err = pool.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row; "+types)
+	require.NoError(t, err)
+	r.record(say("t2")...)
+	require.Empty(t, r.sent)
+	require.Equal(t, 2, one[int](t, pool, "SELECT count(*) FROM results"))
+
+	_, err = pgtype.NewMap().Encode(1<<20, pgtype.TextFormatCode, rowsParam{[]byte("x")}, nil)
+	require.Error(t, err, "a type that is not known is no reason to send something else")
+
+	conn, err := pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row")
+	require.NoError(t, err)
+	_, err = rowTypesOf(t.Context(), conn.Conn(), true)
+	require.ErrorContains(t, err, "batchyard migrate up")
+}

@@ -103,12 +103,15 @@ func (q *queue) poll(rows int, bytes int64) (c chunk) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.waiting) > 0 {
-		p := q.waiting[0]
+		p, before := q.waiting[0], len(c)
 		for !p.empty() {
 			lane := p.next()
 			e := p.lanes[lane][0]
 			if len(c) > 0 && (e.rows() > rows || e.bytes > bytes) {
 				q.signal() // the next take must not wait
+				if len(c) == before {
+					p = nil // it had nothing of this chunk: the next begins with it
+				}
 				q.passed(p)
 				return c
 			}

@@ -309,6 +309,26 @@ func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 	require.Equal(t, [2]holding{}, q.held)
 }
 
+// TestALargeRecordHasItsTurn: one that never fits behind others begins a chunk.
+func TestALargeRecordHasItsTurn(t *testing.T) {
+	t.Parallel()
+	q := newQueue(100, 1000)
+	put := func(partition int, bytes int64) {
+		q.put(t.Context(), &entry{part: &tenure{topic: "results", partition: partition}, bytes: bytes})
+	}
+	put(0, 10)
+	put(1, 95)
+	put(2, 10)
+	turns := 0
+	for large := false; !large; turns++ {
+		require.Less(t, turns, 3)
+		for _, e := range q.poll(10, 100) {
+			large = large || e.part.partition == 1
+			put(e.part.partition, 10) // there is always more of the others
+		}
+	}
+}
+
 func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	t.Parallel()
 	q := newQueue(10, 1000)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -74,6 +75,34 @@ func TestSeveralMigrateAtOnce(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, migrations.Check(t.Context(), connect(t, url)))
+}
+
+// TestMigratingUnderARecorder: programs need not stop for a migration. A recorder
+// holds its results while it waits for tasks.
+func TestMigratingUnderARecorder(t *testing.T) {
+	t.Parallel()
+	url := testenv.Get(t).Database(t)
+	require.NoError(t, migrations.Up(t.Context(), url))
+	for range migrations.Needed() - 10 {
+		require.NoError(t, migrations.Down(t.Context(), url))
+	}
+	conn, watch := connect(t, url), connect(t, url)
+	tx, err := conn.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), `INSERT INTO results (tenant, task_id, state, attempt, tokens_in, tokens_out, finished_at)
+		VALUES ('acme', 't1', 'SUCCESS', 1, 0, 0, now())`)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- migrations.Up(t.Context(), url) }()
+	require.Eventually(t, func() bool {
+		var waits bool
+		err := watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits)
+		return err == nil && waits
+	}, 30*time.Second, 20*time.Millisecond)
+	_, err = tx.Exec(t.Context(), `INSERT INTO tasks (tenant, id, state, seq, attempt, updated_at, known_from, submitted_at) VALUES ('acme', 't1', 'SUCCESS', 1, 1, now(), 0, now())`)
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.NoError(t, <-done)
 }
 
 func TestEverythingHasAComment(t *testing.T) {

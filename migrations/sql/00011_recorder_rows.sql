@@ -17,12 +17,11 @@ CREATE TYPE batchyard_task_row AS (
 );
 COMMENT ON TYPE batchyard_task_row IS 'What a chunk tells of a task, as the recorder sends it.';
 
--- The tenant is the same in most comparisons on the way down to a key: what differs comes first.
+-- The tenant is the same in most comparisons on the way down to a key: what differs comes first. Who uses the table waits
+-- for as long as the index is built.
 ALTER TABLE tasks DROP CONSTRAINT tasks_pkey, ADD PRIMARY KEY (id, tenant);
-ALTER TABLE results DROP CONSTRAINT results_pkey, ADD PRIMARY KEY (task_id, tenant);
 
 -- +goose Down
-ALTER TABLE results DROP CONSTRAINT results_pkey, ADD PRIMARY KEY (tenant, task_id);
 ALTER TABLE tasks DROP CONSTRAINT tasks_pkey, ADD PRIMARY KEY (tenant, id);
 DROP TYPE batchyard_task_row;
 DROP TYPE batchyard_result_row;

@@ -156,6 +156,7 @@ func TestWrong(t *testing.T) {
 		"misspelled override":        {opts: config.Options{Overrides: map[string]string{"router.polcy": "fast"}}, want: []string{"unknown key router.polcy; did you mean router.policy?"}},
 		"everything is told at once": {file: "router: {hop: x, policy: y}\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{`config.yaml:1: router.hop: "x" is no duration; write one such as 250ms, 30s or 12h`, `config.yaml:1: router.policy: "y" is not one of fast, fair`, "environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is less than 1s"}},
 		"the variable is to blame":   {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{"environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is less than 1s"}},
+		"the file is to blame":       {file: "drain_timeout: 0s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=x"}}, want: []string{`environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: "x" is no duration; write one such as 250ms, 30s or 12h`, "config.yaml:1: drain_timeout: 0s is less than 1s"}},
 		"the flag is to blame":       {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=3s"}, Overrides: map[string]string{"drain_timeout": "0s"}}, want: []string{"drain_timeout: 0s is less than 1s"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -51,9 +51,12 @@ func Load(dst any, o Options) error {
 			l.fail(0, "unknown key %s%s", k, l.nearest(k))
 			continue
 		}
+		if err := s.set(o.Overrides[k]); err != nil {
+			l.keep(0, err)
+			continue
+		}
 		delete(l.lines, k)
 		delete(l.vars, k)
-		l.keep(0, s.set(o.Overrides[k]))
 	}
 	for _, s := range settings {
 		if _, bad := l.wrong[s.Key]; bad {
@@ -131,10 +134,11 @@ func (l *loader) env(env []string, settings []*Setting) {
 		v, ok := values[s.Env]
 		delete(values, s.Env)
 		if ok {
-			l.vars[s.Key] = s.Env
-			if err := s.set(v); err != nil {
+			if err := s.set(v); err != nil { // the value is the one of before
 				l.fail(0, "environment variable %s: %s", s.Env, err)
+				continue
 			}
+			l.vars[s.Key] = s.Env
 		}
 	}
 	l.strange(values, settings)

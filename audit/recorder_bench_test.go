@@ -40,7 +40,7 @@ func BenchmarkRecorder(b *testing.B) {
 	single := singleRate(b, pool)
 	for b.Loop() {
 		b.StopTimer()
-		const tasks = 40_000
+		const tasks = 120_000 // long against the time in which a recorder joins and its last chunk
 		rows := backlog(b, l, tasks)
 		have := settled(b, pool)
 		b.StartTimer()

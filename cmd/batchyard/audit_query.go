@@ -68,6 +68,7 @@ type rowWriter struct {
 	n       int
 	live    bool // each row is to be seen at once
 	widths  []int
+	header  []string // of a live table, until it is written
 }
 
 func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
@@ -91,16 +92,25 @@ func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
 		header[i] = strings.ToUpper(strings.ReplaceAll(col.Name, "_", " "))
 	}
 	if live {
-		w.widths = make([]int, len(header))
-		w.line(header)
+		// Not yet written: it tells that from now on no row is missed.
+		w.widths, w.header = make([]int, len(header)), header
 		return w, nil
 	}
 	w.table = newTable(c.out, header...)
 	return w, nil
 }
 
+// begin writes the header of a live table, once.
+func (w *rowWriter) begin() {
+	if header := w.header; header != nil {
+		w.header = nil
+		w.line(header)
+	}
+}
+
 // line writes a row of a table that goes on for ever: columns only ever get wider.
 func (w *rowWriter) line(cells []string) {
+	w.begin()
 	var b strings.Builder
 	for i, cell := range cells {
 		if cell = plain(cell); cell == "" {
@@ -168,6 +178,7 @@ func named(columns []audit.LogColumn, cells []string) map[string]string {
 }
 
 func (w *rowWriter) flush() error {
+	w.begin()
 	switch {
 	case w.csv != nil:
 		w.csv.Flush()

@@ -21,7 +21,6 @@ func together(t *testing.T, seeds int, of func(seed uint64) Setup) *Outcome {
 	return &all
 }
 
-// Done-when 4.
 func TestFailingDevicesAreLetAlone(t *testing.T) {
 	t.Parallel()
 	o := together(t, 3, func(seed uint64) Setup { return FailingDevices(standard, seed) })
@@ -44,7 +43,6 @@ func TestDeviceComesBack(t *testing.T) {
 	require.Greater(t, back.Busy, 0.5*o.Devices[1].Busy)
 }
 
-// Done-when 5, first half.
 func TestHighTasksPassABacklogOfLowOnes(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 2} {
@@ -58,7 +56,6 @@ func TestHighTasksPassABacklogOfLowOnes(t *testing.T) {
 	}
 }
 
-// Done-when 5, second half.
 func TestLowTasksKeepTheirShare(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 2} {
@@ -73,7 +70,6 @@ func TestLowTasksKeepTheirShare(t *testing.T) {
 	}
 }
 
-// Done-when 6.
 func TestStrangersHoldUpNobody(t *testing.T) {
 	t.Parallel()
 	const window = 2048

@@ -47,7 +47,7 @@ func experiment(t *testing.T, work string, load float64, routers, seeds int, d t
 	return by
 }
 
-// Done-when 1, the mean and the tail at 85 %.
+// The mean and the tail at 85 %.
 func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 	t.Parallel()
 	for _, work := range []string{"exponential", "lognormal"} {
@@ -62,7 +62,7 @@ func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 	}
 }
 
-// Done-when 1, low and high load.
+// Low and high load.
 func TestAsGoodAsTheBestOfAll(t *testing.T) {
 	t.Parallel()
 	policies := router.PolicyNames()
@@ -77,7 +77,6 @@ func TestAsGoodAsTheBestOfAll(t *testing.T) {
 	}
 }
 
-// Done-when 2.
 func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 	t.Parallel()
 	one := experiment(t, "exponential", 0.85, 1, 4, 60*time.Second, standard)[standard]
@@ -85,7 +84,7 @@ func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 	require.LessOrEqual(t, four.Outcome.Mean(), 1.15*one.Outcome.Mean())
 }
 
-// Done-when 3: each at its own highest rate with p99 ≤ 1 s.
+// Each at its own highest rate with p99 ≤ 1 s.
 func TestMoreThanRoundRobin(t *testing.T) {
 	t.Parallel()
 	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 60 * time.Second}
@@ -108,7 +107,7 @@ func TestMoreThanRoundRobin(t *testing.T) {
 	require.LessOrEqual(t, there.Outcome.Mean(), 0.37*theirs.Outcome.Mean(), "mean at round robin's own highest rate")
 }
 
-// Done-when 3: more than the fleet can do.
+// More than the fleet can do.
 func TestOverloadIsUsedWell(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 4} {

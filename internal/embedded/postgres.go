@@ -177,7 +177,7 @@ func (p *Postgres) settings() []string {
 		"-c", "listen_addresses=127.0.0.1",
 		"-c", "unix_socket_directories=",
 		"-c", "max_connections=200",
-		"-c", "shared_buffers=128MB",
+		"-c", "shared_buffers=256MB",
 		"-c", "wal_level=minimal",
 		"-c", "max_wal_senders=0",
 		"-c", "max_wal_size=2GB",

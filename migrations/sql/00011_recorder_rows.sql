@@ -1,6 +1,7 @@
 -- +goose Up
 -- What the recorder hands over of a chunk in one piece: arrays of these. Postgres unpacks one array of rows in half the time
--- that it takes for an array of each column.
+-- that it takes for an array of each column. They stay as they are: to a recorder of this version one with another field is of no
+-- use. A column that is added later gets types of other names.
 CREATE TYPE batchyard_result_row AS (
     tenant text, task_id text, state text, status integer, output json, error_class text, error_message text, attempt integer,
     attempts json, tokens_in bigint, tokens_out bigint, device text, model text, requested_model text, endpoint text, priority text,

@@ -144,7 +144,8 @@ func (q *queue) passed(p *pair) {
 func (p *pair) empty() bool { return len(p.lanes[0]) == 0 && len(p.lanes[1]) == 0 }
 
 // next is the lane whose first record was written earlier. Clocks of two hosts
-// may differ: then more rows are written twice, and nothing else.
+// may differ: then more rows are written twice, and behind a backlog one topic
+// waits for the other by as much as they differ.
 func (p *pair) next() int {
 	switch {
 	case len(p.lanes[0]) == 0:

@@ -13,8 +13,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestPostgresMayTakeNoWrites has the database read-only, and then out of space:
-// nothing is lost, it is told, and the recorder goes on by itself.
+// TestPostgresMayTakeNoWrites has the database read-only, out of space, and with a
+// constraint that nothing can meet: nothing is lost, it is told, and the recorder goes on by itself.
 func TestPostgresMayTakeNoWrites(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ refuse, relent, says string }{
@@ -29,6 +29,11 @@ func TestPostgresMayTakeNoWrites(t *testing.T) {
 			 CREATE TRIGGER full_disk BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION full_disk()`,
 			`DROP FUNCTION full_disk() CASCADE`,
 			"53100",
+		},
+		"whatever it is": {
+			`ALTER TABLE audit_log ADD CONSTRAINT somebodys CHECK (actor_id = 'nobody') NOT VALID`,
+			`ALTER TABLE audit_log DROP CONSTRAINT somebodys`,
+			"23514",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -201,7 +201,7 @@ func (s *states) add(n *state) {
 		return
 	}
 	if len(s.slab) == 0 {
-		s.slab = make([]state, 128)
+		s.slab = make([]state, min(max(len(s.all), 4), 128))
 	}
 	kept := &s.slab[0]
 	s.slab = s.slab[1:]

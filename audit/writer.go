@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/task"
 )
 
 // writer takes chunks from the queue and does not let go of one before it is
@@ -123,8 +124,16 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 	return err
 }
 
-// setAside finds what Postgres refuses and makes dead letters of it.
+// setAside finds what Postgres refuses and makes dead letters of it; but when
+// Postgres refuses what has no fault either, the fault is not in the records: then
+// they wait, however long, until somebody has mended it.
 func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
+	if err := w.db.probe(ctx, faultless(c[0].part).atoms(), shardOf(c.advance())); refused(err) {
+		return fmt.Errorf("Postgres refuses even a plain event and result, so the records that wait are not at fault: "+
+			"look for a trigger, constraint or type that Batchyard has not made, and run `batchyard migrate up`: %w", err) //nolint:staticcheck // a name
+	} else if err != nil {
+		return err
+	}
 	bad, why, err := w.db.refusedAmong(ctx, c.atoms(), shardOf(c.advance()))
 	if err != nil {
 		return err
@@ -145,6 +154,14 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 		e.dead = append(e.dead, l)
 	}
 	return errAgain
+}
+
+// faultless is what any database with our schema takes.
+func faultless(part *tenure) chunk {
+	now := micro(time.Now())
+	t := task.Task{ID: "probe", Tenant: "batchyard", Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: now}
+	e := task.NewEvent(task.TaskQueued, &t, "audit", now)
+	return chunk{{part: part, events: []item[task.Event]{{v: e}}, result: task.NewResult(&t, task.Cancelled, now)}}
 }
 
 // buryAll sends the dead letters of a chunk. They are acknowledged before the

@@ -129,8 +129,8 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 // they wait, however long, until somebody has mended it.
 func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 	if err := w.db.probe(ctx, faultless(c[0].part).atoms(), shardOf(c.advance())); refused(err) {
-		return fmt.Errorf("Postgres refuses even a plain event and result, so the records that wait are not at fault: "+
-			"look for a trigger, constraint or type that Batchyard has not made, and run `batchyard migrate up`: %w", err) //nolint:staticcheck // a name
+		return fmt.Errorf("recording: Postgres refuses even a plain event and result, so the records that wait are not at fault: "+
+			"look for a trigger, constraint or type that Batchyard has not made, and run `batchyard migrate up`: %w", err)
 	} else if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 // defaults.
 type Config struct {
 	Retention          time.Duration `yaml:"retention" default:"2160h" min:"24h" max:"876000h" doc:"How long audit rows are kept; older days are dropped."`
-	Writers            int           `yaml:"writers" default:"2" unit:"connections" min:"1" max:"32" doc:"Transactions at the same time; each writes the partitions of its own."`
+	Writers            int           `yaml:"writers" default:"2" unit:"connections" min:"1" max:"32" doc:"Transactions at the same time; a partition is in one of them."`
 	ChunkRows          int           `yaml:"chunk_rows" default:"20000" unit:"rows" min:"1" max:"1000000" doc:"Audit rows in one transaction at most."`
 	ChunkBytes         int64         `yaml:"chunk_bytes" default:"8MiB" unit:"bytes" min:"65536" max:"268435456" doc:"Bytes of the records of one transaction at most; a single larger record goes alone."`
 	FetchBytes         int64         `yaml:"fetch_bytes" default:"32MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes of records that were read and are not in Postgres yet, for each of the two topics."`

@@ -16,7 +16,7 @@
 //
 // # The way of a record
 //
-//	events ──┐ one goroutine a partition            audit.writers, each for partitions of its own
+//	events ──┐ one goroutine a partition            audit.writers, a partition at one at a time
 //	         ├──▶ decode, check, clean ──▶ queue ──▶ writer ──▶ one transaction:
 //	results ─┘     bounded by rows and bytes,                    offsets (the fence)
 //	               events beside their results                   results, first wins

@@ -67,7 +67,7 @@ func newRig(t testing.TB, pool *pgxpool.Pool) *rig {
 	r.w = &writer{
 		db:      newDB(pool, "audit@test-1", cfg.WriteTimeout),
 		offsets: &offsets{pool: pool, owner: "audit@test-1", retry: h.retry, own: map[string]*tenure{}},
-		queue:   newQueue(2*cfg.ChunkRows, 2*cfg.ChunkBytes),
+		queue:   newQueue(1, cfg.ChunkRows, cfg.ChunkBytes),
 		cfg:     cfg, log: quiet(), m: &m.Audit, health: h,
 		bury: func(_ context.Context, ls []letter) error {
 			r.sent = append(r.sent, ls...)

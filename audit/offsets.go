@@ -13,8 +13,7 @@ import (
 )
 
 // tenure is the time in which this process owns a partition: from one Acquire to
-// the next. epoch and next belong to the writer once it has seen the first
-// record of the tenure.
+// the next. epoch and next belong to the writer that has a chunk of it.
 type tenure struct {
 	topic     string
 	partition int

@@ -44,11 +44,12 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	out := r.stream.NewOutbox("audit", 1024, 64<<20)
 	h := &health{pool: r.pool, log: r.log, down: r.m.Audit.PostgresDown}
 	own := &offsets{pool: r.pool, owner: r.actor, retry: h.retry, own: map[string]*tenure{}}
-	ws := make(writers, r.cfg.Writers)
+	q := newQueue(r.cfg.Writers, r.cfg.ChunkRows, r.cfg.ChunkBytes)
+	ws := make([]*writer, r.cfg.Writers)
 	for i := range ws {
 		ws[i] = &writer{
 			db: newDB(r.pool, r.actor, r.cfg.WriteTimeout), offsets: own, cfg: r.cfg, log: r.log, m: &r.m.Audit, health: h,
-			queue: newQueue(2*r.cfg.ChunkRows, 2*r.cfg.ChunkBytes), bury: r.undertaker(out),
+			queue: q, bury: r.undertaker(out),
 		}
 	}
 
@@ -78,7 +79,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 			err := r.stream.Consume(reading, stream.ConsumerConfig{
 				Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
 				Offsets: own, DrainTimeout: r.cfg.DrainTimeout,
-			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, own, ws, stopReading, recs) }, once)
+			}, func(ctx context.Context, recs []*stream.Record) { r.take(ctx, own, q, stopReading, recs) }, once)
 			stopReading(err)
 		})
 	}
@@ -104,15 +105,9 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// writers share the partitions: each of these belongs to one of them, so that a
-// partition's records stay in order.
-type writers []*writer
-
-func (ws writers) of(t *tenure) *writer { return ws[t.partition%len(ws)] }
-
-// take decodes records of one partition and hands them to its writer. fail
+// take decodes records of one partition and queues them for the writers. fail
 // stops the recorder.
-func (r *Recorder) take(ctx context.Context, own *offsets, ws writers, fail func(error), recs []*stream.Record) {
+func (r *Recorder) take(ctx context.Context, own *offsets, q *queue, fail func(error), recs []*stream.Record) {
 	for _, rec := range recs {
 		part := own.current(rec.Topic, rec.Partition)
 		// In this order: a record that is not lost now belongs to the latest tenure.
@@ -138,7 +133,7 @@ func (r *Recorder) take(ctx context.Context, own *offsets, ws writers, fail func
 		} else {
 			e.decodeResult(rec.Value, rec.Header(task.HeaderContentType))
 		}
-		ws.of(part).queue.put(ctx, e)
+		q.put(ctx, e)
 	}
 }
 

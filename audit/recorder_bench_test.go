@@ -33,7 +33,7 @@ func lifeOf(s *story) ([]task.Event, *task.Result) {
 func BenchmarkRecorder(b *testing.B) {
 	env := testenv.Get(b)
 	pool := newPool(b)
-	l := newLog(b, env, env.Prefix(b))
+	l := newLogOf(b, env, env.Prefix(b), 12) // as many partitions as there are by default
 	var spent time.Duration
 	var theirs, ours float64 // processor time in microseconds
 	total := 0

@@ -25,7 +25,12 @@ const patience = 60 * time.Second
 // newLog opens the stream on topics of this test's own.
 func newLog(t testing.TB, env testenv.Services, prefix string) *stream.Log {
 	t.Helper()
-	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: prefix, Partitions: 3,
+	return newLogOf(t, env, prefix, 3)
+}
+
+func newLogOf(t testing.TB, env testenv.Services, prefix string, partitions int) *stream.Log {
+	t.Helper()
+	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: prefix, Partitions: partitions,
 		HeartbeatInterval: 100 * time.Millisecond, SessionTimeout: 6 * time.Second, CommitInterval: 20 * time.Millisecond}, quiet(), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })
@@ -163,13 +168,15 @@ func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
 	var failed error
 	take := func(offset int64) {
 		failed = nil
-		rec.take(t.Context(), r.w.offsets, writers{r.w}, func(err error) { failed = err }, []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
+		rec.take(t.Context(), r.w.offsets, r.w.queue, func(err error) { failed = err }, []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
 	}
 	take(1000)
 	require.NoError(t, failed)
 	take(1005) // what was between is gone: told, and recorded on
 	require.NoError(t, failed)
-	require.Len(t, r.w.queue.take(t.Context(), 100, 1<<20), 2)
+	c, release := r.w.queue.take(t.Context(), 100, 1<<20)
+	require.Len(t, c, 2)
+	release()
 	take(3)
 	require.ErrorContains(t, failed, "DELETE FROM stream_offsets WHERE topic = 'events' AND partition = 0")
 	require.Empty(t, r.w.queue.waiting)

@@ -31,11 +31,13 @@ type writer struct {
 // run writes until ctx ends. An error is one that only a new start heals.
 func (w *writer) run(ctx context.Context) error {
 	for {
-		c := w.queue.take(ctx, w.cfg.ChunkRows, w.cfg.ChunkBytes)
+		c, release := w.queue.take(ctx, w.cfg.ChunkRows, w.cfg.ChunkBytes)
 		if c == nil {
 			return nil
 		}
-		if err := w.record(ctx, c); err != nil {
+		err := w.record(ctx, c)
+		release()
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // what is left is read again by the next owner
 			}

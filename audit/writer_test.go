@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/fuzzing"
@@ -268,51 +271,69 @@ func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {
 	require.Equal(t, 1, one[int](t, pool, "SELECT count(*) FROM audit_log"))
 }
 
-// TestAChunkTakesEventsWithTheirResults: what one topic is ahead of the other does
-// not show, and every partition has its turn.
+// TestAChunkTakesEventsWithTheirResults: what one topic or partition is ahead of
+// another does not show, and of two writers each takes its half of the partitions.
 func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 	t.Parallel()
-	q := newQueue(100, 1000)
+	const parts, seconds = 4, 20
+	q := newQueue(2, 100, 1000)
 	begin := time.Now()
 	put := func(topic string, partition, second int) {
 		q.put(t.Context(), &entry{part: &tenure{topic: topic, partition: partition}, offset: int64(second), bytes: 1, at: begin.Add(time.Duration(second) * time.Second)})
 	}
-	for partition := range 2 {
-		for second := range 20 {
+	for partition := range parts {
+		for second := range seconds {
 			put("results", partition, second)
 		}
 	}
-	for second := range 20 {
-		for partition := range 2 {
+	for second := range seconds {
+		for partition := range parts {
 			put("events", partition, second)
 		}
 	}
-	var turns []int
 	next := map[tenure]int64{}
-	for range 10 {
-		c := q.take(t.Context(), 8, 1000)
-		require.Len(t, c, 8)
-		ahead := 0
-		for _, e := range c {
-			require.Equal(t, c[0].part.partition, e.part.partition)
-			require.Equal(t, next[*e.part], e.offset)
-			next[*e.part]++
-			if e.part.topic == "events" {
-				ahead++
+	for turn := range seconds / 2 { // of two writers that begin and end together
+		halves := [2]map[int]int{{}, {}}
+		var releases []func()
+		for _, half := range halves {
+			c, release := q.take(t.Context(), 8, 1000)
+			releases = append(releases, release)
+			require.Len(t, c, 8)
+			for _, e := range c {
+				require.Equal(t, turn, int(e.offset)/2, "by time")
+				require.Equal(t, next[*e.part], e.offset)
+				next[*e.part]++
+				half[e.part.partition]++
 			}
 		}
-		require.Equal(t, 4, ahead, "as many of each")
-		turns = append(turns, c[0].part.partition)
+		for _, release := range releases {
+			release()
+		}
+		require.Len(t, halves[0], 2)
+		require.Len(t, halves[1], 2)
+		for _, half := range halves {
+			for p, n := range half {
+				require.Equal(t, 4, n, "two events and two results of partition %d", p)
+			}
+		}
 	}
-	require.Equal(t, []int{0, 1, 0, 1, 0, 1, 0, 1, 0, 1}, turns)
 	require.Empty(t, q.waiting)
 	require.Equal(t, [2]holding{}, q.held)
+
+	// One writer takes what there is, however it lies.
+	for partition := range parts {
+		put("events", partition, seconds)
+	}
+	c, release := q.take(t.Context(), 8, 1000)
+	require.Len(t, c, parts)
+	release()
+	require.Zero(t, q.busy)
 }
 
 // TestALargeRecordHasItsTurn: one that never fits behind others begins a chunk.
 func TestALargeRecordHasItsTurn(t *testing.T) {
 	t.Parallel()
-	q := newQueue(100, 1000)
+	q := newQueue(1, 50, 500)
 	put := func(partition int, bytes int64) {
 		q.put(t.Context(), &entry{part: &tenure{topic: "results", partition: partition}, bytes: bytes})
 	}
@@ -322,16 +343,73 @@ func TestALargeRecordHasItsTurn(t *testing.T) {
 	turns := 0
 	for large := false; !large; turns++ {
 		require.Less(t, turns, 3)
-		for _, e := range q.poll(10, 100) {
+		c, of := q.poll(10, 100)
+		for _, e := range c {
 			large = large || e.part.partition == 1
 			put(e.part.partition, 10) // there is always more of the others
 		}
+		q.release(of)
 	}
+}
+
+// TestWritersShareTheQueue: whichever writer is free takes what waits, a partition
+// is at one of them at a time, and its records come in order.
+func TestWritersShareTheQueue(t *testing.T) {
+	t.Parallel()
+	const parts, records, takers = 6, 400, 3
+	q := newQueue(takers, 8, 1000)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var left atomic.Int64
+	left.Store(2 * parts * records)
+	var at [parts]atomic.Int32
+	var next [2][parts]int64
+	var all sync.WaitGroup
+	for p := range parts {
+		for _, topic := range []string{"events", "results"} {
+			all.Go(func() {
+				for i := range records {
+					q.put(ctx, &entry{part: &tenure{topic: topic, partition: p}, offset: int64(i), bytes: 1})
+				}
+			})
+		}
+	}
+	for range takers {
+		all.Go(func() {
+			for {
+				c, release := q.take(ctx, 7, 1000)
+				if c == nil {
+					return
+				}
+				mine := map[int]bool{}
+				for _, e := range c {
+					p := e.part.partition
+					if !mine[p] {
+						mine[p] = true
+						assert.Equal(t, int32(1), at[p].Add(1), "partition %d is at two writers", p)
+					}
+					assert.Equal(t, next[laneOf(e)][p], e.offset)
+					next[laneOf(e)][p]++ // the race detector looks whether the next writer sees it
+				}
+				for p := range mine {
+					at[p].Add(-1)
+				}
+				release()
+				if left.Add(-int64(len(c))) == 0 {
+					stop()
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.Zero(t, left.Load())
+	require.Empty(t, q.waiting)
+	require.Equal(t, [2]holding{}, q.held)
 }
 
 func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	t.Parallel()
-	q := newQueue(10, 1000)
+	q := newQueue(1, 5, 500)
 	part := &tenure{topic: "events"}
 	put := make(chan int, 100)
 	go func() {
@@ -349,9 +427,11 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 		q.mu.Lock()
 		require.LessOrEqual(t, q.held[0].rows, 10)
 		q.mu.Unlock()
-		for _, e := range q.take(t.Context(), 3, 1000) {
+		c, release := q.take(t.Context(), 3, 1000)
+		for _, e := range c {
 			got = append(got, e.offset)
 		}
+		release()
 	}
 	for i, o := range got {
 		require.Equal(t, int64(i), o)
@@ -361,9 +441,13 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	q.put(ended, &entry{part: part, bytes: 1})
-	require.Len(t, q.take(t.Context(), 1, 1), 1)
-	require.Len(t, q.take(t.Context(), 1, 1), 1)
-	require.Nil(t, q.take(ended, 1, 1))
+	for range 2 {
+		c, release := q.take(t.Context(), 1, 1)
+		require.Len(t, c, 1)
+		release()
+	}
+	c, _ := q.take(ended, 1, 1)
+	require.Nil(t, c)
 }
 
 func FuzzDecodeRecord(f *testing.F) {

@@ -23,8 +23,7 @@ const (
 // rows of a whole chunk are one parameter. For each row call begin, then the
 // method of the type for each of its fields, in their order.
 //
-// Against an array for each column this takes Postgres half the time to unpack,
-// and us a third to write.
+// Against an array for each column this takes Postgres half the time to unpack.
 type rowArray struct {
 	fields  fieldBuffer
 	width   int // fields of a row

@@ -160,6 +160,7 @@ type bench struct {
 	stop  context.CancelFunc
 	done  chan error
 	logs  *logBuffer
+	flush func(context.Context) error // until the events that were recorded are in Kafka
 	deps  Deps
 }
 
@@ -196,7 +197,7 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	marks := device.NewCancels(rdb, device.Config{}, "")
 	p := producer.New(producer.Deps{Log: log, Redis: rdb, Cancels: marks},
 		producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute})
-	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}}
+	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}, flush: p.Flush}
 	reg := prometheus.NewRegistry()
 	b.deps = Deps{
 		Producer: p, Store: b.store, Registry: device.NewRegistry(rdb, device.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
@@ -336,6 +337,7 @@ func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
 
 func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 	t.Helper()
+	require.NoError(t, b.flush(t.Context()), "answers do not wait for the events that tell of them")
 	for _, r := range b.records(t, stream.Events) {
 		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
 		require.NoError(t, err)

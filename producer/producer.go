@@ -330,6 +330,10 @@ func (p *Producer) Record(ctx context.Context, e task.Event, detail map[string]a
 	return nil
 }
 
+// Flush waits until the events that were recorded are in Kafka, or ctx ends: Record
+// only hands them over.
+func (p *Producer) Flush(ctx context.Context) error { return p.outbox.Flush(ctx) }
+
 // Close takes nothing new, and waits until what was begun is written, or ctx ends.
 func (p *Producer) Close(ctx context.Context) error {
 	p.mu.Lock()

@@ -335,6 +335,27 @@ func sizeOfEvent(e *task.Event) int {
 		len(e.InputSHA256) + len(e.OutputSHA256) + len(e.Detail) + len(e.Endpoint) + len(e.CustomID)
 }
 
+// Flush waits until no unit is left that is not acknowledged, with its Acked
+// returned, or until ctx ends. Units may come meanwhile; they are waited for, too.
+func (o *Outbox) Flush(ctx context.Context) error {
+	o.mu.Lock()
+	if o.waiting.Load() == 0 {
+		o.mu.Unlock()
+		return nil
+	}
+	if o.idle == nil {
+		o.idle = make(chan struct{})
+	}
+	idle := o.idle
+	o.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for %d units of outbox %s that are not acknowledged: %w", o.waiting.Load(), o.name, ctx.Err())
+	}
+}
+
 // Close refuses new units and waits until those it has are acknowledged and
 // their Acked has returned, or until ctx ends: then the rest stays without an
 // answer and their records are read again after the next start.
@@ -342,26 +363,15 @@ func (o *Outbox) Close(ctx context.Context) error {
 	o.mu.Lock()
 	already := o.closed
 	o.closed = true
-	var idle chan struct{}
-	if !already && o.waiting.Load() > 0 {
-		idle = make(chan struct{})
-		o.idle = idle
-	}
 	o.mu.Unlock()
 	if already {
 		return nil
 	}
-	var err error
-	if idle != nil {
-		select {
-		case <-idle:
-		case <-ctx.Done():
-			err = fmt.Errorf("closing outbox %s with %d units that are not acknowledged: %w", o.name, o.waiting.Load(), ctx.Err())
-		}
-	}
+	err := o.Flush(ctx)
 	close(o.stop)
-	if err == nil {
-		o.wg.Wait()
+	if err != nil {
+		return fmt.Errorf("closing: %w", err)
 	}
-	return err
+	o.wg.Wait()
+	return nil
 }

@@ -29,7 +29,7 @@ type Bulk struct {
 func NewBulk(topic string, partition int) *Bulk {
 	p := int32(partition) //nolint:gosec // Kafka counts partitions in 32 bits
 	b := &Bulk{topic: topic, partition: p, end: chain{hash: genesis(topic, p)}}
-	b.buffer.reset()
+	b.buffer.resetCopy()
 	return b
 }
 
@@ -52,12 +52,12 @@ func (b *Bulk) Size() int { return len(b.buffer.b) }
 func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
 	if b.rows > 0 {
 		sql := `COPY ` + pgx.Identifier{table}.Sanitize() + ` (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
-		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.end()), sql); err != nil {
+		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.endCopy()), sql); err != nil {
 			return fmt.Errorf("writing %d audit rows to %s: %w", b.rows, table, err)
 		}
 	}
 	b.rows = 0
-	b.buffer.reset()
+	b.buffer.resetCopy()
 	return nil
 }
 

@@ -25,10 +25,11 @@ type copyBuffer struct {
 // in four bytes, -1 for NULL, and the value.
 type fieldBuffer struct{ b []byte }
 
-func (c *copyBuffer) reset() {
+// resetCopy makes the buffer the beginning of a COPY.
+func (f *fieldBuffer) resetCopy() {
 	const header = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	c.fieldBuffer.reset(len(header))
-	copy(c.b, header)
+	f.reset(len(header))
+	copy(f.b, header)
 }
 
 // reset makes the buffer n bytes long, whatever is in them.
@@ -39,9 +40,10 @@ func (f *fieldBuffer) reset(n int) {
 	f.b = f.b[:n]
 }
 
-func (c *copyBuffer) end() []byte {
-	c.b = append(c.b, 0xff, 0xff)
-	return c.b
+// endCopy is the whole COPY.
+func (f *fieldBuffer) endCopy() []byte {
+	f.b = append(f.b, 0xff, 0xff)
+	return f.b
 }
 
 func (f *fieldBuffer) length(n int) { f.b = binary.BigEndian.AppendUint32(f.b, uint32(int32(n))) }

@@ -1,10 +1,12 @@
 package audit
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/batchyard/batchyard/task"
 )
@@ -23,14 +26,22 @@ func CallbackID(k task.Key) string {
 	return "evt_" + hex.EncodeToString(h[:])
 }
 
-// insertResultsSQL has the columns of the table in the order of resultRowType.
-const insertResultsSQL = `
-INSERT INTO results (tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out,
+// resultFields are the columns of results in the order of resultRowType.
+const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out,
 	device, model, requested_model, endpoint, priority, job, custom_id, labels, callback_url, trace_id,
-	submitted_at, assigned_at, started_at, finished_at)
+	submitted_at, assigned_at, started_at, finished_at`
+
+const resultWidth = 25 // of them
+
+// insertResultsSQL passes over results that are there.
+const insertResultsSQL = `
+INSERT INTO results (` + resultFields + `)
 SELECT * FROM unnest($1::` + resultRowType + `[])
 ON CONFLICT (tenant, task_id) DO NOTHING
 RETURNING tenant, task_id`
+
+// copyResultsSQL fails when one of them is there.
+const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT binary)`
 
 const takenSQL = `
 SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
@@ -65,13 +76,26 @@ func firsts(all []offered) (first, rest []offered) {
 	return first, rest
 }
 
-// queueResults adds the insert of results to a batch; taken hears of those that
-// were new.
-func queueResults(b *pgx.Batch, rs []offered, a *rowArray, element uint32, taken map[task.Key]*task.Result) {
+// Two ways in which the results of a chunk are taken. COPY costs Postgres little more
+// than half, but fails as a whole when one of them was taken before, which is rare:
+// somebody had to send a second result, or the records are read once more. Then, and
+// for the next chunks, and for a few results, which are not worth a round trip of
+// their own, an insert passes over those that are there.
+const (
+	copyResultsFrom = 64 // results
+	careChunks      = 64 // chunks with results
+)
+
+// errTakenBefore says that results were copied, and one is there already.
+var errTakenBefore = errors.New("a result of the chunk was taken before")
+
+// queueResults adds the insert of results to a batch. Those that were new are in
+// taken when the batch has been sent.
+func queueResults(b *pgx.Batch, rs []offered, a *rowBuffer, element uint32, taken map[task.Key]*task.Result) {
 	if len(rs) == 0 {
 		return
 	}
-	a.reset(25)
+	a.array(resultWidth)
 	byKey := make(map[task.Key]*task.Result, len(rs))
 	for _, o := range rs {
 		byKey[o.r.Key()] = o.r
@@ -89,8 +113,27 @@ func queueResults(b *pgx.Batch, rs []offered, a *rowArray, element uint32, taken
 	})
 }
 
-// result adds a row of resultRowType.
-func (a *rowArray) result(r *task.Result) {
+// copyResults takes results none of which was taken before; otherwise it returns
+// errTakenBefore, and the transaction is of no use any more.
+func copyResults(ctx context.Context, tx pgx.Tx, rs []offered, a *rowBuffer) error {
+	a.copy(resultWidth)
+	for _, o := range rs {
+		a.result(o.r)
+	}
+	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(a.fields.endCopy()), copyResultsSQL)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == uniqueViolation {
+		return errTakenBefore
+	}
+	if err != nil {
+		return fmt.Errorf("writing %d results: %w", len(rs), err)
+	}
+	return nil
+}
+
+const uniqueViolation = "23505"
+
+// result adds a row of results.
+func (a *rowBuffer) result(r *task.Result) {
 	var failed task.Error
 	if r.Error != nil {
 		failed = *r.Error
@@ -151,14 +194,15 @@ func endOf(r *task.Result) end { return end{string(r.State), int32(r.Attempt()),
 // duplicates returns those of the losing results that differ from the one that
 // was taken. The same result once more is nothing that happened: its writer
 // repeated a request to Kafka, or its record was read again.
-func duplicates(ctx context.Context, tx pgx.Tx, losers []offered, taken map[task.Key]*task.Result) ([]offered, error) {
-	ends := make(map[task.Key]end, len(losers))
+func duplicates(ctx context.Context, tx pgx.Tx, losers []offered, won []*task.Result) ([]offered, error) {
+	ends := make(map[task.Key]end, len(losers)+len(won))
+	for _, r := range won {
+		ends[r.Key()] = endOf(r)
+	}
 	var tenants, ids []string
 	for _, o := range losers {
 		k := o.r.Key()
-		if r, ok := taken[k]; ok {
-			ends[k] = endOf(r)
-		} else {
+		if _, ok := ends[k]; !ok {
 			tenants, ids = append(tenants, k.Tenant), append(ids, k.ID)
 		}
 	}

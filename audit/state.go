@@ -242,14 +242,14 @@ func (s *states) queueRanks(b *pgx.Batch) {
 
 // queue adds the upsert to a batch. Rows go in the order of their keys, so that
 // two recorders that write the same tasks wait for each other and never in a circle.
-func (s *states) queue(b *pgx.Batch, a *rowArray, element uint32) {
+func (s *states) queue(b *pgx.Batch, a *rowBuffer, element uint32) {
 	if len(s.all) == 0 {
 		return
 	}
 	slices.SortFunc(s.all, func(x, y *state) int {
 		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
 	})
-	a.reset(22)
+	a.array(22)
 	for _, r := range s.all {
 		a.state(r)
 	}
@@ -257,7 +257,7 @@ func (s *states) queue(b *pgx.Batch, a *rowArray, element uint32) {
 }
 
 // state adds a row of taskRowType.
-func (a *rowArray) state(s *state) {
+func (a *rowBuffer) state(s *state) {
 	a.begin()
 	a.text(s.key.Tenant)
 	a.text(s.key.ID)

@@ -119,6 +119,9 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 				"partition", t.String(), "next", t.next, "epoch", t.epoch)
 		}
 		return errAgain
+	case errors.Is(err, errTakenBefore):
+		w.db.careful = careChunks
+		return errAgain
 	case refused(err):
 		w.m.Chunks.WithLabelValues("bisected").Inc()
 		return w.setAside(ctx, c, err)

@@ -84,6 +84,48 @@ func TestTheFirstResultIsTaken(t *testing.T) {
 	require.Equal(t, []string{"1 FAILED results audit@test-1", "3 EXPIRED results audit@test-1"}, got, "the same result once more is no event")
 }
 
+// TestTheFirstOfManyResultsIsTaken: many results at once are copied, which fails when one
+// of them was taken before; then they are taken with care, and nothing is lost or twice.
+func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	results := r.own("results", 0)
+	say := func(from, to int, state task.State) (c chunk) {
+		for i := from; i < to; i++ {
+			c = append(c, results.result(t, newStory(fmt.Sprint("t", i)).result(state, "d1")))
+		}
+		return c
+	}
+	const n = copyResultsFrom
+	r.record(say(0, n, task.Success)...)
+	require.Zero(t, r.w.db.careful)
+	// Half of them once more and different, and as many new ones; the last is there twice.
+	r.record(append(say(n/2, n+n/2, task.Failed), say(n+n/2-1, n+n/2, task.Expired)...)...)
+	require.Equal(t, careChunks-1, r.w.db.careful)
+	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM results WHERE state = 'SUCCESS'"))
+	require.Equal(t, n/2, one[int](t, r.pool, "SELECT count(*) FROM results WHERE state = 'FAILED'"))
+	require.Equal(t, n+n/2, one[int](t, r.pool, "SELECT count(*) FROM tasks t JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id AND r.state = t.state"))
+	require.Equal(t, n/2+1, one[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))
+	require.Empty(t, r.sent)
+
+	// What Postgres refuses is found among them all the same, and with care nothing is refused for being there.
+	r.w.db.careful = 0
+	r.record(say(2*n, 2*n+2, task.Success)...)
+	bad := say(2*n, 3*n+1, task.Success)
+	bad[3].result.State = "LOST" // as no decoder lets through
+	r.record(bad...)
+	require.Len(t, r.sent, 1)
+	require.Equal(t, bad[3], r.sent[0].entry)
+	require.Equal(t, careChunks-1, r.w.db.careful, "met after the bad one was found")
+	require.Equal(t, n+n/2+n, one[int](t, r.pool, "SELECT count(*) FROM results"))
+
+	// After a while results are copied again.
+	for i := range careChunks - 1 {
+		r.record(say(100*n+i, 100*n+i+1, task.Success)...)
+	}
+	require.Zero(t, r.w.db.careful)
+}
+
 func TestATwinThatWasReplacedCannotWrite(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
@@ -465,7 +507,7 @@ func FuzzDecodeRecord(f *testing.F) {
 			e.decodeEvents(b)
 		})
 		var c copyBuffer
-		c.reset()
+		c.resetCopy()
 		for i := range e.events {
 			c.row(&e.events[i].v, origin{"events", 0, 0, e.events[i].index}, time.Now(), &chain{})
 			var s state
@@ -476,11 +518,11 @@ func FuzzDecodeRecord(f *testing.F) {
 			e.decodeResult(b, "")
 		})
 		if e.result != nil {
-			var a rowArray
-			a.reset(25)
+			var a rowBuffer
+			a.array(resultWidth)
 			a.result(e.result)
 			s := stateOfResult(e.result)
-			a.reset(22)
+			a.array(22)
 			a.state(&s)
 			if e.result.Callback != nil {
 				hostOf(e.result.Callback.URL)

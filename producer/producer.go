@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,8 +24,13 @@ import (
 // outboxUnits bounds the submits that are being written at once.
 const outboxUnits = 4096
 
-// redisWait bounds how long a submit that is already durable waits for Redis.
-const redisWait = 250 * time.Millisecond
+// How long what is already durable waits for Redis: patiently, because on a busy
+// machine it may take a while, and who asks another process would be told that
+// there is no such task; but not again and again for one that is away.
+const (
+	redisPatience = 2 * time.Second
+	redisWait     = 250 * time.Millisecond // after it did not answer the last time
+)
 
 // Producer takes tasks in. It may be used by any number of goroutines.
 type Producer struct {
@@ -37,6 +43,7 @@ type Producer struct {
 	recent  *ring
 	marks   *marks
 	cancels *device.Cancels // nil without Redis
+	away    atomic.Bool     // Redis did not answer the last time
 	bytes   *semaphore.Weighted
 
 	mu      sync.Mutex
@@ -202,9 +209,7 @@ func (p *Producer) write(ctx context.Context, tasks []*task.Task, msgs []stream.
 		p.metrics.Producer.Submitted.WithLabelValues(string(t.Priority)).Inc()
 	}
 	p.metrics.Producer.RecentSize.Set(float64(p.recent.put(tasks)))
-	ctx, cancel := context.WithTimeout(ctx, redisWait)
-	defer cancel()
-	if err := p.marks.put(ctx, tasks); err != nil { // only other processes miss it, for a moment
+	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.marks.put(ctx, tasks) }); err != nil { // only other processes miss it, for a moment
 		p.quiet.Do(func() { p.log.Warn("other processes do not see what was just submitted", "error", err) })
 	}
 	return nil
@@ -301,12 +306,25 @@ func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, a
 	if p.cancels == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, redisWait)
-	defer cancel()
-	if err := p.cancels.Mark(ctx, k); err != nil { // it ends as CANCELLED all the same; only the work is wasted
+	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Mark(ctx, k) }); err != nil { // it ends as CANCELLED all the same; only the work is wasted
 		p.log.Warn("a cancelled task may still be run", "task", k.String(), "error", err)
 	}
 	return nil
+}
+
+// askRedis calls f with as much time as Redis gets.
+func (p *Producer) askRedis(ctx context.Context, f func(context.Context) error) error {
+	wait := redisPatience
+	if p.away.Load() {
+		wait = redisWait
+	}
+	within, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err := f(within)
+	if ctx.Err() == nil { // else it is who asked that went away
+		p.away.Store(err != nil)
+	}
+	return err
 }
 
 // Record writes an event that is no task's: who joined, what was refused. It

@@ -80,14 +80,15 @@ func firsts(all []offered) (first, rest []offered) {
 // than half, but fails as a whole when one of them was taken before, which is rare:
 // somebody had to send a second result, or the records are read once more. Then, and
 // for the next chunks, and for a few results, which are not worth a round trip of
-// their own, an insert passes over those that are there.
+// their own, an insert passes over those that are there. It is the insert that
+// decides what Postgres refuses: a table that somebody has changed may take it, and no COPY.
 const (
 	copyResultsFrom = 64 // results
 	careChunks      = 64 // chunks with results
 )
 
-// errTakenBefore says that results were copied, and one is there already.
-var errTakenBefore = errors.New("a result of the chunk was taken before")
+// errNotCopied says that results were copied and not all of them were taken.
+var errNotCopied = errors.New("the results of the chunk cannot be copied")
 
 // queueResults adds the insert of results to a batch. Those that were new are in
 // taken when the batch has been sent.
@@ -114,23 +115,24 @@ func queueResults(b *pgx.Batch, rs []offered, a *rowBuffer, element uint32, take
 }
 
 // copyResults takes results none of which was taken before; otherwise it returns
-// errTakenBefore, and the transaction is of no use any more.
+// errNotCopied, and the transaction is of no use any more.
 func copyResults(ctx context.Context, tx pgx.Tx, rs []offered, a *rowBuffer) error {
 	a.copy(resultWidth)
 	for _, o := range rs {
 		a.result(o.r)
 	}
-	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(a.fields.endCopy()), copyResultsSQL)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == uniqueViolation {
-		return errTakenBefore
+	done, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(a.fields.endCopy()), copyResultsSQL)
+	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Errorf("%w: %w", errNotCopied, err)
 	}
 	if err != nil {
 		return fmt.Errorf("writing %d results: %w", len(rs), err)
 	}
+	if done.RowsAffected() != int64(len(rs)) { // somebody's trigger; which of them is not told
+		return errNotCopied
+	}
 	return nil
 }
-
-const uniqueViolation = "23505"
 
 // result adds a row of results.
 func (a *rowBuffer) result(r *task.Result) {

@@ -119,7 +119,8 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 				"partition", t.String(), "next", t.next, "epoch", t.epoch)
 		}
 		return errAgain
-	case errors.Is(err, errTakenBefore):
+	case errors.Is(err, errNotCopied):
+		w.m.Chunks.WithLabelValues("repeated").Inc()
 		w.db.careful = careChunks
 		return errAgain
 	case refused(err):

@@ -29,6 +29,26 @@ func TestPatienceWithRedis(t *testing.T) {
 		require.Equal(t, redisPatience, takes(hangs))
 		require.Zero(t, takes(answers))
 
+		// Slow is not away: now and then one waits for as long as it takes.
+		slow := func(ctx context.Context) error {
+			select {
+			case <-time.After(time.Second):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		require.Equal(t, redisPatience, takes(hangs))
+		require.Equal(t, redisWait, takes(slow))
+		time.Sleep(redisAgain) //nolint:forbidigo // virtual time
+		require.Equal(t, time.Second, takes(slow))
+		require.Equal(t, time.Second, takes(slow), "it answered")
+		require.Equal(t, redisPatience, takes(hangs))
+		time.Sleep(redisAgain) //nolint:forbidigo // virtual time
+		require.Equal(t, redisPatience, takes(hangs))
+		require.Equal(t, redisWait, takes(hangs), "not everybody")
+		require.Zero(t, takes(answers))
+
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, p.askRedis(ctx, hangs), context.Canceled)

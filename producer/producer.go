@@ -30,6 +30,7 @@ const outboxUnits = 4096
 const (
 	redisPatience = 2 * time.Second
 	redisWait     = 250 * time.Millisecond // after it did not answer the last time
+	redisAgain    = 10 * time.Second       // after which one of them is patient again
 )
 
 // Producer takes tasks in. It may be used by any number of goroutines.
@@ -43,7 +44,7 @@ type Producer struct {
 	recent  *ring
 	marks   *marks
 	cancels *device.Cancels // nil without Redis
-	away    atomic.Bool     // Redis did not answer the last time
+	away    atomic.Int64    // Redis did not answer: when to be patient again, in nanoseconds of Unix time; 0 when it did
 	bytes   *semaphore.Weighted
 
 	mu      sync.Mutex
@@ -209,6 +210,9 @@ func (p *Producer) write(ctx context.Context, tasks []*task.Task, msgs []stream.
 		p.metrics.Producer.Submitted.WithLabelValues(string(t.Priority)).Inc()
 	}
 	p.metrics.Producer.RecentSize.Set(float64(p.recent.put(tasks)))
+	if !p.marks.kept() {
+		return nil
+	}
 	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.marks.put(ctx, tasks) }); err != nil { // only other processes miss it, for a moment
 		p.quiet.Do(func() { p.log.Warn("other processes do not see what was just submitted", "error", err) })
 	}
@@ -314,15 +318,19 @@ func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, a
 
 // askRedis calls f with as much time as Redis gets.
 func (p *Producer) askRedis(ctx context.Context, f func(context.Context) error) error {
-	wait := redisPatience
-	if p.away.Load() {
+	wait, now := redisPatience, time.Now()
+	next := now.Add(redisAgain).UnixNano()
+	if until := p.away.Load(); until != 0 && (now.UnixNano() < until || !p.away.CompareAndSwap(until, next)) {
 		wait = redisWait
 	}
 	within, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	err := f(within)
-	if ctx.Err() == nil { // else it is who asked that went away
-		p.away.Store(err != nil)
+	switch {
+	case err == nil:
+		p.away.Store(0)
+	case ctx.Err() == nil: // else it is who asked that went away
+		p.away.CompareAndSwap(0, next)
 	}
 	return err
 }

@@ -99,10 +99,10 @@ func (m *marks) key(k task.Key) string {
 	return m.prefix + "recent:" + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
+// kept reports whether there are any.
+func (m *marks) kept() bool { return m.rdb != nil && m.ttl > 0 }
+
 func (m *marks) put(ctx context.Context, tasks []*task.Task) error {
-	if m.rdb == nil || m.ttl <= 0 {
-		return nil
-	}
 	pipe := m.rdb.Pipeline()
 	for _, t := range tasks {
 		b, err := json.Marshal(recentOf(t))
@@ -118,7 +118,7 @@ func (m *marks) put(ctx context.Context, tasks []*task.Task) error {
 }
 
 func (m *marks) get(ctx context.Context, k task.Key) (Recent, bool, error) {
-	if m.rdb == nil || m.ttl <= 0 {
+	if !m.kept() {
 		return Recent{}, false, nil
 	}
 	b, err := m.rdb.Get(ctx, m.key(k)).Bytes()

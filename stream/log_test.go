@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/embedded"
+	"github.com/batchyard/batchyard/task"
 )
 
 func TestTopicLimitLowerThanOurs(t *testing.T) {
@@ -96,4 +98,35 @@ func TestClosingFailsWhatWaits(t *testing.T) {
 	require.ErrorIs(t, receive(t, acked, "the ack"), ErrClosed)
 	require.ErrorIs(t, receive(t, produced, "Produce"), ErrClosed)
 	require.NoError(t, o.Close(until(t)))
+}
+
+// TestFlush waits for what was put, and not for what will never be there.
+func TestFlush(t *testing.T) {
+	t.Parallel()
+	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = broker.Close() })
+	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 2})
+	_, err = l.CreateTopics(t.Context())
+	require.NoError(t, err)
+	o := l.NewOutbox("test", 1000, 1<<20)
+	require.NoError(t, o.Flush(t.Context()), "nothing was put")
+	var acked atomic.Int64
+	for i := range 100 {
+		e := task.Event{Action: task.TaskAssigned, Tenant: "default", TaskID: strconv.Itoa(i)}
+		require.NoError(t, o.Put(t.Context(), Unit{Events: []task.Event{e}, Acked: func(error) { acked.Add(1) }}))
+		if i%10 == 0 {
+			require.NoError(t, o.Flush(until(t)))
+			require.EqualValues(t, i+1, acked.Load())
+		}
+	}
+
+	require.NoError(t, broker.Stop())
+	require.NoError(t, o.Put(t.Context(), Unit{Messages: []Message{{Topic: Results, Value: []byte("x")}}}))
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, o.Flush(short), context.DeadlineExceeded)
+	require.ErrorIs(t, o.Close(short), context.DeadlineExceeded)
+	require.ErrorIs(t, o.Flush(until(t)), ErrClosed)
+	require.NoError(t, l.Close())
 }

@@ -336,7 +336,7 @@ func sizeOfEvent(e *task.Event) int {
 }
 
 // Flush waits until no unit is left that is not acknowledged, with its Acked
-// returned, or until ctx ends. Units may come meanwhile; they are waited for, too.
+// returned, or until ctx ends, or Close gives up. Units may come meanwhile; they are waited for, too.
 func (o *Outbox) Flush(ctx context.Context) error {
 	o.mu.Lock()
 	if o.waiting.Load() == 0 {
@@ -351,6 +351,13 @@ func (o *Outbox) Flush(ctx context.Context) error {
 	select {
 	case <-idle:
 		return nil
+	case <-o.stop:
+		select {
+		case <-idle:
+			return nil
+		default:
+			return fmt.Errorf("waiting for outbox %s, which gave up: %w", o.name, ErrClosed)
+		}
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for %d units of outbox %s that are not acknowledged: %w", o.waiting.Load(), o.name, ctx.Err())
 	}

@@ -115,7 +115,7 @@ type Audit struct {
 	Rows             prometheus.Counter
 	Results          prometheus.Counter
 	ResultDuplicates prometheus.Counter
-	Chunks           *prometheus.CounterVec // outcome: ok, retried, lost, bisected
+	Chunks           *prometheus.CounterVec // outcome: ok, retried, lost, bisected, repeated (with care)
 	ChunkRows        prometheus.Histogram
 	CommitSeconds    prometheus.Histogram
 	LagSeconds       prometheus.Histogram

@@ -26,6 +26,9 @@ const channel = "batchyard_callbacks"
 // safety is how often one looks although nothing told to.
 const safety = 30 * time.Second
 
+// lastClaim is how long a claim that is under way may take when the process stops.
+const lastClaim = 5 * time.Second
+
 // crowded is the pause when callbacks are due that others are claiming right now.
 const crowded = 100 * time.Millisecond
 
@@ -159,7 +162,7 @@ func (s *Callbacks) round(ctx context.Context, start func(*callback)) (time.Dura
 	}
 	ctx, cancel := context.WithTimeout(ctx, safety)
 	defer cancel()
-	claimed, err := s.table.claim(ctx, room, running)
+	claimed, err := s.claim(ctx, room, running)
 	if err != nil {
 		return 0, err
 	}
@@ -193,6 +196,15 @@ func (s *Callbacks) round(ctx context.Context, start func(*callback)) (time.Dura
 		return safety, nil
 	}
 	return min(max(next, crowded), safety), nil
+}
+
+// claim lets a claim that is under way end when the process stops: Postgres may
+// have given us rows already, and nobody else delivers them before the lease is over.
+func (s *Callbacks) claim(ctx context.Context, room int, running map[string]int) ([]*callback, error) {
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), safety)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastClaim, cancel) })()
+	return s.table.claim(own, room, running)
 }
 
 // free gives a slot back.

@@ -316,6 +316,31 @@ func TestSeveralProcessesShareTheWork(t *testing.T) {
 	require.Len(t, got, n, "each once, because nobody died")
 }
 
+// TestStoppingInTheMiddleOfAClaim: what Postgres gives to who stops is delivered, and
+// not left alone until its lease is over.
+func TestStoppingInTheMiddleOfAClaim(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	to, got := endpoint(t, status(200))
+	r.due("t1", to)
+	tx, err := r.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "LOCK TABLE results IN ACCESS EXCLUSIVE MODE")
+	require.NoError(t, err)
+
+	s, err := New(r.pool, r.log, local(), quiet(), metrics.New(nil), "callbacks@one-1")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, nil) }()
+	r.until("1", "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+	cancel()
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, <-done)
+	require.Equal(t, "DELIVERED 1", r.one("SELECT state || ' ' || attempts FROM callbacks"))
+	require.Len(t, got, 1)
+}
+
 func TestStoppingInTheMiddleGivesBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

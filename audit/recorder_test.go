@@ -134,9 +134,10 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 		stream.Message{Topic: stream.Results, Key: "t1", Value: []byte("nonsense")},
 		stream.Message{Topic: stream.Events, Key: "1", Value: []byte{0xdd, 0xff, 0xff, 0xff, 0xff}}))
 	require.Eventually(t, func() bool {
-		return one[int](t, pool, "SELECT count(*) FROM audit_log WHERE action = 'record.dead_lettered'") == 3
-	}, patience, 20*time.Millisecond)
-	require.Equal(t, 2, one[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'"), "those around it are recorded")
+		return one[int](t, pool, "SELECT count(*) FROM audit_log WHERE action = 'record.dead_lettered'") == 3 &&
+			one[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'") == 2
+	}, patience, 20*time.Millisecond, "those around it are recorded, too")
+	require.Equal(t, 2, one[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'"))
 	require.NoError(t, stop())
 
 	letters := map[string]*stream.Record{}

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.yaml.in/yaml/v3"
@@ -94,8 +96,14 @@ func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
 	in := Bare(t, s, true, settings)
 	log, err := stream.Open(t.Context(), stream.Config{Brokers: s.Brokers, TopicPrefix: in.TopicPrefix, Partitions: in.partitions(), Replication: 1}, slog.New(slog.DiscardHandler), nil)
 	require.NoError(t, err)
-	_, err = log.CreateTopics(t.Context())
+	// A broker that had to wait too long for a processor is taken for dead for a moment,
+	// and knows late what was created.
+	Eventually(t, Patience, "topics can be created", func() bool {
+		_, err = log.CreateTopics(t.Context())
+		return !errors.Is(err, kafka.InvalidReplicationFactor)
+	})
 	require.NoError(t, err)
+	Eventually(t, Patience, "the topics are there", func() bool { return log.CheckTopics(t.Context()) == nil })
 	require.NoError(t, log.Close())
 	return in
 }

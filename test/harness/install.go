@@ -2,7 +2,6 @@ package harness
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
-	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.yaml.in/yaml/v3"
@@ -100,9 +98,8 @@ func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
 	// and knows late what was created.
 	Eventually(t, Patience, "topics can be created", func() bool {
 		_, err = log.CreateTopics(t.Context())
-		return !errors.Is(err, kafka.InvalidReplicationFactor)
+		return err == nil
 	})
-	require.NoError(t, err)
 	Eventually(t, Patience, "the topics are there", func() bool { return log.CheckTopics(t.Context()) == nil })
 	require.NoError(t, log.Close())
 	return in

@@ -54,7 +54,7 @@ type db struct {
 	buffer  copyBuffer
 	rows    rowBuffer
 	typed   bool // the last transaction went well: what its connection knows of our types is so
-	careful int  // so many more chunks insert their results one by one
+	careful int  // so many more chunks insert their results instead of copying them
 	counts  rollup
 	days    map[time.Time]bool      // that have a partition, as far as we know
 	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again

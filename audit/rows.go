@@ -24,7 +24,7 @@ const (
 // row call begin, then the method of the type for each of its fields, in their order.
 //
 // Against an array for each column the array of rows takes Postgres half the time to
-// unpack. COPY takes less again, but can't pass over rows that are there already.
+// unpack. COPY can't pass over rows that are there already.
 type rowBuffer struct {
 	fields  fieldBuffer
 	width   int // fields of a row

@@ -99,7 +99,7 @@ func (m *marks) key(k task.Key) string {
 	return m.prefix + "recent:" + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
-// kept reports whether there are any.
+// kept reports whether marks are written at all.
 func (m *marks) kept() bool { return m.rdb != nil && m.ttl > 0 }
 
 func (m *marks) put(ctx context.Context, tasks []*task.Task) error {

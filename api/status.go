@@ -157,7 +157,7 @@ func (s *Server) routeStatus() {
 	huma.Register(s.api, huma.Operation{OperationID: "get-task", Method: http.MethodGet, Path: "/v1/tasks/{id}", Tags: []string{"tasks"},
 		Summary: "A task as it stands, with its result once it has one", Errors: []int{400, 404, 422, 503}}, s.status)
 	huma.Register(s.api, huma.Operation{OperationID: "list-tasks", Method: http.MethodGet, Path: "/v1/tasks", Tags: []string{"tasks"},
-		Summary: "Tasks, newest first", Errors: []int{400, 422, 503}}, s.list)
+		Summary: "Tasks, newest first; of one job: by id, the last first", Errors: []int{400, 422, 503}}, s.list)
 	huma.Register(s.api, huma.Operation{OperationID: "cancel-task", Method: http.MethodPost, Path: "/v1/tasks/{id}/cancel", Tags: []string{"tasks"},
 		Summary: "Ask for a task to be stopped", DefaultStatus: http.StatusAccepted,
 		Description: "202 means that the task ends as CANCELLED, unless another result came first. 409 says how it has ended already.",

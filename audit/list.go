@@ -58,8 +58,9 @@ func parseCursor(s string) (c cursor, err error) {
 	return c, nil
 }
 
-// Tasks lists tasks without their results, the latest submitted first. next is
-// the cursor of the page that follows; empty when there is none.
+// Tasks lists tasks without their results, the latest submitted first; those of a
+// job by their ids, the last first. next is the cursor of the page that follows; empty
+// when there is none.
 func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next string, err error) {
 	if f.Tenant == "" {
 		return nil, "", &task.FieldError{Field: "tenant", Problem: "it is missing", Remedy: "name the tenant whose tasks to list"}
@@ -85,18 +86,24 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 		args = append(args, task.States)
 		from = fmt.Sprintf("unnest($%d::text[]) AS s (state) CROSS JOIN LATERAL (SELECT * FROM tasks t WHERE t.state = s.state AND %%s %%s) t", len(args))
 	}
+	order := "t.submitted_at DESC, t.id DESC"
 	if f.Job != "" {
 		and("t.job = ?", f.Job)
+		order = "t.id DESC" // as its index has them
 	}
 	if f.Cursor != "" {
 		c, err := parseCursor(f.Cursor)
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, "", err
+		case f.Job != "":
+			and("t.id < ?", c.id)
+		default:
+			and("(t.submitted_at, t.id) < (?::timestamptz, ?)", c.at, c.id)
 		}
-		and("(t.submitted_at, t.id) < (?::timestamptz, ?)", c.at, c.id)
 	}
 	args = append(args, f.Limit+1) // one more tells whether there is a next page
-	newest := fmt.Sprintf("ORDER BY t.submitted_at DESC, t.id DESC LIMIT $%d", len(args))
+	newest := fmt.Sprintf("ORDER BY %s LIMIT $%d", order, len(args))
 	from = strings.Replace(strings.Replace(from, "%s", strings.Join(where, " AND "), 1), "%s", newest, 1)
 	got, err := s.pool.Query(ctx, "SELECT "+taskColumns+" FROM "+from+" "+newest, args...)
 	if err == nil {
@@ -182,8 +189,9 @@ func (s *Store) JobResults(ctx context.Context, tenant, job string, fn func(*tas
 func (s *Store) jobPage(ctx context.Context, tenant, job, after string) (page []*task.Result, more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // what is left of a page that is full by bytes
-	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM results r
-		WHERE r.tenant = $1 AND r.job = $2 AND r.task_id > $3 ORDER BY r.task_id LIMIT $4`, tenant, job, after, jobPage)
+	// The state of a task is written with its result, in one transaction.
+	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM tasks t JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id
+		WHERE t.tenant = $1 AND t.job = $2 AND t.id > $3 ORDER BY t.id LIMIT $4`, tenant, job, after, jobPage)
 	if err != nil {
 		return nil, false, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,6 +130,9 @@ func TestListPagesThroughEverythingOnce(t *testing.T) {
 	}
 	require.Equal(t, []string{"t20", "t15", "t10", "t05", "t00"}, page(Filter{Limit: 2, State: task.Success}))
 	require.Len(t, page(Filter{Limit: 5, State: task.Pending, Job: "job-1"}), 20)
+	ofJob := page(Filter{Limit: 7, Job: "job-1"})
+	require.Len(t, ofJob, 25)
+	require.True(t, slices.IsSortedFunc(ofJob, func(x, y string) int { return strings.Compare(y, x) }), "%s", ofJob)
 	require.Empty(t, page(Filter{Limit: 5, Job: "job-2"}))
 
 	for _, bad := range []string{"!", "AAAA", "AAAAAAAAAAAA", "_________w"} {

@@ -249,7 +249,7 @@ type listFlags struct {
 func (c *cli) tasksListCommand() *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
-		Use: "list", Short: "List tasks, newest first",
+		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
   batchyard tasks list --job nightly --all --json | jq -r .id`,

@@ -29,7 +29,11 @@ type atom struct {
 }
 
 func (c chunk) atoms() []atom {
-	var as []atom
+	n := 0
+	for _, e := range c {
+		n += len(e.events) + 1
+	}
+	as := make([]atom, 0, n)
 	for _, e := range c {
 		for i := range e.events {
 			as = append(as, atom{e, i})
@@ -57,6 +61,7 @@ type db struct {
 	careful int  // so many more chunks insert their results instead of copying them
 	counts  rollup
 	days    map[time.Time]bool      // that have a partition, as far as we know
+	last    time.Time               // one of them: most events are of the same day
 	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
 }
 
@@ -278,7 +283,7 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 		it := &a.entry.events[a.index]
 		d.buffer.row(&it.v, a.entry.origin(it.index), now, ends.of(a.entry.part))
 		w.rows++
-		if !d.days[dayOf(it.v.Time)] {
+		if !d.hasDay(it.v.Time) {
 			w.inDefault++
 		}
 		if stateOfEvent(&it.v, &s) {

@@ -24,6 +24,19 @@ const day = 24 * time.Hour
 
 func dayOf(t time.Time) time.Time { return t.UTC().Truncate(day) }
 
+// hasDay reports whether the day of a time has a partition, as far as we know.
+func (d *db) hasDay(t time.Time) bool {
+	if since := t.Sub(d.last); since >= 0 && since < day && !d.last.IsZero() {
+		return true
+	}
+	at := dayOf(t)
+	if d.days[at] {
+		d.last = at
+		return true
+	}
+	return false
+}
+
 // ensureDays makes the partitions of the chunk's days that lack one. What is
 // older than the retention or far in the future stays in the default partition:
 // a wrong clock must not make thousands of tables.
@@ -32,12 +45,15 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 	from, to := dayOf(now.Add(-retention)), dayOf(now).Add(daysAhead*day)
 	for _, e := range c {
 		for i := range e.events {
+			if d.hasDay(e.events[i].v.Time) {
+				continue
+			}
 			at := dayOf(e.events[i].v.Time)
 			if at.Before(from) || at.After(to) {
 				d.alarm(at, now, log)
 				continue
 			}
-			if d.days[at] || now.Before(d.notYet[at]) {
+			if now.Before(d.notYet[at]) {
 				continue
 			}
 			made, err := makePartition(ctx, d.pool, at)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -74,36 +73,13 @@ var (
 	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// events keeps the memory of events that are recorded: half a kilobyte each.
-var events = sync.Pool{New: func() any { return new([]item[task.Event]) }}
-
-func newEvents(n int) []item[task.Event] {
-	kept := events.Get().(*[]item[task.Event]) // nothing else is put
-	if cap(*kept) < n {
-		return make([]item[task.Event], n)
-	}
-	clear((*kept)[:n])
-	return (*kept)[:n]
-}
-
-// done says that the entry is recorded, or never will be. Nobody may look at its
-// events any more.
-func (e *entry) done() {
-	if e.events != nil {
-		kept := e.events[:0]
-		e.events = nil
-		events.Put(&kept)
-	}
-	e.rec.Done()
-}
-
 // decodeEvents fills e from a record of the events topic. Events that cannot be
 // recorded become a dead letter of their own, so that replaying it does not
 // repeat the others.
 func (e *entry) decodeEvents(b []byte) {
 	err := task.DecodeEvents(b, func(i, n int) *task.Event {
 		if i == 0 {
-			e.events = newEvents(n)
+			e.events = make([]item[task.Event], n)
 		}
 		e.events[i].index = int32(i)
 		return &e.events[i].v

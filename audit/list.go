@@ -189,9 +189,12 @@ func (s *Store) JobResults(ctx context.Context, tenant, job string, fn func(*tas
 func (s *Store) jobPage(ctx context.Context, tenant, job, after string) (page []*task.Result, more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // what is left of a page that is full by bytes
-	// The state of a task is written with its result, in one transaction.
-	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM tasks t JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id
-		WHERE t.tenant = $1 AND t.job = $2 AND t.id > $3 ORDER BY t.id LIMIT $4`, tenant, job, after, jobPage)
+	// The state of a task is written with its result, in one transaction. Each result is
+	// looked up by its key (OFFSET 0 keeps the planner to it): a join of the two tables in the order of
+	// their keys begins with the tenant's first result, for every page.
+	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM tasks t
+		CROSS JOIN LATERAL (SELECT * FROM results r WHERE r.tenant = t.tenant AND r.task_id = t.id OFFSET 0) r
+		WHERE t.tenant = $1 AND t.job = $2 AND t.id > $3 AND t.seq = $4 ORDER BY t.id LIMIT $5`, tenant, job, after, task.TerminalSequence, jobPage)
 	if err != nil {
 		return nil, false, err
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/heap"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -32,7 +31,6 @@ func lifeOf(s *story) ([]task.Event, *task.Result) {
 //
 // On real services: eval "$(scripts/services env)"; BATCHYARD_TEST_SERVICES=real go test …
 func BenchmarkRecorder(b *testing.B) {
-	defer heap.Room(192 << 20)() // as every process of the program has it
 	env := testenv.Get(b)
 	pool := newPool(b)
 	l := newLogOf(b, env, env.Prefix(b), 12) // as many partitions as there are by default

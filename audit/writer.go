@@ -58,7 +58,7 @@ func (w *writer) record(ctx context.Context, c chunk) error {
 		if err == nil {
 			w.health.set(nil)
 			for _, e := range c {
-				e.done()
+				e.rec.Done()
 			}
 			return nil
 		}
@@ -82,7 +82,7 @@ func (w *writer) ours(c chunk) chunk {
 	kept := c[:0]
 	for _, e := range c {
 		if e.rec.Lost() || e.offset < e.part.next {
-			e.done()
+			e.rec.Done()
 			continue
 		}
 		kept = append(kept, e)

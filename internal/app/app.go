@@ -18,7 +18,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/heap"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
@@ -156,7 +155,6 @@ func oneLine(err error) string {
 // called once, when every stage is.
 func (a *App) Run(ctx context.Context, ready func()) error {
 	defer a.close()
-	defer heap.Room(a.cfg.Headroom)()
 	if a.cfg.Ops.Listen != "" && a.stage("api") == nil {
 		stop, err := a.serveOps(ctx)
 		if err != nil {

@@ -39,7 +39,6 @@ type Config struct {
 	Callbacks callbacks.Config   `yaml:"callbacks" doc:"How users are told of results."`
 	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes without the API stage."`
 	Version   string             `yaml:"-"` // of the program, for descriptions and logs
-	Headroom  int64              `yaml:"gc_headroom" default:"192MiB" unit:"bytes" min:"0" max:"68719476736" doc:"Memory that a process may fill with garbage before it is collected, or as much as it holds if that is more. Less costs processor time. 0 leaves it to Go, and so does GOGC in the environment."`
 	Drain     time.Duration      `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process ends within this time whatever hangs."`
 }
 

@@ -26,7 +26,7 @@ type rowFlags struct {
 
 func (r *rowFlags) flags(c *cli, cmd *cobra.Command) {
 	c.jsonFlag(cmd)
-	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some")
+	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; before a cell that a spreadsheet would compute comes a '")
 	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns with commas between, or all")
 }
 
@@ -139,6 +139,9 @@ func (w *rowWriter) row(r *audit.LogRow) error {
 	case w.c.json:
 		return w.c.printJSON(r)
 	case w.csv != nil:
+		for i := range cells {
+			cells[i] = noFormula(cells[i])
+		}
 		if err := w.csv.Write(cells); err != nil {
 			return fmt.Errorf("writing CSV: %w", err)
 		}
@@ -164,6 +167,15 @@ func (w *rowWriter) row(r *audit.LogRow) error {
 		return w.table.flush()
 	}
 	return nil
+}
+
+// noFormula is a cell that no spreadsheet computes: what clients call themselves is
+// theirs to say, and the auditor's program would do what it says.
+func noFormula(cell string) string {
+	if cell != "" && strings.Contains("=+-@\t\r", cell[:1]) {
+		return "'" + cell
+	}
+	return cell
 }
 
 // named is some columns of a row for JSON.
@@ -284,6 +296,9 @@ stages may be out of order by as much as one stage is behind another.`,
 			f, err := s.search(c.now())
 			if err == nil && f.Limit < 0 {
 				err = usageError("--lines must not be negative")
+			}
+			if err == nil && !f.Until.IsZero() && !f.Until.After(c.now()) {
+				err = usageError("--until %s is past, and nothing new will come: use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
 			}
 			if err != nil {
 				return err

@@ -7,6 +7,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"io"
+	neturl "net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
@@ -81,6 +83,9 @@ func TestAuditQuery(t *testing.T) {
 func TestAuditTail(t *testing.T) {
 	t.Parallel()
 	f, tenant := running(t), unique("tailed")
+	past := try(t, "", "audit", "tail", "-c", f.config, "--until", "1h")
+	require.Equal(t, exitUsage, past.code)
+	require.Contains(t, past.err, "use `batchyard audit query`")
 	var out, errs syncBuffer
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan int, 1)
@@ -206,6 +211,30 @@ func TestLedgerCheck(t *testing.T) {
 	require.Equal(t, exitUnreachable, bad.code)
 	bad = try(t, "", "ledger", "check", "-c", f.config, "--wait", "-1s")
 	require.Equal(t, exitUsage, bad.code)
+
+	// Who may not read is told what to ask for.
+	url, err := neturl.Parse(f.Stack.PostgresURL)
+	require.NoError(t, err)
+	pool, err := pgxpool.New(t.Context(), url.String())
+	require.NoError(t, err)
+	defer pool.Close()
+	_, err = pool.Exec(t.Context(), "DROP ROLE IF EXISTS nobody_here; CREATE ROLE nobody_here LOGIN PASSWORD 'none'")
+	require.NoError(t, err)
+	url.User = neturl.UserPassword("nobody_here", "none")
+	for _, grant := range []string{"", "GRANT SELECT ON batchyard_schema TO nobody_here"} {
+		_, err = pool.Exec(t.Context(), grant)
+		require.NoError(t, err)
+		bad = try(t, "", "ledger", "check", "-c", f.config, "--postgres", url.String())
+		require.Equal(t, exitUsage, bad.code, bad.err)
+		require.Contains(t, bad.err, "needs the role batchyard_auditor")
+	}
+}
+
+func TestNoCellIsAFormula(t *testing.T) {
+	t.Parallel()
+	for cell, want := range map[string]string{"": "", "plain": "plain", "=1+1": "'=1+1", "-2": "'-2", "+x": "'+x", "@x": "'@x", "\tx": "'\tx", "'=": "'=", "a=b": "a=b"} {
+		require.Equal(t, want, noFormula(cell))
+	}
 }
 
 func TestMoments(t *testing.T) {

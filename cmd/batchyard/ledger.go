@@ -90,7 +90,7 @@ func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string
 			return withCode(exitUsage, err)
 		}
 		if err := migrations.Check(ctx, pool); err != nil {
-			return withCode(exitUsage, err)
+			return withCode(exitUsage, logError(err))
 		}
 		o.Retention = cfg.Audit.Retention
 		return c.ledgerTell(ctx, log, pool, o)
@@ -100,7 +100,7 @@ func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string
 func (c *cli) ledgerTell(ctx context.Context, log *stream.Log, pool *pgxpool.Pool, o ledger.Options) error {
 	r, err := ledger.Check(ctx, log, pool, o)
 	if err != nil {
-		return withCode(exitUnreachable, fmt.Errorf("looking at the account: %w", err))
+		return withCode(exitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))
 	}
 	if c.json {
 		err = c.printJSON(r)

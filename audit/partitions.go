@@ -78,7 +78,7 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 // alarm says, at most once a minute, that rows go to the default partition. In
 // notYet the day of no event at all stands for all that never get one.
 func (d *db) alarm(at, now time.Time, log *slog.Logger) {
-	if d.days[at] || now.Before(d.notYet[time.Time{}]) {
+	if now.Before(d.notYet[time.Time{}]) {
 		return
 	}
 	d.notYet[time.Time{}] = now.Add(time.Minute)

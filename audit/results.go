@@ -79,10 +79,10 @@ func firsts(all []offered) (first, rest []offered) {
 // Two ways in which the results of a chunk are taken. COPY writes many rows to
 // a page at once and looks for no other of the same key first, but fails as a whole when
 // one of them was taken before, which is rare: somebody had to send a second result, or
-// the records are read once more. Then, and
-// for the next chunks, and for a few results, which are not worth a round trip of
-// their own, an insert passes over those that are there. It is the insert that
-// decides what Postgres refuses: a table that somebody has changed may take it, and no COPY.
+// the records are read once more. Then, and for the next chunks, and for a few results,
+// which are not worth a round trip of their own, an insert passes over those that are
+// there. It is the insert that decides what Postgres refuses: a table that somebody has
+// changed may take it, and no COPY.
 const (
 	copyResultsFrom = 64 // results
 	careChunks      = 64 // chunks with results

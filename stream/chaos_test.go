@@ -13,7 +13,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/embedded"
 )
 
 // finisher finishes records in random order, in a goroutine of its own.
@@ -296,9 +295,7 @@ func shortSession() time.Duration {
 
 func TestBrokerRestartInTheMiddle(t *testing.T) {
 	t.Parallel()
-	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = broker.Close() })
+	broker := ownBroker(t)
 	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 4, HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Second, CommitInterval: 10 * time.Millisecond})
 	const n = 6000
 	acked := newSeen(n)

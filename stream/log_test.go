@@ -11,7 +11,6 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -81,9 +80,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 
 func TestClosingFailsWhatWaits(t *testing.T) {
 	t.Parallel()
-	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = broker.Close() })
+	broker := ownBroker(t)
 	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 2})
 	require.NoError(t, broker.Stop())
 	o := l.NewOutbox("test", 10, 1<<20)
@@ -103,11 +100,9 @@ func TestClosingFailsWhatWaits(t *testing.T) {
 // TestFlush waits for what was put, and not for what will never be there.
 func TestFlush(t *testing.T) {
 	t.Parallel()
-	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = broker.Close() })
+	broker := ownBroker(t)
 	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 2})
-	_, err = l.CreateTopics(t.Context())
+	_, err := l.CreateTopics(t.Context())
 	require.NoError(t, err)
 	o := l.NewOutbox("test", 1000, 1<<20)
 	require.NoError(t, o.Flush(t.Context()), "nothing was put")

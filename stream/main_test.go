@@ -144,3 +144,12 @@ func grow(t testing.TB, l *Log, topic string, partitions int) {
 	require.NoError(t, err)
 	require.NoError(t, res.Errors[l.full(topic)])
 }
+
+// ownBroker is a broker for one test, which may stop it.
+func ownBroker(t *testing.T) *embedded.Broker {
+	t.Helper()
+	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = broker.Close() })
+	return broker
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
@@ -136,14 +137,16 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 	return time.Time{}, usageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
 }
 
-// logError gives what came of reading the audit log its exit code.
+// logError gives what came of reading the audit log, or the tables beside it, its exit
+// code. Only what Postgres says counts: a file may be forbidden, and a topic not exist.
 func logError(err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case err == nil:
-		return nil
-	case strings.Contains(err.Error(), "permission denied"):
+	case !ok:
+		return err
+	case pg.Code == "42501": // insufficient_privilege
 		return withCode(exitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
-	case strings.Contains(err.Error(), "does not exist"):
+	case strings.Contains(pg.Message, "does not exist"):
 		return withCode(exitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
 	}
 	return err

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	neturl "net/url"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -224,9 +227,21 @@ func TestLedgerCheck(t *testing.T) {
 	for _, grant := range []string{"", "GRANT SELECT ON batchyard_schema TO nobody_here"} {
 		_, err = pool.Exec(t.Context(), grant)
 		require.NoError(t, err)
-		bad = try(t, "", "ledger", "check", "-c", f.config, "--postgres", url.String())
-		require.Equal(t, exitUsage, bad.code, bad.err)
-		require.Contains(t, bad.err, "needs the role batchyard_auditor")
+		for _, command := range []string{"ledger check", "audit query", "audit tail", "audit stats", "audit verify", "audit export"} {
+			bad = try(t, "", append(strings.Fields(command), "-c", f.config, "--postgres", url.String())...)
+			require.Equal(t, exitUsage, bad.code, bad.err)
+			require.Contains(t, bad.err, "needs the role batchyard_auditor", command)
+		}
+	}
+}
+
+func TestWhoseErrorItIs(t *testing.T) {
+	t.Parallel()
+	refused, missing := &pgconn.PgError{Code: "42501", Message: "permission denied for table tasks"}, &pgconn.PgError{Code: "42P01", Message: `relation "tasks" does not exist`}
+	require.ErrorContains(t, logError(fmt.Errorf("reading: %w", refused)), "needs the role batchyard_auditor")
+	require.ErrorContains(t, logError(fmt.Errorf("reading: %w", missing)), "run `batchyard migrate up`")
+	for _, other := range []error{nil, os.ErrPermission, errors.New("open /x: permission denied"), errors.New("the topic does not exist"), &pgconn.PgError{Code: "57014", Message: "canceling statement"}} {
+		require.Equal(t, other, logError(other))
 	}
 }
 

@@ -16,14 +16,43 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// lifeOf is what the stages write of a task that succeeds: seven rows and a result.
+// lifeOf is what the stages write of a task that succeeds: seven rows and a result, as
+// long as those of a run of examples/mixed.jsonl (466 bytes a row, 720 a result).
 func lifeOf(s *story) ([]task.Event, *task.Result) {
-	es := []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"), s.event(task.BatchClosed, 1, "d1"),
-		s.event(task.AttemptStarted, 1, "d1"), s.event(task.AttemptSucceeded, 1, "d1"), s.event(task.TaskSucceeded, 1, "d1")}
-	es[2].Detail = []byte(`{"policy":"expected_finish","why":"d1 finishes first, in 12.5 ms","of":8,"candidates":[{"device":"d1","score":12.5,"unit":"ms","used":3,"slots":4}]}`)
+	const device, batch = "sim-gpu-4", "019cb1e5-6c5f-7e3f-9d0a-3c8d9f0a5b1e"
+	s.task.TraceID, s.task.Job = "3d1c7f19caa22739271fe2dc129bf1a2", "job-2024e0884f1db5526c1bf3e3"
+	es := []task.Event{s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, device), s.event(task.BatchClosed, 1, device),
+		s.event(task.AttemptStarted, 1, device), s.event(task.AttemptSucceeded, 1, device), s.event(task.TaskSucceeded, 1, device)}
+	r := s.result(task.Success, device)
+	r.Output = task.Input(answer)
+	r.Usage = task.Usage{InputTokens: 12, OutputTokens: 34}
+	r.AssignedAt, r.StartedAt = es[2].Time, es[4].Time
+	took := 10*time.Millisecond + time.Duration(s.at.UnixMicro()%20_000)*time.Microsecond // they differ, as histograms have it
+	r.Attempts[0].Duration, r.Attempts[0].Model, r.Attempts[0].Status = took.Milliseconds(), s.task.Model, 200
+	es[1].SourceAddr = "kafka:tasks.normal/3@1234567"
+	es[2].Detail = []byte(whyAssigned)
 	es[3].Detail = []byte(`{"bytes":1200,"reason":"idle","tasks":4}`)
-	return es, s.result(task.Success, "d1")
+	es[5].Detail = []byte(`{"status":200}`)
+	es[5].OutputSize, es[5].OutputSHA256 = int64(len(r.Output)), es[0].InputSHA256
+	for _, i := range []int{2, 3, 5, 6} {
+		es[i].Duration = time.Duration(i) * took / 4
+	}
+	for i := 3; i < len(es); i++ {
+		es[i].Batch = batch
+	}
+	for _, i := range []int{5, 6} {
+		es[i].TokensIn, es[i].TokensOut = r.Usage.InputTokens, r.Usage.OutputTokens
+	}
+	return es, r
 }
+
+const (
+	answer = `{"id":"chatcmpl-019cb1e56c5f","object":"chat.completion","created":1772300000,"model":"demo-chat","choices":[{"index":0,"finish_reason":"stop",` +
+		`"message":{"role":"assistant","content":"A lantern for boats is a light that is kept where others can see it from the water, in any weather."}}],` +
+		`"usage":{"prompt_tokens":12,"completion_tokens":34,"total_tokens":46}}`
+	whyAssigned = `{"policy":"expected_finish","why":"sim-gpu-4 finishes first, in 15.3 ms","of":6,"candidates":[{"device":"sim-gpu-4","score":15.343,"unit":"ms","used":3,"slots":4,"limit":6},` +
+		`{"device":"sim-gpu-3","score":15.405,"unit":"ms","used":5,"slots":4,"limit":6}],"out":{}}`
+)
 
 // BenchmarkRecorder is the whole stage, from the log to Postgres, with a backlog
 // of whole lives of tasks: what it reaches when it was away. Beside it, in the

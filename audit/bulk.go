@@ -21,7 +21,6 @@ type Bulk struct {
 	buffer    copyBuffer
 	counts    rollup
 	end       chain
-	rows      int64
 	upTo      int64 // offset after the last record
 }
 
@@ -29,6 +28,7 @@ type Bulk struct {
 func NewBulk(topic string, partition int) *Bulk {
 	p := int32(partition) //nolint:gosec // Kafka counts partitions in 32 bits
 	b := &Bulk{topic: topic, partition: p, end: chain{hash: genesis(topic, p)}}
+	b.buffer.stamped = true
 	b.buffer.resetCopy()
 	return b
 }
@@ -37,7 +37,6 @@ func NewBulk(topic string, partition int) *Bulk {
 func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
 	b.buffer.row(e, origin{b.topic, b.partition, offset, int32(index)}, ingested, &b.end) //nolint:gosec // a place in a record
 	b.counts.add(e)
-	b.rows++
 	b.upTo = offset + 1
 }
 
@@ -50,13 +49,12 @@ func (b *Bulk) Size() int { return len(b.buffer.b) }
 // Flush writes the rows that were added since the last time to a table with the
 // columns of audit_log: itself, or the partition that they all belong to.
 func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
-	if b.rows > 0 {
+	if b.buffer.rows > 0 {
 		sql := `COPY ` + pgx.Identifier{table}.Sanitize() + ` (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
 		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.endCopy()), sql); err != nil {
-			return fmt.Errorf("writing %d audit rows to %s: %w", b.rows, table, err)
+			return fmt.Errorf("writing %d audit rows to %s: %w", b.buffer.rows, table, err)
 		}
 	}
-	b.rows = 0
 	b.buffer.resetCopy()
 	return nil
 }

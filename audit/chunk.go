@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -55,19 +54,15 @@ type db struct {
 	pool    *pgxpool.Pool
 	actor   string
 	timeout time.Duration // for one transaction
-	buffer  copyBuffer
 	rows    rowBuffer
 	typed   bool // the last transaction went well: what its connection knows of our types is so
-	careful int  // so many more chunks insert their results instead of copying them
+	careful int  // so many more chunks are written the sure way
 	counts  rollup
-	days    map[time.Time]bool      // that have a partition, as far as we know
-	last    time.Time               // one of them: most events are of the same day
-	notYet  map[time.Time]time.Time // days whose partition could not be made: when to try again
+	days    days
 }
 
 func newDB(pool *pgxpool.Pool, actor string, timeout time.Duration) *db {
-	return &db{pool: pool, actor: actor, timeout: timeout, rows: rowBuffer{literal: takesLiterals(pool)},
-		days: map[time.Time]bool{}, notYet: map[time.Time]time.Time{}}
+	return &db{pool: pool, actor: actor, timeout: timeout, rows: rowBuffer{literal: takesLiterals(pool)}, days: newDays()}
 }
 
 // fenceSQL advances the offsets of a chunk's partitions, those that are as we
@@ -164,8 +159,11 @@ func rollback(ctx context.Context, tx pgx.Tx) {
 }
 
 // write does the work of one transaction: fence and results, rows, then states
-// and whom to tell. That is three round trips, or four when there are many results.
+// and whom to tell. That is three round trips, and one more for many results and for
+// many states. Without offsets (to) it is a probe, which goes the sure way: it must
+// not fail for what was taken before.
 func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int64, shard int32) (w written, err error) {
+	quick := d.careful == 0 && to != nil
 	var all []offered
 	for _, a := range as {
 		if a.index < 0 {
@@ -183,7 +181,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	defer func() { d.typed = err == nil }()
 
 	ends := chains{}
-	won, lost, now, err := d.claim(ctx, tx, first, types, to, ends)
+	won, lost, now, err := d.claim(ctx, tx, first, types, to, ends, quick)
 	if err != nil {
 		return w, err
 	}
@@ -193,7 +191,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		}
 	}
 	known := newStates(len(as) / 4)
-	if w, err = d.copyRows(ctx, tx, as, losers, known, ends, now); err != nil {
+	if w, err = d.copyRows(ctx, tx, as, losers, known, ends, now, quick); err != nil {
 		return w, err
 	}
 	fault.At("audit.after_copy")
@@ -202,7 +200,13 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 		known.add(&s)
 		d.counts.addResult(r)
 	}
+	if quick {
+		if err = known.copyNew(ctx, tx, &d.rows); err != nil {
+			return w, err
+		}
+	}
 	var b pgx.Batch
+	d.days.queueCheck(&b)
 	known.queue(&b, &d.rows, types.task)
 	known.queueRanks(&b)
 	d.counts.queue(&b, shard)
@@ -215,15 +219,14 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 
 // claim advances the offsets of a chunk, reads the ends of its chains and takes
 // its results: won are those that are the first of their tasks, lost the others.
-func (d *db) claim(ctx context.Context, tx pgx.Tx, rs []offered, types rowTypes, to map[*tenure]int64, ends chains) (won []*task.Result, lost []offered, now time.Time, err error) {
+func (d *db) claim(ctx context.Context, tx pgx.Tx, rs []offered, types rowTypes, to map[*tenure]int64, ends chains, quick bool) (won []*task.Result, lost []offered, now time.Time, err error) {
 	ours := make(map[string]bool, len(to))
 	taken := map[task.Key]*task.Result{}
 	var b pgx.Batch
 	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now, nil, nil) })
 	queueFence(&b, to, ours)
 	ends.queueRead(&b, to)
-	// A probe, which has no offsets, must not fail for what was taken before.
-	copied := len(rs) >= copyResultsFrom && d.careful == 0 && to != nil
+	copied := quick && len(rs) >= copyFrom
 	if !copied {
 		queueResults(&b, rs, &d.rows, types.result, taken)
 	}
@@ -241,7 +244,7 @@ func (d *db) claim(ctx context.Context, tx pgx.Tx, rs []offered, types rowTypes,
 	}
 	if copied {
 		if err := copyResults(ctx, tx, rs, &d.rows); err != nil {
-			return nil, nil, now, err
+			return nil, nil, now, fmt.Errorf("writing %d results: %w", len(rs), err)
 		}
 	}
 	fault.At("audit.after_results")
@@ -272,20 +275,24 @@ func shardOf(to map[*tenure]int64) int32 {
 
 // copyRows writes the audit rows at the ends of their chains and gathers what
 // they tell of states.
-func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states, ends chains, now time.Time) (w written, err error) {
-	d.buffer.resetCopy()
+func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []offered, known *states, ends chains, now time.Time, quick bool) (w written, err error) {
+	d.days.begin()
 	d.counts.reset()
+	add := func(e *task.Event, from origin, end *chain) {
+		rows, placed := d.days.of(e.Time, quick)
+		rows.row(e, from, now, end)
+		w.rows++
+		if !placed {
+			w.inDefault++
+		}
+	}
 	var s state
 	for _, a := range as {
 		if a.index < 0 {
 			continue
 		}
 		it := &a.entry.events[a.index]
-		d.buffer.row(&it.v, a.entry.origin(it.index), now, ends.of(a.entry.part))
-		w.rows++
-		if !d.hasDay(it.v.Time) {
-			w.inDefault++
-		}
+		add(&it.v, a.entry.origin(it.index), ends.of(a.entry.part))
 		if stateOfEvent(&it.v, &s) {
 			known.add(&s)
 		}
@@ -296,16 +303,9 @@ func (d *db) copyRows(ctx context.Context, tx pgx.Tx, as []atom, duplicates []of
 	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })
 	for _, o := range duplicates {
 		e := duplicateEvent(o.r, d.actor, time.Now())
-		d.buffer.row(&e, o.entry.origin(0), now, ends.of(o.entry.part))
-		w.rows++
+		add(&e, o.entry.origin(0), ends.of(o.entry.part))
 	}
-	if w.rows == 0 {
-		return w, nil
-	}
-	if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(d.buffer.endCopy()), copySQL); err != nil {
-		return w, fmt.Errorf("writing %d audit rows: %w", w.rows, err)
-	}
-	return w, nil
+	return w, d.days.copyRows(ctx, tx)
 }
 
 // refused reports whether Postgres refuses the content: trying again is of no

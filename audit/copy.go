@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"math"
 	"time"
@@ -8,8 +9,11 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// copySQL takes the rows that [copyBuffer] encodes.
-const copySQL = `COPY audit_log (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
+// copyInto is the COPY of the rows that a [copyBuffer] encodes; ingested_at is the
+// time of the transaction, which is its default.
+func copyInto(table string) string {
+	return `COPY ` + table + ` (time, ` + lateColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
+}
 
 // copyKeep is the size up to which a buffer is kept for the next chunk.
 const copyKeep = 16 << 20
@@ -18,7 +22,15 @@ const copyKeep = 16 << 20
 // here costs a third of handing each field to the driver as an interface.
 type copyBuffer struct {
 	fieldBuffer
+	rows    int
+	stamped bool   // ingested_at is written, too
 	scratch []byte // of a row's hash
+}
+
+// resetCopy makes the buffer the beginning of a COPY.
+func (c *copyBuffer) resetCopy() {
+	c.rows = 0
+	c.fieldBuffer.resetCopy()
 }
 
 // fieldBuffer encodes fields as Postgres' binary formats have them: the length
@@ -113,10 +125,23 @@ type origin struct {
 
 // row adds one event as the next of its chain.
 func (c *copyBuffer) row(e *task.Event, from origin, ingested time.Time, end *chain) {
-	c.b = binary.BigEndian.AppendUint16(c.b, chainWidth+2)
+	c.rows++
+	prev := end.hash
+	c.scratch = append(c.scratch[:0], prev[:]...)
+	width := chainWidth + 1
+	if c.stamped {
+		width++
+	}
+	c.b = binary.BigEndian.AppendUint16(c.b, uint16(width)) //nolint:gosec // a table has so many columns
 	begin := len(c.b)
 	c.time(e.Time)
+	stamp := len(c.b)
 	c.time(ingested)
+	c.scratch = append(c.scratch, c.b[begin:]...)
+	if !c.stamped {
+		c.b = c.b[:stamp]
+	}
+	begin = len(c.b)
 	c.text(e.Tenant)
 	c.text(string(e.ActorType))
 	c.text(e.ActorID)
@@ -156,8 +181,8 @@ func (c *copyBuffer) row(e *task.Event, from origin, ingested time.Time, end *ch
 	c.int4(from.index)
 	end.rows++
 	c.int8(end.rows)
-	prev := end.hash
-	end.hash, c.scratch = link(prev, c.b[begin:], c.scratch)
+	c.scratch = append(c.scratch, c.b[begin:]...)
+	end.hash = sha256.Sum256(c.scratch) // as link does, without another copy
 	c.bytesOr(prev[:])
 	c.bytesOr(end.hash[:])
 }

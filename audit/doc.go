@@ -21,7 +21,7 @@
 //	results ─┘     bounded by rows and bytes,                    offsets (the fence)
 //	               events beside their results                   results, first wins
 //	                                                             audit rows (COPY)
-//	                                                             states (one upsert)
+//	                                                             states (COPY of new tasks, one upsert)
 //	                                                             counts of all (rollup.go)
 //	                                                             ends of chains (chain.go)
 //	                                                             callbacks, notifications

@@ -9,107 +9,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
-
-// daysAhead is how many days beyond today have a partition.
-const daysAhead = 3
-
-const day = 24 * time.Hour
-
-func dayOf(t time.Time) time.Time { return t.UTC().Truncate(day) }
-
-// hasDay reports whether the day of a time has a partition, as far as we know.
-func (d *db) hasDay(t time.Time) bool {
-	if since := t.Sub(d.last); since >= 0 && since < day && !d.last.IsZero() {
-		return true
-	}
-	at := dayOf(t)
-	if d.days[at] {
-		d.last = at
-		return true
-	}
-	return false
-}
-
-// ensureDays makes the partitions of the chunk's days that lack one. What is
-// older than the retention or far in the future stays in the default partition:
-// a wrong clock must not make thousands of tables.
-func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, log *slog.Logger, m *metrics.Audit) error {
-	now := time.Now()
-	from, to := dayOf(now.Add(-retention)), dayOf(now).Add(daysAhead*day)
-	for _, e := range c {
-		for i := range e.events {
-			if d.hasDay(e.events[i].v.Time) {
-				continue
-			}
-			at := dayOf(e.events[i].v.Time)
-			if at.Before(from) || at.After(to) {
-				d.alarm(at, now, log)
-				continue
-			}
-			if now.Before(d.notYet[at]) {
-				continue
-			}
-			made, err := makePartition(ctx, d.pool, at)
-			switch pg, ok := errors.AsType[*pgconn.PgError](err); {
-			case err == nil:
-				d.days[at] = true
-				if made {
-					m.PartitionsMade.Inc()
-				}
-			case ok && (pg.Code == lockNotAvailable || pg.Code == "42501"):
-				// The day is made later and takes its rows over; they are not to wait.
-				d.notYet[at] = now.Add(time.Minute)
-				log.Error("a daily partition could not be made: its rows go to audit_log_default", "day", at.Format(time.DateOnly), "error", describe(err))
-			default:
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// alarm says, at most once a minute, that rows go to the default partition. In
-// notYet the day of no event at all stands for all that never get one.
-func (d *db) alarm(at, now time.Time, log *slog.Logger) {
-	if now.Before(d.notYet[time.Time{}]) {
-		return
-	}
-	d.notYet[time.Time{}] = now.Add(time.Minute)
-	log.Error("an event is of a day that gets no partition: its row goes to audit_log_default; the clock of who wrote it is wrong, or it is older than audit.retention",
-		"day", at.Format(time.DateOnly))
-}
-
-// lockNotAvailable is what Postgres says when a lock was not free in time.
-const lockNotAvailable = "55P03"
-
-// beginner is a pool or a connection.
-type beginner interface {
-	Begin(ctx context.Context) (pgx.Tx, error)
-}
-
-// makePartition makes the partition of a day; false when it was there.
-func makePartition(ctx context.Context, db beginner, at time.Time) (made bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		// Locks are waited for only shortly: others queue behind.
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '3s'"); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, "SELECT batchyard_make_audit_partition($1::date)", at.Format(time.DateOnly)).Scan(&made)
-	})
-	if err != nil {
-		return false, fmt.Errorf("making the partition of %s: %w", at.Format(time.DateOnly), err)
-	}
-	return made, nil
-}
 
 // maintenanceLock lets one process at a time look after the partitions.
 const maintenanceLock = 0x62617463680002

@@ -1,12 +1,10 @@
 package audit
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -14,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/batchyard/batchyard/task"
 )
@@ -76,21 +73,6 @@ func firsts(all []offered) (first, rest []offered) {
 	return first, rest
 }
 
-// Two ways in which the results of a chunk are taken. COPY writes many rows to
-// a page at once and looks for no other of the same key first, but fails as a whole when
-// one of them was taken before, which is rare: somebody had to send a second result, or
-// the records are read once more. Then, and for the next chunks, and for a few results,
-// which are not worth a round trip of their own, an insert passes over those that are
-// there. It is the insert that decides what Postgres refuses: a table that somebody has
-// changed may take it, and no COPY.
-const (
-	copyResultsFrom = 64 // results
-	careChunks      = 64 // chunks with results
-)
-
-// errNotCopied says that results were copied and not all of them were taken.
-var errNotCopied = errors.New("the results of the chunk cannot be copied")
-
 // queueResults adds the insert of results to a batch. Those that were new are in
 // taken when the batch has been sent.
 func queueResults(b *pgx.Batch, rs []offered, a *rowBuffer, element uint32, taken map[task.Key]*task.Result) {
@@ -115,24 +97,13 @@ func queueResults(b *pgx.Batch, rs []offered, a *rowBuffer, element uint32, take
 	})
 }
 
-// copyResults takes results none of which was taken before; otherwise it returns
-// errNotCopied, and the transaction is of no use any more.
+// copyResults takes results none of which was taken before.
 func copyResults(ctx context.Context, tx pgx.Tx, rs []offered, a *rowBuffer) error {
 	a.copy(resultWidth)
 	for _, o := range rs {
 		a.result(o.r)
 	}
-	done, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(a.fields.endCopy()), copyResultsSQL)
-	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return fmt.Errorf("%w: %w", errNotCopied, err)
-	}
-	if err != nil {
-		return fmt.Errorf("writing %d results: %w", len(rs), err)
-	}
-	if done.RowsAffected() != int64(len(rs)) { // somebody's trigger; which of them is not told
-		return errNotCopied
-	}
-	return nil
+	return copyIn(ctx, tx, copyResultsSQL, len(rs), a.fields.endCopy())
 }
 
 // result adds a row of results.

@@ -74,6 +74,7 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	old.Time = time.Now().Add(-40 * day)
 	r.record(events.events(t, s.accepted(), s.event(task.TaskQueued, 0, ""), late, old), results.result(t, s.result(task.Success, "d1")))
 	r.record(results.result(t, s.result(task.Failed, "d1", "d2")), events.events(t, s.event(task.TaskReprioritized, 0, "")))
+	require.Len(t, r.w.db.days.shortcuts(), 1, "the right to add to the partitions themselves")
 	require.NoError(t, maintainOnce(t.Context(), r.pool, 30*day, quiet(), r.w.m, func(droppedDay) {}))
 	require.NoError(t, r.w.offsets.reclaim(t.Context(), events))
 

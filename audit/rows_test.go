@@ -54,7 +54,7 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 				c = append(c, results.result(t, res))
 			}
 		}
-		require.GreaterOrEqual(t, len(c)-len(odd), copyResultsFrom)
+		require.GreaterOrEqual(t, len(c)-len(odd), copyFrom)
 		r.record(c...)
 		require.Empty(t, r.sent, mode)
 		require.Zero(t, r.w.db.careful)

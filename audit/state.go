@@ -141,12 +141,19 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
+// stateFields are the columns of tasks in the order of taskRowType.
+const stateFields = `tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id, callback_url`
+
+const stateWidth = 22 // of them
+
+// copyStatesSQL fails when one of them is there.
+const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
+
 // upsertSQL merges the states of a chunk into the table; see [state.merge]. A
-// row that would stay as it is, is not written. The columns come in the order of
-// taskRowType.
+// row that would stay as it is, is not written.
 const upsertSQL = `
-INSERT INTO tasks AS t (tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
-	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id, callback_url)
+INSERT INTO tasks AS t (` + stateFields + `)
 SELECT * FROM unnest($1::` + taskRowType + `[])
 ON CONFLICT (tenant, id) DO UPDATE SET
 	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
@@ -240,16 +247,45 @@ func (s *states) queueRanks(b *pgx.Batch) {
 	b.Queue(rankSQL, tenants, ids, priorities)
 }
 
-// queue adds the upsert to a batch. Rows go in the order of their keys, so that
-// two recorders that write the same tasks wait for each other and never in a circle.
+// copyNew writes by a shortcut the tasks that begin and end in the chunk, if there
+// are many, as behind a backlog. They were accepted in it and their results are the first:
+// most likely nothing of them was recorded before. The others are left for queue.
+func (s *states) copyNew(ctx context.Context, tx pgx.Tx, a *rowBuffer) error {
+	begun := slices.DeleteFunc(slices.Clone(s.all), func(r *state) bool { return !r.whole() })
+	if len(begun) < copyFrom {
+		return nil
+	}
+	sortStates(begun)
+	a.copy(stateWidth)
+	for _, r := range begun {
+		a.state(r)
+	}
+	if err := copyIn(ctx, tx, copyStatesSQL, len(begun), a.fields.endCopy()); err != nil {
+		return fmt.Errorf("writing the states of %d tasks: %w", len(begun), err)
+	}
+	s.all = slices.DeleteFunc(s.all, (*state).whole)
+	return nil
+}
+
+// whole reports whether the chunk holds the acceptance of the task and its end.
+func (s *state) whole() bool { return s.from == fromAccepted && s.seq == task.TerminalSequence }
+
+// sortStates puts them in the order of their keys, so that two recorders that write the
+// same tasks wait for each other and never in a circle. When both copy and insert, they
+// may all the same: then Postgres ends one of the two, which tries again.
+func sortStates(all []*state) {
+	slices.SortFunc(all, func(x, y *state) int {
+		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
+	})
+}
+
+// queue adds the upsert to a batch.
 func (s *states) queue(b *pgx.Batch, a *rowBuffer, element uint32) {
 	if len(s.all) == 0 {
 		return
 	}
-	slices.SortFunc(s.all, func(x, y *state) int {
-		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
-	})
-	a.array(22)
+	sortStates(s.all)
+	a.array(stateWidth)
 	for _, r := range s.all {
 		a.state(r)
 	}

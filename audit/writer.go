@@ -119,7 +119,7 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 				"partition", t.String(), "next", t.next, "epoch", t.epoch)
 		}
 		return errAgain
-	case errors.Is(err, errNotCopied):
+	case errors.Is(err, errClosed):
 		w.m.Chunks.WithLabelValues("repeated").Inc()
 		w.db.careful = careChunks
 		return errAgain

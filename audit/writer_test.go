@@ -96,7 +96,7 @@ func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
 		}
 		return c
 	}
-	const n = copyResultsFrom
+	const n = copyFrom
 	r.record(say(0, n, task.Success)...)
 	require.Zero(t, r.w.db.careful)
 	// Half of them once more and different, and as many new ones; the last is there twice.
@@ -145,12 +145,12 @@ func TestResultsThatCannotBeCopied(t *testing.T) {
 			require.NoError(t, err)
 			results := r.own("results", 0)
 			var all chunk
-			for i := range copyResultsFrom {
+			for i := range copyFrom {
 				all = append(all, results.result(t, newStory(fmt.Sprint("t", i)).result(task.Success, "d1")))
 			}
 			r.record(all...)
 			require.Equal(t, careChunks-1, r.w.db.careful)
-			for sql, n := range map[string]int{"SELECT count(*) FROM results": copyResultsFrom - c.lost, "SELECT count(*) FROM tasks": copyResultsFrom - c.lost, "SELECT count(*) FROM audit_log": c.lost} {
+			for sql, n := range map[string]int{"SELECT count(*) FROM results": copyFrom - c.lost, "SELECT count(*) FROM tasks": copyFrom - c.lost, "SELECT count(*) FROM audit_log": c.lost} {
 				require.Equal(t, n, one[int](t, r.pool, sql), sql)
 			}
 			require.Empty(t, r.sent)

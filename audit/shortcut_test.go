@@ -1,0 +1,117 @@
+package audit
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// wholeLives are chunks of tasks that begin and end in them.
+func wholeLives(t *testing.T, events, results *tenure, from, to int) (c chunk) {
+	for i := from; i < to; i++ {
+		es, r := lifeOf(newStory(fmt.Sprint("t", i)))
+		c = append(c, events.events(t, es...), results.result(t, r))
+	}
+	return c
+}
+
+// TestTasksThatBeginAndEndInAChunk are copied; when something of one of them was recorded before, all of
+// them are merged with what is there, as if they had come one after the other.
+func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	const n = copyFrom
+	r.record(wholeLives(t, events, results, 0, n)...)
+	require.Zero(t, r.w.db.careful)
+	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND version = 1 AND known_from = 2 AND device = 'sim-gpu-4' AND finished_at > started_at"))
+
+	early := newStory(fmt.Sprint("t", n)).event(task.TaskQueued, 0, "") // its producer died, or was slow to tell
+	r.record(events.events(t, early))
+	r.record(wholeLives(t, events, results, n, 2*n)...)
+	require.Equal(t, careChunks-1, r.w.db.careful)
+	require.Equal(t, 2*n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND known_from = 2"))
+	require.Equal(t, fmt.Sprint("t", n), one[string](t, r.pool, "SELECT id FROM tasks WHERE version = 2"))
+	require.Equal(t, 2*n, one[int](t, r.pool, "SELECT count(*) FROM results"))
+	require.Equal(t, 14*n+1, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
+	requireChains(t, r.pool, map[place]int64{{"events", 0}: 14*n + 1})
+
+	// Most tasks end in a later chunk than they began in: the shortcut is not for them.
+	r.w.db.careful = 0
+	var begun, ended chunk
+	for i := range n {
+		es, end := lifeOf(newStory(fmt.Sprint("u", i)))
+		begun, ended = append(begun, events.events(t, es[:4]...)), append(ended, events.events(t, es[4:]...), results.result(t, end))
+	}
+	r.record(begun...)
+	r.record(ended...)
+	require.Zero(t, r.w.db.careful)
+	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE id LIKE 'u%' AND state = 'SUCCESS' AND version = 2"))
+	require.Empty(t, r.sent)
+}
+
+// TestDaysAreWrittenStraight: rows of several days in one chunk, by the shortcut and
+// without, are in the partitions of their days.
+func TestDaysAreWrittenStraight(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	today := dayOf(time.Now())
+	say := func() *entry {
+		var es []task.Event
+		for _, at := range []time.Time{today, today.Add(-time.Nanosecond), today.Add(day), today.Add(-400 * day), today.Add(time.Hour)} {
+			e := newStory("t1").event(task.TaskQueued, 0, "")
+			e.Time = at
+			es = append(es, e)
+		}
+		return events.events(t, es...)
+	}
+	of := func(at time.Time) string { return "audit_log_" + at.Format("20060102") }
+	r.record(say())
+	require.Len(t, r.w.db.days.shortcuts(), 3)
+	r.w.db.careful = 1
+	r.record(say())
+	require.Empty(t, r.w.db.days.shortcuts())
+	for table, n := range map[string]int{of(today): 2, of(today.Add(-day)): 1, of(today.Add(day)): 1, "audit_log_default": 1} {
+		require.Equal(t, 2*n, one[int](t, r.pool, "SELECT count(*) FROM "+table), table)
+	}
+	requireChains(t, r.pool, map[place]int64{{"events", 0}: 10})
+}
+
+// TestADayThatIsNoPartitionAnyMore: a partition that was detached or dropped takes no more
+// rows, also from a writer that has just written there; they stay in the log.
+func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"detached": "ALTER TABLE audit_log DETACH PARTITION %s",
+		"dropped":  "DROP TABLE %s",
+		"replaced": "ALTER TABLE audit_log DETACH PARTITION %[1]s; ALTER TABLE %[1]s RENAME TO old; CREATE TABLE %[1]s (LIKE audit_log INCLUDING ALL)",
+		"another":  "ALTER TABLE %s ADD CONSTRAINT somebodys CHECK (actor_id = 'nobody') NOT VALID; ALTER TABLE audit_log DETACH PARTITION %[1]s",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, newPool(t))
+			events := r.own("events", 0)
+			s := newStory("t1")
+			r.record(events.events(t, s.accepted()))
+			table := "audit_log_" + s.at.Format("20060102")
+			require.Equal(t, []string{"public." + table}, r.w.db.days.shortcuts())
+
+			_, err := r.pool.Exec(t.Context(), fmt.Sprintf(sql, table))
+			require.NoError(t, err)
+			r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
+			require.Equal(t, careChunks, r.w.db.careful)
+			r.w.db.careful = 0
+			r.record(events.events(t, s.event(task.TaskAssigned, 1, "d1")))
+			require.Zero(t, r.w.db.careful, "it is not tried again")
+			require.Empty(t, r.w.db.days.shortcuts())
+			require.Equal(t, 2, one[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action <> 'task.accepted'"))
+			require.Equal(t, 2, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
+			require.Empty(t, r.sent)
+		})
+	}
+}

@@ -67,7 +67,7 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		e := &entry{}
-		e.decodeEvents(frame)
+		e.decode(frame)
 	}
 	b.ReportMetric(float64(b.N*len(es))/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(es)), "ns/event")

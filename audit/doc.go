@@ -16,16 +16,17 @@
 //
 // # The way of a record
 //
-//	events ──┐ one goroutine a partition            audit.writers, a partition at one at a time
-//	         ├──▶ decode, check, clean ──▶ queue ──▶ writer ──▶ one transaction:
-//	results ─┘     bounded by rows and bytes,                    offsets (the fence)
-//	               events beside their results                   results, first wins
-//	                                                             audit rows (COPY)
-//	                                                             states (COPY of new tasks, one upsert)
-//	                                                             counts of all (rollup.go)
-//	                                                             ends of chains (chain.go)
-//	                                                             callbacks, notifications
-//	                                                           then Done
+//	events ──┐ one goroutine a partition     audit.writers, a partition at one at a time
+//	         ├──▶ queue of records as they ──▶ writer ──▶ decode, check, clean
+//	results ─┘    came, bounded by rows and              one transaction:
+//	              bytes, events beside                    offsets (the fence)
+//	              their results                           results, first wins
+//	                                                      audit rows (COPY)
+//	                                                      states (COPY of new tasks, one upsert)
+//	                                                      counts of all (rollup.go)
+//	                                                      ends of chains (chain.go)
+//	                                                      callbacks, notifications
+//	                                                     then Done
 //
 // There is no waiting for a chunk to fill: while one transaction commits, the
 // next chunk gathers. At light load a chunk is one record, under load thousands.

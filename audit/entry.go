@@ -26,6 +26,10 @@ type entry struct {
 	bytes  int64
 	at     time.Time // when it was written, by the clock of who wrote it or the broker's
 
+	held   bool // the record is not decoded yet
+	value  []byte
+	format string // the content type of a result
+	framed int    // how many events there are, as their frame says
 	events []item[task.Event]
 	result *task.Result
 	dead   []letter // not sent yet
@@ -52,7 +56,8 @@ func (e *entry) origin(index int32) origin {
 	return origin{e.part.topic, int32(e.part.partition), e.offset, index} //nolint:gosec // Kafka counts partitions in 32 bits
 }
 
-func (e *entry) rows() int { return max(len(e.events), 1) }
+// rows is how many rows it makes at most; it stays the same.
+func (e *entry) rows() int { return max(e.framed, 1) }
 
 // Bounds of what a row holds, in characters. Longer text is cut: the event
 // happened, whatever somebody called himself.
@@ -73,15 +78,67 @@ var (
 	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// decodeEvents fills e from a record of the events topic. Events that cannot be
-// recorded become a dead letter of their own, so that replaying it does not
-// repeat the others.
-func (e *entry) decodeEvents(b []byte) {
-	err := task.DecodeEvents(b, func(i, n int) *task.Event {
-		if i == 0 {
-			e.events = make([]item[task.Event], n)
+// holdEvents keeps a record of the events topic until a writer decodes it.
+func (e *entry) holdEvents(value []byte) {
+	e.held, e.value, e.framed = true, value, task.CountEvents(value)
+}
+
+// holdResult keeps a record of the results topic until a writer decodes it.
+func (e *entry) holdResult(value []byte, contentType string) {
+	e.held, e.value, e.format = true, value, contentType
+}
+
+// slab is memory for the events of a chunk, and then of the next one. Decoded, an
+// event takes three times as much as in its record and is full of pointers, and so
+// does a result: what waits in the queue stays as it came, or garbage collection would
+// go through all of it again and again.
+type slab struct{ events []item[task.Event] }
+
+// slabKeep is up to how many events a slab is kept: 20 MB of them.
+const slabKeep = 1 << 15
+
+// decode fills the entries of a chunk from the records that they hold. What it
+// gives them is theirs until reset.
+func (s *slab) decode(c chunk) {
+	n := 0
+	for _, e := range c {
+		n += e.framed
+	}
+	if cap(s.events) < n {
+		s.events = make([]item[task.Event], 0, n)
+	}
+	room := s.events[:n]
+	s.events = room
+	for _, e := range c {
+		switch {
+		case !e.held:
+		case laneOf(e) == eventsLane:
+			e.decodeEvents(room[:e.framed:e.framed])
+		default:
+			e.decodeResult(e.value, e.format)
 		}
-		e.events[i].index = int32(i)
+		e.held, e.value = false, nil
+		room = room[e.framed:]
+	}
+}
+
+// reset takes the memory back from the entries of the last chunk.
+func (s *slab) reset() {
+	if cap(s.events) > slabKeep {
+		s.events = nil
+		return
+	}
+	clear(s.events)
+	s.events = s.events[:0]
+}
+
+// decodeEvents reads the events that e holds, for which there is room. Those that
+// cannot be recorded become a dead letter of their own, so that replaying it does not
+// repeat the others.
+func (e *entry) decodeEvents(room []item[task.Event]) {
+	e.events = room
+	err := task.DecodeEvents(e.value, func(i, _ int) *task.Event {
+		e.events[i].index = int32(i) //nolint:gosec // at most task.MaxFrameEvents
 		return &e.events[i].v
 	})
 	if err != nil {

@@ -28,7 +28,7 @@ func TestEntryPartsGoodAndBadEvents(t *testing.T) {
 	b, err := task.EncodeFrame(task.FrameEvents, all)
 	require.NoError(t, err)
 	e := &entry{}
-	e.decodeEvents(b)
+	e.decode(b)
 	require.Equal(t, []item[task.Event]{{1, good("a")}, {4, good("b")}}, e.events)
 	require.Len(t, e.dead, 4)
 	for i, was := range []task.Event{noAction, noTenant, noTime, noAttempt} {
@@ -38,7 +38,7 @@ func TestEntryPartsGoodAndBadEvents(t *testing.T) {
 
 	for i := range b { // cut anywhere
 		e := &entry{}
-		e.decodeEvents(b[:i])
+		e.decode(b[:i])
 		require.Empty(t, e.events)
 		require.Len(t, e.dead, 1)
 		require.Equal(t, "undecodable", e.dead[0].reason)
@@ -80,10 +80,10 @@ func FuzzEntry(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		fuzzing.Bound(t, len(b), func() { new(entry).decodeEvents(b) })
+		fuzzing.Bound(t, len(b), func() { new(entry).decode(b) })
 		fuzzing.Bound(t, len(b), func() { new(entry).decodeResult(b, "") })
 		e := &entry{}
-		e.decodeEvents(bytes.Clone(b))
+		e.decode(bytes.Clone(b))
 		require.True(t, len(e.dead)+len(e.events) > 0 || len(b) < 32)
 		for i := range e.events {
 			v := &e.events[i].v

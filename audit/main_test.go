@@ -14,6 +14,7 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -100,8 +101,17 @@ func (t *tenure) events(tb testing.TB, events ...task.Event) *entry {
 	b, err := task.EncodeFrame(task.FrameEvents, events)
 	require.NoError(tb, err)
 	e := &entry{rec: &fakeRecord{}, part: t, offset: t.take(), bytes: int64(len(b))}
-	e.decodeEvents(b)
+	e.decode(b)
 	return e
+}
+
+// decode fills e from events as a writer does that takes it from the queue.
+func (e *entry) decode(b []byte) {
+	if e.part == nil {
+		e.part = &tenure{topic: stream.Events}
+	}
+	e.holdEvents(b)
+	new(slab).decode(chunk{e})
 }
 
 // result is a record with a result.

@@ -9,7 +9,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// queue holds decoded records until a writer takes them, a lane for each
+// queue holds records until a writer takes them, a lane for each
 // partition. Each topic's share of it is bounded by rows and bytes: whoever has
 // more waits, and with it its partition.
 //
@@ -54,11 +54,17 @@ func newQueue(writers, chunkRows int, chunkBytes int64) *queue {
 	return &queue{writers: writers, maxRows: 2 * writers * chunkRows, maxBytes: 2 * int64(writers) * chunkBytes, wake: make(chan struct{}, 1), pairs: map[int]*pair{}, room: make(chan struct{})}
 }
 
+// The lanes of a pair.
+const (
+	eventsLane = iota
+	resultsLane
+)
+
 func laneOf(e *entry) int {
 	if e.part.topic == stream.Events {
-		return 0
+		return eventsLane
 	}
-	return 1
+	return resultsLane
 }
 
 // put adds a record. When ctx ends while the queue is full it is added all the

@@ -105,8 +105,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// take decodes records of one partition and queues them for the writers. fail
-// stops the recorder.
+// take queues records of one partition for the writers. fail stops the recorder.
 func (r *Recorder) take(ctx context.Context, own *offsets, q *queue, fail func(error), recs []*stream.Record) {
 	for _, rec := range recs {
 		part := own.current(rec.Topic, rec.Partition)
@@ -129,9 +128,9 @@ func (r *Recorder) take(ctx context.Context, own *offsets, q *queue, fail func(e
 		part.read = rec.Offset + 1
 		e := &entry{rec: rec, part: part, offset: rec.Offset, bytes: int64(len(rec.Value)), at: rec.Time}
 		if rec.Topic == stream.Events {
-			e.decodeEvents(rec.Value)
+			e.holdEvents(rec.Value)
 		} else {
-			e.decodeResult(rec.Value, rec.Header(task.HeaderContentType))
+			e.holdResult(rec.Value, rec.Header(task.HeaderContentType))
 		}
 		q.put(ctx, e)
 	}

@@ -24,6 +24,7 @@ type writer struct {
 	log     *slog.Logger
 	m       *metrics.Audit
 	health  *health
+	slab    slab
 	// bury sends dead letters and returns when they are acknowledged.
 	bury func(ctx context.Context, ls []letter) error
 }
@@ -35,7 +36,9 @@ func (w *writer) run(ctx context.Context) error {
 		if c == nil {
 			return nil
 		}
+		w.slab.decode(c)
 		err := w.record(ctx, c)
+		w.slab.reset()
 		release()
 		if err != nil {
 			if ctx.Err() != nil {

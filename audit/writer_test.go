@@ -245,7 +245,7 @@ func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {
 	strange := s.event("task.teleported", 0, "")
 	mixed := events.events(t, s.accepted(), strange, s.event(task.TaskQueued, 0, ""))
 	broken := &entry{rec: &fakeRecord{}, part: events, offset: events.take(), bytes: 3}
-	broken.decodeEvents([]byte{0xdd, 0xff, 0xff, 0xff, 0xff})
+	broken.decode([]byte{0xdd, 0xff, 0xff, 0xff, 0xff})
 	notJSON := &entry{rec: &fakeRecord{}, part: results, offset: results.take(), bytes: 3}
 	notJSON.decodeResult([]byte(`{"task_id":`), "")
 	c = append(c, mixed, broken, notJSON)
@@ -536,7 +536,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		e := &entry{}
 		fuzzing.Bound(t, len(b), func() {
 			e = &entry{}
-			e.decodeEvents(b)
+			e.decode(b)
 		})
 		var c copyBuffer
 		c.resetCopy()

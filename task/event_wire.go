@@ -283,19 +283,7 @@ func DecodeEvents(b []byte, place func(i, n int) *Event) error {
 // decodeEvents reads a frame of events. They keep b, which must not be changed.
 func decodeEvents(b []byte, place func(i, n int) *Event) error {
 	r := fieldReader{walker: walker{b: b}, text: string(b)}
-	if n := r.array(); r.err == nil && n != 3 {
-		r.fail("it is no frame (%d parts)", n)
-	}
-	if v := r.int(); r.err == nil && v != frameVersion {
-		r.fail("its version is %d, this program reads %d: update the older program", v, frameVersion)
-	}
-	if k := r.str(); r.err == nil && k != FrameEvents {
-		r.fail("it is a frame of another kind than %s", FrameEvents)
-	}
-	n := r.array()
-	if r.err == nil && (n > MaxFrameEvents || n > len(b)/minEventBytes) {
-		r.fail("%d events are more than %d, or more than fit into %d bytes", n, MaxFrameEvents, len(b))
-	}
+	n := r.events()
 	if r.err != nil {
 		return r.err
 	}
@@ -308,6 +296,36 @@ func decodeEvents(b []byte, place func(i, n int) *Event) error {
 		return fmt.Errorf("%d bytes follow the frame", len(b)-r.at)
 	}
 	return nil
+}
+
+// CountEvents is how many events a frame says that it holds, at most [MaxFrameEvents];
+// 0 for what [DecodeEvents] refuses at once. It reads nothing of the events themselves.
+func CountEvents(b []byte) int {
+	r := fieldReader{walker: walker{b: b}}
+	n := r.events()
+	if r.err != nil {
+		return 0
+	}
+	return n
+}
+
+// events reads the beginning of a frame of events, and returns how many follow. It needs no text.
+func (r *fieldReader) events() int {
+	size := len(r.b)
+	if n := r.array(); r.err == nil && n != 3 {
+		r.fail("it is no frame (%d parts)", n)
+	}
+	if v := r.int(); r.err == nil && v != frameVersion {
+		r.fail("its version is %d, this program reads %d: update the older program", v, frameVersion)
+	}
+	if k := r.anyBin(); r.err == nil && string(k) != FrameEvents {
+		r.fail("it is a frame of another kind than %s", FrameEvents)
+	}
+	n := r.array()
+	if r.err == nil && (n > MaxFrameEvents || n > size/minEventBytes) {
+		r.fail("%d events are more than %d, or more than fit into %d bytes", n, MaxFrameEvents, size)
+	}
+	return n
 }
 
 func (r *fieldReader) array() int {

@@ -151,6 +151,9 @@ func sameEvents(t testing.TB, b []byte) {
 	if (failed == nil) != (err == nil) || err == nil && !reflect.DeepEqual(want, got) {
 		t.Fatalf("%x is read as %+v (%v), and is %+v (%v)", b, got, err, want, failed)
 	}
+	if n := CountEvents(b); err == nil && n != len(got) || n > MaxFrameEvents {
+		t.Fatalf("%x announces %d events and holds %d", b, n, len(got))
+	}
 }
 
 // TestQuickFields cuts and changes a frame at each of its bytes: the quick ways end

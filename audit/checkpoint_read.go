@@ -280,11 +280,12 @@ func (c *chainCheck) judgePoints(standby bool) {
 		case p.matched:
 			good, c.signed, c.signedAt = seq, seq, p.time
 		case seq > c.end.rows && !standby:
-			if !c.explained(c.end.rows+1, seq) {
-				c.found(Finding{Reason: Rewritten, Seq: c.end.rows + 1, To: seq,
-					Detail: fmt.Sprintf("%s says that the chain has %d rows; it ends at row %d", p.name, seq, c.end.rows)})
+			last := slices.Max(slices.Collect(maps.Keys(c.points))) // those between say the same of fewer rows
+			if !c.explained(c.end.rows+1, last) {
+				c.found(Finding{Reason: Rewritten, Seq: c.end.rows + 1, To: last,
+					Detail: fmt.Sprintf("%s says that the chain has %d rows; it ends at row %d", c.points[last].name, last, c.end.rows)})
 			}
-			return // those after it say the same
+			return
 		case p.differs != nil && !c.explained(good+1, seq):
 			f := Finding{Reason: Rewritten, Seq: good + 1, Row: p.differs,
 				Detail: fmt.Sprintf("the chain fits in itself, but %s names another hash of row %d: it was made anew", p.name, seq)}

@@ -143,6 +143,10 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 			execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 74")
 			execute(t, g.pool, "UPDATE audit_chains SET rows = 73, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 73) WHERE topic = 'events' AND partition = 0")
 		}, 74, 74, true},
+		{"all that was signed after the first checkpoint, and more", func() {
+			execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
+			execute(t, g.pool, "UPDATE audit_chains SET rows = 70, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 70) WHERE topic = 'events' AND partition = 0")
+		}, 71, 74, true},
 		{"the whole chain is gone", func() {
 			execute(t, g.pool, "DELETE FROM audit_log WHERE"+of0)
 			execute(t, g.pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")

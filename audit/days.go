@@ -31,8 +31,8 @@ const auditLog = "audit_log"
 //
 // Most rows are of a day whose partition is known, and are copied straight into it:
 // on the way through audit_log Postgres looks for the partition of every row, and
-// builds and takes apart each a second time, a twentieth of all that it does. What
-// makes the shortcut safe is said at [shortcut].
+// builds and takes apart each a second time, a twentieth of all that it does.
+// shortcut.go tells what makes that safe.
 type days struct {
 	known  map[time.Time]string    // the table that takes the rows of a day that has a partition
 	notYet map[time.Time]time.Time // days whose partition could not be made: when to try again

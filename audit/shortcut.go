@@ -42,7 +42,7 @@ func copyIn(ctx context.Context, tx pgx.Tx, sql string, rows int, b []byte) erro
 		return fmt.Errorf("%w: %w", errClosed, err)
 	}
 	if err != nil {
-		return fmt.Errorf("copying %d rows: %w", rows, err)
+		return err
 	}
 	if done.RowsAffected() != int64(rows) { // somebody's trigger; which of them is not told
 		return errClosed

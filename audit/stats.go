@@ -60,8 +60,12 @@ type DroppedRow struct {
 	Rows int64  `json:"rows"`
 }
 
+// partitionSizesSQL estimates rows as the planner does: as many on a page as when the
+// partition was analyzed last, on as many pages as there are now; -1 when it never was.
 const partitionSizesSQL = `
-SELECT c.relname, coalesce(substring(c.relname FROM '^audit_log_([0-9]{8})$'), ''), c.reltuples::bigint, pg_total_relation_size(c.oid)
+SELECT c.relname, coalesce(substring(c.relname FROM '^audit_log_([0-9]{8})$'), ''),
+	CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::bigint))::bigint
+	     WHEN pg_relation_size(c.oid) = 0 THEN 0 ELSE -1 END, pg_total_relation_size(c.oid)
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'audit_log'::regclass ORDER BY 1`
 

@@ -125,6 +125,7 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 	case errors.Is(err, errClosed):
 		w.m.Chunks.WithLabelValues("repeated").Inc()
 		w.db.careful = careChunks
+		w.log.Info("a chunk could not be written by a shortcut: it is written again, and for a while none is", "chunks", careChunks, "error", describe(err))
 		return errAgain
 	case refused(err):
 		w.m.Chunks.WithLabelValues("bisected").Inc()

@@ -37,6 +37,13 @@ func (c Config) withDefaults() Config {
 
 // lease is how long a claimed callback is left to its holder: enough for the
 // delivery and for writing down how it went.
+// Check tells what is wrong with settings that are lists of texts.
+func (c Config) Check() error {
+	_, retries := c.retries()
+	_, networks := c.guard()
+	return errors.Join(retries, networks)
+}
+
 func (c Config) lease() time.Duration { return 2*c.Timeout + 30*time.Second }
 
 const maxRetries = 100

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -164,9 +165,29 @@ func decodeJSON(b []byte, into any, of *shape, unknown strictness) error {
 		return err
 	}
 	if err := json.Unmarshal(b, into); err != nil {
+		if name := badTime(b, into); name != "" {
+			return fieldErr(name, "send times as RFC 3339, such as 2026-01-31T12:00:00Z", "it is not a time")
+		}
 		return jsonError(err)
 	}
 	return nil
+}
+
+// badTime names the field of a struct whose JSON is not a time; the library does not.
+// "" when it is none of them.
+func badTime(b []byte, into any) string {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(b, &all) != nil {
+		return ""
+	}
+	t := reflect.TypeOf(into).Elem()
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if raw, ok := all[name]; ok && t.Field(i).Type == reflect.TypeFor[time.Time]() && json.Unmarshal(raw, new(time.Time)) != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // jsonError turns the library's errors into ours, which name the field.
@@ -213,6 +234,9 @@ func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input
 	if err := safely(func() error { return d.Decode(into) }); err != nil {
 		var fe *FieldError
 		if errors.As(err, &fe) {
+			if fe.Field == "" {
+				fe.Field = badEdgeTime(rest, into)
+			}
 			return nil, fe
 		}
 		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
@@ -224,6 +248,23 @@ func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input
 		return nil, nil
 	}
 	return msgpackToJSON(raw)
+}
+
+// badEdgeTime is badTime for MessagePack.
+func badEdgeTime(b []byte, into any) (name string) {
+	var all map[string]msgpack.RawMessage
+	if safely(func() error { return msgpack.Unmarshal(b, &all) }) != nil {
+		return ""
+	}
+	t := reflect.TypeOf(into).Elem()
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("msgpack"), ",")
+		if raw, ok := all[name]; ok && t.Field(i).Type == reflect.TypeFor[edgeTime]() &&
+			safely(func() error { return msgpack.Unmarshal(raw, new(edgeTime)) }) != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // safely turns a panic of the decoder on hostile bytes into an error.

@@ -21,7 +21,8 @@ func (c *cli) devCommand() *cobra.Command {
 		Long: `Run broker, Redis, Postgres and all stages inside one process, with the HTTP API.
 Single node, for development. With a data directory, what was unfinished when
 the process ended, or died, goes on when it comes back; without one, everything
-is gone then.
+is gone then. Callbacks go to private addresses, too, and are unsigned without a
+secret, whatever the configuration says.
 
 Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard dev
@@ -33,7 +34,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Follow, o.Version, o.Logger, o.Progress = c.configPath, true, versionNumber(), c.localLogger(verbose), c.step
+			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.configPath, true, true, versionNumber(), c.localLogger(verbose), c.step
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return serviceError(err)
@@ -53,7 +54,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 	f := cmd.Flags()
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
 	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory; empty: nothing is kept")
-	f.StringVar(&o.Listen, "listen", "127.0.0.1:8080", "address of the HTTP API; port 0 takes a free one")
+	f.StringVar(&o.Listen, "listen", "", "address of the HTTP API; port 0 takes a free one (default: api.listen, 127.0.0.1:8080)")
 	f.StringArrayVar(&devices, "device", nil, "NAME=URL of an OpenAI-compatible server; may be given again")
 	f.IntVar(&slots, "slots", 4, "requests that each --device works on at the same time")
 	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by their own heartbeats")

@@ -123,9 +123,9 @@ func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 
 // OpenPostgres connects to Postgres and asks it for a sign of life.
 func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error) {
-	pc, err := pgxpool.ParseConfig(cfg.URL)
-	if err != nil { // the library's error may hold the URL with its password
-		return nil, errors.New("postgres.url: it is no Postgres URL; use postgres://user@host:5432/database")
+	pc, err := cfg.parse()
+	if err != nil {
+		return nil, err
 	}
 	where := fmt.Sprintf("%s:%d, database %s", pc.ConnConfig.Host, pc.ConnConfig.Port, pc.ConnConfig.Database)
 	pc.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by the configuration

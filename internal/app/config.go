@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/batchyard/batchyard/api"
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/batcher"
@@ -55,6 +57,15 @@ type PostgresConfig struct {
 	Timeout  time.Duration `yaml:"timeout" default:"5s" min:"100ms" doc:"How long to wait for a connection."`
 }
 
+// parse reads the URL. The library's error may hold it with its password.
+func (c PostgresConfig) parse() (*pgxpool.Config, error) {
+	pc, err := pgxpool.ParseConfig(c.URL)
+	if err != nil || c.URL == "" {
+		return nil, errors.New("postgres.url: it is no Postgres URL; use postgres://user@host:5432/database")
+	}
+	return pc, nil
+}
+
 // OpsConfig is the listener of processes that do not run the API.
 type OpsConfig struct {
 	Listen string `yaml:"listen" default:"" doc:"host:port of /healthz, /readyz and /metrics in a process without the api stage; empty: none."`
@@ -75,8 +86,18 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	if err := config.Load(&cfg, config.Options{Path: path, Env: os.Environ(), Overrides: overrides}); err != nil {
 		return cfg, err
 	}
-	if _, err := policyOf(&cfg); err != nil { // what tags cannot say
-		return cfg, &config.Error{Lines: []string{err.Error()}}
+	var wrong config.Error
+	for _, check := range []func() error{ // what tags cannot say
+		func() error { _, err := policyOf(&cfg); return err },
+		cfg.Callbacks.Check,
+		func() error { _, err := cfg.Postgres.parse(); return err },
+	} {
+		if err := check(); err != nil {
+			wrong.Lines = append(wrong.Lines, err.Error())
+		}
+	}
+	if len(wrong.Lines) > 0 {
+		return cfg, &wrong
 	}
 	return cfg, nil
 }

@@ -47,3 +47,15 @@ func TestEverySettingIsDescribed(t *testing.T) {
 		}
 	}
 }
+
+// What a tag cannot say is checked before anything starts, all of it at once.
+func TestListsAndAddressesAreChecked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(path, []byte("callbacks:\n  allow_networks: [10.1]\n  retries: [5s, x]\npostgres:\n  url: hello\n"), 0o600))
+	_, err := LoadConfig(path, nil)
+	for _, want := range []string{`callbacks.allow_networks: "10.1" is no network`, `callbacks.retries: "x" is no pause`, "postgres.url: it is no Postgres URL"} {
+		require.ErrorContains(t, err, want)
+	}
+	_, err = LoadConfig("", map[string]string{"postgres.url": ""})
+	require.ErrorContains(t, err, "postgres.url: it is no Postgres URL")
+}

@@ -42,7 +42,8 @@ type Options struct {
 	Overrides  map[string]string // settings by key, over the file
 	DataDir    string            // empty: temporary
 	Version    string            // of the program
-	Listen     string            // of the API; empty: a free port on loopback
+	Listen     string            // of the API; empty: a free port on loopback, or
+	Configured bool              // where the configuration says
 	Devices    []Device          // empty: a simulated fleet
 	Fleet      []fleet.Spec      // of the simulated fleet; nil: fleet.Default()
 	NoDevices  bool              // neither: devices join by themselves
@@ -160,14 +161,16 @@ func (s *System) settings(o Options) map[string]string {
 		"redis.addr":               s.Stack.RedisAddr,
 		"postgres.url":             s.Stack.PostgresURL,
 		"audit.checkpoint_dir":     filepath.Join(s.Stack.DataDir, "audit-checkpoints"),
-		"api.listen":               "127.0.0.1:0",
 		"callbacks.allow_private":  "true",
 		"callbacks.unsigned":       "true",
 		"kafka.session_timeout":    "6s",
 		"kafka.heartbeat_interval": "300ms",
 	}
-	if o.Listen != "" {
+	switch {
+	case o.Listen != "":
 		set["api.listen"] = o.Listen
+	case !o.Configured:
+		set["api.listen"] = "127.0.0.1:0"
 	}
 	for k, v := range o.Overrides {
 		set[k] = v

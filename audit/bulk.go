@@ -28,7 +28,6 @@ type Bulk struct {
 func NewBulk(topic string, partition int) *Bulk {
 	p := int32(partition) //nolint:gosec // Kafka counts partitions in 32 bits
 	b := &Bulk{topic: topic, partition: p, end: chain{hash: genesis(topic, p)}}
-	b.buffer.stamped = true
 	b.buffer.resetCopy()
 	return b
 }
@@ -50,7 +49,7 @@ func (b *Bulk) Size() int { return len(b.buffer.b) }
 // columns of audit_log: itself, or the partition that they all belong to.
 func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
 	if b.buffer.rows > 0 {
-		sql := `COPY ` + pgx.Identifier{table}.Sanitize() + ` (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
+		sql := copyInto(pgx.Identifier{table}.Sanitize())
 		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.endCopy()), sql); err != nil {
 			return fmt.Errorf("writing %d audit rows to %s: %w", b.buffer.rows, table, err)
 		}

@@ -127,9 +127,8 @@ func (d *db) apply(ctx context.Context, c chunk) (w written, err error) {
 		return w, fmt.Errorf("committing: %w", err)
 	}
 	fault.At("audit.after_commit")
-	if d.careful > 0 && w.results+w.duplicates > 0 {
-		d.careful--
-	}
+	d.days.settle(true)
+	d.careful = max(0, d.careful-1)
 	for t, next := range to {
 		t.next = next
 	}
@@ -181,7 +180,7 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	defer func() { d.typed = err == nil }()
 
 	ends := chains{}
-	won, lost, now, err := d.claim(ctx, tx, first, types, to, ends, quick)
+	won, lost, now, err := d.claim(ctx, tx, len(as) > len(all), first, types, to, ends, quick)
 	if err != nil {
 		return w, err
 	}
@@ -217,15 +216,18 @@ func (d *db) write(ctx context.Context, tx pgx.Tx, as []atom, to map[*tenure]int
 	return w, flush(ctx, tx, &b, "writing states")
 }
 
-// claim advances the offsets of a chunk, reads the ends of its chains and takes
-// its results: won are those that are the first of their tasks, lost the others.
-func (d *db) claim(ctx context.Context, tx pgx.Tx, rs []offered, types rowTypes, to map[*tenure]int64, ends chains, quick bool) (won []*task.Result, lost []offered, now time.Time, err error) {
+// claim advances the offsets of a chunk, locks the log if there are events, reads the
+// ends of its chains and takes its results: won are those that are the first of their tasks, lost the others.
+func (d *db) claim(ctx context.Context, tx pgx.Tx, events bool, rs []offered, types rowTypes, to map[*tenure]int64, ends chains, quick bool) (won []*task.Result, lost []offered, now time.Time, err error) {
 	ours := make(map[string]bool, len(to))
 	taken := map[task.Key]*task.Result{}
 	var b pgx.Batch
 	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now, nil, nil) })
 	queueFence(&b, to, ours)
 	ends.queueRead(&b, to)
+	if events {
+		b.Queue(lockSQL)
+	}
 	copied := quick && len(rs) >= copyFrom
 	if !copied {
 		queueResults(&b, rs, &d.rows, types.result, taken)

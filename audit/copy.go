@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"math"
 	"time"
@@ -9,10 +8,10 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// copyInto is the COPY of the rows that a [copyBuffer] encodes; ingested_at is the
-// time of the transaction, which is its default.
+// copyInto is the COPY of the rows that a [copyBuffer] encodes. It has all columns: a
+// hash covers them, and what a default gives is for whoever owns the table to change.
 func copyInto(table string) string {
-	return `COPY ` + table + ` (time, ` + lateColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
+	return `COPY ` + table + ` (` + chainColumns + `, prev_hash, row_hash) FROM STDIN (FORMAT binary)`
 }
 
 // copyKeep is the size up to which a buffer is kept for the next chunk.
@@ -23,7 +22,6 @@ const copyKeep = 16 << 20
 type copyBuffer struct {
 	fieldBuffer
 	rows    int
-	stamped bool   // ingested_at is written, too
 	scratch []byte // of a row's hash
 }
 
@@ -126,22 +124,10 @@ type origin struct {
 // row adds one event as the next of its chain.
 func (c *copyBuffer) row(e *task.Event, from origin, ingested time.Time, end *chain) {
 	c.rows++
-	prev := end.hash
-	c.scratch = append(c.scratch[:0], prev[:]...)
-	width := chainWidth + 1
-	if c.stamped {
-		width++
-	}
-	c.b = binary.BigEndian.AppendUint16(c.b, uint16(width)) //nolint:gosec // a table has so many columns
+	c.b = binary.BigEndian.AppendUint16(c.b, chainWidth+2)
 	begin := len(c.b)
 	c.time(e.Time)
-	stamp := len(c.b)
 	c.time(ingested)
-	c.scratch = append(c.scratch, c.b[begin:]...)
-	if !c.stamped {
-		c.b = c.b[:stamp]
-	}
-	begin = len(c.b)
 	c.text(e.Tenant)
 	c.text(string(e.ActorType))
 	c.text(e.ActorID)
@@ -181,8 +167,8 @@ func (c *copyBuffer) row(e *task.Event, from origin, ingested time.Time, end *ch
 	c.int4(from.index)
 	end.rows++
 	c.int8(end.rows)
-	c.scratch = append(c.scratch, c.b[begin:]...)
-	end.hash = sha256.Sum256(c.scratch) // as link does, without another copy
+	prev := end.hash
+	end.hash, c.scratch = link(prev, c.b[begin:], c.scratch)
 	c.bytesOr(prev[:])
 	c.bytesOr(end.hash[:])
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,9 +33,10 @@ const auditLog = "audit_log"
 // builds and takes apart each a second time, a twentieth of all that it does.
 // shortcut.go tells what makes that safe.
 type days struct {
-	known  map[time.Time]string    // the table that takes the rows of a day that has a partition
+	known  map[time.Time]placing   // where the rows of a day go that has a partition
 	notYet map[time.Time]time.Time // days whose partition could not be made: when to try again
 	tables map[string]*copyBuffer  // rows of the present chunk; as many as it has days
+	doubt  string                  // a partition that has not taken the chunk's rows, whosever fault that is
 
 	last struct { // most events are of the same day
 		day  time.Time
@@ -44,24 +44,39 @@ type days struct {
 	}
 }
 
+// placing is the table that takes the rows of a day.
+type placing struct {
+	table string
+	until time.Time // then it is to be asked for again; zero: never
+}
+
 func newDays() days {
-	return days{known: map[time.Time]string{}, notYet: map[time.Time]time.Time{}, tables: map[string]*copyBuffer{}}
+	return days{known: map[time.Time]placing{}, notYet: map[time.Time]time.Time{}, tables: map[string]*copyBuffer{}}
 }
 
-// has reports whether the day of a time has a partition, as far as we know.
-func (d *days) has(t time.Time) bool {
-	_, ok := d.known[dayOf(t)]
-	return ok
+// has reports whether it is known where the rows of a time go.
+func (d *days) has(t, now time.Time) bool {
+	p, ok := d.known[dayOf(t)]
+	return ok && (p.until.IsZero() || now.Before(p.until))
 }
 
-// close sends the rows that went to these tables through audit_log from now on: their
+// close sends the rows that went to a table through audit_log from now on: the
 // partition was dropped, or somebody has detached or changed it. It is not made anew.
-func (d *days) close(tables ...string) {
-	for at, table := range d.known {
-		if slices.Contains(tables, table) {
-			d.known[at] = auditLog
+func (d *days) close(table string) {
+	for at, p := range d.known {
+		if p.table == table {
+			d.known[at] = placing{table: auditLog}
 		}
 	}
+}
+
+// settle says how it went the sure way with the rows that a partition has not taken:
+// if they were taken, the fault is the partition's.
+func (d *days) settle(taken bool) {
+	if taken && d.doubt != "" {
+		d.close(d.doubt)
+	}
+	d.doubt = ""
 }
 
 // begin empties the tables for the next chunk, and lets go of those that the last
@@ -83,7 +98,8 @@ func (d *days) of(t time.Time, quick bool) (rows *copyBuffer, placed bool) {
 	if since := t.Sub(d.last.day); d.last.rows != nil && since >= 0 && since < day {
 		return d.last.rows, true
 	}
-	table, placed := d.known[dayOf(t)]
+	p, placed := d.known[dayOf(t)]
+	table := p.table
 	if !placed || !quick {
 		table = auditLog
 	}
@@ -112,7 +128,7 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 				continue
 			}
 			at := dayOf(t)
-			if d.days.has(at) {
+			if d.days.has(at, now) {
 				seen = at
 				continue
 			}
@@ -123,13 +139,13 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 			if now.Before(d.days.notYet[at]) {
 				continue
 			}
-			table, made, err := openDay(ctx, d.pool, at)
+			where, made, err := openDay(ctx, d.pool, at, now)
 			if made {
 				m.PartitionsMade.Inc()
 			}
 			switch pg, ok := errors.AsType[*pgconn.PgError](err); {
 			case err == nil:
-				d.days.known[at] = table
+				d.days.known[at] = where
 			case ok && (pg.Code == lockNotAvailable || pg.Code == "42501"):
 				// The day is made later and takes its rows over; they are not to wait.
 				d.days.notYet[at] = now.Add(time.Minute)
@@ -142,20 +158,22 @@ func (d *db) ensureDays(ctx context.Context, c chunk, retention time.Duration, l
 	return nil
 }
 
-// openDay makes the partition of a day when it is not there, and returns the table
-// that takes its rows.
-func openDay(ctx context.Context, pool *pgxpool.Pool, at time.Time) (table string, made bool, err error) {
+// openDay makes the partition of a day when it is not there, and returns where the
+// rows of the day go: when the partition is not for us now, through audit_log for a minute.
+func openDay(ctx context.Context, pool *pgxpool.Pool, at, now time.Time) (p placing, made bool, err error) {
 	if made, err = makePartition(ctx, pool, at); err != nil {
-		return "", false, err
+		return p, false, err
 	}
-	err = pool.QueryRow(ctx, "SELECT batchyard_audit_partition($1::date)", at.Format(time.DateOnly)).Scan(&table)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	err = pool.QueryRow(ctx, "SELECT batchyard_audit_partition($1::date)", at.Format(time.DateOnly)).Scan(&p.table)
 	switch pg, ok := errors.AsType[*pgconn.PgError](err); {
-	case err == nil && table != "":
-		return table, made, nil
-	case err == nil || ok && pg.Code == "42501":
-		return auditLog, made, nil // it is there, and not for us
+	case err == nil && p.table != "":
+		return p, made, nil
+	case err == nil || ok && (pg.Code == "42501" || pg.Code == "42883"): // no right, or the schema is taken back
+		return placing{auditLog, now.Add(time.Minute)}, made, nil
 	}
-	return "", made, fmt.Errorf("looking for the partition of %s: %w", at.Format(time.DateOnly), err)
+	return p, made, fmt.Errorf("looking for the partition of %s: %w", at.Format(time.DateOnly), err)
 }
 
 // alarm says, at most once a minute, that rows go to the default partition. In

@@ -28,7 +28,7 @@ import (
 // does not take by the other.
 const (
 	copyFrom   = 64 // results, or states: fewer are not worth a round trip of their own
-	careChunks = 64 // chunks with results that are written the sure way afterwards
+	careChunks = 64 // chunks that are written the sure way afterwards
 )
 
 // errClosed says that a chunk is to be written the sure way.
@@ -63,8 +63,12 @@ func passing(pg *pgconn.PgError) bool {
 	return false
 }
 
-// copyRows copies the rows that were gathered, those of audit_log first: it is
-// locked before its partitions then, as everybody does who locks both.
+// lockSQL locks audit_log as a COPY into it does. Without, a writer would lock
+// partitions in an order of its own, and wait in a circle for a migration that has locked
+// the log and then its partitions; and who may not add to the log could to its days.
+const lockSQL = `LOCK TABLE ONLY audit_log IN ROW EXCLUSIVE MODE`
+
+// copyRows copies the rows that were gathered.
 func (d *days) copyRows(ctx context.Context, tx pgx.Tx) error {
 	if all := d.tables[auditLog]; all != nil && all.rows > 0 {
 		if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(all.endCopy()), copyInto(auditLog)); err != nil {
@@ -75,7 +79,7 @@ func (d *days) copyRows(ctx context.Context, tx pgx.Tx) error {
 		rows := d.tables[table]
 		if err := copyIn(ctx, tx, copyInto(table), rows.rows, rows.endCopy()); err != nil {
 			if errors.Is(err, errClosed) {
-				d.close(table)
+				d.doubt = table
 			}
 			return fmt.Errorf("writing audit rows to %s: %w", table, err)
 		}
@@ -90,11 +94,10 @@ func (d *days) shortcuts() []string {
 	})
 }
 
-// attachedSQL counts those of the given tables that are partitions of audit_log.
+// attachedSQL finds those of the given tables that are no partitions of audit_log.
 const attachedSQL = `
-SELECT count(*) FROM pg_inherits
-WHERE inhparent = to_regclass('audit_log') AND NOT inhdetachpending
-	AND inhrelid = ANY (ARRAY(SELECT to_regclass(name)::oid FROM unnest($1::text[]) AS t (name)))`
+SELECT name FROM unnest($1::text[]) AS t (name) WHERE NOT EXISTS (
+	SELECT FROM pg_inherits WHERE inhrelid = to_regclass(name) AND inhparent = to_regclass('audit_log') AND NOT inhdetachpending)`
 
 // queueCheck adds to a batch the question whether the tables that took rows are
 // partitions. It comes after the COPY: whoever wants to detach, drop or rename one of
@@ -104,15 +107,14 @@ func (d *days) queueCheck(b *pgx.Batch) {
 	if len(tables) == 0 {
 		return
 	}
-	b.Queue(attachedSQL, tables).QueryRow(func(row pgx.Row) error {
-		var n int
-		if err := row.Scan(&n); err != nil {
+	b.Queue(attachedSQL, tables).Query(func(rows pgx.Rows) error {
+		foreign, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(foreign) == 0 {
 			return err
 		}
-		if n != len(tables) {
-			d.close(tables...)
-			return fmt.Errorf("%w: not all of %v are partitions of audit_log any more", errClosed, tables)
+		for _, table := range foreign {
+			d.close(table)
 		}
-		return nil
+		return fmt.Errorf("%w: %v are no partitions of audit_log any more", errClosed, foreign)
 	})
 }

@@ -104,7 +104,7 @@ func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
 			_, err := r.pool.Exec(t.Context(), fmt.Sprintf(sql, table))
 			require.NoError(t, err)
 			r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
-			require.Equal(t, careChunks, r.w.db.careful)
+			require.Equal(t, careChunks-1, r.w.db.careful)
 			r.w.db.careful = 0
 			r.record(events.events(t, s.event(task.TaskAssigned, 1, "d1")))
 			require.Zero(t, r.w.db.careful, "it is not tried again")
@@ -114,4 +114,112 @@ func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
 			require.Empty(t, r.sent)
 		})
 	}
+}
+
+// TestWhatAPartitionDoesNotTake: when it was the record's fault, its day goes on by the shortcut.
+func TestWhatAPartitionDoesNotTake(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	s := newStory("t1")
+	bad := events.events(t, s.accepted(), s.event(task.TaskQueued, 0, ""), s.event(task.TaskAssigned, 1, "d1"))
+	bad.events[1].v.ActorID = "\xff" // as no decoder lets through
+	r.record(bad)
+	require.Len(t, r.sent, 1)
+	for r.w.db.careful > 0 {
+		r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
+	}
+	r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
+	require.Len(t, r.w.db.days.shortcuts(), 1)
+}
+
+// TestTheLogIsLockedBeforeItsDays: whoever changes audit_log locks it and then its
+// partitions. A writer that had locked one of these first would wait for him, and he for it.
+func TestTheLogIsLockedBeforeItsDays(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	s := newStory("t1")
+	r.record(events.events(t, s.accepted()))
+	require.Len(t, r.w.db.days.shortcuts(), 1)
+	tx, err := r.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer rollback(t.Context(), tx)
+	_, err = tx.Exec(t.Context(), "LOCK TABLE ONLY audit_log IN SHARE MODE")
+	require.NoError(t, err)
+	next := events.events(t, s.event(task.TaskQueued, 0, ""))
+	done := make(chan error, 1)
+	go func() { done <- r.w.record(t.Context(), chunk{next}) }()
+	require.Eventually(t, func() bool {
+		return one[bool](t, r.pool, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'audit_log'::regclass AND NOT granted)")
+	}, patience, 5*time.Millisecond)
+	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM pg_locks WHERE mode = 'RowExclusiveLock' AND granted AND relation IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)"))
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, <-done)
+	require.Len(t, r.w.db.days.shortcuts(), 1)
+}
+
+// TestADayThatIsNotForUsNow goes through audit_log for a while: nobody is waited for.
+func TestADayThatIsNotForUsNow(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"somebody makes or drops a day": "SELECT pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0))",
+		"a trigger for each statement": `CREATE FUNCTION count_them() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+			CREATE TRIGGER count_them AFTER INSERT ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION count_them()`,
+		"the function is gone": "DROP FUNCTION batchyard_audit_partition(date)",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			owner, of := logins(t, "batchyard_recorder")
+			r := newRig(t, of["batchyard_recorder"])
+			events := r.own("events", 0)
+			s := newStory("t1")
+			for _, at := range []time.Time{s.at, time.Now()} {
+				_, err := makePartition(t.Context(), owner, dayOf(at))
+				require.NoError(t, err)
+			}
+			tx, err := owner.Begin(t.Context())
+			require.NoError(t, err)
+			defer rollback(t.Context(), tx)
+			_, err = tx.Exec(t.Context(), sql)
+			require.NoError(t, err)
+			if name != "somebody makes or drops a day" {
+				require.NoError(t, tx.Commit(t.Context()))
+			}
+			first := s.accepted()
+			where, made, err := openDay(t.Context(), r.pool, dayOf(first.Time), time.Now())
+			require.NoError(t, err)
+			require.False(t, made)
+			require.Equal(t, auditLog, where.table)
+			require.False(t, where.until.IsZero())
+			r.record(events.events(t, first))
+			require.Empty(t, r.w.db.days.shortcuts())
+			require.Equal(t, 1, one[int](t, owner, "SELECT count(*) FROM audit_log"))
+			require.Zero(t, one[int](t, owner, "SELECT count(*) FROM audit_log_default"))
+			if name != "somebody makes or drops a day" {
+				return
+			}
+			// A minute later it is asked for again.
+			require.NoError(t, tx.Rollback(t.Context()))
+			for at, p := range r.w.db.days.known {
+				r.w.db.days.known[at] = placing{p.table, time.Now().Add(-time.Second)}
+			}
+			r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
+			require.Len(t, r.w.db.days.shortcuts(), 1)
+		})
+	}
+}
+
+// TestDefaultsAreNotReliedOn: a hash covers what was sent, whatever the table would say.
+func TestDefaultsAreNotReliedOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newPool(t))
+	events := r.own("events", 0)
+	s := newStory("t1")
+	r.record(events.events(t, s.accepted()))
+	for _, table := range append(r.w.db.days.shortcuts(), auditLog) {
+		execute(t, r.pool, "ALTER TABLE "+table+" ALTER ingested_at SET DEFAULT clock_timestamp()")
+	}
+	r.record(events.events(t, s.event(task.TaskQueued, 0, "")))
+	requireChains(t, r.pool, map[place]int64{{"events", 0}: 2})
 }

@@ -129,6 +129,7 @@ func (w *writer) try(ctx context.Context, c chunk) error {
 		return errAgain
 	case refused(err):
 		w.m.Chunks.WithLabelValues("bisected").Inc()
+		w.db.days.settle(false)
 		return w.setAside(ctx, c, err)
 	}
 	return err

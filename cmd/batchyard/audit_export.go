@@ -5,8 +5,10 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +49,9 @@ its name ends in .gz.`,
 			if err != nil {
 				return err
 			}
+			if e.output == "" {
+				return usageError("-o is empty; name a file, or leave it out for standard output")
+			}
 			f.Oldest = true
 			return c.auditExport(cmd.Context(), s.postgres, f, &e)
 		},
@@ -79,7 +84,7 @@ func (c *cli) auditExport(ctx context.Context, url string, f audit.Search, e *ex
 			}))
 		})
 		if err == nil && e.output != "-" {
-			_, _ = fmt.Fprintf(c.err, "%d rows written to %s\n", n, e.output)
+			_, _ = fmt.Fprintf(c.err, "%s written to %s\n", counted(n, "row"), e.output)
 		}
 		return err
 	})
@@ -103,7 +108,7 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, err))
+		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, withoutPath(err)))
 	}
 	done := false
 	defer func() {
@@ -124,11 +129,22 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	}
 	for _, step := range []func() error{finish, w.Flush, file.Sync, file.Close, func() error { return os.Rename(file.Name(), path) }} {
 		if err := step(); err != nil {
-			return fmt.Errorf("writing %s: %w", path, err)
+			return fmt.Errorf("writing %s: %w", path, withoutPath(err))
 		}
 	}
 	done = true
 	return nil
+}
+
+// withoutPath is what happened to a file, without the temporary name that it had.
+func withoutPath(err error) error {
+	if at, ok := errors.AsType[*fs.PathError](err); ok {
+		return at.Err
+	}
+	if at, ok := errors.AsType[*os.LinkError](err); ok {
+		return at.Err
+	}
+	return err
 }
 
 // writeInto calls fn with what is at the path already: a device or a pipe, which a

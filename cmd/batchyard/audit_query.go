@@ -18,6 +18,13 @@ import (
 // shownColumns are the columns that a table has unless others are named.
 var shownColumns = []string{"time", "action", "outcome", "error_class", "tenant", "task_id", "device_id", "attempt", "actor_id", "source_addr", "duration_ms", "detail"}
 
+// usualWidths are how wide columns of a live table are from the beginning on: its
+// header comes before any row is known.
+var usualWidths = map[string]int{
+	"time": 24, "ingested_at": 24, "action": 23, "error_class": 12, "tenant": 12, "actor_id": 28, "source_addr": 21,
+	"resource_id": 36, "task_id": 36, "job_id": 36, "batch_id": 36, "trace_id": 32, "device_id": 16, "model": 16, "user_agent": 24, "src_topic": 12,
+}
+
 // rowFlags say how rows are shown.
 type rowFlags struct {
 	columns string
@@ -94,6 +101,9 @@ func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
 	if live {
 		// Not yet written: it tells that from now on no row is missed.
 		w.widths, w.header = make([]int, len(header)), header
+		for i, col := range columns {
+			w.widths[i] = usualWidths[col.Name] // more where the header is wider
+		}
 		return w, nil
 	}
 	w.table = newTable(c.out, header...)
@@ -223,6 +233,8 @@ are shown in UTC.`,
 			switch {
 			case err != nil:
 				return err
+			case all && cmd.Flags().Changed("limit"):
+				return errLimitAll
 			case f.Limit < 1:
 				return usageError("--limit must be at least 1; --all shows everything")
 			case order != "asc" && order != "desc":
@@ -326,7 +338,7 @@ func (c *cli) auditTail(ctx context.Context, url string, f audit.Search, r *rowF
 				return w.row(row)
 			},
 			Gone: func(chain string, rows int64) {
-				_, _ = fmt.Fprintf(c.err, "batchyard: %d rows of chain %s are not there: run `batchyard audit verify`\n", rows, plain(chain))
+				_, _ = fmt.Fprintf(c.err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", counted(rows, "row"), plain(chain))
 			},
 			Away: func(err error, _ time.Time) {
 				if !away {

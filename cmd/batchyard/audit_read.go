@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -20,7 +23,7 @@ import (
 
 // postgresFlag is for commands that people with a login of their own use.
 func (c *cli) postgresFlag(cmd *cobra.Command, url *string) {
-	cmd.Flags().StringVar(url, "postgres", "", "connection `URL` of Postgres (default: postgres.url of the configuration)")
+	cmd.Flags().Var((*givenValue)(url), "postgres", "connection `URL` of Postgres (default: postgres.url of the configuration)")
 }
 
 // withPostgres connects to Postgres, by a URL or else by the configuration, and calls fn.
@@ -62,11 +65,11 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 		{&s.f.Outcome, "outcome", "that ended so: ok, failed or refused"}, {&s.f.Class, "class", "with this `class` of error"},
 		{&s.f.Model, "model", "with this `model`"}, {&s.f.Trace, "trace", "of this trace `id`"},
 	} {
-		flags.Var((*filterValue)(f.to), f.name, "only rows "+f.what)
+		flags.Var(filterValue{(*givenValue)(f.to)}, f.name, "only rows "+f.what)
 	}
 	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or those of a pattern such as task.*; may be given again")
-	flags.StringVar(&s.since, "since", "", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
-	flags.StringVar(&s.until, "until", "", "only before this `time`")
+	flags.Var((*givenValue)(&s.since), "since", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
+	flags.Var((*givenValue)(&s.until), "until", "only before this `time`")
 	completeFlag(cmd, "outcome", []string{"ok", "failed", "refused"})
 	actions := make([]string, len(task.Actions))
 	for i, a := range task.Actions {
@@ -75,22 +78,33 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 	completeFlag(cmd, "action", actions)
 }
 
-// filterValue is a filter's value. An empty one is a variable that was not set, and
-// would show everybody's rows.
-type filterValue string
+// givenValue is a flag's value. An empty one is a variable that was not set: it would
+// show everybody's rows, or those of another database.
+type givenValue string
 
-func (n *filterValue) String() string { return string(*n) }
+func (n *givenValue) String() string { return string(*n) }
 
 // Type is not shown: each flag names its value.
-func (*filterValue) Type() string { return "string" }
+func (*givenValue) Type() string { return "string" }
 
 // Set takes the value.
-func (n *filterValue) Set(s string) error {
+func (n *givenValue) Set(s string) error {
 	if s == "" {
-		return errors.New("it is empty; name one, or leave the flag out for all")
+		return errors.New("it is empty; name one, or leave the flag out")
 	}
-	*n = filterValue(s)
+	*n = givenValue(s)
 	return nil
+}
+
+// filterValue is a filter's value: a text that Postgres takes.
+type filterValue struct{ *givenValue }
+
+// Set takes the value.
+func (n filterValue) Set(s string) error {
+	if !utf8.ValidString(s) || strings.Contains(s, "\x00") {
+		return errors.New("it is no text: it must be UTF-8, without NUL")
+	}
+	return n.givenValue.Set(s)
 }
 
 // search is what the flags say.
@@ -114,6 +128,10 @@ func (s *searchFlags) search(now time.Time) (f audit.Search, err error) {
 	return f, nil
 }
 
+// tooLong is how long ago something was, which is more than can be counted when it
+// could not be read.
+var tooLong = regexp.MustCompile(`^\d+[dhms]$`)
+
 // parseMoment reads a time as people write it: a day, a time with its zone, or how
 // long ago it was.
 func parseMoment(flag, s string, now time.Time) (time.Time, error) {
@@ -133,6 +151,9 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 	}
 	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
 		return now.Add(-d), nil
+	}
+	if tooLong.MatchString(s) {
+		return time.Time{}, usageError("--%s %s is too long ago; %dd is the most", flag, s, math.MaxUint16)
 	}
 	return time.Time{}, usageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
 }

@@ -52,12 +52,13 @@ func (c *cli) auditStats(ctx context.Context, url string, days int) error {
 		}
 		kafka := addLag(ctx, cfg, s)
 		if c.json {
+			s.Partitions, s.Actions, s.Chains = list(s.Partitions), list(s.Actions), list(s.Chains)
 			err = c.printJSON(s)
 		} else {
 			err = c.showStats(s, kafka)
 		}
 		if err == nil && s.InDefault > 0 {
-			err = fmt.Errorf("the default partition holds %d rows: clocks are wrong, or partitions could not be made", s.InDefault)
+			err = fmt.Errorf("the default partition holds %s: clocks are wrong, or partitions could not be made", counted(s.InDefault, "row"))
 		}
 		return withCode(exitFailed, err)
 	})
@@ -104,7 +105,7 @@ func (c *cli) showStats(s *audit.Stats, kafka error) error {
 	}
 	t.row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; it should be none")
 	for _, d := range s.Dropped {
-		t.row("removed by retention", d.Day, strconv.FormatInt(d.Rows, 10)+" rows")
+		t.row("removed by retention", d.Day, counted(d.Rows, "row"))
 	}
 	if err := t.flush(); err != nil {
 		return err

@@ -154,8 +154,10 @@ func TestAuditExport(t *testing.T) {
 	// What fails leaves nothing behind.
 	r = try(t, "", "audit", "export", "-c", f.config, "--action", "nope", "-o", filepath.Join(dir, "other.jsonl"))
 	require.Equal(t, exitUsage, r.code)
-	r = try(t, "", "audit", "export", "-c", f.config, "-o", filepath.Join(dir, "no", "where.jsonl"))
+	nowhere := filepath.Join(dir, "no", "where.jsonl")
+	r = try(t, "", "audit", "export", "-c", f.config, "-o", nowhere)
 	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, "batchyard: making "+nowhere+": no such file or directory\n", r.err)
 	// What is no file is written to, and stays what it is.
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
@@ -173,6 +175,53 @@ func TestAuditExport(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Len(t, left, 1)
+}
+
+// The header of a live table comes before its rows, and stands above them all the same.
+func TestTailIsAligned(t *testing.T) {
+	t.Parallel()
+	c, b := shownAt()
+	w, err := c.newRowWriter(&rowFlags{}, true)
+	require.NoError(t, err)
+	require.NoError(t, w.flush())
+	for i, a := range task.Actions {
+		require.NoError(t, w.row(&audit.LogRow{
+			Time: noon, Action: string(a.Action), Outcome: "refused", ErrorClass: string(task.ErrorClasses[i%len(task.ErrorClasses)]), Tenant: "default",
+			TaskID: "0199f3c1-7d3e-7b4e-9d5e-0123456789ab", DeviceID: "gpu-1", Attempt: 3, ActorID: "router@5d7f9c6b8-x2x4z-31337",
+			SourceAddr: "203.0.113.200:65535", DurationMS: 1234.567, Detail: []byte("{}"),
+		}))
+	}
+	got := lines(b.String())
+	require.Len(t, got, 1+len(task.Actions))
+	for _, line := range got[1:] {
+		for name, value := range map[string]string{"OUTCOME": "refused", "TENANT": "default", "DEVICE ID": "gpu-1", "DURATION MS": "1234.567", "DETAIL": "{}"} {
+			require.Truef(t, strings.HasPrefix(line[strings.Index(got[0], name):], value), "%s\n%s", got[0], line)
+		}
+	}
+}
+
+// A healthy log has no findings, and these are a list still: jq iterates over it.
+func TestAuditVerifyIsForPrograms(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	r := try(t, "", "audit", "verify", "-c", f.config, "--json", "--no-kafka")
+	require.Equal(t, exitOK, r.code, r.err)
+	var report map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal([]byte(r.out), &report))
+	require.Equal(t, "[]", string(report["findings"]))
+	for _, name := range []string{"chains", "notes"} {
+		require.Truef(t, strings.HasPrefix(string(report[name]), "["), "%s: %s", name, r.out)
+	}
+}
+
+func TestFindingsAreCounted(t *testing.T) {
+	t.Parallel()
+	c, b := shownAt()
+	one := audit.Finding{Reason: audit.Missing, Topic: "events", Seq: 363, To: 364, Detail: "gone"}
+	require.NoError(t, c.showVerified(&audit.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []audit.ChainReport{{Topic: "events"}}, Findings: []audit.Finding{one}}))
+	require.Contains(t, b.String(), "MISSING events/0 rows 363 to 364: gone\n")
+	require.Contains(t, b.String(), "1 row in 1 chain, 0 dropped by retention, 1 checkpoint: 1 finding\n")
+	require.Equal(t, "MISSING events/0 row 5: gone", describeFinding(&audit.Finding{Reason: audit.Missing, Topic: "events", Seq: 5, Detail: "gone"}))
 }
 
 func TestAuditStats(t *testing.T) {
@@ -207,6 +256,7 @@ func TestLedgerCheck(t *testing.T) {
 	var r ledger.Report
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "ledger", "check", "-c", f.config, "--json")), &r))
 	require.True(t, r.Holds)
+	require.NotNil(t, r.Problems, "a list, also when it is empty")
 	require.Equal(t, r.Accepted, r.Terminal+r.InFlight+r.Dead)
 	require.GreaterOrEqual(t, r.ByState[string(task.Success)], int64(5))
 
@@ -268,6 +318,10 @@ func TestMoments(t *testing.T) {
 	}
 	for _, s := range []string{"-2h", "7", "xd", "-7d", "7 d", "2026-13-01"} {
 		_, err := parseMoment("since", s, now)
-		require.Error(t, err, s)
+		require.ErrorContains(t, err, "is no time", s)
+	}
+	for _, s := range []string{"65536d", "99999999999999999999d", "9999999h"} {
+		_, err := parseMoment("since", s, now)
+		require.ErrorContains(t, err, "is too long ago", s)
 	}
 }

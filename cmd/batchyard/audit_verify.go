@@ -60,7 +60,7 @@ looked at; 3 a service cannot be reached.`,
 	c.jsonFlag(cmd)
 	c.postgresFlag(cmd, &f.postgres)
 	fl := cmd.Flags()
-	fl.StringVar(&f.since, "since", "", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
+	fl.Var((*givenValue)(&f.since), "since", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
 	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; may be given again (default: audit.checkpoint_dir, if it is there)")
 	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key that checkpoints are trusted by; may be given again (default: signing.pub in audit.checkpoint_dir)")
 	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
@@ -99,12 +99,16 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 		return withCode(exitUsage, err) // it could not be looked at, which is not to be taken for a finding
 	}
 	if c.json {
-		err = c.printJSON(report)
+		report.Chains, report.Findings = list(report.Chains), list(report.Findings)
+		err = c.printJSON(struct {
+			*audit.Report
+			Notes []string `json:"notes"` // also when there are none
+		}{report, list(report.Notes)})
 	} else {
 		err = c.showVerified(report)
 	}
 	if err == nil && !report.OK() {
-		err = fmt.Errorf("the audit log is not as it was recorded: %d findings", report.Count)
+		err = fmt.Errorf("the audit log is not as it was recorded: %s", counted(report.Count, "finding"))
 	}
 	return withCode(exitFailed, err)
 }
@@ -171,7 +175,7 @@ type verifyProgress struct {
 }
 
 func (v *verifyProgress) set(p audit.VerifyProgress) {
-	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "rows") })
+	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "row") })
 	v.p.mu.Lock()
 	if v.p.total = max(v.p.total, int(p.Rows)); v.p.bar != nil {
 		v.p.bar.ChangeMax(v.p.total)
@@ -220,13 +224,13 @@ func (c *cli) showVerified(r *audit.Report) error {
 		c.printf("note: %s\n", plain(n))
 	}
 	if r.Before > 0 {
-		c.printf("note: %d rows are from before the chains began; nothing protects them\n", r.Before)
+		c.printf("note: from before the chains began, where nothing protects them: %s\n", counted(r.Before, "row"))
 	}
 	verdict := "all is well"
 	if !r.OK() {
-		verdict = fmt.Sprintf("%d findings", r.Count)
+		verdict = counted(r.Count, "finding")
 	}
-	c.printf("%d rows in %d chains, %d dropped by retention, %d checkpoints: %s\n", r.Rows, len(r.Chains), r.Dropped, r.Checkpoints, verdict)
+	c.printf("%s in %s, %d dropped by retention, %s: %s\n", counted(r.Rows, "row"), counted(len(r.Chains), "chain"), r.Dropped, counted(r.Checkpoints, "checkpoint"), verdict)
 	return nil
 }
 
@@ -236,8 +240,10 @@ func describeFinding(f *audit.Finding) string {
 	if f.Topic != "" {
 		s += " " + f.Chain()
 	}
-	if rows := f.Rows(); rows != "" {
-		s += " row " + rows
+	if f.To > f.Seq {
+		s += " rows " + f.Rows()
+	} else if f.Seq != 0 {
+		s += " row " + f.Rows()
 	}
 	if f.Row != nil {
 		s += ": " + f.Row.String()

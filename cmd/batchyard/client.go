@@ -211,7 +211,7 @@ func (a *client) get(ctx context.Context, path string, query url.Values, wait ti
 func (a *client) Submit(ctx context.Context, tasks []*task.Task) error {
 	body, err := json.Marshal(tasks)
 	if err != nil {
-		return fmt.Errorf("encoding %d tasks: %w", len(tasks), err)
+		return fmt.Errorf("encoding %s: %w", counted(len(tasks), "task"), err)
 	}
 	pause := a.pauses()
 	for {

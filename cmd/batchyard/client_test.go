@@ -180,7 +180,31 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	now := noon
 	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
 	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
-	require.Equal(t, 1, strings.Count(errOut.String(), "running: 1 tasks are not known as tasks of this job"), errOut.String())
+	require.Equal(t, 1, strings.Count(errOut.String(), "running: not known as tasks of this job: 1 task;"), errOut.String())
+}
+
+// All tasks of a long job end between two looks: the last has nothing to say of them.
+func TestWaitForTasksThatAreAllKnown(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost:
+			answer(w, 202, `{}`)
+		case asked.Add(1) < 3:
+			answer(w, 200, `{"tasks":{"RUNNING":1}}`)
+		default:
+			answer(w, 200, `{"tasks":{"SUCCESS":1}}`)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	var out, errOut strings.Builder
+	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`), &out, &errOut)
+	now := noon
+	c.now = func() time.Time { now = now.Add(strangeAfter); return now }
+	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.NotContains(t, errOut.String(), "not known", errOut.String())
+	require.Contains(t, errOut.String(), "running: 1 of 1 task, ")
 }
 
 func TestListPages(t *testing.T) {

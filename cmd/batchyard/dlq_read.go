@@ -23,6 +23,9 @@ func (c *cli) dlqListCommand() *cobra.Command {
 		Example: "  batchyard dlq list --since 1h\n  batchyard dlq list --all --json | jq -r .reason | sort | uniq -c",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all && cmd.Flags().Changed("limit") {
+				return errLimitAll
+			}
 			if limit < 1 || limit > 100_000 {
 				return usageError("--limit must be 1 to 100000; --all lists everything")
 			}

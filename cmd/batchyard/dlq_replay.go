@@ -228,7 +228,7 @@ func (r *replay) tell(dry bool) error {
 		if dry {
 			verb = "to be replayed"
 		}
-		r.c.printf("%d dead letters %s\n", out.Replayed, verb)
+		r.c.printf("%s %s\n", counted(out.Replayed, "dead letter"), verb)
 		topics := make([]string, 0, len(r.written))
 		for t := range r.written {
 			topics = append(topics, t)

@@ -40,6 +40,9 @@ func usageError(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
+// errLimitAll is for lists that have both flags: one of them would be ignored.
+var errLimitAll = usageError("--limit and --all exclude each other")
+
 // serviceError gives what came of connecting to a service its exit code. All
 // our packages begin such errors alike, and what they are about besides is the
 // configuration: what is wrong in it, topics or a schema that are not there.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,8 +56,15 @@ not look.`,
   batchyard ledger check --settled --wait 2m   # after a drain: nothing may be in flight`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.Wait < 0 || o.Problems < 1 {
-				return usageError("--wait must not be negative, and --problems at least 1")
+			switch {
+			case o.Wait < 0:
+				return usageError("--wait must not be negative")
+			case o.Problems < 1:
+				return usageError("--problems must be at least 1")
+			}
+			// Only an account too large for memory needs it, after minutes of reading.
+			if at, err := os.Stat(o.Dir); o.Dir != "" && (err != nil || !at.IsDir()) {
+				return usageError("--dir %s is no directory; name one that is there", o.Dir)
 			}
 			if c.stderrTTY && !quiet {
 				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.err, what+" …") }
@@ -132,8 +140,8 @@ func (c *cli) showLedger(r *ledger.Report) error {
 	if r.Older > 0 {
 		count("older results", r.Older)
 	}
-	t.row("events recorded", strconv.FormatInt(r.Events.Expected, 10), fmt.Sprintf("in %d records", r.Events.Records))
-	t.row("  audit rows", strconv.FormatInt(r.Events.Rows, 10), fmt.Sprintf("and %d events in dead letters, %d results not taken", r.Events.Dead, r.Events.Duplicates))
+	t.row("events recorded", strconv.FormatInt(r.Events.Expected, 10), "in "+counted(r.Events.Records, "record"))
+	t.row("  audit rows", strconv.FormatInt(r.Events.Rows, 10), fmt.Sprintf("and %s in dead letters, %s not taken", counted(r.Events.Dead, "event"), counted(r.Events.Duplicates, "result")))
 	if err := t.flush(); err != nil {
 		return err
 	}

@@ -206,7 +206,11 @@ func TestTasksWhyAndPriority(t *testing.T) {
 	r := try(t, "", append([]string{"tasks", "set-priority", "runs", "high"}, at...)...)
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.err, "has ended already, as SUCCESS")
-	require.Equal(t, exitFailed, try(t, "", append([]string{"tasks", "why", "nobody"}, at...)...).code)
+	for _, how := range []string{"why", "get"} {
+		r = try(t, "", append([]string{"tasks", how, "nobody"}, at...)...)
+		require.Equal(t, exitFailed, r.code)
+		require.Contains(t, r.err, "task nobody: ", how)
+	}
 }
 
 // bury puts a record into the dead letters as a stage would.
@@ -247,7 +251,7 @@ func TestDLQReplay(t *testing.T) {
 	require.Contains(t, r.out, "3 dead letters to be replayed")
 
 	// One by its position, then all by their reason: the first is replayed twice.
-	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letters replayed")
+	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letter replayed\n")
 	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--json")
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.err, `it came from "somewhere.else"`)

@@ -91,6 +91,14 @@ func span(d time.Duration) string {
 	return strconv.FormatInt(int64(d/(24*time.Hour)), 10) + "d"
 }
 
+// counted is how many of something there are: 1 row, 2 rows.
+func counted[N int | int64](n N, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
 // size is a number of bytes for people.
 func size(n int64) string {
 	const unit = 1024
@@ -112,6 +120,15 @@ func (c *cli) printJSON(v any) error {
 		return fmt.Errorf("writing JSON: %w", err)
 	}
 	return nil
+}
+
+// list is a slice that JSON has as an array, also when it is empty: jq cannot
+// iterate over null.
+func list[T any](of []T) []T {
+	if of == nil {
+		return []T{}
+	}
+	return of
 }
 
 // printf writes for people.
@@ -184,7 +201,7 @@ func (s *summary) print(w io.Writer) error {
 // failed is an error unless every task succeeded.
 func (s *summary) failed() error {
 	if n := s.Total - s.ByState[task.Success]; n > 0 {
-		return withCode(exitFailed, fmt.Errorf("%d of %d tasks of job %s did not succeed", n, s.Total, s.Job))
+		return withCode(exitFailed, fmt.Errorf("%d of %s of job %s did not succeed", n, counted(s.Total, "task"), s.Job))
 	}
 	return nil
 }

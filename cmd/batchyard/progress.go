@@ -17,7 +17,7 @@ const lineEvery = 5 * time.Second
 type progress struct {
 	c     *cli
 	label string
-	of    string // what is counted
+	of    string // what is counted, one of it
 	total int
 
 	mu    sync.Mutex
@@ -30,7 +30,7 @@ type progress struct {
 }
 
 // progress begins to show a piece of work of so many tasks.
-func (c *cli) progress(label string, total int) *progress { return c.progressOf(label, total, "tasks") }
+func (c *cli) progress(label string, total int) *progress { return c.progressOf(label, total, "task") }
 
 // progressOf is progress for what is no tasks.
 func (c *cli) progressOf(label string, total int, of string) *progress {
@@ -39,7 +39,7 @@ func (c *cli) progressOf(label string, total int, of string) *progress {
 	if c.stderrTTY {
 		p.bar = progressbar.NewOptions(total,
 			progressbar.OptionSetWriter(c.err), progressbar.OptionSetDescription(label),
-			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(of),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(of+"s"),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionFullWidth(),
 			progressbar.OptionOnCompletion(func() { _, _ = fmt.Fprintln(c.err) }))
 	}
@@ -97,5 +97,5 @@ func (p *progress) Finish() {
 
 func (p *progress) line() {
 	p.told = p.done
-	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %d %s, %s\n", p.label, p.done, p.total, p.of, span(p.c.now().Sub(p.began)))
+	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %s, %s\n", p.label, p.done, counted(p.total, p.of), span(p.c.now().Sub(p.began)))
 }

@@ -108,7 +108,7 @@ func (c *cli) tasksWhy(ctx context.Context, id string) error {
 	}
 	var raw json.RawMessage
 	if err := server.get(ctx, taskPath(id)+"/why", nil, 0, &raw); err != nil {
-		return err
+		return fmt.Errorf("task %s: %w", id, err)
 	}
 	if c.json {
 		return c.printJSON(raw)

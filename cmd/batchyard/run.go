@@ -59,11 +59,20 @@ fleet of unequal devices answers over real HTTP.`,
 	return cmd
 }
 
-func (c *cli) runFile(ctx context.Context, path string, f runFlags) error {
+func (c *cli) runFile(ctx context.Context, path string, f runFlags) (err error) {
+	if f.timeout < 0 {
+		return usageError("--timeout must not be negative")
+	}
 	if f.timeout > 0 {
+		over := fmt.Errorf("--timeout (%s) passed", f.timeout)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, over)
 		defer cancel()
+		defer func() { // what was being done then knows only of a deadline
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+				err = fmt.Errorf("%w: %w", over, err)
+			}
+		}()
 	}
 	if f.output == "-" && c.json {
 		return usageError("-o - and --json both write to standard output; choose one")
@@ -148,9 +157,12 @@ func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan
 		n, err := store.JobCounts(ctx, plan.Tenant, plan.Job)
 		return n.ByState, err
 	}
-	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, _ error) { bar.Set(n.Done()) })
+	n, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, _ error) { bar.Set(n.Done()) })
 	bar.Finish()
 	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%w with %d of %s finished", context.Cause(ctx), n.Done(), counted(plan.Tasks, "task"))
+		}
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return nil, cause
 		}

@@ -2,12 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/task"
 )
 
 // What cannot be right is said before anything is started or run.
@@ -28,4 +34,21 @@ func TestRunRefusesAtOnce(t *testing.T) {
 		require.Contains(t, errs.String(), want)
 		require.Equal(t, 1, strings.Count(errs.String(), "\n"), errs.String())
 	}
+}
+
+// Who set a bound is told that it was reached, and how far the job was.
+func TestRunThatTakesTooLong(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	plan, err := jobs.Open(t.Context(), openAIFile(t, 1), nil, jobs.Options{Job: unique("late"), Limits: task.Limits{MaxInput: 1 << 20}})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, plan.Close()) }()
+	ctx, cancel := context.WithDeadlineCause(t.Context(), time.Now(), errors.New("--timeout (4s) passed"))
+	defer cancel()
+	c, _ := shownAt()
+	_, err = c.runPlan(ctx, f.System, plan, "")
+	require.EqualError(t, err, "--timeout (4s) passed with 0 of 1 task finished")
+
+	r := try(t, "", "run", openAIFile(t, 1), "--timeout", "1ns")
+	require.Contains(t, r.err, "batchyard: --timeout (1ns) passed: ")
 }

@@ -111,13 +111,13 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 	})
 	bar.Finish()
 	if err != nil {
-		return fmt.Errorf("%w\n%d of %d tasks are known to be in; submit the file again to continue", err, in, plan.Tasks)
+		return fmt.Errorf("%w\nknown to be in: %d of %s; submit the file again to continue", err, in, counted(plan.Tasks, "task"))
 	}
 	if !f.wait {
 		if c.json {
 			return c.printJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
 		}
-		c.printf("%d tasks submitted as job %s\n", plan.Tasks, plain(plan.Job))
+		c.printf("%s submitted as job %s\n", counted(plan.Tasks, "task"), plain(plan.Job))
 		return nil
 	}
 	s, err := c.waitForJob(ctx, server, plan)
@@ -189,9 +189,9 @@ func (c *cli) waitForJob(ctx context.Context, server *client, plan *jobs.Plan) (
 		if sum != known {
 			known, since = sum, c.now()
 		}
-		if n.Done() == known && c.now().Sub(since) > strangeAfter {
+		if n.Done() == known && known < n.Total && c.now().Sub(since) > strangeAfter {
 			// One identity is one task, and that is of the job that was first.
-			bar.Note(fmt.Sprintf("%d tasks are not known as tasks of this job; were their ids used before, by another job?", n.Total-known))
+			bar.Note("not known as tasks of this job: " + counted(n.Total-known, "task") + "; were such ids used before, by another job?")
 		} else {
 			bar.Note("")
 		}

@@ -83,7 +83,7 @@ func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, event
 		err = c.printJSON(struct {
 			Task   json.RawMessage   `json:"task"`
 			Events []json.RawMessage `json:"events"`
-		}{raw, timeline.Events})
+		}{raw, list(timeline.Events)})
 	case c.json:
 		err = c.printJSON(raw)
 	default:
@@ -116,7 +116,7 @@ func (c *cli) awaitTask(ctx context.Context, server *client, id string, wait tim
 		}
 		asked := c.now()
 		if err := server.get(ctx, taskPath(id), query, waitAtMost, &raw); err != nil {
-			return nil, st, err
+			return nil, st, fmt.Errorf("task %s: %w", id, err)
 		}
 		st = api.Status{}
 		if err := json.Unmarshal(raw, &st); err != nil {
@@ -254,7 +254,12 @@ func (c *cli) tasksListCommand() *cobra.Command {
   batchyard tasks list --state FAILED --limit 20
   batchyard tasks list --job nightly --all --json | jq -r .id`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.tasksList(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.all && cmd.Flags().Changed("limit") {
+				return errLimitAll
+			}
+			return c.tasksList(cmd.Context(), f)
+		},
 	}
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)

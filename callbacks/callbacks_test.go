@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -314,6 +315,48 @@ func TestSeveralProcessesShareTheWork(t *testing.T) {
 	}
 	r.until(fmt.Sprint(n), "SELECT count(*)::text FROM callbacks WHERE state = 'DELIVERED'")
 	require.Len(t, got, n, "each once, because nobody died")
+}
+
+// TestProcessesClaimAtTheSameTime: what one of them has, no other gets, and none waits
+// for another.
+func TestProcessesClaimAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const n, processes = 400, 8
+	for i := range n {
+		r.due(fmt.Sprint("t", i), fmt.Sprintf("http://host-%d.example.com/hook", i))
+	}
+	claimed := make(chan string, 2*n)
+	var all sync.WaitGroup
+	for i := range processes {
+		table := &table{pool: r.pool, actor: fmt.Sprint("callbacks@test-", i), cfg: local().withDefaults()}
+		all.Go(func() {
+			for misses := 0; misses < 3; { // a claim may find nothing because others hold it just now
+				got, err := table.claim(t.Context(), 7, nil)
+				if !assert.NoError(t, err) {
+					return
+				}
+				if len(got) == 0 {
+					misses++
+				}
+				for _, c := range got {
+					claimed <- c.id
+				}
+			}
+		})
+	}
+	all.Wait()
+	close(claimed)
+	times := map[string]int{}
+	for id := range claimed {
+		times[id]++
+	}
+	for id, k := range times {
+		require.Equal(t, 1, k, id)
+	}
+	left, err := (&table{pool: r.pool, actor: "callbacks@test-last", cfg: local().withDefaults()}).claim(t.Context(), n, nil)
+	require.NoError(t, err)
+	require.Len(t, times, n-len(left))
 }
 
 // TestStoppingInTheMiddleOfAClaim: what Postgres gives to who stops is delivered, and

@@ -35,8 +35,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// lease is how long a claimed callback is left to its holder: enough for the
-// delivery and for writing down how it went.
 // Check tells what is wrong with settings that are lists of texts.
 func (c Config) Check() error {
 	_, retries := c.retries()
@@ -44,6 +42,8 @@ func (c Config) Check() error {
 	return errors.Join(retries, networks)
 }
 
+// lease is how long a claimed callback is left to its holder: enough for the
+// delivery and for writing down how it went.
 func (c Config) lease() time.Duration { return 2*c.Timeout + 30*time.Second }
 
 const maxRetries = 100

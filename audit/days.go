@@ -105,6 +105,7 @@ func (d *days) of(t time.Time, quick bool) (rows *copyBuffer, placed bool) {
 	}
 	if rows = d.tables[table]; rows == nil {
 		rows = &copyBuffer{}
+		rows.b = make([]byte, 0, 1<<10) // a chunk may have a few rows of each of many days
 		rows.resetCopy()
 		d.tables[table] = rows
 	}

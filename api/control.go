@@ -74,7 +74,7 @@ func (s *Server) setDrained(ctx context.Context, in *deviceInput, on bool) (*dra
 	case errors.As(err, &fe):
 		return nil, unfit(err)
 	case errors.Is(err, device.ErrNoDevice):
-		return nil, problem(http.StatusNotFound, "there is no such device; GET /v1/devices lists those that are known")
+		return nil, problem(http.StatusNotFound, "there is no such device; GET /v1/devices, or `batchyard devices list`, tells those that are known")
 	case err != nil:
 		s.log.Warn("a device was not drained or undrained", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Redis does not answer; send the request again in a moment")

@@ -69,7 +69,7 @@ func (c Config) signers() ([]*standardwebhooks.Webhook, error) {
 	for i, s := range strings.FieldsFunc(os.Getenv(c.SecretEnv), func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' }) {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(s, "whsec_"))
 		if err != nil || !strings.HasPrefix(s, "whsec_") || len(key) < 24 || len(key) > 64 {
-			return nil, fmt.Errorf("secret %d in the environment variable %s is none: use whsec_ and 24 to 64 random bytes in base64, as `echo whsec_$(openssl rand -base64 32)` makes one", i+1, c.SecretEnv)
+			return nil, fmt.Errorf("secret %d in the environment variable %s is not one of Standard Webhooks: use whsec_ and 24 to 64 random bytes in base64, as `echo whsec_$(openssl rand -base64 32)` makes one", i+1, c.SecretEnv)
 		}
 		w, err := standardwebhooks.NewWebhookRaw(key)
 		if err != nil {

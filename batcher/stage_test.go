@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -122,6 +124,13 @@ func (y *yard) until(what string, cond func() bool) {
 	}
 }
 
+// sent are the batches so far, and how often each task was in one; more may come meanwhile.
+func (y *yard) sent() ([]task.Batch, map[string]int) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return slices.Clone(y.batches), maps.Clone(y.seen)
+}
+
 func (y *yard) committed() {
 	y.t.Helper()
 	require.Eventually(y.t, func() bool {
@@ -173,10 +182,11 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	y.until("every assignment", func() bool {
 		return len(y.seen) == 40 && y.dead == 2 && y.events[task.BatchClosed] == 40 && y.events[task.RecordDead] == 2
 	})
-	for id, n := range y.seen {
+	batches, seen := y.sent()
+	for id, n := range seen {
 		require.Equal(t, 1, n, id)
 	}
-	for _, batch := range y.batches {
+	for _, batch := range batches {
 		require.NotEmpty(t, batch.ID)
 		for _, a := range batch.Assignments {
 			require.Equal(t, batch.Device, a.Device)
@@ -206,12 +216,12 @@ func TestAFreedDeviceGetsItsBatch(t *testing.T) {
 		require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: other[0].Lease, N: 1}}))
 		return y.log.Ping(t.Context()) == nil && testLen(b) == 1
 	}, patience, 20*time.Millisecond)
-	y.mu.Lock()
-	require.Empty(t, y.batches, "the device has three other tasks")
-	y.mu.Unlock()
+	none, _ := y.sent()
+	require.Empty(t, none, "the device has three other tasks")
 	require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: grants[0].Lease, N: 3}}))
 	y.until("the batch", func() bool { return len(y.batches) == 1 })
-	require.Equal(t, string(ReasonIdle), y.batches[0].Reason)
+	batches, _ := y.sent()
+	require.Equal(t, string(ReasonIdle), batches[0].Reason)
 }
 
 func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
@@ -223,7 +233,8 @@ func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
 	require.Eventually(t, func() bool { return testLen(b) == 5 }, patience, 5*time.Millisecond)
 	stop()
 	y.until("what was open", func() bool { return len(y.seen) == 5 })
-	for _, batch := range y.batches {
+	batches, _ := y.sent()
+	for _, batch := range batches {
 		require.Equal(t, string(ReasonDrain), batch.Reason)
 	}
 	y.committed()
@@ -265,8 +276,9 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 		}
 		return true
 	})
+	_, seen := y.sent()
 	for _, id := range all {
-		require.Equal(t, 1, y.seen[id], id)
+		require.Equal(t, 1, seen[id], id)
 	}
 }
 

@@ -150,10 +150,12 @@ func TestTheLogIsLockedBeforeItsDays(t *testing.T) {
 	next := events.events(t, s.event(task.TaskQueued, 0, ""))
 	done := make(chan error, 1)
 	go func() { done <- r.w.record(t.Context(), chunk{next}) }()
+	// The databases of other tests have tables of the same numbers: all come from one template.
+	const here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 	require.Eventually(t, func() bool {
-		return one[bool](t, r.pool, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'audit_log'::regclass AND NOT granted)")
+		return one[bool](t, r.pool, "SELECT EXISTS (SELECT FROM pg_locks WHERE "+here+" AND relation = 'audit_log'::regclass AND NOT granted)")
 	}, patience, 5*time.Millisecond)
-	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM pg_locks WHERE mode = 'RowExclusiveLock' AND granted AND relation IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)"))
+	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM pg_locks WHERE "+here+" AND mode = 'RowExclusiveLock' AND granted AND relation IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass)"))
 	require.NoError(t, tx.Rollback(t.Context()))
 	require.NoError(t, <-done)
 	require.Len(t, r.w.db.days.shortcuts(), 1)

@@ -225,7 +225,7 @@ func (d *db) claim(ctx context.Context, tx pgx.Tx, events bool, rs []offered, ty
 	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now, nil, nil) })
 	queueFence(&b, to, ours)
 	ends.queueRead(&b, to)
-	if events {
+	if events { // without, there are at most rows of duplicates, all of today: one lock makes no circle
 		b.Queue(lockSQL)
 	}
 	copied := quick && len(rs) >= copyFrom

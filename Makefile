@@ -4,6 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN ?= bin/batchyard
 FILE ?= examples/mixed.jsonl
 OUT ?= dist/results.jsonl
 FUZZTIME ?= 30s
@@ -18,7 +19,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/batchyard
-	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/batchyard ./cmd/batchyard
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/batchyard
 
 .PHONY: run
 run: build ## run FILE (examples/mixed.jsonl) through everything, inside one process
@@ -34,7 +35,7 @@ test-short: ## test PKG (all) on the embedded services, without the race detecto
 	go test $(PKG)
 
 .PHONY: lint
-lint: ## golangci-lint (go vet is in it), shellcheck and govulncheck
+lint: ## golangci-lint (go vet is in it), the size of bin/batchyard, shellcheck and govulncheck
 	scripts/lint
 
 .PHONY: fuzz

@@ -33,6 +33,7 @@ test: ## test all, embedded and on real services; installs and starts what it ne
 .PHONY: test-short
 test-short: ## test PKG (all) on the embedded services, without the race detector
 	go test $(PKG)
+	$(if $(filter ./...,$(PKG)),go test -C test/chaos ./...)
 
 .PHONY: lint
 lint: ## golangci-lint (go vet is in it), the size of bin/batchyard, shellcheck and govulncheck
@@ -44,7 +45,7 @@ fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 
 .PHONY: chaos
 chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise
-	CGO_ENABLED=0 go test -vet=off -ldflags=-w -count=1 -timeout 60m ./test/chaos -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
+	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)

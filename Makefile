@@ -36,7 +36,7 @@ test-short: ## test PKG (all) on the embedded services, without the race detecto
 	$(if $(filter ./...,$(PKG)),go test -C test/chaos ./...)
 
 .PHONY: lint
-lint: ## golangci-lint (go vet is in it), the size of bin/batchyard, shellcheck and govulncheck
+lint: ## golangci-lint (go vet is in it), go mod tidy, the size of bin/batchyard, shellcheck and govulncheck
 	scripts/lint
 
 .PHONY: fuzz

@@ -31,6 +31,8 @@ COMMENT ON COLUMN callbacks.created_at IS 'When the result was taken.';
 COMMENT ON COLUMN callbacks.delivered_at IS 'When the endpoint took it.';
 
 CREATE INDEX callbacks_due ON callbacks (next_at) WHERE state = 'DUE';
+-- Callbacks that were given up.
+CREATE INDEX callbacks_given_up ON callbacks (created_at) WHERE state = 'GIVEN_UP';
 CREATE INDEX callbacks_by_task ON callbacks (tenant, task_id);
 
 -- +goose Down

@@ -82,18 +82,6 @@ $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION batchyard_grant_roles() IS 'Gives the roles of Batchyard what they need in this database; returns those that are missing in the cluster.';
 
--- The compaction deletes, which the recorder may not.
-ALTER FUNCTION batchyard_compact_rollups(date) SECURITY DEFINER;
-
--- +goose StatementBegin
-DO $$
-BEGIN
-    EXECUTE format('ALTER FUNCTION batchyard_compact_rollups(date) SET search_path = %I, pg_temp',
-        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'audit_log'::regclass));
-END
-$$;
--- +goose StatementEnd
-
 SELECT batchyard_grant_roles();
 
 -- +goose Down
@@ -112,5 +100,4 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-ALTER FUNCTION batchyard_compact_rollups(date) SECURITY INVOKER;
 DROP FUNCTION batchyard_grant_roles();

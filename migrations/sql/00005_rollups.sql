@@ -213,7 +213,7 @@ COMMENT ON FUNCTION batchyard_rebuild_rollups(date) IS 'Makes the rollups anew f
 -- Adds the hours that have passed to their days, drops those of the days before yesterday, and forgets the days before the
 -- given one. A row that is locked, because something late is just being recorded, is left for the next time: nobody
 -- waits for anybody in a circle.
-CREATE FUNCTION batchyard_compact_rollups(forget date) RETURNS bigint LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+CREATE FUNCTION batchyard_compact_rollups(forget date) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET timezone = 'UTC' AS $$
 DECLARE
     t    record;
     adds text;
@@ -260,7 +260,15 @@ $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds the hours that have passed to their days, drops the hours of the days before yesterday, and the days before the given one. The recorder does this; it may be repeated at will.';
 
-SELECT batchyard_rebuild_rollups('-infinity');
+-- The compaction deletes, which the recorder may not: it has the rights of the owner, and looks for tables in this schema only.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION batchyard_compact_rollups(date) SET search_path = %I, pg_temp', current_schema());
+    REVOKE ALL ON FUNCTION batchyard_compact_rollups(date) FROM PUBLIC;
+END
+$$;
+-- +goose StatementEnd
 
 -- +goose Down
 DROP FUNCTION batchyard_compact_rollups(date);

@@ -26,8 +26,8 @@ CREATE TABLE audit_log (
     trace_id      text,
     duration_ms   double precision,
     model         text,
-    tokens_in     bigint,
-    tokens_out    bigint,
+    input_tokens  bigint,
+    output_tokens bigint,
     input_sha256  bytea,
     input_bytes   bigint,
     output_sha256 bytea,
@@ -63,8 +63,8 @@ COMMENT ON COLUMN audit_log.attempt IS 'Number of the attempt, from 1; empty whe
 COMMENT ON COLUMN audit_log.trace_id IS 'W3C trace id of the task.';
 COMMENT ON COLUMN audit_log.duration_ms IS 'How long the action took, in milliseconds.';
 COMMENT ON COLUMN audit_log.model IS 'Model that was asked.';
-COMMENT ON COLUMN audit_log.tokens_in IS 'Input tokens, as the device counted them.';
-COMMENT ON COLUMN audit_log.tokens_out IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN audit_log.input_tokens IS 'Input tokens, as the device counted them.';
+COMMENT ON COLUMN audit_log.output_tokens IS 'Output tokens, as the device counted them.';
 COMMENT ON COLUMN audit_log.input_sha256 IS 'SHA-256 of the input.';
 COMMENT ON COLUMN audit_log.input_bytes IS 'Size of the input in bytes.';
 COMMENT ON COLUMN audit_log.output_sha256 IS 'SHA-256 of the output.';

@@ -1,16 +1,16 @@
 -- +goose Up
 CREATE TABLE tasks (
     tenant        text COLLATE "C" NOT NULL,
-    id            text COLLATE "C" NOT NULL,
+    task_id       text COLLATE "C" NOT NULL,
     state         text COLLATE "C" NOT NULL CHECK (state IN ('PENDING', 'ASSIGNED', 'RUNNING', 'SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
     seq           integer NOT NULL,
     version       bigint NOT NULL DEFAULT 1,
     attempt       integer NOT NULL DEFAULT 0,
-    device        text,
+    device_id     text,
     model         text,
     endpoint      text,
     priority      text,
-    job           text COLLATE "C",
+    job_id        text COLLATE "C",
     custom_id     text,
     trace_id      text,
     submitted_at  timestamptz NOT NULL,
@@ -23,21 +23,21 @@ CREATE TABLE tasks (
     callback_url  text,
     updated_at    timestamptz NOT NULL,
     known_from    smallint NOT NULL,
-    PRIMARY KEY (id, tenant)
+    PRIMARY KEY (task_id, tenant)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 COMMENT ON TABLE tasks IS 'The latest state of each task. It follows the event log and may be late, never wrong.';
 COMMENT ON COLUMN tasks.tenant IS 'Whose task it is.';
-COMMENT ON COLUMN tasks.id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN tasks.task_id IS 'Id of the task, unique within the tenant.';
 COMMENT ON COLUMN tasks.state IS 'PENDING, ASSIGNED, RUNNING, or at the end SUCCESS, FAILED, CANCELLED or EXPIRED.';
 COMMENT ON COLUMN tasks.seq IS 'How far along its way the state is: a later state has a higher number, and 2147483647 is the end.';
 COMMENT ON COLUMN tasks.version IS 'How often the row was written.';
 COMMENT ON COLUMN tasks.attempt IS 'Number of the latest attempt, from 1; 0 when there was none.';
-COMMENT ON COLUMN tasks.device IS 'Device of the latest attempt; empty while the task waits.';
+COMMENT ON COLUMN tasks.device_id IS 'Device of the latest attempt; empty while the task waits.';
 COMMENT ON COLUMN tasks.model IS 'Model that is asked; a smaller one than was submitted when the task was degraded.';
 COMMENT ON COLUMN tasks.endpoint IS 'Path of the API that is asked, such as /v1/chat/completions.';
 COMMENT ON COLUMN tasks.priority IS 'high, normal or low.';
-COMMENT ON COLUMN tasks.job IS 'Job that the task belongs to.';
+COMMENT ON COLUMN tasks.job_id IS 'Job that the task belongs to.';
 COMMENT ON COLUMN tasks.custom_id IS 'The submitter''s own id of the line within the job.';
 COMMENT ON COLUMN tasks.trace_id IS 'W3C trace id.';
 COMMENT ON COLUMN tasks.submitted_at IS 'When the task was submitted; the time of its first known event until that is known.';
@@ -53,10 +53,10 @@ COMMENT ON COLUMN tasks.known_from IS 'Where submitted_at is from: 0 guessed fro
 
 -- One index for the lists of a tenant, with a state or without (then each state is asked for its newest), and for what
 -- has not ended, of all tenants: those states are a small range at its beginning.
-CREATE INDEX tasks_by_state ON tasks (state, tenant, submitted_at, id);
+CREATE INDEX tasks_by_state ON tasks (state, tenant, submitted_at, task_id);
 -- One index for what is asked of a job: its tasks, how many are in which state, and its results, page by page in the order
 -- of the ids, which never change. Results have no index for their jobs: they are looked up by their keys.
-CREATE INDEX tasks_by_job ON tasks (tenant, job, id) WHERE job IS NOT NULL;
+CREATE INDEX tasks_by_job ON tasks (tenant, job_id, task_id) WHERE job_id IS NOT NULL;
 
 CREATE TABLE results (
     tenant          text COLLATE "C" NOT NULL,
@@ -68,14 +68,14 @@ CREATE TABLE results (
     error_message   text,
     attempt         integer NOT NULL,
     attempts        json,
-    tokens_in       bigint NOT NULL,
-    tokens_out      bigint NOT NULL,
-    device          text,
+    input_tokens    bigint NOT NULL,
+    output_tokens   bigint NOT NULL,
+    device_id       text,
     model           text,
     requested_model text,
     endpoint        text,
     priority        text,
-    job             text COLLATE "C",
+    job_id          text COLLATE "C",
     custom_id       text,
     labels          json,
     callback_url    text,
@@ -98,14 +98,14 @@ COMMENT ON COLUMN results.error_class IS 'Whose fault a failure was, in one word
 COMMENT ON COLUMN results.error_message IS 'Why it failed.';
 COMMENT ON COLUMN results.attempt IS 'Number of the last attempt; 0 when there was none.';
 COMMENT ON COLUMN results.attempts IS 'What was tried, oldest first: device, class, status, message, time, duration.';
-COMMENT ON COLUMN results.tokens_in IS 'Input tokens, as the device counted them.';
-COMMENT ON COLUMN results.tokens_out IS 'Output tokens, as the device counted them.';
-COMMENT ON COLUMN results.device IS 'Device that answered, or was asked last.';
+COMMENT ON COLUMN results.input_tokens IS 'Input tokens, as the device counted them.';
+COMMENT ON COLUMN results.output_tokens IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN results.device_id IS 'Device that answered, or was asked last.';
 COMMENT ON COLUMN results.model IS 'Model that answered, or was asked last.';
 COMMENT ON COLUMN results.requested_model IS 'Model that was submitted, when a smaller one answered.';
 COMMENT ON COLUMN results.endpoint IS 'Path of the API that was asked.';
 COMMENT ON COLUMN results.priority IS 'high, normal or low.';
-COMMENT ON COLUMN results.job IS 'Job that the task belongs to.';
+COMMENT ON COLUMN results.job_id IS 'Job that the task belongs to.';
 COMMENT ON COLUMN results.custom_id IS 'The submitter''s own id of the line within the job.';
 COMMENT ON COLUMN results.labels IS 'The submitter''s own labels.';
 COMMENT ON COLUMN results.callback_url IS 'Where the result is posted.';
@@ -133,16 +133,16 @@ $$;
 -- use. A column that is added later gets types of other names.
 CREATE TYPE batchyard_result_row AS (
     tenant text, task_id text, state text, status integer, output json, error_class text, error_message text, attempt integer,
-    attempts json, tokens_in bigint, tokens_out bigint, device text, model text, requested_model text, endpoint text, priority text,
-    job text, custom_id text, labels json, callback_url text, trace_id text, submitted_at timestamptz, assigned_at timestamptz,
+    attempts json, input_tokens bigint, output_tokens bigint, device_id text, model text, requested_model text, endpoint text, priority text,
+    job_id text, custom_id text, labels json, callback_url text, trace_id text, submitted_at timestamptz, assigned_at timestamptz,
     started_at timestamptz, finished_at timestamptz
 );
 COMMENT ON TYPE batchyard_result_row IS 'A row of results as the recorder sends it.';
 
 CREATE TYPE batchyard_task_row AS (
-    tenant text, id text, state text, seq integer, attempt integer, device text, model text, error_class text, error_message text,
+    tenant text, task_id text, state text, seq integer, attempt integer, device_id text, model text, error_class text, error_message text,
     updated_at timestamptz, finished_at timestamptz, assigned_at timestamptz, started_at timestamptz, known_from smallint,
-    submitted_at timestamptz, deadline timestamptz, endpoint text, priority text, job text, custom_id text, trace_id text,
+    submitted_at timestamptz, deadline timestamptz, endpoint text, priority text, job_id text, custom_id text, trace_id text,
     callback_url text
 );
 COMMENT ON TYPE batchyard_task_row IS 'What a chunk tells of a task, as the recorder sends it.';

@@ -1,6 +1,6 @@
 -- +goose Up
 CREATE TABLE callbacks (
-    id           text COLLATE "C" PRIMARY KEY,
+    callback_id  text COLLATE "C" PRIMARY KEY,
     tenant       text COLLATE "C" NOT NULL,
     task_id      text COLLATE "C" NOT NULL,
     url          text NOT NULL,
@@ -16,7 +16,7 @@ CREATE TABLE callbacks (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 COMMENT ON TABLE callbacks IS 'Callbacks that are to be delivered, were, or were given up. A row is made in the transaction that takes the result.';
-COMMENT ON COLUMN callbacks.id IS 'The webhook-id header: the same at every delivery, so that the receiver can tell repetitions.';
+COMMENT ON COLUMN callbacks.callback_id IS 'The webhook-id header: the same at every delivery, so that the receiver can tell repetitions.';
 COMMENT ON COLUMN callbacks.tenant IS 'Whose task it was.';
 COMMENT ON COLUMN callbacks.task_id IS 'Task whose result is posted.';
 COMMENT ON COLUMN callbacks.url IS 'Where it is posted.';

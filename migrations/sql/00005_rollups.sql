@@ -21,8 +21,8 @@ CREATE TABLE rollup_usage (
     state      text COLLATE "C" NOT NULL,
     tasks      bigint NOT NULL,
     attempts   bigint NOT NULL,
-    tokens_in  bigint NOT NULL,
-    tokens_out bigint NOT NULL,
+    input_tokens  bigint NOT NULL,
+    output_tokens bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, tenant, model, endpoint, state)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_usage IS 'Tasks that have ended, counted from the results that were taken.';
@@ -35,8 +35,8 @@ COMMENT ON COLUMN rollup_usage.endpoint IS 'Path of the API that was asked.';
 COMMENT ON COLUMN rollup_usage.state IS 'How they ended.';
 COMMENT ON COLUMN rollup_usage.tasks IS 'Tasks.';
 COMMENT ON COLUMN rollup_usage.attempts IS 'Their attempts.';
-COMMENT ON COLUMN rollup_usage.tokens_in IS 'Their input tokens.';
-COMMENT ON COLUMN rollup_usage.tokens_out IS 'Their output tokens.';
+COMMENT ON COLUMN rollup_usage.input_tokens IS 'Their input tokens.';
+COMMENT ON COLUMN rollup_usage.output_tokens IS 'Their output tokens.';
 
 CREATE TABLE rollup_latency (
     day    date NOT NULL,
@@ -63,19 +63,19 @@ CREATE TABLE rollup_attempts (
     day    date NOT NULL,
     hour   smallint NOT NULL,
     shard  integer NOT NULL,
-    device text COLLATE "C" NOT NULL,
+    device_id text COLLATE "C" NOT NULL,
     model  text COLLATE "C" NOT NULL,
     action text COLLATE "C" NOT NULL,
     cause  text COLLATE "C" NOT NULL,
     n      bigint NOT NULL,
     us     bigint NOT NULL,
-    PRIMARY KEY (day, hour, shard, device, model, action, cause)
+    PRIMARY KEY (day, hour, shard, device_id, model, action, cause)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_attempts IS 'Attempts and what became of them: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
 COMMENT ON COLUMN rollup_attempts.day IS 'UTC day.';
 COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
 COMMENT ON COLUMN rollup_attempts.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_attempts.device IS 'Device that was asked.';
+COMMENT ON COLUMN rollup_attempts.device_id IS 'Device that was asked.';
 COMMENT ON COLUMN rollup_attempts.model IS 'Model that was asked.';
 COMMENT ON COLUMN rollup_attempts.action IS 'Action of the events.';
 COMMENT ON COLUMN rollup_attempts.cause IS 'Class of the error; for a task that waits again without one, the reason.';
@@ -108,21 +108,21 @@ CREATE TABLE rollup_submissions (
     hour        smallint NOT NULL,
     shard       integer NOT NULL,
     tenant      text COLLATE "C" NOT NULL,
-    actor       text COLLATE "C" NOT NULL,
+    actor_id    text COLLATE "C" NOT NULL,
     source      text COLLATE "C" NOT NULL,
     user_agent  text COLLATE "C" NOT NULL,
     tasks       bigint NOT NULL,
     input_bytes bigint NOT NULL,
     first_at    timestamptz NOT NULL,
     last_at     timestamptz NOT NULL,
-    PRIMARY KEY (day, hour, shard, tenant, actor, source, user_agent)
+    PRIMARY KEY (day, hour, shard, tenant, actor_id, source, user_agent)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
 COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
 COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1: the whole day. There may be as many senders as tasks in an hour.';
 COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
 COMMENT ON COLUMN rollup_submissions.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN rollup_submissions.actor IS 'Name of the user or key.';
+COMMENT ON COLUMN rollup_submissions.actor_id IS 'Name of the user or key.';
 COMMENT ON COLUMN rollup_submissions.source IS 'Address without the port, or kafka:topic.';
 COMMENT ON COLUMN rollup_submissions.user_agent IS 'What the client calls itself.';
 COMMENT ON COLUMN rollup_submissions.tasks IS 'Tasks.';
@@ -165,9 +165,9 @@ BEGIN
     DELETE FROM rollup_batches WHERE day >= since;
     DELETE FROM rollup_submissions WHERE day >= since;
 
-    INSERT INTO rollup_usage (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out)
+    INSERT INTO rollup_usage (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, input_tokens, output_tokens)
     SELECT finished_at::date, extract(hour FROM finished_at), 0, tenant, coalesce(model, ''), coalesce(endpoint, ''), state,
-        count(*), sum(attempt), sum(tokens_in), sum(tokens_out)
+        count(*), sum(attempt), sum(input_tokens), sum(output_tokens)
     FROM results WHERE finished_at >= since GROUP BY 1, 2, 4, 5, 6, 7;
 
     INSERT INTO rollup_latency (day, hour, shard, stage, model, bucket, n, us)
@@ -186,7 +186,7 @@ BEGIN
         FROM results WHERE finished_at >= since AND state = 'SUCCESS' AND finished_at >= submitted_at
     ) s GROUP BY 1, 2, 4, 5, 6;
 
-    INSERT INTO rollup_attempts (day, hour, shard, device, model, action, cause, n, us)
+    INSERT INTO rollup_attempts (day, hour, shard, device_id, model, action, cause, n, us)
     SELECT time::date, extract(hour FROM time), 0, coalesce(device_id, ''), coalesce(model, ''), action,
         coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, ''), count(*),
         coalesce(sum(round(duration_ms * 1e6)::bigint / 1000) FILTER (WHERE duration_ms > 0), 0)
@@ -199,7 +199,7 @@ BEGIN
     FROM audit_log WHERE time >= since AND action = 'batch.closed' AND detail->>'unreadable_bytes' IS NULL
     GROUP BY 1, 2, 4, 5, 6;
 
-    INSERT INTO rollup_submissions (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
+    INSERT INTO rollup_submissions (day, hour, shard, tenant, actor_id, source, user_agent, tasks, input_bytes, first_at, last_at)
     SELECT time::date, -1, 0, tenant, left(actor_id, 128), -- an index takes 2.7 kB
         left(CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END, 100),
         left(coalesce(user_agent, ''), 256), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
@@ -223,11 +223,11 @@ DECLARE
     n    bigint;
 BEGIN
     FOR t IN SELECT * FROM (VALUES
-        ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, tokens_in, tokens_out', false),
+        ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, input_tokens, output_tokens', false),
         ('rollup_latency', 'stage, model, bucket', 'n, us', false),
-        ('rollup_attempts', 'device, model, action, cause', 'n, us', false),
+        ('rollup_attempts', 'device_id, model, action, cause', 'n, us', false),
         ('rollup_batches', 'model, reason, size', 'tasks, bytes', false),
-        ('rollup_submissions', 'tenant, actor, source, user_agent', 'tasks, input_bytes', true)
+        ('rollup_submissions', 'tenant, actor_id, source, user_agent', 'tasks, input_bytes', true)
         ) AS v (name, keys, sums, days)
     LOOP
         EXECUTE format('DELETE FROM %I WHERE day < $1 OR hour >= 0 AND shard < 0 AND day < (now() - interval ''2 days'')::date', t.name) USING forget;

@@ -3,7 +3,7 @@
 
 CREATE VIEW task_timeline AS
 SELECT tenant, task_id, time, action, outcome, error_class, attempt, device_id, batch_id, model, duration_ms,
-    actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, job_id, trace_id, tokens_in, tokens_out,
+    actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, job_id, trace_id, input_tokens, output_tokens,
     input_sha256, input_bytes, output_sha256, output_bytes, detail, ingested_at, src_topic, src_partition, src_offset, src_index
 FROM audit_log WHERE task_id IS NOT NULL;
 COMMENT ON VIEW task_timeline IS 'What happened to a task. Say which: WHERE task_id = …, ORDER BY time.';
@@ -26,8 +26,8 @@ COMMENT ON COLUMN task_timeline.resource_type IS 'What it was done to: task, bat
 COMMENT ON COLUMN task_timeline.resource_id IS 'Id of what it was done to.';
 COMMENT ON COLUMN task_timeline.job_id IS 'Job that the task belongs to.';
 COMMENT ON COLUMN task_timeline.trace_id IS 'W3C trace id of the task.';
-COMMENT ON COLUMN task_timeline.tokens_in IS 'Input tokens, as the device counted them.';
-COMMENT ON COLUMN task_timeline.tokens_out IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN task_timeline.input_tokens IS 'Input tokens, as the device counted them.';
+COMMENT ON COLUMN task_timeline.output_tokens IS 'Output tokens, as the device counted them.';
 COMMENT ON COLUMN task_timeline.input_sha256 IS 'SHA-256 of the input.';
 COMMENT ON COLUMN task_timeline.input_bytes IS 'Size of the input in bytes.';
 COMMENT ON COLUMN task_timeline.output_sha256 IS 'SHA-256 of the output.';
@@ -40,8 +40,8 @@ COMMENT ON COLUMN task_timeline.src_offset IS 'Offset of the record.';
 COMMENT ON COLUMN task_timeline.src_index IS 'Place of the event within the record; topic, partition, offset and place identify a row.';
 
 CREATE VIEW stuck_tasks AS
-SELECT tenant, id AS task_id, state, now() - updated_at AS in_state_for, now() - submitted_at AS age,
-    coalesce(deadline < now(), false) AS overdue, attempt, device, model, endpoint, priority, job, error_class,
+SELECT tenant, task_id, state, now() - updated_at AS in_state_for, now() - submitted_at AS age,
+    coalesce(deadline < now(), false) AS overdue, attempt, device_id, model, endpoint, priority, job_id, error_class,
     submitted_at, updated_at, deadline,
     CASE WHEN deadline < now() THEN 'its deadline has passed and nobody has ended it: is a stage away?'
         WHEN state = 'PENDING' AND attempt = 0 THEN 'no device has taken it: batchyard tasks why says what it waits for'
@@ -58,11 +58,11 @@ COMMENT ON COLUMN stuck_tasks.in_state_for IS 'How long ago the state changed.';
 COMMENT ON COLUMN stuck_tasks.age IS 'How long ago the task was submitted.';
 COMMENT ON COLUMN stuck_tasks.overdue IS 'Whether the deadline has passed.';
 COMMENT ON COLUMN stuck_tasks.attempt IS 'Number of the latest attempt, from 1; 0 when there was none.';
-COMMENT ON COLUMN stuck_tasks.device IS 'Device of the latest attempt; empty while the task waits.';
+COMMENT ON COLUMN stuck_tasks.device_id IS 'Device of the latest attempt; empty while the task waits.';
 COMMENT ON COLUMN stuck_tasks.model IS 'Model that is asked; a smaller one than was submitted when the task was degraded.';
 COMMENT ON COLUMN stuck_tasks.endpoint IS 'Path of the API that is asked, such as /v1/chat/completions.';
 COMMENT ON COLUMN stuck_tasks.priority IS 'high, normal or low.';
-COMMENT ON COLUMN stuck_tasks.job IS 'Job that the task belongs to.';
+COMMENT ON COLUMN stuck_tasks.job_id IS 'Job that the task belongs to.';
 COMMENT ON COLUMN stuck_tasks.error_class IS 'Why it failed, or why it waits again, in one word.';
 COMMENT ON COLUMN stuck_tasks.submitted_at IS 'When the task was submitted; the time of its first known event until that is known.';
 COMMENT ON COLUMN stuck_tasks.updated_at IS 'When the state changed, by the clock of who changed it.';
@@ -93,16 +93,16 @@ COMMENT ON COLUMN task_ages.tasks IS 'How many.';
 COMMENT ON COLUMN task_ages.oldest IS 'Since when the first of them is.';
 
 CREATE VIEW retries AS
-SELECT day, device, model, cause,
+SELECT day, device_id, model, cause,
     coalesce(sum(n) FILTER (WHERE action = 'attempt.failed'), 0)::bigint AS failed_attempts,
     coalesce(sum(n) FILTER (WHERE action = 'task.requeued'), 0)::bigint AS requeued,
     coalesce(sum(n) FILTER (WHERE action = 'task.degraded'), 0)::bigint AS degraded,
     round(coalesce(sum(us) FILTER (WHERE action = 'attempt.failed'), 0) / 1e6, 3) AS lost_seconds
 FROM rollup_attempts WHERE action <> 'attempt.succeeded' AND (hour = -1 OR shard >= 0)
-GROUP BY day, device, model, cause;
+GROUP BY day, device_id, model, cause;
 COMMENT ON VIEW retries IS 'Attempts that failed and tasks that were sent back to wait, by UTC day, cause, device and model.';
 COMMENT ON COLUMN retries.day IS 'UTC day.';
-COMMENT ON COLUMN retries.device IS 'Device that was asked.';
+COMMENT ON COLUMN retries.device_id IS 'Device that was asked.';
 COMMENT ON COLUMN retries.model IS 'Model that was asked.';
 COMMENT ON COLUMN retries.cause IS 'Class of the error; for a task that waits again without one, the reason.';
 COMMENT ON COLUMN retries.failed_attempts IS 'Requests that failed.';
@@ -127,42 +127,42 @@ COMMENT ON COLUMN device_history.detail IS 'What else is to be known, as a small
 CREATE VIEW device_availability AS
 WITH told AS (
     -- What each event says of the device's presence, its breaker and its draining; 0 is well.
-    SELECT device_id AS device, time, round(date_part('epoch', time) * 1e6) * 2 AS at,
+    SELECT device_id, time, round(date_part('epoch', time) * 1e6) * 2 AS at,
         CASE action WHEN 'device.joined' THEN 0 WHEN 'device.silent' THEN 1 WHEN 'device.left' THEN 1 END AS absent,
         CASE action WHEN 'breaker.closed' THEN 0 WHEN 'device.joined' THEN NULL WHEN 'breaker.opened' THEN 1 WHEN 'breaker.half_opened' THEN 1 END AS failing,
         CASE action WHEN 'device.undrained' THEN 0 WHEN 'device.drained' THEN 1 END AS drained
     FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL AND outcome = 'ok'),
 known AS (
     -- The last word on each until then: the largest of time and word, the word in the lowest bit.
-    SELECT device, time, lead(time, 1, now()) OVER w AS until,
+    SELECT device_id, time, lead(time, 1, now()) OVER w AS until,
         (max(at + absent) FILTER (WHERE absent IS NOT NULL) OVER w)::bigint & 1 AS absent,
         (max(at + failing) FILTER (WHERE failing IS NOT NULL) OVER w)::bigint & 1 AS failing,
         (max(at + drained) FILTER (WHERE drained IS NOT NULL) OVER w)::bigint & 1 AS drained
-    FROM told WINDOW w AS (PARTITION BY device ORDER BY time)),
+    FROM told WINDOW w AS (PARTITION BY device_id ORDER BY time)),
 parts AS (
-    SELECT device, d::date AS day,
+    SELECT device_id, d::date AS day,
         CASE WHEN absent = 1 THEN 'absent' WHEN failing = 1 THEN 'failing' WHEN drained = 1 THEN 'drained' ELSE 'up' END AS status,
         extract(epoch FROM least(until, (d + interval '1 day') AT TIME ZONE 'UTC') - greatest(time, d AT TIME ZONE 'UTC')) AS seconds
     -- An array, because it is expected to be short; a thousand days each would have Postgres compile the query for seconds.
     FROM known, unnest(ARRAY(SELECT generate_series(date_trunc('day', time AT TIME ZONE 'UTC'), until AT TIME ZONE 'UTC', interval '1 day'))) AS d
     WHERE until > time),
 times AS (
-    SELECT device, day, coalesce(sum(seconds) FILTER (WHERE status = 'up'), 0) AS up, coalesce(sum(seconds) FILTER (WHERE status = 'failing'), 0) AS failing,
+    SELECT device_id, day, coalesce(sum(seconds) FILTER (WHERE status = 'up'), 0) AS up, coalesce(sum(seconds) FILTER (WHERE status = 'failing'), 0) AS failing,
         coalesce(sum(seconds) FILTER (WHERE status = 'drained'), 0) AS drained, coalesce(sum(seconds) FILTER (WHERE status = 'absent'), 0) AS absent
-    FROM parts GROUP BY device, day),
+    FROM parts GROUP BY device_id, day),
 asked AS (
-    SELECT device, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
+    SELECT device_id, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
         sum(us) / 1e6 AS busy
-    FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') AND (hour = -1 OR shard >= 0) GROUP BY device, day)
-SELECT day, device, round(up) AS up_seconds, round(failing) AS failing_seconds, round(drained) AS drained_seconds, round(absent) AS absent_seconds,
+    FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') AND (hour = -1 OR shard >= 0) GROUP BY device_id, day)
+SELECT day, device_id, round(up) AS up_seconds, round(failing) AS failing_seconds, round(drained) AS drained_seconds, round(absent) AS absent_seconds,
     round(100 * up / nullif(up + failing + absent, 0), 3) AS up_percent,
     coalesce(succeeded, 0)::bigint AS attempts_succeeded, coalesce(failed, 0)::bigint AS attempts_failed,
     round(100 * coalesce(succeeded, 0) / nullif(coalesce(succeeded, 0) + coalesce(failed, 0), 0), 3) AS succeeded_percent,
     round(busy, 1) AS busy_seconds
-FROM times FULL JOIN asked USING (device, day);
+FROM times FULL JOIN asked USING (device_id, day);
 COMMENT ON VIEW device_availability IS 'How long each device was up, failing (breaker open), drained or absent on each UTC day, and how its attempts went. Drained time counts neither for nor against it. Before its first event nothing is known of a device.';
 COMMENT ON COLUMN device_availability.day IS 'UTC day.';
-COMMENT ON COLUMN device_availability.device IS 'Id of the device.';
+COMMENT ON COLUMN device_availability.device_id IS 'Id of the device.';
 COMMENT ON COLUMN device_availability.up_seconds IS 'Present, not drained, breaker closed.';
 COMMENT ON COLUMN device_availability.failing_seconds IS 'Present, breaker open.';
 COMMENT ON COLUMN device_availability.drained_seconds IS 'An operator had it drained.';
@@ -179,7 +179,7 @@ SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
     coalesce(sum(tasks) FILTER (WHERE state = 'FAILED'), 0)::bigint AS failed,
     coalesce(sum(tasks) FILTER (WHERE state = 'CANCELLED'), 0)::bigint AS cancelled,
     coalesce(sum(tasks) FILTER (WHERE state = 'EXPIRED'), 0)::bigint AS expired,
-    sum(attempts)::bigint AS attempts, sum(tokens_in)::bigint AS tokens_in, sum(tokens_out)::bigint AS tokens_out
+    sum(attempts)::bigint AS attempts, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens
 FROM rollup_usage WHERE hour = -1 OR shard >= 0 GROUP BY day, tenant, model;
 COMMENT ON VIEW usage_by_day IS 'Tasks that ended and their tokens, by the UTC day on which they ended, tenant and model. One answer each: what was run twice counts once.';
 COMMENT ON COLUMN usage_by_day.day IS 'UTC day on which the tasks ended.';
@@ -191,8 +191,8 @@ COMMENT ON COLUMN usage_by_day.failed IS 'As FAILED.';
 COMMENT ON COLUMN usage_by_day.cancelled IS 'As CANCELLED.';
 COMMENT ON COLUMN usage_by_day.expired IS 'As EXPIRED.';
 COMMENT ON COLUMN usage_by_day.attempts IS 'Their attempts.';
-COMMENT ON COLUMN usage_by_day.tokens_in IS 'Their input tokens.';
-COMMENT ON COLUMN usage_by_day.tokens_out IS 'Their output tokens.';
+COMMENT ON COLUMN usage_by_day.input_tokens IS 'Their input tokens.';
+COMMENT ON COLUMN usage_by_day.output_tokens IS 'Their output tokens.';
 
 -- In float8, which counts exactly to 2^53 and several times faster than sums of bigint, which are numeric.
 CREATE VIEW stage_latency AS
@@ -241,10 +241,10 @@ COMMENT ON COLUMN stage_latency_by_hour.p99_ms IS 'Of a hundred, 99 took no long
 COMMENT ON COLUMN stage_latency_by_hour.max_ms IS 'The longest.';
 
 CREATE VIEW callback_failures AS
-SELECT tenant, task_id, id AS callback_id, host, state, attempts, last_status, last_error, next_at, created_at
+SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, next_at, created_at
 FROM callbacks WHERE state = 'DUE' AND attempts > 0
 UNION ALL
-SELECT tenant, task_id, id, host, state, attempts, last_status, last_error, NULL, created_at
+SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, NULL, created_at
 FROM callbacks WHERE state = 'GIVEN_UP';
 COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and is to be tried again (DUE, at next_at) or was given up. One that is just being delivered for the first time is among the due ones, without an error. Of the URL only the host is shown: the rest may hold secrets.';
 COMMENT ON COLUMN callback_failures.tenant IS 'Whose task it was.';
@@ -292,9 +292,9 @@ COMMENT ON COLUMN user_actions.trace_id IS 'W3C trace id of the task.';
 COMMENT ON COLUMN user_actions.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
 
 CREATE VIEW submissions AS
-SELECT day, tenant, actor AS actor_id, source, user_agent, sum(tasks)::bigint AS tasks, sum(input_bytes)::bigint AS input_bytes,
+SELECT day, tenant, actor_id, source, user_agent, sum(tasks)::bigint AS tasks, sum(input_bytes)::bigint AS input_bytes,
     min(first_at) AS first_at, max(last_at) AS last_at
-FROM rollup_submissions GROUP BY day, tenant, actor, source, user_agent;
+FROM rollup_submissions GROUP BY day, tenant, actor_id, source, user_agent;
 COMMENT ON VIEW submissions IS 'Who submitted how many tasks from where, by UTC day. The source is the address without the port, or kafka: and the topic.';
 COMMENT ON COLUMN submissions.day IS 'UTC day.';
 COMMENT ON COLUMN submissions.tenant IS 'Whose tasks.';

@@ -59,7 +59,7 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 		require.Empty(t, r.sent, mode)
 		require.Zero(t, r.w.db.careful)
 		var got []string
-		for _, sql := range []string{"SELECT to_jsonb(t)::text FROM tasks t ORDER BY id", "SELECT (to_jsonb(r) - 'recorded_at' || jsonb_build_object('output', output::text))::text FROM results r ORDER BY task_id"} {
+		for _, sql := range []string{"SELECT to_jsonb(t)::text FROM tasks t ORDER BY task_id", "SELECT (to_jsonb(r) - 'recorded_at' || jsonb_build_object('output', output::text))::text FROM results r ORDER BY task_id"} {
 			rows, err := r.pool.Query(t.Context(), sql)
 			require.NoError(t, err)
 			all, err := pgx.CollectRows(rows, pgx.RowTo[string])

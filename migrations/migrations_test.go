@@ -94,7 +94,7 @@ func TestMigratingUnderARecorder(t *testing.T) {
 	conn, watch := connect(t, url), connect(t, url)
 	tx, err := conn.Begin(t.Context())
 	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), `INSERT INTO results (tenant, task_id, state, attempt, tokens_in, tokens_out, finished_at)
+	_, err = tx.Exec(t.Context(), `INSERT INTO results (tenant, task_id, state, attempt, input_tokens, output_tokens, finished_at)
 		VALUES ('acme', 't1', 'SUCCESS', 1, 0, 0, now())`)
 	require.NoError(t, err)
 	done := make(chan error, 1)
@@ -112,7 +112,7 @@ func TestMigratingUnderARecorder(t *testing.T) {
 		return err == nil && waits
 	}, 30*time.Second, 20*time.Millisecond)
 	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), `INSERT INTO tasks (tenant, id, state, seq, attempt, updated_at, known_from, submitted_at) VALUES ('acme', 't1', 'SUCCESS', 1, 1, now(), 0, now())`)
+	_, err = tx.Exec(t.Context(), `INSERT INTO tasks (tenant, task_id, state, seq, attempt, updated_at, known_from, submitted_at) VALUES ('acme', 't1', 'SUCCESS', 1, 1, now(), 0, now())`)
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(t.Context()))
 	if !ended {

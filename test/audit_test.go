@@ -41,7 +41,7 @@ func wayOf(t *testing.T, in *harness.Installation, id string) []step {
 	t.Helper()
 	in.AwaitRecorded(t)
 	return harness.Rows[step](t, in, `SELECT time, action, outcome, actor_type, actor_id, source_addr, user_agent, error_class, device_id,
-		batch_id, attempt, duration_ms, trace_id, model, input_bytes, tokens_out, detail::text AS detail
+		batch_id, attempt, duration_ms, trace_id, model, input_bytes, output_tokens, detail::text AS detail
 		FROM audit_log WHERE task_id = $1 ORDER BY time`, id)
 }
 

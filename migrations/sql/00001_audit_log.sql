@@ -1,9 +1,9 @@
 -- +goose Up
-COMMENT ON TABLE batchyard_schema IS 'Which migrations were applied; the highest version is that of the schema.';
-COMMENT ON COLUMN batchyard_schema.id IS 'Number of the entry.';
+COMMENT ON TABLE batchyard_schema IS 'The migrations that were applied. The highest version is the version of the schema.';
+COMMENT ON COLUMN batchyard_schema.id IS 'Number of the row.';
 COMMENT ON COLUMN batchyard_schema.version_id IS 'Number of the migration.';
 COMMENT ON COLUMN batchyard_schema.is_applied IS 'Whether the migration was applied.';
-COMMENT ON COLUMN batchyard_schema.tstamp IS 'When.';
+COMMENT ON COLUMN batchyard_schema.tstamp IS 'When it was applied.';
 
 CREATE TABLE audit_log (
     time          timestamptz NOT NULL,
@@ -42,60 +42,60 @@ CREATE TABLE audit_log (
     row_hash      bytea
 ) PARTITION BY RANGE (time);
 
-COMMENT ON TABLE audit_log IS 'Who did what to what, when, from where and how it ended: one row for each event, partitioned by UTC day. No prompts and no answers.';
-COMMENT ON COLUMN audit_log.time IS 'When it happened, by the clock of who did it.';
+COMMENT ON TABLE audit_log IS 'One row per event: who did what to what, when, from where, and with what outcome. Partitioned by UTC day. Holds no prompts and no answers.';
+COMMENT ON COLUMN audit_log.time IS 'When it happened, by the clock of the process that recorded it.';
 COMMENT ON COLUMN audit_log.ingested_at IS 'When the row was written, by the clock of the database.';
-COMMENT ON COLUMN audit_log.tenant IS 'Whose task, job or callback it was about; empty for what belongs to no tenant, such as a device.';
+COMMENT ON COLUMN audit_log.tenant IS 'Tenant that the task, job or callback belongs to; empty for events that belong to no tenant, such as those of a device.';
 COMMENT ON COLUMN audit_log.actor_type IS 'Who acted: user, stage or device.';
-COMMENT ON COLUMN audit_log.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
-COMMENT ON COLUMN audit_log.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
-COMMENT ON COLUMN audit_log.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN audit_log.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
-COMMENT ON COLUMN audit_log.resource_type IS 'What it was done to: task, batch, device, callback, job, record …';
-COMMENT ON COLUMN audit_log.resource_id IS 'Id of what it was done to.';
-COMMENT ON COLUMN audit_log.outcome IS 'How it ended: ok, failed or refused.';
-COMMENT ON COLUMN audit_log.error_class IS 'Whose fault a failure was: invalid, device, connect, timeout, throttled …';
-COMMENT ON COLUMN audit_log.task_id IS 'Id of the task; unique together with the tenant.';
-COMMENT ON COLUMN audit_log.job_id IS 'Job that the task belongs to.';
-COMMENT ON COLUMN audit_log.batch_id IS 'Batch in which the task was sent.';
-COMMENT ON COLUMN audit_log.device_id IS 'Device that was chosen, asked, joined …';
-COMMENT ON COLUMN audit_log.attempt IS 'Number of the attempt, from 1; empty when nothing was tried.';
+COMMENT ON COLUMN audit_log.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
+COMMENT ON COLUMN audit_log.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN audit_log.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN audit_log.action IS 'What was done, such as task.accepted. docs/actions.md lists all actions.';
+COMMENT ON COLUMN audit_log.resource_type IS 'Kind of thing it was done to: task, batch, device, callback, job, record …';
+COMMENT ON COLUMN audit_log.resource_id IS 'Id of the thing it was done to.';
+COMMENT ON COLUMN audit_log.outcome IS 'ok, failed or refused.';
+COMMENT ON COLUMN audit_log.error_class IS 'Class of the error: invalid, device, connect, timeout, throttled …';
+COMMENT ON COLUMN audit_log.task_id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN audit_log.job_id IS 'Id of the job that the task belongs to.';
+COMMENT ON COLUMN audit_log.batch_id IS 'Id of the batch in which the task was sent to its device.';
+COMMENT ON COLUMN audit_log.device_id IS 'Id of the device that was chosen, was sent a request, joined …';
+COMMENT ON COLUMN audit_log.attempt IS 'Number of the attempt, from 1; empty if there was no attempt.';
 COMMENT ON COLUMN audit_log.trace_id IS 'W3C trace id of the task.';
 COMMENT ON COLUMN audit_log.duration_ms IS 'How long the action took, in milliseconds.';
-COMMENT ON COLUMN audit_log.model IS 'Model that was asked.';
-COMMENT ON COLUMN audit_log.input_tokens IS 'Input tokens, as the device counted them.';
-COMMENT ON COLUMN audit_log.output_tokens IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN audit_log.model IS 'Model that the request named.';
+COMMENT ON COLUMN audit_log.input_tokens IS 'Input tokens as counted by the device.';
+COMMENT ON COLUMN audit_log.output_tokens IS 'Output tokens as counted by the device.';
 COMMENT ON COLUMN audit_log.input_sha256 IS 'SHA-256 of the input.';
 COMMENT ON COLUMN audit_log.input_bytes IS 'Size of the input in bytes.';
 COMMENT ON COLUMN audit_log.output_sha256 IS 'SHA-256 of the output.';
 COMMENT ON COLUMN audit_log.output_bytes IS 'Size of the output in bytes.';
-COMMENT ON COLUMN audit_log.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
-COMMENT ON COLUMN audit_log.src_topic IS 'Topic of the record that the row was made from.';
-COMMENT ON COLUMN audit_log.src_partition IS 'Partition of the record.';
-COMMENT ON COLUMN audit_log.src_offset IS 'Offset of the record.';
-COMMENT ON COLUMN audit_log.src_index IS 'Place of the event within the record; topic, partition, offset and place identify a row.';
-COMMENT ON COLUMN audit_log.chain_seq IS 'Number of the row in its chain, from 1; the chain is that of src_topic and src_partition.';
-COMMENT ON COLUMN audit_log.prev_hash IS 'row_hash of the row before it in its chain.';
-COMMENT ON COLUMN audit_log.row_hash IS 'SHA-256 of prev_hash and of all other columns, as COPY writes them in binary.';
+COMMENT ON COLUMN audit_log.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
+COMMENT ON COLUMN audit_log.src_topic IS 'Topic of the record that the row comes from.';
+COMMENT ON COLUMN audit_log.src_partition IS 'Partition of that record.';
+COMMENT ON COLUMN audit_log.src_offset IS 'Offset of that record.';
+COMMENT ON COLUMN audit_log.src_index IS 'Index of the event within that record. Topic, partition, offset and index identify a row.';
+COMMENT ON COLUMN audit_log.chain_seq IS 'Number of the row in its hash chain, from 1. There is one chain per src_topic and src_partition.';
+COMMENT ON COLUMN audit_log.prev_hash IS 'row_hash of the previous row of the chain.';
+COMMENT ON COLUMN audit_log.row_hash IS 'SHA-256 over prev_hash and all other columns in the binary format of COPY.';
 
--- Each index costs the recorder at every row, so there are few, and each answers more than one question.
+-- The recorder pays for every index on every row, so there are few, and most serve more than one query.
 
--- The timeline of a task, also for who does not know the tenant. Without the time in it, the rows of a task have the same
--- key, which Postgres keeps once for all of them: it is a third as large.
+-- Timeline of a task, with or without its tenant. The time is left out on purpose: all rows of a task then share one key,
+-- which Postgres stores once, so the index is a third of the size.
 CREATE INDEX audit_log_task ON audit_log (task_id, tenant) WHERE task_id IS NOT NULL;
--- What happened between two times; as good as free, because rows come in that order.
+-- Rows of a time range. Rows arrive in order of time, so a BRIN index costs almost nothing.
 CREATE INDEX audit_log_time ON audit_log USING brin (time) WITH (pages_per_range = 32);
--- The history of a device: few rows, because most events are about a task.
+-- History of a device. Few rows, because most events are about a task.
 CREATE INDEX audit_log_device ON audit_log (device_id, time) WHERE task_id IS NULL AND device_id IS NOT NULL;
--- What was refused: few rows of many.
+-- Refusals, which are rare.
 CREATE INDEX audit_log_refused ON audit_log (time) WHERE outcome = 'refused';
--- What people did, by time and by what it was: few rows of many, so that looking through the entries of a month for an
--- action takes some milliseconds. But every row of the log is held against the condition of every index: one for both.
+-- Actions of users other than submitting, which are rare: scanning a month of entries for one action takes milliseconds.
+-- Postgres evaluates the condition of every partial index for every row inserted, so one index serves both queries.
 CREATE INDEX audit_log_user ON audit_log (time, action) WHERE actor_type = 'user' AND action <> 'task.accepted';
 
--- Takes what belongs to no day that has a partition. Something is wrong when it holds rows.
+-- Catches rows of days that have no partition. If it holds rows, something is wrong.
 CREATE TABLE audit_log_default PARTITION OF audit_log DEFAULT;
-COMMENT ON TABLE audit_log_default IS 'Events of days that have no partition. Normally empty: rows here mean clocks that are wrong or partitions that could not be made.';
+COMMENT ON TABLE audit_log_default IS 'Events of days that have no partition. Normally empty: rows here mean that a clock is wrong or that a partition could not be created.';
 
 CREATE TABLE audit_chains (
     topic      text COLLATE "C" NOT NULL,
@@ -105,12 +105,12 @@ CREATE TABLE audit_chains (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 20);
-COMMENT ON TABLE audit_chains IS 'Where each chain of the audit log ends. Written in the transaction that writes the rows.';
-COMMENT ON COLUMN audit_chains.topic IS 'Topic of the records that the rows are made from.';
+COMMENT ON TABLE audit_chains IS 'The end of each hash chain of the audit log, written in the same transaction as the rows.';
+COMMENT ON COLUMN audit_chains.topic IS 'Topic of the records that the rows come from.';
 COMMENT ON COLUMN audit_chains.partition IS 'Partition of the topic.';
-COMMENT ON COLUMN audit_chains.rows IS 'Rows in the chain; chain_seq of the last one.';
+COMMENT ON COLUMN audit_chains.rows IS 'Number of rows in the chain, which is the chain_seq of the last one.';
 COMMENT ON COLUMN audit_chains.hash IS 'row_hash of the last row.';
-COMMENT ON COLUMN audit_chains.updated_at IS 'When the row was written last.';
+COMMENT ON COLUMN audit_chains.updated_at IS 'When this row was last written.';
 
 CREATE TABLE audit_dropped (
     day        date NOT NULL,
@@ -123,7 +123,7 @@ CREATE TABLE audit_dropped (
     dropped_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition, first_seq)
 );
-COMMENT ON TABLE audit_dropped IS 'What audit.retention has dropped: each run of consecutive rows of a chain, with the hashes at its two ends, so that the rows around it can still be verified.';
+COMMENT ON TABLE audit_dropped IS 'Audit rows that audit.retention dropped: each run of consecutive rows of a chain with the hashes at its ends, so that the rows before and after it can still be verified.';
 COMMENT ON COLUMN audit_dropped.day IS 'The UTC day whose partition was dropped.';
 COMMENT ON COLUMN audit_dropped.topic IS 'Topic of the chain.';
 COMMENT ON COLUMN audit_dropped.partition IS 'Partition of the chain.';
@@ -133,14 +133,15 @@ COMMENT ON COLUMN audit_dropped.prev_hash IS 'prev_hash of the first row of the 
 COMMENT ON COLUMN audit_dropped.row_hash IS 'row_hash of the last row of the run.';
 COMMENT ON COLUMN audit_dropped.dropped_at IS 'When it was dropped.';
 
--- Partitions are made and dropped by functions that act as the owner of the schema, so that whoever records needs no
--- right to create, alter or drop anything. They look for tables in the schema that they are in and nowhere else.
+-- Functions create and drop partitions with the rights of the owner of the schema, so the recorder's login needs no right
+-- to create, alter or drop anything. They look for tables in their own schema only.
 
 -- +goose StatementBegin
--- Makes the partition of one UTC day and moves what the default partition holds
--- of that day into it. True when it was made, false when it was there already.
--- It attaches a table that was made beforehand, so that rows can be written to
--- the other partitions all the while; only the default one is locked.
+-- Creates the partition of one UTC day and moves the rows that the default partition holds of that day into it. Returns
+-- true if it created the partition, false if it existed.
+--
+-- It creates a table first and attaches it afterwards, so that inserts into other partitions continue: only the default
+-- partition is locked exclusively.
 CREATE FUNCTION batchyard_make_audit_partition(day date) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -152,7 +153,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0));
-    -- By a query: to_regclass may remember that there was none before we waited.
+    -- Ask again with a query: to_regclass may answer from a cache filled before we waited for the lock.
     IF EXISTS (SELECT 1 FROM pg_class c WHERE c.relname = name
                AND c.relnamespace = (SELECT p.relnamespace FROM pg_class p WHERE p.oid = 'audit_log'::regclass)) THEN
         RETURN false;
@@ -167,15 +168,16 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_make_audit_partition(date) IS 'Makes the partition of audit_log for one UTC day unless it is there; true when it made one.';
+COMMENT ON FUNCTION batchyard_make_audit_partition(date) IS 'Creates the partition of audit_log for one UTC day. Returns false if it exists already.';
 
 -- +goose StatementBegin
--- Drops what the log holds of one UTC day: its partition, or, when it has none, its rows in the default partition.
--- Each run of consecutive rows of a chain is noted in audit_dropped in the same transaction. A run ends where the chain
--- is broken, so that dropping hides nothing.
+-- Drops the rows of one UTC day: its partition or, if it has none, its rows in the default partition. The same transaction
+-- notes each run of consecutive rows of a chain in audit_dropped. A run ends where the chain is broken, so dropping a day
+-- cannot hide a broken chain.
 --
--- Writers of that day wait meanwhile (there are hardly any: it is over for long); everybody else does only while the
--- table is dropped. Set lock_timeout: the last lock waits for queries that are running, and others queue behind it.
+-- It locks the partition first (SHARE: writers of that day wait, and there are hardly any, since the day is long over) and
+-- audit_log last, while it drops the table. That last lock waits for running queries, and new ones queue behind it: set
+-- lock_timeout.
 CREATE FUNCTION batchyard_drop_audit_partition(day date, OUT dropped bigint, OUT chained bigint, OUT runs bigint)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -204,7 +206,7 @@ DECLARE
         SELECT (SELECT count(*) FROM source), coalesce(sum(n), 0), count(*) FROM kept $q$;
 BEGIN
     IF until > now() - interval '24 hours' THEN
-        RAISE EXCEPTION 'the audit rows of % are not to be dropped: the day ended less than 24 hours ago', day
+        RAISE EXCEPTION 'the audit rows of % cannot be dropped: the day ended less than 24 hours ago', day
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0));
@@ -222,12 +224,14 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_drop_audit_partition(date) IS 'Drops the audit rows of one UTC day that ended at least 24 hours ago and notes in audit_dropped which rows of which chains they were: how many rows, how many of them in chains, in how many runs.';
+COMMENT ON FUNCTION batchyard_drop_audit_partition(date) IS 'Drops the audit rows of one UTC day that ended at least 24 hours ago and notes in audit_dropped which rows of which chains they were. Returns the number of rows, of rows in chains, and of runs.';
 
 -- +goose StatementBegin
--- The partition of a UTC day, as SQL names it, if the caller may add rows to it; the recorders' role gets that right here.
--- Empty when there is none, or not now; then rows go through audit_log as well. It waits for nobody. Triggers for each
--- statement on audit_log would not fire for what goes elsewhere.
+-- Returns the qualified name of the partition of a UTC day if the caller may insert into it, and grants that right to the
+-- recorder's role. Copying rows straight into a partition saves Postgres from routing each row.
+--
+-- Returns an empty string if there is no such partition, or if finding out would mean waiting for a lock: the caller then
+-- inserts into audit_log. The same if audit_log has statement triggers, which an insert into a partition would bypass.
 CREATE FUNCTION batchyard_audit_partition(day date) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -247,7 +251,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'batchyard_recorder') AND pg_has_role(session_user, 'batchyard_recorder', 'USAGE') THEN
         IF NOT has_table_privilege('batchyard_recorder', part, 'INSERT') AND NOT pg_try_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0)) THEN
-            RETURN ''; -- two at once would not do
+            RETURN ''; -- concurrent GRANTs on one table fail
         END IF;
         IF NOT has_table_privilege('batchyard_recorder', part, 'INSERT') THEN
             EXECUTE format('GRANT INSERT ON %s TO batchyard_recorder', name);
@@ -258,9 +262,10 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_audit_partition(date) IS 'The partition of audit_log for one UTC day if the caller may add rows to it, else nothing; the role batchyard_recorder gets the right to.';
+COMMENT ON FUNCTION batchyard_audit_partition(date) IS 'Returns the partition of audit_log for one UTC day if the caller may insert into it, otherwise an empty string. Grants that right to the role batchyard_recorder.';
 
--- Whoever calls them may have tables of the same names, in a schema of his own or temporary ones: those are not meant.
+-- A caller could have tables of the same names in another schema or temporary ones. Pin the search path, so that they are
+-- never used with the rights of the owner.
 -- +goose StatementBegin
 DO $$
 DECLARE f text;

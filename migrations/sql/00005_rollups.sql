@@ -1,42 +1,42 @@
 -- +goose Up
--- Rollups: what questions about everything are answered from, because counting fifty million rows takes a minute.
--- The recorder adds to them in the transaction that writes the rows, so they are exact.
+-- Rollups answer questions about all tasks, because counting fifty million rows takes a minute. The recorder updates them in
+-- the transaction that writes the rows, so they are exact.
 --
--- The recorder writes rows of one UTC hour, spread over shards, so that two recorders do not wait for each other's locks.
--- When the hour has passed, batchyard_compact_rollups adds its shards together (shard -1), and to the row of their day
--- (hour -1); after two days it drops the hours. So there are
+-- The recorder writes one row per UTC hour and shard. Recorders use different shards, so they do not wait for each other's
+-- row locks. When the hour is over, batchyard_compact_rollups sums its shards into shard -1 and adds them to the row of the
+-- day, hour -1. After two days it deletes the hours.
 --
---   hour -1             the day, as far as its hours were added to it
---   hour ≥ 0, shard ≥ 0  what was not added to its day yet
---   hour ≥ 0, shard -1   what was
+--   hour -1                the day: the sum of all hours compacted so far
+--   hour >= 0, shard >= 0  an hour that was not compacted yet
+--   hour >= 0, shard -1    an hour that was
 --
--- A day is the sum WHERE hour = -1 OR shard >= 0; an hour the sum WHERE hour >= 0, for three days.
+-- A day is the sum WHERE hour = -1 OR shard >= 0. An hour is the sum WHERE hour >= 0, available for three days.
 CREATE TABLE rollup_usage (
-    day        date NOT NULL,
-    hour       smallint NOT NULL,
-    shard      integer NOT NULL,
-    tenant     text COLLATE "C" NOT NULL,
-    model      text COLLATE "C" NOT NULL,
-    endpoint   text COLLATE "C" NOT NULL,
-    state      text COLLATE "C" NOT NULL,
-    tasks      bigint NOT NULL,
-    attempts   bigint NOT NULL,
+    day           date NOT NULL,
+    hour          smallint NOT NULL,
+    shard         integer NOT NULL,
+    tenant        text COLLATE "C" NOT NULL,
+    model         text COLLATE "C" NOT NULL,
+    endpoint      text COLLATE "C" NOT NULL,
+    state         text COLLATE "C" NOT NULL,
+    tasks         bigint NOT NULL,
+    attempts      bigint NOT NULL,
     input_tokens  bigint NOT NULL,
     output_tokens bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, tenant, model, endpoint, state)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
-COMMENT ON TABLE rollup_usage IS 'Tasks that have ended, counted from the results that were taken.';
-COMMENT ON COLUMN rollup_usage.day IS 'UTC day on which the tasks ended.';
-COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
-COMMENT ON COLUMN rollup_usage.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_usage.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN rollup_usage.model IS 'Model that answered, or was asked last.';
-COMMENT ON COLUMN rollup_usage.endpoint IS 'Path of the API that was asked.';
-COMMENT ON COLUMN rollup_usage.state IS 'How they ended.';
-COMMENT ON COLUMN rollup_usage.tasks IS 'Tasks.';
-COMMENT ON COLUMN rollup_usage.attempts IS 'Their attempts.';
-COMMENT ON COLUMN rollup_usage.input_tokens IS 'Their input tokens.';
-COMMENT ON COLUMN rollup_usage.output_tokens IS 'Their output tokens.';
+COMMENT ON TABLE rollup_usage IS 'Finished tasks, counted from the results that were stored.';
+COMMENT ON COLUMN rollup_usage.day IS 'UTC day on which the tasks finished.';
+COMMENT ON COLUMN rollup_usage.hour IS 'UTC hour; -1 for the row of the day, which sums the hours that were compacted.';
+COMMENT ON COLUMN rollup_usage.shard IS 'Shard of the writer; -1 for the sum over all writers, and in the row of the day.';
+COMMENT ON COLUMN rollup_usage.tenant IS 'Tenant of the tasks.';
+COMMENT ON COLUMN rollup_usage.model IS 'Model that answered, or the last one that was tried.';
+COMMENT ON COLUMN rollup_usage.endpoint IS 'Path of the endpoint.';
+COMMENT ON COLUMN rollup_usage.state IS 'Terminal state of the tasks.';
+COMMENT ON COLUMN rollup_usage.tasks IS 'Number of tasks.';
+COMMENT ON COLUMN rollup_usage.attempts IS 'Number of attempts.';
+COMMENT ON COLUMN rollup_usage.input_tokens IS 'Number of input tokens.';
+COMMENT ON COLUMN rollup_usage.output_tokens IS 'Number of output tokens.';
 
 CREATE TABLE rollup_latency (
     day    date NOT NULL,
@@ -49,38 +49,38 @@ CREATE TABLE rollup_latency (
     us     bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, stage, model, bucket)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
-COMMENT ON TABLE rollup_latency IS 'How long each stage took: histograms, eight buckets for each doubling.';
-COMMENT ON COLUMN rollup_latency.day IS 'UTC day on which the stage ended.';
-COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
-COMMENT ON COLUMN rollup_latency.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_latency.stage IS 'What took so long: see stage_latency.';
-COMMENT ON COLUMN rollup_latency.model IS 'Model that was asked.';
-COMMENT ON COLUMN rollup_latency.bucket IS 'Number of the bucket: see batchyard_bucket.';
-COMMENT ON COLUMN rollup_latency.n IS 'How many were in the bucket.';
-COMMENT ON COLUMN rollup_latency.us IS 'Their time together, in microseconds.';
+COMMENT ON TABLE rollup_latency IS 'How long each stage took, as histograms with eight buckets per power of two.';
+COMMENT ON COLUMN rollup_latency.day IS 'UTC day on which the stage completed.';
+COMMENT ON COLUMN rollup_latency.hour IS 'UTC hour; -1 for the row of the day, which sums the hours that were compacted.';
+COMMENT ON COLUMN rollup_latency.shard IS 'Shard of the writer; -1 for the sum over all writers, and in the row of the day.';
+COMMENT ON COLUMN rollup_latency.stage IS 'Stage that took the time; the view stage_latency explains them.';
+COMMENT ON COLUMN rollup_latency.model IS 'Model that the request named.';
+COMMENT ON COLUMN rollup_latency.bucket IS 'Number of the bucket; the function batchyard_bucket explains them.';
+COMMENT ON COLUMN rollup_latency.n IS 'Number of measurements in the bucket.';
+COMMENT ON COLUMN rollup_latency.us IS 'Sum of the measurements, in microseconds.';
 
 CREATE TABLE rollup_attempts (
-    day    date NOT NULL,
-    hour   smallint NOT NULL,
-    shard  integer NOT NULL,
+    day       date NOT NULL,
+    hour      smallint NOT NULL,
+    shard     integer NOT NULL,
     device_id text COLLATE "C" NOT NULL,
-    model  text COLLATE "C" NOT NULL,
-    action text COLLATE "C" NOT NULL,
-    cause  text COLLATE "C" NOT NULL,
-    n      bigint NOT NULL,
-    us     bigint NOT NULL,
+    model     text COLLATE "C" NOT NULL,
+    action    text COLLATE "C" NOT NULL,
+    cause     text COLLATE "C" NOT NULL,
+    n         bigint NOT NULL,
+    us        bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, device_id, model, action, cause)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
-COMMENT ON TABLE rollup_attempts IS 'Attempts and what became of them: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
+COMMENT ON TABLE rollup_attempts IS 'Attempts and what followed them, by action: attempt.succeeded, attempt.failed, task.requeued, task.degraded.';
 COMMENT ON COLUMN rollup_attempts.day IS 'UTC day.';
-COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
-COMMENT ON COLUMN rollup_attempts.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_attempts.device_id IS 'Device that was asked.';
-COMMENT ON COLUMN rollup_attempts.model IS 'Model that was asked.';
+COMMENT ON COLUMN rollup_attempts.hour IS 'UTC hour; -1 for the row of the day, which sums the hours that were compacted.';
+COMMENT ON COLUMN rollup_attempts.shard IS 'Shard of the writer; -1 for the sum over all writers, and in the row of the day.';
+COMMENT ON COLUMN rollup_attempts.device_id IS 'Id of the device.';
+COMMENT ON COLUMN rollup_attempts.model IS 'Model that the request named.';
 COMMENT ON COLUMN rollup_attempts.action IS 'Action of the events.';
-COMMENT ON COLUMN rollup_attempts.cause IS 'Class of the error; for a task that waits again without one, the reason.';
-COMMENT ON COLUMN rollup_attempts.n IS 'How many.';
-COMMENT ON COLUMN rollup_attempts.us IS 'Time of the attempts, in microseconds.';
+COMMENT ON COLUMN rollup_attempts.cause IS 'Class of the error. For a task that was requeued without an error, the reason.';
+COMMENT ON COLUMN rollup_attempts.n IS 'Number of events.';
+COMMENT ON COLUMN rollup_attempts.us IS 'Total duration of the attempts, in microseconds.';
 
 CREATE TABLE rollup_batches (
     day    date NOT NULL,
@@ -93,15 +93,15 @@ CREATE TABLE rollup_batches (
     bytes  bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, model, reason, size)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
-COMMENT ON TABLE rollup_batches IS 'Tasks that left for their device in a batch, by the size of the batch and why it closed. Divided by the size: batches.';
+COMMENT ON TABLE rollup_batches IS 'Tasks that were sent in a batch, by size of the batch and by reason for closing it. Divide by the size to get the number of batches.';
 COMMENT ON COLUMN rollup_batches.day IS 'UTC day on which the batches closed.';
-COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
-COMMENT ON COLUMN rollup_batches.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_batches.model IS 'Model that is asked.';
-COMMENT ON COLUMN rollup_batches.reason IS 'Why they closed: count, bytes, wait, idle or drain.';
-COMMENT ON COLUMN rollup_batches.size IS 'Tasks in each batch.';
-COMMENT ON COLUMN rollup_batches.tasks IS 'Tasks in all of them.';
-COMMENT ON COLUMN rollup_batches.bytes IS 'Bytes of its batch, added up over the tasks.';
+COMMENT ON COLUMN rollup_batches.hour IS 'UTC hour; -1 for the row of the day, which sums the hours that were compacted.';
+COMMENT ON COLUMN rollup_batches.shard IS 'Shard of the writer; -1 for the sum over all writers, and in the row of the day.';
+COMMENT ON COLUMN rollup_batches.model IS 'Model that the requests name.';
+COMMENT ON COLUMN rollup_batches.reason IS 'Why the batches closed: count, bytes, wait, idle or drain.';
+COMMENT ON COLUMN rollup_batches.size IS 'Number of tasks in each batch.';
+COMMENT ON COLUMN rollup_batches.tasks IS 'Number of tasks in all batches of that size.';
+COMMENT ON COLUMN rollup_batches.bytes IS 'Size of the batch in bytes, summed over its tasks.';
 
 CREATE TABLE rollup_submissions (
     day         date NOT NULL,
@@ -117,23 +117,23 @@ CREATE TABLE rollup_submissions (
     last_at     timestamptz NOT NULL,
     PRIMARY KEY (day, hour, shard, tenant, actor_id, source, user_agent)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
-COMMENT ON TABLE rollup_submissions IS 'Tasks that were accepted, by who sent them and from where.';
+COMMENT ON TABLE rollup_submissions IS 'Accepted tasks, by user and source.';
 COMMENT ON COLUMN rollup_submissions.day IS 'UTC day.';
-COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1: the whole day. There may be as many senders as tasks in an hour.';
-COMMENT ON COLUMN rollup_submissions.shard IS 'Which writer''s part it is; -1: of all, and in the row of the day.';
-COMMENT ON COLUMN rollup_submissions.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN rollup_submissions.actor_id IS 'Name of the user or key.';
-COMMENT ON COLUMN rollup_submissions.source IS 'Address without the port, or kafka:topic.';
-COMMENT ON COLUMN rollup_submissions.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN rollup_submissions.tasks IS 'Tasks.';
-COMMENT ON COLUMN rollup_submissions.input_bytes IS 'Size of their inputs.';
-COMMENT ON COLUMN rollup_submissions.first_at IS 'When the first of them was accepted.';
-COMMENT ON COLUMN rollup_submissions.last_at IS 'When the last was.';
+COMMENT ON COLUMN rollup_submissions.hour IS 'Always -1, the whole day: an hour may have as many submitters as tasks.';
+COMMENT ON COLUMN rollup_submissions.shard IS 'Shard of the writer; -1 for the sum over all writers, and in the row of the day.';
+COMMENT ON COLUMN rollup_submissions.tenant IS 'Tenant of the tasks.';
+COMMENT ON COLUMN rollup_submissions.actor_id IS 'Name of the user.';
+COMMENT ON COLUMN rollup_submissions.source IS 'Address without its port, or kafka:topic.';
+COMMENT ON COLUMN rollup_submissions.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN rollup_submissions.tasks IS 'Number of tasks.';
+COMMENT ON COLUMN rollup_submissions.input_bytes IS 'Total size of the inputs in bytes.';
+COMMENT ON COLUMN rollup_submissions.first_at IS 'When the first of the tasks was accepted.';
+COMMENT ON COLUMN rollup_submissions.last_at IS 'When the last of the tasks was accepted.';
 
 -- +goose StatementBegin
--- The bucket of a time. Below 8 µs each microsecond has its own; above, each doubling is divided into eight parts of the
--- same width. So a bucket is at most an eighth wide, and its middle at most 6.25 % away from what is in it. The recorder
--- computes the same (bucketOf in audit/rollup.go).
+-- The bucket of a duration. Below 8 µs each microsecond has its own bucket; above, each power of two is divided into eight
+-- buckets of equal width. So the width of a bucket is at most an eighth of its values, and its middle is at most 6.25 % away
+-- from any of them. The recorder computes the same in Go (bucketOf).
 CREATE FUNCTION batchyard_bucket(us bigint) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (CASE WHEN us < 8 THEN greatest(us, 0)
         ELSE (e - 2) * 8 + ((us >> (e - 3)::int) & 7) END)::smallint
@@ -141,7 +141,7 @@ CREATE FUNCTION batchyard_bucket(us bigint) RETURNS smallint LANGUAGE sql IMMUTA
         FROM (SELECT floor(ln(greatest(us, 1)::float8) / ln(2::float8))::int AS g) guess) power
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_bucket(bigint) IS 'Number of the bucket of rollup_latency that a time in microseconds belongs to.';
+COMMENT ON FUNCTION batchyard_bucket(bigint) IS 'The bucket of rollup_latency that a duration in microseconds belongs to.';
 
 -- +goose StatementBegin
 -- The middle of a bucket in milliseconds.
@@ -150,12 +150,12 @@ CREATE FUNCTION batchyard_bucket_ms(bucket smallint) RETURNS float8 LANGUAGE sql
         ELSE (8.5 + bucket % 8) * power(2::float8, bucket / 8 - 1) END / 1000
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_bucket_ms(smallint) IS 'Middle of a bucket of rollup_latency in milliseconds; the times in it are at most 6.25 % away.';
+COMMENT ON FUNCTION batchyard_bucket_ms(smallint) IS 'The middle of a bucket of rollup_latency in milliseconds. Durations in the bucket are at most 6.25 % away from it.';
 
 -- +goose StatementBegin
--- The rollups of the days from the given one on, made anew from audit_log and results. Recorders wait meanwhile, and it
--- reads every row of these days: it is for what was recorded before there were rollups, and for who does not trust them.
--- Days whose rows were dropped lose their rollups, so begin with a day that is still there.
+-- Recomputes the rollups of the given day and all later ones from audit_log and results. It reads every row of those days,
+-- and recorders wait until it is done. Days whose audit rows were dropped lose their rollups, so start with a day that still
+-- has its rows.
 CREATE FUNCTION batchyard_rebuild_rollups(since date) RETURNS void LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 BEGIN
     LOCK TABLE rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions IN EXCLUSIVE MODE;
@@ -200,19 +200,19 @@ BEGIN
     GROUP BY 1, 2, 4, 5, 6;
 
     INSERT INTO rollup_submissions (day, hour, shard, tenant, actor_id, source, user_agent, tasks, input_bytes, first_at, last_at)
-    SELECT time::date, -1, 0, tenant, left(actor_id, 128), -- an index takes 2.7 kB
+    SELECT time::date, -1, 0, tenant, left(actor_id, 128), -- an index entry is limited to 2.7 kB
         left(CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END, 100),
         left(coalesce(user_agent, ''), 256), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
     FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 4, 5, 6, 7;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_rebuild_rollups(date) IS 'Makes the rollups anew from audit_log and results, from a UTC day on.';
+COMMENT ON FUNCTION batchyard_rebuild_rollups(date) IS 'Recomputes the rollups from audit_log and results, starting with a UTC day.';
 
 -- +goose StatementBegin
--- Adds the hours that have passed to their days, drops those of the days before yesterday, and forgets the days before the
--- given one. A row that is locked, because something late is just being recorded, is left for the next time: nobody
--- waits for anybody in a circle.
+-- Adds completed hours to their day, deletes the hours of days before yesterday, and deletes days before the given one. It
+-- skips rows that are locked, because a recorder is adding a late event to them, and leaves them for the next call: waiting
+-- for them could deadlock with the recorder.
 CREATE FUNCTION batchyard_compact_rollups(forget date) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET timezone = 'UTC' AS $$
 DECLARE
     t    record;
@@ -231,12 +231,12 @@ BEGIN
         ) AS v (name, keys, sums, days)
     LOOP
         EXECUTE format('DELETE FROM %I WHERE day < $1 OR hour >= 0 AND shard < 0 AND day < (now() - interval ''2 days'')::date', t.name) USING forget;
-        -- A sum stops at the largest number there is, as the recorder's do.
+        -- Sums saturate at the largest bigint instead of failing, as in the recorder.
         SELECT string_agg('least(sum(' || c || '), 9223372036854775807)::bigint', ', '),
             string_agg(format('%1$I = r.%1$I + least(excluded.%1$I, 9223372036854775807 - r.%1$I)', c), ', ') INTO adds, plus
         FROM unnest(string_to_array(t.sums, ', ')) c;
         more := '';
-        IF t.days THEN -- it has no hours, and two columns more
+        IF t.days THEN -- it has no hours, but two more columns
             more := ', first_at, last_at';
             adds := adds || ', min(first_at), max(last_at)';
             plus := plus || ', first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)';
@@ -258,9 +258,10 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds the hours that have passed to their days, drops the hours of the days before yesterday, and the days before the given one. The recorder does this; it may be repeated at will.';
+COMMENT ON FUNCTION batchyard_compact_rollups(date) IS 'Adds completed hours to their day, deletes the hours of days before yesterday, and deletes days before the given one. The recorder calls it regularly; calling it again does no harm.';
 
--- The compaction deletes, which the recorder may not: it has the rights of the owner, and looks for tables in this schema only.
+-- Compaction deletes rows, which the recorder's login may not do, so it runs with the rights of the owner and looks for
+-- tables in this schema only.
 -- +goose StatementBegin
 DO $$
 BEGIN

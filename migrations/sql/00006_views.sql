@@ -1,73 +1,73 @@
 -- +goose Up
--- Views for people. docs/sql.md has an example for each. Times of day are UTC.
+-- Views for people. docs/sql.md has an example for each. All times are UTC.
 
 CREATE VIEW task_timeline AS
 SELECT tenant, task_id, time, action, outcome, error_class, attempt, device_id, batch_id, model, duration_ms,
     actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, job_id, trace_id, input_tokens, output_tokens,
     input_sha256, input_bytes, output_sha256, output_bytes, detail, ingested_at, src_topic, src_partition, src_offset, src_index
 FROM audit_log WHERE task_id IS NOT NULL;
-COMMENT ON VIEW task_timeline IS 'What happened to a task. Say which: WHERE task_id = …, ORDER BY time.';
-COMMENT ON COLUMN task_timeline.tenant IS 'Whose task, job or callback it was about; empty for what belongs to no tenant, such as a device.';
-COMMENT ON COLUMN task_timeline.task_id IS 'Id of the task; unique together with the tenant.';
-COMMENT ON COLUMN task_timeline."time" IS 'When it happened, by the clock of who did it.';
-COMMENT ON COLUMN task_timeline.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
-COMMENT ON COLUMN task_timeline.outcome IS 'How it ended: ok, failed or refused.';
-COMMENT ON COLUMN task_timeline.error_class IS 'Whose fault a failure was: invalid, device, connect, timeout, throttled …';
-COMMENT ON COLUMN task_timeline.attempt IS 'Number of the attempt, from 1; empty when nothing was tried.';
-COMMENT ON COLUMN task_timeline.device_id IS 'Device that was chosen, asked, joined …';
-COMMENT ON COLUMN task_timeline.batch_id IS 'Batch in which the task was sent.';
-COMMENT ON COLUMN task_timeline.model IS 'Model that was asked.';
+COMMENT ON VIEW task_timeline IS 'Everything that happened to a task. Always filter: WHERE task_id = … ORDER BY time.';
+COMMENT ON COLUMN task_timeline.tenant IS 'Tenant that the task, job or callback belongs to; empty for events that belong to no tenant, such as those of a device.';
+COMMENT ON COLUMN task_timeline.task_id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN task_timeline."time" IS 'When it happened, by the clock of the process that recorded it.';
+COMMENT ON COLUMN task_timeline.action IS 'What was done, such as task.accepted. docs/actions.md lists all actions.';
+COMMENT ON COLUMN task_timeline.outcome IS 'ok, failed or refused.';
+COMMENT ON COLUMN task_timeline.error_class IS 'Class of the error: invalid, device, connect, timeout, throttled …';
+COMMENT ON COLUMN task_timeline.attempt IS 'Number of the attempt, from 1; empty if there was no attempt.';
+COMMENT ON COLUMN task_timeline.device_id IS 'Id of the device that was chosen, was sent a request, joined …';
+COMMENT ON COLUMN task_timeline.batch_id IS 'Id of the batch in which the task was sent to its device.';
+COMMENT ON COLUMN task_timeline.model IS 'Model that the request named.';
 COMMENT ON COLUMN task_timeline.duration_ms IS 'How long the action took, in milliseconds.';
 COMMENT ON COLUMN task_timeline.actor_type IS 'Who acted: user, stage or device.';
-COMMENT ON COLUMN task_timeline.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
-COMMENT ON COLUMN task_timeline.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
-COMMENT ON COLUMN task_timeline.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN task_timeline.resource_type IS 'What it was done to: task, batch, device, callback, job, record …';
-COMMENT ON COLUMN task_timeline.resource_id IS 'Id of what it was done to.';
-COMMENT ON COLUMN task_timeline.job_id IS 'Job that the task belongs to.';
+COMMENT ON COLUMN task_timeline.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
+COMMENT ON COLUMN task_timeline.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN task_timeline.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN task_timeline.resource_type IS 'Kind of thing it was done to: task, batch, device, callback, job, record …';
+COMMENT ON COLUMN task_timeline.resource_id IS 'Id of the thing it was done to.';
+COMMENT ON COLUMN task_timeline.job_id IS 'Id of the job that the task belongs to.';
 COMMENT ON COLUMN task_timeline.trace_id IS 'W3C trace id of the task.';
-COMMENT ON COLUMN task_timeline.input_tokens IS 'Input tokens, as the device counted them.';
-COMMENT ON COLUMN task_timeline.output_tokens IS 'Output tokens, as the device counted them.';
+COMMENT ON COLUMN task_timeline.input_tokens IS 'Input tokens as counted by the device.';
+COMMENT ON COLUMN task_timeline.output_tokens IS 'Output tokens as counted by the device.';
 COMMENT ON COLUMN task_timeline.input_sha256 IS 'SHA-256 of the input.';
 COMMENT ON COLUMN task_timeline.input_bytes IS 'Size of the input in bytes.';
 COMMENT ON COLUMN task_timeline.output_sha256 IS 'SHA-256 of the output.';
 COMMENT ON COLUMN task_timeline.output_bytes IS 'Size of the output in bytes.';
-COMMENT ON COLUMN task_timeline.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
+COMMENT ON COLUMN task_timeline.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
 COMMENT ON COLUMN task_timeline.ingested_at IS 'When the row was written, by the clock of the database.';
-COMMENT ON COLUMN task_timeline.src_topic IS 'Topic of the record that the row was made from.';
-COMMENT ON COLUMN task_timeline.src_partition IS 'Partition of the record.';
-COMMENT ON COLUMN task_timeline.src_offset IS 'Offset of the record.';
-COMMENT ON COLUMN task_timeline.src_index IS 'Place of the event within the record; topic, partition, offset and place identify a row.';
+COMMENT ON COLUMN task_timeline.src_topic IS 'Topic of the record that the row comes from.';
+COMMENT ON COLUMN task_timeline.src_partition IS 'Partition of that record.';
+COMMENT ON COLUMN task_timeline.src_offset IS 'Offset of that record.';
+COMMENT ON COLUMN task_timeline.src_index IS 'Index of the event within that record. Topic, partition, offset and index identify a row.';
 
 CREATE VIEW stuck_tasks AS
 SELECT tenant, task_id, state, now() - updated_at AS in_state_for, now() - submitted_at AS age,
     coalesce(deadline < now(), false) AS overdue, attempt, device_id, model, endpoint, priority, job_id, error_class,
     submitted_at, updated_at, deadline,
-    CASE WHEN deadline < now() THEN 'its deadline has passed and nobody has ended it: is a stage away?'
-        WHEN state = 'PENDING' AND attempt = 0 THEN 'no device has taken it: batchyard tasks why says what it waits for'
-        WHEN state = 'PENDING' THEN 'it was tried and waits to be tried again'
-        WHEN state = 'ASSIGNED' THEN 'its device was chosen and has not begun: is a worker away, or the device full?'
-        ELSE 'its device has not answered yet' END AS hint
+    CASE WHEN deadline < now() THEN 'its deadline has passed, but it has not expired: is a stage down?'
+        WHEN state = 'PENDING' AND attempt = 0 THEN 'no device has been chosen: run batchyard tasks why to see what it waits for'
+        WHEN state = 'PENDING' THEN 'an attempt failed, and it waits for the next one'
+        WHEN state = 'ASSIGNED' THEN 'assigned, but not started: is a worker down, or the device full?'
+        ELSE 'the device has not answered yet' END AS hint
 FROM tasks
 WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') AND (updated_at < now() - interval '5 minutes' OR deadline < now());
-COMMENT ON VIEW stuck_tasks IS 'Tasks that have not ended and whose state is older than five minutes, or whose deadline has passed.';
-COMMENT ON COLUMN stuck_tasks.tenant IS 'Whose task it is.';
+COMMENT ON VIEW stuck_tasks IS 'Unfinished tasks whose state has not changed for five minutes, or whose deadline has passed.';
+COMMENT ON COLUMN stuck_tasks.tenant IS 'Tenant that the task belongs to.';
 COMMENT ON COLUMN stuck_tasks.task_id IS 'Id of the task, unique within the tenant.';
-COMMENT ON COLUMN stuck_tasks.state IS 'PENDING, ASSIGNED, RUNNING, or at the end SUCCESS, FAILED, CANCELLED or EXPIRED.';
-COMMENT ON COLUMN stuck_tasks.in_state_for IS 'How long ago the state changed.';
-COMMENT ON COLUMN stuck_tasks.age IS 'How long ago the task was submitted.';
+COMMENT ON COLUMN stuck_tasks.state IS 'PENDING, ASSIGNED, RUNNING, or a terminal state: SUCCESS, FAILED, CANCELLED or EXPIRED.';
+COMMENT ON COLUMN stuck_tasks.in_state_for IS 'Time since the state changed.';
+COMMENT ON COLUMN stuck_tasks.age IS 'Time since the task was submitted.';
 COMMENT ON COLUMN stuck_tasks.overdue IS 'Whether the deadline has passed.';
-COMMENT ON COLUMN stuck_tasks.attempt IS 'Number of the latest attempt, from 1; 0 when there was none.';
-COMMENT ON COLUMN stuck_tasks.device_id IS 'Device of the latest attempt; empty while the task waits.';
-COMMENT ON COLUMN stuck_tasks.model IS 'Model that is asked; a smaller one than was submitted when the task was degraded.';
-COMMENT ON COLUMN stuck_tasks.endpoint IS 'Path of the API that is asked, such as /v1/chat/completions.';
+COMMENT ON COLUMN stuck_tasks.attempt IS 'Number of the latest attempt, from 1; 0 if there was none.';
+COMMENT ON COLUMN stuck_tasks.device_id IS 'Id of the device of the latest attempt; empty while the task waits.';
+COMMENT ON COLUMN stuck_tasks.model IS 'Model that the request names. After a degrade it is smaller than the one submitted.';
+COMMENT ON COLUMN stuck_tasks.endpoint IS 'Path of the endpoint, such as /v1/chat/completions.';
 COMMENT ON COLUMN stuck_tasks.priority IS 'high, normal or low.';
-COMMENT ON COLUMN stuck_tasks.job_id IS 'Job that the task belongs to.';
-COMMENT ON COLUMN stuck_tasks.error_class IS 'Why it failed, or why it waits again, in one word.';
-COMMENT ON COLUMN stuck_tasks.submitted_at IS 'When the task was submitted; the time of its first known event until that is known.';
-COMMENT ON COLUMN stuck_tasks.updated_at IS 'When the state changed, by the clock of who changed it.';
-COMMENT ON COLUMN stuck_tasks.deadline IS 'When it expires if it has not ended.';
-COMMENT ON COLUMN stuck_tasks.hint IS 'What to look at.';
+COMMENT ON COLUMN stuck_tasks.job_id IS 'Id of the job that the task belongs to.';
+COMMENT ON COLUMN stuck_tasks.error_class IS 'Class of the error of the latest attempt, whether the task failed or waits for a retry.';
+COMMENT ON COLUMN stuck_tasks.submitted_at IS 'When the task was submitted. Until that is known, the time of its first known event.';
+COMMENT ON COLUMN stuck_tasks.updated_at IS 'When the state changed, by the clock of the process that changed it.';
+COMMENT ON COLUMN stuck_tasks.deadline IS 'When the task expires unless it has finished.';
+COMMENT ON COLUMN stuck_tasks.hint IS 'A likely cause, and what to check.';
 
 CREATE VIEW task_ages AS
 WITH bounds (place, age_from, age_to) AS (VALUES
@@ -84,13 +84,13 @@ counted AS (
     GROUP BY 1, 2, 3)
 SELECT c.tenant, c.state, b.age_from, b.age_to, c.tasks, c.oldest
 FROM counted c JOIN bounds b USING (place);
-COMMENT ON VIEW task_ages IS 'How many tasks are in which state, by how long they have been: waiting ones exactly, ended ones to the hour in which they ended, after two days to the day.';
-COMMENT ON COLUMN task_ages.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN task_ages.state IS 'The state they are in.';
-COMMENT ON COLUMN task_ages.age_from IS 'They have been in it for at least so long,';
-COMMENT ON COLUMN task_ages.age_to IS 'and less than so long; empty: any time.';
-COMMENT ON COLUMN task_ages.tasks IS 'How many.';
-COMMENT ON COLUMN task_ages.oldest IS 'Since when the first of them is.';
+COMMENT ON VIEW task_ages IS 'Number of tasks per state and time spent in that state: exact for unfinished tasks, to the hour for finished ones, and to the day for those that finished more than two days ago.';
+COMMENT ON COLUMN task_ages.tenant IS 'Tenant of the tasks.';
+COMMENT ON COLUMN task_ages.state IS 'State of the tasks.';
+COMMENT ON COLUMN task_ages.age_from IS 'They have been in the state for at least this long.';
+COMMENT ON COLUMN task_ages.age_to IS 'They have been in the state for less than this long; empty if unbounded.';
+COMMENT ON COLUMN task_ages.tasks IS 'Number of events.';
+COMMENT ON COLUMN task_ages.oldest IS 'Since when the oldest of them has been in the state.';
 
 CREATE VIEW retries AS
 SELECT day, device_id, model, cause,
@@ -100,57 +100,58 @@ SELECT day, device_id, model, cause,
     round(coalesce(sum(us) FILTER (WHERE action = 'attempt.failed'), 0) / 1e6, 3) AS lost_seconds
 FROM rollup_attempts WHERE action <> 'attempt.succeeded' AND (hour = -1 OR shard >= 0)
 GROUP BY day, device_id, model, cause;
-COMMENT ON VIEW retries IS 'Attempts that failed and tasks that were sent back to wait, by UTC day, cause, device and model.';
+COMMENT ON VIEW retries IS 'Failed attempts and requeued tasks, by UTC day, cause, device and model.';
 COMMENT ON COLUMN retries.day IS 'UTC day.';
-COMMENT ON COLUMN retries.device_id IS 'Device that was asked.';
-COMMENT ON COLUMN retries.model IS 'Model that was asked.';
-COMMENT ON COLUMN retries.cause IS 'Class of the error; for a task that waits again without one, the reason.';
-COMMENT ON COLUMN retries.failed_attempts IS 'Requests that failed.';
-COMMENT ON COLUMN retries.requeued IS 'Tasks that went back to wait.';
-COMMENT ON COLUMN retries.degraded IS 'Tasks that went on with a smaller model.';
-COMMENT ON COLUMN retries.lost_seconds IS 'Time of the requests that failed.';
+COMMENT ON COLUMN retries.device_id IS 'Id of the device.';
+COMMENT ON COLUMN retries.model IS 'Model that the request named.';
+COMMENT ON COLUMN retries.cause IS 'Class of the error. For a task that was requeued without an error, the reason.';
+COMMENT ON COLUMN retries.failed_attempts IS 'Number of attempts that failed.';
+COMMENT ON COLUMN retries.requeued IS 'Number of times that a task was requeued.';
+COMMENT ON COLUMN retries.degraded IS 'Number of tasks that were degraded to a smaller model.';
+COMMENT ON COLUMN retries.lost_seconds IS 'Total duration of the failed attempts in seconds.';
 
 CREATE VIEW device_history AS
 SELECT time, device_id, action, outcome, error_class, actor_type, actor_id, source_addr, detail
 FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL;
-COMMENT ON VIEW device_history IS 'What happened to a device: joined, left, silent, drained, breaker opened and closed.';
-COMMENT ON COLUMN device_history."time" IS 'When it happened, by the clock of who did it.';
-COMMENT ON COLUMN device_history.device_id IS 'Device that was chosen, asked, joined …';
-COMMENT ON COLUMN device_history.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
-COMMENT ON COLUMN device_history.outcome IS 'How it ended: ok, failed or refused.';
-COMMENT ON COLUMN device_history.error_class IS 'Whose fault a failure was: invalid, device, connect, timeout, throttled …';
+COMMENT ON VIEW device_history IS 'Everything that happened to a device: joined, left, silent, drained, breaker opened and closed.';
+COMMENT ON COLUMN device_history."time" IS 'When it happened, by the clock of the process that recorded it.';
+COMMENT ON COLUMN device_history.device_id IS 'Id of the device that was chosen, was sent a request, joined …';
+COMMENT ON COLUMN device_history.action IS 'What was done, such as task.accepted. docs/actions.md lists all actions.';
+COMMENT ON COLUMN device_history.outcome IS 'ok, failed or refused.';
+COMMENT ON COLUMN device_history.error_class IS 'Class of the error: invalid, device, connect, timeout, throttled …';
 COMMENT ON COLUMN device_history.actor_type IS 'Who acted: user, stage or device.';
-COMMENT ON COLUMN device_history.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
-COMMENT ON COLUMN device_history.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
-COMMENT ON COLUMN device_history.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
+COMMENT ON COLUMN device_history.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
+COMMENT ON COLUMN device_history.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN device_history.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
 
 CREATE VIEW device_availability AS
-WITH told AS (
-    -- What each event says of the device's presence, its breaker and its draining; 0 is well.
+WITH reported AS (
+    -- What each event says about the device's presence, breaker and drain; 0 is good.
     SELECT device_id, time, round(date_part('epoch', time) * 1e6) * 2 AS at,
         CASE action WHEN 'device.joined' THEN 0 WHEN 'device.silent' THEN 1 WHEN 'device.left' THEN 1 END AS absent,
         CASE action WHEN 'breaker.closed' THEN 0 WHEN 'device.joined' THEN NULL WHEN 'breaker.opened' THEN 1 WHEN 'breaker.half_opened' THEN 1 END AS failing,
         CASE action WHEN 'device.undrained' THEN 0 WHEN 'device.drained' THEN 1 END AS drained
     FROM audit_log WHERE task_id IS NULL AND device_id IS NOT NULL AND outcome = 'ok'),
 known AS (
-    -- The last word on each until then: the largest of time and word, the word in the lowest bit.
+    -- The latest value of each up to then: the maximum of time and value, with the value in the lowest bit.
     SELECT device_id, time, lead(time, 1, now()) OVER w AS until,
         (max(at + absent) FILTER (WHERE absent IS NOT NULL) OVER w)::bigint & 1 AS absent,
         (max(at + failing) FILTER (WHERE failing IS NOT NULL) OVER w)::bigint & 1 AS failing,
         (max(at + drained) FILTER (WHERE drained IS NOT NULL) OVER w)::bigint & 1 AS drained
-    FROM told WINDOW w AS (PARTITION BY device_id ORDER BY time)),
+    FROM reported WINDOW w AS (PARTITION BY device_id ORDER BY time)),
 parts AS (
     SELECT device_id, d::date AS day,
         CASE WHEN absent = 1 THEN 'absent' WHEN failing = 1 THEN 'failing' WHEN drained = 1 THEN 'drained' ELSE 'up' END AS status,
         extract(epoch FROM least(until, (d + interval '1 day') AT TIME ZONE 'UTC') - greatest(time, d AT TIME ZONE 'UTC')) AS seconds
-    -- An array, because it is expected to be short; a thousand days each would have Postgres compile the query for seconds.
+    -- An array, which the planner expects to be short. It would expect a thousand days from generate_series, and compile
+    -- the query for seconds.
     FROM known, unnest(ARRAY(SELECT generate_series(date_trunc('day', time AT TIME ZONE 'UTC'), until AT TIME ZONE 'UTC', interval '1 day'))) AS d
     WHERE until > time),
 times AS (
     SELECT device_id, day, coalesce(sum(seconds) FILTER (WHERE status = 'up'), 0) AS up, coalesce(sum(seconds) FILTER (WHERE status = 'failing'), 0) AS failing,
         coalesce(sum(seconds) FILTER (WHERE status = 'drained'), 0) AS drained, coalesce(sum(seconds) FILTER (WHERE status = 'absent'), 0) AS absent
     FROM parts GROUP BY device_id, day),
-asked AS (
+outcomes AS (
     SELECT device_id, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
         sum(us) / 1e6 AS busy
     FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') AND (hour = -1 OR shard >= 0) GROUP BY device_id, day)
@@ -159,19 +160,19 @@ SELECT day, device_id, round(up) AS up_seconds, round(failing) AS failing_second
     coalesce(succeeded, 0)::bigint AS attempts_succeeded, coalesce(failed, 0)::bigint AS attempts_failed,
     round(100 * coalesce(succeeded, 0) / nullif(coalesce(succeeded, 0) + coalesce(failed, 0), 0), 3) AS succeeded_percent,
     round(busy, 1) AS busy_seconds
-FROM times FULL JOIN asked USING (device_id, day);
-COMMENT ON VIEW device_availability IS 'How long each device was up, failing (breaker open), drained or absent on each UTC day, and how its attempts went. Drained time counts neither for nor against it. Before its first event nothing is known of a device.';
+FROM times FULL JOIN outcomes USING (device_id, day);
+COMMENT ON VIEW device_availability IS 'How long each device was up, failing (breaker open), drained or absent on each UTC day, and the outcomes of its attempts. Drained time counts neither for nor against the device. A device has no rows before its first event.';
 COMMENT ON COLUMN device_availability.day IS 'UTC day.';
 COMMENT ON COLUMN device_availability.device_id IS 'Id of the device.';
-COMMENT ON COLUMN device_availability.up_seconds IS 'Present, not drained, breaker closed.';
-COMMENT ON COLUMN device_availability.failing_seconds IS 'Present, breaker open.';
-COMMENT ON COLUMN device_availability.drained_seconds IS 'An operator had it drained.';
-COMMENT ON COLUMN device_availability.absent_seconds IS 'It had left, or was silent.';
-COMMENT ON COLUMN device_availability.up_percent IS 'Of the time it was not drained.';
-COMMENT ON COLUMN device_availability.attempts_succeeded IS 'Requests that it answered.';
-COMMENT ON COLUMN device_availability.attempts_failed IS 'Requests that failed.';
-COMMENT ON COLUMN device_availability.succeeded_percent IS 'Of the requests.';
-COMMENT ON COLUMN device_availability.busy_seconds IS 'Time of all requests together; more than a day when several run at once.';
+COMMENT ON COLUMN device_availability.up_seconds IS 'Seconds in which it was present, not drained, and its breaker closed.';
+COMMENT ON COLUMN device_availability.failing_seconds IS 'Seconds in which it was present with its breaker open or half open.';
+COMMENT ON COLUMN device_availability.drained_seconds IS 'Seconds in which an operator had it drained.';
+COMMENT ON COLUMN device_availability.absent_seconds IS 'Seconds in which it had left or was silent.';
+COMMENT ON COLUMN device_availability.up_percent IS 'Share of the time, without drained time, in which it was up.';
+COMMENT ON COLUMN device_availability.attempts_succeeded IS 'Number of attempts that succeeded.';
+COMMENT ON COLUMN device_availability.attempts_failed IS 'Number of attempts that failed.';
+COMMENT ON COLUMN device_availability.succeeded_percent IS 'Share of the attempts that succeeded.';
+COMMENT ON COLUMN device_availability.busy_seconds IS 'Total duration of all attempts; more than a day if several ran at once.';
 
 CREATE VIEW usage_by_day AS
 SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
@@ -181,20 +182,20 @@ SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
     coalesce(sum(tasks) FILTER (WHERE state = 'EXPIRED'), 0)::bigint AS expired,
     sum(attempts)::bigint AS attempts, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens
 FROM rollup_usage WHERE hour = -1 OR shard >= 0 GROUP BY day, tenant, model;
-COMMENT ON VIEW usage_by_day IS 'Tasks that ended and their tokens, by the UTC day on which they ended, tenant and model. One answer each: what was run twice counts once.';
-COMMENT ON COLUMN usage_by_day.day IS 'UTC day on which the tasks ended.';
-COMMENT ON COLUMN usage_by_day.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN usage_by_day.model IS 'Model that answered, or was asked last.';
-COMMENT ON COLUMN usage_by_day.tasks IS 'Tasks.';
-COMMENT ON COLUMN usage_by_day.succeeded IS 'Tasks that ended as SUCCESS.';
-COMMENT ON COLUMN usage_by_day.failed IS 'As FAILED.';
-COMMENT ON COLUMN usage_by_day.cancelled IS 'As CANCELLED.';
-COMMENT ON COLUMN usage_by_day.expired IS 'As EXPIRED.';
-COMMENT ON COLUMN usage_by_day.attempts IS 'Their attempts.';
-COMMENT ON COLUMN usage_by_day.input_tokens IS 'Their input tokens.';
-COMMENT ON COLUMN usage_by_day.output_tokens IS 'Their output tokens.';
+COMMENT ON VIEW usage_by_day IS 'Finished tasks and their tokens, by UTC day, tenant and model. Each task counts once, even if it ran twice.';
+COMMENT ON COLUMN usage_by_day.day IS 'UTC day on which the tasks finished.';
+COMMENT ON COLUMN usage_by_day.tenant IS 'Tenant of the tasks.';
+COMMENT ON COLUMN usage_by_day.model IS 'Model that answered, or the last one that was tried.';
+COMMENT ON COLUMN usage_by_day.tasks IS 'Number of tasks.';
+COMMENT ON COLUMN usage_by_day.succeeded IS 'Number of tasks that ended in SUCCESS.';
+COMMENT ON COLUMN usage_by_day.failed IS 'Number of tasks that ended in FAILED.';
+COMMENT ON COLUMN usage_by_day.cancelled IS 'Number of tasks that ended in CANCELLED.';
+COMMENT ON COLUMN usage_by_day.expired IS 'Number of tasks that ended in EXPIRED.';
+COMMENT ON COLUMN usage_by_day.attempts IS 'Number of attempts.';
+COMMENT ON COLUMN usage_by_day.input_tokens IS 'Number of input tokens.';
+COMMENT ON COLUMN usage_by_day.output_tokens IS 'Number of output tokens.';
 
--- In float8, which counts exactly to 2^53 and several times faster than sums of bigint, which are numeric.
+-- Sums are float8, which is exact up to 2^53 and several times faster than numeric, the type of a sum of bigint.
 CREATE VIEW stage_latency AS
 WITH counted AS (
     SELECT day, stage, model, bucket, sum(n::float8) AS n, sum(us::float8) AS us FROM rollup_latency WHERE hour = -1 OR shard >= 0 GROUP BY day, stage, model, bucket),
@@ -206,16 +207,16 @@ SELECT day, stage, model, sum(n)::bigint AS n, round((sum(us) / sum(n) / 1000)::
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
     round(batchyard_bucket_ms(max(bucket))::numeric, 3) AS max_ms
 FROM ranked GROUP BY day, stage, model;
-COMMENT ON VIEW stage_latency IS 'How long the stages took, by UTC day and model: queue (read by a router until a device was chosen), batch (until the batch left), dispatch (until the request was sent; with batch), attempt and failed_attempt (the request), callback (its delivery), total (submitted until ended, of tasks that succeeded). The mean is exact, percentiles are within 6.25 %.';
-COMMENT ON COLUMN stage_latency.day IS 'UTC day on which the stage ended.';
-COMMENT ON COLUMN stage_latency.stage IS 'What took so long: see stage_latency.';
-COMMENT ON COLUMN stage_latency.model IS 'Model that was asked.';
-COMMENT ON COLUMN stage_latency.n IS 'How many.';
-COMMENT ON COLUMN stage_latency.mean_ms IS 'Mean, exact.';
-COMMENT ON COLUMN stage_latency.p50_ms IS 'Half took no longer.';
-COMMENT ON COLUMN stage_latency.p90_ms IS 'Nine of ten took no longer.';
-COMMENT ON COLUMN stage_latency.p99_ms IS 'Of a hundred, 99 took no longer.';
-COMMENT ON COLUMN stage_latency.max_ms IS 'The longest.';
+COMMENT ON VIEW stage_latency IS 'How long each stage took, by UTC day and model: queue (from the router reading the task to its assignment), batch (from there to the batch being sent), dispatch (from the assignment to the request, batch included), attempt and failed_attempt (the request), callback (the delivery), total (from submit to the end, of tasks that succeeded). The mean is exact; percentiles are within 6.25 %.';
+COMMENT ON COLUMN stage_latency.day IS 'UTC day on which the stage completed.';
+COMMENT ON COLUMN stage_latency.stage IS 'Stage that took the time; the view stage_latency explains them.';
+COMMENT ON COLUMN stage_latency.model IS 'Model that the request named.';
+COMMENT ON COLUMN stage_latency.n IS 'Number of events.';
+COMMENT ON COLUMN stage_latency.mean_ms IS 'Mean duration in milliseconds, exact.';
+COMMENT ON COLUMN stage_latency.p50_ms IS 'Median in milliseconds.';
+COMMENT ON COLUMN stage_latency.p90_ms IS '90th percentile in milliseconds.';
+COMMENT ON COLUMN stage_latency.p99_ms IS '99th percentile in milliseconds.';
+COMMENT ON COLUMN stage_latency.max_ms IS 'Maximum in milliseconds.';
 
 CREATE VIEW stage_latency_by_hour AS
 WITH counted AS (
@@ -228,17 +229,17 @@ SELECT day, hour, stage, model, sum(n)::bigint AS n, round((sum(us) / sum(n) / 1
     round(batchyard_bucket_ms(min(bucket) FILTER (WHERE upto >= 0.99 * total))::numeric, 3) AS p99_ms,
     round(batchyard_bucket_ms(max(bucket))::numeric, 3) AS max_ms
 FROM ranked GROUP BY day, hour, stage, model;
-COMMENT ON VIEW stage_latency_by_hour IS 'As stage_latency, by UTC hour: today, yesterday and the day before.';
-COMMENT ON COLUMN stage_latency_by_hour.day IS 'UTC day on which the stage ended.';
-COMMENT ON COLUMN stage_latency_by_hour.hour IS 'UTC hour; -1: the day, as far as its hours were added to it.';
-COMMENT ON COLUMN stage_latency_by_hour.stage IS 'What took so long: see stage_latency.';
-COMMENT ON COLUMN stage_latency_by_hour.model IS 'Model that was asked.';
-COMMENT ON COLUMN stage_latency_by_hour.n IS 'How many.';
-COMMENT ON COLUMN stage_latency_by_hour.mean_ms IS 'Mean, exact.';
-COMMENT ON COLUMN stage_latency_by_hour.p50_ms IS 'Half took no longer.';
-COMMENT ON COLUMN stage_latency_by_hour.p90_ms IS 'Nine of ten took no longer.';
-COMMENT ON COLUMN stage_latency_by_hour.p99_ms IS 'Of a hundred, 99 took no longer.';
-COMMENT ON COLUMN stage_latency_by_hour.max_ms IS 'The longest.';
+COMMENT ON VIEW stage_latency_by_hour IS 'Same as stage_latency, by UTC hour, for today and the two days before.';
+COMMENT ON COLUMN stage_latency_by_hour.day IS 'UTC day on which the stage completed.';
+COMMENT ON COLUMN stage_latency_by_hour.hour IS 'UTC hour; -1 for the row of the day, which sums the hours that were compacted.';
+COMMENT ON COLUMN stage_latency_by_hour.stage IS 'Stage that took the time; the view stage_latency explains them.';
+COMMENT ON COLUMN stage_latency_by_hour.model IS 'Model that the request named.';
+COMMENT ON COLUMN stage_latency_by_hour.n IS 'Number of events.';
+COMMENT ON COLUMN stage_latency_by_hour.mean_ms IS 'Mean duration in milliseconds, exact.';
+COMMENT ON COLUMN stage_latency_by_hour.p50_ms IS 'Median in milliseconds.';
+COMMENT ON COLUMN stage_latency_by_hour.p90_ms IS '90th percentile in milliseconds.';
+COMMENT ON COLUMN stage_latency_by_hour.p99_ms IS '99th percentile in milliseconds.';
+COMMENT ON COLUMN stage_latency_by_hour.max_ms IS 'Maximum in milliseconds.';
 
 CREATE VIEW callback_failures AS
 SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, next_at, created_at
@@ -246,94 +247,94 @@ FROM callbacks WHERE state = 'DUE' AND attempts > 0
 UNION ALL
 SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, NULL, created_at
 FROM callbacks WHERE state = 'GIVEN_UP';
-COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and is to be tried again (DUE, at next_at) or was given up. One that is just being delivered for the first time is among the due ones, without an error. Of the URL only the host is shown: the rest may hold secrets.';
-COMMENT ON COLUMN callback_failures.tenant IS 'Whose task it was.';
-COMMENT ON COLUMN callback_failures.task_id IS 'Task whose result is posted.';
-COMMENT ON COLUMN callback_failures.callback_id IS 'The webhook-id header.';
-COMMENT ON COLUMN callback_failures.host IS 'Host and port of the URL; deliveries at the same time are bounded for each.';
+COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and will be retried (DUE, at next_at) or was given up (GIVEN_UP). A first delivery that is in progress is listed as DUE without an error. Only the host of the URL is shown, because the rest may hold secrets.';
+COMMENT ON COLUMN callback_failures.tenant IS 'Tenant that the task belongs to.';
+COMMENT ON COLUMN callback_failures.task_id IS 'Id of the task whose result is posted.';
+COMMENT ON COLUMN callback_failures.callback_id IS 'Value of the webhook-id header.';
+COMMENT ON COLUMN callback_failures.host IS 'Host and port of the URL. The number of concurrent deliveries is bounded per host.';
 COMMENT ON COLUMN callback_failures.state IS 'DUE, DELIVERED (the endpoint answered 2xx) or GIVEN_UP.';
-COMMENT ON COLUMN callback_failures.attempts IS 'Deliveries tried.';
-COMMENT ON COLUMN callback_failures.last_status IS 'HTTP status of the last delivery; empty when there was no answer.';
-COMMENT ON COLUMN callback_failures.last_error IS 'What was wrong with the last delivery.';
-COMMENT ON COLUMN callback_failures.next_at IS 'When it is tried again; empty: never.';
-COMMENT ON COLUMN callback_failures.created_at IS 'When the result was taken.';
+COMMENT ON COLUMN callback_failures.attempts IS 'Number of deliveries that were tried.';
+COMMENT ON COLUMN callback_failures.last_status IS 'HTTP status of the last delivery; empty if there was no response.';
+COMMENT ON COLUMN callback_failures.last_error IS 'Why the last delivery failed.';
+COMMENT ON COLUMN callback_failures.next_at IS 'When the next delivery is due; empty if it was given up.';
+COMMENT ON COLUMN callback_failures.created_at IS 'When the result was stored.';
 
 CREATE VIEW batch_sizes AS
 SELECT day, model, reason, size, round(sum(tasks) / nullif(size, 0))::bigint AS batches, sum(tasks)::bigint AS tasks,
     round(sum(bytes) / nullif(sum(tasks), 0))::bigint AS bytes_per_batch
 FROM rollup_batches WHERE hour = -1 OR shard >= 0 GROUP BY day, model, reason, size;
-COMMENT ON VIEW batch_sizes IS 'How large batches were and why they closed: count, bytes or wait (a threshold), idle (the device had nothing else to do), drain (the batcher stopped).';
+COMMENT ON VIEW batch_sizes IS 'Sizes of batches and why they closed: count, bytes or wait (a threshold was reached), idle (the device had nothing else to do), drain (the batcher was stopping).';
 COMMENT ON COLUMN batch_sizes.day IS 'UTC day on which the batches closed.';
-COMMENT ON COLUMN batch_sizes.model IS 'Model that is asked.';
-COMMENT ON COLUMN batch_sizes.reason IS 'Why they closed: count, bytes, wait, idle or drain.';
-COMMENT ON COLUMN batch_sizes.size IS 'Tasks in each batch.';
-COMMENT ON COLUMN batch_sizes.batches IS 'How many batches of that size.';
-COMMENT ON COLUMN batch_sizes.tasks IS 'Tasks in them.';
-COMMENT ON COLUMN batch_sizes.bytes_per_batch IS 'Bytes of input, on average.';
+COMMENT ON COLUMN batch_sizes.model IS 'Model that the requests name.';
+COMMENT ON COLUMN batch_sizes.reason IS 'Why the batches closed: count, bytes, wait, idle or drain.';
+COMMENT ON COLUMN batch_sizes.size IS 'Number of tasks in each batch.';
+COMMENT ON COLUMN batch_sizes.batches IS 'Number of batches of that size.';
+COMMENT ON COLUMN batch_sizes.tasks IS 'Number of tasks in them.';
+COMMENT ON COLUMN batch_sizes.bytes_per_batch IS 'Average size of the inputs of a batch in bytes.';
 
 CREATE VIEW user_actions AS
 SELECT time, tenant, actor_id, source_addr, user_agent, action, outcome, error_class, resource_type, resource_id, task_id, job_id, device_id, trace_id, detail
 FROM audit_log WHERE actor_type = 'user' AND action <> 'task.accepted';
-COMMENT ON VIEW user_actions IS 'Who did what from where: everything that users did but submitting tasks, which is in submissions.';
-COMMENT ON COLUMN user_actions."time" IS 'When it happened, by the clock of who did it.';
-COMMENT ON COLUMN user_actions.tenant IS 'Whose task, job or callback it was about; empty for what belongs to no tenant, such as a device.';
-COMMENT ON COLUMN user_actions.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
-COMMENT ON COLUMN user_actions.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
-COMMENT ON COLUMN user_actions.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN user_actions.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
-COMMENT ON COLUMN user_actions.outcome IS 'How it ended: ok, failed or refused.';
-COMMENT ON COLUMN user_actions.error_class IS 'Whose fault a failure was: invalid, device, connect, timeout, throttled …';
-COMMENT ON COLUMN user_actions.resource_type IS 'What it was done to: task, batch, device, callback, job, record …';
-COMMENT ON COLUMN user_actions.resource_id IS 'Id of what it was done to.';
-COMMENT ON COLUMN user_actions.task_id IS 'Id of the task; unique together with the tenant.';
-COMMENT ON COLUMN user_actions.job_id IS 'Job that the task belongs to.';
-COMMENT ON COLUMN user_actions.device_id IS 'Device that was chosen, asked, joined …';
+COMMENT ON VIEW user_actions IS 'Who did what from where: every action of a user except submitting tasks, which is in the view submissions.';
+COMMENT ON COLUMN user_actions."time" IS 'When it happened, by the clock of the process that recorded it.';
+COMMENT ON COLUMN user_actions.tenant IS 'Tenant that the task, job or callback belongs to; empty for events that belong to no tenant, such as those of a device.';
+COMMENT ON COLUMN user_actions.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
+COMMENT ON COLUMN user_actions.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN user_actions.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN user_actions.action IS 'What was done, such as task.accepted. docs/actions.md lists all actions.';
+COMMENT ON COLUMN user_actions.outcome IS 'ok, failed or refused.';
+COMMENT ON COLUMN user_actions.error_class IS 'Class of the error: invalid, device, connect, timeout, throttled …';
+COMMENT ON COLUMN user_actions.resource_type IS 'Kind of thing it was done to: task, batch, device, callback, job, record …';
+COMMENT ON COLUMN user_actions.resource_id IS 'Id of the thing it was done to.';
+COMMENT ON COLUMN user_actions.task_id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN user_actions.job_id IS 'Id of the job that the task belongs to.';
+COMMENT ON COLUMN user_actions.device_id IS 'Id of the device that was chosen, was sent a request, joined …';
 COMMENT ON COLUMN user_actions.trace_id IS 'W3C trace id of the task.';
-COMMENT ON COLUMN user_actions.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
+COMMENT ON COLUMN user_actions.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
 
 CREATE VIEW submissions AS
 SELECT day, tenant, actor_id, source, user_agent, sum(tasks)::bigint AS tasks, sum(input_bytes)::bigint AS input_bytes,
     min(first_at) AS first_at, max(last_at) AS last_at
 FROM rollup_submissions GROUP BY day, tenant, actor_id, source, user_agent;
-COMMENT ON VIEW submissions IS 'Who submitted how many tasks from where, by UTC day. The source is the address without the port, or kafka: and the topic.';
+COMMENT ON VIEW submissions IS 'Who submitted how many tasks from where, by UTC day. The source is the address without its port, or kafka:topic.';
 COMMENT ON COLUMN submissions.day IS 'UTC day.';
-COMMENT ON COLUMN submissions.tenant IS 'Whose tasks.';
-COMMENT ON COLUMN submissions.actor_id IS 'Name of the user or key.';
-COMMENT ON COLUMN submissions.source IS 'Address without the port, or kafka:topic.';
-COMMENT ON COLUMN submissions.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN submissions.tasks IS 'Tasks.';
-COMMENT ON COLUMN submissions.input_bytes IS 'Size of their inputs.';
-COMMENT ON COLUMN submissions.first_at IS 'When the first of them was accepted.';
-COMMENT ON COLUMN submissions.last_at IS 'When the last was.';
+COMMENT ON COLUMN submissions.tenant IS 'Tenant of the tasks.';
+COMMENT ON COLUMN submissions.actor_id IS 'Name of the user.';
+COMMENT ON COLUMN submissions.source IS 'Address without its port, or kafka:topic.';
+COMMENT ON COLUMN submissions.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN submissions.tasks IS 'Number of tasks.';
+COMMENT ON COLUMN submissions.input_bytes IS 'Total size of the inputs in bytes.';
+COMMENT ON COLUMN submissions.first_at IS 'When the first of the tasks was accepted.';
+COMMENT ON COLUMN submissions.last_at IS 'When the last of the tasks was accepted.';
 
 CREATE VIEW refusals AS
 SELECT time, tenant, action, error_class, actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, task_id,
     detail->>'status' AS status, coalesce(detail->>'errors', detail->>'error', detail->>'reason', detail->>'state') AS reason, detail
 FROM audit_log WHERE outcome = 'refused';
-COMMENT ON VIEW refusals IS 'What was refused: submits, tasks that came twice, results after the first, records that nobody can read.';
-COMMENT ON COLUMN refusals."time" IS 'When it happened, by the clock of who did it.';
-COMMENT ON COLUMN refusals.tenant IS 'Whose task, job or callback it was about; empty for what belongs to no tenant, such as a device.';
-COMMENT ON COLUMN refusals.action IS 'What was done, such as task.accepted; Actions in package task is the complete list.';
-COMMENT ON COLUMN refusals.error_class IS 'Whose fault a failure was: invalid, device, connect, timeout, throttled …';
+COMMENT ON VIEW refusals IS 'Everything that was refused: submits, duplicate tasks, second results, records that cannot be decoded.';
+COMMENT ON COLUMN refusals."time" IS 'When it happened, by the clock of the process that recorded it.';
+COMMENT ON COLUMN refusals.tenant IS 'Tenant that the task, job or callback belongs to; empty for events that belong to no tenant, such as those of a device.';
+COMMENT ON COLUMN refusals.action IS 'What was done, such as task.accepted. docs/actions.md lists all actions.';
+COMMENT ON COLUMN refusals.error_class IS 'Class of the error: invalid, device, connect, timeout, throttled …';
 COMMENT ON COLUMN refusals.actor_type IS 'Who acted: user, stage or device.';
-COMMENT ON COLUMN refusals.actor_id IS 'Name of the user, device, or stage instance (stage@host-pid).';
-COMMENT ON COLUMN refusals.source_addr IS 'Where it came from: an address and port, or kafka:topic/partition@offset.';
-COMMENT ON COLUMN refusals.user_agent IS 'What the client calls itself.';
-COMMENT ON COLUMN refusals.resource_type IS 'What it was done to: task, batch, device, callback, job, record …';
-COMMENT ON COLUMN refusals.resource_id IS 'Id of what it was done to.';
-COMMENT ON COLUMN refusals.task_id IS 'Id of the task; unique together with the tenant.';
-COMMENT ON COLUMN refusals.status IS 'HTTP status of the answer.';
-COMMENT ON COLUMN refusals.reason IS 'Fields that were wrong, or why.';
-COMMENT ON COLUMN refusals.detail IS 'What else is to be known, as a small JSON object, byte for byte as it was written.';
+COMMENT ON COLUMN refusals.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
+COMMENT ON COLUMN refusals.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN refusals.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN refusals.resource_type IS 'Kind of thing it was done to: task, batch, device, callback, job, record …';
+COMMENT ON COLUMN refusals.resource_id IS 'Id of the thing it was done to.';
+COMMENT ON COLUMN refusals.task_id IS 'Id of the task, unique within the tenant.';
+COMMENT ON COLUMN refusals.status IS 'HTTP status of the response.';
+COMMENT ON COLUMN refusals.reason IS 'Why it was refused, or which fields were invalid.';
+COMMENT ON COLUMN refusals.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
 
--- Each question is answered in milliseconds; compiling its plan would take seconds, and Postgres does that when it expects
--- a plan to be long. Only the owner of the database may say so for all; others get their answers late.
+-- These queries take milliseconds, but Postgres may spend seconds compiling a plan that it expects to be expensive. Only the
+-- owner of the database can turn that off for everyone.
 -- +goose StatementBegin
 DO $$
 BEGIN
     EXECUTE format('ALTER DATABASE %I SET jit = off', current_database());
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE WARNING '% does not own the database %: jit stays on, and some views take seconds', current_user, current_database()
+    RAISE WARNING '% does not own the database %: jit stays on, and some views will take seconds', current_user, current_database()
         USING HINT = format('Have its owner run: ALTER DATABASE %I SET jit = off', current_database());
 END
 $$;

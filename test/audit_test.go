@@ -195,7 +195,7 @@ func TestTheAuditLogTellsOfOtherEnds(t *testing.T) {
 	// The same again, by a client that bypasses the API, and one that is refused.
 	in.Produce(t, harness.Record(stream.TasksNormal, "", jsonTask("twice")))
 	require.Equal(t, http.StatusUnprocessableEntity, a.Do(t, http.MethodPost, "/v1/tasks", `{"model":"m","input":{}}x`).Status)
-	refused := a.Do(t, http.MethodPost, "/v1/tasks", `{"id":"refused","input":{"messages":[]}}`)
+	refused := a.Do(t, http.MethodPost, "/v1/tasks", `{"task_id":"refused","input":{"messages":[]}}`)
 	require.Equal(t, http.StatusUnprocessableEntity, refused.Status)
 
 	harness.Eventually(t, harness.Patience, "the task runs", func() bool { return a.Status(t, "cancelled").State == task.Running })

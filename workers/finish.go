@@ -326,7 +326,7 @@ func reasons(as []task.Attempt) []map[string]any {
 	}
 	out := make([]map[string]any, 0, len(as))
 	for _, a := range as {
-		out = append(out, map[string]any{"n": a.Number, "device": a.Device, "class": a.Class, "status": a.Status, "message": a.Message[:min(len(a.Message), 120)]})
+		out = append(out, map[string]any{"number": a.Number, "device_id": a.Device, "class": a.Class, "status": a.Status, "message": a.Message[:min(len(a.Message), 120)]})
 	}
 	return out
 }

@@ -63,7 +63,7 @@ func (m *maker) answer(l *life) {
 		r.int4(503)
 	}
 	if l.number > 1 {
-		attempts = fmt.Sprintf(`[{"number":%d,"device":%q,"status":503,"class":"device"}]`, l.number, l.device)
+		attempts = fmt.Sprintf(`[{"number":%d,"device_id":%q,"status":503,"class":"device"}]`, l.number, l.device)
 	}
 	r.text(output, string(l.class), l.message())
 	r.int4(l.number)

@@ -37,13 +37,13 @@ func TestBenchRoute(t *testing.T) {
 	for _, l := range lines {
 		var m map[string]any
 		require.NoError(t, json.Unmarshal([]byte(l), &m))
-		for _, key := range []string{"policy", "arrivals", "work", "load", "routers", "hop_ms", "seeds", "mean_ms", "p50_ms", "p99_ms", "p999_ms",
+		for _, key := range []string{"policy", "arrivals", "work", "load", "routers", "dispatch_latency_ms", "seeds", "mean_ms", "p50_ms", "p99_ms", "p999_ms",
 			"goodput_per_s", "utilisation", "failures", "lower_bound_mean_ms"} {
 			require.Contains(t, m, key)
 		}
 		require.Len(t, m, 15, "these and no others")
 		require.Equal(t, m["load"] == 1.2, m["lower_bound_mean_ms"] == nil)
-		require.EqualValues(t, 2, m["hop_ms"])
+		require.EqualValues(t, 2, m["dispatch_latency_ms"])
 		require.Zero(t, m["failures"])
 	}
 	f, err := os.Open(picture)

@@ -89,7 +89,7 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 	var all []*stream.Record
 	h.put(stream.Unit{Messages: []stream.Message{
 		{Topic: stream.TasksNormal, Value: []byte("no task at all")},
-		{Topic: stream.TasksLow, Value: []byte(`{"id":"no-model","tenant":"acme","input":{}}`)},
+		{Topic: stream.TasksLow, Value: []byte(`{"task_id":"no-model","tenant":"acme","input":{}}`)},
 		{Topic: stream.TasksLow, Value: []byte(`{"tenant":"acme","input":{}}`)}, // and no id
 		{Topic: stream.Events, Value: []byte("no event at all")},
 		{Topic: stream.Results, Value: []byte("no result at all")},

@@ -17,7 +17,7 @@ type line struct {
 	Work        string   `json:"work"`
 	Load        float64  `json:"load"`
 	Routers     int      `json:"routers"`
-	HopMS       float64  `json:"hop_ms"`
+	HopMS       float64  `json:"dispatch_latency_ms"`
 	Seeds       int      `json:"seeds"`
 	MeanMS      float64  `json:"mean_ms"`
 	P50MS       float64  `json:"p50_ms"`

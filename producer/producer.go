@@ -311,7 +311,7 @@ func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, a
 		return nil
 	}
 	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Mark(ctx, k) }); err != nil { // it ends as CANCELLED all the same; only the work is wasted
-		p.log.Warn("a cancelled task may still be run", "task", k.String(), "error", err)
+		p.log.Warn("a cancelled task may still be run", "tenant", k.Tenant, "task_id", k.ID, "error", err)
 	}
 	return nil
 }

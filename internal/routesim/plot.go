@@ -61,7 +61,7 @@ func Plot(path string, rs []Result) (err error) {
 		}
 		if i == 0 {
 			r := &rs[0]
-			p.Title.Text = fmt.Sprintf("%s, %s arrivals, %s work, %s, hop %s, %s\n\n%s",
+			p.Title.Text = fmt.Sprintf("%s, %s arrivals, %s work, %s, dispatch latency %s, %s\n\n%s",
 				r.Fleet, r.Arrivals, r.Work, count(r.Routers, "router"), r.Hop, count(r.Seeds, "seed"), panels[i].title)
 		}
 		plots[i] = []*plot.Plot{p}

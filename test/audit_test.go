@@ -16,23 +16,23 @@ import (
 
 // step is what people ask the audit log for.
 type step struct {
-	Time       time.Time
-	Action     string
-	Outcome    string
-	ActorType  string
-	ActorID    string
-	SourceAddr *string
-	UserAgent  *string
-	ErrorClass *string
-	DeviceID   *string
-	BatchID    *string
-	Attempt    *int
-	DurationMs *float64
-	TraceID    *string
-	Model      *string
-	InputBytes *int64
-	TokensOut  *int64
-	Detail     *string
+	Time         time.Time
+	Action       string
+	Outcome      string
+	ActorType    string
+	ActorID      string
+	SourceAddr   *string
+	UserAgent    *string
+	ErrorClass   *string
+	DeviceID     *string
+	BatchID      *string
+	Attempt      *int
+	DurationMs   *float64
+	TraceID      *string
+	Model        *string
+	InputBytes   *int64
+	OutputTokens *int64
+	Detail       *string
 }
 
 // wayOf is the way of a task, when all of it is recorded. Events of one moment
@@ -114,7 +114,7 @@ func TestTheAuditLogTellsTheWholeWay(t *testing.T) {
 	require.Equal(t, "only", value(t, "device", succeeded.DeviceID))
 	require.Equal(t, 1, value(t, "attempt", succeeded.Attempt))
 	require.GreaterOrEqual(t, value(t, "duration", succeeded.DurationMs), 20.0, "how long")
-	require.Positive(t, value(t, "tokens", succeeded.TokensOut))
+	require.Positive(t, value(t, "tokens", succeeded.OutputTokens))
 	require.Equal(t, value(t, "batch", batch.BatchID), value(t, "batch", succeeded.BatchID))
 
 	ended := only(t, way, task.TaskSucceeded)

@@ -241,7 +241,7 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 	var result struct {
 		TaskID string `json:"task_id"`
 		State  string
-		Device string
+		Device string `json:"device_id"`
 		Labels map[string]string
 	}
 	require.NoError(t, json.Unmarshal([]byte(got[2]), &own))

@@ -54,7 +54,7 @@ server cannot be reached.`,
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
-	cmd.Flags().StringVarP(&f.out, "out", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
+	cmd.Flags().StringVarP(&f.out, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
 	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
 	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
 	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
@@ -78,7 +78,7 @@ func (f *submitFlags) check(c *cli) error {
 
 // submitted is what submit prints as JSON when it does not wait.
 type submitted struct {
-	Job    string `json:"job"`
+	Job    string `json:"job_id"`
 	Tenant string `json:"tenant"`
 	Tasks  int    `json:"tasks"`
 	SHA256 string `json:"sha256"`

@@ -72,7 +72,7 @@ func Plot(path string, rs []Result) (err error) {
 	}
 	r := &rs[0]
 	right, err := frameRight(c, rs)
-	errs := []error{err, c.text(fmt.Sprintf("%s, %s arrivals, %s work, %s, hop %s, %s",
+	errs := []error{err, c.text(fmt.Sprintf("%s, %s arrivals, %s work, %s, dispatch latency %s, %s",
 		r.Fleet, r.Arrivals, r.Work, count(r.Routers, "router"), r.Hop, count(r.Seeds, "seed")), titleSize, ink, point{pictureWidth / 2, 38}, 0.5)}
 	for i := range panels {
 		top := float64(pictureTop + i*(frameAbove+height+frameBelow) + frameAbove)

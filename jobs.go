@@ -99,12 +99,9 @@ func (w *watch) end() {
 	w.cancel(nil)
 }
 
-// cause says why err ended the stream: the caller's context, the silence, or err.
-func (w *watch) cause(caller context.Context, err error) error {
-	switch {
-	case caller.Err() != nil:
-		return caller.Err()
-	case errors.Is(context.Cause(w.ctx), errSilent):
+// cause says why err ended the stream: the silence, or err itself.
+func (w *watch) cause(err error) error {
+	if errors.Is(context.Cause(w.ctx), errSilent) {
 		return errSilent
 	}
 	return err
@@ -117,12 +114,16 @@ func (c *Client) stream(ctx context.Context, path string, yield func(*task.Resul
 	err := c.retrying(ctx, func() (err error) {
 		w = newWatch(ctx)
 		resp, err = c.send(w.ctx, call{method: http.MethodGet, path: path}, nil)
+		if err == nil {
+			return nil
+		}
+		defer w.end()
 		var away *ConnectionError
 		if errors.As(err, &away) {
-			away.Err = w.cause(ctx, away.Err)
-		}
-		if err != nil {
-			w.end()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			away.Err = w.cause(away.Err)
 		}
 		return err
 	})
@@ -139,6 +140,9 @@ func (c *Client) stream(ctx context.Context, path string, yield func(*task.Resul
 		if len(line) > 0 {
 			var r task.Result
 			if err := json.Unmarshal(line, &r); err != nil {
+				if lines.Err() != nil {
+					break // half a line is what was left when the connection broke
+				}
 				return fmt.Errorf("the server at %s sent what is not a result: %w; is the address right?", c.base, err)
 			}
 			if !yield(&r) {
@@ -155,6 +159,6 @@ func (c *Client) stream(ctx context.Context, path string, yield func(*task.Resul
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		return &ConnectionError{Server: c.base, Err: w.cause(ctx, err), reading: true}
+		return &ConnectionError{Server: c.base, Err: w.cause(err), reading: true}
 	}
 }

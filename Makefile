@@ -3,7 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Of a tag; without one, the program says what version.go says.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
 BIN ?= bin/batchyard
 FILE ?= examples/mixed.jsonl
 OUT ?= dist/results.jsonl

@@ -16,6 +16,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
 // Config bounds what is kept of devices in Redis.
@@ -76,7 +77,7 @@ func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, err
 	hush()
 	rdb := redis.NewUniversalClient(o)
 	if err := rdb.Ping(ctx).Err(); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting to Redis at %s: %w; check redis.addr", cfg.Addr, err), rdb.Close())
+		return nil, errors.Join(&unreachable.Error{Service: "Redis", Addr: cfg.Addr, Setting: "redis.addr", Err: err}, rdb.Close())
 	}
 	return rdb, nil
 }

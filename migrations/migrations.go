@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+
+	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
 //go:embed sql/*.sql
@@ -132,7 +134,7 @@ func with(ctx context.Context, url string, do func(*goose.Provider) error) (err 
 	db := stdlib.OpenDB(*cfg)
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := db.PingContext(ctx); err != nil {
-		return fmt.Errorf("connecting to Postgres at %s:%d: %w; check postgres.url", cfg.Host, cfg.Port, err)
+		return &unreachable.Error{Service: "Postgres", Addr: fmt.Sprintf("%s:%d", cfg.Host, cfg.Port), Setting: "postgres.url", Err: err}
 	}
 	sub, err := fs.Sub(files, "sql")
 	if err != nil {

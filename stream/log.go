@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
 // ErrClosed is returned once the Log or the Outbox is closed.
@@ -70,7 +70,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, m *metrics.Metrics)
 	if err := l.Ping(ctx); err != nil {
 		stop()
 		l.conns.closeAll()
-		return nil, fmt.Errorf("connecting to Kafka at %s: %w; check kafka.brokers", strings.Join(cfg.Brokers, ","), err)
+		return nil, &unreachable.Error{Service: "Kafka", Addr: strings.Join(cfg.Brokers, ","), Setting: "kafka.brokers", Err: err}
 	}
 	l.layout.refresh(ctx)
 	l.producer = newProducer(background, l, compression)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,30 +11,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/task"
 )
 
-func raws(texts ...string) []json.RawMessage {
-	out := make([]json.RawMessage, len(texts))
-	for i, s := range texts {
-		out[i] = json.RawMessage(s)
-	}
-	return out
-}
-
-// clientTo is a client of a server that answers with h, and never pauses.
-func clientTo(t *testing.T, h http.HandlerFunc) *client {
+// connectedTo is a client of a server that answers with h, and never pauses.
+func connectedTo(t *testing.T, h http.HandlerFunc) *server {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	c := newCLI(strings.NewReader(""), io.Discard, io.Discard)
 	c.server, c.tenant = srv.URL+"/", "acme"
-	a, err := c.client()
+	a, err := c.connect()
 	require.NoError(t, err)
-	a.pauses = func() backoff.BackOff { return backoff.WithMaxRetries(&backoff.ZeroBackOff{}, 5) }
+	a.submits, err = c.client(batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
+	require.NoError(t, err)
 	return a
 }
 
@@ -52,7 +44,7 @@ var someTasks = []*task.Task{{ID: "a", Tenant: "acme", Model: "m", Input: task.I
 func TestSubmitTriesAgain(t *testing.T) {
 	t.Parallel()
 	var n atomic.Int32
-	a := clientTo(t, func(w http.ResponseWriter, r *http.Request) {
+	a := connectedTo(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || r.Header.Get("X-Batchyard-Tenant") != "acme" || !strings.Contains(string(body), `"task_id":"a"`) {
 			answer(w, 400, `{"title":"Bad","detail":"wrong request"}`)
@@ -87,7 +79,7 @@ func TestSubmitGivesUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var n atomic.Int32
-			a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+			a := connectedTo(t, func(w http.ResponseWriter, _ *http.Request) {
 				n.Add(1)
 				w.Header().Set("Location", "/elsewhere")
 				answer(w, c.status, c.body)
@@ -103,7 +95,7 @@ func TestSubmitGivesUp(t *testing.T) {
 func TestServerThatWentAwayIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	var n atomic.Int32
-	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+	a := connectedTo(t, func(w http.ResponseWriter, _ *http.Request) {
 		if n.Add(1) == 2 {
 			panic(http.ErrAbortHandler) // the connection breaks
 		}
@@ -116,7 +108,7 @@ func TestServerThatWentAwayIsTriedAgain(t *testing.T) {
 
 func TestJobResultsBrokenOff(t *testing.T) {
 	t.Parallel()
-	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+	a := connectedTo(t, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, `{"task_id":"a","tenant":"acme","state":"SUCCESS","model":"m","endpoint":"/v1/embeddings","finished_at":"2026-11-21T12:00:00Z"}`)
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
@@ -134,21 +126,21 @@ func TestJobResultsBrokenOff(t *testing.T) {
 
 func TestAnswerIsBounded(t *testing.T) {
 	t.Parallel()
-	a := clientTo(t, func(w http.ResponseWriter, _ *http.Request) {
+	a := connectedTo(t, func(w http.ResponseWriter, _ *http.Request) {
 		block := strings.Repeat(" ", 1<<20)
-		for range maxAnswer>>20 + 1 {
+		for range 65 {
 			if _, err := io.WriteString(w, block); err != nil {
 				return
 			}
 		}
 	})
-	_, err := a.ask(t.Context(), http.MethodGet, "/v1/tasks", nil, nil, 0)
+	_, err := a.Page(t.Context(), batchyard.Filter{})
 	require.ErrorContains(t, err, "larger than")
 }
 
 func TestJobThatNobodyKnowsYet(t *testing.T) {
 	t.Parallel()
-	a := clientTo(t, func(w http.ResponseWriter, r *http.Request) {
+	a := connectedTo(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/jobs/j" {
 			answer(w, 400, `{}`)
 			return

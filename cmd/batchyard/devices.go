@@ -2,18 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 )
 
 func (c *cli) devicesCommand() *cobra.Command {
@@ -32,13 +29,17 @@ elsewhere, what runs there is finished. It lasts until "devices undrain", also
 when a device goes and comes back.`,
 		Example: "  batchyard devices drain gpu-1",
 		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.devicesDrain(cmd.Context(), args, "drain") },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.devicesDrain(cmd.Context(), args, "drained", (*server).Drain)
+		},
 	}
 	undrain := &cobra.Command{
 		Use: "undrain ID…", Short: "Give devices work again",
 		Example: "  batchyard devices undrain gpu-1",
 		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.devicesDrain(cmd.Context(), args, "undrain") },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.devicesDrain(cmd.Context(), args, "undrained", (*server).Undrain)
+		},
 	}
 	for _, cmd := range []*cobra.Command{drain, undrain} {
 		c.clientFlags(cmd)
@@ -51,28 +52,23 @@ when a device goes and comes back.`,
 
 // devicesDrain drains or undrains devices. One that is not known does not hold
 // up the next.
-func (c *cli) devicesDrain(ctx context.Context, ids []string, how string) error {
-	server, err := c.client()
+func (c *cli) devicesDrain(ctx context.Context, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, id := range ids {
-		raw, err := server.ask(ctx, http.MethodPost, "/v1/devices/"+url.PathEscape(id)+"/"+how, nil, nil, 0)
-		var p *problemError
-		var out api.Drained
+		out, err := set(server, ctx, id)
 		switch {
-		case errors.As(err, &p) && !p.passing():
-			errs = append(errs, fmt.Errorf("device %s: %w", id, err))
+		case refused(err):
+			errs = append(errs, withCode(codeOf(err), fmt.Errorf("device %s: %w", id, err)))
 			continue
 		case err != nil:
 			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would end alike
 		}
-		if err := json.Unmarshal(raw, &out); err != nil {
-			return fmt.Errorf("reading what the server says of device %s: %w", id, err)
-		}
 		if c.json {
-			if err := c.printJSON(json.RawMessage(raw)); err != nil {
+			if err := c.printJSON(out.RawJSON()); err != nil {
 				return err
 			}
 			continue
@@ -81,50 +77,40 @@ func (c *cli) devicesDrain(ctx context.Context, ids []string, how string) error 
 		if !out.Changed {
 			note = ", as before"
 		}
-		c.printf("device %s: %sed%s\n", plain(id), how, note)
+		c.printf("device %s: %s%s\n", plain(id), done, note)
 	}
 	return errors.Join(errs...)
 }
 
 func (c *cli) devicesList(ctx context.Context) error {
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	var answer struct {
-		Devices []json.RawMessage  `json:"devices"`
-		Absent  []api.AbsentDevice `json:"absent"`
-	}
-	if err := server.get(ctx, "/v1/devices", nil, 0, &answer); err != nil {
+	known, err := server.Devices(ctx)
+	if err != nil {
 		return err
 	}
-	devices := make([]api.DeviceStatus, len(answer.Devices))
-	for i, raw := range answer.Devices {
-		if c.json {
-			if err := c.printJSON(raw); err != nil {
+	if c.json {
+		for i := range known.Devices {
+			if err := c.printJSON(known.Devices[i].RawJSON()); err != nil {
 				return err
 			}
-			continue
 		}
-		if err := json.Unmarshal(raw, &devices[i]); err != nil {
-			return fmt.Errorf("reading a device that the server listed: %w", err)
-		}
-	}
-	if c.json {
 		return nil
 	}
-	for _, d := range answer.Absent {
-		_, _ = fmt.Fprintf(c.err, "device %s was drained %s, and is not known now\n", plain(d.ID), ago(d.Since, c.now()))
+	for _, d := range known.Absent {
+		_, _ = fmt.Fprintf(c.err, "device %s was drained %s, and is not known now\n", plain(d.DeviceID), ago(d.DrainedAt, c.now()))
 	}
-	if len(devices) == 0 {
+	if len(known.Devices) == 0 {
 		_, _ = fmt.Fprintln(c.err, "no device is known; start `batchyard agent` beside each")
 		return nil
 	}
-	return c.showDevices(devices)
+	return c.showDevices(known.Devices)
 }
 
-func (c *cli) showDevices(devices []api.DeviceStatus) error {
-	slices.SortFunc(devices, func(a, b api.DeviceStatus) int { return strings.Compare(a.ID, b.ID) })
+func (c *cli) showDevices(devices []batchyard.Device) error {
+	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
 	t := newTable(c.out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
 	now := c.now()
 	for _, d := range devices {
@@ -139,7 +125,7 @@ func (c *cli) showDevices(devices []api.DeviceStatus) error {
 		case d.Draining:
 			state = "draining"
 		}
-		t.row(d.ID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+		t.row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", ago(d.SeenAt, now),
 			short(strings.Join(d.Models, ","), 60), short(strings.Join(d.Tags, ","), 40), d.URL)
 	}

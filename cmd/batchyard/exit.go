@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
+
+	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
 // Exit codes. They are part of what scripts rely on.
@@ -43,17 +47,13 @@ func usageError(format string, args ...any) error {
 // errLimitAll is for lists that have both flags: one of them would be ignored.
 var errLimitAll = usageError("--limit and --all exclude each other")
 
-// serviceError gives what came of connecting to a service its exit code. All
-// our packages begin such errors alike, and what they are about besides is the
-// configuration: what is wrong in it, topics or a schema that are not there.
+// serviceError gives an error of connecting to a service its exit code. A service
+// that does not answer has an error of its own type; anything else is about the
+// configuration: what is wrong in it, topics or a schema that are missing.
 func serviceError(err error) error {
-	if err == nil {
-		return nil
-	}
-	for _, service := range []string{"Kafka", "Redis", "Postgres"} {
-		if strings.Contains(err.Error(), "connecting to "+service+" at ") {
-			return withCode(exitUnreachable, err)
-		}
+	var away *unreachable.Error
+	if errors.As(err, &away) {
+		return withCode(exitUnreachable, err)
 	}
 	return withCode(exitUsage, err)
 }
@@ -67,14 +67,22 @@ func fileError(err error) error {
 	return withCode(exitUsage, err)
 }
 
-// codeOf is the exit code of an error.
+// codeOf is the exit code of an error: the one that it was given, or that of what
+// the server answered.
 func codeOf(err error) int {
 	var e *exitError
+	var refused *batchyard.Error
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &e):
 		return e.code
+	case errors.Is(err, batchyard.ErrInvalid):
+		return exitUsage
+	case errors.As(err, &refused) && refused.Status == http.StatusTooManyRequests: // it was reached
+		return exitFailed
+	case errors.Is(err, batchyard.ErrUnavailable):
+		return exitUnreachable
 	}
 	return exitFailed
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 )
 
-// version is set by the linker; without it, the module's version is told.
+// version is set by the linker; empty: that of package batchyard.
 var version string
 
 func main() {

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -71,10 +71,12 @@ func shownAt() (*cli, *bytes.Buffer) {
 func TestTaskList(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
-	require.NoError(t, c.showTasks(raws(
-		`{"task_id":"a-1","state":"RUNNING","model":"m","priority":"high","attempt":1,"device_id":"gpu-1","submitted_at":"2026-11-21T11:59:57Z"}`,
-		`{"task_id":"b","state":"FAILED","model":"m","priority":"low","attempt":3,"device_id":"gpu-2","submitted_at":"2026-11-21T11:00:00Z","finished_at":"2026-11-21T11:55:00Z","error":{"class":"timeout","message":"x"}}`,
-	), true))
+	before := func(d time.Duration) *time.Time { at := noon.Add(-d); return &at }
+	require.NoError(t, c.showTasks([]batchyard.TaskStatus{
+		{TaskID: "a-1", State: task.Running, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(3 * time.Second)},
+		{TaskID: "b", State: task.Failed, Model: "m", Priority: task.Low, Attempt: 3, DeviceID: "gpu-2", SubmittedAt: before(time.Hour),
+			FinishedAt: before(5 * time.Minute), Error: &task.Error{Class: task.ClassTimeout, Message: "x"}},
+	}, true))
 	require.Equal(t, strings.TrimLeft(`
 ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR
 a-1  RUNNING  m      high      1        gpu-1   3s ago     -         -
@@ -86,9 +88,9 @@ func TestDeviceList(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
 	two := 2
-	require.NoError(t, c.showDevices([]api.DeviceStatus{
-		{ID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, SeenAt: noon.Add(-time.Hour)},
-		{ID: "a", URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second)},
+	require.NoError(t, c.showDevices([]batchyard.Device{
+		{DeviceID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, SeenAt: noon.Add(-time.Hour)},
+		{DeviceID: "a", URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second)},
 	}))
 	require.Equal(t, strings.TrimLeft(`
 ID  STATE   SLOTS  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL

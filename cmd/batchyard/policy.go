@@ -2,35 +2,30 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"math"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/device"
 )
-
-const policyPath = "/v1/router/policy"
 
 func (c *cli) policyCommand() *cobra.Command {
 	get := &cobra.Command{
 		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
 		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), http.MethodGet, nil) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).Policy) },
 	}
 	reset := &cobra.Command{
 		Use: "reset", Short: "Make routers go back to the policy of their configuration",
 		Example: "  batchyard policy reset",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), http.MethodDelete, nil) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).ResetPolicy) },
 	}
 	set := c.policySetCommand()
 	for _, cmd := range []*cobra.Command{get, set, reset} {
@@ -44,7 +39,7 @@ func (c *cli) policyCommand() *cobra.Command {
 }
 
 func (c *cli) policySetCommand() *cobra.Command {
-	var in api.PolicyIn
+	var in batchyard.PolicySetting
 	var weights map[string]string
 	cmd := &cobra.Command{
 		Use: "set POLICY", Short: "Make routers choose devices by another policy",
@@ -69,7 +64,7 @@ The policies, which docs/routing.md tells apart:
 				}
 				in.Weights[name] = w
 			}
-			return c.policy(cmd.Context(), http.MethodPut, &in)
+			return c.policy(cmd.Context(), func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
 		},
 	}
 	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
@@ -90,32 +85,22 @@ func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobr
 }
 
 // policy asks for, or changes, how devices are chosen, and shows what holds then.
-func (c *cli) policy(ctx context.Context, method string, in *api.PolicyIn) error {
-	server, err := c.client()
+func (c *cli) policy(ctx context.Context, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	var body []byte
-	if in != nil {
-		if body, err = json.Marshal(in); err != nil {
-			return fmt.Errorf("encoding the policy: %w", err)
-		}
-	}
-	raw, err := server.ask(ctx, method, policyPath, nil, body, 0)
+	st, err := ask(server, ctx)
 	if err != nil {
 		return err
 	}
 	if c.json {
-		return c.printJSON(json.RawMessage(raw))
-	}
-	var st api.PolicyStatus
-	if err := json.Unmarshal(raw, &st); err != nil {
-		return fmt.Errorf("reading the policy that the server tells: %w; is --server right?", err)
+		return c.printJSON(st.RawJSON())
 	}
 	t := newTable(c.out)
 	t.row("policy", st.Policy)
 	t.row("binding", st.Binding)
-	if w := weightsText(&st.PolicyIn); w != "" {
+	if w := weightsText(&st.PolicySetting); w != "" {
 		t.row("weights", w)
 	}
 	switch {
@@ -128,7 +113,7 @@ func (c *cli) policy(ctx context.Context, method string, in *api.PolicyIn) error
 	return t.flush()
 }
 
-func weightsText(p *api.PolicyIn) string {
+func weightsText(p *batchyard.PolicySetting) string {
 	if p.Preset != "" {
 		return "those of " + p.Preset
 	}

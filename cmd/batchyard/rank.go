@@ -2,15 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -38,7 +36,7 @@ router reads it; it is not read earlier.`,
 			return exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var in api.RankIn
+			var in batchyard.PriorityChange
 			if len(args) > 1 {
 				in.Priority = task.Priority(args[1])
 				if !slices.Contains(task.Priorities, in.Priority) {
@@ -63,25 +61,17 @@ router reads it; it is not read earlier.`,
 	return cmd
 }
 
-func (c *cli) setPriority(ctx context.Context, id string, in api.RankIn) error {
-	server, err := c.client()
+func (c *cli) setPriority(ctx context.Context, id string, in batchyard.PriorityChange) error {
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("encoding the priority: %w", err)
-	}
-	raw, err := server.ask(ctx, http.MethodPatch, taskPath(id), nil, body, 0)
+	out, err := server.SetPriority(ctx, id, in)
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
 	if c.json {
-		return c.printJSON(json.RawMessage(raw))
-	}
-	var out api.Reranked
-	if err := json.Unmarshal(raw, &out); err != nil {
-		return fmt.Errorf("reading what the server says of task %s: %w", id, err)
+		return c.printJSON(out.RawJSON())
 	}
 	c.printf("task %s (%s): %s level %d → %s level %d\n", plain(id), out.State, out.From.Priority, out.From.Level, out.To.Priority, out.To.Level)
 	return nil
@@ -102,20 +92,16 @@ devices a task went, and why to these. With --json, the figures.`,
 }
 
 func (c *cli) tasksWhy(ctx context.Context, id string) error {
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	var raw json.RawMessage
-	if err := server.get(ctx, taskPath(id)+"/why", nil, 0, &raw); err != nil {
+	w, err := server.Why(ctx, id)
+	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
 	if c.json {
-		return c.printJSON(raw)
-	}
-	var w api.Why
-	if err := json.Unmarshal(raw, &w); err != nil {
-		return fmt.Errorf("reading what the server says of task %s: %w", id, err)
+		return c.printJSON(w.RawJSON())
 	}
 	c.printf("%s\n", plain(w.Sentence))
 	return nil

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
@@ -25,7 +23,7 @@ const strangeAfter = 5 * time.Second
 
 type submitFlags struct {
 	wait     bool
-	out      string
+	output   string
 	job      string
 	priority string
 	maxInput int
@@ -54,7 +52,7 @@ server cannot be reached.`,
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
-	cmd.Flags().StringVarP(&f.out, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
 	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
 	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
 	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
@@ -64,9 +62,9 @@ server cannot be reached.`,
 
 func (f *submitFlags) check(c *cli) error {
 	switch {
-	case f.out != "" && !f.wait:
+	case f.output != "" && !f.wait:
 		return usageError("-o needs --wait: there are no results before the tasks have ended")
-	case f.out == "-" && c.json:
+	case f.output == "-" && c.json:
 		return usageError("-o - and --json both write to standard output; choose one")
 	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
 		return usageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
@@ -88,11 +86,11 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 	if err := f.check(c); err != nil {
 		return err
 	}
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	if err := jobs.CheckOutput(f.out); err != nil {
+	if err := jobs.CheckOutput(f.output); err != nil {
 		return withCode(exitUsage, err)
 	}
 	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{
@@ -124,8 +122,8 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 	if err != nil {
 		return err
 	}
-	if f.out != "" {
-		if err := c.fetchResults(ctx, server, plan, f.out, &s); err != nil {
+	if f.output != "" {
+		if err := c.fetchResults(ctx, server, plan, f.output, &s); err != nil {
 			return err
 		}
 	}
@@ -134,7 +132,7 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 	case c.json:
 		s.finish()
 		err = c.printJSON(s)
-	case f.out == "-":
+	case f.output == "-":
 		err = s.print(c.err)
 	default:
 		err = s.print(c.out)
@@ -143,7 +141,7 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 }
 
 // fetchResults writes the results, and counts them anew by what was written.
-func (c *cli) fetchResults(ctx context.Context, server *client, plan *jobs.Plan, out string, s *summary) error {
+func (c *cli) fetchResults(ctx context.Context, server *server, plan *jobs.Plan, out string, s *summary) error {
 	written, err := plan.WriteResults(ctx, server, out, c.out)
 	if err != nil {
 		return err
@@ -156,18 +154,17 @@ func (c *cli) fetchResults(ctx context.Context, server *client, plan *jobs.Plan,
 }
 
 // waitForJob shows how far the job is until all of its tasks have ended.
-func (c *cli) waitForJob(ctx context.Context, server *client, plan *jobs.Plan) (summary, error) {
+func (c *cli) waitForJob(ctx context.Context, server *server, plan *jobs.Plan) (summary, error) {
 	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	var last api.Job
+	last := &batchyard.JobProgress{}
 	counts := func(ctx context.Context) (map[task.State]int64, error) {
 		j, err := server.job(ctx, plan.Job)
 		if err != nil {
-			var p *problemError
-			if errors.As(err, &p) && !p.passing() {
+			if refused(err) {
 				cancel(err) // it stays so, however long one waits
 			}
 			return nil, err
@@ -211,15 +208,4 @@ func (c *cli) waitForJob(ctx context.Context, server *client, plan *jobs.Plan) (
 		s.ByDevice[device] = int(n)
 	}
 	return s, nil
-}
-
-// job asks how far a job is. One that nobody has heard of yet has no tasks.
-func (a *client) job(ctx context.Context, id string) (api.Job, error) {
-	var j api.Job
-	err := a.get(ctx, "/v1/jobs/"+url.PathEscape(id), nil, 0, &j)
-	var p *problemError
-	if errors.As(err, &p) && p.Status == http.StatusNotFound {
-		return api.Job{ID: id}, nil
-	}
-	return j, err
 }

@@ -6,20 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/task"
 )
-
-// waitAtMost is how long the server is asked to wait in one request.
-const waitAtMost = 30 * time.Second
 
 // pageSize is how many tasks are asked for in one request.
 const pageSize = 500
@@ -58,23 +53,18 @@ With --wait, waits for its end first; the exit code is 0 then if it succeeded, a
 	return cmd
 }
 
-// taskPath is the path of a task. An id may hold anything, also a slash.
-func taskPath(id string) string { return "/v1/tasks/" + url.PathEscape(id) }
-
 func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, events bool) error {
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
-	raw, st, err := c.awaitTask(ctx, server, id, wait)
+	st, err := awaitTask(ctx, server, id, wait)
 	if err != nil {
-		return err
+		return fmt.Errorf("task %s: %w", id, err)
 	}
-	var timeline struct {
-		Events []json.RawMessage `json:"events"`
-	}
+	var history []batchyard.Event
 	if events {
-		if err := server.get(ctx, taskPath(id)+"/events", nil, 0, &timeline); err != nil {
+		if history, err = server.Events(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -83,13 +73,13 @@ func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, event
 		err = c.printJSON(struct {
 			Task   json.RawMessage   `json:"task"`
 			Events []json.RawMessage `json:"events"`
-		}{raw, list(timeline.Events)})
+		}{st.RawJSON(), rawEvents(history)})
 	case c.json:
-		err = c.printJSON(raw)
+		err = c.printJSON(st.RawJSON())
 	default:
 		err = c.showTask(st)
 		if err == nil && events {
-			err = c.showEvents(timeline.Events)
+			err = c.showEvents(history)
 		}
 	}
 	if err == nil && wait > 0 && st.State != task.Success {
@@ -105,41 +95,30 @@ func reasonOf(e *task.Error) string {
 	return fmt.Sprintf(": %s: %s", e.Class, short(e.Message, 300))
 }
 
-// awaitTask asks for a task until it has ended or the time is over.
-func (c *cli) awaitTask(ctx context.Context, server *client, id string, wait time.Duration) (raw json.RawMessage, st api.Status, err error) {
-	until := c.now().Add(wait)
-	for {
-		query := url.Values{}
-		left := until.Sub(c.now())
-		if left > 0 {
-			query.Set("wait", min(left, waitAtMost).String())
-		}
-		asked := c.now()
-		if err := server.get(ctx, taskPath(id), query, waitAtMost, &raw); err != nil {
-			return nil, st, fmt.Errorf("task %s: %w", id, err)
-		}
-		st = api.Status{}
-		if err := json.Unmarshal(raw, &st); err != nil {
-			return nil, st, fmt.Errorf("reading what the server says of task %s: %w", id, err)
-		}
-		if st.State.Terminal() || c.now().Sub(until) >= 0 {
-			return raw, st, nil
-		}
-		// A server that stops, or has no Postgres, answers at once.
-		if pause := time.Second - c.now().Sub(asked); pause > 0 {
-			timer := time.NewTimer(min(pause, until.Sub(c.now())))
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return nil, st, ctx.Err()
-			case <-timer.C:
-			}
+// awaitTask waits for the end of a task, but no longer than it may, and returns it
+// as it stands then.
+func awaitTask(ctx context.Context, server *server, id string, wait time.Duration) (*batchyard.TaskStatus, error) {
+	if wait > 0 {
+		limited, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		st, err := server.Wait(limited, id)
+		if limited.Err() == nil || ctx.Err() != nil || err == nil {
+			return st, err
 		}
 	}
+	return server.Get(ctx, id)
+}
+
+func rawEvents(events []batchyard.Event) []json.RawMessage {
+	raw := make([]json.RawMessage, len(events))
+	for i := range events {
+		raw[i] = events[i].RawJSON()
+	}
+	return raw
 }
 
 // showTask writes a task for people.
-func (c *cli) showTask(s api.Status) error {
+func (c *cli) showTask(s *batchyard.TaskStatus) error {
 	now := c.now()
 	t := newTable(c.out)
 	field := func(name, value string) {
@@ -147,16 +126,16 @@ func (c *cli) showTask(s api.Status) error {
 			t.row(name, value)
 		}
 	}
-	field("id", s.ID)
+	field("id", s.TaskID)
 	field("tenant", s.Tenant)
 	field("state", string(s.State))
 	field("model", s.Model)
 	field("asked for", s.Requested)
 	field("endpoint", s.Endpoint)
 	field("priority", string(s.Priority))
-	field("job", s.Job)
+	field("job", s.JobID)
 	field("custom id", s.CustomID)
-	field("device", s.Device)
+	field("device", s.DeviceID)
 	if s.Attempt > 0 {
 		field("attempt", strconv.Itoa(s.Attempt))
 	}
@@ -197,7 +176,7 @@ func (c *cli) showTask(s api.Status) error {
 	// JSON has no control characters as they are; everything else is kept.
 	var out bytes.Buffer
 	if err := json.Indent(&out, s.Output, "", "  "); err != nil {
-		return fmt.Errorf("reading the output of task %s: %w", s.ID, err)
+		return fmt.Errorf("reading the output of task %s: %w", s.TaskID, err)
 	}
 	c.printf("output\n%s\n", out.String())
 	return nil
@@ -211,18 +190,11 @@ func orWord(s, otherwise string) string {
 }
 
 // showEvents writes a task's timeline for people: times count from its first event.
-func (c *cli) showEvents(raw []json.RawMessage) error {
+func (c *cli) showEvents(events []batchyard.Event) error {
 	c.printf("\n")
 	t := newTable(c.out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
-	var first time.Time
-	for i, b := range raw {
-		var e api.TaskEvent
-		if err := json.Unmarshal(b, &e); err != nil {
-			return fmt.Errorf("reading event %d of the task: %w", i, err)
-		}
-		if i == 0 {
-			first = e.Time
-		}
+	for i := range events {
+		e := &events[i]
 		attempt, took := "", ""
 		if e.Attempt > 0 {
 			attempt = strconv.Itoa(e.Attempt)
@@ -234,7 +206,7 @@ func (c *cli) showEvents(raw []json.RawMessage) error {
 		if e.ErrorClass != "" {
 			outcome += " (" + string(e.ErrorClass) + ")"
 		}
-		t.row(e.Time.Sub(first).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.Device, took,
+		t.row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
 			strings.TrimSpace(string(e.ActorType)+" "+e.Actor), short(string(e.Detail), 80))
 	}
 	return t.flush()
@@ -272,36 +244,28 @@ func (c *cli) tasksListCommand() *cobra.Command {
 }
 
 func (c *cli) tasksList(ctx context.Context, f listFlags) error {
-	query := url.Values{}
+	filter := batchyard.Filter{JobID: f.job}
 	if f.state != "" {
-		state, err := task.ParseState(f.state)
-		if err != nil {
+		var err error
+		if filter.State, err = task.ParseState(f.state); err != nil {
 			return withCode(exitUsage, fmt.Errorf("--%w", err))
 		}
-		query.Set("state", string(state))
-	}
-	if f.job != "" {
-		query.Set("job", f.job)
 	}
 	if f.limit < 1 {
 		return usageError("--limit must be at least 1; --all lists everything")
 	}
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
 	left := f.limit
 	for first := true; ; first = false {
-		n := pageSize
+		filter.Limit = pageSize
 		if !f.all {
-			n = min(left, pageSize)
+			filter.Limit = min(left, pageSize)
 		}
-		query.Set("limit", strconv.Itoa(n))
-		var page struct {
-			Tasks []json.RawMessage `json:"tasks"`
-			Next  string            `json:"next"`
-		}
-		if err := server.get(ctx, "/v1/tasks", query, 0, &page); err != nil {
+		page, err := server.Page(ctx, filter)
+		if err != nil {
 			return err
 		}
 		// A page at a time: there may be any number of them.
@@ -318,15 +282,15 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 			}
 			return nil
 		}
-		query.Set("cursor", page.Next)
+		filter.Cursor = page.Next
 	}
 }
 
 // showTasks writes a page of tasks.
-func (c *cli) showTasks(page []json.RawMessage, first bool) error {
+func (c *cli) showTasks(page []batchyard.TaskStatus, first bool) error {
 	if c.json {
-		for _, raw := range page {
-			if err := c.printJSON(raw); err != nil {
+		for i := range page {
+			if err := c.printJSON(page[i].RawJSON()); err != nil {
 				return err
 			}
 		}
@@ -341,11 +305,8 @@ func (c *cli) showTasks(page []json.RawMessage, first bool) error {
 		t.row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
 	}
 	now := c.now()
-	for _, raw := range page {
-		var s api.Status
-		if err := json.Unmarshal(raw, &s); err != nil {
-			return fmt.Errorf("reading a task that the server listed: %w", err)
-		}
+	for i := range page {
+		s := &page[i]
 		var submitted, finished, class string
 		if s.SubmittedAt != nil {
 			submitted = ago(*s.SubmittedAt, now)
@@ -356,7 +317,7 @@ func (c *cli) showTasks(page []json.RawMessage, first bool) error {
 		if s.Error != nil {
 			class = string(s.Error.Class)
 		}
-		t.row(s.ID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.Device, submitted, finished, class)
+		t.row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
 	}
 	return t.flush()
 }
@@ -385,24 +346,20 @@ type cancelled struct {
 }
 
 func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
-	server, err := c.client()
+	server, err := c.connect()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, id := range ids {
-		b, err := server.ask(ctx, http.MethodPost, taskPath(id)+"/cancel", nil, nil, 0)
-		out := cancelled{ID: id, Asked: err == nil}
-		var p *problemError
+		state, err := server.Cancel(ctx, id)
+		out := cancelled{ID: id, Asked: err == nil, State: state}
+		var answer *batchyard.Error
 		switch {
 		case err == nil:
-			var asked api.CancelAsked
-			if json.Unmarshal(b, &asked) == nil {
-				out.State = asked.State
-			}
-		case errors.As(err, &p) && !p.passing():
-			out.State, out.Error = p.State, p.Detail
-			errs = append(errs, fmt.Errorf("task %s: %w", id, err))
+		case refused(err) && errors.As(err, &answer):
+			out.State, out.Error = answer.State, answer.Detail
+			errs = append(errs, withCode(codeOf(err), fmt.Errorf("task %s: %w", id, err)))
 		default:
 			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would end alike
 		}

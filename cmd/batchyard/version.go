@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard"
 )
 
 // build is what is known of how the program was built.
@@ -19,12 +22,8 @@ type build struct {
 }
 
 func buildOf() build {
-	b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	info, ok := debug.ReadBuildInfo()
-	if ok {
-		if b.Version == "" {
-			b.Version = info.Main.Version
-		}
+	b := build{Version: cmp.Or(version, batchyard.Version), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			switch s.Key {
 			case "vcs.revision":
@@ -35,9 +34,6 @@ func buildOf() build {
 				b.Modified = s.Value == "true"
 			}
 		}
-	}
-	if b.Version == "" {
-		b.Version = "(devel)"
 	}
 	return b
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/unreachable"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
@@ -133,13 +134,13 @@ func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error
 	pc.ConnConfig.RuntimeParams["application_name"] = "batchyard"
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to Postgres at %s: %w; check postgres.url", where, err)
+		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	if err := pool.Ping(ctx); err != nil {
 		pool.Close()
-		return nil, fmt.Errorf("connecting to Postgres at %s: %s; check postgres.url", where, oneLine(err))
+		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: errors.New(oneLine(err))}
 	}
 	return pool, nil
 }

@@ -35,18 +35,28 @@ var ordinary, faulty program
 // otherwise it is built, once in a test binary.
 func Binary(t testing.TB) string {
 	t.Helper()
-	return ordinary.get(t, os.Getenv("BATCHYARD_BIN"))
+	path, err := Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
+
+// Program is Binary for what runs outside of a test, such as an example.
+func Program() (string, error) { return ordinary.get(os.Getenv("BATCHYARD_BIN")) }
 
 // FaultBinary is the path of the program with the points of package fault, for
 // Installation.Program. BATCHYARD_FAULTS_BIN names one that is ready.
 func FaultBinary(t testing.TB) string {
 	t.Helper()
-	return faulty.get(t, os.Getenv("BATCHYARD_FAULTS_BIN"), "-tags", "faults")
+	path, err := faulty.get(os.Getenv("BATCHYARD_FAULTS_BIN"), "-tags", "faults")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
-func (p *program) get(t testing.TB, ready string, flags ...string) string {
-	t.Helper()
+func (p *program) get(ready string, flags ...string) (string, error) {
 	p.once.Do(func() {
 		if ready != "" {
 			p.path, p.err = filepath.Abs(ready)
@@ -54,10 +64,7 @@ func (p *program) get(t testing.TB, ready string, flags ...string) string {
 			p.err = p.build(flags)
 		}
 	})
-	if p.err != nil {
-		t.Fatal(p.err)
-	}
-	return p.path
+	return p.path, p.err
 }
 
 func (p *program) build(flags []string) error {
@@ -90,6 +97,11 @@ func (p *program) build(flags []string) error {
 // program and exits.
 func Main(m *testing.M) {
 	code := m.Run()
+	os.Exit(max(code, CleanUp()))
+}
+
+// CleanUp is what Main does after the tests. It returns 1 if that failed, else 0.
+func CleanUp() int {
 	var err error
 	for _, p := range []*program{&ordinary, &faulty} {
 		if p.dir != "" {
@@ -98,9 +110,9 @@ func Main(m *testing.M) {
 	}
 	if err = errors.Join(err, testenv.Close()); err != nil {
 		fmt.Fprintf(os.Stderr, "cleaning up after the tests: %v\n", err)
-		code = max(code, 1)
+		return 1
 	}
-	os.Exit(code)
+	return 0
 }
 
 // Eventually waits until a condition holds. It says what it waited for.

@@ -6,7 +6,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// Config says where the API listens and what bounds it keeps.
+// Config sets where the API listens and what bounds it keeps.
 type Config struct {
 	Listen        string        `yaml:"listen" default:"127.0.0.1:8080" doc:"Address and port to listen on; :8080 is every address of this machine. There is no authentication: put a proxy in front of it before others can reach it."`
 	HeaderTimeout time.Duration `yaml:"header_timeout" default:"10s" min:"100ms" max:"5m" doc:"Time to send the headers of a request."`

@@ -221,7 +221,7 @@ func TestListPages(t *testing.T) {
 		to := min(from+limit, 1200)
 		page := make([]string, 0, limit)
 		for i := from; i < to; i++ {
-			page = append(page, fmt.Sprintf(`{"id":"%d"}`, i))
+			page = append(page, fmt.Sprintf(`{"task_id":"%d"}`, i))
 		}
 		next := ""
 		if to < 1200 {
@@ -235,7 +235,7 @@ func TestListPages(t *testing.T) {
 		got := lines(ok(t, args...))
 		require.Len(t, got, want, flags)
 		for i, line := range got {
-			require.JSONEq(t, fmt.Sprintf(`{"id":"%d"}`, i), line)
+			require.JSONEq(t, fmt.Sprintf(`{"task_id":"%d"}`, i), line)
 		}
 	}
 }

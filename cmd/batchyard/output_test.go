@@ -72,8 +72,8 @@ func TestTaskList(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
 	require.NoError(t, c.showTasks(raws(
-		`{"id":"a-1","state":"RUNNING","model":"m","priority":"high","attempt":1,"device":"gpu-1","submitted_at":"2026-11-21T11:59:57Z"}`,
-		`{"id":"b","state":"FAILED","model":"m","priority":"low","attempt":3,"device":"gpu-2","submitted_at":"2026-11-21T11:00:00Z","finished_at":"2026-11-21T11:55:00Z","error":{"class":"timeout","message":"x"}}`,
+		`{"task_id":"a-1","state":"RUNNING","model":"m","priority":"high","attempt":1,"device_id":"gpu-1","submitted_at":"2026-11-21T11:59:57Z"}`,
+		`{"task_id":"b","state":"FAILED","model":"m","priority":"low","attempt":3,"device_id":"gpu-2","submitted_at":"2026-11-21T11:00:00Z","finished_at":"2026-11-21T11:55:00Z","error":{"class":"timeout","message":"x"}}`,
 	), true))
 	require.Equal(t, strings.TrimLeft(`
 ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR

@@ -38,7 +38,7 @@ router reads it; it is not read earlier.`,
 			return exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var in api.RankIn
+			var in api.PriorityIn
 			if len(args) > 1 {
 				in.Priority = task.Priority(args[1])
 				if !slices.Contains(task.Priorities, in.Priority) {
@@ -63,7 +63,7 @@ router reads it; it is not read earlier.`,
 	return cmd
 }
 
-func (c *cli) setPriority(ctx context.Context, id string, in api.RankIn) error {
+func (c *cli) setPriority(ctx context.Context, id string, in api.PriorityIn) error {
 	server, err := c.client()
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (c *cli) setPriority(ctx context.Context, id string, in api.RankIn) error {
 	if c.json {
 		return c.printJSON(json.RawMessage(raw))
 	}
-	var out api.Reranked
+	var out api.Reprioritized
 	if err := json.Unmarshal(raw, &out); err != nil {
 		return fmt.Errorf("reading what the server says of task %s: %w", id, err)
 	}

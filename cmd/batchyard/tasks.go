@@ -154,9 +154,9 @@ func (c *cli) showTask(s api.Status) error {
 	field("asked for", s.Requested)
 	field("endpoint", s.Endpoint)
 	field("priority", string(s.Priority))
-	field("job", s.Job)
+	field("job", s.JobID)
 	field("custom id", s.CustomID)
-	field("device", s.Device)
+	field("device", s.DeviceID)
 	if s.Attempt > 0 {
 		field("attempt", strconv.Itoa(s.Attempt))
 	}
@@ -234,8 +234,8 @@ func (c *cli) showEvents(raw []json.RawMessage) error {
 		if e.ErrorClass != "" {
 			outcome += " (" + string(e.ErrorClass) + ")"
 		}
-		t.row(e.Time.Sub(first).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.Device, took,
-			strings.TrimSpace(string(e.ActorType)+" "+e.Actor), short(string(e.Detail), 80))
+		t.row(e.Time.Sub(first).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
+			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), short(string(e.Detail), 80))
 	}
 	return t.flush()
 }
@@ -252,7 +252,7 @@ func (c *cli) tasksListCommand() *cobra.Command {
 		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
-  batchyard tasks list --job nightly --all --json | jq -r .id`,
+  batchyard tasks list --job nightly --all --json | jq -r .task_id`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.all && cmd.Flags().Changed("limit") {
@@ -281,7 +281,7 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 		query.Set("state", string(state))
 	}
 	if f.job != "" {
-		query.Set("job", f.job)
+		query.Set("job_id", f.job)
 	}
 	if f.limit < 1 {
 		return usageError("--limit must be at least 1; --all lists everything")
@@ -356,7 +356,7 @@ func (c *cli) showTasks(page []json.RawMessage, first bool) error {
 		if s.Error != nil {
 			class = string(s.Error.Class)
 		}
-		t.row(s.ID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.Device, submitted, finished, class)
+		t.row(s.ID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
 	}
 	return t.flush()
 }
@@ -367,7 +367,7 @@ func (c *cli) tasksCancelCommand() *cobra.Command {
 		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
 stays as it ended; the exit code is 1 then.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
-  batchyard tasks list --job nightly --state PENDING --all --json | jq -r .id | xargs batchyard tasks cancel`,
+  batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
 		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksCancel(cmd.Context(), args) },
 	}
@@ -396,7 +396,7 @@ func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
 		var p *problemError
 		switch {
 		case err == nil:
-			var asked api.CancelAsked
+			var asked api.CancelRequested
 			if json.Unmarshal(b, &asked) == nil {
 				out.State = asked.State
 			}

@@ -134,15 +134,15 @@ func (s *Server) describePolicy() {
 	}
 	in.Properties["weights"] = &huma.Schema{Type: huma.TypeObject, Nullable: true, Description: in.Properties["weights"].Description,
 		Properties: weights, AdditionalProperties: false}
-	null := &huma.Schema{Type: "null"}
+	null, empty := &huma.Schema{Type: "null"}, &huma.Schema{Type: huma.TypeObject, Nullable: true, MaxProperties: ptr(0)}
 	positive := make([]*huma.Schema, 0, len(device.LoadFigures)+1)
 	for _, figure := range device.LoadFigures {
 		positive = append(positive, &huma.Schema{Required: []string{figure}, Properties: map[string]*huma.Schema{figure: {Type: huma.TypeNumber, ExclusiveMinimum: ptr(0.0)}}})
 	}
 	formula := &huma.Schema{Enum: []any{"load_formula"}}
 	in.OneOf = []*huma.Schema{
-		{Properties: map[string]*huma.Schema{"policy": {Not: formula}, "weights": null, "preset": null}},
-		{Properties: map[string]*huma.Schema{"policy": formula, "weights": null}},
+		{Properties: map[string]*huma.Schema{"policy": {Not: formula}, "weights": empty, "preset": null}},
+		{Properties: map[string]*huma.Schema{"policy": formula, "weights": empty}},
 		{Required: []string{"weights"}, Properties: map[string]*huma.Schema{"policy": formula, "preset": null,
 			"weights": {Type: huma.TypeObject, AnyOf: positive}}},
 	}

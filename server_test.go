@@ -32,7 +32,7 @@ func TestTypesAreTheServers(t *testing.T) {
 		"task":          {batchyard.TaskStatus{}, api.Status{}},
 		"event":         {batchyard.Event{}, api.TaskEvent{}},
 		"why":           {batchyard.Why{}, api.Why{}},
-		"reprioritized": {batchyard.Reprioritized{}, api.Reranked{}},
+		"reprioritized": {batchyard.Reprioritized{}, api.Reprioritized{}},
 		"priority":      {batchyard.PriorityChange{}, api.RankIn{}},
 		"job":           {batchyard.JobProgress{}, api.Job{}},
 		"device":        {batchyard.Device{}, api.DeviceStatus{}},

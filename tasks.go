@@ -151,7 +151,7 @@ func (p *Page) UnmarshalJSON(b []byte) error {
 // first. Outputs are left out.
 func (c *Client) Page(ctx context.Context, f Filter) (*Page, error) {
 	query := url.Values{}
-	for name, value := range map[string]string{"state": string(f.State), "job": f.JobID, "cursor": f.Cursor} {
+	for name, value := range map[string]string{"state": string(f.State), "job_id": f.JobID, "cursor": f.Cursor} {
 		if value != "" {
 			query.Set(name, value)
 		}

@@ -147,7 +147,7 @@ func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error)
 	if k.ID != "told" {
 		return nil, m.away
 	}
-	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, ActorID: "acme", Duration: time.Second}
+	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, Outcome: task.OutcomeOK, ActorType: task.ActorUser, ActorID: "acme", Duration: time.Second}
 	return []audit.EventRow{{Event: e}}, m.away
 }
 
@@ -162,6 +162,7 @@ type bench struct {
 	logs  *logBuffer
 	flush func(context.Context) error // until the events that were recorded are in Kafka
 	deps  Deps
+	spec  description // every response of do is checked against it
 }
 
 type logBuffer struct {
@@ -212,6 +213,9 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:0")
 	s, err := New(b.deps, cfg)
 	require.NoError(t, err)
+	text, err := s.api.OpenAPI().MarshalJSON()
+	require.NoError(t, err)
+	b.spec = parseDescription(t, text)
 	runCtx, stop := context.WithCancel(context.Background())
 	b.stop = stop
 	ready := make(chan struct{})
@@ -279,6 +283,7 @@ func (b *bench) do(t *testing.T, method, path, body string, headers ...string) a
 	t.Helper()
 	a, err := b.send(method, path, body, headers...)
 	require.NoError(t, err)
+	require.NoError(t, b.spec.promised(method, path, a))
 	return a
 }
 
@@ -563,7 +568,7 @@ func TestJobs(t *testing.T) {
 	a := b.do(t, "GET", "/v1/jobs/j", "")
 	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
 
-	results := []*task.Result{{TaskID: "1", Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2"}}
+	results := []*task.Result{{TaskID: "1", State: task.Success, Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2", State: task.Failed}}
 	b.store.setResults(nil, results...)
 	a = b.do(t, "GET", "/v1/jobs/j/results", "")
 	require.Equal(t, "application/jsonl", a.header.Get("Content-Type"))

@@ -103,7 +103,7 @@ func checkQuery(raw string, known []string) *Problem {
 
 func expected(known []string) string {
 	if len(known) == 0 {
-		return "this operation takes none"
+		return "leave it out, this operation takes none"
 	}
 	return "use " + strings.Join(known, ", ")
 }

@@ -146,7 +146,7 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	}
 	for i, t := range tasks {
 		if t.Tenant != "" && sent && t.Tenant != tenant {
-			p := fieldProblem(http.StatusBadRequest, []ProblemError{{at(array, i) + "/tenant",
+			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(array, i) + "/tenant",
 				"conflicts with the header " + tenantHeader + ": set one of them, or both to the same tenant"}}, 0)
 			return nil, s.refuse(ctx, in.r, tenant, p)
 		}
@@ -167,8 +167,8 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	return &submitOutput{Location: "/v1/tasks/" + url.PathEscape(tasks[0].ID), Body: list.Tasks[0]}, nil
 }
 
-// at is the pointer to a task of the body.
-func at(array bool, i int) string {
+// pointerAt is the pointer to a task of the body.
+func pointerAt(array bool, i int) string {
 	if !array {
 		return ""
 	}
@@ -183,7 +183,7 @@ func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, a
 	case errors.As(err, &refused):
 		errs := make([]ProblemError, len(refused.Refusals))
 		for i, f := range refused.Refusals {
-			errs[i] = fieldError(at(array, f.Index), f.Err)
+			errs[i] = fieldError(pointerAt(array, f.Index), f.Err)
 		}
 		return s.refuse(ctx, r, tenant, fieldProblem(http.StatusUnprocessableEntity, errs, refused.More))
 	case errors.As(err, &large):

@@ -33,7 +33,7 @@ func TestTypesAreTheServers(t *testing.T) {
 		"event":         {batchyard.Event{}, api.TaskEvent{}},
 		"why":           {batchyard.Why{}, api.Why{}},
 		"reprioritized": {batchyard.Reprioritized{}, api.Reprioritized{}},
-		"priority":      {batchyard.PriorityChange{}, api.RankIn{}},
+		"priority":      {batchyard.PriorityChange{}, api.PriorityIn{}},
 		"job":           {batchyard.JobProgress{}, api.Job{}},
 		"device":        {batchyard.Device{}, api.DeviceStatus{}},
 		"absent device": {batchyard.AbsentDevice{}, api.AbsentDevice{}},

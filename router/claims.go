@@ -103,7 +103,7 @@ func (c *claims) take(ctx context.Context, items []*decide.Item) (taken []bool, 
 	return taken, nil
 }
 
-// claimAll sets the claims that nobody holds in this epoch, and reads those of the previous one.
+// claimAll sets the claims that are free in this epoch, and reads those of the previous one.
 func (c *claims) claimAll(ctx context.Context, items []*decide.Item) ([]claim, error) {
 	epoch := c.now().UnixNano() / int64(c.ttl)
 	as := make([]claim, len(items))

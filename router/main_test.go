@@ -99,7 +99,7 @@ func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
 	}
 }
 
-// newTestScheduler is a scheduler on a Redis of its own, without a log.
+// newTestScheduler is a scheduler on its own Redis, without a log.
 func newTestScheduler(t testing.TB, cfg Config) *scheduler {
 	rdb := redisClient(t, miniredis.RunT(t).Addr())
 	s, err := newScheduler(cfg, depsOn(rdb, "t:", "router@test"), nil)

@@ -95,7 +95,8 @@ func (r *Router) consume(ctx context.Context, topic string, joined func()) error
 	return nil
 }
 
-// flush waits until what was written is acknowledged. What is not by the end of ctx is read again.
+// flush waits until everything that was written is acknowledged. If ctx ends first, the records of the
+// rest are read again.
 func (r *Router) flush(ctx context.Context) error {
 	if err := r.outbox.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		return err

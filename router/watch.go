@@ -102,8 +102,8 @@ func (s *scheduler) loadFleet(ctx context.Context) (decide.Fleet, error) {
 	if err != nil {
 		return decide.Fleet{}, err
 	}
-	// The message that a pool has room may be lost, and there is none when Redis has forgotten the
-	// credits. Reading the counts here bounds how long a pool is wrongly taken for full.
+	// The message that a pool has room may be lost, and if Redis has lost the credits, no message
+	// comes at all. Reading the counts here bounds how long a pool is wrongly taken for full.
 	pools := make([]string, 0, 2*len(ds))
 	for _, d := range ds {
 		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))

@@ -57,12 +57,18 @@ func (d *Decider) SetPolicy(p policy.Policy, b Binding, now time.Time) {
 	d.policy = p
 	d.view.late = b == BindLate || b != BindEarly && p.BindsLate()
 	d.view.generation++
-	o, ok := p.(policy.Ordered)
-	d.window.orderByArrival(ok && o.ByArrival())
+	d.window.setOrder(orderFor(p))
 	for _, pl := range d.view.pools {
 		pl.PolicyState = 0
 	}
 	d.view.setLimits(now)
+}
+
+func orderFor(p policy.Policy) order {
+	if o, ok := p.(policy.Ordered); ok && o.ByArrival() {
+		return byArrival
+	}
+	return byUrgency
 }
 
 // UpdateFleet takes a reading of the fleet; call it every Config.RefreshInterval.

@@ -26,19 +26,21 @@
 //
 // # The states of an item
 //
-//	      ┌────────── wakes: its time comes, or a device joins ─────────┐
-//	      │                                                             │
-//	Add ──┴▶ ready ──▶ picked ──▶ assigned                           waiting ◀── Add: not before, parked
-//	          │  ▲        │
-//	          │  └────────┘ no credit
-//	          ├──▶ parked      nothing can run it, and the window is full
-//	          ├──▶ expired     its deadline passed
-//	          ├──▶ cancelled
-//	          └──▶ forgotten   its record belongs to another router now
+//	Add ──▶ waiting ──────▶ ready ──▶ picked ──▶ assigned
+//	 │      until its time,  ▲ │ ▲       │
+//	 │      or a device      │ │ └───────┘ no credit
+//	 │      joins            │ │
+//	 └───────────────────────┘ ├──▶ parked      no device can run it, and the window is full
+//	                           ├──▶ expired     its deadline passed
+//	                           ├──▶ cancelled
+//	                           └──▶ forgotten   another router reads its record from now on
+//
+// An item that waits can end in the same ways as one that is ready.
 //
 // # Races
 //
-// One goroutine owns a [Decider], so there is none inside. What happens elsewhere at the same time:
+// One goroutine owns a [Decider], so nothing inside it can race. These things happen elsewhere at the
+// same time:
 //
 //   - Two routers pick the last credit of a device. Acquire is atomic and grants it once; the other
 //     router learns the true count from its grant and picks again.

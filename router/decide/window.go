@@ -91,18 +91,26 @@ func (d *demand) beginRound(number uint64) {
 
 // window holds the tasks that were read and not assigned yet.
 type window struct {
-	cfg       Config
-	classes   [priorities]*priorityClass
-	flows     map[flowKey]*flow
-	demands   map[string]*demand
-	byKey     map[task.Key]*Item
-	wakes     heapOf[*wake]    // by the next time at which something is due
-	tasks     map[string]int   // per source
-	bytes     map[string]int64 // per source
-	ready     int              // tasks that wait for nothing but a device
-	byArrival bool             // the policy wants tasks in the order of their submission
-	typical   float64          // seconds of service of a recent task; 0: none was served
+	cfg     Config
+	classes [priorities]*priorityClass
+	flows   map[flowKey]*flow
+	demands map[string]*demand
+	byKey   map[task.Key]*Item
+	wakes   heapOf[*wake]    // by the next time at which something is due
+	tasks   map[string]int   // per source
+	bytes   map[string]int64 // per source
+	ready   int              // tasks that wait for nothing but a device
+	order   order            // that the policy wants
+	typical float64          // seconds of service of a recent task; 0: none was served
 }
+
+// order is what decides which task goes first.
+type order uint8
+
+const (
+	byUrgency order = iota // priority, tenant's share, level and time of submission
+	byArrival              // the time of submission alone
+)
 
 // wake is when an item has to be looked at: it becomes ready, or its deadline passes.
 type wake struct {
@@ -131,19 +139,18 @@ func (w *window) rank(t *task.Task, now time.Time) int64 {
 	if at.IsZero() || at.After(now) { // a sender's fast clock must neither help nor hurt it
 		at = now
 	}
-	if !w.byArrival {
+	if w.order == byUrgency {
 		at = at.Add(-time.Duration(t.Level) * w.cfg.LevelBoost)
 	}
 	return at.UnixNano()
 }
 
-// orderByArrival switches to the order of submission, or back to priority, tenant and level. Waiting
-// tasks move to the new order in O(n log n).
-func (w *window) orderByArrival(yes bool) {
-	if w.byArrival == yes {
+// setOrder changes the order of the tasks, also of those that wait already, in O(n log n).
+func (w *window) setOrder(o order) {
+	if w.order == o {
 		return
 	}
-	w.byArrival = yes
+	w.order = o
 	for _, it := range slices.SortedFunc(maps.Values(w.byKey), byAge) {
 		w.reclassify(it, it.added, func() {})
 	}
@@ -200,7 +207,7 @@ func sorted(names []string) []string {
 
 func (w *window) flowOf(t *task.Task) *flow {
 	k := flowKey{t.Tenant, priorityIndex(t.Priority)}
-	if w.byArrival {
+	if w.order == byArrival {
 		k = flowKey{} // one line for all
 	}
 	f := w.flows[k]

@@ -14,7 +14,7 @@
 // [Load.PolicyState], per device, and in [Snapshot.Cache], which lasts until the fleet is read again.
 // So a policy can be replaced at any time, and a router that restarts loses nothing.
 //
-// To add a policy, write it in a file of its own, with its source and how it differs from that source
-// in the comment; add it to the registry in policy.go and to the names in package device; and run
-// TestPoliciesConform.
+// To add a policy, write it in its own file, with a comment that cites its source and says how it
+// differs from it. Then add one line to the registry in policy.go, add the name to package device, and
+// run TestPoliciesConform.
 package policy

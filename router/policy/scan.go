@@ -102,8 +102,8 @@ func (c *Choice) best(why string) Choice {
 // is cheaper as long as one device in a few dozen has a free credit.
 func maxDraws(n int) int { return 8 + n/64 }
 
-// drawFree draws a candidate with a free credit, each with the same probability; Wait when there
-// is none.
+// drawFree draws a candidate with a free credit, each with the same probability; Wait if no
+// device has one.
 func drawFree(s *Snapshot) int {
 	n := len(s.Candidates)
 	if n == 0 {

@@ -41,7 +41,7 @@ func (*weightedRandom) Pick(_ *Request, s *Snapshot) Choice {
 }
 
 // drawByWeight draws a candidate with a free credit, in proportion to its weight and slots, but
-// never the one at index except; Wait when there is none.
+// never the one at index except; Wait if no other device has one.
 func drawByWeight(s *Snapshot, except int) int {
 	n := len(s.Candidates)
 	if n == 0 {

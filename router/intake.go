@@ -202,7 +202,7 @@ func traceOf(rec *stream.Record, t *task.Task) string {
 	return fmt.Sprintf("%x", t.Key().Hash())
 }
 
-// submitter is who sent a record: the headers of our own producers, or else the tenant.
+// submitter is who sent a record: as the headers of the API say, or else the tenant.
 func submitter(rec *stream.Record, t *task.Task) task.Origin {
 	o := task.Origin{Actor: rec.Header(stream.HeaderActor), Addr: rec.Header(stream.HeaderAddr), UserAgent: rec.Header(stream.HeaderAgent)}
 	if o.Actor == "" {

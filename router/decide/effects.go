@@ -42,7 +42,6 @@ type Pick struct {
 	Why       []byte         // JSON for the audit log
 
 	view     *deviceView
-	queue    *queue
 	charge   charge // what the flow was charged for it
 	priority int    // whose credits it takes: its own, or the highest when its share owes it the turn
 }

@@ -128,7 +128,7 @@ func (d *Decider) book(it *Item, snap *snapshot, choice *policy.Choice, now time
 	p := Pick{
 		Item: it, Device: &s.Device, Pool: pl.name, IdleSlots: max(0, pl.Slots-pl.Used), Probe: s.probe,
 		Why:  snap.explain(d.policy, choice, make([]byte, 0, 512)),
-		view: s, queue: it.queue, priority: it.flow.key.priority,
+		view: s, priority: it.flow.key.priority,
 	}
 	pl.Used++
 	d.view.picks++
@@ -211,6 +211,6 @@ func (d *Decider) grant(p *Pick, g *device.Grant, now time.Time) bool {
 
 // giveUp returns a task that got no credit to the window.
 func (d *Decider) giveUp(p *Pick) {
-	d.window.refund(p.queue, p.charge)
+	d.window.refund(p.Item.queue, p.charge)
 	d.window.enqueue(p.Item)
 }

@@ -233,7 +233,7 @@ func TestPicksSayWhyTheDeviceWasChosen(t *testing.T) {
 	d.put(t, &task.Task{Model: "m"}, time.Now())
 	picks, _ := d.plan(time.Now())
 	type candidate struct {
-		Device             string
+		Device             string `json:"device_id"`
 		Score              float64
 		Unit               string
 		Used, Slots, Limit int

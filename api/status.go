@@ -10,8 +10,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -51,7 +51,7 @@ func timeOf(t time.Time) *time.Time {
 	return &t
 }
 
-func statusOfRow(r *audit.TaskRow) Status {
+func statusOfRow(r *status.TaskRow) Status {
 	s := Status{
 		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, Job: r.Job,
 		CustomID: r.CustomID, TraceID: r.TraceID, Device: r.Device, Attempt: r.Attempt,
@@ -181,7 +181,7 @@ func (s *Server) look(ctx context.Context, key task.Key) (Status, *producer.Rece
 	switch {
 	case ok:
 		return statusOfRecent(recent), recent, nil
-	case !errors.Is(err, audit.ErrNotFound):
+	case !errors.Is(err, status.ErrNotFound):
 		s.log.Warn("the status of a task is not known now", "trace_id", traceOf(ctx), "error", err)
 		return Status{}, nil, later("the status is not known while Postgres does not answer; ask again in a moment")
 	case redisErr != nil:
@@ -258,7 +258,7 @@ func (s *Server) list(ctx context.Context, in *listInput) (*listOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := audit.Filter{Tenant: tenant, Job: in.Job, Limit: in.Limit, Cursor: in.Cursor}
+	f := status.Filter{Tenant: tenant, Job: in.Job, Limit: in.Limit, Cursor: in.Cursor}
 	if in.State != "" {
 		if f.State, err = task.ParseState(clipName(in.State)); err != nil {
 			var fe *task.FieldError
@@ -275,7 +275,7 @@ func (s *Server) list(ctx context.Context, in *listInput) (*listOutput, error) {
 	defer cancel()
 	rows, next, err := s.deps.Store.Tasks(ctx, f)
 	switch {
-	case errors.Is(err, audit.ErrBadCursor):
+	case errors.Is(err, status.ErrBadCursor):
 		return nil, fieldProblem(http.StatusUnprocessableEntity, []ProblemError{{"cursor", "it is none of ours; send the next of the page before, with the same filters"}}, 0)
 	case err != nil:
 		return nil, s.away(ctx, err)
@@ -355,7 +355,7 @@ func (s *Server) events(ctx context.Context, in *cancelInput) (*timelineOutput, 
 	qctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
-	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+	if err != nil && !errors.Is(err, status.ErrNotFound) {
 		return nil, s.away(ctx, err)
 	}
 	if len(rows) == 0 {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -91,7 +91,7 @@ func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
 	qctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
-	if err != nil && !errors.Is(err, audit.ErrNotFound) && recent == nil {
+	if err != nil && !errors.Is(err, status.ErrNotFound) && recent == nil {
 		return nil, s.away(ctx, err) // of a new task more is known than Postgres knows
 	}
 	out := Why{ID: st.ID, Tenant: st.Tenant, State: st.State, Attempts: placements(rows)}
@@ -111,7 +111,7 @@ func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
 }
 
 // waitingOf is what the events tell of what a task waits for.
-func waitingOf(st *Status, rows []audit.EventRow) Waiting {
+func waitingOf(st *Status, rows []status.EventRow) Waiting {
 	w := Waiting{Priority: st.Priority, Model: st.Model, Since: st.SubmittedAt, Deadline: st.Deadline}
 	for i := range rows {
 		e := &rows[i]
@@ -185,7 +185,7 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 }
 
 // placements are the devices that routers chose, with what came of each.
-func placements(rows []audit.EventRow) []Placement {
+func placements(rows []status.EventRow) []Placement {
 	var out []Placement
 	at := map[int]int{} // by attempt; of one that was assigned twice, the last
 	for i := range rows {

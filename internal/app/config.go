@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/api"
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/callbacks"
 	"github.com/batchyard/batchyard/device"
@@ -18,6 +18,7 @@ import (
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
@@ -37,7 +38,8 @@ type Config struct {
 	Router    router.Config      `yaml:"router" doc:"Where tasks run."`
 	Batcher   batcher.Config     `yaml:"batcher" doc:"How tasks are grouped."`
 	Workers   workers.Config     `yaml:"workers" doc:"How requests are run, tried again and given up."`
-	Audit     audit.Config       `yaml:"audit" doc:"How events and results are recorded."`
+	Audit     recorder.Config    `yaml:"audit" doc:"How events and results are recorded."`
+	Status    status.Config      `yaml:"status" doc:"Requests that wait for a task to finish."`
 	Callbacks callbacks.Config   `yaml:"callbacks" doc:"How users are told of results."`
 	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes without the API stage."`
 	Version   string             `yaml:"-"` // of the program, for descriptions and logs

@@ -23,29 +23,29 @@ import (
 // at first; when fewer come than there must be, the guess is widened. So none is
 // missed and none comes twice, whatever the clocks say.
 
-// guesses are how far back the new rows of a chain are looked for; the last one is
+// lookbacks are how far back the new rows of a chain are looked for; the last one is
 // everything.
-var guesses = []time.Duration{5 * time.Minute, 6 * time.Hour, 7 * 24 * time.Hour, 0}
+var lookbacks = []time.Duration{5 * time.Minute, 6 * time.Hour, 7 * 24 * time.Hour, 0}
 
-// mostAtOnce bounds the new rows of a chain that are read at once.
-const mostAtOnce = 2000
+// maxBatch bounds the new rows of a chain that are read at once.
+const maxBatch = 2000
 
-// quietLook is how often the log is looked at when nothing tells of new rows:
+// pollInterval is how often the log is looked at when nothing tells of new rows:
 // results are told of by a notification, other events are not.
-const quietLook = 500 * time.Millisecond
+const pollInterval = 500 * time.Millisecond
 
-// Followed tells who follows.
-type Followed struct {
-	Row   func(*Row) error
-	Begun func()                           // from now on none is missed; may be nil
-	Gone  func(chain string, rows int64)   // rows that should be there are not
-	Away  func(err error, again time.Time) // Postgres does not answer; it is tried again
+// Handler tells who follows.
+type Handler struct {
+	Row         func(*Row) error
+	Started     func()                           // from now on none is missed; may be nil
+	Missing     func(chain string, rows int64)   // rows that should be there are not
+	Unavailable func(err error, again time.Time) // Postgres does not answer; it is tried again
 }
 
 // Follow calls out.Row with the last rows that are wanted, as many as f.Limit, and
 // then with each new one, until ctx ends (nil) or out.Row fails. While Postgres is away it
 // waits; what came meanwhile follows.
-func (l *Reader) Follow(ctx context.Context, f Search, out Followed) error {
+func (l *Reader) Follow(ctx context.Context, f Filter, out Handler) error {
 	if _, _, err := f.conditions(nil); err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (l *Reader) Follow(ctx context.Context, f Search, out Followed) error {
 			default: // it is awake
 			}
 		}
-		pg.Listen(listening, l.pool, pg.ListenOptions{Channel: pg.ResultsChannel, Quiet: quietLook, Logger: slog.New(slog.DiscardHandler),
+		pg.Listen(listening, l.pool, pg.ListenOptions{Channel: pg.ResultsChannel, Quiet: pollInterval, Logger: slog.New(slog.DiscardHandler),
 			Notified: func(string) { wake() }, Missed: wake})
 	}()
 	var seen map[audit.TopicPartition]int64
@@ -73,12 +73,12 @@ func (l *Reader) Follow(ctx context.Context, f Search, out Followed) error {
 		var more bool
 		err := l.snapshot(ctx, func(tx pgx.Tx) (err error) {
 			if seen == nil {
-				if seen, err = l.last(ctx, tx, &f, out); err == nil && out.Begun != nil {
-					out.Begun()
+				if seen, err = l.showLast(ctx, tx, &f, out); err == nil && out.Started != nil {
+					out.Started()
 				}
 				return err
 			}
-			more, err = l.fresh(ctx, tx, &f, seen, out)
+			more, err = l.showNew(ctx, tx, &f, seen, out)
 			return err
 		})
 		var ours *followerError
@@ -90,12 +90,12 @@ func (l *Reader) Follow(ctx context.Context, f Search, out Followed) error {
 				return err
 			}
 			pauseFor := wait.NextBackOff()
-			out.Away(err, time.Now().Add(pauseFor))
+			out.Unavailable(err, time.Now().Add(pauseFor))
 			_ = pg.Sleep(ctx, pauseFor, nil)
 		case !more:
 			wait.Reset()
 			// A replica cannot listen, and a connection may be lost: then the clock wakes.
-			_ = pg.Sleep(ctx, 4*quietLook, changed)
+			_ = pg.Sleep(ctx, 4*pollInterval, changed)
 		}
 	}
 	return nil
@@ -125,8 +125,8 @@ func readChains(ctx context.Context, tx pgx.Tx) (map[audit.TopicPartition]int64,
 	return out, rows.Err()
 }
 
-// last shows the last rows that are there already, and notes where the chains end.
-func (l *Reader) last(ctx context.Context, tx pgx.Tx, f *Search, out Followed) (map[audit.TopicPartition]int64, error) {
+// showLast shows the last rows that are there already, and notes where the chains end.
+func (l *Reader) showLast(ctx context.Context, tx pgx.Tx, f *Filter, out Handler) (map[audit.TopicPartition]int64, error) {
 	seen, err := readChains(ctx, tx)
 	if err != nil || f.Limit <= 0 {
 		return seen, err
@@ -135,13 +135,13 @@ func (l *Reader) last(ctx context.Context, tx pgx.Tx, f *Search, out Followed) (
 	if err != nil {
 		return nil, err
 	}
-	spans, err := spansOf(ctx, tx, f)
+	spans, err := spans(ctx, tx, f)
 	if err != nil {
 		return nil, err
 	}
 	var rows []*Row
 	for _, s := range spans {
-		_, err := l.window(ctx, tx, f, where, args, s.from, s.to, f.Limit-len(rows), func(r *Row) error {
+		_, err := l.readSpan(ctx, tx, f, where, args, s.from, s.to, f.Limit-len(rows), func(r *Row) error {
 			rows = append(rows, r)
 			return nil
 		})
@@ -164,8 +164,8 @@ func (l *Reader) last(ctx context.Context, tx pgx.Tx, f *Search, out Followed) (
 // gap is rows of a chain that were not seen yet.
 type gap struct{ after, upTo int64 }
 
-// fresh shows what is new; more says that there is more than was read at once.
-func (l *Reader) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen map[audit.TopicPartition]int64, out Followed) (more bool, err error) {
+// showNew shows what is new; more says that there is more than was read at once.
+func (l *Reader) showNew(ctx context.Context, tx pgx.Tx, f *Filter, seen map[audit.TopicPartition]int64, out Handler) (more bool, err error) {
 	now, err := readChains(ctx, tx)
 	if err != nil {
 		return false, err
@@ -178,7 +178,7 @@ func (l *Reader) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen map[audit
 			seen[at] = end // fewer: an older state was restored, and numbers come again
 			continue
 		}
-		g := gap{from, min(end, from+mostAtOnce)}
+		g := gap{from, min(end, from+maxBatch)}
 		more = more || g.upTo < end
 		gaps[at] = g
 		expected += g.upTo - g.after
@@ -187,8 +187,8 @@ func (l *Reader) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen map[audit
 		return false, nil
 	}
 	var found []*followed
-	for _, back := range guesses {
-		if found, err = l.between(ctx, tx, f, gaps, back); err != nil {
+	for _, back := range lookbacks {
+		if found, err = l.readGaps(ctx, tx, f, gaps, back); err != nil {
 			return false, err
 		}
 		if int64(len(found)) >= expected {
@@ -196,7 +196,7 @@ func (l *Reader) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen map[audit
 		}
 	}
 	if int64(len(found)) < expected {
-		tellGone(gaps, found, out)
+		reportMissing(gaps, found, out)
 	}
 	// Only now: a connection that is lost before has shown nothing.
 	for _, r := range found {
@@ -212,14 +212,14 @@ func (l *Reader) fresh(ctx context.Context, tx pgx.Tx, f *Search, seen map[audit
 	return more, nil
 }
 
-func tellGone(gaps map[audit.TopicPartition]gap, found []*followed, out Followed) {
+func reportMissing(gaps map[audit.TopicPartition]gap, found []*followed, out Handler) {
 	have := map[audit.TopicPartition]int64{}
 	for _, r := range found {
 		have[audit.TopicPartition{Topic: r.SrcTopic, Partition: int32(r.SrcPartition)}]++
 	}
 	for at, g := range gaps {
 		if missing := g.upTo - g.after - have[at]; missing > 0 {
-			out.Gone(at.String(), missing)
+			out.Missing(at.String(), missing)
 		}
 	}
 }
@@ -229,9 +229,9 @@ type followed struct {
 	wanted bool
 }
 
-// between reads the rows of gaps whose time is not longer ago than so, in the order
+// readGaps reads the rows of gaps whose time is not longer ago than so, in the order
 // of time.
-func (l *Reader) between(ctx context.Context, tx pgx.Tx, f *Search, gaps map[audit.TopicPartition]gap, back time.Duration) ([]*followed, error) {
+func (l *Reader) readGaps(ctx context.Context, tx pgx.Tx, f *Filter, gaps map[audit.TopicPartition]gap, back time.Duration) ([]*followed, error) {
 	var topics []string
 	var parts []int32
 	var after, upTo []int64

@@ -16,9 +16,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Search says which rows of the audit log are wanted. Texts are taken as they are;
+// Filter says which rows of the audit log are wanted. Texts are taken as they are;
 // one with an asterisk stands for any text in its place. Empty: any.
-type Search struct {
+type Filter struct {
 	Tenant  string
 	Task    string
 	Job     string
@@ -58,7 +58,7 @@ func ExpandActions(patterns []string) ([]string, error) {
 }
 
 // conditions writes a search as SQL, without its times. Arguments are appended.
-func (f *Search) conditions(args []any) (where []string, _ []any, err error) {
+func (f *Filter) conditions(args []any) (where []string, _ []any, err error) {
 	arg := func(v any) string {
 		args = append(args, v)
 		return fmt.Sprintf("$%d", len(args))
@@ -105,14 +105,14 @@ type Reader struct{ pool *pgxpool.Pool }
 // NewReader returns a reader of the audit log.
 func NewReader(pool *pgxpool.Pool) *Reader { return &Reader{pool} }
 
-// step is how long a time is read at once, at most. What is sorted at once is
+// maxSpan is how long a time is read at once, at most. What is sorted at once is
 // bounded by it, and a search that has found enough reads no more of the log.
-const step = 24 * time.Hour
+const maxSpan = 24 * time.Hour
 
-// Search calls fn with each row that is wanted, in order of time, all of one
+// Filter calls fn with each row that is wanted, in order of time, all of one
 // moment of the log. Memory does not grow with the number of rows. An error of fn
 // ends it and is returned.
-func (l *Reader) Search(ctx context.Context, f Search, fn func(*Row) error) error {
+func (l *Reader) Search(ctx context.Context, f Filter, fn func(*Row) error) error {
 	where, args, err := f.conditions(nil)
 	if err != nil {
 		return err
@@ -120,15 +120,15 @@ func (l *Reader) Search(ctx context.Context, f Search, fn func(*Row) error) erro
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
 		left := f.Limit
 		if f.Task != "" && !strings.Contains(f.Task, "*") { // there is an index for that: no need to go through the times
-			_, err := l.window(ctx, tx, &f, where, args, f.Since, f.Until, left, fn)
+			_, err := l.readSpan(ctx, tx, &f, where, args, f.Since, f.Until, left, fn)
 			return err
 		}
-		spans, err := spansOf(ctx, tx, &f)
+		spans, err := spans(ctx, tx, &f)
 		if err != nil {
 			return err
 		}
 		for _, s := range spans {
-			n, err := l.window(ctx, tx, &f, where, args, s.from, s.to, left, fn)
+			n, err := l.readSpan(ctx, tx, &f, where, args, s.from, s.to, left, fn)
 			if err != nil {
 				return err
 			}
@@ -167,8 +167,8 @@ type callerError struct{ err error }
 func (e *callerError) Error() string { return e.err.Error() }
 func (e *callerError) Unwrap() error { return e.err }
 
-// window reads the rows of a time; zero times are no bounds.
-func (l *Reader) window(ctx context.Context, tx pgx.Tx, f *Search, where []string, args []any, from, to time.Time, limit int, fn func(*Row) error) (n int, err error) {
+// readSpan reads the rows of a time; zero times are no bounds.
+func (l *Reader) readSpan(ctx context.Context, tx pgx.Tx, f *Filter, where []string, args []any, from, to time.Time, limit int, fn func(*Row) error) (n int, err error) {
 	where, args = slices.Clone(where), slices.Clone(args)
 	for _, b := range []struct {
 		op string
@@ -212,12 +212,12 @@ func (l *Reader) window(ctx context.Context, tx pgx.Tx, f *Search, where []strin
 	return n, rows.Err()
 }
 
-type timeSpan struct{ from, to time.Time }
+type span struct{ from, to time.Time }
 
-// spansOf divides the time of a search into parts that are read one after the
+// spans divides the time of a search into parts that are read one after the
 // other: single days, as the log is partitioned, and the nearest day into smaller
 // ones, because most searches have enough of them.
-func spansOf(ctx context.Context, tx pgx.Tx, f *Search) ([]timeSpan, error) {
+func spans(ctx context.Context, tx pgx.Tx, f *Filter) ([]span, error) {
 	days, err := partitionDays(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func spansOf(ctx context.Context, tx pgx.Tx, f *Search) ([]timeSpan, error) {
 	now := time.Now()
 	cuts := []time.Time{now.Add(-time.Hour), now.Add(-6 * time.Hour)}
 	for _, d := range days {
-		cuts = append(cuts, d, d.Add(step))
+		cuts = append(cuts, d, d.Add(maxSpan))
 	}
 	cuts = slices.DeleteFunc(cuts, func(t time.Time) bool {
 		return !f.Since.IsZero() && !t.After(f.Since) || !f.Until.IsZero() && !t.Before(f.Until)
@@ -233,13 +233,13 @@ func spansOf(ctx context.Context, tx pgx.Tx, f *Search) ([]timeSpan, error) {
 	slices.SortFunc(cuts, time.Time.Compare)
 	cuts = slices.CompactFunc(cuts, time.Time.Equal)
 	// Before the first day and after the last is what the default partition holds.
-	var spans []timeSpan
+	var spans []span
 	from := f.Since
 	for _, c := range cuts {
-		spans = append(spans, timeSpan{from, c})
+		spans = append(spans, span{from, c})
 		from = c
 	}
-	spans = append(spans, timeSpan{from, f.Until})
+	spans = append(spans, span{from, f.Until})
 	if !f.Oldest {
 		slices.Reverse(spans)
 	}

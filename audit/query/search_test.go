@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // found is what a search finds, as task/action.
-func found(t *testing.T, l *Reader, f Search) []string {
+func found(t *testing.T, l *Reader, f Filter) []string {
 	t.Helper()
 	out := []string{}
 	require.NoError(t, l.Search(t.Context(), f, func(r *Row) error {
@@ -55,46 +55,46 @@ func TestSearch(t *testing.T) {
 	l := NewReader(r.Pool)
 
 	everything := []string{"old/accepted", "week/accepted", "one/accepted", "two/queued", "one/attempt.failed", "future/accepted"}
-	got := found(t, l, Search{Oldest: true})
+	got := found(t, l, Filter{Oldest: true})
 	require.ElementsMatch(t, everything, got)
 	require.Equal(t, "old/accepted", got[0], "from the default partition")
 	require.Equal(t, "future/accepted", got[5])
-	newest := found(t, l, Search{})
+	newest := found(t, l, Filter{})
 	slices.Reverse(newest)
 	require.Equal(t, got, newest, "the other way round")
-	require.Equal(t, []string{"future/accepted"}, found(t, l, Search{Limit: 1}))
-	require.Equal(t, got[:3], found(t, l, Search{Limit: 3, Oldest: true}))
+	require.Equal(t, []string{"future/accepted"}, found(t, l, Filter{Limit: 1}))
+	require.Equal(t, got[:3], found(t, l, Filter{Limit: 3, Oldest: true}))
 
 	for _, c := range []struct {
-		f    Search
+		f    Filter
 		want []string
 	}{
-		{Search{Tenant: "other"}, []string{"two/queued"}},
-		{Search{Tenant: "o*", Actions: []string{"task.*"}}, []string{"two/queued"}},
-		{Search{Task: "one", Oldest: true}, []string{"one/accepted", "one/attempt.failed"}},
-		{Search{Task: "one", Limit: 1}, []string{"one/attempt.failed"}},
-		{Search{Job: "job_2"}, []string{"two/queued"}},
-		{Search{Job: "job_*"}, []string{"two/queued"}}, // _ is no wild card
-		{Search{Batch: "b1"}, []string{"one/attempt.failed"}},
-		{Search{Device: "d1"}, []string{"one/attempt.failed"}},
-		{Search{Actions: []string{"*.failed", "task.queued"}, Oldest: true, Task: "one"}, []string{"one/attempt.failed"}},
-		{Search{Actor: "stage@*", Outcome: "failed"}, []string{"one/attempt.failed"}},
-		{Search{Class: string(task.ClassDevice)}, []string{"one/attempt.failed"}},
-		{Search{Model: "m_x", Trace: "abc"}, []string{"two/queued"}},
-		{Search{Source: "kafka:tasks.normal"}, []string{"two/queued"}},
-		{Search{Source: "203.0.113.7", Task: "one"}, []string{"one/accepted"}},
-		{Search{Source: "203.0.113.7:4711", Task: "one"}, []string{"one/accepted"}},
-		{Search{Source: "203.0.113", Task: "one"}, []string{}},
-		{Search{Until: time.Date(2002, 1, 1, 0, 0, 0, 0, time.UTC)}, []string{"old/accepted"}},
-		{Search{Since: time.Now().Add(time.Hour)}, []string{"future/accepted"}},
-		{Search{Since: accepted.Time, Until: accepted.Time.Add(time.Millisecond), Task: "one"}, []string{"one/accepted"}},
-		{Search{Since: time.Now().Add(-8 * 24 * time.Hour), Until: time.Now().Add(-6 * 24 * time.Hour)}, []string{"week/accepted"}},
+		{Filter{Tenant: "other"}, []string{"two/queued"}},
+		{Filter{Tenant: "o*", Actions: []string{"task.*"}}, []string{"two/queued"}},
+		{Filter{Task: "one", Oldest: true}, []string{"one/accepted", "one/attempt.failed"}},
+		{Filter{Task: "one", Limit: 1}, []string{"one/attempt.failed"}},
+		{Filter{Job: "job_2"}, []string{"two/queued"}},
+		{Filter{Job: "job_*"}, []string{"two/queued"}}, // _ is no wild card
+		{Filter{Batch: "b1"}, []string{"one/attempt.failed"}},
+		{Filter{Device: "d1"}, []string{"one/attempt.failed"}},
+		{Filter{Actions: []string{"*.failed", "task.queued"}, Oldest: true, Task: "one"}, []string{"one/attempt.failed"}},
+		{Filter{Actor: "stage@*", Outcome: "failed"}, []string{"one/attempt.failed"}},
+		{Filter{Class: string(task.ClassDevice)}, []string{"one/attempt.failed"}},
+		{Filter{Model: "m_x", Trace: "abc"}, []string{"two/queued"}},
+		{Filter{Source: "kafka:tasks.normal"}, []string{"two/queued"}},
+		{Filter{Source: "203.0.113.7", Task: "one"}, []string{"one/accepted"}},
+		{Filter{Source: "203.0.113.7:4711", Task: "one"}, []string{"one/accepted"}},
+		{Filter{Source: "203.0.113", Task: "one"}, []string{}},
+		{Filter{Until: time.Date(2002, 1, 1, 0, 0, 0, 0, time.UTC)}, []string{"old/accepted"}},
+		{Filter{Since: time.Now().Add(time.Hour)}, []string{"future/accepted"}},
+		{Filter{Since: accepted.Time, Until: accepted.Time.Add(time.Millisecond), Task: "one"}, []string{"one/accepted"}},
+		{Filter{Since: time.Now().Add(-8 * 24 * time.Hour), Until: time.Now().Add(-6 * 24 * time.Hour)}, []string{"week/accepted"}},
 	} {
 		require.Equalf(t, c.want, found(t, l, c.f), "%+v", c.f)
 	}
-	require.ErrorContains(t, l.Search(t.Context(), Search{Actions: []string{"nope"}}, nil), `no action "nope"`)
+	require.ErrorContains(t, l.Search(t.Context(), Filter{Actions: []string{"nope"}}, nil), `no action "nope"`)
 	enough := errors.New("enough")
-	require.Equal(t, enough, l.Search(t.Context(), Search{}, func(*Row) error { return enough }))
+	require.Equal(t, enough, l.Search(t.Context(), Filter{}, func(*Row) error { return enough }))
 }
 
 // with is a connection URL with one parameter more.
@@ -119,14 +119,14 @@ type follower struct {
 
 func newFollower() *follower { return &follower{news: make(chan struct{}, 1)} }
 
-func (f *follower) followed() Followed {
+func (f *follower) followed() Handler {
 	tell := func() {
 		select {
 		case f.news <- struct{}{}:
 		default:
 		}
 	}
-	return Followed{
+	return Handler{
 		Row: func(r *Row) error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -134,8 +134,8 @@ func (f *follower) followed() Followed {
 			tell()
 			return nil
 		},
-		Gone: func(_ string, n int64) { f.mu.Lock(); defer f.mu.Unlock(); f.gone += n; tell() },
-		Away: func(error, time.Time) { f.mu.Lock(); defer f.mu.Unlock(); f.away++; tell() },
+		Missing:     func(_ string, n int64) { f.mu.Lock(); defer f.mu.Unlock(); f.gone += n; tell() },
+		Unavailable: func(error, time.Time) { f.mu.Lock(); defer f.mu.Unlock(); f.away++; tell() },
 	}
 }
 
@@ -160,7 +160,7 @@ func (f *follower) until(t *testing.T, what string, holds func() bool) {
 }
 
 // follow follows until the test ends.
-func follow(t *testing.T, l *Reader, s Search) *follower {
+func follow(t *testing.T, l *Reader, s Filter) *follower {
 	t.Helper()
 	f := newFollower()
 	ctx, stop := context.WithCancel(t.Context())
@@ -182,7 +182,7 @@ func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
 	part := before.Own("events", 0)
 	before.Record(part.Events(t, audittest.NewStory("before-1").Accepted(), audittest.NewStory("before-2").Accepted(), audittest.NewStory("before-3").Accepted()))
 	l := NewReader(audittest.PoolOn(t, with(t, pool.Config().ConnString(), "application_name", "follower")))
-	f := follow(t, l, Search{Limit: 2})
+	f := follow(t, l, Filter{Limit: 2})
 	f.until(t, "the rows that are there", func() bool { return len(f.rows) == 2 })
 	require.Equal(t, "before-2", f.rows[0].TaskID)
 
@@ -237,11 +237,11 @@ func TestFollowGoesOnAfterARestore(t *testing.T) {
 	l := NewReader(pool)
 	seen := map[audit.TopicPartition]int64{e0.TopicPartition: 100}
 	var got []string
-	out := Followed{Row: func(row *Row) error { got = append(got, row.TaskID); return nil }, Gone: func(string, int64) { t.Error("nothing is gone") }}
+	out := Handler{Row: func(row *Row) error { got = append(got, row.TaskID); return nil }, Missing: func(string, int64) { t.Error("nothing is gone") }}
 	for _, part := range []*rig.Partition{e1, e0} {
 		r.Record(part.Events(t, audittest.NewStory("new in "+part.String()).Accepted()))
 		require.NoError(t, l.snapshot(t.Context(), func(tx pgx.Tx) error {
-			_, err := l.fresh(t.Context(), tx, &Search{}, seen, out)
+			_, err := l.showNew(t.Context(), tx, &Filter{}, seen, out)
 			return err
 		}))
 	}
@@ -252,7 +252,7 @@ func TestFollowFiltersAndSaysWhatIsGone(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, audittest.NewPool(t))
 	part := r.Own("events", 0)
-	f := follow(t, NewReader(r.Pool), Search{Actions: []string{"task.queued"}, Limit: 10})
+	f := follow(t, NewReader(r.Pool), Filter{Actions: []string{"task.queued"}, Limit: 10})
 	f.until(t, "that it follows", func() bool { return true })
 	s := audittest.NewStory("s")
 	r.Record(part.Events(t, s.Accepted(), s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, "d")))
@@ -317,11 +317,11 @@ func TestAnAuditorsLoginIsEnough(t *testing.T) {
 	r.Record(part.Events(t, audittest.NewStory("s").Accepted()))
 	as := audittest.PoolOn(t, with(t, r.Pool.Config().ConnString(), "role", "batchyard_auditor"))
 	l := NewReader(as)
-	require.Equal(t, []string{"s/accepted"}, found(t, l, Search{}))
+	require.Equal(t, []string{"s/accepted"}, found(t, l, Filter{}))
 	stats, err := l.Stats(t.Context(), 1)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Actions[0].Rows)
-	f := follow(t, l, Search{Limit: 5})
+	f := follow(t, l, Filter{Limit: 5})
 	f.until(t, "the row", func() bool { return len(f.rows) == 1 })
 	_, err = as.Exec(t.Context(), "DELETE FROM audit_log")
 	require.ErrorContains(t, err, "permission denied")

@@ -103,7 +103,7 @@ func (l *Reader) Stats(ctx context.Context, days int) (*Stats, error) {
 		}); err != nil {
 			return err
 		}
-		return s.look(ctx, tx, days)
+		return s.sampleDays(ctx, tx, days)
 	})
 	if err != nil {
 		return nil, err
@@ -119,10 +119,10 @@ func collect[T any](ctx context.Context, tx pgx.Tx, sql string, fn pgx.RowToFunc
 	return pgx.CollectRows(rows, fn)
 }
 
-// look finds the ends of the log and estimates its actions.
-func (s *Stats) look(ctx context.Context, tx pgx.Tx, days int) error {
+// sampleDays finds the ends of the log and estimates its actions.
+func (s *Stats) sampleDays(ctx context.Context, tx pgx.Tx, days int) error {
 	var filled []*PartitionRow
-	if err := s.inDefault(ctx, tx); err != nil {
+	if err := s.countDefault(ctx, tx); err != nil {
 		return err
 	}
 	for i := range s.Partitions {
@@ -133,7 +133,7 @@ func (s *Stats) look(ctx context.Context, tx pgx.Tx, days int) error {
 			continue
 		}
 		var some bool
-		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_log WHERE time >= $1 AND time < $2)", p.from, p.from.Add(step)).Scan(&some); err != nil {
+		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_log WHERE time >= $1 AND time < $2)", p.from, p.from.Add(maxSpan)).Scan(&some); err != nil {
 			return err
 		}
 		if some {
@@ -167,7 +167,7 @@ func (s *Stats) edge(ctx context.Context, tx pgx.Tx, at time.Time, which string,
 	for i := range 24 * 60 / edgeMinutes {
 		from := at.Add(time.Duration(i) * edgeMinutes * time.Minute)
 		if which == "max" {
-			from = at.Add(step - time.Duration(i+1)*edgeMinutes*time.Minute)
+			from = at.Add(maxSpan - time.Duration(i+1)*edgeMinutes*time.Minute)
 		}
 		var t *time.Time
 		err := tx.QueryRow(ctx, "SELECT "+which+"(time) FROM audit_log WHERE time >= $1 AND time < $2", from, from.Add(edgeMinutes*time.Minute)).Scan(&t)
@@ -196,7 +196,7 @@ func (s *Stats) sample(ctx context.Context, tx pgx.Tx, p *PartitionRow) error {
 	percent := min(100, 100*samplePages/pages)
 	rows, err := collect(ctx, tx, fmt.Sprintf(`SELECT action, outcome, count(*) FROM audit_log TABLESAMPLE SYSTEM (%f) REPEATABLE (1)
 		WHERE time >= $1 AND time < $2 GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2`, percent),
-		func(r pgx.CollectableRow) (a ActionRow, err error) { return a, r.Scan(&a.Action, &a.Outcome, &a.Rows) }, p.from, p.from.Add(step))
+		func(r pgx.CollectableRow) (a ActionRow, err error) { return a, r.Scan(&a.Action, &a.Outcome, &a.Rows) }, p.from, p.from.Add(maxSpan))
 	if err != nil {
 		return err
 	}
@@ -222,9 +222,9 @@ func (s *Stats) sample(ctx context.Context, tx pgx.Tx, p *PartitionRow) error {
 	return nil
 }
 
-// inDefault counts the rows that belong to no day that has a partition. The table
+// countDefault counts the rows that belong to no day that has a partition. The table
 // itself may not be readable: who may read the log may read it as a whole.
-func (s *Stats) inDefault(ctx context.Context, tx pgx.Tx) error {
+func (s *Stats) countDefault(ctx context.Context, tx pgx.Tx) error {
 	var next time.Time
 	count := func(where string, args ...any) error {
 		var n int64
@@ -245,7 +245,7 @@ func (s *Stats) inDefault(ctx context.Context, tx pgx.Tx) error {
 		if err != nil {
 			return err
 		}
-		next = p.from.Add(step)
+		next = p.from.Add(maxSpan)
 	}
 	if next.IsZero() {
 		return count("true")

@@ -57,8 +57,8 @@ type chainCheck struct {
 	count    int64
 }
 
-// errPieces says that the order on the disk has nothing to do with the chains.
-var errPieces = fmt.Errorf("the rows lie on the disk in so little order that the chains are in too many pieces while they are read: "+
+// errTooManySegments says that the order on the disk has nothing to do with the chains.
+var errTooManySegments = fmt.Errorf("the rows lie on the disk in so little order that the chains are in too many pieces while they are read: "+
 	"verify the days one after the other, the last ones first, with --since, or raise --max-segments (%d bytes of memory each)", 400)
 
 // all are the segments of a chain, by their first rows; the longest first.
@@ -78,8 +78,8 @@ func (c *chainCheck) all() []*segment {
 	return out
 }
 
-// park puts the current segment back among the others.
-func (c *chainCheck) park() {
+// shelve puts the current segment back among the others.
+func (c *chainCheck) shelve() {
 	s := c.cur
 	if s == nil {
 		return
@@ -101,8 +101,8 @@ func (c *chainCheck) fork(s *segment) {
 	c.forks = append(c.forks, s)
 }
 
-// grow lets b follow a.
-func (c *chainCheck) grow(a, b *segment) {
+// append lets b follow a.
+func (c *chainCheck) append(a, b *segment) {
 	if a.endKnown && b.startKnown && !a.end.Before(b.start) {
 		c.found(Finding{Reason: Moved, Seq: b.first, Row: &RowRef{Position: c.at.At(b.start).String(), Seq: b.first},
 			Detail: fmt.Sprintf("the row before it in the chain is %s: rows are not in the order of their records; unless the topic was made anew between the two, the chain was rewritten", c.at.At(a.end))})
@@ -117,14 +117,14 @@ func (c *chainCheck) grow(a, b *segment) {
 // join adds a segment to what there is of the chain. It becomes the current one.
 func (v *verifier) join(c *chainCheck, s segment) error {
 	if cur := c.cur; cur == nil || cur.last+1 != s.first || cur.hash != s.prev {
-		c.park()
+		c.shelve()
 		if c.cur = c.byEnd[link{s.first - 1, s.prev}]; c.cur != nil {
 			delete(c.byEnd, link{s.first - 1, s.prev})
 		}
 	}
 	if c.cur == nil {
 		if v.segments++; v.segments > v.o.MaxSegments {
-			return errPieces
+			return errTooManySegments
 		}
 		own := s
 		if k := (link{s.first - 1, s.prev}); c.byStart[k] == nil {
@@ -135,7 +135,7 @@ func (v *verifier) join(c *chainCheck, s segment) error {
 			return nil
 		}
 	} else {
-		c.grow(c.cur, &s)
+		c.append(c.cur, &s)
 	}
 	// Does it meet the one that follows?
 	if len(c.byStart) < 2 {
@@ -145,14 +145,14 @@ func (v *verifier) join(c *chainCheck, s segment) error {
 	if next := c.byStart[k]; next != nil && next != c.cur {
 		delete(c.byStart, k)
 		delete(c.byEnd, link{next.last, next.hash})
-		c.grow(c.cur, next)
+		c.append(c.cur, next)
 		v.segments--
 	}
 	return nil
 }
 
-// chainOf finds the chain of a row; nil for one that audit_chains does not know.
-func (v *verifier) chainOf(r *rawRow) *chainCheck {
+// chainOfRow finds the chain of a row; nil for one that audit_chains does not know.
+func (v *verifier) chainOfRow(r *rawRow) *chainCheck {
 	topic, partition := r.field(audit.ColTopic), r.int4(audit.ColPartition)
 	if c := v.lastOf; c != nil && c.at.Partition == partition && c.at.Topic == string(topic) {
 		return c
@@ -172,17 +172,17 @@ func (v *verifier) take(r *rawRow) error {
 	if v.report.Rows++; v.report.Rows%progressEvery == 0 {
 		v.progress(Progress{v.report.Rows, v.about})
 	}
-	if string(r.field(audit.ColAction)) == string(task.PartitionDropped) && len(v.told) < maxClaims {
-		v.told[string(r.field(audit.ColResource))] = true
+	if string(r.field(audit.ColAction)) == string(task.PartitionDropped) && len(v.announcedDrops) < maxClaims {
+		v.announcedDrops[string(r.field(audit.ColResource))] = true
 	}
-	c := v.chainOf(r)
+	c := v.chainOfRow(r)
 	if r.nul[audit.ColSeq] && r.nul[audit.ColPrev] && r.nul[audit.ColHash] {
 		v.unchained(c, r)
 		return nil
 	}
 	if c == nil {
 		v.unknownChain(r, "audit_chains knows no chain of this partition: no recorder wrote the row, or the chain's entry was deleted")
-		v.suspect(nil, r)
+		v.addSuspect(nil, r)
 		return nil
 	}
 	if at := r.int8(audit.ColIngested); c.read == 0 || at < c.hashedAt {
@@ -193,7 +193,7 @@ func (v *verifier) take(r *rawRow) error {
 	sum, ok2 := r.hash(audit.ColHash)
 	if !ok || !ok2 || r.nul[audit.ColSeq] {
 		c.found(Finding{Reason: Changed, Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: "its number in the chain or one of its hashes was emptied or is none"})
-		v.suspect(c, r)
+		v.addSuspect(c, r)
 		return nil
 	}
 	seq, at := r.int8(audit.ColSeq), r.position()
@@ -201,7 +201,7 @@ func (v *verifier) take(r *rawRow) error {
 	own, v.scratch = audit.RowHash(prev, r.covered(), v.scratch)
 	if own != sum {
 		c.found(Finding{Reason: Changed, Seq: seq, Row: r.ref(), Detail: "its hash is not that of its content"})
-		v.suspect(c, r)
+		v.addSuspect(c, r)
 	}
 	if len(c.points) > 0 {
 		c.compare(seq, sum, r.ref)
@@ -216,8 +216,8 @@ func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 	if c == nil {
 		if v.report.Before++; at.Offset < 0 {
 			v.unknownChain(r, "it has no hash, and no record has such an offset")
-		} else if ingested := r.int8(audit.ColIngested); v.loner == nil || ingested > v.lonerAt {
-			v.loner, v.lonerAt = r.ref(), ingested
+		} else if ingested := r.int8(audit.ColIngested); v.unchainedRow == nil || ingested > v.unchainedAt {
+			v.unchainedRow, v.unchainedAt = r.ref(), ingested
 		}
 		return
 	}
@@ -235,9 +235,9 @@ func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 
 // unknownChain notes a row that belongs to no chain.
 func (v *verifier) unknownChain(r *rawRow, why string) {
-	v.strangerCount++
-	if len(v.strangers) < maxFindings {
-		v.strangers = append(v.strangers, Finding{Reason: Inserted, Topic: string(r.field(audit.ColTopic)), Partition: r.int4(audit.ColPartition),
+	v.unknownCount++
+	if len(v.unknown) < maxFindings {
+		v.unknown = append(v.unknown, Finding{Reason: Inserted, Topic: string(r.field(audit.ColTopic)), Partition: r.int4(audit.ColPartition),
 			Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: why})
 	}
 }

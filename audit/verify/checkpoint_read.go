@@ -24,17 +24,17 @@ import (
 const (
 	// maxPoints bounds what is kept of one chain's checkpoints: the newest.
 	maxPoints = 100_000
-	// maxKept bounds the checkpoints whose succession is followed.
-	maxKept = 4 << 20
+	// maxCheckpoints bounds the checkpoints whose succession is followed.
+	maxCheckpoints = 4 << 20
 )
 
 // Checkpoints are signed checkpoints from any number of files and topics. The
 // same one from several places counts once.
 type Checkpoints struct {
-	keys   map[string]ed25519.PublicKey // by their ids
-	points map[audit.TopicPartition]map[int64]*point
-	seen   map[audit.Hash]bool
-	marks  map[string][]mark // by signer
+	keys        map[string]ed25519.PublicKey // by their ids
+	points      map[audit.TopicPartition]map[int64]*point
+	seen        map[audit.Hash]bool
+	successions map[string][]signedNumber // by signer
 
 	unknown  map[string]int // checkpoints by keys that are not trusted
 	findings []Finding
@@ -44,8 +44,8 @@ type Checkpoints struct {
 	good     int
 }
 
-// mark is a checkpoint's place in the succession of its signer.
-type mark struct {
+// signedNumber is a checkpoint's place in the succession of its signer.
+type signedNumber struct {
 	number int64
 	hash   audit.Hash
 	prev   audit.Hash
@@ -64,7 +64,7 @@ type point struct {
 
 // NewCheckpoints returns an empty collection that trusts the given keys.
 func NewCheckpoints(keys []ed25519.PublicKey) *Checkpoints {
-	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]bool{}, marks: map[string][]mark{}, unknown: map[string]int{}}
+	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]bool{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}}
 	for _, k := range keys {
 		c.keys[audit.KeyID(k)] = k
 	}
@@ -79,7 +79,7 @@ func (c *Checkpoints) pointsOf(at audit.TopicPartition) map[int64]*point {
 	return c.points[at]
 }
 
-func (c *Checkpoints) bad(f Finding) {
+func (c *Checkpoints) found(f Finding) {
 	if c.count++; len(c.findings) < maxFindings {
 		c.findings = append(c.findings, f)
 	}
@@ -160,7 +160,7 @@ func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Log) error {
 func (c *Checkpoints) add(line []byte, from string) {
 	s, err := audit.ParseCheckpoint(line)
 	if err != nil {
-		c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is no checkpoint: %s", from, err)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is no checkpoint: %s", from, err)})
 		return
 	}
 	if c.seen[s.Hash] {
@@ -172,11 +172,11 @@ func (c *Checkpoints) add(line []byte, from string) {
 		return
 	}
 	if !s.SignedBy(key) {
-		c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is a forged checkpoint: it says that it is number %d of signer %s, and that key has not signed it", from, s.Number, s.Signer)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is a forged checkpoint: it says that it is number %d of signer %s, and that key has not signed it", from, s.Number, s.Signer)})
 		return
 	}
-	if len(c.seen) >= maxKept {
-		c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("there are more than %d checkpoints: name only the newer files with --checkpoints", maxKept)})
+	if len(c.seen) >= maxCheckpoints {
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("there are more than %d checkpoints: name only the newer files with --checkpoints", maxCheckpoints)})
 		return
 	}
 	c.seen[s.Hash] = true
@@ -184,11 +184,11 @@ func (c *Checkpoints) add(line []byte, from string) {
 	if s.Time.After(c.newest) {
 		c.newest = s.Time
 	}
-	m := mark{number: s.Number, hash: s.Hash, first: s.Prev == "", from: from}
+	m := signedNumber{number: s.Number, hash: s.Hash, first: s.Prev == "", from: from}
 	if b, err := hex.DecodeString(s.Prev); err == nil && len(b) == len(m.prev) {
 		m.prev = audit.Hash(b)
 	}
-	c.marks[s.Signer] = append(c.marks[s.Signer], m)
+	c.successions[s.Signer] = append(c.successions[s.Signer], m)
 	for _, e := range s.Chains {
 		if b, err := hex.DecodeString(e.Hash); err == nil && len(b) == sha256Size && e.Rows > 0 {
 			c.point(audit.TopicPartition{Topic: e.Topic, Partition: e.Partition}, e.Rows, &point{hash: audit.Hash(b), time: s.Time, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
@@ -207,7 +207,7 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	}
 	if have := of[seq]; have != nil {
 		if have.hash != p.hash {
-			c.bad(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: seq,
+			c.found(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: seq,
 				Detail: fmt.Sprintf("%s and %s name different hashes of row %d: the chain was made anew between them", have.name, p.name, seq)})
 		}
 		return
@@ -224,12 +224,12 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 // check finds checkpoints that are not there: one that names another before it,
 // while older ones of the signer are at hand.
 func (c *Checkpoints) check() {
-	for signer, marks := range c.marks {
-		slices.SortFunc(marks, func(a, b mark) int { return cmp.Compare(a.number, b.number) })
+	for signer, marks := range c.successions {
+		slices.SortFunc(marks, func(a, b signedNumber) int { return cmp.Compare(a.number, b.number) })
 		for i, m := range marks {
 			switch {
 			case m.first && m.number != 1:
-				c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, names none before it", m.from, m.number, signer)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, names none before it", m.from, m.number, signer)})
 			case m.first || c.seen[m.prev]:
 			case i == 0 || marks[0].number == m.number:
 				c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are at hand from number %d on", signer, m.number))
@@ -238,12 +238,12 @@ func (c *Checkpoints) check() {
 				if before := marks[i-1].number; before < m.number-2 {
 					missing = fmt.Sprintf("numbers %d to %d", before+1, m.number-1)
 				}
-				c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is not there; number %d follows it (%s)", missing, signer, m.number, m.from)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is not there; number %d follows it (%s)", missing, signer, m.number, m.from)})
 			}
 		}
 	}
 	for _, signer := range slices.Sorted(maps.Keys(c.unknown)) {
-		c.bad(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were left out. "+
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were left out. "+
 			"If it is a recorder's, name its signing.pub with --public-key", c.unknown[signer], signer)})
 	}
 }
@@ -283,12 +283,12 @@ func (c *chainCheck) judgePoints(standby bool) {
 			good, c.signed, c.signedAt = seq, seq, p.time
 		case seq > c.end.Rows && !standby:
 			last := slices.Max(slices.Collect(maps.Keys(c.points))) // those between say the same of fewer rows
-			if !c.explained(c.end.Rows+1, last) {
+			if !c.explains(c.end.Rows+1, last) {
 				c.found(Finding{Reason: Rewritten, Seq: c.end.Rows + 1, To: last,
 					Detail: fmt.Sprintf("%s says that the chain has %d rows; it ends at row %d", c.points[last].name, last, c.end.Rows)})
 			}
 			return
-		case p.differs != nil && !c.explained(good+1, seq):
+		case p.differs != nil && !c.explains(good+1, seq):
 			f := Finding{Reason: Rewritten, Seq: good + 1, Row: p.differs,
 				Detail: fmt.Sprintf("the chain fits in itself, but %s names another hash of row %d: it was made anew", p.name, seq)}
 			if f.Detail += ", from one of these rows on"; good > 0 {
@@ -312,7 +312,7 @@ func (v *verifier) judgeCheckpoints() {
 		return
 	}
 	c.check()
-	v.report.Checkpoints, v.report.Signers = c.good, slices.Sorted(maps.Keys(c.marks))
+	v.report.Checkpoints, v.report.Signers = c.good, slices.Sorted(maps.Keys(c.successions))
 	if c.good == 0 {
 		v.report.note("no checkpoints were at hand: a chain that was made anew as a whole would not be noticed")
 	} else if age := v.report.Time.Sub(c.newest); age > 3*time.Hour {

@@ -28,14 +28,14 @@ func (c *chainCheck) live(partly bool) []*segment {
 	return nil
 }
 
-// wanting is the condition for rows of older partitions that are needed to join
+// lackingRows is the condition for rows of older partitions that are needed to join
 // what was read since the given time: the clocks of those who write events do not
 // agree, so some rows of a day lie among those of the day before. Empty: none is.
-func (v *verifier) wanting() string {
+func (v *verifier) lackingRows() string {
 	var ors []string
 	for _, c := range v.chains {
-		c.park()
-		from, to := c.lacks(v.o.Since.After(c.updated))
+		c.shelve()
+		from, to := c.lacking(v.o.Since.After(c.updated))
 		if to == 0 {
 			continue
 		}
@@ -54,9 +54,9 @@ func (v *verifier) wanting() string {
 // edgeRows is how far into the day before a hole is looked for.
 const edgeRows = 1000
 
-// lacks is from which to which row something is not joined; 0 when all is. The
+// lacking is from which to which row something is not joined; 0 when all is. The
 // row before the first one counts, because it shows that the first was not cut off.
-func (c *chainCheck) lacks(quiet bool) (from, to int64) {
+func (c *chainCheck) lacking(quiet bool) (from, to int64) {
 	segments := c.live(true)
 	if len(segments) == 0 {
 		c.quiet = quiet || c.end.Rows == 0 // nothing was recorded since
@@ -165,7 +165,7 @@ func (c *chainCheck) whole(segments []*segment, partly bool) bool {
 func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	chains := make([]*chainCheck, 0, len(v.chains))
 	for _, c := range v.chains {
-		c.park()
+		c.shelve()
 		chains = append(chains, c)
 	}
 	slices.SortFunc(chains, func(a, b *chainCheck) int {
@@ -209,14 +209,14 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		c.judgePoints(v.standby)
 	}
 	v.findMoved()
-	v.judgeLoner()
+	v.judgeUnknownUnchained()
 	for _, c := range chains {
 		c.report(v.report)
 	}
-	for _, f := range v.strangers {
+	for _, f := range v.unknown {
 		v.report.add(f)
 	}
-	v.report.Count += v.strangerCount - int64(len(v.strangers))
+	v.report.Count += v.unknownCount - int64(len(v.unknown))
 	v.judgeDropped()
 	v.judgeCheckpoints()
 	return nil
@@ -226,16 +226,16 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 // clock of the database is set, or another server takes over. While recorders of
 // another version are replaced, chains begin one after the other.
 const (
-	lateMargin  = int64(time.Hour / time.Microsecond)
-	lonerMargin = int64(audit.Day / time.Microsecond)
+	clockMargin        = int64(time.Hour / time.Microsecond)
+	newPartitionMargin = int64(audit.Day / time.Microsecond)
 )
 
-// judgeLoner looks at rows without a hash of partitions that have no chain: before
+// judgeUnknownUnchained looks at rows without a hash of partitions that have no chain: before
 // there were chains all rows were so, and after that none.
-func (v *verifier) judgeLoner() {
+func (v *verifier) judgeUnknownUnchained() {
 	for _, c := range v.chains {
-		if v.loner != nil && c.read > 0 && v.lonerAt > c.hashedAt+lonerMargin {
-			v.report.add(Finding{Reason: Inserted, Row: v.loner,
+		if v.unchainedRow != nil && c.read > 0 && v.unchainedAt > c.hashedAt+newPartitionMargin {
+			v.report.add(Finding{Reason: Inserted, Row: v.unchainedRow,
 				Detail: "it has no hash, though all rows had one when it was written: no recorder wrote it, nor perhaps others of partitions without a chain"})
 			return
 		}
@@ -254,13 +254,13 @@ func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck,
 			lowest = s
 		}
 	}
-	if lowest == nil || c.nulls.Before(lowest.start) && c.nullsAt <= c.hashedAt+lateMargin {
+	if lowest == nil || c.nulls.Before(lowest.start) && c.nullsAt <= c.hashedAt+clockMargin {
 		return nil
 	}
 	rows, err := tx.Query(ctx, `SELECT src_offset, src_index, time, tenant, action, coalesce(task_id, '') FROM audit_log
 		WHERE src_topic = $1 AND src_partition = $2 AND ((src_offset, src_index) >= ($3, $4) OR ingested_at > $5) AND chain_seq IS NULL
 		ORDER BY src_offset, src_index LIMIT $6`, c.at.Topic, c.at.Partition, lowest.start.Offset, lowest.start.Index,
-		time.UnixMicro(c.hashedAt+lateMargin+pg.Epoch), maxFindings)
+		time.UnixMicro(c.hashedAt+clockMargin+pg.Epoch), maxFindings)
 	if err != nil {
 		return fmt.Errorf("looking up rows without a hash: %w", err)
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 )
 
-// suspect is a row whose hash is not that of its content, with all that its hash
+// addSuspect is a row whose hash is not that of its content, with all that its hash
 // may be of.
 type suspect struct {
 	chain   *chainCheck // nil: of none that is known
@@ -32,7 +32,7 @@ type singleGap struct {
 	prev, sum audit.Hash
 }
 
-func (v *verifier) suspect(c *chainCheck, r *rawRow) {
+func (v *verifier) addSuspect(c *chainCheck, r *rawRow) {
 	if len(v.suspects) >= maxSuspects || len(r.b) > maxSuspectBytes && r.at[audit.ColPrev] > maxSuspectBytes {
 		return
 	}
@@ -58,7 +58,7 @@ func (v *verifier) hashOf(prev audit.Hash, parts ...[]byte) audit.Hash {
 func (v *verifier) findMoved() {
 	for i := range v.suspects {
 		for j := range v.suspects {
-			if i != j && v.fits(&v.suspects[i], &v.suspects[j]) {
+			if i != j && v.swapped(&v.suspects[i], &v.suspects[j]) {
 				break
 			}
 		}
@@ -72,9 +72,9 @@ func (v *verifier) findMoved() {
 	}
 }
 
-// fits tries all mixtures of x's content with where x and y come from, their
+// swapped tries all mixtures of x's content with where x and y come from, their
 // numbers and the hashes before them, against the hashes of both.
-func (v *verifier) fits(x, y *suspect) bool {
+func (v *verifier) swapped(x, y *suspect) bool {
 	for mix := range 8 {
 		pick := func(bit int) *suspect {
 			if mix&bit != 0 {
@@ -85,9 +85,9 @@ func (v *verifier) fits(x, y *suspect) bool {
 		got := v.hashOf(pick(1).prev, x.content, pick(2).src, pick(4).seq)
 		switch {
 		case got == y.sum:
-			v.moved(x, "its content is that of "+y.ref.String())
+			v.markMoved(x, "its content is that of "+y.ref.String())
 		case got == x.sum && mix != 0:
-			v.moved(x, "it has the place of "+y.ref.String())
+			v.markMoved(x, "it has the place of "+y.ref.String())
 		default:
 			continue
 		}
@@ -96,9 +96,9 @@ func (v *verifier) fits(x, y *suspect) bool {
 	return false
 }
 
-// moved gives the finding about a row its better reason.
-func (v *verifier) moved(s *suspect, detail string) {
-	fs := v.strangers
+// markMoved gives the finding about a row its better reason.
+func (v *verifier) markMoved(s *suspect, detail string) {
+	fs := v.unknown
 	if s.chain != nil {
 		fs = s.chain.findings
 	}
@@ -129,7 +129,7 @@ func (v *verifier) fills(g singleGap, s *suspect) bool {
 				f.Detail = fmt.Sprintf("it is there as row %d of %s", s.ref.Seq, s.ref.Position)
 			}
 		}
-		v.moved(s, fmt.Sprintf("it is row %d of %s", g.seq, g.chain.at))
+		v.markMoved(s, fmt.Sprintf("it is row %d of %s", g.seq, g.chain.at))
 		return true
 	}
 	return false

@@ -129,8 +129,8 @@ func sortFindings(fs []Finding) {
 	slices.SortStableFunc(fs, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
 }
 
-// explained reports whether something was found already between two rows.
-func (c *chainCheck) explained(from, to int64) bool {
+// explains reports whether something was found already between two rows.
+func (c *chainCheck) explains(from, to int64) bool {
 	return slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Seq <= to && max(f.Seq, f.To) >= from })
 }
 

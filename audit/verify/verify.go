@@ -59,7 +59,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 		return nil, fmt.Errorf("connecting to Postgres: %w", err)
 	}
 	defer conn.Release()
-	v := &verifier{o: o, progress: progress, chains: map[audit.TopicPartition]*chainCheck{}, claims: map[string]time.Time{}, told: map[string]bool{}, report: &Report{Since: o.Since.UTC()}}
+	v := &verifier{o: o, progress: progress, chains: map[audit.TopicPartition]*chainCheck{}, noted: map[string]time.Time{}, announcedDrops: map[string]bool{}, report: &Report{Since: o.Since.UTC()}}
 	for try := 0; ; try++ {
 		err := v.inSnapshot(ctx, conn.Conn())
 		if pg.Code(err) == pg.UndefinedTable && try < 3 && v.report.Rows == 0 {
@@ -86,17 +86,17 @@ type verifier struct {
 	standby      bool
 	about        int64
 
-	strangers     []Finding // rows of chains that audit_chains does not know
-	strangerCount int64
-	loner         *RowRef // of the rows without a hash and without a chain the one that was written last
-	lonerAt       int64   // when that was
-	suspects      []suspect
-	gaps          []singleGap
-	claims        map[string]time.Time // days that audit_dropped says were dropped, and when at the latest
-	told          map[string]bool      // resources of the events that tell of it
-	scratch       []byte
-	parts         []byte
-	report        *Report
+	unknown        []Finding // rows of chains that audit_chains does not know
+	unknownCount   int64
+	unchainedRow   *RowRef // of the rows without a hash and without a chain the one that was written last
+	unchainedAt    int64   // when that was
+	suspects       []suspect
+	gaps           []singleGap
+	noted          map[string]time.Time // days that audit_dropped says were dropped, and when at the latest
+	announcedDrops map[string]bool      // resources of the events that tell of it
+	scratch        []byte
+	parts          []byte
+	report         *Report
 }
 
 // partitionTable is a partition of audit_log.
@@ -205,7 +205,7 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	for _, p := range v.older {
-		where := v.wanting()
+		where := v.lackingRows()
 		if where == "" {
 			break
 		}
@@ -285,9 +285,9 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 // maxClaims bounds the days that are looked for among the events.
 const maxClaims = 1 << 16
 
-func (v *verifier) claimed(day string, at time.Time) {
-	if at.After(v.claims[day]) && len(v.claims) < maxClaims {
-		v.claims[day] = at
+func (v *verifier) noteDrop(day string, at time.Time) {
+	if at.After(v.noted[day]) && len(v.noted) < maxClaims {
+		v.noted[day] = at
 	}
 }
 
@@ -304,9 +304,9 @@ func (v *verifier) judgeDropped() {
 			oldest = p.day
 		}
 	}
-	for _, day := range slices.Sorted(maps.Keys(v.claims)) {
-		at := v.claims[day]
-		if at.Before(oldest) || v.report.Time.Sub(at) < 10*time.Minute || v.told[audit.DroppedDayResource(day)] {
+	for _, day := range slices.Sorted(maps.Keys(v.noted)) {
+		at := v.noted[day]
+		if at.Before(oldest) || v.report.Time.Sub(at) < 10*time.Minute || v.announcedDrops[audit.DroppedDayResource(day)] {
 			continue // retention took the event, too, or it is on its way
 		}
 		v.report.note("audit_dropped says that rows of %s were dropped at %s, and no %s of the log tells of it: either the recorder died at that moment, or somebody hides rows",
@@ -338,7 +338,7 @@ func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 				Detail: "audit_dropped has an entry that no retention has written: there is no such chain, or its numbers and hashes are none"})
 			continue
 		}
-		v.claimed(s.dropped, when)
+		v.noteDrop(s.dropped, when)
 		if there || impossible {
 			why := "but the partition of that day is there"
 			if !there {

@@ -121,7 +121,7 @@ func (w *walk) name(what string, seq int64, sum audit.Hash) string {
 // broken is two rows that follow each other by number and not by hash.
 func (w *walk) broken(s *segment) {
 	before := w.next - 1
-	if w.c.explained(before, w.next) {
+	if w.c.explains(before, w.next) {
 		return // one of them is not what it was; that is told already
 	}
 	if before == 0 {
@@ -219,7 +219,7 @@ func (w *walk) tail() {
 			f.To = 0
 		}
 		w.c.found(f)
-	case w.want != end.Hash && !w.c.explained(last, last):
+	case w.want != end.Hash && !w.c.explains(last, last):
 		w.c.found(Finding{Reason: Changed, Seq: last, Row: w.ref(last, w.want),
 			Detail: "its hash was made anew with it: audit_chains says that the chain ends in another one (unless audit_chains was changed). Rows before it may have been changed in the same way"})
 	}

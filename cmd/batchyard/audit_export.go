@@ -63,7 +63,7 @@ its name ends in .gz.`,
 	return cmd
 }
 
-func (c *cli) auditExport(ctx context.Context, url string, f query.Search, e *exportFlags) error {
+func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *exportFlags) error {
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
 		err := writeOutput(c.out, e.output, func(w io.Writer) error {

@@ -256,7 +256,7 @@ are shown in UTC.`,
 	return cmd
 }
 
-func (c *cli) auditQuery(ctx context.Context, url string, f query.Search, r *rowFlags) error {
+func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
 	w, err := c.newRowWriter(r, false)
 	if err != nil {
 		return err
@@ -324,23 +324,23 @@ stages may be out of order by as much as one stage is behind another.`,
 	return cmd
 }
 
-func (c *cli) auditTail(ctx context.Context, url string, f query.Search, r *rowFlags) error {
+func (c *cli) auditTail(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
 	w, err := c.newRowWriter(r, true)
 	if err != nil {
 		return err
 	}
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
-		return logError(query.NewReader(pool).Follow(ctx, f, query.Followed{
-			Begun: func() { _ = w.flush() }, // the first row tells of an error
+		return logError(query.NewReader(pool).Follow(ctx, f, query.Handler{
+			Started: func() { _ = w.flush() }, // the first row tells of an error
 			Row: func(row *query.Row) error {
 				away = false
 				return w.row(row)
 			},
-			Gone: func(chain string, rows int64) {
+			Missing: func(chain string, rows int64) {
 				_, _ = fmt.Fprintf(c.err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", counted(rows, "row"), plain(chain))
 			},
-			Away: func(err error, _ time.Time) {
+			Unavailable: func(err error, _ time.Time) {
 				if !away {
 					_, _ = fmt.Fprintf(c.err, "batchyard: Postgres does not answer; going on when it does: %s\n", plain(err.Error()))
 				}

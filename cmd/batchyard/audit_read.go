@@ -46,7 +46,7 @@ func (c *cli) withPostgres(ctx context.Context, url string, fn func(*pgxpool.Poo
 // searchFlags are the flags of commands that choose rows of the audit log.
 type searchFlags struct {
 	postgres     string
-	f            query.Search
+	f            query.Filter
 	since, until string
 }
 
@@ -108,7 +108,7 @@ func (n filterValue) Set(s string) error {
 }
 
 // search is what the flags say.
-func (s *searchFlags) search(now time.Time) (f query.Search, err error) {
+func (s *searchFlags) search(now time.Time) (f query.Filter, err error) {
 	f = s.f
 	if f.Since, err = parseMoment("since", s.since, now); err != nil {
 		return f, err

@@ -357,7 +357,7 @@ func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 	return out
 }
 
-const oneTask = `{"id":"a","model":"m","input":{"messages":[]}}`
+const oneTask = `{"task_id":"a","model":"m","input":{"messages":[]}}`
 
 func TestSubmitOneThenAsk(t *testing.T) {
 	b := start(t, Config{})
@@ -402,7 +402,7 @@ func TestSubmitOneThenAsk(t *testing.T) {
 
 func TestSubmitArrayAndMessagePack(t *testing.T) {
 	b := start(t, Config{})
-	a := b.do(t, "POST", "/v1/tasks", `[{"model":"m","input":{}},{"id":"b/2","model":"m","input":{},"priority":"high"}]`, tenantHeader, "acme")
+	a := b.do(t, "POST", "/v1/tasks", `[{"model":"m","input":{}},{"task_id":"b/2","model":"m","input":{},"priority":"high"}]`, tenantHeader, "acme")
 	require.Equal(t, http.StatusAccepted, a.status, a.body)
 	var l AcceptedList
 	a.into(t, &l)
@@ -434,7 +434,7 @@ func TestSubmitsThatAreRefused(t *testing.T) {
 		"list entry":        {`{"model":"m","input":{},"needs":["a",""]}`, nil, 422, "/needs/1"},
 		"input of text":     {`{"model":"m","input":"` + secret + `"}`, nil, 422, "/input"},
 		"input too large":   {`{"model":"m","input":{"a":"` + strings.Repeat("a", 65<<10) + `"}}`, nil, 422, "/input"},
-		"same id twice":     {`[{"id":"a","model":"m","input":{}},{"id":"a","model":"m","input":{}}]`, nil, 422, "/1/id"},
+		"same id twice":     {`[{"task_id":"a","model":"m","input":{}},{"task_id":"a","model":"m","input":{}}]`, nil, 422, "/1/task_id"},
 		"bad priority":      {`{"model":"m","input":{},"priority":"` + secret + `"}`, nil, 422, "/priority"},
 		"broken JSON":       {`{"model":`, nil, 422, ""},
 		"broken array":      {`[{"model":"m","input":{}},`, nil, 400, ""},

@@ -112,7 +112,7 @@ func TestPolicy(t *testing.T) {
 func TestReprioritize(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high"}`).problem(t, 404)
-	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","level":3,"input":{"messages":[]}}`).status)
+	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"task_id":"a","model":"m","level":3,"input":{"messages":[]}}`).status)
 	for body, pointer := range map[string]string{
 		`{}`:                    "",
 		`{"priority":"urgent"}`: "/priority",
@@ -177,7 +177,7 @@ func whyOf(t *testing.T, b *bench, id string) (w Why) {
 func TestWhyATaskWaits(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "GET", "/v1/tasks/none/why", "").problem(t, 404)
-	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","priority":"low","input":{"messages":[]}}`).status)
+	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"task_id":"a","model":"m","priority":"low","input":{"messages":[]}}`).status)
 	w := whyOf(t, b, "a")
 	require.False(t, w.Waiting.Read)
 	require.Contains(t, w.Sentence, "no router has read it yet")

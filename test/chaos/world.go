@@ -111,7 +111,7 @@ func specs() []fleet.Spec {
 	var out []fleet.Spec
 	for i, ms := range []int{10, 15, 20, 30, 40, 60} {
 		s := fleet.Spec{ID: fmt.Sprintf("device-%d", i+1), Models: []string{model}, Slots: 4, ServiceTime: time.Duration(ms) * time.Millisecond,
-			EmbedTime: 5 * time.Millisecond, MergedItem: time.Millisecond, Distribution: fleet.Exponential, Seed: uint64(i)} //nolint:gosec // small
+			EmbedTime: 5 * time.Millisecond, BatchItemTime: time.Millisecond, Distribution: fleet.Exponential, Seed: uint64(i)} //nolint:gosec // small
 		if i%2 == 0 {
 			s.Tags = []string{"gpu"}
 		}

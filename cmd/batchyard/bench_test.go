@@ -25,8 +25,8 @@ func TestBenchRoute(t *testing.T) {
 
 	out, errs, code := run("--load", "0.5,0.9,1.2", "--routers", "1,2", "--work", "exponential,lognormal", "--policy", "fifo,expected_finish", "--hop", "2ms,20ms")
 	require.Zero(t, code, errs)
-	require.Contains(t, out, "mixed12, load 0.5, poisson arrivals, exponential work, 1 router, hop 2ms, 2 seeds; lower bound of the mean: 41.6 ms")
-	require.Contains(t, out, "mixed12, load 1.2, poisson arrivals, lognormal work, 2 routers, hop 20ms, 2 seeds; lower bound of the mean: none")
+	require.Contains(t, out, "mixed12, load 0.5, poisson arrivals, exponential work, 1 router, dispatch latency 2ms, 2 seeds; lower bound of the mean: 41.6 ms")
+	require.Contains(t, out, "mixed12, load 1.2, poisson arrivals, lognormal work, 2 routers, dispatch latency 20ms, 2 seeds; lower bound of the mean: none")
 	require.Equal(t, 24, strings.Count(out, "  expected_finish\n"))
 
 	picture := filepath.Join(t.TempDir(), "routes.png")
@@ -73,18 +73,18 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for says, args := range map[string][]string{
 		"is no policy":                   {"--policy", "fastest"},
-		"is no fleet":                    {"--fleet", "mine"},
-		"is no work":                     {"--work", "hard"},
-		"are no arrivals":                {"--arrivals", "never"},
+		"unknown fleet":                  {"--fleet", "mine"},
+		"unknown work":                   {"--work", "hard"},
+		"unknown arrivals":               {"--arrivals", "never"},
 		"is no binding":                  {"--binding", "soon"},
 		"is no number":                   {"--load", "much"},
 		"out of range":                   {"--load", "0"},
 		"routers are out of range":       {"--routers", "0"},
-		"a hop of":                       {"--hop", "-1ms"},
+		"dispatch latency":               {"--hop", "-1ms"},
 		"--seeds":                        {"--seeds", "0"},
 		"name its file with --trace":     {"--arrivals", "trace"},
 		"reading the trace":              {"--trace", "/does/not/exist"},
-		"is no limit":                    {"--max-rate", "fast"},
+		"invalid limit":                  {"--max-rate", "fast"},
 		"--duration and --warmup":        {"--duration", "0s"},
 		"bench route takes flags and no": {"extra"},
 		"--plot: ":                       {"--plot", "/does/not/exist/x.png"},

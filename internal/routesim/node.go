@@ -9,22 +9,22 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// node is one router: the real decisions, its part of the log, its timer.
+// node is one router: the real routing code, its share of the log, and its timer.
 type node struct {
 	s      *sim
 	i      int32
 	name   string
 	core   *router.Core
-	logs   []backlog // by topic: what its window has no room for
+	logs   []backlog // by topic: tasks that the window has no room for
 	gen    uint32    // of its timer
-	wakeAt int64     // -1: none
-	view   []int     // by device: credits in use, as it must have believed at least
-	held   int       // tasks that it was given and has not let go
-	rests  int64     // until then some may wait for their time, and not for a device
-	open   int       // credits taken and not given to a task yet
+	wakeAt int64     // -1 means the timer is not set
+	view   []int     // by device: credits in use, as far as the router must know
+	held   int       // tasks added to the router that have not left it
+	rests  int64     // until this time, tasks may be waiting for their NotBefore rather than a device
+	open   int       // credits acquired but not yet used by an assignment
 }
 
-// backlog is what of a topic is outside the window.
+// backlog is the part of a topic that is outside the window.
 type backlog struct {
 	source string
 	q      fifo
@@ -32,14 +32,14 @@ type backlog struct {
 
 func (s *sim) addRouters() error {
 	for i := range s.setup.Routers {
-		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machs))}
+		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machines))}
 		core, err := router.NewCore(s.rc, s.setup.Seed*64+uint64(i), n)
 		if err != nil {
 			return err
 		}
 		n.core = core
 		s.nodes = append(s.nodes, n)
-		// All begin with one look at Redis; later each looks at a phase of its own.
+		// All routers read Redis at the start, and then each at its own phase.
 		s.after(0, event{kind: evWake, i: n.i})
 		s.after(1+s.random.phases.Int64N(int64(s.rc.Refresh)), event{kind: evFleet, i: n.i})
 	}
@@ -49,7 +49,8 @@ func (s *sim) addRouters() error {
 	return nil
 }
 
-// enterLog lets a task be read by its router, now or when its window has room.
+// enterLog appends a task to its router's log. The router reads it as soon as its
+// window has room.
 func (s *sim) enterLog(j *job) {
 	n := s.nodes[j.router]
 	j.where = inLog
@@ -67,15 +68,15 @@ func (n *node) backlogOf(source string) *backlog {
 	return &n.logs[len(n.logs)-1]
 }
 
-// work lets the router read what it has room for and do what it can, and again
-// while it has got room.
+// work lets the router read tasks and make decisions until its window is full or
+// its log is empty.
 func (n *node) work() {
 	s := n.s
 	for s.bad == nil {
 		n.read()
 		wait := n.core.Step(s.time())
 		if n.open != 0 {
-			s.fail("credits: router %s took %d that it gave to no task", n.name, n.open)
+			s.fail("credits: router %s acquired %d that it did not use", n.name, n.open)
 		}
 		if !n.more() {
 			n.wake(wait)
@@ -85,7 +86,7 @@ func (n *node) work() {
 	n.checkWork()
 }
 
-// read puts what is outside into the window while it has room.
+// read adds tasks from the log to the window while it has room.
 func (n *node) read() {
 	for i := range n.logs {
 		l := &n.logs[i]
@@ -97,7 +98,7 @@ func (n *node) read() {
 				n.rests = max(n.rests, int64(at.Sub(epoch)))
 			}
 			if !n.core.Add(n.s.time(), l.source, j.task) {
-				n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
+				n.s.fail("conservation: router %s claims that it already has task %s", n.name, j.task.ID)
 				return
 			}
 		}
@@ -107,7 +108,7 @@ func (n *node) read() {
 	}
 }
 
-// more says that tasks are outside and there is room for them.
+// more reports whether the log has tasks and the window has room for them.
 func (n *node) more() bool {
 	for i := range n.logs {
 		if l := &n.logs[i]; l.q.len() > 0 && !n.core.Full(l.source) {
@@ -117,8 +118,8 @@ func (n *node) more() bool {
 	return false
 }
 
-// wake sets the timer. One that rings too early is set again, which is cheaper
-// than an event for every change.
+// wake sets the timer. An earlier timer is left alone and rearmed when it fires,
+// which is cheaper than an event for every change.
 func (n *node) wake(wait time.Duration) {
 	at := n.s.now + int64(max(wait, time.Microsecond))
 	if n.wakeAt > n.s.now && n.wakeAt <= at {
@@ -129,12 +130,12 @@ func (n *node) wake(wait time.Duration) {
 	n.s.events.push(event{at: at, kind: evWake, i: n.i, gen: n.gen})
 }
 
-// readFleet shows the router what Redis holds now.
+// readFleet gives the router the current content of the virtual Redis.
 func (n *node) readFleet() {
 	s := n.s
 	now := s.time()
-	used := make(map[string]int, len(s.machs))
-	for i, m := range s.machs {
+	used := make(map[string]int, len(s.machines))
+	for i, m := range s.machines {
 		used[m.pool] = s.acct.used[m.pool]
 		n.view[i] = used[m.pool]
 	}
@@ -160,11 +161,11 @@ func (n *node) readFleet() {
 	}
 }
 
-// hear tells the routers what is in use of a pool that got room. Who hears it
-// first is drawn.
+// hear tells the routers the credits in use of a pool that has room. The order of
+// the routers is random.
 func (s *sim) hear(i int32, used int) {
 	clear(s.told)
-	s.told[s.machs[i].pool] = used
+	s.told[s.machines[i].pool] = used
 	first := 0
 	if len(s.nodes) > 1 {
 		first = s.random.order.IntN(len(s.nodes))
@@ -177,24 +178,24 @@ func (s *sim) hear(i int32, used int) {
 	}
 }
 
-// Acquire takes credits of the account that all routers share.
+// Acquire takes credits from the account that all routers share.
 func (n *node) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
 	s := n.s
 	grants, freed := s.acct.acquire(s.now/int64(time.Millisecond), n.name, wants, asks)
 	for i, g := range grants {
 		if g.N > 0 && g.Used > wants[i].Limit {
-			s.fail("credits: %d of %s are in use and %d is the limit", g.Used, g.Pool, wants[i].Limit)
+			s.fail("credits: %d of %s are in use, but the limit is %d", g.Used, g.Pool, wants[i].Limit)
 		}
 		n.open += g.N
 		if d, ok := s.byPool[g.Pool]; ok {
-			n.view[d] = max(n.view[d]+g.N, g.Used) // what it shows of others' news comes as news, too
+			n.view[d] = max(n.view[d]+g.N, g.Used) // room freed by other routers is announced separately
 		}
 	}
-	s.tellFreed(freed)
+	s.announceFreed(freed)
 	return grants, nil
 }
 
-// Assigned lets a task go to its device.
+// Assigned sends a task to its device.
 func (n *node) Assigned(a router.Assigned) {
 	s := n.s
 	j := s.jobOf(a.Task)
@@ -208,13 +209,13 @@ func (n *node) Assigned(a router.Assigned) {
 		s.fail("conservation: router %s assigns task %s, which is not in its window", n.name, j.task.ID)
 		return
 	case !ok:
-		s.fail("router %s assigns task %s to %q, which there is not", n.name, j.task.ID, a.Device)
+		s.fail("router %s assigns task %s to unknown device %q", n.name, j.task.ID, a.Device)
 		return
-	case l == nil || l.pool != a.Pool || l.pool != s.machs[d].pool || l.spent >= l.granted:
-		s.fail("credits: the assignment of task %s to %s holds none", j.task.ID, a.Device)
+	case l == nil || l.pool != a.Pool || l.pool != s.machines[d].pool || l.spent >= l.granted:
+		s.fail("credits: the assignment of task %s to %s holds no credit", j.task.ID, a.Device)
 		return
 	case a.Attempt != j.task.Tried()+1:
-		s.fail("task %s was tried %d times and its next attempt has the number %d", j.task.ID, j.task.Tried(), a.Attempt)
+		s.fail("task %s was tried %d times, but its next attempt has number %d", j.task.ID, j.task.Tried(), a.Attempt)
 		return
 	}
 	l.spent++
@@ -240,13 +241,13 @@ func (n *node) Expired(t *task.Task, now time.Time) {
 		return
 	}
 	if t.Deadline.IsZero() || t.Deadline.After(now) {
-		n.s.fail("router %s lets task %s expire before its deadline", n.name, t.ID)
+		n.s.fail("router %s expires task %s before its deadline", n.name, t.ID)
 	}
 	n.held--
-	n.s.end(j, false)
+	n.s.end(j, failed)
 }
 
-// Parked sets a task aside until its time.
+// Parked keeps a task in the parked topic until it is due.
 func (n *node) Parked(t *task.Task, until time.Time, _ string) {
 	s := n.s
 	j := s.jobOf(t)

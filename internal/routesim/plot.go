@@ -17,7 +17,7 @@ import (
 	"gonum.org/v1/plot/vg/vgimg"
 )
 
-// palette is Okabe and Ito's: told apart by people who see colours differently.
+// palette is that of Okabe and Ito, which colour-blind people can distinguish.
 var palette = []color.Color{
 	color.RGBA{0x00, 0x72, 0xb2, 0xff}, color.RGBA{0xd5, 0x5e, 0x00, 0xff}, color.RGBA{0x00, 0x9e, 0x73, 0xff},
 	color.RGBA{0xcc, 0x79, 0xa7, 0xff}, color.RGBA{0xe6, 0x9f, 0x00, 0xff}, color.RGBA{0x56, 0xb4, 0xe9, 0xff},
@@ -26,7 +26,7 @@ var palette = []color.Color{
 
 var dashes = [][]vg.Length{nil, {vg.Points(6), vg.Points(3)}, {vg.Points(2), vg.Points(2)}}
 
-// panel is one diagram of the picture: a figure over the load.
+// panel is one of the plots in the picture: a figure over the load.
 type panel struct {
 	title, y string
 	log      bool
@@ -40,12 +40,12 @@ var panels = []panel{
 	{"Utilisation, slots weighted by their rate", "%", false, func(r *Result) float64 { return 100 * r.Outcome.Utilisation() }, false},
 }
 
-// Plot draws the results over the load into a PNG file: a curve for each policy,
-// in the settings of the first result.
+// Plot draws the results over the load into a PNG file, one curve per policy. It
+// only uses results with the same settings as the first.
 func Plot(path string, rs []Result) (err error) {
 	rs = alike(rs)
 	if len(rs) == 0 {
-		return errors.New("drawing the results: there are none")
+		return errors.New("drawing the results: there are no results")
 	}
 	const rows, width, height = 3, 24 * vg.Centimeter, 38 * vg.Centimeter
 	img := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(110), vgimg.UseBackgroundColor(color.White))
@@ -61,7 +61,7 @@ func Plot(path string, rs []Result) (err error) {
 		}
 		if i == 0 {
 			r := &rs[0]
-			p.Title.Text = fmt.Sprintf("%s, %s arrivals, %s work, %s, hop %s, %s\n\n%s",
+			p.Title.Text = fmt.Sprintf("%s, %s arrivals, %s work, %s, dispatch latency %s, %s\n\n%s",
 				r.Fleet, r.Arrivals, r.Work, count(r.Routers, "router"), r.Hop, count(r.Seeds, "seed"), panels[i].title)
 		}
 		plots[i] = []*plot.Plot{p}
@@ -80,7 +80,8 @@ func Plot(path string, rs []Result) (err error) {
 	return nil
 }
 
-// alike are the results that differ from the first in policy, binding and load only.
+// alike returns the results that differ from the first only in policy, binding and
+// load.
 func alike(rs []Result) []Result {
 	var out []Result
 	for _, r := range rs {
@@ -96,7 +97,7 @@ func alike(rs []Result) []Result {
 
 func (p *panel) draw(rs []Result) (*plot.Plot, error) {
 	d := plot.New()
-	d.Title.Text, d.X.Label.Text, d.Y.Label.Text = p.title, "offered load, share of the fleet's capacity", p.y
+	d.Title.Text, d.X.Label.Text, d.Y.Label.Text = p.title, "offered load (fraction of the fleet's capacity)", p.y
 	d.Title.TextStyle.Font.Size, d.Title.Padding = 13, 2*vg.Millimeter
 	d.Add(plotter.NewGrid())
 	if p.log {
@@ -107,7 +108,7 @@ func (p *panel) draw(rs []Result) (*plot.Plot, error) {
 	for i := range rs {
 		from, to = min(from, rs[i].Load), max(to, rs[i].Load)
 	}
-	// The curves leave room for their names.
+	// Leave room for the legend on the right.
 	d.X.Min, d.X.Max = from-0.02, from+max(0.05, 1.4*(to-from))
 	d.X.Tick.Marker = loads(rs)
 	n := 0
@@ -178,10 +179,10 @@ func (p *panel) drawBound(d *plot.Plot, rs []Result) error {
 	return nil
 }
 
-// decades marks 1, 2 and 5 of each power of ten.
+// decades puts ticks at 1, 2 and 5 times each power of ten.
 type decades struct{}
 
-// Ticks is for package plot.
+// Ticks implements [plot.Ticker].
 func (decades) Ticks(low, high float64) []plot.Tick {
 	var ticks []plot.Tick
 	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
@@ -194,10 +195,10 @@ func (decades) Ticks(low, high float64) []plot.Tick {
 	return ticks
 }
 
-// loads marks the loads that were offered.
+// loads puts ticks at the offered loads.
 type loads []Result
 
-// Ticks is for package plot.
+// Ticks implements [plot.Ticker].
 func (l loads) Ticks(float64, float64) []plot.Tick {
 	var ticks []plot.Tick
 	for i := range l {

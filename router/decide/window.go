@@ -83,9 +83,9 @@ type demand struct {
 }
 
 // beginRound resets what belongs to one round.
-func (d *demand) beginRound(number uint64) {
-	if d.round != number {
-		d.round, d.heldThisRound, d.holdWhileFewerThan, d.exhausted = number, 0, 0, false
+func (dm *demand) beginRound(number uint64) {
+	if dm.round != number {
+		dm.round, dm.heldThisRound, dm.holdWhileFewerThan, dm.exhausted = number, 0, 0, false
 	}
 }
 

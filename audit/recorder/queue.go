@@ -9,7 +9,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// queue holds records until a writer takes them, a lane for each
+// Queue holds records until a writer takes them, a lane for each
 // partition. Each topic's share of it is bounded by rows and bytes: whoever has
 // more waits, and with it its partition.
 //

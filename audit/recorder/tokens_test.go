@@ -11,6 +11,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
@@ -64,7 +65,7 @@ func TestTasksThatSayTheyAreOldStopNobody(t *testing.T) {
 	// Nor is adding the shards together.
 	for shard := range 3 {
 		audittest.Execute(t, r.pool, "INSERT INTO rollup_latency VALUES (now()::date - 1, 1, $1, 'total', 'm', 3, 1, 9223372036854775807)", shard)
-		require.NoError(t, compactRollups(t.Context(), r.pool, 30*audit.Day))
+		require.NoError(t, rollup.Compact(t.Context(), r.pool, 30*audit.Day))
 	}
 	require.Equal(t, "3 9223372036854775807", audittest.One[string](t, r.pool, "SELECT n || ' ' || us FROM rollup_latency WHERE hour = -1"))
 }

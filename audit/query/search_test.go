@@ -92,7 +92,7 @@ func TestSearch(t *testing.T) {
 	} {
 		require.Equalf(t, c.want, found(t, l, c.f), "%+v", c.f)
 	}
-	require.ErrorContains(t, l.Search(t.Context(), Filter{Actions: []string{"nope"}}, nil), `no action "nope"`)
+	require.ErrorContains(t, l.Search(t.Context(), Filter{Actions: []string{"nope"}}, nil), `unknown action "nope"`)
 	enough := errors.New("enough")
 	require.Equal(t, enough, l.Search(t.Context(), Filter{}, func(*Row) error { return enough }))
 }
@@ -327,6 +327,12 @@ func TestAnAuditorsLoginIsEnough(t *testing.T) {
 	require.ErrorContains(t, err, "permission denied")
 }
 
+func withChain(r *Row) *OCSF {
+	o := r.OCSF("1.2.3")
+	o.AddChain(r)
+	return o
+}
+
 // What the schema wants of every event of this class, by its version 1.7.0.
 func TestOcsfHasWhatTheSchemaRequires(t *testing.T) {
 	t.Parallel()
@@ -341,7 +347,7 @@ func TestOcsfHasWhatTheSchemaRequires(t *testing.T) {
 				r := full
 				r.Action, r.Outcome, r.ActorType, r.ActorID, r.SourceAddr = string(a.Action), outcome, who.kind, who.id, who.addr
 				r.TaskID, r.ResourceType, r.ResourceID = s.Task.ID, "task", s.Task.ID
-				b, err := json.Marshal(r.OCSF("1.2.3", true))
+				b, err := json.Marshal(withChain(&r))
 				require.NoError(t, err)
 				var e map[string]any
 				require.NoError(t, json.Unmarshal(b, &e))

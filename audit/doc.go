@@ -24,6 +24,6 @@
 //
 // # Checkpoints
 //
-// Whoever can write to the database can also recompute a whole chain. So the recorders sign where
+// Anyone who can write to the database can also recompute a whole chain. So the recorders sign where
 // all chains end, and write that down where others can keep it: see [Checkpoint].
 package audit

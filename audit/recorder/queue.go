@@ -157,7 +157,7 @@ func (q *queue) poll(rows int, bytes int64) (c chunk, of []*pair) {
 		return p.writing
 	})
 	q.busy += len(of)
-	if len(c) > 0 { // whoever waits for room may look
+	if len(c) > 0 { // put may look again
 		close(q.room)
 		q.room = make(chan struct{})
 	}

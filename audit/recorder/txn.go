@@ -262,8 +262,8 @@ func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
 	}
 }
 
-// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies
-// whoever waits for the results.
+// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies those
+// who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	if t.mode == fast {
 		if err := t.copyFinished(ctx); err != nil {

@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestBucketsAreThoseOfPostgres(t *testing.T) {
+func TestBucketsMatchPostgres(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	var us []int64

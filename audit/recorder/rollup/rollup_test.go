@@ -19,7 +19,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// counted is what the rollups hold, added up over shards, as text.
+// counted returns what the rollups have, summed over shards, as text.
 func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	t.Helper()
 	which := " WHERE hour = -1 OR shard >= 0"
@@ -43,7 +43,7 @@ func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	return all
 }
 
-// life is a task whose events hold everything that is counted, by chance.
+// life returns a random task whose events have everything that is counted.
 func life(r *rand.Rand, id string, at time.Time) (es []task.Event, rs []*task.Result) {
 	s := audittest.NewStory(id)
 	s.At = at
@@ -92,7 +92,7 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 	pool := audittest.NewPool(t)
 	rand := rand.New(rand.NewPCG(7, 7))
 	now := time.Now().UTC()
-	for writer := range 2 { // two recorders, each with partitions of its own
+	for writer := range 2 { // two recorders, each with its own partitions
 		r := rig.New(t, pool)
 		events, results := r.Own("events", writer), r.Own("results", writer)
 		for i := range 40 {
@@ -108,7 +108,7 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 		}
 	}
 	hours, days := counted(t, pool, "day || ' ' || hour"), counted(t, pool, "day")
-	recent := func(all []string) (some []string) { // what has its hours still
+	recent := func(all []string) (some []string) { // those that still have hours
 		for _, s := range all {
 			if at := strings.Fields(s)[1]; at >= now.AddDate(0, 0, -2).Format(time.DateOnly) {
 				some = append(some, s)
@@ -120,7 +120,7 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 	require.Equal(t, 2, shards)
 
 	require.NoError(t, rollup.Compact(t.Context(), pool, 90*audit.Day))
-	require.Equal(t, days, counted(t, pool, "day"), "adding together changes no sum")
+	require.Equal(t, days, counted(t, pool, "day"), "compacting changes no sum")
 	require.Zero(t, audittest.One[int](t, pool, "SELECT count(*) FROM rollup_latency WHERE shard >= 0 AND day < (now() AT TIME ZONE 'UTC')::date - 1"))
 	require.Equal(t, recent(hours), recent(counted(t, pool, "day || ' ' || hour")))
 	require.NoError(t, rollup.Compact(t.Context(), pool, 90*audit.Day))
@@ -136,7 +136,7 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 }
 
 // A chunk that is not recorded is not counted.
-func TestRollupsOfWhatWasTakenBackAreNone(t *testing.T) {
+func TestARolledBackChunkIsNotCounted(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	old, young := rig.New(t, pool), rig.New(t, pool)
@@ -148,7 +148,7 @@ func TestRollupsOfWhatWasTakenBackAreNone(t *testing.T) {
 	require.Equal(t, 1, audittest.One[int](t, pool, "SELECT sum(tasks)::int FROM rollup_submissions"))
 }
 
-// BenchmarkRollup is what counting costs for an event, with its share of results.
+// BenchmarkRollup is the cost of counting an event, with its share of results.
 func BenchmarkRollup(b *testing.B) {
 	rand := rand.New(rand.NewPCG(1, 1))
 	var es []task.Event

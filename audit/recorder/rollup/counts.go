@@ -1,4 +1,8 @@
-package recorder
+// Package rollup counts what the recorder writes, for questions about everything, which would
+// otherwise read every row. A chunk's counts are added to the tables rollup_… in the transaction
+// that writes its rows, so they agree exactly: batchyard_rebuild_rollups, which counts the rows
+// themselves, gives the same, and a test compares the two.
+package rollup
 
 import (
 	"encoding/json"
@@ -11,14 +15,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// rollup counts what a chunk holds, for the questions that are about everything.
-// What it counts is added to the tables rollup_… in the chunk's transaction, so
-// they agree with the rows exactly: batchyard_rebuild_rollups, which counts the
-// rows themselves, must give the same, and a test compares the two.
-//
-// The zero value is empty. It costs a look into a map for an event, and memory
-// only for keys that the chunk has not had yet.
-type rollup struct {
+// Counts counts the events and results of a chunk. The zero value is empty. It costs a map lookup
+// per event, and memory only for keys that the chunk did not have yet. It is used by one goroutine.
+type Counts struct {
 	usage       sums[usageKey, usageSums]
 	latency     sums[latencyKey, timeSums]
 	attempts    sums[attemptKey, timeSums]
@@ -26,7 +25,7 @@ type rollup struct {
 	submissions sums[submissionKey, submissionSums]
 }
 
-// sums holds a value for each key, in the order in which the keys came.
+// sums holds a value for each key, in the order in which the keys were first used.
 type sums[K comparable, V any] struct {
 	index map[K]int32
 	keys  []K
@@ -47,8 +46,8 @@ func (s *sums[K, V]) of(k K) *V {
 	return &s.vals[i]
 }
 
-// keepKeys is up to how many keys a map is kept for the next chunk: clearing a
-// map costs what it once held.
+// keepKeys is the number of keys up to which a map is kept for the next chunk: clearing a map costs
+// as much as it ever held.
 const keepKeys = 4096
 
 func (s *sums[K, V]) reset() {
@@ -57,11 +56,11 @@ func (s *sums[K, V]) reset() {
 		return
 	}
 	clear(s.index)
-	clear(s.keys) // their text belongs to records that are done
+	clear(s.keys) // their strings belong to records that are done
 	s.keys, s.vals = s.keys[:0], s.vals[:0]
 }
 
-// The keys. hour counts from 1970.
+// The keys and their sums. Hours and days count from 1970.
 type (
 	usageKey struct {
 		hour                           int32
@@ -89,7 +88,7 @@ type (
 	batchSums struct{ tasks, bytes int64 }
 
 	submissionKey struct {
-		day                          int32 // there may be as many senders as tasks in an hour
+		day                          int32 // an hour may have as many senders as tasks
 		tenant, actor, source, agent string
 	}
 	submissionSums struct {
@@ -98,7 +97,7 @@ type (
 	}
 )
 
-// Stages whose time is measured; stage_latency says what they are.
+// Stages whose time is measured; the view stage_latency documents them.
 const (
 	stageQueue    = "queue"
 	stageBatch    = "batch"
@@ -111,8 +110,8 @@ const (
 
 func hourOf(t time.Time) int32 { return int32(t.Unix() / 3600) } //nolint:gosec // times are within 2000 and 2200
 
-// bucketOf is the bucket of a time in microseconds, as batchyard_bucket in
-// Postgres has it: eight for each doubling.
+// bucketOf returns the histogram bucket of a time in microseconds, as batchyard_bucket in Postgres
+// does: eight buckets for each doubling.
 func bucketOf(us int64) int16 {
 	if us < 8 {
 		return int16(max(us, 0)) //nolint:gosec // at most 7
@@ -121,7 +120,35 @@ func bucketOf(us int64) int16 {
 	return int16((e-2)*8 + int(us>>(e-3))&7) //nolint:gosec // at most 487
 }
 
-func (r *rollup) reset() {
+// Absorb takes over the counts of another, which is empty afterwards.
+func (r *Counts) Absorb(other *Counts) {
+	absorb(&r.usage, &other.usage, func(to, v *usageSums) {
+		to.tasks, to.attempts, to.in, to.out = to.tasks+v.tasks, to.attempts+v.attempts, to.in+v.in, to.out+v.out
+	})
+	times := func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us }
+	absorb(&r.latency, &other.latency, times)
+	absorb(&r.attempts, &other.attempts, times)
+	absorb(&r.batches, &other.batches, func(to, v *batchSums) { to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes })
+	absorb(&r.submissions, &other.submissions, func(to, v *submissionSums) {
+		if to.tasks == 0 || v.first.Before(to.first) {
+			to.first = v.first
+		}
+		if to.tasks == 0 || v.last.After(to.last) {
+			to.last = v.last
+		}
+		to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes
+	})
+	other.Reset()
+}
+
+func absorb[K comparable, V any](to, from *sums[K, V], add func(to, v *V)) {
+	for i, k := range from.keys {
+		add(to.of(k), &from.vals[i])
+	}
+}
+
+// Reset empties the counts and keeps their memory.
+func (r *Counts) Reset() {
 	r.usage.reset()
 	r.latency.reset()
 	r.attempts.reset()
@@ -129,8 +156,8 @@ func (r *rollup) reset() {
 	r.submissions.reset()
 }
 
-// add counts an event that becomes a row.
-func (r *rollup) add(e *task.Event) {
+// Add counts an event that becomes an audit row.
+func (r *Counts) Add(e *task.Event) {
 	switch e.Action {
 	case task.TaskAccepted:
 		r.accepted(e)
@@ -153,8 +180,8 @@ func (r *rollup) add(e *task.Event) {
 	}
 }
 
-// addResult counts a result that was taken.
-func (r *rollup) addResult(res *task.Result) {
+// AddResult counts a result that is the first of its task.
+func (r *Counts) AddResult(res *task.Result) {
 	hour := hourOf(res.FinishedAt)
 	v := r.usage.of(usageKey{hour, res.Tenant, res.Model, res.Endpoint, string(res.State)})
 	v.tasks++
@@ -169,25 +196,25 @@ func (r *rollup) addResult(res *task.Result) {
 	}
 }
 
-func (r *rollup) took(e *task.Event, stage string) {
+func (r *Counts) took(e *task.Event, stage string) {
 	if e.Duration > 0 {
 		r.time(hourOf(e.Time), stage, e.Model, e.Duration)
 	}
 }
 
-func (r *rollup) time(hour int32, stage, model string, d time.Duration) {
+func (r *Counts) time(hour int32, stage, model string, d time.Duration) {
 	us := d.Microseconds()
 	v := r.latency.of(latencyKey{hour, bucketOf(us), stage, model})
 	v.n++
 	v.us += min(us, math.MaxInt64-v.us)
 }
 
-func (r *rollup) tried(e *task.Event) {
+func (r *Counts) tried(e *task.Event) {
 	cause := string(e.ErrorClass)
 	if cause == "" && e.Action == task.TaskRequeued {
 		var note struct{ Reason string }
 		if json.Unmarshal(e.Detail, &note) == nil {
-			cause = pg.Truncate(note.Reason, maxShort)
+			cause = pg.Truncate(note.Reason, maxCause)
 		}
 	}
 	v := r.attempts.of(attemptKey{hourOf(e.Time), e.Device, e.Model, string(e.Action), cause})
@@ -197,7 +224,7 @@ func (r *rollup) tried(e *task.Event) {
 	}
 }
 
-func (r *rollup) batched(e *task.Event) {
+func (r *Counts) batched(e *task.Event) {
 	reason, size, bytes, ok := readBatch(e.Detail)
 	if !ok {
 		return
@@ -207,14 +234,17 @@ func (r *rollup) batched(e *task.Event) {
 	v.bytes += bytes
 }
 
-// Bounds of a sender's names as a key, in characters: an index takes 2.7 kB.
+// maxCause bounds the reason of a requeue or a batch as a key, in characters.
+const maxCause = 64
+
+// Bounds of the names of a sender as a key, in characters: an index entry has at most 2.7 kB.
 const (
 	maxKeyActor  = 128
 	maxKeySource = 100
 	maxKeyAgent  = 256
 )
 
-func (r *rollup) accepted(e *task.Event) {
+func (r *Counts) accepted(e *task.Event) {
 	v := r.submissions.of(submissionKey{hourOf(e.Time) / 24, e.Tenant, pg.Truncate(e.ActorID, maxKeyActor), pg.Truncate(sourceOf(e.SourceAddr), maxKeySource), pg.Truncate(e.UserAgent, maxKeyAgent)})
 	if v.tasks == 0 || e.Time.Before(v.first) {
 		v.first = e.Time
@@ -226,8 +256,8 @@ func (r *rollup) accepted(e *task.Event) {
 	v.bytes += e.InputSize
 }
 
-// sourceOf leaves out of an address what is another one for every task: the
-// port, or the place in the topic.
+// sourceOf leaves out of an address what differs for every task: the port, or the position in the
+// topic.
 func sourceOf(addr string) string {
 	sep := strings.LastIndexByte(addr, ':')
 	if strings.HasPrefix(addr, "kafka:") {
@@ -239,8 +269,8 @@ func sourceOf(addr string) string {
 	return addr[:sep]
 }
 
-// readBatch reads the detail of batch.closed. The batcher writes it with its
-// keys in the order of the alphabet; whatever else it looks like goes a slower way.
+// readBatch reads the detail of batch.closed. The batcher writes it with sorted keys, which
+// quickBatch reads without allocating; anything else goes through encoding/json.
 func readBatch(detail []byte) (reason string, size int32, bytes int64, ok bool) {
 	if reason, size, bytes, ok = quickBatch(detail); ok {
 		return reason, size, bytes, true
@@ -254,7 +284,7 @@ func readBatch(detail []byte) (reason string, size int32, bytes int64, ok bool) 
 	if len(detail) > 0 && json.Unmarshal(detail, &note) != nil {
 		return "", 0, 0, false
 	}
-	return pg.Truncate(note.Reason, maxShort), note.Tasks, note.Bytes, note.Unreadable == nil
+	return pg.Truncate(note.Reason, maxCause), note.Tasks, note.Bytes, note.Unreadable == nil
 }
 
 func quickBatch(b []byte) (reason string, size int32, bytes int64, ok bool) {
@@ -276,7 +306,7 @@ func quickBatch(b []byte) (reason string, size int32, bytes int64, ok bool) {
 	return "", 0, 0, false
 }
 
-// number reads what stands behind a prefix, and returns what follows.
+// number reads the number after a prefix, and returns what follows it.
 func number(b []byte, prefix string) (n int64, rest []byte, ok bool) {
 	if len(b) < len(prefix) || string(b[:len(prefix)]) != prefix {
 		return 0, nil, false

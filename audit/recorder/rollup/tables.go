@@ -1,4 +1,4 @@
-package recorder
+package rollup
 
 import (
 	"context"
@@ -7,16 +7,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/batchyard/batchyard/audit"
 )
 
-// The statements add what a chunk counted to the tables. Rows are taken in the
-// order of their keys: should two recorders ever meet in a shard, one waits for
-// the other and never both.
+// The statements add the counts of a chunk to the tables, in the order of the keys, so that two
+// recorders that ever write to the same shard wait for each other without a deadlock.
 //
-// Sums of times stop at the largest number there is: what a sender says of his
-// task's age may be anything, and a sum that does not fit would be refused for ever.
+// Sums of times saturate: a sender may claim any age for a task, and a chunk with a sum that
+// overflows would be refused indefinitely.
 const (
 	addTimes = `us = r.us + least(excluded.us, 9223372036854775807 - r.us)`
 
@@ -60,10 +57,9 @@ ON CONFLICT (day, hour, shard, tenant, actor_id, source, user_agent) DO UPDATE S
 	input_bytes = r.input_bytes + excluded.input_bytes, first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)`
 )
 
-// queue adds to a batch what was counted, one statement for a table that has
-// something. The rows of a shard are written by one process at a time if the
-// shard is that of a partition that the process owns: then nobody waits.
-func (r *rollup) queue(b *pgx.Batch, shard int32) {
+// Queue adds the counts to a batch, one statement for each table that gets some. Use the shard of a
+// partition that the process owns: then no other process writes to its rows at the same time.
+func (r *Counts) Queue(b *pgx.Batch, shard int32) {
 	r.queueUsage(b, shard)
 	r.queueLatency(b, shard)
 	r.queueAttempts(b, shard)
@@ -71,7 +67,7 @@ func (r *rollup) queue(b *pgx.Batch, shard int32) {
 	r.queueSubmissions(b, shard)
 }
 
-func (r *rollup) queueUsage(b *pgx.Batch, shard int32) {
+func (r *Counts) queueUsage(b *pgx.Batch, shard int32) {
 	n := len(r.usage.keys)
 	if n == 0 {
 		return
@@ -85,7 +81,7 @@ func (r *rollup) queueUsage(b *pgx.Batch, shard int32) {
 	b.Queue(usageSQL, shard, hours, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1], ints[2], ints[3])
 }
 
-func (r *rollup) queueLatency(b *pgx.Batch, shard int32) {
+func (r *Counts) queueLatency(b *pgx.Batch, shard int32) {
 	n := len(r.latency.keys)
 	if n == 0 {
 		return
@@ -98,7 +94,7 @@ func (r *rollup) queueLatency(b *pgx.Batch, shard int32) {
 	b.Queue(latencySQL, shard, hours, texts[0], texts[1], buckets, ints[0], ints[1])
 }
 
-func (r *rollup) queueAttempts(b *pgx.Batch, shard int32) {
+func (r *Counts) queueAttempts(b *pgx.Batch, shard int32) {
 	n := len(r.attempts.keys)
 	if n == 0 {
 		return
@@ -111,7 +107,7 @@ func (r *rollup) queueAttempts(b *pgx.Batch, shard int32) {
 	b.Queue(attemptsSQL, shard, hours, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1])
 }
 
-func (r *rollup) queueBatches(b *pgx.Batch, shard int32) {
+func (r *Counts) queueBatches(b *pgx.Batch, shard int32) {
 	n := len(r.batches.keys)
 	if n == 0 {
 		return
@@ -124,7 +120,7 @@ func (r *rollup) queueBatches(b *pgx.Batch, shard int32) {
 	b.Queue(batchesSQL, shard, hours, texts[0], texts[1], sizes, ints[0], ints[1])
 }
 
-func (r *rollup) queueSubmissions(b *pgx.Batch, shard int32) {
+func (r *Counts) queueSubmissions(b *pgx.Batch, shard int32) {
 	n := len(r.submissions.keys)
 	if n == 0 {
 		return
@@ -138,7 +134,7 @@ func (r *rollup) queueSubmissions(b *pgx.Batch, shard int32) {
 	b.Queue(submissionsSQL, shard, days, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1], times[0], times[1])
 }
 
-// columns makes n arrays for a statement.
+// columns returns n arrays for a statement.
 func columns[T any](n, rows int) [][]T {
 	out := make([][]T, n)
 	for i := range out {
@@ -147,15 +143,15 @@ func columns[T any](n, rows int) [][]T {
 	return out
 }
 
-// rollupsOutlive is how much longer than the rows their rollups are kept.
-const rollupsOutlive = 4
+// keptLonger is how many times longer than the rows their rollups are kept.
+const keptLonger = 4
 
-// compactRollups adds together what nobody needs apart any more, and drops what
-// is older than the rollups are kept. It may be repeated at will.
-func compactRollups(ctx context.Context, pool *pgxpool.Pool, retention time.Duration) error {
-	forget := time.Now().Add(-rollupsOutlive * min(retention, 50*365*audit.Day)).UTC()
+// Compact merges shards and, later, hours that are no longer needed separately, and drops rollups
+// that are too old. retention is that of the audit rows. It may be repeated at any time.
+func Compact(ctx context.Context, pool *pgxpool.Pool, retention time.Duration) error {
+	forget := time.Now().Add(-keptLonger * min(retention, 50*365*24*time.Hour)).UTC()
 	if _, err := pool.Exec(ctx, "SELECT batchyard_compact_rollups($1::date)", forget.Format(time.DateOnly)); err != nil {
-		return fmt.Errorf("adding rollups together: %w", err)
+		return fmt.Errorf("compacting rollups: %w", err)
 	}
 	return nil
 }

@@ -22,38 +22,38 @@ import (
 )
 
 const (
-	// maxPoints bounds what is kept of one chain's checkpoints: the newest.
+	// maxPoints bounds the rows of one chain that checkpoints are kept for: those of the newest.
 	maxPoints = 100_000
-	// maxCheckpoints bounds the checkpoints whose succession is followed.
+	// maxCheckpoints bounds the checkpoints.
 	maxCheckpoints = 4 << 20
 )
 
-// Checkpoints are signed checkpoints from any number of files and topics. The
-// same one from several places counts once.
+// Checkpoints are signed checkpoints from any number of files and topics. The same checkpoint from
+// several places counts once.
 type Checkpoints struct {
 	keys        map[string]ed25519.PublicKey // by their ids
 	points      map[audit.TopicPartition]map[int64]*point
 	seen        map[audit.Hash]bool
 	successions map[string][]signedNumber // by signer
 
-	unknown  map[string]int // checkpoints by keys that are not trusted
+	unknown  map[string]int // number of checkpoints by untrusted keys
 	findings []Finding
-	count    int64 // of findings
+	count    int64 // number of all findings
 	notes    []string
 	newest   time.Time
 	good     int
 }
 
-// signedNumber is a checkpoint's place in the succession of its signer.
+// signedNumber is the place of a checkpoint in the succession of its signer.
 type signedNumber struct {
 	number int64
 	hash   audit.Hash
 	prev   audit.Hash
-	first  bool // it has none before it
+	first  bool // it names no checkpoint before it
 	from   string
 }
 
-// point is what a checkpoint says of one row.
+// point is what a checkpoint says about a row.
 type point struct {
 	hash    audit.Hash
 	time    time.Time
@@ -71,7 +71,7 @@ func NewCheckpoints(keys []ed25519.PublicKey) *Checkpoints {
 	return c
 }
 
-// pointsOf is what is said of a chain; nil when nothing is.
+// pointsOf returns what checkpoints say about a chain; nil for nothing.
 func (c *Checkpoints) pointsOf(at audit.TopicPartition) map[int64]*point {
 	if c == nil {
 		return nil
@@ -85,7 +85,7 @@ func (c *Checkpoints) found(f Finding) {
 	}
 }
 
-// Read takes in a file, or the files of a directory.
+// Read reads a file of checkpoints, or all such files of a directory.
 func (c *Checkpoints) Read(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -116,8 +116,8 @@ func (c *Checkpoints) readFile(path string) error {
 		line, err := readLine(r)
 		if errors.Is(err, io.EOF) {
 			if len(line) > 0 {
-				// It was being written when the process died, or is right now.
-				c.notes = append(c.notes, fmt.Sprintf("line %d of %s has no end: it was being written; it is left out", n, path))
+				// It was being written when the process died, or is being written now.
+				c.notes = append(c.notes, fmt.Sprintf("line %d of %s has no end: it was being written; it is ignored", n, path))
 			}
 			return nil
 		}
@@ -130,8 +130,8 @@ func (c *Checkpoints) readFile(path string) error {
 	}
 }
 
-// readLine reads a line of bounded length. Together with io.EOF it returns what
-// there is of one without an end.
+// readLine reads a line of bounded length. Together with io.EOF it returns what there is of a line
+// without an end.
 func readLine(r *bufio.Reader) ([]byte, error) {
 	var line []byte
 	for {
@@ -143,12 +143,12 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 		case !errors.Is(err, bufio.ErrBufferFull):
 			return line, err
 		case len(line) > audit.MaxCheckpoint:
-			return nil, fmt.Errorf("it is longer than %d bytes: this is no file of checkpoints", audit.MaxCheckpoint)
+			return nil, fmt.Errorf("longer than %d bytes: this is not a file of checkpoints", audit.MaxCheckpoint)
 		}
 	}
 }
 
-// ReadTopic takes in the checkpoints in Kafka.
+// ReadTopic reads the checkpoints in Kafka.
 func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Log) error {
 	return l.Scan(ctx, stream.Checkpoints, func(r *stream.Record) error {
 		c.add(r.Value, "record "+r.Position())
@@ -160,7 +160,7 @@ func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Log) error {
 func (c *Checkpoints) add(line []byte, from string) {
 	s, err := audit.ParseCheckpoint(line)
 	if err != nil {
-		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is no checkpoint: %s", from, err)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is not a checkpoint: %s", from, err)})
 		return
 	}
 	if c.seen[s.Hash] {
@@ -172,11 +172,11 @@ func (c *Checkpoints) add(line []byte, from string) {
 		return
 	}
 	if !s.SignedBy(key) {
-		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is a forged checkpoint: it says that it is number %d of signer %s, and that key has not signed it", from, s.Number, s.Signer)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is a forged checkpoint: it claims to be number %d of signer %s, whose key did not sign it", from, s.Number, s.Signer)})
 		return
 	}
 	if len(c.seen) >= maxCheckpoints {
-		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("there are more than %d checkpoints: name only the newer files with --checkpoints", maxCheckpoints)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("more than %d checkpoints: name only the newer files with --checkpoints", maxCheckpoints)})
 		return
 	}
 	c.seen[s.Hash] = true
@@ -198,7 +198,7 @@ func (c *Checkpoints) add(line []byte, from string) {
 
 const sha256Size = len(audit.Hash{})
 
-// point keeps what is said of a row. Two that disagree are proof by themselves.
+// point keeps what a checkpoint says about a row. Two that disagree are proof by themselves.
 func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	of := c.points[at]
 	if of == nil {
@@ -208,7 +208,7 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	if have := of[seq]; have != nil {
 		if have.hash != p.hash {
 			c.found(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: seq,
-				Detail: fmt.Sprintf("%s and %s name different hashes of row %d: the chain was made anew between them", have.name, p.name, seq)})
+				Detail: fmt.Sprintf("%s and %s have different hashes of row %d: the chain was rewritten between them", have.name, p.name, seq)})
 		}
 		return
 	}
@@ -221,30 +221,30 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	}
 }
 
-// check finds checkpoints that are not there: one that names another before it,
-// while older ones of the signer are at hand.
+// check finds missing checkpoints: those that another names as the one before it, if older ones of
+// the signer are available.
 func (c *Checkpoints) check() {
 	for signer, marks := range c.successions {
 		slices.SortFunc(marks, func(a, b signedNumber) int { return cmp.Compare(a.number, b.number) })
 		for i, m := range marks {
 			switch {
 			case m.first && m.number != 1:
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, names none before it", m.from, m.number, signer)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, does not name the one before it", m.from, m.number, signer)})
 			case m.first || c.seen[m.prev]:
 			case i == 0 || marks[0].number == m.number:
-				c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are at hand from number %d on", signer, m.number))
+				c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are available from number %d on", signer, m.number))
 			default:
 				missing := fmt.Sprintf("number %d", m.number-1)
 				if before := marks[i-1].number; before < m.number-2 {
 					missing = fmt.Sprintf("numbers %d to %d", before+1, m.number-1)
 				}
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is not there; number %d follows it (%s)", missing, signer, m.number, m.from)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is missing; number %d follows it (%s)", missing, signer, m.number, m.from)})
 			}
 		}
 	}
 	for _, signer := range slices.Sorted(maps.Keys(c.unknown)) {
-		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were left out. "+
-			"If it is a recorder's, name its signing.pub with --public-key", c.unknown[signer], signer)})
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were ignored. "+
+			"If it is a recorder's key, name its signing.pub with --public-key", c.unknown[signer], signer)})
 	}
 }
 
@@ -260,17 +260,17 @@ func (c *chainCheck) compare(seq int64, sum audit.Hash, ref func() *RowRef) {
 	}
 }
 
-// judgePoints compares a chain with what was signed of it. What is wrong with
-// the chain in itself explains why it differs; the rest was made anew.
+// judgePoints compares a chain with what was signed. Differences that findings about the chain
+// itself explain are not reported; what remains was rewritten.
 func (c *chainCheck) judgePoints(standby bool) {
-	for _, s := range c.all() { // what retention left of rows that are gone
+	for _, s := range c.all() { // the ends of what the retention dropped
 		for _, k := range []link{{s.first - 1, s.prev}, {s.last, s.hash}} {
 			if p := c.points[k.seq]; p != nil && p.hash == k.hash {
 				p.matched = true
 			}
 		}
 	}
-	if p := c.points[c.end.Rows]; p != nil && c.from == 0 && c.end.Rows > 0 { // nothing of it was read
+	if p := c.points[c.end.Rows]; p != nil && c.from == 0 && c.end.Rows > 0 { // no row of it was read
 		if p.matched = p.hash == c.end.Hash; !p.matched {
 			p.differs = &RowRef{Position: "audit_chains", Seq: c.end.Rows}
 		}
@@ -282,16 +282,16 @@ func (c *chainCheck) judgePoints(standby bool) {
 		case p.matched:
 			good, c.signed, c.signedAt = seq, seq, p.time
 		case seq > c.end.Rows && !standby:
-			last := slices.Max(slices.Collect(maps.Keys(c.points))) // those between say the same of fewer rows
+			last := slices.Max(slices.Collect(maps.Keys(c.points))) // the points between say the same about fewer rows
 			if !c.explains(c.end.Rows+1, last) {
 				c.found(Finding{Reason: Rewritten, Seq: c.end.Rows + 1, To: last,
-					Detail: fmt.Sprintf("%s says that the chain has %d rows; it ends at row %d", c.points[last].name, last, c.end.Rows)})
+					Detail: fmt.Sprintf("%s says that the chain has %d rows, but it ends at row %d", c.points[last].name, last, c.end.Rows)})
 			}
 			return
 		case p.differs != nil && !c.explains(good+1, seq):
 			f := Finding{Reason: Rewritten, Seq: good + 1, Row: p.differs,
-				Detail: fmt.Sprintf("the chain fits in itself, but %s names another hash of row %d: it was made anew", p.name, seq)}
-			if f.Detail += ", from one of these rows on"; good > 0 {
+				Detail: fmt.Sprintf("the chain is consistent in itself, but %s has another hash of row %d: it was rewritten", p.name, seq)}
+			if f.Detail += ", starting at one of these rows"; good > 0 {
 				f.Detail += fmt.Sprintf("; row %d is as signed", good)
 			}
 			if seq > good+1 {
@@ -303,26 +303,26 @@ func (c *chainCheck) judgePoints(standby bool) {
 	}
 }
 
-// judgeCheckpoints adds to the report what is wrong with the checkpoints
-// themselves, and chains that they know and the database does not.
+// judgeCheckpoints reports what is wrong with the checkpoints themselves, and chains that they have
+// and the database does not.
 func (v *verifier) judgeCheckpoints() {
 	c := v.o.Checkpoints
 	if c == nil {
-		v.report.note("no checkpoints were at hand: a chain that was made anew as a whole would not be noticed")
+		v.report.note("no checkpoints were available: a chain that was rewritten as a whole would not be noticed")
 		return
 	}
 	c.check()
 	v.report.Checkpoints, v.report.Signers = c.good, slices.Sorted(maps.Keys(c.successions))
 	if c.good == 0 {
-		v.report.note("no checkpoints were at hand: a chain that was made anew as a whole would not be noticed")
+		v.report.note("no checkpoints were available: a chain that was rewritten as a whole would not be noticed")
 	} else if age := v.report.Time.Sub(c.newest); age > 3*time.Hour {
-		v.report.note("the newest checkpoint is of %s: later ones were removed, or no recorder wrote any", c.newest.UTC().Format(time.RFC3339))
+		v.report.note("the newest checkpoint is from %s: later ones were removed, or no recorder wrote any", c.newest.UTC().Format(time.RFC3339))
 	}
 	for at, points := range c.points {
 		if v.chains[at] == nil && !v.standby {
 			last := slices.Max(slices.Collect(maps.Keys(points)))
 			v.report.add(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: 1, To: last,
-				Detail: fmt.Sprintf("%s says that the chain has %d rows; audit_chains does not know it", points[last].name, last)})
+				Detail: fmt.Sprintf("%s says that the chain has %d rows, but audit_chains does not have it", points[last].name, last)})
 		}
 	}
 	for _, f := range c.findings {

@@ -1,8 +1,7 @@
-package recorder
+package rollup_test
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -14,10 +13,13 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/audit/audittest/rig"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// counted is what the rollups hold, added up over shards, as text.
+// counted returns what the rollups have, summed over shards, as text.
 func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	t.Helper()
 	which := " WHERE hour = -1 OR shard >= 0"
@@ -41,7 +43,7 @@ func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	return all
 }
 
-// life is a task whose events hold everything that is counted, by chance.
+// life returns a random task whose events have everything that is counted.
 func life(r *rand.Rand, id string, at time.Time) (es []task.Event, rs []*task.Result) {
 	s := audittest.NewStory(id)
 	s.At = at
@@ -90,23 +92,23 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 	pool := audittest.NewPool(t)
 	rand := rand.New(rand.NewPCG(7, 7))
 	now := time.Now().UTC()
-	for writer := range 2 { // two recorders, each with partitions of its own
-		r := newRig(t, pool)
-		events, results := r.own("events", writer), r.own("results", writer)
+	for writer := range 2 { // two recorders, each with its own partitions
+		r := rig.New(t, pool)
+		events, results := r.Own("events", writer), r.Own("results", writer)
 		for i := range 40 {
-			var c chunk
+			var c []*stream.Record
 			for j := range 5 {
 				es, rs := life(rand, fmt.Sprint(writer, "-", i, "-", j), now.Add(-time.Duration(rand.Int64N(int64(6*audit.Day)))))
-				c = append(c, events.events(t, es...))
+				c = append(c, events.Events(t, es...))
 				for _, res := range rs {
-					c = append(c, results.result(t, res))
+					c = append(c, results.Result(t, res))
 				}
 			}
-			r.record(c...)
+			r.Record(c...)
 		}
 	}
 	hours, days := counted(t, pool, "day || ' ' || hour"), counted(t, pool, "day")
-	recent := func(all []string) (some []string) { // what has its hours still
+	recent := func(all []string) (some []string) { // those that still have hours
 		for _, s := range all {
 			if at := strings.Fields(s)[1]; at >= now.AddDate(0, 0, -2).Format(time.DateOnly) {
 				some = append(some, s)
@@ -117,11 +119,11 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 	shards := audittest.One[int](t, pool, "SELECT count(DISTINCT shard) FROM rollup_latency")
 	require.Equal(t, 2, shards)
 
-	require.NoError(t, compactRollups(t.Context(), pool, 90*audit.Day))
-	require.Equal(t, days, counted(t, pool, "day"), "adding together changes no sum")
+	require.NoError(t, rollup.Compact(t.Context(), pool, 90*audit.Day))
+	require.Equal(t, days, counted(t, pool, "day"), "compacting changes no sum")
 	require.Zero(t, audittest.One[int](t, pool, "SELECT count(*) FROM rollup_latency WHERE shard >= 0 AND day < (now() AT TIME ZONE 'UTC')::date - 1"))
 	require.Equal(t, recent(hours), recent(counted(t, pool, "day || ' ' || hour")))
-	require.NoError(t, compactRollups(t.Context(), pool, 90*audit.Day))
+	require.NoError(t, rollup.Compact(t.Context(), pool, 90*audit.Day))
 	require.Zero(t, audittest.One[int](t, pool, "SELECT count(*) FROM rollup_usage WHERE day < (now() AT TIME ZONE 'UTC')::date - 2 AND hour >= 0"))
 	require.Equal(t, days, counted(t, pool, "day"))
 
@@ -129,78 +131,24 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, hours, counted(t, pool, "day || ' ' || hour"), "counted by the recorder, and from the rows")
 
-	require.NoError(t, compactRollups(t.Context(), pool, audit.Day/2))
+	require.NoError(t, rollup.Compact(t.Context(), pool, audit.Day/2))
 	require.Zero(t, audittest.One[int](t, pool, "SELECT count(*) FROM rollup_usage WHERE day < (now() AT TIME ZONE 'UTC')::date - 2"))
 }
 
 // A chunk that is not recorded is not counted.
-func TestRollupsOfWhatWasTakenBackAreNone(t *testing.T) {
+func TestARolledBackChunkIsNotCounted(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
-	old, young := newRig(t, pool), newRig(t, pool)
-	before := old.own("events", 0)
-	held := before.events(t, audittest.NewStory("t1").Accepted())
-	again := *held
-	again.part, again.rec = young.own("events", 0), &fakeRecord{}
-	young.record(&again)
-	old.record(held)
+	old, young := rig.New(t, pool), rig.New(t, pool)
+	before := old.Own("events", 0)
+	held := before.Events(t, audittest.NewStory("t1").Accepted())
+	young.Own("events", 0)
+	young.Record(held)
+	old.Record(held)
 	require.Equal(t, 1, audittest.One[int](t, pool, "SELECT sum(tasks)::int FROM rollup_submissions"))
 }
 
-func TestBucketsAreThoseOfPostgres(t *testing.T) {
-	t.Parallel()
-	pool := audittest.NewPool(t)
-	var us []int64
-	for i := range 4096 {
-		us = append(us, int64(i))
-	}
-	for e := range 62 {
-		for d := int64(-2); d <= 2; d++ {
-			us = append(us, 1<<e+d, 1<<e+1<<e/8*3+d)
-		}
-	}
-	type row struct {
-		US     int64
-		Bucket int16
-		MS     float64
-	}
-	rows, err := pool.Query(t.Context(), "SELECT us, batchyard_bucket(us), batchyard_bucket_ms(batchyard_bucket(us)) FROM unnest($1::bigint[]) AS us", us)
-	require.NoError(t, err)
-	got, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
-	require.NoError(t, err)
-	require.Len(t, got, len(us))
-	for _, r := range got {
-		require.Equal(t, bucketOf(r.US), r.Bucket, r.US)
-		if r.US >= 0 {
-			require.InDelta(t, float64(r.US)/1000, r.MS, float64(r.US)/1000*0.06251, r.US)
-		}
-	}
-}
-
-func TestBatchDetailsAreReadQuicklyAndRight(t *testing.T) { //nolint:paralleltest // it counts allocations
-	for in, want := range map[string]string{
-		`{"bytes":12,"reason":"idle","tasks":3}`:       "idle 3 12 true",
-		`{"bytes":0,"reason":"count","tasks":100}`:     "count 100 0 true",
-		`{"reason":"count","tasks":100}`:               "count 100 0 true",
-		`{"bytes":1,"reason":"count","tasks":1,"x":2}`: "count 1 1 true",
-		`{"bytes":1,"reason":"new","tasks":1}`:         "new 1 1 true",
-		`{"bytes":-1,"reason":"wait","tasks":1}`:       "wait 1 -1 true",
-		`{"bytes":"1","reason":"wait","tasks":1}`:      " 0 0 false",
-		`{"unreadable_bytes":7}`:                       " 0 0 false",
-		``:                                             " 0 0 true",
-	} {
-		reason, size, bytes, ok := readBatch([]byte(in))
-		require.Equal(t, want, fmt.Sprintf("%s %d %d %t", reason, size, bytes, ok), in)
-	}
-	usual := []byte(`{"bytes":12,"reason":"idle","tasks":3}`)
-	least := math.Inf(1) // others may allocate meanwhile
-	for range 20 {
-		least = min(least, testing.AllocsPerRun(10, func() { readBatch(usual) }))
-	}
-	require.Zero(t, least)
-}
-
-// BenchmarkRollup is what counting costs for an event, with its share of results.
+// BenchmarkRollup is the cost of counting an event, with its share of results.
 func BenchmarkRollup(b *testing.B) {
 	rand := rand.New(rand.NewPCG(1, 1))
 	var es []task.Event
@@ -209,16 +157,16 @@ func BenchmarkRollup(b *testing.B) {
 		e, r := life(rand, fmt.Sprint(i), time.Now())
 		es, rs = append(es, e...), append(rs, r...)
 	}
-	var r rollup
+	var r rollup.Counts
 	b.ReportAllocs()
 	for b.Loop() {
 		for i := range es {
-			r.add(&es[i])
+			r.Add(&es[i])
 		}
 		for _, res := range rs {
-			r.addResult(res)
+			r.AddResult(res)
 		}
-		r.reset()
+		r.Reset()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(es)), "ns/event")
 }

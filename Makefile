@@ -5,6 +5,7 @@ SHELL := bash
 
 # Of a tag; without one, the program says what version.go says.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
+BIN ?= bin/batchyard
 FILE ?= examples/mixed.jsonl
 OUT ?= dist/results.jsonl
 FUZZTIME ?= 30s
@@ -19,7 +20,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/batchyard
-	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/batchyard ./cmd/batchyard
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/batchyard
 
 .PHONY: run
 run: build ## run FILE (examples/mixed.jsonl) through everything, inside one process
@@ -33,9 +34,10 @@ test: ## test all, embedded and on real services; installs and starts what it ne
 .PHONY: test-short
 test-short: ## test PKG (all) on the embedded services, without the race detector
 	go test $(PKG)
+	$(if $(filter ./...,$(PKG)),go test -C test/chaos ./...)
 
 .PHONY: lint
-lint: ## golangci-lint (go vet is in it), shellcheck and govulncheck
+lint: ## golangci-lint (go vet is in it), go mod tidy, the size of bin/batchyard, shellcheck and govulncheck
 	scripts/lint
 
 .PHONY: fuzz
@@ -44,7 +46,7 @@ fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 
 .PHONY: chaos
 chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise
-	CGO_ENABLED=0 go test -vet=off -ldflags=-w -count=1 -timeout 60m ./test/chaos -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
+	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)

@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	a := &agent{
-		cfg: cfg, log: log.With("device", cfg.ID), state: starting,
+		cfg: cfg, log: log.With("device_id", cfg.ID), state: starting,
 		device: device{cfg: cfg, client: client}, server: server{cfg: cfg, client: client},
 		pause: backoff.NewExponentialBackOff(
 			backoff.WithInitialInterval(cfg.Interval), backoff.WithMaxInterval(cfg.MaxBackoff),

@@ -11,20 +11,20 @@ import (
 
 // Config says which device is reported, to whom and how often.
 type Config struct {
-	ID           string        `yaml:"id" doc:"Name of the device, unique in the fleet, at most 128 bytes."`
-	URL          string        `yaml:"url" doc:"Base URL of the OpenAI-compatible server as the agent reaches it, without /v1."`
-	Advertise    string        `yaml:"advertise" default:"" doc:"Base URL as the workers reach it; empty means the same as url."`
-	Models       []string      `yaml:"models" doc:"Models that the device serves; empty means those that its GET /v1/models lists."`
-	Tags         []string      `yaml:"tags" doc:"Capability tags that tasks may ask for."`
-	Slots        int           `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Requests that the device can work on at the same time."`
+	ID           string        `yaml:"id" doc:"Id of the device, unique in the fleet, at most 128 bytes."`
+	URL          string        `yaml:"url" doc:"Base URL of the OpenAI-compatible server as seen by the agent, without /v1."`
+	Advertise    string        `yaml:"advertise" default:"" doc:"Base URL of the server as seen by the workers. Empty: the same as url."`
+	Models       []string      `yaml:"models" doc:"Models that the device serves. Empty: those listed by its GET /v1/models."`
+	Tags         []string      `yaml:"tags" doc:"Capability tags that tasks may require."`
+	Slots        int           `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Number of requests that the device can process concurrently."`
 	Interval     time.Duration `yaml:"interval" default:"5s" min:"1s" max:"1m" doc:"Time between two heartbeats."`
-	Timeout      time.Duration `yaml:"timeout" default:"3s" min:"100ms" max:"30s" doc:"Longest time for one request to the device or to the server."`
-	MaxBackoff   time.Duration `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two tries while the server is away."`
+	Timeout      time.Duration `yaml:"timeout" default:"3s" min:"100ms" max:"30s" doc:"Timeout of one request to the device or to the Batchyard server."`
+	MaxBackoff   time.Duration `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two attempts while the Batchyard server is unreachable."`
 	Server       string        `yaml:"server" default:"http://127.0.0.1:8080" doc:"Base URL of Batchyard's HTTP API."`
 	ServerKey    string        `yaml:"-"` // bearer token for the server; empty: that of ServerKeyEnv. Never from a file
 	DeviceKey    string        `yaml:"-"` // bearer token for the device; likewise
-	ServerKeyEnv string        `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the server, when it wants one."`
-	DeviceKeyEnv string        `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, when it wants one."`
+	ServerKeyEnv string        `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the Batchyard server, if it requires one."`
+	DeviceKeyEnv string        `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, if it requires one."`
 }
 
 const (

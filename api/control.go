@@ -121,7 +121,7 @@ func (s *Server) routePolicy() {
 		Summary: "How routers choose devices", Errors: []int{503}}, s.policy)
 	huma.Register(s.api, huma.Operation{OperationID: "set-policy", Method: http.MethodPut, Path: path, Tags: tags,
 		Summary:     "Make routers choose devices by another policy",
-		Description: "All routers take it within router.refresh. It goes over their configuration until DELETE, or until Redis forgets it.",
+		Description: "All routers take it within router.refresh_interval. It goes over their configuration until DELETE, or until Redis forgets it.",
 		Errors:      []int{400, 413, 422, 503}}, s.setPolicy)
 	s.api.OpenAPI().Paths[path].Put.RequestBody = &huma.RequestBody{ // afterwards: see routeTasks
 		Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: in}},

@@ -41,7 +41,7 @@ func TestOnPostgres(t *testing.T) {
 	b.do(t, "GET", "/v1/tasks/a?wait=100ms", "").into(t, &st)
 	require.Equal(t, task.Pending, st.State)
 
-	_, err = pool.Exec(ctx, `INSERT INTO tasks (tenant, id, state, seq, submitted_at, updated_at, known_from, job) VALUES
+	_, err = pool.Exec(ctx, `INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from, job_id) VALUES
 		('default', 'a', 'RUNNING', 12, now(), now(), 1, 'j'), ('default', 'b', 'PENDING', 0, now(), now(), 1, 'j'), ('acme', 'a', 'FAILED', 2147483647, now(), now(), 1, 'j')`)
 	require.NoError(t, err)
 	b.do(t, "GET", "/v1/tasks/a", "").into(t, &st)

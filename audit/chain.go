@@ -22,7 +22,7 @@ import (
 // A column that comes later goes to the end, under a new name of the genesis.
 const chainColumns = `time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action,
 	resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt,
-	trace_id, duration_ms, model, tokens_in, tokens_out, input_sha256, input_bytes, output_sha256,
+	trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256,
 	output_bytes, detail, src_topic, src_partition, src_offset, src_index, chain_seq`
 
 // chainWidth is the number of columns in chainColumns.

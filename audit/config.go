@@ -9,19 +9,19 @@ import (
 // Config bounds the recorder and the queries. Zero fields stand for their
 // defaults.
 type Config struct {
-	Retention          time.Duration `yaml:"retention" default:"2160h" min:"24h" max:"876000h" doc:"How long audit rows are kept; older days are dropped."`
-	Writers            int           `yaml:"writers" default:"2" unit:"connections" min:"1" max:"32" doc:"Transactions at the same time; a partition is in one of them."`
-	ChunkRows          int           `yaml:"chunk_rows" default:"20000" unit:"rows" min:"1" max:"1000000" doc:"Audit rows in one transaction at most."`
-	ChunkBytes         int64         `yaml:"chunk_bytes" default:"8MiB" unit:"bytes" min:"65536" max:"268435456" doc:"Bytes of the records of one transaction at most; a single larger record goes alone."`
-	FetchBytes         int64         `yaml:"fetch_bytes" default:"32MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes of records that were read and are not in Postgres yet, for each of the two topics."`
-	WriteTimeout       time.Duration `yaml:"write_timeout" default:"1m" min:"1s" max:"1h" doc:"Time for one transaction; then it is tried again."`
-	Maintenance        time.Duration `yaml:"maintenance" default:"1h" min:"1s" max:"24h" doc:"How often partitions are made ahead and old ones dropped."`
-	CheckpointInterval time.Duration `yaml:"checkpoint_interval" default:"1m" min:"1s" max:"24h" doc:"How often one of the recorders signs where the chains of the audit log end, if something was recorded; docs/audit.md."`
-	CheckpointDir      string        `yaml:"checkpoint_dir" default:"audit-checkpoints" doc:"Directory that signed checkpoints are appended to, beside the topic checkpoints. Copy it to where nobody who can write to Postgres can."`
-	SigningKeyFile     string        `yaml:"signing_key_file" default:"" doc:"PEM file of the Ed25519 key (PKCS #8) that checkpoints are signed with, the same for all recorders; empty: signing.key in audit.checkpoint_dir, which is made when it is not there."`
-	DrainTimeout       time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"Time to record what was read when the process stops."`
-	MaxWaiters         int           `yaml:"max_waiters" default:"20000" unit:"requests" min:"1" max:"1000000" doc:"How many requests may wait for the end of a task at the same time."`
-	Safety             time.Duration `yaml:"safety_check" default:"10s" min:"5s" max:"10m" doc:"How often waiting requests look by themselves, should a notification from Postgres have been lost."`
+	Retention          time.Duration `yaml:"retention" default:"2160h" min:"24h" max:"876000h" doc:"How long audit rows are kept. Older days are dropped."`
+	Writers            int           `yaml:"writers" default:"2" unit:"connections" min:"1" max:"32" doc:"Number of concurrent transactions. A partition is in one of them at a time."`
+	ChunkRows          int           `yaml:"chunk_rows" default:"20000" unit:"rows" min:"1" max:"1000000" doc:"Maximum number of audit rows per transaction."`
+	ChunkBytes         int64         `yaml:"chunk_bytes" default:"8MiB" unit:"bytes" min:"65536" max:"268435456" doc:"Maximum size of the records of one transaction. A single larger record gets a transaction of its own."`
+	FetchBytes         int64         `yaml:"fetch_bytes" default:"32MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Maximum size of records that were read but are not in Postgres yet, for each of the two topics."`
+	WriteTimeout       time.Duration `yaml:"write_timeout" default:"1m" min:"1s" max:"1h" doc:"Timeout of one transaction. It is retried."`
+	Maintenance        time.Duration `yaml:"maintenance" default:"1h" min:"1s" max:"24h" doc:"How often partitions are created in advance and old ones dropped."`
+	CheckpointInterval time.Duration `yaml:"checkpoint_interval" default:"1m" min:"1s" max:"24h" doc:"How often one of the recorders signs the ends of the hash chains, if anything was recorded. See docs/audit.md."`
+	CheckpointDir      string        `yaml:"checkpoint_dir" default:"audit-checkpoints" doc:"Directory that signed checkpoints are appended to, in addition to the topic checkpoints. Copy them to a place that nobody with write access to Postgres can change."`
+	SigningKeyFile     string        `yaml:"signing_key_file" default:"" doc:"PEM file with the Ed25519 key (PKCS #8) that signs checkpoints, the same for all recorders. Empty: signing.key in audit.checkpoint_dir, created if it does not exist."`
+	DrainTimeout       time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"How long a stopping recorder may take to write what it has read."`
+	MaxWaiters         int           `yaml:"max_waiters" default:"20000" unit:"requests" min:"1" max:"1000000" doc:"Maximum number of requests that wait for a task to finish."`
+	Safety             time.Duration `yaml:"poll_interval" default:"10s" min:"5s" max:"10m" doc:"How often waiting requests query Postgres, in case a notification was lost."`
 }
 
 func (c Config) withDefaults() Config {

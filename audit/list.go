@@ -86,10 +86,10 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 		args = append(args, task.States)
 		from = fmt.Sprintf("unnest($%d::text[]) AS s (state) CROSS JOIN LATERAL (SELECT * FROM tasks t WHERE t.state = s.state AND %%s %%s) t", len(args))
 	}
-	order := "t.submitted_at DESC, t.id DESC"
+	order := "t.submitted_at DESC, t.task_id DESC"
 	if f.Job != "" {
-		and("t.job = ?", f.Job)
-		order = "t.id DESC" // as its index has them
+		and("t.job_id = ?", f.Job)
+		order = "t.task_id DESC" // as its index has them
 	}
 	if f.Cursor != "" {
 		c, err := parseCursor(f.Cursor)
@@ -97,9 +97,9 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 		case err != nil:
 			return nil, "", err
 		case f.Job != "":
-			and("t.id < ?", c.id)
+			and("t.task_id < ?", c.id)
 		default:
-			and("(t.submitted_at, t.id) < (?::timestamptz, ?)", c.at, c.id)
+			and("(t.submitted_at, t.task_id) < (?::timestamptz, ?)", c.at, c.id)
 		}
 	}
 	args = append(args, f.Limit+1) // one more tells whether there is a next page
@@ -133,7 +133,7 @@ type JobCounts struct {
 // JobCounts counts the tasks of a job that Postgres knows.
 func (s *Store) JobCounts(ctx context.Context, tenant, job string) (JobCounts, error) {
 	c := JobCounts{ByState: map[task.State]int64{}, ByDevice: map[string]int64{}}
-	rows, err := s.pool.Query(ctx, `SELECT state, coalesce(device, ''), count(*) FROM tasks WHERE tenant = $1 AND job = $2 GROUP BY 1, 2`, tenant, job)
+	rows, err := s.pool.Query(ctx, `SELECT state, coalesce(device_id, ''), count(*) FROM tasks WHERE tenant = $1 AND job_id = $2 GROUP BY 1, 2`, tenant, job)
 	if err != nil {
 		return c, fmt.Errorf("counting the tasks of job %s: %w", job, err)
 	}
@@ -193,8 +193,8 @@ func (s *Store) jobPage(ctx context.Context, tenant, job, after string) (page []
 	// looked up by its key (OFFSET 0 keeps the planner to it): a join of the two tables in the order of
 	// their keys begins with the tenant's first result, for every page.
 	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM tasks t
-		CROSS JOIN LATERAL (SELECT * FROM results r WHERE r.tenant = t.tenant AND r.task_id = t.id OFFSET 0) r
-		WHERE t.tenant = $1 AND t.job = $2 AND t.id > $3 AND t.seq = $4 ORDER BY t.id LIMIT $5`, tenant, job, after, task.TerminalSequence, jobPage)
+		CROSS JOIN LATERAL (SELECT * FROM results r WHERE r.tenant = t.tenant AND r.task_id = t.task_id OFFSET 0) r
+		WHERE t.tenant = $1 AND t.job_id = $2 AND t.task_id > $3 AND t.seq = $4 ORDER BY t.task_id LIMIT $5`, tenant, job, after, task.TerminalSequence, jobPage)
 	if err != nil {
 		return nil, false, err
 	}
@@ -237,7 +237,7 @@ func (s *Store) Events(ctx context.Context, k task.Key) ([]EventRow, error) {
 		SELECT time, ingested_at, tenant, actor_type, actor_id, coalesce(source_addr, ''), coalesce(user_agent, ''), action,
 			coalesce(resource_type, ''), coalesce(resource_id, ''), outcome, coalesce(error_class, ''), coalesce(task_id, ''),
 			coalesce(job_id, ''), coalesce(batch_id, ''), coalesce(device_id, ''), coalesce(attempt, 0), coalesce(trace_id, ''),
-			coalesce(duration_ms, 0), coalesce(model, ''), coalesce(tokens_in, 0), coalesce(tokens_out, 0), input_sha256,
+			coalesce(duration_ms, 0), coalesce(model, ''), coalesce(input_tokens, 0), coalesce(output_tokens, 0), input_sha256,
 			coalesce(input_bytes, 0), output_sha256, coalesce(output_bytes, 0), detail::text,
 			src_topic, src_partition, src_offset, src_index
 		FROM task_timeline WHERE tenant = $1 AND task_id = $2

@@ -83,8 +83,8 @@ var LogColumns = []LogColumn{
 		return strconv.FormatFloat(r.DurationMS, 'f', -1, 64)
 	}},
 	{"model", func(r *LogRow) string { return r.Model }},
-	{"tokens_in", func(r *LogRow) string { return numberText(r.TokensIn) }},
-	{"tokens_out", func(r *LogRow) string { return numberText(r.TokensOut) }},
+	{"input_tokens", func(r *LogRow) string { return numberText(r.TokensIn) }},
+	{"output_tokens", func(r *LogRow) string { return numberText(r.TokensOut) }},
 	{"input_sha256", func(r *LogRow) string { return r.InputSHA256.String() }},
 	{"input_bytes", func(r *LogRow) string { return numberText(r.InputBytes) }},
 	{"output_sha256", func(r *LogRow) string { return r.OutputSHA256.String() }},

@@ -231,7 +231,7 @@ func (o *Ocsf) what(r *LogRow, hashes bool) {
 		}
 	}
 	for name, v := range map[string]int64{
-		"attempt": int64(r.Attempt), "tokens_in": r.TokensIn, "tokens_out": r.TokensOut, "input_bytes": r.InputBytes, "output_bytes": r.OutputBytes,
+		"attempt": int64(r.Attempt), "input_tokens": r.TokensIn, "output_tokens": r.TokensOut, "input_bytes": r.InputBytes, "output_bytes": r.OutputBytes,
 	} {
 		if v != 0 {
 			o.Unmapped[name] = v

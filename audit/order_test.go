@@ -14,8 +14,8 @@ import (
 )
 
 // taskRow is everything of a row of tasks but its identity and version.
-const taskRow = `SELECT id || ' ' || row(state, seq, attempt, device, model, endpoint, priority, job, custom_id, trace_id, submitted_at,
-	assigned_at, started_at, finished_at, error_class, error_message, deadline, updated_at, known_from)::text FROM tasks WHERE tenant = $1 ORDER BY id`
+const taskRow = `SELECT task_id || ' ' || row(state, seq, attempt, device_id, model, endpoint, priority, job_id, custom_id, trace_id, submitted_at,
+	assigned_at, started_at, finished_at, error_class, error_message, deadline, updated_at, known_from)::text FROM tasks WHERE tenant = $1 ORDER BY task_id`
 
 // tell draws the life of a task: attempts, requeues, and at last perhaps a result.
 func tell(t *rapid.T, tenant string, n int) (events []task.Event, results []*task.Result) {
@@ -138,6 +138,6 @@ func TestATerminalStateStays(t *testing.T) {
 	r.record(results.result(t, s.result(task.Failed, "d1")))
 	require.Equal(t, "FAILED 1 device it broke", one[string](t, r.pool, "SELECT state || ' ' || attempt || ' ' || error_class || ' ' || error_message FROM tasks"))
 	r.record(events.events(t, accepted, s.event(task.TaskAssigned, 9, "d9"), s.event(task.TaskRequeued, 9, "d9")))
-	require.Equal(t, "FAILED 1 d1 device", one[string](t, r.pool, "SELECT state || ' ' || attempt || ' ' || device || ' ' || error_class FROM tasks"))
+	require.Equal(t, "FAILED 1 d1 device", one[string](t, r.pool, "SELECT state || ' ' || attempt || ' ' || device_id || ' ' || error_class FROM tasks"))
 	require.Equal(t, "normal", one[string](t, r.pool, "SELECT priority FROM tasks WHERE deadline IS NOT NULL AND finished_at IS NOT NULL"))
 }

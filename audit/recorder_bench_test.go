@@ -50,8 +50,8 @@ const (
 	answer = `{"id":"chatcmpl-019cb1e56c5f","object":"chat.completion","created":1772300000,"model":"demo-chat","choices":[{"index":0,"finish_reason":"stop",` +
 		`"message":{"role":"assistant","content":"A lantern for boats is a light that is kept where others can see it from the water, in any weather."}}],` +
 		`"usage":{"prompt_tokens":12,"completion_tokens":34,"total_tokens":46}}`
-	whyAssigned = `{"policy":"expected_finish","why":"sim-gpu-4 finishes first, in 15.3 ms","of":6,"candidates":[{"device":"sim-gpu-4","score":15.343,"unit":"ms","used":3,"slots":4,"limit":6},` +
-		`{"device":"sim-gpu-3","score":15.405,"unit":"ms","used":5,"slots":4,"limit":6}],"out":{}}`
+	whyAssigned = `{"policy":"expected_finish","why":"sim-gpu-4 finishes first, in 15.3 ms","of":6,"candidates":[{"device_id":"sim-gpu-4","score":15.343,"unit":"ms","used":3,"slots":4,"limit":6},` +
+		`{"device_id":"sim-gpu-3","score":15.405,"unit":"ms","used":5,"slots":4,"limit":6}],"out":{}}`
 )
 
 // BenchmarkRecorder is the whole stage, from the log to Postgres, with a backlog

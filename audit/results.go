@@ -24,8 +24,8 @@ func CallbackID(k task.Key) string {
 }
 
 // resultFields are the columns of results in the order of resultRowType.
-const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out,
-	device, model, requested_model, endpoint, priority, job, custom_id, labels, callback_url, trace_id,
+const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens,
+	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
 	submitted_at, assigned_at, started_at, finished_at`
 
 const resultWidth = 25 // of them
@@ -42,12 +42,12 @@ const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT b
 
 const takenSQL = `
 SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
-FROM unnest($1::text[], $2::text[]) AS u (tenant, id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.id`
+FROM unnest($1::text[], $2::text[]) AS u (tenant, task_id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id`
 
 const insertCallbacksSQL = `
-INSERT INTO callbacks (id, tenant, task_id, url, host)
+INSERT INTO callbacks (callback_id, tenant, task_id, url, host)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-ON CONFLICT (id) DO NOTHING`
+ON CONFLICT (callback_id) DO NOTHING`
 
 // offered is a result as a chunk holds it.
 type offered struct {

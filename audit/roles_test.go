@@ -95,7 +95,7 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 		refusedFor(t, r.pool, sql)
 	}
 	_, err := r.pool.Exec(t.Context(), "SELECT batchyard_drop_audit_partition((now() AT TIME ZONE 'UTC')::date)")
-	require.ErrorContains(t, err, "not to be dropped")
+	require.ErrorContains(t, err, "cannot be dropped")
 }
 
 // In a database that comes from Postgres 14 everybody may create functions in the

@@ -21,12 +21,12 @@ const (
 	hourColumns = `date '1970-01-01' + h / 24, h % 24, $1::int`
 
 	usageSQL = `
-INSERT INTO rollup_usage AS r (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out)
-SELECT ` + hourColumns + `, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out
+INSERT INTO rollup_usage AS r (day, hour, shard, tenant, model, endpoint, state, tasks, attempts, input_tokens, output_tokens)
+SELECT ` + hourColumns + `, tenant, model, endpoint, state, tasks, attempts, input_tokens, output_tokens
 FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[])
-	AS u (h, tenant, model, endpoint, state, tasks, attempts, tokens_in, tokens_out) ORDER BY h, tenant, model, endpoint, state
+	AS u (h, tenant, model, endpoint, state, tasks, attempts, input_tokens, output_tokens) ORDER BY h, tenant, model, endpoint, state
 ON CONFLICT (day, hour, shard, tenant, model, endpoint, state) DO UPDATE SET tasks = r.tasks + excluded.tasks,
-	attempts = r.attempts + excluded.attempts, tokens_in = r.tokens_in + excluded.tokens_in, tokens_out = r.tokens_out + excluded.tokens_out`
+	attempts = r.attempts + excluded.attempts, input_tokens = r.input_tokens + excluded.input_tokens, output_tokens = r.output_tokens + excluded.output_tokens`
 
 	latencySQL = `
 INSERT INTO rollup_latency AS r (day, hour, shard, stage, model, bucket, n, us)
@@ -36,11 +36,11 @@ ORDER BY h, stage, model, bucket
 ON CONFLICT (day, hour, shard, stage, model, bucket) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
 
 	attemptsSQL = `
-INSERT INTO rollup_attempts AS r (day, hour, shard, device, model, action, cause, n, us)
-SELECT ` + hourColumns + `, device, model, action, cause, n, us
-FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) AS u (h, device, model, action, cause, n, us)
-ORDER BY h, device, model, action, cause
-ON CONFLICT (day, hour, shard, device, model, action, cause) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
+INSERT INTO rollup_attempts AS r (day, hour, shard, device_id, model, action, cause, n, us)
+SELECT ` + hourColumns + `, device_id, model, action, cause, n, us
+FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) AS u (h, device_id, model, action, cause, n, us)
+ORDER BY h, device_id, model, action, cause
+ON CONFLICT (day, hour, shard, device_id, model, action, cause) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
 
 	batchesSQL = `
 INSERT INTO rollup_batches AS r (day, hour, shard, model, reason, size, tasks, bytes)
@@ -50,11 +50,11 @@ ORDER BY h, model, reason, size
 ON CONFLICT (day, hour, shard, model, reason, size) DO UPDATE SET tasks = r.tasks + excluded.tasks, bytes = r.bytes + excluded.bytes`
 
 	submissionsSQL = `
-INSERT INTO rollup_submissions AS r (day, hour, shard, tenant, actor, source, user_agent, tasks, input_bytes, first_at, last_at)
-SELECT date '1970-01-01' + d, -1, $1::int, tenant, actor, source, agent, tasks, bytes, first, last
+INSERT INTO rollup_submissions AS r (day, hour, shard, tenant, actor_id, source, user_agent, tasks, input_bytes, first_at, last_at)
+SELECT date '1970-01-01' + d, -1, $1::int, tenant, actor_id, source, agent, tasks, bytes, first, last
 FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::timestamptz[], $10::timestamptz[])
-	AS u (d, tenant, actor, source, agent, tasks, bytes, first, last) ORDER BY d, tenant, actor, source, agent
-ON CONFLICT (day, hour, shard, tenant, actor, source, user_agent) DO UPDATE SET tasks = r.tasks + excluded.tasks,
+	AS u (d, tenant, actor_id, source, agent, tasks, bytes, first, last) ORDER BY d, tenant, actor_id, source, agent
+ON CONFLICT (day, hour, shard, tenant, actor_id, source, user_agent) DO UPDATE SET tasks = r.tasks + excluded.tasks,
 	input_bytes = r.input_bytes + excluded.input_bytes, first_at = least(r.first_at, excluded.first_at), last_at = greatest(r.last_at, excluded.last_at)`
 )
 

@@ -23,11 +23,11 @@ func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 		which = " WHERE hour >= 0"
 	}
 	for _, sql := range []string{
-		`SELECT format('usage %s %s', ` + time + `, row(tenant, model, endpoint, state, sum(tasks), sum(attempts), sum(tokens_in), sum(tokens_out))) FROM rollup_usage` + which + ` GROUP BY ` + time + `, tenant, model, endpoint, state`,
+		`SELECT format('usage %s %s', ` + time + `, row(tenant, model, endpoint, state, sum(tasks), sum(attempts), sum(input_tokens), sum(output_tokens))) FROM rollup_usage` + which + ` GROUP BY ` + time + `, tenant, model, endpoint, state`,
 		`SELECT format('latency %s %s', ` + time + `, row(stage, model, bucket, sum(n), sum(us))) FROM rollup_latency` + which + ` GROUP BY ` + time + `, stage, model, bucket`,
-		`SELECT format('attempts %s %s', ` + time + `, row(device, model, action, cause, sum(n), sum(us))) FROM rollup_attempts` + which + ` GROUP BY ` + time + `, device, model, action, cause`,
+		`SELECT format('attempts %s %s', ` + time + `, row(device_id, model, action, cause, sum(n), sum(us))) FROM rollup_attempts` + which + ` GROUP BY ` + time + `, device_id, model, action, cause`,
 		`SELECT format('batches %s %s', ` + time + `, row(model, reason, size, sum(tasks), sum(bytes))) FROM rollup_batches` + which + ` GROUP BY ` + time + `, model, reason, size`,
-		`SELECT format('submissions %s %s', ` + time + `, row(tenant, actor, source, user_agent, sum(tasks), sum(input_bytes), min(first_at), max(last_at))) FROM rollup_submissions GROUP BY ` + time + `, tenant, actor, source, user_agent`,
+		`SELECT format('submissions %s %s', ` + time + `, row(tenant, actor_id, source, user_agent, sum(tasks), sum(input_bytes), min(first_at), max(last_at))) FROM rollup_submissions GROUP BY ` + time + `, tenant, actor_id, source, user_agent`,
 	} {
 		rows, err := pool.Query(t.Context(), sql+` ORDER BY 1`)
 		require.NoError(t, err)

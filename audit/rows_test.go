@@ -59,7 +59,7 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 		require.Empty(t, r.sent, mode)
 		require.Zero(t, r.w.db.careful)
 		var got []string
-		for _, sql := range []string{"SELECT to_jsonb(t)::text FROM tasks t ORDER BY id", "SELECT (to_jsonb(r) - 'recorded_at' || jsonb_build_object('output', output::text))::text FROM results r ORDER BY task_id"} {
+		for _, sql := range []string{"SELECT to_jsonb(t)::text FROM tasks t ORDER BY task_id", "SELECT (to_jsonb(r) - 'recorded_at' || jsonb_build_object('output', output::text))::text FROM results r ORDER BY task_id"} {
 			rows, err := r.pool.Query(t.Context(), sql)
 			require.NoError(t, err)
 			all, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -86,9 +86,9 @@ func TestTypesThatWereMadeAnew(t *testing.T) {
 		return chunk{events.events(t, s.accepted()), results.result(t, s.result(task.Success, "d1"))}
 	}
 	r.record(say("t1")...)
-	migration, err := os.ReadFile("../migrations/sql/00011_recorder_rows.sql")
+	migration, err := os.ReadFile("../migrations/sql/00002_tasks_and_results.sql")
 	require.NoError(t, err)
-	types := string(migration[strings.Index(string(migration), "CREATE TYPE"):strings.Index(string(migration), "-- The tenant")])
+	types := string(migration[strings.Index(string(migration), "CREATE TYPE"):strings.Index(string(migration), "-- +goose Down")])
 	_, err = pool.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row; "+types)
 	require.NoError(t, err)
 	r.record(say("t2")...)

@@ -78,8 +78,8 @@ type LogRow struct {
 	TraceID      string    `json:"trace_id,omitempty"`
 	DurationMS   float64   `json:"duration_ms,omitempty"`
 	Model        string    `json:"model,omitempty"`
-	TokensIn     int64     `json:"tokens_in,omitempty"`
-	TokensOut    int64     `json:"tokens_out,omitempty"`
+	TokensIn     int64     `json:"input_tokens,omitempty"`
+	TokensOut    int64     `json:"output_tokens,omitempty"`
 	InputSHA256  Hex       `json:"input_sha256,omitempty"`
 	InputBytes   int64     `json:"input_bytes,omitempty"`
 	OutputSHA256 Hex       `json:"output_sha256,omitempty"`
@@ -97,7 +97,7 @@ type LogRow struct {
 const logColumns = `a.time, a.ingested_at, a.tenant, a.actor_type, a.actor_id, coalesce(a.source_addr, ''), coalesce(a.user_agent, ''), a.action,
 	coalesce(a.resource_type, ''), coalesce(a.resource_id, ''), a.outcome, coalesce(a.error_class, ''), coalesce(a.task_id, ''),
 	coalesce(a.job_id, ''), coalesce(a.batch_id, ''), coalesce(a.device_id, ''), coalesce(a.attempt, 0), coalesce(a.trace_id, ''),
-	coalesce(a.duration_ms, 0), coalesce(a.model, ''), coalesce(a.tokens_in, 0), coalesce(a.tokens_out, 0), a.input_sha256,
+	coalesce(a.duration_ms, 0), coalesce(a.model, ''), coalesce(a.input_tokens, 0), coalesce(a.output_tokens, 0), a.input_sha256,
 	coalesce(a.input_bytes, 0), a.output_sha256, coalesce(a.output_bytes, 0), a.detail::text,
 	a.src_topic, a.src_partition, a.src_offset, a.src_index, coalesce(a.chain_seq, 0), a.prev_hash, a.row_hash`
 

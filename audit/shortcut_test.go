@@ -28,14 +28,14 @@ func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
 	const n = copyFrom
 	r.record(wholeLives(t, events, results, 0, n)...)
 	require.Zero(t, r.w.db.careful)
-	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND version = 1 AND known_from = 2 AND device = 'sim-gpu-4' AND finished_at > started_at"))
+	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND version = 1 AND known_from = 2 AND device_id = 'sim-gpu-4' AND finished_at > started_at"))
 
 	early := newStory(fmt.Sprint("t", n)).event(task.TaskQueued, 0, "") // its producer died, or was slow to tell
 	r.record(events.events(t, early))
 	r.record(wholeLives(t, events, results, n, 2*n)...)
 	require.Equal(t, careChunks-1, r.w.db.careful)
 	require.Equal(t, 2*n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND known_from = 2"))
-	require.Equal(t, fmt.Sprint("t", n), one[string](t, r.pool, "SELECT id FROM tasks WHERE version = 2"))
+	require.Equal(t, fmt.Sprint("t", n), one[string](t, r.pool, "SELECT task_id FROM tasks WHERE version = 2"))
 	require.Equal(t, 2*n, one[int](t, r.pool, "SELECT count(*) FROM results"))
 	require.Equal(t, 14*n+1, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	requireChains(t, r.pool, map[place]int64{{"events", 0}: 14*n + 1})
@@ -50,7 +50,7 @@ func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
 	r.record(begun...)
 	r.record(ended...)
 	require.Zero(t, r.w.db.careful)
-	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE id LIKE 'u%' AND state = 'SUCCESS' AND version = 2"))
+	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM tasks WHERE task_id LIKE 'u%' AND state = 'SUCCESS' AND version = 2"))
 	require.Empty(t, r.sent)
 }
 

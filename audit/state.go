@@ -142,8 +142,8 @@ func later(a, b time.Time) time.Time {
 }
 
 // stateFields are the columns of tasks in the order of taskRowType.
-const stateFields = `tenant, id, state, seq, attempt, device, model, error_class, error_message, updated_at, finished_at,
-	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job, custom_id, trace_id, callback_url`
+const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url`
 
 const stateWidth = 22 // of them
 
@@ -155,10 +155,10 @@ const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binar
 const upsertSQL = `
 INSERT INTO tasks AS t (` + stateFields + `)
 SELECT * FROM unnest($1::` + taskRowType + `[])
-ON CONFLICT (tenant, id) DO UPDATE SET
+ON CONFLICT (tenant, task_id) DO UPDATE SET
 	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
 	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
-	device        = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.device ELSE t.device END,
+	device_id     = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.device_id ELSE t.device_id END,
 	model         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.model ELSE t.model END,
 	error_class   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_class ELSE t.error_class END,
 	error_message = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_message ELSE t.error_message END,
@@ -174,7 +174,7 @@ ON CONFLICT (tenant, id) DO UPDATE SET
 	deadline      = coalesce(t.deadline, excluded.deadline),
 	endpoint      = coalesce(t.endpoint, excluded.endpoint),
 	priority      = CASE WHEN excluded.seq = 2147483647 THEN coalesce(excluded.priority, t.priority) ELSE coalesce(t.priority, excluded.priority) END,
-	job           = coalesce(t.job, excluded.job),
+	job_id        = coalesce(t.job_id, excluded.job_id),
 	custom_id     = coalesce(t.custom_id, excluded.custom_id),
 	trace_id      = coalesce(t.trace_id, excluded.trace_id),
 	callback_url  = coalesce(t.callback_url, excluded.callback_url),
@@ -184,7 +184,7 @@ WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
 	OR excluded.known_from = 0 AND t.known_from = 0 AND excluded.submitted_at < t.submitted_at
 	OR greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
 	OR greatest(t.started_at, excluded.started_at) IS DISTINCT FROM t.started_at
-	OR t.job IS NULL AND excluded.job IS NOT NULL
+	OR t.job_id IS NULL AND excluded.job_id IS NOT NULL
 	OR t.endpoint IS NULL AND excluded.endpoint IS NOT NULL
 	OR t.priority IS NULL AND excluded.priority IS NOT NULL
 	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
@@ -232,8 +232,8 @@ func (s *states) rank(e *task.Event) {
 // of ours; Postgres then ends one of the two, which tries again.
 const rankSQL = `
 UPDATE tasks t SET priority = u.priority, version = t.version + 1
-FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, id, priority)
-WHERE t.tenant = u.tenant AND t.id = u.id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
+FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, task_id, priority)
+WHERE t.tenant = u.tenant AND t.task_id = u.task_id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
 
 // queueRanks adds the changes of priority to a batch, behind the upsert.
 func (s *states) queueRanks(b *pgx.Batch) {

@@ -83,8 +83,8 @@ type TaskRow struct {
 func (r *TaskRow) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 
 // The columns of tasks, and how they are read.
-const taskColumns = `t.tenant, t.id, t.state, t.version, t.attempt, coalesce(t.device, ''), coalesce(t.model, ''),
-	coalesce(t.endpoint, ''), coalesce(t.priority, ''), coalesce(t.job, ''), coalesce(t.custom_id, ''), coalesce(t.trace_id, ''),
+const taskColumns = `t.tenant, t.task_id, t.state, t.version, t.attempt, coalesce(t.device_id, ''), coalesce(t.model, ''),
+	coalesce(t.endpoint, ''), coalesce(t.priority, ''), coalesce(t.job_id, ''), coalesce(t.custom_id, ''), coalesce(t.trace_id, ''),
 	t.submitted_at, t.assigned_at, t.started_at, t.finished_at, t.deadline, t.updated_at,
 	coalesce(t.error_class, ''), coalesce(t.error_message, ''), coalesce(t.callback_url, '')`
 
@@ -109,8 +109,8 @@ func (r *TaskRow) targets() []any {
 // The columns of results, and how they are read. All may be NULL, because the
 // row may not be there.
 const resultColumns = `r.tenant, coalesce(r.task_id, ''), coalesce(r.state, ''), coalesce(r.status, 0), r.output::text, coalesce(r.error_class, ''),
-	coalesce(r.error_message, ''), r.attempts::text, coalesce(r.tokens_in, 0), coalesce(r.tokens_out, 0), coalesce(r.device, ''),
-	coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''), coalesce(r.job, ''),
+	coalesce(r.error_message, ''), r.attempts::text, coalesce(r.input_tokens, 0), coalesce(r.output_tokens, 0), coalesce(r.device_id, ''),
+	coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''), coalesce(r.job_id, ''),
 	coalesce(r.custom_id, ''), r.labels::text, coalesce(r.callback_url, ''), coalesce(r.trace_id, ''),
 	r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
 
@@ -161,8 +161,8 @@ func (r *resultRow) result() (*task.Result, error) {
 func (s *Store) Task(ctx context.Context, k task.Key) (*TaskRow, error) {
 	row, res := &TaskRow{}, &resultRow{}
 	err := s.pool.QueryRow(ctx, `SELECT `+taskColumns+`, `+resultColumns+`
-		FROM tasks t LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id
-		WHERE t.tenant = $1 AND t.id = $2`, k.Tenant, k.ID).Scan(append(row.targets(), res.targets()...)...)
+		FROM tasks t LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id
+		WHERE t.tenant = $1 AND t.task_id = $2`, k.Tenant, k.ID).Scan(append(row.targets(), res.targets()...)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
 	}
@@ -182,9 +182,9 @@ func (s *Store) ended(ctx context.Context, keys []task.Key, fn func(*TaskRow)) e
 		tenants[i], ids[i] = k.Tenant, k.ID
 	}
 	rows, err := s.pool.Query(ctx, `SELECT `+taskColumns+`, `+resultColumns+`
-		FROM unnest($1::text[], $2::text[]) AS u (tenant, id)
-		JOIN tasks t ON t.tenant = u.tenant AND t.id = u.id
-		JOIN results r ON r.tenant = u.tenant AND r.task_id = u.id`, tenants, ids)
+		FROM unnest($1::text[], $2::text[]) AS u (tenant, task_id)
+		JOIN tasks t ON t.tenant = u.tenant AND t.task_id = u.task_id
+		JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id`, tenants, ids)
 	if err != nil {
 		return fmt.Errorf("reading %d tasks: %w", len(keys), err)
 	}

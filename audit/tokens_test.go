@@ -30,9 +30,9 @@ func TestADeviceThatCountsNonsenseStopsNobody(t *testing.T) {
 		res.Usage = task.Usage{InputTokens: math.MaxInt64, OutputTokens: -1}
 		require.NoError(t, r.w.record(ctx, chunk{events.events(t, accepted, e), results.result(t, res)}))
 	}
-	require.Equal(t, 3, one[int](t, r.pool, "SELECT count(*) FROM results WHERE tokens_in > 1000000 AND tokens_out = 0"))
+	require.Equal(t, 3, one[int](t, r.pool, "SELECT count(*) FROM results WHERE input_tokens > 1000000 AND output_tokens = 0"))
 	require.Equal(t, 3, one[int](t, r.pool, "SELECT sum(tasks)::int FROM rollup_usage"))
-	require.Positive(t, one[int64](t, r.pool, "SELECT min(tokens_in) FROM rollup_usage"))
+	require.Positive(t, one[int64](t, r.pool, "SELECT min(input_tokens) FROM rollup_usage"))
 	require.Empty(t, r.sent)
 }
 

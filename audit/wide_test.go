@@ -35,7 +35,7 @@ func TestLongNamesAreRecorded(t *testing.T) {
 	require.Equal(t, 2, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	require.Equal(t, 1, one[int](t, r.pool, "SELECT count(*) FROM results"))
 	require.Equal(t, 1, one[int](t, r.pool, "SELECT sum(tasks)::int FROM submissions"))
-	before := one[string](t, r.pool, "SELECT actor || source || user_agent FROM rollup_submissions")
+	before := one[string](t, r.pool, "SELECT actor_id || source || user_agent FROM rollup_submissions")
 	execute(t, r.pool, "SELECT batchyard_rebuild_rollups('-infinity')")
-	require.Equal(t, before, one[string](t, r.pool, "SELECT actor || source || user_agent FROM rollup_submissions"))
+	require.Equal(t, before, one[string](t, r.pool, "SELECT actor_id || source || user_agent FROM rollup_submissions"))
 }

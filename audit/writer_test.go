@@ -29,9 +29,9 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 	started.Duration, started.TokensIn, started.Detail = 1500*time.Microsecond, 7, []byte(`{"why":"earliest finish"}`)
 
 	r.record(events.events(t, accepted, queued))
-	require.Equal(t, "PENDING", one[string](t, r.pool, "SELECT state FROM tasks WHERE tenant = 'acme' AND id = 't1'"))
+	require.Equal(t, "PENDING", one[string](t, r.pool, "SELECT state FROM tasks WHERE tenant = 'acme' AND task_id = 't1'"))
 	r.record(events.events(t, assigned))
-	require.Equal(t, "ASSIGNED d1", one[string](t, r.pool, "SELECT state || ' ' || device FROM tasks"))
+	require.Equal(t, "ASSIGNED d1", one[string](t, r.pool, "SELECT state || ' ' || device_id FROM tasks"))
 	r.record(events.events(t, started))
 	res := s.result(task.Success, "d1")
 	r.record(results.result(t, res))
@@ -41,7 +41,7 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 		Attempt                                               int
 		Submitted, Assigned, Started, Finished, Deadline      time.Time
 	}{}
-	require.NoError(t, r.pool.QueryRow(t.Context(), `SELECT state, device, model, endpoint, priority, job, custom_id, attempt,
+	require.NoError(t, r.pool.QueryRow(t.Context(), `SELECT state, device_id, model, endpoint, priority, job_id, custom_id, attempt,
 		submitted_at, assigned_at, started_at, finished_at, deadline FROM tasks`).Scan(&row.State, &row.Device, &row.Model, &row.Endpoint,
 		&row.Priority, &row.Job, &row.Custom, &row.Attempt, &row.Submitted, &row.Assigned, &row.Started, &row.Finished, &row.Deadline))
 	require.Equal(t, []any{"SUCCESS", "d1", "m", task.EndpointChat, "normal", "job-1", "line-t1", 1},
@@ -53,12 +53,12 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 	}
 	require.Equal(t, `{"answer":42}`, one[string](t, r.pool, "SELECT output::text FROM results"))
 	require.Equal(t, "blue", one[string](t, r.pool, "SELECT labels->>'team' FROM results"))
-	require.Equal(t, CallbackID(s.task.Key()), one[string](t, r.pool, "SELECT id FROM callbacks WHERE state = 'DUE' AND next_at <= now()"))
+	require.Equal(t, CallbackID(s.task.Key()), one[string](t, r.pool, "SELECT callback_id FROM callbacks WHERE state = 'DUE' AND next_at <= now()"))
 
 	require.Equal(t, 4, one[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
 	require.Equal(t, "acme 203.0.113.7:4711 test", one[string](t, r.pool, "SELECT actor_id || ' ' || source_addr || ' ' || user_agent FROM audit_log WHERE action = 'task.accepted'"))
-	require.Equal(t, "1.5 7 1 earliest finish", one[string](t, r.pool, "SELECT duration_ms || ' ' || tokens_in || ' ' || attempt || ' ' || (detail->>'why') FROM audit_log WHERE action = 'attempt.started'"))
+	require.Equal(t, "1.5 7 1 earliest finish", one[string](t, r.pool, "SELECT duration_ms || ' ' || input_tokens || ' ' || attempt || ' ' || (detail->>'why') FROM audit_log WHERE action = 'attempt.started'"))
 	require.Equal(t, int64(2), one[int64](t, r.pool, "SELECT octet_length(input_sha256) / 16 FROM audit_log WHERE action = 'task.accepted'"))
 	require.Equal(t, int64(3), one[int64](t, r.pool, "SELECT next_offset FROM stream_offsets WHERE topic = 'events'"))
 }
@@ -75,7 +75,7 @@ func TestTheFirstResultIsTaken(t *testing.T) {
 	r.record(results.result(t, third), results.result(t, first)) // and later
 
 	require.Equal(t, "SUCCESS", one[string](t, r.pool, "SELECT state FROM results"))
-	require.Equal(t, "SUCCESS d1", one[string](t, r.pool, "SELECT state || ' ' || device FROM tasks"))
+	require.Equal(t, "SUCCESS d1", one[string](t, r.pool, "SELECT state || ' ' || device_id FROM tasks"))
 	require.Zero(t, one[int](t, r.pool, "SELECT count(*) FROM callbacks"))
 	rows, err := r.pool.Query(t.Context(), "SELECT src_offset || ' ' || (detail->>'state') || ' ' || src_topic || ' ' || actor_id FROM audit_log WHERE action = 'result.duplicate' ORDER BY 1")
 	require.NoError(t, err)
@@ -104,7 +104,7 @@ func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
 	require.Equal(t, careChunks-1, r.w.db.careful)
 	require.Equal(t, n, one[int](t, r.pool, "SELECT count(*) FROM results WHERE state = 'SUCCESS'"))
 	require.Equal(t, n/2, one[int](t, r.pool, "SELECT count(*) FROM results WHERE state = 'FAILED'"))
-	require.Equal(t, n+n/2, one[int](t, r.pool, "SELECT count(*) FROM tasks t JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id AND r.state = t.state"))
+	require.Equal(t, n+n/2, one[int](t, r.pool, "SELECT count(*) FROM tasks t JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id AND r.state = t.state"))
 	require.Equal(t, n/2+1, one[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))
 	require.Empty(t, r.sent)
 

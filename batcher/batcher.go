@@ -221,7 +221,7 @@ func (b *Batcher) write(ctx context.Context, o *open, why Reason) {
 				}
 			}
 			if err != nil {
-				b.deps.Logger.Error("a batch was not written; its assignments are read again", "batch", batch.ID, "error", err)
+				b.deps.Logger.Error("a batch was not written; its assignments are read again", "batch_id", batch.ID, "error", err)
 			}
 		},
 	}

@@ -10,32 +10,32 @@ import (
 
 // Config is the settings of the batcher.
 type Config struct {
-	Merged       Thresholds    `yaml:"merged" doc:"Thresholds of endpoints whose requests are merged into one (embeddings, completions)."`
-	Each         Each          `yaml:"each" doc:"Thresholds of endpoints whose requests go side by side (chat, responses, moderations): a batch is only how they travel."`
-	Rules        []Rule        `yaml:"rules" doc:"Other thresholds for an endpoint, a model, or both; the first rule that fits is taken."`
-	MaxInFlight  int           `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Records of assignments held in memory."`
-	MaxBytes     int64         `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Bytes of assignments held in memory."`
+	Merged       Thresholds    `yaml:"batched" doc:"Limits of a batch at batched endpoints (embeddings, completions), where one request carries the whole batch."`
+	Each         Each          `yaml:"single" doc:"Limits of a batch at single endpoints (chat, responses, moderations), where each task is a request of its own and a batch only groups records."`
+	Rules        []Rule        `yaml:"rules" doc:"Other limits for an endpoint, a model, or both. The first rule that matches applies."`
+	MaxInFlight  int           `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Maximum number of assignment records held in memory."`
+	MaxBytes     int64         `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Maximum size of the assignments held in memory."`
 	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10s" doc:"How long a stopping batcher waits for its last writes."`
 }
 
 // Thresholds say when a batch of mergeable requests closes.
 type Thresholds struct {
-	MaxCount int           `yaml:"max_count" default:"100" unit:"tasks" min:"1" max:"4096" doc:"A batch with this many tasks closes."`
-	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch with this many bytes of input closes."`
-	MaxWait  time.Duration `yaml:"max_wait" default:"50ms" max:"10m" doc:"A batch whose oldest task has waited this long closes, busy device or not."`
+	MaxCount int           `yaml:"max_count" default:"100" unit:"tasks" min:"1" max:"4096" doc:"A batch closes when it has this many tasks."`
+	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch closes when its inputs have this size."`
+	MaxWait  time.Duration `yaml:"max_wait" default:"50ms" max:"10m" doc:"A batch closes when its oldest task has waited this long, even if the device is busy."`
 }
 
 // Each is Thresholds with the defaults for requests that go side by side.
 type Each struct {
-	MaxCount int           `yaml:"max_count" default:"32" unit:"tasks" min:"1" max:"4096" doc:"A batch with this many tasks closes."`
-	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch with this many bytes of input closes."`
-	MaxWait  time.Duration `yaml:"max_wait" default:"5ms" max:"10m" doc:"A batch whose oldest task has waited this long closes, busy device or not."`
+	MaxCount int           `yaml:"max_count" default:"32" unit:"tasks" min:"1" max:"4096" doc:"A batch closes when it has this many tasks."`
+	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch closes when its inputs have this size."`
+	MaxWait  time.Duration `yaml:"max_wait" default:"5ms" max:"10m" doc:"A batch closes when its oldest task has waited this long, even if the device is busy."`
 }
 
 // Rule is thresholds for some tasks only.
 type Rule struct {
-	Endpoint string        `yaml:"endpoint" doc:"Path of the endpoint; empty: every one."`
-	Model    string        `yaml:"model" doc:"Name of the model; empty: every one."`
+	Endpoint string        `yaml:"endpoint" doc:"Path of the endpoint. Empty: all."`
+	Model    string        `yaml:"model" doc:"Name of the model. Empty: all."`
 	MaxCount int           `yaml:"max_count" default:"100" unit:"tasks" min:"1" max:"4096" doc:"As above."`
 	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"As above."`
 	MaxWait  time.Duration `yaml:"max_wait" default:"10s" max:"10m" doc:"As above."`

@@ -230,7 +230,7 @@ func (s *Callbacks) handle(ctx context.Context, c *callback) {
 	outcomes := map[string]string{stateDelivered: "delivered", stateDue: "failed", stateGivenUp: "given_up"}
 	s.m.Deliveries.WithLabelValues(outcomes[o.state]).Inc()
 	if o.state == stateGivenUp {
-		s.log.Warn("a callback is given up", "callback", c.id, "host", c.host, "attempts", c.attempts, "problem", o.problem)
+		s.log.Warn("a callback is given up", "callback_id", c.id, "host", c.host, "attempts", c.attempts, "problem", o.problem)
 	}
 	// What is left of the lease bounds the rest: after it somebody else delivers.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.leaseEnd)
@@ -245,7 +245,7 @@ func (s *Callbacks) handle(ctx context.Context, c *callback) {
 			return
 		}
 		if !sleep(ctx, wait.NextBackOff(), nil) {
-			s.log.Warn("how a callback went could not be written down: it is delivered again", "callback", c.id, "error", describe(err))
+			s.log.Warn("how a callback went could not be written down: it is delivered again", "callback_id", c.id, "error", describe(err))
 			return
 		}
 	}
@@ -266,7 +266,7 @@ func (s *Callbacks) record(ctx context.Context, e task.Event, patience time.Dura
 		}
 	}
 	if err != nil {
-		s.log.Warn("an event of a callback was not written", "callback", e.ResourceID, "error", err)
+		s.log.Warn("an event of a callback was not written", "callback_id", e.ResourceID, "error", err)
 	}
 }
 

@@ -79,9 +79,9 @@ func (r *rig) due(id, to string) {
 	u, err := url.Parse(to)
 	require.NoError(r.t, err)
 	var b pgx.Batch
-	b.Queue(`INSERT INTO results (tenant, task_id, state, status, output, attempt, tokens_in, tokens_out, model, job, labels, finished_at)
+	b.Queue(`INSERT INTO results (tenant, task_id, state, status, output, attempt, input_tokens, output_tokens, model, job_id, labels, finished_at)
 		VALUES ('acme', $1, 'SUCCESS', 200, '{"answer": 42}', 1, 3, 4, 'm', 'j', '{"k":"v"}', '2026-01-31T12:00:00Z')`, id)
-	b.Queue(`INSERT INTO callbacks (id, tenant, task_id, url, host) VALUES ('evt_' || $1, 'acme', $1, $2, $3)`, id, to, u.Host)
+	b.Queue(`INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_' || $1, 'acme', $1, $2, $3)`, id, to, u.Host)
 	b.Queue(`SELECT pg_notify('batchyard_callbacks', '')`)
 	require.NoError(r.t, r.pool.SendBatch(r.t.Context(), &b).Close())
 }

@@ -43,28 +43,28 @@ const candidates = "1000"
 const claimSQL = `
 WITH busy AS (SELECT * FROM unnest($5::text[], $6::int[]) AS b (host, n)),
 due AS (
-	SELECT id, host, next_at FROM callbacks
+	SELECT callback_id, host, next_at FROM callbacks
 	WHERE state = 'DUE' AND next_at <= now() AND host <> ALL (SELECT host FROM busy WHERE n >= $4)
 	ORDER BY next_at LIMIT ` + candidates + `),
 ranked AS (
-	SELECT due.id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
+	SELECT due.callback_id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
 	FROM due LEFT JOIN busy ON busy.host = due.host),
 picked AS MATERIALIZED (
-	SELECT c.id, c.tenant, c.task_id FROM (SELECT id FROM ranked WHERE place <= $4 ORDER BY next_at) r
+	SELECT c.callback_id, c.tenant, c.task_id FROM (SELECT callback_id FROM ranked WHERE place <= $4 ORDER BY next_at) r
 	CROSS JOIN LATERAL (
-		SELECT id, tenant, task_id FROM callbacks
-		WHERE id = r.id AND state = 'DUE' AND next_at <= now() FOR UPDATE SKIP LOCKED) c
+		SELECT callback_id, tenant, task_id FROM callbacks
+		WHERE callback_id = r.callback_id AND state = 'DUE' AND next_at <= now() FOR UPDATE SKIP LOCKED) c
 	LIMIT $3)
 UPDATE callbacks c SET holder = $1, attempts = c.attempts + 1, next_at = now() + $2 * interval '1 millisecond'
 FROM picked p LEFT JOIN LATERAL (
 	SELECT * FROM results WHERE tenant = p.tenant AND task_id = p.task_id OFFSET 0) r ON true
-WHERE c.id = p.id
-RETURNING c.id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_id IS NOT NULL,
+WHERE c.callback_id = p.callback_id
+RETURNING c.callback_id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_id IS NOT NULL,
 	coalesce(octet_length(r.output::text) > $7, false), CASE WHEN octet_length(r.output::text) <= $7 THEN r.output::text END,
 	coalesce(r.state, ''), coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''),
-	coalesce(r.job, ''), coalesce(r.custom_id, ''), coalesce(r.trace_id, ''), coalesce(r.device, ''), coalesce(r.attempt, 0),
+	coalesce(r.job_id, ''), coalesce(r.custom_id, ''), coalesce(r.trace_id, ''), coalesce(r.device_id, ''), coalesce(r.attempt, 0),
 	r.attempts::text, coalesce(r.status, 0), coalesce(r.error_class, ''), coalesce(r.error_message, ''),
-	coalesce(r.tokens_in, 0), coalesce(r.tokens_out, 0), r.labels::text, r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
+	coalesce(r.input_tokens, 0), coalesce(r.output_tokens, 0), r.labels::text, r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
 
 // table is the callbacks in Postgres.
 type table struct {
@@ -162,7 +162,7 @@ func (t *table) settle(ctx context.Context, c *callback, o outcome) error {
 	_, err := t.pool.Exec(ctx, `UPDATE callbacks SET state = $3, last_status = $4, last_error = nullif($5, ''),
 			delivered_at = CASE WHEN $3 = 'DELIVERED' THEN now() END,
 			next_at = CASE WHEN $3 = 'DUE' THEN now() + $6 * interval '1 millisecond' ELSE next_at END
-		WHERE id = $1 AND holder = $2 AND attempts = $7 AND state = 'DUE'`,
+		WHERE callback_id = $1 AND holder = $2 AND attempts = $7 AND state = 'DUE'`,
 		c.id, t.actor, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts)
 	if err != nil {
 		return fmt.Errorf("writing down how callback %s went: %w", c.id, err)

@@ -17,17 +17,17 @@ import (
 
 // Config says how callbacks are delivered. Zero fields stand for their defaults.
 type Config struct {
-	SecretEnv     string        `yaml:"secret_env" default:"BATCHYARD_CALLBACK_SECRET" doc:"Environment variable that holds the signing secrets, whsec_…, separated by commas or spaces. Every callback is signed with each, so that secrets can be rotated."`
-	Unsigned      bool          `yaml:"unsigned" default:"false" doc:"Deliver without signatures when there is no secret. For development."`
-	AllowPrivate  bool          `yaml:"allow_private" default:"false" doc:"Deliver to private, local and reserved addresses, too."`
-	AllowNetworks []string      `yaml:"allow_networks" default:"" doc:"Networks that may be reached although they are not public, such as 10.1.0.0/16."`
-	Concurrency   int           `yaml:"concurrency" default:"64" unit:"deliveries" min:"1" max:"10000" doc:"Deliveries at the same time."`
-	PerHost       int           `yaml:"per_host" default:"8" unit:"deliveries" min:"1" max:"10000" doc:"Deliveries to one host at the same time, in one process."`
-	Timeout       time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"5m" doc:"Time for one delivery, from connecting to the answer."`
-	Retries       []string      `yaml:"retries" default:"5s,5m,30m,2h,5h,10h,14h,20h,20h" doc:"Pauses after failed deliveries, one for each; after the last failure the callback is given up. Up to a fifth is added at random."`
-	MaxRetryAfter time.Duration `yaml:"max_retry_after" default:"24h" min:"1s" max:"720h" doc:"Longest pause that an endpoint may ask for by Retry-After."`
-	MaxOutput     int64         `yaml:"max_output" default:"256KiB" unit:"bytes" min:"1" max:"4194304" doc:"Larger outputs are left out of the callback, which then says where to fetch them."`
-	DrainTimeout  time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"Time for running deliveries to end when the process stops."`
+	SecretEnv     string        `yaml:"secret_env" default:"BATCHYARD_CALLBACK_SECRET" doc:"Environment variable that holds the signing secrets (whsec_…), separated by commas or spaces. Every delivery is signed with each of them, so that secrets can be rotated."`
+	Unsigned      bool          `yaml:"unsigned" default:"false" doc:"Deliver without a signature if there is no secret. For development."`
+	AllowPrivate  bool          `yaml:"allow_private" default:"false" doc:"Also deliver to private, local and reserved addresses."`
+	AllowNetworks []string      `yaml:"allow_networks" default:"" doc:"Networks that are allowed although they are not public, such as 10.1.0.0/16."`
+	Concurrency   int           `yaml:"concurrency" default:"64" unit:"deliveries" min:"1" max:"10000" doc:"Maximum number of concurrent deliveries per process."`
+	PerHost       int           `yaml:"per_host" default:"8" unit:"deliveries" min:"1" max:"10000" doc:"Maximum number of concurrent deliveries to one host per process."`
+	Timeout       time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"5m" doc:"Timeout of one delivery, from connecting to the response."`
+	Retries       []string      `yaml:"retries" default:"5s,5m,30m,2h,5h,10h,14h,20h,20h" doc:"Pauses after failed deliveries, in order. After one more failure the callback is given up. Up to a fifth is added at random."`
+	MaxRetryAfter time.Duration `yaml:"max_retry_after" default:"24h" min:"1s" max:"720h" doc:"Longest pause that a receiver may request with Retry-After."`
+	MaxOutput     int64         `yaml:"max_output" default:"256KiB" unit:"bytes" min:"1" max:"4194304" doc:"Larger outputs are left out of the callback, which then has a URL to fetch them from."`
+	DrainTimeout  time.Duration `yaml:"drain_timeout" default:"15s" min:"100ms" max:"10m" doc:"How long running deliveries may take to finish when the process stops."`
 }
 
 func (c Config) withDefaults() Config {

@@ -20,17 +20,17 @@ type Payload struct {
 
 // Data is the result as the status API shows it.
 type Data struct {
-	ID          string            `json:"id"`
+	ID          string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
 	State       task.State        `json:"state"`
 	Model       string            `json:"model,omitempty"`
 	Requested   string            `json:"requested_model,omitempty"`
 	Endpoint    string            `json:"endpoint,omitempty"`
 	Priority    string            `json:"priority,omitempty"`
-	Job         string            `json:"job,omitempty"`
+	Job         string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
-	Device      string            `json:"device,omitempty"`
+	Device      string            `json:"device_id,omitempty"`
 	Attempt     int               `json:"attempt"`
 	Attempts    json.RawMessage   `json:"attempts,omitempty"`
 	Status      int               `json:"status,omitempty"`

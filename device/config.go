@@ -21,11 +21,11 @@ import (
 
 // Config bounds what is kept of devices in Redis.
 type Config struct {
-	Timeout    time.Duration `yaml:"timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. Three missed beats."`
-	Forget     time.Duration `yaml:"forget" default:"1h" min:"1m" max:"720h" doc:"A silent device is forgotten after this long."`
-	MaxDevices int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"How many devices may be known; a heartbeat of one more is refused."`
-	LeaseTTL   time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that nobody renews for this long is free again."`
-	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long it is remembered that a task was cancelled, or ranks anew, for whoever comes to hold it."`
+	Timeout    time.Duration `yaml:"heartbeat_timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. The default is three missed heartbeats."`
+	Forget     time.Duration `yaml:"forget_after" default:"1h" min:"1m" max:"720h" doc:"A silent device is removed after this long."`
+	MaxDevices int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"Maximum number of known devices. Heartbeats of further devices are refused."`
+	LeaseTTL   time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that is not renewed for this long expires, and its credits are free again."`
+	CancelTTL  time.Duration `yaml:"override_ttl" default:"1h" min:"1m" max:"168h" doc:"How long Redis keeps an override, which is an operator's cancel or reprioritize of a task."`
 }
 
 // withDefaults fills in what is zero, for programs that do not load a file.
@@ -36,13 +36,13 @@ func (c Config) withDefaults() Config {
 
 // RedisConfig says where Redis is.
 type RedisConfig struct {
-	Addr        string        `yaml:"addr" default:"127.0.0.1:6379" doc:"Redis, host:port. Several, comma separated, stand for a Redis Cluster."`
-	Prefix      string        `yaml:"prefix" default:"batchyard:" doc:"What every key begins with, so that several Batchyards can share one Redis."`
-	User        string        `yaml:"user" doc:"User name, when Redis asks for one."`
-	PasswordEnv string        `yaml:"password_env" doc:"Environment variable that holds the password, when Redis asks for one."`
-	DB          int           `yaml:"db" default:"0" min:"0" max:"15" doc:"Number of the database; a Redis Cluster has only 0."`
-	TLS         bool          `yaml:"tls" default:"false" doc:"Speak TLS, checked against the system's certificates."`
-	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"How long to wait for Redis to connect, take a command or answer."`
+	Addr        string        `yaml:"addr" default:"127.0.0.1:6379" doc:"Address of Redis as host:port. Several addresses, separated by commas, mean a Redis Cluster."`
+	Prefix      string        `yaml:"prefix" default:"batchyard:" doc:"Prefix of every key, so that several installations can share one Redis."`
+	User        string        `yaml:"user" doc:"User name, if Redis requires one."`
+	PasswordEnv string        `yaml:"password_env" doc:"Environment variable that holds the password, if Redis requires one."`
+	DB          int           `yaml:"db" default:"0" min:"0" max:"15" doc:"Number of the database. A Redis Cluster has only 0."`
+	TLS         bool          `yaml:"tls" default:"false" doc:"Use TLS and verify the certificate against the system's authorities."`
+	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"Timeout for connecting to Redis, and for one command."`
 }
 
 // OpenRedis connects to Redis and asks it for a sign of life. The error says what to check.

@@ -175,7 +175,7 @@ func (c *Control) Drain(ctx context.Context, id string, on bool) (changed bool, 
 	case -1:
 		return false, fmt.Errorf("draining device %s: %w", id, ErrNoDevice)
 	case -2:
-		return false, &task.FieldError{Field: "id", Problem: fmt.Sprintf("%d devices are drained already", c.cfg.MaxDevices),
+		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("%d devices are drained already", c.cfg.MaxDevices),
 			Remedy: "undrain those that are gone"}
 	default:
 		return n == 1, nil

@@ -30,7 +30,7 @@ const AnyModel = "*"
 
 // Device is one OpenAI-compatible server, as its last heartbeat described it.
 type Device struct {
-	ID        string    `json:"id"`
+	ID        string    `json:"device_id"`
 	URL       string    `json:"url"`
 	Models    []string  `json:"models"`
 	Tags      []string  `json:"tags,omitempty"`
@@ -130,14 +130,14 @@ func (d *Device) Validate() error {
 func ValidateID(id string) error {
 	const remedy = "use letters, digits and . _ - : @, at most 128"
 	if id == "" {
-		return &task.FieldError{Field: "id", Problem: "it is missing", Remedy: remedy}
+		return &task.FieldError{Field: "device_id", Problem: "it is missing", Remedy: remedy}
 	}
 	if len(id) > MaxIDLength {
-		return &task.FieldError{Field: "id", Problem: fmt.Sprintf("its %d bytes are more than %d", len(id), MaxIDLength), Remedy: remedy}
+		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("its %d bytes are more than %d", len(id), MaxIDLength), Remedy: remedy}
 	}
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@"
 	if rest := strings.Trim(id, plain); rest != "" {
-		return &task.FieldError{Field: "id", Problem: fmt.Sprintf("it holds %q", clipRune(rest)), Remedy: remedy}
+		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("it holds %q", clipRune(rest)), Remedy: remedy}
 	}
 	return nil
 }

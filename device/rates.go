@@ -30,13 +30,13 @@ type Rate struct {
 
 // Health is what the worker that owns a device knows from trying it.
 type Health struct {
-	State     string    `json:"state"`               // closed, half-open, open: see [Ejector]
-	OpenUntil time.Time `json:"open_until,omitzero"` // no request before
-	SlowUntil time.Time `json:"slow_until,omitzero"` // it answered 429: no request before
-	Slots     int       `json:"slots,omitempty"`     // requests at a time that it takes just now, fewer than it says; 0: as many as it says
-	HopMS     float64   `json:"hop_ms,omitempty"`    // from assignment to the start of the request when a slot was free; 0: not known
-	Opened    int       `json:"opened,omitempty"`    // ejections in a row
-	Why       string    `json:"why,omitempty"`       // it was ejected, in figures
+	State     string    `json:"state"`                 // closed, half-open, open: see [Ejector]
+	OpenUntil time.Time `json:"open_until,omitzero"`   // no request before
+	SlowUntil time.Time `json:"slow_until,omitzero"`   // it answered 429: no request before
+	Slots     int       `json:"slots,omitempty"`       // requests at a time that it takes just now, fewer than it says; 0: as many as it says
+	HopMS     float64   `json:"dispatch_ms,omitempty"` // from assignment to the start of the request when a slot was free; 0: not known
+	Opened    int       `json:"opened,omitempty"`      // ejections in a row
+	Why       string    `json:"why,omitempty"`         // it was ejected, in figures
 	At        time.Time `json:"at"`
 }
 
@@ -91,7 +91,7 @@ type healthEntry struct {
 	OpenMS int64   `json:"open_ms,omitempty"` // open for so long from then on
 	SlowMS int64   `json:"slow_ms,omitempty"`
 	Slots  int     `json:"slots,omitempty"`
-	HopMS  float64 `json:"hop_ms,omitempty"`
+	HopMS  float64 `json:"dispatch_ms,omitempty"`
 	Opened int     `json:"opened,omitempty"`
 	Why    string  `json:"why,omitempty"`
 }

@@ -80,7 +80,7 @@ func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
 	m.HSet("t:rates", "d\x1fx\x1feach", "garbage")
 	m.HSet("t:rates", "d\x1fy\x1feach", `{"at":9e300,"service_ms":1}`)
 	m.HSet("t:health", "x", "[")
-	m.HSet("t:health", "y", fmt.Sprintf(`{"at":%d,"state":"open","open_ms":1000000000000000,"slots":-3,"hop_ms":-1}`, now.UnixMilli()))
+	m.HSet("t:health", "y", fmt.Sprintf(`{"at":%d,"state":"open","open_ms":1000000000000000,"slots":-3,"dispatch_ms":-1}`, now.UnixMilli()))
 	rates, healths, err := r.Load(t.Context())
 	require.NoError(t, err)
 	require.Len(t, rates, 1)

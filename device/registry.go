@@ -112,7 +112,7 @@ func (r *Registry) Beat(ctx context.Context, d Device) (joined bool, err error) 
 	switch n, _ := v.(int64); n {
 	case -1:
 		r.metrics.Device.Heartbeats.WithLabelValues("refused").Inc()
-		return false, &task.FieldError{Field: "id", Problem: fmt.Sprintf("%d devices are known already", r.cfg.MaxDevices),
+		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("%d devices are known already", r.cfg.MaxDevices),
 			Remedy: "raise devices.max_devices, or let devices that are gone say that they leave"}
 	default:
 		r.metrics.Device.Heartbeats.WithLabelValues("ok").Inc()

@@ -180,7 +180,7 @@ func TestHeartbeatsThatAreRefused(t *testing.T) {
 		many[i] = "m"
 	}
 	for field, change := range map[string]func(*Device){
-		"id":         func(d *Device) { d.ID = "a/b" },
+		"device_id":  func(d *Device) { d.ID = "a/b" },
 		"url":        func(d *Device) { d.URL = "ftp://x" },
 		"models":     func(d *Device) { d.Models = many },
 		"models[0]":  func(d *Device) { d.Models = []string{"a\x00"} },

@@ -8,11 +8,11 @@ import (
 
 // Config bounds files.
 type Config struct {
-	MaxLines    int   `yaml:"max_lines" default:"1000000" unit:"lines" min:"1" max:"100000000" doc:"How many tasks one file may hold."`
-	MaxBytes    int64 `yaml:"max_bytes" default:"16GiB" unit:"bytes" min:"1024" max:"1099511627776" doc:"The largest file; standard input is kept in a temporary file of at most this size."`
-	ChunkTasks  int   `yaml:"chunk_tasks" default:"500" unit:"tasks" min:"1" max:"1000" doc:"How many tasks of a file are submitted together."`
-	ChunkBytes  int64 `yaml:"chunk_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"67108864" doc:"Bytes of input after which a chunk is submitted before it is full."`
-	Concurrency int   `yaml:"concurrency" default:"4" unit:"chunks" min:"1" max:"64" doc:"How many chunks are on their way at once."`
+	MaxLines    int   `yaml:"max_lines" default:"1000000" unit:"lines" min:"1" max:"100000000" doc:"Maximum number of tasks per file."`
+	MaxBytes    int64 `yaml:"max_bytes" default:"16GiB" unit:"bytes" min:"1024" max:"1099511627776" doc:"Maximum size of a file. Standard input is buffered in a temporary file of up to this size."`
+	ChunkTasks  int   `yaml:"chunk_tasks" default:"500" unit:"tasks" min:"1" max:"1000" doc:"Number of tasks of a file that are submitted together."`
+	ChunkBytes  int64 `yaml:"chunk_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"67108864" doc:"Size of the inputs after which a part of a file is submitted, even if it has fewer tasks."`
+	Concurrency int   `yaml:"concurrency" default:"4" unit:"chunks" min:"1" max:"64" doc:"Number of parts of a file that are submitted concurrently."`
 }
 
 func (c Config) withDefaults() Config {

@@ -68,7 +68,7 @@ func (c *collector) byID() []*task.Task {
 func TestBothFormatsInOneFile(t *testing.T) {
 	content := "\xef\xbb\xbf" + fmt.Sprintf(chatLine, "a") + "\r\n\n   \n" +
 		`{"model":"e","endpoint":"/v1/embeddings","input":{"input":"x"},"priority":"high"}` + "\n" +
-		`{"id":"own","model":"m","input":{"messages":[]},"custom_id":"a"}` // no newline at the end
+		`{"task_id":"own","model":"m","input":{"messages":[]},"custom_id":"a"}` // no newline at the end
 	p := open(t, content, Options{Job: "j", Defaults: task.Task{Priority: task.Low, MaxAttempts: 7}})
 	require.Equal(t, 3, p.Tasks)
 	require.Equal(t, 5, p.Lines)
@@ -118,12 +118,12 @@ func TestEveryBadLineIsTold(t *testing.T) {
 		{`{"custom_id":"6","method":"POST","url":"/v1/chat/completions","body":{"model":"m"},"more":1}`, "more"},
 		{fmt.Sprintf(chatLine, "ok"), "custom_id"},
 		{`{"model":"m"}`, "input"},
-		{`{"id":"x","model":"m","input":{}}`, "-"},
-		{`{"id":"x","model":"m","input":{}}`, "id"},
+		{`{"task_id":"x","model":"m","input":{}}`, "-"},
+		{`{"task_id":"x","model":"m","input":{}}`, "task_id"},
 		{`{"model":"m","input":{},"tenant":"somebody else"}`, "tenant"},
-		{`{"model":"m","input":{},"job":"another"}`, "job"},
+		{`{"model":"m","input":{},"job_id":"another"}`, "job_id"},
 		{`{"model":"m","input":{},"progress":{"requeues":1}}`, "progress"},
-		{`{"id":"j-0000000001","model":"m","input":{}}`, "id"},
+		{`{"task_id":"j-0000000001","model":"m","input":{}}`, "task_id"},
 		{`{"model":"m","input":{"x":"` + strings.Repeat("a", 2000) + `"}}`, "input"},
 		{`{"model":"m","input":{"x":"` + strings.Repeat("a", 70<<10) + `"}}`, ""},
 	}
@@ -239,7 +239,7 @@ func TestOutputHasTheOrderOfTheInput(t *testing.T) {
 			content.WriteString(strings.Repeat("\n", blank))
 			custom := fmt.Sprintf("c%d", i)
 			if own && i%2 == 0 {
-				fmt.Fprintf(&content, `{"id":"%d","model":"m","input":{},"custom_id":"%s"}`+"\n", 1000-i, custom)
+				fmt.Fprintf(&content, `{"task_id":"%d","model":"m","input":{},"custom_id":"%s"}`+"\n", 1000-i, custom)
 			} else {
 				fmt.Fprintf(&content, chatLine+"\n", custom)
 			}

@@ -83,13 +83,13 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 		return parsed{}, fieldErr("progress", "leave it out", "it is Batchyard's own")
 	}
 	if t.Job != "" && t.Job != job {
-		return parsed{}, fieldErr("job", "leave it out: the file is one job", "it names another job")
+		return parsed{}, fieldErr("job_id", "leave it out: the file is one job", "it names another job")
 	}
 	p.ownID = t.ID != ""
 	if !p.ownID {
 		t.ID = TaskID(job, number)
 	} else if _, ours := LineOf(job, t.ID); ours {
-		return parsed{}, fieldErr("id", "choose another, or leave it out", "it looks like the id of a line of this job")
+		return parsed{}, fieldErr("task_id", "choose another, or leave it out", "it looks like the id of a line of this job")
 	}
 	t.Job = job
 	if err := fill(t, &o.Defaults); err != nil {

@@ -148,7 +148,7 @@ func (p *Plan) identify(ctx context.Context) error {
 	p.SHA256 = hex.EncodeToString(h.Sum(nil))
 	p.Job = cmp.Or(p.Job, "job-"+p.SHA256[:24])
 	if utf8.RuneCountInString(p.Job) > maxJobID {
-		return &task.FieldError{Field: "job", Problem: fmt.Sprintf("its %d characters are more than %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
+		return &task.FieldError{Field: "job_id", Problem: fmt.Sprintf("its %d characters are more than %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (p *Plan) check(ctx context.Context) error {
 		if q.ownID {
 			h := q.task.Key().Hash()
 			if first, ok := p.own[h]; ok {
-				invalid.add(line, fieldErr("id", "give each task one of its own", "line %d has the same", first))
+				invalid.add(line, fieldErr("task_id", "give each task one of its own", "line %d has the same", first))
 				return nil
 			}
 			p.own[h] = line

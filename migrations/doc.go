@@ -2,11 +2,17 @@
 // numbered SQL files, which are part of the program, and brings a database to
 // the version that the program needs.
 //
-// A number is never used twice and a file that was released is never changed.
-// Each file runs in one transaction: when the process dies in the middle,
-// nothing of it has happened. Several processes that migrate at the same time
-// do so one after the other; the later ones find nothing to do.
+// A number is never reused, and a file that was released never changes. Each
+// file runs in one transaction: if the process dies half way, the database is
+// as it was before. Several processes that migrate at the same time take turns;
+// the later ones find nothing to do.
 //
-// Programs do not migrate by themselves when they start: [Check] tells them
-// whether the database fits, in one line that names the remedy.
+// Programs keep running during a migration, so a file that changes existing
+// tables must respect the order in which others lock them. A recorder locks
+// results before tasks, and a query for a task locks tasks before results: a
+// file that takes a lock on both can deadlock with either. Change one existing
+// table per file.
+//
+// Programs do not migrate when they start: [Check] compares the version of the
+// database with that of the program, and its error says what to run.
 package migrations

@@ -9,12 +9,12 @@ import (
 
 // Config bounds what is taken in.
 type Config struct {
-	MaxInput    int64         `yaml:"max_input" default:"1MiB" unit:"bytes" min:"1024" max:"4194304" doc:"The largest input that a task may have."`
-	MaxTasks    int           `yaml:"max_tasks" default:"1000" unit:"tasks" min:"1" max:"100000" doc:"How many tasks one submit may hold."`
-	MaxBody     int64         `yaml:"max_body" default:"64MiB" unit:"bytes" min:"1024" max:"1073741824" doc:"The largest body of one submit over HTTP."`
-	MaxInFlight int64         `yaml:"max_in_flight" default:"128MiB" unit:"bytes" min:"1048576" max:"17179869184" doc:"Bytes of tasks that may be on their way to Kafka; submits beyond that wait."`
-	RecentTasks int           `yaml:"recent_tasks" default:"100000" unit:"tasks" min:"1" max:"10000000" doc:"How many of the tasks submitted last each process remembers, to answer for them before Postgres can."`
-	RecentTTL   time.Duration `yaml:"recent_ttl" default:"1m" min:"0s" max:"1h" doc:"How long Redis remembers a submitted task for the other processes; 0s keeps this in each process."`
+	MaxInput    int64         `yaml:"max_input" default:"1MiB" unit:"bytes" min:"1024" max:"4194304" doc:"Maximum size of a task's input."`
+	MaxTasks    int           `yaml:"max_tasks" default:"1000" unit:"tasks" min:"1" max:"100000" doc:"Maximum number of tasks per submit."`
+	MaxBody     int64         `yaml:"max_body" default:"64MiB" unit:"bytes" min:"1024" max:"1073741824" doc:"Maximum size of the body of a submit over HTTP."`
+	MaxInFlight int64         `yaml:"max_in_flight" default:"128MiB" unit:"bytes" min:"1048576" max:"17179869184" doc:"Maximum size of tasks that were sent to Kafka and are not acknowledged. Further submits wait."`
+	RecentTasks int           `yaml:"recent_tasks" default:"100000" unit:"tasks" min:"1" max:"10000000" doc:"Number of recently submitted tasks that each process remembers, to answer status requests before Postgres can."`
+	RecentTTL   time.Duration `yaml:"recent_ttl" default:"1m" min:"0s" max:"1h" doc:"How long Redis keeps a recently submitted task for the other processes. 0s: each process only knows its own."`
 }
 
 func (c Config) withDefaults() Config {

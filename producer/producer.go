@@ -108,7 +108,7 @@ func (p *Producer) Check(tasks []*task.Task) error {
 			err = &task.FieldError{Field: "progress", Problem: "it is Batchyard's own", Remedy: "leave it out"}
 		}
 		if j, ok := first[t.Key()]; err == nil && ok {
-			err = &task.FieldError{Field: "id", Problem: fmt.Sprintf("it is the id of task %d of this submit too", j), Remedy: "give each task an id of its own, or none"}
+			err = &task.FieldError{Field: "task_id", Problem: fmt.Sprintf("it is the id of task %d of this submit too", j), Remedy: "give each task an id of its own, or none"}
 		}
 		if err != nil {
 			refused.add(i, err)
@@ -311,7 +311,7 @@ func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, a
 		return nil
 	}
 	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Mark(ctx, k) }); err != nil { // it ends as CANCELLED all the same; only the work is wasted
-		p.log.Warn("a cancelled task may still be run", "task", k.String(), "error", err)
+		p.log.Warn("a cancelled task may still be run", "tenant", k.Tenant, "task_id", k.ID, "error", err)
 	}
 	return nil
 }

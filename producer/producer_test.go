@@ -133,7 +133,7 @@ func TestOneBadTaskRefusesAll(t *testing.T) {
 	require.ErrorAs(t, err, &refused)
 	require.Equal(t, []int{1, 2, 3}, []int{refused.Refusals[0].Index, refused.Refusals[1].Index, refused.Refusals[2].Index})
 	require.Equal(t, "model", refused.Refusals[0].Err.Field)
-	require.Equal(t, "id", refused.Refusals[1].Err.Field)
+	require.Equal(t, "task_id", refused.Refusals[1].Err.Field)
 	require.Equal(t, "progress", refused.Refusals[2].Err.Field)
 	require.Empty(t, b.records(t, stream.TasksNormal))
 	require.Empty(t, b.events(t))

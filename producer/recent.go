@@ -18,13 +18,13 @@ import (
 // Recent is what is known of a task from its submit alone: it is accepted and
 // PENDING, or further, which only Postgres can tell.
 type Recent struct {
-	ID          string            `json:"id"`
+	ID          string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
 	Model       string            `json:"model"`
 	Endpoint    string            `json:"endpoint"`
 	Priority    task.Priority     `json:"priority"`
 	Level       int               `json:"level,omitempty"`
-	Job         string            `json:"job,omitempty"`
+	Job         string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`

@@ -67,7 +67,7 @@ func (s *scheduler) assignTo(st *state, picks []pick, now time.Time) {
 		Events:   events,
 		Acked: func(err error) {
 			if err != nil {
-				s.deps.Logger.Error("assignments were not written; their tasks are read again", "device", st.ID, "error", err)
+				s.deps.Logger.Error("assignments were not written; their tasks are read again", "device_id", st.ID, "error", err)
 				return
 			}
 			fault.At("router.after_assignment")

@@ -115,7 +115,7 @@ func (f *field) detail(policy Policy, c *Choice, b []byte) []byte {
 
 func (f *field) candidate(b []byte, policy Policy, index int, c *Choice) []byte {
 	d := &f.Cands[index]
-	b = append(b, `{"device":`...)
+	b = append(b, `{"device_id":`...)
 	b = strconv.AppendQuote(b, d.Device) // ids are plain: letters, digits and . _ - : @
 	for _, s := range c.Top[:c.Tops] {
 		if s.Index == index && policy.Unit() != "" {

@@ -231,7 +231,7 @@ func TestTasksBecomeAssignments(t *testing.T) {
 	require.NoError(t, y.log.Produce(t.Context(),
 		stream.Message{Topic: stream.TasksHigh, Key: "by-key", Value: b, Headers: []stream.Header{{Key: "traceparent", Value: []byte("00-" + trace + "-b7ad6b7169203331-01")}}},
 		stream.Message{Topic: stream.TasksNormal, Key: "g", Value: []byte("\xff\x00garbage"), Headers: []stream.Header{{Key: "mine", Value: []byte("kept")}}},
-		stream.Message{Topic: stream.TasksNormal, Key: "h", Value: []byte(`{"id":"no-model","input":{}}`)},
+		stream.Message{Topic: stream.TasksNormal, Key: "h", Value: []byte(`{"task_id":"no-model","input":{}}`)},
 		y.message(late, task.ContentJSON), y.message(chat("task-7", "m"), task.ContentJSON)))
 	y.until("every task", func() bool {
 		return y.all(ids)() && len(y.dead) == 2 && y.results["late"] != nil && len(y.events[task.TaskDuplicate]) == 1 &&
@@ -451,7 +451,7 @@ func TestEventsSayWhyADeviceWasChosen(t *testing.T) {
 	s.put(t, &task.Task{Model: "m"})
 	picks, _ := s.plan(time.Now())
 	type candidate struct {
-		Device             string
+		Device             string `json:"device_id"`
 		Score              float64
 		Unit               string
 		Used, Slots, Limit int

@@ -21,29 +21,29 @@ import (
 // Config says where Kafka is and how to use it. Zero fields stand for their
 // defaults.
 type Config struct {
-	Brokers     []string `yaml:"brokers" default:"127.0.0.1:9092" doc:"Kafka brokers to begin with, as host:port."`
-	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Name that this program gives itself in the brokers' logs and quotas."`
-	TopicPrefix string   `yaml:"topic_prefix" default:"" doc:"Put before the name of every topic and consumer group, so that installations can share a cluster."`
+	Brokers     []string `yaml:"brokers" default:"127.0.0.1:9092" doc:"Bootstrap brokers as host:port."`
+	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Client id of this program in the brokers' logs and quotas."`
+	TopicPrefix string   `yaml:"topic_prefix" default:"" doc:"Prefix of every topic and consumer group, so that several installations can share a cluster."`
 
-	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Partitions of a topic that is created."`
-	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Replicas of a topic that is created; 3 in production."`
-	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"How long tasks and results stay in their topics."`
-	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"How long assignments, batches and events stay in their topics."`
-	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"How long dead letters stay in their topic."`
+	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
+	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
+	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of tasks and results topics."`
+	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"Retention of the topics of assignments, batches and events."`
+	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic."`
 
-	Compression    string        `yaml:"compression" default:"none" enum:"none,lz4,snappy,zstd,gzip" doc:"Compression of what is written."`
-	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Least time between two writes of audit events; those in between leave together."`
-	BufferBytes    int64         `yaml:"buffer_bytes" default:"64MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Bytes that may wait to be acknowledged; beyond, writers wait."`
-	DialTimeout    time.Duration `yaml:"dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Time to connect to a broker, TLS and authentication included."`
-	RequestTimeout time.Duration `yaml:"request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Time for a broker to answer a request; then it is tried again."`
+	Compression    string        `yaml:"compression" default:"none" enum:"none,lz4,snappy,zstd,gzip" doc:"Compression of the records that are produced."`
+	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Minimum time between two writes of audit events. Events in between are sent together."`
+	BufferBytes    int64         `yaml:"buffer_bytes" default:"64MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Maximum size of records that are not acknowledged yet. Further writes wait."`
+	DialTimeout    time.Duration `yaml:"dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Timeout for connecting to a broker, including TLS and authentication."`
+	RequestTimeout time.Duration `yaml:"request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Timeout of a request to a broker. It is retried."`
 
-	FetchWait  time.Duration `yaml:"fetch_wait" default:"500ms" min:"10ms" max:"10s" doc:"How long a broker holds a read while there is nothing new."`
-	FetchBytes int64         `yaml:"fetch_bytes" default:"1MiB" unit:"bytes" min:"4096" max:"67108864" doc:"Bytes asked for in one read of one partition; a larger record is read all the same."`
+	FetchWait  time.Duration `yaml:"fetch_wait" default:"500ms" min:"10ms" max:"10s" doc:"How long a broker holds a fetch while there are no new records."`
+	FetchBytes int64         `yaml:"fetch_bytes" default:"1MiB" unit:"bytes" min:"4096" max:"67108864" doc:"Maximum size of one fetch from one partition. A larger record is fetched anyway."`
 
-	SessionTimeout    time.Duration `yaml:"session_timeout" default:"10s" min:"100ms" max:"5m" doc:"Silence after which the broker gives a member's partitions to others; brokers allow 6s to 30m by default."`
-	HeartbeatInterval time.Duration `yaml:"heartbeat_interval" default:"500ms" min:"20ms" max:"1m" doc:"How often a member tells the broker that it lives, and learns that others came or went."`
-	RebalanceTimeout  time.Duration `yaml:"rebalance_timeout" default:"10s" min:"100ms" max:"5m" doc:"Time that members have to join again when others came or went."`
-	CommitInterval    time.Duration `yaml:"commit_interval" default:"200ms" min:"10ms" max:"1m" doc:"How often finished offsets are committed."`
+	SessionTimeout    time.Duration `yaml:"session_timeout" default:"10s" min:"100ms" max:"5m" doc:"Without a heartbeat for this long, the broker gives a member's partitions to others. Brokers allow 6s to 30m by default."`
+	HeartbeatInterval time.Duration `yaml:"heartbeat_interval" default:"500ms" min:"20ms" max:"1m" doc:"How often a member sends a heartbeat to the broker. The answer also announces rebalances."`
+	RebalanceTimeout  time.Duration `yaml:"rebalance_timeout" default:"10s" min:"100ms" max:"5m" doc:"How long members may take to rejoin during a rebalance."`
+	CommitInterval    time.Duration `yaml:"commit_interval" default:"200ms" min:"10ms" max:"1m" doc:"How often the offsets of finished records are committed."`
 
 	TLS  TLSConfig  `yaml:"tls"`
 	SASL SASLConfig `yaml:"sasl"`
@@ -51,15 +51,15 @@ type Config struct {
 
 // TLSConfig says whether and how connections to Kafka are encrypted.
 type TLSConfig struct {
-	Enabled  bool   `yaml:"enabled" default:"false" doc:"Encrypt connections to Kafka."`
-	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file of the authorities to trust; empty: the system's."`
-	CertFile string `yaml:"cert_file" default:"" doc:"PEM file of the client certificate, when the brokers want one."`
-	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file of the client certificate's key."`
+	Enabled  bool   `yaml:"enabled" default:"false" doc:"Use TLS for connections to Kafka."`
+	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file with the trusted certificate authorities. Empty: those of the system."`
+	CertFile string `yaml:"cert_file" default:"" doc:"PEM file with the client certificate, if the brokers require one."`
+	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file with the key of the client certificate."`
 }
 
 // SASLConfig says how to authenticate at Kafka.
 type SASLConfig struct {
-	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"How to authenticate."`
+	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Authentication mechanism."`
 	User        string `yaml:"user" default:"" doc:"User name."`
 	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
 }

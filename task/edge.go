@@ -9,7 +9,7 @@ import (
 
 // edgeTask is a task as a MessagePack map with the names of the edges.
 type edgeTask struct {
-	ID          string            `msgpack:"id,omitempty"`
+	ID          string            `msgpack:"task_id,omitempty"`
 	Tenant      string            `msgpack:"tenant,omitempty"`
 	Model       string            `msgpack:"model"`
 	Endpoint    string            `msgpack:"endpoint,omitempty"`
@@ -18,14 +18,14 @@ type edgeTask struct {
 	Level       int               `msgpack:"level,omitempty"`
 	Needs       []string          `msgpack:"needs,omitempty"`
 	DependsOn   []string          `msgpack:"depends_on,omitempty"`
-	Session     string            `msgpack:"session,omitempty"`
+	Session     string            `msgpack:"session_id,omitempty"`
 	Deadline    edgeTime          `msgpack:"deadline,omitempty"`
 	NotBefore   edgeTime          `msgpack:"not_before,omitempty"`
 	MaxAttempts int               `msgpack:"max_attempts,omitempty"`
 	Degrade     bool              `msgpack:"degrade,omitempty"`
 	Callback    *Callback         `msgpack:"callback,omitempty"`
 	Labels      map[string]string `msgpack:"labels,omitempty"`
-	Job         string            `msgpack:"job,omitempty"`
+	Job         string            `msgpack:"job_id,omitempty"`
 	CustomID    string            `msgpack:"custom_id,omitempty"`
 	TraceID     string            `msgpack:"trace_id,omitempty"`
 	SubmittedAt edgeTime          `msgpack:"submitted_at,omitempty"`

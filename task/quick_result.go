@@ -56,7 +56,7 @@ func (q *quick) result(r *Result) (output []byte) {
 			bit, r.Requested = 1<<4, q.str()
 		case "endpoint":
 			bit, r.Endpoint = 1<<5, q.str()
-		case "device":
+		case "device_id":
 			bit, r.Device = 1<<6, q.str()
 		case "status":
 			bit, r.Status = 1<<7, int(q.number())
@@ -70,7 +70,7 @@ func (q *quick) result(r *Result) (output []byte) {
 			bit, r.Usage = 1<<11, q.usage()
 		case "priority":
 			bit, r.Priority = 1<<12, Priority(q.str())
-		case "job":
+		case "job_id":
 			bit, r.Job = 1<<13, q.str()
 		case "custom_id":
 			bit, r.CustomID = 1<<14, q.str()
@@ -181,7 +181,7 @@ func (q *quick) attempt(a *Attempt) {
 			bit, a.Number = 1<<0, int(q.number())
 		case "model":
 			bit, a.Model = 1<<1, q.str()
-		case "device":
+		case "device_id":
 			bit, a.Device = 1<<2, q.str()
 		case "class":
 			bit, a.Class = 1<<3, ErrorClass(q.str())

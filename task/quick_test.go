@@ -69,7 +69,7 @@ func oddResults() []string {
 		`{,}`, `{"task_id" "a"}`, `[]`, `"a"`, `{"task_id":7}`, "{\"task_id\":\"a\x00\"}", "{\"task_id\":\"\xff\"}", `{"task_id":"\x"}`, `{"task_id":"\u12"}`, `{"task_id":"\ud800"}`,
 		`{"task_id":"\ud83d\ude00"}`, `{"task_id":"\u0000\/\b\f\n\r\t\\\""}`, `{"status":1.0}`, `{"status":1e2}`, `{"status":01}`, `{"status":-0}`, `{"status":-}`, `{"status":999999999999999999999}`,
 		`{"status":999999999999999999}`, `{"usage":{"input_tokens":-5,"x":1}}`, `{"usage":{"input_tokens":1,"input_tokens":2}}`, `{"labels":{"a":"1","a":"2"}}`, `{"labels":{"a":"1"},"labels":{"b":"2"}}`,
-		`{"usage":{"input_tokens":1},"usage":{"output_tokens":2}}`, `{"error":{"class":"a"},"error":{"message":"b"}}`, `{"attempts":[{"number":1}],"attempts":[{"device":"d"}]}`, `{"labels":{"a":1}}`, `{"labels":null}`,
+		`{"usage":{"input_tokens":1},"usage":{"output_tokens":2}}`, `{"error":{"class":"a"},"error":{"message":"b"}}`, `{"attempts":[{"number":1}],"attempts":[{"device_id":"d"}]}`, `{"labels":{"a":1}}`, `{"labels":null}`,
 		`{"error":null}`, `{"error":[]}`, `{"attempts":{}}`, `{"attempts":[null]}`, `{"attempts":[{"at":"2026-02-30T00:00:00Z"}]}`, `{"attempts":[{},{"number":3}]}`, `{"attempts":[{}{}]}`,
 		`{"finished_at":"2026-01-31 12:00:00Z"}`, `{"finished_at":"2026-01-31T12:00:00,5Z"}`, `{"finished_at":"2026-01-31T12:00:00+25:00"}`, `{"finished_at":"2026-01-31T12:00:00\u005a"}`, `{"finished_at":""}`, `{"finished_at":null}`,
 		`{"output":{"a":1,}}`, `{"output":tru}`, `{"output":+1}`, `{"output":1.}`, `{"output":.5}`, `{"output":1e}`, `{"output":[1 2]}`, `{"output":}`, `{"output":"a` + "\n" + `"}`, `{"output":-}`, `{"output":[}`,

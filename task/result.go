@@ -14,14 +14,14 @@ type Result struct {
 	Model       string            `json:"model" msgpack:"model"` // that answered, or was asked for
 	Requested   string            `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"`
 	Endpoint    string            `json:"endpoint" msgpack:"endpoint"`
-	Device      string            `json:"device,omitempty" msgpack:"device,omitempty"`
+	Device      string            `json:"device_id,omitempty" msgpack:"device_id,omitempty"`
 	Status      int               `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status of the last attempt
 	Output      Input             `json:"output,omitempty" msgpack:"output,omitempty"` // the device's JSON answer, as it came
 	Error       *Error            `json:"error,omitempty" msgpack:"error,omitempty"`
 	Attempts    []Attempt         `json:"attempts,omitempty" msgpack:"attempts,omitempty"`
 	Usage       Usage             `json:"usage,omitzero" msgpack:"usage,omitempty"`
 	Priority    Priority          `json:"priority,omitempty" msgpack:"priority,omitempty"`
-	Job         string            `json:"job,omitempty" msgpack:"job,omitempty"`
+	Job         string            `json:"job_id,omitempty" msgpack:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty" msgpack:"custom_id,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
 	Callback    *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
@@ -100,8 +100,8 @@ func (r *Result) ValidateDecoded() error {
 		{"model", r.Model, MaxNameLength, false},
 		{"requested_model", r.Requested, MaxNameLength, false},
 		{"endpoint", r.Endpoint, MaxNameLength, false},
-		{"device", r.Device, MaxNameLength, false},
-		{"job", r.Job, MaxIDLength, false},
+		{"device_id", r.Device, MaxNameLength, false},
+		{"job_id", r.Job, MaxIDLength, false},
 		{"custom_id", r.CustomID, 512, false},
 		{"trace_id", r.TraceID, 32, false},
 	} {

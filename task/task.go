@@ -73,7 +73,7 @@ var Endpoints = []string{EndpointChat, EndpointCompletions, EndpointEmbeddings, 
 type Task struct {
 	_msgpack struct{} `msgpack:",as_array"`
 
-	ID          string            `json:"id,omitempty"`
+	ID          string            `json:"task_id,omitempty"`
 	Tenant      string            `json:"tenant,omitempty"`
 	Model       string            `json:"model"`
 	Endpoint    string            `json:"endpoint,omitempty"`
@@ -82,14 +82,14 @@ type Task struct {
 	Level       int               `json:"level,omitempty"`       // 0–9 within the priority, 9 first
 	Needs       []string          `json:"needs,omitempty"`       // capability tags that a device must have
 	DependsOn   []string          `json:"depends_on,omitempty"`  // carried, not acted upon yet
-	Session     string            `json:"session,omitempty"`     // for policies that keep a session on one device
+	Session     string            `json:"session_id,omitempty"`  // for policies that keep a session on one device
 	Deadline    time.Time         `json:"deadline,omitzero"`     // unfinished by then: EXPIRED
 	NotBefore   time.Time         `json:"not_before,omitzero"`   // not assigned earlier
 	MaxAttempts int               `json:"max_attempts,omitzero"` // 0: as configured
 	Degrade     bool              `json:"degrade,omitempty"`     // a smaller model may answer when nothing else does
 	Callback    *Callback         `json:"callback,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	Job         string            `json:"job,omitempty"`
+	Job         string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"` // the line's own id within its job
 	TraceID     string            `json:"trace_id,omitempty"`  // 32 hex digits (W3C)
 	SubmittedAt time.Time         `json:"submitted_at,omitzero"`
@@ -104,19 +104,19 @@ type Callback struct {
 // Progress is what Batchyard writes into a task that goes back to its topic:
 // it has been tried, or set aside. A fresh task has none.
 type Progress struct {
-	Requeues  int       `json:"requeues" msgpack:"requeues"`                        // how often Batchyard itself has written the task again; part of the claim
-	Attempts  []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`    // what has been tried, oldest first
-	Exclude   []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`      // devices that are not to be tried again
-	NotBefore time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"` // backoff: not assigned earlier
-	Requested string    `json:"requested,omitempty" msgpack:"requested,omitempty"`  // the model asked for, when degraded to another
-	Moved     bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`          // it was taken from a device's queue to even out the load; not again before it ran
+	Requeues  int       `json:"requeues" msgpack:"requeues"`                                   // how often Batchyard itself has written the task again; part of the claim
+	Attempts  []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`               // what has been tried, oldest first
+	Exclude   []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`                 // devices that are not to be tried again
+	NotBefore time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"`            // backoff: not assigned earlier
+	Requested string    `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"` // the model asked for, when degraded to another
+	Moved     bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
 }
 
 // Attempt is one try on one device, as the next attempt and the result tell it.
 type Attempt struct {
 	Number   int        `json:"number" msgpack:"number"`
 	Model    string     `json:"model,omitempty" msgpack:"model,omitempty"`
-	Device   string     `json:"device" msgpack:"device"`
+	Device   string     `json:"device_id" msgpack:"device_id"`
 	Class    ErrorClass `json:"class,omitempty" msgpack:"class,omitempty"`
 	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 when there was none
 	Message  string     `json:"message,omitempty" msgpack:"message,omitempty"`
@@ -235,11 +235,11 @@ func (t *Task) Validate(l Limits) error {
 		max         int
 		required    bool
 	}{
-		{"id", t.ID, MaxIDLength, true},
+		{"task_id", t.ID, MaxIDLength, true},
 		{"tenant", t.Tenant, MaxIDLength, true},
 		{"model", t.Model, MaxNameLength, true},
-		{"session", t.Session, MaxNameLength, false},
-		{"job", t.Job, MaxIDLength, false},
+		{"session_id", t.Session, MaxNameLength, false},
+		{"job_id", t.Job, MaxIDLength, false},
 		{"custom_id", t.CustomID, 512, false},
 	} {
 		if err := checkText(f.name, f.value, f.max, f.required); err != nil {

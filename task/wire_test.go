@@ -69,7 +69,7 @@ func TestTaskSurvivesBothFormatsAndFrames(t *testing.T) {
 // A MessagePack client sends plain maps: the input becomes JSON.
 func TestMessagePackMapsBecomeJSON(t *testing.T) {
 	b, err := msgpack.Marshal(map[string]any{
-		"id": "a", "model": "m",
+		"task_id": "a", "model": "m",
 		"callback": map[string]any{"url": "https://example.com/x"},
 		"deadline": "2026-01-31T12:00:00Z",
 		"input": map[string]any{"messages": []any{map[string]any{"role": "user", "content": "hé \"x\"\u0000"}},
@@ -194,7 +194,7 @@ func TestBadRecordsAreNamed(t *testing.T) {
 		"garbage":          {"\xff\x00garbage", "", "neither JSON nor MessagePack"},
 		"text":             {"hello", "", "neither JSON nor MessagePack"},
 		"other type":       {"{}", "text/csv", "content-type"},
-		"cut JSON":         {`{"id":"a"`, "", "not valid JSON"},
+		"cut JSON":         {`{"task_id":"a"`, "", "not valid JSON"},
 		"deep JSON":        {`{"input":` + nest, "", "nested deeper"},
 		"unknown field":    {`{"modle":"m"}`, "", "modle: there is no such field"},
 		"wrong type":       {`{"model":7}`, "", "model: a JSON number does not fit; send a string"},

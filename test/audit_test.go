@@ -16,23 +16,23 @@ import (
 
 // step is what people ask the audit log for.
 type step struct {
-	Time       time.Time
-	Action     string
-	Outcome    string
-	ActorType  string
-	ActorID    string
-	SourceAddr *string
-	UserAgent  *string
-	ErrorClass *string
-	DeviceID   *string
-	BatchID    *string
-	Attempt    *int
-	DurationMs *float64
-	TraceID    *string
-	Model      *string
-	InputBytes *int64
-	TokensOut  *int64
-	Detail     *string
+	Time         time.Time
+	Action       string
+	Outcome      string
+	ActorType    string
+	ActorID      string
+	SourceAddr   *string
+	UserAgent    *string
+	ErrorClass   *string
+	DeviceID     *string
+	BatchID      *string
+	Attempt      *int
+	DurationMs   *float64
+	TraceID      *string
+	Model        *string
+	InputBytes   *int64
+	OutputTokens *int64
+	Detail       *string
 }
 
 // wayOf is the way of a task, when all of it is recorded. Events of one moment
@@ -41,7 +41,7 @@ func wayOf(t *testing.T, in *harness.Installation, id string) []step {
 	t.Helper()
 	in.AwaitRecorded(t)
 	return harness.Rows[step](t, in, `SELECT time, action, outcome, actor_type, actor_id, source_addr, user_agent, error_class, device_id,
-		batch_id, attempt, duration_ms, trace_id, model, input_bytes, tokens_out, detail::text AS detail
+		batch_id, attempt, duration_ms, trace_id, model, input_bytes, output_tokens, detail::text AS detail
 		FROM audit_log WHERE task_id = $1 ORDER BY time`, id)
 }
 
@@ -114,7 +114,7 @@ func TestTheAuditLogTellsTheWholeWay(t *testing.T) {
 	require.Equal(t, "only", value(t, "device", succeeded.DeviceID))
 	require.Equal(t, 1, value(t, "attempt", succeeded.Attempt))
 	require.GreaterOrEqual(t, value(t, "duration", succeeded.DurationMs), 20.0, "how long")
-	require.Positive(t, value(t, "tokens", succeeded.TokensOut))
+	require.Positive(t, value(t, "tokens", succeeded.OutputTokens))
 	require.Equal(t, value(t, "batch", batch.BatchID), value(t, "batch", succeeded.BatchID))
 
 	ended := only(t, way, task.TaskSucceeded)
@@ -195,7 +195,7 @@ func TestTheAuditLogTellsOfOtherEnds(t *testing.T) {
 	// The same again, by a client that bypasses the API, and one that is refused.
 	in.Produce(t, harness.Record(stream.TasksNormal, "", jsonTask("twice")))
 	require.Equal(t, http.StatusUnprocessableEntity, a.Do(t, http.MethodPost, "/v1/tasks", `{"model":"m","input":{}}x`).Status)
-	refused := a.Do(t, http.MethodPost, "/v1/tasks", `{"id":"refused","input":{"messages":[]}}`)
+	refused := a.Do(t, http.MethodPost, "/v1/tasks", `{"task_id":"refused","input":{"messages":[]}}`)
 	require.Equal(t, http.StatusUnprocessableEntity, refused.Status)
 
 	harness.Eventually(t, harness.Patience, "the task runs", func() bool { return a.Status(t, "cancelled").State == task.Running })

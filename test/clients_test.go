@@ -24,12 +24,12 @@ import (
 
 // The tasks as people write them who have never seen our code.
 func jsonTask(id string) []byte {
-	return fmt.Appendf(nil, `{"id":%q,"model":"m","input":{"messages":[{"role":"user","content":"hello from %s"}]}}`, id, id)
+	return fmt.Appendf(nil, `{"task_id":%q,"model":"m","input":{"messages":[{"role":"user","content":"hello from %s"}]}}`, id, id)
 }
 
 func msgpackTask(t *testing.T, id string) []byte {
 	t.Helper()
-	b, err := msgpack.Marshal(map[string]any{"id": id, "model": "m", "labels": map[string]string{"by": "hand"},
+	b, err := msgpack.Marshal(map[string]any{"task_id": id, "model": "m", "labels": map[string]string{"by": "hand"},
 		"input": map[string]any{"messages": []any{map[string]any{"role": "user", "content": "hello from " + id}}}})
 	require.NoError(t, err)
 	return b
@@ -265,7 +265,7 @@ func TestReplayedTasksRun(t *testing.T) {
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"task.max_input": 2048})
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 8, ServiceTime: time.Millisecond})
 	small := in.Process(t, "serve")
-	body := fmt.Sprintf(`{"id":"large","model":"m","input":{"messages":[{"role":"user","content":%q}]}}`, strings.Repeat("x", 4096))
+	body := fmt.Sprintf(`{"task_id":"large","model":"m","input":{"messages":[{"role":"user","content":%q}]}}`, strings.Repeat("x", 4096))
 	in.Produce(t, harness.Record(stream.TasksNormal, "large", []byte(body)))
 	in.Consume(t, stream.DLQ).Until(t, "it is a dead letter", func(all []*kgo.Record) bool { return len(all) == 1 })
 	require.Zero(t, small.Term(t))

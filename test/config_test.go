@@ -74,10 +74,10 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 	}{
 		"unknown key":       {map[string]any{"kafka.broker": "x"}, nil, 2, []string{"kafka.broker", "kafka.brokers"}},
 		"unknown section":   {map[string]any{"routers.policy": "x"}, nil, 2, []string{"routers", "router"}},
-		"wrong type":        {map[string]any{"router.window_count": "many"}, nil, 2, []string{"router.window_count", "many"}},
-		"out of range":      {map[string]any{"router.window_count": 1}, nil, 2, []string{"router.window_count", "64"}},
+		"wrong type":        {map[string]any{"router.max_pending_tasks": "many"}, nil, 2, []string{"router.max_pending_tasks", "many"}},
+		"out of range":      {map[string]any{"router.max_pending_tasks": 1}, nil, 2, []string{"router.max_pending_tasks", "64"}},
 		"no such policy":    {map[string]any{"router.policy": "fastest"}, nil, 2, []string{"router.policy", "expected_finish"}},
-		"no duration":       {map[string]any{"workers.timeout": "soon"}, nil, 2, []string{"workers.timeout", "soon"}},
+		"no duration":       {map[string]any{"workers.request_timeout": "soon"}, nil, 2, []string{"workers.request_timeout", "soon"}},
 		"Kafka refuses":     {map[string]any{"kafka.brokers": []string{closed(t)}}, nil, 3, []string{"Kafka", "kafka.brokers"}},
 		"Kafka is silent":   {map[string]any{"kafka.brokers": []string{silent(t)}}, nil, 3, []string{"Kafka", "kafka.brokers"}},
 		"no such host":      {map[string]any{"kafka.brokers": []string{"nobody.invalid:9092"}}, nil, 3, []string{"Kafka", "nobody.invalid", "kafka.brokers"}},
@@ -117,13 +117,13 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 	})
 	t.Run("variable", func(t *testing.T) {
 		t.Parallel()
-		ran := harness.Run(t, t.TempDir(), []string{"BATCHYARD_ROUTER_WINDOW_COUNT=many"}, "", "serve", "-c", in.ConfigPath)
-		oneLine(t, ran, 2, "BATCHYARD_ROUTER_WINDOW_COUNT", "many")
+		ran := harness.Run(t, t.TempDir(), []string{"BATCHYARD_ROUTER_MAX_PENDING_TASKS=many"}, "", "serve", "-c", in.ConfigPath)
+		oneLine(t, ran, 2, "BATCHYARD_ROUTER_MAX_PENDING_TASKS", "many")
 	})
 	t.Run("two things are two lines", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "config.yaml")
-		in.WriteConfig(t, path, map[string]any{"router.window_count": "many", "kafka.broker": "x"})
+		in.WriteConfig(t, path, map[string]any{"router.max_pending_tasks": "many", "kafka.broker": "x"})
 		ran := harness.Run(t, t.TempDir(), nil, "", "config", "check", "-c", path)
 		require.Equal(t, 2, ran.Code)
 		require.Equal(t, 2, strings.Count(ran.Stderr, "batchyard: "), "%s", ran.Stderr)

@@ -218,8 +218,8 @@ func TestTheFileIsReadAgain(t *testing.T) {
 	require.Equal(t, "round_robin", policy().Policy)
 
 	// A restart is needed: said in the log.
-	file(map[string]any{"router.policy": "round_robin", "log.level": "debug", "router.round_picks": 17})
-	harness.Eventually(t, harness.Patience, "it is told what needs a restart", func() bool { return strings.Contains(p.Log(), "settings=router.round_picks") })
+	file(map[string]any{"router.policy": "round_robin", "log.level": "debug", "router.max_round_tasks": 17})
+	harness.Eventually(t, harness.Patience, "it is told what needs a restart", func() bool { return strings.Contains(p.Log(), "settings=router.max_round_tasks") })
 
 	// An operator goes over the file, until he says otherwise.
 	command(t, in, p, "policy", "set", "fifo")

@@ -85,7 +85,7 @@ func TestStageKilled(t *testing.T) {
 			// would be lost if it were committed too soon.
 			with := map[string]any{"kafka.commit_interval": "20ms"}
 			if stage == "batcher" {
-				with["batcher.each.max_wait"] = "500ms"
+				with["batcher.single.max_wait"] = "500ms"
 			}
 			in := harness.Install(t, harness.Get(t, harness.Shared), under(with))
 			in.Fleet(t, append(unequal(), fleet.Spec{ID: "long", Slots: 16, ServiceTime: 300 * time.Millisecond})...)

@@ -195,7 +195,7 @@ func TestRunTellsWhichLineIsWrong(t *testing.T) {
 	out := filepath.Join(dir, "out.jsonl")
 	lines := []string{
 		chatLine(1),
-		`{"id":"mine","model":"small","input":{"messages":[{"role":"user","content":"hello"}]}}`,
+		`{"task_id":"mine","model":"small","input":{"messages":[{"role":"user","content":"hello"}]}}`,
 		`{"custom_id":"no-model","method":"POST","url":"/v1/chat/completions","body":{"messages":[{"role":"user","content":"secret words"}]}}`,
 		`{"custom_id":"q-0001","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":"again"}}`,
 		`not json`,
@@ -224,7 +224,7 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 		chatLine(1),
 		`{"custom_id":"bad","method":"POST","url":"/v1/chat/completions","body":{"model":"small","messages":[{"role":"user","content":"please refuse"}]}}`,
 		"",
-		`{"id":"mine","model":"small","input":{"messages":[{"role":"user","content":"hello"}]},"labels":{"a":"b"}}`,
+		`{"task_id":"mine","model":"small","input":{"messages":[{"role":"user","content":"hello"}]},"labels":{"a":"b"}}`,
 	}, "\n")
 	ran := harness.Run(t, dir, nil, input, "run", "-", "-o", out, "--device", "d="+dev.URL)
 	require.Equal(t, 1, ran.Code, "%s", ran.Stderr)
@@ -241,7 +241,7 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 	var result struct {
 		TaskID string `json:"task_id"`
 		State  string
-		Device string
+		Device string `json:"device_id"`
 		Labels map[string]string
 	}
 	require.NoError(t, json.Unmarshal([]byte(got[2]), &own))

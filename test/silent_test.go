@@ -14,7 +14,7 @@ import (
 // and one of them says so.
 func TestASilentDeviceIsRecordedOnce(t *testing.T) {
 	t.Parallel()
-	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"devices.timeout": "2s", "router.refresh": "50ms"})
+	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"devices.heartbeat_timeout": "2s", "router.refresh_interval": "50ms"})
 	in.Process(t, "serve", "api", "audit", "router")
 	in.Process(t, "serve", "router")
 	rdb := redis.NewClient(&redis.Options{Addr: in.Services.RedisAddr})

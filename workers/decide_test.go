@@ -153,7 +153,7 @@ func TestReasonsAreShort(t *testing.T) {
 	}
 	rs := reasons(as)
 	require.Len(t, rs, 10)
-	require.Equal(t, 30, rs[9]["n"])
+	require.Equal(t, 30, rs[9]["number"])
 	var list []string
 	for i := range 40 {
 		list = excluding(list, fmt.Sprint(i%35))

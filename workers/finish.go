@@ -97,8 +97,8 @@ func (s *Workers) succeed(w *work, answer []byte, events []task.Event, now time.
 	res := s.result(w, task.Success, now)
 	res.Output, res.Usage = answer, usageOf(answer)
 	m := s.deps.Metrics.Workers
-	m.Tokens.WithLabelValues("in").Add(float64(res.Usage.InputTokens))
-	m.Tokens.WithLabelValues("out").Add(float64(res.Usage.OutputTokens))
+	m.Tokens.WithLabelValues("input").Add(float64(res.Usage.InputTokens))
+	m.Tokens.WithLabelValues("output").Add(float64(res.Usage.OutputTokens))
 	e := s.event(task.TaskSucceeded, w, now)
 	e.Device, e.Attempt, e.Batch = res.Device, res.Attempt(), w.batch
 	e.Duration = max(0, now.Sub(w.a.Task.SubmittedAt))
@@ -148,7 +148,7 @@ func (s *Workers) result(w *work, st task.State, now time.Time) *task.Result {
 func (s *Workers) end(w *work, res *task.Result, events []task.Event) {
 	msg, err := stream.ResultMessage(res)
 	if err != nil { // cannot be: the answer was checked to be JSON
-		s.deps.Logger.Error("encoding a result", "task", w.a.Task.Key().String(), "error", err)
+		s.deps.Logger.Error("encoding a result", "tenant", w.a.Task.Tenant, "task_id", w.a.Task.ID, "error", err)
 		return
 	}
 	m := s.deps.Metrics.Workers
@@ -157,7 +157,7 @@ func (s *Workers) end(w *work, res *task.Result, events []task.Event) {
 	s.away(w, stream.Unit{Messages: []stream.Message{msg}, Events: events}, func(err error) {
 		var large *stream.TooLargeError
 		if !errors.As(err, &large) || (res.Output == nil && len(res.Labels) == 0) {
-			s.deps.Logger.Error("a result was not written; the task is run again", "task", w.a.Task.Key().String(), "error", err)
+			s.deps.Logger.Error("a result was not written; the task is run again", "tenant", w.a.Task.Tenant, "task_id", w.a.Task.ID, "error", err)
 			return
 		}
 		small := *res
@@ -236,7 +236,7 @@ func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorCla
 	}
 	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.Requeued(nil)...)
 	if err != nil {
-		s.deps.Logger.Error("encoding a task", "task", t.Key().String(), "error", err)
+		s.deps.Logger.Error("encoding a task", "tenant", t.Tenant, "task_id", t.ID, "error", err)
 		return
 	}
 	e := s.event(a, w, now)
@@ -249,7 +249,7 @@ func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorCla
 			s.fail(w, &Failure{Class: task.ClassInvalid, Message: "the task with its attempts is larger than its topic takes"}, nil, time.Now())
 			return
 		}
-		s.deps.Logger.Error("a task was not written back; it is run again", "task", t.Key().String(), "error", err)
+		s.deps.Logger.Error("a task was not written back; it is run again", "tenant", t.Tenant, "task_id", t.ID, "error", err)
 	})
 }
 
@@ -326,7 +326,7 @@ func reasons(as []task.Attempt) []map[string]any {
 	}
 	out := make([]map[string]any, 0, len(as))
 	for _, a := range as {
-		out = append(out, map[string]any{"n": a.Number, "device": a.Device, "class": a.Class, "status": a.Status, "message": a.Message[:min(len(a.Message), 120)]})
+		out = append(out, map[string]any{"number": a.Number, "device_id": a.Device, "class": a.Class, "status": a.Status, "message": a.Message[:min(len(a.Message), 120)]})
 	}
 	return out
 }

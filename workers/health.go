@@ -186,7 +186,7 @@ func (s *Workers) breakerChanged(id string, c device.Change) {
 		action, level = task.BreakerHalfOpen, 1
 	}
 	s.deps.Metrics.Workers.BreakerState.WithLabelValues(id).Set(level)
-	s.deps.Logger.Info("breaker", "device", id, "state", c.State, "why", c.Why)
+	s.deps.Logger.Info("breaker", "device_id", id, "state", c.State, "why", c.Why)
 	s.put(stream.Unit{Events: []task.Event{{
 		Time: c.At.UTC(), Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
 		ActorID: s.deps.Instance, ResourceType: "device", ResourceID: id, Device: id, Detail: detail(note),

@@ -106,7 +106,7 @@ func (r *runner) registered(d *device.Device, regular bool) {
 	away := r.away
 	r.mu.Unlock()
 	if away != before {
-		r.w.deps.Logger.Info("device", "device", r.id, "away", away)
+		r.w.deps.Logger.Info("device", "device_id", r.id, "away", away)
 	}
 	if away != "" {
 		r.dispatch()
@@ -291,7 +291,7 @@ func (s *Workers) moveOff(r *runner, k class, m move, to []string) {
 	if n == 0 {
 		return
 	}
-	s.deps.Logger.Info("waiting work moves: others would be done sooner", "device", r.id, "tasks", n,
+	s.deps.Logger.Info("waiting work moves: others would be done sooner", "device_id", r.id, "tasks", n,
 		"here_ms", math.Round(m.here), "there_ms", math.Round(m.there), "spread", m.imbalance)
 	note := map[string]any{
 		"reason": movedEven, "here_ms": math.Round(m.here), "there_ms": math.Round(m.there),

@@ -249,7 +249,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		// One of the merged tasks spoils the others, or the device does not
 		// answer lists: each alone. That is no attempt of theirs. Should the
 		// device fail them all, the breaker soon stops that.
-		r.w.deps.Logger.Debug("a merged request failed; its tasks go one by one", "device", r.id, "tasks", len(c.works), "error", f.Message)
+		r.w.deps.Logger.Debug("a merged request failed; its tasks go one by one", "device_id", r.id, "tasks", len(c.works), "error", f.Message)
 		singles := make([]*call, 0, len(c.works))
 		for _, w := range c.works {
 			w.here--

@@ -9,13 +9,13 @@ import (
 )
 
 const (
-	taskColumns = `tenant, id, state, seq, version, attempt, device, model, endpoint, priority, job, trace_id, submitted_at, assigned_at,
+	taskColumns = `tenant, task_id, state, seq, version, attempt, device_id, model, endpoint, priority, job_id, trace_id, submitted_at, assigned_at,
 		started_at, finished_at, error_class, error_message, deadline, callback_url, updated_at, known_from`
 	taskWidth     = 22
-	resultColumns = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, tokens_in, tokens_out, device, model,
-		endpoint, priority, job, callback_url, trace_id, submitted_at, assigned_at, started_at, finished_at, recorded_at`
+	resultColumns = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens, device_id, model,
+		endpoint, priority, job_id, callback_url, trace_id, submitted_at, assigned_at, started_at, finished_at, recorded_at`
 	resultWidth     = 23
-	callbackColumns = `id, tenant, task_id, url, host, state, attempts, next_at, last_status, last_error, created_at, delivered_at`
+	callbackColumns = `callback_id, tenant, task_id, url, host, state, attempts, next_at, last_status, last_error, created_at, delivered_at`
 	callbackWidth   = 12
 )
 
@@ -63,7 +63,7 @@ func (m *maker) answer(l *life) {
 		r.int4(503)
 	}
 	if l.number > 1 {
-		attempts = fmt.Sprintf(`[{"number":%d,"device":%q,"status":503,"class":"device"}]`, l.number, l.device)
+		attempts = fmt.Sprintf(`[{"number":%d,"device_id":%q,"status":503,"class":"device"}]`, l.number, l.device)
 	}
 	r.text(output, string(l.class), l.message())
 	r.int4(l.number)

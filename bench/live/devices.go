@@ -44,7 +44,7 @@ func (p *place) startDevices(ctx context.Context, seed uint64, server string) (_
 		c := agent.Config{ID: d.ID(), URL: d.URL(), Models: spec.Models, Tags: spec.Tags, Slots: spec.Slots, Server: server}
 		y.agents.Go(func() {
 			if err := agent.Run(background, c, p.s.o.Logger); err != nil {
-				p.s.o.Logger.Error("an agent ended", "device", c.ID, "error", err)
+				p.s.o.Logger.Error("an agent ended", "device_id", c.ID, "error", err)
 			}
 		})
 	}

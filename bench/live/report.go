@@ -86,10 +86,10 @@ type Figures struct {
 	MeanSpread       float64 `json:"mean_spread_ms"`
 	P50MS            float64 `json:"p50_ms"`
 	P99MS            float64 `json:"p99_ms"`
-	WaitMS           float64 `json:"wait_ms"`    // of the mean: until it was assigned
-	HopMS            float64 `json:"hop_ms"`     // until its request began, waiting at the device included
-	RequestMS        float64 `json:"request_ms"` // until that was answered
-	BackMS           float64 `json:"back_ms"`    // until the result was read
+	WaitMS           float64 `json:"wait_ms"`     // of the mean: until it was assigned
+	HopMS            float64 `json:"dispatch_ms"` // until its request began, waiting at the device included
+	RequestMS        float64 `json:"request_ms"`  // until that was answered
+	BackMS           float64 `json:"back_ms"`     // until the result was read
 	Utilisation      float64 `json:"utilisation"`
 	UtilisationAll   float64 `json:"utilisation_all"`
 	Failures         int     `json:"failures"`

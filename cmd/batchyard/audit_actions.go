@@ -13,9 +13,9 @@ import (
 func (c *cli) auditActionsCommand() *cobra.Command {
 	markdown := false
 	cmd := &cobra.Command{
-		Use: "actions", Short: "List every action that is ever recorded",
-		Long: `Lists every action that the audit log knows: who records it, the state that the
-task is in afterwards, and what it means. What is not in the list is not recorded.`,
+		Use: "actions", Short: "List all actions that the audit log records",
+		Long: `Lists all actions that the audit log records: which stage records it, the new state
+of the task, and what it means.`,
 		Example: "  batchyard audit actions\n  batchyard audit actions --json | jq -r '.[].action'",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(*cobra.Command, []string) error {
@@ -59,14 +59,14 @@ func actionRows() []actionRow {
 func writeActions(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("# Actions\n\n" +
-		"Everything that the audit log records, in the order of a task's way. The list is\n" +
-		"`task.Actions` in the code and this page is made from it (`make config`); what the\n" +
-		"list lacks is never recorded: the recorder sends it to the dead letters.\n\n" +
-		"| action | recorded by | state afterwards | meaning |\n|---|---|---|---|\n")
+		"Every action that the audit log records, in the order in which a task meets them. This page is\n" +
+		"generated from `task.Actions` by `make config`. The recorder sends events with any other action to\n" +
+		"the dead-letter topic.\n\n" +
+		"| action | recorded by | new state | meaning |\n|---|---|---|---|\n")
 	for _, a := range task.Actions {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", a.Action, a.Stage, a.State, strings.ReplaceAll(a.Meaning, "|", `\|`))
 	}
-	b.WriteString("\nA terminal state (SUCCESS, FAILED, CANCELLED, EXPIRED) comes from the task's result,\nnot from an action.\n")
+	b.WriteString("\nTerminal states (SUCCESS, FAILED, CANCELLED, EXPIRED) come from the result of the task, not from an\naction.\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }

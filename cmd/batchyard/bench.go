@@ -70,7 +70,7 @@ conservation, no use of what could not be known) is an error.`,
 	fs.StringSliceVar(&f.works, "work", []string{"exponential"}, "exponential, lognormal (standard deviation twice the mean) or trace (by generated tokens)")
 	fs.StringSliceVar(&f.loads, "load", []string{"0.5", "0.7", "0.85", "0.95", "1.2"}, "offered loads, shares of the fleet's capacity")
 	fs.IntSliceVar(&f.routers, "routers", []int{1}, "numbers of routers")
-	fs.DurationSliceVar(&f.hops, "hop", []time.Duration{2 * time.Millisecond}, "times from a decision to the start of its request; that a device has room is known a quarter of it later")
+	fs.DurationSliceVar(&f.hops, "dispatch-latency", []time.Duration{2 * time.Millisecond}, "times from an assignment to the start of its request; routers learn of a free slot after a quarter of it")
 	fs.StringSliceVar(&f.fleets, "fleet", []string{"mixed12"}, "fleets: "+strings.Join(routesim.FleetNames(), ", "))
 	fs.StringSliceVar(&f.bindings, "binding", []string{"auto"}, "when tasks are bound to devices: auto, late or early")
 	fs.IntVar(&f.seeds, "seeds", 8, "runs of each arm, with seeds of their own")

@@ -72,7 +72,7 @@ func (c *cli) benchLive(ctx context.Context, cmd *cobra.Command, f routeFlags) e
 
 func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options, err error) {
 	given := cmd.Flags().Changed
-	for _, name := range []string{"arrivals", "work", "load", "routers", "hop", "fleet", "binding", "seeds", "learned", "trace", "max-rate", "parallel", "plot"} {
+	for _, name := range []string{"arrivals", "work", "load", "routers", "dispatch-latency", "fleet", "binding", "seeds", "learned", "trace", "max-rate", "parallel", "plot"} {
 		if given(name) {
 			return o, usageError("--%s is for the simulation and not for --live; leave it out", name)
 		}

@@ -12,7 +12,7 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
 		"--plot x.png":                 "--plot is for the simulation",
-		"--hop 2ms":                    "--hop is for the simulation",
+		"--dispatch-latency 2ms":       "--dispatch-latency is for the simulation",
 		"--policy best":                `--policy: "best" is no policy`,
 		"--policy all":                 `--policy: "all" is no policy`,
 		"--rounds 0":                   "--rounds: 0 is out of range",

@@ -23,10 +23,10 @@ func TestBenchRoute(t *testing.T) {
 		return out.String(), errs.String(), code
 	}
 
-	out, errs, code := run("--load", "0.5,0.9,1.2", "--routers", "1,2", "--work", "exponential,lognormal", "--policy", "fifo,expected_finish", "--hop", "2ms,20ms")
+	out, errs, code := run("--load", "0.5,0.9,1.2", "--routers", "1,2", "--work", "exponential,lognormal", "--policy", "fifo,expected_finish", "--dispatch-latency", "2ms,20ms")
 	require.Zero(t, code, errs)
-	require.Contains(t, out, "mixed12, load 0.5, poisson arrivals, exponential work, 1 router, hop 2ms, 2 seeds; lower bound of the mean: 41.6 ms")
-	require.Contains(t, out, "mixed12, load 1.2, poisson arrivals, lognormal work, 2 routers, hop 20ms, 2 seeds; lower bound of the mean: none")
+	require.Contains(t, out, "mixed12, load 0.5, poisson arrivals, exponential work, 1 router, dispatch latency 2ms, 2 seeds; lower bound of the mean: 41.6 ms")
+	require.Contains(t, out, "mixed12, load 1.2, poisson arrivals, lognormal work, 2 routers, dispatch latency 20ms, 2 seeds; lower bound of the mean: none")
 	require.Equal(t, 24, strings.Count(out, "  expected_finish\n"))
 
 	picture := filepath.Join(t.TempDir(), "routes.png")
@@ -37,13 +37,13 @@ func TestBenchRoute(t *testing.T) {
 	for _, l := range lines {
 		var m map[string]any
 		require.NoError(t, json.Unmarshal([]byte(l), &m))
-		for _, key := range []string{"policy", "arrivals", "work", "load", "routers", "hop_ms", "seeds", "mean_ms", "p50_ms", "p99_ms", "p999_ms",
+		for _, key := range []string{"policy", "arrivals", "work", "load", "routers", "dispatch_latency_ms", "seeds", "mean_ms", "p50_ms", "p99_ms", "p999_ms",
 			"goodput_per_s", "utilisation", "failures", "lower_bound_mean_ms"} {
 			require.Contains(t, m, key)
 		}
 		require.Len(t, m, 15, "these and no others")
 		require.Equal(t, m["load"] == 1.2, m["lower_bound_mean_ms"] == nil)
-		require.EqualValues(t, 2, m["hop_ms"])
+		require.EqualValues(t, 2, m["dispatch_latency_ms"])
 		require.Zero(t, m["failures"])
 	}
 	f, err := os.Open(picture)
@@ -80,7 +80,7 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 		"is no number":                   {"--load", "much"},
 		"out of range":                   {"--load", "0"},
 		"routers are out of range":       {"--routers", "0"},
-		"a hop of":                       {"--hop", "-1ms"},
+		"a dispatch latency of":          {"--dispatch-latency", "-1ms"},
 		"--seeds":                        {"--seeds", "0"},
 		"name its file with --trace":     {"--arrivals", "trace"},
 		"reading the trace":              {"--trace", "/does/not/exist"},

@@ -238,6 +238,7 @@ func TestVersion(t *testing.T) {
 	t.Parallel()
 	require.True(t, strings.HasPrefix(ok(t, "version"), "batchyard "))
 	require.Equal(t, ok(t, "version"), ok(t, "--version"))
+	require.Equal(t, ok(t, "version"), ok(t, "-v"))
 	var b build
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "version", "--json")), &b))
 	require.Equal(t, batchyard.Version, b.Version, "a build without a version of its own has the module's")

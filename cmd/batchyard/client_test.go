@@ -46,7 +46,7 @@ func TestSubmitTriesAgain(t *testing.T) {
 	var n atomic.Int32
 	a := connectedTo(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
-		if err != nil || r.Header.Get("X-Batchyard-Tenant") != "acme" || !strings.Contains(string(body), `"id":"a"`) {
+		if err != nil || r.Header.Get("X-Batchyard-Tenant") != "acme" || !strings.Contains(string(body), `"task_id":"a"`) {
 			answer(w, 400, `{"title":"Bad","detail":"wrong request"}`)
 			return
 		}
@@ -168,7 +168,7 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	}))
 	t.Cleanup(srv.Close)
 	var out, errOut strings.Builder
-	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"id":"x","model":"m","input":{}}`), &out, &errOut)
+	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"task_id":"x","model":"m","input":{}}`), &out, &errOut)
 	now := noon
 	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
 	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
@@ -213,7 +213,7 @@ func TestListPages(t *testing.T) {
 		to := min(from+limit, 1200)
 		page := make([]string, 0, limit)
 		for i := from; i < to; i++ {
-			page = append(page, fmt.Sprintf(`{"id":"%d"}`, i))
+			page = append(page, fmt.Sprintf(`{"task_id":"%d"}`, i))
 		}
 		next := ""
 		if to < 1200 {
@@ -227,7 +227,7 @@ func TestListPages(t *testing.T) {
 		got := lines(ok(t, args...))
 		require.Len(t, got, want, flags)
 		for i, line := range got {
-			require.JSONEq(t, fmt.Sprintf(`{"id":"%d"}`, i), line)
+			require.JSONEq(t, fmt.Sprintf(`{"task_id":"%d"}`, i), line)
 		}
 	}
 }

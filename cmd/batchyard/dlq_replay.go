@@ -181,7 +181,7 @@ func (r *replay) message(rec *stream.Record, topic string) stream.Message {
 // event tells the audit log who replayed what. It holds no part of the record.
 func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	detail, err := json.Marshal(map[string]string{
-		"dead_letter": rec.Position(), "topic": topic, "replay": r.id,
+		"dead_letter": rec.Position(), "topic": topic, "replay_id": r.id,
 		"stage": short(rec.Header(stream.HeaderDLQStage), 64), "reason": short(rec.Header(stream.HeaderDLQReason), 64),
 	})
 	if err != nil {
@@ -204,7 +204,7 @@ func (r *replay) fail(err error) {
 
 // replayed is what replay prints as JSON.
 type replayed struct {
-	Replay   string         `json:"replay,omitempty"`
+	Replay   string         `json:"replay_id,omitempty"`
 	Replayed int            `json:"replayed"`
 	Topics   map[string]int `json:"topics,omitempty"`
 	Failed   int            `json:"failed"`

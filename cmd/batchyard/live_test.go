@@ -68,7 +68,7 @@ func TestSubmitThatFails(t *testing.T) {
 	f, tenant := running(t), unique("fails")
 	// No device has the tag, and the deadline comes first.
 	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
-	stdin := `{"id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
+	stdin := `{"task_id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
 	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", tenant, "--wait", "--json")
 	require.Equal(t, exitFailed, r.code, r.err)
 	var s summary
@@ -84,7 +84,7 @@ func TestSubmitThatFails(t *testing.T) {
 func TestTasksGet(t *testing.T) {
 	t.Parallel()
 	f, tenant := running(t), unique("gets")
-	file := write(t, "one.jsonl", `{"id":"a/b c?","model":"m","priority":"high","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	file := write(t, "one.jsonl", `{"task_id":"a/b c?","model":"m","priority":"high","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	var in submitted
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "submit", file, "--server", f.URL, "--tenant", tenant, "--json")), &in))
 	require.Equal(t, 1, in.Tasks)
@@ -114,7 +114,7 @@ func TestTasksGet(t *testing.T) {
 func TestTasksCancel(t *testing.T) {
 	t.Parallel()
 	f, tenant := running(t), unique("cancels")
-	file := write(t, "one.jsonl", `{"id":"waits","model":"m","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	file := write(t, "one.jsonl", `{"task_id":"waits","model":"m","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
 	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", tenant), "asked to stop")
 	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", tenant, "--wait", "30s", "--json")
@@ -161,7 +161,7 @@ func TestDevicesDrain(t *testing.T) {
 	r = try(t, "", "devices", "undrain", "no-such-device", id, "--server", f.URL, "--json")
 	require.Equal(t, exitFailed, r.code)
 	require.Contains(t, r.err, "device no-such-device: there is no such device")
-	require.JSONEq(t, `{"id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
+	require.JSONEq(t, `{"device_id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
 }
 
 // The only test here that changes the policy of the shared Batchyard; all
@@ -185,8 +185,8 @@ func TestPolicy(t *testing.T) {
 func TestTasksWhyAndPriority(t *testing.T) {
 	t.Parallel()
 	f, tenant := running(t), unique("why")
-	file := write(t, "one.jsonl", `{"id":"waits","model":"m","priority":"low","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n"+
-		`{"id":"runs","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
+	file := write(t, "one.jsonl", `{"task_id":"waits","model":"m","priority":"low","needs":["no-such-tag"],"input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n"+
+		`{"task_id":"runs","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`+"\n")
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
 	at := []string{"--server", f.URL, "--tenant", tenant}
 	require.Eventually(t, func() bool { // it is in Postgres that a router has read it
@@ -240,7 +240,7 @@ func TestDLQReplay(t *testing.T) {
 	f, reason, tenant := running(t), unique("replay"), unique("dlq")
 	for i := range 3 {
 		id := fmt.Sprintf("buried-%d", i)
-		bury(t, f, stream.TasksNormal, id, `{"id":"`+id+`","tenant":"`+tenant+`","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, reason)
+		bury(t, f, stream.TasksNormal, id, `{"task_id":"`+id+`","tenant":"`+tenant+`","model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}`, reason)
 	}
 	bury(t, f, "somewhere.else", "x", "x", reason)
 	all := letters(t, f, reason)
@@ -279,7 +279,7 @@ func TestDLQReplay(t *testing.T) {
 	require.Equal(t, 3, replays)
 	require.Eventually(t, func() bool {
 		var n int
-		err := f.App.Pool.QueryRow(t.Context(), `SELECT count(*) FROM audit_log WHERE action = 'record.replayed' AND detail->>'replay' = $1`, done.Replay).Scan(&n)
+		err := f.App.Pool.QueryRow(t.Context(), `SELECT count(*) FROM audit_log WHERE action = 'record.replayed' AND detail->>'replay_id' = $1`, done.Replay).Scan(&n)
 		return err == nil && n == 3
 	}, 30*time.Second, 50*time.Millisecond)
 

@@ -138,7 +138,7 @@ func (c *cli) printf(format string, args ...any) {
 
 // summary is how a job went.
 type summary struct {
-	Job      string             `json:"job"`
+	Job      string             `json:"job_id"`
 	Total    int                `json:"tasks"`
 	ByState  map[task.State]int `json:"by_state"`
 	ByDevice map[string]int     `json:"by_device,omitempty"`

@@ -43,7 +43,7 @@ func (c *cli) policySetCommand() *cobra.Command {
 	var weights map[string]string
 	cmd := &cobra.Command{
 		Use: "set POLICY", Short: "Make routers choose devices by another policy",
-		Long: `Makes all routers choose devices by another policy, within router.refresh (1 s).
+		Long: `Makes all routers choose devices by another policy, within router.refresh_interval (1 s).
 It goes over their configuration until "policy reset", or until Redis forgets it.
 
 The policies, which docs/routing.md tells apart:

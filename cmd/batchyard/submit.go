@@ -76,7 +76,7 @@ func (f *submitFlags) check(c *cli) error {
 
 // submitted is what submit prints as JSON when it does not wait.
 type submitted struct {
-	Job    string `json:"job"`
+	Job    string `json:"job_id"`
 	Tenant string `json:"tenant"`
 	Tasks  int    `json:"tasks"`
 	SHA256 string `json:"sha256"`

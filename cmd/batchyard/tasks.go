@@ -339,7 +339,7 @@ stays as it ended; the exit code is 1 then.`,
 
 // cancelled is what cancel prints as JSON for each task.
 type cancelled struct {
-	ID    string     `json:"id"`
+	ID    string     `json:"task_id"`
 	Asked bool       `json:"asked"` // it ends as CANCELLED, unless another result came first
 	State task.State `json:"state,omitempty"`
 	Error string     `json:"error,omitempty"`

@@ -26,35 +26,35 @@ import (
 // Config is every setting. Each is declared once, by the package that uses it;
 // config.yaml and docs/configuration.md are written from these structs.
 type Config struct {
-	Log       LogConfig          `yaml:"log" doc:"What this program says of itself."`
-	Kafka     stream.Config      `yaml:"kafka" doc:"The log that tasks travel in."`
-	Redis     device.RedisConfig `yaml:"redis" doc:"Heartbeats, credits and claims: what may be forgotten."`
-	Postgres  PostgresConfig     `yaml:"postgres" doc:"The audit log, states and results: what people ask about."`
-	Task      producer.Config    `yaml:"task" doc:"Bounds of a task and of a submit."`
-	Jobs      jobs.Config        `yaml:"jobs" doc:"Files of many tasks."`
-	API       api.Config         `yaml:"api" doc:"The HTTP API."`
-	Devices   device.Config      `yaml:"devices" doc:"What is kept of devices."`
-	Router    router.Config      `yaml:"router" doc:"Where tasks run."`
-	Batcher   batcher.Config     `yaml:"batcher" doc:"How tasks are grouped."`
-	Workers   workers.Config     `yaml:"workers" doc:"How requests are run, tried again and given up."`
-	Audit     audit.Config       `yaml:"audit" doc:"How events and results are recorded."`
-	Callbacks callbacks.Config   `yaml:"callbacks" doc:"How users are told of results."`
-	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes without the API stage."`
+	Log       LogConfig          `yaml:"log" doc:"Logging."`
+	Kafka     stream.Config      `yaml:"kafka" doc:"Connection to Kafka, and the topics."`
+	Redis     device.RedisConfig `yaml:"redis" doc:"Connection to Redis, which holds heartbeats, credits and claims: short-lived state that can be rebuilt."`
+	Postgres  PostgresConfig     `yaml:"postgres" doc:"Connection to Postgres, which holds the audit log, task states and results."`
+	Task      producer.Config    `yaml:"task" doc:"Limits of tasks and submits."`
+	Jobs      jobs.Config        `yaml:"jobs" doc:"Limits of job files."`
+	API       api.Config         `yaml:"api" doc:"HTTP API."`
+	Devices   device.Config      `yaml:"devices" doc:"State of the devices in Redis."`
+	Router    router.Config      `yaml:"router" doc:"Choice of devices, order of tasks, and credits."`
+	Batcher   batcher.Config     `yaml:"batcher" doc:"Grouping of tasks into batches."`
+	Workers   workers.Config     `yaml:"workers" doc:"Requests to devices, retries and circuit breakers."`
+	Audit     audit.Config       `yaml:"audit" doc:"Recording of events and results in Postgres."`
+	Callbacks callbacks.Config   `yaml:"callbacks" doc:"Delivery of results as webhooks."`
+	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes that do not run the API."`
 	Version   string             `yaml:"-"` // of the program, for descriptions and logs
-	Drain     time.Duration      `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process ends within this time whatever hangs."`
+	Drain     time.Duration      `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process exits within this time even if something hangs."`
 }
 
 // LogConfig is how the program logs.
 type LogConfig struct {
-	Level  string `yaml:"level" live:"true" default:"info" enum:"debug,info,warn,error" doc:"Least level that is written."`
-	Format string `yaml:"format" default:"text" enum:"text,json" doc:"Form of the lines on standard error."`
+	Level  string `yaml:"level" live:"true" default:"info" enum:"debug,info,warn,error" doc:"Least severe level that is logged."`
+	Format string `yaml:"format" default:"text" enum:"text,json" doc:"Format of log lines on standard error."`
 }
 
 // PostgresConfig says where Postgres is.
 type PostgresConfig struct {
-	URL      string        `yaml:"url" default:"postgres://batchyard@127.0.0.1:5432/batchyard" secret:"true" doc:"Connection URL. Keep the password out of the file: set BATCHYARD_POSTGRES_URL, PGPASSWORD or a .pgpass file."`
-	MaxConns int           `yaml:"max_conns" default:"16" unit:"connections" min:"2" max:"1000" doc:"Connections of one process."`
-	Timeout  time.Duration `yaml:"timeout" default:"5s" min:"100ms" doc:"How long to wait for a connection."`
+	URL      string        `yaml:"url" default:"postgres://batchyard@127.0.0.1:5432/batchyard" secret:"true" doc:"Connection URL. Keep the password out of the file: set BATCHYARD_POSTGRES_URL, PGPASSWORD or use a .pgpass file."`
+	MaxConns int           `yaml:"max_conns" default:"16" unit:"connections" min:"2" max:"1000" doc:"Maximum number of connections per process."`
+	Timeout  time.Duration `yaml:"timeout" default:"5s" min:"100ms" doc:"Timeout for connecting, and for waiting for a free connection."`
 }
 
 // parse reads the URL. The library's error may hold it with its password.
@@ -68,7 +68,7 @@ func (c PostgresConfig) parse() (*pgxpool.Config, error) {
 
 // OpsConfig is the listener of processes that do not run the API.
 type OpsConfig struct {
-	Listen string `yaml:"listen" default:"" doc:"host:port of /healthz, /readyz and /metrics in a process without the api stage; empty: none."`
+	Listen string `yaml:"listen" default:"" doc:"host:port of /healthz, /readyz and /metrics in processes without the api stage. Empty: off."`
 }
 
 // DefaultPath is read when no file is named and it is there.

@@ -48,8 +48,8 @@ func TestDocumentationTellsWhatNeedsNoRestart(t *testing.T) {
 	config.FillDefaults(&m)
 	var md, yaml bytes.Buffer
 	require.NoError(t, config.WriteMarkdown(&md, &m))
-	require.Contains(t, md.String(), "Its name. *(may change while it runs)*")
+	require.Contains(t, md.String(), "Its name. *(can change at runtime)*")
 	require.NotContains(t, md.String(), "How long. *(")
 	require.NoError(t, config.WriteYAML(&yaml, &m, true))
-	require.Contains(t, yaml.String(), "default: a; may change while it runs)")
+	require.Contains(t, yaml.String(), "default: a; can change at runtime)")
 }

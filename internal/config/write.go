@@ -14,7 +14,7 @@ import (
 const secretMask = "***"
 
 // liveMark says in the documentation that a setting needs no restart.
-const liveMark = "may change while it runs"
+const liveMark = "can change at runtime"
 
 // Describe lists the settings of a struct.
 func Describe(dst any) []Setting {
@@ -37,9 +37,9 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 	}
 	out := bufio.NewWriter(w)
 	if commented {
-		comment(out, "", "Every setting of Batchyard. What is left out has its default, and what is not known is an error. "+
-			"An environment variable goes over the file: "+envPrefix+"KAFKA_BROKERS over kafka.brokers, lists comma separated. "+
-			"Durations are written 250ms, 5s, 10m, 2h or 90d, sizes 64KiB, 4MiB or 1GiB.")
+		comment(out, "", "All settings of Batchyard. A setting that is left out has its default, and an unknown one is an error. "+
+			"Environment variables override the file: "+envPrefix+"KAFKA_BROKERS overrides kafka.brokers; separate the items of a list by commas. "+
+			"Write durations as 250ms, 5s, 10m, 2h or 90d, and sizes as 64KiB, 4MiB or 1GiB.")
 	}
 	open := []string{}
 	fresh := false // a section has just begun
@@ -204,13 +204,15 @@ func WriteMarkdown(w io.Writer, dst any) error {
 	}
 	out := bufio.NewWriter(w)
 	fmt.Fprint(out, "# Configuration\n\n",
-		"Written from the code by `make config`: change the tags of the settings, not this page.\n\n",
-		"Settings have their defaults, then come the file given by `-c` (`config.yaml` in the current directory\n",
-		"when there is one), the environment (`"+envPrefix+"KAFKA_BROKERS` stands for `kafka.brokers`), and flags.\n",
-		"Unknown keys are errors. `batchyard config check` tells everything that is wrong with a configuration,\n",
-		"`batchyard config print` shows what is in force, without secrets.\n\n",
-		"`batchyard serve` and `dev` watch the file. A setting with the remark *("+liveMark+")* is taken over at\n",
-		"once; a change of any other is told in the log and waits for a restart. A file that is wrong changes nothing.\n")
+		"Generated from the code by `make config`: edit the tags of the settings, not this page.\n\n",
+		"A setting has its default unless one of these sets it, each overriding the ones before: the file given by\n",
+		"`-c` (by default `config.yaml` in the current directory, if it exists), an environment variable\n",
+		"(`"+envPrefix+"KAFKA_BROKERS` sets `kafka.brokers`), a flag. Unknown keys are errors. `batchyard config check` reports\n",
+		"everything that is wrong with a configuration. `batchyard config print` shows the settings in effect, without\n",
+		"secrets.\n\n",
+		"`batchyard serve` and `batchyard dev` watch the file. They apply changes of settings marked\n",
+		"*("+liveMark+")* immediately. Other changes are logged and need a restart. A file with errors\n",
+		"changes nothing.\n")
 	last := "\x00"
 	for _, s := range settings {
 		sec := ""

@@ -89,7 +89,7 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 	var all []*stream.Record
 	h.put(stream.Unit{Messages: []stream.Message{
 		{Topic: stream.TasksNormal, Value: []byte("no task at all")},
-		{Topic: stream.TasksLow, Value: []byte(`{"id":"no-model","tenant":"acme","input":{}}`)},
+		{Topic: stream.TasksLow, Value: []byte(`{"task_id":"no-model","tenant":"acme","input":{}}`)},
 		{Topic: stream.TasksLow, Value: []byte(`{"tenant":"acme","input":{}}`)}, // and no id
 		{Topic: stream.Events, Value: []byte("no event at all")},
 		{Topic: stream.Results, Value: []byte("no result at all")},
@@ -148,13 +148,13 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			h.submit("by-hand")
 			h.finish("router", stream.TasksNormal, nil)
 			h.record()
-			h.sql("INSERT INTO results (tenant, task_id, state, attempt, tokens_in, tokens_out, finished_at) VALUES ('acme', 'by-hand', 'SUCCESS', 1, 0, 0, now())")
+			h.sql("INSERT INTO results (tenant, task_id, state, attempt, input_tokens, output_tokens, finished_at) VALUES ('acme', 'by-hand', 'SUCCESS', 1, 0, 0, now())")
 		}, map[Kind]string{Changed: "by-hand", StateWrong: "by-hand"}},
 		{"another result", func(h *history) { h.sql("UPDATE results SET state = 'FAILED' WHERE task_id = 't-011'") },
 			map[Kind]string{Changed: "t-011", StateWrong: "t-011", EventMissing: "results"}},
-		{"a state is gone", func(h *history) { h.sql("DELETE FROM tasks WHERE id = 't-012'") }, map[Kind]string{StateWrong: "t-012"}},
+		{"a state is gone", func(h *history) { h.sql("DELETE FROM tasks WHERE task_id = 't-012'") }, map[Kind]string{StateWrong: "t-012"}},
 		{"a state for nobody", func(h *history) {
-			h.sql("INSERT INTO tasks (tenant, id, state, seq, submitted_at, updated_at, known_from) VALUES ('acme', 'ghost', 'PENDING', 0, now(), now(), 2)")
+			h.sql("INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from) VALUES ('acme', 'ghost', 'PENDING', 0, now(), now(), 2)")
 		}, map[Kind]string{StateNobody: "ghost"}},
 		{"an audit row is gone", func(h *history) {
 			h.sql("DELETE FROM audit_log WHERE task_id = 't-013' AND action = 'task.accepted'")
@@ -163,7 +163,7 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			h.sql("INSERT INTO audit_log SELECT * FROM audit_log WHERE task_id = 't-014' AND action = 'task.accepted'")
 		}, map[Kind]string{EventTwice: "events", ChainRows: "events"}},
 		{"an audit row of nothing", func(h *history) {
-			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, tokens_in, tokens_out, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
+			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
 		{"the row of a duplicate is gone", func(h *history) {
 			h.sql("DELETE FROM audit_log WHERE action = 'result.duplicate' AND task_id = 't-003'")
@@ -171,7 +171,7 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			map[Kind]string{EventMissing: "results", ChainRows: "results"}},
 		{"a callback is gone", func(h *history) { h.sql("DELETE FROM callbacks WHERE task_id = 't-016'") }, map[Kind]string{CallbackMissing: "t-016"}},
 		{"a callback twice", func(h *history) {
-			h.sql("INSERT INTO callbacks (id, tenant, task_id, url, host) VALUES ('evt_other', 'acme', 't-017', 'https://x', 'x')")
+			h.sql("INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_other', 'acme', 't-017', 'https://x', 'x')")
 		}, map[Kind]string{CallbackTwice: "t-017"}},
 		{"a task was finished and nothing became of it", func(h *history) {
 			h.submit("dropped")

@@ -77,7 +77,7 @@ func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "states", `SELECT tenant, id, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at FROM tasks`, nil,
+	return rowsOf(ctx, tx, "states", `SELECT tenant, task_id, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at FROM tasks`, nil,
 		func(rows pgx.Rows) error {
 			var k task.Key
 			var state task.State
@@ -95,7 +95,7 @@ func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "callbacks", `SELECT tenant, task_id, id FROM callbacks`, nil, func(rows pgx.Rows) error {
+	return rowsOf(ctx, tx, "callbacks", `SELECT tenant, task_id, callback_id FROM callbacks`, nil, func(rows pgx.Rows) error {
 		var k task.Key
 		var id string
 		if err := rows.Scan(&k.Tenant, &k.ID, &id); err != nil {

@@ -248,7 +248,7 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 	for _, c := range agents {
 		s.agents.Go(func() {
 			if err := agent.Run(background, c, s.logger); err != nil {
-				s.logger.Error("an agent ended", "device", c.ID, "error", err)
+				s.logger.Error("an agent ended", "device_id", c.ID, "error", err)
 			}
 		})
 	}

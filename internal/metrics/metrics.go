@@ -73,13 +73,13 @@ type Router struct {
 	Duplicates    prometheus.Counter
 	Waiting       *prometheus.GaugeVec // priority
 	WindowBytes   prometheus.Gauge
-	Assigned      *prometheus.CounterVec   // device
+	Assigned      *prometheus.CounterVec   // device_id
 	WaitSeconds   *prometheus.HistogramVec // priority
 	RoundSeconds  prometheus.Histogram
 	RoundPicks    prometheus.Histogram
 	Parked        *prometheus.CounterVec // reason
 	Ended         *prometheus.CounterVec // state
-	CreditsHeld   *prometheus.GaugeVec   // device
+	CreditsHeld   *prometheus.GaugeVec   // device_id
 	DevicesSilent prometheus.Gauge
 	ClaimErrors   prometheus.Counter
 }
@@ -96,14 +96,14 @@ type Batcher struct {
 
 // Workers counts the attempts.
 type Workers struct {
-	Attempts       *prometheus.CounterVec   // device, outcome: ok or an error class
-	AttemptSeconds *prometheus.HistogramVec // device
-	Running        *prometheus.GaugeVec     // device
+	Attempts       *prometheus.CounterVec   // device_id, outcome: ok or an error class
+	AttemptSeconds *prometheus.HistogramVec // device_id
+	Running        *prometheus.GaugeVec     // device_id
 	Requests       *prometheus.CounterVec   // endpoint, status class: 2xx, 4xx, none …
 	Requeued       *prometheus.CounterVec   // reason
 	Ended          *prometheus.CounterVec   // state
-	Tokens         *prometheus.CounterVec   // direction: in, out
-	BreakerState   *prometheus.GaugeVec     // device; 0 closed, 1 half open, 2 open
+	Tokens         *prometheus.CounterVec   // direction: input, output
+	BreakerState   *prometheus.GaugeVec     // device_id; 0 closed, 1 half open, 2 open
 	Degraded       prometheus.Counter
 	LeasesLost     prometheus.Counter
 	TotalSeconds   *prometheus.HistogramVec // priority; from submitted to finished
@@ -177,28 +177,28 @@ func New(reg prometheus.Registerer) *Metrics {
 
 func newStream(f factory) Stream {
 	return Stream{
-		Produced:          f.counters("stream_produced_records_total", "Records that all in-sync replicas have.", "topic"),
+		Produced:          f.counters("stream_produced_records_total", "Records acknowledged by all in-sync replicas.", "topic"),
 		ProducedBytes:     f.counters("stream_produced_bytes_total", "Bytes of the values of produced records.", "topic"),
-		ProduceSeconds:    f.histograms("stream_produce_seconds", "From asking to write to the acknowledgement.", seconds, "topic"),
-		ProduceErrors:     f.counters("stream_produce_errors_total", "Writes that the broker refused or did not answer; most are tried again.", "topic"),
+		ProduceSeconds:    f.histograms("stream_produce_seconds", "Time from the write request to the acknowledgement.", seconds, "topic"),
+		ProduceErrors:     f.counters("stream_produce_errors_total", "Writes that the broker refused or did not answer. Most are retried.", "topic"),
 		Consumed:          f.counters("stream_consumed_records_total", "Records handed to a stage.", "group", "topic"),
 		ConsumedBytes:     f.counters("stream_consumed_bytes_total", "Bytes of the values of consumed records.", "group", "topic"),
 		FetchErrors:       f.counters("stream_fetch_errors_total", "Fetches that the broker refused or did not answer.", "group", "topic"),
-		Skipped:           f.counters("stream_skipped_records_total", "Records passed over after a restart because the commit said that they are finished.", "group", "topic"),
-		InFlight:          f.gauges("stream_in_flight_records", "Records handed out and not finished.", "group", "topic"),
-		InFlightBytes:     f.gauges("stream_in_flight_bytes", "Bytes handed out and not finished.", "group", "topic"),
-		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished, of the worst partition.", "group", "topic"),
+		Skipped:           f.counters("stream_skipped_records_total", "Records skipped after a restart because the commit marks them as finished.", "group", "topic"),
+		InFlight:          f.gauges("stream_in_flight_records", "Records handed to a stage and not finished.", "group", "topic"),
+		InFlightBytes:     f.gauges("stream_in_flight_bytes", "Bytes of the records in flight.", "group", "topic"),
+		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished offset, of the worst partition.", "group", "topic"),
 		Stragglers:        f.counters("stream_stragglers_total", "Records that held up the commit of a partition for too long.", "group", "topic"),
-		Lag:               f.gauges("stream_lag_records", "Records in the log that the group has not finished.", "group", "topic"),
-		Partitions:        f.gauges("stream_partitions", "Partitions that this process owns.", "group", "topic"),
+		Lag:               f.gauges("stream_lag_records", "Records in the topic that the group has not finished.", "group", "topic"),
+		Partitions:        f.gauges("stream_partitions", "Partitions owned by this process.", "group", "topic"),
 		Rebalances:        f.counters("stream_rebalances_total", "Generations of the group that this process joined.", "group", "topic"),
 		Commits:           f.counters("stream_commits_total", "Offset commits.", "group", "topic"),
 		CommitErrors:      f.counters("stream_commit_errors_total", "Offset commits that the broker refused or did not answer.", "group", "topic"),
-		OutboxWaiting:     f.gauges("stream_outbox_waiting_units", "Units put and not yet acknowledged.", "outbox"),
+		OutboxWaiting:     f.gauges("stream_outbox_waiting_units", "Units in an outbox that are not acknowledged yet.", "outbox"),
 		OutboxFlushes:     f.counters("stream_outbox_flushes_total", "Flushes of an outbox.", "outbox"),
-		OutboxFlushUnits:  f.histograms("stream_outbox_flush_units", "Units written in one flush.", counts, "outbox"),
-		OutboxRetries:     f.counters("stream_outbox_retries_total", "Flushes tried again because the broker did not take them.", "outbox"),
-		DeadLetters:       f.counters("stream_dead_letters_total", "Records set aside because they cannot be processed.", "stage", "reason"),
+		OutboxFlushUnits:  f.histograms("stream_outbox_flush_units", "Units written per flush.", counts, "outbox"),
+		OutboxRetries:     f.counters("stream_outbox_retries_total", "Flushes that were retried because the broker did not accept them.", "outbox"),
+		DeadLetters:       f.counters("stream_dead_letters_total", "Records sent to the dead-letter topic.", "stage", "reason"),
 		BrokerUnreachable: f.gauges("stream_broker_unreachable", "1 while the broker does not answer.", "use"),
 	}
 }
@@ -206,99 +206,99 @@ func newStream(f factory) Stream {
 func newDevice(f factory) Device {
 	return Device{
 		Heartbeats:    f.counters("device_heartbeats_total", "Heartbeats received.", "outcome"),
-		Known:         f.gauge("device_known", "Devices whose heartbeat is fresh."),
-		RedisErrors:   f.counters("device_redis_errors_total", "Calls to Redis without a good answer.", "operation"),
+		Known:         f.gauge("device_known_devices", "Devices with a recent heartbeat."),
+		RedisErrors:   f.counters("device_redis_errors_total", "Failed calls to Redis.", "operation"),
 		RedisSeconds:  f.histograms("device_redis_seconds", "Duration of calls to Redis.", fine, "operation"),
-		LeasesLost:    f.counter("device_leases_lost_total", "Leases that had run out, or that Redis forgot, when they were to be renewed."),
+		LeasesLost:    f.counter("device_leases_lost_total", "Leases that had expired, or were missing in Redis, when they were due for renewal."),
 		CreditsTaken:  f.counter("device_credits_taken_total", "Credits granted to this process."),
-		CreditsFreed:  f.counter("device_credits_freed_total", "Credits given back by this process."),
-		CreditsDenied: f.counter("device_credits_denied_total", "Credits wanted and not granted, because the pool was at its limit."),
+		CreditsFreed:  f.counter("device_credits_freed_total", "Credits returned by this process."),
+		CreditsDenied: f.counter("device_credits_denied_total", "Credits requested but not granted, because the device was at its limit."),
 	}
 }
 
 func newProducer(f factory) Producer {
 	return Producer{
-		Submitted:    f.counters("producer_submitted_tasks_total", "Tasks accepted and written.", "priority"),
-		Refused:      f.counters("producer_refused_tasks_total", "Tasks refused, by the field that was wrong.", "field"),
-		Seconds:      f.histogram("producer_submit_seconds", "From a submit to all replicas having its tasks and events.", seconds),
-		CancelsAsked: f.counter("producer_cancels_asked_total", "Requests to cancel a task."),
-		RecentHits:   f.counter("producer_recent_hits_total", "Status questions answered from what was submitted moments ago."),
-		RecentSize:   f.gauge("producer_recent_tasks", "Recent tasks remembered in this process."),
+		Submitted:    f.counters("producer_submitted_tasks_total", "Tasks accepted and written to Kafka.", "priority"),
+		Refused:      f.counters("producer_refused_tasks_total", "Tasks refused, by the invalid field.", "field"),
+		Seconds:      f.histogram("producer_submit_seconds", "Time from a submit to the acknowledgement of its tasks and events by all in-sync replicas.", seconds),
+		CancelsAsked: f.counter("producer_cancel_requests_total", "Requests to cancel a task."),
+		RecentHits:   f.counter("producer_recent_hits_total", "Status requests answered from recently submitted tasks."),
+		RecentSize:   f.gauge("producer_recent_tasks", "Recently submitted tasks remembered by this process."),
 	}
 }
 
 func newRouter(f factory) Router {
 	return Router{
 		Read:          f.counters("router_read_tasks_total", "Tasks read.", "topic"),
-		Duplicates:    f.counter("router_duplicate_tasks_total", "Records dropped because their task was there already."),
-		Waiting:       f.gauges("router_waiting_tasks", "Tasks in the window.", "priority"),
-		WindowBytes:   f.gauge("router_window_bytes", "Bytes of the tasks in the window."),
-		Assigned:      f.counters("router_assigned_tasks_total", "Assignments.", "device"),
-		WaitSeconds:   f.histograms("router_wait_seconds", "From the task being ready to its assignment.", long, "priority"),
-		RoundSeconds:  f.histogram("router_round_seconds", "Duration of a round of picks, Redis included.", fine),
-		RoundPicks:    f.histogram("router_round_picks", "Assignments made in one round.", counts),
-		Parked:        f.counters("router_parked_tasks_total", "Tasks set aside in the log.", "reason"),
-		Ended:         f.counters("router_ended_tasks_total", "Tasks that ended in the router.", "state"),
-		CreditsHeld:   f.gauges("router_credits_held", "Credits in use, as the router last saw them.", "device"),
-		DevicesSilent: f.gauge("router_devices_silent", "Devices that missed three heartbeats."),
-		ClaimErrors:   f.counter("router_claim_errors_total", "Rounds of claims that Redis did not answer; duplicates pass then, and Postgres keeps the first result."),
+		Duplicates:    f.counter("router_duplicate_tasks_total", "Records dropped because they were duplicates."),
+		Waiting:       f.gauges("router_pending_tasks", "Tasks in the pending window.", "priority"),
+		WindowBytes:   f.gauge("router_pending_bytes", "Bytes of the tasks in the pending window."),
+		Assigned:      f.counters("router_assigned_tasks_total", "Assignments.", "device_id"),
+		WaitSeconds:   f.histograms("router_wait_seconds", "Time from a task being ready to its assignment.", long, "priority"),
+		RoundSeconds:  f.histogram("router_round_seconds", "Duration of a round, including Redis.", fine),
+		RoundPicks:    f.histogram("router_round_tasks", "Tasks assigned per round.", counts),
+		Parked:        f.counters("router_parked_tasks_total", "Tasks parked because no device could run them.", "reason"),
+		Ended:         f.counters("router_finished_tasks_total", "Tasks that reached a terminal state in the router.", "state"),
+		CreditsHeld:   f.gauges("router_credits_held", "Credits in use, as last seen by the router.", "device_id"),
+		DevicesSilent: f.gauge("router_silent_devices", "Devices without a heartbeat for devices.heartbeat_timeout."),
+		ClaimErrors:   f.counter("router_claim_errors_total", "Rounds whose claims Redis did not answer. Duplicates then pass, and Postgres keeps the first result."),
 	}
 }
 
 func newBatcher(f factory) Batcher {
 	return Batcher{
 		Batches:     f.counters("batcher_batches_total", "Batches closed.", "reason"),
-		BatchTasks:  f.histograms("batcher_batch_tasks", "Tasks in a batch.", counts, "endpoint"),
-		BatchBytes:  f.histogram("batcher_batch_bytes", "Bytes in a batch.", bytes),
-		WaitSeconds: f.histogram("batcher_wait_seconds", "From a batch's first assignment to its closing.", seconds),
-		OpenBatches: f.gauge("batcher_open_batches", "Batches that are being filled."),
+		BatchTasks:  f.histograms("batcher_batch_tasks", "Tasks per batch.", counts, "endpoint"),
+		BatchBytes:  f.histogram("batcher_batch_bytes", "Bytes per batch.", bytes),
+		WaitSeconds: f.histogram("batcher_wait_seconds", "Time from the first assignment of a batch to its closing.", seconds),
+		OpenBatches: f.gauge("batcher_open_batches", "Open batches."),
 		OpenTasks:   f.gauge("batcher_open_tasks", "Assignments in open batches."),
 	}
 }
 
 func newWorkers(f factory) Workers {
 	return Workers{
-		Attempts:       f.counters("workers_attempts_total", "Attempts ended; the outcome is ok or the class of the error.", "device", "outcome"),
-		AttemptSeconds: f.histograms("workers_attempt_seconds", "Duration of attempts.", long, "device"),
-		Running:        f.gauges("workers_running_tasks", "Attempts that are running.", "device"),
+		Attempts:       f.counters("workers_attempts_total", "Finished attempts. The outcome is ok or the class of the error.", "device_id", "outcome"),
+		AttemptSeconds: f.histograms("workers_attempt_seconds", "Duration of attempts.", long, "device_id"),
+		Running:        f.gauges("workers_running_tasks", "Running attempts.", "device_id"),
 		Requests:       f.counters("workers_requests_total", "HTTP requests to devices.", "endpoint", "status"),
-		Requeued:       f.counters("workers_requeued_tasks_total", "Tasks written back to be tried again.", "reason"),
-		Ended:          f.counters("workers_ended_tasks_total", "Tasks that ended in the workers.", "state"),
-		Tokens:         f.counters("workers_tokens_total", "Tokens as the devices report them.", "direction"),
-		BreakerState:   f.gauges("workers_breaker_state", "0 closed, 1 half open, 2 open.", "device"),
-		Degraded:       f.counter("workers_degraded_tasks_total", "Tasks that go on with a smaller model."),
-		LeasesLost:     f.counter("workers_leases_lost_total", "Credit leases that ran out while their work was running."),
-		TotalSeconds:   f.histograms("workers_total_seconds", "From submitted to finished.", long, "priority"),
-		BudgetExceeded: f.counter("workers_retry_budget_exceeded_total", "Retries put off because they would become the load."),
+		Requeued:       f.counters("workers_requeued_tasks_total", "Tasks requeued.", "reason"),
+		Ended:          f.counters("workers_finished_tasks_total", "Tasks that reached a terminal state in the workers.", "state"),
+		Tokens:         f.counters("workers_tokens_total", "Tokens as reported by the devices.", "direction"),
+		BreakerState:   f.gauges("workers_breaker_state", "State of the breaker: 0 closed, 1 half open, 2 open.", "device_id"),
+		Degraded:       f.counter("workers_degraded_tasks_total", "Tasks degraded to a smaller model."),
+		LeasesLost:     f.counter("workers_leases_lost_total", "Leases that expired while their tasks were running."),
+		TotalSeconds:   f.histograms("workers_task_seconds", "Time from the submit of a task to its end.", long, "priority"),
+		BudgetExceeded: f.counter("workers_retry_budget_exceeded_total", "Retries delayed because they exceeded the retry budget."),
 	}
 }
 
 func newAudit(f factory) Audit {
 	return Audit{
 		Rows:             f.counter("audit_rows_total", "Audit rows committed."),
-		Results:          f.counter("audit_results_total", "First terminal results committed."),
-		ResultDuplicates: f.counter("audit_result_duplicates_total", "Later results that were not taken."),
-		Chunks:           f.counters("audit_chunks_total", "Transactions, by how they ended.", "outcome"),
-		ChunkRows:        f.histogram("audit_chunk_rows", "Audit rows in one transaction.", rows),
+		Results:          f.counter("audit_results_total", "Results committed, one per task."),
+		ResultDuplicates: f.counter("audit_result_duplicates_total", "Further results of a finished task, which were discarded."),
+		Chunks:           f.counters("audit_chunks_total", "Transactions, by outcome.", "outcome"),
+		ChunkRows:        f.histogram("audit_chunk_rows", "Audit rows per transaction.", rows),
 		CommitSeconds:    f.histogram("audit_commit_seconds", "Duration of a transaction.", seconds),
-		LagSeconds:       f.histogram("audit_lag_seconds", "From an event to its committed row.", long),
-		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not take rows."),
-		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows that went to the default partition because their day had none."),
-		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows that the default partition holds; more than none is an alarm."),
-		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the chains, by how they ended.", "outcome"),
-		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "When this process wrote the latest signed checkpoint, in Unix time; 0: it has not."),
-		Waiters:          f.gauge("audit_waiters", "Requests that wait for the end of a task."),
-		PartitionsMade:   f.counter("audit_partitions_made_total", "Daily partitions made."),
+		LagSeconds:       f.histogram("audit_lag_seconds", "Time from an event to the commit of its row.", long),
+		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not accept rows."),
+		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows written to the default partition because their day had no partition."),
+		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows in the default partition. Alert if it is above 0."),
+		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the hash chains, by outcome.", "outcome"),
+		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "Unix time of the latest signed checkpoint of this process; 0 if there is none."),
+		Waiters:          f.gauge("audit_waiting_requests", "Requests that wait for a task to finish."),
+		PartitionsMade:   f.counter("audit_partitions_created_total", "Daily partitions created."),
 		PartitionsGone:   f.counter("audit_partitions_dropped_total", "Daily partitions dropped by retention."),
 	}
 }
 
 func newCallbacks(f factory) Callbacks {
 	return Callbacks{
-		Deliveries:      f.counters("callbacks_deliveries_total", "Deliveries, by how they ended.", "outcome"),
-		DeliverySeconds: f.histogram("callbacks_delivery_seconds", "Duration of one delivery.", seconds),
-		Running:         f.gauge("callbacks_running_deliveries", "Deliveries that are running."),
-		Due:             f.gauge("callbacks_due", "Callbacks that are due, as last counted."),
+		Deliveries:      f.counters("callbacks_deliveries_total", "Deliveries, by outcome.", "outcome"),
+		DeliverySeconds: f.histogram("callbacks_delivery_seconds", "Duration of deliveries.", seconds),
+		Running:         f.gauge("callbacks_running_deliveries", "Running deliveries."),
+		Due:             f.gauge("callbacks_due_deliveries", "Deliveries that are due, as last counted."),
 	}
 }
 
@@ -306,11 +306,11 @@ func newAPI(f factory) API {
 	return API{
 		Requests:     f.counters("api_requests_total", "HTTP requests.", "route", "method", "status"),
 		Seconds:      f.histograms("api_request_seconds", "Duration of HTTP requests.", seconds, "route", "method"),
-		InFlight:     f.gauge("api_in_flight_requests", "HTTP requests that are being answered."),
-		BodyBytes:    f.gauge("api_body_bytes", "Bytes reserved for request bodies in memory."),
-		BodiesFull:   f.counter("api_bodies_full_total", "Requests told to come back because too many bodies were in memory."),
-		Panics:       f.counter("api_panics_total", "Requests that ended in a panic."),
-		RefusedQuiet: f.counter("api_refused_unrecorded_total", "Refused submits beyond the rate at which they are audited."),
+		InFlight:     f.gauge("api_in_flight_requests", "HTTP requests in flight."),
+		BodyBytes:    f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
+		BodiesFull:   f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
+		Panics:       f.counter("api_panics_total", "Requests that panicked."),
+		RefusedQuiet: f.counter("api_refused_unrecorded_total", "Refused submits that were not recorded because they exceeded api.refused_events_per_second."),
 	}
 }
 

@@ -17,7 +17,7 @@ type line struct {
 	Work        string   `json:"work"`
 	Load        float64  `json:"load"`
 	Routers     int      `json:"routers"`
-	HopMS       float64  `json:"hop_ms"`
+	HopMS       float64  `json:"dispatch_latency_ms"`
 	Seeds       int      `json:"seeds"`
 	MeanMS      float64  `json:"mean_ms"`
 	P50MS       float64  `json:"p50_ms"`
@@ -108,7 +108,7 @@ func (r *Result) heading() string {
 	default:
 		bound = figure(r.Bound) + " ms (of exponential work and Poisson arrivals)"
 	}
-	return fmt.Sprintf("%s, load %g, %s arrivals, %s work, %s, hop %s, %s; lower bound of the mean: %s",
+	return fmt.Sprintf("%s, load %g, %s arrivals, %s work, %s, dispatch latency %s, %s; lower bound of the mean: %s",
 		r.Fleet, round(r.Load, 1e4), r.Arrivals, r.Work, count(r.Routers, "router"), r.Hop, count(r.Seeds, "seed"), bound)
 }
 
@@ -164,7 +164,7 @@ func WriteMaxRates(w io.Writer, rs []Result, l Limit, asJSON bool) error {
 	for i := range rs {
 		r := &rs[i]
 		o := &r.Outcome
-		_, _ = fmt.Fprintf(t, "%.3f\t%.1f\t%.1f %%\t%s\t%s\t%s\t  %s, %s, %s work, %s, hop %s\n", r.Load, r.Load*o.Capacity, 100*o.Utilisation(),
+		_, _ = fmt.Fprintf(t, "%.3f\t%.1f\t%.1f %%\t%s\t%s\t%s\t  %s, %s, %s work, %s, dispatch latency %s\n", r.Load, r.Load*o.Capacity, 100*o.Utilisation(),
 			figure(o.Mean()), figure(o.Quantile(0.5)), figure(o.Quantile(0.99)), r.name(), r.Fleet, r.Work, count(r.Routers, "router"), r.Hop)
 	}
 	if err := t.Flush(); err != nil {

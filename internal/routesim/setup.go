@@ -169,7 +169,7 @@ func (s *Setup) Check() error {
 	case s.Routers < 1 || s.Routers > 64:
 		return fmt.Errorf("simulating: %d routers are out of range; use 1 to 64", s.Routers)
 	case s.Hop < 0 || s.Hop > time.Minute:
-		return fmt.Errorf("simulating: a hop of %s is out of range; use 0 to 1m", s.Hop)
+		return fmt.Errorf("simulating: a dispatch latency of %s is out of range; use 0 to 1m", s.Hop)
 	case s.Duration <= 0 || s.Warmup < 0:
 		return errors.New("simulating: the measured time must be above 0 and the warm-up not below")
 	}

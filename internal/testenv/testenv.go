@@ -124,14 +124,14 @@ func Main(m *testing.M) {
 func Close() error {
 	shared.Lock()
 	defer shared.Unlock()
+	errs := []error{closeBroker()}
 	if shared.stack != nil {
-		err := shared.stack.Close()
+		errs = append(errs, shared.stack.Close())
 		shared.stack = nil
-		return err
+		return errors.Join(errs...)
 	}
 	templates.Lock()
 	defer templates.Unlock()
-	var errs []error
 	for key, name := range templates.byKey {
 		errs = append(errs, exec(templates.url, drop(name)))
 		delete(templates.byKey, key)

@@ -9,13 +9,13 @@ CREATE TABLE stream_offsets (
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 20);
 
-COMMENT ON TABLE stream_offsets IS 'Up to where each partition is in this database. Written in the transaction that writes the rows, so each record is here exactly once.';
-COMMENT ON COLUMN stream_offsets.topic IS 'Topic in Kafka, without the prefix of the installation.';
+COMMENT ON TABLE stream_offsets IS 'How far each partition has been recorded in this database. Written in the same transaction as the rows, so each record is stored exactly once.';
+COMMENT ON COLUMN stream_offsets.topic IS 'Kafka topic, without the prefix of the installation.';
 COMMENT ON COLUMN stream_offsets.partition IS 'Partition of the topic.';
-COMMENT ON COLUMN stream_offsets.next_offset IS 'Offset of the first record that is not here; -1: none is.';
-COMMENT ON COLUMN stream_offsets.epoch IS 'Counts the owners: one that was replaced cannot write any more.';
-COMMENT ON COLUMN stream_offsets.owner IS 'The process that took the partition last.';
-COMMENT ON COLUMN stream_offsets.updated_at IS 'When the row was written last.';
+COMMENT ON COLUMN stream_offsets.next_offset IS 'Offset of the first record that is not stored yet; -1 if none is.';
+COMMENT ON COLUMN stream_offsets.epoch IS 'Counts the owners of the partition. It fences: an owner that was replaced can no longer write.';
+COMMENT ON COLUMN stream_offsets.owner IS 'The process that took the partition most recently.';
+COMMENT ON COLUMN stream_offsets.updated_at IS 'When this row was last written.';
 
 -- +goose Down
 DROP TABLE stream_offsets;

@@ -164,7 +164,7 @@ func (w *world) each(ctx context.Context, sql string, scan func(func(...any) err
 
 func (w *world) collectSQL(ctx context.Context, h *History) error {
 	return errors.Join(
-		w.each(ctx, "SELECT tenant, id, state FROM tasks", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT tenant, task_id, state FROM tasks", func(scan func(...any) error) error {
 			var r Row
 			err := scan(&r.Key.Tenant, &r.Key.ID, &r.State)
 			h.Tasks = append(h.Tasks, r)
@@ -178,13 +178,13 @@ func (w *world) collectSQL(ctx context.Context, h *History) error {
 			h.Results = append(h.Results, r)
 			return err
 		}),
-		w.each(ctx, "SELECT relation, tenant, id, op, coalesce(before, ''), coalesce(after, '') FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT relation, tenant, task_id, op, coalesce(before, ''), coalesce(after, '') FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
 			var c Change
 			err := scan(&c.Table, &c.Key.Tenant, &c.Key.ID, &c.Op, &c.From, &c.To)
 			h.Changes = append(h.Changes, c)
 			return err
 		}),
-		w.each(ctx, "SELECT id, tenant, task_id, state FROM callbacks", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT callback_id, tenant, task_id, state FROM callbacks", func(scan func(...any) error) error {
 			var d Due
 			err := scan(&d.ID, &d.Key.Tenant, &d.Key.ID, &d.State)
 			h.Callbacks = append(h.Callbacks, d)
@@ -441,7 +441,7 @@ func (w *world) way(ctx context.Context, key task.Key) string {
 	}
 	rows, err := w.pool.Query(ctx, `SELECT to_char(ingested_at AT TIME ZONE 'UTC', 'HH24:MI:SS.MS') || '  audit_log ' || src_topic || '/' || src_partition || '@' || src_offset || '[' || src_index || ']  ' || action
 		FROM audit_log WHERE tenant = $1 AND task_id = $2 UNION ALL
-		SELECT to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS.MS') || '  ' || relation || ' ' || op || ' ' || coalesce(before, '') || ' → ' || coalesce(after, '') FROM chaos_changes WHERE tenant = $1 AND id = $2 ORDER BY 1`, key.Tenant, key.ID)
+		SELECT to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS.MS') || '  ' || relation || ' ' || op || ' ' || coalesce(before, '') || ' → ' || coalesce(after, '') FROM chaos_changes WHERE tenant = $1 AND task_id = $2 ORDER BY 1`, key.Tenant, key.ID)
 	if err != nil {
 		return b.String() + "  " + err.Error()
 	}

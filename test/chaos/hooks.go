@@ -50,15 +50,14 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	d := Delivery{ID: req.Header.Get("webhook-id"), Key: task.Key{Tenant: tenant, ID: id}, Status: http.StatusNoContent}
 	var event struct {
 		Data struct {
-			ID     string     `json:"id"`
 			TaskID string     `json:"task_id"`
 			State  task.State `json:"state"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &event); err != nil {
 		d.Problem = fmt.Sprintf("the body is no JSON: %v", err)
-	} else if event.Data.ID != id && event.Data.TaskID != id {
-		d.Problem = fmt.Sprintf("it is about the task %q", event.Data.ID+event.Data.TaskID)
+	} else if event.Data.TaskID != id {
+		d.Problem = fmt.Sprintf("it is about the task %q", event.Data.TaskID)
 	} else if err := r.verify.Verify(body, req.Header); err != nil {
 		d.Problem = fmt.Sprintf("the signature: %v", err)
 	}

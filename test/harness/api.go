@@ -177,7 +177,7 @@ func (in *Installation) Await(t testing.TB, ids []string, within time.Duration) 
 		const terminal = ` FROM tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')`
 		err := in.Pool(t).QueryRow(ctx, "SELECT count(*)"+terminal).Scan(&done)
 		if err == nil && done >= len(ids) {
-			err = in.Pool(t).QueryRow(ctx, "SELECT count(*)"+terminal+" AND id = ANY($1)", ids).Scan(&done)
+			err = in.Pool(t).QueryRow(ctx, "SELECT count(*)"+terminal+" AND task_id = ANY($1)", ids).Scan(&done)
 		}
 		if err == nil {
 			left = len(ids) - done
@@ -195,7 +195,7 @@ func (in *Installation) unfinished(t testing.TB, ids []string) []string {
 	defer cancel()
 	rows, err := in.Pool(t).Query(ctx, `SELECT i || ' ' || coalesce(state, 'unknown') || ' attempt ' || coalesce(attempt, -1) || ' ' ||
 		coalesce((SELECT string_agg(action || coalesce(' ' || nullif(error_class, ''), ''), ', ' ORDER BY time) FROM audit_log a WHERE a.task_id = i), '')
-		FROM unnest($1::text[]) i LEFT JOIN tasks ON id = i
+		FROM unnest($1::text[]) i LEFT JOIN tasks ON task_id = i
 		WHERE state IS NULL OR state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED') LIMIT 5`, ids)
 	if err != nil {
 		return []string{err.Error()}

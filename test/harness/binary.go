@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,6 +26,8 @@ type program struct {
 	path string
 	err  error
 }
+
+const module = "github.com/batchyard/batchyard"
 
 var ordinary, faulty program
 
@@ -76,8 +79,13 @@ func (p *program) build(flags []string) error {
 	p.path = filepath.Join(p.dir, "batchyard")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	args := append([]string{"build", "-o", p.path}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/batchyard/batchyard/cmd/batchyard")...)
+	// The chaos test is a module of its own, which knows less than the program imports.
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	if err != nil {
+		return fmt.Errorf("looking for the source of the program: %w", err)
+	}
+	args := append([]string{"build", "-C", strings.TrimSpace(string(root)), "-o", p.path}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/batchyard")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the program: %w\n%s", err, out)

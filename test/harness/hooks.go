@@ -52,7 +52,6 @@ func (r *Receiver) take(w http.ResponseWriter, req *http.Request) {
 		ID   string `json:"id"`
 		Type string `json:"type"`
 		Data struct {
-			ID     string `json:"id"`
 			TaskID string `json:"task_id"`
 			State  string `json:"state"`
 		} `json:"data"`
@@ -61,10 +60,7 @@ func (r *Receiver) take(w http.ResponseWriter, req *http.Request) {
 	if err := json.Unmarshal(body, &event); err != nil {
 		problem = fmt.Sprintf("the body is no JSON: %v", err)
 	}
-	id, taskID := req.Header.Get("webhook-id"), event.Data.ID
-	if taskID == "" {
-		taskID = event.Data.TaskID
-	}
+	id, taskID := req.Header.Get("webhook-id"), event.Data.TaskID
 	switch {
 	case problem != "":
 	case id == "" || taskID == "" || event.Data.State == "":

@@ -95,8 +95,8 @@ func (in *Installation) checkAnswers(t testing.TB, ids []string) map[string]task
 		Result *task.State
 	}
 	states := map[string]task.State{}
-	for _, r := range Rows[row](t, in, `SELECT t.id, t.state, r.state AS result FROM tasks t
-		LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.id WHERE t.id = ANY($1)`, ids) {
+	for _, r := range Rows[row](t, in, `SELECT t.task_id AS id, t.state, r.state AS result FROM tasks t
+		LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id WHERE t.task_id = ANY($1)`, ids) {
 		require.Truef(t, r.State.Terminal(), "%s is %s", r.ID, r.State)
 		require.NotNilf(t, r.Result, "%s ended as %s and has no result", r.ID, r.State)
 		require.Equalf(t, r.State, *r.Result, "state and result of %s", r.ID)
@@ -202,7 +202,7 @@ func (in *Installation) checkCallbacks(t testing.TB, ids []string, hooks *Receiv
 	hooks.Check(t)
 	type row struct{ ID, TaskID, State string }
 	known := map[string]string{}
-	for _, r := range Rows[row](t, in, `SELECT id, task_id, state FROM callbacks WHERE task_id = ANY($1)`, ids) {
+	for _, r := range Rows[row](t, in, `SELECT callback_id AS id, task_id, state FROM callbacks WHERE task_id = ANY($1)`, ids) {
 		require.NotContainsf(t, known, r.TaskID, "two callbacks of one task")
 		require.Equalf(t, "DELIVERED", r.State, "callback of %s", r.TaskID)
 		known[r.TaskID] = r.ID

@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Reasons for which a record becomes a dead letter; they are a header of it and a label of the metric.
+const (
+	ReasonInvalid    = "invalid"    // it was read, and may never succeed
+	ReasonUnreadable = "unreadable" // it cannot be decoded
+)
+
+// DeadLetters is a stage's one path to the dead-letter topic: the record's original bytes, the event
+// of it, the metric, and the log line.
+type DeadLetters struct {
+	Stage    string
+	Instance string // who acted, in the event
+	Outbox   *Outbox
+	Logger   *slog.Logger
+	Metrics  *metrics.Stream
+}
+
+// Letter is a record that a stage cannot process.
+type Letter struct {
+	Record *Record
+	Reason string // a short class, such as [ReasonInvalid]
+	Cause  error
+	// Value, when not nil, is written in place of the record's own: what is left of a record
+	// of which a part was processed.
+	Value []byte
+	// Entries counts what Value holds; it goes into the event.
+	Entries int
+	// Done is called once, when the letter is acknowledged, or when the broker will never take it.
+	// Nil finishes the record after the acknowledgement, and leaves a record that the broker refuses
+	// unfinished.
+	Done func(err error)
+}
+
+// Put hands a dead letter to the outbox. It waits while the outbox is full; an error means that ctx
+// ended or the outbox is closed, and the record will be read again. If the process dies before the
+// acknowledgement, the record is read, and written, again.
+func (d *DeadLetters) Put(ctx context.Context, l Letter) error {
+	d.Metrics.DeadLetters.WithLabelValues(d.Stage, l.Reason).Inc()
+	m := DeadLetter(l.Record, d.Stage, l.Reason, l.Cause)
+	if l.Value != nil {
+		m.Value = l.Value
+	}
+	where := []any{"record", l.Record.Position(), "reason", l.Reason}
+	d.Logger.Warn("moving a record to the dead-letter topic", append(where, "error", l.Cause)...)
+	return d.Outbox.Put(ctx, Unit{
+		Messages: []Message{m},
+		Events:   []task.Event{d.event(l)},
+		Acked: func(err error) {
+			var large *TooLargeError
+			if errors.As(err, &large) {
+				d.Logger.Error("the dead-letter topic refuses a record for its size: raise max.message.bytes of the topic dlq", append(where, "error", err)...)
+			}
+			switch {
+			case l.Done != nil:
+				l.Done(err)
+			case err == nil:
+				l.Record.Done()
+			}
+		},
+	})
+}
+
+// event is the audit event of a dead letter. It holds no part of the record, which may contain a prompt.
+func (d *DeadLetters) event(l Letter) task.Event {
+	detail, err := json.Marshal(struct {
+		Stage   string `json:"stage"`
+		Reason  string `json:"reason"`
+		Error   string `json:"error"`
+		Entries int    `json:"entries,omitempty"`
+	}{d.Stage, l.Reason, clip(l.Cause.Error(), maxDLQError), l.Entries})
+	if err != nil { // text and numbers: it cannot fail
+		detail = nil
+	}
+	where := l.Record.Position()
+	return task.Event{
+		Time: time.Now().UTC(), Action: task.RecordDead, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
+		ActorType: task.ActorStage, ActorID: d.Instance, SourceAddr: "kafka:" + where,
+		ResourceType: "record", ResourceID: where, ErrorClass: task.ClassInvalid,
+		InputSize: int64(len(l.Record.Value)), Detail: detail,
+	}
+}

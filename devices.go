@@ -9,7 +9,7 @@ import (
 
 // Device is a device as its last heartbeat described it.
 type Device struct {
-	DeviceID  string     `json:"id"`
+	DeviceID  string     `json:"device_id"`
 	URL       string     `json:"url"`
 	Models    []string   `json:"models"`
 	Tags      []string   `json:"tags,omitempty"`
@@ -35,7 +35,7 @@ type Device struct {
 // AbsentDevice is a device that is drained and not known now. It is still drained
 // when it comes back.
 type AbsentDevice struct {
-	DeviceID  string    `json:"id"`
+	DeviceID  string    `json:"device_id"`
 	DrainedAt time.Time `json:"drained_at"`
 }
 
@@ -71,7 +71,7 @@ func (c *Client) Devices(ctx context.Context) (*DeviceList, error) {
 
 // DrainState says whether an operator has drained a device.
 type DrainState struct {
-	DeviceID string `json:"id"`
+	DeviceID string `json:"device_id"`
 	Drained  bool   `json:"drained"`
 	Changed  bool   `json:"changed"` // it was not so before
 

@@ -15,12 +15,12 @@ type Event struct {
 	Action     task.Action     `json:"action"`
 	Outcome    task.Outcome    `json:"outcome"`
 	ActorType  task.ActorType  `json:"actor_type"`
-	Actor      string          `json:"actor,omitempty"`
-	Source     string          `json:"source,omitempty"` // where the actor's request came from
+	ActorID    string          `json:"actor_id,omitempty"`
+	SourceAddr string          `json:"source_addr,omitempty"` // where the actor's request came from
 	UserAgent  string          `json:"user_agent,omitempty"`
 	ErrorClass task.ErrorClass `json:"error_class,omitempty"`
-	BatchID    string          `json:"batch,omitempty"`
-	DeviceID   string          `json:"device,omitempty"`
+	BatchID    string          `json:"batch_id,omitempty"`
+	DeviceID   string          `json:"device_id,omitempty"`
 	Attempt    int             `json:"attempt,omitempty"`
 	DurationMS float64         `json:"duration_ms,omitempty"`
 	Detail     json.RawMessage `json:"detail,omitempty"` // a small JSON object
@@ -49,7 +49,7 @@ func (c *Client) Events(ctx context.Context, taskID string) ([]Event, error) {
 
 // Why says why a task is where it is, or why it still waits.
 type Why struct {
-	TaskID   string      `json:"id"`
+	TaskID   string      `json:"task_id"`
 	Tenant   string      `json:"tenant"`
 	State    task.State  `json:"state"`
 	Sentence string      `json:"sentence"`           // all of it in words
@@ -72,18 +72,18 @@ type Waiting struct {
 	ParkedAt  *time.Time     `json:"parked_at,omitempty"`
 	NotBefore *time.Time     `json:"not_before,omitempty"`
 	Deadline  *time.Time     `json:"deadline,omitempty"`
-	Devices   int            `json:"devices"`          // known
-	Able      int            `json:"able"`             // of these, able to run it
-	Slots     int            `json:"slots"`            // of the able ones, together
-	Used      int            `json:"used"`             // tasks that the able ones have now
-	Merged    bool           `json:"merged,omitempty"` // requests of its endpoint are batched: a slot takes many tasks at once
-	Out       map[string]int `json:"out,omitempty"`    // why the others cannot run it, and how many for each reason
+	Devices   int            `json:"devices"`           // known
+	Able      int            `json:"able"`              // of these, able to run it
+	Slots     int            `json:"slots"`             // of the able ones, together
+	Used      int            `json:"used"`              // tasks that the able ones have now
+	Batched   bool           `json:"batched,omitempty"` // requests of its endpoint are batched: a slot takes many tasks at once
+	Out       map[string]int `json:"out,omitempty"`     // why the others cannot run it, and how many for each reason
 }
 
 // Placement is one device that a router chose for a task.
 type Placement struct {
 	Attempt    int             `json:"attempt"`
-	DeviceID   string          `json:"device"`
+	DeviceID   string          `json:"device_id"`
 	At         time.Time       `json:"at"`
 	WaitedMS   float64         `json:"waited_ms"` // in the router
 	Policy     string          `json:"policy,omitempty"`
@@ -98,7 +98,7 @@ type Placement struct {
 
 // ScoredDevice is a device as the policy saw it.
 type ScoredDevice struct {
-	DeviceID  string   `json:"device"`
+	DeviceID  string   `json:"device_id"`
 	Score     *float64 `json:"score,omitempty"` // lower is better
 	Unit      string   `json:"unit,omitempty"`
 	Used      int      `json:"used"`

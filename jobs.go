@@ -20,7 +20,7 @@ const jobPoll = 500 * time.Millisecond
 // JobProgress is how far a job is. A job is every task of the tenant with the same
 // JobID; the server does not know how many are still to be submitted.
 type JobProgress struct {
-	JobID   string               `json:"id"`
+	JobID   string               `json:"job_id"`
 	Tenant  string               `json:"tenant"`
 	Total   int64                `json:"total"`             // tasks that are known so far
 	Done    int64                `json:"done"`              // those that have ended

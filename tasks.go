@@ -22,22 +22,22 @@ const pollPause = time.Second
 
 // TaskStatus is a task as it stands, with its result once it has one.
 type TaskStatus struct {
-	TaskID      string            `json:"id"`
+	TaskID      string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
 	State       task.State        `json:"state"`
 	Model       string            `json:"model,omitempty"`           // that answered, or was asked for
 	Requested   string            `json:"requested_model,omitempty"` // the model asked for, when another answered
 	Endpoint    string            `json:"endpoint,omitempty"`
 	Priority    task.Priority     `json:"priority,omitempty"`
-	JobID       string            `json:"job,omitempty"`
+	JobID       string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
-	DeviceID    string            `json:"device,omitempty"`   // where it runs, or ran last
-	Attempt     int               `json:"attempt"`            // number of the present or last attempt; 0 before the first
-	Attempts    []task.Attempt    `json:"attempts,omitempty"` // what was tried, once the task has ended
-	HTTPStatus  int               `json:"status,omitempty"`   // of the device's last answer
-	Output      json.RawMessage   `json:"output,omitempty"`   // the device's answer; only [Client.Get] and [Client.Wait] fetch it
-	Error       *task.Error       `json:"error,omitempty"`    // why it did not succeed
+	DeviceID    string            `json:"device_id,omitempty"` // where it runs, or ran last
+	Attempt     int               `json:"attempt"`             // number of the present or last attempt; 0 before the first
+	Attempts    []task.Attempt    `json:"attempts,omitempty"`  // what was tried, once the task has ended
+	HTTPStatus  int               `json:"status,omitempty"`    // of the device's last answer
+	Output      json.RawMessage   `json:"output,omitempty"`    // the device's answer; only [Client.Get] and [Client.Wait] fetch it
+	Error       *task.Error       `json:"error,omitempty"`     // why it did not succeed
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	SubmittedAt *time.Time        `json:"submitted_at,omitempty"`
@@ -151,7 +151,7 @@ func (p *Page) UnmarshalJSON(b []byte) error {
 // first. Outputs are left out.
 func (c *Client) Page(ctx context.Context, f Filter) (*Page, error) {
 	query := url.Values{}
-	for name, value := range map[string]string{"state": string(f.State), "job": f.JobID, "cursor": f.Cursor} {
+	for name, value := range map[string]string{"state": string(f.State), "job_id": f.JobID, "cursor": f.Cursor} {
 		if value != "" {
 			query.Set(name, value)
 		}
@@ -219,7 +219,7 @@ type PriorityChange struct {
 
 // Reprioritized is a task whose rank was changed.
 type Reprioritized struct {
-	TaskID string     `json:"id"`
+	TaskID string     `json:"task_id"`
 	Tenant string     `json:"tenant"`
 	State  task.State `json:"state"` // as far as is known; a task that goes to a device meanwhile goes as it was
 	From   Rank       `json:"from"`

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Heartbeat is the body of POST /v1/devices/{id}/heartbeat.
+// Heartbeat is the body of POST /v1/devices/{device_id}/heartbeat.
 type Heartbeat struct {
 	URL       string   `json:"url,omitempty"`
 	Models    []string `json:"models,omitempty"`

@@ -147,7 +147,7 @@ func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error)
 	if k.ID != "told" {
 		return nil, m.away
 	}
-	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, ActorID: "acme", Duration: time.Second}
+	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, Outcome: task.OutcomeOK, ActorType: task.ActorUser, ActorID: "acme", Duration: time.Second}
 	return []audit.EventRow{{Event: e}}, m.away
 }
 
@@ -162,6 +162,7 @@ type bench struct {
 	logs  *logBuffer
 	flush func(context.Context) error // until the events that were recorded are in Kafka
 	deps  Deps
+	spec  description // every response of do is checked against it
 }
 
 type logBuffer struct {
@@ -212,6 +213,9 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:0")
 	s, err := New(b.deps, cfg)
 	require.NoError(t, err)
+	text, err := s.api.OpenAPI().MarshalJSON()
+	require.NoError(t, err)
+	b.spec = parseDescription(t, text)
 	runCtx, stop := context.WithCancel(context.Background())
 	b.stop = stop
 	ready := make(chan struct{})
@@ -279,6 +283,7 @@ func (b *bench) do(t *testing.T, method, path, body string, headers ...string) a
 	t.Helper()
 	a, err := b.send(method, path, body, headers...)
 	require.NoError(t, err)
+	require.NoError(t, b.spec.promised(method, path, a))
 	return a
 }
 
@@ -360,7 +365,7 @@ func TestSubmitOneThenAsk(t *testing.T) {
 	a := b.do(t, "POST", "/v1/tasks", oneTask, "Content-Type", "application/json", "User-Agent", "test/1",
 		"traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
 	require.Equal(t, http.StatusAccepted, a.status, a.body)
-	require.JSONEq(t, `{"id":"a","tenant":"default","state":"PENDING"}`, a.body)
+	require.JSONEq(t, `{"task_id":"a","tenant":"default","state":"PENDING"}`, a.body)
 	require.Equal(t, "/v1/tasks/a", a.header.Get("Location"))
 	require.Len(t, b.records(t, stream.TasksNormal), 1)
 	es := b.events(t, task.TaskAccepted)
@@ -411,7 +416,7 @@ func TestSubmitArrayAndMessagePack(t *testing.T) {
 	require.NoError(t, err)
 	a = b.do(t, "POST", "/v1/tasks", string(packed), "Content-Type", "application/msgpack")
 	require.Equal(t, http.StatusAccepted, a.status, a.body)
-	require.JSONEq(t, `{"id":"mp","tenant":"default","state":"PENDING"}`, a.body)
+	require.JSONEq(t, `{"task_id":"mp","tenant":"default","state":"PENDING"}`, a.body)
 }
 
 func TestSubmitsThatAreRefused(t *testing.T) {
@@ -520,7 +525,7 @@ func TestList(t *testing.T) {
 	b.store.set(audit.TaskRow{Tenant: "acme", ID: "b", State: task.Failed})
 	a := b.do(t, "GET", "/v1/tasks?state=failed&limit=5", "")
 	require.Equal(t, http.StatusOK, a.status, a.body)
-	require.JSONEq(t, `{"tasks":[{"id":"a","tenant":"default","state":"FAILED","attempt":0,"submitted_at":"1970-01-01T00:00:01Z"}],"next":"more"}`, a.body)
+	require.JSONEq(t, `{"tasks":[{"task_id":"a","tenant":"default","state":"FAILED","attempt":0,"submitted_at":"1970-01-01T00:00:01Z"}],"next":"more"}`, a.body)
 	for path, pointer := range map[string]string{"state=no": "state", "limit=0": "limit", "limit=x": "limit", "cursor=bad": "cursor", "stat=FAILED": "stat"} {
 		p := b.do(t, "GET", "/v1/tasks?"+path, "").problem(t, 422)
 		require.NotEmpty(t, p.Errors, path)
@@ -561,9 +566,9 @@ func TestJobs(t *testing.T) {
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "1", Job: "j", State: task.Success})
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "2", Job: "j", State: task.Running})
 	a := b.do(t, "GET", "/v1/jobs/j", "")
-	require.JSONEq(t, `{"id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
+	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
 
-	results := []*task.Result{{TaskID: "1", Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2"}}
+	results := []*task.Result{{TaskID: "1", State: task.Success, Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2", State: task.Failed}}
 	b.store.setResults(nil, results...)
 	a = b.do(t, "GET", "/v1/jobs/j/results", "")
 	require.Equal(t, "application/jsonl", a.header.Get("Content-Type"))
@@ -585,9 +590,9 @@ func TestDevices(t *testing.T) {
 	b := start(t, Config{})
 	beat := `{"url":"http://10.0.0.5:8000","models":["m"],"tags":["gpu"],"slots":4,"cpu":0.5,"mem":0.1,"io":0,"latency_ms":1.2,"queue":3}`
 	a := b.do(t, "POST", "/v1/devices/d1/heartbeat", beat)
-	require.JSONEq(t, `{"id":"d1","joined":true}`, a.body)
+	require.JSONEq(t, `{"device_id":"d1","joined":true}`, a.body)
 	a = b.do(t, "POST", "/v1/devices/d1/heartbeat", beat)
-	require.JSONEq(t, `{"id":"d1","joined":false}`, a.body)
+	require.JSONEq(t, `{"device_id":"d1","joined":false}`, a.body)
 	var l DeviceList
 	b.do(t, "GET", "/v1/devices", "").into(t, &l)
 	require.Len(t, l.Devices, 1)
@@ -610,7 +615,7 @@ func TestDevices(t *testing.T) {
 	b.do(t, "POST", "/v1/devices/d1/heartbeat", strings.Repeat(" ", maxBeat+1)).problem(t, 413)
 
 	a = b.do(t, "POST", "/v1/devices/d1/heartbeat", `{"leaving":true}`)
-	require.JSONEq(t, `{"id":"d1","joined":false,"left":true}`, a.body)
+	require.JSONEq(t, `{"device_id":"d1","joined":false,"left":true}`, a.body)
 	joined := b.events(t, task.DeviceJoined)
 	require.Len(t, joined, 1, "one joining, one event")
 	require.Equal(t, "d1", joined[0].Device)
@@ -642,15 +647,15 @@ func TestHealthAndNothingElse(t *testing.T) {
 	}
 	b.do(t, "GET", "/openapi.json", "").into(t, &spec)
 	require.Equal(t, "3.1.0", spec.OpenAPI)
-	for _, path := range []string{"/v1/tasks", "/v1/tasks/{id}", "/v1/tasks/{id}/cancel", "/v1/tasks/{id}/events", "/v1/jobs/{id}",
-		"/v1/jobs/{id}/results", "/v1/devices", "/v1/devices/{id}/heartbeat", "/v1/devices/{id}/drain", "/v1/devices/{id}/undrain", "/v1/router/policy", "/v1/tasks/{id}/why", "/healthz", "/readyz", "/metrics"} {
+	for _, path := range []string{"/v1/tasks", "/v1/tasks/{task_id}", "/v1/tasks/{task_id}/cancel", "/v1/tasks/{task_id}/events", "/v1/jobs/{job_id}",
+		"/v1/jobs/{job_id}/results", "/v1/devices", "/v1/devices/{device_id}/heartbeat", "/v1/devices/{device_id}/drain", "/v1/devices/{device_id}/undrain", "/v1/router/policy", "/v1/tasks/{task_id}/why", "/healthz", "/readyz", "/metrics"} {
 		require.Contains(t, spec.Paths, path)
 	}
 	require.Contains(t, spec.Paths["/v1/tasks"]["post"], "requestBody")
-	require.Contains(t, spec.Paths["/v1/tasks/{id}"]["patch"], "requestBody")
+	require.Contains(t, spec.Paths["/v1/tasks/{task_id}"]["patch"], "requestBody")
 	require.Contains(t, spec.Paths["/v1/router/policy"]["put"], "requestBody")
 	require.Contains(t, spec.Paths["/v1/router/policy"], "delete")
-	require.Contains(t, spec.Paths["/v1/devices/{id}/heartbeat"]["post"], "requestBody")
+	require.Contains(t, spec.Paths["/v1/devices/{device_id}/heartbeat"]["post"], "requestBody")
 	require.Contains(t, b.do(t, "GET", "/openapi.yaml", "").body, "openapi: 3.1.0")
 }
 
@@ -724,4 +729,25 @@ func FuzzDecodeBeat(f *testing.F) {
 			_ = d.Validate() // no panic
 		}
 	})
+}
+
+func TestWholeNumbers(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"level":5.0,"input":{"level":5.0}}`:    `{"level":5,"input":{"level":5.0}}`,
+		` { "max_attempts" : 2e0 ,"level": 1.0}`: ` { "max_attempts" : 2 ,"level": 1}`,
+		`{"level":-0.0}`:                         `{"level":0}`,
+		`{"level":5}`:                            "",
+		`{"level":5.5}`:                          "",
+		`{"level":1e300}`:                        "",
+		`{"level":"5.0"}`:                        "",
+		`{"model":5.0}`:                          "",
+		`[{"level":5.0}]`:                        "",
+		`{"level":5.0,`:                          `{"level":5,`,
+		``:                                       "",
+	} {
+		require.Equal(t, want, string(wholeNumbers([]byte(body), &task.Task{})), body)
+	}
+	tasks, _, p := decodeTasks([]byte(`[{"model":"m","input":{},"level":7.0,"max_attempts":3}]`), "", 10)
+	require.Nil(t, p)
+	require.Equal(t, 7, tasks[0].Level)
 }

@@ -1,19 +1,24 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
 )
 
-// budget bounds the bytes of all bodies that are in memory. A body takes what it
-// needs as it is read and fails when there is no more, so bodies that wait for
-// each other cannot be.
+// budget bounds the bytes of all bodies that are in memory. A body takes its share
+// while it is read, and fails when nothing is left: bodies never wait for each other,
+// so they cannot deadlock.
 type budget struct {
 	limit, used atomic.Int64
 	metrics     *metrics.Metrics
@@ -33,9 +38,9 @@ func (b *budget) give(n int64) {
 	b.metrics.API.BodyBytes.Sub(float64(n))
 }
 
-// readBody reads a body of at most limit bytes. release gives its share of the
-// budget back and is to be called when the bytes are not used any more, also
-// after an error, which is a *Problem.
+// readBody reads a body of at most limit bytes. Call release when the bytes are no
+// longer used, also after an error: it returns their share of the budget. An error is
+// a *Problem.
 func (b *budget) readBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, release func(), err error) {
 	var taken int64
 	release = func() { b.give(taken); taken = 0 }
@@ -48,8 +53,8 @@ func (b *budget) readBody(w http.ResponseWriter, r *http.Request, limit int64) (
 	}
 	src := http.MaxBytesReader(w, r.Body, limit)
 	for {
-		// Asked for before it is made: the header may announce what never comes,
-		// but it cannot have more than the budget either.
+		// Taken before it is allocated: a header may announce bytes that never come, but
+		// never more than the budget.
 		grow := size - int64(cap(body))
 		if grow > 0 {
 			if !b.take(grow) {
@@ -70,7 +75,7 @@ func (b *budget) readBody(w http.ResponseWriter, r *http.Request, limit int64) (
 		case errors.As(err, &large):
 			return nil, release, tooLarge(limit)
 		case err != nil:
-			return nil, release, problem(http.StatusBadRequest, "the body ended in the middle; send it again")
+			return nil, release, problem(http.StatusBadRequest, "the body broke off; send the request again")
 		}
 		if len(body) == cap(body) {
 			size = min(2*int64(cap(body)), limit+1)
@@ -84,25 +89,75 @@ const maxSmallBody = 64 << 10
 // decodeObject reads one JSON object strictly; the error is a *task.FieldError.
 func decodeObject(body []byte, into any) error {
 	if err := task.CheckJSON(body); err != nil {
-		return &task.FieldError{Problem: "the body is not usable: " + clip(err.Error()), Remedy: "send one JSON object"}
+		return &task.FieldError{Problem: "the body is not one JSON object: " + clip(err.Error()), Remedy: "send one"}
 	}
-	if err := task.Unmarshal(body, into); err != nil {
+	err := task.Unmarshal(body, into)
+	if err != nil {
+		if whole := wholeNumbers(body, into); whole != nil {
+			err = task.Unmarshal(whole, into)
+		}
+	}
+	if err != nil {
 		var typeErr *json.UnmarshalTypeError
 		if errors.As(err, &typeErr) {
-			return &task.FieldError{Field: typeErr.Field, Problem: "a JSON " + clip(typeErr.Value) + " does not fit", Remedy: "see /openapi.json"}
+			return &task.FieldError{Field: typeErr.Field, Problem: "wrong type: JSON " + clip(typeErr.Value), Remedy: "/openapi.json describes the body"}
 		}
 		var fe *task.FieldError
 		if errors.As(err, &fe) && fe.Field != "" {
 			return &task.FieldError{Field: clipName(fe.Field), Problem: fe.Problem, Remedy: "remove it"}
 		}
-		return &task.FieldError{Problem: "the body is not usable", Remedy: "send one JSON object"}
+		return &task.FieldError{Problem: "the body is not a JSON object", Remedy: "send one"}
 	}
 	return nil
 }
 
-// readObject is readBody and decodeObject of a small object; the error is a
-// *Problem that names the field.
+// wholeNumbers writes the integers of a JSON object that have a fraction or an
+// exponent, such as 5.0, without it: JSON Schema takes them for integers, many
+// languages write them so, and Go's decoder refuses them. like has the fields. It
+// returns nil if there is nothing to write differently.
+func wholeNumbers(body []byte, like any) []byte {
+	var out []byte
+	copied := 0
+	task.Members(body, func(name string, value []byte) bool {
+		number := bytes.TrimRight(value, " \t\r\n")
+		if !bytes.ContainsAny(number, ".eE") || !isInteger(reflect.TypeOf(like).Elem(), name) {
+			return true
+		}
+		f, err := strconv.ParseFloat(string(number), 64)
+		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+			return true
+		}
+		at := cap(body) - cap(value) // value is a part of body
+		out = append(out, body[copied:at]...)
+		out = strconv.AppendInt(out, int64(f), 10)
+		copied = at + len(number)
+		return true
+	})
+	if copied == 0 {
+		return nil
+	}
+	return append(out, body[copied:]...)
+}
+
+// isInteger reports whether the struct has an integer of the JSON name.
+func isInteger(t reflect.Type, name string) bool {
+	for f := range t.Fields() {
+		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
+			kind := f.Type
+			if kind.Kind() == reflect.Pointer {
+				kind = kind.Elem()
+			}
+			return kind.Kind() == reflect.Int
+		}
+	}
+	return false
+}
+
+// readObject reads a small JSON object; the error is a *Problem.
 func (s *Server) readObject(q *request, into any) error {
+	if p := wantsJSON(q.r); p != nil {
+		return p
+	}
 	body, release, err := s.budget.readBody(q.w, q.r, maxSmallBody)
 	defer release()
 	if err != nil {
@@ -115,7 +170,7 @@ func (s *Server) readObject(q *request, into any) error {
 	return nil
 }
 
-// unfit is the answer to a field that is wrong.
+// unfit answers a field that is wrong.
 func unfit(err error) error {
 	var fe *task.FieldError
 	if !errors.As(err, &fe) {
@@ -129,5 +184,5 @@ func tooLarge(limit int64) *Problem {
 }
 
 func busy() *Problem {
-	return later("too many request bodies are in memory; send the request again in a moment")
+	return later("the server is busy with other request bodies; send the request again in a moment")
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// Config says where the API listens and what bounds it keeps.
+// Config sets where the API listens and what bounds it keeps.
 type Config struct {
 	Listen        string        `yaml:"listen" default:"127.0.0.1:8080" doc:"Address and port to listen on. :8080 listens on all addresses. The API has no authentication: put a proxy in front of it before you expose it."`
 	HeaderTimeout time.Duration `yaml:"header_timeout" default:"10s" min:"100ms" max:"5m" doc:"Time limit for a client to send the headers of a request."`

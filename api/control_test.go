@@ -21,8 +21,8 @@ func TestDrainDevice(t *testing.T) {
 	b.do(t, "POST", "/v1/devices/d1/drain", "").problem(t, 404)
 	b.do(t, "POST", "/v1/devices/d%201/drain", "").problem(t, 422)
 	require.Equal(t, 200, b.do(t, "POST", "/v1/devices/d1/heartbeat", aBeat).status)
-	require.JSONEq(t, `{"id":"d1","drained":true,"changed":true}`, b.do(t, "POST", "/v1/devices/d1/drain", "", tenantHeader, "ops").body)
-	require.JSONEq(t, `{"id":"d1","drained":true,"changed":false}`, b.do(t, "POST", "/v1/devices/d1/drain", "").body)
+	require.JSONEq(t, `{"device_id":"d1","drained":true,"changed":true}`, b.do(t, "POST", "/v1/devices/d1/drain", "", tenantHeader, "ops").body)
+	require.JSONEq(t, `{"device_id":"d1","drained":true,"changed":false}`, b.do(t, "POST", "/v1/devices/d1/drain", "").body)
 	var l DeviceList
 	b.do(t, "GET", "/v1/devices", "").into(t, &l)
 	require.True(t, l.Devices[0].Draining && l.Devices[0].Drained)
@@ -35,7 +35,7 @@ func TestDrainDevice(t *testing.T) {
 	require.Empty(t, l.Devices)
 	require.Len(t, l.Absent, 1, "what is drained is told also while it is away")
 	require.Equal(t, "d1", l.Absent[0].ID)
-	require.JSONEq(t, `{"id":"d1","drained":false,"changed":true}`, b.do(t, "POST", "/v1/devices/d1/undrain", "").body)
+	require.JSONEq(t, `{"device_id":"d1","drained":false,"changed":true}`, b.do(t, "POST", "/v1/devices/d1/undrain", "").body)
 	b.do(t, "POST", "/v1/devices/d1/undrain", "").problem(t, 404)
 
 	drained := b.events(t, task.DeviceDrained)
@@ -109,7 +109,7 @@ func TestPolicy(t *testing.T) {
 	b.do(t, "PUT", "/v1/router/policy", `{"policy":"fifo"}`).problem(t, 503)
 }
 
-func TestRerank(t *testing.T) {
+func TestReprioritize(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high"}`).problem(t, 404)
 	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","level":3,"input":{"messages":[]}}`).status)
@@ -125,11 +125,11 @@ func TestRerank(t *testing.T) {
 		p := b.do(t, "PATCH", "/v1/tasks/a", body).problem(t, 422)
 		require.Equal(t, pointer, p.Errors[0].Pointer, body)
 	}
-	var r Reranked
+	var r Reprioritized
 	a := b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high","level":7}`, "User-Agent", "test/1")
 	require.Equal(t, 202, a.status, a.body)
 	a.into(t, &r)
-	require.Equal(t, Reranked{"a", "default", task.Pending, producer.Standing{Priority: task.Normal, Level: 3}, producer.Standing{Priority: task.High, Level: 7}}, r)
+	require.Equal(t, Reprioritized{"a", "default", task.Pending, producer.Standing{Priority: task.Normal, Level: 3}, producer.Standing{Priority: task.High, Level: 7}}, r)
 	a = b.do(t, "PATCH", "/v1/tasks/a", `{"level":0}`)
 	a.into(t, &r)
 	require.Equal(t, producer.Standing{Priority: task.High, Level: 7}, r.From, "of the change before")
@@ -151,7 +151,7 @@ func TestRerank(t *testing.T) {
 	b.do(t, "PATCH", "/v1/tasks/old", `{"priority":"normal"}`).into(t, &r)
 	require.Equal(t, producer.Standing{Priority: task.Low, Level: 4}, r.From)
 
-	for state, says := range map[task.State]string{task.Running: "runs already, on device d", task.Assigned: "at device d already", task.Success: "has ended already"} {
+	for state, says := range map[task.State]string{task.Running: "already running on device d", task.Assigned: "already at device d", task.Success: "already finished as SUCCESS"} {
 		b.store.set(audit.TaskRow{Tenant: "default", ID: "b", State: state, Device: "d"})
 		p := b.do(t, "PATCH", "/v1/tasks/b", `{"priority":"high"}`).problem(t, 409)
 		require.Equal(t, state, p.State)
@@ -180,7 +180,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","priority":"low","input":{"messages":[]}}`).status)
 	w := whyOf(t, b, "a")
 	require.False(t, w.Waiting.Read)
-	require.Contains(t, w.Sentence, "no router has told of reading it")
+	require.Contains(t, w.Sentence, "no router has read it yet")
 	require.Contains(t, w.Sentence, "no device is known")
 	require.Contains(t, w.Sentence, "priority low and level 0")
 
@@ -219,7 +219,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Contains(t, whyOf(t, b, "e").Sentence, "has 0 tasks for 1 slot, each of which takes many at once")
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "f", State: task.Pending, Model: "x", Endpoint: task.EndpointChat, Priority: task.Normal})
 	b.store.tell(task.Event{TaskID: "f", Action: task.TaskQueued, Time: at})
-	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and has 0 tasks for 1 slot; of the others 6 do not serve its model; others go first, or a faster device is worth the wait.")
+	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and has 0 tasks for 1 slot; of the others 6 do not serve its model; others are ahead of it, or a faster device is worth the wait.")
 
 	// Nobody can; it is parked; it may not run yet; its deadline is told.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
@@ -230,7 +230,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Equal(t, "no_device", w.Waiting.Parked)
 	require.Equal(t, 7, w.Waiting.Out["model"])
 	require.True(t, at2.Equal(*w.Waiting.NotBefore))
-	for _, says := range []string{"none of the 7 devices can run it: 7 do not serve its model", "not to run before " + at2.Format(time.RFC3339), "set it aside", "Its deadline is " + at2.Format(time.RFC3339)} {
+	for _, says := range []string{"none of the 7 devices can run it: 7 do not serve its model", "may not run before " + at2.Format(time.RFC3339), "parked it", "Its deadline is " + at2.Format(time.RFC3339)} {
 		require.Contains(t, w.Sentence, says)
 	}
 	require.Equal(t, 202, b.do(t, "PATCH", "/v1/tasks/p", `{"priority":"high","level":9}`).status)
@@ -259,15 +259,15 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 	require.Equal(t, 3, w.Attempts[0].Of)
 	require.InDelta(t, 12.3, *w.Attempts[0].Candidates[0].Score, 0)
 	require.Equal(t, map[string]int{"model": 2, "silent": 1}, w.Attempts[0].Out)
-	require.Equal(t, "It ran on c. Attempt 1 went to a by expected_finish, out of 3 devices that could take it, because it can start at once (12.3 ms, c 15 ms); "+
+	require.Equal(t, "It ran on c. Attempt 1 went to a by expected_finish, out of 3 devices that could run it, because it can start at once (12.3 ms, c 15 ms); "+
 		"of the others 2 do not serve its model and 1 has missed its heartbeats; it failed after 1000 ms (timeout). "+
-		"Attempt 2 went to a, because it was tried there again; it failed after 1000 ms (timeout). "+
+		"Attempt 2 went to a, because it was retried there; it failed after 1000 ms (timeout). "+
 		"Attempt 3 went to c by expected_finish, because best of a bad lot; it was answered after 41 ms.", w.Sentence)
 
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "e", State: task.Expired, ErrorClass: task.ClassExpired, ErrorMessage: "the deadline passed"})
-	require.Equal(t, "The task ended as EXPIRED without having been at a device: the deadline passed.", whyOf(t, b, "e").Sentence)
+	require.Equal(t, "The task ended as EXPIRED before it was assigned to a device: the deadline passed.", whyOf(t, b, "e").Sentence)
 	b.store.set(audit.TaskRow{Tenant: "default", ID: "r", State: task.Running, Device: "d"})
-	require.Contains(t, whyOf(t, b, "r").Sentence, "not recorded yet")
+	require.Contains(t, whyOf(t, b, "r").Sentence, "not been recorded yet")
 	for i := range 30 {
 		b.store.tell(assigned("many", fmt.Sprint("d", i), i+1, "{}"))
 	}
@@ -283,7 +283,7 @@ func FuzzDecodeSettings(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		fuzzing.Bound(t, len(body), func() {
 			_ = decodeObject(body, &PolicyIn{})
-			_ = decodeObject(body, &RankIn{})
+			_ = decodeObject(body, &PriorityIn{})
 		})
 		var p PolicyIn
 		if decodeObject(body, &p) == nil {
@@ -292,7 +292,7 @@ func FuzzDecodeSettings(f *testing.F) {
 				require.Contains(t, device.PolicyNames(), p.Policy)
 			}
 		}
-		var r RankIn
+		var r PriorityIn
 		if decodeObject(body, &r) == nil && r.check() == nil {
 			require.True(t, r.Priority != "" || r.Level != nil)
 			require.True(t, r.Level == nil || *r.Level >= 0 && *r.Level <= task.MaxLevel)

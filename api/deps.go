@@ -13,8 +13,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Store answers questions about tasks. The audit store is one. An error that is
-// not audit.ErrNotFound or audit.ErrBadCursor means that nobody can tell now.
+// Store reads tasks, results and events. Any error but audit.ErrNotFound and
+// audit.ErrBadCursor means that Postgres does not answer.
 type Store interface {
 	Task(ctx context.Context, key task.Key) (*audit.TaskRow, error)
 	WaitTask(ctx context.Context, key task.Key) (*audit.TaskRow, error)
@@ -24,7 +24,7 @@ type Store interface {
 	Events(ctx context.Context, key task.Key) ([]audit.EventRow, error)
 }
 
-// Producer takes tasks in.
+// Producer writes tasks and events to Kafka, and remembers the newest tasks.
 type Producer interface {
 	Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error
 	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
@@ -35,42 +35,42 @@ type Producer interface {
 	Config() producer.Config
 }
 
-// Registry knows the devices.
+// Registry holds the devices that send heartbeats.
 type Registry interface {
 	Beat(ctx context.Context, d device.Device) (joined bool, err error)
 	Left(ctx context.Context, id string) (was bool, err error)
 	List(ctx context.Context) ([]device.Device, error)
 }
 
-// Control holds what operators say while Batchyard runs.
+// Control holds what operators set while Batchyard runs.
 type Control interface {
 	Load(ctx context.Context) (device.Settings, error)
 	SetPolicy(ctx context.Context, p *device.PolicySetting) (before *device.PolicySetting, err error)
 	Drain(ctx context.Context, id string, on bool) (changed bool, err error)
 }
 
-// Marks knows which waiting tasks were cancelled or rank anew.
+// Marks holds the overrides of waiting tasks: cancelled, or reprioritized.
 type Marks interface {
 	Marks(ctx context.Context, keys ...task.Key) ([]device.Mark, error)
 }
 
-// Rates knows what was learned of devices.
+// Rates holds what routers and workers learned about devices.
 type Rates interface {
 	Load(ctx context.Context) (map[device.RateKey]device.Rate, map[string]device.Health, error)
 }
 
-// Credits knows how many tasks devices have.
+// Credits counts the tasks at each device.
 type Credits interface {
 	Used(ctx context.Context, pools []string) ([]int, error)
 }
 
-// Check is a dependency that readiness asks.
+// Check is a dependency that /readyz pings.
 type Check struct {
 	Name string
 	Ping func(ctx context.Context) error
 }
 
-// Deps is what the API stands on.
+// Deps are what the API talks to.
 type Deps struct {
 	Producer Producer
 	Store    Store
@@ -79,8 +79,8 @@ type Deps struct {
 	Marks    Marks
 	Rates    Rates
 	Credits  Credits
-	Policy   func() device.PolicySetting // of this process's file, as it is now
-	Checks   []Check                     // asked by /readyz
+	Policy   func() device.PolicySetting // the policy of this process's configuration file, as it is now
+	Checks   []Check                     // pinged by /readyz
 	Gatherer prometheus.Gatherer         // served as /metrics; nil: none
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger

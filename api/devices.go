@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
@@ -18,33 +19,34 @@ import (
 // maxBeat bounds the body of a heartbeat.
 const maxBeat = 128 << 10
 
-// Heartbeat is what a device, or the agent beside it, says of itself.
+// Heartbeat is what a device, or the agent beside it, says of itself. URL and Models
+// are required unless the device is leaving.
 type Heartbeat struct {
-	URL       string   `json:"url,omitempty" doc:"Base of the device's API, such as http://10.0.0.5:8000." example:"http://10.0.0.5:8000"`
-	Models    []string `json:"models,omitempty" doc:"What it serves; [\"*\"] is every model."`
-	Tags      []string `json:"tags,omitempty" doc:"Capabilities that tasks may need."`
-	Slots     int      `json:"slots,omitempty" minimum:"1" maximum:"4096" doc:"Requests that it can work on at the same time."`
-	CPU       float64  `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share."`
-	Mem       float64  `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share."`
+	URL       string   `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
+	Models    []string `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
+	Tags      []string `json:"tags,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Capability tags that tasks may need." example:"[\"gpu\"]"`
+	Slots     *int     `json:"slots,omitempty" minimum:"1" maximum:"4096" default:"1" doc:"Requests that the device works on at the same time."`
+	CPU       float64  `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the CPUs." example:"0.35"`
+	Mem       float64  `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share of the memory."`
 	IO        float64  `json:"io,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the busiest disk."`
-	LatencyMS float64  `json:"latency_ms,omitempty" minimum:"0" doc:"Of a health check."`
-	Queue     *int     `json:"queue,omitempty" minimum:"0" doc:"Waiting inside the device; leave it out when it is not known."`
-	InFlight  *int     `json:"in_flight,omitempty" minimum:"0" doc:"Worked on by the device; leave it out when it is not known."`
-	Weight    float64  `json:"weight,omitempty" doc:"For weighted policies."`
-	Draining  bool     `json:"draining,omitempty" doc:"Takes nothing new."`
-	Leaving   bool     `json:"leaving,omitempty" doc:"Goes at once; nothing else needs to be said."`
+	LatencyMS float64  `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
+	Queue     *int     `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
+	InFlight  *int     `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
+	Weight    *float64 `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
+	Draining  bool     `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
+	Leaving   bool     `json:"leaving,omitempty" doc:"The device leaves the fleet now; no other field is needed."`
 }
 
-// BeatTaken answers a heartbeat.
-type BeatTaken struct {
-	ID     string `json:"id"`
-	Joined bool   `json:"joined" doc:"It was not known, or silent, until now."`
-	Left   bool   `json:"left,omitempty" doc:"It was known, and has left."`
+// HeartbeatTaken answers a heartbeat.
+type HeartbeatTaken struct {
+	ID     string `json:"device_id"`
+	Joined bool   `json:"joined" doc:"The device was unknown or silent before."`
+	Left   bool   `json:"left,omitempty" doc:"The device was known, and has left."`
 }
 
-// DeviceStatus is a device as it is known.
+// DeviceStatus is a device as its last heartbeat described it.
 type DeviceStatus struct {
-	ID        string     `json:"id"`
+	ID        string     `json:"device_id"`
 	URL       string     `json:"url"`
 	Models    []string   `json:"models"`
 	Tags      []string   `json:"tags,omitempty"`
@@ -56,104 +58,169 @@ type DeviceStatus struct {
 	Queue     *int       `json:"queue,omitempty"`
 	InFlight  *int       `json:"in_flight,omitempty"`
 	Weight    float64    `json:"weight"`
-	Draining  bool       `json:"draining,omitempty" doc:"It gets no new work: it says so itself, or an operator does."`
+	Draining  bool       `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
 	Drained   bool       `json:"drained,omitempty" doc:"An operator drained it."`
 	Since     *time.Time `json:"drained_at,omitempty"`
-	Silent    bool       `json:"silent" doc:"It missed its heartbeats and gets no work."`
-	AgeMS     int64      `json:"age_ms" doc:"Of the last heartbeat."`
+	Silent    bool       `json:"silent" doc:"The device missed its heartbeats and gets no work."`
+	AgeMS     int64      `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time  `json:"seen_at"`
 	JoinedAt  time.Time  `json:"joined_at"`
 }
 
-// DeviceList is every device that is known.
+// DeviceList lists the devices.
 type DeviceList struct {
 	Devices []DeviceStatus `json:"devices"`
-	Absent  []AbsentDevice `json:"absent,omitempty" doc:"Devices that are drained and not known now; they are still drained when they come back."`
+	Absent  []AbsentDevice `json:"absent,omitempty" doc:"Drained devices that are not known now; they are still drained when they come back."`
 }
 
-// AbsentDevice is a device that is drained and not known.
+// AbsentDevice is a drained device that is not known.
 type AbsentDevice struct {
-	ID    string    `json:"id"`
+	ID    string    `json:"device_id"`
 	Since time.Time `json:"drained_at"`
 }
 
-type beatInput struct {
-	request
-	ID string `path:"id" maxLength:"128" doc:"Id of the device: letters, digits and . _ - : @"`
-}
-
 type (
-	beatOutput    struct{ Body BeatTaken }
-	devicesInput  struct{ request }
+	beatOutput    struct{ Body HeartbeatTaken }
 	devicesOutput struct{ Body DeviceList }
 )
 
 func (s *Server) routeDevices() {
-	beat := s.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Heartbeat](), true, "Heartbeat")
-	huma.Register(s.api, huma.Operation{OperationID: "heartbeat", Method: http.MethodPost, Path: "/v1/devices/{id}/heartbeat", Tags: []string{"devices"},
-		Summary: "A device says that it lives and how it is, every 5 seconds",
-		Errors:  []int{400, 413, 422, 503}}, s.beat)
-	s.api.OpenAPI().Paths["/v1/devices/{id}/heartbeat"].Post.RequestBody = &huma.RequestBody{ // afterwards: see routeTasks
-		Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: beat}},
-	}
-	huma.Register(s.api, huma.Operation{OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Tags: []string{"devices"},
-		Summary: "Every device that is known, silent ones included", Errors: []int{503}}, s.devices)
-	huma.Register(s.api, huma.Operation{OperationID: "drain-device", Method: http.MethodPost, Path: "/v1/devices/{id}/drain", Tags: []string{"devices"},
-		Summary:     "Give a device no new work, until it is undrained",
-		Description: "What waits for the device goes elsewhere, what runs there is finished. Heartbeats do not end it, nor does the device's going.",
-		Errors:      []int{404, 422, 503}}, s.drain)
-	huma.Register(s.api, huma.Operation{OperationID: "undrain-device", Method: http.MethodPost, Path: "/v1/devices/{id}/undrain", Tags: []string{"devices"},
-		Summary: "End that a device is drained", Errors: []int{404, 422, 503}}, s.undrain)
+	const one = "/v1/devices/{device_id}"
+	tags := []string{"devices"}
+	huma.Register(s.api, answering(huma.Operation{OperationID: "send-heartbeat", Method: http.MethodPost, Path: one + "/heartbeat", Tags: tags,
+		Summary: "Send a heartbeat", Description: "The first one registers the device. Send one every few seconds: a device that misses three gets no work.",
+		Parameters: params(deviceParam)},
+		http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable), s.beat)
+	s.takesJSON(http.MethodPost, one+"/heartbeat", reflect.TypeFor[Heartbeat](), map[string]any{"url": "http://10.0.0.5:8000", "models": []string{"llama-3-8b"}, "slots": 4})
+	s.describeHeartbeat()
+	huma.Register(s.api, answering(huma.Operation{OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Tags: tags,
+		Summary: "List the devices", Description: "Those that sent a heartbeat lately, and those that are drained."},
+		http.StatusServiceUnavailable), s.devices)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "drain-device", Method: http.MethodPost, Path: one + "/drain", Tags: tags,
+		Summary: "Give a device no new work", Description: "What the device has is finished. It stays drained, also when it restarts, until it is undrained.",
+		Parameters: params(deviceParam, tenantParam)},
+		http.StatusNotFound, http.StatusServiceUnavailable), s.drain)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "undrain-device", Method: http.MethodPost, Path: one + "/undrain", Tags: tags,
+		Summary: "Give a drained device work again", Parameters: params(deviceParam, tenantParam)},
+		http.StatusNotFound, http.StatusServiceUnavailable), s.undrain)
 }
 
-func (s *Server) beat(ctx context.Context, in *beatInput) (*beatOutput, error) {
-	if err := device.ValidateID(in.ID); err != nil {
-		return nil, unfit(err)
+// describeHeartbeat adds what tags of a struct cannot say.
+func (s *Server) describeHeartbeat() {
+	h := s.api.OpenAPI().Components.Schemas.Map()["Heartbeat"]
+	h.Properties["url"].Pattern = baseURL
+	h.Properties["models"].Items.Pattern, h.Properties["tags"].Items.Pattern = plainText, plainText
+	given := func(names ...string) map[string]*huma.Schema {
+		out := map[string]*huma.Schema{}
+		for _, n := range names {
+			out[n] = &huma.Schema{Not: &huma.Schema{Type: "null"}}
+		}
+		return out
+	}
+	h.AnyOf = []*huma.Schema{
+		{Required: []string{"url", "models"}, Properties: given("url", "models")},
+		{Required: []string{"leaving"}, Properties: map[string]*huma.Schema{"leaving": {Enum: []any{true}}}},
+	}
+}
+
+func (s *Server) beat(ctx context.Context, in *request) (*beatOutput, error) {
+	id, err := deviceOf(in.r)
+	if err != nil {
+		return nil, err
+	}
+	if p := wantsJSON(in.r); p != nil {
+		return nil, p
 	}
 	body, release, err := s.budget.readBody(in.w, in.r, maxBeat)
 	defer release()
 	if err != nil {
 		return nil, err
 	}
+	endless(in.w)
 	hb, err := decodeBeat(body)
+	if err == nil {
+		err = hb.check(id)
+	}
 	if err != nil {
 		return nil, unfit(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
-	out := &beatOutput{BeatTaken{ID: in.ID}}
+	out := &beatOutput{HeartbeatTaken{ID: id}}
 	action := task.DeviceJoined
 	if hb.Leaving {
 		action = task.DeviceLeft
-		out.Body.Left, err = s.deps.Registry.Left(ctx, in.ID)
+		out.Body.Left, err = s.deps.Registry.Left(ctx, id)
 	} else {
-		out.Body.Joined, err = s.deps.Registry.Beat(ctx, hb.device(in.ID))
+		out.Body.Joined, err = s.deps.Registry.Beat(ctx, hb.device(id))
 	}
 	if err != nil {
 		return nil, s.beatRefused(ctx, err)
 	}
 	if out.Body.Joined || out.Body.Left {
-		o := originOf(in.r, in.ID)
+		o := originOf(in.r, id)
 		s.record(ctx, task.Event{
-			Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorDevice, ActorID: in.ID,
-			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: in.ID, Device: in.ID, TraceID: traceOf(ctx),
+			Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorDevice, ActorID: id,
+			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: id, Device: id, TraceID: traceOf(ctx),
 		}, nil)
 	}
 	return out, nil
 }
 
+// deviceOf returns the device that the path names. An id that cannot be one is a
+// field that is wrong, as elsewhere it is a field of a body.
+func deviceOf(r *http.Request) (string, error) {
+	id := r.PathValue("device_id")
+	var fe *task.FieldError
+	if err := device.ValidateID(id); errors.As(err, &fe) {
+		return "", fieldProblem(http.StatusUnprocessableEntity, []ProblemError{{"device_id", fe.Problem + "; " + fe.Remedy}}, 0)
+	}
+	return id, nil
+}
+
+// device turns the heartbeat into a device, in which 0 stands for a default and -1
+// for unknown. check has refused both in a heartbeat.
 func (h *Heartbeat) device(id string) device.Device {
-	d := device.Device{
-		ID: id, URL: h.URL, Models: h.Models, Tags: h.Tags, Slots: h.Slots, CPU: h.CPU, Mem: h.Mem, IO: h.IO,
-		LatencyMS: h.LatencyMS, Queue: -1, InFlight: -1, Weight: h.Weight, Draining: h.Draining,
+	return device.Device{
+		ID: id, URL: h.URL, Models: h.Models, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
+		LatencyMS: h.LatencyMS, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Draining: h.Draining,
 	}
-	if h.Queue != nil {
-		d.Queue = *h.Queue
+}
+
+// value returns what p points to, or otherwise if it is nil.
+func value[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
 	}
-	if h.InFlight != nil {
-		d.InFlight = *h.InFlight
+	return *p
+}
+
+// check returns the first field that is wrong, as a *task.FieldError, or nil.
+func (h *Heartbeat) check(id string) error {
+	for _, f := range []struct {
+		name  string
+		wrong bool
+		given any
+		send  string
+	}{
+		{"slots", value(h.Slots, 1) == 0, 0, fmt.Sprintf("send 1 to %d", device.MaxSlots)},
+		{"weight", value(h.Weight, 1) == 0, 0, "send a number above 0"},
+		{"queue", value(h.Queue, 0) < 0, value(h.Queue, 0), "send a count, or leave it out if it is unknown"},
+		{"in_flight", value(h.InFlight, 0) < 0, value(h.InFlight, 0), "send a count, or leave it out if it is unknown"},
+	} {
+		if f.wrong {
+			return &task.FieldError{Field: f.name, Problem: fmt.Sprintf("%v is out of range", f.given), Remedy: f.send}
+		}
 	}
-	return d
+	d := h.device(id)
+	d.Normalize()
+	if h.Leaving { // neither is needed, but what is sent must be right
+		d.URL = cmp.Or(d.URL, "http://left")
+		if len(d.Models) == 0 {
+			d.Models = []string{device.AnyModel}
+		}
+	}
+	return d.Validate()
 }
 
 // decodeBeat reads a heartbeat; the error is a *task.FieldError.
@@ -170,22 +237,22 @@ func (s *Server) beatRefused(ctx context.Context, err error) error {
 	if errors.As(err, &fe) {
 		return unfit(err)
 	}
-	s.log.Warn("a heartbeat was not recorded", "trace_id", traceOf(ctx), "error", err)
+	s.log.Warn("recording a heartbeat failed", "trace_id", traceOf(ctx), "error", err)
 	return later("Redis does not answer; send the next heartbeat as usual")
 }
 
-func (s *Server) devices(ctx context.Context, _ *devicesInput) (*devicesOutput, error) {
+func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	ds, err := s.deps.Registry.List(ctx)
 	if err != nil {
-		s.log.Warn("devices could not be listed", "trace_id", traceOf(ctx), "error", err)
-		return nil, later("Redis does not answer; ask again in a moment")
+		s.log.Warn("listing the devices failed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Redis does not answer; try again in a moment")
 	}
-	said, err := s.deps.Control.Load(ctx)
+	settings, err := s.deps.Control.Load(ctx)
 	if err != nil {
-		s.log.Warn("what operators said is not known now", "trace_id", traceOf(ctx), "error", err)
-		return nil, later("Redis does not answer; ask again in a moment")
+		s.log.Warn("reading what operators drained failed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Redis does not answer; try again in a moment")
 	}
 	out := &devicesOutput{DeviceList{Devices: make([]DeviceStatus, len(ds))}}
 	for i := range ds {
@@ -203,10 +270,10 @@ func (s *Server) devices(ctx context.Context, _ *devicesInput) (*devicesOutput, 
 		if d.Drained {
 			st.Drained, st.Since = true, timeOf(d.DrainedAt)
 		}
-		delete(said.Drained, d.ID)
+		delete(settings.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}
-	for id, since := range said.Drained {
+	for id, since := range settings.Drained {
 		out.Body.Absent = append(out.Body.Absent, AbsentDevice{id, since})
 	}
 	slices.SortFunc(out.Body.Absent, func(a, b AbsentDevice) int { return cmp.Compare(a.ID, b.ID) })

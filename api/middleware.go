@@ -20,7 +20,7 @@ func traceOf(ctx context.Context) string {
 	return id
 }
 
-// traceID is the caller's when it sent a W3C traceparent, and a new one otherwise.
+// traceID returns the id of the caller's W3C traceparent, or a new one.
 func traceID(r *http.Request) string {
 	p := strings.Split(r.Header.Get("traceparent"), "-")
 	if len(p) >= 4 && len(p[0]) == 2 && p[0] != "ff" && len(p[1]) == 32 && strings.Trim(p[1], "0") != "" {
@@ -58,55 +58,59 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	method, route, _ = strings.Cut(pattern, " ")
-	// Health has to be told however busy the rest is.
+	if p := s.guard(r, s.promises[pattern]); p != nil {
+		writeProblem(w, r, p)
+		return
+	}
+	// Health and metrics answer however busy the rest is.
 	if route != "/healthz" && route != "/readyz" && route != "/metrics" {
 		if !s.requests.TryAcquire(1) {
-			writeProblem(w, r, later("too many requests at once; send it again in a moment"))
+			writeProblem(w, r, later("too many requests at once; send this one again in a moment"))
 			return
 		}
 		defer s.requests.Release(1)
 	}
 	if r.Body == http.NoBody {
-		endless(w) // the deadline of reading would end the request while it waits for something
+		endless(w) // the read deadline would end the request while it waits
 	}
 	s.mux.ServeHTTP(w, r)
 }
 
-// endless takes the deadline from a connection whose request has been read:
-// net/http ends the request's context when it passes.
+// endless clears the read deadline of a connection whose request has been read:
+// net/http cancels the request's context when it passes.
 func endless(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a test's recorder has none
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a recorder in a test has none
 }
 
-// panicked is the last line: the client gets a problem, the log the rest. What
-// was sent is in neither.
+// panicked answers for a handler that panicked: the client gets a problem, the log
+// the stack. What the client sent is in neither.
 func (s *Server) panicked(w *response, r *http.Request, p any) {
 	if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares so, too
 		panic(p)
 	}
 	s.deps.Metrics.API.Panics.Inc()
-	s.log.Error("a request ended in a panic", "trace_id", traceOf(r.Context()), "method", r.Method, "route", r.Pattern,
+	s.log.Error("a handler panicked", "trace_id", traceOf(r.Context()), "method", r.Method, "route", r.Pattern,
 		"panic", clip(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	if w.status != 0 {
-		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+		panic(http.ErrAbortHandler) // a part must not be taken for the whole
 	}
-	writeProblem(w, r, problem(http.StatusInternalServerError, "an error on our side; it is in the logs under the trace id"))
+	writeProblem(w, r, internalError())
 }
 
-// unknown says that there is no such path, or no such method for it. Which of
-// them, the mux's own answer tells.
+// unknown answers a path or a method that does not exist; which of the two, the
+// mux's own handler knows.
 func (s *Server) unknown(w http.ResponseWriter, r *http.Request, answer http.Handler) {
 	rec := &discard{header: http.Header{}}
 	answer.ServeHTTP(rec, r)
 	if rec.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", rec.header.Get("Allow"))
-		writeProblem(w, r, problem(http.StatusMethodNotAllowed, "this path takes %s", rec.header.Get("Allow")))
+		writeProblem(w, r, problem(http.StatusMethodNotAllowed, "this path does not take %s; use %s", clipName(r.Method), rec.header.Get("Allow")))
 		return
 	}
-	writeProblem(w, r, problem(http.StatusNotFound, "there is no such path; /openapi.json lists them"))
+	writeProblem(w, r, problem(http.StatusNotFound, "unknown path; /openapi.json lists the paths there are"))
 }
 
-// discard keeps the status and headers of an answer.
+// discard keeps the status and headers of a response, and drops its body.
 type discard struct {
 	header http.Header
 	status int
@@ -118,8 +122,8 @@ func (d *discard) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// response remembers its status, and gives the client a bounded time for each
-// part of the answer.
+// response remembers its status, and gives the client a bounded time to take each
+// part of the body.
 type response struct {
 	http.ResponseWriter
 	timeout time.Duration
@@ -143,18 +147,18 @@ func (w *response) Write(b []byte) (int, error) {
 }
 
 func (w *response) extend() {
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout)) // a test's recorder has none
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout)) // a recorder in a test has none
 }
 
 // Unwrap is for http.ResponseController.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Flush is for answers that are streamed.
+// Flush is for responses that are streamed.
 func (w *response) Flush() {
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// bucket lets a bounded rate through.
+// bucket is a token bucket.
 type bucket struct {
 	mu     sync.Mutex
 	rate   float64

@@ -59,7 +59,7 @@ func TestOnPostgres(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string]bool{"default/a": true, "default/b": true}, seen)
-	require.JSONEq(t, `{"id":"j","tenant":"default","total":2,"done":0,"tasks":{"RUNNING":1,"PENDING":1}}`, b.do(t, "GET", "/v1/jobs/j", "").body)
+	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":0,"tasks":{"RUNNING":1,"PENDING":1}}`, b.do(t, "GET", "/v1/jobs/j", "").body)
 	require.Equal(t, 409, b.do(t, "POST", "/v1/tasks/a/cancel", "", tenantHeader, "acme").status)
 
 	pool.Close()

@@ -19,33 +19,33 @@ const problemType = "application/problem+json"
 // maxProblemErrors bounds the list of a problem document.
 const maxProblemErrors = 20
 
-// Problem is an error as RFC 9457 has it.
+// Problem is an error response, a problem document as RFC 9457 defines it.
 type Problem struct {
-	Title   string         `json:"title" doc:"The kind of problem."`
-	Status  int            `json:"status" doc:"The HTTP status."`
+	Title   string         `json:"title" doc:"The status in words."`
+	Status  int            `json:"status" minimum:"400" maximum:"599" doc:"The HTTP status."`
 	Detail  string         `json:"detail" doc:"What is wrong here, and what to do."`
-	Errors  []ProblemError `json:"errors,omitempty" doc:"Each thing that is wrong; at most 20."`
-	State   task.State     `json:"state,omitempty" doc:"Of the task, when that is the problem."`
-	TraceID string         `json:"trace_id,omitempty" doc:"To find the request in the logs."`
+	Errors  []ProblemError `json:"errors,omitempty" minItems:"1" maxItems:"20" doc:"What is wrong, each by itself; at most 20."`
+	State   task.State     `json:"state,omitempty" doc:"The state of the task, if that is the problem."`
+	TraceID string         `json:"trace_id,omitempty" pattern:"^[0-9a-f]{32}$" doc:"The request's trace id, as in the logs and in X-Trace-Id."`
 
-	retryAfter int // seconds; 0: none
+	retryAfter int // seconds; 0: no Retry-After
 }
 
 // ProblemError is one thing that is wrong.
 type ProblemError struct {
-	Pointer string `json:"pointer" doc:"JSON pointer into the body, or the name of a parameter or header."`
+	Pointer string `json:"pointer" doc:"A JSON pointer into the body, or the name of a parameter or header. Empty: the whole body."`
 	Detail  string `json:"detail" doc:"What is wrong, and what to do."`
 }
 
 func (p *Problem) Error() string { return p.Detail }
 
-// GetStatus is for huma.
+// GetStatus is how huma learns the status.
 func (p *Problem) GetStatus() int { return p.Status }
 
-// ContentType is for huma.
+// ContentType is how huma learns the content type.
 func (p *Problem) ContentType(string) string { return problemType }
 
-// GetHeaders is for huma.
+// GetHeaders is how huma learns the headers.
 func (p *Problem) GetHeaders() http.Header {
 	h := http.Header{}
 	if p.retryAfter > 0 {
@@ -58,15 +58,15 @@ func problem(status int, format string, args ...any) *Problem {
 	return &Problem{Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...)}
 }
 
-// later is a problem that passes by itself.
+// later is a problem that goes away by itself: the client may try again.
 func later(format string, args ...any) *Problem {
 	p := problem(http.StatusServiceUnavailable, format, args...)
 	p.retryAfter = 1
 	return p
 }
 
-// fieldProblem is about fields of the body. prefix is the pointer to the task,
-// "" for the only one.
+// fieldProblem lists what is wrong with fields or parameters; more counts those
+// beyond the list.
 func fieldProblem(status int, errs []ProblemError, more int) *Problem {
 	detail := "the request was refused"
 	if len(errs) > 0 {
@@ -83,6 +83,8 @@ func fieldProblem(status int, errs []ProblemError, more int) *Problem {
 	return p
 }
 
+// fieldError turns a wrong field into JSON. prefix is the pointer to the task in an
+// array, "" for a single one.
 func fieldError(prefix string, fe *task.FieldError) ProblemError {
 	detail := fe.Problem
 	if fe.Remedy != "" {
@@ -104,57 +106,44 @@ func pointer(field string) string {
 	if indexed {
 		b.WriteString("/" + strings.TrimSuffix(index, "]"))
 	}
-	if nested { // what follows may be a label's name, dots and all
+	if nested { // the rest may be the name of a label, with dots in it
 		b.WriteString("/" + esc.Replace(rest))
 	}
 	return b.String()
 }
 
-// asProblem turns any error of a handler into a problem. What is not one of ours
-// is our fault and says no more than that.
+// internalError says nothing of the cause, which is in the log.
+func internalError() *Problem {
+	return problem(http.StatusInternalServerError, "internal error; the server's log has the cause under the trace id")
+}
+
+// asProblem turns any error of a handler into a problem.
 func asProblem(err error) *Problem {
 	var p *Problem
 	if errors.As(err, &p) {
 		return p
 	}
-	return problem(http.StatusInternalServerError, "an error on our side; it is in the logs under the trace id")
+	return internalError()
 }
 
-// ours turns huma's own errors, of parameters, into ours, and keeps what was
-// sent out of them.
-func ours(ctx huma.Context, _ string, v any) (any, error) {
+// withTrace puts the trace id into problems that huma writes.
+func withTrace(ctx huma.Context, _ string, v any) (any, error) {
 	switch e := v.(type) {
 	case *Problem:
 		e.TraceID = traceOf(ctx.Context())
-	case *huma.ErrorModel:
-		p := problem(e.Status, "%s", clip(e.Detail))
-		for _, d := range e.Errors {
-			if d != nil && len(p.Errors) < maxProblemErrors {
-				p.Errors = append(p.Errors, ProblemError{Pointer: parameter(d.Location), Detail: clip(d.Message)})
-			}
-		}
+	case *huma.ErrorModel: // an error of a handler that is not a problem
+		p := internalError()
 		p.TraceID = traceOf(ctx.Context())
 		return p, nil
 	}
 	return v, nil
 }
 
-// parameter is the name of what huma says is wrong, as we write it: without
-// where it stands.
-func parameter(location string) string {
-	for _, where := range []string{"query.", "path.", "header."} {
-		if name, ok := strings.CutPrefix(location, where); ok {
-			return name
-		}
-	}
-	return location
-}
-
-// writeProblem answers outside of huma.
+// writeProblem answers where huma does not.
 func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	p.TraceID = traceOf(r.Context())
 	b, err := json.Marshal(p)
-	if err != nil { // texts and numbers only: it cannot be
+	if err != nil { // cannot happen: strings and numbers only
 		b = []byte(`{"status":500}`)
 	}
 	h := w.Header()
@@ -167,7 +156,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	_, _ = w.Write(b) // the client may be gone
 }
 
-// clip shortens what may hold something of a stranger's.
+// clip shortens text that may repeat what a client sent.
 func clip(s string) string {
 	const most = 200
 	if len(s) > most {

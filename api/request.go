@@ -11,63 +11,81 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// tenantHeader says whose tasks are meant.
+// tenantHeader names the tenant.
 const tenantHeader = "X-Batchyard-Tenant"
 
-// request is the part of every operation's input that is not described.
+// request is the input of every operation: the handlers read it themselves, and
+// describe.go says what they take.
 type request struct {
 	r *http.Request
 	w http.ResponseWriter
 }
 
-// Resolve is for huma, which calls it before the handler.
+// Resolve is called by huma before the handler.
 func (q *request) Resolve(ctx huma.Context) []error {
 	q.r, q.w = humago.Unwrap(ctx)
 	return nil
 }
 
-// tenant is the header, or the default one; sent says that it was sent.
+// query returns a query parameter, "" if it was not sent; guard has checked that
+// it is text and was sent once.
+func (q *request) query(name string) string { return q.r.URL.Query().Get(name) }
+
+// tenantOf returns the tenant of the header, or the default one; sent reports
+// whether there was a header.
 func tenantOf(r *http.Request) (tenant string, sent bool, err error) {
-	t := r.Header.Get(tenantHeader)
-	if t == "" {
+	values := r.Header.Values(tenantHeader)
+	if len(values) == 0 {
 		return task.DefaultTenant, false, nil
 	}
-	if bad := badName(t); bad != "" {
+	if len(values) > 1 {
+		return "", true, nameProblem(tenantHeader, "sent more than once")
+	}
+	if bad := badName(values[0]); bad != "" {
 		return "", true, nameProblem(tenantHeader, bad)
 	}
-	return t, true, nil
+	return values[0], true, nil
 }
 
-// badName says why a text cannot be the id of a tenant, task or job; "" when it can.
+// badName says why a text cannot be the id of a tenant, task or job; "" if it can.
 func badName(s string) string {
 	switch {
 	case s == "":
-		return "it is empty"
-	case !utf8.ValidString(s):
-		return "it is not valid UTF-8"
+		return "empty"
 	case utf8.RuneCountInString(s) > task.MaxIDLength:
-		return "it is longer than 128 characters"
+		return "longer than 128 characters"
+	}
+	return badText(s)
+}
+
+// badText says why a text cannot be logged or stored; "" if it can.
+func badText(s string) string {
+	switch {
+	case !utf8.ValidString(s):
+		return "not valid UTF-8"
 	case strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }):
-		return "it holds a control character"
+		return "contains a control character"
 	}
 	return ""
 }
 
+// nameProblem refuses a header or a part of the path.
 func nameProblem(where, bad string) *Problem {
-	p := problem(http.StatusBadRequest, "%s: %s; send 1 to 128 printable characters", where, bad)
-	p.Errors = []ProblemError{{Pointer: where, Detail: bad + "; send 1 to 128 printable characters"}}
-	return p
+	return fieldProblem(http.StatusBadRequest, []ProblemError{{where, bad + ": send 1 to 128 printable characters"}}, 0)
 }
 
-// keyOf is the task that the request is about.
-func keyOf(r *http.Request) (task.Key, error) {
+// taskOf returns the task that the path names.
+func taskOf(r *http.Request) (task.Key, error) { return keyOf(r, "task_id") }
+
+// keyOf returns the tenant and the id that the path has under name.
+func keyOf(r *http.Request, name string) (task.Key, error) {
 	tenant, _, err := tenantOf(r)
 	if err != nil {
 		return task.Key{}, err
 	}
-	id := r.PathValue("id")
+	id := r.PathValue(name)
 	if bad := badName(id); bad != "" {
-		return task.Key{}, nameProblem("id", bad)
+		return task.Key{}, nameProblem(name, bad)
 	}
 	return task.Key{Tenant: tenant, ID: id}, nil
 }
@@ -81,9 +99,4 @@ func originOf(r *http.Request, tenant string) task.Origin {
 		return c
 	}, strings.ToValidUTF8(r.UserAgent(), ""))
 	return task.Origin{Actor: tenant, Addr: r.RemoteAddr, UserAgent: clip(agent)}
-}
-
-// headerParams describes the headers that most operations take.
-type headerParams struct {
-	Tenant string `header:"X-Batchyard-Tenant" doc:"Whose tasks; \"default\" without it."`
 }

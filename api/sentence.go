@@ -11,36 +11,36 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// sentence says in words what the figures say.
+// sentence puts the figures into words.
 func sentence(w *Why, st *Status, now time.Time) string {
 	switch {
 	case w.Waiting != nil:
-		text := waits(w.Waiting, now)
+		text := waiting(w.Waiting, now)
 		if n := len(w.Attempts); n > 0 {
 			text += ". Before: " + went(&w.Attempts[n-1])
 		}
 		return text + "."
 	case len(w.Attempts) == 0 && !st.State.Terminal():
-		return fmt.Sprintf("The task is %s; where it went is not recorded yet.", st.State)
+		return fmt.Sprintf("The task is %s; where it went has not been recorded yet.", st.State)
 	case len(w.Attempts) == 0:
-		return fmt.Sprintf("The task ended as %s without having been at a device%s.", st.State, because(st.Error))
+		return fmt.Sprintf("The task ended as %s before it was assigned to a device%s.", st.State, because(st.Error))
 	}
 	last := &w.Attempts[len(w.Attempts)-1]
 	var b strings.Builder
 	switch st.State {
 	case task.Assigned:
-		b.WriteString("It waits at " + last.Device + ". ")
+		b.WriteString("It waits at " + last.DeviceID + ". ")
 	case task.Running:
-		b.WriteString("It runs on " + last.Device + ". ")
+		b.WriteString("It runs on " + last.DeviceID + ". ")
 	case task.Success:
-		b.WriteString("It ran on " + cmp.Or(st.Device, last.Device) + ". ")
+		b.WriteString("It ran on " + cmp.Or(st.DeviceID, last.DeviceID) + ". ")
 	default:
 		b.WriteString(fmt.Sprintf("It ended as %s%s. ", st.State, because(st.Error)))
 	}
 	for i := range w.Attempts {
-		if n := len(w.Attempts); n > maxTold && i >= maxTold-1 && i < n-1 {
-			if i == maxTold-1 {
-				fmt.Fprintf(&b, "… %d more. ", n-maxTold)
+		if n := len(w.Attempts); n > maxPlacements && i >= maxPlacements-1 && i < n-1 {
+			if i == maxPlacements-1 {
+				fmt.Fprintf(&b, "… %d more. ", n-maxPlacements)
 			}
 			continue
 		}
@@ -49,8 +49,8 @@ func sentence(w *Why, st *Status, now time.Time) string {
 	return strings.TrimSpace(b.String())
 }
 
-// maxTold bounds the attempts that a sentence tells one by one.
-const maxTold = 8
+// maxPlacements bounds the attempts that a sentence describes one by one.
+const maxPlacements = 8
 
 func capital(s string) string {
 	if s == "" {
@@ -66,15 +66,15 @@ func because(e *task.Error) string {
 	return ": " + e.Message
 }
 
-// went tells of one placement.
+// went describes one placement.
 func went(p *Placement) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "attempt %d went to %s", p.Attempt, p.Device)
+	fmt.Fprintf(&b, "attempt %d went to %s", p.Attempt, p.DeviceID)
 	if p.Policy != "" {
 		fmt.Fprintf(&b, " by %s", p.Policy)
 	}
 	if p.Of > 0 {
-		fmt.Fprintf(&b, ", out of %s that could take it", count(p.Of, "device"))
+		fmt.Fprintf(&b, ", out of %s that could run it", count(p.Of, "device"))
 	}
 	if p.Why != "" {
 		b.WriteString(", because " + strings.TrimSuffix(p.Why, "."))
@@ -84,7 +84,7 @@ func went(p *Placement) string {
 		fmt.Fprintf(&b, " (%s", figure(*c.Score, c.Unit))
 		for _, o := range p.Candidates[1:] {
 			if o.Score != nil {
-				fmt.Fprintf(&b, ", %s %s", o.Device, figure(*o.Score, o.Unit))
+				fmt.Fprintf(&b, ", %s %s", o.DeviceID, figure(*o.Score, o.Unit))
 				if o.Limit > 0 && o.Used >= o.Limit {
 					b.WriteString(" but full")
 				}
@@ -104,7 +104,7 @@ func went(p *Placement) string {
 	return b.String()
 }
 
-// figure is a number with what it counts, as people write it.
+// figure writes a number with its unit.
 func figure(v float64, unit string) string {
 	text := strconv.FormatFloat(v, 'f', 2, 64)
 	if strings.Contains(text, ".") {
@@ -123,14 +123,14 @@ func count(n int, what string) string {
 	return strconv.Itoa(n) + " " + what + "s"
 }
 
-// waits tells what a task waits for: what holds it up first.
-func waits(w *Waiting, now time.Time) string {
+// waiting describes what a task waits for, the main reason first.
+func waiting(w *Waiting, now time.Time) string {
 	var parts []string
 	if w.NotBefore != nil && w.NotBefore.After(now) {
-		parts = append(parts, "it is not to run before "+w.NotBefore.Format(time.RFC3339))
+		parts = append(parts, "it may not run before "+w.NotBefore.Format(time.RFC3339))
 	}
 	if !w.Read {
-		parts = append(parts, "no router has told of reading it yet: it may be in the log behind others")
+		parts = append(parts, "no router has read it yet: it may be behind others in Kafka")
 	}
 	switch {
 	case w.Devices == 0:
@@ -140,13 +140,13 @@ func waits(w *Waiting, now time.Time) string {
 	default:
 		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
 		load := fmt.Sprintf("%s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
-		free := !w.Merged && w.Used < w.Slots
+		free := !w.Batched && w.Used < w.Slots
 		have, are := "have", "are"
 		if w.Able == 1 {
 			have, are = "has", "is"
 		}
 		switch {
-		case w.Merged: // how many a slot takes is the router's to know
+		case w.Batched: // only the router knows how many a slot takes
 			text += " and " + have + " " + load + ", each of which takes many at once"
 		case free:
 			text += " and " + have + " " + load
@@ -158,7 +158,7 @@ func waits(w *Waiting, now time.Time) string {
 		}
 		parts = append(parts, text)
 		if free && len(parts) == 1 {
-			parts = append(parts, "others go first, or a faster device is worth the wait")
+			parts = append(parts, "others are ahead of it, or a faster device is worth the wait")
 		}
 	}
 	text := fmt.Sprintf("It waits, with priority %s and level %d", w.Priority, w.Level)
@@ -167,7 +167,7 @@ func waits(w *Waiting, now time.Time) string {
 	}
 	text += ": " + strings.Join(parts, "; ")
 	if w.ParkedAt != nil {
-		text += fmt.Sprintf(". A router set it aside in the log at %s (%s) and looks at it again and again", w.ParkedAt.Format(time.RFC3339), cmp.Or(w.Parked, "no reason given"))
+		text += fmt.Sprintf(". A router parked it at %s (%s) and retries it regularly", w.ParkedAt.Format(time.RFC3339), cmp.Or(w.Parked, "no reason given"))
 	}
 	if w.Deadline != nil {
 		text += ". Its deadline is " + w.Deadline.Format(time.RFC3339)
@@ -178,20 +178,20 @@ func waits(w *Waiting, now time.Time) string {
 	return text
 }
 
-// barrierTexts says what each barrier is, of one device and of many; the number
+// barrierTexts describes each barrier, for one device and for many; the number
 // goes in front.
 var barrierTexts = map[string][2]string{
 	"model":    {"does not serve its model", "do not serve its model"},
 	"tags":     {"lacks tags that it needs", "lack tags that it needs"},
 	"silent":   {"has missed its heartbeats", "have missed their heartbeats"},
 	"draining": {"is draining", "are draining"},
-	"ejected":  {"is let alone because it failed", "are let alone because they failed"},
+	"ejected":  {"has an open circuit breaker", "have an open circuit breaker"},
 	"slow":     {"has asked for a pause", "have asked for a pause"},
 	"excluded": {"has failed it before", "have failed it before"},
 	"full":     {"had no free credit", "had no free credit"},
 }
 
-// outs tells how many devices are out for which reason.
+// outs says how many devices are out for which reason.
 func outs(out map[string]int) string {
 	var parts []string
 	for _, why := range append(device.Barriers[:len(device.Barriers):len(device.Barriers)], "full") {

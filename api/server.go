@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -10,10 +9,8 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/batchyard/batchyard/device"
@@ -32,16 +29,20 @@ type Server struct {
 	refused  *bucket
 	stopping chan struct{} // closed when draining begins
 	stop     sync.Once
+	scrapes  chan struct{}       // holds one for each running scrape of /metrics
+	promises map[string]contract // by the mux's patterns
+	bodies   map[string]bool     // schemas of request bodies, by their names in the description
 
 	mu   sync.Mutex
 	addr net.Addr
 }
 
-// New returns a server that does not listen yet.
+// New returns a server that does not listen yet. Deps without a Logger, Metrics or
+// Gatherer are completed; any other that is missing is an error.
 func New(d Deps, cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
 	if d.Producer == nil || d.Store == nil || d.Registry == nil || d.Control == nil || d.Marks == nil || d.Rates == nil || d.Credits == nil {
-		return nil, errors.New("making the API: it needs a producer, a store, a registry, control, marks, rates and credits")
+		return nil, errors.New("creating the API: a dependency is missing; set Producer, Store, Registry, Control, Marks, Rates and Credits")
 	}
 	if d.Policy == nil {
 		d.Policy = func() device.PolicySetting { return device.PolicySetting{Name: device.DefaultPolicy} }
@@ -55,6 +56,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	d.Version = cmp.Or(d.Version, "dev")
 	s := &Server{
 		deps: d, cfg: cfg, log: d.Logger, mux: http.NewServeMux(), stopping: make(chan struct{}),
+		bodies:   map[string]bool{},
 		budget:   &budget{metrics: d.Metrics},
 		requests: semaphore.NewWeighted(cfg.MaxRequests),
 		refused:  newBucket(cfg.RefusedEvents),
@@ -66,44 +68,11 @@ func New(d Deps, cfg Config) (*Server, error) {
 	s.routeDevices()
 	s.routePolicy()
 	s.routeHealth()
+	s.promises = contracts(s.api.OpenAPI())
 	return s, s.serveDescription()
 }
 
-func (s *Server) describe() {
-	c := huma.DefaultConfig("Batchyard", s.deps.Version)
-	c.Info.Description = "Inference tasks in, results out. Errors are problem documents (RFC 9457). " +
-		"The header X-Batchyard-Tenant says whose tasks are meant; without it, those of the tenant \"default\"."
-	// What is served is what is listed: no pages, no schemas, and the description
-	// by a handler of our own (the library's has a race).
-	c.OpenAPIPath, c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", "", nil
-	c.RejectUnknownQueryParameters = true
-	c.Formats = map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat}
-	c.Transformers = []huma.Transformer{ours}
-	s.api = humago.New(s.mux, c)
-}
-
-func (s *Server) serveDescription() error {
-	spec, err := s.api.OpenAPI().MarshalJSON()
-	if err != nil {
-		return fmt.Errorf("describing the API: %w", err)
-	}
-	yaml, err := s.api.OpenAPI().YAML()
-	if err != nil {
-		return fmt.Errorf("describing the API: %w", err)
-	}
-	for path, b := range map[string]struct {
-		kind string
-		body []byte
-	}{"/openapi.json": {"application/openapi+json", spec}, "/openapi.yaml": {"application/openapi+yaml", yaml}} {
-		s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", b.kind)
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b.body))
-		})
-	}
-	return nil
-}
-
-// Addr is where the server listens, once it is ready.
+// Addr returns the address that the server listens on, once it is ready.
 func (s *Server) Addr() net.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,8 +95,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		ReadHeaderTimeout: s.cfg.HeaderTimeout,
 		ReadTimeout:       s.cfg.BodyTimeout,
 		IdleTimeout:       s.cfg.IdleTimeout,
-		MaxHeaderBytes:    int(s.cfg.MaxHeader),
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // clients that break off
+		MaxHeaderBytes:    2 * int(s.cfg.MaxHeader),                            // guard answers from MaxHeader on; net/http bounds the memory, with a bare 431
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // clients that disconnect
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -143,8 +112,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
 	if err := srv.Shutdown(drain); err != nil {
-		s.log.Warn("requests were cut off because they did not end in time", "drain_timeout", s.cfg.DrainTimeout, "error", err)
-		_ = srv.Close() // says the same again
+		s.log.Warn("requests were cut off: they did not finish in time", "drain_timeout", s.cfg.DrainTimeout, "error", err)
+		_ = srv.Close() // its error is the same
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)

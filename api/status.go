@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -15,23 +18,23 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Status is a task as it stands.
+// Status is the state of a task, with its result once it has one. Times are UTC.
 type Status struct {
-	ID          string            `json:"id"`
+	ID          string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
-	State       task.State        `json:"state" enum:"PENDING,ASSIGNED,RUNNING,SUCCESS,FAILED,CANCELLED,EXPIRED"`
+	State       task.State        `json:"state"`
 	Model       string            `json:"model,omitempty"`
-	Requested   string            `json:"requested_model,omitempty" doc:"The model asked for, when another answered."`
+	Requested   string            `json:"requested_model,omitempty" doc:"The model asked for, if another answered."`
 	Endpoint    string            `json:"endpoint,omitempty"`
-	Priority    task.Priority     `json:"priority,omitempty" enum:"high,normal,low"`
-	Job         string            `json:"job,omitempty"`
+	Priority    task.Priority     `json:"priority,omitempty"`
+	JobID       string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
-	Device      string            `json:"device,omitempty" doc:"Where it runs, or ran last."`
-	Attempt     int               `json:"attempt" doc:"Number of the present or last attempt; 0 before the first."`
-	Attempts    []task.Attempt    `json:"attempts,omitempty" doc:"What was tried, once the task has ended."`
-	HTTPStatus  int               `json:"status,omitempty" doc:"Of the device's last answer."`
-	Output      json.RawMessage   `json:"output,omitempty" doc:"The device's answer."`
+	DeviceID    string            `json:"device_id,omitempty" doc:"The device it runs on, or ran on last."`
+	Attempt     int               `json:"attempt" minimum:"0" doc:"Number of the current or last attempt; 0 before the first."`
+	Attempts    []task.Attempt    `json:"attempts,omitempty" doc:"Every attempt, once the task has finished."`
+	HTTPStatus  int               `json:"status,omitempty" doc:"HTTP status of the device's last answer."`
+	Output      json.RawMessage   `json:"output,omitempty" doc:"The device's answer, as it came."`
 	Error       *task.Error       `json:"error,omitempty"`
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
@@ -43,6 +46,7 @@ type Status struct {
 	CallbackURL string            `json:"callback_url,omitempty"`
 }
 
+// timeOf returns the time in UTC, nil for the zero time.
 func timeOf(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -53,8 +57,8 @@ func timeOf(t time.Time) *time.Time {
 
 func statusOfRow(r *audit.TaskRow) Status {
 	s := Status{
-		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, Job: r.Job,
-		CustomID: r.CustomID, TraceID: r.TraceID, Device: r.Device, Attempt: r.Attempt,
+		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, JobID: r.Job,
+		CustomID: r.CustomID, TraceID: r.TraceID, DeviceID: r.Device, Attempt: r.Attempt,
 		SubmittedAt: timeOf(r.SubmittedAt), AssignedAt: timeOf(r.AssignedAt), StartedAt: timeOf(r.StartedAt),
 		FinishedAt: timeOf(r.FinishedAt), Deadline: timeOf(r.Deadline), CallbackURL: r.CallbackURL,
 	}
@@ -75,7 +79,7 @@ func statusOfRow(r *audit.TaskRow) Status {
 
 func statusOfRecent(r *producer.Recent) Status {
 	s := Status{
-		ID: r.ID, Tenant: r.Tenant, State: task.Pending, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, Job: r.Job,
+		ID: r.ID, Tenant: r.Tenant, State: task.Pending, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, JobID: r.Job,
 		CustomID: r.CustomID, TraceID: r.TraceID, Labels: r.Labels, SubmittedAt: timeOf(r.SubmittedAt), Deadline: timeOf(r.Deadline),
 	}
 	if r.Callback != nil {
@@ -84,27 +88,7 @@ func statusOfRecent(r *producer.Recent) Status {
 	return s
 }
 
-type idParam struct {
-	ID string `path:"id" doc:"Id of the task."`
-}
-
-type statusInput struct {
-	request
-	headerParams
-	idParam
-	Wait string `query:"wait" doc:"Wait for the end of the task, at most so long: 30s, or 30." example:"30s"`
-}
-
 type statusOutput struct{ Body Status }
-
-type listInput struct {
-	request
-	headerParams
-	State  string `query:"state" doc:"Only tasks in this state."`
-	Job    string `query:"job" doc:"Only tasks of this job."`
-	Limit  int    `query:"limit" default:"100" minimum:"1" maximum:"1000" doc:"How many at most."`
-	Cursor string `query:"cursor" maxLength:"1024" doc:"The next of the page before."`
-}
 
 // List is a page of tasks.
 type List struct {
@@ -114,62 +98,79 @@ type List struct {
 
 type listOutput struct{ Body List }
 
-// CancelAsked answers a request to cancel.
-type CancelAsked struct {
-	ID     string     `json:"id"`
+// CancelRequested answers a request to cancel a task.
+type CancelRequested struct {
+	ID     string     `json:"task_id"`
 	Tenant string     `json:"tenant"`
 	State  task.State `json:"state" doc:"Before the cancel takes effect."`
 }
 
-type cancelInput struct {
-	request
-	headerParams
-	idParam
-}
+type cancelOutput struct{ Body CancelRequested }
 
-type cancelOutput struct{ Body CancelAsked }
-
-// TaskEvent is one line of a task's timeline.
+// TaskEvent is one event of a task. An id that does not apply is missing.
 type TaskEvent struct {
 	Time       time.Time       `json:"time"`
 	Action     task.Action     `json:"action"`
 	Outcome    task.Outcome    `json:"outcome"`
 	ActorType  task.ActorType  `json:"actor_type"`
-	Actor      string          `json:"actor,omitempty"`
-	Source     string          `json:"source,omitempty"`
+	ActorID    string          `json:"actor_id,omitempty"`
+	SourceAddr string          `json:"source_addr,omitempty" doc:"Where the request came from."`
 	UserAgent  string          `json:"user_agent,omitempty"`
 	ErrorClass task.ErrorClass `json:"error_class,omitempty"`
-	Batch      string          `json:"batch,omitempty"`
-	Device     string          `json:"device,omitempty"`
+	BatchID    string          `json:"batch_id,omitempty"`
+	DeviceID   string          `json:"device_id,omitempty"`
 	Attempt    int             `json:"attempt,omitempty"`
 	DurationMS float64         `json:"duration_ms,omitempty"`
-	Detail     json.RawMessage `json:"detail,omitempty"`
+	Detail     json.RawMessage `json:"detail,omitempty" doc:"A JSON object whose members depend on the action."`
 }
 
-// Timeline is what happened to a task, in order.
+// Timeline lists the events of a task, oldest first.
 type Timeline struct {
 	Events []TaskEvent `json:"events"`
 }
 
 type timelineOutput struct{ Body Timeline }
 
+// defaultLimit is how many tasks a page has unless the client says otherwise.
+const defaultLimit = 100
+
+// waits are the values of ?wait=: seconds, or a duration as Go writes it, of which
+// the description knows the same pattern.
+const waits = `^([0-9]{1,6}(\.[0-9]{1,6})?|([0-9]{1,4}h)?([0-9]{1,4}m)?([0-9]{1,5}(\.[0-9]{1,9})?s)?([0-9]{1,6}(\.[0-9]{1,9})?(ms|us|µs|ns))?)$`
+
+var waitPattern = regexp.MustCompile(waits)
+
 func (s *Server) routeStatus() {
-	huma.Register(s.api, huma.Operation{OperationID: "get-task", Method: http.MethodGet, Path: "/v1/tasks/{id}", Tags: []string{"tasks"},
-		Summary: "A task as it stands, with its result once it has one", Errors: []int{400, 404, 422, 503}}, s.status)
-	huma.Register(s.api, huma.Operation{OperationID: "list-tasks", Method: http.MethodGet, Path: "/v1/tasks", Tags: []string{"tasks"},
-		Summary: "Tasks, newest first; of one job: by id, the last first", Errors: []int{400, 422, 503}}, s.list)
-	huma.Register(s.api, huma.Operation{OperationID: "cancel-task", Method: http.MethodPost, Path: "/v1/tasks/{id}/cancel", Tags: []string{"tasks"},
-		Summary: "Ask for a task to be stopped", DefaultStatus: http.StatusAccepted,
-		Description: "202 means that the task ends as CANCELLED, unless another result came first. 409 says how it has ended already.",
-		Errors:      []int{400, 404, 409, 503}}, s.cancel)
-	huma.Register(s.api, huma.Operation{OperationID: "task-events", Method: http.MethodGet, Path: "/v1/tasks/{id}/events", Tags: []string{"tasks"},
-		Summary: "What happened to a task, in order", Errors: []int{400, 404, 503}}, s.events)
-	s.routeRank()
+	const one = "/v1/tasks/{task_id}"
+	tags := []string{"tasks"}
+	huma.Register(s.api, answering(huma.Operation{OperationID: "get-task", Method: http.MethodGet, Path: one, Tags: tags,
+		Summary: "Get the state of a task, with its result once it has one",
+		Parameters: append(params(taskParam, tenantParam), &huma.Param{Name: "wait", In: "query", Example: "30s",
+			Description: fmt.Sprintf("Wait for the task to finish, for at most this long: 30s, or 30. Capped at %s; when the time is over, the state is that of the moment.", s.cfg.MaxWait),
+			Schema:      &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), Pattern: waits}})},
+		http.StatusNotFound, http.StatusServiceUnavailable), s.status)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "list-tasks", Method: http.MethodGet, Path: "/v1/tasks", Tags: tags,
+		Summary: "List tasks, without their results", Description: "Newest first; those of a job by id, the last first.",
+		Parameters: append(params(tenantParam),
+			&huma.Param{Name: "state", In: "query", Description: "Only tasks in this state; small letters will do.", Schema: &huma.Schema{Type: huma.TypeString, Enum: anys(task.States...)}, Example: string(task.Failed)},
+			&huma.Param{Name: "job_id", In: "query", Description: "Only tasks of this job.", Schema: idSchema(), Example: "nightly-7"},
+			&huma.Param{Name: "limit", In: "query", Description: "Tasks a page.", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: ptr(1.0), Maximum: ptr(float64(audit.MaxLimit)), Default: defaultLimit}, Example: 20},
+			&huma.Param{Name: "cursor", In: "query", Description: "The `next` of the previous page, to go with the same filters.", Schema: &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(1024), Pattern: `^[A-Za-z0-9_-]+$`}})},
+		http.StatusServiceUnavailable), s.list)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "cancel-task", Method: http.MethodPost, Path: one + "/cancel", Tags: tags,
+		Summary: "Cancel a task", DefaultStatus: http.StatusAccepted,
+		Description: "202 means that the task ends as CANCELLED, unless another result comes first. 409 means that it has finished already.",
+		Parameters:  params(taskParam, tenantParam)},
+		http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable), s.cancel)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "list-task-events", Method: http.MethodGet, Path: one + "/events", Tags: tags,
+		Summary: "List what happened to a task, oldest first", Parameters: params(taskParam, tenantParam)},
+		http.StatusNotFound, http.StatusServiceUnavailable), s.events)
+	s.routePriority()
 	s.routeWhy()
 }
 
-// look tells how a task stands: by Postgres, else by what was submitted moments
-// ago. row is nil in that case.
+// look returns the state of a task: from Postgres, or, while Postgres does not have
+// it yet, from what was submitted moments ago, which is then returned as well.
 func (s *Server) look(ctx context.Context, key task.Key) (Status, *producer.Recent, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
@@ -182,21 +183,21 @@ func (s *Server) look(ctx context.Context, key task.Key) (Status, *producer.Rece
 	case ok:
 		return statusOfRecent(recent), recent, nil
 	case !errors.Is(err, audit.ErrNotFound):
-		s.log.Warn("the status of a task is not known now", "trace_id", traceOf(ctx), "error", err)
-		return Status{}, nil, later("the status is not known while Postgres does not answer; ask again in a moment")
+		s.log.Warn("reading the status of a task failed", "trace_id", traceOf(ctx), "error", err)
+		return Status{}, nil, later("the state of the task is unknown while Postgres does not answer; try again in a moment")
 	case redisErr != nil:
-		s.log.Warn("the status of a task is not known now", "trace_id", traceOf(ctx), "error", redisErr)
-		return Status{}, nil, later("Postgres has not heard of the task, and Redis, which would know of a new one, does not answer; ask again in a moment")
+		s.log.Warn("reading the status of a task failed", "trace_id", traceOf(ctx), "error", redisErr)
+		return Status{}, nil, later("the task is not in Postgres, and Redis, which has the newest tasks, does not answer; try again in a moment")
 	}
-	return Status{}, nil, problem(http.StatusNotFound, "there is no such task of this tenant")
+	return Status{}, nil, problem(http.StatusNotFound, "this tenant has no such task")
 }
 
-func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, error) {
-	key, err := keyOf(in.r)
+func (s *Server) status(ctx context.Context, in *request) (*statusOutput, error) {
+	key, err := taskOf(in.r)
 	if err != nil {
 		return nil, err
 	}
-	wait, err := s.waitOf(in.Wait)
+	wait, err := s.waitOf(in.query("wait"))
 	if err != nil {
 		return nil, err
 	}
@@ -207,14 +208,14 @@ func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, er
 	if wait > 0 && !st.State.Terminal() {
 		s.await(ctx, key, wait)
 		if again, _, err := s.look(ctx, key); err == nil {
-			st = again // otherwise what was known before is still an answer
+			st = again // if not, what was known before is still an answer
 		}
 	}
 	return &statusOutput{st}, nil
 }
 
-// await returns when the task has ended, the time is over, the client is gone
-// or the server stops.
+// await returns when the task has finished, the time is over, the client is gone or
+// the server drains.
 func (s *Server) await(ctx context.Context, key task.Key, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -226,59 +227,75 @@ func (s *Server) await(ctx context.Context, key task.Key, wait time.Duration) {
 		}
 	}()
 	if _, err := s.deps.Store.WaitTask(ctx, key); err != nil && ctx.Err() == nil {
-		// Postgres is away: there is nothing to wait on.
-		s.log.Debug("waiting for a task", "trace_id", traceOf(ctx), "error", err)
+		// Postgres is down: there is nothing to wait for.
+		s.log.Debug("waiting for a task failed", "trace_id", traceOf(ctx), "error", err)
 	}
 }
 
-// waitOf reads ?wait=, which is a duration or seconds.
+// waitOf reads ?wait=: a duration, or seconds.
 func (s *Server) waitOf(text string) (time.Duration, error) {
 	if text == "" {
 		return 0, nil
 	}
+	if !waitPattern.MatchString(text) {
+		return 0, queryProblem("wait", "not a duration: send 30s, or 30 for seconds")
+	}
+	if strings.Trim(text, "0123456789.") == "" {
+		text += "s"
+	}
 	d, err := time.ParseDuration(text)
 	if err != nil {
-		n, numErr := strconv.ParseFloat(text, 64)
-		if numErr != nil || !(n >= 0 && n < 1e6) {
-			d = -1
-		} else {
-			d = time.Duration(n * float64(time.Second))
-		}
-	}
-	if d < 0 {
-		p := problem(http.StatusUnprocessableEntity, "wait: it is no duration; send 30s, or 30")
-		p.Errors = []ProblemError{{"wait", "it is no duration; send 30s, or 30"}}
-		return 0, p
+		return 0, queryProblem("wait", "not a duration: send 30s, or 30 for seconds")
 	}
 	return min(d, s.cfg.MaxWait), nil
 }
 
-func (s *Server) list(ctx context.Context, in *listInput) (*listOutput, error) {
+// queryProblem refuses one query parameter.
+func queryProblem(name, detail string) *Problem {
+	return fieldProblem(http.StatusUnprocessableEntity, []ProblemError{{name, detail}}, 0)
+}
+
+// filterOf reads the query of a list.
+func filterOf(in *request) (audit.Filter, error) {
 	tenant, _, err := tenantOf(in.r)
 	if err != nil {
-		return nil, err
+		return audit.Filter{}, err
 	}
-	f := audit.Filter{Tenant: tenant, Job: in.Job, Limit: in.Limit, Cursor: in.Cursor}
-	if in.State != "" {
-		if f.State, err = task.ParseState(clipName(in.State)); err != nil {
+	f := audit.Filter{Tenant: tenant, Job: in.query("job_id"), Cursor: in.query("cursor"), Limit: defaultLimit}
+	if state := in.query("state"); state != "" {
+		if f.State, err = task.ParseState(clipName(state)); err != nil {
 			var fe *task.FieldError
 			errors.As(err, &fe)
-			return nil, fieldProblem(http.StatusUnprocessableEntity, []ProblemError{{"state", fe.Problem + "; " + fe.Remedy}}, 0)
+			return f, queryProblem("state", fe.Problem+"; "+fe.Remedy)
 		}
 	}
-	if in.Job != "" {
-		if bad := badName(in.Job); bad != "" {
-			return nil, nameProblem("job", bad)
+	if f.Job != "" {
+		if bad := badName(f.Job); bad != "" {
+			return f, queryProblem("job_id", bad+": send 1 to 128 printable characters")
 		}
+	}
+	if limit := in.query("limit"); limit != "" {
+		f.Limit, err = strconv.Atoi(limit)
+		if err != nil || f.Limit < 1 || f.Limit > audit.MaxLimit {
+			return f, queryProblem("limit", fmt.Sprintf("not a number from 1 to %d: send one, or leave it out for %d", audit.MaxLimit, defaultLimit))
+		}
+	}
+	return f, nil
+}
+
+func (s *Server) list(ctx context.Context, in *request) (*listOutput, error) {
+	f, err := filterOf(in)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	rows, next, err := s.deps.Store.Tasks(ctx, f)
 	switch {
 	case errors.Is(err, audit.ErrBadCursor):
-		return nil, fieldProblem(http.StatusUnprocessableEntity, []ProblemError{{"cursor", "it is none of ours; send the next of the page before, with the same filters"}}, 0)
+		return nil, queryProblem("cursor", "invalid cursor: send the `next` of the previous page, with the same filters")
 	case err != nil:
-		return nil, s.away(ctx, err)
+		return nil, s.postgresDown(ctx, err)
 	}
 	out := &listOutput{List{Tasks: make([]Status, len(rows)), Next: next}}
 	for i := range rows {
@@ -295,14 +312,14 @@ func clipName(s string) string {
 	return clip(s)
 }
 
-// away is the answer while Postgres is.
-func (s *Server) away(ctx context.Context, err error) error {
-	s.log.Warn("Postgres did not answer a question", "trace_id", traceOf(ctx), "error", err)
-	return later("Postgres does not answer; ask again in a moment. Tasks are taken and run meanwhile")
+// postgresDown is the answer while Postgres does not answer.
+func (s *Server) postgresDown(ctx context.Context, err error) error {
+	s.log.Warn("querying Postgres failed", "trace_id", traceOf(ctx), "error", err)
+	return later("Postgres does not answer; try again in a moment. Tasks are still accepted and run")
 }
 
-func (s *Server) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, error) {
-	key, err := keyOf(in.r)
+func (s *Server) cancel(ctx context.Context, in *request) (*cancelOutput, error) {
+	key, err := taskOf(in.r)
 	if err != nil {
 		return nil, err
 	}
@@ -311,12 +328,13 @@ func (s *Server) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, er
 		return nil, err
 	}
 	if st.State.Terminal() {
-		p := problem(http.StatusConflict, "the task has ended already, as %s", st.State)
+		p := problem(http.StatusConflict, "the task has already finished as %s", st.State)
 		p.State = st.State
 		return nil, p
 	}
 	if recent == nil {
-		// What was submitted moments ago is remembered with its callback and labels.
+		// What was submitted moments ago is remembered with its callback and labels,
+		// which the result then carries.
 		if r, ok, err := s.deps.Producer.Recent(ctx, key); err == nil && ok {
 			recent = r
 		} else {
@@ -326,15 +344,15 @@ func (s *Server) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, er
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SubmitTimeout)
 	defer cancel()
 	if err := s.deps.Producer.Cancel(ctx, recent, originOf(in.r, key.Tenant)); err != nil {
-		s.log.Warn("a cancel was not answered by Kafka", "trace_id", traceOf(ctx), "error", err)
-		return nil, later("the log did not answer in time, so it is not known whether the task is cancelled; ask again")
+		s.log.Warn("writing a cancel to Kafka failed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Kafka did not answer in time: the task may or may not be cancelled; send the request again")
 	}
-	return &cancelOutput{CancelAsked{key.ID, key.Tenant, st.State}}, nil
+	return &cancelOutput{CancelRequested{key.ID, key.Tenant, st.State}}, nil
 }
 
 func recentOfStatus(st *Status) *producer.Recent {
 	r := &producer.Recent{ID: st.ID, Tenant: st.Tenant, Model: st.Model, Endpoint: st.Endpoint, Priority: st.Priority,
-		Job: st.Job, CustomID: st.CustomID, TraceID: st.TraceID}
+		Job: st.JobID, CustomID: st.CustomID, TraceID: st.TraceID}
 	if st.SubmittedAt != nil {
 		r.SubmittedAt = *st.SubmittedAt
 	}
@@ -347,8 +365,8 @@ func recentOfStatus(st *Status) *producer.Recent {
 	return r
 }
 
-func (s *Server) events(ctx context.Context, in *cancelInput) (*timelineOutput, error) {
-	key, err := keyOf(in.r)
+func (s *Server) events(ctx context.Context, in *request) (*timelineOutput, error) {
+	key, err := taskOf(in.r)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +374,7 @@ func (s *Server) events(ctx context.Context, in *cancelInput) (*timelineOutput, 
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
 	if err != nil && !errors.Is(err, audit.ErrNotFound) {
-		return nil, s.away(ctx, err)
+		return nil, s.postgresDown(ctx, err)
 	}
 	if len(rows) == 0 {
 		if _, _, err := s.look(ctx, key); err != nil {
@@ -366,8 +384,8 @@ func (s *Server) events(ctx context.Context, in *cancelInput) (*timelineOutput, 
 	out := &timelineOutput{Timeline{Events: make([]TaskEvent, len(rows))}}
 	for i, e := range rows {
 		out.Body.Events[i] = TaskEvent{
-			Time: e.Time.UTC(), Action: e.Action, Outcome: e.Outcome, ActorType: e.ActorType, Actor: e.ActorID, Source: e.SourceAddr,
-			UserAgent: e.UserAgent, ErrorClass: e.ErrorClass, Batch: e.Batch, Device: e.Device, Attempt: e.Attempt,
+			Time: e.Time.UTC(), Action: e.Action, Outcome: e.Outcome, ActorType: e.ActorType, ActorID: e.ActorID, SourceAddr: e.SourceAddr,
+			UserAgent: e.UserAgent, ErrorClass: e.ErrorClass, BatchID: e.Batch, DeviceID: e.Device, Attempt: e.Attempt,
 			DurationMS: float64(e.Duration) / float64(time.Millisecond), Detail: json.RawMessage(e.Detail),
 		}
 	}

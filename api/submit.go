@@ -23,75 +23,110 @@ import (
 
 // Accepted answers a submitted task.
 type Accepted struct {
-	ID     string     `json:"id"`
+	ID     string     `json:"task_id"`
 	Tenant string     `json:"tenant"`
 	State  task.State `json:"state" enum:"PENDING"`
 }
 
-// AcceptedList answers submitted tasks, in their order.
+// AcceptedList answers an array of tasks, in its order.
 type AcceptedList struct {
 	Tasks []Accepted `json:"tasks"`
 }
 
-// TaskIn describes a task to submit. Tasks are read by package task, which is
-// stricter than a schema can say; this is for readers of the description.
+// TaskIn describes a task to submit. It is for readers of the description: package
+// task decodes and checks the body.
 type TaskIn struct {
-	ID          string            `json:"id,omitempty" maxLength:"128" doc:"Your own id, or none. With the tenant it is the identity: submitting it again is the same task."`
-	Tenant      string            `json:"tenant,omitempty" maxLength:"128" doc:"Whose task; the header says the same or nothing."`
-	Model       string            `json:"model" maxLength:"256" doc:"The model that is to answer."`
-	Endpoint    string            `json:"endpoint,omitempty" default:"/v1/chat/completions" enum:"/v1/chat/completions,/v1/completions,/v1/embeddings,/v1/responses,/v1/moderations"`
-	Input       map[string]any    `json:"input" doc:"The body of the request to the device."`
-	Priority    string            `json:"priority,omitempty" enum:"high,normal,low" default:"normal"`
-	Level       int               `json:"level,omitempty" minimum:"0" maximum:"9" doc:"Within the priority, 9 first."`
-	Needs       []string          `json:"needs,omitempty" maxItems:"32" doc:"Tags that the device must have."`
-	DependsOn   []string          `json:"depends_on,omitempty" maxItems:"128" doc:"Kept, and not acted upon yet."`
+	ID          string            `json:"id,omitempty" maxLength:"128" doc:"An id of your own; a UUID without it. Tenant and id are the task's identity: submitting them again is the same task, not a second one."`
+	Tenant      string            `json:"tenant,omitempty" maxLength:"128" doc:"The tenant; if the header X-Batchyard-Tenant is set too, both must agree."`
+	Model       string            `json:"model" minLength:"1" maxLength:"256" doc:"The model that runs the task."`
+	Endpoint    string            `json:"endpoint,omitempty" doc:"The endpoint of the device that gets the input."`
+	Input       map[string]any    `json:"input" doc:"The body of the request to the device, nested at most 128 deep."`
+	Priority    string            `json:"priority,omitempty" default:"normal"`
+	Level       int               `json:"level,omitempty" minimum:"0" maximum:"9" default:"0" doc:"Level within the priority, 9 first."`
+	Needs       []string          `json:"needs,omitempty" maxItems:"32" minLength:"1" maxLength:"256" doc:"Capability tags that the device must have."`
+	DependsOn   []string          `json:"depends_on,omitempty" maxItems:"128" minLength:"1" maxLength:"128" doc:"Kept with the task; has no effect yet."`
 	Session     string            `json:"session,omitempty" maxLength:"256" doc:"For policies that keep a session on one device."`
-	Deadline    *time.Time        `json:"deadline,omitempty" doc:"Unfinished by then, the task ends as EXPIRED."`
-	NotBefore   *time.Time        `json:"not_before,omitempty" doc:"Not run earlier."`
-	MaxAttempts int               `json:"max_attempts,omitempty" minimum:"1" maximum:"20"`
-	Degrade     bool              `json:"degrade,omitempty" doc:"A smaller model may answer when nothing else does."`
-	Callback    *task.Callback    `json:"callback,omitempty" doc:"Where the result is posted."`
-	Labels      map[string]string `json:"labels,omitempty" doc:"Yours to keep; at most 16."`
-	Job         string            `json:"job,omitempty" maxLength:"128"`
-	CustomID    string            `json:"custom_id,omitempty" maxLength:"512"`
-	TraceID     string            `json:"trace_id,omitempty" doc:"32 hex digits; otherwise that of the traceparent header."`
-}
-
-type submitInput struct {
-	request
-	headerParams
-	Traceparent string `header:"traceparent" doc:"W3C trace context; its trace id becomes that of the tasks."`
+	Deadline    *time.Time        `json:"deadline,omitempty" doc:"A task that has not finished by then ends as EXPIRED."`
+	NotBefore   *time.Time        `json:"not_before,omitempty" doc:"The task is not assigned before then."`
+	MaxAttempts int               `json:"max_attempts,omitempty" minimum:"0" maximum:"20" doc:"Attempts before the task fails; 0 or nothing: as configured."`
+	Degrade     bool              `json:"degrade,omitempty" doc:"Fall back to a smaller model when no device can run this one."`
+	Callback    *task.Callback    `json:"callback,omitempty" doc:"When the task finishes, Batchyard POSTs its result to this URL."`
+	Labels      map[string]string `json:"labels,omitempty" maxProperties:"16" doc:"Labels of your own, which the result repeats; each at most 512 characters."`
+	Job         string            `json:"job,omitempty" maxLength:"128" doc:"Id of the job that the task belongs to."`
+	CustomID    string            `json:"custom_id,omitempty" maxLength:"512" doc:"An id of your own within the job."`
+	TraceID     string            `json:"trace_id,omitempty" doc:"W3C trace id; otherwise that of the traceparent header."`
+	SubmittedAt *time.Time        `json:"submitted_at,omitempty" doc:"When the task was submitted; now, unless it was taken in elsewhere before."`
 }
 
 type submitOutput struct {
-	Location string `header:"Location" doc:"Of the status, when one task was submitted."`
+	Location string `header:"Location"`
 	Body     any
 }
 
 func (s *Server) routeTasks() {
+	const path = "/v1/tasks"
 	reg := s.api.OpenAPI().Components.Schemas
-	one := reg.Schema(reflect.TypeFor[TaskIn](), true, "Task")
 	accepted := &huma.Schema{OneOf: []*huma.Schema{
 		reg.Schema(reflect.TypeFor[Accepted](), true, "Accepted"),
 		reg.Schema(reflect.TypeFor[AcceptedList](), true, "AcceptedList"),
 	}}
-	huma.Register(s.api, huma.Operation{
-		OperationID: "submit", Method: http.MethodPost, Path: "/v1/tasks", Summary: "Submit a task, or an array of tasks", Tags: []string{"tasks"},
-		Description:   "All or nothing: when one task is wrong, none is taken. 202 means that all in-sync replicas have every task.",
-		DefaultStatus: http.StatusAccepted,
-		Responses: map[string]*huma.Response{"202": {Description: "Accepted: durable, and will end in one state.",
-			Content: map[string]*huma.MediaType{"application/json": {Schema: accepted}}}},
-		Errors: []int{400, 413, 415, 422, 503},
-	}, s.submit)
-	// Told afterwards: huma reads and checks the body of an operation that has one.
-	s.api.OpenAPI().Paths["/v1/tasks"].Post.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
-		"application/json":    {Schema: &huma.Schema{OneOf: []*huma.Schema{one, {Type: huma.TypeArray, Items: one}}}},
-		"application/msgpack": {Schema: one},
-	}}
+	link := func(operation string) *huma.Link {
+		return &huma.Link{OperationID: operation, Parameters: map[string]any{"task_id": "$response.body#/task_id"}, Description: "For a single task."}
+	}
+	traceparent := &huma.Param{Name: "traceparent", In: "header", Description: "W3C trace context; its trace id becomes that of the tasks. One that is malformed is ignored, as W3C Trace Context asks.",
+		Schema: &huma.Schema{Type: huma.TypeString}, Example: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+	op := answering(huma.Operation{
+		OperationID: "submit-tasks", Method: http.MethodPost, Path: path, Summary: "Submit a task, or an array of tasks", Tags: []string{"tasks"},
+		Description: "All or nothing: if one task is wrong, none is accepted. 202 means that every in-sync replica of Kafka has every task. " +
+			"After any response but 202 and 4xx the tasks may have been accepted; submitting them again with the same ids is safe.",
+		DefaultStatus: http.StatusAccepted, Parameters: append(params(tenantParam), traceparent),
+		Responses: map[string]*huma.Response{"202": {Description: "Accepted: the tasks are durable, and each ends in one terminal state.",
+			Content: map[string]*huma.MediaType{task.ContentJSON: {Schema: accepted}},
+			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task")}}},
+	}, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
+	huma.Register(s.api, op, s.submit)
+	op.Responses["202"].Headers["Location"] = &huma.Param{Description: "Path of the task's status; only for a single task.", Schema: &huma.Schema{Type: huma.TypeString, Format: "uri-reference"}}
+	one := reg.Schema(reflect.TypeFor[TaskIn](), true, "")
+	s.acceptNull(one)
+	s.describeTask()
+	example := map[string]any{"model": "demo-chat", "input": map[string]any{"messages": []map[string]string{{"role": "user", "content": "Say hello."}}}}
+	// Described after the registration: huma would read and check the body itself.
+	s.describeBody(http.MethodPost, path, &huma.RequestBody{Required: true, Description: "In MessagePack a time may be a timestamp or Unix seconds as well, and the input the JSON text.",
+		Content: map[string]*huma.MediaType{
+			task.ContentJSON: {Example: example, Schema: &huma.Schema{OneOf: []*huma.Schema{one,
+				{Type: huma.TypeArray, Items: one, MinItems: ptr(1), MaxItems: ptr(s.deps.Producer.Config().MaxTasks)}}}},
+			task.ContentMsgpack: {Schema: one},
+		}})
 	s.routeStatus()
 }
 
-func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, error) {
+// describeTask adds what tags of a struct cannot say.
+func (s *Server) describeTask() {
+	parts := s.api.OpenAPI().Components.Schemas.Map()
+	t := parts["TaskIn"].Properties
+	for _, p := range t {
+		text := p
+		if p.Type == huma.TypeArray {
+			text = p.Items
+		}
+		switch {
+		case text.Type == huma.TypeString && text.Format == "date-time":
+			text.Pattern = instants
+		case text.Type == huma.TypeString && text.Pattern == "":
+			text.Pattern = plainText
+		}
+	}
+	t["endpoint"].Enum = append(anys(task.Endpoints...), nil)
+	t["endpoint"].Default = task.EndpointChat
+	t["priority"].Enum = append(anys(task.Priorities...), nil)
+	t["trace_id"].Pattern = traceIDs
+	t["labels"].AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
+	t["labels"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
+	callback := parts["Callback"].Properties["url"]
+	callback.Pattern, callback.MaxLength = webURL, ptr(task.MaxURLLength)
+}
+
+func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error) {
 	tenant, sent, err := tenantOf(in.r)
 	if err != nil {
 		return nil, err
@@ -111,8 +146,8 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 	}
 	for i, t := range tasks {
 		if t.Tenant != "" && sent && t.Tenant != tenant {
-			p := fieldProblem(http.StatusBadRequest, []ProblemError{{at(array, i) + "/tenant",
-				"it is not what the header " + tenantHeader + " says; send one of them, or the same in both"}}, 0)
+			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(array, i) + "/tenant",
+				"conflicts with the header " + tenantHeader + ": set one of them, or both to the same tenant"}}, 0)
 			return nil, s.refuse(ctx, in.r, tenant, p)
 		}
 		t.Tenant = cmp.Or(t.Tenant, tenant)
@@ -132,15 +167,15 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 	return &submitOutput{Location: "/v1/tasks/" + url.PathEscape(tasks[0].ID), Body: list.Tasks[0]}, nil
 }
 
-// at is the pointer to a task of the body.
-func at(array bool, i int) string {
+// pointerAt is the pointer to a task of the body.
+func pointerAt(array bool, i int) string {
 	if !array {
 		return ""
 	}
 	return fmt.Sprintf("/%d", i)
 }
 
-// notTaken turns a producer's error into an answer.
+// notTaken turns a producer's error into a problem.
 func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, array bool, err error) error {
 	var refused *producer.RefusedError
 	var large *stream.TooLargeError
@@ -148,19 +183,19 @@ func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, a
 	case errors.As(err, &refused):
 		errs := make([]ProblemError, len(refused.Refusals))
 		for i, f := range refused.Refusals {
-			errs[i] = fieldError(at(array, f.Index), f.Err)
+			errs[i] = fieldError(pointerAt(array, f.Index), f.Err)
 		}
 		return s.refuse(ctx, r, tenant, fieldProblem(http.StatusUnprocessableEntity, errs, refused.More))
 	case errors.As(err, &large):
-		return s.refuse(ctx, r, tenant, problem(http.StatusRequestEntityTooLarge, "a task is larger than Kafka takes; send less"))
+		return s.refuse(ctx, r, tenant, problem(http.StatusRequestEntityTooLarge, "a task is larger than a Kafka record may be; shorten its input"))
 	case errors.Is(err, producer.ErrClosed):
-		return later("this process is stopping; send the tasks again")
+		return later("the server is stopping; send the tasks again")
 	}
-	s.log.Warn("a submit was not answered by Kafka", "trace_id", traceOf(ctx), "error", err)
-	return later("the log did not answer in time, so it is not known whether the tasks are in; send them again with the same ids")
+	s.log.Warn("writing submitted tasks to Kafka failed", "trace_id", traceOf(ctx), "error", err)
+	return later("Kafka did not answer in time: the tasks may or may not be accepted; send them again with the same ids")
 }
 
-// refuse records that somebody's submit was refused, at a bounded rate.
+// refuse records a refused submit, at a bounded rate, and returns the problem.
 func (s *Server) refuse(ctx context.Context, r *http.Request, tenant string, p *Problem) error {
 	if p.Status >= 500 {
 		return p
@@ -177,7 +212,7 @@ func (s *Server) refuse(ctx context.Context, r *http.Request, tenant string, p *
 	return p
 }
 
-// pointers names the fields and nothing that was in them.
+// pointers names the wrong fields, without their values.
 func pointers(p *Problem) []string {
 	var out []string
 	for _, e := range p.Errors {
@@ -186,17 +221,17 @@ func pointers(p *Problem) []string {
 	return out
 }
 
-// record writes an event; without Kafka it is lost, which is logged, because the
-// request must be answered all the same.
+// record writes an event. While Kafka does not answer the event is lost, which the
+// log says: the request has to be answered all the same.
 func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	if err := s.deps.Producer.Record(ctx, e, detail); err != nil {
-		s.log.Warn("an event is not in the audit log", "action", e.Action, "error", err)
+		s.log.Warn("writing an event to Kafka failed; it is missing in the audit log", "action", e.Action, "error", err)
 	}
 }
 
-// decodeTasks reads one task or an array of them.
+// decodeTasks reads a task, or an array of at most most tasks; array reports which.
 func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task, array bool, refused *Problem) {
 	kind := contentType
 	if kind == "" {
@@ -205,7 +240,7 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 	kind, _, err := mime.ParseMediaType(kind)
 	switch {
 	case err != nil, kind != task.ContentJSON && kind != task.ContentMsgpack && kind != "application/x-msgpack" && kind != "application/vnd.msgpack":
-		return nil, false, problem(http.StatusUnsupportedMediaType, "send application/json, or application/msgpack for a single task")
+		return nil, false, problem(http.StatusUnsupportedMediaType, "unsupported Content-Type: send application/json, or application/msgpack for a single task")
 	case kind != task.ContentJSON:
 		kind = task.ContentMsgpack
 	}
@@ -217,11 +252,22 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 		tasks, refused = decodeArray(trimmed, most)
 		return tasks, true, refused
 	}
-	t, err := task.DecodeTask(body, kind)
+	t, err := decodeTask(body, kind)
 	if err != nil {
 		return nil, false, decodeProblem([]ProblemError{decodeError("", err)}, 0)
 	}
 	return []*task.Task{t}, false, nil
+}
+
+// decodeTask is task.DecodeTask that takes 5.0 for an integer.
+func decodeTask(body []byte, kind string) (*task.Task, error) {
+	t, err := task.DecodeTask(body, kind)
+	if err != nil && kind == task.ContentJSON {
+		if whole := wholeNumbers(body, &task.Task{}); whole != nil {
+			return task.DecodeTask(whole, kind)
+		}
+	}
+	return t, err
 }
 
 func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
@@ -231,14 +277,14 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 	n, more := 0, 0
 	whole := task.Elements(body, func(raw []byte) bool {
 		if n == most {
-			refused = problem(http.StatusRequestEntityTooLarge, "the array holds more than %d tasks; send them in several submits", most)
+			refused = problem(http.StatusRequestEntityTooLarge, "the array has more than %d tasks; send them in several submits", most)
 			return false
 		}
 		if !json.Valid(raw) {
 			refused = brokenArray(n)
 			return false
 		}
-		t, err := task.DecodeTask(raw, task.ContentJSON)
+		t, err := decodeTask(raw, task.ContentJSON)
 		switch {
 		case err == nil:
 			tasks = append(tasks, t)
@@ -254,7 +300,7 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 	case refused != nil:
 		return nil, refused
 	case !whole && json.Valid(body[:bytes.LastIndexByte(body, ']')+1]):
-		return nil, problem(http.StatusBadRequest, "something follows the array; send one task, or one array of tasks")
+		return nil, problem(http.StatusBadRequest, "data after the array; send one task, or one array of tasks")
 	case !whole:
 		return nil, brokenArray(n)
 	case len(errs) > 0:
@@ -267,7 +313,7 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 
 func brokenArray(i int) *Problem {
 	p := problem(http.StatusBadRequest, "the body is not valid JSON at element %d of the array; send one task, or one array of tasks", i)
-	p.Errors = []ProblemError{{fmt.Sprintf("/%d", i), "it is not valid JSON"}}
+	p.Errors = []ProblemError{{fmt.Sprintf("/%d", i), "not valid JSON"}}
 	return p
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,14 +15,14 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Why says why a task is where it is, or why it still waits.
+// Why explains where a task is and how it came there.
 type Why struct {
-	ID       string      `json:"id"`
+	ID       string      `json:"task_id"`
 	Tenant   string      `json:"tenant"`
 	State    task.State  `json:"state"`
-	Sentence string      `json:"sentence" doc:"All of it in words."`
-	Waiting  *Waiting    `json:"waiting,omitempty" doc:"What it waits for, as of now, while it does."`
-	Attempts []Placement `json:"attempts,omitempty" doc:"Where it went, and why there, in order."`
+	Sentence string      `json:"sentence" doc:"The whole explanation in words."`
+	Waiting  *Waiting    `json:"waiting,omitempty" doc:"What the task waits for now, while it does."`
+	Attempts []Placement `json:"attempts,omitempty" doc:"The devices it went to, and why, oldest first."`
 }
 
 // Waiting is what a waiting task waits for, in figures.
@@ -30,40 +31,40 @@ type Waiting struct {
 	Level     int            `json:"level"`
 	Model     string         `json:"model"`
 	Needs     []string       `json:"needs,omitempty"`
-	Exclude   []string       `json:"exclude,omitempty" doc:"Devices that are not to be tried again."`
+	Exclude   []string       `json:"exclude,omitempty" doc:"Devices that failed the task and do not get it again."`
 	Since     *time.Time     `json:"since,omitempty"`
-	Read      bool           `json:"read" doc:"A router has read it; until then it waits in Kafka behind others."`
-	Parked    string         `json:"parked,omitempty" doc:"Why a router set it aside in the log."`
+	Read      bool           `json:"read" doc:"A router has read the task; before that it waits in Kafka behind others."`
+	Parked    string         `json:"parked,omitempty" doc:"Why a router parked the task."`
 	ParkedAt  *time.Time     `json:"parked_at,omitempty"`
 	NotBefore *time.Time     `json:"not_before,omitempty"`
 	Deadline  *time.Time     `json:"deadline,omitempty"`
-	Devices   int            `json:"devices" doc:"That are known."`
-	Able      int            `json:"able" doc:"Of these, that could run it."`
-	Slots     int            `json:"slots" doc:"Of the able ones, together."`
-	Used      int            `json:"used" doc:"Tasks that the able ones have now."`
-	Merged    bool           `json:"merged,omitempty" doc:"Requests of its endpoint are merged: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the others cannot: model, tags, silent, draining, ejected, slow, excluded."`
+	Devices   int            `json:"devices" doc:"Known devices."`
+	Able      int            `json:"able" doc:"Devices of these that could run the task."`
+	Slots     int            `json:"slots" doc:"Slots of the able devices together."`
+	Used      int            `json:"used" doc:"Tasks at the able devices now."`
+	Batched   bool           `json:"batched,omitempty" doc:"The endpoint is batched: a slot takes many tasks at once."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, ejected, slow, excluded."`
 }
 
-// Placement is one device that a router chose for a task.
+// Placement is an assignment to a device, and how the attempt went.
 type Placement struct {
 	Attempt    int             `json:"attempt"`
-	Device     string          `json:"device"`
+	DeviceID   string          `json:"device_id"`
 	At         time.Time       `json:"at"`
-	WaitedMS   float64         `json:"waited_ms" doc:"In the router."`
+	WaitedMS   float64         `json:"waited_ms" doc:"Time in the router."`
 	Policy     string          `json:"policy,omitempty"`
 	Why        string          `json:"why,omitempty"`
-	Of         int             `json:"of,omitempty" doc:"Devices that could have run it."`
-	Candidates []ScoredDevice  `json:"candidates,omitempty" doc:"The best of them, the chosen one first."`
-	Out        map[string]int  `json:"out,omitempty" doc:"Why the other devices could not."`
-	Outcome    task.Outcome    `json:"outcome,omitempty" doc:"Of the attempt, once it has one."`
+	Of         int             `json:"of,omitempty" doc:"Devices that could have run the task."`
+	Candidates []ScoredDevice  `json:"candidates,omitempty" doc:"The best of these, the chosen one first."`
+	Out        map[string]int  `json:"out,omitempty" doc:"Why the other devices could not, with their number."`
+	Outcome    task.Outcome    `json:"outcome,omitempty" doc:"How the attempt went, once it has ended."`
 	Class      task.ErrorClass `json:"error_class,omitempty"`
 	DurationMS float64         `json:"duration_ms,omitempty"`
 }
 
 // ScoredDevice is a device as the policy saw it.
 type ScoredDevice struct {
-	Device    string   `json:"device"`
+	DeviceID  string   `json:"device_id"`
 	Score     *float64 `json:"score,omitempty" doc:"Lower is better."`
 	Unit      string   `json:"unit,omitempty"`
 	Used      int      `json:"used"`
@@ -75,12 +76,13 @@ type ScoredDevice struct {
 type whyOutput struct{ Body Why }
 
 func (s *Server) routeWhy() {
-	huma.Register(s.api, huma.Operation{OperationID: "why-task", Method: http.MethodGet, Path: "/v1/tasks/{id}/why", Tags: []string{"tasks"},
-		Summary: "Why a task waits, or went where it went", Errors: []int{400, 404, 503}}, s.why)
+	huma.Register(s.api, answering(huma.Operation{OperationID: "explain-task", Method: http.MethodGet, Path: "/v1/tasks/{task_id}/why", Tags: []string{"tasks"},
+		Summary: "Explain why a task waits, or went where it went", Parameters: params(taskParam, tenantParam)},
+		http.StatusNotFound, http.StatusServiceUnavailable), s.why)
 }
 
-func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
-	key, err := keyOf(in.r)
+func (s *Server) why(ctx context.Context, in *request) (*whyOutput, error) {
+	key, err := taskOf(in.r)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +94,7 @@ func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
 	if err != nil && !errors.Is(err, audit.ErrNotFound) && recent == nil {
-		return nil, s.away(ctx, err) // of a new task more is known than Postgres knows
+		return nil, s.postgresDown(ctx, err) // a new task is explained without Postgres
 	}
 	out := Why{ID: st.ID, Tenant: st.Tenant, State: st.State, Attempts: placements(rows)}
 	if st.State == task.Pending {
@@ -101,8 +103,8 @@ func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
 			w.Priority, w.Level = recent.Priority, recent.Level
 		}
 		if err := s.lookAround(qctx, key, st.Endpoint, &w); err != nil {
-			s.log.Warn("why a task waits is not known now", "trace_id", traceOf(ctx), "error", err)
-			return nil, later("the task waits; for what is not known while Redis does not answer. Ask again in a moment")
+			s.log.Warn("explaining a waiting task failed", "trace_id", traceOf(ctx), "error", err)
+			return nil, later("the task waits; for what is unknown while Redis does not answer. Try again in a moment")
 		}
 		out.Waiting = &w
 	}
@@ -110,7 +112,7 @@ func (s *Server) why(ctx context.Context, in *cancelInput) (*whyOutput, error) {
 	return &whyOutput{out}, nil
 }
 
-// waitingOf is what the events tell of what a task waits for.
+// waitingOf returns what the events say about what a task waits for.
 func waitingOf(st *Status, rows []audit.EventRow) Waiting {
 	w := Waiting{Priority: st.Priority, Model: st.Model, Since: st.SubmittedAt, Deadline: st.Deadline}
 	for i := range rows {
@@ -130,14 +132,14 @@ func waitingOf(st *Status, rows []audit.EventRow) Waiting {
 			}
 			w.ParkedAt = timeOf(e.Time)
 		case task.TaskRequeued:
-			w.Since, w.Read = timeOf(e.Time), false // a router has to read it anew
+			w.Since, w.Read = timeOf(e.Time), false // a router has to read it again
 		}
 	}
 	return w
 }
 
-// lookAround fills in what only Redis knows: what the fleet is like now, and
-// where the task ranks since somebody changed that.
+// lookAround fills in what only Redis has: the fleet as it is now, and the priority
+// that an operator gave the task.
 func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, w *Waiting) error {
 	marks, err := s.deps.Marks.Marks(ctx, key)
 	if err != nil {
@@ -159,7 +161,7 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 	}
 	class := device.ClassEach
 	if task.Merged(endpoint) {
-		class, w.Merged = device.ClassMerged, true
+		class, w.Batched = device.ClassMerged, true
 	}
 	now := time.Now()
 	var pools []string
@@ -184,37 +186,50 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 	return nil
 }
 
-// placements are the devices that routers chose, with what came of each.
+// placements returns the assignments of a task, with how each attempt went.
 func placements(rows []audit.EventRow) []Placement {
 	var out []Placement
-	at := map[int]int{} // by attempt; of one that was assigned twice, the last
+	at := map[int]int{} // index by attempt; of an attempt assigned twice, the last
 	for i := range rows {
 		e := &rows[i]
 		switch e.Action {
 		case task.TaskAssigned:
-			p := Placement{Attempt: e.Attempt, Device: e.Device, At: e.Time.UTC(), WaitedMS: float64(e.Duration) / float64(time.Millisecond)}
-			var d struct {
-				Policy     string
-				Why        string
-				Of         int
-				Candidates []ScoredDevice
-				Out        map[string]int
-			}
-			if json.Unmarshal(e.Detail, &d) == nil {
-				p.Policy, p.Why, p.Of, p.Candidates, p.Out = d.Policy, d.Why, d.Of, d.Candidates, d.Out
-			}
+			p := Placement{Attempt: e.Attempt, DeviceID: e.Device, At: e.Time.UTC(), WaitedMS: float64(e.Duration) / float64(time.Millisecond)}
+			explain(&p, e.Detail)
 			at[e.Attempt] = len(out)
 			out = append(out, p)
 		case task.AttemptSucceeded, task.AttemptFailed:
-			// Tries again on the same device are attempts without an assignment.
+			// A retry on the same device is an attempt without an assignment.
 			j, ok := at[e.Attempt]
 			if !ok {
 				j = len(out)
 				at[e.Attempt] = j
-				out = append(out, Placement{Attempt: e.Attempt, Device: e.Device, At: e.Time.UTC(), Why: "it was tried there again"})
+				out = append(out, Placement{Attempt: e.Attempt, DeviceID: e.Device, At: e.Time.UTC(), Why: "it was retried there"})
 			}
 			out[j].Outcome, out[j].Class, out[j].DurationMS = e.Outcome, e.ErrorClass, float64(e.Duration)/float64(time.Millisecond)
 		}
 	}
 	return out
+}
+
+// explain fills in what the router wrote into the event of an assignment.
+func explain(p *Placement, detail []byte) {
+	var d struct {
+		Policy     string
+		Why        string
+		Of         int
+		Candidates []struct {
+			ScoredDevice
+			Device string
+		}
+		Out map[string]int
+	}
+	if json.Unmarshal(detail, &d) != nil {
+		return
+	}
+	p.Policy, p.Why, p.Of, p.Out = d.Policy, d.Why, d.Of, d.Out
+	for _, c := range d.Candidates {
+		c.DeviceID = cmp.Or(c.DeviceID, c.Device)
+		p.Candidates = append(p.Candidates, c.ScoredDevice)
+	}
 }

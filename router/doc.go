@@ -1,39 +1,44 @@
-// Package router decides where each task runs, as late as it can.
+// Package router is the stage that assigns each task to a device, as late as possible.
 //
-//	tasks.high ─┐
-//	tasks.normal┼─▶ intake ──▶ window ──▶ round ──▶ assignments
-//	tasks.low  ─┤   decode     ready      policy    + events
-//	tasks.parked┘   claim      waiting    credits
-//	                  │           │
-//	                  ▼           ▼
-//	                 dlq     tasks.parked, results (EXPIRED)
+//	tasks.high ──┐
+//	tasks.normal─┼─▶ intake ──▶ scheduler ──▶ emitter ──▶ assignments, events
+//	tasks.low ───┤   decode     decide.Decider    │
+//	tasks.parked─┘   claim          ▲             ├──▶ tasks.parked
+//	     │             │            │             └──▶ results (EXPIRED)
+//	     ▼             ▼         watch, steer
+//	   dlq        duplicates     (Redis: devices, credits, overrides, policy)
 //
-// Intake reads records, refuses what is broken to the dead letters, drops what
-// another record with the same identity has claimed, and hands the rest to the
-// window. The window keeps who goes first (bands, tenants, levels: flow.go) and
-// what each task needs of a device (model, tags, devices to avoid: one class for
-// all that need the same), so that a class that nothing can serve costs nothing
-// and holds up nobody. A round takes the first tasks of the classes that have a
-// device with a free credit, lets the policy pick a device for each, takes all
-// credits in one round trip, and writes assignments.
+// The decisions are made in package decide, by a policy of package policy; this package is what
+// surrounds them. Intake reads records, moves what cannot be decoded to the dead-letter topic, drops
+// what another record with the same identity has claimed, and hands the rest to the scheduler. The
+// scheduler is one goroutine that owns the decider; everything that happens reaches it by a channel, so
+// no decision takes a lock. The emitter carries out the decisions: it takes credits in Redis, and
+// writes to the log.
 //
-// The decider is all of that without the log, Redis and the clock. One goroutine,
-// the scheduler, owns it and does what it decides: there is no lock in the path
-// of a decision. [Core] is the same decider for simulations.
+// # The states of a task here
 //
-// # What a task goes through here
+//	read ──▶ claimed ──▶ pending (package decide) ──▶ assigned
+//	  │         │            │
+//	  ▼         ▼            ├──▶ parked      written back to the log
+//	dead     duplicate       └──▶ expired, cancelled
+//	letter
 //
-//	read ──▶ claimed ──▶ ready ⇄ waiting (not-before, no device) ──▶ assigned
-//	  │         │                        │
-//	  ▼         ▼                        ├──▶ parked   (set aside in the log)
-//	dead      duplicate                  └──▶ expired, cancelled
+// # Races
+//
+//   - Two records of one task are read by two routers. The first one to claim it in Redis continues,
+//     the other is a duplicate (claims.go). If Redis lost the claim, both run, and the recorder keeps
+//     the first result.
+//   - A partition moves to another router. Its records that are here are lost: they leave the window,
+//     unless they were assigned already, and the new owner reads them again.
+//   - An operator cancels or reprioritizes a task before, while or after this router reads it. The
+//     override is stored in Redis first, then published. Intake looks overrides up; messages reach the
+//     tasks in the window; and after each reconnect all pending tasks are looked up.
 //
 // # When the process dies
 //
-// A record is done only when what it became is on all in-sync replicas:
-// assignment, parked copy, result or dead letter, and the events. Until then
-// another router reads it again. Its claim in Redis holds the record's own
-// position, so that reading it again is no duplicate. An assignment that was
-// written twice runs twice and is answered once: the recorder takes the first
-// result. Credits of a dead router are leases, which end.
+// A record is done only when everything it became is on all in-sync replicas: the assignment, parked
+// copy, result or dead letter, and the events. Until then another router reads it again. Its claim in
+// Redis holds the record's own position, so reading it again is no duplicate. A task that was assigned
+// twice runs twice, and the recorder keeps the first result. Credits taken by a dead router are leases,
+// which expire.
 package router

@@ -1,219 +1,236 @@
 package router
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"time"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// maxFrameBytes bounds one record of assignments; one giant task may exceed it
-// alone.
+// maxFrameBytes bounds one record of assignments; a single larger task exceeds it alone.
 const maxFrameBytes = 512 << 10
 
-// assigned writes the assignments of a round: one record a device, and an event
-// each that says why. The tasks are out of the window; their records are finished
-// when the assignments are acknowledged. If we die before, another router
-// assigns them again, and the credits taken here end as leases do.
-func (s *scheduler) assigned(picks []pick, now time.Time) {
-	s.deps.Metrics.Router.RoundPicks.Observe(float64(len(picks)))
+// emitter is the [decide.Effects] of a router: it takes credits in Redis, and writes what became of
+// tasks to the log. It runs on the scheduler's goroutine.
+type emitter struct {
+	deps    Deps
+	outbox  *stream.Outbox
+	ctx     context.Context //nolint:containedctx // of the scheduler's run; the decider passes none
+	admit   func()
+	failing bool // Redis gives no credits
+}
+
+// Admit lets in what has arrived since the last round.
+func (e *emitter) Admit() { e.admit() }
+
+// Acquire takes the credits of a round in Redis.
+func (e *emitter) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
+	began := time.Now()
+	grants, err := e.deps.Credits.AcquireFor(e.ctx, e.deps.Instance, wants, asks)
+	switch {
+	case err != nil && !e.failing && e.ctx.Err() == nil:
+		e.failing = true
+		e.deps.Logger.Warn("cannot take credits in Redis: tasks wait until it answers", "error", err)
+	case err == nil && e.failing:
+		e.failing = false
+		e.deps.Logger.Info("Redis gives credits again")
+	}
+	fault.At("router.after_credits")
+	e.deps.Metrics.Router.RoundSeconds.Observe(time.Since(began).Seconds())
+	return grants, err
+}
+
+// Assign writes the assignments of a round: one record per device, and one event per task that says
+// why. The tasks have left the window; their records are done when the assignments are acknowledged.
+// If the process dies before, another router assigns them again, and the credits taken here expire with
+// their leases.
+func (e *emitter) Assign(picks []decide.Pick, now time.Time) {
+	e.deps.Metrics.Router.RoundPicks.Observe(float64(len(picks)))
 	for len(picks) > 0 {
 		n, size := 0, int64(0)
-		st := picks[0].state
-		for n < len(picks) && picks[n].state == st && (n == 0 || size < maxFrameBytes) {
-			size += picks[n].item.size
-			n++
+		for d := picks[0].Device; n < len(picks) && picks[n].Device == d && (n == 0 || size < maxFrameBytes); n++ {
+			size += picks[n].Item.Size
 		}
-		s.assignTo(st, picks[:n], now)
+		e.assignTo(picks[0].Device, picks[:n], now)
 		picks = picks[n:]
 	}
 }
 
-func (s *scheduler) assignTo(st *state, picks []pick, now time.Time) {
-	m := s.deps.Metrics.Router
-	m.Assigned.WithLabelValues(st.ID).Add(float64(len(picks)))
+func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time) {
+	m := e.deps.Metrics.Router
+	m.Assigned.WithLabelValues(d.ID).Add(float64(len(picks)))
 	as := make([]task.Assignment, 0, len(picks))
 	events := make([]task.Event, 0, len(picks))
-	items := make([]*item, 0, len(picks))
+	origins := make([]*origin, 0, len(picks))
 	for i := range picks {
 		p := &picks[i]
-		it := p.item
-		items = append(items, it)
-		attempt := it.task.Tried() + 1
+		it := p.Item
+		origins = append(origins, depart(it))
+		attempt := it.Task.Tried() + 1
 		as = append(as, task.Assignment{
-			Task:    *it.task,
-			Device:  task.DeviceRef{ID: st.ID, URL: st.URL, Slots: max(1, st.Slots)},
-			Attempt: attempt, IdleSlots: p.idle, AssignedAt: now.UTC(),
-			Lease: task.Lease{Pool: p.pool().name, ID: p.lease}, Probe: st.probe,
+			Task:    *it.Task,
+			Device:  task.DeviceRef{ID: d.ID, URL: d.URL, Slots: max(1, d.Slots)},
+			Attempt: attempt, IdleSlots: p.IdleSlots, AssignedAt: now.UTC(),
+			Lease: task.Lease{Pool: p.Pool, ID: p.Lease}, Probe: p.Probe,
 		})
-		e := task.NewEvent(task.TaskAssigned, it.task, s.name, now)
-		e.Device, e.Attempt = st.ID, attempt
-		e.Duration = max(0, now.Sub(later(it.since, it.ready)))
-		e.Detail = p.detail
-		events = append(events, e)
-		m.WaitSeconds.WithLabelValues(string(it.task.Priority)).Observe(e.Duration.Seconds())
+		ev := task.NewEvent(task.TaskAssigned, it.Task, e.deps.Instance, now)
+		ev.Device, ev.Attempt = d.ID, attempt
+		ev.Duration = max(0, now.Sub(it.Since()))
+		ev.Detail = p.Why
+		events = append(events, ev)
+		m.WaitSeconds.WithLabelValues(string(it.Task.Priority)).Observe(ev.Duration.Seconds())
 	}
 	frame, err := task.EncodeFrame(task.FrameAssignments, as)
-	if err != nil { // our own types do not fail to encode
-		s.deps.Logger.Error("encoding assignments", "error", err)
+	if err != nil { // not reached: our own types can be encoded
+		e.deps.Logger.Error("encoding assignments", "error", err)
 		return
 	}
 	fault.At("router.before_assignment")
-	unit := stream.Unit{
-		Messages: []stream.Message{{Topic: stream.Assignments, Key: st.ID, Value: frame}},
+	e.put(stream.Unit{
+		Messages: []stream.Message{{Topic: stream.Assignments, Key: d.ID, Value: frame}},
 		Events:   events,
-		Acked: func(err error) {
-			if err != nil {
-				s.deps.Logger.Error("assignments were not written; their tasks are read again", "device_id", st.ID, "error", err)
-				return
-			}
-			fault.At("router.after_assignment")
-			for _, it := range items {
-				it.ticket.release()
-			}
-		},
+		Acked:    func(err error) { e.assignmentsAcked(origins, d.ID, err) },
+	})
+}
+
+func (e *emitter) assignmentsAcked(origins []*origin, deviceID string, err error) {
+	if err != nil {
+		e.deps.Logger.Error("assignments were not written: their tasks will be read again", "device_id", deviceID, "error", err)
+		return
 	}
-	_ = s.outbox.Put(s.ctx, unit) // an error means that ctx ended: the tasks are read again
+	fault.At("router.after_assignment")
+	for _, o := range origins {
+		o.ack.Release()
+	}
 }
 
-// finish writes the end of an item's stay and finishes its record then.
-func (s *scheduler) finish(it *item, u stream.Unit) {
-	s.finishOr(it, u, func() { s.tooLarge(it) })
+// put hands a unit to the outbox. An error means that the router is stopping: the records are read
+// again.
+func (e *emitter) put(u stream.Unit) { _ = e.outbox.Put(e.ctx, u) }
+
+// finish writes how an item leaves the router, other than by an assignment, and finishes its record
+// when that is acknowledged.
+func (e *emitter) finish(it *decide.Item, u stream.Unit) {
+	o := depart(it)
+	e.write(o, u, func(error) { e.failTooLarge(it, o) })
 }
 
-// finishOr is finish; large is called when a topic will never take the unit for
-// its size. The task has to end all the same: its record, never finished, would
-// keep its share of the window for ever.
-func (s *scheduler) finishOr(it *item, u stream.Unit, large func()) {
+// write puts a unit that ends the stay of a record. tooLarge runs if a topic will never take the unit
+// for its size, because an unfinished record would use its share of the window forever.
+func (e *emitter) write(o *origin, u stream.Unit, tooLarge func(err error)) {
 	u.Acked = func(err error) {
-		var tooLarge *stream.TooLargeError
+		var large *stream.TooLargeError
 		switch {
 		case err == nil:
 			fault.At("router.after_end")
-			it.ticket.release()
-		case errors.As(err, &tooLarge) && large != nil:
-			go large() // it must not wait here for room in the outbox, which has none until this returns
+			o.ack.Release()
+		case errors.As(err, &large):
+			go tooLarge(err) // not here: it may wait for room in the outbox, which frees none until this returns
 		default:
-			s.deps.Logger.Error("a task's way on was not written; it is read again", "record", it.rec.Position(), "error", err)
+			e.logUnwritten(o, err)
 		}
 	}
-	_ = s.outbox.Put(s.ctx, u) // an error means that ctx ended: it is read again
+	e.put(u)
 }
 
-// tooLarge ends a task that no topic takes as what it became. The result leaves
-// out all that can be large.
-func (s *scheduler) tooLarge(it *item) {
+func (e *emitter) logUnwritten(o *origin, err error) {
+	e.deps.Logger.Error("what became of a task was not written: it will be read again", "record", o.rec.Position(), "error", err)
+}
+
+// failTooLarge ends a task that no topic takes as what it became. The result leaves out everything that
+// can be large.
+func (e *emitter) failTooLarge(it *decide.Item, o *origin) {
 	now := time.Now()
-	res := task.NewResult(it.task, task.Failed, now)
+	res := task.NewResult(it.Task, task.Failed, now)
 	res.Labels, res.Attempts = nil, nil
-	res.Error = &task.Error{Class: task.ClassInvalid, Message: "the task with what is added on its way is larger than its topic takes; send less"}
-	msg, err := stream.ResultMessage(res)
-	if err != nil {
-		s.deps.Logger.Error("encoding a result", "error", err)
+	res.Error = &task.Error{Class: task.ClassInvalid, Message: "the task is larger than its topic accepts, counting what is added on its way: submit a smaller one"}
+	ev := task.NewEvent(task.TaskFailed, it.Task, e.deps.Instance, now)
+	ev.Outcome, ev.ErrorClass = task.OutcomeFailed, task.ClassInvalid
+	ev.Duration = max(0, now.Sub(it.Task.SubmittedAt))
+	u, ok := e.ended(res, ev)
+	if !ok {
 		return
 	}
-	e := task.NewEvent(task.TaskFailed, it.task, s.name, now)
-	e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassInvalid
-	e.Duration = max(0, now.Sub(it.task.SubmittedAt))
-	s.deps.Metrics.Router.Ended.WithLabelValues(string(task.Failed)).Inc()
-	s.finishOr(it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}}, nil)
+	e.write(o, u, func(err error) { e.logUnwritten(o, err) })
 }
 
-// expired ends a task whose deadline passed while it waited. It is out of the
-// window already.
-func (s *scheduler) expired(it *item, now time.Time) {
-	res := task.NewResult(it.task, task.Expired, now)
+// Expire ends a task whose deadline passed while it waited.
+func (e *emitter) Expire(it *decide.Item, now time.Time) {
+	res := task.NewResult(it.Task, task.Expired, now)
 	res.Error = &task.Error{Class: task.ClassExpired, Message: "the deadline passed before a device could take the task"}
-	msg, err := stream.ResultMessage(res)
-	if err != nil {
-		s.deps.Logger.Error("encoding a result", "error", err)
-		return
+	ev := task.NewEvent(task.TaskExpired, it.Task, e.deps.Instance, now)
+	ev.Outcome, ev.ErrorClass = task.OutcomeFailed, task.ClassExpired
+	ev.Duration = now.Sub(it.Task.SubmittedAt)
+	if u, ok := e.ended(res, ev); ok {
+		e.finish(it, u)
 	}
-	e := task.NewEvent(task.TaskExpired, it.task, s.name, now)
-	e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassExpired
-	e.Duration = now.Sub(it.task.SubmittedAt)
-	s.deps.Metrics.Router.Ended.WithLabelValues(string(task.Expired)).Inc()
-	s.finish(it, stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}})
 }
 
-// park writes a task to the log again, to be looked at later. It is out of the
-// window.
-func (s *scheduler) park(it *item, reason string, now time.Time) {
-	t := it.task.Requeued()
-	until := later(now.Add(s.cfg.ParkFor), it.ready)
-	headers := append(stream.Requeued(it.rec),
-		stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(until.UTC().Format(time.RFC3339Nano))},
-		stream.Header{Key: stream.HeaderParkedFor, Value: []byte(reason)})
+// ended is the unit of a task that ends here: its result and event.
+func (e *emitter) ended(res *task.Result, ev task.Event) (u stream.Unit, ok bool) {
+	msg, err := stream.ResultMessage(res)
+	if err != nil { // not reached: our own types can be encoded
+		e.deps.Logger.Error("encoding a result", "task_id", res.TaskID, "error", err)
+		return u, false
+	}
+	e.deps.Metrics.Router.Ended.WithLabelValues(string(res.State)).Inc()
+	return stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{ev}}, true
+}
+
+// cancelled records that a cancelled task has left the window. Its result is in the log already.
+func (e *emitter) cancelled(it *decide.Item, now time.Time) {
+	e.finish(it, stream.Unit{Events: []task.Event{task.NewEvent(task.TaskCancelled, it.Task, e.deps.Instance, now)}})
+	e.deps.Metrics.Router.Ended.WithLabelValues(string(task.Cancelled)).Inc()
+}
+
+// duplicate records that an item rides with its twin.
+func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
+	e.deps.Metrics.Router.Duplicates.Inc()
+	o := originOf(rider)
+	ev := task.NewEvent(task.TaskDuplicate, rider.Task, e.deps.Instance, now)
+	ev.Outcome, ev.SourceAddr = task.OutcomeRefused, "kafka:"+o.rec.Position()
+	o.ack.Hold()
+	e.put(stream.Unit{Events: []task.Event{ev}, Acked: func(err error) {
+		if err == nil {
+			o.ack.Release()
+		}
+	}})
+}
+
+// Park writes a task back to the log, to be read again later.
+func (e *emitter) Park(it *decide.Item, p decide.Parking) {
+	t, rec := it.Task.Requeued(), originOf(it).rec
+	headers := append(stream.Requeued(rec),
+		stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(p.Until.UTC().Format(time.RFC3339Nano))},
+		stream.Header{Key: stream.HeaderParkedFor, Value: []byte(p.Reason)})
 	msg, err := stream.TaskMessage(stream.TasksParked, t, headers...)
-	if err != nil {
-		s.deps.Logger.Error("encoding a task", "error", err)
+	if err != nil { // not reached: our own types can be encoded
+		e.deps.Logger.Error("encoding a task", "task_id", t.ID, "error", err)
 		return
 	}
 	unit := stream.Unit{Messages: []stream.Message{msg}}
-	if it.rec.Topic != stream.TasksParked { // going round again is no news, and may go on for ever
-		e := task.NewEvent(task.TaskParked, t, s.name, now)
-		e.Detail = detail("reason", reason)
-		unit.Events = append(unit.Events, e)
+	if !it.Parked { // parking again is no news, and may repeat without end
+		ev := task.NewEvent(task.TaskParked, t, e.deps.Instance, p.Now)
+		ev.Detail = detail("reason", p.Reason)
+		unit.Events = append(unit.Events, ev)
 	}
-	s.deps.Metrics.Router.Parked.WithLabelValues(reason).Inc()
-	s.finish(it, unit)
+	e.deps.Metrics.Router.Parked.WithLabelValues(p.Reason).Inc()
+	e.finish(it, unit)
 }
 
-// rewrite parks the tasks whose records have been in the log for half of its
-// retention: they wait here longer than their records last, and a router that
-// starts anew would not find them.
-func (s *scheduler) rewrite(now time.Time) {
-	const most = 256
-	if s.deps.Retention <= 0 {
-		return
-	}
-	n := 0
-	for _, it := range s.window.byKey {
-		if n == most {
-			return
-		}
-		if it.rec.Time.IsZero() || now.Sub(it.rec.Time) < s.deps.Retention/2 {
-			continue
-		}
-		reason := "retention"
-		if it.early || it.index >= 0 {
-			reason = parkedForDevice
-		}
-		s.setAside(it, reason, now)
-		n++
-	}
-}
+// maxDetailValue bounds one value in the detail of an event.
+const maxDetailValue = 1024
 
-// parkRecord parks the task of a record that holds up its partition's commit.
-func (s *scheduler) parkRecord(rec *stream.Record) {
-	for _, it := range s.window.byKey {
-		if it.of(rec) {
-			s.setAside(it, "straggler", time.Now())
-			return
-		}
-	}
-}
-
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
-}
-
-// detail writes pairs of names and values as a small JSON object.
-func detail(pairs ...string) []byte {
-	m := make(map[string]string, len(pairs)/2)
-	for i := 0; i+1 < len(pairs); i += 2 {
-		if v := pairs[i+1]; v != "" {
-			m[pairs[i]] = v[:min(len(v), 1024)]
-		}
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
+// detail writes one name and value as a JSON object.
+func detail(name, value string) []byte {
+	b, err := json.Marshal(map[string]string{name: value[:min(len(value), maxDetailValue)]})
+	if err != nil { // not reached
 		return nil
 	}
 	return b

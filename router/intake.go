@@ -2,132 +2,158 @@ package router
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// ticket finishes a record when everything that it became is acknowledged: the
-// events of its arrival, and what it ended as.
-type ticket struct {
-	rec  *stream.Record
-	open atomic.Int32
-	with []*ticket // of records that ride along; written while the task is in the window
+// Pauses between tries while Redis does not answer.
+const (
+	minRedisBackoff = 50 * time.Millisecond
+	maxRedisBackoff = 2 * time.Second
+)
+
+// redisBackoff is the schedule of tries; without a limit, they end with the context.
+func redisBackoff(limit time.Duration) backoff.BackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(minRedisBackoff), backoff.WithMaxInterval(maxRedisBackoff), backoff.WithMaxElapsedTime(limit))
 }
 
-func newTicket(rec *stream.Record) *ticket {
-	t := &ticket{rec: rec}
-	t.open.Store(1) // the end of the task's stay here
-	return t
-}
-
-func (t *ticket) hold() { t.open.Add(1) }
-
-func (t *ticket) release() {
-	if t.open.Add(-1) == 0 {
-		t.rec.Done()
-		for _, other := range t.with {
-			other.release()
-		}
-	}
-}
-
-// intake takes consecutive records of one partition: it decodes, dead-letters
-// what is broken, claims, drops duplicates, and hands the rest to the
-// scheduler. It blocks while the scheduler is behind, which stops the fetching
-// of this partition.
+// intake takes consecutive records of one partition: it decodes them, moves invalid ones to the
+// dead-letter topic, claims the tasks, drops duplicates, and hands the rest to the scheduler. It blocks
+// while the scheduler is behind, which stops the fetching of this partition.
 func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	r.deps.Metrics.Router.Read.WithLabelValues(recs[0].Topic).Add(float64(len(recs)))
 	fault.At("router.after_read")
-	items := make([]*item, 0, len(recs))
-	for _, rec := range recs {
-		it, err := r.decode(rec)
-		if err != nil {
-			r.refuse(ctx, rec, err)
-			continue
-		}
-		items = append(items, it)
-	}
+	items := r.decodeAll(ctx, recs)
 	if len(items) == 0 {
 		return
 	}
-	taken, marks, err := r.claim(ctx, items)
+	duplicate, overrides, err := r.claim(ctx, items)
 	if err != nil {
-		return // ctx ended: the records are read again by whoever owns the partition
+		return // ctx ended: the owner of the partition reads the records again
 	}
 	fault.At("router.after_claim")
-	now := time.Now()
-	var unit stream.Unit
-	fresh := items[:0]
-	var told []*ticket
+	a := arrivals{actor: r.deps.Instance, now: time.Now()}
 	for i, it := range items {
 		switch {
-		case taken[i]:
-			unit.Events = append(unit.Events, r.arrival(task.TaskDuplicate, it, now))
+		case duplicate[i]:
 			r.deps.Metrics.Router.Duplicates.Inc()
-			told = append(told, it.ticket) // its end and its event are one
-			continue
-		case marks[i].Cancelled:
-			unit.Events = append(unit.Events, r.arrival(task.TaskCancelled, it, now))
-			told = append(told, it.ticket)
-			continue
-		}
-		// Somebody changed it while it was in the log. It keeps that from here on,
-		// also when it is written again.
-		marks[i].Apply(it.task)
-		if it.rec.Header(stream.HeaderAccepted) == "" {
-			unit.Events = append(unit.Events, task.Accepted(it.task, origin(it.rec, it.task), now))
-		}
-		if it.rec.Topic != stream.TasksParked {
-			unit.Events = append(unit.Events, r.arrival(task.TaskQueued, it, now))
-		}
-		it.ticket.hold()
-		told = append(told, it.ticket)
-		fresh = append(fresh, it)
-	}
-	unit.Acked = func(err error) {
-		if err != nil {
-			return // closed: not finished, read again
-		}
-		fault.At("router.after_arrival")
-		for _, t := range told {
-			t.release()
+			a.end(it, task.TaskDuplicate)
+		case overrides[i].Cancelled:
+			a.end(it, task.TaskCancelled)
+		default:
+			overrides[i].Apply(it.Task) // of a time when it was only in the log; later copies keep it
+			a.accept(it)
 		}
 	}
-	if len(unit.Events) == 0 {
-		unit.Acked(nil)
-	} else if r.outbox.Put(ctx, unit) != nil {
-		return
+	if len(a.unit.Events) > 0 {
+		a.unit.Acked = a.acked
+		if r.outbox.Put(ctx, a.unit) != nil {
+			return // ctx ended
+		}
+	} else {
+		a.acked(nil)
 	}
 	select {
-	case r.sched.arrivals <- fresh:
+	case r.sched.arrivals <- a.items:
 	case <-ctx.Done():
 	}
 }
 
+// arrivals sorts the items of one intake, and collects their events.
+type arrivals struct {
+	actor string
+	now   time.Time
+	items []*decide.Item // for the scheduler
+	unit  stream.Unit
+	acks  []*stream.Ack // released when the events are acknowledged
+}
+
+// end is for an item whose stay ends here: its event is all that it becomes.
+func (a *arrivals) end(it *decide.Item, action task.Action) {
+	a.unit.Events = append(a.unit.Events, a.event(action, it))
+	a.acks = append(a.acks, originOf(it).ack)
+}
+
+// accept is for an item that goes to the scheduler.
+func (a *arrivals) accept(it *decide.Item) {
+	o := originOf(it)
+	if o.rec.Header(stream.HeaderAccepted) == "" {
+		a.unit.Events = append(a.unit.Events, task.Accepted(it.Task, submitter(o.rec, it.Task), a.now))
+	}
+	if !it.Parked {
+		a.unit.Events = append(a.unit.Events, a.event(task.TaskQueued, it))
+	}
+	o.ack.Hold()
+	a.acks = append(a.acks, o.ack)
+	a.items = append(a.items, it)
+}
+
+func (a *arrivals) acked(err error) {
+	if err != nil {
+		return // the outbox is closed: the records are not done, and read again
+	}
+	fault.At("router.after_arrival")
+	for _, ack := range a.acks {
+		ack.Release()
+	}
+}
+
+// event is an event about a task that was just read, with where it came from.
+func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
+	e := task.NewEvent(action, it.Task, a.actor, a.now)
+	e.SourceAddr = "kafka:" + originOf(it).rec.Position()
+	e.Endpoint, e.Priority, e.CustomID = it.Task.Endpoint, it.Task.Priority, it.Task.CustomID
+	e.SubmittedAt, e.Deadline = it.Task.SubmittedAt, it.Task.Deadline
+	if it.Task.Callback != nil {
+		e.CallbackURL = it.Task.Callback.URL
+	}
+	switch action {
+	case task.TaskDuplicate:
+		e.Outcome = task.OutcomeRefused
+	case task.TaskQueued:
+		e.Detail = task.WishesOf(it.Task).Detail()
+	}
+	return e
+}
+
+// decodeAll decodes records; those that can never succeed become dead letters.
+func (r *Router) decodeAll(ctx context.Context, recs []*stream.Record) []*decide.Item {
+	items := make([]*decide.Item, 0, len(recs))
+	for _, rec := range recs {
+		it, err := r.decode(rec)
+		if err != nil {
+			// An error of Put means that ctx ended: the record is read again.
+			_ = r.dead.Put(ctx, stream.Letter{Record: rec, Reason: stream.ReasonInvalid, Cause: err})
+			continue
+		}
+		items = append(items, it)
+	}
+	return items
+}
+
+// topicPriority is the priority of the tasks in a topic: the topic decides when a record is read.
+var topicPriority = map[string]task.Priority{
+	stream.TasksHigh: task.High, stream.TasksNormal: task.Normal, stream.TasksLow: task.Low,
+}
+
 // decode reads and checks the task of a record.
-func (r *Router) decode(rec *stream.Record) (*item, error) {
+func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 	t, err := task.DecodeTask(rec.Value, rec.Header(task.HeaderContentType))
 	if err != nil {
 		return nil, err
 	}
-	// The topic is the priority: it decides who reads the record when.
-	switch rec.Topic {
-	case stream.TasksHigh:
-		t.Priority = task.High
-	case stream.TasksNormal:
-		t.Priority = task.Normal
-	case stream.TasksLow:
-		t.Priority = task.Low
+	if p, ok := topicPriority[rec.Topic]; ok {
+		t.Priority = p
 	}
 	if t.ID == "" {
 		t.ID = stream.TaskID(rec)
@@ -143,14 +169,14 @@ func (r *Router) decode(rec *stream.Record) (*item, error) {
 	if err := t.Validate(r.deps.Limits); err != nil {
 		return nil, err
 	}
-	it := &item{
-		task: t, rec: rec, ticket: newTicket(rec), source: rec.Topic, size: int64(len(rec.Value)), client: hostOf(rec.Header(stream.HeaderAddr)),
-		ready: t.ReadyAt(), index: -1, wakeAt: -1,
+	it := &decide.Item{
+		Task: t, Origin: newOrigin(rec), Source: rec.Topic, Size: int64(len(rec.Value)), Client: hostOf(rec.Header(stream.HeaderAddr)),
+		ReadyAt: t.ReadyAt(), Parked: rec.Topic == stream.TasksParked,
 	}
-	if rec.Topic == stream.TasksParked {
-		if until := stream.ParkedUntil(rec); until.After(it.ready) {
-			it.ready = until
-			it.early = rec.Header(stream.HeaderParkedFor) == parkedForDevice
+	if it.Parked {
+		if until := stream.ParkedUntil(rec); until.After(it.ReadyAt) {
+			it.ReadyAt = until
+			it.WakesForDevice = rec.Header(stream.HeaderParkedFor) == decide.ParkedForDevice
 		}
 	}
 	return it, nil
@@ -164,8 +190,8 @@ func hostOf(addr string) string {
 	return addr
 }
 
-// traceOf takes the trace from a W3C traceparent header, else derives it from
-// the identity: the same task read twice keeps its trace.
+// traceOf takes the trace from a W3C traceparent header, or derives it from the identity, so that a
+// task that is read twice keeps its trace.
 func traceOf(rec *stream.Record, t *task.Task) string {
 	if tp := rec.Header("traceparent"); len(tp) == 55 && tp[2] == '-' && tp[35] == '-' {
 		probe := task.Task{TraceID: tp[3:35]}
@@ -176,7 +202,8 @@ func traceOf(rec *stream.Record, t *task.Task) string {
 	return fmt.Sprintf("%x", t.Key().Hash())
 }
 
-func origin(rec *stream.Record, t *task.Task) task.Origin {
+// submitter is who sent a record: as the headers of the API say, or else the tenant.
+func submitter(rec *stream.Record, t *task.Task) task.Origin {
 	o := task.Origin{Actor: rec.Header(stream.HeaderActor), Addr: rec.Header(stream.HeaderAddr), UserAgent: rec.Header(stream.HeaderAgent)}
 	if o.Actor == "" {
 		o.Actor = t.Tenant
@@ -187,67 +214,26 @@ func origin(rec *stream.Record, t *task.Task) task.Origin {
 	return o
 }
 
-// arrival is an event of the router about a task that it has just read; it
-// carries where the task came from.
-func (r *Router) arrival(a task.Action, it *item, now time.Time) task.Event {
-	e := task.NewEvent(a, it.task, r.deps.Instance, now)
-	e.SourceAddr = "kafka:" + it.rec.Position()
-	e.Endpoint, e.Priority, e.CustomID = it.task.Endpoint, it.task.Priority, it.task.CustomID
-	e.SubmittedAt, e.Deadline = it.task.SubmittedAt, it.task.Deadline
-	if it.task.Callback != nil {
-		e.CallbackURL = it.task.Callback.URL
-	}
-	switch a {
-	case task.TaskDuplicate:
-		e.Outcome = task.OutcomeRefused
-	case task.TaskQueued:
-		e.Detail = task.WishesOf(it.task).Detail()
-	}
-	return e
-}
-
-// claim takes the claims and looks up what was cancelled or ranks anew. While
-// Redis is away it waits: tasks are late, none is lost. The error is ctx's.
-func (r *Router) claim(ctx context.Context, items []*item) (taken []bool, marks []device.Mark, err error) {
+// claim claims the tasks, and looks up their overrides. While Redis is away it waits: tasks are late,
+// none is lost. The error is that of ctx.
+func (r *Router) claim(ctx context.Context, items []*decide.Item) (duplicate []bool, overrides []device.Mark, err error) {
 	keys := make([]task.Key, len(items))
 	for i, it := range items {
-		keys[i] = it.task.Key()
+		keys[i] = it.Task.Key()
 	}
-	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
-	first := true
+	warned := false
 	err = backoff.RetryNotify(func() error {
-		if taken, err = r.claims.take(ctx, items); err != nil {
+		if duplicate, err = r.claims.take(ctx, items); err != nil {
 			return err
 		}
-		marks, err = r.deps.Cancels.Marks(ctx, keys...)
+		overrides, err = r.deps.Cancels.Marks(ctx, keys...)
 		return err
-	}, backoff.WithContext(b, ctx), func(err error, _ time.Duration) {
+	}, backoff.WithContext(redisBackoff(0), ctx), func(err error, _ time.Duration) {
 		r.deps.Metrics.Router.ClaimErrors.Inc()
-		if first {
-			r.deps.Logger.Warn("Redis does not take claims; tasks wait until it does", "error", err)
-			first = false
+		if !warned {
+			warned = true
+			r.deps.Logger.Warn("cannot claim tasks in Redis: they wait until it answers", "error", err)
 		}
 	})
-	return taken, marks, err
-}
-
-// refuse sends a record that can never succeed to the dead letters, and says
-// so in the audit log. If we die before the acknowledgement it is read again.
-func (r *Router) refuse(ctx context.Context, rec *stream.Record, cause error) {
-	r.deps.Metrics.Stream.DeadLetters.WithLabelValues(Stage, "invalid").Inc()
-	unit := stream.Unit{
-		Messages: []stream.Message{stream.DeadLetter(rec, Stage, "invalid", cause)},
-		Events:   []task.Event{stream.DeadLetterEvent(rec, r.deps.Instance, cause)},
-		Acked: func(err error) {
-			var large *stream.TooLargeError
-			switch {
-			case err == nil:
-				rec.Done()
-			case errors.As(err, &large):
-				// Cannot be: the dead-letter topic takes more than the tasks topics.
-				r.deps.Logger.Error("a dead letter is larger than its topic takes; raise max.message.bytes of dlq", "record", rec.Position(), "error", err)
-			}
-		},
-	}
-	_ = r.outbox.Put(ctx, unit) // an error means that ctx ended: it is read again
+	return duplicate, overrides, err
 }

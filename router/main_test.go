@@ -18,14 +18,15 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// patience is for a loaded machine; nothing waits that long when it works.
+// patience is for a busy machine; nothing waits this long unless it is broken.
 const patience = 30 * time.Second
 
-// shared is the broker of this test binary; real ones are named by the environment.
+// shared is the broker of this test binary. The environment may name real ones instead.
 var shared struct {
 	sync.Mutex
 	broker *embedded.Broker
@@ -77,9 +78,9 @@ func logger() *slog.Logger {
 
 func testConfig() Config {
 	return Config{
-		Policy: "expected_finish", WindowCount: 256, WindowBytes: 16 << 20, RoundPicks: 16, AheadMost: 64, QueueAhead: 64, MergedCredit: 8,
-		Hop: time.Millisecond, ClaimTTL: time.Minute, ShareNormal: 0.2, ShareLow: 0.06, AgeLevel: 2 * time.Second, Explore: time.Minute,
-		ParkFor: 300 * time.Millisecond, Refresh: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
+		Policy: "expected_finish", MaxPendingTasks: 256, MaxPendingBytes: 16 << 20, MaxRoundTasks: 16, MaxPrefetch: 64, MaxDeviceQueue: 64, BatchCreditsPerSlot: 8,
+		DispatchLatency: time.Millisecond, ClaimTTL: time.Minute, ShareNormal: 0.2, ShareLow: 0.06, LevelBoost: 2 * time.Second, ProbeInterval: time.Minute,
+		ParkRetry: 300 * time.Millisecond, RefreshInterval: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
 	}
 }
 
@@ -98,12 +99,10 @@ func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
 	}
 }
 
-// newTestScheduler is a scheduler with real credits and nothing else around it.
+// newTestScheduler is a scheduler on its own Redis, without a log.
 func newTestScheduler(t testing.TB, cfg Config) *scheduler {
 	rdb := redisClient(t, miniredis.RunT(t).Addr())
-	policy, err := NewPolicy(cfg.Policy, cfg)
-	require.NoError(t, err)
-	s, err := newScheduler(cfg, depsOn(rdb, "t:", "router@test"), policy, nil)
+	s, err := newScheduler(cfg, depsOn(rdb, "t:", "router@test"), nil)
 	require.NoError(t, err)
 	return s
 }
@@ -115,14 +114,14 @@ func dev(id string, slots int, models ...string) device.Device {
 var nextOffset int64
 
 // newItem is an item as intake makes it.
-func newItem(tk *task.Task, topic string) *item {
+func newItem(tk *task.Task, topic string) *decide.Item {
 	nextOffset++
 	if tk.ID == "" {
 		tk.ID = fmt.Sprintf("t-%d", nextOffset)
 	}
 	tk.Normalize(time.Now())
 	rec := &stream.Record{Topic: topic, Partition: 1, Offset: nextOffset, Value: make([]byte, 10)}
-	return &item{task: tk, rec: rec, ticket: newTicket(rec), source: topic, size: 10, ready: tk.ReadyAt(), index: -1, wakeAt: -1}
+	return &decide.Item{Task: tk, Origin: newOrigin(rec), Source: topic, Size: 10, ReadyAt: tk.ReadyAt()}
 }
 
 func wait[T any](t testing.TB, c <-chan T, what string) T {
@@ -131,7 +130,7 @@ func wait[T any](t testing.TB, c <-chan T, what string) T {
 	case v := <-c:
 		return v
 	case <-time.After(patience):
-		require.FailNow(t, "waited in vain for "+what)
+		require.FailNow(t, "timed out waiting for "+what)
 		panic("unreachable")
 	}
 }

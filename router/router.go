@@ -5,22 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Stage is the name under which dead letters and events say who acted.
+// Stage is the router's name in dead letters and consumer groups.
 const Stage = "router"
 
-// Deps is what a router works with.
+// Deps is what a router talks to.
 type Deps struct {
 	Log      *stream.Log
 	Redis    redis.UniversalClient
@@ -33,10 +32,19 @@ type Deps struct {
 	Limits   task.Limits
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
-	Instance string // host and process: who acted, in events and leases
+	Instance string // host and process: the actor of events, and the holder of leases
 
-	Retention time.Duration // of the tasks topics; 0: records stay for ever
+	Retention time.Duration // of the tasks topics; 0: records are kept forever
 }
+
+// topics are those that a router reads.
+var topics = []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
+
+const (
+	maxOutboxBytes = 64 << 20
+	consumerDrain  = 50 * time.Millisecond // nothing is finished any more when the consumers stop
+	leaveTimeout   = time.Second
+)
 
 // Router reads tasks and writes assignments. Any number of routers may run.
 type Router struct {
@@ -45,80 +53,59 @@ type Router struct {
 	claims claims
 	sched  *scheduler
 	outbox *stream.Outbox
+	dead   stream.DeadLetters
 }
 
-// New returns a router; Run starts it.
+// New returns a router; Run starts it. The error says which setting is wrong.
 func New(cfg Config, deps Deps) (*Router, error) {
-	policy, err := NewPolicy(cfg.Policy, cfg)
-	if err != nil {
-		return nil, err
-	}
-	outbox := deps.Log.NewOutbox(Stage, 4*cfg.RoundPicks, 64<<20)
-	sched, err := newScheduler(cfg, deps, policy, outbox)
+	outbox := deps.Log.NewOutbox(Stage, 4*cfg.MaxRoundTasks, maxOutboxBytes)
+	sched, err := newScheduler(cfg, deps, outbox)
 	if err != nil {
 		return nil, err
 	}
 	return &Router{
-		cfg: cfg, deps: deps, outbox: outbox,
+		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
-		sched:  sched,
+		dead:   stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 	}, nil
 }
 
-// Run routes until ctx ends. Then it assigns nothing more, waits for what it
-// has written to be acknowledged, and leaves; tasks that still wait in the
-// window were never finished, so another router reads them.
+// Run routes until ctx ends; it calls ready when all consumers have joined. On stopping it assigns
+// nothing more, waits for the acknowledgement of what it has written, and leaves. Tasks that still wait
+// in the window are not finished, so another router reads them again.
 func (r *Router) Run(ctx context.Context, ready func()) error {
-	reading, stopReading := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopReading()
-	topics := []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
-	var joined sync.WaitGroup
-	joined.Add(len(topics))
-	var ended atomic.Bool
-	go func() {
-		joined.Wait()
-		if !ended.Load() {
-			ready()
-		}
-	}()
-
-	var consumers sync.WaitGroup
-	failed := make(chan error, len(topics))
+	joined := lifecycle.Countdown(len(topics), ready)
+	consumers := make([]lifecycle.Part, 0, len(topics))
 	for _, topic := range topics {
-		consumers.Go(func() {
-			cfg := stream.ConsumerConfig{
-				Group: Stage, Topic: topic, MaxRecords: r.cfg.WindowCount, MaxBytes: r.cfg.WindowBytes,
-				DrainTimeout: 50 * time.Millisecond, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
-			}
-			once := sync.OnceFunc(joined.Done)
-			err := r.deps.Log.Consume(reading, cfg, r.intake, once)
-			ended.Store(true)
-			once() // it may have ended before it joined
-			if err != nil {
-				failed <- fmt.Errorf("reading %s: %w", topic, err)
-			}
-		})
+		consumers = append(consumers, func(ctx context.Context) error { return r.consume(ctx, topic, joined) })
 	}
+	return lifecycle.Run(ctx,
+		lifecycle.Phase{Name: "outbox", Parts: r.sched.parts(), Close: r.flush, CloseTimeout: r.cfg.DrainTimeout},
+		lifecycle.Phase{Name: "consumers", Parts: consumers, Close: r.leave, CloseTimeout: leaveTimeout})
+}
 
-	var err error
-	deciding, stopDeciding := context.WithCancel(ctx)
-	decided := make(chan struct{})
-	go func() { defer close(decided); r.sched.run(deciding) }()
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
+func (r *Router) consume(ctx context.Context, topic string, joined func()) error {
+	cfg := stream.ConsumerConfig{
+		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
+		DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
 	}
-	stopDeciding()
-	<-decided
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.DrainTimeout)
-	defer cancel()
-	if cerr := r.outbox.Close(closing); cerr != nil && !errors.Is(cerr, context.DeadlineExceeded) {
-		err = errors.Join(err, cerr)
+	if err := r.deps.Log.Consume(ctx, cfg, r.intake, joined); err != nil {
+		return fmt.Errorf("reading %s: %w", topic, err)
 	}
-	stopReading()
-	consumers.Wait()
-	leaving, cancelLeaving := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancelLeaving()
-	_ = r.deps.Credits.Absent(leaving, r.deps.Instance) // else the others notice within seconds
-	return err
+	return nil
+}
+
+// flush waits until everything that was written is acknowledged. If ctx ends first, the records of the
+// rest are read again.
+func (r *Router) flush(ctx context.Context) error {
+	if err := r.outbox.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// leave tells the other routers that there is one fewer; without it they notice within seconds.
+func (r *Router) leave(ctx context.Context) error {
+	_ = r.deps.Credits.Absent(ctx, r.deps.Instance)
+	return nil
 }

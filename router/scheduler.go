@@ -3,77 +3,87 @@ package router
 import (
 	"context"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/lifecycle"
+	"github.com/batchyard/batchyard/router/decide"
+	"github.com/batchyard/batchyard/router/policy"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// scheduler owns the decider. Everything that happens reaches its goroutine by a
-// channel, so a decision needs no lock; what the decider does to the world goes
-// out from here.
+// scheduler owns the decider: everything that happens reaches its goroutine by a channel, so no
+// decision takes a lock. What the decider decides goes out through the emitter.
 type scheduler struct {
-	*decider
-	deps   Deps
-	name   string
-	outbox *stream.Outbox
-	ctx    context.Context //nolint:containedctx // of run; the decider knows none
+	cfg     Config
+	deps    Deps
+	decider *decide.Decider
+	out     *emitter
 
-	arrivals   chan []*item
-	lost       chan struct{}
+	arrivals   chan []*decide.Item
+	lost       chan struct{} // partitions belong to another router now
 	stragglers chan *stream.Record
 	cancels    chan []task.Key
-	gaps       chan struct{} // marks may have been missed
-	priorities chan []device.Repriority
-	policies   chan newPolicy
-	fleets     chan Fleet
-	usage      chan map[string]int // credits in use of pools that got room
+	changes    chan []device.Repriority
+	gaps       chan struct{} // messages about overrides may have been missed
+	policies   chan policyChange
+	fleets     chan decide.Fleet
+	used       chan map[string]int // credits in use of pools that got room; nil: of unknown pools
 
-	look     chan struct{} // the fleet is to be read again soon
+	refresh  chan struct{} // the fleet and the operators' settings should be read again soon
 	steering steering
-	failing  bool // Redis gives no credits
 }
 
-// newPolicy is another policy for the decider to take.
-type newPolicy struct {
-	policy  Policy
-	binding string
+// policyChange is a policy for the decider to use from now on.
+type policyChange struct {
+	policy  policy.Policy
+	binding decide.Binding
 }
 
-func newScheduler(cfg Config, deps Deps, policy Policy, outbox *stream.Outbox) (*scheduler, error) {
+// newScheduler returns a scheduler; its parts run it.
+func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, error) {
 	s := &scheduler{
-		deps: deps, name: deps.Instance, outbox: outbox,
-		arrivals: make(chan []*item), lost: make(chan struct{}, 1),
-		stragglers: make(chan *stream.Record, 4*cfg.WindowCount), cancels: make(chan []task.Key, 64), gaps: make(chan struct{}, 1),
-		priorities: make(chan []device.Repriority, 64), policies: make(chan newPolicy),
-		fleets: make(chan Fleet, 1), usage: make(chan map[string]int, 1),
-		ctx: context.Background(), look: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
+		cfg: cfg, deps: deps,
+		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
+		stragglers: make(chan *stream.Record, 4*cfg.MaxPendingTasks), cancels: make(chan []task.Key, 64),
+		changes: make(chan []device.Repriority, 64), gaps: make(chan struct{}, 1),
+		policies: make(chan policyChange), fleets: make(chan decide.Fleet, 1), used: make(chan map[string]int, 1),
+		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
 	}
+	s.out = &emitter{deps: deps, outbox: outbox, ctx: context.Background(), admit: s.admitWaiting}
 	var err error
-	s.decider, err = newDecider(cfg, policy, rand.Uint64(), s) //nolint:gosec // choices, not secrets
+	s.decider, err = NewDecider(cfg, rand.Uint64(), s.out) //nolint:gosec // choices, not secrets
 	return s, err
 }
 
-// straggler is told of a record that holds up the commit of its partition.
+// parts are the goroutines of the scheduler.
+func (s *scheduler) parts() []lifecycle.Part {
+	return append(s.watchers(), lifecycle.Func(s.run))
+}
+
+// straggler takes a record that holds up the commit of its partition.
 func (s *scheduler) straggler(rec *stream.Record) {
 	select {
 	case s.stragglers <- rec:
-	default: // more than there can be in flight
+	default: // not reached: the channel has room for all records that can be in flight
+	}
+}
+
+// partitionLost notes that a partition belongs to another router now.
+func (s *scheduler) partitionLost(int) { signal(s.lost) }
+
+// signal sets a flag that a goroutine waits for.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
 // run decides until ctx ends.
 func (s *scheduler) run(ctx context.Context) {
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	s.ctx = ctx
-	s.startHelpers(ctx, &helpers)
-
+	s.out.ctx = ctx
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -81,165 +91,165 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case items := <-s.arrivals:
-			s.arrive(items)
-			s.arrived()
+			s.admit(items)
+			s.admitWaiting()
 		case <-s.lost:
-			s.sweep()
+			s.forgetLost()
 		case rec := <-s.stragglers:
 			s.parkRecord(rec)
 		case keys := <-s.cancels:
-			s.cancelAll(keys)
-		case changes := <-s.priorities:
+			s.cancel(keys)
+		case changes := <-s.changes:
 			s.reprioritize(changes)
 		case <-s.gaps:
-			s.recheckMarks()
+			s.recheckOverrides()
 		case p := <-s.policies:
-			s.setPolicy(p.policy, p.binding, time.Now())
+			s.decider.SetPolicy(p.policy, p.binding, time.Now())
 		case f := <-s.fleets:
-			s.fleet(f, time.Now())
-			s.rewrite(time.Now())
+			now := time.Now()
+			s.decider.UpdateFleet(f, now)
+			s.rewriteOld(now)
 			s.observe()
-		case used := <-s.usage:
-			s.freed(used)
+		case used := <-s.used:
+			s.decider.UpdateUsed(used)
 		case <-timer.C:
 		}
-		timer.Reset(s.step(time.Now()))
+		timer.Reset(s.decider.Step(time.Now()))
 	}
 }
 
-// arrived takes what else has come, so that one round sees it together.
-func (s *scheduler) arrived() {
+// admitWaiting admits what else has arrived, so that one round sees it together.
+func (s *scheduler) admitWaiting() {
 	for range 16 {
 		select {
 		case items := <-s.arrivals:
-			s.arrive(items)
+			s.admit(items)
 		default:
 			return
 		}
 	}
 }
 
-func (s *scheduler) arrive(items []*item) {
+// admit adds items to the window. The record of a twin is a duplicate: it is done after its event
+// and after the item that it rides with.
+func (s *scheduler) admit(items []*decide.Item) {
 	now := time.Now()
 	for _, it := range items {
-		if it.lost() { // on the way here; its new owner reads it
+		if it.Origin.Lost() { // on the way here; its new owner reads it
 			continue
 		}
-		rider := s.meet(it, now)
-		if rider == nil {
-			continue
+		if rider := s.decider.Add(it, now); rider != nil {
+			s.out.duplicate(rider, now)
 		}
-		s.deps.Metrics.Router.Duplicates.Inc()
-		e := task.NewEvent(task.TaskDuplicate, rider.task, s.name, now)
-		e.Outcome, e.SourceAddr = task.OutcomeRefused, "kafka:"+rider.rec.Position()
-		rider.ticket.hold()
-		_ = s.outbox.Put(s.ctx, stream.Unit{Events: []task.Event{e}, Acked: func(err error) {
-			if err == nil {
-				rider.ticket.release()
-			}
-		}}) // an error means that ctx ended: it is read again
 	}
 }
 
-// partitionLost is told when a partition belongs to another router now.
-func (s *scheduler) partitionLost(int) {
-	select {
-	case s.lost <- struct{}{}:
-	default:
-	}
-}
-
-// sweep drops the items whose partition belongs to another router now.
-func (s *scheduler) sweep() {
+// forgetLost drops the items that another router reads from now on.
+func (s *scheduler) forgetLost() {
 	now := time.Now()
-	for _, it := range s.window.byKey {
-		if it.lost() {
-			s.forget(it, now)
+	for it := range s.decider.Pending() {
+		if it.Origin.Lost() {
+			s.decider.Forget(it, now)
 		}
 	}
 }
 
-// acquire takes the credits of a round in Redis.
-func (s *scheduler) acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
-	began := time.Now()
-	grants, err := s.deps.Credits.AcquireFor(s.ctx, s.name, wants, asks)
-	switch {
-	case err != nil && !s.failing && s.ctx.Err() == nil:
-		s.failing = true
-		s.deps.Logger.Warn("Redis gives no credits; tasks wait until it does", "error", err)
-	case err == nil && s.failing:
-		s.failing = false
-		s.deps.Logger.Info("Redis gives credits again")
-	}
-	fault.At("router.after_credits")
-	m := s.deps.Metrics.Router
-	m.RoundSeconds.Observe(time.Since(began).Seconds())
-	return grants, err
-}
-
-// cancelAll takes tasks that somebody cancelled out of the window. Their result
-// is in the log already: whoever asked wrote it.
-func (s *scheduler) cancelAll(keys []task.Key) {
+// cancel takes cancelled tasks out of the window. Their result is in the log already: the API wrote
+// it before the message.
+func (s *scheduler) cancel(keys []task.Key) {
 	for _, k := range keys {
-		it, ok := s.cancel(k)
-		if !ok {
-			continue
+		if it, ok := s.decider.Cancel(k); ok {
+			s.out.cancelled(it, time.Now())
 		}
-		e := task.NewEvent(task.TaskCancelled, it.task, s.name, time.Now())
-		s.finish(it, stream.Unit{Events: []task.Event{e}})
-		s.deps.Metrics.Router.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 	}
 }
 
-// reprioritize gives waiting tasks other priorities. Who asked has recorded it.
+// reprioritize changes the priority or level of waiting tasks. The API has written the event.
 func (s *scheduler) reprioritize(changes []device.Repriority) {
 	now := time.Now()
 	for _, c := range changes {
-		s.window.reprioritize(c, now)
+		s.decider.Reprioritize(c, now)
 	}
 }
 
-// recheckMarks asks which of the waiting tasks were cancelled, or rank anew,
-// while nobody could tell us.
-func (s *scheduler) recheckMarks() {
-	keys := make([]task.Key, 0, len(s.window.byKey))
-	for k := range s.window.byKey {
-		keys = append(keys, k)
+// recheckOverrides looks up which of the waiting tasks were cancelled or reprioritized while
+// messages were missed.
+func (s *scheduler) recheckOverrides() {
+	keys := make([]task.Key, 0, s.decider.Len())
+	for it := range s.decider.Pending() {
+		keys = append(keys, it.Task.Key())
 	}
-	marks, err := s.deps.Cancels.Marks(s.ctx, keys...)
+	overrides, err := s.deps.Cancels.Marks(s.out.ctx, keys...)
 	if err != nil {
-		return // Redis went away again; the next gap asks again
+		return // Redis went away again; the next reconnect signals another gap
 	}
-	var gone []task.Key
+	var cancelled []task.Key
 	var changes []device.Repriority
 	for i, k := range keys {
-		switch m := &marks[i]; {
-		case m.Cancelled:
-			gone = append(gone, k)
-		case !m.Zero():
-			changes = append(changes, m.Repriority)
+		switch o := &overrides[i]; {
+		case o.Cancelled:
+			cancelled = append(cancelled, k)
+		case !o.Zero():
+			changes = append(changes, o.Repriority)
 		}
 	}
-	s.cancelAll(gone)
+	s.cancel(cancelled)
 	s.reprioritize(changes)
 }
 
-// observe publishes what the window and the fleet look like.
+// maxRewrites bounds the tasks that are written again per reading of the fleet.
+const maxRewrites = 256
+
+// rewriteOld parks the tasks whose records have been in the log for half of its retention. They may
+// wait here longer than their records are kept, and a router that starts would not find them.
+func (s *scheduler) rewriteOld(now time.Time) {
+	if s.deps.Retention <= 0 {
+		return
+	}
+	n := 0
+	for it := range s.decider.Pending() {
+		if n == maxRewrites {
+			return
+		}
+		written := originOf(it).rec.Time
+		if written.IsZero() || now.Sub(written) < s.deps.Retention/2 {
+			continue
+		}
+		reason := "retention"
+		if it.WaitsForDevice() {
+			reason = decide.ParkedForDevice
+		}
+		s.decider.Park(it, reason, now)
+		n++
+	}
+}
+
+// parkRecord parks the task of a record that holds up the commit of its partition.
+func (s *scheduler) parkRecord(rec *stream.Record) {
+	for it := range s.decider.Pending() {
+		if carries(it, rec) {
+			s.decider.Park(it, "straggler", time.Now())
+			return
+		}
+	}
+}
+
+// observe publishes metrics of the window and the fleet.
 func (s *scheduler) observe() {
 	m := s.deps.Metrics.Router
 	silent := 0
-	for _, d := range s.view.devices {
+	for d, used := range s.decider.Devices() {
 		if d.Silent() {
 			silent++
 		}
-		m.CreditsHeld.WithLabelValues(d.ID).Set(float64(d.each.Used + d.batch.Used))
+		m.CreditsHeld.WithLabelValues(d.ID).Set(float64(used))
 	}
 	m.DevicesSilent.Set(float64(silent))
 	waiting := map[task.Priority]int{}
 	bytes := int64(0)
-	for _, it := range s.window.byKey {
-		waiting[it.task.Priority]++
-		bytes += it.size
+	for it := range s.decider.Pending() {
+		waiting[it.Task.Priority]++
+		bytes += it.Size
 	}
 	for _, p := range task.Priorities {
 		m.Waiting.WithLabelValues(string(p)).Set(float64(waiting[p]))

@@ -2,7 +2,6 @@ package router
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -17,7 +16,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// yard is a broker's topics and a Redis of a test's own, with what routers write.
+// yard is the topics and the Redis of one test, and collects what routers write.
 type yard struct {
 	t     *testing.T
 	log   *stream.Log
@@ -27,8 +26,8 @@ type yard struct {
 	mu       sync.Mutex
 	changed  chan struct{}            // closed at each change
 	assigned map[string]int           // by task id
-	leases   []device.Release         // of assignments that no worker has finished
-	hold     bool                     // assignments are not finished by themselves
+	leases   []device.Release         // of assignments that are not finished
+	hold     bool                     // assignments stay in flight
 	events   map[task.Action][]string // task or record ids
 	results  map[string]*task.Result
 	dead     []*stream.Record
@@ -71,7 +70,7 @@ func newYard(t *testing.T, partitions int) *yard {
 	return y
 }
 
-// onAssignments plays the worker: what it gets is done at once, unless y.hold.
+// onAssignments plays the workers: assignments finish at once, unless y.hold.
 func (y *yard) onAssignments(rec *stream.Record) error {
 	as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
 	for _, a := range as {
@@ -108,7 +107,7 @@ func (y *yard) watch(topic string, f func(*stream.Record) error) {
 	})
 }
 
-// run runs something until the test ends or stop is called; both wait for its end.
+// run runs something until the test ends or stop is called; both wait until it has returned.
 func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()) {
 	y.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -116,7 +115,7 @@ func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()
 	go func() { done <- f(ctx, func() { close(ready) }) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
-		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+		require.NoError(y.t, wait(y.t, done, "a stage to stop"))
 	})
 	y.t.Cleanup(stop)
 	wait(y.t, ready, "a stage to be ready")
@@ -132,7 +131,7 @@ func (y *yard) router(cfg Config, instance string) (stop func()) {
 	return y.run(r.Run)
 }
 
-// until waits for a condition on what was read.
+// until waits for a condition on what was collected.
 func (y *yard) until(what string, cond func() bool) {
 	y.t.Helper()
 	timeout := time.After(patience)
@@ -152,7 +151,7 @@ func (y *yard) until(what string, cond func() bool) {
 			for a, ids := range y.events {
 				counts[a] = len(ids)
 			}
-			require.FailNow(y.t, "waited in vain for "+what, "%d tasks assigned, %d results, %d dead letters, events %v", len(y.assigned), len(y.results), len(y.dead), counts)
+			require.FailNow(y.t, "timed out waiting for "+what, "%d tasks assigned, %d results, %d dead letters, events %v", len(y.assigned), len(y.results), len(y.dead), counts)
 		}
 	}
 }
@@ -207,13 +206,13 @@ func many(prefix string, n int, model string) []*task.Task {
 	return out
 }
 
-// lag waits until everything of a topic is finished and committed.
+// committed waits until every record of a topic is done and committed.
 func (y *yard) committed(topic string) {
 	y.t.Helper()
 	require.Eventually(y.t, func() bool {
 		n, err := y.log.Lag(y.t.Context(), Stage, topic)
 		return err == nil && n == 0
-	}, patience, 20*time.Millisecond, "%s is not finished", topic)
+	}, patience, 20*time.Millisecond, "%s has records that are not done", topic)
 }
 
 func TestTasksBecomeAssignments(t *testing.T) {
@@ -222,7 +221,7 @@ func TestTasksBecomeAssignments(t *testing.T) {
 	y.router(testConfig(), "router@test")
 	ids := y.produce(many("task", 100, "m")...)
 
-	other := chat("", "n") // of another client: MessagePack, no id, no key, a trace
+	other := chat("", "n") // as another client sends it: MessagePack, without an id, with a trace
 	b, err := task.EncodeTask(other, task.ContentMsgpack)
 	require.NoError(t, err)
 	const trace = "0af7651916cd43dd8448eb211c80319c"
@@ -258,13 +257,13 @@ func TestTasksBecomeAssignments(t *testing.T) {
 	}
 }
 
-func TestHeldTasksBlockNobody(t *testing.T) {
+func TestTasksThatCannotRunDelayNoOthers(t *testing.T) {
 	y := newYard(t, 2)
 	y.beat(dev("d", 2, "m"))
 	cfg := testConfig()
-	cfg.WindowCount = 64
+	cfg.MaxPendingTasks = 64
 	y.router(cfg, "router@test")
-	// All in one partition: nothing but setting them aside lets what is behind through.
+	// All in one partition: only parking lets the task behind them through.
 	var msgs []stream.Message
 	var unknown, far []string
 	for i := range 300 {
@@ -288,13 +287,13 @@ func TestHeldTasksBlockNobody(t *testing.T) {
 	require.NotEmpty(t, y.events[task.TaskParked])
 	require.Len(t, y.assigned, 1)
 	y.mu.Unlock()
-	// What was set aside is looked at again, although the parked topic is full of
-	// tasks that have to wait for an hour.
+	// Parked tasks are looked at again, although the parked topic is full of tasks that have to wait
+	// for an hour.
 	y.beat(dev("late", 4, "unknown"))
-	y.until("the tasks that were set aside", y.all(unknown))
+	y.until("the parked tasks", y.all(unknown))
 	y.mu.Lock()
 	for _, id := range far {
-		require.Zero(t, y.assigned[id], "%s: before its time", id)
+		require.Zero(t, y.assigned[id], "%s ran before its time", id)
 	}
 	for id, n := range y.assigned {
 		require.Equal(t, 1, n, id)
@@ -302,14 +301,13 @@ func TestHeldTasksBlockNobody(t *testing.T) {
 	y.mu.Unlock()
 }
 
-// A record may be as large as its topic takes and have no room for what a parked
-// task carries in addition.
-func TestWhatCannotBeParkedEnds(t *testing.T) {
+// A record can be as large as its topic accepts, without room for the headers of a parked task.
+func TestATaskTooLargeToParkFails(t *testing.T) {
 	y := newYard(t, 1)
 	y.deps.Limits.MaxInput = 4 << 20
 	cfg := testConfig()
-	cfg.WindowCount = 64
-	cfg.ParkFor = 50 * time.Millisecond
+	cfg.MaxPendingTasks = 64
+	cfg.ParkRetry = 50 * time.Millisecond
 	y.router(cfg, "router@test")
 	limit := 0
 	for _, topic := range stream.Topics {
@@ -321,21 +319,21 @@ func TestWhatCannotBeParkedEnds(t *testing.T) {
 	large.Input = task.Input(`{"x":"` + strings.Repeat("y", 4<<20-16) + `"}`)
 	m := y.message(large, task.ContentMsgpack)
 	m.Key = ""
-	room := limit - 128 - 32 - len(m.Value) - 100 // of a batch, of a record, of the headers
+	room := limit - 128 - 32 - len(m.Value) - 100 // minus the overhead of a batch, a record and the headers
 	m.Headers = append(m.Headers, stream.Header{Key: stream.HeaderActor, Value: []byte(strings.Repeat("a", room))})
 	msgs := []stream.Message{m}
 	for i := range 60 {
 		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), task.ContentJSON))
 	}
 	require.NoError(t, y.log.Produce(t.Context(), msgs...))
-	y.until("the end of the large task", func() bool { return y.results["large"] != nil })
+	y.until("the result of the large task", func() bool { return y.results["large"] != nil })
 	require.Equal(t, task.Failed, y.results["large"].State)
 	require.Equal(t, task.ClassInvalid, y.results["large"].Error.Class)
-	y.until("the event of its end", func() bool { return len(y.events[task.TaskFailed]) == 1 })
+	y.until("the event of its failure", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 
 // A task may wait for longer than its topic keeps records.
-func TestWhatWaitsOutlivesItsRecord(t *testing.T) {
+func TestAWaitingTaskOutlivesItsRecord(t *testing.T) {
 	y := newYard(t, 1)
 	y.deps.Retention = 400 * time.Millisecond
 	y.router(testConfig(), "router@test")
@@ -349,7 +347,7 @@ func TestWhatWaitsOutlivesItsRecord(t *testing.T) {
 			return nil
 		})
 		return err == nil && n["far"] >= 2 && n["no device"] >= 2
-	}, patience, 20*time.Millisecond, "new records of both, and of these")
+	}, patience, 20*time.Millisecond, "each task must be rewritten, and its copy as well")
 	y.committed(stream.TasksNormal)
 	y.beat(dev("d", 1, "m"))
 	y.until("the device", y.all([]string{"no device"}))
@@ -368,7 +366,7 @@ func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	y.router(testConfig(), "router@test")
 	ids := y.produce(many("task", 60, "m")...)
 	y.until("full devices", func() bool { return len(y.assigned) == 6 })
-	// The leases are gone with it, so giving them back is no news to anybody.
+	// The leases are lost, too, so giving them back frees nothing and sends no message.
 	y.redis.Empty()
 	y.beat(devices...)
 	y.until("new credits", func() bool { return len(y.assigned) >= 12 })
@@ -377,7 +375,7 @@ func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	require.NoError(t, y.finish())
 	y.mu.Unlock()
 	y.until("every task", y.all(ids))
-	y.redis.Empty() // for once with nothing to do
+	y.redis.Empty() // this time with nothing in flight
 	y.beat(devices...)
 	y.until("one more", y.all(y.produce(chat("last", "m"))))
 }
@@ -398,15 +396,15 @@ func TestRoutersShare(t *testing.T) {
 	y.mu.Unlock()
 	more := y.produce(many("later", 200, "m")...)
 	y.until("full devices", func() bool { return len(y.assigned) > 200 })
-	stopB() // with tasks in its window
+	stopB() // while tasks are in its window
 	y.mu.Lock()
 	y.hold = false
 	require.NoError(t, y.finish())
 	y.mu.Unlock()
-	y.until("the tasks of the one that left", y.all(more))
+	y.until("the tasks of the router that left", y.all(more))
 	y.router(cfg, "router-c")
 	stopA()
-	y.until("tasks of a third", y.all(y.produce(many("third", 50, "m")...)))
+	y.until("the tasks of a third router", y.all(y.produce(many("third", 50, "m")...)))
 }
 
 func TestCancelledTasksLeaveTheWindow(t *testing.T) {
@@ -418,18 +416,18 @@ func TestCancelledTasksLeaveTheWindow(t *testing.T) {
 	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
 	require.NoError(t, y.deps.Cancels.Mark(t.Context(), key("waits"), key("early")))
 	y.until("the cancel", func() bool { return len(y.events[task.TaskCancelled]) == 1 })
-	y.produce(chat("early", "later")) // cancelled before it came
-	y.until("the early cancel", func() bool { return len(y.events[task.TaskCancelled]) == 2 })
+	y.produce(chat("early", "later")) // cancelled before it was sent
+	y.until("the cancel of the early task", func() bool { return len(y.events[task.TaskCancelled]) == 2 })
 	y.beat(dev("new", 4, "later"))
-	y.until("the one that stays", y.all([]string{"stays"}))
+	y.until("the task that stays", y.all([]string{"stays"}))
 	y.committed(stream.TasksNormal)
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	require.Len(t, y.assigned, 1)
 }
 
-// A router that is stopped before it has joined, and one that has nothing to do,
-// leave nothing behind (goleak looks after all tests).
+// A router that is stopped before it has joined, and one that has nothing to do, leave no goroutine
+// behind (goleak checks after all tests).
 func TestRouterStopsAtOnce(t *testing.T) {
 	y := newYard(t, 1)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -438,36 +436,4 @@ func TestRouterStopsAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, r.Run(ctx, func() {}))
 	y.router(testConfig(), "router@test")()
-}
-
-func TestEventsSayWhyADeviceWasChosen(t *testing.T) {
-	s := newTestScheduler(t, testConfig())
-	gone, other := dev("gone", 1, "m"), dev("other", 1, "n")
-	gone.Draining = true
-	s.fleet(Fleet{
-		Devices: []device.Device{dev("d", 2, "*"), dev("slow", 1, "*"), gone, other},
-		Rates:   map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: 40}, {Device: "slow", Model: "m"}: {ServiceMS: 400}},
-	}, time.Now())
-	s.put(t, &task.Task{Model: "m"})
-	picks, _ := s.plan(time.Now())
-	type candidate struct {
-		Device             string `json:"device_id"`
-		Score              float64
-		Unit               string
-		Used, Slots, Limit int
-		ServiceMS          float64 `json:"service_ms"`
-	}
-	var d struct {
-		Policy, Why string
-		Of          int
-		Candidates  []candidate
-		Out         map[string]int
-	}
-	require.NoError(t, json.Unmarshal(picks[0].detail, &d), "%s", picks[0].detail)
-	require.Equal(t, "expected_finish", d.Policy)
-	require.Equal(t, "it can start at once", d.Why)
-	require.Equal(t, 2, d.Of)
-	require.Equal(t, []candidate{{Device: "d", Score: 41, Unit: "ms", Slots: 2, Limit: 3, ServiceMS: 40}}, d.Candidates)
-	require.Equal(t, map[string]int{"model": 1, "draining": 1}, d.Out)
-	require.Less(t, len(picks[0].detail), task.MaxDetail)
 }

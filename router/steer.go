@@ -9,32 +9,33 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/task"
 )
 
-// steering is by which policy the router chooses: what operators said, or, when
-// they said nothing, the file. Both may change while the router runs; the loop
-// that reads the fleet looks at both, and so all routers change within a refresh.
+// steering is which policy the router should use: the one set by an operator, or else the one in the
+// configuration file. Both may change while the router runs. The loop that reads the fleet checks both,
+// so all routers change within one refresh interval.
 type steering struct {
 	mu   sync.Mutex
 	file Config // its policy, binding and weights are the file's
 
-	// Of the goroutine that reads the fleet alone.
-	now   Config // as the decider has it
-	wrong string // what was said of a policy that cannot be had, so that it is said once
+	// Only the loop that reads the fleet uses these.
+	now     Config // what the decider has
+	refused string // last error about a policy, so that it is logged once
 }
 
-// steered is the configuration under what an operator said; nil for nothing.
-func steered(file Config, said *device.PolicySetting) Config {
-	if said == nil {
+// steered is the configuration with an operator's setting on top; nil for none.
+func steered(file Config, set *device.PolicySetting) Config {
+	if set == nil {
 		return file
 	}
-	file.Policy, file.Binding = said.Name, said.Binding
+	file.Policy, file.Binding = set.Name, set.Binding
 	if file.Binding == "" {
 		file.Binding = device.Bindings[0]
 	}
-	if texts := said.Texts(); len(texts) > 0 {
-		file.Weights = texts
+	if weights := set.Texts(); len(weights) > 0 {
+		file.Weights = weights
 	}
 	return file
 }
@@ -43,103 +44,85 @@ func sameSteering(a, b Config) bool {
 	return a.Policy == b.Policy && a.Binding == b.Binding && maps.Equal(a.Weights, b.Weights)
 }
 
-// Reload takes policy, binding and weights from a file that was read again; what
-// operators said goes over them. The error says what is wrong; nothing changes then.
+// Reload takes the policy, binding and weights from a configuration file that was read again; what an
+// operator has set has precedence. The error says what is wrong; then nothing changes.
 func (r *Router) Reload(cfg Config) error {
-	if _, err := NewPolicy(cfg.Policy, cfg); err != nil {
+	if _, err := cfg.newPolicy(); err != nil {
 		return err
 	}
 	st := &r.sched.steering
 	st.mu.Lock()
 	st.file.Policy, st.file.Binding, st.file.Weights = cfg.Policy, cfg.Binding, cfg.Weights
 	st.mu.Unlock()
-	r.sched.lookSoon()
+	signal(r.sched.refresh)
 	return nil
 }
 
-// steer reads what operators say and hands the decider another policy when it is
-// to have one. Redis away: it stays as it is. If we die, the next router reads
-// the same.
+// steer reads the operators' settings, and gives the decider another policy if it should have one.
+// While Redis is away, nothing changes. If the process dies, the next router reads the same settings.
 func (s *scheduler) steer(ctx context.Context) error {
-	said, err := s.deps.Control.Load(ctx)
+	set, err := s.deps.Control.Load(ctx)
 	if err != nil {
 		return err
 	}
 	st := &s.steering
 	st.mu.Lock()
-	cfg := steered(st.file, said.Policy)
+	cfg := steered(st.file, set.Policy)
 	st.mu.Unlock()
 	if sameSteering(cfg, st.now) {
 		return nil
 	}
-	policy, err := NewPolicy(cfg.Policy, cfg)
-	if err != nil { // another version of Batchyard knows more
-		if text := err.Error(); text != st.wrong {
-			st.wrong = text
-			s.deps.Logger.Error("the policy that was asked for cannot be had; the router goes on as before", "policy", cfg.Policy, "error", err)
+	p, err := cfg.newPolicy()
+	if err != nil { // set through another version of Batchyard
+		if text := err.Error(); text != st.refused {
+			st.refused = text
+			s.deps.Logger.Error("cannot use the policy that was set: keeping the current one", "policy", cfg.Policy, "error", err)
 		}
 		return nil
 	}
 	select {
-	case s.policies <- newPolicy{policy, cfg.Binding}:
+	case s.policies <- policyChange{p, decide.Binding(cfg.Binding)}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	by := "the configuration"
-	if said.Policy != nil {
-		by = "an operator"
+	setBy := "configuration"
+	if set.Policy != nil {
+		setBy = "operator"
 	}
-	s.deps.Logger.Info("devices are chosen by another policy", "policy", cfg.Policy, "binding", cfg.Binding, "before", st.now.Policy, "said_by", by)
-	st.now, st.wrong = cfg, ""
+	s.deps.Logger.Info("using another policy", "policy", cfg.Policy, "binding", cfg.Binding, "before", st.now.Policy, "set_by", setBy)
+	st.now, st.refused = cfg, ""
 	return nil
 }
 
-// rankWait bounds how long a change of priority is asked for while Redis does
-// not answer. When it comes back, the new subscription asks for all.
-const rankWait = 30 * time.Second
+// maxOverrideWait bounds how long overrides are asked for while Redis does not answer. When it is
+// back, the new subscription looks up all tasks.
+const maxOverrideWait = 30 * time.Second
 
-// rankChanges asks what the tasks are to be now, and tells the decider. Changes
-// of one task so come in the order in which they are true.
-func (s *scheduler) rankChanges(ctx context.Context, keys []task.Key) {
-	var marks []device.Mark
-	again := backoff.NewExponentialBackOff(backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(rankWait))
+// lookUpChanges looks up the current priorities of tasks that were reprioritized, and passes them to
+// the decider. The messages hold only keys, so the order of messages does not matter.
+func (s *scheduler) lookUpChanges(ctx context.Context, keys []task.Key) {
+	var overrides []device.Mark
 	err := backoff.Retry(func() (err error) {
-		marks, err = s.deps.Cancels.Marks(ctx, keys...)
+		overrides, err = s.deps.Cancels.Marks(ctx, keys...)
 		return err
-	}, backoff.WithContext(again, ctx))
+	}, backoff.WithContext(redisBackoff(maxOverrideWait), ctx))
 	if err != nil {
 		if ctx.Err() == nil {
-			s.deps.Logger.Warn("priorities that somebody changed are not known; these tasks go as before", "tasks", len(keys), "error", err)
+			s.deps.Logger.Warn("cannot look up changed priorities in Redis: the tasks keep theirs for now", "tasks", len(keys), "error", err)
 		}
 		return
 	}
-	changes := make([]device.Repriority, 0, len(marks))
-	for i := range marks {
-		if !marks[i].Zero() {
-			changes = append(changes, marks[i].Repriority)
+	changes := make([]device.Repriority, 0, len(overrides))
+	for i := range overrides {
+		if !overrides[i].Zero() {
+			changes = append(changes, overrides[i].Repriority)
 		}
 	}
 	if len(changes) == 0 {
 		return
 	}
 	select {
-	case s.priorities <- changes:
+	case s.changes <- changes:
 	case <-ctx.Done():
-	}
-}
-
-// lookSoon makes the fleet, and what operators say, be read again soon.
-func (s *scheduler) lookSoon() {
-	select {
-	case s.look <- struct{}{}:
-	default:
-	}
-}
-
-// gap makes the decider ask what is wanted of every task that it holds.
-func (s *scheduler) gap() {
-	select {
-	case s.gaps <- struct{}{}:
-	default:
 	}
 }

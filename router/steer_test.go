@@ -8,13 +8,13 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/config"
+	"github.com/batchyard/batchyard/router/decide"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Names are told to people by packages that do not know the router.
+// Package device has the names that people choose from.
 func TestNamesAgree(t *testing.T) {
-	require.Equal(t, device.PolicyNames(), PolicyNames())
-	require.Equal(t, device.Barriers, reasonNames[1:])
 	for _, s := range config.Describe(&Config{}) {
 		switch s.Key {
 		case "policy":
@@ -26,21 +26,21 @@ func TestNamesAgree(t *testing.T) {
 	}
 }
 
-// steers lets the scheduler look, and returns the policy that it hands over; nil
+// steers lets the scheduler read the settings, and returns the policy that it passes to the decider; nil
 // for none.
-func steers(t *testing.T, s *scheduler) *newPolicy {
+func steers(t *testing.T, s *scheduler) *policyChange {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- s.steer(t.Context()) }()
 	select {
 	case p := <-s.policies:
-		require.NoError(t, wait(t, done, "the end of the look"))
+		require.NoError(t, wait(t, done, "steer to return"))
 		return &p
 	case err := <-done:
 		require.NoError(t, err)
 		return nil
 	case <-time.After(patience):
-		require.FailNow(t, "it does not end")
+		require.FailNow(t, "steer does not return")
 		return nil
 	}
 }
@@ -50,25 +50,25 @@ func TestSteering(t *testing.T) {
 	cfg.Binding = "auto"
 	s := newTestScheduler(t, cfg)
 	r := &Router{cfg: cfg, sched: s}
-	require.Nil(t, steers(t, s), "nobody said anything")
+	require.Nil(t, steers(t, s), "nothing was set")
 
 	_, err := s.deps.Control.SetPolicy(t.Context(), &device.PolicySetting{Name: "round_robin", Binding: "late"})
 	require.NoError(t, err)
 	p := steers(t, s)
 	require.Equal(t, "round_robin", p.policy.Name())
-	require.Equal(t, "late", p.binding)
-	require.Nil(t, steers(t, s), "it has it")
+	require.Equal(t, decide.BindLate, p.binding)
+	require.Nil(t, steers(t, s), "the decider has it already")
 
-	// The file changes beneath it, and applies when the operator's word ends.
+	// The file changes, and applies once the operator's setting is removed.
 	next := cfg
 	next.Policy = "fifo"
 	require.NoError(t, r.Reload(next))
 	select {
-	case <-s.look:
+	case <-s.refresh:
 	default:
-		require.Fail(t, "the file's change is looked at at once")
+		require.Fail(t, "the change of the file must be read at once")
 	}
-	require.Nil(t, steers(t, s), "the operator's word goes over the file's")
+	require.Nil(t, steers(t, s), "the operator's setting has precedence")
 	bad := cfg
 	bad.Policy = "best"
 	require.Error(t, r.Reload(bad))
@@ -76,9 +76,9 @@ func TestSteering(t *testing.T) {
 	require.NoError(t, err)
 	p = steers(t, s)
 	require.Equal(t, "fifo", p.policy.Name())
-	require.Equal(t, "auto", p.binding)
+	require.Equal(t, decide.BindAuto, p.binding)
 
-	// Weights are the operator's, or else the file's.
+	// Weights are the operator's, or else those of the file.
 	next.Policy, next.Weights = "load_formula", map[string]string{"cpu": "1"}
 	require.NoError(t, r.Reload(next))
 	require.Equal(t, "load_formula", steers(t, s).policy.Name())
@@ -90,22 +90,34 @@ func TestSteering(t *testing.T) {
 	require.NotNil(t, steers(t, s))
 }
 
-func TestChangedPrioritiesAreAskedFor(t *testing.T) {
+func TestChangedPrioritiesAreLookedUp(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
 	a, b := task.Key{Tenant: "t", ID: "a"}, task.Key{Tenant: "t", ID: "b"}
 	require.NoError(t, s.deps.Cancels.Rerank(t.Context(), device.Repriority{Key: a, Priority: task.Low, Level: -1}))
 	require.NoError(t, s.deps.Cancels.Rerank(t.Context(), device.Repriority{Key: a, Priority: task.High, Level: 3}))
-	s.rankChanges(t.Context(), []task.Key{a, b})
-	require.Equal(t, []device.Repriority{{Key: a, Priority: task.High, Level: 3}}, <-s.priorities, "what it is to be now, once")
-	s.rankChanges(t.Context(), []task.Key{b})
-	require.Empty(t, s.priorities)
+	s.lookUpChanges(t.Context(), []task.Key{a, b})
+	require.Equal(t, []device.Repriority{{Key: a, Priority: task.High, Level: 3}}, <-s.changes, "the last change only")
+	s.lookUpChanges(t.Context(), []task.Key{b})
+	require.Empty(t, s.changes)
 
-	// Messages were missed: all that wait are asked for, cancels and changes in one.
+	// After missed messages, all waiting tasks are looked up.
 	for _, k := range []task.Key{a, b} {
-		s.put(t, &task.Task{Tenant: k.Tenant, ID: k.ID, Model: "m", Priority: task.Normal})
+		require.Nil(t, s.decider.Add(newItem(&task.Task{Tenant: k.Tenant, ID: k.ID, Model: "m", Priority: task.Normal}, stream.TasksNormal), time.Now()))
 	}
-	s.recheckMarks()
-	require.Equal(t, task.High, s.window.byKey[a].task.Priority)
-	require.Equal(t, 3, s.window.byKey[a].task.Level)
-	require.Equal(t, task.Normal, s.window.byKey[b].task.Priority)
+	s.recheckOverrides()
+	require.Equal(t, task.High, pendingTask(t, s, a).Priority)
+	require.Equal(t, 3, pendingTask(t, s, a).Level)
+	require.Equal(t, task.Normal, pendingTask(t, s, b).Priority)
+}
+
+// pendingTask is a task in the scheduler's window.
+func pendingTask(t *testing.T, s *scheduler, k task.Key) *task.Task {
+	t.Helper()
+	for it := range s.decider.Pending() {
+		if it.Task.Key() == k {
+			return it.Task
+		}
+	}
+	require.FailNow(t, "not in the window", k)
+	return nil
 }

@@ -7,193 +7,211 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/lifecycle"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// startHelpers starts what talks to Redis beside the decisions: reading the
-// fleet, hearing of freed credits, of cancelled tasks and of changed priorities.
-func (s *scheduler) startHelpers(ctx context.Context, wg *sync.WaitGroup) {
-	wg.Go(func() { s.readFleet(ctx) })
-
-	pools := &gathered{wake: make(chan struct{}, 1)}
-	wg.Go(func() { s.readFreed(ctx, pools) })
-
-	watch := func(what string, f func() error) {
-		wg.Go(func() {
-			if err := f(); err != nil && ctx.Err() == nil {
-				s.deps.Logger.Error("watching Redis ended", "what", what, "error", err)
-			}
-		})
+// watchers are the goroutines that talk to Redis beside the decisions: they read the fleet, and hear of
+// freed credits, cancelled tasks and changed priorities.
+func (s *scheduler) watchers() []lifecycle.Part {
+	pools := &freedPools{wake: make(chan struct{}, 1)}
+	onGap := func() { signal(s.gaps) }
+	return []lifecycle.Part{
+		lifecycle.Func(s.readFleet),
+		lifecycle.Func(func(ctx context.Context) { s.readFreed(ctx, pools) }),
+		s.watcher("devices", func(ctx context.Context) error {
+			return s.deps.Registry.Watch(ctx, func() { signal(s.refresh) })
+		}),
+		s.watcher("credits", func(ctx context.Context) error { return s.deps.Credits.Watch(ctx, pools.add) }),
+		s.watcher("cancelled tasks", func(ctx context.Context) error {
+			return s.deps.Cancels.Watch(ctx, func(keys []task.Key) { s.passCancels(ctx, keys) }, onGap)
+		}),
+		s.watcher("changed priorities", func(ctx context.Context) error {
+			return s.deps.Cancels.WatchRanks(ctx, func(keys []task.Key) { s.lookUpChanges(ctx, keys) }, onGap)
+		}),
 	}
-	watch("devices", func() error { return s.deps.Registry.Watch(ctx, s.lookSoon) })
-	watch("credits", func() error { return s.deps.Credits.Watch(ctx, pools.add) })
-	watch("cancelled tasks", func() error {
-		return s.deps.Cancels.Watch(ctx, func(keys []task.Key) {
-			select {
-			case s.cancels <- keys:
-			case <-ctx.Done():
-			}
-		}, s.gap)
-	})
-	watch("changed priorities", func() error {
-		return s.deps.Cancels.WatchRanks(ctx, func(keys []task.Key) { s.rankChanges(ctx, keys) }, s.gap)
+}
+
+// watcher makes a part of a subscription, whose failure is logged and stops nothing else.
+func (s *scheduler) watcher(what string, watch func(ctx context.Context) error) lifecycle.Part {
+	return lifecycle.Func(func(ctx context.Context) {
+		if err := watch(ctx); err != nil && ctx.Err() == nil {
+			s.deps.Logger.Error("watching Redis ended", "what", what, "error", err)
+		}
 	})
 }
 
-// readFleet reads heartbeats, rates and healths, and what operators say, every
-// Refresh, and at once when a device joined or left or an operator said something.
+// passCancels hands cancelled tasks to the scheduler.
+func (s *scheduler) passCancels(ctx context.Context, keys []task.Key) {
+	select {
+	case s.cancels <- keys:
+	case <-ctx.Done():
+	}
+}
+
+// readFleet reads heartbeats, rates, healths and the operators' settings every refresh interval, and
+// at once after a device joined or left or an operator changed something.
 func (s *scheduler) readFleet(ctx context.Context) {
-	tick := time.NewTicker(s.cfg.Refresh)
+	tick := time.NewTicker(s.cfg.RefreshInterval)
 	defer tick.Stop()
 	failing := false
-	told := map[string]time.Time{} // devices whose silence is told of, by us or others, and when they were heard last
+	reported := map[string]time.Time{}
 	for {
-		f, err := s.loadFleet(ctx)
-		if err == nil {
-			s.tellSilent(ctx, f.Devices, told)
+		err := s.refreshFleet(ctx, reported)
+		if err != nil && ctx.Err() == nil && !failing {
+			s.deps.Logger.Warn("cannot read the devices from Redis: using what was last known", "error", err)
 		}
-		if err == nil {
-			err = s.steer(ctx) // first: what follows is decided by the new policy
-		}
-		switch {
-		case err == nil:
-			failing = false
-			select {
-			case s.fleets <- f:
-			case <-ctx.Done():
-				return
-			}
-		case ctx.Err() == nil && !failing:
-			failing = true
-			s.deps.Logger.Warn("Redis does not tell the devices; the last known are used", "error", err)
-		}
+		failing = err != nil
 		select {
 		case <-tick.C:
-		case <-s.look:
+		case <-s.refresh:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-func (s *scheduler) loadFleet(ctx context.Context) (Fleet, error) {
+// refreshFleet reads everything once. reported holds the devices whose silence was reported, by this
+// router or another one, and their last heartbeat.
+func (s *scheduler) refreshFleet(ctx context.Context, reported map[string]time.Time) error {
+	f, err := s.loadFleet(ctx)
+	if err != nil {
+		return err
+	}
+	s.reportSilent(ctx, f.Devices, reported)
+	if err := s.steer(ctx); err != nil { // before the fleet, which the new policy then decides on
+		return err
+	}
+	select {
+	case s.fleets <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *scheduler) loadFleet(ctx context.Context) (decide.Fleet, error) {
 	ds, err := s.deps.Registry.List(ctx)
 	if err != nil {
-		return Fleet{}, err
+		return decide.Fleet{}, err
 	}
-	byOurClock(ds, time.Now())
+	toLocalClock(ds, time.Now())
 	rates, healths, err := s.deps.Rates.Load(ctx)
 	if err != nil {
-		return Fleet{}, err
+		return decide.Fleet{}, err
 	}
-	// That a pool has room is told by a message, which may be lost, and is not
-	// told when Redis forgot the credits: a pool that is taken for full must not
-	// stay so.
+	// The message that a pool has room may be lost, and if Redis has lost the credits, no message
+	// comes at all. Reading the counts here bounds how long a pool is wrongly taken for full.
 	pools := make([]string, 0, 2*len(ds))
 	for _, d := range ds {
 		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))
 	}
+	used, err := s.usedOf(ctx, pools)
+	if err != nil {
+		return decide.Fleet{}, err
+	}
+	routers, err := s.deps.Credits.Present(ctx, s.deps.Instance, 3*s.cfg.RefreshInterval+time.Second)
+	if err != nil {
+		return decide.Fleet{}, err
+	}
+	return decide.Fleet{Devices: ds, Rates: rates, Healths: healths, Used: used, Routers: routers}, nil
+}
+
+// usedOf reads how many credits of the pools are in use.
+func (s *scheduler) usedOf(ctx context.Context, pools []string) (map[string]int, error) {
 	counts, err := s.deps.Credits.Used(ctx, pools)
 	if err != nil {
-		return Fleet{}, err
+		return nil, err
 	}
 	used := make(map[string]int, len(pools))
 	for i, p := range pools {
 		used[p] = counts[i]
 	}
-	routers, err := s.deps.Credits.Present(ctx, s.name, 3*s.cfg.Refresh+time.Second)
-	if err != nil {
-		return Fleet{}, err
-	}
-	return Fleet{ds, rates, healths, used, routers}, nil
+	return used, nil
 }
 
-// tellSilent records which devices have fallen silent. told holds those that
-// need not be asked about again.
-func (s *scheduler) tellSilent(ctx context.Context, ds []device.Device, told map[string]time.Time) {
+// reportSilent writes an event for each device that has fallen silent, unless another router has done
+// so. If the process dies between claiming the report and writing it, the event is missing.
+func (s *scheduler) reportSilent(ctx context.Context, ds []device.Device, reported map[string]time.Time) {
 	var silent []device.Device
 	known := make(map[string]bool, len(ds))
 	for _, d := range ds {
 		known[d.ID] = true
-		if d.Silent() && !told[d.ID].Equal(d.At) {
+		if d.Silent() && !reported[d.ID].Equal(d.At) {
 			silent = append(silent, d)
 		}
 	}
-	for id := range told {
+	for id := range reported {
 		if !known[id] {
-			delete(told, id)
+			delete(reported, id)
 		}
 	}
-	silent = silent[:min(len(silent), device.MaxSilent)] // the rest at the next look
-	first, err := s.deps.Registry.FirstToSay(ctx, silent)
+	silent = silent[:min(len(silent), device.MaxSilent)] // the rest at the next reading
+	ours, err := s.deps.Registry.FirstToSay(ctx, silent)
 	if err != nil {
-		return // Redis went away again; the next look asks again
+		return // Redis went away again; the next reading tries again
 	}
 	for _, d := range silent {
-		told[d.ID] = d.At
+		reported[d.ID] = d.At
 	}
 	now := time.Now().UTC()
 	unit := stream.Unit{}
-	for _, d := range first {
+	for _, d := range ours {
 		unit.Events = append(unit.Events, task.Event{
-			Time: now, Action: task.DeviceSilent, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage, ActorID: s.name,
+			Time: now, Action: task.DeviceSilent, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage, ActorID: s.deps.Instance,
 			ResourceType: "device", ResourceID: d.ID, Device: d.ID, Detail: detail("heard_last", d.At.Format(time.RFC3339Nano)),
 		})
 	}
 	if len(unit.Events) > 0 {
-		_ = s.outbox.Put(ctx, unit) // an error means that ctx ended
+		_ = s.out.outbox.Put(ctx, unit) // an error means that ctx ended
 	}
 }
 
-// byOurClock tells by the clock of this machine when devices joined: the registry
-// tells it by Redis'. A device that seems to have joined in the future would get
-// next to nothing until then.
-func byOurClock(ds []device.Device, now time.Time) {
+// toLocalClock converts the times at which devices joined from Redis' clock to this machine's. A
+// device that seems to join in the future would get next to nothing until then.
+func toLocalClock(ds []device.Device, now time.Time) {
 	for i := range ds {
 		d := &ds[i]
 		d.JoinedAt = d.JoinedAt.Add(now.Sub(d.At.Add(d.Age)))
 	}
 }
 
-// gathered collects names of pools until somebody asks for them.
-type gathered struct {
+// freedPools collects the names of pools that got room until they are asked for.
+type freedPools struct {
 	mu    sync.Mutex
 	names []string
 	all   bool // messages may have been missed
 	wake  chan struct{}
 }
 
-// maxGathered bounds the names kept; past it all are taken for freed.
-const maxGathered = 4096
+// maxFreedPools bounds the names kept; beyond it, all pools are taken for freed.
+const maxFreedPools = 4096
 
-func (g *gathered) add(pools []string) {
-	g.mu.Lock()
-	if len(pools) == 0 || len(g.names) >= maxGathered {
-		g.all, g.names = true, nil
-	} else if !g.all {
-		g.names = append(g.names, pools...)
+func (f *freedPools) add(pools []string) {
+	f.mu.Lock()
+	if len(pools) == 0 || len(f.names) >= maxFreedPools {
+		f.all, f.names = true, nil
+	} else if !f.all {
+		f.names = append(f.names, pools...)
 	}
-	g.mu.Unlock()
-	select {
-	case g.wake <- struct{}{}:
-	default:
-	}
+	f.mu.Unlock()
+	signal(f.wake)
 }
 
-func (g *gathered) take() (names []string, all bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	names, all = g.names, g.all
-	g.names, g.all = nil, false
+func (f *freedPools) take() (names []string, all bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names, all = f.names, f.all
+	f.names, f.all = nil, false
 	slices.Sort(names)
 	return slices.Compact(names), all
 }
 
-// readFreed asks how many credits are in use in the pools that got room. The
-// names that come while a question is under way make the next one, so there is
-// never more than one.
-func (s *scheduler) readFreed(ctx context.Context, pools *gathered) {
+// readFreed asks how many credits are in use in the pools that got room. Names that arrive during a
+// question make up the next one, so there is never more than one.
+func (s *scheduler) readFreed(ctx context.Context, pools *freedPools) {
 	for {
 		select {
 		case <-pools.wake:
@@ -201,22 +219,18 @@ func (s *scheduler) readFreed(ctx context.Context, pools *gathered) {
 			return
 		}
 		names, all := pools.take()
-		var m map[string]int
+		var used map[string]int // nil: of unknown pools
 		if !all {
 			if len(names) == 0 {
 				continue
 			}
-			used, err := s.deps.Credits.Used(ctx, names)
-			if err != nil {
-				continue // the next grant tells the truth
-			}
-			m = make(map[string]int, len(names))
-			for i, n := range names {
-				m[n] = used[i]
+			var err error
+			if used, err = s.usedOf(ctx, names); err != nil {
+				continue // the next grant corrects the counts
 			}
 		}
 		select {
-		case s.usage <- m:
+		case s.used <- used:
 		case <-ctx.Done():
 			return
 		}

@@ -64,7 +64,7 @@ func TestPendingRightAfterTheAnswer(t *testing.T) {
 		st := waitFor(t, two, id)
 		require.Equal(t, task.Success, st.State)
 		require.NotEmpty(t, st.Output)
-		require.Equal(t, "a", st.Device)
+		require.Equal(t, "a", st.DeviceID)
 		require.NotNil(t, st.FinishedAt)
 		require.Equal(t, 1, st.Attempt)
 		ids = append(ids, id)
@@ -114,7 +114,7 @@ func TestListsAndTenants(t *testing.T) {
 		}
 	}
 	require.ElementsMatch(t, ids, page(a, url.Values{"state": {"SUCCESS"}, "limit": {"10"}}), "each once over six pages")
-	require.Len(t, page(a, url.Values{"job": {"even"}, "limit": {"7"}}), 29)
+	require.Len(t, page(a, url.Values{"job_id": {"even"}, "limit": {"7"}}), 29)
 	require.Empty(t, page(a, url.Values{"state": {"FAILED"}}))
 	require.ElementsMatch(t, []string{"l-0000", "theirs"}, page(&other, url.Values{}))
 	require.Equal(t, http.StatusNotFound, a.Do(t, http.MethodGet, "/v1/tasks/theirs", nil).Status, "of another tenant")
@@ -177,7 +177,7 @@ func TestProblemsNameTheField(t *testing.T) {
 		"too large":       {"POST", "/v1/tasks", `{"model":"m","input":{"x":"` + fmt.Sprintf("%05000d", 0) + `"}}`, 422, "/input", "4"},
 		"no JSON":         {"POST", "/v1/tasks", `{"model"`, 422, "", ""},
 		"state":           {"GET", "/v1/tasks?state=DONE", "", 422, "state", "PENDING"},
-		"cursor":          {"GET", "/v1/tasks?cursor=abc", "", 422, "cursor", "none of ours"},
+		"cursor":          {"GET", "/v1/tasks?cursor=abc", "", 422, "cursor", "invalid cursor"},
 		"limit":           {"GET", "/v1/tasks?limit=0", "", 422, "limit", ""},
 		"wait":            {"GET", "/v1/tasks/x?wait=soon", "", 422, "wait", "30s"},
 		"no task":         {"GET", "/v1/tasks/x", "", 404, "", ""},
@@ -241,7 +241,7 @@ func TestDevicesJoinByTheAgent(t *testing.T) {
 	needs := harness.Chat("needs")
 	needs.Needs = []string{"eu"}
 	a.Submit(t, needs)
-	require.Equal(t, "gpu-1", waitFor(t, a, "needs").Device)
+	require.Equal(t, "gpu-1", waitFor(t, a, "needs").DeviceID)
 
 	list := harness.Run(t, in.Dir, []string{"BATCHYARD_SERVER=" + p.URL()}, "", "devices", "list")
 	require.Zero(t, list.Code)

@@ -357,13 +357,13 @@ func TestWhyInEachSituation(t *testing.T) {
 	in.Await(t, []string{"expired"}, harness.Patience)
 	a.Submit(t, make("drained", "drained"))
 	for id, says := range map[string][]string{
-		"done":     {"It ran on quick. Attempt 1 went to quick by expected_finish, out of 1 device that could take it, because ", "do not serve its model", "it was answered after"},
+		"done":     {"It ran on quick. Attempt 1 went to quick by expected_finish, out of 1 device that could run it, because ", "do not serve its model", "it was answered after"},
 		"tags":     {"It waits, with priority normal and level 0", "none of the 4 devices can run it", "3 do not serve its model and 1 lacks tags that it needs"},
-		"later":    {"it is not to run before " + later.NotBefore.Format(time.RFC3339), "1 of 4 devices could run it"},
+		"later":    {"it may not run before " + later.NotBefore.Format(time.RFC3339), "1 of 4 devices could run it"},
 		"deadline": {"none of the 4 devices can run it: 4 do not serve its model", "Its deadline is " + deadline.Deadline.Format(time.RFC3339)},
 		"model":    {"none of the 4 devices can run it: 4 do not serve its model"},
 		"drained":  {"3 do not serve its model and 1 is draining"},
-		"expired":  {"ended as EXPIRED without having been at a device: the deadline passed"},
+		"expired":  {"ended as EXPIRED before it was assigned to a device: the deadline passed"},
 		"failed":   {"It ended as FAILED", "Attempt 1 went to bad", "it failed after", "(invalid)"},
 	} {
 		harness.Eventually(t, harness.Patience, "it is told why of "+id, func() bool {
@@ -398,7 +398,7 @@ func TestWhyInEachSituation(t *testing.T) {
 	var figures api.Why
 	require.NoError(t, json.Unmarshal([]byte(command(t, in, p, "tasks", "why", "done", "--json")), &figures))
 	require.Equal(t, "expected_finish", figures.Attempts[0].Policy)
-	require.Equal(t, "quick", figures.Attempts[0].Candidates[0].Device)
+	require.Equal(t, "quick", figures.Attempts[0].Candidates[0].DeviceID)
 	require.Equal(t, 3, figures.Attempts[0].Out["model"])
 	require.Contains(t, command(t, in, p, "tasks", "why", "model"), "do not serve its model")
 	require.Equal(t, http.StatusNotFound, a.Do(t, http.MethodGet, "/v1/tasks/unknown/why", nil).Status)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/routesim"
 	"github.com/batchyard/batchyard/jobs"
-	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/policy"
 )
 
 func (c *cli) benchCommand() *cobra.Command {
@@ -87,7 +87,7 @@ conservation, no use of what could not be known) is an error.`,
 	_ = cmd.MarkFlagFilename("plot", "png")
 	c.jsonFlag(cmd)
 	f.live.add(c, cmd)
-	completeFlag(cmd, "policy", append(router.PolicyNames(), "all"))
+	completeFlag(cmd, "policy", append(policy.Names(), "all"))
 	completeFlag(cmd, "arrivals", routesim.ArrivalNames)
 	completeFlag(cmd, "work", routesim.WorkNames)
 	completeFlag(cmd, "fleet", routesim.FleetNames())
@@ -146,11 +146,11 @@ func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Pla
 // plan makes the experiment of the flags.
 func (f *routeFlags) plan() (*routesim.Plan, error) {
 	if slices.Contains(f.policies, "all") {
-		f.policies = router.PolicyNames()
+		f.policies = policy.Names()
 	}
 	for _, p := range f.policies {
-		if !slices.Contains(router.PolicyNames(), p) {
-			return nil, fmt.Errorf("--policy: %q is no policy; use %s", p, strings.Join(router.PolicyNames(), ", "))
+		if !slices.Contains(policy.Names(), p) {
+			return nil, fmt.Errorf("--policy: %q is no policy; use %s", p, strings.Join(policy.Names(), ", "))
 		}
 	}
 	for _, b := range f.bindings {

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	livebench "github.com/batchyard/batchyard/bench/live"
-	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/policy"
 )
 
 // liveFlags is what `bench route --live` has beside the flags of the simulation.
@@ -103,11 +103,11 @@ func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options
 		f.policies = []string{"round_robin", "expected_finish"}
 	}
 	for _, name := range f.policies {
-		p, err := router.NewPolicy(name, router.Config{})
+		p, err := policy.New(name, policy.Config{})
 		if err != nil {
 			return o, usageError("--policy: %q is no policy that can be measured live; name them, the baseline first", name)
 		}
-		o.Policies = append(o.Policies, livebench.Policy{Name: name, Late: p.Late()})
+		o.Policies = append(o.Policies, livebench.Policy{Name: name, Late: p.BindsLate()})
 	}
 	if o.Program, err = os.Executable(); err != nil {
 		return o, fmt.Errorf("finding the program itself: %w", err)

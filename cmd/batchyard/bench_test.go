@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/policy"
 )
 
 func TestBenchRoute(t *testing.T) {
@@ -33,7 +33,7 @@ func TestBenchRoute(t *testing.T) {
 	out, errs, code = run("--load", "0.5,1.2", "--json", "--plot", picture)
 	require.Zero(t, code, errs)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	require.Len(t, lines, 2*len(router.PolicyNames()), "all policies")
+	require.Len(t, lines, 2*len(policy.Names()), "all policies")
 	for _, l := range lines {
 		var m map[string]any
 		require.NoError(t, json.Unmarshal([]byte(l), &m))

@@ -160,7 +160,7 @@ func TestDevicesDrain(t *testing.T) {
 	require.Regexp(t, "device "+id+` was drained \S+ ago, and is not known now`, r.err)
 	r = try(t, "", "devices", "undrain", "no-such-device", id, "--server", f.URL, "--json")
 	require.Equal(t, exitFailed, r.code)
-	require.Contains(t, r.err, "device no-such-device: there is no such device")
+	require.Contains(t, r.err, "device no-such-device: unknown device")
 	require.JSONEq(t, `{"device_id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
 }
 
@@ -202,10 +202,10 @@ func TestTasksWhyAndPriority(t *testing.T) {
 	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
 		return strings.Contains(try(t, "", append([]string{"tasks", "why", "runs"}, at...)...).out, "it was answered after")
 	}, 30*time.Second, 50*time.Millisecond)
-	require.Regexp(t, `^It ran on \S+\. Attempt 1 went to \S+ by \w+, out of \d+ devices that could take it, because `, ok(t, append([]string{"tasks", "why", "runs"}, at...)...))
+	require.Regexp(t, `^It ran on \S+\. Attempt 1 went to \S+ by \w+, out of \d+ devices that could run it, because `, ok(t, append([]string{"tasks", "why", "runs"}, at...)...))
 	r := try(t, "", append([]string{"tasks", "set-priority", "runs", "high"}, at...)...)
 	require.Equal(t, exitFailed, r.code)
-	require.Contains(t, r.err, "has ended already, as SUCCESS")
+	require.Contains(t, r.err, "has already finished as SUCCESS")
 	for _, how := range []string{"why", "get"} {
 		r = try(t, "", append([]string{"tasks", how, "nobody"}, at...)...)
 		require.Equal(t, exitFailed, r.code)

@@ -207,7 +207,7 @@ func (c *cli) showEvents(events []batchyard.Event) error {
 			outcome += " (" + string(e.ErrorClass) + ")"
 		}
 		t.row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
-			strings.TrimSpace(string(e.ActorType)+" "+e.Actor), short(string(e.Detail), 80))
+			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), short(string(e.Detail), 80))
 	}
 	return t.flush()
 }
@@ -224,7 +224,7 @@ func (c *cli) tasksListCommand() *cobra.Command {
 		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
-  batchyard tasks list --job nightly --all --json | jq -r .id`,
+  batchyard tasks list --job nightly --all --json | jq -r .task_id`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.all && cmd.Flags().Changed("limit") {
@@ -328,7 +328,7 @@ func (c *cli) tasksCancelCommand() *cobra.Command {
 		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
 stays as it ended; the exit code is 1 then.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
-  batchyard tasks list --job nightly --state PENDING --all --json | jq -r .id | xargs batchyard tasks cancel`,
+  batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
 		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksCancel(cmd.Context(), args) },
 	}

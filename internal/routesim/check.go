@@ -22,7 +22,7 @@ func (s *sim) checkPlaces() {
 	}
 	outside, windows, queued, busy := 0, 0, 0, 0
 	for _, n := range s.nodes {
-		windows += n.core.Len()
+		windows += n.decider.Len()
 		for i := range n.logs {
 			outside += n.logs[i].q.len()
 		}
@@ -55,8 +55,8 @@ func (s *sim) checkEnd() {
 		return
 	}
 	for _, n := range s.nodes {
-		if n.core.Len() != 0 || n.held != 0 {
-			s.fail("conservation: router %s holds %d tasks that have ended", n.name, n.core.Len())
+		if n.decider.Len() != 0 || n.held != 0 {
+			s.fail("conservation: router %s holds %d tasks that have ended", n.name, n.decider.Len())
 		}
 	}
 	for _, m := range s.machs {
@@ -79,12 +79,12 @@ var conserving = map[string]bool{
 // that its router knows to be free.
 func (n *node) checkWork() {
 	s := n.s
-	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || s.now < s.from || s.now < n.rests+int64(2*time.Millisecond) || n.core.Len() == 0 {
+	if s.bad != nil || !conserving[s.setup.Policy] || len(s.nodes) > 1 || len(s.setup.Faults) > 0 || s.now < s.from || s.now < n.rests+int64(2*time.Millisecond) || n.decider.Len() == 0 {
 		return
 	}
 	for i, m := range s.machs {
 		if n.view[i] < m.spec.Slots && s.now > m.unwell {
-			s.fail("work conservation: %d tasks wait at router %s and %d of %d slots of %s have none", n.core.Len(), n.name, m.spec.Slots-n.view[i], m.spec.Slots, m.spec.ID)
+			s.fail("work conservation: %d tasks wait at router %s and %d of %d slots of %s have none", n.decider.Len(), n.name, m.spec.Slots-n.view[i], m.spec.Slots, m.spec.ID)
 			return
 		}
 	}

@@ -1,5 +1,5 @@
 // Package routesim is a discrete-event simulation of a fleet in virtual time. It
-// runs the real router decisions ([router.Core]), the real rule of retries
+// runs the real router decisions ([decide.Decider]), the real rule of retries
 // ([workers.Decide]) and, in virtual time, what the workers learn of devices;
 // only the log, Redis and the devices are models.
 //
@@ -22,8 +22,8 @@
 // read again half a hop later (one log instead of two). The response of a task is
 // the time from its arrival in the log to the end of its request at the device.
 //
-// Tasks are dealt to the routers at random, one by one; every router has a Core
-// of its own, and all share the account. Within a moment of virtual time nobody
+// Tasks are dealt to the routers at random, one by one; every router has a
+// Decider of its own, and all share the account. Within a moment of virtual time nobody
 // is always first: who hears of room first is drawn.
 //
 // Not modelled: hops of different lengths, merged requests, 429s, devices that fall

@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/policy"
 )
 
 // What the default policy has to reach. The figures are of whole experiments with
@@ -65,7 +65,7 @@ func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 // Low and high load.
 func TestAsGoodAsTheBestOfAll(t *testing.T) {
 	t.Parallel()
-	policies := router.PolicyNames()
+	policies := policy.Names()
 	if raced {
 		policies = []string{standard, "fifo", "least_connections", "prequal", "power_of_two"}
 	}

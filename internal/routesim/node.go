@@ -6,22 +6,23 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/task"
 )
 
 // node is one router: the real decisions, its part of the log, its timer.
 type node struct {
-	s      *sim
-	i      int32
-	name   string
-	core   *router.Core
-	logs   []backlog // by topic: what its window has no room for
-	gen    uint32    // of its timer
-	wakeAt int64     // -1: none
-	view   []int     // by device: credits in use, as it must have believed at least
-	held   int       // tasks that it was given and has not let go
-	rests  int64     // until then some may wait for their time, and not for a device
-	open   int       // credits taken and not given to a task yet
+	s       *sim
+	i       int32
+	name    string
+	decider *decide.Decider
+	logs    []backlog // by topic: what its window has no room for
+	gen     uint32    // of its timer
+	wakeAt  int64     // -1: none
+	view    []int     // by device: credits in use, as it must have believed at least
+	held    int       // tasks that it was given and has not let go
+	rests   int64     // until then some may wait for their time, and not for a device
+	open    int       // credits taken and not given to a task yet
 }
 
 // backlog is what of a topic is outside the window.
@@ -33,15 +34,15 @@ type backlog struct {
 func (s *sim) addRouters() error {
 	for i := range s.setup.Routers {
 		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machs))}
-		core, err := router.NewCore(s.rc, s.setup.Seed*64+uint64(i), n)
+		decider, err := router.NewDecider(s.rc, s.setup.Seed*64+uint64(i), n)
 		if err != nil {
 			return err
 		}
-		n.core = core
+		n.decider = decider
 		s.nodes = append(s.nodes, n)
 		// All begin with one look at Redis; later each looks at a phase of its own.
 		s.after(0, event{kind: evWake, i: n.i})
-		s.after(1+s.random.phases.Int64N(int64(s.rc.Refresh)), event{kind: evFleet, i: n.i})
+		s.after(1+s.random.phases.Int64N(int64(s.rc.RefreshInterval)), event{kind: evFleet, i: n.i})
 	}
 	for _, n := range s.nodes {
 		n.readFleet()
@@ -73,7 +74,7 @@ func (n *node) work() {
 	s := n.s
 	for s.bad == nil {
 		n.read()
-		wait := n.core.Step(s.time())
+		wait := n.decider.Step(s.time())
 		if n.open != 0 {
 			s.fail("credits: router %s took %d that it gave to no task", n.name, n.open)
 		}
@@ -85,24 +86,29 @@ func (n *node) work() {
 	n.checkWork()
 }
 
+// item is a task of the topic as the router reads it.
+func (l *backlog) item(t *task.Task) *decide.Item {
+	return &decide.Item{Task: t, Source: l.source, Size: int64(len(t.Input)) + 256, ReadyAt: t.ReadyAt(), Parked: l.source == topicParked}
+}
+
 // read puts what is outside into the window while it has room.
 func (n *node) read() {
 	for i := range n.logs {
 		l := &n.logs[i]
-		for l.q.len() > 0 && !n.core.Full(l.source) {
+		for l.q.len() > 0 && !n.decider.Full(l.source) {
 			j := l.q.pop()
 			j.where = inWindow
 			n.held++
 			if at := j.task.ReadyAt(); !at.IsZero() {
 				n.rests = max(n.rests, int64(at.Sub(epoch)))
 			}
-			if !n.core.Add(n.s.time(), l.source, j.task) {
+			if n.decider.Add(l.item(j.task), n.s.time()) != nil {
 				n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
 				return
 			}
 		}
 	}
-	if most := n.core.Len(); most > n.s.out.MostHeld {
+	if most := n.decider.Len(); most > n.s.out.MostHeld {
 		n.s.out.MostHeld = most
 	}
 }
@@ -110,7 +116,7 @@ func (n *node) read() {
 // more says that tasks are outside and there is room for them.
 func (n *node) more() bool {
 	for i := range n.logs {
-		if l := &n.logs[i]; l.q.len() > 0 && !n.core.Full(l.source) {
+		if l := &n.logs[i]; l.q.len() > 0 && !n.decider.Full(l.source) {
 			return true
 		}
 	}
@@ -138,7 +144,7 @@ func (n *node) readFleet() {
 		used[m.pool] = s.acct.used[m.pool]
 		n.view[i] = used[m.pool]
 	}
-	f := router.Fleet{
+	f := decide.Fleet{
 		Devices: make([]device.Device, 0, len(s.redis.devices)), Rates: maps.Clone(s.redis.rates), Healths: maps.Clone(s.redis.healths),
 		Used: used, Routers: len(s.nodes),
 	}
@@ -154,7 +160,7 @@ func (n *node) readFleet() {
 			s.fail("knowledge: the rate of %s is from the future", k.Device)
 		}
 	}
-	n.core.Fleet(now, f)
+	n.decider.UpdateFleet(f, now)
 	if n.s.now > 0 {
 		n.work()
 	}
@@ -172,7 +178,7 @@ func (s *sim) hear(i int32, used int) {
 	for k := range s.nodes {
 		n := s.nodes[(first+k)%len(s.nodes)]
 		n.view[i] = used
-		n.core.Freed(s.told)
+		n.decider.UpdateUsed(s.told)
 		n.work()
 	}
 }
@@ -194,27 +200,33 @@ func (n *node) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, 
 	return grants, nil
 }
 
-// Assigned lets a task go to its device.
-func (n *node) Assigned(a router.Assigned) {
+// Assign sends tasks to their devices.
+func (n *node) Assign(picks []decide.Pick, _ time.Time) {
+	for i := range picks {
+		n.assign(&picks[i])
+	}
+}
+
+func (n *node) assign(a *decide.Pick) {
 	s := n.s
-	j := s.jobOf(a.Task)
+	j := s.jobOf(a.Item.Task)
 	if j == nil {
 		return
 	}
-	d, ok := s.byID[a.Device]
+	d, ok := s.byID[a.Device.ID]
 	l := s.acct.leases[a.Lease]
 	switch {
 	case j.where != inWindow || j.router != n.i:
 		s.fail("conservation: router %s assigns task %s, which is not in its window", n.name, j.task.ID)
 		return
 	case !ok:
-		s.fail("router %s assigns task %s to %q, which there is not", n.name, j.task.ID, a.Device)
+		s.fail("router %s assigns task %s to %q, which there is not", n.name, j.task.ID, a.Device.ID)
 		return
 	case l == nil || l.pool != a.Pool || l.pool != s.machs[d].pool || l.spent >= l.granted:
-		s.fail("credits: the assignment of task %s to %s holds none", j.task.ID, a.Device)
+		s.fail("credits: the assignment of task %s to %s holds none", j.task.ID, a.Device.ID)
 		return
-	case a.Attempt != j.task.Tried()+1:
-		s.fail("task %s was tried %d times and its next attempt has the number %d", j.task.ID, j.task.Tried(), a.Attempt)
+	case a.Item.Task.Tried() != j.task.Tried():
+		s.fail("task %s was tried %d times and router %s counts %d", j.task.ID, j.task.Tried(), n.name, a.Item.Task.Tried())
 		return
 	}
 	l.spent++
@@ -233,8 +245,9 @@ func (n *node) Assigned(a router.Assigned) {
 	s.after(s.hop, event{kind: evReach, job: j})
 }
 
-// Expired ends a task whose deadline passed while it waited.
-func (n *node) Expired(t *task.Task, now time.Time) {
+// Expire ends a task whose deadline passed while it waited.
+func (n *node) Expire(it *decide.Item, now time.Time) {
+	t := it.Task
 	j := n.s.jobOf(t)
 	if j == nil {
 		return
@@ -246,15 +259,18 @@ func (n *node) Expired(t *task.Task, now time.Time) {
 	n.s.end(j, false)
 }
 
-// Parked sets a task aside until its time.
-func (n *node) Parked(t *task.Task, until time.Time, _ string) {
+// Park keeps a task in the log until its time.
+func (n *node) Park(it *decide.Item, p decide.Parking) {
 	s := n.s
-	j := s.jobOf(t)
+	j := s.jobOf(it.Task)
 	if j == nil {
 		return
 	}
 	n.held--
-	j.where, j.source, j.task = aside, topicParked, t
+	j.where, j.source, j.task = aside, topicParked, it.Task
 	s.out.Parked++
-	s.after(int64(until.Sub(s.time())), event{kind: evUnpark, job: j})
+	s.after(int64(p.Until.Sub(s.time())), event{kind: evUnpark, job: j})
 }
+
+// Admit has nothing to do: whatever happens at the same virtual time comes as an event of its own.
+func (n *node) Admit() {}

@@ -64,7 +64,7 @@ func EndlessHigh(policy string, seed uint64, routers int) Setup {
 	const warm, d = 10 * time.Second, time.Minute
 	s := scenario(policy, seed, warm, d)
 	s.Routers, s.Cut = routers, true
-	s.Router = func(c *router.Config) { c.WindowCount = 1024 }
+	s.Router = func(c *router.Config) { c.MaxPendingTasks = 1024 }
 	s.Streams = []Stream{
 		{Name: "high", Priority: task.High, Begin: Poisson(1.2*s.Fleet.Capacity(), Exponential, 0, warm+d)},
 		{Name: "low", Priority: task.Low, Begin: Poisson(0.33*s.Fleet.Capacity(), Exponential, 0, warm+d)},
@@ -86,7 +86,7 @@ func Strangers(policy string, seed uint64, strangers, window int) Setup {
 		{Name: "strangers", Model: Nobody, Deadline: d, Begin: Burst(strangers, Exponential, warm)},
 	}
 	if window > 0 {
-		s.Router = func(c *router.Config) { c.WindowCount = window }
+		s.Router = func(c *router.Config) { c.MaxPendingTasks = window }
 	}
 	return s
 }

@@ -149,7 +149,7 @@ func (s *Setup) configs() (rc router.Config, wc workers.Config, dc device.Config
 			return rc, wc, dc, fmt.Errorf("simulating: the default settings: %w", err)
 		}
 	}
-	rc.Policy, rc.Hop, rc.Binding = s.Policy, s.Hop, cmp.Or(s.Binding, "auto")
+	rc.Policy, rc.DispatchLatency, rc.Binding = s.Policy, s.Hop, cmp.Or(s.Binding, "auto")
 	if s.Router != nil {
 		s.Router(&rc)
 	}

@@ -252,7 +252,7 @@ func (s *sim) do(e *event) {
 		}
 	case evFleet:
 		s.nodes[e.i].readFleet()
-		s.after(int64(s.rc.Refresh), *e)
+		s.after(int64(s.rc.RefreshInterval), *e)
 	case evBeat:
 		s.beat(s.machs[e.i])
 		s.after(int64(beatEvery), *e)

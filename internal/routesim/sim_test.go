@@ -15,6 +15,8 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/router/decide"
+	"github.com/batchyard/batchyard/router/policy"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
 )
@@ -36,7 +38,7 @@ func somePolicies() []string {
 	if raced {
 		return []string{standard, "prequal"}
 	}
-	return router.PolicyNames()
+	return policy.Names()
 }
 
 // Every policy, on a small run of every kind, keeps what every run is checked for.
@@ -52,7 +54,7 @@ func TestPoliciesKeepTheInvariants(t *testing.T) {
 					Stream{Name: "late", Priority: task.Low, Deadline: 200 * time.Millisecond, Begin: Poisson(20, Exponential, 0, 15*time.Second)},
 					Stream{Name: "strange", Model: Nobody, Deadline: 5 * time.Second, Begin: Burst(200, Exponential, 11*time.Second)})
 				s.Faults = []Fault{{11 * time.Second, "b-001", Failing}, {13 * time.Second, "b-001", Well}}
-				s.Router = func(c *router.Config) { c.WindowCount = 256 }
+				s.Router = func(c *router.Config) { c.MaxPendingTasks = 256 }
 				o, err := Run(t.Context(), s)
 				require.NoError(t, err, "%s %s with %d routers", p, binding, routers)
 				require.EqualValues(t, 200, o.Streams[3].Failures)
@@ -141,12 +143,12 @@ func TestBrokenRunsAreErrors(t *testing.T) {
 		"a rate from ahead": {"knowledge", func(s *sim) {
 			s.redis.rates[device.RateKey{Device: "x"}] = device.Rate{ServiceMS: 1, At: s.time().Add(time.Hour)}
 		}},
-		"an assignment to nobody": {"there is not", func(s *sim) { s.nodes[0].Assigned(router.Assigned{Task: oneInWindow(s).task, Device: "x", Attempt: 1}) }},
+		"an assignment to nobody": {"there is not", func(s *sim) { assignTo(s, oneInWindow(s), "x") }},
 		"one without a credit": {"credits", func(s *sim) {
-			s.nodes[0].Assigned(router.Assigned{Task: oneInWindow(s).task, Device: "a-001", Attempt: 1})
+			assignTo(s, oneInWindow(s), "a-001")
 		}},
 		"a task twice": {"conservation", func(s *sim) {
-			s.nodes[0].Assigned(router.Assigned{Task: oneRunning(s).task, Device: "a-001", Attempt: 1})
+			assignTo(s, oneRunning(s), "a-001")
 		}},
 		"an idle slot": {"work conservation", func(s *sim) { s.nodes[0].view[0] = 0; s.nodes[0].checkWork() }},
 	} {
@@ -164,6 +166,11 @@ func TestBrokenRunsAreErrors(t *testing.T) {
 		_, err = run.run(t.Context())
 		require.ErrorContains(t, err, c.says, name)
 	}
+}
+
+// assignTo makes the first router assign a task without a credit.
+func assignTo(s *sim, j *job, deviceID string) {
+	s.nodes[0].Assign([]decide.Pick{{Item: &decide.Item{Task: j.task}, Device: &device.Device{ID: deviceID}}}, s.time())
 }
 
 func oneRunning(s *sim) *job  { return oneAt(s, running) }

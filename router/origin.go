@@ -1,0 +1,42 @@
+package router
+
+import (
+	"slices"
+
+	"github.com/batchyard/batchyard/router/decide"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// origin is the record behind an item, and the count of what it became.
+type origin struct {
+	rec *stream.Record
+	ack *stream.Ack
+}
+
+// newOrigin counts one thing for the record: whatever ends the task's stay here.
+func newOrigin(rec *stream.Record) *origin {
+	return &origin{rec: rec, ack: stream.NewAck(rec, 1)}
+}
+
+// Lost reports whether another router reads the record from now on.
+func (o *origin) Lost() bool { return o.ack.Lost() }
+
+// originOf is the record behind an item of this router.
+func originOf(it *decide.Item) *origin {
+	return it.Origin.(*origin) //nolint:forcetypeassert // intake makes all items
+}
+
+// depart returns the origin of an item that has left the window, made to finish the records of its
+// riders, too. From now on no more riders come. Call it once per item.
+func depart(it *decide.Item) *origin {
+	o := originOf(it)
+	for _, r := range it.Riders() {
+		o.ack.Carry(originOf(r).ack)
+	}
+	return o
+}
+
+// carries reports whether the item comes from the record, or a rider of it does.
+func carries(it *decide.Item, rec *stream.Record) bool {
+	return originOf(it).rec == rec || slices.ContainsFunc(it.Riders(), func(r *decide.Item) bool { return originOf(r).rec == rec })
+}

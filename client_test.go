@@ -479,9 +479,10 @@ func TestResultsOfAServerThatFallsSilent(t *testing.T) {
 		c := asking(t, func(r *http.Request) (*http.Response, error) {
 			out, in := io.Pipe()
 			context.AfterFunc(r.Context(), func() { _ = in.CloseWithError(context.Cause(r.Context())) })
+			line := resultLine(t, "a")
 			go func() {
-				for i := range 3 {
-					_, _ = io.WriteString(in, resultLine(t, fmt.Sprint(i)))
+				for range 3 {
+					_, _ = io.WriteString(in, line)
 					<-time.After(30 * time.Second)
 				}
 			}()

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // an example ends as a small program of its reader would
 	"net/http/httptest"
 	"sync"
 	"time"

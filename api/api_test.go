@@ -21,12 +21,12 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -39,8 +39,8 @@ const patience = 30 * time.Second
 // package; here it must also be able to be away, and to be slow.
 type memory struct {
 	mu      sync.Mutex
-	rows    map[task.Key]*audit.TaskRow
-	told    map[string][]audit.EventRow
+	rows    map[task.Key]*status.TaskRow
+	told    map[string][]status.EventRow
 	results []*task.Result
 	broken  error // after the results
 	away    error
@@ -49,10 +49,10 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{rows: map[task.Key]*audit.TaskRow{}, told: map[string][]audit.EventRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
+	return &memory{rows: map[task.Key]*status.TaskRow{}, told: map[string][]status.EventRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
 }
 
-func (m *memory) set(r audit.TaskRow) {
+func (m *memory) set(r status.TaskRow) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.rows[task.Key{Tenant: r.Tenant, ID: r.ID}] = &r
@@ -64,7 +64,7 @@ func (m *memory) goAway(err error) {
 	m.away = err
 }
 
-func (m *memory) Task(_ context.Context, k task.Key) (*audit.TaskRow, error) {
+func (m *memory) Task(_ context.Context, k task.Key) (*status.TaskRow, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.away != nil {
@@ -73,10 +73,10 @@ func (m *memory) Task(_ context.Context, k task.Key) (*audit.TaskRow, error) {
 	if r, ok := m.rows[k]; ok {
 		return r, nil
 	}
-	return nil, fmt.Errorf("reading task %s: %w", k, audit.ErrNotFound)
+	return nil, fmt.Errorf("reading task %s: %w", k, status.ErrNotFound)
 }
 
-func (m *memory) WaitTask(ctx context.Context, k task.Key) (*audit.TaskRow, error) {
+func (m *memory) WaitTask(ctx context.Context, k task.Key) (*status.TaskRow, error) {
 	m.waiting <- k
 	select {
 	case <-m.ended:
@@ -85,13 +85,13 @@ func (m *memory) WaitTask(ctx context.Context, k task.Key) (*audit.TaskRow, erro
 	return m.Task(ctx, k)
 }
 
-func (m *memory) Tasks(_ context.Context, f audit.Filter) ([]audit.TaskRow, string, error) {
+func (m *memory) Tasks(_ context.Context, f status.Filter) ([]status.TaskRow, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f.Cursor == "bad" {
-		return nil, "", audit.ErrBadCursor
+		return nil, "", status.ErrBadCursor
 	}
-	var out []audit.TaskRow
+	var out []status.TaskRow
 	for _, r := range m.rows {
 		if r.Tenant == f.Tenant && (f.State == "" || f.State == r.State) && len(out) < f.Limit {
 			out = append(out, *r)
@@ -100,10 +100,10 @@ func (m *memory) Tasks(_ context.Context, f audit.Filter) ([]audit.TaskRow, stri
 	return out, "more", m.away
 }
 
-func (m *memory) JobCounts(_ context.Context, tenant, job string) (audit.JobCounts, error) {
+func (m *memory) JobCounts(_ context.Context, tenant, job string) (status.JobCounts, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	c := audit.JobCounts{ByState: map[task.State]int64{}}
+	c := status.JobCounts{ByState: map[task.State]int64{}}
 	for _, r := range m.rows {
 		if r.Tenant == tenant && r.Job == job {
 			c.ByState[r.State]++
@@ -134,11 +134,11 @@ func (m *memory) tell(events ...task.Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range events {
-		m.told[e.TaskID] = append(m.told[e.TaskID], audit.EventRow{Event: e})
+		m.told[e.TaskID] = append(m.told[e.TaskID], status.EventRow{Event: e})
 	}
 }
 
-func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error) {
+func (m *memory) Events(_ context.Context, k task.Key) ([]status.EventRow, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if rows := m.told[k.ID]; rows != nil {
@@ -148,7 +148,7 @@ func (m *memory) Events(_ context.Context, k task.Key) ([]audit.EventRow, error)
 		return nil, m.away
 	}
 	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, Outcome: task.OutcomeOK, ActorType: task.ActorUser, ActorID: "acme", Duration: time.Second}
-	return []audit.EventRow{{Event: e}}, m.away
+	return []status.EventRow{{Event: e}}, m.away
 }
 
 // bench is a running API on a real broker, an embedded Redis and a store in memory.
@@ -357,7 +357,7 @@ func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 	return out
 }
 
-const oneTask = `{"id":"a","model":"m","input":{"messages":[]}}`
+const oneTask = `{"task_id":"a","model":"m","input":{"messages":[]}}`
 
 func TestSubmitOneThenAsk(t *testing.T) {
 	b := start(t, Config{})
@@ -391,7 +391,7 @@ func TestSubmitOneThenAsk(t *testing.T) {
 	b.do(t, "GET", "/v1/tasks/other", "").problem(t, http.StatusNotFound)
 	b.do(t, "GET", "/v1/tasks/a", "", tenantHeader, "acme").problem(t, http.StatusNotFound)
 
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Success, Device: "d", Attempt: 1,
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Success, Device: "d", Attempt: 1,
 		Result: &task.Result{Output: task.Input(`{"answer":42}`), Status: 200, Usage: task.Usage{InputTokens: 1}}})
 	a = b.do(t, "GET", "/v1/tasks/a?wait=1s", "")
 	require.Equal(t, http.StatusOK, a.status, a.body)
@@ -402,7 +402,7 @@ func TestSubmitOneThenAsk(t *testing.T) {
 
 func TestSubmitArrayAndMessagePack(t *testing.T) {
 	b := start(t, Config{})
-	a := b.do(t, "POST", "/v1/tasks", `[{"model":"m","input":{}},{"id":"b/2","model":"m","input":{},"priority":"high"}]`, tenantHeader, "acme")
+	a := b.do(t, "POST", "/v1/tasks", `[{"model":"m","input":{}},{"task_id":"b/2","model":"m","input":{},"priority":"high"}]`, tenantHeader, "acme")
 	require.Equal(t, http.StatusAccepted, a.status, a.body)
 	var l AcceptedList
 	a.into(t, &l)
@@ -434,7 +434,7 @@ func TestSubmitsThatAreRefused(t *testing.T) {
 		"list entry":        {`{"model":"m","input":{},"needs":["a",""]}`, nil, 422, "/needs/1"},
 		"input of text":     {`{"model":"m","input":"` + secret + `"}`, nil, 422, "/input"},
 		"input too large":   {`{"model":"m","input":{"a":"` + strings.Repeat("a", 65<<10) + `"}}`, nil, 422, "/input"},
-		"same id twice":     {`[{"id":"a","model":"m","input":{}},{"id":"a","model":"m","input":{}}]`, nil, 422, "/1/id"},
+		"same id twice":     {`[{"task_id":"a","model":"m","input":{}},{"task_id":"a","model":"m","input":{}}]`, nil, 422, "/1/task_id"},
 		"bad priority":      {`{"model":"m","input":{},"priority":"` + secret + `"}`, nil, 422, "/priority"},
 		"broken JSON":       {`{"model":`, nil, 422, ""},
 		"broken array":      {`[{"model":"m","input":{}},`, nil, 400, ""},
@@ -479,10 +479,10 @@ func TestRefusedEventsAreBounded(t *testing.T) {
 
 func TestWaitEndsWithTheTask(t *testing.T) {
 	b := start(t, Config{})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Running})
 	got := b.later("/v1/tasks/a?wait=60")
 	require.Equal(t, "a", (<-b.store.waiting).ID)
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Failed, ErrorClass: task.ClassDevice, ErrorMessage: "broke"})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Failed, ErrorClass: task.ClassDevice, ErrorMessage: "broke"})
 	close(b.store.ended)
 	a := <-got
 	require.Equal(t, http.StatusOK, a.status)
@@ -496,7 +496,7 @@ func TestWaitEndsWithTheTask(t *testing.T) {
 // The read deadline of the connection must not end a request that waits.
 func TestWaitOutlivesTheReadDeadline(t *testing.T) {
 	b := start(t, Config{BodyTimeout: 200 * time.Millisecond, HeaderTimeout: 200 * time.Millisecond})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Running})
 	began := time.Now()
 	a := b.do(t, "GET", "/v1/tasks/a?wait=1s", "")
 	require.Equal(t, http.StatusOK, a.status)
@@ -505,7 +505,7 @@ func TestWaitOutlivesTheReadDeadline(t *testing.T) {
 
 func TestDrainAnswersThoseWhoWait(t *testing.T) {
 	b := start(t, Config{})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Running})
 	got := b.later("/v1/tasks/a?wait=60s")
 	<-b.store.waiting
 	b.end(t)
@@ -521,8 +521,8 @@ func TestDrainAnswersThoseWhoWait(t *testing.T) {
 
 func TestList(t *testing.T) {
 	b := start(t, Config{})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Failed, SubmittedAt: time.Unix(1, 0)})
-	b.store.set(audit.TaskRow{Tenant: "acme", ID: "b", State: task.Failed})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Failed, SubmittedAt: time.Unix(1, 0)})
+	b.store.set(status.TaskRow{Tenant: "acme", ID: "b", State: task.Failed})
 	a := b.do(t, "GET", "/v1/tasks?state=failed&limit=5", "")
 	require.Equal(t, http.StatusOK, a.status, a.body)
 	require.JSONEq(t, `{"tasks":[{"task_id":"a","tenant":"default","state":"FAILED","attempt":0,"submitted_at":"1970-01-01T00:00:01Z"}],"next":"more"}`, a.body)
@@ -545,7 +545,7 @@ func TestCancel(t *testing.T) {
 	require.Len(t, rs, 1)
 	require.Len(t, b.events(t, task.TaskCancelAsked), 1)
 
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Cancelled})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Cancelled})
 	p := b.do(t, "POST", "/v1/tasks/a/cancel", "").problem(t, 409)
 	require.Equal(t, task.Cancelled, p.State)
 	require.Len(t, b.records(t, stream.Results), 1)
@@ -563,8 +563,8 @@ func TestTimeline(t *testing.T) {
 func TestJobs(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "GET", "/v1/jobs/j", "").problem(t, 404)
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "1", Job: "j", State: task.Success})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "2", Job: "j", State: task.Running})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "1", Job: "j", State: task.Success})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "2", Job: "j", State: task.Running})
 	a := b.do(t, "GET", "/v1/jobs/j", "")
 	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
 
@@ -669,7 +669,7 @@ func TestBodiesInMemoryAreBounded(t *testing.T) {
 
 func TestRequestsAtOnceAreBounded(t *testing.T) {
 	b := start(t, Config{MaxRequests: 1})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Running})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Running})
 	got := b.later("/v1/tasks/a?wait=60s")
 	<-b.store.waiting
 	b.do(t, "GET", "/v1/devices", "").problem(t, 503)

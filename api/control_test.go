@@ -7,10 +7,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -112,7 +112,7 @@ func TestPolicy(t *testing.T) {
 func TestReprioritize(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high"}`).problem(t, 404)
-	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","level":3,"input":{"messages":[]}}`).status)
+	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"task_id":"a","model":"m","level":3,"input":{"messages":[]}}`).status)
 	for body, pointer := range map[string]string{
 		`{}`:                    "",
 		`{"priority":"urgent"}`: "/priority",
@@ -146,13 +146,13 @@ func TestReprioritize(t *testing.T) {
 	require.JSONEq(t, `{"from":{"priority":"normal","level":3},"to":{"priority":"high","level":7}}`, string(es[0].Detail))
 
 	// Where nobody remembers the submit, events tell.
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "old", State: task.Pending, Priority: task.Low})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "old", State: task.Pending, Priority: task.Low})
 	b.store.tell(task.Event{TaskID: "old", Action: task.TaskAccepted, Detail: []byte(`{"level":4}`)})
 	b.do(t, "PATCH", "/v1/tasks/old", `{"priority":"normal"}`).into(t, &r)
 	require.Equal(t, producer.Standing{Priority: task.Low, Level: 4}, r.From)
 
 	for state, says := range map[task.State]string{task.Running: "already running on device d", task.Assigned: "already at device d", task.Success: "already finished as SUCCESS"} {
-		b.store.set(audit.TaskRow{Tenant: "default", ID: "b", State: state, Device: "d"})
+		b.store.set(status.TaskRow{Tenant: "default", ID: "b", State: state, Device: "d"})
 		p := b.do(t, "PATCH", "/v1/tasks/b", `{"priority":"high"}`).problem(t, 409)
 		require.Equal(t, state, p.State)
 		require.Contains(t, p.Detail, says)
@@ -177,7 +177,7 @@ func whyOf(t *testing.T, b *bench, id string) (w Why) {
 func TestWhyATaskWaits(t *testing.T) {
 	b := start(t, Config{})
 	b.do(t, "GET", "/v1/tasks/none/why", "").problem(t, 404)
-	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"id":"a","model":"m","priority":"low","input":{"messages":[]}}`).status)
+	require.Equal(t, 202, b.do(t, "POST", "/v1/tasks", `{"task_id":"a","model":"m","priority":"low","input":{"messages":[]}}`).status)
 	w := whyOf(t, b, "a")
 	require.False(t, w.Waiting.Read)
 	require.Contains(t, w.Sentence, "no router has read it yet")
@@ -200,7 +200,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.NoError(t, err)
 	at := time.Now().Add(-90 * time.Second).UTC().Truncate(time.Second)
 	wishes := task.Wishes{Needs: []string{"gpu"}, Exclude: []string{"bad"}, Level: 2}
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "w", State: task.Pending, Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: at})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "w", State: task.Pending, Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: at})
 	b.store.tell(task.Event{TaskID: "w", Action: task.TaskAccepted, Time: at, Detail: []byte(`{"needs":["gpu"]}`)},
 		task.Event{TaskID: "w", Action: task.TaskQueued, Time: at, Detail: wishes.Detail()})
 	w = whyOf(t, b, "w")
@@ -215,15 +215,15 @@ func TestWhyATaskWaits(t *testing.T) {
 
 	// Where requests are merged, tasks are not to be counted against slots; a
 	// device that has room does not mean that the task is the next.
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "e", State: task.Pending, Model: "x", Endpoint: task.EndpointEmbeddings, Priority: task.Normal})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "e", State: task.Pending, Model: "x", Endpoint: task.EndpointEmbeddings, Priority: task.Normal})
 	require.Contains(t, whyOf(t, b, "e").Sentence, "has 0 tasks for 1 slot, each of which takes many at once")
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "f", State: task.Pending, Model: "x", Endpoint: task.EndpointChat, Priority: task.Normal})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "f", State: task.Pending, Model: "x", Endpoint: task.EndpointChat, Priority: task.Normal})
 	b.store.tell(task.Event{TaskID: "f", Action: task.TaskQueued, Time: at})
 	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and has 0 tasks for 1 slot; of the others 6 do not serve its model; others are ahead of it, or a faster device is worth the wait.")
 
 	// Nobody can; it is parked; it may not run yet; its deadline is told.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "nobody-has-this", Priority: task.Normal, SubmittedAt: at, Deadline: at2})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "nobody-has-this", Priority: task.Normal, SubmittedAt: at, Deadline: at2})
 	b.store.tell(task.Event{TaskID: "p", Action: task.TaskQueued, Time: at, Detail: task.Wishes{NotBefore: at2}.Detail()},
 		task.Event{TaskID: "p", Action: task.TaskParked, Time: at, Detail: []byte(`{"reason":"no_device"}`)})
 	w = whyOf(t, b, "p")
@@ -252,7 +252,7 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 		task.Event{TaskID: "a", Action: task.AttemptFailed, Attempt: 2, Device: "a", Outcome: task.OutcomeFailed, ErrorClass: task.ClassTimeout, Duration: time.Second},
 		assigned("a", "c", 3, `{"policy":"expected_finish","why":"best of a bad lot"}`),
 		task.Event{TaskID: "a", Action: task.AttemptSucceeded, Attempt: 3, Device: "c", Outcome: task.OutcomeOK, Duration: 41 * time.Millisecond})
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "a", State: task.Success, Device: "c", Attempt: 3})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Success, Device: "c", Attempt: 3})
 	w := whyOf(t, b, "a")
 	require.Nil(t, w.Waiting)
 	require.Len(t, w.Attempts, 3)
@@ -264,14 +264,14 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 		"Attempt 2 went to a, because it was retried there; it failed after 1000 ms (timeout). "+
 		"Attempt 3 went to c by expected_finish, because best of a bad lot; it was answered after 41 ms.", w.Sentence)
 
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "e", State: task.Expired, ErrorClass: task.ClassExpired, ErrorMessage: "the deadline passed"})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "e", State: task.Expired, ErrorClass: task.ClassExpired, ErrorMessage: "the deadline passed"})
 	require.Equal(t, "The task ended as EXPIRED before it was assigned to a device: the deadline passed.", whyOf(t, b, "e").Sentence)
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "r", State: task.Running, Device: "d"})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "r", State: task.Running, Device: "d"})
 	require.Contains(t, whyOf(t, b, "r").Sentence, "not been recorded yet")
 	for i := range 30 {
 		b.store.tell(assigned("many", fmt.Sprint("d", i), i+1, "{}"))
 	}
-	b.store.set(audit.TaskRow{Tenant: "default", ID: "many", State: task.Running, Device: "d29"})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "many", State: task.Running, Device: "d29"})
 	w = whyOf(t, b, "many")
 	require.Contains(t, w.Sentence, "It runs on d29.")
 	require.Contains(t, w.Sentence, "… 22 more. Attempt 30 went to d29.")

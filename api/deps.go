@@ -6,22 +6,22 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Store reads tasks, results and events. Any error but audit.ErrNotFound and
-// audit.ErrBadCursor means that Postgres does not answer.
+// Store reads tasks, results and events. Any error but status.ErrNotFound and
+// status.ErrBadCursor means that Postgres does not answer.
 type Store interface {
-	Task(ctx context.Context, key task.Key) (*audit.TaskRow, error)
-	WaitTask(ctx context.Context, key task.Key) (*audit.TaskRow, error)
-	Tasks(ctx context.Context, f audit.Filter) (rows []audit.TaskRow, next string, err error)
-	JobCounts(ctx context.Context, tenant, job string) (audit.JobCounts, error)
+	Task(ctx context.Context, key task.Key) (*status.TaskRow, error)
+	WaitTask(ctx context.Context, key task.Key) (*status.TaskRow, error)
+	Tasks(ctx context.Context, f status.Filter) (rows []status.TaskRow, next string, err error)
+	JobCounts(ctx context.Context, tenant, job string) (status.JobCounts, error)
 	JobResults(ctx context.Context, tenant, job string, fn func(*task.Result) error) error
-	Events(ctx context.Context, key task.Key) ([]audit.EventRow, error)
+	Events(ctx context.Context, key task.Key) ([]status.EventRow, error)
 }
 
 // Producer writes tasks and events to Kafka, and remembers the newest tasks.

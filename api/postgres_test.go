@@ -9,10 +9,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -25,7 +25,7 @@ func TestOnPostgres(t *testing.T) {
 	pool, err := pgxpool.New(ctx, url)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	store := audit.NewStore(pool, audit.Config{}, nil, metrics.New(nil))
+	store := status.New(status.Config{}, status.Deps{Pool: pool, Metrics: metrics.New(nil)})
 	t.Cleanup(store.Close)
 	b := start(t, Config{}, func(d *Deps) { d.Store = store })
 

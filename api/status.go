@@ -13,8 +13,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -55,7 +55,7 @@ func timeOf(t time.Time) *time.Time {
 	return &t
 }
 
-func statusOfRow(r *audit.TaskRow) Status {
+func statusOfRow(r *status.TaskRow) Status {
 	s := Status{
 		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, JobID: r.Job,
 		CustomID: r.CustomID, TraceID: r.TraceID, DeviceID: r.Device, Attempt: r.Attempt,
@@ -154,7 +154,7 @@ func (s *Server) routeStatus() {
 		Parameters: append(params(tenantParam),
 			&huma.Param{Name: "state", In: "query", Description: "Only tasks in this state; small letters will do.", Schema: &huma.Schema{Type: huma.TypeString, Enum: anys(task.States...)}, Example: string(task.Failed)},
 			&huma.Param{Name: "job_id", In: "query", Description: "Only tasks of this job.", Schema: idSchema(), Example: "nightly-7"},
-			&huma.Param{Name: "limit", In: "query", Description: "Tasks a page.", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: ptr(1.0), Maximum: ptr(float64(audit.MaxLimit)), Default: defaultLimit}, Example: 20},
+			&huma.Param{Name: "limit", In: "query", Description: "Tasks a page.", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: ptr(1.0), Maximum: ptr(float64(status.MaxLimit)), Default: defaultLimit}, Example: 20},
 			&huma.Param{Name: "cursor", In: "query", Description: "The `next` of the previous page, to go with the same filters.", Schema: &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(1024), Pattern: `^[A-Za-z0-9_-]+$`}})},
 		http.StatusServiceUnavailable), s.list)
 	huma.Register(s.api, answering(huma.Operation{OperationID: "cancel-task", Method: http.MethodPost, Path: one + "/cancel", Tags: tags,
@@ -182,7 +182,7 @@ func (s *Server) look(ctx context.Context, key task.Key) (Status, *producer.Rece
 	switch {
 	case ok:
 		return statusOfRecent(recent), recent, nil
-	case !errors.Is(err, audit.ErrNotFound):
+	case !errors.Is(err, status.ErrNotFound):
 		s.log.Warn("reading the status of a task failed", "trace_id", traceOf(ctx), "error", err)
 		return Status{}, nil, later("the state of the task is unknown while Postgres does not answer; try again in a moment")
 	case redisErr != nil:
@@ -256,12 +256,12 @@ func queryProblem(name, detail string) *Problem {
 }
 
 // filterOf reads the query of a list.
-func filterOf(in *request) (audit.Filter, error) {
+func filterOf(in *request) (status.Filter, error) {
 	tenant, _, err := tenantOf(in.r)
 	if err != nil {
-		return audit.Filter{}, err
+		return status.Filter{}, err
 	}
-	f := audit.Filter{Tenant: tenant, Job: in.query("job_id"), Cursor: in.query("cursor"), Limit: defaultLimit}
+	f := status.Filter{Tenant: tenant, Job: in.query("job_id"), Cursor: in.query("cursor"), Limit: defaultLimit}
 	if state := in.query("state"); state != "" {
 		if f.State, err = task.ParseState(clipName(state)); err != nil {
 			var fe *task.FieldError
@@ -276,8 +276,8 @@ func filterOf(in *request) (audit.Filter, error) {
 	}
 	if limit := in.query("limit"); limit != "" {
 		f.Limit, err = strconv.Atoi(limit)
-		if err != nil || f.Limit < 1 || f.Limit > audit.MaxLimit {
-			return f, queryProblem("limit", fmt.Sprintf("not a number from 1 to %d: send one, or leave it out for %d", audit.MaxLimit, defaultLimit))
+		if err != nil || f.Limit < 1 || f.Limit > status.MaxLimit {
+			return f, queryProblem("limit", fmt.Sprintf("not a number from 1 to %d: send one, or leave it out for %d", status.MaxLimit, defaultLimit))
 		}
 	}
 	return f, nil
@@ -292,7 +292,7 @@ func (s *Server) list(ctx context.Context, in *request) (*listOutput, error) {
 	defer cancel()
 	rows, next, err := s.deps.Store.Tasks(ctx, f)
 	switch {
-	case errors.Is(err, audit.ErrBadCursor):
+	case errors.Is(err, status.ErrBadCursor):
 		return nil, queryProblem("cursor", "invalid cursor: send the `next` of the previous page, with the same filters")
 	case err != nil:
 		return nil, s.postgresDown(ctx, err)
@@ -373,7 +373,7 @@ func (s *Server) events(ctx context.Context, in *request) (*timelineOutput, erro
 	qctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
-	if err != nil && !errors.Is(err, audit.ErrNotFound) {
+	if err != nil && !errors.Is(err, status.ErrNotFound) {
 		return nil, s.postgresDown(ctx, err)
 	}
 	if len(rows) == 0 {

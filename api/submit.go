@@ -36,7 +36,7 @@ type AcceptedList struct {
 // TaskIn describes a task to submit. It is for readers of the description: package
 // task decodes and checks the body.
 type TaskIn struct {
-	ID          string            `json:"id,omitempty" maxLength:"128" doc:"An id of your own; a UUID without it. Tenant and id are the task's identity: submitting them again is the same task, not a second one."`
+	ID          string            `json:"task_id,omitempty" maxLength:"128" doc:"An id of your own; a UUID without it. Tenant and id are the task's identity: submitting them again is the same task, not a second one."`
 	Tenant      string            `json:"tenant,omitempty" maxLength:"128" doc:"The tenant; if the header X-Batchyard-Tenant is set too, both must agree."`
 	Model       string            `json:"model" minLength:"1" maxLength:"256" doc:"The model that runs the task."`
 	Endpoint    string            `json:"endpoint,omitempty" doc:"The endpoint of the device that gets the input."`
@@ -45,14 +45,14 @@ type TaskIn struct {
 	Level       int               `json:"level,omitempty" minimum:"0" maximum:"9" default:"0" doc:"Level within the priority, 9 first."`
 	Needs       []string          `json:"needs,omitempty" maxItems:"32" minLength:"1" maxLength:"256" doc:"Capability tags that the device must have."`
 	DependsOn   []string          `json:"depends_on,omitempty" maxItems:"128" minLength:"1" maxLength:"128" doc:"Kept with the task; has no effect yet."`
-	Session     string            `json:"session,omitempty" maxLength:"256" doc:"For policies that keep a session on one device."`
+	Session     string            `json:"session_id,omitempty" maxLength:"256" doc:"For policies that keep a session on one device."`
 	Deadline    *time.Time        `json:"deadline,omitempty" doc:"A task that has not finished by then ends as EXPIRED."`
 	NotBefore   *time.Time        `json:"not_before,omitempty" doc:"The task is not assigned before then."`
 	MaxAttempts int               `json:"max_attempts,omitempty" minimum:"0" maximum:"20" doc:"Attempts before the task fails; 0 or nothing: as configured."`
 	Degrade     bool              `json:"degrade,omitempty" doc:"Fall back to a smaller model when no device can run this one."`
 	Callback    *task.Callback    `json:"callback,omitempty" doc:"When the task finishes, Batchyard POSTs its result to this URL."`
 	Labels      map[string]string `json:"labels,omitempty" maxProperties:"16" doc:"Labels of your own, which the result repeats; each at most 512 characters."`
-	Job         string            `json:"job,omitempty" maxLength:"128" doc:"Id of the job that the task belongs to."`
+	Job         string            `json:"job_id,omitempty" maxLength:"128" doc:"Id of the job that the task belongs to."`
 	CustomID    string            `json:"custom_id,omitempty" maxLength:"512" doc:"An id of your own within the job."`
 	TraceID     string            `json:"trace_id,omitempty" doc:"W3C trace id; otherwise that of the traceparent header."`
 	SubmittedAt *time.Time        `json:"submitted_at,omitempty" doc:"When the task was submitted; now, unless it was taken in elsewhere before."`

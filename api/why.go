@@ -10,8 +10,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -93,7 +93,7 @@ func (s *Server) why(ctx context.Context, in *request) (*whyOutput, error) {
 	qctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	rows, err := s.deps.Store.Events(qctx, key)
-	if err != nil && !errors.Is(err, audit.ErrNotFound) && recent == nil {
+	if err != nil && !errors.Is(err, status.ErrNotFound) && recent == nil {
 		return nil, s.postgresDown(ctx, err) // a new task is explained without Postgres
 	}
 	out := Why{ID: st.ID, Tenant: st.Tenant, State: st.State, Attempts: placements(rows)}
@@ -113,7 +113,7 @@ func (s *Server) why(ctx context.Context, in *request) (*whyOutput, error) {
 }
 
 // waitingOf returns what the events say about what a task waits for.
-func waitingOf(st *Status, rows []audit.EventRow) Waiting {
+func waitingOf(st *Status, rows []status.EventRow) Waiting {
 	w := Waiting{Priority: st.Priority, Model: st.Model, Since: st.SubmittedAt, Deadline: st.Deadline}
 	for i := range rows {
 		e := &rows[i]
@@ -187,7 +187,7 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 }
 
 // placements returns the assignments of a task, with how each attempt went.
-func placements(rows []audit.EventRow) []Placement {
+func placements(rows []status.EventRow) []Placement {
 	var out []Placement
 	at := map[int]int{} // index by attempt; of an attempt assigned twice, the last
 	for i := range rows {

@@ -1,4 +1,4 @@
-package audit
+package audit_test
 
 import (
 	"bytes"
@@ -10,7 +10,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/audit/audittest/rig"
+	"github.com/batchyard/batchyard/internal/testenv"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestTheDocumentedChecks runs the programs of docs/audit.md on a real log: they
 // recompute everything with nothing of ours.
@@ -29,11 +36,12 @@ func TestTheDocumentedChecks(t *testing.T) {
 		out, err := exec.CommandContext(t.Context(), python, append([]string{"-c", program}, args...)...).CombinedOutput()
 		return string(out), err
 	}
-	g, _ := grown(t)
+	pool := audittest.NewPool(t)
+	g, _ := rig.Grown(t, pool)
 	// The statement is the page's own, too.
 	_, sql, _ := strings.Cut(string(doc), `-qc "`)
 	sql, _, _ = strings.Cut(sql, `" >rows`)
-	conn, err := g.pool.Acquire(t.Context())
+	conn, err := pool.Acquire(t.Context())
 	require.NoError(t, err)
 	defer conn.Release()
 	path := filepath.Join(t.TempDir(), "rows")
@@ -46,11 +54,11 @@ func TestTheDocumentedChecks(t *testing.T) {
 	dump()
 	out, err := run(parts[1], path)
 	require.NoError(t, err, out)
-	for _, end := range []string{"events/0 74 ", fmt.Sprintf("events/1 %d ", rowsOf1), fmt.Sprintf("results/0 %d ", rowsOfResults)} {
+	for _, end := range []string{"events/0 74 ", fmt.Sprintf("events/1 %d ", rig.RowsOfEvents1), fmt.Sprintf("results/0 %d ", rig.RowsOfResults0)} {
 		require.Contains(t, out, end)
 	}
-	require.Contains(t, out, one[string](t, g.pool, "SELECT encode(hash, 'hex') FROM audit_chains WHERE topic = 'events' AND partition = 0"))
-	_, err = g.pool.Exec(t.Context(), "UPDATE audit_log SET tenant = 'x' WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = 30")
+	require.Contains(t, out, audittest.One[string](t, pool, "SELECT encode(hash, 'hex') FROM audit_chains WHERE topic = 'events' AND partition = 0"))
+	_, err = pool.Exec(t.Context(), "UPDATE audit_log SET tenant = 'x' WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = 30")
 	require.NoError(t, err)
 	dump()
 	out, err = run(parts[1], path)
@@ -60,12 +68,12 @@ func TestTheDocumentedChecks(t *testing.T) {
 	if _, err := run("import cryptography"); err != nil {
 		t.Skip("there is no package cryptography here for the signatures")
 	}
-	public := filepath.Join(g.dir, publicKeyFile)
-	out, err = run(parts[2], public, g.path())
+	public := filepath.Join(g.Dir, audit.PublicKeyFile)
+	out, err = run(parts[2], public, g.File())
 	require.NoError(t, err, out)
 	require.Equal(t, 3, strings.Count(out, `"number"`))
-	lines := g.lines()
-	out, err = run(parts[2], public, g.with(bytes.Replace(lines[1], []byte(`"rows":73`), []byte(`"rows":72`), 1)))
+	lines := g.Lines()
+	out, err = run(parts[2], public, g.FileOf(bytes.Replace(lines[1], []byte(`"rows":73`), []byte(`"rows":72`), 1)))
 	require.Error(t, err)
 	require.Contains(t, out, "InvalidSignature")
 }

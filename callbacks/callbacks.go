@@ -15,7 +15,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/pglisten"
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -77,8 +77,8 @@ func (s *Callbacks) Run(ctx context.Context, ready func()) error {
 	s.out = s.stream.NewOutbox("callbacks", 4*s.cfg.Concurrency, 16<<20)
 	var listening sync.WaitGroup
 	listening.Go(func() {
-		pglisten.Listen(ctx, s.pool, pglisten.Options{
-			Channel: channel, Quiet: safety, Log: s.log, Changed: func(string, bool) { s.look() },
+		pg.Listen(ctx, s.pool, pg.ListenOptions{
+			Channel: channel, Quiet: safety, Logger: s.log, Notified: func(string) { s.look() }, Missed: s.look,
 		})
 	})
 	if ready != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
 )
@@ -41,7 +41,7 @@ func TestExamplesAnswer(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), url)
 	require.NoError(t, err)
 	defer pool.Close()
-	report, err := audit.Verify(t.Context(), pool, audit.VerifyOptions{}, nil)
+	report, err := verify.Run(t.Context(), pool, verify.Options{}, nil)
 	require.NoError(t, err)
 	require.True(t, report.OK(), report.Findings)
 	require.Equal(t, rows, report.Rows)

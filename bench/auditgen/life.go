@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -70,8 +70,8 @@ func (w weighted) pick(r *rand.Rand) string {
 type maker struct {
 	r        *rand.Rand
 	now      time.Time
-	events   *audit.Bulk
-	results  *audit.Bulk
+	events   *recorder.Bulk
+	results  *recorder.Bulk
 	offset   int64
 	result   int64
 	index    int

@@ -11,7 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/migrations"
 )
 
@@ -86,7 +86,7 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 		defer func() { _ = conns[p].Close(context.WithoutCancel(ctx)) }()
 		makers[p] = &maker{
 			r: rand.New(rand.NewPCG(o.Seed, uint64(p))), now: o.Now,
-			events: audit.NewBulk("events", p), results: audit.NewBulk("results", p),
+			events: recorder.NewBulk("events", p), results: recorder.NewBulk("results", p),
 			tasks: newRows("tasks", taskWidth, taskColumns), ended: newRows("results", resultWidth, resultColumns),
 			hooks: newRows("callbacks", callbackWidth, callbackColumns), example: p == 0,
 		}
@@ -159,7 +159,7 @@ func (m *maker) day(ctx context.Context, conn *pgx.Conn, from time.Time, span ti
 }
 
 func (m *maker) flush(ctx context.Context, conn *pgx.Conn, above int) error {
-	for _, b := range []*audit.Bulk{m.events, m.results} {
+	for _, b := range []*recorder.Bulk{m.events, m.results} {
 		if b.Size() > above {
 			if err := b.Flush(ctx, conn, "audit_log"); err != nil {
 				return err

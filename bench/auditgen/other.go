@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -76,7 +76,7 @@ func (m *maker) answer(l *life) {
 
 // callback delivers the result, or fails to.
 func (m *maker) callback(l *life) {
-	id := audit.CallbackID(l.t.Key())
+	id := recorder.CallbackID(l.t.Key())
 	host := "hooks." + l.t.Tenant + ".example"
 	state, tries, status, problem := "DELIVERED", 1, 200, ""
 	switch n := m.r.IntN(1000); {

@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/internal/app"
 )
 
@@ -63,17 +63,17 @@ its name ends in .gz.`,
 	return cmd
 }
 
-func (c *cli) auditExport(ctx context.Context, url string, f audit.Search, e *exportFlags) error {
+func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *exportFlags) error {
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
 		err := writeOutput(c.out, e.output, func(w io.Writer) error {
 			enc := json.NewEncoder(w)
 			enc.SetEscapeHTML(false)
-			return logError(audit.NewLog(pool).Search(ctx, f, func(r *audit.LogRow) error {
+			return logError(query.NewReader(pool).Search(ctx, f, func(r *query.Row) error {
 				n++
 				var line any = r
 				if e.ocsf {
-					line = r.Ocsf(versionNumber(), e.hashes)
+					line = r.OCSF(versionNumber(), e.hashes)
 				} else if !e.hashes {
 					r.ChainSeq, r.PrevHash, r.RowHash = 0, nil, nil
 				}

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/internal/app"
 )
 
@@ -38,25 +38,25 @@ func (r *rowFlags) flags(c *cli, cmd *cobra.Command) {
 }
 
 // chosen are the columns to show; nil: all, as JSON has them.
-func (r *rowFlags) chosen(c *cli) ([]audit.LogColumn, error) {
+func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
 	if c.json && r.csv {
 		return nil, usageError("--json and --csv exclude each other")
 	}
 	names := strings.Split(r.columns, ",")
 	switch {
 	case r.columns == "all", r.columns == "" && r.csv:
-		return audit.LogColumns, nil
+		return query.Columns, nil
 	case r.columns == "" && c.json:
 		return nil, nil
 	case r.columns == "":
 		names = shownColumns
 	}
-	out := make([]audit.LogColumn, 0, len(names))
+	out := make([]query.Column, 0, len(names))
 	for _, name := range names {
-		column, ok := audit.FindLogColumn(strings.TrimSpace(name))
+		column, ok := query.FindColumn(strings.TrimSpace(name))
 		if !ok {
-			all := make([]string, len(audit.LogColumns))
-			for i, col := range audit.LogColumns {
+			all := make([]string, len(query.Columns))
+			for i, col := range query.Columns {
 				all[i] = col.Name
 			}
 			return nil, usageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
@@ -69,7 +69,7 @@ func (r *rowFlags) chosen(c *cli) ([]audit.LogColumn, error) {
 // rowWriter writes rows of the audit log as a table, JSON or CSV.
 type rowWriter struct {
 	c       *cli
-	columns []audit.LogColumn
+	columns []query.Column
 	csv     *csv.Writer
 	table   *table
 	n       int
@@ -137,7 +137,7 @@ func (w *rowWriter) line(cells []string) {
 }
 
 // row writes one row. Rows of a table are written some at a time.
-func (w *rowWriter) row(r *audit.LogRow) error {
+func (w *rowWriter) row(r *query.Row) error {
 	w.n++
 	cells := make([]string, len(w.columns))
 	for i, col := range w.columns {
@@ -189,7 +189,7 @@ func noFormula(cell string) string {
 }
 
 // named is some columns of a row for JSON.
-func named(columns []audit.LogColumn, cells []string) map[string]string {
+func named(columns []query.Column, cells []string) map[string]string {
 	out := map[string]string{}
 	for i, col := range columns {
 		if cells[i] != "" {
@@ -256,7 +256,7 @@ are shown in UTC.`,
 	return cmd
 }
 
-func (c *cli) auditQuery(ctx context.Context, url string, f audit.Search, r *rowFlags) error {
+func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
 	w, err := c.newRowWriter(r, false)
 	if err != nil {
 		return err
@@ -267,7 +267,7 @@ func (c *cli) auditQuery(ctx context.Context, url string, f audit.Search, r *row
 			f.Limit++ // one more tells whether there are more
 		}
 		more := false
-		err := audit.NewLog(pool).Search(ctx, f, func(row *audit.LogRow) error {
+		err := query.NewReader(pool).Search(ctx, f, func(row *query.Row) error {
 			if limit > 0 && w.n == limit {
 				more = true
 				return nil
@@ -324,23 +324,23 @@ stages may be out of order by as much as one stage is behind another.`,
 	return cmd
 }
 
-func (c *cli) auditTail(ctx context.Context, url string, f audit.Search, r *rowFlags) error {
+func (c *cli) auditTail(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
 	w, err := c.newRowWriter(r, true)
 	if err != nil {
 		return err
 	}
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
-		return logError(audit.NewLog(pool).Follow(ctx, f, audit.Followed{
-			Begun: func() { _ = w.flush() }, // the first row tells of an error
-			Row: func(row *audit.LogRow) error {
+		return logError(query.NewReader(pool).Follow(ctx, f, query.Handler{
+			Started: func() { _ = w.flush() }, // the first row tells of an error
+			Row: func(row *query.Row) error {
 				away = false
 				return w.row(row)
 			},
-			Gone: func(chain string, rows int64) {
+			Missing: func(chain string, rows int64) {
 				_, _ = fmt.Fprintf(c.err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", counted(rows, "row"), plain(chain))
 			},
-			Away: func(err error, _ time.Time) {
+			Unavailable: func(err error, _ time.Time) {
 				if !away {
 					_, _ = fmt.Fprintf(c.err, "batchyard: Postgres does not answer; going on when it does: %s\n", plain(err.Error()))
 				}

@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/internal/app"
 	"github.com/batchyard/batchyard/task"
 )
@@ -46,7 +46,7 @@ func (c *cli) withPostgres(ctx context.Context, url string, fn func(*pgxpool.Poo
 // searchFlags are the flags of commands that choose rows of the audit log.
 type searchFlags struct {
 	postgres     string
-	f            audit.Search
+	f            query.Filter
 	since, until string
 }
 
@@ -108,7 +108,7 @@ func (n filterValue) Set(s string) error {
 }
 
 // search is what the flags say.
-func (s *searchFlags) search(now time.Time) (f audit.Search, err error) {
+func (s *searchFlags) search(now time.Time) (f query.Filter, err error) {
 	f = s.f
 	if f.Since, err = parseMoment("since", s.since, now); err != nil {
 		return f, err
@@ -119,7 +119,7 @@ func (s *searchFlags) search(now time.Time) (f audit.Search, err error) {
 	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
 		return f, usageError("--since %s is not before --until %s", s.since, s.until)
 	}
-	if _, err := audit.ExpandActions(f.Actions); err != nil {
+	if _, err := query.ExpandActions(f.Actions); err != nil {
 		return f, withCode(exitUsage, fmt.Errorf("--action: %w", err))
 	}
 	if f.Outcome != "" && !slices.Contains([]string{"ok", "failed", "refused"}, f.Outcome) {

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/internal/app"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -46,7 +46,7 @@ could not be made.`,
 
 func (c *cli) auditStats(ctx context.Context, url string, days int) error {
 	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, cfg app.Config) error {
-		s, err := audit.NewLog(pool).Stats(ctx, days)
+		s, err := query.NewReader(pool).Stats(ctx, days)
 		if err != nil {
 			return logError(err)
 		}
@@ -66,7 +66,7 @@ func (c *cli) auditStats(ctx context.Context, url string, days int) error {
 
 // addLag asks Kafka where the topics end. Auditors may have no access to it: the
 // error says why there is no lag.
-func addLag(ctx context.Context, cfg app.Config, s *audit.Stats) error {
+func addLag(ctx context.Context, cfg app.Config, s *query.Stats) error {
 	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
@@ -81,12 +81,12 @@ func addLag(ctx context.Context, cfg app.Config, s *audit.Stats) error {
 			return err
 		}
 		for _, e := range ends {
-			i := slices.IndexFunc(s.Chains, func(c audit.ChainRow) bool { return c.Topic == topic && c.Partition == e.Partition })
+			i := slices.IndexFunc(s.Chains, func(c query.ChainRow) bool { return c.Topic == topic && c.Partition == e.Partition })
 			if i < 0 {
 				if e.End == 0 {
 					continue
 				}
-				s.Chains = append(s.Chains, audit.ChainRow{Topic: topic, Partition: e.Partition, Next: -1})
+				s.Chains = append(s.Chains, query.ChainRow{Topic: topic, Partition: e.Partition, Next: -1})
 				i = len(s.Chains) - 1
 			}
 			lag := max(0, e.End-max(s.Chains[i].Next, e.First))
@@ -96,7 +96,7 @@ func addLag(ctx context.Context, cfg app.Config, s *audit.Stats) error {
 	return nil
 }
 
-func (c *cli) showStats(s *audit.Stats, kafka error) error {
+func (c *cli) showStats(s *query.Stats, kafka error) error {
 	t := newTable(c.out)
 	t.row("rows", "about "+strconv.FormatInt(s.Rows, 10), size(s.Bytes)+" with indexes")
 	if s.Oldest != nil && s.Newest != nil {

@@ -22,7 +22,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/query"
+	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/internal/ledger"
 	"github.com/batchyard/batchyard/task"
 )
@@ -56,11 +57,11 @@ func TestAuditQuery(t *testing.T) {
 
 	table, err := csv.NewReader(strings.NewReader(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--csv"))).ReadAll()
 	require.NoError(t, err)
-	require.Len(t, table[0], len(audit.LogColumns))
+	require.Len(t, table[0], len(query.Columns))
 	require.Equal(t, "time", table[0][0])
 	jsons := lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json"))
 	require.Len(t, table, 1+len(jsons))
-	var row audit.LogRow
+	var row query.Row
 	require.NoError(t, json.Unmarshal([]byte(jsons[0]), &row))
 	require.Equal(t, tenant, row.Tenant)
 	require.JSONEq(t, `{"action":"task.accepted","tenant":"`+tenant+`"}`,
@@ -136,18 +137,18 @@ func TestAuditExport(t *testing.T) {
 	last := ""
 	for _, line := range rows {
 		require.NotContains(t, line, "row_hash")
-		var row audit.LogRow
+		var row query.Row
 		require.NoError(t, json.Unmarshal([]byte(line), &row))
 		require.GreaterOrEqual(t, row.Time.Format(time.RFC3339Nano), last)
 	}
 	for _, line := range lines(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant, "--hashes")) {
-		var row audit.LogRow
+		var row query.Row
 		require.NoError(t, json.Unmarshal([]byte(line), &row))
 		require.Len(t, row.RowHash, 32)
 		require.Positive(t, row.ChainSeq)
 	}
 	for _, line := range lines(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant, "--ocsf")) {
-		var e audit.Ocsf
+		var e query.OCSF
 		require.NoError(t, json.Unmarshal([]byte(line), &e))
 		require.Equal(t, 6003, e.ClassUID)
 	}
@@ -185,7 +186,7 @@ func TestTailIsAligned(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, w.flush())
 	for i, a := range task.Actions {
-		require.NoError(t, w.row(&audit.LogRow{
+		require.NoError(t, w.row(&query.Row{
 			Time: noon, Action: string(a.Action), Outcome: "refused", ErrorClass: string(task.ErrorClasses[i%len(task.ErrorClasses)]), Tenant: "default",
 			TaskID: "0199f3c1-7d3e-7b4e-9d5e-0123456789ab", DeviceID: "gpu-1", Attempt: 3, ActorID: "router@5d7f9c6b8-x2x4z-31337",
 			SourceAddr: "203.0.113.200:65535", DurationMS: 1234.567, Detail: []byte("{}"),
@@ -217,11 +218,11 @@ func TestAuditVerifyIsForPrograms(t *testing.T) {
 func TestFindingsAreCounted(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
-	one := audit.Finding{Reason: audit.Missing, Topic: "events", Seq: 363, To: 364, Detail: "gone"}
-	require.NoError(t, c.showVerified(&audit.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []audit.ChainReport{{Topic: "events"}}, Findings: []audit.Finding{one}}))
+	one := verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 363, To: 364, Detail: "gone"}
+	require.NoError(t, c.showVerified(&verify.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []verify.ChainReport{{Topic: "events"}}, Findings: []verify.Finding{one}}))
 	require.Contains(t, b.String(), "MISSING events/0 rows 363 to 364: gone\n")
 	require.Contains(t, b.String(), "1 row in 1 chain, 0 dropped by retention, 1 checkpoint: 1 finding\n")
-	require.Equal(t, "MISSING events/0 row 5: gone", describeFinding(&audit.Finding{Reason: audit.Missing, Topic: "events", Seq: 5, Detail: "gone"}))
+	require.Equal(t, "MISSING events/0 row 5: gone", describeFinding(&verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 5, Detail: "gone"}))
 }
 
 func TestAuditStats(t *testing.T) {
@@ -233,7 +234,7 @@ func TestAuditStats(t *testing.T) {
 	require.Regexp(t, `(?m)^audit_log_\d{8} +\d{4}-\d\d-\d\d +\d+ +\S+ \S+iB`, text)
 	require.Regexp(t, `(?m)^\d{4}-\d\d-\d\d +task\.accepted +ok +\d+`, text)
 	require.Regexp(t, `(?m)^events/0 +\d+ +\d+ +\d+ +\d+ +\S+ ago +audit@`, text)
-	var s audit.Stats
+	var s query.Stats
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "audit", "stats", "-c", f.config, "--json")), &s))
 	require.Zero(t, s.InDefault)
 	require.NotNil(t, s.Chains[0].Lag)

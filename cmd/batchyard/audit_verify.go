@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/internal/app"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -69,7 +70,7 @@ looked at; 3 a service cannot be reached.`,
 }
 
 func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
-	o := audit.VerifyOptions{MaxSegments: f.segments}
+	o := verify.Options{MaxSegments: f.segments}
 	if f.segments < 1 {
 		return usageError("--max-segments must be 1 or more")
 	}
@@ -80,7 +81,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 	if o.Since.After(c.now()) {
 		return usageError("--since %s is in the future: nothing would be verified", f.since)
 	}
-	var report *audit.Report
+	var report *verify.Report
 	err = c.withPostgres(ctx, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
 		// Before the snapshot: what they say is in the database then.
 		notes, err := c.loadCheckpoints(ctx, cfg, f, &o)
@@ -88,7 +89,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 			return err
 		}
 		show := &verifyProgress{c: c}
-		report, err = audit.Verify(ctx, pool, o, show.set)
+		report, err = verify.Run(ctx, pool, o, show.set)
 		show.end()
 		if report != nil {
 			report.Notes = append(notes, report.Notes...)
@@ -101,7 +102,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 	if c.json {
 		report.Chains, report.Findings = list(report.Chains), list(report.Findings)
 		err = c.printJSON(struct {
-			*audit.Report
+			*verify.Report
 			Notes []string `json:"notes"` // also when there are none
 		}{report, list(report.Notes)})
 	} else {
@@ -114,7 +115,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 }
 
 // loadCheckpoints gathers checkpoints and the keys to trust them by.
-func (c *cli) loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *audit.VerifyOptions) (notes []string, err error) {
+func (c *cli) loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
 	dir := cfg.Audit.CheckpointDir
 	files, keyFiles := f.checkpoints, f.keys
 	if len(files) == 0 && exists(dir) {
@@ -141,7 +142,7 @@ func (c *cli) loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlag
 		}
 		return []string{fmt.Sprintf("no public key was named and there is no %s: checkpoints were not looked at", filepath.Join(dir, "signing.pub"))}, nil
 	}
-	o.Checkpoints = audit.NewCheckpoints(keys)
+	o.Checkpoints = verify.NewCheckpoints(keys)
 	for _, file := range files {
 		if err := o.Checkpoints.Read(file); err != nil {
 			return nil, withCode(exitUsage, err)
@@ -174,7 +175,7 @@ type verifyProgress struct {
 	p    *progress
 }
 
-func (v *verifyProgress) set(p audit.VerifyProgress) {
+func (v *verifyProgress) set(p verify.Progress) {
 	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "row") })
 	v.p.mu.Lock()
 	if v.p.total = max(v.p.total, int(p.Rows)); v.p.bar != nil {
@@ -191,7 +192,7 @@ func (v *verifyProgress) end() {
 }
 
 // showVerified prints a report for people.
-func (c *cli) showVerified(r *audit.Report) error {
+func (c *cli) showVerified(r *verify.Report) error {
 	t := newTable(c.out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
 	for _, ch := range r.Chains {
 		verified, signed, first := "none since", "", ""
@@ -235,7 +236,7 @@ func (c *cli) showVerified(r *audit.Report) error {
 }
 
 // describeFinding is one finding in a sentence.
-func describeFinding(f *audit.Finding) string {
+func describeFinding(f *verify.Finding) string {
 	s := strings.ToUpper(string(f.Reason))
 	if f.Topic != "" {
 		s += " " + f.Chain()

@@ -5,9 +5,10 @@ import (
 	"errors"
 
 	"github.com/batchyard/batchyard/api"
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/callbacks"
 	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
 )
 
 // Producer returns a producer that writes under this process's name. Close it.
@@ -18,8 +19,10 @@ func (a *App) Producer() *producer.Producer {
 	}, a.cfg.Task)
 }
 
-// Store returns the queries, which need Postgres.
-func (a *App) Store() *audit.Store { return audit.NewStore(a.Pool, a.cfg.Audit, a.logger, a.metrics) }
+// Store returns the queries about tasks, which need Postgres.
+func (a *App) Store() *status.Store {
+	return status.New(a.cfg.Status, status.Deps{Pool: a.Pool, Logger: a.logger, Metrics: a.metrics})
+}
 
 func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
@@ -62,7 +65,9 @@ func (a *App) checks() []api.Check {
 }
 
 func buildAudit(a *App) (func(context.Context, func()) error, error) {
-	r := audit.NewRecorder(a.Log, a.Pool, a.cfg.Audit, a.logger.With("stage", "audit"), a.metrics, a.actor("audit"))
+	r := recorder.New(a.cfg.Audit, recorder.Deps{
+		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "audit"), Metrics: a.metrics, Instance: a.actor("audit"),
+	})
 	return r.Run, nil
 }
 

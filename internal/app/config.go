@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/api"
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/callbacks"
 	"github.com/batchyard/batchyard/device"
@@ -18,6 +18,7 @@ import (
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
@@ -37,7 +38,8 @@ type Config struct {
 	Router    router.Config      `yaml:"router" doc:"Choice of devices, order of tasks, and credits."`
 	Batcher   batcher.Config     `yaml:"batcher" doc:"Grouping of tasks into batches."`
 	Workers   workers.Config     `yaml:"workers" doc:"Requests to devices, retries and circuit breakers."`
-	Audit     audit.Config       `yaml:"audit" doc:"Recording of events and results in Postgres."`
+	Audit     recorder.Config    `yaml:"audit" doc:"Recording of events and results in Postgres."`
+	Status    status.Config      `yaml:"status" doc:"Requests that wait for a task to finish."`
 	Callbacks callbacks.Config   `yaml:"callbacks" doc:"Delivery of results as webhooks."`
 	Ops       OpsConfig          `yaml:"ops" doc:"Health and metrics of processes that do not run the API."`
 	Version   string             `yaml:"-"` // of the program, for descriptions and logs

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
@@ -151,7 +151,7 @@ func (h *history) record() {
 	h.t.Helper()
 	ctx, stop := context.WithTimeout(h.t.Context(), patience)
 	defer stop()
-	rec := audit.NewRecorder(h.log, h.pool, audit.Config{CheckpointDir: h.t.TempDir()}, slog.New(slog.DiscardHandler), metrics.New(nil), "audit@test-1")
+	rec := recorder.New(recorder.Config{CheckpointDir: h.t.TempDir()}, recorder.Deps{Log: h.log, Pool: h.pool, Logger: slog.New(slog.DiscardHandler), Metrics: metrics.New(nil), Instance: "audit@test-1"})
 	done := make(chan error, 1)
 	go func() { done <- rec.Run(ctx, func() {}) }()
 	require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: patience}.withDefaults()))

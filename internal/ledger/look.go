@@ -9,7 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -354,7 +354,7 @@ func (l *look) readResultsTopic(ctx context.Context) error {
 		later := r.Offset >= l.recorded.of(stream.Results, s.Partition)
 		res, err := task.DecodeResult(r.Value, r.Header(task.HeaderContentType))
 		if err == nil {
-			err = audit.CheckResult(res)
+			err = recorder.CheckResult(res)
 		}
 		if err != nil || !nameable(res.Key()) {
 			if later {
@@ -386,7 +386,7 @@ func (l *look) readEvents(ctx context.Context) error {
 			}
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
 			for i := range events {
-				if audit.CheckEvent(&events[i]) != nil {
+				if recorder.CheckEvent(&events[i]) != nil {
 					continue // a dead letter has it
 				}
 				if events[i].Time.Before(l.cut) {

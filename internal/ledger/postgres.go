@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -102,7 +102,7 @@ func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 		f := fact{kind: factCallback}
-		if id != audit.CallbackID(k) {
+		if id != recorder.CallbackID(k) {
 			f.flags = flagOddID
 		}
 		return l.facts.add(k, f)

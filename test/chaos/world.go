@@ -101,7 +101,7 @@ func settings() map[string]any {
 		"workers.request_timeout": "6s", "workers.backoff_min": "20ms", "workers.backoff_max": "1s", "workers.breaker_open": "500ms", "workers.breaker_open_max": "2s",
 		"workers.report_interval": "200ms", "workers.rebalance_every": "1s", "workers.drain_timeout": "5s",
 		"callbacks.allow_private": true, "callbacks.secret_env": harness.SecretEnv, "callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": retries,
-		"audit.poll_interval": "5s", "audit.write_timeout": "10s", "api.submit_timeout": "6s", "drain_timeout": "15s",
+		"status.poll_interval": "5s", "audit.write_timeout": "10s", "api.submit_timeout": "6s", "drain_timeout": "15s",
 		"api.listen": "127.0.0.1:0", "ops.listen": "127.0.0.1:0",
 	}
 }

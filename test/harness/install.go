@@ -79,7 +79,7 @@ func quick() map[string]any {
 		"callbacks.retries":        []string{"100ms", "300ms", "1s", "3s", "5s", "10s"},
 		"api.listen":               "127.0.0.1:0",
 		"ops.listen":               "127.0.0.1:0",
-		"audit.poll_interval":      "5s",
+		"status.poll_interval":     "5s",
 		"kafka.event_linger":       "2ms",
 		"kafka.internal_retention": "1h",
 		"kafka.replication":        1,

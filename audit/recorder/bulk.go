@@ -1,0 +1,104 @@
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Bulk writes the audit rows of one partition in large pieces, without a log to read, for programs
+// that fill a database to measure it (bench/auditgen). Rows, chain and rollups come from the code
+// of the stage. A Bulk is used by one goroutine.
+type Bulk struct {
+	part   audit.TopicPartition
+	buffer rowEncoder
+	counts rollup
+	end    audit.ChainEnd
+	next   int64 // offset after the last record
+}
+
+// NewBulk begins the chain of a partition that has no rows yet.
+func NewBulk(topic string, partition int) *Bulk {
+	part := audit.PartitionOf(topic, partition)
+	b := &Bulk{part: part, end: audit.ChainEnd{Hash: audit.Genesis(part)}}
+	b.buffer.resetCopy()
+	return b
+}
+
+// Add adds the next event of the partition.
+func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
+	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, &b.end) //nolint:gosec // a record has few events
+	b.counts.add(e)
+	b.next = offset + 1
+}
+
+// AddResult counts a result that was taken.
+func (b *Bulk) AddResult(r *task.Result) { b.counts.addResult(r) }
+
+// Size returns the number of bytes that wait for Flush.
+func (b *Bulk) Size() int { return len(b.buffer.B) }
+
+// Flush writes the rows that were added since the last Flush to a table: audit_log, or the
+// partition of it that they all belong to.
+func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
+	if b.buffer.rows > 0 {
+		sql := copyRowsSQL(pgx.Identifier{table}.Sanitize())
+		if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.buffer.EndCopy()), sql); err != nil {
+			return fmt.Errorf("writing %d audit rows to %s: %w", b.buffer.rows, table, err)
+		}
+	}
+	b.buffer.resetCopy()
+	return nil
+}
+
+// Absorb takes over the counts of another Bulk, so that one can write the rollups for all.
+func (b *Bulk) Absorb(other *Bulk) {
+	absorb(&b.counts.usage, &other.counts.usage, func(to, v *usageSums) {
+		to.tasks, to.attempts, to.in, to.out = to.tasks+v.tasks, to.attempts+v.attempts, to.in+v.in, to.out+v.out
+	})
+	times := func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us }
+	absorb(&b.counts.latency, &other.counts.latency, times)
+	absorb(&b.counts.attempts, &other.counts.attempts, times)
+	absorb(&b.counts.batches, &other.counts.batches, func(to, v *batchSums) { to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes })
+	absorb(&b.counts.submissions, &other.counts.submissions, func(to, v *submissionSums) {
+		if to.tasks == 0 || v.first.Before(to.first) {
+			to.first = v.first
+		}
+		to.tasks, to.bytes, to.last = to.tasks+v.tasks, to.bytes+v.bytes, later(to.last, v.last)
+	})
+	other.counts.reset()
+}
+
+func absorb[K comparable, V any](to, from *sums[K, V], add func(to, v *V)) {
+	for i, k := range from.keys {
+		add(to.of(k), &from.vals[i])
+	}
+}
+
+// Count adds to the rollups what was counted since the last Count.
+func (b *Bulk) Count(ctx context.Context, tx pgx.Tx) error {
+	var batch pgx.Batch
+	b.counts.queue(&batch, b.part.Partition)
+	b.counts.reset()
+	return pg.Flush(ctx, tx, &batch, "writing the rollups of "+b.part.Topic)
+}
+
+// Finish writes the end of the chain, the offset of the partition, and what is left to count.
+func (b *Bulk) Finish(ctx context.Context, tx pgx.Tx) error {
+	if err := b.Count(ctx, tx); err != nil {
+		return err
+	}
+	var batch pgx.Batch
+	if b.end.Rows > 0 {
+		chains{b.part: &b.end}.queueWrite(&batch)
+		batch.Queue(`INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ($1, $2, $3)`, b.part.Topic, b.part.Partition, b.next)
+	}
+	return pg.Flush(ctx, tx, &batch, "writing the end of the chain of "+b.part.String())
+}

@@ -1,0 +1,146 @@
+package recorder
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Bounds of what a row holds, in characters. Longer text is cut: the event
+// happened, whatever somebody called himself.
+const (
+	maxShort   = 64
+	maxName    = 256
+	maxText    = 512
+	maxMessage = 4096
+	maxAttempt = 1_000_000
+
+	// maxCount bounds tokens and sizes. What a device says of them is anything up to
+	// 2⁶³-1, and the sums over an hour and a day have to fit into 64 bits.
+	maxCount = 1 << 32
+)
+
+// cleanEvent makes the event fit into its row. An error means that it cannot be
+// recorded as what it says it is; nothing of it was changed then.
+func cleanEvent(e *task.Event) error {
+	if !e.Action.Listed() {
+		return fmt.Errorf("%q is no action of this version of Batchyard", pg.Truncate(string(e.Action), maxShort))
+	}
+	if err := checkKey(e.Tenant, e.TaskID); err != nil {
+		return err
+	}
+	if err := checkTime("time", e.Time); err != nil {
+		return err
+	}
+	if e.Attempt < 0 || e.Attempt > maxAttempt {
+		return fmt.Errorf("attempt %d is out of range", e.Attempt)
+	}
+	fit(&e.ActorID, maxName)
+	fit(&e.SourceAddr, maxName)
+	fit(&e.UserAgent, maxText)
+	fit(&e.ResourceType, maxShort)
+	fit(&e.ResourceID, maxText)
+	fit(&e.Job, maxName)
+	fit(&e.Batch, maxName)
+	fit(&e.Device, maxName)
+	fit(&e.TraceID, maxShort)
+	fit(&e.Model, maxName)
+	fit(&e.Endpoint, maxName)
+	fit(&e.CustomID, maxText)
+	fit(&e.ErrorClass, maxShort)
+	fit(&e.Outcome, maxShort)
+	fit(&e.ActorType, maxShort)
+	fit(&e.Priority, maxShort)
+	if len(e.InputSHA256) != 32 {
+		e.InputSHA256 = nil
+	}
+	if len(e.OutputSHA256) != 32 {
+		e.OutputSHA256 = nil
+	}
+	for _, n := range [...]*int64{&e.TokensIn, &e.TokensOut, &e.InputSize, &e.OutputSize} {
+		*n = min(max(*n, 0), maxCount)
+	}
+	e.Time = micro(e.Time)
+	e.SubmittedAt, e.Deadline = microOrNone(e.SubmittedAt), microOrNone(e.Deadline)
+	if len(e.Detail) > 0 && (len(e.Detail) > task.MaxDetail || e.Detail[0] != '{' || task.CheckJSON(e.Detail) != nil) {
+		e.Detail = fmt.Appendf(nil, `{"unreadable_bytes":%d}`, len(e.Detail))
+	}
+	return nil
+}
+
+// cleanResult makes the result fit into its row. It came from [task.DecodeResult],
+// which has checked the output.
+func cleanResult(r *task.Result) error {
+	if err := r.ValidateDecoded(); err != nil {
+		return err
+	}
+	if err := checkTime("finished_at", r.FinishedAt); err != nil {
+		return err
+	}
+	if n := r.Attempt(); n < 0 || n > maxAttempt {
+		return fmt.Errorf("attempt %d is out of range", n)
+	}
+	if r.Status < 0 || r.Status > math.MaxInt32 {
+		return fmt.Errorf("status %d is out of range", r.Status)
+	}
+	if r.Error != nil {
+		fit(&r.Error.Class, maxShort)
+		fit(&r.Error.Message, maxMessage)
+	}
+	r.Usage.InputTokens = min(max(r.Usage.InputTokens, 0), maxCount)
+	r.Usage.OutputTokens = min(max(r.Usage.OutputTokens, 0), maxCount)
+	fit(&r.Priority, maxShort)
+	r.FinishedAt = micro(r.FinishedAt)
+	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)
+	return nil
+}
+
+// checkKey refuses an identity that the tables cannot hold: it may not be cut,
+// because it would be another task's.
+func checkKey(tenant, id string) error {
+	for _, f := range [...]struct{ name, s string }{{"tenant", tenant}, {"task id", id}} {
+		if len(f.s) <= task.MaxIDLength && task.Plain(f.s) {
+			continue
+		}
+		if !pg.Fits(f.s, task.MaxIDLength) {
+			return fmt.Errorf("the %s is longer than %d characters, or contains what Postgres cannot store", f.name, task.MaxIDLength)
+		}
+	}
+	if tenant == "" && id != "" {
+		return errors.New("the task has no tenant")
+	}
+	return nil
+}
+
+func checkTime(name string, t time.Time) error {
+	if !pg.InRange(t) {
+		return fmt.Errorf("%s %s is out of range", name, t.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// micro is the time as Postgres will give it back. What we write has no more.
+func micro(t time.Time) time.Time {
+	if t = t.UTC(); t.Nanosecond()%1000 == 0 {
+		return t.Round(0)
+	}
+	return t.Truncate(time.Microsecond)
+}
+
+func microOrNone(t time.Time) time.Time {
+	if !pg.InRange(t) {
+		return time.Time{}
+	}
+	return micro(t)
+}
+
+// fit is cut, for a text that most likely needs none.
+func fit[T ~string](s *T, n int) {
+	if v := string(*s); len(v) > n || !task.Plain(v) {
+		*s = T(pg.Truncate(v, n))
+	}
+}

@@ -1,0 +1,62 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// reasonRefused is the reason of a dead letter whose content Postgres refuses; the other reasons
+// are those of package stream.
+const reasonRefused = "refused"
+
+// deadLetter is what goes to the dead-letter topic: a record, or those of its events that cannot
+// be recorded.
+type deadLetter struct {
+	entry  *entry
+	reason string
+	cause  error
+	events []task.Event // nil: the record as it is
+}
+
+// sendDead writes dead letters and returns when all are acknowledged. Of a record of which other
+// events are recorded only those that are not are written, so that replaying the dead letter does
+// not record the others again.
+func sendDead(ctx context.Context, to *stream.DeadLetters, letters []deadLetter) error {
+	acks := make(chan error, len(letters))
+	for _, l := range letters {
+		letter := stream.Letter{
+			Record: l.entry.rec.(*stream.Record), // the stage has no others
+			Reason: l.reason, Cause: errors.New(pg.Describe(l.cause)), Entries: len(l.events),
+			Done: func(err error) { acks <- err },
+		}
+		if l.events != nil {
+			b, err := task.EncodeFrame(task.FrameEvents, l.events)
+			if err != nil {
+				return fmt.Errorf("writing a dead letter of %s: %w", letter.Record.Position(), err)
+			}
+			letter.Value = b
+		}
+		if err := to.Put(ctx, letter); err != nil {
+			return err
+		}
+	}
+	for _, l := range letters {
+		select {
+		case err := <-acks:
+			// A dead letter that is too large for its topic is reported there, and dropped: it would be too
+			// large the next time, too, and hold up its partition indefinitely.
+			var large *stream.TooLargeError
+			if err != nil && !errors.As(err, &large) {
+				return fmt.Errorf("writing a dead letter of %s: %w", l.entry.part, err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,110 @@
+package recorder
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// entry is one record: undecoded while it waits in the queue, then what is to be recorded of it
+// and what of it becomes a dead letter.
+type entry struct {
+	rec    stream.Finisher // Done: it is recorded, or it never will be by this process
+	part   *ownership
+	offset int64
+	bytes  int64
+	at     time.Time // when it was written, by the clock of its writer or of the broker
+
+	undecoded   bool
+	value       []byte
+	contentType string // of a result
+	framed      int    // number of events, by their frame
+
+	events []indexedEvent
+	result *task.Result
+	dead   []deadLetter // not sent yet
+}
+
+// indexedEvent is an event and its index in its record, which stays the same when other events of
+// the record are taken out.
+type indexedEvent struct {
+	index int32
+	event task.Event
+}
+
+// newEntry returns an entry for a record of the topic events or results. It is decoded later, by
+// the writer that takes it; see [slab].
+func newEntry(rec *stream.Record, part *ownership) *entry {
+	e := &entry{rec: rec, part: part, offset: rec.Offset, bytes: int64(len(rec.Value)), at: rec.Time}
+	if rec.Topic == stream.Events {
+		e.holdEvents(rec.Value)
+	} else {
+		e.holdResult(rec.Value, rec.Header(task.HeaderContentType))
+	}
+	return e
+}
+
+// holdEvents keeps the value of a record of the topic events.
+func (e *entry) holdEvents(value []byte) {
+	e.undecoded, e.value, e.framed = true, value, task.CountEvents(value)
+}
+
+// holdResult keeps the value of a record of the topic results.
+func (e *entry) holdResult(value []byte, contentType string) {
+	e.undecoded, e.value, e.contentType = true, value, contentType
+}
+
+// source returns what the row made from the event with that index comes from.
+func (e *entry) source(index int32) audit.Source {
+	return e.part.At(audit.Position{Offset: e.offset, Index: index})
+}
+
+// rows returns how many audit rows the entry makes at most. It does not change.
+func (e *entry) rows() int { return max(e.framed, 1) }
+
+// decodeEvents decodes the events into room. Those that cannot be recorded become dead letters of
+// their own, so that replaying one does not repeat the others.
+func (e *entry) decodeEvents(room []indexedEvent) {
+	e.events = room
+	err := task.DecodeEvents(e.value, func(i, _ int) *task.Event {
+		e.events[i].index = int32(i) //nolint:gosec // at most task.MaxFrameEvents
+		return &e.events[i].event
+	})
+	if err != nil {
+		e.events = nil
+		e.dead = append(e.dead, deadLetter{entry: e, reason: stream.ReasonUnreadable, cause: err})
+		return
+	}
+	kept := 0
+	for i := range e.events {
+		it := &e.events[i]
+		if err := cleanEvent(&it.event); err != nil {
+			e.dead = append(e.dead, deadLetter{entry: e, reason: stream.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
+			continue
+		}
+		if kept != i {
+			e.events[kept] = *it
+		}
+		kept++
+	}
+	clear(e.events[kept:]) // the dead letters hold copies
+	e.events = e.events[:kept]
+}
+
+// decodeResult decodes the result.
+func (e *entry) decodeResult() {
+	r, err := task.DecodeResult(e.value, e.contentType)
+	reason := stream.ReasonUnreadable
+	if err == nil {
+		reason = stream.ReasonInvalid
+		err = cleanResult(r)
+	}
+	if err != nil {
+		e.dead = append(e.dead, deadLetter{entry: e, reason: reason, cause: err})
+		return
+	}
+	e.result = r
+}

@@ -1,0 +1,110 @@
+package recorder
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Events stay at their places when others of their record cannot be recorded, and
+// those are kept as they came: what is replayed later must not have been changed.
+func TestEntryPartsGoodAndBadEvents(t *testing.T) {
+	at := time.Now().UTC()
+	good := func(id string) task.Event {
+		return task.Event{Time: at.Truncate(time.Microsecond), Action: task.TaskQueued, Tenant: "acme", TaskID: id}
+	}
+	odd := task.Event{Time: at, Action: task.TaskQueued, Tenant: "acme", ActorID: "a\x00b" + strings.Repeat("x", 1000), InputSHA256: []byte{1}, TokensIn: -5, Detail: []byte(`{`)}
+	noAction, noTenant, noTime, noAttempt := odd, odd, odd, odd
+	noAction.Action, noTenant.Tenant, noTenant.TaskID, noTime.Time, noAttempt.Attempt = "task.teleported", "", "t", time.Unix(1, 0).UTC(), -1
+	all := []task.Event{noAction, good("a"), noTenant, noTime, good("b"), noAttempt}
+	b, err := task.EncodeFrame(task.FrameEvents, all)
+	require.NoError(t, err)
+	e := &entry{}
+	e.decode(b)
+	require.Equal(t, []indexedEvent{{1, good("a")}, {4, good("b")}}, e.events)
+	require.Len(t, e.dead, 4)
+	for i, was := range []task.Event{noAction, noTenant, noTime, noAttempt} {
+		require.Equal(t, "invalid", e.dead[i].reason)
+		require.Equal(t, []task.Event{was}, e.dead[i].events)
+	}
+
+	for i := range b { // cut anywhere
+		e := &entry{}
+		e.decode(b[:i])
+		require.Empty(t, e.events)
+		require.Len(t, e.dead, 1)
+		require.Equal(t, "unreadable", e.dead[0].reason)
+		require.Nil(t, e.dead[0].events, "the whole record")
+	}
+}
+
+// TestCleanTexts compares the quick ways with the thorough ones.
+func TestCleanTexts(t *testing.T) {
+	texts := rapid.OneOf(rapid.String(), rapid.StringMatching(`[ -~]{0,12}`), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }))
+	rapid.Check(t, func(t *rapid.T) {
+		was, most := texts.Draw(t, "text"), rapid.IntRange(0, 12).Draw(t, "most")
+		s := was
+		fit(&s, most)
+		require.Equal(t, pg.Truncate(was, most), s)
+		requireStorable(t, s, most)
+		if utf8.ValidString(was) && strings.IndexByte(was, 0) < 0 && utf8.RuneCountInString(was) <= most {
+			require.Equal(t, was, s, "nothing was to be changed")
+		}
+		at := time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "seconds"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns"))
+		require.Equal(t, at.UTC().Truncate(time.Microsecond), micro(at))
+	})
+	require.Equal(t, time.UTC, micro(time.Now()).Location())
+}
+
+func requireStorable(t require.TestingT, s string, most int) {
+	require.True(t, utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 && utf8.RuneCountInString(s) <= most, "%q is not what Postgres holds", s)
+}
+
+// FuzzEntry: whatever is in the log, what is to be recorded of it fits into its row.
+func FuzzEntry(f *testing.F) {
+	es, r := audittest.NewStory("t1").Life()
+	b, err := task.EncodeFrame(task.FrameEvents, es)
+	require.NoError(f, err)
+	f.Add(b)
+	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
+		b, err := task.EncodeResult(r, ct)
+		require.NoError(f, err)
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Bound(t, len(b), func() { new(entry).decode(b) })
+		fuzzing.Bound(t, len(b), func() { new(entry).decodeAsResult(b, "") })
+		e := &entry{}
+		e.decode(bytes.Clone(b))
+		require.True(t, len(e.dead)+len(e.events) > 0 || len(b) < 32)
+		for i := range e.events {
+			v := &e.events[i].event
+			requireStorable(t, v.Tenant, task.MaxIDLength)
+			requireStorable(t, v.TaskID, task.MaxIDLength)
+			for _, s := range []string{v.ActorID, v.SourceAddr, v.Job, v.Batch, v.Device, v.Model, v.Endpoint} {
+				requireStorable(t, s, maxName)
+			}
+			for _, s := range []string{v.UserAgent, v.ResourceID, v.CustomID} {
+				requireStorable(t, s, maxText)
+			}
+			for _, s := range []string{v.ResourceType, v.TraceID, string(v.ErrorClass), string(v.Outcome), string(v.ActorType), string(v.Priority)} {
+				requireStorable(t, s, maxShort)
+			}
+			require.True(t, len(v.Detail) == 0 || len(v.Detail) <= task.MaxDetail && task.CheckJSON(v.Detail) == nil)
+		}
+		e = &entry{}
+		if e.decodeAsResult(b, ""); e.result != nil {
+			require.NoError(t, e.result.Validate(), "the output was not checked")
+		}
+	})
+}

@@ -1,0 +1,84 @@
+package recorder
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/task"
+)
+
+// TestPostgresMayTakeNoWrites has the database read-only, out of space, and with a
+// constraint that nothing can meet: nothing is lost, it is told, and the recorder goes on by itself.
+func TestPostgresMayTakeNoWrites(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ refuse, relent, says string }{
+		"read-only": {
+			`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`,
+			`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$`,
+			"25006",
+		},
+		"out of space": {
+			`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+				RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
+			 CREATE TRIGGER full_disk BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION full_disk()`,
+			`DROP FUNCTION full_disk() CASCADE`,
+			"53100",
+		},
+		"whatever it is": {
+			`ALTER TABLE audit_log ADD CONSTRAINT somebodys CHECK (actor_id = 'nobody') NOT VALID`,
+			`ALTER TABLE audit_log DROP CONSTRAINT somebodys`,
+			"23514",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := audittest.NewPool(t)
+			admin := func(sql string) { // also when sessions take no writes
+				require.NoError(t, pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
+					_, err := tx.Exec(t.Context(), sql)
+					return err
+				}))
+			}
+			r := newRig(t, pool)
+			reg := prometheus.NewRegistry()
+			m := metrics.New(reg)
+			r.w.metrics, r.w.health.down = &m.Audit, m.Audit.PostgresDown
+			log := audittest.NewLines()
+			r.w.logger, r.w.health.logger = log.Logger(), log.Logger()
+			events := r.own("events", 0)
+			s := audittest.NewStory("t1")
+			r.record(events.events(t, s.Accepted()))
+
+			admin(c.refuse)
+			pool.Reset() // sessions that are there keep what they were told
+			ctx, cancel := context.WithTimeout(t.Context(), audittest.Patience)
+			defer cancel()
+			done := make(chan error, 1)
+			more := chunk{events.events(t, s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, "d1"))}
+			go func() { done <- r.w.record(ctx, more) }()
+			log.Await(t, "Postgres does not accept writes")
+			log.Await(t, c.says)
+			require.Equal(t, 1.0, gauge(t, reg, "batchyard_audit_postgres_down"))
+			require.Equal(t, 1, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
+
+			admin(c.relent)
+			log.Await(t, "accepts writes again")
+			select {
+			case err := <-done:
+				require.NoError(t, err)
+			case <-time.After(audittest.Patience):
+				t.Fatal("it does not go on")
+			}
+			require.Zero(t, gauge(t, reg, "batchyard_audit_postgres_down"))
+			require.Empty(t, r.sent, "nothing is dead that could be recorded later")
+			audittest.RequireChains(t, pool, map[string]int64{"events/0": 3})
+		})
+	}
+}

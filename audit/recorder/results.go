@@ -1,0 +1,261 @@
+package recorder
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// CallbackID returns the id of the callback that delivers a task's result. It depends on the task only.
+func CallbackID(k task.Key) string {
+	h := k.Hash()
+	return "evt_" + hex.EncodeToString(h[:])
+}
+
+// resultFields are the columns of results in the order of resultRowType.
+const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens,
+	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
+	submitted_at, assigned_at, started_at, finished_at`
+
+const resultWidth = 25 // of them
+
+// insertResultsSQL skips tasks that have a result.
+const insertResultsSQL = `
+INSERT INTO results (` + resultFields + `)
+SELECT * FROM unnest($1::` + resultRowType + `[])
+ON CONFLICT (tenant, task_id) DO NOTHING
+RETURNING tenant, task_id`
+
+// copyResultsSQL fails if a task has a result.
+const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT binary)`
+
+const takenSQL = `
+SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
+FROM unnest($1::text[], $2::text[]) AS u (tenant, task_id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id`
+
+const insertCallbacksSQL = `
+INSERT INTO callbacks (callback_id, tenant, task_id, url, host)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+ON CONFLICT (callback_id) DO NOTHING`
+
+// firsts returns the first result of each task, in the order of the keys, and the others.
+func firsts(all []offered) (first, rest []offered) {
+	seen := make(map[task.Key]bool, len(all))
+	for _, o := range all {
+		if k := o.r.Key(); !seen[k] {
+			seen[k] = true
+			first = append(first, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	slices.SortFunc(first, func(x, y offered) int {
+		return cmp.Or(cmp.Compare(x.r.Tenant, y.r.Tenant), cmp.Compare(x.r.TaskID, y.r.TaskID))
+	})
+	return first, rest
+}
+
+// queueResults adds the insert of results to a batch. Once the batch was sent, taken has the tasks
+// whose result was inserted.
+func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Key]bool) {
+	if len(rs) == 0 {
+		return nil
+	}
+	t.rows.Reset(t.arrays, resultWidth)
+	for _, o := range rs {
+		addResultRow(&t.rows, o.r)
+	}
+	taken = make(map[task.Key]bool, len(rs))
+	b.Queue(insertResultsSQL, t.rows.EndArray(t.types.result)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var k task.Key
+			if err := rows.Scan(&k.Tenant, &k.ID); err != nil {
+				return err
+			}
+			taken[k] = true
+		}
+		return rows.Err()
+	})
+	return taken
+}
+
+// copyResults inserts results of tasks that have none.
+func (t *txn) copyResults(ctx context.Context, rs []offered) error {
+	t.rows.Reset(pg.Copy, resultWidth)
+	for _, o := range rs {
+		addResultRow(&t.rows, o.r)
+	}
+	return copyByShortcut(ctx, t.tx, copyResultsSQL, len(rs), t.rows.EndCopy())
+}
+
+// addResultRow adds a row with [resultFields].
+func addResultRow(rows *pg.Rows, r *task.Result) {
+	var failed task.Error
+	if r.Error != nil {
+		failed = *r.Error
+	}
+	var callback task.Callback
+	if r.Callback != nil {
+		callback = *r.Callback
+	}
+	rows.Next()
+	rows.Text(r.Tenant)
+	rows.Text(r.TaskID)
+	rows.Text(string(r.State))
+	rows.Int4OrNull(int32(r.Status)) //nolint:gosec // cleanResult has checked it
+	rows.JSONOrNull(r.Output)
+	rows.TextOrNull(string(failed.Class))
+	rows.TextOrNull(failed.Message)
+	rows.Int4(int32(r.Attempt())) //nolint:gosec // cleanResult has checked it
+	rows.JSONOrNull(asJSON(r.Attempts, len(r.Attempts)))
+	rows.Int8(r.Usage.InputTokens)
+	rows.Int8(r.Usage.OutputTokens)
+	rows.TextOrNull(r.Device)
+	rows.TextOrNull(r.Model)
+	rows.TextOrNull(r.Requested)
+	rows.TextOrNull(r.Endpoint)
+	rows.TextOrNull(string(r.Priority))
+	rows.TextOrNull(r.Job)
+	rows.TextOrNull(r.CustomID)
+	rows.JSONOrNull(asJSON(r.Labels, len(r.Labels)))
+	rows.TextOrNull(callback.URL)
+	rows.TextOrNull(r.TraceID)
+	rows.TimeOrNull(r.SubmittedAt)
+	rows.TimeOrNull(r.AssignedAt)
+	rows.TimeOrNull(r.StartedAt)
+	rows.TimeOrNull(r.FinishedAt)
+}
+
+// asJSON encodes n attempts or labels; nil if there are none.
+func asJSON(v any, n int) []byte {
+	if n == 0 {
+		return nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil // a time beyond the year 9999 in an attempt; the rest of the result is worth more
+	}
+	return b
+}
+
+// end distinguishes the terminal results of a task.
+type end struct {
+	state   string
+	attempt int32
+	at      time.Time
+}
+
+func endOf(r *task.Result) end { return end{string(r.State), int32(r.Attempt()), r.FinishedAt} }
+
+// duplicates returns those of the results in rest, which were not taken, that differ from the one
+// that was. The same result again means nothing: its writer repeated a request to Kafka, or its
+// record was read again.
+func (t *txn) duplicates(ctx context.Context, rest []offered, won []*task.Result) ([]offered, error) {
+	ends := make(map[task.Key]end, len(rest)+len(won))
+	for _, r := range won {
+		ends[r.Key()] = endOf(r)
+	}
+	var tenants, ids []string
+	for _, o := range rest {
+		k := o.r.Key()
+		if _, ok := ends[k]; !ok {
+			tenants, ids = append(tenants, k.Tenant), append(ids, k.ID)
+		}
+	}
+	if len(ids) > 0 {
+		if err := t.readEnds(ctx, tenants, ids, ends); err != nil {
+			return nil, fmt.Errorf("reading the results that were taken before: %w", err)
+		}
+	}
+	var differ []offered
+	for _, o := range rest {
+		if have, mine := ends[o.r.Key()], endOf(o.r); have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
+			differ = append(differ, o)
+		}
+	}
+	return differ, nil
+}
+
+// readEnds reads the results of tasks into ends.
+func (t *txn) readEnds(ctx context.Context, tenants, ids []string, ends map[task.Key]end) error {
+	rows, err := t.tx.Query(ctx, takenSQL, tenants, ids)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var k task.Key
+		var e end
+		if err := rows.Scan(&k.Tenant, &k.ID, &e.state, &e.attempt, &e.at); err != nil {
+			return err
+		}
+		e.at = e.at.UTC()
+		ends[k] = e
+	}
+	return rows.Err()
+}
+
+// duplicateEvent returns the event of a result that was not taken.
+func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
+	e := task.Event{
+		Time: micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
+		ActorType: task.ActorStage, ActorID: instance, ResourceType: "result", ResourceID: r.TaskID,
+		TaskID: r.TaskID, Job: r.Job, Device: r.Device, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model,
+		TokensIn: r.Usage.InputTokens, TokensOut: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
+	}
+	if r.Error != nil {
+		e.ErrorClass = r.Error.Class
+	}
+	e.Detail, _ = json.Marshal(map[string]any{"state": r.State, "finished_at": r.FinishedAt}) // neither can fail
+	return e
+}
+
+// queueCallbacks adds the callbacks of the results that were taken to a batch, and notifies the
+// stage that delivers them.
+func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
+	var ids, tenants, tasks, urls, hosts []string
+	for _, r := range taken {
+		if r.Callback != nil {
+			ids, tenants = append(ids, CallbackID(r.Key())), append(tenants, r.Tenant)
+			tasks, urls = append(tasks, r.TaskID), append(urls, r.Callback.URL)
+			hosts = append(hosts, hostOf(r.Callback.URL))
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	b.Queue(insertCallbacksSQL, ids, tenants, tasks, urls, hosts)
+	b.Queue("SELECT pg_notify($1, '')", pg.CallbacksChannel)
+}
+
+// hostOf returns the host of a URL; deliveries are bounded per host.
+func hostOf(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "" // cleanResult has refused a result with such a URL
+	}
+	return strings.ToLower(u.Host)
+}
+
+// queueNotifications adds the notifications of finished tasks to a batch; Postgres delivers them
+// when the transaction commits.
+func queueNotifications(b *pgx.Batch, taken []*task.Result) {
+	hashes := make([]pg.ShortHash, len(taken))
+	for i, r := range taken {
+		hashes[i] = pg.Shorten(r.Key().Hash())
+	}
+	for _, text := range pg.EncodeNotifications(hashes) {
+		b.Queue("SELECT pg_notify($1, $2)", pg.ResultsChannel, text)
+	}
+}

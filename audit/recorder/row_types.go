@@ -1,0 +1,45 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// Composite types of the schema; arrays of them carry results and states.
+const (
+	resultRowType = "batchyard_result_row"
+	taskRowType   = "batchyard_task_row"
+)
+
+// rowTypes are the OIDs of the composite types in a database.
+type rowTypes struct{ result, task uint32 }
+
+// rowTypesOf looks the types up, unless the connection knows them and its knowledge is valid, and
+// registers them, so that the connection sends arrays of them as they are encoded.
+func rowTypesOf(ctx context.Context, conn *pgx.Conn, stale bool) (t rowTypes, err error) {
+	m := conn.TypeMap()
+	for _, of := range []struct {
+		name string
+		oid  *uint32
+	}{{resultRowType, &t.result}, {taskRowType, &t.task}} {
+		if known, ok := m.TypeForName(of.name); ok && !stale {
+			*of.oid = known.OID
+			continue
+		}
+		var array uint32
+		err := conn.QueryRow(ctx, "SELECT oid, typarray FROM pg_type WHERE oid = to_regtype($1)", of.name).Scan(of.oid, &array)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return t, fmt.Errorf("the database has no type %s: run `batchyard migrate up`", of.name)
+		}
+		if err != nil {
+			return t, fmt.Errorf("looking up the type %s: %w", of.name, err)
+		}
+		m.RegisterType(&pgtype.Type{Name: of.name + "[]", OID: array, Codec: pgtype.ByteaCodec{}})
+		m.RegisterType(&pgtype.Type{Name: of.name, OID: *of.oid, Codec: pgtype.ByteaCodec{}})
+	}
+	return t, nil
+}

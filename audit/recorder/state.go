@@ -1,0 +1,321 @@
+package recorder
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// The latest state of a task is the merge of everything that is known of it. The merge gives the
+// same result in any order and any grouping, so events and results may arrive interleaved, late or
+// early, and are merged within a chunk before they reach Postgres:
+//
+//	state, attempt, device, model, error   of the highest (sequence, time); a result is the highest
+//	assigned_at, started_at                the latest
+//	submitted_at                           of the best source: acceptance, result, or the first event
+//	priority                               the result's, else of the last change, else the first
+//	endpoint, job, …                       the first that is not empty
+//
+// [state.merge] and upsertSQL must say the same. A change of priority is an update apart: its event
+// follows the acceptance in the same partition, so the row exists.
+
+// Sources of what a row of tasks begins with (known_from); a better source has a higher number.
+const (
+	fromEvent    = 0
+	fromResult   = 1
+	fromAccepted = 2
+)
+
+// state is what a chunk knows of one task.
+type state struct {
+	key      task.Key
+	state    task.State
+	seq      int32
+	attempt  int32
+	device   string
+	model    string
+	class    string
+	message  string
+	at       time.Time // of the state
+	finished time.Time
+
+	assigned, started time.Time
+
+	from      int16
+	submitted time.Time
+	deadline  time.Time
+	endpoint  string
+	priority  string
+	job       string
+	customID  string
+	traceID   string
+	callback  string
+}
+
+// stateOfEvent sets s to what an event says about the state of its task. ok is false if that is
+// nothing.
+func stateOfEvent(e *task.Event, s *state) (ok bool) {
+	info, ok := e.Action.Info()
+	if !ok || info.State == "" || e.TaskID == "" {
+		return false
+	}
+	*s = state{
+		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
+		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
+		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
+		job: e.Job, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL,
+	}
+	switch info.State {
+	case task.Assigned:
+		s.device, s.assigned = e.Device, e.Time
+	case task.Running:
+		s.device, s.started = e.Device, e.Time
+	}
+	if e.Action == task.TaskAccepted {
+		s.from = fromAccepted
+		if !e.SubmittedAt.IsZero() {
+			s.submitted = e.SubmittedAt
+		}
+	}
+	return true
+}
+
+// stateOfResult returns the final state of a task. It must not be used for a duplicate.
+func stateOfResult(r *task.Result) state {
+	s := state{
+		key: r.Key(), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
+		device: r.Device, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
+		assigned: r.AssignedAt, started: r.StartedAt,
+		from: fromEvent, submitted: r.FinishedAt,
+		endpoint: r.Endpoint, priority: string(r.Priority), job: r.Job, customID: r.CustomID, traceID: r.TraceID,
+	}
+	if !r.SubmittedAt.IsZero() {
+		s.from, s.submitted = fromResult, r.SubmittedAt
+	}
+	if r.Callback != nil {
+		s.callback = r.Callback.URL
+	}
+	if r.Error != nil {
+		s.class, s.message = string(r.Error.Class), r.Error.Message
+	}
+	return s
+}
+
+// merge adds what n knows to s; n was recorded later.
+func (s *state) merge(n *state) {
+	if n.seq > s.seq || n.seq == s.seq && n.at.After(s.at) {
+		s.state, s.seq, s.attempt, s.at, s.finished = n.state, n.seq, n.attempt, n.at, n.finished
+		s.device, s.model, s.class, s.message = n.device, n.model, n.class, n.message
+	}
+	s.assigned, s.started = later(s.assigned, n.assigned), later(s.started, n.started)
+	if n.from > s.from || n.from == fromEvent && s.from == fromEvent && n.submitted.Before(s.submitted) {
+		s.from, s.submitted = n.from, n.submitted
+	}
+	if s.deadline.IsZero() {
+		s.deadline = n.deadline
+	}
+	s.endpoint = cmp.Or(s.endpoint, n.endpoint)
+	if n.seq == task.TerminalSequence { // the priority may have been changed meanwhile
+		s.priority = cmp.Or(n.priority, s.priority)
+	} else {
+		s.priority = cmp.Or(s.priority, n.priority)
+	}
+	s.job = cmp.Or(s.job, n.job)
+	s.customID = cmp.Or(s.customID, n.customID)
+	s.traceID = cmp.Or(s.traceID, n.traceID)
+	s.callback = cmp.Or(s.callback, n.callback)
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// stateFields are the columns of tasks in the order of taskRowType.
+const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url`
+
+const stateWidth = 22 // of them
+
+// copyStatesSQL fails if a task has a row.
+const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
+
+// upsertSQL merges the states of a chunk into the table, as [state.merge] does. A row that would
+// not change is not written.
+const upsertSQL = `
+INSERT INTO tasks AS t (` + stateFields + `)
+SELECT * FROM unnest($1::` + taskRowType + `[])
+ON CONFLICT (tenant, task_id) DO UPDATE SET
+	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
+	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
+	device_id     = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.device_id ELSE t.device_id END,
+	model         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.model ELSE t.model END,
+	error_class   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_class ELSE t.error_class END,
+	error_message = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_message ELSE t.error_message END,
+	finished_at   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.finished_at ELSE t.finished_at END,
+	updated_at    = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.updated_at ELSE t.updated_at END,
+	seq           = greatest(t.seq, excluded.seq),
+	assigned_at   = greatest(t.assigned_at, excluded.assigned_at),
+	started_at    = greatest(t.started_at, excluded.started_at),
+	submitted_at  = CASE WHEN excluded.known_from > t.known_from THEN excluded.submitted_at
+	                     WHEN excluded.known_from = 0 AND t.known_from = 0 THEN least(t.submitted_at, excluded.submitted_at)
+	                     ELSE t.submitted_at END,
+	known_from    = greatest(t.known_from, excluded.known_from),
+	deadline      = coalesce(t.deadline, excluded.deadline),
+	endpoint      = coalesce(t.endpoint, excluded.endpoint),
+	priority      = CASE WHEN excluded.seq = 2147483647 THEN coalesce(excluded.priority, t.priority) ELSE coalesce(t.priority, excluded.priority) END,
+	job_id        = coalesce(t.job_id, excluded.job_id),
+	custom_id     = coalesce(t.custom_id, excluded.custom_id),
+	trace_id      = coalesce(t.trace_id, excluded.trace_id),
+	callback_url  = coalesce(t.callback_url, excluded.callback_url),
+	version       = t.version + 1
+WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
+	OR excluded.known_from > t.known_from
+	OR excluded.known_from = 0 AND t.known_from = 0 AND excluded.submitted_at < t.submitted_at
+	OR greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
+	OR greatest(t.started_at, excluded.started_at) IS DISTINCT FROM t.started_at
+	OR t.job_id IS NULL AND excluded.job_id IS NOT NULL
+	OR t.endpoint IS NULL AND excluded.endpoint IS NOT NULL
+	OR t.priority IS NULL AND excluded.priority IS NOT NULL
+	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
+	OR t.deadline IS NULL AND excluded.deadline IS NOT NULL
+	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL
+	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL`
+
+// states merges what a chunk knows into one state per task.
+type states struct {
+	byKey map[task.Key]*state
+	all   []*state
+	slab  []state // room for the next ones
+	// priorities are the last changes of priority.
+	priorities map[task.Key]task.Priority
+}
+
+func newStates(n int) *states { return &states{byKey: make(map[task.Key]*state, n)} }
+
+func (s *states) add(n *state) {
+	if have, ok := s.byKey[n.key]; ok {
+		have.merge(n)
+		return
+	}
+	if len(s.slab) == 0 {
+		s.slab = make([]state, min(max(len(s.all), 4), 128))
+	}
+	kept := &s.slab[0]
+	s.slab = s.slab[1:]
+	*kept = *n
+	s.byKey[n.key] = kept
+	s.all = append(s.all, kept)
+}
+
+// reprioritize takes a change of priority from an event that is one. A finished task keeps the
+// priority that it ran with.
+func (s *states) reprioritize(e *task.Event) {
+	if e.Action != task.TaskReprioritized || e.Outcome != task.OutcomeOK || e.TaskID == "" || e.Priority == "" {
+		return
+	}
+	if s.priorities == nil {
+		s.priorities = map[task.Key]task.Priority{}
+	}
+	s.priorities[e.Key()] = e.Priority
+}
+
+// prioritySQL may deadlock with another recorder; Postgres then aborts one of the two, which tries
+// again.
+const prioritySQL = `
+UPDATE tasks t SET priority = u.priority, version = t.version + 1
+FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, task_id, priority)
+WHERE t.tenant = u.tenant AND t.task_id = u.task_id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
+
+// queuePriorities adds the changes of priority to a batch, after the upsert.
+func (s *states) queuePriorities(b *pgx.Batch) {
+	if len(s.priorities) == 0 {
+		return
+	}
+	var tenants, ids, priorities []string
+	for k, p := range s.priorities {
+		tenants, ids, priorities = append(tenants, k.Tenant), append(ids, k.ID), append(priorities, string(p))
+	}
+	b.Queue(prioritySQL, tenants, ids, priorities)
+}
+
+// copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
+// behind a backlog. They were accepted in it and their results won, so most likely nothing about
+// them was recorded before. The others are left for queueStates.
+func (t *txn) copyFinished(ctx context.Context) error {
+	finished := slices.DeleteFunc(slices.Clone(t.states.all), func(s *state) bool { return !s.complete() })
+	if len(finished) < minRowsForCopy {
+		return nil
+	}
+	sortStates(finished)
+	t.rows.Reset(pg.Copy, stateWidth)
+	for _, s := range finished {
+		addStateRow(&t.rows, s)
+	}
+	if err := copyByShortcut(ctx, t.tx, copyStatesSQL, len(finished), t.rows.EndCopy()); err != nil {
+		return fmt.Errorf("writing the states of %d tasks: %w", len(finished), err)
+	}
+	t.states.all = slices.DeleteFunc(t.states.all, (*state).complete)
+	return nil
+}
+
+// complete reports whether the chunk has both the acceptance of the task and its end.
+func (s *state) complete() bool { return s.from == fromAccepted && s.seq == task.TerminalSequence }
+
+// sortStates sorts by key, so that two recorders that write the same tasks wait for each other
+// without a deadlock. If both copy and insert, they may deadlock all the same; then Postgres aborts
+// one of the two, which tries again.
+func sortStates(all []*state) {
+	slices.SortFunc(all, func(x, y *state) int {
+		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
+	})
+}
+
+// queueStates adds the upsert of the states to a batch.
+func (t *txn) queueStates(b *pgx.Batch) {
+	if len(t.states.all) == 0 {
+		return
+	}
+	sortStates(t.states.all)
+	t.rows.Reset(t.arrays, stateWidth)
+	for _, s := range t.states.all {
+		addStateRow(&t.rows, s)
+	}
+	b.Queue(upsertSQL, t.rows.EndArray(t.types.task))
+}
+
+// addStateRow adds a row with [stateFields].
+func addStateRow(rows *pg.Rows, s *state) {
+	rows.Next()
+	rows.Text(s.key.Tenant)
+	rows.Text(s.key.ID)
+	rows.Text(string(s.state))
+	rows.Int4(s.seq)
+	rows.Int4(s.attempt)
+	rows.TextOrNull(s.device)
+	rows.TextOrNull(s.model)
+	rows.TextOrNull(s.class)
+	rows.TextOrNull(s.message)
+	rows.TimeOrNull(s.at)
+	rows.TimeOrNull(s.finished)
+	rows.TimeOrNull(s.assigned)
+	rows.TimeOrNull(s.started)
+	rows.Int2(s.from)
+	rows.TimeOrNull(s.submitted)
+	rows.TimeOrNull(s.deadline)
+	rows.TextOrNull(s.endpoint)
+	rows.TextOrNull(s.priority)
+	rows.TextOrNull(s.job)
+	rows.TextOrNull(s.customID)
+	rows.TextOrNull(s.traceID)
+	rows.TextOrNull(s.callback)
+}

@@ -1,0 +1,281 @@
+package recorder
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// chunkWriter writes chunks, each in one transaction. It is used by one goroutine.
+type chunkWriter struct {
+	cfg Config
+	Deps
+	arrays     pg.Encoding
+	rows       pg.Rows
+	typesKnown bool // the last transaction succeeded, so the connection's row types are valid
+	safeChunks int  // this many more chunks are written in mode safe
+	counts     rollup
+	days       days
+}
+
+func newChunkWriter(cfg Config, deps Deps) *chunkWriter {
+	return &chunkWriter{cfg: cfg, Deps: deps, arrays: pg.ArrayEncoding(deps.Pool), days: newDays()}
+}
+
+// mode is how a transaction writes.
+type mode int
+
+const (
+	// fast takes the shortcuts; see shortcut.go. It fails with errShortcutClosed if one is closed.
+	fast mode = iota
+	// safe inserts row by row where a shortcut might fail.
+	safe
+	// probe writes like safe, but leaves out the fence, to see what Postgres refuses. It is rolled back.
+	probe
+)
+
+// written counts what a transaction wrote.
+type written struct {
+	rows, results, duplicates, inDefault int
+}
+
+// apply records a chunk in one transaction. If it returns nil, everything is committed. After a
+// *lostFenceError nothing is. After any other error that came from the commit, it may be.
+func (w *chunkWriter) apply(ctx context.Context, c chunk) (written, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.cfg.WriteTimeout)
+	defer cancel()
+	m := fast
+	if w.safeChunks > 0 {
+		m = safe
+	}
+	fault.At("audit.before_begin")
+	to := c.advance()
+	t, err := w.begin(ctx, m, to.shard())
+	if err != nil {
+		return written{}, err
+	}
+	defer pg.Rollback(ctx, t.tx)
+	t.advance = to
+	if err := t.write(ctx, c.units()); err != nil {
+		return written{}, err
+	}
+	fault.At("audit.before_commit")
+	if err := t.tx.Commit(ctx); err != nil {
+		return written{}, fmt.Errorf("committing: %w", err)
+	}
+	fault.At("audit.after_commit")
+	w.days.convict()
+	w.safeChunks = max(0, w.safeChunks-1)
+	for part, next := range to {
+		part.next = next
+	}
+	return t.done, nil
+}
+
+// probe writes units and rolls back; the error tells whether Postgres refuses them. shard is that
+// of their chunk, because it may be a sum that Postgres refuses.
+func (w *chunkWriter) probe(ctx context.Context, us []unit, shard int32) error {
+	ctx, cancel := context.WithTimeout(ctx, w.cfg.WriteTimeout)
+	defer cancel()
+	t, err := w.begin(ctx, probe, shard)
+	if err != nil {
+		return err
+	}
+	defer pg.Rollback(ctx, t.tx)
+	return t.write(ctx, us)
+}
+
+// refusedAmong finds the units that Postgres refuses by halving: about 2 log₂ n probes to find one
+// among n. reasons are parallel to refused.
+func (w *chunkWriter) refusedAmong(ctx context.Context, us []unit, shard int32) (refused []unit, reasons []error, err error) {
+	if len(us) == 0 {
+		return nil, nil, nil
+	}
+	switch err := w.probe(ctx, us, shard); {
+	case err == nil:
+		return nil, nil, nil
+	case !pg.IsRefused(err):
+		return nil, nil, err
+	case len(us) == 1:
+		return us, []error{err}, nil
+	}
+	half := len(us) / 2
+	for _, part := range [][]unit{us[:half], us[half:]} {
+		u, r, err := w.refusedAmong(ctx, part, shard)
+		if err != nil {
+			return nil, nil, err
+		}
+		refused, reasons = append(refused, u...), append(reasons, r...)
+	}
+	return refused, reasons, nil
+}
+
+// txn is one transaction of a chunkWriter.
+type txn struct {
+	*chunkWriter
+	tx      pgx.Tx
+	mode    mode
+	shard   int32
+	types   rowTypes
+	advance advance // nil for a probe
+	chains  chains
+	states  *states
+	now     time.Time // of the transaction
+	done    written
+}
+
+func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, error) {
+	tx, err := w.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return nil, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	return &txn{chunkWriter: w, tx: tx, mode: m, shard: shard, chains: chains{}}, nil
+}
+
+// write does everything but the commit, in three round trips: the fence and the results; the audit
+// rows; the states and whom to notify. Many results, and many states, are a round trip more each.
+func (t *txn) write(ctx context.Context, us []unit) (err error) {
+	// After an error the types are looked up again: if the database was restored while the
+	// connection stayed, others may have the same names now.
+	if t.types, err = rowTypesOf(ctx, t.tx.Conn(), !t.typesKnown); err != nil {
+		return err
+	}
+	t.typesKnown = false
+	defer func() { t.typesKnown = err == nil }()
+
+	first, rest := firsts(offers(us))
+	won, lost, err := t.claim(ctx, us, first)
+	if err != nil {
+		return err
+	}
+	var duplicates []offered
+	if rest = append(rest, lost...); len(rest) > 0 {
+		if duplicates, err = t.duplicates(ctx, rest, won); err != nil {
+			return err
+		}
+	}
+	t.states = newStates(len(us) / 4)
+	t.addRows(us, duplicates)
+	if err := t.days.copy(ctx, t.tx); err != nil {
+		return err
+	}
+	fault.At("audit.after_copy")
+	for _, r := range won {
+		s := stateOfResult(r)
+		t.states.add(&s)
+		t.counts.addResult(r)
+	}
+	t.done.results, t.done.duplicates = len(won), len(duplicates)
+	return t.finish(ctx, won)
+}
+
+// sessionSQL keeps a session that hangs in the middle, because its network is gone, from holding
+// its locks for long, and a commit from being acknowledged before it is durable.
+const sessionSQL = `SELECT now(), set_config('idle_in_transaction_session_timeout', '30s', true), set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+
+// lockSQL locks audit_log as a COPY into it does. Without the lock, a writer would lock partitions
+// in its own order, and deadlock with a migration that locks the log and then its partitions; and
+// a role that may not add to the log could add to its partitions.
+const lockSQL = `LOCK TABLE ONLY audit_log IN ROW EXCLUSIVE MODE`
+
+// claim advances the offsets of the chunk, reads the ends of its chains and inserts its results.
+// won are the results that are the first of their tasks; lost are the others.
+func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*task.Result, lost []offered, err error) {
+	var b pgx.Batch
+	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&t.now, nil, nil) })
+	passed := t.advance.queue(&b)
+	t.chains.queueRead(&b, t.advance)
+	if slices.ContainsFunc(us, func(u unit) bool { return u.index != resultIndex }) {
+		// Without events there are at most rows of duplicates, all of today: they need no lock order.
+		b.Queue(lockSQL)
+	}
+	copying := t.mode == fast && len(first) >= minRowsForCopy
+	var taken map[task.Key]bool
+	if !copying {
+		taken = t.queueResults(&b, first)
+	}
+	if err := pg.Flush(ctx, t.tx, &b, "advancing offsets and inserting results"); err != nil {
+		return nil, nil, err
+	}
+	if err := passed(); err != nil {
+		return nil, nil, err
+	}
+	if copying {
+		if err := t.copyResults(ctx, first); err != nil {
+			return nil, nil, fmt.Errorf("writing %d results: %w", len(first), err)
+		}
+	}
+	fault.At("audit.after_results")
+	won = make([]*task.Result, 0, len(first))
+	for _, o := range first {
+		if copying || taken[o.r.Key()] {
+			won = append(won, o.r)
+		} else {
+			lost = append(lost, o)
+		}
+	}
+	return won, lost, nil
+}
+
+// addRows adds the audit rows of the events and of the duplicates to the ends of their chains, and
+// the events to the states and to the rollups.
+func (t *txn) addRows(us []unit, duplicates []offered) {
+	t.days.begin()
+	t.counts.reset()
+	var s state
+	for _, u := range us {
+		if u.index == resultIndex {
+			continue
+		}
+		it := &u.entry.events[u.index]
+		t.addRow(&it.event, u.entry.source(it.index), t.chains.of(u.entry.part))
+		if stateOfEvent(&it.event, &s) {
+			t.states.add(&s)
+		}
+		t.states.reprioritize(&it.event)
+		t.counts.add(&it.event)
+	}
+	// In the order of their records, as all rows of a chain.
+	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })
+	for _, o := range duplicates {
+		e := duplicateEvent(o.r, t.Instance, time.Now())
+		t.addRow(&e, o.entry.source(0), t.chains.of(o.entry.part))
+	}
+}
+
+func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
+	rows, ok := t.days.rowsOf(e.Time, t.mode)
+	rows.row(e, from, t.now, end)
+	t.done.rows++
+	if !ok {
+		t.done.inDefault++
+	}
+}
+
+// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies
+// whoever waits for the results.
+func (t *txn) finish(ctx context.Context, won []*task.Result) error {
+	if t.mode == fast {
+		if err := t.copyFinished(ctx); err != nil {
+			return err
+		}
+	}
+	var b pgx.Batch
+	t.days.queueCheck(&b)
+	t.queueStates(&b)
+	t.states.queuePriorities(&b)
+	t.counts.queue(&b, t.shard)
+	t.chains.queueWrite(&b)
+	queueCallbacks(&b, won)
+	queueNotifications(&b, won)
+	return pg.Flush(ctx, t.tx, &b, "writing states")
+}

@@ -1,0 +1,131 @@
+package verify
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/audit/audittest/rig"
+)
+
+// trusted reads checkpoints from files, and trusts the sealer's key.
+func trusted(t testing.TB, g *rig.Signing, paths ...string) *Checkpoints {
+	t.Helper()
+	c := NewCheckpoints(g.Keys())
+	for _, p := range paths {
+		require.NoError(t, c.Read(p))
+	}
+	return c
+}
+
+func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	g, _ := rig.Grown(t, pool)
+	g.Flush()
+	fromTopic := NewCheckpoints(g.Keys())
+	require.NoError(t, fromTopic.ReadTopic(t.Context(), g.Log))
+	for i, c := range []*Checkpoints{trusted(t, g, g.Dir), fromTopic, trusted(t, g, g.Dir, g.File())} {
+		rep := verify(t, pool, Options{Checkpoints: c})
+		require.True(t, rep.OK(), "%d: %+v", i, rep.Findings)
+		require.Equal(t, 3, rep.Checkpoints)
+		require.EqualValues(t, 74, rep.Chains[0].Signed)
+		require.EqualValues(t, rig.RowsOfEvents1, rep.Chains[1].Signed)
+	}
+	audittest.Execute(t, pool, "CREATE TABLE saved AS SELECT * FROM audit_log")
+	audittest.Execute(t, pool, "CREATE TABLE saved_ends AS SELECT * FROM audit_chains")
+	const of0 = " src_topic = 'events' AND src_partition = 0 "
+	for _, c := range []struct {
+		name     string
+		do       func()
+		from, to int64
+		alone    bool // it fits in itself: nothing but checkpoints tells
+	}{
+		{"all from row 30 on", func() {
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+			rehash(t, pool, 30, 74, true)
+		}, 1, 72, true},
+		{"the last row", func() {
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 74")
+			rehash(t, pool, 74, 74, true)
+		}, 74, 0, true},
+		{"one row less", func() {
+			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 74")
+			audittest.Execute(t, pool, "UPDATE audit_chains SET rows = 73, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 73) WHERE topic = 'events' AND partition = 0")
+		}, 74, 74, true},
+		{"all that was signed after the first checkpoint, and more", func() {
+			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
+			audittest.Execute(t, pool, "UPDATE audit_chains SET rows = 70, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 70) WHERE topic = 'events' AND partition = 0")
+		}, 71, 74, true},
+		{"the whole chain is gone", func() {
+			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0)
+			audittest.Execute(t, pool, "DELETE FROM audit_chains WHERE topic = 'events' AND partition = 0")
+		}, 1, 74, true},
+	} {
+		c.do()
+		require.True(t, verify(t, pool, Options{}).OK(), c.name)
+		rep := verify(t, pool, Options{Checkpoints: trusted(t, g, g.Dir)})
+		require.EqualValues(t, 1, rep.Count, "%s: %+v", c.name, rep.Findings)
+		f := rep.Findings[0]
+		require.Equal(t, []any{Rewritten, "events/0", c.from, c.to}, []any{f.Reason, f.Chain(), f.Seq, f.To}, "%s: %+v", c.name, rep.Findings)
+		audittest.Execute(t, pool, "TRUNCATE audit_log, audit_chains")
+		audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
+		audittest.Execute(t, pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
+	}
+	// What is wrong in itself is told as that, and not as made anew.
+	audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
+	rep := verify(t, pool, Options{Checkpoints: trusted(t, g, g.Dir)})
+	require.EqualValues(t, 1, rep.Count, "%+v", rep.Findings)
+	require.Equal(t, Missing, rep.Findings[0].Reason)
+}
+
+func TestCheckpointsThatAreNotRightAreTold(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	g, _ := rig.Grown(t, pool)
+	lines := g.Lines()
+	const signatureMark = `,"signature":"`
+	ask := func(what string, c *Checkpoints) *Report {
+		rep := verify(t, pool, Options{Checkpoints: c})
+		require.False(t, rep.OK(), what)
+		for _, f := range rep.Findings {
+			require.Equal(t, Checkpoint, f.Reason, "%s: %+v", what, f)
+		}
+		return rep
+	}
+	forged := bytes.Replace(lines[1], []byte(`"rows":73`), []byte(`"rows":72`), 1)
+	require.NotEqual(t, lines[1], forged)
+	rep := ask("changed after it was signed", trusted(t, g, g.FileOf(lines[0], forged, lines[2])))
+	require.Contains(t, rep.Findings[0].Detail+rep.Findings[1].Detail, "forged")
+
+	rep = ask("one was removed", trusted(t, g, g.FileOf(lines[0], lines[2])))
+	require.Contains(t, rep.Findings[0].Detail, "checkpoint number 2 ")
+	require.True(t, verify(t, pool, Options{Checkpoints: trusted(t, g, g.FileOf(lines[1], lines[2]))}).OK(), "older ones need not be at hand")
+	require.True(t, verify(t, pool, Options{Checkpoints: trusted(t, g, g.FileOf(lines[0], lines[2]), g.FileOf(lines[1]))}).OK(), "it may be elsewhere")
+
+	rep = ask("no checkpoint", trusted(t, g, g.FileOf(lines[0], []byte(`{"version":1}`), lines[1])))
+	require.Contains(t, rep.Findings[0].Detail, "line 2 of")
+	ask("a signature that is none", trusted(t, g, g.FileOf(bytes.Replace(lines[0], []byte(signatureMark), []byte(signatureMark+"AAAA"), 1))))
+
+	// Another key, under the name of the one that is trusted, and under its own.
+	_, other, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	parsed, err := audit.ParseCheckpoint(lines[2])
+	require.NoError(t, err)
+	lie := parsed.Checkpoint
+	lie.Chains[0].Rows = 71
+	line, err := lie.Sign(other)
+	require.NoError(t, err)
+	rep = ask("signed by another", trusted(t, g, g.FileOf(line)))
+	require.Contains(t, rep.Findings[0].Detail, "forged")
+	lie.Signer = audit.KeyID(other.Public().(ed25519.PublicKey))
+	line, err = lie.Sign(other)
+	require.NoError(t, err)
+	rep = ask("a key that nobody trusts", trusted(t, g, g.Dir, g.FileOf(line)))
+	require.Contains(t, rep.Findings[0].Detail, "--public-key")
+	require.Equal(t, 3, rep.Checkpoints)
+}

@@ -1,0 +1,278 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/pg"
+)
+
+// live are the segments that hold rows which were read, or lie above such.
+func (c *chainCheck) live(partly bool) []*segment {
+	all := c.all()
+	if !partly {
+		return all
+	}
+	for i, s := range all {
+		if s.read {
+			return all[i:]
+		}
+	}
+	return nil
+}
+
+// lackingRows is the condition for rows of older partitions that are needed to join
+// what was read since the given time: the clocks of those who write events do not
+// agree, so some rows of a day lie among those of the day before. Empty: none is.
+func (v *verifier) lackingRows() string {
+	var ors []string
+	for _, c := range v.chains {
+		c.shelve()
+		from, to := c.lacking(v.o.Since.After(c.updated))
+		if to == 0 {
+			continue
+		}
+		if from == c.low && v.olderRead == 0 {
+			// Some more of the day before: should the first rows of the time have been
+			// cut off, there is a hole below the one that is the first now.
+			from = max(1, from-edgeRows)
+		}
+		ors = append(ors, fmt.Sprintf("(src_topic = '%s' AND src_partition = %d AND chain_seq BETWEEN %d AND %d)",
+			strings.ReplaceAll(c.at.Topic, "'", "''"), c.at.Partition, from, to))
+	}
+	slices.Sort(ors)
+	return strings.Join(ors, " OR ")
+}
+
+// edgeRows is how far into the day before a hole is looked for.
+const edgeRows = 1000
+
+// lacking is from which to which row something is not joined; 0 when all is. The
+// row before the first one counts, because it shows that the first was not cut off.
+func (c *chainCheck) lacking(quiet bool) (from, to int64) {
+	segments := c.live(true)
+	if len(segments) == 0 {
+		c.quiet = quiet || c.end.Rows == 0 // nothing was recorded since
+		for _, s := range c.all() {
+			c.quiet = c.quiet || s.last == c.end.Rows // or retention has dropped it
+		}
+		if c.quiet {
+			return 0, 0
+		}
+		c.lowKnown = true // the last row is enough
+		return c.end.Rows, c.end.Rows
+	}
+	if !c.lowKnown {
+		c.low, c.lowKnown = segments[0].first-1, true
+	}
+	lack := func(a, b int64) {
+		if from == 0 {
+			from = a
+		}
+		to = b
+	}
+	if c.low > 0 && segments[0].first > c.low {
+		lack(c.low, c.low)
+	}
+	next := segments[0].last + 1
+	for _, s := range segments[1:] {
+		if s.first > next && s.first <= c.end.Rows {
+			lack(next, s.first-1)
+		}
+		next = max(next, s.last+1)
+	}
+	if next <= c.end.Rows {
+		lack(next, c.end.Rows)
+	}
+	return from, to
+}
+
+// at names a row of a chain by its number.
+type numbered struct {
+	audit.TopicPartition
+	seq int64
+}
+
+// known is what is looked up of a row to name it.
+type known struct {
+	hash audit.Hash
+	ref  *RowRef
+}
+
+// maxLookups bounds the rows that are looked up to name what is wrong.
+const maxLookups = 4000
+
+const lookupSQL = `
+SELECT a.src_topic, a.src_partition, a.chain_seq, a.row_hash, a.src_offset, a.src_index, a.time, a.tenant, a.action, coalesce(a.task_id, '')
+FROM audit_log a JOIN unnest($1::text[], $2::int[], $3::bigint[]) AS u (topic, partition, seq)
+ON a.src_topic = u.topic AND a.src_partition = u.partition AND a.chain_seq = u.seq`
+
+// lookup reads the rows with the given numbers. It reads the whole log, so it is
+// for when something is wrong.
+func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]known, error) {
+	topics, parts, seqs := make([]string, len(wanted)), make([]int32, len(wanted)), make([]int64, len(wanted))
+	for i, w := range wanted {
+		topics[i], parts[i], seqs[i] = w.Topic, w.Partition, w.seq
+	}
+	rows, err := tx.Query(ctx, lookupSQL, topics, parts, seqs)
+	if err != nil {
+		return nil, fmt.Errorf("looking up rows to name what is wrong: %w", err)
+	}
+	defer rows.Close()
+	out := map[numbered][]known{}
+	for rows.Next() {
+		var n numbered
+		var k known
+		var sum []byte
+		var at audit.Position
+		r := &RowRef{}
+		if err := rows.Scan(&n.Topic, &n.Partition, &n.seq, &sum, &at.Offset, &at.Index, &r.Time, &r.Tenant, &r.Action, &r.Task); err != nil {
+			return nil, fmt.Errorf("looking up rows to name what is wrong: %w", err)
+		}
+		if len(sum) == len(k.hash) {
+			k.hash = audit.Hash(sum)
+		}
+		r.Position, r.Seq, r.Time = n.TopicPartition.At(at).String(), n.seq, r.Time.UTC()
+		k.ref = r
+		if len(out[n]) < 8 {
+			out[n] = append(out[n], k)
+		}
+	}
+	return out, rows.Err()
+}
+
+// whole reports whether a chain is one piece from its beginning to its end.
+func (c *chainCheck) whole(segments []*segment, partly bool) bool {
+	if len(segments) == 0 {
+		return c.end.Rows == 0 || (partly && c.quiet)
+	}
+	s := segments[0]
+	begins := s.first == 1 && s.prev == audit.Genesis(c.at)
+	if partly && s.first > 1 {
+		begins = c.low == 0 || s.first <= c.low
+	}
+	return len(segments) == 1 && begins && s.last == c.end.Rows && s.hash == c.end.Hash
+}
+
+// judge says what is wrong, chain by chain.
+func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
+	chains := make([]*chainCheck, 0, len(v.chains))
+	for _, c := range v.chains {
+		c.shelve()
+		chains = append(chains, c)
+	}
+	slices.SortFunc(chains, func(a, b *chainCheck) int {
+		return cmp.Or(strings.Compare(a.at.Topic, b.at.Topic), cmp.Compare(a.at.Partition, b.at.Partition))
+	})
+	partly := len(v.older) > 0
+	var wanted []numbered
+	for _, c := range chains {
+		segments := c.live(partly)
+		if c.whole(segments, partly) {
+			continue
+		}
+		wanted = append(wanted, numbered{c.at, c.end.Rows + 1})
+		for _, s := range segments {
+			for _, seq := range []int64{s.first - 1, s.first, s.last, s.last + 1} {
+				if len(wanted) < maxLookups {
+					wanted = append(wanted, numbered{c.at, seq})
+				}
+			}
+		}
+	}
+	names := map[numbered][]known{}
+	if len(wanted) > 0 {
+		var err error
+		if names, err = lookup(ctx, tx, wanted); err != nil {
+			return err
+		}
+	}
+	for _, c := range chains {
+		segments := c.live(partly)
+		if len(segments) > 0 {
+			c.from = segments[0].first
+		}
+		if !c.whole(segments, partly) {
+			w := walk{v: v, c: c, names: names, segments: segments}
+			w.run(partly)
+		}
+		if err := v.judgeUnchained(ctx, tx, c, segments); err != nil {
+			return err
+		}
+		c.judgePoints(v.standby)
+	}
+	v.findMoved()
+	v.judgeUnknownUnchained()
+	for _, c := range chains {
+		c.report(v.report)
+	}
+	for _, f := range v.unknown {
+		v.report.add(f)
+	}
+	v.report.Count += v.unknownCount - int64(len(v.unknown))
+	v.judgeDropped()
+	v.judgeCheckpoints()
+	return nil
+}
+
+// By how much later than a row with a hash one without may have been written: the
+// clock of the database is set, or another server takes over. While recorders of
+// another version are replaced, chains begin one after the other.
+const (
+	clockMargin        = int64(time.Hour / time.Microsecond)
+	newPartitionMargin = int64(audit.Day / time.Microsecond)
+)
+
+// judgeUnknownUnchained looks at rows without a hash of partitions that have no chain: before
+// there were chains all rows were so, and after that none.
+func (v *verifier) judgeUnknownUnchained() {
+	for _, c := range v.chains {
+		if v.unchainedRow != nil && c.read > 0 && v.unchainedAt > c.hashedAt+newPartitionMargin {
+			v.report.add(Finding{Reason: Inserted, Row: v.unchainedRow,
+				Detail: "it has no hash, though all rows had one when it was written: no recorder wrote it, nor perhaps others of partitions without a chain"})
+			return
+		}
+	}
+}
+
+// judgeUnchained finds rows without a hash that were not there when the chain
+// began: their records come after its first, or they were written later.
+func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck, segments []*segment) error {
+	if c.before == 0 {
+		return nil
+	}
+	var lowest *segment
+	for _, s := range segments {
+		if s.startKnown && (lowest == nil || s.start.Before(lowest.start)) {
+			lowest = s
+		}
+	}
+	if lowest == nil || c.nulls.Before(lowest.start) && c.nullsAt <= c.hashedAt+clockMargin {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `SELECT src_offset, src_index, time, tenant, action, coalesce(task_id, '') FROM audit_log
+		WHERE src_topic = $1 AND src_partition = $2 AND ((src_offset, src_index) >= ($3, $4) OR ingested_at > $5) AND chain_seq IS NULL
+		ORDER BY src_offset, src_index LIMIT $6`, c.at.Topic, c.at.Partition, lowest.start.Offset, lowest.start.Index,
+		time.UnixMicro(c.hashedAt+clockMargin+pg.Epoch), maxFindings)
+	if err != nil {
+		return fmt.Errorf("looking up rows without a hash: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at audit.Position
+		r := &RowRef{}
+		if err := rows.Scan(&at.Offset, &at.Index, &r.Time, &r.Tenant, &r.Action, &r.Task); err != nil {
+			return fmt.Errorf("looking up rows without a hash: %w", err)
+		}
+		r.Position, r.Time = c.at.At(at).String(), r.Time.UTC()
+		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, though the chain began before it: no recorder wrote it, or its hash was removed"})
+	}
+	return rows.Err()
+}

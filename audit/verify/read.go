@@ -1,0 +1,240 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/pg"
+)
+
+const (
+	// blockBytes is how much is read before it is looked at, and blocks how many
+	// such pieces wait: reading goes on while rows are hashed.
+	blockBytes = 256 << 10
+	blocks     = 8
+	// maxRowBytes bounds a row: a recorder writes none of a hundredth of it.
+	maxRowBytes = 64 << 20
+	// copyHeader is how the binary form of COPY begins.
+	copyHeader = "PGCOPY\n\xff\r\n\x00"
+)
+
+// rawRow is a row as COPY gives it. It is good until the next one.
+type rawRow struct {
+	b   []byte                  // all fields, each with its length before it
+	at  [audit.RowWidth + 1]int // where each begins, with its length, and the end of the last
+	nul [audit.RowWidth]bool
+}
+
+// field is a column's bytes; nil for NULL.
+func (r *rawRow) field(i int) []byte {
+	if r.nul[i] {
+		return nil
+	}
+	return r.b[r.at[i]+4 : r.at[i+1]]
+}
+
+// covered is what the row's hash is of, beside prev_hash.
+func (r *rawRow) covered() []byte { return r.b[:r.at[audit.ColPrev]] }
+
+func (r *rawRow) int8(i int) int64 {
+	if f := r.field(i); len(f) == 8 {
+		return int64(binary.BigEndian.Uint64(f))
+	}
+	return 0
+}
+
+func (r *rawRow) int4(i int) int32 {
+	if f := r.field(i); len(f) == 4 {
+		return int32(binary.BigEndian.Uint32(f))
+	}
+	return 0
+}
+
+// Hash is a column that holds one.
+func (r *rawRow) hash(i int) (h audit.Hash, ok bool) {
+	f := r.field(i)
+	if len(f) != len(h) {
+		return h, false
+	}
+	return audit.Hash(f), true
+}
+
+func (r *rawRow) position() audit.Position {
+	return audit.Position{Offset: r.int8(audit.ColOffset), Index: r.int4(audit.ColIndex)}
+}
+
+// ref names the row.
+func (r *rawRow) ref() *RowRef {
+	at := audit.TopicPartition{Topic: string(r.field(audit.ColTopic)), Partition: r.int4(audit.ColPartition)}
+	return &RowRef{
+		Position: at.At(r.position()).String(), Seq: r.int8(audit.ColSeq), Time: time.UnixMicro(r.int8(audit.ColTime) + pg.Epoch).UTC(),
+		Tenant: string(r.field(audit.ColTenant)), Action: string(r.field(audit.ColAction)), Task: string(r.field(audit.ColTask)),
+	}
+}
+
+// parse reads one row from the beginning of b and returns what it took; 0 when
+// b ends before the row does, -1 at the end of all rows.
+func (r *rawRow) parse(b []byte) (int, error) {
+	if len(b) < 2 {
+		return 0, nil
+	}
+	switch n := int16(binary.BigEndian.Uint16(b)); n {
+	case -1:
+		return -1, nil
+	case audit.RowWidth:
+	default:
+		return 0, fmt.Errorf("the database sent a row of %d columns, not %d", n, audit.RowWidth)
+	}
+	r.b = b[2:]
+	at := 0
+	for i := range audit.RowWidth {
+		r.at[i] = at
+		if len(r.b)-at < 4 {
+			return 0, nil
+		}
+		n := int(int32(binary.BigEndian.Uint32(r.b[at:])))
+		at += 4
+		r.nul[i] = n == -1
+		switch {
+		case n == -1:
+		case n < 0 || n > maxRowBytes:
+			return 0, fmt.Errorf("the database sent a field of %d bytes", n)
+		case n > len(r.b)-at:
+			return 0, nil
+		default:
+			at += n
+		}
+	}
+	r.at[audit.RowWidth] = at
+	return 2 + at, nil
+}
+
+// rowReader makes rows of blocks of a COPY stream.
+type rowReader struct {
+	started bool
+	ended   bool
+	left    []byte // of the last block, an unfinished row
+	row     rawRow
+}
+
+// feed calls fn for each row that is complete with the next block.
+func (p *rowReader) feed(block []byte, fn func(*rawRow) error) error {
+	b := block
+	if len(p.left) > 0 {
+		p.left = append(p.left, block...)
+		b = p.left
+	}
+	if !p.started {
+		const fixed = len(copyHeader) + 8 // flags, and the length of the extension
+		if len(b) < fixed {
+			p.left = append(p.left[:0], b...)
+			return nil
+		}
+		if !bytes.HasPrefix(b, []byte(copyHeader)) || binary.BigEndian.Uint32(b[fixed-4:]) != 0 {
+			return errors.New("the database sent no binary COPY")
+		}
+		b, p.started = b[fixed:], true
+	}
+	for {
+		n, err := p.row.parse(b)
+		if err != nil {
+			return err
+		}
+		if n <= 0 {
+			p.ended = n < 0
+			break
+		}
+		if err := fn(&p.row); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	if len(b) > maxRowBytes {
+		return fmt.Errorf("the database sent a row of more than %d bytes", maxRowBytes)
+	}
+	p.left = append(p.left[:0:cap(p.left)], b...)
+	return nil
+}
+
+// blockWriter gathers what COPY sends into blocks.
+type blockWriter struct {
+	full chan<- []byte
+	free <-chan []byte
+	stop <-chan struct{} // whoever takes them gave up
+	b    []byte
+}
+
+var errStopped = errors.New("stopped")
+
+func (w *blockWriter) Write(p []byte) (int, error) {
+	if len(w.b)+len(p) > blockBytes && len(w.b) > 0 {
+		if err := w.flush(); err != nil {
+			return 0, err
+		}
+	}
+	w.b = append(w.b, p...)
+	return len(p), nil
+}
+
+func (w *blockWriter) flush() error {
+	select {
+	case w.full <- w.b:
+	case <-w.stop:
+		return errStopped
+	}
+	select {
+	case b := <-w.free:
+		w.b = b[:0]
+	case <-w.stop:
+		return errStopped
+	}
+	return nil
+}
+
+var _ io.Writer = (*blockWriter)(nil)
+
+// read takes in the rows of a partition that match the condition.
+func (v *verifier) read(ctx context.Context, p partitionTable, where string) error {
+	sql := "COPY (SELECT " + audit.RowColumns + " FROM " + p.from(where) + ") TO STDOUT (FORMAT binary)"
+	full, free, stop := make(chan []byte, blocks), make(chan []byte, blocks+1), make(chan struct{})
+	for range blocks {
+		free <- make([]byte, 0, blockBytes)
+	}
+	looked := make(chan error, 1)
+	go func() {
+		var r rowReader
+		var err error
+		for b := range full {
+			if err == nil {
+				if err = r.feed(b, v.take); err != nil {
+					close(stop)
+				}
+			}
+			free <- b // there is always room: as many as there are
+		}
+		if err == nil && !r.ended {
+			err = errors.New("the rows broke off")
+		}
+		looked <- err
+	}()
+	w := &blockWriter{full: full, free: free, stop: stop, b: make([]byte, 0, blockBytes)}
+	_, err := v.conn.PgConn().CopyTo(ctx, w, sql)
+	if err == nil {
+		err = w.flush()
+	}
+	close(full)
+	if lerr := <-looked; lerr != nil && (err == nil || errors.Is(err, errStopped)) {
+		err = lerr
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", p.name, err)
+	}
+	v.progress(Progress{v.report.Rows, v.about})
+	return nil
+}

@@ -1,0 +1,150 @@
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// Reason is what is wrong with rows of the audit log.
+type Reason string
+
+// The reasons.
+const (
+	Changed    Reason = "changed"    // its content is not what was recorded
+	Missing    Reason = "missing"    // it is not there
+	Moved      Reason = "moved"      // it stands where another one belongs
+	Inserted   Reason = "inserted"   // no recorder wrote it
+	Rewritten  Reason = "rewritten"  // the chain fits in itself and is not the one that was signed
+	Checkpoint Reason = "checkpoint" // a checkpoint itself is forged, or one is missing
+)
+
+// RowRef names a row of the audit log.
+type RowRef struct {
+	Position string    `json:"position"` // topic/partition@offset#index
+	Seq      int64     `json:"chain_seq,omitempty"`
+	Time     time.Time `json:"time,omitzero"`
+	Tenant   string    `json:"tenant,omitempty"`
+	Action   string    `json:"action,omitempty"`
+	Task     string    `json:"task_id,omitempty"`
+}
+
+func (r *RowRef) String() string {
+	s := r.Position
+	if r.Action != "" { // else only its place is known
+		s += " of " + r.Time.Format(time.RFC3339Nano) + ", " + r.Action
+	}
+	if r.Task != "" {
+		s += " of task " + r.Tenant + "/" + r.Task
+	}
+	return s
+}
+
+// Finding is something that is wrong.
+type Finding struct {
+	Reason    Reason  `json:"reason"`
+	Topic     string  `json:"topic,omitempty"`
+	Partition int32   `json:"partition"`
+	Seq       int64   `json:"chain_seq,omitempty"` // first row that it concerns
+	To        int64   `json:"to_seq,omitempty"`    // last row, when it is more than one
+	Row       *RowRef `json:"row,omitempty"`
+	Detail    string  `json:"detail"`
+}
+
+// Chain is the chain that the finding is in.
+func (f *Finding) Chain() string { return f.Topic + "/" + strconv.Itoa(int(f.Partition)) }
+
+// Rows names the rows that the finding is about.
+func (f *Finding) Rows() string {
+	switch {
+	case f.Seq == 0:
+		return ""
+	case f.To > f.Seq:
+		return fmt.Sprintf("%d to %d", f.Seq, f.To)
+	}
+	return strconv.FormatInt(f.Seq, 10)
+}
+
+// ChainReport is what was found of one chain.
+type ChainReport struct {
+	Topic      string    `json:"topic"`
+	Partition  int32     `json:"partition"`
+	Rows       int64     `json:"rows"`                 // in its life, by audit_chains
+	From       int64     `json:"from"`                 // first row that was verified; 0: none was looked at
+	Read       int64     `json:"read"`                 // rows that were read
+	Before     int64     `json:"before,omitempty"`     // rows from before the chain began
+	Signed     int64     `json:"signed"`               // up to this row it is as a checkpoint says; 0: none says anything
+	SignedAt   time.Time `json:"signed_at,omitzero"`   // time of that checkpoint
+	Findings   int64     `json:"findings"`             // how much is wrong
+	First      *Finding  `json:"first,omitempty"`      // the first of it along the chain
+	Unfinished bool      `json:"unfinished,omitempty"` // more is wrong than was looked into
+}
+
+// Report is what a verification found.
+type Report struct {
+	Time        time.Time     `json:"time"` // of the snapshot, by the clock of the database
+	Since       time.Time     `json:"since,omitzero"`
+	Rows        int64         `json:"rows"`    // that were read
+	Before      int64         `json:"before"`  // of these, from before the chains began: nothing protects them
+	Dropped     int64         `json:"dropped"` // rows that retention has dropped
+	Chains      []ChainReport `json:"chains"`
+	Checkpoints int           `json:"checkpoints"` // with good signatures, by trusted keys
+	Signers     []string      `json:"signers,omitempty"`
+	Findings    []Finding     `json:"findings"` // along each chain; bounded, see Count
+	Count       int64         `json:"count"`    // of all findings
+	Notes       []string      `json:"notes,omitempty"`
+}
+
+// maxFindings bounds the findings that a report lists, of each chain.
+const maxFindings = 100
+
+// OK reports whether nothing is wrong.
+func (r *Report) OK() bool { return r.Count == 0 }
+
+func (r *Report) add(f Finding) {
+	r.Count++
+	if len(r.Findings) < 64*maxFindings {
+		r.Findings = append(r.Findings, f)
+	}
+}
+
+func (r *Report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
+
+// found keeps the first findings along a chain and counts all.
+func (c *chainCheck) found(f Finding) {
+	f.Topic, f.Partition = c.at.Topic, c.at.Partition
+	c.count++
+	if len(c.findings) >= 4*maxFindings {
+		sortFindings(c.findings)
+		c.findings = c.findings[:maxFindings]
+	}
+	c.findings = append(c.findings, f)
+}
+
+func sortFindings(fs []Finding) {
+	slices.SortStableFunc(fs, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
+}
+
+// explains reports whether something was found already between two rows.
+func (c *chainCheck) explains(from, to int64) bool {
+	return slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Seq <= to && max(f.Seq, f.To) >= from })
+}
+
+// report closes the books of a chain.
+func (c *chainCheck) report(r *Report) {
+	sortFindings(c.findings)
+	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Before: c.before,
+		Signed: c.signed, SignedAt: c.signedAt, Findings: c.count, Unfinished: c.count > int64(len(c.findings))}
+	if len(c.findings) > 0 {
+		first := c.findings[0]
+		out.First = &first
+	}
+	r.Chains = append(r.Chains, out)
+	r.Before += c.before
+	r.Count += c.count
+	r.Findings = append(r.Findings, c.findings[:min(len(c.findings), maxFindings)]...)
+}

@@ -1,0 +1,54 @@
+package status
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/task"
+)
+
+// EventRow is one row of the audit log.
+type EventRow struct {
+	task.Event
+	IngestedAt time.Time
+	Topic      string // of the record it came from
+	Partition  int
+	Offset     int64
+	Index      int
+}
+
+// MaxTimeline bounds the rows that Events returns.
+const MaxTimeline = 10_000
+
+// Events returns the timeline of a task: its audit rows, in the order of time.
+func (s *Store) Events(ctx context.Context, k task.Key) ([]EventRow, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT time, ingested_at, tenant, actor_type, actor_id, coalesce(source_addr, ''), coalesce(user_agent, ''), action,
+			coalesce(resource_type, ''), coalesce(resource_id, ''), outcome, coalesce(error_class, ''), coalesce(task_id, ''),
+			coalesce(job_id, ''), coalesce(batch_id, ''), coalesce(device_id, ''), coalesce(attempt, 0), coalesce(trace_id, ''),
+			coalesce(duration_ms, 0), coalesce(model, ''), coalesce(input_tokens, 0), coalesce(output_tokens, 0), input_sha256,
+			coalesce(input_bytes, 0), output_sha256, coalesce(output_bytes, 0), detail::text,
+			src_topic, src_partition, src_offset, src_index
+		FROM task_timeline WHERE tenant = $1 AND task_id = $2
+		ORDER BY time, src_topic, src_partition, src_offset, src_index LIMIT $3`, k.Tenant, k.ID, MaxTimeline)
+	if err != nil {
+		return nil, fmt.Errorf("reading the events of task %s: %w", k, err)
+	}
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (e EventRow, err error) {
+		var ms float64
+		err = r.Scan(pg.NullTime(&e.Time), pg.NullTime(&e.IngestedAt), &e.Tenant, &e.ActorType, &e.ActorID, &e.SourceAddr, &e.UserAgent, &e.Action,
+			&e.ResourceType, &e.ResourceID, &e.Outcome, &e.ErrorClass, &e.TaskID, &e.Job, &e.Batch, &e.Device, &e.Attempt, &e.TraceID,
+			&ms, &e.Model, &e.TokensIn, &e.TokensOut, &e.InputSHA256, &e.InputSize, &e.OutputSHA256, &e.OutputSize, &e.Detail,
+			&e.Topic, &e.Partition, &e.Offset, &e.Index)
+		e.Duration = time.Duration(ms * float64(time.Millisecond))
+		return e, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the events of task %s: %w", k, err)
+	}
+	return out, nil
+}

@@ -274,7 +274,7 @@ func TestRetryPolicy(t *testing.T) {
 		policy     batchyard.RetryPolicy
 		retryAfter string
 		tries      int
-		took       time.Duration // at least, and less than twice that and a second
+		took       time.Duration // at least, and no more than three times that
 	}{
 		"none":              {batchyard.RetryPolicy{}, "", 1, 0},
 		"one try":           {batchyard.RetryPolicy{MaxTries: 1, MaxElapsed: time.Hour}, "", 1, 0},
@@ -300,7 +300,7 @@ func TestRetryPolicy(t *testing.T) {
 					require.Equal(t, c.tries, tries)
 				}
 				require.GreaterOrEqual(t, time.Since(began), c.took)
-				require.Less(t, time.Since(began), 2*c.took+time.Second)
+				require.LessOrEqual(t, time.Since(began), 3*c.took+time.Second)
 			})
 		})
 	}
@@ -479,9 +479,10 @@ func TestResultsOfAServerThatFallsSilent(t *testing.T) {
 		c := asking(t, func(r *http.Request) (*http.Response, error) {
 			out, in := io.Pipe()
 			context.AfterFunc(r.Context(), func() { _ = in.CloseWithError(context.Cause(r.Context())) })
+			line := resultLine(t, "a")
 			go func() {
-				for i := range 3 {
-					_, _ = io.WriteString(in, resultLine(t, fmt.Sprint(i)))
+				for range 3 {
+					_, _ = io.WriteString(in, line)
 					<-time.After(30 * time.Second)
 				}
 			}()

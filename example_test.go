@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // an example ends as a small program of its reader would
 	"net/http/httptest"
 	"sync"
 	"time"
@@ -26,7 +26,11 @@ func say(text string) task.Input {
 // newClient is a client of the server that the examples share, for a tenant of the
 // example's own.
 func newClient(tenant string) *batchyard.Client {
-	client, err := batchyard.New(serverURL(), batchyard.WithTenant(tenant))
+	url, err := server()
+	if err != nil {
+		log.Fatal(err)
+	}
+	client, err := batchyard.New(url, batchyard.WithTenant(tenant))
 	if err != nil {
 		log.Fatal(err)
 	}

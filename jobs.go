@@ -113,7 +113,7 @@ func (c *Client) stream(ctx context.Context, path string, yield func(*task.Resul
 	var w *watch
 	err := c.retrying(ctx, func() (err error) {
 		w = newWatch(ctx)
-		resp, err = c.send(w.ctx, call{method: http.MethodGet, path: path}, nil)
+		resp, err = c.send(w.ctx, call{method: http.MethodGet, path: path}, nil) //nolint:bodyclose // it is closed below
 		if err == nil {
 			return nil
 		}

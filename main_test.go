@@ -38,13 +38,10 @@ func TestMain(m *testing.M) {
 	os.Exit(max(code, harness.CleanUp()))
 }
 
-// serverURL is the address of the shared server, which the first call starts.
-func serverURL() string {
+// server is the address of the shared server, which the first call starts.
+func server() (url string, err error) {
 	running.once.Do(func() { running.err = startServer() })
-	if running.err != nil {
-		panic(running.err) // an example cannot fail in another way
-	}
-	return running.url
+	return running.url, running.err
 }
 
 func startServer() error {
@@ -87,7 +84,7 @@ func startServer() error {
 		}
 		_, _ = io.Copy(io.Discard, out)
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*harness.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*harness.Patience)
 	defer cancel()
 	select {
 	case url, ok := <-address:
@@ -97,6 +94,6 @@ func startServer() error {
 		running.url = url
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("the server was not ready within %s", 2*harness.Patience)
+		return fmt.Errorf("the server was not ready within %s", 3*harness.Patience)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// yard is a broker's topics and a Redis of a test's own, with what batchers write.
+// yard is a test's own topics and Redis, with what batchers wrote so far.
 type yard struct {
 	t    *testing.T
 	log  *stream.Log
@@ -119,12 +119,12 @@ func (y *yard) until(what string, cond func() bool) {
 		case <-timeout:
 			y.mu.Lock()
 			defer y.mu.Unlock()
-			require.FailNow(y.t, "waited in vain for "+what, "%d batches with %d tasks, events %v", len(y.batches), len(y.seen), y.events)
+			require.FailNow(y.t, "timed out waiting for "+what, "%d batches with %d tasks, events %v", len(y.batches), len(y.seen), y.events)
 		}
 	}
 }
 
-// sent are the batches so far, and how often each task was in one; more may come meanwhile.
+// sent returns the batches so far, and how often each task was in one.
 func (y *yard) sent() ([]task.Batch, map[string]int) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -161,11 +161,11 @@ func ids(prefix string, n int) []string {
 	return out
 }
 
-// patient is a config under which nothing leaves by time.
+// patient is a config with which no batch closes by time.
 func patient() Config {
 	cfg := testConfig()
-	cfg.Merged.MaxWait, cfg.Each.MaxWait, cfg.Rules = time.Hour, time.Hour, nil
-	cfg.Merged.MaxBytes, cfg.Each.MaxBytes = 1<<20, 1<<20
+	cfg.Batched.MaxWait, cfg.Single.MaxWait, cfg.Rules = time.Hour, time.Hour, nil
+	cfg.Batched.MaxBytes, cfg.Single.MaxBytes = 1<<20, 1<<20
 	return cfg
 }
 
@@ -196,9 +196,8 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	y.committed()
 }
 
-// Nothing closes these batches but that their device gets nothing else to do,
-// which a freed credit tells.
-func TestAFreedDeviceGetsItsBatch(t *testing.T) {
+// Only a freed credit, which leaves the device with nothing else to do, closes these batches.
+func TestAFreedCreditClosesTheBatchOfAnIdleDevice(t *testing.T) {
 	y := newYard(t)
 	b := New(patient(), y.deps)
 	y.run(b.Run)
@@ -209,7 +208,7 @@ func TestAFreedDeviceGetsItsBatch(t *testing.T) {
 	frame, err := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: tk, Device: task.DeviceRef{ID: "d"}, Lease: task.Lease{Pool: pool, ID: grants[0].Lease}}})
 	require.NoError(t, err)
 	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
-	// Freeing is told again and again until the batcher has the assignment.
+	// Free credits until the batcher has the assignment.
 	require.Eventually(t, func() bool {
 		other, err := y.deps.Credits.Acquire(t.Context(), "router", []device.Want{{Pool: pool, N: 1, Limit: 8}})
 		require.NoError(t, err)
@@ -224,7 +223,7 @@ func TestAFreedDeviceGetsItsBatch(t *testing.T) {
 	require.Equal(t, string(ReasonIdle), batches[0].Reason)
 }
 
-func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
+func TestAStoppingBatcherWritesOpenBatches(t *testing.T) {
 	y := newYard(t)
 	b := New(patient(), y.deps)
 	stop := y.run(b.Run)
@@ -232,7 +231,7 @@ func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
 	y.assign("d2", task.EndpointEmbeddings, 0, ids("b", 3)...)
 	require.Eventually(t, func() bool { return testLen(b) == 5 }, patience, 5*time.Millisecond)
 	stop()
-	y.until("what was open", func() bool { return len(y.seen) == 5 })
+	y.until("the open batches", func() bool { return len(y.seen) == 5 })
 	batches, _ := y.sent()
 	for _, batch := range batches {
 		require.Equal(t, string(ReasonDrain), batch.Reason)
@@ -240,8 +239,8 @@ func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
 	y.committed()
 }
 
-// Whoever takes the partitions over gets what the other had open: it is dropped
-// there, leases included, and leaves once.
+// A batcher that takes over partitions also gets the assignments that the other had in open batches.
+// The other drops them, leases included, so each leaves once.
 func TestAnotherBatcherTakesOver(t *testing.T) {
 	y := newYard(t)
 	first := New(patient(), y.deps)
@@ -259,7 +258,7 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 	stop := y.run(second.Run)
 	require.Eventually(t, func() bool { return testLen(second) > 0 && testLen(first)+testLen(second) == len(all) }, patience, 5*time.Millisecond)
 	stop()
-	y.until("what the second had", func() bool { return len(y.seen) > 0 })
+	y.until("the second's batches", func() bool { return len(y.seen) > 0 })
 	require.Eventually(t, func() bool {
 		y.mu.Lock()
 		defer y.mu.Unlock()
@@ -282,7 +281,7 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 	}
 }
 
-// testLen is how many tasks are in open batches, as the batcher itself tells.
+// testLen returns how many tasks are in open batches, from the batcher's own metric.
 func testLen(b *Batcher) int {
 	return int(gauge(b.deps.Metrics.Batcher.OpenTasks))
 }

@@ -2,13 +2,13 @@ package workers
 
 import "time"
 
-// Config is the settings of the workers.
+// Config configures the workers.
 type Config struct {
 	MaxInFlight     int               `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Records of batches held in memory."`
 	MaxBytes        int64             `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Bytes of batches held in memory."`
-	Timeout         time.Duration     `yaml:"timeout" default:"5m" min:"10ms" max:"24h" doc:"How long one request to a device may take."`
+	RequestTimeout  time.Duration     `yaml:"timeout" default:"5m" min:"10ms" max:"24h" doc:"How long one request to a device may take."`
 	MaxAnswer       int64             `yaml:"max_answer" default:"3MiB" unit:"bytes" min:"1024" max:"4194304" doc:"A task's answer larger than this fails the task; it must fit into the results topic."`
-	MaxMerged       int               `yaml:"max_merged" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Tasks merged into one request where the endpoint takes lists."`
+	MaxBatchedTasks int               `yaml:"max_merged" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Tasks merged into one request where the endpoint takes lists."`
 	MaxAttempts     int               `yaml:"max_attempts" default:"5" unit:"attempts" min:"1" max:"20" doc:"Attempts that a task gets when it does not say; 429 answers do not count."`
 	LocalRetries    int               `yaml:"local_retries" default:"1" unit:"attempts" min:"0" max:"10" doc:"Attempts on the same device after the first failed, before another device is tried."`
 	BackoffMin      time.Duration     `yaml:"backoff_min" default:"100ms" min:"1ms" doc:"Backoff after the first failure; doubled for each further one, with jitter."`

@@ -16,8 +16,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// yard is a broker's topics and a Redis of a test's own, simulated devices, and
-// what workers write.
+// yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
 type yard struct {
 	t     *testing.T
 	log   *stream.Log
@@ -31,7 +30,7 @@ type yard struct {
 	requeued []*task.Task
 	events   []task.Event
 	dead     int
-	again    func(*task.Task) // plays the router for what comes back
+	again    func(*task.Task) // plays the router for tasks that come back
 }
 
 func newYard(t *testing.T, specs ...fleet.Spec) *yard {
@@ -138,12 +137,12 @@ func (y *yard) until(what string, cond func() bool) {
 			for _, e := range y.events {
 				counts[e.Action]++
 			}
-			require.FailNow(y.t, "waited in vain for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
+			require.FailNow(y.t, "timed out waiting for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
 		}
 	}
 }
 
-// eventually is until for what a device or a worker tells of itself.
+// eventually waits for a condition of a device or a worker.
 func (y *yard) eventually(what string, cond func() bool) {
 	y.t.Helper()
 	require.Eventually(y.t, cond, patience, 2*time.Millisecond, what)
@@ -166,7 +165,7 @@ func (y *yard) count(a task.Action) (n int) {
 	return n
 }
 
-// only is the one result of a task.
+// only returns the only result of a task.
 func (y *yard) only(id string) *task.Result {
 	y.t.Helper()
 	y.until("the result of "+id, func() bool { return len(y.results[id]) > 0 })
@@ -176,7 +175,7 @@ func (y *yard) only(id string) *task.Result {
 	return y.results[id][0]
 }
 
-// back is how a task came back, when it did for the n-th time.
+// back waits until a task came back for the n-th time, and returns it.
 func (y *yard) back(id string, n int) (tk *task.Task) {
 	y.t.Helper()
 	y.until(id+" to come back", func() bool {

@@ -176,7 +176,7 @@ func (s *sim) begin(m *machine, j *job) {
 		return
 	}
 	m.inner.push(j)
-	s.after(int64(s.wc.Timeout), event{kind: evEnd, job: j, gen: j.gen})
+	s.after(int64(s.wc.RequestTimeout), event{kind: evEnd, job: j, gen: j.gen})
 }
 
 // serve lets a request have a slot of the device.
@@ -187,7 +187,7 @@ func (s *sim) serve(m *machine, j *job) {
 	}
 	j.serving = true
 	j.gen++ // its end is another than it seemed
-	takes, most := s.wc.Timeout, s.wc.Timeout-time.Duration(s.now-j.started)
+	takes, most := s.wc.RequestTimeout, s.wc.RequestTimeout-time.Duration(s.now-j.started)
 	switch m.mode {
 	case Well:
 		takes = time.Duration(j.work * float64(m.spec.Service))
@@ -256,7 +256,7 @@ func (s *sim) requestEnds(j *job) {
 	var f *workers.Failure
 	outcome := device.OK
 	switch {
-	case took >= s.wc.Timeout:
+	case took >= s.wc.RequestTimeout:
 		f, outcome = &workers.Failure{Class: task.ClassTimeout}, device.TimedOut
 	case m.mode == Failing:
 		f, outcome = &workers.Failure{Class: task.ClassDevice, Status: 500}, device.Fault
@@ -291,9 +291,9 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 			At: epoch.Add(time.Duration(j.started)), Duration: (s.now - j.started) / int64(time.Millisecond),
 		})
 	}
-	d := workers.Decide(s.wc, t, attempts, *f, j.here, m.budget, now)
+	d := workers.Decide(s.wc, workers.Situation{Task: t, Attempts: attempts, Failure: *f, LocalAttempts: j.here}, m.budget, now)
 	after := int64(d.After)
-	if after > 0 && !d.Late && f.RetryAfter == 0 { // its jitter is to come from the run's seed
+	if after > 0 && !d.OverBudget && f.RetryAfter == 0 { // its jitter is to come from the run's seed
 		counted := 0
 		for _, a := range attempts {
 			if workers.Counts(a.Class) {
@@ -307,10 +307,10 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 	j.task = &c
 	j.gen++
 	switch d.Action {
-	case workers.Again:
+	case workers.RetryHere:
 		j.where = pausing
 		s.after(after, event{kind: evAgain, job: j, gen: j.gen})
-	case workers.Reroute, workers.Degrade:
+	case workers.RetryElsewhere, workers.Degrade:
 		c.Progress.Requeues++
 		if after > 0 {
 			c.Progress.NotBefore = now.Add(time.Duration(after))

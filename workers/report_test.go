@@ -26,45 +26,45 @@ func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, r := bare("d")
 		reporter := newReporter(s)
-		tell := func() map[string]device.Health { return reporter.healths(s.allRunners(), time.Now()) }
-		require.Equal(t, device.StateClosed, tell()["d"].State, "a new runner replaces the report of the last owner")
-		require.Empty(t, tell(), "a healthy device is reported once")
+		report := func() map[string]device.Health { return reporter.healths(s.allRunners(), time.Now()) }
+		require.Equal(t, device.StateClosed, report()["d"].State, "a new runner replaces the report of the last owner")
+		require.Empty(t, report(), "a healthy device is reported once")
 		<-time.After(repeatReportEvery)
-		require.Len(t, tell(), 1, "and from time to time, in case Redis lost it")
+		require.Len(t, report(), 1, "and from time to time, in case Redis lost it")
 
 		r.slowDown(150 * time.Millisecond)
-		require.False(t, tell()["d"].SlowUntil.IsZero())
-		require.Len(t, tell(), 1, "an unhealthy one is reported every time")
+		require.False(t, report()["d"].SlowUntil.IsZero())
+		require.Len(t, report(), 1, "an unhealthy one is reported every time")
 		<-time.After(time.Second)
-		require.True(t, tell()["d"].SlowUntil.IsZero())
-		require.Empty(t, tell())
+		require.True(t, report()["d"].SlowUntil.IsZero())
+		require.Empty(t, report())
 
 		for range 5 {
 			r.ejector.Started(time.Now())
 			r.ejector.Ended(time.Now(), device.Fault, 0)
 		}
 		r.slowDown(150 * time.Millisecond)
-		h := tell()["d"]
+		h := report()["d"]
 		require.Equal(t, device.StateOpen, h.State)
 		require.False(t, h.OpenUntil.IsZero())
 		require.Equal(t, "5 faults in a row", h.Why)
-		require.Len(t, tell(), 1)
+		require.Len(t, report(), 1)
 
 		r.concurrency.Ended(time.Now(), device.Throttled, 0)
-		require.Equal(t, 2, tell()["d"].Slots)
+		require.Equal(t, 2, report()["d"].Slots)
 		r.latency.observe(3 * time.Millisecond)
-		require.InDelta(t, 3, tell()["d"].HopMS, 0.01)
+		require.InDelta(t, 3, report()["d"].HopMS, 0.01)
 
 		<-time.After(time.Minute)
-		require.Equal(t, device.StateHalfOpen, tell()["d"].State)
+		require.Equal(t, device.StateHalfOpen, report()["d"].State)
 		r.lastUsed = time.Now().Add(-time.Hour)
 		s.retire(retireAfter)
 		require.Empty(t, s.allRunners())
-		hs := tell()
+		hs := report()
 		require.Equal(t, device.StateClosed, hs["d"].State, "no runner is left to test it")
 		reporter.unreported(nil, hs)
-		require.Len(t, tell(), 1, "what could not be reported is reported again")
-		require.Empty(t, tell())
+		require.Len(t, report(), 1, "what could not be reported is reported again")
+		require.Empty(t, report())
 	})
 }
 
@@ -140,7 +140,7 @@ func TestADeviceThatHangsGetsNoRequests(t *testing.T) {
 	require.EqualValues(t, 2, d.Stats().Requests)
 	require.Equal(t, 1, d.Stats().InFlight, "the hung request may still be answered")
 	y.eventually("no credit is held, or no router could send a probe", func() bool { return y.creditsUsed("d") == 0 })
-	y.eventually("routers are told", func() bool {
+	y.eventually("the routers learn it", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
 		return err == nil && hs["d"].Opened == 1
 	})
@@ -173,7 +173,7 @@ func TestAThrottledDeviceGetsFewerRequestsAtATime(t *testing.T) {
 		id := fmt.Sprint("throttled-", i)
 		y.send("d", chat(id))
 		y.back(id, 1)
-		y.eventually("routers are told", func() bool { return slots() == want })
+		y.eventually("the routers learn it", func() bool { return slots() == want })
 	}
 	var tasks []*task.Task
 	for i := range 4 {
@@ -191,7 +191,7 @@ func TestAThrottledDeviceGetsFewerRequestsAtATime(t *testing.T) {
 	y.send("d", tasks...)
 	y.until("all of them", func() bool { return len(y.results) == 64 })
 	require.Greater(t, d.Stats().MaxRunning, 4, "it gets more again")
-	y.eventually("routers are told", func() bool { return slots() == 0 })
+	y.eventually("the routers learn it", func() bool { return slots() == 0 })
 	y.eventually("so is the dispatch latency", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
 		return err == nil && hs["d"].HopMS > 0 && hs["d"].HopMS < 10_000

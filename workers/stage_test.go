@@ -54,7 +54,7 @@ func TestBatchesBecomeResults(t *testing.T) {
 	require.Zero(t, y.fleet.Device("d").Stats().Waiting)
 	y.committed()
 	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("e") == 0 })
-	y.eventually("rates are told", func() bool {
+	y.eventually("rates are reported", func() bool {
 		rates, _, err := y.deps.Rates.Load(t.Context())
 		return err == nil && rates[device.RateKey{Device: "d", Model: "m"}].Samples == 20 && rates[device.RateKey{Device: "e", Model: "m", Merged: true}].Samples > 0
 	})
@@ -129,7 +129,7 @@ func TestAThrottledDeviceGetsNoRequestsForAWhile(t *testing.T) {
 	tk := y.back("first", 1)
 	require.Empty(t, tk.Progress.Exclude)
 	require.Equal(t, task.ClassThrottled, tk.Progress.Attempts[0].Class)
-	y.eventually("routers are told", func() bool {
+	y.eventually("the routers learn it", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
 		return err == nil && hs["d"].SlowUntil.After(began) && hs["d"].State == "closed"
 	})
@@ -165,10 +165,10 @@ func TestTheBreakerOpensHalfOpensAndCloses(t *testing.T) {
 		require.NoError(t, err)
 		return hs["d"]
 	}
-	y.eventually("routers are told", func() bool { return health().State != "" })
+	y.eventually("the routers learn it", func() bool { return health().State != "" })
 	y.until("it to be half-open", func() bool { return y.count(task.BreakerHalfOpen) == 1 })
 	y.redis.Empty()
-	y.eventually("routers are told again when Redis has lost it", func() bool { return health().State == "half-open" })
+	y.eventually("the routers learn it again when Redis has lost it", func() bool { return health().State == "half-open" })
 	y.send("d", chat("test")) // fails: open again
 	y.until("it to open again", func() bool { return y.count(task.BreakerOpened) == 2 })
 	d.ClearFault()
@@ -176,7 +176,7 @@ func TestTheBreakerOpensHalfOpensAndCloses(t *testing.T) {
 	y.send("d", chat("well"))
 	require.Equal(t, task.Success, y.only("well").State)
 	y.until("it to close", func() bool { return y.count(task.BreakerClosed) == 1 })
-	y.eventually("routers are told", func() bool { return health().State == "closed" })
+	y.eventually("the routers learn it", func() bool { return health().State == "closed" })
 }
 
 // Faults that are not the device's open no breaker.

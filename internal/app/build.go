@@ -67,7 +67,9 @@ func buildAudit(a *App) (func(context.Context, func()) error, error) {
 }
 
 func buildCallbacks(a *App) (func(context.Context, func()) error, error) {
-	c, err := callbacks.New(a.Pool, a.Log, a.cfg.Callbacks, a.logger.With("stage", "callbacks"), a.metrics, a.actor("callbacks"))
+	c, err := callbacks.New(a.cfg.Callbacks, callbacks.Deps{
+		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "callbacks"), Metrics: a.metrics, Instance: a.actor("callbacks"),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -12,10 +12,10 @@ import (
 
 // Producer returns a producer that writes under this process's name. Close it.
 func (a *App) Producer() *producer.Producer {
-	return producer.New(producer.Deps{
+	return producer.New(a.cfg.Task, producer.Deps{
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
-		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Name: a.actor("producer"),
-	}, a.cfg.Task)
+		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Instance: a.actor("producer"),
+	})
 }
 
 // Store returns the queries, which need Postgres.

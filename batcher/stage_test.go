@@ -22,7 +22,7 @@ import (
 // yard is a test's own topics and Redis, with what batchers wrote so far.
 type yard struct {
 	t    *testing.T
-	log  *stream.Log
+	client  *stream.Log
 	deps Deps
 
 	mu      sync.Mutex
@@ -38,16 +38,16 @@ func newYard(t *testing.T) *yard {
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	l, err := stream.Open(t.Context(), stream.Config{
+	client, err := stream.Open(t.Context(), stream.Config{
 		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
 	}, logger(), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
-	y := &yard{t: t, log: l, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
-	y.deps = Deps{Log: l, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
+	y := &yard{t: t, client: client, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
+	y.deps = Deps{Log: client, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
 		Credits: device.NewCredits(redisClient(t, r.Addr()), device.Config{LeaseTTL: time.Second}, "t:")}
 	y.watch(stream.Batches, func(rec *stream.Record) error {
 		bs, err := task.DecodeFrame[task.Batch](task.FrameBatches, rec.Value)
@@ -75,7 +75,7 @@ func newYard(t *testing.T) *yard {
 
 func (y *yard) watch(topic string, f func(*stream.Record) error) {
 	y.run(func(ctx context.Context, ready func()) error {
-		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+		return y.client.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			for _, r := range recs {
@@ -134,7 +134,7 @@ func (y *yard) sent() ([]task.Batch, map[string]int) {
 func (y *yard) committed() {
 	y.t.Helper()
 	require.Eventually(y.t, func() bool {
-		n, err := y.log.Lag(y.t.Context(), Stage, stream.Assignments)
+		n, err := y.client.Lag(y.t.Context(), Stage, stream.Assignments)
 		return err == nil && n == 0
 	}, patience, 20*time.Millisecond, "assignments are not finished")
 }
@@ -150,7 +150,7 @@ func (y *yard) assign(deviceID, endpoint string, idle int, ids ...string) {
 	}
 	frame, err := task.EncodeFrame(task.FrameAssignments, as)
 	require.NoError(y.t, err)
-	require.NoError(y.t, y.log.Produce(y.t.Context(), stream.Message{Topic: stream.Assignments, Key: deviceID, Value: frame}))
+	require.NoError(y.t, y.client.Produce(y.t.Context(), stream.Message{Topic: stream.Assignments, Key: deviceID, Value: frame}))
 }
 
 func ids(prefix string, n int) []string {
@@ -176,7 +176,7 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	for i, id := range ids("frame", 20) {
 		y.assign(fmt.Sprint("d", i%3), task.Endpoints[i%3], i%2, id+"-a", id+"-b")
 	}
-	require.NoError(t, y.log.Produce(t.Context(),
+	require.NoError(t, y.client.Produce(t.Context(),
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("garbage")},
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("\xdd\xff\xff\xff\xff")}))
 	y.until("every assignment", func() bool {
@@ -207,13 +207,13 @@ func TestAFreedCreditClosesTheBatchOfAnIdleDevice(t *testing.T) {
 	tk := task.Task{ID: "held", Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{}`)}
 	frame, err := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: tk, Device: task.DeviceRef{ID: "d"}, Lease: task.Lease{Pool: pool, ID: grants[0].Lease}}})
 	require.NoError(t, err)
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
 	// Free credits until the batcher has the assignment.
 	require.Eventually(t, func() bool {
 		other, err := y.deps.Credits.Acquire(t.Context(), "router", []device.Want{{Pool: pool, N: 1, Limit: 8}})
 		require.NoError(t, err)
 		require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: other[0].Lease, N: 1}}))
-		return y.log.Ping(t.Context()) == nil && testLen(b) == 1
+		return y.client.Ping(t.Context()) == nil && testLen(b) == 1
 	}, patience, 20*time.Millisecond)
 	none, _ := y.sent()
 	require.Empty(t, none, "the device has three other tasks")

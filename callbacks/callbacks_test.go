@@ -40,7 +40,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 type rig struct {
 	t    *testing.T
 	pool *pgxpool.Pool
-	log  *stream.Log
+	client  *stream.Log
 }
 
 func newRig(t *testing.T) *rig {
@@ -49,16 +49,16 @@ func newRig(t *testing.T) *rig {
 	pool, err := pgxpool.New(t.Context(), env.DatabaseFrom(t, "batchyard schema", migrations.Up))
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, quiet(), nil)
+	client, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, quiet(), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { _ = client.Close() })
+	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
-	return &rig{t, pool, l}
+	return &rig{t, pool, client}
 }
 
 func (r *rig) deps(instance string) Deps {
-	return Deps{Log: r.log, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
+	return Deps{Log: r.client, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
 }
 
 // start runs a stage.
@@ -106,7 +106,7 @@ func (r *rig) until(want, sql string, args ...any) {
 // events returns the events of a callback.
 func (r *rig) events(id string) (out []task.Event) {
 	r.t.Helper()
-	require.NoError(r.t, r.log.Scan(r.t.Context(), stream.Events, func(rec *stream.Record) error {
+	require.NoError(r.t, r.client.Scan(r.t.Context(), stream.Events, func(rec *stream.Record) error {
 		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
 		for _, e := range es {
 			if e.ResourceID == id {

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // bench is a producer on a real broker and an embedded Redis.
 type bench struct {
 	*Producer
-	log *stream.Log
+	client *stream.Log
 	rdb redis.UniversalClient
 	cfg stream.Config
 }
@@ -50,12 +50,12 @@ func newBench(t *testing.T, cfg Config) *bench {
 		defer cancel()
 		require.NoError(t, p.Close(ctx))
 	})
-	return &bench{Producer: p, log: client, rdb: rdb, cfg: sc}
+	return &bench{Producer: p, client: client, rdb: rdb, cfg: sc}
 }
 
 func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
 	t.Helper()
-	require.NoError(t, b.log.Scan(t.Context(), topic, func(r *stream.Record) error {
+	require.NoError(t, b.client.Scan(t.Context(), topic, func(r *stream.Record) error {
 		out = append(out, r)
 		return nil
 	}))

@@ -152,7 +152,7 @@ func TestWaitingTasksMoveToIdleDevicesOnce(t *testing.T) {
 			})
 			y.mu.Lock()
 			y.again = func(tk *task.Task) { // at once: tasks on their way use no credit
-				if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: sendTo, Value: frameOf(t, y.fleet.Device(sendTo), y.deps.Credits, tk)}); err != nil {
+				if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: sendTo, Value: frameOf(t, y.fleet.Device(sendTo), y.deps.Credits, tk)}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -301,7 +301,7 @@ func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
 		sending.Add(1)
 		time.AfterFunc(time.Until(tk.Progress.NotBefore), func() {
 			defer sending.Done()
-			if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+			if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -30,7 +30,7 @@ func TestBatchesBecomeResults(t *testing.T) {
 	bad := embed("bad", `"q"`)
 	bad.Input = task.Input(`{"input":{"no":"text"}}`)
 	y.send("e", embed("with bad", `["a"]`), bad, embed("mixed", `["ok",{}]`))
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: []byte("garbage")}))
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: []byte("garbage")}))
 	for _, tk := range tasks {
 		res := y.only(tk.ID)
 		require.Equal(t, task.Success, res.State)
@@ -318,7 +318,7 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 	y.again = func(tk *task.Task) {
 		n++
 		d := y.fleet.Device(fmt.Sprint("d", n%6))
-		if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+		if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -386,7 +386,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	}
 	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
 	require.NoError(t, err)
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
 	y.until("every task", func() bool { return len(y.results) == 40 })
 	for id, rs := range y.results {
 		want := task.Success

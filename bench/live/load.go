@@ -60,10 +60,10 @@ func newPhase(n int) *phase {
 // startLoad returns once it is consuming the results topic.
 func (p *place) startLoad(ctx context.Context, server *process) (*load, error) {
 	l := &load{p: p, server: server, patience: p.s.o.Patience, asked: map[string]*phase{}}
-	l.producer = producer.New(producer.Deps{
+	l.producer = producer.New(producer.Config{}, producer.Deps{
 		Log: p.log, Redis: p.redis, Prefix: p.prefix, Cancels: device.NewCancels(p.redis, device.Config{}, p.prefix),
-		Logger: slog.New(slog.DiscardHandler), Name: "producer@bench",
-	}, producer.Config{})
+		Logger: slog.New(slog.DiscardHandler), Instance: "producer@bench",
+	})
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l.stop = stop
 	ready, ended := make(chan struct{}), make(chan struct{})

@@ -178,7 +178,7 @@ func (s *sim) begin(m *machine, j *job) {
 		return
 	}
 	m.inner.push(j)
-	s.after(int64(s.wc.Timeout), event{kind: evEnd, job: j, gen: j.gen})
+	s.after(int64(s.wc.RequestTimeout), event{kind: evEnd, job: j, gen: j.gen})
 }
 
 // serve gives a request a slot of the device.
@@ -189,7 +189,7 @@ func (s *sim) serve(m *machine, j *job) {
 	}
 	j.serving = true
 	j.gen++ // replaces the evEnd that was scheduled before it had a slot
-	takes, most := s.wc.Timeout, s.wc.Timeout-time.Duration(s.now-j.started)
+	takes, most := s.wc.RequestTimeout, s.wc.RequestTimeout-time.Duration(s.now-j.started)
 	switch m.mode {
 	case Healthy:
 		takes = time.Duration(j.work * float64(m.spec.Service))
@@ -259,7 +259,7 @@ func (s *sim) requestEnds(j *job) {
 	var f *workers.Failure
 	outcome := device.OK
 	switch {
-	case took >= s.wc.Timeout:
+	case took >= s.wc.RequestTimeout:
 		f, outcome = &workers.Failure{Class: task.ClassTimeout}, device.TimedOut
 	case m.mode == Failing:
 		f, outcome = &workers.Failure{Class: task.ClassDevice, Status: 500}, device.Fault
@@ -294,9 +294,9 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 			At: epoch.Add(time.Duration(j.started)), Duration: (s.now - j.started) / int64(time.Millisecond),
 		})
 	}
-	d := workers.Decide(s.wc, t, attempts, *f, j.here, m.budget, now)
+	d := workers.Decide(s.wc, workers.Situation{Task: t, Attempts: attempts, Failure: *f, LocalAttempts: j.here}, m.budget, now)
 	after := int64(d.After)
-	if after > 0 && !d.Late && f.RetryAfter == 0 { // take the jitter from the run's own random numbers
+	if after > 0 && !d.OverBudget && f.RetryAfter == 0 { // take the jitter from the run's own random numbers
 		counted := 0
 		for _, a := range attempts {
 			if workers.Counts(a.Class) {
@@ -310,10 +310,10 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 	j.task = &c
 	j.gen++
 	switch d.Action {
-	case workers.Again:
+	case workers.RetryHere:
 		j.where = backingOff
 		s.after(after, event{kind: evRetryHere, job: j, gen: j.gen})
-	case workers.Reroute, workers.Degrade:
+	case workers.RetryElsewhere, workers.Degrade:
 		c.Progress.Requeues++
 		if after > 0 {
 			c.Progress.NotBefore = now.Add(time.Duration(after))

@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestPatienceWithRedis: it is waited for as long as it may take on a busy machine,
-// but not by every submit while it is away.
-func TestPatienceWithRedis(t *testing.T) {
+// A submit waits as long for Redis as a busy machine may need, but not every submit does while Redis is
+// unreachable.
+func TestRedisTimeouts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := &Producer{}
@@ -22,14 +22,14 @@ func TestPatienceWithRedis(t *testing.T) {
 			_ = p.askRedis(t.Context(), f)
 			return time.Since(begin)
 		}
-		require.Equal(t, redisPatience, takes(hangs))
-		require.Equal(t, redisWait, takes(hangs))
-		require.Equal(t, redisWait, takes(hangs))
+		require.Equal(t, redisTimeout, takes(hangs))
+		require.Equal(t, redisShortTimeout, takes(hangs))
+		require.Equal(t, redisShortTimeout, takes(hangs))
 		require.Zero(t, takes(answers))
-		require.Equal(t, redisPatience, takes(hangs))
+		require.Equal(t, redisTimeout, takes(hangs))
 		require.Zero(t, takes(answers))
 
-		// Slow is not away: now and then one waits for as long as it takes.
+		// Slow is not unreachable: from time to time a call uses the long timeout.
 		slow := func(ctx context.Context) error {
 			select {
 			case <-time.After(time.Second):
@@ -38,20 +38,20 @@ func TestPatienceWithRedis(t *testing.T) {
 				return ctx.Err()
 			}
 		}
-		require.Equal(t, redisPatience, takes(hangs))
-		require.Equal(t, redisWait, takes(slow))
-		time.Sleep(redisAgain) //nolint:forbidigo // virtual time
+		require.Equal(t, redisTimeout, takes(hangs))
+		require.Equal(t, redisShortTimeout, takes(slow))
+		time.Sleep(redisRetryInterval) //nolint:forbidigo // virtual time
 		require.Equal(t, time.Second, takes(slow))
 		require.Equal(t, time.Second, takes(slow), "it answered")
-		require.Equal(t, redisPatience, takes(hangs))
-		time.Sleep(redisAgain) //nolint:forbidigo // virtual time
-		require.Equal(t, redisPatience, takes(hangs))
-		require.Equal(t, redisWait, takes(hangs), "not everybody")
+		require.Equal(t, redisTimeout, takes(hangs))
+		time.Sleep(redisRetryInterval) //nolint:forbidigo // virtual time
+		require.Equal(t, redisTimeout, takes(hangs))
+		require.Equal(t, redisShortTimeout, takes(hangs), "only one of them")
 		require.Zero(t, takes(answers))
 
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, p.askRedis(ctx, hangs), context.Canceled)
-		require.Equal(t, redisPatience, takes(hangs), "that a client went away says nothing of Redis")
+		require.Equal(t, redisTimeout, takes(hangs), "a client that goes away says nothing about Redis")
 	})
 }

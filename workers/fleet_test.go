@@ -17,7 +17,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// register makes a registry whose devices are silent after the time given.
+// register adds a registry whose devices become silent after the timeout.
 func (y *yard) register(timeout time.Duration) {
 	y.deps.Registry = device.NewRegistry(redisClient(y.t, y.redis.Addr()), device.Config{Timeout: timeout}, "t:")
 }
@@ -29,7 +29,7 @@ func (y *yard) beat(id string, draining bool) {
 	require.NoError(y.t, err)
 }
 
-// reasonsOf is why tasks were written back.
+// reasonsOf returns the details of the events with which a task was written back.
 func (y *yard) reasonsOf(id string) (out []string) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -41,9 +41,8 @@ func (y *yard) reasonsOf(id string) (out []string) {
 	return out
 }
 
-// What has not been started at a device that takes no more goes elsewhere; what
-// runs there may end.
-func TestWhatWaitsAtADeviceThatIsAwayGoesElsewhere(t *testing.T) {
+// When a device takes no more work, queued tasks go elsewhere and running ones may finish.
+func TestTheQueueOfADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 	for name, c := range map[string]struct {
 		reason string
 		away   func(y *yard)
@@ -63,7 +62,7 @@ func TestWhatWaitsAtADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 			y.eventually("one runs", func() bool { return d.Stats().InFlight == 1 })
 			y.send("d", embed("waits-2", `"x"`))
 			y.eventually("it is seen", func() bool {
-				r := s.all()[0]
+				r := s.allRunners()[0]
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				return r.seen
@@ -74,7 +73,7 @@ func TestWhatWaitsAtADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 				require.Zero(t, tk.Tried())
 				require.Empty(t, tk.Progress.Exclude)
 				require.False(t, tk.Progress.Moved)
-				require.False(t, tk.Progress.NotBefore.IsZero(), "it would come back at once")
+				require.False(t, tk.Progress.NotBefore.IsZero(), "or it would come back at once")
 			}
 			y.send("d", chat("late"))
 			y.back("late", 1)
@@ -87,7 +86,7 @@ func TestWhatWaitsAtADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 
 			require.NoError(t, y.deps.Cancels.Mark(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "runs"}))
 			d.ClearFault()
-			y.register(time.Hour) // the test's only: the workers keep theirs
+			y.register(time.Hour) // only the test's; the workers keep theirs
 			y.eventually("it is back and runs again", func() bool {
 				y.beat("d", false)
 				id := fmt.Sprint("again-", time.Now().UnixNano())
@@ -104,42 +103,42 @@ func TestWhatWaitsAtADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 	}
 }
 
-// A registry that was emptied says nothing of a device.
-func TestADeviceMayBeMissingForAWhile(t *testing.T) {
+// An emptied registry says nothing about a device.
+func TestADeviceMayBeMissingFromTheRegistryForAWhile(t *testing.T) {
 	_, r := bare("d")
 	well := &device.Device{ID: "d"}
 	for range 10 {
-		r.registered(nil, true)
+		r.registered(nil, regularCheck)
 	}
-	require.Empty(t, r.away, "it never sent a heartbeat")
+	require.Empty(t, r.away, "it has never sent a heartbeat")
 	for range 3 {
-		r.registered(well, true)
-		for range missedLooks - 1 {
-			r.registered(nil, true)
-			r.registered(nil, false)
+		r.registered(well, regularCheck)
+		for range maxMissedChecks - 1 {
+			r.registered(nil, regularCheck)
+			r.registered(nil, triggeredCheck)
 		}
 		require.Empty(t, r.away)
 	}
-	r.registered(nil, true)
+	r.registered(nil, regularCheck)
 	require.Equal(t, awayLeft, r.away)
-	r.registered(&device.Device{ID: "d", Draining: true}, false)
+	r.registered(&device.Device{ID: "d", Draining: true}, triggeredCheck)
 	require.Equal(t, awayDraining, r.away)
-	r.registered(nil, true)
-	require.Equal(t, awayDraining, r.away, "as it was said last")
-	r.registered(well, false)
+	r.registered(nil, regularCheck)
+	require.Equal(t, awayDraining, r.away, "the last known reason stays")
+	r.registered(well, triggeredCheck)
 	require.Empty(t, r.away)
 }
 
-// Work that waits at a busy device goes where it is done sooner, once: a router
-// that sends it here again has its reasons.
-func TestWaitingWorkMovesToIdleDevicesOnce(t *testing.T) {
+// Tasks that wait at a busy device move to where they are done sooner, but only once: a router that
+// sends them here again has its reasons.
+func TestWaitingTasksMoveToIdleDevicesOnce(t *testing.T) {
 	for _, sendTo := range []string{"idle", "busy"} {
 		t.Run(sendTo, func(t *testing.T) {
 			y := newYard(t, fleet.Spec{ID: "busy", Slots: 1, ServiceTime: 200 * time.Millisecond}, fleet.Spec{ID: "idle", Slots: 1, ServiceTime: 200 * time.Millisecond},
 				fleet.Spec{ID: "other", Slots: 8})
 			y.register(time.Hour)
 			cfg := testConfig()
-			cfg.RebalanceEvery = time.Second // longer than the way back: a look does not see what is on it
+			cfg.RebalanceEvery = time.Second // longer than it takes to come back: a check does not see tasks on their way
 			y.workers(cfg)
 			y.beat("busy", false)
 			y.beat("idle", false)
@@ -152,14 +151,14 @@ func TestWaitingWorkMovesToIdleDevicesOnce(t *testing.T) {
 				return err == nil && len(rates) == 2
 			})
 			y.mu.Lock()
-			y.again = func(tk *task.Task) { // without waiting: tasks on their way are not in use anywhere
-				if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: sendTo, Value: frameOf(t, y.fleet.Device(sendTo), y.deps.Credits, tk)}); err != nil {
+			y.again = func(tk *task.Task) { // at once: tasks on their way use no credit
+				if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: sendTo, Value: frameOf(t, y.fleet.Device(sendTo), y.deps.Credits, tk)}); err != nil {
 					t.Error(err)
 				}
 			}
 			y.mu.Unlock()
 			special := chat("special")
-			special.Needs = []string{"gpu"} // nobody else has it
+			special.Needs = []string{"gpu"} // no other device has it
 			tasks := []*task.Task{special}
 			for i := range 15 {
 				tasks = append(tasks, chat(fmt.Sprint("t-", i)))
@@ -188,56 +187,55 @@ func TestWaitingWorkMovesToIdleDevicesOnce(t *testing.T) {
 			}
 			if sendTo == "idle" {
 				require.LessOrEqual(t, len(moved), 12, "about half")
-				require.NotContains(t, moved, "t-0", "what waits longest gains least")
+				require.NotContains(t, moved, "t-0", "the first in the queue gains least")
 			}
 			y.eventually("credits are given back", func() bool { return y.creditsUsed("busy")+y.creditsUsed("idle") == 0 })
 		})
 	}
 }
 
-func TestOnlyWhatMayMoveIsTaken(t *testing.T) {
+func TestOnlyMovableTasksAreTaken(t *testing.T) {
 	_, r := bare("d")
 	add := func(id string, change func(w *work)) {
-		w := &work{a: task.Assignment{Task: *chat(id)}}
-		w.a.Task.Normalize(time.Now())
+		w := &work{assignment: task.Assignment{Task: *chat(id)}}
+		w.assignment.Task.Normalize(time.Now())
 		change(w)
 		r.queue = append(r.queue, &call{works: []*work{w}})
 	}
 	nothing := func(*work) {}
 	add("first", nothing)
-	add("tried", func(w *work) { w.here = 1 })
-	add("moved", func(w *work) { w.a.Task.Progress = &task.Progress{Moved: true} })
-	add("not there", func(w *work) { w.a.Task.Progress = &task.Progress{Exclude: []string{"e"}} })
-	add("elsewhere", func(w *work) { w.a.Task.Progress = &task.Progress{Exclude: []string{"x"}} })
-	add("other model", func(w *work) { w.a.Task.Model = "x" })
-	add("needs", func(w *work) { w.a.Task.Needs = []string{"b", "a"} })
+	add("tried", func(w *work) { w.localAttempts = 1 })
+	add("moved", func(w *work) { w.assignment.Task.Progress = &task.Progress{Moved: true} })
+	add("not there", func(w *work) { w.assignment.Task.Progress = &task.Progress{Exclude: []string{"e"}} })
+	add("elsewhere", func(w *work) { w.assignment.Task.Progress = &task.Progress{Exclude: []string{"x"}} })
+	add("other model", func(w *work) { w.assignment.Task.Model = "x" })
+	add("needs", func(w *work) { w.assignment.Task.Needs = []string{"b", "a"} })
 	add("last", nothing)
-	merged := &call{works: []*work{{a: task.Assignment{Task: *embed("e1", `"x"`)}}, {a: task.Assignment{Task: *embed("e2", `"x"`)}}}}
-	r.queue = append(r.queue, merged)
-	m, any := map[class]map[string]int{}, class{kind: kind{model: "m"}}
+	batched := &call{works: []*work{{assignment: task.Assignment{Task: *embed("e1", `"x"`)}}, {assignment: task.Assignment{Task: *embed("e2", `"x"`)}}}}
+	r.queue = append(r.queue, batched)
+	m, any := map[demand]map[string]int{}, demand{workload: workload{model: "m"}}
 	r.movable(m)
 	require.Equal(t, map[string]int{"d": 4}, m[any])
-	require.Equal(t, map[string]int{"d": 2}, m[class{kind: kind{model: "m", merged: true}}])
-	require.Equal(t, map[string]int{"d": 1}, m[class{kind: kind{model: "m"}, needs: "a" + tagSeparator + "b"}])
+	require.Equal(t, map[string]int{"d": 2}, m[demand{workload: workload{model: "m", batched: true}}])
+	require.Equal(t, map[string]int{"d": 1}, m[demand{workload: workload{model: "m"}, needs: "a" + tagSeparator + "b"}])
 	names := func(calls []*call) (out []string) {
 		for _, c := range calls {
 			for _, w := range c.works {
-				out = append(out, w.a.Task.ID)
+				out = append(out, w.assignment.Task.ID)
 			}
 		}
 		return out
 	}
-	require.Empty(t, r.takeTail(class{kind: kind{model: "m", merged: true}}, 1, []string{"e"}), "a merged request stays whole")
+	require.Empty(t, r.takeTail(demand{workload: workload{model: "m", batched: true}}, 1, []string{"e"}), "a batched request stays whole")
 	require.Equal(t, []string{"elsewhere", "last"}, names(r.takeTail(any, 2, []string{"e"})))
 	require.Equal(t, []string{"first"}, names(r.takeTail(any, 9, []string{"e"})))
 	require.Equal(t, []string{"not there"}, names(r.takeTail(any, 9, []string{"e", "f"})))
 	require.Equal(t, []string{"tried", "moved", "other model", "needs", "e1", "e2"}, names(r.queue))
 }
 
-// The figures that plans are made of.
-func TestStandings(t *testing.T) {
+func TestPlansAreMadeFromTheFleetsLoad(t *testing.T) {
 	now := time.Now()
-	f := &figures{
+	f := &fleetLoad{
 		now: now,
 		devices: []device.Device{
 			{ID: "a", Models: []string{"m"}, Slots: 4},
@@ -261,27 +259,27 @@ func TestStandings(t *testing.T) {
 	for _, d := range f.devices {
 		f.loads[d.ID] = -1
 	}
-	byID := func(list []*standing) map[string]standing {
-		out := map[string]standing{}
+	byID := func(list []*deviceLoad) map[string]deviceLoad {
+		out := map[string]deviceLoad{}
 		for _, s := range list {
 			out[s.id] = *s
 		}
 		return out
 	}
-	got := byID(f.standings(class{kind: kind{model: "m"}}, map[string]int{"a": 3}))
-	require.Equal(t, map[string]standing{
+	got := byID(f.candidates(demand{workload: workload{model: "m"}}, map[string]int{"a": 3}))
+	require.Equal(t, map[string]deviceLoad{
 		"a":    {id: "a", slots: 2, load: 750, service: 100, takes: true, gives: 3},
 		"b":    {id: "b", slots: 4, load: 1500, service: 300, takes: true, gives: 1},
 		"new":  {id: "new", slots: 2, service: 200, takes: true},
 		"half": {id: "half", slots: 1, service: 200},
 		"slow": {id: "slow", slots: 1, service: 200},
 	}, got)
-	require.Len(t, f.standings(class{kind: kind{model: "m"}, needs: "gpu"}, nil), 1)
-	require.Empty(t, f.standings(class{kind: kind{model: "x", merged: true}, needs: strings.Repeat("no", 2)}, nil))
+	require.Len(t, f.candidates(demand{workload: workload{model: "m"}, needs: "gpu"}, nil), 1)
+	require.Empty(t, f.candidates(demand{workload: workload{model: "x", batched: true}, needs: strings.Repeat("no", 2)}, nil))
 }
 
-// Devices fail, hang, refuse and are drained while tasks run; what comes back is
-// sent again, as the router does. Every task ends once, and no credit is left.
+// Devices fail, hang, throttle and are drained while tasks run; tasks that come back are sent again, as
+// by a router. Every task ends once, and all credits are returned.
 func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
 	specs := make([]fleet.Spec, 6)
 	for i := range specs {
@@ -303,14 +301,14 @@ func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
 		sending.Add(1)
 		time.AfterFunc(time.Until(tk.Progress.NotBefore), func() {
 			defer sending.Done()
-			if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+			if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	y.mu.Unlock()
 	cfg := testConfig()
-	cfg.MaxAttempts, cfg.LocalRetries, cfg.Timeout, cfg.HangMin, cfg.HangFactor, cfg.RetryBudget = 20, 0, 500*time.Millisecond, 50*time.Millisecond, 3, 10
+	cfg.MaxAttempts, cfg.LocalRetries, cfg.RequestTimeout, cfg.HangMin, cfg.HangFactor, cfg.RetryBudget = 20, 0, 500*time.Millisecond, 50*time.Millisecond, 3, 10
 	y.workers(cfg)
 	y.workers(cfg)
 	y.fleet.Device("d0").SetFault(fleet.Fault{Kind: fleet.Fail})
@@ -351,7 +349,7 @@ func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
 		require.Equal(t, task.Success, y.results[id][0].State, id)
 		numbers := map[int]bool{}
 		for _, a := range y.results[id][0].Attempts {
-			require.False(t, numbers[a.Number], "attempts of %s have numbers of their own", id)
+			require.False(t, numbers[a.Number], "attempts of %s have unique numbers", id)
 			numbers[a.Number] = true
 		}
 	}

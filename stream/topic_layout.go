@@ -10,28 +10,28 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// layoutInterval is how often the layout is read without a reason.
+// layoutInterval is how often the layout is refreshed when nothing asks for it.
 const layoutInterval = 2 * time.Second
 
-// layouts remembers which partitions the topics have and who leads them. It
-// reads what the transport knows, which asks the broker every few seconds.
+// layouts caches the partitions of each topic and their leaders. It reads the transport's
+// metadata, which the transport refreshes from a broker every few seconds.
 type layouts struct {
-	l      *Log
-	kicked chan struct{}
+	cl        *Log
+	refreshes chan struct{}
 
 	mu      sync.RWMutex
 	topics  map[string][]int32 // by name without prefix: the leader of each partition, -1 when there is none
-	changed chan struct{}      // closed, and made anew, at each refresh
+	changed chan struct{}      // closed and replaced at each refresh
 }
 
-func newLayouts(l *Log) *layouts {
-	return &layouts{l: l, kicked: make(chan struct{}, 1), topics: map[string][]int32{}, changed: make(chan struct{})}
+func newLayouts(cl *Log) *layouts {
+	return &layouts{cl: cl, refreshes: make(chan struct{}, 1), topics: map[string][]int32{}, changed: make(chan struct{})}
 }
 
-// kick asks for a refresh soon: somebody met an error that a new layout may cure.
-func (y *layouts) kick() {
+// refreshSoon asks for a refresh, after an error that a new layout may fix.
+func (y *layouts) refreshSoon() {
 	select {
-	case y.kicked <- struct{}{}:
+	case y.refreshes <- struct{}{}:
 	default:
 	}
 }
@@ -44,8 +44,8 @@ func (y *layouts) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		case <-y.kicked:
-			// A broker that is away makes many of them; one in a while is enough.
+		case <-y.refreshes:
+			// An unreachable broker causes many of these; limit the rate.
 			select {
 			case <-ctx.Done():
 				return
@@ -57,11 +57,11 @@ func (y *layouts) run(ctx context.Context) {
 }
 
 func (y *layouts) refresh(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, y.l.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, y.cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := y.l.client.Metadata(ctx, &kafka.MetadataRequest{Topics: y.l.transport.MetadataTopics})
+	res, err := y.cl.kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: y.cl.transport.MetadataTopics})
 	if err != nil {
-		return // keep what is known; whoever sends will see the error
+		return // keep the old layout; the next send will see the error
 	}
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -81,8 +81,8 @@ func (y *layouts) refresh(ctx context.Context) {
 				leaders[p.ID] = -1
 			}
 		}
-		// Fewer partitions than before are the answer of a broker that has not
-		// heard of the new ones.
+		// Topics never lose partitions: fewer than before is an answer from a broker that has
+		// not heard of the new ones yet.
 		if name := Topics[i].Name; whole && len(leaders) >= len(y.topics[name]) && !slices.Equal(leaders, y.topics[name]) {
 			y.topics[name] = leaders
 		}
@@ -91,14 +91,14 @@ func (y *layouts) refresh(ctx context.Context) {
 	y.changed = make(chan struct{})
 }
 
-// leaders returns the leader of each partition; nil when the topic is unknown yet.
+// leaders returns the leader of each partition; nil while the topic is not known yet.
 func (y *layouts) leaders(topic string) []int32 {
 	y.mu.RLock()
 	defer y.mu.RUnlock()
 	return y.topics[topic]
 }
 
-// partitions returns how many partitions the topic has, waiting until it has some.
+// partitions returns how many partitions the topic has, and waits until it has some.
 func (y *layouts) partitions(ctx context.Context, topic string) (int, error) {
 	for {
 		y.mu.RLock()
@@ -107,13 +107,13 @@ func (y *layouts) partitions(ctx context.Context, topic string) (int, error) {
 		if n > 0 {
 			return n, nil
 		}
-		y.kick()
+		y.refreshSoon()
 		select {
 		case <-changed:
-		case <-y.l.closed:
+		case <-y.cl.closed:
 			return 0, ErrClosed
 		case <-ctx.Done():
-			return 0, fmt.Errorf("looking up topic %s: %w; run `batchyard topics create` if it is missing", y.l.full(topic), ctx.Err())
+			return 0, fmt.Errorf("looking up topic %s: %w; run `batchyard topics create` if it is missing", y.cl.full(topic), ctx.Err())
 		}
 	}
 }

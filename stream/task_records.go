@@ -9,23 +9,22 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Headers of task records. Whoever writes tasks with another client may leave
-// all of them out.
+// Headers of task records. All are optional for tasks written by other clients.
 const (
-	// HeaderAccepted marks a record whose task.accepted event is written by the
-	// producer already; without it the router records the acceptance.
+	// HeaderAccepted marks a record whose task.accepted event the producer writes; without
+	// it the router writes the event.
 	HeaderAccepted = "origin-accepted"
 	// HeaderActor, HeaderAddr and HeaderAgent say who sent a task and from where.
 	HeaderActor = "origin-actor"
 	HeaderAddr  = "origin-addr"
 	HeaderAgent = "origin-agent"
-	// HeaderParkedUntil is the time at which a parked task is looked at again.
+	// HeaderParkedUntil is the time at which a router tries a parked task again.
 	HeaderParkedUntil = "parked-until"
-	// HeaderParkedFor is why: what it waits for.
+	// HeaderParkedFor says what a parked task waits for.
 	HeaderParkedFor = "parked-for"
 )
 
-// TaskMessage is a task as a record of the topic: MessagePack, key task id.
+// TaskMessage encodes a task for a topic: MessagePack, keyed by task id.
 func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error) {
 	b, err := task.EncodeTask(t, task.ContentMsgpack)
 	if err != nil {
@@ -35,15 +34,15 @@ func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error)
 	return Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
 }
 
-// TaskID is the id of a task whose sender gave none: its record's place and time,
-// so that a record that is read twice stays one task. The record's key is no id:
-// clients use it to keep together what is of one user, say.
+// TaskID returns the id for a task that was sent without one. It is made of the record's position
+// and time, so that a record that is read twice stays one task. The record's key is not used as
+// an id, because clients may use keys to keep the tasks of one user in order.
 func TaskID(r *Record) string {
 	return fmt.Sprintf("%s-%d-%d-%s", r.Topic, r.Partition, r.Offset, strconv.FormatInt(r.Time.UnixMilli(), 36))
 }
 
-// ResultMessage is a result as a record of the results topic: JSON, because
-// users read it with clients of their own; key task id.
+// ResultMessage encodes a result for the results topic: JSON, because users read it with their own
+// clients, keyed by task id.
 func ResultMessage(r *task.Result) (Message, error) {
 	b, err := task.EncodeResult(r, task.ContentJSON)
 	if err != nil {
@@ -53,7 +52,8 @@ func ResultMessage(r *task.Result) (Message, error) {
 		Headers: []Header{{Key: task.HeaderContentType, Value: []byte(task.ContentJSON)}}}, nil
 }
 
-// Requeued returns the headers that a task keeps when a stage writes it again.
+// Requeued returns the headers that a task keeps when a stage writes it back to a tasks topic. The
+// record that it came from may be nil.
 func Requeued(r *Record) []Header {
 	h := []Header{{Key: HeaderAccepted, Value: []byte("1")}}
 	if r == nil {
@@ -67,8 +67,8 @@ func Requeued(r *Record) []Header {
 	return h
 }
 
-// ParkedUntil reads the header of a parked task; zero when it is missing or
-// broken, which means now.
+// ParkedUntil returns the time in the header of a parked task. It is zero, which means now, when
+// the header is missing or malformed.
 func ParkedUntil(r *Record) time.Time {
 	at, err := time.Parse(time.RFC3339Nano, r.Header(HeaderParkedUntil))
 	if err != nil {
@@ -77,9 +77,8 @@ func ParkedUntil(r *Record) time.Time {
 	return at
 }
 
-// DeadLetterEvent tells the audit log of a record that went to the dead
-// letters. The record itself is in the dead-letter topic; the event holds no
-// part of it.
+// DeadLetterEvent returns the audit event of a dead letter. The record itself is in the
+// dead-letter topic; the event holds no part of it.
 func DeadLetterEvent(r *Record, actor string, cause error) task.Event {
 	why := cause.Error()
 	note, err := json.Marshal(map[string]string{"reason": why[:min(len(why), 1024)]})

@@ -14,15 +14,15 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-func newWork(id, endpoint, input string) *work {
-	return &work{a: task.Assignment{Task: task.Task{ID: id, Tenant: "t", Endpoint: endpoint, Model: "m", Input: task.Input(input)}}}
+func workOf(id, endpoint, input string) *work {
+	return &work{assignment: task.Assignment{Task: task.Task{ID: id, Tenant: "t", Endpoint: endpoint, Model: "m", Input: task.Input(input)}}}
 }
 
 func TestBody(t *testing.T) {
 	tk := &task.Task{Model: "m", Input: task.Input(`{"model":"m", "messages":[]}`)}
 	b, err := body(tk)
 	require.NoError(t, err)
-	require.Equal(t, string(tk.Input), string(b), "what is right goes as it came")
+	require.Equal(t, string(tk.Input), string(b), "an input that needs no change is sent unchanged")
 	for in, want := range map[string]string{
 		`{"messages":[]}`:                                                     `{"messages":[],"model":"m"}`,
 		`{"model":"other","n":1.50}`:                                          `{"model":"m","n":1.50}`,
@@ -42,7 +42,7 @@ func TestBody(t *testing.T) {
 	require.ErrorContains(t, err, "not a JSON object")
 }
 
-// canonical keeps numbers as they are written.
+// canonical sorts members and keeps numbers as they are written.
 func canonical(t require.TestingT, s string) string {
 	var m map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(s), &m))
@@ -51,7 +51,7 @@ func canonical(t require.TestingT, s string) string {
 	return string(b)
 }
 
-// answer plays a device: each item's answers are a function of the item.
+// answerOf plays a device whose answers are a function of the item.
 func answerOf(t require.TestingT, endpoint string, body []byte) []byte {
 	var req struct {
 		Input, Prompt json.RawMessage
@@ -62,7 +62,7 @@ func answerOf(t require.TestingT, endpoint string, body []byte) []byte {
 	if endpoint == task.EndpointCompletions {
 		raw, name, n = req.Prompt, "choices", max(1, req.N)
 	}
-	items, _ := itemsOf(raw, 1<<20)
+	items := itemsOf(raw, 1<<20)
 	var entries []map[string]any
 	for _, it := range items {
 		for k := range n {
@@ -79,9 +79,9 @@ func answerOf(t require.TestingT, endpoint string, body []byte) []byte {
 	return b
 }
 
-// What a task gets out of a merged request is what it would get alone, and the
-// tokens of all add up to what the device said.
-func TestSplitUndoesMerge(t *testing.T) {
+// A task gets the same answer from a batched request as from one of its own, and the token counts of
+// all tasks add up to the device's.
+func TestSplitReversesGrouping(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		endpoint := rapid.SampledFrom([]string{task.EndpointEmbeddings, task.EndpointCompletions}).Draw(t, "endpoint")
 		member := listMember(endpoint)
@@ -93,26 +93,26 @@ func TestSplitUndoesMerge(t *testing.T) {
 				in += rapid.SampledFrom([]string{``, `,"n":1`, `,"n":2`, `,"n":"many"`, `,"n":0`}).Draw(t, "n")
 			}
 			in += rapid.SampledFrom([]string{``, `,"temperature":0.5`, `, "temperature" : 0.5`, `,"stream":true`}).Draw(t, "other")
-			works = append(works, newWork(fmt.Sprint(i), endpoint, in+"}"))
+			works = append(works, workOf(fmt.Sprint(i), endpoint, in+"}"))
 		}
 		most := rapid.IntRange(1, 6).Draw(t, "most")
-		groups, alone := merge(endpoint, works, most)
+		groups, singles := groupTasks(endpoint, works, most)
 		seen := map[*work]int{}
-		for _, w := range alone {
+		for _, w := range singles {
 			seen[w]++
 		}
 		for _, g := range groups {
-			merged, err := g.body(endpoint)
+			batched, err := g.body(endpoint)
 			require.NoError(t, err)
 			require.LessOrEqual(t, g.items, most)
-			answer := answerOf(t, endpoint, merged)
+			answer := answerOf(t, endpoint, batched)
 			shares, err := g.split(endpoint, answer)
 			require.NoError(t, err)
 			require.Len(t, shares, len(g.parts))
 			sums := map[string]int64{}
 			for i, p := range g.parts {
 				seen[p.work]++
-				one, err := bodyMembers(&p.work.a.Task)
+				one, err := bodyMembers(&p.work.assignment.Task)
 				require.NoError(t, err)
 				req, err := json.Marshal(one)
 				require.NoError(t, err)
@@ -125,7 +125,7 @@ func TestSplitUndoesMerge(t *testing.T) {
 				}
 			}
 			require.Equal(t, map[string]int64{"prompt_tokens": int64(10*g.items + 3), "total_tokens": int64(100*g.items + 7)}, sums)
-			// A device that leaves something out is found out.
+			// An answer that leaves something out is an error.
 			var cut map[string]json.RawMessage
 			require.NoError(t, json.Unmarshal(answer, &cut))
 			for _, name := range []string{"data", "choices"} {
@@ -164,30 +164,30 @@ func sameAnswer(t require.TestingT, want, got []byte) {
 	require.Equal(t, texts(want), texts(got))
 }
 
-func TestWhatIsMerged(t *testing.T) {
+func TestGrouping(t *testing.T) {
 	e := task.EndpointEmbeddings
-	groups, alone := merge(e, []*work{
-		newWork("a", e, `{"input":"a"}`), newWork("tokens", e, `{"input":[1,2]}`), newWork("b", e, `{"input":["b","c"],"model":"whatever"}`),
-		newWork("bad", e, `{"input":{}}`), newWork("none", e, `{}`), newWork("dims", e, `{"input":"d","dimensions":8}`),
+	groups, singles := groupTasks(e, []*work{
+		workOf("a", e, `{"input":"a"}`), workOf("tokens", e, `{"input":[1,2]}`), workOf("b", e, `{"input":["b","c"],"model":"whatever"}`),
+		workOf("bad", e, `{"input":{}}`), workOf("none", e, `{}`), workOf("dims", e, `{"input":"d","dimensions":8}`),
 	}, 100)
-	var shapes [][]string
+	var grouped [][]string
 	for _, g := range groups {
 		var ids []string
 		for _, p := range g.parts {
-			ids = append(ids, p.work.a.Task.ID)
+			ids = append(ids, p.work.assignment.Task.ID)
 		}
-		shapes = append(shapes, ids)
+		grouped = append(grouped, ids)
 	}
-	require.Equal(t, [][]string{{"a", "b"}, {"tokens"}, {"dims"}}, shapes, "texts and tokens apart, other members apart")
-	require.Len(t, alone, 2)
-	merged, err := groups[0].body(e)
+	require.Equal(t, [][]string{{"a", "b"}, {"tokens"}, {"dims"}}, grouped, "texts, tokens, and requests with other members are apart")
+	require.Len(t, singles, 2)
+	batched, err := groups[0].body(e)
 	require.NoError(t, err)
-	require.JSONEq(t, `{"model":"m","input":["a","b","c"]}`, string(merged))
+	require.JSONEq(t, `{"model":"m","input":["a","b","c"]}`, string(batched))
 }
 
-func TestBrokenMergedAnswers(t *testing.T) {
+func TestInvalidBatchedAnswers(t *testing.T) {
 	e := task.EndpointEmbeddings
-	groups, _ := merge(e, []*work{newWork("a", e, `{"input":"a"}`), newWork("b", e, `{"input":"b"}`)}, 100)
+	groups, _ := groupTasks(e, []*work{workOf("a", e, `{"input":"a"}`), workOf("b", e, `{"input":"b"}`)}, 100)
 	for _, answer := range []string{
 		``, `[]`, `null`, `{}`, `{"data":{}}`, `{"data":[]}`, `{"data":[{"index":0}]}`, `{"data":[{"index":0},{"index":0}]}`,
 		`{"data":[{"index":0},{"index":2}]}`, `{"data":[{"index":-1},{"index":0}]}`, `{"data":[{},{}]}`, `{"data":[null,null]}`, `{"data":[{"index":"0"},{"index":1}]}`,
@@ -208,10 +208,10 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte(`{"choices":[{},{},{},{}],"x":{"y":[[1]]},"usage":{"a":{}}}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
 		fuzzing.Bound(t, len(answer), func() { usageOf(answer); errorText(answer) })
-		if task.CheckJSON(answer) != nil { // the engine has refused it
+		if task.CheckJSON(answer) != nil { // the engine refuses it
 			return
 		}
-		groups, _ := merge(e, []*work{newWork("a", e, `{"prompt":"a","n":2}`), newWork("b", e, `{"prompt":"bb","n":2}`)}, 100)
+		groups, _ := groupTasks(e, []*work{workOf("a", e, `{"prompt":"a","n":2}`), workOf("b", e, `{"prompt":"bb","n":2}`)}, 100)
 		var shares [][]byte
 		var err error
 		fuzzing.Bound(t, len(answer), func() { shares, err = groups[0].split(e, answer) })
@@ -225,20 +225,20 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// FuzzBody is about inputs, in which a task may hold anything.
+// A task's input may be anything.
 func FuzzBody(f *testing.F) {
 	f.Add([]byte(`{"model":"m","input":["a","b"],"stream":true}`))
 	f.Add([]byte(`{"\u006dodel":"m","model":1,"prompt":[1,2,3],"n":2,"n":3}`))
 	f.Add([]byte(`{"prompt":[[1],[2]],"a":{"model":"x"}}`))
 	f.Fuzz(func(t *testing.T, input []byte) {
-		one := newWork("a", task.EndpointEmbeddings, string(input))
-		one.a.Task.Normalize(time.Unix(1, 0))
-		if one.a.Task.Validate(task.Limits{}) != nil {
+		one := workOf("a", task.EndpointEmbeddings, string(input))
+		one.assignment.Task.Normalize(time.Unix(1, 0))
+		if one.assignment.Task.Validate(task.Limits{}) != nil {
 			return
 		}
 		var b []byte
 		var err error
-		fuzzing.Bound(t, len(input), func() { b, err = body(&one.a.Task) })
+		fuzzing.Bound(t, len(input), func() { b, err = body(&one.assignment.Task) })
 		require.NoError(t, err)
 		var sent, had map[string]json.RawMessage
 		require.NoErrorf(t, json.Unmarshal(b, &sent), "%s", b)
@@ -252,9 +252,9 @@ func FuzzBody(f *testing.F) {
 			}
 		}
 		for _, e := range []string{task.EndpointEmbeddings, task.EndpointCompletions} {
-			one := newWork("a", e, string(input))
-			fuzzing.Bound(t, len(input), func() { merge(e, []*work{one}, 16) })
-			groups, _ := merge(e, []*work{one, one}, 16)
+			one := workOf("a", e, string(input))
+			fuzzing.Bound(t, len(input), func() { groupTasks(e, []*work{one}, 16) })
+			groups, _ := groupTasks(e, []*work{one, one}, 16)
 			for _, g := range groups {
 				b, err := g.body(e)
 				require.NoError(t, err)
@@ -269,7 +269,7 @@ func TestUsageAndErrorTexts(t *testing.T) {
 	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, usageOf([]byte(`{"usage":{"input_tokens":3,"output_tokens":4}}`)))
 	require.Equal(t, task.Usage{}, usageOf([]byte(`{"usage":{"prompt_tokens":-3}}`)))
 	require.Equal(t, "invalid_request_error, bad, at input", errorText([]byte(`{"error":{"message":"your prompt: SECRET","type":"invalid_request_error","code":"bad","param":"input"}}`)))
-	require.Equal(t, "the request is not valid for it", errorText([]byte(`SECRET`)))
-	require.Equal(t, "the request is not valid for it", errorText([]byte(`{"error":{"type":"you said SECRET"}}`)))
+	require.Equal(t, "the request is invalid", errorText([]byte(`SECRET`)))
+	require.Equal(t, "the request is invalid", errorText([]byte(`{"error":{"type":"you said SECRET"}}`)))
 	require.Equal(t, "bad_request, at messages[0].content", errorText([]byte(`{"error":{"type":"bad_request","code":"my SECRET","param":"messages[0].content"}}`)))
 }

@@ -6,20 +6,20 @@ import (
 	"errors"
 )
 
-// maxMetadata is what brokers take with a commit by default
+// maxMetadata is the longest commit metadata that brokers accept by default
 // (offset.metadata.max.bytes).
 const maxMetadata = 4096
 
-// metadataVersion begins the metadata, so that later forms can be told apart.
+// metadataVersion starts the metadata, so that later formats can be recognized.
 const metadataVersion = "1:"
 
-// span is the offsets from first up to, not including, end.
+// span is a range of offsets; end is exclusive.
 type span struct{ first, end int64 }
 
-// encodeSpans writes finished spans above base as the metadata of a commit:
-// alternating lengths of unfinished and finished runs, beginning at base. The
-// spans are in order, apart and not empty. What does not fit is left out: the
-// next owner does it again.
+// encodeSpans encodes the finished spans above base as the metadata of a commit: alternating
+// lengths of unfinished and finished runs, starting at base. The spans must be sorted,
+// disjoint, not adjacent and not empty. Spans that don't fit are left out, and the next owner
+// does those records again.
 func encodeSpans(base int64, spans []span, limit int) string {
 	room := base64.RawURLEncoding.DecodedLen(limit - len(metadataVersion))
 	raw := make([]byte, 0, min(room, 8*len(spans)))
@@ -40,32 +40,32 @@ func encodeSpans(base int64, spans []span, limit int) string {
 	return metadataVersion + base64.RawURLEncoding.EncodeToString(raw)
 }
 
-var errMetadata = errors.New("the commit's metadata is not ours")
+var errForeignMetadata = errors.New("the commit's metadata was not written by Batchyard")
 
-// decodeSpans reads what encodeSpans wrote. Anybody may have committed for the
-// group with any tool: what is not ours is an error, and worth nothing.
+// decodeSpans decodes what encodeSpans wrote. Any tool may have committed for the group, so
+// the metadata may be anything; what is not ours is an error.
 func decodeSpans(base int64, metadata string) ([]span, error) {
 	if metadata == "" {
 		return nil, nil
 	}
 	if len(metadata) < len(metadataVersion) || metadata[:len(metadataVersion)] != metadataVersion || len(metadata) > 4*maxMetadata {
-		return nil, errMetadata
+		return nil, errForeignMetadata
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(metadata[len(metadataVersion):])
 	if err != nil {
-		return nil, errMetadata
+		return nil, errForeignMetadata
 	}
-	const most = 1 << 40 // no run is that long; keeps the sum from overflowing
+	const most = 1 << 40 // longer than any run; keeps the sum from overflowing
 	var spans []span
 	at := base
 	for len(raw) > 0 {
 		gap, n := binary.Uvarint(raw)
 		if n <= 0 || gap > most {
-			return nil, errMetadata
+			return nil, errForeignMetadata
 		}
 		length, k := binary.Uvarint(raw[n:])
 		if k <= 0 || length == 0 || length > most || (gap == 0 && len(spans) > 0) {
-			return nil, errMetadata
+			return nil, errForeignMetadata
 		}
 		raw = raw[n+k:]
 		first := at + int64(gap)

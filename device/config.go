@@ -27,7 +27,7 @@ type Config struct {
 	CancelTTL  time.Duration `yaml:"cancel_ttl" default:"1h" min:"1m" max:"168h" doc:"How long it is remembered that a task was cancelled, or ranks anew, for whoever comes to hold it."`
 }
 
-// withDefaults fills in what is zero, for programs that do not load a file.
+// withDefaults replaces zero values, for programs that do not load a file.
 func (c Config) withDefaults() Config {
 	config.FillDefaults(&c)
 	return c
@@ -44,14 +44,14 @@ type RedisConfig struct {
 	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"How long to wait for Redis to connect, take a command or answer."`
 }
 
-// OpenRedis connects to Redis and asks it for a sign of life. The error says what to check.
+// OpenRedis connects to Redis and pings it. The error says what to check.
 func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, error) {
 	cfg.Timeout = cmp.Or(cfg.Timeout, 3*time.Second)
 	o := &redis.UniversalOptions{
 		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
 		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,
 		ContextTimeoutEnabled: true,
-		DialerRetries:         1, // who calls knows better whether and when to try again
+		DialerRetries:         1, // callers know better whether and when to retry
 	}
 	for a := range strings.SplitSeq(cfg.Addr, ",") {
 		if a = strings.TrimSpace(a); a != "" {
@@ -81,20 +81,20 @@ func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, err
 	return rdb, nil
 }
 
-// hush keeps the library from writing to standard error by itself: what goes
-// wrong comes back as an error, and whoever gets it says so.
+// hush keeps the library from writing to standard error: problems come back as errors, and
+// the caller reports them.
 var hush = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
 
 type silence struct{}
 
 func (silence) Printf(context.Context, string, ...any) {}
 
-// Option changes how Registry, Credits and Cancels are made.
+// Option configures a Registry, Credits, Rates, Control or Cancels.
 type Option func(*options)
 
 type options struct{ metrics *metrics.Metrics }
 
-// WithMetrics counts in m instead of in metrics that nobody sees.
+// WithMetrics counts in m; the default is to discard metrics.
 func WithMetrics(m *metrics.Metrics) Option { return func(o *options) { o.metrics = m } }
 
 func apply(opts []Option) options {
@@ -108,7 +108,7 @@ func apply(opts []Option) options {
 	return o
 }
 
-// run calls a script and measures the call.
+// run runs a script and records how long it took.
 func run(ctx context.Context, rdb redis.UniversalClient, m *metrics.Metrics, op string, s *redis.Script, keys []string, args ...any) (any, error) {
 	began := time.Now()
 	v, err := s.Run(ctx, rdb, keys, args...).Result()

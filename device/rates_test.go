@@ -25,7 +25,7 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 			rates[RateKey{Device: "many", Model: fmt.Sprint(i)}] = Rate{ServiceMS: 1, Samples: 1, At: now}
 		}
 		healths := map[string]Health{
-			"d": {State: StateOpen, OpenUntil: now.Add(5 * time.Second), SlowUntil: now.Add(time.Minute), Slots: 3, HopMS: 1.5, Opened: 2, Why: "5 faults in a row"},
+			"d": {State: StateOpen, OpenUntil: now.Add(5 * time.Second), SlowUntil: now.Add(time.Minute), Slots: 3, HopMS: 1.5, Opened: 2, Why: "5 consecutive faults"},
 			"e": {State: StateClosed, OpenUntil: now.Add(-time.Second)},
 		}
 		require.NoError(t, r.Report(t.Context(), rates, healths))
@@ -49,8 +49,8 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 	})
 }
 
-// Workers, routers and Redis need not agree on what time it is.
-func TestRatesAreByNobodysClock(t *testing.T) {
+// Workers, routers and Redis need not agree on the time.
+func TestRatesDoNotDependOnClocks(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRates(client(t, m.Addr()), "t:")
 	for _, off := range []time.Duration{-3 * time.Hour, 0, 3 * time.Hour} {
@@ -68,7 +68,7 @@ func TestRatesAreByNobodysClock(t *testing.T) {
 	}
 }
 
-func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
+func TestOldAndInvalidRatesAreDeleted(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRates(client(t, m.Addr()), "t:")
 	now := time.Now()
@@ -85,7 +85,7 @@ func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, rates, 1)
 	require.Len(t, healths, 2)
-	require.False(t, healths["y"].OpenUntil.After(time.Now().Add(24*time.Hour)), "whatever somebody writes there ends")
+	require.False(t, healths["y"].OpenUntil.After(time.Now().Add(24*time.Hour)), "whatever another program writes, it ends")
 	require.Zero(t, healths["y"].Slots)
 	m.SetTime(now.Add(rateLife + time.Minute))
 	rates, healths, err = r.Load(t.Context())
@@ -104,7 +104,7 @@ func FuzzParseRates(f *testing.F) {
 		m.FlushAll()
 		m.HSet("t:rates", field, rate)
 		m.HSet("t:health", field, health)
-		// What the client library takes to ask is in it.
+		// This includes the memory that the client library needs for its request.
 		fuzzing.Bound(t, len(field)+len(rate)+len(health), func() {
 			_, _, err := r.Load(t.Context())
 			require.NoError(t, err)

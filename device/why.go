@@ -18,7 +18,7 @@ func Barrier(d *Device, h Health, model string, needs, exclude []string, now tim
 		return "model"
 	case !d.HasTags(needs):
 		return "tags"
-	case d.Silent():
+	case d.Silent:
 		return "silent"
 	case d.Draining:
 		return "draining"

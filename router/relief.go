@@ -105,7 +105,7 @@ func (d *decider) relieveTopic(topic string, now time.Time) {
 // for it.
 func (d *decider) idleDevice(now time.Time) bool {
 	for _, s := range d.view.devices {
-		if s.Silent() || s.Draining || s.ejected || s.each.Used+s.batch.Used > 0 {
+		if s.Silent || s.Draining || s.ejected || s.each.Used+s.batch.Used > 0 {
 			continue
 		}
 		wanted := false

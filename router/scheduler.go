@@ -229,7 +229,7 @@ func (s *scheduler) observe() {
 	m := s.deps.Metrics.Router
 	silent := 0
 	for _, d := range s.view.devices {
-		if d.Silent() {
+		if d.Silent {
 			silent++
 		}
 		m.CreditsHeld.WithLabelValues(d.ID).Set(float64(d.each.Used + d.batch.Used))

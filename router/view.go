@@ -70,7 +70,7 @@ func (v *view) update(f Fleet, now time.Time) {
 		if s == nil {
 			s = &state{each: &pool{name: device.Pool(d.ID, device.ClassEach)}, batch: &pool{name: device.Pool(d.ID, device.ClassMerged)}}
 		}
-		if s.Silent() && !d.Silent() {
+		if s.Silent && !d.Silent {
 			s.back = now
 		}
 		s.Device, s.health = d, f.Healths[d.ID]
@@ -113,7 +113,7 @@ func (v *view) eject(now time.Time) {
 	for _, s := range v.devices {
 		was := s.ejected
 		s.ejected, s.probe = false, false
-		if s.Silent() || s.Draining {
+		if s.Silent || s.Draining {
 			continue
 		}
 		alive++
@@ -159,7 +159,7 @@ func (v *view) pass(now time.Time) (changed bool) {
 func (v *view) limits(now time.Time) {
 	oldest := now
 	for _, s := range v.devices {
-		if !s.Silent() && !s.JoinedAt.IsZero() && s.JoinedAt.Before(oldest) {
+		if !s.Silent && !s.JoinedAt.IsZero() && s.JoinedAt.Before(oldest) {
 			oldest = s.JoinedAt
 		}
 	}
@@ -277,7 +277,7 @@ func (s *state) fit(c *class, now time.Time) reason {
 		return wrongModel
 	case !s.HasTags(c.needs):
 		return wrongTags
-	case s.Silent():
+	case s.Silent:
 		return isSilent
 	case s.Draining:
 		return isDraining

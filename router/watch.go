@@ -116,7 +116,7 @@ func (s *scheduler) tellSilent(ctx context.Context, ds []device.Device, told map
 	known := make(map[string]bool, len(ds))
 	for _, d := range ds {
 		known[d.ID] = true
-		if d.Silent() && !told[d.ID].Equal(d.At) {
+		if d.Silent && !told[d.ID].Equal(d.At) {
 			silent = append(silent, d)
 		}
 	}

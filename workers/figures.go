@@ -69,7 +69,7 @@ func (f *figures) standings(k class, waiting map[string]int) []*standing {
 	sum, n := 0.0, 0
 	for i := range f.devices {
 		d, h := &f.devices[i], f.healths[f.devices[i].ID]
-		if d.Silent() || d.Draining || h.State == device.StateOpen && h.OpenUntil.After(f.now) || !d.Serves(k.model) || !d.HasTags(needs) {
+		if d.Silent || d.Draining || h.State == device.StateOpen && h.OpenUntil.After(f.now) || !d.Serves(k.model) || !d.HasTags(needs) {
 			continue
 		}
 		slots := d.Slots

@@ -49,7 +49,7 @@ func TestUnwellDevicesAreToldAgainAndAgain(t *testing.T) {
 		h := tell()["d"]
 		require.Equal(t, device.StateOpen, h.State)
 		require.False(t, h.OpenUntil.IsZero())
-		require.Equal(t, "5 faults in a row", h.Why)
+		require.Equal(t, "5 consecutive faults", h.Why)
 		require.Len(t, tell(), 1)
 
 		r.fit.Ended(time.Now(), device.Throttled, 0)

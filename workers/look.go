@@ -97,7 +97,7 @@ func (r *runner) registered(d *device.Device, regular bool) {
 		}
 	default:
 		r.seen, r.missing, r.away = true, 0, ""
-		if d.Silent() {
+		if d.Silent {
 			r.away = awaySilent
 		} else if d.Draining {
 			r.away = awayDraining

@@ -18,7 +18,7 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
-// Config bounds what is kept of devices in Redis.
+// Config limits what is kept about devices in Redis.
 type Config struct {
 	Timeout    time.Duration `yaml:"timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. Three missed beats."`
 	Forget     time.Duration `yaml:"forget" default:"1h" min:"1m" max:"720h" doc:"A silent device is forgotten after this long."`

@@ -89,8 +89,8 @@ func (c EjectorConfig) withDefaults() EjectorConfig {
 // clock, and this type gets the time from its caller: workers pass the real time, a
 // simulation a virtual one. So each gobreaker lasts one term, from the device being let in
 // until the breaker opens. In the half-open state the term is a probation: the first fault
-// trips it, and one request runs at a time. When a request of an earlier term ends, that
-// term's gobreaker is told, which changes nothing.
+// trips it, and one request runs at a time. When a request of an earlier term ends,
+// that term's gobreaker gets it, which changes nothing.
 //
 // It may be used by many goroutines.
 type Ejector struct {

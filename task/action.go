@@ -1,7 +1,7 @@
 package task
 
-// Action names what was done. [Actions] is the complete list and the
-// documentation: an action that it lacks is never recorded.
+// Action names what was done. [Actions] is the complete, documented list: the recorder
+// refuses any other action.
 type Action string
 
 // The actions.
@@ -46,47 +46,47 @@ const (
 // ActionInfo documents one action.
 type ActionInfo struct {
 	Action  Action
-	Stage   string // who emits it
-	State   State  // the state that the task is in afterwards; empty: unchanged
+	Stage   string // which stage emits it
+	State   State  // state of the task afterwards; empty: unchanged
 	Meaning string
 }
 
-// Actions is every action that is ever recorded, in the order of a task's way.
+// Actions lists every action that is ever recorded, in the order of a task's life.
 var Actions = []ActionInfo{
-	{TaskAccepted, "producer, router", Pending, "a task was taken: by the API, or read from its topic when another client wrote it"},
-	{TaskRefused, "producer", "", "a submit was refused; the detail names the field"},
-	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a credit"},
+	{TaskAccepted, "producer, router", Pending, "a task was accepted by the API, or read from its topic if another client wrote it"},
+	{TaskRefused, "producer", "", "a submitted task was refused; the detail names the field"},
+	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
 	{TaskDuplicate, "router", "", "another record with the same tenant and id was dropped"},
-	{TaskParked, "router", Pending, "nothing can run the task now; it was set aside in the log and is looked at again later"},
-	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},
-	{BatchClosed, "batcher", "", "the assignment left for its device in a batch; the detail says why the batch closed and how large it was"},
-	{AttemptStarted, "workers", Running, "the request goes to the device"},
+	{TaskParked, "router", Pending, "no device can run the task now; it was parked in the log and will be tried again later"},
+	{TaskAssigned, "router", Assigned, "a router chose a device; the detail says why"},
+	{BatchClosed, "batcher", "", "the assignment was sent to its device in a batch; the detail says why the batch closed and how large it was"},
+	{AttemptStarted, "workers", Running, "the request was sent to the device"},
 	{AttemptSucceeded, "workers", "", "the device answered"},
-	{AttemptFailed, "workers", "", "the attempt failed; class and status say how"},
-	{TaskRequeued, "workers, router", Pending, "the task waits again: to be retried here or elsewhere, or given back by a worker that stops"},
-	{TaskDegraded, "workers", "", "the task goes on with a smaller model"},
+	{AttemptFailed, "workers", "", "the attempt failed; error class and status say how"},
+	{TaskRequeued, "workers, router", Pending, "the task waits again: to be retried here or elsewhere, or because its worker stopped"},
+	{TaskDegraded, "workers", "", "the task continues with a smaller model"},
 	{TaskSucceeded, "workers", "", "the result was written"},
-	{TaskFailed, "workers, router", "", "the task ended without an answer; the detail holds every attempt's reason"},
-	{TaskCancelled, "router, workers", "", "the task was stopped on its way because somebody cancelled it"},
-	{TaskExpired, "router, workers", "", "the deadline passed first"},
-	{TaskCancelAsked, "api", "", "somebody asked to cancel the task"},
-	{TaskReprioritized, "api", "", "somebody changed the priority of a waiting task; the detail says from what to what"},
-	{ResultDuplicate, "audit", "", "a second terminal result came and was not taken"},
-	{RecordDead, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why and where it came from"},
-	{RecordReplayed, "cli", "", "a dead letter was written to its topic again"},
+	{TaskFailed, "workers, router", "", "the task ended without an answer; the detail has the reason of every attempt"},
+	{TaskCancelled, "router, workers", "", "the task was stopped because it was cancelled"},
+	{TaskExpired, "router, workers", "", "the deadline passed before the task finished"},
+	{TaskCancelAsked, "api", "", "a user asked to cancel the task"},
+	{TaskReprioritized, "api", "", "a user changed the priority of a waiting task; the detail has the old and the new"},
+	{ResultDuplicate, "audit", "", "a second terminal result arrived and was dropped"},
+	{RecordDead, "every stage", "", "a record that cannot be processed was written to the dead-letter topic; the detail says why and where it came from"},
+	{RecordReplayed, "cli", "", "a dead letter was replayed to its topic"},
 	{DeviceJoined, "api, router", "", "a device sent its first heartbeat"},
-	{DeviceLeft, "api", "", "a device said that it leaves"},
+	{DeviceLeft, "api", "", "a device left"},
 	{DeviceSilent, "router", "", "a device missed three heartbeats"},
-	{DeviceDrained, "api", "", "an operator drained a device: it gets nothing new"},
-	{DeviceUndrained, "api", "", "an operator ended that a device is drained"},
-	{PolicyChanged, "api", "", "an operator changed the routers' policy; the detail holds the old and the new"},
-	{ConfigReloaded, "every stage", "", "a process took over a changed file, and chooses devices by another policy; the detail holds the old and the new"},
-	{BreakerOpened, "workers", "", "a device failed too often: no requests for a while"},
-	{BreakerHalfOpen, "workers", "", "a few requests test whether the device is well again"},
-	{BreakerClosed, "workers", "", "the device is well again"},
-	{CallbackSent, "callbacks", "", "the user's endpoint took the callback"},
-	{CallbackFailed, "callbacks", "", "a delivery failed and will be tried again"},
-	{CallbackGivenUp, "callbacks", "", "the last delivery failed"},
+	{DeviceDrained, "api", "", "an operator drained a device: it gets no new work"},
+	{DeviceUndrained, "api", "", "an operator undrained a device"},
+	{PolicyChanged, "api", "", "an operator changed the routers' policy; the detail has the old and the new"},
+	{ConfigReloaded, "every stage", "", "a process reloaded its configuration file, which changed the routers' policy; the detail has the old and the new"},
+	{BreakerOpened, "workers", "", "a device failed too often and gets no requests for a while"},
+	{BreakerHalfOpen, "workers", "", "single requests test whether the device has recovered"},
+	{BreakerClosed, "workers", "", "the device has recovered"},
+	{CallbackSent, "callbacks", "", "the user's endpoint accepted the callback"},
+	{CallbackFailed, "callbacks", "", "a delivery failed and will be retried"},
+	{CallbackGivenUp, "callbacks", "", "the last attempt to deliver failed"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of a day; the detail says how many"},
 }
 
@@ -98,13 +98,13 @@ var actionIndex = func() map[Action]ActionInfo {
 	return m
 }()
 
-// Info looks an action up in the list; ok is false for one that it lacks.
+// Info returns the documentation of an action; ok is false if it is not listed.
 func (a Action) Info() (info ActionInfo, ok bool) {
 	info, ok = actionIndex[a]
 	return info, ok
 }
 
-// Listed reports whether the list has the action.
+// Listed reports whether the action is in [Actions].
 func (a Action) Listed() bool {
 	_, ok := actionIndex[a]
 	return ok

@@ -56,25 +56,7 @@ type parsed struct {
 // parseLine parses a line into a valid task, normalized except for trace id and time. The
 // error is a *task.FieldError.
 func parseLine(line []byte, number int, job string, o *Options) (parsed, error) {
-	if err := task.CheckJSON(line); err != nil {
-		return parsed{}, fieldErr("", "put one JSON object on each line", "%s", err)
-	}
-	if line[0] != '{' {
-		return parsed{}, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
-	}
-	openAI := false // the formats differ in these members
-	task.Members(line, func(key string, _ []byte) bool {
-		openAI = key == "method" || key == "url" || key == "body"
-		return !openAI
-	})
-	var p parsed
-	var err error
-	if openAI {
-		p.openAI = true
-		p.task, err = parseOpenAI(line)
-	} else {
-		p.task, err = task.DecodeTask(line, task.ContentJSON)
-	}
+	p, err := decodeLine(line)
 	if err != nil {
 		return parsed{}, err
 	}
@@ -96,6 +78,29 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 		return parsed{}, err
 	}
 	return p, t.Validate(o.Limits)
+}
+
+// decodeLine decodes a line in either format. DecodeTask finds invalid JSON itself, so only
+// what it refuses is checked again, for an error about the line.
+func decodeLine(line []byte) (p parsed, err error) {
+	task.Members(line, func(key string, _ []byte) bool { // the formats differ in these
+		p.openAI = key == "method" || key == "url" || key == "body"
+		return !p.openAI
+	})
+	if !p.openAI && line[0] == '{' {
+		if p.task, err = task.DecodeTask(line, task.ContentJSON); err == nil {
+			return p, nil
+		}
+	}
+	switch invalid := task.CheckJSON(line); {
+	case invalid != nil:
+		return p, fieldErr("", "put one JSON object on each line", "%s", invalid)
+	case line[0] != '{':
+		return p, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
+	case p.openAI:
+		p.task, err = parseOpenAI(line)
+	}
+	return p, err
 }
 
 // fill sets what the line omits to the job's defaults.

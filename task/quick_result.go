@@ -9,9 +9,9 @@ import (
 // Limits of the fast reader, far above what results need: it may give up, and then the
 // slow path allocates again.
 const (
-	quickAttempts = 128
-	quickRest     = 128 << 10 // bytes besides the output
-	quickHead     = 4 << 10   // bytes of a foreign result that are assumed to precede its output
+	quickList = 128
+	quickRest = 128 << 10 // bytes besides the output
+	quickHead = 4 << 10   // bytes of a foreign result that are assumed to precede its output
 )
 
 // quickResult reads a result as [EncodeResult] writes it: known members, spelled exactly,
@@ -161,7 +161,7 @@ func (q *quick) labels() map[string]string {
 func (q *quick) attempts() []Attempt {
 	as := []Attempt{}
 	for more := q.open('[', ']'); more; more = q.more(']') {
-		if len(as) == quickAttempts {
+		if len(as) == quickList {
 			q.giveUp()
 			break
 		}

@@ -75,7 +75,7 @@ func oddResults() []string {
 		`{"finished_at":"2026-01-31 12:00:00Z"}`, `{"finished_at":"2026-01-31T12:00:00,5Z"}`, `{"finished_at":"2026-01-31T12:00:00+25:00"}`, `{"finished_at":"2026-01-31T12:00:00\u005a"}`, `{"finished_at":""}`, `{"finished_at":null}`,
 		`{"output":{"a":1,}}`, `{"output":tru}`, `{"output":+1}`, `{"output":1.}`, `{"output":.5}`, `{"output":1e}`, `{"output":[1 2]}`, `{"output":}`, `{"output":"a` + "\n" + `"}`, `{"output":-}`, `{"output":[}`,
 		deep(MaxInputDepth), deep(MaxInputDepth + 1), `{"output":1,"output":2}`, `{"labels":{"output":"x"},"task_id":"after"}`, `{"task_id":"\"output\"","output":"\"output\"","tenant":"behind"}`,
-		`{"attempts":[` + strings.Repeat(`{},`, quickAttempts) + `{}]}`, `{"attempts":[` + strings.Repeat(`{},`, maxValues) + `{}]}`, `{"task_id":"` + strings.Repeat("x", quickRest) + `"}`,
+		`{"attempts":[` + strings.Repeat(`{},`, quickList) + `{}]}`, `{"attempts":[` + strings.Repeat(`{},`, maxValues) + `{}]}`, `{"task_id":"` + strings.Repeat("x", quickRest) + `"}`,
 		`{"output":1,"task_id":"` + strings.Repeat(`\n`, maxRest/2) + `"}`, strings.Repeat(" ", 100) + "{}" + strings.Repeat(" ", quickRest),
 	}
 }

@@ -26,22 +26,28 @@ const HeaderContentType = "content-type"
 // determines the format: JSON starts with '{' or white space, MessagePack with a map.
 // Errors are *FieldError. The task is neither normalized nor validated.
 func DecodeTask(b []byte, contentType string) (*Task, error) {
-	var t Task
-	switch format, err := formatOf(b, contentType); {
-	case err != nil:
+	format, err := formatOf(b, contentType)
+	if err != nil {
 		return nil, err
-	case format == ContentJSON:
-		if err := decodeJSON(b, &t, taskShape, strict); err != nil {
-			return nil, err
+	}
+	if format == ContentJSON {
+		if t := quickTask(b); t != nil {
+			return t, nil
 		}
-	default:
-		var e edgeTask
-		input, err := decodeMsgpack(b, &e, "input", strict)
-		if err != nil {
-			return nil, err
-		}
-		e.Input = input
-		return e.task(), nil
+		return slowTask(b)
+	}
+	var e edgeTask
+	if e.Input, err = decodeMsgpack(b, &e, "input", strict); err != nil {
+		return nil, err
+	}
+	return e.task(), nil
+}
+
+// slowTask reads any JSON that is a task and explains what is wrong with everything else.
+func slowTask(b []byte) (*Task, error) {
+	var t Task
+	if err := decodeJSON(b, &t, taskShape, strict); err != nil {
+		return nil, err
 	}
 	return &t, nil
 }

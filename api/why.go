@@ -42,7 +42,7 @@ type Waiting struct {
 	Slots     int            `json:"slots" doc:"Of the able ones, together."`
 	Used      int            `json:"used" doc:"Tasks that the able ones have now."`
 	Merged    bool           `json:"merged,omitempty" doc:"Requests of its endpoint are merged: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the others cannot: model, tags, silent, draining, ejected, slow, excluded."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the others cannot: model, tags, silent, draining, breaker_open, throttled, excluded."`
 }
 
 // Placement is one device that a router chose for a task.
@@ -162,12 +162,18 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 		class, w.Merged = device.ClassMerged, true
 	}
 	now := time.Now()
+	fleet, known := make([]*device.Device, len(ds)), make([]*device.Health, len(ds))
+	for i := range ds {
+		h := healths[ds[i].ID]
+		fleet[i], known[i] = &ds[i], &h
+	}
+	gates := device.Gates(fleet, known, now)
+	want := device.Requirement{Model: w.Model, Needs: w.Needs, Exclude: w.Exclude}
 	var pools []string
 	w.Devices, w.Out = len(ds), map[string]int{}
-	for i := range ds {
-		d := &ds[i]
-		if why := device.Barrier(d, healths[d.ID], w.Model, w.Needs, w.Exclude, now); why != "" {
-			w.Out[why]++
+	for i, d := range fleet {
+		if why := device.Eligible(d, known[i], gates[i], &want, now); why != device.CanRun {
+			w.Out[why.String()]++
 			continue
 		}
 		w.Able++

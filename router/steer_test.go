@@ -14,7 +14,7 @@ import (
 // Names are told to people by packages that do not know the router.
 func TestNamesAgree(t *testing.T) {
 	require.Equal(t, device.PolicyNames(), PolicyNames())
-	require.Equal(t, device.Barriers, reasonNames[1:])
+	require.Equal(t, device.ReasonNames(), reasonNames[1:])
 	for _, s := range config.Describe(&Config{}) {
 		switch s.Key {
 		case "policy":

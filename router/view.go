@@ -267,7 +267,7 @@ const (
 )
 
 // reasonNames is how the audit log tells them.
-var reasonNames = [reasons]string{"", "model", "tags", "silent", "draining", "ejected", "slow", "excluded"}
+var reasonNames = [reasons]string{"", "model", "tags", "silent", "draining", "breaker_open", "throttled", "excluded"}
 
 // fit says whether the device can take a task of the class at all. A device that
 // the class avoids is told apart: it comes back when no other is left.

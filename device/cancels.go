@@ -40,7 +40,7 @@ type Cancels struct {
 // NewCancels returns the overrides whose keys start with the prefix.
 func NewCancels(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Cancels {
 	return &Cancels{
-		rdb: rdb, cfg: cfg.withDefaults(), prefix: prefix + "mark:", channel: prefix + "cancels", reranked: prefix + "priorities",
+		rdb: rdb, cfg: cfg.withDefaults(), prefix: prefix + "override:", channel: prefix + "cancels", reranked: prefix + "priorities",
 		metrics: apply(opts).metrics,
 	}
 }

@@ -239,7 +239,7 @@ func TestPriorityOverrides(t *testing.T) {
 func FuzzForeignWrites(f *testing.F) {
 	f.Add(`{"policy":"fifo","version":3}`, "high", "7")
 	f.Add(`[{"Tenant":"t","ID":"a"},{},{}]`, "low", "0")
-	f.Add("a/each\nb/batch", "d\x1fm\x1feach", "1700000000000")
+	f.Add("a/single\nb/batched", "d\x1fm\x1fsingle", "1700000000000")
 	f.Add(`{"policy":"load_formula","weights":{"cpu":1e400}}`, "", "-1")
 	f.Fuzz(func(t *testing.T, setting, priority, level string) {
 		fuzzing.Bound(t, len(setting), func() {

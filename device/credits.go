@@ -16,8 +16,8 @@ import (
 
 // Classes of pools: how work is sent to a device.
 const (
-	ClassEach   = "each"   // one request per task: chat, responses
-	ClassMerged = "merged" // many tasks in one request: embeddings, completions
+	ClassEach   = "single"  // one request per task: chat, responses
+	ClassMerged = "batched" // many tasks in one request: embeddings, completions
 )
 
 // Pool returns the name of a device's pool of credits of a class.

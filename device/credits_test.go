@@ -20,30 +20,30 @@ func TestAcquireReleaseRenew(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		ctx := t.Context()
-		gs, err := c.Acquire(ctx, "r1", []Want{{Pool: "a/each", N: 3, Limit: 4}, {Pool: "b/each", N: 1}, {Pool: "a/each", N: 3, Limit: 4}, {Pool: "c/each", N: 2, Limit: 9}})
+		gs, err := c.Acquire(ctx, "r1", []Want{{Pool: "a/single", N: 3, Limit: 4}, {Pool: "b/single", N: 1}, {Pool: "a/single", N: 3, Limit: 4}, {Pool: "c/single", N: 2, Limit: 9}})
 		require.NoError(t, err)
 		require.Equal(t, []int{3, 0, 1, 2}, []int{gs[0].N, gs[1].N, gs[2].N, gs[3].N})
 		require.Equal(t, []int{3, 0, 4, 2}, []int{gs[0].Used, gs[1].Used, gs[2].Used, gs[3].Used})
 		require.Empty(t, gs[1].Lease)
 
 		used := func() []int {
-			u, err := c.Used(ctx, []string{"a/each", "b/each", "c/each"})
+			u, err := c.Used(ctx, []string{"a/single", "b/single", "c/single"})
 			require.NoError(t, err)
 			return u
 		}
 		require.Equal(t, []int{4, 0, 2}, used())
 
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", gs[0].Lease, 1}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 1}, {"a/single", gs[0].Lease, 1}}))
 		require.Equal(t, []int{2, 0, 2}, used(), "a lease can be released in parts")
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 99}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 99}}))
 		require.Equal(t, []int{1, 0, 2}, used(), "never more than it holds")
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", "unknown", 1}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 1}, {"a/single", "unknown", 1}}))
 		require.Equal(t, []int{1, 0, 2}, used(), "releasing twice does nothing")
 
-		lost, err := c.Renew(ctx, []LeaseRef{{"a/each", gs[2].Lease}, {"a/each", gs[0].Lease}})
+		lost, err := c.Renew(ctx, []LeaseRef{{"a/single", gs[2].Lease}, {"a/single", gs[0].Lease}})
 		require.NoError(t, err)
 		require.Equal(t, 1, lost)
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[2].Lease, 1}, {"c/each", gs[3].Lease, 2}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[2].Lease, 1}, {"c/single", gs[3].Lease, 2}}))
 		require.Equal(t, []int{0, 0, 0}, used())
 	})
 }
@@ -52,7 +52,7 @@ func TestAcquireReleaseRenew(t *testing.T) {
 func TestRetriesCountOnce(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
-		acquire := []any{15000, "r1.call.", c.channel, "r1", 1000, 0, "a/each", 3, 0, 0, 4}
+		acquire := []any{15000, "r1.call.", c.channel, "r1", 1000, 0, "a/single", 3, 0, 0, 4}
 		keys := append(slices.Clone(c.keys[:3]), c.asks)
 		first, err := acquireScript.Run(t.Context(), rdb, keys, acquire...).Result()
 		require.NoError(t, err)
@@ -67,7 +67,7 @@ func TestRetriesCountOnce(t *testing.T) {
 		n, err = releaseScript.Run(t.Context(), rdb, c.keys, release...).Int()
 		require.NoError(t, err)
 		require.Zero(t, n)
-		u, err := c.Used(t.Context(), []string{"a/each"})
+		u, err := c.Used(t.Context(), []string{"a/single"})
 		require.NoError(t, err)
 		require.Equal(t, []int{2}, u)
 	})
@@ -119,8 +119,8 @@ func TestCreditsProperty(t *testing.T) {
 		const ttl = 10 * time.Second
 		c := NewCredits(rdb, Config{LeaseTTL: ttl}, "p:")
 		ctx := context.Background()
-		pools := []string{"a/each", "a/merged", "b/each"}
-		limits := map[string]int{"a/each": 4, "a/merged": 1, "b/each": 7}
+		pools := []string{"a/single", "a/batched", "b/single"}
+		limits := map[string]int{"a/single": 4, "a/batched": 1, "b/single": 7}
 		alive := map[string]*lease{}
 		var known []LeaseRef // every lease that ever existed, dead holders' included
 		used := func(pool string) (n int) {
@@ -247,12 +247,12 @@ func TestWatchReportsFreedPools(t *testing.T) {
 	background(t, func(ctx context.Context) error { return c.Watch(ctx, func(p []string) { freed <- p }) })
 	require.Nil(t, wait(t, freed, "the first subscription"))
 
-	gs, err := c.Acquire(t.Context(), "h", []Want{{Pool: "a/each", N: 1, Limit: 1}, {Pool: "b/each", N: 1, Limit: 1}})
+	gs, err := c.Acquire(t.Context(), "h", []Want{{Pool: "a/single", N: 1, Limit: 1}, {Pool: "b/single", N: 1, Limit: 1}})
 	require.NoError(t, err)
-	require.NoError(t, c.Release(t.Context(), []Release{{"a/each", gs[0].Lease, 1}}))
-	require.Equal(t, []string{"a/each"}, wait(t, freed, "the released credit"))
+	require.NoError(t, c.Release(t.Context(), []Release{{"a/single", gs[0].Lease, 1}}))
+	require.Equal(t, []string{"a/single"}, wait(t, freed, "the released credit"))
 	// The holder of b dies: the watcher notices by itself, without any other call.
-	require.Equal(t, []string{"b/each"}, wait(t, freed, "the credit of the dead holder"))
+	require.Equal(t, []string{"b/single"}, wait(t, freed, "the credit of the dead holder"))
 
 	m.Close()
 	require.NoError(t, m.Restart())
@@ -292,12 +292,12 @@ func TestCreditsAreKeptForHigherPrioritiesElsewhere(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		take := func(who string, of [3]int, limit int, asks ...Ask) Grant {
-			gs, err := c.AcquireFor(t.Context(), who, []Want{{Pool: "d/each", Limit: limit, Of: of}}, asks)
+			gs, err := c.AcquireFor(t.Context(), who, []Want{{Pool: "d/single", Limit: limit, Of: of}}, asks)
 			require.NoError(t, err)
 			return gs[0]
 		}
 		ask := func(who string, priority, n int) {
-			_, err := c.AcquireFor(t.Context(), who, nil, []Ask{{Pool: "d/each", Band: priority, N: n}})
+			_, err := c.AcquireFor(t.Context(), who, nil, []Ask{{Pool: "d/single", Band: priority, N: n}})
 			require.NoError(t, err)
 		}
 		require.Equal(t, 4, take("a", [3]int{1, 0, 3}, 4).N)

@@ -76,9 +76,9 @@ func TestOldAndInvalidRatesAreDeleted(t *testing.T) {
 	k := RateKey{Device: "d", Model: "m"}
 	require.NoError(t, r.Report(t.Context(), map[RateKey]Rate{k: {ServiceMS: 1, Samples: 1, At: now}}, map[string]Health{"d": {State: StateClosed}}))
 	m.HSet("t:rates", "no key", "{}")
-	m.HSet("t:rates", "d\x1fm\x1feach\x1f", `{"at":1}`)
-	m.HSet("t:rates", "d\x1fx\x1feach", "garbage")
-	m.HSet("t:rates", "d\x1fy\x1feach", `{"at":9e300,"service_ms":1}`)
+	m.HSet("t:rates", "d\x1fm\x1fsingle\x1f", `{"at":1}`)
+	m.HSet("t:rates", "d\x1fx\x1fsingle", "garbage")
+	m.HSet("t:rates", "d\x1fy\x1fsingle", `{"at":9e300,"service_ms":1}`)
 	m.HSet("t:health", "x", "[")
 	m.HSet("t:health", "y", fmt.Sprintf(`{"at":%d,"state":"open","open_ms":1000000000000000,"slots":-3,"hop_ms":-1}`, now.UnixMilli()))
 	rates, healths, err := r.Load(t.Context())
@@ -99,7 +99,7 @@ func TestOldAndInvalidRatesAreDeleted(t *testing.T) {
 func FuzzParseRates(f *testing.F) {
 	m := miniredis.RunT(f)
 	r := NewRates(client(f, m.Addr()), "t:")
-	f.Add("d\x1fm\x1feach", `{"at":1,"service_ms":2,"samples":3,"age_ms":4}`, `{"at":1,"state":"open","open_ms":5}`)
+	f.Add("d\x1fm\x1fsingle", `{"at":1,"service_ms":2,"samples":3,"age_ms":4}`, `{"at":1,"state":"open","open_ms":5}`)
 	f.Fuzz(func(t *testing.T, field, rate, health string) {
 		m.FlushAll()
 		m.HSet("t:rates", field, rate)

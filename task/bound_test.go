@@ -136,7 +136,7 @@ func TestTheLargestRecordsPass(t *testing.T) {
 	}
 	small := task.Assignment{Task: task.Task{ID: "a", Tenant: "t", Model: "m", Endpoint: task.EndpointChat, Input: task.Input(`{}`), Priority: task.Normal,
 		TraceID: strings.Repeat("0", 32), SubmittedAt: time.Unix(1, 0)}, Device: task.DeviceRef{ID: "d", URL: "http://d", Slots: 1}, Attempt: 1, AssignedAt: time.Unix(1, 0),
-		Lease: task.Lease{Pool: "d/each", ID: strings.Repeat("x", 20)}}
+		Lease: task.Lease{Pool: "d/single", ID: strings.Repeat("x", 20)}}
 	for _, n := range []int{1, 2000} {
 		as := make([]task.Assignment, n)
 		for i := range as {

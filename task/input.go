@@ -3,6 +3,8 @@ package task
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"unicode/utf8"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -89,7 +91,7 @@ func slowJSON(b []byte, most int) error {
 		return err
 	}
 	if !json.Valid(b) {
-		return fieldErr("", "", "it is not valid JSON")
+		return errors.New("it is not valid JSON")
 	}
 	return nil
 }
@@ -98,7 +100,7 @@ func slowJSON(b []byte, most int) error {
 // JSON.
 func checkNesting(b []byte, most int) error {
 	if !utf8.Valid(b) {
-		return fieldErr("", "", "it is not valid UTF-8")
+		return errors.New("it is not valid UTF-8")
 	}
 	depth, inString, escaped := 0, false, false
 	for _, c := range b {
@@ -116,7 +118,7 @@ func checkNesting(b []byte, most int) error {
 			inString = true
 		case c == '{' || c == '[':
 			if depth++; depth > most {
-				return fieldErr("", "", "it is nested deeper than %d", most)
+				return fmt.Errorf("it is nested deeper than %d", most)
 			}
 		case c == '}' || c == ']':
 			depth--

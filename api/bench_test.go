@@ -194,8 +194,8 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{m.Addr()}, MaxRetries: -1})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
 	marks := device.NewCancels(rdb, device.Config{}, "")
-	p := producer.New(producer.Deps{Log: log, Redis: rdb, Cancels: marks},
-		producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute})
+	p := producer.New(producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute},
+		producer.Deps{Log: log, Redis: rdb, Cancels: marks})
 	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}, flush: p.Flush}
 	reg := prometheus.NewRegistry()
 	b.deps = Deps{

@@ -280,11 +280,11 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 			refused = problem(http.StatusRequestEntityTooLarge, "the array has more than %d tasks; send them in several submits", most)
 			return false
 		}
-		if !json.Valid(raw) {
+		t, err := decodeTask(raw, task.ContentJSON)
+		if err != nil && !json.Valid(raw) {
 			refused = brokenArray(n)
 			return false
 		}
-		t, err := decodeTask(raw, task.ContentJSON)
 		switch {
 		case err == nil:
 			tasks = append(tasks, t)

@@ -11,7 +11,7 @@ import (
 // Config configures the batcher.
 type Config struct {
 	Batched      Thresholds    `yaml:"batched" doc:"Limits of a batch at batched endpoints (embeddings, completions), where one request carries the whole batch."`
-	Single       Each          `yaml:"single" doc:"Limits of a batch at single endpoints (chat, responses, moderations), where each task is a request of its own and a batch only groups records."`
+	Single       Single        `yaml:"single" doc:"Limits of a batch at single endpoints (chat, responses, moderations), where each task is a request of its own and a batch only groups records."`
 	Rules        []Rule        `yaml:"rules" doc:"Other limits for an endpoint, a model, or both. The first rule that matches applies."`
 	MaxInFlight  int           `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Maximum number of assignment records held in memory."`
 	MaxBytes     int64         `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Maximum size of the assignments held in memory."`
@@ -25,8 +25,8 @@ type Thresholds struct {
 	MaxWait  time.Duration `yaml:"max_wait" default:"50ms" max:"10m" doc:"A batch closes when its oldest task has waited this long, even if the device is busy."`
 }
 
-// Each is Thresholds with the defaults for requests that go side by side.
-type Each struct {
+// Single is Thresholds with the defaults for requests that go side by side.
+type Single struct {
 	MaxCount int           `yaml:"max_count" default:"32" unit:"tasks" min:"1" max:"4096" doc:"A batch closes when it has this many tasks."`
 	MaxBytes int64         `yaml:"max_bytes" default:"4MiB" unit:"bytes" min:"1024" max:"12582912" doc:"A batch closes when its inputs have this size."`
 	MaxWait  time.Duration `yaml:"max_wait" default:"5ms" max:"10m" doc:"A batch closes when its oldest task has waited this long, even if the device is busy."`

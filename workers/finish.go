@@ -166,7 +166,7 @@ func (s *Workers) result(e ending, st task.State) *task.Result {
 // writeResult writes a result. If the topic refuses it for its size, the task fails instead, because
 // it has to end.
 func (s *Workers) writeResult(w *work, res *task.Result, events []task.Event) {
-	key := w.task().Key().String()
+	key := w.task().Key()
 	msg, err := stream.ResultMessage(res)
 	if err != nil { // cannot happen: the answer was checked to be JSON
 		s.deps.Logger.Error("encoding a result", "tenant", key.Tenant, "task_id", key.ID, "error", err)

@@ -128,7 +128,7 @@ func (r *runner) registered(d *device.Device, kind checkKind) {
 		}
 	default:
 		r.seen, r.missedChecks, r.away = true, 0, ""
-		if d.Silent() {
+		if d.Silent {
 			r.away = awaySilent
 		} else if d.Draining {
 			r.away = awayDraining

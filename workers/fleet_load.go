@@ -71,7 +71,7 @@ func (f *fleetLoad) candidates(k demand, waiting map[string]int) []*deviceLoad {
 	sum, n := 0.0, 0
 	for i := range f.devices {
 		d, h := &f.devices[i], f.healths[f.devices[i].ID]
-		if d.Silent() || d.Draining || h.State == device.StateOpen && h.OpenUntil.After(f.now) || !d.Serves(k.model) || !d.HasTags(needs) {
+		if d.Silent || d.Draining || h.State == device.StateOpen && h.OpenUntil.After(f.now) || !d.Serves(k.model) || !d.HasTags(needs) {
 			continue
 		}
 		slots := d.Slots

@@ -47,7 +47,7 @@ func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 		h := report()["d"]
 		require.Equal(t, device.StateOpen, h.State)
 		require.False(t, h.OpenUntil.IsZero())
-		require.Equal(t, "5 faults in a row", h.Why)
+		require.Equal(t, "5 consecutive faults", h.Why)
 		require.Len(t, report(), 1)
 
 		r.concurrency.Ended(time.Now(), device.Throttled, 0)

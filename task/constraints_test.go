@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestWishesAreSmallAndReadAgain(t *testing.T) {
+func TestConstraintsRoundTripAndStaySmall(t *testing.T) {
 	require.Nil(t, WishesOf(&Task{Model: "m"}).Detail(), "most tasks have none")
 	at := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	one := &Task{Needs: []string{"gpu", "eu"}, Level: 7, NotBefore: at.Add(-time.Hour), Progress: &Progress{Exclude: []string{"d1"}, NotBefore: at}}
@@ -26,7 +26,7 @@ func TestWishesAreSmallAndReadAgain(t *testing.T) {
 	require.LessOrEqual(t, len(b), MaxDetail)
 	w, ok = ReadWishes(b)
 	require.True(t, ok)
-	require.Equal(t, one.Needs[:4], w.Needs[:4], "the first ones are told")
+	require.Equal(t, one.Needs[:4], w.Needs[:4], "the first ones are kept")
 	one.Needs = []string{strings.Repeat("\x01", 1000)}
 	require.LessOrEqual(t, len(WishesOf(one).Detail()), MaxDetail)
 	for _, bad := range []string{"", "[]", `{"needs":7}`, "nonsense"} {

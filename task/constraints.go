@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Wishes are what of a task decides where and when it may run, beside its model.
-// The events of its arrival carry them, so that it can be told later why it
-// waits. The keys are names of the task's fields.
+// Wishes are the fields of a task that determine, besides its model, where and when it may
+// run. Events of its arrival carry them, so that `tasks why` can explain later why it
+// waits. The JSON keys are the names of the task's fields.
 type Wishes struct {
 	Needs     []string  `json:"needs,omitempty"`
 	Exclude   []string  `json:"exclude,omitempty"` // devices that are not to be tried again
@@ -15,10 +15,10 @@ type Wishes struct {
 	Level     int       `json:"level,omitempty"`
 }
 
-// maxWishes bounds the names of a list: an event's detail is small.
+// maxWishes limits the size of the lists: an event's detail is small.
 const maxWishes = 2048
 
-// WishesOf returns what the task wishes now.
+// WishesOf returns the task's current constraints.
 func WishesOf(t *Task) Wishes {
 	w := Wishes{Needs: t.Needs, NotBefore: t.ReadyAt(), Level: t.Level}
 	if t.Progress != nil {
@@ -27,15 +27,15 @@ func WishesOf(t *Task) Wishes {
 	return w
 }
 
-// Detail is the wishes as the detail of an event; nil when there are none. Of
-// lists that are too long the end is left out.
+// Detail encodes the constraints as the detail of an event; nil without constraints. Lists
+// that are too long are cut.
 func (w Wishes) Detail() []byte {
 	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 {
 		return nil
 	}
 	w.Needs, w.Exclude, w.NotBefore = fitting(w.Needs), fitting(w.Exclude), w.NotBefore.UTC()
 	b, err := json.Marshal(w)
-	if err != nil || len(b) > MaxDetail { // names of control characters, say
+	if err != nil || len(b) > MaxDetail { // names full of control characters, for example
 		return nil
 	}
 	return b
@@ -51,7 +51,7 @@ func fitting(names []string) []string {
 	return names
 }
 
-// ReadWishes reads a detail that [Wishes.Detail] wrote; ok is false for another.
+// ReadWishes parses a detail written by Detail; ok is false for any other.
 func ReadWishes(detail []byte) (w Wishes, ok bool) {
 	return w, len(detail) > 0 && len(detail) <= MaxDetail && json.Unmarshal(detail, &w) == nil
 }

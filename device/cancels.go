@@ -71,28 +71,6 @@ func (c *Cancels) Mark(ctx context.Context, keys ...task.Key) error {
 	return nil
 }
 
-// Repriority changes the rank of a task.
-type Repriority struct {
-	Key      task.Key
-	Priority task.Priority // empty: unchanged
-	Level    int           // below 0: unchanged
-}
-
-// Apply changes the task and reports whether that made a difference.
-func (r *Repriority) Apply(t *task.Task) bool {
-	p, l := t.Priority, t.Level
-	if r.Priority != "" {
-		t.Priority = r.Priority
-	}
-	if r.Level >= 0 {
-		t.Level = r.Level
-	}
-	return t.Priority != p || t.Level != l
-}
-
-// Zero reports whether it changes nothing.
-func (r *Repriority) Zero() bool { return r.Priority == "" && r.Level < 0 }
-
 // Rerank records a change of priority and notifies watchers. What r leaves unchanged stays
 // as an earlier call set it.
 func (c *Cancels) Rerank(ctx context.Context, r Repriority) error {
@@ -119,12 +97,6 @@ func (c *Cancels) Rerank(ctx context.Context, r Repriority) error {
 		return fmt.Errorf("changing the priority of task %s in Redis: %w", r.Key, err)
 	}
 	return nil
-}
-
-// Mark is what operators want of a task that has not finished.
-type Mark struct {
-	Cancelled bool
-	Repriority
 }
 
 // Marks returns the override of each task, in one round trip.

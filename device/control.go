@@ -43,12 +43,6 @@ func NewControl(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Op
 
 func drainedKey(prefix string) string { return prefix + "{devices}:drained" }
 
-// Settings is what operators had set when it was read.
-type Settings struct {
-	Policy  *PolicySetting       // nil: the configuration file's
-	Drained map[string]time.Time // by device id: since when; may include unknown devices
-}
-
 // Load reads the settings in one round trip.
 func (c *Control) Load(ctx context.Context) (Settings, error) {
 	began := time.Now()

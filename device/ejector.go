@@ -11,11 +11,7 @@ import (
 )
 
 // The states of a breaker, as in [Health.State].
-const (
-	StateClosed   = "closed"    // requests go through
-	StateOpen     = "open"      // no requests
-	StateHalfOpen = "half-open" // one request at a time tests whether the device has recovered
-)
+const ()
 
 // EjectorConfig determines when the breaker of a device opens, and for how long. The zero
 // value is usable.

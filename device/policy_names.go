@@ -165,3 +165,9 @@ func clipText(s string) string {
 	}
 	return strings.ToValidUTF8(s, "")
 }
+
+// Settings is what operators had set when it was read.
+type Settings struct {
+	Policy  *PolicySetting       // nil: the configuration file's
+	Drained map[string]time.Time // by device id: since when; may include unknown devices
+}

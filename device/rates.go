@@ -14,32 +14,6 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
-// RateKey identifies what a rate was learned for.
-type RateKey struct {
-	Device string
-	Model  string
-	Merged bool // of batched requests, in which each task counts
-}
-
-// Rate is what a worker has learned about a device serving a model.
-type Rate struct {
-	ServiceMS float64   `json:"service_ms"` // time of one task on one busy slot
-	Samples   int64     `json:"samples"`    // requests
-	At        time.Time `json:"at"`         // of the last one
-}
-
-// Health is what the worker that owns a device has learned by sending it requests.
-type Health struct {
-	State     string    `json:"state"`                 // closed, half-open, open: see [Ejector]
-	OpenUntil time.Time `json:"open_until,omitzero"`   // no request before
-	SlowUntil time.Time `json:"slow_until,omitzero"`   // it answered 429: no request before
-	Slots     int       `json:"slots,omitempty"`       // requests at a time that it takes just now, fewer than it says; 0: as many as it says
-	HopMS     float64   `json:"dispatch_ms,omitempty"` // from assignment to the start of the request when a slot was free; 0: not known
-	Opened    int       `json:"opened,omitempty"`      // ejections in a row
-	Why       string    `json:"why,omitempty"`         // it was ejected, in figures
-	At        time.Time `json:"at"`
-}
-
 // Rates shares what workers learn about devices with the routers, through Redis. It may be
 // lost at any moment: a few tasks are enough to learn it again.
 //

@@ -2,10 +2,6 @@ package task
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"unicode/utf8"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
@@ -77,52 +73,3 @@ func (in Input) validate(limit int) error {
 // or nested deeper than [MaxInputDepth] (more could exhaust the stack of a parser,
 // Postgres' included).
 func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
-
-func checkJSON(b []byte, most int) error {
-	if soundJSON(b, most) {
-		return nil
-	}
-	return slowJSON(b, most)
-}
-
-// slowJSON returns what is wrong.
-func slowJSON(b []byte, most int) error {
-	if err := checkNesting(b, most); err != nil {
-		return err
-	}
-	if !json.Valid(b) {
-		return errors.New("it is not valid JSON")
-	}
-	return nil
-}
-
-// checkNesting is checkJSON for callers that parse the text anyway: it accepts invalid
-// JSON.
-func checkNesting(b []byte, most int) error {
-	if !utf8.Valid(b) {
-		return errors.New("it is not valid UTF-8")
-	}
-	depth, inString, escaped := 0, false, false
-	for _, c := range b {
-		switch {
-		case escaped:
-			escaped = false
-		case inString:
-			switch c {
-			case '\\':
-				escaped = true
-			case '"':
-				inString = false
-			}
-		case c == '"':
-			inString = true
-		case c == '{' || c == '[':
-			if depth++; depth > most {
-				return fmt.Errorf("it is nested deeper than %d", most)
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return nil
-}

@@ -1,0 +1,33 @@
+package device
+
+import (
+	"github.com/batchyard/batchyard/task"
+)
+
+// Repriority changes the rank of a task.
+type Repriority struct {
+	Key      task.Key
+	Priority task.Priority // empty: unchanged
+	Level    int           // below 0: unchanged
+}
+
+// Apply changes the task and reports whether that made a difference.
+func (r *Repriority) Apply(t *task.Task) bool {
+	p, l := t.Priority, t.Level
+	if r.Priority != "" {
+		t.Priority = r.Priority
+	}
+	if r.Level >= 0 {
+		t.Level = r.Level
+	}
+	return t.Priority != p || t.Level != l
+}
+
+// Zero reports whether it changes nothing.
+func (r *Repriority) Zero() bool { return r.Priority == "" && r.Level < 0 }
+
+// Mark is what operators want of a task that has not finished.
+type Mark struct {
+	Cancelled bool
+	Repriority
+}

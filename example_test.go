@@ -76,7 +76,7 @@ func ExampleClient_Submit_concurrently() {
 		wg.Go(func() {
 			chunk := make([]*task.Task, 25)
 			for j := range chunk {
-				chunk[j] = &task.Task{Model: "demo-embed", Endpoint: task.EndpointEmbeddings, Job: "four-chunks",
+				chunk[j] = &task.Task{Model: "demo-embed", Endpoint: task.EndpointEmbeddings, JobID: "four-chunks",
 					Input: task.Input(fmt.Sprintf(`{"input":"text %d"}`, 25*i+j))}
 			}
 			if err := client.Submit(ctx, chunk...); err != nil {
@@ -123,9 +123,9 @@ func ExampleClient_Results() {
 	defer cancel()
 
 	err := client.Submit(ctx,
-		&task.Task{ID: "line-1", Job: "nightly", Model: "demo-chat", Input: say("One.")},
-		&task.Task{ID: "line-2", Job: "nightly", Model: "demo-chat", Input: say("Two.")},
-		&task.Task{ID: "line-3", Job: "nightly", Model: "demo-embed", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{"input":"three"}`)})
+		&task.Task{ID: "line-1", JobID: "nightly", Model: "demo-chat", Input: say("One.")},
+		&task.Task{ID: "line-2", JobID: "nightly", Model: "demo-chat", Input: say("Two.")},
+		&task.Task{ID: "line-3", JobID: "nightly", Model: "demo-embed", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{"input":"three"}`)})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func ExampleClient_List() {
 
 	var tasks []*task.Task
 	for i := range 5 {
-		tasks = append(tasks, &task.Task{ID: fmt.Sprintf("t-%d", i), Job: "list", Model: "demo-chat", Input: say("Hello.")})
+		tasks = append(tasks, &task.Task{ID: fmt.Sprintf("t-%d", i), JobID: "list", Model: "demo-chat", Input: say("Hello.")})
 	}
 	if err := client.Submit(ctx, tasks...); err != nil {
 		log.Fatal(err)

@@ -45,9 +45,9 @@ func TestRunningServer(t *testing.T) {
 	tenant := fmt.Sprintf("live-%d", time.Now().UnixNano())
 	c, err := batchyard.New(url, batchyard.WithTenant(tenant))
 	require.NoError(t, err)
-	done := &task.Task{ID: "a/b c?", Job: "j 1", Model: "m", CustomID: "c", Labels: map[string]string{"k": "v"}, Callback: &task.Callback{URL: "http://127.0.0.1:9/hook"},
+	done := &task.Task{ID: "a/b c?", JobID: "j 1", Model: "m", CustomID: "c", Labels: map[string]string{"k": "v"}, Callback: &task.Callback{URL: "http://127.0.0.1:9/hook"},
 		Deadline: time.Now().Add(time.Hour), Input: say("Hello.")}
-	waits := &task.Task{Job: "j 1", Model: "m", Input: say("Hello?"), Priority: task.Low, Needs: []string{"no-such-tag"}}
+	waits := &task.Task{JobID: "j 1", Model: "m", Input: say("Hello?"), Priority: task.Low, Needs: []string{"no-such-tag"}}
 	require.NoError(t, c.Submit(ctx, done, waits))
 
 	s, err := c.Wait(ctx, done.ID)

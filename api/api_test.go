@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 const oneTask = `{"task_id":"a","model":"m","input":{"messages":[]}}`
@@ -73,7 +74,7 @@ func TestSubmitArrayAndMessagePack(t *testing.T) {
 	a = b.do(t, "GET", "/v1/tasks/b%2F2", "", tenantHeader, "acme")
 	require.Equal(t, http.StatusOK, a.status, a.body)
 
-	packed, err := task.EncodeTask(&task.Task{ID: "mp", Model: "m", Input: task.Input(`{}`)}, task.ContentMsgpack)
+	packed, err := wire.EncodeTask(&task.Task{ID: "mp", Model: "m", Input: task.Input(`{}`)}, wire.ContentMsgpack)
 	require.NoError(t, err)
 	a = b.do(t, "POST", "/v1/tasks", string(packed), "Content-Type", "application/msgpack")
 	require.Equal(t, http.StatusAccepted, a.status, a.body)
@@ -204,7 +205,7 @@ func TestCancel(t *testing.T) {
 	require.Equal(t, 202, a.status, a.body)
 	rs := b.records(t, stream.Results)
 	require.Len(t, rs, 1)
-	require.Len(t, b.events(t, task.TaskCancelAsked), 1)
+	require.Len(t, b.events(t, task.TaskCancelRequested), 1)
 
 	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Cancelled})
 	p := b.do(t, "POST", "/v1/tasks/a/cancel", "").problem(t, 409)
@@ -279,7 +280,7 @@ func TestDevices(t *testing.T) {
 	require.JSONEq(t, `{"device_id":"d1","joined":false,"left":true}`, a.body)
 	joined := b.events(t, task.DeviceJoined)
 	require.Len(t, joined, 1, "one joining, one event")
-	require.Equal(t, "d1", joined[0].Device)
+	require.Equal(t, "d1", joined[0].DeviceID)
 	require.Len(t, b.events(t, task.DeviceLeft), 1)
 
 	b.redis.Close()

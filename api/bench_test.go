@@ -21,12 +21,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -153,7 +155,7 @@ func (m *memory) Events(_ context.Context, k task.Key) ([]status.EventRow, error
 type bench struct {
 	url   string
 	store *memory
-	log   *stream.Log
+	log   *stream.Client
 	redis *miniredis.Miniredis
 	stop  context.CancelFunc
 	done  chan error
@@ -193,14 +195,14 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	m := miniredis.RunT(t)
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{m.Addr()}, MaxRetries: -1})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	marks := device.NewCancels(rdb, device.Config{}, "")
+	marks := store.NewOverrides(rdb, store.Config{}, "")
 	p := producer.New(producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute},
-		producer.Deps{Log: log, Redis: rdb, Cancels: marks})
+		producer.Deps{Stream: log, Redis: rdb, Cancels: marks})
 	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}, flush: p.Flush}
 	reg := prometheus.NewRegistry()
 	b.deps = Deps{
-		Producer: p, Store: b.store, Registry: device.NewRegistry(rdb, device.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
-		Control: device.NewControl(rdb, device.Config{}, ""), Marks: marks, Rates: device.NewRates(rdb, ""), Credits: device.NewCredits(rdb, device.Config{}, ""),
+		Producer: p, Store: b.store, Registry: store.NewRegistry(rdb, store.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
+		Control: store.NewControl(rdb, store.Config{}, ""), Marks: marks, Rates: store.NewRates(rdb, ""), Credits: store.NewCredits(rdb, store.Config{}, ""),
 		Policy: func() device.PolicySetting { return device.PolicySetting{Name: "round_robin", Binding: "late"} },
 		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
 		Checks: []Check{{"redis", func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {"kafka", log.Ping}},
@@ -342,7 +344,7 @@ func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 	t.Helper()
 	require.NoError(t, b.flush(t.Context()), "answers do not wait for the events that tell of them")
 	for _, r := range b.records(t, stream.Events) {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 		require.NoError(t, err)
 		for _, e := range es {
 			if e.Action == a {

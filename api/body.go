@@ -14,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // budget bounds the bytes of all bodies that are in memory. A body takes its share
@@ -91,10 +92,10 @@ func decodeObject(body []byte, into any) error {
 	if err := task.CheckJSON(body); err != nil {
 		return &task.FieldError{Problem: "the body is not one JSON object: " + clip(err.Error()), Remedy: "send one"}
 	}
-	err := task.Unmarshal(body, into)
+	err := wire.Unmarshal(body, into)
 	if err != nil {
 		if whole := wholeNumbers(body, into); whole != nil {
-			err = task.Unmarshal(whole, into)
+			err = wire.Unmarshal(whole, into)
 		}
 	}
 	if err != nil {
@@ -118,7 +119,7 @@ func decodeObject(body []byte, into any) error {
 func wholeNumbers(body []byte, like any) []byte {
 	var out []byte
 	copied := 0
-	task.Members(body, func(name string, value []byte) bool {
+	wire.Members(body, func(name string, value []byte) bool {
 		number := bytes.TrimRight(value, " \t\r\n")
 		if !bytes.ContainsAny(number, ".eE") || !isInteger(reflect.TypeOf(like).Elem(), name) {
 			return true

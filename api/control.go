@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -69,14 +70,14 @@ func (s *Server) setDrained(ctx context.Context, in *request, action task.Action
 	switch {
 	case errors.As(err, &fe):
 		return nil, unfit(err)
-	case errors.Is(err, device.ErrNoDevice):
+	case errors.Is(err, store.ErrNoDevice):
 		return nil, problem(http.StatusNotFound, "unknown device; GET /v1/devices or `batchyard devices list` lists the known ones")
 	case err != nil:
 		s.log.Warn("draining or undraining a device failed", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Redis does not answer; send the request again in a moment")
 	}
 	e := operatorEvent(in.r, tenant, action, traceOf(ctx))
-	e.ResourceType, e.ResourceID, e.Device = "device", id, id
+	e.ResourceType, e.ResourceID, e.DeviceID = "device", id, id
 	if err := s.recordNow(ctx, e, map[string]any{"changed": changed}); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
@@ -43,7 +44,7 @@ func TestDrainDevice(t *testing.T) {
 	require.Equal(t, "ops", drained[0].ActorID)
 	require.Equal(t, task.ActorUser, drained[0].ActorType)
 	require.Contains(t, drained[0].SourceAddr, "127.0.0.1:")
-	require.Equal(t, "d1", drained[0].Device)
+	require.Equal(t, "d1", drained[0].DeviceID)
 	require.JSONEq(t, `{"changed":true}`, string(drained[0].Detail))
 	require.JSONEq(t, `{"changed":false}`, string(drained[1].Detail))
 	require.Len(t, b.events(t, task.DeviceUndrained), 1)
@@ -129,12 +130,12 @@ func TestReprioritize(t *testing.T) {
 	a := b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high","level":7}`, "User-Agent", "test/1")
 	require.Equal(t, 202, a.status, a.body)
 	a.into(t, &r)
-	require.Equal(t, Reprioritized{"a", "default", task.Pending, producer.Standing{Priority: task.Normal, Level: 3}, producer.Standing{Priority: task.High, Level: 7}}, r)
+	require.Equal(t, Reprioritized{"a", "default", task.Pending, producer.PriorityLevel{Priority: task.Normal, Level: 3}, producer.PriorityLevel{Priority: task.High, Level: 7}}, r)
 	a = b.do(t, "PATCH", "/v1/tasks/a", `{"level":0}`)
 	a.into(t, &r)
-	require.Equal(t, producer.Standing{Priority: task.High, Level: 7}, r.From, "of the change before")
-	require.Equal(t, producer.Standing{Priority: task.High, Level: 0}, r.To)
-	marks, err := b.deps.Marks.Marks(t.Context(), task.Key{Tenant: "default", ID: "a"})
+	require.Equal(t, producer.PriorityLevel{Priority: task.High, Level: 7}, r.From, "of the change before")
+	require.Equal(t, producer.PriorityLevel{Priority: task.High, Level: 0}, r.To)
+	marks, err := b.deps.Marks.Get(t.Context(), task.Key{Tenant: "default", ID: "a"})
 	require.NoError(t, err)
 	require.Equal(t, task.High, marks[0].Priority)
 	require.Equal(t, 0, marks[0].Level)
@@ -149,7 +150,7 @@ func TestReprioritize(t *testing.T) {
 	b.store.set(status.TaskRow{Tenant: "default", ID: "old", State: task.Pending, Priority: task.Low})
 	b.store.tell(task.Event{TaskID: "old", Action: task.TaskAccepted, Detail: []byte(`{"level":4}`)})
 	b.do(t, "PATCH", "/v1/tasks/old", `{"priority":"normal"}`).into(t, &r)
-	require.Equal(t, producer.Standing{Priority: task.Low, Level: 4}, r.From)
+	require.Equal(t, producer.PriorityLevel{Priority: task.Low, Level: 4}, r.From)
 
 	for state, says := range map[task.State]string{task.Running: "already running on device d", task.Assigned: "already at device d", task.Success: "already finished as SUCCESS"} {
 		b.store.set(status.TaskRow{Tenant: "default", ID: "b", State: state, Device: "d"})
@@ -191,15 +192,15 @@ func TestWhyATaskWaits(t *testing.T) {
 		require.Equal(t, 200, b.do(t, "POST", "/v1/devices/"+id+"/heartbeat", beat).status)
 	}
 	soon := time.Now().Add(time.Hour)
-	rates := b.deps.Rates.(*device.Rates)
+	rates := b.deps.Rates.(*store.Rates)
 	require.NoError(t, rates.Report(t.Context(), nil, map[string]device.Health{
-		"open": {State: "open", OpenUntil: soon, At: time.Now()}, "slow": {SlowUntil: soon, At: time.Now()},
+		"open": {State: "open", OpenUntil: soon, At: time.Now()}, "slow": {ThrottledUntil: soon, At: time.Now()},
 	}))
-	credits := b.deps.Credits.(*device.Credits)
-	_, err := credits.Acquire(t.Context(), "test", []device.Want{{Pool: device.Pool("busy", device.ClassEach), N: 5, Limit: 5}})
+	credits := b.deps.Credits.(*store.Credits)
+	_, err := credits.Acquire(t.Context(), "test", []device.Want{{Pool: device.Pool("busy", device.ClassSingle), N: 5, Limit: 5}})
 	require.NoError(t, err)
 	at := time.Now().Add(-90 * time.Second).UTC().Truncate(time.Second)
-	wishes := task.Wishes{Needs: []string{"gpu"}, Exclude: []string{"bad"}, Level: 2}
+	wishes := task.Constraints{Needs: []string{"gpu"}, Exclude: []string{"bad"}, Level: 2}
 	b.store.set(status.TaskRow{Tenant: "default", ID: "w", State: task.Pending, Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: at})
 	b.store.tell(task.Event{TaskID: "w", Action: task.TaskAccepted, Time: at, Detail: []byte(`{"needs":["gpu"]}`)},
 		task.Event{TaskID: "w", Action: task.TaskQueued, Time: at, Detail: wishes.Detail()})
@@ -225,7 +226,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	// Nobody can; it is parked; it may not run yet; its deadline is told.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	b.store.set(status.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "nobody-has-this", Priority: task.Normal, SubmittedAt: at, Deadline: at2})
-	b.store.tell(task.Event{TaskID: "p", Action: task.TaskQueued, Time: at, Detail: task.Wishes{NotBefore: at2}.Detail()},
+	b.store.tell(task.Event{TaskID: "p", Action: task.TaskQueued, Time: at, Detail: task.Constraints{NotBefore: at2}.Detail()},
 		task.Event{TaskID: "p", Action: task.TaskParked, Time: at, Detail: []byte(`{"reason":"no_device"}`)})
 	w = whyOf(t, b, "p")
 	require.Equal(t, "no_device", w.Waiting.Parked)
@@ -246,13 +247,13 @@ func TestWhyATaskWentWhereItWent(t *testing.T) {
 	detail := `{"policy":"expected_finish","why":"it can start at once","of":3,"candidates":[{"device":"a","score":12.3,"unit":"ms","used":3,"slots":4,"limit":5,"service_ms":40.1},
 		{"device":"c","score":15,"unit":"ms","used":0,"slots":1,"limit":2}],"out":{"model":2,"silent":1}}`
 	assigned := func(id, device string, attempt int, detail string) task.Event {
-		return task.Event{TaskID: id, Action: task.TaskAssigned, Time: at, Attempt: attempt, Device: device, Duration: 5 * time.Millisecond, Detail: []byte(detail)}
+		return task.Event{TaskID: id, Action: task.TaskAssigned, Time: at, Attempt: attempt, DeviceID: device, Duration: 5 * time.Millisecond, Detail: []byte(detail)}
 	}
 	b.store.tell(assigned("a", "a", 1, detail),
-		task.Event{TaskID: "a", Action: task.AttemptFailed, Attempt: 1, Device: "a", Outcome: task.OutcomeFailed, ErrorClass: task.ClassTimeout, Duration: time.Second},
-		task.Event{TaskID: "a", Action: task.AttemptFailed, Attempt: 2, Device: "a", Outcome: task.OutcomeFailed, ErrorClass: task.ClassTimeout, Duration: time.Second},
+		task.Event{TaskID: "a", Action: task.AttemptFailed, Attempt: 1, DeviceID: "a", Outcome: task.OutcomeFailed, ErrorClass: task.ClassTimeout, Duration: time.Second},
+		task.Event{TaskID: "a", Action: task.AttemptFailed, Attempt: 2, DeviceID: "a", Outcome: task.OutcomeFailed, ErrorClass: task.ClassTimeout, Duration: time.Second},
 		assigned("a", "c", 3, `{"policy":"expected_finish","why":"best of a bad lot"}`),
-		task.Event{TaskID: "a", Action: task.AttemptSucceeded, Attempt: 3, Device: "c", Outcome: task.OutcomeOK, Duration: 41 * time.Millisecond})
+		task.Event{TaskID: "a", Action: task.AttemptSucceeded, Attempt: 3, DeviceID: "c", Outcome: task.OutcomeOK, Duration: 41 * time.Millisecond})
 	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Success, Device: "c", Attempt: 3})
 	w := whyOf(t, b, "a")
 	require.Nil(t, w.Waiting)

@@ -29,7 +29,7 @@ type Producer interface {
 	Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error
 	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
 	Recent(ctx context.Context, key task.Key) (*producer.Recent, bool, error)
-	Rerank(ctx context.Context, r *producer.Recent, from producer.Standing, change device.Repriority, o task.Origin) error
+	Reprioritize(ctx context.Context, r *producer.Recent, from producer.PriorityLevel, change device.PriorityChange, o task.Origin) error
 	Record(ctx context.Context, e task.Event, detail map[string]any) error
 	RecordNow(ctx context.Context, e task.Event, detail any) error
 	Config() producer.Config
@@ -49,9 +49,9 @@ type Control interface {
 	Drain(ctx context.Context, id string, on bool) (changed bool, err error)
 }
 
-// Marks holds the overrides of waiting tasks: cancelled, or reprioritized.
+// Get holds the overrides of waiting tasks: cancelled, or reprioritized.
 type Marks interface {
-	Marks(ctx context.Context, keys ...task.Key) ([]device.Mark, error)
+	Get(ctx context.Context, keys ...task.Key) ([]device.Override, error)
 }
 
 // Rates holds what routers and workers learned about devices.

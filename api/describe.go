@@ -16,6 +16,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Patterns of texts, as the description has them. The server checks with the same
@@ -164,7 +165,7 @@ func (s *Server) takesJSON(method, path string, body reflect.Type, example any) 
 	ref := reg.Schema(body, true, "")
 	s.acceptNull(ref)
 	s.describeBody(method, path, &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
-		task.ContentJSON: {Schema: ref, Example: example},
+		wire.ContentJSON: {Schema: ref, Example: example},
 	}})
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 var placeholder = regexp.MustCompile(`\{([^}]*)\}`)
@@ -175,7 +176,7 @@ func TestDescriptionIsSound(t *testing.T) {
 		"an example that does not fit": {func(o object) { objects(o, "components", "parameters", "DeviceID")["example"] = "a b" },
 			"POST /v1/devices/{device_id}/drain parameter device_id: example: a b breaks pattern"},
 		"a body's example that does not fit": {func(o object) {
-			objects(o, "paths", "/v1/router/policy", "put", "requestBody", "content", task.ContentJSON)["example"] = object{"policy": "fifo", "preset": "edge"}
+			objects(o, "paths", "/v1/router/policy", "put", "requestBody", "content", wire.ContentJSON)["example"] = object{"policy": "fifo", "preset": "edge"}
 		}, "PUT /v1/router/policy body application/json: example: "},
 		"a link to nothing": {func(o object) { objects(o, "paths", "/v1/tasks/{task_id}/why", "get")["operationId"] = "x" }, "POST /v1/tasks: link why leads nowhere"},
 	} {

@@ -161,7 +161,7 @@ func (s *Server) beat(ctx context.Context, in *request) (*beatOutput, error) {
 		o := originOf(in.r, id)
 		s.record(ctx, task.Event{
 			Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorDevice, ActorID: id,
-			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: id, Device: id, TraceID: traceOf(ctx),
+			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: id, DeviceID: id, TraceID: traceOf(ctx),
 		}, nil)
 	}
 	return out, nil

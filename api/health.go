@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 const (
@@ -40,14 +40,14 @@ func (s *Server) routeHealth() {
 	}
 	health := reg.Schema(reflect.TypeFor[Health](), true, "Health")
 	s.plain(answering(huma.Operation{OperationID: "healthz", Method: http.MethodGet, Path: "/healthz", Tags: tags,
-		Summary: "Check that the process runs", Responses: map[string]*huma.Response{"200": returns("It runs.", task.ContentJSON, health)}}),
+		Summary: "Check that the process runs", Responses: map[string]*huma.Response{"200": returns("It runs.", wire.ContentJSON, health)}}),
 		func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, Health{"ok"}) })
 	ready := reg.Schema(reflect.TypeFor[Readiness](), true, "Readiness")
 	s.plain(answering(huma.Operation{OperationID: "readyz", Method: http.MethodGet, Path: "/readyz", Tags: tags,
 		Summary: "Check that every dependency answers",
 		Responses: map[string]*huma.Response{
-			"200": returns("Every dependency answers.", task.ContentJSON, ready),
-			"503": returns("A dependency does not answer, or the process drains.", task.ContentJSON, ready),
+			"200": returns("Every dependency answers.", wire.ContentJSON, ready),
+			"503": returns("A dependency does not answer, or the process drains.", wire.ContentJSON, ready),
 		}}), s.ready)
 	if s.deps.Gatherer == nil {
 		return
@@ -110,7 +110,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", task.ContentJSON)
+	w.Header().Set("Content-Type", wire.ContentJSON)
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // the client may be gone
 }

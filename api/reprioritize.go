@@ -25,11 +25,11 @@ type PriorityIn struct {
 
 // Reprioritized answers a change of priority.
 type Reprioritized struct {
-	ID     string            `json:"task_id"`
-	Tenant string            `json:"tenant"`
-	State  task.State        `json:"state" doc:"As far as is known. A task that is assigned in the meantime keeps its old priority."`
-	From   producer.Standing `json:"from"`
-	To     producer.Standing `json:"to"`
+	ID     string                 `json:"task_id"`
+	Tenant string                 `json:"tenant"`
+	State  task.State             `json:"state" doc:"As far as is known. A task that is assigned in the meantime keeps its old priority."`
+	From   producer.PriorityLevel `json:"from"`
+	To     producer.PriorityLevel `json:"to"`
 }
 
 type priorityOutput struct{ Body Reprioritized }
@@ -98,13 +98,13 @@ func (s *Server) reprioritize(ctx context.Context, in *request) (*priorityOutput
 	if recent == nil {
 		recent = recentOfStatus(&st)
 	}
-	change := device.Repriority{Priority: want.Priority, Level: -1}
+	change := device.PriorityChange{Priority: want.Priority, Level: -1}
 	if want.Level != nil {
 		change.Level = *want.Level
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SubmitTimeout)
 	defer cancel()
-	switch err := s.deps.Producer.Rerank(ctx, recent, from, change, originOf(in.r, key.Tenant)); {
+	switch err := s.deps.Producer.Reprioritize(ctx, recent, from, change, originOf(in.r, key.Tenant)); {
 	case errors.Is(err, producer.ErrNoRedis):
 		s.log.Warn("changing the priority of a task failed", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Redis does not answer: the priority is unchanged; send the request again in a moment")
@@ -134,22 +134,22 @@ func tooLate(st *Status) *Problem {
 
 // standing returns the priority and level of a waiting task: those of its submit, or
 // of the events of its arrival, with the last change on top.
-func (s *Server) standing(ctx context.Context, st *Status, recent *producer.Recent) (producer.Standing, error) {
+func (s *Server) standing(ctx context.Context, st *Status, recent *producer.Recent) (producer.PriorityLevel, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	key := task.Key{Tenant: st.Tenant, ID: st.ID}
-	out := producer.Standing{Priority: cmp.Or(st.Priority, task.Normal)}
+	out := producer.PriorityLevel{Priority: cmp.Or(st.Priority, task.Normal)}
 	if recent != nil {
 		out.Priority, out.Level = cmp.Or(recent.Priority, out.Priority), recent.Level
 	} else if rows, err := s.deps.Store.Events(ctx, key); err == nil {
 		for i := range rows {
 			if a := rows[i].Action; a == task.TaskAccepted || a == task.TaskQueued {
-				w, _ := task.ReadWishes(rows[i].Detail)
+				w, _ := task.ReadConstraints(rows[i].Detail)
 				out.Level = w.Level
 			}
 		}
 	}
-	marks, err := s.deps.Marks.Marks(ctx, key)
+	marks, err := s.deps.Marks.Get(ctx, key)
 	if err != nil {
 		s.log.Warn("changing the priority of a task failed", "trace_id", traceOf(ctx), "error", err)
 		return out, later("Redis does not answer: the priority is unchanged; send the request again in a moment")

@@ -66,7 +66,7 @@ func statusOfRow(r *status.TaskRow) Status {
 		s.Error = &task.Error{Class: r.ErrorClass, Message: r.ErrorMessage}
 	}
 	if res := r.Result; res != nil {
-		s.Requested, s.Attempts, s.HTTPStatus, s.Error, s.Labels = res.Requested, res.Attempts, res.Status, res.Error, res.Labels
+		s.Requested, s.Attempts, s.HTTPStatus, s.Error, s.Labels = res.RequestedModel, res.Attempts, res.Status, res.Error, res.Labels
 		if len(res.Output) > 0 {
 			s.Output = json.RawMessage(res.Output)
 		}
@@ -385,7 +385,7 @@ func (s *Server) events(ctx context.Context, in *request) (*timelineOutput, erro
 	for i, e := range rows {
 		out.Body.Events[i] = TaskEvent{
 			Time: e.Time.UTC(), Action: e.Action, Outcome: e.Outcome, ActorType: e.ActorType, ActorID: e.ActorID, SourceAddr: e.SourceAddr,
-			UserAgent: e.UserAgent, ErrorClass: e.ErrorClass, BatchID: e.Batch, DeviceID: e.Device, Attempt: e.Attempt,
+			UserAgent: e.UserAgent, ErrorClass: e.ErrorClass, BatchID: e.BatchID, DeviceID: e.DeviceID, Attempt: e.Attempt,
 			DurationMS: float64(e.Duration) / float64(time.Millisecond), Detail: json.RawMessage(e.Detail),
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Accepted answers a submitted task.
@@ -81,7 +82,7 @@ func (s *Server) routeTasks() {
 			"After any response but 202 and 4xx the tasks may have been accepted; submitting them again with the same ids is safe.",
 		DefaultStatus: http.StatusAccepted, Parameters: append(params(tenantParam), traceparent),
 		Responses: map[string]*huma.Response{"202": {Description: "Accepted: the tasks are durable, and each ends in one terminal state.",
-			Content: map[string]*huma.MediaType{task.ContentJSON: {Schema: accepted}},
+			Content: map[string]*huma.MediaType{wire.ContentJSON: {Schema: accepted}},
 			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task")}}},
 	}, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
 	huma.Register(s.api, op, s.submit)
@@ -93,9 +94,9 @@ func (s *Server) routeTasks() {
 	// Described after the registration: huma would read and check the body itself.
 	s.describeBody(http.MethodPost, path, &huma.RequestBody{Required: true, Description: "In MessagePack a time may be a timestamp or Unix seconds as well, and the input the JSON text.",
 		Content: map[string]*huma.MediaType{
-			task.ContentJSON: {Example: example, Schema: &huma.Schema{OneOf: []*huma.Schema{one,
+			wire.ContentJSON: {Example: example, Schema: &huma.Schema{OneOf: []*huma.Schema{one,
 				{Type: huma.TypeArray, Items: one, MinItems: ptr(1), MaxItems: ptr(s.deps.Producer.Config().MaxTasks)}}}},
-			task.ContentMsgpack: {Schema: one},
+			wire.ContentMsgpack: {Schema: one},
 		}})
 	s.routeStatus()
 }
@@ -235,20 +236,20 @@ func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any
 func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task, array bool, refused *Problem) {
 	kind := contentType
 	if kind == "" {
-		kind = task.ContentJSON
+		kind = wire.ContentJSON
 	}
 	kind, _, err := mime.ParseMediaType(kind)
 	switch {
-	case err != nil, kind != task.ContentJSON && kind != task.ContentMsgpack && kind != "application/x-msgpack" && kind != "application/vnd.msgpack":
+	case err != nil, kind != wire.ContentJSON && kind != wire.ContentMsgpack && kind != "application/x-msgpack" && kind != "application/vnd.msgpack":
 		return nil, false, problem(http.StatusUnsupportedMediaType, "unsupported Content-Type: send application/json, or application/msgpack for a single task")
-	case kind != task.ContentJSON:
-		kind = task.ContentMsgpack
+	case kind != wire.ContentJSON:
+		kind = wire.ContentMsgpack
 	}
 	trimmed := bytes.TrimLeft(body, " \t\r\n")
 	switch {
 	case len(trimmed) == 0:
 		return nil, false, problem(http.StatusBadRequest, "the body is empty; send a task, or an array of tasks")
-	case kind == task.ContentJSON && trimmed[0] == '[':
+	case kind == wire.ContentJSON && trimmed[0] == '[':
 		tasks, refused = decodeArray(trimmed, most)
 		return tasks, true, refused
 	}
@@ -261,10 +262,10 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 
 // decodeTask is task.DecodeTask that takes 5.0 for an integer.
 func decodeTask(body []byte, kind string) (*task.Task, error) {
-	t, err := task.DecodeTask(body, kind)
-	if err != nil && kind == task.ContentJSON {
+	t, err := wire.DecodeTask(body, kind)
+	if err != nil && kind == wire.ContentJSON {
 		if whole := wholeNumbers(body, &task.Task{}); whole != nil {
-			return task.DecodeTask(whole, kind)
+			return wire.DecodeTask(whole, kind)
 		}
 	}
 	return t, err
@@ -275,12 +276,12 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 	var errs []ProblemError
 	var refused *Problem
 	n, more := 0, 0
-	whole := task.Elements(body, func(raw []byte) bool {
+	whole := wire.Elements(body, func(raw []byte) bool {
 		if n == most {
 			refused = problem(http.StatusRequestEntityTooLarge, "the array has more than %d tasks; send them in several submits", most)
 			return false
 		}
-		t, err := decodeTask(raw, task.ContentJSON)
+		t, err := decodeTask(raw, wire.ContentJSON)
 		if err != nil && !json.Valid(raw) {
 			refused = brokenArray(n)
 			return false

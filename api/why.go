@@ -119,7 +119,7 @@ func waitingOf(st *Status, rows []status.EventRow) Waiting {
 		e := &rows[i]
 		switch e.Action {
 		case task.TaskAccepted, task.TaskQueued:
-			wishes, _ := task.ReadWishes(e.Detail)
+			wishes, _ := task.ReadConstraints(e.Detail)
 			w.Needs, w.Exclude, w.Level, w.NotBefore = wishes.Needs, wishes.Exclude, wishes.Level, timeOf(wishes.NotBefore)
 			w.Read = w.Read || e.Action == task.TaskQueued
 			if e.Action == task.TaskQueued {
@@ -141,7 +141,7 @@ func waitingOf(st *Status, rows []status.EventRow) Waiting {
 // lookAround fills in what only Redis has: the fleet as it is now, and the priority
 // that an operator gave the task.
 func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, w *Waiting) error {
-	marks, err := s.deps.Marks.Marks(ctx, key)
+	marks, err := s.deps.Marks.Get(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -159,9 +159,9 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 	if err != nil {
 		return err
 	}
-	class := device.ClassEach
-	if task.Merged(endpoint) {
-		class, w.Batched = device.ClassMerged, true
+	class := device.ClassSingle
+	if task.Batched(endpoint) {
+		class, w.Batched = device.ClassBatched, true
 	}
 	now := time.Now()
 	fleet, known := make([]*device.Device, len(ds)), make([]*device.Health, len(ds))
@@ -200,7 +200,7 @@ func placements(rows []status.EventRow) []Placement {
 		e := &rows[i]
 		switch e.Action {
 		case task.TaskAssigned:
-			p := Placement{Attempt: e.Attempt, DeviceID: e.Device, At: e.Time.UTC(), WaitedMS: float64(e.Duration) / float64(time.Millisecond)}
+			p := Placement{Attempt: e.Attempt, DeviceID: e.DeviceID, At: e.Time.UTC(), WaitedMS: float64(e.Duration) / float64(time.Millisecond)}
 			explain(&p, e.Detail)
 			at[e.Attempt] = len(out)
 			out = append(out, p)
@@ -210,7 +210,7 @@ func placements(rows []status.EventRow) []Placement {
 			if !ok {
 				j = len(out)
 				at[e.Attempt] = j
-				out = append(out, Placement{Attempt: e.Attempt, DeviceID: e.Device, At: e.Time.UTC(), Why: "it was retried there"})
+				out = append(out, Placement{Attempt: e.Attempt, DeviceID: e.DeviceID, At: e.Time.UTC(), Why: "it was retried there"})
 			}
 			out[j].Outcome, out[j].Class, out[j].DurationMS = e.Outcome, e.ErrorClass, float64(e.Duration)/float64(time.Millisecond)
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/audit/audittest/rig"
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

@@ -6,12 +6,13 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Stage is the batcher's name in consumer groups, dead letters and metrics.
@@ -19,8 +20,8 @@ const Stage = "batcher"
 
 // Deps is what a batcher talks to.
 type Deps struct {
-	Log      *stream.Log
-	Credits  *device.Credits
+	Stream   *stream.Client
+	Credits  *store.Credits
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
 	Instance string // this process, as the actor of events
@@ -33,7 +34,7 @@ type Batcher struct {
 	deps        Deps
 	outbox      *stream.Outbox
 	deadLetters *stream.DeadLetters
-	leases      *device.Keeper
+	leases      *store.LeaseRenewer
 	window      *window // owned by the goroutine of loop
 	arrivals    chan []entry
 	lost        chan struct{}       // a partition was lost
@@ -44,11 +45,11 @@ type Batcher struct {
 
 // New returns a batcher; Run starts it.
 func New(cfg Config, deps Deps) *Batcher {
-	outbox := deps.Log.NewOutbox(Stage, 1024, 64<<20)
+	outbox := deps.Stream.NewOutbox(Stage, 1024, 64<<20)
 	return &Batcher{
 		cfg: cfg, deps: deps, outbox: outbox,
 		deadLetters: &stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
-		leases:      device.NewKeeper(deps.Credits, deps.Logger),
+		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		window:      newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -69,7 +70,7 @@ func (b *Batcher) Run(ctx context.Context, ready func()) error {
 }
 
 func (b *Batcher) consume(ctx context.Context, ready func()) error {
-	return b.deps.Log.Consume(ctx, stream.ConsumerConfig{
+	return b.deps.Stream.Consume(ctx, stream.ConsumerConfig{
 		Group: Stage, Topic: stream.Assignments, MaxRecords: b.cfg.MaxInFlight, MaxBytes: b.cfg.MaxBytes,
 		DrainTimeout: b.cfg.DrainTimeout, OnLost: b.partitionLost,
 	}, b.intake, ready)
@@ -81,7 +82,7 @@ func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 	fault.At("batcher.after_read")
 	var entries []entry
 	for _, rec := range recs {
-		as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
+		as, err := wire.DecodeFrame[task.Assignment](wire.FrameAssignments, rec.Value)
 		if err == nil && len(as) == 0 {
 			err = errors.New("the frame is empty")
 		}

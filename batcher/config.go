@@ -56,7 +56,7 @@ func (c *Config) For(endpoint, model string) Thresholds {
 
 // defaults returns the thresholds of an endpoint without a rule.
 func (c *Config) defaults(endpoint string) Thresholds {
-	if task.Merged(endpoint) {
+	if task.Batched(endpoint) {
 		return c.Batched
 	}
 	return Thresholds(c.Single)

@@ -55,7 +55,7 @@ func (b *Batcher) tasksInFlight(ctx context.Context, pools []string) map[string]
 		}
 		id := p[:i]
 		seen[id] = true
-		ids, ask = append(ids, id), append(ask, device.Pool(id, device.ClassEach), device.Pool(id, device.ClassMerged))
+		ids, ask = append(ids, id), append(ask, device.Pool(id, device.ClassSingle), device.Pool(id, device.ClassBatched))
 	}
 	if len(ids) == 0 {
 		return nil

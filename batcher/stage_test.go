@@ -13,16 +13,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // yard is a test's own topics and Redis, with what batchers wrote so far.
 type yard struct {
 	t      *testing.T
-	client *stream.Log
+	client *stream.Client
 	deps   Deps
 
 	mu      sync.Mutex
@@ -47,10 +49,10 @@ func newYard(t *testing.T) *yard {
 	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
 	y := &yard{t: t, client: client, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
-	y.deps = Deps{Log: client, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
-		Credits: device.NewCredits(redisClient(t, r.Addr()), device.Config{LeaseTTL: time.Second}, "t:")}
+	y.deps = Deps{Stream: client, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
+		Credits: store.NewCredits(redisClient(t, r.Addr()), store.Config{LeaseTTL: time.Second}, "t:")}
 	y.watch(stream.Batches, func(rec *stream.Record) error {
-		bs, err := task.DecodeFrame[task.Batch](task.FrameBatches, rec.Value)
+		bs, err := wire.DecodeFrame[task.Batch](wire.FrameBatches, rec.Value)
 		for _, b := range bs {
 			y.batches = append(y.batches, b)
 			if string(rec.Key) != b.Device.ID {
@@ -63,7 +65,7 @@ func newYard(t *testing.T) *yard {
 		return err
 	})
 	y.watch(stream.Events, func(rec *stream.Record) error {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, rec.Value)
 		for _, e := range es {
 			y.events[e.Action]++
 		}
@@ -148,7 +150,7 @@ func (y *yard) assign(deviceID, endpoint string, idle int, ids ...string) {
 		tk.Normalize(time.Now())
 		as = append(as, task.Assignment{Task: tk, Device: task.DeviceRef{ID: deviceID, URL: "http://" + deviceID, Slots: 2}, Attempt: 1, IdleSlots: idle, AssignedAt: time.Now()})
 	}
-	frame, err := task.EncodeFrame(task.FrameAssignments, as)
+	frame, err := wire.EncodeFrame(wire.FrameAssignments, as)
 	require.NoError(y.t, err)
 	require.NoError(y.t, y.client.Produce(y.t.Context(), stream.Message{Topic: stream.Assignments, Key: deviceID, Value: frame}))
 }
@@ -180,7 +182,7 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("garbage")},
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("\xdd\xff\xff\xff\xff")}))
 	y.until("every assignment", func() bool {
-		return len(y.seen) == 40 && y.dead == 2 && y.events[task.BatchClosed] == 40 && y.events[task.RecordDead] == 2
+		return len(y.seen) == 40 && y.dead == 2 && y.events[task.BatchClosed] == 40 && y.events[task.RecordDeadLettered] == 2
 	})
 	batches, seen := y.sent()
 	for id, n := range seen {
@@ -201,11 +203,11 @@ func TestAFreedCreditClosesTheBatchOfAnIdleDevice(t *testing.T) {
 	y := newYard(t)
 	b := New(patient(), y.deps)
 	y.run(b.Run)
-	pool := device.Pool("d", device.ClassMerged)
+	pool := device.Pool("d", device.ClassBatched)
 	grants, err := y.deps.Credits.Acquire(t.Context(), "router", []device.Want{{Pool: pool, N: 4, Limit: 8}})
 	require.NoError(t, err)
 	tk := task.Task{ID: "held", Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{}`)}
-	frame, err := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: tk, Device: task.DeviceRef{ID: "d"}, Lease: task.Lease{Pool: pool, ID: grants[0].Lease}}})
+	frame, err := wire.EncodeFrame(wire.FrameAssignments, []task.Assignment{{Task: tk, Device: task.DeviceRef{ID: "d"}, Lease: task.Lease{Pool: pool, ID: grants[0].Lease}}})
 	require.NoError(t, err)
 	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
 	// Free credits until the batcher has the assignment.

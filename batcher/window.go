@@ -64,13 +64,13 @@ func overheadOf(a *task.Assignment) int64 {
 	}
 	if p := a.Task.Progress; p != nil {
 		for i := range p.Attempts {
-			n += 128 + len(p.Attempts[i].Model) + len(p.Attempts[i].Device) + len(p.Attempts[i].Message)
+			n += 128 + len(p.Attempts[i].Model) + len(p.Attempts[i].DeviceID) + len(p.Attempts[i].Message)
 		}
 		for _, s := range p.Exclude {
 			n += len(s)
 		}
 	}
-	return int64(n + len(a.Task.CustomID) + len(a.Task.Session) + len(a.Task.Model))
+	return int64(n + len(a.Task.CustomID) + len(a.Task.SessionID) + len(a.Task.Model))
 }
 
 // window holds the open batches. One goroutine owns it. Its methods call onClose with each batch

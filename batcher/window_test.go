@@ -13,6 +13,7 @@ import (
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // fakeRecord stands in for a *stream.Record.
@@ -93,7 +94,7 @@ func TestBatchesFitIntoTheirTopic(t *testing.T) {
 		for i := range o.entries {
 			b.Assignments = append(b.Assignments, o.entries[i].Assignment)
 		}
-		frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+		frame, err := wire.EncodeFrame(wire.FrameBatches, []task.Batch{b})
 		require.NoError(t, err)
 		largest = max(largest, len(frame))
 	}

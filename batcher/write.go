@@ -8,6 +8,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // write hands a closed batch and its events to the outbox. When they are acknowledged, the share
@@ -22,7 +23,7 @@ func (b *Batcher) write(ctx context.Context, o *openBatch, why Reason) {
 	for i := range o.entries {
 		batch.Assignments = append(batch.Assignments, o.entries[i].Assignment)
 	}
-	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{batch})
+	frame, err := wire.EncodeFrame(wire.FrameBatches, []task.Batch{batch})
 	if err != nil { // our own types always encode
 		b.deps.Logger.Error("encoding a batch", "error", err)
 		return
@@ -48,7 +49,7 @@ func (b *Batcher) events(batch *task.Batch, bytes int64) []task.Event {
 		a := &batch.Assignments[i]
 		e := task.NewEvent(task.BatchClosed, &a.Task, b.deps.Instance, batch.ClosedAt)
 		e.ResourceType, e.ResourceID = "batch", batch.ID
-		e.Batch, e.Device, e.Attempt, e.Detail = batch.ID, batch.Device.ID, a.Attempt, detail
+		e.BatchID, e.DeviceID, e.Attempt, e.Detail = batch.ID, batch.Device.ID, a.Attempt, detail
 		e.Duration = max(0, batch.ClosedAt.Sub(a.AssignedAt))
 		events = append(events, e)
 	}

@@ -32,7 +32,7 @@ const contendedPause = 100 * time.Millisecond
 
 // Deps is what the stage talks to.
 type Deps struct {
-	Log      *stream.Log
+	Stream   *stream.Client
 	Pool     *pgxpool.Pool
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
@@ -74,7 +74,7 @@ func New(cfg Config, deps Deps) (*Callbacks, error) {
 	s := &Callbacks{
 		cfg: cfg, deps: deps, m: &deps.Metrics.Callbacks,
 		table: &table{pool: deps.Pool, holder: deps.Instance, cfg: cfg}, poster: p,
-		outbox: deps.Log.NewOutbox("callbacks", 4*cfg.Concurrency, 16<<20),
+		outbox: deps.Stream.NewOutbox("callbacks", 4*cfg.Concurrency, 16<<20),
 		wake:   make(chan struct{}, 1), running: map[string]int{},
 	}
 	s.life, s.abort = context.WithCancel(context.Background())

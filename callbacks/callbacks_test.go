@@ -20,10 +20,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 const (
@@ -38,9 +39,9 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // rig is a database and the topics of a test.
 type rig struct {
-	t    *testing.T
-	pool *pgxpool.Pool
-	client  *stream.Log
+	t      *testing.T
+	pool   *pgxpool.Pool
+	client *stream.Client
 }
 
 func newRig(t *testing.T) *rig {
@@ -58,7 +59,7 @@ func newRig(t *testing.T) *rig {
 }
 
 func (r *rig) deps(instance string) Deps {
-	return Deps{Log: r.client, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
+	return Deps{Stream: r.client, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
 }
 
 // start runs a stage.
@@ -107,7 +108,7 @@ func (r *rig) until(want, sql string, args ...any) {
 func (r *rig) events(id string) (out []task.Event) {
 	r.t.Helper()
 	require.NoError(r.t, r.client.Scan(r.t.Context(), stream.Events, func(rec *stream.Record) error {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, rec.Value)
 		for _, e := range es {
 			if e.ResourceID == id {
 				out = append(out, e)

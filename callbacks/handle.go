@@ -69,7 +69,7 @@ func (s *Callbacks) event(c *callback, o outcome) task.Event {
 	e := task.Event{
 		Time: time.Now().UTC(), Action: task.CallbackSent, Outcome: task.OutcomeOK, Tenant: c.tenant,
 		ActorType: task.ActorStage, ActorID: s.deps.Instance, ResourceType: "callback", ResourceID: c.id,
-		TaskID: c.taskID, Job: c.data.Job, TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
+		TaskID: c.taskID, JobID: c.data.Job, TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
 	}
 	detail := map[string]any{"host": c.host, "delivery": c.attempts}
 	if o.status != 0 {

@@ -1,8 +1,8 @@
 package device
 
-const ClassEach = "single" // one request per task: chat, responses
+const ClassSingle = "single" // one request per task: chat, responses
 
-const ClassMerged = "batched" // many tasks in one request: embeddings, completions
+const ClassBatched = "batched" // many tasks in one request: embeddings, completions
 
 // Pool returns the name of a device's pool of credits of a class.
 func Pool(deviceID, class string) string { return deviceID + "/" + class }
@@ -12,27 +12,27 @@ type Want struct {
 	Pool  string
 	N     int
 	Limit int // how many credits the taker thinks the pool may have in use
-	// Of is N by priority, highest first; credits are granted in this order. If it is all
+	// ByPriority is N by priority, highest first; credits are granted in this order. If it is all
 	// zero, the whole N has the highest priority.
-	Of [3]int
+	ByPriority [3]int
 }
 
 // Ask reserves the last N credits of a full pool for tasks of a priority that wait at the
 // asker: until the ask is withdrawn (N 0) or expires, others get none of them for a lower
 // priority.
 type Ask struct {
-	Pool string
-	Band int // 0 is the highest priority
-	N    int
+	Pool     string
+	Priority int // 0 is the highest priority
+	N        int
 }
 
 // Grant answers a Want.
 type Grant struct {
-	Pool  string
-	Lease string // empty when N is 0
-	N     int    // may be less than wanted
-	Used  int    // credits in use in the pool after the grant
-	Held  bool   // got less than wanted because another router waits with a higher priority
+	Pool      string
+	Lease     string // empty when N is 0
+	N         int    // may be less than wanted
+	Used      int    // credits in use in the pool after the grant
+	Outranked bool   // got less than wanted because another router waits with a higher priority
 }
 
 // LeaseRef identifies a lease.

@@ -52,7 +52,7 @@ func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Re
 		return IsDraining
 	case g == GateShut:
 		return BreakerIsOpen
-	case h.SlowUntil.After(now):
+	case h.ThrottledUntil.After(now):
 		return IsThrottled
 	case slices.Contains(want.Exclude, d.ID):
 		return ExcludedForTask

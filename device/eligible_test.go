@@ -29,11 +29,11 @@ func TestEligible(t *testing.T) {
 		"shut":                         {gate: GateShut, want: BreakerIsOpen},
 		"probed":                       {gate: GateProbe, want: CanRun},
 		"open, but others matter more": {change: func(_ *Device, h *Health, _ *Requirement) { h.OpenUntil = noon.Add(time.Hour) }, gate: GateProbe, want: CanRun},
-		"throttled":                    {change: func(_ *Device, h *Health, _ *Requirement) { h.SlowUntil = noon.Add(1) }, want: IsThrottled},
-		"throttled until now":          {change: func(_ *Device, h *Health, _ *Requirement) { h.SlowUntil = noon }, want: CanRun},
+		"throttled":                    {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon.Add(1) }, want: IsThrottled},
+		"throttled until now":          {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon }, want: CanRun},
 		"failed there":                 {change: func(_ *Device, _ *Health, want *Requirement) { want.Exclude = []string{"b", "a"} }, want: ExcludedForTask},
 		"all of it": {change: func(d *Device, h *Health, want *Requirement) {
-			d.Silent, d.Draining, h.SlowUntil, want.Needs, want.Exclude = true, true, noon.Add(1), []string{"eu"}, []string{"a"}
+			d.Silent, d.Draining, h.ThrottledUntil, want.Needs, want.Exclude = true, true, noon.Add(1), []string{"eu"}, []string{"a"}
 		}, gate: GateShut, want: TagMissing},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestGates(t *testing.T) {
 	require.Equal(t, []Gate{GateOpen, GateOpen, GateShut, GateProbe}, Gates(devices, []*Health{open(9), open(9), open(2), open(1)}, noon), "silent and draining devices do not count")
 }
 
-// ejected is the rule as routers applied it before Gates, to compare with.
+// openedAt is the rule as routers applied it before Gates, to compare with.
 func ejected(devices []*Device, healths []*Health, now time.Time) (out, probe map[int]bool) {
 	var failing []int
 	alive := 0

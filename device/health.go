@@ -6,9 +6,9 @@ import (
 
 // RateKey identifies what a rate was learned for.
 type RateKey struct {
-	Device string
-	Model  string
-	Merged bool // of batched requests, in which each task counts
+	DeviceID string
+	Model    string
+	Batched  bool // of batched requests, in which each task counts
 }
 
 // Rate is what a worker has learned about a device serving a model.
@@ -20,14 +20,14 @@ type Rate struct {
 
 // Health is what the worker that owns a device has learned by sending it requests.
 type Health struct {
-	State     string    `json:"state"`                 // closed, half-open, open: see [Ejector]
-	OpenUntil time.Time `json:"open_until,omitzero"`   // no request before
-	SlowUntil time.Time `json:"slow_until,omitzero"`   // it answered 429: no request before
-	Slots     int       `json:"slots,omitempty"`       // requests at a time that it takes just now, fewer than it says; 0: as many as it says
-	HopMS     float64   `json:"dispatch_ms,omitempty"` // from assignment to the start of the request when a slot was free; 0: not known
-	Opened    int       `json:"opened,omitempty"`      // ejections in a row
-	Why       string    `json:"why,omitempty"`         // it was ejected, in figures
-	At        time.Time `json:"at"`
+	State          string    `json:"state"`                 // closed, half-open, open: see [Ejector]
+	OpenUntil      time.Time `json:"open_until,omitzero"`   // no request before
+	ThrottledUntil time.Time `json:"slow_until,omitzero"`   // it answered 429: no request before
+	Slots          int       `json:"slots,omitempty"`       // requests at a time that it takes just now, fewer than it says; 0: as many as it says
+	DispatchMS     float64   `json:"dispatch_ms,omitempty"` // from assignment to the start of the request when a slot was free; 0: not known
+	Opened         int       `json:"opened,omitempty"`      // ejections in a row
+	Why            string    `json:"why,omitempty"`         // it was ejected, in figures
+	At             time.Time `json:"at"`
 }
 
 const StateClosed = "closed" // requests go through

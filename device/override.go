@@ -4,15 +4,15 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Repriority changes the rank of a task.
-type Repriority struct {
+// PriorityChange changes the rank of a task.
+type PriorityChange struct {
 	Key      task.Key
 	Priority task.Priority // empty: unchanged
 	Level    int           // below 0: unchanged
 }
 
 // Apply changes the task and reports whether that made a difference.
-func (r *Repriority) Apply(t *task.Task) bool {
+func (r *PriorityChange) Apply(t *task.Task) bool {
 	p, l := t.Priority, t.Level
 	if r.Priority != "" {
 		t.Priority = r.Priority
@@ -24,10 +24,10 @@ func (r *Repriority) Apply(t *task.Task) bool {
 }
 
 // Zero reports whether it changes nothing.
-func (r *Repriority) Zero() bool { return r.Priority == "" && r.Level < 0 }
+func (r *PriorityChange) Zero() bool { return r.Priority == "" && r.Level < 0 }
 
-// Mark is what operators want of a task that has not finished.
-type Mark struct {
+// Cancel is what operators want of a task that has not finished.
+type Override struct {
 	Cancelled bool
-	Repriority
+	PriorityChange
 }

@@ -85,7 +85,7 @@ func TestBothFormatsInOneFile(t *testing.T) {
 	require.Equal(t, task.High, ts[1].Priority, "a line overrides the job's defaults")
 	require.JSONEq(t, `{"model":"m","messages":[]}`, string(ts[0].Input))
 	for _, k := range ts {
-		require.Equal(t, "j", k.Job)
+		require.Equal(t, "j", k.JobID)
 		require.Equal(t, 7, k.MaxAttempts)
 		require.Equal(t, task.DefaultTenant, k.Tenant)
 	}
@@ -209,7 +209,7 @@ type source []*task.Result
 func (s source) JobResults(_ context.Context, tenant, job string, fn func(*task.Result) error) error {
 	rs := slices.SortedFunc(slices.Values(s), func(a, b *task.Result) int { return strings.Compare(a.TaskID, b.TaskID) })
 	for _, r := range rs {
-		if r.Tenant == tenant && r.Job == job {
+		if r.Tenant == tenant && r.JobID == job {
 			if err := fn(r); err != nil {
 				return err
 			}
@@ -221,7 +221,7 @@ func (s source) JobResults(_ context.Context, tenant, job string, fn func(*task.
 func resultsOf(c *collector) (s source) {
 	for _, k := range c.tasks {
 		r := task.NewResult(k, task.Success, time.Unix(1, 0))
-		r.Status, r.Output, r.Device = 200, task.Input("{\n \"answer\": \"<"+k.ID+">\"}"), "d1"
+		r.Status, r.Output, r.DeviceID = 200, task.Input("{\n \"answer\": \"<"+k.ID+">\"}"), "d1"
 		s = append(s, r)
 	}
 	return s

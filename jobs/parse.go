@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // idDigits is the number of digits of a line number in a task's id, so that ids sort like
@@ -64,7 +65,7 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 	if t.Progress != nil {
 		return parsed{}, fieldErr("progress", "omit it", "it is set by Batchyard")
 	}
-	if t.Job != "" && t.Job != job {
+	if t.JobID != "" && t.JobID != job {
 		return parsed{}, fieldErr("job_id", "omit it: the file is one job", "it names another job")
 	}
 	p.ownID = t.ID != ""
@@ -73,7 +74,7 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 	} else if _, ours := LineOf(job, t.ID); ours {
 		return parsed{}, fieldErr("task_id", "choose another, or omit it", "it looks like the generated id of a line of this job")
 	}
-	t.Job = job
+	t.JobID = job
 	if err := fill(t, &o.Defaults); err != nil {
 		return parsed{}, err
 	}
@@ -83,12 +84,12 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 // decodeLine decodes a line in either format. DecodeTask finds invalid JSON itself, so only
 // what it refuses is checked again, for an error about the line.
 func decodeLine(line []byte) (p parsed, err error) {
-	task.Members(line, func(key string, _ []byte) bool { // the formats differ in these
+	wire.Members(line, func(key string, _ []byte) bool { // the formats differ in these
 		p.openAI = key == "method" || key == "url" || key == "body"
 		return !p.openAI
 	})
 	if !p.openAI && line[0] == '{' {
-		if p.task, err = task.DecodeTask(line, task.ContentJSON); err == nil {
+		if p.task, err = wire.DecodeTask(line, wire.ContentJSON); err == nil {
 			return p, nil
 		}
 	}
@@ -134,7 +135,7 @@ func fill(t, d *task.Task) error {
 
 func parseOpenAI(line []byte) (*task.Task, error) {
 	var l openAILine
-	if err := task.Unmarshal(line, &l); err != nil {
+	if err := wire.Unmarshal(line, &l); err != nil {
 		return nil, jsonError(err)
 	}
 	switch {

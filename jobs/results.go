@@ -124,8 +124,8 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 		seen.set(line)
 		s.Written++
 		s.ByState[r.State]++
-		if r.Device != "" {
-			s.ByDevice[r.Device]++
+		if r.DeviceID != "" {
+			s.ByDevice[r.DeviceID]++
 		}
 		buf.Reset()
 		if err := encodeLine(&buf, r, p.openAI.has(line)); err != nil {

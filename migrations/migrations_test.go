@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // recorderTables is the version from which on all tables are there that a recorder

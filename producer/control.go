@@ -15,14 +15,14 @@ import (
 // ErrNoRedis reports that a change could not be saved in Redis, so no router learns of it.
 var ErrNoRedis = errors.New("Redis did not save the change") //nolint:staticcheck // a name
 
-// Standing is a task's priority and level.
-type Standing struct {
+// PriorityLevel is a task's priority and level.
+type PriorityLevel struct {
 	Priority task.Priority `json:"priority"`
 	Level    int           `json:"level"`
 }
 
 // With returns the standing after a change.
-func (s Standing) With(c device.Repriority) Standing {
+func (s PriorityLevel) With(c device.PriorityChange) PriorityLevel {
 	if c.Priority != "" {
 		s.Priority = c.Priority
 	}
@@ -32,20 +32,20 @@ func (s Standing) With(c device.Repriority) Standing {
 	return s
 }
 
-// Rerank changes the priority or level of a waiting task. The event that says who asked is written
+// Reprioritize changes the priority or level of a waiting task. The event that says who asked is written
 // first, so that no change goes unrecorded if the process dies in between. It returns nil once all
 // in-sync replicas have the event, and Redis has the override. Routers apply it at once, or when
 // they read the task. [ErrNoRedis] means that nothing has changed; a second event says so. from is
 // what the task has now, as far as it is known.
-func (p *Producer) Rerank(ctx context.Context, r *Recent, from Standing, change device.Repriority, o task.Origin) error {
+func (p *Producer) Reprioritize(ctx context.Context, r *Recent, from PriorityLevel, change device.PriorityChange, o task.Origin) error {
 	change.Key = r.Key()
 	to := from.With(change)
 	e := task.Event{
 		Time: time.Now().UTC(), Action: task.TaskReprioritized, Outcome: task.OutcomeOK, Tenant: r.Tenant,
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
-		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, Job: r.Job, TraceID: r.TraceID, Model: r.Model, Priority: to.Priority,
+		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model, Priority: to.Priority,
 	}
-	detail, err := json.Marshal(map[string]Standing{"from": from, "to": to})
+	detail, err := json.Marshal(map[string]PriorityLevel{"from": from, "to": to})
 	if err != nil {
 		return fmt.Errorf("changing the priority of task %s: %w", r.Key(), err)
 	}
@@ -54,7 +54,7 @@ func (p *Producer) Rerank(ctx context.Context, r *Recent, from Standing, change 
 }
 
 // reprioritize writes the event and then the override.
-func (p *Producer) reprioritize(ctx context.Context, change device.Repriority, e task.Event) error {
+func (p *Producer) reprioritize(ctx context.Context, change device.PriorityChange, e task.Event) error {
 	if p.cancels == nil {
 		return ErrNoRedis
 	}
@@ -63,7 +63,7 @@ func (p *Producer) reprioritize(ctx context.Context, change device.Repriority, e
 	}
 	within, cancel := context.WithTimeout(ctx, overrideTimeout)
 	defer cancel()
-	err := p.cancels.Rerank(within, change)
+	err := p.cancels.Reprioritize(within, change)
 	if err == nil {
 		return nil
 	}
@@ -81,7 +81,7 @@ func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 	now := time.Now().UTC()
 	res := &task.Result{
 		TaskID: r.ID, Tenant: r.Tenant, State: task.Cancelled, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority,
-		Job: r.Job, CustomID: r.CustomID, Labels: r.Labels, Callback: r.Callback, TraceID: r.TraceID,
+		JobID: r.Job, CustomID: r.CustomID, Labels: r.Labels, Callback: r.Callback, TraceID: r.TraceID,
 		SubmittedAt: r.SubmittedAt, FinishedAt: now,
 		Error: &task.Error{Class: task.ClassCancelled, Message: "the task was cancelled on request"},
 	}
@@ -90,9 +90,9 @@ func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 		return err
 	}
 	asked := task.Event{
-		Time: now, Action: task.TaskCancelAsked, Outcome: task.OutcomeOK, Tenant: r.Tenant,
+		Time: now, Action: task.TaskCancelRequested, Outcome: task.OutcomeOK, Tenant: r.Tenant,
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
-		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, Job: r.Job, TraceID: r.TraceID, Model: r.Model,
+		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model,
 	}
 	return p.runToEnd(ctx, "cancelling task "+r.Key().String(), func(ctx context.Context) error { return p.cancel(ctx, r.Key(), msg, asked) })
 }
@@ -111,7 +111,7 @@ func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, a
 		return nil
 	}
 	// Without Redis the task still ends as CANCELLED; only the work is wasted.
-	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Mark(ctx, k) }); err != nil {
+	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Cancel(ctx, k) }); err != nil {
 		p.logger.Warn("a cancelled task may still run", "tenant", k.Tenant, "task_id", k.ID, "error", err)
 	}
 	return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -40,7 +40,7 @@ type Producer struct {
 	instance string // this process, as the actor of events that are not a user's
 	recent   *ring
 	shared   *recentIndex
-	cancels  *device.Cancels // nil without Redis
+	cancels  *store.Overrides // nil without Redis
 	bytes    *semaphore.Weighted
 
 	// retryRedisAt is set while Redis does not answer: when to use the long timeout again, in
@@ -58,10 +58,10 @@ type Producer struct {
 
 // Deps is what a producer talks to.
 type Deps struct {
-	Log      *stream.Log
+	Stream   *stream.Client
 	Redis    redis.UniversalClient // nil: recent tasks are not shared with other processes
 	Prefix   string                // of keys in Redis
-	Cancels  *device.Cancels       // nil: cancels go to Kafka only
+	Cancels  *store.Overrides      // nil: cancels go to Kafka only
 	Logger   *slog.Logger          // nil: none
 	Metrics  *metrics.Metrics      // nil: none
 	Instance string                // this process, in events: stage@host-pid
@@ -78,7 +78,7 @@ func New(cfg Config, d Deps) *Producer {
 	}
 	return &Producer{
 		cfg: cfg, limits: cfg.Limits(), logger: d.Logger, metrics: d.Metrics, instance: d.Instance,
-		outbox:  d.Log.NewOutbox("producer", outboxUnits, cfg.MaxInFlight),
+		outbox:  d.Stream.NewOutbox("producer", outboxUnits, cfg.MaxInFlight),
 		recent:  newRing(cfg.RecentTasks),
 		shared:  &recentIndex{rdb: d.Redis, ttl: cfg.RecentTTL, prefix: d.Prefix},
 		cancels: d.Cancels,

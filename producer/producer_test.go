@@ -14,11 +14,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -26,9 +27,9 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // bench is a producer on a real broker and an embedded Redis.
 type bench struct {
 	*Producer
-	client *stream.Log
-	rdb redis.UniversalClient
-	cfg stream.Config
+	client *stream.Client
+	rdb    redis.UniversalClient
+	cfg    stream.Config
 }
 
 func newBench(t *testing.T, cfg Config) *bench {
@@ -44,7 +45,7 @@ func newBench(t *testing.T, cfg Config) *bench {
 	require.NoError(t, err)
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{miniredis.RunT(t).Addr()}})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	p := New(cfg, Deps{Log: client, Redis: rdb, Cancels: device.NewCancels(rdb, device.Config{}, ""), Instance: "producer@test"})
+	p := New(cfg, Deps{Stream: client, Redis: rdb, Cancels: store.NewOverrides(rdb, store.Config{}, ""), Instance: "producer@test"})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
@@ -65,7 +66,7 @@ func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
 func (b *bench) events(t *testing.T) (out []task.Event) {
 	t.Helper()
 	for _, r := range b.records(t, stream.Events) {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 		require.NoError(t, err)
 		out = append(out, es...)
 	}
@@ -91,7 +92,7 @@ func TestSubmitWritesTasksAndEvents(t *testing.T) {
 		require.Equal(t, "1", r.Header(stream.HeaderAccepted))
 		require.Equal(t, "acme", r.Header(stream.HeaderActor))
 		require.Equal(t, "203.0.113.7:4711", r.Header(stream.HeaderAddr))
-		got, err := task.DecodeTask(r.Value, r.Header(task.HeaderContentType))
+		got, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
 		require.NoError(t, err)
 		require.Equal(t, id, got.ID)
 		require.Equal(t, task.DefaultTenant, got.Tenant)
@@ -194,7 +195,7 @@ func TestCancel(t *testing.T) {
 
 	rs := b.records(t, stream.Results)
 	require.Len(t, rs, 1)
-	res, err := task.DecodeResult(rs[0].Value, rs[0].Header(task.HeaderContentType))
+	res, err := wire.DecodeResult(rs[0].Value, rs[0].Header(wire.HeaderContentType))
 	require.NoError(t, err)
 	require.NoError(t, res.Validate())
 	require.Equal(t, task.Cancelled, res.State)
@@ -205,9 +206,9 @@ func TestCancel(t *testing.T) {
 	if last.Action == task.TaskAccepted {
 		last = es[1]
 	}
-	require.Equal(t, task.TaskCancelAsked, last.Action)
+	require.Equal(t, task.TaskCancelRequested, last.Action)
 	require.Equal(t, "203.0.113.7:1", last.SourceAddr)
-	marked, err := b.cancels.Marked(t.Context(), submitted.Key())
+	marked, err := b.cancels.Cancelled(t.Context(), submitted.Key())
 	require.NoError(t, err)
 	require.Equal(t, []bool{true}, marked)
 }

@@ -38,7 +38,7 @@ func (r *Recent) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 
 func recentOf(t *task.Task) Recent {
 	return Recent{
-		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Level: t.Level, Job: t.Job,
+		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Level: t.Level, Job: t.JobID,
 		CustomID: t.CustomID, TraceID: t.TraceID, Labels: t.Labels, Callback: t.Callback,
 		SubmittedAt: t.SubmittedAt, Deadline: t.Deadline,
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // maxFrameBytes bounds one record of assignments; a single larger task exceeds it alone.
@@ -80,13 +81,13 @@ func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time)
 			Lease: task.Lease{Pool: p.Pool, ID: p.Lease}, Probe: p.Probe,
 		})
 		ev := task.NewEvent(task.TaskAssigned, it.Task, e.deps.Instance, now)
-		ev.Device, ev.Attempt = d.ID, attempt
+		ev.DeviceID, ev.Attempt = d.ID, attempt
 		ev.Duration = max(0, now.Sub(it.Since()))
 		ev.Detail = p.Why
 		events = append(events, ev)
 		m.WaitSeconds.WithLabelValues(string(it.Task.Priority)).Observe(ev.Duration.Seconds())
 	}
-	frame, err := task.EncodeFrame(task.FrameAssignments, as)
+	frame, err := wire.EncodeFrame(wire.FrameAssignments, as)
 	if err != nil { // not reached: our own types can be encoded
 		e.deps.Logger.Error("encoding assignments", "error", err)
 		return
@@ -206,7 +207,7 @@ func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
 // Park writes a task back to the log, to be read again later.
 func (e *emitter) Park(it *decide.Item, p decide.Parking) {
 	t, rec := it.Task.Requeued(), originOf(it).rec
-	headers := append(stream.Requeued(rec),
+	headers := append(stream.RequeueHeaders(rec),
 		stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(p.Until.UTC().Format(time.RFC3339Nano))},
 		stream.Header{Key: stream.HeaderParkedFor, Value: []byte(p.Reason)})
 	msg, err := stream.TaskMessage(stream.TasksParked, t, headers...)

@@ -13,6 +13,7 @@ import (
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Pauses between tries while Redis does not answer.
@@ -121,7 +122,7 @@ func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
 	case task.TaskDuplicate:
 		e.Outcome = task.OutcomeRefused
 	case task.TaskQueued:
-		e.Detail = task.WishesOf(it.Task).Detail()
+		e.Detail = task.ConstraintsOf(it.Task).Detail()
 	}
 	return e
 }
@@ -148,7 +149,7 @@ var topicPriority = map[string]task.Priority{
 
 // decode reads and checks the task of a record.
 func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
-	t, err := task.DecodeTask(rec.Value, rec.Header(task.HeaderContentType))
+	t, err := wire.DecodeTask(rec.Value, rec.Header(wire.HeaderContentType))
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +217,7 @@ func submitter(rec *stream.Record, t *task.Task) task.Origin {
 
 // claim claims the tasks, and looks up their overrides. While Redis is away it waits: tasks are late,
 // none is lost. The error is that of ctx.
-func (r *Router) claim(ctx context.Context, items []*decide.Item) (duplicate []bool, overrides []device.Mark, err error) {
+func (r *Router) claim(ctx context.Context, items []*decide.Item) (duplicate []bool, overrides []device.Override, err error) {
 	keys := make([]task.Key, len(items))
 	for i, it := range items {
 		keys[i] = it.Task.Key()
@@ -226,7 +227,7 @@ func (r *Router) claim(ctx context.Context, items []*decide.Item) (duplicate []b
 		if duplicate, err = r.claims.take(ctx, items); err != nil {
 			return err
 		}
-		overrides, err = r.deps.Cancels.Marks(ctx, keys...)
+		overrides, err = r.deps.Cancels.Get(ctx, keys...)
 		return err
 	}, backoff.WithContext(redisBackoff(0), ctx), func(err error, _ time.Duration) {
 		r.deps.Metrics.Router.ClaimErrors.Inc()

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/router/decide"
@@ -91,11 +92,11 @@ func redisClient(t testing.TB, addr string) redis.UniversalClient {
 }
 
 func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
-	cfg := device.Config{Timeout: time.Hour, LeaseTTL: time.Minute}
+	cfg := store.Config{Timeout: time.Hour, LeaseTTL: time.Minute}
 	return Deps{
 		Redis: rdb, Prefix: prefix, Instance: instance, Logger: logger(), Metrics: metrics.New(nil), Limits: task.Limits{MaxInput: 1 << 20},
-		Registry: device.NewRegistry(rdb, cfg, prefix), Credits: device.NewCredits(rdb, cfg, prefix),
-		Rates: device.NewRates(rdb, prefix), Cancels: device.NewCancels(rdb, cfg, prefix), Control: device.NewControl(rdb, cfg, prefix),
+		Registry: store.NewRegistry(rdb, cfg, prefix), Credits: store.NewCredits(rdb, cfg, prefix),
+		Rates: store.NewRates(rdb, prefix), Cancels: store.NewOverrides(rdb, cfg, prefix), Control: store.NewControl(rdb, cfg, prefix),
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
@@ -21,14 +21,14 @@ const Stage = "router"
 
 // Deps is what a router talks to.
 type Deps struct {
-	Log      *stream.Log
+	Log      *stream.Client
 	Redis    redis.UniversalClient
 	Prefix   string // of keys in Redis
-	Registry *device.Registry
-	Credits  *device.Credits
-	Rates    *device.Rates
-	Cancels  *device.Cancels
-	Control  *device.Control
+	Registry *store.Registry
+	Credits  *store.Credits
+	Rates    *store.Rates
+	Cancels  *store.Overrides
+	Control  *store.Control
 	Limits   task.Limits
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger

@@ -25,7 +25,7 @@ type scheduler struct {
 	lost       chan struct{} // partitions belong to another router now
 	stragglers chan *stream.Record
 	cancels    chan []task.Key
-	changes    chan []device.Repriority
+	changes    chan []device.PriorityChange
 	gaps       chan struct{} // messages about overrides may have been missed
 	policies   chan policyChange
 	fleets     chan decide.Fleet
@@ -47,7 +47,7 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 		cfg: cfg, deps: deps,
 		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
 		stragglers: make(chan *stream.Record, 4*cfg.MaxPendingTasks), cancels: make(chan []task.Key, 64),
-		changes: make(chan []device.Repriority, 64), gaps: make(chan struct{}, 1),
+		changes: make(chan []device.PriorityChange, 64), gaps: make(chan struct{}, 1),
 		policies: make(chan policyChange), fleets: make(chan decide.Fleet, 1), used: make(chan map[string]int, 1),
 		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
 	}
@@ -165,7 +165,7 @@ func (s *scheduler) cancel(keys []task.Key) {
 }
 
 // reprioritize changes the priority or level of waiting tasks. The API has written the event.
-func (s *scheduler) reprioritize(changes []device.Repriority) {
+func (s *scheduler) reprioritize(changes []device.PriorityChange) {
 	now := time.Now()
 	for _, c := range changes {
 		s.decider.Reprioritize(c, now)
@@ -179,18 +179,18 @@ func (s *scheduler) recheckOverrides() {
 	for it := range s.decider.Pending() {
 		keys = append(keys, it.Task.Key())
 	}
-	overrides, err := s.deps.Cancels.Marks(s.out.ctx, keys...)
+	overrides, err := s.deps.Cancels.Get(s.out.ctx, keys...)
 	if err != nil {
 		return // Redis went away again; the next reconnect signals another gap
 	}
 	var cancelled []task.Key
-	var changes []device.Repriority
+	var changes []device.PriorityChange
 	for i, k := range keys {
 		switch o := &overrides[i]; {
 		case o.Cancelled:
 			cancelled = append(cancelled, k)
 		case !o.Zero():
-			changes = append(changes, o.Repriority)
+			changes = append(changes, o.PriorityChange)
 		}
 	}
 	s.cancel(cancelled)

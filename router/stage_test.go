@@ -14,12 +14,13 @@ import (
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // yard is the topics and the Redis of one test, and collects what routers write.
 type yard struct {
 	t     *testing.T
-	log   *stream.Log
+	log   *stream.Client
 	redis *embedded.Redis
 	deps  Deps
 
@@ -53,14 +54,14 @@ func newYard(t *testing.T, partitions int) *yard {
 	y.deps.Log = l
 	y.watch(stream.Assignments, y.onAssignments)
 	y.watch(stream.Events, func(rec *stream.Record) error {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, rec.Value)
 		for _, e := range es {
 			y.events[e.Action] = append(y.events[e.Action], e.ResourceID)
 		}
 		return err
 	})
 	y.watch(stream.Results, func(rec *stream.Record) error {
-		res, err := task.DecodeResult(rec.Value, "")
+		res, err := wire.DecodeResult(rec.Value, "")
 		if err == nil {
 			y.results[res.TaskID] = res
 		}
@@ -72,7 +73,7 @@ func newYard(t *testing.T, partitions int) *yard {
 
 // onAssignments plays the workers: assignments finish at once, unless y.hold.
 func (y *yard) onAssignments(rec *stream.Record) error {
-	as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
+	as, err := wire.DecodeFrame[task.Assignment](wire.FrameAssignments, rec.Value)
 	for _, a := range as {
 		y.assigned[a.Task.ID]++
 		y.leases = append(y.leases, device.Release{Pool: a.Lease.Pool, Lease: a.Lease.ID, N: 1})
@@ -181,7 +182,7 @@ func chat(id, model string) *task.Task {
 
 func (y *yard) message(tk *task.Task, contentType string) stream.Message {
 	y.t.Helper()
-	b, err := task.EncodeTask(tk, contentType)
+	b, err := wire.EncodeTask(tk, contentType)
 	require.NoError(y.t, err)
 	return stream.Message{Topic: stream.TasksTopic(tk.Priority), Key: tk.ID, Value: b}
 }
@@ -190,7 +191,7 @@ func (y *yard) produce(tasks ...*task.Task) (ids []string) {
 	y.t.Helper()
 	msgs := make([]stream.Message, 0, len(tasks))
 	for _, tk := range tasks {
-		msgs = append(msgs, y.message(tk, task.ContentJSON))
+		msgs = append(msgs, y.message(tk, wire.ContentJSON))
 		ids = append(ids, tk.ID)
 	}
 	require.NoError(y.t, y.log.Produce(y.t.Context(), msgs...))
@@ -222,7 +223,7 @@ func TestTasksBecomeAssignments(t *testing.T) {
 	ids := y.produce(many("task", 100, "m")...)
 
 	other := chat("", "n") // as another client sends it: MessagePack, without an id, with a trace
-	b, err := task.EncodeTask(other, task.ContentMsgpack)
+	b, err := wire.EncodeTask(other, wire.ContentMsgpack)
 	require.NoError(t, err)
 	const trace = "0af7651916cd43dd8448eb211c80319c"
 	late := chat("late", "m")
@@ -231,10 +232,10 @@ func TestTasksBecomeAssignments(t *testing.T) {
 		stream.Message{Topic: stream.TasksHigh, Key: "by-key", Value: b, Headers: []stream.Header{{Key: "traceparent", Value: []byte("00-" + trace + "-b7ad6b7169203331-01")}}},
 		stream.Message{Topic: stream.TasksNormal, Key: "g", Value: []byte("\xff\x00garbage"), Headers: []stream.Header{{Key: "mine", Value: []byte("kept")}}},
 		stream.Message{Topic: stream.TasksNormal, Key: "h", Value: []byte(`{"task_id":"no-model","input":{}}`)},
-		y.message(late, task.ContentJSON), y.message(chat("task-7", "m"), task.ContentJSON)))
+		y.message(late, wire.ContentJSON), y.message(chat("task-7", "m"), wire.ContentJSON)))
 	y.until("every task", func() bool {
 		return y.all(ids)() && len(y.dead) == 2 && y.results["late"] != nil && len(y.events[task.TaskDuplicate]) == 1 &&
-			len(y.events[task.TaskAssigned]) == 101 && len(y.events[task.RecordDead]) == 2
+			len(y.events[task.TaskAssigned]) == 101 && len(y.events[task.RecordDeadLettered]) == 2
 	})
 	require.Equal(t, task.Expired, y.results["late"].State)
 	require.Equal(t, task.ClassExpired, y.results["late"].Error.Class)
@@ -275,11 +276,11 @@ func TestTasksThatCannotRunDelayNoOthers(t *testing.T) {
 			far = append(far, tk.ID)
 			unknown = unknown[:len(unknown)-1]
 		}
-		m := y.message(tk, task.ContentJSON)
+		m := y.message(tk, wire.ContentJSON)
 		m.Key = "one"
 		msgs = append(msgs, m)
 	}
-	m := y.message(chat("behind", "m"), task.ContentJSON)
+	m := y.message(chat("behind", "m"), wire.ContentJSON)
 	m.Key = "one"
 	require.NoError(t, y.log.Produce(t.Context(), append(msgs, m)...))
 	y.until("the task behind", y.all([]string{"behind"}))
@@ -317,13 +318,13 @@ func TestATaskTooLargeToParkFails(t *testing.T) {
 	}
 	large := chat("large", "unknown")
 	large.Input = task.Input(`{"x":"` + strings.Repeat("y", 4<<20-16) + `"}`)
-	m := y.message(large, task.ContentMsgpack)
+	m := y.message(large, wire.ContentMsgpack)
 	m.Key = ""
 	room := limit - 128 - 32 - len(m.Value) - 100 // minus the overhead of a batch, a record and the headers
 	m.Headers = append(m.Headers, stream.Header{Key: stream.HeaderActor, Value: []byte(strings.Repeat("a", room))})
 	msgs := []stream.Message{m}
 	for i := range 60 {
-		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), task.ContentJSON))
+		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), wire.ContentJSON))
 	}
 	require.NoError(t, y.log.Produce(t.Context(), msgs...))
 	y.until("the result of the large task", func() bool { return y.results["large"] != nil })
@@ -414,7 +415,7 @@ func TestCancelledTasksLeaveTheWindow(t *testing.T) {
 	y.produce(chat("waits", "later"), chat("stays", "later"))
 	y.until("both", func() bool { return len(y.events[task.TaskQueued]) == 2 })
 	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
-	require.NoError(t, y.deps.Cancels.Mark(t.Context(), key("waits"), key("early")))
+	require.NoError(t, y.deps.Cancels.Cancel(t.Context(), key("waits"), key("early")))
 	y.until("the cancel", func() bool { return len(y.events[task.TaskCancelled]) == 1 })
 	y.produce(chat("early", "later")) // cancelled before it was sent
 	y.until("the cancel of the early task", func() bool { return len(y.events[task.TaskCancelled]) == 2 })

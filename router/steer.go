@@ -101,9 +101,9 @@ const maxOverrideWait = 30 * time.Second
 // lookUpChanges looks up the current priorities of tasks that were reprioritized, and passes them to
 // the decider. The messages hold only keys, so the order of messages does not matter.
 func (s *scheduler) lookUpChanges(ctx context.Context, keys []task.Key) {
-	var overrides []device.Mark
+	var overrides []device.Override
 	err := backoff.Retry(func() (err error) {
-		overrides, err = s.deps.Cancels.Marks(ctx, keys...)
+		overrides, err = s.deps.Cancels.Get(ctx, keys...)
 		return err
 	}, backoff.WithContext(redisBackoff(maxOverrideWait), ctx))
 	if err != nil {
@@ -112,10 +112,10 @@ func (s *scheduler) lookUpChanges(ctx context.Context, keys []task.Key) {
 		}
 		return
 	}
-	changes := make([]device.Repriority, 0, len(overrides))
+	changes := make([]device.PriorityChange, 0, len(overrides))
 	for i := range overrides {
 		if !overrides[i].Zero() {
-			changes = append(changes, overrides[i].Repriority)
+			changes = append(changes, overrides[i].PriorityChange)
 		}
 	}
 	if len(changes) == 0 {

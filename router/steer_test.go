@@ -93,10 +93,10 @@ func TestSteering(t *testing.T) {
 func TestChangedPrioritiesAreLookedUp(t *testing.T) {
 	s := newTestScheduler(t, testConfig())
 	a, b := task.Key{Tenant: "t", ID: "a"}, task.Key{Tenant: "t", ID: "b"}
-	require.NoError(t, s.deps.Cancels.Rerank(t.Context(), device.Repriority{Key: a, Priority: task.Low, Level: -1}))
-	require.NoError(t, s.deps.Cancels.Rerank(t.Context(), device.Repriority{Key: a, Priority: task.High, Level: 3}))
+	require.NoError(t, s.deps.Cancels.Reprioritize(t.Context(), device.PriorityChange{Key: a, Priority: task.Low, Level: -1}))
+	require.NoError(t, s.deps.Cancels.Reprioritize(t.Context(), device.PriorityChange{Key: a, Priority: task.High, Level: 3}))
 	s.lookUpChanges(t.Context(), []task.Key{a, b})
-	require.Equal(t, []device.Repriority{{Key: a, Priority: task.High, Level: 3}}, <-s.changes, "the last change only")
+	require.Equal(t, []device.PriorityChange{{Key: a, Priority: task.High, Level: 3}}, <-s.changes, "the last change only")
 	s.lookUpChanges(t.Context(), []task.Key{b})
 	require.Empty(t, s.changes)
 

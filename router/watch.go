@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -26,10 +27,10 @@ func (s *scheduler) watchers() []lifecycle.Part {
 		}),
 		s.watcher("credits", func(ctx context.Context) error { return s.deps.Credits.Watch(ctx, pools.add) }),
 		s.watcher("cancelled tasks", func(ctx context.Context) error {
-			return s.deps.Cancels.Watch(ctx, func(keys []task.Key) { s.passCancels(ctx, keys) }, onGap)
+			return s.deps.Cancels.WatchCancels(ctx, func(keys []task.Key) { s.passCancels(ctx, keys) }, onGap)
 		}),
 		s.watcher("changed priorities", func(ctx context.Context) error {
-			return s.deps.Cancels.WatchRanks(ctx, func(keys []task.Key) { s.lookUpChanges(ctx, keys) }, onGap)
+			return s.deps.Cancels.WatchPriorities(ctx, func(keys []task.Key) { s.lookUpChanges(ctx, keys) }, onGap)
 		}),
 	}
 }
@@ -106,7 +107,7 @@ func (s *scheduler) loadFleet(ctx context.Context) (decide.Fleet, error) {
 	// comes at all. Reading the counts here bounds how long a pool is wrongly taken for full.
 	pools := make([]string, 0, 2*len(ds))
 	for _, d := range ds {
-		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))
+		pools = append(pools, device.Pool(d.ID, device.ClassSingle), device.Pool(d.ID, device.ClassBatched))
 	}
 	used, err := s.usedOf(ctx, pools)
 	if err != nil {
@@ -148,8 +149,8 @@ func (s *scheduler) reportSilent(ctx context.Context, ds []device.Device, report
 			delete(reported, id)
 		}
 	}
-	silent = silent[:min(len(silent), device.MaxSilent)] // the rest at the next reading
-	ours, err := s.deps.Registry.FirstToSay(ctx, silent)
+	silent = silent[:min(len(silent), store.MaxSilences)] // the rest at the next reading
+	ours, err := s.deps.Registry.ClaimSilences(ctx, silent)
 	if err != nil {
 		return // Redis went away again; the next reading tries again
 	}
@@ -161,7 +162,7 @@ func (s *scheduler) reportSilent(ctx context.Context, ds []device.Device, report
 	for _, d := range ours {
 		unit.Events = append(unit.Events, task.Event{
 			Time: now, Action: task.DeviceSilent, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage, ActorID: s.deps.Instance,
-			ResourceType: "device", ResourceID: d.ID, Device: d.ID, Detail: detail("heard_last", d.At.Format(time.RFC3339Nano)),
+			ResourceType: "device", ResourceID: d.ID, DeviceID: d.ID, Detail: detail("heard_last", d.At.Format(time.RFC3339Nano)),
 		})
 	}
 	if len(unit.Events) > 0 {

@@ -70,8 +70,8 @@ type resultRow struct {
 
 func (r *resultRow) targets() []any {
 	return []any{&r.tenant, &r.res.TaskID, &r.res.State, &r.res.Status, &r.output, &r.class, &r.message, &r.attempts,
-		&r.res.Usage.InputTokens, &r.res.Usage.OutputTokens, &r.res.Device, &r.res.Model, &r.res.Requested, &r.res.Endpoint,
-		&r.res.Priority, &r.res.Job, &r.res.CustomID, &r.labels, &r.callback, &r.res.TraceID,
+		&r.res.Usage.InputTokens, &r.res.Usage.OutputTokens, &r.res.DeviceID, &r.res.Model, &r.res.RequestedModel, &r.res.Endpoint,
+		&r.res.Priority, &r.res.JobID, &r.res.CustomID, &r.labels, &r.callback, &r.res.TraceID,
 		pg.NullTime(&r.res.SubmittedAt), pg.NullTime(&r.res.AssignedAt), pg.NullTime(&r.res.StartedAt), pg.NullTime(&r.res.FinishedAt)}
 }
 

@@ -16,9 +16,9 @@ import (
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/audit/audittest/rig"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -49,7 +49,7 @@ func TestTaskWithItsResult(t *testing.T) {
 
 	res := st.Result(task.Failed, "d1", "d2")
 	res.Output, res.Labels, res.Callback = task.Input(`{"a":"\u0000 stays"}`), map[string]string{"k": "v"}, &task.Callback{URL: "http://x/y"}
-	res.Usage, res.AssignedAt, res.Requested = task.Usage{InputTokens: 3, OutputTokens: 4}, st.At, "big"
+	res.Usage, res.AssignedAt, res.RequestedModel = task.Usage{InputTokens: 3, OutputTokens: 4}, st.At, "big"
 	r.Record(results.Result(t, res))
 	row, err = s.Task(t.Context(), st.Task.Key())
 	require.NoError(t, err)
@@ -315,10 +315,10 @@ func TestTheAPIReadsAndDoesNotWrite(t *testing.T) {
 	events, err := store.Events(t.Context(), s.Task.Key())
 	require.NoError(t, err)
 	require.Len(t, events, 2)
-	counts, err := store.JobCounts(t.Context(), "acme", s.Task.Job)
+	counts, err := store.JobCounts(t.Context(), "acme", s.Task.JobID)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), counts.Total)
-	require.NoError(t, store.JobResults(t.Context(), "acme", s.Task.Job, func(*task.Result) error { return nil }))
+	require.NoError(t, store.JobResults(t.Context(), "acme", s.Task.JobID, func(*task.Result) error { return nil }))
 	for _, sql := range []string{"SELECT * FROM audit_log", "DELETE FROM tasks", "UPDATE results SET output = NULL", "SELECT * FROM callbacks"} {
 		audittest.RequireDenied(t, of["batchyard_api"], sql)
 	}

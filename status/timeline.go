@@ -41,8 +41,8 @@ func (s *Store) Events(ctx context.Context, k task.Key) ([]EventRow, error) {
 	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (e EventRow, err error) {
 		var ms float64
 		err = r.Scan(pg.NullTime(&e.Time), pg.NullTime(&e.IngestedAt), &e.Tenant, &e.ActorType, &e.ActorID, &e.SourceAddr, &e.UserAgent, &e.Action,
-			&e.ResourceType, &e.ResourceID, &e.Outcome, &e.ErrorClass, &e.TaskID, &e.Job, &e.Batch, &e.Device, &e.Attempt, &e.TraceID,
-			&ms, &e.Model, &e.TokensIn, &e.TokensOut, &e.InputSHA256, &e.InputSize, &e.OutputSHA256, &e.OutputSize, &e.Detail,
+			&e.ResourceType, &e.ResourceID, &e.Outcome, &e.ErrorClass, &e.TaskID, &e.JobID, &e.BatchID, &e.DeviceID, &e.Attempt, &e.TraceID,
+			&ms, &e.Model, &e.InputTokens, &e.OutputTokens, &e.InputSHA256, &e.InputSize, &e.OutputSHA256, &e.OutputSize, &e.Detail,
 			&e.Topic, &e.Partition, &e.Offset, &e.Index)
 		e.Duration = time.Duration(ms * float64(time.Millisecond))
 		return e, err

@@ -21,7 +21,7 @@ func benchMessages(topic string, n, size int) []Message {
 
 // openWarm opens a Log and waits until its topics accept records: a new partition has no leader
 // for a moment.
-func openWarm(b *testing.B, cfg Config) *Log {
+func openWarm(b *testing.B, cfg Config) *Client {
 	cl := open(b, cfg)
 	for _, t := range []string{TasksNormal, Assignments, Events} {
 		require.NoError(b, cl.Produce(b.Context(), benchMessages(t, 200, 10)...))

@@ -64,7 +64,7 @@ func (f *finisher) close() {
 	f.wg.Wait()
 }
 
-func committedOffsets(t testing.TB, cl *Log, group, topic string, n int) map[int]int64 {
+func committedOffsets(t testing.TB, cl *Client, group, topic string, n int) map[int]int64 {
 	out := map[int]int64{}
 	for id := range n {
 		offset, _, err := cl.committed(until(t), cl.GroupID(group, topic), topic, id)
@@ -76,7 +76,7 @@ func committedOffsets(t testing.TB, cl *Log, group, topic string, n int) map[int
 
 // watchCommits polls the committed offsets until stop is called. stop fails the test when an
 // offset went backwards.
-func watchCommits(t testing.TB, cl *Log, group, topic string, n int) (stop func()) {
+func watchCommits(t testing.TB, cl *Client, group, topic string, n int) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -169,7 +169,7 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	high := 0
 	var repeated atomic.Int64
 	type member struct {
-		l *Log
+		l *Client
 		f *finisher
 		r *running
 	}

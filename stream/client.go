@@ -22,9 +22,9 @@ var ErrClosed = errors.New("the Kafka client is closed")
 // metadataTTL bounds how long a new leader or partition goes unnoticed.
 const metadataTTL = 3 * time.Second
 
-// Log is a connection to Kafka that writes, reads and manages topics. One serves a whole
+// Client is a connection to Kafka that writes, reads and manages topics. One serves a whole
 // process; all methods may be called from any goroutine.
-type Log struct {
+type Client struct {
 	cfg       Config
 	logger    *slog.Logger
 	metrics   *metrics.Metrics
@@ -42,7 +42,7 @@ type Log struct {
 
 // Open connects to Kafka. It fails when no broker answers within the dial timeout; after
 // that, brokers may come and go. logger and m may be nil.
-func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metrics) (*Log, error) {
+func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metrics) (*Client, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 	if m == nil {
 		m = metrics.New(nil)
 	}
-	cl := &Log{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), closed: make(chan struct{})}
+	cl := &Client{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), closed: make(chan struct{})}
 	background, stop := context.WithCancel(context.Background())
 	cl.stop = stop
 	if cl.transport, err = cl.newTransport(background); err != nil {
@@ -78,7 +78,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 }
 
 // newTransport returns a pool of connections. Its background work stops when ctx ends.
-func (cl *Log) newTransport(ctx context.Context) (*kafka.Transport, error) {
+func (cl *Client) newTransport(ctx context.Context) (*kafka.Transport, error) {
 	tlsConfig, err := cl.cfg.TLS.load()
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (cl *Log) newTransport(ctx context.Context) (*kafka.Transport, error) {
 }
 
 // Ping asks a broker for the cluster's metadata on a new connection.
-func (cl *Log) Ping(ctx context.Context) error {
+func (cl *Client) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.DialTimeout)
 	defer cancel()
 	_, err := cl.brokerTopics(ctx)
@@ -122,7 +122,7 @@ func (cl *Log) Ping(ctx context.Context) error {
 // brokerTopics returns the full names of the topics that can be written to now, every
 // partition having a leader. It opens a new connection because the transport caches its
 // metadata for seconds.
-func (cl *Log) brokerTopics(ctx context.Context) (map[string]bool, error) {
+func (cl *Client) brokerTopics(ctx context.Context) (map[string]bool, error) {
 	res, err := cl.freshMetadata(ctx)
 	if err != nil {
 		return nil, err
@@ -137,7 +137,7 @@ func (cl *Log) brokerTopics(ctx context.Context) (map[string]bool, error) {
 	return names, nil
 }
 
-func (cl *Log) freshMetadata(ctx context.Context) (*kafka.MetadataResponse, error) {
+func (cl *Client) freshMetadata(ctx context.Context) (*kafka.MetadataResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	transport, err := cl.newTransport(ctx)
@@ -150,7 +150,7 @@ func (cl *Log) freshMetadata(ctx context.Context) (*kafka.MetadataResponse, erro
 
 // Close stops everything immediately: messages that wait to be written fail with ErrClosed.
 // Close the outboxes and stop the consumers first.
-func (cl *Log) Close() error {
+func (cl *Client) Close() error {
 	cl.closeOnce.Do(func() {
 		close(cl.closed)
 		cl.stop()

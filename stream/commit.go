@@ -171,7 +171,7 @@ func (c *consumer) position(ctx context.Context, id int) (int64, []span, error) 
 }
 
 // committed returns the group's committed offset, -1 when there is none.
-func (cl *Log) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
+func (cl *Client) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	res, err := cl.kafka.OffsetFetch(ctx, &kafka.OffsetFetchRequest{

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 func numbered(topic string, from, n, keys int) []Message {
@@ -116,7 +117,7 @@ func TestOutboxAcksWholeUnits(t *testing.T) {
 	require.NoError(t, cl.Scan(until(t), Events, func(r *Record) error {
 		frames++
 		require.Equal(t, strconv.Itoa(r.Partition), string(r.Key))
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 		require.NoError(t, err)
 		for _, e := range es {
 			events[e.TaskID] = append(events[e.TaskID], e.Action)

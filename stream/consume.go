@@ -44,13 +44,13 @@ type OffsetStore interface {
 }
 
 // GroupID returns the id of a stage's consumer group for a topic, prefix included.
-func (cl *Log) GroupID(group, topic string) string {
+func (cl *Client) GroupID(group, topic string) string {
 	return cl.cfg.TopicPrefix + "batchyard." + group + "." + topic
 }
 
 // consumer is one call of Consume: a member of a group.
 type consumer struct {
-	cl      *Log
+	cl      *Client
 	cfg     ConsumerConfig
 	group   string
 	topic   Topic
@@ -79,7 +79,7 @@ type consumer struct {
 // When ctx ends, fetching stops and records in flight have DrainTimeout to be Done; then the
 // offsets are committed, the member leaves the group, and Consume returns nil. An error is
 // returned only when retrying cannot help.
-func (cl *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx context.Context, recs []*Record), ready func()) error {
+func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx context.Context, recs []*Record), ready func()) error {
 	t, err := findTopic(cfg.Topic)
 	if err != nil {
 		return fmt.Errorf("consuming: %w", err)

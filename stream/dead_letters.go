@@ -88,7 +88,7 @@ func (d *DeadLetters) event(l Letter) task.Event {
 	}
 	where := l.Record.Position()
 	return task.Event{
-		Time: time.Now().UTC(), Action: task.RecordDead, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
+		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
 		ActorType: task.ActorStage, ActorID: d.Instance, SourceAddr: "kafka:" + where,
 		ResourceType: "record", ResourceID: where, ErrorClass: task.ClassInvalid,
 		InputSize: int64(len(l.Record.Value)), Detail: detail,

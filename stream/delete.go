@@ -11,7 +11,7 @@ import (
 // DeleteTopics deletes all topics and the records in them. A topic that does not exist is not
 // an error. It is meant for topics created by tests and benchmarks; in an installation,
 // operators delete topics themselves. The groups' offsets stay until the broker expires them.
-func (cl *Log) DeleteTopics(ctx context.Context) error {
+func (cl *Client) DeleteTopics(ctx context.Context) error {
 	req := &kafka.DeleteTopicsRequest{}
 	for _, t := range Topics {
 		req.Topics = append(req.Topics, cl.full(t.Name))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // maxFrameBytes is the size, roughly, at which a frame of events is written.
@@ -88,7 +89,7 @@ func (o *Outbox) flush(pending []unitEvents) {
 				f.units = append(f.units, e.unit)
 				e.unit.left.Add(1)
 			}
-			if f.bytes >= maxFrameBytes || len(f.events) >= task.MaxFrameEvents {
+			if f.bytes >= maxFrameBytes || len(f.events) >= wire.MaxFrameEvents {
 				o.writeFrame(b, f)
 				*f = frame{}
 			}
@@ -106,7 +107,7 @@ func (o *Outbox) flush(pending []unitEvents) {
 
 func (o *Outbox) writeFrame(bucket int, f *frame) {
 	fault.At("stream.before_events")
-	value, err := task.EncodeFrame(task.FrameEvents, f.events)
+	value, err := wire.EncodeFrame(wire.FrameEvents, f.events)
 	if err != nil {
 		f.units.delivered(fmt.Errorf("writing events: %w", err))
 		return
@@ -133,7 +134,7 @@ func bucketOfEvent(e *task.Event, n int) int {
 // sizeOfEvent estimates the bytes that an event takes in a frame.
 func sizeOfEvent(e *task.Event) int {
 	return 200 + len(e.Tenant) + len(e.ActorID) + len(e.SourceAddr) + len(e.UserAgent) + len(e.ResourceType) + len(e.ResourceID) +
-		len(e.TaskID) + len(e.Job) + len(e.Batch) + len(e.Device) + len(e.TraceID) + len(e.Model) +
+		len(e.TaskID) + len(e.JobID) + len(e.BatchID) + len(e.DeviceID) + len(e.TraceID) + len(e.Model) +
 		len(e.InputSHA256) + len(e.OutputSHA256) + len(e.Detail) + len(e.Endpoint) + len(e.CustomID)
 }
 

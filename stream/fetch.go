@@ -33,7 +33,7 @@ type fetchRequest struct {
 
 // fetch reads one partition from an offset on. The broker holds the request for
 // kafka.fetch_wait while there is nothing to read.
-func (cl *Log) fetch(ctx context.Context, req fetchRequest) (fetched, error) {
+func (cl *Client) fetch(ctx context.Context, req fetchRequest) (fetched, error) {
 	wait := cl.cfg.FetchWait
 	ctx, cancel := context.WithTimeout(ctx, wait+cl.cfg.RequestTimeout)
 	defer cancel()
@@ -141,7 +141,7 @@ func closeBytes(r *protocol.Record) {
 }
 
 // bounds returns the first offset of a partition and the one after its last.
-func (cl *Log) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
+func (cl *Client) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	ask := func(which kafka.OffsetRequest) (kafka.PartitionOffsets, error) {

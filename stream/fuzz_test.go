@@ -9,6 +9,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Records and their headers come from any client. A dead letter keeps the record's bytes; its
@@ -25,7 +26,7 @@ func FuzzHeaders(f *testing.F) {
 		why := textError(cause)
 		fuzzing.Bound(t, size, func() {
 			m, e = DeadLetter(r, "router", "invalid", why), DeadLetterEvent(r, "router@h-1", why)
-			_, _, _ = ParkedUntil(r), Requeued(r), TaskID(r)
+			_, _, _ = ParkedUntil(r), RequeueHeaders(r), TaskID(r)
 		})
 		require.Equal(t, string(body), string(m.Value))
 		dead := 0
@@ -41,9 +42,9 @@ func FuzzHeaders(f *testing.F) {
 		require.LessOrEqual(t, len(e.Detail), task.MaxDetail)
 		ofStage := (&DeadLetters{Stage: "router", Instance: "router@h-1"}).event(Letter{Record: r, Reason: ReasonInvalid, Cause: why})
 		require.NotContains(t, string(ofStage.Detail), "parked-until")
-		frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{e, ofStage})
+		frame, err := wire.EncodeFrame(wire.FrameEvents, []task.Event{e, ofStage})
 		require.NoError(t, err)
-		_, err = task.DecodeFrame[task.Event](task.FrameEvents, frame)
+		_, err = wire.DecodeFrame[task.Event](wire.FrameEvents, frame)
 		require.NoError(t, err)
 	})
 }

@@ -83,7 +83,7 @@ func testLog(t testing.TB) *slog.Logger {
 }
 
 // open opens a Log and creates its topics.
-func open(t testing.TB, cfg Config) *Log {
+func open(t testing.TB, cfg Config) *Client {
 	t.Helper()
 	cl, err := Open(t.Context(), cfg, testLog(t), nil)
 	require.NoError(t, err)
@@ -117,7 +117,7 @@ type running struct {
 	done chan error
 }
 
-func consume(t testing.TB, cl *Log, cfg ConsumerConfig, handle func(context.Context, []*Record)) *running {
+func consume(t testing.TB, cl *Client, cfg ConsumerConfig, handle func(context.Context, []*Record)) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{stop: stop, done: make(chan error, 1)}
@@ -136,7 +136,7 @@ func (r *running) finish(t testing.TB) {
 }
 
 // grow gives a topic more partitions.
-func grow(t testing.TB, cl *Log, topic string, partitions int) {
+func grow(t testing.TB, cl *Client, topic string, partitions int) {
 	t.Helper()
 	res, err := cl.kafka.CreatePartitions(until(t), &kafka.CreatePartitionsRequest{
 		Topics: []kafka.TopicPartitionsConfig{{Name: cl.full(topic), Count: int32(partitions)}},

@@ -8,8 +8,8 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// Standing is what a partition holds and what of it a group has finished, at one moment.
-type Standing struct {
+// PartitionOffsets is what a partition holds and what of it a group has finished, at one moment.
+type PartitionOffsets struct {
 	Partition  int
 	First, End int64 // the partition's first offset, and one above its last
 
@@ -17,11 +17,11 @@ type Standing struct {
 	finished  []span
 }
 
-// Begun returns the group's committed offset, or the partition's first offset if that is higher.
-func (s *Standing) Begun() int64 { return max(s.committed, s.First) }
+// Committed returns the group's committed offset, or the partition's first offset if that is higher.
+func (s *PartitionOffsets) Committed() int64 { return max(s.committed, s.First) }
 
 // Unfinished reports whether the group has not finished the record at the offset.
-func (s *Standing) Unfinished(offset int64) bool {
+func (s *PartitionOffsets) Unfinished(offset int64) bool {
 	if offset < s.committed {
 		return false
 	}
@@ -29,12 +29,12 @@ func (s *Standing) Unfinished(offset int64) bool {
 	return i == len(s.finished) || offset < s.finished[i].first
 }
 
-// Standings returns for each partition of a topic what it holds and what of it a group has
+// Offsets returns for each partition of a topic what it holds and what of it a group has
 // finished. It asks for the group's offsets first and for the partition's bounds afterwards: a
 // record's outputs are acknowledged before the record is finished, so a caller that looks at the
 // topics in the order of a task's path misses no record. With an empty group, nothing is
 // finished.
-func (cl *Log) Standings(ctx context.Context, group, topic string) ([]Standing, error) {
+func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]PartitionOffsets, error) {
 	if _, err := findTopic(topic); err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func (cl *Log) Standings(ctx context.Context, group, topic string) ([]Standing, 
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Standing, n)
+	out := make([]PartitionOffsets, n)
 	for id := range n {
 		s := &out[id]
 		s.Partition = id
@@ -74,7 +74,7 @@ func (cl *Log) Standings(ctx context.Context, group, topic string) ([]Standing, 
 // ScanRange calls fn for each record of a partition from one offset up to, but not including,
 // another, which must not lie beyond the partition's end. It joins no group and commits nothing.
 // It stops at the first error of fn and returns it.
-func (cl *Log) ScanRange(ctx context.Context, topic string, partition int, from, to int64, fn func(*Record) error) error {
+func (cl *Client) ScanRange(ctx context.Context, topic string, partition int, from, to int64, fn func(*Record) error) error {
 	if _, err := findTopic(topic); err != nil {
 		return err
 	}

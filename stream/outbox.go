@@ -29,7 +29,7 @@ type Unit struct {
 // blocks once it is full. If the process dies, the unacknowledged units are lost; their records
 // were not done and are read again.
 type Outbox struct {
-	cl          *Log
+	cl          *Client
 	name        string
 	units       *semaphore.Weighted
 	bytes       *semaphore.Weighted
@@ -79,7 +79,7 @@ func signal(c chan struct{}) {
 
 // NewOutbox returns an outbox that holds at most so many unacknowledged units and bytes. The name
 // is its label in metrics. Close it, or its goroutines run until the process ends.
-func (cl *Log) NewOutbox(name string, maxUnits int, maxBytes int64) *Outbox {
+func (cl *Client) NewOutbox(name string, maxUnits int, maxBytes int64) *Outbox {
 	o := &Outbox{
 		cl: cl, name: name, maxBytes: maxBytes,
 		units:       semaphore.NewWeighted(int64(maxUnits)),

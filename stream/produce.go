@@ -57,7 +57,7 @@ type topicPartition struct {
 
 // producer writes messages. The package comment draws their path.
 type producer struct {
-	cl          *Log
+	cl          *Client
 	ctx         context.Context
 	compression kafka.Compression
 	room        *semaphore.Weighted
@@ -72,7 +72,7 @@ type producer struct {
 	closed   bool
 }
 
-func newProducer(ctx context.Context, cl *Log, c kafka.Compression) *producer {
+func newProducer(ctx context.Context, cl *Client, c kafka.Compression) *producer {
 	return &producer{
 		cl: cl, ctx: ctx, compression: c,
 		room:     semaphore.NewWeighted(cl.cfg.BufferBytes),
@@ -84,7 +84,7 @@ func newProducer(ctx context.Context, cl *Log, c kafka.Compression) *producer {
 // Produce writes messages and returns when all in-sync replicas have all of them. Retriable
 // errors are retried until ctx ends; then some messages may have been written nevertheless. A
 // message that is larger than its topic allows yields a *TooLargeError; the others are written.
-func (cl *Log) Produce(ctx context.Context, msgs ...Message) error {
+func (cl *Client) Produce(ctx context.Context, msgs ...Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}

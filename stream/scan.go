@@ -8,7 +8,7 @@ import (
 // Scan reads a topic from its first record to its present end, partition by partition, and
 // calls fn for each record. It joins no group and commits nothing. It stops at the first error
 // of fn and returns it.
-func (cl *Log) Scan(ctx context.Context, topic string, fn func(*Record) error) error {
+func (cl *Client) Scan(ctx context.Context, topic string, fn func(*Record) error) error {
 	if _, err := findTopic(topic); err != nil {
 		return err
 	}
@@ -26,7 +26,7 @@ func (cl *Log) Scan(ctx context.Context, topic string, fn func(*Record) error) e
 
 // withRetries calls f until it succeeds, for as long as one request may take, so that callers
 // need not handle a leader election.
-func (cl *Log) withRetries(ctx context.Context, f func(ctx context.Context) error) error {
+func (cl *Client) withRetries(ctx context.Context, f func(ctx context.Context) error) error {
 	within, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	for failures := 0; ; failures++ {
@@ -43,7 +43,7 @@ func (cl *Log) withRetries(ctx context.Context, f func(ctx context.Context) erro
 }
 
 // boundsWithRetries is bounds with retries.
-func (cl *Log) boundsWithRetries(ctx context.Context, topic string, id int) (first, end int64, err error) {
+func (cl *Client) boundsWithRetries(ctx context.Context, topic string, id int) (first, end int64, err error) {
 	err = cl.withRetries(ctx, func(ctx context.Context) (err error) {
 		first, end, err = cl.bounds(ctx, topic, id)
 		return err
@@ -51,7 +51,7 @@ func (cl *Log) boundsWithRetries(ctx context.Context, topic string, id int) (fir
 	return first, end, err
 }
 
-func (cl *Log) scanOne(ctx context.Context, topic string, id int, fn func(*Record) error) error {
+func (cl *Client) scanOne(ctx context.Context, topic string, id int, fn func(*Record) error) error {
 	at, end, err := cl.boundsWithRetries(ctx, topic, id)
 	if err != nil {
 		return err
@@ -59,7 +59,7 @@ func (cl *Log) scanOne(ctx context.Context, topic string, id int, fn func(*Recor
 	return cl.scanRange(ctx, topic, id, at, end, fn)
 }
 
-func (cl *Log) scanRange(ctx context.Context, topic string, id int, at, end int64, fn func(*Record) error) error {
+func (cl *Client) scanRange(ctx context.Context, topic string, id int, at, end int64, fn func(*Record) error) error {
 	want := cl.cfg.FetchBytes
 	for failures := 0; at < end; {
 		got, err := cl.fetch(ctx, fetchRequest{topic: topic, partition: id, from: at, maxBytes: want})
@@ -98,7 +98,7 @@ func (cl *Log) scanRange(ctx context.Context, topic string, id int, at, end int6
 
 // Lag returns how many records of the topic a group has not committed; group is the stage's name,
 // as in [ConsumerConfig.Group].
-func (cl *Log) Lag(ctx context.Context, group, topic string) (int64, error) {
+func (cl *Client) Lag(ctx context.Context, group, topic string) (int64, error) {
 	if _, err := findTopic(topic); err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Headers of task records. All are optional for tasks written by other clients.
@@ -26,11 +27,11 @@ const (
 
 // TaskMessage encodes a task for a topic: MessagePack, keyed by task id.
 func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error) {
-	b, err := task.EncodeTask(t, task.ContentMsgpack)
+	b, err := wire.EncodeTask(t, wire.ContentMsgpack)
 	if err != nil {
 		return Message{}, fmt.Errorf("encoding task %s: %w", t.Key(), err)
 	}
-	h := append([]Header{{Key: task.HeaderContentType, Value: []byte(task.ContentMsgpack)}}, headers...)
+	h := append([]Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentMsgpack)}}, headers...)
 	return Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
 }
 
@@ -44,17 +45,17 @@ func TaskID(r *Record) string {
 // ResultMessage encodes a result for the results topic: JSON, because users read it with their own
 // clients, keyed by task id.
 func ResultMessage(r *task.Result) (Message, error) {
-	b, err := task.EncodeResult(r, task.ContentJSON)
+	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	if err != nil {
 		return Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
 	}
 	return Message{Topic: Results, Key: r.TaskID, Value: b,
-		Headers: []Header{{Key: task.HeaderContentType, Value: []byte(task.ContentJSON)}}}, nil
+		Headers: []Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)}}}, nil
 }
 
-// Requeued returns the headers that a task keeps when a stage writes it back to a tasks topic. The
+// RequeueHeaders returns the headers that a task keeps when a stage writes it back to a tasks topic. The
 // record that it came from may be nil.
-func Requeued(r *Record) []Header {
+func RequeueHeaders(r *Record) []Header {
 	h := []Header{{Key: HeaderAccepted, Value: []byte("1")}}
 	if r == nil {
 		return h
@@ -86,7 +87,7 @@ func DeadLetterEvent(r *Record, actor string, cause error) task.Event {
 		note = nil
 	}
 	return task.Event{
-		Time: time.Now().UTC(), Action: task.RecordDead, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
+		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
 		ActorType: task.ActorStage, ActorID: actor, SourceAddr: "kafka:" + r.Position(),
 		ResourceType: "record", ResourceID: r.Position(), ErrorClass: task.ClassInvalid,
 		InputSize: int64(len(r.Value)), Detail: note,

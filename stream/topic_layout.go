@@ -16,7 +16,7 @@ const layoutInterval = 2 * time.Second
 // layouts caches the partitions of each topic and their leaders. It reads the transport's
 // metadata, which the transport refreshes from a broker every few seconds.
 type layouts struct {
-	cl        *Log
+	cl        *Client
 	refreshes chan struct{}
 
 	mu      sync.RWMutex
@@ -24,7 +24,7 @@ type layouts struct {
 	changed chan struct{}      // closed and replaced at each refresh
 }
 
-func newLayouts(cl *Log) *layouts {
+func newLayouts(cl *Client) *layouts {
 	return &layouts{cl: cl, refreshes: make(chan struct{}, 1), topics: map[string][]int32{}, changed: make(chan struct{})}
 }
 

@@ -87,11 +87,11 @@ func findTopic(name string) (Topic, error) {
 }
 
 // full returns the topic's name on the broker, prefix included.
-func (cl *Log) full(topic string) string { return cl.cfg.TopicPrefix + topic }
+func (cl *Client) full(topic string) string { return cl.cfg.TopicPrefix + topic }
 
 // CreateTopics creates the topics that are missing and returns their names, prefix included.
 // Existing topics are not changed.
-func (cl *Log) CreateTopics(ctx context.Context) (created []string, err error) {
+func (cl *Client) CreateTopics(ctx context.Context) (created []string, err error) {
 	missing, err := cl.missingTopics(ctx)
 	if err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (cl *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 }
 
 // CheckTopics returns an error with one line for each missing topic.
-func (cl *Log) CheckTopics(ctx context.Context) error {
+func (cl *Client) CheckTopics(ctx context.Context) error {
 	missing, err := cl.missingTopics(ctx)
 	if err != nil || len(missing) == 0 {
 		return err
@@ -161,7 +161,7 @@ func (cl *Log) CheckTopics(ctx context.Context) error {
 }
 
 // missingTopics asks a broker, because the client's metadata may be seconds old.
-func (cl *Log) missingTopics(ctx context.Context) ([]Topic, error) {
+func (cl *Client) missingTopics(ctx context.Context) ([]Topic, error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	names, err := cl.brokerTopics(ctx)

@@ -6,41 +6,41 @@ type Action string
 
 // The actions.
 const (
-	TaskAccepted      Action = "task.accepted"
-	TaskRefused       Action = "task.refused"
-	TaskQueued        Action = "task.queued"
-	TaskDuplicate     Action = "task.duplicate"
-	TaskParked        Action = "task.parked"
-	TaskAssigned      Action = "task.assigned"
-	TaskRequeued      Action = "task.requeued"
-	TaskDegraded      Action = "task.degraded"
-	TaskSucceeded     Action = "task.succeeded"
-	TaskFailed        Action = "task.failed"
-	TaskCancelled     Action = "task.cancelled"
-	TaskExpired       Action = "task.expired"
-	TaskCancelAsked   Action = "task.cancel_requested"
-	TaskReprioritized Action = "task.reprioritized"
-	BatchClosed       Action = "batch.closed"
-	AttemptStarted    Action = "attempt.started"
-	AttemptSucceeded  Action = "attempt.succeeded"
-	AttemptFailed     Action = "attempt.failed"
-	ResultDuplicate   Action = "result.duplicate"
-	RecordDead        Action = "record.dead_lettered"
-	RecordReplayed    Action = "record.replayed"
-	DeviceJoined      Action = "device.joined"
-	DeviceLeft        Action = "device.left"
-	DeviceSilent      Action = "device.silent"
-	DeviceDrained     Action = "device.drained"
-	DeviceUndrained   Action = "device.undrained"
-	PolicyChanged     Action = "router.policy_changed"
-	ConfigReloaded    Action = "config.reloaded"
-	BreakerOpened     Action = "breaker.opened"
-	BreakerHalfOpen   Action = "breaker.half_opened"
-	BreakerClosed     Action = "breaker.closed"
-	CallbackSent      Action = "callback.delivered"
-	CallbackFailed    Action = "callback.failed"
-	CallbackGivenUp   Action = "callback.given_up"
-	PartitionDropped  Action = "audit.partition_dropped"
+	TaskAccepted        Action = "task.accepted"
+	TaskRefused         Action = "task.refused"
+	TaskQueued          Action = "task.queued"
+	TaskDuplicate       Action = "task.duplicate"
+	TaskParked          Action = "task.parked"
+	TaskAssigned        Action = "task.assigned"
+	TaskRequeued        Action = "task.requeued"
+	TaskDegraded        Action = "task.degraded"
+	TaskSucceeded       Action = "task.succeeded"
+	TaskFailed          Action = "task.failed"
+	TaskCancelled       Action = "task.cancelled"
+	TaskExpired         Action = "task.expired"
+	TaskCancelRequested Action = "task.cancel_requested"
+	TaskReprioritized   Action = "task.reprioritized"
+	BatchClosed         Action = "batch.closed"
+	AttemptStarted      Action = "attempt.started"
+	AttemptSucceeded    Action = "attempt.succeeded"
+	AttemptFailed       Action = "attempt.failed"
+	ResultDuplicate     Action = "result.duplicate"
+	RecordDeadLettered  Action = "record.dead_lettered"
+	RecordReplayed      Action = "record.replayed"
+	DeviceJoined        Action = "device.joined"
+	DeviceLeft          Action = "device.left"
+	DeviceSilent        Action = "device.silent"
+	DeviceDrained       Action = "device.drained"
+	DeviceUndrained     Action = "device.undrained"
+	PolicyChanged       Action = "router.policy_changed"
+	ConfigReloaded      Action = "config.reloaded"
+	BreakerOpened       Action = "breaker.opened"
+	BreakerHalfOpen     Action = "breaker.half_opened"
+	BreakerClosed       Action = "breaker.closed"
+	CallbackSent        Action = "callback.delivered"
+	CallbackFailed      Action = "callback.failed"
+	CallbackGivenUp     Action = "callback.given_up"
+	PartitionDropped    Action = "audit.partition_dropped"
 )
 
 // ActionInfo documents one action.
@@ -69,10 +69,10 @@ var Actions = []ActionInfo{
 	{TaskFailed, "workers, router", "", "the task failed; the detail lists the attempts and their errors"},
 	{TaskCancelled, "router, workers", "", "the task was stopped because it was cancelled"},
 	{TaskExpired, "router, workers", "", "the deadline passed before the task finished"},
-	{TaskCancelAsked, "api", "", "a user asked to cancel the task"},
+	{TaskCancelRequested, "api", "", "a user asked to cancel the task"},
 	{TaskReprioritized, "api", "", "a user changed the priority of a waiting task; the detail has the old and the new one"},
 	{ResultDuplicate, "audit", "", "a second result of a finished task was discarded"},
-	{RecordDead, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why, and where it came from"},
+	{RecordDeadLettered, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why, and where it came from"},
 	{RecordReplayed, "cli", "", "a dead letter was written back to its topic"},
 	{DeviceJoined, "api, router", "", "a device sent its first heartbeat"},
 	{DeviceLeft, "api", "", "a device announced that it leaves"},

@@ -5,22 +5,22 @@ import (
 	"time"
 )
 
-// Wishes are the fields of a task that determine, besides its model, where and when it may
+// Constraints are the fields of a task that determine, besides its model, where and when it may
 // run. Events of its arrival carry them, so that `tasks why` can explain later why it
 // waits. The JSON keys are the names of the task's fields.
-type Wishes struct {
+type Constraints struct {
 	Needs     []string  `json:"needs,omitempty"`
 	Exclude   []string  `json:"exclude,omitempty"` // devices that are not to be tried again
 	NotBefore time.Time `json:"not_before,omitzero"`
 	Level     int       `json:"level,omitempty"`
 }
 
-// maxWishes limits the size of the lists: an event's detail is small.
-const maxWishes = 2048
+// maxConstraints limits the size of the lists: an event's detail is small.
+const maxConstraints = 2048
 
-// WishesOf returns the task's current constraints.
-func WishesOf(t *Task) Wishes {
-	w := Wishes{Needs: t.Needs, NotBefore: t.ReadyAt(), Level: t.Level}
+// ConstraintsOf returns the task's current constraints.
+func ConstraintsOf(t *Task) Constraints {
+	w := Constraints{Needs: t.Needs, NotBefore: t.ReadyAt(), Level: t.Level}
 	if t.Progress != nil {
 		w.Exclude = t.Progress.Exclude
 	}
@@ -29,7 +29,7 @@ func WishesOf(t *Task) Wishes {
 
 // Detail encodes the constraints as the detail of an event; nil without constraints. Lists
 // that are too long are cut.
-func (w Wishes) Detail() []byte {
+func (w Constraints) Detail() []byte {
 	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 {
 		return nil
 	}
@@ -44,14 +44,14 @@ func (w Wishes) Detail() []byte {
 func fitting(names []string) []string {
 	size := 0
 	for i, n := range names {
-		if size += len(n) + 3; size > maxWishes/2 {
+		if size += len(n) + 3; size > maxConstraints/2 {
 			return names[:i]
 		}
 	}
 	return names
 }
 
-// ReadWishes parses a detail written by Detail; ok is false for any other.
-func ReadWishes(detail []byte) (w Wishes, ok bool) {
+// ReadConstraints parses a detail written by Detail; ok is false for any other.
+func ReadConstraints(detail []byte) (w Constraints, ok bool) {
 	return w, len(detail) > 0 && len(detail) <= MaxDetail && json.Unmarshal(detail, &w) == nil
 }

@@ -26,7 +26,7 @@ func (e *FieldError) Error() string {
 	return b.String()
 }
 
-func fieldErr(field, remedy, problem string, args ...any) *FieldError {
+func NewFieldError(field, remedy, problem string, args ...any) *FieldError {
 	return &FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
 }
 
@@ -54,10 +54,10 @@ const (
 var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
 	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal}
 
-// word returns a field name sent by a client for use in an error. Names that do not look
+// Word returns a field name sent by a client for use in an error. Names that do not look
 // like a field may be anything, such as a part of a prompt, and are not repeated: errors
 // end up in logs, dead letters and the audit log.
-func word(name string) string {
+func Word(name string) string {
 	const most = 40
 	ok := name != "" && len(name) <= most
 	for _, c := range []byte(name) {

@@ -46,15 +46,15 @@ type Event struct {
 	ResourceID   string
 	ErrorClass   ErrorClass
 	TaskID       string
-	Job          string
-	Batch        string
-	Device       string
+	JobID        string
+	BatchID      string
+	DeviceID     string
 	Attempt      int
 	TraceID      string
 	Duration     time.Duration // of the action; 0 if it has none
 	Model        string
-	TokensIn     int64
-	TokensOut    int64
+	InputTokens  int64
+	OutputTokens int64
 	InputSize    int64
 	InputSHA256  []byte
 	OutputSize   int64
@@ -82,7 +82,7 @@ func NewEvent(a Action, t *Task, actor string, at time.Time) Event {
 	return Event{
 		Time: at.UTC(), Action: a, Outcome: OutcomeOK, Tenant: t.Tenant,
 		ActorType: ActorStage, ActorID: actor,
-		ResourceType: "task", ResourceID: t.ID, TaskID: t.ID, Job: t.Job,
+		ResourceType: "task", ResourceID: t.ID, TaskID: t.ID, JobID: t.JobID,
 		Attempt: t.Tried(), TraceID: t.TraceID, Model: t.Model,
 	}
 }
@@ -100,7 +100,7 @@ func Accepted(t *Task, o Origin, at time.Time) Event {
 	if t.Callback != nil {
 		e.CallbackURL = t.Callback.URL
 	}
-	e.Detail = WishesOf(t).Detail()
+	e.Detail = ConstraintsOf(t).Detail()
 	return e
 }
 

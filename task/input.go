@@ -3,6 +3,7 @@ package task
 import (
 	"bytes"
 
+	"github.com/batchyard/batchyard/internal/strictjson"
 	"github.com/vmihailenco/msgpack/v5"
 )
 
@@ -43,7 +44,7 @@ func (in Input) EncodeMsgpack(e *msgpack.Encoder) error { return e.EncodeBytes(i
 func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
 	n, err := d.DecodeBytesLen()
 	if err != nil {
-		return fieldErr("input", "send it once, as JSON text or as a map", "%s", clip(err.Error()))
+		return NewFieldError("input", "send it once, as JSON text or as a map", "%s", Clip(err.Error()))
 	}
 	if n < 0 {
 		*in = nil
@@ -55,16 +56,16 @@ func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
 
 func (in Input) validate(limit int) error {
 	if len(in) == 0 {
-		return fieldErr("input", "send the request body as a JSON object", "it is missing")
+		return NewFieldError("input", "send the request body as a JSON object", "it is missing")
 	}
 	if limit > 0 && len(in) > limit {
-		return fieldErr("input", "send less, or raise task.max_input", "its %d bytes are more than %d", len(in), limit)
+		return NewFieldError("input", "send less, or raise task.max_input", "its %d bytes are more than %d", len(in), limit)
 	}
 	if first := bytes.TrimLeft(in, " \t\r\n"); len(first) == 0 || first[0] != '{' {
-		return fieldErr("input", "send the request body as a JSON object", "it is not a JSON object")
+		return NewFieldError("input", "send the request body as a JSON object", "it is not a JSON object")
 	}
 	if err := CheckJSON(in); err != nil {
-		return fieldErr("input", "send the request body as a JSON object", "%s", err)
+		return NewFieldError("input", "send the request body as a JSON object", "%s", err)
 	}
 	return nil
 }
@@ -72,4 +73,4 @@ func (in Input) validate(limit int) error {
 // CheckJSON returns why b cannot be stored as JSON: it is not valid JSON, not valid UTF-8,
 // or nested deeper than [MaxInputDepth] (more could exhaust the stack of a parser,
 // Postgres' included).
-func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
+func CheckJSON(b []byte) error { return strictjson.Check(b, MaxInputDepth) }

@@ -8,28 +8,28 @@ import (
 // than one for a task; the first one that Postgres accepts counts. The order of the fields
 // does not matter: results are written with named fields.
 type Result struct {
-	TaskID      string            `json:"task_id" msgpack:"task_id"`
-	Tenant      string            `json:"tenant" msgpack:"tenant"`
-	State       State             `json:"state" msgpack:"state"` // SUCCESS, FAILED, CANCELLED or EXPIRED
-	Model       string            `json:"model" msgpack:"model"` // that answered, or was asked for
-	Requested   string            `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"`
-	Endpoint    string            `json:"endpoint" msgpack:"endpoint"`
-	Device      string            `json:"device_id,omitempty" msgpack:"device_id,omitempty"`
-	Status      int               `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status of the last attempt
-	Output      Input             `json:"output,omitempty" msgpack:"output,omitempty"` // the device's JSON answer, as it came
-	Error       *Error            `json:"error,omitempty" msgpack:"error,omitempty"`
-	Attempts    []Attempt         `json:"attempts,omitempty" msgpack:"attempts,omitempty"`
-	Usage       Usage             `json:"usage,omitzero" msgpack:"usage,omitempty"`
-	Priority    Priority          `json:"priority,omitempty" msgpack:"priority,omitempty"`
-	Job         string            `json:"job_id,omitempty" msgpack:"job_id,omitempty"`
-	CustomID    string            `json:"custom_id,omitempty" msgpack:"custom_id,omitempty"`
-	Labels      map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
-	Callback    *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
-	TraceID     string            `json:"trace_id,omitempty" msgpack:"trace_id,omitempty"`
-	SubmittedAt time.Time         `json:"submitted_at,omitzero" msgpack:"submitted_at,omitempty"`
-	AssignedAt  time.Time         `json:"assigned_at,omitzero" msgpack:"assigned_at,omitempty"`
-	StartedAt   time.Time         `json:"started_at,omitzero" msgpack:"started_at,omitempty"`
-	FinishedAt  time.Time         `json:"finished_at" msgpack:"finished_at"`
+	TaskID         string            `json:"task_id" msgpack:"task_id"`
+	Tenant         string            `json:"tenant" msgpack:"tenant"`
+	State          State             `json:"state" msgpack:"state"` // SUCCESS, FAILED, CANCELLED or EXPIRED
+	Model          string            `json:"model" msgpack:"model"` // that answered, or was asked for
+	RequestedModel string            `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"`
+	Endpoint       string            `json:"endpoint" msgpack:"endpoint"`
+	DeviceID       string            `json:"device_id,omitempty" msgpack:"device_id,omitempty"`
+	Status         int               `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status of the last attempt
+	Output         Input             `json:"output,omitempty" msgpack:"output,omitempty"` // the device's JSON answer, as it came
+	Error          *Error            `json:"error,omitempty" msgpack:"error,omitempty"`
+	Attempts       []Attempt         `json:"attempts,omitempty" msgpack:"attempts,omitempty"`
+	Usage          Usage             `json:"usage,omitzero" msgpack:"usage,omitempty"`
+	Priority       Priority          `json:"priority,omitempty" msgpack:"priority,omitempty"`
+	JobID          string            `json:"job_id,omitempty" msgpack:"job_id,omitempty"`
+	CustomID       string            `json:"custom_id,omitempty" msgpack:"custom_id,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
+	Callback       *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
+	TraceID        string            `json:"trace_id,omitempty" msgpack:"trace_id,omitempty"`
+	SubmittedAt    time.Time         `json:"submitted_at,omitzero" msgpack:"submitted_at,omitempty"`
+	AssignedAt     time.Time         `json:"assigned_at,omitzero" msgpack:"assigned_at,omitempty"`
+	StartedAt      time.Time         `json:"started_at,omitzero" msgpack:"started_at,omitempty"`
+	FinishedAt     time.Time         `json:"finished_at" msgpack:"finished_at"`
 }
 
 // Error is why a task did not succeed.
@@ -59,12 +59,12 @@ func (r *Result) Attempt() int {
 func NewResult(t *Task, s State, at time.Time) *Result {
 	r := &Result{
 		TaskID: t.ID, Tenant: t.Tenant, State: s, Model: t.Model, Endpoint: t.Endpoint,
-		Priority: t.Priority, Job: t.Job, CustomID: t.CustomID, Labels: t.Labels,
+		Priority: t.Priority, JobID: t.JobID, CustomID: t.CustomID, Labels: t.Labels,
 		Callback: t.Callback, TraceID: t.TraceID, SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
 	}
 	if t.Progress != nil {
 		r.Attempts = t.Progress.Attempts
-		r.Requested = t.Progress.Requested
+		r.RequestedModel = t.Progress.RequestedModel
 	}
 	return r
 }
@@ -74,14 +74,14 @@ func (r *Result) Validate() error {
 	if err := r.ValidateDecoded(); err != nil {
 		return err
 	}
-	return r.checkOutput()
+	return r.CheckOutput()
 }
 
-// checkOutput returns why the output cannot be stored.
-func (r *Result) checkOutput() error {
+// CheckOutput returns why the output cannot be stored.
+func (r *Result) CheckOutput() error {
 	if len(r.Output) > 0 {
 		if err := CheckJSON(r.Output); err != nil {
-			return fieldErr("output", "", "%s", err)
+			return NewFieldError("output", "", "%s", err)
 		}
 	}
 	return nil
@@ -98,10 +98,10 @@ func (r *Result) ValidateDecoded() error {
 		{"task_id", r.TaskID, MaxIDLength, true},
 		{"tenant", r.Tenant, MaxIDLength, true},
 		{"model", r.Model, MaxNameLength, false},
-		{"requested_model", r.Requested, MaxNameLength, false},
+		{"requested_model", r.RequestedModel, MaxNameLength, false},
 		{"endpoint", r.Endpoint, MaxNameLength, false},
-		{"device_id", r.Device, MaxNameLength, false},
-		{"job_id", r.Job, MaxIDLength, false},
+		{"device_id", r.DeviceID, MaxNameLength, false},
+		{"job_id", r.JobID, MaxIDLength, false},
 		{"custom_id", r.CustomID, 512, false},
 		{"trace_id", r.TraceID, 32, false},
 	} {
@@ -110,7 +110,7 @@ func (r *Result) ValidateDecoded() error {
 		}
 	}
 	if !r.State.Terminal() {
-		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is not a terminal state")
+		return NewFieldError("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is not a terminal state")
 	}
 	if r.Callback != nil {
 		if err := CheckCallbackURL(r.Callback.URL); err != nil {

@@ -26,7 +26,7 @@ const (
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
 	maxRequeues      = 1 << 20
 	maxAttemptNumber = 1_000_000
-	maxSaid          = 4096 // bytes of an attempt's message
+	maxMessage       = 4096 // bytes of an attempt's message
 )
 
 // Times of a task must be between these. JSON has no years beyond 9999: a time that was
@@ -82,14 +82,14 @@ type Task struct {
 	Level       int               `json:"level,omitempty"`       // 0–9 within the priority, 9 first
 	Needs       []string          `json:"needs,omitempty"`       // capability tags that a device must have
 	DependsOn   []string          `json:"depends_on,omitempty"`  // carried, not acted upon yet
-	Session     string            `json:"session_id,omitempty"`  // for policies that keep a session on one device
+	SessionID   string            `json:"session_id,omitempty"`  // for policies that keep a session on one device
 	Deadline    time.Time         `json:"deadline,omitzero"`     // unfinished by then: EXPIRED
 	NotBefore   time.Time         `json:"not_before,omitzero"`   // not assigned earlier
 	MaxAttempts int               `json:"max_attempts,omitzero"` // 0: as configured
 	Degrade     bool              `json:"degrade,omitempty"`     // a smaller model may answer when nothing else does
 	Callback    *Callback         `json:"callback,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	Job         string            `json:"job_id,omitempty"`
+	JobID       string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"` // the line's own id within its job
 	TraceID     string            `json:"trace_id,omitempty"`  // 32 hex digits (W3C)
 	SubmittedAt time.Time         `json:"submitted_at,omitzero"`
@@ -104,19 +104,19 @@ type Callback struct {
 // Progress is what Batchyard adds to a task that it writes back to its topic, because it
 // was tried or parked. A new task has none.
 type Progress struct {
-	Requeues  int       `json:"requeues" msgpack:"requeues"`                                   // how often Batchyard itself has written the task again; part of the claim
-	Attempts  []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`               // what has been tried, oldest first
-	Exclude   []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`                 // devices that are not to be tried again
-	NotBefore time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"`            // backoff: not assigned earlier
-	Requested string    `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"` // the model asked for, when degraded to another
-	Moved     bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
+	Requeues       int       `json:"requeues" msgpack:"requeues"`                                   // how often Batchyard itself has written the task again; part of the claim
+	Attempts       []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`               // what has been tried, oldest first
+	Exclude        []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`                 // devices that are not to be tried again
+	NotBefore      time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"`            // backoff: not assigned earlier
+	RequestedModel string    `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"` // the model asked for, when degraded to another
+	Moved          bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
 }
 
 // Attempt is one try on one device, recorded for later attempts and the result.
 type Attempt struct {
 	Number   int        `json:"number" msgpack:"number"`
 	Model    string     `json:"model,omitempty" msgpack:"model,omitempty"`
-	Device   string     `json:"device_id" msgpack:"device_id"`
+	DeviceID string     `json:"device_id" msgpack:"device_id"`
 	Class    ErrorClass `json:"class,omitempty" msgpack:"class,omitempty"`
 	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 when there was none
 	Message  string     `json:"message,omitempty" msgpack:"message,omitempty"`
@@ -237,8 +237,8 @@ func (t *Task) Validate(l Limits) error {
 		{"task_id", t.ID, MaxIDLength, true},
 		{"tenant", t.Tenant, MaxIDLength, true},
 		{"model", t.Model, MaxNameLength, true},
-		{"session_id", t.Session, MaxNameLength, false},
-		{"job_id", t.Job, MaxIDLength, false},
+		{"session_id", t.SessionID, MaxNameLength, false},
+		{"job_id", t.JobID, MaxIDLength, false},
 		{"custom_id", t.CustomID, 512, false},
 	} {
 		if err := checkText(f.name, f.value, f.max, f.required); err != nil {
@@ -246,16 +246,16 @@ func (t *Task) Validate(l Limits) error {
 		}
 	}
 	if !slices.Contains(Endpoints, t.Endpoint) {
-		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "unknown endpoint")
+		return NewFieldError("endpoint", "use one of "+strings.Join(Endpoints, ", "), "unknown endpoint")
 	}
 	if !slices.Contains(Priorities, t.Priority) {
-		return fieldErr("priority", "use high, normal or low", "unknown priority")
+		return NewFieldError("priority", "use high, normal or low", "unknown priority")
 	}
 	if t.Level < 0 || t.Level > MaxLevel {
-		return fieldErr("level", "use 0 to 9, 9 first", "%d is out of range", t.Level)
+		return NewFieldError("level", "use 0 to 9, 9 first", "%d is out of range", t.Level)
 	}
 	if t.MaxAttempts < 0 || t.MaxAttempts > MaxAttemptsLimit {
-		return fieldErr("max_attempts", fmt.Sprintf("use 1 to %d, or omit it", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
+		return NewFieldError("max_attempts", fmt.Sprintf("use 1 to %d, or omit it", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
 	}
 	if t.TraceID != "" {
 		if err := t.CheckTrace(); err != nil {
@@ -267,7 +267,7 @@ func (t *Task) Validate(l Limits) error {
 		at   time.Time
 	}{{"deadline", t.Deadline}, {"not_before", t.NotBefore}, {"submitted_at", t.SubmittedAt}} {
 		if !timeInRange(f.at) {
-			return fieldErr(f.name, "send RFC 3339, or Unix seconds in MessagePack", "it is not between the years 1970 and 9998")
+			return NewFieldError(f.name, "send RFC 3339, or Unix seconds in MessagePack", "it is not between the years 1970 and 9998")
 		}
 	}
 	if err := t.validateLists(); err != nil {
@@ -279,7 +279,7 @@ func (t *Task) Validate(l Limits) error {
 		}
 	}
 	if t.Progress != nil && !t.Progress.valid() {
-		return fieldErr("progress", "omit it: it is set by Batchyard", "it is out of range")
+		return NewFieldError("progress", "omit it: it is set by Batchyard", "it is out of range")
 	}
 	return t.Input.validate(l.MaxInput)
 }
@@ -288,13 +288,13 @@ func (t *Task) Validate(l Limits) error {
 // end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
 	if p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
-		!timeInRange(p.NotBefore) || checkText("", p.Requested, MaxNameLength, false) != nil {
+		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, false) != nil {
 		return false
 	}
 	for i := range p.Attempts {
 		a := &p.Attempts[i]
-		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || len(a.Message) > maxSaid || !timeInRange(a.At) ||
-			checkText("", a.Device, MaxNameLength, false) != nil {
+		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || len(a.Message) > maxMessage || !timeInRange(a.At) ||
+			checkText("", a.DeviceID, MaxNameLength, false) != nil {
 			return false
 		}
 	}
@@ -312,7 +312,7 @@ func timeInRange(at time.Time) bool {
 
 func (t *Task) validateLists() error {
 	if len(t.Needs) > MaxNeeds {
-		return fieldErr("needs", "send fewer tags", "it has %d tags, the limit is %d", len(t.Needs), MaxNeeds)
+		return NewFieldError("needs", "send fewer tags", "it has %d tags, the limit is %d", len(t.Needs), MaxNeeds)
 	}
 	for i, n := range t.Needs {
 		if err := checkText(fmt.Sprintf("needs[%d]", i), n, MaxNameLength, true); err != nil {
@@ -320,7 +320,7 @@ func (t *Task) validateLists() error {
 		}
 	}
 	if len(t.DependsOn) > MaxDependencies {
-		return fieldErr("depends_on", "send fewer tasks", "it has %d tasks, the limit is %d", len(t.DependsOn), MaxDependencies)
+		return NewFieldError("depends_on", "send fewer tasks", "it has %d tasks, the limit is %d", len(t.DependsOn), MaxDependencies)
 	}
 	for i, n := range t.DependsOn {
 		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, true); err != nil {
@@ -328,7 +328,7 @@ func (t *Task) validateLists() error {
 		}
 	}
 	if len(t.Labels) > MaxLabels {
-		return fieldErr("labels", "send fewer labels", "it has %d labels, the limit is %d", len(t.Labels), MaxLabels)
+		return NewFieldError("labels", "send fewer labels", "it has %d labels, the limit is %d", len(t.Labels), MaxLabels)
 	}
 	for k, v := range t.Labels {
 		if err := checkText("labels", k, 64, true); err != nil {
@@ -346,14 +346,14 @@ func (t *Task) validateLists() error {
 func CheckCallbackURL(raw string) error {
 	const remedy = "send an absolute http or https URL without credentials"
 	if raw == "" {
-		return fieldErr("callback.url", remedy, "it is missing")
+		return NewFieldError("callback.url", remedy, "it is missing")
 	}
 	if len(raw) > MaxURLLength {
-		return fieldErr("callback.url", remedy, "it is longer than %d characters", MaxURLLength)
+		return NewFieldError("callback.url", remedy, "it is longer than %d characters", MaxURLLength)
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Hostname() == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || !utf8.ValidString(raw) {
-		return fieldErr("callback.url", remedy, "it is not such a URL")
+		return NewFieldError("callback.url", remedy, "it is not such a URL")
 	}
 	return nil
 }
@@ -363,7 +363,7 @@ func CheckCallbackURL(raw string) error {
 func checkText(field, s string, limit int, required bool) error {
 	if s == "" {
 		if required {
-			return fieldErr(field, "set it", "it is missing")
+			return NewFieldError(field, "set it", "it is missing")
 		}
 		return nil
 	}
@@ -371,21 +371,21 @@ func checkText(field, s string, limit int, required bool) error {
 		return nil
 	}
 	if !utf8.ValidString(s) {
-		return fieldErr(field, "send UTF-8", "it is not valid UTF-8")
+		return NewFieldError(field, "send UTF-8", "it is not valid UTF-8")
 	}
 	if n := utf8.RuneCountInString(s); n > limit {
-		return fieldErr(field, "shorten it", "it has %d characters, the limit is %d", n, limit)
+		return NewFieldError(field, "shorten it", "it has %d characters, the limit is %d", n, limit)
 	}
 	for _, r := range s {
 		if r < 0x20 || r == 0x7f {
-			return fieldErr(field, "send printable text", "it contains the control character %U", r)
+			return NewFieldError(field, "send printable text", "it contains the control character %U", r)
 		}
 	}
 	return nil
 }
 
 // Plain reports whether s is printable ASCII, as most names are; other text needs a closer
-// look. It checks eight bytes at a time, see passPlain.
+// look. It checks eight bytes at a time, see SkipPlain.
 func Plain(s string) bool {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	if len(s) < 8 {
@@ -408,8 +408,8 @@ func Plain(s string) bool {
 	}
 }
 
-// clip shortens untrusted text for an error message.
-func clip(s string) string {
+// Clip shortens untrusted text for an error message.
+func Clip(s string) string {
 	const most = 64
 	if len(s) <= most {
 		return strings.ToValidUTF8(s, "�")
@@ -420,7 +420,7 @@ func clip(s string) string {
 // CheckTrace checks only the trace id.
 func (t *Task) CheckTrace() error {
 	if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
-		return fieldErr("trace_id", "send 32 hex digits, or omit it", "it is not a trace id")
+		return NewFieldError("trace_id", "send 32 hex digits, or omit it", "it is not a trace id")
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func TestListsAndTenants(t *testing.T) {
 	a := in.Process(t, "serve").API()
 	tasks, ids := harness.Chats("l", 57)
 	for i, one := range tasks {
-		one.Job = []string{"even", "odd"}[i%2]
+		one.JobID = []string{"even", "odd"}[i%2]
 	}
 	a.Submit(t, tasks...)
 	in.Await(t, ids, harness.Patience)

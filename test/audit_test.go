@@ -205,7 +205,7 @@ func TestAuditLogShowsOtherEnds(t *testing.T) {
 	require.Equal(t, task.Failed, waitFor(t, a, "failed").State)
 
 	history := historyOf(t, in, "cancelled")
-	asked := only(t, history, task.TaskCancelAsked)
+	asked := only(t, history, task.TaskCancelRequested)
 	require.Equal(t, "user", asked.ActorType)
 	require.NotEmpty(t, value(t, "source", asked.SourceAddr))
 	harness.Eventually(t, harness.Patience, "the stage records that it stopped the request", func() bool {

@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -42,7 +43,7 @@ func resultsOf(t *testing.T, in *harness.Installation, ids ...string) map[string
 	seen := 0
 	in.Consume(t, stream.Results).Until(t, fmt.Sprintf("%d tasks have a result", len(ids)), func(all []*kgo.Record) bool {
 		for ; seen < len(all); seen++ {
-			r, err := task.DecodeResult(all[seen].Value, harness.Header(all[seen], task.HeaderContentType))
+			r, err := wire.DecodeResult(all[seen].Value, harness.Header(all[seen], wire.HeaderContentType))
 			require.NoError(t, err)
 			require.Equal(t, r.TaskID, string(all[seen].Key), "the key is the task's id")
 			require.NotContainsf(t, found, r.TaskID, "a second result")
@@ -80,7 +81,7 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 	results := resultsOf(t, in, ids...)
 	for _, id := range ids {
 		require.Equalf(t, task.Success, results[id].State, "%+v", results[id])
-		require.Equal(t, "a", results[id].Device)
+		require.Equal(t, "a", results[id].DeviceID)
 		require.Equal(t, task.DefaultTenant, results[id].Tenant)
 	}
 	require.Equal(t, map[string]string{"by": "hand"}, results["kcat-pack"].Labels)

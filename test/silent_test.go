@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -19,7 +20,7 @@ func TestSilentDeviceIsRecordedOnce(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{Addr: in.Services.RedisAddr})
 	t.Cleanup(func() { _ = rdb.Close() })
 	beat := func() {
-		_, err := device.NewRegistry(rdb, device.Config{}, in.RedisPrefix).Beat(t.Context(), device.Device{ID: "d", URL: "http://127.0.0.1:9", Models: []string{"m"}, Slots: 1})
+		_, err := store.NewRegistry(rdb, store.Config{}, in.RedisPrefix).Beat(t.Context(), device.Device{ID: "d", URL: "http://127.0.0.1:9", Models: []string{"m"}, Slots: 1})
 		require.NoError(t, err)
 	}
 	for n := 1; n <= 2; n++ {

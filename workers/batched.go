@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // listMember returns the name of a request's member that may be a list.
@@ -85,7 +86,7 @@ func itemsOf(raw json.RawMessage, most int) (items []json.RawMessage) {
 		return []json.RawMessage{raw}
 	}
 	tokens := false
-	whole := task.Elements(raw, func(item []byte) bool {
+	whole := wire.Elements(raw, func(item []byte) bool {
 		tokens = len(items) == 0 && item[0] != '"' && item[0] != '['
 		items = append(items, item)
 		return !tokens && len(items) <= most
@@ -131,7 +132,7 @@ func (g *group) split(endpoint string, answer []byte) ([][]byte, error) {
 	}
 	var list, usage []byte
 	beside := []byte{'{'}
-	if !task.Members(answer, func(key string, value []byte) bool {
+	if !wire.Members(answer, func(key string, value []byte) bool {
 		switch key {
 		case listName:
 			list = value
@@ -170,7 +171,7 @@ func (g *group) split(endpoint string, answer []byte) ([][]byte, error) {
 				b = append(b, ',')
 			}
 			b = append(b, '{')
-			task.Members(e, func(key string, value []byte) bool {
+			wire.Members(e, func(key string, value []byte) bool {
 				if key != "index" {
 					b = appendMember(b, key, value)
 				}
@@ -192,12 +193,12 @@ func (g *group) byIndex(list []byte) ([][]byte, error) {
 	n, want := 0, g.items*g.answersPerItem
 	byIndex := make([][]byte, want)
 	bad := false
-	whole := task.Elements(list, func(e []byte) bool {
+	whole := wire.Elements(list, func(e []byte) bool {
 		if n++; n > want {
 			return true // only counted, for the error
 		}
 		i, found := 0, false
-		if !task.Members(e, func(key string, value []byte) bool {
+		if !wire.Members(e, func(key string, value []byte) bool {
 			if key == "index" {
 				found = json.Unmarshal(value, &i) == nil
 			}

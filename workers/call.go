@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
 )
@@ -38,7 +39,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		return
 	}
 	for i, w := range c.works {
-		a := task.Attempt{Number: w.number(), Model: w.task().Model, Device: r.id, Status: status, At: now.UTC(), Duration: took.Milliseconds()}
+		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: now.UTC(), Duration: took.Milliseconds()}
 		var answer []byte
 		if f != nil {
 			a.Class, a.Message = f.Class, f.Message
@@ -57,7 +58,7 @@ func (r *runner) attemptStarted(c *call, now time.Time) {
 		w.localAttempts++
 		w.started = now
 		e := r.workers.event(task.AttemptStarted, w, now)
-		e.Attempt, e.Device, e.Batch = w.number(), r.id, w.batch
+		e.Attempt, e.DeviceID, e.BatchID = w.number(), r.id, w.batch
 		events = append(events, e)
 	}
 	r.workers.writeEvents(c.works[0], events)
@@ -87,21 +88,21 @@ const errSplit task.ErrorClass = "split"
 
 // deviceOutcome is what the end of a request says about the device. Only the device's own faults
 // count against it; an answer that blames the task is healthy; a cancel says nothing.
-func deviceOutcome(f *Failure) device.Outcome {
+func deviceOutcome(f *Failure) learn.Outcome {
 	if f == nil {
-		return device.OK
+		return learn.OK
 	}
 	switch f.Class {
 	case task.ClassInvalid:
-		return device.OK
+		return learn.OK
 	case task.ClassThrottled:
-		return device.Throttled
+		return learn.Throttled
 	case task.ClassTimeout:
-		return device.TimedOut
+		return learn.TimedOut
 	case task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
-		return device.Neutral
+		return learn.Neutral
 	}
-	return device.Fault
+	return learn.Fault
 }
 
 // learn updates what is known of the device after a request that started at began, and returns how
@@ -117,7 +118,7 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 	if c.freeSlot {
 		r.latency.observe(began.Sub(c.works[0].assignment.AssignedAt))
 	}
-	if o == device.Throttled {
+	if o == learn.Throttled {
 		r.slowDown(f.RetryAfter)
 	}
 	if r.ejector.Changed() {
@@ -127,7 +128,7 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 }
 
 func (r *runner) rateKey(t *task.Task) device.RateKey {
-	return device.RateKey{Device: r.id, Model: t.Model, Merged: task.Merged(t.Endpoint)}
+	return device.RateKey{DeviceID: r.id, Model: t.Model, Batched: task.Batched(t.Endpoint)}
 }
 
 // request sends the call and returns one answer per task.

@@ -149,7 +149,7 @@ func TestBudget(t *testing.T) {
 func TestReasonsAreShort(t *testing.T) {
 	as := failed(task.ClassDevice, "m", 30)
 	for i := range as {
-		as[i].Message, as[i].Device = string(make([]byte, 500)), fmt.Sprint("d", i)
+		as[i].Message, as[i].DeviceID = string(make([]byte, 500)), fmt.Sprint("d", i)
 	}
 	rs := reasons(as)
 	require.Len(t, rs, 10)

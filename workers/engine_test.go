@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
 )
@@ -81,7 +81,7 @@ func TestTheEngineClassifiesFaults(t *testing.T) {
 			if c.class == task.ClassThrottled {
 				require.Equal(t, 7*time.Second, f.RetryAfter)
 			}
-			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, deviceOutcome(f) == device.Fault)
+			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, deviceOutcome(f) == learn.Fault)
 		})
 	}
 	d.Stop()
@@ -103,18 +103,18 @@ func TestTheEngineKnowsWhyItHungUp(t *testing.T) {
 		f := wait(t, done, "the end of the request")
 		require.Eventually(t, func() bool { return d.Stats().InFlight == 0 }, patience, time.Millisecond)
 		require.Equal(t, class, f.Class)
-		require.Equal(t, device.Neutral, deviceOutcome(f))
+		require.Equal(t, learn.Neutral, deviceOutcome(f))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	_, _, f := e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassTimeout, f.Class)
-	require.Equal(t, device.TimedOut, deviceOutcome(f), "a device that hangs is not healthy")
+	require.Equal(t, learn.TimedOut, deviceOutcome(f), "a device that hangs is not healthy")
 	ctx, cancel = context.WithDeadlineCause(t.Context(), time.Now().Add(30*time.Millisecond), errExpired)
 	defer cancel()
 	_, _, f = e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassExpired, f.Class)
-	require.Equal(t, device.Neutral, deviceOutcome(f), "a task's deadline says nothing about the device")
+	require.Equal(t, learn.Neutral, deviceOutcome(f), "a task's deadline says nothing about the device")
 }
 
 func TestTheEngineBoundsAnswersAndFollowsNoRedirects(t *testing.T) {

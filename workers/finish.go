@@ -78,7 +78,7 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 		action = task.AttemptFailed
 	}
 	e := s.event(action, w, now)
-	e.Attempt, e.Device, e.Batch = a.Number, a.Device, w.batch
+	e.Attempt, e.DeviceID, e.BatchID = a.Number, a.DeviceID, w.batch
 	e.Duration = now.Sub(w.started)
 	note := map[string]any{}
 	if a.Status > 0 {
@@ -89,7 +89,7 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 		note["message"] = f.Message
 	} else {
 		u := usageOf(answer)
-		e.TokensIn, e.TokensOut = u.InputTokens, u.OutputTokens
+		e.InputTokens, e.OutputTokens = u.InputTokens, u.OutputTokens
 		e.OutputSize, e.OutputSHA256 = int64(len(answer)), digest(answer)
 	}
 	e.Detail = detail(note)
@@ -117,7 +117,7 @@ func (s *Workers) succeed(e ending, answer []byte) {
 	m.Tokens.WithLabelValues("input").Add(float64(res.Usage.InputTokens))
 	m.Tokens.WithLabelValues("output").Add(float64(res.Usage.OutputTokens))
 	ev := s.endEvent(task.TaskSucceeded, e, res)
-	ev.TokensIn, ev.TokensOut = res.Usage.InputTokens, res.Usage.OutputTokens
+	ev.InputTokens, ev.OutputTokens = res.Usage.InputTokens, res.Usage.OutputTokens
 	s.writeResult(e.work, res, append(e.events, ev))
 }
 
@@ -141,14 +141,14 @@ func (s *Workers) expire(e ending) {
 	res.Error = &task.Error{Class: task.ClassExpired, Message: "the deadline passed before a device answered"}
 	ev := s.endEvent(task.TaskExpired, e, res)
 	ev.Outcome, ev.ErrorClass = task.OutcomeFailed, task.ClassExpired
-	ev.Device, ev.Attempt = e.assignment.Device.ID, e.assignment.Attempt
+	ev.DeviceID, ev.Attempt = e.assignment.Device.ID, e.assignment.Attempt
 	s.writeResult(e.work, res, append(e.events, ev))
 }
 
 // endEvent returns the event of a task's terminal state.
 func (s *Workers) endEvent(a task.Action, e ending, res *task.Result) task.Event {
 	ev := s.event(a, e.work, e.at)
-	ev.Device, ev.Attempt, ev.Batch = res.Device, res.Attempt(), e.batch
+	ev.DeviceID, ev.Attempt, ev.BatchID = res.DeviceID, res.Attempt(), e.batch
 	ev.Duration = max(0, e.at.Sub(e.task().SubmittedAt))
 	return ev
 }
@@ -158,7 +158,7 @@ func (s *Workers) result(e ending, st task.State) *task.Result {
 	res.Attempts = e.attempts
 	res.AssignedAt, res.StartedAt = e.assignment.AssignedAt.UTC(), e.started.UTC()
 	if n := len(e.attempts); n > 0 {
-		res.Device, res.Status = e.attempts[n-1].Device, e.attempts[n-1].Status
+		res.DeviceID, res.Status = e.attempts[n-1].DeviceID, e.attempts[n-1].Status
 	}
 	return res
 }
@@ -201,7 +201,7 @@ func (s *Workers) abandon(w *work, cause error, events []task.Event) {
 		}
 	case errors.Is(cause, errCancelled): // the result was written by the cancel
 		e := s.event(task.TaskCancelled, w, time.Now())
-		e.Device, e.Batch = w.assignment.Device.ID, w.batch
+		e.DeviceID, e.BatchID = w.assignment.Device.ID, w.batch
 		s.deps.Metrics.Workers.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 		s.conclude(w, stream.Unit{Events: append(events, e)}, nil)
 	default:
@@ -235,7 +235,7 @@ func (s *Workers) conclude(w *work, u stream.Unit, refused func(error)) {
 // returnCredit returns the credit of a piece of work, once.
 func (s *Workers) returnCredit(w *work) {
 	if w.creditReturned.CompareAndSwap(false, true) {
-		s.leases.GiveBack(w.assignment.Lease)
+		s.leases.Release(w.assignment.Lease)
 	}
 }
 
@@ -247,7 +247,7 @@ func reasons(as []task.Attempt) []map[string]any {
 	}
 	out := make([]map[string]any, 0, len(as))
 	for _, a := range as {
-		out = append(out, map[string]any{"number": a.Number, "device_id": a.Device, "class": a.Class, "status": a.Status, "message": text.Clip(a.Message, 120)})
+		out = append(out, map[string]any{"number": a.Number, "device_id": a.DeviceID, "class": a.Class, "status": a.Status, "message": text.Clip(a.Message, 120)})
 	}
 	return out
 }

@@ -150,7 +150,7 @@ type workload struct {
 	batched bool
 }
 
-func workloadOf(t *task.Task) workload { return workload{t.Model, task.Merged(t.Endpoint)} }
+func workloadOf(t *task.Task) workload { return workload{t.Model, task.Batched(t.Endpoint)} }
 
 // serviceTimes is the longest service time of each workload among all devices.
 type serviceTimes map[workload]time.Duration
@@ -168,11 +168,11 @@ func (s *fleetWatcher) seed(runners []*runner, rates map[device.RateKey]device.R
 	s.seeded = seeded
 	slowest := serviceTimes{}
 	for k, rate := range rates {
-		if r := fresh[k.Device]; r != nil {
+		if r := fresh[k.DeviceID]; r != nil {
 			r.rates.Seed(k, rate)
 		}
 		d := time.Duration(rate.ServiceMS * float64(time.Millisecond))
-		w := workload{k.Model, k.Merged}
+		w := workload{k.Model, k.Batched}
 		slowest[w] = max(slowest[w], d)
 	}
 	s.slowest.Store(&slowest)

@@ -23,7 +23,7 @@ type fleetLoad struct {
 func (s *Workers) fleetLoad(ctx context.Context, ds []device.Device, rates map[device.RateKey]device.Rate, healths map[string]device.Health) (*fleetLoad, error) {
 	pools := make([]string, 0, 2*len(ds))
 	for _, d := range ds {
-		pools = append(pools, device.Pool(d.ID, device.ClassEach), device.Pool(d.ID, device.ClassMerged))
+		pools = append(pools, device.Pool(d.ID, device.ClassSingle), device.Pool(d.ID, device.ClassBatched))
 	}
 	used, err := s.deps.Credits.Used(ctx, pools)
 	if err != nil {
@@ -33,10 +33,10 @@ func (s *Workers) fleetLoad(ctx context.Context, ds []device.Device, rates map[d
 		loads: map[string]float64{}, used: map[string][2]int{}, mean: map[string][2]float64{}}
 	sum, n := map[string][2]float64{}, map[string][2]float64{}
 	for k, r := range rates {
-		a, b, i := sum[k.Device], n[k.Device], poolIndex(k.Merged)
+		a, b, i := sum[k.DeviceID], n[k.DeviceID], poolIndex(k.Batched)
 		a[i] += r.ServiceMS
 		b[i]++
-		sum[k.Device], n[k.Device] = a, b
+		sum[k.DeviceID], n[k.DeviceID] = a, b
 	}
 	for i, d := range ds {
 		var mean [2]float64
@@ -82,7 +82,7 @@ func (f *fleetLoad) candidates(k demand, waiting map[string]int) []*deviceLoad {
 		if s.service > 0 {
 			sum, n = sum+s.service, n+1
 		}
-		s.takes = h.State != device.StateHalfOpen && !h.SlowUntil.After(f.now)
+		s.takes = h.State != device.StateHalfOpen && !h.ThrottledUntil.After(f.now)
 		var ours bool
 		if s.gives, ours = waiting[d.ID]; !ours { // another worker's: roughly the tasks without a slot
 			s.gives = max(0, f.used[d.ID][poolIndex(k.batched)]-slots)
@@ -107,7 +107,7 @@ func (f *fleetLoad) candidates(k demand, waiting map[string]int) []*deviceLoad {
 // service returns the device's service time in ms with the model, or else its mean over all models; 0
 // when neither is known.
 func (f *fleetLoad) service(id string, k workload) float64 {
-	if r, ok := f.rates[device.RateKey{Device: id, Model: k.model, Merged: k.batched}]; ok {
+	if r, ok := f.rates[device.RateKey{DeviceID: id, Model: k.model, Batched: k.batched}]; ok {
 		return r.ServiceMS
 	}
 	return f.mean[id][poolIndex(k.batched)]

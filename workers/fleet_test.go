@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -19,7 +20,7 @@ import (
 
 // register adds a registry whose devices become silent after the timeout.
 func (y *yard) register(timeout time.Duration) {
-	y.deps.Registry = device.NewRegistry(redisClient(y.t, y.redis.Addr()), device.Config{Timeout: timeout}, "t:")
+	y.deps.Registry = store.NewRegistry(redisClient(y.t, y.redis.Addr()), store.Config{Timeout: timeout}, "t:")
 }
 
 func (y *yard) beat(id string, draining bool) {
@@ -84,7 +85,7 @@ func TestTheQueueOfADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 			require.EqualValues(t, 1, d.Stats().Requests)
 			require.Equal(t, 1, d.Stats().InFlight)
 
-			require.NoError(t, y.deps.Cancels.Mark(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "runs"}))
+			require.NoError(t, y.deps.Cancels.Cancel(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "runs"}))
 			d.ClearFault()
 			y.register(time.Hour) // only the test's; the workers keep theirs
 			y.eventually("it is back and runs again", func() bool {
@@ -182,7 +183,7 @@ func TestWaitingTasksMoveToIdleDevicesOnce(t *testing.T) {
 				require.NotEqual(t, "special", id)
 				require.Contains(t, y.reasonsOf(id)[0], `"reason":"moved"`)
 				require.Contains(t, y.reasonsOf(id)[0], `"idle":["idle"]`)
-				require.Equal(t, sendTo, y.only(id).Device)
+				require.Equal(t, sendTo, y.only(id).DeviceID)
 				require.Len(t, y.only(id).Attempts, 1)
 			}
 			if sendTo == "idle" {
@@ -248,10 +249,10 @@ func TestPlansAreMadeFromTheFleetsLoad(t *testing.T) {
 			{ID: "drains", Models: []string{"m"}, Slots: 1, Draining: true},
 		},
 		rates: map[device.RateKey]device.Rate{
-			{Device: "a", Model: "m"}: {ServiceMS: 100}, {Device: "b", Model: "y"}: {ServiceMS: 300}, {Device: "a", Model: "m", Merged: true}: {ServiceMS: 10},
+			{DeviceID: "a", Model: "m"}: {ServiceMS: 100}, {DeviceID: "b", Model: "y"}: {ServiceMS: 300}, {DeviceID: "a", Model: "m", Batched: true}: {ServiceMS: 10},
 		},
 		healths: map[string]device.Health{
-			"a": {Slots: 2}, "open": {State: device.StateOpen, OpenUntil: now.Add(time.Minute)}, "half": {State: device.StateHalfOpen}, "slow": {SlowUntil: now.Add(time.Minute)},
+			"a": {Slots: 2}, "open": {State: device.StateOpen, OpenUntil: now.Add(time.Minute)}, "half": {State: device.StateHalfOpen}, "slow": {ThrottledUntil: now.Add(time.Minute)},
 		},
 		loads: map[string]float64{}, used: map[string][2]int{"a": {7, 5}, "b": {5, 0}},
 		mean: map[string][2]float64{"a": {100, 10}, "b": {300, 0}},

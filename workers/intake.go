@@ -8,13 +8,14 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // intake decodes the batches of one partition and hands them to their devices' runners. Records that
 // cannot be decoded become dead letters.
 func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 	for _, rec := range recs {
-		batches, err := task.DecodeFrame[task.Batch](task.FrameBatches, rec.Value)
+		batches, err := wire.DecodeFrame[task.Batch](wire.FrameBatches, rec.Value)
 		tasks := 0
 		for i := range batches {
 			tasks += len(batches[i].Assignments)
@@ -74,7 +75,7 @@ func (s *Workers) stopCancelled(ctx context.Context, works []*work) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	marked, err := s.deps.Cancels.Marked(ctx, keys...)
+	marked, err := s.deps.Cancels.Cancelled(ctx, keys...)
 	if err != nil {
 		return
 	}
@@ -89,7 +90,7 @@ func (s *Workers) stopCancelled(ctx context.Context, works []*work) {
 func (s *Workers) callsOf(b *task.Batch, works []*work) []*call {
 	var calls []*call
 	singles := works
-	if task.Merged(b.Endpoint) && len(works) > 1 {
+	if task.Batched(b.Endpoint) && len(works) > 1 {
 		var groups []*group
 		groups, singles = groupTasks(b.Endpoint, works, s.cfg.MaxBatchedTasks)
 		for _, g := range groups {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -74,7 +75,7 @@ func (s *Workers) allRunners() []*runner {
 
 // checkBreaker notices a device that hangs, and a breaker that has changed.
 func (r *runner) checkBreaker(now time.Time) {
-	r.ejector.Check(now, r.expected())
+	r.ejector.CheckHang(now, r.expected())
 	changes := r.ejector.Changes()
 	for _, c := range changes {
 		if c.Hung {
@@ -143,7 +144,7 @@ func (s *reporter) healths(runners []*runner, now time.Time) map[string]device.H
 			continue
 		}
 		h, before := r.health(now), s.last[r]
-		healthy := h.State == device.StateClosed && !h.SlowUntil.After(now)
+		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now)
 		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < repeatReportEvery {
 			last[r] = before
 			continue
@@ -173,10 +174,10 @@ func (s *reporter) unreported(runners []*runner, healths map[string]device.Healt
 // health returns what the routers should know of the device.
 func (r *runner) health(now time.Time) device.Health {
 	h := r.ejector.Health(now)
-	h.Slots, h.HopMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
+	h.Slots, h.DispatchMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
 	r.mu.Lock()
 	if r.slowUntil.After(now) {
-		h.SlowUntil = r.slowUntil
+		h.ThrottledUntil = r.slowUntil
 	}
 	r.mu.Unlock()
 	return h
@@ -184,12 +185,12 @@ func (r *runner) health(now time.Time) device.Health {
 
 // sameHealth reports whether two healths are equal except for noise.
 func sameHealth(a, b device.Health) bool {
-	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.SlowUntil.Equal(b.SlowUntil) &&
-		math.Abs(a.HopMS-b.HopMS) <= 0.1*max(a.HopMS, b.HopMS)
+	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) &&
+		math.Abs(a.DispatchMS-b.DispatchMS) <= 0.1*max(a.DispatchMS, b.DispatchMS)
 }
 
 // breakerChanged records that a device's breaker opened, half-opened or closed.
-func (s *Workers) breakerChanged(id string, c device.Change) {
+func (s *Workers) breakerChanged(id string, c learn.Change) {
 	action, level := task.BreakerClosed, 0.0
 	note := map[string]any{}
 	switch c.State {
@@ -203,7 +204,7 @@ func (s *Workers) breakerChanged(id string, c device.Change) {
 	s.deps.Logger.Info("breaker", "device_id", id, "state", c.State, "why", c.Why)
 	s.put(stream.Unit{Events: []task.Event{{
 		Time: c.At.UTC(), Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
-		ActorID: s.deps.Instance, ResourceType: "device", ResourceID: id, Device: id, Detail: detail(note),
+		ActorID: s.deps.Instance, ResourceType: "device", ResourceID: id, DeviceID: id, Detail: detail(note),
 	}}})
 }
 

@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/learn"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
@@ -16,7 +18,7 @@ import (
 
 // bare returns workers that send nothing, and one of their runners.
 func bare(id string) (*Workers, *runner) {
-	s := assemble(testConfig(), Deps{Logger: logger(), Metrics: metrics.New(nil), Credits: device.NewCredits(nil, device.Config{}, "t:")}, nil, nil)
+	s := assemble(testConfig(), Deps{Logger: logger(), Metrics: metrics.New(nil), Credits: store.NewCredits(nil, store.Config{}, "t:")}, nil, nil)
 	r := newRunner(s, task.DeviceRef{ID: id, Slots: 4}, 0)
 	s.runners[id] = r
 	return s, r
@@ -33,15 +35,15 @@ func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 		require.Len(t, report(), 1, "and from time to time, in case Redis lost it")
 
 		r.slowDown(150 * time.Millisecond)
-		require.False(t, report()["d"].SlowUntil.IsZero())
+		require.False(t, report()["d"].ThrottledUntil.IsZero())
 		require.Len(t, report(), 1, "an unhealthy one is reported every time")
 		<-time.After(time.Second)
-		require.True(t, report()["d"].SlowUntil.IsZero())
+		require.True(t, report()["d"].ThrottledUntil.IsZero())
 		require.Empty(t, report())
 
 		for range 5 {
 			r.ejector.Started(time.Now())
-			r.ejector.Ended(time.Now(), device.Fault, 0)
+			r.ejector.Ended(time.Now(), learn.Fault, 0)
 		}
 		r.slowDown(150 * time.Millisecond)
 		h := report()["d"]
@@ -50,10 +52,10 @@ func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 		require.Equal(t, "5 consecutive faults", h.Why)
 		require.Len(t, report(), 1)
 
-		r.concurrency.Ended(time.Now(), device.Throttled, 0)
+		r.concurrency.Ended(time.Now(), learn.Throttled, 0)
 		require.Equal(t, 2, report()["d"].Slots)
 		r.latency.observe(3 * time.Millisecond)
-		require.InDelta(t, 3, report()["d"].HopMS, 0.01)
+		require.InDelta(t, 3, report()["d"].DispatchMS, 0.01)
 
 		<-time.After(time.Minute)
 		require.Equal(t, device.StateHalfOpen, report()["d"].State)
@@ -105,15 +107,15 @@ func TestDispatchLatencyIsALowQuantile(t *testing.T) {
 func TestRunnersStartWithKnownRates(t *testing.T) {
 	s, r := bare("d")
 	watcher := newFleetWatcher(s)
-	key := device.RateKey{Device: "d", Model: "m"}
+	key := device.RateKey{DeviceID: "d", Model: "m"}
 	tk := chat("t")
 	tk.Normalize(time.Now())
 	r.running[&call{works: []*work{{assignment: task.Assignment{Task: *tk}}}}] = struct{}{}
 	require.Zero(t, r.expected(), "no device has run it")
-	watcher.seed(s.allRunners(), map[device.RateKey]device.Rate{{Device: "e", Model: "m"}: {ServiceMS: 300, Samples: 1}, {Device: "f", Model: "m"}: {ServiceMS: 200, Samples: 1}})
+	watcher.seed(s.allRunners(), map[device.RateKey]device.Rate{{DeviceID: "e", Model: "m"}: {ServiceMS: 300, Samples: 1}, {DeviceID: "f", Model: "m"}: {ServiceMS: 200, Samples: 1}})
 	require.Equal(t, 300*time.Millisecond, r.expected(), "as long as on the slowest known device")
 	watcher.seeded = map[*runner]struct{}{}
-	watcher.seed(s.allRunners(), map[device.RateKey]device.Rate{key: {ServiceMS: 50, Samples: 100}, {Device: "e", Model: "m"}: {ServiceMS: 300, Samples: 1}})
+	watcher.seed(s.allRunners(), map[device.RateKey]device.Rate{key: {ServiceMS: 50, Samples: 100}, {DeviceID: "e", Model: "m"}: {ServiceMS: 300, Samples: 1}})
 	require.Equal(t, 50*time.Millisecond, r.expected())
 	watcher.seed(s.allRunners(), map[device.RateKey]device.Rate{key: {ServiceMS: 1, Samples: 100}})
 	require.Equal(t, 50*time.Millisecond, r.expected(), "once")
@@ -149,7 +151,7 @@ func TestADeviceThatHangsGetsNoRequests(t *testing.T) {
 	y.send("d", chat("test"))
 	require.Equal(t, task.Success, y.only("test").State)
 	y.until("it to close", func() bool { return y.count(task.BreakerClosed) == 1 })
-	require.NoError(t, y.deps.Cancels.Mark(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "hangs"}))
+	require.NoError(t, y.deps.Cancels.Cancel(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "hangs"}))
 	y.committed()
 	for _, e := range y.events {
 		if e.Action == task.BreakerOpened {
@@ -194,7 +196,7 @@ func TestAThrottledDeviceGetsFewerRequestsAtATime(t *testing.T) {
 	y.eventually("the routers learn it", func() bool { return slots() == 0 })
 	y.eventually("so is the dispatch latency", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
-		return err == nil && hs["d"].HopMS > 0 && hs["d"].HopMS < 10_000
+		return err == nil && hs["d"].DispatchMS > 0 && hs["d"].DispatchMS < 10_000
 	})
 }
 
@@ -204,12 +206,12 @@ func TestANewOwnerKnowsUsualServiceTimes(t *testing.T) {
 	y.register(time.Hour)
 	cfg := testConfig()
 	cfg.HangMin, cfg.HangFactor = 50*time.Millisecond, 2
-	require.NoError(t, y.deps.Rates.Report(t.Context(), map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: 5, Samples: 100, At: time.Now()}}, nil))
+	require.NoError(t, y.deps.Rates.Report(t.Context(), map[device.RateKey]device.Rate{{DeviceID: "d", Model: "m"}: {ServiceMS: 5, Samples: 100, At: time.Now()}}, nil))
 	y.beat("d", false)
 	y.workers(cfg)
 	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Hang})
 	y.send("d", chat("hangs"))
 	y.until("its breaker", func() bool { return y.count(task.BreakerOpened) == 1 })
-	require.NoError(t, y.deps.Cancels.Mark(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "hangs"}))
+	require.NoError(t, y.deps.Cancels.Cancel(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "hangs"}))
 	y.committed()
 }

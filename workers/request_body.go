@@ -5,13 +5,14 @@ import (
 	"fmt"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // body returns the request body of a task: its input with the task's present model, and without the
 // members that ask for a streamed answer.
 func body(t *task.Task) ([]byte, error) {
 	unchanged, models := true, 0
-	whole := task.Members(t.Input, func(key string, value []byte) bool {
+	whole := wire.Members(t.Input, func(key string, value []byte) bool {
 		switch key {
 		case "model":
 			var model string
@@ -34,7 +35,7 @@ func body(t *task.Task) ([]byte, error) {
 	}
 	out := make([]byte, 0, len(t.Input)+len(model)+16)
 	out = append(append(out, `{"model":`...), model...)
-	task.Members(t.Input, func(key string, value []byte) bool {
+	wire.Members(t.Input, func(key string, value []byte) bool {
 		if key != "model" && key != "stream" && key != "stream_options" {
 			out = appendMember(out, key, value)
 		}
@@ -63,7 +64,7 @@ const maxMembers = 64
 func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
 	members := map[string]json.RawMessage{}
 	n := 0
-	if !task.Members(t.Input, func(key string, value []byte) bool {
+	if !wire.Members(t.Input, func(key string, value []byte) bool {
 		members[key] = value
 		n++
 		return n <= maxMembers

@@ -44,8 +44,8 @@ func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
 func (s *Workers) degrade(e ending, model string) {
 	t := e.requeued(time.Time{})
 	t.Progress.Exclude, t.Progress.Moved = nil, false
-	if t.Progress.Requested == "" {
-		t.Progress.Requested = t.Model
+	if t.Progress.RequestedModel == "" {
+		t.Progress.RequestedModel = t.Model
 	}
 	from := t.Model
 	t.Model = model
@@ -94,13 +94,13 @@ func (s *Workers) writeBack(e ending, q requeue) {
 	if n := len(t.Progress.Attempts) - 4*task.MaxAttemptsLimit; n > 0 {
 		t.Progress.Attempts = t.Progress.Attempts[n:]
 	}
-	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.Requeued(nil)...)
+	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.RequeueHeaders(nil)...)
 	if err != nil {
 		s.deps.Logger.Error("encoding a task", "tenant", t.Tenant, "task_id", t.ID, "error", err)
 		return
 	}
 	ev := s.event(task.TaskRequeued, e.work, e.at)
-	ev.Attempt, ev.Device, ev.Batch = max(e.assignment.Attempt, t.Tried()), e.assignment.Device.ID, e.batch
+	ev.Attempt, ev.DeviceID, ev.BatchID = max(e.assignment.Attempt, t.Tried()), e.assignment.Device.ID, e.batch
 	ev.ErrorClass, ev.Detail = q.class, detail(q.detail)
 	s.deps.Metrics.Workers.Requeued.WithLabelValues(cmp.Or(string(q.class), fmt.Sprint(q.detail["reason"]))).Inc()
 	s.conclude(e.work, stream.Unit{Messages: []stream.Message{msg}, Events: append(e.events, ev)}, func(err error) {

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -38,9 +38,9 @@ type runner struct {
 	id          string
 	partition   int         // of its batches
 	retired     atomic.Bool // the device belongs to another worker now, or is forgotten
-	ejector     *device.Ejector
-	concurrency *device.Concurrency
-	rates       *device.Estimator
+	ejector     *learn.Breaker
+	concurrency *learn.Concurrency
+	rates       *learn.Estimator
 	latency     dispatchLatency
 	budget      *Budget
 
@@ -62,11 +62,11 @@ func newRunner(s *Workers, d task.DeviceRef, partition int) *runner {
 	return &runner{
 		workers: s, id: d.ID, partition: partition, device: d, budget: NewBudget(cfg.RetryBudget), lastUsed: time.Now(),
 		running: map[*call]struct{}{}, hung: map[*call]struct{}{},
-		ejector: device.NewEjector(device.EjectorConfig{
-			Faults: cfg.BreakerFails, Ratio: cfg.BreakerRatio, Window: cfg.BreakerWindow, Open: cfg.BreakerOpen, OpenMax: cfg.BreakerOpenMax,
-			Hang: cfg.HangFactor, HangMin: cfg.HangMin, Jitter: rand.Float64,
+		ejector: learn.NewBreaker(learn.BreakerConfig{
+			Faults: cfg.BreakerFails, Ratio: cfg.BreakerRatio, Window: cfg.BreakerWindow, Open: cfg.BreakerOpen, MaxOpen: cfg.BreakerOpenMax,
+			HangFactor: cfg.HangFactor, MinHang: cfg.HangMin, Jitter: rand.Float64,
 		}),
-		concurrency: device.NewConcurrency(d.Slots), rates: device.NewEstimator(device.EstimatorConfig{}),
+		concurrency: learn.NewConcurrency(d.Slots), rates: learn.NewEstimator(learn.EstimatorConfig{}),
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 func TestBatchesBecomeResults(t *testing.T) {
@@ -34,7 +35,7 @@ func TestBatchesBecomeResults(t *testing.T) {
 	for _, tk := range tasks {
 		res := y.only(tk.ID)
 		require.Equal(t, task.Success, res.State)
-		require.Equal(t, "d", res.Device)
+		require.Equal(t, "d", res.DeviceID)
 		require.Len(t, res.Attempts, 1)
 		require.Positive(t, res.Usage.OutputTokens)
 	}
@@ -56,7 +57,7 @@ func TestBatchesBecomeResults(t *testing.T) {
 	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("e") == 0 })
 	y.eventually("rates are reported", func() bool {
 		rates, _, err := y.deps.Rates.Load(t.Context())
-		return err == nil && rates[device.RateKey{Device: "d", Model: "m"}].Samples == 20 && rates[device.RateKey{Device: "e", Model: "m", Merged: true}].Samples > 0
+		return err == nil && rates[device.RateKey{DeviceID: "d", Model: "m"}].Samples == 20 && rates[device.RateKey{DeviceID: "e", Model: "m", Batched: true}].Samples > 0
 	})
 }
 
@@ -93,7 +94,7 @@ func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	res = y.only("moves")
 	require.Equal(t, task.Success, res.State)
 	require.Len(t, res.Attempts, 3)
-	require.Equal(t, "well", res.Device)
+	require.Equal(t, "well", res.DeviceID)
 
 	big := chat("degrades")
 	big.Model, big.Degrade, big.MaxAttempts = "big", true, 1
@@ -104,7 +105,7 @@ func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	y.send("well", tk)
 	res = y.only("degrades")
 	require.Equal(t, task.Success, res.State)
-	require.Equal(t, []string{"small", "big"}, []string{res.Model, res.Requested})
+	require.Equal(t, []string{"small", "big"}, []string{res.Model, res.RequestedModel})
 	require.Contains(t, string(res.Output), `"model":"small"`)
 
 	last := chat("fails")
@@ -131,7 +132,7 @@ func TestAThrottledDeviceGetsNoRequestsForAWhile(t *testing.T) {
 	require.Equal(t, task.ClassThrottled, tk.Progress.Attempts[0].Class)
 	y.eventually("the routers learn it", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
-		return err == nil && hs["d"].SlowUntil.After(began) && hs["d"].State == "closed"
+		return err == nil && hs["d"].ThrottledUntil.After(began) && hs["d"].State == "closed"
 	})
 	require.Equal(t, task.Success, y.only("second").State)
 	require.GreaterOrEqual(t, time.Since(began), cfg.BackoffMax, "nothing is sent before the device allows it")
@@ -246,7 +247,7 @@ func TestCancelledTasksStop(t *testing.T) {
 	})
 	d.ClearFault()
 	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
-	require.NoError(t, y.deps.Cancels.Mark(t.Context(), key("queued"), key("pausing"), key("running"), key("early")))
+	require.NoError(t, y.deps.Cancels.Cancel(t.Context(), key("queued"), key("pausing"), key("running"), key("early")))
 	require.Equal(t, task.Success, y.only("stays").State)
 	y.send("d", chat("early"), chat("after"))
 	require.Equal(t, task.Success, y.only("after").State)
@@ -384,7 +385,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 		tk.Normalize(time.Now())
 		b.Assignments = append(b.Assignments, task.Assignment{Task: *tk, Device: b.Device, Attempt: 1, AssignedAt: time.Now()})
 	}
-	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+	frame, err := wire.EncodeFrame(wire.FrameBatches, []task.Batch{b})
 	require.NoError(t, err)
 	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
 	y.until("every task", func() bool { return len(y.results) == 40 })

@@ -8,7 +8,7 @@ import (
 
 // watchCancels stops tasks when they are cancelled.
 func (s *Workers) watchCancels(ctx context.Context) {
-	err := s.deps.Cancels.Watch(ctx, s.cancelTasks, func() { s.recheckCancels(ctx) })
+	err := s.deps.Cancels.WatchCancels(ctx, s.cancelTasks, func() { s.recheckCancels(ctx) })
 	if err != nil && ctx.Err() == nil {
 		s.deps.Logger.Error("watching cancelled tasks ended", "error", err)
 	}
@@ -35,7 +35,7 @@ func (s *Workers) stopWork(w *work, cause error) {
 func (s *Workers) recheckCancels(ctx context.Context) {
 	var keys []task.Key
 	s.tasks.each(func(w *work) { keys = append(keys, w.task().Key()) })
-	marked, err := s.deps.Cancels.Marked(ctx, keys...)
+	marked, err := s.deps.Cancels.Cancelled(ctx, keys...)
 	if err != nil {
 		return // Redis is unreachable again; the next reconnect checks again
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
@@ -19,11 +20,11 @@ const Stage = "workers"
 
 // Deps is what the workers talk to.
 type Deps struct {
-	Log      *stream.Log
-	Registry *device.Registry // nil: silent devices and uneven load go unnoticed
-	Credits  *device.Credits
-	Rates    *device.Rates
-	Cancels  *device.Cancels
+	Stream   *stream.Client
+	Registry *store.Registry // nil: silent devices and uneven load go unnoticed
+	Credits  *store.Credits
+	Rates    *store.Rates
+	Cancels  *store.Overrides
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
 	Instance string // this process, as the actor of events
@@ -37,7 +38,7 @@ type Workers struct {
 	engine        *engine
 	outbox        *stream.Outbox
 	deadLetters   *stream.DeadLetters
-	leases        *device.Keeper
+	leases        *store.LeaseRenewer
 	tasks         *taskIndex
 	backoffs      *backoffs
 	reportNow     chan struct{} // a device's health has changed
@@ -62,7 +63,7 @@ func New(cfg Config, deps Deps) (*Workers, error) {
 	if err != nil {
 		return nil, err
 	}
-	return assemble(cfg, deps, engine, deps.Log.NewOutbox(Stage, 8192, 128<<20)), nil
+	return assemble(cfg, deps, engine, deps.Stream.NewOutbox(Stage, 8192, 128<<20)), nil
 }
 
 // assemble returns workers with an engine and an outbox; tests that send nothing pass neither.
@@ -70,7 +71,7 @@ func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers 
 	s := &Workers{
 		cfg: cfg, deps: deps, engine: e, outbox: outbox,
 		deadLetters: &stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
-		leases:      device.NewKeeper(deps.Credits, deps.Logger),
+		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		tasks:       newTaskIndex(), backoffs: newBackoffs(),
 		reportNow: make(chan struct{}, 1), checkFleetNow: make(chan struct{}, 1), stopping: make(chan struct{}),
 		runners: map[string]*runner{}, departed: map[string]device.Health{},
@@ -100,7 +101,7 @@ func (s *Workers) Run(ctx context.Context, ready func()) error {
 }
 
 func (s *Workers) consume(ctx context.Context, ready func()) error {
-	return s.deps.Log.Consume(ctx, stream.ConsumerConfig{
+	return s.deps.Stream.Consume(ctx, stream.ConsumerConfig{
 		Group: Stage, Topic: stream.Batches, MaxRecords: s.cfg.MaxInFlight, MaxBytes: s.cfg.MaxBytes,
 		DrainTimeout: s.cfg.DrainTimeout + 5*time.Second, OnLost: s.partitionLost,
 	}, s.intake, ready)

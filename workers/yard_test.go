@@ -9,17 +9,19 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
 type yard struct {
 	t      *testing.T
-	client *stream.Log
+	client *stream.Client
 	redis  *embedded.Redis
 	deps   Deps
 	fleet  *fleet.Fleet
@@ -48,10 +50,10 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	require.NoError(t, err)
 	rdb := redisClient(t, r.Addr())
 	y := &yard{t: t, client: client, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
-	y.deps = Deps{Log: client, Credits: device.NewCredits(rdb, device.Config{}, "t:"), Rates: device.NewRates(rdb, "t:"),
-		Cancels: device.NewCancels(rdb, device.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
+	y.deps = Deps{Stream: client, Credits: store.NewCredits(rdb, store.Config{}, "t:"), Rates: store.NewRates(rdb, "t:"),
+		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
 	y.watch(stream.Results, func(rec *stream.Record) error {
-		res, err := task.DecodeResult(rec.Value, "")
+		res, err := wire.DecodeResult(rec.Value, "")
 		if err == nil {
 			err = res.Validate()
 			y.results[res.TaskID] = append(y.results[res.TaskID], res)
@@ -60,7 +62,7 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	})
 	for _, p := range task.Priorities {
 		y.watch(stream.TasksTopic(p), func(rec *stream.Record) error {
-			tk, err := task.DecodeTask(rec.Value, rec.Header(task.HeaderContentType))
+			tk, err := wire.DecodeTask(rec.Value, rec.Header(wire.HeaderContentType))
 			if err != nil {
 				return err
 			}
@@ -72,7 +74,7 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 		})
 	}
 	y.watch(stream.Events, func(rec *stream.Record) error {
-		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
+		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, rec.Value)
 		y.events = append(y.events, es...)
 		return err
 	})
@@ -199,9 +201,9 @@ func embed(id, input string) *task.Task {
 	return &task.Task{ID: id, Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{"input":` + input + `}`)}
 }
 
-func frameOf(t require.TestingT, d *fleet.Device, credits *device.Credits, tasks ...*task.Task) []byte {
+func frameOf(t require.TestingT, d *fleet.Device, credits *store.Credits, tasks ...*task.Task) []byte {
 	b := task.Batch{ID: task.NewID(), Device: task.DeviceRef{ID: d.ID(), URL: d.URL(), Slots: d.Spec().Slots}}
-	pool := device.Pool(d.ID(), device.ClassEach)
+	pool := device.Pool(d.ID(), device.ClassSingle)
 	grants, err := credits.Acquire(context.Background(), "router", []device.Want{{Pool: pool, N: len(tasks), Limit: 1 << 20}})
 	require.NoError(t, err)
 	for _, tk := range tasks {
@@ -210,7 +212,7 @@ func frameOf(t require.TestingT, d *fleet.Device, credits *device.Credits, tasks
 		b.Assignments = append(b.Assignments, task.Assignment{Task: *tk, Device: b.Device, Attempt: tk.Tried() + 1,
 			Lease: task.Lease{Pool: pool, ID: grants[0].Lease}, AssignedAt: time.Now()})
 	}
-	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
+	frame, err := wire.EncodeFrame(wire.FrameBatches, []task.Batch{b})
 	require.NoError(t, err)
 	return frame
 }
@@ -223,7 +225,7 @@ func (y *yard) send(deviceID string, tasks ...*task.Task) {
 }
 
 func (y *yard) creditsUsed(deviceID string) int {
-	used, err := y.deps.Credits.Used(context.Background(), []string{device.Pool(deviceID, device.ClassEach)})
+	used, err := y.deps.Credits.Used(context.Background(), []string{device.Pool(deviceID, device.ClassSingle)})
 	require.NoError(y.t, err)
 	return used[0]
 }

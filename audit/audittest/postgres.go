@@ -21,8 +21,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Patience is how long a test waits for what has to happen.

@@ -15,7 +15,7 @@ type Story struct {
 // NewStory begins the story of a task with the given id, of tenant acme and job job-1, an hour ago.
 func NewStory(id string) *Story {
 	at := time.Now().UTC().Truncate(time.Microsecond).Add(-time.Hour)
-	t := &task.Task{ID: id, Tenant: "acme", Model: "m", Input: task.Input(`{}`), Job: "job-1", CustomID: "line-" + id, Deadline: at.Add(time.Hour)}
+	t := &task.Task{ID: id, Tenant: "acme", Model: "m", Input: task.Input(`{}`), JobID: "job-1", CustomID: "line-" + id, Deadline: at.Add(time.Hour)}
 	t.Normalize(at)
 	return &Story{t, at}
 }
@@ -34,7 +34,7 @@ func (s *Story) Accepted() task.Event {
 // Event returns an event of an attempt on a device.
 func (s *Story) Event(a task.Action, attempt int, device string) task.Event {
 	e := task.NewEvent(a, s.Task, "stage@test-1", s.Tick())
-	e.Attempt, e.Device = attempt, device
+	e.Attempt, e.DeviceID = attempt, device
 	return e
 }
 
@@ -42,8 +42,8 @@ func (s *Story) Event(a task.Action, attempt int, device string) task.Event {
 func (s *Story) Result(st task.State, devices ...string) *task.Result {
 	r := task.NewResult(s.Task, st, s.Tick())
 	for i, d := range devices {
-		r.Attempts = append(r.Attempts, task.Attempt{Number: i + 1, Device: d, At: s.At})
-		r.Device = d
+		r.Attempts = append(r.Attempts, task.Attempt{Number: i + 1, DeviceID: d, At: s.At})
+		r.DeviceID = d
 	}
 	if st == task.Success {
 		r.Output, r.Status = task.Input(`{"answer":42}`), 200
@@ -65,7 +65,7 @@ const (
 // size of those of a run of examples/mixed.jsonl (466 bytes a row, 720 a result).
 func (s *Story) Life() ([]task.Event, *task.Result) {
 	const device, batch = "sim-gpu-4", "019cb1e5-6c5f-7e3f-9d0a-3c8d9f0a5b1e"
-	s.Task.TraceID, s.Task.Job = "3d1c7f19caa22739271fe2dc129bf1a2", "job-2024e0884f1db5526c1bf3e3"
+	s.Task.TraceID, s.Task.JobID = "3d1c7f19caa22739271fe2dc129bf1a2", "job-2024e0884f1db5526c1bf3e3"
 	es := []task.Event{s.Accepted(), s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, device), s.Event(task.BatchClosed, 1, device),
 		s.Event(task.AttemptStarted, 1, device), s.Event(task.AttemptSucceeded, 1, device), s.Event(task.TaskSucceeded, 1, device)}
 	r := s.Result(task.Success, device)
@@ -83,10 +83,10 @@ func (s *Story) Life() ([]task.Event, *task.Result) {
 		es[i].Duration = time.Duration(i) * took / 4
 	}
 	for i := 3; i < len(es); i++ {
-		es[i].Batch = batch
+		es[i].BatchID = batch
 	}
 	for _, i := range []int{5, 6} {
-		es[i].TokensIn, es[i].TokensOut = r.Usage.InputTokens, r.Usage.OutputTokens
+		es[i].InputTokens, es[i].OutputTokens = r.Usage.InputTokens, r.Usage.OutputTokens
 	}
 	return es, r
 }

@@ -6,12 +6,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // OpenLog opens the log with topics of this test's own, which have the given number of partitions.
-func OpenLog(t testing.TB, partitions int) *stream.Log {
+func OpenLog(t testing.TB, partitions int) *stream.Client {
 	t.Helper()
 	env := testenv.Get(t)
 	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: partitions,

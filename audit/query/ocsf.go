@@ -42,7 +42,7 @@ var ocsfActivities = map[task.Action]struct {
 }{
 	task.TaskAccepted: {ocsfCreate, "Create"}, task.TaskRefused: {ocsfCreate, "Create"}, task.RecordReplayed: {ocsfCreate, "Create"},
 	task.DeviceJoined: {ocsfCreate, "Create"}, task.DeviceLeft: {ocsfDelete, "Delete"},
-	task.TaskCancelAsked: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
+	task.TaskCancelRequested: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
 	task.DeviceDrained: {ocsfUpdate, "Update"}, task.DeviceUndrained: {ocsfUpdate, "Update"},
 	task.PolicyChanged: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},
 }
@@ -154,7 +154,7 @@ func (r *Row) OCSF(version string) *OCSF {
 	o.TypeUID = 100*o.ClassUID + o.ActivityID
 	if r.Outcome != string(task.OutcomeOK) {
 		o.SeverityID, o.Severity, o.StatusID, o.Status = ocsfLow, "Low", ocsfFailure, "Failure"
-		if r.Action == string(task.RecordDead) || r.Action == string(task.CallbackGivenUp) {
+		if r.Action == string(task.RecordDeadLettered) || r.Action == string(task.CallbackGivenUp) {
 			o.SeverityID, o.Severity = ocsfMedium, "Medium"
 		}
 	}

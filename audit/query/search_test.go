@@ -19,8 +19,8 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/audit/audittest/rig"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -41,10 +41,10 @@ func TestSearch(t *testing.T) {
 	r := rig.New(t, audittest.NewPool(t))
 	events := r.Own("events", 0)
 	one, two := audittest.NewStory("one"), audittest.NewStory("two")
-	two.Task.Tenant, two.Task.Job = "other", "job_2"
+	two.Task.Tenant, two.Task.JobID = "other", "job_2"
 	accepted := one.Accepted()
 	failed := one.Event(task.AttemptFailed, 1, "d1")
-	failed.Outcome, failed.ErrorClass, failed.Batch = task.OutcomeFailed, task.ClassDevice, "b1"
+	failed.Outcome, failed.ErrorClass, failed.BatchID = task.OutcomeFailed, task.ClassDevice, "b1"
 	kafka := two.Event(task.TaskQueued, 0, "")
 	kafka.SourceAddr, kafka.Model, kafka.TraceID = "kafka:tasks.normal/3@42", "m_x", "abc"
 	old, future := audittest.NewStory("old").Accepted(), audittest.NewStory("future").Accepted()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // BenchmarkRecord records the complete lives of tasks, seven events and a result each, in chunks of
@@ -61,7 +62,7 @@ func BenchmarkDecode(b *testing.B) {
 		life, _ := audittest.NewStory(task.NewID()).Life()
 		es = append(es, life...)
 	}
-	frame, err := task.EncodeFrame(task.FrameEvents, es)
+	frame, err := wire.EncodeFrame(wire.FrameEvents, es)
 	require.NoError(b, err)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -82,7 +83,7 @@ func singleRate(b *testing.B, pool *pgxpool.Pool) float64 {
 			v := &es[i]
 			_, err := pool.Exec(b.Context(), `INSERT INTO audit_log (time, tenant, actor_type, actor_id, action, outcome, resource_type, resource_id, task_id, job_id,
 				device_id, attempt, trace_id, model, src_topic, src_partition, src_offset, src_index) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 'events', 0, 0, 0)`,
-				v.Time, v.Tenant, v.ActorType, v.ActorID, v.Action, v.Outcome, v.ResourceType, v.ResourceID, v.TaskID, v.Job, v.Device, v.Attempt, v.TraceID, v.Model)
+				v.Time, v.Tenant, v.ActorType, v.ActorID, v.Action, v.Outcome, v.ResourceType, v.ResourceID, v.TaskID, v.JobID, v.DeviceID, v.Attempt, v.TraceID, v.Model)
 			require.NoError(b, err)
 			n++
 		}

@@ -44,9 +44,9 @@ func cleanEvent(e *task.Event) error {
 	fit(&e.UserAgent, maxText)
 	fit(&e.ResourceType, maxShort)
 	fit(&e.ResourceID, maxText)
-	fit(&e.Job, maxName)
-	fit(&e.Batch, maxName)
-	fit(&e.Device, maxName)
+	fit(&e.JobID, maxName)
+	fit(&e.BatchID, maxName)
+	fit(&e.DeviceID, maxName)
 	fit(&e.TraceID, maxShort)
 	fit(&e.Model, maxName)
 	fit(&e.Endpoint, maxName)
@@ -61,7 +61,7 @@ func cleanEvent(e *task.Event) error {
 	if len(e.OutputSHA256) != 32 {
 		e.OutputSHA256 = nil
 	}
-	for _, n := range [...]*int64{&e.TokensIn, &e.TokensOut, &e.InputSize, &e.OutputSize} {
+	for _, n := range [...]*int64{&e.InputTokens, &e.OutputTokens, &e.InputSize, &e.OutputSize} {
 		*n = min(max(*n, 0), maxCount)
 	}
 	e.Time = micro(e.Time)

@@ -8,6 +8,7 @@ import (
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // reasonRefused is the reason of a dead letter whose content Postgres refuses; the other reasons
@@ -35,7 +36,7 @@ func sendDead(ctx context.Context, to *stream.DeadLetters, letters []deadLetter)
 			Done: func(err error) { acks <- err },
 		}
 		if l.events != nil {
-			b, err := task.EncodeFrame(task.FrameEvents, l.events)
+			b, err := wire.EncodeFrame(wire.FrameEvents, l.events)
 			if err != nil {
 				return fmt.Errorf("writing a dead letter of %s: %w", letter.Record.Position(), err)
 			}

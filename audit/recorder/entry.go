@@ -7,6 +7,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // entry is one record: undecoded while it waits in the queue, then what is to be recorded of it
@@ -42,14 +43,14 @@ func newEntry(rec *stream.Record, part *ownership) *entry {
 	if rec.Topic == stream.Events {
 		e.holdEvents(rec.Value)
 	} else {
-		e.holdResult(rec.Value, rec.Header(task.HeaderContentType))
+		e.holdResult(rec.Value, rec.Header(wire.HeaderContentType))
 	}
 	return e
 }
 
 // holdEvents keeps the value of a record of the topic events.
 func (e *entry) holdEvents(value []byte) {
-	e.undecoded, e.value, e.framed = true, value, task.CountEvents(value)
+	e.undecoded, e.value, e.framed = true, value, wire.CountEvents(value)
 }
 
 // holdResult keeps the value of a record of the topic results.
@@ -69,7 +70,7 @@ func (e *entry) rows() int { return max(e.framed, 1) }
 // their own, so that replaying one does not repeat the others.
 func (e *entry) decodeEvents(room []indexedEvent) {
 	e.events = room
-	err := task.DecodeEvents(e.value, func(i, _ int) *task.Event {
+	err := wire.DecodeEvents(e.value, func(i, _ int) *task.Event {
 		e.events[i].index = int32(i) //nolint:gosec // at most task.MaxFrameEvents
 		return &e.events[i].event
 	})
@@ -96,7 +97,7 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 
 // decodeResult decodes the result.
 func (e *entry) decodeResult() {
-	r, err := task.DecodeResult(e.value, e.contentType)
+	r, err := wire.DecodeResult(e.value, e.contentType)
 	reason := stream.ReasonUnreadable
 	if err == nil {
 		reason = stream.ReasonInvalid

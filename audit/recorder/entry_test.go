@@ -14,6 +14,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Events keep their indexes when others of their record cannot be recorded, and those are kept
@@ -23,11 +24,11 @@ func TestAnEntrySeparatesGoodAndBadEvents(t *testing.T) {
 	good := func(id string) task.Event {
 		return task.Event{Time: at.Truncate(time.Microsecond), Action: task.TaskQueued, Tenant: "acme", TaskID: id}
 	}
-	odd := task.Event{Time: at, Action: task.TaskQueued, Tenant: "acme", ActorID: "a\x00b" + strings.Repeat("x", 1000), InputSHA256: []byte{1}, TokensIn: -5, Detail: []byte(`{`)}
+	odd := task.Event{Time: at, Action: task.TaskQueued, Tenant: "acme", ActorID: "a\x00b" + strings.Repeat("x", 1000), InputSHA256: []byte{1}, InputTokens: -5, Detail: []byte(`{`)}
 	noAction, noTenant, noTime, noAttempt := odd, odd, odd, odd
 	noAction.Action, noTenant.Tenant, noTenant.TaskID, noTime.Time, noAttempt.Attempt = "task.teleported", "", "t", time.Unix(1, 0).UTC(), -1
 	all := []task.Event{noAction, good("a"), noTenant, noTime, good("b"), noAttempt}
-	b, err := task.EncodeFrame(task.FrameEvents, all)
+	b, err := wire.EncodeFrame(wire.FrameEvents, all)
 	require.NoError(t, err)
 	e := &entry{}
 	e.decode(b)
@@ -73,11 +74,11 @@ func requireStorable(t require.TestingT, s string, most int) {
 // FuzzEntry: whatever is in the log, what is recorded of it fits into its row.
 func FuzzEntry(f *testing.F) {
 	es, r := audittest.NewStory("t1").Life()
-	b, err := task.EncodeFrame(task.FrameEvents, es)
+	b, err := wire.EncodeFrame(wire.FrameEvents, es)
 	require.NoError(f, err)
 	f.Add(b)
-	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
-		b, err := task.EncodeResult(r, ct)
+	for _, ct := range []string{wire.ContentJSON, wire.ContentMsgpack} {
+		b, err := wire.EncodeResult(r, ct)
 		require.NoError(f, err)
 		f.Add(b)
 	}
@@ -91,7 +92,7 @@ func FuzzEntry(f *testing.F) {
 			v := &e.events[i].event
 			requireStorable(t, v.Tenant, task.MaxIDLength)
 			requireStorable(t, v.TaskID, task.MaxIDLength)
-			for _, s := range []string{v.ActorID, v.SourceAddr, v.Job, v.Batch, v.Device, v.Model, v.Endpoint} {
+			for _, s := range []string{v.ActorID, v.SourceAddr, v.JobID, v.BatchID, v.DeviceID, v.Model, v.Endpoint} {
 				requireStorable(t, s, maxName)
 			}
 			for _, s := range []string{v.UserAgent, v.ResourceID, v.CustomID} {

@@ -10,9 +10,10 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -78,7 +79,7 @@ func (o *ownership) take() int64 {
 // events returns a decoded record of events.
 func (o *ownership) events(tb testing.TB, events ...task.Event) *entry {
 	tb.Helper()
-	b, err := task.EncodeFrame(task.FrameEvents, events)
+	b, err := wire.EncodeFrame(wire.FrameEvents, events)
 	require.NoError(tb, err)
 	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b))}
 	e.decode(b)
@@ -97,10 +98,10 @@ func (e *entry) decode(b []byte) {
 // result returns a decoded record of a result.
 func (o *ownership) result(tb testing.TB, r *task.Result) *entry {
 	tb.Helper()
-	b, err := task.EncodeResult(r, task.ContentJSON)
+	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	require.NoError(tb, err)
 	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b))}
-	e.decodeAsResult(b, task.ContentJSON)
+	e.decodeAsResult(b, wire.ContentJSON)
 	return e
 }
 

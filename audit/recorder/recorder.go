@@ -19,7 +19,7 @@ const maxRecords = 1 << 16
 
 // Deps is what a recorder works with.
 type Deps struct {
-	Log      *stream.Log
+	Log      *stream.Client
 	Pool     *pgxpool.Pool
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics

@@ -58,7 +58,7 @@ func BenchmarkRecorder(b *testing.B) {
 
 // backlog writes the lives of n tasks to the log, as many at a time as pass the stages together,
 // and returns the number of their events.
-func backlog(b *testing.B, l *stream.Log, n int) (rows int) {
+func backlog(b *testing.B, l *stream.Client, n int) (rows int) {
 	out := l.NewOutbox("bench", 10_000, 64<<20)
 	var wg sync.WaitGroup
 	const together = 500

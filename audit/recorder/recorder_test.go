@@ -14,11 +14,12 @@ import (
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // startRecorder runs a recorder; stop ends it and returns its error.
@@ -112,7 +113,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 	pool, l := audittest.NewPool(t), audittest.OpenLog(t, 3)
 	stop := startRecorder(t, Deps{Log: l, Pool: pool, Instance: "audit@one-1"})
 	s := audittest.NewStory("t1")
-	frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{s.Accepted(), s.Event("task.teleported", 0, ""), s.Event(task.TaskQueued, 0, "")})
+	frame, err := wire.EncodeFrame(wire.FrameEvents, []task.Event{s.Accepted(), s.Event("task.teleported", 0, ""), s.Event(task.TaskQueued, 0, "")})
 	require.NoError(t, err)
 	require.NoError(t, l.Produce(t.Context(),
 		stream.Message{Topic: stream.Events, Key: "0", Value: frame},
@@ -133,7 +134,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 	require.Len(t, letters, 3)
 	require.Equal(t, "nonsense", string(letters["results unreadable"].Value))
 	require.NotNil(t, letters["events unreadable"])
-	kept, err := task.DecodeFrame[task.Event](task.FrameEvents, letters["events invalid"].Value)
+	kept, err := wire.DecodeFrame[task.Event](wire.FrameEvents, letters["events invalid"].Value)
 	require.NoError(t, err)
 	require.Len(t, kept, 1, "only what was not recorded")
 	require.Equal(t, task.Action("task.teleported"), kept[0].Action)
@@ -148,7 +149,7 @@ func TestARecreatedTopicIsAnError(t *testing.T) {
 	_, err := r.pool.Exec(t.Context(), "INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ('events', 0, 1000)")
 	require.NoError(t, err)
 	r.own("events", 0)
-	frame, err := task.EncodeFrame(task.FrameEvents, []task.Event{audittest.NewStory("t1").Accepted()})
+	frame, err := wire.EncodeFrame(wire.FrameEvents, []task.Event{audittest.NewStory("t1").Accepted()})
 	require.NoError(t, err)
 	in := &intake{offsets: r.w.offsets, queue: r.w.queue, logger: audittest.Quiet()}
 	take := func(offset int64) error {

@@ -121,12 +121,12 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.JSONOrNull(asJSON(r.Attempts, len(r.Attempts)))
 	rows.Int8(r.Usage.InputTokens)
 	rows.Int8(r.Usage.OutputTokens)
-	rows.TextOrNull(r.Device)
+	rows.TextOrNull(r.DeviceID)
 	rows.TextOrNull(r.Model)
-	rows.TextOrNull(r.Requested)
+	rows.TextOrNull(r.RequestedModel)
 	rows.TextOrNull(r.Endpoint)
 	rows.TextOrNull(string(r.Priority))
-	rows.TextOrNull(r.Job)
+	rows.TextOrNull(r.JobID)
 	rows.TextOrNull(r.CustomID)
 	rows.JSONOrNull(asJSON(r.Labels, len(r.Labels)))
 	rows.TextOrNull(callback.URL)
@@ -211,8 +211,8 @@ func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
 	e := task.Event{
 		Time: micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
 		ActorType: task.ActorStage, ActorID: instance, ResourceType: "result", ResourceID: r.TaskID,
-		TaskID: r.TaskID, Job: r.Job, Device: r.Device, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model,
-		TokensIn: r.Usage.InputTokens, TokensOut: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
+		TaskID: r.TaskID, JobID: r.JobID, DeviceID: r.DeviceID, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model,
+		InputTokens: r.Usage.InputTokens, OutputTokens: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
 	}
 	if r.Error != nil {
 		e.ErrorClass = r.Error.Class

@@ -47,9 +47,9 @@ func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, e
 	c.Text(string(e.Outcome))
 	c.TextOrNull(string(e.ErrorClass))
 	c.TextOrNull(e.TaskID)
-	c.TextOrNull(e.Job)
-	c.TextOrNull(e.Batch)
-	c.TextOrNull(e.Device)
+	c.TextOrNull(e.JobID)
+	c.TextOrNull(e.BatchID)
+	c.TextOrNull(e.DeviceID)
 	c.Int4OrNull(int32(e.Attempt))
 	c.TextOrNull(e.TraceID)
 	if e.Duration == 0 {
@@ -58,8 +58,8 @@ func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, e
 		c.Float8(float64(e.Duration) / float64(time.Millisecond))
 	}
 	c.TextOrNull(e.Model)
-	c.Int8OrNull(e.TokensIn)
-	c.Int8OrNull(e.TokensOut)
+	c.Int8OrNull(e.InputTokens)
+	c.Int8OrNull(e.OutputTokens)
 	c.BytesOrNull(e.InputSHA256)
 	c.Int8OrNull(e.InputSize)
 	c.BytesOrNull(e.OutputSHA256)

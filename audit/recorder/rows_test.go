@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // TestRowsArriveInEveryMode: behind a pooler, the URL tells pgx not to ask for types. The same rows
@@ -37,7 +37,7 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 		events, results := r.own("events", 0), r.own("results", 0)
 		var c chunk
 		for i, text := range odd {
-			s := &audittest.Story{Task: &task.Task{ID: fmt.Sprint("t", i, text), Tenant: "acme", Model: text, Job: text, CustomID: text, Input: task.Input(`{}`)}, At: begin}
+			s := &audittest.Story{Task: &task.Task{ID: fmt.Sprint("t", i, text), Tenant: "acme", Model: text, JobID: text, CustomID: text, Input: task.Input(`{}`)}, At: begin}
 			s.Task.Normalize(begin)
 			s.Task.TraceID = "trace"
 			res := s.Result([]task.State{task.Success, task.Failed}[i%2], "d"+text)

@@ -40,7 +40,7 @@ const (
 
 // SealerDeps is what a sealer works with.
 type SealerDeps struct {
-	Log     *stream.Log
+	Log     *stream.Client
 	Outbox  *stream.Outbox
 	Pool    *pgxpool.Pool
 	Logger  *slog.Logger
@@ -231,7 +231,7 @@ func (s *Sealer) findLast(ctx context.Context) error {
 // scanTopic considers the last checkpoints in the topic and returns the hashes of the signer's.
 func (s *Sealer) scanTopic(ctx context.Context) (map[audit.Hash]bool, error) {
 	published := map[audit.Hash]bool{}
-	standings, err := s.Log.Standings(ctx, "", stream.Checkpoints)
+	standings, err := s.Log.Offsets(ctx, "", stream.Checkpoints)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Records wait undecoded. What cannot be decoded becomes a dead letter, what is beside it in its
@@ -30,14 +31,14 @@ func TestAWriterDecodesWhatItTakes(t *testing.T) {
 			s := audittest.NewStory(fmt.Sprint("t", tasks))
 			tasks++
 			es = append(es, s.Accepted())
-			b, err := task.EncodeResult(s.Result(task.Success, "d1"), task.ContentMsgpack)
+			b, err := wire.EncodeResult(s.Result(task.Success, "d1"), wire.ContentMsgpack)
 			require.NoError(t, err)
 			e := &entry{rec: &fakeRecord{}, part: results, offset: results.take(), bytes: 1}
-			e.holdResult(b, task.ContentMsgpack)
+			e.holdResult(b, wire.ContentMsgpack)
 			all = append(all, e)
 		}
 		mend(es)
-		b, err := task.EncodeFrame(task.FrameEvents, es)
+		b, err := wire.EncodeFrame(wire.FrameEvents, es)
 		require.NoError(t, err)
 		e := &entry{rec: &fakeRecord{}, part: events, offset: events.take(), bytes: 1}
 		e.holdEvents(b)
@@ -99,11 +100,11 @@ func TestALargeSlabIsFreed(t *testing.T) {
 	t.Parallel()
 	s := &slab{}
 	part := &ownership{TopicPartition: audit.PartitionOf(stream.Events, 0)}
-	es := make([]task.Event, task.MaxFrameEvents)
+	es := make([]task.Event, wire.MaxFrameEvents)
 	for i := range es {
 		es[i] = audittest.NewStory("t").Event(task.TaskQueued, 0, "")
 	}
-	frame, err := task.EncodeFrame(task.FrameEvents, es)
+	frame, err := wire.EncodeFrame(wire.FrameEvents, es)
 	require.NoError(t, err)
 	for _, c := range []struct {
 		records int

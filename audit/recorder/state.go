@@ -70,13 +70,13 @@ func stateOfEvent(e *task.Event, s *state) (ok bool) {
 		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
-		job: e.Job, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL,
+		job: e.JobID, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL,
 	}
 	switch info.State {
 	case task.Assigned:
-		s.device, s.assigned = e.Device, e.Time
+		s.device, s.assigned = e.DeviceID, e.Time
 	case task.Running:
-		s.device, s.started = e.Device, e.Time
+		s.device, s.started = e.DeviceID, e.Time
 	}
 	if e.Action == task.TaskAccepted {
 		s.from = fromAccepted
@@ -91,10 +91,10 @@ func stateOfEvent(e *task.Event, s *state) (ok bool) {
 func stateOfResult(r *task.Result) state {
 	s := state{
 		key: r.Key(), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
-		device: r.Device, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
+		device: r.DeviceID, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
 		assigned: r.AssignedAt, started: r.StartedAt,
 		from: fromEvent, submitted: r.FinishedAt,
-		endpoint: r.Endpoint, priority: string(r.Priority), job: r.Job, customID: r.CustomID, traceID: r.TraceID,
+		endpoint: r.Endpoint, priority: string(r.Priority), job: r.JobID, customID: r.CustomID, traceID: r.TraceID,
 	}
 	if !r.SubmittedAt.IsZero() {
 		s.from, s.submitted = fromResult, r.SubmittedAt

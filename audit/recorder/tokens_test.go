@@ -27,7 +27,7 @@ func TestAbsurdTokenCountsDoNotBlock(t *testing.T) {
 	for _, id := range []string{"t1", "t2", "t3"} {
 		s := audittest.NewStory(id)
 		e := s.Event(task.AttemptSucceeded, 1, "d1")
-		e.TokensIn, e.TokensOut = math.MaxInt64, math.MinInt64
+		e.InputTokens, e.OutputTokens = math.MaxInt64, math.MinInt64
 		accepted := s.Accepted()
 		accepted.InputSize = math.MaxInt64
 		res := s.Result(task.Success, "d1")

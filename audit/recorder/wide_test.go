@@ -23,11 +23,11 @@ func TestLongNamesAreRecorded(t *testing.T) {
 		return string(s)
 	}
 	s := audittest.NewStory("t1")
-	s.Task.Tenant, s.Task.ID, s.Task.Job = wide(task.MaxIDLength), wide(task.MaxIDLength), wide(task.MaxIDLength)
+	s.Task.Tenant, s.Task.ID, s.Task.JobID = wide(task.MaxIDLength), wide(task.MaxIDLength), wide(task.MaxIDLength)
 	s.Task.Model, s.Task.CustomID = wide(task.MaxNameLength), wide(512)
 	e := task.Accepted(s.Task, task.Origin{Actor: wide(1000), Addr: wide(1000), UserAgent: wide(1000)}, s.Tick())
 	failed := s.Event(task.AttemptFailed, 1, wide(maxName))
-	failed.ErrorClass, failed.Batch, failed.ResourceID = task.ErrorClass(wide(maxShort)), wide(maxName), wide(maxText)
+	failed.ErrorClass, failed.BatchID, failed.ResourceID = task.ErrorClass(wide(maxShort)), wide(maxName), wide(maxText)
 	res := s.Result(task.Success, wide(task.MaxNameLength))
 	r.record(r.own("events", 0).events(t, e, failed), r.own("results", 0).result(t, res))
 	for _, l := range r.sent {

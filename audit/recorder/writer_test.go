@@ -18,6 +18,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 func TestATaskFromBeginningToEnd(t *testing.T) {
@@ -29,7 +30,7 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 	s.Task.Labels = map[string]string{"team": "blue"}
 	accepted, queued := s.Accepted(), s.Event(task.TaskQueued, 0, "")
 	assigned, started := s.Event(task.TaskAssigned, 1, "d1"), s.Event(task.AttemptStarted, 1, "d1")
-	started.Duration, started.TokensIn, started.Detail = 1500*time.Microsecond, 7, []byte(`{"why":"earliest finish"}`)
+	started.Duration, started.InputTokens, started.Detail = 1500*time.Microsecond, 7, []byte(`{"why":"earliest finish"}`)
 
 	r.record(events.events(t, accepted, queued))
 	require.Equal(t, "PENDING", audittest.One[string](t, r.pool, "SELECT state FROM tasks WHERE tenant = 'acme' AND task_id = 't1'"))
@@ -533,7 +534,7 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 
 func FuzzDecodeRecord(f *testing.F) {
 	s := audittest.NewStory("t1")
-	b, err := task.EncodeFrame(task.FrameEvents, []task.Event{s.Accepted(), s.Event(task.TaskAssigned, 1, "d1")})
+	b, err := wire.EncodeFrame(wire.FrameEvents, []task.Event{s.Accepted(), s.Event(task.TaskAssigned, 1, "d1")})
 	require.NoError(f, err)
 	f.Add(b)
 	j, err := json.Marshal(s.Result(task.Failed, "d1"))

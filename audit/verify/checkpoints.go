@@ -149,7 +149,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 }
 
 // ReadTopic reads the checkpoints in Kafka.
-func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Log) error {
+func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Client) error {
 	return l.Scan(ctx, stream.Checkpoints, func(r *stream.Record) error {
 		c.add(r.Value, "record "+r.Position())
 		return nil

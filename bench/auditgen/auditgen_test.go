@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit/verify"
-	"github.com/batchyard/batchyard/internal/testenv"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

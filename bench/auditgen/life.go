@@ -160,7 +160,7 @@ func (m *maker) tell(l *life, a task.Action, actor string) (*task.Event, bool) {
 	}
 	e := task.Event{
 		Time: l.at, Action: a, Outcome: task.OutcomeOK, Tenant: l.t.Tenant, ActorType: task.ActorStage, ActorID: actor,
-		ResourceType: "task", ResourceID: l.t.ID, TaskID: l.t.ID, Job: l.t.Job, Attempt: l.number, TraceID: l.t.TraceID, Model: l.model,
+		ResourceType: "task", ResourceID: l.t.ID, TaskID: l.t.ID, JobID: l.t.JobID, Attempt: l.number, TraceID: l.t.TraceID, Model: l.model,
 	}
 	m.block = append(m.block, e)
 	if info, _ := a.Info(); info.State != "" {
@@ -178,7 +178,7 @@ func (m *maker) one(at time.Time, id string) {
 	case id == exampleTask:
 		l.t.Tenant, l.t.Callback = "acme", &task.Callback{URL: "https://hooks.acme.example/done"}
 	case n < 30:
-		l.t.Job = fmt.Sprintf("job-%s-%d", at.Format("0102"), n)
+		l.t.JobID = fmt.Sprintf("job-%s-%d", at.Format("0102"), n)
 	case n < 35:
 		l.t.Callback = &task.Callback{URL: "https://hooks." + l.t.Tenant + ".example/done"}
 	}
@@ -226,7 +226,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 		if !ok {
 			return true
 		}
-		e.Device, e.Batch, e.Outcome, e.ErrorClass, e.Duration = l.device, m.batch.id, task.OutcomeFailed, l.class, l.at.Sub(l.started)
+		e.DeviceID, e.BatchID, e.Outcome, e.ErrorClass, e.Duration = l.device, m.batch.id, task.OutcomeFailed, l.class, l.at.Sub(l.started)
 		e.Detail = []byte(`{"message":"the device answered with status 503","status":503}`)
 		if l.number >= 4 {
 			return m.finish(l, task.TaskFailed, task.Failed)
@@ -234,7 +234,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 		if e, ok = m.tell(l, task.TaskRequeued, m.instance("workers")); !ok {
 			return true
 		}
-		e.Device, e.ErrorClass = l.device, l.class
+		e.DeviceID, e.ErrorClass = l.device, l.class
 		e.Detail = fmt.Appendf(nil, `{"after_ms":%d,"reason":"%s","without_device":true}`, 50*l.number, l.class)
 		l.at = l.at.Add(m.ms(80))
 	}
@@ -242,7 +242,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 	case fate >= 5 && fate < 8 && !example:
 		return m.finish(l, task.TaskExpired, task.Expired)
 	case fate >= 8 && fate < 12 && !example:
-		if e, ok := m.tell(l, task.TaskCancelAsked, l.t.Tenant); ok {
+		if e, ok := m.tell(l, task.TaskCancelRequested, l.t.Tenant); ok {
 			e.ActorType, e.SourceAddr, e.UserAgent = task.ActorUser, fmt.Sprintf("10.%d.0.1:40000", len(l.t.Tenant)), agents[0]
 		}
 		return m.finish(l, task.TaskCancelled, task.Cancelled)
@@ -252,7 +252,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 		return true
 	}
 	l.in, l.out = int64(50+m.r.IntN(900)), int64(20+m.r.IntN(700))
-	e.Device, e.Batch, e.Duration, e.TokensIn, e.TokensOut = l.device, m.batch.id, l.at.Sub(l.started), l.in, l.out
+	e.DeviceID, e.BatchID, e.Duration, e.InputTokens, e.OutputTokens = l.device, m.batch.id, l.at.Sub(l.started), l.in, l.out
 	e.OutputSize, e.OutputSHA256, e.Detail = 4*l.out, m.sum(), []byte(`{"status":200}`)
 	return m.finish(l, task.TaskSucceeded, task.Success)
 }
@@ -268,7 +268,7 @@ func (m *maker) attempt(l *life, lost int) (stopped bool) {
 	// Each device serves two models.
 	l.device = fmt.Sprintf("gpu-%d", 1+(l.key*deviceCount/len(models)+m.r.IntN(deviceCount*2/len(models)))%deviceCount)
 	l.assigned = l.at
-	e.Device, e.Duration, e.Detail = l.device, waited, assigned[m.r.IntN(len(assigned))]
+	e.DeviceID, e.Duration, e.Detail = l.device, waited, assigned[m.r.IntN(len(assigned))]
 	if lost == 1 {
 		return true
 	}
@@ -280,12 +280,12 @@ func (m *maker) attempt(l *life, lost int) (stopped bool) {
 		m.nextBatch()
 	}
 	m.batch.left--
-	e.Device, e.Batch, e.Duration, e.Detail, e.ResourceType, e.ResourceID = l.device, m.batch.id, l.at.Sub(l.assigned), m.batch.detail, "batch", m.batch.id
+	e.DeviceID, e.BatchID, e.Duration, e.Detail, e.ResourceType, e.ResourceID = l.device, m.batch.id, l.at.Sub(l.assigned), m.batch.detail, "batch", m.batch.id
 	l.at = l.at.Add(m.ms(4))
 	if e, ok = m.tell(l, task.AttemptStarted, m.instance("workers")); !ok {
 		return true
 	}
-	e.Device, e.Batch = l.device, m.batch.id
+	e.DeviceID, e.BatchID = l.device, m.batch.id
 	l.started = l.at
 	l.at = l.at.Add(m.ms(attemptMS[l.key]))
 	return lost == 2
@@ -307,7 +307,7 @@ func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 	if !ok {
 		return true
 	}
-	e.Device, e.Batch, e.Duration, e.TokensIn, e.TokensOut = l.device, m.batch.id, l.at.Sub(l.submitted), l.in, l.out
+	e.DeviceID, e.BatchID, e.Duration, e.InputTokens, e.OutputTokens = l.device, m.batch.id, l.at.Sub(l.submitted), l.in, l.out
 	if s != task.Success {
 		e.Outcome, e.ErrorClass = task.OutcomeFailed, l.class
 	} else {

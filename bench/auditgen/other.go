@@ -41,7 +41,7 @@ func (m *maker) row(l *life) {
 	r.int4(l.seq)
 	r.int8(int64(2 + l.number))
 	r.int4(l.number)
-	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.Job, l.t.TraceID)
+	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.JobID, l.t.TraceID)
 	r.times(l.submitted, l.assigned, l.started, l.finished)
 	r.text(string(l.class), l.message())
 	r.times(l.t.Deadline)
@@ -70,7 +70,7 @@ func (m *maker) answer(l *life) {
 	r.text(attempts)
 	r.int8(l.in)
 	r.int8(l.out)
-	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.Job, l.callbackURL(), l.t.TraceID)
+	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.JobID, l.callbackURL(), l.t.TraceID)
 	r.times(l.submitted, l.assigned, l.started, l.finished, l.finished.Add(20*time.Millisecond))
 }
 
@@ -154,8 +154,8 @@ func (m *maker) devices(day time.Time) {
 	for range 4 {
 		e := task.Event{Time: day.Add(time.Duration(m.r.Int64N(int64(23 * time.Hour)))), Action: task.DeviceDrained, Outcome: task.OutcomeOK, Tenant: "acme",
 			ActorType: task.ActorUser, ActorID: "alice", SourceAddr: "10.4.0.1:41000", UserAgent: agents[0], ResourceType: "device",
-			Device: fmt.Sprintf("gpu-%d", 1+m.r.IntN(deviceCount)), TraceID: m.hex(32), Detail: []byte(`{"changed":true}`)}
-		e.ResourceID = e.Device
+			DeviceID: fmt.Sprintf("gpu-%d", 1+m.r.IntN(deviceCount)), TraceID: m.hex(32), Detail: []byte(`{"changed":true}`)}
+		e.ResourceID = e.DeviceID
 		m.plain(e)
 		e.Time, e.Action = e.Time.Add(10*time.Minute), task.DeviceUndrained
 		m.plain(e)
@@ -179,7 +179,7 @@ func (m *maker) devices(day time.Time) {
 // deviceEvent adds an event about a device. The device itself reports that it joins;
 // workers report the rest.
 func (m *maker) deviceEvent(id string, at time.Time, a task.Action, detail string) {
-	e := task.Event{Time: at, Action: a, Outcome: task.OutcomeOK, ActorType: task.ActorDevice, ActorID: id, ResourceType: "device", ResourceID: id, Device: id}
+	e := task.Event{Time: at, Action: a, Outcome: task.OutcomeOK, ActorType: task.ActorDevice, ActorID: id, ResourceType: "device", ResourceID: id, DeviceID: id}
 	if a != task.DeviceJoined {
 		e.ActorType, e.ActorID = task.ActorStage, m.instance("workers")
 	}

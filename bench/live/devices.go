@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/agent"
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 )
 
@@ -55,7 +55,7 @@ func (p *place) startDevices(ctx context.Context, seed uint64, server string) (_
 func (p *place) waitForDevices(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, joinWithin, fmt.Errorf("the %d devices did not join within %s", n, joinWithin))
 	defer cancel()
-	registry := device.NewRegistry(p.redis, device.Config{}, p.prefix)
+	registry := store.NewRegistry(p.redis, store.Config{}, p.prefix)
 	changed := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()

@@ -9,7 +9,7 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -42,7 +42,7 @@ type Policy struct {
 type Services struct {
 	ConfigPath  string // for the processes
 	Kafka       stream.Config
-	Redis       device.RedisConfig
+	Redis       store.RedisConfig
 	PostgresURL string // its user must be allowed to create databases
 }
 

@@ -10,10 +10,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 const (
@@ -61,7 +62,7 @@ func newPhase(n int) *phase {
 func (p *place) startLoad(ctx context.Context, server *process) (*load, error) {
 	l := &load{p: p, server: server, patience: p.s.o.Patience, asked: map[string]*phase{}}
 	l.producer = producer.New(producer.Config{}, producer.Deps{
-		Log: p.log, Redis: p.redis, Prefix: p.prefix, Cancels: device.NewCancels(p.redis, device.Config{}, p.prefix),
+		Stream: p.log, Redis: p.redis, Prefix: p.prefix, Cancels: store.NewOverrides(p.redis, store.Config{}, p.prefix),
 		Logger: slog.New(slog.DiscardHandler), Instance: "producer@bench",
 	})
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -93,7 +94,7 @@ func (l *load) close() error {
 func (l *load) read(_ context.Context, recs []*stream.Record) {
 	now := time.Now()
 	for _, rec := range recs {
-		if r, err := task.DecodeResult(rec.Value, rec.Header(task.HeaderContentType)); err == nil { // otherwise check reports the missing result
+		if r, err := wire.DecodeResult(rec.Value, rec.Header(wire.HeaderContentType)); err == nil { // otherwise check reports the missing result
 			l.answered(r, now)
 		}
 		rec.Done()
@@ -259,7 +260,7 @@ func (l *load) wait(ctx context.Context, ph *phase) error {
 func (l *load) check(ctx context.Context) (failures int, err error) {
 	times := map[string]int{}
 	err = l.p.log.Scan(ctx, stream.Results, func(rec *stream.Record) error {
-		r, err := task.DecodeResult(rec.Value, rec.Header(task.HeaderContentType))
+		r, err := wire.DecodeResult(rec.Value, rec.Header(wire.HeaderContentType))
 		if err != nil {
 			return fmt.Errorf("reading the result at %s: %w", rec.Position(), err)
 		}

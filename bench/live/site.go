@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
@@ -64,7 +64,7 @@ func openSite(ctx context.Context, o *Options) (_ *site, err error) {
 		return nil, fmt.Errorf("starting the embedded services: %w", err)
 	}
 	s.in.Kafka = stream.Config{Brokers: s.stack.Brokers, Partitions: partitions, Replication: 1}
-	s.in.Redis = device.RedisConfig{Addr: s.stack.RedisAddr}
+	s.in.Redis = store.RedisConfig{Addr: s.stack.RedisAddr}
 	s.in.PostgresURL = s.stack.PostgresURL
 	s.env = append(s.env,
 		"BATCHYARD_KAFKA_BROKERS="+strings.Join(s.stack.Brokers, ","), "BATCHYARD_KAFKA_PARTITIONS="+strconv.Itoa(partitions),
@@ -89,7 +89,7 @@ type place struct {
 	s        *site
 	prefix   string
 	database string // URL
-	log      *stream.Log
+	log      *stream.Client
 	redis    redis.UniversalClient
 	undo     []func(context.Context) error
 }
@@ -116,7 +116,7 @@ func (s *site) place(ctx context.Context) (_ *place, err error) {
 	if _, err := p.log.CreateTopics(ctx); err != nil {
 		return nil, err
 	}
-	if p.redis, err = device.OpenRedis(ctx, s.in.Redis); err != nil {
+	if p.redis, err = store.OpenRedis(ctx, s.in.Redis); err != nil {
 		return nil, err
 	}
 	p.undo = append(p.undo, func(context.Context) error { return p.redis.Close() })

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/audit/query"
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 )
 
 // shownColumns are the columns that a table has unless others are named.

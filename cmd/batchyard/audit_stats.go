@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/audit/query"
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -76,7 +76,7 @@ func addLag(ctx context.Context, cfg app.Config, s *query.Stats) error {
 		return err
 	}
 	for _, topic := range []string{stream.Events, stream.Results} {
-		ends, err := log.Standings(ctx, "", topic)
+		ends, err := log.Offsets(ctx, "", topic)
 		if err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/routesim"
+	"github.com/batchyard/batchyard/bench/routesim"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/router/policy"
 )

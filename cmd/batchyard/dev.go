@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/local"
 )
 
 func (c *cli) devCommand() *cobra.Command {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -47,7 +47,7 @@ func (c *cli) dlqListCommand() *cobra.Command {
 const flushEvery = 500
 
 func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool) error {
-	return c.withLog(ctx, func(log *stream.Log, _ app.Config) error {
+	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		now := c.now()
 		t := newTable(c.out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
 		n := 0
@@ -133,7 +133,7 @@ dump. The bytes are what somebody sent: a prompt may be among them.`,
 }
 
 func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
-	return c.withLog(ctx, func(log *stream.Log, _ app.Config) error {
+	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		var found *stream.Record
 		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
 			if placeOf(r) == at {

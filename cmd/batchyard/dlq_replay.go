@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -94,7 +94,7 @@ type replay struct {
 const maxReplayErrors = 20
 
 func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dry bool) error {
-	return c.withLog(ctx, func(log *stream.Log, _ app.Config) (err error) {
+	return c.withLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
 		if !dry {
 			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)

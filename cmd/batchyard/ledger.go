@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
-	"github.com/batchyard/batchyard/internal/ledger"
+	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/ledger"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -85,7 +85,7 @@ not look.`,
 }
 
 func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string) error {
-	return c.withLog(ctx, func(log *stream.Log, cfg app.Config) error {
+	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
 		if postgres != "" {
 			cfg.Postgres.URL = postgres
 		}
@@ -105,7 +105,7 @@ func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string
 	})
 }
 
-func (c *cli) ledgerTell(ctx context.Context, log *stream.Log, pool *pgxpool.Pool, o ledger.Options) error {
+func (c *cli) ledgerTell(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
 	r, err := ledger.Check(ctx, log, pool, o)
 	if err != nil {
 		return withCode(exitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))

@@ -17,9 +17,10 @@ import (
 
 	"github.com/batchyard/batchyard/api"
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // unique is a name that no other test, and no other run of the same, has.
@@ -132,7 +133,7 @@ func TestDevicesList(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	id := unique("cli-test")
-	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	registry := store.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
 	require.Regexp(t, id+` +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
@@ -149,7 +150,7 @@ func TestDevicesDrain(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	id := unique("cli-drain")
-	registry := device.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	registry := store.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
 	require.Equal(t, "device "+id+": drained\n", ok(t, "devices", "drain", id, "--server", f.URL))

@@ -14,8 +14,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/internal/local"
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/cmd/internal/local"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // runMainVar makes the test binary be the program itself: signals and exit codes

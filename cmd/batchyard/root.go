@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )

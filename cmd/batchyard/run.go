@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
-	"github.com/batchyard/batchyard/internal/local"
+	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/task"

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 )
 
 func (c *cli) serveCommand() *cobra.Command {

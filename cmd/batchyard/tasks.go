@@ -157,7 +157,7 @@ func (c *cli) showTask(s *batchyard.TaskStatus) error {
 		field("tokens", fmt.Sprintf("%d in, %d out", s.Usage.InputTokens, s.Usage.OutputTokens))
 	}
 	for _, a := range s.Attempts {
-		how := fmt.Sprintf("%s on %s after %s", orWord(string(a.Class), "ok"), a.Device, time.Duration(a.Duration)*time.Millisecond)
+		how := fmt.Sprintf("%s on %s after %s", orWord(string(a.Class), "ok"), a.DeviceID, time.Duration(a.Duration)*time.Millisecond)
 		if a.Message != "" {
 			how += ": " + short(a.Message, 200)
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -34,7 +34,7 @@ func (c *cli) topicsCommand() *cobra.Command {
 }
 
 // withLog connects to Kafka by the configuration and calls fn.
-func (c *cli) withLog(ctx context.Context, fn func(*stream.Log, app.Config) error) (err error) {
+func (c *cli) withLog(ctx context.Context, fn func(*stream.Client, app.Config) error) (err error) {
 	cfg, err := c.config(nil)
 	if err != nil {
 		return err
@@ -48,7 +48,7 @@ func (c *cli) withLog(ctx context.Context, fn func(*stream.Log, app.Config) erro
 }
 
 func (c *cli) topicsCreate(ctx context.Context) error {
-	return c.withLog(ctx, func(log *stream.Log, _ app.Config) error {
+	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		created, err := log.CreateTopics(ctx)
 		for _, name := range created {
 			if c.json {
@@ -75,7 +75,7 @@ type topic struct {
 }
 
 func (c *cli) topicsList(ctx context.Context) error {
-	return c.withLog(ctx, func(log *stream.Log, cfg app.Config) error {
+	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
 		t := newTable(c.out, "TOPIC", "KEY", "A RECORD IS", "AT MOST")
 		for _, one := range stream.Topics {
 			name := cfg.Kafka.TopicPrefix + one.Name

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/pg"
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

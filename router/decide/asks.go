@@ -69,14 +69,14 @@ func (d *Decider) asks(now time.Time) []device.Ask {
 	for name, a := range waiting {
 		old, ok := d.asked[name]
 		known = known && ok && old.priority == a.priority
-		out = append(out, device.Ask{Pool: name, Band: a.priority, N: a.n})
+		out = append(out, device.Ask{Pool: name, Priority: a.priority, N: a.n})
 	}
 	if known && (len(waiting) == 0 || now.Before(d.askAt)) {
 		return nil
 	}
 	for name, a := range d.asked {
 		if _, ok := waiting[name]; !ok {
-			out = append(out, device.Ask{Pool: name, Band: a.priority})
+			out = append(out, device.Ask{Pool: name, Priority: a.priority})
 		}
 	}
 	slices.SortFunc(out, func(a, b device.Ask) int { return cmp.Compare(a.Pool, b.Pool) })

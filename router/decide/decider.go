@@ -182,7 +182,7 @@ func (d *Decider) Cancel(k task.Key) (*Item, bool) {
 }
 
 // Reprioritize changes the priority or level of a waiting task; false if it is not in the window.
-func (d *Decider) Reprioritize(r device.Repriority, now time.Time) bool {
+func (d *Decider) Reprioritize(r device.PriorityChange, now time.Time) bool {
 	return d.window.reprioritize(r, now)
 }
 

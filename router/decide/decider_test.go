@@ -112,10 +112,10 @@ func TestCreditsHideTheDispatchLatency(t *testing.T) {
 	cfg.DispatchLatency, cfg.MaxPrefetch = 2*time.Millisecond, 100
 	limit := func(slots int, serviceMS, dispatchMS float64, health device.Health) int {
 		d, _ := newTestDecider(t, cfg)
-		health.HopMS = dispatchMS
+		health.DispatchMS = dispatchMS
 		d.UpdateFleet(Fleet{
 			Devices: []device.Device{dev("d", slots, "m")}, Healths: map[string]device.Health{"d": health},
-			Rates: map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: serviceMS}},
+			Rates: map[device.RateKey]device.Rate{{DeviceID: "d", Model: "m"}: {ServiceMS: serviceMS}},
 		}, t0)
 		return limitsOf(d)["d"]
 	}
@@ -135,10 +135,10 @@ func TestADeviceThatIsNotPickedIsProbedNowAndThen(t *testing.T) {
 	cfg.ProbeInterval = 30 * time.Second
 	d, l := newTestDecider(t, cfg)
 	f := oldFleet(3)
-	f.Rates[device.RateKey{Device: "d2", Model: "m"}] = device.Rate{ServiceMS: 60_000, At: t0}
+	f.Rates[device.RateKey{DeviceID: "d2", Model: "m"}] = device.Rate{ServiceMS: 60_000, At: t0}
 	roundAt := func(now time.Time, n int) map[string]int {
 		for k, r := range f.Rates {
-			if k.Device != "d2" {
+			if k.DeviceID != "d2" {
 				r.At = now
 				f.Rates[k] = r
 			}
@@ -210,7 +210,7 @@ func TestOtherRoutersGetAsksForWaitingTasks(t *testing.T) {
 	f := oldFleet(2)
 	f.Routers = 2
 	d.UpdateFleet(f, t0)
-	pools := []string{device.Pool("d0", device.ClassEach), device.Pool("d1", device.ClassEach)}
+	pools := []string{device.Pool("d0", device.ClassSingle), device.Pool("d1", device.ClassSingle)}
 	addMany(d, 10, "m", task.Low, t0)
 	d.Step(t0)
 	require.Len(t, l.picks, 10)
@@ -220,7 +220,7 @@ func TestOtherRoutersGetAsksForWaitingTasks(t *testing.T) {
 	addMany(d, 3, "m", task.High, t0)
 	d.Step(t0)
 	require.Equal(t, pools, slices.Sorted(maps.Keys(l.asked)))
-	require.Equal(t, device.Ask{Pool: pools[0], Band: 0, N: 3}, l.asked[pools[0]])
+	require.Equal(t, device.Ask{Pool: pools[0], Priority: 0, N: 3}, l.asked[pools[0]])
 	clear(l.asked)
 	d.Step(t0.Add(askInterval / 2))
 	require.Empty(t, l.asked, "the other routers know already")
@@ -229,7 +229,7 @@ func TestOtherRoutersGetAsksForWaitingTasks(t *testing.T) {
 	l.used[pools[0]] = 0
 	d.UpdateUsed(map[string]int{pools[0]: 0})
 	d.Step(t0.Add(askInterval))
-	require.Equal(t, device.Ask{Pool: pools[1], Band: 0}, l.asked[pools[1]], "the ask is withdrawn")
+	require.Equal(t, device.Ask{Pool: pools[1], Priority: 0}, l.asked[pools[1]], "the ask is withdrawn")
 }
 
 // A lower priority whose credits are kept for another router does not try again at once.
@@ -266,7 +266,7 @@ func (h *holding) Acquire(wants []device.Want, asks []device.Ask) ([]device.Gran
 	h.calls++
 	grants := make([]device.Grant, len(wants))
 	for i, w := range wants {
-		grants[i] = device.Grant{Pool: w.Pool, Held: true}
+		grants[i] = device.Grant{Pool: w.Pool, Outranked: true}
 	}
 	return grants, nil
 }
@@ -401,7 +401,7 @@ func TestFIFOOrdersByArrivalAlone(t *testing.T) {
 	require.Equal(t, []string{"high", "level", "normal", "second", "low"}, order())
 	d.SetPolicy(policyNamed(t, "fifo"), BindAuto, t0)
 	require.Equal(t, arrived, order())
-	require.True(t, d.window.reprioritize(device.Repriority{Key: d.window.byKey[task.Key{Tenant: "a", ID: "low"}].Task.Key(), Priority: task.High, Level: 9}, now))
+	require.True(t, d.window.reprioritize(device.PriorityChange{Key: d.window.byKey[task.Key{Tenant: "a", ID: "low"}].Task.Key(), Priority: task.High, Level: 9}, now))
 	require.Equal(t, arrived, order(), "a new priority must not change the order of arrival")
 	d.SetPolicy(policyNamed(t, "expected_finish"), BindAuto, t0)
 	require.Equal(t, "low", order()[0], "the new priority must count from then on")

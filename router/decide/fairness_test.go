@@ -171,11 +171,11 @@ func (k *keeping) Acquire(wants []device.Want, asks []device.Ask) ([]device.Gran
 	urgent := make([]device.Want, len(wants))
 	for i, w := range wants {
 		urgent[i] = w
-		urgent[i].N, urgent[i].Of = w.Of[0], [3]int{w.Of[0], 0, 0}
+		urgent[i].N, urgent[i].ByPriority = w.ByPriority[0], [3]int{w.ByPriority[0], 0, 0}
 	}
 	gs, err := k.ledger.Acquire(urgent, asks)
 	for i := range gs {
-		gs[i].Held = wants[i].Of[1]+wants[i].Of[2] > 0
+		gs[i].Outranked = wants[i].ByPriority[1]+wants[i].ByPriority[2] > 0
 	}
 	return gs, err
 }

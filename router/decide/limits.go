@@ -70,8 +70,8 @@ func (v *view) setLimit(s *deviceView, p *pool, perSlot int, c capacity) {
 // dispatchLatency is the time from an assignment to the start of its request: as the workers measured
 // it, or as configured.
 func (v *view) dispatchLatency(s *deviceView) time.Duration {
-	if s.health.HopMS > 0 {
-		return time.Duration(s.health.HopMS * float64(time.Millisecond))
+	if s.health.DispatchMS > 0 {
+		return time.Duration(s.health.DispatchMS * float64(time.Millisecond))
 	}
 	return v.cfg.DispatchLatency
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/router/policy"
 	"github.com/batchyard/batchyard/task"
 )
@@ -95,7 +96,7 @@ func known(ds ...device.Device) Fleet {
 	for _, d := range ds {
 		for _, m := range []string{"a", "b", "m", "n", "o"} {
 			for _, batched := range []bool{false, true} {
-				f.Rates[device.RateKey{Device: d.ID, Model: m, Merged: batched}] = device.Rate{ServiceMS: 100, Samples: 10, At: time.Now()}
+				f.Rates[device.RateKey{DeviceID: d.ID, Model: m, Batched: batched}] = device.Rate{ServiceMS: 100, Samples: 10, At: time.Now()}
 			}
 		}
 	}
@@ -182,21 +183,21 @@ func addMany(d *Decider, n int, model string, p task.Priority, now time.Time) []
 // redisCredits is a ledger whose credits are the real ones.
 type redisCredits struct {
 	*ledger
-	credits *device.Credits
+	credits *store.Credits
 }
 
 func (r *redisCredits) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
 	return r.credits.AcquireFor(context.Background(), "router@test", wants, asks)
 }
 
-func creditsOn(t testing.TB, addr string) *device.Credits {
+func creditsOn(t testing.TB, addr string) *store.Credits {
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{addr}})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	return device.NewCredits(rdb, device.Config{Timeout: time.Hour, LeaseTTL: time.Minute}, "t:")
+	return store.NewCredits(rdb, store.Config{Timeout: time.Hour, LeaseTTL: time.Minute}, "t:")
 }
 
 // newRedisDecider is a decider that takes its credits from Redis.
-func newRedisDecider(t testing.TB) (*Decider, *device.Credits) {
+func newRedisDecider(t testing.TB) (*Decider, *store.Credits) {
 	d, l := newTestDecider(t, testConfig())
 	credits := creditsOn(t, miniredis.RunT(t).Addr())
 	d.effects = &redisCredits{l, credits}

@@ -44,7 +44,7 @@ func benchmarkPick(b *testing.B, p policy.Policy, n int, use func(*policy.Candid
 		d := dev(fmt.Sprintf("device-%04d", i), 1+i%4, "m")
 		d.CPU, d.Mem, d.Queue = rng.Float64(), rng.Float64(), i%3
 		fleet.Devices = append(fleet.Devices, d)
-		fleet.Rates[device.RateKey{Device: d.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 * (1 + rng.IntN(6)))}
+		fleet.Rates[device.RateKey{DeviceID: d.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 * (1 + rng.IntN(6)))}
 	}
 	v.update(fleet, now)
 	snap := &v.snapshotOf(&demand{Requirement: device.Requirement{Model: "m"}}, now, rng).Snapshot

@@ -90,7 +90,7 @@ func (d *Decider) pick(q *queue, snap *snapshot, why entitlement, now time.Time)
 		return Pick{}, false
 	}
 	choice := d.policy.Pick(&policy.Request{
-		ID: it.Task.ID, Tenant: it.Task.Tenant, Session: it.Task.Session, Client: it.Client,
+		ID: it.Task.ID, Tenant: it.Task.Tenant, Session: it.Task.SessionID, Client: it.Client,
 		Priority: q.flow.key.priority, Level: it.Task.Level, Ahead: dm.heldThisRound,
 	}, &snap.Snapshot)
 	switch {
@@ -183,7 +183,7 @@ func (d *Decider) countWants(picks []Pick) {
 			r.wants = append(r.wants, device.Want{Pool: pl.name, Limit: pl.Limit})
 		}
 		r.wants[k].N++
-		r.wants[k].Of[picks[i].priority]++
+		r.wants[k].ByPriority[picks[i].priority]++
 	}
 }
 
@@ -191,7 +191,7 @@ func (d *Decider) countWants(picks []Pick) {
 // credit the task goes back, and the answer is false.
 func (d *Decider) grant(p *Pick, g *device.Grant, now time.Time) bool {
 	if g.N == 0 {
-		if g.Held && p.priority > 0 {
+		if g.Outranked && p.priority > 0 {
 			d.yield(p.Item.demand, p.priority, now)
 			if !d.window.owesTask(p.priority, p.Item.demand) { // otherwise the next round serves it
 				d.round.kept++

@@ -32,12 +32,12 @@ func benchmarkRound(b *testing.B, policyName string, devices int) {
 	for i := range devices {
 		dv := dev(fmt.Sprintf("d%05d", i), 1+i%4, "m")
 		f.Devices = append(f.Devices, dv)
-		f.Rates[device.RateKey{Device: dv.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 + i%7*30), Samples: 9, At: now}
+		f.Rates[device.RateKey{DeviceID: dv.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 + i%7*30), Samples: 9, At: now}
 	}
 	d.UpdateFleet(f, now)
 	items := make([]*Item, 4*round)
 	for i := range items {
-		items[i] = newItem(&task.Task{ID: fmt.Sprint(i), Model: "m", Tenant: fmt.Sprint("t", i%8), Session: fmt.Sprint(i)}, topicOf(task.Normal))
+		items[i] = newItem(&task.Task{ID: fmt.Sprint(i), Model: "m", Tenant: fmt.Sprint("t", i%8), SessionID: fmt.Sprint(i)}, topicOf(task.Normal))
 	}
 	refill := func() {
 		for _, it := range items {

@@ -44,7 +44,7 @@ func TestARoundPicksInOrderAndNoMoreThanThereAreCredits(t *testing.T) {
 func TestPicksWithoutACreditReturnToTheWindow(t *testing.T) {
 	d, credits := newRedisDecider(t)
 	d.UpdateFleet(known(dev("d", 2, "*")), time.Now())
-	pool := device.Pool("d", device.ClassEach)
+	pool := device.Pool("d", device.ClassSingle)
 	_, err := credits.Acquire(t.Context(), "another router", []device.Want{{Pool: pool, N: 2, Limit: 3}})
 	require.NoError(t, err)
 	items := []*Item{d.put(t, &task.Task{Model: "m"}, time.Now()), d.put(t, &task.Task{Model: "m"}, time.Now()), d.put(t, &task.Task{Model: "m"}, time.Now())}
@@ -71,7 +71,7 @@ func TestNothingIsLostWhenRedisIsAway(t *testing.T) {
 	require.Len(t, picks, 3)
 	_, err := d.take(picks, nil, time.Now())
 	require.Error(t, err)
-	require.Zero(t, d.view.pools[device.Pool("d", device.ClassEach)].Used)
+	require.Zero(t, d.view.pools[device.Pool("d", device.ClassSingle)].Used)
 	for _, dm := range d.window.demands {
 		require.Equal(t, 3, dm.ready)
 	}
@@ -100,7 +100,7 @@ func TestADemandThatWaitsForItsBestDeviceDelaysNoOther(t *testing.T) {
 	d, _ := newRedisDecider(t)
 	d.UpdateFleet(Fleet{
 		Devices: []device.Device{dev("fast", 1, "a"), dev("slow", 1, "a"), dev("other", 1, "b")},
-		Rates:   map[device.RateKey]device.Rate{{Device: "fast", Model: "a"}: {ServiceMS: 10}, {Device: "slow", Model: "a"}: {ServiceMS: 1e6}},
+		Rates:   map[device.RateKey]device.Rate{{DeviceID: "fast", Model: "a"}: {ServiceMS: 10}, {DeviceID: "slow", Model: "a"}: {ServiceMS: 1e6}},
 	}, time.Now())
 	for range 2000 {
 		d.put(t, &task.Task{Model: "a", Priority: task.High}, time.Now())
@@ -131,7 +131,7 @@ func TestCandidatesOfADemand(t *testing.T) {
 	d.UpdateFleet(Fleet{
 		Devices: []device.Device{gpu, open, slow, drains, half, dev("else", 4, "n")},
 		Healths: map[string]device.Health{
-			"open": {State: "open", OpenUntil: now.Add(time.Minute)}, "slow": {State: "closed", SlowUntil: now.Add(time.Minute)},
+			"open": {State: "open", OpenUntil: now.Add(time.Minute)}, "slow": {State: "closed", ThrottledUntil: now.Add(time.Minute)},
 			"half": {State: "half-open"},
 		},
 	}, now)
@@ -228,7 +228,7 @@ func TestPicksSayWhyTheDeviceWasChosen(t *testing.T) {
 	gone.Draining = true
 	d.UpdateFleet(Fleet{
 		Devices: []device.Device{dev("d", 2, "*"), dev("slow", 1, "*"), gone, other},
-		Rates:   map[device.RateKey]device.Rate{{Device: "d", Model: "m"}: {ServiceMS: 40}, {Device: "slow", Model: "m"}: {ServiceMS: 400}},
+		Rates:   map[device.RateKey]device.Rate{{DeviceID: "d", Model: "m"}: {ServiceMS: 40}, {DeviceID: "slow", Model: "m"}: {ServiceMS: 400}},
 	}, time.Now())
 	d.put(t, &task.Task{Model: "m"}, time.Now())
 	picks, _ := d.plan(time.Now())

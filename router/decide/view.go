@@ -55,7 +55,7 @@ func newView(cfg Config) *view {
 }
 
 func newDeviceView(id string) *deviceView {
-	return &deviceView{single: &pool{name: device.Pool(id, device.ClassEach)}, batched: &pool{name: device.Pool(id, device.ClassMerged)}}
+	return &deviceView{single: &pool{name: device.Pool(id, device.ClassSingle)}, batched: &pool{name: device.Pool(id, device.ClassBatched)}}
 }
 
 // update takes a new reading. What is known about credits stays.
@@ -92,12 +92,12 @@ func (v *view) update(f Fleet, now time.Time) {
 
 func (v *view) setRates(byID map[string]*deviceView, rates map[device.RateKey]device.Rate) {
 	for k, r := range rates {
-		s := byID[k.Device]
+		s := byID[k.DeviceID]
 		if s == nil {
 			continue
 		}
 		p := s.single
-		if k.Merged {
+		if k.Batched {
 			p = s.batched
 		}
 		if p.rates == nil {
@@ -125,8 +125,8 @@ func (v *view) setGates(now time.Time) {
 		} else if was == device.GateShut {
 			s.returned = now
 		}
-		if s.health.SlowUntil.After(now) {
-			v.expectChange(s.health.SlowUntil)
+		if s.health.ThrottledUntil.After(now) {
+			v.expectChange(s.health.ThrottledUntil)
 		}
 	}
 }

@@ -173,7 +173,7 @@ func (w *window) reclassify(it *Item, now time.Time, change func()) {
 }
 
 func (w *window) demandOf(t *task.Task) *demand {
-	batched := task.Merged(t.Endpoint)
+	batched := task.Batched(t.Endpoint)
 	needs, exclude := sorted(t.Needs), []string(nil)
 	if t.Progress != nil {
 		exclude = sorted(t.Progress.Exclude)
@@ -362,7 +362,7 @@ func (w *window) wakeForDevices(now time.Time, servable func(*demand) bool) {
 }
 
 // reprioritize changes a waiting task's priority or level in O(log n); false if it is not here.
-func (w *window) reprioritize(r device.Repriority, now time.Time) bool {
+func (w *window) reprioritize(r device.PriorityChange, now time.Time) bool {
 	it := w.byKey[r.Key]
 	if it == nil {
 		return false

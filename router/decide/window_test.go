@@ -226,9 +226,9 @@ func TestWindowAgainstAModel(t *testing.T) {
 			"reprioritize": func(t *rapid.T) {
 				it := pick(t)
 				p, l := rapid.SampledFrom(task.Priorities).Draw(t, "priority"), rapid.IntRange(-1, 9).Draw(t, "level")
-				require.True(t, w.reprioritize(device.Repriority{Key: it.Task.Key(), Priority: p, Level: l}, now))
+				require.True(t, w.reprioritize(device.PriorityChange{Key: it.Task.Key(), Priority: p, Level: l}, now))
 				require.Equal(t, p, it.Task.Priority)
-				require.False(t, w.reprioritize(device.Repriority{Key: task.Key{ID: "unknown"}}, now))
+				require.False(t, w.reprioritize(device.PriorityChange{Key: task.Key{ID: "unknown"}}, now))
 			},
 			"sweep": func(*rapid.T) { w.sweep() },
 			"enqueue": func(t *rapid.T) {
@@ -355,7 +355,7 @@ func TestReprioritizeMovesAWaitingTask(t *testing.T) {
 	last := newItem(&task.Task{ID: "last", Model: "m", Tenant: "u", Priority: task.Low}, topicOf(task.Low))
 	require.True(t, w.add(last, time.Now()))
 	require.NotSame(t, last, first(w))
-	require.True(t, w.reprioritize(device.Repriority{Key: last.Task.Key(), Priority: task.High, Level: -1}, time.Now()))
+	require.True(t, w.reprioritize(device.PriorityChange{Key: last.Task.Key(), Priority: task.High, Level: -1}, time.Now()))
 	require.Same(t, last, first(w))
 }
 

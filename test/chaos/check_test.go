@@ -134,7 +134,7 @@ var broken = map[string][]func(h *History){
 		func(h *History) { h.Processes[0].Goroutines[1]++ },
 		func(h *History) { h.Processes[0].Descriptors[1] = 100 },
 	},
-	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/each is 2"} }},
+	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/single is 2"} }},
 }
 
 func TestCheckFindsEachKindOfViolation(t *testing.T) {

@@ -201,14 +201,14 @@ func (w *world) collectSQL(ctx context.Context, h *History) error {
 func (w *world) collectKafka(ctx context.Context, h *History) error {
 	return errors.Join(
 		w.read(ctx, stream.Events, func(r *kgo.Record) error {
-			events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 			for i, e := range events {
 				h.Events = append(h.Events, Event{Place{r.Partition, r.Offset, i}, string(e.Action), task.Key{Tenant: e.Tenant, ID: e.TaskID}})
 			}
 			return err
 		}),
 		w.read(ctx, stream.Results, func(r *kgo.Record) error {
-			res, err := task.DecodeResult(r.Value, harness.Header(r, task.HeaderContentType))
+			res, err := wire.DecodeResult(r.Value, harness.Header(r, wire.HeaderContentType))
 			if err != nil {
 				return err
 			}
@@ -318,12 +318,12 @@ func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string]
 func (w *world) credits(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, leaseTTL+6*time.Second)
 	defer cancel()
-	credits := device.NewCredits(w.rdb, device.Config{LeaseTTL: leaseTTL}, "chaos:")
+	credits := store.NewCredits(w.rdb, store.Config{LeaseTTL: leaseTTL}, "chaos:")
 	var left []string
 	_ = poll(ctx, 250*time.Millisecond, func() error {
 		left = nil
 		// Any acquire call first reclaims expired leases.
-		if _, err := credits.AcquireFor(ctx, "chaos", nil, []device.Ask{{Pool: "none/each", N: 0}}); err != nil {
+		if _, err := credits.AcquireFor(ctx, "chaos", nil, []device.Ask{{Pool: "none/single", N: 0}}); err != nil {
 			left = []string{"credits: " + err.Error()}
 			return err
 		}
@@ -429,11 +429,11 @@ func (w *world) trace(ctx context.Context, key task.Key) string {
 		}
 	}
 	err := w.read(ctx, stream.Events, func(r *kgo.Record) error {
-		events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 		for i, e := range events {
 			if e.Tenant == key.Tenant && e.TaskID == key.ID {
 				fmt.Fprintf(&b, "  %s  events/%d@%d[%d]  %s by %s from %s attempt %d device %s %s %s\n", e.Time.UTC().Format("15:04:05.000"), r.Partition, r.Offset, i,
-					e.Action, e.ActorID, e.SourceAddr, e.Attempt, e.Device, e.ErrorClass, clip(string(e.Detail), 300))
+					e.Action, e.ActorID, e.SourceAddr, e.Attempt, e.DeviceID, e.ErrorClass, clip(string(e.Detail), 300))
 			}
 		}
 		return err

@@ -333,7 +333,7 @@ func (w *world) startFleet(ctx context.Context) error {
 	}
 	w.fleet = f
 	done := make(chan struct{})
-	registry := device.NewRegistry(w.rdb, device.Config{}, "chaos:")
+	registry := store.NewRegistry(w.rdb, store.Config{}, "chaos:")
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(500 * time.Millisecond)

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Patience is how long a test waits for something that should only take a moment; it

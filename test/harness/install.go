@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -238,7 +239,7 @@ func (in *Installation) Fleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
 		f.Close()
 	})
 	Eventually(t, Patience, "the devices are registered", func() bool {
-		known, err := device.NewRegistry(in.redis, device.Config{}, in.RedisPrefix).List(t.Context())
+		known, err := store.NewRegistry(in.redis, store.Config{}, in.RedisPrefix).List(t.Context())
 		return err == nil && len(known) >= len(devices)
 	})
 	return f
@@ -259,7 +260,7 @@ func (in *Installation) Device(t testing.TB, d device.Device) {
 // while.
 func (in *Installation) report(ctx context.Context, devices []device.Device) <-chan struct{} {
 	done := make(chan struct{})
-	registry := device.NewRegistry(in.redis, device.Config{}, in.RedisPrefix)
+	registry := store.NewRegistry(in.redis, store.Config{}, in.RedisPrefix)
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(Beat)

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Local creates an installation for `batchyard dev`, which brings its own services.

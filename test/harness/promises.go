@@ -11,6 +11,7 @@ import (
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // historyOf lists the actions that the audit log must contain for a task that ended in
@@ -19,7 +20,7 @@ var historyOf = map[task.State][]task.Action{
 	task.Success: {task.TaskAccepted, task.TaskQueued, task.TaskAssigned, task.BatchClosed,
 		task.AttemptStarted, task.AttemptSucceeded, task.TaskSucceeded},
 	task.Failed:    {task.TaskAccepted, task.TaskFailed},
-	task.Cancelled: {task.TaskAccepted, task.TaskCancelAsked},
+	task.Cancelled: {task.TaskAccepted, task.TaskCancelRequested},
 	task.Expired:   {task.TaskAccepted, task.TaskExpired},
 }
 
@@ -111,7 +112,7 @@ func (in *Installation) checkAnswers(t testing.TB, ids []string) map[string]task
 
 	out := map[string][]task.State{}
 	for _, r := range in.All(t, stream.Results) {
-		result, err := task.DecodeResult(r.Value, Header(r, "content-type"))
+		result, err := wire.DecodeResult(r.Value, Header(r, "content-type"))
 		require.NoErrorf(t, err, "a result in the topic: %s", r.Value)
 		out[result.TaskID] = append(out[result.TaskID], result.State)
 	}
@@ -152,7 +153,7 @@ func (in *Installation) CheckExact(t testing.TB) {
 	}
 	written := map[place]int{}
 	for _, r := range in.All(t, stream.Events) {
-		events, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 		require.NoErrorf(t, err, "events/%d@%d", r.Partition, r.Offset)
 		written[place{r.Partition, r.Offset}] = len(events)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // Rig is a recorder on a database. It is used by one goroutine.
@@ -63,7 +64,7 @@ func (p *Partition) record(value []byte) *stream.Record {
 // Events returns the next record of the partition, with the given events.
 func (p *Partition) Events(t testing.TB, events ...task.Event) *stream.Record {
 	t.Helper()
-	b, err := task.EncodeFrame(task.FrameEvents, events)
+	b, err := wire.EncodeFrame(wire.FrameEvents, events)
 	require.NoError(t, err)
 	return p.record(b)
 }
@@ -71,7 +72,7 @@ func (p *Partition) Events(t testing.TB, events ...task.Event) *stream.Record {
 // Result returns the next record of the partition, with the given result.
 func (p *Partition) Result(t testing.TB, r *task.Result) *stream.Record {
 	t.Helper()
-	b, err := task.EncodeResult(r, task.ContentJSON)
+	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	require.NoError(t, err)
 	return p.record(b)
 }
@@ -104,7 +105,7 @@ func Chained(t testing.TB, pool *pgxpool.Pool) *Rig {
 		for j := range 3 {
 			s := audittest.NewStory(fmt.Sprintf("t%d-%d", i, j))
 			started := s.Event(task.AttemptStarted, 1, "d1")
-			started.Duration, started.TokensIn, started.Detail = time.Second, 7, []byte(`{"why":"earliest  finish"}`)
+			started.Duration, started.InputTokens, started.Detail = time.Second, 7, []byte(`{"why":"earliest  finish"}`)
 			c = append(c, e0.Events(t, s.Accepted()), e1.Events(t, s.Accepted(), started), e0.Events(t, s.Event(task.TaskQueued, 0, ""), started))
 			c = append(c, res.Result(t, s.Result(task.Success, "d1")), res.Result(t, s.Result(task.Failed, "d2")))
 		}

@@ -21,7 +21,7 @@ import (
 // Signing is a sealer with a directory and topics of its own.
 type Signing struct {
 	t      testing.TB
-	Log    *stream.Log
+	Log    *stream.Client
 	Dir    string
 	pool   *pgxpool.Pool
 	out    *stream.Outbox

@@ -217,7 +217,7 @@ func (r *Counts) tried(e *task.Event) {
 			cause = pg.Truncate(note.Reason, maxCause)
 		}
 	}
-	v := r.attempts.of(attemptKey{hourOf(e.Time), e.Device, e.Model, string(e.Action), cause})
+	v := r.attempts.of(attemptKey{hourOf(e.Time), e.DeviceID, e.Model, string(e.Action), cause})
 	v.n++
 	if e.Duration > 0 {
 		v.us += min(e.Duration.Microseconds(), math.MaxInt64-v.us)

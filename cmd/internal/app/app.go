@@ -1,0 +1,310 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/unreachable"
+	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// App is the stages of one process and what they share.
+type App struct {
+	cfg      Config
+	logger   *slog.Logger
+	instance string
+	registry *prometheus.Registry
+	metrics  *metrics.Metrics
+
+	Log   *stream.Client
+	Redis redis.UniversalClient
+	Pool  *pgxpool.Pool // nil when no stage needs Postgres
+
+	names  []string // of the stages here
+	stages []*running
+	closes []func()
+	addr   atomic.Value // of the API or the ops listener
+
+	router *router.Router                       // nil when it runs elsewhere
+	policy atomic.Pointer[device.PolicySetting] // of the file, as it is now
+	source Source
+}
+
+// running is one stage of this process.
+type running struct {
+	name  string
+	phase int
+	run   func(ctx context.Context, ready func()) error
+	ready atomic.Bool
+}
+
+// New connects to what the stages need and builds them. Every error is one line
+// that says what to do.
+func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (_ *App, err error) {
+	specs, err := choose(names)
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a := &App{
+		cfg: cfg, logger: logger, instance: fmt.Sprintf("%s-%d", host, os.Getpid()),
+		registry: reg, metrics: metrics.New(reg),
+	}
+	policy, err := policyOf(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.policy.Store(&policy)
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	if err := a.connect(ctx, specs); err != nil {
+		return nil, err
+	}
+	for _, s := range specs {
+		a.names = append(a.names, s.name)
+	}
+	for _, s := range specs {
+		run, err := s.build(a)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		}
+		a.stages = append(a.stages, &running{name: s.name, phase: s.phase, run: run})
+	}
+	return a, nil
+}
+
+// connect opens what the stages need and checks topics and schema.
+func (a *App) connect(ctx context.Context, specs []stageSpec) error {
+	var err error
+	if a.Log, err = stream.Open(ctx, a.cfg.Kafka, a.logger, a.metrics); err != nil {
+		return err
+	}
+	a.closes = append(a.closes, func() { _ = a.Log.Close() })
+	if err := a.Log.CheckTopics(ctx); err != nil {
+		return err
+	}
+	if a.Redis, err = store.OpenRedis(ctx, a.cfg.Redis); err != nil {
+		return err
+	}
+	a.closes = append(a.closes, func() { _ = a.Redis.Close() })
+	if !slices.ContainsFunc(specs, func(s stageSpec) bool { return s.postgres }) {
+		return nil
+	}
+	if a.Pool, err = OpenPostgres(ctx, a.cfg.Postgres); err != nil {
+		return err
+	}
+	a.closes = append(a.closes, a.Pool.Close)
+	return migrations.Check(ctx, a.Pool)
+}
+
+// OpenPostgres connects to Postgres and asks it for a sign of life.
+func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error) {
+	pc, err := cfg.parse()
+	if err != nil {
+		return nil, err
+	}
+	where := fmt.Sprintf("%s:%d, database %s", pc.ConnConfig.Host, pc.ConnConfig.Port, pc.ConnConfig.Database)
+	pc.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by the configuration
+	pc.ConnConfig.ConnectTimeout = cfg.Timeout
+	pc.ConnConfig.RuntimeParams["application_name"] = "batchyard"
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: errors.New(oneLine(err))}
+	}
+	return pool, nil
+}
+
+// oneLine is an error without its line breaks: connection errors list every
+// address that was tried.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}
+
+// Run runs the stages until ctx ends or one fails, then drains them in order:
+// those of an earlier phase end before those of the next are told to. ready is
+// called once, when every stage is.
+func (a *App) Run(ctx context.Context, ready func()) error {
+	defer a.close()
+	if a.cfg.Ops.Listen != "" && a.stage("api") == nil {
+		stop, err := a.serveOps(ctx)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	stopFollowing := a.follow(ctx)
+	defer stopFollowing()
+	var (
+		wait    sync.WaitGroup
+		started sync.WaitGroup
+		first   = make(chan error, len(a.stages))
+	)
+	phases := a.phases()
+	ends := make([]phaseEnd, len(phases))
+	for i := range phases {
+		ends[i].ctx, ends[i].cancel = context.WithCancel(context.WithoutCancel(ctx))
+		defer ends[i].cancel()
+		for _, s := range phases[i] {
+			started.Add(1)
+			done := sync.OnceFunc(func() { s.ready.Store(true); started.Done() })
+			ends[i].wg.Add(1)
+			wait.Go(func() {
+				defer ends[i].wg.Done()
+				err := s.run(ends[i].ctx, done)
+				s.ready.Store(false)
+				if err != nil {
+					first <- fmt.Errorf("%s: %w", s.name, err)
+				} else if ends[i].ctx.Err() == nil {
+					first <- fmt.Errorf("%s: it ended by itself", s.name)
+				}
+			})
+		}
+	}
+	allReady := make(chan struct{})
+	go func() {
+		started.Wait()
+		close(allReady)
+	}()
+	var err error
+	select {
+	case <-allReady:
+		if ready != nil {
+			ready()
+		}
+		select {
+		case <-ctx.Done():
+		case err = <-first:
+		}
+	case <-ctx.Done():
+	case err = <-first:
+	}
+	a.logger.Debug("draining")
+	return errors.Join(err, a.drain(ends, first, &wait))
+}
+
+// phaseEnd ends the stages of one phase.
+type phaseEnd struct {
+	ctx    context.Context //nolint:containedctx // the life of the phase's stages
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// drain stops phase by phase. When the drain timeout has nearly passed, it stops
+// what is left at once; when it has, it does not wait any longer.
+func (a *App) drain(ends []phaseEnd, failed <-chan error, all *sync.WaitGroup) error {
+	over := make(chan struct{})
+	go func() {
+		for i := range ends {
+			ends[i].cancel()
+			ends[i].wg.Wait()
+		}
+		all.Wait()
+		close(over)
+	}()
+	hurry := time.AfterFunc(a.cfg.Drain*3/4, func() {
+		for i := range ends {
+			ends[i].cancel()
+		}
+	})
+	defer hurry.Stop()
+	select {
+	case <-over:
+	case <-time.After(a.cfg.Drain):
+		return fmt.Errorf("draining took longer than %s; what was not finished is done again by others", a.cfg.Drain)
+	}
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+func (a *App) phases() [][]*running {
+	var out [][]*running
+	for p := range phaseCount {
+		var stages []*running
+		for _, s := range a.stages {
+			if s.phase == p {
+				stages = append(stages, s)
+			}
+		}
+		if len(stages) > 0 {
+			out = append(out, stages)
+		}
+	}
+	return out
+}
+
+func (a *App) stage(name string) *running {
+	for _, s := range a.stages {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// Address is where the API, or the ops listener, listens; empty before it does.
+func (a *App) Address() string {
+	s, _ := a.addr.Load().(string)
+	return s
+}
+
+func (a *App) close() {
+	for _, f := range slices.Backward(a.closes) {
+		f()
+	}
+	a.closes = nil
+}
+
+// NewLogger makes the program's logger. Its level may be changed while it is used.
+func NewLogger(cfg LogConfig) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	setLevel(level, cfg)
+	o := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o)), level
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o)), level
+}
+
+func setLevel(v *slog.LevelVar, cfg LogConfig) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		level = slog.LevelInfo
+	}
+	v.Set(level)
+}

@@ -1,0 +1,82 @@
+package app
+
+import (
+	"context"
+	"errors"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/callbacks"
+	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
+)
+
+// Producer returns a producer that writes under this process's name. Close it.
+func (a *App) Producer() *producer.Producer {
+	return producer.New(a.cfg.Task, producer.Deps{
+		Stream: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
+		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Instance: a.actor("producer"),
+	})
+}
+
+// Store returns the queries about tasks, which need Postgres.
+func (a *App) Store() *status.Store {
+	return status.New(a.cfg.Status, status.Deps{Pool: a.Pool, Logger: a.logger, Metrics: a.metrics})
+}
+
+func buildAPI(a *App) (func(context.Context, func()) error, error) {
+	in := a.shared()
+	p := a.Producer()
+	store := a.Store()
+	s, err := api.New(api.Deps{
+		Producer: p, Store: store, Registry: in.registry,
+		Control: in.control, Marks: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
+		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
+		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
+	}, a.cfg.API)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, ready func()) error {
+		err := s.Run(ctx, func() {
+			a.addr.Store(s.Addr().String())
+			ready()
+		})
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.API.DrainTimeout)
+		defer cancel()
+		store.Close()
+		return errors.Join(err, p.Close(closing))
+	}, nil
+}
+
+// checks are what readiness asks: the three services, and each stage here.
+func (a *App) checks() []api.Check {
+	cs := []api.Check{
+		{Name: "kafka", Ping: a.Log.Ping},
+		{Name: "redis", Ping: func(ctx context.Context) error { return a.Redis.Ping(ctx).Err() }},
+	}
+	if a.Pool != nil {
+		cs = append(cs, api.Check{Name: "postgres", Ping: a.Pool.Ping})
+	}
+	for _, name := range a.names {
+		cs = append(cs, api.Check{Name: "stage " + name, Ping: func(context.Context) error { return a.stageReady(name) }})
+	}
+	return cs
+}
+
+func buildAudit(a *App) (func(context.Context, func()) error, error) {
+	r := recorder.New(a.cfg.Audit, recorder.Deps{
+		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "audit"), Metrics: a.metrics, Instance: a.actor("audit"),
+	})
+	return r.Run, nil
+}
+
+func buildCallbacks(a *App) (func(context.Context, func()) error, error) {
+	c, err := callbacks.New(a.cfg.Callbacks, callbacks.Deps{
+		Stream: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "callbacks"), Metrics: a.metrics, Instance: a.actor("callbacks"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}

@@ -1,0 +1,132 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/batcher"
+	"github.com/batchyard/batchyard/callbacks"
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/config"
+	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/status"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers"
+)
+
+// Config is every setting. Each is declared once, by the package that uses it;
+// config.yaml and docs/configuration.md are written from these structs.
+type Config struct {
+	Log       LogConfig         `yaml:"log" doc:"Logging."`
+	Kafka     stream.Config     `yaml:"kafka" doc:"Connection to Kafka, and the topics."`
+	Redis     store.RedisConfig `yaml:"redis" doc:"Connection to Redis, which holds heartbeats, credits and claims: short-lived state that can be rebuilt."`
+	Postgres  PostgresConfig    `yaml:"postgres" doc:"Connection to Postgres, which holds the audit log, task states and results."`
+	Task      producer.Config   `yaml:"task" doc:"Limits of tasks and submits."`
+	Jobs      jobs.Config       `yaml:"jobs" doc:"Limits of job files."`
+	API       api.Config        `yaml:"api" doc:"HTTP API."`
+	Devices   store.Config      `yaml:"devices" doc:"State of the devices in Redis."`
+	Router    router.Config     `yaml:"router" doc:"Choice of devices, order of tasks, and credits."`
+	Batcher   batcher.Config    `yaml:"batcher" doc:"Grouping of tasks into batches."`
+	Workers   workers.Config    `yaml:"workers" doc:"Requests to devices, retries and circuit breakers."`
+	Audit     recorder.Config   `yaml:"audit" doc:"Recording of events and results in Postgres."`
+	Status    status.Config     `yaml:"status" doc:"Requests that wait for a task to finish."`
+	Callbacks callbacks.Config  `yaml:"callbacks" doc:"Delivery of results as webhooks."`
+	Ops       OpsConfig         `yaml:"ops" doc:"Health and metrics of processes that do not run the API."`
+	Version   string            `yaml:"-"` // of the program, for descriptions and logs
+	Drain     time.Duration     `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process exits within this time even if something hangs."`
+}
+
+// LogConfig is how the program logs.
+type LogConfig struct {
+	Level  string `yaml:"level" live:"true" default:"info" enum:"debug,info,warn,error" doc:"Least severe level that is logged."`
+	Format string `yaml:"format" default:"text" enum:"text,json" doc:"Format of log lines on standard error."`
+}
+
+// PostgresConfig says where Postgres is.
+type PostgresConfig struct {
+	URL      string        `yaml:"url" default:"postgres://batchyard@127.0.0.1:5432/batchyard" secret:"true" doc:"Connection URL. Keep the password out of the file: set BATCHYARD_POSTGRES_URL, PGPASSWORD or use a .pgpass file."`
+	MaxConns int           `yaml:"max_conns" default:"16" unit:"connections" min:"2" max:"1000" doc:"Maximum number of connections per process."`
+	Timeout  time.Duration `yaml:"timeout" default:"5s" min:"100ms" doc:"Timeout for connecting, and for waiting for a free connection."`
+}
+
+// parse reads the URL. The library's error may hold it with its password.
+func (c PostgresConfig) parse() (*pgxpool.Config, error) {
+	pc, err := pgxpool.ParseConfig(c.URL)
+	if err != nil || c.URL == "" {
+		return nil, errors.New("postgres.url: it is no Postgres URL; use postgres://user@host:5432/database")
+	}
+	return pc, nil
+}
+
+// OpsConfig is the listener of processes that do not run the API.
+type OpsConfig struct {
+	Listen string `yaml:"listen" default:"" doc:"host:port of /healthz, /readyz and /metrics in processes without the api stage. Empty: off."`
+}
+
+// DefaultPath is read when no file is named and it is there.
+const DefaultPath = "config.yaml"
+
+// LoadConfig reads the file, the environment (BATCHYARD_…) and overrides, in
+// this order. An empty path stands for config.yaml if it is there, else for
+// defaults. The error lists everything that is wrong, a line each.
+func LoadConfig(path string, overrides map[string]string) (Config, error) {
+	var cfg Config
+	path, err := ConfigPath(path)
+	if err != nil {
+		return cfg, err
+	}
+	if err := config.Load(&cfg, config.Options{Path: path, Env: os.Environ(), Overrides: overrides}); err != nil {
+		return cfg, err
+	}
+	var wrong config.Error
+	for _, check := range []func() error{ // what tags cannot say
+		func() error { _, err := policyOf(&cfg); return err },
+		cfg.Callbacks.Check,
+		func() error { _, err := cfg.Postgres.parse(); return err },
+	} {
+		if err := check(); err != nil {
+			wrong.Lines = append(wrong.Lines, err.Error())
+		}
+	}
+	if len(wrong.Lines) > 0 {
+		return cfg, &wrong
+	}
+	return cfg, nil
+}
+
+// ConfigPath is the file that an empty path stands for: config.yaml if it is
+// there, else none.
+func ConfigPath(path string) (string, error) {
+	if path != "" {
+		return path, nil
+	}
+	_, err := os.Stat(DefaultPath)
+	switch {
+	case err == nil:
+		return DefaultPath, nil
+	case errors.Is(err, os.ErrNotExist):
+		return "", nil
+	}
+	return "", fmt.Errorf("reading %s: %w", DefaultPath, err)
+}
+
+// policyOf is how the configuration wants devices to be chosen.
+func policyOf(cfg *Config) (device.PolicySetting, error) {
+	p, err := device.NewPolicySetting(cfg.Router.Policy, cfg.Router.Binding, cfg.Router.Weights)
+	var fe *task.FieldError
+	if errors.As(err, &fe) { // as the file names it
+		fe.Field = "router." + strings.NewReplacer("weights", "load_weights", "preset", "load_weights.preset").Replace(fe.Field)
+	}
+	return p, err
+}

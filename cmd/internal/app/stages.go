@@ -1,0 +1,119 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/batchyard/batchyard/batcher"
+	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/workers"
+)
+
+// stageSpec is how a stage is built. Phases are the order of stopping: a stage
+// stops before those that take up what it writes.
+type stageSpec struct {
+	name     string
+	what     string
+	phase    int
+	postgres bool
+	build    func(*App) (func(ctx context.Context, ready func()) error, error)
+}
+
+const phaseCount = 5
+
+// stages is every stage there is, in the order of a task's way.
+var stages = []stageSpec{
+	{"api", "HTTP: submit, status, devices", 0, true, buildAPI},
+	{"router", "tasks to devices", 1, false, buildRouter},
+	{"batcher", "assignments to batches", 2, false, buildBatcher},
+	{"workers", "batches to results", 3, false, buildWorkers},
+	{"audit", "events and results to Postgres", 4, true, buildAudit},
+	{"callbacks", "results to the users' endpoints", 4, true, buildCallbacks},
+}
+
+// StageNames lists the stages that a process may run.
+func StageNames() []string {
+	names := make([]string, 0, len(stages))
+	for _, s := range stages {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// choose returns the named stages, all when none is named.
+func choose(names []string) ([]stageSpec, error) {
+	if len(names) == 0 {
+		return stages, nil
+	}
+	var out []stageSpec
+	for _, s := range stages {
+		if slices.Contains(names, s.name) {
+			out = append(out, s)
+		}
+	}
+	for _, n := range names {
+		if !slices.Contains(StageNames(), n) {
+			return nil, fmt.Errorf("there is no stage %q; the stages are %s", n, strings.Join(StageNames(), ", "))
+		}
+	}
+	return out, nil
+}
+
+// shared is what stages share through Redis.
+type shared struct {
+	registry *store.Registry
+	credits  *store.Credits
+	rates    *store.Rates
+	cancels  *store.Overrides
+	control  *store.Control
+}
+
+func (a *App) shared() shared {
+	with, prefix := store.WithMetrics(a.metrics), a.cfg.Redis.Prefix
+	return shared{
+		registry: store.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
+		credits:  store.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
+		rates:    store.NewRates(a.Redis, prefix, with),
+		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices, prefix, with),
+		control:  store.NewControl(a.Redis, a.cfg.Devices, prefix, with),
+	}
+}
+
+func (a *App) actor(stage string) string { return stage + "@" + a.instance }
+
+func buildRouter(a *App) (func(context.Context, func()) error, error) {
+	in := a.shared()
+	r, err := router.New(a.cfg.Router, router.Deps{
+		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: in.registry, Credits: in.credits, Rates: in.rates,
+		Cancels: in.cancels, Control: in.control,
+		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.cfg.Kafka.Retention,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.router = r
+	return r.Run, nil
+}
+
+func buildBatcher(a *App) (func(context.Context, func()) error, error) {
+	in := a.shared()
+	b := batcher.New(a.cfg.Batcher, batcher.Deps{
+		Stream: a.Log, Credits: in.credits, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
+	})
+	return b.Run, nil
+}
+
+func buildWorkers(a *App) (func(context.Context, func()) error, error) {
+	in := a.shared()
+	w, err := workers.New(a.cfg.Workers, workers.Deps{
+		Stream: a.Log, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
+		Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w.Run, nil
+}

@@ -1,0 +1,232 @@
+package ledger
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
+)
+
+// settled is a history in which everything went well: tasks that ended, one of them
+// twice, some that were submitted twice, and some that were tried again.
+func settled(t *testing.T) *history {
+	h := newHistory(t)
+	all := ids("t", 60)
+	h.submit(all...)
+	h.submit(all[:5]...) // duplicates
+	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksNormal, newTask("t-007")), h.message(stream.TasksParked, newTask("t-008"))}})
+	h.end(task.Success, all...)
+	h.end(task.Failed, "t-003", "t-004") // too late
+	for _, topic := range back {
+		h.finish("router", topic, nil)
+	}
+	h.record()
+	return h
+}
+
+func TestTheAccountHolds(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	r := h.check(Options{Settled: true})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(60), r.Accepted)
+	require.Equal(t, int64(60), r.Terminal)
+	require.Equal(t, map[string]int64{"SUCCESS": 60}, r.ByState)
+	require.Equal(t, int64(2), r.Events.Duplicates)
+	require.Equal(t, r.Events.Expected, r.Events.Rows)
+	require.Equal(t, int64(65+62), r.Events.Rows)
+	require.Equal(t, 1, r.Looks)
+	for _, topic := range r.Topics {
+		require.True(t, topic.Complete)
+	}
+}
+
+func TestWhatIsInFlightIsNotMissing(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("unread", "assigned", "batched", "answered", "requeued")
+	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksParked, newTask("parked"))}})
+	h.finish("router", stream.TasksNormal, func(r *stream.Record) bool { return string(r.Key) == "unread" })
+	assignment := func(id string) task.Assignment {
+		return task.Assignment{Task: *newTask(id), Device: task.DeviceRef{ID: "d"}, Attempt: 1}
+	}
+	as, err := wire.EncodeFrame(wire.FrameAssignments, []task.Assignment{assignment("assigned"), assignment("lost on the way")})
+	require.NoError(t, err)
+	bs, err := wire.EncodeFrame(wire.FrameBatches, []task.Batch{{ID: "b", Assignments: []task.Assignment{assignment("batched")}}})
+	require.NoError(t, err)
+	h.put(stream.Unit{Messages: []stream.Message{{Topic: stream.Assignments, Key: "d", Value: as}, {Topic: stream.Batches, Key: "d", Value: bs}}})
+	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksHigh, newTask("requeued"))}})
+	h.record()
+	h.end(task.Success, "answered") // and nobody records it
+	r := h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(6), r.InFlight)
+	require.Equal(t, map[string]int64{"router": 2, "router, parked": 1, "batcher": 1, "workers": 1, "recorder": 1}, r.Where)
+
+	r = h.check(Options{Settled: true})
+	require.False(t, r.Holds)
+	require.Equal(t, int64(1), r.Counts[StillInFlight])
+
+	// The stages say that they are done, and wrote nothing.
+	h.finish("batcher", stream.Assignments, nil)
+	h.finish("workers", stream.Batches, nil)
+	h.finish("router", stream.TasksParked, nil)
+	r = h.check(Options{})
+	require.False(t, r.Holds)
+	require.Equal(t, int64(3), r.Missing)
+	require.Equal(t, "assigned batched parked", kinds(r)[Missing])
+	require.Equal(t, 2, r.Looks)
+}
+
+func TestDeadLettersAreAccountedFor(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("good")
+	var all []*stream.Record
+	h.put(stream.Unit{Messages: []stream.Message{
+		{Topic: stream.TasksNormal, Value: []byte("no task at all")},
+		{Topic: stream.TasksLow, Value: []byte(`{"task_id":"no-model","tenant":"acme","input":{}}`)},
+		{Topic: stream.TasksLow, Value: []byte(`{"tenant":"acme","input":{}}`)}, // and no id
+		{Topic: stream.Events, Value: []byte("no event at all")},
+		{Topic: stream.Results, Value: []byte("no result at all")},
+		{Topic: stream.Results, Value: []byte(`{"task_id":"good","tenant":"acme","state":"ASSIGNED"}`)},
+	}})
+	for _, topic := range back {
+		require.NoError(t, h.log.Scan(t.Context(), topic, func(r *stream.Record) error {
+			if string(r.Key) != "good" {
+				all = append(all, r)
+			}
+			return nil
+		}))
+	}
+	require.Len(t, all, 3)
+	h.end(task.Success, "good")
+	h.record()
+	r := h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(3), r.InFlight)
+
+	for _, topic := range back {
+		h.finish("router", topic, nil)
+	}
+	r = h.check(Options{})
+	require.False(t, r.Holds, "finished, and nothing became of them")
+	require.Equal(t, int64(3), r.Missing)
+	require.Equal(t, map[Kind]int64{Missing: 2, RecordLost: 1}, r.Counts)
+
+	for _, rec := range all {
+		h.bury(rec)
+		h.bury(rec) // the stage died, and did it again
+	}
+	h.record()
+	r = h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(3), r.Dead)
+	require.Equal(t, int64(4), r.Accepted)
+}
+
+func TestEveryKindOfDamageIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		harm func(h *history)
+		want map[Kind]string
+	}{
+		{"a result is gone", func(h *history) { h.sql("DELETE FROM results WHERE task_id = 't-010'") },
+			map[Kind]string{NotTaken: "t-010", StateWrong: "t-010", CallbackStray: "t-010"}},
+		{"one of two results is gone", func(h *history) { h.sql("DELETE FROM results WHERE task_id = 't-003'") },
+			map[Kind]string{NotTaken: "t-003", StateWrong: "t-003", CallbackStray: "t-003", EventStray: "results"}},
+		{"a result for nobody", func(h *history) {
+			h.end(task.Success, "nobody")
+			h.record()
+		}, map[Kind]string{Nobody: "nobody"}},
+		{"a result by hand", func(h *history) {
+			h.submit("by-hand")
+			h.finish("router", stream.TasksNormal, nil)
+			h.record()
+			h.sql("INSERT INTO results (tenant, task_id, state, attempt, input_tokens, output_tokens, finished_at) VALUES ('acme', 'by-hand', 'SUCCESS', 1, 0, 0, now())")
+		}, map[Kind]string{Changed: "by-hand", StateWrong: "by-hand"}},
+		{"another result", func(h *history) { h.sql("UPDATE results SET state = 'FAILED' WHERE task_id = 't-011'") },
+			map[Kind]string{Changed: "t-011", StateWrong: "t-011", EventMissing: "results"}},
+		{"a state is gone", func(h *history) { h.sql("DELETE FROM tasks WHERE task_id = 't-012'") }, map[Kind]string{StateWrong: "t-012"}},
+		{"a state for nobody", func(h *history) {
+			h.sql("INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from) VALUES ('acme', 'ghost', 'PENDING', 0, now(), now(), 2)")
+		}, map[Kind]string{StateNobody: "ghost"}},
+		{"an audit row is gone", func(h *history) {
+			h.sql("DELETE FROM audit_log WHERE task_id = 't-013' AND action = 'task.accepted'")
+		}, map[Kind]string{EventMissing: "events", ChainRows: "events"}},
+		{"an audit row twice", func(h *history) {
+			h.sql("INSERT INTO audit_log SELECT * FROM audit_log WHERE task_id = 't-014' AND action = 'task.accepted'")
+		}, map[Kind]string{EventTwice: "events", ChainRows: "events"}},
+		{"an audit row of nothing", func(h *history) {
+			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
+		}, map[Kind]string{EventStray: "events"}},
+		{"the row of a duplicate is gone", func(h *history) {
+			h.sql("DELETE FROM audit_log WHERE action = 'result.duplicate' AND task_id = 't-003'")
+		},
+			map[Kind]string{EventMissing: "results", ChainRows: "results"}},
+		{"a callback is gone", func(h *history) { h.sql("DELETE FROM callbacks WHERE task_id = 't-016'") }, map[Kind]string{CallbackMissing: "t-016"}},
+		{"a callback twice", func(h *history) {
+			h.sql("INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_other', 'acme', 't-017', 'https://x', 'x')")
+		}, map[Kind]string{CallbackTwice: "t-017"}},
+		{"a task was finished and nothing became of it", func(h *history) {
+			h.submit("dropped")
+			h.finish("router", stream.TasksNormal, nil)
+			h.record()
+		}, map[Kind]string{Missing: "dropped"}},
+		{"the offsets are beyond the log", func(h *history) {
+			h.sql("UPDATE stream_offsets SET next_offset = 100000 WHERE topic = 'events' AND partition = 0")
+		}, map[Kind]string{OffsetsBeyond: "events"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			h := settled(t)
+			c.harm(h)
+			r := h.check(Options{})
+			require.False(t, r.Holds)
+			got := kinds(r)
+			for kind, about := range got {
+				require.Containsf(t, about, c.want[kind], "%s: %+v", kind, r.Problems)
+				require.NotEmptyf(t, c.want[kind], "%+v", r.Problems)
+			}
+			for kind := range c.want {
+				require.Containsf(t, got, kind, "%+v", r.Problems)
+			}
+		})
+	}
+}
+
+func TestWhatIsRightTheSecondTimeIsNoProblem(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	h.submit("moves")
+	h.finish("router", stream.TasksNormal, nil)
+	h.record()
+	looked := false
+	r := h.check(Options{between: func() {
+		looked = true
+		h.end(task.Success, "moves")
+		h.record()
+	}})
+	require.True(t, looked, "the first look found it missing")
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, 2, r.Looks)
+	require.Equal(t, int64(61), r.Terminal)
+}
+
+func TestItEndsWhenToldTo(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := Check(ctx, h.log, h.pool, Options{})
+	require.ErrorIs(t, err, context.Canceled)
+	h.end(task.Success, "t-001") // and no recorder runs
+	r := h.check(Options{Wait: 300 * time.Millisecond})
+	require.True(t, r.Holds)
+}

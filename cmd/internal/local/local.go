@@ -1,0 +1,302 @@
+// Package local runs the whole of Batchyard inside one process: broker, Redis,
+// Postgres, all stages, and agents that report devices. It is what `run` and
+// `dev` are, and what end-to-end tests on the embedded services stand on.
+//
+//	embedded services ──▶ schema, topics ──▶ stages (internal/app) ──▶ agents ──▶ devices
+//
+// With a data directory everything unfinished goes on at the next start. When
+// the process dies, so do its services; see internal/embedded.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/batchyard/batchyard/agent"
+	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/embedded"
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// Device is a real device to be reported by an agent of ours.
+type Device struct {
+	Name  string
+	URL   string
+	Slots int // 0: 4
+}
+
+// Options are the options of Start.
+type Options struct {
+	ConfigPath string            // settings beside those of the services; may be empty
+	Follow     bool              // take over what changes in that file meanwhile
+	Overrides  map[string]string // settings by key, over the file
+	DataDir    string            // empty: temporary
+	Version    string            // of the program
+	Listen     string            // of the API; empty: a free port on loopback, or
+	Configured bool              // where the configuration says
+	Devices    []Device          // empty: a simulated fleet
+	Fleet      []fleet.Spec      // of the simulated fleet; nil: fleet.Default()
+	NoDevices  bool              // neither: devices join by themselves
+	Logger     *slog.Logger
+	Progress   func(step string)
+}
+
+// System is a running Batchyard.
+type System struct {
+	App    *app.App
+	Config app.Config
+	Stack  *embedded.Stack
+	Fleet  *fleet.Fleet // nil with real devices
+	URL    string       // of the API
+
+	logger *slog.Logger
+	stop   context.CancelFunc // of the stages
+	ended  chan struct{}      // closed when they have ended
+	end    error              // why
+	agents sync.WaitGroup
+	quit   context.CancelFunc // of agents and fleet
+	once   sync.Once
+	err    error
+}
+
+// Partitions of the topics of an embedded broker: enough for all cores of one
+// machine, and quick to look through.
+const partitions = 6
+
+// Start starts everything and returns when all stages are ready. ctx bounds the
+// start; Close ends what runs.
+func Start(ctx context.Context, o Options) (_ *System, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	say := o.Progress
+	if say == nil {
+		say = func(string) {}
+	}
+	s := &System{logger: o.Logger, ended: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.Stack, err = embedded.Start(ctx, embedded.Options{DataDir: o.DataDir, Logger: o.Logger, Progress: say}); err != nil {
+		return nil, fmt.Errorf("starting the embedded services: %w", err)
+	}
+	if s.Config, err = app.LoadConfig(o.ConfigPath, s.settings(o)); err != nil {
+		return nil, err
+	}
+	s.Config.Version = o.Version
+	say("preparing schema and topics")
+	if err := s.prepare(ctx); err != nil {
+		return nil, err
+	}
+	say("starting the stages")
+	if s.App, err = app.New(ctx, s.Config, nil, o.Logger); err != nil {
+		return nil, err
+	}
+	if o.Follow {
+		path, err := app.ConfigPath(o.ConfigPath)
+		if err != nil {
+			return nil, err
+		}
+		s.App.Follow(app.Source{Path: path, Load: func() (app.Config, error) { return app.LoadConfig(path, s.settings(o)) }})
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	say("starting the devices")
+	return s, s.startDevices(ctx, o)
+}
+
+// joinWait bounds how long the start waits for devices: one that is away joins
+// later.
+const joinWait = 3 * time.Second
+
+// waitForDevices returns when n devices have joined, or it has taken too long.
+func (s *System) waitForDevices(ctx context.Context, n int) {
+	ctx, cancel := context.WithTimeout(ctx, joinWait)
+	defer cancel()
+	registry := store.NewRegistry(s.App.Redis, s.Config.Devices, s.Config.Redis.Prefix)
+	changed := make(chan struct{}, 1)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		_ = registry.Watch(ctx, func() { // ends with ctx
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() { <-watching }()
+	defer cancel()
+	for {
+		if ds, err := registry.List(ctx); err == nil && len(ds) >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settings points the configuration at the embedded services.
+func (s *System) settings(o Options) map[string]string {
+	set := map[string]string{
+		"kafka.brokers":            strings.Join(s.Stack.Brokers, ","),
+		"kafka.partitions":         fmt.Sprint(partitions),
+		"kafka.replication":        "1",
+		"redis.addr":               s.Stack.RedisAddr,
+		"postgres.url":             s.Stack.PostgresURL,
+		"audit.checkpoint_dir":     filepath.Join(s.Stack.DataDir, "audit-checkpoints"),
+		"callbacks.allow_private":  "true",
+		"callbacks.unsigned":       "true",
+		"kafka.session_timeout":    "6s",
+		"kafka.heartbeat_interval": "300ms",
+	}
+	switch {
+	case o.Listen != "":
+		set["api.listen"] = o.Listen
+	case !o.Configured:
+		set["api.listen"] = "127.0.0.1:0"
+	}
+	for k, v := range o.Overrides {
+		set[k] = v
+	}
+	return set
+}
+
+func (s *System) prepare(ctx context.Context) error {
+	if err := migrations.Up(ctx, s.Config.Postgres.URL); err != nil {
+		return err
+	}
+	log, err := stream.Open(ctx, s.Config.Kafka, s.logger, nil)
+	if err != nil {
+		return err
+	}
+	_, err = log.CreateTopics(ctx)
+	return errors.Join(err, log.Close())
+}
+
+// start runs the stages and waits until they are ready.
+func (s *System) start(ctx context.Context) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	ready := make(chan struct{})
+	go func() {
+		defer close(s.ended)
+		s.end = s.App.Run(running, func() { close(ready) })
+	}()
+	select {
+	case <-ready:
+		s.URL = "http://" + s.App.Address()
+		return nil
+	case <-s.ended:
+		return errors.New("the stages ended while they started") // Close tells why
+	case <-ctx.Done():
+		return fmt.Errorf("starting the stages: %w", ctx.Err())
+	}
+}
+
+func (s *System) startDevices(ctx context.Context, o Options) error {
+	background, quit := context.WithCancel(context.WithoutCancel(ctx))
+	s.quit = quit
+	if o.NoDevices {
+		return nil
+	}
+	var agents []agent.Config
+	for _, d := range o.Devices {
+		c := agent.Config{ID: d.Name, URL: d.URL, Slots: d.Slots, Server: s.URL}
+		if c.Slots == 0 {
+			c.Slots = 4
+		}
+		if !listsModels(ctx, d.URL) {
+			c.Models = []string{"*"}
+		}
+		agents = append(agents, c)
+	}
+	if len(o.Devices) == 0 {
+		specs := o.Fleet
+		if specs == nil {
+			specs = fleet.Default()
+		}
+		var err error
+		if s.Fleet, err = fleet.Start(background, specs); err != nil {
+			return fmt.Errorf("starting the simulated devices: %w", err)
+		}
+		for _, d := range s.Fleet.Devices() {
+			spec := d.Spec()
+			models := spec.Models
+			if len(models) == 0 {
+				models = []string{"*"}
+			}
+			agents = append(agents, agent.Config{ID: d.ID(), URL: d.URL(), Models: models, Tags: spec.Tags, Slots: spec.Slots, Server: s.URL})
+		}
+	}
+	for _, c := range agents {
+		s.agents.Go(func() {
+			if err := agent.Run(background, c, s.logger); err != nil {
+				s.logger.Error("an agent ended", "device_id", c.ID, "error", err)
+			}
+		})
+	}
+	s.waitForDevices(ctx, len(agents))
+	return nil
+}
+
+// listsModels reports whether a device tells its models; one that does not is
+// taken to serve any.
+func listsModels(ctx context.Context, base string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1")+"/v1/models", nil)
+	if err != nil {
+		return true // the agent says what is wrong with the URL
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return true
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode < 400
+}
+
+// Ended is closed when the stages have ended, by Close or by an error that
+// Close returns.
+func (s *System) Ended() <-chan struct{} { return s.ended }
+
+// Close drains the stages and ends everything. It may be called again.
+func (s *System) Close() error {
+	s.once.Do(func() {
+		var errs []error
+		if s.quit != nil {
+			s.quit()
+		}
+		s.agents.Wait() // while the API can still hear that the devices leave
+		if s.stop != nil {
+			s.stop()
+			<-s.ended
+			errs = append(errs, s.end)
+		}
+		if s.Fleet != nil {
+			s.Fleet.Close()
+		}
+		if s.Stack != nil {
+			errs = append(errs, s.Stack.Close())
+		}
+		s.err = errors.Join(errs...)
+	})
+	return s.err
+}

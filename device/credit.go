@@ -1,8 +1,10 @@
 package device
 
-const ClassSingle = "single" // one request per task: chat, responses
-
-const ClassBatched = "batched" // many tasks in one request: embeddings, completions
+// Classes of pools: how work is sent to a device.
+const (
+	ClassSingle  = "single"  // one request per task: chat, responses
+	ClassBatched = "batched" // many tasks in one request: embeddings, completions
+)
 
 // Pool returns the name of a device's pool of credits of a class.
 func Pool(deviceID, class string) string { return deviceID + "/" + class }
@@ -12,8 +14,8 @@ type Want struct {
 	Pool  string
 	N     int
 	Limit int // how many credits the taker thinks the pool may have in use
-	// ByPriority is N by priority, highest first; credits are granted in this order. If it is all
-	// zero, the whole N has the highest priority.
+	// ByPriority is N by priority, highest first; credits are granted in this order. If it
+	// is all zero, the whole N has the highest priority.
 	ByPriority [3]int
 }
 

@@ -26,7 +26,7 @@ func (r *PriorityChange) Apply(t *task.Task) bool {
 // Zero reports whether it changes nothing.
 func (r *PriorityChange) Zero() bool { return r.Priority == "" && r.Level < 0 }
 
-// Cancel is what operators want of a task that has not finished.
+// Override is what operators want of a task that has not finished.
 type Override struct {
 	Cancelled bool
 	PriorityChange

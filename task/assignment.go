@@ -35,7 +35,7 @@ type Assignment struct {
 	Probe      bool // the device's breaker is open; this task tests the device anyway
 }
 
-// BatchID is a group of assignments for one device whose requests can be sent together. The
+// Batch is a group of assignments for one device whose requests can be sent together. The
 // order of the fields is the positional wire form: append only.
 type Batch struct {
 	_msgpack struct{} `msgpack:",as_array"`

@@ -26,6 +26,7 @@ func (e *FieldError) Error() string {
 	return b.String()
 }
 
+// NewFieldError returns an error about a field; problem is a format for args.
 func NewFieldError(field, remedy, problem string, args ...any) *FieldError {
 	return &FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
 }

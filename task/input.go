@@ -39,8 +39,8 @@ func (in *Input) UnmarshalJSON(b []byte) error {
 func (in Input) EncodeMsgpack(e *msgpack.Encoder) error { return e.EncodeBytes(in) }
 
 // DecodeMsgpack reads bin or str, the forms inside frames, which Batchyard writes. (In the
-// topics that users write, decodeMsgpack cuts the input out first.) The caller has checked
-// the structure with [checkMsgpack], so the announced length is there.
+// topics that users write, package wire cuts the input out first.) The caller has checked
+// the structure, so the announced length is there.
 func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
 	n, err := d.DecodeBytesLen()
 	if err != nil {

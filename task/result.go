@@ -87,8 +87,8 @@ func (r *Result) CheckOutput() error {
 	return nil
 }
 
-// ValidateDecoded is Validate for a result from [DecodeResult], which has already checked
-// the output, the largest part.
+// ValidateDecoded is Validate for a result from wire.DecodeResult, which has already
+// checked the output, the largest part.
 func (r *Result) ValidateDecoded() error {
 	for _, f := range []struct {
 		name, value string

@@ -385,7 +385,7 @@ func checkText(field, s string, limit int, required bool) error {
 }
 
 // Plain reports whether s is printable ASCII, as most names are; other text needs a closer
-// look. It checks eight bytes at a time, see SkipPlain.
+// look. It checks eight bytes at a time, see strictjson.SkipPlain.
 func Plain(s string) bool {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	if len(s) < 8 {

@@ -62,7 +62,7 @@ func (c *Concurrency) Slots() int {
 	return c.slots
 }
 
-// Below returns Slots if that is less than the device reports, else 0, as in [Health].
+// Below returns Slots if that is less than the device reports, else 0, as in [device.Health].
 func (c *Concurrency) Below() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -51,9 +51,9 @@ const (
 //
 // So many samples within a short time are averaged well, and a change of the device's
 // speed shows within about Memory, at any rate of samples. If samples are rare, the decay
-// stops at Least samples. A request of n tasks weighs n times as much as a request of one.
-// An update that would change the estimate by more than a factor of Step changes it by
-// Step: one stray request of minutes does not make a device slow, ten in a row do.
+// stops at MinSamples samples. A request of n tasks weighs n times as much as a request of one.
+// An update that would change the estimate by more than a factor of MaxStep changes it by
+// MaxStep: one stray request of minutes does not make a device slow, ten in a row do.
 //
 // Sources: the ratio estimator is from Cochran, Sampling Techniques, chapter 6; the
 // decaying sums are exponential decay over irregular intervals as in Cormode, Shkapenyuk,
@@ -137,7 +137,7 @@ func (e *Estimator) add(k device.RateKey) *estimate {
 	return s
 }
 
-// Seed sets what the device's previous owner has learned. It counts for at most Least
+// Seed sets what the device's previous owner has learned. It counts for at most MinSamples
 // samples, and is ignored if there are samples already.
 func (e *Estimator) Seed(k device.RateKey, r device.Rate) {
 	if !(r.ServiceMS > 0) || math.IsInf(r.ServiceMS, 0) || r.Samples < 1 {

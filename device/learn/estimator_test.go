@@ -28,7 +28,7 @@ func TestEstimatorAveragesTheFirst(t *testing.T) {
 	require.False(t, ok)
 	now := epoch
 	for i, want := range []float64{100, 75, 70} {
-		now = now.Add(time.Duration(i) * time.Hour) // no decay while there are fewer than Least samples
+		now = now.Add(time.Duration(i) * time.Hour) // no decay while there are fewer than MinSamples samples
 		e.Learn(k, time.Duration([]int{100, 50, 60}[i])*time.Millisecond, 1, now)
 		require.InDelta(t, want, serviceMS(t, e, k), 0.01)
 	}

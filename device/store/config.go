@@ -90,15 +90,21 @@ type discardLogger struct{}
 
 func (discardLogger) Printf(context.Context, string, ...any) {}
 
-// Option configures a Registry, Credits, Rates, Control or Cancels.
+// Option configures a Registry, Credits, Rates, Control or Overrides.
 type Option func(*options)
 
 type options struct{ metrics *metrics.Metrics }
 
+// conn is what all parts of the store share.
+type conn struct {
+	rdb     redis.UniversalClient
+	metrics *metrics.Metrics
+}
+
 // WithMetrics counts in m; the default is to discard metrics.
 func WithMetrics(m *metrics.Metrics) Option { return func(o *options) { o.metrics = m } }
 
-func apply(opts []Option) options {
+func open(rdb redis.UniversalClient, opts []Option) conn {
 	var o options
 	for _, f := range opts {
 		f(&o)
@@ -106,16 +112,16 @@ func apply(opts []Option) options {
 	if o.metrics == nil {
 		o.metrics = metrics.New(nil)
 	}
-	return o
+	return conn{rdb, o.metrics}
 }
 
 // run runs a script and records how long it took.
-func run(ctx context.Context, rdb redis.UniversalClient, m *metrics.Metrics, op string, s *redis.Script, keys []string, args ...any) (any, error) {
+func (c *conn) run(ctx context.Context, op string, s *redis.Script, keys []string, args ...any) (any, error) {
 	began := time.Now()
-	v, err := s.Run(ctx, rdb, keys, args...).Result()
-	m.Device.RedisSeconds.WithLabelValues(op).Observe(time.Since(began).Seconds())
+	v, err := s.Run(ctx, c.rdb, keys, args...).Result()
+	c.metrics.Device.RedisSeconds.WithLabelValues(op).Observe(time.Since(began).Seconds())
 	if err != nil && !errors.Is(err, redis.Nil) {
-		m.Device.RedisErrors.WithLabelValues(op).Inc()
+		c.metrics.Device.RedisErrors.WithLabelValues(op).Inc()
 		return nil, err
 	}
 	return v, nil

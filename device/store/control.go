@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -25,19 +24,18 @@ import (
 //	(as its ───────────▶ drained, known or not ──────────▶ (as its heartbeats say)
 //	 heartbeats say)
 type Control struct {
-	rdb     redis.UniversalClient
+	conn
 	cfg     Config
 	policy  string // hash: version, setting
 	drained string // hash: id → since when, in ms
 	devices string // the registry's hash
 	channel string // the registry's, so that routers react at once
-	metrics *metrics.Metrics
 }
 
 // NewControl returns the controls whose keys start with the prefix.
 func NewControl(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Control {
 	return &Control{
-		rdb: rdb, cfg: cfg.withDefaults(), metrics: apply(opts).metrics,
+		cfg: cfg.withDefaults(), conn: open(rdb, opts),
 		policy: prefix + "{devices}:policy", drained: drainedKey(prefix), devices: prefix + "{devices}", channel: prefix + "{devices}:changed",
 	}
 }
@@ -119,7 +117,7 @@ func (c *Control) SetPolicy(ctx context.Context, p *device.PolicySetting) (befor
 		}
 		text = string(b)
 	}
-	v, err := run(ctx, c.rdb, c.metrics, "policy", policyScript, []string{c.policy}, text, c.channel)
+	v, err := c.run(ctx, "policy", policyScript, []string{c.policy}, text, c.channel)
 	if err != nil {
 		return nil, fmt.Errorf("setting the routers' policy in Redis: %w", err)
 	}
@@ -166,7 +164,7 @@ func (c *Control) Drain(ctx context.Context, id string, on bool) (changed bool, 
 	if on {
 		arg = 1
 	}
-	v, err := run(ctx, c.rdb, c.metrics, "drain", drainScript, []string{c.drained, c.devices}, id, arg, c.cfg.MaxDevices, c.channel)
+	v, err := c.run(ctx, "drain", drainScript, []string{c.drained, c.devices}, id, arg, c.cfg.MaxDevices, c.channel)
 	if err != nil {
 		return false, fmt.Errorf("draining device %s in Redis: %w", id, err)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/metrics"
 )
 
 // Classes of pools: how work is sent to a device.
@@ -36,23 +35,22 @@ const maxCall = 1000
 // Promise: the leased credits of a pool never exceed the limit that the taker named, no
 // matter who acquires, dies, retries or releases twice.
 type Credits struct {
-	rdb     redis.UniversalClient
+	conn
 	cfg     Config
 	keys    []string // used, leases, expiry, and the three sets of seen releases
 	asks    string   // hash pool → which router waits for it
 	routers string   // sorted set of routers by when they were last seen
 	channel string
-	metrics *metrics.Metrics
 }
 
 // NewCredits returns the account whose keys start with the prefix.
 func NewCredits(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Credits {
 	k := prefix + "{credits}:"
 	return &Credits{
-		rdb: rdb, cfg: cfg.withDefaults(), channel: k + "freed",
+		cfg: cfg.withDefaults(), channel: k + "freed",
 		keys: []string{k + "used", k + "leases", k + "expiry", k + "seen:0", k + "seen:1", k + "seen:2"},
 		asks: k + "asks", routers: k + "routers",
-		metrics: apply(opts).metrics,
+		conn: open(rdb, opts),
 	}
 }
 
@@ -319,7 +317,7 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []device.Wan
 		wanted += max(0, of[0]) + max(0, of[1]) + max(0, of[2])
 	}
 	keys := []string{c.keys[0], c.keys[1], c.keys[2], c.asks}
-	v, err := run(ctx, c.rdb, c.metrics, "acquire", acquireScript, keys, args...)
+	v, err := c.run(ctx, "acquire", acquireScript, keys, args...)
 	if err != nil {
 		return fmt.Errorf("taking credits of %d pools in Redis: %w", len(which), err)
 	}
@@ -361,7 +359,7 @@ return redis.call('ZCARD', KEYS[1])
 // Present records that the router is alive and returns how many routers are: those seen
 // within the given time.
 func (c *Credits) Present(ctx context.Context, router string, within time.Duration) (int, error) {
-	v, err := run(ctx, c.rdb, c.metrics, "present", presentScript, []string{c.routers}, router, within.Milliseconds())
+	v, err := c.run(ctx, "present", presentScript, []string{c.routers}, router, within.Milliseconds())
 	if err != nil {
 		return 0, fmt.Errorf("counting routers in Redis: %w", err)
 	}
@@ -401,7 +399,7 @@ func (c *Credits) Release(ctx context.Context, rel []device.Release) error {
 		for _, id := range part {
 			args = append(args, id, sum[id])
 		}
-		v, err := run(ctx, c.rdb, c.metrics, "release", releaseScript, c.keys, args...)
+		v, err := c.run(ctx, "release", releaseScript, c.keys, args...)
 		if err != nil {
 			return fmt.Errorf("releasing credits of %d leases in Redis: %w", len(part), err)
 		}
@@ -422,7 +420,7 @@ func (c *Credits) Renew(ctx context.Context, leases []device.LeaseRef) (lost int
 		for _, l := range part {
 			args = append(args, l.Lease)
 		}
-		v, err := run(ctx, c.rdb, c.metrics, "renew", renewScript, c.keys[:3], args...)
+		v, err := c.run(ctx, "renew", renewScript, c.keys[:3], args...)
 		if err != nil {
 			return lost, fmt.Errorf("renewing %d leases in Redis: %w", len(part), err)
 		}
@@ -439,7 +437,7 @@ func (c *Credits) Used(ctx context.Context, pools []string) ([]int, error) {
 	if len(pools) == 0 {
 		return out, nil
 	}
-	if _, err := run(ctx, c.rdb, c.metrics, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel); err != nil {
+	if _, err := c.run(ctx, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel); err != nil {
 		return nil, err
 	}
 	vs, err := c.rdb.HMGet(ctx, c.keys[0], pools...).Result()
@@ -458,7 +456,7 @@ func (c *Credits) Used(ctx context.Context, pools []string) ([]int, error) {
 	return out, nil
 }
 
-// WatchCancels calls onFree with pools that have room again, and with nil after every reconnect,
+// Watch calls onFree with pools that have room again, and with nil after every reconnect,
 // because messages may have been missed. It returns when ctx ends. While it runs it also
 // reclaims expired leases, so that takers who wait for room learn of those, too.
 func (c *Credits) Watch(ctx context.Context, onFree func(pools []string)) error {
@@ -469,7 +467,7 @@ func (c *Credits) Watch(ctx context.Context, onFree func(pools []string)) error 
 		c.reapEvery(ctx, c.cfg.LeaseTTL/3)
 	}()
 	defer func() { cancel(); <-done }()
-	return watch(ctx, c.rdb, c.channel, func(p string) { onFree(parsePools(p)) }, func() { onFree(nil) })
+	return c.watch(ctx, c.channel, func(p string) { onFree(parsePools(p)) }, func() { onFree(nil) })
 }
 
 // parsePools parses which pools have room; nil means any.
@@ -493,7 +491,7 @@ func (c *Credits) reapEvery(ctx context.Context, every time.Duration) {
 			return
 		case <-tick.C:
 		}
-		_, _ = run(ctx, c.rdb, c.metrics, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel) // counted in metrics; the next tick retries
+		_, _ = c.run(ctx, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel) // counted in metrics; the next tick retries
 	}
 }
 

@@ -34,17 +34,17 @@ func TestAcquireReleaseRenew(t *testing.T) {
 		}
 		require.Equal(t, []int{4, 0, 2}, used())
 
-		require.NoError(t, c.Release(ctx, []device.Release{{"a/single", gs[0].Lease, 1}, {"a/single", gs[0].Lease, 1}}))
+		require.NoError(t, c.Release(ctx, []device.Release{{Pool: "a/single", Lease: gs[0].Lease, N: 1}, {Pool: "a/single", Lease: gs[0].Lease, N: 1}}))
 		require.Equal(t, []int{2, 0, 2}, used(), "a lease can be released in parts")
-		require.NoError(t, c.Release(ctx, []device.Release{{"a/single", gs[0].Lease, 99}}))
+		require.NoError(t, c.Release(ctx, []device.Release{{Pool: "a/single", Lease: gs[0].Lease, N: 99}}))
 		require.Equal(t, []int{1, 0, 2}, used(), "never more than it holds")
-		require.NoError(t, c.Release(ctx, []device.Release{{"a/single", gs[0].Lease, 1}, {"a/single", "unknown", 1}}))
+		require.NoError(t, c.Release(ctx, []device.Release{{Pool: "a/single", Lease: gs[0].Lease, N: 1}, {Pool: "a/single", Lease: "unknown", N: 1}}))
 		require.Equal(t, []int{1, 0, 2}, used(), "releasing twice does nothing")
 
-		lost, err := c.Renew(ctx, []device.LeaseRef{{"a/single", gs[2].Lease}, {"a/single", gs[0].Lease}})
+		lost, err := c.Renew(ctx, []device.LeaseRef{{Pool: "a/single", Lease: gs[2].Lease}, {Pool: "a/single", Lease: gs[0].Lease}})
 		require.NoError(t, err)
 		require.Equal(t, 1, lost)
-		require.NoError(t, c.Release(ctx, []device.Release{{"a/single", gs[2].Lease, 1}, {"c/single", gs[3].Lease, 2}}))
+		require.NoError(t, c.Release(ctx, []device.Release{{Pool: "a/single", Lease: gs[2].Lease, N: 1}, {Pool: "c/single", Lease: gs[3].Lease, N: 2}}))
 		require.Equal(t, []int{0, 0, 0}, used())
 	})
 }
@@ -87,8 +87,8 @@ func TestLargeCallsAreSplit(t *testing.T) {
 		var refs []device.LeaseRef
 		for _, g := range gs {
 			require.Equal(t, 1, g.N)
-			rel = append(rel, device.Release{g.Pool, g.Lease, 1})
-			refs = append(refs, device.LeaseRef{g.Pool, g.Lease})
+			rel = append(rel, device.Release{Pool: g.Pool, Lease: g.Lease, N: 1})
+			refs = append(refs, device.LeaseRef{Pool: g.Pool, Lease: g.Lease})
 		}
 		lost, err := c.Renew(t.Context(), refs)
 		require.NoError(t, err)
@@ -152,14 +152,14 @@ func TestCreditsProperty(t *testing.T) {
 					require.Equal(t, min(wants[i].N, limits[g.Pool]-used(g.Pool)), g.N)
 					if g.N > 0 {
 						alive[g.Lease] = &lease{g.Pool, g.N, now.Add(ttl)}
-						known = append(known, device.LeaseRef{g.Pool, g.Lease})
+						known = append(known, device.LeaseRef{Pool: g.Pool, Lease: g.Lease})
 					}
 					require.Equal(t, used(g.Pool), g.Used)
 				}
 			},
 			"release": func(t *rapid.T) {
 				ref, n := pick(t), rapid.IntRange(1, 4).Draw(t, "n")
-				require.NoError(t, c.Release(ctx, []device.Release{{ref.Pool, ref.Lease, n}}))
+				require.NoError(t, c.Release(ctx, []device.Release{{Pool: ref.Pool, Lease: ref.Lease, N: n}}))
 				if l := alive[ref.Lease]; l != nil {
 					if l.n -= n; l.n <= 0 {
 						delete(alive, ref.Lease)
@@ -229,7 +229,7 @@ func TestLimitHoldsUnderConcurrency(t *testing.T) {
 					}
 					for range g.N { // one by one, as tasks end
 						inUse[p].Add(-1)
-						if err := c.Release(t.Context(), []device.Release{{pool, g.Lease, 1}}); err != nil {
+						if err := c.Release(t.Context(), []device.Release{{Pool: pool, Lease: g.Lease, N: 1}}); err != nil {
 							t.Error(err)
 							return
 						}
@@ -250,7 +250,7 @@ func TestWatchReportsFreedPools(t *testing.T) {
 
 	gs, err := c.Acquire(t.Context(), "h", []device.Want{{Pool: "a/single", N: 1, Limit: 1}, {Pool: "b/single", N: 1, Limit: 1}})
 	require.NoError(t, err)
-	require.NoError(t, c.Release(t.Context(), []device.Release{{"a/single", gs[0].Lease, 1}}))
+	require.NoError(t, c.Release(t.Context(), []device.Release{{Pool: "a/single", Lease: gs[0].Lease, N: 1}}))
 	require.Equal(t, []string{"a/single"}, wait(t, freed, "the released credit"))
 	// The holder of b dies: the watcher notices by itself, without any other call.
 	require.Equal(t, []string{"b/single"}, wait(t, freed, "the credit of the dead holder"))
@@ -278,7 +278,7 @@ func BenchmarkRound(b *testing.B) {
 		b.StopTimer()
 		rel = rel[:0]
 		for _, g := range gs {
-			rel = append(rel, device.Release{g.Pool, g.Lease, g.N})
+			rel = append(rel, device.Release{Pool: g.Pool, Lease: g.Lease, N: g.N})
 		}
 		if err := c.Release(b.Context(), rel); err != nil {
 			b.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/metrics"
 )
 
 // Rates shares what workers learn about devices with the routers, through Redis. It may be
@@ -21,9 +20,8 @@ import (
 // Times are written as durations from now beside the time of Redis' clock, and read
 // against the same clock, because the clocks of workers and routers may differ.
 type Rates struct {
-	rdb           redis.UniversalClient
+	conn
 	rates, health string
-	metrics       *metrics.Metrics
 }
 
 // rateTTL is how long an entry stays valid without being reported again.
@@ -31,7 +29,7 @@ const rateTTL = time.Hour
 
 // NewRates returns the shared rates whose keys start with the prefix.
 func NewRates(rdb redis.UniversalClient, prefix string, opts ...Option) *Rates {
-	return &Rates{rdb: rdb, rates: prefix + "rates", health: prefix + "health", metrics: apply(opts).metrics}
+	return &Rates{rates: prefix + "rates", health: prefix + "health", conn: open(rdb, opts)}
 }
 
 // rateField is the key as a field of the hash; parseRateKey is its inverse.
@@ -48,7 +46,7 @@ func parseRateKey(f string) (device.RateKey, bool) {
 	if len(p) != 3 {
 		return device.RateKey{}, false
 	}
-	return device.RateKey{p[0], p[1], p[2] == device.ClassBatched}, true
+	return device.RateKey{DeviceID: p[0], Model: p[1], Batched: p[2] == device.ClassBatched}, true
 }
 
 // rateEntry is a rate as stored in Redis; the script writes "at" first.
@@ -125,7 +123,7 @@ func (r *Rates) write(ctx context.Context, key string, entries []any) error {
 		part := entries[:min(len(entries), 2*maxCall)]
 		entries = entries[len(part):]
 		args := append([]any{rateTTL.Milliseconds()}, part...)
-		if _, err := run(ctx, r.rdb, r.metrics, "report", reportScript, []string{key}, args...); err != nil {
+		if _, err := r.run(ctx, "report", reportScript, []string{key}, args...); err != nil {
 			return fmt.Errorf("reporting %d rates or healths of devices to Redis: %w", len(part)/2, err)
 		}
 	}

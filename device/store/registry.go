@@ -13,7 +13,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -34,19 +33,18 @@ const (
 //	  │     leaves         │  └───────────────────────────────────┘  │ no heartbeat for Forget
 //	  └────────────────────┴─────────────────────────────────────────┘
 type Registry struct {
-	rdb     redis.UniversalClient
+	conn
 	cfg     Config
 	key     string
 	drained string // hash of drained devices: see Control
 	channel string
-	metrics *metrics.Metrics
 }
 
 // NewRegistry returns the registry whose keys start with the prefix.
 func NewRegistry(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Registry {
 	return &Registry{
-		rdb: rdb, cfg: cfg.withDefaults(), key: prefix + "{devices}", drained: drainedKey(prefix), channel: prefix + "{devices}:changed",
-		metrics: apply(opts).metrics,
+		cfg: cfg.withDefaults(), key: prefix + "{devices}", drained: drainedKey(prefix), channel: prefix + "{devices}:changed",
+		conn: open(rdb, opts),
 	}
 }
 
@@ -118,7 +116,7 @@ func (r *Registry) Beat(ctx context.Context, d device.Device) (joined bool, err 
 	if err != nil {
 		return false, fmt.Errorf("encoding the heartbeat of %s: %w", d.ID, err)
 	}
-	v, err := run(ctx, r.rdb, r.metrics, "beat", beatScript, []string{r.key},
+	v, err := r.run(ctx, "beat", beatScript, []string{r.key},
 		d.ID, body, p.sum(), r.cfg.MaxDevices, r.cfg.Timeout.Milliseconds(), r.channel)
 	if err != nil {
 		r.metrics.Device.Heartbeats.WithLabelValues("error").Inc()
@@ -153,7 +151,7 @@ func (r *Registry) Left(ctx context.Context, id string) (was bool, err error) {
 	if err := device.ValidateID(id); err != nil {
 		return false, err
 	}
-	v, err := run(ctx, r.rdb, r.metrics, "leave", leaveScript, []string{r.key}, id, r.channel)
+	v, err := r.run(ctx, "leave", leaveScript, []string{r.key}, id, r.channel)
 	if err != nil {
 		return false, fmt.Errorf("removing device %s from Redis: %w", id, err)
 	}
@@ -194,7 +192,7 @@ func (r *Registry) List(ctx context.Context) ([]device.Device, error) {
 		}
 	}
 	if len(forget) > 0 {
-		if _, err := run(ctx, r.rdb, r.metrics, "forget", forgetScript, []string{r.key}, forget...); err != nil {
+		if _, err := r.run(ctx, "forget", forgetScript, []string{r.key}, forget...); err != nil {
 			return nil, fmt.Errorf("removing long-silent devices from Redis: %w", err)
 		}
 	}
@@ -235,7 +233,7 @@ func (r *Registry) ClaimSilences(ctx context.Context, silent []device.Device) ([
 	for _, d := range silent {
 		args = append(args, d.ID, d.At.UnixMilli())
 	}
-	v, err := run(ctx, r.rdb, r.metrics, "silent", silentScript, []string{r.key + ":silent"}, args...)
+	v, err := r.run(ctx, "silent", silentScript, []string{r.key + ":silent"}, args...)
 	if err != nil {
 		return nil, fmt.Errorf("recording in Redis that %d devices are silent: %w", len(silent), err)
 	}
@@ -249,9 +247,9 @@ func (r *Registry) ClaimSilences(ctx context.Context, silent []device.Device) ([
 	return first, nil
 }
 
-// WatchCancels calls onChange when a device joins, leaves or changes in more than its figures,
+// Watch calls onChange when a device joins, leaves or changes in more than its figures,
 // and after every reconnect, because messages may have been missed. It returns when ctx
 // ends. Falling silent sends no message: compare Age with the time.
 func (r *Registry) Watch(ctx context.Context, onChange func()) error {
-	return watch(ctx, r.rdb, r.channel, func(string) { onChange() }, onChange)
+	return r.watch(ctx, r.channel, func(string) { onChange() }, onChange)
 }

@@ -18,11 +18,11 @@ const pingAfter = 10 * time.Second
 // watch subscribes to a channel until ctx ends. onMessage gets each payload; onGap is
 // called after every (re)subscription, because messages may have been missed before it. It
 // reconnects indefinitely when the connection drops or stops answering pings.
-func watch(ctx context.Context, rdb redis.UniversalClient, channel string, onMessage func(payload string), onGap func()) error {
+func (c *conn) watch(ctx context.Context, channel string, onMessage func(payload string), onGap func()) error {
 	wait := 50 * time.Millisecond
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := subscription(ctx, rdb, channel, onMessage, onGap)
+		err := c.subscribe(ctx, channel, onMessage, onGap)
 		if errors.Is(err, redis.ErrClosed) {
 			return fmt.Errorf("watching the Redis channel %s: %w", channel, err)
 		}
@@ -38,9 +38,9 @@ func watch(ctx context.Context, rdb redis.UniversalClient, channel string, onMes
 	return nil
 }
 
-// subscription receives messages until the connection fails or ctx ends.
-func subscription(ctx context.Context, rdb redis.UniversalClient, channel string, onMessage func(string), onGap func()) error {
-	ps := rdb.Subscribe(ctx, channel)
+// subscribe receives messages until the connection fails or ctx ends.
+func (c *conn) subscribe(ctx context.Context, channel string, onMessage func(string), onGap func()) error {
+	ps := c.rdb.Subscribe(ctx, channel)
 	// A blocked read does not notice that ctx ended; closing the connection unblocks it.
 	stop := context.AfterFunc(ctx, func() { _ = ps.Close() })
 	defer func() {

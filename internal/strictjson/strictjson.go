@@ -1,3 +1,9 @@
+// Package strictjson checks JSON, in a single pass, more strictly than encoding/json: it must
+// be UTF-8, and its nesting is limited, because deep nesting can exhaust the stack of a
+// parser.
+//
+// The Skip functions take a position in valid UTF-8 and return the position after what they
+// skip, or -1 if it is not there.
 package strictjson
 
 import (
@@ -9,7 +15,7 @@ import (
 	"unicode/utf8"
 )
 
-// Valid reports whether b passes [CheckJSON] with the given limit of nesting.
+// Valid reports whether b passes [Check].
 func Valid(b []byte, most int) bool {
 	if !utf8.Valid(b) {
 		return false
@@ -99,6 +105,7 @@ func skipByte(b []byte, at int, c byte) int {
 	return -1
 }
 
+// SkipWord skips a word, such as true.
 func SkipWord(b []byte, at int, word string) int {
 	if len(b)-at >= len(word) && string(b[at:at+len(word)]) == word {
 		return at + len(word)
@@ -106,6 +113,7 @@ func SkipWord(b []byte, at int, word string) int {
 	return -1
 }
 
+// SkipString skips a string with its quotes.
 func SkipString(b []byte, at int) int {
 	if at >= len(b) || b[at] != '"' {
 		return -1
@@ -187,6 +195,7 @@ func Hex4(b []byte, at int) (r rune, ok bool) {
 	return r, true
 }
 
+// SkipDigits returns the position of the first byte that is not a digit.
 func SkipDigits(b []byte, at int) int {
 	for at < len(b) && b[at] >= '0' && b[at] <= '9' {
 		at++
@@ -220,6 +229,7 @@ func skipNumber(b []byte, at int) int {
 	return at
 }
 
+// Check returns why b is not valid UTF-8, not valid JSON, or nested deeper than most.
 func Check(b []byte, most int) error {
 	if Valid(b, most) {
 		return nil
@@ -227,7 +237,7 @@ func Check(b []byte, most int) error {
 	return CheckSlowly(b, most)
 }
 
-// CheckSlowly returns what is wrong.
+// CheckSlowly is Check without the fast path; it explains what is wrong.
 func CheckSlowly(b []byte, most int) error {
 	if err := CheckDepth(b, most); err != nil {
 		return err

@@ -236,7 +236,7 @@ func (w *jsonWalk) skip() {
 
 // Unmarshal is json.Unmarshal, but rejects fields that the struct does not have, and very
 // many values. (json.Decoder can do the former, but copies the text into a buffer several
-// times as long.) The text must have passed [CheckJSON].
+// times as long.) The text must have passed [task.CheckJSON].
 func Unmarshal(b []byte, into any) error {
 	w := jsonWalk{b: b, left: 4 * maxValues, rest: len(b), strict: true}
 	w.value(shapeOf(reflect.TypeOf(into)))

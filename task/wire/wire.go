@@ -63,9 +63,9 @@ func EncodeTask(t *task.Task, contentType string) ([]byte, error) {
 }
 
 // DecodeResult reads a result in either format; see [DecodeTask]. It guarantees that the
-// output passes [CheckJSON], so [Result.ValidateDecoded] need not check it again. The
-// strings of a result share one allocation as long as the record without its output: copy
-// a string before you keep it for long.
+// output passes [task.CheckJSON], so [task.Result.ValidateDecoded] need not check it
+// again. The strings of a result share one allocation as long as the record without its
+// output: copy a string before you keep it for long.
 func DecodeResult(b []byte, contentType string) (*task.Result, error) {
 	format, err := formatOf(b, contentType)
 	if err != nil {

@@ -95,7 +95,7 @@ func (q *fastReader) result(r *task.Result) (output []byte) {
 	return output
 }
 
-// output returns a value that passes [CheckJSON].
+// output returns a value that passes [task.CheckJSON].
 func (q *fastReader) output() []byte {
 	v := q.raw(task.MaxInputDepth)
 	if string(v) == "null" {

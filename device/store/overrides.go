@@ -14,7 +14,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
-	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -22,7 +21,7 @@ import (
 const maxMessageTasks = 1000
 
 // Overrides holds the operators' overrides: which tasks to cancel, and which to run sooner
-// or later than submitted. Overrides only make these changes quick. A cancelled task stays
+// or later than submitted. They only make these changes fast: a cancelled task stays
 // cancelled because of its result, and a task keeps its new priority because the router
 // that holds it writes it down.
 //
@@ -30,51 +29,50 @@ const maxMessageTasks = 1000
 // are the new priority and level. A message on a channel reaches the processes that may
 // hold the task.
 type Overrides struct {
-	rdb        redis.UniversalClient
+	conn
 	cfg        Config
 	prefix     string
 	channel    string // of cancels
 	priorities string // of changed priorities
-	metrics    *metrics.Metrics
 }
 
 // NewOverrides returns the overrides whose keys start with the prefix.
 func NewOverrides(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Overrides {
 	return &Overrides{
-		rdb: rdb, cfg: cfg.withDefaults(), prefix: prefix + "override:", channel: prefix + "cancels", priorities: prefix + "priorities",
-		metrics: apply(opts).metrics,
+		cfg: cfg.withDefaults(), prefix: prefix + "override:", channel: prefix + "cancels", priorities: prefix + "priorities",
+		conn: open(rdb, opts),
 	}
 }
 
-func (c *Overrides) key(k task.Key) string {
+func (o *Overrides) key(k task.Key) string {
 	h := k.Hash()
-	return c.prefix + base64.RawURLEncoding.EncodeToString(h[:])
+	return o.prefix + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
 // Cancel records that the tasks are cancelled and notifies watchers.
-func (c *Overrides) Cancel(ctx context.Context, keys ...task.Key) error {
+func (o *Overrides) Cancel(ctx context.Context, keys ...task.Key) error {
 	for part := range slices.Chunk(keys, maxMessageTasks) {
 		msg, err := json.Marshal(part)
 		if err != nil {
 			return fmt.Errorf("marking %d tasks as cancelled: %w", len(part), err)
 		}
-		pipe := c.rdb.Pipeline()
+		pipe := o.rdb.Pipeline()
 		for _, k := range part {
-			pipe.HSet(ctx, c.key(k), "c", 1)
-			pipe.PExpire(ctx, c.key(k), c.cfg.CancelTTL)
+			pipe.HSet(ctx, o.key(k), "c", 1)
+			pipe.PExpire(ctx, o.key(k), o.cfg.CancelTTL)
 		}
-		pipe.Publish(ctx, c.channel, msg)
+		pipe.Publish(ctx, o.channel, msg)
 		if _, err := pipe.Exec(ctx); err != nil {
-			c.metrics.Device.RedisErrors.WithLabelValues("cancel").Inc()
+			o.metrics.Device.RedisErrors.WithLabelValues("cancel").Inc()
 			return fmt.Errorf("marking %d tasks as cancelled in Redis: %w", len(part), err)
 		}
 	}
 	return nil
 }
 
-// Reprioritize records a change of priority and notifies watchers. What r leaves unchanged stays
-// as an earlier call set it.
-func (c *Overrides) Reprioritize(ctx context.Context, r device.PriorityChange) error {
+// Reprioritize records a change of priority and notifies watchers. What r leaves unchanged
+// stays as an earlier call set it.
+func (o *Overrides) Reprioritize(ctx context.Context, r device.PriorityChange) error {
 	var fields []any
 	if r.Priority != "" {
 		fields = append(fields, "p", string(r.Priority))
@@ -89,33 +87,33 @@ func (c *Overrides) Reprioritize(ctx context.Context, r device.PriorityChange) e
 	if err != nil {
 		return fmt.Errorf("changing the priority of task %s: %w", r.Key, err)
 	}
-	pipe := c.rdb.Pipeline()
-	pipe.HSet(ctx, c.key(r.Key), fields...)
-	pipe.PExpire(ctx, c.key(r.Key), c.cfg.CancelTTL)
-	pipe.Publish(ctx, c.priorities, msg)
+	pipe := o.rdb.Pipeline()
+	pipe.HSet(ctx, o.key(r.Key), fields...)
+	pipe.PExpire(ctx, o.key(r.Key), o.cfg.CancelTTL)
+	pipe.Publish(ctx, o.priorities, msg)
 	if _, err := pipe.Exec(ctx); err != nil {
-		c.metrics.Device.RedisErrors.WithLabelValues("priority").Inc()
+		o.metrics.Device.RedisErrors.WithLabelValues("priority").Inc()
 		return fmt.Errorf("changing the priority of task %s in Redis: %w", r.Key, err)
 	}
 	return nil
 }
 
 // Get returns the override of each task, in one round trip.
-func (c *Overrides) Get(ctx context.Context, keys ...task.Key) ([]device.Override, error) {
+func (o *Overrides) Get(ctx context.Context, keys ...task.Key) ([]device.Override, error) {
 	out := make([]device.Override, len(keys))
 	if len(keys) == 0 {
 		return out, nil
 	}
 	began := time.Now()
-	pipe := c.rdb.Pipeline()
+	pipe := o.rdb.Pipeline()
 	cmds := make([]*redis.SliceCmd, len(keys))
 	for i, k := range keys {
-		cmds[i] = pipe.HMGet(ctx, c.key(k), "c", "p", "l")
+		cmds[i] = pipe.HMGet(ctx, o.key(k), "c", "p", "l")
 	}
 	_, err := pipe.Exec(ctx)
-	c.metrics.Device.RedisSeconds.WithLabelValues("marks").Observe(time.Since(began).Seconds())
+	o.metrics.Device.RedisSeconds.WithLabelValues("marks").Observe(time.Since(began).Seconds())
 	if err != nil && !errors.Is(err, redis.Nil) {
-		c.metrics.Device.RedisErrors.WithLabelValues("cancelled").Inc()
+		o.metrics.Device.RedisErrors.WithLabelValues("cancelled").Inc()
 		return nil, fmt.Errorf("reading the overrides of %d tasks from Redis: %w", len(keys), err)
 	}
 	for i, k := range keys {
@@ -143,8 +141,8 @@ func parseOverride(k task.Key, v []any) device.Override {
 }
 
 // Cancelled reports which of the tasks are cancelled, in one round trip.
-func (c *Overrides) Cancelled(ctx context.Context, keys ...task.Key) ([]bool, error) {
-	marks, err := c.Get(ctx, keys...)
+func (o *Overrides) Cancelled(ctx context.Context, keys ...task.Key) ([]bool, error) {
+	marks, err := o.Get(ctx, keys...)
 	if err != nil {
 		return nil, err
 	}
@@ -155,18 +153,18 @@ func (c *Overrides) Cancelled(ctx context.Context, keys ...task.Key) ([]bool, er
 	return out, nil
 }
 
-// WatchCancels calls onCancel with tasks that were cancelled. It calls onGap after every connect
-// and reconnect, because messages may have been missed: holders of tasks should then call
-// Marked. It returns when ctx ends.
-func (c *Overrides) WatchCancels(ctx context.Context, onCancel func(keys []task.Key), onGap func()) error {
-	return watch(ctx, c.rdb, c.channel, keysOf(onCancel), onGap)
+// WatchCancels calls onCancel with tasks that were cancelled. It calls onGap after every
+// connect and reconnect, because messages may have been missed: holders of tasks should
+// then call Cancelled. It returns when ctx ends.
+func (o *Overrides) WatchCancels(ctx context.Context, onCancel func(keys []task.Key), onGap func()) error {
+	return o.watch(ctx, o.channel, keysOf(onCancel), onGap)
 }
 
-// WatchPriorities calls onRerank with tasks whose priority changed. Call Marks for the new
+// WatchPriorities calls onChange with tasks whose priority changed. Call Get for the new
 // priority: messages may arrive in a different order than the overrides were written.
-// onGap is as for Watch.
-func (c *Overrides) WatchPriorities(ctx context.Context, onRerank func(keys []task.Key), onGap func()) error {
-	return watch(ctx, c.rdb, c.priorities, keysOf(onRerank), onGap)
+// onGap is as for WatchCancels.
+func (o *Overrides) WatchPriorities(ctx context.Context, onChange func(keys []task.Key), onGap func()) error {
+	return o.watch(ctx, o.priorities, keysOf(onChange), onGap)
 }
 
 func keysOf(fn func([]task.Key)) func(payload string) {

@@ -33,7 +33,7 @@ func TestCancels(t *testing.T) {
 	})
 }
 
-func TestCancelsAreForgotten(t *testing.T) {
+func TestCancelsExpire(t *testing.T) {
 	m := miniredis.RunT(t)
 	c := NewOverrides(client(t, m.Addr()), Config{CancelTTL: time.Minute}, "")
 	require.NoError(t, c.Cancel(t.Context(), task.Key{Tenant: "t", ID: "a"}))

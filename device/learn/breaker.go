@@ -18,7 +18,7 @@ const ()
 // value is usable.
 type BreakerConfig struct {
 	Faults      int           // consecutive faults that open it; 0 means 5
-	Ratio       float64       // fraction of faults that opens it, among at least Least requests within Window; 0 means 0.5
+	Ratio       float64       // fraction of faults that opens it, among at least MinRequests requests within Window; 0 means 0.5
 	MinRequests int           // 0 means 20
 	Window      time.Duration // 0 means 10 s
 	Open        time.Duration // how long it opens first; doubled each further time; 0 means 5 s
@@ -74,7 +74,7 @@ func (c BreakerConfig) withDefaults() BreakerConfig {
 // Faults that took less than half the usual duration of a request open the breaker after
 // half as many.
 //
-// A device hangs when requests are running and none has ended for Hang times the usual
+// A device hangs when requests are running and none has ended for HangFactor times the usual
 // duration. That is only a suspicion, since long tasks are rare but exist: if one of them
 // does succeed, the device is probed at once, and this opening does not count.
 //
@@ -105,7 +105,7 @@ type Breaker struct {
 
 	term    int
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	cause   string // why gobreaker trips; set by readyToTrip and Check
+	cause   string // why gobreaker trips; set by readyToTrip and CheckHang
 	tripped bool   // set by gobreaker's callback, which runs within our calls
 
 	running    []flight
@@ -143,65 +143,65 @@ const never = time.Duration(math.MaxInt64)
 
 // NewBreaker returns a closed breaker.
 func NewBreaker(cfg BreakerConfig) *Breaker {
-	e := &Breaker{cfg: cfg.withDefaults(), state: device.StateClosed}
-	e.window.width = e.cfg.Window / buckets
-	e.begin(time.Time{})
-	return e
+	b := &Breaker{cfg: cfg.withDefaults(), state: device.StateClosed}
+	b.window.width = b.cfg.Window / buckets
+	b.begin(time.Time{})
+	return b
 }
 
 // begin starts a term.
-func (e *Breaker) begin(now time.Time) {
-	e.term++
-	e.cause, e.tripped, e.fastFaults, e.lastLife = "", false, 0, now
-	e.window.clear()
-	e.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+func (b *Breaker) begin(now time.Time) {
+	b.term++
+	b.cause, b.tripped, b.fastFaults, b.lastLife = "", false, 0, now
+	b.window.clear()
+	b.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Interval: 0, Timeout: never, // its clock must not matter
-		ReadyToTrip:  e.readyToTrip,
+		ReadyToTrip:  b.readyToTrip,
 		IsSuccessful: func(err error) bool { return err == nil },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errNeutral) },
 		OnStateChange: func(string, gobreaker.State, gobreaker.State) {
-			e.tripped = true
+			b.tripped = true
 		},
 	})
 }
 
 // readyToTrip is called by gobreaker after each fault, while we hold the lock.
-func (e *Breaker) readyToTrip(c gobreaker.Counts) bool {
-	all, faults := e.window.sum()
+func (b *Breaker) readyToTrip(c gobreaker.Counts) bool {
+	all, faults := b.window.sum()
 	share := 0.0
 	if all > 0 {
 		share = float64(faults) / float64(all)
 	}
 	switch {
-	case e.cause != "": // it hangs
-	case e.state == device.StateHalfOpen:
-		e.cause = "its probe failed"
-	case int(c.ConsecutiveFailures) >= e.cfg.Faults:
-		e.cause = fmt.Sprintf("%d consecutive faults", c.ConsecutiveFailures)
-	case e.fastFaults >= (e.cfg.Faults+1)/2:
-		e.cause = fmt.Sprintf("%d consecutive faults, each in less than half the usual %s", e.fastFaults, round(e.expected))
-	case all >= e.cfg.MinRequests && share >= e.cfg.Ratio:
-		e.cause = fmt.Sprintf("%.0f %% of %d requests failed", 100*share, all)
+	case b.cause != "": // it hangs
+	case b.state == device.StateHalfOpen:
+		b.cause = "its probe failed"
+	case int(c.ConsecutiveFailures) >= b.cfg.Faults:
+		b.cause = fmt.Sprintf("%d consecutive faults", c.ConsecutiveFailures)
+	case b.fastFaults >= (b.cfg.Faults+1)/2:
+		b.cause = fmt.Sprintf("%d consecutive faults, each in less than half the usual %s", b.fastFaults, round(b.expected))
+	case all >= b.cfg.MinRequests && share >= b.cfg.Ratio:
+		b.cause = fmt.Sprintf("%.0f %% of %d requests failed", 100*share, all)
 	}
-	return e.cause != ""
+	return b.cause != ""
 }
 
 // Allow reports whether a request may start now. In the half-open state that is
 // one at a time.
-func (e *Breaker) Allow(now time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
-	return e.allows()
+func (b *Breaker) Allow(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
+	return b.allows()
 }
 
-func (e *Breaker) allows() bool {
-	return e.state == device.StateClosed || e.state == device.StateHalfOpen && !e.probing()
+func (b *Breaker) allows() bool {
+	return b.state == device.StateClosed || b.state == device.StateHalfOpen && !b.probing()
 }
 
-func (e *Breaker) probing() bool {
-	for _, r := range e.running {
-		if r.term == e.term {
+func (b *Breaker) probing() bool {
+	for _, r := range b.running {
+		if r.term == b.term {
 			return true
 		}
 	}
@@ -209,106 +209,106 @@ func (e *Breaker) probing() bool {
 }
 
 // advance makes the transitions that are due by now.
-func (e *Breaker) advance(now time.Time) {
+func (b *Breaker) advance(now time.Time) {
 	switch {
-	case e.state == device.StateOpen && !now.Before(e.openUntil):
-		e.begin(now)
-		e.change(now, device.StateHalfOpen, "")
-	case e.state == device.StateClosed && e.opened > 0 && now.Sub(e.closedAt) >= e.cfg.Healthy:
-		e.opened = 0
+	case b.state == device.StateOpen && !now.Before(b.openUntil):
+		b.begin(now)
+		b.change(now, device.StateHalfOpen, "")
+	case b.state == device.StateClosed && b.opened > 0 && now.Sub(b.closedAt) >= b.cfg.Healthy:
+		b.opened = 0
 	}
 }
 
-func (e *Breaker) change(now time.Time, state, why string) {
-	e.state, e.why = state, why
-	if len(e.changes) < maxChanges {
-		e.changes = append(e.changes, Change{At: now, State: state, Why: why, Hung: state == device.StateOpen && e.hung})
+func (b *Breaker) change(now time.Time, state, why string) {
+	b.state, b.why = state, why
+	if len(b.changes) < maxChanges {
+		b.changes = append(b.changes, Change{At: now, State: state, Why: why, Hung: state == device.StateOpen && b.hung})
 	}
 }
 
 // Start is Allow and Started in one step, for callers that start requests from several
 // goroutines.
-func (e *Breaker) Start(now time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
-	if !e.allows() {
+func (b *Breaker) Start(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
+	if !b.allows() {
 		return false
 	}
-	e.started(now)
+	b.started(now)
 	return true
 }
 
 // StartProbe is Start for a request that may test the device although the breaker is open:
 // routers send one now and then when the breakers of too many devices are open. It
 // succeeds once the breaker has been open for the shortest time, Open.
-func (e *Breaker) StartProbe(now time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.state == device.StateOpen && !now.Before(e.openedAt.Add(e.cfg.Open)) && now.Before(e.openUntil) {
-		e.openUntil = now
+func (b *Breaker) StartProbe(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == device.StateOpen && !now.Before(b.openedAt.Add(b.cfg.Open)) && now.Before(b.openUntil) {
+		b.openUntil = now
 	}
-	e.advance(now)
-	if !e.allows() {
+	b.advance(now)
+	if !b.allows() {
 		return false
 	}
-	e.started(now)
+	b.started(now)
 	return true
 }
 
 // Started records that a request was sent. Each call needs a call of Ended.
-func (e *Breaker) Started(now time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
-	e.started(now)
+func (b *Breaker) Started(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
+	b.started(now)
 }
 
-func (e *Breaker) started(now time.Time) {
+func (b *Breaker) started(now time.Time) {
 	r := flight{began: now}
-	if e.state != device.StateOpen { // requests that start while it is open do not count
-		if done, err := e.breaker.Allow(); err == nil {
-			r.term, r.done = e.term, done
+	if b.state != device.StateOpen { // requests that start while it is open do not count
+		if done, err := b.breaker.Allow(); err == nil {
+			r.term, r.done = b.term, done
 		}
 	}
-	e.running = append(e.running, r)
+	b.running = append(b.running, r)
 }
 
 // Ended records the outcome of a request that took the given time: its start tells it from
 // the others.
-func (e *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
-	r, ok := e.take(now.Add(-took))
+func (b *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
+	r, ok := b.take(now.Add(-took))
 	if !ok {
 		return
 	}
-	if r.term != e.term || r.done == nil || e.state == device.StateOpen {
-		e.endedLate(now, o)
+	if r.term != b.term || r.done == nil || b.state == device.StateOpen {
+		b.endedLate(now, o)
 		return
 	}
 	if o == OK || o == Throttled {
-		e.lastLife = now
+		b.lastLife = now
 	}
 	switch o {
 	case OK:
-		e.fastFaults = 0
-		e.window.add(now, false)
+		b.fastFaults = 0
+		b.window.add(now, false)
 		r.done(nil)
-		if e.state == device.StateHalfOpen {
-			e.begin(now)
-			e.closedAt = now
-			e.change(now, device.StateClosed, "")
+		if b.state == device.StateHalfOpen {
+			b.begin(now)
+			b.closedAt = now
+			b.change(now, device.StateClosed, "")
 		}
 	case Fault, TimedOut:
-		if e.fastFaults++; 2*took >= e.expected {
-			e.fastFaults = 0
+		if b.fastFaults++; 2*took >= b.expected {
+			b.fastFaults = 0
 		}
-		e.window.add(now, true)
+		b.window.add(now, true)
 		r.done(errFault)
-		if e.tripped {
-			e.open(now, false)
+		if b.tripped {
+			b.open(now, false)
 		}
 	default:
 		r.done(errNeutral)
@@ -317,82 +317,82 @@ func (e *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
 
 // take finds the request that began then. Clocks are not exact everywhere: if none
 // matches, it takes the oldest.
-func (e *Breaker) take(began time.Time) (flight, bool) {
-	if len(e.running) == 0 {
+func (b *Breaker) take(began time.Time) (flight, bool) {
+	if len(b.running) == 0 {
 		return flight{}, false
 	}
 	at := 0
-	for i, r := range e.running {
+	for i, r := range b.running {
 		if r.began.Equal(began) {
 			at = i
 			break
 		}
 	}
-	r := e.running[at]
-	e.running = append(e.running[:at], e.running[at+1:]...)
+	r := b.running[at]
+	b.running = append(b.running[:at], b.running[at+1:]...)
 	return r, true
 }
 
 // endedLate handles the end of a request that began before the breaker opened. A success shows
 // that a device that seemed to hang does not: it is probed at once.
-func (e *Breaker) endedLate(now time.Time, o Outcome) {
-	if o != OK || e.state != device.StateOpen || !e.hung {
+func (b *Breaker) endedLate(now time.Time, o Outcome) {
+	if o != OK || b.state != device.StateOpen || !b.hung {
 		return
 	}
-	e.openUntil, e.hung = now, false
-	e.opened = max(0, e.opened-1)
+	b.openUntil, b.hung = now, false
+	b.opened = max(0, b.opened-1)
 }
 
 // open opens the breaker for a growing time.
-func (e *Breaker) open(now time.Time, hung bool) {
-	e.opened++
-	d := e.cfg.Open
-	for i := 1; i < e.opened && d < e.cfg.MaxOpen; i++ {
+func (b *Breaker) open(now time.Time, hung bool) {
+	b.opened++
+	d := b.cfg.Open
+	for i := 1; i < b.opened && d < b.cfg.MaxOpen; i++ {
 		d *= 2
 	}
-	d = min(d, e.cfg.MaxOpen)
-	if e.cfg.Jitter != nil {
-		d += time.Duration(float64(d) / 5 * min(max(e.cfg.Jitter(), 0), 1))
+	d = min(d, b.cfg.MaxOpen)
+	if b.cfg.Jitter != nil {
+		d += time.Duration(float64(d) / 5 * min(max(b.cfg.Jitter(), 0), 1))
 	}
-	e.openUntil, e.openedAt, e.hung = now.Add(d), now, hung
-	e.change(now, device.StateOpen, e.cause)
+	b.openUntil, b.openedAt, b.hung = now.Add(d), now, hung
+	b.change(now, device.StateOpen, b.cause)
 }
 
 // CheckHang looks for a hang. expected is how long the device's requests usually take, 0 if
 // unknown. Call it regularly.
-func (e *Breaker) CheckHang(now time.Time, expected time.Duration) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
+func (b *Breaker) CheckHang(now time.Time, expected time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
 	if expected <= 0 {
 		return
 	}
-	e.expected = expected
-	if e.state == device.StateOpen {
+	b.expected = expected
+	if b.state == device.StateOpen {
 		return
 	}
 	var oldest *flight
-	for i := range e.running {
-		if r := &e.running[i]; r.term == e.term && r.done != nil && (oldest == nil || r.began.Before(oldest.began)) {
+	for i := range b.running {
+		if r := &b.running[i]; r.term == b.term && r.done != nil && (oldest == nil || r.began.Before(oldest.began)) {
 			oldest = r
 		}
 	}
 	if oldest == nil {
 		return
 	}
-	since := e.lastLife
+	since := b.lastLife
 	if oldest.began.After(since) {
 		since = oldest.began
 	}
 	quiet := now.Sub(since)
-	if quiet < e.cfg.MinHang || float64(quiet) < e.cfg.HangFactor*float64(expected) {
+	if quiet < b.cfg.MinHang || float64(quiet) < b.cfg.HangFactor*float64(expected) {
 		return
 	}
-	e.cause = fmt.Sprintf("no request ended for %s, the usual is %s", round(quiet), round(expected))
+	b.cause = fmt.Sprintf("no request ended for %s, the usual is %s", round(quiet), round(expected))
 	oldest.done(errFault) // gobreaker trips: readyToTrip finds the cause
 	oldest.done = nil
-	if e.tripped {
-		e.open(now, true)
+	if b.tripped {
+		b.open(now, true)
 	}
 }
 
@@ -404,31 +404,31 @@ func round(d time.Duration) time.Duration {
 }
 
 // Health returns what routers need to know: state, until when, how often in a row and why.
-func (e *Breaker) Health(now time.Time) device.Health {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.advance(now)
-	h := device.Health{State: e.state, Opened: e.opened, Why: e.why, At: now}
-	if e.state == device.StateOpen {
-		h.OpenUntil = e.openUntil
+func (b *Breaker) Health(now time.Time) device.Health {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advance(now)
+	h := device.Health{State: b.state, Opened: b.opened, Why: b.why, At: now}
+	if b.state == device.StateOpen {
+		h.OpenUntil = b.openUntil
 	}
 	return h
 }
 
 // Changed reports whether Changes would return any.
-func (e *Breaker) Changed() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.changes) > 0
+func (b *Breaker) Changed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.changes) > 0
 }
 
 // Changes returns the state changes since the last call, oldest first. If it is not called
 // for long, the newest are dropped.
-func (e *Breaker) Changes() []Change {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	c := e.changes
-	e.changes = nil
+func (b *Breaker) Changes() []Change {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.changes
+	b.changes = nil
 	return c
 }
 

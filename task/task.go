@@ -118,7 +118,7 @@ type Attempt struct {
 	Model    string     `json:"model,omitempty" msgpack:"model,omitempty"`
 	DeviceID string     `json:"device_id" msgpack:"device_id"`
 	Class    ErrorClass `json:"class,omitempty" msgpack:"class,omitempty"`
-	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 when there was none
+	Status   int        `json:"status,omitempty" msgpack:"status,omitempty"` // HTTP status, 0 without a response
 	Message  string     `json:"message,omitempty" msgpack:"message,omitempty"`
 	At       time.Time  `json:"at" msgpack:"at"`
 	Duration int64      `json:"duration_ms" msgpack:"duration_ms"`

@@ -19,8 +19,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/harness"
 )
 

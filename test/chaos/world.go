@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"

@@ -1,15 +1,14 @@
-# The one binary, for `batchyard serve` against real services.
+# The batchyard binary, to run `batchyard serve` with real services.
 FROM golang:1.26-alpine AS build
 WORKDIR /src
-# The modules change less often than the code: a layer of their own.
+# Modules change less often than the code, so they get their own layer.
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=
 RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/batchyard ./cmd/batchyard
 
-# Alpine and not distroless: docker-compose.yml runs three commands in a row and
-# asks /readyz, which takes a shell and wget.
+# Alpine instead of distroless: docker-compose.yml needs a shell and wget.
 FROM alpine:3.22
 RUN apk add --no-cache ca-certificates tzdata \
  && adduser -D -H -u 10001 -h /var/lib/batchyard batchyard \

@@ -57,7 +57,7 @@ func startServer() error {
 	}
 	cmd := exec.Command(program, "dev", "--listen", "127.0.0.1:0")
 	cmd.Dir, cmd.Stderr = running.dir, os.Stderr
-	cmd.SysProcAttr = harness.DieWithUs()
+	cmd.SysProcAttr = harness.EndWithParent()
 	cmd.Env = []string{"BATCHYARD_CALLBACK_SECRET=" + secret}
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "BATCHYARD_") { // settings of the machine on which the tests run

@@ -11,7 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// state is what the last try came to; each change of it is logged once.
+// state is the outcome of the last heartbeat; each change is logged once.
 type state string
 
 const (
@@ -22,7 +22,7 @@ const (
 	refused    state = "refused"
 )
 
-// agent is one run. One goroutine uses it.
+// agent is one run of the agent. It is used by one goroutine.
 type agent struct {
 	cfg    Config
 	log    *slog.Logger
@@ -30,12 +30,12 @@ type agent struct {
 	server server
 	host   host
 	state  state
-	joined bool // the server took a beat, so there is something to leave
+	joined bool // the server accepted a heartbeat, so the device must leave in the end
 	pause  *backoff.ExponentialBackOff
 }
 
-// Run reports the device until ctx ends, then says that it leaves. The only error
-// it returns is a configuration that cannot work.
+// Run reports the device until ctx ends, then tells the server that it leaves. It only
+// returns an error if the configuration cannot work.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	cfg, err := cfg.check()
 	if err != nil {
@@ -47,7 +47,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		TLSHandshakeTimeout: cfg.Timeout,
 		MaxIdleConnsPerHost: 1,
 		IdleConnTimeout:     2 * cfg.Interval,
-		// Answers are small; a small one that unpacks to a large one is no gift.
+		// Answers are small; this avoids small answers that decompress to large ones.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         4 << 10,
@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	defer transport.CloseIdleConnections()
 	client := &http.Client{
 		Transport: transport,
-		// A redirect would carry figures, or a key, to somebody unnamed.
+		// A redirect could send figures, or a key, to a host that was not configured.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	a := &agent{
@@ -71,7 +71,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 }
 
 func (a *agent) run(ctx context.Context) {
-	// CPU and disk figures are differences: the first beat waits for a first one.
+	// CPU and disk load are differences between two samples: take the first one before the
+	// first heartbeat.
 	a.host.sample(ctx)
 	timer := time.NewTimer(min(a.cfg.Interval/10, 500*time.Millisecond))
 	defer timer.Stop()
@@ -88,19 +89,19 @@ func (a *agent) run(ctx context.Context) {
 	}
 }
 
-// try makes one beat and says how long after its beginning the next is due.
+// try sends one heartbeat and returns how long after its start the next is due.
 func (a *agent) try(ctx context.Context) time.Duration {
 	beat, err := a.measure(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			a.become(deviceAway, err)
 		}
-		// A device is asked at the same pace as ever: it is near, and its return
-		// should be told at once.
+		// The device is asked at the usual pace: it is near, and its recovery should be
+		// noticed at once.
 		return a.cfg.Interval
 	}
-	// The end of ctx does not cut this request: a beat that the server still works
-	// on could otherwise overtake the leaving that follows, and undo it.
+	// The end of ctx does not cancel this request: the server could otherwise still be
+	// processing it after the leaving heartbeat that follows, and undo that.
 	err = a.server.beat(context.WithoutCancel(ctx), beat)
 	var no *refusedError
 	switch {
@@ -117,8 +118,8 @@ func (a *agent) try(ctx context.Context) time.Duration {
 	return a.pause.NextBackOff()
 }
 
-// measure asks the device and the host. An error means that the device is not
-// known to work, and nothing may be sent.
+// measure asks the device and the host. After an error the device may not be working, and
+// no heartbeat may be sent.
 func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 	latency, err := a.device.probe(ctx)
 	if err != nil {
@@ -128,13 +129,13 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 	if err != nil {
 		return Heartbeat{}, err
 	}
-	told := a.device.load(ctx)
+	engine := a.device.load(ctx)
 	host := a.host.sample(ctx)
 	return Heartbeat{
 		URL: a.cfg.Advertise, Models: models, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     told.waiting, InFlight: told.running,
+		Queue:     engine.waiting, InFlight: engine.running,
 	}, nil
 }
 
@@ -150,19 +151,19 @@ func (a *agent) become(s state, err error) {
 	case deviceAway:
 		a.log.Warn("the device does not answer; no heartbeats until it does", "url", a.cfg.URL, "error", err)
 	case serverAway:
-		a.log.Warn("the server does not take heartbeats; trying on", "server", a.cfg.Server, "error", err)
+		a.log.Warn("the server does not accept heartbeats; retrying", "server", a.cfg.Server, "error", err)
 	case refused:
-		a.log.Error("the server refuses the heartbeats; trying on, but the agent's settings may have to change", "server", a.cfg.Server, "error", err)
+		a.log.Error("the server rejects the heartbeats; retrying, but the agent's settings may be wrong", "server", a.cfg.Server, "error", err)
 	}
 }
 
-// leave tells the server that no beat will follow, if it knows of the device.
+// leave tells the server that no heartbeat will follow, if it has accepted any.
 func (a *agent) leave(ctx context.Context) {
 	if !a.joined {
 		return
 	}
 	if err := a.server.post(context.WithoutCancel(ctx), leaving); err != nil {
-		a.log.Warn("the server did not hear that the device leaves; it will miss the heartbeats instead", "error", err)
+		a.log.Warn("could not tell the server that the device leaves; it will notice the missing heartbeats", "error", err)
 		return
 	}
 	a.log.Info("the device has left")

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const patience = 30 * time.Second
 
-// api is the server's end: it hands over every heartbeat and answers as told.
+// api is the server: it records every heartbeat and answers as configured.
 type api struct {
 	*httptest.Server
 	beats chan map[string]any
@@ -73,12 +73,12 @@ func (a *api) next(t *testing.T) map[string]any {
 	case b := <-a.beats:
 		return b
 	case <-time.After(patience):
-		t.Fatal("no heartbeat came")
+		t.Fatal("no heartbeat arrived")
 		return nil
 	}
 }
 
-// drain forgets the beats that came so far.
+// drain discards the heartbeats received so far.
 func (a *api) drain() {
 	for {
 		select {
@@ -89,7 +89,7 @@ func (a *api) drain() {
 	}
 }
 
-// lines is a log that can be waited for.
+// lines is a log whose lines tests can wait for.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -128,7 +128,7 @@ func launch(t *testing.T, cfg Config) (*lines, func()) {
 			case err := <-ended:
 				require.NoError(t, err)
 			case <-time.After(patience):
-				t.Fatal("Run does not return")
+				t.Fatal("Run did not return")
 			}
 		})
 	}
@@ -148,7 +148,7 @@ func simulated(t *testing.T, spec fleet.Spec) *fleet.Device {
 	return f.Devices()[0]
 }
 
-func TestBeatTellsTheWholeDeviceAndTheLastOneLeaves(t *testing.T) {
+func TestHeartbeatDescribesTheDeviceAndTheLastOneLeaves(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d", Models: []string{"m1", "m2"}, Slots: 4})
 	a := newAPI(t)
 	cfg := quick("rack 1/gpu", d.URL()+"/v1/", a.URL+"/")
@@ -183,7 +183,7 @@ func TestBeatTellsTheWholeDeviceAndTheLastOneLeaves(t *testing.T) {
 	require.Zero(t, log.count("secret"))
 }
 
-func TestLoadIsTold(t *testing.T) {
+func TestLoadIsReported(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d", Slots: 1, ServiceTime: 24 * time.Hour})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -237,7 +237,7 @@ func TestDeviceThatDoesNotAnswerBecomesSilent(t *testing.T) {
 	require.Equal(t, 2, log.count("the device does not answer"))
 }
 
-func TestHangingDeviceIsGivenUp(t *testing.T) {
+func TestHangingDeviceTimesOut(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d"})
 	d.SetFault(fleet.Fault{Kind: fleet.Hang, Everything: true})
 	a := newAPI(t)
@@ -249,7 +249,7 @@ func TestHangingDeviceIsGivenUp(t *testing.T) {
 	require.Empty(t, a.beats, "a device that never joined does not leave either")
 }
 
-func TestServerAwayIsTriedAgain(t *testing.T) {
+func TestServerIsRetried(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d"})
 	a := newAPI(t)
 	a.respond(503, "")
@@ -257,31 +257,31 @@ func TestServerAwayIsTriedAgain(t *testing.T) {
 	for range 5 {
 		a.next(t)
 	}
-	log.await(t, "the server does not take heartbeats", 1)
+	log.await(t, "the server does not accept heartbeats", 1)
 	a.respond(422, `{"title":"Unprocessable Entity","detail":"validation failed","errors":[{"detail":"too long","pointer":"/models"}]}`)
-	log.await(t, "the server refuses the heartbeats", 1)
+	log.await(t, "the server rejects the heartbeats", 1)
 	require.Equal(t, 1, log.count("validation failed; /models: too long"))
 	a.respond(200, "{}")
 	log.await(t, "heartbeats reach the server", 1)
 	a.CloseClientConnections()
 	a.Close()
-	log.await(t, "the server does not take heartbeats", 2)
+	log.await(t, "the server does not accept heartbeats", 2)
 	stop()
-	require.Equal(t, 1, log.count("the server did not hear"))
+	require.Equal(t, 1, log.count("could not tell the server"))
 }
 
-func TestServerThatNeverWasThere(t *testing.T) {
+func TestServerThatNeverAnswers(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d"})
 	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, ln.Close())
 	log, stop := launch(t, quick("d", d.URL(), "http://"+ln.Addr().String()))
-	log.await(t, "the server does not take heartbeats", 1)
+	log.await(t, "the server does not accept heartbeats", 1)
 	stop()
-	require.Zero(t, log.count("did not hear"))
+	require.Zero(t, log.count("could not tell"))
 }
 
-// engine is a device that knows only the given paths.
+// engine is a device that has only the given paths.
 func engine(t *testing.T, pages map[string]string) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		page, ok := pages[r.URL.Path]
@@ -309,12 +309,12 @@ func TestServersWithoutHealthOrMetrics(t *testing.T) {
 	require.NotContains(t, b, "in_flight")
 }
 
-// Some servers have the endpoints of tasks and nothing else.
-func TestServerThatAnswersNoQuestion(t *testing.T) {
+// Some servers have only the endpoints of tasks.
+func TestServerWithOnlyTaskEndpoints(t *testing.T) {
 	s := engine(t, nil)
 	a := newAPI(t)
 	log, stop := launch(t, quick("d", s.URL, a.URL))
-	log.await(t, "does not answer", 1) // nobody says what it serves
+	log.await(t, "does not answer", 1) // its models are unknown
 	stop()
 	require.Empty(t, a.beats)
 
@@ -325,7 +325,7 @@ func TestServerThatAnswersNoQuestion(t *testing.T) {
 	require.Positive(t, a.next(t)["latency_ms"])
 }
 
-func TestModelsThatCannotBeUsed(t *testing.T) {
+func TestInvalidModelLists(t *testing.T) {
 	for name, page := range map[string]string{
 		"none": `{"data":[]}`, "no JSON": `<html>`, "too large": `{"data":[{"id":"` + strings.Repeat("x", maxModelsBytes) + `"}]}`,
 	} {
@@ -333,7 +333,7 @@ func TestModelsThatCannotBeUsed(t *testing.T) {
 			s := engine(t, map[string]string{"/health": "", "/v1/models": page})
 			a := newAPI(t)
 			log, stop := launch(t, quick("d", s.URL, a.URL))
-			log.await(t, "or name them with --models", 1)
+			log.await(t, "or set them with --models", 1)
 			stop()
 			require.Empty(t, a.beats)
 
@@ -358,7 +358,7 @@ func TestDeviceKey(t *testing.T) {
 	a.next(t)
 }
 
-func TestConfigThatCannotWork(t *testing.T) {
+func TestInvalidConfig(t *testing.T) {
 	good := Config{ID: "d", URL: "http://localhost:1", Server: "http://localhost:2"}
 	for text, change := range map[string]func(*Config){
 		"--id":                 func(c *Config) { c.ID = "" },
@@ -387,7 +387,7 @@ func TestHostFigures(t *testing.T) {
 	require.Zero(t, first.cpu)
 	require.Zero(t, first.io)
 	require.Positive(t, first.mem)
-	// A counter that was further behind and a shorter time make a known share.
+	// A lower counter and a shorter time make a known fraction.
 	h.busy, h.total = h.busy-30, h.total-60
 	h.at = h.at.Add(-time.Second)
 	second := h.sample(t.Context())

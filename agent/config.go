@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Config says which device is reported, to whom and how often.
+// Config is which device to report, to which server and how often.
 type Config struct {
 	ID           string        `yaml:"id" doc:"Id of the device, unique in the fleet, at most 128 bytes."`
 	URL          string        `yaml:"url" doc:"Base URL of the OpenAI-compatible server as seen by the agent, without /v1."`
@@ -33,11 +33,11 @@ const (
 	maxModels    = 1000 // of one device
 )
 
-// check fills defaults, so that a Config made in Go need not name everything, and
-// says what cannot work.
+// check applies defaults, so that a Config made in Go may omit fields, and reports what
+// cannot work.
 func (c Config) check() (Config, error) {
 	if c.ID == "" || len(c.ID) > maxIDBytes || strings.ContainsFunc(c.ID, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return c, fmt.Errorf("agent: the device's id must be 1 to %d printable bytes, it is %q; set --id", maxIDBytes, c.ID)
+		return c, fmt.Errorf("agent: invalid device id %[2]q: use 1 to %[1]d printable bytes; set --id", maxIDBytes, c.ID)
 	}
 	var err error
 	if c.URL, err = base("device's url", "--url", c.URL); err != nil {
@@ -53,11 +53,11 @@ func (c Config) check() (Config, error) {
 	}
 	for _, name := range slices.Concat(c.Models, c.Tags) {
 		if name == "" || len(name) > maxNameBytes {
-			return c, fmt.Errorf("agent: a model or tag must have 1 to %d bytes, one is %q", maxNameBytes, name)
+			return c, fmt.Errorf("agent: invalid model or tag %[2]q: use 1 to %[1]d bytes", maxNameBytes, name)
 		}
 	}
 	if len(c.Models) > maxModels || len(c.Tags) > maxModels {
-		return c, fmt.Errorf("agent: at most %d models and %d tags can be reported", maxModels, maxModels)
+		return c, fmt.Errorf("agent: too many models or tags: report at most %d models and %d tags", maxModels, maxModels)
 	}
 	if c.Slots < 0 || c.Interval < 0 || c.Timeout < 0 || c.MaxBackoff < 0 {
 		return c, fmt.Errorf("agent: slots, interval, timeout and max_backoff must not be negative")
@@ -84,18 +84,18 @@ func (c Config) check() (Config, error) {
 	return c, nil
 }
 
-// base checks a base URL. People copy the URL that OpenAI clients want, which ends
-// with /v1; what is meant is clear, so it is taken.
+// base checks a base URL. People paste the URL that OpenAI clients use, which ends with
+// /v1, so that suffix is accepted and removed.
 func base(what, flag, raw string) (string, error) {
 	u, err := url.Parse(raw)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return "", fmt.Errorf("agent: the %s must look like http://host:port, it is %q; set %s", what, redact(u, raw), flag)
+		return "", fmt.Errorf("agent: invalid %s %q: use a URL like http://host:port; set %s", what, redact(u, raw), flag)
 	}
 	trimmed := strings.TrimRight(u.String(), "/")
 	return strings.TrimRight(strings.TrimSuffix(trimmed, "/v1"), "/"), nil
 }
 
-// redact keeps a password that somebody put into a URL out of the error.
+// redact keeps a password in a URL out of error messages.
 func redact(u *url.URL, raw string) string {
 	if u == nil {
 		if strings.Contains(raw, "@") {

@@ -13,25 +13,24 @@ import (
 
 const (
 	maxModelsBytes = 1 << 20
-	lookAgain      = time.Minute // for models, and for metrics where there were none
+	lookAgain      = time.Minute // how often to ask for models again, and for metrics if there were none
 )
 
-// device asks one inference server. It is used by one goroutine.
+// device queries one inference server. It is used by one goroutine.
 type device struct {
 	cfg    Config
 	client *http.Client
 
-	health    string // the path that answers; found at the first probe
+	health    string // the path that works; found by the first probe
 	models    []string
 	modelsAt  time.Time
-	noMetrics bool // there were none when last asked
+	noMetrics bool // it had no metrics when last asked
 	metricsAt time.Time
 }
 
-// probe asks whether the device is well and measures how long it takes to say so.
-// A server that knows neither of the questions is well when it answers at all,
-// provided that somebody said which models it has: not every server has more
-// than the endpoints of the tasks.
+// probe checks the device's health and measures how long it takes to answer. A server that
+// supports neither path is healthy if it answers at all and its models are configured:
+// some servers have only the endpoints of tasks.
 func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
 	paths := []string{"/health", "/v1/models"}
 	if d.health != "" {
@@ -52,24 +51,24 @@ func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
 		if !unknown(status) {
 			break
 		}
-		d.health = "" // the server may have been replaced by another kind: look anew
+		d.health = "" // the server may have been replaced by another kind: search again
 	}
 	if unknown(status) && len(paths) > 1 && len(d.cfg.Models) > 0 {
 		return latency, nil
 	}
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
-		return 0, fmt.Errorf("asking %s for its health: status %d; set the key of the device in $%s", d.cfg.URL, status, d.cfg.DeviceKeyEnv)
+		return 0, fmt.Errorf("checking the health of %s: status %d; set the key of the device in $%s", d.cfg.URL, status, d.cfg.DeviceKeyEnv)
 	}
-	return 0, fmt.Errorf("asking %s for its health: status %d", d.cfg.URL, status)
+	return 0, fmt.Errorf("checking the health of %s: status %d", d.cfg.URL, status)
 }
 
-// unknown reports whether a server has no such path, or none to be read.
+// unknown reports whether the status means that the server does not have the path.
 func unknown(status int) bool {
 	return status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented
 }
 
-// served are the configured models, or those that the device lists, asked again
-// every now and then. While it does not list them, the last known count.
+// served returns the configured models, or those that the device lists, refreshed now and
+// then. If it stops listing them, the last known ones are used.
 func (d *device) served(ctx context.Context) ([]string, error) {
 	if len(d.cfg.Models) > 0 {
 		return d.cfg.Models, nil
@@ -82,7 +81,7 @@ func (d *device) served(ctx context.Context) ([]string, error) {
 		if len(d.models) > 0 {
 			return d.models, nil
 		}
-		return nil, fmt.Errorf("asking %s for its models: %w; or name them with --models", d.cfg.URL, err)
+		return nil, fmt.Errorf("listing the models of %s: %w; or set them with --models", d.cfg.URL, err)
 	}
 	d.models, d.modelsAt = models, time.Now()
 	return models, nil
@@ -117,13 +116,13 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 		}
 	}
 	if len(models) == 0 {
-		return nil, errors.New("it lists none")
+		return nil, errors.New("the list is empty")
 	}
 	return models, nil
 }
 
-// load asks the engine's metrics for its queue and what is in flight. Not every
-// server tells; one that does not is left alone for a while.
+// load reads the engine's queue and requests in flight from its metrics. Not every server
+// has them; one that does not is asked again after a while.
 func (d *device) load(ctx context.Context) figures {
 	if d.noMetrics && time.Since(d.metricsAt) < lookAgain {
 		return figures{}
@@ -135,7 +134,7 @@ func (d *device) load(ctx context.Context) figures {
 	})
 	d.metricsAt = time.Now()
 	if err != nil {
-		// Half of the figures could be wrong sums; say nothing this time.
+		// The figures may be incomplete: report none this time.
 		return figures{}
 	}
 	d.noMetrics = status >= 300 || !f.known()
@@ -145,8 +144,8 @@ func (d *device) load(ctx context.Context) figures {
 	return f
 }
 
-// get sends one bounded GET. read sees the body of a good answer; what it leaves
-// is dropped, a little of it so that the connection can be used again.
+// get sends one GET with limits. read gets the body of a successful answer. What it leaves
+// is discarded, up to a limit, so that the connection can be reused.
 func (d *device) get(ctx context.Context, path string, read func(io.Reader) error) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
@@ -159,10 +158,10 @@ func (d *device) get(ctx context.Context, path string, read func(io.Reader) erro
 	}
 	resp, err := d.client.Do(req)
 	if err != nil {
-		return 0, err // says method, URL and cause
+		return 0, err // includes method, URL and cause
 	}
 	defer func() {
-		_, _ = io.CopyN(io.Discard, resp.Body, 64<<10) // best effort: only reuse is lost
+		_, _ = io.CopyN(io.Discard, resp.Body, 64<<10) // best effort: only connection reuse is lost
 		_ = resp.Body.Close()
 	}()
 	if read != nil && resp.StatusCode < 300 {

@@ -15,15 +15,14 @@ const (
 	maxFigure       = 1_000_000_000
 )
 
-// figures are what an engine tells of its load; nil when it does not.
+// figures are the load that an engine reports; nil means not reported.
 type figures struct {
 	running, waiting *int
 }
 
 func (f figures) known() bool { return f.running != nil || f.waiting != nil }
 
-// engineMetrics are the names by which the engines tell their load in the
-// Prometheus text format.
+// engineMetrics are the Prometheus metrics by which engines report their load.
 var engineMetrics = map[string]struct{ running, waiting bool }{
 	"vllm:num_requests_running":    {running: true},
 	"vllm:num_requests_waiting":    {waiting: true},
@@ -35,14 +34,14 @@ var engineMetrics = map[string]struct{ running, waiting bool }{
 	"tgi_queue_size":               {waiting: true},
 }
 
-// readFigures reads an engine's metrics line by line, so that the hundreds of
-// kilobytes that some engines tell are never held at once. A name with several
-// label sets (a server of several models or engines) is summed; the copies that
-// the ranks of one tensor- or pipeline-parallel group tell are not.
+// readFigures reads an engine's metrics line by line, so that the hundreds of kilobytes
+// that some engines send are never in memory at once. It sums a metric over its label sets
+// (a server of several models or engines), but not over the ranks of one tensor- or
+// pipeline-parallel group, which report copies.
 func readFigures(r io.Reader) (figures, error) {
 	var f figures
 	lines := bufio.NewReaderSize(io.LimitReader(r, maxMetricsBytes), maxMetricsLine)
-	skipping := false // the rest of a line that is too long to be one of ours
+	skipping := false // inside a line that is too long to be one of these
 	for {
 		line, err := lines.ReadSlice('\n')
 		if !skipping && !errors.Is(err, bufio.ErrBufferFull) {
@@ -59,7 +58,7 @@ func readFigures(r io.Reader) (figures, error) {
 	}
 }
 
-// take looks at one line: name{labels} value [timestamp].
+// take parses one line: name{labels} value [timestamp].
 func (f *figures) take(line []byte) {
 	line = bytes.TrimSpace(line)
 	end := bytes.IndexAny(line, "{ \t")
@@ -102,7 +101,7 @@ func sum(have *int, n int) *int {
 	return &n
 }
 
-// labelsEnd is the length of the {…} that b begins with, -1 when it has no end.
+// labelsEnd returns the length of the {…} that b starts with, -1 if it has no end.
 func labelsEnd(b []byte) int {
 	quoted := false
 	for i := 1; i < len(b); i++ {

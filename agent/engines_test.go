@@ -30,12 +30,12 @@ func TestEngines(t *testing.T) {
 			require.Equal(t, want, got)
 			got, err = readFigures(iotest.OneByteReader(strings.NewReader(strings.ReplaceAll(string(raw), "\n", "\r\n"))))
 			require.NoError(t, err)
-			require.Equal(t, want, got, "with other line ends, byte by byte")
+			require.Equal(t, want, got, "with CRLF, byte by byte")
 		})
 	}
 }
 
-func TestFiguresOfOddLines(t *testing.T) {
+func TestFiguresOfUnusualLines(t *testing.T) {
 	for line, want := range map[string]*int{
 		`tgi_queue_size 3`:                                         ptr(3), // no line end
 		"tgi_queue_size\t3 1700000000000\n":                        ptr(3),
@@ -52,7 +52,7 @@ func TestFiguresOfOddLines(t *testing.T) {
 		strings.Repeat("x", 100_000) + "\ntgi_queue_size 2":        ptr(2),
 		strings.Repeat("x", maxMetricsLine) + "tgi_queue_size 2\n": nil,
 		`tgi_queue_size{a="` + strings.Repeat("x", maxMetricsLine) + `"} 2`: nil,
-		strings.Repeat("x 1\n", maxMetricsBytes/4) + "tgi_queue_size 2\n":   nil, // past the bound
+		strings.Repeat("x 1\n", maxMetricsBytes/4) + "tgi_queue_size 2\n":   nil, // past the limit
 	} {
 		got, err := readFigures(strings.NewReader(line))
 		require.NoError(t, err)

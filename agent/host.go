@@ -10,25 +10,26 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 )
 
-// load is how busy the host is, each figure 0 to 1.
+// load is how busy the host is; each figure is 0 to 1.
 type load struct{ cpu, mem, io float64 }
 
-// host measures the machine the agent runs on. Figures that the system does not
-// tell stay 0. It keeps its own last counters: those inside gopsutil are shared
-// by the whole process.
+// host measures the machine that the agent runs on. Figures that the system does not
+// provide stay 0. It keeps its own last counters, because those in gopsutil are shared by
+// the whole process.
 type host struct {
 	at          time.Time
 	busy, total float64           // CPU seconds
 	disks       map[string]uint64 // ms each disk was busy
 }
 
-// sample gives the load since the last call; the first call gives no CPU and io.
+// sample returns the load since the last call; the first call returns no CPU and disk
+// load.
 func (h *host) sample(ctx context.Context) load {
 	var l load
 	now := time.Now()
 	if times, err := cpu.TimesWithContext(ctx, false); err == nil && len(times) > 0 {
 		t := times[0]
-		// Guest time is part of user time already.
+		// Guest time is included in user time.
 		total := t.User + t.System + t.Nice + t.Irq + t.Softirq + t.Steal + t.Idle + t.Iowait
 		busy := total - t.Idle - t.Iowait
 		if !h.at.IsZero() {
@@ -43,7 +44,7 @@ func (h *host) sample(ctx context.Context) load {
 		disks := make(map[string]uint64, len(counters))
 		for name, c := range counters {
 			if strings.HasPrefix(name, "loop") || strings.HasPrefix(name, "ram") {
-				continue // they stand on a disk that is counted, or on none
+				continue // they are backed by a disk that is counted, or by none
 			}
 			disks[name] = c.IoTime
 			if before, ok := h.disks[name]; ok && c.IoTime > before {

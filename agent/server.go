@@ -25,17 +25,17 @@ type Heartbeat struct {
 	InFlight  *int     `json:"in_flight,omitempty"` // worked on by the device, when it tells
 }
 
-// leaving is the last beat of a device whose agent was told to stop.
+// leaving is the last heartbeat, sent when the agent stops.
 var leaving = []byte(`{"leaving":true}`)
 
-// refusedError is an answer that another try with the same beat would get again.
+// refusedError is an answer that a retry with the same heartbeat would get again.
 type refusedError struct {
 	status int
 	reason string
 }
 
 func (e *refusedError) Error() string {
-	return fmt.Sprintf("the server refused the heartbeat with status %d: %s", e.status, e.reason)
+	return fmt.Sprintf("the server rejected the heartbeat with status %d: %s", e.status, e.reason)
 }
 
 // server posts heartbeats to Batchyard's API.
@@ -57,7 +57,7 @@ func (s *server) post(ctx context.Context, body []byte) error {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.cfg.Server+"/v1/devices/"+url.PathEscape(s.cfg.ID)+"/heartbeat", bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("addressing the server %s: %w", s.cfg.Server, err)
+		return fmt.Errorf("making a request to the server %s: %w", s.cfg.Server, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "batchyard-agent")
@@ -66,10 +66,10 @@ func (s *server) post(ctx context.Context, body []byte) error {
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return err // says method, URL and cause
+		return err // includes method, URL and cause
 	}
-	defer func() { _ = resp.Body.Close() }() // the answer was read, or is not wanted
-	// A problem document says what is wrong; a page of a proxy may be of any size.
+	defer func() { _ = resp.Body.Close() }() // the answer was read, or is not needed
+	// A problem document is small; a proxy's error page may have any size.
 	answer, readErr := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	switch {
 	case resp.StatusCode < 300:
@@ -84,7 +84,7 @@ func (s *server) post(ctx context.Context, body []byte) error {
 	return fmt.Errorf("posting the heartbeat to %s: status %d", s.cfg.Server, resp.StatusCode)
 }
 
-// problem picks the sentence out of an RFC 9457 document, or takes the text.
+// problem returns the explanation in an RFC 9457 document, or else the text.
 func problem(answer []byte) string {
 	var p struct {
 		Title, Detail string

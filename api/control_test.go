@@ -204,7 +204,8 @@ func TestWhyATaskWaits(t *testing.T) {
 	b.store.tell(task.Event{TaskID: "w", Action: task.TaskAccepted, Time: at, Detail: []byte(`{"needs":["gpu"]}`)},
 		task.Event{TaskID: "w", Action: task.TaskQueued, Time: at, Detail: wishes.Detail()})
 	w = whyOf(t, b, "w")
-	require.Equal(t, map[string]int{"model": 1, "tags": 1, "draining": 1, "ejected": 1, "slow": 1, "excluded": 1}, w.Waiting.Out)
+	require.Len(t, reasonTexts, len(device.ReasonNames())+1, "each has a text")
+	require.Equal(t, map[string]int{"model": 1, "tags": 1, "draining": 1, "breaker_open": 1, "throttled": 1, "excluded": 1}, w.Waiting.Out)
 	require.Equal(t, 7, w.Waiting.Devices)
 	require.Equal(t, 1, w.Waiting.Able)
 	require.Equal(t, 4, w.Waiting.Slots)

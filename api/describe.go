@@ -210,7 +210,10 @@ func (s *Server) complete() {
 		"outcome":    anys(task.OutcomeOK, task.OutcomeFailed, task.OutcomeRefused),
 		"actor_type": anys(task.ActorUser, task.ActorStage, task.ActorDevice),
 	}
-	for name, schema := range s.api.OpenAPI().Components.Schemas.Map() {
+	schemas := s.api.OpenAPI().Components.Schemas.Map()
+	delete(schemas, "ErrorModel") // huma's own errors, which are never sent
+	delete(schemas, "ErrorDetail")
+	for name, schema := range schemas {
 		for key, p := range schema.Properties {
 			if values := texts[key]; values != nil && p.Type == huma.TypeString && len(p.Enum) == 0 {
 				p.Enum = values

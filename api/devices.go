@@ -259,7 +259,7 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		d := &ds[i]
 		st := DeviceStatus{
 			ID: d.ID, URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
-			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent(), AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
+			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
 		}
 		if d.Queue >= 0 {
 			st.Queue = &d.Queue

@@ -178,25 +178,25 @@ func waiting(w *Waiting, now time.Time) string {
 	return text
 }
 
-// barrierTexts describes each barrier, for one device and for many; the number
-// goes in front.
-var barrierTexts = map[string][2]string{
-	"model":    {"does not serve its model", "do not serve its model"},
-	"tags":     {"lacks tags that it needs", "lack tags that it needs"},
-	"silent":   {"has missed its heartbeats", "have missed their heartbeats"},
-	"draining": {"is draining", "are draining"},
-	"ejected":  {"has an open circuit breaker", "have an open circuit breaker"},
-	"slow":     {"has asked for a pause", "have asked for a pause"},
-	"excluded": {"has failed it before", "have failed it before"},
-	"full":     {"had no free credit", "had no free credit"},
+// reasonTexts explains each reason, for one device and for several; the number goes in
+// front.
+var reasonTexts = map[string][2]string{
+	"model":        {"does not serve its model", "do not serve its model"},
+	"tags":         {"lacks tags that it needs", "lack tags that it needs"},
+	"silent":       {"has missed its heartbeats", "have missed their heartbeats"},
+	"draining":     {"is draining", "are draining"},
+	"breaker_open": {"has an open circuit breaker because it failed", "have open circuit breakers because they failed"},
+	"throttled":    {"has asked for a pause", "have asked for a pause"},
+	"excluded":     {"has failed it before", "have failed it before"},
+	"full":         {"had no free credit", "had no free credit"},
 }
 
 // outs says how many devices are out for which reason.
 func outs(out map[string]int) string {
 	var parts []string
-	for _, why := range append(device.Barriers[:len(device.Barriers):len(device.Barriers)], "full") {
+	for _, why := range append(device.ReasonNames(), "full") {
 		if n := out[why]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, barrierTexts[why][min(n, 2)-1]))
+			parts = append(parts, fmt.Sprintf("%d %s", n, reasonTexts[why][min(n, 2)-1]))
 		}
 	}
 	if len(parts) > 1 {

@@ -104,21 +104,21 @@ func (s *Server) routeTasks() {
 func (s *Server) describeTask() {
 	parts := s.api.OpenAPI().Components.Schemas.Map()
 	t := parts["TaskIn"].Properties
+	t["endpoint"].Enum, t["endpoint"].Default = append(anys(task.Endpoints...), nil), task.EndpointChat
+	t["priority"].Enum = append(anys(task.Priorities...), nil)
 	for _, p := range t {
 		text := p
 		if p.Type == huma.TypeArray {
 			text = p.Items
 		}
 		switch {
-		case text.Type == huma.TypeString && text.Format == "date-time":
+		case text.Type != huma.TypeString || len(text.Enum) > 0:
+		case text.Format == "date-time":
 			text.Pattern = instants
-		case text.Type == huma.TypeString && text.Pattern == "":
+		default:
 			text.Pattern = plainText
 		}
 	}
-	t["endpoint"].Enum = append(anys(task.Endpoints...), nil)
-	t["endpoint"].Default = task.EndpointChat
-	t["priority"].Enum = append(anys(task.Priorities...), nil)
 	t["trace_id"].Pattern = traceIDs
 	t["labels"].AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
 	t["labels"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
@@ -280,11 +280,11 @@ func decodeArray(body []byte, most int) ([]*task.Task, *Problem) {
 			refused = problem(http.StatusRequestEntityTooLarge, "the array has more than %d tasks; send them in several submits", most)
 			return false
 		}
-		if !json.Valid(raw) {
+		t, err := decodeTask(raw, task.ContentJSON)
+		if err != nil && !json.Valid(raw) {
 			refused = brokenArray(n)
 			return false
 		}
-		t, err := decodeTask(raw, task.ContentJSON)
 		switch {
 		case err == nil:
 			tasks = append(tasks, t)

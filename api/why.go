@@ -43,7 +43,7 @@ type Waiting struct {
 	Slots     int            `json:"slots" doc:"Slots of the able devices together."`
 	Used      int            `json:"used" doc:"Tasks at the able devices now."`
 	Batched   bool           `json:"batched,omitempty" doc:"The endpoint is batched: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, ejected, slow, excluded."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, breaker_open, throttled, excluded."`
 }
 
 // Placement is an assignment to a device, and how the attempt went.
@@ -164,12 +164,18 @@ func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, 
 		class, w.Batched = device.ClassMerged, true
 	}
 	now := time.Now()
+	fleet, known := make([]*device.Device, len(ds)), make([]*device.Health, len(ds))
+	for i := range ds {
+		h := healths[ds[i].ID]
+		fleet[i], known[i] = &ds[i], &h
+	}
+	gates := device.Gates(fleet, known, now)
+	want := device.Requirement{Model: w.Model, Needs: w.Needs, Exclude: w.Exclude}
 	var pools []string
 	w.Devices, w.Out = len(ds), map[string]int{}
-	for i := range ds {
-		d := &ds[i]
-		if why := device.Barrier(d, healths[d.ID], w.Model, w.Needs, w.Exclude, now); why != "" {
-			w.Out[why]++
+	for i, d := range fleet {
+		if why := device.Eligible(d, known[i], gates[i], &want, now); why != device.CanRun {
+			w.Out[why.String()]++
 			continue
 		}
 		w.Able++

@@ -11,7 +11,7 @@ type Hash = [sha256.Size]byte
 // ChainEnd is where a chain ends, as table audit_chains has it.
 type ChainEnd struct {
 	Rows int64 // the number of rows, and so the chain_seq of the last one
-	Hash Hash  // row_hash of the last row; [genesis] before the first
+	Hash Hash  // row_hash of the last row; [Genesis] before the first
 }
 
 // Genesis returns the prev_hash of the first row of a partition's chain.

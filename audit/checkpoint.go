@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Checkpoint says where every chain ended at one moment, and is signed by a recorder. Whoever can
+// Checkpoint says where every chain ended at one moment, and is signed by a recorder. Anyone who can
 // write to the database can rewrite a chain so that it is consistent in itself. They cannot
 // rewrite the checkpoints that were signed before and copied to a place they cannot write to.
 //

@@ -19,8 +19,8 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// TestTheDocumentedChecks runs the programs of docs/audit.md on a real log: they
-// recompute everything with nothing of ours.
+// TestTheDocumentedChecks runs the programs of docs/audit.md on a real log. They recompute
+// everything without any code of ours.
 func TestTheDocumentedChecks(t *testing.T) {
 	t.Parallel()
 	python, err := exec.LookPath("python3")
@@ -38,7 +38,7 @@ func TestTheDocumentedChecks(t *testing.T) {
 	}
 	pool := audittest.NewPool(t)
 	g, _ := rig.Grown(t, pool)
-	// The statement is the page's own, too.
+	// The statement comes from the page, too.
 	_, sql, _ := strings.Cut(string(doc), `-qc "`)
 	sql, _, _ = strings.Cut(sql, `" >rows`)
 	conn, err := pool.Acquire(t.Context())

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// HashedColumns are the columns of audit_log that a row's hash covers, beside prev_hash, in the
-// order in which they are hashed. A new column goes to the end, and changes the text of [genesis],
+// HashedColumns are the columns of audit_log that a row's hash covers, besides prev_hash, in the
+// order in which they are hashed. A new column goes to the end, and changes the text of [Genesis],
 // so that old and new chains cannot be confused.
 const HashedColumns = `time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action,
 	resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt,
@@ -14,7 +14,7 @@ const HashedColumns = `time, ingested_at, tenant, actor_type, actor_id, source_a
 	output_bytes, detail, src_topic, src_partition, src_offset, src_index, chain_seq`
 
 // RowColumns are all columns of audit_log, in the order in which the recorder writes them and
-// [batchyard audit verify] reads them.
+// package verify reads them.
 const RowColumns = HashedColumns + `, prev_hash, row_hash`
 
 const (

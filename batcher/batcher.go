@@ -2,120 +2,127 @@ package batcher
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Stage is the name under which dead letters and events say who acted.
+// Stage is the batcher's name in consumer groups, dead letters and metrics.
 const Stage = "batcher"
 
-// Deps is what a batcher works with.
+// Deps is what a batcher talks to.
 type Deps struct {
 	Log      *stream.Log
 	Credits  *device.Credits
-	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
-	Instance string
+	Metrics  *metrics.Metrics
+	Instance string // this process, as the actor of events
 }
 
-// Batcher reads assignments and writes batches. Any number of batchers may run;
-// a device's assignments are always with one of them.
+// Batcher reads assignments and writes batches. Any number of batchers may run; the assignments
+// of one device are in one partition, so one batcher has them all.
 type Batcher struct {
-	cfg      Config
-	deps     Deps
-	outbox   *stream.Outbox
-	leases   *device.Keeper
-	window   *window
-	arrivals chan []entry
-	lost     chan struct{}
-	stopped  chan struct{}       // closed when the loop has ended
-	freed    chan map[string]int // tasks that the devices named have, as the log of credits says
+	cfg         Config
+	deps        Deps
+	outbox      *stream.Outbox
+	deadLetters *stream.DeadLetters
+	leases      *device.Keeper
+	window      *window // owned by the goroutine of loop
+	arrivals    chan []entry
+	lost        chan struct{}       // a partition was lost
+	freed       chan map[string]int // tasks in flight by device, after credits were freed
+	stopping    chan struct{}       // closed when Run begins to stop
+	stopped     chan struct{}       // closed when loop has ended
 }
 
 // New returns a batcher; Run starts it.
 func New(cfg Config, deps Deps) *Batcher {
+	outbox := deps.Log.NewOutbox(Stage, 1024, 64<<20)
 	return &Batcher{
-		cfg: cfg, deps: deps,
-		outbox: deps.Log.NewOutbox(Stage, 1024, 64<<20),
-		leases: device.NewKeeper(deps.Credits, deps.Logger),
-		window: newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), stopped: make(chan struct{}),
-		freed: make(chan map[string]int, 1),
+		cfg: cfg, deps: deps, outbox: outbox,
+		deadLetters: &stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		leases:      device.NewKeeper(deps.Credits, deps.Logger),
+		window:      newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
+		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
-// Run batches until ctx ends. Then every open batch leaves at once, and Run
-// returns when they are acknowledged.
+// Run batches until ctx ends. Then every open batch is written at once, and Run returns when all
+// of them are acknowledged. It may be called once.
 func (b *Batcher) Run(ctx context.Context, ready func()) error {
-	working, stopWorking := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopWorking()
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
-	helpers.Go(func() { b.leases.Run(working) })
-	helpers.Go(func() { b.watchDevices(working) })
-	helpers.Go(func() { b.loop(working, ctx.Done()) })
+	return lifecycle.Run(ctx,
+		lifecycle.Phase{Name: "batcher's consumer", Parts: []lifecycle.Part{
+			func(ctx context.Context) error { return b.consume(ctx, ready) },
+			lifecycle.Func(func(ctx context.Context) { <-ctx.Done(); close(b.stopping) }),
+		}},
+		lifecycle.Phase{Name: "batcher's outbox", Close: b.outbox.Close, CloseTimeout: b.cfg.DrainTimeout},
+		lifecycle.Phase{Name: "batcher's window", Parts: []lifecycle.Part{
+			lifecycle.Func(b.loop), lifecycle.Func(b.watchCredits), lifecycle.Func(b.leases.Run),
+		}})
+}
 
-	err := b.deps.Log.Consume(ctx, stream.ConsumerConfig{
+func (b *Batcher) consume(ctx context.Context, ready func()) error {
+	return b.deps.Log.Consume(ctx, stream.ConsumerConfig{
 		Group: Stage, Topic: stream.Assignments, MaxRecords: b.cfg.MaxInFlight, MaxBytes: b.cfg.MaxBytes,
 		DrainTimeout: b.cfg.DrainTimeout, OnLost: b.partitionLost,
 	}, b.intake, ready)
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.DrainTimeout)
-	defer cancel()
-	if cerr := b.outbox.Close(closing); cerr != nil {
-		err = errors.Join(err, fmt.Errorf("closing the batcher's outbox: %w", cerr))
-	}
-	stopWorking()
-	return err
 }
 
-// intake decodes the records of one partition and hands their assignments over.
+// intake decodes records of one partition and hands their assignments to the loop. Records that
+// cannot be decoded become dead letters.
 func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 	fault.At("batcher.after_read")
 	var entries []entry
 	for _, rec := range recs {
 		as, err := task.DecodeFrame[task.Assignment](task.FrameAssignments, rec.Value)
-		if err != nil || len(as) == 0 {
-			if err == nil {
-				err = errors.New("the frame is empty")
-			}
-			b.refuse(ctx, rec, err)
+		if err == nil && len(as) == 0 {
+			err = errors.New("the frame is empty")
+		}
+		if err != nil {
+			// An error means that the process stops; then the record is read again.
+			_ = b.deadLetters.Put(ctx, stream.Letter{Record: rec, Reason: stream.ReasonUnreadable, Cause: err})
 			continue
 		}
-		from := &origin{rec: rec}
-		from.open.Store(int32(len(as))) //nolint:gosec // bounded by task.MaxFrameEntries
+		ack := stream.NewAck(rec, len(as))
 		for i := range as {
 			b.leases.Hold(as[i].Lease)
-			entries = append(entries, entry{as[i], from})
+			entries = append(entries, entry{as[i], ack})
 		}
 	}
-	select {
-	case b.arrivals <- entries:
-		return
-	case <-ctx.Done():
-	}
-	if !recs[0].Lost() { // we drain: what was read still leaves
-		select {
-		case b.arrivals <- entries:
-			return
-		case <-b.stopped:
+	if !b.handOver(ctx, recs[0], entries) {
+		for i := range entries { // the partition's next owner reads them again
+			b.leases.Drop(entries[i].Lease, 1)
 		}
-	}
-	for i := range entries { // read again, by whoever owns the partition
-		b.leases.Drop(entries[i].Lease, 1)
 	}
 }
 
-// partitionLost is told when a partition belongs to another batcher now.
+// handOver passes entries to the loop. It gives up when their partition is lost, but not when the
+// batcher drains: what was read still leaves.
+func (b *Batcher) handOver(ctx context.Context, first *stream.Record, entries []entry) bool {
+	select {
+	case b.arrivals <- entries:
+		return true
+	case <-ctx.Done():
+	}
+	if first.Lost() {
+		return false
+	}
+	select {
+	case b.arrivals <- entries:
+		return true
+	case <-b.stopped:
+		return false
+	}
+}
+
+// partitionLost is called when a partition has moved to another batcher.
 func (b *Batcher) partitionLost(int) {
 	select {
 	case b.lost <- struct{}{}:
@@ -123,13 +130,14 @@ func (b *Batcher) partitionLost(int) {
 	}
 }
 
-// loop owns the window. When draining ends, what is open leaves at once, and so
-// does whatever still comes.
-func (b *Batcher) loop(ctx context.Context, draining <-chan struct{}) {
+// loop owns the window. Once the batcher is stopping, open batches leave at once, and so does
+// everything that still arrives.
+func (b *Batcher) loop(ctx context.Context) {
 	defer close(b.stopped)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	closed := func(o *open, why Reason) { b.write(ctx, o, why) }
+	onClose := func(o *openBatch, why Reason) { b.write(ctx, o, why) }
+	stopping := b.stopping
 	for {
 		select {
 		case <-ctx.Done():
@@ -137,179 +145,28 @@ func (b *Batcher) loop(ctx context.Context, draining <-chan struct{}) {
 		case entries := <-b.arrivals:
 			now := time.Now()
 			for _, e := range entries {
-				b.window.add(e, now, closed)
+				b.window.add(e, now, onClose)
 			}
-			b.window.closeIdle(closed)
-		case used := <-b.freed:
-			for id, n := range used {
-				b.window.deviceIdle(id, n, closed)
+			b.window.closeIdle(onClose)
+		case inFlight := <-b.freed:
+			for id, n := range inFlight {
+				b.window.closeDevice(id, n, onClose)
 			}
 		case <-b.lost:
-			b.window.lost(func(e *entry) { b.leases.Drop(e.Lease, 1) })
-		case <-draining:
+			b.window.dropLost(func(e *entry) { b.leases.Drop(e.Lease, 1) })
+		case <-stopping:
+			b.window.drain(onClose)
+			stopping = nil
 		case <-timer.C:
 		}
 		now := time.Now()
-		select {
-		case <-draining:
-			b.window.all(closed)
-			draining = nil // no more waiting for it; the loop goes on for what still comes
-			b.cfgDrain()
-		default:
-		}
-		b.window.due(now, closed)
+		b.window.closeDue(now, onClose)
 		b.deps.Metrics.Batcher.OpenBatches.Set(float64(len(b.window.batches)))
 		b.deps.Metrics.Batcher.OpenTasks.Set(float64(b.window.tasks))
 		wait := time.Hour
-		if next := b.window.next(); !next.IsZero() {
+		if next := b.window.nextDue(); !next.IsZero() {
 			wait = max(0, next.Sub(now))
 		}
 		timer.Reset(wait)
 	}
-}
-
-// cfgDrain makes every batch that opens from now on leave at once.
-func (b *Batcher) cfgDrain() {
-	b.window.cfg.Merged.MaxWait, b.window.cfg.Each.MaxWait = 0, 0
-	b.window.cfg.Rules = nil
-}
-
-// write sends a closed batch on its way. The records that its assignments came
-// from are finished when it is acknowledged.
-func (b *Batcher) write(ctx context.Context, o *open, why Reason) {
-	now := time.Now().UTC()
-	batch := task.Batch{
-		ID: task.NewID(), Device: o.device, Endpoint: o.shape.endpoint, Model: o.shape.model,
-		Reason: string(why), OpenedAt: o.since.UTC(), ClosedAt: now,
-		Assignments: make([]task.Assignment, 0, len(o.entries)),
-	}
-	events := make([]task.Event, 0, len(o.entries))
-	note, err := json.Marshal(map[string]any{"reason": why, "tasks": len(o.entries), "bytes": o.bytes})
-	if err != nil {
-		note = nil
-	}
-	for i := range o.entries {
-		a := &o.entries[i].Assignment
-		batch.Assignments = append(batch.Assignments, *a)
-		e := task.NewEvent(task.BatchClosed, &a.Task, b.deps.Instance, now)
-		e.ResourceType, e.ResourceID = "batch", batch.ID
-		e.Batch, e.Device, e.Attempt, e.Detail = batch.ID, o.device.ID, a.Attempt, note
-		e.Duration = max(0, now.Sub(a.AssignedAt))
-		events = append(events, e)
-	}
-	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{batch})
-	if err != nil { // our own types do not fail to encode
-		b.deps.Logger.Error("encoding a batch", "error", err)
-		return
-	}
-	m := b.deps.Metrics.Batcher
-	m.Batches.WithLabelValues(string(why)).Inc()
-	m.BatchTasks.WithLabelValues(o.shape.endpoint).Observe(float64(len(o.entries)))
-	m.BatchBytes.Observe(float64(o.bytes))
-	m.WaitSeconds.Observe(now.Sub(o.since).Seconds())
-	entries := o.entries
-	fault.At("batcher.before_batch")
-	unit := stream.Unit{
-		Messages: []stream.Message{{Topic: stream.Batches, Key: o.device.ID, Value: frame}},
-		Events:   events,
-		Acked: func(err error) {
-			fault.At("batcher.after_batch")
-			for i := range entries {
-				b.leases.Drop(entries[i].Lease, 1) // the worker renews from here on
-				if err == nil {
-					entries[i].from.release()
-				}
-			}
-			if err != nil {
-				b.deps.Logger.Error("a batch was not written; its assignments are read again", "batch_id", batch.ID, "error", err)
-			}
-		},
-	}
-	_ = b.outbox.Put(ctx, unit) // an error means that the process stops: it is read again
-}
-
-// refuse sends a record that cannot be read to the dead letters.
-func (b *Batcher) refuse(ctx context.Context, rec *stream.Record, cause error) {
-	b.deps.Metrics.Stream.DeadLetters.WithLabelValues(Stage, "unreadable").Inc()
-	b.deps.Logger.Error("a record of assignments cannot be read; it goes to the dead letters", "record", rec.Position(), "error", cause)
-	unit := stream.Unit{
-		Messages: []stream.Message{stream.DeadLetter(rec, Stage, "unreadable", cause)},
-		Events:   []task.Event{stream.DeadLetterEvent(rec, b.deps.Instance, cause)},
-		Acked: func(err error) {
-			if err == nil {
-				rec.Done()
-			}
-		},
-	}
-	_ = b.outbox.Put(ctx, unit)
-}
-
-// watchDevices hears of freed credits: a device that has nothing but what waits
-// here for it is idle, and its batches should not wait.
-func (b *Batcher) watchDevices(ctx context.Context) {
-	names := make(chan []string, 64)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		err := b.deps.Credits.Watch(ctx, func(pools []string) {
-			select {
-			case names <- pools:
-			default: // the batch's own time closes it then
-			}
-		})
-		if err != nil && ctx.Err() == nil {
-			b.deps.Logger.Error("watching freed credits ended", "error", err)
-		}
-	})
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case pools := <-names:
-			used := b.deviceUse(ctx, pools)
-			if used == nil {
-				continue
-			}
-			select {
-			case b.freed <- used:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
-}
-
-// deviceUse returns how many tasks the devices of the pools have, over both of
-// their pools; nil when Redis does not tell.
-func (b *Batcher) deviceUse(ctx context.Context, pools []string) map[string]int {
-	seen := map[string]bool{}
-	var ids, ask []string
-	for _, p := range pools {
-		id, _, ok := cutLast(p)
-		if !ok || seen[id] {
-			continue
-		}
-		seen[id] = true
-		ids, ask = append(ids, id), append(ask, device.Pool(id, device.ClassEach), device.Pool(id, device.ClassMerged))
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	used, err := b.deps.Credits.Used(ctx, ask)
-	if err != nil {
-		return nil
-	}
-	out := make(map[string]int, len(ids))
-	for i, id := range ids {
-		out[id] = used[2*i] + used[2*i+1]
-	}
-	return out
-}
-
-func cutLast(s string) (before, after string, ok bool) {
-	i := strings.LastIndexByte(s, '/')
-	if i < 0 {
-		return "", "", false
-	}
-	return s[:i], s[i+1:], true
 }

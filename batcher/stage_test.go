@@ -19,11 +19,11 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// yard is a broker's topics and a Redis of a test's own, with what batchers write.
+// yard is a test's own topics and Redis, with what batchers wrote so far.
 type yard struct {
-	t    *testing.T
-	log  *stream.Log
-	deps Deps
+	t      *testing.T
+	client *stream.Log
+	deps   Deps
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at each change
@@ -38,16 +38,16 @@ func newYard(t *testing.T) *yard {
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	l, err := stream.Open(t.Context(), stream.Config{
+	client, err := stream.Open(t.Context(), stream.Config{
 		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
 	}, logger(), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
-	y := &yard{t: t, log: l, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
-	y.deps = Deps{Log: l, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
+	y := &yard{t: t, client: client, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
+	y.deps = Deps{Log: client, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
 		Credits: device.NewCredits(redisClient(t, r.Addr()), device.Config{LeaseTTL: time.Second}, "t:")}
 	y.watch(stream.Batches, func(rec *stream.Record) error {
 		bs, err := task.DecodeFrame[task.Batch](task.FrameBatches, rec.Value)
@@ -75,7 +75,7 @@ func newYard(t *testing.T) *yard {
 
 func (y *yard) watch(topic string, f func(*stream.Record) error) {
 	y.run(func(ctx context.Context, ready func()) error {
-		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+		return y.client.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			for _, r := range recs {
@@ -119,12 +119,12 @@ func (y *yard) until(what string, cond func() bool) {
 		case <-timeout:
 			y.mu.Lock()
 			defer y.mu.Unlock()
-			require.FailNow(y.t, "waited in vain for "+what, "%d batches with %d tasks, events %v", len(y.batches), len(y.seen), y.events)
+			require.FailNow(y.t, "timed out waiting for "+what, "%d batches with %d tasks, events %v", len(y.batches), len(y.seen), y.events)
 		}
 	}
 }
 
-// sent are the batches so far, and how often each task was in one; more may come meanwhile.
+// sent returns the batches so far, and how often each task was in one.
 func (y *yard) sent() ([]task.Batch, map[string]int) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -134,7 +134,7 @@ func (y *yard) sent() ([]task.Batch, map[string]int) {
 func (y *yard) committed() {
 	y.t.Helper()
 	require.Eventually(y.t, func() bool {
-		n, err := y.log.Lag(y.t.Context(), Stage, stream.Assignments)
+		n, err := y.client.Lag(y.t.Context(), Stage, stream.Assignments)
 		return err == nil && n == 0
 	}, patience, 20*time.Millisecond, "assignments are not finished")
 }
@@ -150,7 +150,7 @@ func (y *yard) assign(deviceID, endpoint string, idle int, ids ...string) {
 	}
 	frame, err := task.EncodeFrame(task.FrameAssignments, as)
 	require.NoError(y.t, err)
-	require.NoError(y.t, y.log.Produce(y.t.Context(), stream.Message{Topic: stream.Assignments, Key: deviceID, Value: frame}))
+	require.NoError(y.t, y.client.Produce(y.t.Context(), stream.Message{Topic: stream.Assignments, Key: deviceID, Value: frame}))
 }
 
 func ids(prefix string, n int) []string {
@@ -161,11 +161,11 @@ func ids(prefix string, n int) []string {
 	return out
 }
 
-// patient is a config under which nothing leaves by time.
+// patient is a config with which no batch closes by time.
 func patient() Config {
 	cfg := testConfig()
-	cfg.Merged.MaxWait, cfg.Each.MaxWait, cfg.Rules = time.Hour, time.Hour, nil
-	cfg.Merged.MaxBytes, cfg.Each.MaxBytes = 1<<20, 1<<20
+	cfg.Batched.MaxWait, cfg.Single.MaxWait, cfg.Rules = time.Hour, time.Hour, nil
+	cfg.Batched.MaxBytes, cfg.Single.MaxBytes = 1<<20, 1<<20
 	return cfg
 }
 
@@ -176,7 +176,7 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	for i, id := range ids("frame", 20) {
 		y.assign(fmt.Sprint("d", i%3), task.Endpoints[i%3], i%2, id+"-a", id+"-b")
 	}
-	require.NoError(t, y.log.Produce(t.Context(),
+	require.NoError(t, y.client.Produce(t.Context(),
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("garbage")},
 		stream.Message{Topic: stream.Assignments, Key: "d", Value: []byte("\xdd\xff\xff\xff\xff")}))
 	y.until("every assignment", func() bool {
@@ -196,9 +196,8 @@ func TestAssignmentsBecomeBatches(t *testing.T) {
 	y.committed()
 }
 
-// Nothing closes these batches but that their device gets nothing else to do,
-// which a freed credit tells.
-func TestAFreedDeviceGetsItsBatch(t *testing.T) {
+// Only a freed credit, which leaves the device with nothing else to do, closes these batches.
+func TestAFreedCreditClosesTheBatchOfAnIdleDevice(t *testing.T) {
 	y := newYard(t)
 	b := New(patient(), y.deps)
 	y.run(b.Run)
@@ -208,13 +207,13 @@ func TestAFreedDeviceGetsItsBatch(t *testing.T) {
 	tk := task.Task{ID: "held", Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(`{}`)}
 	frame, err := task.EncodeFrame(task.FrameAssignments, []task.Assignment{{Task: tk, Device: task.DeviceRef{ID: "d"}, Lease: task.Lease{Pool: pool, ID: grants[0].Lease}}})
 	require.NoError(t, err)
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
-	// Freeing is told again and again until the batcher has the assignment.
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d", Value: frame}))
+	// Free credits until the batcher has the assignment.
 	require.Eventually(t, func() bool {
 		other, err := y.deps.Credits.Acquire(t.Context(), "router", []device.Want{{Pool: pool, N: 1, Limit: 8}})
 		require.NoError(t, err)
 		require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: other[0].Lease, N: 1}}))
-		return y.log.Ping(t.Context()) == nil && testLen(b) == 1
+		return y.client.Ping(t.Context()) == nil && testLen(b) == 1
 	}, patience, 20*time.Millisecond)
 	none, _ := y.sent()
 	require.Empty(t, none, "the device has three other tasks")
@@ -224,7 +223,7 @@ func TestAFreedDeviceGetsItsBatch(t *testing.T) {
 	require.Equal(t, string(ReasonIdle), batches[0].Reason)
 }
 
-func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
+func TestAStoppingBatcherWritesOpenBatches(t *testing.T) {
 	y := newYard(t)
 	b := New(patient(), y.deps)
 	stop := y.run(b.Run)
@@ -232,7 +231,7 @@ func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
 	y.assign("d2", task.EndpointEmbeddings, 0, ids("b", 3)...)
 	require.Eventually(t, func() bool { return testLen(b) == 5 }, patience, 5*time.Millisecond)
 	stop()
-	y.until("what was open", func() bool { return len(y.seen) == 5 })
+	y.until("the open batches", func() bool { return len(y.seen) == 5 })
 	batches, _ := y.sent()
 	for _, batch := range batches {
 		require.Equal(t, string(ReasonDrain), batch.Reason)
@@ -240,8 +239,8 @@ func TestAStoppingBatcherSendsWhatItHas(t *testing.T) {
 	y.committed()
 }
 
-// Whoever takes the partitions over gets what the other had open: it is dropped
-// there, leases included, and leaves once.
+// A batcher that takes over partitions also gets the assignments that the other had in open batches.
+// The other drops them, leases included, so each leaves once.
 func TestAnotherBatcherTakesOver(t *testing.T) {
 	y := newYard(t)
 	first := New(patient(), y.deps)
@@ -259,7 +258,7 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 	stop := y.run(second.Run)
 	require.Eventually(t, func() bool { return testLen(second) > 0 && testLen(first)+testLen(second) == len(all) }, patience, 5*time.Millisecond)
 	stop()
-	y.until("what the second had", func() bool { return len(y.seen) > 0 })
+	y.until("the second's batches", func() bool { return len(y.seen) > 0 })
 	require.Eventually(t, func() bool {
 		y.mu.Lock()
 		defer y.mu.Unlock()
@@ -282,7 +281,7 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 	}
 }
 
-// testLen is how many tasks are in open batches, as the batcher itself tells.
+// testLen returns how many tasks are in open batches, from the batcher's own metric.
 func testLen(b *Batcher) int {
 	return int(gauge(b.deps.Metrics.Batcher.OpenTasks))
 }

@@ -2,71 +2,53 @@ package batcher
 
 import (
 	"container/heap"
-	"sync/atomic"
 	"time"
 
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Reason is why a batch closed. The list is the documentation of the reason in
-// batches, events and metrics.
+// Reason is why a batch closed, as in batches, events and metrics.
 type Reason string
 
 // The reasons.
 const (
-	ReasonCount Reason = "count" // it holds as many tasks as it may
-	ReasonBytes Reason = "bytes" // it holds as many bytes as it may
+	ReasonCount Reason = "count" // it holds as many tasks as allowed
+	ReasonBytes Reason = "bytes" // it holds as many bytes as allowed
 	ReasonWait  Reason = "wait"  // its oldest task has waited long enough
 	ReasonIdle  Reason = "idle"  // its device has nothing else to do
-	ReasonDrain Reason = "drain" // the batcher stops
+	ReasonDrain Reason = "drain" // the batcher is stopping
 )
 
-// shape is what the tasks of a batch have in common.
-type shape struct{ device, endpoint, model string }
-
-// origin finishes a record when every batch with one of its assignments is
-// acknowledged.
-type origin struct {
-	rec interface { // a *stream.Record
-		Done()
-		Lost() bool
-	}
-	open atomic.Int32
-}
-
-func (o *origin) release() {
-	if o.open.Add(-1) == 0 {
-		o.rec.Done()
-	}
-}
+// batchKey is what the tasks of a batch have in common.
+type batchKey struct{ device, endpoint, model string }
 
 // entry is one assignment in an open batch.
 type entry struct {
 	task.Assignment
-	from *origin
+	ack *stream.Ack // of the record that it came in
 }
 
-// open is a batch that is being filled.
-type open struct {
-	shape   shape
-	device  task.DeviceRef
-	limits  Thresholds
-	entries []entry
-	bytes   int64 // of inputs
-	rest    int64 // bytes of all else in its record
-	since   time.Time
-	closeAt time.Time
-	index   int // in the heap of times
-	idle    bool
+// openBatch is a batch that is being filled.
+type openBatch struct {
+	key      batchKey
+	device   task.DeviceRef
+	limits   Thresholds
+	entries  []entry
+	bytes    int64 // of inputs
+	overhead int64 // bytes of everything else in its record
+	since    time.Time
+	closeAt  time.Time
+	index    int  // in the heap of times
+	idle     bool // the device had an idle slot when one of the tasks was assigned
 }
 
-// maxRest bounds what a batch carries beside its inputs (labels, the reasons of
-// earlier attempts), so that its record fits into the topic whatever the
-// thresholds are.
-const maxRest = 3 << 20
+// maxOverhead bounds what a batch carries in addition to its inputs (labels, the errors of earlier
+// attempts), so that its record fits into the topic whatever the thresholds are.
+const maxOverhead = 3 << 20
 
-// restOf estimates the bytes of an assignment without its input.
-func restOf(a *task.Assignment) int64 {
+// overheadOf estimates the bytes of an assignment without its input.
+func overheadOf(a *task.Assignment) int64 {
 	n := 1024
 	for k, v := range a.Task.Labels {
 		n += len(k) + len(v) + 8
@@ -91,122 +73,143 @@ func restOf(a *task.Assignment) int64 {
 	return int64(n + len(a.Task.CustomID) + len(a.Task.Session) + len(a.Task.Model))
 }
 
-// window holds the open batches. It is owned by one goroutine.
+// window holds the open batches. One goroutine owns it. Its methods call onClose with each batch
+// that they close, which has left the window by then.
 type window struct {
 	cfg      Config
-	batches  map[shape]*open
-	byDevice map[string]map[*open]struct{}
+	batches  map[batchKey]*openBatch
+	byDevice map[string]map[*openBatch]struct{}
 	times    timeHeap
 	tasks    int
-	scratch  []*open
+	closing  []*openBatch // scratch space of the methods that close several
+	draining bool         // new batches close at once
 }
 
 func newWindow(cfg Config) *window {
-	return &window{cfg: cfg, batches: map[shape]*open{}, byDevice: map[string]map[*open]struct{}{}}
+	return &window{cfg: cfg, batches: map[batchKey]*openBatch{}, byDevice: map[string]map[*openBatch]struct{}{}}
 }
 
-// add puts an assignment into the batch of its shape and returns the batches
-// that this closes, with the reason.
-func (w *window) add(e entry, now time.Time, closed func(*open, Reason)) {
-	sh := shape{e.Device.ID, e.Task.Endpoint, e.Task.Model}
-	size, rest := int64(len(e.Task.Input)), restOf(&e.Assignment)
-	b := w.batches[sh]
-	if b != nil && (b.bytes+size > b.limits.MaxBytes || b.rest+rest > maxRest) {
+// add puts an assignment into the batch of its key, and closes batches that are full.
+func (w *window) add(e entry, now time.Time, onClose func(*openBatch, Reason)) {
+	key := batchKey{e.Device.ID, e.Task.Endpoint, e.Task.Model}
+	size, overhead := int64(len(e.Task.Input)), overheadOf(&e.Assignment)
+	b := w.batches[key]
+	if b != nil && (b.bytes+size > b.limits.MaxBytes || b.overhead+overhead > maxOverhead) {
 		w.remove(b)
-		closed(b, ReasonBytes)
+		onClose(b, ReasonBytes)
 		b = nil
 	}
 	if b == nil {
-		b = &open{shape: sh, limits: w.cfg.For(sh.endpoint, sh.model), since: now}
-		b.closeAt = now.Add(b.limits.MaxWait)
-		w.batches[sh] = b
-		of := w.byDevice[sh.device]
-		if of == nil {
-			of = map[*open]struct{}{}
-			w.byDevice[sh.device] = of
-		}
-		of[b] = struct{}{}
-		heap.Push(&w.times, b)
+		b = w.open(key, now)
 	}
-	b.device = e.Device // the newest heartbeat's URL
+	b.device = e.Device // with the URL of the newest heartbeat
 	b.entries = append(b.entries, e)
 	b.bytes += size
-	b.rest += rest
+	b.overhead += overhead
 	b.idle = b.idle || e.IdleSlots > 0
 	w.tasks++
 	if len(b.entries) >= b.limits.MaxCount {
 		w.remove(b)
-		closed(b, ReasonCount)
+		onClose(b, ReasonCount)
 	} else if b.bytes >= b.limits.MaxBytes {
 		w.remove(b)
-		closed(b, ReasonBytes)
+		onClose(b, ReasonBytes)
 	}
 }
 
-func (w *window) remove(b *open) {
-	delete(w.batches, b.shape)
-	of := w.byDevice[b.shape.device]
+// open opens a batch.
+func (w *window) open(key batchKey, now time.Time) *openBatch {
+	b := &openBatch{key: key, limits: w.limits(key), since: now}
+	b.closeAt = now.Add(b.limits.MaxWait)
+	w.batches[key] = b
+	of := w.byDevice[key.device]
+	if of == nil {
+		of = map[*openBatch]struct{}{}
+		w.byDevice[key.device] = of
+	}
+	of[b] = struct{}{}
+	heap.Push(&w.times, b)
+	return b
+}
+
+// limits returns the thresholds for a new batch.
+func (w *window) limits(key batchKey) Thresholds {
+	if w.draining {
+		return w.cfg.drainThresholds(key.endpoint)
+	}
+	return w.cfg.For(key.endpoint, key.model)
+}
+
+func (w *window) remove(b *openBatch) {
+	delete(w.batches, b.key)
+	of := w.byDevice[b.key.device]
 	delete(of, b)
 	if len(of) == 0 {
-		delete(w.byDevice, b.shape.device)
+		delete(w.byDevice, b.key.device)
 	}
 	heap.Remove(&w.times, b.index)
 	w.tasks -= len(b.entries)
 }
 
-// due closes the batches that have waited long enough.
-func (w *window) due(now time.Time, closed func(*open, Reason)) {
+// closeDue closes the batches that have waited long enough.
+func (w *window) closeDue(now time.Time, onClose func(*openBatch, Reason)) {
 	for len(w.times) > 0 && !w.times[0].closeAt.After(now) {
 		b := w.times[0]
 		w.remove(b)
-		closed(b, ReasonWait)
+		onClose(b, ReasonWait)
 	}
 }
 
-// closeIdle closes the batches whose device had a slot without work when one of
-// their tasks was assigned. It is called when everything at hand was added.
-func (w *window) closeIdle(closed func(*open, Reason)) {
+// closeIdle closes the batches whose device had an idle slot when one of their tasks was assigned.
+// Call it after all assignments at hand were added.
+func (w *window) closeIdle(onClose func(*openBatch, Reason)) {
 	for _, b := range w.times {
 		if b.idle {
-			w.scratch = append(w.scratch, b)
+			w.closing = append(w.closing, b)
 		}
 	}
-	w.closeScratch(closed, ReasonIdle)
+	w.close(onClose, ReasonIdle)
 }
 
-// deviceIdle closes the batches of a device that has at most as many tasks as
-// wait for it here.
-func (w *window) deviceIdle(device string, used int, closed func(*open, Reason)) {
+// closeDevice closes the batches of a device if its tasks in flight are no more than those that
+// wait in them.
+func (w *window) closeDevice(device string, inFlight int, onClose func(*openBatch, Reason)) {
 	waiting := 0
 	for b := range w.byDevice[device] {
 		waiting += len(b.entries)
-		w.scratch = append(w.scratch, b)
+		w.closing = append(w.closing, b)
 	}
-	if used > waiting {
-		w.scratch = w.scratch[:0]
+	if inFlight > waiting {
+		w.closing = w.closing[:0]
 		return
 	}
-	w.closeScratch(closed, ReasonIdle)
+	w.close(onClose, ReasonIdle)
 }
 
-// all closes everything.
-func (w *window) all(closed func(*open, Reason)) {
-	w.scratch = append(w.scratch, w.times...)
-	w.closeScratch(closed, ReasonDrain)
+// closeAll closes every batch.
+func (w *window) closeAll(onClose func(*openBatch, Reason)) {
+	w.closing = append(w.closing, w.times...)
+	w.close(onClose, ReasonDrain)
 }
 
-// lost drops the entries whose partition belongs to another batcher now, which
-// reads them again, and calls dropped with each.
-func (w *window) lost(dropped func(*entry)) {
-	for _, b := range append([]*open(nil), w.times...) {
+// drain closes every batch, and makes batches that open from now on due at once.
+func (w *window) drain(onClose func(*openBatch, Reason)) {
+	w.draining = true
+	w.closeAll(onClose)
+}
+
+// dropLost drops the entries whose partition was lost, and calls onDrop with each. The
+// partition's new owner reads them again.
+func (w *window) dropLost(onDrop func(*entry)) {
+	for _, b := range append([]*openBatch(nil), w.times...) {
 		kept := b.entries[:0]
 		for i := range b.entries {
 			e := &b.entries[i]
-			if e.from.rec.Lost() {
+			if e.ack.Lost() {
 				w.tasks--
 				b.bytes -= int64(len(e.Task.Input))
-				b.rest -= restOf(&e.Assignment)
-				dropped(e)
+				b.overhead -= overheadOf(&e.Assignment)
+				onDrop(e)
 				continue
 			}
 			kept = append(kept, *e)
@@ -219,17 +222,18 @@ func (w *window) lost(dropped func(*entry)) {
 	}
 }
 
-func (w *window) closeScratch(closed func(*open, Reason), why Reason) {
-	for i, b := range w.scratch {
+// close closes the batches in w.closing.
+func (w *window) close(onClose func(*openBatch, Reason), why Reason) {
+	for i, b := range w.closing {
 		w.remove(b)
-		closed(b, why)
-		w.scratch[i] = nil
+		onClose(b, why)
+		w.closing[i] = nil
 	}
-	w.scratch = w.scratch[:0]
+	w.closing = w.closing[:0]
 }
 
-// next is the time at which due has something to do; zero: nothing waits.
-func (w *window) next() time.Time {
+// nextDue returns when the next batch has waited long enough; zero when there is none.
+func (w *window) nextDue() time.Time {
 	if len(w.times) == 0 {
 		return time.Time{}
 	}
@@ -237,7 +241,7 @@ func (w *window) next() time.Time {
 }
 
 // timeHeap orders open batches by the time at which they close.
-type timeHeap []*open
+type timeHeap []*openBatch
 
 func (h timeHeap) Len() int           { return len(h) }
 func (h timeHeap) Less(i, j int) bool { return h[i].closeAt.Before(h[j].closeAt) }
@@ -245,11 +249,15 @@ func (h timeHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].index, h[j].index = i, j
 }
+
+// Push implements heap.Interface.
 func (h *timeHeap) Push(x any) {
-	b := x.(*open)
+	b := x.(*openBatch)
 	b.index = len(*h)
 	*h = append(*h, b)
 }
+
+// Pop implements heap.Interface.
 func (h *timeHeap) Pop() any {
 	old := *h
 	n := len(old) - 1

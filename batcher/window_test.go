@@ -11,10 +11,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// fakeRecord stands for a record of the log, of which a window wants two things.
+// fakeRecord stands in for a *stream.Record.
 type fakeRecord struct{ lost, done bool }
 
 func (r *fakeRecord) Done()      { r.done = true }
@@ -22,30 +23,29 @@ func (r *fakeRecord) Lost() bool { return r.lost }
 
 func testConfig() Config {
 	return Config{
-		Merged: Thresholds{MaxCount: 5, MaxBytes: 100, MaxWait: 50 * time.Millisecond}, Each: Each{MaxCount: 3, MaxBytes: 60, MaxWait: 5 * time.Millisecond},
+		Batched: Thresholds{MaxCount: 5, MaxBytes: 100, MaxWait: 50 * time.Millisecond}, Single: Single{MaxCount: 3, MaxBytes: 60, MaxWait: 5 * time.Millisecond},
 		Rules:       []Rule{{Model: "Big", MaxCount: 2, MaxBytes: 1000, MaxWait: time.Second}, {Endpoint: task.EndpointModerations, MaxCount: 4, MaxBytes: 1000, MaxWait: time.Minute}},
 		MaxInFlight: 4096, MaxBytes: 128 << 20, DrainTimeout: 10 * time.Second,
 	}
 }
 
 func newEntry(id, device, endpoint, model string, size int) entry {
-	from := &origin{rec: &fakeRecord{}}
-	from.open.Store(1)
 	return entry{task.Assignment{
 		Task:   task.Task{ID: id, Endpoint: endpoint, Model: model, Input: make(task.Input, size)},
 		Device: task.DeviceRef{ID: device, Slots: 1}, Attempt: 1,
-	}, from}
+	}, stream.NewAck(&fakeRecord{}, 1)}
 }
 
-type left struct {
+// closedBatch is a batch that left the window.
+type closedBatch struct {
 	ids []string
 	why Reason
 }
 
-// gather collects what leaves a window.
-func gather(out *[]left) func(*open, Reason) {
-	return func(o *open, why Reason) {
-		l := left{why: why}
+// gather collects the batches that leave a window.
+func gather(out *[]closedBatch) func(*openBatch, Reason) {
+	return func(o *openBatch, why Reason) {
+		l := closedBatch{why: why}
 		for i := range o.entries {
 			l.ids = append(l.ids, o.entries[i].Task.ID)
 		}
@@ -57,38 +57,38 @@ func TestThresholds(t *testing.T) {
 	cfg := testConfig()
 	require.Equal(t, 5, cfg.For(task.EndpointEmbeddings, "m").MaxCount)
 	require.Equal(t, 3, cfg.For(task.EndpointChat, "m").MaxCount)
-	require.Equal(t, 2, cfg.For(task.EndpointChat, "bIG").MaxCount, "the first rule that fits")
+	require.Equal(t, 2, cfg.For(task.EndpointChat, "bIG").MaxCount, "the first rule that matches")
 	require.Equal(t, 4, cfg.For(task.EndpointModerations, "m").MaxCount)
 	require.Equal(t, 2, cfg.For(task.EndpointModerations, "big").MaxCount)
 }
 
 func TestBatchesCloseByCountAndBytes(t *testing.T) {
 	w := newWindow(testConfig())
-	var out []left
+	var out []closedBatch
 	now := time.Now()
 	add := func(id string, size int) { w.add(newEntry(id, "d", task.EndpointChat, "m", size), now, gather(&out)) }
 	add("a", 10)
 	add("b", 10)
 	require.Empty(t, out)
 	add("c", 10)
-	require.Equal(t, []left{{[]string{"a", "b", "c"}, ReasonCount}}, out)
+	require.Equal(t, []closedBatch{{[]string{"a", "b", "c"}, ReasonCount}}, out)
 	add("d", 50)
-	add("e", 20) // would be too much: what is there leaves first
-	require.Equal(t, left{[]string{"d"}, ReasonBytes}, out[1])
+	add("e", 20) // would be too many bytes: the open batch leaves first
+	require.Equal(t, closedBatch{[]string{"d"}, ReasonBytes}, out[1])
 	add("f", 40)
-	require.Equal(t, left{[]string{"e", "f"}, ReasonBytes}, out[2])
+	require.Equal(t, closedBatch{[]string{"e", "f"}, ReasonBytes}, out[2])
 	add("giant", 1000)
-	require.Equal(t, left{[]string{"giant"}, ReasonBytes}, out[3], "one giant goes alone")
+	require.Equal(t, closedBatch{[]string{"giant"}, ReasonBytes}, out[3], "a giant goes alone")
 	require.Zero(t, w.tasks)
-	require.True(t, w.next().IsZero())
+	require.True(t, w.nextDue().IsZero())
 }
 
 func TestBatchesFitIntoTheirTopic(t *testing.T) {
 	cfg := testConfig()
-	cfg.Each = Each{MaxCount: 4096, MaxBytes: 12 << 20, MaxWait: time.Minute}
+	cfg.Single = Single{MaxCount: 4096, MaxBytes: 12 << 20, MaxWait: time.Minute}
 	w := newWindow(cfg)
 	largest := 0
-	closed := func(o *open, _ Reason) {
+	closed := func(o *openBatch, _ Reason) {
 		b := task.Batch{}
 		for i := range o.entries {
 			b.Assignments = append(b.Assignments, o.entries[i].Assignment)
@@ -106,14 +106,14 @@ func TestBatchesFitIntoTheirTopic(t *testing.T) {
 		e.Task.Labels = labels
 		w.add(e, time.Now(), closed)
 	}
-	w.all(closed)
+	w.closeAll(closed)
 	require.Positive(t, largest)
 	require.Less(t, largest, 16<<20)
 }
 
-func TestShapesAndDevicesAreApart(t *testing.T) {
+func TestBatchesAreSeparateByDeviceEndpointAndModel(t *testing.T) {
 	w := newWindow(testConfig())
-	var out []left
+	var out []closedBatch
 	for i, e := range []entry{
 		newEntry("a", "d1", task.EndpointChat, "m", 1), newEntry("b", "d2", task.EndpointChat, "m", 1),
 		newEntry("c", "d1", task.EndpointChat, "n", 1), newEntry("d", "d1", task.EndpointResponses, "m", 1),
@@ -121,44 +121,44 @@ func TestShapesAndDevicesAreApart(t *testing.T) {
 		w.add(e, time.Now(), gather(&out))
 		require.Len(t, w.batches, i+1)
 	}
-	w.deviceIdle("d1", 4, gather(&out))
+	w.closeDevice("d1", 4, gather(&out))
 	require.Empty(t, out, "it has something else to do")
-	w.deviceIdle("d1", 3, gather(&out))
+	w.closeDevice("d1", 3, gather(&out))
 	require.Len(t, out, 3)
 	require.Equal(t, 1, w.tasks)
-	w.deviceIdle("d3", 0, gather(&out))
-	w.all(gather(&out))
-	require.Equal(t, left{[]string{"b"}, ReasonDrain}, out[3])
+	w.closeDevice("d3", 0, gather(&out))
+	w.closeAll(gather(&out))
+	require.Equal(t, closedBatch{[]string{"b"}, ReasonDrain}, out[3])
 	require.Empty(t, w.byDevice)
 }
 
-func TestAnIdleDeviceIsNotKeptWaiting(t *testing.T) {
+func TestAnIdleDeviceDoesNotWait(t *testing.T) {
 	w := newWindow(testConfig())
-	var out []left
+	var out []closedBatch
 	busy, idle := newEntry("busy", "d1", task.EndpointChat, "m", 1), newEntry("idle", "d2", task.EndpointChat, "m", 1)
 	idle.IdleSlots = 1
 	w.add(busy, time.Now(), gather(&out))
 	w.add(idle, time.Now(), gather(&out))
 	w.add(newEntry("with it", "d2", task.EndpointChat, "m", 1), time.Now(), gather(&out))
 	w.closeIdle(gather(&out))
-	require.Equal(t, []left{{[]string{"idle", "with it"}, ReasonIdle}}, out)
+	require.Equal(t, []closedBatch{{[]string{"idle", "with it"}, ReasonIdle}}, out)
 }
 
-func TestBatchesCloseInTime(t *testing.T) {
+func TestBatchesCloseWhenTheOldestTaskHasWaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWindow(testConfig())
-		var out []left
+		var out []closedBatch
 		start := time.Now()
 		w.add(newEntry("each", "d", task.EndpointChat, "m", 1), start, gather(&out))
 		w.add(newEntry("merged", "d", task.EndpointEmbeddings, "m", 1), start, gather(&out))
 		for n, after := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
-			require.Equal(t, after, w.next().Sub(start))
-			time.Sleep(time.Until(w.next()) - 1)                                                                     //nolint:forbidigo // virtual time
-			w.add(newEntry(fmt.Sprint("later-", n), "d", task.EndpointEmbeddings, "m", 1), time.Now(), gather(&out)) // does not put it off
-			w.due(time.Now(), gather(&out))
+			require.Equal(t, after, w.nextDue().Sub(start))
+			time.Sleep(time.Until(w.nextDue()) - 1)                                                                  //nolint:forbidigo // virtual time
+			w.add(newEntry(fmt.Sprint("later-", n), "d", task.EndpointEmbeddings, "m", 1), time.Now(), gather(&out)) // does not delay it
+			w.closeDue(time.Now(), gather(&out))
 			require.Len(t, out, n, "not early")
 			time.Sleep(time.Nanosecond) //nolint:forbidigo // virtual time
-			w.due(time.Now(), gather(&out))
+			w.closeDue(time.Now(), gather(&out))
 			require.Len(t, out, n+1, "not late")
 		}
 		require.Equal(t, []string{"each"}, out[0].ids)
@@ -170,30 +170,30 @@ func TestBatchesCloseInTime(t *testing.T) {
 
 func TestLostEntriesAreDropped(t *testing.T) {
 	w := newWindow(testConfig())
-	var out []left
+	var out []closedBatch
 	var dropped []string
 	add := func(id, device string, lost bool) {
 		e := newEntry(id, device, task.EndpointEmbeddings, "m", 30)
-		e.from.rec = &fakeRecord{lost: lost}
+		e.ack.Record = &fakeRecord{lost: lost}
 		w.add(e, time.Now(), gather(&out))
 	}
 	add("stays", "d1", false)
 	add("lost", "d1", true)
 	add("lost too", "d1", true)
 	add("all lost", "d2", true)
-	w.lost(func(e *entry) { dropped = append(dropped, e.Task.ID) })
+	w.dropLost(func(e *entry) { dropped = append(dropped, e.Task.ID) })
 	slices.Sort(dropped)
 	require.Equal(t, []string{"all lost", "lost", "lost too"}, dropped)
 	require.Equal(t, 1, w.tasks)
 	require.Len(t, w.batches, 1)
 	add("fits again", "d1", false)
-	require.Empty(t, out, "bytes of what was lost do not count")
-	w.all(gather(&out))
+	require.Empty(t, out, "bytes of lost entries do not count")
+	w.closeAll(gather(&out))
 	require.Equal(t, []string{"stays", "fits again"}, out[0].ids)
 }
 
-// Whatever happens, every assignment leaves exactly once, with its own shape,
-// within the thresholds, and for a reason that holds.
+// In any order of operations, every assignment leaves exactly once, in a batch of its key, within
+// the thresholds, and for a reason that holds.
 func TestWindowAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := testConfig()
@@ -205,7 +205,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 		}
 		inside := map[string]entryOf{} // by task id
 		n := 0
-		closed := func(o *open, why Reason) {
+		closed := func(o *openBatch, why Reason) {
 			require.NotEmpty(t, o.entries)
 			var bytes int64
 			oldest := now
@@ -214,19 +214,19 @@ func TestWindowAgainstAModel(t *testing.T) {
 				in, ok := inside[e.Task.ID]
 				require.True(t, ok, "%s left twice", e.Task.ID)
 				delete(inside, e.Task.ID)
-				require.Equal(t, shape{e.Device.ID, e.Task.Endpoint, e.Task.Model}, o.shape)
+				require.Equal(t, batchKey{e.Device.ID, e.Task.Endpoint, e.Task.Model}, o.key)
 				bytes += int64(len(e.Task.Input))
 				if in.at.Before(oldest) {
 					oldest = in.at
 				}
 			}
-			limits := cfg.For(o.shape.endpoint, o.shape.model)
+			limits := cfg.For(o.key.endpoint, o.key.model)
 			require.Equal(t, bytes, o.bytes)
 			require.LessOrEqual(t, len(o.entries), limits.MaxCount)
 			require.True(t, bytes <= limits.MaxBytes || len(o.entries) == 1)
 			require.True(t, why == ReasonDrain || why == ReasonCount && len(o.entries) == limits.MaxCount || why == ReasonBytes ||
 				why == ReasonWait && !o.since.Add(limits.MaxWait).After(now) || why == ReasonIdle, "%s", why)
-			require.False(t, oldest.Before(o.since), "it closes with its oldest")
+			require.False(t, oldest.Before(o.since), "it is as old as its oldest task")
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
@@ -240,7 +240,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 			},
 			"time": func(t *rapid.T) {
 				now = now.Add(time.Duration(rapid.IntRange(1, 60).Draw(t, "ms")) * time.Millisecond)
-				w.due(now, closed)
+				w.closeDue(now, closed)
 				for _, e := range inside {
 					require.True(t, e.at.Add(cfg.For(e.Task.Endpoint, e.Task.Model).MaxWait).After(now), "it waits too long")
 				}
@@ -251,12 +251,12 @@ func TestWindowAgainstAModel(t *testing.T) {
 					require.LessOrEqual(t, e.IdleSlots, 0)
 				}
 			},
-			"device idle": func(t *rapid.T) { w.deviceIdle("d1", rapid.IntRange(0, 6).Draw(t, "used"), closed) },
+			"device idle": func(t *rapid.T) { w.closeDevice("d1", rapid.IntRange(0, 6).Draw(t, "used"), closed) },
 			"lost": func(t *rapid.T) {
 				for _, e := range inside {
-					e.from.rec.(*fakeRecord).lost = len(e.Task.ID)%2 == 0
+					e.ack.Record.(*fakeRecord).lost = len(e.Task.ID)%2 == 0
 				}
-				w.lost(func(e *entry) {
+				w.dropLost(func(e *entry) {
 					require.Contains(t, inside, e.Task.ID)
 					delete(inside, e.Task.ID)
 				})
@@ -267,7 +267,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 				for _, b := range w.batches {
 					inBatches += len(b.entries)
 					require.Same(t, b, w.times[b.index])
-					require.Contains(t, w.byDevice[b.shape.device], b)
+					require.Contains(t, w.byDevice[b.key.device], b)
 				}
 				for _, of := range w.byDevice {
 					byDevice += len(of)
@@ -277,7 +277,7 @@ func TestWindowAgainstAModel(t *testing.T) {
 				require.Equal(t, len(w.batches), byDevice)
 			},
 		})
-		w.all(closed)
+		w.closeAll(closed)
 		require.Empty(t, inside)
 		require.Empty(t, w.batches)
 		require.Empty(t, w.byDevice)

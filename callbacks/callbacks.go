@@ -2,7 +2,6 @@ package callbacks
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,129 +12,141 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
-	"github.com/batchyard/batchyard/task"
 )
 
-// channel is where the audit stage tells that callbacks are due.
+// channel is where the recorder notifies that callbacks are due.
 const channel = "batchyard_callbacks"
 
-// safety is how often one looks although nothing told to.
-const safety = 30 * time.Second
+// safetyInterval is how often due callbacks are looked for without a notification.
+const safetyInterval = 30 * time.Second
 
-// lastClaim is how long a claim that is under way may take when the process stops.
+// lastClaim is how long a claim in flight may take when the process stops.
 const lastClaim = 5 * time.Second
 
-// crowded is the pause when callbacks are due that others are claiming right now.
-const crowded = 100 * time.Millisecond
+// contendedPause is the pause when callbacks are due that other processes are claiming.
+const contendedPause = 100 * time.Millisecond
 
-// Callbacks is the stage that delivers. Any number may run.
+// Deps is what the stage talks to.
+type Deps struct {
+	Log      *stream.Log
+	Pool     *pgxpool.Pool
+	Logger   *slog.Logger
+	Metrics  *metrics.Metrics
+	Instance string // this process, as the holder of rows and the actor of events
+}
+
+// Callbacks is the stage that delivers callbacks. Any number of processes may run it.
 type Callbacks struct {
-	pool   *pgxpool.Pool
-	stream *stream.Log
 	cfg    Config
-	log    *slog.Logger
+	deps   Deps
 	m      *metrics.Callbacks
-	actor  string
 	table  *table
 	poster *poster
-	out    *stream.Outbox
+	outbox *stream.Outbox
 
-	wake    chan struct{} // something may be due, or a slot is free
-	counted time.Time     // when what is due was counted; only work uses it
+	wake    chan struct{} // a callback may be due, or a slot is free
+	counted time.Time     // when the due callbacks were counted; used only by claimLoop
+
+	life       context.Context //nolint:containedctx // parent of all deliveries; ends when draining takes too long
+	abort      context.CancelFunc
+	deliveries sync.WaitGroup
 
 	mu      sync.Mutex
-	running map[string]int // deliveries by host; at most cfg.Concurrency in all
+	running map[string]int // deliveries by host; cfg.Concurrency in total at most
 	total   int
 }
 
-// New returns a stage; actor is its name in the audit log (callbacks@host-pid).
-// It fails when there is no signing secret, or another setting is unusable.
-func New(pool *pgxpool.Pool, l *stream.Log, cfg Config, log *slog.Logger, m *metrics.Metrics, actor string) (*Callbacks, error) {
+// New returns the stage; Run starts it. It fails when there is no signing secret, or when another
+// setting is invalid.
+func New(cfg Config, deps Deps) (*Callbacks, error) {
 	cfg = cfg.withDefaults()
 	p, err := newPoster(cfg)
 	if err != nil {
 		return nil, err
 	}
 	if len(p.signers) == 0 {
-		log.Warn("callbacks are delivered without signatures, because callbacks.unsigned is true")
+		deps.Logger.Warn("callbacks are not signed, because callbacks.unsigned is true")
 	}
-	return &Callbacks{
-		pool: pool, stream: l, cfg: cfg, log: log, m: &m.Callbacks, actor: actor,
-		table: &table{pool: pool, actor: actor, cfg: cfg}, poster: p,
-		wake: make(chan struct{}, 1), running: map[string]int{},
-	}, nil
+	s := &Callbacks{
+		cfg: cfg, deps: deps, m: &deps.Metrics.Callbacks,
+		table: &table{pool: deps.Pool, holder: deps.Instance, cfg: cfg}, poster: p,
+		outbox: deps.Log.NewOutbox("callbacks", 4*cfg.Concurrency, 16<<20),
+		wake:   make(chan struct{}, 1), running: map[string]int{},
+	}
+	s.life, s.abort = context.WithCancel(context.Background())
+	return s, nil
 }
 
-// Run delivers until ctx ends; then it claims nothing new, lets running
-// deliveries end for the drain timeout, and returns nil. What did not end is
-// delivered again when its lease is over.
+// Run delivers until ctx ends. Then it claims nothing more, and running deliveries may finish within
+// the drain timeout; the others are delivered again when their leases expire. It may be called once.
 func (s *Callbacks) Run(ctx context.Context, ready func()) error {
-	s.out = s.stream.NewOutbox("callbacks", 4*s.cfg.Concurrency, 16<<20)
-	var listening sync.WaitGroup
-	listening.Go(func() {
-		pg.Listen(ctx, s.pool, pg.ListenOptions{
-			Channel: channel, Quiet: safety, Logger: s.log, Notified: func(string) { s.look() }, Missed: s.look,
-		})
-	})
 	if ready != nil {
 		ready()
 	}
-	working, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	var deliveries sync.WaitGroup
-	s.work(ctx, func(c *callback) {
-		deliveries.Go(func() {
-			defer s.free(c.host)
-			s.handle(working, c)
-		})
+	return lifecycle.Run(ctx,
+		lifecycle.Phase{Name: "callbacks' claims", Parts: []lifecycle.Part{lifecycle.Func(s.listen), lifecycle.Func(s.claimLoop)}},
+		lifecycle.Phase{Name: "callbacks' deliveries", Close: s.drain, CloseTimeout: s.cfg.DrainTimeout},
+		lifecycle.Phase{Name: "callbacks' outbox", Close: s.closeOutbox})
+}
+
+// listen wakes claimLoop at each notification that callbacks are due.
+func (s *Callbacks) listen(ctx context.Context) {
+	pg.Listen(ctx, s.deps.Pool, pg.ListenOptions{
+		Channel: channel, Quiet: safetyInterval, Logger: s.deps.Logger, Notified: func(string) { s.wakeUp() }, Missed: s.wakeUp,
 	})
-	// Deliveries that do not end in time lose their context.
-	timer := time.AfterFunc(s.cfg.DrainTimeout, stop)
-	deliveries.Wait()
-	timer.Stop()
-	listening.Wait()
+}
+
+// drain waits for the running deliveries. When ctx ends, it aborts them.
+func (s *Callbacks) drain(ctx context.Context) error {
+	defer context.AfterFunc(ctx, s.abort)()
+	s.deliveries.Wait()
+	s.abort()
 	s.poster.client.CloseIdleConnections()
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if err := s.out.Close(closing); err != nil {
-		s.log.Warn("stopping before Kafka took all events of callbacks", "error", err)
+	return nil
+}
+
+// closeOutbox flushes the events. Events that Kafka does not take in time are lost, which only
+// warrants a warning: the rows in Postgres decide about deliveries.
+func (s *Callbacks) closeOutbox(ctx context.Context) error {
+	if err := s.outbox.Close(ctx); err != nil {
+		s.deps.Logger.Warn("stopping before Kafka took all events of callbacks", "error", err)
 	}
 	return nil
 }
 
-func (s *Callbacks) look() {
+func (s *Callbacks) wakeUp() {
 	select {
 	case s.wake <- struct{}{}:
-	default: // it will look anyway
+	default: // it is going to look anyway
 	}
 }
 
-// work claims what is due and hands it on until ctx ends.
-func (s *Callbacks) work(ctx context.Context, start func(*callback)) {
+// claimLoop claims due callbacks and starts their deliveries until ctx ends.
+func (s *Callbacks) claimLoop(ctx context.Context) {
 	wait := newBackoff()
-	bad := false
+	failing := false
 	for ctx.Err() == nil {
-		pause, err := s.round(ctx, start)
+		pause, err := s.claimRound(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			if !bad {
-				s.log.Warn("Postgres does not tell which callbacks are due; trying until it does", "error", describe(err))
+			if !failing {
+				s.deps.Logger.Warn("cannot claim callbacks from Postgres; retrying until it works", "error", describe(err))
 			}
-			bad = true
+			failing = true
 			if !sleep(ctx, wait.NextBackOff(), nil) {
 				return
 			}
 		default:
-			if bad {
-				s.log.Info("Postgres tells again which callbacks are due")
+			if failing {
+				s.deps.Logger.Info("claiming callbacks from Postgres works again")
 			}
-			bad = false
+			failing = false
 			wait.Reset()
 			if pause > 0 && !sleep(ctx, pause, s.wake) {
 				return
@@ -144,28 +155,60 @@ func (s *Callbacks) work(ctx context.Context, start func(*callback)) {
 	}
 }
 
-// round claims once. It returns how long to wait unless woken; 0: not at all.
-func (s *Callbacks) round(ctx context.Context, start func(*callback)) (time.Duration, error) {
+// claimRound claims once. It returns how long to wait for the next round unless woken; 0 means not
+// at all.
+func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
+	free, running, full := s.slots()
+	if free <= 0 {
+		return safetyInterval, nil // a delivery that ends wakes us
+	}
+	ctx, cancel := context.WithTimeout(ctx, safetyInterval)
+	defer cancel()
+	claimed, err := s.claim(ctx, free, running)
+	if err != nil {
+		return 0, err
+	}
+	if len(claimed) > 0 {
+		s.start(claimed)
+		return 0, nil // there may be more
+	}
+	s.countDue(ctx)
+	next, ok, err := s.table.untilNext(ctx, full)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return safetyInterval, nil
+	}
+	return min(max(next, contendedPause), safetyInterval), nil
+}
+
+// slots returns how many slots are free, the running deliveries by host, and the hosts that may not
+// get more.
+func (s *Callbacks) slots() (free int, running map[string]int, full []string) {
 	s.mu.Lock()
-	room := s.cfg.Concurrency - s.total
-	running := make(map[string]int, len(s.running))
-	var full []string
+	defer s.mu.Unlock()
+	running, full = make(map[string]int, len(s.running)), []string{}
 	for h, n := range s.running {
 		running[h] = n
 		if n >= s.cfg.PerHost {
 			full = append(full, h)
 		}
 	}
-	s.mu.Unlock()
-	if room <= 0 {
-		return safety, nil // a delivery that ends wakes us
-	}
-	ctx, cancel := context.WithTimeout(ctx, safety)
+	return s.cfg.Concurrency - s.total, running, full
+}
+
+// claim claims due callbacks. A claim in flight may finish when the process stops: Postgres may have
+// given us the rows already, and no other process delivers them before the lease expires.
+func (s *Callbacks) claim(ctx context.Context, free int, running map[string]int) ([]*callback, error) {
+	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), safetyInterval)
 	defer cancel()
-	claimed, err := s.claim(ctx, room, running)
-	if err != nil {
-		return 0, err
-	}
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastClaim, cancel) })()
+	return s.table.claim(own, free, running)
+}
+
+// start starts the deliveries of claimed callbacks.
+func (s *Callbacks) start(claimed []*callback) {
 	s.mu.Lock()
 	for _, c := range claimed {
 		s.running[c.host]++
@@ -174,37 +217,11 @@ func (s *Callbacks) round(ctx context.Context, start func(*callback)) (time.Dura
 	s.m.Running.Set(float64(s.total))
 	s.mu.Unlock()
 	for _, c := range claimed {
-		start(c)
+		s.deliveries.Go(func() {
+			defer s.free(c.host)
+			s.handle(s.life, c)
+		})
 	}
-	if len(claimed) > 0 {
-		return 0, nil // there may be more
-	}
-	if now := time.Now(); now.Sub(s.counted) > safety/2 {
-		if n, err := s.table.due(ctx); err == nil {
-			s.m.Due.Set(float64(n))
-			s.counted = now
-		}
-	}
-	if full == nil {
-		full = []string{}
-	}
-	next, ok, err := s.table.wait(ctx, full)
-	if err != nil {
-		return 0, err
-	}
-	if !ok {
-		return safety, nil
-	}
-	return min(max(next, crowded), safety), nil
-}
-
-// claim lets a claim that is under way end when the process stops: Postgres may
-// have given us rows already, and nobody else delivers them before the lease is over.
-func (s *Callbacks) claim(ctx context.Context, room int, running map[string]int) ([]*callback, error) {
-	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), safety)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastClaim, cancel) })()
-	return s.table.claim(own, room, running)
 }
 
 // free gives a slot back.
@@ -216,83 +233,19 @@ func (s *Callbacks) free(host string) {
 	}
 	s.m.Running.Set(float64(s.total))
 	s.mu.Unlock()
-	s.look()
+	s.wakeUp()
 }
 
-// handle delivers one callback and writes down how it went: first the event,
-// then the row. When the process dies in between, it is delivered again and
-// there are two events, because it happened twice.
-func (s *Callbacks) handle(ctx context.Context, c *callback) {
-	fault.At("callbacks.after_claim")
-	o := s.poster.deliver(ctx, c)
-	fault.At("callbacks.after_delivery")
-	s.m.DeliverySeconds.Observe(o.took.Seconds())
-	outcomes := map[string]string{stateDelivered: "delivered", stateDue: "failed", stateGivenUp: "given_up"}
-	s.m.Deliveries.WithLabelValues(outcomes[o.state]).Inc()
-	if o.state == stateGivenUp {
-		s.log.Warn("a callback is given up", "callback_id", c.id, "host", c.host, "attempts", c.attempts, "problem", o.problem)
+// countDue updates the metric of due callbacks from time to time.
+func (s *Callbacks) countDue(ctx context.Context) {
+	now := time.Now()
+	if now.Sub(s.counted) <= safetyInterval/2 {
+		return
 	}
-	// What is left of the lease bounds the rest: after it somebody else delivers.
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.leaseEnd)
-	defer cancel()
-	s.record(ctx, s.event(c, o), time.Until(c.leaseEnd)/2)
-	fault.At("callbacks.after_event")
-	wait := newBackoff()
-	for {
-		err := s.table.settle(ctx, c, o)
-		if err == nil {
-			fault.At("callbacks.after_row")
-			return
-		}
-		if !sleep(ctx, wait.NextBackOff(), nil) {
-			s.log.Warn("how a callback went could not be written down: it is delivered again", "callback_id", c.id, "error", describe(err))
-			return
-		}
+	if n, err := s.table.due(ctx); err == nil {
+		s.m.Due.Set(float64(n))
+		s.counted = now
 	}
-}
-
-// record writes an event and waits for the acknowledgement, but not for ever:
-// while Kafka is away the outbox keeps it, and the row must not come due again.
-func (s *Callbacks) record(ctx context.Context, e task.Event, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	acked := make(chan error, 1)
-	err := s.out.Put(ctx, stream.Unit{Events: []task.Event{e}, Acked: func(err error) { acked <- err }})
-	if err == nil {
-		select {
-		case err = <-acked:
-		case <-ctx.Done():
-			return
-		}
-	}
-	if err != nil {
-		s.log.Warn("an event of a callback was not written", "callback_id", e.ResourceID, "error", err)
-	}
-}
-
-// event tells how a delivery went. The URL's path and query stay out of it:
-// they may hold secrets.
-func (s *Callbacks) event(c *callback, o outcome) task.Event {
-	e := task.Event{
-		Time: time.Now().UTC(), Action: task.CallbackSent, Outcome: task.OutcomeOK, Tenant: c.tenant,
-		ActorType: task.ActorStage, ActorID: s.actor, ResourceType: "callback", ResourceID: c.id,
-		TaskID: c.taskID, Job: c.data.Job, TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
-	}
-	detail := map[string]any{"host": c.host, "delivery": c.attempts}
-	if o.status != 0 {
-		detail["status"] = o.status
-	}
-	if o.state != stateDelivered {
-		e.Action, e.Outcome = task.CallbackFailed, task.OutcomeFailed
-		detail["problem"] = o.problem
-		if o.state == stateGivenUp {
-			e.Action = task.CallbackGivenUp
-		} else {
-			detail["retry_in_ms"] = o.pause.Milliseconds()
-		}
-	}
-	e.Detail, _ = json.Marshal(detail) // text and numbers
-	return e
 }
 
 func newBackoff() *backoff.ExponentialBackOff {
@@ -300,7 +253,7 @@ func newBackoff() *backoff.ExponentialBackOff {
 		backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(0))
 }
 
-// sleep waits for a time, or for wake; false when ctx ended.
+// sleep waits for a time, or for wake. It returns false when ctx ended.
 func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -313,7 +266,7 @@ func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return true
 }
 
-// describe leaves out the details in which Postgres quotes values.
+// describe leaves out the details of an error, in which Postgres quotes values.
 func describe(err error) string {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return fmt.Sprintf("%s (SQLSTATE %s)", pg.Message, pg.Code)

@@ -36,11 +36,11 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// rig is a database, a log, and an endpoint.
+// rig is a database and the topics of a test.
 type rig struct {
 	t    *testing.T
 	pool *pgxpool.Pool
-	log  *stream.Log
+	client  *stream.Log
 }
 
 func newRig(t *testing.T) *rig {
@@ -49,18 +49,22 @@ func newRig(t *testing.T) *rig {
 	pool, err := pgxpool.New(t.Context(), env.DatabaseFrom(t, "batchyard schema", migrations.Up))
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	l, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, quiet(), nil)
+	client, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, quiet(), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { _ = client.Close() })
+	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
-	return &rig{t, pool, l}
+	return &rig{t, pool, client}
+}
+
+func (r *rig) deps(instance string) Deps {
+	return Deps{Log: r.client, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
 }
 
 // start runs a stage.
 func (r *rig) start(cfg Config, name string) (stop func()) {
 	r.t.Helper()
-	s, err := New(r.pool, r.log, cfg, quiet(), metrics.New(nil), "callbacks@"+name)
+	s, err := New(cfg, r.deps("callbacks@"+name))
 	require.NoError(r.t, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.t.Context()))
 	done := make(chan error, 1)
@@ -73,7 +77,7 @@ func (r *rig) start(cfg Config, name string) (stop func()) {
 	return stop
 }
 
-// due makes a callback due, as the audit stage does.
+// due makes a callback due, like the recorder does.
 func (r *rig) due(id, to string) {
 	r.t.Helper()
 	u, err := url.Parse(to)
@@ -93,16 +97,16 @@ func (r *rig) one(sql string, args ...any) string {
 	return s
 }
 
-// until waits for a value.
+// until waits until the query returns a value.
 func (r *rig) until(want, sql string, args ...any) {
 	r.t.Helper()
 	require.Eventually(r.t, func() bool { return r.one(sql, args...) == want }, patience, 5*time.Millisecond, "%s to be %s", sql, want)
 }
 
-// events are the actions that the log holds of a callback.
+// events returns the events of a callback.
 func (r *rig) events(id string) (out []task.Event) {
 	r.t.Helper()
-	require.NoError(r.t, r.log.Scan(r.t.Context(), stream.Events, func(rec *stream.Record) error {
+	require.NoError(r.t, r.client.Scan(r.t.Context(), stream.Events, func(rec *stream.Record) error {
 		es, err := task.DecodeFrame[task.Event](task.FrameEvents, rec.Value)
 		for _, e := range es {
 			if e.ResourceID == id {
@@ -123,7 +127,7 @@ type request struct {
 	body   []byte
 }
 
-// endpoint answers with the given statuses, the last one for ever.
+// endpoint gives the answers in turn, and then repeats the last one.
 func endpoint(t *testing.T, answers ...func(w http.ResponseWriter)) (url string, got chan request) {
 	t.Helper()
 	got = make(chan request, 1000)
@@ -173,7 +177,7 @@ func TestDeliveredAndSignedWithEverySecret(t *testing.T) { // not parallel: the 
 	require.NotContains(t, string(es[0].Detail), "secret")
 }
 
-func TestFailuresAreRetriedThenGivenUp(t *testing.T) {
+func TestFailuresAreRetriedAndThenGivenUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.start(local(), "one-1")
@@ -195,7 +199,7 @@ func TestFailuresAreRetriedThenGivenUp(t *testing.T) {
 	r.until("true", "SELECT (state = 'DUE' AND last_status = 429 AND next_at > now() + interval '50 minutes')::text FROM callbacks WHERE task_id = 'later'")
 	require.Len(t, got, 3)
 	for range 3 {
-		require.Equal(t, "evt_broken", (<-got).header.Get("webhook-id"), "the same id every time")
+		require.Equal(t, "evt_broken", (<-got).header.Get("webhook-id"), "the id must be the same every time")
 	}
 	require.Len(t, gotGone, 1)
 	require.Len(t, gotLater, 1)
@@ -204,7 +208,7 @@ func TestFailuresAreRetriedThenGivenUp(t *testing.T) {
 	require.Equal(t, task.CallbackGivenUp, es[len(es)-1].Action)
 }
 
-func TestNothingInsideIsReached(t *testing.T) {
+func TestInternalAddressesAreNotReached(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	inside, got := endpoint(t, status(200))
@@ -249,27 +253,26 @@ func TestRowsOfADeadProcessComeDueAgain(t *testing.T) {
 	r := newRig(t)
 	to, got := endpoint(t, status(200))
 	r.due("t1", to)
-	// Somebody claims it and dies. Its lease is as good as over.
-	dead := &table{pool: r.pool, actor: "callbacks@dead-1", cfg: local().withDefaults()}
+	// A process claims it and dies; its lease is about to expire.
+	dead := &table{pool: r.pool, holder: "callbacks@dead-1", cfg: local().withDefaults()}
 	claimed, err := dead.claim(t.Context(), 10, nil)
 	require.NoError(t, err)
 	require.Len(t, claimed, 1)
 	again, err := dead.claim(t.Context(), 10, nil)
 	require.NoError(t, err)
-	require.Empty(t, again, "a claimed row is nobody else's")
+	require.Empty(t, again, "a claimed row cannot be claimed again")
 	_, err = r.pool.Exec(t.Context(), "UPDATE callbacks SET next_at = now() + interval '300 milliseconds'")
 	require.NoError(t, err)
 	r.start(local(), "one-1")
 	<-got
 	r.until("DELIVERED callbacks@one-1", "SELECT state || ' ' || holder FROM callbacks")
-	// The dead one was only asleep: it cannot overwrite the outcome.
-	require.NoError(t, dead.settle(t.Context(), claimed[0], outcome{state: stateGivenUp}))
+	// If the process was only paused, it cannot overwrite the outcome.
+	require.NoError(t, dead.saveOutcome(t.Context(), claimed[0], outcome{state: stateGivenUp}))
 	require.Equal(t, "DELIVERED", r.one("SELECT state FROM callbacks"))
 }
 
-// TestASlowHostHoldsUpNoOther has one host that never answers and has more
-// callbacks than there are slots.
-func TestASlowHostHoldsUpNoOther(t *testing.T) {
+// One host never answers and has more callbacks than there are slots.
+func TestASlowHostDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	release := make(chan struct{})
@@ -309,15 +312,14 @@ func TestSeveralProcessesShareTheWork(t *testing.T) {
 	for i := range n {
 		r.due(fmt.Sprintf("t%d", i), to)
 		if i == n/2 {
-			stop() // what it has is finished first
+			stop() // finishes what it has claimed
 		}
 	}
 	r.until(fmt.Sprint(n), "SELECT count(*)::text FROM callbacks WHERE state = 'DELIVERED'")
-	require.Len(t, got, n, "each once, because nobody died")
+	require.Len(t, got, n, "each once, because no process died")
 }
 
-// TestProcessesClaimAtTheSameTime: what one of them has, no other gets, and none waits
-// for another.
+// Processes that claim at the same time get different rows, and none waits for another.
 func TestProcessesClaimAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -328,9 +330,9 @@ func TestProcessesClaimAtTheSameTime(t *testing.T) {
 	claimed := make(chan string, 2*n)
 	var all sync.WaitGroup
 	for i := range processes {
-		table := &table{pool: r.pool, actor: fmt.Sprint("callbacks@test-", i), cfg: local().withDefaults()}
+		table := &table{pool: r.pool, holder: fmt.Sprint("callbacks@test-", i), cfg: local().withDefaults()}
 		all.Go(func() {
-			for misses := 0; misses < 3; { // a claim may find nothing because others hold it just now
+			for misses := 0; misses < 3; { // a claim finds nothing while others hold the rows
 				got, err := table.claim(t.Context(), 7, nil)
 				if err != nil {
 					claimed <- err.Error()
@@ -355,14 +357,14 @@ func TestProcessesClaimAtTheSameTime(t *testing.T) {
 		require.Regexp(t, "^evt_t", id)
 		require.Equal(t, 1, k, id)
 	}
-	left, err := (&table{pool: r.pool, actor: "callbacks@test-last", cfg: local().withDefaults()}).claim(t.Context(), n, nil)
+	left, err := (&table{pool: r.pool, holder: "callbacks@test-last", cfg: local().withDefaults()}).claim(t.Context(), n, nil)
 	require.NoError(t, err)
 	require.Len(t, times, n-len(left))
 }
 
-// TestStoppingInTheMiddleOfAClaim: what Postgres gives to who stops is delivered, and
-// not left alone until its lease is over.
-func TestStoppingInTheMiddleOfAClaim(t *testing.T) {
+// Rows that Postgres returns to a process that is stopping are delivered, not left until the lease
+// expires.
+func TestAClaimInFlightIsDeliveredWhenStopping(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	to, got := endpoint(t, status(200))
@@ -372,7 +374,7 @@ func TestStoppingInTheMiddleOfAClaim(t *testing.T) {
 	_, err = tx.Exec(t.Context(), "LOCK TABLE results IN ACCESS EXCLUSIVE MODE")
 	require.NoError(t, err)
 
-	s, err := New(r.pool, r.log, local(), quiet(), metrics.New(nil), "callbacks@one-1")
+	s, err := New(local(), r.deps("callbacks@one-1"))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -385,7 +387,7 @@ func TestStoppingInTheMiddleOfAClaim(t *testing.T) {
 	require.Len(t, got, 1)
 }
 
-func TestStoppingInTheMiddleGivesBack(t *testing.T) {
+func TestStoppingGivesBackDeliveriesInFlight(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	entered, release := make(chan struct{}), make(chan struct{})
@@ -404,22 +406,22 @@ func TestStoppingInTheMiddleGivesBack(t *testing.T) {
 	require.Equal(t, "DUE true", r.one("SELECT state || ' ' || (next_at <= now())::text FROM callbacks"))
 }
 
-func TestSettingsAreChecked(t *testing.T) {
+func TestInvalidSettings(t *testing.T) {
 	for name, c := range map[string]struct {
 		secret string
 		cfg    Config
 		want   string
 	}{
-		"no secret":    {"", Config{}, "set the environment variable BATCHYARD_TEST_SECRET"},
-		"short":        {"whsec_AAAA", Config{}, "secret 1 in the environment variable"},
-		"no prefix":    {oldKey + " AAAA", Config{}, "secret 2 in the environment variable"},
-		"bad pause":    {oldKey, Config{Retries: []string{"soon"}}, `callbacks.retries: "soon"`},
-		"bad networks": {oldKey, Config{AllowNetworks: []string{"10.1"}}, `callbacks.allow_networks: "10.1"`},
+		"no secret":   {"", Config{}, "set the environment variable BATCHYARD_TEST_SECRET"},
+		"short":       {"whsec_AAAA", Config{}, "secret 1 in the environment variable"},
+		"no prefix":   {oldKey + " AAAA", Config{}, "secret 2 in the environment variable"},
+		"bad pause":   {oldKey, Config{Retries: []string{"soon"}}, `callbacks.retries: "soon"`},
+		"bad network": {oldKey, Config{AllowNetworks: []string{"10.1"}}, `callbacks.allow_networks: "10.1"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("BATCHYARD_TEST_SECRET", c.secret)
 			c.cfg.SecretEnv = "BATCHYARD_TEST_SECRET"
-			_, err := New(nil, nil, c.cfg, quiet(), metrics.New(nil), "x")
+			_, err := New(c.cfg, Deps{Logger: quiet(), Metrics: metrics.New(nil), Instance: "x"})
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "MfKQ9r8")
 		})

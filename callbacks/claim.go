@@ -13,33 +13,31 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// callback is a claimed row and the result that it tells of.
+// callback is a claimed row and the result to deliver.
 type callback struct {
 	id, tenant, taskID, url, host string
-	attempts                      int // this one included
+	attempts                      int // including this one
 	leaseEnd                      time.Time
-	found                         bool // the result is there
-	truncated                     bool
+	found                         bool // the result exists
+	truncated                     bool // its output is too large for a callback
 	data                          Data
 }
 
-// candidates is how many due rows a claim looks at: enough to find other hosts
-// behind one that has many.
+// candidates is how many due rows a claim considers: enough to find other hosts behind one that has
+// many.
 const candidates = "1000"
 
-// claimSQL takes due rows and the results that belong to them.
+// claimSQL claims due rows and returns them with their results.
 //
-//	$1 who claims   $2 the lease in milliseconds   $3 how many   $4 how many for one host
-//	$5, $6 hosts that are being delivered to by us, and how many deliveries   $7 bytes of output
+//	$1 the holder   $2 the lease in milliseconds   $3 how many rows   $4 how many per host
+//	$5, $6 hosts and how many deliveries to them run in this process   $7 most bytes of output
 //
-// Hosts that have their share already are passed over, and one host gets no
-// more than its share of one claim. A row that another process has just locked
-// is skipped. The end of the lease is the row's next time, so that the rows of
-// a process that died are due again by themselves.
+// Hosts with as many deliveries as allowed are skipped, and one claim takes no more than allowed for
+// a host. Rows that another process has locked are skipped. The row's next time becomes the end of
+// the lease, so rows of a process that died come due by themselves.
 //
-// One row after the other, by its key, is how it has to be done however little
-// the planner knows: after a burst, when nobody has counted the rows of these
-// tables yet, it would compare each with each. LATERAL leaves it no choice.
+// LATERAL makes Postgres look the rows up one by one, by their keys, whatever the planner knows.
+// After a burst, before the tables are analyzed, it would otherwise choose a nested loop over both.
 const claimSQL = `
 WITH busy AS (SELECT * FROM unnest($5::text[], $6::int[]) AS b (host, n)),
 due AS (
@@ -66,21 +64,21 @@ RETURNING c.callback_id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_
 	r.attempts::text, coalesce(r.status, 0), coalesce(r.error_class, ''), coalesce(r.error_message, ''),
 	coalesce(r.input_tokens, 0), coalesce(r.output_tokens, 0), r.labels::text, r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
 
-// table is the callbacks in Postgres.
+// table is the table of callbacks in Postgres.
 type table struct {
-	pool  *pgxpool.Pool
-	actor string
-	cfg   Config
+	pool   *pgxpool.Pool
+	holder string
+	cfg    Config
 }
 
-// claim takes at most n callbacks that are due.
+// claim claims at most n due callbacks. running is the deliveries by host.
 func (t *table) claim(ctx context.Context, n int, running map[string]int) ([]*callback, error) {
 	hosts, counts := make([]string, 0, len(running)), make([]int32, 0, len(running))
 	for h, n := range running {
 		hosts, counts = append(hosts, h), append(counts, int32(n))
 	}
 	end := time.Now().Add(t.cfg.lease())
-	rows, err := t.pool.Query(ctx, claimSQL, t.actor, t.cfg.lease().Milliseconds(), n, t.cfg.PerHost, hosts, counts, t.cfg.MaxOutput)
+	rows, err := t.pool.Query(ctx, claimSQL, t.holder, t.cfg.lease().Milliseconds(), n, t.cfg.PerHost, hosts, counts, t.cfg.MaxOutput)
 	if err != nil {
 		return nil, fmt.Errorf("claiming callbacks: %w", err)
 	}
@@ -127,8 +125,9 @@ func (c *callback) scan(r pgx.CollectableRow) error {
 	return nil
 }
 
-// wait is the time until the next callback is due; ok is false when there is none.
-func (t *table) wait(ctx context.Context, full []string) (d time.Duration, ok bool, err error) {
+// untilNext returns the time until the next callback is due, other than for the full hosts; ok is
+// false when there is none.
+func (t *table) untilNext(ctx context.Context, full []string) (d time.Duration, ok bool, err error) {
 	var ms float64
 	err = t.pool.QueryRow(ctx, `SELECT (extract(epoch FROM next_at - now()) * 1000)::float8 FROM callbacks
 		WHERE state = 'DUE' AND host <> ALL ($1::text[]) ORDER BY next_at LIMIT 1`, full).Scan(&ms)
@@ -141,9 +140,10 @@ func (t *table) wait(ctx context.Context, full []string) (d time.Duration, ok bo
 	return time.Duration(ms * float64(time.Millisecond)), true, nil
 }
 
-// countLimit bounds the work of counting what is due.
+// countLimit bounds the work of counting due callbacks.
 const countLimit = 100_000
 
+// due returns how many callbacks are due, up to countLimit.
 func (t *table) due(ctx context.Context) (n int, err error) {
 	err = t.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM callbacks WHERE state = 'DUE' AND next_at <= now() LIMIT $1) d`, countLimit).Scan(&n)
 	if err != nil {
@@ -152,9 +152,8 @@ func (t *table) due(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// settle writes down how a delivery went, unless somebody else has claimed the
-// row since.
-func (t *table) settle(ctx context.Context, c *callback, o outcome) error {
+// saveOutcome records the outcome of a delivery, unless another process has claimed the row since.
+func (t *table) saveOutcome(ctx context.Context, c *callback, o outcome) error {
 	var status *int
 	if o.status != 0 {
 		status = &o.status
@@ -163,9 +162,9 @@ func (t *table) settle(ctx context.Context, c *callback, o outcome) error {
 			delivered_at = CASE WHEN $3 = 'DELIVERED' THEN now() END,
 			next_at = CASE WHEN $3 = 'DUE' THEN now() + $6 * interval '1 millisecond' ELSE next_at END
 		WHERE callback_id = $1 AND holder = $2 AND attempts = $7 AND state = 'DUE'`,
-		c.id, t.actor, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts)
+		c.id, t.holder, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts)
 	if err != nil {
-		return fmt.Errorf("writing down how callback %s went: %w", c.id, err)
+		return fmt.Errorf("saving the outcome of callback %s: %w", c.id, err)
 	}
 	return nil
 }

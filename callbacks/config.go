@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// Config says how callbacks are delivered. Zero fields stand for their defaults.
+// Config says how callbacks are delivered. Zero fields mean their defaults.
 type Config struct {
 	SecretEnv     string        `yaml:"secret_env" default:"BATCHYARD_CALLBACK_SECRET" doc:"Environment variable that holds the signing secrets (whsec_…), separated by commas or spaces. Every delivery is signed with each of them, so that secrets can be rotated."`
 	Unsigned      bool          `yaml:"unsigned" default:"false" doc:"Deliver without a signature if there is no secret. For development."`
@@ -35,28 +35,28 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Check tells what is wrong with settings that are lists of texts.
+// Check validates the settings that are lists of strings.
 func (c Config) Check() error {
 	_, retries := c.retries()
 	_, networks := c.guard()
 	return errors.Join(retries, networks)
 }
 
-// lease is how long a claimed callback is left to its holder: enough for the
-// delivery and for writing down how it went.
+// lease returns how long a claimed callback belongs to its holder: enough for the delivery and for
+// saving its outcome.
 func (c Config) lease() time.Duration { return 2*c.Timeout + 30*time.Second }
 
 const maxRetries = 100
 
 func (c Config) retries() ([]time.Duration, error) {
 	if len(c.Retries) > maxRetries {
-		return nil, fmt.Errorf("callbacks.retries: %d pauses are more than %d", len(c.Retries), maxRetries)
+		return nil, fmt.Errorf("callbacks.retries has %d entries: use at most %d", len(c.Retries), maxRetries)
 	}
 	out := make([]time.Duration, 0, len(c.Retries))
 	for _, s := range c.Retries {
 		d, err := time.ParseDuration(strings.TrimSpace(s))
 		if err != nil || d <= 0 || d > 30*24*time.Hour {
-			return nil, fmt.Errorf("callbacks.retries: %q is no pause; use 1ms to 720h, such as 5s or 30m", s)
+			return nil, fmt.Errorf("callbacks.retries: %q is not a valid pause: use 1ms to 720h, such as 5s or 30m", s)
 		}
 		out = append(out, d)
 	}
@@ -69,7 +69,7 @@ func (c Config) signers() ([]*standardwebhooks.Webhook, error) {
 	for i, s := range strings.FieldsFunc(os.Getenv(c.SecretEnv), func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' }) {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(s, "whsec_"))
 		if err != nil || !strings.HasPrefix(s, "whsec_") || len(key) < 24 || len(key) > 64 {
-			return nil, fmt.Errorf("secret %d in the environment variable %s is not one of Standard Webhooks: use whsec_ and 24 to 64 random bytes in base64, as `echo whsec_$(openssl rand -base64 32)` makes one", i+1, c.SecretEnv)
+			return nil, fmt.Errorf("secret %d in the environment variable %s is not a Standard Webhooks secret: use whsec_ and 24 to 64 random bytes in base64, for example from `echo whsec_$(openssl rand -base64 32)`", i+1, c.SecretEnv)
 		}
 		w, err := standardwebhooks.NewWebhookRaw(key)
 		if err != nil {
@@ -78,12 +78,12 @@ func (c Config) signers() ([]*standardwebhooks.Webhook, error) {
 		out = append(out, w)
 	}
 	if len(out) == 0 && !c.Unsigned {
-		return nil, fmt.Errorf("callbacks have no signing secret: set the environment variable %s, as in `export %s=whsec_$(openssl rand -base64 32)`, or callbacks.unsigned: true for development", c.SecretEnv, c.SecretEnv)
+		return nil, fmt.Errorf("no signing secret for callbacks: set the environment variable %s, as in `export %s=whsec_$(openssl rand -base64 32)`, or callbacks.unsigned: true for development", c.SecretEnv, c.SecretEnv)
 	}
 	return out, nil
 }
 
-// guard decides which addresses may be dialled; nil: all.
+// guard returns what decides which addresses may be dialled; nil allows all.
 func (c Config) guard() (*ssrf.Guardian, error) {
 	var v4, v6 []netip.Prefix
 	for _, s := range c.AllowNetworks {
@@ -92,7 +92,7 @@ func (c Config) guard() (*ssrf.Guardian, error) {
 		}
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, fmt.Errorf("callbacks.allow_networks: %q is no network; use CIDR, such as 10.1.0.0/16", s)
+			return nil, fmt.Errorf("callbacks.allow_networks: %q is not a network: use CIDR notation, such as 10.1.0.0/16", s)
 		}
 		if p.Addr().Is4() {
 			v4 = append(v4, p.Masked())
@@ -106,7 +106,7 @@ func (c Config) guard() (*ssrf.Guardian, error) {
 	return ssrf.New(ssrf.WithAnyPort(), ssrf.WithAllowedV4Prefixes(v4...), ssrf.WithAllowedV6Prefixes(v6...)), nil
 }
 
-// prohibited reports whether an address was not dialled because it is inside.
+// prohibited reports whether an address was not dialled because it is internal.
 func prohibited(err error) bool {
 	return errors.Is(err, ssrf.ErrProhibitedIP) || errors.Is(err, ssrf.ErrProhibitedNetwork) || errors.Is(err, ssrf.ErrProhibitedPort)
 }

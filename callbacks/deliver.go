@@ -16,6 +16,7 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -26,18 +27,18 @@ const (
 	stateGivenUp   = "GIVEN_UP"
 )
 
-// outcome is how a delivery went.
+// outcome is the outcome of a delivery.
 type outcome struct {
 	state   string
 	status  int    // of the answer; 0: there was none
-	problem string // what was wrong
+	problem string // why it failed; empty on success
 	class   task.ErrorClass
-	pause   time.Duration // until the next try
+	pause   time.Duration // until the next delivery
 	took    time.Duration
 }
 
-// maxAnswer bounds what is read of an answer, which nobody looks at: reading it
-// lets the connection be used again.
+// maxAnswer bounds how much of an answer is read. The answer is ignored; reading it allows the
+// connection to be reused.
 const maxAnswer = 64 << 10
 
 // poster posts callbacks.
@@ -63,11 +64,11 @@ func newPoster(cfg Config) (*poster, error) {
 	}
 	dialer := &net.Dialer{Timeout: cfg.Timeout, KeepAlive: 30 * time.Second}
 	if guard != nil {
-		dialer.Control = guard.Safe // with the address that DNS gave, at every dial
+		dialer.Control = guard.Safe // checks the address from DNS at every dial
 	}
 	p.client = &http.Client{
 		Transport: &http.Transport{
-			Proxy:                  nil, // a proxy would dial what we may not
+			Proxy:                  nil, // a proxy could dial internal addresses for us
 			DialContext:            dialer.DialContext,
 			ForceAttemptHTTP2:      true,
 			DisableCompression:     true,
@@ -78,20 +79,20 @@ func newPoster(cfg Config) (*poster, error) {
 			TLSHandshakeTimeout:    cfg.Timeout,
 			MaxResponseHeaderBytes: 64 << 10,
 		},
-		// A redirect may lead anywhere; the answer itself is the answer.
+		// A redirect may lead anywhere, so it counts as the answer.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return p, nil
 }
 
-// deliver posts a callback once and says what follows.
+// deliver POSTs a callback once and decides its next state.
 func (p *poster) deliver(ctx context.Context, c *callback) outcome {
 	start := time.Now()
 	o := p.post(ctx, c)
 	o.took = time.Since(start)
 	switch {
-	case o.state != "": // decided
-	case o.class == task.ClassDraining: // nobody's fault: the next process may try at once
+	case o.state != "": // already decided
+	case o.class == task.ClassDraining: // not the endpoint's fault: the next process may try at once
 		o.state = stateDue
 	case o.problem == "":
 		o.state = stateDelivered
@@ -105,10 +106,10 @@ func (p *poster) deliver(ctx context.Context, c *callback) outcome {
 	return o
 }
 
-// post sends the request. Only an answer of 2xx has no problem.
+// post sends the request. The problem is empty only if the answer is 2xx.
 func (p *poster) post(ctx context.Context, c *callback) (o outcome) {
 	if !c.found {
-		return outcome{state: stateGivenUp, problem: "the result is gone", class: task.ClassInternal}
+		return outcome{state: stateGivenUp, problem: "the result no longer exists", class: task.ClassInternal}
 	}
 	body, err := c.body()
 	if err != nil {
@@ -118,7 +119,7 @@ func (p *poster) post(ctx context.Context, c *callback) (o outcome) {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
-		return outcome{state: stateGivenUp, problem: "the URL cannot be requested", class: task.ClassInvalid}
+		return outcome{state: stateGivenUp, problem: "the URL is invalid", class: task.ClassInvalid}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "Batchyard-Callbacks/1")
@@ -131,7 +132,7 @@ func (p *poster) post(ctx context.Context, c *callback) (o outcome) {
 		return outcome{problem: problem, class: class}
 	}
 	defer func() { _ = resp.Body.Close() }()
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer) // the status has decided
+	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer) // only the status matters
 	o.status = resp.StatusCode
 	switch {
 	case o.status >= 200 && o.status < 300:
@@ -149,7 +150,7 @@ func (p *poster) post(ctx context.Context, c *callback) (o outcome) {
 	return o
 }
 
-// sign adds the headers of Standard Webhooks.
+// sign adds the Standard Webhooks headers.
 func (p *poster) sign(h http.Header, id string, at time.Time, body []byte) error {
 	h.Set(standardwebhooks.HeaderWebhookID, id)
 	h.Set(standardwebhooks.HeaderWebhookTimestamp, strconv.FormatInt(at.Unix(), 10))
@@ -167,13 +168,13 @@ func (p *poster) sign(h http.Header, id string, at time.Time, body []byte) error
 	return nil
 }
 
-// maxProblem bounds the text that is kept of an error, in bytes.
+// maxProblem bounds the text of a problem, in bytes.
 const maxProblem = 300
 
-// explain says what was wrong, without the URL, which may hold a secret.
+// explain describes an error of the HTTP client, without the URL, which may contain a secret.
 func explain(err error) (string, task.ErrorClass) {
 	if prohibited(err) {
-		return "the address is not public; callbacks.allow_networks can allow it", task.ClassInvalid
+		return "the address is not public: allow it with callbacks.allow_networks if that is intended", task.ClassInvalid
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
@@ -186,14 +187,11 @@ func explain(err error) (string, task.ErrorClass) {
 	if errors.Is(err, context.Canceled) {
 		return "the process stopped first", task.ClassDraining
 	}
-	text := err.Error()
-	if len(text) > maxProblem {
-		text = text[:maxProblem]
-	}
-	return strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?"), class
+	return strings.ReplaceAll(text.Clip(err.Error(), maxProblem), "\x00", "?"), class // Postgres stores no NUL
 }
 
-// retryAfter reads the header: seconds, or a date. 0: nothing usable.
+// retryAfter returns how long a Retry-After header asks to wait, in seconds or until a date; 0 when it
+// is missing or invalid.
 func retryAfter(s string, now time.Time) time.Duration {
 	if n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64); err == nil && n >= 0 {
 		return time.Duration(min(n, int64(365*24*3600))) * time.Second

@@ -1,23 +1,22 @@
-// Package callbacks posts results to the users' endpoints.
+// Package callbacks POSTs results to the URLs that users gave with their tasks.
 //
-// # What is promised
+// # Guarantees
 //
-//   - At least once, with the same webhook-id and the same body every time. A
-//     delivery is over when the endpoint answers 2xx; only then is it written
-//     down. Whoever dies in between lets another one deliver again.
-//   - Signed by the Standard Webhooks specification, with every secret that is
-//     configured, so that secrets can be rotated.
-//   - Nothing inside is reached: addresses are checked at every dial, after DNS;
-//     redirects are not followed; proxies of the environment are not used.
-//   - One endpoint that is slow or away holds up no other: deliveries are bounded
-//     in all and for each host.
+//   - At least once, with the same webhook-id and the same body every time. A delivery is over
+//     when the endpoint answers 2xx, and is recorded only then. If the process dies in between,
+//     another one delivers again.
+//   - Signed according to Standard Webhooks, with every configured secret, so that secrets can
+//     be rotated.
+//   - No request reaches an internal address: addresses are checked at every dial, after DNS;
+//     redirects are not followed; proxies from the environment are not used.
+//   - A slow or unreachable endpoint delays no other: deliveries are bounded in total and per host.
 //
-// # The life of a callback
+// # States of a callback
 //
-//	         (the audit stage takes a result with a callback)
+//	         (the recorder stores a result with a callback)
 //	                             │
 //	                             ▼
-//	┌────────── wait ─────────  DUE ◀──────────── the lease ran out: its holder died
+//	┌────────── wait ─────────  DUE ◀──────────── the lease expired: its holder died
 //	│                            │                          │
 //	│                     claimed: next_at = end of the lease
 //	│                            │                          │
@@ -26,9 +25,12 @@
 //	│                            │
 //	├── no answer, not 2xx ──────┼── 2xx ──▶ DELIVERED
 //	│                            │
-//	                             └── 410, or the last try failed ──▶ GIVEN_UP
+//	                             └── 410, or the last attempt failed ──▶ GIVEN_UP
 //
-// Rows are claimed with FOR UPDATE SKIP LOCKED, so any number of processes share
-// the work. They wait for the notification that callbacks are due, for the time
-// of the next one, and for a free slot; nobody polls.
+// # Races
+//
+// Rows are claimed with FOR UPDATE SKIP LOCKED, so any number of processes share the work. The
+// outcome is written only if the row still belongs to the claim, so a process that was paused for
+// longer than its lease cannot overwrite what another has recorded. Nothing polls: a claim waits
+// for a notification, for the time of the next callback, or for a free slot.
 package callbacks

@@ -12,8 +12,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// FuzzURL: the URL of a callback is the user's, and so is the answer's header.
-// Where the URL is refused is the task; what is taken has to make a request.
+// A callback's URL and the header of the answer come from users.
+// Invalid URLs are refused with the task; every accepted one must make a request.
 func FuzzURL(f *testing.F) {
 	f.Add("https://user:secret@example.com:8443/hook?key=secret#x", "120")
 	f.Add("http://[::1%25eth0]:80/", "Fri, 31 Dec 1999 23:59:59 GMT")
@@ -25,7 +25,7 @@ func FuzzURL(f *testing.F) {
 			return
 		}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, raw, http.NoBody)
-		require.NoErrorf(t, err, "%q was taken and cannot be requested", raw)
+		require.NoErrorf(t, err, "%q was accepted and cannot be requested", raw)
 		require.NotEmpty(t, req.URL.Host)
 		problem, _ := explain(&url.Error{Op: "Post", URL: raw, Err: http.ErrHandlerTimeout})
 		require.LessOrEqual(t, len(problem), maxProblem)

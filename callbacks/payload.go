@@ -11,14 +11,14 @@ import (
 
 // Payload is the body of a callback.
 type Payload struct {
-	ID        string `json:"id"`     // the webhook-id: the same at every delivery
+	ID        string `json:"id"`     // the webhook-id, the same in every delivery
 	Object    string `json:"object"` // "event"
 	Type      string `json:"type"`   // task.completed, task.failed, task.cancelled or task.expired
 	CreatedAt int64  `json:"created_at"`
 	Data      Data   `json:"data"`
 }
 
-// Data is the result as the status API shows it.
+// Data is the result, in the form of the status API.
 type Data struct {
 	ID          string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
@@ -35,8 +35,8 @@ type Data struct {
 	Attempts    json.RawMessage   `json:"attempts,omitempty"`
 	Status      int               `json:"status,omitempty"`
 	Output      json.RawMessage   `json:"output,omitempty"`
-	Truncated   bool              `json:"truncated,omitempty"`  // the output is too large for a callback …
-	OutputURL   string            `json:"output_url,omitempty"` // … and is here, relative to the API
+	Truncated   bool              `json:"truncated,omitempty"`  // the output is too large for a callback,
+	OutputURL   string            `json:"output_url,omitempty"` // and is here, relative to the API
 	Error       *task.Error       `json:"error,omitempty"`
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
@@ -46,13 +46,13 @@ type Data struct {
 	FinishedAt  *time.Time        `json:"finished_at,omitempty"`
 }
 
-// types names what happened by the state.
+// types maps states to the type of the webhook.
 var types = map[task.State]string{
 	task.Success: "task.completed", task.Failed: "task.failed", task.Cancelled: "task.cancelled", task.Expired: "task.expired",
 }
 
-// body is what is posted. Everything in it comes from the row of the result,
-// which never changes, so that it is the same at every delivery.
+// body returns the body of the request. It is made of the result's row, which never changes, so it is
+// the same in every delivery.
 func (c *callback) body() ([]byte, error) {
 	p := Payload{ID: c.id, Object: "event", Type: types[c.data.State], Data: c.data}
 	if c.data.FinishedAt != nil {

@@ -17,16 +17,17 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// maxCancels bounds the tasks of one message.
+// maxCancels is how many tasks one message may list.
 const maxCancels = 1000
 
-// Cancels is which tasks somebody wants to have stopped, or to go earlier or
-// later than they were submitted for. It makes both quick; that a cancelled task
-// stays cancelled is the result's doing, and that a task keeps its new priority
-// the doing of the router that holds it.
+// Cancels holds the operators' overrides: which tasks to cancel, and which to run sooner
+// or later than submitted. Overrides only make these changes quick. A cancelled task stays
+// cancelled because of its result, and a task keeps its new priority because the router
+// that holds it writes it down.
 //
-// A task has one mark, a small hash with a time to live: c says that it is
-// cancelled, p and l are its new priority and level.
+// The override of a task is a small hash with a time to live: c means cancelled, p and l
+// are the new priority and level. A message on a channel reaches the processes that may
+// hold the task.
 type Cancels struct {
 	rdb      redis.UniversalClient
 	cfg      Config
@@ -36,10 +37,10 @@ type Cancels struct {
 	metrics  *metrics.Metrics
 }
 
-// NewCancels returns the marks under the prefix.
+// NewCancels returns the overrides whose keys start with the prefix.
 func NewCancels(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Cancels {
 	return &Cancels{
-		rdb: rdb, cfg: cfg.withDefaults(), prefix: prefix + "mark:", channel: prefix + "cancels", reranked: prefix + "priorities",
+		rdb: rdb, cfg: cfg.withDefaults(), prefix: prefix + "override:", channel: prefix + "cancels", reranked: prefix + "priorities",
 		metrics: apply(opts).metrics,
 	}
 }
@@ -49,7 +50,7 @@ func (c *Cancels) key(k task.Key) string {
 	return c.prefix + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
-// Mark remembers that the tasks are to be stopped and tells who watches.
+// Mark records that the tasks are cancelled and notifies watchers.
 func (c *Cancels) Mark(ctx context.Context, keys ...task.Key) error {
 	for part := range slices.Chunk(keys, maxCancels) {
 		msg, err := json.Marshal(part)
@@ -70,14 +71,14 @@ func (c *Cancels) Mark(ctx context.Context, keys ...task.Key) error {
 	return nil
 }
 
-// Repriority is a task that is to go earlier or later.
+// Repriority changes the rank of a task.
 type Repriority struct {
 	Key      task.Key
-	Priority task.Priority // empty: as it was
-	Level    int           // below 0: as it was
+	Priority task.Priority // empty: unchanged
+	Level    int           // below 0: unchanged
 }
 
-// Apply changes the task, and reports whether that made a difference.
+// Apply changes the task and reports whether that made a difference.
 func (r *Repriority) Apply(t *task.Task) bool {
 	p, l := t.Priority, t.Level
 	if r.Priority != "" {
@@ -89,11 +90,11 @@ func (r *Repriority) Apply(t *task.Task) bool {
 	return t.Priority != p || t.Level != l
 }
 
-// Zero reports whether there is nothing to change.
+// Zero reports whether it changes nothing.
 func (r *Repriority) Zero() bool { return r.Priority == "" && r.Level < 0 }
 
-// Rerank remembers that a task is to go earlier or later and tells who watches.
-// What it leaves as it was stays as an earlier call made it.
+// Rerank records a change of priority and notifies watchers. What r leaves unchanged stays
+// as an earlier call set it.
 func (c *Cancels) Rerank(ctx context.Context, r Repriority) error {
 	var fields []any
 	if r.Priority != "" {
@@ -120,13 +121,13 @@ func (c *Cancels) Rerank(ctx context.Context, r Repriority) error {
 	return nil
 }
 
-// Mark is what somebody wants of a task that is on its way.
+// Mark is what operators want of a task that has not finished.
 type Mark struct {
 	Cancelled bool
 	Repriority
 }
 
-// Marks says of each task what somebody wants of it, in one round trip.
+// Marks returns the override of each task, in one round trip.
 func (c *Cancels) Marks(ctx context.Context, keys ...task.Key) ([]Mark, error) {
 	out := make([]Mark, len(keys))
 	if len(keys) == 0 {
@@ -142,7 +143,7 @@ func (c *Cancels) Marks(ctx context.Context, keys ...task.Key) ([]Mark, error) {
 	c.metrics.Device.RedisSeconds.WithLabelValues("marks").Observe(time.Since(began).Seconds())
 	if err != nil && !errors.Is(err, redis.Nil) {
 		c.metrics.Device.RedisErrors.WithLabelValues("cancelled").Inc()
-		return nil, fmt.Errorf("asking Redis what is wanted of %d tasks: %w", len(keys), err)
+		return nil, fmt.Errorf("reading the overrides of %d tasks from Redis: %w", len(keys), err)
 	}
 	for i, k := range keys {
 		out[i] = parseMark(k, cmds[i].Val())
@@ -150,7 +151,7 @@ func (c *Cancels) Marks(ctx context.Context, keys ...task.Key) ([]Mark, error) {
 	return out, nil
 }
 
-// parseMark reads a mark; another program may have written it.
+// parseMark parses an override; another program may have written it.
 func parseMark(k task.Key, v []any) Mark {
 	m := Mark{Repriority: Repriority{Key: k, Level: -1}}
 	if len(v) != 3 {
@@ -168,7 +169,7 @@ func parseMark(k task.Key, v []any) Mark {
 	return m
 }
 
-// Marked says of each task whether it is to be stopped, in one round trip.
+// Marked reports which of the tasks are cancelled, in one round trip.
 func (c *Cancels) Marked(ctx context.Context, keys ...task.Key) ([]bool, error) {
 	marks, err := c.Marks(ctx, keys...)
 	if err != nil {
@@ -181,16 +182,16 @@ func (c *Cancels) Marked(ctx context.Context, keys ...task.Key) ([]bool, error) 
 	return out, nil
 }
 
-// Watch calls onCancel with the tasks that are to be stopped. It calls onGap
-// after every (re)connect: messages may have been missed, and who holds tasks
-// should ask with Marked. It returns when ctx ends.
+// Watch calls onCancel with tasks that were cancelled. It calls onGap after every connect
+// and reconnect, because messages may have been missed: holders of tasks should then call
+// Marked. It returns when ctx ends.
 func (c *Cancels) Watch(ctx context.Context, onCancel func(keys []task.Key), onGap func()) error {
 	return watch(ctx, c.rdb, c.channel, keysOf(onCancel), onGap)
 }
 
-// WatchRanks calls onRerank with the tasks that are to go earlier or later: ask
-// with Marks what they are to be now, because of two changes the messages may
-// come in another order than the marks were set in. onGap is as for Watch.
+// WatchRanks calls onRerank with tasks whose priority changed. Call Marks for the new
+// priority: messages may arrive in a different order than the overrides were written.
+// onGap is as for Watch.
 func (c *Cancels) WatchRanks(ctx context.Context, onRerank func(keys []task.Key), onGap func()) error {
 	return watch(ctx, c.rdb, c.reranked, keysOf(onRerank), onGap)
 }
@@ -203,7 +204,7 @@ func keysOf(fn func([]task.Key)) func(payload string) {
 	}
 }
 
-// parseKeys reads a message; none for what is no message of ours.
+// parseKeys parses a message; nil if it is not one of ours.
 func parseKeys(payload string) []task.Key {
 	if strings.Count(payload, "{") > 2*maxCancels {
 		return nil

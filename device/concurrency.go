@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// Outcome is what the end of a request says of the device.
+// Outcome is what the end of a request says about the device.
 type Outcome int
 
 // The outcomes.
 const (
-	OK        Outcome = iota // it answered; that the task was wrong is an answer too
-	Fault                    // its own fault: 5xx, a broken answer, no connection
-	TimedOut                 // its own fault: no answer in time
-	Throttled                // 429: it is well, and has too much to do
-	Neutral                  // nothing: the request was cancelled, or the worker stops
+	OK        Outcome = iota // it answered; an answer that the task was invalid counts, too
+	Fault                    // it is at fault: 5xx, a broken answer, no connection
+	TimedOut                 // it is at fault: no answer in time
+	Throttled                // 429: it works, but has too much to do
+	Neutral                  // says nothing: the request was cancelled, or the worker is stopping
 )
 
 func (o Outcome) String() string {
@@ -31,40 +31,38 @@ func (o Outcome) String() string {
 	return "neutral"
 }
 
-// Concurrency is how many requests at a time a device takes. Devices say how
-// many slots they have, and some say more than they can: they answer 429 or not
-// in time. Then half as many are sent, and one more again after each round of
-// good answers, up to what the device says: additive increase and
-// multiplicative decrease, as in Chiu and Jain, Analysis of the Increase and
-// Decrease Algorithms for Congestion Avoidance, 1989.
+// Concurrency learns how many concurrent requests a device can handle. Devices report
+// their slots, and some report more than they can serve: they answer 429 or time out. Then
+// half as many requests are sent, and one more after each round of good answers, up to the
+// reported number: additive increase and multiplicative decrease, as in Chiu and Jain,
+// Analysis of the Increase and Decrease Algorithms for Congestion Avoidance, 1989.
 //
-// The requests that were under way when it was halved tell of the time before:
-// they do not halve it again (RFC 5681 says so of a window of TCP).
+// Requests that were in flight when it was halved say nothing about the new number and do
+// not halve it again (RFC 5681 has the same rule for TCP's window).
 //
 // It has no clock, and may be used by many goroutines.
 type Concurrency struct {
 	mu    sync.Mutex
-	most  int // what the device says
+	most  int // what the device reports
 	slots int
 	good  int       // good answers since it last grew
 	cut   time.Time // when it was last halved
 }
 
-// NewConcurrency begins with what the device says.
+// NewConcurrency starts with the number of slots that the device reports.
 func NewConcurrency(slots int) *Concurrency {
 	slots = max(1, slots)
 	return &Concurrency{most: slots, slots: slots}
 }
 
-// Slots is how many requests the device takes at a time; at least 1.
+// Slots returns how many concurrent requests the device can handle; at least 1.
 func (c *Concurrency) Slots() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.slots
 }
 
-// Below is Slots when that is less than what the device says, else 0: what a
-// [Health] tells.
+// Below returns Slots if that is less than the device reports, else 0, as in [Health].
 func (c *Concurrency) Below() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,8 +72,8 @@ func (c *Concurrency) Below() int {
 	return 0
 }
 
-// SetSlots is what the device says now. A device that says more than before is
-// believed as far as it has shown no trouble.
+// SetSlots sets what the device reports now. If it reports more than before, that is
+// believed unless it has shown trouble.
 func (c *Concurrency) SetSlots(n int) {
 	n = max(1, n)
 	c.mu.Lock()
@@ -86,7 +84,7 @@ func (c *Concurrency) SetSlots(n int) {
 	c.most = n
 }
 
-// Ended takes the end of a request that took so long.
+// Ended records the outcome of a request that took the given time.
 func (c *Concurrency) Ended(now time.Time, o Outcome, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

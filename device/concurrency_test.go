@@ -11,9 +11,9 @@ import (
 func TestConcurrencyHalvesOnceARoundTripAndGrowsBack(t *testing.T) {
 	c, now := NewConcurrency(8), epoch
 	require.Equal(t, 8, c.Slots())
-	require.Zero(t, c.Below(), "as many as it says")
+	require.Zero(t, c.Below(), "as many as reported")
 	now = now.Add(time.Second)
-	for range 8 { // all that were under way are answered so
+	for range 8 { // all that were in flight get the same answer
 		c.Ended(now, Throttled, 100*time.Millisecond)
 		now = now.Add(time.Millisecond)
 	}
@@ -23,7 +23,7 @@ func TestConcurrencyHalvesOnceARoundTripAndGrowsBack(t *testing.T) {
 		now = now.Add(100 * time.Millisecond)
 		c.Ended(now, TimedOut, 10*time.Millisecond)
 	}
-	require.Equal(t, 1, c.Slots(), "one is always tried")
+	require.Equal(t, 1, c.Slots(), "at least one")
 	grown := 0
 	for want := 2; want <= 8; want++ {
 		for range want - 1 {
@@ -40,7 +40,7 @@ func TestConcurrencyHalvesOnceARoundTripAndGrowsBack(t *testing.T) {
 	require.Equal(t, 8, c.Slots())
 	require.Zero(t, c.Below())
 	c.SetSlots(16)
-	require.Equal(t, 16, c.Slots(), "it has shown no trouble")
+	require.Equal(t, 16, c.Slots(), "it has not been throttled since")
 	c.Ended(now.Add(time.Hour), Throttled, time.Millisecond)
 	c.SetSlots(32)
 	require.Equal(t, 8, c.Slots())

@@ -19,7 +19,7 @@ import (
 	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
-// Config bounds what is kept of devices in Redis.
+// Config limits what is kept about devices in Redis.
 type Config struct {
 	Timeout    time.Duration `yaml:"heartbeat_timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. The default is three missed heartbeats."`
 	Forget     time.Duration `yaml:"forget_after" default:"1h" min:"1m" max:"720h" doc:"A silent device is removed after this long."`
@@ -28,7 +28,7 @@ type Config struct {
 	CancelTTL  time.Duration `yaml:"override_ttl" default:"1h" min:"1m" max:"168h" doc:"How long Redis keeps an override, which is an operator's cancel or reprioritize of a task."`
 }
 
-// withDefaults fills in what is zero, for programs that do not load a file.
+// withDefaults replaces zero values, for programs that do not load a file.
 func (c Config) withDefaults() Config {
 	config.FillDefaults(&c)
 	return c
@@ -45,14 +45,14 @@ type RedisConfig struct {
 	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"Timeout for connecting to Redis, and for one command."`
 }
 
-// OpenRedis connects to Redis and asks it for a sign of life. The error says what to check.
+// OpenRedis connects to Redis and pings it. The error says what to check.
 func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, error) {
 	cfg.Timeout = cmp.Or(cfg.Timeout, 3*time.Second)
 	o := &redis.UniversalOptions{
 		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
 		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,
 		ContextTimeoutEnabled: true,
-		DialerRetries:         1, // who calls knows better whether and when to try again
+		DialerRetries:         1, // callers know better whether and when to retry
 	}
 	for a := range strings.SplitSeq(cfg.Addr, ",") {
 		if a = strings.TrimSpace(a); a != "" {
@@ -82,20 +82,20 @@ func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, err
 	return rdb, nil
 }
 
-// hush keeps the library from writing to standard error by itself: what goes
-// wrong comes back as an error, and whoever gets it says so.
+// hush keeps the library from writing to standard error: problems come back as errors, and
+// the caller reports them.
 var hush = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
 
 type silence struct{}
 
 func (silence) Printf(context.Context, string, ...any) {}
 
-// Option changes how Registry, Credits and Cancels are made.
+// Option configures a Registry, Credits, Rates, Control or Cancels.
 type Option func(*options)
 
 type options struct{ metrics *metrics.Metrics }
 
-// WithMetrics counts in m instead of in metrics that nobody sees.
+// WithMetrics counts in m; the default is to discard metrics.
 func WithMetrics(m *metrics.Metrics) Option { return func(o *options) { o.metrics = m } }
 
 func apply(opts []Option) options {
@@ -109,7 +109,7 @@ func apply(opts []Option) options {
 	return o
 }
 
-// run calls a script and measures the call.
+// run runs a script and records how long it took.
 func run(ctx context.Context, rdb redis.UniversalClient, m *metrics.Metrics, op string, s *redis.Script, keys []string, args ...any) (any, error) {
 	began := time.Now()
 	v, err := s.Run(ctx, rdb, keys, args...).Result()

@@ -15,20 +15,25 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Control is what operators have said while Batchyard runs: the routers' policy,
-// and which devices are drained. It is lost with Redis; then the file's policy
-// applies again, and the devices are as their heartbeats say.
+// Control is what operators set at run time: the routers' policy, which overrides the
+// configuration file, and which devices are drained. Routers learn of a change through the
+// registry's channel. It is lost with Redis; then the file's policy applies again and
+// devices are as their heartbeats say.
+//
+//	          Drain(on)                        Drain(off)
+//	(as its ───────────▶ drained, known or not ──────────▶ (as its heartbeats say)
+//	 heartbeats say)
 type Control struct {
 	rdb     redis.UniversalClient
 	cfg     Config
 	policy  string // hash: version, setting
 	drained string // hash: id → since when, in ms
 	devices string // the registry's hash
-	channel string // the registry's, so that routers look at once
+	channel string // the registry's, so that routers react at once
 	metrics *metrics.Metrics
 }
 
-// NewControl returns what operators have said under the prefix.
+// NewControl returns the controls whose keys start with the prefix.
 func NewControl(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Control {
 	return &Control{
 		rdb: rdb, cfg: cfg.withDefaults(), metrics: apply(opts).metrics,
@@ -38,13 +43,13 @@ func NewControl(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Op
 
 func drainedKey(prefix string) string { return prefix + "{devices}:drained" }
 
-// Settings is one reading.
+// Settings is what operators had set when it was read.
 type Settings struct {
-	Policy  *PolicySetting       // nil: the file's
-	Drained map[string]time.Time // devices that an operator drained, and since when; also ones that are not known now
+	Policy  *PolicySetting       // nil: the configuration file's
+	Drained map[string]time.Time // by device id: since when; may include unknown devices
 }
 
-// Load reads everything, in one round trip.
+// Load reads the settings in one round trip.
 func (c *Control) Load(ctx context.Context) (Settings, error) {
 	began := time.Now()
 	pipe := c.rdb.Pipeline()
@@ -57,7 +62,7 @@ func (c *Control) Load(ctx context.Context) (Settings, error) {
 	}
 	s := Settings{Policy: parsePolicy(policy.Val()), Drained: make(map[string]time.Time, len(drained.Val()))}
 	for id, ms := range drained.Val() {
-		if ValidateID(id) == nil { // another program may write there too
+		if ValidateID(id) == nil { // another program may have written it
 			s.Drained[id] = drainedAt(ms)
 		}
 	}
@@ -72,8 +77,7 @@ func drainedAt(ms string) time.Time {
 	return time.UnixMilli(n).UTC()
 }
 
-// parsePolicy reads what SetPolicy wrote; nil for nothing, and for what no
-// operator could have said.
+// parsePolicy parses what SetPolicy wrote; nil if there is nothing, or nothing valid.
 func parsePolicy(text string) *PolicySetting {
 	if text == "" || len(text) > maxEntry || strings.Count(text, ",") > maxEntryValues {
 		return nil
@@ -85,12 +89,12 @@ func parsePolicy(text string) *PolicySetting {
 	return &p
 }
 
-// policyScript exchanges the setting and counts the change.
+// policyScript replaces the setting and counts the change.
 //
 //	KEYS[1]  hash with version and setting
-//	ARGV[1]  JSON of the setting, beginning with {; empty: none any more
+//	ARGV[1]  JSON of the setting, starting with {; empty to remove it
 //	ARGV[2]  channel for changes
-//	returns  the setting before, or an empty text
+//	returns  the previous setting, or an empty string
 var policyScript = redis.NewScript(`
 local old = redis.call('HGET', KEYS[1], 'setting') or ''
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
@@ -103,9 +107,9 @@ redis.call('PUBLISH', ARGV[2], '')
 return old
 `)
 
-// SetPolicy makes routers choose by another policy, all within a refresh; nil
-// makes them go back to the file's. It returns what applied before, nil for the
-// file's. What is wrong with the setting is a *task.FieldError.
+// SetPolicy changes the policy of all routers, within a refresh interval; nil restores the
+// configuration file's. It returns the previous setting, nil for the file's. An invalid
+// setting is a *task.FieldError.
 func (c *Control) SetPolicy(ctx context.Context, p *PolicySetting) (before *PolicySetting, err error) {
 	text := ""
 	if p != nil {
@@ -113,10 +117,10 @@ func (c *Control) SetPolicy(ctx context.Context, p *PolicySetting) (before *Poli
 			return nil, err
 		}
 		plain := *p
-		plain.Version = 0 // the script's to say
+		plain.Version = 0 // the script sets it
 		b, err := json.Marshal(plain)
 		if err != nil {
-			return nil, fmt.Errorf("writing the policy %s: %w", p.Name, err)
+			return nil, fmt.Errorf("encoding the policy %s: %w", p.Name, err)
 		}
 		text = string(b)
 	}
@@ -128,15 +132,15 @@ func (c *Control) SetPolicy(ctx context.Context, p *PolicySetting) (before *Poli
 	return parsePolicy(old), nil
 }
 
-// drainScript marks a device as drained, or takes the mark away.
+// drainScript marks a device as drained, or removes the mark.
 //
 //	KEYS[1]  hash of drained devices, id → since when in ms
 //	KEYS[2]  hash of devices
 //	ARGV[1]  id
-//	ARGV[2]  1 to drain, 0 to end it
-//	ARGV[3]  most marks
+//	ARGV[2]  1 to drain, 0 to undrain
+//	ARGV[3]  how many devices may be marked
 //	ARGV[4]  channel for changes
-//	returns  1 changed, 0 it was so already, -1 no such device, -2 too many marks
+//	returns  1 changed, 0 no change, -1 no such device, -2 too many marks
 var drainScript = redis.NewScript(`
 local marked = redis.call('HEXISTS', KEYS[1], ARGV[1])
 if marked == 0 and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return -1 end
@@ -152,13 +156,13 @@ redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1
 `)
 
-// ErrNoDevice says that no device of that name is known.
+// ErrNoDevice means that there is no device with this id.
 var ErrNoDevice = errors.New("there is no such device")
 
-// Drain makes a device get no new work, whatever its heartbeats say, or ends
-// that. The mark stays when the device goes, so that it is still drained when it
-// comes back. changed is false when it was so already. [ErrNoDevice] says that
-// nobody knows the device; what is wrong with the id is a *task.FieldError.
+// Drain stops new work for a device, whatever its heartbeats say, or allows it again. The
+// mark stays when the device leaves, so that it is still drained when it comes back.
+// changed is false if there was nothing to change. An unknown device is [ErrNoDevice]; an
+// invalid id is a *task.FieldError.
 func (c *Control) Drain(ctx context.Context, id string, on bool) (changed bool, err error) {
 	if err := ValidateID(id); err != nil {
 		return false, err
@@ -175,8 +179,8 @@ func (c *Control) Drain(ctx context.Context, id string, on bool) (changed bool, 
 	case -1:
 		return false, fmt.Errorf("draining device %s: %w", id, ErrNoDevice)
 	case -2:
-		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("%d devices are drained already", c.cfg.MaxDevices),
-			Remedy: "undrain those that are gone"}
+		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("there are already %d drained devices", c.cfg.MaxDevices),
+			Remedy: "undrain devices that are gone"}
 	default:
 		return n == 1, nil
 	}

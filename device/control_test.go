@@ -34,12 +34,12 @@ func TestDrain(t *testing.T) {
 		was, err := c.Drain(t.Context(), "a", true)
 		require.NoError(t, err)
 		require.True(t, was)
-		wait(t, changed, "routers are told at once")
+		wait(t, changed, "routers are notified at once")
 		was, err = c.Drain(t.Context(), "a", true)
 		require.NoError(t, err)
 		require.False(t, was, "it was drained already")
 		d := gpu("a")
-		d.Draining = false // its heartbeats do not end it
+		d.Draining = false // its heartbeats do not undrain it
 		_, err = r.Beat(t.Context(), d)
 		require.NoError(t, err)
 		ds, err := r.List(t.Context())
@@ -47,7 +47,7 @@ func TestDrain(t *testing.T) {
 		require.True(t, ds[0].Draining && ds[0].Drained)
 		require.WithinDuration(t, time.Now(), ds[0].DrainedAt, time.Minute)
 
-		// It goes, and is still drained when it comes back.
+		// It leaves, and is still drained when it comes back.
 		require.NoError(t, r.Leave(t.Context(), "a"))
 		s, err := c.Load(t.Context())
 		require.NoError(t, err)
@@ -69,7 +69,7 @@ func TestDrain(t *testing.T) {
 		require.NoError(t, err)
 		ds, err = r.List(t.Context())
 		require.NoError(t, err)
-		require.True(t, ds[0].Draining, "what the device says of itself stays its own")
+		require.True(t, ds[0].Draining, "the device may still drain itself")
 		require.False(t, ds[0].Drained)
 	})
 }
@@ -108,7 +108,7 @@ func TestPolicySetting(t *testing.T) {
 		before, err := c.SetPolicy(t.Context(), one)
 		require.NoError(t, err)
 		require.Nil(t, before)
-		wait(t, changed, "routers are told at once")
+		wait(t, changed, "routers are notified at once")
 		s, err = c.Load(t.Context())
 		require.NoError(t, err)
 		require.True(t, s.Policy.Same(one))
@@ -129,7 +129,7 @@ func TestPolicySetting(t *testing.T) {
 		require.NoError(t, err)
 		s, err = c.Load(t.Context())
 		require.NoError(t, err)
-		require.EqualValues(t, 4, s.Policy.Version, "it counts on")
+		require.EqualValues(t, 4, s.Policy.Version, "the version keeps counting")
 
 		// Another program may write there too.
 		require.NoError(t, rdb.HSet(t.Context(), c.policy, "setting", `{"policy":"whatever"}`).Err())
@@ -139,7 +139,7 @@ func TestPolicySetting(t *testing.T) {
 	})
 }
 
-func TestPolicySettingsThatAreRefused(t *testing.T) {
+func TestInvalidPolicySettings(t *testing.T) {
 	for field, s := range map[string]PolicySetting{
 		"policy":      {},
 		"policy ":     {Name: "best"},
@@ -158,7 +158,7 @@ func TestPolicySettingsThatAreRefused(t *testing.T) {
 		require.NotEmpty(t, fe.Problem)
 		require.NotEmpty(t, fe.Remedy)
 		_, err := NewControl(nil, Config{}, "").SetPolicy(t.Context(), &s)
-		require.ErrorAs(t, err, &fe, "it does not come as far as Redis")
+		require.ErrorAs(t, err, &fe, "it does not reach Redis")
 	}
 	for _, name := range PolicyNames() {
 		require.NoError(t, (&PolicySetting{Name: name}).Validate())
@@ -177,7 +177,7 @@ func trim(s string) string {
 	return s
 }
 
-func TestPolicySettingOfTheFile(t *testing.T) {
+func TestPolicySettingFromTheFile(t *testing.T) {
 	s, err := NewPolicySetting("load_formula", "auto", map[string]string{"cpu": "0.6", "mem": "0.4"})
 	require.NoError(t, err)
 	require.Equal(t, map[string]float64{"cpu": .6, "mem": .4}, s.Weights)
@@ -188,16 +188,16 @@ func TestPolicySettingOfTheFile(t *testing.T) {
 	require.Equal(t, map[string]string{"preset": "edge"}, s.Texts())
 	s, err = NewPolicySetting("fifo", "", map[string]string{"cpu": "0.6"})
 	require.NoError(t, err)
-	require.True(t, s.Same(&PolicySetting{Name: "fifo", Binding: "auto"}), "weights of another policy may stand in the file")
+	require.True(t, s.Same(&PolicySetting{Name: "fifo", Binding: "auto"}), "the file may keep weights for another policy")
 	for _, w := range []map[string]string{{"cpu": "much"}, {"gpu": "1"}, {"preset": "x"}} {
 		_, err = NewPolicySetting("load_formula", "", w)
 		require.Error(t, err)
 		_, err = NewPolicySetting("fifo", "", w)
-		require.Error(t, err, "a mistake is a mistake before it matters, too")
+		require.Error(t, err, "mistakes are found even if another policy is chosen")
 	}
 }
 
-func TestMarksOfPriority(t *testing.T) {
+func TestPriorityOverrides(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCancels(rdb, Config{}, prefix)
 		got, gaps := make(chan []task.Key, 10), make(chan struct{}, 10)
@@ -219,13 +219,13 @@ func TestMarksOfPriority(t *testing.T) {
 			{Cancelled: true, Repriority: Repriority{Key: b, Level: -1}}, {Repriority: Repriority{Key: task.Key{Tenant: "u", ID: "a"}, Level: -1}}}, marks)
 		cancelled, err := c.Marked(t.Context(), a, b)
 		require.NoError(t, err)
-		require.Equal(t, []bool{false, true}, cancelled, "another priority is no cancel")
+		require.Equal(t, []bool{false, true}, cancelled, "a change of priority is not a cancel")
 
 		one := &task.Task{Priority: task.Low, Level: 1}
 		require.True(t, marks[0].Apply(one))
 		require.Equal(t, task.High, one.Priority)
 		require.Equal(t, 7, one.Level)
-		require.False(t, marks[0].Apply(one), "it is so already")
+		require.False(t, marks[0].Apply(one), "nothing to change")
 		require.True(t, marks[2].Zero())
 
 		// Another program may write there too.
@@ -236,10 +236,10 @@ func TestMarksOfPriority(t *testing.T) {
 	})
 }
 
-func FuzzWhatOthersWrite(f *testing.F) {
+func FuzzForeignWrites(f *testing.F) {
 	f.Add(`{"policy":"fifo","version":3}`, "high", "7")
 	f.Add(`[{"Tenant":"t","ID":"a"},{},{}]`, "low", "0")
-	f.Add("a/each\nb/batch", "d\x1fm\x1feach", "1700000000000")
+	f.Add("a/single\nb/batched", "d\x1fm\x1fsingle", "1700000000000")
 	f.Add(`{"policy":"load_formula","weights":{"cpu":1e400}}`, "", "-1")
 	f.Fuzz(func(t *testing.T, setting, priority, level string) {
 		fuzzing.Bound(t, len(setting), func() {

@@ -14,31 +14,43 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
-// Classes of pools: how work goes to a device.
+// Classes of pools: how work is sent to a device.
 const (
-	ClassEach   = "each"   // one request a task: chat, responses
-	ClassMerged = "merged" // many tasks in one request: embeddings, completions
+	ClassEach   = "single"  // one request per task: chat, responses
+	ClassMerged = "batched" // many tasks in one request: embeddings, completions
 )
 
-// Pool names a device's pool of credits.
+// Pool returns the name of a device's pool of credits of a class.
 func Pool(deviceID, class string) string { return deviceID + "/" + class }
 
-// maxCall bounds the pools or leases of one call of a script: Lua unpacks them
-// onto its stack. More are sent in further calls.
+// maxCall is how many pools or leases one script call may name: Lua unpacks them onto its
+// stack. Larger calls are split.
 const maxCall = 1000
 
-// Credits is the shared account of credits.
+// Credits is the shared account of credits. A credit is the right to have one more task on
+// a device. Each device has a pool of credits for each class, named deviceID + "/" +
+// class. The credits for a whole round are taken in one atomic step, as leases: a lease
+// covers the credits of one pool that one round took.
+//
+//	       Acquire                      Release of the last credit
+//	(free) ───────▶ leased ──┬───────────────────────────────────────▶ (free)
+//	                  ▲      │  not renewed for LeaseTTL                  ▲
+//	                  │Renew │  (its holder died)                         │
+//	                  └──────┴────────────────────────────────────────────┘
+//
+// Promise: the leased credits of a pool never exceed the limit that the taker named, no
+// matter who acquires, dies, retries or releases twice.
 type Credits struct {
 	rdb     redis.UniversalClient
 	cfg     Config
 	keys    []string // used, leases, expiry, and the three sets of seen releases
-	asks    string   // hash pool → who waits for it
+	asks    string   // hash pool → which router waits for it
 	routers string   // sorted set of routers by when they were last seen
 	channel string
 	metrics *metrics.Metrics
 }
 
-// NewCredits returns the account under the prefix.
+// NewCredits returns the account whose keys start with the prefix.
 func NewCredits(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Credits {
 	k := prefix + "{credits}:"
 	return &Credits{
@@ -49,26 +61,26 @@ func NewCredits(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Op
 	}
 }
 
-// Want is a wish for credits of one pool.
+// Want asks for credits of one pool.
 type Want struct {
 	Pool  string
 	N     int
-	Limit int // what the taker thinks the pool may hold in total
-	// Of is N by band, the most urgent first; they get credits in this order. Nothing
-	// set: all are of the first band.
+	Limit int // how many credits the taker thinks the pool may have in use
+	// Of is N by priority, highest first; credits are granted in this order. If it is all
+	// zero, the whole N has the highest priority.
 	Of [3]int
 }
 
-// Ask says that N tasks of a band wait at the asker for a pool that is full. Until
-// it is taken back (N 0) or not renewed, others get none of the pool's last N
-// credits for a lower band.
+// Ask reserves the last N credits of a full pool for tasks of a priority that wait at the
+// asker: until the ask is withdrawn (N 0) or expires, others get none of them for a lower
+// priority.
 type Ask struct {
 	Pool string
-	Band int // 0 is the most urgent
+	Band int // 0 is the highest priority
 	N    int
 }
 
-// askLife is how long an ask counts that is not renewed: the asker may have died.
+// askLife is how long an ask lasts unless it is renewed: the asker may have died.
 const askLife = time.Second
 
 // Grant answers a Want.
@@ -76,23 +88,23 @@ type Grant struct {
 	Pool  string
 	Lease string // empty when N is 0
 	N     int    // may be less than wanted
-	Used  int    // in the pool after the grant
-	Held  bool   // less than wanted, because somebody else asks for a higher band
+	Used  int    // credits in use in the pool after the grant
+	Held  bool   // got less than wanted because another router waits with a higher priority
 }
 
-// LeaseRef names a lease.
+// LeaseRef identifies a lease.
 type LeaseRef struct{ Pool, Lease string }
 
-// Release gives back N credits of a lease.
+// Release returns N credits of a lease.
 type Release struct {
 	Pool, Lease string
 	N           int
 }
 
-// The scripts share this beginning. used is pool → credits in use; leases is
-// lease → "n:pool"; expiry orders the leases by when they run out. Each script
-// first takes back what has run out, a bounded number at a time, so that the
-// credits of a dead holder come free without anybody watching it.
+// All scripts start with this. used is pool → credits in use; leases is lease → "n:pool";
+// expiry sorts the leases by when they expire. Each script first reclaims expired leases,
+// a bounded number at a time, so that a dead holder's credits become free without any
+// process watching it.
 const luaReap = `
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -117,47 +129,46 @@ local function reap(most)
 end
 `
 
-// acquireScript takes credits of many pools in one step, and notes who waits.
+// acquireScript takes credits of many pools in one step and records asks.
 //
 //	KEYS[1]  hash pool → credits in use
 //	KEYS[2]  hash lease → n:pool
 //	KEYS[3]  sorted set of leases by expiry in ms
-//	KEYS[4]  hash pool → expiry:band:n:holder of an ask
+//	KEYS[4]  hash pool → expiry:priority:n:holder of an ask
 //	ARGV[1]  time to live of a lease in ms
-//	ARGV[2]  name of this call, which its leases begin with
+//	ARGV[2]  id of this call, which prefixes its leases
 //	ARGV[3]  channel for freed pools
-//	ARGV[4]  who takes
+//	ARGV[4]  the taker
 //	ARGV[5]  time to live of an ask in ms
 //	ARGV[6]  number of asks
-//	ARGV     then pool, band, n for each ask
-//	ARGV     then pool, wanted of bands 0, 1 and 2, limit for each want; no pool twice
-//	returns  for each want: granted, used after it, 1 if some was kept for others
+//	ARGV     then pool, priority, n for each ask
+//	ARGV     then pool, wanted for priorities 0, 1 and 2, limit for each want; no pool twice
+//	returns  for each want: granted, in use after it, 1 if some were kept for others
 //
-// Taken twice because an answer was lost: the client's retry is a new call to
-// us, under the same name. It finds the leases of the first and answers with
-// those.
+// If the answer was lost, the client's retry runs the script again with the same id. It
+// finds the leases of the first run and returns those.
 var acquireScript = redis.NewScript(luaReap + `
 local freed = reap(200)
 if #freed > 0 then redis.call('PUBLISH', ARGV[3], table.concat(freed, '\n')) end
 local ttl, call, me, asks = tonumber(ARGV[1]), ARGV[2], ARGV[4], tonumber(ARGV[6])
 local function parse(v)
   if not v then return nil end
-  local till, band, n, who = string.match(v, '^(%d+):(%d+):(%d+):(.*)$')
+  local till, priority, n, who = string.match(v, '^(%d+):(%d+):(%d+):(.*)$')
   if not till or tonumber(till) < now then return nil end
-  return tonumber(band), tonumber(n), who
+  return tonumber(priority), tonumber(n), who
 end
 if asks > 0 then
   local names, put, drop = {}, {}, {}
   for i = 1, asks do names[i] = ARGV[4 + 3 * i] end
   local old = redis.call('HMGET', KEYS[4], unpack(names))
   for i = 1, asks do
-    local band, n = tonumber(ARGV[5 + 3 * i]), tonumber(ARGV[6 + 3 * i])
+    local priority, n = tonumber(ARGV[5 + 3 * i]), tonumber(ARGV[6 + 3 * i])
     local was, _, who = parse(old[i])
     if n == 0 then
       if who == me then drop[#drop + 1] = names[i] end
-    elseif not was or who == me or band <= was then
+    elseif not was or who == me or priority <= was then
       put[#put + 1] = names[i]
-      put[#put + 1] = string.format('%.0f:%d:%d:%s', now + tonumber(ARGV[5]), band, n, me)
+      put[#put + 1] = string.format('%.0f:%d:%d:%s', now + tonumber(ARGV[5]), priority, n, me)
     end
   end
   if #put > 0 then
@@ -186,10 +197,10 @@ for k = 1, n do
   else
     local at = first + 5 * (k - 1)
     local room = math.max(0, tonumber(ARGV[at + 4]) - u)
-    local band, for_others, who = parse(asked[k])
-    for b = 0, 2 do
-      local want, may = tonumber(ARGV[at + 1 + b]), room - got
-      if band and who ~= me and b > band then
+    local priority, for_others, who = parse(asked[k])
+    for p = 0, 2 do
+      local want, may = tonumber(ARGV[at + 1 + p]), room - got
+      if priority and who ~= me and p > priority then
         local less = math.max(0, may - for_others)
         if math.min(want, may) > less then kept = 1 end
         may = less
@@ -214,10 +225,10 @@ end
 return out
 `)
 
-// releaseScript gives credits back.
+// releaseScript releases credits.
 //
 //	KEYS[1…3] as above; KEYS[4…6] sets of the calls seen in the last seconds
-//	ARGV[1]  name of this call: the same name again is a retry and does nothing
+//	ARGV[1]  id of this call: a repeated id is a retry and does nothing
 //	ARGV[2]  channel for freed pools
 //	ARGV     then lease, n for each release; no lease twice
 //	returns  credits freed
@@ -272,7 +283,7 @@ return total
 //	ARGV[1]  time to live in ms
 //	ARGV[2]  channel for freed pools
 //	ARGV     then the leases
-//	returns  how many of them are not there any more
+//	returns  how many of them no longer exist
 var renewScript = redis.NewScript(luaReap + `
 local freed = reap(200)
 if #freed > 0 then redis.call('PUBLISH', ARGV[2], table.concat(freed, '\n')) end
@@ -295,16 +306,16 @@ end
 return lost
 `)
 
-// Acquire takes credits for a whole round of picks in one atomic step. The
-// grants are in the order of the wants; one may hold less than was wanted, or
-// nothing. holder names the taker, for people who look into Redis. A pool that
-// is named twice gets its second grant in a second step.
+// Acquire takes credits for a whole round in one atomic step. The grants are in the order
+// of the wants; each may be for fewer credits than wanted, or none. holder identifies the
+// taker, for people who inspect Redis. A pool that is named twice gets its second grant in
+// a second step.
 func (c *Credits) Acquire(ctx context.Context, holder string, wants []Want) ([]Grant, error) {
 	return c.AcquireFor(ctx, holder, wants, nil)
 }
 
-// AcquireFor is [Credits.Acquire], and notes in the same step for which pools
-// tasks wait at the holder. There may be no wants.
+// AcquireFor is [Credits.Acquire] and in the same step records the holder's asks. There
+// may be no wants.
 func (c *Credits) AcquireFor(ctx context.Context, holder string, wants []Want, asks []Ask) ([]Grant, error) {
 	grants := make([]Grant, len(wants))
 	rest := make([]int, len(wants))
@@ -356,7 +367,7 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, whic
 	}
 	out, ok := v.([]any)
 	if !ok || len(out) != 3*len(which) {
-		return fmt.Errorf("taking credits of %d pools in Redis: the answer has %d parts", len(which), len(out))
+		return fmt.Errorf("taking credits of %d pools in Redis: unexpected reply with %d parts", len(which), len(out))
 	}
 	taken := 0
 	for k, i := range which {
@@ -374,11 +385,11 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []Want, whic
 	return nil
 }
 
-// presentScript counts who said lately that he is there.
+// presentScript counts the routers that were seen recently.
 //
-//	KEYS[1]  sorted set of routers by when they last said so, in ms of Redis' clock
-//	ARGV[1]  who is there
-//	ARGV[2]  milliseconds after which one is gone
+//	KEYS[1]  sorted set of routers by when they were last seen, in ms of Redis' clock
+//	ARGV[1]  this router
+//	ARGV[2]  milliseconds after which a router is gone
 //	returns  how many there are
 var presentScript = redis.NewScript(`
 local t = redis.call('TIME')
@@ -389,8 +400,8 @@ redis.call('PEXPIRE', KEYS[1], 10 * tonumber(ARGV[2]) + 1000)
 return redis.call('ZCARD', KEYS[1])
 `)
 
-// Present says that the router is alive, and returns how many are: those that
-// said so within the given time.
+// Present records that the router is alive and returns how many routers are: those seen
+// within the given time.
 func (c *Credits) Present(ctx context.Context, router string, within time.Duration) (int, error) {
 	v, err := run(ctx, c.rdb, c.metrics, "present", presentScript, []string{c.routers}, router, within.Milliseconds())
 	if err != nil {
@@ -400,18 +411,18 @@ func (c *Credits) Present(ctx context.Context, router string, within time.Durati
 	return max(1, int(n)), nil
 }
 
-// Absent says that the router stops.
+// Absent records that the router stopped.
 func (c *Credits) Absent(ctx context.Context, router string) error {
 	if err := c.rdb.ZRem(ctx, c.routers, router).Err(); err != nil {
-		return fmt.Errorf("taking router %s out of Redis: %w", router, err)
+		return fmt.Errorf("removing router %s from Redis: %w", router, err)
 	}
 	return nil
 }
 
-// Release gives credits back and tells who watches which pools have room. A
-// lease that is not there, because it ran out, was given back before or Redis
-// forgot it, is no error. After an error the credits may or may not be free;
-// what is not comes free when the lease runs out.
+// Release returns credits and tells watchers which pools have room. A lease that no longer
+// exists, because it expired, was released before or was lost with Redis, is not an error.
+// After an error the credits may or may not be free; if not, they become free when the
+// lease expires.
 func (c *Credits) Release(ctx context.Context, rel []Release) error {
 	sum := make(map[string]int, len(rel)) // a lease may be named more than once
 	order := make([]string, 0, len(rel))
@@ -434,7 +445,7 @@ func (c *Credits) Release(ctx context.Context, rel []Release) error {
 		}
 		v, err := run(ctx, c.rdb, c.metrics, "release", releaseScript, c.keys, args...)
 		if err != nil {
-			return fmt.Errorf("giving back credits of %d leases in Redis: %w", len(part), err)
+			return fmt.Errorf("releasing credits of %d leases in Redis: %w", len(part), err)
 		}
 		n, _ := v.(int64)
 		c.metrics.Device.CreditsFreed.Add(float64(n))
@@ -442,8 +453,8 @@ func (c *Credits) Release(ctx context.Context, rel []Release) error {
 	return nil
 }
 
-// Renew keeps leases for another LeaseTTL. lost counts those that are not there
-// any more: their credits may be somebody else's by now.
+// Renew extends leases by another LeaseTTL. lost is how many no longer exist: other
+// routers may hold their credits by now.
 func (c *Credits) Renew(ctx context.Context, leases []LeaseRef) (lost int, err error) {
 	for len(leases) > 0 {
 		part := leases[:min(len(leases), maxCall)]
@@ -489,10 +500,9 @@ func (c *Credits) Used(ctx context.Context, pools []string) ([]int, error) {
 	return out, nil
 }
 
-// Watch calls onFree with the pools that got room, and with none after every
-// reconnect, since messages may have been missed. It returns when ctx ends.
-// While it runs it also frees what dead holders left, so that a taker who waits
-// for room hears of that too.
+// Watch calls onFree with pools that have room again, and with nil after every reconnect,
+// because messages may have been missed. It returns when ctx ends. While it runs it also
+// reclaims expired leases, so that takers who wait for room learn of those, too.
 func (c *Credits) Watch(ctx context.Context, onFree func(pools []string)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -504,7 +514,7 @@ func (c *Credits) Watch(ctx context.Context, onFree func(pools []string)) error 
 	return watch(ctx, c.rdb, c.channel, func(p string) { onFree(parsePools(p)) }, func() { onFree(nil) })
 }
 
-// parsePools reads which pools got room; none means that it may be any.
+// parsePools parses which pools have room; nil means any.
 func parsePools(payload string) []string {
 	if strings.Count(payload, "\n") > maxPools {
 		return nil
@@ -512,10 +522,10 @@ func parsePools(payload string) []string {
 	return strings.Split(payload, "\n")
 }
 
-// maxPools is more than one message names.
+// maxPools is more than one message lists.
 const maxPools = 4 * maxCall
 
-// reapEvery frees run-out leases: a lease running out is no message in Redis.
+// reapEvery reclaims expired leases: Redis sends no message when one expires.
 func (c *Credits) reapEvery(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -525,11 +535,11 @@ func (c *Credits) reapEvery(ctx context.Context, every time.Duration) {
 			return
 		case <-tick.C:
 		}
-		_, _ = run(ctx, c.rdb, c.metrics, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel) // counted; the next tick tries again
+		_, _ = run(ctx, c.rdb, c.metrics, "reap", renewScript, c.keys[:3], c.cfg.LeaseTTL.Milliseconds(), c.channel) // counted in metrics; the next tick retries
 	}
 }
 
-// nonce names a call, so that its retry is known.
+// nonce returns an id for a call, by which its retry is recognised.
 func nonce() string {
 	var b [9]byte
 	_, _ = rand.Read(b[:]) // never fails since Go 1.24

@@ -20,39 +20,39 @@ func TestAcquireReleaseRenew(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		ctx := t.Context()
-		gs, err := c.Acquire(ctx, "r1", []Want{{Pool: "a/each", N: 3, Limit: 4}, {Pool: "b/each", N: 1}, {Pool: "a/each", N: 3, Limit: 4}, {Pool: "c/each", N: 2, Limit: 9}})
+		gs, err := c.Acquire(ctx, "r1", []Want{{Pool: "a/single", N: 3, Limit: 4}, {Pool: "b/single", N: 1}, {Pool: "a/single", N: 3, Limit: 4}, {Pool: "c/single", N: 2, Limit: 9}})
 		require.NoError(t, err)
 		require.Equal(t, []int{3, 0, 1, 2}, []int{gs[0].N, gs[1].N, gs[2].N, gs[3].N})
 		require.Equal(t, []int{3, 0, 4, 2}, []int{gs[0].Used, gs[1].Used, gs[2].Used, gs[3].Used})
 		require.Empty(t, gs[1].Lease)
 
 		used := func() []int {
-			u, err := c.Used(ctx, []string{"a/each", "b/each", "c/each"})
+			u, err := c.Used(ctx, []string{"a/single", "b/single", "c/single"})
 			require.NoError(t, err)
 			return u
 		}
 		require.Equal(t, []int{4, 0, 2}, used())
 
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", gs[0].Lease, 1}}))
-		require.Equal(t, []int{2, 0, 2}, used(), "a lease can be given back in parts")
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 99}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 1}, {"a/single", gs[0].Lease, 1}}))
+		require.Equal(t, []int{2, 0, 2}, used(), "a lease can be released in parts")
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 99}}))
 		require.Equal(t, []int{1, 0, 2}, used(), "never more than it holds")
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[0].Lease, 1}, {"a/each", "unknown", 1}}))
-		require.Equal(t, []int{1, 0, 2}, used(), "giving back twice does nothing")
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[0].Lease, 1}, {"a/single", "unknown", 1}}))
+		require.Equal(t, []int{1, 0, 2}, used(), "releasing twice does nothing")
 
-		lost, err := c.Renew(ctx, []LeaseRef{{"a/each", gs[2].Lease}, {"a/each", gs[0].Lease}})
+		lost, err := c.Renew(ctx, []LeaseRef{{"a/single", gs[2].Lease}, {"a/single", gs[0].Lease}})
 		require.NoError(t, err)
 		require.Equal(t, 1, lost)
-		require.NoError(t, c.Release(ctx, []Release{{"a/each", gs[2].Lease, 1}, {"c/each", gs[3].Lease, 2}}))
+		require.NoError(t, c.Release(ctx, []Release{{"a/single", gs[2].Lease, 1}, {"c/single", gs[3].Lease, 2}}))
 		require.Equal(t, []int{0, 0, 0}, used())
 	})
 }
 
-// A client that did not get the answer sends the same call again.
-func TestRetriedCallsCountOnce(t *testing.T) {
+// A client that did not get the reply repeats the call.
+func TestRetriesCountOnce(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
-		acquire := []any{15000, "r1.call.", c.channel, "r1", 1000, 0, "a/each", 3, 0, 0, 4}
+		acquire := []any{15000, "r1.call.", c.channel, "r1", 1000, 0, "a/single", 3, 0, 0, 4}
 		keys := append(slices.Clone(c.keys[:3]), c.asks)
 		first, err := acquireScript.Run(t.Context(), rdb, keys, acquire...).Result()
 		require.NoError(t, err)
@@ -67,13 +67,13 @@ func TestRetriedCallsCountOnce(t *testing.T) {
 		n, err = releaseScript.Run(t.Context(), rdb, c.keys, release...).Int()
 		require.NoError(t, err)
 		require.Zero(t, n)
-		u, err := c.Used(t.Context(), []string{"a/each"})
+		u, err := c.Used(t.Context(), []string{"a/single"})
 		require.NoError(t, err)
 		require.Equal(t, []int{2}, u)
 	})
 }
 
-func TestMoreThanOneCallHolds(t *testing.T) {
+func TestLargeCallsAreSplit(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		var wants []Want
@@ -99,17 +99,16 @@ func TestMoreThanOneCallHolds(t *testing.T) {
 	})
 }
 
-// lease is what the model knows of a lease.
+// lease is a lease in the model.
 type lease struct {
 	pool  string
 	n     int
 	until time.Time
 }
 
-// The account against a model: any interleaving of holders that take, give back
-// in parts or twice, renew, die (never come back), of time passing and of Redis
-// being emptied. After each step the account equals the model, and no pool holds
-// more than the limit that it was taken under.
+// Compares the account with a model, for any interleaving of holders that acquire, release
+// in parts or twice, renew or die, of time passing and of Redis being emptied. After each
+// step the account equals the model, and no pool exceeds the limit it was acquired under.
 func TestCreditsProperty(t *testing.T) {
 	m := miniredis.RunT(t)
 	rdb := client(t, m.Addr())
@@ -120,10 +119,10 @@ func TestCreditsProperty(t *testing.T) {
 		const ttl = 10 * time.Second
 		c := NewCredits(rdb, Config{LeaseTTL: ttl}, "p:")
 		ctx := context.Background()
-		pools := []string{"a/each", "a/merged", "b/each"}
-		limits := map[string]int{"a/each": 4, "a/merged": 1, "b/each": 7}
+		pools := []string{"a/single", "a/batched", "b/single"}
+		limits := map[string]int{"a/single": 4, "a/batched": 1, "b/single": 7}
 		alive := map[string]*lease{}
-		var known []LeaseRef // every lease that ever was, dead holders' too
+		var known []LeaseRef // every lease that ever existed, dead holders' included
 		used := func(pool string) (n int) {
 			for _, l := range alive {
 				if l.pool == pool {
@@ -205,7 +204,7 @@ func TestCreditsProperty(t *testing.T) {
 	})
 }
 
-// Many holders at once: nobody may see more in use than the limit, by their own
+// Many holders at once: none may see more credits in use than the limit, by their own
 // count, which does not ask Redis.
 func TestLimitHoldsUnderConcurrency(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
@@ -241,19 +240,19 @@ func TestLimitHoldsUnderConcurrency(t *testing.T) {
 	})
 }
 
-func TestWatchTellsWhatCameFree(t *testing.T) {
+func TestWatchReportsFreedPools(t *testing.T) {
 	m := miniredis.RunT(t)
 	c := NewCredits(client(t, m.Addr()), Config{LeaseTTL: time.Second}, "")
 	freed := make(chan []string, 100)
 	background(t, func(ctx context.Context) error { return c.Watch(ctx, func(p []string) { freed <- p }) })
 	require.Nil(t, wait(t, freed, "the first subscription"))
 
-	gs, err := c.Acquire(t.Context(), "h", []Want{{Pool: "a/each", N: 1, Limit: 1}, {Pool: "b/each", N: 1, Limit: 1}})
+	gs, err := c.Acquire(t.Context(), "h", []Want{{Pool: "a/single", N: 1, Limit: 1}, {Pool: "b/single", N: 1, Limit: 1}})
 	require.NoError(t, err)
-	require.NoError(t, c.Release(t.Context(), []Release{{"a/each", gs[0].Lease, 1}}))
-	require.Equal(t, []string{"a/each"}, wait(t, freed, "the credit given back"))
-	// The holder of b dies: the watcher itself notices, nobody else calls.
-	require.Equal(t, []string{"b/each"}, wait(t, freed, "the credit of the dead holder"))
+	require.NoError(t, c.Release(t.Context(), []Release{{"a/single", gs[0].Lease, 1}}))
+	require.Equal(t, []string{"a/single"}, wait(t, freed, "the released credit"))
+	// The holder of b dies: the watcher notices by itself, without any other call.
+	require.Equal(t, []string{"b/single"}, wait(t, freed, "the credit of the dead holder"))
 
 	m.Close()
 	require.NoError(t, m.Restart())
@@ -287,40 +286,40 @@ func BenchmarkRound(b *testing.B) {
 	}
 }
 
-// While tasks of a band wait somewhere, nobody else gets the credits that they
-// need for a lower band.
-func TestCreditsAreKeptForHigherBandsElsewhere(t *testing.T) {
+// While tasks of a priority wait at one router, no other router gets the credits that they
+// need for a lower priority.
+func TestCreditsAreKeptForHigherPrioritiesElsewhere(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		take := func(who string, of [3]int, limit int, asks ...Ask) Grant {
-			gs, err := c.AcquireFor(t.Context(), who, []Want{{Pool: "d/each", Limit: limit, Of: of}}, asks)
+			gs, err := c.AcquireFor(t.Context(), who, []Want{{Pool: "d/single", Limit: limit, Of: of}}, asks)
 			require.NoError(t, err)
 			return gs[0]
 		}
-		ask := func(who string, band, n int) {
-			_, err := c.AcquireFor(t.Context(), who, nil, []Ask{{Pool: "d/each", Band: band, N: n}})
+		ask := func(who string, priority, n int) {
+			_, err := c.AcquireFor(t.Context(), who, nil, []Ask{{Pool: "d/single", Band: priority, N: n}})
 			require.NoError(t, err)
 		}
 		require.Equal(t, 4, take("a", [3]int{1, 0, 3}, 4).N)
 		ask("a", 0, 2)
-		g := take("b", [3]int{0, 0, 4}, 7) // 3 are free, 2 of them are asked for
+		g := take("b", [3]int{0, 0, 4}, 7) // 3 are free, 2 of them are reserved
 		require.Equal(t, []any{1, true}, []any{g.N, g.Held})
 		g = take("b", [3]int{0, 2, 0}, 7)
 		require.Equal(t, []any{0, true, ""}, []any{g.N, g.Held, g.Lease})
 		g = take("b", [3]int{1, 0, 1}, 7)
-		require.Equal(t, []any{1, true}, []any{g.N, g.Held}, "the same band takes them")
+		require.Equal(t, []any{1, true}, []any{g.N, g.Held}, "the same priority gets them")
 		ask("b", 1, 5)
 		g = take("c", [3]int{0, 1, 0}, 7)
-		require.True(t, g.Held, "an ask of a lower band does not take the place of one of a higher")
+		require.True(t, g.Held, "an ask of a lower priority does not replace one of a higher")
 		g = take("a", [3]int{0, 0, 1}, 7)
-		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "one's own ask is no reason")
+		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "a router's own ask does not count")
 		ask("a", 0, 0)
 		g = take("b", [3]int{0, 0, 1}, 8)
-		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "it was taken back")
+		require.Equal(t, []any{1, false}, []any{g.N, g.Held}, "the ask was withdrawn")
 	})
 }
 
-func TestRoutersKnowHowManyTheyAre(t *testing.T) {
+func TestRoutersAreCounted(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		c := NewCredits(rdb, Config{}, prefix)
 		for i, who := range []string{"a", "b", "b", "c"} {
@@ -334,6 +333,6 @@ func TestRoutersKnowHowManyTheyAre(t *testing.T) {
 		require.Equal(t, 2, n)
 		n, err = c.Present(t.Context(), "a", 0)
 		require.NoError(t, err)
-		require.Equal(t, 1, n, "who has not said so lately is gone")
+		require.Equal(t, 1, n, "a router that was not seen lately is gone")
 	})
 }

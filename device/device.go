@@ -14,21 +14,18 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Bounds of what a heartbeat may say.
+// Limits of a heartbeat.
 const (
 	MaxIDLength = 128
 	MaxModels   = 256
 	MaxTags     = 64
 	MaxSlots    = 4096
-	maxEntry    = 128 << 10 // bytes of a device in Redis; another program may have written it
-
-	maxEntryValues = 8192 // commas in it: an empty text is two bytes there and many here
 )
 
-// AnyModel in a device's models says that it serves every model.
+// AnyModel in a device's list of models means that it serves every model.
 const AnyModel = "*"
 
-// Device is one OpenAI-compatible server, as its last heartbeat described it.
+// Device is one OpenAI-compatible server, as described by its last heartbeat.
 type Device struct {
 	ID        string    `json:"device_id"`
 	URL       string    `json:"url"`
@@ -46,25 +43,24 @@ type Device struct {
 	At        time.Time `json:"at,omitzero"`
 	JoinedAt  time.Time `json:"joined_at,omitzero"`
 
-	// Drained says that an operator drained it, not the device itself; Draining is
-	// true then, too.
+	// Drained means that an operator drained the device, rather than the device itself.
+	// Draining is then true as well.
 	Drained   bool      `json:"-"`
 	DrainedAt time.Time `json:"-"`
 
-	// Age is how old the heartbeat was, by Redis' clock, when it was read.
-	Age    time.Duration `json:"-"`
-	silent bool
+	// Age is how old the heartbeat was when it was read, by Redis' clock.
+	Age time.Duration `json:"-"`
+
+	// Silent means that the device had missed its heartbeats when it was read.
+	Silent bool `json:"-"`
 }
 
-// Silent reports whether the device had missed its heartbeats when it was read.
-func (d *Device) Silent() bool { return d.silent }
-
-// Serves reports whether the device has the model.
+// Serves reports whether the device serves the model.
 func (d *Device) Serves(model string) bool {
 	return slices.Contains(d.Models, model) || slices.Contains(d.Models, AnyModel)
 }
 
-// HasTags reports whether the device has every one of the tags.
+// HasTags reports whether the device has all of the tags.
 func (d *Device) HasTags(needs []string) bool {
 	for _, n := range needs {
 		if !slices.Contains(d.Tags, n) {
@@ -74,15 +70,15 @@ func (d *Device) HasTags(needs []string) bool {
 	return true
 }
 
-// Normalize fills in what a heartbeat may leave out.
+// Normalize fills in what a heartbeat may omit.
 func (d *Device) Normalize() {
 	d.Slots = cmp.Or(d.Slots, 1)
 	d.Weight = cmp.Or(d.Weight, 1.0)
 	d.URL = strings.TrimRight(d.URL, "/")
 }
 
-// Validate returns the first thing that is wrong with a normalized device, as a
-// *task.FieldError, or nil.
+// Validate returns the first problem of a normalized device, as a *task.FieldError, or
+// nil.
 func (d *Device) Validate() error {
 	if err := ValidateID(d.ID); err != nil {
 		return err
@@ -91,7 +87,7 @@ func (d *Device) Validate() error {
 		return err
 	}
 	if len(d.Models) == 0 {
-		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `name the models that the device serves, or ["*"] for all`}
+		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `list the models that the device serves, or ["*"] for all`}
 	}
 	if err := checkNames("models", d.Models, MaxModels); err != nil {
 		return err
@@ -107,9 +103,9 @@ func (d *Device) Validate() error {
 		value, max float64
 		remedy     string
 	}{
-		{"cpu", d.CPU, 1, "send the busy share, 0.35 for 35 %"},
-		{"mem", d.Mem, 1, "send the used share, 0.35 for 35 %"},
-		{"io", d.IO, 1, "send the busy share, 0.35 for 35 %"},
+		{"cpu", d.CPU, 1, "send the busy fraction, such as 0.35 for 35 %"},
+		{"mem", d.Mem, 1, "send the used fraction, such as 0.35 for 35 %"},
+		{"io", d.IO, 1, "send the busy fraction, such as 0.35 for 35 %"},
 		{"latency_ms", d.LatencyMS, 1e7, "send milliseconds"},
 		{"weight", d.Weight, 1e6, "send a number above 0"},
 	} {
@@ -119,30 +115,30 @@ func (d *Device) Validate() error {
 	}
 	for name, v := range map[string]int{"queue": d.Queue, "in_flight": d.InFlight} {
 		if v < -1 || v > math.MaxInt32 {
-			return &task.FieldError{Field: name, Problem: fmt.Sprintf("%d is out of range", v), Remedy: "send a count, or leave it out when it is not known"}
+			return &task.FieldError{Field: name, Problem: fmt.Sprintf("%d is out of range", v), Remedy: "send a count, or omit the field if it is unknown"}
 		}
 	}
 	return nil
 }
 
-// ValidateID says what is wrong with a device's id. It is a part of URLs, of
-// keys in Redis and of record keys, so it is plain.
+// ValidateID checks a device's id. Ids end up in URLs, Redis keys and record keys, so only
+// plain characters are allowed. The error is a *task.FieldError.
 func ValidateID(id string) error {
 	const remedy = "use letters, digits and . _ - : @, at most 128"
 	if id == "" {
 		return &task.FieldError{Field: "device_id", Problem: "it is missing", Remedy: remedy}
 	}
 	if len(id) > MaxIDLength {
-		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("its %d bytes are more than %d", len(id), MaxIDLength), Remedy: remedy}
+		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("it has %d bytes, the limit is %d", len(id), MaxIDLength), Remedy: remedy}
 	}
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@"
 	if rest := strings.Trim(id, plain); rest != "" {
-		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("it holds %q", clipRune(rest)), Remedy: remedy}
+		return &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("it contains %q", clipRune(rest)), Remedy: remedy}
 	}
 	return nil
 }
 
-// clipRune is the first character, which is enough of a stranger's text.
+// clipRune returns the first character: enough to quote from untrusted text.
 func clipRune(s string) string {
 	r, _ := utf8.DecodeRuneInString(s)
 	return string(r)
@@ -158,9 +154,9 @@ func checkURL(raw string) error {
 	case len(raw) > task.MaxURLLength:
 		return &task.FieldError{Field: "url", Problem: fmt.Sprintf("it is longer than %d characters", task.MaxURLLength), Remedy: remedy}
 	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || !utf8.ValidString(raw):
-		return &task.FieldError{Field: "url", Problem: "it is no absolute http or https URL", Remedy: remedy}
+		return &task.FieldError{Field: "url", Problem: "it is not an absolute http or https URL", Remedy: remedy}
 	case u.User != nil:
-		return &task.FieldError{Field: "url", Problem: "it holds credentials", Remedy: "leave them out; the workers have their own configuration for them"}
+		return &task.FieldError{Field: "url", Problem: "it contains credentials", Remedy: "remove them; credentials for devices belong in the workers' configuration"}
 	case u.RawQuery != "" || u.Fragment != "":
 		return &task.FieldError{Field: "url", Problem: "it has a query or a fragment", Remedy: remedy}
 	}
@@ -169,7 +165,7 @@ func checkURL(raw string) error {
 
 func checkNames(field string, names []string, most int) error {
 	if len(names) > most {
-		return &task.FieldError{Field: field, Problem: fmt.Sprintf("%d are more than %d", len(names), most), Remedy: "name fewer"}
+		return &task.FieldError{Field: field, Problem: fmt.Sprintf("it has %d entries, the limit is %d", len(names), most), Remedy: "send fewer"}
 	}
 	for i, n := range names {
 		bad := ""
@@ -181,7 +177,7 @@ func checkNames(field string, names []string, most int) error {
 		case utf8.RuneCountInString(n) > task.MaxNameLength:
 			bad = fmt.Sprintf("it is longer than %d characters", task.MaxNameLength)
 		case strings.ContainsFunc(n, func(r rune) bool { return r < 0x20 || r == 0x7f }):
-			bad = "it holds a control character"
+			bad = "it contains a control character"
 		}
 		if bad != "" {
 			return &task.FieldError{Field: fmt.Sprintf("%s[%d]", field, i), Problem: bad, Remedy: "send a name"}
@@ -190,16 +186,16 @@ func checkNames(field string, names []string, most int) error {
 	return nil
 }
 
-// entry is a device as the hash in Redis holds it. Times are milliseconds of
-// Redis' clock; the script writes them in front.
+// entry is a device as stored in the Redis hash. Times are milliseconds of Redis' clock;
+// the script writes them first.
 type entry struct {
 	At       int64  `json:"at,omitempty"`
 	JoinedAt int64  `json:"joined_at,omitempty"`
-	Sum      string `json:"sum,omitempty"` // of what is not a figure: a change of it is worth a message
+	Sum      string `json:"sum,omitempty"` // of the descriptive part: when it changes, routers are notified
 	plain
 }
 
-// plain is what of a device is written by its heartbeat.
+// plain is the part of an entry that the heartbeat provides.
 type plain struct {
 	URL       string   `json:"url"`
 	Models    []string `json:"models"`
@@ -229,8 +225,8 @@ func plainOf(d *Device) plain {
 	return p
 }
 
-// parseEntry reads what the hash holds of a device. ok is false for what no
-// heartbeat could have said: another program may write there too.
+// parseEntry parses an entry. ok is false if it is not a valid heartbeat: other programs
+// may write to the hash, too.
 func parseEntry(id, value string, now time.Time, timeout time.Duration) (Device, bool) {
 	if len(value) > maxEntry || strings.Count(value, ",") > maxEntryValues {
 		return Device{}, false
@@ -255,6 +251,6 @@ func parseEntry(id, value string, now time.Time, timeout time.Duration) (Device,
 	}
 	d.At, d.JoinedAt = time.UnixMilli(e.At).UTC(), time.UnixMilli(e.JoinedAt).UTC()
 	d.Age = max(0, now.Sub(d.At))
-	d.silent = d.Age > timeout
+	d.Silent = d.Age > timeout
 	return d, true
 }

@@ -10,29 +10,28 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// The states of an [Ejector], as [Health] tells them.
+// The states of a breaker, as in [Health.State].
 const (
 	StateClosed   = "closed"    // requests go through
-	StateOpen     = "open"      // ejected: none does
-	StateHalfOpen = "half-open" // one request tests whether the device is well again
+	StateOpen     = "open"      // no requests
+	StateHalfOpen = "half-open" // one request at a time tests whether the device has recovered
 )
 
-// EjectorConfig says when a device is let alone, and for how long. The zero
+// EjectorConfig determines when the breaker of a device opens, and for how long. The zero
 // value is usable.
 type EjectorConfig struct {
-	Faults  int           // faults in a row that eject a device; 0 means 5
-	Ratio   float64       // share of faults that does, of at least Least requests within Window; 0 means 0.5
+	Faults  int           // consecutive faults that open it; 0 means 5
+	Ratio   float64       // fraction of faults that opens it, among at least Least requests within Window; 0 means 0.5
 	Least   int           // 0 means 20
 	Window  time.Duration // 0 means 10 s
-	Open    time.Duration // the first ejection's time; doubled for each further one; 0 means 5 s
-	OpenMax time.Duration // the longest; 0 means 2 min
-	Healthy time.Duration // so long without an ejection, and the next is a first one again; 0 means 1 min
-	Hang    float64       // nothing ended for so many times what a request takes: it hangs; 0 means 20
-	HangMin time.Duration // but not before this; 0 means 1 s
+	Open    time.Duration // how long it opens first; doubled each further time; 0 means 5 s
+	OpenMax time.Duration // longest time it opens; 0 means 2 min
+	Healthy time.Duration // after this long without opening, Open applies again; 0 means 1 min
+	Hang    float64       // no response for this many times the usual duration counts as a hang; 0 means 20
+	HangMin time.Duration // but not sooner than this; 0 means 1 s
 
-	// Jitter returns a number from 0 to 1, and makes an ejection by up to a fifth
-	// longer, so that devices that failed together are not tested together. Nil
-	// means none.
+	// Jitter returns a number from 0 to 1. It lengthens the open time by up to a fifth, so
+	// that devices that failed together are not tested together. Nil means no jitter.
 	Jitter func() float64
 }
 
@@ -63,36 +62,35 @@ func (c EjectorConfig) withDefaults() EjectorConfig {
 	return c
 }
 
-// Ejector decides when a device is let alone, from how its requests end.
+// Ejector is the circuit breaker of a device. It decides from the outcomes of requests
+// whether more may be sent.
 //
-//	        faults in a row, a share of faults,
-//	        or it hangs                             Open × 2ⁿ, at most OpenMax
+//	        consecutive faults, fraction of
+//	        faults, or hang                         Open × 2ⁿ, at most OpenMax
 //	closed ──────────────────────────▶ open ────────────────────────────────▶ half-open
 //	  ▲                                 ▲                                      │    │
-//	  │                                 └────── its test fails or hangs ───────┘    │
-//	  └──────────────────────────── its one test ends well ────────────────────────┘
+//	  │                                 └────── its probe fails or hangs ──────┘    │
+//	  └─────────────────────────────── its probe succeeds ──────────────────────────┘
 //
-// A device that fails at once is worse than one that fails slowly: its slots are
-// free again while others work, it looks idle, and every policy that prefers
-// idle devices feeds it. Faults that took less than half of what a request
-// usually takes eject it after half as many.
+// A device that fails fast is worse than one that fails slowly: its slots are free while
+// others work, it looks idle, and every policy that prefers idle devices sends it more.
+// Faults that took less than half the usual duration of a request open the breaker after
+// half as many.
 //
-// A device hangs when requests run there and none ended for Hang times what one
-// usually takes. That is a suspicion, since long tasks are rare but exist: when
-// one of them does end well, the device is tested at once, and the ejection does
-// not count.
+// A device hangs when requests are running and none has ended for Hang times the usual
+// duration. That is only a suspicion, since long tasks are rare but exist: if one of them
+// does succeed, the device is probed at once, and this opening does not count.
 //
-// The time of an ejection doubles each time, and is short again after the device
-// was well for Healthy (Envoy's outlier detection does about this).
+// The open time doubles each time and starts over once the device has been healthy for
+// Healthy (Envoy's outlier detection is similar).
 //
-// How the breaker library is used: gobreaker counts and trips; what it would do
-// by the clock (its rolling window, the end of the open state) is done here,
-// because it asks the machine's clock and this type is told the time: by workers
-// the real one, by a simulation a virtual one. So a breaker lasts one term, from
-// the device being let in until it is ejected. In the half-open state the term is
-// a probation: its first fault trips it, one request goes through at a time. The
-// ends of requests of an earlier term go to that term's breaker, where they
-// change nothing any more.
+// How gobreaker is used: it counts and trips. Whatever it would do by the clock (its
+// rolling window, the end of the open state) is done here, because it reads the machine's
+// clock, and this type gets the time from its caller: workers pass the real time, a
+// simulation a virtual one. So each gobreaker lasts one term, from the device being let in
+// until the breaker opens. In the half-open state the term is a probation: the first fault
+// trips it, and one request runs at a time. When a request of an earlier term ends,
+// that term's gobreaker gets it, which changes nothing.
 //
 // It may be used by many goroutines.
 type Ejector struct {
@@ -100,54 +98,53 @@ type Ejector struct {
 
 	mu        sync.Mutex
 	state     string
-	why       string // it was ejected, in figures
-	hung      bool   // it was for hanging
+	why       string // why it opened, in figures
+	hung      bool   // it opened because the device hung
 	ejected   time.Time
 	openUntil time.Time // while open
-	opened    int       // ejections in a row
-	closedAt  time.Time // when it was last let in
+	opened    int       // how often it opened in a row
+	closedAt  time.Time // when it last closed
 	expected  time.Duration
 
 	term    int
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	cause   string // set by readyToTrip and by Check: why the breaker trips
-	tripped bool   // set by the breaker's callback, which runs within a call of ours
+	cause   string // why gobreaker trips; set by readyToTrip and Check
+	tripped bool   // set by gobreaker's callback, which runs within our calls
 
 	running  []flight
-	lastLife time.Time // the last end that showed life
-	fast     int       // quick faults in a row
+	lastLife time.Time // when the last request showed that the device works
+	fast     int       // consecutive fast faults
 	window   window
 	changes  []Change
 }
 
-// flight is one request under way.
+// flight is a request in flight.
 type flight struct {
 	began time.Time
 	term  int
 	done  func(error)
 }
 
-// Change is a change of an ejector's state.
+// Change is a change of a breaker's state.
 type Change struct {
 	At    time.Time
 	State string
-	Why   string // of an ejection: in figures
-	Hung  bool   // of an ejection: it hangs, what runs there may never end
+	Why   string // why it opened, in figures; empty for other states
+	Hung  bool   // it opened because the device hung: requests that run there may never end
 }
 
-// maxChanges bounds the changes that nobody asks for.
+// maxChanges is how many changes are kept until they are collected.
 const maxChanges = 32
 
 var (
-	errFault   = errors.New("the device's fault")
-	errNeutral = errors.New("not the device's fault")
+	errFault   = errors.New("the device is at fault")
+	errNeutral = errors.New("the device is not at fault")
 )
 
-// never is longer than any term: the breaker does not leave its open state by
-// its own clock.
+// never is longer than any term: gobreaker must not leave its open state by its own clock.
 const never = time.Duration(math.MaxInt64)
 
-// NewEjector returns an ejector that lets requests through.
+// NewEjector returns a closed breaker.
 func NewEjector(cfg EjectorConfig) *Ejector {
 	e := &Ejector{cfg: cfg.withDefaults(), state: StateClosed}
 	e.window.width = e.cfg.Window / buckets
@@ -161,7 +158,7 @@ func (e *Ejector) begin(now time.Time) {
 	e.cause, e.tripped, e.fast, e.lastLife = "", false, 0, now
 	e.window.clear()
 	e.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Interval: 0, Timeout: never, // its clock has no say
+		Interval: 0, Timeout: never, // its clock must not matter
 		ReadyToTrip:  e.readyToTrip,
 		IsSuccessful: func(err error) bool { return err == nil },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errNeutral) },
@@ -171,7 +168,7 @@ func (e *Ejector) begin(now time.Time) {
 	})
 }
 
-// readyToTrip is asked by the breaker after each fault, under our lock.
+// readyToTrip is called by gobreaker after each fault, while we hold the lock.
 func (e *Ejector) readyToTrip(c gobreaker.Counts) bool {
 	all, faults := e.window.sum()
 	share := 0.0
@@ -181,11 +178,11 @@ func (e *Ejector) readyToTrip(c gobreaker.Counts) bool {
 	switch {
 	case e.cause != "": // it hangs
 	case e.state == StateHalfOpen:
-		e.cause = "its test failed"
+		e.cause = "its probe failed"
 	case int(c.ConsecutiveFailures) >= e.cfg.Faults:
-		e.cause = fmt.Sprintf("%d faults in a row", c.ConsecutiveFailures)
+		e.cause = fmt.Sprintf("%d consecutive faults", c.ConsecutiveFailures)
 	case e.fast >= (e.cfg.Faults+1)/2:
-		e.cause = fmt.Sprintf("%d faults in a row, each in less than half of the usual %s", e.fast, round(e.expected))
+		e.cause = fmt.Sprintf("%d consecutive faults, each in less than half the usual %s", e.fast, round(e.expected))
 	case all >= e.cfg.Least && share >= e.cfg.Ratio:
 		e.cause = fmt.Sprintf("%.0f %% of %d requests failed", 100*share, all)
 	}
@@ -214,7 +211,7 @@ func (e *Ejector) testing() bool {
 	return false
 }
 
-// turn does what is due by now.
+// turn makes the transitions that are due by now.
 func (e *Ejector) turn(now time.Time) {
 	switch {
 	case e.state == StateOpen && !now.Before(e.openUntil):
@@ -232,8 +229,8 @@ func (e *Ejector) change(now time.Time, state, why string) {
 	}
 }
 
-// Start is [Ejector.Allow] and [Ejector.Started] in one step, for who starts
-// requests from several goroutines.
+// Start is Allow and Started in one step, for callers that start requests from several
+// goroutines.
 func (e *Ejector) Start(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -245,9 +242,9 @@ func (e *Ejector) Start(now time.Time) bool {
 	return true
 }
 
-// StartProbe is [Ejector.Start] for a request that is to test the device although
-// it is let alone: routers send one now and then when too many devices are. After
-// the shortest time that a device is let alone for, such a request is its test.
+// StartProbe is Start for a request that may test the device although the breaker is open:
+// routers send one now and then when the breakers of too many devices are open. It
+// succeeds once the breaker has been open for the shortest time, Open.
 func (e *Ejector) StartProbe(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -262,7 +259,7 @@ func (e *Ejector) StartProbe(now time.Time) bool {
 	return true
 }
 
-// Started says that a request goes out. Every one needs an Ended.
+// Started records that a request was sent. Each call needs a call of Ended.
 func (e *Ejector) Started(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -272,7 +269,7 @@ func (e *Ejector) Started(now time.Time) {
 
 func (e *Ejector) started(now time.Time) {
 	r := flight{began: now}
-	if e.state != StateOpen { // else it was not asked for: it runs, and counts nothing
+	if e.state != StateOpen { // requests that start while it is open do not count
 		if done, err := e.breaker.Allow(); err == nil {
 			r.term, r.done = e.term, done
 		}
@@ -280,8 +277,8 @@ func (e *Ejector) started(now time.Time) {
 	e.running = append(e.running, r)
 }
 
-// Ended says how a request ended that took so long: it is told from the others
-// by when it began.
+// Ended records the outcome of a request that took the given time: its start tells it from
+// the others.
 func (e *Ejector) Ended(now time.Time, o Outcome, took time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -321,8 +318,8 @@ func (e *Ejector) Ended(now time.Time, o Outcome, took time.Duration) {
 	}
 }
 
-// take finds the request that began then. Clocks are not exact in every use: if
-// there is none, it is the oldest.
+// take finds the request that began then. Clocks are not exact everywhere: if none
+// matches, it takes the oldest.
 func (e *Ejector) take(began time.Time) (flight, bool) {
 	if len(e.running) == 0 {
 		return flight{}, false
@@ -339,8 +336,8 @@ func (e *Ejector) take(began time.Time) (flight, bool) {
 	return r, true
 }
 
-// late takes the end of a request from before the device was ejected. A good one
-// shows that a device that seemed to hang does not: it is tested at once.
+// late handles the end of a request that began before the breaker opened. A success shows
+// that a device that seemed to hang does not: it is probed at once.
 func (e *Ejector) late(now time.Time, o Outcome) {
 	if o != OK || e.state != StateOpen || !e.hung {
 		return
@@ -349,7 +346,7 @@ func (e *Ejector) late(now time.Time, o Outcome) {
 	e.opened = max(0, e.opened-1)
 }
 
-// eject closes the device's door, for a time that grows.
+// eject opens the breaker for a growing time.
 func (e *Ejector) eject(now time.Time, hung bool) {
 	e.opened++
 	d := e.cfg.Open
@@ -364,8 +361,8 @@ func (e *Ejector) eject(now time.Time, hung bool) {
 	e.change(now, StateOpen, e.cause)
 }
 
-// Check looks whether the device hangs. expected is what its requests usually
-// take, 0 when that is not known. To be called now and then.
+// Check looks for a hang. expected is how long the device's requests usually take, 0 if
+// unknown. Call it regularly.
 func (e *Ejector) Check(now time.Time, expected time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -394,8 +391,8 @@ func (e *Ejector) Check(now time.Time, expected time.Duration) {
 	if quiet < e.cfg.HangMin || float64(quiet) < e.cfg.Hang*float64(expected) {
 		return
 	}
-	e.cause = fmt.Sprintf("nothing ended for %s where %s is usual", round(quiet), round(expected))
-	oldest.done(errFault) // the breaker trips on it: readyToTrip finds the cause
+	e.cause = fmt.Sprintf("no request ended for %s, the usual is %s", round(quiet), round(expected))
+	oldest.done(errFault) // gobreaker trips: readyToTrip finds the cause
 	oldest.done = nil
 	if e.tripped {
 		e.eject(now, true)
@@ -409,8 +406,7 @@ func round(d time.Duration) time.Duration {
 	return d.Round(time.Millisecond)
 }
 
-// Health is what the routers are told: state, until when, how often in a row and
-// why.
+// Health returns what routers need to know: state, until when, how often in a row and why.
 func (e *Ejector) Health(now time.Time) Health {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -422,15 +418,15 @@ func (e *Ejector) Health(now time.Time) Health {
 	return h
 }
 
-// Changed reports whether there are Changes.
+// Changed reports whether Changes would return any.
 func (e *Ejector) Changed() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.changes) > 0
 }
 
-// Changes are the changes of state since the last call, the oldest first. When
-// nobody asked for long the newest are missing.
+// Changes returns the state changes since the last call, oldest first. If it is not called
+// for long, the newest are dropped.
 func (e *Ejector) Changes() []Change {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -439,7 +435,7 @@ func (e *Ejector) Changes() []Change {
 	return c
 }
 
-// window counts requests and faults of the last Window, in buckets.
+// window counts the requests and faults of the last Window, in buckets.
 type window struct {
 	width  time.Duration
 	counts [buckets]bucket
@@ -448,7 +444,7 @@ type window struct {
 const buckets = 10
 
 type bucket struct {
-	slot        int64 // which stretch of time it counts
+	slot        int64 // which stretch of time it covers
 	all, faults int
 }
 
@@ -464,7 +460,7 @@ func (w *window) add(now time.Time, fault bool) {
 	if fault {
 		b.faults++
 	}
-	for i := range w.counts { // what is older is over
+	for i := range w.counts { // drop what is too old
 		if w.counts[i].slot <= slot-buckets {
 			w.counts[i] = bucket{}
 		}

@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// clock is virtual time and an ejector that lives in it.
+// clock is a breaker in virtual time.
 type clock struct {
 	*Ejector
 	t   require.TestingT
@@ -19,7 +19,7 @@ func newClock(t require.TestingT, cfg EjectorConfig) *clock {
 	return &clock{NewEjector(cfg), t, epoch}
 }
 
-// request makes one that takes so long; false: it was not allowed.
+// request runs one request of the given length; false if it was not allowed.
 func (c *clock) request(o Outcome, took time.Duration) bool {
 	if !c.Allow(c.now) {
 		return false
@@ -38,7 +38,7 @@ func (c *clock) requests(n int, o Outcome, took time.Duration) {
 	}
 }
 
-func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
+func TestBreakerOpensForAGrowingTimeAndProbesOnce(t *testing.T) {
 	c := newClock(t, EjectorConfig{})
 	const took = 100 * time.Millisecond
 	c.requests(100, OK, took)
@@ -63,12 +63,12 @@ func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
 		c.now = c.now.Add(took)
 		c.Ended(c.now, Neutral, took) // it was cancelled
 		require.Equal(t, StateHalfOpen, c.state())
-		require.True(t, c.request(Fault, took), "another may test")
+		require.True(t, c.request(Fault, took), "another may probe")
 	}
 	c.now = c.now.Add(2 * time.Minute)
 	require.True(t, c.request(OK, took))
 	require.Equal(t, StateClosed, c.state())
-	require.Equal(t, 8, c.Health(c.now).Opened, "not well for long")
+	require.Equal(t, 8, c.Health(c.now).Opened, "not healthy for long enough")
 	c.requests(5, Fault, took)
 	require.Equal(t, c.now.Add(2*time.Minute), c.Health(c.now).OpenUntil)
 	c.now = c.now.Add(2 * time.Minute)
@@ -88,7 +88,7 @@ func TestEjectorOpensForAGrowingTimeAndTestsWithOne(t *testing.T) {
 	require.Empty(t, c.Changes())
 }
 
-func TestEjectorOpensOnAShareOfFaults(t *testing.T) {
+func TestBreakerOpensOnAFractionOfFaults(t *testing.T) {
 	for name, c := range map[string]struct {
 		good, bad int // in turn
 		every     time.Duration
@@ -119,8 +119,8 @@ func TestEjectorOpensOnAShareOfFaults(t *testing.T) {
 	}
 }
 
-// What was long ago is no share of anything.
-func TestEjectorForgets(t *testing.T) {
+// Old requests do not count towards the fraction of faults.
+func TestBreakerForgets(t *testing.T) {
 	c := newClock(t, EjectorConfig{})
 	for range 9 {
 		c.requests(1, OK, 10*time.Millisecond)
@@ -138,7 +138,7 @@ func TestEjectorForgets(t *testing.T) {
 }
 
 // A device that fails at once looks idle.
-func TestEjectorOpensSoonerForQuickFaults(t *testing.T) {
+func TestBreakerOpensSoonerForFastFaults(t *testing.T) {
 	c := newClock(t, EjectorConfig{})
 	c.requests(10, OK, 100*time.Millisecond)
 	c.Check(c.now, 100*time.Millisecond)
@@ -148,10 +148,10 @@ func TestEjectorOpensSoonerForQuickFaults(t *testing.T) {
 	c.requests(1, OK, time.Millisecond)
 	c.requests(3, Fault, time.Millisecond)
 	require.Equal(t, StateOpen, c.state())
-	require.Contains(t, c.Health(c.now).Why, "3 faults in a row")
+	require.Contains(t, c.Health(c.now).Why, "3 consecutive faults")
 }
 
-func TestEjectorFindsHangs(t *testing.T) {
+func TestBreakerDetectsHangs(t *testing.T) {
 	c := newClock(t, EjectorConfig{})
 	const usual = 100 * time.Millisecond
 	c.requests(10, OK, usual)
@@ -166,11 +166,11 @@ func TestEjectorFindsHangs(t *testing.T) {
 	c.Check(c.now, usual)
 	require.Equal(t, StateClosed, c.state())
 	c.Check(start.Add(time.Hour), 0)
-	require.Equal(t, StateClosed, c.state(), "nobody knows what is usual")
+	require.Equal(t, StateClosed, c.state(), "the usual duration is unknown")
 	c.now = start.Add(20 * usual)
 	c.Check(c.now, usual)
 	require.Equal(t, StateOpen, c.state())
-	require.Equal(t, "nothing ended for 2s where 100ms is usual", c.Health(c.now).Why)
+	require.Equal(t, "no request ended for 2s, the usual is 100ms", c.Health(c.now).Why)
 	require.Equal(t, []Change{{At: c.now, State: StateOpen, Why: c.Health(c.now).Why, Hung: true}}, c.Changes())
 	require.False(t, c.Allow(c.now))
 
@@ -186,17 +186,17 @@ func TestEjectorFindsHangs(t *testing.T) {
 	c.Ended(c.now, TimedOut, c.now.Sub(start)) // is no life
 	require.Equal(t, StateOpen, c.state())
 	c.Ended(c.now, OK, c.now.Sub(start))
-	require.Equal(t, StateHalfOpen, c.state(), "one of the first was only slow")
+	require.Equal(t, StateHalfOpen, c.state(), "one of the first requests was only slow")
 	require.Equal(t, 1, c.Health(c.now).Opened)
 	c.requests(1, OK, usual)
 	require.Equal(t, StateClosed, c.state())
 	c.now = c.now.Add(time.Hour)
 	c.Check(c.now, usual)
-	require.Equal(t, StateClosed, c.state(), "those that still hang are known")
+	require.Equal(t, StateClosed, c.state(), "requests that still hang were counted before")
 }
 
-// As long as something ends, it does not hang.
-func TestEjectorKnowsLife(t *testing.T) {
+// A device does not hang while requests end.
+func TestBreakerStaysClosedWhileRequestsEnd(t *testing.T) {
 	c := newClock(t, EjectorConfig{})
 	c.Started(c.now)
 	for range 200 {
@@ -210,8 +210,8 @@ func TestEjectorKnowsLife(t *testing.T) {
 	require.Equal(t, StateOpen, c.state())
 }
 
-// Ends of requests that began before the device was ejected decide nothing.
-func TestEjectorIgnoresWhatBeganBefore(t *testing.T) {
+// Requests that began before the breaker opened decide nothing.
+func TestBreakerIgnoresEarlierRequests(t *testing.T) {
 	c := newClock(t, EjectorConfig{Faults: 1})
 	old := c.now
 	c.Started(old)
@@ -225,20 +225,20 @@ func TestEjectorIgnoresWhatBeganBefore(t *testing.T) {
 	require.True(t, c.Allow(c.now))
 	c.Started(c.now)
 	c.Ended(c.now, OK, c.now.Sub(old))
-	require.Equal(t, StateHalfOpen, c.state(), "the other one is the test")
+	require.Equal(t, StateHalfOpen, c.state(), "the other one is the probe")
 	c.Ended(c.now.Add(time.Second), OK, time.Second)
 	require.Equal(t, StateClosed, c.state())
 }
 
-func TestEjectorJitterMakesLonger(t *testing.T) {
+func TestBreakerJitterLengthensTheOpenTime(t *testing.T) {
 	c := newClock(t, EjectorConfig{Faults: 1, Jitter: func() float64 { return 0.5 }})
 	c.requests(1, Fault, time.Millisecond)
 	require.Equal(t, c.now.Add(5500*time.Millisecond), c.Health(c.now).OpenUntil)
 }
 
-// Whatever happens: nothing starts while open, one at a time while half-open, an
-// ejection ends, its time is bounded, and what is remembered is too.
-func TestEjectorInvariants(t *testing.T) {
+// Invariants: nothing starts while open, one request at a time while half-open, an open
+// breaker becomes half-open, its time is bounded, and so is what is remembered.
+func TestBreakerInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := EjectorConfig{Faults: rapid.IntRange(1, 5).Draw(t, "faults"), OpenMax: time.Minute}
 		c := newClock(t, cfg)
@@ -300,15 +300,15 @@ func TestEjectorInvariants(t *testing.T) {
 	})
 }
 
-func BenchmarkEjectorRequest(b *testing.B) {
+func BenchmarkBreakerRequest(b *testing.B) {
 	c := newClock(b, EjectorConfig{})
 	for b.Loop() {
 		c.request(OK, time.Millisecond)
 	}
 }
 
-// Routers may send a test before the time is over, but not before the shortest.
-func TestEjectorTakesAProbeEarly(t *testing.T) {
+// Routers may probe before the open time is over, but not before the shortest.
+func TestBreakerAllowsAnEarlyProbe(t *testing.T) {
 	c := newClock(t, EjectorConfig{Open: 5 * time.Second})
 	const took = 100 * time.Millisecond
 	probe := func(o Outcome) bool {
@@ -336,5 +336,5 @@ func TestEjectorTakesAProbeEarly(t *testing.T) {
 	require.Equal(t, StateOpen, c.state())
 	c.now = c.now.Add(5 * time.Second)
 	require.True(t, probe(OK))
-	require.NotEqual(t, StateOpen, c.state(), "it is well again")
+	require.NotEqual(t, StateOpen, c.state(), "it has recovered")
 }

@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// EstimatorConfig says how fast an [Estimator] learns. The zero value is usable.
+// EstimatorConfig determines how fast an [Estimator] learns. The zero value is usable.
 type EstimatorConfig struct {
-	Memory time.Duration // how long a sample is remembered while others come; 0 means 10 s
-	Least  float64       // samples that are remembered however long ago they were; 0 means 16
-	Step   float64       // an update moves an estimate by at most this factor, up or down; 0 means 1.25
-	Models int           // how many models are remembered; 0 means 1024
+	Memory time.Duration // how long a sample counts while others arrive; 0 means 10 s
+	Least  float64       // how many samples are kept however old they are; 0 means 16
+	Step   float64       // one update changes an estimate by at most this factor, up or down; 0 means 1.25
+	Models int           // how many models are kept; 0 means 1024
 }
 
 func (c EstimatorConfig) withDefaults() EstimatorConfig {
@@ -30,37 +30,36 @@ func (c EstimatorConfig) withDefaults() EstimatorConfig {
 	return c
 }
 
-// The first samples are averaged: while fewer than earlySamples are known, an
-// update may move the estimate by earlyStep, so that a first request that had to
-// load the model is soon put right, and yet no outlier throws the mean.
+// The first samples are averaged: until there are earlySamples, one update may change the
+// estimate by a factor of earlyStep. So a first request that had to load the model is soon
+// corrected, and yet one outlier does not dominate the mean.
 const (
 	earlySamples = 8
 	earlyStep    = 2
 )
 
-// Estimator learns how long one task keeps one slot of a device busy, by model
-// and by whether its request was merged. The inverse is the rate of the device:
-// tasks a busy slot-second. Idle time is in neither, so that a device that gets
-// little work does not look slow.
+// Estimator learns how long one task occupies one slot of a device, by model and by
+// whether requests were batched. The inverse is the device's rate: tasks per busy
+// slot-second. Idle time counts in neither, so a device that gets little work does not
+// look slow.
 //
-// It is a ratio of two sums, busy time and tasks, in which a sample's weight
-// fades with its age t as e^(−t/Memory):
+// The estimate is a ratio of two sums, busy time and tasks, in which the weight of a
+// sample decays with its age t as e^(−t/Memory):
 //
 //	service = Σ w·busy / Σ w·tasks
 //
-// Many samples in a short time are thus averaged well, and yet a change of the
-// device's speed is known after about Memory, at whatever rate samples come.
-// Where few come, fading stops at Least samples. A request of n tasks weighs n
-// times as much as one of one task. An update that would move the estimate by
-// more than the factor Step moves it by Step: one stray request of minutes does
-// not make a device slow, ten in a row do.
+// So many samples within a short time are averaged well, and a change of the device's
+// speed shows within about Memory, at any rate of samples. If samples are rare, the decay
+// stops at Least samples. A request of n tasks weighs n times as much as a request of one.
+// An update that would change the estimate by more than a factor of Step changes it by
+// Step: one stray request of minutes does not make a device slow, ten in a row do.
 //
-// Sources: the ratio estimator is Cochran, Sampling Techniques, chapter 6; the
-// fading sums are exponential decay over uneven times as in Cormode, Shkapenyuk,
+// Sources: the ratio estimator is from Cochran, Sampling Techniques, chapter 6; the
+// decaying sums are exponential decay over irregular intervals as in Cormode, Shkapenyuk,
 // Srivastava and Xu, Forward Decay, ICDE 2009.
 //
-// It has no clock: who uses it says what time it is, and a simulation says what
-// it likes. It may be used by many goroutines.
+// It has no clock: its caller passes the time, real or simulated. It may be used by many
+// goroutines.
 type Estimator struct {
 	cfg EstimatorConfig
 
@@ -69,23 +68,23 @@ type Estimator struct {
 	changed map[RateKey]struct{}
 }
 
-// estimate is the fading sums of one model.
+// estimate holds the decaying sums of one model.
 type estimate struct {
 	busy     float64 // ms
 	tasks    float64
 	requests float64
-	samples  int64 // requests, unfaded
+	samples  int64 // requests, without decay
 	at       time.Time
 }
 
 func (s *estimate) mean() float64 { return s.busy / s.tasks }
 
-// NewEstimator returns an estimator that knows nothing.
+// NewEstimator returns an estimator without samples.
 func NewEstimator(cfg EstimatorConfig) *Estimator {
 	return &Estimator{cfg: cfg.withDefaults(), m: map[RateKey]*estimate{}, changed: map[RateKey]struct{}{}}
 }
 
-// Learn takes a request of n tasks that kept a slot busy for d and ended now.
+// Learn records a request of n tasks that occupied a slot for d and ended now.
 func (e *Estimator) Learn(k RateKey, d time.Duration, n int, now time.Time) {
 	if d < 0 || n < 1 {
 		return
@@ -119,8 +118,7 @@ func (e *Estimator) Learn(k RateKey, d time.Duration, n int, now time.Time) {
 	e.changed[k] = struct{}{}
 }
 
-// add makes room for one more model: the one that was not heard of for longest
-// is forgotten.
+// add adds a model. If there are too many, it drops the one updated least recently.
 func (e *Estimator) add(k RateKey) *estimate {
 	if len(e.m) >= e.cfg.Models {
 		var oldest RateKey
@@ -138,8 +136,8 @@ func (e *Estimator) add(k RateKey) *estimate {
 	return s
 }
 
-// Seed tells what somebody else has learned: the device's last owner. It counts
-// as at most Least samples, and not at all beside what was learned here.
+// Seed sets what the device's previous owner has learned. It counts for at most Least
+// samples, and is ignored if there are samples already.
 func (e *Estimator) Seed(k RateKey, r Rate) {
 	if !(r.ServiceMS > 0) || math.IsInf(r.ServiceMS, 0) || r.Samples < 1 {
 		return
@@ -153,7 +151,7 @@ func (e *Estimator) Seed(k RateKey, r Rate) {
 	e.m[k] = &estimate{busy: r.ServiceMS * n, tasks: n, requests: n, samples: r.Samples, at: r.At}
 }
 
-// Service is what is known of a model: how long one task keeps a slot busy.
+// Service returns how long one task occupies a slot. known is false without samples.
 func (e *Estimator) Service(k RateKey) (d time.Duration, known bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -164,7 +162,7 @@ func (e *Estimator) Service(k RateKey) (d time.Duration, known bool) {
 	return time.Duration(s.mean() * float64(time.Millisecond)), true
 }
 
-// Take puts into into what has changed since the last call.
+// Take adds to into what has changed since the last call.
 func (e *Estimator) Take(into map[RateKey]Rate) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

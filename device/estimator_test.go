@@ -20,14 +20,14 @@ func serviceMS(t testing.TB, e *Estimator, k RateKey) float64 {
 	return float64(d) / float64(time.Millisecond)
 }
 
-// One sample is believed, the first are averaged, idle time is no work.
+// One sample is enough, the first ones are averaged, and idle time does not count.
 func TestEstimatorAveragesTheFirst(t *testing.T) {
 	e, k := NewEstimator(EstimatorConfig{}), RateKey{Device: "d", Model: "m"}
 	_, ok := e.Service(k)
 	require.False(t, ok)
 	now := epoch
 	for i, want := range []float64{100, 75, 70} {
-		now = now.Add(time.Duration(i) * time.Hour) // nothing fades while less than Least is known
+		now = now.Add(time.Duration(i) * time.Hour) // no decay while there are fewer than Least samples
 		e.Learn(k, time.Duration([]int{100, 50, 60}[i])*time.Millisecond, 1, now)
 		require.InDelta(t, want, serviceMS(t, e, k), 0.01)
 	}
@@ -39,10 +39,10 @@ func TestEstimatorAveragesTheFirst(t *testing.T) {
 	require.Equal(t, now, got[k].At)
 	clear(got)
 	e.Take(got)
-	require.Empty(t, got, "told once")
+	require.Empty(t, got, "reported once")
 }
 
-// A merged request of n tasks weighs n times as much.
+// A batched request of n tasks weighs n times as much.
 func TestEstimatorCountsTasks(t *testing.T) {
 	e, k := NewEstimator(EstimatorConfig{}), RateKey{Device: "d", Model: "m", Merged: true}
 	e.Learn(k, 100*time.Millisecond, 1, epoch)
@@ -63,13 +63,13 @@ func TestEstimatorStepsAreClamped(t *testing.T) {
 	learn(10*time.Minute, 1)
 	require.InDelta(t, 125, serviceMS(t, e, k), 0.01, "an outlier")
 	learn(100*time.Millisecond, 300)
-	require.InDelta(t, 100, serviceMS(t, e, k), 3, "it is forgotten")
+	require.InDelta(t, 100, serviceMS(t, e, k), 3, "it decays")
 	learn(10*time.Second, 50)
-	require.Greater(t, serviceMS(t, e, k), 3000.0, "a device that has become slow is believed")
+	require.Greater(t, serviceMS(t, e, k), 3000.0, "a device that became slow")
 	learn(10*time.Millisecond, 300)
-	require.Less(t, serviceMS(t, e, k), 800.0, "30 s make it fast again")
+	require.Less(t, serviceMS(t, e, k), 800.0, "and fast again within 30 s")
 
-	slow := RateKey{Device: "d", Model: "cold"} // its first request loads the model
+	slow := RateKey{Device: "d", Model: "cold"} // the first request loads the model
 	e.Learn(slow, 30*time.Second, 1, now)
 	for range 60 {
 		now = now.Add(time.Second)
@@ -78,8 +78,8 @@ func TestEstimatorStepsAreClamped(t *testing.T) {
 	require.Less(t, serviceMS(t, e, slow), 1000.0)
 }
 
-// However service times are distributed, the mean is found, the better the more
-// samples come within the memory.
+// The mean is found for any distribution of service times, and the more precisely the more
+// samples arrive within the memory.
 func TestEstimatorFindsTheMean(t *testing.T) {
 	for name, c := range map[string]struct {
 		draw  func(*rand.Rand) float64
@@ -110,8 +110,8 @@ func TestEstimatorFindsTheMean(t *testing.T) {
 	}
 }
 
-// Whatever comes, an update moves an estimate by at most the step, estimates stay
-// within what was seen, and memory is bounded.
+// Invariants: an update changes an estimate by at most the step, estimates stay within the
+// range of the samples, and memory is bounded.
 func TestEstimatorInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := EstimatorConfig{Models: 4}
@@ -153,17 +153,17 @@ func TestEstimatorInvariants(t *testing.T) {
 	})
 }
 
-func TestEstimatorTakesOverWhatIsKnown(t *testing.T) {
+func TestEstimatorSeed(t *testing.T) {
 	e, k := NewEstimator(EstimatorConfig{}), RateKey{Device: "d", Model: "m"}
 	e.Seed(k, Rate{ServiceMS: 100, Samples: 1_000_000, At: epoch})
 	require.InDelta(t, 100, serviceMS(t, e, k), 0.01)
 	got := map[RateKey]Rate{}
 	e.Take(got)
-	require.Empty(t, got, "they know it already")
+	require.Empty(t, got, "a seed is not reported")
 	e.Learn(k, 50*time.Millisecond, 1, epoch.Add(time.Second))
 	require.InDelta(t, 97, serviceMS(t, e, k), 0.5)
 	e.Seed(k, Rate{ServiceMS: 1, Samples: 1_000_000, At: epoch})
-	require.InDelta(t, 97, serviceMS(t, e, k), 0.5, "what was learned here counts")
+	require.InDelta(t, 97, serviceMS(t, e, k), 0.5, "a seed does not replace samples")
 	for _, bad := range []float64{0, -1, math.NaN(), math.Inf(1)} {
 		e.Seed(RateKey{Device: "d", Model: "x"}, Rate{ServiceMS: bad, Samples: 3})
 	}

@@ -9,12 +9,12 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// giveBackTimeout bounds the last call of a keeper that stops.
+// giveBackTimeout limits the last release when Run ends.
 const giveBackTimeout = 2 * time.Second
 
-// Keeper looks after the leases of the assignments that its process holds: it
-// renews them while they are held, and gives credits back, many in one round
-// trip. When the process dies the leases run out and the credits are free.
+// Keeper looks after the leases of the assignments that its process holds: it renews them
+// while they are held and releases credits, many in one round trip. If the process dies,
+// the leases expire and the credits become free.
 type Keeper struct {
 	credits *Credits
 	every   time.Duration
@@ -26,7 +26,7 @@ type Keeper struct {
 	wake chan struct{}
 }
 
-// NewKeeper returns a keeper; Run makes it work.
+// NewKeeper returns a keeper; call Run to start it.
 func NewKeeper(c *Credits, log *slog.Logger) *Keeper {
 	return &Keeper{
 		credits: c, every: c.cfg.LeaseTTL / 3, log: log,
@@ -46,7 +46,7 @@ func (k *Keeper) Hold(l task.Lease) {
 	k.mu.Unlock()
 }
 
-// Drop stops keeping n credits of the lease alive: somebody else does now.
+// Drop stops keeping n credits of the lease alive: another process does so now.
 func (k *Keeper) Drop(l task.Lease, n int) {
 	k.mu.Lock()
 	k.drop(refOf(l), n)
@@ -61,7 +61,7 @@ func (k *Keeper) drop(r LeaseRef, n int) {
 	}
 }
 
-// GiveBack returns one credit: the work it was for is over.
+// GiveBack releases one credit: the work it was for is over.
 func (k *Keeper) GiveBack(l task.Lease) {
 	if l.ID == "" {
 		return
@@ -76,7 +76,7 @@ func (k *Keeper) GiveBack(l task.Lease) {
 	}
 }
 
-// Run renews and gives back until ctx ends; then it gives back the last.
+// Run renews and releases until ctx ends; then it releases what is left.
 func (k *Keeper) Run(ctx context.Context) {
 	tick := time.NewTicker(k.every)
 	defer tick.Stop()
@@ -95,8 +95,8 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// giveBack returns what has gathered. What Redis does not take is not tried
-// again: the lease runs out by itself, and an old count must not block.
+// giveBack releases what has accumulated. A release that fails is not retried: the lease
+// expires by itself, and stale releases must not block new ones.
 func (k *Keeper) giveBack(ctx context.Context) {
 	k.mu.Lock()
 	back := k.back
@@ -110,7 +110,7 @@ func (k *Keeper) giveBack(ctx context.Context) {
 		rel = append(rel, Release{Pool: r.Pool, Lease: r.Lease, N: n})
 	}
 	if err := k.credits.Release(ctx, rel); err != nil && ctx.Err() == nil {
-		k.log.Debug("credits were not given back; their leases run out", "leases", len(rel), "error", err)
+		k.log.Debug("could not release credits; their leases will expire", "leases", len(rel), "error", err)
 	}
 }
 
@@ -127,8 +127,8 @@ func (k *Keeper) renew(ctx context.Context) {
 	lost, err := k.credits.Renew(ctx, refs)
 	switch {
 	case err != nil && ctx.Err() == nil:
-		k.log.Warn("Redis does not renew leases; devices may get more work than they have slots", "leases", len(refs), "error", err)
+		k.log.Warn("could not renew leases in Redis; devices may get more work than they have slots", "leases", len(refs), "error", err)
 	case lost > 0:
-		k.log.Debug("leases ran out or were forgotten", "lost", lost)
+		k.log.Debug("leases expired or were lost", "lost", lost)
 	}
 }

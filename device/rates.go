@@ -14,21 +14,21 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
-// RateKey names what a rate is learned for.
+// RateKey identifies what a rate was learned for.
 type RateKey struct {
 	Device string
 	Model  string
-	Merged bool // tasks of merged requests count one by one
+	Merged bool // of batched requests, in which each task counts
 }
 
-// Rate is what a worker has learned of a device with a model.
+// Rate is what a worker has learned about a device serving a model.
 type Rate struct {
 	ServiceMS float64   `json:"service_ms"` // time of one task on one busy slot
 	Samples   int64     `json:"samples"`    // requests
 	At        time.Time `json:"at"`         // of the last one
 }
 
-// Health is what the worker that owns a device knows from trying it.
+// Health is what the worker that owns a device has learned by sending it requests.
 type Health struct {
 	State     string    `json:"state"`                 // closed, half-open, open: see [Ejector]
 	OpenUntil time.Time `json:"open_until,omitzero"`   // no request before
@@ -40,30 +40,30 @@ type Health struct {
 	At        time.Time `json:"at"`
 }
 
-// Rates shares what workers learn of devices with the routers, through Redis.
-// It may be forgotten at any moment: it is learned again within a few tasks.
+// Rates shares what workers learn about devices with the routers, through Redis. It may be
+// lost at any moment: a few tasks are enough to learn it again.
 //
-// What is a time is written as so long from now, beside the time that Redis'
-// clock shows, and read against the same clock: the clocks of workers and
-// routers may differ.
+// Times are written as durations from now beside the time of Redis' clock, and read
+// against the same clock, because the clocks of workers and routers may differ.
 type Rates struct {
 	rdb           redis.UniversalClient
 	rates, health string
 	metrics       *metrics.Metrics
 }
 
-// rateLife is how long an entry is believed without being confirmed.
+// rateLife is how long an entry stays valid without being reported again.
 const rateLife = time.Hour
 
-// NewRates returns the shared rates under the prefix.
+// NewRates returns the shared rates whose keys start with the prefix.
 func NewRates(rdb redis.UniversalClient, prefix string, opts ...Option) *Rates {
 	return &Rates{rdb: rdb, rates: prefix + "rates", health: prefix + "health", metrics: apply(opts).metrics}
 }
 
-func (k RateKey) field() string {
-	kind := "each"
+// rateField is the key as a field of the hash; parseRateKey is its inverse.
+func rateField(k RateKey) string {
+	kind := ClassEach
 	if k.Merged {
-		kind = "merged"
+		kind = ClassMerged
 	}
 	return k.Device + "\x1f" + k.Model + "\x1f" + kind
 }
@@ -73,10 +73,10 @@ func parseRateKey(f string) (RateKey, bool) {
 	if len(p) != 3 {
 		return RateKey{}, false
 	}
-	return RateKey{p[0], p[1], p[2] == "merged"}, true
+	return RateKey{p[0], p[1], p[2] == ClassMerged}, true
 }
 
-// rateEntry is a rate as Redis holds it; the script writes at in front.
+// rateEntry is a rate as stored in Redis; the script writes "at" first.
 type rateEntry struct {
 	At        int64   `json:"at,omitempty"` // ms, Redis' clock: when it was written
 	ServiceMS float64 `json:"service_ms"`
@@ -84,7 +84,7 @@ type rateEntry struct {
 	AgeMS     int64   `json:"age_ms,omitempty"` // of the last sample, at that time
 }
 
-// healthEntry is a health as Redis holds it; the script writes at in front.
+// healthEntry is a health as stored in Redis; the script writes "at" first.
 type healthEntry struct {
 	At     int64   `json:"at,omitempty"` // ms, Redis' clock: when it was written
 	State  string  `json:"state"`
@@ -96,11 +96,11 @@ type healthEntry struct {
 	Why    string  `json:"why,omitempty"`
 }
 
-// reportScript writes entries under Redis' own time.
+// reportScript writes entries with Redis' time.
 //
 //	KEYS[1]  hash of rates or of healths
-//	ARGV[1]  milliseconds after which the hash is forgotten when nobody reports
-//	ARGV     then field, JSON beginning with {, for each entry
+//	ARGV[1]  milliseconds after which the hash expires if nothing is reported
+//	ARGV     then, for each entry: field, JSON starting with {
 var reportScript = redis.NewScript(`
 local t = redis.call('TIME')
 local now = string.format('{"at":%.0f,', t[1] * 1000 + math.floor(t[2] / 1000))
@@ -109,16 +109,16 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return #ARGV
 `)
 
-// Report publishes rates and healths.
+// Report publishes rates by key and healths by device id.
 func (r *Rates) Report(ctx context.Context, rates map[RateKey]Rate, healths map[string]Health) error {
 	now := time.Now()
 	entries := make([]any, 0, 2*max(len(rates), len(healths)))
 	for k, v := range rates {
 		b, err := json.Marshal(rateEntry{ServiceMS: v.ServiceMS, Samples: v.Samples, AgeMS: max(0, now.Sub(v.At).Milliseconds())})
 		if err != nil {
-			return fmt.Errorf("writing the rate of %s: %w", k.Device, err)
+			return fmt.Errorf("encoding the rate of %s: %w", k.Device, err)
 		}
-		entries = append(entries, k.field(), b)
+		entries = append(entries, rateField(k), b)
 	}
 	if err := r.write(ctx, r.rates, entries); err != nil {
 		return err
@@ -130,14 +130,14 @@ func (r *Rates) Report(ctx context.Context, rates map[RateKey]Rate, healths map[
 			Slots: h.Slots, HopMS: h.HopMS, Opened: h.Opened, Why: h.Why,
 		})
 		if err != nil {
-			return fmt.Errorf("writing the health of %s: %w", id, err)
+			return fmt.Errorf("encoding the health of %s: %w", id, err)
 		}
 		entries = append(entries, id, b)
 	}
 	return r.write(ctx, r.health, entries)
 }
 
-// left is the milliseconds until then, rounded up: 0 only when it is over.
+// left is the milliseconds until then, rounded up: it is 0 only once the time has passed.
 func left(until, now time.Time) int64 {
 	if until.IsZero() {
 		return 0
@@ -157,8 +157,8 @@ func (r *Rates) write(ctx context.Context, key string, entries []any) error {
 	return nil
 }
 
-// Load reads everything that is known, and drops what is too old. Times are by
-// the caller's clock.
+// Load reads all rates and healths and deletes those that are too old. Times are by the
+// caller's clock.
 func (r *Rates) Load(ctx context.Context) (map[RateKey]Rate, map[string]Health, error) {
 	began := time.Now()
 	pipe := r.rdb.Pipeline()
@@ -198,7 +198,8 @@ func (r *Rates) Load(ctx context.Context) (map[RateKey]Rate, map[string]Health, 
 	return rates, healths, errors.Join(r.drop(ctx, r.rates, drop), r.drop(ctx, r.health, dropHealth))
 }
 
-// until is so many milliseconds after at; another program may have written them.
+// until is the time ms milliseconds after at, capped because another program may have
+// written them.
 func until(at time.Time, ms int64) time.Time {
 	if ms <= 0 {
 		return time.Time{}
@@ -210,8 +211,8 @@ func (r *Rates) drop(ctx context.Context, key string, fields []string) error {
 	if len(fields) == 0 {
 		return nil
 	}
-	if err := r.rdb.HDel(ctx, key, fields[:min(len(fields), maxCall)]...).Err(); err != nil { // the rest another time
-		return fmt.Errorf("dropping old rates in Redis: %w", err)
+	if err := r.rdb.HDel(ctx, key, fields[:min(len(fields), maxCall)]...).Err(); err != nil { // the rest next time
+		return fmt.Errorf("deleting old rates from Redis: %w", err)
 	}
 	return nil
 }

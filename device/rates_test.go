@@ -25,7 +25,7 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 			rates[RateKey{Device: "many", Model: fmt.Sprint(i)}] = Rate{ServiceMS: 1, Samples: 1, At: now}
 		}
 		healths := map[string]Health{
-			"d": {State: StateOpen, OpenUntil: now.Add(5 * time.Second), SlowUntil: now.Add(time.Minute), Slots: 3, HopMS: 1.5, Opened: 2, Why: "5 faults in a row"},
+			"d": {State: StateOpen, OpenUntil: now.Add(5 * time.Second), SlowUntil: now.Add(time.Minute), Slots: 3, HopMS: 1.5, Opened: 2, Why: "5 consecutive faults"},
 			"e": {State: StateClosed, OpenUntil: now.Add(-time.Second)},
 		}
 		require.NoError(t, r.Report(t.Context(), rates, healths))
@@ -49,8 +49,8 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 	})
 }
 
-// Workers, routers and Redis need not agree on what time it is.
-func TestRatesAreByNobodysClock(t *testing.T) {
+// Workers, routers and Redis need not agree on the time.
+func TestRatesDoNotDependOnClocks(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRates(client(t, m.Addr()), "t:")
 	for _, off := range []time.Duration{-3 * time.Hour, 0, 3 * time.Hour} {
@@ -68,7 +68,7 @@ func TestRatesAreByNobodysClock(t *testing.T) {
 	}
 }
 
-func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
+func TestOldAndInvalidRatesAreDeleted(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRates(client(t, m.Addr()), "t:")
 	now := time.Now()
@@ -76,16 +76,16 @@ func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
 	k := RateKey{Device: "d", Model: "m"}
 	require.NoError(t, r.Report(t.Context(), map[RateKey]Rate{k: {ServiceMS: 1, Samples: 1, At: now}}, map[string]Health{"d": {State: StateClosed}}))
 	m.HSet("t:rates", "no key", "{}")
-	m.HSet("t:rates", "d\x1fm\x1feach\x1f", `{"at":1}`)
-	m.HSet("t:rates", "d\x1fx\x1feach", "garbage")
-	m.HSet("t:rates", "d\x1fy\x1feach", `{"at":9e300,"service_ms":1}`)
+	m.HSet("t:rates", "d\x1fm\x1fsingle\x1f", `{"at":1}`)
+	m.HSet("t:rates", "d\x1fx\x1fsingle", "garbage")
+	m.HSet("t:rates", "d\x1fy\x1fsingle", `{"at":9e300,"service_ms":1}`)
 	m.HSet("t:health", "x", "[")
 	m.HSet("t:health", "y", fmt.Sprintf(`{"at":%d,"state":"open","open_ms":1000000000000000,"slots":-3,"dispatch_ms":-1}`, now.UnixMilli()))
 	rates, healths, err := r.Load(t.Context())
 	require.NoError(t, err)
 	require.Len(t, rates, 1)
 	require.Len(t, healths, 2)
-	require.False(t, healths["y"].OpenUntil.After(time.Now().Add(24*time.Hour)), "whatever somebody writes there ends")
+	require.False(t, healths["y"].OpenUntil.After(time.Now().Add(24*time.Hour)), "whatever another program writes, it ends")
 	require.Zero(t, healths["y"].Slots)
 	m.SetTime(now.Add(rateLife + time.Minute))
 	rates, healths, err = r.Load(t.Context())
@@ -99,12 +99,12 @@ func TestRatesThatAreOldOrNobodysAreDropped(t *testing.T) {
 func FuzzParseRates(f *testing.F) {
 	m := miniredis.RunT(f)
 	r := NewRates(client(f, m.Addr()), "t:")
-	f.Add("d\x1fm\x1feach", `{"at":1,"service_ms":2,"samples":3,"age_ms":4}`, `{"at":1,"state":"open","open_ms":5}`)
+	f.Add("d\x1fm\x1fsingle", `{"at":1,"service_ms":2,"samples":3,"age_ms":4}`, `{"at":1,"state":"open","open_ms":5}`)
 	f.Fuzz(func(t *testing.T, field, rate, health string) {
 		m.FlushAll()
 		m.HSet("t:rates", field, rate)
 		m.HSet("t:health", field, health)
-		// What the client library takes to ask is in it.
+		// This includes the memory that the client library needs for its request.
 		fuzzing.Bound(t, len(field)+len(rate)+len(health), func() {
 			_, _, err := r.Load(t.Context())
 			require.NoError(t, err)

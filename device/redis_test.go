@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// theCluster is a Redis Cluster of one node, which has all slots and refuses
-// what touches two of them, like a larger one.
+// theCluster is a Redis Cluster of one node. It owns all slots and, like a larger cluster,
+// refuses commands that touch two of them.
 var theCluster struct {
 	sync.Mutex
 	addr string
@@ -60,7 +60,7 @@ func cluster(t *testing.T) string {
 	require.NoError(t, l.Close())
 	dir, err := os.MkdirTemp("", "test-redis-*")
 	require.NoError(t, err)
-	cmd := exec.Command(server, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "", //nolint:noctx // it lives as long as the tests
+	cmd := exec.Command(server, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "", //nolint:noctx // it runs as long as the tests
 		"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(clusterBus(port)))
 	require.NoError(t, cmd.Start())
 	theCluster.stop = func() {
@@ -80,7 +80,7 @@ func cluster(t *testing.T) string {
 	return addr
 }
 
-// clusterBus is a port for what nodes say to each other; there is only one.
+// clusterBus returns a port for the traffic between nodes.
 func clusterBus(port int) int {
 	if port > 40000 {
 		return port - 20000
@@ -88,11 +88,11 @@ func clusterBus(port int) int {
 	return port + 10000
 }
 
-// patience is for a loaded machine; nothing waits that long when it works.
+// patience is for loaded machines: a passing test never waits that long.
 const patience = 30 * time.Second
 
-// onRedis runs a test on a Redis inside the process, on a Redis Cluster where a
-// redis-server is installed and, when the environment names one, on a real Redis.
+// onRedis runs a test on an in-process Redis, on a Redis Cluster if redis-server is
+// installed and, if the environment names one, on a real Redis.
 func onRedis(t *testing.T, f func(t *testing.T, rdb redis.UniversalClient, prefix string)) {
 	t.Run("embedded", func(t *testing.T) {
 		m := miniredis.RunT(t)
@@ -114,7 +114,7 @@ func client(t testing.TB, addr string) redis.UniversalClient {
 	return rdb
 }
 
-// background runs f until the test ends and checks that it ends well.
+// background runs f until the test ends and checks that it returns no error.
 func background(t *testing.T, f func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -125,7 +125,7 @@ func background(t *testing.T, f func(ctx context.Context) error) {
 		case err := <-done:
 			require.NoError(t, err)
 		case <-time.After(patience):
-			t.Error("it does not end when its context does")
+			t.Error("it does not return when its context ends")
 		}
 	})
 }
@@ -136,7 +136,7 @@ func wait[T any](t *testing.T, c <-chan T, what string) T {
 	case v := <-c:
 		return v
 	case <-time.After(patience):
-		require.FailNow(t, "waited in vain for "+what)
+		require.FailNow(t, "timed out waiting for "+what)
 		panic("unreachable")
 	}
 }

@@ -16,17 +16,32 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Registry is who the devices are, shared by all processes.
+// Limits of a value read from Redis, which another program may have written.
+const (
+	maxEntry       = 128 << 10 // bytes
+	maxEntryValues = 8192      // commas: an empty string is two bytes in JSON and many in memory
+)
+
+// Registry is the list of devices, shared by all processes through one Redis hash with a
+// field for each device. Values are JSON, so that people can inspect them with redis-cli
+// and other programs can write them. Times come from Redis' clock, so the clocks of the
+// processes do not matter.
+//
+//	       first heartbeat            no heartbeat for Timeout
+//	(none) ─────────────▶ fresh ──────────────────────────────▶ silent
+//	  ▲                    │  ▲         next heartbeat            │  │
+//	  │     leaves         │  └───────────────────────────────────┘  │ no heartbeat for Forget
+//	  └────────────────────┴─────────────────────────────────────────┘
 type Registry struct {
 	rdb     redis.UniversalClient
 	cfg     Config
 	key     string
-	drained string // what operators said: see Control
+	drained string // hash of drained devices: see Control
 	channel string
 	metrics *metrics.Metrics
 }
 
-// NewRegistry returns the registry under the prefix.
+// NewRegistry returns the registry whose keys start with the prefix.
 func NewRegistry(rdb redis.UniversalClient, cfg Config, prefix string, opts ...Option) *Registry {
 	return &Registry{
 		rdb: rdb, cfg: cfg.withDefaults(), key: prefix + "{devices}", drained: drainedKey(prefix), channel: prefix + "{devices}:changed",
@@ -34,16 +49,16 @@ func NewRegistry(rdb redis.UniversalClient, cfg Config, prefix string, opts ...O
 	}
 }
 
-// beatScript writes a heartbeat under Redis' own time.
+// beatScript stores a heartbeat with Redis' time.
 //
 //	KEYS[1]  hash of devices, id → JSON
 //	ARGV[1]  id
-//	ARGV[2]  JSON of the heartbeat, beginning with {
-//	ARGV[3]  sum over its describing part
-//	ARGV[4]  most devices that the hash may hold
+//	ARGV[2]  JSON of the heartbeat, starting with {
+//	ARGV[3]  checksum of its descriptive part
+//	ARGV[4]  how many devices the hash may hold
 //	ARGV[5]  milliseconds after which a device is silent
 //	ARGV[6]  channel for changes
-//	returns  0 known before, 1 joined (new, or silent until now), -1 refused: too many devices
+//	returns  0 already known, 1 joined (new, or silent until now), -1 refused: too many devices
 var beatScript = redis.NewScript(`
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -62,7 +77,7 @@ if not same then redis.call('PUBLISH', ARGV[6], ARGV[1]) end
 return joined
 `)
 
-// leaveScript takes a device out.
+// leaveScript removes a device.
 //
 //	KEYS[1]  hash of devices
 //	ARGV[1]  id
@@ -74,11 +89,11 @@ if n > 0 then redis.call('PUBLISH', ARGV[2], ARGV[1]) end
 return n
 `)
 
-// forgetScript drops entries, unless they have changed since they were read.
+// forgetScript deletes entries unless they have changed since they were read.
 //
 //	KEYS[1]  hash of devices
 //	ARGV     id, value, id, value, …
-//	returns  how many were dropped
+//	returns  how many were deleted
 var forgetScript = redis.NewScript(`
 local n = 0
 for i = 1, #ARGV, 2 do
@@ -89,9 +104,8 @@ end
 return n
 `)
 
-// Beat records a heartbeat. joined says that the device was not known, or was
-// silent until now. What is wrong with the heartbeat is a *task.FieldError;
-// any other error is Redis'.
+// Beat records a heartbeat. joined is true if the device was unknown or silent until now.
+// An invalid heartbeat is a *task.FieldError; any other error comes from Redis.
 func (r *Registry) Beat(ctx context.Context, d Device) (joined bool, err error) {
 	d.Normalize()
 	if err := d.Validate(); err != nil {
@@ -101,7 +115,7 @@ func (r *Registry) Beat(ctx context.Context, d Device) (joined bool, err error) 
 	p := plainOf(&d)
 	body, err := json.Marshal(p)
 	if err != nil {
-		return false, fmt.Errorf("writing the heartbeat of %s: %w", d.ID, err)
+		return false, fmt.Errorf("encoding the heartbeat of %s: %w", d.ID, err)
 	}
 	v, err := run(ctx, r.rdb, r.metrics, "beat", beatScript, []string{r.key},
 		d.ID, body, p.sum(), r.cfg.MaxDevices, r.cfg.Timeout.Milliseconds(), r.channel)
@@ -112,44 +126,43 @@ func (r *Registry) Beat(ctx context.Context, d Device) (joined bool, err error) 
 	switch n, _ := v.(int64); n {
 	case -1:
 		r.metrics.Device.Heartbeats.WithLabelValues("refused").Inc()
-		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("%d devices are known already", r.cfg.MaxDevices),
-			Remedy: "raise devices.max_devices, or let devices that are gone say that they leave"}
+		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("there are already %d devices", r.cfg.MaxDevices),
+			Remedy: "raise devices.max_devices, or have devices that are gone leave"}
 	default:
 		r.metrics.Device.Heartbeats.WithLabelValues("ok").Inc()
 		return n == 1, nil
 	}
 }
 
-// sum is over what describes the device, not over its figures of the moment.
+// sum is a checksum of what describes the device, without its momentary figures.
 func (p plain) sum() string {
 	models, tags := slices.Sorted(slices.Values(p.Models)), slices.Sorted(slices.Values(p.Tags))
 	h := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %t %g", p.URL, models, tags, p.Slots, p.Draining, p.Weight))
 	return hex.EncodeToString(h[:8])
 }
 
-// Leave takes a device out at once. One that is not known is no error. left
-// says that it was there.
+// Leave removes a device at once. Removing an unknown device is not an error.
 func (r *Registry) Leave(ctx context.Context, id string) error {
 	_, err := r.Left(ctx, id)
 	return err
 }
 
-// Left is [Registry.Leave], and says whether the device was there.
+// Left is [Registry.Leave] and reports whether the device was there.
 func (r *Registry) Left(ctx context.Context, id string) (was bool, err error) {
 	if err := ValidateID(id); err != nil {
 		return false, err
 	}
 	v, err := run(ctx, r.rdb, r.metrics, "leave", leaveScript, []string{r.key}, id, r.channel)
 	if err != nil {
-		return false, fmt.Errorf("taking device %s out of Redis: %w", id, err)
+		return false, fmt.Errorf("removing device %s from Redis: %w", id, err)
 	}
 	n, _ := v.(int64)
 	return n > 0, nil
 }
 
-// List returns the devices, silent ones included, sorted by id. One that an
-// operator drained is draining, whatever its heartbeat said. Those silent for
-// longer than Forget are dropped on the way.
+// List returns all devices sorted by id, including silent ones. A device that an operator
+// drained is draining, whatever its heartbeat said. Devices that have been silent for
+// longer than Forget are removed along the way.
 func (r *Registry) List(ctx context.Context) ([]Device, error) {
 	began := time.Now()
 	pipe := r.rdb.Pipeline()
@@ -172,16 +185,16 @@ func (r *Registry) List(ctx context.Context) ([]Device, error) {
 				d.Draining, d.Drained, d.DrainedAt = true, true, drainedAt(since)
 			}
 			out = append(out, d)
-			if !d.silent {
+			if !d.Silent {
 				fresh++
 			}
-		case len(forget) < 512: // the rest another time
+		case len(forget) < 512: // the rest next time
 			forget = append(forget, id, value)
 		}
 	}
 	if len(forget) > 0 {
 		if _, err := run(ctx, r.rdb, r.metrics, "forget", forgetScript, []string{r.key}, forget...); err != nil {
-			return nil, fmt.Errorf("dropping forgotten devices in Redis: %w", err)
+			return nil, fmt.Errorf("removing long-silent devices from Redis: %w", err)
 		}
 	}
 	r.metrics.Device.Known.Set(float64(fresh))
@@ -189,12 +202,12 @@ func (r *Registry) List(ctx context.Context) ([]Device, error) {
 	return out, nil
 }
 
-// silentScript notes who said of which silence that there is one.
+// silentScript records which silences have been reported.
 //
-//	KEYS[1]  hash of devices, id → when it was heard last, of the silence told last
-//	ARGV[1]  milliseconds after which the hash is forgotten when nobody falls silent
-//	ARGV     then id, when it was heard last, for each device
-//	returns  for each: 1 when nobody has said so before
+//	KEYS[1]  hash of devices, id → time of the last heartbeat before the silence last reported
+//	ARGV[1]  milliseconds after which the hash expires if no device falls silent
+//	ARGV     then, for each device: id, time of its last heartbeat
+//	returns  for each device: 1 if its silence had not been reported
 var silentScript = redis.NewScript(`
 local out = {}
 for i = 2, #ARGV, 2 do
@@ -206,13 +219,13 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return out
 `)
 
-// MaxSilent bounds what FirstToSay takes.
+// MaxSilent is how many devices [Registry.FirstToSay] accepts at a time.
 const MaxSilent = 256
 
-// FirstToSay returns those of the silent devices whose silence nobody has told of
-// yet: it is the caller's to do. Of several who look at the same fleet one gets
-// each; when that one dies before it has told, nobody does. It takes MaxSilent
-// devices at a time.
+// FirstToSay returns the silent devices whose silence has not been reported yet; the
+// caller must report it. When several processes watch the same fleet, each silence goes to
+// one of them. If that process dies before it reports, the silence goes unreported. It
+// accepts at most MaxSilent devices.
 func (r *Registry) FirstToSay(ctx context.Context, silent []Device) ([]Device, error) {
 	if len(silent) == 0 {
 		return nil, nil
@@ -223,7 +236,7 @@ func (r *Registry) FirstToSay(ctx context.Context, silent []Device) ([]Device, e
 	}
 	v, err := run(ctx, r.rdb, r.metrics, "silent", silentScript, []string{r.key + ":silent"}, args...)
 	if err != nil {
-		return nil, fmt.Errorf("noting in Redis that %d devices are silent: %w", len(silent), err)
+		return nil, fmt.Errorf("recording in Redis that %d devices are silent: %w", len(silent), err)
 	}
 	said, _ := v.([]any)
 	var first []Device
@@ -235,9 +248,9 @@ func (r *Registry) FirstToSay(ctx context.Context, silent []Device) ([]Device, e
 	return first, nil
 }
 
-// Watch calls onChange whenever a device joined, left or changed in more than
-// its figures, and after every reconnect, since messages may have been missed.
-// It returns when ctx ends. That a device fell silent is no message: time tells.
+// Watch calls onChange when a device joins, leaves or changes in more than its figures,
+// and after every reconnect, because messages may have been missed. It returns when ctx
+// ends. Falling silent sends no message: compare Age with the time.
 func (r *Registry) Watch(ctx context.Context, onChange func()) error {
 	return watch(ctx, r.rdb, r.channel, func(string) { onChange() }, onChange)
 }

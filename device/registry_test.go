@@ -26,7 +26,7 @@ func TestBeatListLeave(t *testing.T) {
 		require.True(t, joined)
 		joined, err = r.Beat(t.Context(), gpu("a"))
 		require.NoError(t, err)
-		require.False(t, joined, "the second beat is no joining")
+		require.False(t, joined, "the second heartbeat does not join")
 		_, err = r.Beat(t.Context(), gpu("b"))
 		require.NoError(t, err)
 
@@ -41,7 +41,7 @@ func TestBeatListLeave(t *testing.T) {
 		require.Equal(t, -1, d.Queue)
 		require.Equal(t, 2, d.InFlight)
 		require.InDelta(t, 1.0, d.Weight, 0)
-		require.False(t, d.Silent())
+		require.False(t, d.Silent)
 		require.False(t, d.JoinedAt.IsZero())
 		require.WithinDuration(t, time.Now(), d.At, time.Minute)
 		require.True(t, d.Serves("llama") && !d.Serves("gpt") && d.HasTags([]string{"gpu"}) && !d.HasTags([]string{"gpu", "big"}))
@@ -49,7 +49,7 @@ func TestBeatListLeave(t *testing.T) {
 		was, err := r.Left(t.Context(), "a")
 		require.NoError(t, err)
 		require.True(t, was)
-		require.NoError(t, r.Leave(t.Context(), "a"), "leaving twice is no error")
+		require.NoError(t, r.Leave(t.Context(), "a"), "leaving twice is not an error")
 		ds, err = r.List(t.Context())
 		require.NoError(t, err)
 		require.Len(t, ds, 1)
@@ -67,21 +67,21 @@ func TestSilentThenBackThenForgotten(t *testing.T) {
 	m.SetTime(start.Add(16 * time.Second))
 	ds, err := r.List(t.Context())
 	require.NoError(t, err)
-	require.True(t, ds[0].Silent())
+	require.True(t, ds[0].Silent)
 	require.InDelta(t, 16, ds[0].Age.Seconds(), 0.01)
 
 	joined, err := r.Beat(t.Context(), gpu("a"))
 	require.NoError(t, err)
-	require.True(t, joined, "a device that comes back from silence joins")
+	require.True(t, joined, "a device that ends its silence joins")
 
 	m.SetTime(start.Add(2 * time.Hour))
 	ds, err = r.List(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, ds)
-	require.Empty(t, m.Keys(), "what is forgotten takes no memory")
+	require.Empty(t, m.Keys(), "a forgotten device takes no memory")
 }
 
-func TestOneOfManyTellsOfASilence(t *testing.T) {
+func TestEachSilenceIsReportedOnce(t *testing.T) {
 	m := miniredis.RunT(t)
 	one, other := NewRegistry(client(t, m.Addr()), Config{}, ""), NewRegistry(client(t, m.Addr()), Config{}, "")
 	start := time.Now()
@@ -92,7 +92,7 @@ func TestOneOfManyTellsOfASilence(t *testing.T) {
 		require.NoError(t, err)
 		return first
 	}
-	for i := range 2 { // it comes back, and falls silent again
+	for i := range 2 { // it recovers and falls silent again
 		m.SetTime(start.Add(time.Duration(i) * time.Minute))
 		_, err := one.Beat(t.Context(), gpu("a"))
 		require.NoError(t, err)
@@ -128,10 +128,10 @@ func TestRegistryIsBounded(t *testing.T) {
 	var fe *task.FieldError
 	require.ErrorAs(t, err, &fe)
 	_, err = r.Beat(t.Context(), gpu("d1"))
-	require.NoError(t, err, "who is known may go on")
+	require.NoError(t, err, "a known device is still accepted")
 }
 
-func TestOthersMayWriteIntoTheHash(t *testing.T) {
+func TestOtherProgramsMayWriteToTheHash(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRegistry(client(t, m.Addr()), Config{}, "")
 	m.HSet("{devices}", "own", fmt.Sprintf(`{"url":"http://h:1","models":["*"],"slots":2,"at":%d}`, time.Now().UnixMilli()))
@@ -144,10 +144,10 @@ func TestOthersMayWriteIntoTheHash(t *testing.T) {
 	require.True(t, ds[0].Serves("anything"))
 	fields, err := m.HKeys("{devices}")
 	require.NoError(t, err)
-	require.Equal(t, []string{"own"}, fields, "what cannot be read is dropped")
+	require.Equal(t, []string{"own"}, fields, "invalid entries are deleted")
 }
 
-func TestWatchTellsChangesAndGaps(t *testing.T) {
+func TestWatchReportsChangesAndGaps(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRegistry(client(t, m.Addr()), Config{}, "")
 	changed := make(chan struct{}, 100)
@@ -164,17 +164,17 @@ func TestWatchTellsChangesAndGaps(t *testing.T) {
 	d.Slots = 5
 	_, err = r.Beat(t.Context(), d)
 	require.NoError(t, err)
-	wait(t, changed, "the new number of slots")
+	wait(t, changed, "the new slots")
 	require.NoError(t, r.Leave(t.Context(), "a"))
 	wait(t, changed, "leaving")
-	require.Empty(t, changed, "a new figure alone is no change")
+	require.Empty(t, changed, "a new figure alone is not a change")
 
 	m.Close()
 	require.NoError(t, m.Restart())
 	wait(t, changed, "the subscription after Redis came back")
 }
 
-func TestHeartbeatsThatAreRefused(t *testing.T) {
+func TestInvalidHeartbeats(t *testing.T) {
 	many := make([]string, MaxModels+1)
 	for i := range many {
 		many[i] = "m"

@@ -11,14 +11,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// quiet is how long a subscription may be silent before it is asked whether it
-// still lives; a second silence of that length, and it is made anew.
+// quiet is how long a subscription may be silent before it is pinged. After a second
+// silence of that length it is recreated.
 const quiet = 10 * time.Second
 
-// watch hears a channel until ctx ends. onMessage gets each payload; onGap is
-// called after every (re)subscription, because messages may have been missed
-// before it. A connection that breaks, or that is silent without answering a
-// ping, is made anew, for ever.
+// watch subscribes to a channel until ctx ends. onMessage gets each payload; onGap is
+// called after every (re)subscription, because messages may have been missed before it. It
+// reconnects indefinitely when the connection drops or stops answering pings.
 func watch(ctx context.Context, rdb redis.UniversalClient, channel string, onMessage func(payload string), onGap func()) error {
 	wait := 50 * time.Millisecond
 	for ctx.Err() == nil {
@@ -39,10 +38,10 @@ func watch(ctx context.Context, rdb redis.UniversalClient, channel string, onMes
 	return nil
 }
 
-// subscription lives until its connection does not, or ctx ends.
+// subscription receives messages until the connection fails or ctx ends.
 func subscription(ctx context.Context, rdb redis.UniversalClient, channel string, onMessage func(string), onGap func()) error {
 	ps := rdb.Subscribe(ctx, channel)
-	// A blocked read does not notice that ctx ends; closing wakes it.
+	// A blocked read does not notice that ctx ended; closing the connection unblocks it.
 	stop := context.AfterFunc(ctx, func() { _ = ps.Close() })
 	defer func() {
 		if stop() {

@@ -6,7 +6,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// Config bounds files.
+// Config limits job files.
 type Config struct {
 	MaxLines    int   `yaml:"max_lines" default:"1000000" unit:"lines" min:"1" max:"100000000" doc:"Maximum number of tasks per file."`
 	MaxBytes    int64 `yaml:"max_bytes" default:"16GiB" unit:"bytes" min:"1024" max:"1099511627776" doc:"Maximum size of a file. Standard input is buffered in a temporary file of up to this size."`
@@ -20,13 +20,13 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// lineOverhead is what a line may hold beside the input: ids, labels, needs.
+// lineOverhead is how many bytes a line may have besides the input: ids, labels, needs.
 const lineOverhead = 64 << 10
 
-// Options say how a file becomes a job.
+// Options determine how a file becomes a job.
 type Options struct {
-	Job      string    // id of the job; empty: made of the file's content
-	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback, deadline for lines that do not say
+	Job      string    // id of the job; empty: derived from the file's content
+	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback and deadline for lines that do not set them
 	Limits   task.Limits
 	Config   Config
 }

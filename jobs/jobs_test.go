@@ -42,7 +42,7 @@ func open(t *testing.T, content string, o Options) *Plan {
 	return p
 }
 
-// collector takes tasks in; a task that came twice is there twice.
+// collector collects submitted tasks, duplicates included.
 type collector struct {
 	mu    sync.Mutex
 	tasks []*task.Task
@@ -75,14 +75,14 @@ func TestBothFormatsInOneFile(t *testing.T) {
 	require.Equal(t, map[string]int{"/v1/chat/completions": 2, "/v1/embeddings": 1}, p.Endpoints)
 
 	var c collector
-	told := 0
-	require.NoError(t, p.Submit(t.Context(), &c, func(n int) { told += n }))
-	require.Equal(t, 3, told)
+	reported := 0
+	require.NoError(t, p.Submit(t.Context(), &c, func(n int) { reported += n }))
+	require.Equal(t, 3, reported)
 	ts := c.byID()
 	require.Equal(t, []string{"j-0000000001", "j-0000000004", "own"}, []string{ts[0].ID, ts[1].ID, ts[2].ID})
 	require.Equal(t, "a", ts[0].CustomID)
 	require.Equal(t, task.Low, ts[0].Priority)
-	require.Equal(t, task.High, ts[1].Priority, "what a line says comes before what the job says")
+	require.Equal(t, task.High, ts[1].Priority, "a line overrides the job's defaults")
 	require.JSONEq(t, `{"model":"m","messages":[]}`, string(ts[0].Input))
 	for _, k := range ts {
 		require.Equal(t, "j", k.Job)
@@ -103,7 +103,7 @@ func TestJobIsNamedAfterItsContent(t *testing.T) {
 	require.NotEqual(t, a.Job, c.Job)
 }
 
-func TestEveryBadLineIsTold(t *testing.T) {
+func TestEveryInvalidLineIsReported(t *testing.T) {
 	limits := task.Limits{MaxInput: 1024}
 	lines := []struct{ line, field string }{
 		{fmt.Sprintf(chatLine, "ok"), "-"},
@@ -120,7 +120,7 @@ func TestEveryBadLineIsTold(t *testing.T) {
 		{`{"model":"m"}`, "input"},
 		{`{"task_id":"x","model":"m","input":{}}`, "-"},
 		{`{"task_id":"x","model":"m","input":{}}`, "task_id"},
-		{`{"model":"m","input":{},"tenant":"somebody else"}`, "tenant"},
+		{`{"model":"m","input":{},"tenant":"another"}`, "tenant"},
 		{`{"model":"m","input":{},"job_id":"another"}`, "job_id"},
 		{`{"model":"m","input":{},"progress":{"requeues":1}}`, "progress"},
 		{`{"task_id":"j-0000000001","model":"m","input":{}}`, "task_id"},
@@ -134,20 +134,20 @@ func TestEveryBadLineIsTold(t *testing.T) {
 	_, err := Open(t.Context(), write(t, content.String()), nil, Options{Job: "j", Limits: limits})
 	var invalid *InvalidError
 	require.ErrorAs(t, err, &invalid)
-	told := map[int]string{}
+	reported := map[int]string{}
 	for _, l := range invalid.Lines {
-		told[l.Line] = l.Err.Field
+		reported[l.Line] = l.Err.Field
 		require.NotEmpty(t, l.Err.Problem)
 		require.NotEmpty(t, l.Err.Remedy, l.Err.Error())
 	}
 	for i, l := range lines {
-		field, bad := told[i+1]
+		field, bad := reported[i+1]
 		require.Equal(t, l.field != "-", bad, "line %d", i+1)
 		if bad {
 			require.Equal(t, l.field, field, "line %d", i+1)
 		}
 	}
-	require.Contains(t, err.Error(), "job.jsonl:7: body.model: it is missing; name it\n")
+	require.Contains(t, err.Error(), "job.jsonl:7: body.model: it is missing; set it\n")
 	require.NotContains(t, err.Error(), strings.Repeat("a", 65))
 }
 
@@ -159,7 +159,7 @@ func TestReportIsBounded(t *testing.T) {
 	require.Equal(t, 80, invalid.More)
 }
 
-func TestFilesThatAreNoJob(t *testing.T) {
+func TestInvalidFiles(t *testing.T) {
 	_, err := Open(t.Context(), write(t, "\n\n"), nil, Options{})
 	require.ErrorContains(t, err, "no task")
 	_, err = Open(t.Context(), t.TempDir(), nil, Options{})
@@ -203,7 +203,7 @@ func TestSubmitInChunksAndStops(t *testing.T) {
 	require.LessOrEqual(t, bad.calls, 11)
 }
 
-// source is results in the order of ids, as the store streams them.
+// source streams results in the order of ids, as the store does.
 type source []*task.Result
 
 func (s source) JobResults(_ context.Context, tenant, job string, fn func(*task.Result) error) error {
@@ -227,7 +227,7 @@ func resultsOf(c *collector) (s source) {
 	return s
 }
 
-// Whatever the order of ids, the output has the order of the input, a line each.
+// In whatever order the ids sort, the output has the order of the input, one line each.
 func TestOutputHasTheOrderOfTheInput(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		n := rapid.IntRange(1, 60).Draw(rt, "lines")
@@ -317,14 +317,14 @@ func TestOutputAppearsWholeOrNotAtAll(t *testing.T) {
 	require.Equal(t, "before", string(b))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, left, 1, "nothing half is left behind")
+	require.Len(t, left, 1, "nothing incomplete is left behind")
 
 	s, err := p.WriteResults(t.Context(), resultsOf(&c)[:1], out, nil)
 	require.NoError(t, err)
 	require.Equal(t, Summary{Written: 1, Missing: 1, ByState: map[task.State]int{task.Success: 1}, ByDevice: map[string]int{"d1": 1}}, s)
 	b, err = os.ReadFile(out)
 	require.NoError(t, err)
-	require.Equal(t, 1, bytes.Count(b, []byte("\n")), "a device's line breaks do not break lines")
+	require.Equal(t, 1, bytes.Count(b, []byte("\n")), "line breaks in an answer do not break lines")
 }
 
 type broken struct{ source }

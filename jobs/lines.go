@@ -8,15 +8,14 @@ import (
 	"io"
 )
 
-// errLineTooLong says that a line is longer than it may be; the reader stands
-// behind it.
+// errLineTooLong means that a line exceeds the limit; the reader is behind it.
 var errLineTooLong = errors.New("the line is too long")
 
-// lineReader reads lines of bounded length and counts them.
+// lineReader reads lines of limited length and counts them.
 type lineReader struct {
 	r      *bufio.Reader
 	limit  int
-	number int // of the line read last, from 1
+	number int // of the last line read, starting at 1
 	buf    []byte
 }
 
@@ -26,8 +25,8 @@ func newLineReader(r io.Reader, limit int) *lineReader {
 
 var utf8BOM = []byte{0xef, 0xbb, 0xbf}
 
-// next returns the next line that is not blank, without its end, until io.EOF.
-// The bytes are valid until the next call. After errLineTooLong one may go on.
+// next returns the next line that is not blank, without its line end, or io.EOF. The bytes
+// are valid until the next call. Reading may continue after errLineTooLong.
 func (l *lineReader) next() ([]byte, error) {
 	for {
 		line, err := l.read()
@@ -52,7 +51,7 @@ func (l *lineReader) read() ([]byte, error) {
 		some = some || len(part) > 0
 		if !tooLong {
 			l.buf = append(l.buf, part...)
-			tooLong = len(l.buf) > l.limit+2 // its end does not count
+			tooLong = len(l.buf) > l.limit+2 // the line end does not count
 		}
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
@@ -64,7 +63,7 @@ func (l *lineReader) read() ([]byte, error) {
 		}
 		l.number++
 		if tooLong || len(bytes.TrimRight(l.buf, "\r\n")) > l.limit {
-			l.buf = nil // do not keep what one giant line needed
+			l.buf = nil // do not keep memory that one giant line needed
 			return nil, errLineTooLong
 		}
 		return l.buf, nil

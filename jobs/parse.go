@@ -12,17 +12,17 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// idDigits is how many digits the number of a line has in a task's id, so that
-// ids sort like lines.
+// idDigits is the number of digits of a line number in a task's id, so that ids sort like
+// lines.
 const idDigits = 10
 
-// maxJobID leaves room for the number of the line.
+// maxJobID leaves room for the line number.
 const maxJobID = task.MaxIDLength - idDigits - 1
 
-// TaskID is the id of the task that a line without an id of its own becomes.
+// TaskID returns the task id of a line without an id.
 func TaskID(job string, line int) string { return fmt.Sprintf("%s-%0*d", job, idDigits, line) }
 
-// LineOf is the line of a task whose id is TaskID's; ok is false for others.
+// LineOf is the inverse of [TaskID]; ok is false for other ids.
 func LineOf(job, id string) (line int, ok bool) {
 	digits, found := strings.CutPrefix(id, job+"-")
 	if !found || len(digits) != idDigits {
@@ -32,7 +32,7 @@ func LineOf(job, id string) (line int, ok bool) {
 	return int(n), err == nil && n > 0
 }
 
-// openAILine is a line of OpenAI's batch format.
+// openAILine is a line in OpenAI's batch format.
 type openAILine struct {
 	CustomID string     `json:"custom_id"`
 	Method   string     `json:"method"`
@@ -40,56 +40,38 @@ type openAILine struct {
 	Body     task.Input `json:"body"`
 }
 
-// bodyHead is what Batchyard has to know of the body.
+// bodyHead is the part of the body that Batchyard needs.
 type bodyHead struct {
 	Model  *string          `json:"model"`
 	Stream *json.RawMessage `json:"stream"`
 }
 
-// parsed is a line as a task.
+// parsed is a parsed line.
 type parsed struct {
 	task   *task.Task
 	openAI bool
 	ownID  bool
 }
 
-// parseLine makes a task of a line. The error is a *task.FieldError. The task
-// is normalized but for time and trace, and valid.
+// parseLine parses a line into a valid task, normalized except for trace id and time. The
+// error is a *task.FieldError.
 func parseLine(line []byte, number int, job string, o *Options) (parsed, error) {
-	if err := task.CheckJSON(line); err != nil {
-		return parsed{}, fieldErr("", "put one JSON object on each line", "%s", err)
-	}
-	if line[0] != '{' {
-		return parsed{}, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
-	}
-	openAI := false // the two formats are told apart by the members that only one has
-	task.Members(line, func(key string, _ []byte) bool {
-		openAI = key == "method" || key == "url" || key == "body"
-		return !openAI
-	})
-	var p parsed
-	var err error
-	if openAI {
-		p.openAI = true
-		p.task, err = parseOpenAI(line)
-	} else {
-		p.task, err = task.DecodeTask(line, task.ContentJSON)
-	}
+	p, err := decodeLine(line)
 	if err != nil {
 		return parsed{}, err
 	}
 	t := p.task
 	if t.Progress != nil {
-		return parsed{}, fieldErr("progress", "leave it out", "it is Batchyard's own")
+		return parsed{}, fieldErr("progress", "omit it", "it is set by Batchyard")
 	}
 	if t.Job != "" && t.Job != job {
-		return parsed{}, fieldErr("job_id", "leave it out: the file is one job", "it names another job")
+		return parsed{}, fieldErr("job_id", "omit it: the file is one job", "it names another job")
 	}
 	p.ownID = t.ID != ""
 	if !p.ownID {
 		t.ID = TaskID(job, number)
 	} else if _, ours := LineOf(job, t.ID); ours {
-		return parsed{}, fieldErr("task_id", "choose another, or leave it out", "it looks like the id of a line of this job")
+		return parsed{}, fieldErr("task_id", "choose another, or omit it", "it looks like the generated id of a line of this job")
 	}
 	t.Job = job
 	if err := fill(t, &o.Defaults); err != nil {
@@ -98,14 +80,37 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 	return p, t.Validate(o.Limits)
 }
 
-// fill applies what the job says to a line that does not say it.
+// decodeLine decodes a line in either format. DecodeTask finds invalid JSON itself, so only
+// what it refuses is checked again, for an error about the line.
+func decodeLine(line []byte) (p parsed, err error) {
+	task.Members(line, func(key string, _ []byte) bool { // the formats differ in these
+		p.openAI = key == "method" || key == "url" || key == "body"
+		return !p.openAI
+	})
+	if !p.openAI && line[0] == '{' {
+		if p.task, err = task.DecodeTask(line, task.ContentJSON); err == nil {
+			return p, nil
+		}
+	}
+	switch invalid := task.CheckJSON(line); {
+	case invalid != nil:
+		return p, fieldErr("", "put one JSON object on each line", "%s", invalid)
+	case line[0] != '{':
+		return p, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
+	case p.openAI:
+		p.task, err = parseOpenAI(line)
+	}
+	return p, err
+}
+
+// fill sets what the line omits to the job's defaults.
 func fill(t, d *task.Task) error {
 	tenant := d.Tenant
 	if tenant == "" {
 		tenant = task.DefaultTenant
 	}
 	if t.Tenant != "" && t.Tenant != tenant {
-		return fieldErr("tenant", "leave it out: a file belongs to one tenant", "it is not the tenant that the file is submitted for")
+		return fieldErr("tenant", "omit it: a file belongs to one tenant", "it differs from the tenant of the job")
 	}
 	t.Tenant = tenant
 	if t.Priority == "" {
@@ -134,7 +139,7 @@ func parseOpenAI(line []byte) (*task.Task, error) {
 	}
 	switch {
 	case l.CustomID == "":
-		return nil, fieldErr("custom_id", "give each line one of its own", "it is missing")
+		return nil, fieldErr("custom_id", "give each line its own", "it is missing")
 	case l.Method != "POST":
 		return nil, fieldErr("method", `write "POST"`, "it is not supported")
 	case l.URL == "":
@@ -154,19 +159,19 @@ func parseOpenAI(line []byte) (*task.Task, error) {
 		return nil, fieldErr("body", "send the request as a JSON object", "%s", clip(err.Error()))
 	}
 	if head.Model == nil || *head.Model == "" {
-		return nil, fieldErr("body.model", "name it", "it is missing")
+		return nil, fieldErr("body.model", "set it", "it is missing")
 	}
 	if head.Stream != nil && string(*head.Stream) == "true" {
-		return nil, fieldErr("body.stream", "leave it out", "answers of a job are not streamed")
+		return nil, fieldErr("body.stream", "omit it", "answers of a job are not streamed")
 	}
 	return &task.Task{CustomID: l.CustomID, Model: *head.Model, Endpoint: l.URL, Input: l.Body}, nil
 }
 
-// jsonError names the field without repeating what the sender wrote.
+// jsonError names the field but does not repeat the input.
 func jsonError(err error) error {
 	var typeErr *json.UnmarshalTypeError
 	if errors.As(err, &typeErr) {
-		return fieldErr(typeErr.Field, "look at the format of the file", "a JSON %s does not fit", clip(typeErr.Value))
+		return fieldErr(typeErr.Field, "check the format of the file", "a JSON %s does not fit", clip(typeErr.Value))
 	}
 	var fe *task.FieldError
 	if errors.As(err, &fe) && fe.Field != "" {
@@ -179,7 +184,7 @@ func fieldErr(field, remedy, problem string, args ...any) *task.FieldError {
 	return &task.FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
 }
 
-// clip shortens what a file holds before it goes into an error message.
+// clip shortens untrusted text for an error message.
 func clip(s string) string {
 	const most = 64
 	if len(s) <= most {

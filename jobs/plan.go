@@ -15,26 +15,26 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// maxReported bounds the bad lines that an error lists.
+// maxReported is how many bad lines an error lists.
 const maxReported = 20
 
-// maxModels bounds the models that a plan counts by name.
+// maxModels is how many models a plan counts.
 const maxModels = 100
 
-// LineError is what is wrong with a line.
+// LineError is an invalid line.
 type LineError struct {
 	Line int
 	Err  *task.FieldError
 }
 
-// InvalidError is a file that was not submitted because of its lines.
+// InvalidError means that a file was not submitted because of invalid lines.
 type InvalidError struct {
 	Path  string
 	Lines []LineError // the first ones
-	More  int         // how many more are bad
+	More  int         // how many more are invalid
 }
 
-// Error has one line for each bad line.
+// Error returns one line of text for each invalid line.
 func (e *InvalidError) Error() string {
 	var b strings.Builder
 	for i, l := range e.Lines {
@@ -44,7 +44,7 @@ func (e *InvalidError) Error() string {
 		fmt.Fprintf(&b, "%s:%d: %s", e.Path, l.Line, l.Err)
 	}
 	if e.More > 0 {
-		fmt.Fprintf(&b, "\n%s: %d more lines are bad", e.Path, e.More)
+		fmt.Fprintf(&b, "\n%s: %d more lines are invalid", e.Path, e.More)
 	}
 	return b.String()
 }
@@ -61,28 +61,27 @@ func (e *InvalidError) add(line int, err error) {
 	e.Lines = append(e.Lines, LineError{line, fe})
 }
 
-// Plan is a file whose every line was checked. Close it.
+// Plan is a file whose lines have all been checked. Close it after use.
 type Plan struct {
 	Job       string
 	Tenant    string
-	Path      string         // as it was given; "-" is standard input
+	Path      string         // as passed to Open; "-" is standard input
 	Tasks     int            // lines that are tasks
-	Lines     int            // of the file, blank ones included
+	Lines     int            // in the file, including blank ones
 	Endpoints map[string]int // tasks by endpoint
-	Models    map[string]int // tasks by model, the first hundred by name
+	Models    map[string]int // tasks by model, for the first hundred models
 	SHA256    string         // of the file
 
 	options Options
 	file    *os.File
 	temp    string
 	openAI  bitset           // by line
-	tasks   bitset           // by line: it is a task
-	own     map[[16]byte]int // id of its own → line
+	tasks   bitset           // by line: whether it is a task
+	own     map[[16]byte]int // task with an id of its own → line
 }
 
-// Open checks every line of a file, or of standard input for "-", and returns
-// what is to be submitted. Bad lines are an *InvalidError; every one of the
-// first 20 is told.
+// Open checks every line of a file, or of standard input for "-", and returns the plan to
+// submit. Invalid lines are an *InvalidError, which lists the first 20.
 func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
 	o.Config = o.Config.withDefaults()
 	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
@@ -110,16 +109,16 @@ func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan
 	return p, nil
 }
 
-// spool keeps standard input in a file, because it is read twice.
+// spool copies standard input to a file, because it is read twice.
 func (p *Plan) spool(ctx context.Context, stdin io.Reader) error {
 	f, err := os.CreateTemp("", "batchyard-job-*")
 	if err != nil {
-		return fmt.Errorf("keeping standard input: %w", err)
+		return fmt.Errorf("saving standard input: %w", err)
 	}
 	p.file, p.temp = f, f.Name()
 	n, err := io.Copy(f, io.LimitReader(contextReader{ctx, stdin}, p.options.Config.MaxBytes+1))
 	if err != nil {
-		return fmt.Errorf("keeping standard input in %s: %w", p.temp, err)
+		return fmt.Errorf("saving standard input in %s: %w", p.temp, err)
 	}
 	if n > p.options.Config.MaxBytes {
 		return fmt.Errorf("standard input is larger than %d bytes; split it, or raise jobs.max_bytes", p.options.Config.MaxBytes)
@@ -127,16 +126,16 @@ func (p *Plan) spool(ctx context.Context, stdin io.Reader) error {
 	return nil
 }
 
-// identify hashes the file and names the job after it, unless it has a name.
+// identify hashes the file and derives the job's id from the hash, unless it is set.
 func (p *Plan) identify(ctx context.Context) error {
 	info, err := p.file.Stat()
 	switch {
 	case err != nil:
-		return fmt.Errorf("looking at the job file: %w", err)
+		return fmt.Errorf("inspecting the job file: %w", err)
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("%s is not a regular file; pass it on standard input with -", p.Path)
 	case info.Size() > p.options.Config.MaxBytes:
-		return fmt.Errorf("%s has %d bytes, more than %d; split it, or raise jobs.max_bytes", p.Path, info.Size(), p.options.Config.MaxBytes)
+		return fmt.Errorf("%s has %d bytes, the limit is %d; split it, or raise jobs.max_bytes", p.Path, info.Size(), p.options.Config.MaxBytes)
 	}
 	h := sha256.New()
 	if err := p.rewind(); err != nil {
@@ -148,7 +147,7 @@ func (p *Plan) identify(ctx context.Context) error {
 	p.SHA256 = hex.EncodeToString(h.Sum(nil))
 	p.Job = cmp.Or(p.Job, "job-"+p.SHA256[:24])
 	if utf8.RuneCountInString(p.Job) > maxJobID {
-		return &task.FieldError{Field: "job_id", Problem: fmt.Sprintf("its %d characters are more than %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
+		return &task.FieldError{Field: "job_id", Problem: fmt.Sprintf("it has %d characters, the limit is %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
 	}
 	return nil
 }
@@ -160,7 +159,7 @@ func (p *Plan) rewind() error {
 	return nil
 }
 
-// check is the first pass: it looks at every line and keeps none.
+// check is the first pass: it checks every line and keeps none.
 func (p *Plan) check(ctx context.Context) error {
 	invalid := InvalidError{Path: p.Path}
 	customIDs := map[[16]byte]int{}
@@ -173,7 +172,7 @@ func (p *Plan) check(ctx context.Context) error {
 		if q.openAI {
 			h := short(q.task.CustomID)
 			if first, ok := customIDs[h]; ok {
-				invalid.add(line, fieldErr("custom_id", "give each line one of its own", "line %d has the same", first))
+				invalid.add(line, fieldErr("custom_id", "give each line its own", "line %d has the same", first))
 				return nil
 			}
 			customIDs[h] = line
@@ -182,13 +181,13 @@ func (p *Plan) check(ctx context.Context) error {
 		if q.ownID {
 			h := q.task.Key().Hash()
 			if first, ok := p.own[h]; ok {
-				invalid.add(line, fieldErr("task_id", "give each task one of its own", "line %d has the same", first))
+				invalid.add(line, fieldErr("task_id", "give each task its own", "line %d has the same", first))
 				return nil
 			}
 			p.own[h] = line
 		}
 		if p.Tasks++; p.Tasks > p.options.Config.MaxLines {
-			return fmt.Errorf("%s holds more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
+			return fmt.Errorf("%s has more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
 		}
 		p.tasks.set(line)
 		p.Endpoints[q.task.Endpoint]++
@@ -240,7 +239,7 @@ func (p *Plan) each(ctx context.Context, fn func(line int, q parsed, err error) 
 	}
 }
 
-// Close closes the file, and removes the copy of standard input.
+// Close closes the file and removes the copy of standard input.
 func (p *Plan) Close() error {
 	if p.file == nil {
 		return nil
@@ -256,13 +255,13 @@ func (p *Plan) Close() error {
 	return nil
 }
 
-// short is 16 bytes of a digest: two different texts do not share one.
+// short returns 16 bytes of a digest, enough to tell any two strings apart.
 func short(s string) [16]byte {
 	sum := sha256.Sum256([]byte(s))
 	return [16]byte(sum[:16])
 }
 
-// bitset is a bit for each line.
+// bitset has a bit for each line.
 type bitset []uint64
 
 func (b *bitset) set(i int) {
@@ -274,7 +273,7 @@ func (b *bitset) set(i int) {
 
 func (b bitset) has(i int) bool { return i >= 0 && i/64 < len(b) && b[i/64]&(1<<(i%64)) != 0 }
 
-// contextReader ends with its context.
+// contextReader fails once its context ends.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader

@@ -16,13 +16,13 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Source streams the results of a job in the order of task ids. The audit
-// store is one, and so is a client of the API.
+// Source streams the results of a job in the order of task ids: a store, or a client of
+// the API.
 type Source interface {
 	JobResults(ctx context.Context, tenant, job string, fn func(*task.Result) error) error
 }
 
-// Summary counts what was written.
+// Summary counts the results that were written.
 type Summary struct {
 	Written  int
 	Missing  int // tasks of the file that had no result
@@ -30,28 +30,28 @@ type Summary struct {
 	ByDevice map[string]int
 }
 
-// CheckOutput says, before the work is done, what is wrong with the place that
-// its results are to be written to. It leaves nothing behind.
+// CheckOutput checks, before the work is done, whether results can be written to path. It
+// leaves nothing behind.
 func CheckOutput(path string) error {
 	if path == "" || path == "-" {
 		return nil
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return fmt.Errorf("the results cannot be written to %s: it is a directory", path)
+		return fmt.Errorf("cannot write results to %s: it is a directory", path)
 	}
 	if isStream(path) {
-		return nil // opening a pipe would wait for its reader
+		return nil // opening a pipe would block until it has a reader
 	}
 	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("the results cannot be written to %s: %w", path, err)
+		return fmt.Errorf("cannot write results to %s: %w", path, err)
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// WriteResults writes a line for each result of the plan's tasks, in the order
-// of the input, to a file that appears when it is complete. "-" stands for
-// stdout, which gets the lines at once.
+// WriteResults writes one line for each result of the plan's tasks, in the order of the
+// input. The file appears once it is complete; "-" is stdout, which gets each line at
+// once.
 func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdout io.Writer) (Summary, error) {
 	if path == "-" {
 		s, err := p.writeTo(ctx, from, stdout)
@@ -63,8 +63,8 @@ func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdou
 	if isStream(path) {
 		return p.writeInto(ctx, from, path)
 	}
-	// Beside the target: a rename does not cross file systems. Dying before the
-	// rename leaves a .part file and the target as it was.
+	// In the target's directory, because a rename cannot cross file systems. If the
+	// process dies before the rename, it leaves a .part file and the target unchanged.
 	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
 		return Summary{}, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
@@ -82,8 +82,8 @@ func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdou
 	return s, nil
 }
 
-// isStream reports whether a path is something that takes bytes and is no file,
-// such as /dev/null or a named pipe: a rename would put a file in its place.
+// isStream reports whether path is a device or a named pipe, such as /dev/null: a rename
+// would replace it by a file.
 func isStream(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && !info.Mode().IsRegular() && !info.IsDir()
@@ -106,8 +106,8 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 	out := bufio.NewWriterSize(w, 256<<10)
 	var sp *spooled
 	if len(p.own) > 0 {
-		// Ids of their own do not sort like lines: results are put down as they
-		// come and written in order afterwards.
+		// Ids set by the user do not sort like lines: results are spooled as they arrive
+		// and written in order afterwards.
 		var err error
 		if sp, err = newSpooled(); err != nil {
 			return s, err
@@ -119,7 +119,7 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 	err := from.JobResults(ctx, p.Tenant, p.Job, func(r *task.Result) error {
 		line, ok := p.lineOf(r)
 		if !ok || seen.has(line) {
-			return nil // of another version of the file
+			return nil // from another version of the file
 		}
 		seen.set(line)
 		s.Written++
@@ -149,7 +149,7 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 	return s, out.Flush()
 }
 
-// lineOf finds the line that a result belongs to.
+// lineOf returns the line of a result's task.
 func (p *Plan) lineOf(r *task.Result) (int, bool) {
 	if line, ok := p.own[r.Key().Hash()]; ok {
 		return line, true
@@ -177,7 +177,7 @@ type outError struct {
 	Message string `json:"message"`
 }
 
-// httpError is the body that OpenAI's API has for an error.
+// httpError is the body of an error in OpenAI's API.
 type httpError struct {
 	Error struct {
 		Message string  `json:"message"`
@@ -187,7 +187,7 @@ type httpError struct {
 	} `json:"error"`
 }
 
-// encodeLine writes a result and the end of its line.
+// encodeLine writes a result and a line end.
 func encodeLine(w *bytes.Buffer, r *task.Result, openAI bool) error {
 	var v any = r
 	if openAI {
@@ -201,9 +201,8 @@ func encodeLine(w *bytes.Buffer, r *task.Result, openAI bool) error {
 	return nil
 }
 
-// OpenAILine is a result as a line of OpenAI's batch output: an answer, also one
-// that says what is wrong with the request, is a response; without any, error
-// says why.
+// OpenAILine converts a result to a line of OpenAI's batch output: an HTTP answer, even
+// one that reports an invalid request, is a response; without one, error says why.
 func OpenAILine(r *task.Result) any {
 	h := r.Key().Hash()
 	l := outLine{ID: "batch_req_" + hex.EncodeToString(h[:12]), CustomID: r.CustomID}
@@ -228,8 +227,8 @@ func OpenAILine(r *task.Result) any {
 	return l
 }
 
-// errorBody is the device's own words when they have the usual shape, and the
-// reason in that shape otherwise.
+// errorBody returns the device's answer if it has OpenAI's shape of an error, else the
+// reason in that shape.
 func errorBody(r *task.Result) json.RawMessage {
 	var shape struct {
 		Error json.RawMessage `json:"error"`
@@ -244,7 +243,7 @@ func errorBody(r *task.Result) json.RawMessage {
 		e.Error.Type = "invalid_request_error"
 	}
 	b, err := json.Marshal(e)
-	if err != nil { // texts only: it cannot be
+	if err != nil { // cannot happen: it has only strings
 		return json.RawMessage(`{"error":{"message":"","type":"server_error","param":null,"code":null}}`)
 	}
 	return b
@@ -257,8 +256,7 @@ func reason(r *task.Result) (code, message string) {
 	return string(r.Error.Class), r.Error.Message
 }
 
-// spooled is lines put down in any order, in a temporary file, and where each
-// of them is.
+// spooled is lines written to a temporary file in any order, and where each of them is.
 type spooled struct {
 	f   *os.File
 	w   *bufio.Writer
@@ -274,7 +272,7 @@ type span struct {
 func newSpooled() (*spooled, error) {
 	f, err := os.CreateTemp("", "batchyard-results-*")
 	if err != nil {
-		return nil, fmt.Errorf("putting results in order: %w", err)
+		return nil, fmt.Errorf("sorting results: %w", err)
 	}
 	return &spooled{f: f, w: bufio.NewWriterSize(f, 256<<10)}, nil
 }
@@ -286,21 +284,21 @@ func (s *spooled) put(line int, b []byte) error {
 	s.at[line] = span{s.end, int32(len(b))}
 	s.end += int64(len(b))
 	if _, err := s.w.Write(b); err != nil {
-		return fmt.Errorf("putting results in order in %s: %w", filepath.Base(s.f.Name()), err)
+		return fmt.Errorf("sorting results in %s: %w", filepath.Base(s.f.Name()), err)
 	}
 	return nil
 }
 
 func (s *spooled) writeTo(w io.Writer) error {
 	if err := s.w.Flush(); err != nil {
-		return fmt.Errorf("putting results in order in %s: %w", filepath.Base(s.f.Name()), err)
+		return fmt.Errorf("sorting results in %s: %w", filepath.Base(s.f.Name()), err)
 	}
 	for _, p := range s.at {
 		if p.n == 0 {
 			continue
 		}
 		if _, err := io.Copy(w, io.NewSectionReader(s.f, p.from, int64(p.n))); err != nil {
-			return fmt.Errorf("putting results in order: %w", err)
+			return fmt.Errorf("sorting results: %w", err)
 		}
 	}
 	return nil

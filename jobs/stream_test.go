@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestOutputThatIsNoFile writes into a named pipe, which has to be one afterwards.
-func TestOutputThatIsNoFile(t *testing.T) {
+// TestOutputToAPipe writes to a named pipe, which must stay one.
+func TestOutputToAPipe(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	path := write(t, strings.Repeat(`{"model":"m","input":{}}`+"\n", 3))

@@ -9,24 +9,24 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Submitter takes tasks in: a producer, or a client of the API. It returns nil
-// when they are durable. Submitting the same tasks again must be harmless.
+// Submitter submits tasks: a producer, or a client of the API. It returns nil once they
+// are durable. Submitting the same tasks again must be harmless.
 type Submitter interface {
 	Submit(ctx context.Context, tasks []*task.Task) error
 }
 
-// Submit submits the plan's tasks in chunks, several in flight. progress hears
-// how many more tasks are in; it may be nil and is called by one goroutine at a
-// time. After an error some tasks are in: submitting the plan again is safe.
+// Submit submits the plan's tasks in chunks, several in flight. progress, if not nil, is
+// called with the number of tasks in each chunk that was submitted, by one goroutine at a
+// time. After an error some tasks have been submitted; submitting the plan again is safe.
 func (p *Plan) Submit(ctx context.Context, to Submitter, progress func(tasks int)) error {
 	cfg := p.options.Config
-	// A group's context ends with the first error; so does the reading.
+	// The group's context ends with the first error, and so does reading.
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cfg.Concurrency)
 	in := make(chan int, cfg.Concurrency)
-	told := make(chan struct{})
+	reported := make(chan struct{})
 	go func() {
-		defer close(told)
+		defer close(reported)
 		for n := range in {
 			if progress != nil {
 				progress(n)
@@ -38,7 +38,7 @@ func (p *Plan) Submit(ctx context.Context, to Submitter, progress func(tasks int
 	send := func() {
 		tasks := chunk
 		chunk, size = make([]*task.Task, 0, cfg.ChunkTasks), 0
-		g.Go(func() error { // blocks while enough are on their way
+		g.Go(func() error { // blocks while enough chunks are in flight
 			if err := to.Submit(gctx, tasks); err != nil {
 				return fmt.Errorf("submitting %d tasks of %s: %w", len(tasks), p.Path, err)
 			}
@@ -62,7 +62,7 @@ func (p *Plan) Submit(ctx context.Context, to Submitter, progress func(tasks int
 	}
 	err := g.Wait()
 	close(in)
-	<-told
+	<-reported
 	if err != nil {
 		return err
 	}

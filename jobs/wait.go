@@ -8,13 +8,13 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Counts is how far a job is.
+// Counts is the progress of a job.
 type Counts struct {
 	Total   int // tasks of the job
 	ByState map[task.State]int64
 }
 
-// Done is how many tasks have ended.
+// Done returns how many tasks have finished.
 func (c Counts) Done() (n int) {
 	for s, k := range c.ByState {
 		if s.Terminal() {
@@ -24,9 +24,9 @@ func (c Counts) Done() (n int) {
 	return n
 }
 
-// Wait looks at the counts whenever look fires, until every task of the plan has
-// ended or ctx does. progress hears each count; an error of counts is told to it
-// too and is no reason to stop: Postgres may be away for a while.
+// Wait calls counts whenever look fires, until every task of the plan has finished or ctx
+// ends. progress, if not nil, gets each count. It gets errors of counts, too; they do not
+// end the wait, because Postgres may be away for a while.
 func (p *Plan) Wait(ctx context.Context, counts func(context.Context) (map[task.State]int64, error), look <-chan time.Time, progress func(Counts, error)) (Counts, error) {
 	c := Counts{Total: p.Tasks}
 	for {
@@ -42,7 +42,7 @@ func (p *Plan) Wait(ctx context.Context, counts func(context.Context) (map[task.
 		}
 		select {
 		case <-ctx.Done():
-			return c, fmt.Errorf("waiting for job %s, %d of %d tasks have ended: %w", p.Job, c.Done(), c.Total, ctx.Err())
+			return c, fmt.Errorf("waiting for job %s, %d of %d tasks have finished: %w", p.Job, c.Done(), c.Total, ctx.Err())
 		case <-look:
 		}
 	}

@@ -1,6 +1,6 @@
-// Package migrations holds the schema of Batchyard's Postgres database as
-// numbered SQL files, which are part of the program, and brings a database to
-// the version that the program needs.
+// Package migrations contains the schema of Batchyard's Postgres database as numbered SQL
+// files, embedded into the program, and migrates a database to the version that the
+// program needs.
 //
 // A number is never reused, and a file that was released never changes. Each
 // file runs in one transaction: if the process dies half way, the database is

@@ -20,10 +20,10 @@ import (
 //go:embed sql/*.sql
 var files embed.FS
 
-// table is where the applied versions are kept.
+// table is the table of applied versions.
 const table = "batchyard_schema"
 
-// lockKey is the advisory lock that lets one process migrate at a time.
+// lockKey is the advisory lock that serialises migrations.
 const lockKey = 0x62617463680001
 
 // Migration is one numbered step.
@@ -38,8 +38,7 @@ type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// Up applies every migration that is missing. When it fails, those before the
-// one that failed stay applied.
+// Up applies all missing migrations. If one fails, those before it stay applied.
 func Up(ctx context.Context, url string) error {
 	return with(ctx, url, func(p *goose.Provider) error {
 		_, err := p.Up(ctx)
@@ -47,7 +46,7 @@ func Up(ctx context.Context, url string) error {
 	})
 }
 
-// Down takes the latest migration back, and the data that its tables hold.
+// Down reverts the latest migration and deletes the data in its tables.
 func Down(ctx context.Context, url string) error {
 	return with(ctx, url, func(p *goose.Provider) error {
 		_, err := p.Down(ctx)
@@ -58,7 +57,7 @@ func Down(ctx context.Context, url string) error {
 	})
 }
 
-// Status lists every migration and when it was applied.
+// Status returns all migrations and when each was applied.
 func Status(ctx context.Context, url string) ([]Migration, error) {
 	var out []Migration
 	err := with(ctx, url, func(p *goose.Provider) error {
@@ -78,7 +77,7 @@ func Status(ctx context.Context, url string) ([]Migration, error) {
 	return out, err
 }
 
-// Needed is the version that this program needs: the highest it contains.
+// Needed returns the schema version that this program needs: the highest it contains.
 func Needed() int64 {
 	sub, err := fs.Sub(files, "sql")
 	if err != nil {
@@ -95,7 +94,7 @@ func Needed() int64 {
 	return highest
 }
 
-// Version is the version of the database's schema; 0 when it has none.
+// Version returns the version of the database's schema; 0 if it has none.
 func Version(ctx context.Context, db Querier) (int64, error) {
 	var v int64
 	err := db.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM `+table+` WHERE is_applied`).Scan(&v)
@@ -108,8 +107,8 @@ func Version(ctx context.Context, db Querier) (int64, error) {
 	return v, nil
 }
 
-// Check compares the database's schema with what this program needs. Its error
-// is one line with the remedy.
+// Check compares the database's schema with what this program needs. The error is one line
+// with the remedy.
 func Check(ctx context.Context, db Querier) error {
 	have, err := Version(ctx, db)
 	if err != nil {
@@ -151,13 +150,13 @@ func with(ctx context.Context, url string, do func(*goose.Provider) error) (err 
 	return nil
 }
 
-// locker waits in Postgres for its turn. The lock ends with the session, so
-// that a process which dies holds up nobody.
+// locker waits for its turn in Postgres. The lock ends with the session, so a process that
+// dies does not block others.
 type locker struct{}
 
 func (locker) SessionLock(ctx context.Context, conn *sql.Conn) error {
 	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(lockKey)); err != nil {
-		return fmt.Errorf("waiting for another migration to end: %w", err)
+		return fmt.Errorf("waiting for another migration: %w", err)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func TestUpDownUp(t *testing.T) {
 	require.ErrorContains(t, migrations.Check(t.Context(), conn), "no schema yet: run `batchyard migrate up`")
 	require.NoError(t, migrations.Up(t.Context(), url))
 	require.NoError(t, migrations.Check(t.Context(), conn))
-	require.NoError(t, migrations.Up(t.Context(), url), "a second time there is nothing to do")
+	require.NoError(t, migrations.Up(t.Context(), url), "the second time there is nothing to do")
 
 	require.NoError(t, migrations.Down(t.Context(), url))
 	require.ErrorContains(t, migrations.Check(t.Context(), conn), fmt.Sprintf("is version %d, this program needs %d: run `batchyard migrate up`", migrations.Needed()-1, migrations.Needed()))
@@ -56,7 +56,7 @@ func TestUpDownUp(t *testing.T) {
 	require.NoError(t, migrations.Check(t.Context(), conn))
 }
 
-func TestANewerSchemaIsTold(t *testing.T) {
+func TestNewerSchemaIsReported(t *testing.T) {
 	t.Parallel()
 	url := testenv.Get(t).Database(t)
 	require.NoError(t, migrations.Up(t.Context(), url))
@@ -66,7 +66,7 @@ func TestANewerSchemaIsTold(t *testing.T) {
 	require.ErrorContains(t, migrations.Check(t.Context(), conn), fmt.Sprintf("is version 999, this program knows %d: update batchyard", migrations.Needed()))
 }
 
-func TestSeveralMigrateAtOnce(t *testing.T) {
+func TestConcurrentMigrations(t *testing.T) {
 	t.Parallel()
 	url := testenv.Get(t).Database(t)
 	var wg sync.WaitGroup
@@ -142,7 +142,7 @@ func TestEverythingHasAComment(t *testing.T) {
 	require.Empty(t, missing)
 }
 
-func TestThePartitionOfADayTakesWhatTheDefaultOneHeld(t *testing.T) {
+func TestNewPartitionTakesRowsFromTheDefault(t *testing.T) {
 	t.Parallel()
 	url := testenv.Get(t).Database(t)
 	require.NoError(t, migrations.Up(t.Context(), url))
@@ -163,7 +163,7 @@ func TestThePartitionOfADayTakesWhatTheDefaultOneHeld(t *testing.T) {
 	require.Equal(t, []int{2, 2}, []int{day, rest})
 }
 
-func TestADayIsDroppedWithItsRunsNoted(t *testing.T) {
+func TestDroppingADayRecordsItsRuns(t *testing.T) {
 	t.Parallel()
 	url := testenv.Get(t).Database(t)
 	require.NoError(t, migrations.Up(t.Context(), url))
@@ -173,12 +173,13 @@ func TestADayIsDroppedWithItsRunsNoted(t *testing.T) {
 		_, err := conn.Exec(t.Context(), sql, args...)
 		require.NoError(t, err)
 	}
-	for _, made := range []bool{true, false} { // in a partition, and in the default one
+	for _, made := range []bool{true, false} { // in a partition of its own, and in the default one
 		exec("TRUNCATE audit_log, audit_dropped")
 		if made {
 			exec("SELECT batchyard_make_audit_partition('2026-01-31')")
 		}
-		// Rows 1, 2, 4, 5, 6 of one chain, where 6 does not follow 5; 7 of another; one that is in none.
+		// Rows 1, 2, 4, 5, 6 of one chain, where 6 does not follow 5; row 7 of another;
+		// one outside any chain.
 		for i, r := range []struct {
 			part      int
 			seq       any
@@ -202,7 +203,7 @@ func TestADayIsDroppedWithItsRunsNoted(t *testing.T) {
 		require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM audit_log").Scan(&left))
 		require.Equal(t, 1, left)
 	}
-	// Days that may still be written to are not dropped.
+	// A day that may still get rows is not dropped.
 	_, err := conn.Exec(t.Context(), "SELECT batchyard_drop_audit_partition((now() AT TIME ZONE 'UTC')::date - 1)")
 	require.ErrorContains(t, err, "ended less than 24 hours ago")
 	exec("SELECT batchyard_drop_audit_partition((now() AT TIME ZONE 'UTC')::date - 2)")

@@ -7,13 +7,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Roles are the roles that logins are granted; docs/sql.md says what each may.
-// A migration that adds tables or views for them ends with
-// SELECT batchyard_grant_roles().
+// Roles are the roles to grant to logins; docs/sql.md describes their privileges. A
+// migration that adds tables or views for them ends with SELECT batchyard_grant_roles().
 var Roles = []string{"batchyard_recorder", "batchyard_callbacks", "batchyard_api", "batchyard_auditor", "batchyard_reader"}
 
-// MissingRoles are those of the roles that the cluster does not have, because
-// who migrated may not create roles.
+// MissingRoles returns the roles that do not exist, because the user who migrated may not
+// create roles.
 func MissingRoles(ctx context.Context, url string) ([]string, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {

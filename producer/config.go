@@ -7,7 +7,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Config bounds what is taken in.
+// Config limits what the producer accepts. Zero fields mean their defaults.
 type Config struct {
 	MaxInput    int64         `yaml:"max_input" default:"1MiB" unit:"bytes" min:"1024" max:"4194304" doc:"Maximum size of a task's input."`
 	MaxTasks    int           `yaml:"max_tasks" default:"1000" unit:"tasks" min:"1" max:"100000" doc:"Maximum number of tasks per submit."`

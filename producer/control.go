@@ -12,16 +12,16 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// ErrNoRedis says that a change could not be told to the routers.
-var ErrNoRedis = errors.New("Redis did not take the change") //nolint:staticcheck // a name
+// ErrNoRedis reports that a change could not be saved in Redis, so no router learns of it.
+var ErrNoRedis = errors.New("Redis did not save the change") //nolint:staticcheck // a name
 
-// Standing is where a task ranks: among which, and how high.
+// Standing is a task's priority and level.
 type Standing struct {
 	Priority task.Priority `json:"priority"`
 	Level    int           `json:"level"`
 }
 
-// With is the standing after a change.
+// With returns the standing after a change.
 func (s Standing) With(c device.Repriority) Standing {
 	if c.Priority != "" {
 		s.Priority = c.Priority
@@ -32,12 +32,11 @@ func (s Standing) With(c device.Repriority) Standing {
 	return s
 }
 
-// Rerank asks for a waiting task to go earlier or later. The event that says who
-// asked is written first: were it the other way round, dying in between would
-// leave a change that nobody recorded. It returns nil once all in-sync replicas
-// have the event and Redis the mark, which routers take up at once or when they
-// read the task. An error that is [ErrNoRedis] means that nothing has changed,
-// and a second event says so. from is how it stood, as far as anybody knows.
+// Rerank changes the priority or level of a waiting task. The event that says who asked is written
+// first, so that no change goes unrecorded if the process dies in between. It returns nil once all
+// in-sync replicas have the event, and Redis has the override. Routers apply it at once, or when
+// they read the task. [ErrNoRedis] means that nothing has changed; a second event says so. from is
+// what the task has now, as far as it is known.
 func (p *Producer) Rerank(ctx context.Context, r *Recent, from Standing, change device.Repriority, o task.Origin) error {
 	change.Key = r.Key()
 	to := from.With(change)
@@ -51,19 +50,20 @@ func (p *Producer) Rerank(ctx context.Context, r *Recent, from Standing, change 
 		return fmt.Errorf("changing the priority of task %s: %w", r.Key(), err)
 	}
 	e.Detail = detail
-	return p.carry(ctx, "changing the priority of task "+r.Key().String(), func(ctx context.Context) error { return p.rerank(ctx, change, e) })
+	return p.runToEnd(ctx, "changing the priority of task "+r.Key().String(), func(ctx context.Context) error { return p.reprioritize(ctx, change, e) })
 }
 
-func (p *Producer) rerank(ctx context.Context, change device.Repriority, e task.Event) error {
+// reprioritize writes the event and then the override.
+func (p *Producer) reprioritize(ctx context.Context, change device.Repriority, e task.Event) error {
 	if p.cancels == nil {
 		return ErrNoRedis
 	}
 	if err := p.put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil {
-		return fmt.Errorf("writing that task %s changes its priority to Kafka: %w", change.Key, err)
+		return fmt.Errorf("writing the event of a new priority of task %s to Kafka: %w", change.Key, err)
 	}
-	marking, cancel := context.WithTimeout(ctx, markWait)
+	within, cancel := context.WithTimeout(ctx, overrideTimeout)
 	defer cancel()
-	err := p.cancels.Rerank(marking, change)
+	err := p.cancels.Rerank(within, change)
 	if err == nil {
 		return nil
 	}
@@ -71,27 +71,48 @@ func (p *Producer) rerank(ctx context.Context, change device.Repriority, e task.
 	return errors.Join(ErrNoRedis, err, p.put(ctx, stream.Unit{Events: []task.Event{e}}))
 }
 
-// markWait bounds how long a change waits for Redis, without which it is none.
-const markWait = 3 * time.Second
+// overrideTimeout bounds how long a change waits for Redis, without which there is no change.
+const overrideTimeout = 3 * time.Second
 
-// RecordNow writes an event as [Producer.Record] does, and returns once all
-// in-sync replicas have it.
-func (p *Producer) RecordNow(ctx context.Context, e task.Event, detail any) error {
-	if detail != nil {
-		if b, err := json.Marshal(detail); err == nil && len(b) <= task.MaxDetail {
-			e.Detail = b
-		}
+// Cancel cancels a task. It writes an event that says who asked, and a CANCELLED result, which is the
+// task's result unless another came first. Then it notifies the stage that holds the task. It
+// returns nil once all in-sync replicas have the result.
+func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
+	now := time.Now().UTC()
+	res := &task.Result{
+		TaskID: r.ID, Tenant: r.Tenant, State: task.Cancelled, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority,
+		Job: r.Job, CustomID: r.CustomID, Labels: r.Labels, Callback: r.Callback, TraceID: r.TraceID,
+		SubmittedAt: r.SubmittedAt, FinishedAt: now,
+		Error: &task.Error{Class: task.ClassCancelled, Message: "the task was cancelled on request"},
 	}
-	if e.Time.IsZero() {
-		e.Time = time.Now().UTC()
+	msg, err := stream.ResultMessage(res)
+	if err != nil {
+		return err
 	}
-	if e.ActorID == "" {
-		e.ActorID = p.actor
+	asked := task.Event{
+		Time: now, Action: task.TaskCancelAsked, Outcome: task.OutcomeOK, Tenant: r.Tenant,
+		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
+		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, Job: r.Job, TraceID: r.TraceID, Model: r.Model,
 	}
-	return p.carry(ctx, "recording "+string(e.Action), func(ctx context.Context) error {
-		if err := p.put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil {
-			return fmt.Errorf("recording %s: %w", e.Action, err)
-		}
+	return p.runToEnd(ctx, "cancelling task "+r.Key().String(), func(ctx context.Context) error { return p.cancel(ctx, r.Key(), msg, asked) })
+}
+
+// cancel writes the event, the result, and the override.
+func (p *Producer) cancel(ctx context.Context, k task.Key, msg stream.Message, asked task.Event) error {
+	p.metrics.Producer.CancelsAsked.Inc()
+	// The event first, so that no cancelled result goes unexplained if the process dies in between.
+	if err := p.put(ctx, stream.Unit{Events: []task.Event{asked}}); err != nil {
+		return fmt.Errorf("writing the event of cancelling task %s to Kafka: %w", k, err)
+	}
+	if err := p.put(ctx, stream.Unit{Messages: []stream.Message{msg}}); err != nil {
+		return fmt.Errorf("writing the result of cancelled task %s to Kafka: %w", k, err)
+	}
+	if p.cancels == nil {
 		return nil
-	})
+	}
+	// Without Redis the task still ends as CANCELLED; only the work is wasted.
+	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.cancels.Mark(ctx, k) }); err != nil {
+		p.logger.Warn("a cancelled task may still run", "tenant", k.Tenant, "task_id", k.ID, "error", err)
+	}
+	return nil
 }

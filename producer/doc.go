@@ -1,26 +1,31 @@
-// Package producer takes tasks in: it validates them, writes them to the log,
-// and answers once all in-sync replicas have them.
+// Package producer accepts tasks: it validates them, writes them to Kafka, and answers once all
+// in-sync replicas have them.
 //
-// # What happens to a submit
+// # Path of a submit
 //
 //	validate all ──▶ write the tasks ──▶ write task.accepted ──▶ remember ──▶ nil
 //	     │                 │                     │
 //	     ▼                 ▼                     ▼
 //	*RefusedError      outcome unknown       tasks are in; the events follow
 //
-// All or nothing is refused: when one task of a submit is wrong, none is written.
-// The tasks are written before the events that say they were accepted, so that no
-// event tells of a task that is not there. Once begun, a submit is carried through
-// even when the one who asked is gone: that the context ended means only that the
-// answer is not known.
+// A submit is accepted or refused as a whole: if one task is invalid, none is written. The tasks are
+// written before the events that say they were accepted, so no event is about a task that does not
+// exist. Once started, a submit is carried out even if the caller goes away; the end of the
+// caller's context only means that the outcome is unknown to it.
 //
-// When the process dies between the two writes, the submit was not answered; its
-// tasks run all the same, and their way in the audit log begins with task.queued.
-// Submitting again with the same ids is the same tasks.
+// If the process dies between the two writes, the submit was not answered. Its tasks run anyway, and
+// in the audit log they begin with task.queued. Submitting again with the same ids is safe: they are
+// the same tasks.
 //
-// # Moments after
+// # Until Postgres knows
 //
-// The status of a task comes from Postgres, which hears of it a little later.
-// Until then [Producer.Recent] knows it: from a ring in this process and, when
-// there is a Redis, from a mark there that the other processes see too.
+// The status of a task comes from Postgres, which learns of it a little later. Until then
+// [Producer.Recent] knows the task: from a ring buffer in this process, and, if there is a Redis, from
+// a key there that the other processes see too.
+//
+// # Races
+//
+// All methods may be called from any goroutine. Close waits for what was started before it; a submit
+// that comes later gets [ErrClosed]. A cancel and a result race in Kafka: the recorder keeps the
+// first.
 package producer

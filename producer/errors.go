@@ -7,11 +7,11 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// maxRefusals bounds what one answer lists.
+// maxRefusals bounds how many refusals an error lists.
 const maxRefusals = 20
 
-// ErrClosed says that the producer takes nothing any more.
-var ErrClosed = errors.New("the producer is closed: this process is stopping; submit again to another or later")
+// ErrClosed reports that the producer is closed.
+var ErrClosed = errors.New("the producer is closed because this process is stopping: submit to another process, or again later")
 
 // Refusal is what is wrong with one task of a submit.
 type Refusal struct {
@@ -19,10 +19,10 @@ type Refusal struct {
 	Err   *task.FieldError
 }
 
-// RefusedError says what is wrong with the tasks of a submit. None was written.
+// RefusedError lists the invalid tasks of a submit. No task of it was written.
 type RefusedError struct {
-	Refusals []Refusal // the first ones
-	More     int       // how many more tasks are wrong
+	Refusals []Refusal // of the first invalid tasks
+	More     int       // how many more tasks are invalid
 }
 
 func (e *RefusedError) Error() string {

@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// FuzzParseRecent: another program may write where the marks are.
+// Another program may write to the keys of recent tasks.
 func FuzzParseRecent(f *testing.F) {
 	b, err := json.Marshal(recentOf(&task.Task{ID: "a", Tenant: "t", Model: "m", Labels: map[string]string{"a": "b"}, Callback: &task.Callback{URL: "http://u"}}))
 	require.NoError(f, err)

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // bench is a producer on a real broker and an embedded Redis.
 type bench struct {
 	*Producer
-	log *stream.Log
+	client *stream.Log
 	rdb redis.UniversalClient
 	cfg stream.Config
 }
@@ -37,25 +37,25 @@ func newBench(t *testing.T, cfg Config) *bench {
 	sc := stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 3, Replication: 1}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	log, err := stream.Open(ctx, sc, nil, metrics.New(nil))
+	client, err := stream.Open(ctx, sc, nil, metrics.New(nil))
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, log.Close()) })
-	_, err = log.CreateTopics(ctx)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	_, err = client.CreateTopics(ctx)
 	require.NoError(t, err)
 	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{miniredis.RunT(t).Addr()}})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	p := New(Deps{Log: log, Redis: rdb, Cancels: device.NewCancels(rdb, device.Config{}, ""), Name: "producer@test"}, cfg)
+	p := New(cfg, Deps{Log: client, Redis: rdb, Cancels: device.NewCancels(rdb, device.Config{}, ""), Instance: "producer@test"})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		require.NoError(t, p.Close(ctx))
 	})
-	return &bench{Producer: p, log: log, rdb: rdb, cfg: sc}
+	return &bench{Producer: p, client: client, rdb: rdb, cfg: sc}
 }
 
 func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
 	t.Helper()
-	require.NoError(t, b.log.Scan(t.Context(), topic, func(r *stream.Record) error {
+	require.NoError(t, b.client.Scan(t.Context(), topic, func(r *stream.Record) error {
 		out = append(out, r)
 		return nil
 	}))
@@ -105,13 +105,13 @@ func TestSubmitWritesTasksAndEvents(t *testing.T) {
 		require.Equal(t, int64(15), e.InputSize)
 	}
 
-	// Remembered here, and by another process through Redis, and not for ever.
+	// Remembered here, and by other processes through Redis.
 	key := task.Key{Tenant: task.DefaultTenant, ID: "a"}
 	r, ok, err := b.Recent(t.Context(), key)
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, "m", r.Model)
-	other := marks{rdb: b.rdb, ttl: time.Minute}
+	other := recentIndex{rdb: b.rdb, ttl: time.Minute}
 	got, ok, err := other.get(t.Context(), key)
 	require.NoError(t, err)
 	require.True(t, ok)
@@ -121,7 +121,7 @@ func TestSubmitWritesTasksAndEvents(t *testing.T) {
 	require.False(t, ok, "another tenant's task of the same id is another task")
 }
 
-func TestOneBadTaskRefusesAll(t *testing.T) {
+func TestOneInvalidTaskRefusesTheSubmit(t *testing.T) {
 	b := newBench(t, Config{MaxTasks: 5})
 	bad := newTask("x")
 	bad.Model = ""
@@ -160,9 +160,8 @@ func TestRefusalsAreBounded(t *testing.T) {
 	require.Equal(t, 80, refused.More)
 }
 
-// Those who asked go away at any moment; what was begun is carried through, all
-// tasks with their events.
-func TestSubmitIsCarriedThrough(t *testing.T) {
+// Callers go away at any moment; submits that were started are carried out, tasks and events.
+func TestAStartedSubmitIsCarriedOut(t *testing.T) {
 	b := newBench(t, Config{})
 	var wg sync.WaitGroup
 	for i := range 40 {
@@ -213,18 +212,18 @@ func TestCancel(t *testing.T) {
 	require.Equal(t, []bool{true}, marked)
 }
 
-// Redis away: submits go on, and this process still knows what it took in.
+// Without Redis, submits work, and this process remembers its own.
 func TestSubmitWithoutRedis(t *testing.T) {
 	b := newBench(t, Config{RecentTTL: time.Minute})
 	dead := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{"127.0.0.1:1"}, MaxRetries: -1})
 	defer dead.Close()
-	b.marks.rdb = dead
+	b.shared.rdb = dead
 	require.NoError(t, b.Submit(t.Context(), []*task.Task{newTask("a")}, task.Origin{}))
 	_, ok, err := b.Recent(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "a"})
 	require.NoError(t, err)
 	require.True(t, ok)
 	_, ok, err = b.Recent(t.Context(), task.Key{Tenant: task.DefaultTenant, ID: "unknown"})
-	require.Error(t, err, "nobody can tell")
+	require.Error(t, err, "only Redis could know")
 	require.False(t, ok)
 }
 
@@ -234,7 +233,7 @@ func TestRingForgetsTheOldest(t *testing.T) {
 		tk := newTask(fmt.Sprint(i))
 		tk.Normalize(time.Now())
 		r.put([]*task.Task{tk})
-		r.put([]*task.Task{tk}) // again is no second place
+		r.put([]*task.Task{tk}) // the same task takes one slot
 	}
 	for i := range 5 {
 		_, ok := r.get(task.Key{Tenant: task.DefaultTenant, ID: fmt.Sprint(i)})

@@ -15,8 +15,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Recent is what is known of a task from its submit alone: it is accepted and
-// PENDING, or further, which only Postgres can tell.
+// Recent is what is known about a task from its submit alone. It is PENDING or further; only Postgres
+// knows.
 type Recent struct {
 	ID          string            `json:"task_id"`
 	Tenant      string            `json:"tenant"`
@@ -44,8 +44,8 @@ func recentOf(t *task.Task) Recent {
 	}
 }
 
-// ring remembers the last so many tasks: a new one takes the place of the
-// oldest. It holds no input, so its memory is small and bounded.
+// ring remembers the most recent tasks; a new one replaces the oldest. It holds no inputs, so its
+// memory is small and bounded.
 type ring struct {
 	mu    sync.Mutex
 	at    map[[16]byte]int
@@ -87,22 +87,22 @@ func (r *ring) get(k task.Key) (Recent, bool) {
 	return r.slots[i], true
 }
 
-// marks are the same in Redis, for the other processes. They may be forgotten.
-type marks struct {
-	rdb    redis.UniversalClient // nil: no marks
+// recentIndex shares recent tasks with other processes through Redis, which may lose them.
+type recentIndex struct {
+	rdb    redis.UniversalClient // nil: nothing is shared
 	ttl    time.Duration
 	prefix string
 }
 
-func (m *marks) key(k task.Key) string {
+func (m *recentIndex) key(k task.Key) string {
 	h := k.Hash()
 	return m.prefix + "recent:" + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
-// kept reports whether marks are written at all.
-func (m *marks) kept() bool { return m.rdb != nil && m.ttl > 0 }
+// enabled reports whether tasks are shared.
+func (m *recentIndex) enabled() bool { return m.rdb != nil && m.ttl > 0 }
 
-func (m *marks) put(ctx context.Context, tasks []*task.Task) error {
+func (m *recentIndex) put(ctx context.Context, tasks []*task.Task) error {
 	pipe := m.rdb.Pipeline()
 	for _, t := range tasks {
 		b, err := json.Marshal(recentOf(t))
@@ -117,8 +117,8 @@ func (m *marks) put(ctx context.Context, tasks []*task.Task) error {
 	return nil
 }
 
-func (m *marks) get(ctx context.Context, k task.Key) (Recent, bool, error) {
-	if !m.kept() {
+func (m *recentIndex) get(ctx context.Context, k task.Key) (Recent, bool, error) {
+	if !m.enabled() {
 		return Recent{}, false, nil
 	}
 	b, err := m.rdb.Get(ctx, m.key(k)).Bytes()
@@ -130,16 +130,31 @@ func (m *marks) get(ctx context.Context, k task.Key) (Recent, bool, error) {
 	}
 	r, ok := parseRecent(b)
 	if !ok || r.Key() != k {
-		return Recent{}, false, nil // not ours: as good as forgotten
+		return Recent{}, false, nil // not ours: ignore it
 	}
 	return r, true, nil
 }
 
-// parseRecent reads a mark; another program may have written it.
+// parseRecent decodes a value of Redis, which another program may have written.
 func parseRecent(b []byte) (r Recent, ok bool) {
 	const most = 64 << 10
 	if len(b) > most || bytes.Count(b, []byte(",")) > 8*task.MaxLabels+64 {
 		return Recent{}, false
 	}
 	return r, json.Unmarshal(b, &r) == nil
+}
+
+// Recent returns a task that was submitted recently. ok is false when the task is not remembered, which
+// does not mean that it does not exist. An error means that Redis could not be asked.
+func (p *Producer) Recent(ctx context.Context, k task.Key) (r *Recent, ok bool, err error) {
+	if r, ok := p.recent.get(k); ok {
+		p.metrics.Producer.RecentHits.Inc()
+		return &r, true, nil
+	}
+	got, ok, err := p.shared.get(ctx, k)
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	p.metrics.Producer.RecentHits.Inc()
+	return &got, true, nil
 }

@@ -239,7 +239,7 @@ func (s *scheduler) observe() {
 	m := s.deps.Metrics.Router
 	silent := 0
 	for d, used := range s.decider.Devices() {
-		if d.Silent() {
+		if d.Silent {
 			silent++
 		}
 		m.CreditsHeld.WithLabelValues(d.ID).Set(float64(used))

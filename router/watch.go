@@ -139,7 +139,7 @@ func (s *scheduler) reportSilent(ctx context.Context, ds []device.Device, report
 	known := make(map[string]bool, len(ds))
 	for _, d := range ds {
 		known[d.ID] = true
-		if d.Silent() && !reported[d.ID].Equal(d.At) {
+		if d.Silent && !reported[d.ID].Equal(d.At) {
 			silent = append(silent, d)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
-// FuzzParseCursor: a cursor comes from whoever lists tasks.
+// FuzzParseCursor: a cursor comes from the client.
 func FuzzParseCursor(f *testing.F) {
 	f.Add(cursor{time.Unix(1_700_000_000, 0).UTC(), "t-1"}.String())
 	f.Add("AAAAAAAAAAAA")

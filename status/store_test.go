@@ -58,7 +58,7 @@ func TestTaskWithItsResult(t *testing.T) {
 	require.Equal(t, res, row.Result, "what was written is what is read")
 }
 
-func TestPriorityIsTheLastThatWasSaid(t *testing.T) {
+func TestPriorityIsTheLastThatWasSet(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, audittest.NewPool(t))
 	s := newTestStore(t, r.Pool, Config{})
@@ -79,13 +79,13 @@ func TestPriorityIsTheLastThatWasSaid(t *testing.T) {
 	r.Record(events.Events(t, change(task.Low, task.OutcomeOK), change(task.High, task.OutcomeOK)))
 	require.Equal(t, task.High, priority())
 	r.Record(events.Events(t, change(task.Low, task.OutcomeFailed)))
-	require.Equal(t, task.High, priority(), "Redis did not take it")
+	require.Equal(t, task.High, priority(), "Redis did not accept it")
 	queued := st.Event(task.TaskQueued, 0, "")
 	queued.Priority = task.Normal
 	r.Record(events.Events(t, queued))
-	require.Equal(t, task.High, priority(), "an event that was late")
+	require.Equal(t, task.High, priority(), "a late event")
 
-	// It went to a device before the change came there: its result tells.
+	// It went to a device before the change arrived, as its result shows.
 	r.Record(results.Result(t, st.Result(task.Success, "d1")), events.Events(t, change(task.Low, task.OutcomeOK)))
 	require.Equal(t, task.Normal, priority())
 	r.Record(events.Events(t, change(task.Low, task.OutcomeOK)))
@@ -211,10 +211,10 @@ func TestTimelineIsInOrder(t *testing.T) {
 	require.Equal(t, all[0].InputSHA256, rows[0].InputSHA256)
 }
 
-func TestWaitersAreToldWhenTheirTaskEnds(t *testing.T) {
+func TestWaitersGetTheirTaskWhenItFinishes(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, audittest.NewPool(t))
-	// The safety check is far away: only notifications can tell in time.
+	// Polling is far away: only notifications can arrive in time.
 	s := newTestStore(t, r.Pool, Config{PollInterval: time.Hour})
 	results := r.Own("results", 0)
 
@@ -230,7 +230,7 @@ func TestWaitersAreToldWhenTheirTaskEnds(t *testing.T) {
 	for i := range n {
 		st := audittest.NewStory(fmt.Sprintf("t%d", i))
 		c = append(c, results.Result(t, st.Result(task.Success, "d1")))
-		for range 2 { // two wait for the same
+		for range 2 { // two wait for the same task
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
@@ -270,12 +270,12 @@ func TestWaitersSurviveALostConnection(t *testing.T) {
 	require.Eventually(t, func() bool { return listeners() == 1 }, 30*time.Second, 5*time.Millisecond)
 	_, err := r.Pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'")
 	require.NoError(t, err)
-	r.Record(results.Result(t, st.Result(task.Success, "d1"))) // perhaps while nobody listens
+	r.Record(results.Result(t, st.Result(task.Success, "d1"))) // perhaps while no connection listens
 	select {
 	case err := <-got:
 		require.NoError(t, err)
 	case <-time.After(30 * time.Second):
-		t.Fatal("nobody told")
+		t.Fatal("the wait did not end")
 	}
 }
 

@@ -19,51 +19,51 @@ func benchMessages(topic string, n, size int) []Message {
 	return msgs
 }
 
-// openWarm opens a Log whose topics take records already: a new partition is
-// led by nobody for a moment.
+// openWarm opens a Log and waits until its topics accept records: a new partition has no leader
+// for a moment.
 func openWarm(b *testing.B, cfg Config) *Log {
-	l := open(b, cfg)
+	cl := open(b, cfg)
 	for _, t := range []string{TasksNormal, Assignments, Events} {
-		require.NoError(b, l.Produce(b.Context(), benchMessages(t, 200, 10)...))
+		require.NoError(b, cl.Produce(b.Context(), benchMessages(t, 200, 10)...))
 	}
-	return l
+	return cl
 }
 
 func BenchmarkProduce(b *testing.B) {
 	cfg := testConfig(b)
 	cfg.Partitions = 12
-	l := openWarm(b, cfg)
+	cl := openWarm(b, cfg)
 	msgs := benchMessages(TasksNormal, 1000, 300)
 	b.SetBytes(300)
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := 0; i < b.N; i += len(msgs) {
-		require.NoError(b, l.Produce(b.Context(), msgs[:min(len(msgs), b.N-i)]...))
+		require.NoError(b, cl.Produce(b.Context(), msgs[:min(len(msgs), b.N-i)]...))
 	}
 }
 
-// One message after the other: what a lone submit waits for.
+// One message at a time: the latency of a single submit.
 func BenchmarkProduceOne(b *testing.B) {
-	l := openWarm(b, testConfig(b))
+	cl := openWarm(b, testConfig(b))
 	for b.Loop() {
-		require.NoError(b, l.Produce(b.Context(), Message{Topic: TasksNormal, Key: "k", Value: []byte("v")}))
+		require.NoError(b, cl.Produce(b.Context(), Message{Topic: TasksNormal, Key: "k", Value: []byte("v")}))
 	}
 }
 
 func BenchmarkConsume(b *testing.B) {
 	cfg := testConfig(b)
 	cfg.Partitions = 12
-	l := openWarm(b, cfg)
+	cl := openWarm(b, cfg)
 	msgs := benchMessages(TasksNormal, 1000, 300)
 	for i := 0; i < b.N; i += len(msgs) {
-		require.NoError(b, l.Produce(b.Context(), msgs[:min(len(msgs), b.N-i)]...))
+		require.NoError(b, cl.Produce(b.Context(), msgs[:min(len(msgs), b.N-i)]...))
 	}
 	var n atomic.Int64
 	all := make(chan struct{})
 	b.SetBytes(300)
 	b.ReportAllocs()
 	b.ResetTimer()
-	r := consume(b, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+	r := consume(b, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			rec.Done()
 		}
@@ -76,12 +76,12 @@ func BenchmarkConsume(b *testing.B) {
 	r.finish(b)
 }
 
-// Units as a stage puts them: a message and two events each.
+// Units like those of a stage: one message and two events.
 func BenchmarkOutbox(b *testing.B) {
 	cfg := testConfig(b)
 	cfg.Partitions = 12
-	l := openWarm(b, cfg)
-	o := l.NewOutbox("bench", 4096, 16<<20)
+	cl := openWarm(b, cfg)
+	o := cl.NewOutbox("bench", 4096, 16<<20)
 	all := make(chan struct{})
 	var n atomic.Int64
 	b.ReportAllocs()
@@ -105,11 +105,11 @@ func BenchmarkOutbox(b *testing.B) {
 	require.NoError(b, o.Close(b.Context()))
 }
 
-// From Produce to the handler, one at a time: a hop at light load.
-func BenchmarkHop(b *testing.B) {
-	l := openWarm(b, testConfig(b))
+// From Produce to the handler, one message at a time.
+func BenchmarkEndToEnd(b *testing.B) {
+	cl := openWarm(b, testConfig(b))
 	got := make(chan struct{}, 200)
-	r := consume(b, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+	r := consume(b, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			rec.Done()
 			got <- struct{}{}
@@ -119,7 +119,7 @@ func BenchmarkHop(b *testing.B) {
 		<-got
 	}
 	for b.Loop() {
-		require.NoError(b, l.Produce(b.Context(), Message{Topic: TasksNormal, Value: []byte("v")}))
+		require.NoError(b, cl.Produce(b.Context(), Message{Topic: TasksNormal, Value: []byte("v")}))
 		<-got
 	}
 	b.StopTimer()

@@ -9,9 +9,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestEventsOfATaskAreWhereItsResultIs compares the partition of a task's events
-// with that of its result, which is that of the id for every client of Kafka.
-func TestEventsOfATaskAreWhereItsResultIs(t *testing.T) {
+// A task's events are in the partition of its result, which every Kafka client derives from the
+// task id.
+func TestEventsShareAPartitionWithTheResult(t *testing.T) {
 	t.Parallel()
 	seen := map[int]bool{}
 	for i := range 100 {

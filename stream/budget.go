@@ -5,20 +5,19 @@ import (
 	"sync"
 )
 
-// budget bounds the records and bytes that one consumer has fetched and not
-// finished. Half of it is split evenly among the partitions, each having its
-// share for itself; the other half is for whoever comes first. So a partition
-// whose records are never done takes at most the common half and its own share.
+// budget bounds the records and bytes that one consumer has fetched and not finished. Half of it
+// is reserved in equal shares for the partitions; the other half is first come, first served. So
+// a partition whose records are never done holds at most the common half and its own share.
 type budget struct {
 	mu         sync.Mutex
 	maxRecords int64
 	maxBytes   int64
 	shares     map[*share]struct{}
-	ownRecords int64 // of each partition
+	ownRecords int64 // reserved for each partition
 	ownBytes   int64
-	records    int64 // held by all
+	records    int64 // held by all partitions
 	bytes      int64
-	common     struct{ records, bytes int64 } // of these, beyond the shares
+	common     struct{ records, bytes int64 } // of those, beyond the shares
 	waiters    int                            // partitions that wait for room
 }
 
@@ -33,8 +32,8 @@ func newBudget(maxRecords int, maxBytes int64) *budget {
 	return &budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*share]struct{}{}}
 }
 
-// join gives a partition its share. Those of the others become smaller; what
-// they hold beyond counts as common from now on.
+// join gives a partition its share. The other shares shrink, and what their partitions hold
+// beyond them counts as common from now on.
 func (b *budget) join(s *share) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -42,7 +41,7 @@ func (b *budget) join(s *share) {
 	b.resize()
 }
 
-// leave takes everything back from a partition, also what is still in flight.
+// leave takes everything back from a partition, including its records in flight.
 func (b *budget) leave(s *share) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,7 +72,7 @@ func (b *budget) resize() {
 	}
 }
 
-// roomRecords is how many more records the partition may hold.
+// roomRecords returns how many more records the partition may hold.
 func (b *budget) roomRecords(s *share) int64 {
 	free := b.maxRecords - b.ownRecords*int64(len(b.shares)) - b.common.records
 	return max(0, b.ownRecords-s.records) + max(0, free)
@@ -95,8 +94,8 @@ func (b *budget) change(s *share, records, bytes int64) {
 	b.common.bytes += max(0, s.bytes-b.ownBytes)
 }
 
-// takeBytes reserves up to want bytes, waiting until there is room for at least
-// some, and returns how many.
+// takeBytes waits until there is room for a useful number of bytes, reserves up to want, and
+// returns how many.
 func (b *budget) takeBytes(ctx context.Context, s *share, want int64) (int64, error) {
 	for {
 		b.mu.Lock()
@@ -117,8 +116,8 @@ func (b *budget) takeBytes(ctx context.Context, s *share, want int64) (int64, er
 	}
 }
 
-// adjustBytes adds to or gives back from what the partition holds; it may go
-// beyond the room: a record that is larger than all of it has to be read too.
+// adjustBytes adds to what the partition holds, or gives back if negative. It may exceed the
+// budget, because a record larger than the whole budget has to be read too.
 func (b *budget) adjustBytes(s *share, by int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -131,7 +130,7 @@ func (b *budget) adjustBytes(s *share, by int64) {
 	}
 }
 
-// takeRecords reserves up to want records, waiting until there is room for one.
+// takeRecords waits until there is room for a record, reserves up to want, and returns how many.
 func (b *budget) takeRecords(ctx context.Context, s *share, want int) (int, error) {
 	for {
 		b.mu.Lock()
@@ -151,7 +150,7 @@ func (b *budget) takeRecords(ctx context.Context, s *share, want int) (int, erro
 	}
 }
 
-// release gives back what a finished record held.
+// release gives back the share of a finished record.
 func (b *budget) release(s *share, records, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -170,8 +169,8 @@ func (b *budget) wait(s *share) chan struct{} {
 	return s.waiting
 }
 
-// wakeAll lets those who wait look again. There are at most as many as
-// partitions, and only when the budget is used up.
+// wakeAll makes the waiters check again. There is at most one per partition, and only when the
+// budget is used up.
 func (b *budget) wakeAll() {
 	if b.waiters == 0 {
 		return
@@ -185,7 +184,7 @@ func (b *budget) wakeAll() {
 	}
 }
 
-// held is what all partitions hold.
+// held returns what all partitions hold.
 func (b *budget) held() (records, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

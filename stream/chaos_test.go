@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// finisher finishes records in random order, in a goroutine of its own.
+// finisher finishes records in random order, in its own goroutine.
 type finisher struct {
 	in chan *Record
 	wg sync.WaitGroup
@@ -64,26 +64,26 @@ func (f *finisher) close() {
 	f.wg.Wait()
 }
 
-func committedOffsets(t testing.TB, l *Log, group, topic string, n int) map[int]int64 {
+func committedOffsets(t testing.TB, cl *Log, group, topic string, n int) map[int]int64 {
 	out := map[int]int64{}
 	for id := range n {
-		offset, _, err := l.committed(until(t), l.GroupID(group, topic), topic, id)
+		offset, _, err := cl.committed(until(t), cl.GroupID(group, topic), topic, id)
 		require.NoError(t, err)
 		out[id] = offset
 	}
 	return out
 }
 
-// watchCommits reads the committed offsets again and again until stop is
-// called, which fails when one went backwards.
-func watchCommits(t testing.TB, l *Log, group, topic string, n int) (stop func()) {
+// watchCommits polls the committed offsets until stop is called. stop fails the test when an
+// offset went backwards.
+func watchCommits(t testing.TB, cl *Log, group, topic string, n int) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
 		last := map[int]int64{}
 		for ctx.Err() == nil {
 			for id := range n {
-				offset, _, err := l.committed(ctx, l.GroupID(group, topic), topic, id)
+				offset, _, err := cl.committed(ctx, cl.GroupID(group, topic), topic, id)
 				if err != nil || offset < 0 {
 					continue
 				}
@@ -102,16 +102,16 @@ func watchCommits(t testing.TB, l *Log, group, topic string, n int) (stop func()
 	}
 }
 
-func TestRestartSkipsWhatWasFinished(t *testing.T) {
+func TestRestartSkipsFinishedRecords(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	const n = 400
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, n, n)...))
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, n, n)...))
 	var mu sync.Mutex
 	finished, unfinished := map[string]bool{}, map[string]bool{}
 	got := newSeen(n)
 	cfg := ConsumerConfig{Group: "g", Topic: TasksNormal, DrainTimeout: time.Millisecond}
-	r := consume(t, l, cfg, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, cfg, func(_ context.Context, recs []*Record) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, rec := range recs {
@@ -127,13 +127,13 @@ func TestRestartSkipsWhatWasFinished(t *testing.T) {
 	})
 	receive(t, got.all, "all records")
 	r.finish(t)
-	// Two above the start of each partition: the offset, all else is in the metadata.
-	for id, offset := range committedOffsets(t, l, "g", TasksNormal, 4) {
+	// Only the first two records of each partition are below the offset; the metadata lists the rest.
+	for id, offset := range committedOffsets(t, cl, "g", TasksNormal, 4) {
 		require.Equal(t, int64(2), offset, "partition %d", id)
 	}
-	for round := range 2 { // what was not even fetched the first time is not forgotten, either
+	for round := range 2 { // a second restart must keep the list, too
 		again := newSeen(len(unfinished))
-		r = consume(t, l, cfg, func(_ context.Context, recs []*Record) {
+		r = consume(t, cl, cfg, func(_ context.Context, recs []*Record) {
 			for _, rec := range recs {
 				again.add(string(rec.Value))
 				if round == 1 {
@@ -144,10 +144,10 @@ func TestRestartSkipsWhatWasFinished(t *testing.T) {
 		receive(t, again.all, "the unfinished records")
 		r.finish(t)
 		for v := range again.count {
-			require.True(t, unfinished[v], "%s was finished and came again", v)
+			require.True(t, unfinished[v], "%s was finished and was read again", v)
 		}
 	}
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 }
@@ -157,9 +157,9 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Partitions = 6
 	cfg.SessionTimeout = shortSession()
-	l := open(t, cfg)
+	cl := open(t, cfg)
 	const n = 12000
-	stopWatching := watchCommits(t, l, "g", TasksNormal, 6)
+	stopWatching := watchCommits(t, cl, "g", TasksNormal, 6)
 	got := newSeen(n)
 	marks := map[int]chan struct{}{}
 	for i := 1; i < 6; i++ {
@@ -197,7 +197,7 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	written := make(chan error, 1)
 	go func() {
 		for i := 0; i < n; i += 20 {
-			if err := l.Produce(context.Background(), numbered(TasksNormal, i, 20, 1000)...); err != nil {
+			if err := cl.Produce(context.Background(), numbered(TasksNormal, i, 20, 1000)...); err != nil {
 				written <- err
 				return
 			}
@@ -211,7 +211,7 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	receive(t, marks[3*n/6], "half")
 	a.r.finish(t)
 	receive(t, marks[4*n/6], "two thirds")
-	b.l.conns.closeAll() // killed: it says nothing more to anybody
+	b.l.conns.closeAll() // killed: it sends nothing more
 	receive(t, marks[5*n/6], "five sixths")
 	d := start()
 	require.NoError(t, receive(t, written, "the writer"))
@@ -224,24 +224,24 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 		m.f.close()
 	}
 	stopWatching()
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
-	t.Logf("%d of %d came again", repeated.Load(), n)
+	t.Logf("%d of %d records were read again", repeated.Load(), n)
 }
 
-// A partition that stays with its member goes on: its records in flight are
-// not lost, and nothing of it comes again.
-func TestNewcomersDisturbOnlyWhatTheyTake(t *testing.T) {
+// A partition that keeps its owner is not interrupted: its records in flight are not lost and none
+// is read again.
+func TestANewMemberDisturbsOnlyWhatItTakes(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
-	l := open(t, cfg)
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 200, 200)...))
+	cl := open(t, cfg)
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 200, 200)...))
 	var mu sync.Mutex
 	held := map[string]*Record{}
 	first := newSeen(200)
 	lost := make(chan int, 8)
-	a := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, OnLost: func(p int) { lost <- p }}, func(_ context.Context, recs []*Record) {
+	a := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, OnLost: func(p int) { lost <- p }}, func(_ context.Context, recs []*Record) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, rec := range recs {
@@ -270,9 +270,9 @@ func TestNewcomersDisturbOnlyWhatTheyTake(t *testing.T) {
 		require.Equal(t, 1, times, v)
 	}
 	mu.Unlock()
-	// The newcomer gets all of what moved, and nothing else.
+	// The new member gets all records of the partitions that moved, and no others.
 	require.Eventually(t, func() bool {
-		lag, err := l.Lag(context.Background(), "g", TasksNormal)
+		lag, err := cl.Lag(context.Background(), "g", TasksNormal)
 		return err == nil && lag == 0
 	}, wait, 20*time.Millisecond)
 	for v, rec := range held {
@@ -295,14 +295,14 @@ func shortSession() time.Duration {
 func TestBrokerRestartInTheMiddle(t *testing.T) {
 	t.Parallel()
 	broker := ownBroker(t)
-	l := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 4, HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Second, CommitInterval: 10 * time.Millisecond})
+	cl := open(t, Config{Brokers: []string{broker.Addr()}, Partitions: 4, HeartbeatInterval: 50 * time.Millisecond, SessionTimeout: time.Second, CommitInterval: 10 * time.Millisecond})
 	const n = 6000
 	acked := newSeen(n)
 	half, most := make(chan struct{}), make(chan struct{})
 	var count atomic.Int64
 	got := newSeen(n)
 	f := newFinisher()
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 500}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 500}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			got.add(string(rec.Value))
 			f.in <- rec
@@ -314,7 +314,7 @@ func TestBrokerRestartInTheMiddle(t *testing.T) {
 			}
 		}
 	})
-	o := l.NewOutbox("test", 500, 1<<20)
+	o := cl.NewOutbox("test", 500, 1<<20)
 	written := make(chan error, 1)
 	go func() {
 		for _, m := range numbered(TasksNormal, 0, n, n) {
@@ -334,9 +334,9 @@ func TestBrokerRestartInTheMiddle(t *testing.T) {
 	for _, when := range []chan struct{}{half, most} {
 		receive(t, when, "progress")
 		require.NoError(t, broker.Stop())
-		// The outbox fills up, and Put blocks; meanwhile a Produce gives up when its time is over.
+		// The outbox fills up and Put blocks. Meanwhile a Produce fails when its context ends.
 		short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		require.ErrorIs(t, l.Produce(short, Message{Topic: Results, Value: []byte("x")}), context.DeadlineExceeded)
+		require.ErrorIs(t, cl.Produce(short, Message{Topic: Results, Value: []byte("x")}), context.DeadlineExceeded)
 		cancel()
 		require.NoError(t, broker.Restart(t.Context()))
 	}
@@ -346,15 +346,14 @@ func TestBrokerRestartInTheMiddle(t *testing.T) {
 	require.NoError(t, o.Close(until(t)))
 	r.finish(t)
 	f.close()
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 }
 
-// A member that is cut off for longer than the session timeout comes back to
-// find that its partitions are somebody else's: its records are lost, and what
-// it finishes late changes nothing.
-func TestEvictedMemberLosesEverything(t *testing.T) {
+// A member that is cut off for longer than the session timeout loses its partitions to others. Its
+// records are lost, and finishing them late changes nothing.
+func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.SessionTimeout = shortSession()
@@ -412,7 +411,7 @@ func TestEvictedMemberLosesEverything(t *testing.T) {
 	require.Equal(t, before, committedOffsets(t, other, "g", TasksNormal, 4))
 }
 
-// cut ends all connections and refuses new ones until mend.
+// cut closes all connections and refuses new ones until mend.
 func (s *connSet) cut() { s.closeAll() }
 
 func (s *connSet) mend() {

@@ -11,19 +11,19 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 )
 
-// commitAll commits, at each interval, what has finished, and looks after
-// stragglers and metrics on the way.
-func (c *consumer) commitAll(ctx context.Context, s *session) outcome {
-	ticker := time.NewTicker(c.l.cfg.CommitInterval)
+// commitPeriodically commits what has finished at each interval, and reports stragglers and
+// metrics.
+func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOutcome {
+	ticker := time.NewTicker(c.cl.cfg.CommitInterval)
 	defer ticker.Stop()
 	var again time.Time
 	for {
 		select {
 		case <-ctx.Done():
-			return ended
+			return leaving
 		case <-ticker.C:
 		}
-		c.lookAfter()
+		c.reportProgress()
 		if !again.IsZero() && time.Now().After(again) {
 			again = time.Time{}
 			for _, p := range c.partitions() {
@@ -31,49 +31,49 @@ func (c *consumer) commitAll(ctx context.Context, s *session) outcome {
 			}
 		}
 		err := c.commit(ctx, s)
-		if o := outcomeOf(err); o != nothingNew {
+		if o := outcomeOf(err); o != stillMember {
 			return o
 		}
 		if ctx.Err() != nil {
-			return ended
+			return leaving
 		}
 		if err != nil {
-			// A commit that nobody answered may still arrive, after later ones. Once it
-			// has had time to, what holds is said again.
-			again = time.Now().Add(2 * c.l.cfg.RequestTimeout)
+			// A commit without an answer may still reach the broker, after later ones. When
+			// it can no longer arrive, commit the current offsets once more.
+			again = time.Now().Add(2 * c.cl.cfg.RequestTimeout)
 		}
 		c.report("commit", err)
 	}
 }
 
-// commit writes the offsets that moved since the last one. The broker refuses
-// it when the generation is over, so a late one never undoes a newer owner's.
+// commit writes the offsets that moved since the last commit. The broker refuses it when the
+// generation is over, so a late commit never undoes a newer owner's.
 func (c *consumer) commit(ctx context.Context, s *session) error {
 	c.committing.Lock()
 	defer c.committing.Unlock()
-	var offers []offer
+	var candidates []commitCandidate
 	for _, p := range c.partitions() {
-		if o, ok := p.commitable(); ok {
-			offers = append(offers, o)
+		if o, ok := p.nextCommit(); ok {
+			candidates = append(candidates, o)
 		}
 	}
-	if len(offers) == 0 {
+	if len(candidates) == 0 {
 		return nil
 	}
-	commits := make([]kafka.OffsetCommit, len(offers))
-	for i, o := range offers {
+	commits := make([]kafka.OffsetCommit, len(candidates))
+	for i, o := range candidates {
 		commits[i] = kafka.OffsetCommit{Partition: o.p.id, Offset: o.offset, Metadata: o.metadata}
 	}
-	topic := c.l.full(c.cfg.Topic)
+	topic := c.cl.full(c.cfg.Topic)
 	ctx, cancel := c.commitContext(ctx)
 	defer cancel()
 	fault.At("stream.before_commit")
-	res, err := c.l.client.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
+	res, err := c.cl.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
 		GroupID: c.group, GenerationID: s.generation, MemberID: s.member,
 		Topics: map[string][]kafka.OffsetCommit{topic: commits},
 	})
 	fault.At("stream.after_commit")
-	c.m.Commits.WithLabelValues(c.group, c.cfg.Topic).Inc()
+	c.metrics.Commits.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	answers := map[int]error{}
 	if err == nil {
 		for _, p := range res.Topics[topic] {
@@ -81,33 +81,39 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 		}
 	}
 	var failed error
-	for _, o := range offers {
+	for _, o := range candidates {
 		perr, answered := answers[o.p.id]
 		if !answered {
-			perr = errors.Join(err, errors.New("the broker did not answer for the partition"))
+			perr = errors.Join(err, errNoAnswer)
 		}
 		if errors.Is(perr, kafka.OffsetMetadataTooLarge) {
 			o.p.dropMetadata()
 		}
-		o.p.settled(o, perr == nil)
-		if perr != nil && outcomeOf(failed) == nothingNew {
+		if perr == nil {
+			o.p.commitAcked(o)
+			continue
+		}
+		o.p.commitFailed()
+		if outcomeOf(failed) == stillMember {
 			failed = fmt.Errorf("committing %s/%d at %d for group %s: %w", c.cfg.Topic, o.p.id, o.offset, c.group, perr)
 		}
 	}
 	if failed != nil {
-		c.m.CommitErrors.WithLabelValues(c.group, c.cfg.Topic).Inc()
+		c.metrics.CommitErrors.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	}
 	return failed
 }
 
-// commitGrace is how long a commit under way may take when it is to stop.
+// errNoAnswer is the error of a partition that the broker's answer left out.
+var errNoAnswer = errors.New("the broker's answer does not mention the partition")
+
+// commitGrace is how much longer a commit under way may take when the consumer stops.
 const commitGrace = time.Second
 
-// commitContext does not end at once when ctx does. A commit that is abandoned
-// may still be on its way to the broker, and arrive there after the last one,
-// which goes by another connection: that would be undone.
+// commitContext returns a context that outlives ctx by a moment. An abandoned commit could
+// still reach the broker after the last one, which uses another connection, and undo it.
 func (c *consumer) commitContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.l.cfg.RequestTimeout)
+	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cl.cfg.RequestTimeout)
 	grace := make(chan *time.Timer, 1)
 	stop := context.AfterFunc(ctx, func() { grace <- time.AfterFunc(commitGrace, cancel) })
 	return lasting, func() {
@@ -118,8 +124,8 @@ func (c *consumer) commitContext(ctx context.Context) (context.Context, context.
 	}
 }
 
-// lookAfter reports stragglers and what is in flight.
-func (c *consumer) lookAfter() {
+// reportProgress reports stragglers, records in flight, and lag.
+func (c *consumer) reportProgress() {
 	var spread, lag int64
 	parts := c.partitions()
 	for _, p := range parts {
@@ -129,22 +135,22 @@ func (c *consumer) lookAfter() {
 		if rec == nil {
 			continue
 		}
-		c.m.Stragglers.WithLabelValues(c.group, c.cfg.Topic).Inc()
-		c.log.Warn("a record holds up the commit of its partition", "record", rec.Position(), "finished_above", s)
+		c.metrics.Stragglers.WithLabelValues(c.group, c.cfg.Topic).Inc()
+		c.logger.Warn("a record holds up its partition's commit", "record", rec.Position(), "offsets_ahead", s)
 		if c.cfg.OnStraggler != nil {
 			c.cfg.OnStraggler(rec)
 		}
 	}
 	records, bytes := c.budget.held()
-	c.m.InFlight.WithLabelValues(c.group, c.cfg.Topic).Set(float64(records))
-	c.m.InFlightBytes.WithLabelValues(c.group, c.cfg.Topic).Set(float64(bytes))
-	c.m.Spread.WithLabelValues(c.group, c.cfg.Topic).Set(float64(spread))
-	c.m.Lag.WithLabelValues(c.group, c.cfg.Topic).Set(float64(lag))
-	c.m.Partitions.WithLabelValues(c.group, c.cfg.Topic).Set(float64(len(parts)))
+	c.metrics.InFlight.WithLabelValues(c.group, c.cfg.Topic).Set(float64(records))
+	c.metrics.InFlightBytes.WithLabelValues(c.group, c.cfg.Topic).Set(float64(bytes))
+	c.metrics.Spread.WithLabelValues(c.group, c.cfg.Topic).Set(float64(spread))
+	c.metrics.Lag.WithLabelValues(c.group, c.cfg.Topic).Set(float64(lag))
+	c.metrics.Partitions.WithLabelValues(c.group, c.cfg.Topic).Set(float64(len(parts)))
 }
 
-// position returns where the group is to read the partition on, -1 for from
-// the start, and what is finished above it.
+// position returns the offset at which the group continues to read the partition, -1 for its
+// start, and the finished spans above it.
 func (c *consumer) position(ctx context.Context, id int) (int64, []span, error) {
 	if c.cfg.Offsets != nil {
 		next, err := c.cfg.Offsets.Acquire(ctx, c.cfg.Topic, id)
@@ -153,29 +159,29 @@ func (c *consumer) position(ctx context.Context, id int) (int64, []span, error) 
 		}
 		return next, nil, nil
 	}
-	offset, metadata, err := c.l.committed(ctx, c.group, c.cfg.Topic, id)
+	offset, metadata, err := c.cl.committed(ctx, c.group, c.cfg.Topic, id)
 	if err != nil || offset < 0 {
 		return offset, nil, err
 	}
 	spans, err := decodeSpans(offset, metadata)
 	if err != nil {
-		c.log.Warn("reading the metadata of a commit; records finished above it are done again", "partition", id, "error", err)
+		c.logger.Warn("cannot read a commit's metadata; records finished above the committed offset will be processed again", "partition", id, "error", err)
 	}
 	return offset, spans, nil
 }
 
 // committed returns the group's committed offset, -1 when there is none.
-func (l *Log) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.RequestTimeout)
+func (cl *Log) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := l.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{
-		GroupID: group, Topics: map[string][]int{l.full(topic): {id}},
+	res, err := cl.kafka.OffsetFetch(ctx, &kafka.OffsetFetchRequest{
+		GroupID: group, Topics: map[string][]int{cl.full(topic): {id}},
 	})
 	if err == nil {
 		err = res.Error
 	}
 	if err == nil {
-		for _, p := range res.Topics[l.full(topic)] {
+		for _, p := range res.Topics[cl.full(topic)] {
 			if p.Partition == id && p.Error == nil {
 				return p.CommittedOffset, p.Metadata, nil
 			}
@@ -184,7 +190,7 @@ func (l *Log) committed(ctx context.Context, group, topic string, id int) (int64
 			}
 		}
 		if err == nil {
-			err = errors.New("the broker did not answer for the partition")
+			err = errNoAnswer
 		}
 	}
 	return 0, "", fmt.Errorf("asking for the committed offset of group %s at %s/%d: %w", group, topic, id, err)

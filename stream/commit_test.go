@@ -12,15 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// lateCommit holds back the first commit that is written, as a machine does that
-// has no time for its connection.
+// lateCommit holds back the first commit, as an overloaded machine might.
 type lateCommit struct {
 	mu       sync.Mutex
 	seen     int
 	once     sync.Once
-	held     chan struct{} // closed when it is held
+	held     chan struct{} // closed when the commit is held back
 	release  chan struct{}
-	answered chan struct{} // closed when the broker has answered it
+	answered chan struct{} // closed when the broker has answered the commit
 }
 
 type lateConn struct {
@@ -46,7 +45,7 @@ func (c *lateConn) Write(b []byte) (int, error) {
 			<-c.late.release
 			c.mine = true
 		}
-	case leaveGroup: // after that it would be refused
+	case leaveGroup: // afterwards the broker would refuse the commit
 		c.late.once.Do(func() { close(c.late.release) })
 		<-c.late.answered
 	}
@@ -62,15 +61,14 @@ func (c *lateConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The last commit says more than the one before. Should that one arrive after
-// it, because nobody waited for its answer, the broker would forget what the
-// last one said: the records are done again.
-func TestTheLastCommitIsTheLast(t *testing.T) {
+// If the commit before the last one arrived after it, because the consumer did not wait for its
+// answer, the broker would forget the last one and the records would be processed again.
+func TestALateCommitDoesNotUndoTheLast(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	tr, err := l.newTransport(ctx)
+	tr, err := cl.newTransport(ctx)
 	require.NoError(t, err)
 	t.Cleanup(tr.CloseIdleConnections)
 	late := &lateCommit{held: make(chan struct{}), release: make(chan struct{}), answered: make(chan struct{})}
@@ -82,12 +80,12 @@ func TestTheLastCommitIsTheLast(t *testing.T) {
 		}
 		return &lateConn{Conn: c, late: late}, nil
 	}
-	own := &Log{cfg: l.cfg, log: l.log, m: l.m, addr: l.addr, closed: l.closed, transport: tr, layout: l.layout, producer: l.producer}
-	own.client = &kafka.Client{Addr: l.addr, Transport: tr}
+	ownClient := &Log{cfg: cl.cfg, logger: cl.logger, metrics: cl.metrics, addr: cl.addr, closed: cl.closed, transport: tr, layout: cl.layout, producer: cl.producer}
+	ownClient.kafka = &kafka.Client{Addr: cl.addr, Transport: tr}
 
-	require.NoError(t, l.Produce(until(t), Message{Topic: TasksNormal, Key: "k", Value: []byte("1")}, Message{Topic: TasksNormal, Key: "k", Value: []byte("2")}))
+	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, Key: "k", Value: []byte("1")}, Message{Topic: TasksNormal, Key: "k", Value: []byte("2")}))
 	recs := make(chan *Record, 2)
-	r := consume(t, own, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, rs []*Record) {
+	r := consume(t, ownClient, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, rs []*Record) {
 		for _, rec := range rs {
 			recs <- rec
 		}
@@ -95,12 +93,12 @@ func TestTheLastCommitIsTheLast(t *testing.T) {
 	receive(t, recs, "the first record").Done()
 	receive(t, late.held, "its commit")
 	receive(t, recs, "the second record").Done()
-	r.stop()                                                                                               // nothing is in flight any more but the commit
-	timer := time.AfterFunc(200*time.Millisecond, func() { late.once.Do(func() { close(late.release) }) }) // when the last commit waits for it
+	r.stop()                                                                                               // only the commit is still in flight
+	timer := time.AfterFunc(200*time.Millisecond, func() { late.once.Do(func() { close(late.release) }) }) // while the last commit waits for it
 	t.Cleanup(func() { timer.Stop() })
 	require.NoError(t, receive(t, r.done, "the end of Consume"))
 	receive(t, late.answered, "the answer to the commit")
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 }

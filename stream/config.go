@@ -18,8 +18,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// Config says where Kafka is and how to use it. Zero fields stand for their
-// defaults.
+// Config says where Kafka is and how to use it. Zero fields mean their defaults.
 type Config struct {
 	Brokers     []string `yaml:"brokers" default:"127.0.0.1:9092" doc:"Bootstrap brokers as host:port."`
 	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Client id of this program in the brokers' logs and quotas."`
@@ -82,7 +81,7 @@ func (c Config) compression() (kafka.Compression, error) {
 	case "gzip":
 		return kafka.Gzip, nil
 	}
-	return 0, fmt.Errorf("kafka.compression: %q is unknown; use none, lz4, snappy, zstd or gzip", c.Compression)
+	return 0, fmt.Errorf("unknown kafka.compression %q: use none, lz4, snappy, zstd or gzip", c.Compression)
 }
 
 func (c TLSConfig) load() (*tls.Config, error) {
@@ -97,7 +96,7 @@ func (c TLSConfig) load() (*tls.Config, error) {
 		}
 		out.RootCAs = x509.NewCertPool()
 		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: it holds no PEM certificate", c.CAFile)
+			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: no PEM certificate in it", c.CAFile)
 		}
 	}
 	if c.CertFile != "" || c.KeyFile != "" {
@@ -127,12 +126,12 @@ func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
 	case "scram-sha-512":
 		return scram{name: "SCRAM-SHA-512", hash: sha512.New, user: c.User, password: password}, nil
 	}
-	return nil, fmt.Errorf("kafka.sasl.mechanism: %q is unknown; use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
+	return nil, fmt.Errorf("unknown kafka.sasl.mechanism %q: use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
 }
 
 func (c Config) check() error {
 	if c.HeartbeatInterval*3 > c.SessionTimeout {
-		return errors.New("kafka.heartbeat_interval: it must be at most a third of kafka.session_timeout")
+		return errors.New("kafka.heartbeat_interval must be at most a third of kafka.session_timeout")
 	}
 	return nil
 }

@@ -45,15 +45,15 @@ func (s *seen) add(v string) {
 
 func TestProduceAndConsumeInOrder(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	const n = 5000
 	for i := 0; i < n; i += 500 {
-		require.NoError(t, l.Produce(until(t), numbered(TasksNormal, i, 500, 37)...))
+		require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, i, 500, 37)...))
 	}
 	got := newSeen(n)
 	last := map[string]int{}
 	var mu sync.Mutex
-	r := consume(t, l, ConsumerConfig{Group: "router", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "router", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for i, rec := range recs {
 			if i > 0 && (rec.Partition != recs[0].Partition || rec.Offset <= recs[i-1].Offset) {
 				panic("records of one call are not consecutive")
@@ -75,7 +75,7 @@ func TestProduceAndConsumeInOrder(t *testing.T) {
 	})
 	receive(t, got.all, "all records")
 	r.finish(t)
-	lag, err := l.Lag(until(t), "router", TasksNormal)
+	lag, err := cl.Lag(until(t), "router", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 	for v, times := range got.count {
@@ -85,8 +85,8 @@ func TestProduceAndConsumeInOrder(t *testing.T) {
 
 func TestOutboxAcksWholeUnits(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
-	o := l.NewOutbox("test", 64, 1<<20)
+	cl := open(t, testConfig(t))
+	o := cl.NewOutbox("test", 64, 1<<20)
 	const n = 2000
 	acked := newSeen(n)
 	for i := range n {
@@ -108,12 +108,12 @@ func TestOutboxAcksWholeUnits(t *testing.T) {
 	require.ErrorIs(t, o.Put(until(t), Unit{}), ErrClosed)
 
 	results := map[string]int{}
-	require.NoError(t, l.Scan(until(t), Results, func(r *Record) error { results[string(r.Value)]++; return nil }))
+	require.NoError(t, cl.Scan(until(t), Results, func(r *Record) error { results[string(r.Value)]++; return nil }))
 	require.Len(t, results, n)
 	events := map[string][]task.Action{}
 	where := map[string]int{}
 	frames := 0
-	require.NoError(t, l.Scan(until(t), Events, func(r *Record) error {
+	require.NoError(t, cl.Scan(until(t), Events, func(r *Record) error {
 		frames++
 		require.Equal(t, strconv.Itoa(r.Partition), string(r.Key))
 		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
@@ -136,28 +136,28 @@ func TestOutboxAcksWholeUnits(t *testing.T) {
 
 func TestTooLargeHarmsNobodyElse(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	msgs := numbered(TasksLow, 0, 100, 3)
 	big := []byte(strings.Repeat("x", edgeLimit))
 	msgs[10].Value, msgs[77].Value = big, big
-	err := l.Produce(until(t), msgs...)
+	err := cl.Produce(until(t), msgs...)
 	var tooLarge *TooLargeError
 	require.ErrorAs(t, err, &tooLarge)
 	require.Equal(t, TasksLow, tooLarge.Topic)
 	n := 0
-	require.NoError(t, l.Scan(until(t), TasksLow, func(*Record) error { n++; return nil }))
+	require.NoError(t, cl.Scan(until(t), TasksLow, func(*Record) error { n++; return nil }))
 	require.Equal(t, 98, n)
 }
 
 func TestRecordsOfFourMegabytes(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	const n = 9
 	for i := range n {
-		require.NoError(t, l.Produce(until(t), Message{Topic: TasksHigh, Key: strconv.Itoa(i), Value: []byte(strings.Repeat("y", 4<<20))}))
+		require.NoError(t, cl.Produce(until(t), Message{Topic: TasksHigh, Key: strconv.Itoa(i), Value: []byte(strings.Repeat("y", 4<<20))}))
 	}
 	got := newSeen(n)
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksHigh, MaxBytes: 1 << 20}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksHigh, MaxBytes: 1 << 20}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			if len(rec.Value) != 4<<20 {
 				panic("a record is cut off")

@@ -16,70 +16,70 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 )
 
-// ConsumerConfig says what to consume and how much of it at once. Zero numbers
-// stand for their defaults.
+// ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
+// defaults given here.
 type ConsumerConfig struct {
-	Group        string        // the stage; GroupID makes the group's id of it
+	Group        string        // the stage's name; GroupID derives the group's id from it
 	Topic        string        // without the prefix
-	MaxRecords   int           // fetched and not Done; 4096
-	MaxBytes     int64         // of these; 64 MiB
+	MaxRecords   int           // fetched and not Done; default 4096
+	MaxBytes     int64         // of those records; default 64 MiB
 	Offsets      OffsetStore   // nil: the group's offsets in Kafka
-	DrainTimeout time.Duration // for records in flight to be Done after ctx ended; 20 s
-	MaxSpread    int64         // between the lowest unfinished and the highest finished record before OnStraggler; 20000
-	// OnStraggler hears of a record that holds up the commit of its partition,
-	// once for each, so that the stage can set it aside. It must not block.
+	DrainTimeout time.Duration // after ctx ended, for records in flight to be Done; default 20 s
+	MaxSpread    int64         // offsets between the lowest unfinished and the highest finished record before OnStraggler; default 20000
+	// OnStraggler is called once for each record that holds up its partition's commit, so that
+	// the stage can set it aside. It must not block.
 	OnStraggler func(*Record)
-	// OnLost hears that a partition and the records in flight from it are lost:
-	// somebody else reads them. It must not block.
+	// OnLost is called when a partition, with its records in flight, now belongs to another
+	// member. It must not block.
 	OnLost func(partition int)
 }
 
-// OffsetStore keeps the offsets outside of Kafka, in the same transaction as
-// what follows from the records. Offsets are committed to Kafka all the same,
-// for whoever measures the lag; they are not read.
+// OffsetStore keeps the offsets outside Kafka, in the same transaction as the outputs that the
+// records led to. Offsets are still committed to Kafka so that the lag can be measured there,
+// but they are not read from there.
 type OffsetStore interface {
 	// Acquire is called each time a partition is gained. It returns the offset to
-	// read next, -1 for the start of the log.
+	// read next, or -1 for the start of the log.
 	Acquire(ctx context.Context, topic string, partition int) (next int64, err error)
 }
 
-// GroupID is the id of a stage's consumer group for a topic, prefix included.
-func (l *Log) GroupID(group, topic string) string {
-	return l.cfg.TopicPrefix + "batchyard." + group + "." + topic
+// GroupID returns the id of a stage's consumer group for a topic, prefix included.
+func (cl *Log) GroupID(group, topic string) string {
+	return cl.cfg.TopicPrefix + "batchyard." + group + "." + topic
 }
 
-// consumer is one Consume: a member of a group.
+// consumer is one call of Consume: a member of a group.
 type consumer struct {
-	l      *Log
-	cfg    ConsumerConfig
-	group  string
-	topic  Topic
-	log    *slog.Logger
-	m      *metrics.Stream
-	handle func(context.Context, []*Record)
-	budget *budget
+	cl      *Log
+	cfg     ConsumerConfig
+	group   string
+	topic   Topic
+	logger  *slog.Logger
+	metrics *metrics.Stream
+	handle  func(context.Context, []*Record)
+	budget  *budget
 
-	member      string     // only the goroutine of Consume uses it
-	coordinator net.Addr   // only heartbeats use it; nil: to be looked up
+	member      string     // used only by the goroutine of Consume
+	coordinator net.Addr   // used only by heartbeats; nil: look it up
 	committing  sync.Mutex // one commit at a time, so that they arrive in order
 	idle        chan struct{}
-	active      atomic.Int64 // handlers that run
+	active      atomic.Int64 // running handlers
 	wg          sync.WaitGroup
 
 	mu      sync.Mutex
 	parts   map[int]*partition
-	trouble map[string]struct{} // what does not work at present, so that it is logged once
+	trouble map[string]struct{} // operations that fail now, so that each problem is logged once
 }
 
-// Consume joins the group and calls handle with consecutive records of one
-// partition, from one goroutine for each partition. handle may block: only its
-// partition waits. Its context ends when the partition is lost or ctx ends.
-// ready is called once, when the first partitions are assigned; it may be nil.
+// Consume joins the group and calls handle with consecutive records of one partition, from one
+// goroutine per partition. handle may block: only its partition waits. Its context ends when
+// the partition is lost or ctx ends. ready is called once, when the first partitions are
+// assigned; it may be nil.
 //
-// When ctx ends, nothing more is fetched; records in flight have DrainTimeout
-// to be Done; then offsets are committed, the group is left, and Consume returns
-// nil. An error is returned only for what no patience can help.
-func (l *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx context.Context, recs []*Record), ready func()) error {
+// When ctx ends, fetching stops and records in flight have DrainTimeout to be Done; then the
+// offsets are committed, the member leaves the group, and Consume returns nil. An error is
+// returned only when retrying cannot help.
+func (cl *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx context.Context, recs []*Record), ready func()) error {
 	t, err := findTopic(cfg.Topic)
 	if err != nil {
 		return fmt.Errorf("consuming: %w", err)
@@ -88,11 +88,11 @@ func (l *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx c
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 64<<20)
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 20*time.Second)
 	cfg.MaxSpread = cmp.Or(cfg.MaxSpread, 20000)
-	group := l.GroupID(cfg.Group, cfg.Topic)
+	group := cl.GroupID(cfg.Group, cfg.Topic)
 	c := &consumer{
-		l: l, cfg: cfg, topic: t, group: group, handle: handle,
-		log:     l.log.With("group", group),
-		m:       &l.m.Stream,
+		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
+		logger:  cl.logger.With("group", group),
+		metrics: &cl.metrics.Stream,
 		budget:  newBudget(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
@@ -102,35 +102,35 @@ func (l *Log) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx c
 }
 
 func (c *consumer) run(ctx context.Context, ready func()) error {
-	// The membership outlives ctx by the drain.
-	life, end := context.WithCancel(c.l.producer.ctx)
+	// The membership outlives ctx until the drain ends.
+	life, end := context.WithCancel(c.cl.producer.ctx)
 	defer end()
 	c.wg.Go(func() {
 		c.drain(ctx, life)
 		end()
 	})
-	s, err := c.live(ctx, life, ready)
+	s, err := c.stayMember(ctx, life, ready)
 	end()
-	// Bounded: the broker may be away, and then others wait for the session timeout.
-	last, cancel := context.WithTimeout(c.l.producer.ctx, min(5*time.Second, c.l.cfg.RequestTimeout))
+	// Bounded: if the broker is unreachable, other members wait for the session timeout.
+	last, cancel := context.WithTimeout(c.cl.producer.ctx, min(5*time.Second, c.cl.cfg.RequestTimeout))
 	defer cancel()
 	if s != nil {
 		if err := c.commit(last, s); err != nil {
-			c.log.Warn("committing for the last time; what was done since the commit before is done again", "error", err)
+			c.logger.Warn("the last commit failed; records finished since the previous one will be processed again", "error", err)
 		}
 	}
 	c.loseAll("")
 	c.leave(last)
-	c.wait(last)
+	c.waitForHandlers(last)
 	if err == nil && ctx.Err() == nil {
 		err = ErrClosed
 	}
 	return err
 }
 
-// wait waits for the handlers to return. One that does not heed its context is
-// left behind: the process is about to end.
-func (c *consumer) wait(ctx context.Context) {
+// waitForHandlers waits for the handlers to return, but not for one that ignores its context:
+// the process is about to end.
+func (c *consumer) waitForHandlers(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		c.wg.Wait()
@@ -139,59 +139,59 @@ func (c *consumer) wait(ctx context.Context) {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		c.log.Warn("a handler did not return although its context ended")
+		c.logger.Warn("a handler did not return after its context ended")
 	}
 }
 
-// live is a member of one generation after the other until life ends; it
-// returns the session that is still valid, if any.
-func (c *consumer) live(ctx, life context.Context, ready func()) (*session, error) {
+// stayMember joins generation after generation until life ends. It returns the session that is
+// still valid, if any.
+func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*session, error) {
 	var last *session
 	for failures := 0; life.Err() == nil; {
 		s, err := c.join(life)
-		if errors.Is(err, errSession) {
+		if errors.Is(err, errSessionTimeout) {
 			return nil, err
 		}
 		if err != nil {
 			if life.Err() == nil {
 				c.report("join", err)
-				pause(life, failures)
+				backOff(life, failures)
 				failures++
 			}
 			continue
 		}
 		failures = 0
 		c.report("join", nil)
-		c.m.Rebalances.WithLabelValues(c.group, c.cfg.Topic).Inc()
-		c.own(ctx, last, s)
+		c.metrics.Rebalances.WithLabelValues(c.group, c.cfg.Topic).Inc()
+		c.takeOver(ctx, last, s)
 		last = s
 		if ready != nil {
 			ready()
 			ready = nil
 		}
 		switch c.serve(life, s) {
-		case ended:
+		case leaving:
 			return s, nil
 		case evicted:
-			c.loseAll("the group went on without this member")
+			c.loseAll(lostEvicted)
 			last = nil
-		case unknown:
-			c.loseAll("the group went on without this member")
+		case unknownMember:
+			c.loseAll(lostEvicted)
 			c.member = ""
 			last = nil
 		default:
-			// Still a member of the old generation: what is finished is committed
-			// before the next owner asks.
+			// Still a member of the old generation: commit what is finished before the
+			// next owner asks for the offsets.
 			if err := c.commit(life, s); err != nil {
-				c.log.Debug("committing before a rebalance", "error", err)
+				c.logger.Debug("the commit before a rebalance failed", "error", err)
 			}
 		}
 	}
 	return nil, nil
 }
 
-// pause waits a moment, longer after more failures.
-func pause(ctx context.Context, failures int) {
+// backOff waits, longer after more failures.
+func backOff(ctx context.Context, failures int) {
 	d := min(maxBackoff, 5*minBackoff<<min(failures, 10))
 	timer := time.NewTimer(d/2 + rand.N(d/2+1))
 	defer timer.Stop()
@@ -202,28 +202,28 @@ func pause(ctx context.Context, failures int) {
 }
 
 // serve keeps the session alive and commits until it ends.
-func (c *consumer) serve(life context.Context, s *session) outcome {
+func (c *consumer) serve(life context.Context, s *session) sessionOutcome {
 	ctx, stop := context.WithCancel(life)
-	over := make(chan outcome, 2)
+	over := make(chan sessionOutcome, 2)
 	var wg sync.WaitGroup
 	wg.Go(func() { over <- c.heartbeat(ctx, s) })
-	wg.Go(func() { over <- c.commitAll(ctx, s) })
+	wg.Go(func() { over <- c.commitPeriodically(ctx, s) })
 	o := <-over
 	stop()
 	wg.Wait()
-	if second := <-over; second > o { // the one who knows more
+	if second := <-over; second > o { // the more specific outcome
 		o = second
 	}
 	return o
 }
 
-// own takes over what the session assigned: partitions that stay go on, those
-// that are somebody else's now are lost, new ones are started.
-func (c *consumer) own(ctx context.Context, last, s *session) {
-	// If a generation went by without us, somebody may have had our partitions in it.
+// takeOver applies the session's assignment: partitions that stay are not interrupted, those
+// that moved to another member are lost, new ones are started.
+func (c *consumer) takeOver(ctx context.Context, last, s *session) {
+	// If we missed a generation, another member may have owned our partitions in it.
 	stays := last != nil && last.member == s.member && last.generation+1 == s.generation
 	if !stays {
-		c.loseAll("the group went on without this member")
+		c.loseAll(lostEvicted)
 	}
 	c.mu.Lock()
 	var lost, gained []*partition
@@ -234,7 +234,7 @@ func (c *consumer) own(ctx context.Context, last, s *session) {
 		}
 	}
 	for _, id := range s.assigned {
-		if c.parts[id] == nil && ctx.Err() == nil { // while draining nothing new is begun
+		if c.parts[id] == nil && ctx.Err() == nil { // start nothing new while draining
 			p := &partition{c: c, id: id, committed: -1}
 			p.ctx, p.cancel = context.WithCancel(ctx)
 			c.parts[id] = p
@@ -252,24 +252,29 @@ func (c *consumer) own(ctx context.Context, last, s *session) {
 	for _, p := range gained {
 		c.wg.Go(p.run)
 	}
-	c.log.Info("joined the group", "generation", s.generation, "partitions", s.assigned, "kept", kept, "gained", len(gained), "lost", len(lost))
+	c.logger.Info("joined the group", "generation", s.generation, "partitions", s.assigned, "kept", kept, "gained", len(gained), "lost", len(lost))
 }
 
+// lossReason says in the log why all partitions were lost; empty: not worth logging.
+type lossReason string
+
+const lostEvicted lossReason = "the group moved on without this member"
+
 // loseAll gives up every partition.
-func (c *consumer) loseAll(why string) {
+func (c *consumer) loseAll(why lossReason) {
 	c.mu.Lock()
 	parts := c.parts
 	c.parts = map[int]*partition{}
 	c.mu.Unlock()
 	if len(parts) > 0 && why != "" {
-		c.log.Warn("lost all partitions: "+why, "partitions", len(parts))
+		c.logger.Warn("lost all partitions: "+string(why), "partitions", len(parts))
 	}
 	for _, p := range parts {
 		p.lose()
 	}
 }
 
-// owned are the partitions that this member has.
+// owned returns the ids of the partitions that this member owns.
 func (c *consumer) owned() []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -291,11 +296,11 @@ func (c *consumer) partitions() []*partition {
 	return parts
 }
 
-// drained is called when a partition has nothing in flight.
+// drained is called when a partition has nothing in flight, and when a handler returned.
 func (c *consumer) drained() { signal(c.idle) }
 
-// drain waits until ctx has ended and then until nothing is in flight, at most
-// for the drain timeout.
+// drain waits until ctx ends and then until nothing is in flight, but no longer than the drain
+// timeout.
 func (c *consumer) drain(ctx, life context.Context) {
 	select {
 	case <-ctx.Done():
@@ -319,14 +324,14 @@ func (c *consumer) drain(ctx, life context.Context) {
 		case <-life.Done():
 			return
 		case <-timer.C:
-			c.log.Warn("stopping with records that are not finished; they are read again", "records", n)
+			c.logger.Warn("stopping with unfinished records; they will be read again", "records", n)
 			return
 		}
 	}
 }
 
-// report notes that something does not work or works again, and logs the first
-// trouble and the end of all.
+// report notes that an operation fails (err) or works again (nil). It logs the first of several
+// concurrent problems, and the end of the last.
 func (c *consumer) report(what string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -336,15 +341,15 @@ func (c *consumer) report(what string, err error) {
 	} else {
 		delete(c.trouble, what)
 	}
-	gauge := c.m.BrokerUnreachable.WithLabelValues("consume")
+	gauge := c.metrics.BrokerUnreachable.WithLabelValues("consume")
 	switch after := len(c.trouble); {
 	case before == 0 && after > 0:
 		gauge.Set(1)
-		c.log.Warn("Kafka does not answer as it should; trying again until it does", "what", what, "error", err)
+		c.logger.Warn("an operation on Kafka fails; retrying until it works", "operation", what, "error", err)
 	case before > 0 && after == 0:
 		gauge.Set(0)
-		c.log.Info("Kafka answers again")
+		c.logger.Info("all operations on Kafka work again")
 	case err != nil:
-		c.log.Debug("Kafka does not answer as it should", "what", what, "error", err)
+		c.logger.Debug("an operation on Kafka fails", "operation", what, "error", err)
 	}
 }

@@ -12,25 +12,25 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBudgetIsKeptAndNobodyStarves(t *testing.T) {
+func TestBudgetBoundsMemoryWithoutStarvation(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
-	// A thousand records for partition 0, which are never done, then some for the others.
+	cl := open(t, testConfig(t))
+	// A thousand records for partition 0 that are never done, then some for the others.
 	var msgs []Message
 	for i := 0; len(msgs) < 1000; i++ {
 		if k := strconv.Itoa(i); partitionOf(k, 4) == 0 {
 			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: make([]byte, 1000)})
 		}
 	}
-	require.NoError(t, l.Produce(until(t), msgs...))
+	require.NoError(t, cl.Produce(until(t), msgs...))
 	var held, most, others atomic.Int64
 	full, served := make(chan struct{}), make(chan struct{})
 	var stuck sync.Map
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 80, DrainTimeout: time.Millisecond}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxRecords: 80, DrainTimeout: time.Millisecond}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			if rec.Partition == 0 {
 				stuck.Store(rec, nil)
-				if held.Add(1) == 50 { // its own tenth and the common half
+				if held.Add(1) == 50 { // its share, an eighth, and the common half
 					close(full)
 				}
 				continue
@@ -42,28 +42,28 @@ func TestBudgetIsKeptAndNobodyStarves(t *testing.T) {
 			}
 		}
 	})
-	receive(t, full, "the stuck partition's part")
+	receive(t, full, "the stuck partition to use up its part")
 	msgs = msgs[:0]
 	for i := 0; len(msgs) < 3000; i++ {
 		if k := strconv.Itoa(i); partitionOf(k, 4) != 0 {
 			msgs = append(msgs, Message{Topic: TasksNormal, Key: k, Value: []byte(k)})
 		}
 	}
-	require.NoError(t, l.Produce(until(t), msgs...))
+	require.NoError(t, cl.Produce(until(t), msgs...))
 	receive(t, served, "the others' records")
-	require.Equal(t, int64(50), held.Load(), "the stuck partition took more than its part")
+	require.Equal(t, int64(50), held.Load(), "the stuck partition exceeded its part")
 	r.finish(t)
 }
 
-func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
+func TestDrainWaitsForRecordsInFlight(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
+	cl := open(t, testConfig(t))
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
 	var mu sync.Mutex
 	var held []*Record
 	got := newSeen(100)
 	ended := make(chan struct{}, 16)
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(ctx context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(ctx context.Context, recs []*Record) {
 		mu.Lock()
 		held = append(held, recs...)
 		mu.Unlock()
@@ -73,7 +73,7 @@ func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
 		<-ctx.Done()
 		ended <- struct{}{}
 	})
-	// Not all come: handlers that block hold up their own partition. Wait for one call each.
+	// Each handler is called once and blocks its own partition.
 	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(held) == 100 }, wait, 5*time.Millisecond)
 	r.stop()
 	receive(t, ended, "the handlers' context to end")
@@ -87,17 +87,17 @@ func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
 		rec.Done()
 	}
 	require.NoError(t, receive(t, r.done, "the end of Consume"))
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 }
 
-func TestStragglersAreNamed(t *testing.T) {
+func TestStragglersAreReported(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 3000, 3000)...))
+	cl := open(t, testConfig(t))
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 3000, 3000)...))
 	named := make(chan *Record, 100)
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxSpread: 100, OnStraggler: func(r *Record) { named <- r }},
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxSpread: 100, OnStraggler: func(r *Record) { named <- r }},
 		func(_ context.Context, recs []*Record) {
 			for _, rec := range recs {
 				if rec.Offset != 7 {
@@ -111,12 +111,12 @@ func TestStragglersAreNamed(t *testing.T) {
 		rec.Done()
 	}
 	r.finish(t)
-	lag, err := l.Lag(until(t), "g", TasksNormal)
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
 }
 
-// store is an offset store that begins where it is told.
+// store is an offset store that starts at a given offset.
 type store struct {
 	mu       sync.Mutex
 	next     int64
@@ -129,24 +129,24 @@ func (s *store) Acquire(_ context.Context, _ string, partition int) (int64, erro
 	defer s.mu.Unlock()
 	if s.failures > 0 {
 		s.failures--
-		return 0, errors.New("the database is away")
+		return 0, errors.New("the database is unreachable")
 	}
 	s.acquired[partition]++
 	return s.next, nil
 }
 
-// A place that the log does not hold (retention, a topic made anew) is left for
-// the first that it holds, once.
-func TestReadsOnWhereTheLogBegins(t *testing.T) {
+// When the log does not hold the stored offset (retention, a recreated topic), reading continues
+// at the first offset that it holds, and no record is read twice.
+func TestReadingContinuesAtTheFirstOffset(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
+	cl := open(t, testConfig(t))
 	msgs := numbered(Events, 0, 400, 400)
-	require.NoError(t, l.Produce(until(t), msgs...))
+	require.NoError(t, cl.Produce(until(t), msgs...))
 	s := &store{next: 1 << 40, acquired: map[int]int{}}
 	var mu sync.Mutex
 	times := map[string]int{}
 	all := make(chan struct{})
-	r := consume(t, l, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, rec := range recs {
@@ -164,15 +164,15 @@ func TestReadsOnWhereTheLogBegins(t *testing.T) {
 	}
 }
 
-func TestOffsetStoreDecidesWhereToBegin(t *testing.T) {
+func TestOffsetStoreDecidesWhereReadingStarts(t *testing.T) {
 	t.Parallel()
-	l := open(t, testConfig(t))
-	require.NoError(t, l.Produce(until(t), numbered(Events, 0, 400, 400)...))
+	cl := open(t, testConfig(t))
+	require.NoError(t, cl.Produce(until(t), numbered(Events, 0, 400, 400)...))
 	for _, next := range []int64{-1, 5} {
 		s := &store{next: next, failures: 3, acquired: map[int]int{}}
 		var below atomic.Int64
 		done := make(chan struct{}, 4)
-		r := consume(t, l, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
+		r := consume(t, cl, ConsumerConfig{Group: "audit", Topic: Events, Offsets: s}, func(_ context.Context, recs []*Record) {
 			if recs[0].Offset < 5 {
 				below.Add(1)
 			}

@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -17,8 +20,8 @@ const (
 	ReasonUnreadable = "unreadable" // it cannot be decoded
 )
 
-// DeadLetters is a stage's one path to the dead-letter topic: the record's original bytes, the event
-// of it, the metric, and the log line.
+// DeadLetters is a stage's one way to the dead-letter topic. It writes the record's original bytes,
+// an audit event, a metric and a log line.
 type DeadLetters struct {
 	Stage    string
 	Instance string // who acted, in the event
@@ -79,7 +82,7 @@ func (d *DeadLetters) event(l Letter) task.Event {
 		Reason  string `json:"reason"`
 		Error   string `json:"error"`
 		Entries int    `json:"entries,omitempty"`
-	}{d.Stage, l.Reason, clip(l.Cause.Error(), maxDLQError), l.Entries})
+	}{d.Stage, l.Reason, text.Clip(l.Cause.Error(), maxDLQError), l.Entries})
 	if err != nil { // text and numbers: it cannot fail
 		detail = nil
 	}
@@ -90,4 +93,43 @@ func (d *DeadLetters) event(l Letter) task.Event {
 		ResourceType: "record", ResourceID: where, ErrorClass: task.ClassInvalid,
 		InputSize: int64(len(l.Record.Value)), Detail: detail,
 	}
+}
+
+// Headers of a dead letter.
+const (
+	HeaderDLQStage     = "dlq-stage"
+	HeaderDLQReason    = "dlq-reason"
+	HeaderDLQError     = "dlq-error"
+	HeaderDLQTopic     = "dlq-topic"
+	HeaderDLQPartition = "dlq-partition"
+	HeaderDLQOffset    = "dlq-offset"
+	HeaderDLQTime      = "dlq-time"
+)
+
+// maxDLQError bounds the text of the cause in a dead letter, in bytes.
+const maxDLQError = 1024
+
+// DeadLetter returns the message that preserves a record which cannot be processed: its original
+// bytes, and headers that say which stage gave up, why (a short reason and the error), and
+// where the record came from. Headers of an earlier dead letter are dropped.
+func DeadLetter(r *Record, stage, reason string, cause error) Message {
+	m := Message{Topic: DLQ, Key: string(r.Key), Value: r.Value, Headers: make([]Header, 0, len(r.Headers)+7)}
+	for _, h := range r.Headers {
+		if !strings.HasPrefix(h.Key, "dlq-") {
+			m.Headers = append(m.Headers, h)
+		}
+	}
+	message := ""
+	if cause != nil {
+		message = text.Clip(cause.Error(), maxDLQError)
+	}
+	add := func(key, value string) { m.Headers = append(m.Headers, Header{key, []byte(value)}) }
+	add(HeaderDLQStage, stage)
+	add(HeaderDLQReason, reason)
+	add(HeaderDLQError, message)
+	add(HeaderDLQTopic, r.Topic)
+	add(HeaderDLQPartition, strconv.Itoa(r.Partition))
+	add(HeaderDLQOffset, strconv.FormatInt(r.Offset, 10))
+	add(HeaderDLQTime, time.Now().UTC().Format(time.RFC3339Nano))
+	return m
 }

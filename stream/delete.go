@@ -8,18 +8,17 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// DeleteTopics deletes the topics, with all that they hold; those that are not
-// there are no error. It is for what was made for a measurement: an
-// installation's topics are its operators' to delete. The groups' offsets stay
-// until the broker forgets them.
-func (l *Log) DeleteTopics(ctx context.Context) error {
+// DeleteTopics deletes all topics and the records in them. A topic that does not exist is not
+// an error. It is meant for topics created by tests and benchmarks; in an installation,
+// operators delete topics themselves. The groups' offsets stay until the broker expires them.
+func (cl *Log) DeleteTopics(ctx context.Context) error {
 	req := &kafka.DeleteTopicsRequest{}
 	for _, t := range Topics {
-		req.Topics = append(req.Topics, l.full(t.Name))
+		req.Topics = append(req.Topics, cl.full(t.Name))
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*l.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := l.client.DeleteTopics(ctx, req)
+	res, err := cl.kafka.DeleteTopics(ctx, req)
 	if err != nil {
 		return fmt.Errorf("deleting topics: %w", err)
 	}

@@ -6,13 +6,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTopicsAreDeleted(t *testing.T) {
+func TestDeleteTopics(t *testing.T) {
 	t.Parallel()
 	other := open(t, testConfig(t))
 	cfg := testConfig(t)
-	l := open(t, cfg)
-	require.NoError(t, l.DeleteTopics(until(t)))
-	require.ErrorContains(t, l.CheckTopics(until(t)), cfg.TopicPrefix+"tasks.high, ")
-	require.NoError(t, l.DeleteTopics(until(t)), "they are not there, and that is what was wanted")
-	require.NoError(t, other.CheckTopics(until(t)), "those of others stay")
+	cl := open(t, cfg)
+	require.NoError(t, cl.DeleteTopics(until(t)))
+	require.ErrorContains(t, cl.CheckTopics(until(t)), cfg.TopicPrefix+"tasks.high, ")
+	require.NoError(t, cl.DeleteTopics(until(t)), "missing topics are not an error")
+	require.NoError(t, other.CheckTopics(until(t)), "other installations' topics stay")
 }

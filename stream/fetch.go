@@ -5,36 +5,45 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
 
-// maxFetchBytes bounds how much is asked for when the broker sends nothing that
-// is whole: the largest record of any topic, and room.
+// maxFetchBytes bounds how much is requested when the broker sends no whole record: the largest
+// record of any topic, with room to spare.
 const maxFetchBytes = 4 * dlqLimit
 
 // fetched is the answer to one fetch.
 type fetched struct {
-	recs    []*Record
-	next    int64 // where to read on
-	highest int64 // the end of the log: one above its last record
-	empty   bool  // there is more, but nothing of it came whole: ask for more bytes
+	recs           []*Record
+	next           int64 // where to continue reading
+	highest        int64 // the end of the log: one above its last record
+	needsMoreBytes bool  // there is more, but nothing of it came whole: ask for more bytes
 }
 
-// fetch reads one partition from an offset on. Records that skip holds are left
-// out. wait is how long the broker may hold the request when there is nothing.
-func (l *Log) fetch(ctx context.Context, topic string, id int, from int64, maxBytes int64, wait time.Duration, skip []span) (fetched, error) {
-	ctx, cancel := context.WithTimeout(ctx, wait+l.cfg.RequestTimeout)
+// fetchRequest says what to read from one partition.
+type fetchRequest struct {
+	topic     string // without the prefix
+	partition int
+	from      int64
+	maxBytes  int64
+	skip      []span // records to leave out
+}
+
+// fetch reads one partition from an offset on. The broker holds the request for
+// kafka.fetch_wait while there is nothing to read.
+func (cl *Log) fetch(ctx context.Context, req fetchRequest) (fetched, error) {
+	wait := cl.cfg.FetchWait
+	ctx, cancel := context.WithTimeout(ctx, wait+cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := l.client.Fetch(ctx, &kafka.FetchRequest{
-		Topic: l.full(topic), Partition: id, Offset: from, MinBytes: 1, MaxBytes: maxBytes, MaxWait: wait,
+	res, err := cl.kafka.Fetch(ctx, &kafka.FetchRequest{
+		Topic: cl.full(req.topic), Partition: req.partition, Offset: req.from, MinBytes: 1, MaxBytes: req.maxBytes, MaxWait: wait,
 	})
 	if err != nil {
 		return fetched{}, err
 	}
-	out := fetched{next: from, highest: res.HighWatermark}
+	out := fetched{next: req.from, highest: res.HighWatermark}
 	if res.Error != nil {
 		return out, res.Error
 	}
@@ -42,32 +51,31 @@ func (l *Log) fetch(ctx context.Context, topic string, id int, from int64, maxBy
 	if s, ok := res.Records.(*protocol.RecordStream); ok {
 		batches = len(s.Records)
 		for _, b := range s.Records {
-			// The marker of a transaction is one record that nobody sees.
+			// The marker of a transaction takes an offset but is not a record.
 			if c, ok := b.(*protocol.ControlBatch); ok {
 				out.next = max(out.next, c.BaseOffset+1)
 			}
 		}
 	}
-	if err := out.decode(res.Records, topic, id, from, skip); err != nil {
+	if err := out.decode(res.Records, req); err != nil {
 		return out, err
 	}
 	switch {
-	case out.next > from || res.HighWatermark <= from:
+	case out.next > req.from || res.HighWatermark <= req.from:
 	case batches == 0:
-		out.empty = true
+		out.needsMoreBytes = true
 	default:
-		// The broker sends the batch in which the offset lies, or the next one. It
-		// has no record of this offset or above: a batch that lost its records to
-		// compaction, or one that cannot be read. Step over it.
-		out.next = from + 1
+		// The broker sends the batch that contains the offset, or the next one. This batch has
+		// no record at or above the offset: compaction removed them, or it cannot be read.
+		// Step over it.
+		out.next = req.from + 1
 	}
 	return out, nil
 }
 
-// decode copies the records out of the client's pages, which are used again.
-// Each record gets memory of its own: one that is held for long must not hold
-// its neighbours.
-func (f *fetched) decode(records protocol.RecordReader, topic string, id int, from int64, skip []span) error {
+// decode copies the records out of the library's pages, which are reused. Each record gets its
+// own memory, so that one held for long does not keep its neighbours alive.
+func (f *fetched) decode(records protocol.RecordReader, req fetchRequest) error {
 	for {
 		r, err := records.ReadRecord()
 		if errors.Is(err, io.EOF) {
@@ -76,13 +84,13 @@ func (f *fetched) decode(records protocol.RecordReader, topic string, id int, fr
 		if err != nil {
 			return fmt.Errorf("reading records: %w", err)
 		}
-		// A batch begins where it was written, which may be below what was asked for.
-		if r.Offset < from || skipped(skip, r.Offset) {
+		// A batch may start below the requested offset.
+		if r.Offset < req.from || inSpans(req.skip, r.Offset) {
 			closeBytes(r)
 			f.next = max(f.next, r.Offset+1)
 			continue
 		}
-		rec := &Record{Topic: topic, Partition: id, Offset: r.Offset, Time: r.Time}
+		rec := &Record{Topic: req.topic, Partition: req.partition, Offset: r.Offset, Time: r.Time}
 		err = rec.copyFrom(r)
 		closeBytes(r)
 		if err != nil {
@@ -133,20 +141,20 @@ func closeBytes(r *protocol.Record) {
 }
 
 // bounds returns the first offset of a partition and the one after its last.
-func (l *Log) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.RequestTimeout)
+func (cl *Log) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	ask := func(which kafka.OffsetRequest) (kafka.PartitionOffsets, error) {
-		res, err := l.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{l.full(topic): {which}}})
+		res, err := cl.kafka.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{cl.full(topic): {which}}})
 		if err != nil {
 			return kafka.PartitionOffsets{}, err
 		}
-		for _, p := range res.Topics[l.full(topic)] {
+		for _, p := range res.Topics[cl.full(topic)] {
 			if p.Partition == id {
 				return p, p.Error
 			}
 		}
-		return kafka.PartitionOffsets{}, errors.New("the broker did not answer for the partition")
+		return kafka.PartitionOffsets{}, errNoAnswer
 	}
 	f, err := ask(kafka.FirstOffsetOf(id))
 	if err == nil {
@@ -155,7 +163,7 @@ func (l *Log) bounds(ctx context.Context, topic string, id int) (first, end int6
 		first, end = f.FirstOffset, e.LastOffset
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("asking for the bounds of %s/%d: %w", topic, id, err)
+		return 0, 0, fmt.Errorf("asking for the first and last offset of %s/%d: %w", topic, id, err)
 	}
 	return first, end, nil
 }

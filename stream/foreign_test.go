@@ -9,18 +9,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Other clients write with compression and in transactions. The markers that
-// end a transaction take offsets that no record has: at the end of the log
-// and between records, they must neither stall a reader nor hold up a commit.
+// Other clients write compressed batches and transactions. The marker that ends a transaction
+// takes an offset without a record. At the end of the log and between records, markers must
+// neither stall a reader nor hold up a commit.
 func TestRecordsOfOtherClients(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.Partitions = 2
-	l := open(t, cfg)
+	cl := open(t, cfg)
 	const rounds, each = 6, 20
 	n := 0
 	write := func(opts ...kgo.Opt) {
-		client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(cfg.Brokers...), kgo.DefaultProduceTopic(l.full(TasksNormal)))...)
+		client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(cfg.Brokers...), kgo.DefaultProduceTopic(cl.full(TasksNormal)))...)
 		require.NoError(t, err)
 		defer client.Close()
 		for range rounds {
@@ -42,21 +42,21 @@ func TestRecordsOfOtherClients(t *testing.T) {
 	write(kgo.ProducerBatchCompression(kgo.SnappyCompression()), kgo.TransactionalID(prefix()))
 	write(kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.TransactionalID(prefix()))
 	got := newSeen(n)
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			got.add(string(rec.Value))
 			rec.Done()
 		}
 	})
 	receive(t, got.all, "all records")
-	// The lag is 0 only when the last marker is passed, too.
+	// The lag is 0 only when the last marker is passed as well.
 	require.Eventually(t, func() bool {
-		lag, err := l.Lag(context.Background(), "g", TasksNormal)
+		lag, err := cl.Lag(context.Background(), "g", TasksNormal)
 		return err == nil && lag == 0
 	}, wait, tick)
 	r.finish(t)
 	scanned := 0
-	require.NoError(t, l.Scan(until(t), TasksNormal, func(*Record) error { scanned++; return nil }))
+	require.NoError(t, cl.Scan(until(t), TasksNormal, func(*Record) error { scanned++; return nil }))
 	require.Equal(t, n, scanned)
 }
 
@@ -65,18 +65,18 @@ func TestNewPartitionsAreRead(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.Partitions = 1
-	l := open(t, cfg)
+	cl := open(t, cfg)
 	got := newSeen(200)
-	r := consume(t, l, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
 			got.add(string(rec.Value))
 			rec.Done()
 		}
 	})
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
-	grow(t, l, TasksNormal, 5)
-	require.Eventually(t, func() bool { return len(l.layout.leaders(TasksNormal)) == 5 }, wait, tick)
-	require.NoError(t, l.Produce(until(t), numbered(TasksNormal, 100, 100, 200)...))
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
+	grow(t, cl, TasksNormal, 5)
+	require.Eventually(t, func() bool { return len(cl.layout.leaders(TasksNormal)) == 5 }, wait, tick)
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 100, 100, 200)...))
 	receive(t, got.all, "the records of new partitions")
 	r.finish(t)
 }

@@ -23,39 +23,39 @@ type session struct {
 	member     string
 	generation int
 	leader     bool
-	partitions int   // of the topic, when the leader dealt them out
+	partitions int   // of the topic, when the leader assigned them
 	assigned   []int // to this member
 }
 
-// outcome is how a session ended.
-type outcome int
+// sessionOutcome is how a session ended. The higher one wins when two goroutines report.
+type sessionOutcome int
 
 const (
-	ended      outcome = iota // we are leaving
-	rebalance                 // others came or went: join again, keep what stays ours
-	evicted                   // the group went on without us: what we had is somebody else's
-	unknown                   // evicted, and the broker does not know the member any more
-	nothingNew                // go on
+	leaving       sessionOutcome = iota // this member leaves
+	rebalancing                         // other members came or went: join again, keep what stays ours
+	evicted                             // the group moved on without us: other members own our partitions
+	unknownMember                       // evicted, and the broker has forgotten the member id
+	stillMember                         // the session has not ended
 )
 
-// outcomeOf reads the answer of the group's coordinator.
-func outcomeOf(err error) outcome {
+// outcomeOf classifies the answer of the group's coordinator.
+func outcomeOf(err error) sessionOutcome {
 	switch {
 	case errors.Is(err, kafka.RebalanceInProgress):
-		return rebalance
+		return rebalancing
 	case errors.Is(err, kafka.IllegalGeneration):
 		return evicted
 	case errors.Is(err, kafka.UnknownMemberId), errors.Is(err, kafka.FencedInstanceID):
-		return unknown
+		return unknownMember
 	}
-	return nothingNew
+	return stillMember
 }
 
-// errSession is what no retry can help.
-var errSession = errors.New("the broker does not allow this kafka.session_timeout: choose one between its group.min.session.timeout.ms (6s by default) and group.max.session.timeout.ms")
+// errSessionTimeout cannot be fixed by retrying.
+var errSessionTimeout = errors.New("the broker does not allow this kafka.session_timeout: use a value between its group.min.session.timeout.ms (6s by default) and group.max.session.timeout.ms")
 
-// join makes this process a member of the next generation. It keeps the member
-// id in c, so that the broker takes a second attempt for the same member.
+// join makes this process a member of the next generation. It keeps the member id in c, so
+// that the broker recognizes the same member when it tries again.
 func (c *consumer) join(ctx context.Context) (*session, error) {
 	for {
 		res, err := c.joinOnce(ctx)
@@ -67,16 +67,16 @@ func (c *consumer) join(ctx context.Context) (*session, error) {
 			c.member = res.MemberID
 			return c.sync(ctx, res)
 		case errors.Is(err, kafka.MemberIDRequired):
-			c.member = res.MemberID // the broker made one up; come again with it
+			c.member = res.MemberID // the broker has chosen an id; join again with it
 		case errors.Is(err, kafka.UnknownMemberId), errors.Is(err, kafka.FencedInstanceID):
-			// Our time was up. Whatever we had was given to others.
+			// Our session timed out; our partitions were given to other members.
 			if c.member == "" {
 				return nil, fmt.Errorf("joining group %s: %w", c.group, err)
 			}
 			c.member = ""
-			c.loseAll("the group went on without this member")
+			c.loseAll(lostEvicted)
 		case errors.Is(err, kafka.InvalidSessionTimeout):
-			return nil, fmt.Errorf("joining group %s: %w (%w)", c.group, errSession, err)
+			return nil, fmt.Errorf("joining group %s: %w (%w)", c.group, errSessionTimeout, err)
 		default:
 			return nil, fmt.Errorf("joining group %s: %w", c.group, err)
 		}
@@ -84,11 +84,11 @@ func (c *consumer) join(ctx context.Context) (*session, error) {
 }
 
 func (c *consumer) joinOnce(ctx context.Context) (*kafka.JoinGroupResponse, error) {
-	cfg := &c.l.cfg
+	cfg := &c.cl.cfg
 	ctx, cancel := context.WithTimeout(ctx, cfg.RebalanceTimeout+cfg.RequestTimeout)
 	defer cancel()
-	topic := c.l.full(c.cfg.Topic)
-	res, err := c.l.client.JoinGroup(ctx, &kafka.JoinGroupRequest{
+	topic := c.cl.full(c.cfg.Topic)
+	res, err := c.cl.kafka.JoinGroup(ctx, &kafka.JoinGroupRequest{
 		GroupID:          c.group,
 		MemberID:         c.member,
 		SessionTimeout:   cfg.SessionTimeout,
@@ -108,10 +108,11 @@ func (c *consumer) joinOnce(ctx context.Context) (*kafka.JoinGroupResponse, erro
 	return res, nil
 }
 
-// sync learns what the leader dealt out; the leader deals.
+// sync receives this member's assignment. The group's leader computes everyone's and sends them
+// along.
 func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*session, error) {
-	cfg := &c.l.cfg
-	topic := c.l.full(c.cfg.Topic)
+	cfg := &c.cl.cfg
+	topic := c.cl.full(c.cfg.Topic)
 	s := &session{member: joined.MemberID, generation: joined.GenerationID, leader: joined.MemberID == joined.LeaderID}
 	req := &kafka.SyncGroupRequest{
 		GroupID:      c.group,
@@ -123,7 +124,7 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 	ctx, cancel := context.WithTimeout(ctx, cfg.RebalanceTimeout+cfg.RequestTimeout)
 	defer cancel()
 	if s.leader {
-		n, err := c.l.layout.partitions(ctx, c.cfg.Topic)
+		n, err := c.cl.layout.partitions(ctx, c.cfg.Topic)
 		if err != nil {
 			return nil, err
 		}
@@ -132,19 +133,19 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 		for _, m := range joined.Members {
 			had[m.ID] = m.Metadata.OwnedPartitions[topic]
 		}
-		for member, parts := range deal(n, had) {
+		for member, parts := range assignSticky(n, had) {
 			req.Assignments = append(req.Assignments, kafka.SyncGroupRequestAssignment{
 				MemberID:   member,
 				Assignment: kafka.GroupProtocolAssignment{AssignedPartitions: map[string][]int{topic: parts}},
 			})
 		}
 	}
-	res, err := c.l.client.SyncGroup(ctx, req)
+	res, err := c.cl.kafka.SyncGroup(ctx, req)
 	if err == nil {
 		err = res.Error
 	}
 	if err != nil {
-		return nil, fmt.Errorf("learning which partitions of group %s are ours: %w", c.group, err)
+		return nil, fmt.Errorf("receiving the assignment in group %s: %w", c.group, err)
 	}
 	s.assigned = slices.Clone(res.Assignment.AssignedPartitions[topic])
 	slices.Sort(s.assigned)
@@ -152,14 +153,14 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 	return s, nil
 }
 
-// deal spreads n partitions evenly over the members, leaving with each as many
-// as it may keep of those it had.
-func deal(n int, had map[string][]int) map[string][]int {
+// assignSticky spreads n partitions evenly over the members; each keeps as many of those it
+// had as its quota allows.
+func assignSticky(n int, had map[string][]int) map[string][]int {
 	members := make([]string, 0, len(had))
 	for m := range had {
 		members = append(members, m)
 	}
-	// Who had most keeps the one more that some members get.
+	// When n does not divide evenly, those who had most get the extra partitions.
 	slices.SortFunc(members, func(a, b string) int {
 		if d := len(had[b]) - len(had[a]); d != 0 {
 			return d
@@ -204,36 +205,36 @@ func deal(n int, had map[string][]int) map[string][]int {
 	return out
 }
 
-// heartbeat tells the broker that we live until the session ends.
-func (c *consumer) heartbeat(ctx context.Context, s *session) outcome {
-	ticker := time.NewTicker(c.l.cfg.HeartbeatInterval)
+// heartbeat sends heartbeats until the session ends.
+func (c *consumer) heartbeat(ctx context.Context, s *session) sessionOutcome {
+	ticker := time.NewTicker(c.cl.cfg.HeartbeatInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return ended
+			return leaving
 		case <-ticker.C:
 		}
-		err := c.beat(ctx, s)
-		if o := outcomeOf(err); o != nothingNew {
+		err := c.sendHeartbeat(ctx, s)
+		if o := outcomeOf(err); o != stillMember {
 			return o
 		}
 		if ctx.Err() != nil {
-			return ended
+			return leaving
 		}
 		c.report("heartbeat", err)
-		// New partitions: the leader deals anew.
-		if s.leader && len(c.l.layout.leaders(c.cfg.Topic)) != s.partitions {
-			return rebalance
+		// The topic has new partitions: the leader triggers a rebalance.
+		if s.leader && len(c.cl.layout.leaders(c.cfg.Topic)) != s.partitions {
+			return rebalancing
 		}
 	}
 }
 
-// beat sends one heartbeat. The client's own Heartbeat is of no use: it asks any
-// broker instead of the group's coordinator, and it reads the answer's fields
-// in the wrong order, so that it never sees an error.
-func (c *consumer) beat(ctx context.Context, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, min(c.l.cfg.RequestTimeout, c.l.cfg.SessionTimeout))
+// sendHeartbeat sends one heartbeat. kafka-go's own Heartbeat cannot be used: it asks any
+// broker instead of the group's coordinator, and it decodes the answer's fields in the wrong
+// order, so it never sees an error.
+func (c *consumer) sendHeartbeat(ctx context.Context, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, min(c.cl.cfg.RequestTimeout, c.cl.cfg.SessionTimeout))
 	defer cancel()
 	if c.coordinator == nil {
 		addr, err := c.findCoordinator(ctx)
@@ -242,20 +243,20 @@ func (c *consumer) beat(ctx context.Context, s *session) error {
 		}
 		c.coordinator = addr
 	}
-	res, err := c.l.transport.RoundTrip(ctx, c.coordinator, &heartbeat.Request{
+	res, err := c.cl.transport.RoundTrip(ctx, c.coordinator, &heartbeat.Request{
 		GroupID: c.group, GenerationID: int32(s.generation), MemberID: s.member,
 	})
 	if err == nil {
 		err = heartbeatError(res.(*heartbeat.Response))
 	}
-	if err != nil && outcomeOf(err) == nothingNew {
-		c.coordinator = nil // perhaps another broker is it now
+	if err != nil && outcomeOf(err) == stillMember {
+		c.coordinator = nil // another broker may be the coordinator now
 	}
 	return err
 }
 
-// heartbeatError finds the error in an answer that was decoded as if the error
-// (2 bytes) came before the throttle time (4 bytes), while it comes after.
+// heartbeatError extracts the error from an answer that kafka-go decoded as if the error (2
+// bytes) came before the throttle time (4 bytes). It comes after.
 func heartbeatError(r *heartbeat.Response) error {
 	if code := int16(r.ThrottleTimeMs & 0xffff); code != 0 {
 		return kafka.Error(code)
@@ -263,28 +264,28 @@ func heartbeatError(r *heartbeat.Response) error {
 	return nil
 }
 
-// findCoordinator asks which broker looks after the group.
+// findCoordinator asks which broker coordinates the group.
 func (c *consumer) findCoordinator(ctx context.Context) (net.Addr, error) {
-	res, err := c.l.client.FindCoordinator(ctx, &kafka.FindCoordinatorRequest{Key: c.group, KeyType: kafka.CoordinatorKeyTypeConsumer})
+	res, err := c.cl.kafka.FindCoordinator(ctx, &kafka.FindCoordinatorRequest{Key: c.group, KeyType: kafka.CoordinatorKeyTypeConsumer})
 	if err == nil {
 		err = res.Error
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for the coordinator of group %s: %w", c.group, err)
+		return nil, fmt.Errorf("finding the coordinator of group %s: %w", c.group, err)
 	}
 	return kafka.TCP(net.JoinHostPort(res.Coordinator.Host, strconv.Itoa(res.Coordinator.Port))), nil
 }
 
-// leave tells the group that we go, so that others need not wait for the
-// session timeout. When it does not get through, they wait.
+// leave announces that this member leaves, so that the others need not wait for the session
+// timeout. If the request fails, they wait.
 func (c *consumer) leave(ctx context.Context) {
 	if c.member == "" {
 		return
 	}
-	_, err := c.l.client.LeaveGroup(ctx, &kafka.LeaveGroupRequest{
+	_, err := c.cl.kafka.LeaveGroup(ctx, &kafka.LeaveGroupRequest{
 		GroupID: c.group, Members: []kafka.LeaveGroupRequestMember{{ID: c.member}},
 	})
 	if err != nil {
-		c.log.Warn("leaving the group", "error", err)
+		c.logger.Warn("leaving the group", "error", err)
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/batchyard/batchyard/internal/embedded"
 )
 
-// wait is how long a test waits for what must happen, on a busy machine.
+// wait bounds how long a test waits on a busy machine.
 const wait = 60 * time.Second
 
-// tick is how often a test looks where nothing can signal.
+// tick is how often a test polls where no signal is possible.
 const tick = 10 * time.Millisecond
 
-// shared is the broker of this test binary; real ones are named by the environment.
+// shared is the embedded broker of this test binary.
 var shared struct {
 	sync.Mutex
 	broker *embedded.Broker
@@ -44,13 +44,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// brokers are the brokers to test on: embedded, or real with
-// BATCHYARD_TEST_SERVICES=real and BATCHYARD_KAFKA_BROKERS.
+// brokers returns the brokers to test with: an embedded one, or those in
+// BATCHYARD_KAFKA_BROKERS if BATCHYARD_TEST_SERVICES=real.
 func brokers(t testing.TB) []string {
 	t.Helper()
 	if os.Getenv("BATCHYARD_TEST_SERVICES") == "real" {
 		names := os.Getenv("BATCHYARD_KAFKA_BROKERS")
-		require.NotEmpty(t, names, "BATCHYARD_TEST_SERVICES=real wants BATCHYARD_KAFKA_BROKERS")
+		require.NotEmpty(t, names, "BATCHYARD_TEST_SERVICES=real needs BATCHYARD_KAFKA_BROKERS")
 		return strings.Split(names, ",")
 	}
 	shared.Lock()
@@ -63,7 +63,7 @@ func brokers(t testing.TB) []string {
 	return []string{shared.broker.Addr()}
 }
 
-// prefix keeps the topics and groups of a test apart from all others.
+// prefix returns a unique topic prefix for a test.
 func prefix() string {
 	shared.Lock()
 	defer shared.Unlock()
@@ -82,18 +82,18 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("test", t.Name())
 }
 
-// open opens a Log; topics are created when the prefix is new.
+// open opens a Log and creates its topics.
 func open(t testing.TB, cfg Config) *Log {
 	t.Helper()
-	l, err := Open(t.Context(), cfg, testLog(t), nil)
+	cl, err := Open(t.Context(), cfg, testLog(t), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { require.NoError(t, cl.Close()) })
+	_, err = cl.CreateTopics(t.Context())
 	require.NoError(t, err)
-	return l
+	return cl
 }
 
-// until ends a test's patience.
+// until returns a context with the longest time that a test waits.
 func until(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	t.Cleanup(cancel)
@@ -106,7 +106,7 @@ func receive[T any](t testing.TB, c <-chan T, what string) T {
 	case v := <-c:
 		return v
 	case <-time.After(wait):
-		require.FailNow(t, "waited in vain for "+what)
+		require.FailNow(t, "timed out waiting for "+what)
 		panic("unreachable")
 	}
 }
@@ -117,18 +117,18 @@ type running struct {
 	done chan error
 }
 
-func consume(t testing.TB, l *Log, cfg ConsumerConfig, handle func(context.Context, []*Record)) *running {
+func consume(t testing.TB, cl *Log, cfg ConsumerConfig, handle func(context.Context, []*Record)) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{stop: stop, done: make(chan error, 1)}
 	ready := make(chan struct{})
-	go func() { r.done <- l.Consume(ctx, cfg, handle, func() { close(ready) }) }()
+	go func() { r.done <- cl.Consume(ctx, cfg, handle, func() { close(ready) }) }()
 	t.Cleanup(stop)
 	receive(t, ready, "the first assignment")
 	return r
 }
 
-// finish stops the consumer and waits for its end.
+// finish stops the consumer and waits until Consume returns.
 func (r *running) finish(t testing.TB) {
 	t.Helper()
 	r.stop()
@@ -136,16 +136,16 @@ func (r *running) finish(t testing.TB) {
 }
 
 // grow gives a topic more partitions.
-func grow(t testing.TB, l *Log, topic string, partitions int) {
+func grow(t testing.TB, cl *Log, topic string, partitions int) {
 	t.Helper()
-	res, err := l.client.CreatePartitions(until(t), &kafka.CreatePartitionsRequest{
-		Topics: []kafka.TopicPartitionsConfig{{Name: l.full(topic), Count: int32(partitions)}},
+	res, err := cl.kafka.CreatePartitions(until(t), &kafka.CreatePartitionsRequest{
+		Topics: []kafka.TopicPartitionsConfig{{Name: cl.full(topic), Count: int32(partitions)}},
 	})
 	require.NoError(t, err)
-	require.NoError(t, res.Errors[l.full(topic)])
+	require.NoError(t, res.Errors[cl.full(topic)])
 }
 
-// ownBroker is a broker for one test, which may stop it.
+// ownBroker starts a broker for one test, which may stop it.
 func ownBroker(t *testing.T) *embedded.Broker {
 	t.Helper()
 	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{Dir: t.TempDir()})

@@ -2,8 +2,8 @@ package stream
 
 import "encoding/binary"
 
-// murmur2 is the hash by which Kafka's Java client, and so most others, spread
-// keys over partitions: MurmurHash2, 32 bits, with Kafka's seed.
+// murmur2 is the hash with which Kafka's Java client, and so most others, assign keys to
+// partitions: 32-bit MurmurHash2 with Kafka's seed.
 func murmur2(key string) uint32 {
 	const (
 		seed = 0x9747b28c

@@ -6,55 +6,55 @@ import (
 	"sync/atomic"
 )
 
-// partition is one partition while this process owns it: what was handed out,
-// what is finished, and so what may be committed.
+// partition is a partition while this process owns it. It knows which records were handed out
+// and which are finished, and therefore what may be committed.
 //
-// The unfinished records hang in a list in the order of their offsets. Its head
-// is the offset to commit; whatever else lies between the head and next is
-// finished. So Done is a few pointers, and memory grows with what is in flight,
-// not with how far apart it is.
+// The unfinished records form a linked list in the order of their offsets. The head's offset is
+// the one to commit; every other offset between the head and next is finished. So Done updates a
+// few pointers, and memory grows with the number of records in flight, not with the distance
+// between them.
 type partition struct {
 	c      *consumer
 	id     int
-	ctx    context.Context // ends when the partition is lost or nothing new is to be begun
+	ctx    context.Context // ends when the partition is lost or the consumer drains
 	cancel context.CancelFunc
 	lost   atomic.Bool
-	end    atomic.Int64   // of the log, as the last fetch told
+	end    atomic.Int64   // of the log, from the last fetch
 	wg     sync.WaitGroup // its goroutines
 
-	mu         sync.Mutex
-	started    bool  // the first offset is known
-	next       int64 // everything below was handed out or passed over
-	head, tail *Record
-	inFlight   int    // length of the list
-	skip       []span // finished above next, as the last owner's commit said
-	highest    int64  // one above the highest finished offset
-	dirty      bool   // something finished since the last commit was put together
-	committed  int64  // the broker has it; -1 before the first
-	noMeta     bool   // the broker refuses our metadata as too long
-	budget     share
+	mu           sync.Mutex
+	started      bool  // the first offset is known
+	next         int64 // every offset below was handed out or skipped
+	head, tail   *Record
+	inFlight     int    // length of the list
+	inherited    []span // finished above next, from the last owner's commit
+	highest      int64  // one above the highest finished offset
+	dirty        bool   // something finished since the last commit was prepared
+	committed    int64  // acknowledged by the broker; -1 before the first commit
+	omitMetadata bool   // the broker refuses metadata of this length
+	budget       share
 }
 
-// begin sets where the partition is read from.
+// begin sets the offset at which reading starts.
 func (p *partition) begin(next int64, skip []span) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.started = true
-	p.next, p.highest, p.skip = next, next, skip
-	p.trim()
+	p.next, p.highest, p.inherited = next, next, skip
+	p.dropPassedSpans()
 }
 
-// restart forgets the past: the log does not hold what was to be read next.
+// restart continues at next, because the log no longer holds the offset to be read next.
 func (p *partition) restart(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.skip = nil
+	p.inherited = nil
 	if next >= p.next {
 		p.next = next
 		p.highest = max(p.highest, next)
 	} else {
-		// The log is shorter than what was read from it: another log of the same
-		// name. Records of the old one that are still in flight say nothing about it.
+		// The log is shorter than what was read from it, so the topic was recreated. Records
+		// in flight belong to the old one and must not be committed.
 		for r := p.head; r != nil; {
 			after := r.next
 			r.prev, r.next, r.finished = nil, nil, true
@@ -67,8 +67,8 @@ func (p *partition) restart(next int64) {
 	p.dirty = true
 }
 
-// add notes records before they are handed out; they are in order. Offsets
-// between them do not exist (compacted, control records) or are finished.
+// add registers records before they are handed out, in order. Offsets between them do not exist
+// (compacted, control records) or are finished.
 func (p *partition) add(recs []*Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,31 +83,31 @@ func (p *partition) add(recs []*Record) {
 		p.inFlight++
 		p.next = r.Offset + 1
 	}
-	p.trim()
+	p.dropPassedSpans()
 }
 
-// passOver notes that there is nothing to hand out below next.
-func (p *partition) passOver(next int64) {
+// advanceTo notes that there is nothing more to hand out below next.
+func (p *partition) advanceTo(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if next > p.next {
 		p.next = next
 		p.dirty = p.dirty || p.head == nil
-		p.trim()
+		p.dropPassedSpans()
 	}
 }
 
-// trim drops the spans that lie below next. The caller holds mu.
-func (p *partition) trim() {
-	for len(p.skip) > 0 && p.skip[0].first <= p.next {
-		p.next = max(p.next, p.skip[0].end)
-		p.skip = p.skip[1:]
+// dropPassedSpans drops the inherited spans below next. The caller holds mu.
+func (p *partition) dropPassedSpans() {
+	for len(p.inherited) > 0 && p.inherited[0].first <= p.next {
+		p.next = max(p.next, p.inherited[0].end)
+		p.inherited = p.inherited[1:]
 	}
-	p.highest = max(p.highest, p.lowest())
+	p.highest = max(p.highest, p.lowestUnfinished())
 }
 
-// done unlinks a record.
-func (p *partition) done(r *Record) {
+// finish unlinks a record. It does nothing for one that is finished or lost.
+func (p *partition) finish(r *Record) {
 	p.mu.Lock()
 	if r.finished || p.lost.Load() {
 		p.mu.Unlock()
@@ -136,22 +136,22 @@ func (p *partition) done(r *Record) {
 	}
 }
 
-// lowest is the lowest offset that is not finished. The caller holds mu.
-func (p *partition) lowest() int64 {
+// lowestUnfinished returns the lowest offset that is not finished. The caller holds mu.
+func (p *partition) lowestUnfinished() int64 {
 	if p.head != nil {
 		return p.head.Offset
 	}
 	return p.next
 }
 
-// lose ends the ownership: nothing of it is committed any more.
+// lose ends the ownership: nothing more of the partition is committed.
 func (p *partition) lose() {
 	p.mu.Lock()
 	if p.lost.Swap(true) {
 		p.mu.Unlock()
 		return
 	}
-	for r := p.head; r != nil; { // free what the list holds on to
+	for r := p.head; r != nil; { // let the garbage collector free each record on its own
 		after := r.next
 		r.prev, r.next = nil, nil
 		r = after
@@ -166,31 +166,31 @@ func (p *partition) lose() {
 	}
 }
 
-// offer is what may be committed.
-type offer struct {
+// commitCandidate is an offset that may be committed.
+type commitCandidate struct {
 	p        *partition
 	offset   int64
 	metadata string
 }
 
-// commitable returns what may be committed, when that changed.
-func (p *partition) commitable() (offer, bool) {
+// nextCommit returns what to commit; false when nothing changed since the last time.
+func (p *partition) nextCommit() (commitCandidate, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.started || !p.dirty || p.lost.Load() {
-		return offer{}, false
+		return commitCandidate{}, false
 	}
 	p.dirty = false
-	o := offer{p: p, offset: p.lowest()}
-	if !p.noMeta {
-		o.metadata = encodeSpans(o.offset, p.spans(), maxMetadata)
+	o := commitCandidate{p: p, offset: p.lowestUnfinished()}
+	if !p.omitMetadata {
+		o.metadata = encodeSpans(o.offset, p.finishedSpans(), maxMetadata)
 	}
 	return o, true
 }
 
-// spans are the finished offsets above the lowest unfinished one, as far as a
-// commit has room for them. The caller holds mu.
-func (p *partition) spans() []span {
+// finishedSpans returns the finished offsets above the lowest unfinished one, as many as fit
+// into a commit. The caller holds mu.
+func (p *partition) finishedSpans() []span {
 	const most = maxMetadata / 2 // a span takes more than two bytes
 	var spans []span
 	for r := p.head; r != nil && len(spans) < most; r = r.next {
@@ -202,7 +202,7 @@ func (p *partition) spans() []span {
 			spans = append(spans, span{r.Offset + 1, end})
 		}
 	}
-	for _, s := range p.skip {
+	for _, s := range p.inherited {
 		if n := len(spans); n > 0 && spans[n-1].end == s.first {
 			spans[n-1].end = s.end
 		} else {
@@ -212,26 +212,29 @@ func (p *partition) spans() []span {
 	return spans
 }
 
-// recommit has the next commit say where the partition stands, also if nothing moved.
+// recommit makes the next commit repeat the current offset even if nothing moved.
 func (p *partition) recommit() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dirty = p.dirty || p.committed >= 0
 }
 
-// settled notes the outcome of a commit.
-func (p *partition) settled(o offer, ok bool) {
+// commitAcked notes that the broker has the commit.
+func (p *partition) commitAcked(o commitCandidate) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ok {
-		p.committed = o.offset
-	} else {
-		p.dirty = true
-	}
+	p.committed = o.offset
 }
 
-// straggler returns the lowest unfinished record when it lags too far behind
-// the highest finished one and was not returned before, and how far it lags.
+// commitFailed makes the next commit try again.
+func (p *partition) commitFailed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dirty = true
+}
+
+// straggler returns how far the lowest unfinished record lags behind the highest finished one,
+// and the record itself when that is too far and it was not returned before.
 func (p *partition) straggler(maxSpread int64) (*Record, int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -246,8 +249,8 @@ func (p *partition) straggler(maxSpread int64) (*Record, int64) {
 	return p.head, spread
 }
 
-// skipped reports whether the last owner had finished the offset.
-func skipped(spans []span, offset int64) bool {
+// inSpans reports whether one of the spans contains the offset.
+func inSpans(spans []span, offset int64) bool {
 	for _, s := range spans {
 		if offset < s.first {
 			return false

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -15,11 +14,10 @@ import (
 )
 
 const (
-	// maxInFlight is how many requests may be under way to one broker. One per
-	// partition is enough to keep order; a few per broker hide the round trip.
+	// maxInFlight is how many requests may be in flight to one broker. One per partition keeps
+	// the order; a few per broker hide the round trip.
 	maxInFlight = 3
-	// maxBatchBytes and maxRequestBytes bound what leaves in one request, a
-	// single larger message excepted.
+	// maxBatchBytes and maxRequestBytes bound a request, except when a single message is larger.
 	maxBatchBytes   = 1 << 20
 	maxRequestBytes = 8 << 20
 
@@ -27,46 +25,46 @@ const (
 	maxBackoff = time.Second
 )
 
-// receiver hears what became of a message: nil when all in-sync replicas have
-// it, an error when they never will. It must not block.
+// receiver learns the outcome of a message: nil when all in-sync replicas have it, an error when
+// they never will. It must not block.
 type receiver interface{ delivered(err error) }
 
-// entry is a message on its way.
+// entry is a message that waits to be written or acknowledged.
 type entry struct {
-	msg  Message
-	size int
-	at   time.Time
-	to   receiver
-	gone *atomic.Bool // nobody waits for it any more: need not be sent
+	msg       Message
+	size      int
+	at        time.Time
+	to        receiver
+	abandoned *atomic.Bool // no caller waits for it: need not be sent
 }
 
-// queue is one partition's messages that wait to be written. Under producer.mu.
+// queue is the messages that wait to be written to one partition. Guarded by producer.mu.
 type queue struct {
 	topic     Topic
 	partition int32
 	entries   []entry
-	queued    bool // is in producer.ready, or waits for its timer
+	queued    bool // in producer.ready, or waits for its backoff
 	sending   bool
-	limit     int  // messages in the next batch while one that is too large is looked for; 0: no limit
-	alone     bool // after an error: do not share the request
+	limit     int  // messages in the next batch, while searching for one that is too large; 0: no limit
+	alone     bool // after an error: share no request with other partitions
 	failures  int
 }
 
-type queueKey struct {
+type topicPartition struct {
 	topic     string
 	partition int32
 }
 
-// producer writes messages: see the package comment.
+// producer writes messages. The package comment draws their path.
 type producer struct {
-	l           *Log
+	cl          *Log
 	ctx         context.Context
 	compression kafka.Compression
 	room        *semaphore.Weighted
 	wg          sync.WaitGroup
 
 	mu       sync.Mutex
-	queues   map[queueKey]*queue
+	queues   map[topicPartition]*queue
 	ready    []*queue
 	inFlight map[int32]int // requests by leader
 	failing  int           // partitions whose latest request did not go through
@@ -74,43 +72,42 @@ type producer struct {
 	closed   bool
 }
 
-func newProducer(ctx context.Context, l *Log, c kafka.Compression) *producer {
+func newProducer(ctx context.Context, cl *Log, c kafka.Compression) *producer {
 	return &producer{
-		l: l, ctx: ctx, compression: c,
-		room:     semaphore.NewWeighted(l.cfg.BufferBytes),
-		queues:   map[queueKey]*queue{},
+		cl: cl, ctx: ctx, compression: c,
+		room:     semaphore.NewWeighted(cl.cfg.BufferBytes),
+		queues:   map[topicPartition]*queue{},
 		inFlight: map[int32]int{},
 	}
 }
 
-// Produce writes messages and returns when all in-sync replicas have each of
-// them. What may be retried is retried until ctx ends; then some of them may
-// have been written all the same. One that is larger than its topic takes
-// yields a *TooLargeError and keeps none of the others from being written.
-func (l *Log) Produce(ctx context.Context, msgs ...Message) error {
+// Produce writes messages and returns when all in-sync replicas have all of them. Retriable
+// errors are retried until ctx ends; then some messages may have been written nevertheless. A
+// message that is larger than its topic allows yields a *TooLargeError; the others are written.
+func (cl *Log) Produce(ctx context.Context, msgs ...Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	c := &call{done: make(chan struct{})}
+	c := &produceCall{done: make(chan struct{})}
 	c.waiting.Store(int64(len(msgs)))
-	batch := make([]placed, 0, len(msgs))
+	batch := make([]routed, 0, len(msgs))
 	for i := range msgs {
-		p, err := l.producer.place(ctx, msgs[i], -1)
+		p, err := cl.producer.route(ctx, msgs[i], anyPartition)
 		if err != nil {
 			var tooLarge *TooLargeError
 			if !errors.As(err, &tooLarge) {
-				return err // nothing was handed over yet
+				return err // nothing has been handed over
 			}
 			c.delivered(err)
 			continue
 		}
-		p.entry.to, p.entry.gone = c, &c.gone
+		p.entry.to, p.entry.abandoned = c, &c.abandoned
 		batch = append(batch, p)
 	}
 	for len(batch) > 0 {
-		n, err := l.producer.enqueue(ctx, batch)
+		n, err := cl.producer.enqueue(ctx, batch)
 		if err != nil {
-			c.gone.Store(true)
+			c.abandoned.Store(true)
 			return fmt.Errorf("writing to topic %s: %w", batch[0].topic.Name, err)
 		}
 		batch = batch[n:]
@@ -119,24 +116,24 @@ func (l *Log) Produce(ctx context.Context, msgs ...Message) error {
 	case <-c.done:
 		return c.err()
 	case <-ctx.Done():
-		c.gone.Store(true)
-		if last := l.producer.problem(); last != nil {
-			return fmt.Errorf("writing to topic %s: %w; the last attempt: %w", msgs[0].Topic, ctx.Err(), last)
+		c.abandoned.Store(true)
+		if last := cl.producer.lastError(); last != nil {
+			return fmt.Errorf("writing to topic %s: %w; last error: %w", msgs[0].Topic, ctx.Err(), last)
 		}
 		return fmt.Errorf("writing to topic %s: %w", msgs[0].Topic, ctx.Err())
 	}
 }
 
-// call gathers what becomes of the messages of one Produce.
-type call struct {
-	waiting atomic.Int64
-	gone    atomic.Bool
-	done    chan struct{}
-	mu      sync.Mutex
-	errs    []error // the first few
+// produceCall collects the outcomes of the messages of one Produce.
+type produceCall struct {
+	waiting   atomic.Int64
+	abandoned atomic.Bool
+	done      chan struct{}
+	mu        sync.Mutex
+	errs      []error // the first few
 }
 
-func (c *call) delivered(err error) {
+func (c *produceCall) delivered(err error) {
 	if err != nil {
 		c.mu.Lock()
 		if len(c.errs) < 8 {
@@ -149,44 +146,48 @@ func (c *call) delivered(err error) {
 	}
 }
 
-func (c *call) err() error {
+func (c *produceCall) err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.errs...)
 }
 
-// placed is a message whose partition is chosen.
-type placed struct {
+// routed is a message whose partition is chosen.
+type routed struct {
 	entry     entry
 	topic     Topic
 	partition int32
 }
 
-// place chooses the partition, that of the key when want is negative, and
-// refuses what the topic cannot take.
-func (p *producer) place(ctx context.Context, m Message, want int32) (placed, error) {
+// anyPartition makes route choose the partition of the message's key.
+const anyPartition int32 = -1
+
+// route chooses the partition of a message, and refuses a message that is too large for its
+// topic. want is a partition or anyPartition.
+func (p *producer) route(ctx context.Context, m Message, want int32) (routed, error) {
 	t, err := findTopic(m.Topic)
 	if err != nil {
-		return placed{}, fmt.Errorf("writing a message: %w", err)
+		return routed{}, fmt.Errorf("writing a message: %w", err)
 	}
 	size := m.size()
 	if int64(size)+batchOverhead > t.MaxBytes {
-		return placed{}, &TooLargeError{Topic: t.Name, Size: size, Limit: t.MaxBytes}
+		return routed{}, &TooLargeError{Topic: t.Name, Size: size, Limit: t.MaxBytes}
 	}
-	n, err := p.l.layout.partitions(ctx, t.Name)
+	n, err := p.cl.layout.partitions(ctx, t.Name)
 	if err != nil {
-		return placed{}, fmt.Errorf("writing to topic %s: %w", t.Name, err)
+		return routed{}, fmt.Errorf("writing to topic %s: %w", t.Name, err)
 	}
 	if want < 0 || want >= int32(n) {
 		want = partitionOf(m.Key, n)
 	}
-	return placed{entry: entry{msg: m, size: size}, topic: t, partition: want}, nil
+	return routed{entry: entry{msg: m, size: size}, topic: t, partition: want}, nil
 }
 
-// batchOverhead is the head of a record batch, with room to spare.
+// batchOverhead is the size of a record batch's header, with room to spare.
 const batchOverhead = 128
 
-// partitionOf chooses as the Java client does: murmur2 of the key.
+// partitionOf chooses the partition of a key like the Java client does, by murmur2. Messages
+// without a key go to a random partition.
 func partitionOf(key string, n int) int32 {
 	if key == "" {
 		return rand.Int32N(int32(n))
@@ -194,9 +195,9 @@ func partitionOf(key string, n int) int32 {
 	return int32((murmur2(key) & 0x7fffffff) % uint32(n))
 }
 
-// enqueue hands over the first messages of batch, as many as there is room for
-// at once, waiting for room for the first; it returns how many.
-func (p *producer) enqueue(ctx context.Context, batch []placed) (int, error) {
+// enqueue waits until there is room for the first message of the batch, hands over as many as
+// fit, and returns how many.
+func (p *producer) enqueue(ctx context.Context, batch []routed) (int, error) {
 	size := p.weight(batch[0].entry.size)
 	if err := p.room.Acquire(ctx, size); err != nil {
 		return 0, err
@@ -217,7 +218,7 @@ func (p *producer) enqueue(ctx context.Context, batch []placed) (int, error) {
 	for i := range batch[:n] {
 		b := &batch[i]
 		b.entry.at = now
-		key := queueKey{b.topic.Name, b.partition}
+		key := topicPartition{b.topic.Name, b.partition}
 		q := p.queues[key]
 		if q == nil {
 			q = &queue{topic: b.topic, partition: b.partition}
@@ -230,10 +231,11 @@ func (p *producer) enqueue(ctx context.Context, batch []placed) (int, error) {
 	return n, nil
 }
 
-// weight is what a message takes of the room; one larger than all of it takes all.
-func (p *producer) weight(size int) int64 { return min(int64(size), p.l.cfg.BufferBytes) }
+// weight returns how much of kafka.buffer_bytes a message takes; a message larger than the whole
+// buffer takes all of it.
+func (p *producer) weight(size int) int64 { return min(int64(size), p.cl.cfg.BufferBytes) }
 
-// makeReady lists a queue to be sent. The caller holds mu.
+// makeReady puts a queue on the list of those to be sent. The caller holds mu.
 func (p *producer) makeReady(q *queue) {
 	if !q.queued && !q.sending && len(q.entries) > 0 {
 		q.queued = true
@@ -241,7 +243,7 @@ func (p *producer) makeReady(q *queue) {
 	}
 }
 
-// dispatch starts as many requests as may be under way. The caller holds mu.
+// dispatch starts as many requests as are allowed. The caller holds mu.
 func (p *producer) dispatch() {
 	if p.closed {
 		return
@@ -250,7 +252,7 @@ func (p *producer) dispatch() {
 	rest := p.ready[:0]
 	for _, q := range p.ready {
 		leader := int32(-1)
-		if leaders := p.l.layout.leaders(q.topic.Name); int(q.partition) < len(leaders) {
+		if leaders := p.cl.layout.leaders(q.topic.Name); int(q.partition) < len(leaders) {
 			leader = leaders[q.partition]
 		}
 		r := requests[leader]
@@ -263,7 +265,7 @@ func (p *producer) dispatch() {
 			requests[leader] = r
 		}
 		q.queued = false
-		if batch := q.take(p); len(batch) > 0 {
+		if batch := q.nextBatch(p); len(batch) > 0 {
 			q.sending = true
 			r.bytes += sizeOf(batch)
 			r.parts = append(r.parts, part{q: q, entries: batch})
@@ -280,8 +282,8 @@ func (p *producer) dispatch() {
 	}
 }
 
-// take removes the messages of the next batch from the queue. The caller holds mu.
-func (q *queue) take(p *producer) []entry {
+// nextBatch removes the messages of the next batch from the queue. The caller holds mu.
+func (q *queue) nextBatch(p *producer) []entry {
 	limit := q.limit
 	if limit == 0 {
 		limit = len(q.entries)
@@ -291,7 +293,7 @@ func (q *queue) take(p *producer) []entry {
 	batch := make([]entry, 0, min(limit, 1024))
 	for n < len(q.entries) && len(batch) < limit {
 		e := q.entries[n]
-		if e.gone != nil && e.gone.Load() {
+		if e.abandoned != nil && e.abandoned.Load() {
 			n++
 			p.room.Release(p.weight(e.size))
 			continue
@@ -304,7 +306,7 @@ func (q *queue) take(p *producer) []entry {
 		n++
 	}
 	if n == len(q.entries) {
-		q.entries = nil // a backlog that is gone frees its memory
+		q.entries = nil // free the memory of a backlog
 	} else {
 		q.entries = q.entries[n:]
 	}
@@ -319,15 +321,14 @@ func sizeOf(batch []entry) int {
 	return n
 }
 
-// problem is why something cannot be written at present; nil when all can.
-func (p *producer) problem() error {
+// lastError returns an error of a partition that cannot be written now; nil when there is none.
+func (p *producer) lastError() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.lastErr
 }
 
-// close fails what waits and waits for the requests under way, whose context
-// has ended.
+// close fails the waiting messages, and waits for the requests in flight, whose context has ended.
 func (p *producer) close() {
 	p.mu.Lock()
 	p.closed = true
@@ -343,11 +344,4 @@ func (p *producer) close() {
 		rest[i].to.delivered(ErrClosed)
 	}
 	p.wg.Wait()
-}
-
-// bucketOf spreads hashes over n buckets.
-func bucketOf(b []byte, n int) int {
-	h := fnv.New32a()
-	_, _ = h.Write(b)
-	return int(h.Sum32() % uint32(n))
 }

@@ -14,17 +14,19 @@ import (
 	"strings"
 
 	"github.com/segmentio/kafka-go/sasl"
+
+	"github.com/batchyard/batchyard/internal/text"
 )
 
-// scram authenticates by RFC 5802 without channel binding: both sides prove
-// that they know the password, and it never travels.
+// scram authenticates according to RFC 5802, without channel binding: both sides prove that
+// they know the password without sending it.
 type scram struct {
 	name           string
 	hash           func() hash.Hash
 	user, password string
 }
 
-// maxScramIterations bounds the work that a server can ask of us.
+// maxScramIterations bounds the work that a server can demand.
 const maxScramIterations = 1 << 20
 
 // Name implements sasl.Mechanism.
@@ -45,7 +47,7 @@ func (s scram) begin(nonce string) (sasl.StateMachine, []byte, error) {
 type scramClient struct {
 	scram
 	nonce, first string
-	signature    []byte // the server's, as it has to be; nil before the proof was sent
+	signature    []byte // expected from the server; nil until our proof was sent
 }
 
 // Next implements sasl.StateMachine.
@@ -57,23 +59,23 @@ func (c *scramClient) Next(_ context.Context, challenge []byte) (done bool, resp
 	return false, response, err
 }
 
-// prove answers the server's nonce, salt and iteration count.
+// prove computes the client's proof from the server's nonce, salt and iteration count.
 func (c *scramClient) prove(challenge string) ([]byte, error) {
 	f := scramFields(challenge)
 	if !strings.HasPrefix(f["r"], c.nonce) || len(f["r"]) == len(c.nonce) {
-		return nil, errors.New("authenticating at Kafka by SCRAM: the server's nonce does not continue ours")
+		return nil, errors.New("authenticating to Kafka with SCRAM: the server's nonce does not extend ours")
 	}
 	salt, err := base64.StdEncoding.DecodeString(f["s"])
 	if err != nil {
-		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: reading the salt: %w", err)
+		return nil, fmt.Errorf("authenticating to Kafka with SCRAM: reading the salt: %w", err)
 	}
 	rounds, err := strconv.Atoi(f["i"])
 	if err != nil || rounds < 1 || rounds > maxScramIterations {
-		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: %q iterations are out of range", clip(f["i"], 20))
+		return nil, fmt.Errorf("authenticating to Kafka with SCRAM: iteration count %q is out of range", text.Clip(f["i"], 20))
 	}
 	salted, err := pbkdf2.Key(c.hash, c.password, salt, rounds, c.hash().Size())
 	if err != nil {
-		return nil, fmt.Errorf("authenticating at Kafka by SCRAM: %w", err)
+		return nil, fmt.Errorf("authenticating to Kafka with SCRAM: %w", err)
 	}
 	final := "c=biws,r=" + f["r"]
 	message := c.first + "," + challenge + "," + final
@@ -86,15 +88,15 @@ func (c *scramClient) prove(challenge string) ([]byte, error) {
 	return []byte(final + ",p=" + base64.StdEncoding.EncodeToString(proof)), nil
 }
 
-// finish checks that the server knows the password, too.
+// finish checks that the server knows the password as well.
 func (c *scramClient) finish(answer string) error {
 	f := scramFields(answer)
 	if e := f["e"]; e != "" {
-		return fmt.Errorf("authenticating at Kafka by SCRAM: the server says %q", clip(e, 100))
+		return fmt.Errorf("authenticating to Kafka with SCRAM: the server answered %q", text.Clip(e, 100))
 	}
 	got, err := base64.StdEncoding.DecodeString(f["v"])
 	if err != nil || !hmac.Equal(got, c.signature) {
-		return errors.New("authenticating at Kafka by SCRAM: the server does not know the password")
+		return errors.New("authenticating to Kafka with SCRAM: the server does not know the password")
 	}
 	return nil
 }

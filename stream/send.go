@@ -16,23 +16,23 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 )
 
-// request is one produce request: batches for partitions with one leader.
+// request is one produce request: batches for partitions with the same leader.
 type request struct {
 	leader int32
 	parts  []part
 	bytes  int
-	alone  bool
+	alone  bool // for one partition only, after an error
 }
 
+// part is the batch of one partition in a request.
 type part struct {
 	q       *queue
 	entries []entry
 	err     error
 }
 
-// send writes a request and settles its messages: delivered, failed for good,
-// or back to the front of their queues. A process that dies here has
-// acknowledged none of them to anybody.
+// send writes a request. Its messages are then delivered, permanently failed, or back at the
+// front of their queues. If the process dies here, none of them has been acknowledged.
 func (p *producer) send(r *request) {
 	err := p.roundTrip(r)
 	fault.At("stream.after_ack")
@@ -42,19 +42,20 @@ func (p *producer) send(r *request) {
 		if err != nil {
 			pt.err = err
 		}
-		// Before the queue may send again, so that news of one partition keep its order.
-		pt.settle(p)
+		// Before the queue may send again, so that acknowledgements keep the partition's order.
+		pt.complete(p)
 		retry = retry || len(pt.entries) > 0
 	}
 	if retry {
-		p.l.layout.kick()
+		p.cl.layout.refreshSoon()
 	}
-	p.finish(r)
+	p.finishRequest(r)
 }
 
-// settle tells whoever waits and keeps in pt.entries what is to be sent again.
-func (pt *part) settle(p *producer) {
-	m := &p.l.m.Stream
+// complete notifies the receivers of finished messages, and keeps in pt.entries those that have
+// to be sent again.
+func (pt *part) complete(p *producer) {
+	m := &p.cl.metrics.Stream
 	switch {
 	case pt.err == nil:
 		now, bytes := time.Now(), 0
@@ -84,8 +85,8 @@ func (pt *part) settle(p *producer) {
 	pt.entries = nil
 }
 
-// finish puts back what is to be sent again and lets the next requests go.
-func (p *producer) finish(r *request) {
+// finishRequest puts back the messages to be sent again and starts the next requests.
+func (p *producer) finishRequest(r *request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.inFlight[r.leader]--
@@ -94,9 +95,9 @@ func (p *producer) finish(r *request) {
 		q := pt.q
 		q.sending = false
 		if len(pt.entries) == 0 {
-			p.recovered(q)
-			// One message too large was found, or a part went through: the rest in
-			// larger batches again.
+			p.markRecovered(q)
+			// The message that is too large was isolated, or the batch went through:
+			// grow the batches again.
 			if q.limit *= 2; q.limit > 1024 || pt.err != nil {
 				q.limit = 0
 			}
@@ -109,14 +110,14 @@ func (p *producer) finish(r *request) {
 		}
 		q.entries = append(pt.entries, q.entries...)
 		if isTooLarge(pt.err) || isPermanent(pt.err) {
-			// One of them is at fault: halve until it is alone.
+			// One message is to blame: halve the batch until it is alone.
 			q.limit = max(1, len(pt.entries)/2)
 			p.makeReady(q)
 			continue
 		}
 		q.alone = len(r.parts) > 1
-		p.failed(q, pt.err)
-		p.later(q)
+		p.markFailing(q, pt.err)
+		p.retryLater(q)
 	}
 	p.dispatch()
 }
@@ -128,14 +129,14 @@ func failAll(p *producer, entries []entry) {
 	}
 }
 
-// later makes the queue ready after a pause that grows with each failure. The
-// caller holds mu.
-func (p *producer) later(q *queue) {
-	pause := min(maxBackoff, minBackoff<<min(q.failures, 10))
-	pause = pause/2 + rand.N(pause/2+1)
+// retryLater makes the queue ready after a backoff that grows with each failure. The caller
+// holds mu.
+func (p *producer) retryLater(q *queue) {
+	backoff := min(maxBackoff, minBackoff<<min(q.failures, 10))
+	backoff = backoff/2 + rand.N(backoff/2+1)
 	q.failures++
-	q.queued = true // keeps new messages from making it ready before
-	time.AfterFunc(pause, func() {
+	q.queued = true // so that a new message does not make it ready earlier
+	time.AfterFunc(backoff, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		q.queued = false
@@ -144,20 +145,20 @@ func (p *producer) later(q *queue) {
 	})
 }
 
-// failed and recovered count the partitions that cannot be written, and log
-// when writing stops and when all of it goes on. The caller holds mu.
-func (p *producer) failed(q *queue, err error) {
+// markFailing and markRecovered count the partitions that cannot be written. They log when the
+// first one fails and when the last one recovers. The caller holds mu.
+func (p *producer) markFailing(q *queue, err error) {
 	p.lastErr = err
 	if q.failures > 0 {
 		return
 	}
 	if p.failing++; p.failing == 1 {
-		p.l.m.Stream.BrokerUnreachable.WithLabelValues("produce").Set(1)
-		p.l.log.Warn("Kafka does not take what is written; trying again until it does", "topic", p.l.full(q.topic.Name), "error", err)
+		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(1)
+		p.cl.logger.Warn("writing to Kafka fails; retrying until it works", "topic", p.cl.full(q.topic.Name), "error", err)
 	}
 }
 
-func (p *producer) recovered(q *queue) {
+func (p *producer) markRecovered(q *queue) {
 	q.alone = false
 	if q.failures == 0 {
 		return
@@ -165,20 +166,20 @@ func (p *producer) recovered(q *queue) {
 	q.failures = 0
 	if p.failing--; p.failing == 0 {
 		p.lastErr = nil
-		p.l.m.Stream.BrokerUnreachable.WithLabelValues("produce").Set(0)
-		p.l.log.Info("Kafka takes what is written again")
+		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(0)
+		p.cl.logger.Info("writing to Kafka works again")
 	}
 }
 
-// roundTrip sends the request; the error of a single partition goes into its part.
+// roundTrip sends the request. It stores errors of single partitions in their parts.
 func (p *producer) roundTrip(r *request) error {
-	ctx, cancel := context.WithTimeout(p.ctx, p.l.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, p.cl.cfg.RequestTimeout)
 	defer cancel()
-	req := &produceAPI.Request{Acks: -1, Timeout: int32(p.l.cfg.RequestTimeout.Milliseconds() / 2)}
+	req := &produceAPI.Request{Acks: -1, Timeout: int32(p.cl.cfg.RequestTimeout.Milliseconds() / 2)}
 	at := map[string]int{}
 	for i := range r.parts {
 		pt := &r.parts[i]
-		name := p.l.full(pt.q.topic.Name)
+		name := p.cl.full(pt.q.topic.Name)
 		j, ok := at[name]
 		if !ok {
 			j = len(req.Topics)
@@ -193,25 +194,25 @@ func (p *producer) roundTrip(r *request) error {
 			},
 		})
 	}
-	res, err := p.l.transport.RoundTrip(ctx, p.l.addr, req)
+	res, err := p.cl.transport.RoundTrip(ctx, p.cl.addr, req)
 	if err != nil {
 		return err
 	}
-	answers := map[queueKey]error{}
+	answers := map[topicPartition]error{}
 	for _, t := range res.(*produceAPI.Response).Topics {
 		for _, pr := range t.Partitions {
 			var err error
 			if pr.ErrorCode != 0 {
 				err = kafka.Error(pr.ErrorCode)
 			}
-			answers[queueKey{t.Topic, pr.Partition}] = err
+			answers[topicPartition{t.Topic, pr.Partition}] = err
 		}
 	}
 	for i := range r.parts {
 		pt := &r.parts[i]
-		err, ok := answers[queueKey{p.l.full(pt.q.topic.Name), pt.q.partition}]
+		err, ok := answers[topicPartition{p.cl.full(pt.q.topic.Name), pt.q.partition}]
 		if !ok {
-			err = errors.New("the broker did not answer for the partition")
+			err = errNoAnswer
 		}
 		pt.err = err
 	}
@@ -222,15 +223,14 @@ func isTooLarge(err error) bool {
 	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
 }
 
-// isPermanent reports whether the message itself is at fault. All else, even a
-// missing permission, somebody can put right while we keep trying.
+// isPermanent reports whether the message itself is to blame. Any other error, even a missing
+// permission, an operator can fix while we keep retrying.
 func isPermanent(err error) bool {
 	return errors.Is(err, kafka.InvalidRecord) || errors.Is(err, kafka.InvalidTimestamp)
 }
 
-// entryReader hands messages to the client's encoder. The record and its parts
-// are used again for the next: the encoder is done with one when it asks for
-// another.
+// entryReader passes messages to the library's encoder. It reuses one record for all of them:
+// the encoder is done with a record when it asks for the next.
 type entryReader struct {
 	entries    []entry
 	at         int

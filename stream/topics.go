@@ -28,10 +28,9 @@ const (
 	Checkpoints = "checkpoints"
 )
 
-// Limits of a record batch, max.message.bytes. Edge topics take one task or
-// result of up to 4 MiB and room for its headers; frames inside are kept far
-// below their limit by whoever writes them; a dead letter is any record of any
-// topic with headers added, so it always fits.
+// Limits of a record batch (max.message.bytes). Topics that users write or read take one task
+// or result of up to 4 MiB plus headers. Writers of internal frames keep far below their limit.
+// A dead letter is a record of any topic with headers added, so its limit is the highest.
 const (
 	edgeLimit     = 4<<20 + 256<<10
 	internalLimit = 16 << 20
@@ -41,33 +40,33 @@ const (
 // Topic describes one topic.
 type Topic struct {
 	Name      string // without the prefix
-	Key       string // what the key of its records is
-	Holds     string // what one record is
-	MaxBytes  int64  // of a batch of records, max.message.bytes
+	Key       string // what its records are keyed by, for people
+	Holds     string // what one record is, for people
+	MaxBytes  int64  // of a record batch: max.message.bytes
 	retention func(Config) time.Duration
-	single    bool // it has one partition, whatever kafka.partitions says
+	single    bool // one partition, regardless of kafka.partitions
 }
 
 func keepEdge(c Config) time.Duration     { return c.Retention }
 func keepInternal(c Config) time.Duration { return c.InternalRetention }
 func keepDLQ(c Config) time.Duration      { return c.DLQRetention }
-func keepForever(Config) time.Duration    { return -time.Millisecond } // as Kafka says it
+func keepForever(Config) time.Duration    { return -time.Millisecond } // retention.ms=-1
 
-// Topics is the one list of topics.
+// Topics lists all topics.
 var Topics = []Topic{
 	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
 	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
 	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
-	{TasksParked, "task id", "one task that nothing can run now", edgeLimit, keepEdge, false},
+	{TasksParked, "task id", "one task that no device can run now", edgeLimit, keepEdge, false},
 	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal, false},
 	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal, false},
 	{Results, "task id", "one result, JSON", edgeLimit, keepEdge, false},
 	{Events, "bucket of the task id", "a frame of events", internalLimit, keepInternal, false},
-	{DLQ, "as the record had it", "a record that cannot be processed, as it came, with headers that say why", dlqLimit, keepDLQ, false},
-	{Checkpoints, "key that signed it", "one signed checkpoint of the audit log's chains, JSON", edgeLimit, keepForever, true},
+	{DLQ, "the record's own key", "a record that cannot be processed, unchanged, with headers that say why", dlqLimit, keepDLQ, false},
+	{Checkpoints, "signing key", "one signed checkpoint of the audit log's chains, JSON", edgeLimit, keepForever, true},
 }
 
-// TasksTopic is the topic of a priority band.
+// TasksTopic returns the topic for tasks of a priority.
 func TasksTopic(p task.Priority) string {
 	switch p {
 	case task.High:
@@ -84,32 +83,32 @@ func findTopic(name string) (Topic, error) {
 			return t, nil
 		}
 	}
-	return Topic{}, fmt.Errorf("there is no topic %q", name)
+	return Topic{}, fmt.Errorf("unknown topic %q", name)
 }
 
-// full is the name that the broker knows.
-func (l *Log) full(topic string) string { return l.cfg.TopicPrefix + topic }
+// full returns the topic's name on the broker, prefix included.
+func (cl *Log) full(topic string) string { return cl.cfg.TopicPrefix + topic }
 
-// CreateTopics creates the topics that are missing and returns their names,
-// prefix included. Those that are there stay as they are.
-func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
-	missing, err := l.missingTopics(ctx)
+// CreateTopics creates the topics that are missing and returns their names, prefix included.
+// Existing topics are not changed.
+func (cl *Log) CreateTopics(ctx context.Context) (created []string, err error) {
+	missing, err := cl.missingTopics(ctx)
 	if err != nil {
 		return nil, err
 	}
 	req := &kafka.CreateTopicsRequest{}
 	for _, t := range missing {
-		partitions := l.cfg.Partitions
+		partitions := cl.cfg.Partitions
 		if t.single {
 			partitions = 1
 		}
 		req.Topics = append(req.Topics, kafka.TopicConfig{
-			Topic:             l.full(t.Name),
+			Topic:             cl.full(t.Name),
 			NumPartitions:     partitions,
-			ReplicationFactor: l.cfg.Replication,
+			ReplicationFactor: cl.cfg.Replication,
 			ConfigEntries: []kafka.ConfigEntry{
 				{ConfigName: "cleanup.policy", ConfigValue: "delete"},
-				{ConfigName: "retention.ms", ConfigValue: strconv.FormatInt(t.retention(l.cfg).Milliseconds(), 10)},
+				{ConfigName: "retention.ms", ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
 				{ConfigName: "max.message.bytes", ConfigValue: strconv.FormatInt(t.MaxBytes, 10)},
 			},
 		})
@@ -117,9 +116,9 @@ func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 	if len(req.Topics) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*l.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := l.client.CreateTopics(ctx, req)
+	res, err := cl.kafka.CreateTopics(ctx, req)
 	if err != nil {
 		return nil, fmt.Errorf("creating topics: %w", err)
 	}
@@ -127,9 +126,9 @@ func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 		switch terr := res.Errors[t.Topic]; {
 		case terr == nil:
 			created = append(created, t.Topic)
-		case errors.Is(terr, kafka.TopicAlreadyExists): // somebody else was faster
+		case errors.Is(terr, kafka.TopicAlreadyExists): // another process was faster
 		case errors.Is(terr, kafka.InvalidReplicationFactor):
-			err = errors.Join(err, fmt.Errorf("creating topic %s with %d replicas: %w; kafka.replication must be at most the number of brokers", t.Topic, l.cfg.Replication, terr))
+			err = errors.Join(err, fmt.Errorf("creating topic %s with %d replicas: %w; kafka.replication must be at most the number of brokers", t.Topic, cl.cfg.Replication, terr))
 		default:
 			err = errors.Join(err, fmt.Errorf("creating topic %s: %w", t.Topic, terr))
 		}
@@ -138,21 +137,21 @@ func (l *Log) CreateTopics(ctx context.Context) (created []string, err error) {
 	if err != nil {
 		return created, err
 	}
-	// The controller has them; brokers, and so those who ask next, follow.
-	err = l.patiently(ctx, func(ctx context.Context) error { return l.CheckTopics(ctx) })
-	l.layout.refresh(ctx)
+	// The controller has created them; wait until the brokers know.
+	err = cl.withRetries(ctx, func(ctx context.Context) error { return cl.CheckTopics(ctx) })
+	cl.layout.refresh(ctx)
 	return created, err
 }
 
 // CheckTopics returns an error with one line for each missing topic.
-func (l *Log) CheckTopics(ctx context.Context) error {
-	missing, err := l.missingTopics(ctx)
+func (cl *Log) CheckTopics(ctx context.Context) error {
+	missing, err := cl.missingTopics(ctx)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
 	names := make([]string, len(missing))
 	for i, t := range missing {
-		names[i] = l.full(t.Name)
+		names[i] = cl.full(t.Name)
 	}
 	last := len(names) - 1
 	if last == 0 {
@@ -161,17 +160,17 @@ func (l *Log) CheckTopics(ctx context.Context) error {
 	return fmt.Errorf("topics %s and %s are missing: run `batchyard topics create`", strings.Join(names[:last], ", "), names[last])
 }
 
-// missingTopics asks the broker itself: what the client remembers may be seconds old.
-func (l *Log) missingTopics(ctx context.Context) ([]Topic, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.RequestTimeout)
+// missingTopics asks a broker, because the client's metadata may be seconds old.
+func (cl *Log) missingTopics(ctx context.Context) ([]Topic, error) {
+	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
-	names, err := l.brokerTopics(ctx)
+	names, err := cl.brokerTopics(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing topics: %w", err)
 	}
 	var missing []Topic
 	for _, t := range Topics {
-		if !names[l.full(t.Name)] {
+		if !names[cl.full(t.Name)] {
 			missing = append(missing, t)
 		}
 	}

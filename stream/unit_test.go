@@ -36,7 +36,7 @@ func spansGen(base int64) *rapid.Generator[[]span] {
 	})
 }
 
-func TestSpansSurviveTheMetadata(t *testing.T) {
+func TestCommitMetadataRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		base := rapid.Int64Range(0, 1<<45).Draw(t, "base")
 		spans := spansGen(base).Draw(t, "spans")
@@ -91,7 +91,7 @@ func FuzzDecodeSpans(f *testing.F) {
 
 // newPartition is a partition without a broker.
 func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: newBudget(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, m: &metrics.New(nil).Stream}
+	c := &consumer{budget: newBudget(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
 	p := &partition{c: c, committed: -1}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.budget.join(&p.budget)
@@ -99,14 +99,14 @@ func newPartition(t require.TestingT) *partition {
 	return p
 }
 
-// The tracker against a model that is a set of offsets: what is committed, and
-// what the next owner skips, are exactly what is finished.
+// The tracker is compared to a model, a set of offsets: exactly the finished offsets are committed,
+// or skipped by the next owner.
 func TestTrackerAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := newPartition(t)
 		defer p.cancel()
 		start := rapid.Int64Range(0, 1000).Draw(t, "start")
-		finished := map[int64]bool{} // or not existing
+		finished := map[int64]bool{} // or nonexistent
 		inherited := rapid.SliceOfDistinct(rapid.Int64Range(start+1, start+60), func(o int64) int64 { return o }).Draw(t, "finished before")
 		slices.Sort(inherited)
 		var skip []span
@@ -119,7 +119,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 			}
 		}
 		p.begin(start, skip)
-		next := start // the log's next offset to be fetched
+		next := start // the next offset to be fetched
 		var open []*Record
 		committed := start
 		check := func() {
@@ -128,12 +128,12 @@ func TestTrackerAgainstModel(t *testing.T) {
 				low++
 			}
 			p.mu.Lock()
-			require.Equal(t, low, p.lowest())
-			spans := p.spans()
+			require.Equal(t, low, p.lowestUnfinished())
+			spans := p.finishedSpans()
 			require.Equal(t, len(open), p.inFlight)
 			p.mu.Unlock()
 			for o := low; o < next+70; o++ {
-				require.Equal(t, finished[o], skipped(spans, o), "offset %d of %v", o, spans)
+				require.Equal(t, finished[o], inSpans(spans, o), "offset %d of %v", o, spans)
 			}
 			require.GreaterOrEqual(t, low, committed)
 			committed = low
@@ -156,7 +156,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 					p.add(recs)
 					open = append(open, recs...)
 				}
-				p.passOver(next)
+				p.advanceTo(next)
 			},
 			"done": func(t *rapid.T) {
 				if len(open) == 0 {
@@ -179,28 +179,28 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 	p.begin(0, nil)
 	recs := []*Record{{Offset: 0, owner: p}, {Offset: 1, owner: p}}
 	p.add(recs)
-	p.passOver(2)
+	p.advanceTo(2)
 	recs[0].Done()
 	p.lose()
 	require.True(t, recs[1].Lost())
 	recs[1].Done()
-	_, ok := p.commitable()
+	_, ok := p.nextCommit()
 	require.False(t, ok)
 	records, bytes := p.c.budget.held()
 	require.Zero(t, records)
 	require.Zero(t, bytes)
 }
 
-// Partitions go on over a rebalance, but not over a generation that went by
-// without us: in it they may have been somebody else's.
-func TestMissedGenerationLosesEverything(t *testing.T) {
+// Partitions survive a rebalance, but not a generation that we missed: another member may have
+// owned them in it.
+func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
 	draining, cancel := context.WithCancel(t.Context())
-	cancel() // nothing new is begun
+	cancel() // so that nothing new is started
 	for missed, next := range []int{2, 3} {
 		p := newPartition(t)
-		p.c.log = slog.New(slog.DiscardHandler)
+		p.c.logger = slog.New(slog.DiscardHandler)
 		p.begin(0, nil)
-		p.c.own(draining, &session{member: "m", generation: 1}, &session{member: "m", generation: next, assigned: []int{0}})
+		p.c.takeOver(draining, &session{member: "m", generation: 1}, &session{member: "m", generation: next, assigned: []int{0}})
 		require.Equal(t, missed > 0, p.lost.Load())
 		p.cancel()
 	}
@@ -224,14 +224,14 @@ func TestStragglerIsReportedOnce(t *testing.T) {
 	require.Same(t, recs[0], r)
 	require.Equal(t, int64(52), spread)
 	r, _ = p.straggler(50)
-	require.Nil(t, r, "reported before")
+	require.Nil(t, r, "already reported")
 	recs[0].Done()
 	r, _ = p.straggler(50)
 	require.Same(t, recs[1], r, "the next one")
 }
 
-// Partitions are dealt evenly, each to one member, and stay where they can.
-func TestDeal(t *testing.T) {
+// Partitions are spread evenly, each to one member, and keep their owner where possible.
+func TestAssignSticky(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 40).Draw(t, "partitions")
 		members := rapid.IntRange(1, 12).Draw(t, "members")
@@ -239,7 +239,7 @@ func TestDeal(t *testing.T) {
 		for i := range members {
 			had["m"+strconv.Itoa(i)] = rapid.SliceOfN(rapid.IntRange(-1, n+2), 0, 20).Draw(t, "had")
 		}
-		out := deal(n, had)
+		out := assignSticky(n, had)
 		owner := map[int]string{}
 		for m, parts := range out {
 			require.GreaterOrEqual(t, len(parts), n/members)
@@ -251,18 +251,18 @@ func TestDeal(t *testing.T) {
 		}
 		require.Len(t, owner, n)
 		require.Len(t, out, members)
-		require.Equal(t, out, deal(n, out), "dealing again moves nothing")
+		require.Equal(t, out, assignSticky(n, out), "a second assignment moves nothing")
 	})
-	before := deal(12, map[string][]int{"a": nil, "b": nil})
+	before := assignSticky(12, map[string][]int{"a": nil, "b": nil})
 	with := maps.Clone(before)
 	with["c"] = nil
-	after := deal(12, with)
+	after := assignSticky(12, with)
 	for _, m := range []string{"a", "b"} {
-		require.Subset(t, before[m], after[m], "a newcomer takes; those who stay swap nothing")
+		require.Subset(t, before[m], after[m], "a new member takes some; the others swap none")
 	}
 }
 
-func TestKeysGoWhereOtherClientsPutThem(t *testing.T) {
+func TestPartitioningMatchesOtherClients(t *testing.T) {
 	b := kafka.Murmur2Balancer{}
 	parts := make([]int, 12)
 	for i := range parts {
@@ -274,7 +274,7 @@ func TestKeysGoWhereOtherClientsPutThem(t *testing.T) {
 	})
 }
 
-// The conversation in RFC 7677, section 3.
+// The example of RFC 7677, section 3.
 func TestScramConversation(t *testing.T) {
 	s := scram{name: "SCRAM-SHA-256", hash: sha256.New, user: "user", password: "pencil"}
 	c, first, err := s.begin("rOprNGfwEbeRWgbNEkqO")
@@ -302,8 +302,7 @@ func TestScramConversation(t *testing.T) {
 	require.ErrorContains(t, err, "does not know the password")
 }
 
-// The budget is not exceeded, nothing of it leaks, and every partition can
-// always have its own share.
+// The budget is not exceeded, nothing leaks, and every partition can always use its own share.
 func TestBudget(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := newBudget(rapid.IntRange(1, 50).Draw(t, "records"), 1<<20)
@@ -320,7 +319,7 @@ func TestBudget(t *testing.T) {
 				s := rapid.SampledFrom(shares).Draw(t, "who")
 				n, err := b.takeRecords(over, s, rapid.IntRange(1, 20).Draw(t, "want"))
 				if err != nil {
-					require.GreaterOrEqual(t, int64(held[s]), b.ownRecords, "refused its own share")
+					require.GreaterOrEqual(t, int64(held[s]), b.ownRecords, "a partition was refused its own share")
 					n = 0
 				}
 				held[s] += n
@@ -352,7 +351,7 @@ func TestBudget(t *testing.T) {
 	})
 }
 
-func TestBudgetWakesWhoWaits(t *testing.T) {
+func TestBudgetWakesWaiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBudget(2, 1<<20)
 		a := &share{}
@@ -368,7 +367,7 @@ func TestBudgetWakesWhoWaits(t *testing.T) {
 		synctest.Wait()
 		select {
 		case <-got:
-			t.Fatal("took what is not there")
+			t.Fatal("took more than there was")
 		default:
 		}
 		b.release(a, 1, 0)
@@ -376,9 +375,9 @@ func TestBudgetWakesWhoWaits(t *testing.T) {
 	})
 }
 
-// beat makes up for a mistake of the client. When the client is mended, this
-// fails, and heartbeatError has to go.
-func TestClientStillSwapsTheHeartbeatsFields(t *testing.T) {
+// sendHeartbeat works around a bug of kafka-go. When the bug is fixed, this test fails and
+// heartbeatError has to go.
+func TestKafkaGoStillSwapsHeartbeatFields(t *testing.T) {
 	wire := []byte{0, 0, 0, 0, 0, byte(kafka.RebalanceInProgress)} // throttle time, error
 	var res heartbeat.Response
 	require.NoError(t, protocol.Unmarshal(wire, 3, &res))

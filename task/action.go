@@ -1,7 +1,7 @@
 package task
 
-// Action names what was done. [Actions] is the complete list and the
-// documentation: an action that it lacks is never recorded.
+// Action names what was done. [Actions] is the complete, documented list: the recorder
+// refuses any other action.
 type Action string
 
 // The actions.
@@ -46,12 +46,12 @@ const (
 // ActionInfo documents one action.
 type ActionInfo struct {
 	Action  Action
-	Stage   string // who emits it
-	State   State  // the state that the task is in afterwards; empty: unchanged
+	Stage   string // which stage emits it
+	State   State  // state of the task afterwards; empty: unchanged
 	Meaning string
 }
 
-// Actions is every action that is ever recorded, in the order of a task's way.
+// Actions lists every action that is ever recorded, in the order of a task's life.
 var Actions = []ActionInfo{
 	{TaskAccepted, "producer, router", Pending, "a task was accepted: by the API, or by the router if another client wrote it to its topic"},
 	{TaskRefused, "producer", "", "a submit was refused; the detail names the invalid fields"},
@@ -98,13 +98,13 @@ var actionIndex = func() map[Action]ActionInfo {
 	return m
 }()
 
-// Info looks an action up in the list; ok is false for one that it lacks.
+// Info returns the documentation of an action; ok is false if it is not listed.
 func (a Action) Info() (info ActionInfo, ok bool) {
 	info, ok = actionIndex[a]
 	return info, ok
 }
 
-// Listed reports whether the list has the action.
+// Listed reports whether the action is in [Actions].
 func (a Action) Listed() bool {
 	_, ok := actionIndex[a]
 	return ok

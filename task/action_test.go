@@ -15,15 +15,14 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestTheListOfActionsIsTheCode reads all code of the module: an action is a
-// constant of the list, is written nowhere else as text, and is used by somebody.
-// (An action that slips through all the same is refused by the recorder.)
-func TestTheListOfActionsIsTheCode(t *testing.T) {
+// TestActionsMatchTheCode parses all code of the module: every action is a constant in the
+// list, never a string literal, and used. (If one slips through, the recorder refuses it.)
+func TestActionsMatchTheCode(t *testing.T) {
 	t.Parallel()
 	constants := actionConstants(t)
 	listed := map[string]bool{}
 	for _, a := range task.Actions {
-		require.NotContains(t, listed, string(a.Action), "twice in the list")
+		require.NotContains(t, listed, string(a.Action), "listed twice")
 		listed[string(a.Action)] = true
 		require.NotEmpty(t, a.Stage, a.Action)
 		require.NotEmpty(t, a.Meaning, a.Action)
@@ -32,7 +31,7 @@ func TestTheListOfActionsIsTheCode(t *testing.T) {
 		require.Truef(t, listed[value], "task.%s (%s) is not in task.Actions", name, value)
 		delete(listed, value)
 	}
-	require.Empty(t, listed, "in task.Actions, and no constant")
+	require.Empty(t, listed, "in task.Actions, but not a constant")
 
 	used := map[string]bool{}
 	root := ".."
@@ -51,7 +50,7 @@ func TestTheListOfActionsIsTheCode(t *testing.T) {
 		return nil
 	}))
 	for name, value := range constants {
-		require.Truef(t, used[name], "nobody records %s (task.%s): take it out of the list, or record it", value, name)
+		require.Truef(t, used[name], "%s (task.%s) is never recorded: remove it from the list, or record it", value, name)
 	}
 }
 
@@ -84,7 +83,7 @@ type actionLook struct {
 	used      map[string]bool
 }
 
-// node notes where actions are recorded, and where one is written as text.
+// node finds where actions are recorded, and string literals of actions.
 func (l *actionLook) node(n ast.Node) bool {
 	switch n := n.(type) {
 	case *ast.KeyValueExpr:
@@ -118,19 +117,19 @@ func (l *actionLook) node(n ast.Node) bool {
 		switch {
 		case name == "NewEvent" && len(n.Args) > 0:
 			l.value(n.Args[0])
-		case name == "Action" && len(n.Args) == 1: // a conversion: of what was read it may be one
+		case name == "Action" && len(n.Args) == 1: // converting what was read is fine
 			if lit, ok := n.Args[0].(*ast.BasicLit); ok {
-				l.t.Errorf("%s: %s is an action written as text; use a constant of task.Actions", l.set.Position(lit.Pos()), lit.Value)
+				l.t.Errorf("%s: %s is an action as a string literal; use a constant of task.Actions", l.set.Position(lit.Pos()), lit.Value)
 			}
 		}
 	}
 	return true
 }
 
-// value is what an event's action is set to.
+// value checks what an event's action is set to.
 func (l *actionLook) value(v ast.Expr) {
 	if lit, ok := v.(*ast.BasicLit); ok && lit.Kind == token.STRING && strings.Contains(lit.Value, ".") {
-		l.t.Errorf("%s: %s is an action written as text; use a constant of task.Actions", l.set.Position(lit.Pos()), lit.Value)
+		l.t.Errorf("%s: %s is an action as a string literal; use a constant of task.Actions", l.set.Position(lit.Pos()), lit.Value)
 	}
 	l.constant(v)
 }

@@ -2,17 +2,17 @@ package task
 
 import "time"
 
-// Lease is the right to one slot ahead on a device, as the router took it from
-// Redis. Whoever holds the assignment renews it, and gives it back when the
-// attempt ends; it is free again by itself when the holder dies.
+// Lease is one credit of a device, as the router took it from Redis. Whichever process
+// holds the assignment renews it, and releases it when the attempt ends. If that process
+// dies, it expires.
 type Lease struct {
 	_msgpack struct{} `msgpack:",as_array"`
 
-	Pool string // which of the device's pools the credit is from: see package device
-	ID   string // the lease; it covers the assignments of one round of picks for one pool
+	Pool string // the pool of the credit: see device.Pool
+	ID   string // the lease; it covers the assignments of one round for one pool
 }
 
-// DeviceRef says which device and where.
+// DeviceRef is a device and its address.
 type DeviceRef struct {
 	_msgpack struct{} `msgpack:",as_array"`
 
@@ -21,8 +21,8 @@ type DeviceRef struct {
 	Slots int
 }
 
-// Assignment is a task, a device, an attempt and the credit for it. The order
-// of the fields is the positional wire form: append only.
+// Assignment is a task, the device chosen for it, the number of the attempt and its
+// credit. The order of the fields is the positional wire form: append only.
 type Assignment struct {
 	_msgpack struct{} `msgpack:",as_array"`
 
@@ -30,13 +30,13 @@ type Assignment struct {
 	Device     DeviceRef
 	Attempt    int
 	Lease      Lease
-	IdleSlots  int // slots of the device without work when it was picked: above 0, a batch need not wait
+	IdleSlots  int // idle slots of the device when it was chosen: above 0, a batch need not wait
 	AssignedAt time.Time
-	Probe      bool // the device is let alone for failing; this task tests it all the same
+	Probe      bool // the device's breaker is open; this task tests the device anyway
 }
 
-// Batch is assignments for one device and one compatible request shape, sent
-// together. The order of the fields is the positional wire form: append only.
+// Batch is a group of assignments for one device whose requests can be sent together. The
+// order of the fields is the positional wire form: append only.
 type Batch struct {
 	_msgpack struct{} `msgpack:",as_array"`
 

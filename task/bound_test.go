@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// bombs are records that are small and want to become large.
+// bombs are small records that would become large.
 func bombs(t testing.TB) map[string][]byte {
 	t.Helper()
 	list := func(n int, of string) string { return "[" + strings.TrimSuffix(strings.Repeat(of+",", n), ",") + "]" }
@@ -36,7 +36,7 @@ func bombs(t testing.TB) map[string][]byte {
 	frame := func(kind string, entries ...byte) []byte {
 		return append(append([]byte{0x93, 1}, pack(kind)...), entries...)
 	}
-	// A list of one assignment or batch whose only field holds the bytes.
+	// A list of one assignment or batch with the bytes as its only field.
 	inTask := func(value []byte) []byte { // task: 21 fields; the 8th is needs, the 16th labels, the 21st progress
 		task := append([]byte{0xdc, 0, 21}, bytes.Repeat([]byte{0xc0}, 7)...)
 		task = append(append(task, value...), bytes.Repeat([]byte{0xc0}, 13)...)
@@ -83,9 +83,9 @@ func bombs(t testing.TB) map[string][]byte {
 	}
 }
 
-// TestReadingTakesWhatItIsWorth: whatever the shape of a record, reading it takes
-// at most four times its bytes, and a mebibyte.
-func TestReadingTakesWhatItIsWorth(t *testing.T) {
+// TestMemoryIsProportional: decoding any record takes at most four times its bytes, and a
+// mebibyte.
+func TestMemoryIsProportional(t *testing.T) {
 	for name, b := range bombs(t) {
 		for what, decode := range map[string]func(){
 			"task":        func() { _, _ = task.DecodeTask(b, "") },
@@ -99,7 +99,7 @@ func TestReadingTakesWhatItIsWorth(t *testing.T) {
 	}
 }
 
-// TestTheLargestRecordsPass: what is refused above is not what a task may have.
+// TestTheLargestRecordsPass: the limits tested above do not affect valid tasks.
 func TestTheLargestRecordsPass(t *testing.T) {
 	one := full()
 	text := func(n int) string { return strings.Repeat("é", n) }
@@ -136,7 +136,7 @@ func TestTheLargestRecordsPass(t *testing.T) {
 	}
 	small := task.Assignment{Task: task.Task{ID: "a", Tenant: "t", Model: "m", Endpoint: task.EndpointChat, Input: task.Input(`{}`), Priority: task.Normal,
 		TraceID: strings.Repeat("0", 32), SubmittedAt: time.Unix(1, 0)}, Device: task.DeviceRef{ID: "d", URL: "http://d", Slots: 1}, Attempt: 1, AssignedAt: time.Unix(1, 0),
-		Lease: task.Lease{Pool: "d/each", ID: strings.Repeat("x", 20)}}
+		Lease: task.Lease{Pool: "d/single", ID: strings.Repeat("x", 20)}}
 	for _, n := range []int{1, 2000} {
 		as := make([]task.Assignment, n)
 		for i := range as {

@@ -1,13 +1,12 @@
-// Package task is the vocabulary of Batchyard: the task, its states, its
-// result, the events that the audit log is made of, what travels between the
-// stages (assignments and batches), and the wire form of each.
+// Package task is the vocabulary of Batchyard: the task, its states and its result, the
+// events that the audit log consists of, and what travels between the stages (assignments
+// and batches).
 //
-// The package knows nobody: it imports nothing of ours, does no I/O and holds
-// no state, so every other package can speak in its words.
+// It does no I/O, holds no state and imports no other stage, so every package can use it.
 //
 // # States
 //
-//	         ┌──────────── requeued (retry, reroute, degrade) ───────────┐
+//	         ┌──────────────────── requeued (retry, degrade) ────────────┐
 //	         ▼                                                           │
 //	──▶ PENDING ──assigned──▶ ASSIGNED ──attempt started──▶ RUNNING ─────┤
 //	         │                    │                            │         │
@@ -15,18 +14,18 @@
 //	         ▼                    ▼                            ▼
 //	  CANCELLED, EXPIRED    CANCELLED, EXPIRED, FAILED   SUCCESS, FAILED, CANCELLED, EXPIRED
 //
-// A terminal state is final. Events of different stages may be recorded out of
-// order, so a state carries a sequence number (see [Sequence]) that grows along
-// the way of a task; whoever keeps the state keeps the one with the highest.
+// A terminal state is final. Events of different stages may be recorded out of order, so
+// each state has a sequence number (see [Sequence]) that grows along the life of a task:
+// the state with the highest number is the current one.
 //
 // # Wire forms
 //
-// At the edges (tasks.*, results, dlq) one record is one task or one result,
-// JSON or MessagePack with named fields: see [DecodeTask], [EncodeTask],
-// [DecodeResult], [EncodeResult]. Inside (assignments, batches, events) one
-// record is a frame of many entries in positional MessagePack: see
-// [EncodeFrame] and [DecodeFrame].
+// In the topics that users write and read (tasks.*, results, dlq) a record is one task or
+// one result, as JSON or as MessagePack with named fields: see [DecodeTask], [EncodeTask],
+// [DecodeResult], [EncodeResult]. In the internal topics (assignments, batches, events) a
+// record is a frame of many entries in positional MessagePack: see [EncodeFrame] and
+// [DecodeFrame].
 //
-// All decoders take bytes from strangers: lengths are checked against the bytes
-// that remain before anything is allocated, and nesting and counts are bounded.
+// All decoders accept untrusted bytes: they check lengths against the remaining bytes
+// before they allocate, and limit nesting and counts.
 package task

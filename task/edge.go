@@ -7,7 +7,7 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// edgeTask is a task as a MessagePack map with the names of the edges.
+// edgeTask is a task as a MessagePack map with named fields.
 type edgeTask struct {
 	ID          string            `msgpack:"task_id,omitempty"`
 	Tenant      string            `msgpack:"tenant,omitempty"`
@@ -84,14 +84,14 @@ func toEdge(t *Task) *edgeTask {
 	}
 }
 
-// edgeTime is a time as clients in many languages write it: MessagePack's own
-// timestamp, RFC 3339 text, or Unix seconds.
+// edgeTime is a time in any form that clients write: a MessagePack timestamp, RFC 3339
+// text or Unix seconds.
 type edgeTime time.Time
 
-// IsZero lets omitempty leave it out.
+// IsZero makes omitempty work.
 func (t edgeTime) IsZero() bool { return time.Time(t).IsZero() }
 
-// EncodeMsgpack writes RFC 3339 text, which every client can read.
+// EncodeMsgpack writes RFC 3339 text, which every client can parse.
 func (t edgeTime) EncodeMsgpack(e *msgpack.Encoder) error {
 	if t.IsZero() {
 		return e.EncodeNil()
@@ -99,7 +99,7 @@ func (t edgeTime) EncodeMsgpack(e *msgpack.Encoder) error {
 	return e.EncodeString(time.Time(t).UTC().Format(time.RFC3339Nano))
 }
 
-// DecodeMsgpack reads any of the forms.
+// DecodeMsgpack accepts all of these forms.
 func (t *edgeTime) DecodeMsgpack(d *msgpack.Decoder) error {
 	raw, err := d.DecodeRaw()
 	if err != nil {

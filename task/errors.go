@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// FieldError is bad input: which field, what is wrong with it, what to do.
+// FieldError describes invalid input: which field, what is wrong with it, and the remedy.
 type FieldError struct {
 	Field   string // dotted path, such as "callback.url"; empty for the whole record
 	Problem string // what is wrong, without the field's name
@@ -30,33 +30,33 @@ func fieldErr(field, remedy, problem string, args ...any) *FieldError {
 	return &FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
 }
 
-// ErrorClass says in one word whose fault an unsuccessful attempt was. It is
-// what retries, breakers and SQL reports are keyed by.
+// ErrorClass says in one word why an attempt failed and who is at fault. Retries, breakers
+// and SQL reports depend on it.
 type ErrorClass string
 
-// The classes of errors. Each says who is to blame, hence what helps.
+// The error classes.
 const (
 	ClassNone        ErrorClass = ""
-	ClassInvalid     ErrorClass = "invalid"      // the task's fault (400, 404, 422 …): the same everywhere, never tried again
-	ClassDevice      ErrorClass = "device"       // the device's fault (5xx, broken answer): try again, elsewhere
+	ClassInvalid     ErrorClass = "invalid"      // the task is at fault (400, 404, 422 …): every device would refuse it, so it is never retried
+	ClassDevice      ErrorClass = "device"       // the device is at fault (5xx, broken answer): retry, elsewhere
 	ClassConnect     ErrorClass = "connect"      // the device cannot be reached
 	ClassTimeout     ErrorClass = "timeout"      // no answer in time
 	ClassThrottled   ErrorClass = "throttled"    // 429: slow down; not a fault
-	ClassAuth        ErrorClass = "auth"         // 401, 403: the device refuses our credentials
+	ClassAuth        ErrorClass = "auth"         // 401, 403: the device rejects Batchyard's credentials
 	ClassBreakerOpen ErrorClass = "breaker_open" // not tried: the device's breaker is open
-	ClassCancelled   ErrorClass = "cancelled"    // somebody cancelled; nobody's fault
+	ClassCancelled   ErrorClass = "cancelled"    // the task was cancelled; not a fault
 	ClassExpired     ErrorClass = "expired"      // the deadline passed
-	ClassDraining    ErrorClass = "draining"     // the worker stopped before the attempt ended; nobody's fault
-	ClassInternal    ErrorClass = "internal"     // our own fault
+	ClassDraining    ErrorClass = "draining"     // the worker stopped before the attempt ended; not a fault
+	ClassInternal    ErrorClass = "internal"     // Batchyard is at fault
 )
 
-// ErrorClasses lists every class; it is the documentation of the column.
+// ErrorClasses lists every class but [ClassNone].
 var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
 	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal}
 
-// word is a name that a sender gave to a field, for an error that names it. What
-// does not look like the name of a field may be anything, such as a part of a
-// prompt, and is not repeated: errors go to logs, dead letters and the audit log.
+// word returns a field name sent by a client for use in an error. Names that do not look
+// like a field may be anything, such as a part of a prompt, and are not repeated: errors
+// end up in logs, dead letters and the audit log.
 func word(name string) string {
 	const most = 40
 	ok := name != "" && len(name) <= most

@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// MaxDetail bounds the JSON detail of an event, in bytes.
+// MaxDetail is the maximum size of the JSON detail of an event, in bytes.
 const MaxDetail = 4096
 
-// ActorType says what kind of somebody acted.
+// ActorType is the kind of an actor.
 type ActorType string
 
 // The kinds of actors.
 const (
-	ActorUser   ActorType = "user"   // a person or a program that uses Batchyard
-	ActorStage  ActorType = "stage"  // one of ours: router, batcher, workers …
+	ActorUser   ActorType = "user"   // a person or program that uses Batchyard
+	ActorStage  ActorType = "stage"  // a stage of Batchyard: router, batcher, workers …
 	ActorDevice ActorType = "device" // a device or its agent
 )
 
-// Outcome says how an action ended.
+// Outcome is how an action ended.
 type Outcome string
 
 // The outcomes.
@@ -28,10 +28,9 @@ const (
 	OutcomeRefused Outcome = "refused"
 )
 
-// Event is one action that somebody or something took. It becomes one row of
-// audit_log. It never holds a prompt, an answer, a key or a secret: of those,
-// size, token counts and SHA-256 only. The order of the fields is the
-// positional wire form: append only.
+// Event is one action of an actor. It becomes one row of audit_log. It never contains a
+// prompt, an answer, a key or a secret: only their sizes, token counts and SHA-256. The
+// order of the fields is the positional wire form: append only.
 type Event struct {
 	_msgpack struct{} `msgpack:",as_array"`
 
@@ -40,7 +39,7 @@ type Event struct {
 	Outcome      Outcome
 	Tenant       string
 	ActorType    ActorType
-	ActorID      string // user: tenant or key name; stage: stage@host-pid; device: device id
+	ActorID      string // user: name of the tenant or key; stage: stage@host-pid; device: its id
 	SourceAddr   string // "203.0.113.7:4711", or "kafka:tasks.normal/3@42" for a record
 	UserAgent    string
 	ResourceType string // task, batch, device, callback, job, config …
@@ -52,7 +51,7 @@ type Event struct {
 	Device       string
 	Attempt      int
 	TraceID      string
-	Duration     time.Duration // of the action; 0 when it has none
+	Duration     time.Duration // of the action; 0 if it has none
 	Model        string
 	TokensIn     int64
 	TokensOut    int64
@@ -62,7 +61,7 @@ type Event struct {
 	OutputSHA256 []byte
 	Detail       []byte // a small JSON object, or nil
 
-	// For events that begin the life of a task: what its row starts with.
+	// Set in events that start the life of a task, for the first version of its row.
 	Endpoint    string
 	Priority    Priority
 	CustomID    string
@@ -71,7 +70,7 @@ type Event struct {
 	CallbackURL string
 }
 
-// Origin says who sent something and from where; every user action carries it.
+// Origin is who sent something and from where; every user action has one.
 type Origin struct {
 	Actor     string // name of the user, tenant or key
 	Addr      string
@@ -88,8 +87,8 @@ func NewEvent(a Action, t *Task, actor string, at time.Time) Event {
 	}
 }
 
-// Accepted returns the event that begins the life of a task: who sent it, from
-// where, and what it is, without its content.
+// Accepted returns the event that starts the life of a task: who sent it, from where, and
+// what it is, without its content.
 func Accepted(t *Task, o Origin, at time.Time) Event {
 	e := NewEvent(TaskAccepted, t, o.Actor, at)
 	e.ActorType = ActorUser
@@ -105,6 +104,6 @@ func Accepted(t *Task, o Origin, at time.Time) Event {
 	return e
 }
 
-// Key is the identity of the task that the event is about; its ID is empty
-// when it is about none.
+// Key returns the identity of the event's task; its ID is empty if the event is not about
+// a task.
 func (e *Event) Key() Key { return Key{e.Tenant, e.TaskID} }

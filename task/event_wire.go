@@ -7,24 +7,24 @@ import (
 	"time"
 )
 
-// Events are most of what passes through the log, several for each task, so they
-// are written and read without reflection: reading is three times as fast. The form is that
-// of the library for a struct as_array; a test compares the two.
+// Events are the most frequent records, several for each task, so they are encoded and
+// decoded without reflection, which is three times as fast. The format is that of the
+// msgpack library for a struct as_array; a test compares the two.
 
-// MaxFrameEvents bounds the events of one record.
+// MaxFrameEvents is how many events one record may have.
 const MaxFrameEvents = 2048
 
-// Fields of an event on the wire. A writer of another version may append some,
-// which are passed over; none of the first ones is ever left out.
+// Fields of an encoded event. Other versions may append more, which are skipped; the first
+// ones are never omitted.
 const (
 	eventFields    = 32
 	eventFieldsMin = 32
-	// minEventBytes is less than any event takes: a frame that announces more
-	// events than can be in it is refused before memory is taken for them.
+	// minEventBytes is less than any event takes: a frame that announces more events than
+	// fit is rejected before any memory is allocated.
 	minEventBytes = 96
 )
 
-// appendEvent writes one event.
+// appendEvent encodes one event.
 func appendEvent(b []byte, e *Event) []byte {
 	b = append(b, 0xdc, 0, eventFields)
 	b = appendTime(b, e.Time)
@@ -89,7 +89,7 @@ func appendInt(b []byte, v int64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 0xd3), uint64(v)) //nolint:gosec // two's complement is meant
 }
 
-// extTime is MessagePack's own type of times.
+// extTime is MessagePack's timestamp type.
 const extTime = -1
 
 func appendTime(b []byte, t time.Time) []byte {
@@ -101,14 +101,14 @@ func appendTime(b []byte, t time.Time) []byte {
 	return binary.BigEndian.AppendUint64(b, sec)
 }
 
-// fieldReader reads fields from a record that a stranger may have written. Each
-// length is checked against what is left; the first error stays.
+// fieldReader reads fields of an untrusted record. Each length is checked against what is
+// left; the first error is kept.
 //
-// Each kind of value is first looked for in the forms in which Batchyard writes it,
-// which takes a fraction of what head does; head knows them all.
+// Each kind of value is first tried in the form that Batchyard writes, which is much
+// faster than head; head knows all forms.
 type fieldReader struct {
 	walker
-	text string // all of b: the texts of all events are parts of it, in one piece of memory
+	text string // a copy of b; the strings of all events share this memory
 	err  error
 }
 
@@ -116,10 +116,10 @@ func (r *fieldReader) fail(format string, args ...any) {
 	if r.err == nil {
 		r.err = fmt.Errorf("at byte %d: "+format, append([]any{r.at}, args...)...)
 	}
-	r.b = nil // nothing is found any more
+	r.b = nil // nothing more can be read
 }
 
-// next is the head of the next value; kindNil after an error.
+// next returns the head of the next value; kindNil after an error.
 func (r *fieldReader) next() head {
 	if r.err != nil {
 		return head{}
@@ -158,11 +158,11 @@ func (r *fieldReader) anyStr() string {
 		r.at += h.n
 		return r.text[r.at-h.n : r.at]
 	}
-	r.fail("there is no text where one belongs")
+	r.fail("expected a string")
 	return ""
 }
 
-// bin is a part of the record's bytes.
+// bin returns bytes that alias the record.
 func (r *fieldReader) bin() []byte {
 	if at := r.at; at < len(r.b) {
 		if r.b[at] == 0xc0 {
@@ -188,7 +188,7 @@ func (r *fieldReader) anyBin() []byte {
 		r.at += h.n
 		return r.b[r.at-h.n : r.at : r.at]
 	}
-	r.fail("there are no bytes where some belong")
+	r.fail("expected bytes")
 	return nil
 }
 
@@ -217,12 +217,12 @@ func (r *fieldReader) anyInt() int64 {
 		}
 		return int64(h.num) //nolint:gosec // checked, or two's complement
 	}
-	r.fail("there is no whole number of 64 bits where one belongs")
+	r.fail("expected a 64-bit integer")
 	return 0
 }
 
 func (r *fieldReader) time() time.Time {
-	const short, long = 10, 15 // bytes; most events leave two times out, which makes them long
+	const short, long = 10, 15 // bytes; most events omit two times, and the zero time takes the long form
 	if at := r.at; len(r.b)-at >= long && r.b[at] == 0xc7 && r.b[at+1] == 12 && r.b[at+2] == 0xff {
 		if ns := binary.BigEndian.Uint32(r.b[at+3:]); ns < 1e9 {
 			r.at += long
@@ -244,7 +244,7 @@ func (r *fieldReader) anyTime() time.Time {
 		return time.Time{}
 	}
 	if h.kind != kindExt || h.ext != extTime {
-		r.fail("there is no time where one belongs")
+		r.fail("expected a time")
 		return time.Time{}
 	}
 	v := r.b[r.at : r.at+h.n]
@@ -260,7 +260,7 @@ func (r *fieldReader) anyTime() time.Time {
 	case 12:
 		ns, sec = binary.BigEndian.Uint32(v), int64(binary.BigEndian.Uint64(v[4:])) //nolint:gosec // two's complement is meant
 	default:
-		r.fail("a time of %d bytes is none", len(v))
+		r.fail("a time cannot have %d bytes", len(v))
 		return time.Time{}
 	}
 	if ns >= 1e9 {
@@ -270,9 +270,9 @@ func (r *fieldReader) anyTime() time.Time {
 	return time.Unix(sec, int64(ns)).UTC()
 }
 
-// DecodeEvents reads a frame of events as [DecodeFrame] does, each into the place
-// that it is given: of event i of n. A place holds the zero event before. After an
-// error what the places hold is of no use.
+// DecodeEvents decodes a frame of events as [DecodeFrame] does, but into places of the
+// caller's: place returns the one for event i of n, which must be a zero Event. After an
+// error the content of the places is undefined.
 func DecodeEvents(b []byte, place func(i, n int) *Event) error {
 	if err := decodeEvents(b, place); err != nil {
 		return fmt.Errorf("reading a frame of %s: %w", FrameEvents, err)
@@ -280,7 +280,7 @@ func DecodeEvents(b []byte, place func(i, n int) *Event) error {
 	return nil
 }
 
-// decodeEvents reads a frame of events. They keep b, which must not be changed.
+// decodeEvents decodes a frame of events. They alias b, which must not be changed.
 func decodeEvents(b []byte, place func(i, n int) *Event) error {
 	r := fieldReader{walker: walker{b: b}, text: string(b)}
 	n := r.events()
@@ -298,8 +298,8 @@ func decodeEvents(b []byte, place func(i, n int) *Event) error {
 	return nil
 }
 
-// CountEvents is how many events a frame says that it holds, at most [MaxFrameEvents];
-// 0 for what [DecodeEvents] refuses at once. It reads nothing of the events themselves.
+// CountEvents returns how many events a frame announces, at most [MaxFrameEvents], or 0 if
+// [DecodeEvents] would reject its header. It does not read the events.
 func CountEvents(b []byte) int {
 	r := fieldReader{walker: walker{b: b}}
 	n := r.events()
@@ -309,14 +309,15 @@ func CountEvents(b []byte) int {
 	return n
 }
 
-// events reads the beginning of a frame of events, and returns how many follow. It needs no text.
+// events reads the header of a frame of events and returns how many follow. It does not
+// use text.
 func (r *fieldReader) events() int {
 	size := len(r.b)
 	if n := r.array(); r.err == nil && n != 3 {
-		r.fail("it is no frame (%d parts)", n)
+		r.fail("it is not a frame (%d parts)", n)
 	}
 	if v := r.int(); r.err == nil && v != frameVersion {
-		r.fail("its version is %d, this program reads %d: update the older program", v, frameVersion)
+		r.fail("its version is %d, this program reads version %d: update the older program", v, frameVersion)
 	}
 	if k := r.anyBin(); r.err == nil && string(k) != FrameEvents {
 		r.fail("it is a frame of another kind than %s", FrameEvents)
@@ -331,7 +332,7 @@ func (r *fieldReader) events() int {
 func (r *fieldReader) array() int {
 	h := r.next()
 	if r.err == nil && h.kind != kindArray {
-		r.fail("there is no array where one belongs")
+		r.fail("expected an array")
 		return 0
 	}
 	return h.n
@@ -340,7 +341,7 @@ func (r *fieldReader) array() int {
 func (r *fieldReader) event(e *Event) {
 	n := r.array()
 	if r.err == nil && n < eventFieldsMin {
-		r.fail("it has %d fields, and events have %d: update the program that wrote it", n, eventFieldsMin)
+		r.fail("it has %d fields, events have %d: update the program that wrote it", n, eventFieldsMin)
 	}
 	e.Time = r.time()
 	e.Action, e.Outcome, e.Tenant, e.ActorType = Action(r.str()), Outcome(r.str()), r.str(), ActorType(r.str())
@@ -362,7 +363,7 @@ func (r *fieldReader) event(e *Event) {
 	}
 }
 
-// encodeEvents writes a frame of events.
+// encodeEvents encodes a frame of events.
 func encodeEvents(events []Event) ([]byte, error) {
 	if len(events) > MaxFrameEvents {
 		return nil, fmt.Errorf("encoding a frame of %s: %d entries are more than %d", FrameEvents, len(events), MaxFrameEvents)

@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
-// drawEvent fills every field, by the order of the struct.
+// drawEvent sets every field, in the order of the struct.
 func drawEvent(t *rapid.T) Event {
 	var e Event
 	v := reflect.ValueOf(&e).Elem()
@@ -42,11 +42,11 @@ func drawEvent(t *rapid.T) Event {
 	return e
 }
 
-// TestEventsOnTheWire compares our way of writing and reading events with the
-// library's, in both directions.
+// TestEventsOnTheWire compares our encoding and decoding of events with the library's, in
+// both directions.
 func TestEventsOnTheWire(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, eventFields, reflect.TypeFor[Event]().NumField()-1, "a field more: write it, read it, and keep eventFieldsMin")
+	require.Equal(t, eventFields, reflect.TypeFor[Event]().NumField()-1, "new field: encode it, decode it, and keep eventFieldsMin")
 	rapid.Check(t, func(t *rapid.T) {
 		events := rapid.SliceOfN(rapid.Custom(drawEvent), 0, 4).Draw(t, "events")
 		ours, err := EncodeFrame(FrameEvents, events)
@@ -77,7 +77,7 @@ func TestEventsOfOtherVersions(t *testing.T) {
 	newer = append(newer, 0x91)
 	one := appendEvent(nil, &e)
 	one[2] += 2
-	newer = append(append(newer, one...), append([]byte{0x81, 0xa1, 'k', 0x92, 1, 2}, appendStr(nil, "something that is not known yet")...)...)
+	newer = append(append(newer, one...), append([]byte{0x81, 0xa1, 'k', 0x92, 1, 2}, appendStr(nil, "a field of a newer version")...)...)
 	got, err := DecodeFrame[Event](FrameEvents, newer)
 	require.NoError(t, err)
 	require.Equal(t, []Event{e}, got)
@@ -101,11 +101,11 @@ func TestEventsOfOtherVersions(t *testing.T) {
 	}
 }
 
-// anyEvents reads a frame of events without the quick ways, by the struct.
+// anyEvents decodes a frame of events by reflection, without the fast paths.
 func anyEvents(b []byte) ([]Event, error) {
 	r := &fieldReader{walker: walker{b: b}, text: string(b)}
 	if r.array() != 3 || r.anyInt() != frameVersion || r.anyStr() != FrameEvents {
-		r.fail("it is no frame")
+		r.fail("it is not a frame")
 	}
 	n := r.array()
 	if r.err != nil || n > MaxFrameEvents || n > len(b)/minEventBytes {
@@ -131,7 +131,7 @@ func anyEvents(b []byte) ([]Event, error) {
 		}
 		for range fields - eventFields {
 			if err := r.value(2); r.err != nil || err != nil {
-				return nil, fmt.Errorf("reading what is not known: %w", errors.Join(r.err, err))
+				return nil, fmt.Errorf("reading unknown fields: %w", errors.Join(r.err, err))
 			}
 		}
 		if r.err != nil || fields < eventFieldsMin {
@@ -149,15 +149,15 @@ func sameEvents(t testing.TB, b []byte) {
 	want, failed := anyEvents(b)
 	got, err := DecodeFrame[Event](FrameEvents, b)
 	if (failed == nil) != (err == nil) || err == nil && !reflect.DeepEqual(want, got) {
-		t.Fatalf("%x is read as %+v (%v), and is %+v (%v)", b, got, err, want, failed)
+		t.Fatalf("%x decodes to %+v (%v), want %+v (%v)", b, got, err, want, failed)
 	}
 	if n := CountEvents(b); err == nil && n != len(got) || n > MaxFrameEvents {
-		t.Fatalf("%x announces %d events and holds %d", b, n, len(got))
+		t.Fatalf("%x announces %d events and has %d", b, n, len(got))
 	}
 }
 
-// TestQuickFields cuts and changes a frame at each of its bytes: the quick ways end
-// where the others do.
+// TestQuickFields truncates and changes a frame at each byte: the fast paths agree with
+// the general ones.
 func TestQuickFields(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1_772_600_000, 5).UTC()
@@ -168,7 +168,7 @@ func TestQuickFields(t *testing.T) {
 	for i := range b {
 		sameEvents(t, b[:i])
 		for c := range 256 {
-			if (c < 0xc0 || c > 0xe0) && c%8 != 7 { // the heads of values, and some bytes of every other kind
+			if (c < 0xc0 || c > 0xe0) && c%8 != 7 { // the headers of values, and some bytes of every other kind
 				continue
 			}
 			v := bytes.Clone(b)
@@ -178,7 +178,7 @@ func TestQuickFields(t *testing.T) {
 	}
 }
 
-// FuzzDecodeEvents: the quick ways to read a field are right.
+// FuzzDecodeEvents: the fast paths agree with the general ones.
 func FuzzDecodeEvents(f *testing.F) {
 	for n := range 3 {
 		b, err := EncodeFrame(FrameEvents, []Event{{Time: time.Unix(1, 2).UTC(), Action: TaskQueued, Tenant: "acme", Attempt: -1, Detail: []byte(`{}`)}, {}}[:n])

@@ -8,16 +8,16 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// Bounds of a frame: how many entries one internal record may carry; of events,
+// MaxFrameEntries is how many entries one internal record may have; for events see
 // [MaxFrameEvents].
 const (
 	MaxFrameEntries = 8192
 	frameVersion    = 1
 )
 
-// EncodeFrame writes entries of one kind as one internal record:
-// [version, kind, [entries…]] in MessagePack. kind is checked by the reader, so
-// that a record in the wrong topic is told from a broken one.
+// EncodeFrame encodes entries of one kind as one internal record: [version, kind,
+// [entries…]] in MessagePack. Readers check the kind, to distinguish a record in the wrong
+// topic from a broken one.
 func EncodeFrame[T any](kind string, entries []T) ([]byte, error) {
 	if events, ok := any(entries).([]Event); ok && kind == FrameEvents {
 		return encodeEvents(events)
@@ -54,10 +54,10 @@ func encodeFrame[T any](enc *msgpack.Encoder, kind string, entries []T) error {
 	return nil
 }
 
-// DecodeFrame reads what [EncodeFrame] wrote. The bytes may come from a
-// stranger: a broken record is an error, never a panic or a large allocation.
+// DecodeFrame decodes what [EncodeFrame] wrote. The bytes may be untrusted: a broken
+// record is an error, never a panic or a large allocation.
 //
-// Entries may be parts of b, which must not be changed afterwards.
+// Entries may alias b, which must not be changed afterwards.
 func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 	if _, ok := any((*T)(nil)).(*Event); ok && kind == FrameEvents {
 		events := []Event{}
@@ -78,7 +78,7 @@ func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 		return nil, fmt.Errorf("reading a frame of %s: %w", kind, err)
 	}
 	if memory > 3*len(b)+512<<10 {
-		return nil, fmt.Errorf("reading a frame of %s: %d bytes that take %d bytes of memory are none that Batchyard writes", kind, len(b), memory)
+		return nil, fmt.Errorf("reading a frame of %s: its %d bytes would take %d bytes of memory, so Batchyard did not write it", kind, len(b), memory)
 	}
 	d := msgpack.GetDecoder()
 	defer msgpack.PutDecoder(d)
@@ -96,10 +96,10 @@ func DecodeFrame[T any](kind string, b []byte) ([]T, error) {
 
 func decodeFrame[T any](d *msgpack.Decoder, kind string) ([]T, error) {
 	if n, err := d.DecodeArrayLen(); err != nil || n != 3 {
-		return nil, fmt.Errorf("it is no frame (%d parts)", n)
+		return nil, fmt.Errorf("it is not a frame (%d parts)", n)
 	}
 	if v, err := d.DecodeInt(); err != nil || v != frameVersion {
-		return nil, fmt.Errorf("its version is %d, this program reads %d: update the older program", v, frameVersion)
+		return nil, fmt.Errorf("its version is %d, this program reads version %d: update the older program", v, frameVersion)
 	}
 	if k, err := d.DecodeString(); err != nil || k != kind {
 		return nil, fmt.Errorf("it is a frame of another kind than %s", kind)
@@ -111,7 +111,7 @@ func decodeFrame[T any](d *msgpack.Decoder, kind string) ([]T, error) {
 	if n < 0 || n > MaxFrameEntries {
 		return nil, fmt.Errorf("its %d entries are out of range 0 to %d", n, MaxFrameEntries)
 	}
-	out := make([]T, 0, n) // they were weighed
+	out := make([]T, 0, n) // their size was checked
 	for range n {
 		var e T
 		if err := d.Decode(&e); err != nil {
@@ -129,16 +129,16 @@ const (
 	FrameBatches     = "batches"
 )
 
-// weigher adds up about how much memory the entries of a frame take beside their
-// texts: an empty array of one byte may become a struct of hundreds.
+// weigher estimates the memory that the entries of a frame take besides their strings: an
+// empty array of one byte may become a struct of hundreds of bytes.
 func weigher[T any](memory *int) func(depth int, h head) {
 	var entry T
 	size := int(unsafe.Sizeof(entry))
 	const (
-		frame   = 0 // depths: of the frame itself, and of the list of its entries
+		frame   = 0 // depth of the frame itself and of the list of its entries
 		entries = frame + 1
-		element = 40  // of a list of texts, as lists grow
-		pair    = 100 // of labels
+		element = 40  // bytes per element of a list of strings, as slices grow
+		pair    = 100 // bytes per label
 		attempt = 240
 	)
 	tasks := entries + 2 // depth of a task in an entry

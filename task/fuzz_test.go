@@ -8,7 +8,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// seeds are records in both formats, and those that want to become large.
+// seeds are records in both formats, and small bombs.
 func seeds(f *testing.F) {
 	f.Helper()
 	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
@@ -65,12 +65,12 @@ func FuzzDecodeResult(f *testing.F) {
 		}
 		_ = got.Attempt()
 		if len(got.Output) > 0 && task.CheckJSON(got.Output) != nil {
-			t.Fatalf("an output that is no JSON was let through: %q", got.Output) // the recorder does not look again
+			t.Fatalf("decoding accepted an invalid output: %q", got.Output) // the recorder does not check it again
 		}
 		for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
 			out, err := task.EncodeResult(got, ct)
 			if err != nil {
-				continue // an output that is no JSON, a year outside JSON's range
+				continue // an invalid output, a year outside JSON's range
 			}
 			if _, err := task.DecodeResult(out, ct); err != nil && len(out) <= 2*len(b)+1024 {
 				t.Fatalf("a result does not survive %s: %v", ct, err)

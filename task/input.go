@@ -3,22 +3,24 @@ package task
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"unicode/utf8"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// MaxInputDepth bounds the nesting of a task's input and of a device's answer.
+// MaxInputDepth limits the nesting of a task's input and of a device's answer.
 const MaxInputDepth = 128
 
-// Input is the body of the request to the device: a JSON object as opaque
-// bytes. No stage but the engine looks inside.
+// Input is the body of the request to the device: a JSON object as opaque bytes. Only the
+// engine in the workers looks inside.
 //
-// In JSON it is the object itself. In MessagePack it is a bin or str that holds
-// JSON text, or a map, which is written as JSON when it is read.
+// In JSON it is the object itself. In MessagePack it is a bin or str that contains JSON,
+// or a map, which is converted to JSON when it is read.
 type Input []byte
 
-// MarshalJSON writes the bytes as they are.
+// MarshalJSON returns the bytes unchanged.
 func (in Input) MarshalJSON() ([]byte, error) {
 	if len(in) == 0 {
 		return []byte("null"), nil
@@ -26,7 +28,7 @@ func (in Input) MarshalJSON() ([]byte, error) {
 	return in, nil
 }
 
-// UnmarshalJSON keeps a copy of the bytes.
+// UnmarshalJSON stores a copy of the bytes.
 func (in *Input) UnmarshalJSON(b []byte) error {
 	if bytes.Equal(b, []byte("null")) {
 		*in = nil
@@ -36,12 +38,12 @@ func (in *Input) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// EncodeMsgpack writes the JSON text as bin.
+// EncodeMsgpack writes the JSON as bin.
 func (in Input) EncodeMsgpack(e *msgpack.Encoder) error { return e.EncodeBytes(in) }
 
-// DecodeMsgpack reads bin or str: what is inside frames, where we wrote it. (At
-// the edges it is cut out before, see decodeMsgpack.) The caller has checked the
-// structure with [checkMsgpack], so the length fits into the bytes at hand.
+// DecodeMsgpack reads bin or str, the forms inside frames, which Batchyard writes. (In the
+// topics that users write, decodeMsgpack cuts the input out first.) The caller has checked
+// the structure with [checkMsgpack], so the announced length is there.
 func (in *Input) DecodeMsgpack(d *msgpack.Decoder) error {
 	n, err := d.DecodeBytesLen()
 	if err != nil {
@@ -71,9 +73,9 @@ func (in Input) validate(limit int) error {
 	return nil
 }
 
-// CheckJSON reports why b cannot be kept as JSON: it is not valid JSON, not
-// valid UTF-8, or nested deeper than [MaxInputDepth] (a deeper one would
-// exhaust the stack of whoever parses it, Postgres included).
+// CheckJSON returns why b cannot be stored as JSON: it is not valid JSON, not valid UTF-8,
+// or nested deeper than [MaxInputDepth] (more could exhaust the stack of a parser,
+// Postgres' included).
 func CheckJSON(b []byte) error { return checkJSON(b, MaxInputDepth) }
 
 func checkJSON(b []byte, most int) error {
@@ -83,22 +85,22 @@ func checkJSON(b []byte, most int) error {
 	return slowJSON(b, most)
 }
 
-// slowJSON says what is wrong.
+// slowJSON returns what is wrong.
 func slowJSON(b []byte, most int) error {
 	if err := checkNesting(b, most); err != nil {
 		return err
 	}
 	if !json.Valid(b) {
-		return fieldErr("", "", "it is not valid JSON")
+		return errors.New("it is not valid JSON")
 	}
 	return nil
 }
 
-// checkNesting is checkJSON for those who parse the text anyway: what is no JSON
-// may pass.
+// checkNesting is checkJSON for callers that parse the text anyway: it accepts invalid
+// JSON.
 func checkNesting(b []byte, most int) error {
 	if !utf8.Valid(b) {
-		return fieldErr("", "", "it is not valid UTF-8")
+		return errors.New("it is not valid UTF-8")
 	}
 	depth, inString, escaped := 0, false, false
 	for _, c := range b {
@@ -116,7 +118,7 @@ func checkNesting(b []byte, most int) error {
 			inString = true
 		case c == '{' || c == '[':
 			if depth++; depth > most {
-				return fieldErr("", "", "it is nested deeper than %d", most)
+				return fmt.Errorf("it is nested deeper than %d", most)
 			}
 		case c == '}' || c == ']':
 			depth--

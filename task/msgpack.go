@@ -9,29 +9,29 @@ import (
 	"unicode/utf8"
 )
 
-// maxContainers bounds the arrays and maps of one record.
+// maxContainers is how many arrays and maps one record may have.
 const maxContainers = 1 << 20
 
-// checkMsgpack walks one MessagePack value without allocating: every length
-// fits into the bytes that remain, nesting is bounded, nothing follows. After
-// it a decoder can allocate what a header announces, because it is there.
-// (A 5-byte array header makes the library allocate gigabytes otherwise.)
+// checkMsgpack checks one MessagePack value without allocating: every length fits into the
+// remaining bytes, nesting is limited, nothing follows. After it a decoder can safely
+// allocate what a header announces. (Otherwise a 5-byte array header makes the library
+// allocate gigabytes.)
 func checkMsgpack(b []byte) error { return checkWeighed(b, nil) }
 
 func checkWeighed(b []byte, weigh func(int, head)) error {
 	w := walker{b: b, weigh: weigh}
 	if err := w.value(0); err != nil {
-		return fieldErr("", "send one whole MessagePack map a record", "%s", err)
+		return fieldErr("", "send one whole MessagePack map per record", "%s", err)
 	}
 	if w.at != len(b) {
-		return fieldErr("", "send one MessagePack map a record", "%d bytes follow the value", len(b)-w.at)
+		return fieldErr("", "send one MessagePack map per record", "%d bytes follow the value", len(b)-w.at)
 	}
 	return nil
 }
 
-// head is the first part of a MessagePack value.
+// head is the header of a MessagePack value.
 type head struct {
-	kind byte   // see the constants
+	kind byte   // one of the constants below
 	n    int    // bytes that follow (str, bin, ext) or elements (array, map: pairs)
 	ext  int8   // type of an ext
 	num  uint64 // bits of an integer or float
@@ -56,14 +56,14 @@ type walker struct {
 	b          []byte
 	at         int
 	containers int
-	values     int             // that were passed over
-	room       int             // for the JSON that is written
-	weigh      func(int, head) // called with the depth and head of every array and map; nil: not
+	values     int             // values that were skipped
+	room       int             // limit of the JSON that is written
+	weigh      func(int, head) // called with the depth and head of every array and map; may be nil
 }
 
 func (w *walker) left() int { return len(w.b) - w.at }
 
-// value passes over one value.
+// value skips one value.
 func (w *walker) value(depth int) error {
 	h, err := w.head()
 	if err != nil {
@@ -90,13 +90,13 @@ func (w *walker) value(depth int) error {
 	return nil
 }
 
-// enter checks a container's header and returns how many values it holds.
+// enter checks the header of a container and returns how many values it has.
 func (w *walker) enter(h head, depth int) (int, error) {
 	if depth >= MaxInputDepth {
 		return 0, fmt.Errorf("it is nested deeper than %d", MaxInputDepth)
 	}
 	if w.containers++; w.containers > maxContainers {
-		return 0, fmt.Errorf("it holds more than %d arrays and maps", maxContainers)
+		return 0, fmt.Errorf("it has more than %d arrays and maps", maxContainers)
 	}
 	n := h.n
 	if h.kind == kindMap {
@@ -124,7 +124,7 @@ func (w *walker) uint(n int) (uint64, error) {
 	return v, nil
 }
 
-// head reads the first part of a value and checks that what it announces fits.
+// head reads the header of a value and checks that what it announces fits.
 func (w *walker) head() (head, error) {
 	c, err := w.uint(1)
 	if err != nil {
@@ -178,7 +178,7 @@ func (w *walker) head() (head, error) {
 		n, err := w.uint(2 << (c - 0xde))
 		return head{kind: kindMap, n: int(n)}, err
 	}
-	return head{}, fmt.Errorf("0x%02x begins no MessagePack value", c)
+	return head{}, fmt.Errorf("no MessagePack value starts with 0x%02x", c)
 }
 
 func (w *walker) lengthThen(kind byte, size int) (head, error) {
@@ -204,8 +204,8 @@ func (w *walker) sized(kind byte, n int) (head, error) {
 	return h, nil
 }
 
-// msgpackToJSON writes an input as JSON: bin and str hold JSON text already, a
-// map is written member by member. The bytes have passed [checkMsgpack].
+// msgpackToJSON converts an input to JSON: bin and str contain JSON already, a map is
+// converted member by member. The bytes have passed [checkMsgpack].
 func msgpackToJSON(raw []byte) ([]byte, error) {
 	w := walker{b: raw}
 	h, err := w.head()
@@ -218,8 +218,8 @@ func msgpackToJSON(raw []byte) ([]byte, error) {
 	case kindStr, kindBin:
 		return append([]byte(nil), w.b[w.at:w.at+h.n]...), nil
 	case kindMap:
-		// Numbers become longer, and some characters; a second try has room for twice
-		// as much. What needs more is nothing that people send.
+		// Numbers and some characters become longer, so a second try has twice as much
+		// room. Real inputs do not need more.
 		for _, room := range []int{len(raw) + len(raw)/4 + 1<<10, 2*len(raw) + len(raw)/4 + 8<<10} {
 			w.at, w.containers, w.room = 0, 0, room
 			out, err := w.json(make([]byte, 0, room), 0)
@@ -259,7 +259,7 @@ func (w *walker) json(out []byte, depth int) ([]byte, error) {
 		s := w.b[w.at : w.at+h.n]
 		w.at += h.n
 		return w.appendString(out, s)
-	case kindBin: // images and audio: JSON has no bytes, base64 is what the APIs take
+	case kindBin: // images and audio: JSON has no bytes, and the APIs expect base64
 		s := w.b[w.at : w.at+h.n]
 		w.at += h.n
 		if len(out)+base64.StdEncoding.EncodedLen(len(s)) > w.room-reserve {
@@ -269,7 +269,7 @@ func (w *walker) json(out []byte, depth int) ([]byte, error) {
 		out = base64.StdEncoding.AppendEncode(out, s)
 		return append(out, '"'), nil
 	case kindExt:
-		return nil, fieldErr("input", "send plain values, times as text", "it holds an extension value of type %d", h.ext)
+		return nil, fieldErr("input", "send plain values, times as text", "it contains an extension value of type %d", h.ext)
 	}
 	return w.jsonContainer(out, h, depth)
 }
@@ -293,7 +293,7 @@ func (w *walker) jsonContainer(out []byte, h head, depth int) ([]byte, error) {
 				return nil, err
 			}
 			if k.kind != kindStr {
-				return nil, fieldErr("input", "use text as keys", "a key is no text")
+				return nil, fieldErr("input", "use text as keys", "a key is not text")
 			}
 			if out, err = w.appendString(out, w.b[w.at:w.at+k.n]); err != nil {
 				return nil, err
@@ -311,24 +311,23 @@ func (w *walker) jsonContainer(out []byte, h head, depth int) ([]byte, error) {
 
 func appendFloat(out []byte, f float64, bits int) ([]byte, error) {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
-		return nil, fieldErr("input", "send finite numbers", "it holds a number that JSON does not have")
+		return nil, fieldErr("input", "send finite numbers", "it contains a number that JSON cannot represent")
 	}
 	return strconv.AppendFloat(out, f, 'g', -1, bits), nil
 }
 
-// reserve is more than anything takes that is written without looking whether
-// there is room: a number, a word, quotes and commas.
+// reserve is more than anything needs that is written without checking for room: a number,
+// a word, quotes and commas.
 const reserve = 64
 
 var errRoom = errors.New("there is no room for the JSON")
 
 const hexDigits = "0123456789abcdef"
 
-// appendString writes text as JSON, of one piece and without making it longer
-// than it has to be.
+// appendString writes text as a JSON string, no longer than necessary.
 func (w *walker) appendString(out, s []byte) ([]byte, error) {
 	if !utf8.Valid(s) {
-		return nil, fieldErr("input", "send text as UTF-8 and bytes as bin", "it holds text that is not valid UTF-8")
+		return nil, fieldErr("input", "send text as UTF-8 and bytes as bin", "it contains text that is not valid UTF-8")
 	}
 	n := len(s)
 	for _, c := range s {
@@ -365,15 +364,15 @@ func (w *walker) appendString(out, s []byte) ([]byte, error) {
 	return append(out, '"'), nil
 }
 
-// cutMember takes one member out of a map, so that what is large is not copied by
-// a decoder, and bounds what is left: nil stands in its place. The bytes have
-// passed [checkMsgpack]. raw is nil when the member is not there; of several the
-// last one is it, as for decoders.
+// cutMember cuts one member out of a map, so that no decoder copies a large value, and
+// limits the size of the rest, in which nil replaces the member. The bytes have passed
+// [checkMsgpack]. raw is nil if there is no such member; if there are several, the last
+// one counts, as in decoders.
 func cutMember(b []byte, member string) (rest, raw []byte, err error) {
 	w := walker{b: b}
 	h, err := w.head()
 	if err != nil || h.kind != kindMap {
-		return b, nil, err // the decoder says what is wrong
+		return b, nil, err // the decoder returns an error
 	}
 	begin, end, inside := 0, 0, 0
 	for range h.n {
@@ -387,7 +386,7 @@ func cutMember(b []byte, member string) (rest, raw []byte, err error) {
 			isIt = key.kind == kindStr && string(b[w.at:w.at+key.n]) == member
 			w.at += key.n
 		case kindArray, kindMap:
-			return nil, nil, fieldErr("", "use text as keys", "a key is no text")
+			return nil, nil, fieldErr("", "use text as keys", "a key is not text")
 		}
 		from, before := w.at, w.values
 		if err := w.value(1); err != nil {
@@ -398,11 +397,11 @@ func cutMember(b []byte, member string) (rest, raw []byte, err error) {
 			begin, end, inside = from, w.at, w.values-before
 		}
 	}
-	if n := len(b) - (end - begin); n > maxBeside {
-		return nil, nil, fieldErr("", "send what is yours to keep in the input, or less of it", "it holds %d bytes beside its %s, and may hold %d", n, member, maxBeside)
+	if n := len(b) - (end - begin); n > maxRest {
+		return nil, nil, fieldErr("", "put your own data into the input, or send less", "it has %d bytes besides its %s, the limit is %d", n, member, maxRest)
 	}
 	if n := w.values - inside; n > maxValues {
-		return nil, nil, fieldErr("", "send what is yours to keep in the input, or less of it", "it holds %d values beside its %s, and may hold %d", n, member, maxValues)
+		return nil, nil, fieldErr("", "put your own data into the input, or send less", "it has %d values besides its %s, the limit is %d", n, member, maxValues)
 	}
 	if end == 0 {
 		return b, nil, nil

@@ -6,15 +6,13 @@ import (
 	"unicode/utf8"
 )
 
-// A quick reader of JSON in one pass, for what is read by the thousand a second:
-// results, inputs, outputs, details. encoding/json reads a text several times and
-// asks what the struct is like. It has the last word: whatever the quick reader
-// does not know or does not like makes it give up, and then the text is read as if
-// it had never been. So it decides nothing but how long reading takes, and no
-// error is its own. Fuzzing compares the two.
+// A fast JSON reader that reads, in a single pass, what is read thousands of times a
+// second: tasks, results, inputs, outputs, details. encoding/json reads the same text
+// several times and uses reflection. Whatever the fast reader does not recognise makes it
+// give up, and then encoding/json reads the text from the start. So the fast reader only
+// affects speed, and never produces an error. Fuzzing compares the two.
 
-// soundJSON reports whether b is JSON as [CheckJSON] wants it, nested at most most
-// deep.
+// soundJSON reports whether b passes [CheckJSON] with the given limit of nesting.
 func soundJSON(b []byte, most int) bool {
 	if !utf8.Valid(b) {
 		return false
@@ -23,7 +21,7 @@ func soundJSON(b []byte, most int) bool {
 	return at >= 0 && passSpace(b, at) == len(b)
 }
 
-// passSpace is the place of the first byte that is no white space.
+// passSpace returns the position of the first byte that is not white space.
 func passSpace(b []byte, at int) int {
 	for at < len(b) && (b[at] == ' ' || b[at] == '\n' || b[at] == '\t' || b[at] == '\r') {
 		at++
@@ -31,10 +29,10 @@ func passSpace(b []byte, at int) int {
 	return at
 }
 
-// The pass… functions return the place after what they pass over, or -1 when it is
-// not there. That the text is UTF-8 was checked before.
+// The pass… functions return the position after what they skip, or -1 if it is not there.
+// That the text is UTF-8 was checked before.
 
-// passValue passes over one value, with at most room arrays and objects in each other.
+// passValue skips one value with at most room nested arrays and objects.
 func passValue(b []byte, at, room int) int {
 	if at >= len(b) {
 		return -1
@@ -136,10 +134,10 @@ func passString(b []byte, at int) int {
 	}
 }
 
-// passPlain is the place of the first byte that does not stand for itself in a
-// string: a quote, a backslash or a control character. It looks at eight bytes at
-// a time: x-n borrows into the highest bit of a byte that is below n. A borrow may
-// go on into the bytes above, but the lowest that is found is right.
+// passPlain returns the position of the first byte with a special meaning in a string: a
+// quote, a backslash or a control character. It checks eight bytes at a time: x-n borrows
+// into the highest bit of each byte below n. A borrow may spread into higher bytes, but
+// the lowest hit is right.
 func passPlain(b []byte, at int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	for ; at+8 <= len(b); at += 8 {
@@ -158,7 +156,7 @@ func passPlain(b []byte, at int) int {
 	return at
 }
 
-// passEscape passes over what follows a backslash.
+// passEscape skips what follows a backslash.
 func passEscape(b []byte, at int) int {
 	if at >= len(b) {
 		return -1
@@ -228,20 +226,20 @@ func passNumber(b []byte, at int) int {
 	return at
 }
 
-// quick reads values of known kinds. After it gave up it is at the end: every
-// value is empty, and objects and lists hold nothing more.
+// quick reads values of known types. Once it gave up it is at the end: every value is
+// empty, and objects and lists have no more members.
 type quick struct {
 	b      []byte
 	at     int
-	text   string // the first part of b: the texts in it are parts of it, in one piece of memory
-	spare  int    // bytes that texts with memory of their own may still take
-	values int    // members and elements that were met
+	text   string // a copy of the first part of b; the strings in it share this memory
+	spare  int    // bytes that strings with their own memory may still take
+	values int    // members and elements read so far
 	gaveUp bool
 }
 
 func (q *quick) giveUp() { q.gaveUp, q.at = true, len(q.b) }
 
-// peek is the next byte that is no white space; 0 at the end.
+// peek returns the next byte that is not white space; 0 at the end.
 func (q *quick) peek() byte {
 	if q.at = passSpace(q.b, q.at); q.at < len(q.b) {
 		return q.b[q.at]
@@ -249,7 +247,7 @@ func (q *quick) peek() byte {
 	return 0
 }
 
-// open begins an object or a list and reports whether it holds something.
+// open starts an object or a list and reports whether it is not empty.
 func (q *quick) open(opening, closing byte) bool {
 	if q.peek() != opening {
 		q.giveUp()
@@ -264,7 +262,7 @@ func (q *quick) open(opening, closing byte) bool {
 	return true
 }
 
-// more goes on to the next member or element, or to behind the last one.
+// more moves to the next member or element, or behind the last one.
 func (q *quick) more(closing byte) bool {
 	switch q.peek() {
 	case ',':
@@ -279,8 +277,8 @@ func (q *quick) more(closing byte) bool {
 	return false
 }
 
-// once takes the bit of a member that was just read, 0 for one that is not known;
-// seen has those of its object that were met before.
+// once gives up if the member that was just read is unknown (bit 0) or was seen before in
+// its object.
 func (q *quick) once(seen *uint32, bit uint32) {
 	if bit == 0 || *seen&bit != 0 {
 		q.giveUp()
@@ -288,7 +286,7 @@ func (q *quick) once(seen *uint32, bit uint32) {
 	*seen |= bit
 }
 
-// name reads the name of a member; nil for one that is not plain.
+// name reads the name of a member; nil if it has escapes.
 func (q *quick) name() []byte {
 	if q.peek() != '"' {
 		q.giveUp()
@@ -308,7 +306,7 @@ func (q *quick) name() []byte {
 	return q.b[begin:end]
 }
 
-// str reads a text.
+// str reads a string.
 func (q *quick) str() string {
 	if q.peek() != '"' {
 		q.giveUp()
@@ -334,8 +332,8 @@ func (q *quick) str() string {
 	return ""
 }
 
-// unescape resolves escapes, all of which are valid. A character in two escapes is
-// left to the library.
+// unescape resolves escapes, which are known to be valid. It leaves surrogate pairs to
+// encoding/json.
 func (q *quick) unescape(b []byte) string {
 	out := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {
@@ -369,7 +367,7 @@ func (q *quick) unescape(b []byte) string {
 	return string(out)
 }
 
-// number reads a whole number.
+// number reads an integer.
 func (q *quick) number() int64 {
 	c := q.peek()
 	begin := q.at
@@ -388,11 +386,11 @@ func (q *quick) number() int64 {
 	if c == '-' {
 		n = -n
 	}
-	q.at = end // what follows is a comma or the end of the object, or no whole number
+	q.at = end // what follows must be a comma or the end of the object
 	return n
 }
 
-// raw passes over any value and returns it.
+// raw skips any value and returns its bytes.
 func (q *quick) raw(room int) []byte {
 	q.peek()
 	begin := q.at

@@ -6,30 +6,29 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of what the quick reader takes on, both far above what results have: it
-// may come to nothing, and then the slow one takes its own memory for the same.
+// Limits of the fast reader, far above what results need: it may give up, and then the
+// slow path allocates again.
 const (
-	quickAttempts = 128
-	quickBeside   = 128 << 10 // bytes beside the output
-	quickHead     = 4 << 10   // bytes of one that somebody else wrote, that are taken to be beside it
+	quickList = 128
+	quickRest = 128 << 10 // bytes besides the output
+	quickHead = 4 << 10   // bytes of a foreign result that are assumed to precede its output
 )
 
-// quickResult reads a result as [EncodeResult] writes it: members that are known,
-// spelled as in the struct, each once, in any order. It returns nil for anything
-// else, right or wrong.
+// quickResult reads a result as [EncodeResult] writes it: known members, spelled exactly,
+// each at most once, in any order. It returns nil for anything else, valid or not.
 func quickResult(b []byte) *Result {
 	if !utf8.Valid(b) {
 		return nil
 	}
-	// We write the output last, and texts are made from what is before it.
+	// EncodeResult writes the output last; strings alias a copy of what precedes it.
 	head := bytes.Index(b, []byte(`,"output":`))
-	if head < 0 || head > quickBeside {
+	if head < 0 || head > quickRest {
 		head = min(len(b), quickHead)
 	}
-	q := &quick{b: b, text: string(b[:head]), spare: quickBeside}
+	q := &quick{b: b, text: string(b[:head]), spare: quickRest}
 	r := &Result{}
 	output := q.result(r)
-	if q.gaveUp || q.peek() != 0 || q.at != len(b) || q.values > maxValues || len(b)-len(output) > quickBeside {
+	if q.gaveUp || q.peek() != 0 || q.at != len(b) || q.values > maxValues || len(b)-len(output) > quickRest {
 		return nil
 	}
 	if output != nil {
@@ -38,7 +37,7 @@ func quickResult(b []byte) *Result {
 	return r
 }
 
-// result reads everything but the output, which it returns.
+// result reads all members but the output, which it returns.
 func (q *quick) result(r *Result) (output []byte) {
 	var seen uint32
 	for more := q.open('{', '}'); more; more = q.more('}') {
@@ -94,7 +93,7 @@ func (q *quick) result(r *Result) (output []byte) {
 	return output
 }
 
-// output is a value that [CheckJSON] would pass.
+// output returns a value that passes [CheckJSON].
 func (q *quick) output() []byte {
 	v := q.raw(MaxInputDepth)
 	if string(v) == "null" {
@@ -162,7 +161,7 @@ func (q *quick) labels() map[string]string {
 func (q *quick) attempts() []Attempt {
 	as := []Attempt{}
 	for more := q.open('[', ']'); more; more = q.more(']') {
-		if len(as) == quickAttempts {
+		if len(as) == quickList {
 			q.giveUp()
 			break
 		}
@@ -219,9 +218,9 @@ func (q *quick) time() (t time.Time) {
 	return t
 }
 
-// quickTime reads a time as Batchyard writes it, 2026-01-31T12:00:00.123456Z with a
-// fraction of up to nine digits or none. Of five in a result each would take longer
-// than a text otherwise.
+// quickTime reads a time as Batchyard writes it, 2026-01-31T12:00:00.123456Z with up to
+// nine decimals. A result has five times, and each would otherwise take longer than a
+// string.
 func quickTime(b []byte) (t time.Time, ok bool) {
 	const form = "0000-00-00T00:00:00Z"
 	if len(b) < len(form) || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[len(b)-1] != 'Z' {
@@ -236,14 +235,14 @@ func quickTime(b []byte) (t time.Time, ok bool) {
 	year, month, day := 100*two(0)+two(2), two(5), two(8)
 	hour, minute, second := two(11), two(14), two(17)
 	ns, ok := quickFraction(b[len(form)-1 : len(b)-1])
-	// What may be no day, such as the 30th of February, is left to the library.
+	// Days that may not exist, such as 30 February, are left to package time.
 	if bad || !ok || month < 1 || month > 12 || day < 1 || day > 31 || day > 28 && month == 2 || day == 31 && (month == 4 || month == 6 || month == 9 || month == 11) || hour > 23 || minute > 59 || second > 59 {
 		return t, false
 	}
 	return time.Date(year, time.Month(month), day, hour, minute, second, ns, time.UTC), true
 }
 
-// quickFraction reads the nanoseconds of a second: nothing, or a point and up to nine digits.
+// quickFraction reads the fraction of a second: nothing, or a point and up to nine digits.
 func quickFraction(b []byte) (ns int, ok bool) {
 	if len(b) == 0 {
 		return 0, true

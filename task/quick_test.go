@@ -27,10 +27,10 @@ func fullResult() *Result {
 	}
 }
 
-// TestTheQuickReaderIsTaken: for what Batchyard itself writes, and for what others
-// write as well. Were it not, nobody would notice but the processor. A field that it
-// was not told of is found here.
-func TestTheQuickReaderIsTaken(t *testing.T) {
+// TestFastResultIsUsed: the fast reader accepts what Batchyard writes, and what others
+// write, too. Otherwise only the CPU time would show. It also finds fields that the fast
+// reader does not know.
+func TestFastResultIsUsed(t *testing.T) {
 	t.Parallel()
 	all := fullResult()
 	for i := range reflect.TypeFor[Result]().NumField() {
@@ -61,7 +61,8 @@ func TestTheQuickReaderIsTaken(t *testing.T) {
 	}
 }
 
-// oddResults are what the quick reader leaves alone, or has to read as exactly as the slow one.
+// oddResults are results that the fast reader must leave to the slow one, or read exactly
+// like it.
 func oddResults() []string {
 	deep := func(n int) string { return `{"output":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}` }
 	return []string{
@@ -74,12 +75,13 @@ func oddResults() []string {
 		`{"finished_at":"2026-01-31 12:00:00Z"}`, `{"finished_at":"2026-01-31T12:00:00,5Z"}`, `{"finished_at":"2026-01-31T12:00:00+25:00"}`, `{"finished_at":"2026-01-31T12:00:00\u005a"}`, `{"finished_at":""}`, `{"finished_at":null}`,
 		`{"output":{"a":1,}}`, `{"output":tru}`, `{"output":+1}`, `{"output":1.}`, `{"output":.5}`, `{"output":1e}`, `{"output":[1 2]}`, `{"output":}`, `{"output":"a` + "\n" + `"}`, `{"output":-}`, `{"output":[}`,
 		deep(MaxInputDepth), deep(MaxInputDepth + 1), `{"output":1,"output":2}`, `{"labels":{"output":"x"},"task_id":"after"}`, `{"task_id":"\"output\"","output":"\"output\"","tenant":"behind"}`,
-		`{"attempts":[` + strings.Repeat(`{},`, quickAttempts) + `{}]}`, `{"attempts":[` + strings.Repeat(`{},`, maxValues) + `{}]}`, `{"task_id":"` + strings.Repeat("x", quickBeside) + `"}`,
-		`{"output":1,"task_id":"` + strings.Repeat(`\n`, maxBeside/2) + `"}`, strings.Repeat(" ", 100) + "{}" + strings.Repeat(" ", quickBeside),
+		`{"attempts":[` + strings.Repeat(`{},`, quickList) + `{}]}`, `{"attempts":[` + strings.Repeat(`{},`, maxValues) + `{}]}`, `{"task_id":"` + strings.Repeat("x", quickRest) + `"}`,
+		`{"output":1,"task_id":"` + strings.Repeat(`\n`, maxRest/2) + `"}`, strings.Repeat(" ", 100) + "{}" + strings.Repeat(" ", quickRest),
 	}
 }
 
-// sameAsSlow checks that the quick reader, if it answers, answers as the slow one.
+// sameAsSlow checks that the fast reader, if it returns a result, returns the same as the
+// slow one.
 func sameAsSlow(t testing.TB, b []byte) {
 	t.Helper()
 	q := quickResult(b)
@@ -87,19 +89,19 @@ func sameAsSlow(t testing.TB, b []byte) {
 		return
 	}
 	slow, err := slowResult(b)
-	require.NoError(t, err, "the quick reader takes what is refused")
+	require.NoError(t, err, "the fast reader accepts what the slow one refuses")
 	require.Equal(t, slow, q)
-	require.True(t, len(q.Output) == 0 || slowJSON(q.Output, MaxInputDepth) == nil, "the output is not what CheckJSON passes")
+	require.True(t, len(q.Output) == 0 || slowJSON(q.Output, MaxInputDepth) == nil, "the output does not pass CheckJSON")
 }
 
-func TestTheQuickReaderIsRight(t *testing.T) {
+func TestFastResultAgreesWithSlow(t *testing.T) {
 	t.Parallel()
 	for _, text := range oddResults() {
 		sameAsSlow(t, []byte(text))
 	}
 	full, err := EncodeResult(fullResult(), ContentJSON)
 	require.NoError(t, err)
-	for i := range full { // each byte: cut there, another one there
+	for i := range full { // at each byte: truncate there, replace it
 		sameAsSlow(t, full[:i])
 		for _, c := range []byte("\"\\{}[],: 0x\x00\xff") {
 			b := append([]byte{}, full...)
@@ -119,7 +121,7 @@ func TestTheQuickReaderIsRight(t *testing.T) {
 	})
 }
 
-// FuzzQuickResult: when the quick reader answers, the slow one gives the same.
+// FuzzQuickResult: if the fast reader returns a result, the slow one returns the same.
 func FuzzQuickResult(f *testing.F) {
 	b, err := EncodeResult(fullResult(), ContentJSON)
 	require.NoError(f, err)
@@ -139,12 +141,12 @@ func sameSoundness(t testing.TB, b []byte) {
 	t.Helper()
 	for _, most := range []int{0, 1, 3, MaxInputDepth} {
 		if slow, quick := slowJSON(b, most) == nil, soundJSON(b, most); slow != quick {
-			t.Fatalf("%q nested at most %d deep: %v, and %v to the quick reader", b, most, slow, quick)
+			t.Fatalf("%q with at most %d levels: %v, but %v for the fast check", b, most, slow, quick)
 		}
 	}
 }
 
-// TestSoundJSON goes through every byte at every place of a word of eight and around it.
+// TestSoundJSON tries every byte at every position of an eight-byte word and around it.
 func TestSoundJSON(t *testing.T) {
 	t.Parallel()
 	for _, text := range oddResults() {
@@ -162,7 +164,7 @@ func TestSoundJSON(t *testing.T) {
 	}
 }
 
-// FuzzSoundJSON: what is JSON for the one is for the other, both ways.
+// FuzzSoundJSON: both checks accept the same.
 func FuzzSoundJSON(f *testing.F) {
 	for _, text := range oddResults() {
 		if len(text) < 16<<10 {
@@ -175,8 +177,8 @@ func FuzzSoundJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { sameSoundness(t, b) })
 }
 
-// BenchmarkDecodeResult reads and checks a result of the usual size, as the recorder
-// does: as it is done, and as it was done without the quick reader.
+// BenchmarkDecodeResult decodes and checks a typical result as the recorder does; ratio is
+// how much longer it takes without the fast reader.
 func BenchmarkDecodeResult(b *testing.B) {
 	r := fullResult()
 	r.Error, r.Requested, r.Callback, r.Labels, r.Attempts = nil, "", nil, nil, r.Attempts[1:]
@@ -214,15 +216,15 @@ func TestPlain(t *testing.T) {
 	require.True(t, Plain(""))
 }
 
-// TestQuickTime compares with the library around every boundary.
+// TestQuickTime compares with package time around every boundary.
 func TestQuickTime(t *testing.T) {
 	t.Parallel()
 	same := func(t require.TestingT, text string) {
 		got, ok := quickTime([]byte(text))
 		var want time.Time
-		if ok && (want.UnmarshalText([]byte(text)) != nil || want != got) { // it does not differ in the location either
+		if ok && (want.UnmarshalText([]byte(text)) != nil || want != got) { // the location must be equal, too
 			require.Equal(t, want, got, text)
-			require.Fail(t, "what the library refuses is a time", text)
+			require.Fail(t, "accepts a time that package time refuses", text)
 		}
 	}
 	for _, year := range []int{0, 1, 1900, 1999, 2000, 2024, 2026, 9999} {

@@ -4,9 +4,9 @@ import (
 	"time"
 )
 
-// Result is the one terminal answer of a task. After a crash more than one may
-// be written to the results topic; the first that Postgres takes is the answer.
-// The order of the fields is part of no wire form: results travel with names.
+// Result is the final outcome of a task. After a crash the results topic may hold more
+// than one for a task; the first one that Postgres accepts counts. The order of the fields
+// does not matter: results are written with named fields.
 type Result struct {
 	TaskID      string            `json:"task_id" msgpack:"task_id"`
 	Tenant      string            `json:"tenant" msgpack:"tenant"`
@@ -32,13 +32,13 @@ type Result struct {
 	FinishedAt  time.Time         `json:"finished_at" msgpack:"finished_at"`
 }
 
-// Error says why a task did not succeed.
+// Error is why a task did not succeed.
 type Error struct {
 	Class   ErrorClass `json:"class" msgpack:"class"`
 	Message string     `json:"message" msgpack:"message"`
 }
 
-// Usage counts tokens as the device reported them.
+// Usage is the token counts reported by the device.
 type Usage struct {
 	InputTokens  int64 `json:"input_tokens" msgpack:"input_tokens"`
 	OutputTokens int64 `json:"output_tokens" msgpack:"output_tokens"`
@@ -47,7 +47,7 @@ type Usage struct {
 // Key returns the identity of the result's task.
 func (r *Result) Key() Key { return Key{r.Tenant, r.TaskID} }
 
-// Attempt returns the number of the last attempt, 0 if there was none.
+// Attempt returns the number of the last attempt, 0 if there were no attempts.
 func (r *Result) Attempt() int {
 	if len(r.Attempts) == 0 {
 		return 0
@@ -55,7 +55,7 @@ func (r *Result) Attempt() int {
 	return r.Attempts[len(r.Attempts)-1].Number
 }
 
-// NewResult returns a result that carries what the task says of itself.
+// NewResult returns a result with the fields that it takes over from its task.
 func NewResult(t *Task, s State, at time.Time) *Result {
 	r := &Result{
 		TaskID: t.ID, Tenant: t.Tenant, State: s, Model: t.Model, Endpoint: t.Endpoint,
@@ -69,7 +69,7 @@ func NewResult(t *Task, s State, at time.Time) *Result {
 	return r
 }
 
-// Validate says what makes a result impossible to store, as a *FieldError.
+// Validate returns why a result cannot be stored, as a *FieldError, or nil.
 func (r *Result) Validate() error {
 	if err := r.ValidateDecoded(); err != nil {
 		return err
@@ -77,7 +77,7 @@ func (r *Result) Validate() error {
 	return r.checkOutput()
 }
 
-// checkOutput says why the output cannot be stored.
+// checkOutput returns why the output cannot be stored.
 func (r *Result) checkOutput() error {
 	if len(r.Output) > 0 {
 		if err := CheckJSON(r.Output); err != nil {
@@ -87,8 +87,8 @@ func (r *Result) checkOutput() error {
 	return nil
 }
 
-// ValidateDecoded is Validate for a result as [DecodeResult] returned it: that has
-// looked at the output, which is most of what there is to look at.
+// ValidateDecoded is Validate for a result from [DecodeResult], which has already checked
+// the output, the largest part.
 func (r *Result) ValidateDecoded() error {
 	for _, f := range []struct {
 		name, value string
@@ -110,7 +110,7 @@ func (r *Result) ValidateDecoded() error {
 		}
 	}
 	if !r.State.Terminal() {
-		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is no terminal state")
+		return fieldErr("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is not a terminal state")
 	}
 	if r.Callback != nil {
 		if err := CheckCallbackURL(r.Callback.URL); err != nil {

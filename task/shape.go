@@ -6,23 +6,23 @@ import (
 	"strings"
 )
 
-// Bounds of what a record holds beside the input of its task or the output of its
-// result, so that reading one takes about as much memory as it is long: two bytes
-// of "{}" would become an attempt of a hundred otherwise. A task with everything
-// that it may have stays below both.
+// Limits of a record without the input of its task or the output of its result, so that
+// reading it takes about as much memory as it is long: otherwise two bytes of "{}" could
+// become an attempt of a hundred bytes. A task with every field at its limit stays below
+// both.
 const (
 	maxValues = 2048      // members and elements
-	maxBeside = 512 << 10 // bytes
+	maxRest   = 512 << 10 // bytes
 )
 
-// shape is what a JSON object may hold: the names of a struct's fields. A nil
-// shape is one in which any names are right.
+// shape describes what a JSON object may contain: the fields of a struct. A nil shape
+// allows any names.
 type shape struct{ fields []shapeField }
 
 type shapeField struct {
 	name   string
 	of     *shape
-	opaque bool // an input: nobody looks inside, and it is not counted
+	opaque bool // an input: its content is not inspected and not counted
 }
 
 var taskShape, resultShape = shapeOf(reflect.TypeFor[Task]()), shapeOf(reflect.TypeFor[Result]())
@@ -46,7 +46,7 @@ func shapeOf(t reflect.Type) *shape {
 	return s
 }
 
-// field finds a field as encoding/json does: by its name, else without regard to case.
+// field finds a field as encoding/json does: an exact match, else ignoring case.
 func (s *shape) field(key []byte) *shapeField {
 	if s == nil {
 		return nil
@@ -64,25 +64,25 @@ func (s *shape) field(key []byte) *shapeField {
 	return nil
 }
 
-// checkShape counts what a JSON record holds and, when strict, refuses names that
-// it does not know. It takes no memory. What is no JSON passes: whoever parses it
-// says so. The nesting was bounded before.
+// checkShape counts the values of a JSON record and, if strict, rejects unknown names. It
+// does not allocate. Invalid JSON may pass: the parser rejects it. The nesting was checked
+// before.
 func checkShape(b []byte, s *shape, unknown strictness) error {
-	w := jsonWalk{b: b, left: maxValues, beside: maxBeside, strict: bool(unknown)}
+	w := jsonWalk{b: b, left: maxValues, rest: maxRest, strict: bool(unknown)}
 	w.value(s)
 	return w.err
 }
 
 type jsonWalk struct {
-	b            []byte
-	at           int
-	left, beside int
-	depth        int
-	strict       bool
-	err          error
+	b          []byte
+	at         int
+	left, rest int
+	depth      int
+	strict     bool
+	err        error
 }
 
-// next is the next byte that is no white space; 0 at the end.
+// next returns the next byte that is not white space; 0 at the end.
 func (w *jsonWalk) next() byte {
 	for ; w.at < len(w.b); w.at++ {
 		switch c := w.b[w.at]; c {
@@ -94,9 +94,9 @@ func (w *jsonWalk) next() byte {
 	return 0
 }
 
-// value passes over a value of the shape; false: there is no use in going on.
+// value skips a value of the shape; false means stop.
 func (w *jsonWalk) value(s *shape) bool {
-	if w.depth++; w.depth > MaxInputDepth+1 { // nobody reads it
+	if w.depth++; w.depth > MaxInputDepth+1 { // the parser rejects it
 		return false
 	}
 	defer func() { w.depth-- }()
@@ -149,7 +149,7 @@ func (w *jsonWalk) object(s *shape) bool {
 		w.at++
 		f := s.field(name(key))
 		if f == nil && s != nil && w.strict {
-			w.err = fieldErr(word(string(name(key))), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			w.err = fieldErr(word(string(name(key))), "remove it; put your own data into labels or input", "unknown field")
 			return false
 		}
 		switch {
@@ -166,7 +166,7 @@ func (w *jsonWalk) object(s *shape) bool {
 	}
 }
 
-// name is a key without its quotes.
+// name returns a key without its quotes.
 func name(key []byte) []byte {
 	for _, c := range key {
 		if c == '\\' {
@@ -179,23 +179,23 @@ func name(key []byte) []byte {
 	return key[1:max(1, len(key)-1)]
 }
 
-// one counts a member or an element.
+// one counts a member or element.
 func (w *jsonWalk) one() bool {
 	if w.left--; w.left < 0 && w.err == nil {
-		w.err = fieldErr("", "send what is yours to keep in the input, or less of it", "it holds more than %d values beside its input or output", maxValues)
+		w.err = fieldErr("", "put your own data into the input, or send less", "it has more than %d values besides its input or output", maxValues)
 	}
 	return w.err == nil
 }
 
 // take counts bytes.
 func (w *jsonWalk) take(n int) bool {
-	if w.beside -= n; w.beside < 0 && w.err == nil {
-		w.err = fieldErr("", "send what is yours to keep in the input, or less of it", "it holds more than %d bytes beside its input or output", maxBeside)
+	if w.rest -= n; w.rest < 0 && w.err == nil {
+		w.err = fieldErr("", "put your own data into the input, or send less", "it has more than %d bytes besides its input or output", maxRest)
 	}
 	return w.err == nil
 }
 
-// skip passes over one value of any kind.
+// skip skips one value of any kind.
 func (w *jsonWalk) skip() {
 	depth := 0
 	for w.at < len(w.b) {
@@ -233,11 +233,11 @@ func (w *jsonWalk) skip() {
 	}
 }
 
-// Unmarshal is json.Unmarshal that refuses names which the struct does not have,
-// and what holds very many values. (A json.Decoder does the former, and copies the
-// text into a buffer several times as long.) The text has passed [CheckJSON].
+// Unmarshal is json.Unmarshal, but rejects fields that the struct does not have, and very
+// many values. (json.Decoder can do the former, but copies the text into a buffer several
+// times as long.) The text must have passed [CheckJSON].
 func Unmarshal(b []byte, into any) error {
-	w := jsonWalk{b: b, left: 4 * maxValues, beside: len(b), strict: true}
+	w := jsonWalk{b: b, left: 4 * maxValues, rest: len(b), strict: true}
 	w.value(shapeOf(reflect.TypeOf(into)))
 	if w.err != nil {
 		return w.err
@@ -245,10 +245,9 @@ func Unmarshal(b []byte, into any) error {
 	return json.Unmarshal(b, into)
 }
 
-// Members calls each with the members of a JSON object, in their order, until it
-// returns false; a name that is there twice comes twice. The values are parts of
-// b. It reports whether b is an object and nothing else; what the values hold it
-// does not check.
+// Members calls each with the members of a JSON object in order, duplicates included,
+// until it returns false. The values alias b. It reports whether b is one object; it does
+// not validate the values.
 func Members(b []byte, each func(key string, value []byte) bool) bool {
 	return items(b, '{', '}', func(w *jsonWalk) (more, ok bool) {
 		if w.next() != '"' {

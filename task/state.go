@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// State is where a task stands. The zero value is no state.
+// State is the state of a task. The zero value is not a valid state.
 type State string
 
 // The states of a task. The last four are terminal.
@@ -21,17 +21,17 @@ const (
 	Expired   State = "EXPIRED"
 )
 
-// States lists every state in the order in which a task may pass them.
+// States lists all states in the order in which a task may pass through them.
 var States = []State{Pending, Assigned, Running, Success, Failed, Cancelled, Expired}
 
-// next holds the valid transitions; a terminal state has none.
+// next lists the valid transitions.
 var next = map[State][]State{
 	Pending:  {Assigned, Cancelled, Expired, Failed},
 	Assigned: {Running, Pending, Cancelled, Expired, Failed},
 	Running:  {Pending, Success, Failed, Cancelled, Expired},
 }
 
-// Terminal reports whether no other state can follow.
+// Terminal reports whether the state is final.
 func (s State) Terminal() bool {
 	switch s {
 	case Success, Failed, Cancelled, Expired:
@@ -43,7 +43,7 @@ func (s State) Terminal() bool {
 // CanBecome reports whether a task may go from s to t in one step.
 func (s State) CanBecome(t State) bool { return slices.Contains(next[s], t) }
 
-// ParseState reads a state in any case; the error lists the valid ones.
+// ParseState parses a state, ignoring case; the error lists the valid ones.
 func ParseState(s string) (State, error) {
 	st := State(strings.ToUpper(strings.TrimSpace(s)))
 	if slices.Contains(States, st) {
@@ -56,14 +56,13 @@ func ParseState(s string) (State, error) {
 	return "", &FieldError{Field: "state", Problem: fmt.Sprintf("%q is not a state", s), Remedy: "use one of " + strings.Join(names, ", ")}
 }
 
-// TerminalSequence is the sequence number of every terminal state: nothing is
-// later.
+// TerminalSequence is the sequence number of all terminal states: the highest.
 const TerminalSequence = math.MaxInt32
 
-// Sequence numbers a state along the way of its task: attempt n is assigned
-// (10n+1), runs (10n+2) and, when it is given back, waits again (10n+3). An
-// accepted task that nobody has tried is 0. The state with the higher number is
-// the later one, however the events that tell of them were interleaved.
+// Sequence numbers a state along the life of its task: attempt n is assigned (10n+1),
+// running (10n+2) and, when it is requeued, pending (10n+3). An accepted task without
+// attempts is 0. The state with the higher number is the later one, in whatever order
+// events arrive.
 func Sequence(s State, attempt int) int {
 	switch s {
 	case Assigned:

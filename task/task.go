@@ -14,7 +14,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// Bounds of a task's fields. The size of the input is bounded by [Limits].
+// Limits of a task's fields. The size of the input is limited by [Limits].
 const (
 	MaxIDLength      = 128  // characters of a task, job or tenant id
 	MaxNameLength    = 256  // characters of a model, endpoint, tag, device or session
@@ -29,31 +29,31 @@ const (
 	maxSaid          = 4096 // bytes of an attempt's message
 )
 
-// Times of a task lie between these. JSON has no year beyond 9999, so one that
-// came as a number (milliseconds for seconds) would make a task whose result
-// nobody can write.
+// Times of a task must be between these. JSON has no years beyond 9999: a time that was
+// sent as a number in milliseconds instead of seconds would make a task whose result
+// cannot be written.
 var (
 	earliestTime = time.Unix(0, 0)
 	latestTime   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// DefaultTenant owns tasks that name no tenant.
+// DefaultTenant owns tasks without a tenant.
 const DefaultTenant = "default"
 
-// Priority is one of three bands; each has its own topic.
+// Priority is one of three priorities; each has its own topic.
 type Priority string
 
-// The priority bands, most urgent first.
+// The priorities, highest first.
 const (
 	High   Priority = "high"
 	Normal Priority = "normal"
 	Low    Priority = "low"
 )
 
-// Priorities lists the bands, most urgent first.
+// Priorities lists the priorities, highest first.
 var Priorities = []Priority{High, Normal, Low}
 
-// Endpoint paths that devices speak.
+// Endpoints of devices.
 const (
 	EndpointChat        = "/v1/chat/completions"
 	EndpointCompletions = "/v1/completions"
@@ -62,7 +62,7 @@ const (
 	EndpointModerations = "/v1/moderations"
 )
 
-// Endpoints lists the paths that a task may ask for.
+// Endpoints lists the endpoints that a task may use.
 var Endpoints = []string{EndpointChat, EndpointCompletions, EndpointEmbeddings, EndpointResponses, EndpointModerations}
 
 // Task is one inference request. (Tenant, ID) is its identity: submitting it
@@ -96,13 +96,13 @@ type Task struct {
 	Progress    *Progress         `json:"progress,omitempty"`
 }
 
-// Callback says where the result is to be posted.
+// Callback is where to POST the result.
 type Callback struct {
 	URL string `json:"url" msgpack:"url"`
 }
 
-// Progress is what Batchyard writes into a task that goes back to its topic:
-// it has been tried, or set aside. A fresh task has none.
+// Progress is what Batchyard adds to a task that it writes back to its topic, because it
+// was tried or parked. A new task has none.
 type Progress struct {
 	Requeues  int       `json:"requeues" msgpack:"requeues"`                                   // how often Batchyard itself has written the task again; part of the claim
 	Attempts  []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`               // what has been tried, oldest first
@@ -112,7 +112,7 @@ type Progress struct {
 	Moved     bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
 }
 
-// Attempt is one try on one device, as the next attempt and the result tell it.
+// Attempt is one try on one device, recorded for later attempts and the result.
 type Attempt struct {
 	Number   int        `json:"number" msgpack:"number"`
 	Model    string     `json:"model,omitempty" msgpack:"model,omitempty"`
@@ -132,14 +132,14 @@ func (t *Task) Key() Key { return Key{t.Tenant, t.ID} }
 
 func (k Key) String() string { return k.Tenant + "/" + k.ID }
 
-// Hash is a 16-byte digest of the identity, for keys in Redis and buckets.
-// Tenant and id are separated so that no two identities share an input.
+// Hash returns a 16-byte digest of the identity, for Redis keys and buckets. A separator
+// keeps the inputs of different identities different.
 func (k Key) Hash() [16]byte {
 	sum := sha256.Sum256([]byte(k.Tenant + "\x00" + k.ID))
 	return [16]byte(sum[:16])
 }
 
-// Tried returns the number of attempts made so far.
+// Tried returns the number of the last attempt, 0 if there were no attempts.
 func (t *Task) Tried() int {
 	if t.Progress == nil || len(t.Progress.Attempts) == 0 {
 		return 0
@@ -147,7 +147,7 @@ func (t *Task) Tried() int {
 	return t.Progress.Attempts[len(t.Progress.Attempts)-1].Number
 }
 
-// Requeues returns how often Batchyard has written the task again.
+// Requeues returns how often Batchyard has written the task back to its topic.
 func (t *Task) Requeues() int {
 	if t.Progress == nil {
 		return 0
@@ -155,12 +155,12 @@ func (t *Task) Requeues() int {
 	return t.Progress.Requeues
 }
 
-// Excludes reports whether the task is not to be tried on the device again.
+// Excludes reports whether the task must not be tried on the device again.
 func (t *Task) Excludes(device string) bool {
 	return t.Progress != nil && slices.Contains(t.Progress.Exclude, device)
 }
 
-// ReadyAt is the earliest time at which the task may be assigned; zero: now.
+// ReadyAt returns the earliest time at which the task may be assigned; zero means now.
 func (t *Task) ReadyAt() time.Time {
 	if t.Progress != nil && t.Progress.NotBefore.After(t.NotBefore) {
 		return t.Progress.NotBefore
@@ -168,8 +168,8 @@ func (t *Task) ReadyAt() time.Time {
 	return t.NotBefore
 }
 
-// Requeued returns a copy that may be written to a topic again: its progress is
-// its own, and the count of requeues is one higher.
+// Requeued returns a copy to write back to its topic. It does not share progress with the
+// original and counts one more requeue.
 func (t *Task) Requeued() *Task {
 	c := *t
 	p := Progress{}
@@ -186,7 +186,7 @@ func (t *Task) Requeued() *Task {
 // NewID returns a new task id: a UUIDv7, so that ids sort by time.
 func NewID() string {
 	id, err := uuid.NewV7()
-	if err != nil { // the system's random source is broken; v7 without it would collide
+	if err != nil { // the system's random source is broken; without it, ids could collide
 		panic(fmt.Sprintf("making a task id: %v", err))
 	}
 	return id.String()
@@ -199,13 +199,13 @@ func NewTraceID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Limits bound a task.
+// Limits are the configurable limits of a task.
 type Limits struct {
 	MaxInput int // bytes of the input
 }
 
-// Normalize fills what the sender may leave out: id, tenant, endpoint,
-// priority, trace id and time of submission.
+// Normalize sets what the sender may omit: id, tenant, endpoint, priority, trace id and
+// time of submission.
 func (t *Task) Normalize(now time.Time) {
 	if t.ID == "" {
 		t.ID = NewID()
@@ -227,8 +227,7 @@ func (t *Task) Normalize(now time.Time) {
 	}
 }
 
-// Validate returns the first thing that is wrong with a normalized task, as a
-// *FieldError, or nil.
+// Validate returns the first problem of a normalized task, as a *FieldError, or nil.
 func (t *Task) Validate(l Limits) error {
 	for _, f := range []struct {
 		name, value string
@@ -247,16 +246,16 @@ func (t *Task) Validate(l Limits) error {
 		}
 	}
 	if !slices.Contains(Endpoints, t.Endpoint) {
-		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "it is not an endpoint")
+		return fieldErr("endpoint", "use one of "+strings.Join(Endpoints, ", "), "unknown endpoint")
 	}
 	if !slices.Contains(Priorities, t.Priority) {
-		return fieldErr("priority", "use high, normal or low", "it is not a priority")
+		return fieldErr("priority", "use high, normal or low", "unknown priority")
 	}
 	if t.Level < 0 || t.Level > MaxLevel {
 		return fieldErr("level", "use 0 to 9, 9 first", "%d is out of range", t.Level)
 	}
 	if t.MaxAttempts < 0 || t.MaxAttempts > MaxAttemptsLimit {
-		return fieldErr("max_attempts", fmt.Sprintf("use 1 to %d, or leave it out", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
+		return fieldErr("max_attempts", fmt.Sprintf("use 1 to %d, or omit it", MaxAttemptsLimit), "%d is out of range", t.MaxAttempts)
 	}
 	if t.TraceID != "" {
 		if err := t.CheckTrace(); err != nil {
@@ -280,13 +279,13 @@ func (t *Task) Validate(l Limits) error {
 		}
 	}
 	if t.Progress != nil && !t.Progress.valid() {
-		return fieldErr("progress", "leave it out: it is Batchyard's own", "it is out of range")
+		return fieldErr("progress", "omit it: it is set by Batchyard", "it is out of range")
 	}
 	return t.Input.validate(l.MaxInput)
 }
 
-// valid reports whether the progress may be ours. What is not would come back
-// in a result that the recorder refuses, so that the task never ended.
+// valid reports whether Batchyard may have written the progress. Invalid progress would
+// end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
 	if p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
 		!timeInRange(p.NotBefore) || checkText("", p.Requested, MaxNameLength, false) != nil {
@@ -313,7 +312,7 @@ func timeInRange(at time.Time) bool {
 
 func (t *Task) validateLists() error {
 	if len(t.Needs) > MaxNeeds {
-		return fieldErr("needs", "name fewer tags", "%d tags are more than %d", len(t.Needs), MaxNeeds)
+		return fieldErr("needs", "send fewer tags", "it has %d tags, the limit is %d", len(t.Needs), MaxNeeds)
 	}
 	for i, n := range t.Needs {
 		if err := checkText(fmt.Sprintf("needs[%d]", i), n, MaxNameLength, true); err != nil {
@@ -321,7 +320,7 @@ func (t *Task) validateLists() error {
 		}
 	}
 	if len(t.DependsOn) > MaxDependencies {
-		return fieldErr("depends_on", "name fewer tasks", "%d tasks are more than %d", len(t.DependsOn), MaxDependencies)
+		return fieldErr("depends_on", "send fewer tasks", "it has %d tasks, the limit is %d", len(t.DependsOn), MaxDependencies)
 	}
 	for i, n := range t.DependsOn {
 		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, true); err != nil {
@@ -329,7 +328,7 @@ func (t *Task) validateLists() error {
 		}
 	}
 	if len(t.Labels) > MaxLabels {
-		return fieldErr("labels", "send fewer labels", "%d labels are more than %d", len(t.Labels), MaxLabels)
+		return fieldErr("labels", "send fewer labels", "it has %d labels, the limit is %d", len(t.Labels), MaxLabels)
 	}
 	for k, v := range t.Labels {
 		if err := checkText("labels", k, 64, true); err != nil {
@@ -342,8 +341,8 @@ func (t *Task) validateLists() error {
 	return nil
 }
 
-// CheckCallbackURL says what is wrong with a callback's URL. Whether the
-// address may be dialled is checked at every delivery, after DNS.
+// CheckCallbackURL checks the URL of a callback. Whether its address may be dialled is
+// checked at every delivery, after DNS.
 func CheckCallbackURL(raw string) error {
 	const remedy = "send an absolute http or https URL without credentials"
 	if raw == "" {
@@ -354,17 +353,17 @@ func CheckCallbackURL(raw string) error {
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Hostname() == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || !utf8.ValidString(raw) {
-		return fieldErr("callback.url", remedy, "it is no such URL")
+		return fieldErr("callback.url", remedy, "it is not such a URL")
 	}
 	return nil
 }
 
-// checkText refuses what Postgres, logs or people could not hold: control
-// characters (a NUL cannot be stored at all), broken UTF-8, excess length.
+// checkText rejects text that Postgres or logs cannot handle: control characters (Postgres
+// cannot store NUL), invalid UTF-8, and too many characters.
 func checkText(field, s string, limit int, required bool) error {
 	if s == "" {
 		if required {
-			return fieldErr(field, "name it", "it is missing")
+			return fieldErr(field, "set it", "it is missing")
 		}
 		return nil
 	}
@@ -375,18 +374,18 @@ func checkText(field, s string, limit int, required bool) error {
 		return fieldErr(field, "send UTF-8", "it is not valid UTF-8")
 	}
 	if n := utf8.RuneCountInString(s); n > limit {
-		return fieldErr(field, "shorten it", "its %d characters are more than %d", n, limit)
+		return fieldErr(field, "shorten it", "it has %d characters, the limit is %d", n, limit)
 	}
 	for _, r := range s {
 		if r < 0x20 || r == 0x7f {
-			return fieldErr(field, "send printable text", "it holds the control character %U", r)
+			return fieldErr(field, "send printable text", "it contains the control character %U", r)
 		}
 	}
 	return nil
 }
 
-// Plain reports whether s is nothing but printable ASCII, as most names are; other
-// texts need a closer look. It looks at eight bytes at a time, see passPlain.
+// Plain reports whether s is printable ASCII, as most names are; other text needs a closer
+// look. It checks eight bytes at a time, see passPlain.
 func Plain(s string) bool {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	if len(s) < 8 {
@@ -405,11 +404,11 @@ func Plain(s string) bool {
 		if len(s) == 8 {
 			return odd&highs == 0
 		}
-		s = s[min(8, len(s)-8):] // the last eight may have some of those before
+		s = s[min(8, len(s)-8):] // the last eight may overlap those before
 	}
 }
 
-// clip shortens what a stranger sent before it goes into an error message.
+// clip shortens untrusted text for an error message.
 func clip(s string) string {
 	const most = 64
 	if len(s) <= most {
@@ -418,10 +417,10 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:most], "�") + "…"
 }
 
-// CheckTrace says what is wrong with the trace id alone.
+// CheckTrace checks only the trace id.
 func (t *Task) CheckTrace() error {
 	if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
-		return fieldErr("trace_id", "send 32 hex digits, or leave it out", "it is not a trace id")
+		return fieldErr("trace_id", "send 32 hex digits, or omit it", "it is not a trace id")
 	}
 	return nil
 }

@@ -13,41 +13,46 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// Content types of records at the edges, as the content-type header names them.
+// Content types of records, as the content-type header names them.
 const (
 	ContentJSON    = "application/json"
 	ContentMsgpack = "application/msgpack"
 )
 
-// HeaderContentType is the record header that names the format.
+// HeaderContentType is the record header with the content type.
 const HeaderContentType = "content-type"
 
-// DecodeTask reads a task of either format. contentType may be empty: the first
-// byte tells then (JSON starts with '{' or white space, MessagePack with a map).
-// Errors are *FieldError: which field, what is wrong, what to do. The task is
-// neither normalized nor validated.
+// DecodeTask reads a task in either format. If contentType is empty, the first byte
+// determines the format: JSON starts with '{' or white space, MessagePack with a map.
+// Errors are *FieldError. The task is neither normalized nor validated.
 func DecodeTask(b []byte, contentType string) (*Task, error) {
-	var t Task
-	switch format, err := formatOf(b, contentType); {
-	case err != nil:
+	format, err := formatOf(b, contentType)
+	if err != nil {
 		return nil, err
-	case format == ContentJSON:
-		if err := decodeJSON(b, &t, taskShape, strict); err != nil {
-			return nil, err
+	}
+	if format == ContentJSON {
+		if t := quickTask(b); t != nil {
+			return t, nil
 		}
-	default:
-		var e edgeTask
-		input, err := decodeMsgpack(b, &e, "input", strict)
-		if err != nil {
-			return nil, err
-		}
-		e.Input = input
-		return e.task(), nil
+		return slowTask(b)
+	}
+	var e edgeTask
+	if e.Input, err = decodeMsgpack(b, &e, "input", strict); err != nil {
+		return nil, err
+	}
+	return e.task(), nil
+}
+
+// slowTask reads any JSON that is a task and explains what is wrong with everything else.
+func slowTask(b []byte) (*Task, error) {
+	var t Task
+	if err := decodeJSON(b, &t, taskShape, strict); err != nil {
+		return nil, err
 	}
 	return &t, nil
 }
 
-// EncodeTask writes a task in the given format.
+// EncodeTask encodes a task in the given format.
 func EncodeTask(t *Task, contentType string) ([]byte, error) {
 	if contentType == ContentMsgpack {
 		return encodeMsgpack(toEdge(t))
@@ -55,11 +60,10 @@ func EncodeTask(t *Task, contentType string) ([]byte, error) {
 	return json.Marshal(t)
 }
 
-// DecodeResult reads a result of either format; see [DecodeTask]. It vouches for
-// the output, which passes [CheckJSON]: JSON is checked while it is read, and what
-// came as MessagePack here. So [Result.ValidateDecoded] need not look again. The
-// texts of a result are parts of one that is as long as the record without its
-// output: whoever keeps one for long keeps a copy of it.
+// DecodeResult reads a result in either format; see [DecodeTask]. It guarantees that the
+// output passes [CheckJSON], so [Result.ValidateDecoded] need not check it again. The
+// strings of a result share one allocation as long as the record without its output: copy
+// a string before you keep it for long.
 func DecodeResult(b []byte, contentType string) (*Result, error) {
 	format, err := formatOf(b, contentType)
 	if err != nil {
@@ -81,7 +85,8 @@ func DecodeResult(b []byte, contentType string) (*Result, error) {
 	return &r, nil
 }
 
-// slowResult reads whatever is a result in JSON, and says what is wrong with the rest.
+// slowResult reads any JSON that is a result and explains what is wrong with everything
+// else.
 func slowResult(b []byte) (*Result, error) {
 	var r Result
 	if err := decodeJSON(b, &r, resultShape, lenient); err != nil {
@@ -90,9 +95,9 @@ func slowResult(b []byte) (*Result, error) {
 	return &r, nil
 }
 
-// EncodeResult writes a result in the given format. The output stays byte for
-// byte as it is: the library would write < as six characters, so that a large
-// answer would not fit into its topic any more, and no digest would match.
+// EncodeResult encodes a result in the given format. The output is kept byte for byte:
+// encoding/json would write < as six characters, so that a large answer might exceed the
+// topic's limit, and no digest would match.
 func EncodeResult(r *Result, contentType string) ([]byte, error) {
 	if contentType == ContentMsgpack {
 		return encodeMsgpack(r)
@@ -111,7 +116,7 @@ func EncodeResult(r *Result, contentType string) ([]byte, error) {
 	}
 	const member = `,"output":`
 	out := make([]byte, 0, len(b)+len(member)+len(r.Output))
-	out = append(out, b[:len(b)-1]...) // it has members, and ends with a brace
+	out = append(out, b[:len(b)-1]...) // it has members and ends with a brace
 	out = append(out, member...)
 	out = append(out, r.Output...)
 	return append(out, '}'), nil
@@ -119,7 +124,7 @@ func EncodeResult(r *Result, contentType string) ([]byte, error) {
 
 func formatOf(b []byte, contentType string) (string, error) {
 	if len(b) == 0 {
-		return "", fieldErr("", "send one JSON object or MessagePack map a record", "the record is empty")
+		return "", fieldErr("", "send one JSON object or MessagePack map per record", "the record is empty")
 	}
 	ct, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(contentType)), ";")
 	switch strings.TrimSpace(ct) {
@@ -129,7 +134,7 @@ func formatOf(b []byte, contentType string) (string, error) {
 		return ContentMsgpack, nil
 	case "":
 	default:
-		return "", fieldErr("content-type", "use application/json or application/msgpack, or leave the header out",
+		return "", fieldErr("content-type", "use application/json or application/msgpack, or omit the header",
 			"it is neither JSON nor MessagePack")
 	}
 	switch c := b[0]; {
@@ -138,12 +143,12 @@ func formatOf(b []byte, contentType string) (string, error) {
 	case c&0xf0 == 0x80 || c == 0xde || c == 0xdf: // fixmap, map16, map32
 		return ContentMsgpack, nil
 	}
-	return "", fieldErr("", "send one JSON object or MessagePack map a record", "the record is neither JSON nor MessagePack (first byte 0x%02x)", b[0])
+	return "", fieldErr("", "send one JSON object or MessagePack map per record", "the record is neither JSON nor MessagePack (first byte 0x%02x)", b[0])
 }
 
-// strictness says what becomes of a field that is not known: a task's sender is
-// told, because it is most likely a slip; a result's is left out, because a newer
-// worker may have written it.
+// strictness is what happens to unknown fields. In a task they are an error, because they
+// are most likely a mistake; in a result they are ignored, because a newer worker may have
+// written them.
 type strictness bool
 
 const (
@@ -152,13 +157,13 @@ const (
 )
 
 func decodeJSON(b []byte, into any, of *shape, unknown strictness) error {
-	const deepest = MaxInputDepth + 1 // an input or output lies one deeper than by itself
+	const deepest = MaxInputDepth + 1 // an input or output is one level deeper than by itself
 	if unknown == lenient || !soundJSON(b, deepest) {
 		if err := checkNesting(b, deepest); err != nil {
-			return fieldErr("", "send one JSON object a record", "%s", err)
+			return fieldErr("", "send one JSON object per record", "%s", err)
 		}
-		if unknown == strict && !json.Valid(b) { // else it may be about a name that is not even one
-			return fieldErr("", "send one JSON object a record", "it is not valid JSON")
+		if unknown == strict && !json.Valid(b) { // else the error might name a field of what is not even JSON
+			return fieldErr("", "send one JSON object per record", "it is not valid JSON")
 		}
 	}
 	if err := checkShape(b, of, unknown); err != nil {
@@ -173,8 +178,8 @@ func decodeJSON(b []byte, into any, of *shape, unknown strictness) error {
 	return nil
 }
 
-// badTime names the field of a struct whose JSON is not a time; the library does not.
-// "" when it is none of them.
+// badTime returns the name of the field whose JSON is not a valid time, which
+// encoding/json does not report; "" if all are valid.
 func badTime(b []byte, into any) string {
 	var all map[string]json.RawMessage
 	if json.Unmarshal(b, &all) != nil {
@@ -190,7 +195,7 @@ func badTime(b []byte, into any) string {
 	return ""
 }
 
-// jsonError turns the library's errors into ours, which name the field.
+// jsonError converts encoding/json's errors into a FieldError.
 func jsonError(err error) error {
 	var typeErr *json.UnmarshalTypeError
 	if errors.As(err, &typeErr) {
@@ -200,7 +205,7 @@ func jsonError(err error) error {
 	if errors.As(err, &parse) {
 		return fieldErr("", "send times as RFC 3339, such as 2026-01-31T12:00:00Z", "a text is not a time")
 	}
-	return fieldErr("", "send one JSON object a record", "%s", clip(err.Error()))
+	return fieldErr("", "send one JSON object per record", "%s", clip(err.Error()))
 }
 
 func jsonName(kind string) string {
@@ -217,8 +222,8 @@ func jsonName(kind string) string {
 	return "number"
 }
 
-// decodeMsgpack reads everything but the one member that may be large and is the
-// user's own, the input of a task or the output of a result; it returns that as JSON.
+// decodeMsgpack decodes everything but the one member that may be large and belongs to the
+// user, the input of a task or the output of a result; it returns that as JSON.
 func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input, error) {
 	if err := checkMsgpack(b); err != nil {
 		return nil, err
@@ -240,7 +245,7 @@ func decodeMsgpack(b []byte, into any, member string, unknown strictness) (Input
 			return nil, fe
 		}
 		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
-			return nil, fieldErr(word(strings.Trim(name, `"`)), "remove it; what is yours to keep goes into labels or input", "there is no such field")
+			return nil, fieldErr(word(strings.Trim(name, `"`)), "remove it; put your own data into labels or input", "unknown field")
 		}
 		return nil, fieldErr("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", clip(err.Error()))
 	}
@@ -267,7 +272,7 @@ func badEdgeTime(b []byte, into any) (name string) {
 	return ""
 }
 
-// safely turns a panic of the decoder on hostile bytes into an error.
+// safely turns a panic of the decoder into an error.
 func safely(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -277,7 +282,7 @@ func safely(f func() error) (err error) {
 	return f()
 }
 
-// encoders are reused: a fresh one costs several times the encoding.
+// encoders are reused: making one costs several times as much as encoding.
 var encoders = sync.Pool{New: func() any { return &frameEncoder{} }}
 
 type frameEncoder struct {
@@ -297,7 +302,7 @@ func getEncoder() *frameEncoder {
 }
 
 func (e *frameEncoder) put() {
-	if e.buf.Cap() <= 1<<20 { // do not keep what one giant record needed
+	if e.buf.Cap() <= 1<<20 { // do not keep memory that one giant record needed
 		encoders.Put(e)
 	}
 }

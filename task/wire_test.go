@@ -83,8 +83,8 @@ func TestMessagePackMapsBecomeJSON(t *testing.T) {
 	require.Equal(t, 2026, got.Deadline.Year())
 }
 
-// What a device answered is not rewritten on its way.
-func TestOutputsStayAsTheyCame(t *testing.T) {
+// Outputs are not rewritten.
+func TestOutputsAreKeptByteForByte(t *testing.T) {
 	const output = "{ \"html\": \"<b>&amp;</b>\",\n \"n\": 1.0,\"z\":\"\\u003c \"} "
 	r := task.NewResult(full(), task.Success, time.Now())
 	r.Output = task.Input(output)
@@ -101,14 +101,14 @@ func TestOutputsStayAsTheyCame(t *testing.T) {
 	large.Output = task.Input(`{"a":"` + strings.Repeat("<", 1<<20) + `"}`)
 	b, err := task.EncodeResult(&large, task.ContentJSON)
 	require.NoError(t, err)
-	require.Less(t, len(b), 1<<20+8192, "an answer does not grow on its way")
+	require.Less(t, len(b), 1<<20+8192, "an answer does not grow")
 	large.Output = task.Input(`{"a":`)
 	_, err = task.EncodeResult(&large, task.ContentJSON)
 	require.Error(t, err)
 }
 
-// Whoever decodes a result need not look at its output again.
-func TestOutputsAreCheckedWhenTheyAreRead(t *testing.T) {
+// Decoding a result checks its output.
+func TestOutputsAreCheckedByDecoding(t *testing.T) {
 	r := task.NewResult(full(), task.Success, time.Now())
 	for name, output := range map[string]string{
 		"cut": `{"a":`, "no UTF-8": "{\"a\":\"\xff\"}", "too deep": strings.Repeat("[", task.MaxInputDepth+1) + strings.Repeat("]", task.MaxInputDepth+1), "two": `{} {}`,
@@ -129,8 +129,8 @@ func TestOutputsAreCheckedWhenTheyAreRead(t *testing.T) {
 	}
 }
 
-// What is nested as deep as it may be still fits into its record.
-func TestTheDeepestIsRead(t *testing.T) {
+// The deepest allowed nesting still works inside a record.
+func TestDeepestNestingIsAccepted(t *testing.T) {
 	nest := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 	deepest := nest(task.MaxInputDepth)
 	for _, ct := range []string{task.ContentJSON, task.ContentMsgpack} {
@@ -156,27 +156,27 @@ func TestTheDeepestIsRead(t *testing.T) {
 	require.ErrorContains(t, tk.Validate(task.Limits{}), "nested deeper")
 }
 
-// A task that is taken can end: its result can be written and recorded.
-func TestTasksThatCouldNotEndAreRefused(t *testing.T) {
+// An accepted task can end: its result can be written and recorded.
+func TestTasksThatCouldNotEndAreInvalid(t *testing.T) {
 	millis := time.Unix(1_772_600_000_000, 0) // milliseconds sent as seconds: the year 58142
 	for name, c := range map[string]struct {
 		change func(*task.Task)
 		want   string
 	}{
-		"submitted far away":    {func(tk *task.Task) { tk.SubmittedAt = millis }, "submitted_at"},
-		"submitted long ago":    {func(tk *task.Task) { tk.SubmittedAt = time.Date(1, 1, 2, 0, 0, 0, 0, time.UTC) }, "submitted_at"},
-		"deadline far away":     {func(tk *task.Task) { tk.Deadline = millis }, "deadline"},
-		"not before far away":   {func(tk *task.Task) { tk.NotBefore = millis }, "not_before"},
-		"beyond, once in UTC":   {func(tk *task.Task) { tk.NotBefore = time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200)) }, "not_before"},
-		"backoff far away":      {func(tk *task.Task) { tk.Progress.NotBefore = millis }, "progress"},
-		"attempt far away":      {func(tk *task.Task) { tk.Progress.Attempts[0].At = millis }, "progress"},
-		"attempt below one":     {func(tk *task.Task) { tk.Progress.Attempts[0].Number = -5 }, "progress"},
-		"attempt out of range":  {func(tk *task.Task) { tk.Progress.Attempts[0].Number = 1 << 40 }, "progress"},
-		"status out of range":   {func(tk *task.Task) { tk.Progress.Attempts[0].Status = -1 }, "progress"},
-		"message too long":      {func(tk *task.Task) { tk.Progress.Attempts[0].Message = strings.Repeat("m", 5000) }, "progress"},
-		"device that is no id":  {func(tk *task.Task) { tk.Progress.Attempts[0].Device = "a\x00" }, "progress"},
-		"excluded that is none": {func(tk *task.Task) { tk.Progress.Exclude = []string{"a\xff"} }, "progress"},
-		"requested too long":    {func(tk *task.Task) { tk.Progress.Requested = strings.Repeat("m", 300) }, "progress"},
+		"submitted far away":      {func(tk *task.Task) { tk.SubmittedAt = millis }, "submitted_at"},
+		"submitted long ago":      {func(tk *task.Task) { tk.SubmittedAt = time.Date(1, 1, 2, 0, 0, 0, 0, time.UTC) }, "submitted_at"},
+		"deadline far away":       {func(tk *task.Task) { tk.Deadline = millis }, "deadline"},
+		"not before far away":     {func(tk *task.Task) { tk.NotBefore = millis }, "not_before"},
+		"beyond, once in UTC":     {func(tk *task.Task) { tk.NotBefore = time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200)) }, "not_before"},
+		"backoff far away":        {func(tk *task.Task) { tk.Progress.NotBefore = millis }, "progress"},
+		"attempt far away":        {func(tk *task.Task) { tk.Progress.Attempts[0].At = millis }, "progress"},
+		"attempt below one":       {func(tk *task.Task) { tk.Progress.Attempts[0].Number = -5 }, "progress"},
+		"attempt out of range":    {func(tk *task.Task) { tk.Progress.Attempts[0].Number = 1 << 40 }, "progress"},
+		"status out of range":     {func(tk *task.Task) { tk.Progress.Attempts[0].Status = -1 }, "progress"},
+		"message too long":        {func(tk *task.Task) { tk.Progress.Attempts[0].Message = strings.Repeat("m", 5000) }, "progress"},
+		"device that is no id":    {func(tk *task.Task) { tk.Progress.Attempts[0].Device = "a\x00" }, "progress"},
+		"invalid excluded device": {func(tk *task.Task) { tk.Progress.Exclude = []string{"a\xff"} }, "progress"},
+		"requested too long":      {func(tk *task.Task) { tk.Progress.Requested = strings.Repeat("m", 300) }, "progress"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tk := full()
@@ -187,7 +187,7 @@ func TestTasksThatCouldNotEndAreRefused(t *testing.T) {
 	}
 }
 
-func TestBadRecordsAreNamed(t *testing.T) {
+func TestInvalidRecordsAreExplained(t *testing.T) {
 	nest := strings.Repeat("[", 4000)
 	for name, c := range map[string]struct{ in, ct, want string }{
 		"empty":            {"", "", "the record is empty"},
@@ -196,7 +196,7 @@ func TestBadRecordsAreNamed(t *testing.T) {
 		"other type":       {"{}", "text/csv", "content-type"},
 		"cut JSON":         {`{"task_id":"a"`, "", "not valid JSON"},
 		"deep JSON":        {`{"input":` + nest, "", "nested deeper"},
-		"unknown field":    {`{"modle":"m"}`, "", "modle: there is no such field"},
+		"unknown field":    {`{"modle":"m"}`, "", "modle: unknown field"},
 		"wrong type":       {`{"model":7}`, "", "model: a JSON number does not fit; send a string"},
 		"bad time":         {`{"deadline":"tomorrow"}`, "", "deadline: it is not a time; send times as RFC 3339"},
 		"number as time":   {`{"not_before":12}`, "", "not_before: it is not a time; send times as RFC 3339"},
@@ -207,7 +207,7 @@ func TestBadRecordsAreNamed(t *testing.T) {
 		"msgpack str bomb": {"\x81\xa2id\xdb\xff\xff\xff\xff", "", "does not fit"},
 		"msgpack trailing": {"\x80\x80", "", "1 bytes follow"},
 		"msgpack deep":     {"\x81\xa5input" + strings.Repeat("\x91", 4000) + "\xc0", "", "nested deeper"},
-		"msgpack unknown":  {"\x81\xa5modle\xa1m", "", "modle: there is no such field"},
+		"msgpack unknown":  {"\x81\xa5modle\xa1m", "", "modle: unknown field"},
 		"msgpack ext":      {"\x81\xa5input\x81\xa1a\xd4\x05\x00", "", "extension value"},
 		"msgpack type":     {"\x81\xa5model\x93\x01\x02\x03", "", "MessagePack"},
 	} {

@@ -16,10 +16,9 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestPendingRightAfterTheAnswer asks another process than the one that took
-// the task, at once, while nothing but the API runs: what it knows, it knows
-// from the submit.
-func TestPendingRightAfterTheAnswer(t *testing.T) {
+// A task is PENDING on every API process as soon as one has accepted it. Only the API
+// is running, so the status can only come from the submission.
+func TestPendingRightAfterAcceptance(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 8, ServiceTime: time.Millisecond})
@@ -40,7 +39,7 @@ func TestPendingRightAfterTheAnswer(t *testing.T) {
 				}
 				for _, a := range []*harness.API{other, took} {
 					if answer, err = a.Try(t.Context(), http.MethodGet, "/v1/tasks/"+ids[i], nil); err != nil || answer.Status != http.StatusOK {
-						t.Errorf("asking for %s: %v %d %s", ids[i], err, answer.Status, answer.Body)
+						t.Errorf("getting the status of %s: %v %d %s", ids[i], err, answer.Status, answer.Body)
 						return
 					}
 					var st api.Status
@@ -55,7 +54,7 @@ func TestPendingRightAfterTheAnswer(t *testing.T) {
 	clients.Wait()
 	require.False(t, t.Failed())
 
-	// The same while everything runs: never 404, and ?wait tells the end.
+	// The same with all stages running: never 404, and ?wait returns the final state.
 	in.Process(t, "serve", "router", "batcher", "workers", "audit")
 	for i := range 20 {
 		id := fmt.Sprintf("w-%d", i)
@@ -73,7 +72,7 @@ func TestPendingRightAfterTheAnswer(t *testing.T) {
 	in.CheckPromises(t, ids, nil)
 }
 
-// waitFor lets the API wait for the end of a task.
+// waitFor waits for a task to end, using ?wait.
 func waitFor(t *testing.T, a *harness.API, id string) api.Status {
 	t.Helper()
 	var st api.Status
@@ -94,7 +93,7 @@ func TestListsAndTenants(t *testing.T) {
 	a.Submit(t, tasks...)
 	in.Await(t, ids, harness.Patience)
 	other := *a
-	other.Tenant = "somebody-else"
+	other.Tenant = "another-tenant"
 	other.Submit(t, harness.Chat("l-0000"), harness.Chat("theirs"))
 	waitFor(t, &other, "theirs")
 	waitFor(t, &other, "l-0000")
@@ -128,10 +127,10 @@ func TestCancel(t *testing.T) {
 	a := in.Process(t, "serve").API()
 
 	pending, running, done := harness.Chat("pending"), harness.Chat("running"), harness.Chat("done")
-	pending.Model, running.Model = "nobody-has-this", "endless"
+	pending.Model, running.Model = "unserved-model", "endless"
 	a.Submit(t, pending, running, done)
 	require.Equal(t, task.Success, waitFor(t, a, "done").State)
-	harness.Eventually(t, harness.Patience, "the task runs", func() bool {
+	harness.Eventually(t, harness.Patience, "the task is running", func() bool {
 		return a.Status(t, "running").State == task.Running && f.Device("endless").Stats().Running == 1
 	})
 	for _, id := range []string{"pending", "running"} {
@@ -150,7 +149,7 @@ func TestCancel(t *testing.T) {
 	require.Equal(t, task.Success, p.State)
 	require.Equal(t, http.StatusNotFound, a.Do(t, http.MethodPost, "/v1/tasks/unknown/cancel", nil).Status)
 
-	// The slot that was given back works.
+	// The freed slot can be used again.
 	after := harness.Chat("after")
 	a.Submit(t, after)
 	require.Equal(t, task.Success, waitFor(t, a, "after").State)
@@ -175,14 +174,14 @@ func TestProblemsNameTheField(t *testing.T) {
 		"endpoint":        {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"endpoint":"/v1/files"}`, 422, "/endpoint", "/v1/chat/completions"},
 		"callback":        {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"callback":{"url":"ftp://x"}}`, 422, "/callback/url", "http"},
 		"too large":       {"POST", "/v1/tasks", `{"model":"m","input":{"x":"` + fmt.Sprintf("%05000d", 0) + `"}}`, 422, "/input", "4"},
-		"no JSON":         {"POST", "/v1/tasks", `{"model"`, 422, "", ""},
+		"invalid JSON":    {"POST", "/v1/tasks", `{"model"`, 422, "", ""},
 		"state":           {"GET", "/v1/tasks?state=DONE", "", 422, "state", "PENDING"},
 		"cursor":          {"GET", "/v1/tasks?cursor=abc", "", 422, "cursor", "invalid cursor"},
 		"limit":           {"GET", "/v1/tasks?limit=0", "", 422, "limit", ""},
 		"wait":            {"GET", "/v1/tasks/x?wait=soon", "", 422, "wait", "30s"},
-		"no task":         {"GET", "/v1/tasks/x", "", 404, "", ""},
-		"no path":         {"GET", "/v2/tasks", "", 404, "", ""},
-		"no method":       {"DELETE", "/v1/tasks/x", "", 405, "", ""},
+		"unknown task":    {"GET", "/v1/tasks/x", "", 404, "", ""},
+		"unknown path":    {"GET", "/v2/tasks", "", 404, "", ""},
+		"wrong method":    {"DELETE", "/v1/tasks/x", "", 405, "", ""},
 		"heartbeat slots": {"POST", "/v1/devices/d/heartbeat", `{"url":"http://127.0.0.1:1","models":["m"],"slots":5000}`, 422, "/slots", "4096"},
 		"heartbeat url":   {"POST", "/v1/devices/d/heartbeat", `{"models":["m"],"slots":1}`, 422, "/url", ""},
 	} {
@@ -200,7 +199,7 @@ func TestProblemsNameTheField(t *testing.T) {
 			require.Equal(t, c.status, p.Status)
 			require.NotEmpty(t, p.Title)
 			require.NotEmpty(t, p.Detail)
-			require.NotContains(t, string(answer.Body), "hello", "nothing of the input is told")
+			require.NotContains(t, string(answer.Body), "hello", "problems must not quote the input")
 			if c.pointer != "" {
 				require.NotEmptyf(t, p.Errors, "%s", answer.Body)
 				require.Equal(t, c.pointer, p.Errors[0].Pointer)
@@ -210,7 +209,7 @@ func TestProblemsNameTheField(t *testing.T) {
 	}
 }
 
-func TestDevicesJoinByTheAgent(t *testing.T) {
+func TestAgentJoinsDevice(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
 	p := in.Process(t, "serve")
@@ -236,7 +235,7 @@ func TestDevicesJoinByTheAgent(t *testing.T) {
 	require.Equal(t, 4, d.Slots)
 	require.False(t, d.Silent)
 	require.Positive(t, d.Mem)
-	require.NotNil(t, d.Queue, "its /metrics tells")
+	require.NotNil(t, d.Queue, "read from its /metrics")
 
 	needs := harness.Chat("needs")
 	needs.Needs = []string{"eu"}
@@ -254,9 +253,9 @@ func TestDevicesJoinByTheAgent(t *testing.T) {
 	})
 }
 
-// TestPostgresAway shows what the API says while Postgres is: it is not ready,
-// takes tasks all the same, and knows again when Postgres does.
-func TestPostgresAway(t *testing.T) {
+// Without Postgres the API is not ready, but it still accepts tasks. It recovers when
+// Postgres is back.
+func TestAPIWithoutPostgres(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	services := harness.Get(t, harness.Disruptable)
 	in := harness.Install(t, services, nil)
@@ -267,27 +266,27 @@ func TestPostgresAway(t *testing.T) {
 	require.Equal(t, task.Success, waitFor(t, a, "before").State)
 
 	services.StopPostgres(t)
-	harness.Eventually(t, harness.Patience, "it is not ready", func() bool { return p.Readyz(t) == http.StatusServiceUnavailable })
+	harness.Eventually(t, harness.Patience, "the process is not ready", func() bool { return p.Readyz(t) == http.StatusServiceUnavailable })
 	var ready api.Readiness
 	a.Do(t, http.MethodGet, "/readyz", nil).Into(t, &ready)
 	require.False(t, ready.Ready)
 	require.NotEqual(t, "ok", ready.Checks["postgres"])
 	require.Equal(t, "ok", ready.Checks["kafka"])
 	require.Equal(t, "ok", ready.Checks["redis"])
-	require.Equal(t, http.StatusOK, a.Do(t, http.MethodGet, "/healthz", nil).Status, "it lives")
+	require.Equal(t, http.StatusOK, a.Do(t, http.MethodGet, "/healthz", nil).Status, "the process is alive")
 
 	tasks, ids := harness.Chats("away", 50)
 	a.Submit(t, tasks...)
-	require.Equal(t, task.Pending, a.Status(t, ids[0]).State, "of a new task it knows")
+	require.Equal(t, task.Pending, a.Status(t, ids[0]).State, "the status of a new task is known")
 	for _, path := range []string{"/v1/tasks", "/v1/tasks/never-heard-of"} {
 		answer := a.Do(t, http.MethodGet, path, nil)
 		require.Equalf(t, http.StatusServiceUnavailable, answer.Status, "%s: %s", path, answer.Body)
 		require.NotEmpty(t, answer.Header.Get("Retry-After"))
 	}
-	resultsOf(t, in, append([]string{"before"}, ids...)...) // tasks are run meanwhile
+	resultsOf(t, in, append([]string{"before"}, ids...)...) // tasks run in the meantime
 
 	services.StartPostgres(t)
-	harness.Eventually(t, harness.Patience, "it is ready again", func() bool { return p.Readyz(t) == http.StatusOK })
+	harness.Eventually(t, harness.Patience, "the process is ready again", func() bool { return p.Readyz(t) == http.StatusOK })
 	ids = append(ids, "before")
 	in.Await(t, ids, harness.Patience)
 	in.CheckPromises(t, ids, nil)

@@ -22,14 +22,14 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// canary is what must not be found where it does not belong. It does not look like
-// the name of a field, which errors may repeat.
+// canary is a secret that must not leak. It doesn't look like a field name, which
+// errors may repeat.
 const canary = "c4nary-Tr1ll-93b1"
 
-// leaky is a device that repeats what it was asked, and more: in answers, in
-// errors, in headers and in bodies that are no JSON.
+// leaky is a device that repeats its input and the canary: in answers, errors,
+// headers, and bodies that are not JSON.
 func leaky(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // what came
+	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // best effort
 	w.Header().Set("X-Secret", canary)
 	w.Header().Set("Content-Type", "application/json")
 	quoted := string(must(json.Marshal("you said: " + string(body) + canary)))
@@ -43,7 +43,7 @@ func leaky(w http.ResponseWriter, r *http.Request) {
 	case strings.Contains(string(body), "do fail"):
 		say(http.StatusInternalServerError, `{"error":{"message":`+quoted+`}}`)
 	case strings.Contains(string(body), "do babble"):
-		say(http.StatusOK, "no JSON: "+canary)
+		say(http.StatusOK, "not JSON: "+canary)
 	case strings.Contains(string(body), "do break"):
 		w.Header().Set("Content-Length", "100000")
 		say(http.StatusOK, `{"choices":"`+canary)
@@ -70,8 +70,9 @@ func ask(id, what string) *task.Task {
 	return t
 }
 
-// TestCanary puts a secret into all that people may keep secret, runs it through
-// everything that can happen to a task, and looks for it wherever it must not be.
+// TestCanary puts the canary into everything that users may want to keep secret, lets
+// everything that can happen to a task happen, and searches for the canary wherever it
+// must not be.
 func TestCanary(t *testing.T) {
 	t.Parallel()
 	dev := httptest.NewServer(http.HandlerFunc(leaky))
@@ -106,12 +107,12 @@ func TestCanary(t *testing.T) {
 	again := ask("t-answer", "answer once more")
 	api.Submit(t, again)
 	late := ask("t-late", "be late")
-	late.Model, late.Deadline = "nobody-has-it", time.Now().Add(time.Second)
+	late.Model, late.Deadline = "unserved-model", time.Now().Add(time.Second)
 	gone := ask("t-gone", "be cancelled")
-	gone.Model = "nobody-has-it"
+	gone.Model = "unserved-model"
 	ids = append(ids, api.Submit(t, late, gone)...)
 	require.Equal(t, http.StatusAccepted, api.Do(t, http.MethodPost, "/v1/tasks/t-gone/cancel", nil).Status)
-	var answers []string // of the API, to what is wrong
+	var answers []string // of the API, to invalid requests
 	for _, body := range []string{
 		`{"model":"m","input":"` + canary + `"}`, `{"model":"m","` + canary + `":1,"input":{}}`, `{"model":"m","priority":"` + canary + `","input":{}}`,
 		`{"model":"m","endpoint":"` + canary + `","input":{}}`, `{"model":"m","deadline":"` + canary + `","input":{}}`, `{"model":{"a":"` + canary + `"}}`,
@@ -134,24 +135,24 @@ func TestCanary(t *testing.T) {
 	harness.Eventually(t, harness.Patience, "the callbacks are given up", func() bool {
 		return harness.SQL[int](t, in, "SELECT count(*) FROM callbacks WHERE state = 'GIVEN_UP'") == 7
 	})
-	in.Consume(t, stream.DLQ).Until(t, "the dead letters are there", func(all []*kgo.Record) bool { return len(all) >= 6 })
+	in.Consume(t, stream.DLQ).Until(t, "all invalid records are dead letters", func(all []*kgo.Record) bool { return len(all) >= 6 })
 	harness.Eventually(t, harness.Patience, "dead letters and callbacks are recorded", func() bool {
 		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'record.dead_lettered'") >= 6 &&
 			harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'callback.given_up'") >= 7
 	})
-	require.Positive(t, harness.SQL[int](t, in, "SELECT count(*) FROM results WHERE output::text LIKE '%'||$1||'%'", canary), "the canary went through: answers are kept")
+	require.Positive(t, harness.SQL[int](t, in, "SELECT count(*) FROM results WHERE output::text LIKE '%'||$1||'%'", canary), "results contain the canary, so it has gone through the system")
 
 	nowhere := func(what, text string) {
 		t.Helper()
 		for _, form := range []string{canary, url.QueryEscape(canary), base64.StdEncoding.EncodeToString([]byte(canary + canary + canary)), secret} {
 			if at := strings.Index(text, form); at >= 0 {
-				t.Errorf("%s holds the secret: …%s…", what, text[max(0, at-300):min(len(text), at+100)])
+				t.Errorf("%s contains the canary: …%s…", what, text[max(0, at-300):min(len(text), at+100)])
 			}
 		}
 	}
 	for _, table := range []string{"audit_log", "tasks"} {
 		column := "t::text"
-		if table == "tasks" { // of a task it is known where its callback goes
+		if table == "tasks" { // the callback's URL may be stored
 			column = "(to_jsonb(t) - 'callback_url')::text"
 		}
 		for _, row := range harness.Rows[struct{ Row string }](t, in, "SELECT "+column+" AS row FROM "+table+" t") {
@@ -183,14 +184,14 @@ func TestCanary(t *testing.T) {
 		require.NotEmpty(t, p.Log())
 		nowhere("the log of "+name, p.Log()+p.Output())
 	}
-	nowhereReachable(t, in, env, nowhere)
+	checkUnreachableServices(t, in, env, nowhere)
 }
 
-// nowhereReachable has services refuse the program, with passwords in what it was
-// told: it says so without them.
-func nowhereReachable(t *testing.T, in *harness.Installation, env []string, nowhere func(what, text string)) {
+// checkUnreachableServices configures services that cannot be reached, with the canary
+// in passwords and URLs. The errors must not contain it.
+func checkUnreachableServices(t *testing.T, in *harness.Installation, env []string, nowhere func(what, text string)) {
 	t.Helper()
-	dead := "127.0.0.1:1" // nobody listens there
+	dead := "127.0.0.1:1" // nothing listens there
 	for name, with := range map[string]map[string]any{
 		"Postgres":              {"postgres.url": "postgres://u:" + canary + "@" + dead + "/db?application_name=" + canary},
 		"a broken URL":          {"postgres.url": "postgres://u:" + canary + "@[::1/db"},
@@ -205,7 +206,7 @@ func nowhereReachable(t *testing.T, in *harness.Installation, env []string, nowh
 		t.Cleanup(func() { _ = os.Remove(path) })
 		for _, command := range [][]string{{"config", "print"}, {"serve"}} {
 			if command[0] == "serve" && (name == "an unknown variable" || name == "a value of wrong type") {
-				continue // whoever wrote the file is told what is in it
+				continue // errors may quote the file to its author
 			}
 			if command[0] == "config" && strings.HasPrefix(name, "a ") || name == "an unknown variable" {
 				continue
@@ -214,13 +215,13 @@ func nowhereReachable(t *testing.T, in *harness.Installation, env []string, nowh
 			if command[0] == "serve" {
 				select {
 				case <-p.Done():
-				case <-time.After(3 * time.Second): // it tries on; what it says, it has said
+				case <-time.After(3 * time.Second): // it keeps trying, but has logged the error by now
 					p.Kill(t)
 				}
 			} else {
 				p.Wait(t, harness.Patience)
 			}
-			nowhere("what "+strings.Join(command, " ")+" says without "+name, p.Log()+p.Output())
+			nowhere("the output of "+strings.Join(command, " ")+" with "+name, p.Log()+p.Output())
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestCommandsOnAServer uses the commands as a person does who has a server.
+// TestCommandsOnAServer uses the commands the way a user of a server would.
 func TestCommandsOnAServer(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
@@ -24,14 +24,14 @@ func TestCommandsOnAServer(t *testing.T) {
 	f.Device("refuses").SetFault(fleet.Fault{Kind: fleet.Fail, Status: 400})
 	p := in.Process(t, "serve")
 	env := []string{"BATCHYARD_SERVER=" + p.URL()}
-	run := func(t *testing.T, code int, args ...string) harness.Ran {
+	run := func(t *testing.T, code int, args ...string) harness.RunResult {
 		t.Helper()
 		ran := harness.Run(t, in.Dir, env, "", args...)
 		require.Equalf(t, code, ran.Code, "batchyard %s: %s", strings.Join(args, " "), ran.Stderr)
 		return ran
 	}
 
-	// A job, twice: the second time it is the same tasks.
+	// The same job twice: the second time, the tasks already exist.
 	file, ids := writeLines(t, 300, func(i int) string {
 		if i%2 == 0 {
 			return chatLine(i)
@@ -46,15 +46,15 @@ func TestCommandsOnAServer(t *testing.T) {
 	second := filepath.Join(t.TempDir(), "second.jsonl")
 	run(t, 0, "submit", file, "--wait", "-o", second, "--job", "nightly")
 	require.Equal(t, readLines(t, out), readLines(t, second))
-	require.Equal(t, asked, f.Device("a").Stats().Requests, "what has ended is not asked again")
+	require.Equal(t, asked, f.Device("a").Stats().Requests, "finished tasks must not run again")
 
-	// One that fails.
+	// A job with a task that fails.
 	bad, _ := writeLines(t, 2, func(i int) string {
 		return strings.Replace(chatLine(i), `"small"`, []string{`"refuses"`, `"small"`}[i], 1)
 	})
 	require.Contains(t, run(t, 1, "submit", bad, "--wait", "--job", "bad").Stdout, "FAILED")
 
-	// Lists, for people and for programs.
+	// Lists, as tables and as JSON.
 	all := run(t, 0, "tasks", "list", "--job", "nightly", "--all", "--json")
 	require.Equal(t, 300, strings.Count(all.Stdout, "\n"))
 	for line := range strings.Lines(all.Stdout) {
@@ -63,21 +63,21 @@ func TestCommandsOnAServer(t *testing.T) {
 	require.Contains(t, run(t, 0, "tasks", "list", "--state", "FAILED").Stdout, "FAILED")
 	require.Equal(t, 2, run(t, 2, "tasks", "list", "--state", "DONE").Code)
 
-	// Cancelling what nobody can run, and what is not there.
+	// Cancel a task that no device can run, and an unknown one.
 	waits := harness.Chat("waits")
-	waits.Model = "nobody-has-this"
+	waits.Model = "unserved-model"
 	p.API().Submit(t, waits)
 	run(t, 0, "tasks", "cancel", "waits")
 	require.Contains(t, run(t, 1, "tasks", "get", "waits", "--wait", "30s").Stderr, "CANCELLED")
 	require.Contains(t, run(t, 1, "tasks", "get", "unknown").Stderr, "no such task")
 	run(t, 1, "tasks", "cancel", "waits")
 
-	// A server that is not there.
+	// An unreachable server.
 	gone := harness.Run(t, in.Dir, []string{"BATCHYARD_SERVER=http://" + closed(t)}, "", "tasks", "list")
 	oneLine(t, gone, 3, "--server")
 }
 
-func TestCommandsThatNeedNothing(t *testing.T) {
+func TestCommandsWithoutServer(t *testing.T) {
 	harness.OwnServices(t)
 	t.Parallel()
 	dir := t.TempDir()
@@ -108,7 +108,7 @@ func TestCommandsThatNeedNothing(t *testing.T) {
 			}
 		})
 	}
-	// What is printed as the configuration is a configuration.
+	// The printed configuration is valid.
 	printed := harness.Run(t, dir, nil, "", "config", "print", "--commented")
 	path := filepath.Join(dir, "printed.yaml")
 	writeFile(t, path, printed.Stdout)

@@ -22,7 +22,7 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// The tasks as people write them who have never seen our code.
+// The tasks below are what third-party clients would write.
 func jsonTask(id string) []byte {
 	return fmt.Appendf(nil, `{"task_id":%q,"model":"m","input":{"messages":[{"role":"user","content":"hello from %s"}]}}`, id, id)
 }
@@ -35,12 +35,12 @@ func msgpackTask(t *testing.T, id string) []byte {
 	return b
 }
 
-// resultsOf reads the topic results until the tasks are there.
+// resultsOf reads the results topic until all the tasks have a result.
 func resultsOf(t *testing.T, in *harness.Installation, ids ...string) map[string]*task.Result {
 	t.Helper()
 	found := map[string]*task.Result{}
 	seen := 0
-	in.Consume(t, stream.Results).Until(t, fmt.Sprintf("the results of %d tasks are there", len(ids)), func(all []*kgo.Record) bool {
+	in.Consume(t, stream.Results).Until(t, fmt.Sprintf("%d tasks have a result", len(ids)), func(all []*kgo.Record) bool {
 		for ; seen < len(all); seen++ {
 			r, err := task.DecodeResult(all[seen].Value, harness.Header(all[seen], task.HeaderContentType))
 			require.NoError(t, err)
@@ -70,7 +70,7 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 		harness.Record(stream.TasksHigh, "x", jsonTask("franz-json-typed"), "content-type", "application/json"),
 		harness.Record(stream.TasksLow, "", msgpackTask(t, "franz-pack")),
 		harness.Record(stream.TasksNormal, "", msgpackTask(t, "franz-pack-typed"), "content-type", "application/msgpack"))
-	// kcat, which is librdkafka.
+	// kcat, which is based on librdkafka.
 	pack := filepath.Join(in.Dir, "task.msgpack")
 	require.NoError(t, os.WriteFile(pack, msgpackTask(t, "kcat-pack"), 0o600))
 	in.Kcat(t, jsonTask("kcat-json"), "-P", "-t", in.Topic(stream.TasksNormal))
@@ -86,7 +86,7 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 	require.Equal(t, map[string]string{"by": "hand"}, results["kcat-pack"].Labels)
 	require.Equal(t, task.High, results["franz-json-typed"].Priority, "the topic is the priority")
 
-	// kcat reads them, too, and what it reads is JSON.
+	// kcat can read the results as well, and they are JSON.
 	out := in.Kcat(t, nil, "-C", "-t", in.Topic(stream.Results), "-o", "beginning", "-e", "-q")
 	require.Equal(t, len(ids), strings.Count(out, "\n"))
 	for line := range strings.Lines(out) {
@@ -95,7 +95,7 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 	in.Await(t, ids, harness.Patience)
 	in.CheckPromises(t, ids, nil)
 
-	// Without an id each record is a task of its own, whatever its key.
+	// Without an id, each record is a separate task, whatever its key.
 	anonymous := []byte(`{"model":"m","input":{"messages":[{"role":"user","content":"x"}]}}`)
 	in.Produce(t, harness.Record(stream.TasksNormal, "user-7", anonymous), harness.Record(stream.TasksNormal, "user-7", anonymous))
 	type count struct{ N int }
@@ -104,11 +104,11 @@ func TestAnyKafkaClientCanSubmit(t *testing.T) {
 	}, harness.Patience, 50*time.Millisecond)
 }
 
-// bad is a record that can never be a task.
+// bad is a record that is not a valid task.
 type bad struct {
 	name   string
 	record *kgo.Record
-	error  string // what the dead letter says
+	error  string // must be part of the dead letter's error
 }
 
 func badRecords(t *testing.T, maxInput int) []bad {
@@ -127,14 +127,14 @@ func badRecords(t *testing.T, maxInput int) []bad {
 	}
 }
 
-func TestWhatIsNoTaskGoesToTheDeadLetters(t *testing.T) {
+func TestInvalidRecordsBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	const maxInput = 64 << 10
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"task.max_input": maxInput})
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 8, ServiceTime: time.Millisecond})
 	p := in.Process(t, "serve", "router", "batcher", "workers", "audit")
 
-	// Good ones before, between and behind them, in every partition.
+	// Valid tasks before, between and after them, in every partition.
 	bads := badRecords(t, maxInput)
 	var records []*kgo.Record
 	var ids []string
@@ -152,11 +152,11 @@ func TestWhatIsNoTaskGoesToTheDeadLetters(t *testing.T) {
 	good(10)
 	in.Produce(t, records...)
 	in.Await(t, ids, harness.Patience)
-	letters := in.Consume(t, stream.DLQ).Until(t, "all bad records are dead letters", func(all []*kgo.Record) bool { return len(all) >= len(bads) })
+	letters := in.Consume(t, stream.DLQ).Until(t, "all invalid records are dead letters", func(all []*kgo.Record) bool { return len(all) >= len(bads) })
 	require.Len(t, letters, len(bads))
 	for _, b := range bads {
 		letter := find(letters, b.record.Value)
-		require.NotNilf(t, letter, "%s is kept as it came", b.name)
+		require.NotNilf(t, letter, "%s is kept unchanged", b.name)
 		require.Equal(t, "router", harness.Header(letter, "dlq-stage"), b.name)
 		require.Equal(t, "invalid", harness.Header(letter, "dlq-reason"), b.name)
 		require.NotEmpty(t, harness.Header(letter, "dlq-error"), b.name)
@@ -183,7 +183,8 @@ func find(records []*kgo.Record, value []byte) *kgo.Record {
 	return nil
 }
 
-// bombs sends small records that announce billions of entries: memory stays flat.
+// bombs sends small records that announce billions of entries, and checks that memory
+// stays flat.
 func bombs(t *testing.T, in *harness.Installation, p *harness.Process, before int) {
 	t.Helper()
 	const n = 200
@@ -202,7 +203,7 @@ func bombs(t *testing.T, in *harness.Installation, p *harness.Process, before in
 	in.Await(t, []string{"after-the-bombs"}, harness.Patience)
 }
 
-// rss is the resident memory of a process in bytes, 0 where it cannot be asked.
+// rss returns the resident memory of a process in bytes, or 0 if it is unknown.
 func rss(t *testing.T, pid int) int64 {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -217,7 +218,7 @@ func rss(t *testing.T, pid int) int64 {
 			return n << 10
 		}
 	}
-	t.Fatal("no VmRSS")
+	t.Fatal("VmRSS is missing")
 	return 0
 }
 
@@ -246,20 +247,20 @@ func deadLetterCommands(t *testing.T, in *harness.Installation, named int) {
 	require.Equal(t, 6, strings.Count(table.Stdout, "\n"), "%s", table.Stdout)
 	shown := in.Run(t, "dlq", "show", without.At)
 	require.Zerof(t, shown.Code, "%s", shown.Stderr)
-	require.Contains(t, shown.Stdout, "private words", "who asks for it may see it")
+	require.Contains(t, shown.Stdout, "private words", "dlq show prints the whole record")
 	require.Contains(t, shown.Stdout, without.From)
 
-	// The task without model dies again; one that was put right in between would not.
+	// The task still has no model, so it becomes a dead letter again.
 	replay := in.Run(t, "dlq", "replay", without.At, "--json")
 	require.Zerof(t, replay.Code, "%s", replay.Stderr)
 	require.Contains(t, replay.Stdout, `"replayed":1`)
-	in.Consume(t, stream.DLQ).Until(t, "it died again", func(all []*kgo.Record) bool { return len(all) == named+200+1 })
+	in.Consume(t, stream.DLQ).Until(t, "the replayed record is a dead letter again", func(all []*kgo.Record) bool { return len(all) == named+200+1 })
 	in.AwaitRecorded(t)
 	require.Equal(t, 1, harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'record.replayed' AND actor_type = 'user'"))
 }
 
-// TestReplayedTasksRun shows what dead letters are kept for: the limit was too
-// small, it is raised, and what died is run.
+// TestReplayedTasksRun shows the use of dead letters: a limit was too low, it is
+// raised, and the replayed task runs.
 func TestReplayedTasksRun(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"task.max_input": 2048})
@@ -267,7 +268,7 @@ func TestReplayedTasksRun(t *testing.T) {
 	small := in.Process(t, "serve")
 	body := fmt.Sprintf(`{"task_id":"large","model":"m","input":{"messages":[{"role":"user","content":%q}]}}`, strings.Repeat("x", 4096))
 	in.Produce(t, harness.Record(stream.TasksNormal, "large", []byte(body)))
-	in.Consume(t, stream.DLQ).Until(t, "it is a dead letter", func(all []*kgo.Record) bool { return len(all) == 1 })
+	in.Consume(t, stream.DLQ).Until(t, "the task is a dead letter", func(all []*kgo.Record) bool { return len(all) == 1 })
 	require.Zero(t, small.Term(t))
 
 	in.WriteConfig(t, in.ConfigPath, map[string]any{"task.max_input": 1 << 20})

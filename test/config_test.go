@@ -16,10 +16,10 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// tooLong is how long somebody waits at most to be told what is wrong.
+// tooLong is the maximum time until an error is reported.
 const tooLong = 15 * time.Second
 
-// silent is the address of somebody who accepts connections and says nothing.
+// silent returns an address that accepts connections but never answers.
 func silent(t *testing.T) string {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -37,7 +37,7 @@ func silent(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// closed is an address where nobody listens.
+// closed returns an address that refuses connections.
 func closed(t *testing.T) string {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -46,8 +46,8 @@ func closed(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// oneLine checks that a program ended soon, with one line that says what to do.
-func oneLine(t *testing.T, ran harness.Ran, code int, says ...string) {
+// oneLine checks that a command exited quickly and reported a single line.
+func oneLine(t *testing.T, ran harness.RunResult, code int, says ...string) {
 	t.Helper()
 	require.Equalf(t, code, ran.Code, "%s", ran.Stderr)
 	require.Less(t, ran.Took, tooLong, "%s", ran.Stderr)
@@ -59,7 +59,7 @@ func oneLine(t *testing.T, ran harness.Ran, code int, says ...string) {
 	}
 }
 
-func TestBadConfigurationIsToldInOneLine(t *testing.T) {
+func TestInvalidConfigurationIsReportedInOneLine(t *testing.T) {
 	t.Parallel()
 	services := harness.Get(t, harness.Shared)
 	in := harness.Install(t, services, nil)
@@ -80,16 +80,16 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 		"no duration":       {map[string]any{"workers.request_timeout": "soon"}, nil, 2, []string{"workers.request_timeout", "soon"}},
 		"Kafka refuses":     {map[string]any{"kafka.brokers": []string{closed(t)}}, nil, 3, []string{"Kafka", "kafka.brokers"}},
 		"Kafka is silent":   {map[string]any{"kafka.brokers": []string{silent(t)}}, nil, 3, []string{"Kafka", "kafka.brokers"}},
-		"no such host":      {map[string]any{"kafka.brokers": []string{"nobody.invalid:9092"}}, nil, 3, []string{"Kafka", "nobody.invalid", "kafka.brokers"}},
+		"unknown host":      {map[string]any{"kafka.brokers": []string{"no-such-host.invalid:9092"}}, nil, 3, []string{"Kafka", "no-such-host.invalid", "kafka.brokers"}},
 		"Redis refuses":     {map[string]any{"redis.addr": closed(t)}, nil, 3, []string{"Redis", "redis.addr"}},
 		"Redis is silent":   {map[string]any{"redis.addr": silent(t)}, nil, 3, []string{"Redis", "redis.addr"}},
 		"Postgres refuses":  {map[string]any{"postgres.url": dsn(closed(t), "d")}, nil, 3, []string{"Postgres", "postgres.url"}},
 		"Postgres silent":   {map[string]any{"postgres.url": dsn(silent(t), "d")}, nil, 3, []string{"Postgres", "postgres.url"}},
 		"Postgres password": {map[string]any{"postgres.url": strings.Replace(in.DatabaseURL, "batchyard:", "batchyard:wrong", 1)}, nil, 3, []string{"Postgres", "password"}},
-		"no database":       {map[string]any{"postgres.url": in.DatabaseURL[:strings.LastIndex(in.DatabaseURL, "/")] + "/nothing_here?sslmode=disable"}, nil, 3, []string{"Postgres", "nothing_here", "does not exist"}},
-		"no URL":            {map[string]any{"postgres.url": "localhost"}, nil, 2, []string{"postgres.url"}},
+		"unknown database":  {map[string]any{"postgres.url": in.DatabaseURL[:strings.LastIndex(in.DatabaseURL, "/")] + "/nothing_here?sslmode=disable"}, nil, 3, []string{"Postgres", "nothing_here", "does not exist"}},
+		"invalid URL":       {map[string]any{"postgres.url": "localhost"}, nil, 2, []string{"postgres.url"}},
 		"unknown stage":     {nil, []string{"rooter"}, 2, []string{"rooter", "router"}},
-		"no secret":         {map[string]any{"callbacks.secret_env": "NOTHING_IN_IT"}, []string{"callbacks"}, 2, []string{"NOTHING_IN_IT"}},
+		"missing secret":    {map[string]any{"callbacks.secret_env": "NOTHING_IN_IT"}, []string{"callbacks"}, 2, []string{"NOTHING_IN_IT"}},
 		"address taken":     {map[string]any{"ops.listen": silent(t)}, []string{"router"}, 2, []string{"ops.listen"}},
 		"API address taken": {map[string]any{"api.listen": silent(t)}, []string{"api"}, 2, []string{"api.listen"}},
 	} {
@@ -102,14 +102,14 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 			ran := harness.Run(t, dir, env, "", append([]string{"serve", "-c", path}, c.args...)...)
 			oneLine(t, ran, c.code, c.says...)
 			require.NotContains(t, ran.Stderr, ":x@")
-			require.NotContains(t, ran.Stderr, "wrongbatchyard", "no password is told")
+			require.NotContains(t, ran.Stderr, "wrongbatchyard", "errors must not contain passwords")
 		})
 	}
-	t.Run("no file", func(t *testing.T) {
+	t.Run("missing file", func(t *testing.T) {
 		t.Parallel()
 		oneLine(t, harness.Run(t, t.TempDir(), nil, "", "serve", "-c", "nowhere.yaml"), 2, "nowhere.yaml")
 	})
-	t.Run("no YAML", func(t *testing.T) {
+	t.Run("invalid YAML", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte("kafka: [unfinished"), 0o600))
@@ -120,7 +120,7 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 		ran := harness.Run(t, t.TempDir(), []string{"BATCHYARD_ROUTER_MAX_PENDING_TASKS=many"}, "", "serve", "-c", in.ConfigPath)
 		oneLine(t, ran, 2, "BATCHYARD_ROUTER_MAX_PENDING_TASKS", "many")
 	})
-	t.Run("two things are two lines", func(t *testing.T) {
+	t.Run("two problems are two lines", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		in.WriteConfig(t, path, map[string]any{"router.max_pending_tasks": "many", "kafka.broker": "x"})
@@ -130,12 +130,12 @@ func TestBadConfigurationIsToldInOneLine(t *testing.T) {
 	})
 }
 
-func TestMissingTopicsAndSchemaAreToldWithTheCommand(t *testing.T) {
+func TestMissingTopicsAndSchemaNameTheCommand(t *testing.T) {
 	t.Parallel()
 	services := harness.Get(t, harness.Shared)
 	t.Run("no topics", func(t *testing.T) {
 		t.Parallel()
-		in := harness.Bare(t, services, true, nil)
+		in := harness.Bare(t, services, nil)
 		oneLine(t, in.Run(t, "serve", "router"), 2, "batchyard topics create")
 		require.Zero(t, in.Run(t, "topics", "create").Code)
 		require.Zero(t, in.Process(t, "serve", "router").Term(t))
@@ -152,7 +152,7 @@ func TestMissingTopicsAndSchemaAreToldWithTheCommand(t *testing.T) {
 		down := in.Run(t, "migrate", "down", "--yes")
 		require.Zerof(t, down.Code, "%s", down.Stderr)
 		oneLine(t, in.Run(t, "serve"), 2, "batchyard migrate up")
-		for left := true; left; { // each that is left takes one of them back
+		for left := true; left; { // each call rolls back one migration
 			ran := in.Run(t, "migrate", "down", "--yes")
 			require.Zerof(t, ran.Code, "%s", ran.Stderr)
 			left = !strings.Contains(ran.Stdout, "nothing to do")
@@ -168,7 +168,7 @@ func TestMissingTopicsAndSchemaAreToldWithTheCommand(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, conn.Close(t.Context()))
 		oneLine(t, in.Run(t, "serve", "api"), 2, "999", "update batchyard")
-		// What needs no Postgres does not ask for it.
+		// Stages that don't need Postgres don't check it.
 		require.Zero(t, in.Process(t, "serve", "router", "batcher", "workers").Term(t))
 	})
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// said is a row about somebody who changed how Batchyard runs.
-type said struct {
+// operatorRow is an audit row about an operator's action.
+type operatorRow struct {
 	Action     string
 	ActorID    string
 	SourceAddr *string
@@ -29,12 +29,12 @@ type said struct {
 }
 
 // operators waits for n rows of one action and returns them in order.
-func operators(t *testing.T, in *harness.Installation, a task.Action, n int) []said {
+func operators(t *testing.T, in *harness.Installation, a task.Action, n int) []operatorRow {
 	t.Helper()
 	harness.Eventually(t, harness.Patience, string(a)+" is recorded", func() bool {
 		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = $1", a) >= n
 	})
-	rows := harness.Rows[said](t, in, `SELECT action, actor_id, source_addr, user_agent, device_id, task_id, detail::text AS detail
+	rows := harness.Rows[operatorRow](t, in, `SELECT action, actor_id, source_addr, user_agent, device_id, task_id, detail::text AS detail
 		FROM audit_log WHERE action = $1 ORDER BY time`, a)
 	require.Len(t, rows, n)
 	return rows
@@ -68,9 +68,9 @@ func TestDrainAndUndrain(t *testing.T) {
 	var list api.DeviceList
 	a.Get(t, "/v1/devices", &list)
 	require.True(t, list.Devices[0].Drained && list.Devices[0].Draining)
-	// Routers hear of it by a message; what they assigned until then still goes there.
+	// Routers learn of it from a message; tasks assigned before that still go there.
 	settled := func() (n int64) {
-		harness.Eventually(t, harness.Patience, "nothing new goes to the drained device", func() bool {
+		harness.Eventually(t, harness.Patience, "the drained device gets no new tasks", func() bool {
 			n = f.Device("a").Stats().Requests
 			ids = append(ids, round("settling"+task.NewID()[:13])...)
 			return f.Device("a").Stats().Requests == n
@@ -79,10 +79,10 @@ func TestDrainAndUndrain(t *testing.T) {
 	}
 	n := settled()
 	ids = append(ids, round("drained")...)
-	require.Equal(t, n, f.Device("a").Stats().Requests, "a drained device gets nothing new")
+	require.Equal(t, n, f.Device("a").Stats().Requests, "a drained device gets no new tasks")
 
 	require.Equal(t, "device a: undrained\n", command(t, in, p, "devices", "undrain", "a"))
-	harness.Eventually(t, harness.Patience, "the device works again", func() bool {
+	harness.Eventually(t, harness.Patience, "the device gets tasks again", func() bool {
 		ids = append(ids, round("after"+task.NewID()[:13])...)
 		return f.Device("a").Stats().Requests > n
 	})
@@ -96,40 +96,40 @@ func TestDrainAndUndrain(t *testing.T) {
 	in.CheckPromises(t, ids, nil)
 }
 
-// TestWhatWaitsAtADrainedDeviceMoves drains a device that has a queue: what runs
-// there is finished, the rest goes elsewhere, and none of it counts as a failure.
-func TestWhatWaitsAtADrainedDeviceMoves(t *testing.T) {
+// When a device with a queue is drained, its running tasks finish, the queued ones go
+// elsewhere, and neither counts as a failure.
+func TestQueuedTasksLeaveDrainedDevice(t *testing.T) {
 	t.Parallel()
 	const n = 40
-	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"router.policy": "round_robin"}) // which binds early
+	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"router.policy": "round_robin"}) // binds early
 	f := in.Fleet(t, fleet.Spec{ID: "a", Slots: 1, ServiceTime: 2 * time.Second}, fleet.Spec{ID: "b", Slots: 4, ServiceTime: 5 * time.Millisecond})
 	p := in.Process(t, "serve")
 	a := p.API()
 	tasks, ids := harness.Chats("t", n)
 	a.Submit(t, tasks...)
-	harness.Eventually(t, harness.Patience, "a queue stands at the device", func() bool {
+	harness.Eventually(t, harness.Patience, "the device has a queue", func() bool {
 		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'task.assigned' AND device_id = 'a'") >= n/4
 	})
 	command(t, in, p, "devices", "drain", "a")
 	in.Await(t, ids, harness.Patience)
-	require.LessOrEqual(t, f.Device("a").Stats().Requests, int64(4), "of some %d that waited there", n/2)
+	require.LessOrEqual(t, f.Device("a").Stats().Requests, int64(4), "out of about %d that were queued there", n/2)
 	require.Zero(t, f.Device("a").Stats().Cancelled)
 	require.Zero(t, harness.SQL[int](t, in, "SELECT count(*) FROM results WHERE state <> $1", task.Success))
 	in.CheckPromises(t, ids, nil)
 }
 
-// TestPolicyChangesWhileTasksRun changes how devices are chosen under load: all
-// routers follow, and no task notices.
+// TestPolicyChangesWhileTasksRun changes the policy under load. All routers must
+// follow, and no task may be affected.
 func TestPolicyChangesWhileTasksRun(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
-	in.Fleet(t, unequal()...)
+	in.Fleet(t, unequalFleet()...)
 	p := in.Process(t, "serve")
 	in.Process(t, "serve", "router")
 	a := p.API()
 	var ids []string
 	by := func(policy string) {
-		harness.Eventually(t, harness.Patience, "all routers choose by "+policy, func() bool {
+		harness.Eventually(t, harness.Patience, "all routers use "+policy, func() bool {
 			var since time.Time
 			require.NoError(t, in.Pool(t).QueryRow(t.Context(), "SELECT now()").Scan(&since))
 			tasks, some := harness.Chats("t"+task.NewID()[24:], 60)
@@ -176,8 +176,8 @@ func TestPolicyChangesWhileTasksRun(t *testing.T) {
 	in.CheckPromises(t, ids, nil)
 }
 
-// TestTheFileIsReadAgain changes the configuration's file under a running process.
-func TestTheFileIsReadAgain(t *testing.T) {
+// TestConfigFileIsReloaded changes the configuration file while the process runs.
+func TestConfigFileIsReloaded(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 4, ServiceTime: time.Millisecond})
@@ -192,7 +192,7 @@ func TestTheFileIsReadAgain(t *testing.T) {
 		return st
 	}
 	chosenBy := func(want string) {
-		harness.Eventually(t, harness.Patience, "devices are chosen by "+want, func() bool {
+		harness.Eventually(t, harness.Patience, "the router uses "+want, func() bool {
 			id := "t-" + task.NewID()
 			a.Submit(t, harness.Chat(id))
 			waitFor(t, a, id)
@@ -201,7 +201,7 @@ func TestTheFileIsReadAgain(t *testing.T) {
 		})
 	}
 	file(map[string]any{"router.policy": "round_robin", "log.level": "debug"})
-	harness.Eventually(t, harness.Patience, "the file is read", func() bool { return policy().Policy == "round_robin" })
+	harness.Eventually(t, harness.Patience, "the file is reloaded", func() bool { return policy().Policy == "round_robin" })
 	require.Equal(t, "file", policy().Source)
 	chosenBy("round_robin")
 	require.Contains(t, p.Log(), "log.level: info → debug")
@@ -212,27 +212,27 @@ func TestTheFileIsReadAgain(t *testing.T) {
 	require.Equal(t, "expected_finish", change.Old.Policy)
 	require.Equal(t, "round_robin", change.New.Policy)
 
-	// Wrong: said in the log, and nothing changes.
+	// An invalid file is logged and changes nothing.
 	file(map[string]any{"router.policy": "best", "log.level": "warn"})
-	harness.Eventually(t, harness.Patience, "it is told what is wrong", func() bool { return strings.Contains(p.Log(), `router.policy: \"best\" is not one of`) })
+	harness.Eventually(t, harness.Patience, "the log reports the problem", func() bool { return strings.Contains(p.Log(), `router.policy: \"best\" is not one of`) })
 	require.Equal(t, "round_robin", policy().Policy)
 
 	// A restart is needed: said in the log.
 	file(map[string]any{"router.policy": "round_robin", "log.level": "debug", "router.max_round_tasks": 17})
 	harness.Eventually(t, harness.Patience, "it is told what needs a restart", func() bool { return strings.Contains(p.Log(), "settings=router.max_round_tasks") })
 
-	// An operator goes over the file, until he says otherwise.
+	// An operator's policy overrides the file until it is reset.
 	command(t, in, p, "policy", "set", "fifo")
 	chosenBy("fifo")
 	file(map[string]any{"router.policy": "least_connections", "log.level": "debug"})
-	harness.Eventually(t, harness.Patience, "the file is read", func() bool { return policy().File.Policy == "least_connections" })
+	harness.Eventually(t, harness.Patience, "the file is reloaded", func() bool { return policy().File.Policy == "least_connections" })
 	require.Equal(t, "fifo", policy().Policy)
 	chosenBy("fifo")
 	command(t, in, p, "policy", "reset")
 	chosenBy("least_connections")
 }
 
-// assignedOrder is the tasks in the order in which a router assigned them first.
+// assignedOrder returns the tasks in the order of their first assignment.
 func assignedOrder(t *testing.T, in *harness.Installation) (ids []string) {
 	t.Helper()
 	in.AwaitRecorded(t)
@@ -243,8 +243,8 @@ func assignedOrder(t *testing.T, in *harness.Installation) (ids []string) {
 	return ids
 }
 
-// TestPriorityChangesWhileTasksWait changes priorities of tasks that a router
-// holds, and of tasks that are still in Kafka, and lets them go then.
+// TestPriorityChangesWhileTasksWait changes the priorities of tasks that a router
+// holds and of tasks that are still in Kafka, and then lets them run.
 func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	t.Parallel()
 	const n = 30
@@ -259,7 +259,7 @@ func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	}
 	tasks, ids := harness.Chats("t", n)
 	a.Submit(t, tasks...)
-	change(ids[n-1], `{"priority":"high","level":9}`) // nobody has read it yet
+	change(ids[n-1], `{"priority":"high","level":9}`) // no router has read it yet
 	change(ids[0], `{"priority":"low"}`)
 	in.Process(t, "serve", "router", "batcher", "workers")
 	queued := func(more int) {
@@ -273,28 +273,28 @@ func TestPriorityChangesWhileTasksWait(t *testing.T) {
 	require.Equal(t, http.StatusUnprocessableEntity, a.Do(t, http.MethodPatch, "/v1/tasks/"+ids[1], `{"level":10}`).Status)
 	require.Equal(t, http.StatusNotFound, a.Do(t, http.MethodPatch, "/v1/tasks/unknown", `{"level":1}`).Status)
 	harness.Eventually(t, harness.Patience, "the new priority is shown", func() bool { return a.Status(t, ids[n-2]).Priority == task.High })
-	// The router hears of changes in their order, so with this one it has heard of all.
+	// The router sees changes in order, so once it has seen this task it has seen all.
 	late := harness.Chat("late")
 	late.Priority = task.Low
 	a.Submit(t, late)
 	queued(1)
-	harness.Eventually(t, harness.Patience, "the router has taken the changes", func() bool {
+	harness.Eventually(t, harness.Patience, "the router has applied the changes", func() bool {
 		return strings.Contains(whyOf(t, a, ids[1]).Sentence, "level 9")
 	})
-	// When its turn comes depends on how long others take: low tasks have a share of the time.
+	// Low tasks get a share of the time, so when this one runs depends on the others.
 	require.Contains(t, whyOf(t, a, ids[0]).Sentence, "priority low and level 0")
 
-	// The first two that run are those that are high now. Of three failures one of
-	// them has two, and goes through its topic again: that of its new priority.
+	// The two tasks that are now high run first. One of them gets two of the three
+	// failures, so it is requeued, to the topic of its new priority.
 	f.Device("a").SetFault(fleet.Fault{Kind: fleet.Fail, Status: 503, Times: 3})
 	command(t, in, p, "devices", "undrain", "a")
 	all := append(append([]string{}, ids...), "late")
 	in.Await(t, all, 2*harness.Patience)
 	order := assignedOrder(t, in)
 	require.ElementsMatch(t, []string{ids[n-1], ids[n-2]}, order[:2], "high before the others; one round may take both")
-	require.Less(t, index(order, ids[1]), index(order, ids[2]), "a level is worth something within a priority")
+	require.Less(t, index(order, ids[1]), index(order, ids[2]), "a higher level goes first within a priority")
 	again := in.All(t, stream.TasksHigh)
-	require.NotEmpty(t, again, "a task keeps its new priority when it is written again")
+	require.NotEmpty(t, again, "a requeued task keeps its new priority")
 	for _, r := range again {
 		require.Contains(t, order[:2], string(r.Key))
 	}
@@ -325,7 +325,8 @@ func whyOf(t *testing.T, a *harness.API, id string) (w api.Why) {
 	return w
 }
 
-// TestWhyInEachSituation asks why tasks wait, and why they went where they went.
+// TestWhyInEachSituation checks the explanations of why tasks wait and of where they
+// ran.
 func TestWhyInEachSituation(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
@@ -342,18 +343,18 @@ func TestWhyInEachSituation(t *testing.T) {
 		one.Model = model
 		return one
 	}
-	done, tags, later, deadline := make("done", "m"), make("tags", "m"), make("later", "m"), make("deadline", "nobody-has-this")
+	done, tags, later, deadline := make("done", "m"), make("tags", "m"), make("later", "m"), make("deadline", "unserved-model")
 	tags.Needs = []string{"eu", "gpu"}
 	later.NotBefore = time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	deadline.Deadline = time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	expired := make("expired", "nobody-has-this")
+	expired := make("expired", "unserved-model")
 	expired.Deadline = time.Now().Add(time.Second)
-	tasks := []*task.Task{done, tags, later, deadline, expired, make("model", "nobody-has-this"), make("failed", "bad")}
+	tasks := []*task.Task{done, tags, later, deadline, expired, make("model", "unserved-model"), make("failed", "bad")}
 	for _, id := range []string{"busy-1", "busy-2", "busy-3", "busy-4"} {
 		tasks = append(tasks, make(id, "endless"))
 	}
 	a.Submit(t, tasks...)
-	// The router has looked at what operators say since: it took a second to expire.
+	// Expiring took a second, so by now the router has seen that the device is drained.
 	in.Await(t, []string{"expired"}, harness.Patience)
 	a.Submit(t, make("drained", "drained"))
 	for id, says := range map[string][]string{
@@ -366,7 +367,7 @@ func TestWhyInEachSituation(t *testing.T) {
 		"expired":  {"ended as EXPIRED before it was assigned to a device: the deadline passed"},
 		"failed":   {"It ended as FAILED", "Attempt 1 went to bad", "it failed after", "(invalid)"},
 	} {
-		harness.Eventually(t, harness.Patience, "it is told why of "+id, func() bool {
+		harness.Eventually(t, harness.Patience, "the explanation of "+id+" is complete", func() bool {
 			text := whyOf(t, a, id).Sentence
 			for _, s := range says {
 				if !strings.Contains(text, s) {
@@ -376,9 +377,9 @@ func TestWhyInEachSituation(t *testing.T) {
 			return true
 		})
 	}
-	// Of those for one slot, one runs, and the last wait because it is busy.
+	// There is one slot for the busy tasks: one runs, and others wait for it.
 	var runs, waits int
-	harness.Eventually(t, harness.Patience, "it is told why of the busy ones", func() bool {
+	harness.Eventually(t, harness.Patience, "the explanations of the busy tasks are complete", func() bool {
 		runs, waits = 0, 0
 		for _, id := range []string{"busy-1", "busy-2", "busy-3", "busy-4"} {
 			text := whyOf(t, a, id).Sentence

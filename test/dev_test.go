@@ -10,16 +10,16 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestDevKilled kills everything at once, services included, under load, twice:
-// what was accepted goes on when it comes back.
+// TestDevKilled kills everything at once under load, including the services, twice.
+// After each restart, all accepted tasks must continue.
 func TestDevKilled(t *testing.T) {
 	harness.OwnServices(t)
 	t.Parallel()
 	const n = 1500
-	f, err := fleet.Start(t.Context(), unequal())
+	f, err := fleet.Start(t.Context(), unequalFleet())
 	require.NoError(t, err)
 	t.Cleanup(f.Close)
-	in := harness.Local(t, under(map[string]any{
+	in := harness.Local(t, loadSettings(map[string]any{
 		"callbacks.allow_private": true, "devices.lease_ttl": "4s", "workers.backoff_min": "20ms",
 	}))
 	args := []string{"--data-dir", filepath.Join(in.Dir, "data"), "--listen", "127.0.0.1:0", "--slots", "4", "-v"}
@@ -33,9 +33,9 @@ func TestDevKilled(t *testing.T) {
 		before := ended(t, in)
 		l := submit(t, p.API(), life, hooks.URL, n)
 		all := len(ids) + n
-		whenEnded(t, in, before+n/8, all)
+		awaitSomeEnded(t, in, before+n/8, all)
 		ids = append(ids, l.wait(t)...)
-		require.Less(t, ended(t, in), all, "it is too late: all have ended")
+		require.Less(t, ended(t, in), all, "killed too late: all tasks have ended")
 		p.Kill(t)
 	}
 	p := in.Dev(t, args...)

@@ -11,65 +11,65 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// disruption runs six processes under load and calls disturb in the middle. No
-// process may end by it, and every promise has to hold afterwards.
-func disruption(t *testing.T, disturb func(t *testing.T, s *harness.Services, in *harness.Installation, l *load)) {
+// disruption runs six processes under load and calls disrupt in the middle. No process
+// may exit because of it, and every promise must hold afterwards.
+func disruption(t *testing.T, disrupt func(t *testing.T, s *harness.Services, in *harness.Installation, l *load)) {
 	s := harness.Get(t, harness.Disruptable)
 	disrupted := harness.Many(2000)
-	in := harness.Install(t, s, under(nil))
-	in.Fleet(t, unequal()...)
+	in := harness.Install(t, s, loadSettings(nil))
+	in.Fleet(t, unequalFleet()...)
 	hooks := harness.Hooks(t, harness.Secret, nil)
 	at := timeline(t)
-	ps := six(t, in)
+	ps := sixProcesses(t, in)
 	l := submit(t, ps["api"].API(), "t", hooks.URL, disrupted)
-	whenEnded(t, in, disrupted/8, disrupted)
-	at("disturbed")
-	disturb(t, s, in, l)
-	at("no longer disturbed")
+	awaitSomeEnded(t, in, disrupted/8, disrupted)
+	at("disrupting")
+	disrupt(t, s, in, l)
+	at("disruption is over")
 	ids := l.wait(t)
-	at("all are accepted")
+	at("all tasks are accepted")
 	in.Await(t, ids, 2*harness.Patience)
-	at("all have ended")
+	at("all tasks have ended")
 	in.CheckPromises(t, ids, hooks)
-	at("promises are kept")
+	at("promises hold")
 	allAlive(t, ps)
 	for stage, p := range ps {
 		require.Equalf(t, 200, p.Readyz(t), "readiness of %s", stage)
 	}
 }
 
-// TestRedisEmptied has Redis forget heartbeats, credits and claims, twice.
+// TestRedisEmptied deletes heartbeats, credits and claims in Redis, twice.
 func TestRedisEmptied(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, _ *load) {
 		s.EmptyRedis(t)
-		harness.Eventually(t, 2*harness.Patience, "it goes on", func() bool { return ended(t, in) >= harness.Many(2000)/2 })
+		harness.Eventually(t, 2*harness.Patience, "tasks continue to end", func() bool { return ended(t, in) >= harness.Many(2000)/2 })
 		s.EmptyRedis(t)
 	})
 }
 
-// TestRedisRestarted has Redis gone for a moment, with all that it knew.
+// TestRedisRestarted stops Redis for a moment; it comes back empty.
 func TestRedisRestarted(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, _ *harness.Installation, l *load) {
 		s.StopRedis(t)
-		// Taking tasks in does not wait for it.
-		harness.Eventually(t, 2*harness.Patience, "all are accepted without Redis", func() bool { return int(l.accepted.Load()) == len(l.ids) })
+		// Tasks are accepted without waiting for Redis.
+		harness.Eventually(t, 2*harness.Patience, "all tasks are accepted without Redis", func() bool { return int(l.accepted.Load()) == len(l.ids) })
 		s.StartRedis(t)
 	})
 }
 
-// TestPostgresStopped has Postgres away for 10 s. Tasks are accepted and run all
-// the while; what happened is recorded afterwards.
+// TestPostgresStopped stops Postgres for 10 s. In the meantime tasks are accepted and
+// run; everything is recorded afterwards.
 func TestPostgresStopped(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, in *harness.Installation, l *load) {
 		s.StopPostgres(t)
 		outage := time.After(10 * time.Second)
-		harness.Eventually(t, 2*harness.Patience, "all are accepted without Postgres", func() bool { return int(l.accepted.Load()) == len(l.ids) })
+		harness.Eventually(t, 2*harness.Patience, "all tasks are accepted without Postgres", func() bool { return int(l.accepted.Load()) == len(l.ids) })
 		results := map[string]bool{}
 		seen := 0
-		in.Consume(t, stream.Results).Until(t, "all are answered without Postgres", func(all []*kgo.Record) bool {
+		in.Consume(t, stream.Results).Until(t, "all tasks have results without Postgres", func(all []*kgo.Record) bool {
 			for ; seen < len(all); seen++ {
 				results[string(all[seen].Key)] = true
 			}
@@ -80,7 +80,7 @@ func TestPostgresStopped(t *testing.T) {
 	})
 }
 
-// TestBrokerRestarted has the broker killed and started again.
+// TestBrokerRestarted kills the broker and starts it again.
 func TestBrokerRestarted(t *testing.T) {
 	harness.Parallel(t, harness.Disruptable)
 	disruption(t, func(t *testing.T, s *harness.Services, _ *harness.Installation, _ *load) { s.RestartBroker(t) })

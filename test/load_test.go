@@ -16,15 +16,15 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// stages are the stages, as serve knows them, each to be a process.
+// stages are the arguments of batchyard serve, one process each.
 var stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
 
-// under is how tests under load are set up: callbacks are signed, and what a
-// process held when it died is soon somebody else's.
-func under(with map[string]any) map[string]any {
+// loadSettings returns the settings of tests under load, overridden by with. Callbacks
+// are signed, and leases of dead processes expire quickly.
+func loadSettings(with map[string]any) map[string]any {
 	s := map[string]any{
 		"callbacks.secret_env": harness.SecretEnv, "callbacks.unsigned": false,
-		"kafka.dial_timeout": "20s", "postgres.timeout": "20s", // a loaded machine is no absent one
+		"kafka.dial_timeout": "20s", "postgres.timeout": "20s", // a busy machine must not look like a missing one
 		"callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": []string{"200ms", "500ms", "1s", "2s", "5s", "5s", "5s", "5s"},
 	}
 	for k, v := range with {
@@ -33,8 +33,8 @@ func under(with map[string]any) map[string]any {
 	return s
 }
 
-// unequal is a fleet of devices that are not the same.
-func unequal() []fleet.Spec {
+// unequalFleet returns the specs of three different devices.
+func unequalFleet() []fleet.Spec {
 	return []fleet.Spec{
 		{ID: "fast", Slots: 4, ServiceTime: 5 * time.Millisecond, Distribution: fleet.Exponential, Seed: 1},
 		{ID: "slow", Slots: 4, ServiceTime: 20 * time.Millisecond, Distribution: fleet.Exponential, Seed: 2},
@@ -42,8 +42,8 @@ func unequal() []fleet.Spec {
 	}
 }
 
-// six starts each stage as a process of its own.
-func six(t *testing.T, in *harness.Installation) map[string]*harness.Process {
+// sixProcesses starts each stage as a separate process.
+func sixProcesses(t *testing.T, in *harness.Installation) map[string]*harness.Process {
 	t.Helper()
 	ps := map[string]*harness.Process{}
 	for _, stage := range stages {
@@ -55,20 +55,20 @@ func six(t *testing.T, in *harness.Installation) map[string]*harness.Process {
 	return ps
 }
 
-// allAlive checks that no process ended by itself.
+// allAlive checks that no process has exited.
 func allAlive(t *testing.T, ps map[string]*harness.Process) {
 	t.Helper()
 	for stage, p := range ps {
 		select {
 		case <-p.Done():
-			t.Fatalf("the stage %s ended with exit code %d", stage, p.ExitCode())
+			t.Fatalf("the stage %s exited with code %d", stage, p.ExitCode())
 		default:
 		}
 	}
 }
 
-// load is a client that hands over tasks, some at a time, and tries again with
-// the same ids until they are accepted.
+// load is a client that submits tasks in portions, and retries each with the same ids
+// until it is accepted.
 type load struct {
 	ids      []string
 	accepted atomic.Int64
@@ -79,7 +79,7 @@ type load struct {
 
 const perSubmit = 50
 
-// submit begins to hand over n tasks.
+// submit starts submitting n tasks.
 func submit(t *testing.T, api *harness.API, prefix, hook string, n int) *load {
 	t.Helper()
 	tasks, ids := harness.Chats(prefix, n)
@@ -98,7 +98,7 @@ func submit(t *testing.T, api *harness.API, prefix, hook string, n int) *load {
 		defer close(l.done)
 		for len(tasks) > 0 {
 			some := tasks[:min(perSubmit, len(tasks))]
-			if err := insist(ctx, api, some); err != nil {
+			if err := submitWithRetries(ctx, api, some); err != nil {
 				l.mu.Lock()
 				l.err = err
 				l.mu.Unlock()
@@ -111,8 +111,9 @@ func submit(t *testing.T, api *harness.API, prefix, hook string, n int) *load {
 	return l
 }
 
-// insist submits until the answer is 202. An error is one that no patience helps.
-func insist(ctx context.Context, api *harness.API, tasks []*task.Task) error {
+// submitWithRetries submits until the answer is 202. It returns an error if retries
+// are pointless.
+func submitWithRetries(ctx context.Context, api *harness.API, tasks []*task.Task) error {
 	pause := time.NewTicker(50 * time.Millisecond)
 	defer pause.Stop()
 	for {
@@ -120,7 +121,7 @@ func insist(ctx context.Context, api *harness.API, tasks []*task.Task) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil, answer.Status >= 500, answer.Status == http.StatusTooManyRequests: // away, or busy
+		case err != nil, answer.Status >= 500, answer.Status == http.StatusTooManyRequests: // down or busy
 		case answer.Status == http.StatusAccepted:
 			return nil
 		default:
@@ -134,7 +135,7 @@ func insist(ctx context.Context, api *harness.API, tasks []*task.Task) error {
 	}
 }
 
-// wait waits until all are accepted.
+// wait waits until all tasks are accepted and returns their ids.
 func (l *load) wait(t *testing.T) []string {
 	t.Helper()
 	select {
@@ -148,7 +149,7 @@ func (l *load) wait(t *testing.T) []string {
 	return l.ids
 }
 
-// timeline logs how long after the start something was so.
+// timeline returns a function that logs events with the time since the start.
 func timeline(t *testing.T) func(what string) {
 	begin := time.Now()
 	return func(what string) {
@@ -157,20 +158,20 @@ func timeline(t *testing.T) func(what string) {
 	}
 }
 
-// ended is how many tasks have ended, as Postgres tells.
+// ended returns how many tasks have ended according to Postgres.
 func ended(t *testing.T, in *harness.Installation) int {
 	t.Helper()
 	return harness.SQL[int](t, in, "SELECT count(*) FROM results")
 }
 
-// whenEnded waits until at least so many have ended and checks that the others
-// have not: what follows happens in the middle.
-func whenEnded(t *testing.T, in *harness.Installation, least, all int) {
+// awaitSomeEnded waits until the given number of tasks have ended, and checks that not
+// all of them have, so that what follows happens in the middle.
+func awaitSomeEnded(t *testing.T, in *harness.Installation, least, all int) {
 	t.Helper()
 	n := 0
 	harness.Eventually(t, 2*harness.Patience, fmt.Sprintf("%d tasks have ended", least), func() bool {
 		n = ended(t, in)
 		return n >= least
 	})
-	require.Less(t, n, all, "it is too late: all have ended")
+	require.Less(t, n, all, "too late: all tasks have ended")
 }

@@ -1,6 +1,6 @@
-// Package test is the end-to-end suite: the program, as processes of its own, on
-// Kafka, Redis and Postgres. It runs unchanged on the embedded services and on
-// real ones; see package harness.
+// Package test is the end-to-end suite. It runs the program in separate processes with
+// Kafka, Redis and Postgres, either the embedded services or real ones; see package
+// harness.
 package test
 
 import (

@@ -14,9 +14,9 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestSixProcessesGiveTheSameAsOne runs the same tasks through one process and
-// through six, and compares what came out and what the audit log tells.
-func TestSixProcessesGiveTheSameAsOne(t *testing.T) {
+// TestSixProcessesGiveSameResultsAsOne runs the same tasks through one process and
+// through six, and compares the results and the audit log.
+func TestSixProcessesGiveSameResultsAsOne(t *testing.T) {
 	t.Parallel()
 	type outcome struct {
 		State, Class, Answer string
@@ -31,12 +31,12 @@ func TestSixProcessesGiveTheSameAsOne(t *testing.T) {
 		wrong := harness.Chat("wrong")
 		wrong.Input = task.Input(`{"messages":"none"}`)
 		late := harness.Chat("late")
-		late.Model, late.Deadline = "nobody-has-it", time.Now().Add(time.Second)
+		late.Model, late.Deadline = "unserved-model", time.Now().Add(time.Second)
 		return append(all, wrong, late), append(ids, wrong.ID, late.ID)
 	}
 	run := func(t *testing.T, start func(*harness.Installation) *harness.API) map[string]outcome {
-		in := harness.Install(t, harness.Get(t, harness.Shared), under(nil))
-		specs := unequal()
+		in := harness.Install(t, harness.Get(t, harness.Shared), loadSettings(nil))
+		specs := unequalFleet()
 		for i := range specs {
 			specs[i].Models = []string{"m"}
 		}
@@ -60,65 +60,65 @@ func TestSixProcessesGiveTheSameAsOne(t *testing.T) {
 		return out
 	}
 	one := run(t, func(in *harness.Installation) *harness.API { return in.Process(t, "serve").API() })
-	many := run(t, func(in *harness.Installation) *harness.API { return six(t, in)["api"].API() })
+	many := run(t, func(in *harness.Installation) *harness.API { return sixProcesses(t, in)["api"].API() })
 	require.Len(t, one, 212)
 	require.Equal(t, string(task.Success), one["chat-0000"].State)
-	require.NotEqual(t, one["chat-0000"].Answer, one["chat-0001"].Answer, "answers that are all the same compare nothing")
+	require.NotEqual(t, one["chat-0000"].Answer, one["chat-0001"].Answer, "identical answers would make the comparison meaningless")
 	require.Equal(t, string(task.Success), one["embed-0000"].State)
 	require.Equal(t, string(task.Failed), one["wrong"].State)
 	require.Equal(t, string(task.Expired), one["late"].State)
 	require.Equal(t, one, many)
 }
 
-// openTasks tells that at least ten tasks wait in open batches.
+// openTasks matches metrics with at least ten tasks in open batches.
 var openTasks = regexp.MustCompile(`(?m)^batchyard_batcher_open_tasks [1-9]\d`)
 
-// TestStageKilled kills each of six processes in the middle of 2,000 tasks and
-// starts it again: nothing that was accepted is lost, and nothing counts twice.
+// TestStageKilled kills each of six processes in the middle of 2,000 tasks and restarts
+// it. No accepted task may be lost, and none may count twice.
 func TestStageKilled(t *testing.T) {
 	t.Parallel()
 	n := harness.Many(2000)
 	for _, stage := range stages {
 		t.Run(stage, func(t *testing.T) {
 			t.Parallel()
-			// So that each stage holds something for longer than commits take, which
-			// would be lost if it were committed too soon.
+			// With fast commits, a stage that committed too early would lose the tasks
+			// that it holds.
 			with := map[string]any{"kafka.commit_interval": "20ms"}
 			if stage == "batcher" {
 				with["batcher.single.max_wait"] = "500ms"
 			}
-			in := harness.Install(t, harness.Get(t, harness.Shared), under(with))
-			in.Fleet(t, append(unequal(), fleet.Spec{ID: "long", Slots: 16, ServiceTime: 300 * time.Millisecond})...)
+			in := harness.Install(t, harness.Get(t, harness.Shared), loadSettings(with))
+			in.Fleet(t, append(unequalFleet(), fleet.Spec{ID: "long", Slots: 16, ServiceTime: 300 * time.Millisecond})...)
 			hooks := harness.Hooks(t, harness.Secret, nil)
 			at := timeline(t)
-			ps := six(t, in)
+			ps := sixProcesses(t, in)
 			at("all stages are ready")
 			l := submit(t, ps["api"].API(), "t", hooks.URL, n)
 			switch stage {
 			case "api":
-				harness.Eventually(t, harness.Patience, "a fourth is accepted", func() bool { return int(l.accepted.Load()) >= n/4 })
+				harness.Eventually(t, harness.Patience, "a quarter of the tasks are accepted", func() bool { return int(l.accepted.Load()) >= n/4 })
 				require.Less(t, int(l.accepted.Load()), n)
 			case "callbacks":
-				harness.Eventually(t, harness.Patience, "callbacks come", func() bool { return hooks.Count() >= n/8 })
+				harness.Eventually(t, harness.Patience, "some callbacks are delivered", func() bool { return hooks.Count() >= n/8 })
 				require.Less(t, hooks.Count(), n)
 			case "batcher":
-				whenEnded(t, in, n/8, n)
+				awaitSomeEnded(t, in, n/8, n)
 				harness.Eventually(t, harness.Patience, "batches are open", func() bool {
 					return openTasks.Match(ps["batcher"].API().Do(t, "GET", "/metrics", nil).Body)
 				})
 			default:
-				whenEnded(t, in, n/8, n)
+				awaitSomeEnded(t, in, n/8, n)
 			}
-			at("killed")
+			at("killing")
 			ps[stage].Kill(t)
-			ps[stage] = ps[stage].Again(t)
+			ps[stage] = ps[stage].Restart(t)
 			at("ready again")
 			ids := l.wait(t)
-			at("all are accepted")
+			at("all tasks are accepted")
 			in.Await(t, ids, 2*harness.Patience)
-			at("all have ended")
+			at("all tasks have ended")
 			in.CheckPromises(t, ids, hooks)
-			at("promises are kept")
+			at("promises hold")
 			allAlive(t, ps)
 		})
 	}

@@ -14,16 +14,16 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// The whole of it with a login that owns nothing in the database and has the
-// roles that docs/sql.md says it needs.
-func TestServeNeedsNoOwner(t *testing.T) {
+// All stages run with a login that owns nothing in the database and only has the roles
+// listed in docs/sql.md.
+func TestServeRunsWithoutDatabaseOwner(t *testing.T) {
 	harness.Parallel(t, harness.Shared)
-	in := harness.Install(t, harness.Get(t, harness.Shared), under(nil))
+	in := harness.Install(t, harness.Get(t, harness.Shared), loadSettings(nil))
 	login := "login_" + strings.ToLower(rand.Text())
 	_, err := in.Pool(t).Exec(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'secret' IN ROLE batchyard_recorder, batchyard_callbacks, batchyard_api", login))
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		// The database is dropped later, with what the login may have in it: nothing.
+		// This fails if the login owns anything in the database, which is dropped later.
 		_, err := in.Pool(t).Exec(context.WithoutCancel(t.Context()), "DROP ROLE "+login)
 		require.NoError(t, err)
 	})
@@ -32,7 +32,7 @@ func TestServeNeedsNoOwner(t *testing.T) {
 	u.User = url.UserPassword(login, "secret")
 	in.WriteConfig(t, in.ConfigPath, map[string]any{"postgres.url": u.String()})
 
-	in.Fleet(t, unequal()...)
+	in.Fleet(t, unequalFleet()...)
 	hooks := harness.Hooks(t, harness.Secret, nil)
 	p := in.Process(t, "serve")
 	api := p.API()
@@ -46,7 +46,7 @@ func TestServeNeedsNoOwner(t *testing.T) {
 	}
 	require.Equal(t, int64(100), harness.SQL[int64](t, in, "SELECT sum(tasks)::bigint FROM usage_by_day"))
 	require.Equal(t, int64(100), harness.SQL[int64](t, in, "SELECT sum(tasks)::bigint FROM submissions"))
-	harness.Eventually(t, harness.Patience, "the upkeep of partitions ran", func() bool {
+	harness.Eventually(t, harness.Patience, "partitions were created", func() bool {
 		return harness.SQL[int](t, in, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass") >= 4
 	})
 	require.Zero(t, p.Term(t))

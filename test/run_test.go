@@ -18,7 +18,7 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// chatLine and embedLine are lines of OpenAI's batch format.
+// chatLine and embedLine return lines in OpenAI's batch format.
 func chatLine(i int) string {
 	return fmt.Sprintf(`{"custom_id":"q-%04d","method":"POST","url":"/v1/chat/completions","body":{"model":"small","max_tokens":32,"messages":[{"role":"system","content":"Answer with a number."},{"role":"user","content":"A farmer has %d hens, each lays %d eggs. How many – “in all”?"}]}}`, i, i, 1+i%7)
 }
@@ -94,9 +94,9 @@ func TestRunAnswersEveryLineInOrder(t *testing.T) {
 			ran := harness.Run(t, t.TempDir(), nil, "", "run", in, "-o", out)
 			require.Zerof(t, ran.Code, "%s", ran.Stderr)
 			require.Contains(t, ran.Stdout, "320")
-			require.Contains(t, ran.Stdout, "sim-", "the devices are told")
+			require.Contains(t, ran.Stdout, "sim-", "the summary lists the devices")
 			lines := readLines(t, out)
-			require.Equal(t, ids, customIDs(lines), "each once, in the order of the input")
+			require.Equal(t, ids, customIDs(lines), "each line once, in the order of the input")
 			for _, l := range lines {
 				require.Nil(t, l.Error)
 				require.Equal(t, 200, l.Response.StatusCode)
@@ -117,14 +117,14 @@ func TestRunAnswersEveryLineInOrder(t *testing.T) {
 	}
 }
 
-// stranger is an OpenAI-compatible server that knows chat and nothing else: no
-// health, no metrics, no list of models. It echoes the last message and refuses
-// what says "refuse".
+// stranger is a third-party OpenAI-compatible server that only supports chat: no health
+// check, metrics or list of models. It echoes the last message, and answers 400 if the
+// message contains "refuse".
 type stranger struct {
 	*httptest.Server
 	mu    sync.Mutex
 	asked int
-	other []string // paths beside chat
+	other []string // requests to other paths
 }
 
 func newStranger(t *testing.T) *stranger {
@@ -159,7 +159,7 @@ func newStranger(t *testing.T) *stranger {
 	return s
 }
 
-func TestRunOnServersThatAreNotOurs(t *testing.T) {
+func TestRunOnThirdPartyServers(t *testing.T) {
 	harness.OwnServices(t)
 	t.Parallel()
 	one, two := newStranger(t), newStranger(t)
@@ -172,9 +172,9 @@ func TestRunOnServersThatAreNotOurs(t *testing.T) {
 	require.Equal(t, ids, customIDs(lines))
 	for i, l := range lines {
 		require.Equal(t, 200, l.Response.StatusCode)
-		require.Contains(t, string(l.Response.Body), fmt.Sprintf("echo: A farmer has %d hens", i), "the answer to this line")
+		require.Contains(t, string(l.Response.Body), fmt.Sprintf("echo: A farmer has %d hens", i), "must be the answer to this line")
 	}
-	require.Equal(t, 300, one.asked+two.asked, "each is asked once")
+	require.Equal(t, 300, one.asked+two.asked, "each task runs once")
 	require.Positive(t, one.asked)
 	require.Positive(t, two.asked)
 	var s struct {
@@ -188,7 +188,7 @@ func TestRunOnServersThatAreNotOurs(t *testing.T) {
 	require.Equal(t, map[string]int{"gpu-1": one.asked, "gpu-2": two.asked}, s.ByDevice)
 }
 
-func TestRunTellsWhichLineIsWrong(t *testing.T) {
+func TestRunReportsInvalidLines(t *testing.T) {
 	harness.OwnServices(t)
 	t.Parallel()
 	dir := t.TempDir()
@@ -214,7 +214,7 @@ func TestRunTellsWhichLineIsWrong(t *testing.T) {
 	require.NoFileExists(t, out)
 }
 
-func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
+func TestRunExitsWithOneWhenATaskFails(t *testing.T) {
 	harness.OwnServices(t)
 	t.Parallel()
 	dev := newStranger(t)
@@ -229,7 +229,7 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 	ran := harness.Run(t, dir, nil, input, "run", "-", "-o", out, "--device", "d="+dev.URL)
 	require.Equal(t, 1, ran.Code, "%s", ran.Stderr)
 	require.Contains(t, ran.Stdout, "FAILED")
-	raw, err := os.ReadFile(out) //nolint:gosec // our own
+	raw, err := os.ReadFile(out) //nolint:gosec // written by the test
 	require.NoError(t, err)
 	got := strings.Split(strings.TrimSpace(string(raw)), "\n")
 	require.Len(t, got, 3)
@@ -237,7 +237,7 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(got[1]), &bad))
 	require.Equal(t, "bad", bad.CustomID)
 	require.Equal(t, 400, bad.Response.StatusCode)
-	require.Contains(t, string(bad.Response.Body), "I refuse this.", "the device's own words")
+	require.Contains(t, string(bad.Response.Body), "I refuse this.", "the device's own error")
 	var result struct {
 		TaskID string `json:"task_id"`
 		State  string
@@ -250,5 +250,5 @@ func TestRunEndsWithOneWhenATaskFails(t *testing.T) {
 	require.Equal(t, "SUCCESS", result.State)
 	require.Equal(t, "d", result.Device)
 	require.Equal(t, map[string]string{"a": "b"}, result.Labels)
-	require.Equal(t, 3, dev.asked, "a refusal is no reason to try again")
+	require.Equal(t, 3, dev.asked, "a 400 is not retried")
 }

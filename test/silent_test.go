@@ -10,9 +10,8 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestASilentDeviceIsRecordedOnce: two routers see that a device is heard no more,
-// and one of them says so.
-func TestASilentDeviceIsRecordedOnce(t *testing.T) {
+// Two routers notice that a device has gone silent, and exactly one records it.
+func TestSilentDeviceIsRecordedOnce(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"devices.heartbeat_timeout": "2s", "router.refresh_interval": "50ms"})
 	in.Process(t, "serve", "api", "audit", "router")
@@ -29,7 +28,7 @@ func TestASilentDeviceIsRecordedOnce(t *testing.T) {
 			return harness.SQL[int](t, in, "SELECT count(*) FROM device_history WHERE action = 'device.silent' AND device_id = 'd'") >= n
 		})
 	}
-	beat() // whatever the other router had to say of the second silence, it has said when it sees this
+	beat() // once the other router has seen this, it would have recorded the second silence as well
 	in.AwaitRecorded(t)
 	require.Equal(t, 2, harness.SQL[int](t, in, "SELECT count(*) FROM device_history WHERE action = 'device.silent'"))
 }

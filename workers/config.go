@@ -2,13 +2,13 @@ package workers
 
 import "time"
 
-// Config is the settings of the workers.
+// Config configures the workers.
 type Config struct {
 	MaxInFlight     int               `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Maximum number of batch records held in memory."`
 	MaxBytes        int64             `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Maximum size of the batches held in memory."`
-	Timeout         time.Duration     `yaml:"request_timeout" default:"5m" min:"10ms" max:"24h" doc:"Timeout of one request to a device."`
+	RequestTimeout  time.Duration     `yaml:"request_timeout" default:"5m" min:"10ms" max:"24h" doc:"Timeout of one request to a device."`
 	MaxAnswer       int64             `yaml:"max_answer" default:"3MiB" unit:"bytes" min:"1024" max:"4194304" doc:"Maximum size of a task's output. A larger one fails the task, because it would not fit into the results topic."`
-	MaxMerged       int               `yaml:"max_batched_tasks" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Maximum number of tasks in one request to a batched endpoint."`
+	MaxBatchedTasks int               `yaml:"max_batched_tasks" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Maximum number of tasks in one request to a batched endpoint."`
 	MaxAttempts     int               `yaml:"max_attempts" default:"5" unit:"attempts" min:"1" max:"20" doc:"Number of attempts for tasks that do not set max_attempts. Attempts answered with 429 do not count."`
 	LocalRetries    int               `yaml:"local_retries" default:"1" unit:"attempts" min:"0" max:"10" doc:"Number of retries on the same device before another device is tried."`
 	BackoffMin      time.Duration     `yaml:"backoff_min" default:"100ms" min:"1ms" doc:"Backoff after the first failure. It doubles with each further failure, with jitter."`

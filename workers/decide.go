@@ -21,40 +21,49 @@ type Failure struct {
 // Action is what follows a failure.
 type Action int
 
-// What can follow.
+// The actions.
 const (
-	Fail    Action = iota // the task ends FAILED
-	Again                 // here, after a pause
-	Reroute               // back to its topic: another device, or this one later
-	Degrade               // back to its topic with a smaller model
-	Expire                // the task ends EXPIRED
+	Fail           Action = iota // the task ends FAILED
+	RetryHere                    // on this device, after a backoff
+	RetryElsewhere               // back to its topic: for another device, or this one later
+	Degrade                      // back to its topic, with a smaller model
+	Expire                       // the task ends EXPIRED
 )
 
-// Decision is what follows a failure, and how.
+// Decision is an action and its details.
 type Decision struct {
-	Action  Action
-	After   time.Duration // pause before the next attempt
-	Exclude bool          // this device is not to be tried again
-	Model   string        // to degrade to
-	Late    bool          // put off because retries would become the load
+	Action     Action
+	After      time.Duration // backoff before the next attempt
+	Exclude    bool          // don't try this device again
+	Model      string        // to degrade to
+	OverBudget bool          // delayed because retries would become the load
 }
 
-// Decide says what follows a failure. It is where a retry is decided: all rules
-// are here, and it depends on nothing but its arguments (and jitter).
+// Situation is a failed attempt as [Decide] sees it.
+type Situation struct {
+	Task          *task.Task
+	Attempts      []task.Attempt // all of the task, this one included if it was made
+	Failure       Failure
+	LocalAttempts int // on this device
+}
+
+// Decide says what follows a failure. All rules about retries are here, and it depends only on its
+// arguments, and jitter. It may take a retry from the budget.
 //
-//	class                     here again     elsewhere            counts
+//	class                     retry here     retry elsewhere      counts
 //	invalid, internal         –              –  (FAILED)          –
 //	expired                   –              –  (EXPIRED)         –
-//	auth                      –              yes, without this    yes
-//	throttled (429)           –              yes, with pause      no
-//	breaker open              –              yes, with pause      no
+//	auth                      –              yes, not here        yes
+//	throttled (429)           –              yes, with backoff    no
+//	breaker open              –              yes, with backoff    no
 //	draining                  –              yes                  no
-//	device, connect, timeout  local_retries  yes, without this    yes
+//	device, connect, timeout  local_retries  yes, not here        yes
 //
-// When the attempts that count are used up: a smaller model if the task allows
-// it and one is configured, else FAILED. All attempts together are bounded too,
-// so that endless 429s end.
-func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here int, budget *Budget, now time.Time) Decision {
+// When the attempts that count are used up, the task degrades to a smaller model if it allows that
+// and one is configured, else it is FAILED. The number of all attempts is bounded too, so that
+// endless 429s end.
+func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
+	t, attempts, f := in.Task, in.Attempts, in.Failure
 	most := t.MaxAttempts
 	if most == 0 {
 		most = cfg.MaxAttempts
@@ -71,23 +80,22 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 	if f.Class == task.ClassExpired {
 		return Decision{Action: Expire}
 	}
-	pause := cfg.pause(max(1, counted))
-	used := counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit
+	usedUp := counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit
 	switch {
-	case used && t.Degrade && cfg.Fallback[t.Model] != "":
+	case usedUp && t.Degrade && cfg.Fallback[t.Model] != "":
 		return Decision{Action: Degrade, Model: cfg.Fallback[t.Model]}
-	case used:
+	case usedUp:
 		return Decision{Action: Fail}
 	}
-	d := Decision{Action: Reroute, After: pause}
+	d := Decision{Action: RetryElsewhere, After: cfg.backoff(max(1, counted))}
 	switch f.Class {
 	case task.ClassThrottled:
 		d.After = max(cfg.BackoffMin, min(f.RetryAfter, cfg.BackoffMax))
 		if f.RetryAfter == 0 {
-			d.After = cfg.pause(min(len(attempts), 8))
+			d.After = cfg.backoff(min(len(attempts), 8))
 		}
-	case task.ClassBreakerOpen: // the routers may not know of it yet, and would send it here again at once
-		d.After = cfg.pause(1)
+	case task.ClassBreakerOpen: // a router that does not know yet would send it here again at once
+		d.After = cfg.backoff(1)
 	case task.ClassDraining:
 		d.After = 0
 	case task.ClassAuth:
@@ -95,9 +103,9 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 	default:
 		switch {
 		case !budget.Take():
-			d.After, d.Exclude, d.Late = cfg.BackoffMax, true, true
-		case here <= cfg.LocalRetries:
-			d.Action = Again
+			d.After, d.Exclude, d.OverBudget = cfg.BackoffMax, true, true
+		case in.LocalAttempts <= cfg.LocalRetries:
+			d.Action = RetryHere
 		default:
 			d.Exclude = true
 		}
@@ -108,8 +116,7 @@ func Decide(cfg Config, t *task.Task, attempts []task.Attempt, f Failure, here i
 	return d
 }
 
-// Counts reports whether an attempt that failed so is one of the attempts that
-// a task has; others are nobody's fault.
+// Counts reports whether an attempt that failed with the class counts against the task's attempts.
 func Counts(c task.ErrorClass) bool {
 	switch c {
 	case task.ClassThrottled, task.ClassBreakerOpen, task.ClassDraining, task.ClassCancelled:
@@ -118,8 +125,8 @@ func Counts(c task.ErrorClass) bool {
 	return true
 }
 
-// pause is the backoff after the n-th failure, n from 1, with jitter.
-func (cfg Config) pause(n int) time.Duration {
+// backoff returns the backoff after the n-th failure, n from 1, with jitter.
+func (cfg Config) backoff(n int) time.Duration {
 	b := backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(cfg.BackoffMin), backoff.WithMultiplier(2),
 		backoff.WithRandomizationFactor(0.5), backoff.WithMaxInterval(cfg.BackoffMax), backoff.WithMaxElapsedTime(0))
@@ -130,18 +137,18 @@ func (cfg Config) pause(n int) time.Duration {
 	return min(d, cfg.BackoffMax)
 }
 
-// Budget bounds the retries on a device to a share of its requests: a device
-// that fails everything gets few of them, and retries never become the load.
+// Budget limits the retries on a device to a share of its requests, so that retries never become the
+// load of a device that fails everything. It may be used from any goroutine.
 type Budget struct {
 	mu     sync.Mutex
 	ratio  float64
 	tokens float64
 }
 
-// budgetReserve is how many retries may come before any request was made.
+// budgetReserve is how many retries are allowed before any request was made.
 const budgetReserve = 10
 
-// NewBudget returns a budget of ratio retries a request.
+// NewBudget returns a budget of ratio retries per request.
 func NewBudget(ratio float64) *Budget { return &Budget{ratio: ratio, tokens: budgetReserve} }
 
 // Earn counts a request.
@@ -151,7 +158,7 @@ func (b *Budget) Earn() {
 	b.mu.Unlock()
 }
 
-// Take takes one retry from the budget, if there is one.
+// Take takes a retry from the budget. It returns false when there is none.
 func (b *Budget) Take() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 
 func testConfig() Config {
 	return Config{
-		MaxInFlight: 1024, MaxBytes: 64 << 20, Timeout: 10 * time.Second, MaxAnswer: 1 << 20, MaxMerged: 8, MaxAttempts: 3, LocalRetries: 1,
+		MaxInFlight: 1024, MaxBytes: 64 << 20, RequestTimeout: 10 * time.Second, MaxAnswer: 1 << 20, MaxBatchedTasks: 8, MaxAttempts: 3, LocalRetries: 1,
 		BackoffMin: 10 * time.Millisecond, BackoffMax: 200 * time.Millisecond, RetryBudget: 0.2, Fallback: map[string]string{"big": "small"},
 		BreakerFails: 5, BreakerRatio: 0.5, BreakerWindow: 10 * time.Second, BreakerOpen: 200 * time.Millisecond,
 		BreakerOpenMax: time.Second, HangFactor: 20, HangMin: time.Second, RebalanceEvery: 50 * time.Millisecond, RebalanceSpread: 0.2,
@@ -34,7 +34,7 @@ func empty() *Budget {
 	return b
 }
 
-// Every class, by what the task has left.
+// Every class, by the attempts that the task has left.
 func TestDecide(t *testing.T) {
 	cfg := testConfig()
 	now := time.Unix(1000, 0)
@@ -46,31 +46,31 @@ func TestDecide(t *testing.T) {
 		task.ClassInvalid:     {Fail, Fail, Fail, false},
 		task.ClassInternal:    {Fail, Fail, Fail, false},
 		task.ClassExpired:     {Expire, Expire, Expire, false},
-		task.ClassAuth:        {Reroute, Reroute, Fail, true},
-		task.ClassThrottled:   {Reroute, Reroute, Reroute, false},
-		task.ClassBreakerOpen: {Reroute, Reroute, Reroute, false},
-		task.ClassDraining:    {Reroute, Reroute, Reroute, false},
+		task.ClassAuth:        {RetryElsewhere, RetryElsewhere, Fail, true},
+		task.ClassThrottled:   {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		task.ClassBreakerOpen: {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		task.ClassDraining:    {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
 	}
 	for _, c := range retried {
 		want[c] = struct {
 			first, second, last Action
 			exclude             bool
-		}{Again, Reroute, Fail, true}
+		}{RetryHere, RetryElsewhere, Fail, true}
 	}
 	for _, class := range task.ErrorClasses {
 		if class == task.ClassCancelled {
-			continue // nothing is decided: a cancelled task leaves
+			continue // a cancelled task ends without a decision
 		}
 		t.Run(string(class), func(t *testing.T) {
 			w, ok := want[class]
-			require.True(t, ok, "the table lacks a class")
+			require.True(t, ok, "a class is missing from the table")
 			decide := func(tk task.Task, n, here int, b *Budget) Decision {
 				tk.Model = "big"
-				return Decide(cfg, &tk, failed(class, "big", n), Failure{Class: class}, here, b, now)
+				return Decide(cfg, Situation{&tk, failed(class, "big", n), Failure{Class: class}, here}, b, now)
 			}
 			first := decide(task.Task{}, 1, 1, NewBudget(1))
 			require.Equal(t, w.first, first.Action)
-			require.False(t, first.Action == Again && first.Exclude)
+			require.False(t, first.Action == RetryHere && first.Exclude)
 			second := decide(task.Task{}, 2, 2, NewBudget(1))
 			require.Equal(t, w.second, second.Action)
 			require.Equal(t, w.exclude, second.Exclude)
@@ -82,42 +82,42 @@ func TestDecide(t *testing.T) {
 			} else {
 				require.Equal(t, w.last, degraded.Action)
 			}
-			// What is left of other models does not count.
+			// Attempts with other models don't count.
 			other := task.Task{Model: "small", Degrade: true}
-			require.Equal(t, w.first, Decide(cfg, &other, append(failed(class, "big", 3), failed(class, "small", 1)...), Failure{Class: class}, 1, NewBudget(1), now).Action)
-			// Nothing goes on for ever.
+			require.Equal(t, w.first, Decide(cfg, Situation{&other, append(failed(class, "big", 3), failed(class, "small", 1)...), Failure{Class: class}, 1}, NewBudget(1), now).Action)
+			// Retries end.
 			end := decide(task.Task{}, 4*task.MaxAttemptsLimit, 1, NewBudget(1)).Action
 			require.Contains(t, []Action{Fail, Expire}, end)
-			// A pause that ends after the deadline is not worth it.
+			// A backoff beyond the deadline is pointless.
 			soon := decide(task.Task{Deadline: now.Add(time.Nanosecond)}, 1, 1, NewBudget(1))
 			if first.After > 0 {
 				require.Equal(t, Expire, soon.Action)
 			} else {
 				require.Equal(t, first.Action, soon.Action)
 			}
-			if first.Action == Again { // without a budget: not here, not soon
+			if first.Action == RetryHere { // without a budget: neither here nor soon
 				poor := decide(task.Task{}, 1, 1, empty())
-				require.Equal(t, Decision{Action: Reroute, After: cfg.BackoffMax, Exclude: true, Late: true}, poor)
+				require.Equal(t, Decision{Action: RetryElsewhere, After: cfg.BackoffMax, Exclude: true, OverBudget: true}, poor)
 			}
 		})
 	}
 }
 
-func TestPauses(t *testing.T) {
+func TestBackoff(t *testing.T) {
 	cfg := testConfig()
 	for n := 1; n < 40; n++ {
 		mean := min(float64(cfg.BackoffMin)*float64(uint64(1)<<min(n-1, 30)), float64(cfg.BackoffMax))
 		for range 20 {
-			d := cfg.pause(n)
+			d := cfg.backoff(n)
 			require.GreaterOrEqual(t, float64(d), mean/2-1, "failure %d", n)
 			require.LessOrEqual(t, float64(d), min(mean*1.5+1, float64(cfg.BackoffMax)), "failure %d", n)
 		}
 	}
 	asked := func(retryAfter time.Duration) time.Duration {
-		return Decide(cfg, &task.Task{}, nil, Failure{Class: task.ClassThrottled, RetryAfter: retryAfter}, 1, NewBudget(1), time.Now()).After
+		return Decide(cfg, Situation{&task.Task{}, nil, Failure{Class: task.ClassThrottled, RetryAfter: retryAfter}, 1}, NewBudget(1), time.Now()).After
 	}
 	require.Equal(t, 50*time.Millisecond, asked(50*time.Millisecond), "as the device asks")
-	require.Equal(t, cfg.BackoffMax, asked(time.Hour), "within reason")
+	require.Equal(t, cfg.BackoffMax, asked(time.Hour), "up to the longest backoff")
 	require.Equal(t, cfg.BackoffMin, asked(time.Nanosecond))
 	require.Positive(t, asked(0))
 }
@@ -143,7 +143,7 @@ func TestBudget(t *testing.T) {
 	for b.Take() {
 		saved++
 	}
-	require.Equal(t, 250, saved, "what was saved up is bounded")
+	require.Equal(t, 250, saved, "savings are bounded")
 }
 
 func TestReasonsAreShort(t *testing.T) {

@@ -9,18 +9,18 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/task"
 )
 
 // engine sends requests to OpenAI-compatible devices.
 type engine struct {
 	client *http.Client
-	keys   map[string]string // API keys by device, * for the others
-	limit  int64             // bytes of an answer, of one task
+	keys   map[string]string // API keys by device id; * for all others
+	limit  int64             // of one task's answer, in bytes
 }
 
 func newEngine(cfg Config) (*engine, error) {
@@ -28,7 +28,7 @@ func newEngine(cfg Config) (*engine, error) {
 	for id, env := range cfg.DeviceKeyEnv {
 		v := os.Getenv(env)
 		if v == "" {
-			return nil, fmt.Errorf("workers.device_key_env: the environment variable %s for device %s is empty; set it to the API key, or remove the entry", env, id)
+			return nil, fmt.Errorf("workers.device_key_env: environment variable %s for device %s is empty: set it to the API key, or remove the entry", env, id)
 		}
 		keys[id] = v
 	}
@@ -36,7 +36,7 @@ func newEngine(cfg Config) (*engine, error) {
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 10 * time.Second,
 		MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: 90 * time.Second,
-		DisableCompression: true, // answers are small and devices are near
+		DisableCompression: true, // answers are small and devices are close
 		ForceAttemptHTTP2:  true,
 		ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
 	}
@@ -46,28 +46,31 @@ func newEngine(cfg Config) (*engine, error) {
 	}, nil
 }
 
-// maxMergedAnswer bounds the answer of a merged request in memory; the tasks of a
-// larger one go one by one.
-const maxMergedAnswer = 32 << 20
+// maxBatchedAnswer bounds the answer to a batched request, in bytes. If it is larger, the tasks are
+// sent one by one.
+const maxBatchedAnswer = 32 << 20
 
-func (e *engine) close() { e.client.CloseIdleConnections() }
+func (e *engine) close(context.Context) error {
+	e.client.CloseIdleConnections()
+	return nil
+}
 
 // request is one HTTP request to a device.
 type request struct {
 	device   task.DeviceRef
 	endpoint string
 	body     []byte
-	ids      []string // one a task: what the device's logs can be searched for
+	ids      []string // of the tasks, to be found in the device's logs
 	traceID  string
 	tasks    int
 }
 
-// do sends one request. The failure is nil when the device answered 2xx with
-// valid JSON.
+// do sends a request and returns the answer and its status. The failure is nil when the device answered
+// 2xx with valid JSON; the status is 0 when there was no answer.
 func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, joinURL(r.device.URL, r.endpoint), bytes.NewReader(r.body))
 	if err != nil {
-		return nil, 0, &Failure{Class: task.ClassConnect, Message: short(fmt.Sprintf("making a request to device %s: %v", r.device.ID, err), maxMessage)}
+		return nil, 0, &Failure{Class: task.ClassConnect, Message: text.Clip(fmt.Sprintf("making a request to device %s: %v", r.device.ID, err), maxMessage)}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "batchyard")
@@ -89,20 +92,20 @@ func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 		return nil, 0, transportFailure(ctx, r.device.ID, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	limit := max(e.limit, min(e.limit*int64(max(1, r.tasks)), maxMergedAnswer))
+	limit := max(e.limit, min(e.limit*int64(max(1, r.tasks)), maxBatchedAnswer))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		f := transportFailure(ctx, r.device.ID, err)
-		if f.Status = resp.StatusCode; f.Class == task.ClassConnect { // it was there, and broke off
+		if f.Status = resp.StatusCode; f.Class == task.ClassConnect { // it answered, and the connection broke
 			f.Class = task.ClassDevice
 		}
 		return nil, resp.StatusCode, f
 	}
-	return check(r.device.ID, resp, body, limit)
+	return classify(r.device.ID, resp, body, limit)
 }
 
-// check says whose fault an answer is.
-func check(id string, resp *http.Response, body []byte, limit int64) ([]byte, int, *Failure) {
+// classify decides from an answer who is to blame, if anyone.
+func classify(id string, resp *http.Response, body []byte, limit int64) ([]byte, int, *Failure) {
 	status := resp.StatusCode
 	fail := func(c task.ErrorClass, msg string) ([]byte, int, *Failure) {
 		f := &Failure{Class: c, Status: status, Message: msg, RetryAfter: retryAfter(resp.Header, time.Now())}
@@ -114,16 +117,16 @@ func check(id string, resp *http.Response, body []byte, limit int64) ([]byte, in
 	switch {
 	case status >= 200 && status < 300:
 		if int64(len(body)) > limit {
-			return fail(task.ClassInvalid, fmt.Sprintf("the answer of device %s is larger than %d bytes; ask for less, or raise workers.max_answer", id, limit))
+			return fail(task.ClassInvalid, fmt.Sprintf("the answer of device %s exceeds %d bytes: ask for less output, or raise workers.max_answer", id, limit))
 		}
 		if err := task.CheckJSON(body); err != nil {
-			return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d with a broken body: %v", id, status, err))
+			return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d with an invalid body: %v", id, status, err))
 		}
 		return body, status, nil
 	case status == http.StatusTooManyRequests:
 		return fail(task.ClassThrottled, fmt.Sprintf("device %s answered 429: too many requests", id))
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fail(task.ClassAuth, fmt.Sprintf("device %s answered %d: set its key by workers.device_key_env", id, status))
+		return fail(task.ClassAuth, fmt.Sprintf("device %s answered %d: set its API key with workers.device_key_env", id, status))
 	case status == http.StatusRequestTimeout || status == http.StatusConflict || status == http.StatusTooEarly || status == 499:
 		return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
 	case status >= 400 && status < 500:
@@ -132,16 +135,13 @@ func check(id string, resp *http.Response, body []byte, limit int64) ([]byte, in
 	return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
 }
 
-// maxMessage bounds what is said of a failure, in bytes: it stays with the task.
+// maxMessage bounds the message of a failure, in bytes, because it travels with the task.
 const maxMessage = 1024
 
-// short cuts text that comes from a device.
-func short(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
-
-// transportFailure says why there was no answer. Errors of the HTTP client hold
-// the URL, never the body.
+// transportFailure classifies an error without an answer. Errors of the HTTP client contain the URL
+// but never the body.
 func transportFailure(ctx context.Context, id string, err error) *Failure {
-	f := &Failure{Class: task.ClassConnect, Message: short(fmt.Sprintf("talking to device %s: %v", id, unwrapURL(err)), maxMessage)}
+	f := &Failure{Class: task.ClassConnect, Message: text.Clip(fmt.Sprintf("sending a request to device %s: %v", id, unwrapURL(err)), maxMessage)}
 	var ne net.Error
 	switch {
 	case errors.Is(context.Cause(ctx), errCancelled):
@@ -156,6 +156,7 @@ func transportFailure(ctx context.Context, id string, err error) *Failure {
 	return f
 }
 
+// unwrapURL removes the URL from an error of the HTTP client.
 func unwrapURL(err error) error {
 	if u := errors.Unwrap(err); u != nil {
 		return u
@@ -163,26 +164,11 @@ func unwrapURL(err error) error {
 	return err
 }
 
-// joinURL appends the endpoint to a device's base, which may end with /v1.
+// joinURL appends the endpoint to a device's base URL, which may end with /v1.
 func joinURL(base, endpoint string) string {
 	base = strings.TrimRight(base, "/")
 	if strings.HasSuffix(base, "/v1") {
 		endpoint = strings.TrimPrefix(endpoint, "/v1")
 	}
 	return base + endpoint
-}
-
-// retryAfter reads the pause that a device asks for: seconds, or a date.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms >= 0 && ms < 1e9 {
-		return time.Duration(ms * float64(time.Millisecond))
-	}
-	v := h.Get("Retry-After")
-	if s, err := strconv.ParseFloat(v, 64); err == nil && s >= 0 && s < 1e6 {
-		return time.Duration(s * float64(time.Second))
-	}
-	if at, err := http.ParseTime(v); err == nil {
-		return max(0, at.Sub(now))
-	}
-	return 0
 }

@@ -23,7 +23,7 @@ func newTestEngine(t *testing.T, cfg Config) *engine {
 	t.Helper()
 	e, err := newEngine(cfg)
 	require.NoError(t, err)
-	t.Cleanup(e.close)
+	t.Cleanup(func() { require.NoError(t, e.close(context.Background())) })
 	return e
 }
 
@@ -40,8 +40,8 @@ func chatRequest(d *fleet.Device) request {
 		body: []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`), traceID: strings.Repeat("ab", 16)}
 }
 
-// Whose fault an answer is, over real connections.
-func TestEngineClassifiesFaults(t *testing.T) {
+// Who is to blame for an answer, over real connections.
+func TestTheEngineClassifiesFaults(t *testing.T) {
 	d := startFleet(t, fleet.Spec{ID: "d"}).Device("d")
 	e := newTestEngine(t, testConfig())
 	for name, c := range map[string]struct {
@@ -60,9 +60,9 @@ func TestEngineClassifiesFaults(t *testing.T) {
 		"408":       {fleet.Fault{Kind: fleet.Fail, Status: 408}, task.ClassDevice, 408, ""},
 		"409":       {fleet.Fault{Kind: fleet.Fail, Status: 409}, task.ClassDevice, 409, ""},
 		"429":       {fleet.Fault{Kind: fleet.RateLimit, RetryAfter: 7 * time.Second}, task.ClassThrottled, 429, "too many requests"},
-		"bad JSON":  {fleet.Fault{Kind: fleet.BadJSON}, task.ClassDevice, 200, "broken body"},
+		"bad JSON":  {fleet.Fault{Kind: fleet.BadJSON}, task.ClassDevice, 200, "invalid body"},
 		"truncated": {fleet.Fault{Kind: fleet.Truncate}, task.ClassDevice, 200, "unexpected EOF"},
-		"reset":     {fleet.Fault{Kind: fleet.Reset}, task.ClassConnect, 0, "talking to device d"},
+		"reset":     {fleet.Fault{Kind: fleet.Reset}, task.ClassConnect, 0, "sending a request to device d"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d.SetFault(c.fault)
@@ -77,11 +77,11 @@ func TestEngineClassifiesFaults(t *testing.T) {
 			require.NotNil(t, f)
 			require.Equal(t, c.class, f.Class)
 			require.Contains(t, f.Message, c.message)
-			require.Equal(t, c.class == task.ClassInvalid, f.Body != nil, "what a device says is wrong with a task is kept")
+			require.Equal(t, c.class == task.ClassInvalid, f.Body != nil, "the device's explanation is kept if the task is to blame")
 			if c.class == task.ClassThrottled {
 				require.Equal(t, 7*time.Second, f.RetryAfter)
 			}
-			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, outcomeOf(f) == device.Fault)
+			require.Equal(t, c.class == task.ClassDevice || c.class == task.ClassConnect || c.class == task.ClassAuth, deviceOutcome(f) == device.Fault)
 		})
 	}
 	d.Stop()
@@ -89,8 +89,8 @@ func TestEngineClassifiesFaults(t *testing.T) {
 	require.Equal(t, task.ClassConnect, f.Class)
 }
 
-// Why we hang up decides whose fault it is.
-func TestEngineKnowsWhoHungUp(t *testing.T) {
+// Why we hang up decides who is to blame.
+func TestTheEngineKnowsWhyItHungUp(t *testing.T) {
 	d := startFleet(t, fleet.Spec{ID: "d"}).Device("d")
 	d.SetFault(fleet.Fault{Kind: fleet.Hang})
 	e := newTestEngine(t, testConfig())
@@ -103,21 +103,21 @@ func TestEngineKnowsWhoHungUp(t *testing.T) {
 		f := wait(t, done, "the end of the request")
 		require.Eventually(t, func() bool { return d.Stats().InFlight == 0 }, patience, time.Millisecond)
 		require.Equal(t, class, f.Class)
-		require.Equal(t, device.Neutral, outcomeOf(f))
+		require.Equal(t, device.Neutral, deviceOutcome(f))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	_, _, f := e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassTimeout, f.Class)
-	require.Equal(t, device.TimedOut, outcomeOf(f), "a device that hangs is not well")
+	require.Equal(t, device.TimedOut, deviceOutcome(f), "a device that hangs is not healthy")
 	ctx, cancel = context.WithDeadlineCause(t.Context(), time.Now().Add(30*time.Millisecond), errExpired)
 	defer cancel()
 	_, _, f = e.do(ctx, chatRequest(d))
 	require.Equal(t, task.ClassExpired, f.Class)
-	require.Equal(t, device.Neutral, outcomeOf(f), "a task's deadline says nothing of the device")
+	require.Equal(t, device.Neutral, deviceOutcome(f), "a task's deadline says nothing about the device")
 }
 
-func TestEngineBoundsAnswersAndFollowsNobody(t *testing.T) {
+func TestTheEngineBoundsAnswersAndFollowsNoRedirects(t *testing.T) {
 	var followed bool
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/chat/completions", func(w http.ResponseWriter, r *http.Request) {
@@ -146,7 +146,7 @@ func TestEngineBoundsAnswersAndFollowsNobody(t *testing.T) {
 	require.Nil(t, f.Body)
 	r.tasks = 3
 	_, _, f = e.do(t.Context(), r)
-	require.Nil(t, f, "a merged answer may be as large as those of its tasks")
+	require.Nil(t, f, "a batched answer may be as large as the answers of its tasks together")
 
 	r.ids = []string{"redirect"}
 	_, status, f = e.do(t.Context(), r)
@@ -165,9 +165,9 @@ func TestEngineBoundsAnswersAndFollowsNobody(t *testing.T) {
 	require.ErrorContains(t, err, "TEST_NO_SUCH_KEY")
 }
 
-// What a broken device sends goes into the task's attempts, and with them round
-// through the topics: it must not make the task larger than these take.
-func TestWhatIsSaidOfAFailureIsShort(t *testing.T) {
+// The message of a failure becomes a part of the task, which must still fit into its topic whatever a
+// broken device sends.
+func TestFailureMessagesAreShort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })

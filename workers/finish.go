@@ -1,60 +1,77 @@
 package workers
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
-// settle decides what follows the end of an attempt. tried is false when no
-// request was made.
-func (s *Workers) settle(r *runner, w *work, d task.DeviceRef, answer []byte, f *Failure, tried bool) {
+// ending is an attempt that ended, on its way to a result or back to its topic.
+type ending struct {
+	*work
+	failure *Failure     // nil: success, or no attempt was made
+	events  []task.Event // of the attempt; written together with what follows
+	at      time.Time
+}
+
+// attemptEnded decides what follows an attempt. answer is the device's; f is nil on success.
+func (s *Workers) attemptEnded(r *runner, w *work, answer []byte, f *Failure) {
 	now := time.Now()
-	var events []task.Event
-	if tried {
-		events = append(events, s.attemptEnded(w, answer, f, now))
-	}
-	switch cause := w.dead(); {
+	e := ending{work: w, failure: f, events: []task.Event{s.attemptEvent(w, answer, f, now)}, at: now}
+	switch cause := w.stopCause(); {
 	case errors.Is(cause, errCancelled), errors.Is(cause, errLost):
-		s.leave(w, cause, events)
-		return
+		s.abandon(w, cause, e.events)
 	case f == nil:
-		s.succeed(w, answer, events, now)
-		return
-	case cause != nil: // we stop: the failure is our own doing
-		s.leave(w, cause, events)
-		return
-	}
-	if dl := w.a.Task.Deadline; !dl.IsZero() && !dl.After(now) {
-		s.expireWith(w, events, now)
-		return
-	}
-	dec := Decide(s.cfg, &w.a.Task, w.attempts, *f, w.here, r.budget, now)
-	if dec.Late {
-		s.deps.Metrics.Workers.BudgetExceeded.Inc()
-	}
-	switch dec.Action {
-	case Again:
-		s.tell(w, events)
-		s.later(r, w, dec.After)
-	case Reroute:
-		s.requeue(w, d, dec, f, events, now)
-	case Degrade:
-		s.degrade(w, dec, f, events, now)
-	case Expire:
-		s.expireWith(w, events, now)
+		s.succeed(e, answer)
+	case cause != nil: // the worker is stopping and caused the failure itself
+		s.abandon(w, cause, e.events)
 	default:
-		s.fail(w, f, events, now)
+		s.decide(r, e)
 	}
 }
 
-func (s *Workers) attemptEnded(w *work, answer []byte, f *Failure, now time.Time) task.Event {
+// attemptRefused decides what follows when the device was not asked.
+func (s *Workers) attemptRefused(r *runner, w *work, f *Failure) {
+	if cause := w.stopCause(); cause != nil {
+		s.abandon(w, cause, nil)
+		return
+	}
+	s.decide(r, ending{work: w, failure: f, at: time.Now()})
+}
+
+// decide carries out what [Decide] says about a failure.
+func (s *Workers) decide(r *runner, e ending) {
+	if e.expired(e.at) {
+		s.expire(e)
+		return
+	}
+	d := Decide(s.cfg, Situation{Task: e.task(), Attempts: e.attempts, Failure: *e.failure, LocalAttempts: e.localAttempts}, r.budget, e.at)
+	if d.OverBudget {
+		s.deps.Metrics.Workers.BudgetExceeded.Inc()
+	}
+	switch d.Action {
+	case RetryHere:
+		s.writeEvents(e.work, e.events)
+		s.retryHere(r, e.work, d.After)
+	case RetryElsewhere:
+		s.retryElsewhere(e, d, r.id)
+	case Degrade:
+		s.degrade(e, d.Model)
+	case Expire:
+		s.expire(e)
+	default:
+		s.fail(e)
+	}
+}
+
+// attemptEvent returns the event of an attempt that was made.
+func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time) task.Event {
 	a := w.attempts[len(w.attempts)-1]
 	action := task.AttemptSucceeded
 	if f != nil {
@@ -73,213 +90,131 @@ func (s *Workers) attemptEnded(w *work, answer []byte, f *Failure, now time.Time
 	} else {
 		u := usageOf(answer)
 		e.TokensIn, e.TokensOut = u.InputTokens, u.OutputTokens
-		sum := digest(answer)
-		e.OutputSize, e.OutputSHA256 = int64(len(answer)), sum
+		e.OutputSize, e.OutputSHA256 = int64(len(answer)), digest(answer)
 	}
 	e.Detail = detail(note)
 	return e
 }
 
-// later runs a task again on the same device after a pause; the slot is free
-// meanwhile. When the worker stops first, it is given back.
-func (s *Workers) later(r *runner, w *work, after time.Duration) {
-	if !s.pauses.add(after, r, w) {
+// retryHere runs a task again on the same device after a backoff, during which its slot is free. If
+// the worker is stopping, the task is given back.
+func (s *Workers) retryHere(r *runner, w *work, after time.Duration) {
+	if !s.backoffs.add(after, r, w) {
 		s.giveBack(w, nil)
 	}
 }
 
-// succeed ends a task well.
-func (s *Workers) succeed(w *work, answer []byte, events []task.Event, now time.Time) {
+// succeed ends a task with the device's answer.
+func (s *Workers) succeed(e ending, answer []byte) {
 	if int64(len(answer)) > s.cfg.MaxAnswer {
-		s.fail(w, &Failure{Class: task.ClassInvalid, Message: fmt.Sprintf("the answer's %d bytes are more than workers.max_answer (%d)", len(answer), s.cfg.MaxAnswer)}, events, now)
+		e.failure = &Failure{Class: task.ClassInvalid, Message: fmt.Sprintf("the answer has %d bytes, more than workers.max_answer (%d)", len(answer), s.cfg.MaxAnswer)}
+		s.fail(e)
 		return
 	}
-	res := s.result(w, task.Success, now)
+	res := s.result(e, task.Success)
 	res.Output, res.Usage = answer, usageOf(answer)
 	m := s.deps.Metrics.Workers
 	m.Tokens.WithLabelValues("input").Add(float64(res.Usage.InputTokens))
 	m.Tokens.WithLabelValues("output").Add(float64(res.Usage.OutputTokens))
-	e := s.event(task.TaskSucceeded, w, now)
-	e.Device, e.Attempt, e.Batch = res.Device, res.Attempt(), w.batch
-	e.Duration = max(0, now.Sub(w.a.Task.SubmittedAt))
-	e.TokensIn, e.TokensOut = res.Usage.InputTokens, res.Usage.OutputTokens
-	s.end(w, res, append(events, e))
+	ev := s.endEvent(task.TaskSucceeded, e, res)
+	ev.TokensIn, ev.TokensOut = res.Usage.InputTokens, res.Usage.OutputTokens
+	s.writeResult(e.work, res, append(e.events, ev))
 }
 
-// fail ends a task without an answer; the result holds every attempt's reason.
-func (s *Workers) fail(w *work, f *Failure, events []task.Event, now time.Time) {
-	res := s.result(w, task.Failed, now)
+// fail ends a task without an answer. The result lists the errors of all attempts.
+func (s *Workers) fail(e ending) {
+	f := e.failure
+	res := s.result(e, task.Failed)
 	res.Error = &task.Error{Class: f.Class, Message: f.Message}
 	if f.Class == task.ClassInvalid && len(f.Body) > 0 && int64(len(f.Body)) <= s.cfg.MaxAnswer {
-		res.Output = f.Body // what the device says is wrong with the request
+		res.Output = f.Body // the device explains what is wrong with the request
 	}
-	e := s.event(task.TaskFailed, w, now)
-	e.Outcome, e.ErrorClass = task.OutcomeFailed, f.Class
-	e.Device, e.Attempt, e.Batch = res.Device, res.Attempt(), w.batch
-	e.Duration = max(0, now.Sub(w.a.Task.SubmittedAt))
-	e.Detail = detail(map[string]any{"attempts": reasons(res.Attempts)})
-	s.end(w, res, append(events, e))
+	ev := s.endEvent(task.TaskFailed, e, res)
+	ev.Outcome, ev.ErrorClass = task.OutcomeFailed, f.Class
+	ev.Detail = detail(map[string]any{"attempts": reasons(res.Attempts)})
+	s.writeResult(e.work, res, append(e.events, ev))
 }
 
-func (s *Workers) expire(w *work) { s.expireWith(w, nil, time.Now()) }
-
-func (s *Workers) expireWith(w *work, events []task.Event, now time.Time) {
-	res := s.result(w, task.Expired, now)
+// expire ends a task whose deadline has passed.
+func (s *Workers) expire(e ending) {
+	res := s.result(e, task.Expired)
 	res.Error = &task.Error{Class: task.ClassExpired, Message: "the deadline passed before a device answered"}
-	e := s.event(task.TaskExpired, w, now)
-	e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassExpired
-	e.Device, e.Batch = w.a.Device.ID, w.batch
-	e.Duration = max(0, now.Sub(w.a.Task.SubmittedAt))
-	s.end(w, res, append(events, e))
+	ev := s.endEvent(task.TaskExpired, e, res)
+	ev.Outcome, ev.ErrorClass = task.OutcomeFailed, task.ClassExpired
+	ev.Device, ev.Attempt = e.assignment.Device.ID, e.assignment.Attempt
+	s.writeResult(e.work, res, append(e.events, ev))
 }
 
-func (s *Workers) result(w *work, st task.State, now time.Time) *task.Result {
-	res := task.NewResult(&w.a.Task, st, now)
-	res.Attempts = w.attempts
-	res.AssignedAt, res.StartedAt = w.a.AssignedAt.UTC(), w.started.UTC()
-	if n := len(w.attempts); n > 0 {
-		res.Device, res.Status = w.attempts[n-1].Device, w.attempts[n-1].Status
+// endEvent returns the event of a task's terminal state.
+func (s *Workers) endEvent(a task.Action, e ending, res *task.Result) task.Event {
+	ev := s.event(a, e.work, e.at)
+	ev.Device, ev.Attempt, ev.Batch = res.Device, res.Attempt(), e.batch
+	ev.Duration = max(0, e.at.Sub(e.task().SubmittedAt))
+	return ev
+}
+
+func (s *Workers) result(e ending, st task.State) *task.Result {
+	res := task.NewResult(e.task(), st, e.at)
+	res.Attempts = e.attempts
+	res.AssignedAt, res.StartedAt = e.assignment.AssignedAt.UTC(), e.started.UTC()
+	if n := len(e.attempts); n > 0 {
+		res.Device, res.Status = e.attempts[n-1].Device, e.attempts[n-1].Status
 	}
 	return res
 }
 
-// end writes a result. Should the topic not take it for its size, the task
-// fails instead: it has to end.
-func (s *Workers) end(w *work, res *task.Result, events []task.Event) {
+// writeResult writes a result. If the topic refuses it for its size, the task fails instead, because
+// it has to end.
+func (s *Workers) writeResult(w *work, res *task.Result, events []task.Event) {
+	key := w.task().Key()
 	msg, err := stream.ResultMessage(res)
-	if err != nil { // cannot be: the answer was checked to be JSON
-		s.deps.Logger.Error("encoding a result", "tenant", w.a.Task.Tenant, "task_id", w.a.Task.ID, "error", err)
+	if err != nil { // cannot happen: the answer was checked to be JSON
+		s.deps.Logger.Error("encoding a result", "tenant", key.Tenant, "task_id", key.ID, "error", err)
 		return
 	}
 	m := s.deps.Metrics.Workers
 	m.Ended.WithLabelValues(string(res.State)).Inc()
 	m.TotalSeconds.WithLabelValues(string(res.Priority)).Observe(max(0, res.FinishedAt.Sub(res.SubmittedAt).Seconds()))
-	s.away(w, stream.Unit{Messages: []stream.Message{msg}, Events: events}, func(err error) {
+	s.conclude(w, stream.Unit{Messages: []stream.Message{msg}, Events: events}, func(err error) {
 		var large *stream.TooLargeError
 		if !errors.As(err, &large) || (res.Output == nil && len(res.Labels) == 0) {
-			s.deps.Logger.Error("a result was not written; the task is run again", "tenant", w.a.Task.Tenant, "task_id", w.a.Task.ID, "error", err)
+			s.deps.Logger.Error("a result was not written; the task will run again", "tenant", key.Tenant, "task_id", key.ID, "error", err)
 			return
 		}
 		small := *res
 		small.State, small.Output, small.Labels, small.Attempts = task.Failed, nil, nil, nil
-		small.Error = &task.Error{Class: task.ClassInvalid, Message: "the result is larger than the results topic takes; ask for less"}
-		s.end(w, &small, nil)
+		small.Error = &task.Error{Class: task.ClassInvalid, Message: "the result is larger than the results topic allows; ask for less output"}
+		s.writeResult(w, &small, nil)
 	})
 }
 
-// requeue writes a task back to its topic, for another device or a later time.
-func (s *Workers) requeue(w *work, d task.DeviceRef, dec Decision, f *Failure, events []task.Event, now time.Time) {
-	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.Moved = w.attempts, t.Progress.Moved && w.here == 0
-	t.Progress.NotBefore = time.Time{}
-	if dec.After > 0 {
-		t.Progress.NotBefore = now.Add(dec.After).UTC()
-	}
-	if dec.Exclude {
-		t.Progress.Exclude = excluding(t.Progress.Exclude, d.ID)
-	}
-	s.back(w, t, task.TaskRequeued, f.Class, map[string]any{"reason": f.Class, "after_ms": dec.After.Milliseconds(), "without_device": dec.Exclude}, events, now)
-}
-
-// degrade writes a task back with a smaller model.
-func (s *Workers) degrade(w *work, dec Decision, f *Failure, events []task.Event, now time.Time) {
-	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.Exclude, t.Progress.NotBefore, t.Progress.Moved = w.attempts, nil, time.Time{}, false
-	if t.Progress.Requested == "" {
-		t.Progress.Requested = t.Model
-	}
-	from := t.Model
-	t.Model = dec.Model
-	s.deps.Metrics.Workers.Degraded.Inc()
-	e := s.event(task.TaskDegraded, w, now)
-	e.Detail = detail(map[string]any{"from": from, "to": dec.Model})
-	s.back(w, t, task.TaskRequeued, f.Class, map[string]any{"reason": "degraded"}, append(events, e), now)
-}
-
-// giveBack returns a task that was not tried to the end because we stop: that is
-// no attempt of its own, and the device is not to blame.
-func (s *Workers) giveBack(w *work, events []task.Event) {
-	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, time.Time{}, t.Progress.Moved && w.here == 0
-	s.back(w, t, task.TaskRequeued, task.ClassDraining, map[string]any{"reason": task.ClassDraining}, events, time.Now())
-}
-
-// Why waiting work leaves a device, when not because of an attempt.
-const (
-	awaySilent   = "device_silent"
-	awayDraining = "device_draining"
-	awayLeft     = "device_left"
-	movedEven    = "moved"
-)
-
-// moveAway returns a task that has not been started, because its device takes no
-// more work. It pauses: the routers may not know yet, and would send it here
-// again at once.
-func (s *Workers) moveAway(w *work, why string) {
-	t := w.a.Task.Requeued()
-	now := time.Now()
-	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, now.Add(s.cfg.pause(1)).UTC(), t.Progress.Moved && w.here == 0
-	s.back(w, t, task.TaskRequeued, task.ClassNone, map[string]any{"reason": why}, nil, now)
-}
-
-// moveOver returns a task that waits here while others have nothing to do.
-func (s *Workers) moveOver(w *work, note map[string]any) {
-	t := w.a.Task.Requeued()
-	t.Progress.Attempts, t.Progress.NotBefore, t.Progress.Moved = w.attempts, time.Time{}, true
-	s.back(w, t, task.TaskRequeued, task.ClassNone, note, nil, time.Now())
-}
-
-func (s *Workers) back(w *work, t *task.Task, a task.Action, class task.ErrorClass, note map[string]any, events []task.Event, now time.Time) {
-	// More are refused by whoever reads it; their numbers go on.
-	if n := len(t.Progress.Attempts) - 4*task.MaxAttemptsLimit; n > 0 {
-		t.Progress.Attempts = t.Progress.Attempts[n:]
-	}
-	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.Requeued(nil)...)
-	if err != nil {
-		s.deps.Logger.Error("encoding a task", "tenant", t.Tenant, "task_id", t.ID, "error", err)
-		return
-	}
-	e := s.event(a, w, now)
-	e.Attempt, e.Device, e.Batch, e.ErrorClass = max(w.a.Attempt, t.Tried()), w.a.Device.ID, w.batch, class
-	e.Detail = detail(note)
-	s.deps.Metrics.Workers.Requeued.WithLabelValues(cmp.Or(string(class), fmt.Sprint(note["reason"]))).Inc()
-	s.away(w, stream.Unit{Messages: []stream.Message{msg}, Events: append(events, e)}, func(err error) {
-		var large *stream.TooLargeError
-		if errors.As(err, &large) { // its attempts made it larger than its topic takes
-			s.fail(w, &Failure{Class: task.ClassInvalid, Message: "the task with its attempts is larger than its topic takes"}, nil, time.Now())
-			return
-		}
-		s.deps.Logger.Error("a task was not written back; it is run again", "tenant", t.Tenant, "task_id", t.ID, "error", err)
-	})
-}
-
-// leave ends work that is not to be run any more.
-func (s *Workers) leave(w *work, cause error, events []task.Event) {
+// abandon ends work that must not run any more.
+func (s *Workers) abandon(w *work, cause error, events []task.Event) {
 	switch {
-	case errors.Is(cause, errLost): // its new owner runs it; we do nothing more for it
-		if w.over.CompareAndSwap(false, true) {
-			s.live.remove(w)
+	case errors.Is(cause, errLost): // the new owner runs it and holds its credit
+		if w.concluded.CompareAndSwap(false, true) {
+			s.tasks.remove(w)
 			w.stop(errLost)
-			if w.paid.CompareAndSwap(false, true) {
-				s.leases.Drop(w.a.Lease, 1) // the new owner holds it
+			if w.creditReturned.CompareAndSwap(false, true) {
+				s.leases.Drop(w.assignment.Lease, 1)
 			}
 		}
-	case errors.Is(cause, errCancelled): // whoever cancelled it wrote its result
+	case errors.Is(cause, errCancelled): // the result was written by the cancel
 		e := s.event(task.TaskCancelled, w, time.Now())
-		e.Device, e.Batch = w.a.Device.ID, w.batch
+		e.Device, e.Batch = w.assignment.Device.ID, w.batch
 		s.deps.Metrics.Workers.Ended.WithLabelValues(string(task.Cancelled)).Inc()
-		s.away(w, stream.Unit{Events: append(events, e)}, nil)
+		s.conclude(w, stream.Unit{Events: append(events, e)}, nil)
 	default:
 		s.giveBack(w, events)
 	}
 }
 
-// away hands over the last that is written for a piece of work, gives its
-// credit back, and finishes its share of the record when that is acknowledged.
-func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
-	if w.over.CompareAndSwap(false, true) {
-		s.live.remove(w)
-		s.giveCredit(w)
+// conclude hands over the last unit of a piece of work, returns its credit, and releases its share
+// of the record when the unit is acknowledged. refused is called when the topic never takes it.
+func (s *Workers) conclude(w *work, u stream.Unit, refused func(error)) {
+	if w.concluded.CompareAndSwap(false, true) {
+		s.tasks.remove(w)
+		s.returnCredit(w)
 		w.stop(nil)
 	}
 	fault.At("workers.before_result")
@@ -287,38 +222,24 @@ func (s *Workers) away(w *work, u stream.Unit, refused func(error)) {
 		switch {
 		case err == nil:
 			fault.At("workers.after_result")
-			w.from.release()
+			w.ack.Release()
 		case refused != nil:
-			// It writes again, and must not wait here for room in the outbox: the
-			// outbox has none until this call returns.
+			// It writes again and may have to wait for room in the outbox, which gets none
+			// until this call returns.
 			go refused(err)
 		}
 	}
 	s.put(u)
 }
 
-// giveCredit gives a piece of work's credit back, once.
-func (s *Workers) giveCredit(w *work) {
-	if w.paid.CompareAndSwap(false, true) {
-		s.leases.GiveBack(w.a.Lease)
+// returnCredit returns the credit of a piece of work, once.
+func (s *Workers) returnCredit(w *work) {
+	if w.creditReturned.CompareAndSwap(false, true) {
+		s.leases.GiveBack(w.assignment.Lease)
 	}
 }
 
-func excluding(list []string, id string) []string {
-	for _, x := range list {
-		if x == id {
-			return list
-		}
-	}
-	const most = 32 // a device more than that is tried again: better than a task that grows for ever
-	if len(list) >= most {
-		list = list[1:]
-	}
-	return append(list, id)
-}
-
-// reasons is the attempts in short, for the audit row; the newest are kept when
-// there is no room for all.
+// reasons summarizes attempts for the audit row: the newest ten.
 func reasons(as []task.Attempt) []map[string]any {
 	const most = 10
 	if len(as) > most {
@@ -326,12 +247,12 @@ func reasons(as []task.Attempt) []map[string]any {
 	}
 	out := make([]map[string]any, 0, len(as))
 	for _, a := range as {
-		out = append(out, map[string]any{"number": a.Number, "device_id": a.Device, "class": a.Class, "status": a.Status, "message": a.Message[:min(len(a.Message), 120)]})
+		out = append(out, map[string]any{"number": a.Number, "device_id": a.Device, "class": a.Class, "status": a.Status, "message": text.Clip(a.Message, 120)})
 	}
 	return out
 }
 
-// detail writes a small JSON object; what does not fit is left out.
+// detail encodes an event's detail; nil when it is empty or too large.
 func detail(m map[string]any) []byte {
 	b, err := json.Marshal(m)
 	if err != nil || len(b) > task.MaxDetail || len(m) == 0 {

@@ -17,10 +17,10 @@ import (
 	"github.com/batchyard/batchyard/internal/embedded"
 )
 
-// patience is for a loaded machine; nothing waits that long when it works.
+// patience bounds how long a test waits on a loaded machine.
 const patience = 30 * time.Second
 
-// shared is the broker of this test binary; real ones are named by the environment.
+// shared is the embedded broker of this test binary.
 var shared struct {
 	sync.Mutex
 	broker *embedded.Broker
@@ -82,7 +82,7 @@ func wait[T any](t testing.TB, c <-chan T, what string) T {
 	case v := <-c:
 		return v
 	case <-time.After(patience):
-		require.FailNow(t, "waited in vain for "+what)
+		require.FailNow(t, "timed out waiting for "+what)
 		panic("unreachable")
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// busy is a device of so many slots with tasks of one kind.
-func busy(id string, slots, tasks int, service float64) *standing {
-	return &standing{id: id, slots: float64(slots), load: float64(tasks) * service, service: service, takes: true, gives: max(0, tasks-slots)}
+// busy returns a device with so many slots and tasks of one workload.
+func busy(id string, slots, tasks int, service float64) *deviceLoad {
+	return &deviceLoad{id: id, slots: float64(slots), load: float64(tasks) * service, service: service, takes: true, gives: max(0, tasks-slots)}
 }
 
 func total(moves []move) (n int) {
@@ -21,31 +21,31 @@ func total(moves []move) (n int) {
 	return n
 }
 
-func TestPlanMovesWhatWaitsInVain(t *testing.T) {
+func TestPlanMovesWaitingTasks(t *testing.T) {
 	for name, c := range map[string]struct {
-		all  []*standing
+		all  []*deviceLoad
 		want int
 	}{
-		"even":                    {[]*standing{busy("a", 1, 10, 100), busy("b", 1, 10, 100)}, 0},
-		"about even":              {[]*standing{busy("a", 1, 12, 100), busy("b", 1, 9, 100)}, 0},
-		"uneven":                  {[]*standing{busy("a", 1, 21, 1000), busy("b", 1, 1, 1000)}, 9},
-		"as fast as it has slots": {[]*standing{busy("a", 1, 30, 1000), busy("b", 8, 0, 1000)}, 26},
-		"nothing waits":           {[]*standing{busy("a", 8, 8, 1000), busy("b", 8, 0, 1000)}, 0},
-		"slow ones do not help":   {[]*standing{busy("a", 4, 20, 40), busy("b", 1, 0, 240)}, 0},
-		"not for the way's cost":  {[]*standing{busy("a", 1, 8, 10), busy("b", 1, 0, 10)}, 0},
-		"even on the whole":       {append([]*standing{busy("a", 1, 14, 1000)}, evens(10, 10)...), 0},
-		"one alone":               {[]*standing{busy("a", 1, 50, 1000)}, 0},
+		"even":                    {[]*deviceLoad{busy("a", 1, 10, 100), busy("b", 1, 10, 100)}, 0},
+		"about even":              {[]*deviceLoad{busy("a", 1, 12, 100), busy("b", 1, 9, 100)}, 0},
+		"uneven":                  {[]*deviceLoad{busy("a", 1, 21, 1000), busy("b", 1, 1, 1000)}, 9},
+		"more slots take more":    {[]*deviceLoad{busy("a", 1, 30, 1000), busy("b", 8, 0, 1000)}, 26},
+		"nothing waits":           {[]*deviceLoad{busy("a", 8, 8, 1000), busy("b", 8, 0, 1000)}, 0},
+		"slow devices don't help": {[]*deviceLoad{busy("a", 4, 20, 40), busy("b", 1, 0, 240)}, 0},
+		"the cost is too high":    {[]*deviceLoad{busy("a", 1, 8, 10), busy("b", 1, 0, 10)}, 0},
+		"even on the whole":       {append([]*deviceLoad{busy("a", 1, 14, 1000)}, evens(10, 10)...), 0},
+		"one alone":               {[]*deviceLoad{busy("a", 1, 50, 1000)}, 0},
 		"none":                    {nil, 0},
-		"idle":                    {[]*standing{busy("a", 1, 0, 1000), busy("b", 1, 0, 1000)}, 0},
+		"idle":                    {[]*deviceLoad{busy("a", 1, 0, 1000), busy("b", 1, 0, 1000)}, 0},
 	} {
 		t.Run(name, func(t *testing.T) { require.Equal(t, c.want, total(plan(c.all, 0.2, moveCost, maxMoves))) })
 	}
 	a, b := busy("a", 1, 50, 1000), busy("b", 1, 0, 1000)
 	b.takes = false
-	require.Empty(t, plan([]*standing{a, b}, 0.2, moveCost, maxMoves))
+	require.Empty(t, plan([]*deviceLoad{a, b}, 0.2, moveCost, maxMoves))
 	b.takes = true
-	require.Equal(t, 3, total(plan([]*standing{a, b}, 0.2, moveCost, 3)), "it is bounded")
-	moves := plan([]*standing{a, b}, 0.2, moveCost, maxMoves)
+	require.Equal(t, 3, total(plan([]*deviceLoad{a, b}, 0.2, moveCost, 3)), "it is bounded")
+	moves := plan([]*deviceLoad{a, b}, 0.2, moveCost, maxMoves)
 	require.Len(t, moves, 1)
 	require.Equal(t, "a", moves[0].from)
 	require.Equal(t, "b", moves[0].to)
@@ -53,21 +53,21 @@ func TestPlanMovesWhatWaitsInVain(t *testing.T) {
 	require.InDelta(t, 4_100, moves[0].there, 1)
 }
 
-func evens(n, tasks int) (out []*standing) {
+func evens(n, tasks int) (out []*deviceLoad) {
 	for i := range n {
 		out = append(out, busy(fmt.Sprint("even", i), 1, tasks, 1000))
 	}
 	return out
 }
 
-// naive is the plan by looking at all devices for each task.
-func naive(all []*standing, spread float64, cost time.Duration, most int) map[string]int {
+// naive makes the plan by looking at all devices for each task.
+func naive(all []*deviceLoad, spread float64, cost time.Duration, most int) map[string]int {
 	out := map[string]int{}
 	if spreadOf(all) <= spread {
 		return out
 	}
 	for range most {
-		var a, b *standing
+		var a, b *deviceLoad
 		for _, s := range all {
 			if s.gives > 0 && (a == nil || s.eta() > a.eta() || s.eta() == a.eta() && s.id < a.id) {
 				a = s
@@ -88,13 +88,12 @@ func naive(all []*standing, spread float64, cost time.Duration, most int) map[st
 	return out
 }
 
-// For any fleet: only what waits moves, work is neither made nor lost, nobody is
-// done later than the last was before, a second plan moves nothing back, and all
-// who plan from the same figures plan the same.
+// For any fleet: only waiting tasks move, no work appears or vanishes, no device is later than the latest
+// was before, a second plan moves nothing back, and plans from the same loads are the same.
 func TestPlanInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var all, twin, slow []*standing
-		before := map[string]*standing{}
+		var all, twin, slow []*deviceLoad
+		before := map[string]*deviceLoad{}
 		worst := 0.0
 		for i := range rapid.IntRange(1, 20).Draw(t, "devices") {
 			s := busy(fmt.Sprintf("d%02d", i), rapid.IntRange(1, 8).Draw(t, "slots"), rapid.IntRange(0, 200).Draw(t, "tasks"), rapid.Float64Range(0.1, 5000).Draw(t, "service"))
@@ -102,8 +101,8 @@ func TestPlanInvariants(t *testing.T) {
 			s.gives = rapid.IntRange(0, s.gives).Draw(t, "gives")
 			c, d := *s, *s
 			slow = append(slow, &d)
-			all, twin = append(all, s), append([]*standing{&c}, twin...)
-			before[s.id] = &standing{id: c.id, slots: c.slots, load: c.load, service: c.service, takes: c.takes, gives: c.gives}
+			all, twin = append(all, s), append([]*deviceLoad{&c}, twin...)
+			before[s.id] = &deviceLoad{id: c.id, slots: c.slots, load: c.load, service: c.service, takes: c.takes, gives: c.gives}
 			worst = max(worst, s.eta())
 		}
 		spread := rapid.Float64Range(0.01, 1).Draw(t, "spread")
@@ -114,7 +113,7 @@ func TestPlanInvariants(t *testing.T) {
 		again := plan(twin, spread, cost, most)
 		for _, ms := range [][]move{moves, again} {
 			for i := range ms {
-				ms[i].imbalance = 0 // a sum, and its order shows in the last digit
+				ms[i].imbalance = 0 // a sum, whose last digit depends on the order
 			}
 		}
 		require.ElementsMatch(t, moves, again)
@@ -142,10 +141,10 @@ func TestPlanInvariants(t *testing.T) {
 			if !b.takes {
 				require.Zero(t, in[s.id])
 			}
-			require.False(t, gave[s.id] && took[s.id], "%s gives what it takes", s.id)
+			require.False(t, gave[s.id] && took[s.id], "%s gives and takes", s.id)
 			require.InDelta(t, b.load+float64(in[s.id]-out[s.id])*b.service, s.load, 1e-3)
 			require.LessOrEqual(t, s.eta(), worst+1e-6)
-			if took[s.id] { // those that came are done sooner than the last was where they came from
+			if took[s.id] { // its new tasks are done sooner than they would have been
 				for _, m := range moves {
 					if m.to == s.id {
 						require.LessOrEqual(t, s.eta(), before[m.from].eta()+1e-6)
@@ -154,9 +153,9 @@ func TestPlanInvariants(t *testing.T) {
 			}
 		}
 		if total(moves) == most {
-			return // there was more to do
+			return // the plan was cut short
 		}
-		for _, s := range all { // what came waits there now, and could be moved again
+		for _, s := range all { // moved tasks wait there now, and could move again
 			s.gives = max(0, int(s.load/s.service)-int(s.slots))
 		}
 		for _, m := range plan(all, spread, cost, 1000) {
@@ -167,7 +166,7 @@ func TestPlanInvariants(t *testing.T) {
 
 func BenchmarkPlan(b *testing.B) {
 	for b.Loop() {
-		all := make([]*standing, 0, 5000)
+		all := make([]*deviceLoad, 0, 5000)
 		for i := range cap(all) {
 			all = append(all, busy(fmt.Sprint(i), 1+i%4, i%50, float64(20+i%200)))
 		}

@@ -30,7 +30,7 @@ func TestBatchesBecomeResults(t *testing.T) {
 	bad := embed("bad", `"q"`)
 	bad.Input = task.Input(`{"input":{"no":"text"}}`)
 	y.send("e", embed("with bad", `["a"]`), bad, embed("mixed", `["ok",{}]`))
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: []byte("garbage")}))
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: []byte("garbage")}))
 	for _, tk := range tasks {
 		res := y.only(tk.ID)
 		require.Equal(t, task.Success, res.State)
@@ -47,14 +47,14 @@ func TestBatchesBecomeResults(t *testing.T) {
 		res := y.only(id)
 		require.Equal(t, task.Failed, res.State)
 		require.Equal(t, task.ClassInvalid, res.Error.Class)
-		require.NotEmpty(t, res.Output, "what the device says of it")
+		require.NotEmpty(t, res.Output, "the device's explanation")
 	}
 	y.until("the rest", func() bool { return y.dead == 1 && y.count(task.TaskSucceeded) == 25 && y.count(task.TaskFailed) == 2 })
 	require.LessOrEqual(t, y.fleet.Device("d").Stats().MaxRunning, 4)
 	require.Zero(t, y.fleet.Device("d").Stats().Waiting)
 	y.committed()
 	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("e") == 0 })
-	y.eventually("rates are told", func() bool {
+	y.eventually("rates are reported", func() bool {
 		rates, _, err := y.deps.Rates.Load(t.Context())
 		return err == nil && rates[device.RateKey{Device: "d", Model: "m"}].Samples == 20 && rates[device.RateKey{Device: "e", Model: "m", Merged: true}].Samples > 0
 	})
@@ -78,7 +78,7 @@ func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	sick.SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
 	y.send("sick", chat("once"))
 	res := y.only("once")
-	require.Equal(t, task.Success, res.State, "again here, after a pause")
+	require.Equal(t, task.Success, res.State, "again here, after a backoff")
 	require.Equal(t, []int{1, 2}, []int{res.Attempts[0].Number, res.Attempts[1].Number})
 	require.Equal(t, task.ClassDevice, res.Attempts[0].Class)
 
@@ -118,7 +118,7 @@ func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	y.eventually("credits are given back", func() bool { return y.creditsUsed("sick")+y.creditsUsed("well") == 0 })
 }
 
-func TestThrottledDevicesAreLeftAlone(t *testing.T) {
+func TestAThrottledDeviceGetsNoRequestsForAWhile(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d"})
 	cfg := testConfig()
 	cfg.BreakerFails = 1
@@ -129,15 +129,15 @@ func TestThrottledDevicesAreLeftAlone(t *testing.T) {
 	tk := y.back("first", 1)
 	require.Empty(t, tk.Progress.Exclude)
 	require.Equal(t, task.ClassThrottled, tk.Progress.Attempts[0].Class)
-	y.eventually("routers are told", func() bool {
+	y.eventually("the routers learn it", func() bool {
 		_, hs, err := y.deps.Rates.Load(t.Context())
 		return err == nil && hs["d"].SlowUntil.After(began) && hs["d"].State == "closed"
 	})
 	require.Equal(t, task.Success, y.only("second").State)
-	require.GreaterOrEqual(t, time.Since(began), cfg.BackoffMax, "nothing is sent meanwhile")
+	require.GreaterOrEqual(t, time.Since(began), cfg.BackoffMax, "nothing is sent before the device allows it")
 }
 
-func TestBreakerOpensTestsAndCloses(t *testing.T) {
+func TestTheBreakerOpensHalfOpensAndCloses(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d", Slots: 1})
 	cfg := testConfig()
 	cfg.LocalRetries, cfg.MaxAttempts, cfg.BreakerFails = 0, 20, 3
@@ -156,7 +156,7 @@ func TestBreakerOpensTestsAndCloses(t *testing.T) {
 		if tk.Tried() == 0 {
 			untried++
 			require.Empty(t, tk.Progress.Exclude)
-			require.False(t, tk.Progress.NotBefore.IsZero(), "it would come back at once")
+			require.False(t, tk.Progress.NotBefore.IsZero(), "or it would come back at once")
 		}
 	}
 	require.Equal(t, 7, untried)
@@ -165,22 +165,22 @@ func TestBreakerOpensTestsAndCloses(t *testing.T) {
 		require.NoError(t, err)
 		return hs["d"]
 	}
-	y.eventually("routers are told", func() bool { return health().State != "" })
-	y.until("the time to test it", func() bool { return y.count(task.BreakerHalfOpen) == 1 })
+	y.eventually("the routers learn it", func() bool { return health().State != "" })
+	y.until("it to be half-open", func() bool { return y.count(task.BreakerHalfOpen) == 1 })
 	y.redis.Empty()
-	y.eventually("they are told again when Redis forgot", func() bool { return health().State == "half-open" })
+	y.eventually("the routers learn it again when Redis has lost it", func() bool { return health().State == "half-open" })
 	y.send("d", chat("test")) // fails: open again
 	y.until("it to open again", func() bool { return y.count(task.BreakerOpened) == 2 })
 	d.ClearFault()
-	y.until("the next test", func() bool { return y.count(task.BreakerHalfOpen) == 2 })
+	y.until("it to be half-open again", func() bool { return y.count(task.BreakerHalfOpen) == 2 })
 	y.send("d", chat("well"))
 	require.Equal(t, task.Success, y.only("well").State)
 	y.until("it to close", func() bool { return y.count(task.BreakerClosed) == 1 })
-	y.eventually("routers are told", func() bool { return health().State == "closed" })
+	y.eventually("the routers learn it", func() bool { return health().State == "closed" })
 }
 
-// What is not the device's fault opens no breaker.
-func TestBreakerStaysClosedForOthersFaults(t *testing.T) {
+// Faults that are not the device's open no breaker.
+func TestTheBreakerStaysClosedForOtherFaults(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d", Slots: 4})
 	cfg := testConfig()
 	cfg.BreakerFails = 2
@@ -213,7 +213,7 @@ func TestBreakerStaysClosedForOthersFaults(t *testing.T) {
 	require.Zero(t, y.count(task.BreakerOpened))
 }
 
-func TestPastDeadlinesAreNotRun(t *testing.T) {
+func TestExpiredTasksDoNotRun(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d"})
 	y.workers(testConfig())
 	late := chat("late")
@@ -227,7 +227,7 @@ func TestPastDeadlinesAreNotRun(t *testing.T) {
 	y.committed()
 }
 
-func TestCancelledWorkStops(t *testing.T) {
+func TestCancelledTasksStop(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d", Slots: 1}, fleet.Spec{ID: "f", Slots: 1})
 	cfg := testConfig()
 	cfg.BackoffMin, cfg.BackoffMax = time.Hour, time.Hour
@@ -240,9 +240,9 @@ func TestCancelledWorkStops(t *testing.T) {
 	y.send("d", chat("queued"), chat("stays"))
 	y.send("f", chat("pausing"))
 	y.eventually("it pauses", func() bool {
-		s.pauses.mu.Lock()
-		defer s.pauses.mu.Unlock()
-		return len(s.pauses.m) == 1 && s.live.get(task.Key{Tenant: task.DefaultTenant, ID: "stays"}) != nil
+		s.backoffs.mu.Lock()
+		defer s.backoffs.mu.Unlock()
+		return len(s.backoffs.timers) == 1 && s.tasks.get(task.Key{Tenant: task.DefaultTenant, ID: "stays"}) != nil
 	})
 	d.ClearFault()
 	key := func(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
@@ -254,13 +254,13 @@ func TestCancelledWorkStops(t *testing.T) {
 	y.committed()
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	require.Len(t, y.results, 2, "whoever cancelled wrote the result")
+	require.Len(t, y.results, 2, "the cancel itself writes the result")
 	require.Zero(t, y.count(task.BreakerOpened))
 	require.Zero(t, d.Seen("queued")+d.Seen("early"))
 	y.eventually("credits are given back", func() bool { return y.creditsUsed("d")+y.creditsUsed("f") == 0 })
 }
 
-func TestDrainFinishesWhatRunsAndGivesBackTheRest(t *testing.T) {
+func TestDrainFinishesRunningTasksAndGivesBackTheRest(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d", Slots: 2, ServiceTime: 500 * time.Millisecond}, fleet.Spec{ID: "f"})
 	cfg := testConfig()
 	cfg.BackoffMin, cfg.BackoffMax = time.Hour, time.Hour
@@ -268,9 +268,9 @@ func TestDrainFinishesWhatRunsAndGivesBackTheRest(t *testing.T) {
 	y.fleet.Device("f").SetFault(fleet.Fault{Kind: fleet.Fail})
 	y.send("f", chat("pausing"))
 	y.eventually("it pauses", func() bool {
-		s.pauses.mu.Lock()
-		defer s.pauses.mu.Unlock()
-		return len(s.pauses.m) == 1
+		s.backoffs.mu.Lock()
+		defer s.backoffs.mu.Unlock()
+		return len(s.backoffs.timers) == 1
 	})
 	y.send("d", chat("a"), chat("b"), chat("c"), chat("d"), chat("e"))
 	y.eventually("two run", func() bool { return y.fleet.Device("d").Stats().Running == 2 })
@@ -287,17 +287,17 @@ func TestDrainFinishesWhatRunsAndGivesBackTheRest(t *testing.T) {
 	require.Zero(t, y.creditsUsed("d"))
 }
 
-func TestDrainGivesBackWhatDoesNotEnd(t *testing.T) {
+func TestDrainGivesBackTasksThatDoNotEnd(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d", Slots: 2})
 	cfg := testConfig()
 	cfg.DrainTimeout = 50 * time.Millisecond
 	_, stop := y.workers(cfg)
 	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Hang})
 	y.send("d", chat("hangs"))
-	y.send("d", embed("merged-1", `"x"`), embed("merged-2", `"y"`))
+	y.send("d", embed("batched-1", `"x"`), embed("batched-2", `"y"`))
 	y.eventually("they run", func() bool { return y.fleet.Device("d").Stats().InFlight == 2 })
 	stop()
-	for _, id := range []string{"hangs", "merged-1", "merged-2"} {
+	for _, id := range []string{"hangs", "batched-1", "batched-2"} {
 		tk := y.back(id, 1)
 		require.Equal(t, task.ClassDraining, tk.Progress.Attempts[0].Class)
 		require.Empty(t, tk.Progress.Exclude)
@@ -305,8 +305,8 @@ func TestDrainGivesBackWhatDoesNotEnd(t *testing.T) {
 	y.committed()
 }
 
-// Workers come and go while tasks run; what they give back is sent again, as the
-// router does. Every task ends.
+// Workers come and go while tasks run; tasks that they give back are sent again, as by a router. Every
+// task ends.
 func TestAnotherWorkerTakesOver(t *testing.T) {
 	specs := make([]fleet.Spec, 6)
 	for i := range specs {
@@ -318,7 +318,7 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 	y.again = func(tk *task.Task) {
 		n++
 		d := y.fleet.Device(fmt.Sprint("d", n%6))
-		if err := y.log.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+		if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -335,7 +335,7 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 		y.send(fmt.Sprint("d", i%6), tasks...)
 	}
 	y.until("the first results", func() bool { return len(y.results) > 10 })
-	_, stopSecond := y.workers(testConfig()) // takes half of the devices away
+	_, stopSecond := y.workers(testConfig()) // takes over half of the devices
 	y.until("more results", func() bool { return len(y.results) > 60 })
 	stopFirst()
 	y.workers(testConfig())
@@ -350,7 +350,7 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 	require.Zero(t, y.count(task.BreakerOpened))
 }
 
-// A device that stumbles over one task of a merged request answers 500 for all.
+// A device that fails on one task of a batched request answers 500 for all.
 func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+task.EndpointEmbeddings, func(w http.ResponseWriter, r *http.Request) {
@@ -373,7 +373,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	t.Cleanup(srv.Close)
 	y := newYard(t, fleet.Spec{ID: "unused"})
 	cfg := testConfig()
-	cfg.MaxMerged, cfg.MaxAttempts = 64, 1
+	cfg.MaxBatchedTasks, cfg.MaxAttempts = 64, 1
 	y.workers(cfg)
 	b := task.Batch{ID: "b", Device: task.DeviceRef{ID: "d", URL: srv.URL, Slots: 1}, Endpoint: task.EndpointEmbeddings, Model: "m"}
 	for i := range 40 {
@@ -386,7 +386,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	}
 	frame, err := task.EncodeFrame(task.FrameBatches, []task.Batch{b})
 	require.NoError(t, err)
-	require.NoError(t, y.log.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
+	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
 	y.until("every task", func() bool { return len(y.results) == 40 })
 	for id, rs := range y.results {
 		want := task.Success
@@ -395,14 +395,14 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 		}
 		require.Len(t, rs, 1)
 		require.Equal(t, want, rs[0].State, id)
-		require.Len(t, rs[0].Attempts, 1, "the merged request is no attempt of theirs")
+		require.Len(t, rs[0].Attempts, 1, "the batched request does not count as their attempt")
 	}
 	y.committed()
 }
 
-// Routers keep a half-open device to one task. Whoever has it next begins with
-// a breaker of its own, and must say so.
-func TestTheNextOwnerOfADeviceTellsItsOwnBreaker(t *testing.T) {
+// Routers send a half-open device only one task. Its next owner starts with a closed breaker and must
+// report that.
+func TestTheNextOwnerOfADeviceReportsItsOwnBreaker(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "d"})
 	cfg := testConfig()
 	cfg.BreakerFails, cfg.LocalRetries, cfg.BreakerOpen = 1, 0, 10*time.Millisecond
@@ -417,12 +417,12 @@ func TestTheNextOwnerOfADeviceTellsItsOwnBreaker(t *testing.T) {
 	y.back("fails", 1)
 	y.eventually("half-open", func() bool { return state() == "half-open" })
 
-	// It loses the partition, as in a rebalance: what it knew it tells no more.
+	// It loses the partition, as in a rebalance, and reports the device no more.
 	for p := range 3 {
 		first.partitionLost(p)
 	}
-	require.Empty(t, first.all())
-	require.Empty(t, first.healths(first.all(), time.Now()))
+	require.Empty(t, first.allRunners())
+	require.Empty(t, newReporter(first).healths(first.allRunners(), time.Now()))
 	stop()
 
 	second, _ := y.workers(cfg)
@@ -430,7 +430,7 @@ func TestTheNextOwnerOfADeviceTellsItsOwnBreaker(t *testing.T) {
 	require.Equal(t, task.Success, y.only("well").State)
 	y.eventually("closed", func() bool { return state() == "closed" })
 
-	// Nor does a device stay half-open that had no work until it was forgotten.
+	// A device without work does not stay half-open when its runner is retired.
 	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
 	y.send("d", chat("fails again"))
 	y.back("fails again", 1)

@@ -11,95 +11,99 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Why a request was stopped by us; the cause of its context.
+// Why we stopped a request: the cause of its context.
 var (
 	errCancelled = errors.New("the task was cancelled")
-	errDraining  = errors.New("the worker stops")
+	errDraining  = errors.New("the worker is stopping")
 	errExpired   = errors.New("the task's deadline passed")
 	errLost      = errors.New("the partition belongs to another worker now")
 )
 
-// origin finishes a record when all tasks of its batches are on their way.
-type origin struct {
-	rec  *stream.Record
-	open atomic.Int32
-}
-
-func (o *origin) release() {
-	if o.open.Add(-1) == 0 {
-		o.rec.Done()
-	}
-}
-
 // work is one assignment on its way through the worker.
 type work struct {
-	a        task.Assignment
-	batch    string
-	from     *origin
-	attempts []task.Attempt // made, those before its time here included
-	here     int            // made here
-	single   bool           // not to be merged again: a merged request failed because of one of its tasks
-	started  time.Time      // of the last attempt
+	assignment    task.Assignment
+	batch         string
+	ack           *stream.Ack    // of the record that it came in
+	attempts      []task.Attempt // made so far, on other devices too
+	localAttempts int            // made here
+	started       time.Time      // of the last attempt
 
-	ctx  context.Context //nolint:containedctx // the life of the work: cancelled, lost, or the worker stops
-	stop context.CancelCauseFunc
-	over atomic.Bool // it has become a result or was written back
-	paid atomic.Bool // its credit is not held here any more
+	ctx            context.Context //nolint:containedctx // ends when the work is cancelled or lost, or the worker stops
+	stop           context.CancelCauseFunc
+	concluded      atomic.Bool // it has become a result or was written back
+	creditReturned atomic.Bool // its credit is no longer held here
 }
 
+func newWork(ctx context.Context, a task.Assignment, batch string, ack *stream.Ack) *work {
+	w := &work{assignment: a, batch: batch, ack: ack}
+	if p := a.Task.Progress; p != nil {
+		w.attempts = append(w.attempts, p.Attempts...)
+	}
+	w.ctx, w.stop = context.WithCancelCause(ctx)
+	return w
+}
+
+func (w *work) task() *task.Task { return &w.assignment.Task }
+
+// number returns the number of the next attempt.
 func (w *work) number() int {
 	if n := len(w.attempts); n > 0 {
 		return w.attempts[n-1].Number + 1
 	}
-	return w.a.Attempt
+	return w.assignment.Attempt
 }
 
-// dead reports why the work is not to be run; nil: it is.
-func (w *work) dead() error {
-	if w.from.rec.Lost() {
+// stopCause returns why the work must not run; nil if it may.
+func (w *work) stopCause() error {
+	if w.ack.Lost() {
 		return errLost
 	}
 	return context.Cause(w.ctx)
 }
 
-// live is the index of all work in this process, for cancels. It is sharded
-// because every task passes through it twice.
-type live struct {
-	shards [64]struct {
-		mu sync.Mutex
-		m  map[task.Key]*work
-	}
+// expired reports whether the task's deadline has passed.
+func (w *work) expired(now time.Time) bool {
+	deadline := w.task().Deadline
+	return !deadline.IsZero() && !deadline.After(now)
 }
 
-func newLive() *live {
-	l := &live{}
+// taskIndex finds the work of a task in this process, for cancels. It is sharded because every task
+// goes through it twice.
+type taskIndex struct {
+	shards [64]taskShard
+}
+
+type taskShard struct {
+	mu sync.Mutex
+	m  map[task.Key]*work
+}
+
+func newTaskIndex() *taskIndex {
+	l := &taskIndex{}
 	for i := range l.shards {
 		l.shards[i].m = map[task.Key]*work{}
 	}
 	return l
 }
 
-func (l *live) shard(k task.Key) *struct {
-	mu sync.Mutex
-	m  map[task.Key]*work
-} {
-	var h uint32 = 2166136261
+func (l *taskIndex) shard(k task.Key) *taskShard {
+	var h uint32 = 2166136261 // FNV-1a
 	for i := range len(k.ID) {
 		h = (h ^ uint32(k.ID[i])) * 16777619
 	}
 	return &l.shards[h%uint32(len(l.shards))]
 }
 
-func (l *live) add(w *work) {
-	k := w.a.Task.Key()
+func (l *taskIndex) add(w *work) {
+	k := w.task().Key()
 	s := l.shard(k)
 	s.mu.Lock()
 	s.m[k] = w
 	s.mu.Unlock()
 }
 
-func (l *live) remove(w *work) {
-	k := w.a.Task.Key()
+func (l *taskIndex) remove(w *work) {
+	k := w.task().Key()
 	s := l.shard(k)
 	s.mu.Lock()
 	if s.m[k] == w { // the same task may be here from another record
@@ -108,14 +112,15 @@ func (l *live) remove(w *work) {
 	s.mu.Unlock()
 }
 
-func (l *live) get(k task.Key) *work {
+func (l *taskIndex) get(k task.Key) *work {
 	s := l.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.m[k]
 }
 
-func (l *live) each(f func(*work)) {
+// each calls f with every piece of work, under no lock.
+func (l *taskIndex) each(f func(*work)) {
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()

@@ -16,14 +16,13 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// yard is a broker's topics and a Redis of a test's own, simulated devices, and
-// what workers write.
+// yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
 type yard struct {
-	t     *testing.T
-	log   *stream.Log
-	redis *embedded.Redis
-	deps  Deps
-	fleet *fleet.Fleet
+	t      *testing.T
+	client *stream.Log
+	redis  *embedded.Redis
+	deps   Deps
+	fleet  *fleet.Fleet
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed at each change
@@ -31,7 +30,7 @@ type yard struct {
 	requeued []*task.Task
 	events   []task.Event
 	dead     int
-	again    func(*task.Task) // plays the router for what comes back
+	again    func(*task.Task) // plays the router for tasks that come back
 }
 
 func newYard(t *testing.T, specs ...fleet.Spec) *yard {
@@ -39,17 +38,17 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	l, err := stream.Open(t.Context(), stream.Config{
+	client, err := stream.Open(t.Context(), stream.Config{
 		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
 	}, logger(), nil)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	_, err = l.CreateTopics(t.Context())
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
 	rdb := redisClient(t, r.Addr())
-	y := &yard{t: t, log: l, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
-	y.deps = Deps{Log: l, Credits: device.NewCredits(rdb, device.Config{}, "t:"), Rates: device.NewRates(rdb, "t:"),
+	y := &yard{t: t, client: client, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
+	y.deps = Deps{Log: client, Credits: device.NewCredits(rdb, device.Config{}, "t:"), Rates: device.NewRates(rdb, "t:"),
 		Cancels: device.NewCancels(rdb, device.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
 	y.watch(stream.Results, func(rec *stream.Record) error {
 		res, err := task.DecodeResult(rec.Value, "")
@@ -83,7 +82,7 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 
 func (y *yard) watch(topic string, f func(*stream.Record) error) {
 	y.run(func(ctx context.Context, ready func()) error {
-		return y.log.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
+		return y.client.Consume(ctx, stream.ConsumerConfig{Group: "test", Topic: topic, DrainTimeout: time.Second}, func(_ context.Context, recs []*stream.Record) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			for _, r := range recs {
@@ -138,12 +137,12 @@ func (y *yard) until(what string, cond func() bool) {
 			for _, e := range y.events {
 				counts[e.Action]++
 			}
-			require.FailNow(y.t, "waited in vain for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
+			require.FailNow(y.t, "timed out waiting for "+what, "%d results, %d requeued, events %v", len(y.results), len(y.requeued), counts)
 		}
 	}
 }
 
-// eventually is until for what a device or a worker tells of itself.
+// eventually waits for a condition of a device or a worker.
 func (y *yard) eventually(what string, cond func() bool) {
 	y.t.Helper()
 	require.Eventually(y.t, cond, patience, 2*time.Millisecond, what)
@@ -152,7 +151,7 @@ func (y *yard) eventually(what string, cond func() bool) {
 func (y *yard) committed() {
 	y.t.Helper()
 	y.eventually("batches are finished", func() bool {
-		n, err := y.log.Lag(y.t.Context(), Stage, stream.Batches)
+		n, err := y.client.Lag(y.t.Context(), Stage, stream.Batches)
 		return err == nil && n == 0
 	})
 }
@@ -166,7 +165,7 @@ func (y *yard) count(a task.Action) (n int) {
 	return n
 }
 
-// only is the one result of a task.
+// only returns the only result of a task.
 func (y *yard) only(id string) *task.Result {
 	y.t.Helper()
 	y.until("the result of "+id, func() bool { return len(y.results[id]) > 0 })
@@ -176,7 +175,7 @@ func (y *yard) only(id string) *task.Result {
 	return y.results[id][0]
 }
 
-// back is how a task came back, when it did for the n-th time.
+// back waits until a task came back for the n-th time, and returns it.
 func (y *yard) back(id string, n int) (tk *task.Task) {
 	y.t.Helper()
 	y.until(id+" to come back", func() bool {
@@ -220,7 +219,7 @@ func frameOf(t require.TestingT, d *fleet.Device, credits *device.Credits, tasks
 func (y *yard) send(deviceID string, tasks ...*task.Task) {
 	y.t.Helper()
 	frame := frameOf(y.t, y.fleet.Device(deviceID), y.deps.Credits, tasks...)
-	require.NoError(y.t, y.log.Produce(y.t.Context(), stream.Message{Topic: stream.Batches, Key: deviceID, Value: frame}))
+	require.NoError(y.t, y.client.Produce(y.t.Context(), stream.Message{Topic: stream.Batches, Key: deviceID, Value: frame}))
 }
 
 func (y *yard) creditsUsed(deviceID string) int {

@@ -15,36 +15,34 @@ import (
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
-// Following the log: rows become visible in the order of commits, which is neither
-// that of their times nor that of ingested_at. But within a chain they are numbered
-// without gaps, and committed in that order. So who follows notes the number of the
-// last row of each chain, learns from audit_chains how many there are now, and asks
-// for exactly those between. Where the time of these rows lies is guessed, closely
-// at first; when fewer come than there must be, the guess is widened. So none is
-// missed and none comes twice, whatever the clocks say.
+// Following the log. Rows become visible in the order of commits, which is neither that of their
+// times nor that of ingested_at. But within a chain they are numbered without gaps and committed in
+// that order. So a follower remembers the number of the last row of each chain, reads from
+// audit_chains how many there are now, and queries exactly those in between. The period in which
+// they lie is guessed, narrowly at first, and widened if fewer rows are found than there must be.
+// So no row is missed and none comes twice, whatever the clocks say.
 
-// lookbacks are how far back the new rows of a chain are looked for; the last one is
-// everything.
+// lookbacks are how far back new rows are looked for, one after the other; the last is everything.
 var lookbacks = []time.Duration{5 * time.Minute, 6 * time.Hour, 7 * 24 * time.Hour, 0}
 
 // maxBatch bounds the new rows of a chain that are read at once.
 const maxBatch = 2000
 
-// pollInterval is how often the log is looked at when nothing tells of new rows:
-// results are told of by a notification, other events are not.
+// pollInterval is how often the log is queried without a notification: finished tasks cause
+// notifications, other events do not.
 const pollInterval = 500 * time.Millisecond
 
-// Handler tells who follows.
+// Handler receives what a follower finds.
 type Handler struct {
 	Row         func(*Row) error
-	Started     func()                           // from now on none is missed; may be nil
-	Missing     func(chain string, rows int64)   // rows that should be there are not
+	Started     func()                           // the first rows were read, and from now on none is missed; may be nil
+	Missing     func(chain string, rows int64)   // rows that audit_chains counts do not exist
 	Unavailable func(err error, again time.Time) // Postgres does not answer; it is tried again
 }
 
-// Follow calls out.Row with the last rows that are wanted, as many as f.Limit, and
-// then with each new one, until ctx ends (nil) or out.Row fails. While Postgres is away it
-// waits; what came meanwhile follows.
+// Follow calls out.Row with the last f.Limit rows that match, then with each new one, until ctx
+// ends (nil) or out.Row returns an error. While Postgres is away it waits; what was written
+// meanwhile follows.
 func (l *Reader) Follow(ctx context.Context, f Filter, out Handler) error {
 	if _, _, err := f.conditions(nil); err != nil {
 		return err
@@ -94,19 +92,19 @@ func (l *Reader) Follow(ctx context.Context, f Filter, out Handler) error {
 			_ = pg.Sleep(ctx, pauseFor, nil)
 		case !more:
 			wait.Reset()
-			// A replica cannot listen, and a connection may be lost: then the clock wakes.
+			// A standby cannot listen, and a connection may be lost: then the timeout wakes.
 			_ = pg.Sleep(ctx, 4*pollInterval, changed)
 		}
 	}
 	return nil
 }
 
-// followerError is an error of who follows.
+// followerError is an error of the handler.
 type followerError struct{ err error }
 
 func (e *followerError) Error() string { return e.err.Error() }
 
-// readChains reads where all chains end.
+// readChains reads the number of rows of each chain.
 func readChains(ctx context.Context, tx pgx.Tx) (map[audit.TopicPartition]int64, error) {
 	rows, err := tx.Query(ctx, "SELECT topic, partition, rows FROM audit_chains")
 	if err != nil {
@@ -125,15 +123,11 @@ func readChains(ctx context.Context, tx pgx.Tx) (map[audit.TopicPartition]int64,
 	return out, rows.Err()
 }
 
-// showLast shows the last rows that are there already, and notes where the chains end.
+// showLast passes on the last rows that exist already, and returns the ends of the chains.
 func (l *Reader) showLast(ctx context.Context, tx pgx.Tx, f *Filter, out Handler) (map[audit.TopicPartition]int64, error) {
 	seen, err := readChains(ctx, tx)
 	if err != nil || f.Limit <= 0 {
 		return seen, err
-	}
-	where, args, err := f.conditions(nil)
-	if err != nil {
-		return nil, err
 	}
 	spans, err := spans(ctx, tx, f)
 	if err != nil {
@@ -141,7 +135,7 @@ func (l *Reader) showLast(ctx context.Context, tx pgx.Tx, f *Filter, out Handler
 	}
 	var rows []*Row
 	for _, s := range spans {
-		_, err := l.readSpan(ctx, tx, f, where, args, s.from, s.to, f.Limit-len(rows), func(r *Row) error {
+		_, err := f.read(ctx, tx, s, f.Limit-len(rows), func(r *Row) error {
 			rows = append(rows, r)
 			return nil
 		})
@@ -161,10 +155,10 @@ func (l *Reader) showLast(ctx context.Context, tx pgx.Tx, f *Filter, out Handler
 	return seen, nil
 }
 
-// gap is rows of a chain that were not seen yet.
+// gap is a range of rows of a chain that were not seen yet.
 type gap struct{ after, upTo int64 }
 
-// showNew shows what is new; more says that there is more than was read at once.
+// showNew passes on the new rows; more says that there are more than were read at once.
 func (l *Reader) showNew(ctx context.Context, tx pgx.Tx, f *Filter, seen map[audit.TopicPartition]int64, out Handler) (more bool, err error) {
 	now, err := readChains(ctx, tx)
 	if err != nil {
@@ -175,7 +169,7 @@ func (l *Reader) showNew(ctx context.Context, tx pgx.Tx, f *Filter, seen map[aud
 	for at, end := range now {
 		from := seen[at]
 		if end <= from {
-			seen[at] = end // fewer: an older state was restored, and numbers come again
+			seen[at] = end // fewer: a backup was restored, and numbers are used again
 			continue
 		}
 		g := gap{from, min(end, from+maxBatch)}
@@ -198,7 +192,7 @@ func (l *Reader) showNew(ctx context.Context, tx pgx.Tx, f *Filter, seen map[aud
 	if int64(len(found)) < expected {
 		reportMissing(gaps, found, out)
 	}
-	// Only now: a connection that is lost before has shown nothing.
+	// Only now: if the connection had been lost before, nothing would have been passed on.
 	for _, r := range found {
 		if r.wanted {
 			if err := out.Row(&r.Row); err != nil {
@@ -229,8 +223,7 @@ type followed struct {
 	wanted bool
 }
 
-// readGaps reads the rows of gaps whose time is not longer ago than so, in the order
-// of time.
+// readGaps reads the rows of gaps that are not older than back (0: all), in the order of time.
 func (l *Reader) readGaps(ctx context.Context, tx pgx.Tx, f *Filter, gaps map[audit.TopicPartition]gap, back time.Duration) ([]*followed, error) {
 	var topics []string
 	var parts []int32

@@ -9,9 +9,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// An audit row in the form of the Open Cybersecurity Schema Framework, which
-// collectors of security events understand: class API Activity. What has no place in
-// it is under unmapped, by the name of the column, so that nothing is left out.
+// An audit row in the form of the Open Cybersecurity Schema Framework, which security event
+// collectors understand: class API Activity. What has no place in it is in unmapped, by the name of
+// the column, so that nothing is left out.
 //
 // https://schema.ocsf.io/1.7.0/classes/api_activity
 
@@ -34,8 +34,8 @@ const (
 	ocsfFailure = 2
 )
 
-// ocsfActivities are the actions that create, change or remove something at
-// somebody's wish; all others are what the system does by itself.
+// ocsfActivities are the actions that create, change or remove something on request; the system
+// does all others by itself.
 var ocsfActivities = map[task.Action]struct {
 	id   int
 	name string
@@ -47,7 +47,7 @@ var ocsfActivities = map[task.Action]struct {
 	task.PolicyChanged: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},
 }
 
-// OCSF is an event of class API Activity. Its fields are the schema's.
+// OCSF is an event of class API Activity. Its fields are those of the schema.
 type OCSF struct {
 	ActivityID   int            `json:"activity_id"`
 	ActivityName string         `json:"activity_name"`
@@ -135,9 +135,8 @@ type ocsfResource struct {
 	UID  string `json:"uid"`
 }
 
-// OCSF writes the row as an OCSF event; version is this program's. With hashes,
-// unmapped holds the row's place in its chain, too.
-func (r *Row) OCSF(version string, hashes bool) *OCSF {
+// OCSF returns the row as an OCSF event; version is that of this program.
+func (r *Row) OCSF(version string) *OCSF {
 	o := &OCSF{
 		ActivityID: ocsfOther, ActivityName: r.Action, CategoryUID: ocsfCategory, CategoryName: "Application Activity",
 		ClassUID: ocsfClass, ClassName: "API Activity", Time: r.Time.UnixMilli(), Duration: int64(r.DurationMS),
@@ -169,11 +168,11 @@ func (r *Row) OCSF(version string, hashes bool) *OCSF {
 		o.HTTPRequest = &ocsfRequest{r.UserAgent}
 	}
 	o.who(r)
-	o.what(r, hashes)
+	o.what(r)
 	return o
 }
 
-// who fills in the actor and where it came from. Neither may be empty.
+// who sets the actor and its endpoint. The schema requires both.
 func (o *OCSF) who(r *Row) {
 	name := r.ActorID
 	if name == "" {
@@ -190,12 +189,12 @@ func (o *OCSF) who(r *Row) {
 		o.SrcEndpoint.SvcName, o.SrcEndpoint.Name = "kafka", strings.TrimPrefix(r.SourceAddr, "kafka:")
 	case err == nil && net.ParseIP(host) != nil:
 		o.SrcEndpoint.IP = host
-		o.SrcEndpoint.Port, _ = strconv.Atoi(port) // 0, and so left out, for a name
+		o.SrcEndpoint.Port, _ = strconv.Atoi(port) // 0, and so omitted, for a name
 	case net.ParseIP(r.SourceAddr) != nil:
 		o.SrcEndpoint.IP = r.SourceAddr
 	case r.SourceAddr != "":
 		o.SrcEndpoint.Name = r.SourceAddr
-	default: // one of ours, by its name: stage@host-pid
+	default: // a stage, by its name: stage@host-pid
 		o.SrcEndpoint.Name = name
 		if stage, rest, ok := strings.Cut(name, "@"); ok {
 			o.SrcEndpoint.SvcName = stage
@@ -206,8 +205,8 @@ func (o *OCSF) who(r *Row) {
 	}
 }
 
-// what fills in what it was done to, and all that has no place elsewhere.
-func (o *OCSF) what(r *Row, hashes bool) {
+// what sets the resources, and everything that has no place elsewhere.
+func (o *OCSF) what(r *Row) {
 	add := func(kind, uid string) {
 		for _, have := range o.Resources {
 			if have.Type == kind && have.UID == uid {
@@ -243,7 +242,9 @@ func (o *OCSF) what(r *Row, hashes bool) {
 	if json.Valid(r.Detail) {
 		o.Unmapped["detail"] = r.Detail
 	}
-	if hashes {
-		o.Unmapped["chain_seq"], o.Unmapped["prev_hash"], o.Unmapped["row_hash"] = r.ChainSeq, r.PrevHash, r.RowHash
-	}
+}
+
+// AddChain adds the row's place in its chain to what the schema has no place for.
+func (o *OCSF) AddChain(r *Row) {
+	o.Unmapped["chain_seq"], o.Unmapped["prev_hash"], o.Unmapped["row_hash"] = r.ChainSeq, r.PrevHash, r.RowHash
 }

@@ -11,33 +11,33 @@ import (
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
-// Hex is bytes that people read as hexadecimal digits.
+// Hex is bytes that are shown as hexadecimal digits.
 type Hex []byte
 
-// String writes the digits.
+// String returns the digits.
 func (h Hex) String() string { return hex.EncodeToString(h) }
 
-// MarshalText is for JSON.
+// MarshalText implements [encoding.TextMarshaler].
 func (h Hex) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText implements [encoding.TextUnmarshaler].
 func (h *Hex) UnmarshalText(b []byte) (err error) {
 	*h, err = hex.DecodeString(string(b))
 	return err
 }
 
-// Raw is JSON as it is.
+// Raw is JSON as it is stored.
 type Raw []byte
 
-// MarshalJSON writes it.
+// MarshalJSON implements [json.Marshaler].
 func (r Raw) MarshalJSON() ([]byte, error) {
 	if !json.Valid(r) {
-		return nil, errors.New("the detail of an audit row is no JSON: audit_log was changed by hand")
+		return nil, errors.New("the detail of an audit row is not JSON: audit_log was changed by hand")
 	}
 	return r, nil
 }
 
-// UnmarshalJSON keeps it.
+// UnmarshalJSON implements [json.Unmarshaler].
 func (r *Raw) UnmarshalJSON(b []byte) error {
 	*r = slices.Clone(b)
 	return nil
@@ -101,7 +101,7 @@ var Columns = []Column{
 	{"row_hash", func(r *Row) string { return r.RowHash.String() }},
 }
 
-// FindColumn looks a column up by its name.
+// FindColumn returns the column with a name.
 func FindColumn(name string) (Column, bool) {
 	i := slices.IndexFunc(Columns, func(c Column) bool { return c.Name == name })
 	if i < 0 {
@@ -110,7 +110,7 @@ func FindColumn(name string) (Column, bool) {
 	return Columns[i], true
 }
 
-// Row is one row of the audit log, as it is.
+// Row is a row of the audit log.
 type Row struct {
 	Time         time.Time `json:"time"`
 	IngestedAt   time.Time `json:"ingested_at"`

@@ -1,3 +1,5 @@
+// Package query reads the audit log for people: searches, follows and measures it, and converts its
+// rows to text and to OCSF. It needs no more than the role batchyard_auditor may do.
 package query
 
 import (
@@ -16,29 +18,28 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Filter says which rows of the audit log are wanted. Texts are taken as they are;
-// one with an asterisk stands for any text in its place. Empty: any.
+// Filter selects rows of the audit log. In a text, an asterisk matches any characters. Empty: any.
 type Filter struct {
 	Tenant  string
 	Task    string
 	Job     string
 	Batch   string
 	Device  string
-	Actions []string // of these one has to fit
+	Actions []string // one of these has to match
 	Actor   string
-	Source  string // also without the port or the partition that it ends with
+	Source  string // also matches without the port, or the position in a topic, at its end
 	Outcome string
 	Class   string
 	Model   string
 	Trace   string
-	Since   time.Time // of the event; zero: the first
-	Until   time.Time // not included; zero: no end
-	Limit   int       // rows; 0: all
-	Oldest  bool      // oldest first, otherwise newest first
+	Since   time.Time // of the event; zero: no bound
+	Until   time.Time // exclusive; zero: no bound
+	Limit   int       // maximum number of rows; 0: all
+	Oldest  bool      // oldest first; otherwise newest first
 }
 
-// ExpandActions makes the actions that a list of names and patterns stands for. An
-// error names one that stands for none.
+// ExpandActions returns the actions that names and patterns match, or an error about one that
+// matches none.
 func ExpandActions(patterns []string) ([]string, error) {
 	var out []string
 	for _, p := range patterns {
@@ -50,14 +51,15 @@ func ExpandActions(patterns []string) ([]string, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("there is no action %q; use a name or a pattern, such as task.accepted, callback.* or *.failed", p)
+			return nil, fmt.Errorf("unknown action %q: use a name or a pattern, such as task.accepted, callback.* or *.failed", p)
 		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
 }
 
-// conditions writes a search as SQL, without its times. Arguments are appended.
+// conditions returns the filter as SQL conditions, without its times, and args with what they refer
+// to.
 func (f *Filter) conditions(args []any) (where []string, _ []any, err error) {
 	arg := func(v any) string {
 		args = append(args, v)
@@ -93,34 +95,32 @@ func (f *Filter) conditions(args []any) (where []string, _ []any, err error) {
 	return where, args, nil
 }
 
-// likeOf makes a pattern of LIKE from one with asterisks.
+// likeOf returns the LIKE pattern of a pattern with asterisks.
 func likeOf(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`, `*`, `%`).Replace(s)
 }
 
-// Reader reads the audit log for people. Its login needs to read audit_log, and
-// audit_chains to follow it: the role batchyard_auditor.
+// Reader reads the audit log. Its login needs to read audit_log, and audit_chains to follow the
+// log, as the role batchyard_auditor may.
 type Reader struct{ pool *pgxpool.Pool }
 
-// NewReader returns a reader of the audit log.
+// NewReader returns a reader. The caller closes the pool.
 func NewReader(pool *pgxpool.Pool) *Reader { return &Reader{pool} }
 
-// maxSpan is how long a time is read at once, at most. What is sorted at once is
-// bounded by it, and a search that has found enough reads no more of the log.
+// maxSpan is the longest period that is read by one query: it bounds what is sorted at once, and a
+// search that has found enough reads no more of the log.
 const maxSpan = 24 * time.Hour
 
-// Filter calls fn with each row that is wanted, in order of time, all of one
-// moment of the log. Memory does not grow with the number of rows. An error of fn
-// ends it and is returned.
+// Search calls fn with each row that matches, in the order of time, all from one snapshot, until fn
+// returns an error, which it returns. Memory does not grow with the number of rows.
 func (l *Reader) Search(ctx context.Context, f Filter, fn func(*Row) error) error {
-	where, args, err := f.conditions(nil)
-	if err != nil {
+	if _, _, err := f.conditions(nil); err != nil {
 		return err
 	}
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
 		left := f.Limit
-		if f.Task != "" && !strings.Contains(f.Task, "*") { // there is an index for that: no need to go through the times
-			_, err := l.readSpan(ctx, tx, &f, where, args, f.Since, f.Until, left, fn)
+		if f.Task != "" && !strings.Contains(f.Task, "*") { // there is an index for that: no need to go through the periods
+			_, err := f.read(ctx, tx, span{f.Since, f.Until}, left, fn)
 			return err
 		}
 		spans, err := spans(ctx, tx, &f)
@@ -128,7 +128,7 @@ func (l *Reader) Search(ctx context.Context, f Filter, fn func(*Row) error) erro
 			return err
 		}
 		for _, s := range spans {
-			n, err := l.readSpan(ctx, tx, &f, where, args, s.from, s.to, left, fn)
+			n, err := f.read(ctx, tx, s, left, fn)
 			if err != nil {
 				return err
 			}
@@ -142,8 +142,8 @@ func (l *Reader) Search(ctx context.Context, f Filter, fn func(*Row) error) erro
 	})
 }
 
-// snapshot runs fn on one moment of the database. Every partition is locked against
-// being dropped meanwhile, as any query would do.
+// snapshot runs fn on one snapshot of the database. Every partition is locked against being dropped
+// meanwhile, as by any query.
 func (l *Reader) snapshot(ctx context.Context, fn func(pgx.Tx) error) error {
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT FROM audit_log LIMIT 0"); err != nil {
@@ -161,19 +161,22 @@ func (l *Reader) snapshot(ctx context.Context, fn func(pgx.Tx) error) error {
 	return fmt.Errorf("reading the audit log: %w", err)
 }
 
-// callerError is an error of who is called with the rows; it is not ours to explain.
+// callerError is an error of the caller's function; it is returned as it is.
 type callerError struct{ err error }
 
 func (e *callerError) Error() string { return e.err.Error() }
 func (e *callerError) Unwrap() error { return e.err }
 
-// readSpan reads the rows of a time; zero times are no bounds.
-func (l *Reader) readSpan(ctx context.Context, tx pgx.Tx, f *Filter, where []string, args []any, from, to time.Time, limit int, fn func(*Row) error) (n int, err error) {
-	where, args = slices.Clone(where), slices.Clone(args)
+// read calls fn with the rows of a period, at most limit of them (0: all), and returns their number.
+func (f *Filter) read(ctx context.Context, tx pgx.Tx, s span, limit int, fn func(*Row) error) (n int, err error) {
+	where, args, err := f.conditions(nil)
+	if err != nil {
+		return 0, err
+	}
 	for _, b := range []struct {
 		op string
 		at time.Time
-	}{{">=", from}, {"<", to}} {
+	}{{">=", s.from}, {"<", s.to}} {
 		if !b.at.IsZero() {
 			args = append(args, b.at)
 			where = append(where, fmt.Sprintf("a.time %s $%d", b.op, len(args)))
@@ -212,11 +215,12 @@ func (l *Reader) readSpan(ctx context.Context, tx pgx.Tx, f *Filter, where []str
 	return n, rows.Err()
 }
 
+// span is a period; zero times are no bounds.
 type span struct{ from, to time.Time }
 
-// spans divides the time of a search into parts that are read one after the
-// other: single days, as the log is partitioned, and the nearest day into smaller
-// ones, because most searches have enough of them.
+// spans divides the period of a search into parts that are read one after the other: single days,
+// as the log is partitioned, and the nearest day into smaller parts, because most searches find
+// enough there.
 func spans(ctx context.Context, tx pgx.Tx, f *Filter) ([]span, error) {
 	days, err := partitionDays(ctx, tx)
 	if err != nil {
@@ -232,7 +236,7 @@ func spans(ctx context.Context, tx pgx.Tx, f *Filter) ([]span, error) {
 	})
 	slices.SortFunc(cuts, time.Time.Compare)
 	cuts = slices.CompactFunc(cuts, time.Time.Equal)
-	// Before the first day and after the last is what the default partition holds.
+	// The default partition has rows from before the first day and after the last.
 	var spans []span
 	from := f.Since
 	for _, c := range cuts {
@@ -250,7 +254,7 @@ const partitionDaysSQL = `
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'audit_log'::regclass AND c.relname ~ '^audit_log_[0-9]{8}$' ORDER BY 1`
 
-// partitionDays are the days that have a partition.
+// partitionDays returns the days that have a partition.
 func partitionDays(ctx context.Context, tx pgx.Tx) ([]time.Time, error) {
 	rows, err := tx.Query(ctx, partitionDaysSQL)
 	if err != nil {

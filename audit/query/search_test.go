@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// found is what a search finds, as task/action.
+// found returns what a search finds, as task/action.
 func found(t *testing.T, l *Reader, f Filter) []string {
 	t.Helper()
 	out := []string{}
@@ -74,7 +74,7 @@ func TestSearch(t *testing.T) {
 		{Filter{Task: "one", Oldest: true}, []string{"one/accepted", "one/attempt.failed"}},
 		{Filter{Task: "one", Limit: 1}, []string{"one/attempt.failed"}},
 		{Filter{Job: "job_2"}, []string{"two/queued"}},
-		{Filter{Job: "job_*"}, []string{"two/queued"}}, // _ is no wild card
+		{Filter{Job: "job_*"}, []string{"two/queued"}}, // _ is no wildcard
 		{Filter{Batch: "b1"}, []string{"one/attempt.failed"}},
 		{Filter{Device: "d1"}, []string{"one/attempt.failed"}},
 		{Filter{Actions: []string{"*.failed", "task.queued"}, Oldest: true, Task: "one"}, []string{"one/attempt.failed"}},
@@ -92,12 +92,12 @@ func TestSearch(t *testing.T) {
 	} {
 		require.Equalf(t, c.want, found(t, l, c.f), "%+v", c.f)
 	}
-	require.ErrorContains(t, l.Search(t.Context(), Filter{Actions: []string{"nope"}}, nil), `no action "nope"`)
+	require.ErrorContains(t, l.Search(t.Context(), Filter{Actions: []string{"nope"}}, nil), `unknown action "nope"`)
 	enough := errors.New("enough")
 	require.Equal(t, enough, l.Search(t.Context(), Filter{}, func(*Row) error { return enough }))
 }
 
-// with is a connection URL with one parameter more.
+// with returns a connection URL with one more parameter.
 func with(t *testing.T, connection, name, value string) string {
 	t.Helper()
 	u, err := url.Parse(connection)
@@ -108,7 +108,7 @@ func with(t *testing.T, connection, name, value string) string {
 	return u.String()
 }
 
-// follower gathers what Follow tells.
+// follower collects what Follow passes on.
 type follower struct {
 	mu   sync.Mutex
 	rows []Row
@@ -154,7 +154,7 @@ func (f *follower) until(t *testing.T, what string, holds func() bool) {
 		case <-end:
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			t.Fatalf("in vain waited for %s: %d rows, %d gone, %d times away", what, len(f.rows), f.gone, f.away)
+			t.Fatalf("waited in vain for %s: %d rows, %d missing, %d times away", what, len(f.rows), f.gone, f.away)
 		}
 	}
 }
@@ -173,8 +173,8 @@ func follow(t *testing.T, l *Reader, s Filter) *follower {
 	return f
 }
 
-// Several recorders write, with clocks that are wrong, while connections are lost:
-// each row is shown once.
+// Several recorders write, with clocks that are wrong, while connections are lost: each row is
+// passed on once.
 func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -183,7 +183,7 @@ func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
 	before.Record(part.Events(t, audittest.NewStory("before-1").Accepted(), audittest.NewStory("before-2").Accepted(), audittest.NewStory("before-3").Accepted()))
 	l := NewReader(audittest.PoolOn(t, with(t, pool.Config().ConnString(), "application_name", "follower")))
 	f := follow(t, l, Filter{Limit: 2})
-	f.until(t, "the rows that are there", func() bool { return len(f.rows) == 2 })
+	f.until(t, "the existing rows", func() bool { return len(f.rows) == 2 })
 	require.Equal(t, "before-2", f.rows[0].TaskID)
 
 	const writers, chunks, each = 3, 25, 7
@@ -227,8 +227,8 @@ func TestFollowMissesNothingAndRepeatsNothing(t *testing.T) {
 	require.Zero(t, f.gone)
 }
 
-// After an older state was restored numbers come again, also while other chains grow.
-func TestFollowGoesOnAfterARestore(t *testing.T) {
+// After a backup was restored numbers are used again, also while other chains grow.
+func TestFollowContinuesAfterARestore(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	r := rig.New(t, pool)
@@ -237,7 +237,7 @@ func TestFollowGoesOnAfterARestore(t *testing.T) {
 	l := NewReader(pool)
 	seen := map[audit.TopicPartition]int64{e0.TopicPartition: 100}
 	var got []string
-	out := Handler{Row: func(row *Row) error { got = append(got, row.TaskID); return nil }, Missing: func(string, int64) { t.Error("nothing is gone") }}
+	out := Handler{Row: func(row *Row) error { got = append(got, row.TaskID); return nil }, Missing: func(string, int64) { t.Error("nothing is missing") }}
 	for _, part := range []*rig.Partition{e1, e0} {
 		r.Record(part.Events(t, audittest.NewStory("new in "+part.String()).Accepted()))
 		require.NoError(t, l.snapshot(t.Context(), func(tx pgx.Tx) error {
@@ -248,7 +248,7 @@ func TestFollowGoesOnAfterARestore(t *testing.T) {
 	require.Equal(t, []string{"new in events/1", "new in events/0"}, got)
 }
 
-func TestFollowFiltersAndSaysWhatIsGone(t *testing.T) {
+func TestFollowFiltersAndReportsMissingRows(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, audittest.NewPool(t))
 	part := r.Own("events", 0)
@@ -258,10 +258,10 @@ func TestFollowFiltersAndSaysWhatIsGone(t *testing.T) {
 	r.Record(part.Events(t, s.Accepted(), s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, "d")))
 	f.until(t, "the row", func() bool { return len(f.rows) == 1 })
 	require.Equal(t, "task.queued", f.rows[0].Action)
-	// The chain says that there are five, and there are three.
+	// The chain claims five rows, and there are three.
 	_, err := r.Pool.Exec(t.Context(), "UPDATE audit_chains SET rows = rows + 2")
 	require.NoError(t, err)
-	f.until(t, "what is gone", func() bool { return f.gone == 2 })
+	f.until(t, "the missing rows", func() bool { return f.gone == 2 })
 }
 
 func TestStats(t *testing.T) {
@@ -309,8 +309,8 @@ func TestStatsOfADayThatGrows(t *testing.T) {
 	require.InEpsilon(t, few+many, got.Actions[0].Rows, 0.05)
 }
 
-// An auditor reads, and nothing else.
-func TestAnAuditorsLoginIsEnough(t *testing.T) {
+// An auditor can read, and nothing else.
+func TestTheRoleOfAuditorsSuffices(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, audittest.NewPool(t))
 	part := r.Own("events", 0)
@@ -327,8 +327,14 @@ func TestAnAuditorsLoginIsEnough(t *testing.T) {
 	require.ErrorContains(t, err, "permission denied")
 }
 
-// What the schema wants of every event of this class, by its version 1.7.0.
-func TestOcsfHasWhatTheSchemaRequires(t *testing.T) {
+func withChain(r *Row) *OCSF {
+	o := r.OCSF("1.2.3")
+	o.AddChain(r)
+	return o
+}
+
+// What the schema, in version 1.7.0, requires of every event of this class.
+func TestOCSFHasWhatTheSchemaRequires(t *testing.T) {
 	t.Parallel()
 	s := audittest.NewStory("s")
 	full := Row{Time: time.Now(), IngestedAt: time.Now(), SrcTopic: "events", ChainSeq: 7, Detail: Raw(`{"why":"x"}`), TraceID: "t"}
@@ -341,7 +347,7 @@ func TestOcsfHasWhatTheSchemaRequires(t *testing.T) {
 				r := full
 				r.Action, r.Outcome, r.ActorType, r.ActorID, r.SourceAddr = string(a.Action), outcome, who.kind, who.id, who.addr
 				r.TaskID, r.ResourceType, r.ResourceID = s.Task.ID, "task", s.Task.ID
-				b, err := json.Marshal(r.OCSF("1.2.3", true))
+				b, err := json.Marshal(withChain(&r))
 				require.NoError(t, err)
 				var e map[string]any
 				require.NoError(t, json.Unmarshal(b, &e))

@@ -8,14 +8,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Stats is how large the audit log is and how far the recorder. Where counting
-// would read every row, numbers are Postgres' own estimates.
+// Stats is the size of the audit log and the progress of the recorder. Where counting would read
+// every row, numbers are the estimates of Postgres.
 type Stats struct {
 	Rows       int64          `json:"rows"` // estimate
 	Bytes      int64          `json:"bytes"`
 	Oldest     *time.Time     `json:"oldest,omitempty"`
 	Newest     *time.Time     `json:"newest,omitempty"`
-	InDefault  int64          `json:"rows_in_default"` // exact: it should be none
+	InDefault  int64          `json:"rows_in_default"` // exact; it should be 0
 	Partitions []PartitionRow `json:"partitions"`
 	Actions    []ActionRow    `json:"actions"`
 	Chains     []ChainRow     `json:"chains"`
@@ -26,13 +26,13 @@ type Stats struct {
 type PartitionRow struct {
 	Name  string `json:"name"`
 	Day   string `json:"day,omitempty"` // empty for the default partition
-	Rows  int64  `json:"rows"`          // estimate; -1: Postgres has not looked yet
+	Rows  int64  `json:"rows"`          // estimate; -1: Postgres has not analyzed it yet
 	Bytes int64  `json:"bytes"`         // with indexes
 
-	from time.Time // when the day begins
+	from time.Time // beginning of the day
 }
 
-// ActionRow is about how often something was done on a day, and how it ended.
+// ActionRow is how often an action had an outcome on a day.
 type ActionRow struct {
 	Day     string `json:"day"`
 	Action  string `json:"action"`
@@ -40,7 +40,7 @@ type ActionRow struct {
 	Rows    int64  `json:"rows"` // estimate
 }
 
-// ChainRow is a chain, and how far its topic is recorded.
+// ChainRow is a chain, and how far its partition is recorded.
 type ChainRow struct {
 	Topic     string     `json:"topic"`
 	Partition int        `json:"partition"`
@@ -50,18 +50,18 @@ type ChainRow struct {
 	Epoch     int64      `json:"epoch"`
 	Owner     string     `json:"owner,omitempty"`
 	UpdatedAt time.Time  `json:"updated_at"`
-	End       *int64     `json:"end_offset,omitempty"` // of the topic; unknown without Kafka
-	Lag       *int64     `json:"lag,omitempty"`        // records that are not recorded
+	End       *int64     `json:"end_offset,omitempty"` // of the partition in Kafka; unknown without Kafka
+	Lag       *int64     `json:"lag,omitempty"`        // number of records that are not recorded yet
 }
 
-// DroppedRow is a day that retention has removed.
+// DroppedRow is a day that the retention has dropped.
 type DroppedRow struct {
 	Day  string `json:"day"`
 	Rows int64  `json:"rows"`
 }
 
-// partitionSizesSQL estimates rows as the planner does: as many on a page as when the
-// partition was analyzed last, on as many pages as there are now; -1 when it never was.
+// partitionSizesSQL estimates rows as the planner does: as many per page as when the partition was
+// last analyzed, on as many pages as there are now; -1 if it never was.
 const partitionSizesSQL = `
 SELECT c.relname, coalesce(substring(c.relname FROM '^audit_log_([0-9]{8})$'), ''),
 	CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::bigint))::bigint
@@ -76,11 +76,11 @@ FROM audit_chains c FULL JOIN stream_offsets o USING (topic, partition) ORDER BY
 
 const droppedSQL = `SELECT to_char(day, 'YYYY-MM-DD'), sum(last_seq - first_seq + 1)::bigint FROM audit_dropped GROUP BY day ORDER BY day`
 
-// samplePages is how many pages of a partition are read to estimate its actions.
+// samplePages is the number of pages of a partition that are read to estimate its actions.
 const samplePages = 400
 
-// Stats measures the log without reading it: the catalog, the chains, and of each
-// of the last days a sample of its pages.
+// Stats measures the log without reading it: the catalog, the chains, and a sample of the pages of
+// each of the last days.
 func (l *Reader) Stats(ctx context.Context, days int) (*Stats, error) {
 	s := &Stats{Partitions: []PartitionRow{}, Actions: []ActionRow{}, Chains: []ChainRow{}}
 	err := l.snapshot(ctx, func(tx pgx.Tx) (err error) {
@@ -143,7 +143,7 @@ func (s *Stats) sampleDays(ctx context.Context, tx pgx.Tx, days int) error {
 	if len(filled) == 0 {
 		return nil
 	}
-	// The ends are in the first and the last day: reading one of them, at most.
+	// The ends are in the first and the last day, so at most these two are read.
 	for _, e := range []struct {
 		p     *PartitionRow
 		which string
@@ -161,8 +161,8 @@ func (s *Stats) sampleDays(ctx context.Context, tx pgx.Tx, days int) error {
 	return nil
 }
 
-// edge finds the first or the last time of a day by its hours: an index of blocks
-// makes it cheap to learn that an hour has no rows, and one hour is read whole.
+// edge finds the first or the last time of a day, which in SQL is min or max, part by part: thanks
+// to the BRIN index it is cheap to learn that a part has no rows, and one part is read completely.
 func (s *Stats) edge(ctx context.Context, tx pgx.Tx, at time.Time, which string, to **time.Time) error {
 	for i := range 24 * 60 / edgeMinutes {
 		from := at.Add(time.Duration(i) * edgeMinutes * time.Minute)
@@ -186,8 +186,8 @@ func (s *Stats) edge(ctx context.Context, tx pgx.Tx, at time.Time, which string,
 // edgeMinutes is how much of a day is read at once for its first or last row.
 const edgeMinutes = 10
 
-// sample estimates how often each action is among the rows of a day: from some
-// pages, or from all when there are few.
+// sample estimates how often each action is among the rows of a day: from some pages, or from all
+// if there are few.
 func (s *Stats) sample(ctx context.Context, tx pgx.Tx, p *PartitionRow) error {
 	var pages float64
 	if err := tx.QueryRow(ctx, "SELECT greatest(pg_relation_size(quote_ident($1)::regclass) / current_setting('block_size')::bigint, 1)::float8", p.Name).Scan(&pages); err != nil {
@@ -222,8 +222,8 @@ func (s *Stats) sample(ctx context.Context, tx pgx.Tx, p *PartitionRow) error {
 	return nil
 }
 
-// countDefault counts the rows that belong to no day that has a partition. The table
-// itself may not be readable: who may read the log may read it as a whole.
+// countDefault counts the rows of days that have no partition. It does not read the default
+// partition by its name, which may not be allowed to those who may read the log as a whole.
 func (s *Stats) countDefault(ctx context.Context, tx pgx.Tx) error {
 	var next time.Time
 	count := func(where string, args ...any) error {

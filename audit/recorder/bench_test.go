@@ -12,9 +12,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// BenchmarkRecord writes whole lives of tasks, seven events and a result each,
-// in chunks of the size that a recorder uses when it is behind, and compares
-// with the same audit rows written one a statement.
+// BenchmarkRecord records the complete lives of tasks, seven events and a result each, in chunks of
+// the size that a recorder uses behind a backlog, and compares with inserting the same audit rows
+// one by one.
 func BenchmarkRecord(b *testing.B) {
 	r := newRig(b, audittest.NewPool(b))
 	events, results := r.own("events", 0), r.own("results", 0)
@@ -29,7 +29,7 @@ func BenchmarkRecord(b *testing.B) {
 		}
 		return c, rows
 	}
-	c, _ := chunkOf(-1) // plans and partitions
+	c, _ := chunkOf(-1) // warms up plans and partitions
 	r.record(c...)
 
 	single := singleRate(b, r.pool)
@@ -54,8 +54,7 @@ func BenchmarkRecord(b *testing.B) {
 	b.ReportMetric(float64(total)/7/spent.Seconds(), "tasks/s")
 }
 
-// BenchmarkDecode is the work of the readers, before the writer: whole lives of
-// tasks, about a hundred events in a record.
+// BenchmarkDecode decodes records of about a hundred events, from complete lives of tasks.
 func BenchmarkDecode(b *testing.B) {
 	var es []task.Event
 	for range 15 {
@@ -73,7 +72,7 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(es)), "ns/event")
 }
 
-// singleRate is how many rows a second one connection writes, one a statement.
+// singleRate returns how many rows a second one connection inserts, one per statement.
 func singleRate(b *testing.B, pool *pgxpool.Pool) float64 {
 	begin := time.Now()
 	n := 0

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
@@ -19,7 +20,7 @@ import (
 type Bulk struct {
 	part   audit.TopicPartition
 	buffer rowEncoder
-	counts rollup
+	counts rollup.Counts
 	end    audit.ChainEnd
 	next   int64 // offset after the last record
 }
@@ -35,12 +36,12 @@ func NewBulk(topic string, partition int) *Bulk {
 // Add adds the next event of the partition.
 func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
 	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, &b.end) //nolint:gosec // a record has few events
-	b.counts.add(e)
+	b.counts.Add(e)
 	b.next = offset + 1
 }
 
 // AddResult counts a result that was taken.
-func (b *Bulk) AddResult(r *task.Result) { b.counts.addResult(r) }
+func (b *Bulk) AddResult(r *task.Result) { b.counts.AddResult(r) }
 
 // Size returns the number of bytes that wait for Flush.
 func (b *Bulk) Size() int { return len(b.buffer.B) }
@@ -59,34 +60,13 @@ func (b *Bulk) Flush(ctx context.Context, conn *pgx.Conn, table string) error {
 }
 
 // Absorb takes over the counts of another Bulk, so that one can write the rollups for all.
-func (b *Bulk) Absorb(other *Bulk) {
-	absorb(&b.counts.usage, &other.counts.usage, func(to, v *usageSums) {
-		to.tasks, to.attempts, to.in, to.out = to.tasks+v.tasks, to.attempts+v.attempts, to.in+v.in, to.out+v.out
-	})
-	times := func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us }
-	absorb(&b.counts.latency, &other.counts.latency, times)
-	absorb(&b.counts.attempts, &other.counts.attempts, times)
-	absorb(&b.counts.batches, &other.counts.batches, func(to, v *batchSums) { to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes })
-	absorb(&b.counts.submissions, &other.counts.submissions, func(to, v *submissionSums) {
-		if to.tasks == 0 || v.first.Before(to.first) {
-			to.first = v.first
-		}
-		to.tasks, to.bytes, to.last = to.tasks+v.tasks, to.bytes+v.bytes, later(to.last, v.last)
-	})
-	other.counts.reset()
-}
-
-func absorb[K comparable, V any](to, from *sums[K, V], add func(to, v *V)) {
-	for i, k := range from.keys {
-		add(to.of(k), &from.vals[i])
-	}
-}
+func (b *Bulk) Absorb(other *Bulk) { b.counts.Absorb(&other.counts) }
 
 // Count adds to the rollups what was counted since the last Count.
 func (b *Bulk) Count(ctx context.Context, tx pgx.Tx) error {
 	var batch pgx.Batch
-	b.counts.queue(&batch, b.part.Partition)
-	b.counts.reset()
+	b.counts.Queue(&batch, b.part.Partition)
+	b.counts.Reset()
 	return pg.Flush(ctx, tx, &batch, "writing the rollups of "+b.part.Topic)
 }
 

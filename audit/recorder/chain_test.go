@@ -10,8 +10,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestRowsAreChained writes what makes rows in every way, by two recorders, and
-// follows the chains.
+// TestRowsAreChained makes two recorders write rows in every way there is, and follows the chains.
 func TestRowsAreChained(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -20,12 +19,12 @@ func TestRowsAreChained(t *testing.T) {
 	s, u := audittest.NewStory("t1"), audittest.NewStory("t2")
 	r.record(e0.events(t, s.Accepted(), s.Event(task.TaskQueued, 0, "")), e1.events(t, u.Accepted()), e0.events(t, s.Event(task.TaskAssigned, 1, "d1")))
 	r.record(res.result(t, s.Result(task.Success, "d1")), e0.events(t, s.Event(task.TaskSucceeded, 1, "d1")))
-	// Later results of the same tasks are rows of their own, in the order of their records.
+	// Later results of the same tasks are rows, too, in the order of their records.
 	late := []*entry{res.result(t, s.Result(task.Failed, "d2")), res.result(t, u.Result(task.Failed, "d1")), res.result(t, s.Result(task.Expired))}
 	r.record(slices.Concat(late, []*entry{e1.events(t, u.Event(task.TaskQueued, 0, ""))})...)
 	audittest.RequireChains(t, pool, map[string]int64{"events/0": 4, "events/1": 2, "results/0": 2})
 
-	// What was rolled back leaves no trace, and another owner goes on.
+	// What was rolled back leaves no trace, and another owner continues.
 	var no *lostFenceError
 	stale := e0.events(t, s.Event(task.TaskQueued, 1, ""))
 	twin := newRig(t, pool)

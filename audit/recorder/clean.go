@@ -10,8 +10,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Bounds of what a row holds, in characters. Longer text is cut: the event
-// happened, whatever somebody called himself.
+// Bounds of what a row holds, in characters. Longer text is truncated: the event happened, whatever
+// its sender calls itself.
 const (
 	maxShort   = 64
 	maxName    = 256
@@ -19,16 +19,16 @@ const (
 	maxMessage = 4096
 	maxAttempt = 1_000_000
 
-	// maxCount bounds tokens and sizes. What a device says of them is anything up to
-	// 2⁶³-1, and the sums over an hour and a day have to fit into 64 bits.
+	// maxCount bounds tokens and sizes. A device may report anything up to 2⁶³-1, and the sums over
+	// an hour and a day have to fit into 64 bits.
 	maxCount = 1 << 32
 )
 
-// cleanEvent makes the event fit into its row. An error means that it cannot be
-// recorded as what it says it is; nothing of it was changed then.
+// cleanEvent makes an event fit into its row. An error means that it cannot be recorded as what it
+// claims to be; then it is unchanged.
 func cleanEvent(e *task.Event) error {
 	if !e.Action.Listed() {
-		return fmt.Errorf("%q is no action of this version of Batchyard", pg.Truncate(string(e.Action), maxShort))
+		return fmt.Errorf("unknown action %q: it is not one of this version of Batchyard", pg.Truncate(string(e.Action), maxShort))
 	}
 	if err := checkKey(e.Tenant, e.TaskID); err != nil {
 		return err
@@ -72,8 +72,7 @@ func cleanEvent(e *task.Event) error {
 	return nil
 }
 
-// cleanResult makes the result fit into its row. It came from [task.DecodeResult],
-// which has checked the output.
+// cleanResult makes a result fit into its row. [task.DecodeResult] has checked its output.
 func cleanResult(r *task.Result) error {
 	if err := r.ValidateDecoded(); err != nil {
 		return err
@@ -99,8 +98,8 @@ func cleanResult(r *task.Result) error {
 	return nil
 }
 
-// checkKey refuses an identity that the tables cannot hold: it may not be cut,
-// because it would be another task's.
+// checkKey refuses an identity that the tables cannot hold. It must not be truncated, because then
+// it would be another task's.
 func checkKey(tenant, id string) error {
 	for _, f := range [...]struct{ name, s string }{{"tenant", tenant}, {"task id", id}} {
 		if len(f.s) <= task.MaxIDLength && task.Plain(f.s) {
@@ -123,7 +122,7 @@ func checkTime(name string, t time.Time) error {
 	return nil
 }
 
-// micro is the time as Postgres will give it back. What we write has no more.
+// micro returns the time as Postgres stores it, in microseconds.
 func micro(t time.Time) time.Time {
 	if t = t.UTC(); t.Nanosecond()%1000 == 0 {
 		return t.Round(0)
@@ -138,7 +137,7 @@ func microOrNone(t time.Time) time.Time {
 	return micro(t)
 }
 
-// fit is cut, for a text that most likely needs none.
+// fit is [pg.Truncate], fast for text that fits.
 func fit[T ~string](s *T, n int) {
 	if v := string(*s); len(v) > n || !task.Plain(v) {
 		*s = T(pg.Truncate(v, n))

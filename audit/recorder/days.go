@@ -144,7 +144,7 @@ SELECT name FROM unnest($1::text[]) AS t (name) WHERE NOT EXISTS (
 	SELECT FROM pg_inherits WHERE inhrelid = to_regclass(name) AND inhparent = to_regclass('audit_log') AND NOT inhdetachpending)`
 
 // queueCheck adds to a batch the question whether the tables that got rows are partitions. It
-// comes after the COPY: whoever detaches, drops or renames one of them waits from then on until
+// comes after the COPY: detaching, dropping or renaming one of them waits from then on until
 // this transaction has ended.
 func (d *days) queueCheck(b *pgx.Batch) {
 	tables := d.shortcuts()

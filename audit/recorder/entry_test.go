@@ -16,9 +16,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Events stay at their places when others of their record cannot be recorded, and
-// those are kept as they came: what is replayed later must not have been changed.
-func TestEntryPartsGoodAndBadEvents(t *testing.T) {
+// Events keep their indexes when others of their record cannot be recorded, and those are kept
+// unchanged, because they may be replayed later.
+func TestAnEntrySeparatesGoodAndBadEvents(t *testing.T) {
 	at := time.Now().UTC()
 	good := func(id string) task.Event {
 		return task.Event{Time: at.Truncate(time.Microsecond), Action: task.TaskQueued, Tenant: "acme", TaskID: id}
@@ -48,7 +48,7 @@ func TestEntryPartsGoodAndBadEvents(t *testing.T) {
 	}
 }
 
-// TestCleanTexts compares the quick ways with the thorough ones.
+// TestCleanTexts compares the fast paths with the thorough ones.
 func TestCleanTexts(t *testing.T) {
 	texts := rapid.OneOf(rapid.String(), rapid.StringMatching(`[ -~]{0,12}`), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }))
 	rapid.Check(t, func(t *rapid.T) {
@@ -58,7 +58,7 @@ func TestCleanTexts(t *testing.T) {
 		require.Equal(t, pg.Truncate(was, most), s)
 		requireStorable(t, s, most)
 		if utf8.ValidString(was) && strings.IndexByte(was, 0) < 0 && utf8.RuneCountInString(was) <= most {
-			require.Equal(t, was, s, "nothing was to be changed")
+			require.Equal(t, was, s, "nothing had to be changed")
 		}
 		at := time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "seconds"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns"))
 		require.Equal(t, at.UTC().Truncate(time.Microsecond), micro(at))
@@ -67,10 +67,10 @@ func TestCleanTexts(t *testing.T) {
 }
 
 func requireStorable(t require.TestingT, s string, most int) {
-	require.True(t, utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 && utf8.RuneCountInString(s) <= most, "%q is not what Postgres holds", s)
+	require.True(t, utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 && utf8.RuneCountInString(s) <= most, "Postgres cannot store %q", s)
 }
 
-// FuzzEntry: whatever is in the log, what is to be recorded of it fits into its row.
+// FuzzEntry: whatever is in the log, what is recorded of it fits into its row.
 func FuzzEntry(f *testing.F) {
 	es, r := audittest.NewStory("t1").Life()
 	b, err := task.EncodeFrame(task.FrameEvents, es)

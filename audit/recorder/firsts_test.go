@@ -8,9 +8,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestOfSeveralResultsInOneChunkTheFirstIsKept: what is written first to the topic
-// is the answer, also when all of it arrives in one transaction.
-func TestOfSeveralResultsInOneChunkTheFirstIsKept(t *testing.T) {
+// What is written to the topic first wins, also when all of it arrives in one transaction.
+func TestTheFirstOfSeveralResultsInAChunkWins(t *testing.T) {
 	t.Parallel()
 	of := func(id string, s task.State, offset int64) offered {
 		return offered{&entry{offset: offset}, &task.Result{Tenant: "t", TaskID: id, State: s}}

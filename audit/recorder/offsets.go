@@ -156,7 +156,7 @@ FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS 
 WHERE o.topic = u.topic AND o.partition = u.partition AND o.epoch = u.epoch AND o.next_offset = u.expected
 RETURNING o.topic, o.partition`
 
-// queue adds the advance to a batch. Once the batch was sent, passed returns a *lostFenceError if
+// Queue adds the advance to a batch. Once the batch was sent, passed returns a *lostFenceError if
 // an offset was not where its owner left it.
 func (a advance) queue(b *pgx.Batch) (passed func() error) {
 	n := len(a)

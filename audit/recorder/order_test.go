@@ -14,12 +14,12 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// taskRow is everything of a row of tasks but its identity and version.
+// taskRow is everything in a row of tasks but its identity and version.
 const taskRow = `SELECT task_id || ' ' || row(state, seq, attempt, device_id, model, endpoint, priority, job_id, custom_id, trace_id, submitted_at,
 	assigned_at, started_at, finished_at, error_class, error_message, deadline, updated_at, known_from)::text FROM tasks WHERE tenant = $1 ORDER BY task_id`
 
-// tell draws the life of a task: attempts, requeues, and at last perhaps a result.
-func tell(t *rapid.T, tenant string, n int) (events []task.Event, results []*task.Result) {
+// drawLife draws the life of a task: attempts, requeues, and in the end perhaps a result.
+func drawLife(t *rapid.T, tenant string, n int) (events []task.Event, results []*task.Result) {
 	s := audittest.NewStory(fmt.Sprintf("t%d", n))
 	s.Task.Tenant = tenant
 	s.Task.Callback = nil
@@ -59,9 +59,8 @@ func tell(t *rapid.T, tenant string, n int) (events []task.Event, results []*tas
 	return events, results
 }
 
-// TestOrderDoesNotMatter records the same events and results in their order one
-// by one, and shuffled over partitions in chunks of any size: the tables end the
-// same.
+// TestOrderDoesNotMatter records the same events and results one by one in their order, and
+// shuffled over partitions in chunks of any size. The tables end up the same.
 func TestOrderDoesNotMatter(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -75,7 +74,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		tenants := [2]string{"a-" + uuid.NewString(), "b-" + uuid.NewString()}
 		var pieces []piece
 		for n := range rapid.IntRange(1, 4).Draw(rt, "tasks") {
-			events, results := tell(rt, tenants[0], n)
+			events, results := drawLife(rt, tenants[0], n)
 			for i := range events {
 				pieces = append(pieces, piece{event: &events[i]})
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
@@ -82,7 +83,7 @@ func (m *maintenance) once(ctx context.Context) error {
 		m.logger.Info("dropped audit rows that are older than audit.retention", "day", d.day, "rows", d.rows)
 		m.dropped(ctx, d)
 	}))
-	errs = append(errs, m.watchDefault(ctx), compactRollups(ctx, m.pool, m.cfg.Retention))
+	errs = append(errs, m.watchDefault(ctx), rollup.Compact(ctx, m.pool, m.cfg.Retention))
 	return errors.Join(errs...)
 }
 

@@ -9,37 +9,36 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// queue holds records until a writer takes them, a lane for each
-// partition. Each topic's share of it is bounded by rows and bytes: whoever has
-// more waits, and with it its partition.
+// queue holds records until a writer takes them, in a lane for each partition. The rows and bytes
+// of each topic are bounded: put waits, and with it the partition's consumer.
 //
-// A task's events and its result lie in partitions of the same number. A chunk
-// takes from both as they were written in time, so that what became of a task is
-// one change of its row, not two: behind a backlog that is half of all of them.
+// A task's events and its result are in partitions of the same number. A chunk takes records from
+// both in the order of time, so that what happened to a task changes its row once, not twice.
+// Behind a backlog that saves half of all changes.
 //
-// Such a pair of partitions is at one writer at a time, whichever is free, so that
-// its records stay in order and no writer is idle while there is something to do.
-// A writer takes its share of all pairs at once, by time: the rows of a chunk are
-// then neighbours in the indexes of the ids, which begin with the time, too. With
-// twelve partitions Postgres has to do a tenth less than for one pair after the other.
+// Such a pair of partitions is with one writer at a time, any that is free, so that its records
+// stay in order and no writer is idle while there is work. A writer takes its share of all pairs at
+// once, by time: the rows of a chunk are then neighbours in the indexes on ids, which begin with
+// the time, too. With twelve partitions that saves a tenth of Postgres' work over one pair after
+// the other.
 type queue struct {
 	writers  int
 	maxRows  int
 	maxBytes int64
-	wake     chan struct{} // something came
+	wake     chan struct{} // something was put
 
 	mu      sync.Mutex
 	pairs   map[int32]*pair
-	waiting []*pair    // that hold something and are at no writer, the one that waits longest first
-	busy    int        // pairs that are at writers
-	held    [2]holding // by topic
+	waiting []*pair    // pairs that have records and are with no writer, the longest waiting first
+	busy    int        // number of pairs that are with writers
+	held    [2]holding // by lane
 	room    chan struct{}
 }
 
-// pair is the lanes of the two partitions of one number: events, results.
+// pair is the lanes of two partitions with the same number.
 type pair struct {
 	lanes   [2][]*entry
-	writing bool // a writer has a chunk with records of it
+	writing bool // a writer has records of it
 }
 
 // holding is what all lanes of a topic hold.
@@ -48,8 +47,8 @@ type holding struct {
 	bytes int64
 }
 
-// newQueue is a queue for as many writers, with room for a chunk that each of them
-// writes and the next, of as many rows and bytes.
+// newQueue returns a queue with room for two chunks per writer: the one that it writes and the
+// next.
 func newQueue(writers, chunkRows int, chunkBytes int64) *queue {
 	return &queue{writers: writers, maxRows: 2 * writers * chunkRows, maxBytes: 2 * int64(writers) * chunkBytes, wake: make(chan struct{}, 1), pairs: map[int32]*pair{}, room: make(chan struct{})}
 }
@@ -67,8 +66,8 @@ func laneOf(e *entry) int {
 	return resultsLane
 }
 
-// put adds a record. When ctx ends while the queue is full it is added all the
-// same: the process drains, and what was read is bounded by the reader.
+// put adds a record, and waits while the queue is full. If ctx ends it adds the record all the
+// same: the process drains, and the reader bounds what was read.
 func (q *queue) put(ctx context.Context, e *entry) {
 	lane := laneOf(e)
 	q.mu.Lock()
@@ -99,13 +98,13 @@ func (q *queue) put(ctx context.Context, e *entry) {
 func (q *queue) signal() {
 	select {
 	case q.wake <- struct{}{}:
-	default: // somebody is awake already, and wakes the next
+	default: // a writer is awake already, and wakes the next
 	}
 }
 
-// take waits for records and takes what is there, at most as many rows and bytes
-// as given but at least one record; nil when ctx ends. Nobody else gets records of
-// the same partitions before release was called.
+// take waits for records and takes what there is, at most so many rows and bytes but at least one
+// record; nil when ctx ends. No one else gets records of the same partitions until release is
+// called.
 func (q *queue) take(ctx context.Context, rows int, bytes int64) (c chunk, release func()) {
 	for {
 		if c, of := q.poll(rows, bytes); len(c) > 0 {
@@ -119,9 +118,9 @@ func (q *queue) take(ctx context.Context, rows int, bytes int64) (c chunk, relea
 	}
 }
 
-// poll takes from a writer's share of the pairs, and when these are empty from the
-// others, too. A pair that gave nothing stays before those that did: what did not
-// fit begins the next chunk.
+// poll takes from a writer's share of the pairs, and if they are empty from the others. A pair that
+// gave nothing stays before those that did, so that a record that did not fit begins the next
+// chunk.
 func (q *queue) poll(rows int, bytes int64) (c chunk, of []*pair) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -158,7 +157,7 @@ func (q *queue) poll(rows int, bytes int64) (c chunk, of []*pair) {
 		return p.writing
 	})
 	q.busy += len(of)
-	if len(c) > 0 { // whoever waits for room may look
+	if len(c) > 0 { // put may look again
 		close(q.room)
 		q.room = make(chan struct{})
 	}
@@ -168,7 +167,7 @@ func (q *queue) poll(rows int, bytes int64) (c chunk, of []*pair) {
 	return c, of
 }
 
-// oldest is the pair whose next record was written first; nil when all are empty.
+// oldest returns the pair whose next record was written first; nil if all are empty.
 func oldest(ps []*pair) (first *pair) {
 	var at time.Time
 	for _, p := range ps {
@@ -182,7 +181,7 @@ func oldest(ps []*pair) (first *pair) {
 	return first
 }
 
-// release lets pairs go on, behind the others.
+// release lets pairs be taken again, after the others.
 func (q *queue) release(of []*pair) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -199,9 +198,9 @@ func (q *queue) release(of []*pair) {
 
 func (p *pair) empty() bool { return len(p.lanes[0]) == 0 && len(p.lanes[1]) == 0 }
 
-// next is the lane whose first record was written earlier. Clocks of two hosts
-// may differ: then more rows are written twice, and behind a backlog one topic
-// waits for the other by as much as they differ.
+// next returns the lane whose first record was written earlier. If the clocks of two hosts differ,
+// more rows are changed twice, and behind a backlog one topic waits for the other by the
+// difference.
 func (p *pair) next() int {
 	switch {
 	case len(p.lanes[0]) == 0:

@@ -16,28 +16,27 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// BenchmarkRecorder is the whole stage, from the log to Postgres, with a backlog
-// of whole lives of tasks: what it reaches when it was away. Beside it, in the
-// same run, the rate of one row a statement.
+// BenchmarkRecorder is the whole stage, from the log to Postgres, with a backlog of complete lives
+// of tasks, and, in the same run, the rate of inserting rows one by one.
 //
 // On real services: eval "$(scripts/services env)"; BATCHYARD_TEST_SERVICES=real go test …
 func BenchmarkRecorder(b *testing.B) {
 	pool := audittest.NewPool(b)
-	l := audittest.OpenLog(b, 12) // as many partitions as there are by default
+	l := audittest.OpenLog(b, 12) // the default number of partitions
 	var spent time.Duration
 	var theirs, ours float64 // processor time in microseconds
 	total := 0
 	single := singleRate(b, pool)
 	for b.Loop() {
 		b.StopTimer()
-		const tasks = 120_000 // long against the time in which a recorder joins and its last chunk
+		const tasks = 120_000 // long compared to the time in which a recorder joins, and to its last chunk
 		rows := backlog(b, l, tasks)
 		have := settled(b, pool)
 		b.StartTimer()
 		begin := time.Now()
 		theirs, ours = theirs-audittest.CPU(b, pool), ours-audittest.OwnCPU(b)
 		stop := startRecorder(b, Deps{Log: l, Pool: pool, Instance: "audit@bench-1"})
-		tick := time.NewTicker(20 * time.Millisecond) // looking costs, too
+		tick := time.NewTicker(20 * time.Millisecond) // polling costs, too
 		for recorded(b, pool) < rows+total || settled(b, pool) < have+tasks {
 			<-tick.C
 		}
@@ -57,8 +56,8 @@ func BenchmarkRecorder(b *testing.B) {
 	b.ReportMetric(rate/single, "ratio")
 }
 
-// backlog writes the lives of n tasks to the log, as many at a time as pass the
-// stages together, and returns how many rows they make.
+// backlog writes the lives of n tasks to the log, as many at a time as pass the stages together,
+// and returns the number of their events.
 func backlog(b *testing.B, l *stream.Log, n int) (rows int) {
 	out := l.NewOutbox("bench", 10_000, 64<<20)
 	var wg sync.WaitGroup
@@ -87,7 +86,7 @@ func backlog(b *testing.B, l *stream.Log, n int) (rows int) {
 	return rows
 }
 
-// settled counts results by what the recorder counts of them.
+// settled counts results by the rollups.
 func settled(b *testing.B, pool *pgxpool.Pool) int {
 	return audittest.One[int](b, pool, "SELECT coalesce(sum(tasks), 0)::int FROM rollup_usage")
 }

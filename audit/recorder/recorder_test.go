@@ -44,12 +44,12 @@ func startRecorderWith(t testing.TB, cfg Config, deps Deps) (stop func() error) 
 	select {
 	case <-ready:
 	case <-time.After(audittest.Patience):
-		t.Fatal("the recorder does not get ready")
+		t.Fatal("the recorder did not become ready")
 	}
 	return stop
 }
 
-// write puts the events and the result of a task into the log.
+// write writes the events and the result of a task to the log.
 func write(t testing.TB, out *stream.Outbox, wg *sync.WaitGroup, events []task.Event, r *task.Result) {
 	t.Helper()
 	u := stream.Unit{Events: events}
@@ -68,9 +68,8 @@ func write(t testing.TB, out *stream.Outbox, wg *sync.WaitGroup, events []task.E
 	require.NoError(t, out.Put(t.Context(), u))
 }
 
-// TestExactlyOnceWhileRecordersComeAndGo writes tasks while recorders are
-// stopped and started and their sessions with Postgres are cut: each event and
-// each result is recorded once.
+// TestExactlyOnceWhileRecordersComeAndGo writes tasks while recorders stop and start and their
+// sessions with Postgres are cut: each event and each result is recorded once.
 func TestExactlyOnceWhileRecordersComeAndGo(t *testing.T) {
 	t.Parallel()
 	pool, l := audittest.NewPool(t), audittest.OpenLog(t, 3)
@@ -86,7 +85,7 @@ func TestExactlyOnceWhileRecordersComeAndGo(t *testing.T) {
 		write(t, out, &wg, []task.Event{s.Event(task.TaskSucceeded, 1, "d1")}, s.Result(task.Success, "d1"))
 		switch i {
 		case 100, 200, 300:
-			pool.Reset() // not over a connection that was cut the last time
+			pool.Reset() // so as not to use a connection that was cut the last time
 			_, err := pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
 			require.NoError(t, err)
 		case 250:
@@ -122,7 +121,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE action = 'record.dead_lettered'") == 3 &&
 			audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'") == 2
-	}, audittest.Patience, 20*time.Millisecond, "those around it are recorded, too")
+	}, audittest.Patience, 20*time.Millisecond, "the events around it are recorded, too")
 	require.Equal(t, 2, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'"))
 	require.NoError(t, stop())
 
@@ -143,7 +142,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 	require.Equal(t, "invalid", detail.Reason)
 }
 
-func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
+func TestARecreatedTopicIsAnError(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	_, err := r.pool.Exec(t.Context(), "INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ('events', 0, 1000)")
@@ -164,7 +163,7 @@ func TestATopicThatWasMadeAnewIsAnError(t *testing.T) {
 	require.Empty(t, r.w.queue.waiting)
 }
 
-// TestPostgresMayGoAway stops and kills Postgres while events come.
+// TestPostgresMayGoAway stops and kills Postgres while events arrive.
 func TestPostgresMayGoAway(t *testing.T) {
 	t.Parallel()
 	env := testenv.Get(t)
@@ -204,17 +203,17 @@ func TestPostgresMayGoAway(t *testing.T) {
 			require.NoError(t, pg.Stop())
 		}
 	}
-	wg.Wait() // Kafka took everything
+	wg.Wait() // Kafka has everything
 	require.Eventually(t, func() bool { return gauge(t, reg, "batchyard_audit_postgres_down") == 1 }, audittest.Patience, 5*time.Millisecond)
 	require.NoError(t, pg.Restart(t.Context()))
 	select {
-	case err := <-ended: // or it saw Postgres away when it asked first
+	case err := <-ended: // or Postgres was away when it first asked
 		if err != nil {
 			_, err = store.WaitTask(t.Context(), last.Task.Key())
 		}
 		require.NoError(t, err)
 	case <-time.After(audittest.Patience):
-		t.Fatal("the task that was waited for does not end")
+		t.Fatal("the task that was waited for did not finish")
 	}
 	require.Eventually(t, func() bool {
 		return audittest.One[int](t, pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS'") == tasks && audittest.One[int](t, pool, "SELECT count(*) FROM audit_log") >= 2*tasks

@@ -14,9 +14,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestPostgresMayTakeNoWrites has the database read-only, out of space, and with a
-// constraint that nothing can meet: nothing is lost, it is told, and the recorder goes on by itself.
-func TestPostgresMayTakeNoWrites(t *testing.T) {
+// TestPostgresMayRefuseWrites makes the database read-only, full, and refusing everything by a
+// constraint. Nothing is lost, it is reported, and the recorder continues by itself.
+func TestPostgresMayRefuseWrites(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ refuse, relent, says string }{
 		"read-only": {
@@ -32,15 +32,15 @@ func TestPostgresMayTakeNoWrites(t *testing.T) {
 			"53100",
 		},
 		"whatever it is": {
-			`ALTER TABLE audit_log ADD CONSTRAINT somebodys CHECK (actor_id = 'nobody') NOT VALID`,
-			`ALTER TABLE audit_log DROP CONSTRAINT somebodys`,
+			`ALTER TABLE audit_log ADD CONSTRAINT foreign_check CHECK (actor_id = 'mallory') NOT VALID`,
+			`ALTER TABLE audit_log DROP CONSTRAINT foreign_check`,
 			"23514",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := audittest.NewPool(t)
-			admin := func(sql string) { // also when sessions take no writes
+			admin := func(sql string) { // also while sessions are read-only
 				require.NoError(t, pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
 					_, err := tx.Exec(t.Context(), sql)
 					return err
@@ -57,7 +57,7 @@ func TestPostgresMayTakeNoWrites(t *testing.T) {
 			r.record(events.events(t, s.Accepted()))
 
 			admin(c.refuse)
-			pool.Reset() // sessions that are there keep what they were told
+			pool.Reset() // existing sessions keep their settings
 			ctx, cancel := context.WithTimeout(t.Context(), audittest.Patience)
 			defer cancel()
 			done := make(chan error, 1)
@@ -74,10 +74,10 @@ func TestPostgresMayTakeNoWrites(t *testing.T) {
 			case err := <-done:
 				require.NoError(t, err)
 			case <-time.After(audittest.Patience):
-				t.Fatal("it does not go on")
+				t.Fatal("it did not continue")
 			}
 			require.Zero(t, gauge(t, reg, "batchyard_audit_postgres_down"))
-			require.Empty(t, r.sent, "nothing is dead that could be recorded later")
+			require.Empty(t, r.sent, "nothing becomes a dead letter that can be recorded later")
 			audittest.RequireChains(t, pool, map[string]int64{"events/0": 3})
 		})
 	}

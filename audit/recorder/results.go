@@ -28,7 +28,7 @@ const resultFields = `tenant, task_id, state, status, output, error_class, error
 	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
 	submitted_at, assigned_at, started_at, finished_at`
 
-const resultWidth = 25 // of them
+const resultWidth = 25 // number of them
 
 // insertResultsSQL skips tasks that have a result.
 const insertResultsSQL = `

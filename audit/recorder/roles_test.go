@@ -14,7 +14,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// relations are the tables or the views of the schema, without partitions.
+// relations returns the tables or views of the schema, without partitions.
 func relations(t *testing.T, pool *pgxpool.Pool, kinds ...string) []string {
 	t.Helper()
 	rows, err := pool.Query(t.Context(), `SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind::text = ANY ($1)`, kinds)
@@ -42,7 +42,7 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	require.NoError(t, r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day }).once(t.Context()))
 	require.NoError(t, r.w.offsets.reclaim(t.Context(), events))
 
-	require.Equal(t, 4, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log"), "six were recorded, retention has taken two")
+	require.Equal(t, 4, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log"), "six were recorded, and the retention has dropped two")
 	require.Equal(t, 1, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))
 	require.Equal(t, "SUCCESS", audittest.One[string](t, owner, "SELECT state FROM tasks"))
 	require.Equal(t, 1, audittest.One[int](t, owner, "SELECT count(*) FROM callbacks"))
@@ -62,10 +62,10 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	require.ErrorContains(t, err, "cannot be dropped")
 }
 
-// In a database that comes from Postgres 14 everybody may create functions in the
-// schema public. One with better fitting arguments than Postgres' own would be run
-// with the owner's rights by the functions that work with these.
-func TestNobodySlipsIntoTheFunctionsOfTheOwner(t *testing.T) {
+// In a database that was created by Postgres 14 everyone may create functions in the schema public.
+// One that matches arguments better than Postgres' own would be executed with the owner's
+// privileges by the owner's functions.
+func TestTheFunctionsOfTheOwnerCannotBeHijacked(t *testing.T) {
 	t.Parallel()
 	owner, of := audittest.Logins(t, "batchyard_reader", "batchyard_recorder")
 	audittest.Execute(t, owner, "GRANT CREATE ON SCHEMA public TO PUBLIC")

@@ -17,8 +17,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestRowsArriveInEveryMode: who has a pooler in front of Postgres tells pgx in the
-// URL to ask for no types. What arrives is the same, and nothing is refused.
+// TestRowsArriveInEveryMode: behind a pooler, the URL tells pgx not to ask for types. The same rows
+// arrive, and nothing is refused.
 func TestRowsArriveInEveryMode(t *testing.T) {
 	t.Parallel()
 	odd := slices.Repeat([]string{"", "plain", `q"uo"te`, `back\slash\`, `\"`, "{a,b}", "(c,d)", "NULL", " ", "é€😀", "'"}, 8)
@@ -33,7 +33,7 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 			sep = "&"
 		}
 		r := newRig(t, audittest.PoolOn(t, url+sep+"default_query_exec_mode="+mode))
-		r.w.chunks.safeChunks = careful // inserted, else copied
+		r.w.chunks.safeChunks = careful // inserted; otherwise copied
 		events, results := r.own("events", 0), r.own("results", 0)
 		var c chunk
 		for i, text := range odd {
@@ -74,9 +74,9 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 	}
 }
 
-// TestTypesThatWereMadeAnew: a database may be restored beside connections that
-// stay. The recorder goes on by itself, and takes no record for a bad one.
-func TestTypesThatWereMadeAnew(t *testing.T) {
+// TestTypesThatWereRecreated: a database may be restored while connections stay. The recorder
+// continues by itself, and does not blame a record.
+func TestTypesThatWereRecreated(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	r := newRig(t, pool)

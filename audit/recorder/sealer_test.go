@@ -38,7 +38,7 @@ func trusted(t testing.TB, g *rig.Signing, paths ...string) *verify.Checkpoints 
 	return c
 }
 
-func TestATornLineIsCutOffAndNumbersGoOn(t *testing.T) {
+func TestATornLineIsCutOffAndNumbersContinue(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	g, r := rig.Grown(t, pool)
@@ -60,7 +60,7 @@ func TestATornLineIsCutOffAndNumbersGoOn(t *testing.T) {
 	require.True(t, rep.OK(), "%+v", rep.Findings)
 	require.NotContains(t, fmt.Sprint(rep.Notes), "has no end")
 
-	// The file is lost: the topic knows how far the numbers are.
+	// The file is lost: the topic has the last number.
 	g.Flush()
 	require.NoError(t, os.Remove(g.File()))
 	g.Restart()
@@ -79,8 +79,8 @@ func TestATornLineIsCutOffAndNumbersGoOn(t *testing.T) {
 	require.Len(t, other.Lines(), 1)
 }
 
-// A recorder that dies between the file and the topic leaves no hole in the topic,
-// which is all that others have.
+// A recorder that dies between the file and the topic leaves no gap in the topic, which is all that
+// others have.
 func TestTheTopicGetsWhatOnlyTheFileHas(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -103,7 +103,7 @@ func TestTheTopicGetsWhatOnlyTheFileHas(t *testing.T) {
 	require.Equal(t, 5, rep.Checkpoints)
 }
 
-func TestARecorderSignsWhenItEnds(t *testing.T) {
+func TestARecorderSealsWhenItStops(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	l := audittest.OpenLog(t, 3)

@@ -13,7 +13,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// wholeLives are chunks of tasks that begin and end in them.
+// wholeLives returns a chunk of tasks that begin and end in it.
 func wholeLives(t *testing.T, events, results *ownership, from, to int) (c chunk) {
 	for i := from; i < to; i++ {
 		es, r := audittest.NewStory(fmt.Sprint("t", i)).Life()
@@ -22,9 +22,9 @@ func wholeLives(t *testing.T, events, results *ownership, from, to int) (c chunk
 	return c
 }
 
-// TestTasksThatBeginAndEndInAChunk are copied; when something of one of them was recorded before, all of
-// them are merged with what is there, as if they had come one after the other.
-func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
+// Tasks that begin and end in a chunk are copied. If something about one of them was recorded
+// before, all of them are merged with what is there, as if they had come one by one.
+func TestTasksThatBeginAndEndInAChunkAreCopied(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events, results := r.own("events", 0), r.own("results", 0)
@@ -33,7 +33,7 @@ func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
 	require.Zero(t, r.w.chunks.safeChunks)
 	require.Equal(t, n, audittest.One[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS' AND version = 1 AND known_from = 2 AND device_id = 'sim-gpu-4' AND finished_at > started_at"))
 
-	early := audittest.NewStory(fmt.Sprint("t", n)).Event(task.TaskQueued, 0, "") // its producer died, or was slow to tell
+	early := audittest.NewStory(fmt.Sprint("t", n)).Event(task.TaskQueued, 0, "") // its producer died, or was slow
 	r.record(events.events(t, early))
 	r.record(wholeLives(t, events, results, n, 2*n)...)
 	require.Equal(t, slowPathChunks-1, r.w.chunks.safeChunks)
@@ -43,7 +43,7 @@ func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
 	require.Equal(t, 14*n+1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	audittest.RequireChains(t, r.pool, map[string]int64{"events/0": 14*n + 1})
 
-	// Most tasks end in a later chunk than they began in: the shortcut is not for them.
+	// Most tasks end in a later chunk than they begin in: the shortcut is not for them.
 	r.w.chunks.safeChunks = 0
 	var begun, ended chunk
 	for i := range n {
@@ -57,9 +57,9 @@ func TestTasksThatBeginAndEndInAChunk(t *testing.T) {
 	require.Empty(t, r.sent)
 }
 
-// TestDaysAreWrittenStraight: rows of several days in one chunk, by the shortcut and
-// without, are in the partitions of their days.
-func TestDaysAreWrittenStraight(t *testing.T) {
+// Rows of several days in one chunk, with and without the shortcut, end up in the partitions of
+// their days.
+func TestDaysAreWrittenDirectly(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
@@ -85,15 +85,15 @@ func TestDaysAreWrittenStraight(t *testing.T) {
 	audittest.RequireChains(t, r.pool, map[string]int64{"events/0": 10})
 }
 
-// TestADayThatIsNoPartitionAnyMore: a partition that was detached or dropped takes no more
-// rows, also from a writer that has just written there; they stay in the log.
-func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
+// A partition that was detached or dropped gets no more rows, not even from a writer that has just
+// written to it; the rows stay in the log.
+func TestADetachedDayGetsNoRows(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{
 		"detached": "ALTER TABLE audit_log DETACH PARTITION %s",
 		"dropped":  "DROP TABLE %s",
 		"replaced": "ALTER TABLE audit_log DETACH PARTITION %[1]s; ALTER TABLE %[1]s RENAME TO old; CREATE TABLE %[1]s (LIKE audit_log INCLUDING ALL)",
-		"another":  "ALTER TABLE %s ADD CONSTRAINT somebodys CHECK (actor_id = 'nobody') NOT VALID; ALTER TABLE audit_log DETACH PARTITION %[1]s",
+		"another":  "ALTER TABLE %s ADD CONSTRAINT foreign_check CHECK (actor_id = 'mallory') NOT VALID; ALTER TABLE audit_log DETACH PARTITION %[1]s",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -110,7 +110,7 @@ func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
 			require.Equal(t, slowPathChunks-1, r.w.chunks.safeChunks)
 			r.w.chunks.safeChunks = 0
 			r.record(events.events(t, s.Event(task.TaskAssigned, 1, "d1")))
-			require.Zero(t, r.w.chunks.safeChunks, "it is not tried again")
+			require.Zero(t, r.w.chunks.safeChunks, "the shortcut is not tried again")
 			require.Empty(t, r.w.chunks.days.shortcuts())
 			require.Equal(t, 2, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action <> 'task.accepted'"))
 			require.Equal(t, 2, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
@@ -119,14 +119,14 @@ func TestADayThatIsNoPartitionAnyMore(t *testing.T) {
 	}
 }
 
-// TestWhatAPartitionDoesNotTake: when it was the record's fault, its day goes on by the shortcut.
-func TestWhatAPartitionDoesNotTake(t *testing.T) {
+// If the record was at fault, the shortcut for its day stays open.
+func TestARefusedRecordDoesNotCloseItsDay(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
 	s := audittest.NewStory("t1")
 	bad := events.events(t, s.Accepted(), s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, "d1"))
-	bad.events[1].event.ActorID = "\xff" // as no decoder lets through
+	bad.events[1].event.ActorID = "\xff" // no decoder lets this through
 	r.record(bad)
 	require.Len(t, r.sent, 1)
 	for r.w.chunks.safeChunks > 0 {
@@ -136,9 +136,9 @@ func TestWhatAPartitionDoesNotTake(t *testing.T) {
 	require.Len(t, r.w.chunks.days.shortcuts(), 1)
 }
 
-// TestTheLogIsLockedBeforeItsDays: whoever changes audit_log locks it and then its
-// partitions. A writer that had locked one of these first would wait for him, and he for it.
-func TestTheLogIsLockedBeforeItsDays(t *testing.T) {
+// A migration that changes audit_log locks it and then its partitions. A writer that had locked one of these
+// first would deadlock with them.
+func TestTheLogIsLockedBeforeItsPartitions(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
@@ -153,7 +153,8 @@ func TestTheLogIsLockedBeforeItsDays(t *testing.T) {
 	next := events.events(t, s.Event(task.TaskQueued, 0, ""))
 	done := make(chan error, 1)
 	go func() { done <- r.w.record(t.Context(), chunk{next}) }()
-	// The databases of other tests have tables of the same numbers: all come from one template.
+	// The databases of other tests have tables with the same OIDs, because all come from one
+	// template.
 	const here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 	require.Eventually(t, func() bool {
 		return audittest.One[bool](t, r.pool, "SELECT EXISTS (SELECT FROM pg_locks WHERE "+here+" AND relation = 'audit_log'::regclass AND NOT granted)")
@@ -164,11 +165,11 @@ func TestTheLogIsLockedBeforeItsDays(t *testing.T) {
 	require.Len(t, r.w.chunks.days.shortcuts(), 1)
 }
 
-// TestADayThatIsNotForUsNow goes through audit_log for a while: nobody is waited for.
-func TestADayThatIsNotForUsNow(t *testing.T) {
+// Rows go through audit_log for a while, without waiting for anyone.
+func TestADayThatCannotBeWrittenDirectlyNow(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{
-		"somebody makes or drops a day": "SELECT pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0))",
+		"a day is being created or dropped": "SELECT pg_advisory_xact_lock(hashtextextended('batchyard_make_audit_partition', 0))",
 		"a trigger for each statement": `CREATE FUNCTION count_them() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 			CREATE TRIGGER count_them AFTER INSERT ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION count_them()`,
 		"the function is gone": "DROP FUNCTION batchyard_audit_partition(date)",
@@ -188,7 +189,7 @@ func TestADayThatIsNotForUsNow(t *testing.T) {
 			defer pg.Rollback(t.Context(), tx)
 			_, err = tx.Exec(t.Context(), sql)
 			require.NoError(t, err)
-			if name != "somebody makes or drops a day" {
+			if name != "a day is being created or dropped" {
 				require.NoError(t, tx.Commit(t.Context()))
 			}
 			first := s.Accepted()
@@ -201,10 +202,10 @@ func TestADayThatIsNotForUsNow(t *testing.T) {
 			require.Empty(t, r.w.chunks.days.shortcuts())
 			require.Equal(t, 1, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log"))
 			require.Zero(t, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log_default"))
-			if name != "somebody makes or drops a day" {
+			if name != "a day is being created or dropped" {
 				return
 			}
-			// A minute later it is asked for again.
+			// A minute later it asks again.
 			require.NoError(t, tx.Rollback(t.Context()))
 			for at, p := range r.w.chunks.days.known {
 				r.w.chunks.days.known[at] = destination{p.table, time.Now().Add(-time.Second)}
@@ -215,7 +216,7 @@ func TestADayThatIsNotForUsNow(t *testing.T) {
 	}
 }
 
-// TestDefaultsAreNotReliedOn: a hash covers what was sent, whatever the table would say.
+// A hash covers what was sent, whatever defaults the table has.
 func TestDefaultsAreNotReliedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))

@@ -32,7 +32,7 @@ func (s *slab) decode(c chunk) {
 	}
 }
 
-// reset takes the memory back from the entries of the last chunk.
+// Reset takes the memory back from the entries of the last chunk.
 func (s *slab) reset() {
 	if cap(s.events) > maxSlabEvents {
 		s.events = nil

@@ -14,9 +14,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// TestAWriterDecodesWhatItTakes: records wait as they came. What cannot be decoded is a
-// dead letter, what is in a record beside it is not, and the memory of a chunk is used
-// again for the next without a trace of the last one.
+// Records wait undecoded. What cannot be decoded becomes a dead letter, what is beside it in its
+// record does not, and the memory of a chunk is reused for the next without a trace of the last
+// one.
 func TestAWriterDecodesWhatItTakes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
@@ -90,12 +90,12 @@ func TestAWriterDecodesWhatItTakes(t *testing.T) {
 	require.Equal(t, map[string]int{"unreadable": 8, "invalid": 2}, reasons)
 	require.GreaterOrEqual(t, cap(r.w.slab.events), 23)
 	for _, it := range r.w.slab.events[:cap(r.w.slab.events)] {
-		require.Zero(t, it, "what a chunk held is let go of")
+		require.Zero(t, it, "what a chunk had is cleared")
 	}
 }
 
-// TestALargeSlabIsLetGo: one chunk of many events does not keep their memory for ever.
-func TestALargeSlabIsLetGo(t *testing.T) {
+// One chunk of many events does not keep their memory.
+func TestALargeSlabIsFreed(t *testing.T) {
 	t.Parallel()
 	s := &slab{}
 	part := &ownership{TopicPartition: audit.PartitionOf(stream.Events, 0)}

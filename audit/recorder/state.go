@@ -144,7 +144,7 @@ func later(a, b time.Time) time.Time {
 const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
 	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url`
 
-const stateWidth = 22 // of them
+const stateWidth = 22 // number of them
 
 // copyStatesSQL fails if a task has a row.
 const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`

@@ -11,13 +11,14 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Token counts are what a device says. Added up they must fit into the rollups:
-// a chunk that Postgres refuses as a whole, and no part of, would be tried for ever.
-func TestADeviceThatCountsNonsenseStopsNobody(t *testing.T) {
+// Token counts are reported by devices. Their sums must fit into the rollups: a chunk that Postgres
+// refuses as a whole, but no part of it, would be tried indefinitely.
+func TestAbsurdTokenCountsDoNotBlock(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events, results := r.own("events", 0), r.own("results", 0)
@@ -39,14 +40,14 @@ func TestADeviceThatCountsNonsenseStopsNobody(t *testing.T) {
 	require.Empty(t, r.sent)
 }
 
-// Whoever writes to the topics of tasks says when they were submitted.
-func TestTasksThatSayTheyAreOldStopNobody(t *testing.T) {
+// Anyone who writes to the topics of tasks decides when they were submitted.
+func TestAbsurdSubmissionTimesDoNotBlock(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	results := r.own("results", 0)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	const chunks, each = 3, 700 // together more than 2⁶³ µs, and each of them less
+	const chunks, each = 3, 700 // together more than 2⁶³ µs, but less for each chunk
 	for i := range chunks {
 		var c chunk
 		for j := range each {
@@ -61,10 +62,10 @@ func TestTasksThatSayTheyAreOldStopNobody(t *testing.T) {
 	require.Equal(t, chunks*each, audittest.One[int](t, r.pool, "SELECT sum(n)::int FROM rollup_latency WHERE stage = 'total'"))
 	require.Equal(t, int64(math.MaxInt64), audittest.One[int64](t, r.pool, "SELECT max(us) FROM rollup_latency"))
 
-	// Nor is adding the shards together.
+	// Nor does compacting.
 	for shard := range 3 {
 		audittest.Execute(t, r.pool, "INSERT INTO rollup_latency VALUES (now()::date - 1, 1, $1, 'total', 'm', 3, 1, 9223372036854775807)", shard)
-		require.NoError(t, compactRollups(t.Context(), r.pool, 30*audit.Day))
+		require.NoError(t, rollup.Compact(t.Context(), r.pool, 30*audit.Day))
 	}
 	require.Equal(t, "3 9223372036854775807", audittest.One[string](t, r.pool, "SELECT n || ' ' || us FROM rollup_latency WHERE hour = -1"))
 }

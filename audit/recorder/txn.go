@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -23,7 +24,7 @@ type chunkWriter struct {
 	rows       pg.Rows
 	typesKnown bool // the last transaction succeeded, so the connection's row types are valid
 	safeChunks int  // this many more chunks are written in mode safe
-	counts     rollup
+	counts     rollup.Counts
 	days       days
 }
 
@@ -172,7 +173,7 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	for _, r := range won {
 		s := stateOfResult(r)
 		t.states.add(&s)
-		t.counts.addResult(r)
+		t.counts.AddResult(r)
 	}
 	t.done.results, t.done.duplicates = len(won), len(duplicates)
 	return t.finish(ctx, won)
@@ -230,7 +231,7 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 // the events to the states and to the rollups.
 func (t *txn) addRows(us []unit, duplicates []offered) {
 	t.days.begin()
-	t.counts.reset()
+	t.counts.Reset()
 	var s state
 	for _, u := range us {
 		if u.index == resultIndex {
@@ -242,7 +243,7 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 			t.states.add(&s)
 		}
 		t.states.reprioritize(&it.event)
-		t.counts.add(&it.event)
+		t.counts.Add(&it.event)
 	}
 	// In the order of their records, as all rows of a chain.
 	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })
@@ -261,8 +262,8 @@ func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
 	}
 }
 
-// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies
-// whoever waits for the results.
+// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies those
+// who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	if t.mode == fast {
 		if err := t.copyFinished(ctx); err != nil {
@@ -273,7 +274,7 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	t.days.queueCheck(&b)
 	t.queueStates(&b)
 	t.states.queuePriorities(&b)
-	t.counts.queue(&b, t.shard)
+	t.counts.Queue(&b, t.shard)
 	t.chains.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)

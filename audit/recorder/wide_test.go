@@ -10,12 +10,12 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Whatever somebody calls himself: an index takes no key of more than 2.7 kB, and
-// what no index takes would not be recorded.
+// Names may be of any length, but an index entry has at most 2.7 kB, and a row that no index takes
+// would not be recorded.
 func TestLongNamesAreRecorded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
-	wide := func(n int) string { // nothing that can be made smaller
+	wide := func(n int) string { // not compressible
 		s := make([]rune, n)
 		for i := range s {
 			s[i] = 0x10000 + rune(rand.IntN(0xfffff))

@@ -66,7 +66,7 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 	require.Equal(t, int64(3), audittest.One[int64](t, r.pool, "SELECT next_offset FROM stream_offsets WHERE topic = 'events'"))
 }
 
-func TestTheFirstResultIsTaken(t *testing.T) {
+func TestTheFirstResultWins(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	results := r.own("results", 3)
@@ -87,9 +87,9 @@ func TestTheFirstResultIsTaken(t *testing.T) {
 	require.Equal(t, []string{"1 FAILED results audit@test-1", "3 EXPIRED results audit@test-1"}, got, "the same result once more is no event")
 }
 
-// TestTheFirstOfManyResultsIsTaken: many results at once are copied, which fails when one
-// of them was taken before; then they are taken with care, and nothing is lost or twice.
-func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
+// Many results at once are copied, which fails if a task already has one. Then they are inserted
+// one by one, and nothing is lost or recorded twice.
+func TestTheFirstOfManyResultsWins(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	results := r.own("results", 0)
@@ -102,7 +102,7 @@ func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
 	const n = minRowsForCopy
 	r.record(say(0, n, task.Success)...)
 	require.Zero(t, r.w.chunks.safeChunks)
-	// Half of them once more and different, and as many new ones; the last is there twice.
+	// Half of them again, but different, and as many new ones; the last one twice.
 	r.record(append(say(n/2, n+n/2, task.Failed), say(n+n/2-1, n+n/2, task.Expired)...)...)
 	require.Equal(t, slowPathChunks-1, r.w.chunks.safeChunks)
 	require.Equal(t, n, audittest.One[int](t, r.pool, "SELECT count(*) FROM results WHERE state = 'SUCCESS'"))
@@ -111,11 +111,12 @@ func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
 	require.Equal(t, n/2+1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))
 	require.Empty(t, r.sent)
 
-	// What Postgres refuses is found among them all the same, and with care nothing is refused for being there.
+	// What Postgres refuses is found among them all the same, and in mode safe nothing is refused
+	// because it exists already.
 	r.w.chunks.safeChunks = 0
 	r.record(say(2*n, 2*n+2, task.Success)...)
 	bad := say(2*n, 3*n+1, task.Success)
-	bad[3].result.State = "LOST" // as no decoder lets through
+	bad[3].result.State = "LOST" // no decoder lets this through
 	r.record(bad...)
 	require.Len(t, r.sent, 1)
 	require.Equal(t, bad[3], r.sent[0].entry)
@@ -129,13 +130,13 @@ func TestTheFirstOfManyResultsIsTaken(t *testing.T) {
 	require.Zero(t, r.w.chunks.safeChunks)
 }
 
-// TestResultsThatCannotBeCopied are inserted: who has changed the table is no worse off
-// with many results at once than with few.
+// Results that cannot be copied are inserted: if someone has modified the table, many results at
+// once are treated like few.
 func TestResultsThatCannotBeCopied(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		sql  string
-		lost int // results that the table does not take
+		lost int // results that the table does not keep
 	}{
 		"another type": {"ALTER TABLE results ALTER status TYPE bigint", 0},
 		"a trigger": {`CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN CASE WHEN NEW.task_id = 't5' THEN NULL ELSE NEW END; END $$;
@@ -176,13 +177,13 @@ func TestATwinThatWasReplacedCannotWrite(t *testing.T) {
 	again.part, again.rec = after, &fakeRecord{}
 	young.record(&again)
 
-	// The old one wakes up and has not heard that the partition is lost.
+	// The old one wakes up and does not know that the partition is lost.
 	old.record(held, kept)
 	require.Equal(t, 2, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
 	require.Equal(t, 2, audittest.One[int](t, pool, "SELECT count(DISTINCT (src_partition, src_offset, src_index)) FROM audit_log"))
 	require.True(t, kept.rec.(*fakeRecord).isDone())
 
-	// Both go on, believing that the partition is theirs: still once.
+	// Both continue, believing that they own the partition: still once.
 	for i := range 10 {
 		e := s.Event(task.TaskQueued, 0, "")
 		mine := before.events(t, e)
@@ -198,14 +199,14 @@ func TestATwinThatWasReplacedCannotWrite(t *testing.T) {
 	}
 	require.Equal(t, 12, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
 
-	// When it has heard, it lets go.
+	// Once it knows, it lets go.
 	lost := before.events(t, s.Event(task.TaskQueued, 0, ""))
 	lost.rec.(*fakeRecord).lost = true
 	old.record(lost)
 	require.Equal(t, 12, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
 }
 
-func TestACommitWhoseAnswerWasLostIsNotRepeated(t *testing.T) {
+func TestACommitWhoseReplyWasLostIsNotRepeated(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
@@ -213,7 +214,7 @@ func TestACommitWhoseAnswerWasLostIsNotRepeated(t *testing.T) {
 	next, epoch := events.next, events.epoch
 	_, err := r.w.chunks.apply(t.Context(), chunk{e})
 	require.NoError(t, err)
-	events.next, events.epoch = next, epoch // as if the answer had not come
+	events.next, events.epoch = next, epoch // as if the reply had been lost
 	r.record(e)
 	require.Equal(t, 1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	require.Equal(t, int64(1), events.next)
@@ -243,7 +244,7 @@ func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {
 		s := audittest.NewStory(fmt.Sprintf("t%d", i))
 		c = append(c, events.events(t, s.Accepted(), s.Event(task.TaskQueued, 0, "")), results.result(t, s.Result(task.Success, "d1")))
 	}
-	// An action that is not in the list, among good ones; a broken frame; a broken result.
+	// An action that does not exist, among good ones; a broken frame; a broken result.
 	s := audittest.NewStory("mixed")
 	strange := s.Event("task.teleported", 0, "")
 	mixed := events.events(t, s.Accepted(), strange, s.Event(task.TaskQueued, 0, ""))
@@ -252,7 +253,7 @@ func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {
 	notJSON := &entry{rec: &fakeRecord{}, part: results, offset: results.take(), bytes: 3}
 	notJSON.decodeAsResult([]byte(`{"task_id":`), "")
 	c = append(c, mixed, broken, notJSON)
-	// What only Postgres refuses: break the cleaning of one event and one result.
+	// What only Postgres refuses: bypass the cleaning of one event and one result.
 	nul := events.events(t, audittest.NewStory("nul").Accepted(), audittest.NewStory("good").Accepted())
 	nul.events[0].event.ActorID = "a\x00b"
 	bad := results.result(t, audittest.NewStory("bad").Result(task.Success, "d1"))
@@ -262,7 +263,7 @@ func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {
 
 	require.Equal(t, 20*2+2+1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	require.Equal(t, 20, audittest.One[int](t, r.pool, "SELECT count(*) FROM results"))
-	require.Equal(t, int32(2), audittest.One[int32](t, r.pool, "SELECT max(src_index) FROM audit_log"), "places stay when others are taken out")
+	require.Equal(t, int32(2), audittest.One[int32](t, r.pool, "SELECT max(src_index) FROM audit_log"), "indexes stay when other events are taken out")
 	require.Len(t, r.sent, 5)
 	reasons := map[string]int{}
 	for _, l := range r.sent {
@@ -294,7 +295,7 @@ func TestStrangeTextIsCleaned(t *testing.T) {
 	require.Len(t, events.events(t, long, none, far).dead, 3)
 }
 
-func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
+func TestOldDaysGetAPartitionAndOlderOnesDoNot(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
@@ -306,7 +307,7 @@ func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
 	r.record(events.events(t, at(0), at(-40*audit.Day), at(-400*audit.Day), at(400*audit.Day)))
 	require.Equal(t, 2, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
 	parts := audittest.One[int](t, r.pool, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass")
-	require.Equal(t, 3, parts, "the default one, today, and 40 days ago")
+	require.Equal(t, 3, parts, "the default partition, today, and 40 days ago")
 
 	var gone []droppedDay
 	m := r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day })
@@ -327,7 +328,7 @@ func TestOldDaysGetTheirPartitionAndOlderOnesDoNot(t *testing.T) {
 	require.NoError(t, m.once(t.Context()))
 }
 
-func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {
+func TestAChunkIsKeptWhilePostgresCannotRecordIt(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	r := newRig(t, pool)
@@ -350,8 +351,8 @@ func TestAChunkIsKeptWhilePostgresCannotTakeIt(t *testing.T) {
 	require.Equal(t, 1, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
 }
 
-// TestAChunkTakesEventsWithTheirResults: what one topic or partition is ahead of
-// another does not show, and of two writers each takes its half of the partitions.
+// It does not matter how far one topic or partition is ahead of another, and each of two writers
+// takes half of the partitions.
 func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 	t.Parallel()
 	const parts, seconds = 4, 20
@@ -371,7 +372,7 @@ func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 		}
 	}
 	next := map[ownership]int64{}
-	for turn := range seconds / 2 { // of two writers that begin and end together
+	for turn := range seconds / 2 { // by two writers that begin and end together
 		halves := [2]map[int32]int{{}, {}}
 		var releases []func()
 		for _, half := range halves {
@@ -399,7 +400,7 @@ func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 	require.Empty(t, q.waiting)
 	require.Equal(t, [2]holding{}, q.held)
 
-	// One writer takes what there is, however it lies.
+	// A single writer takes whatever there is.
 	for partition := range parts {
 		put("events", partition, seconds)
 	}
@@ -409,8 +410,8 @@ func TestAChunkTakesEventsWithTheirResults(t *testing.T) {
 	require.Zero(t, q.busy)
 }
 
-// TestALargeRecordHasItsTurn: one that never fits behind others begins a chunk.
-func TestALargeRecordHasItsTurn(t *testing.T) {
+// A record that never fits behind others begins a chunk.
+func TestALargeRecordGetsItsTurn(t *testing.T) {
 	t.Parallel()
 	q := newQueue(1, 50, 500)
 	put := func(partition int, bytes int64) {
@@ -425,14 +426,14 @@ func TestALargeRecordHasItsTurn(t *testing.T) {
 		c, of := q.poll(10, 100)
 		for _, e := range c {
 			large = large || e.part.Partition == 1
-			put(int(e.part.Partition), 10) // there is always more of the others
+			put(int(e.part.Partition), 10) // the other partitions always have more
 		}
 		q.release(of)
 	}
 }
 
-// TestWritersShareTheQueue: whichever writer is free takes what waits, a partition
-// is at one of them at a time, and its records come in order.
+// Whichever writer is free takes what waits, a partition is with one of them at a time, and its
+// records come in order.
 func TestWritersShareTheQueue(t *testing.T) {
 	t.Parallel()
 	const parts, records, takers = 6, 400, 3
@@ -465,10 +466,10 @@ func TestWritersShareTheQueue(t *testing.T) {
 					p := e.part.Partition
 					if !mine[p] {
 						mine[p] = true
-						assert.Equal(t, int32(1), at[p].Add(1), "partition %d is at two writers", p)
+						assert.Equal(t, int32(1), at[p].Add(1), "partition %d is with two writers", p)
 					}
 					assert.Equal(t, next[laneOf(e)][p], e.offset)
-					next[laneOf(e)][p]++ // the race detector looks whether the next writer sees it
+					next[laneOf(e)][p]++ // the race detector checks that the next writer sees it
 				}
 				for p := range mine {
 					at[p].Add(-1)
@@ -515,7 +516,8 @@ func TestQueueIsBoundedAndKeepsOrder(t *testing.T) {
 	for i, o := range got {
 		require.Equal(t, int64(i), o)
 	}
-	// A single record larger than everything passes; a full queue lets go when its time ends.
+	// A single record larger than everything passes; a full queue accepts a record when its context
+	// ends.
 	q.put(t.Context(), &entry{part: part, bytes: 5000})
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -44,7 +44,7 @@ func BenchmarkVerify(b *testing.B) {
 		require.EqualValues(b, rows, rep.Rows)
 	}
 	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
-	// With nothing else running, about the larger of the two is what it takes.
+	// With nothing else running, the larger of the two is about what it takes.
 	b.ReportMetric((audittest.CPU(b, r.Pool)-postgres)/float64(b.N)/1e6, "postgres-cpu-s/op")
 	b.ReportMetric((audittest.OwnCPU(b)-own)/float64(b.N)/1e6, "own-cpu-s/op")
 }

@@ -9,59 +9,59 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// segment is consecutive rows of a chain that follow each other by their hashes.
+// segment is a run of consecutive rows of a chain, linked by their hashes.
 type segment struct {
 	first, last int64
 	prev        audit.Hash // of the row before the first
-	firstHash   audit.Hash // of the first; zero when retention has dropped it
-	hash        audit.Hash // of the last
+	firstHash   audit.Hash // of the first row; zero if it was dropped by the retention
+	hash        audit.Hash // of the last row
 
-	start, end           audit.Position // of the first and the last
-	startKnown, endKnown bool           // not when retention has dropped the row
-	read                 bool           // it holds rows that were read
-	dropped              string         // day, while it is nothing but what retention dropped
+	start, end           audit.Position // of the first and the last row
+	startKnown, endKnown bool           // false if the retention has dropped the row
+	read                 bool           // it has rows that were read
+	dropped              string         // the day, if all of it was dropped by the retention
 }
 
-// link is where one row ends and the next begins: the number and the hash of the
-// one before.
+// link is the point where one row ends and the next begins: the number and the hash of the row
+// before.
 type link struct {
 	seq  int64
 	hash audit.Hash
 }
 
-// chainCheck is what is known of a chain while rows come.
+// chainCheck is what is known about a chain while rows arrive.
 type chainCheck struct {
 	at      audit.TopicPartition
-	end     audit.ChainEnd // by audit_chains
+	end     audit.ChainEnd // as audit_chains has it
 	updated time.Time
 
-	cur     *segment // that the last row went to; not in byEnd
+	cur     *segment // the last row went to it; not in byEnd
 	byEnd   map[link]*segment
 	byStart map[link]*segment
-	forks   []*segment // begin or end exactly where another one does
+	forks   []*segment // segments that begin or end exactly where another does
 
-	points   map[int64]*point // what checkpoints say
-	nulls    audit.Position   // the highest of the rows without a hash
+	points   map[int64]*point // what checkpoints say about rows, by their numbers
+	nulls    audit.Position   // the highest position of a row without a hash
 	nullsAt  int64            // when the last of them was written, in Postgres' microseconds
-	hashedAt int64            // and the first of the rows with one that were read
+	hashedAt int64            // when the first row with a hash was written, of those that were read
 	from     int64
 	read     int64
 	before   int64
 	signed   int64
 	signedAt time.Time
-	quiet    bool  // nothing of it was recorded in the time that is verified
-	low      int64 // with since: the row before the first one that was read, which has to be found
+	quiet    bool  // nothing of it was recorded in the period that is verified
+	low      int64 // with Since: the row before the first one that was read; it has to be found
 	lowKnown bool
 
 	findings []Finding
 	count    int64
 }
 
-// errTooManySegments says that the order on the disk has nothing to do with the chains.
-var errTooManySegments = fmt.Errorf("the rows lie on the disk in so little order that the chains are in too many pieces while they are read: "+
-	"verify the days one after the other, the last ones first, with --since, or raise --max-segments (%d bytes of memory each)", 400)
+// errTooManySegments says that the rows' order on disk has nothing to do with the chains.
+var errTooManySegments = fmt.Errorf("the rows are so scattered on disk that the chains are in too many segments while they are read: "+
+	"verify fewer days at a time with --since, or raise --max-segments (%d bytes of memory each)", 400)
 
-// all are the segments of a chain, by their first rows; the longest first.
+// all returns the segments of a chain by their first rows, the longest first.
 func (c *chainCheck) all() []*segment {
 	out := slices.Clone(c.forks)
 	for _, s := range c.byStart {
@@ -93,7 +93,7 @@ func (c *chainCheck) shelve() {
 	c.byEnd[k] = s
 }
 
-// fork sets a segment aside that ends, or begins, where another one does.
+// fork sets aside a segment that ends, or begins, where another does.
 func (c *chainCheck) fork(s *segment) {
 	if k := (link{s.first - 1, s.prev}); c.byStart[k] == s {
 		delete(c.byStart, k)
@@ -101,11 +101,11 @@ func (c *chainCheck) fork(s *segment) {
 	c.forks = append(c.forks, s)
 }
 
-// append lets b follow a.
+// append appends b to a.
 func (c *chainCheck) append(a, b *segment) {
 	if a.endKnown && b.startKnown && !a.end.Before(b.start) {
 		c.found(Finding{Reason: Moved, Seq: b.first, Row: &RowRef{Position: c.at.At(b.start).String(), Seq: b.first},
-			Detail: fmt.Sprintf("the row before it in the chain is %s: rows are not in the order of their records; unless the topic was made anew between the two, the chain was rewritten", c.at.At(a.end))})
+			Detail: fmt.Sprintf("the row before it in the chain is %s: rows are not in the order of their records; unless the topic was recreated in between, the chain was rewritten", c.at.At(a.end))})
 	}
 	a.last, a.hash, a.end, a.endKnown = b.last, b.hash, b.end, b.endKnown
 	a.read = a.read || b.read
@@ -114,7 +114,7 @@ func (c *chainCheck) append(a, b *segment) {
 	}
 }
 
-// join adds a segment to what there is of the chain. It becomes the current one.
+// join adds a segment to the chain. The segment that it becomes part of is the current one then.
 func (v *verifier) join(c *chainCheck, s segment) error {
 	if cur := c.cur; cur == nil || cur.last+1 != s.first || cur.hash != s.prev {
 		c.shelve()
@@ -137,7 +137,7 @@ func (v *verifier) join(c *chainCheck, s segment) error {
 	} else {
 		c.append(c.cur, &s)
 	}
-	// Does it meet the one that follows?
+	// Does it reach the next segment?
 	if len(c.byStart) < 2 {
 		return nil
 	}
@@ -151,7 +151,7 @@ func (v *verifier) join(c *chainCheck, s segment) error {
 	return nil
 }
 
-// chainOfRow finds the chain of a row; nil for one that audit_chains does not know.
+// chainOfRow returns the chain of a row; nil if audit_chains does not have it.
 func (v *verifier) chainOfRow(r *rawRow) *chainCheck {
 	topic, partition := r.field(audit.ColTopic), r.int4(audit.ColPartition)
 	if c := v.lastOf; c != nil && c.at.Partition == partition && c.at.Topic == string(topic) {
@@ -164,10 +164,10 @@ func (v *verifier) chainOfRow(r *rawRow) *chainCheck {
 	return c
 }
 
-// progressEvery is after how many rows progress is told.
+// progressEvery is the number of rows between two reports of progress.
 const progressEvery = 1 << 15
 
-// take looks at one row.
+// take checks one row.
 func (v *verifier) take(r *rawRow) error {
 	if v.report.Rows++; v.report.Rows%progressEvery == 0 {
 		v.progress(Progress{v.report.Rows, v.about})
@@ -181,7 +181,7 @@ func (v *verifier) take(r *rawRow) error {
 		return nil
 	}
 	if c == nil {
-		v.unknownChain(r, "audit_chains knows no chain of this partition: no recorder wrote the row, or the chain's entry was deleted")
+		v.unknownChain(r, "audit_chains has no chain of this partition: no recorder wrote the row, or the entry of the chain was deleted")
 		v.addSuspect(nil, r)
 		return nil
 	}
@@ -192,7 +192,7 @@ func (v *verifier) take(r *rawRow) error {
 	prev, ok := r.hash(audit.ColPrev)
 	sum, ok2 := r.hash(audit.ColHash)
 	if !ok || !ok2 || r.nul[audit.ColSeq] {
-		c.found(Finding{Reason: Changed, Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: "its number in the chain or one of its hashes was emptied or is none"})
+		c.found(Finding{Reason: Changed, Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: "its number in the chain or one of its hashes is missing or malformed"})
 		v.addSuspect(c, r)
 		return nil
 	}
@@ -200,7 +200,7 @@ func (v *verifier) take(r *rawRow) error {
 	var own audit.Hash
 	own, v.scratch = audit.RowHash(prev, r.covered(), v.scratch)
 	if own != sum {
-		c.found(Finding{Reason: Changed, Seq: seq, Row: r.ref(), Detail: "its hash is not that of its content"})
+		c.found(Finding{Reason: Changed, Seq: seq, Row: r.ref(), Detail: "its hash does not match its content"})
 		v.addSuspect(c, r)
 	}
 	if len(c.points) > 0 {
@@ -209,8 +209,8 @@ func (v *verifier) take(r *rawRow) error {
 	return v.join(c, segment{first: seq, last: seq, prev: prev, firstHash: sum, hash: sum, start: at, end: at, startKnown: true, endKnown: true, read: true})
 }
 
-// unchained counts a row that has no hash: from before the chain began, or from
-// somebody who was no recorder.
+// unchained counts a row without a hash: it is from before the chain began, or was not written by a
+// recorder.
 func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 	at := r.position()
 	if c == nil {
@@ -233,7 +233,7 @@ func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 	}
 }
 
-// unknownChain notes a row that belongs to no chain.
+// unknownChain reports a row of a chain that audit_chains does not have.
 func (v *verifier) unknownChain(r *rawRow, why string) {
 	v.unknownCount++
 	if len(v.unknown) < maxFindings {

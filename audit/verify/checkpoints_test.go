@@ -22,7 +22,7 @@ func trusted(t testing.TB, g *rig.Signing, paths ...string) *Checkpoints {
 	return c
 }
 
-func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
+func TestARewrittenChainIsFound(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	g, _ := rig.Grown(t, pool)
@@ -43,14 +43,14 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 		name     string
 		do       func()
 		from, to int64
-		alone    bool // it fits in itself: nothing but checkpoints tells
+		alone    bool // the chain is consistent in itself: only checkpoints show it
 	}{
 		{"all from row 30 on", func() {
-			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'mallory' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, pool, 30, 74, true)
 		}, 1, 72, true},
 		{"the last row", func() {
-			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 74")
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'mallory' WHERE"+of0+"AND chain_seq = 74")
 			rehash(t, pool, 74, 74, true)
 		}, 74, 0, true},
 		{"one row less", func() {
@@ -76,14 +76,14 @@ func TestAChainThatWasMadeAnewIsFound(t *testing.T) {
 		audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
 		audittest.Execute(t, pool, "INSERT INTO audit_chains SELECT * FROM saved_ends")
 	}
-	// What is wrong in itself is told as that, and not as made anew.
+	// What is inconsistent in itself is reported as that, and not as rewritten.
 	audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
 	rep := verify(t, pool, Options{Checkpoints: trusted(t, g, g.Dir)})
 	require.EqualValues(t, 1, rep.Count, "%+v", rep.Findings)
 	require.Equal(t, Missing, rep.Findings[0].Reason)
 }
 
-func TestCheckpointsThatAreNotRightAreTold(t *testing.T) {
+func TestWrongCheckpointsAreReported(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	g, _ := rig.Grown(t, pool)
@@ -104,14 +104,14 @@ func TestCheckpointsThatAreNotRightAreTold(t *testing.T) {
 
 	rep = ask("one was removed", trusted(t, g, g.FileOf(lines[0], lines[2])))
 	require.Contains(t, rep.Findings[0].Detail, "checkpoint number 2 ")
-	require.True(t, verify(t, pool, Options{Checkpoints: trusted(t, g, g.FileOf(lines[1], lines[2]))}).OK(), "older ones need not be at hand")
+	require.True(t, verify(t, pool, Options{Checkpoints: trusted(t, g, g.FileOf(lines[1], lines[2]))}).OK(), "older ones need not be available")
 	require.True(t, verify(t, pool, Options{Checkpoints: trusted(t, g, g.FileOf(lines[0], lines[2]), g.FileOf(lines[1]))}).OK(), "it may be elsewhere")
 
 	rep = ask("no checkpoint", trusted(t, g, g.FileOf(lines[0], []byte(`{"version":1}`), lines[1])))
 	require.Contains(t, rep.Findings[0].Detail, "line 2 of")
-	ask("a signature that is none", trusted(t, g, g.FileOf(bytes.Replace(lines[0], []byte(signatureMark), []byte(signatureMark+"AAAA"), 1))))
+	ask("a malformed signature", trusted(t, g, g.FileOf(bytes.Replace(lines[0], []byte(signatureMark), []byte(signatureMark+"AAAA"), 1))))
 
-	// Another key, under the name of the one that is trusted, and under its own.
+	// Another key, under the name of the trusted one, and under its own.
 	_, other, err := ed25519.GenerateKey(nil)
 	require.NoError(t, err)
 	parsed, err := audit.ParseCheckpoint(lines[2])
@@ -125,7 +125,7 @@ func TestCheckpointsThatAreNotRightAreTold(t *testing.T) {
 	lie.Signer = audit.KeyID(other.Public().(ed25519.PublicKey))
 	line, err = lie.Sign(other)
 	require.NoError(t, err)
-	rep = ask("a key that nobody trusts", trusted(t, g, g.Dir, g.FileOf(line)))
+	rep = ask("an untrusted key", trusted(t, g, g.Dir, g.FileOf(line)))
 	require.Contains(t, rep.Findings[0].Detail, "--public-key")
 	require.Equal(t, 3, rep.Checkpoints)
 }

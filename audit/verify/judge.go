@@ -14,10 +14,25 @@ import (
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
-// live are the segments that hold rows which were read, or lie above such.
-func (c *chainCheck) live(partly bool) []*segment {
+// scope is how much of the log is verified.
+type scope int
+
+const (
+	allDays    scope = iota
+	recentDays       // those since a time: chains are verified from their first row that was read
+)
+
+func (v *verifier) scope() scope {
+	if len(v.older) > 0 {
+		return recentDays
+	}
+	return allDays
+}
+
+// live returns the segments that have rows that were read, or lie above such.
+func (c *chainCheck) live(sc scope) []*segment {
 	all := c.all()
-	if !partly {
+	if sc == allDays {
 		return all
 	}
 	for i, s := range all {
@@ -28,9 +43,9 @@ func (c *chainCheck) live(partly bool) []*segment {
 	return nil
 }
 
-// lackingRows is the condition for rows of older partitions that are needed to join
-// what was read since the given time: the clocks of those who write events do not
-// agree, so some rows of a day lie among those of the day before. Empty: none is.
+// lackingRows returns a condition for the rows of older partitions that are needed to connect what
+// was read: the clocks of event writers differ, so some rows of a day lie among those of the day
+// before. It is empty if nothing is lacking.
 func (v *verifier) lackingRows() string {
 	var ors []string
 	for _, c := range v.chains {
@@ -40,8 +55,8 @@ func (v *verifier) lackingRows() string {
 			continue
 		}
 		if from == c.low && v.olderRead == 0 {
-			// Some more of the day before: should the first rows of the time have been
-			// cut off, there is a hole below the one that is the first now.
+			// Some more of the day before: if the first rows of the period were deleted, there is a
+			// hole below the row that is the first now.
 			from = max(1, from-edgeRows)
 		}
 		ors = append(ors, fmt.Sprintf("(src_topic = '%s' AND src_partition = %d AND chain_seq BETWEEN %d AND %d)",
@@ -51,17 +66,17 @@ func (v *verifier) lackingRows() string {
 	return strings.Join(ors, " OR ")
 }
 
-// edgeRows is how far into the day before a hole is looked for.
+// edgeRows is how far into the day before the verification looks for a hole.
 const edgeRows = 1000
 
-// lacking is from which to which row something is not joined; 0 when all is. The
-// row before the first one counts, because it shows that the first was not cut off.
+// lacking returns the first and the last row between which something is not connected; 0 if nothing
+// is lacking. The row before the first one counts, because it shows that the first was not cut off.
 func (c *chainCheck) lacking(quiet bool) (from, to int64) {
-	segments := c.live(true)
+	segments := c.live(recentDays)
 	if len(segments) == 0 {
 		c.quiet = quiet || c.end.Rows == 0 // nothing was recorded since
 		for _, s := range c.all() {
-			c.quiet = c.quiet || s.last == c.end.Rows // or retention has dropped it
+			c.quiet = c.quiet || s.last == c.end.Rows // or the retention has dropped it
 		}
 		if c.quiet {
 			return 0, 0
@@ -94,19 +109,19 @@ func (c *chainCheck) lacking(quiet bool) (from, to int64) {
 	return from, to
 }
 
-// at names a row of a chain by its number.
+// numbered names a row of a chain by its number.
 type numbered struct {
 	audit.TopicPartition
 	seq int64
 }
 
-// known is what is looked up of a row to name it.
+// known is what was looked up about a row.
 type known struct {
 	hash audit.Hash
 	ref  *RowRef
 }
 
-// maxLookups bounds the rows that are looked up to name what is wrong.
+// maxLookups bounds the rows that are looked up.
 const maxLookups = 4000
 
 const lookupSQL = `
@@ -114,8 +129,8 @@ SELECT a.src_topic, a.src_partition, a.chain_seq, a.row_hash, a.src_offset, a.sr
 FROM audit_log a JOIN unnest($1::text[], $2::int[], $3::bigint[]) AS u (topic, partition, seq)
 ON a.src_topic = u.topic AND a.src_partition = u.partition AND a.chain_seq = u.seq`
 
-// lookup reads the rows with the given numbers. It reads the whole log, so it is
-// for when something is wrong.
+// lookup reads the rows with the given numbers, to name them in findings. It reads the whole log,
+// so it is only for when something is wrong.
 func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]known, error) {
 	topics, parts, seqs := make([]string, len(wanted)), make([]int32, len(wanted)), make([]int64, len(wanted))
 	for i, w := range wanted {
@@ -123,7 +138,7 @@ func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]k
 	}
 	rows, err := tx.Query(ctx, lookupSQL, topics, parts, seqs)
 	if err != nil {
-		return nil, fmt.Errorf("looking up rows to name what is wrong: %w", err)
+		return nil, fmt.Errorf("looking up the rows of findings: %w", err)
 	}
 	defer rows.Close()
 	out := map[numbered][]known{}
@@ -134,7 +149,7 @@ func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]k
 		var at audit.Position
 		r := &RowRef{}
 		if err := rows.Scan(&n.Topic, &n.Partition, &n.seq, &sum, &at.Offset, &at.Index, &r.Time, &r.Tenant, &r.Action, &r.Task); err != nil {
-			return nil, fmt.Errorf("looking up rows to name what is wrong: %w", err)
+			return nil, fmt.Errorf("looking up the rows of findings: %w", err)
 		}
 		if len(sum) == len(k.hash) {
 			k.hash = audit.Hash(sum)
@@ -148,20 +163,20 @@ func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]k
 	return out, rows.Err()
 }
 
-// whole reports whether a chain is one piece from its beginning to its end.
-func (c *chainCheck) whole(segments []*segment, partly bool) bool {
+// whole reports whether a chain is one segment from its beginning to its end.
+func (c *chainCheck) whole(segments []*segment, sc scope) bool {
 	if len(segments) == 0 {
-		return c.end.Rows == 0 || (partly && c.quiet)
+		return c.end.Rows == 0 || (sc == recentDays && c.quiet)
 	}
 	s := segments[0]
 	begins := s.first == 1 && s.prev == audit.Genesis(c.at)
-	if partly && s.first > 1 {
+	if sc == recentDays && s.first > 1 {
 		begins = c.low == 0 || s.first <= c.low
 	}
 	return len(segments) == 1 && begins && s.last == c.end.Rows && s.hash == c.end.Hash
 }
 
-// judge says what is wrong, chain by chain.
+// judge reports what is wrong, chain by chain.
 func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	chains := make([]*chainCheck, 0, len(v.chains))
 	for _, c := range v.chains {
@@ -171,11 +186,11 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	slices.SortFunc(chains, func(a, b *chainCheck) int {
 		return cmp.Or(strings.Compare(a.at.Topic, b.at.Topic), cmp.Compare(a.at.Partition, b.at.Partition))
 	})
-	partly := len(v.older) > 0
+	sc := v.scope()
 	var wanted []numbered
 	for _, c := range chains {
-		segments := c.live(partly)
-		if c.whole(segments, partly) {
+		segments := c.live(sc)
+		if c.whole(segments, sc) {
 			continue
 		}
 		wanted = append(wanted, numbered{c.at, c.end.Rows + 1})
@@ -195,13 +210,13 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	for _, c := range chains {
-		segments := c.live(partly)
+		segments := c.live(sc)
 		if len(segments) > 0 {
 			c.from = segments[0].first
 		}
-		if !c.whole(segments, partly) {
+		if !c.whole(segments, sc) {
 			w := walk{v: v, c: c, names: names, segments: segments}
-			w.run(partly)
+			w.run(sc)
 		}
 		if err := v.judgeUnchained(ctx, tx, c, segments); err != nil {
 			return err
@@ -222,28 +237,28 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// By how much later than a row with a hash one without may have been written: the
-// clock of the database is set, or another server takes over. While recorders of
-// another version are replaced, chains begin one after the other.
+// How much later than a row with a hash one without may have been written: the clock of the
+// database may be set, or another server may take over. While recorders of an older version are
+// replaced, chains begin one after the other.
 const (
 	clockMargin        = int64(time.Hour / time.Microsecond)
 	newPartitionMargin = int64(audit.Day / time.Microsecond)
 )
 
-// judgeUnknownUnchained looks at rows without a hash of partitions that have no chain: before
-// there were chains all rows were so, and after that none.
+// judgeUnknownUnchained checks rows without a hash in partitions that have no chain. Before there
+// were chains no row had a hash; since then every row has one.
 func (v *verifier) judgeUnknownUnchained() {
 	for _, c := range v.chains {
 		if v.unchainedRow != nil && c.read > 0 && v.unchainedAt > c.hashedAt+newPartitionMargin {
 			v.report.add(Finding{Reason: Inserted, Row: v.unchainedRow,
-				Detail: "it has no hash, though all rows had one when it was written: no recorder wrote it, nor perhaps others of partitions without a chain"})
+				Detail: "it has no hash, although all rows had one when it was written: no recorder wrote it, and perhaps not the other rows of partitions without a chain either"})
 			return
 		}
 	}
 }
 
-// judgeUnchained finds rows without a hash that were not there when the chain
-// began: their records come after its first, or they were written later.
+// judgeUnchained finds rows without a hash that did not exist when the chain began: their records
+// come after its first one, or they were written later.
 func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck, segments []*segment) error {
 	if c.before == 0 {
 		return nil
@@ -272,7 +287,7 @@ func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck,
 			return fmt.Errorf("looking up rows without a hash: %w", err)
 		}
 		r.Position, r.Time = c.at.At(at).String(), r.Time.UTC()
-		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, though the chain began before it: no recorder wrote it, or its hash was removed"})
+		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, although the chain began before it: no recorder wrote it, or its hash was removed"})
 	}
 	return rows.Err()
 }

@@ -8,13 +8,13 @@ import (
 	"github.com/batchyard/batchyard/audit"
 )
 
-// addSuspect is a row whose hash is not that of its content, with all that its hash
-// may be of.
+// suspect is a row whose hash does not match its content, with everything that its hash may be
+// over.
 type suspect struct {
-	chain   *chainCheck // nil: of none that is known
+	chain   *chainCheck // nil: unknown
 	ref     *RowRef
-	content []byte // the columns before those that say where it comes from
-	src     []byte // those that do
+	content []byte // the columns before those of the source
+	src     []byte // the columns of the source
 	seq     []byte
 	prev    audit.Hash
 	sum     audit.Hash
@@ -25,7 +25,7 @@ const (
 	maxSuspectBytes = 64 << 10
 )
 
-// singleGap is one row that is not there, and the hashes around it.
+// singleGap is a single missing row, and the hashes around it.
 type singleGap struct {
 	chain     *chainCheck
 	seq       int64
@@ -43,7 +43,7 @@ func (v *verifier) addSuspect(c *chainCheck, r *rawRow) {
 	v.suspects = append(v.suspects, s)
 }
 
-// hashOf is the hash that a row of these parts has.
+// hashOf returns the hash of a row that consists of the given parts.
 func (v *verifier) hashOf(prev audit.Hash, parts ...[]byte) audit.Hash {
 	v.parts = v.parts[:0]
 	for _, p := range parts {
@@ -54,7 +54,7 @@ func (v *verifier) hashOf(prev audit.Hash, parts ...[]byte) audit.Hash {
 	return h
 }
 
-// findMoved tries whether rows that do not fit their places fit those of others.
+// findMoved looks for rows that do not match their places but match other places.
 func (v *verifier) findMoved() {
 	for i := range v.suspects {
 		for j := range v.suspects {
@@ -72,8 +72,8 @@ func (v *verifier) findMoved() {
 	}
 }
 
-// swapped tries all mixtures of x's content with where x and y come from, their
-// numbers and the hashes before them, against the hashes of both.
+// swapped tries all mixtures of the content of x, and the sources, numbers and previous hashes of x
+// and y, against the hashes of both.
 func (v *verifier) swapped(x, y *suspect) bool {
 	for mix := range 8 {
 		pick := func(bit int) *suspect {
@@ -85,7 +85,7 @@ func (v *verifier) swapped(x, y *suspect) bool {
 		got := v.hashOf(pick(1).prev, x.content, pick(2).src, pick(4).seq)
 		switch {
 		case got == y.sum:
-			v.markMoved(x, "its content is that of "+y.ref.String())
+			v.markMoved(x, "it has the content of "+y.ref.String())
 		case got == x.sum && mix != 0:
 			v.markMoved(x, "it has the place of "+y.ref.String())
 		default:
@@ -96,7 +96,7 @@ func (v *verifier) swapped(x, y *suspect) bool {
 	return false
 }
 
-// markMoved gives the finding about a row its better reason.
+// markMoved gives the finding about a row the more precise reason.
 func (v *verifier) markMoved(s *suspect, detail string) {
 	fs := v.unknown
 	if s.chain != nil {
@@ -109,8 +109,8 @@ func (v *verifier) markMoved(s *suspect, detail string) {
 	}
 }
 
-// fills tries whether a row is the one that is missing elsewhere: with the
-// number and the partition of the gap, whatever it says itself.
+// fills reports whether a row is the one that is missing elsewhere: with the number and the
+// partition of the gap, whatever the row itself says.
 func (v *verifier) fills(g singleGap, s *suspect) bool {
 	seq := binary.BigEndian.AppendUint64([]byte{0, 0, 0, 8}, uint64(g.seq))
 	var src []byte
@@ -118,7 +118,7 @@ func (v *verifier) fills(g singleGap, s *suspect) bool {
 	src = append(src, g.chain.at.Topic...)
 	src = append(src, 0, 0, 0, 4)
 	src = binary.BigEndian.AppendUint32(src, uint32(g.chain.at.Partition))
-	record := s.src[max(0, len(s.src)-20):] // offset and index, as they are
+	record := s.src[max(0, len(s.src)-20):] // offset and index, unchanged
 	for _, from := range [][]byte{s.src, slices.Concat(src, record)} {
 		if v.hashOf(g.prev, s.content, from, seq) != g.sum {
 			continue

@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	// blockBytes is how much is read before it is looked at, and blocks how many
-	// such pieces wait: reading goes on while rows are hashed.
+	// blockBytes is the size of the blocks in which rows are read, and blocks how many of them
+	// wait: reading continues while rows are hashed.
 	blockBytes = 256 << 10
 	blocks     = 8
-	// maxRowBytes bounds a row: a recorder writes none of a hundredth of it.
+	// maxRowBytes bounds a row; a recorder writes none of a hundredth of it.
 	maxRowBytes = 64 << 20
-	// copyHeader is how the binary form of COPY begins.
+	// copyHeader is the beginning of a binary COPY.
 	copyHeader = "PGCOPY\n\xff\r\n\x00"
 )
 
-// rawRow is a row as COPY gives it. It is good until the next one.
+// rawRow is a row as COPY returns it. It is valid until the next one.
 type rawRow struct {
-	b   []byte                  // all fields, each with its length before it
-	at  [audit.RowWidth + 1]int // where each begins, with its length, and the end of the last
+	b   []byte                  // all fields, each after its length
+	at  [audit.RowWidth + 1]int // offsets of the lengths, and the end of the last field
 	nul [audit.RowWidth]bool
 }
 
-// field is a column's bytes; nil for NULL.
+// field returns the bytes of a column; nil for NULL.
 func (r *rawRow) field(i int) []byte {
 	if r.nul[i] {
 		return nil
@@ -39,7 +39,7 @@ func (r *rawRow) field(i int) []byte {
 	return r.b[r.at[i]+4 : r.at[i+1]]
 }
 
-// covered is what the row's hash is of, beside prev_hash.
+// covered returns what the row's hash covers, besides prev_hash.
 func (r *rawRow) covered() []byte { return r.b[:r.at[audit.ColPrev]] }
 
 func (r *rawRow) int8(i int) int64 {
@@ -56,7 +56,7 @@ func (r *rawRow) int4(i int) int32 {
 	return 0
 }
 
-// Hash is a column that holds one.
+// hash returns the hash in a column.
 func (r *rawRow) hash(i int) (h audit.Hash, ok bool) {
 	f := r.field(i)
 	if len(f) != len(h) {
@@ -78,8 +78,8 @@ func (r *rawRow) ref() *RowRef {
 	}
 }
 
-// parse reads one row from the beginning of b and returns what it took; 0 when
-// b ends before the row does, -1 at the end of all rows.
+// parse parses a row at the beginning of b and returns its length; 0 if b ends before the row does,
+// -1 after the last row.
 func (r *rawRow) parse(b []byte) (int, error) {
 	if len(b) < 2 {
 		return 0, nil
@@ -89,7 +89,7 @@ func (r *rawRow) parse(b []byte) (int, error) {
 		return -1, nil
 	case audit.RowWidth:
 	default:
-		return 0, fmt.Errorf("the database sent a row of %d columns, not %d", n, audit.RowWidth)
+		return 0, fmt.Errorf("the database sent a row of %d columns instead of %d", n, audit.RowWidth)
 	}
 	r.b = b[2:]
 	at := 0
@@ -115,15 +115,15 @@ func (r *rawRow) parse(b []byte) (int, error) {
 	return 2 + at, nil
 }
 
-// rowReader makes rows of blocks of a COPY stream.
+// rowReader parses rows from blocks of a COPY.
 type rowReader struct {
 	started bool
 	ended   bool
-	left    []byte // of the last block, an unfinished row
+	left    []byte // an incomplete row at the end of the last block
 	row     rawRow
 }
 
-// feed calls fn for each row that is complete with the next block.
+// feed calls fn for each row that the next block completes.
 func (p *rowReader) feed(block []byte, fn func(*rawRow) error) error {
 	b := block
 	if len(p.left) > 0 {
@@ -137,7 +137,7 @@ func (p *rowReader) feed(block []byte, fn func(*rawRow) error) error {
 			return nil
 		}
 		if !bytes.HasPrefix(b, []byte(copyHeader)) || binary.BigEndian.Uint32(b[fixed-4:]) != 0 {
-			return errors.New("the database sent no binary COPY")
+			return errors.New("the database did not send a binary COPY")
 		}
 		b, p.started = b[fixed:], true
 	}
@@ -162,11 +162,11 @@ func (p *rowReader) feed(block []byte, fn func(*rawRow) error) error {
 	return nil
 }
 
-// blockWriter gathers what COPY sends into blocks.
+// blockWriter collects what COPY sends into blocks.
 type blockWriter struct {
 	full chan<- []byte
 	free <-chan []byte
-	stop <-chan struct{} // whoever takes them gave up
+	stop <-chan struct{} // the receiver gave up
 	b    []byte
 }
 
@@ -199,7 +199,7 @@ func (w *blockWriter) flush() error {
 
 var _ io.Writer = (*blockWriter)(nil)
 
-// read takes in the rows of a partition that match the condition.
+// read reads the rows of a partition that match a condition.
 func (v *verifier) read(ctx context.Context, p partitionTable, where string) error {
 	sql := "COPY (SELECT " + audit.RowColumns + " FROM " + p.from(where) + ") TO STDOUT (FORMAT binary)"
 	full, free, stop := make(chan []byte, blocks), make(chan []byte, blocks+1), make(chan struct{})
@@ -216,10 +216,10 @@ func (v *verifier) read(ctx context.Context, p partitionTable, where string) err
 					close(stop)
 				}
 			}
-			free <- b // there is always room: as many as there are
+			free <- b // never blocks: there is room for all blocks
 		}
 		if err == nil && !r.ended {
-			err = errors.New("the rows broke off")
+			err = errors.New("the rows ended before the end of the COPY")
 		}
 		looked <- err
 	}()

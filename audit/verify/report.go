@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// Reason is what is wrong with rows of the audit log.
+// Reason is the kind of a finding.
 type Reason string
 
 // The reasons.
 const (
-	Changed    Reason = "changed"    // its content is not what was recorded
-	Missing    Reason = "missing"    // it is not there
-	Moved      Reason = "moved"      // it stands where another one belongs
-	Inserted   Reason = "inserted"   // no recorder wrote it
-	Rewritten  Reason = "rewritten"  // the chain fits in itself and is not the one that was signed
-	Checkpoint Reason = "checkpoint" // a checkpoint itself is forged, or one is missing
+	Changed    Reason = "changed"    // the content of a row is not what was recorded
+	Missing    Reason = "missing"    // a row is missing
+	Moved      Reason = "moved"      // a row is in the place of another
+	Inserted   Reason = "inserted"   // no recorder wrote the row
+	Rewritten  Reason = "rewritten"  // the chain is consistent in itself but is not the one that was signed
+	Checkpoint Reason = "checkpoint" // a checkpoint is forged or missing
 )
 
 // RowRef names a row of the audit log.
@@ -33,7 +33,7 @@ type RowRef struct {
 
 func (r *RowRef) String() string {
 	s := r.Position
-	if r.Action != "" { // else only its place is known
+	if r.Action != "" { // else only its position is known
 		s += " of " + r.Time.Format(time.RFC3339Nano) + ", " + r.Action
 	}
 	if r.Task != "" {
@@ -47,16 +47,16 @@ type Finding struct {
 	Reason    Reason  `json:"reason"`
 	Topic     string  `json:"topic,omitempty"`
 	Partition int32   `json:"partition"`
-	Seq       int64   `json:"chain_seq,omitempty"` // first row that it concerns
-	To        int64   `json:"to_seq,omitempty"`    // last row, when it is more than one
+	Seq       int64   `json:"chain_seq,omitempty"` // first row that it is about
+	To        int64   `json:"to_seq,omitempty"`    // last row, if there are several
 	Row       *RowRef `json:"row,omitempty"`
 	Detail    string  `json:"detail"`
 }
 
-// Chain is the chain that the finding is in.
+// Chain returns the chain of the finding.
 func (f *Finding) Chain() string { return f.Topic + "/" + strconv.Itoa(int(f.Partition)) }
 
-// Rows names the rows that the finding is about.
+// Rows returns the numbers of the rows that the finding is about.
 func (f *Finding) Rows() string {
 	switch {
 	case f.Seq == 0:
@@ -67,37 +67,37 @@ func (f *Finding) Rows() string {
 	return strconv.FormatInt(f.Seq, 10)
 }
 
-// ChainReport is what was found of one chain.
+// ChainReport is what was found about one chain.
 type ChainReport struct {
 	Topic      string    `json:"topic"`
 	Partition  int32     `json:"partition"`
-	Rows       int64     `json:"rows"`                 // in its life, by audit_chains
-	From       int64     `json:"from"`                 // first row that was verified; 0: none was looked at
-	Read       int64     `json:"read"`                 // rows that were read
+	Rows       int64     `json:"rows"`                 // in its life, as audit_chains has it
+	From       int64     `json:"from"`                 // first row that was verified; 0: none was read
+	Read       int64     `json:"read"`                 // number of rows that were read
 	Before     int64     `json:"before,omitempty"`     // rows from before the chain began
-	Signed     int64     `json:"signed"`               // up to this row it is as a checkpoint says; 0: none says anything
+	Signed     int64     `json:"signed"`               // up to this row it matches a checkpoint; 0: no checkpoint has it
 	SignedAt   time.Time `json:"signed_at,omitzero"`   // time of that checkpoint
-	Findings   int64     `json:"findings"`             // how much is wrong
-	First      *Finding  `json:"first,omitempty"`      // the first of it along the chain
-	Unfinished bool      `json:"unfinished,omitempty"` // more is wrong than was looked into
+	Findings   int64     `json:"findings"`             // number of findings
+	First      *Finding  `json:"first,omitempty"`      // the first finding along the chain
+	Unfinished bool      `json:"unfinished,omitempty"` // there are more findings than were examined
 }
 
-// Report is what a verification found.
+// Report is the outcome of a verification.
 type Report struct {
 	Time        time.Time     `json:"time"` // of the snapshot, by the clock of the database
 	Since       time.Time     `json:"since,omitzero"`
-	Rows        int64         `json:"rows"`    // that were read
-	Before      int64         `json:"before"`  // of these, from before the chains began: nothing protects them
-	Dropped     int64         `json:"dropped"` // rows that retention has dropped
+	Rows        int64         `json:"rows"`    // number of rows that were read
+	Before      int64         `json:"before"`  // rows from before the chains began, which nothing protects
+	Dropped     int64         `json:"dropped"` // rows that the retention has dropped
 	Chains      []ChainReport `json:"chains"`
-	Checkpoints int           `json:"checkpoints"` // with good signatures, by trusted keys
+	Checkpoints int           `json:"checkpoints"` // number with valid signatures by trusted keys
 	Signers     []string      `json:"signers,omitempty"`
-	Findings    []Finding     `json:"findings"` // along each chain; bounded, see Count
-	Count       int64         `json:"count"`    // of all findings
+	Findings    []Finding     `json:"findings"` // along each chain; bounded, unlike Count
+	Count       int64         `json:"count"`    // number of all findings
 	Notes       []string      `json:"notes,omitempty"`
 }
 
-// maxFindings bounds the findings that a report lists, of each chain.
+// maxFindings bounds the findings per chain in a report.
 const maxFindings = 100
 
 // OK reports whether nothing is wrong.
@@ -129,12 +129,12 @@ func sortFindings(fs []Finding) {
 	slices.SortStableFunc(fs, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
 }
 
-// explains reports whether something was found already between two rows.
+// explains reports whether there is a finding between two rows.
 func (c *chainCheck) explains(from, to int64) bool {
 	return slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Seq <= to && max(f.Seq, f.To) >= from })
 }
 
-// report closes the books of a chain.
+// report adds the chain to a report.
 func (c *chainCheck) report(r *Report) {
 	sortFindings(c.findings)
 	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Before: c.before,

@@ -1,3 +1,6 @@
+// Package verify checks that the audit log in Postgres is what the recorders wrote: that no row was
+// changed, removed, moved or added, and that no chain was rewritten after a checkpoint was signed. It
+// only reads, and trusts nothing but the keys that checkpoints are signed with.
 package verify
 
 import (
@@ -16,37 +19,37 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Options say how much of the log is verified, and against what.
+// Options say how much of the log to verify, and against what.
 type Options struct {
-	// Since leaves out the partitions of the days before it; zero: all are read.
+	// Since leaves out the partitions of the days before it; zero: none.
 	Since time.Time
-	// Checkpoints are what signed checkpoints say of the chains; nil: none are at hand.
+	// Checkpoints are signed checkpoints to compare the chains with; nil: none.
 	Checkpoints *Checkpoints
-	// MaxSegments bounds the memory: how many pieces the chains may be in while
-	// rows are read in the order of the disk. 0: a million.
+	// MaxSegments bounds the memory: the number of segments that the chains may be in while rows
+	// are read in the order of the disk. 0: a million.
 	MaxSegments int
 }
 
-// Progress is how far a verification is.
+// Progress is how far a verification has come.
 type Progress struct {
 	Rows  int64
-	About int64 // rows that there are, as the database estimates; 0: it does not know
+	About int64 // number of rows that the database estimates; 0: unknown
 }
 
-// Run reads the audit log in one snapshot and checks that nothing of it was
-// changed, removed, moved or added since it was recorded. The error says that
-// it could not look; what it found is in the report.
+// Run reads the audit log in one snapshot and checks that no row was changed, removed, moved or
+// added since it was recorded. An error says that the log could not be read; what was found is in
+// the report.
 //
-// Rows come in the order of the disk, which is nearly that of the chains, so
-// nothing is sorted, and what is kept is a few hundred bytes for each piece:
+// Rows are read in the order of the disk, which is nearly that of the chains, so nothing is sorted,
+// and memory is a few hundred bytes for each segment:
 //
-//	partition after partition ──COPY──▶ row ──▶ is its hash that of its bytes?
+//	partition after partition ──COPY──▶ row ──▶ does its hash match its bytes?
 //	                                     │
 //	                                     ▼ prev_hash, row_hash
 //	            audit_dropped ──▶ segments of chains: grow, meet, become one
 //	                                     │
 //	             audit_chains ──▶ does each chain lead from its beginning to its end?
-//	              checkpoints ──▶ is it the one that was signed?
+//	              checkpoints ──▶ is it the chain that was signed?
 func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progress)) (*Report, error) {
 	if o.MaxSegments == 0 {
 		o.MaxSegments = 1 << 20
@@ -78,22 +81,22 @@ type verifier struct {
 	progress func(Progress)
 	conn     *pgx.Conn
 	chains   map[audit.TopicPartition]*chainCheck
-	lastOf   *chainCheck // of the row before
+	lastOf   *chainCheck // of the previous row
 	segments int         // in all chains
 
-	newer, older []partitionTable // those to be read, and those that may have to be, the newest first
+	newer, older []partitionTable // to be read, and to be read if necessary, the newest first
 	olderRead    int
 	standby      bool
 	about        int64
 
-	unknown        []Finding // rows of chains that audit_chains does not know
+	unknown        []Finding // rows of chains that audit_chains does not have
 	unknownCount   int64
-	unchainedRow   *RowRef // of the rows without a hash and without a chain the one that was written last
-	unchainedAt    int64   // when that was
+	unchainedRow   *RowRef // the row written last of those without a hash and without a chain
+	unchainedAt    int64   // when it was written
 	suspects       []suspect
 	gaps           []singleGap
-	noted          map[string]time.Time // days that audit_dropped says were dropped, and when at the latest
-	announcedDrops map[string]bool      // resources of the events that tell of it
+	noted          map[string]time.Time // days that were dropped according to audit_dropped, and when at the latest
+	announcedDrops map[string]bool      // resources of the events partition.dropped
 	scratch        []byte
 	parts          []byte
 	report         *Report
@@ -102,21 +105,21 @@ type verifier struct {
 // partitionTable is a partition of audit_log.
 type partitionTable struct {
 	name string
-	day  time.Time // zero: the default one
+	day  time.Time // zero: the default partition
 
-	// direct says that the login may read the partition by its own name. The role
-	// of auditors may read the whole table only.
+	// direct says that the login may read the partition by its name. The role batchyard_auditor may
+	// read the whole table only.
 	direct bool
 }
 
-// from is what to select from to get the rows of this partition and no others.
+// from returns a FROM clause for the rows of exactly this partition.
 func (p partitionTable) from(where string) string {
 	name := pgx.Identifier{p.name}.Sanitize()
 	var from, own string
 	switch {
 	case p.direct:
 		from = "ONLY " + name
-	case !p.day.IsZero(): // the bounds of the partition, so that it is the only one
+	case !p.day.IsZero(): // the bounds of the partition, which select it alone
 		from, own = "audit_log", fmt.Sprintf("time >= '%s' AND time < '%s'", p.day.Format(time.RFC3339), p.day.Add(audit.Day).Format(time.RFC3339))
 	default:
 		from, own = "audit_log", fmt.Sprintf("tableoid = '%s'::regclass", strings.ReplaceAll(name, "'", "''"))
@@ -160,13 +163,13 @@ func (v *verifier) list(ctx context.Context) ([]partitionTable, error) {
 	return all, nil
 }
 
-// Before reports whether a partition ends before what is to be verified begins.
+// before reports whether a partition ends before the period that is to be verified.
 func (v *verifier) before(p partitionTable) bool {
 	return !p.day.IsZero() && !v.o.Since.IsZero() && !p.day.Add(audit.Day).After(v.o.Since)
 }
 
-// inSnapshot does everything in one transaction, which sees the log as it is at
-// one moment, whatever is written meanwhile.
+// inSnapshot does everything in one transaction, which sees the log at one moment, whatever is
+// written meanwhile.
 func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	v.conn = conn
 	listed, err := v.list(ctx)
@@ -178,13 +181,13 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("beginning a transaction: %w", err)
 	}
 	defer pg.Rollback(ctx, tx)
-	// Retention must not drop a partition under our hands: the snapshot would not
-	// keep it. Locks come before the first query, which takes the snapshot. The
-	// default partition is never dropped and would hold up the making of others.
+	// The retention must not drop a partition meanwhile: the snapshot would not preserve it. The
+	// locks come before the first query, which takes the snapshot. The default partition is never
+	// dropped, and a lock on it would hold up the creation of others.
 	var lock []string
 	for _, p := range listed {
 		if !p.direct {
-			lock = []string{"audit_log"} // and with it all
+			lock = []string{"audit_log"} // and with it all partitions
 			break
 		}
 		if !p.day.IsZero() {
@@ -217,8 +220,8 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	return v.judge(ctx, tx)
 }
 
-// prepare settles how the session reads, takes the snapshot, and reads from it
-// what the rows are compared with.
+// prepare configures the session, takes the snapshot, and reads from it what the rows are compared
+// with.
 func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	// In the order of the disk: one process, from the first page on.
 	for _, set := range []string{"SET LOCAL synchronize_seqscans = off", "SET LOCAL max_parallel_workers_per_gather = 0",
@@ -251,7 +254,7 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	return v.readDropped(ctx, tx)
 }
 
-// maxChains bounds the chains: one for each partition of two topics, usually.
+// maxChains bounds the chains: usually one for each partition of two topics.
 const maxChains = 1 << 16
 
 func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
@@ -268,7 +271,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		}
 		if len(sum) == len(c.end.Hash) {
 			c.end.Hash = audit.Hash(sum)
-		} // else no row has the hash of zeros
+		} // else it stays zero, which matches no row
 		c.byEnd, c.byStart = map[link]*segment{}, map[link]*segment{}
 		c.points = v.o.Checkpoints.pointsOf(c.at)
 		v.chains[c.at] = c
@@ -277,7 +280,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		return fmt.Errorf("reading audit_chains: %w", err)
 	}
 	if len(v.chains) > maxChains {
-		return fmt.Errorf("audit_chains holds more than %d chains, which no cluster has partitions for", maxChains)
+		return fmt.Errorf("audit_chains has more than %d chains, more than any cluster has partitions", maxChains)
 	}
 	return nil
 }
@@ -291,9 +294,9 @@ func (v *verifier) noteDrop(day string, at time.Time) {
 	}
 }
 
-// judgeDropped compares audit_dropped, which who can write to the database can
-// write, with the events of the log itself. It is a note and no finding: the
-// event is lost when the recorder dies at that very moment.
+// judgeDropped compares audit_dropped, which anyone who can write to the database can forge, with
+// the events of the log. Differences are notes, not findings: the event is lost if the recorder
+// dies at that moment.
 func (v *verifier) judgeDropped() {
 	if len(v.older) > 0 {
 		return // the events may be in what was not read
@@ -307,9 +310,9 @@ func (v *verifier) judgeDropped() {
 	for _, day := range slices.Sorted(maps.Keys(v.noted)) {
 		at := v.noted[day]
 		if at.Before(oldest) || v.report.Time.Sub(at) < 10*time.Minute || v.announcedDrops[audit.DroppedDayResource(day)] {
-			continue // retention took the event, too, or it is on its way
+			continue // the retention has dropped the event, too, or it is on its way
 		}
-		v.report.note("audit_dropped says that rows of %s were dropped at %s, and no %s of the log tells of it: either the recorder died at that moment, or somebody hides rows",
+		v.report.note("audit_dropped says that rows of %s were dropped at %s, but the log has no %s event of it: either the recorder died at that moment, or rows are being hidden",
 			day, at.UTC().Format(time.RFC3339), task.PartitionDropped)
 	}
 }
@@ -335,16 +338,16 @@ func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 		c := v.chains[at]
 		if c == nil || s.first > s.last || len(prev) != len(s.prev) || len(last) != len(s.hash) {
 			v.report.add(Finding{Reason: Inserted, Topic: at.Topic, Partition: at.Partition, Seq: s.first, To: s.last,
-				Detail: "audit_dropped has an entry that no retention has written: there is no such chain, or its numbers and hashes are none"})
+				Detail: "audit_dropped has an entry that the retention did not write: there is no such chain, or its numbers or hashes are malformed"})
 			continue
 		}
 		v.noteDrop(s.dropped, when)
 		if there || impossible {
-			why := "but the partition of that day is there"
+			why := "but the partition of that day exists"
 			if !there {
-				why = fmt.Sprintf("at %s, which is no time at which retention drops that day", when.UTC().Format(time.RFC3339))
+				why = fmt.Sprintf("at %s, when the retention does not drop that day", when.UTC().Format(time.RFC3339))
 			}
-			f := Finding{Reason: Missing, Seq: s.first, Detail: fmt.Sprintf("audit_dropped says that retention dropped it with %s, %s", s.dropped, why)}
+			f := Finding{Reason: Missing, Seq: s.first, Detail: fmt.Sprintf("audit_dropped says that the retention dropped it with %s, %s", s.dropped, why)}
 			if s.last > s.first {
 				f.To = s.last
 			}

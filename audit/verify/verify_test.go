@@ -29,13 +29,13 @@ func verify(t testing.TB, pool *pgxpool.Pool, o Options) *Report {
 	return r
 }
 
-// positionOf is where a row of events/0 comes from.
+// positionOf returns the source of a row of events/0.
 func positionOf(t testing.TB, pool *pgxpool.Pool, seq int64) string {
 	return audittest.One[string](t, pool, "SELECT format('%s/%s@%s#%s', src_topic, src_partition, src_offset, src_index) FROM audit_log WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = $1", seq)
 }
 
-// rehash makes the chain of events/0 anew from a row on, as somebody would who
-// can write to the database and knows how hashes are made.
+// rehash recomputes the chain of events/0 from a row on, as someone would who can write to the
+// database and knows how hashes are made.
 func rehash(t testing.TB, pool *pgxpool.Pool, from, to int64, end bool) {
 	t.Helper()
 	conn, err := pool.Acquire(t.Context())
@@ -75,8 +75,8 @@ func TestAnHonestLogIsWhole(t *testing.T) {
 	require.Len(t, rep.Chains, 3)
 	require.Equal(t, ChainReport{Topic: "events", Partition: 0, Rows: rig.RowsOfEvents0, From: 1, Read: rig.RowsOfEvents0}, rep.Chains[0])
 
-	// A second recorder takes one of the partitions; events of other days come
-	// late, early, and so that they get no partition at all.
+	// A second recorder takes over a partition; events of other days arrive late, early, and with
+	// times for which there is no partition.
 	twin := rig.New(t, pool)
 	e0 := twin.Own("events", 0)
 	e1 := r.Owned("events", 1)
@@ -92,13 +92,13 @@ func TestAnHonestLogIsWhole(t *testing.T) {
 	require.True(t, rep.OK(), "%+v", rep.Findings)
 	require.Equal(t, 12, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log_default WHERE time > now() + interval '300 days'"))
 
-	// Only some days of it: what lies before them is found where it is.
+	// Only some of the days: what lies before them is found where it is.
 	for i := range 8 {
 		rep = verify(t, pool, Options{Since: time.Now().Add(-time.Duration(i-1) * audit.Day)})
 		require.True(t, rep.OK(), "%d: %+v", i, rep.Findings)
 	}
 
-	// After retention has taken days out of the middle of the chains, it holds.
+	// It still holds after the retention has dropped days out of the middle of the chains.
 	before := audittest.One[int](t, pool, "SELECT count(*) FROM audit_log")
 	require.NoError(t, r.DropDays(time.Now().Add(-audit.Day)))
 	after := audittest.One[int](t, pool, "SELECT count(*) FROM audit_log")
@@ -138,7 +138,7 @@ func TestEveryColumnCounts(t *testing.T) {
 		require.NotNil(t, first, "%s: %+v", c.Name, rep.Findings)
 		require.EqualValues(t, seq, first.Seq, c.Name)
 		switch c.Name {
-		case "src_topic", "src_partition", "chain_seq": // it is where it does not belong
+		case "src_topic", "src_partition", "chain_seq": // it is in a place where it does not belong
 			require.Equal(t, Moved, first.Reason, "%s: %+v", c.Name, rep.Findings)
 			require.NotNil(t, first.Row)
 		case "src_offset", "src_index":
@@ -150,7 +150,7 @@ func TestEveryColumnCounts(t *testing.T) {
 			require.EqualValues(t, 1, rep.Count, "%s: %+v", c.Name, rep.Findings)
 		}
 
-		// The other rows differ by their places, so this is the one that was changed.
+		// The other rows have other positions, so this is the one that was changed.
 		audittest.Execute(t, pool, `DELETE FROM audit_log a WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.topic = a.src_topic AND c.partition = a.src_partition)
 			OR a.row_hash = (SELECT row_hash FROM saved) OR (a.src_topic = 'events' AND a.src_partition = 0 AND a.chain_seq = $1)`, seq)
 		audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved")
@@ -160,9 +160,8 @@ func TestEveryColumnCounts(t *testing.T) {
 	}
 }
 
-// TestWhatWasDoneIsNamed tampers in one way after the other, each time with the
-// log as it was.
-func TestWhatWasDoneIsNamed(t *testing.T) {
+// TestTamperingIsNamed tampers in one way after the other, each time with the original log.
+func TestTamperingIsNamed(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	rig.Chained(t, pool)
@@ -201,7 +200,7 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 72")
 			audittest.Execute(t, pool, "UPDATE audit_chains SET rows = 71 WHERE topic = 'events' AND partition = 0")
 		}, Changed, 71, 0, at[71]},
-		{"a row is deleted and the rest counted anew", func() {
+		{"a row is deleted and the rest renumbered", func() {
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 			audittest.Execute(t, pool, "UPDATE audit_log SET chain_seq = chain_seq - 1 WHERE"+of0+"AND chain_seq > 30")
 		}, Moved, 30, 0, at[31]},
@@ -209,7 +208,7 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 		{"the places of two rows are swapped", func() { audittest.Execute(t, pool, swap("src_offset,src_index", "20", "40")) }, Moved, 20, 0, at[40]},
 		{"the numbers of two rows are swapped", func() { audittest.Execute(t, pool, swap("chain_seq", "20", "40")) }, Moved, 20, 0, at[40]},
 		{"numbers and hashes of two rows are swapped", func() { audittest.Execute(t, pool, swap("chain_seq,prev_hash,row_hash", "20", "40")) }, Moved, 20, 0, at[40]},
-		{"two neighbours are swapped and hashed anew", func() {
+		{"two neighbours are swapped and rehashed", func() {
 			audittest.Execute(t, pool, swap("chain_seq", "20", "21"))
 			rehash(t, pool, 20, 72, true)
 		}, Moved, 21, 0, at[20]},
@@ -217,10 +216,10 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 			audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
 			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'forged', src_index = src_index + 1 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 		}, Inserted, 30, 0, "forged"},
-		{"a row is there twice", func() {
+		{"a row exists twice", func() {
 			audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
 		}, Inserted, 30, 0, at[30]},
-		{"a row is there twice, the last", func() {
+		{"the last row exists twice", func() {
 			audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
 		}, Inserted, 72, 0, at[72]},
 		{"a row is added at the end", func() {
@@ -232,27 +231,27 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 			audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 72")
 			audittest.Execute(t, pool, "UPDATE audit_log SET chain_seq = NULL, prev_hash = NULL, row_hash = NULL, src_offset = 1000 WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 		}, Inserted, 1, 0, "events/0@1000#" + at[72][strings.Index(at[72], "#")+1:]},
-		{"a row is changed and hashed anew", func() {
-			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+		{"a row is changed and rehashed", func() {
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'mallory' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, pool, 30, 30, false)
 		}, Changed, 30, 0, at[30]},
-		{"all rows from one on are hashed anew, but not the end", func() {
-			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'nobody' WHERE"+of0+"AND chain_seq = 30")
+		{"all rows from one on are rehashed, but not the end", func() {
+			audittest.Execute(t, pool, "UPDATE audit_log SET actor_id = 'mallory' WHERE"+of0+"AND chain_seq = 30")
 			rehash(t, pool, 30, 72, false)
 		}, Changed, 72, 0, at[72]},
-		{"the first row is hashed anew", func() {
+		{"the first row is rehashed", func() {
 			audittest.Execute(t, pool, "UPDATE audit_log SET prev_hash = decode(repeat('00', 32), 'hex') WHERE"+of0+"AND chain_seq = 1")
-			audittest.Execute(t, pool, "UPDATE audit_log SET row_hash = row_hash WHERE"+of0) // it lies elsewhere on the disk
+			audittest.Execute(t, pool, "UPDATE audit_log SET row_hash = row_hash WHERE"+of0) // moves it elsewhere on the disk
 		}, Changed, 1, 0, at[1]},
-		{"a deletion is called retention, of a audit.Day that is there", func() {
+		{"a deletion is called retention, of a day that exists", func() {
 			audittest.Execute(t, pool, `INSERT INTO audit_dropped SELECT time::date, src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 		}, Missing, 30, 0, ""},
-		{"a deletion is called retention, of a audit.Day that is not over", func() {
+		{"a deletion is called retention, of a day that is not over", func() {
 			audittest.Execute(t, pool, `INSERT INTO audit_dropped SELECT '2099-01-01', src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash FROM audit_log WHERE`+of0+"AND chain_seq = 30")
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 		}, Missing, 30, 0, ""},
-		{"a deletion is called retention, before the audit.Day was over", func() {
+		{"a deletion is called retention, before the day was over", func() {
 			audittest.Execute(t, pool, `INSERT INTO audit_dropped SELECT '2020-01-01', src_topic, src_partition, chain_seq, chain_seq, prev_hash, row_hash, '2020-01-01' FROM audit_log WHERE`+of0+"AND chain_seq = 30")
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 30")
 		}, Missing, 30, 0, ""},
@@ -280,7 +279,7 @@ func TestWhatWasDoneIsNamed(t *testing.T) {
 	}
 	require.True(t, verify(t, pool, Options{}).OK())
 
-	// What is in no chain that there is.
+	// Rows of no chain.
 	audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM saved WHERE"+of0+"AND chain_seq = 30")
 	audittest.Execute(t, pool, "UPDATE audit_log SET src_topic = 'forged' WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE"+of0+")")
 	rep := verify(t, pool, Options{})
@@ -305,9 +304,9 @@ func TestRowsFromBeforeTheChainAreCounted(t *testing.T) {
 	require.EqualValues(t, rig.RowsOfEvents0+rig.RowsOfEvents1+rig.RowsOfResults0, rep.Before)
 }
 
-// A row without a hash is from before the chains only when it was written before
-// them: where retention took the first records, a chain begins at any offset.
-func TestRowsWithoutAHashAreNotTakenForOldOnes(t *testing.T) {
+// A row without a hash is accepted only if it was written before the chains: after the retention
+// has dropped the first records, a chain may begin at any offset.
+func TestRowsWithoutAHashAreNotMistakenForOldOnes(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	r := rig.New(t, pool)
@@ -333,8 +332,8 @@ func TestRowsWithoutAHashAreNotTakenForOldOnes(t *testing.T) {
 	}
 }
 
-// TestVerifyWhileRowsAreWritten verifies again and again while two recorders
-// write and days are made and dropped.
+// TestVerifyWhileRowsAreWritten verifies repeatedly while two recorders write and days are created
+// and dropped.
 func TestVerifyWhileRowsAreWritten(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -349,7 +348,7 @@ func TestVerifyWhileRowsAreWritten(t *testing.T) {
 			e.Time = time.Now().Add(-time.Duration(i%5) * audit.Day)
 			r.Record(part.Events(t, e, e), part.Events(t, e))
 		})
-		for i := range 5 { // each knows all days: none is made again after it was dropped, as its retention would have it
+		for i := range 5 { // each knows all days, so that none is created again after it was dropped
 			writers[p](i)
 		}
 	}
@@ -363,7 +362,7 @@ func TestVerifyWhileRowsAreWritten(t *testing.T) {
 	retention := rig.New(t, pool)
 	writing.Go(func() {
 		for ctx.Err() == nil {
-			_ = retention.DropDays(time.Now().Add(-2 * audit.Day)) // it may have to wait too long for a lock
+			_ = retention.DropDays(time.Now().Add(-2 * audit.Day)) // waiting for a lock may take too long
 		}
 	})
 	var rows int64
@@ -387,7 +386,7 @@ func TestSinceFindsWhatIsMissingAtItsEdge(t *testing.T) {
 	pool := audittest.NewPool(t)
 	r := rig.New(t, pool)
 	e0 := r.Own("events", 0)
-	for i := range 30 { // a row a time, alternating between days around the middle
+	for i := range 30 { // one row at a time, alternating between the days around midnight
 		e := audittest.NewStory("t").Event(task.TaskRefused, 0, "")
 		e.Time = audit.DayOf(time.Now()).Add(-time.Minute)
 		if i > 20 || (i > 10 && i%2 == 0) {
@@ -415,7 +414,7 @@ func TestSinceFindsWhatIsMissingAtItsEdge(t *testing.T) {
 	}
 }
 
-func TestADisorderedDiskIsBounded(t *testing.T) {
+func TestMemoryIsBoundedOnADisorderedDisk(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	rig.Chained(t, pool)
@@ -427,14 +426,14 @@ func TestADisorderedDiskIsBounded(t *testing.T) {
 	require.ErrorContains(t, err, "--since")
 }
 
-// TestAuditorsMayVerify verifies as the role that may read the whole table and
-// no partition of it by its name.
+// TestAuditorsMayVerify verifies as the role that may read the whole table but no partition by its
+// name.
 func TestAuditorsMayVerify(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
 	r := rig.Chained(t, pool)
 	e0 := r.Owned("events", 0)
-	for _, days := range []int{-2, -1, 400} { // the last to the default partition
+	for _, days := range []int{-2, -1, 400} { // the last one goes to the default partition
 		e := audittest.NewStory("t").Event(task.TaskRefused, 0, "")
 		e.Time = time.Now().Add(time.Duration(days) * audit.Day)
 		r.Record(e0.Events(t, e))

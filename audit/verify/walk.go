@@ -6,10 +6,9 @@ import (
 	"github.com/batchyard/batchyard/audit"
 )
 
-// walk follows a chain that is in pieces from its beginning to its end and says
-// of each place where it breaks who is to blame. What hashes prove: a row
-// vouches for all rows before it. So when two rows that are as they were hashed
-// do not fit, the earlier one was made anew.
+// walk follows a chain that is in several segments from its beginning to its end, and decides at
+// each break which row is at fault. What hashes prove: a row vouches for all rows before it. So if
+// two rows that match their own hashes do not fit together, the earlier one was rewritten.
 type walk struct {
 	v        *verifier
 	c        *chainCheck
@@ -17,15 +16,15 @@ type walk struct {
 	segments []*segment // by their first rows
 	used     map[*segment]bool
 
-	next    int64      // the row to come
+	next    int64      // number of the next row
 	want    audit.Hash // its prev_hash
-	lastRef *segment   // that ends with the row before it
+	lastRef *segment   // the segment that ends with the row before it
 }
 
-func (w *walk) run(partly bool) {
+func (w *walk) run(sc scope) {
 	w.used = map[*segment]bool{}
 	w.next, w.want = 1, audit.Genesis(w.c.at)
-	if partly && len(w.segments) > 0 && w.segments[0].first > 1 {
+	if sc == recentDays && len(w.segments) > 0 && w.segments[0].first > 1 {
 		first := w.segments[0]
 		if w.c.low > 0 && first.first == w.c.low+1 {
 			w.c.found(Finding{Reason: Missing, Seq: w.c.low, Detail: "no partition holds it; " + w.name("the next is ", first.first, first.firstHash)})
@@ -33,7 +32,7 @@ func (w *walk) run(partly bool) {
 		w.next, w.want = first.first, first.prev
 	}
 	for w.step() {
-		if w.c.count > 4*maxFindings { // the rest is not worth the time: the first findings are what was asked for
+		if w.c.count > 4*maxFindings { // the first findings are what was asked for
 			return
 		}
 	}
@@ -41,7 +40,7 @@ func (w *walk) run(partly bool) {
 	w.tail()
 }
 
-// step takes one segment; false when none leads on.
+// step takes one segment; false if none leads on.
 func (w *walk) step() bool {
 	var exact, broken, over, gap *segment
 	for _, s := range w.segments {
@@ -89,7 +88,7 @@ func (w *walk) advance(s *segment) {
 	w.next, w.want, w.lastRef = s.last+1, s.hash, s
 }
 
-// ref is a row by its number, and by its hash when there are several.
+// ref returns the row with a number and a hash; nil if there is none.
 func (w *walk) ref(seq int64, sum audit.Hash) *RowRef {
 	all := w.names[numbered{w.c.at, seq}]
 	for _, k := range all {
@@ -100,7 +99,7 @@ func (w *walk) ref(seq int64, sum audit.Hash) *RowRef {
 	return nil
 }
 
-// other is a row with the number that has another hash.
+// other returns a row with the number that has another hash.
 func (w *walk) other(seq int64, sum audit.Hash) *RowRef {
 	for _, k := range w.names[numbered{w.c.at, seq}] {
 		if k.hash != sum {
@@ -110,7 +109,7 @@ func (w *walk) other(seq int64, sum audit.Hash) *RowRef {
 	return nil
 }
 
-// name is how a row is told of in a sentence.
+// name is how a sentence refers to a row.
 func (w *walk) name(what string, seq int64, sum audit.Hash) string {
 	if r := w.ref(seq, sum); r != nil {
 		return fmt.Sprintf("%s%d, %s", what, seq, r)
@@ -118,27 +117,27 @@ func (w *walk) name(what string, seq int64, sum audit.Hash) string {
 	return fmt.Sprintf("%s%d", what, seq)
 }
 
-// broken is two rows that follow each other by number and not by hash.
+// broken reports two rows that follow each other by number but not by hash.
 func (w *walk) broken(s *segment) {
 	before := w.next - 1
 	if w.c.explains(before, w.next) {
-		return // one of them is not what it was; that is told already
+		return // one of the rows was changed, and that is reported already
 	}
 	if before == 0 {
 		w.c.found(Finding{Reason: Changed, Seq: s.first, Row: w.ref(s.first, s.firstHash),
-			Detail: "its hash is that of its content, but it does not begin the chain: its prev_hash is not the one that chains begin with"})
+			Detail: "its hash matches its content, but it does not begin the chain: its prev_hash is not that of a first row"})
 		return
 	}
 	if w.lastRef != nil && !w.lastRef.endKnown {
 		w.c.found(Finding{Reason: Changed, Seq: s.first, Row: w.ref(s.first, s.firstHash),
-			Detail: fmt.Sprintf("it does not follow row %d, which retention has dropped, as audit_dropped says", before)})
+			Detail: fmt.Sprintf("it does not follow row %d, which the retention has dropped according to audit_dropped", before)})
 		return
 	}
 	w.c.found(Finding{Reason: Changed, Seq: before, Row: w.ref(before, w.want),
-		Detail: "its hash was made anew with it: " + w.name("row ", s.first, s.firstHash) + " follows one with another hash. Rows before it may have been changed in the same way"})
+		Detail: "its hash was recomputed with it: " + w.name("row ", s.first, s.firstHash) + " follows one with another hash. Rows before it may have been changed in the same way"})
 }
 
-// gap is rows that are not there.
+// gap reports missing rows.
 func (w *walk) gap(from, to int64, next *segment) {
 	f := Finding{Reason: Missing, Seq: from, Detail: "no partition holds it"}
 	if to > from {
@@ -156,12 +155,12 @@ func (w *walk) gap(from, to int64, next *segment) {
 	w.c.found(f)
 }
 
-// overlap is a segment that begins before the end of what was walked and leads
-// further: what was walked left the chain where this one begins.
+// overlap reports a segment that begins before the end of what was walked and leads further: the
+// walk left the chain where this segment begins.
 func (w *walk) overlap(s *segment) {
-	f := Finding{Reason: Inserted, Seq: s.first, Row: w.other(s.first, s.firstHash), Detail: "the chain does not go on from it: " + w.name("it goes on from row ", s.first, s.firstHash)}
+	f := Finding{Reason: Inserted, Seq: s.first, Row: w.other(s.first, s.firstHash), Detail: "the chain does not continue from it: " + w.name("it continues from row ", s.first, s.firstHash)}
 	if f.Row == nil { // the same row, twice
-		f.Row, f.Detail = w.ref(s.first, s.firstHash), "the row is there twice"
+		f.Row, f.Detail = w.ref(s.first, s.firstHash), "the row exists twice"
 	}
 	if w.next-1 > s.first {
 		f.To = w.next - 1
@@ -169,7 +168,7 @@ func (w *walk) overlap(s *segment) {
 	w.c.blame(f)
 }
 
-// unreached are segments that nothing leads to: their numbers are others'.
+// unreached reports the segments that nothing leads to: other rows have their numbers.
 func (w *walk) unreached() {
 	for _, s := range w.segments {
 		if w.used[s] {
@@ -180,9 +179,9 @@ func (w *walk) unreached() {
 		case s.first > w.c.end.Rows:
 			f.Detail = fmt.Sprintf("the chain ends at row %d", w.c.end.Rows)
 		case s.first < 1:
-			f.Detail = "rows are counted from 1"
+			f.Detail = "rows are numbered from 1"
 		case !s.read:
-			f.Detail = "audit_dropped says that retention dropped it, but it is there, or was dropped before"
+			f.Detail = "audit_dropped says that the retention dropped it, but it exists, or was dropped before"
 		}
 		if s.last > s.first {
 			f.To = s.last
@@ -191,8 +190,8 @@ func (w *walk) unreached() {
 	}
 }
 
-// blame notes a finding about a row, in place of one that says less. Of two rows
-// with the same number the one whose content is not its own is the one too many.
+// blame reports a finding about a row, in place of one that says less. Of two rows with the same
+// number the one that does not match its hash is the wrong one.
 func (c *chainCheck) blame(f Finding) {
 	for i := range c.findings {
 		if g := &c.findings[i]; g.Reason == Changed && g.Seq == f.Seq && g.Row != nil && f.To == 0 {
@@ -206,7 +205,7 @@ func (c *chainCheck) blame(f Finding) {
 	c.found(f)
 }
 
-// tail compares where the walk ended with audit_chains.
+// tail compares the end of the walk with audit_chains.
 func (w *walk) tail() {
 	last, end := w.next-1, w.c.end
 	switch {
@@ -214,13 +213,13 @@ func (w *walk) tail() {
 		w.gap(w.next, end.Rows, nil)
 	case last > end.Rows:
 		f := Finding{Reason: Inserted, Seq: end.Rows + 1, To: last, Row: w.other(end.Rows+1, audit.Hash{}),
-			Detail: fmt.Sprintf("audit_chains says that the chain ends at row %d: nobody recorded them, or audit_chains was set back", end.Rows)}
+			Detail: fmt.Sprintf("audit_chains says that the chain ends at row %d: the rows after it were not recorded, or audit_chains was set back", end.Rows)}
 		if f.To == f.Seq {
 			f.To = 0
 		}
 		w.c.found(f)
 	case w.want != end.Hash && !w.c.explains(last, last):
 		w.c.found(Finding{Reason: Changed, Seq: last, Row: w.ref(last, w.want),
-			Detail: "its hash was made anew with it: audit_chains says that the chain ends in another one (unless audit_chains was changed). Rows before it may have been changed in the same way"})
+			Detail: "its hash was recomputed with it: audit_chains says that the chain ends with another hash (unless audit_chains was changed). Rows before it may have been changed in the same way"})
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// rows are rows of one table in the binary form of COPY, made without an
-// interface for each field: there are fourteen million of them.
+// rows encodes rows of a table in the binary COPY format. It avoids an interface
+// value per field, because there are fourteen million rows.
 type rows struct {
 	table, columns string
 	width          int
@@ -69,7 +69,7 @@ func (r *rows) times(ts ...time.Time) {
 	}
 }
 
-// flush writes what there is when it is more than the given number of bytes.
+// flush writes the buffered rows if they are larger than the given number of bytes.
 func (r *rows) flush(ctx context.Context, conn *pgx.Conn, above int) error {
 	if r.n == 0 || len(r.b) <= above {
 		return nil

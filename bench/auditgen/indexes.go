@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// definition is an index or a primary key, as it is made again.
+// definition is how to drop and recreate an index or a primary key.
 type definition struct{ Name, Drop, Make string }
 
 const definitionsSQL = `
@@ -20,8 +20,8 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid LEFT JOIN pg_constraint 
 WHERE i.indrelid IN ('audit_log'::regclass, 'tasks'::regclass, 'results'::regclass, 'callbacks'::regclass)
 ORDER BY i.indrelid, k.oid IS NULL, c.relname`
 
-// dropIndexes drops the indexes of the large tables and returns how to make them
-// again: loading is several times faster without.
+// dropIndexes drops the indexes of the large tables, because loading is several
+// times faster without them. It returns how to recreate them.
 func dropIndexes(ctx context.Context, conn *pgx.Conn) ([]definition, error) {
 	rows, err := conn.Query(ctx, definitionsSQL)
 	if err != nil {
@@ -33,25 +33,25 @@ func dropIndexes(ctx context.Context, conn *pgx.Conn) ([]definition, error) {
 	}
 	for _, d := range all {
 		if _, err := conn.Exec(ctx, d.Drop); err != nil {
-			return nil, fmt.Errorf("dropping the index %s: %w", d.Name, err)
+			return nil, fmt.Errorf("dropping index %s: %w", d.Name, err)
 		}
 	}
 	return all, nil
 }
 
-// makeIndexes makes them again, and has the tables counted. When the process
-// dies before, the database is of no use: drop it and begin anew.
+// makeIndexes recreates the indexes and analyzes the tables. If the process dies
+// before that, the database is unusable: drop it and start over.
 func makeIndexes(ctx context.Context, conn *pgx.Conn, all []definition, out io.Writer) error {
 	for _, d := range all {
 		start := time.Now()
 		if _, err := conn.Exec(ctx, d.Make); err != nil {
-			return fmt.Errorf("making the index %s: %w", d.Name, err)
+			return fmt.Errorf("creating index %s: %w", d.Name, err)
 		}
 		fmt.Fprintf(out, "index %s: %s\n", d.Name, time.Since(start).Round(time.Millisecond))
 	}
 	for _, sql := range []string{"SELECT batchyard_compact_rollups('2000-01-01')", "SELECT batchyard_compact_rollups('2000-01-01')", "ANALYZE audit_log",
 		"VACUUM (ANALYZE) tasks, results, callbacks",
-		// A month was added together at once, which a recorder does hour by hour.
+		// A whole month was aggregated at once, which a recorder does hour by hour.
 		"VACUUM (FULL, ANALYZE) rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions"} {
 		start := time.Now()
 		if _, err := conn.Exec(ctx, sql); err != nil {
@@ -67,7 +67,7 @@ SELECT coalesce(p.relname, c.relname), sum(c.reltuples)::bigint, pg_size_pretty(
 FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.reltuples > 0 GROUP BY 1 ORDER BY sum(pg_total_relation_size(c.oid)) DESC`
 
-// sizes tells how large everything is.
+// sizes prints the size of each table.
 func sizes(ctx context.Context, conn *pgx.Conn, out io.Writer) error {
 	rows, err := conn.Query(ctx, sizesSQL)
 	if err != nil {

@@ -11,8 +11,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// What the installation looks like that the rows tell of. docs/sql.md names some
-// of them in its examples.
+// The made-up installation. The examples of docs/sql.md use some of these names.
 var (
 	tenants   = weighted{{"acme", 40}, {"blue", 25}, {"corp", 15}, {"delta", 10}, {"echo", 7}, {"fox", 3}}
 	models    = []string{"llama-3.1-8b", "llama-3.1-70b", "qwen2.5-32b", "bge-m3", "mistral-7b"}
@@ -26,12 +25,12 @@ var (
 const (
 	deviceCount   = 24
 	sourcesEach   = 40
-	exampleTask   = "example-1" // of acme, tried twice
+	exampleTask   = "example-1" // of acme, with two attempts
 	blockTasks    = 512
-	waitingWindow = 3 * time.Hour // of what was submitted so lately half still waits
+	waitingWindow = 3 * time.Hour // half the tasks submitted this recently are still waiting
 )
 
-// processes are those of each stage.
+// processes returns the names of the processes of each stage.
 func processes() map[string][]string {
 	all := map[string][]string{}
 	for _, stage := range []string{"router", "batcher", "workers", "callbacks", "api", "audit"} {
@@ -42,7 +41,7 @@ func processes() map[string][]string {
 	return all
 }
 
-// decisions are details of task.assigned.
+// decisions returns details for task.assigned events.
 func decisions() (all [][]byte) {
 	for i := range 64 {
 		all = append(all, fmt.Appendf(nil, `{"policy":"expected_finish","candidates":%d,"expected_ms":%d,"in_flight":%d}`, 1+i%8, 20*i+7, i%5))
@@ -65,8 +64,8 @@ func (w weighted) pick(r *rand.Rand) string {
 	return w[0].name
 }
 
-// maker makes the lives of the tasks of one partition, in the order of time, in
-// blocks within which the events of many tasks are mixed.
+// maker generates the tasks of one partition in the order of their submission. It
+// works in blocks, and interleaves the events of all tasks in a block.
 type maker struct {
 	r        *rand.Rand
 	now      time.Time
@@ -84,7 +83,7 @@ type maker struct {
 	scratch  []byte
 	attempts []task.Attempt
 	made     int64 // events
-	example  bool  // exampleTask is this one's to make
+	example  bool  // also generates exampleTask and the devices' events
 }
 
 // batchOf is the batch that the next tasks travel in.
@@ -107,7 +106,7 @@ func (m *maker) hex(n int) string {
 	return string(m.scratch[:n])
 }
 
-// id is a UUID of version 7.
+// id returns a version 7 UUID.
 func (m *maker) id(at time.Time) string {
 	t := fmt.Sprintf("%012x", at.UnixMilli())
 	h := m.hex(18)
@@ -122,7 +121,7 @@ func (m *maker) sum() []byte {
 	return b
 }
 
-// ms is a time around the given one, with a long tail.
+// ms draws a duration around the typical one, with a long tail.
 func (m *maker) ms(typical float64) time.Duration {
 	f := 0.5 + m.r.ExpFloat64()*0.6
 	if m.r.IntN(100) == 0 {
@@ -136,7 +135,7 @@ func (m *maker) instance(stage string) string {
 	return all[m.r.IntN(len(all))]
 }
 
-// life is one task on its way.
+// life is the history of one task so far.
 type life struct {
 	t      task.Task
 	at     time.Time
@@ -153,8 +152,8 @@ type life struct {
 	seq                                  int
 }
 
-// tell adds an event, unless it lies in the future: then the task stands where
-// it stood, and is false.
+// tell adds an event. If it would be in the future, it returns false, and the task
+// stays in its state.
 func (m *maker) tell(l *life, a task.Action, actor string) (*task.Event, bool) {
 	if l.at.After(m.now) {
 		return nil, false
@@ -170,7 +169,7 @@ func (m *maker) tell(l *life, a task.Action, actor string) (*task.Event, bool) {
 	return &m.block[len(m.block)-1], true
 }
 
-// one makes the life of a task that is submitted at a time.
+// one generates a task that is submitted at the given time.
 func (m *maker) one(at time.Time, id string) {
 	k := m.r.IntN(len(models))
 	l := &life{at: at, key: k, model: models[k], submitted: at, state: task.Pending}
@@ -193,7 +192,8 @@ func (m *maker) one(at time.Time, id string) {
 	}
 }
 
-// walk takes a task to its end; true when it stopped on its way.
+// walk generates the events of a task until it ends; stopped means that it has not
+// ended yet.
 func (m *maker) walk(l *life) (stopped bool) {
 	example := l.t.ID == exampleTask
 	e, _ := m.tell(l, task.TaskAccepted, l.t.Tenant)
@@ -207,7 +207,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 	if e, ok := m.tell(l, task.TaskQueued, m.instance("router")); ok {
 		e.SourceAddr = fmt.Sprintf("kafka:tasks.normal/%d@%d", m.r.IntN(8), m.offset)
 	}
-	lost := m.r.IntN(20_000) // a few are never heard of again
+	lost := m.r.IntN(20_000) // a few tasks get stuck: 0, 1 and 2 say where
 	if m.now.Sub(l.submitted) < waitingWindow && m.r.IntN(2) == 0 || lost == 0 {
 		return true
 	}
@@ -257,7 +257,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 	return m.finish(l, task.TaskSucceeded, task.Success)
 }
 
-// attempt takes a task to a device and starts its request there.
+// attempt assigns a task to a device and starts its request there.
 func (m *maker) attempt(l *life, lost int) (stopped bool) {
 	waited := m.ms(6)
 	l.at = l.at.Add(waited)
@@ -300,7 +300,7 @@ func (m *maker) nextBatch() {
 	m.batch = batchOf{m.hex(32), n, fmt.Appendf(nil, `{"bytes":%d,"reason":"%s","tasks":%d}`, n*(400+m.r.IntN(800)), reason, n)}
 }
 
-// finish ends a task: its last event, its result.
+// finish ends a task with its last event and its result.
 func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 	l.at = l.at.Add(200 * time.Microsecond)
 	e, ok := m.tell(l, a, m.instance("workers"))
@@ -330,8 +330,7 @@ func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 	return false
 }
 
-// mix hands the events of a block over in the order of their times, sixteen to a
-// record.
+// mix adds the events of a block in the order of their times, sixteen per record.
 func (m *maker) mix() {
 	m.order = m.order[:0]
 	for i := range m.block {

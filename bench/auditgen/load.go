@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 )
 
-// loadOptions say how much of what is made.
+// loadOptions are the options of load; main.go explains them.
 type loadOptions struct {
 	URL        string
 	Rows       int64
@@ -27,15 +27,16 @@ type loadOptions struct {
 	Out        io.Writer
 }
 
-// rowsOfTask is how many audit rows a task has on average, as they come out.
+// rowsOfTask is the measured average number of audit rows per task.
 const rowsOfTask = 7.17
 
-// copyBytes is about how large a COPY is.
+// copyBytes is the approximate size of one COPY.
 const copyBytes = 4 << 20
 
+// load fills an empty database with made-up rows.
 func load(ctx context.Context, o loadOptions) error {
 	if o.Rows < 1 || o.Days < 1 || o.Partitions < 1 || o.Workers < 1 {
-		return errors.New("rows, days, partitions and workers begin at 1")
+		return errors.New("rows, days, partitions and workers must be at least 1")
 	}
 	conn, err := pgx.Connect(ctx, o.URL)
 	if err != nil {
@@ -47,16 +48,16 @@ func load(ctx context.Context, o loadOptions) error {
 	}
 	var used bool
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_log) OR EXISTS (SELECT FROM tasks)").Scan(&used); err != nil {
-		return fmt.Errorf("looking whether the database is empty: %w", err)
+		return fmt.Errorf("checking that the database is empty: %w", err)
 	}
 	if used {
-		return errors.New("there are rows in this database already: give it one of its own, which is empty")
+		return errors.New("the database already contains rows: use an empty database")
 	}
 	start := time.Now()
 	first := o.Now.AddDate(0, 0, -o.Days).Truncate(24 * time.Hour)
 	for day := first; !day.After(o.Now); day = day.AddDate(0, 0, 1) {
 		if _, err := conn.Exec(ctx, "SELECT batchyard_make_audit_partition($1::date)", day.Format(time.DateOnly)); err != nil {
-			return fmt.Errorf("making the partition of %s: %w", day.Format(time.DateOnly), err)
+			return fmt.Errorf("creating the partition of %s: %w", day.Format(time.DateOnly), err)
 		}
 	}
 	saved, err := dropIndexes(ctx, conn)
@@ -75,8 +76,8 @@ func load(ctx context.Context, o loadOptions) error {
 	return sizes(ctx, conn, o.Out)
 }
 
-// fill makes the rows, day by day, so that the partitions of the log lie mixed
-// in the table as they would.
+// fill generates the rows day by day, so that rows of different Kafka partitions
+// are interleaved in the table, as a recorder would leave them.
 func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err error) {
 	makers, conns := make([]*maker, o.Partitions), make([]*pgx.Conn, o.Partitions)
 	for p := range makers {
@@ -101,13 +102,13 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 		for p, m := range makers {
 			all.Go(func() {
 				turns <- struct{}{}
-				errs[p] = m.day(ctx, conns[p], from, span, int(share), day.Equal(first))
+				errs[p] = m.day(ctx, conns[p], dayPlan{from: from, span: span, tasks: int(share), first: day.Equal(first)})
 				<-turns
 			})
 		}
 		all.Wait()
 		if err := errors.Join(errs...); err != nil {
-			return 0, fmt.Errorf("making the rows of %s: %w", day.Format(time.DateOnly), err)
+			return 0, fmt.Errorf("generating the rows of %s: %w", day.Format(time.DateOnly), err)
 		}
 		made = 0
 		for _, m := range makers {
@@ -132,19 +133,30 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 	return made, nil
 }
 
-// day makes what one partition has of a day.
-func (m *maker) day(ctx context.Context, conn *pgx.Conn, from time.Time, span time.Duration, tasks int, first bool) error {
+// dayPlan is what to generate for one partition and day.
+type dayPlan struct {
+	from  time.Time
+	span  time.Duration
+	tasks int
+	first bool // the first day, on which the devices join
+}
+
+// day generates the rows of one partition for one day.
+func (m *maker) day(ctx context.Context, conn *pgx.Conn, d dayPlan) error {
 	if m.example {
-		m.devices(from, first)
-		if m.now.Sub(from) < 72*time.Hour && m.now.Sub(from) > 48*time.Hour {
-			m.one(from.Add(span/2), exampleTask)
+		if d.first {
+			m.joinDevices(d.from)
+		}
+		m.devices(d.from)
+		if m.now.Sub(d.from) < 72*time.Hour && m.now.Sub(d.from) > 48*time.Hour {
+			m.one(d.from.Add(d.span/2), exampleTask)
 		}
 	}
-	blocks := max(1, tasks/blockTasks)
-	each := span / time.Duration(blocks)
+	blocks := max(1, d.tasks/blockTasks)
+	each := d.span / time.Duration(blocks)
 	for b := range blocks {
-		n := tasks/blocks + min(1, max(0, tasks%blocks-b)) // the rest goes to the first ones
-		at := from.Add(time.Duration(b) * each)
+		n := d.tasks/blocks + min(1, max(0, d.tasks%blocks-b)) // the remainder goes to the first blocks
+		at := d.from.Add(time.Duration(b) * each)
 		for i := range n {
 			when := at.Add(time.Duration(float64(each) * (float64(i) + m.r.Float64()) / float64(n))).Truncate(time.Microsecond)
 			m.one(when, m.id(when))

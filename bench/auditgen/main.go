@@ -1,13 +1,12 @@
-// Command auditgen fills an empty database with made-up rows of an installation
+// Command auditgen fills an empty database with the made-up rows of an installation
 // that has run for a month, and measures the examples of docs/sql.md on it.
 //
 //	batchyard migrate up
 //	go run ./bench/auditgen load  -postgres URL -rows 50000000
 //	go run ./bench/auditgen views -postgres URL -plans docs/sql-plans.md
 //
-// The rows, their hash chains and the rollups are made by the recorder's own
-// code, so `batchyard audit verify` holds on them, and what is measured is what a
-// recorder would have left.
+// The recorder's own code writes the rows, their hash chains and the rollups, so
+// `batchyard audit verify` succeeds on them and the measurements are realistic.
 package main
 
 import (
@@ -29,22 +28,22 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("say what to do: auditgen load … or auditgen views …; -h tells the flags")
+var errUsage = errors.New("missing or unknown command: use auditgen load … or auditgen views …; -h lists the flags")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		return errUsage
 	}
 	fl := flag.NewFlagSet("auditgen "+args[0], flag.ContinueOnError)
-	url := fl.String("postgres", os.Getenv("BATCHYARD_POSTGRES_URL"), "URL of a database of its own (BATCHYARD_POSTGRES_URL)")
+	url := fl.String("postgres", os.Getenv("BATCHYARD_POSTGRES_URL"), "URL of a dedicated database (default: $BATCHYARD_POSTGRES_URL)")
 	switch args[0] {
 	case "load":
 		o := loadOptions{Out: os.Stdout, Now: time.Now().UTC()}
-		fl.Int64Var(&o.Rows, "rows", 50_000_000, "audit rows, about")
-		fl.IntVar(&o.Days, "days", 30, "days before now over which they are spread")
-		fl.IntVar(&o.Partitions, "partitions", 8, "partitions of events, each with its chain")
-		fl.IntVar(&o.Workers, "workers", 4, "partitions that are made at the same time")
-		fl.Uint64Var(&o.Seed, "seed", 1, "what the rows are made from: the same seed, the same installation")
+		fl.Int64Var(&o.Rows, "rows", 50_000_000, "approximate number of audit rows")
+		fl.IntVar(&o.Days, "days", 30, "number of days, up to now, to spread them over")
+		fl.IntVar(&o.Partitions, "partitions", 8, "partitions of the events topic, each with its own hash chain")
+		fl.IntVar(&o.Workers, "workers", 4, "partitions to generate at the same time")
+		fl.Uint64Var(&o.Seed, "seed", 1, "seed of the random numbers: the same seed gives the same installation")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err
 		}
@@ -53,10 +52,10 @@ func run(ctx context.Context, args []string) error {
 	case "views":
 		o := viewOptions{Out: os.Stdout}
 		fl.StringVar(&o.Docs, "docs", "docs/sql.md", "the page with the examples")
-		fl.StringVar(&o.Plans, "plans", "", "where to write times and plans, such as docs/sql-plans.md; empty: nowhere")
-		fl.StringVar(&o.Cold, "cold", "", "a command that empties the caches (restarts Postgres); run before each example's first time")
-		fl.StringVar(&o.Note, "note", "", "a sentence for the page about where it was measured")
-		fl.IntVar(&o.Repeat, "repeat", 20, "how often each example runs")
+		fl.StringVar(&o.Plans, "plans", "", "page to write times and plans to, such as docs/sql-plans.md (default: none)")
+		fl.StringVar(&o.Cold, "cold", "", "a command that empties the caches (restarts Postgres), run before each example")
+		fl.StringVar(&o.Note, "note", "", "a sentence for the page that says where it was measured")
+		fl.IntVar(&o.Repeat, "repeat", 20, "runs of each example")
 		if err := fl.Parse(args[1:]); err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ func (l *life) message() string {
 	return "the device answered with status 503"
 }
 
-// row adds the task as it stands.
+// row adds the row of the task in its current state.
 func (m *maker) row(l *life) {
 	r := m.tasks
 	r.begin()
@@ -74,7 +74,7 @@ func (m *maker) answer(l *life) {
 	r.times(l.submitted, l.assigned, l.started, l.finished, l.finished.Add(20*time.Millisecond))
 }
 
-// callback delivers the result, or fails to.
+// callback generates the deliveries of the result and the row of the callback.
 func (m *maker) callback(l *life) {
 	id := recorder.CallbackID(l.t.Key())
 	host := "hooks." + l.t.Tenant + ".example"
@@ -128,7 +128,7 @@ func (m *maker) callback(l *life) {
 	r.times(l.finished, delivered)
 }
 
-// beside adds what is no task's: refused submits, so many in a block.
+// beside adds events that belong to no task: refused submissions, three per block.
 func (m *maker) beside(from time.Time, span time.Duration) {
 	for range 3 {
 		at := from.Add(time.Duration(m.r.Int64N(int64(span))))
@@ -141,9 +141,16 @@ func (m *maker) beside(from time.Time, span time.Duration) {
 	}
 }
 
-// devices adds the history of the devices on one day: breakers that open and
-// close, now and then a device that is silent, and what an operator did.
-func (m *maker) devices(day time.Time, first bool) {
+// joinDevices adds the events of all devices joining.
+func (m *maker) joinDevices(day time.Time) {
+	for d := 1; d <= deviceCount; d++ {
+		m.deviceEvent(fmt.Sprintf("gpu-%d", d), day.Add(time.Second), task.DeviceJoined, `{"slots":8}`)
+	}
+}
+
+// devices adds the events of the devices on one day: breakers that open and close,
+// an occasional device that goes silent, and the actions of an operator.
+func (m *maker) devices(day time.Time) {
 	for range 4 {
 		e := task.Event{Time: day.Add(time.Duration(m.r.Int64N(int64(23 * time.Hour)))), Action: task.DeviceDrained, Outcome: task.OutcomeOK, Tenant: "acme",
 			ActorType: task.ActorUser, ActorID: "alice", SourceAddr: "10.4.0.1:41000", UserAgent: agents[0], ResourceType: "device",
@@ -155,32 +162,34 @@ func (m *maker) devices(day time.Time, first bool) {
 	}
 	for d := 1; d <= deviceCount; d++ {
 		id := fmt.Sprintf("gpu-%d", d)
-		tell := func(at time.Time, a task.Action, actor task.ActorType, detail string) {
-			e := task.Event{Time: at, Action: a, Outcome: task.OutcomeOK, Tenant: "", ActorType: actor, ActorID: id, ResourceType: "device", ResourceID: id, Device: id}
-			if actor == task.ActorStage {
-				e.ActorID = m.instance("workers")
-			}
-			if detail != "" {
-				e.Detail = []byte(detail)
-			}
-			m.plain(e)
-		}
-		if first {
-			tell(day.Add(time.Second), task.DeviceJoined, task.ActorDevice, `{"slots":8}`)
-		}
 		for range m.r.IntN(6) {
 			at := day.Add(time.Duration(m.r.Int64N(int64(23 * time.Hour))))
-			tell(at, task.BreakerOpened, task.ActorStage, `{"failures":5}`)
-			tell(at.Add(30*time.Second), task.BreakerHalfOpen, task.ActorStage, "")
-			tell(at.Add(31*time.Second), task.BreakerClosed, task.ActorStage, "")
+			m.deviceEvent(id, at, task.BreakerOpened, `{"failures":5}`)
+			m.deviceEvent(id, at.Add(30*time.Second), task.BreakerHalfOpen, "")
+			m.deviceEvent(id, at.Add(31*time.Second), task.BreakerClosed, "")
 		}
 		if m.r.IntN(5) == 0 {
 			at := day.Add(time.Duration(m.r.Int64N(int64(20 * time.Hour))))
-			tell(at, task.DeviceSilent, task.ActorStage, "")
-			tell(at.Add(time.Duration(1+m.r.IntN(90))*time.Minute), task.DeviceJoined, task.ActorDevice, `{"slots":8}`)
+			m.deviceEvent(id, at, task.DeviceSilent, "")
+			m.deviceEvent(id, at.Add(time.Duration(1+m.r.IntN(90))*time.Minute), task.DeviceJoined, `{"slots":8}`)
 		}
 	}
 }
+
+// deviceEvent adds an event about a device. The device itself reports that it joins;
+// workers report the rest.
+func (m *maker) deviceEvent(id string, at time.Time, a task.Action, detail string) {
+	e := task.Event{Time: at, Action: a, Outcome: task.OutcomeOK, ActorType: task.ActorDevice, ActorID: id, ResourceType: "device", ResourceID: id, Device: id}
+	if a != task.DeviceJoined {
+		e.ActorType, e.ActorID = task.ActorStage, m.instance("workers")
+	}
+	if detail != "" {
+		e.Detail = []byte(detail)
+	}
+	m.plain(e)
+}
+
+// plain adds an event unless it is in the future.
 
 func (m *maker) plain(e task.Event) {
 	if !e.Time.After(m.now) {

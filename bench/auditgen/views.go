@@ -14,18 +14,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// viewOptions say what is measured where.
+// viewOptions are the options of views; main.go explains them.
 type viewOptions struct {
 	URL, Docs, Plans, Cold string
-	Note                   string // where it was measured, for the page
+	Note                   string
 	Repeat                 int
 	Out                    io.Writer
 }
 
-// example is a query of the page, under the heading that it stands under.
+// example is a query from the page, named after its heading.
 type example struct{ Name, SQL string }
 
-// figures are how long an example took.
+// figures are the measurements of one example.
 type figures struct {
 	example
 	Rows           int
@@ -33,7 +33,7 @@ type figures struct {
 	Plan           []string
 }
 
-// examples reads the blocks of SQL of a page that begin with SELECT or WITH.
+// examples reads the SQL blocks in a page that start with SELECT or WITH.
 func examples(path string) (all []example, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -65,11 +65,12 @@ func examples(path string) (all []example, err error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("%s has no examples in SQL", path)
+		return nil, fmt.Errorf("%s contains no SQL examples", path)
 	}
 	return all, nil
 }
 
+// views measures every example of the page.
 func views(ctx context.Context, o viewOptions) error {
 	all, err := examples(o.Docs)
 	if err != nil {
@@ -92,8 +93,8 @@ func views(ctx context.Context, o viewOptions) error {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
 
-// measure runs an example: first on a new connection, with empty caches if there
-// is a command for that, then again and again.
+// measure runs an example repeatedly. The first run is on a new connection, with
+// empty caches if o.Cold is set.
 func measure(ctx context.Context, o viewOptions, e example) (f figures, err error) {
 	f.example = e
 	if o.Cold != "" {
@@ -114,7 +115,7 @@ func measure(ctx context.Context, o viewOptions, e example) (f figures, err erro
 	var times []time.Duration
 	for i := range max(2, o.Repeat) {
 		start := time.Now()
-		// Planned anew each time, as when somebody types it.
+		// Planned again each time, like a query typed by a user.
 		rows, err := conn.Query(ctx, e.SQL, pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
 			return f, err
@@ -142,8 +143,8 @@ func measure(ctx context.Context, o viewOptions, e example) (f figures, err erro
 	return f, err
 }
 
-// planLines is up to how many lines of a plan are shown: those of a partition
-// are all alike.
+// planLines is how many lines of a plan to show. The lines for each partition are
+// all alike, so long plans can be cut.
 const planLines = 60
 
 func writePlans(ctx context.Context, o viewOptions, all []figures) error {

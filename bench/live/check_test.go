@@ -11,7 +11,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-func TestWhatWasNotAnsweredOnceIsFound(t *testing.T) {
+func TestCheckRequiresOneResultPerTask(t *testing.T) {
 	broker, err := embedded.StartBroker(t.Context(), embedded.BrokerOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, broker.Close()) })

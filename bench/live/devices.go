@@ -11,19 +11,19 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 )
 
-// joinWithin bounds how long all devices may take to join.
+// joinWithin is how long the devices may take to join.
 const joinWithin = 30 * time.Second
 
-// yard is the devices of a turn and the agents that report them.
+// yard is the devices of a turn and their agents.
 type yard struct {
 	fleet  *fleet.Fleet
 	agents sync.WaitGroup
-	quit   context.CancelFunc // of the agents
+	quit   context.CancelFunc // stops the agents
 	once   sync.Once
 }
 
-// startDevices starts the devices, and an agent for each with the heartbeat that
-// agents have by default, and waits until all have joined.
+// startDevices starts the devices and an agent for each, with the default heartbeat
+// interval, and waits until all devices have joined.
 func (p *place) startDevices(ctx context.Context, seed uint64, server string) (_ *yard, err error) {
 	background, quit := context.WithCancel(context.WithoutCancel(ctx))
 	y := &yard{quit: quit}
@@ -34,7 +34,7 @@ func (p *place) startDevices(ctx context.Context, seed uint64, server string) (_
 	}()
 	specs := append([]fleet.Spec(nil), p.s.o.Fleet...)
 	for i := range specs {
-		specs[i].Seed += seed << 16 // a round has devices of its own, and each device its own times
+		specs[i].Seed += seed << 16 // different service times in each round and on each device
 	}
 	if y.fleet, err = fleet.Start(context.WithoutCancel(ctx), specs); err != nil {
 		return nil, fmt.Errorf("starting the devices: %w", err)
@@ -44,7 +44,7 @@ func (p *place) startDevices(ctx context.Context, seed uint64, server string) (_
 		c := agent.Config{ID: d.ID(), URL: d.URL(), Models: spec.Models, Tags: spec.Tags, Slots: spec.Slots, Server: server}
 		y.agents.Go(func() {
 			if err := agent.Run(background, c, p.s.o.Logger); err != nil {
-				p.s.o.Logger.Error("an agent ended", "device_id", c.ID, "error", err)
+				p.s.o.Logger.Error("an agent failed", "device_id", c.ID, "error", err)
 			}
 		})
 	}
@@ -61,7 +61,7 @@ func (p *place) waitForDevices(ctx context.Context, n int) error {
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() {
-		_ = registry.Watch(ctx, func() { // ends with ctx
+		_ = registry.Watch(ctx, func() { // only ends with ctx
 			select {
 			case changed <- struct{}{}:
 			default:
@@ -80,7 +80,8 @@ func (p *place) waitForDevices(ctx context.Context, n int) error {
 	}
 }
 
-// close has the agents say that the devices leave, and ends both.
+// close stops the agents, which report that their devices leave, and then the
+// devices.
 func (y *yard) close() {
 	y.once.Do(func() {
 		y.quit()
@@ -91,13 +92,13 @@ func (y *yard) close() {
 	})
 }
 
-// work is what the devices have done so far, as the time that the whole fleet
-// needs for it: busy slot time, weighted by how fast the slot is.
+// work returns the work done so far, as the time the whole fleet needs for it: busy
+// slot time, weighted by the rate of the slot.
 func (y *yard) work() time.Duration {
 	done, capacity := 0.0, 0.0
 	for _, d := range y.fleet.Devices() {
 		spec := d.Spec()
-		if spec.ServiceTime <= 0 { // it answers at once, and has no rate
+		if spec.ServiceTime <= 0 { // answers immediately, so it has no rate
 			continue
 		}
 		rate := 1 / spec.ServiceTime.Seconds()

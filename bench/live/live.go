@@ -14,60 +14,59 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// Options say what is measured.
+// Options are the options of Run.
 type Options struct {
-	Program string // path of batchyard
-	// Services of one's own; nil: embedded ones.
-	Services *Services
-	Policies []Policy      // the baseline first
+	Program  string        // path of the batchyard binary
+	Services *Services     // nil means embedded services
+	Policies []Policy      // the first one is the baseline
 	Rounds   int           // turns of each policy
-	Tasks    int           // of the backlog
-	Rate     float64       // of the open arrivals, tasks a second
+	Tasks    int           // size of the backlog
+	Rate     float64       // of the open arrivals, in tasks per second
 	Warmup   time.Duration // of arrivals that are not measured
-	Duration time.Duration // of arrivals that are
-	Seed     uint64        // of the first round; 0: 1
-	Fleet    []fleet.Spec  // nil: fleet.Mixed12
-	Patience time.Duration // without a result while some are awaited; 0: a minute
+	Duration time.Duration // of the open arrivals
+	Seed     uint64        // of the first round; 0 means 1
+	Fleet    []fleet.Spec  // nil means fleet.Mixed12
+	Patience time.Duration // maximum wait for the next result; 0 means a minute
 	Logger   *slog.Logger
 	Progress func(note string)
 }
 
-// Policy is a policy of the router. One that binds a task to a device when it
-// comes is used as it was published: what waits at a device stays there.
+// Policy is a policy of the router. Early-binding policies run as published: tasks
+// stay on the device that they were assigned to.
 type Policy struct {
 	Name string
-	Late bool // binds when the device can soon begin
+	Late bool // late binding
 }
 
-// Services are a Kafka, a Redis and a Postgres of one's own.
+// Services are an external Kafka, Redis and Postgres.
 type Services struct {
 	ConfigPath  string // for the processes
 	Kafka       stream.Config
 	Redis       device.RedisConfig
-	PostgresURL string // a user that may create databases
+	PostgresURL string // its user must be allowed to create databases
 }
 
-// Turn is what one turn of a policy measured.
+// Turn is the result of one turn of a policy.
 type Turn struct {
 	Seed      uint64
 	Latencies []Latency     // of the open arrivals
-	Tasks     int           // of the backlog
-	All       time.Duration // to its last result
-	Most      time.Duration // to 95 % of them
-	Busy      float64       // share of the fleet's capacity that was in use until Most
+	Tasks     int           // size of the backlog
+	All       time.Duration // until the last result of the backlog
+	Most      time.Duration // until 95 % of its results
+	Busy      float64       // fraction of the fleet's capacity in use until Most
 	BusyAll   float64       // … until All
-	Failures  int           // results that are no success, warm-up included
+	Failures  int           // results other than SUCCESS, including the warm-up
 }
 
-// Latency is the response time of a task, and where it went.
+// Latency is the response time of a task and its parts.
 type Latency struct {
 	Total   time.Duration // from the call of Submit until the result was read
-	Waited  time.Duration // until it was assigned
-	Hop     time.Duration // until its request began
-	Request time.Duration // until that was answered
+	Waited  time.Duration // until the task was assigned
+	Hop     time.Duration // from then until its request started
+	Request time.Duration // from then until the device answered
 }
 
-// Result is what was measured with one policy.
+// Result is the result of one policy.
 type Result struct {
 	Policy
 	Rounds int
@@ -89,16 +88,16 @@ func (o *Options) fill() error {
 	}
 	switch {
 	case len(o.Policies) == 0:
-		return errors.New("no policy is named")
+		return errors.New("no policy is given")
 	case o.Tasks < 1:
-		return errors.New("the backlog needs a task at least")
+		return errors.New("the backlog must have at least one task")
 	case o.Rate <= 0 || o.Duration <= 0 || o.Warmup < 0:
-		return errors.New("the arrivals need a rate and a time above 0")
+		return errors.New("the rate and duration of the arrivals must be positive, and the warm-up not negative")
 	}
 	return nil
 }
 
-// Run measures. When ctx ends it stops, cleans up and returns an error.
+// Run measures the policies. If ctx ends, it stops, cleans up and returns an error.
 func Run(ctx context.Context, o Options) (_ []Result, err error) {
 	if err := o.fill(); err != nil {
 		return nil, fmt.Errorf("measuring policies live: %w", err)
@@ -115,12 +114,12 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 	for round := range o.Rounds {
 		for i := range rs {
 			r := &rs[i]
-			say := func(what string) {
-				o.Progress(fmt.Sprintf("round %d of %d, %s: %s", round+1, o.Rounds, r.Name, what))
+			say := func(step string) {
+				o.Progress(fmt.Sprintf("round %d of %d, %s: %s", round+1, o.Rounds, r.Name, step))
 			}
 			t, err := s.turn(ctx, r.Policy, o.Seed+uint64(round), say)
 			if err != nil {
-				return nil, fmt.Errorf("round %d with %s: %w", round+1, r.Name, err)
+				return nil, fmt.Errorf("measuring %s in round %d: %w", r.Name, round+1, err)
 			}
 			r.Turns = append(r.Turns, t)
 			say(t.summary())
@@ -134,7 +133,7 @@ func (t *Turn) summary() string {
 		t.throughput(), t.throughputMost(), mean(t.Latencies, Latency.total)*1000, quantile(t.Latencies, Latency.total, 0.99)*1000)
 }
 
-// turn measures one policy once.
+// turn measures a policy in one turn.
 func (s *site) turn(ctx context.Context, policy Policy, seed uint64, say func(string)) (t Turn, err error) {
 	say("starting")
 	p, err := s.place(ctx)
@@ -182,7 +181,7 @@ func (s *site) turn(ctx context.Context, policy Policy, seed uint64, say func(st
 	return t, err
 }
 
-// Machine describes where it was measured.
+// Machine describes the machine for the report.
 func Machine() string {
 	m := fmt.Sprintf("%d processors", runtime.NumCPU())
 	if l := loadAverage(); l != "" {

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// small is a measurement that takes seconds.
+// small returns the options of a measurement that takes seconds.
 func small(t *testing.T) Options {
 	return Options{
 		Program: harness.Binary(t), Policies: []Policy{{"round_robin", false}, {"expected_finish", true}},
@@ -25,9 +25,9 @@ func small(t *testing.T) Options {
 	}
 }
 
-// Run itself checks that every task was answered once. How much better a policy
-// is, is for a measurement on a machine that has nothing else to do; which way it
-// goes is decided without a clock in routesim's tests.
+// Run itself checks that every task has one result. How much better a policy is can
+// only be measured on an idle machine; the tests of routesim check in virtual time
+// which one is better.
 func TestMeasuresPoliciesInTurns(t *testing.T) {
 	rs, err := Run(t.Context(), small(t))
 	require.NoError(t, err)
@@ -66,12 +66,12 @@ func TestMeasuresPoliciesInTurns(t *testing.T) {
 	require.Equal(t, c.Throughput, got[2]["throughput"])
 }
 
-func TestAnEndBeforeItsTimeLeavesNothing(t *testing.T) {
+func TestCancelledRunLeavesNothing(t *testing.T) {
 	o := small(t)
 	dir, err := os.MkdirTemp("", "test-batchyard-*")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) // Postgres runs as another user where we are root
+	require.NoError(t, os.Chmod(dir, 0o755)) // as root, Postgres runs as another user
 	t.Setenv("TMPDIR", dir)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -81,22 +81,22 @@ func TestAnEndBeforeItsTimeLeavesNothing(t *testing.T) {
 			cancel()
 		}
 	}
-	_, err = Run(ctx, o) // the hour is longer than a test may take
+	_, err = Run(ctx, o) // without cancellation, this would take an hour
 	require.ErrorIs(t, err, context.Canceled)
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)
 }
 
-func TestWhatCannotBeMeasured(t *testing.T) {
-	for name, spoil := range map[string]func(*Options){
-		"no policy":  func(o *Options) { o.Policies = nil },
-		"no task":    func(o *Options) { o.Tasks = 0 },
-		"no rate":    func(o *Options) { o.Rate = 0 },
-		"no arrival": func(o *Options) { o.Duration = 0 },
+func TestInvalidOptions(t *testing.T) {
+	for name, invalidate := range map[string]func(*Options){
+		"no policy":   func(o *Options) { o.Policies = nil },
+		"no tasks":    func(o *Options) { o.Tasks = 0 },
+		"no rate":     func(o *Options) { o.Rate = 0 },
+		"no duration": func(o *Options) { o.Duration = 0 },
 	} {
 		o := Options{Program: "batchyard", Policies: []Policy{{"fifo", true}}, Rounds: 1, Tasks: 20, Rate: 1, Duration: time.Second}
-		spoil(&o)
+		invalidate(&o)
 		_, err := Run(t.Context(), o)
 		require.Error(t, err, name)
 	}

@@ -20,14 +20,14 @@ const (
 	tenant     = "bench"
 	model      = "bench"
 	readGroup  = "bench"
-	submitMost = 500 // tasks of one submit
-	// most is the share of a backlog that is done when most of it is.
+	submitMost = 500 // maximum tasks per submission
+	// most is the fraction of a backlog that counts as most of it.
 	most = 0.95
 )
 
 var input = task.Input(`{"messages":[{"role":"user","content":"How far is it from here to there?"}],"max_tokens":16}`)
 
-// load submits the tasks of a turn and sees their results.
+// load submits the tasks of a turn and reads their results.
 type load struct {
 	p        *place
 	server   *process
@@ -43,27 +43,27 @@ type load struct {
 	sent  int
 }
 
-// phase is tasks that are awaited together.
+// phase is a set of tasks to wait for.
 type phase struct {
 	n        int
-	begun    map[string]time.Time
-	seen     map[string]Latency
-	mostSeen func() // called once, when most are
-	heard    chan struct{}
-	done     chan struct{}
+	begun    map[string]time.Time // times of submission
+	seen     map[string]Latency   // tasks with a result
+	mostSeen func()               // called once, when most have a result
+	heard    chan struct{}        // receives after each result
+	done     chan struct{}        // closed when all have a result
 }
 
 func newPhase(n int) *phase {
 	return &phase{n: n, begun: make(map[string]time.Time, n), seen: make(map[string]Latency, n), heard: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
-// startLoad returns when results can be seen.
+// startLoad returns once it is consuming the results topic.
 func (p *place) startLoad(ctx context.Context, server *process) (*load, error) {
 	l := &load{p: p, server: server, patience: p.s.o.Patience, asked: map[string]*phase{}}
-	l.producer = producer.New(producer.Deps{
+	l.producer = producer.New(producer.Config{}, producer.Deps{
 		Log: p.log, Redis: p.redis, Prefix: p.prefix, Cancels: device.NewCancels(p.redis, device.Config{}, p.prefix),
-		Logger: slog.New(slog.DiscardHandler), Name: "producer@bench",
-	}, producer.Config{})
+		Logger: slog.New(slog.DiscardHandler), Instance: "producer@bench",
+	})
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l.stop = stop
 	ready, ended := make(chan struct{}), make(chan struct{})
@@ -75,7 +75,7 @@ func (p *place) startLoad(ctx context.Context, server *process) (*load, error) {
 	case <-ready:
 		return l, nil
 	case <-ended:
-		return nil, errors.Join(errors.New("the results cannot be read"), l.close())
+		return nil, errors.Join(errors.New("cannot read the results topic"), l.close())
 	case <-ctx.Done():
 		return nil, errors.Join(ctx.Err(), l.close())
 	}
@@ -89,11 +89,11 @@ func (l *load) close() error {
 	return errors.Join(l.readErr, l.producer.Close(ctx))
 }
 
-// read takes results as they come.
+// read handles results from the results topic.
 func (l *load) read(_ context.Context, recs []*stream.Record) {
 	now := time.Now()
 	for _, rec := range recs {
-		if r, err := task.DecodeResult(rec.Value, rec.Header(task.HeaderContentType)); err == nil { // check finds what is missing
+		if r, err := task.DecodeResult(rec.Value, rec.Header(task.HeaderContentType)); err == nil { // otherwise check reports the missing result
 			l.answered(r, now)
 		}
 		rec.Done()
@@ -128,7 +128,7 @@ func (l *load) answered(r *task.Result, now time.Time) {
 	}
 }
 
-// between is the time from one to the other; 0 when a task did not get so far.
+// between is the time from one to the other, or 0 if the task did not get that far.
 func between(from, to time.Time) time.Duration {
 	if from.IsZero() || to.IsZero() {
 		return 0
@@ -140,7 +140,7 @@ func newTask(id string) *task.Task {
 	return &task.Task{ID: id, Tenant: tenant, Model: model, Endpoint: task.EndpointChat, Input: input}
 }
 
-// submit sends tasks of a phase.
+// submit submits tasks of a phase.
 func (l *load) submit(ctx context.Context, ph *phase, tasks ...*task.Task) error {
 	l.mu.Lock()
 	now := time.Now()
@@ -152,8 +152,8 @@ func (l *load) submit(ctx context.Context, ph *phase, tasks ...*task.Task) error
 	return l.producer.Submit(ctx, tasks, task.Origin{Actor: tenant})
 }
 
-// arrivals submits tasks one by one at random times and waits for the results.
-// The times follow from the seed.
+// arrivals submits tasks one by one, at random times determined by the seed, and
+// waits for the results.
 func (l *load) arrivals(ctx context.Context, name string, d time.Duration, seed uint64) ([]Latency, error) {
 	rng := rand.New(rand.NewPCG(seed, uint64(len(name))))
 	var at []time.Duration
@@ -222,7 +222,7 @@ func (l *load) backlog(ctx context.Context, y *yard, t *Turn) error {
 	if err := l.wait(ctx, ph); err != nil {
 		return err
 	}
-	l.mu.Lock() // what mostSeen wrote is seen
+	l.mu.Lock() // also orders mostSeen's writes before the reads below
 	defer l.mu.Unlock()
 	for id, s := range ph.seen {
 		t.All = max(t.All, ph.begun[id].Add(s.Total).Sub(begin))
@@ -249,13 +249,13 @@ func (l *load) wait(ctx context.Context, ph *phase) error {
 			l.mu.Lock()
 			n := len(ph.seen)
 			l.mu.Unlock()
-			return fmt.Errorf("%d of %d tasks have no result, and none came for %s; the last words of batchyard serve:\n%s", ph.n-n, ph.n, l.patience, l.server.log.last())
+			return fmt.Errorf("%d of %d tasks have no result, and none arrived for %s; last output of batchyard serve:\n%s", ph.n-n, ph.n, l.patience, l.server.log.last())
 		}
 	}
 }
 
-// check reads the whole results topic: every task must be there once. failures
-// are results that are no success.
+// check reads the whole results topic, in which every task must have exactly one
+// result. failures counts results other than SUCCESS.
 func (l *load) check(ctx context.Context) (failures int, err error) {
 	times := map[string]int{}
 	err = l.p.log.Scan(ctx, stream.Results, func(rec *stream.Record) error {
@@ -281,7 +281,7 @@ func (l *load) check(ctx context.Context) (failures int, err error) {
 		}
 	}
 	if len(wrong) > 0 || len(times) != l.sent {
-		return failures, fmt.Errorf("not every task was answered once: %d tasks, %d with results; %s", l.sent, len(times), strings.Join(wrong, ", "))
+		return failures, fmt.Errorf("not every task has exactly one result: %d tasks, %d with results; %s", l.sent, len(times), strings.Join(wrong, ", "))
 	}
 	return failures, nil
 }

@@ -16,28 +16,28 @@ import (
 
 const (
 	startWithin = time.Minute
-	endWithin   = 35 * time.Second // more than the process gives itself
-	maxWords    = 8 << 10          // bytes of its log that an error tells
+	endWithin   = 35 * time.Second // longer than the process's own drain timeout
+	maxTail     = 8 << 10          // bytes of its log to show in an error
 )
 
-// process is a batchyard of ours. On Linux the kernel ends it when the thread
-// that started it ends, so that thread is kept for as long as it runs.
+// process is a batchyard that we started. On Linux the kernel ends it when the
+// thread that started it ends, so that thread is kept as long as it runs.
 type process struct {
 	url  string // of its API
 	cmd  *exec.Cmd
-	log  *words
-	done chan struct{} // closed when it has ended
-	err  error         // set before
+	log  *logTail
+	done chan struct{} // closed when it has exited
+	err  error         // set before done is closed
 	once sync.Once
 }
 
 // serve runs all stages as a process and waits until they are ready.
 func (p *place) serve(ctx context.Context, policy Policy) (*process, error) {
-	c := &process{log: &words{ready: make(chan string, 1)}, done: make(chan struct{})}
+	c := &process{log: &logTail{ready: make(chan string, 1)}, done: make(chan struct{})}
 	c.cmd = exec.Command(p.s.o.Program, "serve", "--config", p.s.in.ConfigPath)
 	c.cmd.Env = p.environment(policy)
 	c.cmd.Stderr = c.log
-	c.cmd.SysProcAttr = dieWithUs()
+	c.cmd.SysProcAttr = endWithParent()
 	c.cmd.WaitDelay = 5 * time.Second
 	started := make(chan error)
 	go func() {
@@ -65,18 +65,18 @@ func (p *place) serve(ctx context.Context, policy Policy) (*process, error) {
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-limit.C:
-		err = fmt.Errorf("batchyard serve is not ready after %s; its last words:\n%s", startWithin, c.log.last())
+		err = fmt.Errorf("batchyard serve is not ready after %s; its last output:\n%s", startWithin, c.log.last())
 	}
 	return nil, errors.Join(err, c.end())
 }
 
-// died tells how it ended that should have gone on.
+// died returns the error for a process that exited unexpectedly.
 func (c *process) died() error {
-	return fmt.Errorf("batchyard serve ended by itself (%s); its last words:\n%s", c.cmd.ProcessState, c.log.last())
+	return fmt.Errorf("batchyard serve exited unexpectedly (%s); its last output:\n%s", c.cmd.ProcessState, c.log.last())
 }
 
-// end has it drain and stop, the hard way when that takes long. It may be called
-// again; only the first call says what was wrong.
+// end lets the process drain and stop, and kills it if that takes too long. It can
+// be called again, but only the first call returns an error.
 func (c *process) end() (err error) {
 	c.once.Do(func() {
 		select {
@@ -85,18 +85,18 @@ func (c *process) end() (err error) {
 			return
 		default:
 		}
-		_ = c.cmd.Process.Signal(syscall.SIGTERM) // fails when it has just ended, and then there is nothing to do
+		_ = c.cmd.Process.Signal(syscall.SIGTERM) // fails if it has just exited: no matter
 		limit := time.NewTimer(endWithin)
 		defer limit.Stop()
 		select {
 		case <-c.done:
 			if c.err != nil {
-				err = fmt.Errorf("batchyard serve ended badly: %w; its last words:\n%s", c.err, c.log.last())
+				err = fmt.Errorf("batchyard serve failed while stopping: %w; its last output:\n%s", c.err, c.log.last())
 			}
 		case <-limit.C:
-			_ = c.cmd.Process.Kill() // fails when it has ended at last
+			_ = c.cmd.Process.Kill() // fails if it has exited by now
 			<-c.done
-			err = fmt.Errorf("batchyard serve did not end within %s and was killed; its last words:\n%s", endWithin, c.log.last())
+			err = fmt.Errorf("batchyard serve did not stop within %s and was killed; its last output:\n%s", endWithin, c.log.last())
 		}
 	})
 	return err
@@ -104,33 +104,33 @@ func (c *process) end() (err error) {
 
 var readyLine = regexp.MustCompile(`msg=ready .*listen=(\S+)\s`)
 
-// words is the latest of what a process says, and where it listens.
-type words struct {
-	ready chan string
+// logTail keeps the last part of a process's log, and reports its listen address.
+type logTail struct {
+	ready chan string // receives the address, once
 
-	mu   sync.Mutex
-	b    []byte
-	told bool
+	mu      sync.Mutex
+	b       []byte
+	isReady bool
 }
 
-func (w *words) Write(p []byte) (int, error) {
+func (w *logTail) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.b = append(w.b, p...)
-	if !w.told && bytes.Contains(w.b, []byte("msg=ready")) {
+	if !w.isReady && bytes.Contains(w.b, []byte("msg=ready")) {
 		if m := readyLine.FindSubmatch(w.b); m != nil {
-			w.told = true
+			w.isReady = true
 			w.ready <- string(m[1]) // there is room for one
 		}
 	}
-	if len(w.b) > 2*maxWords {
-		w.b = append(w.b[:0], w.b[len(w.b)-maxWords:]...)
+	if len(w.b) > 2*maxTail {
+		w.b = append(w.b[:0], w.b[len(w.b)-maxTail:]...)
 	}
 	return len(p), nil
 }
 
-func (w *words) last() string {
+func (w *logTail) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return strings.TrimSpace(string(w.b[max(0, len(w.b)-maxWords):]))
+	return strings.TrimSpace(string(w.b[max(0, len(w.b)-maxTail):]))
 }

@@ -6,13 +6,13 @@ import (
 	"syscall"
 )
 
-// dieWithUs has the kernel end the process when the thread that starts it ends.
-// Ctrl-C at the terminal does not reach it: we end it in order.
-func dieWithUs() *syscall.SysProcAttr {
+// endWithParent has the kernel end the process when the thread that starts it ends.
+// Ctrl-C in the terminal does not reach it, so that we can stop it cleanly.
+func endWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 }
 
-// loadAverage is that of the last minute; empty when it is not known.
+// loadAverage returns the load average of the last minute, or "" if it is unknown.
 func loadAverage() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

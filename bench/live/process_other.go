@@ -4,8 +4,8 @@ package live
 
 import "syscall"
 
-// dieWithUs cannot be asked of this kernel.
-func dieWithUs() *syscall.SysProcAttr { return nil }
+// endWithParent does nothing: only Linux can do it.
+func endWithParent() *syscall.SysProcAttr { return nil }
 
-// loadAverage is not known.
+// loadAverage is not available.
 func loadAverage() string { return "" }

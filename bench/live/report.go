@@ -15,14 +15,14 @@ func (l Latency) waited() time.Duration  { return l.Waited }
 func (l Latency) hop() time.Duration     { return l.Hop }
 func (l Latency) request() time.Duration { return l.Request }
 
-// back is from the end of the request until the result was read, and what Submit
-// took before the task had its time of arrival.
+// back is the time from the end of the request until the result was read, plus what
+// Submit took before it set the task's time of submission.
 func (l Latency) back() time.Duration { return l.Total - l.Waited - l.Hop - l.Request }
 
 func (t *Turn) throughput() float64     { return float64(t.Tasks) / t.All.Seconds() }
 func (t *Turn) throughputMost() float64 { return math.Ceil(most*float64(t.Tasks)) / t.Most.Seconds() }
 
-// mean is in seconds.
+// mean returns the mean in seconds.
 func mean(ls []Latency, of func(Latency) time.Duration) float64 {
 	sum := 0.0
 	for _, l := range ls {
@@ -31,7 +31,7 @@ func mean(ls []Latency, of func(Latency) time.Duration) float64 {
 	return sum / float64(max(1, len(ls)))
 }
 
-// quantile is in seconds.
+// quantile returns the quantile in seconds.
 func quantile(ls []Latency, of func(Latency) time.Duration, q float64) float64 {
 	if len(ls) == 0 {
 		return 0
@@ -44,7 +44,7 @@ func quantile(ls []Latency, of func(Latency) time.Duration, q float64) float64 {
 	return all[min(len(all)-1, max(0, int(math.Ceil(q*float64(len(all))))-1))]
 }
 
-// over is the mean of a figure over the turns, and its standard deviation.
+// over returns the mean of a figure over the turns, and its standard deviation.
 func (r *Result) over(of func(*Turn) float64) (mean, spread float64) {
 	n := float64(len(r.Turns))
 	if n == 0 {
@@ -63,7 +63,7 @@ func (r *Result) over(of func(*Turn) float64) (mean, spread float64) {
 	return mean, math.Sqrt(spread)
 }
 
-// latencies are those of all turns.
+// latencies returns the latencies of all turns.
 func (r *Result) latencies() []Latency {
 	var all []Latency
 	for i := range r.Turns {
@@ -72,8 +72,7 @@ func (r *Result) latencies() []Latency {
 	return all
 }
 
-// Figures are a policy's figures, over all rounds. The names are part of what
-// scripts rely on.
+// Figures are a policy's figures over all rounds. Scripts rely on the JSON names.
 type Figures struct {
 	Policy           string  `json:"policy"`
 	Rounds           int     `json:"rounds"`
@@ -95,7 +94,7 @@ type Figures struct {
 	Failures         int     `json:"failures"`
 }
 
-// Figures are the figures of all rounds.
+// Figures returns the figures over all rounds.
 func (r *Result) Figures() Figures {
 	ls := r.latencies()
 	f := Figures{Policy: r.Name, Rounds: len(r.Turns), Rate: r.Rate, P50MS: ms(quantile(ls, Latency.total, 0.5)), P99MS: ms(quantile(ls, Latency.total, 0.99)),
@@ -119,7 +118,7 @@ func ms(seconds float64) float64 { return round(seconds * 1000) }
 
 func round(v float64) float64 { return math.Round(v*1000) / 1000 }
 
-// Ratios compare a policy with the baseline: above 1 is more.
+// Ratios are a policy's figures divided by the baseline's.
 type Ratios struct {
 	Of             string  `json:"ratios_of"`
 	To             string  `json:"to"`
@@ -130,7 +129,7 @@ type Ratios struct {
 	P99            float64 `json:"p99"`
 }
 
-// Compare tells a policy's figures as multiples of the baseline's.
+// Compare divides a policy's figures by the baseline's.
 func Compare(baseline, f Figures) Ratios {
 	by := func(a, b float64) float64 {
 		if b == 0 {
@@ -144,8 +143,8 @@ func Compare(baseline, f Figures) Ratios {
 	}
 }
 
-// WriteJSON writes an object a line: the policies, then the ratios of each to
-// the first.
+// WriteJSON writes one object per line: the figures of each policy, then the ratios
+// of each to the first.
 func WriteJSON(w io.Writer, rs []Result) error {
 	e := json.NewEncoder(w)
 	var lines []any
@@ -163,16 +162,16 @@ func WriteJSON(w io.Writer, rs []Result) error {
 	return nil
 }
 
-// WriteTable writes the results for people.
+// WriteTable writes the results as tables.
 func WriteTable(w io.Writer, rs []Result) error {
 	if len(rs) == 0 || len(rs[0].Turns) == 0 {
 		return nil
 	}
 	p := &printer{w: w}
-	p.line("live, %d rounds in turns: a backlog of %d tasks; open arrivals of %g tasks/s, %d in all", len(rs[0].Turns), rs[0].Turns[0].Tasks, rs[0].Rate, len(rs[0].latencies()))
+	p.line("live, %d rounds of alternating turns: a backlog of %d tasks; open arrivals of %g tasks/s, %d in total", len(rs[0].Turns), rs[0].Turns[0].Tasks, rs[0].Rate, len(rs[0].latencies()))
 	for i := range rs {
 		if !rs[i].Late {
-			p.line("%s binds a task to a device when it comes, as published: workers.rebalance_spread is 10 there, so that nothing moves", rs[i].Name)
+			p.line("%s runs with early binding, as published; workers.rebalance_spread is 10, so that tasks are not rebalanced", rs[i].Name)
 		}
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -189,9 +188,9 @@ func WriteTable(w io.Writer, rs []Result) error {
 	}
 	p.flush(t)
 	p.w = w
-	p.line("\nwhere a response time goes, mean and median in ms:")
+	p.line("\nparts of the response time, mean and median in ms:")
 	p.w = t
-	p.line("until assigned\tto its request\trequest\tto the reader\t  policy")
+	p.line("until assigned\tuntil request\trequest\tuntil read\t  policy")
 	for i := range rs {
 		ls := rs[i].latencies()
 		both := func(of func(Latency) time.Duration) string {
@@ -203,7 +202,7 @@ func WriteTable(w io.Writer, rs []Result) error {
 	return p.err
 }
 
-// printer keeps the first error.
+// printer prints lines and keeps the first error.
 type printer struct {
 	w   io.Writer
 	err error

@@ -21,13 +21,13 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// cleanWithin bounds each step of cleaning up.
+// cleanWithin limits each step of cleaning up.
 const cleanWithin = 30 * time.Second
 
-// Partitions of the topics on an embedded broker.
+// partitions is the partition count of the topics on an embedded broker.
 const partitions = 6
 
-// site is the services that all turns use.
+// site is the services shared by all turns.
 type site struct {
 	o     *Options
 	in    Services
@@ -48,9 +48,9 @@ func openSite(ctx context.Context, o *Options) (_ *site, err error) {
 		return s, nil
 	}
 	if s.dir, err = os.MkdirTemp("", "batchyard-bench-*"); err != nil {
-		return nil, fmt.Errorf("making a directory for the measurement: %w", err)
+		return nil, fmt.Errorf("creating a directory for the measurement: %w", err)
 	}
-	// No file and no variable of the user's: the defaults are measured.
+	// Measure the defaults: ignore the user's configuration file and variables.
 	s.in.ConfigPath = filepath.Join(s.dir, "config.yaml")
 	if err := os.WriteFile(s.in.ConfigPath, nil, 0o600); err != nil {
 		return nil, fmt.Errorf("writing a configuration for the measurement: %w", err)
@@ -84,7 +84,7 @@ func (s *site) close() error {
 	return err
 }
 
-// place is what one turn has for itself: topics, keys and a database.
+// place is what one turn has to itself: topics, keys and a database.
 type place struct {
 	s        *site
 	prefix   string
@@ -94,7 +94,7 @@ type place struct {
 	undo     []func(context.Context) error
 }
 
-// place makes one. What was made is removed by close, also when this fails.
+// place creates a place. If that fails, it removes what it has created.
 func (s *site) place(ctx context.Context) (_ *place, err error) {
 	name := "batchyard-bench-" + strings.ToLower(rand.Text()[:10])
 	p := &place{s: s, prefix: name + "."}
@@ -124,11 +124,11 @@ func (s *site) place(ctx context.Context) (_ *place, err error) {
 	return p, nil
 }
 
-// close removes what the turn had, in the reverse order of its making.
+// close removes everything the turn created, in reverse order.
 func (p *place) close() error {
 	var errs []error
 	for i := len(p.undo) - 1; i >= 0; i-- {
-		ctx, cancel := context.WithTimeout(context.Background(), cleanWithin) // ours may have ended
+		ctx, cancel := context.WithTimeout(context.Background(), cleanWithin) // the turn's context may have ended
 		errs = append(errs, p.undo[i](ctx))
 		cancel()
 	}
@@ -140,11 +140,11 @@ func (p *place) makeDatabase(ctx context.Context, name string) error {
 	admin := p.s.in.PostgresURL
 	u, err := url.Parse(admin)
 	if err != nil { // the library's error may hold the URL with its password
-		return errors.New("postgres.url: it is no Postgres URL; use postgres://user@host:5432/database")
+		return errors.New("postgres.url: invalid URL: use one such as postgres://user@host:5432/database")
 	}
 	quoted := pgx.Identifier{name}.Sanitize()
 	if err := execute(ctx, admin, "CREATE DATABASE "+quoted+" TEMPLATE template0"); err != nil {
-		return fmt.Errorf("making a database for a turn: %w; the user of postgres.url needs the right to create databases", err)
+		return fmt.Errorf("creating a database for a turn: %w; the user in postgres.url must be allowed to create databases", err)
 	}
 	p.undo = append(p.undo, func(ctx context.Context) error {
 		if err := execute(ctx, admin, "DROP DATABASE IF EXISTS "+quoted+" WITH (FORCE)"); err != nil {
@@ -165,12 +165,12 @@ func execute(ctx context.Context, at, statement string) error {
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement is done, or its error is told
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement has already succeeded or failed
 	_, err = conn.Exec(ctx, statement)
 	return err
 }
 
-// deleteKeys drops what the turn left in Redis.
+// deleteKeys deletes the keys of the turn in Redis.
 func (p *place) deleteKeys(ctx context.Context) error {
 	drop := func(ctx context.Context, c redis.Cmdable) error {
 		keys := c.Scan(ctx, 0, p.prefix+"*", 1000).Iterator()
@@ -193,7 +193,7 @@ func (p *place) deleteKeys(ctx context.Context) error {
 	return nil
 }
 
-// environment is the settings of the processes of a turn.
+// environment returns the environment of a turn's process.
 func (p *place) environment(policy Policy) []string {
 	env := append([]string(nil), p.s.env...)
 	env = append(env,
@@ -201,8 +201,8 @@ func (p *place) environment(policy Policy) []string {
 		"BATCHYARD_API_LISTEN=127.0.0.1:0", "BATCHYARD_LOG_FORMAT=text", "BATCHYARD_LOG_LEVEL=info", "NO_COLOR=1",
 		"BATCHYARD_ROUTER_POLICY="+policy.Name, "BATCHYARD_ROUTER_BINDING=auto")
 	if !policy.Late {
-		// Drain times never spread by ten times their mean on a fleet of fewer than a
-		// hundred devices: nothing moves, and the policy is what its name says.
+		// With fewer than a hundred devices, drain times never spread by ten times their
+		// mean, so workers never rebalance and the policy runs as published.
 		env = append(env, "BATCHYARD_WORKERS_REBALANCE_SPREAD=10")
 	}
 	return env

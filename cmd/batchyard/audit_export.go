@@ -73,7 +73,11 @@ func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *ex
 				n++
 				var line any = r
 				if e.ocsf {
-					line = r.OCSF(versionNumber(), e.hashes)
+					o := r.OCSF(versionNumber())
+					if e.hashes {
+						o.AddChain(r)
+					}
+					line = o
 				} else if !e.hashes {
 					r.ChainSeq, r.PrevHash, r.RowHash = 0, nil, nil
 				}

@@ -140,7 +140,10 @@ func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Pla
 		rs = append(rs, r)
 		p.Set(i + 1)
 	}
-	return routesim.WriteMaxRates(c.out, rs, limit, c.json)
+	if c.json {
+		return routesim.WriteMaxRatesJSON(c.out, rs, limit)
+	}
+	return routesim.WriteMaxRates(c.out, rs, limit)
 }
 
 // plan makes the experiment of the flags.
@@ -178,7 +181,9 @@ func (f *routeFlags) plan() (*routesim.Plan, error) {
 		return nil, fmt.Errorf("--tasks: %d is out of range; use up to 100000000", f.tasks)
 	}
 	plan := &routesim.Plan{
-		Arms:  routesim.Cross(f.fleets, f.arrivals, f.works, loads, f.routers, f.hops, f.bindings, f.policies),
+		Arms: routesim.Grid{
+			Fleets: f.fleets, Arrivals: f.arrivals, Works: f.works, Loads: loads, Routers: f.routers, Hops: f.hops, Bindings: f.bindings, Policies: f.policies,
+		}.Arms(),
 		Seeds: f.seeds, First: f.first, Warmup: f.warmup, Duration: f.duration, Tasks: f.tasks, Learned: f.learned, Parallel: f.parallel,
 	}
 	if f.plot != "" {

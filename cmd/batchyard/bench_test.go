@@ -73,9 +73,9 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for says, args := range map[string][]string{
 		"is no policy":                   {"--policy", "fastest"},
-		"is no fleet":                    {"--fleet", "mine"},
-		"is no work":                     {"--work", "hard"},
-		"are no arrivals":                {"--arrivals", "never"},
+		"unknown fleet":                  {"--fleet", "mine"},
+		"unknown work":                   {"--work", "hard"},
+		"unknown arrivals":               {"--arrivals", "never"},
 		"is no binding":                  {"--binding", "soon"},
 		"is no number":                   {"--load", "much"},
 		"out of range":                   {"--load", "0"},
@@ -84,7 +84,7 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 		"--seeds":                        {"--seeds", "0"},
 		"name its file with --trace":     {"--arrivals", "trace"},
 		"reading the trace":              {"--trace", "/does/not/exist"},
-		"is no limit":                    {"--max-rate", "fast"},
+		"invalid limit":                  {"--max-rate", "fast"},
 		"--duration and --warmup":        {"--duration", "0s"},
 		"bench route takes flags and no": {"extra"},
 		"--plot: ":                       {"--plot", "/does/not/exist/x.png"},

@@ -94,13 +94,17 @@ func (c *cli) configPrint(commented, markdown bool) error {
 	case c.json:
 		return c.configJSON(&cfg)
 	}
-	return config.WriteYAML(c.out, &cfg, commented)
+	style := config.Plain
+	if commented {
+		style = config.Commented
+	}
+	return config.WriteYAML(c.out, &cfg, style)
 }
 
 // configJSON prints what the YAML says, and so masks what it masks.
 func (c *cli) configJSON(cfg *app.Config) error {
 	var b bytes.Buffer
-	if err := config.WriteYAML(&b, cfg, false); err != nil {
+	if err := config.WriteYAML(&b, cfg, config.Plain); err != nil {
 		return err
 	}
 	var settings map[string]any

@@ -13,10 +13,10 @@ import (
 
 // Producer returns a producer that writes under this process's name. Close it.
 func (a *App) Producer() *producer.Producer {
-	return producer.New(producer.Deps{
+	return producer.New(a.cfg.Task, producer.Deps{
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
-		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Name: a.actor("producer"),
-	}, a.cfg.Task)
+		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Instance: a.actor("producer"),
+	})
 }
 
 // Store returns the queries about tasks, which need Postgres.
@@ -72,7 +72,9 @@ func buildAudit(a *App) (func(context.Context, func()) error, error) {
 }
 
 func buildCallbacks(a *App) (func(context.Context, func()) error, error) {
-	c, err := callbacks.New(a.Pool, a.Log, a.cfg.Callbacks, a.logger.With("stage", "callbacks"), a.metrics, a.actor("callbacks"))
+	c, err := callbacks.New(a.cfg.Callbacks, callbacks.Deps{
+		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "callbacks"), Metrics: a.metrics, Instance: a.actor("callbacks"),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -22,12 +22,12 @@ func TestShippedConfigurationIsTheCode(t *testing.T) {
 	shipped, err := os.ReadFile("../../config.yaml")
 	require.NoError(t, err)
 	var want bytes.Buffer
-	require.NoError(t, config.WriteYAML(&want, &cfg, true))
+	require.NoError(t, config.WriteYAML(&want, &cfg, config.Commented))
 	require.True(t, bytes.Contains(shipped, bytes.TrimSpace(want.Bytes())), "config.yaml is not what the code says; run `make config`")
 	loaded, err := LoadConfig("../../config.yaml", nil)
 	require.NoError(t, err)
 	var again bytes.Buffer
-	require.NoError(t, config.WriteYAML(&again, &loaded, true))
+	require.NoError(t, config.WriteYAML(&again, &loaded, config.Commented))
 	require.Equal(t, want.String(), again.String(), "reading the file gives what was written")
 
 	page, err := os.ReadFile("../../docs/configuration.md")

@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
-var update = flag.Bool("update", false, "write the golden files again")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 type rootConfig struct {
 	Router routerConfig  `yaml:"router" doc:"Where tasks run."`
@@ -61,8 +61,8 @@ func defaults() rootConfig {
 	}
 }
 
-// file writes a configuration and goes to its directory, so that errors name
-// it by its short name.
+// file writes a configuration file and changes to its directory, so that errors
+// show its short name.
 func file(t *testing.T, content string) string {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -94,7 +94,7 @@ drain_timeout: 2d
 		Path: path,
 		Env: []string{
 			"BATCHYARD_ROUTER_WINDOW_COUNT=200", "BATCHYARD_STORE_BROKERS=d:4, e:5", "BATCHYARD_STORE_TLS_CA_FILE=/ca",
-			"BATCHYARD_STORE_PASSWORD=geheim", "HOME=/root", "ROUTER_POLICY=nobody's",
+			"BATCHYARD_STORE_PASSWORD=s3cret", "HOME=/root", "ROUTER_POLICY=ignored",
 		},
 		Overrides: map[string]string{"router.window_count": "300", "store.fallback": "a=b, c=d"},
 	})
@@ -111,53 +111,53 @@ drain_timeout: 2d
 	require.Equal(t, want, cfg)
 }
 
-func TestWrong(t *testing.T) {
+func TestErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		file string
 		opts config.Options
 		want []string
 	}{
-		"misspelled key":             {file: "router:\n  # why\n  windw_count: 3\n", want: []string{"config.yaml:3: unknown key router.windw_count; did you mean router.window_count?"}},
-		"misspelled section":         {file: "ruoter:\n  window_count: 3\n", want: []string{"config.yaml:1: unknown key ruoter; did you mean router?"}},
-		"key of another section":     {file: "router:\n  brokers: [x]\n", want: []string{"config.yaml:2: unknown key router.brokers; did you mean store.brokers?"}},
-		"key from nowhere":           {file: "telephone: 3\n", want: []string{"config.yaml:1: unknown key telephone; see `batchyard config print --commented` for all keys"}},
-		"key of many lines":          {file: "\"a\\nb\": 3\n", want: []string{"config.yaml:1: unknown key a b; see `batchyard config print --commented` for all keys"}},
-		"text for a number":          {file: "router:\n  window_count: many\n", want: []string{`config.yaml:2: router.window_count: "many" is no integer; write one such as 16`}},
-		"duration without a unit":    {file: "router: {hop: 250}", want: []string{`config.yaml:1: router.hop: "250" is no duration; write one such as 250ms, 30s or 12h`}},
-		"no size":                    {file: "router: {window_bytes: 4 MiBs}", want: []string{`config.yaml:1: router.window_bytes: "4 MiBs" is no bytes; write one such as 65536, 512KiB or 4MiB`}},
-		"no boolean":                 {file: "router: {strict: maybe}", want: []string{`config.yaml:1: router.strict: "maybe" is neither true nor false`}},
-		"not a number":               {file: "router: {ahead: .nan}", want: []string{`config.yaml:1: router.ahead: ".nan" is no number; write one such as 0.5`}},
-		"not a number at all":        {opts: config.Options{Overrides: map[string]string{"router.ahead": "NaN"}}, want: []string{`router.ahead: "NaN" is no number; write one such as 0.5`}},
-		"too small":                  {file: "router:\n  window_count: 7\n", want: []string{"config.yaml:2: router.window_count: 7 is less than 64"}},
-		"too small a size":           {file: "router: {window_bytes: 4KiB}", want: []string{"config.yaml:1: router.window_bytes: 4KiB is less than 1MiB"}},
-		"too large":                  {file: "router: {ahead: 8.5}", want: []string{"config.yaml:1: router.ahead: 8.5 is more than 8"}},
-		"no such word":               {file: "router: {policy: fats}", want: []string{`config.yaml:1: router.policy: "fats" is not one of fast, fair`}},
-		"value for a section":        {file: "store: here\n", want: []string{"config.yaml:1: store: it is a section; write its settings below it"}},
-		"section for a value":        {file: "router: {hop: {a: 1}}", want: []string{"config.yaml:1: router.hop: found a section, expected one duration such as 250ms, 30s or 12h"}},
-		"map for a list":             {file: "store: {brokers: {}}", want: []string{"config.yaml:1: store.brokers: found a section, expected one list such as [a, b]"}},
-		"text for a map":             {file: "store: {fallback: small}", want: []string{`config.yaml:1: store.fallback: "small" is no map; write one such as {name: value}`}},
-		"list for a map":             {file: "store: {fallback: [small]}", want: []string{"config.yaml:1: store.fallback: found a list, expected one map such as {name: value}"}},
-		"lists in a list":            {file: "store: {brokers: [[a]]}", want: []string{"config.yaml:1: store.brokers: it is no list of texts; write one such as [a, b]"}},
-		"name twice in a map":        {file: "store: {fallback: {a: b, a: c}}", want: []string{`config.yaml:1: store.fallback: "a" is there twice`}},
-		"no value":                   {file: "store:\n  brokers:\n", want: []string{"config.yaml:2: store.brokers: it has no value; write one such as [a, b], or remove the line"}},
-		"twice":                      {file: "drain_timeout: 2s\ndrain_timeout: 3s\n", want: []string{"config.yaml:2: drain_timeout is set twice"}},
-		"entries":                    {file: "router:\n  rules:\n    - modle: x\n    - max_count: 0\n    - 3\n", want: []string{"config.yaml:3: unknown key router.rules[0].modle; did you mean router.rules[0].model?", "config.yaml:4: router.rules[1].max_count: 0 is less than 1", "config.yaml:5: router.rules[2]: it is a section; write its settings below it"}},
-		"no entries":                 {file: "router: {rules: x}", want: []string{"config.yaml:1: router.rules: it is no list; begin each entry with a dash"}},
-		"alias":                      {file: "router:\n  hop: &h 3s\ndrain_timeout: *h\n", want: []string{"config.yaml:3: drain_timeout: write the value out; aliases are not read"}},
-		"merge":                      {file: "router: &r\n  hop: 3s\nstore:\n  <<: *r\n", want: []string{"config.yaml:4: unknown key store.<<; see `batchyard config print --commented` for all keys"}},
-		"list at the top":            {file: "- a\n", want: []string{"config.yaml:1: the file: it is a section; write its settings below it"}},
-		"two documents":              {file: "drain_timeout: 2s\n---\ndrain_timeout: 3s\n", want: []string{"config.yaml:2: a second YAML document; the configuration is one"}},
-		"no YAML":                    {file: "router:\n\t- x", want: []string{"config.yaml: not YAML: line 2: found character that cannot start any token"}},
-		"misspelled variable":        {opts: config.Options{Env: []string{"BATCHYARD_ROUTER_WINDW_COUNT=3"}}, want: []string{"unknown environment variable BATCHYARD_ROUTER_WINDW_COUNT; did you mean BATCHYARD_ROUTER_WINDOW_COUNT?"}},
-		"variable of no setting":     {opts: config.Options{Env: []string{"BATCHYARD_STORE_TELEPHONE_NUMBER=3"}}, want: []string{"unknown environment variable BATCHYARD_STORE_TELEPHONE_NUMBER; there is no such setting, unset it"}},
-		"variable of wrong type":     {opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=soon"}}, want: []string{`environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: "soon" is no duration; write one such as 250ms, 30s or 12h`}},
-		"entries from the outside":   {opts: config.Options{Env: []string{"BATCHYARD_ROUTER_RULES=x"}}, want: []string{"environment variable BATCHYARD_ROUTER_RULES: router.rules cannot be set by text; write it into the file"}},
-		"pairs":                      {opts: config.Options{Env: []string{"BATCHYARD_STORE_FALLBACK=a"}}, want: []string{`environment variable BATCHYARD_STORE_FALLBACK: store.fallback: "a" is no name=value; separate pairs by commas`}},
-		"misspelled override":        {opts: config.Options{Overrides: map[string]string{"router.polcy": "fast"}}, want: []string{"unknown key router.polcy; did you mean router.policy?"}},
-		"everything is told at once": {file: "router: {hop: x, policy: y}\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{`config.yaml:1: router.hop: "x" is no duration; write one such as 250ms, 30s or 12h`, `config.yaml:1: router.policy: "y" is not one of fast, fair`, "environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is less than 1s"}},
-		"the variable is to blame":   {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{"environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is less than 1s"}},
-		"the file is to blame":       {file: "drain_timeout: 0s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=x"}}, want: []string{`environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: "x" is no duration; write one such as 250ms, 30s or 12h`, "config.yaml:1: drain_timeout: 0s is less than 1s"}},
-		"the flag is to blame":       {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=3s"}, Overrides: map[string]string{"drain_timeout": "0s"}}, want: []string{"drain_timeout: 0s is less than 1s"}},
+		"misspelled key":                  {file: "router:\n  # why\n  windw_count: 3\n", want: []string{"config.yaml:3: unknown key router.windw_count; did you mean router.window_count?"}},
+		"misspelled section":              {file: "ruoter:\n  window_count: 3\n", want: []string{"config.yaml:1: unknown key ruoter; did you mean router?"}},
+		"key of another section":          {file: "router:\n  brokers: [x]\n", want: []string{"config.yaml:2: unknown key router.brokers; did you mean store.brokers?"}},
+		"unrelated key":                   {file: "telephone: 3\n", want: []string{"config.yaml:1: unknown key telephone: `batchyard config print --commented` lists all keys"}},
+		"key with a newline":              {file: "\"a\\nb\": 3\n", want: []string{"config.yaml:1: unknown key a b: `batchyard config print --commented` lists all keys"}},
+		"string for an integer":           {file: "router:\n  window_count: many\n", want: []string{`config.yaml:2: router.window_count: invalid value "many": use an integer such as 16`}},
+		"duration without a unit":         {file: "router: {hop: 250}", want: []string{`config.yaml:1: router.hop: invalid value "250": use a duration such as 250ms, 30s or 12h`}},
+		"invalid size":                    {file: "router: {window_bytes: 4 MiBs}", want: []string{`config.yaml:1: router.window_bytes: invalid value "4 MiBs": use a size such as 65536, 512KiB or 4MiB`}},
+		"invalid boolean":                 {file: "router: {strict: maybe}", want: []string{`config.yaml:1: router.strict: invalid value "maybe": use true or false`}},
+		"NaN in the file":                 {file: "router: {ahead: .nan}", want: []string{`config.yaml:1: router.ahead: invalid value ".nan": use a number such as 0.5`}},
+		"NaN in an override":              {opts: config.Options{Overrides: map[string]string{"router.ahead": "NaN"}}, want: []string{`router.ahead: invalid value "NaN": use a number such as 0.5`}},
+		"too small":                       {file: "router:\n  window_count: 7\n", want: []string{"config.yaml:2: router.window_count: 7 is too small: the minimum is 64"}},
+		"size too small":                  {file: "router: {window_bytes: 4KiB}", want: []string{"config.yaml:1: router.window_bytes: 4KiB is too small: the minimum is 1MiB"}},
+		"too large":                       {file: "router: {ahead: 8.5}", want: []string{"config.yaml:1: router.ahead: 8.5 is too large: the maximum is 8"}},
+		"value not in the enum":           {file: "router: {policy: fats}", want: []string{`config.yaml:1: router.policy: "fats" is not one of fast, fair`}},
+		"value for a section":             {file: "store: here\n", want: []string{"config.yaml:1: store: expected a section with settings below it"}},
+		"section for a value":             {file: "router: {hop: {a: 1}}", want: []string{"config.yaml:1: router.hop: found a section: use a duration such as 250ms, 30s or 12h"}},
+		"map for a list":                  {file: "store: {brokers: {}}", want: []string{"config.yaml:1: store.brokers: found a section: use a list such as [a, b]"}},
+		"string for a map":                {file: "store: {fallback: small}", want: []string{`config.yaml:1: store.fallback: invalid value "small": use a map such as {name: value}`}},
+		"list for a map":                  {file: "store: {fallback: [small]}", want: []string{"config.yaml:1: store.fallback: found a list: use a map such as {name: value}"}},
+		"lists in a list":                 {file: "store: {brokers: [[a]]}", want: []string{"config.yaml:1: store.brokers: every entry must be a single value: use a list such as [a, b]"}},
+		"duplicate key in a map":          {file: "store: {fallback: {a: b, a: c}}", want: []string{`config.yaml:1: store.fallback: "a" is set twice`}},
+		"missing value":                   {file: "store:\n  brokers:\n", want: []string{"config.yaml:2: store.brokers: missing value: use a list such as [a, b], or remove the line"}},
+		"duplicate key":                   {file: "drain_timeout: 2s\ndrain_timeout: 3s\n", want: []string{"config.yaml:2: drain_timeout is set twice"}},
+		"list of objects":                 {file: "router:\n  rules:\n    - modle: x\n    - max_count: 0\n    - 3\n", want: []string{"config.yaml:3: unknown key router.rules[0].modle; did you mean router.rules[0].model?", "config.yaml:4: router.rules[1].max_count: 0 is too small: the minimum is 1", "config.yaml:5: router.rules[2]: expected a section with settings below it"}},
+		"string for a list of objects":    {file: "router: {rules: x}", want: []string{"config.yaml:1: router.rules: expected a list: start each entry with a dash"}},
+		"alias":                           {file: "router:\n  hop: &h 3s\ndrain_timeout: *h\n", want: []string{"config.yaml:3: drain_timeout: aliases are not supported: write out the value"}},
+		"merge":                           {file: "router: &r\n  hop: 3s\nstore:\n  <<: *r\n", want: []string{"config.yaml:4: unknown key store.<<: `batchyard config print --commented` lists all keys"}},
+		"list at the top":                 {file: "- a\n", want: []string{"config.yaml:1: top level: expected a section with settings below it"}},
+		"two documents":                   {file: "drain_timeout: 2s\n---\ndrain_timeout: 3s\n", want: []string{"config.yaml:2: found a second YAML document: put all settings into one"}},
+		"invalid YAML":                    {file: "router:\n\t- x", want: []string{"config.yaml: invalid YAML: line 2: found character that cannot start any token"}},
+		"misspelled variable":             {opts: config.Options{Env: []string{"BATCHYARD_ROUTER_WINDW_COUNT=3"}}, want: []string{"unknown environment variable BATCHYARD_ROUTER_WINDW_COUNT; did you mean BATCHYARD_ROUTER_WINDOW_COUNT?"}},
+		"variable without a setting":      {opts: config.Options{Env: []string{"BATCHYARD_STORE_TELEPHONE_NUMBER=3"}}, want: []string{"unknown environment variable BATCHYARD_STORE_TELEPHONE_NUMBER: there is no such setting; unset it"}},
+		"variable of the wrong type":      {opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=soon"}}, want: []string{`environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: invalid value "soon": use a duration such as 250ms, 30s or 12h`}},
+		"variable for a list of objects":  {opts: config.Options{Env: []string{"BATCHYARD_ROUTER_RULES=x"}}, want: []string{"environment variable BATCHYARD_ROUTER_RULES: router.rules can only be set in the configuration file"}},
+		"invalid pair":                    {opts: config.Options{Env: []string{"BATCHYARD_STORE_FALLBACK=a"}}, want: []string{`environment variable BATCHYARD_STORE_FALLBACK: store.fallback: invalid pair "a": use name=value, separated by commas`}},
+		"misspelled override":             {opts: config.Options{Overrides: map[string]string{"router.polcy": "fast"}}, want: []string{"unknown key router.polcy; did you mean router.policy?"}},
+		"all problems at once":            {file: "router: {hop: x, policy: y}\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{`config.yaml:1: router.hop: invalid value "x": use a duration such as 250ms, 30s or 12h`, `config.yaml:1: router.policy: "y" is not one of fast, fair`, "environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is too small: the minimum is 1s"}},
+		"variable overrides a valid file": {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=0s"}}, want: []string{"environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: 0s is too small: the minimum is 1s"}},
+		"variable and file are invalid":   {file: "drain_timeout: 0s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=x"}}, want: []string{`environment variable BATCHYARD_DRAIN_TIMEOUT: drain_timeout: invalid value "x": use a duration such as 250ms, 30s or 12h`, "config.yaml:1: drain_timeout: 0s is too small: the minimum is 1s"}},
+		"override is invalid":             {file: "drain_timeout: 2s\n", opts: config.Options{Env: []string{"BATCHYARD_DRAIN_TIMEOUT=3s"}, Overrides: map[string]string{"drain_timeout": "0s"}}, want: []string{"drain_timeout: 0s is too small: the minimum is 1s"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.file != "" {
@@ -172,7 +172,7 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-func TestForeignVariables(t *testing.T) {
+func TestUnrelatedVariablesAreIgnored(t *testing.T) {
 	t.Parallel()
 	var cfg rootConfig
 	require.NoError(t, config.Load(&cfg, config.Options{Env: []string{
@@ -184,7 +184,7 @@ func TestForeignVariables(t *testing.T) {
 	require.Equal(t, defaults(), cfg)
 }
 
-func TestManyErrorsAreBounded(t *testing.T) {
+func TestManyErrorsAreTruncated(t *testing.T) {
 	var b strings.Builder
 	for i := range 500 {
 		b.WriteString("key" + strings.Repeat("x", i) + ": 1\n")
@@ -200,11 +200,11 @@ func TestManyErrorsAreBounded(t *testing.T) {
 	}
 }
 
-func TestFileThatCannotBeRead(t *testing.T) {
+func TestUnreadableFiles(t *testing.T) {
 	var cfg rootConfig
 	t.Chdir(t.TempDir())
 	err := config.Load(&cfg, config.Options{Path: "no.yaml"})
-	require.EqualError(t, err, "there is no configuration file no.yaml; write one with `batchyard config print --commented > no.yaml`")
+	require.EqualError(t, err, "there is no configuration file no.yaml: create one with `batchyard config print --commented > no.yaml`")
 	require.NoError(t, os.WriteFile("big.yaml", bytes.Repeat([]byte("# too much\n"), 100_000), 0o600))
 	require.ErrorContains(t, config.Load(&cfg, config.Options{Path: "big.yaml"}), "larger than")
 	require.Error(t, config.Load(&cfg, config.Options{Path: "."}))
@@ -213,7 +213,7 @@ func TestFileThatCannotBeRead(t *testing.T) {
 	require.Equal(t, defaults(), cfg)
 }
 
-// A few bytes of YAML that stand for gigabytes are an error, not gigabytes.
+// A few bytes of YAML that expand to gigabytes must fail instead of being expanded.
 func TestAliasBomb(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n")
@@ -232,11 +232,11 @@ func TestAliasBomb(t *testing.T) {
 
 func TestSecretsStayHidden(t *testing.T) {
 	cfg := defaults()
-	cfg.Store.URL = "postgres://me:geheim@db/x"
-	for _, commented := range []bool{true, false} {
+	cfg.Store.URL = "postgres://me:s3cret@db/x"
+	for _, style := range []config.Style{config.Commented, config.Plain} {
 		var b bytes.Buffer
-		require.NoError(t, config.WriteYAML(&b, &cfg, commented))
-		require.NotContains(t, b.String(), "geheim")
+		require.NoError(t, config.WriteYAML(&b, &cfg, style))
+		require.NotContains(t, b.String(), "s3cret")
 		require.Contains(t, b.String(), `url: '***'`)
 	}
 }
@@ -245,8 +245,8 @@ func TestGolden(t *testing.T) {
 	cfg := defaults()
 	config.FillDefaults(&cfg)
 	for name, write := range map[string]func(*bytes.Buffer) error{
-		"commented.yaml": func(b *bytes.Buffer) error { return config.WriteYAML(b, &cfg, true) },
-		"plain.yaml":     func(b *bytes.Buffer) error { return config.WriteYAML(b, &cfg, false) },
+		"commented.yaml": func(b *bytes.Buffer) error { return config.WriteYAML(b, &cfg, config.Commented) },
+		"plain.yaml":     func(b *bytes.Buffer) error { return config.WriteYAML(b, &cfg, config.Plain) },
 		"reference.md":   func(b *bytes.Buffer) error { return config.WriteMarkdown(b, &cfg) },
 	} {
 		var b bytes.Buffer
@@ -257,20 +257,20 @@ func TestGolden(t *testing.T) {
 		}
 		want, err := os.ReadFile(path)
 		require.NoError(t, err)
-		require.Equal(t, string(want), b.String(), "go test ./internal/config -update, and look at the difference")
+		require.Equal(t, string(want), b.String(), "run go test ./internal/config -update and check the diff")
 	}
 }
 
-func TestWhatIsWrittenCanBeRead(t *testing.T) {
+func TestWrittenFilesLoad(t *testing.T) {
 	cfg := defaults()
 	cfg.Router.Rules = []ruleConfig{{Model: "a: b, [c]", MaxCount: 2, MaxWait: time.Hour}, {MaxCount: 1, MaxWait: 90 * time.Second}}
 	cfg.Store.Brokers = []string{"x y", "true", "12"}
 	cfg.Store.Fallback = map[string]string{"big: 70b": "#1", "*": "'"}
 	cfg.Store.TLS.CAFile = "a\nb"
 	cfg.Router.WindowBytes = 1<<20 + 1
-	for _, commented := range []bool{true, false} {
+	for _, style := range []config.Style{config.Commented, config.Plain} {
 		var b bytes.Buffer
-		require.NoError(t, config.WriteYAML(&b, &cfg, commented))
+		require.NoError(t, config.WriteYAML(&b, &cfg, style))
 		var again rootConfig
 		require.NoError(t, config.Load(&again, config.Options{Path: file(t, b.String())}), b.String())
 		require.Equal(t, cfg, again)
@@ -289,8 +289,8 @@ func TestDescribe(t *testing.T) {
 	require.Equal(t, []string{"fast", "fair"}, keys["router.policy"].Enum)
 }
 
-// Whatever the file holds, loading ends, in settings within their bounds or in
-// errors of one line each; and what was loaded survives being written and read.
+// Whatever the file contains, Load returns settings within their bounds or errors
+// of one line each, and the settings survive being written and read again.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		"router: {window_count: 100}", "store:\n  brokers: [a, b]\n", "a: &a [*a]", "router:\n  rules:\n    - model: x\n", "\x00", "--- |\n x", "drain_timeout: 1d",
@@ -319,9 +319,9 @@ func FuzzLoad(f *testing.F) {
 		require.GreaterOrEqual(t, cfg.Router.WindowCount, 64)
 		require.LessOrEqual(t, cfg.Router.Ahead, 8.0)
 		require.GreaterOrEqual(t, cfg.Drain, time.Second)
-		cfg.Store.URL = defaults().Store.URL // masked otherwise
+		cfg.Store.URL = defaults().Store.URL // would be masked
 		var b bytes.Buffer
-		require.NoError(t, config.WriteYAML(&b, &cfg, true))
+		require.NoError(t, config.WriteYAML(&b, &cfg, config.Commented))
 		require.NoError(t, os.WriteFile(path, b.Bytes(), 0o600))
 		var again rootConfig
 		require.NoError(t, config.Load(&again, config.Options{Path: path}), b.String())

@@ -1,22 +1,24 @@
-// Package config reads settings into structs, strictly.
+// Package config loads settings into structs and rejects everything it doesn't
+// know.
 //
-// A setting is declared once: as a field of the struct of the package that uses
-// it, with its name, default, unit, bounds and meaning in the field's tags:
+// A setting is declared once, as a struct field in the package that uses it. The
+// field's tags give its name, default, unit, bounds and meaning:
 //
 //	WindowCount int `yaml:"window_count" default:"4096" unit:"tasks" min:"64" max:"1000000" doc:"Tasks held in memory."`
 //
-// Everything else is made from these tags: [Load] reads a YAML file, environment
-// variables and overrides, in this order; [FillDefaults] serves programs that
-// make a struct in Go; [WriteYAML] and [WriteMarkdown] write the documentation.
+// Everything else follows from these tags. [Load] reads a YAML file, environment
+// variables and overrides, in this order. [FillDefaults] is for programs that
+// build a config struct in Go. [WriteYAML] and [WriteMarkdown] write the
+// documentation.
 //
-// A struct without a yaml tag of its own fields is a section; its doc tag says
-// what it is about. Types: string, bool, int, int64, float64, time.Duration,
-// []string, map[string]string, structs, and slices of structs. unit:"bytes" takes
-// sizes such as 4MiB. enum:"a,b" lists the values of a string. secret:"true" is
-// never printed. live:"true" says that processes take over a change in the file
-// while they run: [Watch] tells of one, [Changes] what it is, [Adopt] takes it.
-// yaml:"-" is no setting.
+// A field whose type is a struct is a section, and its doc tag describes it. The
+// supported types are string, bool, int, int64, float64, time.Duration, []string,
+// map[string]string, structs, and slices of structs. unit:"bytes" accepts sizes
+// such as 4MiB. enum:"a,b" lists the valid values of a string. secret:"true" is
+// never printed. live:"true" means that a running process applies a change of the
+// file: [Watch] notices the change, [Changes] lists it, [Adopt] applies it. A field
+// with yaml:"-" is not a setting.
 //
-// Everything that is wrong is told at once, a line each, with the line of the
-// file, and the nearest name for a key that does not exist.
+// [Load] reports all problems at once, one per line, each with its line number in
+// the file. For an unknown key it suggests the nearest one.
 package config

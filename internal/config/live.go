@@ -2,19 +2,19 @@ package config
 
 import "reflect"
 
-// Change is a setting that is not the same in two configurations. A secret's
-// values are masked.
+// Change is a setting that differs between two configurations. The values of a
+// secret are masked.
 type Change struct {
 	Key      string
 	Old, New string
-	Live     bool // it may change while the program runs
+	Live     bool // a running process can apply the change
 }
 
-// Changes lists what differs between two structs of the same type, in the order
-// of their fields.
-func Changes(old, now any) []Change {
+// Changes lists the settings that differ between two structs of the same type, in
+// the order of their fields.
+func Changes(old, updated any) []Change {
 	before, _ := walk(old)
-	after, _ := walk(now)
+	after, _ := walk(updated)
 	var out []Change
 	for i, b := range before {
 		a := after[i]
@@ -30,7 +30,7 @@ func Changes(old, now any) []Change {
 	return out
 }
 
-// equal compares values of settings; an empty list or map is as good as none.
+// equal compares two values of a setting. An empty list or map equals nil.
 func equal(a, b reflect.Value) bool {
 	if k := a.Kind(); (k == reflect.Map || k == reflect.Slice) && a.Len() == 0 && b.Len() == 0 {
 		return true
@@ -38,7 +38,7 @@ func equal(a, b reflect.Value) bool {
 	return reflect.DeepEqual(a.Interface(), b.Interface())
 }
 
-// Adopt copies the settings that may change while the program runs.
+// Adopt copies the live settings from src to dst.
 func Adopt(dst, src any) {
 	to, _ := walk(dst)
 	from, _ := walk(src)

@@ -25,24 +25,24 @@ func TestChanges(t *testing.T) {
 	t.Parallel()
 	old := machine{engine{Name: "a", Wait: time.Second, Key: "one"}}
 	require.Empty(t, config.Changes(&old, &old))
-	now := old
-	now.Engine.Weights = map[string]string{} // as good as none
-	require.Empty(t, config.Changes(&old, &now))
+	updated := old
+	updated.Engine.Weights = map[string]string{} // equals nil
+	require.Empty(t, config.Changes(&old, &updated))
 
-	now = machine{engine{Name: "b", Weights: map[string]string{"x": "1"}, Wait: 2 * time.Second, Key: "two"}}
+	updated = machine{engine{Name: "b", Weights: map[string]string{"x": "1"}, Wait: 2 * time.Second, Key: "two"}}
 	require.Equal(t, []config.Change{
 		{Key: "engine.name", Old: "a", New: "b", Live: true},
 		{Key: "engine.weights", Old: "map[]", New: "map[x:1]", Live: true},
 		{Key: "engine.wait", Old: "1s", New: "2s"},
 		{Key: "engine.key", Old: "***", New: "***"},
-	}, config.Changes(&old, &now))
+	}, config.Changes(&old, &updated))
 
-	config.Adopt(&old, &now)
+	config.Adopt(&old, &updated)
 	require.Equal(t, machine{engine{Name: "b", Weights: map[string]string{"x": "1"}, Wait: time.Second, Key: "one"}}, old,
-		"only what may change while it runs")
+		"only live settings are copied")
 }
 
-func TestDocumentationTellsWhatNeedsNoRestart(t *testing.T) {
+func TestDocumentationMarksLiveSettings(t *testing.T) {
 	t.Parallel()
 	var m machine
 	config.FillDefaults(&m)
@@ -50,6 +50,6 @@ func TestDocumentationTellsWhatNeedsNoRestart(t *testing.T) {
 	require.NoError(t, config.WriteMarkdown(&md, &m))
 	require.Contains(t, md.String(), "Its name. *(can change at runtime)*")
 	require.NotContains(t, md.String(), "How long. *(")
-	require.NoError(t, config.WriteYAML(&yaml, &m, true))
+	require.NoError(t, config.WriteYAML(&yaml, &m, config.Commented))
 	require.Contains(t, yaml.String(), "default: a; can change at runtime)")
 }

@@ -13,30 +13,29 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds a configuration file, in bytes; maxDepth its nesting.
 const (
-	maxFile  = 1 << 20
-	maxDepth = 16
-	maxErrs  = 20
+	maxFile  = 1 << 20 // bytes of a configuration file
+	maxDepth = 16      // nesting of a configuration file
+	maxErrs  = 20      // problems reported at once
 )
 
-// Options say where settings come from: each source goes over the one before.
+// Options are the sources of settings. Each one overrides those before it.
 type Options struct {
-	Path      string            // YAML file; empty: none
-	Env       []string          // as os.Environ gives it: BATCHYARD_KAFKA_BROKERS sets kafka.brokers
+	Path      string            // YAML file; empty means none
+	Env       []string          // in the format of os.Environ: BATCHYARD_KAFKA_BROKERS sets kafka.brokers
 	Overrides map[string]string // by key, from flags
 }
 
-// Error is everything that is wrong with a configuration, a line each.
+// Error lists all problems of a configuration, one per line.
 type Error struct{ Lines []string }
 
 func (e *Error) Error() string { return strings.Join(e.Lines, "\n") }
 
-// Load fills a struct: defaults, file, environment, overrides. When something is
-// wrong, the error is an *Error and the struct is not to be used.
+// Load fills a struct from defaults, file, environment and overrides. If anything
+// is wrong, it returns an *Error, and the struct must not be used.
 func Load(dst any, o Options) error {
 	settings, _ := walk(dst)
-	l := &loader{byKey: map[string]*Setting{}, path: o.Path, lines: map[string]int{}, vars: map[string]string{}, wrong: map[string]bool{}}
+	l := &loader{byKey: map[string]*Setting{}, path: o.Path, lines: map[string]int{}, vars: map[string]string{}, invalid: map[string]bool{}}
 	for _, s := range settings {
 		l.byKey[s.Key] = s
 		s.setDefault()
@@ -48,18 +47,18 @@ func Load(dst any, o Options) error {
 	for _, k := range sortedKeys(o.Overrides) {
 		s := l.byKey[k]
 		if s == nil {
-			l.fail(0, "unknown key %s%s", k, l.nearest(k))
+			l.fail(0, "unknown key %s%s", k, l.suggest(k))
 			continue
 		}
 		if err := s.set(o.Overrides[k]); err != nil {
-			l.keep(0, err)
+			l.failIf(0, err)
 			continue
 		}
 		delete(l.lines, k)
 		delete(l.vars, k)
 	}
 	for _, s := range settings {
-		if _, bad := l.wrong[s.Key]; bad {
+		if l.invalid[s.Key] {
 			continue
 		}
 		err := s.check()
@@ -67,7 +66,7 @@ func Load(dst any, o Options) error {
 			l.fail(0, "environment variable %s: %s", name, err)
 			continue
 		}
-		l.keep(l.lines[s.Key], err)
+		l.failIf(l.lines[s.Key], err)
 	}
 	if len(l.errs) == 0 {
 		return nil
@@ -78,8 +77,8 @@ func Load(dst any, o Options) error {
 	return &Error{l.errs}
 }
 
-// FillDefaults sets the fields that are zero to their defaults, for structs that
-// are made in Go. A field that may be zero, because its least value is, stays.
+// FillDefaults sets zero fields to their defaults, in structs built in Go. A field
+// whose minimum is 0 keeps its zero.
 func FillDefaults(dst any) {
 	settings, _ := walk(dst)
 	for _, s := range settings {
@@ -100,13 +99,13 @@ func (s *Setting) setDefault() {
 }
 
 type loader struct {
-	path  string
-	label string // before the keys of an entry of a list: "batcher.rules[0]."
-	byKey map[string]*Setting
-	lines map[string]int    // of the keys that the file sets
-	vars  map[string]string // environment variables, of the keys that they set
-	wrong map[string]bool
-	errs  []string
+	path    string
+	label   string // prefix of the keys in a list entry, such as "batcher.rules[0]."
+	byKey   map[string]*Setting
+	lines   map[string]int    // line numbers of the keys that the file sets
+	vars    map[string]string // environment variables, by the key that they set
+	invalid map[string]bool   // keys whose value in the file has the wrong type
+	errs    []string
 }
 
 func (l *loader) fail(line int, format string, args ...any) {
@@ -117,7 +116,7 @@ func (l *loader) fail(line int, format string, args ...any) {
 	l.errs = append(l.errs, where+strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " "))
 }
 
-func (l *loader) keep(line int, err error) {
+func (l *loader) failIf(line int, err error) {
 	if err != nil {
 		l.fail(line, "%s", err)
 	}
@@ -134,21 +133,21 @@ func (l *loader) env(env []string, settings []*Setting) {
 		v, ok := values[s.Env]
 		delete(values, s.Env)
 		if ok {
-			if err := s.set(v); err != nil { // the value is the one of before
+			if err := s.set(v); err != nil { // the setting keeps its previous value
 				l.fail(0, "environment variable %s: %s", s.Env, err)
 				continue
 			}
 			l.vars[s.Key] = s.Env
 		}
 	}
-	l.strange(values, settings)
+	l.rejectUnknown(values, settings)
 }
 
-// strange tells of variables that look like settings and are none. Those that a
-// setting names (password_env: BATCHYARD_KAFKA_PASSWORD) are meant to be there;
-// those that begin like none of our sections belong to the client, the agent or
-// tests, unless they are a letter or two away from a setting.
-func (l *loader) strange(values map[string]string, settings []*Setting) {
+// rejectUnknown reports variables that look like settings but aren't. It accepts
+// variables that a setting names (password_env: BATCHYARD_KAFKA_PASSWORD). It also
+// accepts those that don't start with one of our sections, since the client, the
+// agent or tests may use them, unless they are a typo or two away from a setting.
+func (l *loader) rejectUnknown(values map[string]string, settings []*Setting) {
 	names := make([]string, len(settings))
 	for i, s := range settings {
 		names[i] = s.Env
@@ -168,26 +167,26 @@ func (l *loader) strange(values map[string]string, settings []*Setting) {
 			continue
 		}
 		section, _, _ := strings.Cut(strings.ToLower(strings.TrimPrefix(name, envPrefix)), "_")
-		most, ours := 2, l.isSection(section)
+		maxDistance, ours := 2, l.isSection(section)
 		if ours {
-			most = 5
+			maxDistance = 5
 		}
-		if near := nearest(name, names, most); near != "" {
+		if near := nearest(name, names, maxDistance); near != "" {
 			l.fail(0, "unknown environment variable %s; did you mean %s?", clip(name), near)
 		} else if ours {
-			l.fail(0, "unknown environment variable %s; there is no such setting, unset it", clip(name))
+			l.fail(0, "unknown environment variable %s: there is no such setting; unset it", clip(name))
 		}
 	}
 }
 
-// serviceLink knows the variables that Kubernetes and Docker set for a service
-// that is called, say, batchyard-kafka: they are nobody's mistake.
+// serviceLink recognises variables that Kubernetes and Docker set for a service
+// called, say, batchyard-kafka.
 func serviceLink(name, value string) bool {
 	return strings.Contains(name, "_SERVICE_HOST") || strings.Contains(name, "_SERVICE_PORT") ||
 		strings.Contains(name, "_PORT") && (strings.Contains(value, "://") || strings.Contains(name, "_TCP") || strings.Contains(name, "_UDP"))
 }
 
-// file reads the YAML file. It is kept as nodes, which know their lines.
+// file reads the YAML file as nodes, which carry line numbers.
 func (l *loader) file() {
 	b, err := readFile(l.path)
 	if err != nil {
@@ -199,14 +198,14 @@ func (l *loader) file() {
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
 		return // nothing but comments
 	} else if err != nil {
-		l.fail(0, "%s: not YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
+		l.fail(0, "%s: invalid YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
 		return
 	}
 	if err := dec.Decode(&second); err == nil {
-		l.fail(second.Line, "a second YAML document; the configuration is one")
+		l.fail(second.Line, "found a second YAML document: put all settings into one")
 		return
 	} else if !errors.Is(err, io.EOF) {
-		l.fail(0, "%s: not YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
+		l.fail(0, "%s: invalid YAML: %s", l.path, strings.TrimPrefix(err.Error(), "yaml: "))
 		return
 	}
 	if len(doc.Content) > 0 {
@@ -218,7 +217,7 @@ func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("there is no configuration file %s; write one with `batchyard config print --commented > %s`", path, path)
+			return nil, fmt.Errorf("there is no configuration file %s: create one with `batchyard config print --commented > %s`", path, path)
 		}
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -236,10 +235,10 @@ func readFile(path string) ([]byte, error) {
 // mapping reads a section.
 func (l *loader) mapping(n *yaml.Node, prefix string, depth int) {
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
-		return // a section with nothing in it
+		return // an empty section
 	}
 	if n.Kind != yaml.MappingNode || depth > maxDepth {
-		l.fail(n.Line, "%s: it is a section; write its settings below it", strings.TrimSuffix(orWhole(l.label+prefix), "."))
+		l.fail(n.Line, "%s: expected a section with settings below it", strings.TrimSuffix(orTopLevel(l.label+prefix), "."))
 		return
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -254,8 +253,8 @@ func (l *loader) mapping(n *yaml.Node, prefix string, depth int) {
 			if s.Type == "list of objects" {
 				l.objects(s, value)
 			} else if err := s.fromYAML(value); err != nil {
-				l.wrong[key] = true
-				l.keep(line, err)
+				l.invalid[key] = true
+				l.failIf(line, err)
 			}
 			continue
 		}
@@ -263,13 +262,13 @@ func (l *loader) mapping(n *yaml.Node, prefix string, depth int) {
 			l.mapping(value, key+".", depth+1)
 			continue
 		}
-		l.fail(line, "unknown key %s%s", clip(l.label+key), l.nearest(key))
+		l.fail(line, "unknown key %s%s", clip(l.label+key), l.suggest(key))
 	}
 }
 
-func orWhole(prefix string) string {
+func orTopLevel(prefix string) string {
 	if prefix == "" {
-		return "the file"
+		return "top level"
 	}
 	return prefix
 }
@@ -283,9 +282,10 @@ func (l *loader) isSection(key string) bool {
 	return false
 }
 
-// nearest names the key that was probably meant: one that is spelled nearly so,
-// else one of that name in another section.
-func (l *loader) nearest(key string) string {
+// suggest completes an error about an unknown key with the key that was probably
+// meant: one with a similar spelling, or else one of the same name in another
+// section.
+func (l *loader) suggest(key string) string {
 	var names []string
 	for _, k := range sortedKeys(l.byKey) {
 		for i := range k { // sections too
@@ -306,17 +306,18 @@ func (l *loader) nearest(key string) string {
 		}
 	}
 	if best == "" {
-		return "; see `batchyard config print --commented` for all keys"
+		return ": `batchyard config print --commented` lists all keys"
 	}
 	return "; did you mean " + l.label + best + "?"
 }
 
-// nearest is the name that is at most so many letters away from the word.
-func nearest(word string, names []string, most int) string {
-	best, least := "", most+1
+// nearest returns the name closest to word, or "" if all of them differ by more
+// than maxDistance letters.
+func nearest(word string, names []string, maxDistance int) string {
+	best, least := "", maxDistance+1
 	for _, n := range names {
-		if len(n) > len(word)+most || len(word) > len(n)+most {
-			continue // so the work is bounded by our names, not by the word
+		if len(n) > len(word)+maxDistance || len(word) > len(n)+maxDistance {
+			continue // bounds the work, however long the word is
 		}
 		if d := distance(word, n); d < least {
 			best, least = n, d
@@ -325,13 +326,13 @@ func nearest(word string, names []string, most int) string {
 	return best
 }
 
-// fromYAML reads a value of the file.
+// fromYAML reads a value from the file.
 func (s *Setting) fromYAML(n *yaml.Node) error {
 	switch {
 	case n.Kind == yaml.AliasNode:
-		return fmt.Errorf("%s: write the value out; aliases are not read", s.Key)
+		return fmt.Errorf("%s: aliases are not supported: write out the value", s.Key)
 	case isNull(n):
-		return fmt.Errorf("%s: it has no value; write one %s, or remove the line", s.Key, s.example())
+		return fmt.Errorf("%s: missing value: use %s, or remove the line", s.Key, s.valid())
 	case s.Type == "list" && n.Kind == yaml.SequenceNode:
 		return s.listFromYAML(n)
 	case s.Type == "map" && n.Kind == yaml.MappingNode:
@@ -339,16 +340,16 @@ func (s *Setting) fromYAML(n *yaml.Node) error {
 	case n.Kind == yaml.ScalarNode && s.Type != "map":
 		return s.set(n.Value)
 	case n.Kind == yaml.ScalarNode:
-		return s.misfit(n.Value)
+		return s.typeError(n.Value)
 	}
-	return fmt.Errorf("%s: found a %s, expected one %s%s", s.Key, shape(n), s.Type, s.such())
+	return fmt.Errorf("%s: found a %s: use %s", s.Key, shape(n), s.valid())
 }
 
 func (s *Setting) listFromYAML(n *yaml.Node) error {
 	list := reflect.MakeSlice(s.value.Type(), 0, len(n.Content))
 	for _, c := range n.Content {
 		if c.Kind != yaml.ScalarNode || isNull(c) {
-			return fmt.Errorf("%s: it is no list of texts; write one %s", s.Key, s.example())
+			return fmt.Errorf("%s: every entry must be a single value: use %s", s.Key, s.valid())
 		}
 		list = reflect.Append(list, reflect.ValueOf(c.Value))
 	}
@@ -361,10 +362,10 @@ func (s *Setting) mapFromYAML(n *yaml.Node) error {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		if k.Kind != yaml.ScalarNode || v.Kind != yaml.ScalarNode || isNull(v) {
-			return fmt.Errorf("%s: it is no map of texts; write one %s", s.Key, s.example())
+			return fmt.Errorf("%s: every entry must be a single value: use %s", s.Key, s.valid())
 		}
 		if _, twice := m[k.Value]; twice {
-			return fmt.Errorf("%s: %q is there twice", s.Key, clip(k.Value))
+			return fmt.Errorf("%s: %q is set twice", s.Key, clip(k.Value))
 		}
 		m[k.Value] = v.Value
 	}
@@ -384,11 +385,11 @@ func shape(n *yaml.Node) string {
 // objects reads a list of structs, each as strictly as the file itself.
 func (l *loader) objects(s *Setting, n *yaml.Node) {
 	if isNull(n) {
-		return // all its entries are comments
+		return // all its entries are commented out
 	}
 	if n.Kind != yaml.SequenceNode {
-		l.wrong[s.Key] = true
-		l.fail(n.Line, "%s: it is no list; begin each entry with a dash", s.Key)
+		l.invalid[s.Key] = true
+		l.fail(n.Line, "%s: expected a list: start each entry with a dash", s.Key)
 		return
 	}
 	list := reflect.MakeSlice(s.value.Type(), len(n.Content), len(n.Content))
@@ -396,17 +397,17 @@ func (l *loader) objects(s *Setting, n *yaml.Node) {
 		settings, _ := walk(list.Index(i).Addr().Interface())
 		e := &loader{
 			path: l.path, label: fmt.Sprintf("%s[%d].", s.Key, i),
-			byKey: map[string]*Setting{}, lines: map[string]int{}, wrong: map[string]bool{},
+			byKey: map[string]*Setting{}, lines: map[string]int{}, invalid: map[string]bool{},
 		}
 		for _, one := range settings {
 			e.byKey[one.Key] = one
 			one.setDefault()
-			one.Key = e.label + one.Key // as errors name it
+			one.Key = e.label + one.Key // the name used in errors
 		}
 		e.mapping(c, "", 1)
 		for _, key := range sortedKeys(e.byKey) {
-			if !e.wrong[key] {
-				e.keep(e.lines[key], e.byKey[key].check())
+			if !e.invalid[key] {
+				e.failIf(e.lines[key], e.byKey[key].check())
 			}
 		}
 		l.errs = append(l.errs, e.errs...)
@@ -423,8 +424,7 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// distance is how many letters must change to make one word of the other
-// (Levenshtein).
+// distance is the Levenshtein distance between two words.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Setting describes one setting.
+// Setting describes a setting.
 type Setting struct {
-	Key     string // "router.window_count"
+	Key     string // such as "router.window_count"
 	Type    string // duration, bytes, integer, number, text, yes/no, list, map, list of objects
 	Default string
 	Unit    string
@@ -21,7 +21,7 @@ type Setting struct {
 	Enum    []string
 	Doc     string
 	Secret  bool
-	Live    bool   // a change in the file is taken over by processes that run
+	Live    bool   // running processes apply a change of the file
 	Env     string // the environment variable that sets it
 
 	value reflect.Value
@@ -32,12 +32,12 @@ type section struct{ key, doc string }
 
 var durationType = reflect.TypeFor[time.Duration]()
 
-// walk lists the settings and sections of a struct, in the order of its fields.
-// A mistake in the tags is a mistake of ours: it panics, and every test finds it.
+// walk lists the settings and sections of a struct, in the order of its fields. It
+// panics on a mistake in the tags: that is a bug, which every test will find.
 func walk(dst any) ([]*Setting, []section) {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
-		panic(fmt.Sprintf("config: %T is no pointer to a struct", dst))
+		panic(fmt.Sprintf("config: %T is not a pointer to a struct", dst))
 	}
 	var (
 		out      []*Setting
@@ -75,7 +75,7 @@ func walk(dst any) ([]*Setting, []section) {
 	return out, sections
 }
 
-// envPrefix begins the name of every environment variable.
+// envPrefix starts the name of every environment variable.
 const envPrefix = "BATCHYARD_"
 
 func envName(key string) string {
@@ -106,28 +106,28 @@ func typeOf(t reflect.Type, unit string) string {
 		}
 		return "list"
 	}
-	panic(fmt.Sprintf("config: no settings of type %s", t))
+	panic(fmt.Sprintf("config: type %s is not supported", t))
 }
 
-// example of a value, for errors.
-func (s *Setting) example() string {
+// valid describes valid values, for the remedy in an error: "use " + valid().
+func (s *Setting) valid() string {
 	switch s.Type {
 	case "duration":
-		return "such as 250ms, 30s or 12h"
+		return "a duration such as 250ms, 30s or 12h"
 	case "bytes":
-		return "such as 65536, 512KiB or 4MiB"
+		return "a size such as 65536, 512KiB or 4MiB"
 	case "integer":
-		return "such as 16"
+		return "an integer such as 16"
 	case "number":
-		return "such as 0.5"
+		return "a number such as 0.5"
 	case "yes/no":
 		return "true or false"
 	case "list":
-		return "such as [a, b]"
+		return "a list such as [a, b]"
 	case "map":
-		return "such as {name: value}"
+		return "a map such as {name: value}"
 	}
-	return ""
+	return "a string"
 }
 
 // set reads a value from text.
@@ -140,31 +140,31 @@ func (s *Setting) set(text string) error {
 	case "yes/no":
 		b, err := strconv.ParseBool(text)
 		if err != nil {
-			return s.misfit(text)
+			return s.typeError(text)
 		}
 		v.SetBool(b)
 	case "duration":
 		d, err := parseDuration(text)
 		if err != nil {
-			return s.misfit(text)
+			return s.typeError(text)
 		}
 		v.SetInt(int64(d))
 	case "bytes":
 		n, err := parseBytes(text)
 		if err != nil {
-			return s.misfit(text)
+			return s.typeError(text)
 		}
 		v.SetInt(n)
 	case "integer":
 		n, err := strconv.ParseInt(text, 10, v.Type().Bits())
 		if err != nil {
-			return s.misfit(text)
+			return s.typeError(text)
 		}
 		v.SetInt(n)
 	case "number":
 		f, err := strconv.ParseFloat(text, 64)
 		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
-			return s.misfit(text)
+			return s.typeError(text)
 		}
 		v.SetFloat(f)
 	case "list":
@@ -178,7 +178,7 @@ func (s *Setting) set(text string) error {
 	case "map":
 		return s.setMap(text)
 	default:
-		return fmt.Errorf("%s cannot be set by text; write it into the file", s.Key)
+		return fmt.Errorf("%s can only be set in the configuration file", s.Key)
 	}
 	return nil
 }
@@ -191,7 +191,7 @@ func (s *Setting) setMap(text string) error {
 		}
 		k, val, ok := strings.Cut(pair, "=")
 		if !ok {
-			return fmt.Errorf("%s: %q is no name=value; separate pairs by commas", s.Key, clip(pair))
+			return fmt.Errorf("%s: invalid pair %q: use name=value, separated by commas", s.Key, clip(pair))
 		}
 		m[strings.TrimSpace(k)] = strings.TrimSpace(val)
 	}
@@ -199,45 +199,35 @@ func (s *Setting) setMap(text string) error {
 	return nil
 }
 
-func (s *Setting) misfit(text string) error {
-	found := fmt.Sprintf("%q", clip(text))
+// typeError is the error for text that is not a value of the setting's type. It
+// doesn't quote a secret.
+func (s *Setting) typeError(text string) error {
 	if s.Secret {
-		found = "the value"
+		return fmt.Errorf("%s: invalid value: use %s", s.Key, s.valid())
 	}
-	if s.Type == "yes/no" {
-		return fmt.Errorf("%s: %s is neither true nor false", s.Key, found)
-	}
-	return fmt.Errorf("%s: %s is no %s; write one%s", s.Key, found, s.Type, s.such())
+	return fmt.Errorf("%s: invalid value %q: use %s", s.Key, clip(text), s.valid())
 }
 
-// such is the example behind a word.
-func (s *Setting) such() string {
-	if e := s.example(); e != "" {
-		return " " + e
-	}
-	return ""
-}
-
-// check looks at bounds and lists of values.
+// check validates the value against the enum or the bounds.
 func (s *Setting) check() error {
 	v := s.value
 	if len(s.Enum) > 0 && !slices.Contains(s.Enum, v.String()) {
 		return fmt.Errorf("%s: %q is not one of %s", s.Key, clip(v.String()), strings.Join(s.Enum, ", "))
 	}
-	var is float64
+	var number float64
 	switch s.Type {
 	case "integer", "bytes", "duration":
-		is = float64(v.Int())
+		number = float64(v.Int())
 	case "number":
-		is = v.Float()
+		number = v.Float()
 	default:
 		return nil
 	}
-	if lo, ok := s.bound(s.Min); ok && is < lo {
-		return fmt.Errorf("%s: %s is less than %s", s.Key, s.text(), s.readable(s.Min))
+	if lo, ok := s.bound(s.Min); ok && number < lo {
+		return fmt.Errorf("%s: %s is too small: the minimum is %s", s.Key, s.text(), s.readable(s.Min))
 	}
-	if hi, ok := s.bound(s.Max); ok && is > hi {
-		return fmt.Errorf("%s: %s is more than %s", s.Key, s.text(), s.readable(s.Max))
+	if hi, ok := s.bound(s.Max); ok && number > hi {
+		return fmt.Errorf("%s: %s is too large: the maximum is %s", s.Key, s.text(), s.readable(s.Max))
 	}
 	return nil
 }
@@ -257,7 +247,7 @@ func (s *Setting) bound(tag string) (float64, bool) {
 	return f, err == nil
 }
 
-// text is the present value as a person would write it.
+// text formats the current value the way a person would write it.
 func (s *Setting) text() string {
 	v := s.value
 	switch s.Type {
@@ -271,12 +261,12 @@ func (s *Setting) text() string {
 	return fmt.Sprint(v.Interface())
 }
 
-// parseDuration is time.ParseDuration with days.
+// parseDuration is time.ParseDuration plus days, such as 90d.
 func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
 		if err != nil || n < 0 || n > 100_000 {
-			return 0, fmt.Errorf("%q is no number of days", clip(s))
+			return 0, fmt.Errorf("invalid number of days %q", clip(s))
 		}
 		return time.Duration(n * 24 * float64(time.Hour)), nil
 	}
@@ -308,7 +298,7 @@ func parseBytes(s string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 || n > (1<<62)/unit {
-		return 0, fmt.Errorf("%q is no size", clip(s))
+		return 0, fmt.Errorf("invalid size %q", clip(s))
 	}
 	return n * unit, nil
 }
@@ -322,7 +312,7 @@ func formatBytes(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// clip shortens what somebody wrote before it goes into an error.
+// clip shortens user input for an error message.
 func clip(s string) string {
 	if len(s) > 64 {
 		s = s[:64] + "…"

@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	settle  = 100 * time.Millisecond // quiet time after which a file counts as written
-	longest = time.Second            // a directory that is never quiet is looked at this often
+	quietPeriod = 100 * time.Millisecond // without events, before the file counts as written
+	maxDelay    = time.Second            // between checks, in a directory that is never quiet
 )
 
-// Watch calls fn whenever what is in the file has changed, until ctx ends; then
-// it returns nil. It watches the directory, not the file: editors write a new file
-// and rename it over the old one, and in Kubernetes the file is a link in a
-// directory that is exchanged as a whole. fn is called by this goroutine, never
-// twice at a time, and not for a file that is gone or cannot be read.
-// started, which may be nil, is called once changes will be seen.
+// Watch calls fn whenever the content of the file changes, until ctx ends; then it
+// returns nil. It watches the directory, not the file: editors write a new file and
+// rename it over the old one, and in Kubernetes the file is a symlink into a
+// directory that is replaced as a whole. fn runs on the goroutine of Watch, so
+// never concurrently, and is not called while the file is missing or unreadable.
+// started, which may be nil, is called once Watch will notice changes.
 func Watch(ctx context.Context, path string, fn func(), started func()) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -34,9 +34,9 @@ func Watch(ctx context.Context, path string, fn func(), started func()) error {
 	if started != nil {
 		started()
 	}
-	timer := time.NewTimer(longest)
+	timer := time.NewTimer(maxDelay)
 	timer.Stop()
-	var first time.Time // of the events since the last look
+	var first time.Time // of the first event since the last check
 	for {
 		select {
 		case <-ctx.Done():
@@ -48,12 +48,12 @@ func Watch(ctx context.Context, path string, fn func(), started func()) error {
 			if first.IsZero() {
 				first = time.Now()
 			}
-			timer.Reset(min(settle, max(0, longest-time.Since(first))))
-		case _, ok := <-w.Errors: // an overflow: events were lost, so look
+			timer.Reset(min(quietPeriod, max(0, maxDelay-time.Since(first))))
+		case _, ok := <-w.Errors: // the queue overflowed and events were lost: check
 			if !ok {
 				return nil
 			}
-			timer.Reset(settle)
+			timer.Reset(quietPeriod)
 		case <-timer.C:
 			first = time.Time{}
 			if now, ok := digest(path); ok && now != last {

@@ -12,7 +12,7 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-// watch starts Watch and returns a function that waits for one call of it.
+// watch starts Watch and returns a function that waits for one call of its fn.
 func watch(t *testing.T, path string) (changed func()) {
 	t.Helper()
 	calls, started, ended := make(chan struct{}, 100), make(chan struct{}), make(chan error, 1)
@@ -34,9 +34,9 @@ func watch(t *testing.T, path string) (changed func()) {
 	t.Cleanup(func() {
 		cancel()
 		require.NoError(t, <-ended)
-		require.Empty(t, calls, "changes were told of that did not happen")
+		require.Empty(t, calls, "Watch reported changes that did not happen")
 	})
-	return func() { t.Helper(); within(calls, "the change was not seen") }
+	return func() { t.Helper(); within(calls, "Watch did not report the change") }
 }
 
 func write(t *testing.T, path, content string) {
@@ -44,7 +44,7 @@ func write(t *testing.T, path, content string) {
 	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 }
 
-func TestWatchSeesEveryWayToChangeAFile(t *testing.T) {
+func TestWatchSeesEveryKindOfChange(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.yaml")
@@ -53,21 +53,21 @@ func TestWatchSeesEveryWayToChangeAFile(t *testing.T) {
 
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	require.NoError(t, err)
-	_, err = f.WriteString("b") // in place, in one step
+	_, err = f.WriteString("b") // in place, in a single write
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 	changed()
 
-	write(t, path+".new", "c") // as editors do
+	write(t, path+".new", "c") // rename over it, as editors do
 	require.NoError(t, os.Rename(path+".new", path))
 	changed()
 
-	require.NoError(t, os.Remove(path)) // and as others do
+	require.NoError(t, os.Remove(path)) // remove and recreate
 	replace(t, path, "d")
 	changed()
 }
 
-func TestWatchSeesExchangedLinks(t *testing.T) {
+func TestWatchSeesSwappedSymlinks(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for _, v := range []string{"1", "2"} {
@@ -83,34 +83,34 @@ func TestWatchSeesExchangedLinks(t *testing.T) {
 	changed()
 }
 
-func TestWatchIsSilentAboutOthers(t *testing.T) {
+func TestWatchIgnoresOtherFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path, other := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "other.yaml")
 	write(t, path, "a")
 	write(t, other, "1")
 	changed, otherChanged := watch(t, path), watch(t, other)
-	// Each watch tells that a look at the directory has come and gone for the
-	// other: one that told too much has calls left over when the test ends.
+	// Both watch the same directory, so a call of one shows that the other has seen
+	// the event too. A watch that reports too much has calls left at the end.
 	for _, v := range []string{"2", "3"} {
 		replace(t, other, v)
 		otherChanged()
 		replace(t, path, v)
 		changed()
-		replace(t, path, v) // the same again
+		replace(t, path, v) // same content: no change
 	}
 	replace(t, other, "4")
 	otherChanged()
 }
 
-// replace changes a file in one step: a look in between would see half of it.
+// replace changes a file atomically, so that Watch never sees half of it.
 func replace(t *testing.T, path, content string) {
 	t.Helper()
 	write(t, path+".new", content)
 	require.NoError(t, os.Rename(path+".new", path))
 }
 
-func TestWatchWithoutDirectory(t *testing.T) {
+func TestWatchMissingDirectory(t *testing.T) {
 	t.Parallel()
 	err := config.Watch(t.Context(), filepath.Join(t.TempDir(), "no", "config.yaml"), func() {}, nil)
 	require.ErrorContains(t, err, "watching ")

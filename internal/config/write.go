@@ -10,7 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// secretMask is what is printed of a secret that is set.
+// secretMask is printed instead of a secret that is set.
 const secretMask = "***"
 
 // liveMark says in the documentation that a setting needs no restart.
@@ -26,10 +26,18 @@ func Describe(dst any) []Setting {
 	return out
 }
 
-// WriteYAML writes a file that Load reads: every setting with its present value
-// and, if commented, its meaning, unit, bounds and default. A secret that is not
-// its default is masked.
-func WriteYAML(w io.Writer, dst any, commented bool) error {
+// Style is how WriteYAML writes a file.
+type Style int
+
+const (
+	Plain     Style = iota // values only
+	Commented              // with the meaning, unit, bounds and default of each setting
+)
+
+// WriteYAML writes a file that Load can read, with every setting and its current
+// value. A secret that differs from its default is masked.
+func WriteYAML(w io.Writer, dst any, style Style) error {
+	commented := style == Commented
 	settings, sections := walk(dst)
 	docs := map[string]string{}
 	for _, s := range sections {
@@ -42,15 +50,15 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 			"Write durations as 250ms, 5s, 10m, 2h or 90d, and sizes as 64KiB, 4MiB or 1GiB.")
 	}
 	open := []string{}
-	fresh := false // a section has just begun
+	fresh := false // the previous line starts a section
 	for _, s := range settings {
 		parts := strings.Split(s.Key, ".")
-		same := 0
-		for same < len(open) && same < len(parts)-1 && open[same] == parts[same] {
-			same++
+		shared := 0
+		for shared < len(open) && shared < len(parts)-1 && open[shared] == parts[shared] {
+			shared++
 		}
-		open = open[:same]
-		for i := same; i < len(parts)-1; i++ {
+		open = open[:shared]
+		for i := shared; i < len(parts)-1; i++ {
 			indent := strings.Repeat("  ", i)
 			if commented && !fresh {
 				fmt.Fprintln(out)
@@ -82,7 +90,7 @@ func WriteYAML(w io.Writer, dst any, commented bool) error {
 	return out.Flush()
 }
 
-// note is the meaning of a setting with unit, bounds and default.
+// note returns the meaning of a setting with its unit, bounds and default.
 func (s *Setting) note() string {
 	var facts []string
 	kind := s.Type
@@ -111,7 +119,7 @@ func (s *Setting) note() string {
 	return s.Doc + " (" + strings.Join(facts, "; ") + ")"
 }
 
-// entry is the settings that an entry of a list of objects has.
+// entry returns the settings of each entry, for a list of objects.
 func (s *Setting) entry() []*Setting {
 	if s.Type != "list of objects" {
 		return nil
@@ -129,7 +137,7 @@ func (s *Setting) readable(bound string) string {
 	return bound
 }
 
-// yaml is the present value in one line.
+// yaml returns the current value as a single line of YAML.
 func (s *Setting) yaml() (string, error) {
 	switch {
 	case s.Secret && s.text() != s.Default && s.text() != "":
@@ -146,14 +154,14 @@ func (s *Setting) yaml() (string, error) {
 		return "", err
 	}
 	if n.Kind == yaml.ScalarNode && strings.ContainsAny(n.Value, "\r\n") {
-		n.Style = yaml.DoubleQuotedStyle // it stays in its line
+		n.Style = yaml.DoubleQuotedStyle // keeps it on one line
 	}
 	flow(n)
 	b, err := yaml.Marshal(n)
 	return strings.TrimSpace(string(b)), err
 }
 
-// plain turns a list of structs into maps by setting names.
+// plain turns a list of structs into a list of maps, by setting name.
 func plain(v reflect.Value) any {
 	if v.Kind() != reflect.Slice || v.Type().Elem().Kind() != reflect.Struct {
 		return v.Interface()
@@ -181,7 +189,7 @@ func flow(n *yaml.Node) {
 	}
 }
 
-// comment writes text as a comment, wrapped.
+// comment writes text as a wrapped comment.
 func comment(w io.Writer, indent, text string) {
 	const width = 96
 	line := indent + "#"
@@ -195,7 +203,7 @@ func comment(w io.Writer, indent, text string) {
 	fmt.Fprintln(w, line)
 }
 
-// WriteMarkdown writes the settings as tables, one a section.
+// WriteMarkdown writes the settings as tables, one per section.
 func WriteMarkdown(w io.Writer, dst any) error {
 	settings, sections := walk(dst)
 	docs := map[string]string{}
@@ -223,7 +231,7 @@ func WriteMarkdown(w io.Writer, dst any) error {
 			last = sec
 			title := sec
 			if sec == "" {
-				title = "The process"
+				title = "Process"
 			}
 			fmt.Fprintf(out, "\n## %s\n\n", title)
 			if docs[sec] != "" {
@@ -240,7 +248,7 @@ func WriteMarkdown(w io.Writer, dst any) error {
 	return out.Flush()
 }
 
-// meaning is the setting's meaning, and that it needs no restart when it is so.
+// meaning returns the setting's meaning, with a mark if it needs no restart.
 func (s *Setting) meaning() string {
 	if s.Live {
 		return s.Doc + " *(" + liveMark + ")*"

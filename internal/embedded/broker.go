@@ -20,38 +20,38 @@ const (
 	defaultPartitions      = 8
 	defaultMaxMessageBytes = 4 << 20
 
-	// A second member of a group joins within its heartbeat; short sessions are
-	// allowed so that a killed member is noticed soon.
+	// Allows short consumer-group sessions, so that the group notices quickly when
+	// a member is killed.
 	minSessionTimeout = 100 * time.Millisecond
 )
 
 // BrokerOptions are the options of StartBroker. The zero value is usable.
 type BrokerOptions struct {
-	// Dir keeps the data; empty stands for a temporary directory.
+	// Dir holds the data; empty means a temporary directory.
 	Dir string
 	// Logger may be nil.
 	Logger *slog.Logger
-	// Partitions is how many a topic gets that is created without a number; 0 stands for 8.
+	// Partitions is the partition count of a topic created without one; 0 means 8.
 	Partitions int
-	// MaxMessageBytes bounds a record batch of topics that do not say
-	// max.message.bytes themselves; 0 stands for 4 MiB.
+	// MaxMessageBytes limits a record batch, in topics that don't set
+	// max.message.bytes themselves; 0 means 4 MiB.
 	MaxMessageBytes int64
 }
 
-// Broker is one Kafka-protocol node inside this process.
+// Broker is a single Kafka-protocol node inside this process.
 type Broker struct {
 	log     *slog.Logger
 	opts    BrokerOptions
 	dir     string
-	home    *home // nil when a Stack owns it
+	home    *home // nil when a Stack owns the directory
 	port    int
 	mu      sync.Mutex
 	cluster *kfake.Cluster // nil while stopped
 	closed  bool
 }
 
-// StartBroker starts a broker alone. Topics are never created by asking for
-// them, as on a production cluster.
+// StartBroker starts just a broker. As on a production cluster, topics are not
+// created on first use.
 func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	log := loggerOr(o.Logger)
 	h, err := openHome(ctx, o.Dir, log)
@@ -67,7 +67,7 @@ func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	return b, nil
 }
 
-// startBrokerIn starts a broker in a directory that somebody else locked.
+// startBrokerIn starts a broker in a directory that the caller has locked.
 func startBrokerIn(ctx context.Context, h *home, o BrokerOptions) (*Broker, error) {
 	if o.Partitions == 0 {
 		o.Partitions = defaultPartitions
@@ -77,7 +77,7 @@ func startBrokerIn(ctx context.Context, h *home, o BrokerOptions) (*Broker, erro
 	}
 	b := &Broker{log: loggerOr(o.Logger), opts: o, dir: filepath.Join(h.path, brokerDir)}
 	if err := os.MkdirAll(b.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making broker directory %s: %w", b.dir, err)
+		return nil, fmt.Errorf("creating broker directory %s: %w", b.dir, err)
 	}
 	l, err := listen(savedPort(b.dir))
 	if err != nil {
@@ -91,7 +91,8 @@ func startBrokerIn(ctx context.Context, h *home, o BrokerOptions) (*Broker, erro
 	return b, b.serve(ctx, l)
 }
 
-// serve loads what is on disk and answers on l. The caller holds mu or is alone.
+// serve loads the data on disk and answers on l. The caller holds mu, or no one
+// else has the Broker yet.
 func (b *Broker) serve(ctx context.Context, l net.Listener) error {
 	if err := ctx.Err(); err != nil {
 		_ = l.Close()
@@ -119,17 +120,17 @@ func (b *Broker) serve(ctx context.Context, l net.Listener) error {
 	)
 	if err != nil {
 		_ = l.Close()
-		return fmt.Errorf("starting the embedded broker on %s: %w", b.dir, err)
+		return fmt.Errorf("starting the embedded broker in %s: %w", b.dir, err)
 	}
 	b.cluster = cluster
 	return nil
 }
 
-// Addr is host:port, the same for the life of the Broker.
+// Addr is the broker's host:port, which never changes.
 func (b *Broker) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(b.port)) }
 
-// Stop takes the broker off the network; clients are refused until Restart.
-// Everything it acknowledged, group membership included, is on disk.
+// Stop takes the broker off the network: clients are refused until Restart.
+// Everything it acknowledged, group membership included, stays on disk.
 func (b *Broker) Stop() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -144,12 +145,12 @@ func (b *Broker) stop() {
 	}
 }
 
-// Restart stops the broker when it runs and starts it again on the same address.
+// Restart stops the broker if it is running and starts it again on the same address.
 func (b *Broker) Restart(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return fmt.Errorf("restarting the embedded broker on %s: it is closed", b.dir)
+		return fmt.Errorf("restarting the embedded broker in %s: already closed", b.dir)
 	}
 	b.stop()
 	l, err := listenOn(b.port)
@@ -159,8 +160,8 @@ func (b *Broker) Restart(ctx context.Context) error {
 	return b.serve(ctx, l)
 }
 
-// Close stops the broker and removes its directory when it is temporary. It may
-// be called more than once.
+// Close stops the broker and removes its directory if that is temporary. Calling
+// it again does nothing.
 func (b *Broker) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -175,8 +176,8 @@ func (b *Broker) Close() error {
 	return b.home.close()
 }
 
-// kfakeLogger hands the broker's messages on. Its "info" is told from the point
-// of view of somebody who debugs a client; here it is detail.
+// kfakeLogger forwards kfake's log. Its info messages are for people debugging a
+// client, so they become debug messages here.
 type kfakeLogger struct{ log *slog.Logger }
 
 func (l kfakeLogger) Logf(level kfake.LogLevel, format string, args ...any) {

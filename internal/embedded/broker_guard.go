@@ -10,16 +10,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// maxRequestBytes is the largest request that the broker reads, Kafka's own
-// default (socket.request.max.bytes).
+// maxRequestBytes is the largest request the broker reads: Kafka's default for
+// socket.request.max.bytes.
 const maxRequestBytes = 100 << 20
 
 var errNotKafka = errors.New("not a Kafka request")
 
-// guardedListener stands in front of kfake, which trusts what it reads: it
-// makes room for whatever length a client announces and has no answer to a
-// request kind that it does not know. A browser or a port scan that finds the
-// port would take the whole process with it.
+// guardedListener protects kfake, which trusts its input: it allocates whatever
+// length a client announces, and panics on a request key it doesn't know. Without
+// the guard, a browser or a port scan could take the whole process down.
 type guardedListener struct{ net.Listener }
 
 func newGuardedListener(l net.Listener) net.Listener { return guardedListener{l} }
@@ -32,28 +31,28 @@ func (l guardedListener) Accept() (net.Conn, error) {
 	return &guardedConn{Conn: conn}, nil
 }
 
-// guardedConn looks at the head of each request (length, request kind) before
-// anything is read into memory for it. Only one goroutine reads a connection.
+// guardedConn checks the head of each request (length and request key) before
+// anything else of it is read. Only one goroutine reads from a connection.
 type guardedConn struct {
 	net.Conn
-	head [6]byte
-	seen int // bytes of head that were handed on
-	full bool
-	left int // bytes of the request after head
+	head     [6]byte
+	passed   int // bytes of head already given to the reader
+	haveHead bool
+	left     int // bytes of the request that follow head
 }
 
 func (c *guardedConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if !c.full {
+	if !c.haveHead {
 		if err := c.readHead(); err != nil {
 			return 0, err
 		}
 	}
-	if c.seen < len(c.head) {
-		n := copy(p, c.head[c.seen:])
-		c.seen += n
+	if c.passed < len(c.head) {
+		n := copy(p, c.head[c.passed:])
+		c.passed += n
 		c.finish()
 		return n, nil
 	}
@@ -68,17 +67,17 @@ func (c *guardedConn) readHead() error {
 		return err
 	}
 	size := binary.BigEndian.Uint32(c.head[:4])
-	kind := int16(binary.BigEndian.Uint16(c.head[4:]))
-	// 8: kind, version and correlation id of the smallest request.
-	if size < 8 || size > maxRequestBytes || kmsg.RequestForKey(kind) == nil {
-		return fmt.Errorf("reading a request of %d bytes, kind %d, from %s: %w", size, kind, c.RemoteAddr(), errNotKafka)
+	key := int16(binary.BigEndian.Uint16(c.head[4:]))
+	// The smallest request has 8 bytes: key, version and correlation id.
+	if size < 8 || size > maxRequestBytes || kmsg.RequestForKey(key) == nil {
+		return fmt.Errorf("reading a request of %d bytes with key %d from %s: %w", size, key, c.RemoteAddr(), errNotKafka)
 	}
-	c.full, c.seen, c.left = true, 0, int(size)-2
+	c.haveHead, c.passed, c.left = true, 0, int(size)-2
 	return nil
 }
 
 func (c *guardedConn) finish() {
-	if c.seen == len(c.head) && c.left == 0 {
-		c.full = false
+	if c.passed == len(c.head) && c.left == 0 {
+		c.haveHead = false
 	}
 }

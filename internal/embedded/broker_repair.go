@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	entryHead    = 8 // length, CRC-32C; little-endian
+	entryHead    = 8 // length and CRC-32C, both little-endian
 	maxEntrySize = 16 << 20
 )
 
-// dropTornTail cuts a log of committed offsets or producer ids off where it
-// stops making sense. A process that is killed in the middle of a write leaves
-// half an entry; kfake reads up to it but goes on appending after it, and the
-// next start would not see any of that: offsets committed since would be gone.
+// dropTornTail truncates a log of committed offsets or producer ids after its
+// last intact entry. A process killed in the middle of a write leaves half an
+// entry behind. kfake stops reading there but keeps appending after it, so the
+// start after next would lose every offset committed in between.
 func dropTornTail(path string, log *slog.Logger) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -41,14 +41,15 @@ func dropTornTail(path string, log *slog.Logger) error {
 	if valid == info.Size() {
 		return nil
 	}
-	log.Warn("cutting off half an entry that a killed process left", "file", path, "bytes", info.Size()-valid)
+	log.Warn("truncating an incomplete entry left by a killed process", "file", path, "bytes", info.Size()-valid)
 	if err := f.Truncate(valid); err != nil {
-		return fmt.Errorf("cutting %s to its last whole entry: %w", path, err)
+		return fmt.Errorf("truncating %s after its last intact entry: %w", path, err)
 	}
 	return nil
 }
 
-// validPrefix counts the bytes of the whole, unharmed entries at the start of r.
+// validPrefix returns the total size, in bytes, of the intact entries at the
+// start of r.
 func validPrefix(r io.Reader) (int64, error) {
 	var (
 		head  [entryHead]byte
@@ -57,7 +58,7 @@ func validPrefix(r io.Reader) (int64, error) {
 	)
 	for {
 		if _, err := io.ReadFull(r, head[:]); err != nil {
-			return valid, ignoreEnd(err)
+			return valid, ignoreEOF(err)
 		}
 		size := int64(binary.LittleEndian.Uint32(head[:4]))
 		if size < 2 || size > maxEntrySize {
@@ -66,7 +67,7 @@ func validPrefix(r io.Reader) (int64, error) {
 		sum.Reset()
 		n, err := io.CopyN(sum, r, size)
 		if err != nil {
-			return valid, ignoreEnd(err)
+			return valid, ignoreEOF(err)
 		}
 		if sum.Sum32() != binary.LittleEndian.Uint32(head[4:]) {
 			return valid, nil
@@ -75,7 +76,7 @@ func validPrefix(r io.Reader) (int64, error) {
 	}
 }
 
-func ignoreEnd(err error) error {
+func ignoreEOF(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil
 	}

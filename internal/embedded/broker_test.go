@@ -66,19 +66,19 @@ func TestBrokerKeepsRecordsAcrossRestarts(t *testing.T) {
 	addr := b.Addr()
 	require.NoError(t, b.Stop())
 	_, err := net.Dial("tcp", addr)
-	require.Error(t, err, "a stopped broker is not on the network")
+	require.Error(t, err, "a stopped broker must not accept connections")
 	require.NoError(t, b.Restart(within(t)))
 	require.Equal(t, addr, b.Addr())
 	require.Equal(t, []string{"one", "two"}, consume(t, addr, "a", 2))
 
 	require.NoError(t, b.Close())
 	again := startBroker(t, dir)
-	require.Equal(t, addr, again.Addr(), "a directory keeps its port")
+	require.Equal(t, addr, again.Addr(), "the port is saved in the directory")
 	produce(t, addr, "a", "three")
 	require.Equal(t, []string{"one", "two", "three"}, consume(t, addr, "a", 3))
 }
 
-func TestBrokerKeepsWhatItAcknowledgedWhenKilled(t *testing.T) {
+func TestBrokerKeepsAcknowledgedRecordsWhenKilled(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	child, lines := startChild(t, "produce", dir)
@@ -89,7 +89,7 @@ func TestBrokerKeepsWhatItAcknowledgedWhenKilled(t *testing.T) {
 		acked = n
 	}
 	require.NoError(t, child.Process.Kill())
-	for lines.Scan() { // acknowledged before the signal arrived
+	for lines.Scan() { // records acknowledged before the signal arrived
 		if n, err := strconv.Atoi(lines.Text()); err == nil {
 			acked = n
 		}
@@ -103,7 +103,7 @@ func TestBrokerKeepsWhatItAcknowledgedWhenKilled(t *testing.T) {
 	}
 }
 
-func TestBrokerDirectoryIsUsedOnce(t *testing.T) {
+func TestBrokerLocksItsDirectory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	startBroker(t, dir)
@@ -112,18 +112,18 @@ func TestBrokerDirectoryIsUsedOnce(t *testing.T) {
 	require.ErrorContains(t, err, strconv.Itoa(os.Getpid()))
 }
 
-func TestBrokerNeverCreatesTopicsByItself(t *testing.T) {
+func TestBrokerDoesNotCreateTopicsOnFirstUse(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, "")
 	w := &kafka.Writer{
-		Addr: kafka.TCP(b.Addr()), Topic: "nobody-made-me", RequiredAcks: kafka.RequireAll,
+		Addr: kafka.TCP(b.Addr()), Topic: "never-created", RequiredAcks: kafka.RequireAll,
 		AllowAutoTopicCreation: true, MaxAttempts: 2, BatchTimeout: time.Millisecond,
 	}
 	defer func() { require.NoError(t, w.Close()) }()
 	require.Error(t, w.WriteMessages(within(t), kafka.Message{Value: []byte("x")}))
 }
 
-func TestBrokerRefusesRecordsAboveTheTopicsLimit(t *testing.T) {
+func TestBrokerRejectsRecordsOverTheTopicLimit(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, "")
 	require.NoError(t, createTopic(within(t), b.Addr(), "small", map[string]string{"max.message.bytes": "1000"}))
@@ -137,26 +137,27 @@ func TestBrokerRefusesRecordsAboveTheTopicsLimit(t *testing.T) {
 	require.NoError(t, w.WriteMessages(within(t), kafka.Message{Value: make([]byte, 500)}))
 }
 
-func TestBrokerSurvivesStrangers(t *testing.T) {
+func TestBrokerSurvivesNonKafkaClients(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, "")
-	frame := func(size uint32, kind int16) []byte {
+	frame := func(size uint32, key int16) []byte {
 		raw := binary.BigEndian.AppendUint32(nil, size)
-		return append(binary.BigEndian.AppendUint16(raw, uint16(kind)), make([]byte, 64)...)
+		return append(binary.BigEndian.AppendUint16(raw, uint16(key)), make([]byte, 64)...)
 	}
 	for name, sent := range map[string][]byte{
-		"a browser":       []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-		"a huge length":   frame(1<<32-1, 0),
-		"an empty frame":  frame(0, 0),
-		"an unknown kind": frame(40, 30_000),
-		"a negative kind": frame(40, -1),
+		"HTTP request": []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+		"huge length":  frame(1<<32-1, 0),
+		"empty frame":  frame(0, 0),
+		"unknown key":  frame(40, 30_000),
+		"negative key": frame(40, -1),
 	} {
 		conn, err := net.Dial("tcp", b.Addr())
 		require.NoError(t, err)
 		require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
 		_, err = conn.Write(sent)
 		require.NoError(t, err)
-		// Closed, not answered; a reset is how the kernel says that bytes were left unread.
+		// The connection is closed without an answer. The kernel may send a reset
+		// because there were unread bytes.
 		n, err := io.Copy(io.Discard, conn)
 		var timeout net.Error
 		require.False(t, n > 0 || (err != nil && errors.As(err, &timeout) && timeout.Timeout()), "%s: %d bytes, %v", name, n, err)
@@ -167,7 +168,7 @@ func TestBrokerSurvivesStrangers(t *testing.T) {
 	require.Equal(t, []string{"still here"}, consume(t, b.Addr(), "a", 1))
 }
 
-func TestBrokerKeepsOffsetsCommittedAfterATornWrite(t *testing.T) {
+func TestBrokerKeepsOffsetsCommittedAfterTornWrite(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	b := startBroker(t, dir)
@@ -175,15 +176,15 @@ func TestBrokerKeepsOffsetsCommittedAfterATornWrite(t *testing.T) {
 	commit(t, b.Addr(), 1)
 	require.NoError(t, b.Close())
 
-	// Half an entry, as a process leaves it that is killed while it writes.
+	// Half an entry, as left by a process that is killed while writing.
 	f, err := os.OpenFile(filepath.Join(dir, brokerDir, "groups.log"), os.O_APPEND|os.O_WRONLY, 0)
 	require.NoError(t, err)
 	_, err = f.Write([]byte{200, 0, 0, 0, 1, 2, 3, 4, 1, 0, '{'})
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 
-	// Started again, committed to, and killed: a copy of the directory is what a
-	// killed process leaves, the orderly end would rewrite the file.
+	// Start again, commit, and take a copy of the directory: that is what a killed
+	// process leaves. A clean shutdown would rewrite the file.
 	again := startBroker(t, dir)
 	require.EqualValues(t, 1, committed(t, again.Addr()))
 	commit(t, again.Addr(), 2)
@@ -226,6 +227,6 @@ func FuzzValidPrefix(f *testing.F) {
 		require.LessOrEqual(t, n, int64(len(raw)))
 		again, err := validPrefix(bytes.NewReader(raw[:n]))
 		require.NoError(t, err)
-		require.Equal(t, n, again, "what is valid stays valid")
+		require.Equal(t, n, again, "a valid prefix is valid as a whole")
 	})
 }

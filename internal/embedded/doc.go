@@ -1,35 +1,35 @@
-// Package embedded runs what Batchyard stands on inside its own process: a
-// Kafka-protocol broker, Redis and Postgres. It is for `batchyard run`, for
-// `batchyard dev` and for tests; production uses the real services.
+// Package embedded runs the services Batchyard depends on (a Kafka-protocol
+// broker, Redis and Postgres) without any installation. `batchyard run`,
+// `batchyard dev` and the tests use it; production uses the real services.
 //
-// # What the parts are
+// # The services
 //
-//   - Broker: twmb/franz-go's kfake, one node, speaking the Kafka protocol over
-//     TCP on loopback. Its log is always on disk, so that a backlog does not
-//     grow the heap. It is a single node for development, not a Kafka.
-//   - Redis: alicebob/miniredis, in memory, with its clock kept moving so that
-//     keys expire by themselves.
-//   - Postgres: the real one, a child process, from the binaries that are
-//     installed or, without any, from binaries downloaded once.
+//   - Broker: twmb/franz-go's kfake, a single node that speaks the Kafka protocol
+//     over TCP on loopback. Its log is always on disk, so a backlog does not grow
+//     the heap. It is meant for development and does not replace Kafka.
+//   - Redis: alicebob/miniredis, in memory. Its clock is kept running, so keys
+//     expire on their own.
+//   - Postgres: real Postgres in a child process, using the installed binaries or,
+//     if there are none, binaries that are downloaded once.
 //
-// # What is promised
+// # Guarantees
 //
-//   - What the broker or Postgres acknowledged survives the death of this
-//     process by any signal: both hand every record to the operating system
-//     before they answer. The loss of power is survived by Postgres in a kept
-//     directory (it syncs), not by the broker (it does not).
-//   - A directory is used by one process at a time: a second one gets an error
-//     that says so.
-//   - Nothing outlives the process: Postgres is stopped when this process dies,
-//     even by SIGKILL, and temporary directories that a killed process left are
-//     removed when the next one starts.
-//   - Everything listens on loopback only. Postgres wants a random password that
-//     is kept, readable by its owner alone, beside the data.
-//   - Every part can be stopped and started again on the same address, with what
-//     the real service would still know: the broker and Postgres their data,
-//     Redis nothing.
+//   - Whatever the broker or Postgres acknowledged survives the death of this
+//     process by any signal: both hand every record to the operating system before
+//     they answer. In a persistent directory, Postgres also survives a power
+//     failure, because it syncs; the broker does not.
+//   - Only one process uses a directory at a time. A second one gets an error that
+//     names the first.
+//   - Nothing outlives the process: Postgres stops when this process dies, even by
+//     SIGKILL, and the next start removes temporary directories that a killed
+//     process left behind.
+//   - Everything listens on loopback only. Postgres requires a random password,
+//     stored next to the data and readable only by its owner.
+//   - Each service can be stopped and restarted on the same address, with what the
+//     real service would still have: the broker and Postgres keep their data,
+//     Redis starts empty.
 //
-// # The life of a part
+// # States of a service
 //
 //	        Start
 //	          │
@@ -39,7 +39,7 @@
 //	      │   └──── Restart ──────┘   │
 //	Close │      (same address)       │ Close
 //	      ▼                           ▼
-//	    closed ◀──────────────────────┘   lock given back, temporary files removed
+//	    closed ◀──────────────────────┘   lock released, temporary files removed
 //
 // # The directory
 //
@@ -47,6 +47,6 @@
 //	broker/              topics, segments, committed offsets; port
 //	postgres/data        the cluster; postgres/password, postgres/port
 //
-// Without a directory a temporary one, batchyard-*, is made in the system's
-// temporary directory and removed by Close.
+// If no directory is given, Start creates batchyard-* in the system's temporary
+// directory, and Close removes it.
 package embedded

@@ -9,34 +9,34 @@ import (
 
 // Options are the options of Start. The zero value is usable.
 type Options struct {
-	// DataDir keeps the data of broker and Postgres. Empty stands for a temporary
-	// directory that Close removes, or the next Start after a crash.
+	// DataDir holds the data of the broker and Postgres. Empty means a temporary
+	// directory, which Close removes (or, after a crash, the next Start).
 	DataDir string
 	// Logger may be nil.
 	Logger *slog.Logger
-	// Progress hears what is being done, for people who wait; it may be nil. It is
-	// called from several goroutines, one call at a time.
+	// Progress is called at each step, to inform someone who is waiting; it may be
+	// nil. Calls come from several goroutines, one at a time.
 	Progress func(step string)
-	// Partitions is how many a topic gets that is created without a number; 0 stands for 8.
+	// Partitions is the partition count of a topic created without one; 0 means 8.
 	Partitions int
-	// MaxMessageBytes bounds a record batch of topics that do not say
-	// max.message.bytes themselves; 0 stands for 4 MiB.
+	// MaxMessageBytes limits a record batch, in topics that don't set
+	// max.message.bytes themselves; 0 means 4 MiB.
 	MaxMessageBytes int64
-	// PostgresBinDir holds initdb and postgres; empty stands for the newest that
-	// is installed and, without any, a download.
+	// PostgresBinDir is the directory of initdb and postgres; empty means the newest
+	// installed version, or a download if there is none.
 	PostgresBinDir string
 }
 
-// Stack is a running broker, Redis and Postgres. The parts may be stopped and
-// restarted one by one; Close closes them.
+// Stack is a running broker, Redis and Postgres. Each can be stopped and
+// restarted separately; Close closes all three.
 type Stack struct {
-	// Brokers are the host:port to bootstrap a Kafka client from.
+	// Brokers are the host:port addresses to bootstrap a Kafka client from.
 	Brokers []string
-	// RedisAddr is host:port.
+	// RedisAddr is the host:port of Redis.
 	RedisAddr string
 	// PostgresURL contains a password: keep it out of logs.
 	PostgresURL string
-	// DataDir is where the data is, also when it is temporary.
+	// DataDir is the data directory, temporary or not.
 	DataDir string
 
 	Broker   *Broker
@@ -47,8 +47,8 @@ type Stack struct {
 	close func() error
 }
 
-// Start starts all three at once and returns when all of them answer. ctx
-// bounds the start only.
+// Start starts all three in parallel and returns when all of them answer. ctx
+// only limits the start.
 func Start(ctx context.Context, o Options) (*Stack, error) {
 	log := loggerOr(o.Logger)
 	progress := oneAtATime(o.Progress)
@@ -60,13 +60,13 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	s.close = sync.OnceValue(s.closeAll)
 
 	var (
-		wg                            sync.WaitGroup
-		brokerErr, redisErr, pgresErr error
+		wg                               sync.WaitGroup
+		brokerErr, redisErr, postgresErr error
 	)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// The first part that cannot start stops the others from being waited for;
-	// only its error says what is wrong.
+	// The first service that fails to start cancels the others, and only its error
+	// is reported.
 	run := func(err *error, start func() error) {
 		wg.Go(func() {
 			if *err = start(); *err != nil {
@@ -74,7 +74,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 			}
 		})
 	}
-	run(&pgresErr, func() (err error) {
+	run(&postgresErr, func() (err error) {
 		s.Postgres, err = startPostgresIn(ctx, h, PostgresOptions{Logger: log, Progress: progress, BinDir: o.PostgresBinDir})
 		return err
 	})
@@ -89,7 +89,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 		return err
 	})
 	wg.Wait()
-	if brokerErr != nil || redisErr != nil || pgresErr != nil {
+	if brokerErr != nil || redisErr != nil || postgresErr != nil {
 		return nil, errors.Join(context.Cause(ctx), s.Close())
 	}
 	s.Brokers = []string{s.Broker.Addr()}
@@ -98,30 +98,30 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	return s, nil
 }
 
-// Close stops everything and removes the directory when it is temporary. It may
-// be called more than once and returns the same error each time.
+// Close stops everything and removes the directory if it is temporary. It can be
+// called more than once and returns the same error each time.
 func (s *Stack) Close() error { return s.close() }
 
 func (s *Stack) closeAll() error {
 	var (
-		wg                  sync.WaitGroup
-		brokerErr, pgresErr error
+		wg                     sync.WaitGroup
+		brokerErr, postgresErr error
 	)
 	if s.Broker != nil {
 		wg.Go(func() { brokerErr = s.Broker.Close() })
 	}
 	if s.Postgres != nil {
-		wg.Go(func() { pgresErr = s.Postgres.Close() })
+		wg.Go(func() { postgresErr = s.Postgres.Close() })
 	}
 	var redisErr error
 	if s.Redis != nil {
 		redisErr = s.Redis.Close()
 	}
 	wg.Wait()
-	return errors.Join(brokerErr, redisErr, pgresErr, s.home.close())
+	return errors.Join(brokerErr, redisErr, postgresErr, s.home.close())
 }
 
-// oneAtATime makes a progress function safe to call from many goroutines.
+// oneAtATime makes a progress function, which may be nil, safe for concurrent calls.
 func oneAtATime(f func(string)) func(string) {
 	var mu sync.Mutex
 	return func(step string) {

@@ -16,19 +16,19 @@ const (
 	lockName    = "lock"
 )
 
-// errLocked says that another live process holds a directory.
+// errLocked means that another running process holds the directory.
 var errLocked = errors.New("directory is in use")
 
-// home is a directory that one process uses at a time. The lock belongs to the
-// open file, so the kernel gives it back when the process dies, however it dies.
+// home is a directory that only one process uses at a time. The lock belongs to
+// the open file, so the kernel releases it however the process dies.
 type home struct {
 	path      string
 	temporary bool
 	lock      *os.File
 }
 
-// openHome locks dir, making it when it is missing. An empty dir stands for a
-// new temporary directory; those that killed processes left are removed first.
+// openHome locks dir, creating it if it is missing. An empty dir means a new
+// temporary directory; those left behind by killed processes are removed first.
 func openHome(ctx context.Context, dir string, log *slog.Logger) (*home, error) {
 	if dir == "" {
 		sweep(ctx, os.TempDir(), log)
@@ -38,17 +38,18 @@ func openHome(ctx context.Context, dir string, log *slog.Logger) (*home, error) 
 	if err != nil {
 		return nil, fmt.Errorf("resolving data directory %s: %w", dir, err)
 	}
-	// Others may pass through, not look: Postgres may have to run as another user.
+	// Other users may enter but not list it: Postgres may run as another user.
 	if err := os.MkdirAll(path, 0o711); err != nil {
-		return nil, fmt.Errorf("making data directory %s: %w", path, err)
+		return nil, fmt.Errorf("creating data directory %s: %w", path, err)
 	}
-	// One name for one directory: a Postgres that was left running is known by it.
+	// stopOrphan recognises a Postgres by its path, so a directory must always be
+	// called by the same name.
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return nil, fmt.Errorf("resolving data directory %s: %w", dir, err)
 	}
 	lock, err := lockDir(path)
 	if errors.Is(err, errLocked) {
-		return nil, fmt.Errorf("data directory %s is in use by another process (pid %s): stop that one or choose another directory",
+		return nil, fmt.Errorf("data directory %s is in use by another process (pid %s): stop that process or choose another directory",
 			path, lockHolder(path))
 	}
 	if err != nil {
@@ -57,38 +58,37 @@ func openHome(ctx context.Context, dir string, log *slog.Logger) (*home, error) 
 	return &home{path: path, lock: lock}, nil
 }
 
-// newTemporaryHome makes and locks a new temporary directory. Between making
-// and locking it another process may sweep it away as abandoned; then the next
-// name is tried.
+// newTemporaryHome creates and locks a temporary directory. Another process may
+// remove it as abandoned before it is locked; then the next name is tried.
 func newTemporaryHome() (*home, error) {
-	var last error
+	var lastErr error
 	for range 10 {
 		path, err := os.MkdirTemp("", tempPattern)
 		if err == nil {
 			path, err = filepath.EvalSymlinks(path)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("making a temporary directory: %w", err)
+			return nil, fmt.Errorf("creating a temporary directory: %w", err)
 		}
 		if err := os.Chmod(path, 0o711); err != nil {
-			return nil, fmt.Errorf("opening %s to the user that runs Postgres: %w", path, err)
+			return nil, fmt.Errorf("letting the user that runs Postgres into %s: %w", path, err)
 		}
 		lock, err := lockDir(path)
 		if err == nil {
 			return &home{path: path, temporary: true, lock: lock}, nil
 		}
-		last = err
+		lastErr = err
 	}
-	return nil, fmt.Errorf("locking a temporary directory: %w", last)
+	return nil, fmt.Errorf("locking a temporary directory: %w", lastErr)
 }
 
-// lockDir takes the lock of dir without waiting and writes our process id into
-// it for people to read.
+// lockDir takes the lock of dir without waiting, and writes our process id into
+// the lock file for people and error messages.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening lock of %s: %w", dir, err)
+		return nil, fmt.Errorf("opening the lock of %s: %w", dir, err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
@@ -97,8 +97,8 @@ func lockDir(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	// Whoever removed the directory while we waited for the lock left us a file
-	// without a name: it protects nothing.
+	// If another process removed the directory between our open and our flock, we
+	// hold a lock on a deleted file, which protects nothing.
 	held, err := f.Stat()
 	if err == nil {
 		var named fs.FileInfo
@@ -119,7 +119,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// lockHolder is the process id that the holder of dir wrote, or "unknown".
+// lockHolder returns the process id in the lock file of dir, or "unknown".
 func lockHolder(dir string) string {
 	raw, err := os.ReadFile(filepath.Join(dir, lockName))
 	if err != nil || len(raw) < 2 || len(raw) > 16 {
@@ -128,8 +128,9 @@ func lockHolder(dir string) string {
 	return string(raw[:len(raw)-1])
 }
 
-// close gives the lock back and removes the directory when it is temporary.
-// The directory goes first: in between nobody else may take it for abandoned.
+// close releases the lock and removes the directory if it is temporary. The
+// directory is removed first, so that no other process can see it unlocked and
+// treat it as abandoned.
 func (h *home) close() error {
 	var err error
 	if h.temporary {
@@ -140,9 +141,9 @@ func (h *home) close() error {
 	return errors.Join(err, h.lock.Close())
 }
 
-// sweep removes the temporary directories in dir that nobody holds any more. A
-// killed process leaves them behind; its Postgres may still be shutting down.
-// What cannot be removed is logged and left: it must not keep us from starting.
+// sweep removes temporary directories in dir that were left behind by killed
+// processes, whose Postgres may still be shutting down. A directory that cannot
+// be removed is logged and left: it must not keep us from starting.
 func sweep(ctx context.Context, dir string, log *slog.Logger) {
 	found, err := filepath.Glob(filepath.Join(dir, tempPattern))
 	if err != nil {
@@ -165,16 +166,16 @@ func sweep(ctx context.Context, dir string, log *slog.Logger) {
 		}
 		_ = lock.Close()
 		if err != nil {
-			log.Warn("removing an abandoned temporary directory", "dir", path, "error", err)
+			log.Warn("cannot remove an abandoned temporary directory", "dir", path, "error", err)
 			continue
 		}
 		log.Info("removed an abandoned temporary directory", "dir", path)
 	}
 }
 
-// abandoned reports whether path may be one of our temporary directories: a
-// directory of this user with a lock file in it. One without a lock file is
-// being made at this moment, or is not ours.
+// abandoned reports whether path could be an abandoned directory of ours: it
+// belongs to this user and contains a lock file. Without a lock file it is either
+// still being created or not ours.
 func abandoned(path string) bool {
 	info, err := os.Lstat(path)
 	if err != nil || !info.IsDir() {

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The tests of what survives a killed process run this test binary again, as a
-// child that starts something, tells on its output how far it came, and is killed.
+// Tests of what survives a killed process run this test binary again as a child:
+// it starts something, prints its progress, and gets killed.
 const (
 	childEnv = "EMBEDDED_TEST_CHILD"
 	dirEnv   = "EMBEDDED_TEST_DIR"
@@ -32,14 +32,14 @@ func TestMain(m *testing.M) {
 	case "stack":
 		err = childRunsStack(os.Getenv(dirEnv))
 	default:
-		err = fmt.Errorf("no such child: %s", child)
+		err = fmt.Errorf("unknown %s %q", childEnv, child)
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
 
-// childProduces writes numbered records and prints each number that was
-// acknowledged, until it is killed.
+// childProduces writes numbered records and prints the last number acknowledged
+// so far, until it is killed.
 func childProduces(dir string) error {
 	ctx := context.Background()
 	b, err := StartBroker(ctx, BrokerOptions{Dir: dir})
@@ -87,7 +87,7 @@ func childRunsStack(dir string) error {
 	select {}
 }
 
-// startChild runs this binary as a child; lines delivers what it prints.
+// startChild runs this binary as a child; lines reads its output.
 func startChild(t *testing.T, child, dir string) (cmd *exec.Cmd, lines *bufio.Scanner) {
 	t.Helper()
 	cmd = exec.Command(os.Args[0])
@@ -100,8 +100,8 @@ func startChild(t *testing.T, child, dir string) (cmd *exec.Cmd, lines *bufio.Sc
 	return cmd, bufio.NewScanner(out)
 }
 
-// newClient has connections of its own: kafka-go's shared ones may be to a
-// broker that was on the same address before.
+// newClient returns a client with its own connections: kafka-go's shared ones may
+// lead to an earlier broker on the same address.
 func newClient(addr string) *kafka.Client {
 	return &kafka.Client{Addr: kafka.TCP(addr), Timeout: 10 * time.Second, Transport: &kafka.Transport{}}
 }
@@ -121,7 +121,7 @@ func createTopic(ctx context.Context, addr, topic string, config map[string]stri
 	return res.Errors[topic]
 }
 
-// within is a context that ends a stuck test, generous for a loaded machine.
+// within returns a context that ends a stuck test; it allows for a busy machine.
 func within(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -11,20 +11,20 @@ import (
 	"strings"
 )
 
-// Ports are taken from below the range that Linux and macOS give to outgoing
-// connections. A service that is stopped for a while would otherwise lose its
-// port to a client: one that keeps dialling a closed loopback port in that
-// range ends up connected to itself and holds the port.
+// Ports are picked below the ephemeral range of Linux and macOS. In that range a
+// stopped service could lose its port to one of its own clients: a client that
+// keeps dialling a closed loopback port eventually gets that port as its source,
+// connects to itself, and holds on to it.
 const (
 	lowestPort  = 20000
 	highestPort = 32000
 )
 
-// listen opens a listener on loopback: on the port wanted when it is not 0 and
-// free, else on any free port.
-func listen(wanted int) (net.Listener, error) {
-	if wanted != 0 {
-		if l, err := listenOn(wanted); err == nil {
+// listen opens a listener on loopback, on the preferred port if that is free and
+// not 0, otherwise on any free port.
+func listen(preferred int) (net.Listener, error) {
+	if preferred != 0 {
+		if l, err := listenOn(preferred); err == nil {
 			return l, nil
 		}
 	}
@@ -49,8 +49,8 @@ func portOf(l net.Listener) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// savedPort is the port that dir was served on the last time, or 0. Clients
-// that still know it find the service again.
+// savedPort returns the port that the service in dir used last, or 0. Using it
+// again lets clients that know it reconnect.
 func savedPort(dir string) int {
 	raw, err := os.ReadFile(filepath.Join(dir, "port"))
 	if err != nil {

@@ -24,7 +24,7 @@ const (
 	passwordFile = "password"
 	postgresUser = "batchyard"
 
-	// Database is the database that exists after a start.
+	// Database is the name of the database that Start creates.
 	Database = "batchyard"
 
 	minPostgres = 14
@@ -33,25 +33,25 @@ const (
 
 // PostgresOptions are the options of StartPostgres. The zero value is usable.
 type PostgresOptions struct {
-	// Dir keeps the data; empty stands for a temporary directory.
+	// Dir holds the data; empty means a temporary directory.
 	Dir string
 	// Logger may be nil.
 	Logger *slog.Logger
-	// Progress hears what takes long; it may be nil.
+	// Progress is called before each step that may take long; it may be nil.
 	Progress func(step string)
-	// BinDir holds initdb and postgres; empty stands for the newest that is
-	// installed and, without any, a download.
+	// BinDir is the directory of initdb and postgres; empty means the newest
+	// installed version, or a download if there is none.
 	BinDir string
 }
 
-// Postgres is a Postgres server that lives and dies with this process.
+// Postgres is a Postgres server in a child process that ends with this one.
 type Postgres struct {
 	log       *slog.Logger
 	bin       binaries
 	owner     owner
 	dir       string // holds data, password and port
 	temporary bool
-	home      *home // nil when a Stack owns it
+	home      *home // nil when a Stack owns the directory
 	password  string
 	port      int
 
@@ -60,7 +60,7 @@ type Postgres struct {
 	closed bool
 }
 
-// StartPostgres starts a Postgres alone and returns when it answers.
+// StartPostgres starts just a Postgres and returns when it answers.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	h, err := openHome(ctx, o.Dir, loggerOr(o.Logger))
 	if err != nil {
@@ -75,7 +75,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	return p, nil
 }
 
-// startPostgresIn starts Postgres in a directory that somebody else locked.
+// startPostgresIn starts Postgres in a directory that the caller has locked.
 func startPostgresIn(ctx context.Context, h *home, o PostgresOptions) (*Postgres, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
@@ -113,11 +113,11 @@ func startPostgresIn(ctx context.Context, h *home, o PostgresOptions) (*Postgres
 	return p, nil
 }
 
-// Addr is host:port, the same for the life of the Postgres.
+// Addr is the server's host:port, which never changes.
 func (p *Postgres) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
 
-// URL connects to the database batchyard as its owner, a superuser. It contains
-// the password: keep it out of logs.
+// URL connects to Database as its owner, a superuser. It contains the password:
+// keep it out of logs.
 func (p *Postgres) URL() string { return p.urlOf(Database) }
 
 func (p *Postgres) urlOf(database string) string {
@@ -131,13 +131,13 @@ func (p *Postgres) urlOf(database string) string {
 	return u.String()
 }
 
-// start runs the server until it is ready. The port is chosen at the first
-// start and kept. Another process may take a free port before Postgres does, and
-// the remains of a killed server hold its memory for a moment: both are tried again.
+// start runs the server and waits until it is ready. The first start chooses the
+// port and keeps it. Two failures are temporary and retried: another process takes
+// the port first, or a killed server still holds its shared memory.
 func (p *Postgres) start(ctx context.Context) error {
-	pinned := p.port != 0
+	portFixed := p.port != 0
 	for attempt := 1; ; attempt++ {
-		if !pinned {
+		if !portFixed {
 			l, err := listen(savedPort(p.dir))
 			if attempt > 1 {
 				l, err = listen(0)
@@ -154,11 +154,11 @@ func (p *Postgres) start(ctx context.Context) error {
 			return savePort(p.dir, p.port)
 		}
 		var early *earlyExitError
-		if ctx.Err() != nil || attempt == 20 || !errors.As(err, &early) || !early.passing() {
+		if ctx.Err() != nil || attempt == 20 || !errors.As(err, &early) || !early.temporary() {
 			return err
 		}
-		p.log.Debug("starting Postgres again", "part", "postgres", "error", err)
-		// Nothing tells when the port or the memory is free again.
+		p.log.Debug("retrying to start Postgres", "part", "postgres", "error", err)
+		// There is no event for a port or shared memory becoming free, so poll.
 		select {
 		case <-ctx.Done():
 			return err
@@ -167,9 +167,9 @@ func (p *Postgres) start(ctx context.Context) error {
 	}
 }
 
-// settings are the server's command line. Acknowledged commits survive the
-// death of the server in every case; only a kept directory also pays for
-// surviving the loss of power. Statements and values stay out of its log.
+// settings returns the server's command line. Acknowledged commits always survive
+// a crash of the server; only a persistent directory pays for surviving a power
+// failure as well. Statements and values stay out of the server's log.
 func (p *Postgres) settings() []string {
 	args := []string{
 		"-D", filepath.Join(p.dir, dataDir),
@@ -198,17 +198,17 @@ func (p *Postgres) settings() []string {
 	return args
 }
 
-// ensureDatabase creates the database where it is missing: in a directory that
-// an earlier start left before it came this far.
+// ensureDatabase creates the database if it is missing: in a new directory, or in
+// one whose earlier start died before it got here.
 func (p *Postgres) ensureDatabase(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, p.urlOf("postgres"))
 	if err != nil {
 		return fmt.Errorf("connecting to the embedded Postgres on %s: %w", p.Addr(), err)
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	var there bool
-	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", Database).Scan(&there)
-	if err == nil && !there {
+	var exists bool
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", Database).Scan(&exists)
+	if err == nil && !exists {
 		_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{Database}.Sanitize())
 	}
 	if err != nil {
@@ -217,15 +217,15 @@ func (p *Postgres) ensureDatabase(ctx context.Context) error {
 	return nil
 }
 
-// Stop shuts Postgres down in order: clients are disconnected, everything is
-// written. They are refused until Restart.
+// Stop shuts Postgres down cleanly: it disconnects clients, writes everything to
+// disk, and refuses connections until Restart.
 func (p *Postgres) Stop() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stop(syscall.SIGINT)
 }
 
-// Kill ends Postgres without warning, as a crash would. Restart recovers it.
+// Kill ends Postgres abruptly, like a crash. Restart recovers it.
 func (p *Postgres) Kill() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -241,13 +241,13 @@ func (p *Postgres) stop(sig syscall.Signal) error {
 	return err
 }
 
-// Restart stops Postgres when it runs and starts it again on the same address;
-// it returns when Postgres answers, recovery from a crash included.
+// Restart stops Postgres if it is running and starts it again on the same
+// address. It returns when Postgres answers, after any crash recovery.
 func (p *Postgres) Restart(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return fmt.Errorf("restarting the embedded Postgres on %s: it is closed", p.dir)
+		return fmt.Errorf("restarting the embedded Postgres in %s: already closed", p.dir)
 	}
 	if err := p.stop(syscall.SIGINT); err != nil {
 		return err
@@ -255,8 +255,8 @@ func (p *Postgres) Restart(ctx context.Context) error {
 	return p.start(ctx)
 }
 
-// Close stops Postgres and removes its directory when it is temporary. It may
-// be called more than once.
+// Close stops Postgres and removes its directory if that is temporary. Calling it
+// again does nothing.
 func (p *Postgres) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -266,7 +266,7 @@ func (p *Postgres) Close() error {
 	p.closed = true
 	sig := syscall.SIGINT
 	if p.temporary {
-		sig = syscall.SIGQUIT // nothing to write down: the files go next
+		sig = syscall.SIGQUIT // skip the final checkpoint: the files are about to be deleted
 	}
 	err := p.stop(sig)
 	if p.home != nil {

@@ -18,18 +18,18 @@ import (
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
-// downloadVersion is what is downloaded when nothing is installed.
+// downloadVersion is the version to download if no Postgres is installed.
 const downloadVersion = embeddedpostgres.V17
 
-// binaries is a directory with initdb and postgres in it.
+// binaries is a directory that contains initdb and postgres.
 type binaries struct {
 	dir     string
 	major   int
-	version string // as postgres --version prints it
+	version string // the output of postgres --version
 }
 
-// findBinaries chooses the newest usable Postgres; for data that exists, the
-// newest of the version that wrote it.
+// findBinaries picks the newest usable Postgres or, for an existing data
+// directory, one of the major version that wrote it.
 func findBinaries(ctx context.Context, o PostgresOptions, who owner, data string) (binaries, error) {
 	want, err := majorOf(data)
 	if err != nil {
@@ -45,21 +45,22 @@ func findBinaries(ctx context.Context, o PostgresOptions, who owner, data string
 		return slices.MaxFunc(found, func(a, b binaries) int { return a.major - b.major }), nil
 	}
 	if o.BinDir != "" {
-		return binaries{}, fmt.Errorf("looking for Postgres in %s: no usable initdb and postgres of version %d or newer there", o.BinDir, minPostgres)
+		return binaries{}, fmt.Errorf("looking for Postgres in %s: no usable initdb and postgres of version %d or later", o.BinDir, minPostgres)
 	}
 	b, err := download(ctx, loggerOr(o.Logger), o.Progress, who)
 	if err != nil {
-		return binaries{}, fmt.Errorf("%w; install PostgreSQL %d or newer (Debian: apt-get install postgresql; macOS: brew install postgresql) and start again",
+		return binaries{}, fmt.Errorf("%w; install PostgreSQL %d or later (Debian: apt-get install postgresql; macOS: brew install postgresql) and try again",
 			err, max(minPostgres, want))
 	}
 	if want != 0 && b.major != want {
-		return binaries{}, fmt.Errorf("opening %s: Postgres %d wrote it and only %d is here; install PostgreSQL %d or choose another data directory",
+		return binaries{}, fmt.Errorf("opening %s: it was written by Postgres %d, but only %d is available; install PostgreSQL %d or choose another data directory",
 			data, want, b.major, want)
 	}
 	return b, nil
 }
 
-// majorOf is the version that wrote the data directory, 0 for a new one.
+// majorOf returns the major version that wrote the data directory, 0 if there is
+// no cluster in it yet.
 func majorOf(data string) (int, error) {
 	raw, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -75,15 +76,16 @@ func majorOf(data string) (int, error) {
 	return major, nil
 }
 
-// binDirs lists where initdb and postgres may be.
-func binDirs(only string) []string {
-	if only != "" {
-		return []string{only}
+// binDirs lists the directories to look for initdb and postgres in: only
+// configured, if it is set.
+func binDirs(configured string) []string {
+	if configured != "" {
+		return []string{configured}
 	}
 	var dirs []string
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if target, err := filepath.EvalSymlinks(path); err == nil {
-			path = target // the link's directory need not have initdb
+			path = target // initdb may be missing from the directory of the link
 		}
 		dirs = append(dirs, filepath.Dir(path))
 	}
@@ -94,14 +96,14 @@ func binDirs(only string) []string {
 		"/usr/local/opt/postgresql@*/bin",
 		"/Applications/Postgres.app/Contents/Versions/[0-9]*/bin",
 	} {
-		more, _ := filepath.Glob(pattern)
-		dirs = append(dirs, more...)
+		matches, _ := filepath.Glob(pattern)
+		dirs = append(dirs, matches...)
 	}
 	slices.Sort(dirs)
 	return slices.Compact(dirs)
 }
 
-// probe asks the programs in dir for their version, as the user who will run them.
+// probe asks postgres in dir for its version, as the user that will run it.
 func probe(ctx context.Context, who owner, dir string) (binaries, bool) {
 	if info, err := os.Stat(filepath.Join(dir, "initdb")); err != nil || info.IsDir() {
 		return binaries{}, false
@@ -114,7 +116,7 @@ func probe(ctx context.Context, who owner, dir string) (binaries, bool) {
 		return binaries{}, false
 	}
 	b.version = strings.TrimSpace(out)
-	// postgres (PostgreSQL) 15.18 (Debian …), also 18beta1
+	// For example "postgres (PostgreSQL) 15.18 (Debian …)"; also "18beta1".
 	words := strings.Fields(b.version)
 	if len(words) < 3 {
 		return binaries{}, false
@@ -127,7 +129,8 @@ func probe(ctx context.Context, who owner, dir string) (binaries, bool) {
 	return b, err == nil
 }
 
-// output runs a short command, killing it when ctx ends.
+// output runs a short command and returns its output; it kills the command when
+// ctx ends.
 func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	var out limitedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -143,7 +146,7 @@ func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	return out.String(), err
 }
 
-// limitedBuffer keeps the first 64 KiB of what is written to it.
+// limitedBuffer keeps the first 64 KiB written to it and drops the rest.
 type limitedBuffer struct{ strings.Builder }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
@@ -151,8 +154,9 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// cacheDir is where binaries and the template are kept, for every data directory.
-// What another user runs cannot be in root's home directory.
+// cacheDir is where downloaded binaries and cluster templates are kept, for all
+// data directories. As root it can't be below the home directory: Postgres runs as
+// another user, who can't enter that.
 func cacheDir() (string, error) {
 	if dir := os.Getenv("BATCHYARD_CACHE"); dir != "" {
 		return dir, nil
@@ -167,16 +171,16 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "batchyard"), nil
 }
 
-// download fetches Postgres once and keeps it. It is unpacked beside its place
-// and renamed into it when it works: a process that dies half-way leaves no
-// half of a Postgres in use.
+// download fetches Postgres once and keeps it. It unpacks into a separate
+// directory, which is renamed once its programs run. If the process dies halfway,
+// no incomplete Postgres is left where the next start would use it.
 func download(ctx context.Context, log *slog.Logger, progress func(string), who owner) (binaries, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return binaries{}, err
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return binaries{}, fmt.Errorf("making cache directory %s: %w; set BATCHYARD_CACHE to another one", cache, err)
+		return binaries{}, fmt.Errorf("creating cache directory %s: %w; set BATCHYARD_CACHE to use another directory", cache, err)
 	}
 	dir := filepath.Join(cache, fmt.Sprintf("postgres-%s-%s-%s", downloadVersion, runtime.GOOS, runtime.GOARCH))
 	unlock, err := waitForLock(ctx, dir+".lock")
@@ -188,18 +192,18 @@ func download(ctx context.Context, log *slog.Logger, progress func(string), who 
 		return b, nil
 	}
 	progress("downloading Postgres")
-	log.Info("downloading Postgres, once", "version", downloadVersion, "to", dir)
+	log.Info("downloading Postgres (once)", "version", downloadVersion, "to", dir)
 	tmp, err := os.MkdirTemp(cache, "download-*")
 	if err != nil {
-		return binaries{}, fmt.Errorf("making a directory for Postgres in %s: %w", cache, err)
+		return binaries{}, fmt.Errorf("creating a directory for Postgres in %s: %w", cache, err)
 	}
 	fetched := make(chan error, 1)
 	go func() { fetched <- fetchInto(tmp, dir, who) }()
 	select {
 	case err = <-fetched:
 	case <-ctx.Done():
-		// The library cannot be told to stop; what it still writes goes to tmp,
-		// which the next download does not look at.
+		// The library has no way to cancel. Anything it still writes goes to tmp,
+		// which no later download uses.
 		return binaries{}, fmt.Errorf("downloading Postgres: %w", ctx.Err())
 	}
 	err = errors.Join(err, os.RemoveAll(tmp))
@@ -208,17 +212,17 @@ func download(ctx context.Context, log *slog.Logger, progress func(string), who 
 	}
 	b, ok := probe(ctx, who, filepath.Join(dir, "bin"))
 	if !ok {
-		return binaries{}, fmt.Errorf("downloading Postgres to %s: its programs do not run here", dir)
+		return binaries{}, fmt.Errorf("downloading Postgres to %s: its programs do not run on this machine", dir)
 	}
 	return b, nil
 }
 
-// fetchInto downloads and unpacks through tmp to dir. The library has no way to
-// only unpack: it also makes and starts a throw-away server. Whether that works
-// does not matter (as root it never does); whether the programs run does.
+// fetchInto downloads Postgres, unpacks it in tmp and moves it to dir. The library
+// cannot just unpack: it also creates and starts a throwaway server. Only whether
+// the programs run matters, not whether that server starts (as root it never does).
 func fetchInto(tmp, dir string, who owner) error {
 	if err := os.Chmod(tmp, 0o755); err != nil {
-		return fmt.Errorf("opening %s to other users: %w", tmp, err)
+		return fmt.Errorf("letting other users into %s: %w", tmp, err)
 	}
 	l, err := listen(0)
 	if err != nil {
@@ -242,7 +246,7 @@ func fetchInto(tmp, dir string, who owner) error {
 		err = server.Stop()
 	}
 	if _, ok := probe(context.Background(), who, filepath.Join(unpacked, "bin")); !ok {
-		return errors.Join(fmt.Errorf("downloading Postgres %s from repo1.maven.org: its programs do not run here", downloadVersion), err)
+		return errors.Join(fmt.Errorf("downloading Postgres %s from repo1.maven.org: its programs do not run on this machine", downloadVersion), err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("replacing %s: %w", dir, err)

@@ -15,34 +15,34 @@ import (
 	"time"
 )
 
-// templateRevision changes when initdb is called differently.
+// templateRevision must change whenever the arguments of initdb change.
 const templateRevision = "1"
 
 func newPassword() string { return rand.Text() }
 
-// prepare makes the data directory when there is none. initdb takes most of a
-// second, a copy of what it made a tenth of that: so it runs once a machine, user
-// and Postgres version, and the result is kept as a template.
+// prepare creates the data directory if there is none. initdb takes almost a
+// second and copying its result a tenth of that, so initdb runs once per machine,
+// user and Postgres version, and the result is kept as a template.
 func (p *Postgres) prepare(ctx context.Context, progress func(string)) error {
 	data := filepath.Join(p.dir, dataDir)
 	if major, err := majorOf(data); err != nil || major != 0 {
 		return err
 	}
 	progress("preparing Postgres")
-	// PG_VERSION is what says that the directory is whole: without it, what is
-	// there is the half of a copy that a killed process left.
+	// PG_VERSION marks a complete directory, because it is copied last. Without it,
+	// the directory is a partial copy left by a killed process.
 	if err := os.RemoveAll(data); err != nil {
 		return fmt.Errorf("removing the unfinished %s: %w", data, err)
 	}
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
-		return fmt.Errorf("making %s: %w", p.dir, err)
+		return fmt.Errorf("creating %s: %w", p.dir, err)
 	}
 	if err := p.owner.own(p.dir); err != nil {
 		return err
 	}
 	template, err := p.template(ctx)
 	if err != nil {
-		p.log.Debug("making a Postgres cluster without a template", "error", err)
+		p.log.Debug("creating a Postgres cluster without a template", "error", err)
 		return p.initdb(ctx, p.dir)
 	}
 	if err := copyTree(template, p.dir, p.owner); err != nil {
@@ -54,20 +54,20 @@ func (p *Postgres) prepare(ctx context.Context, progress func(string)) error {
 	cmd := p.bin.command(p.owner, "initdb", "-D", data, "--sync-only")
 	cmd.Dir = p.dir
 	if out, err := output(ctx, cmd); err != nil {
-		return fmt.Errorf("writing %s to disk: %w: %s", data, err, out)
+		return fmt.Errorf("syncing %s to disk: %w: %s", data, err, out)
 	}
 	return nil
 }
 
-// template returns the directory with a fresh cluster and its password, made
-// now if it is the first time.
+// template returns a directory that holds a new cluster and its password,
+// creating it on first use.
 func (p *Postgres) template(ctx context.Context) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", fmt.Errorf("making cache directory %s: %w", cache, err)
+		return "", fmt.Errorf("creating cache directory %s: %w", cache, err)
 	}
 	key := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%s", p.bin.version, p.bin.dir, os.Geteuid(), templateRevision))
 	dir := filepath.Join(cache, "postgres-template-"+hex.EncodeToString(key[:8]))
@@ -79,7 +79,7 @@ func (p *Postgres) template(ctx context.Context) (string, error) {
 	if major, err := majorOf(filepath.Join(dir, dataDir)); err == nil && major != 0 {
 		return dir, nil
 	}
-	// initdb runs as the owner, who may not be allowed into the cache.
+	// initdb runs as the owner, who may not have access to the cache.
 	work, err := newTemporaryHome()
 	if err != nil {
 		return "", err
@@ -87,7 +87,7 @@ func (p *Postgres) template(ctx context.Context) (string, error) {
 	defer func() { _ = work.close() }()
 	fresh := filepath.Join(work.path, postgresDir)
 	if err := os.Mkdir(fresh, 0o700); err != nil {
-		return "", fmt.Errorf("making %s: %w", fresh, err)
+		return "", fmt.Errorf("creating %s: %w", fresh, err)
 	}
 	if err := p.owner.own(fresh); err != nil {
 		return "", err
@@ -103,18 +103,18 @@ func (p *Postgres) template(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("removing %s: %w", dir, err)
 	}
 	if err := os.Mkdir(partial, 0o700); err != nil {
-		return "", fmt.Errorf("making %s: %w", partial, err)
+		return "", fmt.Errorf("creating %s: %w", partial, err)
 	}
 	if err := copyTree(fresh, partial, owner{}); err != nil {
 		return "", err
 	}
 	if err := os.Rename(partial, dir); err != nil {
-		return "", fmt.Errorf("putting the Postgres template in place: %w", err)
+		return "", fmt.Errorf("moving the Postgres template into place: %w", err)
 	}
 	return dir, nil
 }
 
-// initdb makes a cluster in dir/data with a new password in dir/password.
+// initdb creates a cluster in dir/data, with a new password in dir/password.
 func (p *Postgres) initdb(ctx context.Context, dir string) error {
 	password := filepath.Join(dir, passwordFile)
 	if err := os.WriteFile(password, []byte(newPassword()+"\n"), 0o600); err != nil {
@@ -138,13 +138,13 @@ func (p *Postgres) initdb(ctx context.Context, dir string) error {
 	cmd := p.bin.command(p.owner, "initdb", args...)
 	cmd.Dir = dir
 	if out, err := output(ctx, cmd); err != nil {
-		return fmt.Errorf("making a Postgres cluster in %s as user %s: %w: %s", dir, p.owner.name, err, out)
+		return fmt.Errorf("creating a Postgres cluster in %s as user %s: %w: %s", dir, p.owner.name, err, out)
 	}
 	return nil
 }
 
-// copyTree copies directories and files below from into to, for the owner
-// alone. PG_VERSION comes last of all: see prepare.
+// copyTree copies the tree below from into to, accessible only to the owner.
+// PG_VERSION is copied last: see prepare.
 func copyTree(from, to string, who owner) error {
 	version := filepath.Join(dataDir, "PG_VERSION")
 	err := filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
@@ -160,7 +160,7 @@ func copyTree(from, to string, who owner) error {
 			return copyFile(path, target, who)
 		}
 		if err := os.MkdirAll(target, 0o700); err != nil {
-			return fmt.Errorf("making %s: %w", target, err)
+			return fmt.Errorf("creating %s: %w", target, err)
 		}
 		return who.own(target)
 	})
@@ -178,7 +178,7 @@ func copyFile(from, to string, who owner) (err error) {
 	defer func() { _ = in.Close() }()
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("making %s: %w", to, err)
+		return fmt.Errorf("creating %s: %w", to, err)
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	if _, err := io.Copy(out, in); err != nil {
@@ -187,9 +187,9 @@ func copyFile(from, to string, who owner) (err error) {
 	return who.own(to)
 }
 
-// waitForLock takes a lock between processes. Another one may hold it for as
-// long as a download takes, and flock cannot be told to give up: so it is asked
-// again and again until ctx ends.
+// waitForLock takes a lock shared between processes. Another process may hold it
+// for as long as a download takes, and a blocking flock cannot be cancelled, so
+// this polls until ctx ends.
 func waitForLock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

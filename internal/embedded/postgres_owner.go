@@ -11,21 +11,21 @@ import (
 	"syscall"
 )
 
-// owner is the user that Postgres runs as: this one, or another when this one
-// is root, as which Postgres refuses to run.
+// owner is the user that Postgres runs as. That is the current user, except for
+// root: Postgres refuses to run as root.
 type owner struct {
 	uid, gid uint32
 	name     string
-	other    bool // not the user of this process
+	other    bool // differs from the user of this process
 }
 
-// ownerOf chooses the user for a Postgres directory that may not exist yet.
+// ownerOf chooses the user for a Postgres directory, which may not exist yet.
 func ownerOf(dir string) (owner, error) {
 	if os.Geteuid() != 0 {
 		return owner{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), name: "this user"}, nil
 	}
-	// Data that is there belongs to the user who ran Postgres before; a new
-	// directory goes to whoever owns the one it is in.
+	// Existing data belongs to the user that ran Postgres before. A new directory
+	// gets the owner of its parent.
 	for _, path := range []string{filepath.Join(dir, dataDir), dir, filepath.Dir(dir)} {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +49,7 @@ func ownerOf(dir string) (owner, error) {
 			return owner{uid: uint32(uid), gid: uint32(gid), name: name, other: true}, nil
 		}
 	}
-	return owner{}, errors.New("choosing a user for Postgres, which refuses to run as root: there is no user postgres and no user nobody; run as an ordinary user")
+	return owner{}, errors.New("choosing a user for Postgres, which refuses to run as root: neither postgres nor nobody exists; run Batchyard as an ordinary user")
 }
 
 func nameOf(uid uint32) string {
@@ -60,18 +60,19 @@ func nameOf(uid uint32) string {
 	return "with id " + id
 }
 
-// own gives path to the owner.
+// own makes the owner own path.
 func (o owner) own(path string) error {
 	if !o.other {
 		return nil
 	}
 	if err := os.Lchown(path, int(o.uid), int(o.gid)); err != nil {
-		return fmt.Errorf("giving %s to user %s: %w", path, o.name, err)
+		return fmt.Errorf("changing the owner of %s to user %s: %w", path, o.name, err)
 	}
 	return nil
 }
 
-// canReach says which directory on the way to path the owner may not enter.
+// canReach returns an error naming the first directory on the way up from path
+// that the owner may not enter, or nil.
 func (o owner) canReach(path string) error {
 	if !o.other {
 		return nil
@@ -79,11 +80,11 @@ func (o owner) canReach(path string) error {
 	for dir := path; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
 		if err != nil {
-			return fmt.Errorf("looking at %s: %w", dir, err)
+			return fmt.Errorf("reading the permissions of %s: %w", dir, err)
 		}
 		if !o.mayEnter(info) {
 			return fmt.Errorf("running Postgres as user %s (it refuses to run as root) in %s: that user may not enter %s (mode %o); "+
-				"use a data directory below one that everybody may enter, such as /var/lib/batchyard, or run as an ordinary user",
+				"use a data directory that every user can reach, such as /var/lib/batchyard, or run Batchyard as an ordinary user",
 				o.name, path, dir, info.Mode().Perm())
 		}
 		if dir == filepath.Dir(dir) {

@@ -16,17 +16,17 @@ import (
 	"time"
 )
 
-// process is a running postgres. It dies with us: on Linux the kernel signals
-// it when the thread that started it ends, so that thread is kept for as long
-// as the process lives; elsewhere a watchdog does it.
+// process is a running postgres. It ends when this process does. On Linux the
+// kernel signals it when the thread that started it ends, so that thread is kept
+// as long as postgres runs. Elsewhere a watchdog does the same.
 type process struct {
 	pid    int
 	log    *serverLog
-	exited chan struct{} // closed when it and its children are gone
+	exited chan struct{} // closed when postgres and its children are gone
 	err    error         // set before exited is closed
 }
 
-// earlyExitError says that postgres ended before it was ready.
+// earlyExitError means that postgres exited before it was ready.
 type earlyExitError struct {
 	dir  string
 	tail string
@@ -34,13 +34,14 @@ type earlyExitError struct {
 }
 
 func (e *earlyExitError) Error() string {
-	return fmt.Sprintf("starting Postgres in %s: it ended: %v; its last words: %s", e.dir, e.err, e.tail)
+	return fmt.Sprintf("starting Postgres in %s: it exited: %v; its last output: %s", e.dir, e.err, e.tail)
 }
 
 func (e *earlyExitError) Unwrap() error { return e.err }
 
-// passing reports whether the cause goes away by itself.
-func (e *earlyExitError) passing() bool {
+// temporary reports whether the cause goes away on its own. Postgres has the same
+// exit code for every startup failure, so only its messages tell them apart.
+func (e *earlyExitError) temporary() bool {
 	for _, s := range []string{"could not create any TCP/IP sockets", "pre-existing shared memory block", "lock file \"postmaster.pid\" already exists"} {
 		if strings.Contains(e.tail, s) {
 			return true
@@ -49,7 +50,7 @@ func (e *earlyExitError) passing() bool {
 	return false
 }
 
-// runPostgres starts the server and waits until it says that it is ready.
+// runPostgres starts the server and waits until it reports that it is ready.
 func runPostgres(ctx context.Context, p *Postgres) (*process, error) {
 	onDeath := syscall.SIGINT
 	if p.temporary {
@@ -60,13 +61,13 @@ func runPostgres(ctx context.Context, p *Postgres) (*process, error) {
 	cmd.Dir = p.dir
 	cmd.Stderr = proc.log
 	cmd.Stdout = proc.log
-	// A child that outlives the server may keep its end of the pipe open.
+	// A child that outlives the server may hold its end of the pipe open.
 	cmd.WaitDelay = 10 * time.Second
-	dieWithUs(cmd.SysProcAttr, onDeath)
+	signalOnParentDeath(cmd.SysProcAttr, onDeath)
 
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // see process; given back when postgres is gone
+		runtime.LockOSThread() // until postgres is gone: see process
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		if err == nil {
@@ -76,7 +77,7 @@ func runPostgres(ctx context.Context, p *Postgres) (*process, error) {
 		if err != nil {
 			return
 		}
-		stopWatching := watchUs(proc.pid, onDeath)
+		stopWatching := watchParent(proc.pid, onDeath)
 		proc.err = cmd.Wait()
 		stopWatching()
 		close(proc.exited)
@@ -90,13 +91,13 @@ func runPostgres(ctx context.Context, p *Postgres) (*process, error) {
 	case <-proc.exited:
 		return nil, &earlyExitError{dir: p.dir, tail: proc.log.tail(), err: proc.err}
 	case <-ctx.Done():
-		err := fmt.Errorf("waiting for Postgres in %s to be ready: %w; its last words: %s", p.dir, ctx.Err(), proc.log.tail())
+		err := fmt.Errorf("waiting for Postgres in %s to be ready: %w; its last output: %s", p.dir, ctx.Err(), proc.log.tail())
 		return nil, errors.Join(err, proc.end(syscall.SIGQUIT, stopWait))
 	}
 }
 
-// end asks the server to stop with sig and, when that takes longer than wait,
-// more and more firmly.
+// end stops the server with sig, then with SIGQUIT, then with SIGKILL, waiting up
+// to wait after each.
 func (p *process) end(sig syscall.Signal, wait time.Duration) error {
 	for _, s := range []syscall.Signal{sig, syscall.SIGQUIT, syscall.SIGKILL} {
 		if err := syscall.Kill(p.pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -108,12 +109,12 @@ func (p *process) end(sig syscall.Signal, wait time.Duration) error {
 		case <-time.After(wait):
 		}
 	}
-	return fmt.Errorf("stopping Postgres (pid %d): it survived SIGKILL for %s", p.pid, wait)
+	return fmt.Errorf("stopping Postgres (pid %d): still running %s after SIGKILL", p.pid, wait)
 }
 
-// stopOrphan stops a postgres that still runs on data although the process that
-// started it is dead, and waits until it is gone: it may be writing its last
-// checkpoint. The caller holds the directory's lock.
+// stopOrphan stops a postgres that is still running on data although the process
+// that started it has died, and waits until it is gone: it may still be writing
+// its final checkpoint. The caller holds the directory's lock.
 func stopOrphan(ctx context.Context, data string, sig syscall.Signal) error {
 	pid := postmasterOf(data)
 	if pid == 0 {
@@ -125,25 +126,25 @@ func stopOrphan(ctx context.Context, data string, sig syscall.Signal) error {
 		if errors.Is(err, syscall.ESRCH) {
 			return nil
 		}
-		return fmt.Errorf("stopping the Postgres (pid %d) that was left running on %s: %w", pid, data, err)
+		return fmt.Errorf("stopping the Postgres (pid %d) left running on %s: %w", pid, data, err)
 	}
-	// It is not our child: nothing wakes us when it ends.
+	// It isn't our child, so we can't wait for it and poll instead.
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for postmasterOf(data) == pid {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the Postgres (pid %d) that was left running on %s to end: %w; stop it by hand", pid, data, ctx.Err())
+			return fmt.Errorf("waiting for the Postgres (pid %d) left running on %s to exit: %w; stop it manually", pid, data, ctx.Err())
 		case <-tick.C:
 		}
 	}
 	return nil
 }
 
-// postmasterOf is the process id of the live postgres that we started on data,
-// or 0. The file that names it stays behind after a crash, and its number may
-// belong to a stranger by now; in a container it often does. Postgres would take
-// the stranger for itself and refuse to start, so then the file is removed.
+// postmasterOf returns the process id of the running postgres that we started on
+// data, or 0. postmaster.pid survives a crash, and its number may since have been
+// reused by an unrelated process, as is common in containers. Postgres would take
+// that process for itself and refuse to start, so the file is removed.
 func postmasterOf(data string) int {
 	path := filepath.Join(data, "postmaster.pid")
 	raw, err := os.ReadFile(path)
@@ -159,25 +160,25 @@ func postmasterOf(data string) int {
 	case strings.Contains(command, "-D "+data+" "):
 		return pid
 	case command != "" && !strings.Contains(command, "postgres"):
-		_ = os.Remove(path) // Postgres says what is wrong if this did not work
+		_ = os.Remove(path) // if this fails, Postgres reports the problem
 	}
 	return 0
 }
 
-// serverLog reads what postgres writes: it knows when the server is ready,
-// keeps the last lines for error messages and hands all on as debug messages.
+// serverLog reads the output of postgres. It notices when the server is ready,
+// keeps the last lines for error messages, and logs every line at debug level.
 type serverLog struct {
 	log   *slog.Logger
 	ready chan struct{}
 
-	mu    sync.Mutex
-	line  []byte
-	last  []string
-	isSet bool
+	mu      sync.Mutex
+	line    []byte
+	last    []string
+	isReady bool
 }
 
 const (
-	readyWords   = "database system is ready to accept connections"
+	readyLine    = "database system is ready to accept connections"
 	maxLogLine   = 4 << 10
 	maxLastLines = 10
 )
@@ -208,8 +209,8 @@ func (l *serverLog) end(line string) {
 		l.last = append(l.last[:0], l.last[1:]...)
 	}
 	l.last = append(l.last, line)
-	if !l.isSet && strings.Contains(line, readyWords) {
-		l.isSet = true
+	if !l.isReady && strings.Contains(line, readyLine) {
+		l.isReady = true
 		close(l.ready)
 	}
 }
@@ -220,11 +221,11 @@ func (l *serverLog) tail() string {
 	return strings.Join(l.last, " | ")
 }
 
-// command prepares a Postgres program to run as the owner, in a process group
-// of its own: the Ctrl-C that starts our orderly shutdown must not reach it
-// first. PG* variables of the user stay outside.
+// command prepares a Postgres program to run as the owner, in its own process
+// group: the Ctrl-C that starts our clean shutdown must not reach it first. The
+// user's PG* variables are not passed on.
 func (b binaries) command(o owner, program string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(b.dir, program), args...) //nolint:noctx // the caller ends it, and waits
+	cmd := exec.Command(filepath.Join(b.dir, program), args...) //nolint:noctx // the caller stops it and waits for it
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + b.dir + ":/usr/bin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if o.other {

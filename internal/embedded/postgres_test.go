@@ -23,8 +23,8 @@ func startPostgres(t *testing.T, dir string) *Postgres {
 	return p
 }
 
-// openDir is a directory that the user who runs Postgres can reach; the testing
-// package closes its own to others.
+// openDir returns a directory that the user running Postgres can enter, unlike
+// t.TempDir.
 func openDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "embedded-test-*")
@@ -34,7 +34,8 @@ func openDir(t *testing.T) string {
 	return dir
 }
 
-// alive is false for a process that nobody has waited for yet.
+// alive reports whether a postgres with that process id is running; false for a
+// zombie.
 func alive(pid int) bool { return strings.Contains(commandOf(pid), " -D ") }
 
 // query connects, runs one statement and returns its first column.
@@ -65,7 +66,7 @@ func TestPostgresKeepsDataAcrossStopsAndCrashes(t *testing.T) {
 	require.NoError(t, p.Stop())
 	require.Error(t, conn.Ping(ctx))
 	_, err = pgx.Connect(ctx, url)
-	require.Error(t, err, "a stopped Postgres is not on the network")
+	require.Error(t, err, "a stopped Postgres must not accept connections")
 	require.NoError(t, p.Restart(ctx))
 	require.Equal(t, url, p.URL())
 	require.EqualValues(t, 1, query(t, url, "INSERT INTO kept VALUES (2) RETURNING 1"))
@@ -76,12 +77,12 @@ func TestPostgresKeepsDataAcrossStopsAndCrashes(t *testing.T) {
 
 	dir := filepath.Dir(p.dir)
 	require.NoError(t, p.Close())
-	require.NoError(t, p.Close(), "closing twice is closing")
+	require.NoError(t, p.Close(), "a second Close does nothing")
 	require.NoDirExists(t, dir)
 	require.ErrorContains(t, p.Restart(ctx), "closed")
 }
 
-func TestPostgresWantsThePassword(t *testing.T) {
+func TestPostgresRequiresThePassword(t *testing.T) {
 	t.Parallel()
 	p := startPostgres(t, "")
 	_, err := pgx.Connect(within(t), "postgres://batchyard:guess@"+p.Addr()+"/batchyard?sslmode=disable")
@@ -91,7 +92,7 @@ func TestPostgresWantsThePassword(t *testing.T) {
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 }
 
-func TestPostgresStartsOverAHalfCopiedDirectory(t *testing.T) {
+func TestPostgresReplacesPartiallyCopiedDirectory(t *testing.T) {
 	t.Parallel()
 	dir := openDir(t)
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, postgresDir, dataDir, "base"), 0o700))
@@ -99,12 +100,12 @@ func TestPostgresStartsOverAHalfCopiedDirectory(t *testing.T) {
 	require.EqualValues(t, 1, query(t, p.URL(), "SELECT 1"))
 }
 
-func TestPostgresIgnoresAStrangersProcessID(t *testing.T) {
+func TestPostgresIgnoresReusedProcessID(t *testing.T) {
 	t.Parallel()
 	dir := openDir(t)
 	p := startPostgres(t, dir)
 	require.NoError(t, p.Kill())
-	// As in a container that was started again: the number is somebody else's now.
+	// As in a restarted container: the process id now belongs to another process.
 	path := filepath.Join(p.dir, dataDir, "postmaster.pid")
 	raw, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -119,7 +120,7 @@ func TestPostgresIgnoresAStrangersProcessID(t *testing.T) {
 	require.EqualValues(t, 1, query(t, again.URL(), "SELECT 1"))
 }
 
-func TestPostgresSaysWhatItMisses(t *testing.T) {
+func TestPostgresReportsMissingBinaries(t *testing.T) {
 	t.Parallel()
 	_, err := StartPostgres(within(t), PostgresOptions{BinDir: t.TempDir()})
 	require.ErrorContains(t, err, "no usable initdb and postgres")
@@ -132,10 +133,10 @@ func TestPostgresSaysWhatItMisses(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestRootIsToldWhichDirectoryIsClosed(t *testing.T) {
+func TestErrorNamesDirectoryClosedToPostgresUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		t.Skip("only root runs Postgres as somebody else")
+		t.Skip("only root runs Postgres as another user")
 	}
 	closed := filepath.Join(t.TempDir(), "closed")
 	require.NoError(t, os.Mkdir(closed, 0o700))
@@ -174,9 +175,9 @@ func TestStackCannotStartTwiceOnOneDirectory(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestNothingOutlivesAKilledProcess(t *testing.T) {
+func TestNothingOutlivesKilledProcess(t *testing.T) {
 	t.Parallel()
-	for name, dir := range map[string]string{"kept": openDir(t), "temporary": ""} {
+	for name, dir := range map[string]string{"persistent": openDir(t), "temporary": ""} {
 		t.Run(name, func(t *testing.T) {
 			child, lines := startChild(t, "stack", dir)
 			require.True(t, lines.Scan())
@@ -189,7 +190,7 @@ func TestNothingOutlivesAKilledProcess(t *testing.T) {
 			require.NoError(t, child.Process.Kill())
 			require.Error(t, child.Wait())
 			if dir == "" {
-				// The next start removes what the killed one left, Postgres first.
+				// The next start stops the orphaned Postgres and removes the directory.
 				s, err := Start(within(t), Options{})
 				require.NoError(t, err)
 				require.NoDirExists(t, at)
@@ -206,8 +207,9 @@ func TestNothingOutlivesAKilledProcess(t *testing.T) {
 	}
 }
 
-// The kernel or the watchdog ends Postgres when we die; nobody has to start again for it.
-func TestPostgresDiesWithUs(t *testing.T) {
+// The kernel or the watchdog ends Postgres when its parent dies, without waiting
+// for the next start.
+func TestPostgresEndsWithParent(t *testing.T) {
 	t.Parallel()
 	child, lines := startChild(t, "stack", openDir(t))
 	require.True(t, lines.Scan())
@@ -219,22 +221,22 @@ func TestPostgresDiesWithUs(t *testing.T) {
 	require.Eventually(t, func() bool { return !alive(postmaster) }, 30*time.Second, 10*time.Millisecond)
 }
 
-func TestSweepLeavesTheLivingAlone(t *testing.T) {
+func TestSweepKeepsDirectoriesInUse(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	living, dead, strange := filepath.Join(dir, "batchyard-1"), filepath.Join(dir, "batchyard-2"), filepath.Join(dir, "batchyard-3")
-	for _, path := range []string{living, dead, strange} {
+	inUse, dead, foreign := filepath.Join(dir, "batchyard-1"), filepath.Join(dir, "batchyard-2"), filepath.Join(dir, "batchyard-3")
+	for _, path := range []string{inUse, dead, foreign} {
 		require.NoError(t, os.Mkdir(path, 0o700))
 	}
-	held, err := lockDir(living)
+	held, err := lockDir(inUse)
 	require.NoError(t, err)
 	defer func() { _ = held.Close() }()
-	gone, err := lockDir(dead)
+	released, err := lockDir(dead)
 	require.NoError(t, err)
-	require.NoError(t, gone.Close()) // what the death of its holder does
+	require.NoError(t, released.Close()) // as the kernel does when the holder dies
 
 	sweep(within(t), dir, loggerOr(nil))
-	require.DirExists(t, living)
+	require.DirExists(t, inUse)
 	require.NoDirExists(t, dead)
-	require.DirExists(t, strange, "without a lock file it is not ours")
+	require.DirExists(t, foreign, "a directory without a lock file is not ours")
 }

@@ -7,15 +7,16 @@ import (
 	"syscall"
 )
 
-// dieWithUs has the kernel send sig when the thread that starts the process ends.
-func dieWithUs(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
+// signalOnParentDeath has the kernel send sig when the thread that starts the
+// process ends.
+func signalOnParentDeath(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
 
-// watchUs is not needed: see dieWithUs.
-func watchUs(int, syscall.Signal) (stop func()) { return func() {} }
+// watchParent does nothing on Linux: see signalOnParentDeath.
+func watchParent(int, syscall.Signal) (stop func()) { return func() {} }
 
-// commandOf is the command line of a process, its words separated by spaces;
-// empty when there is no such process. Unlike its working directory, it may be
-// read without rights over the process.
+// commandOf returns the command line of a process with its words separated by
+// spaces, or "" if there is no such process. Unlike the working directory, any
+// user may read it.
 func commandOf(pid int) string {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {

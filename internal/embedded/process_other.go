@@ -9,13 +9,13 @@ import (
 	"syscall"
 )
 
-// dieWithUs cannot be asked of this kernel: see watchUs.
-func dieWithUs(*syscall.SysProcAttr, syscall.Signal) {}
+// signalOnParentDeath does nothing here, as only Linux can do it: see watchParent.
+func signalOnParentDeath(*syscall.SysProcAttr, syscall.Signal) {}
 
-// watchUs has a shell wait on a pipe that only we hold open. When we die,
-// however, the pipe closes and the shell signals the process. stop ends the
-// watch, when the process is gone.
-func watchUs(pid int, sig syscall.Signal) (stop func()) {
+// watchParent starts a shell that waits on a pipe that only this process holds
+// open. However this process dies, the pipe closes and the shell sends sig to pid.
+// Call stop when pid is gone.
+func watchParent(pid int, sig syscall.Signal) (stop func()) {
 	cmd := exec.Command("/bin/sh", "-c", `read -r word; [ "$word" = done ] || kill -"$1" "$2"`, "sh",
 		strconv.Itoa(int(sig)), strconv.Itoa(pid))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -34,8 +34,8 @@ func watchUs(pid int, sig syscall.Signal) (stop func()) {
 	}
 }
 
-// commandOf is the command line of a process, its words separated by spaces;
-// empty when there is no such process.
+// commandOf returns the command line of a process with its words separated by
+// spaces, or "" if there is no such process.
 func commandOf(pid int) string {
 	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {

@@ -13,12 +13,13 @@ import (
 )
 
 const (
-	// redisTick is how often keys get older, and so how exact their expiry is.
+	// redisTick is how often the server's clock is advanced, which is how precisely
+	// keys expire.
 	redisTick = 20 * time.Millisecond
-	// redisTickShare bounds the part of the time that ageing may take: it sorts and
-	// visits every key under the server's only lock (70 ms for 100,000 keys, 1 s
-	// for a million; a hash of a million fields is one key). With very many keys
-	// they expire less exactly instead.
+	// redisTickShare limits advancing the clock to 1/50 of the time. It sorts and
+	// visits every key under the server's only lock: 70 ms for 100,000 keys, 1 s for
+	// a million (a hash of a million fields is one key). With very many keys,
+	// expiry becomes less precise instead.
 	redisTickShare = 50
 )
 
@@ -28,27 +29,27 @@ type RedisOptions struct {
 	Logger *slog.Logger
 }
 
-// Redis is a Redis inside this process. It keeps nothing on disk: Restart
-// brings it back empty, which is what Batchyard must survive anyway.
+// Redis is a Redis server inside this process. It has no persistence, so Restart
+// brings it back empty, which Batchyard has to survive anyway.
 type Redis struct {
 	log    *slog.Logger
 	port   int
 	mu     sync.Mutex
 	server *miniredis.Miniredis // nil while stopped
-	ageing sync.WaitGroup
-	halt   chan struct{} // closed to end the ageing of server
+	clock  sync.WaitGroup
+	halt   chan struct{} // closed to stop the server's clock
 	closed bool
 }
 
-// StartRedis starts a Redis alone.
+// StartRedis starts just a Redis.
 func StartRedis(ctx context.Context, o RedisOptions) (*Redis, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("starting the embedded Redis: %w", err)
 	}
 	r := &Redis{log: loggerOr(o.Logger)}
-	// miniredis opens its own listener: between closing ours and opening that,
-	// somebody may take the port. Then another one is tried.
-	var last error
+	// miniredis opens its own listener. Another process may take the port between
+	// closing ours and that; then try another port.
+	var lastErr error
 	for range 10 {
 		l, err := listen(0)
 		if err != nil {
@@ -56,14 +57,15 @@ func StartRedis(ctx context.Context, o RedisOptions) (*Redis, error) {
 		}
 		r.port = portOf(l)
 		_ = l.Close()
-		if last = r.serve(); last == nil {
+		if lastErr = r.serve(); lastErr == nil {
 			return r, nil
 		}
 	}
-	return nil, last
+	return nil, lastErr
 }
 
-// serve starts an empty server on the port. The caller holds mu or is alone.
+// serve starts an empty server on the port. The caller holds mu, or no one else
+// has the Redis yet.
 func (r *Redis) serve() error {
 	server := miniredis.NewMiniRedis()
 	if err := server.StartAddr(r.Addr()); err != nil {
@@ -71,12 +73,13 @@ func (r *Redis) serve() error {
 	}
 	r.server, r.halt = server, make(chan struct{})
 	halt := r.halt
-	r.ageing.Go(func() { age(server, halt) })
+	r.clock.Go(func() { runClock(server, halt) })
 	return nil
 }
 
-// age moves the server's clock, which stands still otherwise, until halt.
-func age(server *miniredis.Miniredis, halt <-chan struct{}) {
+// runClock advances the clock of the server, which otherwise stands still, until
+// halt is closed.
+func runClock(server *miniredis.Miniredis, halt <-chan struct{}) {
 	last := time.Now()
 	timer := time.NewTimer(redisTick)
 	defer timer.Stop()
@@ -93,10 +96,10 @@ func age(server *miniredis.Miniredis, halt <-chan struct{}) {
 	}
 }
 
-// Addr is host:port, the same for the life of the Redis.
+// Addr is the server's host:port, which never changes.
 func (r *Redis) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
 
-// Empty forgets every key at once, as a Redis does that lost its memory.
+// Empty deletes all keys at once, like a Redis that lost its memory.
 func (r *Redis) Empty() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -105,7 +108,7 @@ func (r *Redis) Empty() {
 	}
 }
 
-// Stop takes Redis off the network; its keys and scripts are gone.
+// Stop takes Redis off the network and drops its keys and scripts.
 func (r *Redis) Stop() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,7 +121,7 @@ func (r *Redis) stop() {
 		return
 	}
 	close(r.halt)
-	r.ageing.Wait()
+	r.clock.Wait()
 	r.server.Close()
 	r.server = nil
 }
@@ -128,7 +131,7 @@ func (r *Redis) Restart(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return fmt.Errorf("restarting the embedded Redis on %s: it is closed", r.Addr())
+		return fmt.Errorf("restarting the embedded Redis on %s: already closed", r.Addr())
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restarting the embedded Redis on %s: %w", r.Addr(), err)
@@ -137,7 +140,7 @@ func (r *Redis) Restart(ctx context.Context) error {
 	return r.serve()
 }
 
-// Close stops Redis. It may be called more than once.
+// Close stops Redis. Calling it again does nothing.
 func (r *Redis) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

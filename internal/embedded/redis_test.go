@@ -18,7 +18,7 @@ func startRedis(t *testing.T) (*Redis, *redis.Client) {
 	return r, c
 }
 
-func TestRedisKeysExpireByThemselves(t *testing.T) {
+func TestRedisKeysExpire(t *testing.T) {
 	t.Parallel()
 	_, c := startRedis(t)
 	ctx := within(t)
@@ -29,7 +29,7 @@ func TestRedisKeysExpireByThemselves(t *testing.T) {
 	require.Greater(t, c.TTL(ctx, "long").Val(), 58*time.Minute)
 }
 
-func TestRedisRunsScriptsThatReadTheClock(t *testing.T) {
+func TestRedisScriptsCanReadTheClock(t *testing.T) {
 	t.Parallel()
 	_, c := startRedis(t)
 	ctx := within(t)
@@ -43,7 +43,7 @@ func TestRedisRunsScriptsThatReadTheClock(t *testing.T) {
 		redis.call('PEXPIRE', KEYS[2], ARGV[1])
 		return {now, redis.call('ZCARD', KEYS[1]), redis.call('PTTL', KEYS[2])}`)
 	before := time.Now().UnixMilli()
-	for range 2 { // by source, then by hash
+	for range 2 { // first by source, then by hash
 		got, err := script.Run(ctx, c, []string{"{k}:z", "{k}:h"}, 60_000).Int64Slice()
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, got[0], before)
@@ -53,7 +53,7 @@ func TestRedisRunsScriptsThatReadTheClock(t *testing.T) {
 	}
 }
 
-func TestRedisPublishes(t *testing.T) {
+func TestRedisPublishSubscribe(t *testing.T) {
 	t.Parallel()
 	_, c := startRedis(t)
 	ctx := within(t)
@@ -67,7 +67,7 @@ func TestRedisPublishes(t *testing.T) {
 	require.Equal(t, "hello", m.Payload)
 }
 
-func TestRedisForgets(t *testing.T) {
+func TestRedisLosesKeysWhenEmptiedOrRestarted(t *testing.T) {
 	t.Parallel()
 	r, c := startRedis(t)
 	ctx := within(t)
@@ -85,5 +85,5 @@ func TestRedisForgets(t *testing.T) {
 	require.ErrorIs(t, c.Get(ctx, "k").Err(), redis.Nil)
 
 	require.NoError(t, r.Close())
-	require.Error(t, r.Restart(ctx), "closed is for ever")
+	require.Error(t, r.Restart(ctx), "a closed Redis cannot be restarted")
 }

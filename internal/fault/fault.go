@@ -1,70 +1,71 @@
-// Package fault kills the process at named points, so that tests see what
+// Package fault kills the process at named points, so that tests can check what
 // happens when it dies exactly there.
 //
-// In a normal build [At] is an empty function that the compiler leaves out. A
+// In a normal build [At] is an empty function, which the compiler removes. A
 // binary built with
 //
 //	go build -tags faults ./cmd/batchyard
 //
-// looks at BATCHYARD_FAULT: "audit.before_commit" kills the process with SIGKILL
-// when it passes that point, "audit.before_commit:7" when it does so for the
-// seventh time. Nothing is flushed, closed or said to anybody, as when the power
-// goes. [Points] is the list of the points and what a death there means.
+// reads BATCHYARD_FAULT. "audit.before_commit" kills the process with SIGKILL when
+// it reaches that point; "audit.before_commit:7" kills it when it reaches the point
+// for the seventh time. As in a power failure, nothing is flushed, closed or
+// announced. [Points] lists the points and what has happened when the process dies
+// there.
 package fault
 
-// Env is the variable that names the point, in a build with the tag faults.
+// Env is the environment variable that names the point, in a build with the tag
+// faults.
 const Env = "BATCHYARD_FAULT"
 
-// Point is a place in the code between two effects.
+// Point is a place in the code between two side effects.
 type Point struct {
 	Name  string
-	Where string // what was done, and what was not, when the process dies here
+	State string // what has happened, and what has not, when the process dies here
 }
 
-// Points are all points, by stage, in the order in which work passes them. The
-// test of this package fails when the code has one that is not here, or lacks one
-// that is.
+// Points lists all points by stage, in the order in which work reaches them. A test
+// fails if this list and the calls of At in the code differ.
 //
-// Those of stream and producer are passed in every process that reads or writes:
-// who is to die is the process that gets the variable.
+// Every process that reads or writes reaches the points of stream and producer, so
+// the one to set the variable for is the one that should die.
 var Points = []Point{
-	{"producer.before_write", "a submit was checked; nothing of it is written"},
-	{"producer.between", "its tasks are acknowledged by all replicas, the events that tell of them are not written"},
-	{"producer.after_events", "tasks and events are acknowledged; the API does not know yet"},
-	{"api.before_answer", "everything is done but for the answer to the client"},
+	{"producer.before_write", "a submission was validated; none of it is written"},
+	{"producer.between", "all replicas acknowledged its tasks; the events about them are not written"},
+	{"producer.after_events", "tasks and events are acknowledged; the API doesn't know yet"},
+	{"api.before_answer", "everything is done except the answer to the client"},
 
 	{"router.after_read", "tasks were read; no claim is taken"},
 	{"router.after_claim", "their claims are in Redis; no event is written, nothing is decided"},
 	{"router.after_arrival", "the events of their arrival are acknowledged; their records are not done"},
-	{"router.after_credits", "credits were taken in Redis; the assignments that they are for are not written"},
-	{"router.before_assignment", "assignments are encoded and not written"},
+	{"router.after_credits", "credits were taken in Redis; the assignments they are for are not written"},
+	{"router.before_assignment", "assignments are encoded but not written"},
 	{"router.after_assignment", "assignments are acknowledged; the records of their tasks are not done"},
-	{"router.after_end", "a result (expired), a duplicate's event or a parked task is acknowledged; its record is not done"},
+	{"router.after_end", "an expired task's result, a duplicate's event or a parked task is acknowledged; its record is not done"},
 
-	{"batcher.after_read", "assignments were read, their leases are held; they are in no batch"},
-	{"batcher.before_batch", "a batch is closed and not written"},
+	{"batcher.after_read", "assignments were read and their leases are held; they are in no batch yet"},
+	{"batcher.before_batch", "a batch is complete but not written"},
 	{"batcher.after_batch", "a batch is acknowledged; the records of its assignments are not done"},
 
-	{"workers.after_read", "a batch was read, its leases are held; no request is made"},
-	{"workers.before_request", "the event that an attempt starts is handed over; the request is not made"},
-	{"workers.after_answer", "the device answered; nothing is written of it"},
-	{"workers.before_result", "a result, or a task to be tried again, is encoded and not written"},
+	{"workers.after_read", "a batch was read and its leases are held; no request is sent"},
+	{"workers.before_request", "the event that starts an attempt is queued; the request is not sent"},
+	{"workers.after_answer", "the device has answered; nothing about it is written"},
+	{"workers.before_result", "a result, or a task to retry, is encoded but not written"},
 	{"workers.after_result", "result and events are acknowledged; the record of the batch is not done"},
 
-	{"audit.after_acquire", "a partition's epoch is ours in Postgres; nothing of it is read"},
-	{"audit.before_begin", "a chunk is put together; its transaction is not begun"},
-	{"audit.after_results", "in the transaction: offsets are advanced and results taken"},
-	{"audit.after_copy", "in the transaction: audit rows are copied, too"},
-	{"audit.before_commit", "in the transaction: states, callbacks and notifications are written, too"},
-	{"audit.after_commit", "Postgres has committed; the records are not done, Kafka knows nothing of it"},
+	{"audit.after_acquire", "the partition's epoch in Postgres is ours; none of its records are read"},
+	{"audit.before_begin", "a chunk is complete; its transaction has not begun"},
+	{"audit.after_results", "inside the transaction: offsets are advanced and results recorded"},
+	{"audit.after_copy", "inside the transaction: audit rows are copied as well"},
+	{"audit.before_commit", "inside the transaction: states, callbacks and notifications are written as well"},
+	{"audit.after_commit", "Postgres has committed; the records are not done, and Kafka doesn't know"},
 
-	{"callbacks.after_claim", "a callback is claimed in Postgres; it is not delivered"},
-	{"callbacks.after_delivery", "the user's endpoint has answered; neither event nor row say so"},
-	{"callbacks.after_event", "the event of the delivery is acknowledged; the row is still due"},
-	{"callbacks.after_row", "the row says how the delivery went"},
+	{"callbacks.after_claim", "a callback is claimed in Postgres but not delivered"},
+	{"callbacks.after_delivery", "the user's endpoint has answered; neither an event nor the row says so"},
+	{"callbacks.after_event", "the delivery's event is acknowledged; the row is still due"},
+	{"callbacks.after_row", "the row records the outcome of the delivery"},
 
 	{"stream.before_events", "messages of a unit may be written; the frame with its events is not"},
-	{"stream.after_ack", "the broker has acknowledged a write; nobody here knows"},
-	{"stream.before_commit", "records are done; the offset that says so is not committed to Kafka"},
-	{"stream.after_commit", "the offset is committed to Kafka; nobody here knows"},
+	{"stream.after_ack", "the broker has acknowledged a write; this process doesn't know yet"},
+	{"stream.before_commit", "records are done; their offset is not committed to Kafka"},
+	{"stream.after_commit", "the offset is committed to Kafka; this process doesn't know yet"},
 }

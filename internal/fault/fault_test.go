@@ -13,14 +13,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestListIsTheCode reads all code of the module: each point that it has is in
-// the list, under a name of its own, and none of the list is missing.
-func TestListIsTheCode(t *testing.T) {
+// TestPointsMatchTheCode reads all code of the module. Each point in it must be
+// listed, each listed point must be in it, and no name may be used twice.
+func TestPointsMatchTheCode(t *testing.T) {
 	t.Parallel()
 	listed := map[string]bool{}
 	for _, p := range Points {
-		require.NotEmpty(t, p.Where, p.Name)
-		require.NotContains(t, listed, p.Name, "twice in the list")
+		require.NotEmpty(t, p.State, p.Name)
+		require.NotContains(t, listed, p.Name, "listed twice")
 		listed[p.Name] = true
 	}
 	found := map[string]string{}
@@ -49,7 +49,7 @@ func TestListIsTheCode(t *testing.T) {
 			at := set.Position(call.Pos()).String()
 			lit, ok := call.Args[0].(*ast.BasicLit)
 			if !ok {
-				t.Errorf("%s: the point's name is to be written out", at)
+				t.Errorf("%s: the name of the point must be a string literal", at)
 				return true
 			}
 			name, err := strconv.Unquote(lit.Value)
@@ -57,7 +57,7 @@ func TestListIsTheCode(t *testing.T) {
 				t.Errorf("%s: %v", at, err)
 			}
 			if before, twice := found[name]; twice {
-				t.Errorf("%s: %s is at %s already: a point is one place", at, name, before)
+				t.Errorf("%s: %s is already used at %s: each point needs its own name", at, name, before)
 			}
 			found[name] = at
 			if !listed[name] {
@@ -69,15 +69,15 @@ func TestListIsTheCode(t *testing.T) {
 	}))
 	for name := range listed {
 		if found[name] == "" {
-			t.Errorf("%s is in Points and nowhere in the code", name)
+			t.Errorf("%s is in Points but not in the code", name)
 		}
 	}
 }
 
-// TestNormalBuildHasNone is about what users run.
-func TestNormalBuildHasNone(t *testing.T) {
+// In a normal build, the variable has no effect.
+func TestNormalBuildHasNoFaults(t *testing.T) {
 	if Enabled {
-		t.Skip("this is the build with faults")
+		t.Skip("this build has faults")
 	}
 	t.Setenv(Env, Points[0].Name)
 	require.NoError(t, Arm())

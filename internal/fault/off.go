@@ -2,7 +2,7 @@
 
 package fault
 
-// Enabled tells whether this build has faults.
+// Enabled reports whether this build has faults.
 const Enabled = false
 
 // Arm does nothing in this build.

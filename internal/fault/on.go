@@ -12,18 +12,18 @@ import (
 	"syscall"
 )
 
-// Enabled tells whether this build has faults.
+// Enabled reports whether this build has faults.
 const Enabled = true
 
-// armed is the fault that the process was started with; nil: none.
+// armed is the fault that the process was started with, or nil.
 var armed atomic.Pointer[trap]
 
 type trap struct {
 	name string
-	left atomic.Int64 // passings until it closes
+	left atomic.Int64 // how many more times the point is reached until it kills
 }
 
-// Arm reads the variable. Call it before anything else begins.
+// Arm reads the variable. Call it first, before starting anything.
 func Arm() error {
 	value := os.Getenv(Env)
 	if value == "" {
@@ -35,13 +35,13 @@ func Arm() error {
 		for _, p := range Points {
 			names = append(names, p.Name)
 		}
-		return fmt.Errorf("%s=%s: there is no such point; the points are %s", Env, value, strings.Join(names, ", "))
+		return fmt.Errorf("%s=%s: unknown point: use one of %s", Env, value, strings.Join(names, ", "))
 	}
 	n := int64(1)
 	if counted {
 		var err error
 		if n, err = strconv.ParseInt(times, 10, 64); err != nil || n < 1 {
-			return fmt.Errorf("%s=%s: behind the colon belongs how often the point is passed, a number from 1", Env, value)
+			return fmt.Errorf("%s=%s: invalid count %q after the colon: use 1 or more", Env, value, times)
 		}
 	}
 	t := &trap{name: name}
@@ -50,15 +50,15 @@ func Arm() error {
 	return nil
 }
 
-// At kills the process when it was armed for the point and passes it for the
-// n-th time. It does not return then: no goroutine that was here does more.
+// At kills the process if it was armed for this point and reaches it for the n-th
+// time. In that case it does not return.
 func At(name string) {
 	t := armed.Load()
 	if t == nil || t.name != name || t.left.Add(-1) != 0 {
 		return
 	}
-	// One write, straight to the descriptor: the line is out, and is the last.
+	// A single unbuffered write, so that the line gets out.
 	_, _ = os.Stderr.WriteString("batchyard: fault: killed at " + name + "\n")
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {} // until the signal arrives
+	select {} // wait for the signal
 }

@@ -17,11 +17,12 @@ func TestArm(t *testing.T) {
 		require.ErrorContains(t, Arm(), Env+"="+wrong)
 	}
 	t.Setenv(Env, "audit.nowhere")
-	require.ErrorContains(t, Arm(), "audit.before_commit", "the error tells which there are")
+	require.ErrorContains(t, Arm(), "audit.before_commit", "the error lists the points")
 }
 
-// TestDies passes a point three times in a process that is to die at the third.
-func TestDies(t *testing.T) {
+// TestAtKills runs a child process that is armed to die the third time it reaches
+// a point.
+func TestAtKills(t *testing.T) {
 	if os.Getenv("FAULT_TEST_CHILD") == "yes" {
 		require.NoError(t, Arm())
 		for i := range 4 {
@@ -31,7 +32,7 @@ func TestDies(t *testing.T) {
 		}
 		return
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestDies$") //nolint:noctx // it ends by itself
+	cmd := exec.Command(os.Args[0], "-test.run=^TestAtKills$") //nolint:noctx // it kills itself
 	cmd.Env = append(os.Environ(), "FAULT_TEST_CHILD=yes", Env+"=audit.before_commit:3")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

@@ -9,7 +9,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// words is the vocabulary of the answers; a word is a token.
+// words is the vocabulary of the answers; each word counts as one token.
 var words = [64]string{
 	"a", "about", "after", "all", "also", "an", "and", "answer", "any", "as", "at", "be", "because", "both", "but", "by",
 	"can", "case", "each", "every", "first", "follows", "for", "from", "given", "has", "if", "in", "into", "is", "it", "last",
@@ -17,9 +17,9 @@ var words = [64]string{
 	"step", "sum", "than", "that", "the", "then", "there", "this", "three", "times", "to", "total", "two", "value", "when", "with",
 }
 
-// length is how many tokens an answer has, 8 to 63 as its hash says, and whether
-// max_tokens cut it short.
-func (r *request) length(hash uint64) (n int, cut bool) {
+// length returns the number of tokens of an answer, 8 to 63 depending on its hash,
+// and whether max_tokens truncated it.
+func (r *request) length(hash uint64) (n int, truncated bool) {
 	n = 8 + int(hash%56)
 	if r.maxTokens > 0 && r.maxTokens < n {
 		return r.maxTokens, true
@@ -27,10 +27,10 @@ func (r *request) length(hash uint64) (n int, cut bool) {
 	return n, false
 }
 
-// choiceHash gives each choice of an item a text of its own.
+// choiceHash gives each choice of an item a different text.
 func choiceHash(it item, choice int) uint64 { return mix(it.hash + uint64(choice)) }
 
-// work is what the request costs in tokens.
+// work returns what the request costs in tokens.
 func (r *request) work() (prompt, output int) {
 	for _, it := range r.items {
 		prompt += it.tokens
@@ -45,20 +45,20 @@ func (r *request) work() (prompt, output int) {
 	return prompt, output
 }
 
-// answer appends the answer's body. Only the first `items` items are answered,
-// which is all of them unless a fault says otherwise.
+// answer appends the body of the answer to b. It answers only the first `items`
+// items: all of them, except with the fault Partial.
 func (r *request) answer(b []byte, items int, created int64, dimensions int) []byte {
 	id := xxhash.New()
 	for _, it := range r.items {
-		_, _ = id.Write(binary.LittleEndian.AppendUint64(nil, it.hash)) // a hash takes every write
+		_, _ = id.Write(binary.LittleEndian.AppendUint64(nil, it.hash)) // never fails
 	}
 	sum := id.Sum64()
 	switch r.kind {
 	case chat:
-		b = r.head(b, "chatcmpl-", sum, "chat.completion", "created", created)
+		b = r.head(b, chatEnvelope, sum, created)
 		b = r.choices(b, items)
 	case completions:
-		b = r.head(b, "cmpl-", sum, "text_completion", "created", created)
+		b = r.head(b, completionEnvelope, sum, created)
 		b = r.choices(b, items)
 	case responses:
 		return r.response(b, sum, created)
@@ -77,13 +77,24 @@ func (r *request) answer(b []byte, items int, created int64, dimensions int) []b
 	return append(b, "}}"...)
 }
 
-func (r *request) head(b []byte, prefix string, id uint64, object, when string, created int64) []byte {
+// envelope is how the answers of an endpoint begin: its id prefix, its object type
+// and what it calls the creation time.
+type envelope struct{ idPrefix, object, createdField string }
+
+var (
+	chatEnvelope       = envelope{"chatcmpl-", "chat.completion", "created"}
+	completionEnvelope = envelope{"cmpl-", "text_completion", "created"}
+	responseEnvelope   = envelope{"resp_", "response", "created_at"}
+)
+
+// head appends the fields that an answer begins with.
+func (r *request) head(b []byte, e envelope, id uint64, created int64) []byte {
 	b = append(b, `{"id":"`...)
-	b = appendID(b, prefix, id)
+	b = appendID(b, e.idPrefix, id)
 	b = append(b, `","object":"`...)
-	b = append(b, object...)
+	b = append(b, e.object...)
 	b = append(b, `","`...)
-	b = append(b, when...)
+	b = append(b, e.createdField...)
 	b = append(b, `":`...)
 	b = strconv.AppendInt(b, created, 10)
 	b = append(b, `,"model":`...)
@@ -99,7 +110,8 @@ func appendID(b []byte, prefix string, id uint64) []byte {
 	return b
 }
 
-// choices of a chat or of completions: n for each prompt, numbered through.
+// choices appends the choices of a chat or of completions: n for each prompt, with
+// consecutive indexes.
 func (r *request) choices(b []byte, items int) []byte {
 	b = append(b, `,"choices":[`...)
 	index := 0
@@ -109,7 +121,7 @@ func (r *request) choices(b []byte, items int) []byte {
 				b = append(b, ',')
 			}
 			hash := choiceHash(it, c)
-			n, cut := r.length(hash)
+			n, truncated := r.length(hash)
 			b = append(b, `{"index":`...)
 			b = strconv.AppendInt(b, int64(index), 10)
 			if r.kind == chat {
@@ -122,7 +134,7 @@ func (r *request) choices(b []byte, items int) []byte {
 				b = append(b, '"')
 			}
 			b = append(b, `,"logprobs":null,"finish_reason":"`...)
-			if cut {
+			if truncated {
 				b = append(b, `length"}`...)
 			} else {
 				b = append(b, `stop"}`...)
@@ -133,7 +145,7 @@ func (r *request) choices(b []byte, items int) []byte {
 	return append(b, ']')
 }
 
-// appendText writes n words; they need no escaping.
+// appendText appends n words; they need no escaping.
 func appendText(b []byte, hash uint64, n int) []byte {
 	state := hash
 	for i := range n {
@@ -150,10 +162,10 @@ func appendText(b []byte, hash uint64, n int) []byte {
 
 func (r *request) response(b []byte, id uint64, created int64) []byte {
 	hash := choiceHash(r.items[0], 0)
-	n, cut := r.length(hash)
+	n, truncated := r.length(hash)
 	status := "completed"
-	b = r.head(b, "resp_", id, "response", "created_at", created)
-	if cut {
+	b = r.head(b, responseEnvelope, id, created)
+	if truncated {
 		status = "incomplete"
 		b = append(b, `,"error":null,"incomplete_details":{"reason":"max_output_tokens"},"status":"`...)
 	} else {
@@ -258,7 +270,8 @@ func (r *request) embedding(b []byte, items, dimensions int) []byte {
 	return append(b, "}}"...)
 }
 
-// embed fills the vector of unit length that belongs to a text.
+// embed fills vector with the embedding of a text: a pseudo-random vector of unit
+// length.
 func embed(vector []float32, hash uint64) {
 	var squares float64
 	for j := range vector {
@@ -275,7 +288,7 @@ func embed(vector []float32, hash uint64) {
 	}
 }
 
-// appendBase64 encodes little-endian float32s, as the API does.
+// appendBase64 encodes the vector as little-endian float32s, like the OpenAI API.
 func appendBase64(b []byte, vector []float32) []byte {
 	raw := make([]byte, 0, 4*len(vector))
 	for _, x := range vector {

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Device is one simulated device. All its methods may be called at any time from
-// anywhere.
+// Device is one simulated device. Its methods are safe for concurrent use at any
+// time.
 type Device struct {
 	spec     Spec
-	any      bool
+	anyModel bool
 	models   map[string]bool
 	slots    *slots
 	seen     *seen
@@ -35,21 +35,21 @@ type Device struct {
 	closed  bool
 }
 
-// Stats are a device's figures since it was made.
+// Stats are a device's counters since it was created, and its current load.
 type Stats struct {
-	Requests    int64 // inference requests that arrived
+	Requests    int64 // inference requests received
 	Items       int64 // prompts and inputs in the requests that were answered
-	Succeeded   int64 // requests answered well
+	Succeeded   int64 // requests answered successfully
 	Errors      int64 // requests answered with an error, or broken by a fault
-	Cancelled   int64 // requests whose client went before the answer
-	FaultHits   int64 // requests that met a fault; Slow ones included
-	InFlight    int   // requests that are here now: waiting, running or hanging
-	MaxInFlight int   // the most that were here at once
+	Cancelled   int64 // requests whose client left before the answer
+	FaultHits   int64 // requests hit by a fault, including Slow
+	InFlight    int   // current requests: waiting, running or hanging
+	MaxInFlight int   // the highest InFlight so far
 
-	Running      int           // slots in use now
-	Waiting      int           // requests waiting for a slot now
-	MaxRunning   int           // the most slots that were in use at once
-	BusySlotTime time.Duration // sum over the slots of the time they were in use
+	Running      int           // slots in use
+	Waiting      int           // requests waiting for a slot
+	MaxRunning   int           // the highest Running so far
+	BusySlotTime time.Duration // total time in use, summed over the slots
 }
 
 func newDevice(ctx context.Context, spec Spec) (*Device, error) {
@@ -67,18 +67,18 @@ func newDevice(ctx context.Context, spec Spec) (*Device, error) {
 	}
 	for _, m := range spec.Models {
 		d.models[m] = true
-		d.any = d.any || m == AnyModel
+		d.anyModel = d.anyModel || m == AnyModel
 	}
 	return d, nil
 }
 
-// ID is the device's name.
+// ID returns the device's id.
 func (d *Device) ID() string { return d.spec.ID }
 
-// Spec is what the device was made from, with the defaults filled in.
+// Spec returns the spec of the device, with the defaults filled in.
 func (d *Device) Spec() Spec { return d.spec }
 
-// URL is the base URL, without /v1; it stays the same through Stop and Start.
+// URL returns the base URL, without /v1. Stop and Start don't change it.
 func (d *Device) URL() string {
 	d.life.Lock()
 	defer d.life.Unlock()
@@ -87,11 +87,11 @@ func (d *Device) URL() string {
 
 func (d *Device) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(d.port)) }
 
-// Seen says how often a request with this X-Request-Id or Idempotency-Key was
-// given a slot. Only the latest Spec.SeenKeys keys are sure to be remembered.
+// Seen returns how many requests with this X-Request-Id or Idempotency-Key got a
+// slot. It only remembers the latest Spec.SeenKeys keys for certain.
 func (d *Device) Seen(key string) int { return d.seen.count(key) }
 
-// Stats are the device's figures now.
+// Stats returns the device's current figures.
 func (d *Device) Stats() Stats {
 	st := Stats{
 		Requests: d.requests.Load(), Items: d.items.Load(), Succeeded: d.succeeded.Load(),
@@ -102,19 +102,20 @@ func (d *Device) Stats() Stats {
 	return st
 }
 
-// enter counts a request in; the caller counts it out.
+// enter counts an arriving request; the caller must decrement inFlight when it is
+// done.
 func (d *Device) enter() {
 	d.requests.Add(1)
 	n := d.inFlight.Add(1)
 	for {
-		seen := d.maxInFlight.Load()
-		if n <= seen || d.maxInFlight.CompareAndSwap(seen, n) {
+		most := d.maxInFlight.Load()
+		if n <= most || d.maxInFlight.CompareAndSwap(most, n) {
 			return
 		}
 	}
 }
 
-// generation is one life of the device's server, from Start to Stop.
+// generation is one run of the device's server, from Start to Stop.
 type generation struct {
 	http   *http.Server
 	served chan struct{}
@@ -122,13 +123,13 @@ type generation struct {
 	conns  sync.WaitGroup
 }
 
-// Start listens again after Stop, on the same port. It does nothing when the
-// device is listening.
+// Start makes a stopped device listen again, on the same port. It does nothing if
+// the device is already listening.
 func (d *Device) Start() error {
 	d.life.Lock()
 	defer d.life.Unlock()
 	if d.closed {
-		return fmt.Errorf("starting simulated device %s: its fleet is closed", d.spec.ID)
+		return fmt.Errorf("starting simulated device %s: the fleet is closed", d.spec.ID)
 	}
 	if d.server != nil {
 		return nil
@@ -143,9 +144,9 @@ func (d *Device) Start() error {
 	g.http = &http.Server{
 		Handler:     http.HandlerFunc(d.serve),
 		BaseContext: func(net.Listener) context.Context { return ctx },
-		// No ReadTimeout and no WriteTimeout: net/http would take them for the
-		// client's departure while a slow request is worked on. The handlers set
-		// deadlines for reading the body and for writing the answer instead.
+		// No ReadTimeout and no WriteTimeout: if one expired while a slow request
+		// runs, net/http would treat it as the client leaving. Instead, the handlers
+		// set deadlines while they read the body and write the answer.
 		ReadHeaderTimeout: 30 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -160,7 +161,7 @@ func (d *Device) Start() error {
 	}
 	go func() {
 		defer close(g.served)
-		// Serve only returns when it is closed: accept errors are retried by it.
+		// Serve only returns once it is closed: it retries accept errors itself.
 		if err := g.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 			_ = ln.Close()
 		}
@@ -169,9 +170,9 @@ func (d *Device) Start() error {
 	return nil
 }
 
-// Stop makes the port refuse connections and cuts those that are open, as a
-// machine does that loses its power. What was running is cancelled. It returns
-// when everything has ended.
+// Stop makes the port refuse connections and drops the open ones, like a machine
+// that loses power. Running requests are cancelled. It returns when all of them
+// have ended.
 func (d *Device) Stop() {
 	d.life.Lock()
 	defer d.life.Unlock()
@@ -184,12 +185,12 @@ func (d *Device) stop() {
 		return
 	}
 	d.server = nil
-	// The connections go first: a request that is cancelled must find nobody to
-	// answer, as after a loss of power.
-	_ = g.http.Close() // reports listener errors, which end it all the same
+	// Connections are closed first, so that a cancelled request can't answer its
+	// client any more.
+	_ = g.http.Close() // only reports listener errors; the listener is closed anyway
 	g.cancel()
 	<-g.served
-	// New connections are counted before Serve returns, so none is missed here.
+	// Every connection was counted before Serve returned, so this waits for all.
 	g.conns.Wait()
 }
 

@@ -19,7 +19,7 @@ import (
 
 const forever = 24 * time.Hour
 
-func TestSlotsAndQueueAreReal(t *testing.T) {
+func TestSlotsAndQueueAreEnforced(t *testing.T) {
 	f, c := start(t, Spec{ID: "a", Slots: 2, Queue: 1, ServiceTime: forever})
 	c.Timeout = 0
 	d := f.Device("a")
@@ -44,9 +44,9 @@ func TestSlotsAndQueueAreReal(t *testing.T) {
 	require.Equal(t, 429, over.status)
 	require.Contains(t, string(over.body), "rate_limit_exceeded")
 
-	require.Zero(t, d.Seen("2"), "what waits has not run")
-	cancels[0]() // its slot goes to the one that waits
-	eventually(t, "the slot is handed on", func() bool { return d.Seen("2") == 1 })
+	require.Zero(t, d.Seen("2"), "a waiting request has not run")
+	cancels[0]() // frees a slot for the waiting request
+	eventually(t, "the waiting request gets the slot", func() bool { return d.Seen("2") == 1 })
 	require.Equal(t, 2, d.Stats().Running)
 	cancels[1]()
 	cancels[2]()
@@ -58,18 +58,18 @@ func TestSlotsAndQueueAreReal(t *testing.T) {
 	require.Positive(t, st.BusySlotTime)
 }
 
-func TestClientThatWaitsAndGoesGivesItsPlaceBack(t *testing.T) {
+func TestClientThatLeavesTheQueueFreesItsPlace(t *testing.T) {
 	f, c := start(t, Spec{ID: "a", Slots: 1, Queue: 1, ServiceTime: forever})
 	d := f.Device("a")
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { post(ctx, c, d.URL()+"/v1/chat/completions", hello) })
-	eventually(t, "one runs", func() bool { return d.Stats().Running == 1 })
+	eventually(t, "one request runs", func() bool { return d.Stats().Running == 1 })
 	waiting, leave := context.WithCancel(t.Context())
 	wg.Go(func() { post(waiting, c, d.URL()+"/v1/chat/completions", hello) })
-	eventually(t, "one waits", func() bool { return d.Stats().Waiting == 1 })
+	eventually(t, "one request waits", func() bool { return d.Stats().Waiting == 1 })
 	leave()
-	eventually(t, "nobody waits", func() bool { return d.Stats().Waiting == 0 })
+	eventually(t, "no request waits", func() bool { return d.Stats().Waiting == 0 })
 	require.Equal(t, 1, d.Stats().Running)
 	cancel()
 	wg.Wait()
@@ -83,7 +83,7 @@ func TestFaults(t *testing.T) {
 
 	d.SetFault(Fault{Kind: Fail, Status: 503, After: time.Millisecond, Times: 1})
 	require.Equal(t, 503, ask("/v1/chat/completions", hello).status)
-	require.Equal(t, 200, ask("/v1/chat/completions", hello).status, "one time only")
+	require.Equal(t, 200, ask("/v1/chat/completions", hello).status, "the fault hits once only")
 
 	d.SetFault(Fault{Kind: RateLimit, RetryAfter: 1500 * time.Millisecond})
 	r := ask("/v1/chat/completions", hello)
@@ -108,7 +108,7 @@ func TestFaults(t *testing.T) {
 	require.Len(t, out.Choices, 1)
 	out = completion{}
 	ask("/v1/completions", `{"model":"m","prompt":["a"]}`).into(t, &out)
-	require.Len(t, out.Choices, 1, "one prompt is no merged request")
+	require.Len(t, out.Choices, 1, "a request with one prompt is not batched")
 
 	d.SetFault(Fault{Kind: Fail, Everything: true})
 	require.Equal(t, 500, get(c, d.URL()+"/health").status)
@@ -128,7 +128,7 @@ func TestFaults(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan reply)
 	go func() { done <- post(ctx, c, d.URL()+"/v1/chat/completions", hello) }()
-	eventually(t, "it hangs", func() bool { return d.Stats().InFlight == 1 })
+	eventually(t, "the request hangs", func() bool { return d.Stats().InFlight == 1 })
 	require.Zero(t, d.Stats().Running)
 	d.ClearFault()
 	require.Equal(t, 200, ask("/v1/chat/completions", hello).status)
@@ -139,7 +139,7 @@ func TestFaults(t *testing.T) {
 	}
 	cancel()
 	require.ErrorIs(t, (<-done).err, context.Canceled)
-	eventually(t, "the device notices", func() bool { return d.Stats().InFlight == 0 })
+	eventually(t, "the device notices that the client left", func() bool { return d.Stats().InFlight == 0 })
 }
 
 func TestSlowMultipliesTheServiceTime(t *testing.T) {
@@ -157,29 +157,29 @@ func TestStopAndStartKeepThePort(t *testing.T) {
 	c.Timeout = 0
 	d := f.Device("a")
 	url := d.URL()
-	cut := make(chan reply)
-	go func() { cut <- post(t.Context(), c, url+"/v1/chat/completions", hello) }()
-	eventually(t, "it runs", func() bool { return d.Stats().Running == 1 })
+	dropped := make(chan reply)
+	go func() { dropped <- post(t.Context(), c, url+"/v1/chat/completions", hello) }()
+	eventually(t, "the request runs", func() bool { return d.Stats().Running == 1 })
 	for range 3 {
 		d.Stop()
 		d.Stop()
 		require.ErrorIs(t, get(c, url+"/health").err, syscall.ECONNREFUSED)
 		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", strings.TrimPrefix(url, "http://"))
-		require.NoError(t, err, "who names the port may have it")
+		require.NoError(t, err, "a listener that asks for this port can have it")
 		require.NoError(t, ln.Close())
 		require.NoError(t, d.Start())
 		require.NoError(t, d.Start())
 		require.Equal(t, url, d.URL())
 		require.Equal(t, 200, get(c, url+"/health").status)
 	}
-	require.Error(t, (<-cut).err)
+	require.Error(t, (<-dropped).err)
 	st := d.Stats()
-	require.Zero(t, st.Running+st.InFlight, "Stop ends what ran")
+	require.Zero(t, st.Running+st.InFlight, "Stop ends running requests")
 	f.Close()
 	require.ErrorContains(t, d.Start(), "closed")
 }
 
-func TestRequestsThatAreCutOffAreNeverAnswered(t *testing.T) {
+func TestDroppedRequestsAreNeverAnswered(t *testing.T) {
 	f, c := start(t, Spec{ID: "a", Slots: 4, ServiceTime: forever})
 	c.Timeout = 0
 	d := f.Device("a")
@@ -188,7 +188,7 @@ func TestRequestsThatAreCutOffAreNeverAnswered(t *testing.T) {
 		for range 8 {
 			go func() { replies <- post(t.Context(), c, d.URL()+"/v1/chat/completions", hello) }()
 		}
-		eventually(t, "all are there", func() bool { st := d.Stats(); return st.Running == 4 && st.Waiting == 4 })
+		eventually(t, "all requests have arrived", func() bool { st := d.Stats(); return st.Running == 4 && st.Waiting == 4 })
 		d.Stop()
 		for range 8 {
 			require.Error(t, (<-replies).err)
@@ -197,13 +197,13 @@ func TestRequestsThatAreCutOffAreNeverAnswered(t *testing.T) {
 	}
 }
 
-func TestContextEndsTheFleet(t *testing.T) {
+func TestContextClosesTheFleet(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	f, err := Start(ctx, Default())
 	require.NoError(t, err)
 	address := strings.TrimPrefix(f.Devices()[0].URL(), "http://")
 	cancel()
-	eventually(t, "the port refuses", func() bool {
+	eventually(t, "the port refuses connections", func() bool {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			_ = conn.Close()
@@ -213,7 +213,7 @@ func TestContextEndsTheFleet(t *testing.T) {
 	f.Close()
 }
 
-func TestCloseUnderLoadLeavesNothing(t *testing.T) {
+func TestCloseUnderLoadEndsEverything(t *testing.T) {
 	f, c := start(t, Mixed12()...)
 	var wg sync.WaitGroup
 	for i := range 64 {
@@ -225,7 +225,7 @@ func TestCloseUnderLoadLeavesNothing(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all devices work", func() bool {
+	eventually(t, "every device has received requests", func() bool {
 		for _, d := range f.Devices() {
 			if d.Stats().Requests == 0 {
 				return false
@@ -243,8 +243,8 @@ func TestCloseUnderLoadLeavesNothing(t *testing.T) {
 
 func TestBadSpecs(t *testing.T) {
 	for name, specs := range map[string][]Spec{
-		"none": nil, "no id": {{}}, "twice": {{ID: "a"}, {ID: "a"}},
-		"distribution": {{ID: "a", Distribution: "pareto"}}, "negative": {{ID: "a", ServiceTime: -1}},
+		"no devices": nil, "no id": {{}}, "duplicate id": {{ID: "a"}, {ID: "a"}},
+		"unknown distribution": {{ID: "a", Distribution: "pareto"}}, "negative time": {{ID: "a", ServiceTime: -1}},
 	} {
 		_, err := Start(t.Context(), specs)
 		require.Error(t, err, name)
@@ -272,7 +272,7 @@ func TestConcurrentKeysAreCounted(t *testing.T) {
 	require.LessOrEqual(t, d.Stats().MaxRunning, 8)
 }
 
-func BenchmarkChatAtOnce(b *testing.B) {
+func BenchmarkChat(b *testing.B) {
 	f, c := start(b, Spec{ID: "a", Slots: 64})
 	url := f.Device("a").URL() + "/v1/chat/completions"
 	body := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("hello ", 50) + `"}],"max_tokens":64}`

@@ -6,38 +6,38 @@ import (
 	"time"
 )
 
-// FaultKind is what goes wrong with a device.
+// FaultKind is a way for a device to fail.
 type FaultKind int
 
-// The faults. Those that end a request before it has a slot are Fail, RateLimit,
-// Hang and Reset: a device that fails fast looks idle, which is the point.
+// The kinds of faults. Fail, RateLimit, Hang and Reset end a request before it
+// gets a slot. That is deliberate: a device that fails fast looks idle.
 const (
 	NoFault   FaultKind = iota
-	Fail                // answers Status (500) after After
-	RateLimit           // answers 429 with Retry-After (1 s), after After
-	Hang                // accepts the request and never answers; the client has to go
-	Reset               // resets the TCP connection after After
-	Slow                // works Factor times as long as it would
-	BadJSON             // works, then answers 200 with a body that is not JSON
-	Truncate            // works, then announces the whole answer, sends half and closes
-	Partial             // works, then leaves out the second half of a merged answer's items
+	Fail                // answers with Status (default 500), after After
+	RateLimit           // answers 429 with Retry-After (default 1 s), after After
+	Hang                // accepts the request and never answers, until the client leaves
+	Reset               // resets the TCP connection, after After
+	Slow                // takes Factor times as long
+	BadJSON             // runs the request, then answers 200 with a body that is not JSON
+	Truncate            // runs the request, then closes the connection halfway through the answer
+	Partial             // runs a batched request, then omits the second half of the items
 )
 
-// Fault is set on a device by SetFault and stays until it is cleared, replaced
-// or used up.
+// Fault is injected into a device by SetFault. It stays until it is cleared,
+// replaced or used up.
 type Fault struct {
 	Kind       FaultKind
 	Status     int           // for Fail; 0 means 500
-	After      time.Duration // for Fail, RateLimit and Reset: the delay before it happens
-	RetryAfter time.Duration // for RateLimit, sent in whole seconds, rounded up; 0 means 1 s
+	After      time.Duration // for Fail, RateLimit and Reset: delay before the fault
+	RetryAfter time.Duration // for RateLimit, rounded up to whole seconds; 0 means 1 s
 	Factor     float64       // for Slow; 0 means 10
-	Share      float64       // of the requests that are hit, drawn by the device's seed; 0 means all
-	Times      int           // how many requests are hit before the fault is used up; 0 means no end
-	Everything bool          // also /health, /metrics and /v1/models, which agents and routers ask
+	Share      float64       // fraction of requests hit, drawn from the device's seed; 0 means all
+	Times      int           // number of requests hit until the fault is used up; 0 means unlimited
+	Everything bool          // also affects /health, /metrics and /v1/models, which agents and routers poll
 }
 
-// armed is a fault with what is left of it. A new one is made by each SetFault,
-// so a request that saw the old one uses up the old one's count only.
+// armed is a fault with its remaining count. Each SetFault creates a new one, so a
+// request that loaded the old fault only uses up the old count.
 type armed struct {
 	Fault
 	left atomic.Int64
@@ -64,7 +64,7 @@ func arm(f Fault) *armed {
 	return a
 }
 
-// hits says whether the n-th request meets the fault, and takes one of its times.
+// hits reports whether the fault hits the n-th request, and if so counts it.
 func (f *armed) hits(seed, n uint64) bool {
 	if f.Share > 0 && f.Share < 1 && unit(mix(seed^mix(^n))) > f.Share {
 		return false
@@ -72,9 +72,9 @@ func (f *armed) hits(seed, n uint64) bool {
 	return f.left.Add(-1) >= 0
 }
 
-// SetFault makes the device fail in the given way from the next request on.
-// Requests that hang already stay hanging until their clients go.
+// SetFault makes the device fail in the given way, starting with the next request.
+// Requests that already hang keep hanging until their clients leave.
 func (d *Device) SetFault(f Fault) { d.fault.Store(arm(f)) }
 
-// ClearFault makes the device well again.
+// ClearFault removes the fault.
 func (d *Device) ClearFault() { d.fault.Store(nil) }

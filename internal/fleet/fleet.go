@@ -6,18 +6,18 @@ import (
 	"sync"
 )
 
-// Fleet is a set of simulated devices that live and end together.
+// Fleet is a set of simulated devices that are started and closed together.
 type Fleet struct {
 	devices []*Device
 	byID    map[string]*Device
-	unhook  func() bool
+	detach  func() bool // from the context of Start
 }
 
-// Start makes the devices, each listening on a loopback port of its own. The end
-// of ctx closes the fleet; Close does it sooner and waits.
+// Start creates the devices, each listening on its own loopback port. The fleet
+// closes when ctx ends, or when Close is called, which also waits.
 func Start(ctx context.Context, specs []Spec) (*Fleet, error) {
 	if len(specs) == 0 {
-		return nil, fmt.Errorf("starting simulated devices: none is specified")
+		return nil, fmt.Errorf("starting simulated devices: no device is specified")
 	}
 	f := &Fleet{byID: make(map[string]*Device, len(specs))}
 	for _, spec := range specs {
@@ -37,21 +37,21 @@ func Start(ctx context.Context, specs []Spec) (*Fleet, error) {
 			return nil, err
 		}
 	}
-	f.unhook = context.AfterFunc(ctx, f.closeAll)
+	f.detach = context.AfterFunc(ctx, f.closeAll)
 	return f, nil
 }
 
-// Devices are the fleet's devices in the order of their specs.
+// Devices returns the devices in the order of their specs.
 func (f *Fleet) Devices() []*Device { return append([]*Device(nil), f.devices...) }
 
-// Device is the device of that name, nil when there is none.
+// Device returns the device with that id, or nil.
 func (f *Fleet) Device(id string) *Device { return f.byID[id] }
 
-// Close stops all devices, gives their ports back and returns when no goroutine
-// and no connection is left. It may be called more than once.
+// Close stops all devices, releases their ports, and returns when no goroutine or
+// connection is left. Calling it again does nothing.
 func (f *Fleet) Close() {
-	if f.unhook != nil {
-		f.unhook()
+	if f.detach != nil {
+		f.detach()
 	}
 	f.closeAll()
 }

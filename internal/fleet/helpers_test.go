@@ -17,7 +17,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const patience = 30 * time.Second
 
-// start makes a fleet and a client of its own, so that both can be seen to end.
+// start returns a fleet and a client with its own connections, so that goleak
+// sees both end.
 func start(t testing.TB, specs ...Spec) (*Fleet, *http.Client) {
 	t.Helper()
 	f, err := Start(context.Background(), specs)

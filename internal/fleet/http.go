@@ -13,12 +13,13 @@ import (
 )
 
 const (
-	bodyTimeout  = 30 * time.Second // for a request's body to arrive
-	writeTimeout = 30 * time.Second // for an answer to be taken
-	keepBuffer   = 64 << 10         // larger buffers are not pooled
+	bodyTimeout  = 30 * time.Second // to receive a request body
+	writeTimeout = 30 * time.Second // to send an answer
+	maxPooled    = 64 << 10         // bytes; larger buffers are not pooled
 )
 
-// buffers of one request; pooled so that the hot path allocates next to nothing.
+// buffers are the buffers of one request, pooled so that the hot path allocates
+// almost nothing.
 type buffers struct {
 	body, answer []byte
 	request      request
@@ -27,7 +28,7 @@ type buffers struct {
 var pool = sync.Pool{New: func() any { return &buffers{body: make([]byte, 0, 4096), answer: make([]byte, 0, 4096)} }}
 
 func (b *buffers) put() {
-	if cap(b.body) > keepBuffer || cap(b.answer) > keepBuffer || cap(b.request.items) > maxItems {
+	if cap(b.body) > maxPooled || cap(b.answer) > maxPooled || cap(b.request.items) > maxItems {
 		return
 	}
 	b.request.model = nil
@@ -49,7 +50,7 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 	case "/v1/moderations":
 		k = moderations
 	case "/health", "/v1/models", "/metrics":
-		d.tell(w, r)
+		d.serveStatus(w, r)
 		return
 	default:
 		writeError(w, &apiError{status: 404, kind: "invalid_request_error", code: "unknown_url", message: "Unknown request URL: " + r.Method + " " + r.URL.Path})
@@ -67,7 +68,7 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 	switch err := d.infer(w, r, k, b); {
 	case err == nil:
 		d.succeeded.Add(1)
-	case errors.Is(err, errClientGone):
+	case errors.Is(err, errClientLeft):
 		d.cancelled.Add(1)
 		hangUp()
 	default:
@@ -79,22 +80,22 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// hangUp ends a request without an answer. To return would be an empty 200, which
-// a client that is cut off by Stop could still get to see.
+// hangUp ends a request without an answer. Returning normally would send an empty
+// 200, which a client dropped by Stop might still receive.
 func hangUp() { panic(http.ErrAbortHandler) }
 
 var (
-	errClientGone = errors.New("the client went before the answer")
+	errClientLeft = errors.New("the client left before the answer")
 	errBroken     = errors.New("a fault broke the answer")
 )
 
-// infer takes one request through; see the package comment for its way.
+// infer runs one request; the package comment shows the steps.
 func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffers) error {
 	if err := d.authorize(r); err != nil {
 		return err
 	}
-	// Only when the body was read to its end does net/http watch for the client
-	// to go, so it is read before anything that waits.
+	// net/http only watches for the client to leave once the body has been read to
+	// the end, so read it before anything that waits.
 	if err := d.readBody(w, r, b); err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffer
 		return err
 	}
 	items := len(q.items)
-	partial := fault != nil && fault.Kind == Partial && q.kind.merged() && items > 1
+	partial := fault != nil && fault.Kind == Partial && q.kind.batched() && items > 1
 	if partial {
 		items /= 2
 	}
@@ -147,14 +148,14 @@ func (d *Device) authorize(r *http.Request) error {
 	return &apiError{status: 401, kind: "invalid_request_error", code: "invalid_api_key", message: "Incorrect API key provided."}
 }
 
-// readBody reads the whole body, bounded in bytes and time.
+// readBody reads the whole body, within the limits on bytes and time.
 func (d *Device) readBody(w http.ResponseWriter, r *http.Request, b *buffers) error {
 	tooLarge := &apiError{status: 413, kind: "invalid_request_error", message: "The body of your request is larger than " + strconv.FormatInt(d.spec.MaxBody, 10) + " bytes."}
 	if r.ContentLength > d.spec.MaxBody {
 		return tooLarge
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // TCP connections have deadlines
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // cannot fail on TCP
 	b.body = b.body[:0]
 	for int64(len(b.body)) <= d.spec.MaxBody {
 		if len(b.body) == cap(b.body) {
@@ -165,25 +166,27 @@ func (d *Device) readBody(w http.ResponseWriter, r *http.Request, b *buffers) er
 		if err == nil {
 			continue
 		}
-		// The deadline must go before the request waits: net/http reads on.
+		// Clear the deadline before the request waits: net/http keeps reading to
+		// notice the client leaving.
 		_ = control.SetReadDeadline(time.Time{})
-		var slow net.Error
+		var netErr net.Error
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.As(err, &slow) && slow.Timeout():
+		case errors.As(err, &netErr) && netErr.Timeout():
 			return &apiError{status: 408, kind: "invalid_request_error", message: "The body of your request did not arrive in time."}
 		}
-		return errClientGone
+		return errClientLeft
 	}
-	// net/http reads a little further and else closes the connection.
+	// net/http tries to read the rest for a moment before it closes the connection.
 	_ = control.SetReadDeadline(time.Now().Add(time.Second))
 	return tooLarge
 }
 
-// admit checks what depends on the device: models and vector sizes.
+// admit checks what depends on the device (model, vector size) and returns the
+// vector size.
 func (d *Device) admit(q *request) (dimensions int, err error) {
-	if !d.any && q.model != nil {
+	if !d.anyModel && q.model != nil {
 		if name := string(unquote(q.model)); !d.models[name] {
 			return 0, &apiError{status: 404, kind: "invalid_request_error", param: "model", code: "model_not_found", message: "The model '" + name + "' does not exist."}
 		}
@@ -193,18 +196,18 @@ func (d *Device) admit(q *request) (dimensions int, err error) {
 		dimensions = d.spec.Dimensions
 	}
 	if q.kind == embeddings && dimensions*len(q.items) > maxVectorCells {
-		return 0, invalid("dimensions", "The answer would be too long: inputs × dimensions is bounded by %d.", maxVectorCells)
+		return 0, invalid("dimensions", "The answer would be too long: inputs × dimensions must be at most %d.", maxVectorCells)
 	}
 	return dimensions, nil
 }
 
-// work holds a slot for the service time. However it ends, the slot is free again.
+// work holds a slot for the service time, and frees it in every case.
 func (d *Device) work(r *http.Request, q *request, n uint64, fault *armed) error {
 	if err := d.slots.acquire(r.Context()); err != nil {
 		if errors.Is(err, errQueueFull) {
 			return &apiError{status: 429, kind: "requests", code: "rate_limit_exceeded", message: "This device has too many requests waiting. Please try again later."}
 		}
-		return errClientGone
+		return errClientLeft
 	}
 	defer d.slots.release()
 	d.remember(r.Header)
@@ -216,7 +219,7 @@ func (d *Device) work(r *http.Request, q *request, n uint64, fault *armed) error
 	if fault != nil && fault.Kind == Slow {
 		factor *= fault.Factor
 	}
-	return pause(r.Context(), time.Duration(float64(mean)*factor))
+	return wait(r.Context(), time.Duration(float64(mean)*factor))
 }
 
 func (d *Device) serviceTime(q *request) time.Duration {
@@ -228,11 +231,11 @@ func (d *Device) serviceTime(q *request) time.Duration {
 		prompt, output := q.work()
 		mean += time.Duration(prompt)*d.spec.PerPromptToken + time.Duration(output)*d.spec.PerOutputToken
 	}
-	return mean + time.Duration(len(q.items)-1)*d.spec.MergedItem
+	return mean + time.Duration(len(q.items)-1)*d.spec.BatchItemTime
 }
 
-// remember counts the task keys of a request that got a slot: every value of both
-// headers, a key that is in both once.
+// remember counts the task keys of a request that got a slot: each value of the two
+// headers, once if it is in both.
 func (d *Device) remember(h http.Header) {
 	keys, ids := h["Idempotency-Key"], h["X-Request-Id"]
 	for _, key := range keys {
@@ -249,8 +252,8 @@ next:
 	}
 }
 
-// pause waits, or returns errClientGone when the client does not.
-func pause(ctx context.Context, t time.Duration) error {
+// wait waits for t, or returns errClientLeft if the client leaves first.
+func wait(ctx context.Context, t time.Duration) error {
 	if t <= 0 {
 		return nil
 	}
@@ -260,15 +263,16 @@ func pause(ctx context.Context, t time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return errClientGone
+		return errClientLeft
 	}
 }
 
-// before plays the faults that end a request before it has a slot.
+// before applies the faults that end a request before it gets a slot; done means
+// that it did.
 func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err error) {
 	switch f.Kind {
 	case Fail, RateLimit, Reset:
-		if err := pause(r.Context(), f.After); err != nil {
+		if err := wait(r.Context(), f.After); err != nil {
 			return true, err
 		}
 	}
@@ -281,7 +285,7 @@ func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err e
 		return true, &apiError{status: 429, kind: "requests", code: "rate_limit_exceeded", message: "Rate limit reached. Please try again later."}
 	case Hang:
 		<-r.Context().Done()
-		return true, errClientGone
+		return true, errClientLeft
 	case Reset:
 		reset(w)
 		return true, errBroken
@@ -289,17 +293,17 @@ func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err e
 	return false, nil
 }
 
-// after plays the faults that spoil an answer; it says whether it answered.
+// after applies the faults that spoil an answer, and reports whether it answered.
 func (f *armed) after(w http.ResponseWriter, answer []byte) bool {
 	switch f.Kind {
 	case BadJSON:
 		write(w, http.StatusOK, jsonType, append(append([]byte(nil), answer[:len(answer)/2]...), "<html>"...))
 		return true
 	case Truncate:
-		// net/http closes the connection when less is written than announced.
+		// net/http closes the connection if less is written than Content-Length says.
 		w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
 		w.Header()["Content-Type"] = jsonType
-		_, _ = w.Write(answer[:len(answer)/2]) // the client may be gone; nothing else to do
+		_, _ = w.Write(answer[:len(answer)/2]) // fails if the client has left: no matter
 		return true
 	}
 	return false
@@ -309,16 +313,17 @@ func (f *armed) after(w http.ResponseWriter, answer []byte) bool {
 func reset(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		panic(http.ErrAbortHandler) // not over HTTP/1: close what there is
+		panic(http.ErrAbortHandler) // not HTTP/1.1: just drop the connection
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // without it the close would be an orderly one
+		_ = tcp.SetLinger(0) // close with a reset instead of a FIN
 	}
-	_ = conn.Close() // the client's loss is the purpose
+	_ = conn.Close()
 }
 
-// tell answers what agents and routers ask.
-func (d *Device) tell(w http.ResponseWriter, r *http.Request) {
+// serveStatus answers /health, /metrics and /v1/models, which agents and routers
+// poll.
+func (d *Device) serveStatus(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		writeError(w, &apiError{status: 405, kind: "invalid_request_error", message: "Not allowed to " + r.Method + " on " + r.URL.Path})
@@ -330,12 +335,12 @@ func (d *Device) tell(w http.ResponseWriter, r *http.Request) {
 			if errors.As(err, &api) {
 				writeError(w, api)
 			}
-			if errors.Is(err, errClientGone) {
+			if errors.Is(err, errClientLeft) {
 				hangUp()
 			}
 			return
 		}
-		if fault.Kind == Slow && pause(r.Context(), time.Duration(float64(d.spec.ServiceTime)*fault.Factor)) != nil {
+		if fault.Kind == Slow && wait(r.Context(), time.Duration(float64(d.spec.ServiceTime)*fault.Factor)) != nil {
 			hangUp()
 		}
 	}
@@ -360,10 +365,10 @@ func (d *Device) tell(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, jsonType, append(b, "]}"...))
 }
 
-// metrics writes what vLLM calls these figures.
+// metrics appends the device's figures under the names that vLLM uses.
 func (d *Device) metrics(b []byte) []byte {
 	st := d.Stats()
-	// What is here and neither running nor waiting hangs; it waits for ever.
+	// Requests that hang are neither running nor in the queue: count them as waiting.
 	waiting := max(st.Waiting, st.InFlight-st.Running)
 	for _, m := range []struct {
 		name, kind, help string
@@ -383,16 +388,16 @@ func (d *Device) metrics(b []byte) []byte {
 	return b
 }
 
-// jsonType is shared between answers: header values are only read.
+// jsonType is shared by all answers: nothing modifies header values.
 var jsonType = []string{"application/json"}
 
 func write(w http.ResponseWriter, status int, contentType []string, body []byte) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // TCP connections have deadlines
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // cannot fail on TCP
 	h := w.Header()
 	h["Content-Type"] = contentType
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // fails when the client has gone, and then there is nobody to tell
+	_, _ = w.Write(body) // fails if the client has left: no matter
 }
 
 func writeError(w http.ResponseWriter, e *apiError) {
@@ -417,7 +422,7 @@ func appendQuotedOrNull(b []byte, s string) []byte {
 func appendQuoted(b []byte, s string) []byte {
 	quoted, err := json.Marshal(s)
 	if err != nil {
-		return append(b, `""`...) // a string always marshals
+		return append(b, `""`...) // unreachable: every string marshals
 	}
 	return append(b, quoted...)
 }

@@ -15,10 +15,10 @@ import (
 	"github.com/batchyard/batchyard/internal/fuzzing"
 )
 
-func TestFactorsHaveTheirMoments(t *testing.T) {
+func TestFactorsHaveTheSpecifiedMeanAndCV(t *testing.T) {
 	for _, test := range []struct {
-		spec     Spec
-		cv, give float64
+		spec      Spec
+		cv, delta float64
 	}{
 		{Spec{Distribution: Fixed}, 0, 1e-9},
 		{Spec{Distribution: Exponential, Seed: 7}, 1, 0.03},
@@ -35,21 +35,21 @@ func TestFactorsHaveTheirMoments(t *testing.T) {
 		}
 		mean := sum / n
 		require.InDelta(t, 1, mean, 0.02, "mean of %+v", test.spec)
-		require.InDelta(t, test.cv, math.Sqrt(max(0, squares/n-mean*mean)), max(test.give, 1e-6), "cv of %+v", test.spec)
+		require.InDelta(t, test.cv, math.Sqrt(max(0, squares/n-mean*mean)), max(test.delta, 1e-6), "cv of %+v", test.spec)
 		first := test.spec.factor(42)
 		require.Equal(t, first, test.spec.factor(42))
 	}
 }
 
 func TestServiceTimeAddsUp(t *testing.T) {
-	d := &Device{spec: Spec{ServiceTime: time.Second, EmbedTime: time.Minute, MergedItem: time.Hour, PerPromptToken: time.Microsecond, PerOutputToken: time.Millisecond}}
+	d := &Device{spec: Spec{ServiceTime: time.Second, EmbedTime: time.Minute, BatchItemTime: time.Hour, PerPromptToken: time.Microsecond, PerOutputToken: time.Millisecond}}
 	r := &request{kind: completions, n: 1, maxTokens: 5, items: []item{{tokens: 2}, {tokens: 1}}}
 	require.Equal(t, time.Hour+time.Second+3*time.Microsecond+10*time.Millisecond, d.serviceTime(r))
 	r.kind = embeddings
 	require.Equal(t, time.Hour+time.Minute+3*time.Microsecond, d.serviceTime(r))
 }
 
-func TestMixed12IsTheFleetOfTheExperiments(t *testing.T) {
+func TestMixed12MatchesTheRoutingExperiments(t *testing.T) {
 	slots, rate := 0, 0.0
 	for _, s := range Mixed12() {
 		slots += s.Slots
@@ -60,7 +60,7 @@ func TestMixed12IsTheFleetOfTheExperiments(t *testing.T) {
 	require.InDelta(t, 345.83, rate, 0.01)
 }
 
-func TestSeenForgetsTheOldestOnly(t *testing.T) {
+func TestSeenForgetsOnlyTheOldest(t *testing.T) {
 	s := newSeen(100)
 	for round := range 3 {
 		for i := range 100 {
@@ -77,9 +77,10 @@ func TestSeenForgetsTheOldestOnly(t *testing.T) {
 	newSeen(0).add("x")
 }
 
-// TestSlotsKeepTheirRules lets requests come, finish and go away in any order and
-// compares with a plain list: never more than the limit, in turn, nothing lost.
-func TestSlotsKeepTheirRules(t *testing.T) {
+// TestSlotsAgainstModel lets requests arrive, finish and leave in random order and
+// compares with a plain list: slots are never exceeded, granted in order, and none
+// is lost.
+func TestSlotsAgainstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(*testing.T) {
 			limit, bound := rapid.IntRange(1, 4).Draw(rt, "limit"), rapid.IntRange(0, 5).Draw(rt, "bound")
@@ -89,10 +90,10 @@ func TestSlotsKeepTheirRules(t *testing.T) {
 				got    chan error
 			}
 			var running, waiting []*client
-			settle := func() {
+			checkModel := func() {
 				synctest.Wait()
 				for len(running) < limit && len(waiting) > 0 {
-					require.NoError(rt, <-waiting[0].got, "the first in the queue has the slot")
+					require.NoError(rt, <-waiting[0].got, "the slot goes to the first in the queue")
 					running, waiting = append(running, waiting[0]), waiting[1:]
 				}
 				var st Stats
@@ -129,7 +130,7 @@ func TestSlotsKeepTheirRules(t *testing.T) {
 						waiting = drop(waiting, i)
 					}
 				}
-				settle()
+				checkModel()
 			}
 			for _, c := range waiting {
 				c.cancel()
@@ -142,9 +143,9 @@ func TestSlotsKeepTheirRules(t *testing.T) {
 	})
 }
 
-// TestSlotHandedToOneThatGoes: a client goes, and before its request notices it is
-// handed a slot. The slot must not be lost.
-func TestSlotHandedToOneThatGoes(t *testing.T) {
+// A client leaves, and its request is granted a slot before it notices. The slot
+// must not be lost.
+func TestSlotGrantedToLeavingClientIsPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlots(1, 1)
 		require.NoError(t, s.acquire(t.Context()))
@@ -152,7 +153,7 @@ func TestSlotHandedToOneThatGoes(t *testing.T) {
 		got := make(chan error)
 		go func() { got <- s.acquire(ctx) }()
 		synctest.Wait()
-		s.mu.Lock() // what goes waits for the lock, and finds itself served
+		s.mu.Lock() // the leaving request waits for the lock, and then has been granted the slot
 		cancel()
 		s.free()
 		s.mu.Unlock()
@@ -190,7 +191,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzWalk compares the walk over objects and arrays with encoding/json.
+// FuzzWalk compares eachField and eachElement with encoding/json.
 func FuzzWalk(f *testing.F) {
 	for _, body := range []string{hello, ` {"a" : 1 , "a":[true , {"x":"]"} ] , "\u0062":"\\\"" } `, `[1, [2,3] ,"x",{}, null]`, `{}`, `[]`, `[ ]`} {
 		f.Add([]byte(body))
@@ -210,7 +211,7 @@ func FuzzWalk(f *testing.F) {
 			require.NoError(t, json.Unmarshal(body, &want))
 			got := map[string]json.RawMessage{}
 			eachField(body[i:], func(key, value []byte) bool {
-				// json replaces broken UTF-8 in keys; compare in its words.
+				// encoding/json replaces invalid UTF-8 in keys: do the same before comparing.
 				quoted, err := json.Marshal(string(key))
 				require.NoError(t, err)
 				var name string

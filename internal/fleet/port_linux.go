@@ -6,9 +6,9 @@ import (
 )
 
 // reservePort binds a free loopback port without listening on it. Connections to
-// it are refused, the kernel gives it to nobody who asks for any port, and a
-// listener that names it (Go sets SO_REUSEADDR) may still have it. So a device
-// that is stopped and started again cannot lose its port in between.
+// it are refused, and the kernel won't hand it out as an ephemeral port, but a
+// listener that asks for it by number can still have it (Go sets SO_REUSEADDR). So
+// a device keeps its port between Stop and Start.
 func reservePort() (port int, release func(), err error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -43,7 +43,7 @@ func TestChat(t *testing.T) {
 		return out
 	}
 	one := ask(a, hello)
-	require.Equal(t, one, ask(b, hello), "the answer must not depend on the device")
+	require.Equal(t, one, ask(b, hello), "every device gives the same answer")
 	require.Equal(t, "chat.completion", one.Object)
 	require.Equal(t, "m", one.Model)
 	require.Len(t, one.Choices, 1)
@@ -63,7 +63,7 @@ func TestChat(t *testing.T) {
 	require.EqualValues(t, 2, a.Stats().Succeeded)
 }
 
-func TestCompletionsMerged(t *testing.T) {
+func TestCompletionsBatched(t *testing.T) {
 	f, c := start(t, Spec{ID: "a"})
 	ask := func(prompt string) (out completion) {
 		r := post(t.Context(), c, f.Device("a").URL()+"/v1/completions", `{"model":"m","prompt":`+prompt+`}`)
@@ -71,15 +71,15 @@ func TestCompletionsMerged(t *testing.T) {
 		r.into(t, &out)
 		return out
 	}
-	merged := ask(`["one", "tw\u006f", [1, 2, 3]]`)
-	require.Len(t, merged.Choices, 3)
-	for i, choice := range merged.Choices {
+	batched := ask(`["one", "tw\u006f", [1, 2, 3]]`)
+	require.Len(t, batched.Choices, 3)
+	for i, choice := range batched.Choices {
 		require.Equal(t, i, choice.Index)
 	}
-	// Merged or alone, escaped or not: the same prompt gets the same answer.
-	require.Equal(t, ask(`"one"`).Choices[0].Text, merged.Choices[0].Text)
-	require.Equal(t, ask(`"two"`).Choices[0].Text, merged.Choices[1].Text)
-	require.Len(t, ask(`[1, 2, 3]`).Choices, 1, "token numbers are one prompt")
+	// Batched or not, escaped or not: the same prompt gets the same answer.
+	require.Equal(t, ask(`"one"`).Choices[0].Text, batched.Choices[0].Text)
+	require.Equal(t, ask(`"two"`).Choices[0].Text, batched.Choices[1].Text)
+	require.Len(t, ask(`[1, 2, 3]`).Choices, 1, "an array of token numbers is one prompt")
 	require.EqualValues(t, 6, f.Device("a").Stats().Items)
 }
 
@@ -168,7 +168,7 @@ func TestResponsesAndModerations(t *testing.T) {
 	require.Len(t, out.Results[0].Scores, len(out.Results[0].Categories))
 }
 
-func TestRefusals(t *testing.T) {
+func TestRejectedRequests(t *testing.T) {
 	f, c := start(t, Spec{ID: "a", Models: []string{"m", "é"}, MaxBody: 1 << 10, APIKey: "k"})
 	url := f.Device("a").URL()
 	many := `{"model":"m","input":[` + strings.Repeat(`"",`, 300) + `""],"dimensions":4096}`
@@ -177,22 +177,22 @@ func TestRefusals(t *testing.T) {
 		status     int
 		param      string
 	}{
-		"no JSON":          {"chat/completions", `{"model":`, 400, ""},
-		"no object":        {"chat/completions", `[]`, 400, ""},
+		"invalid JSON":     {"chat/completions", `{"model":`, 400, ""},
+		"not an object":    {"chat/completions", `[]`, 400, ""},
 		"empty":            {"chat/completions", ``, 400, ""},
 		"no model":         {"chat/completions", `{"messages":[{"role":"user"}]}`, 400, "model"},
-		"model no string":  {"chat/completions", `{"model":3}`, 400, "model"},
+		"model a number":   {"chat/completions", `{"model":3}`, 400, "model"},
 		"unknown model":    {"chat/completions", strings.Replace(hello, `"m"`, `"x"`, 1), 404, "model"},
 		"no messages":      {"chat/completions", `{"model":"m"}`, 400, "messages"},
 		"empty messages":   {"chat/completions", `{"model":"m","messages":[]}`, 400, "messages"},
-		"message no role":  {"chat/completions", `{"model":"m","messages":[{"content":"x"}]}`, 400, "messages"},
+		"no role":          {"chat/completions", `{"model":"m","messages":[{"content":"x"}]}`, 400, "messages"},
 		"stream":           {"chat/completions", strings.Replace(hello, `{`, `{"stream":true,`, 1), 400, "stream"},
 		"max_tokens text":  {"chat/completions", strings.Replace(hello, `{`, `{"max_tokens":"9",`, 1), 400, "max_tokens"},
-		"n too many":       {"chat/completions", strings.Replace(hello, `{`, `{"n":129,`, 1), 400, "n"},
-		"too large":        {"chat/completions", strings.Repeat(" ", 1025) + hello, 413, ""},
+		"n too large":      {"chat/completions", strings.Replace(hello, `{`, `{"n":129,`, 1), 400, "n"},
+		"body too large":   {"chat/completions", strings.Repeat(" ", 1025) + hello, 413, ""},
 		"mixed prompt":     {"completions", `{"model":"m","prompt":["a",1]}`, 400, "prompt"},
 		"empty prompt":     {"completions", `{"model":"m","prompt":[]}`, 400, "prompt"},
-		"input no text":    {"embeddings", `{"model":"m","input":{}}`, 400, "input"},
+		"input an object":  {"embeddings", `{"model":"m","input":{}}`, 400, "input"},
 		"unknown encoding": {"embeddings", `{"model":"m","input":"x","encoding_format":"int8"}`, 400, "encoding_format"},
 		"too many cells":   {"embeddings", many, 400, "dimensions"},
 		"unknown path":     {"audio/speech", `{}`, 404, ""},
@@ -227,7 +227,7 @@ func TestRefusals(t *testing.T) {
 	require.Equal(t, st.Requests, st.Succeeded+st.Errors)
 }
 
-func TestTelling(t *testing.T) {
+func TestStatusEndpoints(t *testing.T) {
 	f, c := start(t, Spec{ID: "a", Models: []string{"m", `q"`}})
 	url := f.Device("a").URL()
 	var models struct {

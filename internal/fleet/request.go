@@ -8,7 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// Bounds of a request, as a server in front of a model has them.
+// Limits on a request, like those of a real inference server.
 const (
 	maxModelBytes  = 256
 	maxItems       = 2048
@@ -19,7 +19,7 @@ const (
 	maxAnswers     = 1 << 14 // prompts × choices of one answer
 )
 
-// kind is which endpoint a request came to.
+// kind is the endpoint that a request came to.
 type kind int
 
 const (
@@ -30,17 +30,18 @@ const (
 	moderations
 )
 
-func (k kind) merged() bool { return k == completions || k == embeddings || k == moderations }
+func (k kind) batched() bool { return k == completions || k == embeddings || k == moderations }
 func (k kind) generates() bool {
 	return k == chat || k == completions || k == responses
 }
 
-// request is what a device needs to know of a body. Slices point into the body.
+// request is what a device needs to know about a request body. The slices point
+// into the body.
 type request struct {
 	kind       kind
-	model      []byte // JSON string with its quotes; nil when absent
-	items      []item // one, or as many as prompt or input has
-	maxTokens  int    // 0: not given
+	model      []byte // JSON string with its quotes; nil if absent
+	items      []item // more than one if prompt or input is an array
+	maxTokens  int    // 0 if absent
 	n          int
 	dimensions int
 	base64     bool
@@ -48,11 +49,11 @@ type request struct {
 
 // item is one prompt or input.
 type item struct {
-	hash   uint64 // of the text; the answer follows from it
+	hash   uint64 // of the text; it determines the answer
 	tokens int
 }
 
-// apiError is an error in the form of the OpenAI API.
+// apiError is an error in the format of the OpenAI API.
 type apiError struct {
 	status               int
 	kind                 string
@@ -65,9 +66,8 @@ func invalid(param, format string, args ...any) *apiError {
 	return &apiError{status: 400, kind: "invalid_request_error", param: param, message: fmt.Sprintf(format, args...)}
 }
 
-// parse reads a body. encoding/json says whether it is JSON, which it does without
-// allocating; the walk below may then trust the syntax and picks the few fields
-// that matter.
+// parse reads a body. json.Valid checks the syntax without allocating; after that
+// the walk below can trust it and picks the few fields that matter.
 func (r *request) parse(k kind, body []byte) *apiError {
 	*r = request{kind: k, items: r.items[:0], n: 1}
 	if !json.Valid(body) {
@@ -78,19 +78,19 @@ func (r *request) parse(k kind, body []byte) *apiError {
 		return invalid("", "The body of your request is not a JSON object.")
 	}
 	var prompt []byte
-	var bad *apiError
+	var problem *apiError
 	eachField(body[i:], func(key, value []byte) bool {
-		bad = r.field(string(key), value, &prompt)
-		return bad == nil
+		problem = r.field(string(key), value, &prompt)
+		return problem == nil
 	})
-	if bad != nil {
-		return bad
+	if problem != nil {
+		return problem
 	}
 	return r.check(prompt)
 }
 
-// field takes one field of the body. The prompt is looked at last, when all else
-// is known, because the last of two fields of the same name counts.
+// field reads one field of the body. It only stores the prompt for later, because
+// the last of two fields with the same name wins.
 func (r *request) field(key string, v []byte, prompt *[]byte) *apiError {
 	if string(v) == "null" {
 		return nil
@@ -140,22 +140,22 @@ func (r *request) check(prompt []byte) *apiError {
 	if r.model == nil && r.kind != moderations {
 		return invalid("model", "you must provide a model parameter")
 	}
-	var bad *apiError
+	var problem *apiError
 	switch {
 	case prompt == nil:
-		bad = invalid(r.promptField(), "Missing required parameter: '%s'.", r.promptField())
+		problem = invalid(r.promptField(), "Missing required parameter: '%s'.", r.promptField())
 	case r.kind == chat:
-		bad = r.messages("messages", prompt)
+		problem = r.messages("messages", prompt)
 	case r.kind == responses && prompt[0] == '[':
-		bad = r.messages("input", prompt)
+		problem = r.messages("input", prompt)
 	default:
-		bad = r.texts(prompt)
+		problem = r.texts(prompt)
 	}
-	if bad != nil {
-		return bad
+	if problem != nil {
+		return problem
 	}
 	if r.kind.generates() && len(r.items)*r.n > maxAnswers {
-		return invalid("n", "The answer would be too long: prompts × n is bounded by %d.", maxAnswers)
+		return invalid("n", "The answer would be too long: prompts × n must be at most %d.", maxAnswers)
 	}
 	return nil
 }
@@ -171,19 +171,19 @@ func (r *request) promptField() string {
 	}
 }
 
-// messages takes a conversation: one item, whatever its length.
+// messages reads a conversation, which is one item whatever its length.
 func (r *request) messages(param string, v []byte) *apiError {
-	var bad *apiError
+	var problem *apiError
 	count, tokens := 0, 0
 	if v[0] == '[' {
 		eachElement(v, func(message []byte) bool {
 			count++
 			if message[0] != '{' {
-				bad = invalid(param, "'%s[%d]' is not an object.", param, count-1)
+				problem = invalid(param, "'%s[%d]' is not an object.", param, count-1)
 				return false
 			}
 			role := false
-			tokens += 4 // what a chat template adds around a message
+			tokens += 4 // added by the chat template around each message
 			eachField(message, func(key, value []byte) bool {
 				switch string(key) {
 				case "role":
@@ -194,20 +194,20 @@ func (r *request) messages(param string, v []byte) *apiError {
 				return true
 			})
 			if !role && r.kind == chat {
-				bad = invalid(param, "'%s[%d].role' is missing or not a string.", param, count-1)
+				problem = invalid(param, "'%s[%d].role' is missing or not a string.", param, count-1)
 			}
-			return bad == nil
+			return problem == nil
 		})
 	}
-	if bad == nil && count == 0 {
-		bad = invalid(param, "'%s' must be a non-empty array.", param)
+	if problem == nil && count == 0 {
+		problem = invalid(param, "'%s' must be a non-empty array.", param)
 	}
 	r.items = append(r.items, item{hash: xxhash.Sum64(v), tokens: tokens})
-	return bad
+	return problem
 }
 
-// contentTokens counts a message's content: a string, or parts of which some
-// have text.
+// contentTokens counts the tokens of a message's content: a string, or an array of
+// parts, some of which have text.
 func contentTokens(v []byte) int {
 	switch v[0] {
 	case '"':
@@ -230,9 +230,9 @@ func contentTokens(v []byte) int {
 	return 0
 }
 
-// texts takes a prompt or input: a string, an array of strings, an array of token
-// numbers (one item) or an array of such arrays. Moderations also take content
-// parts, which are objects.
+// texts reads a prompt or input: a string, an array of strings, an array of token
+// numbers (which is one item), or an array of such arrays. Moderations also accept
+// content parts, which are objects.
 func (r *request) texts(v []byte) *apiError {
 	param := r.promptField()
 	if v[0] == '"' {
@@ -242,7 +242,7 @@ func (r *request) texts(v []byte) *apiError {
 	if v[0] != '[' {
 		return invalid(param, "'%s' must be a string or an array.", param)
 	}
-	var bad *apiError
+	var problem *apiError
 	numbers, count := 0, 0
 	eachElement(v, func(e []byte) bool {
 		count++
@@ -257,24 +257,24 @@ func (r *request) texts(v []byte) *apiError {
 			eachElement(e, func(t []byte) bool {
 				n++
 				if t[0] < '0' || t[0] > '9' {
-					bad = invalid(param, "'%s[%d]' is not an array of token numbers.", param, count-1)
+					problem = invalid(param, "'%s[%d]' is not an array of token numbers.", param, count-1)
 				}
-				return bad == nil
+				return problem == nil
 			})
 			r.items = append(r.items, item{hash: xxhash.Sum64(e), tokens: n})
 		case c == '{' && r.kind == moderations:
 			r.items = append(r.items, item{hash: xxhash.Sum64(e), tokens: tokens(len(e))})
 		default:
-			bad = invalid(param, "'%s[%d]' is neither text nor token numbers.", param, count-1)
+			problem = invalid(param, "'%s[%d]' is neither text nor token numbers.", param, count-1)
 		}
-		if bad == nil && len(r.items) > maxItems {
-			bad = invalid(param, "'%s' has more than %d items.", param, maxItems)
+		if problem == nil && len(r.items) > maxItems {
+			problem = invalid(param, "'%s' has more than %d items.", param, maxItems)
 		}
-		return bad == nil
+		return problem == nil
 	})
 	switch {
-	case bad != nil:
-		return bad
+	case problem != nil:
+		return problem
 	case count == 0:
 		return invalid(param, "'%s' must not be empty.", param)
 	case numbers == count:
@@ -287,7 +287,7 @@ func (r *request) texts(v []byte) *apiError {
 	return nil
 }
 
-// textItem hashes the text itself: two clients that escape it differently must
+// textItem hashes the unescaped text, so that clients that escape it differently
 // get the same answer.
 func textItem(v []byte) item {
 	raw := v[1 : len(v)-1]
@@ -303,7 +303,7 @@ func textItem(v []byte) item {
 	return item{hash: xxhash.Sum64(raw), tokens: tokens(len(raw))}
 }
 
-// tokens is a plausible count for so many bytes of text: about four a token.
+// tokens estimates the token count of so many bytes of text: four bytes per token.
 func tokens(bytes int) int { return (bytes + 3) / 4 }
 
 func number(key string, v []byte, into *int, most int) *apiError {

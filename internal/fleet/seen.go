@@ -6,9 +6,9 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// seen counts how often each task key was run. It keeps hashes and not keys, in
-// two generations: when the young one is full it becomes the old one, and the old
-// one is forgotten. At least `limit` of the latest keys are remembered exactly.
+// seen counts how often each task key was run. It stores hashes of the keys in two
+// generations: when the young one is full, it replaces the old one. The latest
+// `limit` keys, at least, are counted exactly.
 type seen struct {
 	limit int
 
@@ -34,7 +34,7 @@ func (s *seen) add(key string) {
 	if len(s.young) >= s.limit {
 		s.old, s.young = s.young, make(map[uint64]uint32)
 	}
-	s.young[h] = s.old[h] + 1 // moves to the young: it was used again
+	s.young[h] = s.old[h] + 1 // a key that is used again moves to the young generation
 	delete(s.old, h)
 }
 

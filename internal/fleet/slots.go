@@ -9,9 +9,9 @@ import (
 
 var errQueueFull = errors.New("the queue for a slot is full")
 
-// slots is the device's working capacity: `limit` requests at a time, first come
-// first served. A freed slot is handed to the longest waiting request under the
-// lock, so nobody overtakes.
+// slots is the capacity of a device: `limit` requests at a time, first come first
+// served. A freed slot is handed to the longest-waiting request while the lock is
+// held, so no request can overtake.
 type slots struct {
 	limit, bound int
 	epoch        time.Time
@@ -21,7 +21,7 @@ type slots struct {
 	waiting    int
 	maxRunning int
 	head, tail *waiter
-	busy       time.Duration // slot time spent until `since`
+	busy       time.Duration // slot time used until `since`
 	since      time.Duration
 }
 
@@ -35,9 +35,9 @@ func newSlots(limit, bound int) *slots {
 	return &slots{limit: limit, bound: bound, epoch: time.Now()}
 }
 
-// acquire takes a slot, waiting for one in turn. It returns errQueueFull at once
-// when too many wait already, and the context's error when the client went away;
-// then it holds neither slot nor place.
+// acquire takes a slot, waiting in the queue for one. It returns errQueueFull
+// immediately if the queue is full, and the context's error if the client leaves;
+// then it holds neither a slot nor a place in the queue.
 func (s *slots) acquire(ctx context.Context) error {
 	s.mu.Lock()
 	if s.running < s.limit {
@@ -71,7 +71,7 @@ func (s *slots) acquire(ctx context.Context) error {
 	if w.queued {
 		s.unlink(w)
 	} else {
-		// The slot was handed over while the client went: pass it on.
+		// The slot was granted just as the client left: pass it on.
 		s.free()
 	}
 	return ctx.Err()
@@ -83,12 +83,13 @@ func (s *slots) release() {
 	s.mu.Unlock()
 }
 
-// free hands the slot to the first in the queue, or gives it back. Called locked.
+// free hands the slot to the first request in the queue, if any. The caller holds
+// mu.
 func (s *slots) free() {
 	if w := s.head; w != nil {
 		s.unlink(w)
 		close(w.granted)
-		return // the slot stays busy, only its user changes
+		return // the slot stays busy, with a new request
 	}
 	s.account()
 	s.running--
@@ -109,7 +110,7 @@ func (s *slots) unlink(w *waiter) {
 	s.waiting--
 }
 
-// account adds the slot time since the last change. Called locked.
+// account adds the slot time since the last change. The caller holds mu.
 func (s *slots) account() {
 	now := time.Since(s.epoch)
 	s.busy += time.Duration(s.running) * (now - s.since)

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// Distributions of the service time around its mean.
+// The distributions of the service time around its mean.
 const (
 	Fixed       = "fixed"
 	Exponential = "exponential"
 	Lognormal   = "lognormal"
 )
 
-// Defaults of the Spec fields that may be left zero.
+// Defaults of Spec fields that are zero.
 const (
 	DefaultQueue      = 1024
 	DefaultSeenKeys   = 1 << 16
@@ -23,46 +23,46 @@ const (
 	DefaultCV         = 2.0
 )
 
-// AnyModel in Spec.Models makes a device serve whatever model it is asked for.
+// AnyModel in Spec.Models makes a device serve every model.
 const AnyModel = "*"
 
-// Spec says what one simulated device is. The zero value of every field but ID
-// is usable: one slot, any model, answers at once.
+// Spec describes a simulated device. Every field except ID may be zero, which means
+// one slot, any model, immediate answers.
 type Spec struct {
-	ID     string   // name of the device
-	Models []string // models it serves; none or AnyModel: whatever is asked
-	Tags   []string // capability tags, for whoever registers the device
-	Slots  int      // requests worked on at the same time; 0 means 1
+	ID     string   // device id
+	Models []string // models it serves; empty means AnyModel
+	Tags   []string // capability tags, for the code that registers the device
+	Slots  int      // requests that run at the same time; 0 means 1
 
-	// The mean time of a request in its slot is the sum of what applies:
-	// ServiceTime (or EmbedTime for embeddings and moderations when it is not
-	// zero), the tokens, and MergedItem for every item of a merged request after
-	// the first. A sum of zero answers at once, without a timer.
+	// The mean time of a request in its slot is a sum: ServiceTime (for embeddings
+	// and moderations, EmbedTime if it is not zero), plus the time for each token,
+	// plus BatchItemTime for each item of a batched request after the first. If the
+	// sum is zero, the answer is immediate.
 	ServiceTime    time.Duration
 	EmbedTime      time.Duration
 	PerPromptToken time.Duration
 	PerOutputToken time.Duration
-	MergedItem     time.Duration
+	BatchItemTime  time.Duration
 
-	Distribution string  // of the service time: Fixed (also ""), Exponential or Lognormal
+	Distribution string  // of the service time: Fixed (or ""), Exponential or Lognormal
 	CV           float64 // coefficient of variation for Lognormal; 0 means DefaultCV
-	Seed         uint64  // the n-th request's factor is a function of Seed and n
+	Seed         uint64  // determines, with n, the service time of the n-th request
 
 	Queue      int    // requests that may wait for a slot; 0 means DefaultQueue, negative none
 	SeenKeys   int    // task keys remembered for Seen; 0 means DefaultSeenKeys, negative none
-	MaxBody    int64  // bytes of a request body; 0 means DefaultMaxBody
-	Dimensions int    // of an embedding when the request names none; 0 means DefaultDimensions
-	APIKey     string // when set, requests need "Authorization: Bearer <key>"
+	MaxBody    int64  // maximum bytes of a request body; 0 means DefaultMaxBody
+	Dimensions int    // of an embedding, if the request doesn't say; 0 means DefaultDimensions
+	APIKey     string // if set, requests need "Authorization: Bearer <key>"
 }
 
-// withDefaults checks the spec and fills what was left zero.
+// withDefaults validates the spec and fills in the defaults.
 func (s Spec) withDefaults() (Spec, error) {
 	if s.ID == "" {
-		return s, fmt.Errorf("simulated device: it has no id")
+		return s, fmt.Errorf("simulated device: missing id")
 	}
 	for name, d := range map[string]time.Duration{
 		"ServiceTime": s.ServiceTime, "EmbedTime": s.EmbedTime, "PerPromptToken": s.PerPromptToken,
-		"PerOutputToken": s.PerOutputToken, "MergedItem": s.MergedItem,
+		"PerOutputToken": s.PerOutputToken, "BatchItemTime": s.BatchItemTime,
 	} {
 		if d < 0 {
 			return s, fmt.Errorf("simulated device %s: %s is negative (%s)", s.ID, name, d)
@@ -72,7 +72,7 @@ func (s Spec) withDefaults() (Spec, error) {
 		return s, fmt.Errorf("simulated device %s: slots, CV and dimensions must not be negative, dimensions at most %d", s.ID, maxDimensions)
 	}
 	if !slices.Contains([]string{"", Fixed, Exponential, Lognormal}, s.Distribution) {
-		return s, fmt.Errorf("simulated device %s: unknown distribution %q; it is one of %s, %s, %s", s.ID, s.Distribution, Fixed, Exponential, Lognormal)
+		return s, fmt.Errorf("simulated device %s: unknown distribution %q: use %s, %s or %s", s.ID, s.Distribution, Fixed, Exponential, Lognormal)
 	}
 	s.Models = slices.Clone(s.Models)
 	if len(s.Models) == 0 {
@@ -94,11 +94,12 @@ func orDefault[T int | int64 | float64](v, def T) T {
 	return v
 }
 
-// maxFactor caps one draw, so that an unlucky one does not stop a test for minutes.
+// maxFactor caps a single draw, so that an unlucky one cannot block a test for
+// minutes.
 const maxFactor = 50
 
-// factor is what the n-th request's mean service time is multiplied with. It has
-// mean 1 (but for the cap) and depends on the seed and n only.
+// factor is the multiplier of the n-th request's mean service time. Its mean is 1
+// (apart from the cap), and it depends only on the seed and n.
 func (s *Spec) factor(n uint64) float64 {
 	if s.Distribution == "" || s.Distribution == Fixed {
 		return 1
@@ -113,7 +114,7 @@ func (s *Spec) factor(n uint64) float64 {
 	return min(math.Exp(normal*math.Sqrt(variance)-variance/2), maxFactor)
 }
 
-// mix is the finaliser of splitmix64: a cheap bijection whose outputs look random.
+// mix is the finalizer of splitmix64: a cheap bijection whose outputs look random.
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -124,29 +125,29 @@ func mix(x uint64) uint64 {
 // unit maps 64 random bits to (0, 1].
 func unit(x uint64) float64 { return (float64(x>>11) + 1) / (1 << 53) }
 
-// Default is the fleet that `batchyard run` uses when no device is named: six
-// unequal devices that serve any model, fast enough to show a job through in
-// seconds and unequal enough to show that routing matters.
+// Default is the fleet that `batchyard run` uses if no devices are configured: six
+// devices that serve any model, fast enough to finish a demo job in seconds and
+// different enough for routing to matter.
 func Default() []Spec {
 	return []Spec{
 		{ID: "sim-gpu-1", Models: []string{AnyModel}, Tags: []string{"gpu", "chat", "embeddings"}, Slots: 8,
-			ServiceTime: 20 * time.Millisecond, EmbedTime: 4 * time.Millisecond, MergedItem: 200 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 1},
+			ServiceTime: 20 * time.Millisecond, EmbedTime: 4 * time.Millisecond, BatchItemTime: 200 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 1},
 		{ID: "sim-gpu-2", Models: []string{AnyModel}, Tags: []string{"gpu", "chat", "embeddings"}, Slots: 8,
-			ServiceTime: 25 * time.Millisecond, EmbedTime: 5 * time.Millisecond, MergedItem: 250 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 2},
+			ServiceTime: 25 * time.Millisecond, EmbedTime: 5 * time.Millisecond, BatchItemTime: 250 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 2},
 		{ID: "sim-gpu-3", Models: []string{AnyModel}, Tags: []string{"gpu", "chat"}, Slots: 4,
-			ServiceTime: 40 * time.Millisecond, EmbedTime: 10 * time.Millisecond, MergedItem: 500 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 3},
+			ServiceTime: 40 * time.Millisecond, EmbedTime: 10 * time.Millisecond, BatchItemTime: 500 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 3},
 		{ID: "sim-gpu-4", Models: []string{AnyModel}, Tags: []string{"gpu", "chat"}, Slots: 4,
-			ServiceTime: 60 * time.Millisecond, EmbedTime: 15 * time.Millisecond, MergedItem: time.Millisecond, Distribution: Lognormal, CV: 0.5, Seed: 4},
+			ServiceTime: 60 * time.Millisecond, EmbedTime: 15 * time.Millisecond, BatchItemTime: time.Millisecond, Distribution: Lognormal, CV: 0.5, Seed: 4},
 		{ID: "sim-embed-1", Models: []string{AnyModel}, Tags: []string{"cpu", "embeddings"}, Slots: 4,
-			ServiceTime: 120 * time.Millisecond, EmbedTime: 3 * time.Millisecond, MergedItem: 100 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 5},
+			ServiceTime: 120 * time.Millisecond, EmbedTime: 3 * time.Millisecond, BatchItemTime: 100 * time.Microsecond, Distribution: Lognormal, CV: 0.5, Seed: 5},
 		{ID: "sim-cpu-1", Models: []string{AnyModel}, Tags: []string{"cpu", "chat"}, Slots: 2,
-			ServiceTime: 200 * time.Millisecond, EmbedTime: 30 * time.Millisecond, MergedItem: 5 * time.Millisecond, Distribution: Lognormal, CV: 0.5, Seed: 6},
+			ServiceTime: 200 * time.Millisecond, EmbedTime: 30 * time.Millisecond, BatchItemTime: 5 * time.Millisecond, Distribution: Lognormal, CV: 0.5, Seed: 6},
 	}
 }
 
-// Mixed12 is the fleet of the routing experiments: 2 devices of 4 slots at 40 ms,
-// 3 of 2 at 60 ms, 4 of 1 at 120 ms and 3 of 1 at 240 ms, exponential, 345.8
-// requests a second in all.
+// Mixed12 is the fleet of the routing experiments: 2 devices with 4 slots at 40 ms,
+// 3 with 2 at 60 ms, 4 with 1 at 120 ms and 3 with 1 at 240 ms. Service times are
+// exponential, and the total capacity is 345.8 requests per second.
 func Mixed12() []Spec {
 	var specs []Spec
 	for _, class := range []struct {

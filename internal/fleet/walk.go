@@ -2,12 +2,12 @@ package fleet
 
 import "encoding/json"
 
-// The functions of this file walk over JSON that json.Valid has accepted; on
-// anything else they may stop early but stay inside the slice. They neither
-// recurse nor allocate (but for keys with escapes), whatever the nesting.
+// The functions in this file walk JSON that json.Valid has accepted. On anything
+// else they may stop early but stay inside the slice. Whatever the nesting, they
+// don't recurse, and they only allocate for keys with escapes.
 
-// eachField calls f with every key (without quotes) and value of the object that
-// v begins with, until f returns false.
+// eachField calls f for each key (unquoted) and value of the object at the start
+// of v, until f returns false.
 func eachField(v []byte, f func(key, value []byte) bool) {
 	i := space(v, 1)
 	for i < len(v) && v[i] == '"' {
@@ -29,8 +29,8 @@ func eachField(v []byte, f func(key, value []byte) bool) {
 	}
 }
 
-// eachElement calls f with every element of the array that v begins with, until
-// f returns false.
+// eachElement calls f for each element of the array at the start of v, until f
+// returns false.
 func eachElement(v []byte, f func(element []byte) bool) {
 	i := space(v, 1)
 	for i < len(v) && v[i] != ']' {
@@ -45,7 +45,7 @@ func eachElement(v []byte, f func(element []byte) bool) {
 	}
 }
 
-// skip returns where the value that begins at i ends.
+// skip returns the end of the value that starts at i.
 func skip(v []byte, i int) int {
 	switch v[i] {
 	case '"':
@@ -98,7 +98,7 @@ func space(v []byte, i int) int {
 	return i
 }
 
-// unquote gives the text of a JSON string, without a copy when it has no escapes.
+// unquote returns the text of a JSON string. It only copies if there are escapes.
 func unquote(v []byte) []byte {
 	for i := range v {
 		if v[i] == '\\' {

@@ -1,5 +1,5 @@
-// Package fuzzing holds what fuzz targets share: the bound on the memory that
-// reading outside bytes may take.
+// Package fuzzing limits, for fuzz targets, how much memory a decoder of untrusted
+// bytes may allocate.
 package fuzzing
 
 import (
@@ -8,46 +8,47 @@ import (
 	"testing"
 )
 
-// Slack is what a decoder may allocate whatever the size of its input.
+// Slack is how many bytes a decoder may allocate regardless of the input's size.
 const Slack = 1 << 20
 
-// Factor is how many bytes a decoder may allocate for each byte of its input.
+// Factor is how many bytes a decoder may allocate per byte of input.
 const Factor = 4
 
-// tries is how often a decoder is measured before it is blamed: what runs beside
-// it allocates, too.
+// tries is how many measurements must exceed the limit before the test fails. One
+// is not enough, because concurrent code allocates as well.
 const tries = 5
 
-// Bound runs decode, which reads input bytes that anybody may have sent, and
-// fails the test when it allocates more than Factor times as much, and Slack. It
-// may be run several times and must do the same each time.
+// Bound runs decode, which decodes untrusted input of the given size in bytes. It
+// fails the test if decode allocates more than Factor*input + Slack bytes. decode
+// may be called several times and must do the same each time.
 func Bound(t testing.TB, input int, decode func()) {
 	t.Helper()
 	limit := uint64(Factor*input + Slack) //nolint:gosec // a length
-	// Cheap, and some kilobytes off; a hundred times as fast as stopping the world.
-	before := roughly()
+	// The runtime metric is off by some kilobytes but a hundred times faster than
+	// ReadMemStats, which stops the world.
+	before := allocatedRoughly()
 	decode()
-	if roughly()-before < limit/2 {
+	if allocatedRoughly()-before < limit/2 {
 		return
 	}
 	least := ^uint64(0)
 	for range tries {
-		before := exactly()
+		before := allocated()
 		decode()
-		if least = min(least, exactly()-before); least <= limit {
+		if least = min(least, allocated()-before); least <= limit {
 			return
 		}
 	}
-	t.Fatalf("reading %d bytes allocated %d, and %d are allowed", input, least, limit)
+	t.Fatalf("decoding %d bytes allocated %d bytes: the limit is %d", input, least, limit)
 }
 
-func roughly() uint64 {
+func allocatedRoughly() uint64 {
 	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(s)
 	return s[0].Value.Uint64()
 }
 
-func exactly() uint64 {
+func allocated() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestNotificationsComeThroughLostConnectionsAndSilence(t *testing.T) {
+func TestNotificationsArriveDespiteLostConnectionsAndSilence(t *testing.T) {
 	t.Parallel()
 	pool, err := pgxpool.New(t.Context(), testenv.Get(t).Database(t))
 	require.NoError(t, err)
@@ -44,7 +44,7 @@ func TestNotificationsComeThroughLostConnectionsAndSilence(t *testing.T) {
 					return
 				}
 			case <-end:
-				t.Fatalf("%v does not come", want)
+				t.Fatalf("%v did not arrive", want)
 			}
 		}
 	}
@@ -55,7 +55,7 @@ func TestNotificationsComeThroughLostConnectionsAndSilence(t *testing.T) {
 	next(heard{"", true}) // after a silence
 	_, err = pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'LISTEN%' OR query = '-- ping'")
 	require.NoError(t, err)
-	for range 3 { // silences of the old connection may come first
+	for range 3 { // the old connection may have been quiet first
 		next(heard{"", true})
 	}
 	_, err = pool.Exec(t.Context(), "SELECT pg_notify('Odd name', 'two')")

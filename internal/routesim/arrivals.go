@@ -14,45 +14,46 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Arrival is a task as the world makes it.
+// Arrival is the arrival of one task.
 type Arrival struct {
-	At   time.Duration // since the beginning
-	Work float64       // in mean tasks; nobody knows it before the task ends
+	At   time.Duration // since the start of the run
+	Work float64       // in mean tasks; unknown to routers until the task ends
 }
 
-// Stream is a sequence of alike tasks. Begin starts it anew for a seed; the
-// function it returns gives one task after the other, ok is false after the last.
+// Stream is a sequence of similar tasks. Begin starts it for a seed and returns a
+// function that returns one arrival per call; ok is false after the last.
 type Stream struct {
 	Name     string
-	Model    string        // empty: Model
-	Priority task.Priority // empty: normal
+	Model    string        // empty means Model
+	Priority task.Priority // empty means normal
 	Level    int
 	Tenant   string
-	Attempts int           // a task may have; 0: as configured
-	Deadline time.Duration // from its arrival; 0: none
+	Attempts int           // maximum attempts; 0 means as configured
+	Deadline time.Duration // from the arrival; 0 means none
 	Begin    func(seed uint64) func() (Arrival, bool)
 }
 
-// Work draws the work of a task: the mean is 1.
+// Work draws the work of a task. Its mean is 1.
 type Work func(rng *rand.Rand) float64
 
-// Exponential work.
+// Exponential draws exponentially distributed work.
 func Exponential(rng *rand.Rand) float64 { return rng.ExpFloat64() }
 
-// lognormalCV is the standard deviation over the mean of [Lognormal] work.
+// lognormalCV is the coefficient of variation of [Lognormal] work.
 const lognormalCV = 2
 
-// Lognormal work: many short tasks and few very long ones.
+// Lognormal draws lognormally distributed work: many short tasks and a few very
+// long ones.
 func Lognormal(rng *rand.Rand) float64 {
 	s2 := math.Log(1 + lognormalCV*lognormalCV)
 	return math.Exp(-s2/2 + math.Sqrt(s2)*rng.NormFloat64())
 }
 
-// Deterministic work, for tests.
+// Deterministic always returns 1, for tests.
 func Deterministic(*rand.Rand) float64 { return 1 }
 
-// Streams of random numbers of a run: what is drawn for one purpose moves nothing
-// of another, so that all policies get the same tasks.
+// The sources of random numbers of a run. Drawing for one purpose doesn't affect
+// the others, so all policies get the same tasks.
 const (
 	rngArrivals = 0x9e3779b97f4a7c15 + iota
 	rngWork
@@ -67,7 +68,7 @@ func newRNG(seed, purpose uint64) *rand.Rand {
 	return rand.New(rand.NewPCG(seed*0x2545f4914f6cdd1d+1, purpose))
 }
 
-// Poisson is tasks at a rate a second from one time to another.
+// Poisson returns a stream of Poisson arrivals, rate per second, between from and to.
 func Poisson(rate float64, work Work, from, to time.Duration) func(seed uint64) func() (Arrival, bool) {
 	return func(seed uint64) func() (Arrival, bool) {
 		gaps, works := newRNG(seed, rngArrivals), newRNG(seed, rngWork)
@@ -82,7 +83,7 @@ func Poisson(rate float64, work Work, from, to time.Duration) func(seed uint64) 
 	}
 }
 
-// Burst is n tasks at one moment.
+// Burst returns a stream of n tasks that all arrive at the same time.
 func Burst(n int, work Work, at time.Duration) func(seed uint64) func() (Arrival, bool) {
 	return func(seed uint64) func() (Arrival, bool) {
 		works, left := newRNG(seed, rngWork), n
@@ -98,14 +99,14 @@ func Burst(n int, work Work, at time.Duration) func(seed uint64) func() (Arrival
 // Trace is a recorded sequence of requests.
 type Trace struct {
 	gaps []float64 // seconds from one request to the next
-	work []float64 // in mean tasks, by generated tokens
-	rate float64   // requests a second
+	work []float64 // in mean tasks, proportional to generated tokens
+	rate float64   // requests per second
 }
 
-// maxTrace bounds the requests of a trace.
+// maxTrace is the maximum number of requests in a trace.
 const maxTrace = 10_000_000
 
-// traceTime is how the trace of Azure writes times.
+// traceTime is the time format of the Azure LLM inference traces.
 const traceTime = "2006-01-02 15:04:05.9999999"
 
 // ReadTrace reads a trace with the columns TIMESTAMP, ContextTokens and
@@ -128,10 +129,10 @@ func parseTrace(r io.Reader) (*Trace, error) {
 	c.ReuseRecord = true
 	head, err := c.Read()
 	if err != nil {
-		return nil, fmt.Errorf("reading its head: %w", err)
+		return nil, fmt.Errorf("reading the header: %w", err)
 	}
 	if len(head) != 3 || head[0] != "TIMESTAMP" || head[1] != "ContextTokens" || head[2] != "GeneratedTokens" {
-		return nil, errors.New("its columns are not TIMESTAMP,ContextTokens,GeneratedTokens")
+		return nil, errors.New("unexpected columns: use TIMESTAMP,ContextTokens,GeneratedTokens")
 	}
 	var t Trace
 	var first, last time.Time
@@ -150,13 +151,13 @@ func parseTrace(r io.Reader) (*Trace, error) {
 		}
 		tokens, err := strconv.Atoi(row[2])
 		if err != nil || tokens < 0 {
-			return nil, fmt.Errorf("line %d: %q is no number of tokens", len(t.work)+2, row[2])
+			return nil, fmt.Errorf("line %d: invalid number of tokens %q", len(t.work)+2, row[2])
 		}
 		switch {
 		case len(t.work) == 0:
 			first = at
 		case at.Before(last):
-			return nil, fmt.Errorf("line %d is older than the one before", len(t.work)+2)
+			return nil, fmt.Errorf("line %d: earlier than the previous line: sort the trace by time", len(t.work)+2)
 		default:
 			t.gaps = append(t.gaps, at.Sub(last).Seconds())
 		}
@@ -164,11 +165,11 @@ func parseTrace(r io.Reader) (*Trace, error) {
 		w := float64(max(1, tokens))
 		t.work = append(t.work, w)
 		if sum += w; len(t.work) > maxTrace {
-			return nil, fmt.Errorf("it has more than %d requests; cut it", maxTrace)
+			return nil, fmt.Errorf("more than %d requests: shorten the trace", maxTrace)
 		}
 	}
 	if len(t.gaps) == 0 || !last.After(first) {
-		return nil, errors.New("it has no two requests at different times")
+		return nil, errors.New("at least two requests at different times are needed")
 	}
 	for i := range t.work {
 		t.work[i] *= float64(len(t.work)) / sum
@@ -177,9 +178,10 @@ func parseTrace(r io.Reader) (*Trace, error) {
 	return &t, nil
 }
 
-// Arrivals is the trace's requests with its times scaled to a rate a second. Each
-// seed begins at another request; after the last comes the first. work nil means
-// the trace's own.
+// Arrivals returns a stream of the trace's requests, with the gaps scaled to the
+// given rate per second. Each seed starts at a different request, and the trace
+// repeats from the beginning after its last. If work is nil, the work is that of
+// the trace.
 func (t *Trace) Arrivals(rate float64, work Work, from, to time.Duration) func(seed uint64) func() (Arrival, bool) {
 	return func(seed uint64) func() (Arrival, bool) {
 		works := newRNG(seed, rngWork)
@@ -201,5 +203,5 @@ func (t *Trace) Arrivals(rate float64, work Work, from, to time.Duration) func(s
 	}
 }
 
-// Works is the trace's work without its times.
+// Works draws the work of a random request of the trace.
 func (t *Trace) Works(rng *rand.Rand) float64 { return t.work[rng.IntN(len(t.work))] }

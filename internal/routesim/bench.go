@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Arm is one line of the experiment's table: what is compared with the others.
+// Arm is one combination of settings in an experiment: one line of its table.
 type Arm struct {
 	Policy   string
 	Binding  string // auto, late, early
@@ -20,7 +20,7 @@ type Arm struct {
 	Work     string // exponential, lognormal, trace
 	Load     float64
 	Routers  int
-	Hop      time.Duration
+	Hop      time.Duration // dispatch latency
 	Fleet    string
 }
 
@@ -28,38 +28,38 @@ type Arm struct {
 type Plan struct {
 	Arms     []Arm
 	Seeds    int
-	First    uint64 // the first seed; the others follow
+	First    uint64 // the first seed; the others follow it
 	Warmup   time.Duration
 	Duration time.Duration
-	Tasks    int // instead of Duration: so many tasks a run, on average; 0: Duration says
+	Tasks    int // average number of tasks per run, instead of Duration; 0 means use Duration
 	Learned  bool
 	Trace    *Trace
-	Parallel int // runs at a time; 0: as many as there are processors
+	Parallel int // concurrent runs; 0 means GOMAXPROCS
 }
 
-// Result is what came of an arm.
+// Result is the result of an arm.
 type Result struct {
 	Arm
 	Seeds   int
 	Outcome Outcome
-	Bound   float64 // seconds; +Inf when the fleet cannot keep up
-	Exact   bool    // the bound is one: Poisson arrivals, exponential work
+	Bound   float64 // lower bound of the mean response, in seconds; +Inf if the fleet cannot keep up
+	Exact   bool    // Bound is a true bound: Poisson arrivals and exponential work
 }
 
-// ArrivalNames and WorkNames list what an arm may have.
+// ArrivalNames and WorkNames list the valid values of Arm.Arrivals and Arm.Work.
 var (
 	ArrivalNames = []string{"poisson", "trace"}
 	WorkNames    = []string{"exponential", "lognormal", "trace"}
 )
 
-// Setup is the run of an arm with a seed.
+// Setup returns the setup of one run: an arm with a seed.
 func (p *Plan) Setup(a Arm, seed uint64) (Setup, error) {
 	f, err := NamedFleet(a.Fleet)
 	if err != nil {
 		return Setup{}, err
 	}
 	if !(a.Load > 0) || a.Load > 10 {
-		return Setup{}, fmt.Errorf("a load of %g is out of range; use a share of the fleet's capacity, up to 10", a.Load)
+		return Setup{}, fmt.Errorf("load %g is out of range: use a fraction of the fleet's capacity, up to 10", a.Load)
 	}
 	rate := a.Load * f.Capacity()
 	d := p.Duration
@@ -78,7 +78,7 @@ func (p *Plan) Setup(a Arm, seed uint64) (Setup, error) {
 
 func (p *Plan) arrivals(a Arm, rate float64, to time.Duration) (func(uint64) func() (Arrival, bool), error) {
 	if p.Trace == nil && (a.Arrivals == "trace" || a.Work == "trace") {
-		return nil, errors.New("arrivals or work of a trace need the trace; name its file with --trace")
+		return nil, errors.New("trace arrivals and trace work need a trace: name its file with --trace")
 	}
 	var work Work
 	switch a.Work {
@@ -88,7 +88,7 @@ func (p *Plan) arrivals(a Arm, rate float64, to time.Duration) (func(uint64) fun
 		work = Lognormal
 	case "trace":
 	default:
-		return nil, fmt.Errorf("%q is no work; use %s", a.Work, strings.Join(WorkNames, ", "))
+		return nil, fmt.Errorf("unknown work %q: use %s", a.Work, strings.Join(WorkNames, ", "))
 	}
 	switch a.Arrivals {
 	case "trace":
@@ -99,15 +99,15 @@ func (p *Plan) arrivals(a Arm, rate float64, to time.Duration) (func(uint64) fun
 		}
 		return Poisson(rate, work, 0, to), nil
 	}
-	return nil, fmt.Errorf("%q are no arrivals; use %s", a.Arrivals, strings.Join(ArrivalNames, ", "))
+	return nil, fmt.Errorf("unknown arrivals %q: use %s", a.Arrivals, strings.Join(ArrivalNames, ", "))
 }
 
-// Run makes all runs, seed by seed through all arms, and gives the results in
-// order of the arms. told, if any, is called as runs end; by one goroutine at a
-// time.
-func (p *Plan) Run(ctx context.Context, told func(done, all int)) ([]Result, error) {
+// Run performs all runs, one seed after the other through all arms, and returns
+// the results in the order of the arms. progress, which may be nil, is called as
+// runs end, never concurrently.
+func (p *Plan) Run(ctx context.Context, progress func(done, all int)) ([]Result, error) {
 	if p.Seeds < 1 || len(p.Arms) == 0 {
-		return nil, errors.New("an experiment needs a seed and an arm")
+		return nil, errors.New("an experiment needs at least one seed and one arm")
 	}
 	results := make([]Result, len(p.Arms))
 	for i, a := range p.Arms {
@@ -121,13 +121,13 @@ func (p *Plan) Run(ctx context.Context, told func(done, all int)) ([]Result, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	m := &merger{p: p, results: results, early: map[int]*Outcome{}, told: told}
+	m := &merger{p: p, results: results, early: map[int]*Outcome{}, progress: progress}
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range p.workers() {
 		wg.Go(func() {
 			for k := range next {
-				o, err := p.one(ctx, k)
+				o, err := p.runOne(ctx, k)
 				if err != nil {
 					cancel(err)
 					return
@@ -159,8 +159,9 @@ func (p *Plan) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// one makes the k-th run: the seeds in turn, each through all arms.
-func (p *Plan) one(ctx context.Context, k int) (*Outcome, error) {
+// runOne performs the k-th run: all arms with the first seed, then all arms with
+// the next.
+func (p *Plan) runOne(ctx context.Context, k int) (*Outcome, error) {
 	setup, err := p.Setup(p.Arms[k%len(p.Arms)], p.First+uint64(k/len(p.Arms)))
 	if err != nil {
 		return nil, err
@@ -168,15 +169,15 @@ func (p *Plan) one(ctx context.Context, k int) (*Outcome, error) {
 	return Run(ctx, setup)
 }
 
-// merger puts outcomes together in the order of their seeds, whichever run ends
-// first: sums of floating point numbers depend on it.
+// merger merges outcomes in the order of their seeds, regardless of which run ends
+// first, because floating-point sums depend on the order.
 type merger struct {
-	mu      sync.Mutex
-	p       *Plan
-	results []Result
-	early   map[int]*Outcome
-	done    int
-	told    func(done, all int)
+	mu       sync.Mutex
+	p        *Plan
+	results  []Result
+	early    map[int]*Outcome // by run; waiting for the run of an earlier seed
+	done     int
+	progress func(done, all int)
 }
 
 func (m *merger) add(k int, o *Outcome) {
@@ -195,12 +196,12 @@ func (m *merger) add(k int, o *Outcome) {
 		r.Outcome.Merge(o)
 	}
 	m.done++
-	if m.told != nil {
-		m.told(m.done, arms*m.p.Seeds)
+	if m.progress != nil {
+		m.progress(m.done, arms*m.p.Seeds)
 	}
 }
 
-// Limit is what a response must keep to, for [Plan.MaxRate].
+// Limit is a limit on a quantile of the response time, for [Plan.MaxRate].
 type Limit struct {
 	Quantile float64
 	Within   time.Duration
@@ -208,11 +209,11 @@ type Limit struct {
 
 func (l Limit) String() string { return fmt.Sprintf("p%g ≤ %s", l.Quantile*100, l.Within) }
 
-// maxRateStep is how exactly the highest load is found.
+// maxRateStep is the precision of MaxRate's load.
 const maxRateStep = 0.002
 
-// MaxRate finds the highest load at which an arm keeps to the limit, by bisection,
-// and gives the result at that load. The arm's own load is not looked at.
+// MaxRate finds, by bisection, the highest load at which an arm stays within the
+// limit, and returns the result at that load. It ignores the arm's own load.
 func (p *Plan) MaxRate(ctx context.Context, a Arm, l Limit) (Result, error) {
 	low, high := 0.0, 1.5
 	var best Result
@@ -231,12 +232,12 @@ func (p *Plan) MaxRate(ctx context.Context, a Arm, l Limit) (Result, error) {
 		}
 	}
 	if low == 0 {
-		return Result{}, fmt.Errorf("%s keeps to %s at no load", a.Policy, l)
+		return Result{}, fmt.Errorf("%s exceeds %s at every load", a.Policy, l)
 	}
 	return best, nil
 }
 
-// Spread is the standard error of the mean response over the seeds, in seconds.
+// Spread returns the standard error of the mean response over the seeds, in seconds.
 func (r *Result) Spread() float64 {
 	n := float64(len(r.Outcome.Means))
 	if n < 2 {
@@ -253,18 +254,27 @@ func (r *Result) Spread() float64 {
 	return math.Sqrt(sum / (n - 1) / n)
 }
 
-// Cross makes an arm of every combination, loads and settings outside and
-// policies inside, so that what is compared stands together.
-func Cross(fleets, arrivals, works []string, loads []float64, routers []int, hops []time.Duration, bindings, policies []string) []Arm {
+// Grid is the values that the settings of an experiment take.
+type Grid struct {
+	Fleets, Arrivals, Works []string
+	Hops                    []time.Duration
+	Routers                 []int
+	Loads                   []float64
+	Bindings, Policies      []string
+}
+
+// Arms returns an arm for every combination. Policies vary fastest, so that the
+// arms to compare are next to each other.
+func (g Grid) Arms() []Arm {
 	var arms []Arm
-	for _, f := range fleets {
-		for _, ar := range arrivals {
-			for _, w := range works {
-				for _, h := range hops {
-					for _, n := range routers {
-						for _, l := range loads {
-							for _, b := range bindings {
-								for _, p := range policies {
+	for _, f := range g.Fleets {
+		for _, ar := range g.Arrivals {
+			for _, w := range g.Works {
+				for _, h := range g.Hops {
+					for _, n := range g.Routers {
+						for _, l := range g.Loads {
+							for _, b := range g.Bindings {
+								for _, p := range g.Policies {
 									arms = append(arms, Arm{p, b, ar, w, l, n, h, f})
 								}
 							}

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkRun says how many tasks are simulated a second.
+// BenchmarkRun measures how many tasks are simulated per second.
 func BenchmarkRun(b *testing.B) {
 	for _, c := range []struct {
 		policy string

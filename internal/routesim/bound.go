@@ -5,17 +5,17 @@ import (
 	"slices"
 )
 
-// LowerBound is the mean response in seconds below which nobody gets: one queue
-// for all, every task on the fastest free slot, moved without cost to a faster
-// one as soon as that is free, no hop, everything known. The number of tasks is
-// then a birth–death chain: with n of them in the system the n fastest slots
-// work,
+// LowerBound returns the lowest mean response, in seconds, that any router can
+// achieve. It assumes a single queue in which every task runs on the fastest free
+// slot, moves to a faster slot at no cost as soon as one is free, and has no
+// dispatch latency. The number of tasks is then a birth–death chain. With n tasks
+// in the system, the n fastest slots are busy,
 //
 //	p(n) = p(n-1) × rate ÷ (µ(1) + … + µ(min(n, slots)))
 //
-// and the mean response is E[n] ÷ rate (Little). It is exact for exponential work
-// and Poisson arrivals; for other work or arrivals it is the same formula, a
-// yardstick and no bound. It is +Inf where the fleet cannot keep up.
+// and the mean response is E[n] ÷ rate (Little's law). This is a bound for
+// exponential work and Poisson arrivals. For others it is the same formula, useful
+// as a yardstick only. It is +Inf if the fleet cannot keep up.
 func LowerBound(f Fleet, rate float64) float64 {
 	if rate <= 0 || rate >= f.Capacity() {
 		return math.Inf(1)

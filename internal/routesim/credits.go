@@ -6,15 +6,16 @@ import (
 	"github.com/batchyard/batchyard/device"
 )
 
-// account is the account of credits that [device.Credits] keeps in Redis, in
-// memory and in virtual time. A test drives both with the same calls and compares.
+// account is an in-memory model, in virtual time, of the credits that
+// [device.Credits] keeps in Redis. A test drives both with the same calls and
+// compares them.
 type account struct {
-	ttl    int64 // ms a lease lives without being renewed
+	ttl    int64 // ms until a lease expires unless it is renewed
 	used   map[string]int
 	leases map[string]*lease
 	asks   map[string]asked
 	expiry leaseEnds
-	gone   int64 // ms after which Redis has forgotten everything: nobody used it for long
+	gone   int64 // ms, the time at which the keys in Redis expire unless they are used
 	calls  uint64
 }
 
@@ -24,62 +25,62 @@ type lease struct {
 	n       int
 	until   int64
 	granted int
-	spent   int // assignments that were made with it: the simulation's own books
+	spent   int // assignments made with it, for the simulation's checks
 }
 
-// asked is who waits for a pool.
+// asked is the router whose tasks wait for a pool.
 type asked struct {
 	until   int64
 	band, n int
 	who     string
 }
 
-// askLife is how long an ask counts that is not renewed, in ms, as in
+// askLife is how long an ask counts unless it is renewed, in ms, as in
 // [device.Credits].
 const askLife = 1000
 
-// maxReap bounds the leases that one call takes back.
+// maxReap limits how many expired leases one call reclaims.
 const maxReap = 200
 
 func newAccount(ttlMS int64) *account {
 	return &account{ttl: ttlMS, used: map[string]int{}, leases: map[string]*lease{}, asks: map[string]asked{}}
 }
 
-// reap takes back what has run out, a bounded number of leases, and returns the
-// pools that got room.
+// reap reclaims the credits of up to maxReap expired leases and returns the pools
+// that have room as a result.
 func (a *account) reap(now int64) (freed []string) {
 	if a.gone > 0 && now >= a.gone {
 		clear(a.used)
 		clear(a.leases)
 		a.expiry = leaseEnds{}
 	}
-	back := map[string]int(nil)
+	reclaimed := map[string]int(nil)
 	for n := 0; n < maxReap; {
 		e, ok := a.expiry.due(now)
 		if !ok {
 			break
 		}
 		l := a.leases[e.id]
-		if l == nil || l.until != e.until { // given back, or renewed since
+		if l == nil || l.until != e.until { // released or renewed since
 			continue
 		}
 		n++
 		delete(a.leases, e.id)
-		if back == nil {
-			back = map[string]int{}
+		if reclaimed == nil {
+			reclaimed = map[string]int{}
 		}
-		if _, ok := back[l.pool]; !ok {
+		if _, ok := reclaimed[l.pool]; !ok {
 			freed = append(freed, l.pool)
 		}
-		back[l.pool] += l.n
+		reclaimed[l.pool] += l.n
 	}
 	for _, p := range freed {
-		a.take(p, -back[p])
+		a.take(p, -reclaimed[p])
 	}
 	return freed
 }
 
-// take changes the credits in use of a pool; one without any is not kept.
+// take adds n to a pool's credits in use, and drops a pool that has none.
 func (a *account) take(pool string, n int) {
 	if left := a.used[pool] + n; left > 0 {
 		a.used[pool] = left
@@ -94,7 +95,7 @@ func (a *account) hold(l *lease, now int64) {
 	a.expiry.push(leaseEnd{l.until, l.id})
 }
 
-// ask notes for which pools tasks wait at the holder.
+// ask records the pools that the holder's tasks are waiting for.
 func (a *account) ask(now int64, holder string, asks []device.Ask) {
 	for _, k := range asks {
 		old, ok := a.asked(now, k.Pool)
@@ -114,8 +115,8 @@ func (a *account) asked(now int64, pool string) (asked, bool) {
 	return k, ok && k.until >= now
 }
 
-// acquire takes credits in one step, in order of the wants, which name no pool
-// twice.
+// acquire takes credits in a single step, in the order of the wants, which must not
+// name a pool twice.
 func (a *account) acquire(now int64, holder string, wants []device.Want, asks []device.Ask) (grants []device.Grant, freed []string) {
 	freed = a.reap(now)
 	a.ask(now, holder, asks)
@@ -139,8 +140,9 @@ func (a *account) acquire(now int64, holder string, wants []device.Want, asks []
 	return grants, freed
 }
 
-// share is how many of a pool's free credits a want gets: the highest band first,
-// and the last of them not at all when somebody else asks for a higher band.
+// share returns how many of a pool's free credits a want gets: the highest priority
+// first. The last of them are held back if another router asks for a higher
+// priority.
 func (a *account) share(now int64, holder string, w *device.Want, room int) (got int, held bool) {
 	of := w.Of
 	if of == [3]int{} {
@@ -159,8 +161,8 @@ func (a *account) share(now int64, holder string, w *device.Want, room int) (got
 	return got, held
 }
 
-// release gives back n credits of a lease. room tells the pool that got room, or
-// nothing when the lease is not there any more.
+// release returns n credits of a lease. freed are the pools that have room as a
+// result; the lease's own pool is not among them if the lease has expired.
 func (a *account) release(now int64, id string, n int) (freed []string) {
 	freed = a.reap(now)
 	l := a.leases[id]
@@ -175,7 +177,7 @@ func (a *account) release(now int64, id string, n int) (freed []string) {
 	return append(freed, l.pool)
 }
 
-// renew keeps leases; lost counts those that are not there any more.
+// renew extends leases; lost counts those that have expired.
 func (a *account) renew(now int64, ids []string) (lost int, freed []string) {
 	freed = a.reap(now)
 	for _, id := range ids {
@@ -188,14 +190,14 @@ func (a *account) renew(now int64, ids []string) (lost int, freed []string) {
 	return lost, freed
 }
 
-// leaseEnd is when a lease runs out, unless it was renewed since.
+// leaseEnd is the time at which a lease expires, unless it has been renewed since.
 type leaseEnd struct {
 	until int64
 	id    string
 }
 
-// leaseEnds is in order of time, and of the name within a moment, as Redis' sorted
-// sets are. All leases live equally long, so what comes belongs near the end.
+// leaseEnds is sorted by time and then by id, like a sorted set in Redis. All leases
+// have the same lifetime, so a new entry belongs near the end.
 type leaseEnds struct {
 	es   []leaseEnd
 	head int
@@ -212,7 +214,7 @@ func (q *leaseEnds) push(e leaseEnd) {
 	}
 }
 
-// due takes the first out when it has run out by now.
+// due removes and returns the first entry, if it has expired by now.
 func (q *leaseEnds) due(now int64) (leaseEnd, bool) {
 	if q.head == len(q.es) || q.es[q.head].until > now {
 		return leaseEnd{}, false

@@ -14,10 +14,9 @@ import (
 	"github.com/batchyard/batchyard/device"
 )
 
-// The account in memory and the one in Redis are driven with the same calls and
-// must not differ in any answer: what the simulation says of credits is what
-// Redis would do.
-func TestAccountIsWhatRedisDoes(t *testing.T) {
+// The model and the real credits in Redis are driven with the requireEqualUse calls and must
+// give the requireEqualUse answers.
+func TestAccountMatchesRedis(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})
@@ -36,12 +35,12 @@ func TestAccountIsWhatRedisDoes(t *testing.T) {
 			n                 int
 		}
 		var leases []held
-		pass := func(d time.Duration) {
+		advance := func(d time.Duration) {
 			now = now.Add(d)
 			server.SetTime(now)
 			server.FastForward(d)
 		}
-		same := func() {
+		requireEqualUse := func() {
 			used, err := real.Used(t.Context(), pools)
 			require.NoError(rt, err)
 			model.renew(now.UnixMilli(), nil)
@@ -82,7 +81,7 @@ func TestAccountIsWhatRedisDoes(t *testing.T) {
 					g.Lease, m.Lease = "", ""
 					require.Equal(rt, g, m, "want %d of %v by %s with %v", i, wants, who, asks)
 				}
-				same()
+				requireEqualUse()
 			},
 			"release": func(rt *rapid.T) {
 				if len(leases) == 0 {
@@ -96,7 +95,7 @@ func TestAccountIsWhatRedisDoes(t *testing.T) {
 				if rapid.Bool().Draw(rt, "forget") {
 					leases = slices.Delete(leases, i, i+1)
 				}
-				same()
+				requireEqualUse()
 			},
 			"renew": func(rt *rapid.T) {
 				var refs []device.LeaseRef
@@ -113,21 +112,21 @@ func TestAccountIsWhatRedisDoes(t *testing.T) {
 				lost, err := real.Renew(t.Context(), refs)
 				require.NoError(rt, err)
 				mine, _ := model.renew(now.UnixMilli(), ids)
-				require.Equal(rt, lost, mine, "leases that are gone")
-				same()
+				require.Equal(rt, lost, mine, "expired leases")
+				requireEqualUse()
 			},
 			"wait": func(rt *rapid.T) {
-				// About how long asks and leases live, to the millisecond.
-				pass(time.Duration(rapid.SampledFrom([]int{0, 1, 250, 499, 500, 501, 999, 1000, 1001, 1999, 2000, 2001}).Draw(rt, "ms")) * time.Millisecond)
+				// Around the lifetimes of asks and leases, to the millisecond.
+				advance(time.Duration(rapid.SampledFrom([]int{0, 1, 250, 499, 500, 501, 999, 1000, 1001, 1999, 2000, 2001}).Draw(rt, "ms")) * time.Millisecond)
 			},
-			"wait longer": func(rt *rapid.T) { pass(time.Duration(rapid.IntRange(1, 50).Draw(rt, "s")) * time.Second) },
+			"wait longer": func(rt *rapid.T) { advance(time.Duration(rapid.IntRange(1, 50).Draw(rt, "s")) * time.Second) },
 		})
-		same()
+		requireEqualUse()
 	})
 }
 
-// Redis takes back 200 leases a call, the first to run out first.
-func TestAccountTakesBackInOrder(t *testing.T) {
+// Redis reclaims at most 200 leases per call, in the order in which they expired.
+func TestAccountReclaimsInOrder(t *testing.T) {
 	t.Parallel()
 	a := newAccount(1000)
 	var wants []device.Want
@@ -146,8 +145,8 @@ func TestAccountTakesBackInOrder(t *testing.T) {
 	require.Empty(t, a.leases)
 }
 
-// Asks and leases end at the same millisecond in both.
-func TestAccountForgetsWhenRedisDoes(t *testing.T) {
+// Asks and leases expire at the requireEqualUse millisecond in both.
+func TestAccountExpiresLikeRedis(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})

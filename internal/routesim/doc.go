@@ -5,46 +5,50 @@
 //
 // # What is modelled
 //
-//	stream of tasks ──▶ a router's log ──Add──▶ Core ──Acquire──▶ account of credits
-//	     (virtual Kafka: what a full               │                   ▲
-//	      window leaves outside)                   │ Assigned          │ given back at the
-//	                                               ▼ one hop later     │ end of the request
+//	stream of tasks ──▶ a router's log ──Add──▶ Core ──Acquire──▶ credits
+//	     (virtual Kafka: tasks beyond              │                   ▲
+//	      a full window stay here)                 │ Assigned          │ returned when the
+//	                                               ▼ (latency)         │ request ends
 //	 virtual Redis ◀──heartbeats, rates──  device: FIFO queue ──▶ slots
 //	    │      what the routers see                    │ a request takes work × the
-//	    └──Fleet, every Refresh──▶ Core                │ device's time for a task
+//	    └──Fleet, every Refresh──▶ Core                │ device's service time
 //	                                                   ▼
-//	                       success, or workers.Decide: again here, or back to the log
+//	                 success, or workers.Decide: retry here, or back to the log
 //
-// A hop is the one way from a decision to the start of its request at the device
-// (two logs and the workers). A credit is given back in Redis the moment its
-// request ends; that there is room reaches the routers a quarter of a hop later
-// (one message in Redis and one question). A task that goes back to its topic is
-// read again half a hop later (one log instead of two). The response of a task is
-// the time from its arrival in the log to the end of its request at the device.
+// The dispatch latency is the time from a decision to the start of the request on
+// the device (two logs and the workers). A credit is returned to Redis when its
+// request ends; the routers notice the room a quarter of the dispatch latency later
+// (a Redis message and a query). A requeued task is read again half the dispatch
+// latency later (one log instead of two). The response time of a task runs from its
+// arrival in the log to the end of its request on the device.
 //
 // Tasks are dealt to the routers at random, one by one; every router has a
 // Decider of its own, and all share the account. Within a moment of virtual time nobody
 // is always first: who hears of room first is drawn.
 //
-// Not modelled: hops of different lengths, merged requests, 429s, devices that fall
-// silent, and the workers' evening out of what waits at devices, which helps
-// policies that bind early.
+// Not modelled: varying dispatch latency, batched requests, 429s, devices that stop
+// sending heartbeats, and workers rebalancing the queues of devices, which helps
+// early-binding policies.
 //
-// # What is known to whom
+// # Who knows what
 //
-// A Core is given what the virtual Redis holds at that time and nothing else:
-// heartbeats when they were sent (every 5 s a device, at a phase of its own),
-// learned rates and healths when the workers reported them, credits in use. The
-// work of a task is known to the device alone, when it ends it.
+// A Core only sees what the virtual Redis holds at that time: heartbeats (one per
+// device every 5 s, at different phases), the rates and health that the workers
+// last reported, and the credits in use. Only the device knows the work of a task,
+// when the task ends.
 //
-// # What is checked in every run
+// # What every run checks
 //
-// Conservation: a task ends exactly once, and all do. Causality: time goes
-// forward, nothing starts before one hop has passed. No device runs more than its
-// slots. Credits never exceed the limit that was named, and each assignment holds
-// one. Work conservation, where the policy promises it. Nothing is told before it
-// was known. A run that breaks one of them is an error, not a figure.
+//   - Conservation: every task ends, exactly once.
+//   - Causality: time moves forward, and no request starts before the dispatch
+//     latency has passed.
+//   - Slots: no device runs more requests than it has slots.
+//   - Credits: they stay within the limit, and every assignment holds one.
+//   - Work conservation, if the policy promises it.
+//   - Knowledge: nothing is used before it could be known.
 //
-// A run is a function of its setup and seed alone: the same setup gives the same
-// decisions, and all policies are given the same tasks at the same times.
+// A run that violates any of these is an error, and its figures are not reported.
+//
+// A run depends only on its setup and seed. The same setup gives the same
+// decisions, and all policies get the same tasks at the same times.
 package routesim

@@ -1,6 +1,7 @@
 package routesim
 
 import (
+	"cmp"
 	"os"
 	"testing"
 	"time"
@@ -10,30 +11,43 @@ import (
 	"github.com/batchyard/batchyard/router/policy"
 )
 
-// What the default policy has to reach. The figures are of whole experiments with
-// fixed seeds, so that a test is as exact every time; `batchyard bench route` makes
-// the same experiments at full length.
+// These tests check the figures that the default policy must reach. The experiments
+// have fixed seeds, so they give the same figures every time; `batchyard bench
+// route` runs the same experiments at full length.
 
-// fewer is how many seeds of so many are run: all with CI_LONG=1, else the first. A
-// seed is a run that is the same every time, so the limits below hold for either;
-// more of them cost minutes and say how much chance there is in the figures.
-func fewer(seeds int) int {
-	if raced || os.Getenv("CI_LONG") == "" {
+// seedCount is how many of the given number of seeds to run: all with CI_LONG=1,
+// otherwise the first only. Runs with a fixed seed are reproducible, so the limits
+// below hold either way. More seeds take minutes and show how much the figures vary
+// by chance.
+func seedCount(seeds int) int {
+	if raceEnabled || os.Getenv("CI_LONG") == "" {
 		return 1
 	}
 	return seeds
 }
 
-// experiment runs arms on mixed12 and returns the results by policy.
-func experiment(t *testing.T, work string, load float64, routers, seeds int, d time.Duration, policies ...string) map[string]*Result {
+// trial is an experiment on mixed12, with a single load and number of routers.
+type trial struct {
+	work     string // empty means exponential
+	load     float64
+	routers  int // 0 means 1
+	seeds    int
+	duration time.Duration
+}
+
+// run compares policies and returns the results by policy.
+func (c trial) run(t *testing.T, policies ...string) map[string]*Result {
 	t.Helper()
+	work, routers := cmp.Or(c.work, "exponential"), cmp.Or(c.routers, 1)
 	p := Plan{
-		Arms: Cross([]string{"mixed12"}, []string{"poisson"}, []string{work}, []float64{load}, []int{routers},
-			[]time.Duration{2 * time.Millisecond}, []string{"auto"}, policies),
-		Seeds: fewer(seeds), First: 1, Warmup: 20 * time.Second, Duration: d,
+		Arms: Grid{
+			Fleets: []string{"mixed12"}, Arrivals: []string{"poisson"}, Works: []string{work}, Loads: []float64{c.load}, Routers: []int{routers},
+			Hops: []time.Duration{2 * time.Millisecond}, Bindings: []string{"auto"}, Policies: policies,
+		}.Arms(),
+		Seeds: seedCount(c.seeds), First: 1, Warmup: 20 * time.Second, Duration: c.duration,
 	}
-	if raced {
-		p.Warmup, p.Duration = 10*time.Second, d/2
+	if raceEnabled {
+		p.Warmup, p.Duration = 10*time.Second, c.duration/2
 	}
 	rs, err := p.Run(t.Context(), nil)
 	require.NoError(t, err)
@@ -41,17 +55,17 @@ func experiment(t *testing.T, work string, load float64, routers, seeds int, d t
 	for i := range rs {
 		r := &rs[i]
 		by[r.Policy] = r
-		t.Logf("%s work, load %.2f, %d routers: %-20s mean %7.1f ms (%.2f × bound), p99 %7.1f ms, utilisation %.1f %%", work, load, routers, r.Policy,
+		t.Logf("%s work, load %.2f, %d routers: %-20s mean %7.1f ms (%.2f × bound), p99 %7.1f ms, utilisation %.1f %%", work, c.load, routers, r.Policy,
 			1e3*r.Outcome.Mean(), r.Outcome.Mean()/r.Bound, 1e3*r.Outcome.Quantile(0.99), 100*r.Outcome.Utilisation())
 	}
 	return by
 }
 
-// The mean and the tail at 85 %.
-func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
+// Mean and tail at 85 % load.
+func TestNearLowerBoundWithBestTail(t *testing.T) {
 	t.Parallel()
 	for _, work := range []string{"exponential", "lognormal"} {
-		by := experiment(t, work, 0.85, 1, 4, 60*time.Second, standard, "prequal", "power_of_two", "weighted_round_robin")
+		by := trial{work: work, load: 0.85, seeds: 4, duration: 60 * time.Second}.run(t, standard, "prequal", "power_of_two", "weighted_round_robin")
 		ours := by[standard]
 		if work == "exponential" {
 			require.LessOrEqual(t, ours.Outcome.Mean(), 1.30*ours.Bound)
@@ -63,14 +77,14 @@ func TestNearTheLowerBoundAndBeforeTheOthers(t *testing.T) {
 }
 
 // Low and high load.
-func TestAsGoodAsTheBestOfAll(t *testing.T) {
+func TestMeanCloseToTheBestPolicy(t *testing.T) {
 	t.Parallel()
 	policies := policy.Names()
-	if raced {
+	if raceEnabled {
 		policies = []string{standard, "fifo", "least_connections", "prequal", "power_of_two"}
 	}
 	for _, load := range []float64{0.5, 0.95} {
-		by := experiment(t, "exponential", load, 1, 2, 60*time.Second, policies...)
+		by := trial{load: load, seeds: 2, duration: 60 * time.Second}.run(t, policies...)
 		for name, r := range by {
 			require.LessOrEqual(t, by[standard].Outcome.Mean(), 1.05*r.Outcome.Mean(), "load %.2f: mean of %s", load, name)
 		}
@@ -79,16 +93,16 @@ func TestAsGoodAsTheBestOfAll(t *testing.T) {
 
 func TestFourRoutersAreNearlyAsGoodAsOne(t *testing.T) {
 	t.Parallel()
-	one := experiment(t, "exponential", 0.85, 1, 4, 60*time.Second, standard)[standard]
-	four := experiment(t, "exponential", 0.85, 4, 4, 60*time.Second, standard)[standard]
+	one := trial{load: 0.85, seeds: 4, duration: 60 * time.Second}.run(t, standard)[standard]
+	four := trial{load: 0.85, routers: 4, seeds: 4, duration: 60 * time.Second}.run(t, standard)[standard]
 	require.LessOrEqual(t, four.Outcome.Mean(), 1.15*one.Outcome.Mean())
 }
 
-// Each at its own highest rate with p99 ≤ 1 s.
-func TestMoreThanRoundRobin(t *testing.T) {
+// Each policy at its own highest rate with p99 ≤ 1 s.
+func TestOutperformsRoundRobin(t *testing.T) {
 	t.Parallel()
 	p := Plan{Seeds: 2, First: 1, Warmup: 20 * time.Second, Duration: 60 * time.Second}
-	if raced {
+	if raceEnabled {
 		p.Seeds, p.Duration = 1, 15*time.Second
 	}
 	limit := Limit{0.99, time.Second}
@@ -98,20 +112,20 @@ func TestMoreThanRoundRobin(t *testing.T) {
 	arm.Policy = standard
 	ours, err := p.MaxRate(t.Context(), arm, limit)
 	require.NoError(t, err)
-	there := experiment(t, "exponential", theirs.Load, 1, 2, 90*time.Second, standard)[standard]
-	t.Logf("round_robin keeps p99 ≤ 1 s up to %.1f tasks/s, utilisation %.1f %%; %s up to %.1f, %.1f %%: %.2f times as much; mean at the former's rate: %.2f",
+	there := trial{load: theirs.Load, seeds: 2, duration: 90 * time.Second}.run(t, standard)[standard]
+	t.Logf("round_robin keeps p99 ≤ 1 s up to %.1f tasks/s, utilisation %.1f %%; %s up to %.1f, %.1f %%: %.2f times as much; mean at round_robin's highest rate: %.2f times",
 		theirs.Load*theirs.Outcome.Capacity, 100*theirs.Outcome.Utilisation(), standard, ours.Load*ours.Outcome.Capacity, 100*ours.Outcome.Utilisation(),
 		ours.Load/theirs.Load, there.Outcome.Mean()/theirs.Outcome.Mean())
 	require.GreaterOrEqual(t, ours.Outcome.Goodput(), 2.29*theirs.Outcome.Goodput(), "throughput")
 	require.GreaterOrEqual(t, ours.Outcome.Utilisation(), 0.92)
-	require.LessOrEqual(t, there.Outcome.Mean(), 0.37*theirs.Outcome.Mean(), "mean at round robin's own highest rate")
+	require.LessOrEqual(t, there.Outcome.Mean(), 0.37*theirs.Outcome.Mean(), "mean at round robin's highest rate")
 }
 
-// More than the fleet can do.
-func TestOverloadIsUsedWell(t *testing.T) {
+// More load than the fleet can handle.
+func TestOverloadKeepsFleetBusy(t *testing.T) {
 	t.Parallel()
 	for _, routers := range []int{1, 4} {
-		r := experiment(t, "exponential", 1.2, routers, 1, 40*time.Second, standard)[standard]
+		r := trial{load: 1.2, routers: routers, seeds: 1, duration: 40 * time.Second}.run(t, standard)[standard]
 		require.GreaterOrEqual(t, r.Outcome.Utilisation(), 0.97)
 		require.Zero(t, r.Outcome.Failures)
 	}

@@ -1,38 +1,38 @@
 package routesim
 
-// kind says what happens in an event.
+// kind is what happens in an event.
 type kind uint8
 
 const (
-	evArrive  kind = iota // a task comes
-	evReach               // a task reaches its device
-	evEnd                 // a request ends
-	evAgain               // a task is to be tried on its device once more
-	evAsk                 // the routers ask what is in use of pool i, which got room
-	evNews                // they hear it: gen
-	evLog                 // a task is in its router's log again
-	evUnpark              // a parked task's time has come
-	evWake                // router i wants to be called
-	evFleet               // router i reads Redis
-	evBeat                // device i sends a heartbeat
-	evReport              // the workers report what they learned
-	evRenew               // the leases that are held are renewed
-	evFault               // device i changes its ways
-	evMeasure             // the warm-up is over, or the measured time
+	evArrive    kind = iota // a task arrives
+	evReach                 // a task reaches its device
+	evEnd                   // a request ends
+	evRetryHere             // a task is retried on the same device
+	evAsk                   // the routers query the credits in use of pool i, which has room
+	evFreed                 // the routers learn the answer: gen
+	evLog                   // a task is back in its router's log
+	evUnpark                // a parked task is due
+	evWake                  // the timer of router i fires
+	evFleet                 // router i reads Redis
+	evHeartbeat             // device i sends a heartbeat
+	evReport                // the workers report what they have learned
+	evRenew                 // the leases in use are renewed
+	evFault                 // fault i sets in
+	evMeasure               // the measured time starts or ends
 )
 
-// event is something that happens at a moment of virtual time.
+// event is something that happens at a point in virtual time.
 type event struct {
-	at   int64  // ns since the beginning
-	seq  uint64 // events of one moment happen in the order in which they were made
+	at   int64  // ns since the start
+	seq  uint64 // orders the events of the same time by creation
 	job  *job
-	gen  uint32 // of the job's attempt, or of the router's timer: an older one counts no more
+	gen  uint32 // of the job's request or the router's timer; outdated events are ignored
 	i    int32
 	kind kind
 }
 
-// heap4 is a heap of four branches: it is flatter than a binary one, and events
-// are small enough to be compared where they lie.
+// heap4 is a 4-ary heap of events: flatter than a binary heap, and events are small
+// enough to be stored inline.
 type heap4 struct {
 	es  []event
 	seq uint64
@@ -87,7 +87,7 @@ func (h *heap4) pop() event {
 	return top
 }
 
-// fifo is a queue that reuses its room.
+// fifo is a queue that reuses its memory.
 type fifo struct {
 	js   []*job
 	head int
@@ -99,7 +99,7 @@ func (q *fifo) push(j *job) { q.js = append(q.js, j) }
 
 func (q *fifo) first() *job { return q.js[q.head] }
 
-// pushFront puts a task before the others.
+// pushFront adds a task at the front.
 func (q *fifo) pushFront(j *job) {
 	if q.head > 0 {
 		q.head--

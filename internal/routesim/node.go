@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// node is one router: the real decisions, its part of the log, its timer.
+// node is one router: the real routing code, its share of the log, and its timer.
 type node struct {
 	s       *sim
 	i       int32
@@ -25,7 +25,7 @@ type node struct {
 	open    int       // credits taken and not given to a task yet
 }
 
-// backlog is what of a topic is outside the window.
+// backlog is the part of a topic that is outside the window.
 type backlog struct {
 	source string
 	q      fifo
@@ -33,14 +33,14 @@ type backlog struct {
 
 func (s *sim) addRouters() error {
 	for i := range s.setup.Routers {
-		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machs))}
+		n := &node{s: s, i: int32(i), name: "r" + string(rune('0'+i%10)), wakeAt: -1, view: make([]int, len(s.machines))}
 		decider, err := router.NewDecider(s.rc, s.setup.Seed*64+uint64(i), n)
 		if err != nil {
 			return err
 		}
 		n.decider = decider
 		s.nodes = append(s.nodes, n)
-		// All begin with one look at Redis; later each looks at a phase of its own.
+		// All routers read Redis at the start, and then each at its own phase.
 		s.after(0, event{kind: evWake, i: n.i})
 		s.after(1+s.random.phases.Int64N(int64(s.rc.RefreshInterval)), event{kind: evFleet, i: n.i})
 	}
@@ -50,7 +50,8 @@ func (s *sim) addRouters() error {
 	return nil
 }
 
-// enterLog lets a task be read by its router, now or when its window has room.
+// enterLog appends a task to its router's log. The router reads it as soon as its
+// window has room.
 func (s *sim) enterLog(j *job) {
 	n := s.nodes[j.router]
 	j.where = inLog
@@ -68,15 +69,15 @@ func (n *node) backlogOf(source string) *backlog {
 	return &n.logs[len(n.logs)-1]
 }
 
-// work lets the router read what it has room for and do what it can, and again
-// while it has got room.
+// work lets the router read tasks and make decisions until its window is full or
+// its log is empty.
 func (n *node) work() {
 	s := n.s
 	for s.bad == nil {
 		n.read()
 		wait := n.decider.Step(s.time())
 		if n.open != 0 {
-			s.fail("credits: router %s took %d that it gave to no task", n.name, n.open)
+			s.fail("credits: router %s acquired %d that it did not use", n.name, n.open)
 		}
 		if !n.more() {
 			n.wake(wait)
@@ -113,7 +114,7 @@ func (n *node) read() {
 	}
 }
 
-// more says that tasks are outside and there is room for them.
+// more reports whether the log has tasks and the window has room for them.
 func (n *node) more() bool {
 	for i := range n.logs {
 		if l := &n.logs[i]; l.q.len() > 0 && !n.decider.Full(l.source) {
@@ -123,8 +124,8 @@ func (n *node) more() bool {
 	return false
 }
 
-// wake sets the timer. One that rings too early is set again, which is cheaper
-// than an event for every change.
+// wake sets the timer. An earlier timer is left alone and rearmed when it fires,
+// which is cheaper than an event for every change.
 func (n *node) wake(wait time.Duration) {
 	at := n.s.now + int64(max(wait, time.Microsecond))
 	if n.wakeAt > n.s.now && n.wakeAt <= at {
@@ -135,12 +136,12 @@ func (n *node) wake(wait time.Duration) {
 	n.s.events.push(event{at: at, kind: evWake, i: n.i, gen: n.gen})
 }
 
-// readFleet shows the router what Redis holds now.
+// readFleet gives the router the current content of the virtual Redis.
 func (n *node) readFleet() {
 	s := n.s
 	now := s.time()
-	used := make(map[string]int, len(s.machs))
-	for i, m := range s.machs {
+	used := make(map[string]int, len(s.machines))
+	for i, m := range s.machines {
 		used[m.pool] = s.acct.used[m.pool]
 		n.view[i] = used[m.pool]
 	}
@@ -166,11 +167,11 @@ func (n *node) readFleet() {
 	}
 }
 
-// hear tells the routers what is in use of a pool that got room. Who hears it
-// first is drawn.
+// hear tells the routers the credits in use of a pool that has room. The order of
+// the routers is random.
 func (s *sim) hear(i int32, used int) {
 	clear(s.told)
-	s.told[s.machs[i].pool] = used
+	s.told[s.machines[i].pool] = used
 	first := 0
 	if len(s.nodes) > 1 {
 		first = s.random.order.IntN(len(s.nodes))
@@ -183,20 +184,20 @@ func (s *sim) hear(i int32, used int) {
 	}
 }
 
-// Acquire takes credits of the account that all routers share.
+// Acquire takes credits from the account that all routers share.
 func (n *node) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant, error) {
 	s := n.s
 	grants, freed := s.acct.acquire(s.now/int64(time.Millisecond), n.name, wants, asks)
 	for i, g := range grants {
 		if g.N > 0 && g.Used > wants[i].Limit {
-			s.fail("credits: %d of %s are in use and %d is the limit", g.Used, g.Pool, wants[i].Limit)
+			s.fail("credits: %d of %s are in use, but the limit is %d", g.Used, g.Pool, wants[i].Limit)
 		}
 		n.open += g.N
 		if d, ok := s.byPool[g.Pool]; ok {
-			n.view[d] = max(n.view[d]+g.N, g.Used) // what it shows of others' news comes as news, too
+			n.view[d] = max(n.view[d]+g.N, g.Used) // room freed by other routers is announced separately
 		}
 	}
-	s.tellFreed(freed)
+	s.announceFreed(freed)
 	return grants, nil
 }
 
@@ -222,7 +223,7 @@ func (n *node) assign(a *decide.Pick) {
 	case !ok:
 		s.fail("router %s assigns task %s to %q, which there is not", n.name, j.task.ID, a.Device.ID)
 		return
-	case l == nil || l.pool != a.Pool || l.pool != s.machs[d].pool || l.spent >= l.granted:
+	case l == nil || l.pool != a.Pool || l.pool != s.machines[d].pool || l.spent >= l.granted:
 		s.fail("credits: the assignment of task %s to %s holds none", j.task.ID, a.Device.ID)
 		return
 	case a.Item.Task.Tried() != j.task.Tried():
@@ -253,10 +254,10 @@ func (n *node) Expire(it *decide.Item, now time.Time) {
 		return
 	}
 	if t.Deadline.IsZero() || t.Deadline.After(now) {
-		n.s.fail("router %s lets task %s expire before its deadline", n.name, t.ID)
+		n.s.fail("router %s expires task %s before its deadline", n.name, t.ID)
 	}
 	n.held--
-	n.s.end(j, false)
+	n.s.end(j, failed)
 }
 
 // Park keeps a task in the log until its time.

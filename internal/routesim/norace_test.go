@@ -2,4 +2,4 @@
 
 package routesim
 
-const raced = false
+const raceEnabled = false

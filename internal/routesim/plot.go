@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// palette is Okabe and Ito's: told apart by people who see colours differently.
+// palette is that of Okabe and Ito, which colour-blind people can distinguish.
 var palette = []color.Color{
 	color.RGBA{0x00, 0x72, 0xb2, 0xff}, color.RGBA{0xd5, 0x5e, 0x00, 0xff}, color.RGBA{0x00, 0x9e, 0x73, 0xff},
 	color.RGBA{0xcc, 0x79, 0xa7, 0xff}, color.RGBA{0xe6, 0x9f, 0x00, 0xff}, color.RGBA{0x56, 0xb4, 0xe9, 0xff},
@@ -44,7 +44,7 @@ const (
 	halfTickHeight = 5 // from a tick to the baseline of its number
 )
 
-// panel is one diagram of the picture: a figure over the load.
+// panel is one of the plots in the picture: a figure over the load.
 type panel struct {
 	title string
 	log   bool
@@ -58,12 +58,12 @@ var panels = []panel{
 	{"Utilisation, slots weighted by their rate, %", false, func(r *Result) float64 { return 100 * r.Outcome.Utilisation() }, false},
 }
 
-// Plot draws the results over the load into a PNG file: a curve for each policy,
-// in the settings of the first result.
+// Plot draws the results over the load into a PNG file, one curve per policy. It
+// only uses results with the same settings as the first.
 func Plot(path string, rs []Result) (err error) {
 	rs = alike(rs)
 	if len(rs) == 0 {
-		return errors.New("drawing the results: there are none")
+		return errors.New("drawing the results: there are no results")
 	}
 	height := max(frameHeight, legendRow*(len(namesOf(rs))+1)) // one more for the bound
 	c, err := newCanvas(pictureWidth, pictureTop+len(panels)*(frameAbove+height+frameBelow))

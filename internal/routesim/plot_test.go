@@ -46,7 +46,8 @@ func TestDashesGoRoundCorners(t *testing.T) {
 func TestPlotDrawsEveryCurve(t *testing.T) {
 	t.Parallel()
 	plan := &Plan{
-		Arms:  Cross([]string{"mixed12"}, []string{"poisson"}, []string{"exponential"}, []float64{0.5, 0.8}, []int{1}, []time.Duration{time.Millisecond}, []string{"early"}, []string{"weighted_round_robin", "expected_finish"}),
+		Arms: Grid{Fleets: []string{"mixed12"}, Arrivals: []string{"poisson"}, Works: []string{"exponential"}, Loads: []float64{0.5, 0.8}, Routers: []int{1},
+			Hops: []time.Duration{time.Millisecond}, Bindings: []string{"early"}, Policies: []string{"weighted_round_robin", "expected_finish"}}.Arms(),
 		Seeds: 1, First: 1, Tasks: 200,
 	}
 	rs, err := plan.Run(t.Context(), func(int, int) {})

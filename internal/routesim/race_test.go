@@ -2,6 +2,6 @@
 
 package routesim
 
-// raced: the race detector makes a run about ten times as slow and sees nothing in
-// it, which is one goroutine: experiments are shorter then.
-const raced = true
+// raceEnabled shortens experiments under the race detector. It makes runs about ten
+// times slower and can't find anything in them, as each run is a single goroutine.
+const raceEnabled = true

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// line is a result for programs. The names are part of what scripts rely on.
+// line is a result in JSON. Scripts rely on the names.
 type line struct {
 	Policy      string   `json:"policy"`
 	Arrivals    string   `json:"arrivals"`
@@ -26,15 +26,15 @@ type line struct {
 	Goodput     float64  `json:"goodput_per_s"`
 	Utilisation float64  `json:"utilisation"`
 	Failures    int64    `json:"failures"`
-	BoundMS     *float64 `json:"lower_bound_mean_ms"` // null: the fleet cannot keep up
+	BoundMS     *float64 `json:"lower_bound_mean_ms"` // null if the fleet cannot keep up
 }
 
-// ms rounds to a thousandth of a millisecond: no figure is more exact.
+// ms converts to milliseconds, rounded to the microsecond.
 func ms(seconds float64) float64 { return round(seconds*1000, 1000) }
 
 func round(v, to float64) float64 { return math.Round(v*to) / to }
 
-// name is the policy, with its binding when that is not its own.
+// name is the policy, plus the binding if that is not auto.
 func (r *Result) name() string {
 	if r.Binding == "" || r.Binding == "auto" {
 		return r.Policy
@@ -42,7 +42,7 @@ func (r *Result) name() string {
 	return r.Policy + "/" + r.Binding
 }
 
-// WriteJSON writes one object a line.
+// WriteJSON writes one JSON object per line and result.
 func WriteJSON(w io.Writer, rs []Result) error {
 	e := json.NewEncoder(w)
 	for i := range rs {
@@ -64,7 +64,7 @@ func WriteJSON(w io.Writer, rs []Result) error {
 	return nil
 }
 
-// WriteTable writes the results for people, a part for each setting.
+// WriteTable writes the results as tables, one per combination of settings.
 func WriteTable(w io.Writer, rs []Result) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	last := ""
@@ -73,7 +73,7 @@ func WriteTable(w io.Writer, rs []Result) error {
 		o := &r.Outcome
 		if h := r.heading(); h != last {
 			if last != "" {
-				_, _ = fmt.Fprintln(t) // kept in memory until it is flushed
+				_, _ = fmt.Fprintln(t) // cannot fail: buffered until Flush
 			}
 			last = h
 			if err := t.Flush(); err != nil {
@@ -98,15 +98,15 @@ func WriteTable(w io.Writer, rs []Result) error {
 	return nil
 }
 
-// heading says what the arms that stand together have in common.
+// heading returns the settings that the arms in a table have in common.
 func (r *Result) heading() string {
-	bound := "none: the fleet cannot keep up"
+	bound := "none, the fleet cannot keep up"
 	switch {
 	case math.IsInf(r.Bound, 0):
 	case r.Exact:
 		bound = figure(r.Bound) + " ms"
 	default:
-		bound = figure(r.Bound) + " ms (of exponential work and Poisson arrivals)"
+		bound = figure(r.Bound) + " ms (for exponential work and Poisson arrivals)"
 	}
 	return fmt.Sprintf("%s, load %g, %s arrivals, %s work, %s, dispatch latency %s, %s; lower bound of the mean: %s",
 		r.Fleet, round(r.Load, 1e4), r.Arrivals, r.Work, count(r.Routers, "router"), r.Hop, count(r.Seeds, "seed"), bound)
@@ -119,7 +119,7 @@ func count(n int, of string) string {
 	return fmt.Sprintf("%d %ss", n, of)
 }
 
-// figure is seconds as milliseconds, with three digits or more.
+// figure formats seconds as milliseconds, with at least three significant digits.
 func figure(seconds float64) string {
 	v := seconds * 1000
 	switch {
@@ -131,34 +131,38 @@ func figure(seconds float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// maxLine is the highest rate of an arm for programs.
+// maxLine is the highest rate of an arm in JSON.
 type maxLine struct {
 	line
 	Limit string  `json:"limit"`
 	Rate  float64 `json:"rate_per_s"`
 }
 
-// WriteMaxRates writes the highest rates at which arms keep to a limit.
-func WriteMaxRates(w io.Writer, rs []Result, l Limit, asJSON bool) error {
-	if asJSON {
-		e := json.NewEncoder(w)
-		for i := range rs {
-			r := &rs[i]
-			o := &r.Outcome
-			err := e.Encode(maxLine{
-				line: line{
-					Policy: r.name(), Arrivals: r.Arrivals, Work: r.Work, Load: round(r.Load, 1e4), Routers: r.Routers, HopMS: ms(r.Hop.Seconds()), Seeds: r.Seeds,
-					MeanMS: ms(o.Mean()), P50MS: ms(o.Quantile(0.5)), P99MS: ms(o.Quantile(0.99)), P999MS: ms(o.Quantile(0.999)),
-					Goodput: round(o.Goodput(), 1000), Utilisation: round(o.Utilisation(), 1e6), Failures: o.Failures,
-				},
-				Limit: l.String(), Rate: round(r.Load*o.Capacity, 1000),
-			})
-			if err != nil {
-				return fmt.Errorf("writing the results: %w", err)
-			}
+// WriteMaxRatesJSON writes the highest rates at which arms stay within a limit, one
+// JSON object per line.
+func WriteMaxRatesJSON(w io.Writer, rs []Result, l Limit) error {
+	e := json.NewEncoder(w)
+	for i := range rs {
+		r := &rs[i]
+		o := &r.Outcome
+		err := e.Encode(maxLine{
+			line: line{
+				Policy: r.name(), Arrivals: r.Arrivals, Work: r.Work, Load: round(r.Load, 1e4), Routers: r.Routers, HopMS: ms(r.Hop.Seconds()), Seeds: r.Seeds,
+				MeanMS: ms(o.Mean()), P50MS: ms(o.Quantile(0.5)), P99MS: ms(o.Quantile(0.99)), P999MS: ms(o.Quantile(0.999)),
+				Goodput: round(o.Goodput(), 1000), Utilisation: round(o.Utilisation(), 1e6), Failures: o.Failures,
+			},
+			Limit: l.String(), Rate: round(r.Load*o.Capacity, 1000),
+		})
+		if err != nil {
+			return fmt.Errorf("writing the results: %w", err)
 		}
-		return nil
 	}
+	return nil
+}
+
+// WriteMaxRates writes the highest rates at which arms stay within a limit, as a
+// table.
+func WriteMaxRates(w io.Writer, rs []Result, l Limit) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintf(t, "highest load\ttasks/s\tutilisation\tmean ms\tp50\tp99\t  with %s\n", l)
 	for i := range rs {
@@ -173,16 +177,16 @@ func WriteMaxRates(w io.Writer, rs []Result, l Limit, asJSON bool) error {
 	return nil
 }
 
-// ParseLimit reads a limit such as p99=1s.
+// ParseLimit parses a limit such as p99=1s.
 func ParseLimit(text string) (Limit, error) {
 	var q float64
 	var d string
 	if n, err := fmt.Sscanf(text, "p%f=%s", &q, &d); n != 2 || err != nil || !(q > 0 && q < 100) {
-		return Limit{}, fmt.Errorf("%q is no limit; write one such as p99=1s", text)
+		return Limit{}, fmt.Errorf("invalid limit %q: use one such as p99=1s", text)
 	}
 	within, err := time.ParseDuration(d)
 	if err != nil || within <= 0 {
-		return Limit{}, fmt.Errorf("%q is no limit; write one such as p99=1s", text)
+		return Limit{}, fmt.Errorf("invalid limit %q: use one such as p99=1s", text)
 	}
 	return Limit{q / 100, within}, nil
 }

@@ -7,11 +7,10 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Scenarios are experiments in which something goes wrong, or some tasks are
-// before others. Each is a setup; what it shows is in the outcome's streams and
-// devices.
+// The scenarios below are setups in which devices fail, or some tasks have priority
+// over others. Their results are in the outcome's streams and devices.
 
-// scenario is what they have in common: mixed12, one router, rates learned.
+// scenario returns what they have in common: mixed12, one router, learned rates.
 func scenario(policy string, seed uint64, warm, d time.Duration) Setup {
 	f := fleets["mixed12"]()
 	return Setup{
@@ -19,10 +18,9 @@ func scenario(policy string, seed uint64, warm, d time.Duration) Setup {
 	}
 }
 
-// FailingDevices is a fleet at half of its load in which, all at once, two of
-// twelve devices (one of the fastest among them) begin to fail every request
-// within a millisecond, and one more to hang. What is left is then loaded to
-// 85 %.
+// FailingDevices is a fleet at half load. All at once, two of the twelve devices
+// (including one of the fastest) start failing every request within a millisecond,
+// and a third hangs. The load on the remaining devices is then 85 %.
 func FailingDevices(policy string, seed uint64) Setup {
 	const warm, at, d = 20 * time.Second, 30 * time.Second, 4 * time.Minute
 	s := scenario(policy, seed, warm, d)
@@ -35,19 +33,20 @@ func FailingDevices(policy string, seed uint64) Setup {
 	return s
 }
 
-// RecoveringDevice is a device that fails for half a minute and is well again.
+// RecoveringDevice has a device that fails for half a minute and then recovers.
 func RecoveringDevice(policy string, seed uint64) Setup {
 	const warm, d = 20 * time.Second, 4 * time.Minute
 	s := scenario(policy, seed, warm, d)
 	s.Streams = []Stream{{Name: "all", Begin: Poisson(0.7*s.Fleet.Capacity(), Exponential, 0, warm+d)}}
-	s.Faults = []Fault{{At: 30 * time.Second, Device: "a-001", Mode: Failing}, {At: time.Minute, Device: "a-001", Mode: Well}}
+	s.Faults = []Fault{{At: 30 * time.Second, Device: "a-001", Mode: Failing}, {At: time.Minute, Device: "a-001", Mode: Healthy}}
 	return s
 }
 
-// LowBacklog is low tasks that wait, and a hundred high ones that come while they
-// do, at half of the fleet's capacity. (A hundred at the same moment would keep
-// the fleet busy for a hundred mean services by themselves.) Streams: low, high.
-func LowBacklog(policy string, seed uint64, low, routers int) Setup {
+// HighOverLowBacklog has a backlog of low-priority tasks. While they wait, a hundred
+// high-priority tasks arrive at half the fleet's capacity. (If all hundred arrived
+// at once, they alone would keep the fleet busy for a hundred mean service times.)
+// Streams: low, high.
+func HighOverLowBacklog(policy string, seed uint64, low, routers int) Setup {
 	const warm, d = 5 * time.Second, 15 * time.Second
 	s := scenario(policy, seed, warm, d)
 	s.Routers, s.Cut = routers, true
@@ -58,9 +57,9 @@ func LowBacklog(policy string, seed uint64, low, routers int) Setup {
 	return s
 }
 
-// EndlessHigh is more high tasks than the fleet can do, for as long as it lasts,
-// and low ones that want a third of it. Streams: high, low.
-func EndlessHigh(policy string, seed uint64, routers int) Setup {
+// SustainedHighOverload has more high-priority tasks than the fleet can handle
+// throughout, and low-priority tasks that ask for a third of it. Streams: high, low.
+func SustainedHighOverload(policy string, seed uint64, routers int) Setup {
 	const warm, d = 10 * time.Second, time.Minute
 	s := scenario(policy, seed, warm, d)
 	s.Routers, s.Cut = routers, true
@@ -72,18 +71,17 @@ func EndlessHigh(policy string, seed uint64, routers int) Setup {
 	return s
 }
 
-// Nobody is a model that no device has.
-const Nobody = "nobody-has-it"
+// UnservedModel is a model that no device serves.
+const UnservedModel = "unserved-model"
 
-// Strangers is a fleet at 85 % load, and so many tasks for a model that nobody
-// has, all at once. They wait until their deadline and expire. Streams: all,
-// strangers.
-func Strangers(policy string, seed uint64, strangers, window int) Setup {
+// UnservedModelBacklog is a fleet at 85 % load, plus n tasks for UnservedModel, all
+// at once. These wait until their deadline and expire. Streams: all, unserved.
+func UnservedModelBacklog(policy string, seed uint64, n, window int) Setup {
 	const warm, d = 30 * time.Second, 2 * time.Minute
 	s := scenario(policy, seed, warm, d)
 	s.Streams = []Stream{
 		{Name: "all", Begin: Poisson(0.85*s.Fleet.Capacity(), Exponential, 0, warm+d)},
-		{Name: "strangers", Model: Nobody, Deadline: d, Begin: Burst(strangers, Exponential, warm)},
+		{Name: "unserved", Model: UnservedModel, Deadline: d, Begin: Burst(n, Exponential, warm)},
 	}
 	if window > 0 {
 		s.Router = func(c *router.Config) { c.MaxPendingTasks = window }
@@ -91,7 +89,7 @@ func Strangers(policy string, seed uint64, strangers, window int) Setup {
 	return s
 }
 
-// First is the first n tasks of another stream.
+// First returns a stream of the first n tasks of another.
 func First(n int, begin func(uint64) func() (Arrival, bool)) func(uint64) func() (Arrival, bool) {
 	return func(seed uint64) func() (Arrival, bool) {
 		next, left := begin(seed), n

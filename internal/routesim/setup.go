@@ -14,25 +14,25 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// Model is what the simulated devices serve.
+// Model is the model that simulated devices serve.
 const Model = "sim"
 
-// DeviceSpec is a device as it is, whoever may know of it.
+// DeviceSpec describes a device, including what routers don't know about it.
 type DeviceSpec struct {
 	ID      string
 	Slots   int
-	Service time.Duration // of a task with work 1, on one slot
-	Models  []string      // empty: Model
+	Service time.Duration // service time of a task with work 1 in one slot
+	Models  []string      // empty means Model
 	Tags    []string
 }
 
-// rate is tasks of work 1 a second, of all slots.
+// rate is the capacity of all slots, in tasks of work 1 per second.
 func (d *DeviceSpec) rate() float64 { return float64(d.Slots) / d.Service.Seconds() }
 
 // Fleet is the devices of a run.
 type Fleet []DeviceSpec
 
-// Capacity is tasks of work 1 a second, of all devices together.
+// Capacity returns the capacity of all devices, in tasks of work 1 per second.
 func (f Fleet) Capacity() float64 {
 	sum := 0.0
 	for i := range f {
@@ -41,8 +41,8 @@ func (f Fleet) Capacity() float64 {
 	return sum
 }
 
-// MeanService is the mean time of a task of work 1 when all slots are busy: each
-// slot counts as often as it takes a task.
+// MeanService returns the mean service time of a task of work 1 when all slots are
+// busy, with each slot weighted by its rate.
 func (f Fleet) MeanService() time.Duration {
 	slots := 0
 	for i := range f {
@@ -51,7 +51,7 @@ func (f Fleet) MeanService() time.Duration {
 	return time.Duration(float64(slots) / f.Capacity() * float64(time.Second))
 }
 
-// part is so many devices of one kind.
+// part is a group of n equal devices; service is in milliseconds.
 type part struct {
 	kind              string
 	n, slots, service int
@@ -70,7 +70,7 @@ func fleetOf(parts ...part) Fleet {
 	return f
 }
 
-// fleets are the presets by name.
+// fleets are the presets, by name.
 var fleets = map[string]func() Fleet{
 	"mixed12": func() Fleet {
 		return fleetOf(part{"a", 2, 4, 40}, part{"b", 3, 2, 60}, part{"c", 4, 1, 120}, part{"d", 3, 1, 240})
@@ -91,36 +91,36 @@ func FleetNames() []string {
 	return names
 }
 
-// NamedFleet returns a preset.
+// NamedFleet returns the preset with that name.
 func NamedFleet(name string) (Fleet, error) {
 	f, ok := fleets[name]
 	if !ok {
-		return nil, fmt.Errorf("%q is no fleet; use %s", name, strings.Join(FleetNames(), ", "))
+		return nil, fmt.Errorf("unknown fleet %q: use %s", name, strings.Join(FleetNames(), ", "))
 	}
 	return f(), nil
 }
 
-// Fault is how a device changes its ways at a time.
+// Fault changes the mode of a device at some time.
 type Fault struct {
 	At     time.Duration
 	Device string
 	Mode   Mode
 }
 
-// Mode is how a device answers.
+// Mode is how a device handles requests.
 type Mode int
 
-// How a device may answer.
+// The modes of a device.
 const (
-	Well    Mode = iota
+	Healthy Mode = iota
 	Failing      // every request fails after a millisecond
 	Hanging      // no request ends
 )
 
-// failsIn is how fast a failing device fails.
+// failsIn is how quickly a failing device fails a request.
 const failsIn = time.Millisecond
 
-// Setup is all that a run depends on.
+// Setup is everything that a run depends on.
 type Setup struct {
 	Fleet    Fleet
 	Streams  []Stream
@@ -130,9 +130,9 @@ type Setup struct {
 	Hop      time.Duration
 	Seed     uint64
 	Warmup   time.Duration // not measured
-	Duration time.Duration // measured; afterwards what there is comes to its end
-	Learned  bool          // begin with rates learned
-	Cut      bool          // end with the measured time, whatever is still under way
+	Duration time.Duration // measured; after that, the remaining tasks run to their end
+	Learned  bool          // start with learned rates
+	Cut      bool          // stop after the measured time, even if tasks are unfinished
 	Faults   []Fault
 
 	Router  func(*router.Config)  // changes to the defaults
@@ -142,11 +142,11 @@ type Setup struct {
 // beatEvery is how often a device sends a heartbeat.
 const beatEvery = 5 * time.Second
 
-// configs are the defaults of the program with what the setup changes.
+// configs returns the default settings, with the changes of the setup.
 func (s *Setup) configs() (rc router.Config, wc workers.Config, dc device.Config, err error) {
 	for _, c := range []any{&rc, &wc, &dc} {
 		if err := config.Load(c, config.Options{}); err != nil {
-			return rc, wc, dc, fmt.Errorf("simulating: the default settings: %w", err)
+			return rc, wc, dc, fmt.Errorf("simulating: loading the default settings: %w", err)
 		}
 	}
 	rc.Policy, rc.DispatchLatency, rc.Binding = s.Policy, s.Hop, cmp.Or(s.Binding, "auto")
@@ -159,7 +159,7 @@ func (s *Setup) configs() (rc router.Config, wc workers.Config, dc device.Config
 	return rc, wc, dc, nil
 }
 
-// Check says what is wrong with a setup.
+// Check returns an error if the setup is invalid.
 func (s *Setup) Check() error {
 	switch {
 	case len(s.Fleet) == 0:
@@ -167,15 +167,15 @@ func (s *Setup) Check() error {
 	case len(s.Streams) == 0:
 		return errors.New("simulating: there is no stream of tasks")
 	case s.Routers < 1 || s.Routers > 64:
-		return fmt.Errorf("simulating: %d routers are out of range; use 1 to 64", s.Routers)
+		return fmt.Errorf("simulating: %d routers are out of range: use 1 to 64", s.Routers)
 	case s.Hop < 0 || s.Hop > time.Minute:
 		return fmt.Errorf("simulating: a dispatch latency of %s is out of range; use 0 to 1m", s.Hop)
 	case s.Duration <= 0 || s.Warmup < 0:
-		return errors.New("simulating: the measured time must be above 0 and the warm-up not below")
+		return errors.New("simulating: the measured time must be positive and the warm-up not negative")
 	}
 	for _, f := range s.Faults {
 		if !slices.ContainsFunc(s.Fleet, func(d DeviceSpec) bool { return d.ID == f.Device }) {
-			return fmt.Errorf("simulating: there is no device %q to fail", f.Device)
+			return fmt.Errorf("simulating: a fault names unknown device %q", f.Device)
 		}
 	}
 	return nil

@@ -14,45 +14,45 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// epoch is when virtual time begins.
+// epoch is the start of virtual time.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// maxDrain bounds the virtual time that what is left may take after the last
-// measured moment, with a multiple of the time before it. A run that needs more
-// has lost a task.
+// maxDrain, plus four times the time until the end of the measurement, is the
+// longest that the remaining tasks may take after it. A run that needs more has
+// lost a task.
 const maxDrain = time.Hour
 
 // place is where a task is.
 type place uint8
 
 const (
-	inLog    place = iota // not in a router's window: behind a full one, or on its way back
-	inWindow              // a router decides
-	aside                 // parked in the log until its time
-	onTheWay              // assigned, not at its device yet
-	atDevice              // queued there
-	running               // its request is under way
-	pausing               // tried, and to be tried there again
+	inLog      place = iota // in the log: the window is full, or it is being requeued
+	inWindow                // in a router's window
+	aside                   // parked
+	onTheWay                // assigned but not yet at its device
+	atDevice                // in the queue of its device
+	running                 // its request is in flight
+	backingOff              // waiting to be retried on the same device
 	ended
 )
 
-// job is a task as the world knows it.
+// job is a task, with what only the simulation knows about it.
 type job struct {
 	task    *task.Task
 	work    float64
 	arrived int64
-	chosen  int64 // last assignment
-	started int64 // last request
-	seen    bool  // it was assigned before
-	tried   bool  // a request of it was begun before
+	chosen  int64 // time of the latest assignment
+	started int64 // time of the latest request
+	seen    bool  // has been assigned before
+	tried   bool  // has had a request before
 	stream  int32
 	router  int32
 	device  int32
 	gen     uint32 // of its request
-	here    int    // requests on this device since it was assigned to it
-	free    bool   // a slot was free when it came to its device
+	here    int    // requests on this device since the assignment
+	free    bool   // found a free slot when it reached its device
 	serving bool   // its request has a slot
-	hung    bool   // the workers have given up its request
+	hung    bool   // the workers have abandoned its request
 	where   place
 	source  string
 	lease   string
@@ -64,43 +64,43 @@ type sim struct {
 	rc    router.Config
 	wc    workers.Config
 	hop   int64
-	news  int64 // from a credit given back to the routers' hearing of it
-	back  int64 // from a task going back to its being read again
+	news  int64 // delay until routers notice a returned credit
+	back  int64 // delay until a requeued task is read again
 
-	now    int64
-	events heap4
-	jobs   []*job // by the number in their id; nil when they have ended
-	oldest int    // of jobs: all before have ended
-	live   int
-	nodes  []*node
-	machs  []*machine
-	byID   map[string]int32
-	byPool map[string]int32
-	acct   *account
-	redis  known
-	feeds  []feed
+	now      int64
+	events   heap4
+	jobs     []*job // by the number in the task's id; nil once ended
+	oldest   int    // index in jobs: all tasks before it have ended
+	live     int
+	nodes    []*node
+	machines []*machine
+	byID     map[string]int32
+	byPool   map[string]int32
+	acct     *account
+	redis    known
+	feeds    []feed
 
 	random struct{ order, split, pauses, phases, sessions *rand.Rand } // see newRNG
 
-	from, to int64          // measured
-	ending   bool           // nothing more arrives
-	faultAt  int64          // when the first device changes its ways
-	told     map[string]int // what is told of freed credits; kept for its room
+	from, to int64          // the measured time
+	ending   bool           // no more arrivals
+	faultAt  int64          // time of the first fault
+	told     map[string]int // argument of Core.Freed, reused to save allocations
 	out      *Outcome
-	bad      error
+	bad      error // the first violated invariant
 	renewIDs []string
-	pending  int // arrivals still to come
+	pending  int // streams that have more arrivals
 }
 
-// feed is a stream at work.
+// feed is a stream in a run.
 type feed struct {
 	spec   *Stream
 	next   func() (Arrival, bool)
-	source string // the topic of its tasks
+	source string // topic of its tasks
 }
 
-// Run simulates a setup. The error says what is wrong with the setup, or which
-// promise the run broke.
+// Run simulates a setup. It returns an error if the setup is invalid or the run
+// violates an invariant.
 func Run(ctx context.Context, setup Setup) (*Outcome, error) {
 	s, err := newSim(&setup)
 	if err != nil {
@@ -164,7 +164,7 @@ func (s *sim) addFaults() {
 	}
 }
 
-// topicOf is the topic that tasks of a priority come from.
+// topicOf returns the topic for tasks of a priority.
 func topicOf(p task.Priority) string {
 	if p == "" {
 		p = task.Normal
@@ -181,14 +181,14 @@ func (s *sim) after(d int64, e event) {
 
 func (s *sim) time() time.Time { return epoch.Add(time.Duration(s.now)) }
 
-// fail ends the run with the promise that it broke.
+// fail ends the run because it violated an invariant.
 func (s *sim) fail(format string, args ...any) {
 	if s.bad == nil {
 		s.bad = fmt.Errorf("simulating %s with seed %d, after %s: %s", s.setup.Policy, s.setup.Seed, time.Duration(s.now), fmt.Sprintf(format, args...))
 	}
 }
 
-// run goes from event to event until all has come to its end.
+// run processes events until all tasks have ended.
 func (s *sim) run(ctx context.Context) (*Outcome, error) {
 	last := 5*s.to + int64(maxDrain)
 	for s.bad == nil && len(s.events.es) > 0 && !(s.ending && s.live == 0 && s.now >= s.to) {
@@ -197,11 +197,11 @@ func (s *sim) run(ctx context.Context) (*Outcome, error) {
 			break
 		}
 		if e.at < s.now {
-			s.fail("causality: an event of %s comes now", time.Duration(e.at))
+			s.fail("causality: an event at %s is in the past", time.Duration(e.at))
 		}
 		s.now = e.at
 		if s.now > last {
-			s.fail("conservation: %d tasks have not ended %s after the last came", s.live, time.Duration(s.now-s.to).Round(time.Second))
+			s.fail("conservation: %d tasks have not ended %s after the measured time", s.live, time.Duration(s.now-s.to).Round(time.Second))
 		}
 		if s.out.Events++; s.out.Events%65536 == 0 && ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -219,7 +219,7 @@ func (s *sim) run(ctx context.Context) (*Outcome, error) {
 	return s.out, nil
 }
 
-// do lets an event happen.
+// do processes an event.
 func (s *sim) do(e *event) {
 	switch e.kind {
 	case evArrive:
@@ -231,18 +231,18 @@ func (s *sim) do(e *event) {
 		if e.job.gen == e.gen {
 			s.requestEnds(e.job)
 		}
-	case evAgain:
-		if e.job.gen == e.gen && e.job.where == pausing {
+	case evRetryHere:
+		if e.job.gen == e.gen && e.job.where == backingOff {
 			e.job.where = atDevice
-			m := s.machs[e.job.device]
+			m := s.machines[e.job.device]
 			m.queue.pushFront(e.job)
 			s.dispatch(m)
 		}
 	case evAsk:
-		m := s.machs[e.i]
-		m.telling = false
-		s.after(s.news-s.news/2, event{kind: evNews, i: e.i, gen: uint32(s.acct.used[m.pool])})
-	case evNews:
+		m := s.machines[e.i]
+		m.askPending = false
+		s.after(s.news-s.news/2, event{kind: evFreed, i: e.i, gen: uint32(s.acct.used[m.pool])})
+	case evFreed:
 		s.hear(e.i, int(e.gen))
 	case evLog, evUnpark:
 		s.enterLog(e.job)
@@ -253,8 +253,8 @@ func (s *sim) do(e *event) {
 	case evFleet:
 		s.nodes[e.i].readFleet()
 		s.after(int64(s.rc.RefreshInterval), *e)
-	case evBeat:
-		s.beat(s.machs[e.i])
+	case evHeartbeat:
+		s.beat(s.machines[e.i])
 		s.after(int64(beatEvery), *e)
 	case evReport:
 		s.report()
@@ -263,15 +263,15 @@ func (s *sim) do(e *event) {
 		s.renew()
 		s.after(int64(e.i)*int64(time.Millisecond), *e)
 	case evFault:
-		s.breaks(s.setup.Faults[e.i])
+		s.setMode(s.setup.Faults[e.i])
 	case evMeasure:
-		for _, m := range s.machs {
+		for _, m := range s.machines {
 			m.count(s)
 		}
 	}
 }
 
-// arriveNext draws the next task of a stream.
+// arriveNext schedules the next arrival of a stream.
 func (s *sim) arriveNext(i int32) {
 	a, ok := s.feeds[i].next()
 	if !ok {
@@ -282,7 +282,7 @@ func (s *sim) arriveNext(i int32) {
 	}
 	at := int64(a.At)
 	if at < s.now {
-		s.fail("causality: stream %s gives a task of %s now", s.feeds[i].spec.Name, a.At)
+		s.fail("causality: stream %s has an arrival at %s, in the past", s.feeds[i].spec.Name, a.At)
 		return
 	}
 	j := &job{work: a.Work, arrived: at, stream: i, device: -1}
@@ -290,7 +290,7 @@ func (s *sim) arriveNext(i int32) {
 	s.events.push(event{at: at, kind: evArrive, job: j})
 }
 
-// sessions is to whom tasks belong, for policies that keep them together.
+// sessions are the session ids of tasks, for policies with session affinity.
 var sessions = func() (names [1000]string) {
 	for i := range names {
 		names[i] = "s" + strconv.Itoa(i)
@@ -298,7 +298,7 @@ var sessions = func() (names [1000]string) {
 	return names
 }()
 
-// makeTask makes the task of an arrival.
+// makeTask creates the task of an arrival.
 func (s *sim) makeTask(j *job, f *Stream) {
 	t := &task.Task{
 		ID: strconv.Itoa(len(s.jobs)), Tenant: cmp.Or(f.Tenant, task.DefaultTenant), Model: cmp.Or(f.Model, Model),
@@ -313,18 +313,26 @@ func (s *sim) makeTask(j *job, f *Stream) {
 	s.live++
 }
 
-// jobOf finds what the world knows of a task.
+// jobOf returns the job of a task.
 func (s *sim) jobOf(t *task.Task) *job {
 	n, err := strconv.Atoi(t.ID)
 	if err != nil || n < 0 || n >= len(s.jobs) || s.jobs[n] == nil {
-		s.fail("conservation: the router names the task %q, which there is not or which has ended", t.ID)
+		s.fail("conservation: the router names task %q, which doesn't exist or has ended", t.ID)
 		return nil
 	}
 	return s.jobs[n]
 }
 
-// end ends a task, for good.
-func (s *sim) end(j *job, success bool) {
+// ending is how a task ends.
+type ending bool
+
+const (
+	succeeded ending = true
+	failed    ending = false
+)
+
+// end ends a task.
+func (s *sim) end(j *job, how ending) {
 	if j.where == ended {
 		s.fail("conservation: task %s ends twice", j.task.ID)
 		return
@@ -334,7 +342,7 @@ func (s *sim) end(j *job, success bool) {
 	n, _ := strconv.Atoi(j.task.ID)
 	s.jobs[n] = nil
 	o, st := s.out, &s.out.Streams[j.stream]
-	if success && s.now >= s.from && s.now < s.to {
+	if how == succeeded && s.now >= s.from && s.now < s.to {
 		o.Ended++
 		st.Work += j.work
 	}
@@ -343,7 +351,7 @@ func (s *sim) end(j *job, success bool) {
 	}
 	o.Tasks++
 	st.Tasks++
-	if !success {
+	if how == failed {
 		o.Failures++
 		st.Failures++
 		return

@@ -21,7 +21,7 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// poisson is a run on mixed12 with Poisson arrivals.
+// poisson returns the setup of a run on mixed12 with Poisson arrivals.
 func poisson(t testing.TB, policy string, load float64, work Work, seed uint64, d time.Duration) Setup {
 	t.Helper()
 	f, err := NamedFleet("mixed12")
@@ -33,18 +33,19 @@ func poisson(t testing.TB, policy string, load float64, work Work, seed uint64, 
 	}
 }
 
-// somePolicies are all, or a few where runs take long.
-func somePolicies() []string {
-	if raced {
+// testedPolicies returns all policies, or two under the race detector.
+func testedPolicies() []string {
+	if raceEnabled {
 		return []string{standard, "prequal"}
 	}
 	return policy.Names()
 }
 
-// Every policy, on a small run of every kind, keeps what every run is checked for.
-func TestPoliciesKeepTheInvariants(t *testing.T) {
+// Every policy upholds the invariants in a small run that includes priorities,
+// deadlines, an unserved model and a failing device.
+func TestPoliciesUpholdInvariants(t *testing.T) {
 	t.Parallel()
-	for _, p := range somePolicies() {
+	for _, p := range testedPolicies() {
 		for _, routers := range []int{1, 4} {
 			for _, binding := range []string{"early", "late"} {
 				s := poisson(t, p, 0.9, Lognormal, 3, 5*time.Second)
@@ -52,8 +53,8 @@ func TestPoliciesKeepTheInvariants(t *testing.T) {
 				s.Streams = append(s.Streams,
 					Stream{Name: "high", Priority: task.High, Level: 5, Begin: Poisson(20, Exponential, 0, 15*time.Second)},
 					Stream{Name: "late", Priority: task.Low, Deadline: 200 * time.Millisecond, Begin: Poisson(20, Exponential, 0, 15*time.Second)},
-					Stream{Name: "strange", Model: Nobody, Deadline: 5 * time.Second, Begin: Burst(200, Exponential, 11*time.Second)})
-				s.Faults = []Fault{{11 * time.Second, "b-001", Failing}, {13 * time.Second, "b-001", Well}}
+					Stream{Name: "strange", Model: UnservedModel, Deadline: 5 * time.Second, Begin: Burst(200, Exponential, 11*time.Second)})
+				s.Faults = []Fault{{11 * time.Second, "b-001", Failing}, {13 * time.Second, "b-001", Healthy}}
 				s.Router = func(c *router.Config) { c.MaxPendingTasks = 256 }
 				o, err := Run(t.Context(), s)
 				require.NoError(t, err, "%s %s with %d routers", p, binding, routers)
@@ -65,7 +66,7 @@ func TestPoliciesKeepTheInvariants(t *testing.T) {
 
 func TestRunsAreDeterministic(t *testing.T) {
 	t.Parallel()
-	for _, p := range somePolicies() {
+	for _, p := range testedPolicies() {
 		s := poisson(t, p, 0.9, Exponential, 7, 5*time.Second)
 		s.Routers = 3
 		s.Faults = []Fault{{12 * time.Second, "c-002", Failing}}
@@ -78,17 +79,17 @@ func TestRunsAreDeterministic(t *testing.T) {
 		s.Seed++
 		b, err = Run(t.Context(), s)
 		require.NoError(t, err)
-		require.NotEqual(t, a.Trace, b.Trace, "another seed is another run")
+		require.NotEqual(t, a.Trace, b.Trace, "a different seed gives a different run")
 	}
 }
 
-// What will be is not known: two worlds that are the same up to a moment have the
-// same decisions up to it. After it everything is another: the work of all tasks
-// that have not ended, and a device that begins to fail.
-func TestNothingIsKnownBeforeItHappens(t *testing.T) {
+// Decisions can't depend on the future. Two worlds that are the same up to some
+// moment must see the same decisions up to it, although everything differs
+// afterwards: the work of all unfinished tasks, and a device that starts to fail.
+func TestDecisionsDoNotDependOnTheFuture(t *testing.T) {
 	t.Parallel()
 	const moment = 10 * time.Second
-	for _, p := range somePolicies() {
+	for _, p := range testedPolicies() {
 		world := func(end time.Duration, other []bool) *sim {
 			s := poisson(t, p, 0.8, Exponential, 5, 10*time.Second)
 			s.Warmup, s.Duration, s.Routers, s.Cut = time.Second, end-time.Second, 2, true
@@ -119,28 +120,28 @@ func TestNothingIsKnownBeforeItHappens(t *testing.T) {
 		}
 		second := world(moment, other)
 		require.Greater(t, first.out.Routed, int64(1000), p)
-		require.Equal(t, first.out.Trace, second.out.Trace, "%s decides by what is not known yet", p)
-		require.NotEqual(t, world(moment+2*time.Second, nil).out.Trace, world(moment+2*time.Second, other).out.Trace, "the other future shows: %s", p)
+		require.Equal(t, first.out.Trace, second.out.Trace, "%s uses knowledge of the future", p)
+		require.NotEqual(t, world(moment+2*time.Second, nil).out.Trace, world(moment+2*time.Second, other).out.Trace, "the difference shows later: %s", p)
 	}
 }
 
-// The simulation has to find what it looks for: it is broken in every way once.
-func TestBrokenRunsAreErrors(t *testing.T) {
+// The simulation must detect violations of its invariants: break each one once.
+func TestViolationsAreDetected(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		says   string
 		breaks func(*sim)
 	}{
-		"a task is lost":         {"conservation", func(s *sim) { s.machs[0].queue.push(s.jobs[len(s.jobs)-1]) }},
-		"a task vanishes":        {"conservation", func(s *sim) { s.live++ }},
-		"a task ends twice":      {"conservation", func(s *sim) { j := oneRunning(s); s.giveBack(j); s.end(j, true); s.end(j, true) }},
-		"a slot too many":        {"slots", func(s *sim) { m := s.machs[oneAt(s, atDevice).device]; m.running = 9; s.begin(m, m.queue.first()) }},
-		"the past":               {"causality", func(s *sim) { s.events.push(event{at: s.now - 1, kind: evBeat}) }},
-		"a hop too short":        {"causality", func(s *sim) { j := oneRunning(s); j.chosen = s.now; s.reach(j) }},
-		"a credit is forgotten":  {"credits", func(s *sim) { s.acct.take(s.machs[0].pool, 1) }},
-		"a credit comes back":    {"credits", func(s *sim) { s.acct.release(s.now/1e6, oneRunning(s).lease, 1) }},
-		"a heartbeat from ahead": {"knowledge", func(s *sim) { s.redis.devices[0].At = s.time().Add(time.Second * 9) }},
-		"a rate from ahead": {"knowledge", func(s *sim) {
+		"task queued twice":     {"conservation", func(s *sim) { s.machines[0].queue.push(s.jobs[len(s.jobs)-1]) }},
+		"task lost":             {"conservation", func(s *sim) { s.live++ }},
+		"task ends twice":       {"conservation", func(s *sim) { j := oneRunning(s); s.returnCredit(j); s.end(j, succeeded); s.end(j, succeeded) }},
+		"one slot too many":     {"slots", func(s *sim) { m := s.machines[oneAt(s, atDevice).device]; m.running = 9; s.begin(m, m.queue.first()) }},
+		"event in the past":     {"causality", func(s *sim) { s.events.push(event{at: s.now - 1, kind: evHeartbeat}) }},
+		"dispatched too early":  {"causality", func(s *sim) { j := oneRunning(s); j.chosen = s.now; s.reach(j) }},
+		"credit not returned":   {"credits", func(s *sim) { s.acct.take(s.machines[0].pool, 1) }},
+		"credit returned twice": {"credits", func(s *sim) { s.acct.release(s.now/1e6, oneRunning(s).lease, 1) }},
+		"heartbeat from future": {"knowledge", func(s *sim) { s.redis.devices[0].At = s.time().Add(time.Second * 9) }},
+		"rate from future": {"knowledge", func(s *sim) {
 			s.redis.rates[device.RateKey{Device: "x"}] = device.Rate{ServiceMS: 1, At: s.time().Add(time.Hour)}
 		}},
 		"an assignment to nobody": {"there is not", func(s *sim) { assignTo(s, oneInWindow(s), "x") }},
@@ -150,7 +151,7 @@ func TestBrokenRunsAreErrors(t *testing.T) {
 		"a task twice": {"conservation", func(s *sim) {
 			assignTo(s, oneRunning(s), "a-001")
 		}},
-		"an idle slot": {"work conservation", func(s *sim) { s.nodes[0].view[0] = 0; s.nodes[0].checkWork() }},
+		"idle slot": {"work conservation", func(s *sim) { s.nodes[0].view[0] = 0; s.nodes[0].checkWork() }},
 	} {
 		s := poisson(t, "fifo", 1.3, Exponential, 2, 10*time.Second)
 		s.Warmup = 0
@@ -180,7 +181,7 @@ func oneAt(s *sim, where place) *job {
 	return s.jobs[slices.IndexFunc(s.jobs, func(j *job) bool { return j != nil && j.where == where })]
 }
 
-func TestHeapAndQueueAreInOrder(t *testing.T) {
+func TestHeapAndQueueOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var h heap4
@@ -209,7 +210,7 @@ func TestHeapAndQueueAreInOrder(t *testing.T) {
 				e := h.pop()
 				require.Equal(t, times[0], e.at)
 				if len(h.es) > 0 {
-					require.True(t, before(&e, &h.es[0]), "in the order in which they were made")
+					require.True(t, before(&e, &h.es[0]), "events of the same time keep their order")
 				}
 				times = times[1:]
 				require.Same(t, line[0], q.pop())
@@ -240,15 +241,15 @@ func TestHistogram(t *testing.T) {
 	require.Zero(t, (&Histogram{}).Mean())
 }
 
-// One slot is a queue that the books know: M/M/1. Equal slots are M/M/c.
-func TestLowerBoundIsThatOfTheBooks(t *testing.T) {
+// One slot is an M/M/1 queue, and c equal slots are M/M/c.
+func TestLowerBoundMatchesTheory(t *testing.T) {
 	t.Parallel()
 	one := Fleet{{ID: "x", Slots: 1, Service: 100 * time.Millisecond}}
 	require.InEpsilon(t, 1/(10.0-7.0), LowerBound(one, 7), 1e-9)
 	two := Fleet{{ID: "x", Slots: 1, Service: 100 * time.Millisecond}, {ID: "y", Slots: 1, Service: 100 * time.Millisecond}}
 	rho := 0.75
 	require.InEpsilon(t, 0.1/(1-rho*rho), LowerBound(two, 15), 1e-9)
-	// Nearly nobody there: everyone gets the fastest slot.
+	// At almost no load, every task gets the fastest slot.
 	f, err := NamedFleet("mixed12")
 	require.NoError(t, err)
 	require.InEpsilon(t, 0.040, LowerBound(f, 1), 1e-3)
@@ -256,9 +257,9 @@ func TestLowerBoundIsThatOfTheBooks(t *testing.T) {
 	require.True(t, math.IsInf(LowerBound(f, 346), 1))
 }
 
-// The simulation of one slot has the response of M/M/1, and for lognormal work
-// that of Pollaczek and Khinchine; each is a hop longer.
-func TestOneSlotIsAsTheBooksSay(t *testing.T) {
+// With a single slot, the response time is that of M/M/1 or, for lognormal work,
+// given by the Pollaczek–Khinchine formula, plus the dispatch latency.
+func TestSingleSlotMatchesTheory(t *testing.T) {
 	t.Parallel()
 	const service, load, hop = 0.1, 0.5, 0.001
 	for name, c := range map[string]struct {
@@ -272,7 +273,7 @@ func TestOneSlotIsAsTheBooksSay(t *testing.T) {
 		for seed := range uint64(3) {
 			s := poisson(t, "fifo", 0.5, c.work, seed+1, 4000*time.Second)
 			s.Fleet, s.Hop = Fleet{{ID: "x", Slots: 1, Service: 100 * time.Millisecond}}, time.Millisecond
-			s.Workers = func(c *workers.Config) { c.HangFactor = 10_000 } // very long tasks are no hanging device
+			s.Workers = func(c *workers.Config) { c.HangFactor = 10_000 } // very long tasks must not count as a hanging device
 			s.Streams[0].Begin = Poisson(load/service, c.work, 0, s.Warmup+s.Duration)
 			one, err := Run(t.Context(), s)
 			require.NoError(t, err)
@@ -320,10 +321,10 @@ func TestTrace(t *testing.T) {
 		last = a.At
 		n++
 	}
-	require.InDelta(t, 10_000, n, 100, "the rate that was asked for")
+	require.InDelta(t, 10_000, n, 100, "the requested rate")
 	for name, text := range map[string]string{
-		"no head": strings.TrimPrefix(lines, head), "empty": "", "one line": head + "2023-11-16 18:15:46.6805900,374,44\n",
-		"backwards": head + "2023-11-16 18:15:46,1,1\n2023-11-16 18:15:45,1,1\n", "no number": head + "2023-11-16 18:15:46,1,x\n", "no time": head + "now,1,1\n",
+		"no header": strings.TrimPrefix(lines, head), "empty": "", "one line": head + "2023-11-16 18:15:46.6805900,374,44\n",
+		"backwards": head + "2023-11-16 18:15:46,1,1\n2023-11-16 18:15:45,1,1\n", "invalid number": head + "2023-11-16 18:15:46,1,x\n", "invalid time": head + "now,1,1\n",
 	} {
 		_, err := parseTrace(strings.NewReader(text))
 		require.Error(t, err, name)
@@ -358,8 +359,8 @@ func TestSetupIsChecked(t *testing.T) {
 	t.Parallel()
 	for name, breaks := range map[string]func(*Setup){
 		"no devices": func(s *Setup) { s.Fleet = nil }, "no tasks": func(s *Setup) { s.Streams = nil },
-		"no routers": func(s *Setup) { s.Routers = 0 }, "no time": func(s *Setup) { s.Duration = 0 }, "a hop back": func(s *Setup) { s.Hop = -1 },
-		"no such device": func(s *Setup) { s.Faults = []Fault{{0, "x", Failing}} }, "no such policy": func(s *Setup) { s.Policy = "x" },
+		"no routers": func(s *Setup) { s.Routers = 0 }, "no measured time": func(s *Setup) { s.Duration = 0 }, "negative dispatch latency": func(s *Setup) { s.Hop = -1 },
+		"unknown device": func(s *Setup) { s.Faults = []Fault{{0, "x", Failing}} }, "unknown policy": func(s *Setup) { s.Policy = "x" },
 	} {
 		s := poisson(t, "fifo", 0.5, Exponential, 1, time.Second)
 		breaks(&s)

@@ -2,8 +2,8 @@ package routesim
 
 import "math"
 
-// Histogram counts times with a relative error below 0.1 %: wide enough for every
-// percentile of every arm, small enough that hundreds of arms fit into memory.
+// Histogram counts times with a relative error below 0.1 %. It is accurate enough
+// for every percentile, and hundreds of them fit into memory.
 type Histogram struct {
 	counts []uint32
 	N      int64
@@ -12,7 +12,7 @@ type Histogram struct {
 }
 
 const (
-	histLeast = 1e-6 // seconds; what is shorter counts as this
+	histLeast = 1e-6 // seconds; anything shorter counts as this
 	histBase  = 1.001
 )
 
@@ -33,7 +33,7 @@ func (h *Histogram) Add(s float64) {
 	h.Max = max(h.Max, s)
 }
 
-// Merge adds what another one counted.
+// Merge adds the counts of another histogram.
 func (h *Histogram) Merge(o *Histogram) {
 	if len(o.counts) > len(h.counts) {
 		h.counts = append(h.counts, make([]uint32, len(o.counts)-len(h.counts))...)
@@ -46,7 +46,7 @@ func (h *Histogram) Merge(o *Histogram) {
 	h.Max = max(h.Max, o.Max)
 }
 
-// Mean is in seconds; it is exact.
+// Mean returns the exact mean, in seconds.
 func (h *Histogram) Mean() float64 {
 	if h.N == 0 {
 		return 0
@@ -54,7 +54,7 @@ func (h *Histogram) Mean() float64 {
 	return h.Sum / float64(h.N)
 }
 
-// Quantile is the time in seconds that a share q of all does not exceed.
+// Quantile returns the time, in seconds, that a fraction q of all does not exceed.
 func (h *Histogram) Quantile(q float64) float64 {
 	if h.N == 0 {
 		return 0
@@ -69,55 +69,55 @@ func (h *Histogram) Quantile(q float64) float64 {
 	return h.Max
 }
 
-// Outcome is what came of a run, or of the runs of several seeds together. Tasks
-// count that arrived in the measured time, whenever they ended.
+// Outcome is the outcome of a run, or of several runs merged. It counts tasks that
+// arrived during the measured time, whenever they ended.
 type Outcome struct {
-	Response Histogram // arrival to the end of the request, of tasks that succeeded
+	Response Histogram // from arrival to the end of the request, for successful tasks
 	Streams  []StreamOutcome
 	Devices  []DeviceOutcome
 
-	Tasks    int64   // that arrived in the measured time
-	Failures int64   // of them: FAILED or EXPIRED
-	Ended    int64   // successes within the measured time, whenever they arrived
+	Tasks    int64   // arrived during the measured time
+	Failures int64   // of Tasks: FAILED or EXPIRED
+	Ended    int64   // successes during the measured time, whenever they arrived
 	Measured float64 // seconds
-	Busy     float64 // slot-seconds × rate of the slot, as tasks that could have been done
-	Capacity float64 // tasks a second
-	Attempts int64   // requests begun, in the whole run
-	Late     int64   // of them: later than a second after the first device changed its ways
-	Routed   int64   // assignments, in the whole run
+	Busy     float64 // busy slot-seconds × rate of the slot: tasks that fit into them
+	Capacity float64 // tasks per second
+	Attempts int64   // requests started during the whole run
+	Late     int64   // of Attempts: more than a second after the first fault
+	Routed   int64   // assignments during the whole run
 	Parked   int64
-	MostHeld int    // tasks in one router's window at a time, at most
-	Events   uint64 // of the simulation
-	Trace    uint64 // sum over all decisions, for comparing runs
+	MostHeld int    // most tasks in one router's window at a time
+	Events   uint64 // events simulated
+	Trace    uint64 // hash of all decisions, for comparing runs
 	Means    []float64
 }
 
-// StreamOutcome is what came of one stream of tasks.
+// StreamOutcome is the outcome of one stream of tasks.
 type StreamOutcome struct {
 	Name     string
 	Tasks    int64
 	Failures int64
 	Response Histogram
-	Wait     Histogram // arrival to the start of the first request
-	Chosen   Histogram // arrival to the first assignment
-	Work     float64   // work done within the measured time, in mean tasks
+	Wait     Histogram // from arrival to the start of the first request
+	Chosen   Histogram // from arrival to the first assignment
+	Work     float64   // work done during the measured time, in mean tasks
 }
 
-// DeviceOutcome is what came of one device.
+// DeviceOutcome is the outcome of one device.
 type DeviceOutcome struct {
 	ID       string
-	Attempts int64 // requests begun in the whole run
+	Attempts int64 // requests started during the whole run
 	Busy     float64
-	After    int64 // attempts later than a second after it changed its ways
+	After    int64 // attempts while it was faulty, more than a second after the fault
 }
 
-// Mean is the mean response in seconds.
+// Mean returns the mean response time in seconds.
 func (o *Outcome) Mean() float64 { return o.Response.Mean() }
 
-// Quantile is that of the response in seconds.
+// Quantile returns a quantile of the response time in seconds.
 func (o *Outcome) Quantile(q float64) float64 { return o.Response.Quantile(q) }
 
-// Goodput is successes a second of the measured time.
+// Goodput returns successes per second of the measured time.
 func (o *Outcome) Goodput() float64 {
 	if o.Measured == 0 {
 		return 0
@@ -125,7 +125,8 @@ func (o *Outcome) Goodput() float64 {
 	return float64(o.Ended) / o.Measured
 }
 
-// Utilisation is the busy share of the fleet, slots weighted by their rate.
+// Utilisation returns the busy fraction of the fleet, with slots weighted by their
+// rate.
 func (o *Outcome) Utilisation() float64 {
 	if o.Measured == 0 || o.Capacity == 0 {
 		return 0

@@ -8,19 +8,20 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// machine is a device as it is, and the workers' side of it: the queue in front
-// of its slots, and what they learn from how its requests end.
+// machine is a device, together with the workers' view of it: the queue in front of
+// its slots, and what they learn from the requests.
 type machine struct {
 	spec    *DeviceSpec
 	pool    string
 	models  []string
 	mode    Mode
 	queue   fifo
-	running int  // requests that the workers count
-	hung    int  // requests that they have given up, which still run
-	busy    int  // slots that work
-	inner   fifo // requests beyond the slots: those given up hold theirs
-	telling bool // the routers will soon ask what is in use of its pool
+	running int  // requests in flight, as the workers count them
+	hung    int  // requests that the workers abandoned but that still run
+	busy    int  // slots in use
+	inner   fifo // requests waiting on the device for slots held by abandoned ones
+
+	askPending bool // the routers are about to query the credits in use of its pool
 
 	estimator *device.Estimator
 	ejector   *device.Ejector
@@ -29,12 +30,13 @@ type machine struct {
 	hopMS     float64
 
 	out     *DeviceOutcome
-	since   int64 // busy slot-time is counted up to here
-	changed int64 // when it changed its ways; -1: never
-	unwell  int64 // until then it may be let alone, or get its work back slowly
+	since   int64 // busy slot time is counted up to here
+	changed int64 // time of its latest fault; -1 if none
+
+	recoversAt int64 // until this time, an open breaker may keep work away from it
 }
 
-// known is what the virtual Redis holds of devices.
+// known is what the virtual Redis holds about devices.
 type known struct {
 	devices []device.Device
 	rates   map[device.RateKey]device.Rate
@@ -69,17 +71,17 @@ func (s *sim) addDevices() {
 			}
 			m.estimator.Take(s.redis.rates)
 		}
-		s.machs = append(s.machs, m)
+		s.machines = append(s.machines, m)
 		s.byID[d.ID], s.byPool[m.pool] = int32(i), int32(i)
 		s.redis.devices = append(s.redis.devices, device.Device{})
 		s.beat(m)
-		s.after(s.random.phases.Int64N(int64(beatEvery)), event{kind: evBeat, i: int32(i)})
+		s.after(s.random.phases.Int64N(int64(beatEvery)), event{kind: evHeartbeat, i: int32(i)})
 	}
 }
 
-// beat sends a device's heartbeat: its figures as they are at this moment. The
-// weight is the true rate of a slot: weighted policies, which multiply it by the
-// slots, are told what an operator who measured well would write.
+// beat sends a heartbeat with the current figures of a device. The weight is the
+// true rate of a slot, as an operator would set it after careful measurements;
+// weighted policies multiply it by the number of slots.
 func (s *sim) beat(m *machine) {
 	busy := float64(m.busy) / float64(m.spec.Slots)
 	now := s.time()
@@ -95,9 +97,9 @@ func (s *sim) beat(m *machine) {
 	}
 }
 
-// breaks lets a device change its ways.
-func (s *sim) breaks(f Fault) {
-	m := s.machs[s.byID[f.Device]]
+// setMode applies a fault.
+func (s *sim) setMode(f Fault) {
+	m := s.machines[s.byID[f.Device]]
 	m.count(s)
 	m.mode, m.changed = f.Mode, s.now
 	s.dispatch(m)
@@ -105,17 +107,17 @@ func (s *sim) breaks(f Fault) {
 
 // reach puts a task into the queue in front of its device.
 func (s *sim) reach(j *job) {
-	m := s.machs[j.device]
+	m := s.machines[j.device]
 	if s.now < j.chosen+s.hop {
-		s.fail("causality: task %s is at %s before its hop has passed", j.task.ID, m.spec.ID)
+		s.fail("causality: task %s reached %s before the dispatch latency has passed", j.task.ID, m.spec.ID)
 	}
 	j.where, j.free = atDevice, m.queue.len() == 0 && m.running < min(m.spec.Slots, m.slots.Slots())
 	m.queue.push(j)
 	s.dispatch(m)
 }
 
-// dispatch begins requests while the device has slots and takes them. Nothing
-// waits at a device that is let alone: it goes elsewhere.
+// dispatch starts requests while the device has free slots. If its breaker is open,
+// all waiting tasks go elsewhere.
 func (s *sim) dispatch(m *machine) {
 	for m.queue.len() > 0 && s.bad == nil {
 		if !m.ejector.Allow(s.time()) {
@@ -136,10 +138,10 @@ func (s *sim) dispatch(m *machine) {
 	}
 }
 
-// begin begins a request.
+// begin starts a request.
 func (s *sim) begin(m *machine, j *job) {
-	if j.where != atDevice || s.machs[j.device] != m {
-		s.fail("conservation: task %s is begun on %s and is not there", j.task.ID, m.spec.ID)
+	if j.where != atDevice || s.machines[j.device] != m {
+		s.fail("conservation: task %s starts on %s but is not there", j.task.ID, m.spec.ID)
 		return
 	}
 	if m.running++; m.running > m.spec.Slots {
@@ -165,7 +167,7 @@ func (s *sim) begin(m *machine, j *job) {
 	m.out.Attempts++
 	if s.faultAt >= 0 && s.now > s.faultAt+int64(time.Second) {
 		s.out.Late++
-		if m.changed >= 0 && s.now > m.changed+int64(time.Second) && m.mode != Well {
+		if m.changed >= 0 && s.now > m.changed+int64(time.Second) && m.mode != Healthy {
 			m.out.After++
 		}
 	}
@@ -176,20 +178,20 @@ func (s *sim) begin(m *machine, j *job) {
 		return
 	}
 	m.inner.push(j)
-	s.after(int64(s.wc.Timeout), event{kind: evEnd, job: j, gen: j.gen})
+	s.after(int64(s.wc.RequestTimeout), event{kind: evEnd, job: j, gen: j.gen})
 }
 
-// serve lets a request have a slot of the device.
+// serve gives a request a slot of the device.
 func (s *sim) serve(m *machine, j *job) {
 	m.count(s)
 	if m.busy++; m.busy > m.spec.Slots {
-		s.fail("slots: %d of the %d slots of %s work", m.busy, m.spec.Slots, m.spec.ID)
+		s.fail("slots: %d of the %d slots of %s are busy", m.busy, m.spec.Slots, m.spec.ID)
 	}
 	j.serving = true
-	j.gen++ // its end is another than it seemed
-	takes, most := s.wc.Timeout, s.wc.Timeout-time.Duration(s.now-j.started)
+	j.gen++ // replaces the evEnd that was scheduled before it had a slot
+	takes, most := s.wc.RequestTimeout, s.wc.RequestTimeout-time.Duration(s.now-j.started)
 	switch m.mode {
-	case Well:
+	case Healthy:
 		takes = time.Duration(j.work * float64(m.spec.Service))
 	case Failing:
 		takes = failsIn
@@ -198,7 +200,8 @@ func (s *sim) serve(m *machine, j *job) {
 	s.after(int64(min(takes, most)), event{kind: evEnd, job: j, gen: j.gen})
 }
 
-// leave frees the slot of a request that ended, for one that waits inside.
+// leave frees the slot of a request that ended, and gives it to one waiting on the
+// device.
 func (s *sim) leave(m *machine, j *job) {
 	if j.hung {
 		m.hung--
@@ -219,11 +222,11 @@ func (s *sim) leave(m *machine, j *job) {
 	}
 }
 
-// giveUp frees the slots, in the workers' books, of what runs on a device that
-// hangs.
-func (s *sim) giveUp(m *machine) {
+// abandonRequests gives up the requests on a hanging device: the workers no longer
+// count them as in flight.
+func (s *sim) abandonRequests(m *machine) {
 	for _, j := range s.jobs[s.oldest:] {
-		if j != nil && j.where == running && !j.hung && s.machs[j.device] == m {
+		if j != nil && j.where == running && !j.hung && s.machines[j.device] == m {
 			j.hung = true
 			m.hung++
 			m.running--
@@ -231,11 +234,11 @@ func (s *sim) giveUp(m *machine) {
 	}
 }
 
-// count adds the slot-time since the last change to what the device did.
+// count adds the busy slot time since the last change.
 func (m *machine) count(s *sim) {
 	from, to := max(m.since, s.from), min(s.now, s.to)
 	m.since = s.now
-	if to <= from || m.mode != Well {
+	if to <= from || m.mode != Healthy {
 		return
 	}
 	busy := float64(m.busy) * seconds(to-from)
@@ -243,11 +246,11 @@ func (m *machine) count(s *sim) {
 	s.out.Busy += busy / m.spec.Service.Seconds()
 }
 
-// requestEnds takes the end of a request, as the worker does.
+// requestEnds handles the end of a request, as the workers do.
 func (s *sim) requestEnds(j *job) {
-	m := s.machs[j.device]
+	m := s.machines[j.device]
 	if j.where != running {
-		s.fail("conservation: a request of task %s ends that does not run", j.task.ID)
+		s.fail("conservation: a request of task %s ends but is not running", j.task.ID)
 		return
 	}
 	s.leave(m, j)
@@ -256,7 +259,7 @@ func (s *sim) requestEnds(j *job) {
 	var f *workers.Failure
 	outcome := device.OK
 	switch {
-	case took >= s.wc.Timeout:
+	case took >= s.wc.RequestTimeout:
 		f, outcome = &workers.Failure{Class: task.ClassTimeout}, device.TimedOut
 	case m.mode == Failing:
 		f, outcome = &workers.Failure{Class: task.ClassDevice, Status: 500}, device.Fault
@@ -265,18 +268,18 @@ func (s *sim) requestEnds(j *job) {
 	m.slots.Ended(now, outcome, took)
 	if f == nil {
 		m.estimator.Learn(device.RateKey{Device: m.spec.ID, Model: j.task.Model}, took, 1, now)
-		s.giveBack(j)
-		s.end(j, true)
+		s.returnCredit(j)
+		s.end(j, succeeded)
 	} else {
 		s.settle(m, j, f)
 	}
-	if m.ejector.Changed() { // told at once
+	if m.ejector.Changed() { // workers publish this immediately
 		s.publish(m)
 	}
 	s.dispatch(m)
 }
 
-// settle does what the workers do after a failure, by their own rule.
+// settle handles a failure, using the rule of the workers.
 func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 	t := j.task
 	now := s.time()
@@ -291,9 +294,9 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 			At: epoch.Add(time.Duration(j.started)), Duration: (s.now - j.started) / int64(time.Millisecond),
 		})
 	}
-	d := workers.Decide(s.wc, t, attempts, *f, j.here, m.budget, now)
+	d := workers.Decide(s.wc, workers.Situation{Task: t, Attempts: attempts, Failure: *f, LocalAttempts: j.here}, m.budget, now)
 	after := int64(d.After)
-	if after > 0 && !d.Late && f.RetryAfter == 0 { // its jitter is to come from the run's seed
+	if after > 0 && !d.OverBudget && f.RetryAfter == 0 { // take the jitter from the run's own random numbers
 		counted := 0
 		for _, a := range attempts {
 			if workers.Counts(a.Class) {
@@ -307,10 +310,10 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 	j.task = &c
 	j.gen++
 	switch d.Action {
-	case workers.Again:
-		j.where = pausing
-		s.after(after, event{kind: evAgain, job: j, gen: j.gen})
-	case workers.Reroute, workers.Degrade:
+	case workers.RetryHere:
+		j.where = backingOff
+		s.after(after, event{kind: evRetryHere, job: j, gen: j.gen})
+	case workers.RetryElsewhere, workers.Degrade:
 		c.Progress.Requeues++
 		if after > 0 {
 			c.Progress.NotBefore = now.Add(time.Duration(after))
@@ -318,16 +321,16 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 		if d.Exclude {
 			c.Progress.Exclude = append(exclude[:len(exclude):len(exclude)], m.spec.ID)
 		}
-		s.giveBack(j)
+		s.returnCredit(j)
 		j.where, j.source = inLog, topicOf(c.Priority)
 		s.after(s.back, event{kind: evLog, job: j})
 	case workers.Fail, workers.Expire:
-		s.giveBack(j)
-		s.end(j, false)
+		s.returnCredit(j)
+		s.end(j, failed)
 	}
 }
 
-// pause is the workers' backoff after the n-th failure, its jitter from the run's
+// pause is the workers' backoff after the n-th failure, with jitter from the run's
 // own random numbers.
 func (s *sim) pause(n int) int64 {
 	d := float64(s.wc.BackoffMin)
@@ -337,33 +340,32 @@ func (s *sim) pause(n int) int64 {
 	return int64(min(d*(0.5+s.random.pauses.Float64()), float64(s.wc.BackoffMax)))
 }
 
-// giveBack gives a credit back; the routers will hear of it.
-func (s *sim) giveBack(j *job) {
+// returnCredit returns a task's credit and announces it to the routers.
+func (s *sim) returnCredit(j *job) {
 	if s.acct.leases[j.lease] == nil {
-		s.fail("credits: the lease of task %s is gone before the task has ended", j.task.ID)
+		s.fail("credits: the lease of task %s expired before the task ended", j.task.ID)
 	}
-	s.tellFreed(s.acct.release(s.now/int64(time.Millisecond), j.lease, 1))
+	s.announceFreed(s.acct.release(s.now/int64(time.Millisecond), j.lease, 1))
 	j.lease, j.device = "", -1
 }
 
-// tellFreed lets the routers hear that pools have room. It takes half of the time
-// until Redis is asked how much; what is freed until then is in the same answer.
-func (s *sim) tellFreed(pools []string) {
+// announceFreed tells the routers that pools have room. They query Redis after half
+// of the delay, so the answer includes anything freed until then.
+func (s *sim) announceFreed(pools []string) {
 	for _, p := range pools {
-		if i, ok := s.byPool[p]; ok && !s.machs[i].telling {
-			s.machs[i].telling = true
+		if i, ok := s.byPool[p]; ok && !s.machines[i].askPending {
+			s.machines[i].askPending = true
 			s.after(s.news/2, event{kind: evAsk, i: i})
 		}
 	}
 }
 
-// report publishes what the workers learned since the last time, and finds
-// devices that hang.
+// report publishes what the workers have learned, and detects hanging devices.
 func (s *sim) report() {
-	for _, m := range s.machs {
+	for _, m := range s.machines {
 		m.ejector.Check(s.time(), m.expected(s))
 		s.publish(m)
-		s.dispatch(m) // nothing waits at a device that hangs
+		s.dispatch(m) // moves waiting tasks away from a device that hangs
 	}
 }
 
@@ -371,7 +373,7 @@ func (s *sim) publish(m *machine) {
 	now := s.time()
 	for _, c := range m.ejector.Changes() {
 		if c.Hung {
-			s.giveUp(m)
+			s.abandonRequests(m)
 		}
 	}
 	m.estimator.Take(s.redis.rates)
@@ -379,12 +381,12 @@ func (s *sim) publish(m *machine) {
 	h.Slots, h.HopMS = m.slots.Below(), m.hopMS
 	s.redis.healths[m.spec.ID] = h
 	if h.State != device.StateClosed {
-		m.unwell = s.now + int64(time.Minute)
+		m.recoversAt = s.now + int64(time.Minute)
 	}
 }
 
-// expected is what a request usually takes; one of a model that was not heard of
-// here is as on the slowest of the others.
+// expected returns how long a request usually takes. For a model with no estimate on
+// this device, that is the time on the slowest of the others.
 func (m *machine) expected(s *sim) time.Duration {
 	var most time.Duration
 	for _, model := range m.models {
@@ -401,7 +403,7 @@ func (m *machine) expected(s *sim) time.Duration {
 	return most
 }
 
-// renew keeps the leases of all tasks that hold a credit, as the keepers do.
+// renew extends the leases of all tasks that hold a credit, as the stages do.
 func (s *sim) renew() {
 	s.renewIDs = s.renewIDs[:0]
 	for s.oldest < len(s.jobs) && s.jobs[s.oldest] == nil {
@@ -414,7 +416,7 @@ func (s *sim) renew() {
 	}
 	lost, freed := s.acct.renew(s.now/int64(time.Millisecond), s.renewIDs)
 	if lost > 0 {
-		s.fail("credits: %d leases are gone whose tasks have not ended", lost)
+		s.fail("credits: %d leases expired before their tasks ended", lost)
 	}
-	s.tellFreed(freed)
+	s.announceFreed(freed)
 }

@@ -1,17 +1,16 @@
-// Package testenv gives tests the services that Batchyard stands on.
+// Package testenv provides tests with the services that Batchyard depends on.
 //
-// By default these are the embedded ones: one set for a test binary, started by
-// the first test that asks and closed by Main. With
+// By default these are the embedded ones. The first test that needs them starts
+// them, all tests of the binary share them, and Main closes them. With
 //
 //	BATCHYARD_TEST_SERVICES=real
 //
-// they are those that BATCHYARD_KAFKA_BROKERS, BATCHYARD_REDIS_ADDR and
-// BATCHYARD_POSTGRES_URL name, which `scripts/services env` prints. A test does
-// not see the difference.
+// tests use the services at BATCHYARD_KAFKA_BROKERS, BATCHYARD_REDIS_ADDR and
+// BATCHYARD_POSTGRES_URL, as printed by `scripts/services env`. Tests can't tell the
+// difference.
 //
-// All tests share the services and run in parallel. They stay apart by a
-// database of their own (Database), and by a prefix of their own for topics,
-// groups and keys (Prefix).
+// Tests run in parallel on the shared services. To stay apart, each uses its own
+// database (Database), and its own prefix for topics, groups and keys (Prefix).
 //
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 //
@@ -47,32 +46,32 @@ const (
 	redisVar    = "BATCHYARD_REDIS_ADDR"
 	postgresVar = "BATCHYARD_POSTGRES_URL"
 
-	// startWait is for a loaded machine that downloads Postgres, too.
-	startWait = 3 * time.Minute
-	// adminWait bounds one administrative step of a test.
-	adminWait = time.Minute
+	// startTimeout allows for a busy machine that has to download Postgres.
+	startTimeout = 3 * time.Minute
+	// adminTimeout limits a single administrative statement.
+	adminTimeout = time.Minute
 )
 
-// Services is where the services are.
+// Services are the addresses of the services.
 type Services struct {
-	// Brokers are the host:port to bootstrap a Kafka client from.
+	// Brokers are the host:port addresses to bootstrap a Kafka client from.
 	Brokers []string
-	// RedisAddr is host:port.
+	// RedisAddr is the host:port of Redis.
 	RedisAddr string
-	// PostgresURL is the shared database; take Database for one to write to.
+	// PostgresURL is the shared database. Use Database for one to write to.
 	PostgresURL string
-	// Real is true for services outside the test's process.
+	// Real is true for services outside the test process.
 	Real bool
 }
 
-// shared is the embedded set of this test binary.
+// shared holds the embedded services of this test binary.
 var shared struct {
 	sync.Mutex
 	stack *embedded.Stack
 	err   error
 }
 
-// Get returns the services, starting the embedded ones when nobody has yet.
+// Get returns the services. The first call starts the embedded ones.
 func Get(t testing.TB) Services {
 	t.Helper()
 	if os.Getenv(servicesVar) == "real" {
@@ -81,8 +80,8 @@ func Get(t testing.TB) Services {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.stack == nil && shared.err == nil {
-		// Not t.Context(): what is started serves the tests after this one.
-		ctx, cancel := context.WithTimeout(context.Background(), startWait)
+		// Not t.Context(): the services outlive this test.
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 		defer cancel()
 		shared.stack, shared.err = embedded.Start(ctx, embedded.Options{})
 	}
@@ -96,7 +95,7 @@ func fromEnv(t testing.TB) Services {
 	t.Helper()
 	for _, name := range []string{brokersVar, redisVar, postgresVar} {
 		if os.Getenv(name) == "" {
-			t.Fatalf(`%s=real wants %s: run eval "$(scripts/services env)"`, servicesVar, name)
+			t.Fatalf(`%s=real needs %s: run eval "$(scripts/services env)"`, servicesVar, name)
 		}
 	}
 	return Services{
@@ -107,9 +106,9 @@ func fromEnv(t testing.TB) Services {
 	}
 }
 
-// Main runs the tests, closes the embedded services and exits. When a package
-// has no Main, its services end with its process, and their temporary directory
-// is removed by the next test binary that starts some.
+// Main runs the tests, closes the embedded services and exits. In a package that
+// doesn't call it, the services end with the process, and the next test binary
+// that starts embedded services removes their temporary directory.
 func Main(m *testing.M) {
 	code := m.Run()
 	if err := Close(); err != nil {
@@ -119,8 +118,9 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Close is for a TestMain of a package's own: it closes the embedded services
-// if any were started, and drops the templates that DatabaseFrom left on real ones.
+// Close is for packages with a custom TestMain. It closes the embedded services, if
+// any were started, or drops the template databases that DatabaseFrom created on
+// real ones.
 func Close() error {
 	shared.Lock()
 	defer shared.Unlock()
@@ -139,8 +139,8 @@ func Close() error {
 	return errors.Join(errs...)
 }
 
-// Database creates an empty database for this test, drops it when the test
-// ends, and returns its URL.
+// Database creates an empty database for this test and returns its URL. The
+// database is dropped when the test ends.
 func (s Services) Database(t testing.TB) string {
 	t.Helper()
 	name := "test_" + token()
@@ -149,9 +149,9 @@ func (s Services) Database(t testing.TB) string {
 	return s.urlOf(t, name)
 }
 
-// DatabaseFrom is Database for tests whose schema takes long to make: prepare
-// runs once for a key and test binary, on a database that is then copied for
-// every test. prepare must leave no connection open.
+// DatabaseFrom is like Database, for tests whose schema takes long to create.
+// prepare runs once per key and test binary, on a template database that is then
+// copied for each test. prepare must close its connections.
 func (s Services) DatabaseFrom(t testing.TB, key string, prepare func(ctx context.Context, url string) error) string {
 	t.Helper()
 	template := s.template(t, key, prepare)
@@ -161,7 +161,7 @@ func (s Services) DatabaseFrom(t testing.TB, key string, prepare func(ctx contex
 	return s.urlOf(t, name)
 }
 
-// templates are the databases that DatabaseFrom copies, by key.
+// templates are the template databases of DatabaseFrom, by key.
 var templates struct {
 	sync.Mutex
 	url   string
@@ -177,7 +177,7 @@ func (s Services) template(t testing.TB, key string, prepare func(ctx context.Co
 	}
 	name := "template_" + token()
 	s.admin(t, "CREATE DATABASE "+name+" TEMPLATE template0")
-	ctx, cancel := context.WithTimeout(context.Background(), adminWait)
+	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
 	defer cancel()
 	if err := prepare(ctx, s.urlOf(t, name)); err != nil {
 		s.admin(t, drop(name))
@@ -207,10 +207,10 @@ func (s Services) admin(t testing.TB, sql string) {
 	}
 }
 
-// exec runs one statement on the shared database. It is used when a test is
-// over, too, so it does not depend on the test's context.
+// exec runs one statement on the shared database. It is also used for cleanup, so
+// it doesn't depend on the context of a test.
 func exec(url, sql string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), adminWait)
+	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -225,14 +225,16 @@ func exec(url, sql string) error {
 
 func drop(database string) string { return "DROP DATABASE IF EXISTS " + database + " WITH (FORCE)" }
 
-// Prefix is a prefix for this test's topics, groups and keys that no other test
-// and no earlier run has: lower-case letters, digits and hyphens, ending with a hyphen.
+// Prefix returns a prefix for this test's topics, groups and keys that no other
+// test or earlier run uses. It consists of lower-case letters, digits and hyphens,
+// and ends with a hyphen.
 func (s Services) Prefix(t testing.TB) string {
 	t.Helper()
 	return "t-" + token() + "-"
 }
 
-// Redis is a client that is closed when the test ends. Keys are shared: see Prefix.
+// Redis returns a client that is closed when the test ends. All tests share the
+// keyspace: see Prefix.
 func (s Services) Redis(t testing.TB) redis.UniversalClient {
 	t.Helper()
 	c := redis.NewClient(&redis.Options{Addr: s.RedisAddr})
@@ -240,9 +242,9 @@ func (s Services) Redis(t testing.TB) redis.UniversalClient {
 	return c
 }
 
-// Dir is an empty directory for embedded services that keep their data. Unlike
-// t.TempDir it can be entered by the user as whom Postgres runs when the tests
-// run as root.
+// Dir returns an empty directory for embedded services with persistent data. Unlike
+// t.TempDir, the user that runs Postgres can enter it, even if the tests run as
+// root.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "test-batchyard-*")
@@ -250,7 +252,7 @@ func Dir(t testing.TB) string {
 		err = os.Chmod(dir, 0o711)
 	}
 	if err != nil {
-		t.Fatalf("making a directory for the test: %v", err)
+		t.Fatalf("creating a directory for the test: %v", err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir

@@ -24,7 +24,7 @@ func exec(ctx context.Context, url, sql string) error {
 	return err
 }
 
-func TestDatabasesAreApartAndDropped(t *testing.T) {
+func TestDatabasesAreSeparateAndDropped(t *testing.T) {
 	t.Parallel()
 	env := testenv.Get(t)
 	var url string
@@ -38,7 +38,7 @@ func TestDatabasesAreApartAndDropped(t *testing.T) {
 	require.ErrorContains(t, exec(t.Context(), url, "SELECT 1"), "does not exist")
 }
 
-func TestATemplateIsPreparedOnce(t *testing.T) {
+func TestTemplateIsPreparedOnce(t *testing.T) {
 	t.Parallel()
 	env := testenv.Get(t)
 	prepared := 0
@@ -53,7 +53,7 @@ func TestATemplateIsPreparedOnce(t *testing.T) {
 	require.Equal(t, 1, prepared)
 }
 
-func TestAllServicesAnswer(t *testing.T) {
+func TestServicesAnswer(t *testing.T) {
 	t.Parallel()
 	env := testenv.Get(t)
 	prefix := env.Prefix(t)

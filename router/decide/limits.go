@@ -19,7 +19,7 @@ type capacity struct {
 func (v *view) setLimits(now time.Time) {
 	oldest := now
 	for _, s := range v.devices {
-		if !s.Silent() && !s.JoinedAt.IsZero() && s.JoinedAt.Before(oldest) {
+		if !s.Silent && !s.JoinedAt.IsZero() && s.JoinedAt.Before(oldest) {
 			oldest = s.JoinedAt
 		}
 	}
@@ -36,7 +36,7 @@ func (v *view) capacityOf(s *deviceView, oldest, now time.Time) capacity {
 		c.slots = min(c.slots, s.health.Slots)
 	}
 	// Until its worker reports the breaker closed, one request at a time tests the device.
-	c.testing = s.probe || s.health.State != "" && s.health.State != device.StateClosed
+	c.testing = s.gate == device.GateProbe || s.health.State != "" && s.health.State != device.StateClosed
 	if ramp := v.ramp(s, oldest, now); ramp < 1 {
 		c.slots = max(1, int(ramp*float64(c.slots)))
 		c.testing = c.testing || ramp < 1/float64(c.slots+1)

@@ -47,7 +47,7 @@ func benchmarkPick(b *testing.B, p policy.Policy, n int, use func(*policy.Candid
 		fleet.Rates[device.RateKey{Device: d.ID, Model: "m"}] = device.Rate{ServiceMS: float64(40 * (1 + rng.IntN(6)))}
 	}
 	v.update(fleet, now)
-	snap := &v.snapshotOf(&demand{model: "m"}, now, rng).Snapshot
+	snap := &v.snapshotOf(&demand{Requirement: device.Requirement{Model: "m"}}, now, rng).Snapshot
 	require.Len(b, snap.Candidates, n)
 	for i := range snap.Candidates {
 		c := &snap.Candidates[i]

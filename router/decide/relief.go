@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // Why tasks are parked. A task parked for want of a device becomes ready early when one joins.
@@ -125,7 +127,7 @@ func (d *Decider) deviceIdlesForWork(now time.Time) bool {
 
 func (w *window) hasWorkFor(s *deviceView, now time.Time) bool {
 	for _, d := range w.demands {
-		if d.ready > 0 && s.excludedFrom(d, now) == eligible {
+		if d.ready > 0 && s.eligible(d, now) == device.CanRun {
 			return true
 		}
 	}

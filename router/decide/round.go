@@ -126,7 +126,7 @@ func (d *Decider) book(it *Item, snap *snapshot, choice *policy.Choice, now time
 	s := snap.devices[choice.Index]
 	pl := s.pool(it.demand)
 	p := Pick{
-		Item: it, Device: &s.Device, Pool: pl.name, IdleSlots: max(0, pl.Slots-pl.Used), Probe: s.probe,
+		Item: it, Device: &s.Device, Pool: pl.name, IdleSlots: max(0, pl.Slots-pl.Used), Probe: s.gate == device.GateProbe,
 		Why:  snap.explain(d.policy, choice, make([]byte, 0, 512)),
 		view: s, priority: it.flow.key.priority,
 	}

@@ -89,7 +89,7 @@ func TestADemandWithoutADeviceDelaysNoOther(t *testing.T) {
 	require.Same(t, it, picks[0].Item)
 	for _, dm := range d.window.demands {
 		if dm.tasks > 0 {
-			require.Equal(t, dm.model == "unknown", dm.unservable)
+			require.Equal(t, dm.Model == "unknown", dm.unservable)
 		}
 	}
 }
@@ -117,7 +117,7 @@ func TestADemandThatWaitsForItsBestDeviceDelaysNoOther(t *testing.T) {
 	require.Equal(t, map[string]int{"fast": 2, "other": 1}, byDevice)
 	require.Equal(t, 2001, d.window.len(), "plan must take nothing out of the window")
 	for _, dm := range d.window.demands {
-		if dm.model == "a" {
+		if dm.Model == "a" {
 			require.Equal(t, 1998, dm.ready)
 		}
 	}
@@ -252,9 +252,4 @@ func TestPicksSayWhyTheDeviceWasChosen(t *testing.T) {
 	require.Equal(t, []candidate{{Device: "d", Score: 41, Unit: "ms", Slots: 2, Limit: 3, ServiceMS: 40}}, why.Candidates)
 	require.Equal(t, map[string]int{"model": 1, "draining": 1}, why.Out)
 	require.Less(t, len(picks[0].Why), task.MaxDetail)
-}
-
-// The audit log and `tasks why` use the same names.
-func TestExclusionNamesAgreeWithPackageDevice(t *testing.T) {
-	require.Equal(t, device.Barriers, exclusionNames[1:])
 }

@@ -12,9 +12,9 @@ import (
 // snapshot is the candidates of a demand, kept while nothing but their loads changes.
 type snapshot struct {
 	policy.Snapshot
-	devices  []*deviceView   // of the candidates, in the same order
-	excluded [exclusions]int // devices of the fleet that are no candidates, by reason
-	cost     float64         // seconds of service of one task, the mean over the candidates
+	devices  []*deviceView           // of the candidates, in the same order
+	excluded [device.ReasonCount]int // devices of the fleet that are no candidates, by reason
+	cost     float64                 // seconds of service of one task, the mean over the candidates
 }
 
 // snapshotOf returns the demand's snapshot, rebuilt if the view has changed.
@@ -36,21 +36,21 @@ func (v *view) snapshotOf(d *demand, now time.Time, rng *rand.Rand) *snapshot {
 
 // findDevices sorts the fleet into candidates and excluded devices.
 func (v *view) findDevices(f *snapshot, d *demand, now time.Time) {
-	f.excluded = [exclusions]int{}
+	f.excluded = [device.ReasonCount]int{}
 	f.devices = f.devices[:0]
 	for _, s := range v.devices {
-		why := s.excludedFrom(d, now)
+		why := s.eligible(d, now)
 		f.excluded[why]++
-		if why == eligible {
+		if why == device.CanRun {
 			f.devices = append(f.devices, s)
 		}
 	}
-	if len(f.devices) > 0 || f.excluded[isExcluded] == 0 {
+	if len(f.devices) > 0 || f.excluded[device.ExcludedForTask] == 0 {
 		return
 	}
-	f.excluded[isExcluded] = 0 // a second try on the same device is better than none
+	f.excluded[device.ExcludedForTask] = 0 // a second try on the same device is better than none
 	for _, s := range v.devices {
-		if s.excludedFrom(d, now) == isExcluded {
+		if s.eligible(d, now) == device.ExcludedForTask {
 			f.devices = append(f.devices, s)
 		}
 	}
@@ -63,7 +63,7 @@ func (v *view) describeDevices(f *snapshot, d *demand, now time.Time) {
 	rate, slots := 0.0, 0
 	for _, s := range f.devices {
 		p := s.pool(d)
-		r := p.rateOf(d.model)
+		r := p.rateOf(d.Model)
 		c := policy.Candidate{
 			Device: s.ID, Load: &p.Load, Service: duration(r.ServiceMS),
 			CPU: s.CPU, Mem: s.Mem, IO: s.IO, Latency: duration(s.LatencyMS), Queue: s.Queue, Weight: s.Weight,
@@ -114,7 +114,7 @@ func (f *snapshot) explain(p policy.Policy, c *policy.Choice, b []byte) []byte {
 	b = append(b, `],"out":{`...)
 	first := true
 	for r, n := range f.excluded {
-		if r == int(eligible) || n == 0 {
+		if device.Reason(r) == device.CanRun || n == 0 {
 			continue
 		}
 		if !first {
@@ -122,7 +122,7 @@ func (f *snapshot) explain(p policy.Policy, c *policy.Choice, b []byte) []byte {
 		}
 		first = false
 		b = append(b, '"')
-		b = append(b, exclusionNames[r]...)
+		b = append(b, device.Reason(r).String()...)
 		b = append(b, `":`...)
 		b = strconv.AppendInt(b, int64(n), 10)
 	}

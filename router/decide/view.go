@@ -1,7 +1,6 @@
 package decide
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -37,12 +36,11 @@ type view struct {
 type deviceView struct {
 	device.Device
 	health   device.Health
-	single   *pool     // credits of single requests
-	batched  *pool     // credits of batched requests
-	ejected  bool      // its breaker is open and it gets nothing, as of the last update
-	probe    bool      // its breaker is open, but too many are: it gets one task at a time
-	returned time.Time // when it last came back
-	picked   time.Time // when it was last picked
+	single   *pool       // credits of single requests
+	batched  *pool       // credits of batched requests
+	gate     device.Gate // as of the last update
+	returned time.Time   // when it last came back
+	picked   time.Time   // when it was last picked
 }
 
 // pool is one of a device's two pools of credits.
@@ -72,7 +70,7 @@ func (v *view) update(f Fleet, now time.Time) {
 		if s == nil {
 			s = newDeviceView(d.ID)
 		}
-		if s.Silent() && !d.Silent() {
+		if s.Silent && !d.Silent {
 			s.returned = now
 		}
 		s.Device, s.health = d, f.Healths[d.ID]
@@ -83,7 +81,7 @@ func (v *view) update(f Fleet, now time.Time) {
 	v.setRates(byID, f.Rates)
 	v.byID = byID
 	slices.SortFunc(v.devices, func(a, b *deviceView) int { return strings.Compare(a.ID, b.ID) })
-	v.eject(now)
+	v.setGates(now)
 	v.setLimits(now)
 	clear(v.pools)
 	for _, s := range v.devices {
@@ -109,35 +107,27 @@ func (v *view) setRates(byID map[string]*deviceView, rates map[device.RateKey]de
 	}
 }
 
-// eject decides which devices with an open breaker get nothing. That is at most half of the fleet,
-// those that failed most often in a row first. If all fail, the fault is probably elsewhere, and some
-// requests have to find out when it is over: the other devices get one task at a time.
-func (v *view) eject(now time.Time) {
-	var open []*deviceView
-	alive := 0
-	for _, s := range v.devices {
-		was := s.ejected
-		s.ejected, s.probe = false, false
-		if s.Silent() || s.Draining {
+// setGates applies [device.Gates] to the fleet.
+func (v *view) setGates(now time.Time) {
+	devices, healths := make([]*device.Device, len(v.devices)), make([]*device.Health, len(v.devices))
+	for i, s := range v.devices {
+		devices[i], healths[i] = &s.Device, &s.health
+	}
+	for i, gate := range device.Gates(devices, healths, now) {
+		s := v.devices[i]
+		was := s.gate
+		s.gate = gate
+		if s.Silent || s.Draining {
 			continue
 		}
-		alive++
 		if s.health.OpenUntil.After(now) {
-			open = append(open, s)
 			v.expectChange(s.health.OpenUntil)
-		} else if was {
+		} else if was == device.GateShut {
 			s.returned = now
 		}
 		if s.health.SlowUntil.After(now) {
 			v.expectChange(s.health.SlowUntil)
 		}
-	}
-	slices.SortStableFunc(open, func(a, b *deviceView) int {
-		return cmp.Or(cmp.Compare(b.health.Opened, a.health.Opened), b.health.OpenUntil.Compare(a.health.OpenUntil))
-	})
-	for i, s := range open {
-		s.ejected = i < max(1, alive/2)
-		s.probe = !s.ejected
 	}
 }
 
@@ -155,7 +145,7 @@ func (v *view) pass(now time.Time) (changed bool) {
 	}
 	v.generation++
 	v.changesAt = time.Time{}
-	v.eject(now)
+	v.setGates(now)
 	v.setLimits(now)
 	return true
 }
@@ -170,44 +160,10 @@ func (v *view) setUsed(used map[string]int) {
 	}
 }
 
-// exclusion is why a device is no candidate for a demand.
-type exclusion int
-
-const (
-	eligible exclusion = iota
-	wrongModel
-	wrongTags
-	isSilent
-	isDraining
-	isEjected
-	isSlow
-	isExcluded
-	exclusions
-)
-
-// exclusionNames are their names in the audit log.
-var exclusionNames = [exclusions]string{"", "model", "tags", "silent", "draining", "ejected", "slow", "excluded"}
-
-// excludedFrom says whether, and why, the device cannot take tasks of the demand at all. A device
-// that the tasks exclude is distinguished: it is used after all if no other is left.
-func (s *deviceView) excludedFrom(d *demand, now time.Time) exclusion {
-	switch {
-	case !s.Serves(d.model):
-		return wrongModel
-	case !s.HasTags(d.needs):
-		return wrongTags
-	case s.Silent():
-		return isSilent
-	case s.Draining:
-		return isDraining
-	case s.ejected:
-		return isEjected
-	case s.health.SlowUntil.After(now):
-		return isSlow
-	case slices.Contains(d.exclude, s.ID):
-		return isExcluded
-	}
-	return eligible
+// eligible says whether the device can take tasks of the demand at all, and if not, why. A device that the
+// tasks exclude is used after all if no other is left.
+func (s *deviceView) eligible(d *demand, now time.Time) device.Reason {
+	return device.Eligible(&s.Device, &s.health, s.gate, &d.Requirement, now)
 }
 
 // pool is the one whose credits tasks of the demand take.
@@ -220,7 +176,7 @@ func (s *deviceView) pool(d *demand) *pool {
 
 // idle reports whether the device could work and has nothing to do.
 func (s *deviceView) idle() bool {
-	return !s.Silent() && !s.Draining && !s.ejected && s.single.Used+s.batched.Used == 0
+	return !s.Silent && !s.Draining && s.gate != device.GateShut && s.single.Used+s.batched.Used == 0
 }
 
 // rateOf is what was learned about one task of the model on one slot. For a model that the device has

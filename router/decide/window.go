@@ -60,11 +60,9 @@ func (it *Item) lost() bool { return it.Origin != nil && it.Origin.Lost() }
 
 // demand is what tasks need of a device, and all tasks that need the same.
 type demand struct {
-	key     string
-	model   string
+	key string
+	device.Requirement
 	batched bool // requests of its endpoint can be batched, so credits are of the batched pool
-	needs   []string
-	exclude []string // devices not to be tried again
 	queues  map[*flow]*queue
 	tasks   int // in the window, including those that are not ready
 	ready   int // in a queue
@@ -83,9 +81,9 @@ type demand struct {
 }
 
 // beginRound resets what belongs to one round.
-func (d *demand) beginRound(number uint64) {
-	if d.round != number {
-		d.round, d.heldThisRound, d.holdWhileFewerThan, d.exhausted = number, 0, 0, false
+func (dm *demand) beginRound(number uint64) {
+	if dm.round != number {
+		dm.round, dm.heldThisRound, dm.holdWhileFewerThan, dm.exhausted = number, 0, 0, false
 	}
 }
 
@@ -190,7 +188,7 @@ func (w *window) demandOf(t *task.Task) *demand {
 	}
 	d := w.demands[key]
 	if d == nil {
-		d = &demand{key: key, model: t.Model, batched: batched, needs: needs, exclude: exclude, queues: map[*flow]*queue{}}
+		d = &demand{key: key, Requirement: device.Requirement{Model: t.Model, Needs: needs, Exclude: exclude}, batched: batched, queues: map[*flow]*queue{}}
 		w.demands[key] = d
 	}
 	return d

@@ -377,7 +377,7 @@ func TestParkedTasksWakeForTheirDevice(t *testing.T) {
 	busy := add("busy", "here", false, time.Time{})
 	later := add("later", "here", true, now.Add(30*time.Second))
 
-	w.wakeForDevices(now, func(d *demand) bool { return d.model == "here" })
+	w.wakeForDevices(now, func(d *demand) bool { return d.Model == "here" })
 	require.GreaterOrEqual(t, servable.index, 0)
 	for _, it := range []*Item{unservable, busy, later} {
 		require.Equal(t, -1, it.index, it.Task.ID)

@@ -78,7 +78,7 @@ func (p *hash) Pick(r *Request, s *Snapshot) Choice {
 	}
 	switch choice.Index {
 	case Wait:
-		choice.Why = noCredit
+		choice.Why = noneFree
 		return choice
 	case first:
 		choice.Why = "its key hashes to it"

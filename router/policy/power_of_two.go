@@ -14,7 +14,7 @@ func (*powerOfTwo) BindsLate() bool { return false }
 func (*powerOfTwo) Unit() string    { return "tasks" }
 
 func (*powerOfTwo) Pick(_ *Request, s *Snapshot) Choice {
-	choice := Choice{Index: Wait, Why: noCredit}
+	choice := Choice{Index: Wait, Why: noneFree}
 	a := drawByWeight(s, Wait)
 	if a == Wait {
 		return choice

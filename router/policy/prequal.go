@@ -111,7 +111,7 @@ func (*prequal) Pick(_ *Request, s *Snapshot) Choice {
 		choice.consider(coolest, s.Candidates[coolest].estimate())
 	default:
 		if choice.Index = drawFree(s); choice.Index == Wait {
-			choice.Why = noCredit
+			choice.Why = noneFree
 			return choice
 		}
 		choice.Why = "no probed device has a free credit, and it was drawn at random"

@@ -7,7 +7,7 @@ import (
 
 // Helpers that several policies share.
 
-const noCredit = "no device has a free credit"
+const noneFree = "no device has a free credit"
 
 // UnknownService is assumed of a device that has not answered a task of this model yet: short, so
 // that the device is tried soon, and measured.
@@ -91,7 +91,7 @@ func (c *Choice) considerInTurn(s *Snapshot, index int, score float64) {
 
 // best takes the first of the ranked candidates; without any, the task waits.
 func (c *Choice) best(why string) Choice {
-	c.Index, c.Why = Wait, noCredit
+	c.Index, c.Why = Wait, noneFree
 	if c.Tops > 0 {
 		c.Index, c.Why = c.Top[0].Index, why
 	}

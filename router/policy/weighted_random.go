@@ -33,7 +33,7 @@ func cumulative(s *Snapshot) *cumulativeWeights {
 func (*weightedRandom) Pick(_ *Request, s *Snapshot) Choice {
 	i := drawByWeight(s, Wait)
 	if i == Wait {
-		return Choice{Index: Wait, Why: noCredit}
+		return Choice{Index: Wait, Why: noneFree}
 	}
 	upTo := cumulative(s).upTo
 	share := s.Candidates[i].weight() / upTo[len(upTo)-1]

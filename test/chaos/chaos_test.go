@@ -20,22 +20,22 @@ import (
 )
 
 var (
-	seconds = flag.Int("chaos.seconds", 0, "how long things are broken; 0 leaves TestChaos out")
-	seed    = flag.Uint64("chaos.seed", 1, "what decides the plan")
-	rate    = flag.Int("chaos.rate", 80, "tasks a second")
-	logs    = flag.String("chaos.dir", "", "where logs, plan and summary go; empty: dist/chaos/seed-SEED of the repository")
-	only    = flag.Bool("chaos.plan", false, "print the plan and leave")
+	seconds = flag.Int("chaos.seconds", 0, "duration of the chaos; 0 skips TestChaos")
+	seed    = flag.Uint64("chaos.seed", 1, "seed of the plan")
+	rate    = flag.Int("chaos.rate", 80, "tasks per second")
+	logs    = flag.String("chaos.dir", "", "directory for logs, plan and summary (default: dist/chaos/seed-SEED in the repository)")
+	only    = flag.Bool("chaos.plan", false, "print the plan and exit")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// budget is how long a run may take beside the chaos itself, at the very most; on
-// two cores that do nothing else it takes about 90 s.
+// budget is the maximum time for everything but the chaos itself. On two idle cores
+// it takes about 90 s.
 const budget = 9 * time.Minute
 
 func TestChaos(t *testing.T) {
 	if *seconds == 0 {
-		t.Skip("run it by: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
+		t.Skip("to run it: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
 	}
 	length := time.Duration(*seconds) * time.Second
 	plan := Plan(*seed, length, deviceIDs())
@@ -76,12 +76,12 @@ func TestChaos(t *testing.T) {
 		defer close(loaded)
 		l.run(over)
 	}()
-	w.unleash(ctx, plan, length)
+	w.runPlan(ctx, plan, length)
 	<-loaded
 	hooks.heal()
 	l.into(h)
 	healed := time.Now()
-	w.say("all is healed; draining")
+	w.say("everything is healed; draining")
 	if err := w.drain(ctx, accepted(h)); err != nil {
 		h.Undrained = err.Error()
 		w.say("not drained: %v", err)
@@ -96,23 +96,23 @@ func TestChaos(t *testing.T) {
 	fmt.Print(s)
 	if len(found) > 0 {
 		text := w.explain(found)
-		_ = os.WriteFile(filepath.Join(dir, "violations.txt"), []byte(text), 0o644) // it is printed, too
-		t.Fatalf("seed %d: %d violations; what is known of them is in %s:\n%s", *seed, len(found), dir, text)
+		_ = os.WriteFile(filepath.Join(dir, "violations.txt"), []byte(text), 0o644) // best effort: it is also printed
+		t.Fatalf("seed %d: %d violations; logs and details are in %s:\n%s", *seed, len(found), dir, text)
 	}
 }
 
-// watchdog ends all when the test hangs, and says where.
+// watchdog kills everything if the test hangs, and prints its goroutines.
 func watchdog(w *world, limit time.Duration) (stop func()) {
 	timer := time.AfterFunc(limit+30*time.Second, func() {
 		fmt.Println("the test hangs; its goroutines:")
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stdout, 1) // for people
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stdout, 1) // best effort
 		w.killAll()
 		os.Exit(2)
 	})
 	return func() { timer.Stop() }
 }
 
-// runDir is an empty directory with the plan in it.
+// runDir returns a directory that contains just the plan.
 func runDir(t *testing.T, plan []Fault) string {
 	t.Helper()
 	dir := *logs
@@ -129,8 +129,8 @@ func runDir(t *testing.T, plan []Fault) string {
 	return dir
 }
 
-// warmUp sends tasks through all processes, so that what they keep open is open,
-// and returns their figures when they are idle again.
+// warmUp sends tasks through all processes, so that they open the connections they
+// keep, and returns their figures once they are idle again.
 func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2]int {
 	t.Helper()
 	short, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -140,7 +140,7 @@ func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2
 	l.into(h)
 	ctx, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	require.NoError(t, w.drain(ctx, accepted(h)), "before anything was broken")
+	require.NoError(t, w.drain(ctx, accepted(h)), "before the chaos")
 	before, err := w.idle(ctx, nil)
 	require.NoError(t, err)
 	return before
@@ -157,10 +157,10 @@ func accepted(h *History) (keys []task.Key) {
 	return keys
 }
 
-// judge reads all that is known, ends the processes, and checks.
+// judge collects the history, stops the processes, and checks it.
 func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, hooks *receiver, before map[string][2]int) []Violation {
 	t.Helper()
-	// What clients and receivers keep open is no leak.
+	// Connections kept open by clients and the receiver would look like leaks.
 	l.http.CloseIdleConnections()
 	hooks.server.CloseClientConnections()
 	after, err := w.idle(ctx, before)

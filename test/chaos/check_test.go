@@ -14,9 +14,9 @@ func key(id string) task.Key { return task.Key{Tenant: "alpha", ID: id} }
 
 func out(s string) [sha256.Size]byte { return sha256.Sum256([]byte(s)) }
 
-// whole is a history in which every promise was kept: one task that succeeded,
-// one that was cancelled, one whose submit nobody knows of and that ran, one that
-// did not, one that was refused.
+// whole returns a history without violations. It has a task that succeeded, one that
+// was cancelled, one that expired, two with an unknown submission of which one ran,
+// and one that was refused.
 func whole() *History {
 	return &History{
 		Submits: []Submit{
@@ -46,13 +46,13 @@ func whole() *History {
 	}
 }
 
-func TestAWholeHistoryHasNoViolation(t *testing.T) {
+func TestCheckAcceptsWholeHistory(t *testing.T) {
 	t.Parallel()
 	require.Empty(t, Check(whole()))
 }
 
-// broken has, for each kind of violation, ways to break a history so that it is
-// found, and nothing else is.
+// broken lists, for each kind of violation, ways to break a history that must lead to
+// this violation and no other.
 var broken = map[string][]func(h *History){
 	NotDrained: {func(h *History) { h.Undrained = "3 tasks have not ended" }},
 	Lost:       {func(h *History) { h.Submits = append(h.Submits, Submit{Key: key("gone"), Outcome: Accepted}) }},
@@ -72,19 +72,19 @@ var broken = map[string][]func(h *History){
 		func(h *History) { h.Seen = append(h.Seen, Seen{key("done"), task.Failed}) },
 		func(h *History) { h.Tasks = slices.Delete(h.Tasks, 3, 4) },
 	},
-	Twice: {
+	Duplicate: {
 		func(h *History) { h.Tasks = append(h.Tasks, h.Tasks[0]) },
 		func(h *History) { h.Results = append(h.Results, h.Results[0]) },
 		func(h *History) { h.Callbacks = append(h.Callbacks, h.Callbacks[0]) },
 	},
-	FromNowhere: {
+	NeverSubmitted: {
 		func(h *History) {
 			h.Tasks = append(h.Tasks, Row{Key: key("ghost"), State: task.Success})
 			h.Changes = append(h.Changes, Change{"tasks", key("ghost"), "INSERT", "", task.Success})
 		},
 		func(h *History) { h.Callbacks = append(h.Callbacks, Due{"msg_9", key("cancelled"), "DUE"}) },
 	},
-	RefusedButThere: {func(h *History) {
+	RefusedButPresent: {func(h *History) {
 		h.Tasks = append(h.Tasks, Row{Key: key("refused"), State: task.Success})
 		h.Results = append(h.Results, Row{key("refused"), task.Success, out("")})
 		h.Topic = append(h.Topic, Row{key("refused"), task.Success, out("")})
@@ -104,8 +104,8 @@ var broken = map[string][]func(h *History){
 		func(h *History) { h.Topic = slices.Delete(h.Topic, 2, 3) },
 		func(h *History) { h.Results[0].Output = out("c") },
 	},
-	BadExpiry: {func(h *History) { h.Submits[3].Deadline = false }},
-	BadCancel: {func(h *History) { h.Submits[2].Cancel = false }},
+	UnexpectedExpiry:  {func(h *History) { h.Submits[3].Deadline = false }},
+	UnrequestedCancel: {func(h *History) { h.Submits[2].Cancel = false }},
 	NoCallback: {
 		func(h *History) { h.Deliveries = h.Deliveries[:1] },
 		func(h *History) { h.Deliveries, h.Callbacks = nil, nil },
@@ -113,15 +113,15 @@ var broken = map[string][]func(h *History){
 	},
 	BadCallback: {
 		func(h *History) { h.Deliveries[1].ID = "msg_2" },
-		func(h *History) { h.Deliveries[1].Problem = "the signature: it is wrong" },
+		func(h *History) { h.Deliveries[1].Problem = "invalid signature" },
 		func(h *History) { h.Deliveries[2].State = task.Failed },
 		func(h *History) {
 			h.Deliveries = append(h.Deliveries, Delivery{"msg_3", key("ran"), task.Failed, 204, ""})
 		},
 	},
-	EventMissing:  {func(h *History) { h.Rows = h.Rows[:2] }},
-	EventTwice:    {func(h *History) { h.Rows = append(h.Rows, h.Rows[0]) }},
-	EventInvented: {func(h *History) { h.Events = h.Events[:2] }},
+	EventMissing:   {func(h *History) { h.Rows = h.Rows[:2] }},
+	EventDuplicate: {func(h *History) { h.Rows = append(h.Rows, h.Rows[0]) }},
+	EventInvented:  {func(h *History) { h.Events = h.Events[:2] }},
 	EventChanged: {
 		func(h *History) { h.Rows[0].Action = "task.refused" },
 		func(h *History) { h.Rows[0].Key = key("done") },
@@ -129,15 +129,15 @@ var broken = map[string][]func(h *History){
 	DeadMissing:   {func(h *History) { h.Dead = h.Dead[2:] }},
 	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }},
 	ExitCode:      {func(h *History) { h.Processes[0].Exit = 3 }},
-	Fell:          {func(h *History) { h.Processes[0].Fell = "it panicked" }},
-	Grew: {
+	Crash:         {func(h *History) { h.Processes[0].Crash = "it panicked" }},
+	Leak: {
 		func(h *History) { h.Processes[0].Goroutines[1]++ },
 		func(h *History) { h.Processes[0].Descriptors[1] = 100 },
 	},
 	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/each is 2"} }},
 }
 
-func TestEachKindOfViolationIsFound(t *testing.T) {
+func TestCheckFindsEachKindOfViolation(t *testing.T) {
 	t.Parallel()
 	for kind, ways := range broken {
 		for i, way := range ways {

@@ -24,16 +24,16 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// How long draining may take: at least so long, longer while something still
-// moves, and never longer than the last. A slow machine is not a lost task.
+// Limits on draining. On a slow machine it may take long, so it continues after
+// drainLeast as long as there is progress every drainStill, up to drainMost.
 const (
 	drainLeast = 90 * time.Second
 	drainStill = 45 * time.Second
 	drainMost  = 5 * time.Minute
 )
 
-// drain waits until all that was accepted has ended and all that was written is
-// recorded, delivered and committed: nothing is left to do.
+// drain waits until nothing is left to do: all accepted tasks have ended, and
+// everything written is recorded, delivered and committed.
 func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 	ctx, cancel := context.WithTimeout(ctx, drainMost)
 	defer cancel()
@@ -42,8 +42,8 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 	err := poll(ctx, 250*time.Millisecond, func() error {
 		err := w.drained(ctx, accepted)
 		if err == nil {
-			if calm++; calm < 4 { // what comes late, comes soon
-				return errors.New("it has just become quiet")
+			if calm++; calm < 4 { // stragglers would show up soon
+				return errors.New("waiting for stragglers")
 			}
 			return nil
 		}
@@ -57,7 +57,7 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%.0f s after everything was healed: %s", time.Since(began).Seconds(), last)
+		return fmt.Errorf("still not drained %.0f s after everything was healed: %s", time.Since(began).Seconds(), last)
 	}
 	return nil
 }
@@ -91,7 +91,7 @@ func (w *world) drained(ctx context.Context, accepted []task.Key) error {
 	return w.caughtUp(ctx)
 }
 
-// caughtUp says which stage still has something to read.
+// caughtUp returns an error naming a stage that still has records to read, or nil.
 func (w *world) caughtUp(ctx context.Context) error {
 	adm := kadm.NewClient(w.client)
 	ends, err := adm.ListEndOffsets(ctx, topicBase+stream.Events, topicBase+stream.Results)
@@ -140,7 +140,7 @@ func (w *world) caughtUp(ctx context.Context) error {
 	return nil
 }
 
-// collect reads what services say into the history.
+// collect reads the state of the services into the history.
 func (w *world) collect(ctx context.Context, h *History) error {
 	return errors.Join(w.collectSQL(ctx, h), w.collectKafka(ctx, h))
 }
@@ -223,7 +223,7 @@ func (w *world) collectKafka(ctx context.Context, h *History) error {
 		}))
 }
 
-// read hands over everything that a topic holds now.
+// read calls take with each record that a topic holds now.
 func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) error) error {
 	name := topicBase + topic
 	ends, err := kadm.NewClient(w.client).ListEndOffsets(ctx, name)
@@ -245,7 +245,7 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 	for len(left) > 0 {
 		fetches := c.PollFetches(ctx)
 		if ctx.Err() != nil {
-			return fmt.Errorf("reading %s: %d partitions are not read to their end: %w", topic, len(left), ctx.Err())
+			return fmt.Errorf("reading %s: %d partitions are not finished: %w", topic, len(left), ctx.Err())
 		}
 		for _, r := range fetches.Records() {
 			if err := take(r); err != nil {
@@ -259,7 +259,7 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 	return nil
 }
 
-// commands runs the checks that the program has of its own.
+// commands runs the program's own checks.
 func (w *world) commands(ctx context.Context) []Command {
 	var out []Command
 	for _, args := range [][]string{{"audit", "verify"}, {"ledger", "check"}} {
@@ -267,12 +267,12 @@ func (w *world) commands(ctx context.Context) []Command {
 		run := func(args ...string) (int, string) {
 			cmd := exec.CommandContext(ctx, w.bin, append(args, "--config", filepath.Join(w.dir, "direct.yaml"))...) //nolint:gosec // our program
 			cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret)
-			b, _ := cmd.CombinedOutput() // the exit code tells
+			b, _ := cmd.CombinedOutput() // the exit code is checked instead
 			return cmd.ProcessState.ExitCode(), string(b)
 		}
 		if help := exec.CommandContext(ctx, w.bin, append(slices.Clone(args), "--help")...); true { //nolint:gosec // our program
 			if b, err := help.CombinedOutput(); err != nil || !strings.Contains(string(b), "batchyard "+strings.Join(args, " ")) {
-				w.say("left out: this program has no batchyard %s", strings.Join(args, " "))
+				w.say("skipped: this program has no batchyard %s", strings.Join(args, " "))
 				cancel()
 				continue
 			}
@@ -280,14 +280,14 @@ func (w *world) commands(ctx context.Context) []Command {
 		code, output := run(args...)
 		cancel()
 		w.say("batchyard %s: exit code %d", strings.Join(args, " "), code)
-		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // for people
+		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // best effort
 		out = append(out, Command{strings.Join(args, " "), code, output[:min(len(output), 4000)]})
 	}
 	return out
 }
 
-// idle are the figures of all processes. With before, it waits until they are
-// near those, which a leak never is.
+// idle returns the figures of all processes. If before is given, it waits until they
+// are close to those, which never happens if there is a leak.
 func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string][2]int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
@@ -302,19 +302,19 @@ func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string]
 			}
 			now[p.name] = f
 			if b, ok := before[p.name]; ok && (f[0] > b[0]+Slack || f[1] > b[1]+Slack) {
-				more = fmt.Errorf("%s has %v goroutines and files, before it had %v", p.name, f, b)
+				more = fmt.Errorf("%s has %v goroutines and files, up from %v", p.name, f, b)
 			}
 		}
 		out = now
 		return more
 	})
 	if len(out) == 2*len(Stages) {
-		return out, nil // the checker judges
+		return out, nil // Check compares them
 	}
 	return out, err
 }
 
-// credits waits for the end of the leases and says which credits are left.
+// credits waits for the leases to expire and returns the credits still in use.
 func (w *world) credits(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, leaseTTL+6*time.Second)
 	defer cancel()
@@ -322,7 +322,7 @@ func (w *world) credits(ctx context.Context) []string {
 	var left []string
 	_ = poll(ctx, 250*time.Millisecond, func() error {
 		left = nil
-		// Whoever takes credits first takes back what has run out.
+		// Any acquire call first reclaims expired leases.
 		if _, err := credits.AcquireFor(ctx, "chaos", nil, []device.Ask{{Pool: "none/each", N: 0}}); err != nil {
 			left = []string{"credits: " + err.Error()}
 			return err
@@ -344,8 +344,8 @@ func (w *world) credits(ctx context.Context) []string {
 	return left
 }
 
-// sessions waits until at most so many sessions of the program are left, none of
-// them in the middle of something for long. It says which are too many.
+// sessions waits until the program has at most the given number of Postgres sessions,
+// without any long transaction. It returns the offending sessions.
 func (w *world) sessions(ctx context.Context, most int) (left []string) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
@@ -368,7 +368,7 @@ func (w *world) sessions(ctx context.Context, most int) (left []string) {
 			left = append(left, err.Error())
 		}
 		if len(all) > most {
-			left = append(left, fmt.Sprintf("%d sessions of Postgres, of at most %d", len(all), most))
+			left = append(left, fmt.Sprintf("%d Postgres sessions, but at most %d are allowed", len(all), most))
 			left = append(left, all...)
 		}
 		if len(left) > 0 {
@@ -379,7 +379,7 @@ func (w *world) sessions(ctx context.Context, most int) (left []string) {
 	return left
 }
 
-// end stops all processes and says what they leave behind.
+// end stops all processes and records what they leave behind.
 func (w *world) end(ctx context.Context, h *History, before, after map[string][2]int) {
 	var wg sync.WaitGroup
 	all := w.all()
@@ -387,15 +387,17 @@ func (w *world) end(ctx context.Context, h *History, before, after map[string][2
 	for i, p := range all {
 		wg.Go(func() {
 			code, hung := p.end(syscall.SIGTERM, 30*time.Second)
-			p.hangs(hung)
+			if hung {
+				p.noteHang()
+			}
 			b, a := before[p.name], after[p.name]
-			out[i] = Process{Name: p.name, Exit: code, Fell: p.fell, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
+			out[i] = Process{Name: p.name, Exit: code, Crash: p.crash, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
 		})
 	}
 	wg.Wait()
 	h.Processes = append(h.Processes, out...)
 	for _, p := range w.gone {
-		h.Processes = append(h.Processes, Process{Name: p.name, Fell: p.fell})
+		h.Processes = append(h.Processes, Process{Name: p.name, Crash: p.crash})
 	}
 	h.Left = append(h.Left, w.sessions(ctx, 0)...)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -407,13 +409,13 @@ func (w *world) end(ctx context.Context, h *History, before, after map[string][2
 	}
 	for _, g := range groups.Sorted() {
 		if len(g.Members) > 0 {
-			h.Left = append(h.Left, fmt.Sprintf("the group %s has %d members after all have left", g.Group, len(g.Members)))
+			h.Left = append(h.Left, fmt.Sprintf("group %s still has %d members", g.Group, len(g.Members)))
 		}
 	}
 }
 
-// way tells what Kafka and the audit log know of one task.
-func (w *world) way(ctx context.Context, key task.Key) string {
+// trace returns everything that Kafka and the audit log know about one task.
+func (w *world) trace(ctx context.Context, key task.Key) string {
 	var b strings.Builder
 	for _, topic := range []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked, stream.Results, stream.DLQ} {
 		err := w.read(ctx, topic, func(r *kgo.Record) error {

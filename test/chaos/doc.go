@@ -1,25 +1,24 @@
-// Package chaos runs every stage as two processes of the real program, on a
-// Kafka, a Redis and a Postgres of its own behind toxiproxy, breaks all of it at
-// random while tasks are submitted, heals it, and then checks like a model
-// checker that each promise was kept.
+// Package chaos breaks everything at random while tasks are submitted, heals it, and
+// then checks that every promise was kept. It runs two processes of the real program
+// for each stage, on its own Kafka, Redis and Postgres behind toxiproxy.
 //
 //	make chaos CHAOS_SECONDS=60 CHAOS_SEED=7
 //
-// The seed decides the plan, and the plan is printed: what is broken, when, for
-// how long. It does not decide how the machine answers, so a seed that failed may
-// pass when it is run again; what is kept of a run (logs, plan, summary) is meant
-// to be enough to find out why.
+// The seed determines the plan, which is printed: what breaks, when, and for how
+// long. It doesn't determine how the machine reacts, so a seed that failed may pass
+// the next time. The logs, plan and summary of each run are kept and should be
+// enough to find the cause.
 //
-//	plan.go       a seed and a length → a list of faults
-//	world.go      services, proxies, devices, processes: start and end
+//	plan.go       a seed and a duration → a list of faults
+//	world.go      starts and stops services, proxies, devices and processes
 //	faults.go     each fault: break, wait, heal
-//	load.go       clients: submits, cancels, questions; each outcome is remembered
-//	hooks.go      the receiver of callbacks
-//	collect.go    what Kafka, Postgres, Redis and the processes say afterwards
-//	check.go      a history → a list of violations; knows nothing of the rest
-//	report.go     the table and the summary file
+//	load.go       the clients: submissions, cancels and queries, with their outcomes
+//	hooks.go      the callback receiver
+//	collect.go    the final state of Kafka, Postgres, Redis and the processes
+//	check.go      a history → a list of violations; independent of the rest
+//	report.go     the printed table and the summary file
 //
-// A lane is one of two sets of proxies: the first process of each stage uses lane
-// A, the second lane B. So half of the processes may be cut off, in one direction
-// too, while the other half goes on.
+// A lane is one of two sets of proxies. The first process of each stage uses lane A,
+// the second lane B. So half of the processes can be cut off, even in just one
+// direction, while the other half keeps working.
 package chaos

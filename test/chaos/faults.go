@@ -15,9 +15,9 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 )
 
-// unleash plays a plan. It returns when the time is over and all that the faults
-// broke is whole again.
-func (w *world) unleash(ctx context.Context, plan []Fault, length time.Duration) {
+// runPlan carries out a plan. It returns when the time is over and every fault has
+// been healed.
+func (w *world) runPlan(ctx context.Context, plan []Fault, length time.Duration) {
 	var wg sync.WaitGroup
 	over, cancel := context.WithDeadline(ctx, w.begin.Add(length))
 	defer cancel()
@@ -31,13 +31,13 @@ func (w *world) unleash(ctx context.Context, plan []Fault, length time.Duration)
 		}
 		w.say("%s", f.what())
 		wg.Go(func() {
-			// What is broken is always healed, also when the time is over.
+			// A fault is always healed, even when the time is over.
 			began := time.Now()
-			if err := w.inflict(ctx, over, f); err != nil {
+			if err := w.apply(ctx, over, f); err != nil {
 				w.say("%s of %s: %v", f.Kind, f.Target, err)
 			}
 			if late := time.Since(began) - min(f.For, length-f.At); late > 10*time.Second {
-				w.say("%s of %s: healing it took %.0f s", f.Kind, f.Target, late.Seconds())
+				w.say("%s of %s: healing took %.0f s", f.Kind, f.Target, late.Seconds())
 			}
 		})
 	}
@@ -45,7 +45,7 @@ func (w *world) unleash(ctx context.Context, plan []Fault, length time.Duration)
 	wg.Wait()
 }
 
-// wait waits for the time of a fault, or until the chaos is over.
+// wait waits for the duration of a fault, or until the chaos is over.
 func (f Fault) wait(over context.Context) {
 	select {
 	case <-time.After(f.For):
@@ -53,19 +53,19 @@ func (f Fault) wait(over context.Context) {
 	}
 }
 
-func (w *world) inflict(ctx, over context.Context, f Fault) error {
-	// On a slow machine a service may not be back yet from what was done to it before.
+func (w *world) apply(ctx, over context.Context, f Fault) error {
+	// On a slow machine a service may not have recovered from the previous fault yet.
 	held, _ := w.busy.LoadOrStore(f.Target, new(sync.Mutex))
 	mu, ok := held.(*sync.Mutex)
 	if !ok || !mu.TryLock() {
-		w.say("left out: %s of %s, which is not back yet from the last one", f.Kind, f.Target)
+		w.say("skipped: %s of %s, which has not recovered from the last fault", f.Kind, f.Target)
 		w.leftOut.Add(1)
 		return nil
 	}
 	defer mu.Unlock()
 	switch f.Kind {
 	case Kill, Pause, Term, Third:
-		return w.disturb(over, f)
+		return w.signalProcess(over, f)
 	case RedisFlush:
 		return w.rdb.FlushAll(ctx).Err()
 	case RedisRestart:
@@ -82,7 +82,7 @@ func (w *world) inflict(ctx, over context.Context, f Fault) error {
 		return w.readOnly(ctx, over, f)
 	case PostgresFull:
 		if !w.disk.mounted {
-			w.say("left out: %s of %s: %s", f.Kind, f.Target, w.disk.why)
+			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.why)
 			w.leftOut.Add(1)
 			return nil
 		}
@@ -97,13 +97,13 @@ func (w *world) inflict(ctx, over context.Context, f Fault) error {
 	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
 		return w.breakDevice(over, f)
 	}
-	return fmt.Errorf("nobody knows how to do %s", f.Kind)
+	return fmt.Errorf("unknown fault %s", f.Kind)
 }
 
-// disturb does something to a process.
-func (w *world) disturb(over context.Context, f Fault) error {
+// signalProcess kills, terminates or pauses a process.
+func (w *world) signalProcess(over context.Context, f Fault) error {
 	if f.Kind == Third {
-		return w.third(over, f)
+		return w.runThird(over, f)
 	}
 	p := w.process(f.Target)
 	p.op.Lock()
@@ -113,8 +113,11 @@ func (w *world) disturb(over context.Context, f Fault) error {
 		p.end(syscall.SIGKILL, 10*time.Second)
 	case Term:
 		code, hung := p.end(syscall.SIGTERM, 30*time.Second)
-		if p.hangs(hung); !hung && code != 0 {
-			w.say("%s ended with exit code %d on SIGTERM", p.name, code)
+		switch {
+		case hung:
+			p.noteHang()
+		case code != 0:
+			w.say("%s exited with code %d after SIGTERM", p.name, code)
 		}
 	default:
 		p.signal(syscall.SIGSTOP)
@@ -126,17 +129,17 @@ func (w *world) disturb(over context.Context, f Fault) error {
 	return p.start()
 }
 
-// hangs notes that the process did not end when it was told to.
-func (p *process) hangs(hung bool) {
+// noteHang records that the process did not exit after SIGTERM.
+func (p *process) noteHang() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if hung && p.fell == "" {
-		p.fell = "it did not end within 30 s of SIGTERM"
+	if p.crash == "" {
+		p.crash = "did not exit within 30 s of SIGTERM"
 	}
 }
 
-// third has one more process of a stage come and go.
-func (w *world) third(over context.Context, f Fault) error {
+// runThird lets a third process of a stage join and leave.
+func (w *world) runThird(over context.Context, f Fault) error {
 	stage, _, _ := strings.Cut(f.Target, "-")
 	p, err := w.newProcess(f.Target, stage, Lanes[int(f.At/time.Millisecond/100)%len(Lanes)])
 	if err != nil {
@@ -150,8 +153,9 @@ func (w *world) third(over context.Context, f Fault) error {
 	if f.With["end"] == "kill" {
 		sig = syscall.SIGKILL
 	}
-	_, hung := p.end(sig, 30*time.Second)
-	p.hangs(hung)
+	if _, hung := p.end(sig, 30*time.Second); hung {
+		p.noteHang()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.processes, f.Target)
@@ -168,8 +172,8 @@ func restart(ctx, over context.Context, f Fault, s *service, end func(context.Co
 	return err
 }
 
-// readOnly has Postgres take no write. Sessions that exist keep what they had, so
-// they are ended.
+// readOnly makes Postgres reject writes. The setting only applies to new sessions, so
+// the existing ones are terminated.
 func (w *world) readOnly(ctx, over context.Context, f Fault) error {
 	url := postgresURL(w.postgres.port, "postgres")
 	set := func(value string) error {
@@ -191,7 +195,7 @@ func (w *world) readOnly(ctx, over context.Context, f Fault) error {
 	return err
 }
 
-// spoil puts toxics between a lane and a service.
+// spoil applies a toxic between a lane and a service.
 func (w *world) spoil(over context.Context, f Fault) error {
 	var one toxics.Toxic
 	directions := streams
@@ -222,9 +226,9 @@ func (w *world) spoil(over context.Context, f Fault) error {
 	return nil
 }
 
-// number is one of the figures of a fault.
+// number returns a numeric parameter of a fault.
 func (f Fault) number(name string) int64 {
-	n, _ := strconv.ParseInt(f.With[name], 10, 64) //nolint:errcheck // we wrote it
+	n, _ := strconv.ParseInt(f.With[name], 10, 64) //nolint:errcheck // written by draw
 	return n
 }
 
@@ -251,7 +255,7 @@ func (w *world) breakDevice(over context.Context, f Fault) error {
 	return nil
 }
 
-// used are the kinds of a plan, and how often each is in it.
+// used returns the kinds of faults in a plan, and how often each occurs.
 func used(plan []Fault) (names []Kind, count map[Kind]int) {
 	count = map[Kind]int{}
 	for _, f := range plan {

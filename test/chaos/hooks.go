@@ -17,14 +17,14 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// receiver takes callbacks at /hook/TENANT/ID, and now and then does not.
+// receiver accepts callbacks at /hook/TENANT/ID, and sometimes fails to.
 type receiver struct {
 	server *httptest.Server
 	verify *webhooks.Webhook
 
 	mu    sync.Mutex
 	r     *rand.Rand
-	calm  bool // it no longer fails
+	calm  bool // no longer fails
 	fails map[task.Key]int
 	got   []Delivery
 }
@@ -32,9 +32,9 @@ type receiver struct {
 func newReceiver(seed uint64) (*receiver, error) {
 	wh, err := webhooks.NewWebhook(harness.Secret)
 	if err != nil {
-		return nil, fmt.Errorf("reading the secret of callbacks: %w", err)
+		return nil, fmt.Errorf("reading the callback secret: %w", err)
 	}
-	r := &receiver{verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // to be repeatable
+	r := &receiver{verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // must be reproducible
 	r.server = httptest.NewServer(r)
 	return r, nil
 }
@@ -44,7 +44,7 @@ func (r *receiver) url(k task.Key) string { return r.server.URL + "/hook/" + k.T
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 16<<20))
 	if err != nil {
-		return // the sender went
+		return // the sender is gone
 	}
 	tenant, id, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/hook/"), "/")
 	d := Delivery{ID: req.Header.Get("webhook-id"), Key: task.Key{Tenant: tenant, ID: id}, Status: http.StatusNoContent}
@@ -55,11 +55,11 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &event); err != nil {
-		d.Problem = fmt.Sprintf("the body is no JSON: %v", err)
+		d.Problem = fmt.Sprintf("the body is not valid JSON: %v", err)
 	} else if event.Data.TaskID != id {
-		d.Problem = fmt.Sprintf("it is about the task %q", event.Data.TaskID)
+		d.Problem = fmt.Sprintf("the body is about task %q", event.Data.TaskID)
 	} else if err := r.verify.Verify(body, req.Header); err != nil {
-		d.Problem = fmt.Sprintf("the signature: %v", err)
+		d.Problem = fmt.Sprintf("invalid signature: %v", err)
 	}
 	d.State = event.Data.State
 	hang := false
@@ -71,7 +71,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		case x < 11:
 			d.Status = http.StatusTooManyRequests
 		case x < 13:
-			// Taken, and the sender does not hear of it.
+			// Received, but the sender never gets an answer.
 			d.Status, hang = 0, true
 		}
 		if d.Status/100 != 2 {

@@ -18,20 +18,20 @@ import (
 )
 
 const (
-	model     = "m"
-	noModel   = "nobody-has-it"
-	most      = 256             // requests of clients at once
-	patience  = 8 * time.Second // of a client
-	topicBase = "chaos."
+	model         = "m"
+	unservedModel = "unserved-model"
+	most          = 256             // concurrent requests of clients
+	patience      = 8 * time.Second // of a client
+	topicBase     = "chaos."
 )
 
-// load is the clients: they hand over tasks at a steady rate, whatever happens.
+// load is the clients. They submit tasks at a steady rate, whatever happens.
 type load struct {
 	w      *world
 	http   *http.Client
 	kafka  *kgo.Client
 	hook   func(task.Key) string
-	rate   int // tasks a second
+	rate   int // tasks per second
 	slots  chan struct{}
 	wg     sync.WaitGroup
 	prefix string
@@ -40,11 +40,11 @@ type load struct {
 	r       *rand.Rand
 	n       int
 	submits []Submit
-	sent    []*task.Task // to be sent again, cancelled and asked for
+	sent    []*task.Task // candidates for resubmission, cancels and queries
 	cancels map[task.Key]bool
 	seen    []Seen
 	poisons []Poison
-	missed  int // not sent, because too many were under way
+	missed  int // not sent, because too many requests were in flight
 }
 
 func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load, error) {
@@ -52,16 +52,16 @@ func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load
 		kgo.RecordDeliveryTimeout(patience), kgo.ProduceRequestTimeout(patience/2), kgo.RetryTimeout(patience),
 		kgo.ProducerLinger(0), kgo.AllowIdempotentProduceCancellation(), kgo.DialTimeout(3*time.Second))
 	if err != nil {
-		return nil, fmt.Errorf("making a Kafka client: %w", err)
+		return nil, fmt.Errorf("creating a Kafka client: %w", err)
 	}
 	return &load{
 		w: w, kafka: k, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{},
 		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
-		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // to be repeatable
+		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // must be reproducible
 	}, nil
 }
 
-// run submits until ctx ends, and then waits for what is under way.
+// run submits tasks until ctx ends, and then waits for requests in flight.
 func (l *load) run(ctx context.Context) {
 	const tick = 50 * time.Millisecond
 	ticker := time.NewTicker(tick)
@@ -80,7 +80,7 @@ func (l *load) run(ctx context.Context) {
 	}
 }
 
-// spawn runs something beside unless too much is under way. The lock is held.
+// spawn runs f in a goroutine unless too many are running. The caller holds mu.
 func (l *load) spawn(f func()) {
 	select {
 	case l.slots <- struct{}{}:
@@ -94,31 +94,31 @@ func (l *load) spawn(f func()) {
 	})
 }
 
-// step hands over one request of a client and returns how many tasks were in it.
+// step makes one submission and returns the number of tasks in it.
 func (l *load) step() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := l.r.IntN(1000)
 	api := l.r.IntN(len(Lanes))
 	switch {
-	case x < 40 && len(l.sent) > 0: // again, the same
+	case x < 40 && len(l.sent) > 0: // submit the same task again
 		t := l.sent[l.r.IntN(len(l.sent))]
 		if l.r.IntN(2) == 0 {
 			l.spawn(func() { l.produce(t) })
 		} else {
-			l.spawn(func() { l.post(api, []*task.Task{t}, false) })
+			l.spawn(func() { l.post(api, []*task.Task{t}, Accepted) })
 		}
 		return 1
-	case x < 50: // one that is wrong takes the others of its array with it
+	case x < 50: // one invalid task gets the whole array refused
 		some := []*task.Task{l.make(), l.make()}
 		some[1].Model = ""
-		l.spawn(func() { l.post(api, some, true) })
+		l.spawn(func() { l.post(api, some, Refused) })
 		return 1
 	case x < 60:
 		value := []byte(`{"model":"m","input":{`)
 		l.spawn(func() { l.poison(value) })
 		return 1
-	case x < 350: // by Kafka
+	case x < 350: // directly to Kafka
 		t := l.make()
 		l.sent = append(l.sent, t)
 		l.spawn(func() { l.produce(t) })
@@ -132,11 +132,11 @@ func (l *load) step() int {
 		l.after(some[i])
 	}
 	l.sent = append(l.sent, some...)
-	l.spawn(func() { l.post(api, some, false) })
+	l.spawn(func() { l.post(api, some, Accepted) })
 	return n
 }
 
-// after has some tasks cancelled and asked for, a while after their submit.
+// after schedules cancels and status queries for some tasks after their submission.
 func (l *load) after(t *task.Task) {
 	x, wait, api := l.r.IntN(100), time.Duration(l.r.IntN(3000))*time.Millisecond, l.r.IntN(len(Lanes))
 	switch {
@@ -148,13 +148,13 @@ func (l *load) after(t *task.Task) {
 	case x < 14:
 		l.spawn(func() {
 			<-time.After(wait)
-			l.ask(api, t.Key())
+			l.query(api, t.Key())
 		})
 	}
 }
 
-// make draws a task. Ids are unique, but a tenth of them are those of another
-// tenant's task, too.
+// make draws a task. Ids are unique within a tenant, and a tenth of them are also used
+// by another tenant.
 func (l *load) make() *task.Task {
 	l.n++
 	tenants := []string{"alpha", "alpha", "beta", "gamma"}
@@ -167,7 +167,7 @@ func (l *load) make() *task.Task {
 			t.ID, t.Tenant = other.ID, "delta"
 		}
 		for _, s := range l.sent {
-			if s.Key() == t.Key() { // there is one already
+			if s.Key() == t.Key() { // already taken
 				t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
 				break
 			}
@@ -182,7 +182,7 @@ func (l *load) make() *task.Task {
 	case x < 5:
 		t.Deadline = time.Now().Add(time.Duration(500+l.r.IntN(8000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 7:
-		t.Model, t.Deadline = noModel, time.Now().Add(time.Duration(2000+l.r.IntN(6000))*time.Millisecond).UTC().Truncate(time.Microsecond)
+		t.Model, t.Deadline = unservedModel, time.Now().Add(time.Duration(2000+l.r.IntN(6000))*time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 10:
 		t.NotBefore = time.Now().Add(time.Duration(l.r.IntN(4000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 14:
@@ -203,14 +203,15 @@ func (l *load) remember(tasks []*task.Task, outcome Outcome, via, said string) {
 	}
 }
 
-// post submits by HTTP. What was refused, and what nobody knows, is told apart by
-// the status: 503 says that the outcome is not known.
-func (l *load) post(api int, tasks []*task.Task, wrong bool) {
+// post submits tasks over HTTP; expect is Accepted or, for invalid tasks, Refused. The
+// status distinguishes a refusal from an unknown outcome: 503 means unknown.
+func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
+	wrong := expect == Refused
 	via := "http/api-" + Lanes[api]
 	status, body, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks)
 	switch {
 	case wrong && (err != nil || status >= 500):
-		l.remember(tasks, Refused, via, "no answer, but it is wrong")
+		l.remember(tasks, Refused, via, "no answer, but the task is invalid")
 	case err != nil:
 		l.remember(tasks, Unknown, via, err.Error())
 	case status == http.StatusAccepted:
@@ -221,13 +222,13 @@ func (l *load) post(api int, tasks []*task.Task, wrong bool) {
 		l.remember(tasks, Unknown, via, fmt.Sprintf("%d %s", status, body))
 	default:
 		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
-		l.w.say("a good submit was answered with %d %s", status, body)
+		l.w.say("a valid submission was answered with %d %s", status, body)
 	}
 	if (err != nil || status >= 500) && !wrong {
 		l.mu.Lock()
 		again, api := l.r.IntN(2) == 0, l.r.IntN(len(Lanes))
 		l.mu.Unlock()
-		if again { // what a client does that does not know
+		if again { // clients retry after an unknown outcome
 			if status, _, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks); err == nil && status == http.StatusAccepted {
 				l.remember(tasks, Accepted, "http/api-"+Lanes[api], "")
 			} else {
@@ -249,7 +250,7 @@ func (l *load) do(api int, method, path, tenant string, body any) (int, []byte, 
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, l.w.process("api-"+Lanes[api]).url()+path, bytes.NewReader(raw))
 	if err != nil {
-		return 0, nil, fmt.Errorf("making a request: %w", err)
+		return 0, nil, fmt.Errorf("creating a request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "chaos/1")
@@ -260,7 +261,7 @@ func (l *load) do(api int, method, path, tenant string, body any) (int, []byte, 
 	if err != nil {
 		return 0, nil, err
 	}
-	defer func() { _ = resp.Body.Close() }() // it is read to its end
+	defer func() { _ = resp.Body.Close() }() // read to the end
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return 0, nil, fmt.Errorf("reading the answer: %w", err)
@@ -268,7 +269,7 @@ func (l *load) do(api int, method, path, tenant string, body any) (int, []byte, 
 	return resp.StatusCode, b, nil
 }
 
-// produce submits by Kafka, as a client does that is not Batchyard's.
+// produce submits a task by writing to Kafka, like a third-party client.
 func (l *load) produce(t *task.Task) {
 	b, err := json.Marshal(t)
 	if err != nil {
@@ -292,7 +293,7 @@ func (l *load) write(topic, key string, value []byte) (*kgo.Record, error) {
 func (l *load) poison(value []byte) {
 	r, err := l.write(topicBase+stream.TasksNormal, "", value)
 	if err != nil {
-		return // whether it is there, nobody promised
+		return // the record may or may not exist
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -301,12 +302,12 @@ func (l *load) poison(value []byte) {
 
 func (l *load) cancel(api int, k task.Key) {
 	l.mu.Lock()
-	l.cancels[k] = true // whatever comes of it
+	l.cancels[k] = true // whether or not it succeeds
 	l.mu.Unlock()
-	_, _, _ = l.do(api, http.MethodPost, "/v1/tasks/"+k.ID+"/cancel", k.Tenant, nil) // the history tells what came of it
+	_, _, _ = l.do(api, http.MethodPost, "/v1/tasks/"+k.ID+"/cancel", k.Tenant, nil) // the history shows the outcome
 }
 
-func (l *load) ask(api int, k task.Key) {
+func (l *load) query(api int, k task.Key) {
 	status, body, err := l.do(api, http.MethodGet, "/v1/tasks/"+k.ID, k.Tenant, nil)
 	if err != nil || status != http.StatusOK {
 		return
@@ -323,7 +324,7 @@ func (l *load) ask(api int, k task.Key) {
 	l.seen = append(l.seen, Seen{k, answer.State})
 }
 
-// into writes down what the clients know.
+// into adds what the clients know to the history.
 func (l *load) into(h *History) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -13,33 +13,34 @@ type Kind string
 
 // The kinds of faults.
 const (
-	Kill             Kind = "kill"              // SIGKILL, and started again
-	Pause            Kind = "pause"             // SIGSTOP for longer than the session, then SIGCONT
-	Term             Kind = "term"              // SIGTERM, and started again
+	Kill             Kind = "kill"              // SIGKILL and restart
+	Pause            Kind = "pause"             // SIGSTOP for longer than the session timeout, then SIGCONT
+	Term             Kind = "term"              // SIGTERM and restart
 	Third            Kind = "third"             // a third process of a stage joins and leaves
 	RedisFlush       Kind = "redis-flush"       // FLUSHALL
-	RedisRestart     Kind = "redis-restart"     // killed; comes back empty
+	RedisRestart     Kind = "redis-restart"     // kill; comes back empty
 	PostgresFast     Kind = "postgres-fast"     // fast shutdown
 	PostgresCrash    Kind = "postgres-crash"    // immediate shutdown
-	PostgresReadOnly Kind = "postgres-readonly" // no transaction may write
-	PostgresFull     Kind = "postgres-full"     // the disk of its data is full
+	PostgresReadOnly Kind = "postgres-readonly" // transactions cannot write
+	PostgresFull     Kind = "postgres-full"     // the data disk is full
 	KafkaKill        Kind = "kafka-kill"
 	KafkaClean       Kind = "kafka-clean"
 	Latency          Kind = "latency"
 	Bandwidth        Kind = "bandwidth"
-	Reset            Kind = "reset"     // connections are reset again and again
-	BlackHole        Kind = "blackhole" // nothing arrives, in both directions
+	Reset            Kind = "reset"     // connections are reset repeatedly
+	BlackHole        Kind = "blackhole" // nothing arrives in either direction
 	CutTo            Kind = "cut-to"    // nothing arrives at the service
 	CutFrom          Kind = "cut-from"  // nothing arrives from the service
-	Slicer           Kind = "slicer"    // data comes in small pieces
+	Slicer           Kind = "slicer"    // data arrives in small pieces
 	DeviceHang       Kind = "device-hang"
-	DeviceRefuse     Kind = "device-refuse" // its port is closed and its heartbeats end
+	DeviceRefuse     Kind = "device-refuse" // the port is closed and heartbeats stop
 	DeviceFail       Kind = "device-fail"   // answers 500
 	DeviceSlow       Kind = "device-slow"
-	DeviceGarbles    Kind = "device-garbles" // half an answer
+	DeviceGarbles    Kind = "device-garbles" // broken answers
 )
 
-// What every plan has before anything comes twice, and what comes more often.
+// Every plan contains all kinds once before any repeats; those in often are more
+// frequent.
 var (
 	kinds = []Kind{
 		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull,
@@ -49,13 +50,13 @@ var (
 	often = []Kind{Kill, Kill, Kill, Kill, Pause, Pause, Term, RedisFlush, Reset, BlackHole, CutTo, CutFrom, Latency}
 )
 
-// Stages are the stages, each to be two processes.
+// Stages are the stages. Each runs as two processes.
 var Stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
 
-// Lanes are the two ways to the services.
+// Lanes are the two sets of proxies.
 var Lanes = []string{"a", "b"}
 
-// Fault is one thing that is broken and healed.
+// Fault is something that is broken at a time and healed after a while.
 type Fault struct {
 	At     time.Duration     `json:"at"`
 	For    time.Duration     `json:"for"`
@@ -84,22 +85,22 @@ func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 	}
 }
 
-// services is what is behind proxies.
+// services are the services behind the proxies.
 var services = []string{"kafka", "redis", "postgres"}
 
-// Plan draws the faults of a run. The same arguments give the same plan. Two
-// faults of one thing never overlap; all else may.
+// Plan draws the faults of a run. The same arguments give the same plan. Two faults of
+// the same target never overlap; any others may.
 func Plan(seed uint64, length time.Duration, devices []string) []Fault {
-	r := rand.New(rand.NewPCG(seed, 0x6368616f73)) //nolint:gosec // to be repeatable is the point
+	r := rand.New(rand.NewPCG(seed, 0x6368616f73)) //nolint:gosec // must be reproducible
 	var deck []Kind
 	shuffled := func(k []Kind) []Kind {
 		k = slices.Clone(k)
 		r.Shuffle(len(k), func(i, j int) { k[i], k[j] = k[j], k[i] })
 		return k
 	}
-	busy := map[string]time.Duration{} // what is broken, until when
+	busy := map[string]time.Duration{} // broken targets, and until when
 	var plan []Fault
-	// All that there is within the first 60 s; more often when there is less time.
+	// Fit all kinds into the first 60 s, or into the whole run if it is shorter.
 	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(kinds)))
 	first := true
 	for at := time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
@@ -112,18 +113,18 @@ func Plan(seed uint64, length time.Duration, devices []string) []Fault {
 			}
 			first = false
 		}
-		// The first of the deck that has something to break that is whole.
+		// Take the first kind in the deck that has an unbroken target.
 		for i, k := range deck {
-			f := draw(r, k, at, devices)
+			f := draw(r, k, at)
 			targets := shuffledStrings(r, targetsOf(k, devices))
-			j := slices.IndexFunc(targets, func(t string) bool { return busy[resource(t)] <= at })
+			j := slices.IndexFunc(targets, func(t string) bool { return busy[t] <= at })
 			if j < 0 {
 				continue
 			}
 			f.Target = targets[j]
 			f.For = max(0, min(f.For, length-at))
-			// Coming back takes time, too.
-			busy[resource(f.Target)] = at + f.For + recovery(k)
+			// Recovery takes time as well.
+			busy[f.Target] = at + f.For + recovery(k)
 			plan = append(plan, f)
 			deck = slices.Delete(deck, i, i+1)
 			break
@@ -137,10 +138,6 @@ func shuffledStrings(r *rand.Rand, s []string) []string {
 	r.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
 	return s
 }
-
-// resource is what two faults must not break at the same time: a service is one
-// thing, each of its lanes another.
-func resource(target string) string { return target }
 
 func recovery(k Kind) time.Duration {
 	switch k {
@@ -182,8 +179,8 @@ func targetsOf(k Kind, devices []string) []string {
 	return out
 }
 
-// draw chooses how long, and how.
-func draw(r *rand.Rand, k Kind, at time.Duration, _ []string) Fault {
+// draw draws the duration and parameters of a fault.
+func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 	between := func(least, most time.Duration) time.Duration {
 		return least + time.Duration(r.Int64N(int64(most-least))).Truncate(100*time.Millisecond)
 	}

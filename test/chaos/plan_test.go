@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestASeedIsAPlan(t *testing.T) {
+func TestPlanDependsOnlyOnTheSeed(t *testing.T) {
 	t.Parallel()
 	devices := []string{"d1", "d2", "d3"}
 	for seed := range uint64(50) {
@@ -19,7 +19,7 @@ func TestASeedIsAPlan(t *testing.T) {
 		for _, f := range plan {
 			seen[f.Kind]++
 			require.LessOrEqualf(t, f.At+f.For, time.Minute+time.Second, "%v", f)
-			require.LessOrEqualf(t, until[f.Target], f.At, "%v overlaps another of its target", f)
+			require.LessOrEqualf(t, until[f.Target], f.At, "%v overlaps another fault of its target", f)
 			until[f.Target] = f.At + f.For
 			if f.Kind == Pause && f.At < 50*time.Second {
 				require.Greater(t, f.For, SessionTimeout)

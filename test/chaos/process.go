@@ -19,8 +19,8 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// process is one process of the program, started again when it ends, as a
-// supervisor does.
+// process is a process of the program. Like a supervisor, it restarts the program
+// when it exits.
 type process struct {
 	name, stage, lane string
 	port              int // of the API, or of health and metrics
@@ -33,15 +33,16 @@ type process struct {
 	cmd     *exec.Cmd
 	done    chan struct{} // closed when cmd has ended
 	life    *life
-	wanted  bool // it is to run
-	fell    string
-	refused int  // starts that ended before they were ready
-	vain    bool // the last one did
-	pause   time.Duration
-	starts  int
+	wanted  bool // should be running
+	crash   string
+	refused int // starts that exited before they were ready
+
+	failedStart bool // the last start was one of them
+	pause       time.Duration
+	starts      int
 }
 
-// life is one run of the program.
+// life is one execution of the program.
 type life struct {
 	mu    sync.Mutex
 	file  *os.File
@@ -74,7 +75,7 @@ func (l *life) state() (ready, panicked bool, tail string) {
 	return l.ready, l.panic, string(l.tail[max(0, len(l.tail)-2000):])
 }
 
-// start runs the program. It is called with the process to be down.
+// start runs the program, which must not be running.
 func (p *process) start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -87,13 +88,13 @@ func (p *process) startLocked() error {
 		return fmt.Errorf("opening the log of %s: %w", p.name, err)
 	}
 	l := &life{file: f}
-	cmd := exec.Command(p.bin, "serve", p.stage, "--config", p.config) //nolint:noctx // it is ended by us
+	cmd := exec.Command(p.bin, "serve", p.stage, "--config", p.config) //nolint:noctx // end stops it
 	cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret,
 		"BATCHYARD_API_LISTEN="+local(p.port), "BATCHYARD_OPS_LISTEN="+local(p.port))
 	cmd.Stdout, cmd.Stderr = l, l
-	cmd.SysProcAttr = harness.DieWithUs()
+	cmd.SysProcAttr = harness.EndWithParent()
 	cmd.WaitDelay = 5 * time.Second
-	_, _ = fmt.Fprintf(f, "--- started %s\n", time.Now().UTC().Format(time.RFC3339Nano)) // a mark for who reads it
+	_, _ = fmt.Fprintf(f, "--- started %s\n", time.Now().UTC().Format(time.RFC3339Nano)) // best effort
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
@@ -104,24 +105,24 @@ func (p *process) startLocked() error {
 	return nil
 }
 
-// watch waits for the end of a process, and starts it again unless it was to end.
+// watch waits for a process to exit, and restarts it unless it was meant to stop.
 func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 	err := cmd.Wait()
-	_ = l.file.Close() // nobody writes any more
+	_ = l.file.Close() // no more writes
 	ready, panicked, tail := l.state()
 	p.mu.Lock()
 	close(done)
-	mine := p.wanted && p.cmd == cmd
-	if panicked && p.fell == "" {
-		p.fell = fmt.Sprintf("it panicked:\n%s", tail)
+	unexpected := p.wanted && p.cmd == cmd
+	if panicked && p.crash == "" {
+		p.crash = fmt.Sprintf("panicked:\n%s", tail)
 	}
-	if mine && ready && p.fell == "" {
-		p.fell = fmt.Sprintf("it ended by itself (%v) although it had been ready:\n%s", err, tail)
+	if unexpected && ready && p.crash == "" {
+		p.crash = fmt.Sprintf("exited unexpectedly (%v) after it was ready:\n%s", err, tail)
 	}
-	first := !p.vain // one line for many vain starts
-	p.vain = mine && !ready
+	first := !p.failedStart // log only the first of several failed starts
+	p.failedStart = unexpected && !ready
 	pause := 500 * time.Millisecond
-	if p.vain {
+	if p.failedStart {
 		p.refused++
 		p.pause = min(2*p.pause+pause, 3*time.Second)
 		pause = p.pause
@@ -129,11 +130,11 @@ func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 		p.pause = 0
 	}
 	p.mu.Unlock()
-	if !mine {
+	if !unexpected {
 		return
 	}
 	if ready || panicked || first {
-		p.log("%s ended by itself: %v (ready before: %v)", p.name, err, ready)
+		p.log("%s exited unexpectedly: %v (was ready: %v)", p.name, err, ready)
 	}
 	<-time.After(pause)
 	p.mu.Lock()
@@ -145,8 +146,8 @@ func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 	}
 }
 
-// end sends a signal and waits for the end; hung says that it did not come within
-// the limit and the process was killed. The exit code is -1 after a signal.
+// end sends a signal and waits for the process to exit. hung means that it didn't
+// exit within the limit and was killed. The exit code is -1 after a signal.
 func (p *process) end(sig syscall.Signal, limit time.Duration) (code int, hung bool) {
 	p.mu.Lock()
 	p.wanted = false
@@ -155,11 +156,11 @@ func (p *process) end(sig syscall.Signal, limit time.Duration) (code int, hung b
 	if cmd == nil {
 		return 0, false
 	}
-	_ = cmd.Process.Signal(sig) // it may have ended
+	_ = cmd.Process.Signal(sig) // fails if it has already exited
 	select {
 	case <-done:
 	case <-time.After(limit):
-		p.log("%s does not end: asking it for its goroutines", p.name)
+		p.log("%s does not exit: dumping its goroutines", p.name)
 		_ = cmd.Process.Signal(syscall.SIGQUIT)
 		select {
 		case <-done:
@@ -176,7 +177,7 @@ func (p *process) signal(sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd != nil {
-		_ = p.cmd.Process.Signal(sig) // it may have ended
+		_ = p.cmd.Process.Signal(sig) // fails if it has already exited
 	}
 }
 
@@ -198,7 +199,7 @@ var (
 	descriptors = regexp.MustCompile(`(?m)^process_open_fds (\S+)$`)
 )
 
-// figures are the goroutines and open files of the process now.
+// figures returns the numbers of goroutines and open files of the process.
 func (p *process) figures(ctx context.Context) (out [2]int, err error) {
 	b, err := get(ctx, p.url()+"/metrics")
 	if err != nil {
@@ -207,7 +208,7 @@ func (p *process) figures(ctx context.Context) (out [2]int, err error) {
 	for i, re := range []*regexp.Regexp{goroutines, descriptors} {
 		m := re.FindSubmatch(b)
 		if m == nil {
-			return out, fmt.Errorf("reading the metrics of %s: %s is not there", p.name, re)
+			return out, fmt.Errorf("reading the metrics of %s: %s is missing", p.name, re)
 		}
 		v, err := strconv.ParseFloat(string(m[1]), 64)
 		if err != nil {
@@ -223,24 +224,25 @@ var plain = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{Di
 func get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("making the request: %w", err)
+		return nil, fmt.Errorf("creating the request: %w", err)
 	}
 	resp, err := plain.Do(req)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }() // it is read to its end
+	defer func() { _ = resp.Body.Close() }() // read to the end
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(resp.Body); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", url, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %d", url, resp.StatusCode)
+		return nil, fmt.Errorf("%s answered with status %d", url, resp.StatusCode)
 	}
 	return b.Bytes(), nil
 }
 
-// poll tries again until it works or ctx ends, whose error then is the last one.
+// poll retries until try succeeds or ctx ends. Then it returns the last error joined
+// with that of ctx.
 func poll(ctx context.Context, every time.Duration, try func() error) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -257,7 +259,7 @@ func poll(ctx context.Context, every time.Duration, try func() error) error {
 	}
 }
 
-// cleanEnv is our environment without what would change a configuration.
+// cleanEnv returns our environment without variables that affect the configuration.
 func cleanEnv() []string {
 	var out []string
 	for _, e := range os.Environ() {

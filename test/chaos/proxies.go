@@ -12,11 +12,12 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// proxies stand between processes and services: one for each service and lane.
-// Toxiproxy cannot add a toxic to a connection whose reader has gone or stands
-// still: it waits for it, under a lock that new connections want. So each
-// direction has one toxic of ours from the beginning, Valve, which runs the one of
-// toxiproxy's that is wanted now.
+// proxies are between the processes and the services, one per service and lane.
+//
+// Toxiproxy cannot add a toxic to a connection whose reader is gone or stopped: it
+// waits for the reader while holding a lock that new connections need. So each
+// direction starts with a toxic of our own, Valve, which delegates to the currently
+// selected toxic.
 type proxies struct {
 	all    map[string]*toxiproxy.Proxy // by service/lane
 	valves map[string]*valve           // by service/lane/stream
@@ -30,8 +31,16 @@ func newProxies() *proxies {
 	return &proxies{all: map[string]*toxiproxy.Proxy{}, valves: map[string]*valve{}}
 }
 
-// add starts a proxy. With hard, connections that it closes are reset.
-func (p *proxies) add(name, listen, upstream string, hard bool) error {
+// closing is how a proxy closes connections.
+type closing int
+
+const (
+	closeNormally closing = iota
+	closeWithReset
+)
+
+// add starts a proxy.
+func (p *proxies) add(name, listen, upstream string, how closing) error {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
 	proxy := toxiproxy.NewProxy(server, name, listen, upstream)
 	for _, stream := range streams {
@@ -43,14 +52,15 @@ func (p *proxies) add(name, listen, upstream string, hard bool) error {
 			return err
 		}
 	}
-	if hard {
-		// It hits none, but has toxiproxy close without lingering.
+	if how == closeWithReset {
+		// With toxicity 0 it affects no connection, but makes toxiproxy close without
+		// lingering.
 		if err := addToxic(proxy, "reset_peer", streams[0], 0, nil); err != nil {
 			return err
 		}
 	}
 	if err := proxy.Start(); err != nil {
-		return fmt.Errorf("starting the proxy of %s: %w", name, err)
+		return fmt.Errorf("starting the proxy for %s: %w", name, err)
 	}
 	p.all[name] = proxy
 	return nil
@@ -67,7 +77,7 @@ func addToxic(proxy *toxiproxy.Proxy, kind, stream string, toxicity float32, att
 	return nil
 }
 
-// spoil has a direction of a proxy go through another toxic, until it is healed.
+// spoil sends one direction of a proxy through a toxic, until heal is called.
 func (p *proxies) spoil(name, stream string, t toxics.Toxic) (heal func()) {
 	v := p.valves[name+"/"+stream]
 	v.set(t)
@@ -80,14 +90,15 @@ func (p *proxies) close() {
 	}
 }
 
-// valves is the one way by which a Valve, which toxiproxy makes, finds its valve.
+// valves maps names to valves. Toxiproxy creates each Valve from JSON, so a Valve
+// finds its valve by name.
 var valves sync.Map
 
-// valve holds what one direction of a proxy goes through.
+// valve holds the current toxic of one direction of a proxy.
 type valve struct {
 	mu      sync.Mutex
 	toxic   toxics.Toxic
-	changed chan struct{} // closed when there is another
+	changed chan struct{} // closed when the toxic is replaced
 }
 
 func (v *valve) set(t toxics.Toxic) {
@@ -104,13 +115,13 @@ func (v *valve) get() (toxics.Toxic, <-chan struct{}) {
 	return v.toxic, v.changed
 }
 
-// Valve is the toxic that every connection has. Each connection changes to another
-// toxic by itself, when it can; so none waits for another.
+// Valve is the toxic of every connection. Each connection switches to a new toxic on
+// its own as soon as it can, so none waits for another.
 type Valve struct {
 	Name string `json:"name"`
 }
 
-// Pipe is for toxiproxy.
+// Pipe implements toxics.Toxic.
 func (t *Valve) Pipe(stub *toxics.ToxicStub) {
 	found, ok := valves.Load(t.Name)
 	v, is := found.(*valve)
@@ -134,13 +145,13 @@ func (t *Valve) Pipe(stub *toxics.ToxicStub) {
 				<-done
 			case <-done:
 			}
-			// What a black hole swallowed never comes: the connection is of no use.
+			// Data lost in a black hole will never arrive, so drop the connection.
 			if c, swallows := toxic.(toxics.CleanupToxic); swallows && !inner.Closed() {
 				c.Cleanup(inner)
 			}
 		}
 		if inner.Closed() {
-			for c := range stub.Input { // whoever writes to us must not hang
+			for c := range stub.Input { // unblock the writer
 				_ = c
 			}
 			return

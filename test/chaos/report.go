@@ -13,7 +13,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Summary is what a run came to, as summary.json has it.
+// Summary is the result of a run, written to summary.json.
 type Summary struct {
 	Seed       uint64          `json:"seed"`
 	Seconds    float64         `json:"seconds"`
@@ -23,7 +23,7 @@ type Summary struct {
 	Faults     map[Kind]int    `json:"faults"`
 	LeftOut    int64           `json:"faults_left_out"`
 	Submits    map[Outcome]int `json:"submits"`
-	Tasks      map[Outcome]int `json:"tasks"` // by the best that any client knows of them
+	Tasks      map[Outcome]int `json:"tasks"` // by the most definite outcome that any client knows
 	Traced     int             `json:"unknown_that_ran"`
 	States     map[string]int  `json:"states"`
 	Duplicates int             `json:"results_twice_on_the_topic"`
@@ -72,22 +72,22 @@ func (s *Summary) String() string {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-22s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	fmt.Fprintf(&b, "\nseed %d, %.0f s of chaos, %.0f s in all, drained in %.1f s\n", s.Seed, s.Seconds, s.Took, s.Drain)
+	fmt.Fprintf(&b, "\nseed %d, %.0f s of chaos, %.0f s in total, drained in %.1f s\n", s.Seed, s.Seconds, s.Took, s.Drain)
 	var faults []string
 	n := 0
 	for _, k := range slices.Sorted(mapKeys(s.Faults)) {
 		n += s.Faults[k]
 		faults = append(faults, fmt.Sprintf("%s %d", k, s.Faults[k]))
 	}
-	row("faults", "%d, %d of them left out: %s", n, s.LeftOut, strings.Join(faults, ", "))
-	row("submits", "%d accepted, %d refused, %d unknown; not sent %d", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
+	row("faults", "%d, of which %d skipped: %s", n, s.LeftOut, strings.Join(faults, ", "))
+	row("submissions", "%d accepted, %d refused, %d unknown, %d not sent", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
 	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[Accepted], s.Tasks[Refused], s.Tasks[Unknown], s.Traced)
-	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels asked", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)
-	row("results", "%d more on the topic than tasks", s.Duplicates)
+	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels requested", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)
+	row("results", "%d more in the topic than tasks", s.Duplicates)
 	row("callbacks", "%d, in %d deliveries", s.Callbacks, s.Deliveries)
 	row("audit log", "%d events", s.Events)
-	row("dead letters", "of %d records that are no task", s.Poisons)
-	row("processes", "%d starts, %d did not become ready", s.Starts, s.Refused)
+	row("invalid records", "%d", s.Poisons)
+	row("processes", "%d starts, of which %d never became ready", s.Starts, s.Refused)
 	row("logs", "%s", s.Dir)
 	if len(s.Violations) == 0 {
 		fmt.Fprintf(&b, "  every promise was kept\n")
@@ -115,21 +115,21 @@ func (s *Summary) write() error {
 	return nil
 }
 
-// explain prints violations, and the whole way of the first tasks that have one.
+// explain lists violations, with the full trace of the first tasks that have one.
 func (w *world) explain(found []Violation) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var b strings.Builder
-	told := map[task.Key]bool{}
+	traced := map[task.Key]bool{}
 	byKind := map[string]int{}
 	for _, v := range found {
 		if byKind[v.Kind]++; byKind[v.Kind] > 5 {
 			continue
 		}
 		fmt.Fprintf(&b, "%s\n", v)
-		if v.Key.ID != "" && !told[v.Key] && len(told) < 8 {
-			told[v.Key] = true
-			b.WriteString(w.way(ctx, v.Key))
+		if v.Key.ID != "" && !traced[v.Key] && len(traced) < 8 {
+			traced[v.Key] = true
+			b.WriteString(w.trace(ctx, v.Key))
 		}
 	}
 	return b.String()

@@ -19,36 +19,36 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Ports are where everything listens. They lie below those that the system gives
-// to connections, so that nobody takes one while its owner is away.
+// ports hands out ports to listen on. They are below the ephemeral range, so that no
+// outgoing connection can take one while its owner is down.
 type ports struct{ next int }
 
 func (p *ports) take(n int) ([]int, error) {
 	var out []int
 	for ; len(out) < n && p.next < 31000; p.next++ {
-		l, err := net.Listen("tcp", local(p.next)) //nolint:noctx // a moment, on loopback
+		l, err := net.Listen("tcp", local(p.next)) //nolint:noctx // immediate, on loopback
 		if err != nil {
 			continue
 		}
-		_ = l.Close() // it listened for a moment
+		_ = l.Close() // only checks that the port is free
 		out = append(out, p.next)
 	}
 	if len(out) < n {
-		return nil, errors.New("looking for free ports: there are none below 31000")
+		return nil, errors.New("looking for free ports: none left below 31000")
 	}
 	return out, nil
 }
 
 func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// service is one of Kafka, Redis and Postgres: a process that scripts/services
-// runs from a directory of its own, so that one does not wait for another.
+// service is Kafka, Redis or Postgres: a process run by scripts/services. Each has its
+// own directory, so that they don't wait for each other's lock.
 type service struct {
 	name  string
 	dir   string
 	env   []string
-	port  int            // where the test itself reaches it
-	lanes map[string]int // and where the proxies do
+	port  int            // used by the test itself
+	lanes map[string]int // ports of the proxies
 }
 
 func (s *service) script(ctx context.Context, args ...string) error {
@@ -67,66 +67,66 @@ func (s *service) start(ctx context.Context) error { return s.script(ctx, "start
 func (s *service) stop(ctx context.Context) error  { return s.script(ctx, "stop", s.name) }
 func (s *service) kill(ctx context.Context) error  { return s.script(ctx, "kill", s.name) }
 
-// crash ends Postgres at once, as its immediate shutdown does: without a
-// checkpoint, so that it recovers from its log.
+// crash stops Postgres with an immediate shutdown, which writes no checkpoint, so
+// that the next start has to recover from the WAL.
 func (s *service) crash(ctx context.Context) error {
 	b, err := os.ReadFile(filepath.Join(s.dir, s.name, "pid"))
 	if err != nil {
-		return fmt.Errorf("reading the process number of %s: %w", s.name, err)
+		return fmt.Errorf("reading the process id of %s: %w", s.name, err)
 	}
 	pid, err := strconv.Atoi(strings.Fields(string(b) + " 0")[0])
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("reading the process number of %s: %q", s.name, b)
+		return fmt.Errorf("reading the process id of %s: invalid content %q", s.name, b)
 	}
 	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
-		return fmt.Errorf("ending %s: %w", s.name, err)
+		return fmt.Errorf("stopping %s: %w", s.name, err)
 	}
-	return s.stop(ctx) // waits for its end
+	return s.stop(ctx) // waits for it to exit
 }
 
-// disk is a small file system of Postgres' data, which may be filled.
+// disk is a small file system for the data of Postgres, which can be filled up.
 type disk struct {
 	dir     string
 	mounted bool
-	why     string // why there is none
+	why     string // why it is not mounted
 }
 
 const diskSize = "640m"
 
-// newDisk mounts a tmpfs that belongs to who runs Postgres. Where that is not
-// permitted, disks are never full, and the run says so.
+// newDisk mounts a tmpfs owned by the user that runs Postgres. Without permission to
+// mount, faults that fill the disk are skipped, and the log says so.
 func newDisk(dir string) (*disk, error) {
 	d := &disk{dir: dir}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the directory of Postgres' disk: %w", err)
+		return nil, fmt.Errorf("creating the directory of Postgres' disk: %w", err)
 	}
 	if os.Getuid() != 0 || runtime.GOOS != "linux" {
-		d.why = "only root may mount a small file system"
+		d.why = "only root on Linux can mount a small file system"
 		return d, nil
 	}
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+diskSize+",mode=700"); err != nil {
 		d.why = "mounting a small file system: " + err.Error()
-		return d, nil //nolint:nilerr // it is told when a disk should be full
+		return d, nil //nolint:nilerr // reported when the disk should be filled
 	}
 	d.mounted = true
 	name := "postgres"
 	u, err := user.Lookup(name)
 	if err != nil {
 		if u, err = user.Lookup("nobody"); err != nil {
-			return nil, fmt.Errorf("looking for the user who runs Postgres: %w", err)
+			return nil, fmt.Errorf("looking up the user that runs Postgres: %w", err)
 		}
 	}
-	uid, _ := strconv.Atoi(u.Uid) //nolint:errcheck // it is a number on Linux
-	gid, _ := strconv.Atoi(u.Gid) //nolint:errcheck // it is a number on Linux
+	uid, _ := strconv.Atoi(u.Uid) //nolint:errcheck // always a number on Linux
+	gid, _ := strconv.Atoi(u.Gid) //nolint:errcheck // always a number on Linux
 	if err := os.Chown(dir, uid, gid); err != nil {
-		return nil, fmt.Errorf("giving the disk to %s: %w", u.Username, err)
+		return nil, fmt.Errorf("changing the owner of the disk to %s: %w", u.Username, err)
 	}
 	return d, nil
 }
 
 func (d *disk) ballast() string { return filepath.Join(d.dir, "ballast") }
 
-// fill leaves nothing free.
+// fill uses up all free space.
 func (d *disk) fill() error {
 	f, err := os.Create(d.ballast())
 	if err != nil {
@@ -152,14 +152,14 @@ func (d *disk) empty() error {
 	return nil
 }
 
-// installed says whether nothing has to be installed to start the services.
+// installed reports whether all services are already installed.
 func installed() bool {
 	for _, command := range []string{"java", "redis-server"} {
 		if _, err := exec.LookPath(command); err != nil {
 			return false
 		}
 	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") //nolint:errcheck // the pattern is right
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") //nolint:errcheck // the pattern is valid
 	_, err := exec.LookPath("initdb")
 	return len(found) > 0 || err == nil
 }
@@ -170,7 +170,7 @@ func postgresURL(port int, database string) string {
 	return fmt.Sprintf("postgres://batchyard:%s@%s/%s?sslmode=disable", password, local(port), database)
 }
 
-// admin runs one statement on a connection that may write although others may not.
+// admin runs one statement on a connection that can write even in read-only mode.
 func admin(ctx context.Context, url, sql string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -183,15 +183,14 @@ func admin(ctx context.Context, url, sql string) error {
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement is done, or its error is told
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement has already succeeded or failed
 	if _, err := conn.Exec(ctx, sql); err != nil {
 		return fmt.Errorf("running %q: %w", sql, err)
 	}
 	return nil
 }
 
-// database makes the database on the small disk, and what watches it: every
-// change of a task's state and of a result is written down beside them.
+// makeDatabase creates the database, on the small disk if there is one.
 func makeDatabase(ctx context.Context, port int, d *disk) error {
 	url := postgresURL(port, "postgres")
 	where := ""
@@ -204,6 +203,8 @@ func makeDatabase(ctx context.Context, port int, d *disk) error {
 	return admin(ctx, url, "CREATE DATABASE chaos TEMPLATE template0"+where)
 }
 
+// watchSQL installs triggers that record every change of a task's state and of a
+// result.
 const watchSQL = `
 CREATE TABLE chaos_changes (
 	n bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), relation text NOT NULL, op text NOT NULL,

@@ -28,15 +28,15 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// SessionTimeout is how long a process may stand still before its partitions go
-// to others.
+// SessionTimeout is how long a process may be stopped before its partitions move to
+// others.
 const SessionTimeout = 6 * time.Second
 
 const leaseTTL = 4 * time.Second
 
-// world is all that runs.
+// world is everything that runs.
 type world struct {
-	dir   string // logs, plan and summary: they stay
+	dir   string // for logs, plan and summary, which are kept
 	begin time.Time
 	bin   string
 
@@ -44,16 +44,16 @@ type world struct {
 	disk                   *disk
 	proxies                *proxies
 	fleet                  *fleet.Fleet
-	silent                 sync.Map // device id → true: it sends no heartbeats
-	busy                   sync.Map // target → mutex of who breaks it
+	silent                 sync.Map // device id → true: sends no heartbeats
+	busy                   sync.Map // target → mutex held while it is broken
 	leftOut                atomic.Int64
 	ports                  ports
 
 	mu        sync.Mutex
 	processes map[string]*process
-	gone      []*process // third ones, which have left
+	gone      []*process // third processes, which have left
 
-	pool   *pgxpool.Pool // past the proxies
+	pool   *pgxpool.Pool // bypasses the proxies
 	rdb    redis.UniversalClient
 	client *kgo.Client
 	closes []func()
@@ -61,13 +61,13 @@ type world struct {
 	log    *os.File
 }
 
-// say writes a line with the time since the chaos began.
+// say logs a line with the time since the start of the chaos.
 func (w *world) say(format string, args ...any) {
 	w.logMu.Lock()
 	defer w.logMu.Unlock()
 	line := fmt.Sprintf("%6.1fs  %s\n", time.Since(w.begin).Seconds(), fmt.Sprintf(format, args...))
-	_, _ = os.Stdout.WriteString(line) // for people
-	_, _ = w.log.WriteString(line)     // for people
+	_, _ = os.Stdout.WriteString(line) // best effort
+	_, _ = w.log.WriteString(line)     // best effort
 }
 
 func (w *world) process(name string) *process {
@@ -86,7 +86,8 @@ func (w *world) all() []*process {
 	return out
 }
 
-// settings that are quick, so that what is given up is given up within a run.
+// settings returns settings with short timeouts, so that all of them expire within a
+// run.
 func settings() map[string]any {
 	retries := []string{"200ms", "500ms"}
 	for range 90 {
@@ -106,12 +107,13 @@ func settings() map[string]any {
 	}
 }
 
-// specs are the devices: more than enough for the load, so that what waits soon ends.
+// specs returns the devices: more than enough for the load, so that a backlog drains
+// quickly.
 func specs() []fleet.Spec {
 	var out []fleet.Spec
 	for i, ms := range []int{10, 15, 20, 30, 40, 60} {
 		s := fleet.Spec{ID: fmt.Sprintf("device-%d", i+1), Models: []string{model}, Slots: 4, ServiceTime: time.Duration(ms) * time.Millisecond,
-			EmbedTime: 5 * time.Millisecond, MergedItem: time.Millisecond, Distribution: fleet.Exponential, Seed: uint64(i)} //nolint:gosec // small
+			EmbedTime: 5 * time.Millisecond, BatchItemTime: time.Millisecond, Distribution: fleet.Exponential, Seed: uint64(i)} //nolint:gosec // small
 		if i%2 == 0 {
 			s.Tags = []string{"gpu"}
 		}
@@ -127,18 +129,18 @@ func deviceIDs() (ids []string) {
 	return ids
 }
 
-// quiet is a logger of libraries that say what we know already.
+// quiet is a logger that discards everything.
 type quiet struct{}
 
 func (quiet) Printf(context.Context, string, ...any) {}
 
-// build starts everything, at once where that is possible.
+// build starts everything, in parallel where possible.
 func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) {
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's
+	zerolog.SetGlobalLevel(zerolog.Disabled) // used by toxiproxy
 	redis.SetLogger(quiet{})
 	w := &world{dir: dir, begin: time.Now(), processes: map[string]*process{}, proxies: newProxies(), ports: ports{next: 20000 + os.Getpid()%8000}}
 	if w.log, err = os.Create(filepath.Join(dir, "run.log")); err != nil {
-		return nil, fmt.Errorf("making the log: %w", err)
+		return nil, fmt.Errorf("creating the log: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -152,7 +154,7 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 	bin := make(chan string, 1)
 	go func() {
 		defer close(bin)
-		bin <- harness.Binary(t) // built beside
+		bin <- harness.Binary(t) // builds while the services start
 	}()
 	up := make(chan error, 3)
 	start := func(s *service) { up <- s.start(ctx) }
@@ -160,7 +162,7 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 		if installed() {
 			go start(s)
 		} else {
-			start(s) // the machine's package manager takes one at a time
+			start(s) // a package manager only runs once at a time
 		}
 	}
 	for range 3 {
@@ -188,20 +190,20 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 func (w *world) prepare() error {
 	data, err := os.MkdirTemp("", "batchyard-chaos-*")
 	if err != nil {
-		return fmt.Errorf("making a directory for the services: %w", err)
+		return fmt.Errorf("creating a directory for the services: %w", err)
 	}
 	if err := w.reap(data); err != nil {
 		return err
 	}
-	// Where it is permitted, all is in memory: what is tested does not depend on how
-	// fast a disk is, and a process that is killed leaves the same behind.
+	// With permission, keep all data in memory: the test then doesn't depend on the
+	// speed of the disk, and a killed process leaves the same data behind.
 	if os.Getuid() == 0 && runtime.GOOS == "linux" {
 		if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=4g,mode=755"); err != nil {
-			w.say("data is on disk: mounting a tmpfs: %v", err)
+			w.say("keeping data on disk: mounting a tmpfs: %v", err)
 		}
 	}
 	if err := os.Chmod(data, 0o755); err != nil { // Postgres runs as another user
-		return fmt.Errorf("opening the directory of the services: %w", err)
+		return fmt.Errorf("letting other users into the directory of the services: %w", err)
 	}
 	if w.disk, err = newDisk(filepath.Join(data, "disk")); err != nil {
 		return err
@@ -213,8 +215,8 @@ func (w *world) prepare() error {
 	at := func(name string, port, a, b int) *service {
 		return &service{name: name, dir: filepath.Join(data, name), port: port, lanes: map[string]int{"a": a, "b": b}}
 	}
-	// Kafka tells clients where it is, so each of its lanes is a listener of its own;
-	// the port behind its own is its controller's.
+	// Kafka advertises its addresses to clients, so each of its lanes needs its own
+	// listener. The port after its own is for the controller.
 	kafka, err := w.ports.take(4)
 	if err != nil {
 		return err
@@ -229,7 +231,11 @@ func (w *world) prepare() error {
 			if s == w.kafka {
 				upstream = kafka[2+i]
 			}
-			if err := w.proxies.add(s.name+"/"+lane, local(s.lanes[lane]), local(upstream), lane == "a"); err != nil {
+			how := closeNormally
+			if lane == "a" {
+				how = closeWithReset
+			}
+			if err := w.proxies.add(s.name+"/"+lane, local(s.lanes[lane]), local(upstream), how); err != nil {
 				return err
 			}
 		}
@@ -238,8 +244,8 @@ func (w *world) prepare() error {
 	return nil
 }
 
-// reap has a shell end the services and remove their data when we close its
-// input, which the system does, too, when we are killed.
+// reap starts a shell that kills the services and removes their data when its input
+// is closed, which the kernel does if we are killed.
 func (w *world) reap(data string) error {
 	_, file, _, _ := runtime.Caller(0)
 	script := filepath.Join(filepath.Dir(file), "..", "..", "scripts", "services")
@@ -254,7 +260,7 @@ rm -rf "$1"`, "reap", data, script, w.dir) //nolint:noctx // it outlives us
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return fmt.Errorf("making a pipe: %w", err)
+		return fmt.Errorf("creating a pipe: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting a shell: %w", err)
@@ -266,7 +272,7 @@ rm -rf "$1"`, "reap", data, script, w.dir) //nolint:noctx // it outlives us
 	return nil
 }
 
-// addresses are the settings that say where the services are, by lane.
+// addresses returns the settings with the addresses of the services in a lane.
 func (w *world) addresses(lane string) map[string]any {
 	kafka, redis, postgres := w.kafka.port, w.redis.port, w.postgres.port
 	if lane != "direct" {
@@ -274,19 +280,19 @@ func (w *world) addresses(lane string) map[string]any {
 	}
 	return map[string]any{
 		"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos"),
-		// Of this run: those of another one speak of another database.
+		// Per run: checkpoints of another run would not match this database.
 		"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
 	}
 }
 
-// connect opens what the test itself needs, and makes topics and schema.
+// connect creates topics and schema, and opens the test's own connections.
 func (w *world) connect(ctx context.Context) error {
 	if err := makeDatabase(ctx, w.postgres.port, w.disk); err != nil {
 		return err
 	}
 	url := postgresURL(w.postgres.port, "chaos")
 	if err := migrations.Up(ctx, url); err != nil {
-		return fmt.Errorf("making the schema: %w", err)
+		return fmt.Errorf("creating the schema: %w", err)
 	}
 	if err := admin(ctx, url, watchSQL); err != nil {
 		return err
@@ -295,9 +301,9 @@ func (w *world) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connecting to Kafka: %w", err)
 	}
-	defer func() { _ = log.Close() }() // the topics are made
+	defer func() { _ = log.Close() }() // only needed to create the topics
 	if _, err := log.CreateTopics(ctx); err != nil {
-		return fmt.Errorf("making the topics: %w", err)
+		return fmt.Errorf("creating the topics: %w", err)
 	}
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -317,7 +323,7 @@ func (w *world) connect(ctx context.Context) error {
 	return nil
 }
 
-// startFleet starts the devices, and reports those that are not silent.
+// startFleet starts the devices, and sends heartbeats for those that are not silent.
 func (w *world) startFleet(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f, err := fleet.Start(ctx, specs())
@@ -340,7 +346,7 @@ func (w *world) startFleet(ctx context.Context) error {
 				spec := d.Spec()
 				one := device.Device{ID: d.ID(), URL: d.URL(), Models: spec.Models, Tags: spec.Tags, Slots: spec.Slots}
 				one.Normalize()
-				_, _ = registry.Beat(ctx, one) // the next one is soon
+				_, _ = registry.Beat(ctx, one) // if it fails, the next heartbeat follows soon
 			}
 			select {
 			case <-ctx.Done():
@@ -401,11 +407,11 @@ func (w *world) killAll() {
 	}
 }
 
-// close ends everything, the last that was started first.
+// close stops everything, in the reverse order of the start.
 func (w *world) close() {
 	for i := len(w.closes) - 1; i >= 0; i-- {
 		w.closes[i]()
 	}
 	w.closes = nil
-	_ = w.log.Close() // nothing more is said
+	_ = w.log.Close() // no more writes
 }

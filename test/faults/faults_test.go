@@ -1,7 +1,7 @@
-// Package faults kills each stage at each point of package fault, between what it
-// reads, what it writes to Postgres and what it commits to Kafka, starts it again,
-// and checks that all promises are kept. It runs on the embedded and on real
-// services, like the other end-to-end tests.
+// Package faults kills each stage at each point of package fault, restarts it, and
+// checks that all promises are kept. The points are between what a stage reads, what
+// it writes to Postgres and what it commits to Kafka. Like the other end-to-end
+// tests, it runs on embedded and on real services.
 package faults
 
 import (
@@ -21,21 +21,21 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// TestMain lets more tests run at a time than there are processors: they wait for
-// the broker to notice who died, most of the time.
+// TestMain runs more tests in parallel than there are processors, because they mostly
+// wait for the broker to notice that a process died.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		_ = f.Value.Set("8") // a number
+		_ = f.Value.Set("8") // a valid number
 	}
 	harness.Main(m)
 }
 
-// stages are the stages, as serve knows them.
+// stages are the arguments of batchyard serve.
 var stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
 
-// victims are who dies where, and at which passing. Points of stream and producer
-// are passed by many; a death there means something else in each of them.
+// victims lists where each stage dies, and at which pass. Several stages reach the
+// points of stream and producer, and a death there has a different effect in each.
 var victims = []struct {
 	name, stage string
 	points      []string
@@ -54,7 +54,7 @@ var victims = []struct {
 		"stream.before_commit:3", "stream.after_commit:3", "stream.before_events:3", "stream.after_ack:5"}},
 	{name: "workers run", stage: "workers", points: []string{
 		"workers.after_read:5", "workers.before_request:12", "workers.after_answer:12", "workers.before_result:12", "workers.after_result:12"}},
-	// Events are written so late that the results before them are acknowledged.
+	// Events are written late, so that the results before them are acknowledged first.
 	{name: "workers write", stage: "workers", settings: map[string]any{"kafka.event_linger": "150ms"}, points: []string{
 		"stream.before_events:3", "stream.after_ack:9", "stream.before_commit:3", "stream.after_commit:3"}},
 	{name: "audit", stage: "audit", points: []string{
@@ -65,24 +65,24 @@ var victims = []struct {
 		"stream.before_events:3", "stream.after_ack:3"}},
 }
 
-// TestEachPointIsDiedAt keeps the table above complete.
-func TestEachPointIsDiedAt(t *testing.T) {
+// TestEachPointIsCovered keeps the table above complete.
+func TestEachPointIsCovered(t *testing.T) {
 	t.Parallel()
-	died := map[string]bool{}
+	covered := map[string]bool{}
 	for _, v := range victims {
 		for _, p := range v.points {
 			name, _, _ := strings.Cut(p, ":")
-			died[name] = true
+			covered[name] = true
 		}
 	}
 	for _, p := range fault.Points {
-		require.Truef(t, died[p.Name], "nobody dies at %s", p.Name)
+		require.Truef(t, covered[p.Name], "no stage dies at %s", p.Name)
 	}
 }
 
-// TestKilledAtEveryStep: whoever dies wherever, no row is there twice and none
-// is missing, each task is answered once, and every callback comes.
-func TestKilledAtEveryStep(t *testing.T) {
+// Wherever a stage dies, no row is missing or duplicated, each task has one result,
+// and every callback is delivered.
+func TestKilledAtEveryPoint(t *testing.T) {
 	t.Parallel()
 	for _, v := range victims {
 		t.Run(v.name, func(t *testing.T) {
@@ -95,13 +95,13 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// yard is an installation in which one stage is a process of its own, to die.
+// yard is an installation in which the stage that dies is a separate process.
 type yard struct {
 	in    *harness.Installation
 	hooks *harness.Receiver
 	stage string
 	rest  *harness.Process
-	ids   []string // of all that was submitted
+	ids   []string // of all submitted tasks
 	begin time.Time
 }
 
@@ -109,7 +109,7 @@ func newYard(t *testing.T, stage string, with map[string]any) *yard {
 	t.Helper()
 	settings := map[string]any{
 		"kafka.partitions": 2, "kafka.session_timeout": "2s", "kafka.rebalance_timeout": "2s", "kafka.commit_interval": "50ms",
-		"kafka.dial_timeout": "20s", "postgres.timeout": "20s", // a loaded machine is no absent one
+		"kafka.dial_timeout": "20s", "postgres.timeout": "20s", // a busy machine must not look like a missing one
 		"devices.lease_ttl": "2s", "callbacks.unsigned": false, "callbacks.timeout": "1s",
 	}
 	for k, v := range with {
@@ -119,7 +119,7 @@ func newYard(t *testing.T, stage string, with map[string]any) *yard {
 	y.in.Program = harness.FaultBinary(t)
 	devices := y.in.Fleet(t, fleet.Spec{ID: "fast", Models: []string{"m"}, Slots: 4, ServiceTime: 2 * time.Millisecond},
 		fleet.Spec{ID: "shaky", Models: []string{"m"}, Slots: 2, ServiceTime: 5 * time.Millisecond})
-	devices.Devices()[1].SetFault(fleet.Fault{Kind: fleet.Fail, Share: 0.2}) // so that some are tried again
+	devices.Devices()[1].SetFault(fleet.Fault{Kind: fleet.Fail, Share: 0.2}) // so that some attempts are retried
 	y.hooks = harness.Hooks(t, harness.Secret, func(id string, delivery int) int {
 		if delivery == 1 && strings.HasSuffix(id, "5") {
 			return http.StatusBadGateway
@@ -131,8 +131,8 @@ func newYard(t *testing.T, stage string, with map[string]any) *yard {
 	return y
 }
 
-// dieAt starts the stage so that it dies at the point, submits tasks, and starts
-// it again after its death.
+// dieAt starts the stage so that it dies at the point, submits tasks, and restarts it
+// after its death.
 func (y *yard) dieAt(t *testing.T, round int, point string) {
 	t.Helper()
 	name, _, _ := strings.Cut(point, ":")
@@ -142,76 +142,76 @@ func (y *yard) dieAt(t *testing.T, round int, point string) {
 		armed.AwaitReady(t)
 		server = armed
 	}
-	lots := y.submitUntil(t, server.API(), round, point, armed.Done())
-	require.Containsf(t, armed.Log(), "killed at "+name, "how %s ended", y.stage)
+	waves := y.submitUntil(t, server.API(), round, point, armed.Done())
+	require.Containsf(t, armed.Log(), "killed at "+name, "%s exited for another reason", y.stage)
 	died := time.Since(y.begin)
-	// What it was delivering is somebody else's when its lease ends: that takes half
-	// a minute, which is over now.
+	// Other processes take over its deliveries when their leases expire after half a
+	// minute. Expire them now.
 	_, err := y.in.Pool(t).Exec(t.Context(), "UPDATE callbacks SET next_at = now() WHERE state = 'DUE' AND holder IS NOT NULL")
 	require.NoError(t, err)
 
-	well := y.in.Process(t, "serve", y.stage)
-	for n := range lots {
-		tasks := y.lot(round, n)
-		if y.stage == "api" { // what the client does that was not answered
-			well.API().Submit(t, tasks...)
+	restarted := y.in.Process(t, "serve", y.stage)
+	for n := range waves {
+		tasks := y.wave(round, n)
+		if y.stage == "api" { // a client without an answer submits again
+			restarted.API().Submit(t, tasks...)
 		}
-		for _, one := range tasks[:perLot] {
+		for _, one := range tasks[:perWave] {
 			y.ids = append(y.ids, one.ID)
 		}
 	}
 	y.in.Await(t, y.ids, 2*harness.Patience)
 	ended := time.Since(y.begin)
 	y.in.CheckPromises(t, y.ids, y.hooks)
-	require.Zero(t, well.Term(t), "the stage stops as it should")
+	require.Zero(t, restarted.Term(t), "the stage must stop cleanly")
 	select {
 	case <-y.rest.Done():
-		t.Fatalf("the other stages ended with exit code %d", y.rest.ExitCode())
+		t.Fatalf("the other stages exited with code %d", y.rest.ExitCode())
 	default:
 	}
-	t.Logf("%-28s died after %5.1f s, all had ended after %5.1f s, checked after %5.1f s", point, died.Seconds(), ended.Seconds(), time.Since(y.begin).Seconds())
+	t.Logf("%-28s died after %5.1f s, all tasks ended after %5.1f s, checked after %5.1f s", point, died.Seconds(), ended.Seconds(), time.Since(y.begin).Seconds())
 }
 
 const (
-	leastLots = 6
-	mostLots  = 200
-	perLot    = 7
+	minWaves = 6
+	maxWaves = 200
+	perWave  = 7
 )
 
-// lot is some of a round's tasks. One of each lot waits in the router until its
-// time is over; one comes a second time with the next lot.
-func (y *yard) lot(round, n int) []*task.Task {
-	tasks, _ := harness.Chats(fmt.Sprintf("r%d-%d", round, n), perLot)
-	if y.stage != "api" { // it may be told late, and then the time is over before
-		tasks[0].Model, tasks[0].Deadline = "nobody-has-it", time.Now().Add(700*time.Millisecond)
+// wave returns the n-th tasks of a round. One task of each wave waits in the router
+// until it expires, and one is submitted again with the next wave.
+func (y *yard) wave(round, n int) []*task.Task {
+	tasks, _ := harness.Chats(fmt.Sprintf("r%d-%d", round, n), perWave)
+	if y.stage != "api" { // the API may be down so long that the deadline has passed
+		tasks[0].Model, tasks[0].Deadline = "unserved-model", time.Now().Add(700*time.Millisecond)
 	}
 	for _, one := range tasks {
 		one.Callback = &task.Callback{URL: y.hooks.URL}
 	}
 	if n > 0 {
-		tasks = append(tasks, &task.Task{ID: fmt.Sprintf("r%d-%d-%04d", round, n-1, perLot-1), Model: tasks[1].Model, Endpoint: tasks[1].Endpoint,
-			Input: task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":"say r%d-%d-%04d"}]}`, round, n-1, perLot-1)), Callback: tasks[1].Callback})
+		tasks = append(tasks, &task.Task{ID: fmt.Sprintf("r%d-%d-%04d", round, n-1, perWave-1), Model: tasks[1].Model, Endpoint: tasks[1].Endpoint,
+			Input: task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":"say r%d-%d-%04d"}]}`, round, n-1, perWave-1)), Callback: tasks[1].Callback})
 	}
 	return tasks
 }
 
-// submitUntil hands over lots until the stage has died, and a few at least; it
-// returns how many.
+// submitUntil submits waves until the stage has died, at least minWaves, and returns
+// their number.
 func (y *yard) submitUntil(t *testing.T, api *harness.API, round int, point string, died <-chan struct{}) int {
 	t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond) // what comes at once is done at once, and passes few points
+	tick := time.NewTicker(50 * time.Millisecond) // all at once, they would be handled together and reach few points
 	defer tick.Stop()
 	alive := true
-	for n := range mostLots {
-		if !alive && n >= leastLots {
+	for n := range maxWaves {
+		if !alive && n >= minWaves {
 			return n
 		}
 		switch {
 		case y.stage != "api":
-			api.Submit(t, y.lot(round, n)...)
+			api.Submit(t, y.wave(round, n)...)
 		case alive:
-			// The answer may not come: that is what the test is about.
-			answer, err := api.Try(t.Context(), http.MethodPost, "/v1/tasks", y.lot(round, n))
+			// There may be no answer: that is what this test is about.
+			answer, err := api.Try(t.Context(), http.MethodPost, "/v1/tasks", y.wave(round, n))
 			if err == nil {
 				require.Equalf(t, http.StatusAccepted, answer.Status, "%s", answer.Body)
 			}
@@ -224,6 +224,6 @@ func (y *yard) submitUntil(t *testing.T, api *harness.API, round int, point stri
 			}
 		}
 	}
-	t.Fatalf("%s did not die at %s while %d tasks were handed over", y.stage, point, mostLots*perLot)
+	t.Fatalf("%s did not die at %s while %d tasks were submitted", y.stage, point, maxWaves*perWave)
 	return 0
 }

@@ -19,32 +19,32 @@ import (
 // API is a plain client of the HTTP API.
 type API struct {
 	Base   string
-	Tenant string // sent when it is not empty
+	Tenant string // sent if not empty
 	client *http.Client
 }
 
-// API is a client of the process, which runs the stage api.
+// API returns a client for the process, which must run the api stage.
 func (p *Process) API() *API { return NewAPI(p.URL()) }
 
-// NewAPI is a client of the API at a base URL.
+// NewAPI returns a client for the API at a base URL.
 func NewAPI(base string) *API {
 	return &API{Base: base, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
 }
 
-// Answer is what came back.
+// Answer is a response of the API.
 type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
 }
 
-// Into decodes the body.
+// Into decodes the JSON body.
 func (a Answer) Into(t testing.TB, v any) {
 	t.Helper()
 	require.NoErrorf(t, json.Unmarshal(a.Body, v), "%s", a.Body)
 }
 
-// Try makes a request; a string or bytes are sent as they are, anything else as JSON.
+// Try sends a request. A string or []byte body is sent as is, anything else as JSON.
 func (a *API) Try(ctx context.Context, method, path string, body any) (Answer, error) {
 	var raw []byte
 	switch b := body.(type) {
@@ -63,7 +63,7 @@ func (a *API) Try(ctx context.Context, method, path string, body any) (Answer, e
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, a.Base+path, bytes.NewReader(raw))
 	if err != nil {
-		return Answer{}, fmt.Errorf("making the request: %w", err)
+		return Answer{}, fmt.Errorf("creating the request: %w", err)
 	}
 	if raw != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -74,9 +74,9 @@ func (a *API) Try(ctx context.Context, method, path string, body any) (Answer, e
 	req.Header.Set("User-Agent", "end-to-end/1")
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return Answer{}, fmt.Errorf("asking the API: %w", err)
+		return Answer{}, fmt.Errorf("calling the API: %w", err)
 	}
-	defer func() { _ = resp.Body.Close() }() // it was read to its end
+	defer func() { _ = resp.Body.Close() }() // read to the end
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
 		return Answer{}, fmt.Errorf("reading the API's answer: %w", err)
@@ -84,7 +84,7 @@ func (a *API) Try(ctx context.Context, method, path string, body any) (Answer, e
 	return Answer{resp.StatusCode, resp.Header, text}, nil
 }
 
-// Do makes a request that is answered, somehow.
+// Do sends a request and fails the test if there is no answer.
 func (a *API) Do(t testing.TB, method, path string, body any) Answer {
 	t.Helper()
 	answer, err := a.Try(t.Context(), method, path, body)
@@ -92,7 +92,7 @@ func (a *API) Do(t testing.TB, method, path string, body any) Answer {
 	return answer
 }
 
-// Get reads what a path answers with 200.
+// Get requests a path, which must answer 200, and decodes the body.
 func (a *API) Get(t testing.TB, path string, into any) {
 	t.Helper()
 	answer := a.Do(t, http.MethodGet, path, nil)
@@ -100,7 +100,7 @@ func (a *API) Get(t testing.TB, path string, into any) {
 	answer.Into(t, into)
 }
 
-// Status asks for a task.
+// Status returns the status of a task.
 func (a *API) Status(t testing.TB, id string) api.Status {
 	t.Helper()
 	var s api.Status
@@ -108,7 +108,7 @@ func (a *API) Status(t testing.TB, id string) api.Status {
 	return s
 }
 
-// Submit hands tasks over and returns their ids, when they are durable.
+// Submit submits tasks and returns their ids once they are durable.
 func (a *API) Submit(t testing.TB, tasks ...*task.Task) []string {
 	t.Helper()
 	answer := a.Do(t, http.MethodPost, "/v1/tasks", tasks)
@@ -116,8 +116,8 @@ func (a *API) Submit(t testing.TB, tasks ...*task.Task) []string {
 	return accepted(t, answer)
 }
 
-// SubmitAgain is Submit that tries again, with the same tasks, while the API is
-// away or busy: what any client with ids of its own does.
+// SubmitAgain is Submit with retries while the API is down or busy. Since the tasks
+// have ids, any client may do this.
 func (a *API) SubmitAgain(t testing.TB, tasks ...*task.Task) []string {
 	t.Helper()
 	var answer Answer
@@ -144,18 +144,18 @@ func accepted(t testing.TB, answer Answer) []string {
 	return ids
 }
 
-// Chat is a chat task; its prompt is the id, so that answers differ.
+// Chat returns a chat task. Its prompt contains the id, so that answers differ.
 func Chat(id string) *task.Task {
 	return &task.Task{ID: id, Model: "m", Endpoint: task.EndpointChat,
 		Input: task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":%q}]}`, "say "+id))}
 }
 
-// Embedding is an embedding task.
+// Embedding returns an embedding task.
 func Embedding(id string) *task.Task {
 	return &task.Task{ID: id, Model: "m", Endpoint: task.EndpointEmbeddings, Input: task.Input(fmt.Sprintf(`{"input":%q}`, "embed "+id))}
 }
 
-// Chats are n chat tasks named prefix-0000 and so on, and their ids.
+// Chats returns n chat tasks with the ids prefix-0000, prefix-0001, …, and these ids.
 func Chats(prefix string, n int) (tasks []*task.Task, ids []string) {
 	for i := range n {
 		id := fmt.Sprintf("%s-%04d", prefix, i)
@@ -164,16 +164,16 @@ func Chats(prefix string, n int) (tasks []*task.Task, ids []string) {
 	return tasks, ids
 }
 
-// Await waits until all tasks have ended, as Postgres tells.
+// Await waits until all tasks have ended according to Postgres.
 func (in *Installation) Await(t testing.TB, ids []string, within time.Duration) {
 	t.Helper()
 	left := -1
 	if !await(t.Context(), within, func() bool {
-		// It may be away for a while: that is what some tests are about.
+		// Postgres may be down for a while: some tests are about that.
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		var done int
-		// Ids are compared only once there can be enough: before, this is asked often.
+		// Only compare ids once enough tasks have ended: this runs often.
 		const terminal = ` FROM tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')`
 		err := in.Pool(t).QueryRow(ctx, "SELECT count(*)"+terminal).Scan(&done)
 		if err == nil && done >= len(ids) {
@@ -188,7 +188,7 @@ func (in *Installation) Await(t testing.TB, ids []string, within time.Duration) 
 	}
 }
 
-// unfinished tells of some tasks that have not ended.
+// unfinished describes some of the tasks that have not ended.
 func (in *Installation) unfinished(t testing.TB, ids []string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Second)

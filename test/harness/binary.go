@@ -15,14 +15,14 @@ import (
 	"github.com/batchyard/batchyard/internal/testenv"
 )
 
-// Patience is how long a test waits for what should take a moment, on a machine
-// that has other things to do.
+// Patience is how long a test waits for something that should only take a moment; it
+// allows for a busy machine.
 const Patience = 60 * time.Second
 
-// program is one that is built once in a test binary.
+// program is a program that is built at most once per test binary.
 type program struct {
 	once sync.Once
-	dir  string // made by us; empty when none was
+	dir  string // created by build; otherwise empty
 	path string
 	err  error
 }
@@ -31,8 +31,8 @@ const module = "github.com/batchyard/batchyard"
 
 var ordinary, faulty program
 
-// Binary is the path of the program. BATCHYARD_BIN names one that is ready;
-// otherwise it is built, once in a test binary.
+// Binary returns the path of the batchyard binary: BATCHYARD_BIN if set, otherwise it
+// is built, once per test binary.
 func Binary(t testing.TB) string {
 	t.Helper()
 	path, err := Program()
@@ -70,11 +70,11 @@ func (p *program) get(ready string, flags ...string) (string, error) {
 func (p *program) build(flags []string) error {
 	var err error
 	if p.dir, err = os.MkdirTemp("", "test-batchyard-bin-*"); err != nil {
-		return fmt.Errorf("making a directory for the program: %w", err)
+		return fmt.Errorf("creating a directory for the program: %w", err)
 	}
-	// Ordinary users run it, too.
-	if err := os.Chmod(p.dir, 0o755); err != nil { //nolint:gosec // a program may be read
-		return fmt.Errorf("opening the directory of the program: %w", err)
+	// Some tests run it as another user.
+	if err := os.Chmod(p.dir, 0o755); err != nil { //nolint:gosec // the program is not secret
+		return fmt.Errorf("letting other users into the directory of the program: %w", err)
 	}
 	p.path = filepath.Join(p.dir, "batchyard")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -93,8 +93,8 @@ func (p *program) build(flags []string) error {
 	return nil
 }
 
-// Main runs the tests of a package, ends the embedded services, removes the
-// program and exits.
+// Main runs the tests of a package, closes the embedded services, removes the built
+// programs and exits.
 func Main(m *testing.M) {
 	code := m.Run()
 	os.Exit(max(code, CleanUp()))
@@ -115,15 +115,16 @@ func CleanUp() int {
 	return 0
 }
 
-// Eventually waits until a condition holds. It says what it waited for.
+// Eventually waits until a condition holds. If it doesn't, the failure names what was
+// expected.
 func Eventually(t testing.TB, within time.Duration, what string, holds func() bool) {
 	t.Helper()
 	if !await(t.Context(), within, holds) {
-		t.Fatalf("after %s, this does not hold: %s", within, what)
+		t.Fatalf("after %s, this is still not true: %s", within, what)
 	}
 }
 
-// await asks again and again, at once first.
+// await polls a condition, immediately and then periodically.
 func await(ctx context.Context, within time.Duration, holds func() bool) bool {
 	limit := time.NewTimer(within)
 	defer limit.Stop()

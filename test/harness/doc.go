@@ -1,8 +1,8 @@
-// Package harness is what end-to-end tests stand on: services that may be
-// disturbed, the binary as processes of its own, devices, receivers of
-// callbacks, clients that are not ours, and the check of what Batchyard
-// promises. Tests written on it run unchanged on the embedded services and, with
-// BATCHYARD_TEST_SERVICES=real, on those that `scripts/services env` names.
+// Package harness is the basis of the end-to-end tests. It provides services that
+// tests may stop and restart, the program in separate processes, devices, callback
+// receivers, third-party clients, and a check of Batchyard's promises. Tests run
+// unchanged on the embedded services and, with BATCHYARD_TEST_SERVICES=real, on those
+// printed by `scripts/services env`.
 //
 //	func TestMain(m *testing.M) { harness.Main(m) }
 //
@@ -16,6 +16,6 @@
 //		in.CheckPromises(t, ids, nil)
 //	}
 //
-// Every wait is bounded and for a condition. Nothing outlives the test binary:
-// processes die with it, also when it is killed.
+// Every wait is for a condition and has a limit. Nothing outlives the test binary:
+// processes end with it, even if it is killed.
 package harness

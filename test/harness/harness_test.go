@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-func TestTasksThroughAnInstallation(t *testing.T) {
+func TestTasksRunThroughInstallation(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 8, ServiceTime: 2 * time.Millisecond}, fleet.Spec{ID: "b", Slots: 4, ServiceTime: 4 * time.Millisecond})

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Receiver takes callbacks, checks their signatures and counts them.
+// Receiver receives callbacks, checks their signatures and counts them.
 type Receiver struct {
 	URL string
 
@@ -26,14 +26,14 @@ type Receiver struct {
 	secret string
 	mu     sync.Mutex
 	byTask map[string]map[string]int // task id → webhook-id → deliveries
-	bodies map[string][]byte         // the last one of each task
-	bad    []string                  // what was wrong with deliveries
+	bodies map[string][]byte         // latest, by task id
+	bad    []string                  // problems with deliveries
 	answer func(taskID string, delivery int) int
 }
 
-// Hooks starts a receiver. With a secret, a delivery that is not signed with it
-// is wrong; answer, which may be nil, chooses the status for the n-th delivery
-// of a task, from 1.
+// Hooks starts a receiver. If secret is not empty, deliveries must be signed with it.
+// answer, which may be nil, chooses the status for the n-th delivery of a task,
+// counting from 1.
 func Hooks(t testing.TB, secret string, answer func(taskID string, delivery int) int) *Receiver {
 	t.Helper()
 	r := &Receiver{secret: secret, byTask: map[string]map[string]int{}, bodies: map[string][]byte{}, answer: answer}
@@ -46,7 +46,7 @@ func Hooks(t testing.TB, secret string, answer func(taskID string, delivery int)
 func (r *Receiver) take(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 16<<20))
 	if err != nil {
-		return // the sender went
+		return // the sender is gone
 	}
 	var event struct {
 		ID   string `json:"id"`
@@ -58,13 +58,13 @@ func (r *Receiver) take(w http.ResponseWriter, req *http.Request) {
 	}
 	problem := ""
 	if err := json.Unmarshal(body, &event); err != nil {
-		problem = fmt.Sprintf("the body is no JSON: %v", err)
+		problem = fmt.Sprintf("the body is not valid JSON: %v", err)
 	}
 	id, taskID := req.Header.Get("webhook-id"), event.Data.TaskID
 	switch {
 	case problem != "":
 	case id == "" || taskID == "" || event.Data.State == "":
-		problem = fmt.Sprintf("no webhook-id, task or state: %q %s", id, body)
+		problem = fmt.Sprintf("missing webhook-id, task id or state: %q %s", id, body)
 	case r.secret != "":
 		problem = r.verify(body, req.Header)
 	}
@@ -91,8 +91,8 @@ func (r *Receiver) take(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(status)
 }
 
-// verify checks a signature twice: by the library that users have, and by the
-// words of the specification.
+// verify checks a signature twice: with the library that users would use, and by
+// following the specification.
 func (r *Receiver) verify(body []byte, h http.Header) string {
 	wh, err := webhooks.NewWebhook(r.secret)
 	if err != nil {
@@ -106,7 +106,7 @@ func (r *Receiver) verify(body []byte, h http.Header) string {
 		return err.Error()
 	}
 	mac := hmac.New(sha256.New, key)
-	_, _ = fmt.Fprintf(mac, "%s.%s.%s", h.Get("webhook-id"), h.Get("webhook-timestamp"), body) // a hash takes every write
+	_, _ = fmt.Fprintf(mac, "%s.%s.%s", h.Get("webhook-id"), h.Get("webhook-timestamp"), body) // never fails
 	want := "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	for sig := range strings.FieldsSeq(h.Get("webhook-signature")) {
 		if hmac.Equal([]byte(sig), []byte(want)) {
@@ -116,28 +116,28 @@ func (r *Receiver) verify(body []byte, h http.Header) string {
 	return fmt.Sprintf("signature: none of %q is %q", h.Get("webhook-signature"), want)
 }
 
-// Count is how many tasks have been told of.
+// Count returns the number of tasks with at least one delivery.
 func (r *Receiver) Count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.byTask)
 }
 
-// Deliveries are the deliveries of a task by their webhook-id.
+// Deliveries returns the number of deliveries for a task, by webhook-id.
 func (r *Receiver) Deliveries(taskID string) map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return maps.Clone(r.byTask[taskID])
 }
 
-// Body is what was delivered last for a task.
+// Body returns the body of the latest delivery for a task.
 func (r *Receiver) Body(taskID string) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.bodies[taskID]
 }
 
-// Check fails the test when a delivery was wrong.
+// Check fails the test if there was a problem with any delivery.
 func (r *Receiver) Check(t testing.TB) {
 	t.Helper()
 	r.mu.Lock()

@@ -23,17 +23,18 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// Partitions of an installation's topics.
+// Partitions is the partition count of an installation's topics.
 const Partitions = 4
 
-// Secret is what callbacks of an installation are signed with, and SecretEnv the
-// variable of the processes that holds it.
+// Secret is the key that signs an installation's callbacks, and SecretEnv the
+// environment variable that passes it to the processes.
 const (
 	Secret    = "whsec_ZW5kIHRvIGVuZCB0ZXN0cyBvZiBiYXRjaHlhcmQh"
 	SecretEnv = "BATCHYARD_TEST_CALLBACK_SECRET" //nolint:gosec // the name of a variable
 )
 
-// Installation is one Batchyard: a database, topics, keys and a configuration.
+// Installation is a separate Batchyard, with its own database, topics, keys and
+// configuration.
 type Installation struct {
 	Services    *Services
 	DatabaseURL string
@@ -42,7 +43,7 @@ type Installation struct {
 	Dir         string
 	ConfigPath  string
 	Settings    map[string]any // by key, as in config.yaml
-	Program     string         // path of what Process and Begin run; empty: Binary
+	Program     string         // path of the binary for Process and Begin; empty means Binary
 
 	poolOnce sync.Once
 	pool     *pgxpool.Pool
@@ -50,13 +51,13 @@ type Installation struct {
 	redis    redis.UniversalClient
 }
 
-// Settings that make tests quick without making them something else: less
-// waiting for the dead, more frequent looks.
+// quick returns settings that make tests faster without changing what they test:
+// shorter timeouts and intervals.
 func quick() map[string]any {
 	return map[string]any{
 		"log.level":                "info",
 		"kafka.partitions":         Partitions,
-		"kafka.session_timeout":    "6s", // brokers allow no less by default
+		"kafka.session_timeout":    "6s", // the minimum that brokers allow by default
 		"kafka.heartbeat_interval": "200ms",
 		"kafka.rebalance_timeout":  "6s",
 		"kafka.commit_interval":    "100ms",
@@ -86,21 +87,21 @@ func quick() map[string]any {
 	}
 }
 
-// Install makes a Batchyard of the test's own: an empty database with schema,
-// topics, a prefix for keys, and config.yaml. settings go over those that tests
-// have; a nil value takes a setting out.
+// Install creates an installation for the test, with an empty database, schema,
+// topics, a prefix for keys, and config.yaml. settings override the defaults of tests;
+// a nil value removes a setting.
 func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
 	t.Helper()
-	in := Bare(t, s, true, settings)
+	in := Bare(t, s, settings)
 	log, err := stream.Open(t.Context(), stream.Config{Brokers: s.Brokers, TopicPrefix: in.TopicPrefix, Partitions: in.partitions(), Replication: 1}, slog.New(slog.DiscardHandler), nil)
 	require.NoError(t, err)
-	// A broker that had to wait too long for a processor is taken for dead for a moment,
-	// and knows late what was created.
+	// On a busy machine a broker may be considered dead for a moment, and then learn
+	// late about new topics.
 	Eventually(t, Patience, "topics can be created", func() bool {
 		_, err = log.CreateTopics(t.Context())
 		return err == nil
 	})
-	Eventually(t, Patience, "the topics are there", func() bool { return log.CheckTopics(t.Context()) == nil })
+	Eventually(t, Patience, "the topics exist", func() bool { return log.CheckTopics(t.Context()) == nil })
 	require.NoError(t, log.Close())
 	return in
 }
@@ -110,12 +111,12 @@ func (in *Installation) partitions() int {
 	return max(n, 1)
 }
 
-// Bare is Install without topics and, when schema is false, without schema.
-func Bare(t testing.TB, s *Services, schema bool, settings map[string]any) *Installation {
+// Bare is Install without topics.
+func Bare(t testing.TB, s *Services, settings map[string]any) *Installation {
 	t.Helper()
 	prefix := s.Prefix(t)
 	in := &Installation{
-		Services: s, DatabaseURL: s.database(t, schema), TopicPrefix: prefix, RedisPrefix: prefix,
+		Services: s, DatabaseURL: s.database(t), TopicPrefix: prefix, RedisPrefix: prefix,
 		Dir: testDir(t), Settings: quick(),
 	}
 	in.Settings["kafka.brokers"] = s.Brokers
@@ -143,8 +144,8 @@ func Bare(t testing.TB, s *Services, schema bool, settings map[string]any) *Inst
 	return in
 }
 
-// testDir is a directory that is removed when the test ends, and unlike that of
-// t.TempDir has a short name.
+// testDir returns a directory that is removed when the test ends. Unlike that of
+// t.TempDir, its name is short.
 func testDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "test-batchyard-*")
@@ -153,7 +154,7 @@ func testDir(t testing.TB) string {
 	return dir
 }
 
-// WriteConfig writes the installation's settings, with others on top, to a file.
+// WriteConfig writes the installation's settings, overridden by with, to a file.
 func (in *Installation) WriteConfig(t testing.TB, path string, with map[string]any) {
 	t.Helper()
 	all := maps.Clone(in.Settings)
@@ -179,7 +180,7 @@ func (in *Installation) WriteConfig(t testing.TB, path string, with map[string]a
 	require.NoError(t, os.WriteFile(path, b, 0o600))
 }
 
-// Pool is a pool on the installation's database.
+// Pool returns a connection pool for the installation's database.
 func (in *Installation) Pool(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	in.poolOnce.Do(func() {
@@ -193,7 +194,7 @@ func (in *Installation) Pool(t testing.TB) *pgxpool.Pool {
 	return in.pool
 }
 
-// SQL asks for one value.
+// SQL runs a query and returns its single value.
 func SQL[T any](t testing.TB, in *Installation, sql string, args ...any) T {
 	t.Helper()
 	var v T
@@ -201,7 +202,8 @@ func SQL[T any](t testing.TB, in *Installation, sql string, args ...any) T {
 	return v
 }
 
-// Rows asks for many rows of one struct, by the names of its fields.
+// Rows runs a query and returns its rows as structs, matching columns to fields by
+// name.
 func Rows[T any](t testing.TB, in *Installation, sql string, args ...any) []T {
 	t.Helper()
 	rows, err := in.Pool(t).Query(t.Context(), sql, args...)
@@ -211,14 +213,14 @@ func Rows[T any](t testing.TB, in *Installation, sql string, args ...any) []T {
 	return out
 }
 
-// Topic is the name that the broker knows.
+// Topic returns the full name of a topic, with the prefix.
 func (in *Installation) Topic(name string) string { return in.TopicPrefix + name }
 
-// Beat is how often devices of Fleet report.
+// Beat is the heartbeat interval of the devices.
 const Beat = 500 * time.Millisecond
 
-// Fleet starts simulated devices and reports them to the installation until the
-// test ends, straight into Redis: so they are there with any stages running.
+// Fleet starts simulated devices and sends their heartbeats until the test ends. It
+// writes them to Redis directly, so that no particular stage needs to run.
 func (in *Installation) Fleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -242,7 +244,7 @@ func (in *Installation) Fleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
 	return f
 }
 
-// Device reports a device that the test runs itself.
+// Device sends heartbeats for a device that the test runs itself.
 func (in *Installation) Device(t testing.TB, d device.Device) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -253,7 +255,8 @@ func (in *Installation) Device(t testing.TB, d device.Device) {
 	})
 }
 
-// report beats for devices until ctx ends. Redis may be away in between.
+// report sends heartbeats for devices until ctx ends, even if Redis is down for a
+// while.
 func (in *Installation) report(ctx context.Context, devices []device.Device) <-chan struct{} {
 	done := make(chan struct{})
 	registry := device.NewRegistry(in.redis, device.Config{}, in.RedisPrefix)
@@ -264,7 +267,7 @@ func (in *Installation) report(ctx context.Context, devices []device.Device) <-c
 		for {
 			for _, d := range devices {
 				d.Normalize()
-				_, _ = registry.Beat(ctx, d) // the next one is soon
+				_, _ = registry.Beat(ctx, d) // if it fails, the next heartbeat follows soon
 			}
 			select {
 			case <-ctx.Done():

@@ -16,8 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Produce writes records with a client that is not Batchyard's, and returns when
-// all in-sync replicas have them. Topics are named without the prefix.
+// Produce writes records with a plain Kafka client and returns when all in-sync
+// replicas have them. Topics are named without the prefix.
 func (in *Installation) Produce(t testing.TB, records ...*kgo.Record) {
 	t.Helper()
 	for _, r := range records {
@@ -30,7 +30,7 @@ func (in *Installation) Produce(t testing.TB, records ...*kgo.Record) {
 	require.NoError(t, in.kafka.ProduceSync(ctx, records...).FirstErr())
 }
 
-// Record is a record without headers, or with them as name, value, name, value.
+// Record returns a record; headers alternate between names and values.
 func Record(topic, key string, value []byte, headers ...string) *kgo.Record {
 	r := &kgo.Record{Topic: topic, Value: value}
 	if key != "" {
@@ -42,7 +42,7 @@ func Record(topic, key string, value []byte, headers ...string) *kgo.Record {
 	return r
 }
 
-// Header is the value of a record's header, empty when it has none.
+// Header returns the value of a record's header, or "".
 func Header(r *kgo.Record, name string) string {
 	for _, h := range r.Headers {
 		if h.Key == name {
@@ -52,14 +52,13 @@ func Header(r *kgo.Record, name string) string {
 	return ""
 }
 
-// Consumer reads a topic from its beginning with a client that is not
-// Batchyard's. It belongs to no group.
+// Consumer reads a topic from its start with a plain Kafka client, outside any group.
 type Consumer struct {
 	client *kgo.Client
-	Read   []*kgo.Record // so far
+	Read   []*kgo.Record // all records so far
 }
 
-// Consume starts to read a topic, named without the prefix.
+// Consume starts reading a topic, named without the prefix.
 func (in *Installation) Consume(t testing.TB, topic string) *Consumer {
 	t.Helper()
 	c, err := kgo.NewClient(kgo.SeedBrokers(in.Services.Brokers...), kgo.ConsumeTopics(in.Topic(topic)),
@@ -70,7 +69,7 @@ func (in *Installation) Consume(t testing.TB, topic string) *Consumer {
 	return &Consumer{client: c}
 }
 
-// Until reads on until a condition holds, which is asked after every fetch.
+// Until reads until a condition holds; it checks after each fetch.
 func (c *Consumer) Until(t testing.TB, what string, holds func(all []*kgo.Record) bool) []*kgo.Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience)
@@ -78,7 +77,7 @@ func (c *Consumer) Until(t testing.TB, what string, holds func(all []*kgo.Record
 	for !holds(c.Read) {
 		fetches := c.client.PollFetches(ctx)
 		if ctx.Err() != nil {
-			t.Fatalf("after %s and %d records, this does not hold: %s", Patience, len(c.Read), what)
+			t.Fatalf("after %s and %d records, this is still not true: %s", Patience, len(c.Read), what)
 		}
 		c.Read = append(c.Read, fetches.Records()...)
 	}
@@ -106,7 +105,7 @@ func (in *Installation) All(t testing.TB, topic string) []*kgo.Record {
 	})
 }
 
-// Ends are the offsets behind the last record of each partition of a topic.
+// Ends returns the end offset of each partition of a topic.
 func (in *Installation) Ends(t testing.TB, topic string) []int64 {
 	t.Helper()
 	ends, err := in.ends(t.Context(), topic)
@@ -169,8 +168,8 @@ func (in *Installation) DropTopic(t testing.TB, topic string) {
 	})
 }
 
-// Kcat runs kcat, which is librdkafka and so a client that shares nothing with
-// Batchyard's or ours. Without kcat, the test is skipped, in CI it fails.
+// Kcat runs kcat, which is based on librdkafka and so shares no code with Batchyard or
+// these tests. If kcat is missing, the test is skipped, or fails in CI.
 func (in *Installation) Kcat(t testing.TB, stdin []byte, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath("kcat")

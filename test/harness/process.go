@@ -17,10 +17,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// maxLog bounds what is kept of a process' output, in bytes; the latest is kept.
+// maxLog is how many bytes of a process's latest output are kept.
 const maxLog = 1 << 20
 
-// Process is the program, running.
+// Process is a running batchyard.
 type Process struct {
 	Args []string
 
@@ -28,15 +28,15 @@ type Process struct {
 	cmd    *exec.Cmd
 	out    *logBuffer
 	err    *logBuffer
-	done   chan struct{} // closed when it has ended
+	done   chan struct{} // closed when it has exited
 	listen string        // address of API or ops, once ready
 }
 
-// logBuffer keeps the latest output and tells when there is more.
+// logBuffer keeps the latest output.
 type logBuffer struct {
 	mu   sync.Mutex
 	b    []byte
-	more chan struct{}
+	more chan struct{} // closed and replaced by each write
 }
 
 func newLogBuffer() *logBuffer { return &logBuffer{more: make(chan struct{})} }
@@ -61,14 +61,14 @@ func (l *logBuffer) read() (string, <-chan struct{}) {
 
 var readyLine = regexp.MustCompile(`msg=ready .*listen=(\S*)`)
 
-// Process runs the program with the installation's configuration and waits until
-// it is ready: `in.Process(t, "serve", "router")`.
+// Process starts the program with the installation's configuration, for example
+// in.Process(t, "serve", "router"), and waits until it is ready.
 func (in *Installation) Process(t testing.TB, args ...string) *Process {
 	t.Helper()
 	return in.ProcessEnv(t, nil, args...)
 }
 
-// ProcessEnv is Process with more variables, as NAME=value.
+// ProcessEnv is Process with additional environment variables, as NAME=value.
 func (in *Installation) ProcessEnv(t testing.TB, env []string, args ...string) *Process {
 	t.Helper()
 	p := in.Begin(t, env, args...)
@@ -76,7 +76,7 @@ func (in *Installation) ProcessEnv(t testing.TB, env []string, args ...string) *
 	return p
 }
 
-// Begin runs the program and does not wait.
+// Begin is ProcessEnv without waiting until the process is ready.
 func (in *Installation) Begin(t testing.TB, env []string, args ...string) *Process {
 	t.Helper()
 	program := in.Program
@@ -88,7 +88,7 @@ func (in *Installation) Begin(t testing.TB, env []string, args ...string) *Proce
 	return p
 }
 
-// Start runs the program without a configuration of ours, and does not wait.
+// Start starts the program without a configuration, and doesn't wait.
 func Start(t testing.TB, dir string, env []string, args ...string) *Process {
 	t.Helper()
 	return start(t, Binary(t), dir, env, args...)
@@ -97,20 +97,20 @@ func Start(t testing.TB, dir string, env []string, args ...string) *Process {
 func start(t testing.TB, program, dir string, env []string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Args: args, out: newLogBuffer(), err: newLogBuffer(), done: make(chan struct{})}
-	p.cmd = exec.Command(program, args...) //nolint:gosec,noctx // our program, and it is ended by Cleanup
+	p.cmd = exec.Command(program, args...) //nolint:gosec,noctx // our own program; Cleanup kills it
 	p.cmd.Dir = dir
 	p.cmd.Env = append(cleanEnv(), append([]string{SecretEnv + "=" + Secret}, env...)...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.err
-	p.cmd.SysProcAttr = DieWithUs()
-	// Pipes of grandchildren must not keep Wait waiting.
+	p.cmd.SysProcAttr = EndWithParent()
+	// Pipes held open by grandchildren must not block Wait.
 	p.cmd.WaitDelay = 5 * time.Second
 	require.NoError(t, p.cmd.Start())
 	go func() {
-		_ = p.cmd.Wait() // ExitCode tells
+		_ = p.cmd.Wait() // see ExitCode
 		close(p.done)
 	}()
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill() // it may have ended
+		_ = p.cmd.Process.Kill() // fails if it has already exited
 		<-p.done
 		if t.Failed() {
 			t.Logf("=== batchyard %s (pid %d, exit code %d)\n%s", strings.Join(args, " "), p.cmd.Process.Pid, p.cmd.ProcessState.ExitCode(), tail(p.Log(), 16<<10))
@@ -119,7 +119,7 @@ func start(t testing.TB, program, dir string, env []string, args ...string) *Pro
 	return p
 }
 
-// cleanEnv is our environment without what would change a configuration.
+// cleanEnv returns our environment without variables that affect the configuration.
 func cleanEnv() []string {
 	var out []string
 	for _, e := range os.Environ() {
@@ -137,8 +137,8 @@ func tail(s string, n int) string {
 	return "…" + s[len(s)-n:]
 }
 
-// AwaitReady waits until the process says that its stages are ready and its
-// /readyz agrees.
+// AwaitReady waits until the process logs that its stages are ready and /readyz
+// agrees.
 func (p *Process) AwaitReady(t testing.TB) {
 	t.Helper()
 	limit := time.After(Patience)
@@ -151,7 +151,7 @@ func (p *Process) AwaitReady(t testing.TB) {
 		select {
 		case <-more:
 		case <-p.done:
-			t.Fatalf("batchyard %s ended with exit code %d before it was ready:\n%s", strings.Join(p.Args, " "), p.ExitCode(), tail(p.Log(), 4<<10))
+			t.Fatalf("batchyard %s exited with code %d before it was ready:\n%s", strings.Join(p.Args, " "), p.ExitCode(), tail(p.Log(), 4<<10))
 		case <-limit:
 			t.Fatalf("batchyard %s is not ready after %s", strings.Join(p.Args, " "), Patience)
 		}
@@ -159,7 +159,7 @@ func (p *Process) AwaitReady(t testing.TB) {
 	Eventually(t, Patience, "/readyz of batchyard "+strings.Join(p.Args, " ")+" answers 200", func() bool { return p.Readyz(t) == http.StatusOK })
 }
 
-// Readyz is the status of /readyz, 0 when it does not answer.
+// Readyz returns the status of /readyz, or 0 if there is no answer.
 func (p *Process) Readyz(t testing.TB) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -174,19 +174,20 @@ func (p *Process) Readyz(t testing.TB) int {
 	return resp.StatusCode
 }
 
-// URL is the base of the API, or of health and metrics in a process without it.
+// URL returns the base URL of the API or, in a process without API, of the ops
+// endpoints.
 func (p *Process) URL() string { return "http://" + p.listen }
 
-// Pid is the number of the process.
+// Pid returns the process id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Log is what it wrote to standard error.
+// Log returns the latest standard error.
 func (p *Process) Log() string { s, _ := p.err.read(); return s }
 
-// Output is what it wrote to standard output.
+// Output returns the latest standard output.
 func (p *Process) Output() string { s, _ := p.out.read(); return s }
 
-// Kill ends the process with SIGKILL.
+// Kill kills the process with SIGKILL and waits for it to exit.
 func (p *Process) Kill(t testing.TB) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -195,7 +196,7 @@ func (p *Process) Kill(t testing.TB) {
 	<-p.done
 }
 
-// Term sends SIGTERM and returns the exit code, when the process has ended.
+// Term sends SIGTERM, waits for the process to exit, and returns the exit code.
 func (p *Process) Term(t testing.TB) int {
 	t.Helper()
 	p.Signal(t, syscall.SIGTERM)
@@ -208,47 +209,48 @@ func (p *Process) Signal(t testing.TB, sig os.Signal) {
 	require.NoError(t, p.cmd.Process.Signal(sig))
 }
 
-// Done is closed when the process has ended.
+// Done is closed when the process has exited.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Wait waits for the end and returns the exit code.
+// Wait waits for the process to exit and returns the exit code.
 func (p *Process) Wait(t testing.TB, within time.Duration) int {
 	t.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(within):
-		t.Fatalf("batchyard %s does not end within %s:\n%s", strings.Join(p.Args, " "), within, tail(p.Log(), 4<<10))
+		t.Fatalf("batchyard %s did not exit within %s:\n%s", strings.Join(p.Args, " "), within, tail(p.Log(), 4<<10))
 	}
 	return p.ExitCode()
 }
 
-// ExitCode is -1 after a signal.
+// ExitCode returns the exit code, which is -1 after a signal.
 func (p *Process) ExitCode() int { return p.cmd.ProcessState.ExitCode() }
 
-// Again starts the same program again, on the same address, after it ended.
-func (p *Process) Again(t testing.TB) *Process {
+// Restart waits for the process to exit and starts the same command again, on the same
+// address.
+func (p *Process) Restart(t testing.TB) *Process {
 	t.Helper()
 	<-p.done
 	return p.in.ProcessEnv(t, []string{"BATCHYARD_API_LISTEN=" + p.listen, "BATCHYARD_OPS_LISTEN=" + p.listen}, p.Args...)
 }
 
-// Ran is a program that has ended.
-type Ran struct {
+// RunResult is the result of a finished command.
+type RunResult struct {
 	Code           int
 	Stdout, Stderr string
 	Took           time.Duration
 }
 
-// Run runs the program to its end, without a configuration of ours.
-func Run(t testing.TB, dir string, env []string, stdin string, args ...string) Ran {
+// Run runs a command without a configuration, and waits for it to finish.
+func Run(t testing.TB, dir string, env []string, stdin string, args ...string) RunResult {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, Binary(t), args...) //nolint:gosec // our program
+	cmd := exec.CommandContext(ctx, Binary(t), args...) //nolint:gosec // our own program
 	cmd.Dir, cmd.Env = dir, append(cleanEnv(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	cmd.SysProcAttr = DieWithUs()
+	cmd.SysProcAttr = EndWithParent()
 	cmd.WaitDelay = 5 * time.Second
 	begin := time.Now()
 	err := cmd.Run()
@@ -256,11 +258,12 @@ func Run(t testing.TB, dir string, env []string, stdin string, args ...string) R
 	if err != nil && (!errors.As(err, &exit) || ctx.Err() != nil) {
 		t.Fatalf("running batchyard %s: %v\n%s", strings.Join(args, " "), err, errs.String())
 	}
-	return Ran{cmd.ProcessState.ExitCode(), out.String(), errs.String(), time.Since(begin)}
+	return RunResult{cmd.ProcessState.ExitCode(), out.String(), errs.String(), time.Since(begin)}
 }
 
-// Run runs a command with the installation's configuration to its end.
-func (in *Installation) Run(t testing.TB, args ...string) Ran {
+// Run runs a command with the installation's configuration, and waits for it to
+// finish.
+func (in *Installation) Run(t testing.TB, args ...string) RunResult {
 	t.Helper()
 	return Run(t, in.Dir, nil, "", append(append([]string(nil), args...), "--config", in.ConfigPath)...)
 }

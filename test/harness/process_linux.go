@@ -2,5 +2,6 @@ package harness
 
 import "syscall"
 
-// DieWithUs has the kernel kill the process when we end, however we do.
-func DieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// EndWithParent has the kernel kill the process when the test binary ends, however it
+// ends.
+func EndWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }

@@ -4,5 +4,5 @@ package harness
 
 import "syscall"
 
-// DieWithUs does nothing where the kernel cannot.
-func DieWithUs() *syscall.SysProcAttr { return nil }
+// EndWithParent does nothing: only Linux can do it.
+func EndWithParent() *syscall.SysProcAttr { return nil }

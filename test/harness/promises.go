@@ -13,9 +13,9 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// wayOf is what the audit log tells, at least, of a task that ended so and was
-// run. Other ends may come earlier on the way.
-var wayOf = map[task.State][]task.Action{
+// historyOf lists the actions that the audit log must contain for a task that ended in
+// a state. Tasks may fail, expire or be cancelled before they reach every stage.
+var historyOf = map[task.State][]task.Action{
 	task.Success: {task.TaskAccepted, task.TaskQueued, task.TaskAssigned, task.BatchClosed,
 		task.AttemptStarted, task.AttemptSucceeded, task.TaskSucceeded},
 	task.Failed:    {task.TaskAccepted, task.TaskFailed},
@@ -23,18 +23,18 @@ var wayOf = map[task.State][]task.Action{
 	task.Expired:   {task.TaskAccepted, task.TaskExpired},
 }
 
-// CheckPromises checks, for tasks that were accepted and have ended (Await), what
-// Batchyard promises whatever died in between:
+// CheckPromises checks what Batchyard promises, whatever died in between. The tasks
+// must have been accepted and have ended (see Await).
 //
-//   - each is in one terminal state, with one row in results, which also came
-//     out on the topic results;
-//   - none that is known has not ended;
-//   - the audit log has each task's whole way, and each event that was written
-//     to the log exactly once;
-//   - with hooks, each callback came, at least once and always with one id, and
-//     is recorded as delivered.
+//   - Each is in one terminal state and has one row in results, which is also in the
+//     results topic.
+//   - No other task is unfinished.
+//   - The audit log has the whole history of each task, and each event in the events
+//     topic exactly once.
+//   - If hooks is given, each callback was delivered at least once, always with the
+//     same id, and is recorded as delivered.
 //
-// The recorder has to run, and with hooks the stage callbacks.
+// The recorder must be running and, if hooks is given, the callbacks stage.
 func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receiver) {
 	t.Helper()
 	require.Len(t, slices.Compact(slices.Sorted(slices.Values(ids))), len(ids), "the test's ids must differ")
@@ -43,15 +43,15 @@ func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receive
 	}
 	in.AwaitRecorded(t)
 	states := in.checkAnswers(t, ids)
-	in.checkWays(t, states)
+	in.checkHistories(t, states)
 	in.CheckExact(t)
 	if hooks != nil {
 		in.checkCallbacks(t, ids, hooks)
 	}
 }
 
-// AwaitRecorded waits until all that is in the topics events and results now is
-// in Postgres.
+// AwaitRecorded waits until everything now in the events and results topics is in
+// Postgres.
 func (in *Installation) AwaitRecorded(t testing.TB) {
 	t.Helper()
 	for _, topic := range []string{stream.Events, stream.Results} {
@@ -98,30 +98,30 @@ func (in *Installation) checkAnswers(t testing.TB, ids []string) map[string]task
 	for _, r := range Rows[row](t, in, `SELECT t.task_id AS id, t.state, r.state AS result FROM tasks t
 		LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id WHERE t.task_id = ANY($1)`, ids) {
 		require.Truef(t, r.State.Terminal(), "%s is %s", r.ID, r.State)
-		require.NotNilf(t, r.Result, "%s ended as %s and has no result", r.ID, r.State)
+		require.NotNilf(t, r.Result, "%s ended as %s but has no result", r.ID, r.State)
 		require.Equalf(t, r.State, *r.Result, "state and result of %s", r.ID)
-		require.NotContainsf(t, states, r.ID, "two tasks of one name")
+		require.NotContainsf(t, states, r.ID, "two tasks with the same id")
 		states[r.ID] = r.State
 	}
 	for _, id := range ids {
-		require.Containsf(t, states, id, "%s was accepted and is unknown", id)
+		require.Containsf(t, states, id, "%s was accepted but is unknown", id)
 	}
 	require.Zero(t, SQL[int](t, in, `SELECT count(*) FROM tasks WHERE state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')`), "tasks that have not ended")
-	require.Equal(t, SQL[int](t, in, `SELECT count(*) FROM tasks`), SQL[int](t, in, `SELECT count(*) FROM results`), "one result for each task")
+	require.Equal(t, SQL[int](t, in, `SELECT count(*) FROM tasks`), SQL[int](t, in, `SELECT count(*) FROM results`), "one result per task")
 
 	out := map[string][]task.State{}
 	for _, r := range in.All(t, stream.Results) {
 		result, err := task.DecodeResult(r.Value, Header(r, "content-type"))
-		require.NoErrorf(t, err, "a result on the topic: %s", r.Value)
+		require.NoErrorf(t, err, "a result in the topic: %s", r.Value)
 		out[result.TaskID] = append(out[result.TaskID], result.State)
 	}
 	for _, id := range ids {
-		require.Containsf(t, out[id], states[id], "the result of %s on the topic", id)
+		require.Containsf(t, out[id], states[id], "the result of %s in the topic", id)
 	}
 	return states
 }
 
-func (in *Installation) checkWays(t testing.TB, states map[string]task.State) {
+func (in *Installation) checkHistories(t testing.TB, states map[string]task.State) {
 	t.Helper()
 	ids := make([]string, 0, len(states))
 	for id := range states {
@@ -131,19 +131,19 @@ func (in *Installation) checkWays(t testing.TB, states map[string]task.State) {
 		TaskID  string
 		Actions []string
 	}
-	ways := map[string][]string{}
+	histories := map[string][]string{}
 	for _, r := range Rows[row](t, in, `SELECT task_id, array_agg(DISTINCT action) AS actions FROM audit_log WHERE task_id = ANY($1) GROUP BY task_id`, ids) {
-		ways[r.TaskID] = r.Actions
+		histories[r.TaskID] = r.Actions
 	}
 	for id, state := range states {
-		for _, a := range wayOf[state] {
-			require.Containsf(t, ways[id], string(a), "the way of %s, which ended as %s", id, state)
+		for _, a := range historyOf[state] {
+			require.Containsf(t, histories[id], string(a), "the history of %s, which ended as %s", id, state)
 		}
 	}
 }
 
-// CheckExact checks that each event that is in the log is one row, and each row
-// an event.
+// CheckExact checks that each event in the events topic has exactly one audit row, and
+// each audit row an event.
 func (in *Installation) CheckExact(t testing.TB) {
 	t.Helper()
 	type place struct {
@@ -164,16 +164,16 @@ func (in *Installation) CheckExact(t testing.TB) {
 	}
 	for _, r := range Rows[row](t, in, `SELECT src_partition, src_offset, count(*) AS rows, count(DISTINCT src_index) AS events
 		FROM audit_log WHERE src_topic = 'events' GROUP BY 1, 2`) {
-		require.Equalf(t, r.Rows, r.Events, "rows of events/%d@%d: one was recorded twice", r.SrcPartition, r.SrcOffset)
+		require.Equalf(t, r.Rows, r.Events, "rows of events/%d@%d: an event was recorded twice", r.SrcPartition, r.SrcOffset)
 		p := place{r.SrcPartition, r.SrcOffset}
 		n, ok := written[p]
 		if !ok {
-			continue // written since
+			continue // written after the topic was read
 		}
 		require.Equalf(t, n, r.Rows, "rows of events/%d@%d", r.SrcPartition, r.SrcOffset)
 		delete(written, p)
 	}
-	require.Empty(t, written, "records of events that have no rows")
+	require.Empty(t, written, "event records without audit rows")
 	require.Zero(t, SQL[int](t, in, `SELECT count(*) FROM (SELECT 1 FROM audit_log GROUP BY src_topic, src_partition, src_offset, src_index HAVING count(*) > 1) twice`))
 }
 
@@ -209,7 +209,7 @@ func (in *Installation) checkCallbacks(t testing.TB, ids []string, hooks *Receiv
 	}
 	for _, id := range ids {
 		got := hooks.Deliveries(id)
-		require.Lenf(t, got, 1, "webhook-ids that came for %s", id)
-		require.Positivef(t, got[known[id]], "the callback of %s came with the id that is recorded", id)
+		require.Lenf(t, got, 1, "webhook-ids delivered for %s", id)
+		require.Positivef(t, got[known[id]], "the callback of %s must be delivered with the recorded id", id)
 	}
 }

@@ -22,34 +22,34 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 )
 
-// Kind says what a test may do to its services.
+// Kind is what a test may do to its services.
 type Kind int
 
 const (
 	// Shared services are used by other tests at the same time.
 	Shared Kind = iota
-	// Disruptable services are this test's alone: it may stop them.
+	// Disruptable services belong to one test, which may stop them.
 	Disruptable
 )
 
-// Services are a Kafka, a Redis and a Postgres.
+// Services are the Kafka, Redis and Postgres of a test.
 type Services struct {
 	testenv.Services
 	kind  Kind
-	stack *embedded.Stack // of this test alone; nil: shared, or real
+	stack *embedded.Stack // of this test alone; nil if shared or real
 }
 
-// users are the tests that use the real services now, by the name of their root:
-// a test and its subtests count as one.
+// users are the tests that are using the real services, by the name of their root: a
+// test and its subtests count as one.
 var users struct {
 	sync.Mutex
 	holds map[string]int
 }
 
-// Parallel is t.Parallel for tests that use services of that kind. Real services
-// that a test stops are everybody's: such a test does not run in parallel, and so
-// before those that do, which the testing package holds back until then. (A lock
-// would not do: who waits for it keeps a place that a subtest of its holder needs.)
+// Parallel is t.Parallel for tests that use services of that kind. There is only one
+// set of real services, so a test that stops them does not run in parallel. The
+// testing package runs it before the parallel tests. (A lock would not work: a test
+// waiting for it would occupy a parallel slot that a subtest of the holder needs.)
 func Parallel(t *testing.T, kind Kind) {
 	t.Helper()
 	if kind == Shared || !isReal() {
@@ -57,18 +57,17 @@ func Parallel(t *testing.T, kind Kind) {
 	}
 }
 
-// OwnServices is for tests of commands that bring services of their own: on the
-// real ones they would do again what they did on the embedded ones.
+// OwnServices skips the test on real services. It is for tests of commands that bring
+// their own services, which would only repeat the run on embedded ones.
 func OwnServices(t *testing.T) {
 	t.Helper()
 	if isReal() {
-		t.Skip("it brings its own services, and ran with the embedded ones")
+		t.Skip("brings its own services: runs with the embedded services only")
 	}
 }
 
-// Many is n on real services and a quarter of it on embedded ones: what is
-// proved with many tasks is proved on the real ones, and the time of a test run is
-// better spent there.
+// Many returns n on real services and a quarter of it on embedded ones. Large numbers
+// of tasks prove more on the real services, so the time is better spent there.
 func Many(n int) int {
 	if isReal() {
 		return n
@@ -78,8 +77,7 @@ func Many(n int) int {
 
 func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
 
-// Get returns services for the test, which it has until it ends. Call it after
-// Parallel.
+// Get returns services that the test may use until it ends. Call it after Parallel.
 func Get(t testing.TB, kind Kind) *Services {
 	t.Helper()
 	if kind == Disruptable && !isReal() {
@@ -95,8 +93,8 @@ func Get(t testing.TB, kind Kind) *Services {
 	return s
 }
 
-// use counts the test among the users until it ends. One that wants the services
-// for itself must be the only one.
+// use registers the test as a user until it ends. A test that may stop the services
+// must be the only one.
 func use(t testing.TB, kind Kind) {
 	t.Helper()
 	root, _, _ := strings.Cut(t.Name(), "/")
@@ -104,7 +102,7 @@ func use(t testing.TB, kind Kind) {
 	defer users.Unlock()
 	for other := range users.holds {
 		if kind == Disruptable && other != root {
-			t.Fatalf("%s uses the services that this test may stop: call harness.Parallel(t, harness.Disruptable) instead of t.Parallel", other)
+			t.Fatalf("%s is using the services that this test may stop: call harness.Parallel(t, harness.Disruptable) instead of t.Parallel", other)
 		}
 	}
 	if users.holds == nil {
@@ -131,7 +129,7 @@ func own(t testing.TB) *Services {
 	}
 	t.Cleanup(func() {
 		if err := stack.Close(); err != nil {
-			t.Errorf("closing the test's own services: %v", err)
+			t.Errorf("closing the embedded services of the test: %v", err)
 		}
 	})
 	return &Services{
@@ -140,7 +138,7 @@ func own(t testing.TB) *Services {
 	}
 }
 
-// heal starts what the test left stopped.
+// heal starts services that the test left stopped.
 func (s *Services) heal(t testing.TB) {
 	s.script(t, "start", "kafka")
 	s.script(t, "start", "redis")
@@ -150,7 +148,7 @@ func (s *Services) heal(t testing.TB) {
 func (s *Services) script(t testing.TB, args ...string) {
 	t.Helper()
 	_, file, _, _ := runtime.Caller(0)
-	// Not t.Context(): it is used when the test is over, too.
+	// Not t.Context(): this also runs during cleanup.
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(file), "..", "..", "scripts", "services"), args...)
@@ -159,10 +157,11 @@ func (s *Services) script(t testing.TB, args ...string) {
 	}
 }
 
-func (s *Services) mine(t testing.TB, what string) {
+// requireDisruptable fails the test unless it may stop its services.
+func (s *Services) requireDisruptable(t testing.TB, what string) {
 	t.Helper()
 	if s.kind != Disruptable {
-		t.Fatalf("%s wants services of the test's own: Get(t, harness.Disruptable)", what)
+		t.Fatalf("%s needs services that only this test uses: call Get(t, harness.Disruptable)", what)
 	}
 }
 
@@ -173,10 +172,10 @@ func must(t testing.TB, what string, err error) {
 	}
 }
 
-// StopPostgres takes Postgres away; clients are refused.
+// StopPostgres stops Postgres, so that connections are refused.
 func (s *Services) StopPostgres(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StopPostgres")
+	s.requireDisruptable(t, "StopPostgres")
 	if s.stack != nil {
 		must(t, "stopping Postgres", s.stack.Postgres.Stop())
 		return
@@ -184,10 +183,10 @@ func (s *Services) StopPostgres(t testing.TB) {
 	s.script(t, "stop", "postgres")
 }
 
-// StartPostgres brings Postgres back, with its data and on its address.
+// StartPostgres starts Postgres again, with the same data and address.
 func (s *Services) StartPostgres(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StartPostgres")
+	s.requireDisruptable(t, "StartPostgres")
 	if s.stack != nil {
 		must(t, "starting Postgres", s.stack.Postgres.Restart(context.WithoutCancel(t.Context())))
 		return
@@ -195,10 +194,10 @@ func (s *Services) StartPostgres(t testing.TB) {
 	s.script(t, "start", "postgres")
 }
 
-// StopBroker takes Kafka away, as SIGKILL does where it is a process.
+// StopBroker stops Kafka; if it is a separate process, with SIGKILL.
 func (s *Services) StopBroker(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StopBroker")
+	s.requireDisruptable(t, "StopBroker")
 	if s.stack != nil {
 		must(t, "stopping the broker", s.stack.Broker.Stop())
 		return
@@ -206,10 +205,10 @@ func (s *Services) StopBroker(t testing.TB) {
 	s.script(t, "kill", "kafka")
 }
 
-// StartBroker brings Kafka back, with its data and on its address.
+// StartBroker starts Kafka again, with the same data and address.
 func (s *Services) StartBroker(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StartBroker")
+	s.requireDisruptable(t, "StartBroker")
 	if s.stack != nil {
 		must(t, "starting the broker", s.stack.Broker.Restart(context.WithoutCancel(t.Context())))
 		return
@@ -217,17 +216,17 @@ func (s *Services) StartBroker(t testing.TB) {
 	s.script(t, "start", "kafka")
 }
 
-// RestartBroker is StopBroker and StartBroker.
+// RestartBroker calls StopBroker and StartBroker.
 func (s *Services) RestartBroker(t testing.TB) {
 	t.Helper()
 	s.StopBroker(t)
 	s.StartBroker(t)
 }
 
-// EmptyRedis makes Redis forget everything.
+// EmptyRedis deletes everything in Redis.
 func (s *Services) EmptyRedis(t testing.TB) {
 	t.Helper()
-	s.mine(t, "EmptyRedis")
+	s.requireDisruptable(t, "EmptyRedis")
 	if s.stack != nil {
 		s.stack.Redis.Empty()
 		return
@@ -237,10 +236,10 @@ func (s *Services) EmptyRedis(t testing.TB) {
 	must(t, "emptying Redis", c.FlushAll(t.Context()).Err())
 }
 
-// StopRedis takes Redis away and what it knew with it.
+// StopRedis stops Redis, which loses its data.
 func (s *Services) StopRedis(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StopRedis")
+	s.requireDisruptable(t, "StopRedis")
 	if s.stack != nil {
 		must(t, "stopping Redis", s.stack.Redis.Stop())
 		return
@@ -248,10 +247,10 @@ func (s *Services) StopRedis(t testing.TB) {
 	s.script(t, "kill", "redis")
 }
 
-// StartRedis brings an empty Redis back on its address.
+// StartRedis starts Redis again, empty, on the same address.
 func (s *Services) StartRedis(t testing.TB) {
 	t.Helper()
-	s.mine(t, "StartRedis")
+	s.requireDisruptable(t, "StartRedis")
 	if s.stack != nil {
 		must(t, "starting Redis", s.stack.Redis.Restart(context.WithoutCancel(t.Context())))
 		return
@@ -259,31 +258,26 @@ func (s *Services) StartRedis(t testing.TB) {
 	s.script(t, "start", "redis")
 }
 
-// database makes a database for an installation; with schema, it has ours.
-func (s *Services) database(t testing.TB, schema bool) string {
+// database creates a database with schema for an installation.
+func (s *Services) database(t testing.TB) string {
 	t.Helper()
 	if s.kind == Shared {
-		if schema {
-			return s.DatabaseFrom(t, "batchyard schema", migrations.Up)
-		}
-		return s.Database(t)
+		return s.DatabaseFrom(t, "batchyard schema", migrations.Up)
 	}
 	name := "test_" + strings.ToLower(rand.Text()[:12])
-	must(t, "making a database", s.sql(t.Context(), "CREATE DATABASE "+name+" TEMPLATE template0"))
+	must(t, "creating a database", s.sql(t.Context(), "CREATE DATABASE "+name+" TEMPLATE template0"))
 	if s.stack == nil {
 		t.Cleanup(func() {
-			s.script(t, "start", "postgres") // the test may have left it stopped
+			s.script(t, "start", "postgres") // in case the test left it stopped
 			ctx, cancel := context.WithTimeout(context.Background(), Patience)
 			defer cancel()
 			must(t, "dropping the database", s.sql(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"))
 		})
 	}
 	u, err := url.Parse(s.PostgresURL)
-	must(t, "reading the Postgres URL", err)
+	must(t, "parsing the Postgres URL", err)
 	u.Path = "/" + name
-	if schema {
-		must(t, "migrating", migrations.Up(t.Context(), u.String()))
-	}
+	must(t, "migrating the database", migrations.Up(t.Context(), u.String()))
 	return u.String()
 }
 
@@ -292,7 +286,7 @@ func (s *Services) sql(ctx context.Context, statement string) error {
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement is done, or its error is told
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the statement has already succeeded or failed
 	if _, err := conn.Exec(ctx, statement); err != nil {
 		return fmt.Errorf("running %q: %w", statement, err)
 	}

@@ -1,0 +1,356 @@
+package api
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/testenv"
+	"github.com/batchyard/batchyard/producer"
+	"github.com/batchyard/batchyard/status"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const patience = 30 * time.Second
+
+// memory is a store whose rows a test sets. The real one is tested with its
+// package; here it must also be able to be away, and to be slow.
+type memory struct {
+	mu      sync.Mutex
+	rows    map[task.Key]*status.TaskRow
+	told    map[string][]status.EventRow
+	results []*task.Result
+	broken  error // after the results
+	away    error
+	waiting chan task.Key // hears who waits
+	ended   chan struct{} // closed: waits end
+}
+
+func newMemory() *memory {
+	return &memory{rows: map[task.Key]*status.TaskRow{}, told: map[string][]status.EventRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
+}
+
+func (m *memory) set(r status.TaskRow) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rows[task.Key{Tenant: r.Tenant, ID: r.ID}] = &r
+}
+
+func (m *memory) goAway(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.away = err
+}
+
+func (m *memory) Task(_ context.Context, k task.Key) (*status.TaskRow, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.away != nil {
+		return nil, m.away
+	}
+	if r, ok := m.rows[k]; ok {
+		return r, nil
+	}
+	return nil, fmt.Errorf("reading task %s: %w", k, status.ErrNotFound)
+}
+
+func (m *memory) WaitTask(ctx context.Context, k task.Key) (*status.TaskRow, error) {
+	m.waiting <- k
+	select {
+	case <-m.ended:
+	case <-ctx.Done():
+	}
+	return m.Task(ctx, k)
+}
+
+func (m *memory) Tasks(_ context.Context, f status.Filter) ([]status.TaskRow, string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f.Cursor == "bad" {
+		return nil, "", status.ErrBadCursor
+	}
+	var out []status.TaskRow
+	for _, r := range m.rows {
+		if r.Tenant == f.Tenant && (f.State == "" || f.State == r.State) && len(out) < f.Limit {
+			out = append(out, *r)
+		}
+	}
+	return out, "more", m.away
+}
+
+func (m *memory) JobCounts(_ context.Context, tenant, job string) (status.JobCounts, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := status.JobCounts{ByState: map[task.State]int64{}}
+	for _, r := range m.rows {
+		if r.Tenant == tenant && r.Job == job {
+			c.ByState[r.State]++
+		}
+	}
+	return c, m.away
+}
+
+func (m *memory) JobResults(_ context.Context, _, _ string, fn func(*task.Result) error) error {
+	m.mu.Lock()
+	results, broken := m.results, m.broken
+	m.mu.Unlock()
+	for _, r := range results {
+		if err := fn(r); err != nil {
+			return err
+		}
+	}
+	return broken
+}
+
+func (m *memory) setResults(broken error, rs ...*task.Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.results, m.broken = rs, broken
+}
+
+func (m *memory) tell(events ...task.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range events {
+		m.told[e.TaskID] = append(m.told[e.TaskID], status.EventRow{Event: e})
+	}
+}
+
+func (m *memory) Events(_ context.Context, k task.Key) ([]status.EventRow, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rows := m.told[k.ID]; rows != nil {
+		return rows, m.away
+	}
+	if k.ID != "told" {
+		return nil, m.away
+	}
+	e := task.Event{Time: time.Unix(1, 0), Action: task.TaskAccepted, Outcome: task.OutcomeOK, ActorType: task.ActorUser, ActorID: "acme", Duration: time.Second}
+	return []status.EventRow{{Event: e}}, m.away
+}
+
+// bench is a running API on a real broker, an embedded Redis and a store in memory.
+type bench struct {
+	url   string
+	store *memory
+	log   *stream.Log
+	redis *miniredis.Miniredis
+	stop  context.CancelFunc
+	done  chan error
+	logs  *logBuffer
+	flush func(context.Context) error // until the events that were recorded are in Kafka
+	deps  Deps
+	spec  description // every response of do is checked against it
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
+	t.Helper()
+	env := testenv.Get(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	log, err := stream.Open(ctx, stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 3, Replication: 1}, nil, metrics.New(nil))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, log.Close()) })
+	_, err = log.CreateTopics(ctx)
+	require.NoError(t, err)
+	m := miniredis.RunT(t)
+	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{m.Addr()}, MaxRetries: -1})
+	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
+	marks := device.NewCancels(rdb, device.Config{}, "")
+	p := producer.New(producer.Config{MaxInput: 64 << 10, MaxTasks: 10, MaxBody: 1 << 20, RecentTTL: time.Minute},
+		producer.Deps{Log: log, Redis: rdb, Cancels: marks})
+	b := &bench{store: newMemory(), log: log, redis: m, done: make(chan error, 1), logs: &logBuffer{}, flush: p.Flush}
+	reg := prometheus.NewRegistry()
+	b.deps = Deps{
+		Producer: p, Store: b.store, Registry: device.NewRegistry(rdb, device.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
+		Control: device.NewControl(rdb, device.Config{}, ""), Marks: marks, Rates: device.NewRates(rdb, ""), Credits: device.NewCredits(rdb, device.Config{}, ""),
+		Policy: func() device.PolicySetting { return device.PolicySetting{Name: "round_robin", Binding: "late"} },
+		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
+		Checks: []Check{{"redis", func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {"kafka", log.Ping}},
+	}
+	for _, f := range change {
+		f(&b.deps)
+	}
+	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:0")
+	s, err := New(b.deps, cfg)
+	require.NoError(t, err)
+	text, err := s.api.OpenAPI().MarshalJSON()
+	require.NoError(t, err)
+	b.spec = parseDescription(t, text)
+	runCtx, stop := context.WithCancel(context.Background())
+	b.stop = stop
+	ready := make(chan struct{})
+	go func() { b.done <- s.Run(runCtx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-b.done:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		require.FailNow(t, "the API does not get ready")
+	}
+	b.url = "http://" + s.Addr().String()
+	t.Cleanup(func() {
+		b.end(t)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		require.NoError(t, p.Close(ctx))
+	})
+	return b
+}
+
+func (b *bench) end(t *testing.T) {
+	t.Helper()
+	b.stop()
+	select {
+	case err := <-b.done:
+		require.NoError(t, err)
+		b.done <- nil
+	case <-time.After(patience):
+		require.FailNow(t, "the API does not stop")
+	}
+}
+
+// answer is what a request got.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (a answer) into(t *testing.T, v any) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(a.body), v), a.body)
+}
+
+// problem checks that the answer is a problem document and returns it.
+func (a answer) problem(t *testing.T, status int) Problem {
+	t.Helper()
+	require.Equal(t, status, a.status, a.body)
+	require.Equal(t, problemType, a.header.Get("Content-Type"))
+	var p Problem
+	a.into(t, &p)
+	require.Equal(t, status, p.Status)
+	require.NotEmpty(t, p.Title)
+	require.NotEmpty(t, p.Detail)
+	require.Len(t, p.TraceID, 32)
+	require.Equal(t, p.TraceID, a.header.Get("X-Trace-Id"))
+	if status == http.StatusServiceUnavailable {
+		require.NotEmpty(t, a.header.Get("Retry-After"))
+	}
+	return p
+}
+
+func (b *bench) do(t *testing.T, method, path, body string, headers ...string) answer {
+	t.Helper()
+	a, err := b.send(method, path, body, headers...)
+	require.NoError(t, err)
+	require.NoError(t, b.spec.promised(method, path, a))
+	return a
+}
+
+// later asks and hands the answer over when it is there; its status is 0 when
+// there is none.
+func (b *bench) later(path string) <-chan answer {
+	got := make(chan answer, 1)
+	go func() {
+		a, err := b.send("GET", path, "")
+		if err != nil {
+			a.body = err.Error()
+		}
+		got <- a
+	}()
+	return got
+}
+
+func (b *bench) send(method, path, body string, headers ...string) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, b.url+path, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	if body == "" {
+		req.Body, req.ContentLength = http.NoBody, 0
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header, string(got)}, err
+}
+
+// get is for answers that break off.
+func (b *bench) get(t *testing.T, path string) (*http.Response, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.url+path, nil)
+	require.NoError(t, err)
+	return http.DefaultClient.Do(req)
+}
+
+func (b *bench) records(t *testing.T, topic string) (out []*stream.Record) {
+	t.Helper()
+	require.NoError(t, b.log.Scan(t.Context(), topic, func(r *stream.Record) error {
+		out = append(out, r)
+		return nil
+	}))
+	return out
+}
+
+func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
+	t.Helper()
+	require.NoError(t, b.flush(t.Context()), "answers do not wait for the events that tell of them")
+	for _, r := range b.records(t, stream.Events) {
+		es, err := task.DecodeFrame[task.Event](task.FrameEvents, r.Value)
+		require.NoError(t, err)
+		for _, e := range es {
+			if e.Action == a {
+				out = append(out, e)
+			}
+		}
+	}
+	// What is of no task is in any partition.
+	slices.SortStableFunc(out, func(x, y task.Event) int { return x.Time.Compare(y.Time) })
+	return out
+}

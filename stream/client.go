@@ -1,0 +1,212 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/unreachable"
+)
+
+// ErrClosed is returned once the Log or the Outbox is closed.
+var ErrClosed = errors.New("the Kafka client is closed")
+
+// metadataTTL bounds how long a new leader or partition goes unnoticed.
+const metadataTTL = 3 * time.Second
+
+// Log is a connection to Kafka that writes, reads and manages topics. One serves a whole
+// process; all methods may be called from any goroutine.
+type Log struct {
+	cfg       Config
+	logger    *slog.Logger
+	metrics   *metrics.Metrics
+	addr      net.Addr
+	transport *kafka.Transport
+	kafka     *kafka.Client
+	conns     connSet
+	layout    *layouts
+	producer  *producer
+	stop      context.CancelFunc
+	closed    chan struct{}
+	closeOnce sync.Once
+	wg        sync.WaitGroup
+}
+
+// Open connects to Kafka. It fails when no broker answers within the dial timeout; after
+// that, brokers may come and go. logger and m may be nil.
+func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metrics) (*Log, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	compression, err := cfg.compression()
+	if err != nil {
+		return nil, err
+	}
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	if m == nil {
+		m = metrics.New(nil)
+	}
+	cl := &Log{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), closed: make(chan struct{})}
+	background, stop := context.WithCancel(context.Background())
+	cl.stop = stop
+	if cl.transport, err = cl.newTransport(background); err != nil {
+		stop()
+		return nil, err
+	}
+	cl.kafka = &kafka.Client{Addr: cl.addr, Transport: cl.transport}
+	cl.layout = newLayouts(cl)
+	if err := cl.Ping(ctx); err != nil {
+		stop()
+		cl.conns.closeAll()
+		return nil, &unreachable.Error{Service: "Kafka", Addr: strings.Join(cfg.Brokers, ","), Setting: "kafka.brokers", Err: err}
+	}
+	cl.layout.refresh(ctx)
+	cl.producer = newProducer(background, cl, compression)
+	cl.wg.Go(func() { cl.layout.run(background) })
+	return cl, nil
+}
+
+// newTransport returns a pool of connections. Its background work stops when ctx ends.
+func (cl *Log) newTransport(ctx context.Context) (*kafka.Transport, error) {
+	tlsConfig, err := cl.cfg.TLS.load()
+	if err != nil {
+		return nil, err
+	}
+	mechanism, err := cl.cfg.SASL.mechanism()
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(Topics))
+	for i, t := range Topics {
+		names[i] = cl.full(t.Name)
+	}
+	dialer := &net.Dialer{Timeout: cl.cfg.DialTimeout, KeepAlive: 15 * time.Second}
+	return &kafka.Transport{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return cl.conns.add(conn)
+		},
+		DialTimeout:    cl.cfg.DialTimeout,
+		IdleTimeout:    time.Minute,
+		MetadataTTL:    metadataTTL,
+		MetadataTopics: names,
+		ClientID:       cl.cfg.ClientID,
+		TLS:            tlsConfig,
+		SASL:           mechanism,
+		Context:        ctx,
+	}, nil
+}
+
+// Ping asks a broker for the cluster's metadata on a new connection.
+func (cl *Log) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, cl.cfg.DialTimeout)
+	defer cancel()
+	_, err := cl.brokerTopics(ctx)
+	return err
+}
+
+// brokerTopics returns the full names of the topics that can be written to now, every
+// partition having a leader. It opens a new connection because the transport caches its
+// metadata for seconds.
+func (cl *Log) brokerTopics(ctx context.Context) (map[string]bool, error) {
+	res, err := cl.freshMetadata(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, t := range res.Topics {
+		leaderless := func(p kafka.Partition) bool { return p.Leader.Host == "" }
+		if t.Error == nil && len(t.Partitions) > 0 && !slices.ContainsFunc(t.Partitions, leaderless) {
+			names[t.Name] = true
+		}
+	}
+	return names, nil
+}
+
+func (cl *Log) freshMetadata(ctx context.Context) (*kafka.MetadataResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	transport, err := cl.newTransport(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer transport.CloseIdleConnections()
+	return (&kafka.Client{Addr: cl.addr, Transport: transport}).Metadata(ctx, &kafka.MetadataRequest{Topics: transport.MetadataTopics})
+}
+
+// Close stops everything immediately: messages that wait to be written fail with ErrClosed.
+// Close the outboxes and stop the consumers first.
+func (cl *Log) Close() error {
+	cl.closeOnce.Do(func() {
+		close(cl.closed)
+		cl.stop()
+		cl.producer.close()
+		cl.transport.CloseIdleConnections()
+		cl.conns.closeAll()
+		cl.wg.Wait()
+	})
+	return nil
+}
+
+// connSet tracks every open connection. The library keeps the connection of a cancelled
+// request open until the broker answers; Close must not wait for that.
+type connSet struct {
+	mu     sync.Mutex
+	conns  map[*trackedConn]struct{}
+	closed bool
+}
+
+type trackedConn struct {
+	net.Conn
+	set  *connSet
+	once sync.Once
+}
+
+func (s *connSet) add(conn net.Conn) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = conn.Close()
+		return nil, ErrClosed
+	}
+	if s.conns == nil {
+		s.conns = map[*trackedConn]struct{}{}
+	}
+	c := &trackedConn{Conn: conn, set: s}
+	s.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (c *trackedConn) Close() error {
+	c.once.Do(func() {
+		c.set.mu.Lock()
+		delete(c.set.conns, c)
+		c.set.mu.Unlock()
+	})
+	return c.Conn.Close()
+}
+
+func (s *connSet) closeAll() {
+	s.mu.Lock()
+	s.closed = true
+	conns := s.conns
+	s.conns = nil
+	s.mu.Unlock()
+	for c := range conns {
+		_ = c.Conn.Close()
+	}
+}

@@ -1,0 +1,94 @@
+package stream
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// Headers of task records. All are optional for tasks written by other clients.
+const (
+	// HeaderAccepted marks a record whose task.accepted event the producer writes; without
+	// it the router writes the event.
+	HeaderAccepted = "origin-accepted"
+	// HeaderActor, HeaderAddr and HeaderAgent say who sent a task and from where.
+	HeaderActor = "origin-actor"
+	HeaderAddr  = "origin-addr"
+	HeaderAgent = "origin-agent"
+	// HeaderParkedUntil is the time at which a router tries a parked task again.
+	HeaderParkedUntil = "parked-until"
+	// HeaderParkedFor says what a parked task waits for.
+	HeaderParkedFor = "parked-for"
+)
+
+// TaskMessage encodes a task for a topic: MessagePack, keyed by task id.
+func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error) {
+	b, err := task.EncodeTask(t, task.ContentMsgpack)
+	if err != nil {
+		return Message{}, fmt.Errorf("encoding task %s: %w", t.Key(), err)
+	}
+	h := append([]Header{{Key: task.HeaderContentType, Value: []byte(task.ContentMsgpack)}}, headers...)
+	return Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
+}
+
+// TaskID returns the id for a task that was sent without one. It is made of the record's position
+// and time, so that a record that is read twice stays one task. The record's key is not used as
+// an id, because clients may use keys to keep the tasks of one user in order.
+func TaskID(r *Record) string {
+	return fmt.Sprintf("%s-%d-%d-%s", r.Topic, r.Partition, r.Offset, strconv.FormatInt(r.Time.UnixMilli(), 36))
+}
+
+// ResultMessage encodes a result for the results topic: JSON, because users read it with their own
+// clients, keyed by task id.
+func ResultMessage(r *task.Result) (Message, error) {
+	b, err := task.EncodeResult(r, task.ContentJSON)
+	if err != nil {
+		return Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
+	}
+	return Message{Topic: Results, Key: r.TaskID, Value: b,
+		Headers: []Header{{Key: task.HeaderContentType, Value: []byte(task.ContentJSON)}}}, nil
+}
+
+// Requeued returns the headers that a task keeps when a stage writes it back to a tasks topic. The
+// record that it came from may be nil.
+func Requeued(r *Record) []Header {
+	h := []Header{{Key: HeaderAccepted, Value: []byte("1")}}
+	if r == nil {
+		return h
+	}
+	for _, k := range []string{HeaderActor, HeaderAddr, HeaderAgent} {
+		if v := r.Header(k); v != "" {
+			h = append(h, Header{Key: k, Value: []byte(v)})
+		}
+	}
+	return h
+}
+
+// ParkedUntil returns the time in the header of a parked task. It is zero, which means now, when
+// the header is missing or malformed.
+func ParkedUntil(r *Record) time.Time {
+	at, err := time.Parse(time.RFC3339Nano, r.Header(HeaderParkedUntil))
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
+
+// DeadLetterEvent returns the audit event of a dead letter. The record itself is in the
+// dead-letter topic; the event holds no part of it.
+func DeadLetterEvent(r *Record, actor string, cause error) task.Event {
+	why := cause.Error()
+	note, err := json.Marshal(map[string]string{"reason": why[:min(len(why), 1024)]})
+	if err != nil {
+		note = nil
+	}
+	return task.Event{
+		Time: time.Now().UTC(), Action: task.RecordDead, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
+		ActorType: task.ActorStage, ActorID: actor, SourceAddr: "kafka:" + r.Position(),
+		ResourceType: "record", ResourceID: r.Position(), ErrorClass: task.ClassInvalid,
+		InputSize: int64(len(r.Value)), Detail: note,
+	}
+}

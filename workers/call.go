@@ -1,0 +1,196 @@
+package workers
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/task"
+)
+
+// run makes one call. It holds a slot of the device.
+func (r *runner) run(d task.DeviceRef, c *call) {
+	c = r.runnable(c)
+	if c == nil {
+		return
+	}
+	now := time.Now()
+	start := r.ejector.Start
+	if c.probe() {
+		start = r.ejector.StartProbe
+	}
+	if !start(now) {
+		r.refuseCall(c)
+		return
+	}
+	r.attemptStarted(c, now)
+	r.budget.Earn()
+	fault.At("workers.before_request")
+	answers, status, f := r.request(d, c)
+	fault.At("workers.after_answer")
+	took := r.learn(c, f, now)
+	r.observe(c, f, took, status)
+	if c.group != nil && f != nil && f.mayBeOneTask() {
+		r.split(c, f)
+		return
+	}
+	for i, w := range c.works {
+		a := task.Attempt{Number: w.number(), Model: w.task().Model, Device: r.id, Status: status, At: now.UTC(), Duration: took.Milliseconds()}
+		var answer []byte
+		if f != nil {
+			a.Class, a.Message = f.Class, f.Message
+		} else {
+			answer = answers[i]
+		}
+		w.attempts = append(w.attempts, a)
+		r.workers.attemptEnded(r, w, answer, f)
+	}
+}
+
+// attemptStarted writes the events of attempts that begin now.
+func (r *runner) attemptStarted(c *call, now time.Time) {
+	events := make([]task.Event, 0, len(c.works))
+	for _, w := range c.works {
+		w.localAttempts++
+		w.started = now
+		e := r.workers.event(task.AttemptStarted, w, now)
+		e.Attempt, e.Device, e.Batch = w.number(), r.id, w.batch
+		events = append(events, e)
+	}
+	r.workers.writeEvents(c.works[0], events)
+}
+
+// split queues the tasks of a failed batched request one by one, because one of them may have caused
+// the failure, or the device does not answer lists. The batched request does not count as their
+// attempt. If the device fails all of them, the breaker soon stops that.
+func (r *runner) split(c *call, f *Failure) {
+	r.workers.deps.Logger.Debug("a batched request failed; sending its tasks one by one", "device_id", r.id, "tasks", len(c.works), "error", f.Message)
+	singles := make([]*call, 0, len(c.works))
+	for _, w := range c.works {
+		w.localAttempts--
+		singles = append(singles, &call{works: []*work{w}})
+	}
+	r.resubmit(singles...)
+}
+
+// mayBeOneTask reports whether one task may have caused the failure of a batched request. 502 to 504
+// say that the device is down or overloaded.
+func (f *Failure) mayBeOneTask() bool {
+	return f.Class == task.ClassInvalid || f.Class == errSplit || f.Class == task.ClassDevice && f.Status == http.StatusInternalServerError
+}
+
+// errSplit is the class of a batched answer that could not be split.
+const errSplit task.ErrorClass = "split"
+
+// deviceOutcome is what the end of a request says about the device. Only the device's own faults
+// count against it; an answer that blames the task is healthy; a cancel says nothing.
+func deviceOutcome(f *Failure) device.Outcome {
+	if f == nil {
+		return device.OK
+	}
+	switch f.Class {
+	case task.ClassInvalid:
+		return device.OK
+	case task.ClassThrottled:
+		return device.Throttled
+	case task.ClassTimeout:
+		return device.TimedOut
+	case task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
+		return device.Neutral
+	}
+	return device.Fault
+}
+
+// learn updates what is known of the device after a request that started at began, and returns how
+// long the request took.
+func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
+	now := time.Now()
+	took, o := now.Sub(began), deviceOutcome(f)
+	r.ejector.Ended(now, o, took)
+	r.concurrency.Ended(now, o, took)
+	if f == nil {
+		r.rates.Learn(r.rateKey(c.works[0].task()), took, len(c.works), now)
+	}
+	if c.freeSlot {
+		r.latency.observe(began.Sub(c.works[0].assignment.AssignedAt))
+	}
+	if o == device.Throttled {
+		r.slowDown(f.RetryAfter)
+	}
+	if r.ejector.Changed() {
+		r.workers.reportSoon()
+	}
+	return took
+}
+
+func (r *runner) rateKey(t *task.Task) device.RateKey {
+	return device.RateKey{Device: r.id, Model: t.Model, Merged: task.Merged(t.Endpoint)}
+}
+
+// request sends the call and returns one answer per task.
+func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
+	ctx, cancel := r.callContext(c)
+	defer cancel()
+	first := c.works[0].task()
+	req := request{device: d, endpoint: first.Endpoint, tasks: len(c.works), traceID: first.TraceID}
+	for _, w := range c.works {
+		req.ids = append(req.ids, w.task().ID)
+	}
+	var err error
+	if c.group != nil {
+		req.body, err = c.group.body(req.endpoint)
+		req.traceID = ""
+	} else {
+		req.body, err = body(first)
+	}
+	if err != nil {
+		return nil, 0, &Failure{Class: task.ClassInvalid, Message: err.Error()}
+	}
+	running := r.workers.deps.Metrics.Workers.Running.WithLabelValues(r.id)
+	running.Add(float64(len(c.works)))
+	answer, status, f := r.workers.engine.do(ctx, req)
+	running.Sub(float64(len(c.works)))
+	switch {
+	case f != nil:
+		return nil, status, f
+	case c.group == nil:
+		return [][]byte{answer}, status, nil
+	}
+	answers, err := c.group.split(req.endpoint, answer)
+	if err != nil {
+		return nil, status, &Failure{Class: errSplit, Status: status, Message: err.Error()}
+	}
+	return answers, status, nil
+}
+
+// callContext returns the context of a request. It ends at the request timeout, when the worker must
+// stop, and, for a single task, when it is cancelled or its deadline passes.
+func (r *runner) callContext(c *call) (context.Context, context.CancelFunc) {
+	timeout := r.workers.cfg.RequestTimeout
+	if c.group != nil {
+		return context.WithTimeout(r.workers.life, timeout)
+	}
+	w := c.works[0]
+	if dl := w.task().Deadline; !dl.IsZero() && time.Until(dl) < timeout {
+		return context.WithDeadlineCause(w.ctx, dl, errExpired)
+	}
+	return context.WithTimeout(w.ctx, timeout)
+}
+
+// observe counts a request in the metrics.
+func (r *runner) observe(c *call, f *Failure, took time.Duration, status int) {
+	m := r.workers.deps.Metrics.Workers
+	outcome, code := "ok", "none"
+	if f != nil {
+		outcome = string(f.Class)
+	}
+	if status > 0 {
+		code = fmt.Sprintf("%dxx", status/100)
+	}
+	m.Requests.WithLabelValues(c.works[0].task().Endpoint, code).Inc()
+	m.Attempts.WithLabelValues(r.id, outcome).Add(float64(len(c.works)))
+	m.AttemptSeconds.WithLabelValues(r.id).Observe(took.Seconds())
+}

@@ -1,0 +1,110 @@
+package workers
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// intake decodes the batches of one partition and hands them to their devices' runners. Records that
+// cannot be decoded become dead letters.
+func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
+	for _, rec := range recs {
+		batches, err := task.DecodeFrame[task.Batch](task.FrameBatches, rec.Value)
+		tasks := 0
+		for i := range batches {
+			tasks += len(batches[i].Assignments)
+		}
+		if err == nil && tasks == 0 {
+			err = errors.New("the frame is empty")
+		}
+		if err != nil {
+			letter := stream.Letter{Record: rec, Reason: stream.ReasonUnreadable, Cause: err}
+			s.logStopped(s.deadLetters.Put(context.WithoutCancel(s.life), letter))
+			continue
+		}
+		ack := stream.NewAck(rec, tasks)
+		for i := range batches {
+			s.start(ctx, &batches[i], rec.Partition, ack)
+		}
+	}
+}
+
+// start submits a batch to the runner of its device.
+func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *stream.Ack) {
+	works := make([]*work, 0, len(b.Assignments))
+	for i := range b.Assignments {
+		w := newWork(s.life, b.Assignments[i], b.ID, ack)
+		s.leases.Hold(w.assignment.Lease)
+		s.tasks.add(w)
+		works = append(works, w)
+	}
+	fault.At("workers.after_read")
+	s.stopCancelled(ctx, works)
+	calls := s.callsOf(b, works)
+	s.mu.RLock()
+	r := s.runners[b.Device.ID]
+	if r != nil { // under the lock, so that it is not retired meanwhile
+		r.submit(b.Device, calls...)
+		s.mu.RUnlock()
+		return
+	}
+	s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r = s.runners[b.Device.ID]
+	if r == nil {
+		r = newRunner(s, b.Device, partition)
+		s.runners[b.Device.ID] = r
+		s.checkFleetSoon()
+	}
+	r.submit(b.Device, calls...)
+}
+
+// stopCancelled stops the tasks that were cancelled on their way here. It is best effort: a
+// cancelled task that runs after all still has only one result.
+func (s *Workers) stopCancelled(ctx context.Context, works []*work) {
+	keys := make([]task.Key, len(works))
+	for i, w := range works {
+		keys[i] = w.task().Key()
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	marked, err := s.deps.Cancels.Marked(ctx, keys...)
+	if err != nil {
+		return
+	}
+	for i, w := range works {
+		if marked[i] {
+			w.stop(errCancelled)
+		}
+	}
+}
+
+// callsOf makes requests of a batch: as few as possible for a batched endpoint, else one per task.
+func (s *Workers) callsOf(b *task.Batch, works []*work) []*call {
+	var calls []*call
+	singles := works
+	if task.Merged(b.Endpoint) && len(works) > 1 {
+		var groups []*group
+		groups, singles = groupTasks(b.Endpoint, works, s.cfg.MaxBatchedTasks)
+		for _, g := range groups {
+			c := &call{group: g}
+			for _, p := range g.parts {
+				c.works = append(c.works, p.work)
+			}
+			if len(c.works) == 1 {
+				c.group = nil
+			}
+			calls = append(calls, c)
+		}
+	}
+	for _, w := range singles {
+		calls = append(calls, &call{works: []*work{w}})
+	}
+	return calls
+}

@@ -1,0 +1,84 @@
+package workers
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+// body returns the request body of a task: its input with the task's present model, and without the
+// members that ask for a streamed answer.
+func body(t *task.Task) ([]byte, error) {
+	unchanged, models := true, 0
+	whole := task.Members(t.Input, func(key string, value []byte) bool {
+		switch key {
+		case "model":
+			var model string
+			models++
+			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == t.Model
+		case "stream", "stream_options":
+			unchanged = false
+		}
+		return unchanged
+	})
+	if !whole {
+		return nil, fmt.Errorf("reading the input of task %s: not a JSON object", t.Key())
+	}
+	if unchanged && models == 1 {
+		return t.Input, nil
+	}
+	model, err := json.Marshal(t.Model)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, len(t.Input)+len(model)+16)
+	out = append(append(out, `{"model":`...), model...)
+	task.Members(t.Input, func(key string, value []byte) bool {
+		if key != "model" && key != "stream" && key != "stream_options" {
+			out = appendMember(out, key, value)
+		}
+		return true
+	})
+	return append(out, '}'), nil
+}
+
+// appendMember appends a member to a JSON object or array under construction.
+func appendMember(out []byte, key string, value []byte) []byte {
+	if c := out[len(out)-1]; c != '{' && c != '[' {
+		out = append(out, ',')
+	}
+	quoted, err := json.Marshal(key)
+	if err != nil { // cannot happen: any string can be encoded
+		return out
+	}
+	out = append(append(out, quoted...), ':')
+	return append(out, value...)
+}
+
+// maxMembers bounds the members of a request that can be grouped with others.
+const maxMembers = 64
+
+// bodyMembers returns the members of the request body of a task.
+func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
+	members := map[string]json.RawMessage{}
+	n := 0
+	if !task.Members(t.Input, func(key string, value []byte) bool {
+		members[key] = value
+		n++
+		return n <= maxMembers
+	}) {
+		return nil, fmt.Errorf("reading the input of task %s: not a JSON object", t.Key())
+	}
+	if n > maxMembers {
+		return nil, fmt.Errorf("the input of task %s has more than %d members", t.Key(), maxMembers)
+	}
+	model, err := json.Marshal(t.Model)
+	if err != nil {
+		return nil, err
+	}
+	members["model"] = model
+	delete(members, "stream") // answers are not streamed
+	delete(members, "stream_options")
+	return members, nil
+}

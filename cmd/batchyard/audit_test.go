@@ -68,7 +68,7 @@ func TestAuditQuery(t *testing.T) {
 		lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--action", "task.accepted", "--json", "--columns", "action,tenant"))[0])
 
 	for want, args := range map[string][]string{
-		`unknown action "nope"`:       {"--action", "nope"},
+		`unknown action "nope"`:  {"--action", "nope"},
 		`no column "nope"`:       {"--columns", "nope"},
 		`is no time`:             {"--since", "yesterday"},
 		`is not before`:          {"--since", "1h", "--until", "2h"},

@@ -100,6 +100,6 @@ func TestTypesThatWereRecreated(t *testing.T) {
 	defer conn.Release()
 	_, err = conn.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row")
 	require.NoError(t, err)
-	_, err = rowTypesOf(t.Context(), conn.Conn(), true)
+	_, err = lookUpRowTypes(t.Context(), conn.Conn())
 	require.ErrorContains(t, err, "batchyard migrate up")
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Store answers questions about tasks. The audit store is one. An error that is
-// not audit.ErrNotFound or audit.ErrBadCursor means that nobody can tell now.
+// not status.ErrNotFound or status.ErrBadCursor means that nobody can tell now.
 type Store interface {
 	Task(ctx context.Context, key task.Key) (*status.TaskRow, error)
 	WaitTask(ctx context.Context, key task.Key) (*status.TaskRow, error)

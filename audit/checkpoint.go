@@ -36,6 +36,7 @@ type CheckpointChain struct {
 }
 
 const (
+	// CheckpointVersion is the only version there is.
 	CheckpointVersion = 1
 	checkpointDomain  = "batchyard audit checkpoint 1\n"
 	signatureMark     = `,"signature":"`

@@ -17,10 +17,8 @@ const HashedColumns = `time, ingested_at, tenant, actor_type, actor_id, source_a
 // package verify reads them.
 const RowColumns = HashedColumns + `, prev_hash, row_hash`
 
-const (
-	hashedWidth = 32              // number of columns in [HashedColumns]
-	RowWidth    = hashedWidth + 2 // number of columns in [RowColumns]
-)
+// RowWidth is the number of columns in [RowColumns].
+const RowWidth = 34
 
 // Indexes into [RowColumns].
 const (

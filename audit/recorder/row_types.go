@@ -18,18 +18,24 @@ const (
 // rowTypes are the OIDs of the composite types in a database.
 type rowTypes struct{ result, task uint32 }
 
-// rowTypesOf looks the types up, unless the connection knows them and its knowledge is valid, and
-// registers them, so that the connection sends arrays of them as they are encoded.
-func rowTypesOf(ctx context.Context, conn *pgx.Conn, stale bool) (t rowTypes, err error) {
+// rowTypesOf returns the types that a connection knows, and looks them up if it knows none.
+func rowTypesOf(ctx context.Context, conn *pgx.Conn) (rowTypes, error) {
+	result, ok := conn.TypeMap().TypeForName(resultRowType)
+	states, ok2 := conn.TypeMap().TypeForName(taskRowType)
+	if ok && ok2 {
+		return rowTypes{result.OID, states.OID}, nil
+	}
+	return lookUpRowTypes(ctx, conn)
+}
+
+// lookUpRowTypes looks the types up and registers them, so that the connection sends arrays of them
+// as they are encoded.
+func lookUpRowTypes(ctx context.Context, conn *pgx.Conn) (t rowTypes, err error) {
 	m := conn.TypeMap()
 	for _, of := range []struct {
 		name string
 		oid  *uint32
 	}{{resultRowType, &t.result}, {taskRowType, &t.task}} {
-		if known, ok := m.TypeForName(of.name); ok && !stale {
-			*of.oid = known.OID
-			continue
-		}
 		var array uint32
 		err := conn.QueryRow(ctx, "SELECT oid, typarray FROM pg_type WHERE oid = to_regtype($1)", of.name).Scan(of.oid, &array)
 		if errors.Is(err, pgx.ErrNoRows) {

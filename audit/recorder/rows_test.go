@@ -26,14 +26,14 @@ func TestRowsArriveInEveryMode(t *testing.T) {
 	var want []string
 	modes := []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"}
 	for run := range 2 * len(modes) {
-		mode, careful := modes[run/2], run%2
+		mode, safeChunks := modes[run/2], run%2
 		url := testenv.Get(t).DatabaseFrom(t, "batchyard schema", migrations.Up)
 		sep := "?"
 		if strings.Contains(url, sep) {
 			sep = "&"
 		}
 		r := newRig(t, audittest.PoolOn(t, url+sep+"default_query_exec_mode="+mode))
-		r.w.chunks.safeChunks = careful // inserted; otherwise copied
+		r.w.chunks.safeChunks = safeChunks // inserted; otherwise copied
 		events, results := r.own("events", 0), r.own("results", 0)
 		var c chunk
 		for i, text := range odd {
@@ -100,6 +100,6 @@ func TestTypesThatWereRecreated(t *testing.T) {
 	defer conn.Release()
 	_, err = conn.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row")
 	require.NoError(t, err)
-	_, err = rowTypesOf(t.Context(), conn.Conn(), true)
+	_, err = lookUpRowTypes(t.Context(), conn.Conn())
 	require.ErrorContains(t, err, "batchyard migrate up")
 }

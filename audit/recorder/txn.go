@@ -147,7 +147,11 @@ func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, err
 func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	// After an error the types are looked up again: if the database was restored while the
 	// connection stayed, others may have the same names now.
-	if t.types, err = rowTypesOf(ctx, t.tx.Conn(), !t.typesKnown); err != nil {
+	types := rowTypesOf
+	if !t.typesKnown {
+		types = lookUpRowTypes
+	}
+	if t.types, err = types(ctx, t.tx.Conn()); err != nil {
 		return err
 	}
 	t.typesKnown = false

@@ -46,7 +46,7 @@ func ExampleProducer_Submit() {
 		log.Fatal(err)
 	}
 	defer func() { _ = kafka.Close() }()
-	p := producer.New(producer.Config{}, producer.Deps{Log: kafka})
+	p := producer.New(producer.Config{}, producer.Deps{Stream: kafka})
 	defer func() { _ = p.Close(ctx) }() // finishes what is being written
 
 	who := task.Origin{Actor: "nightly-report"}

@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 // TestRowsAreChained makes two recorders write rows in every way there is, and follows the chains.

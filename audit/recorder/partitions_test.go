@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 func TestOldDaysAreDropped(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/migrations"
@@ -19,6 +18,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 

@@ -9,9 +9,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 // TestPostgresMayRefuseWrites makes the database read-only, full, and refusing everything by a

@@ -11,9 +11,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 

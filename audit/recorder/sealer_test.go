@@ -12,13 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/audit/audittest/rig"
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/audittest/rig"
 )
 
 func verified(t testing.TB, pool *pgxpool.Pool, o verify.Options) *verify.Report {

@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 // wholeLives returns a chunk of tasks that begin and end in it.

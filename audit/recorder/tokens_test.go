@@ -10,10 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 // Token counts are reported by devices. Their sums must fit into the rollups: a chunk that Postgres

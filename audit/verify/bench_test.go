@@ -5,10 +5,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/audit/audittest/rig"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/audittest/rig"
 )
 
 // BenchmarkVerify verifies a million rows of eight chains, as the recorder wrote them.

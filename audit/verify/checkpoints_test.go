@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/audit/audittest/rig"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/audittest/rig"
 )
 
 // trusted reads checkpoints from files, and trusts the sealer's key.

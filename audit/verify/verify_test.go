@@ -14,9 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/audit/audittest/rig"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/audittest/rig"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 

@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/audit/audittest"
+	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 

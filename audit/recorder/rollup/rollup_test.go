@@ -12,11 +12,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
-	"github.com/batchyard/batchyard/audit/audittest/rig"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/audittest/rig"
 )
 
 // counted returns what the rollups have, summed over shards, as text.

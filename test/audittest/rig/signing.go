@@ -12,10 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/audittest"
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/audittest"
 )
 
 // Signing is a sealer with a directory and topics of its own.

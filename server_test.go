@@ -105,7 +105,7 @@ func TestRunningServer(t *testing.T) {
 	require.Equal(t, done.ID, results[0].TaskID)
 	require.Equal(t, string(s.Output), string(results[0].Output))
 	for range c.Results(ctx, "none") {
-		require.Fail(t, "a job that nobody knows has no results")
+		require.Fail(t, "an unknown job has no results")
 	}
 
 	p, err := c.Page(ctx, batchyard.Filter{JobID: "j 1", Limit: 1})
@@ -149,7 +149,7 @@ func TestRunningServer(t *testing.T) {
 	require.Equal(t, "file", policy.Source)
 }
 
-// Whoever imports the client gets no server, no broker and no database with it.
+// Importing the client brings in no server, no broker and no database with it.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/batchyard/batchyard"

@@ -154,8 +154,9 @@ func TestImports(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/batchyard/batchyard"
 	for dir, allowed := range map[string][]string{
-		".":    {module + "/task", "github.com/cenkalti/backoff/v4"},
-		"task": {"github.com/google/uuid", "github.com/vmihailenco/msgpack/v5", "github.com/vmihailenco/msgpack/v5/msgpcode"},
+		"internal/strictjson": nil,
+		".":                   {module + "/task", "github.com/cenkalti/backoff/v4"},
+		"task":                {module + "/internal/strictjson", "github.com/google/uuid", "github.com/vmihailenco/msgpack/v5", "github.com/vmihailenco/msgpack/v5/msgpcode"},
 	} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		require.NoError(t, err)

@@ -202,7 +202,7 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	reg := prometheus.NewRegistry()
 	b.deps = Deps{
 		Producer: p, Store: b.store, Registry: store.NewRegistry(rdb, store.Config{}, ""), Gatherer: reg, Metrics: metrics.New(reg),
-		Control: store.NewControl(rdb, store.Config{}, ""), Marks: marks, Rates: store.NewRates(rdb, ""), Credits: store.NewCredits(rdb, store.Config{}, ""),
+		Control: store.NewControl(rdb, store.Config{}, ""), Overrides: marks, Rates: store.NewRates(rdb, ""), Credits: store.NewCredits(rdb, store.Config{}, ""),
 		Policy: func() device.PolicySetting { return device.PolicySetting{Name: "round_robin", Binding: "late"} },
 		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
 		Checks: []Check{{"redis", func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {"kafka", log.Ping}},

@@ -135,7 +135,7 @@ func TestReprioritize(t *testing.T) {
 	a.into(t, &r)
 	require.Equal(t, producer.PriorityLevel{Priority: task.High, Level: 7}, r.From, "of the change before")
 	require.Equal(t, producer.PriorityLevel{Priority: task.High, Level: 0}, r.To)
-	marks, err := b.deps.Marks.Get(t.Context(), task.Key{Tenant: "default", ID: "a"})
+	marks, err := b.deps.Overrides.Get(t.Context(), task.Key{Tenant: "default", ID: "a"})
 	require.NoError(t, err)
 	require.Equal(t, task.High, marks[0].Priority)
 	require.Equal(t, 0, marks[0].Level)

@@ -49,8 +49,8 @@ type Control interface {
 	Drain(ctx context.Context, id string, on bool) (changed bool, err error)
 }
 
-// Get holds the overrides of waiting tasks: cancelled, or reprioritized.
-type Marks interface {
+// Overrides reads what operators said about waiting tasks: cancelled, or reprioritized.
+type Overrides interface {
 	Get(ctx context.Context, keys ...task.Key) ([]device.Override, error)
 }
 
@@ -72,17 +72,17 @@ type Check struct {
 
 // Deps are what the API talks to.
 type Deps struct {
-	Producer Producer
-	Store    Store
-	Registry Registry
-	Control  Control
-	Marks    Marks
-	Rates    Rates
-	Credits  Credits
-	Policy   func() device.PolicySetting // the policy of this process's configuration file, as it is now
-	Checks   []Check                     // pinged by /readyz
-	Gatherer prometheus.Gatherer         // served as /metrics; nil: none
-	Metrics  *metrics.Metrics
-	Logger   *slog.Logger
-	Version  string // of the program, for the description
+	Producer  Producer
+	Store     Store
+	Registry  Registry
+	Control   Control
+	Overrides Overrides
+	Rates     Rates
+	Credits   Credits
+	Policy    func() device.PolicySetting // the policy of this process's configuration file, as it is now
+	Checks    []Check                     // pinged by /readyz
+	Gatherer  prometheus.Gatherer         // served as /metrics; nil: none
+	Metrics   *metrics.Metrics
+	Logger    *slog.Logger
+	Version   string // of the program, for the description
 }

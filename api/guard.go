@@ -79,7 +79,7 @@ func checkQuery(raw string, known []string) *Problem {
 	}
 	var errs []ProblemError
 	for name, v := range values {
-		detail := ""
+		var detail string
 		switch bad := badText(v[0]); {
 		case !slices.Contains(known, name):
 			detail = "unknown query parameter: " + expected(known)

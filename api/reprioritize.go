@@ -149,7 +149,7 @@ func (s *Server) standing(ctx context.Context, st *Status, recent *producer.Rece
 			}
 		}
 	}
-	marks, err := s.deps.Marks.Get(ctx, key)
+	marks, err := s.deps.Overrides.Get(ctx, key)
 	if err != nil {
 		s.log.Warn("changing the priority of a task failed", "trace_id", traceOf(ctx), "error", err)
 		return out, later("Redis does not answer: the priority is unchanged; send the request again in a moment")

@@ -41,8 +41,8 @@ type Server struct {
 // Gatherer are completed; any other that is missing is an error.
 func New(d Deps, cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
-	if d.Producer == nil || d.Store == nil || d.Registry == nil || d.Control == nil || d.Marks == nil || d.Rates == nil || d.Credits == nil {
-		return nil, errors.New("creating the API: a dependency is missing; set Producer, Store, Registry, Control, Marks, Rates and Credits")
+	if d.Producer == nil || d.Store == nil || d.Registry == nil || d.Control == nil || d.Overrides == nil || d.Rates == nil || d.Credits == nil {
+		return nil, errors.New("creating the API: a dependency is missing; set Producer, Store, Registry, Control, Overrides, Rates and Credits")
 	}
 	if d.Policy == nil {
 		d.Policy = func() device.PolicySetting { return device.PolicySetting{Name: device.DefaultPolicy} }

@@ -141,7 +141,7 @@ func waitingOf(st *Status, rows []status.EventRow) Waiting {
 // lookAround fills in what only Redis has: the fleet as it is now, and the priority
 // that an operator gave the task.
 func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, w *Waiting) error {
-	marks, err := s.deps.Marks.Get(ctx, key)
+	marks, err := s.deps.Overrides.Get(ctx, key)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ const (
 // AnyModel in a device's list of models means that it serves every model.
 const AnyModel = "*"
 
-// DeviceID is one OpenAI-compatible server, as described by its last heartbeat.
+// Device is one OpenAI-compatible server, as described by its last heartbeat.
 type Device struct {
 	ID        string    `json:"device_id"`
 	URL       string    `json:"url"`

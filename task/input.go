@@ -3,8 +3,9 @@ package task
 import (
 	"bytes"
 
-	"github.com/batchyard/batchyard/internal/strictjson"
 	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/batchyard/batchyard/internal/strictjson"
 )
 
 // MaxInputDepth limits the nesting of a task's input and of a device's answer.

@@ -155,7 +155,7 @@ func TestADeviceThatHangsGetsNoRequests(t *testing.T) {
 	y.committed()
 	for _, e := range y.events {
 		if e.Action == task.BreakerOpened {
-			require.Contains(t, string(e.Detail), "nothing ended for")
+			require.Contains(t, string(e.Detail), "no request ended for")
 		}
 	}
 }

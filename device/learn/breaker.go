@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // The states of a breaker, as in [Health.State].

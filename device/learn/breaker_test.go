@@ -4,9 +4,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // clock is a breaker in virtual time.

@@ -1,10 +1,11 @@
 package learn
 
 import (
-	"github.com/batchyard/batchyard/device"
 	"math"
 	"sync"
 	"time"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // EstimatorConfig determines how fast an [Estimator] learns. The zero value is usable.

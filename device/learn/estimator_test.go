@@ -7,9 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/batchyard/batchyard/device"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/batchyard/batchyard/device"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 func TestAcquireReleaseRenew(t *testing.T) {

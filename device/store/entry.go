@@ -2,9 +2,10 @@ package store
 
 import (
 	"encoding/json"
-	"github.com/batchyard/batchyard/device"
 	"strings"
 	"time"
+
+	"github.com/batchyard/batchyard/device"
 )
 
 // entry is a device as stored in the Redis hash. Times are milliseconds of Redis' clock;

@@ -29,6 +29,7 @@ func Describe(dst any) []Setting {
 // Style is how WriteYAML writes a file.
 type Style int
 
+// The styles.
 const (
 	Plain     Style = iota // values only
 	Commented              // with the meaning, unit, bounds and default of each setting

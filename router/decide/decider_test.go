@@ -40,7 +40,7 @@ func TestAtMostHalfOfTheFleetIsEjected(t *testing.T) {
 	d.UpdateFleet(f, t0)
 	require.Equal(t, []string{"d0", "d3"}, candidatesOf(d, "m", t0))
 	require.Equal(t, 1, limitsOf(d)["d0"], "a device with an open breaker that is not shut gets one task at a time")
-	require.True(t, d.view.byID["d0"].gate == device.GateProbe)
+	require.Equal(t, device.GateProbe, d.view.byID["d0"].gate)
 
 	f = oldFleet(1)
 	f.Healths["d0"] = device.Health{State: "open", OpenUntil: t0.Add(time.Minute)}

@@ -3,9 +3,10 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"github.com/batchyard/batchyard/task"
 	"math"
 	"time"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // Events are the most frequent records, several for each task, so they are encoded and

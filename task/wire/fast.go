@@ -1,8 +1,9 @@
 package wire
 
 import (
-	"github.com/batchyard/batchyard/internal/strictjson"
 	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/internal/strictjson"
 )
 
 // A fast JSON reader that reads tasks and results, which arrive thousands of times a

@@ -2,10 +2,11 @@ package wire
 
 import (
 	"bytes"
-	"github.com/batchyard/batchyard/internal/strictjson"
-	"github.com/batchyard/batchyard/task"
 	"time"
 	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/internal/strictjson"
+	"github.com/batchyard/batchyard/task"
 )
 
 // Limits of the fast reader, far above what results need: it may give up, and then the

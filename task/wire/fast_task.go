@@ -2,9 +2,10 @@ package wire
 
 import (
 	"bytes"
+	"unicode/utf8"
+
 	"github.com/batchyard/batchyard/internal/strictjson"
 	"github.com/batchyard/batchyard/task"
-	"unicode/utf8"
 )
 
 // fastTask reads a task in a single pass: known members, spelled exactly, each at most
@@ -34,7 +35,7 @@ func (q *fastReader) task(t *task.Task) (input []byte) {
 	for more := q.open('{', '}'); more; more = q.more('}') {
 		bit := uint32(0)
 		switch string(q.name()) {
-		case "id":
+		case "task_id":
 			bit, t.ID = 1<<0, q.str()
 		case "tenant":
 			bit, t.Tenant = 1<<1, q.str()
@@ -52,7 +53,7 @@ func (q *fastReader) task(t *task.Task) (input []byte) {
 			bit, t.Needs = 1<<7, q.strs()
 		case "depends_on":
 			bit, t.DependsOn = 1<<8, q.strs()
-		case "session":
+		case "session_id":
 			bit, t.SessionID = 1<<9, q.str()
 		case "deadline":
 			bit, t.Deadline = 1<<10, q.time()
@@ -66,7 +67,7 @@ func (q *fastReader) task(t *task.Task) (input []byte) {
 			bit, t.Callback = 1<<14, q.callback()
 		case "labels":
 			bit, t.Labels = 1<<15, q.labels()
-		case "job":
+		case "job_id":
 			bit, t.JobID = 1<<16, q.str()
 		case "custom_id":
 			bit, t.CustomID = 1<<17, q.str()
@@ -95,7 +96,7 @@ func (q *fastReader) progress() *task.Progress {
 			bit, p.Exclude = 1<<2, q.strs()
 		case "not_before":
 			bit, p.NotBefore = 1<<3, q.time()
-		case "requested":
+		case "requested_model":
 			bit, p.RequestedModel = 1<<4, q.str()
 		case "moved":
 			bit, p.Moved = 1<<5, q.bool()

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"unsafe"
 
-	"github.com/batchyard/batchyard/task"
 	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // MaxFrameEntries is how many entries one internal record may have; for events see

@@ -4,10 +4,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"github.com/batchyard/batchyard/task"
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // maxContainers is how many arrays and maps one record may have.

@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/batchyard/batchyard/task"
 	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // namedTask is a task as a MessagePack map with named fields.

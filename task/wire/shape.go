@@ -2,9 +2,10 @@ package wire
 
 import (
 	"encoding/json"
-	"github.com/batchyard/batchyard/task"
 	"reflect"
 	"strings"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // Limits of a record without the input of its task or the output of its result, so that

@@ -10,9 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmihailenco/msgpack/v5"
+
 	"github.com/batchyard/batchyard/internal/strictjson"
 	"github.com/batchyard/batchyard/task"
-	"github.com/vmihailenco/msgpack/v5"
 )
 
 // Content types of records, as the content-type header names them.

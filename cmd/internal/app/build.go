@@ -30,7 +30,7 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	store := a.Store()
 	s, err := api.New(api.Deps{
 		Producer: p, Store: store, Registry: in.registry,
-		Control: in.control, Marks: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
+		Control: in.control, Overrides: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
 		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
 	}, a.cfg.API)

@@ -11,9 +11,6 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// The states of a breaker, as in [Health.State].
-const ()
-
 // BreakerConfig determines when the breaker of a device opens, and for how long. The zero
 // value is usable.
 type BreakerConfig struct {

@@ -12,9 +12,6 @@ import (
 	"github.com/batchyard/batchyard/device"
 )
 
-// The states of a breaker, as in [Health.State].
-const ()
-
 // BreakerConfig determines when the breaker of a device opens, and for how long. The zero
 // value is usable.
 type BreakerConfig struct {

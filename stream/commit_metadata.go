@@ -74,3 +74,16 @@ func decodeSpans(base int64, metadata string) ([]span, error) {
 	}
 	return spans, nil
 }
+
+// inSpans reports whether one of the spans contains the offset.
+func inSpans(spans []span, offset int64) bool {
+	for _, s := range spans {
+		if offset < s.first {
+			return false
+		}
+		if offset < s.end {
+			return true
+		}
+	}
+	return false
+}

@@ -248,16 +248,3 @@ func (p *partition) straggler(maxSpread int64) (*Record, int64) {
 	p.head.reported = true
 	return p.head, spread
 }
-
-// inSpans reports whether one of the spans contains the offset.
-func inSpans(spans []span, offset int64) bool {
-	for _, s := range spans {
-		if offset < s.first {
-			return false
-		}
-		if offset < s.end {
-			return true
-		}
-	}
-	return false
-}

@@ -13,14 +13,16 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // newPartition is a partition without a broker.
 func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: newBudget(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	c := &consumer{budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
 	p := &partition{c: c, committed: -1}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	c.budget.join(&p.budget)
+	c.budget.Join(&p.budget)
 	c.parts[0] = p
 	return p
 }
@@ -35,13 +37,13 @@ func TestTrackerAgainstModel(t *testing.T) {
 		finished := map[int64]bool{} // or nonexistent
 		inherited := rapid.SliceOfDistinct(rapid.Int64Range(start+1, start+60), func(o int64) int64 { return o }).Draw(t, "finished before")
 		slices.Sort(inherited)
-		var skip []span
+		var skip []offsets.Span
 		for _, o := range inherited {
 			finished[o] = true
-			if n := len(skip); n > 0 && skip[n-1].end == o {
-				skip[n-1].end++
+			if n := len(skip); n > 0 && skip[n-1].End == o {
+				skip[n-1].End++
 			} else {
-				skip = append(skip, span{o, o + 1})
+				skip = append(skip, offsets.Span{First: o, End: o + 1})
 			}
 		}
 		p.begin(start, skip)
@@ -59,7 +61,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 			require.Equal(t, len(open), p.inFlight)
 			p.mu.Unlock()
 			for o := low; o < next+70; o++ {
-				require.Equal(t, finished[o], inSpans(spans, o), "offset %d of %v", o, spans)
+				require.Equal(t, finished[o], offsets.Contains(spans, o), "offset %d of %v", o, spans)
 			}
 			require.GreaterOrEqual(t, low, committed)
 			committed = low
@@ -112,7 +114,7 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 	recs[1].Done()
 	_, ok := p.nextCommit()
 	require.False(t, ok)
-	records, bytes := p.c.budget.held()
+	records, bytes := p.c.budget.Held()
 	require.Zero(t, records)
 	require.Zero(t, bytes)
 }

@@ -1,4 +1,4 @@
-package stream
+package assign
 
 import (
 	"maps"
@@ -18,7 +18,7 @@ func TestAssignSticky(t *testing.T) {
 		for i := range members {
 			had["m"+strconv.Itoa(i)] = rapid.SliceOfN(rapid.IntRange(-1, n+2), 0, 20).Draw(t, "had")
 		}
-		out := assignSticky(n, had)
+		out := Sticky(n, had)
 		owner := map[int]string{}
 		for m, parts := range out {
 			require.GreaterOrEqual(t, len(parts), n/members)
@@ -30,12 +30,12 @@ func TestAssignSticky(t *testing.T) {
 		}
 		require.Len(t, owner, n)
 		require.Len(t, out, members)
-		require.Equal(t, out, assignSticky(n, out), "a second assignment moves nothing")
+		require.Equal(t, out, Sticky(n, out), "a second assignment moves nothing")
 	})
-	before := assignSticky(12, map[string][]int{"a": nil, "b": nil})
+	before := Sticky(12, map[string][]int{"a": nil, "b": nil})
 	with := maps.Clone(before)
 	with["c"] = nil
-	after := assignSticky(12, with)
+	after := Sticky(12, with)
 	for _, m := range []string{"a", "b"} {
 		require.Subset(t, before[m], after[m], "a new member takes some; the others swap none")
 	}

@@ -1,10 +1,11 @@
-package stream
+// Package assign distributes the partitions of a topic over the members of a consumer group.
+package assign
 
 import "slices"
 
-// assignSticky spreads n partitions evenly over the members; each keeps as many of those it
+// Sticky spreads n partitions evenly over the members; each keeps as many of those it
 // had as its quota allows.
-func assignSticky(n int, had map[string][]int) map[string][]int {
+func Sticky(n int, had map[string][]int) map[string][]int {
 	members := make([]string, 0, len(had))
 	for m := range had {
 		members = append(members, m)

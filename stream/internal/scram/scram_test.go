@@ -1,15 +1,14 @@
-package stream
+package scram
 
 import (
-	"crypto/sha256"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
 // The example of RFC 7677, section 3.
-func TestScramConversation(t *testing.T) {
-	s := scram{name: "SCRAM-SHA-256", hash: sha256.New, user: "user", password: "pencil"}
+func TestConversation(t *testing.T) {
+	s := SHA256("user", "pencil")
 	c, first, err := s.begin("rOprNGfwEbeRWgbNEkqO")
 	require.NoError(t, err)
 	require.Equal(t, "n,,n=user,r=rOprNGfwEbeRWgbNEkqO", string(first))

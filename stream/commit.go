@@ -171,7 +171,7 @@ func (c *consumer) position(ctx context.Context, id int) (int64, []offsets.Span,
 	return offset, spans, nil
 }
 
-// committed returns the group's committed offset, -1 when there is none.
+// committed returns the group's committed offset, or -1 without one.
 func (cl *Client) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()

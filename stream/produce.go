@@ -322,7 +322,7 @@ func sizeOf(batch []entry) int {
 	return n
 }
 
-// lastError returns an error of a partition that cannot be written now; nil when there is none.
+// lastError returns an error of a partition that cannot be written now; or nil without one.
 func (p *producer) lastError() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -33,7 +34,7 @@ type Batcher struct {
 	cfg         Config
 	deps        Deps
 	outbox      *stream.Outbox
-	deadLetters *stream.DeadLetters
+	deadLetters *records.DeadLetters
 	leases      *store.LeaseRenewer
 	window      *window // owned by the goroutine of loop
 	arrivals    chan []entry
@@ -48,7 +49,7 @@ func New(cfg Config, deps Deps) *Batcher {
 	outbox := deps.Stream.NewOutbox(Stage, 1024, 64<<20)
 	return &Batcher{
 		cfg: cfg, deps: deps, outbox: outbox,
-		deadLetters: &stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		window:      newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
@@ -88,10 +89,10 @@ func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 		}
 		if err != nil {
 			// An error means that the process stops; then the record is read again.
-			_ = b.deadLetters.Put(ctx, stream.Letter{Record: rec, Reason: stream.ReasonUnreadable, Cause: err})
+			_ = b.deadLetters.Put(ctx, records.Letter{Record: rec, Reason: records.ReasonUnreadable, Cause: err})
 			continue
 		}
-		ack := stream.NewAck(rec, len(as))
+		ack := records.NewAck(rec, len(as))
 		for i := range as {
 			b.leases.Hold(as[i].Lease)
 			entries = append(entries, entry{as[i], ack})

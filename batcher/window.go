@@ -4,7 +4,7 @@ import (
 	"container/heap"
 	"time"
 
-	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -26,7 +26,7 @@ type batchKey struct{ device, endpoint, model string }
 // entry is one assignment in an open batch.
 type entry struct {
 	task.Assignment
-	ack *stream.Ack // of the record that it came in
+	ack *records.Ack // of the record that it came in
 }
 
 // openBatch is a batch that is being filled.

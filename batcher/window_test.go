@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -34,7 +34,7 @@ func newEntry(id, device, endpoint, model string, size int) entry {
 	return entry{task.Assignment{
 		Task:   task.Task{ID: id, Endpoint: endpoint, Model: model, Input: make(task.Input, size)},
 		Device: task.DeviceRef{ID: device, Slots: 1}, Attempt: 1,
-	}, stream.NewAck(&fakeRecord{}, 1)}
+	}, records.NewAck(&fakeRecord{}, 1)}
 }
 
 // closedBatch is a batch that left the window.

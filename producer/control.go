@@ -9,6 +9,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -85,7 +86,7 @@ func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 		SubmittedAt: r.SubmittedAt, FinishedAt: now,
 		Error: &task.Error{Class: task.ClassCancelled, Message: "the task was cancelled on request"},
 	}
-	msg, err := stream.ResultMessage(res)
+	msg, err := records.ResultMessage(res)
 	if err != nil {
 		return err
 	}

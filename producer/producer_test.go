@@ -17,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/testenv"
@@ -89,9 +90,9 @@ func TestSubmitWritesTasksAndEvents(t *testing.T) {
 	for i, id := range []string{"a", "b"} {
 		r := rs[i]
 		require.Equal(t, id, string(r.Key))
-		require.Equal(t, "1", r.Header(stream.HeaderAccepted))
-		require.Equal(t, "acme", r.Header(stream.HeaderActor))
-		require.Equal(t, "203.0.113.7:4711", r.Header(stream.HeaderAddr))
+		require.Equal(t, "1", r.Header(records.HeaderAccepted))
+		require.Equal(t, "acme", r.Header(records.HeaderActor))
+		require.Equal(t, "203.0.113.7:4711", r.Header(records.HeaderAddr))
 		got, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
 		require.NoError(t, err)
 		require.Equal(t, id, got.ID)

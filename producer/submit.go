@@ -9,6 +9,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -106,8 +107,8 @@ type submission struct {
 }
 
 func (p *Producer) encode(tasks []*task.Task, o task.Origin) (submission, error) {
-	headers := []stream.Header{{Key: stream.HeaderAccepted, Value: []byte("1")}}
-	for _, h := range []struct{ key, value string }{{stream.HeaderActor, o.Actor}, {stream.HeaderAddr, o.Addr}, {stream.HeaderAgent, o.UserAgent}} {
+	headers := []stream.Header{{Key: records.HeaderAccepted, Value: []byte("1")}}
+	for _, h := range []struct{ key, value string }{{records.HeaderActor, o.Actor}, {records.HeaderAddr, o.Addr}, {records.HeaderAgent, o.UserAgent}} {
 		if h.value != "" {
 			headers = append(headers, stream.Header{Key: h.key, Value: []byte(h.value)})
 		}
@@ -115,7 +116,7 @@ func (p *Producer) encode(tasks []*task.Task, o task.Origin) (submission, error)
 	s := submission{tasks: tasks, msgs: make([]stream.Message, len(tasks)), events: make([]task.Event, len(tasks))}
 	now := time.Now()
 	for i, t := range tasks {
-		m, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, headers...)
+		m, err := records.TaskMessage(stream.TasksTopic(t.Priority), t, headers...)
 		if err != nil {
 			return submission{}, err
 		}

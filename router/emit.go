@@ -10,6 +10,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -175,7 +176,7 @@ func (e *emitter) Expire(it *decide.Item, now time.Time) {
 
 // ended is the unit of a task that ends here: its result and event.
 func (e *emitter) ended(res *task.Result, ev task.Event) (u stream.Unit, ok bool) {
-	msg, err := stream.ResultMessage(res)
+	msg, err := records.ResultMessage(res)
 	if err != nil { // not reached: our own types can be encoded
 		e.deps.Logger.Error("encoding a result", "task_id", res.TaskID, "error", err)
 		return u, false
@@ -207,10 +208,10 @@ func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
 // Park writes a task back to the log, to be read again later.
 func (e *emitter) Park(it *decide.Item, p decide.Parking) {
 	t, rec := it.Task.Requeued(), originOf(it).rec
-	headers := append(stream.RequeueHeaders(rec),
-		stream.Header{Key: stream.HeaderParkedUntil, Value: []byte(p.Until.UTC().Format(time.RFC3339Nano))},
-		stream.Header{Key: stream.HeaderParkedFor, Value: []byte(p.Reason)})
-	msg, err := stream.TaskMessage(stream.TasksParked, t, headers...)
+	headers := append(records.RequeueHeaders(rec),
+		stream.Header{Key: records.HeaderParkedUntil, Value: []byte(p.Until.UTC().Format(time.RFC3339Nano))},
+		stream.Header{Key: records.HeaderParkedFor, Value: []byte(p.Reason)})
+	msg, err := records.TaskMessage(stream.TasksParked, t, headers...)
 	if err != nil { // not reached: our own types can be encoded
 		e.deps.Logger.Error("encoding a task", "task_id", t.ID, "error", err)
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -76,7 +77,7 @@ type arrivals struct {
 	now   time.Time
 	items []*decide.Item // for the scheduler
 	unit  stream.Unit
-	acks  []*stream.Ack // released when the events are acknowledged
+	acks  []*records.Ack // released when the events are acknowledged
 }
 
 // end is for an item whose stay ends here: its event is all that it becomes.
@@ -88,7 +89,7 @@ func (a *arrivals) end(it *decide.Item, action task.Action) {
 // accept is for an item that goes to the scheduler.
 func (a *arrivals) accept(it *decide.Item) {
 	o := originOf(it)
-	if o.rec.Header(stream.HeaderAccepted) == "" {
+	if o.rec.Header(records.HeaderAccepted) == "" {
 		a.unit.Events = append(a.unit.Events, task.Accepted(it.Task, submitter(o.rec, it.Task), a.now))
 	}
 	if !it.Parked {
@@ -134,7 +135,7 @@ func (r *Router) decodeAll(ctx context.Context, recs []*stream.Record) []*decide
 		it, err := r.decode(rec)
 		if err != nil {
 			// An error of Put means that ctx ended: the record is read again.
-			_ = r.dead.Put(ctx, stream.Letter{Record: rec, Reason: stream.ReasonInvalid, Cause: err})
+			_ = r.dead.Put(ctx, records.Letter{Record: rec, Reason: records.ReasonInvalid, Cause: err})
 			continue
 		}
 		items = append(items, it)
@@ -157,12 +158,12 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 		t.Priority = p
 	}
 	if t.ID == "" {
-		t.ID = stream.TaskID(rec)
+		t.ID = records.TaskID(rec)
 	}
 	if t.TraceID == "" {
 		t.TraceID = traceOf(rec, t)
 	}
-	if t.SubmittedAt.IsZero() || rec.Header(stream.HeaderAccepted) == "" {
+	if t.SubmittedAt.IsZero() || rec.Header(records.HeaderAccepted) == "" {
 		// The log's time, not the sender's: it decides who goes first.
 		t.SubmittedAt = rec.Time.UTC()
 	}
@@ -171,13 +172,13 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 		return nil, err
 	}
 	it := &decide.Item{
-		Task: t, Origin: newOrigin(rec), Source: rec.Topic, Size: int64(len(rec.Value)), Client: hostOf(rec.Header(stream.HeaderAddr)),
+		Task: t, Origin: newOrigin(rec), Source: rec.Topic, Size: int64(len(rec.Value)), Client: hostOf(rec.Header(records.HeaderAddr)),
 		ReadyAt: t.ReadyAt(), Parked: rec.Topic == stream.TasksParked,
 	}
 	if it.Parked {
-		if until := stream.ParkedUntil(rec); until.After(it.ReadyAt) {
+		if until := records.ParkedUntil(rec); until.After(it.ReadyAt) {
 			it.ReadyAt = until
-			it.WakesForDevice = rec.Header(stream.HeaderParkedFor) == decide.ParkedForDevice
+			it.WakesForDevice = rec.Header(records.HeaderParkedFor) == decide.ParkedForDevice
 		}
 	}
 	return it, nil
@@ -205,7 +206,7 @@ func traceOf(rec *stream.Record, t *task.Task) string {
 
 // submitter is who sent a record: as the headers of the API say, or else the tenant.
 func submitter(rec *stream.Record, t *task.Task) task.Origin {
-	o := task.Origin{Actor: rec.Header(stream.HeaderActor), Addr: rec.Header(stream.HeaderAddr), UserAgent: rec.Header(stream.HeaderAgent)}
+	o := task.Origin{Actor: rec.Header(records.HeaderActor), Addr: rec.Header(records.HeaderAddr), UserAgent: rec.Header(records.HeaderAgent)}
 	if o.Actor == "" {
 		o.Actor = t.Tenant
 	}

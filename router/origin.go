@@ -5,17 +5,18 @@ import (
 
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 )
 
 // origin is the record behind an item, and the count of what it became.
 type origin struct {
 	rec *stream.Record
-	ack *stream.Ack
+	ack *records.Ack
 }
 
 // newOrigin counts one thing for the record: whatever ends the task's stay here.
 func newOrigin(rec *stream.Record) *origin {
-	return &origin{rec: rec, ack: stream.NewAck(rec, 1)}
+	return &origin{rec: rec, ack: records.NewAck(rec, 1)}
 }
 
 // Lost reports whether another router reads the record from now on.

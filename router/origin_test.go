@@ -10,6 +10,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -26,7 +27,7 @@ func twin(requeues int) (*decide.Item, *finisher) {
 		tk.Progress = &task.Progress{Requeues: requeues}
 	}
 	it, f := newItem(tk, stream.TasksNormal), &finisher{}
-	originOf(it).ack = stream.NewAck(f, 1)
+	originOf(it).ack = records.NewAck(f, 1)
 	return it, f
 }
 

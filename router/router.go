@@ -13,6 +13,7 @@ import (
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -53,7 +54,7 @@ type Router struct {
 	claims claims
 	sched  *scheduler
 	outbox *stream.Outbox
-	dead   stream.DeadLetters
+	dead   records.DeadLetters
 }
 
 // New returns a router; Run starts it. The error says which setting is wrong.
@@ -66,7 +67,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	return &Router{
 		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
-		dead:   stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		dead:   records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -246,8 +247,8 @@ func TestTasksBecomeAssignments(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 	for _, d := range y.dead {
-		require.Equal(t, Stage, d.Header(stream.HeaderDLQStage))
-		require.NotEmpty(t, d.Header(stream.HeaderDLQError))
+		require.Equal(t, Stage, d.Header(records.HeaderDLQStage))
+		require.NotEmpty(t, d.Header(records.HeaderDLQError))
 		if string(d.Key) == "g" {
 			require.Equal(t, "\xff\x00garbage", string(d.Value))
 			require.Equal(t, "kept", d.Header("mine"))
@@ -321,7 +322,7 @@ func TestATaskTooLargeToParkFails(t *testing.T) {
 	m := y.message(large, wire.ContentMsgpack)
 	m.Key = ""
 	room := limit - 128 - 32 - len(m.Value) - 100 // minus the overhead of a batch, a record and the headers
-	m.Headers = append(m.Headers, stream.Header{Key: stream.HeaderActor, Value: []byte(strings.Repeat("a", room))})
+	m.Headers = append(m.Headers, stream.Header{Key: records.HeaderActor, Value: []byte(strings.Repeat("a", room))})
 	msgs := []stream.Message{m}
 	for i := range 60 {
 		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), wire.ContentJSON))

@@ -1,4 +1,4 @@
-package stream
+package stream_test
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -16,10 +18,10 @@ func TestEventsShareAPartitionWithTheResult(t *testing.T) {
 	seen := map[int]bool{}
 	for i := range 100 {
 		r := &task.Result{Tenant: "acme", TaskID: fmt.Sprintf("t-%d", i), State: task.Success}
-		m, err := ResultMessage(r)
+		m, err := records.ResultMessage(r)
 		require.NoError(t, err)
-		at := bucketOfEvent(&task.Event{Tenant: r.Tenant, TaskID: r.TaskID, ResourceType: "batch", ResourceID: "b"}, 12)
-		require.EqualValues(t, partitionOf(m.Key, 12), at, r.TaskID)
+		at := stream.BucketOfEvent(&task.Event{Tenant: r.Tenant, TaskID: r.TaskID, ResourceType: "batch", ResourceID: "b"}, 12)
+		require.EqualValues(t, stream.PartitionOf(m.Key, 12), at, r.TaskID)
 		seen[at] = true
 	}
 	require.Len(t, seen, 12)

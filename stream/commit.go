@@ -9,6 +9,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // commitPeriodically commits what has finished at each interval, and reports stragglers and
@@ -141,7 +142,7 @@ func (c *consumer) reportProgress() {
 			c.cfg.OnStraggler(rec)
 		}
 	}
-	records, bytes := c.budget.held()
+	records, bytes := c.budget.Held()
 	c.metrics.InFlight.WithLabelValues(c.group, c.cfg.Topic).Set(float64(records))
 	c.metrics.InFlightBytes.WithLabelValues(c.group, c.cfg.Topic).Set(float64(bytes))
 	c.metrics.Spread.WithLabelValues(c.group, c.cfg.Topic).Set(float64(spread))
@@ -151,7 +152,7 @@ func (c *consumer) reportProgress() {
 
 // position returns the offset at which the group continues to read the partition, -1 for its
 // start, and the finished spans above it.
-func (c *consumer) position(ctx context.Context, id int) (int64, []span, error) {
+func (c *consumer) position(ctx context.Context, id int) (int64, []offsets.Span, error) {
 	if c.cfg.Offsets != nil {
 		next, err := c.cfg.Offsets.Acquire(ctx, c.cfg.Topic, id)
 		if err != nil {
@@ -163,14 +164,14 @@ func (c *consumer) position(ctx context.Context, id int) (int64, []span, error) 
 	if err != nil || offset < 0 {
 		return offset, nil, err
 	}
-	spans, err := decodeSpans(offset, metadata)
+	spans, err := offsets.Decode(offset, metadata)
 	if err != nil {
 		c.logger.Warn("cannot read a commit's metadata; records finished above the committed offset will be processed again", "partition", id, "error", err)
 	}
 	return offset, spans, nil
 }
 
-// committed returns the group's committed offset, -1 when there is none.
+// committed returns the group's committed offset, or -1 without one.
 func (cl *Client) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()

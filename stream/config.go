@@ -1,8 +1,6 @@
 package stream
 
 import (
-	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,6 +14,7 @@ import (
 	"github.com/segmentio/kafka-go/sasl/plain"
 
 	"github.com/batchyard/batchyard/internal/config"
+	"github.com/batchyard/batchyard/stream/internal/scram"
 )
 
 // Config says where Kafka is and how to use it. Zero fields mean their defaults.
@@ -122,9 +121,9 @@ func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
 	case "plain":
 		return plain.Mechanism{Username: c.User, Password: password}, nil
 	case "scram-sha-256":
-		return scram{name: "SCRAM-SHA-256", hash: sha256.New, user: c.User, password: password}, nil
+		return scram.SHA256(c.User, password), nil
 	case "scram-sha-512":
-		return scram{name: "SCRAM-SHA-512", hash: sha512.New, user: c.User, password: password}, nil
+		return scram.SHA512(c.User, password), nil
 	}
 	return nil, fmt.Errorf("unknown kafka.sasl.mechanism %q: use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
 }

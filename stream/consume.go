@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream/internal/budget"
 )
 
 // ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
@@ -57,7 +58,7 @@ type consumer struct {
 	logger  *slog.Logger
 	metrics *metrics.Stream
 	handle  func(context.Context, []*Record)
-	budget  *budget
+	budget  *budget.Budget
 
 	member      string     // used only by the goroutine of Consume
 	coordinator net.Addr   // used only by heartbeats; nil: look it up
@@ -93,7 +94,7 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
 		logger:  cl.logger.With("group", group),
 		metrics: &cl.metrics.Stream,
-		budget:  newBudget(cfg.MaxRecords, cfg.MaxBytes),
+		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
 		trouble: map[string]struct{}{},
@@ -247,7 +248,7 @@ func (c *consumer) takeOver(ctx context.Context, last, s *session) {
 		p.lose()
 	}
 	for _, p := range gained {
-		c.budget.join(&p.budget)
+		c.budget.Join(&p.budget)
 	}
 	for _, p := range gained {
 		c.wg.Go(p.run)

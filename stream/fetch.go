@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
@@ -28,7 +29,7 @@ type fetchRequest struct {
 	partition int
 	from      int64
 	maxBytes  int64
-	skip      []span // records to leave out
+	skip      []offsets.Span // records to leave out
 }
 
 // fetch reads one partition from an offset on. The broker holds the request for
@@ -85,7 +86,7 @@ func (f *fetched) decode(records protocol.RecordReader, req fetchRequest) error 
 			return fmt.Errorf("reading records: %w", err)
 		}
 		// A batch may start below the requested offset.
-		if r.Offset < req.from || inSpans(req.skip, r.Offset) {
+		if r.Offset < req.from || offsets.Contains(req.skip, r.Offset) {
 			closeBytes(r)
 			f.next = max(f.next, r.Offset+1)
 			continue

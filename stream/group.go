@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/batchyard/batchyard/stream/internal/assign"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/heartbeat"
 )
@@ -54,7 +55,7 @@ func outcomeOf(err error) sessionOutcome {
 // errSessionTimeout cannot be fixed by retrying.
 var errSessionTimeout = errors.New("the broker does not allow this kafka.session_timeout: use a value between its group.min.session.timeout.ms (6s by default) and group.max.session.timeout.ms")
 
-// join makes this process a member of the next generation. It keeps the member id in c, so
+// Join makes this process a member of the next generation. It keeps the member id in c, so
 // that the broker recognizes the same member when it tries again.
 func (c *consumer) join(ctx context.Context) (*session, error) {
 	for {
@@ -133,7 +134,7 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 		for _, m := range joined.Members {
 			had[m.ID] = m.Metadata.OwnedPartitions[topic]
 		}
-		for member, parts := range assignSticky(n, had) {
+		for member, parts := range assign.Sticky(n, had) {
 			req.Assignments = append(req.Assignments, kafka.SyncGroupRequestAssignment{
 				MemberID:   member,
 				Assignment: kafka.GroupProtocolAssignment{AssignedPartitions: map[string][]int{topic: parts}},
@@ -151,58 +152,6 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 	slices.Sort(s.assigned)
 	s.assigned = slices.Compact(s.assigned)
 	return s, nil
-}
-
-// assignSticky spreads n partitions evenly over the members; each keeps as many of those it
-// had as its quota allows.
-func assignSticky(n int, had map[string][]int) map[string][]int {
-	members := make([]string, 0, len(had))
-	for m := range had {
-		members = append(members, m)
-	}
-	// When n does not divide evenly, those who had most get the extra partitions.
-	slices.SortFunc(members, func(a, b string) int {
-		if d := len(had[b]) - len(had[a]); d != 0 {
-			return d
-		}
-		if a < b {
-			return -1
-		}
-		return 1
-	})
-	out := make(map[string][]int, len(members))
-	if len(members) == 0 {
-		return out
-	}
-	taken := make([]bool, n)
-	quota := make(map[string]int, len(members))
-	for i, m := range members {
-		quota[m] = n / len(members)
-		if i < n%len(members) {
-			quota[m]++
-		}
-		out[m] = []int{}
-		for _, p := range had[m] {
-			if p >= 0 && p < n && !taken[p] && len(out[m]) < quota[m] {
-				taken[p] = true
-				out[m] = append(out[m], p)
-			}
-		}
-	}
-	i := 0
-	for p := range n {
-		if taken[p] {
-			continue
-		}
-		for len(out[members[i]]) >= quota[members[i]] {
-			i++
-		}
-		out[members[i]] = append(out[members[i]], p)
-	}
-	for _, parts := range out {
-		slices.Sort(parts)
-	}
-	return out
 }
 
 // heartbeat sends heartbeats until the session ends.
@@ -276,7 +225,7 @@ func (c *consumer) findCoordinator(ctx context.Context) (net.Addr, error) {
 	return kafka.TCP(net.JoinHostPort(res.Coordinator.Host, strconv.Itoa(res.Coordinator.Port))), nil
 }
 
-// leave announces that this member leaves, so that the others need not wait for the session
+// Leave announces that this member leaves, so that the others need not wait for the session
 // timeout. If the request fails, they wait.
 func (c *consumer) leave(ctx context.Context) {
 	if c.member == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sort"
 
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"github.com/segmentio/kafka-go"
 )
 
@@ -14,7 +15,7 @@ type PartitionOffsets struct {
 	First, End int64 // the partition's first offset, and one above its last
 
 	committed int64 // the first offset that the group has not finished
-	finished  []span
+	finished  []offsets.Span
 }
 
 // Committed returns the group's committed offset, or the partition's first offset if that is higher.
@@ -25,8 +26,8 @@ func (s *PartitionOffsets) Unfinished(offset int64) bool {
 	if offset < s.committed {
 		return false
 	}
-	i := sort.Search(len(s.finished), func(i int) bool { return s.finished[i].end > offset })
-	return i == len(s.finished) || offset < s.finished[i].first
+	i := sort.Search(len(s.finished), func(i int) bool { return s.finished[i].End > offset })
+	return i == len(s.finished) || offset < s.finished[i].First
 }
 
 // Offsets returns for each partition of a topic what it holds and what of it a group has
@@ -57,7 +58,7 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 				}
 				s.committed = max(next, 0)
 				// Like the next owner, ignore metadata that is not ours.
-				s.finished, _ = decodeSpans(s.committed, metadata)
+				s.finished, _ = offsets.Decode(s.committed, metadata)
 				return nil
 			})
 			if err != nil {

@@ -2,6 +2,8 @@ package stream
 
 import (
 	"context"
+	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"sync"
 	"sync/atomic"
 )
@@ -26,17 +28,17 @@ type partition struct {
 	started      bool  // the first offset is known
 	next         int64 // every offset below was handed out or skipped
 	head, tail   *Record
-	inFlight     int    // length of the list
-	inherited    []span // finished above next, from the last owner's commit
-	highest      int64  // one above the highest finished offset
-	dirty        bool   // something finished since the last commit was prepared
-	committed    int64  // acknowledged by the broker; -1 before the first commit
-	omitMetadata bool   // the broker refuses metadata of this length
-	budget       share
+	inFlight     int            // length of the list
+	inherited    []offsets.Span // finished above next, from the last owner's commit
+	highest      int64          // one above the highest finished offset
+	dirty        bool           // something finished since the last commit was prepared
+	committed    int64          // acknowledged by the broker; -1 before the first commit
+	omitMetadata bool           // the broker refuses metadata of this length
+	budget       budget.Share
 }
 
 // begin sets the offset at which reading starts.
-func (p *partition) begin(next int64, skip []span) {
+func (p *partition) begin(next int64, skip []offsets.Span) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.started = true
@@ -58,7 +60,7 @@ func (p *partition) restart(next int64) {
 		for r := p.head; r != nil; {
 			after := r.next
 			r.prev, r.next, r.finished = nil, nil, true
-			p.c.budget.release(&p.budget, 1, r.size())
+			p.c.budget.Release(&p.budget, 1, r.size())
 			r = after
 		}
 		p.head, p.tail, p.inFlight = nil, nil, 0
@@ -99,8 +101,8 @@ func (p *partition) advanceTo(next int64) {
 
 // dropPassedSpans drops the inherited spans below next. The caller holds mu.
 func (p *partition) dropPassedSpans() {
-	for len(p.inherited) > 0 && p.inherited[0].first <= p.next {
-		p.next = max(p.next, p.inherited[0].end)
+	for len(p.inherited) > 0 && p.inherited[0].First <= p.next {
+		p.next = max(p.next, p.inherited[0].End)
 		p.inherited = p.inherited[1:]
 	}
 	p.highest = max(p.highest, p.lowestUnfinished())
@@ -130,7 +132,7 @@ func (p *partition) finish(r *Record) {
 	p.dirty = true
 	empty := p.inFlight == 0
 	p.mu.Unlock()
-	p.c.budget.release(&p.budget, 1, r.size())
+	p.c.budget.Release(&p.budget, 1, r.size())
 	if empty {
 		p.c.drained()
 	}
@@ -159,7 +161,7 @@ func (p *partition) lose() {
 	p.head, p.tail, p.inFlight = nil, nil, 0
 	p.mu.Unlock()
 	p.cancel()
-	p.c.budget.leave(&p.budget)
+	p.c.budget.Leave(&p.budget)
 	p.c.drained()
 	if p.c.cfg.OnLost != nil {
 		p.c.cfg.OnLost(p.id)
@@ -183,28 +185,28 @@ func (p *partition) nextCommit() (commitCandidate, bool) {
 	p.dirty = false
 	o := commitCandidate{p: p, offset: p.lowestUnfinished()}
 	if !p.omitMetadata {
-		o.metadata = encodeSpans(o.offset, p.finishedSpans(), maxMetadata)
+		o.metadata = offsets.Encode(o.offset, p.finishedSpans(), offsets.MaxMetadata)
 	}
 	return o, true
 }
 
 // finishedSpans returns the finished offsets above the lowest unfinished one, as many as fit
 // into a commit. The caller holds mu.
-func (p *partition) finishedSpans() []span {
-	const most = maxMetadata / 2 // a span takes more than two bytes
-	var spans []span
+func (p *partition) finishedSpans() []offsets.Span {
+	const most = offsets.MaxMetadata / 2 // a span takes more than two bytes
+	var spans []offsets.Span
 	for r := p.head; r != nil && len(spans) < most; r = r.next {
 		end := p.next
 		if r.next != nil {
 			end = r.next.Offset
 		}
 		if end > r.Offset+1 {
-			spans = append(spans, span{r.Offset + 1, end})
+			spans = append(spans, offsets.Span{First: r.Offset + 1, End: end})
 		}
 	}
 	for _, s := range p.inherited {
-		if n := len(spans); n > 0 && spans[n-1].end == s.first {
-			spans[n-1].end = s.end
+		if n := len(spans); n > 0 && spans[n-1].End == s.First {
+			spans[n-1].End = s.End
 		} else {
 			spans = append(spans, s)
 		}
@@ -247,17 +249,4 @@ func (p *partition) straggler(maxSpread int64) (*Record, int64) {
 	}
 	p.head.reported = true
 	return p.head, spread
-}
-
-// inSpans reports whether one of the spans contains the offset.
-func inSpans(spans []span, offset int64) bool {
-	for _, s := range spans {
-		if offset < s.first {
-			return false
-		}
-		if offset < s.end {
-			return true
-		}
-	}
-	return false
 }

@@ -102,7 +102,7 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 // asks for want bytes anyway, or the record would never be read.
 func (p *partition) fetch(from, want int64) (fetched, error) {
 	c := p.c
-	granted, err := c.budget.takeBytes(p.ctx, &p.budget, min(want, c.cl.cfg.FetchBytes))
+	granted, err := c.budget.TakeBytes(p.ctx, &p.budget, min(want, c.cl.cfg.FetchBytes))
 	if err != nil {
 		return fetched{}, err
 	}
@@ -124,7 +124,7 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 	if err != nil {
 		got.recs, bytes = nil, 0
 	}
-	c.budget.adjustBytes(&p.budget, bytes-granted)
+	c.budget.AdjustBytes(&p.budget, bytes-granted)
 	if err != nil {
 		return got, err
 	}
@@ -145,8 +145,8 @@ func (p *partition) nextUnfinished(offset int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.inherited {
-		if offset >= s.first && offset < s.end {
-			return s.end
+		if offset >= s.First && offset < s.End {
+			return s.End
 		}
 	}
 	return offset
@@ -158,7 +158,7 @@ func (p *partition) passOn(to chan<- delivery, recs []*Record, next int64) bool 
 	for {
 		d := delivery{next: next}
 		if len(recs) > 0 {
-			n, err := p.c.budget.takeRecords(p.ctx, &p.budget, len(recs))
+			n, err := p.c.budget.TakeRecords(p.ctx, &p.budget, len(recs))
 			if err != nil {
 				return false
 			}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/batchyard/batchyard/stream/internal/murmur"
 	"github.com/segmentio/kafka-go"
 	"golang.org/x/sync/semaphore"
 )
@@ -192,7 +193,7 @@ func partitionOf(key string, n int) int32 {
 	if key == "" {
 		return rand.Int32N(int32(n))
 	}
-	return int32((murmur2(key) & 0x7fffffff) % uint32(n))
+	return int32((murmur.Hash(key) & 0x7fffffff) % uint32(n))
 }
 
 // enqueue waits until there is room for the first message of the batch, hands over as many as
@@ -321,7 +322,7 @@ func sizeOf(batch []entry) int {
 	return n
 }
 
-// lastError returns an error of a partition that cannot be written now; nil when there is none.
+// lastError returns an error of a partition that cannot be written now; or nil without one.
 func (p *producer) lastError() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -20,7 +20,7 @@ type layouts struct {
 	refreshes chan struct{}
 
 	mu      sync.RWMutex
-	topics  map[string][]int32 // by name without prefix: the leader of each partition, -1 when there is none
+	topics  map[string][]int32 // by name without prefix: the leader of each partition, -1 without one
 	changed chan struct{}      // closed and replaced at each refresh
 }
 

@@ -2,15 +2,9 @@ package stream
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"log/slog"
-	"maps"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -18,83 +12,17 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
-
-func spansGen(base int64) *rapid.Generator[[]span] {
-	return rapid.Custom(func(t *rapid.T) []span {
-		at := base
-		var spans []span
-		for range rapid.IntRange(0, 60).Draw(t, "n") {
-			first := at + rapid.Int64Range(1, 1<<rapid.IntRange(0, 40).Draw(t, "gap bits")).Draw(t, "gap")
-			end := first + rapid.Int64Range(1, 1<<rapid.IntRange(0, 40).Draw(t, "bits")).Draw(t, "length")
-			spans = append(spans, span{first, end})
-			at = end
-		}
-		return spans
-	})
-}
-
-func TestCommitMetadataRoundTrip(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		base := rapid.Int64Range(0, 1<<45).Draw(t, "base")
-		spans := spansGen(base).Draw(t, "spans")
-		limit := rapid.IntRange(2, maxMetadata).Draw(t, "limit")
-		text := encodeSpans(base, spans, limit)
-		require.LessOrEqual(t, len(text), limit)
-		got, err := decodeSpans(base, text)
-		require.NoError(t, err)
-		require.LessOrEqual(t, len(got), len(spans))
-		require.True(t, slices.Equal(spans[:len(got)], got))
-		if limit == maxMetadata && len(spans) < 100 {
-			require.Len(t, got, len(spans))
-		}
-	})
-}
-
-func TestMetadataHoldsManyStragglers(t *testing.T) {
-	var spans []span
-	for i := range int64(4000) { // every eighth of 32,000 is unfinished
-		spans = append(spans, span{8*i + 1, 8*i + 8})
-	}
-	text := encodeSpans(0, spans, maxMetadata)
-	require.LessOrEqual(t, len(text), maxMetadata)
-	got, err := decodeSpans(0, text)
-	require.NoError(t, err)
-	require.Greater(t, len(got), 1500)
-}
-
-func FuzzDecodeSpans(f *testing.F) {
-	f.Add(int64(5), encodeSpans(5, []span{{7, 9}, {11, 400}}, maxMetadata))
-	f.Add(int64(0), "")
-	f.Add(int64(0), "1:____________")
-	f.Add(int64(1<<60), "1:gICAgICAgICAAQE")
-	f.Fuzz(func(t *testing.T, base int64, text string) {
-		base &= 1<<50 - 1
-		fuzzing.Bound(t, len(text), func() { _, _ = decodeSpans(base, text) })
-		spans, err := decodeSpans(base, text)
-		if err != nil {
-			return
-		}
-		at := base
-		for _, s := range spans {
-			require.GreaterOrEqual(t, s.first, at)
-			require.Greater(t, s.end, s.first)
-			at = s.end
-		}
-		again, err := decodeSpans(base, encodeSpans(base, spans, 4*maxMetadata))
-		require.NoError(t, err)
-		require.Equal(t, spans, again)
-	})
-}
 
 // newPartition is a partition without a broker.
 func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: newBudget(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	c := &consumer{budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
 	p := &partition{c: c, committed: -1}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	c.budget.join(&p.budget)
+	c.budget.Join(&p.budget)
 	c.parts[0] = p
 	return p
 }
@@ -109,13 +37,13 @@ func TestTrackerAgainstModel(t *testing.T) {
 		finished := map[int64]bool{} // or nonexistent
 		inherited := rapid.SliceOfDistinct(rapid.Int64Range(start+1, start+60), func(o int64) int64 { return o }).Draw(t, "finished before")
 		slices.Sort(inherited)
-		var skip []span
+		var skip []offsets.Span
 		for _, o := range inherited {
 			finished[o] = true
-			if n := len(skip); n > 0 && skip[n-1].end == o {
-				skip[n-1].end++
+			if n := len(skip); n > 0 && skip[n-1].End == o {
+				skip[n-1].End++
 			} else {
-				skip = append(skip, span{o, o + 1})
+				skip = append(skip, offsets.Span{First: o, End: o + 1})
 			}
 		}
 		p.begin(start, skip)
@@ -133,7 +61,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 			require.Equal(t, len(open), p.inFlight)
 			p.mu.Unlock()
 			for o := low; o < next+70; o++ {
-				require.Equal(t, finished[o], inSpans(spans, o), "offset %d of %v", o, spans)
+				require.Equal(t, finished[o], offsets.Contains(spans, o), "offset %d of %v", o, spans)
 			}
 			require.GreaterOrEqual(t, low, committed)
 			committed = low
@@ -186,7 +114,7 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 	recs[1].Done()
 	_, ok := p.nextCommit()
 	require.False(t, ok)
-	records, bytes := p.c.budget.held()
+	records, bytes := p.c.budget.Held()
 	require.Zero(t, records)
 	require.Zero(t, bytes)
 }
@@ -230,38 +158,6 @@ func TestStragglerIsReportedOnce(t *testing.T) {
 	require.Same(t, recs[1], r, "the next one")
 }
 
-// Partitions are spread evenly, each to one member, and keep their owner where possible.
-func TestAssignSticky(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 40).Draw(t, "partitions")
-		members := rapid.IntRange(1, 12).Draw(t, "members")
-		had := map[string][]int{}
-		for i := range members {
-			had["m"+strconv.Itoa(i)] = rapid.SliceOfN(rapid.IntRange(-1, n+2), 0, 20).Draw(t, "had")
-		}
-		out := assignSticky(n, had)
-		owner := map[int]string{}
-		for m, parts := range out {
-			require.GreaterOrEqual(t, len(parts), n/members)
-			require.LessOrEqual(t, len(parts), (n+members-1)/members)
-			for _, p := range parts {
-				require.NotContains(t, owner, p)
-				owner[p] = m
-			}
-		}
-		require.Len(t, owner, n)
-		require.Len(t, out, members)
-		require.Equal(t, out, assignSticky(n, out), "a second assignment moves nothing")
-	})
-	before := assignSticky(12, map[string][]int{"a": nil, "b": nil})
-	with := maps.Clone(before)
-	with["c"] = nil
-	after := assignSticky(12, with)
-	for _, m := range []string{"a", "b"} {
-		require.Subset(t, before[m], after[m], "a new member takes some; the others swap none")
-	}
-}
-
 func TestPartitioningMatchesOtherClients(t *testing.T) {
 	b := kafka.Murmur2Balancer{}
 	parts := make([]int, 12)
@@ -271,107 +167,6 @@ func TestPartitioningMatchesOtherClients(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.StringN(1, 40, 200).Draw(t, "key")
 		require.Equal(t, b.Balance(kafka.Message{Key: []byte(key)}, parts...), int(partitionOf(key, 12)))
-	})
-}
-
-// The example of RFC 7677, section 3.
-func TestScramConversation(t *testing.T) {
-	s := scram{name: "SCRAM-SHA-256", hash: sha256.New, user: "user", password: "pencil"}
-	c, first, err := s.begin("rOprNGfwEbeRWgbNEkqO")
-	require.NoError(t, err)
-	require.Equal(t, "n,,n=user,r=rOprNGfwEbeRWgbNEkqO", string(first))
-	done, proof, err := c.Next(t.Context(), []byte("r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"))
-	require.NoError(t, err)
-	require.False(t, done)
-	require.Equal(t, "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", string(proof))
-	done, _, err = c.Next(t.Context(), []byte("v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="))
-	require.NoError(t, err)
-	require.True(t, done)
-
-	for _, bad := range []string{"r=somebodyelse,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", "r=x1,s=!,i=1", "r=x1,s=QQ==,i=99999999", ""} {
-		c, _, err := s.begin("x")
-		require.NoError(t, err)
-		_, _, err = c.Next(t.Context(), []byte(bad))
-		require.Error(t, err, bad)
-	}
-	c, _, err = s.begin("x")
-	require.NoError(t, err)
-	_, _, err = c.Next(t.Context(), []byte("r=x1,s=QQ==,i=1"))
-	require.NoError(t, err)
-	_, _, err = c.Next(t.Context(), []byte("v=QUFB"))
-	require.ErrorContains(t, err, "does not know the password")
-}
-
-// The budget is not exceeded, nothing leaks, and every partition can always use its own share.
-func TestBudget(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := newBudget(rapid.IntRange(1, 50).Draw(t, "records"), 1<<20)
-		shares := make([]*share, rapid.IntRange(1, 6).Draw(t, "partitions"))
-		held := map[*share]int{}
-		for i := range shares {
-			shares[i] = &share{}
-			b.join(shares[i])
-		}
-		over, cancel := context.WithCancel(context.Background())
-		cancel()
-		t.Repeat(map[string]func(*rapid.T){
-			"take": func(t *rapid.T) {
-				s := rapid.SampledFrom(shares).Draw(t, "who")
-				n, err := b.takeRecords(over, s, rapid.IntRange(1, 20).Draw(t, "want"))
-				if err != nil {
-					require.GreaterOrEqual(t, int64(held[s]), b.ownRecords, "a partition was refused its own share")
-					n = 0
-				}
-				held[s] += n
-			},
-			"give back": func(t *rapid.T) {
-				s := rapid.SampledFrom(shares).Draw(t, "who")
-				if held[s] == 0 {
-					t.Skip()
-				}
-				held[s]--
-				b.release(s, 1, 0)
-			},
-			"": func(t *rapid.T) {
-				sum := 0
-				for _, n := range held {
-					sum += n
-				}
-				records, _ := b.held()
-				require.Equal(t, int64(sum), records)
-				require.LessOrEqual(t, records, max(b.maxRecords, int64(len(shares))))
-			},
-		})
-		for _, s := range shares {
-			b.leave(s)
-		}
-		records, bytes := b.held()
-		require.Zero(t, records)
-		require.Zero(t, bytes)
-	})
-}
-
-func TestBudgetWakesWaiters(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBudget(2, 1<<20)
-		a := &share{}
-		b.join(a)
-		n, err := b.takeRecords(t.Context(), a, 5)
-		require.NoError(t, err)
-		require.Equal(t, 2, n)
-		got := make(chan int)
-		go func() {
-			n, _ := b.takeRecords(t.Context(), a, 5)
-			got <- n
-		}()
-		synctest.Wait()
-		select {
-		case <-got:
-			t.Fatal("took more than there was")
-		default:
-		}
-		b.release(a, 1, 0)
-		require.Equal(t, 1, <-got)
 	})
 }
 
@@ -387,28 +182,4 @@ func TestKafkaGoStillSwapsHeartbeatFields(t *testing.T) {
 	require.NoError(t, protocol.Unmarshal(wire, 3, &res))
 	require.ErrorIs(t, heartbeatError(&res), kafka.RebalanceInProgress)
 	require.NoError(t, heartbeatError(&heartbeat.Response{}))
-}
-
-func TestDeadLetter(t *testing.T) {
-	r := &Record{Topic: TasksLow, Partition: 3, Offset: 9, Key: []byte("k"), Value: []byte{0xff},
-		Headers: []Header{{"a", []byte("b")}, {HeaderDLQReason, []byte("old")}}}
-	long := strings.Repeat("ü", maxDLQError)
-	m := DeadLetter(r, "router", "garbage", errors.New(long))
-	require.Equal(t, DLQ, m.Topic)
-	require.Equal(t, "k", m.Key)
-	require.Equal(t, r.Value, m.Value)
-	got := map[string]string{}
-	for _, h := range m.Headers {
-		require.NotContains(t, got, h.Key)
-		got[h.Key] = string(h.Value)
-	}
-	require.Equal(t, "b", got["a"])
-	require.Equal(t, "garbage", got[HeaderDLQReason])
-	require.Equal(t, "router", got[HeaderDLQStage])
-	require.Equal(t, TasksLow, got[HeaderDLQTopic])
-	require.Equal(t, "3", got[HeaderDLQPartition])
-	require.Equal(t, "9", got[HeaderDLQOffset])
-	require.Equal(t, long[:maxDLQError], got[HeaderDLQError])
-	require.NotEmpty(t, got[HeaderDLQTime])
-	require.Equal(t, "tasks.low/3@9", r.Position())
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -167,7 +168,7 @@ func (s *Workers) result(e ending, st task.State) *task.Result {
 // it has to end.
 func (s *Workers) writeResult(w *work, res *task.Result, events []task.Event) {
 	key := w.task().Key()
-	msg, err := stream.ResultMessage(res)
+	msg, err := records.ResultMessage(res)
 	if err != nil { // cannot happen: the answer was checked to be JSON
 		s.deps.Logger.Error("encoding a result", "tenant", key.Tenant, "task_id", key.ID, "error", err)
 		return

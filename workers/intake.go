@@ -7,6 +7,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -24,11 +25,11 @@ func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 			err = errors.New("the frame is empty")
 		}
 		if err != nil {
-			letter := stream.Letter{Record: rec, Reason: stream.ReasonUnreadable, Cause: err}
+			letter := records.Letter{Record: rec, Reason: records.ReasonUnreadable, Cause: err}
 			s.logStopped(s.deadLetters.Put(context.WithoutCancel(s.life), letter))
 			continue
 		}
-		ack := stream.NewAck(rec, tasks)
+		ack := records.NewAck(rec, tasks)
 		for i := range batches {
 			s.start(ctx, &batches[i], rec.Partition, ack)
 		}
@@ -36,7 +37,7 @@ func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 }
 
 // start submits a batch to the runner of its device.
-func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *stream.Ack) {
+func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *records.Ack) {
 	works := make([]*work, 0, len(b.Assignments))
 	for i := range b.Assignments {
 		w := newWork(s.life, b.Assignments[i], b.ID, ack)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -94,7 +95,7 @@ func (s *Workers) writeBack(e ending, q requeue) {
 	if n := len(t.Progress.Attempts) - 4*task.MaxAttemptsLimit; n > 0 {
 		t.Progress.Attempts = t.Progress.Attempts[n:]
 	}
-	msg, err := stream.TaskMessage(stream.TasksTopic(t.Priority), t, stream.RequeueHeaders(nil)...)
+	msg, err := records.TaskMessage(stream.TasksTopic(t.Priority), t, records.RequeueHeaders(nil)...)
 	if err != nil {
 		s.deps.Logger.Error("encoding a task", "tenant", t.Tenant, "task_id", t.ID, "error", err)
 		return

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -23,7 +23,7 @@ var (
 type work struct {
 	assignment    task.Assignment
 	batch         string
-	ack           *stream.Ack    // of the record that it came in
+	ack           *records.Ack   // of the record that it came in
 	attempts      []task.Attempt // made so far, on other devices too
 	localAttempts int            // made here
 	started       time.Time      // of the last attempt
@@ -34,7 +34,7 @@ type work struct {
 	creditReturned atomic.Bool // its credit is no longer held here
 }
 
-func newWork(ctx context.Context, a task.Assignment, batch string, ack *stream.Ack) *work {
+func newWork(ctx context.Context, a task.Assignment, batch string, ack *records.Ack) *work {
 	w := &work{assignment: a, batch: batch, ack: ack}
 	if p := a.Task.Progress; p != nil {
 		w.attempts = append(w.attempts, p.Attempts...)

@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -37,7 +38,7 @@ type Workers struct {
 	deps          Deps
 	engine        *engine
 	outbox        *stream.Outbox
-	deadLetters   *stream.DeadLetters
+	deadLetters   *records.DeadLetters
 	leases        *store.LeaseRenewer
 	tasks         *taskIndex
 	backoffs      *backoffs
@@ -70,7 +71,7 @@ func New(cfg Config, deps Deps) (*Workers, error) {
 func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers {
 	s := &Workers{
 		cfg: cfg, deps: deps, engine: e, outbox: outbox,
-		deadLetters: &stream.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		tasks:       newTaskIndex(), backoffs: newBackoffs(),
 		reportNow: make(chan struct{}, 1), checkFleetNow: make(chan struct{}, 1), stopping: make(chan struct{}),

@@ -7,6 +7,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -27,10 +28,10 @@ type deadLetter struct {
 // sendDead writes dead letters and returns when all are acknowledged. Of a record of which other
 // events are recorded only those that are not are written, so that replaying the dead letter does
 // not record the others again.
-func sendDead(ctx context.Context, to *stream.DeadLetters, letters []deadLetter) error {
+func sendDead(ctx context.Context, to *records.DeadLetters, letters []deadLetter) error {
 	acks := make(chan error, len(letters))
 	for _, l := range letters {
-		letter := stream.Letter{
+		letter := records.Letter{
 			Record: l.entry.rec.(*stream.Record), // the stage has no others
 			Reason: l.reason, Cause: errors.New(pg.Describe(l.cause)), Entries: len(l.events),
 			Done: func(err error) { acks <- err },

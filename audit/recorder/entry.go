@@ -6,6 +6,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -13,7 +14,7 @@ import (
 // entry is one record: undecoded while it waits in the queue, then what is to be recorded of it
 // and what of it becomes a dead letter.
 type entry struct {
-	rec    stream.Finisher // Done: it is recorded, or it never will be by this process
+	rec    records.Finisher // Done: it is recorded, or it never will be by this process
 	part   *ownership
 	offset int64
 	bytes  int64
@@ -76,14 +77,14 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 	})
 	if err != nil {
 		e.events = nil
-		e.dead = append(e.dead, deadLetter{entry: e, reason: stream.ReasonUnreadable, cause: err})
+		e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonUnreadable, cause: err})
 		return
 	}
 	kept := 0
 	for i := range e.events {
 		it := &e.events[i]
 		if err := cleanEvent(&it.event); err != nil {
-			e.dead = append(e.dead, deadLetter{entry: e, reason: stream.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
+			e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
 			continue
 		}
 		if kept != i {
@@ -98,9 +99,9 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 // decodeResult decodes the result.
 func (e *entry) decodeResult() {
 	r, err := wire.DecodeResult(e.value, e.contentType)
-	reason := stream.ReasonUnreadable
+	reason := records.ReasonUnreadable
 	if err == nil {
-		reason = stream.ReasonInvalid
+		reason = records.ReasonInvalid
 		err = cleanResult(r)
 	}
 	if err != nil {

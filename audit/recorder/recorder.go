@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 )
 
 // maxRecords bounds the records of one topic that were read and are not in Postgres yet. It
@@ -89,7 +90,7 @@ func (r *Recorder) consumers(own *offsets, q *queue, ready func()) []lifecycle.P
 
 // writers write what is in the queue to Postgres.
 func (r *Recorder) writers(own *offsets, q *queue, h *health, out *stream.Outbox) (parts []lifecycle.Part) {
-	dead := &stream.DeadLetters{Stage: "audit", Instance: r.Instance, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Stream}
+	dead := &records.DeadLetters{Stage: "audit", Instance: r.Instance, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Stream}
 	for range r.cfg.Writers {
 		w := &writer{
 			chunks:  newChunkWriter(r.cfg, r.Deps),

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -55,7 +56,7 @@ func write(t testing.TB, out *stream.Outbox, wg *sync.WaitGroup, events []task.E
 	t.Helper()
 	u := stream.Unit{Events: events}
 	if r != nil {
-		m, err := stream.ResultMessage(r)
+		m, err := records.ResultMessage(r)
 		require.NoError(t, err)
 		u.Messages = append(u.Messages, m)
 	}
@@ -128,7 +129,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 
 	letters := map[string]*stream.Record{}
 	require.NoError(t, l.Scan(t.Context(), stream.DLQ, func(r *stream.Record) error {
-		letters[r.Header(stream.HeaderDLQTopic)+" "+r.Header(stream.HeaderDLQReason)] = r
+		letters[r.Header(records.HeaderDLQTopic)+" "+r.Header(records.HeaderDLQReason)] = r
 		return nil
 	}))
 	require.Len(t, letters, 3)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -24,7 +25,7 @@ func TestCheckRequiresOneResultPerTask(t *testing.T) {
 	ph := newPhase(2)
 	l := &load{p: &place{log: log}, asked: map[string]*phase{"a": ph, "b": ph}, sent: 2}
 	answer := func(id string, state task.State) {
-		m, err := stream.ResultMessage(&task.Result{TaskID: id, Tenant: tenant, State: state, FinishedAt: time.Now()})
+		m, err := records.ResultMessage(&task.Result{TaskID: id, Tenant: tenant, State: state, FinishedAt: time.Now()})
 		require.NoError(t, err)
 		require.NoError(t, log.Produce(t.Context(), m))
 	}

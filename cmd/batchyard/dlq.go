@@ -14,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 )
 
 func (c *cli) dlqCommand() *cobra.Command {
@@ -60,15 +61,15 @@ func (f *letterFilter) check() error {
 func (f *letterFilter) any() bool { return *f != letterFilter{} }
 
 func (f *letterFilter) takes(r *stream.Record, now time.Time) bool {
-	return (f.stage == "" || r.Header(stream.HeaderDLQStage) == f.stage) &&
-		(f.reason == "" || r.Header(stream.HeaderDLQReason) == f.reason) &&
-		(f.topic == "" || r.Header(stream.HeaderDLQTopic) == f.topic) &&
+	return (f.stage == "" || r.Header(records.HeaderDLQStage) == f.stage) &&
+		(f.reason == "" || r.Header(records.HeaderDLQReason) == f.reason) &&
+		(f.topic == "" || r.Header(records.HeaderDLQTopic) == f.topic) &&
 		(f.since <= 0 || now.Sub(diedAt(r)) <= f.since)
 }
 
 // diedAt is when the stage gave the record up.
 func diedAt(r *stream.Record) time.Time {
-	if at, err := time.Parse(time.RFC3339Nano, r.Header(stream.HeaderDLQTime)); err == nil {
+	if at, err := time.Parse(time.RFC3339Nano, r.Header(records.HeaderDLQTime)); err == nil {
 		return at
 	}
 	return r.Time
@@ -97,7 +98,7 @@ func parsePlace(s string) (place, error) {
 
 // origin is where a dead letter came from.
 func origin(r *stream.Record) string {
-	return fmt.Sprintf("%s/%s@%s", r.Header(stream.HeaderDLQTopic), r.Header(stream.HeaderDLQPartition), r.Header(stream.HeaderDLQOffset))
+	return fmt.Sprintf("%s/%s@%s", r.Header(records.HeaderDLQTopic), r.Header(records.HeaderDLQPartition), r.Header(records.HeaderDLQOffset))
 }
 
 // letter is a dead letter as JSON has it.
@@ -123,8 +124,8 @@ type letterHeader struct {
 
 func letterOf(r *stream.Record, whole bool) letter {
 	l := letter{
-		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(stream.HeaderDLQStage), Reason: r.Header(stream.HeaderDLQReason),
-		Error: r.Header(stream.HeaderDLQError), From: origin(r), Topic: r.Header(stream.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
+		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(records.HeaderDLQStage), Reason: r.Header(records.HeaderDLQReason),
+		Error: r.Header(records.HeaderDLQError), From: origin(r), Topic: r.Header(records.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
 	}
 	if whole {
 		for _, h := range r.Headers {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -140,7 +141,7 @@ func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dr
 
 // one hands one dead letter over.
 func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
-	topic := rec.Header(stream.HeaderDLQTopic)
+	topic := rec.Header(records.HeaderDLQTopic)
 	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
 		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), short(topic, 64)))
 		return nil
@@ -182,7 +183,7 @@ func (r *replay) message(rec *stream.Record, topic string) stream.Message {
 func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	detail, err := json.Marshal(map[string]string{
 		"dead_letter": rec.Position(), "topic": topic, "replay_id": r.id,
-		"stage": short(rec.Header(stream.HeaderDLQStage), 64), "reason": short(rec.Header(stream.HeaderDLQReason), 64),
+		"stage": short(rec.Header(records.HeaderDLQStage), 64), "reason": short(rec.Header(records.HeaderDLQReason), 64),
 	})
 	if err != nil {
 		detail = nil // texts only: it cannot be

@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/testenv"
 )
@@ -217,7 +218,7 @@ func TestTasksWhyAndPriority(t *testing.T) {
 // bury puts a record into the dead letters as a stage would.
 func bury(t *testing.T, f *fixture, from, key, value, reason string) {
 	t.Helper()
-	m := stream.DeadLetter(&stream.Record{
+	m := records.DeadLetter(&stream.Record{
 		Topic: from, Partition: 1, Offset: 7, Key: []byte(key), Value: []byte(value),
 		Headers: []stream.Header{{Key: "content-type", Value: []byte("application/json")}, {Key: "mine", Value: []byte("kept\x1b")}},
 	}, "router", reason, fmt.Errorf("a test buried it"))
@@ -272,7 +273,7 @@ func TestDLQReplay(t *testing.T) {
 		if r.Header(headerReplay) == done.Replay {
 			replays++
 			require.Equal(t, "kept\x1b", r.Header("mine"))
-			require.Empty(t, r.Header(stream.HeaderDLQReason))
+			require.Empty(t, r.Header(records.HeaderDLQReason))
 			require.True(t, strings.HasPrefix(string(r.Key), "buried-"))
 		}
 		return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/harness"
@@ -218,9 +219,9 @@ func (w *world) collectKafka(ctx context.Context, h *History) error {
 			return nil
 		}),
 		w.read(ctx, stream.DLQ, func(r *kgo.Record) error {
-			partition, err := strconv.ParseInt(harness.Header(r, stream.HeaderDLQPartition), 10, 32)
-			offset, err2 := strconv.ParseInt(harness.Header(r, stream.HeaderDLQOffset), 10, 64)
-			h.Dead = append(h.Dead, Poison{harness.Header(r, stream.HeaderDLQTopic), int32(partition), offset}) //nolint:gosec // 32 bits
+			partition, err := strconv.ParseInt(harness.Header(r, records.HeaderDLQPartition), 10, 32)
+			offset, err2 := strconv.ParseInt(harness.Header(r, records.HeaderDLQOffset), 10, 64)
+			h.Dead = append(h.Dead, Poison{harness.Header(r, records.HeaderDLQTopic), int32(partition), offset}) //nolint:gosec // 32 bits
 			return errors.Join(err, err2)
 		}))
 }

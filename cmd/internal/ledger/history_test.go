@@ -15,6 +15,7 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/testenv"
 )
@@ -66,7 +67,7 @@ func newTask(id string) *task.Task {
 }
 
 func (h *history) message(topic string, t *task.Task) stream.Message {
-	m, err := stream.TaskMessage(topic, t, stream.Header{Key: stream.HeaderAccepted, Value: []byte("1")})
+	m, err := records.TaskMessage(topic, t, stream.Header{Key: records.HeaderAccepted, Value: []byte("1")})
 	require.NoError(h.t, err)
 	return m
 }
@@ -94,7 +95,7 @@ func (h *history) end(state task.State, ids ...string) {
 		if state == task.Success {
 			r.Output, r.Status = task.Input(`{"a":1}`), 200
 		}
-		m, err := stream.ResultMessage(r)
+		m, err := records.ResultMessage(r)
 		require.NoError(h.t, err)
 		u.Messages = append(u.Messages, m)
 		e := task.NewEvent(task.TaskSucceeded, t, "workers@test-1", h.at)
@@ -106,8 +107,8 @@ func (h *history) end(state task.State, ids ...string) {
 // bury writes a record to the dead letters, as a stage does.
 func (h *history) bury(r *stream.Record) {
 	h.t.Helper()
-	h.put(stream.Unit{Messages: []stream.Message{stream.DeadLetter(r, "router", "invalid", fmt.Errorf("it is broken"))},
-		Events: []task.Event{stream.DeadLetterEvent(r, "router@test-1", fmt.Errorf("it is broken"))}})
+	h.put(stream.Unit{Messages: []stream.Message{records.DeadLetter(r, "router", "invalid", fmt.Errorf("it is broken"))},
+		Events: []task.Event{records.DeadLetterEvent(r, "router@test-1", fmt.Errorf("it is broken"))}})
 }
 
 // finish plays a stage that finishes every record of a topic for which keep is

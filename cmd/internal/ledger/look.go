@@ -11,6 +11,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -176,7 +177,7 @@ func taskOf(r *stream.Record) (task.Key, bool) {
 	}
 	k := t.Key()
 	if k.ID == "" {
-		k.ID = stream.TaskID(r)
+		k.ID = records.TaskID(r)
 	}
 	if k.Tenant == "" {
 		k.Tenant = task.DefaultTenant
@@ -297,9 +298,9 @@ func keysOf(topic string, r *stream.Record) (keys []task.Key) {
 // readDead reads what the dead letters hold, and where it came from.
 func (l *look) readDead(ctx context.Context) error {
 	return l.scan(ctx, stream.DLQ, func(_ *stream.PartitionOffsets, r *stream.Record) error {
-		topic := r.Header(stream.HeaderDLQTopic)
-		partition, perr := strconv.ParseUint(r.Header(stream.HeaderDLQPartition), 10, 31)
-		offset, oerr := strconv.ParseUint(r.Header(stream.HeaderDLQOffset), 10, 63)
+		topic := r.Header(records.HeaderDLQTopic)
+		partition, perr := strconv.ParseUint(r.Header(records.HeaderDLQPartition), 10, 31)
+		offset, oerr := strconv.ParseUint(r.Header(records.HeaderDLQOffset), 10, 63)
 		i, ok := topicIndex(topic)
 		if ok = ok && perr == nil && oerr == nil; !ok {
 			return nil // somebody else's

@@ -1,4 +1,4 @@
-package stream
+package records
 
 import (
 	"strings"
@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/fuzzing"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -19,9 +20,9 @@ func FuzzHeaders(f *testing.F) {
 	f.Add("dlq-stage", []byte("router"), []byte{0xff}, []byte{}, strings.Repeat("é", 600))
 	f.Add("content-type", []byte{0}, []byte(nil), []byte(nil), "")
 	f.Fuzz(func(t *testing.T, header string, value, key, body []byte, cause string) {
-		r := &Record{Topic: TasksLow, Offset: 7, Key: key, Value: body, Headers: []Header{{header, value}, {HeaderAccepted, value}}, Time: time.Unix(1, 0)}
+		r := &stream.Record{Topic: stream.TasksLow, Offset: 7, Key: key, Value: body, Headers: []stream.Header{{Key: header, Value: value}, {Key: HeaderAccepted, Value: value}}, Time: time.Unix(1, 0)}
 		size := len(header) + 2*len(value) + len(key) + len(body) + len(cause)
-		var m Message
+		var m stream.Message
 		var e task.Event
 		why := textError(cause)
 		fuzzing.Bound(t, size, func() {

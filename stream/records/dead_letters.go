@@ -1,4 +1,4 @@
-package stream
+package records
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/text"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -25,14 +26,14 @@ const (
 type DeadLetters struct {
 	Stage    string
 	Instance string // who acted, in the event
-	Outbox   *Outbox
+	Outbox   *stream.Outbox
 	Logger   *slog.Logger
 	Metrics  *metrics.Stream
 }
 
 // Letter is a record that a stage cannot process.
 type Letter struct {
-	Record *Record
+	Record *stream.Record
 	Reason string // a short class, such as [ReasonInvalid]
 	Cause  error
 	// Value, when not nil, is written in place of the record's own: what is left of a record
@@ -57,11 +58,11 @@ func (d *DeadLetters) Put(ctx context.Context, l Letter) error {
 	}
 	where := []any{"record", l.Record.Position(), "reason", l.Reason}
 	d.Logger.Warn("moving a record to the dead-letter topic", append(where, "error", l.Cause)...)
-	return d.Outbox.Put(ctx, Unit{
-		Messages: []Message{m},
+	return d.Outbox.Put(ctx, stream.Unit{
+		Messages: []stream.Message{m},
 		Events:   []task.Event{d.event(l)},
 		Acked: func(err error) {
-			var large *TooLargeError
+			var large *stream.TooLargeError
 			if errors.As(err, &large) {
 				d.Logger.Error("the dead-letter topic refuses a record for its size: raise max.message.bytes of the topic dlq", append(where, "error", err)...)
 			}
@@ -112,8 +113,8 @@ const maxDLQError = 1024
 // DeadLetter returns the message that preserves a record which cannot be processed: its original
 // bytes, and headers that say which stage gave up, why (a short reason and the error), and
 // where the record came from. Headers of an earlier dead letter are dropped.
-func DeadLetter(r *Record, stage, reason string, cause error) Message {
-	m := Message{Topic: DLQ, Key: string(r.Key), Value: r.Value, Headers: make([]Header, 0, len(r.Headers)+7)}
+func DeadLetter(r *stream.Record, stage, reason string, cause error) stream.Message {
+	m := stream.Message{Topic: stream.DLQ, Key: string(r.Key), Value: r.Value, Headers: make([]stream.Header, 0, len(r.Headers)+7)}
 	for _, h := range r.Headers {
 		if !strings.HasPrefix(h.Key, "dlq-") {
 			m.Headers = append(m.Headers, h)
@@ -123,7 +124,7 @@ func DeadLetter(r *Record, stage, reason string, cause error) Message {
 	if cause != nil {
 		message = text.Clip(cause.Error(), maxDLQError)
 	}
-	add := func(key, value string) { m.Headers = append(m.Headers, Header{key, []byte(value)}) }
+	add := func(key, value string) { m.Headers = append(m.Headers, stream.Header{Key: key, Value: []byte(value)}) }
 	add(HeaderDLQStage, stage)
 	add(HeaderDLQReason, reason)
 	add(HeaderDLQError, message)

@@ -1,10 +1,11 @@
-package stream
+// Package murmur hashes keys as Kafka's Java client does.
+package murmur
 
 import "encoding/binary"
 
-// murmur2 is the hash with which Kafka's Java client, and so most others, assign keys to
+// Hash is the hash with which Kafka's Java client, and so most others, assign keys to
 // partitions: 32-bit MurmurHash2 with Kafka's seed.
-func murmur2(key string) uint32 {
+func Hash(key string) uint32 {
 	const (
 		seed = 0x9747b28c
 		m    = 0x5bd1e995

@@ -1,4 +1,6 @@
-package stream
+// Package offsets holds the finished offsets of a partition as spans, and keeps them in the
+// metadata of a commit.
+package offsets
 
 import (
 	"encoding/base64"
@@ -6,33 +8,33 @@ import (
 	"errors"
 )
 
-// maxMetadata is the longest commit metadata that brokers accept by default
+// MaxMetadata is the longest commit metadata that brokers accept by default
 // (offset.metadata.max.bytes).
-const maxMetadata = 4096
+const MaxMetadata = 4096
 
 // metadataVersion starts the metadata, so that later formats can be recognized.
 const metadataVersion = "1:"
 
-// span is a range of offsets; end is exclusive.
-type span struct{ first, end int64 }
+// Span is a range of offsets; end is exclusive.
+type Span struct{ First, End int64 }
 
-// encodeSpans encodes the finished spans above base as the metadata of a commit: alternating
+// Encode encodes the finished spans above base as the metadata of a commit: alternating
 // lengths of unfinished and finished runs, starting at base. The spans must be sorted,
 // disjoint, not adjacent and not empty. Spans that don't fit are left out, and the next owner
 // does those records again.
-func encodeSpans(base int64, spans []span, limit int) string {
+func Encode(base int64, spans []Span, limit int) string {
 	room := base64.RawURLEncoding.DecodedLen(limit - len(metadataVersion))
 	raw := make([]byte, 0, min(room, 8*len(spans)))
 	at := base
 	for _, s := range spans {
 		before := len(raw)
-		raw = binary.AppendUvarint(raw, uint64(s.first-at))
-		raw = binary.AppendUvarint(raw, uint64(s.end-s.first))
+		raw = binary.AppendUvarint(raw, uint64(s.First-at))
+		raw = binary.AppendUvarint(raw, uint64(s.End-s.First))
 		if len(raw) > room {
 			raw = raw[:before]
 			break
 		}
-		at = s.end
+		at = s.End
 	}
 	if len(raw) == 0 {
 		return ""
@@ -40,37 +42,50 @@ func encodeSpans(base int64, spans []span, limit int) string {
 	return metadataVersion + base64.RawURLEncoding.EncodeToString(raw)
 }
 
-var errForeignMetadata = errors.New("the commit's metadata was not written by Batchyard")
+var ErrForeign = errors.New("the commit's metadata was not written by Batchyard")
 
-// decodeSpans decodes what encodeSpans wrote. Any tool may have committed for the group, so
+// Decode decodes what Encode wrote. Any tool may have committed for the group, so
 // the metadata may be anything; what is not ours is an error.
-func decodeSpans(base int64, metadata string) ([]span, error) {
+func Decode(base int64, metadata string) ([]Span, error) {
 	if metadata == "" {
 		return nil, nil
 	}
-	if len(metadata) < len(metadataVersion) || metadata[:len(metadataVersion)] != metadataVersion || len(metadata) > 4*maxMetadata {
-		return nil, errForeignMetadata
+	if len(metadata) < len(metadataVersion) || metadata[:len(metadataVersion)] != metadataVersion || len(metadata) > 4*MaxMetadata {
+		return nil, ErrForeign
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(metadata[len(metadataVersion):])
 	if err != nil {
-		return nil, errForeignMetadata
+		return nil, ErrForeign
 	}
 	const most = 1 << 40 // longer than any run; keeps the sum from overflowing
-	var spans []span
+	var spans []Span
 	at := base
 	for len(raw) > 0 {
 		gap, n := binary.Uvarint(raw)
 		if n <= 0 || gap > most {
-			return nil, errForeignMetadata
+			return nil, ErrForeign
 		}
 		length, k := binary.Uvarint(raw[n:])
 		if k <= 0 || length == 0 || length > most || (gap == 0 && len(spans) > 0) {
-			return nil, errForeignMetadata
+			return nil, ErrForeign
 		}
 		raw = raw[n+k:]
 		first := at + int64(gap)
 		at = first + int64(length)
-		spans = append(spans, span{first, at})
+		spans = append(spans, Span{first, at})
 	}
 	return spans, nil
+}
+
+// Contains reports whether one of the spans contains the offset.
+func Contains(spans []Span, offset int64) bool {
+	for _, s := range spans {
+		if offset < s.First {
+			return false
+		}
+		if offset < s.End {
+			return true
+		}
+	}
+	return false
 }

@@ -1,4 +1,10 @@
-package stream
+// Package records says what the stages do with records. It writes tasks and results as messages
+// with their headers, counts what a record became until all of it is acknowledged ([Ack]), and
+// moves a record that cannot be processed to the dead-letter topic ([DeadLetters]).
+//
+// A record is finished only after everything it became is acknowledged. If the process dies
+// before, the record is read again.
+package records
 
 import (
 	"encoding/json"
@@ -6,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -26,43 +33,43 @@ const (
 )
 
 // TaskMessage encodes a task for a topic: MessagePack, keyed by task id.
-func TaskMessage(topic string, t *task.Task, headers ...Header) (Message, error) {
+func TaskMessage(topic string, t *task.Task, headers ...stream.Header) (stream.Message, error) {
 	b, err := wire.EncodeTask(t, wire.ContentMsgpack)
 	if err != nil {
-		return Message{}, fmt.Errorf("encoding task %s: %w", t.Key(), err)
+		return stream.Message{}, fmt.Errorf("encoding task %s: %w", t.Key(), err)
 	}
-	h := append([]Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentMsgpack)}}, headers...)
-	return Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
+	h := append([]stream.Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentMsgpack)}}, headers...)
+	return stream.Message{Topic: topic, Key: t.ID, Value: b, Headers: h}, nil
 }
 
 // TaskID returns the id for a task that was sent without one. It is made of the record's position
 // and time, so that a record that is read twice stays one task. The record's key is not used as
 // an id, because clients may use keys to keep the tasks of one user in order.
-func TaskID(r *Record) string {
+func TaskID(r *stream.Record) string {
 	return fmt.Sprintf("%s-%d-%d-%s", r.Topic, r.Partition, r.Offset, strconv.FormatInt(r.Time.UnixMilli(), 36))
 }
 
 // ResultMessage encodes a result for the results topic: JSON, because users read it with their own
 // clients, keyed by task id.
-func ResultMessage(r *task.Result) (Message, error) {
+func ResultMessage(r *task.Result) (stream.Message, error) {
 	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	if err != nil {
-		return Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
+		return stream.Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
 	}
-	return Message{Topic: Results, Key: r.TaskID, Value: b,
-		Headers: []Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)}}}, nil
+	return stream.Message{Topic: stream.Results, Key: r.TaskID, Value: b,
+		Headers: []stream.Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)}}}, nil
 }
 
 // RequeueHeaders returns the headers that a task keeps when a stage writes it back to a tasks topic. The
 // record that it came from may be nil.
-func RequeueHeaders(r *Record) []Header {
-	h := []Header{{Key: HeaderAccepted, Value: []byte("1")}}
+func RequeueHeaders(r *stream.Record) []stream.Header {
+	h := []stream.Header{{Key: HeaderAccepted, Value: []byte("1")}}
 	if r == nil {
 		return h
 	}
 	for _, k := range []string{HeaderActor, HeaderAddr, HeaderAgent} {
 		if v := r.Header(k); v != "" {
-			h = append(h, Header{Key: k, Value: []byte(v)})
+			h = append(h, stream.Header{Key: k, Value: []byte(v)})
 		}
 	}
 	return h
@@ -70,7 +77,7 @@ func RequeueHeaders(r *Record) []Header {
 
 // ParkedUntil returns the time in the header of a parked task. It is zero, which means now, when
 // the header is missing or malformed.
-func ParkedUntil(r *Record) time.Time {
+func ParkedUntil(r *stream.Record) time.Time {
 	at, err := time.Parse(time.RFC3339Nano, r.Header(HeaderParkedUntil))
 	if err != nil {
 		return time.Time{}
@@ -80,7 +87,7 @@ func ParkedUntil(r *Record) time.Time {
 
 // DeadLetterEvent returns the audit event of a dead letter. The record itself is in the
 // dead-letter topic; the event holds no part of it.
-func DeadLetterEvent(r *Record, actor string, cause error) task.Event {
+func DeadLetterEvent(r *stream.Record, actor string, cause error) task.Event {
 	why := cause.Error()
 	note, err := json.Marshal(map[string]string{"reason": why[:min(len(why), 1024)]})
 	if err != nil {

@@ -1,18 +1,20 @@
-package stream
+// Package budget bounds what one consumer has fetched and not finished, so that one partition
+// that is stuck cannot starve the others.
+package budget
 
 import (
 	"context"
 	"sync"
 )
 
-// budget bounds the records and bytes that one consumer has fetched and not finished. Half of it
+// Budget bounds the records and bytes that one consumer has fetched and not finished. Half of it
 // is reserved in equal shares for the partitions; the other half is first come, first served. So
 // a partition whose records are never done holds at most the common half and its own share.
-type budget struct {
+type Budget struct {
 	mu         sync.Mutex
 	maxRecords int64
 	maxBytes   int64
-	shares     map[*share]struct{}
+	shares     map[*Share]struct{}
 	ownRecords int64 // reserved for each partition
 	ownBytes   int64
 	records    int64 // held by all partitions
@@ -21,28 +23,28 @@ type budget struct {
 	waiters    int                            // partitions that wait for room
 }
 
-// share is what one partition holds. Under budget.mu.
-type share struct {
+// Share is what one partition holds. Under budget.mu.
+type Share struct {
 	records, bytes int64
 	waiting        chan struct{} // closed when there may be room again
 	gone           bool
 }
 
-func newBudget(maxRecords int, maxBytes int64) *budget {
-	return &budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*share]struct{}{}}
+func New(maxRecords int, maxBytes int64) *Budget {
+	return &Budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*Share]struct{}{}}
 }
 
-// join gives a partition its share. The other shares shrink, and what their partitions hold
+// Join gives a partition its share. The other shares shrink, and what their partitions hold
 // beyond them counts as common from now on.
-func (b *budget) join(s *share) {
+func (b *Budget) Join(s *Share) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.shares[s] = struct{}{}
 	b.resize()
 }
 
-// leave takes everything back from a partition, including its records in flight.
-func (b *budget) leave(s *share) {
+// Leave takes everything back from a partition, including its records in flight.
+func (b *Budget) Leave(s *Share) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s.gone {
@@ -61,7 +63,7 @@ func (b *budget) leave(s *share) {
 	b.wakeAll()
 }
 
-func (b *budget) resize() {
+func (b *Budget) resize() {
 	n := int64(max(1, len(b.shares)))
 	b.ownRecords = max(1, b.maxRecords/(2*n))
 	b.ownBytes = max(1, b.maxBytes/(2*n))
@@ -73,17 +75,17 @@ func (b *budget) resize() {
 }
 
 // roomRecords returns how many more records the partition may hold.
-func (b *budget) roomRecords(s *share) int64 {
+func (b *Budget) roomRecords(s *Share) int64 {
 	free := b.maxRecords - b.ownRecords*int64(len(b.shares)) - b.common.records
 	return max(0, b.ownRecords-s.records) + max(0, free)
 }
 
-func (b *budget) roomBytes(s *share) int64 {
+func (b *Budget) roomBytes(s *Share) int64 {
 	free := b.maxBytes - b.ownBytes*int64(len(b.shares)) - b.common.bytes
 	return max(0, b.ownBytes-s.bytes) + max(0, free)
 }
 
-func (b *budget) change(s *share, records, bytes int64) {
+func (b *Budget) change(s *Share, records, bytes int64) {
 	b.common.records -= max(0, s.records-b.ownRecords)
 	b.common.bytes -= max(0, s.bytes-b.ownBytes)
 	s.records += records
@@ -94,9 +96,9 @@ func (b *budget) change(s *share, records, bytes int64) {
 	b.common.bytes += max(0, s.bytes-b.ownBytes)
 }
 
-// takeBytes waits until there is room for a useful number of bytes, reserves up to want, and
+// TakeBytes waits until there is room for a useful number of bytes, reserves up to want, and
 // returns how many.
-func (b *budget) takeBytes(ctx context.Context, s *share, want int64) (int64, error) {
+func (b *Budget) TakeBytes(ctx context.Context, s *Share, want int64) (int64, error) {
 	for {
 		b.mu.Lock()
 		least := min(want, max(1, b.ownBytes/2))
@@ -116,9 +118,9 @@ func (b *budget) takeBytes(ctx context.Context, s *share, want int64) (int64, er
 	}
 }
 
-// adjustBytes adds to what the partition holds, or gives back if negative. It may exceed the
+// AdjustBytes adds to what the partition holds, or gives back if negative. It may exceed the
 // budget, because a record larger than the whole budget has to be read too.
-func (b *budget) adjustBytes(s *share, by int64) {
+func (b *Budget) AdjustBytes(s *Share, by int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s.gone {
@@ -130,8 +132,8 @@ func (b *budget) adjustBytes(s *share, by int64) {
 	}
 }
 
-// takeRecords waits until there is room for a record, reserves up to want, and returns how many.
-func (b *budget) takeRecords(ctx context.Context, s *share, want int) (int, error) {
+// TakeRecords waits until there is room for a record, reserves up to want, and returns how many.
+func (b *Budget) TakeRecords(ctx context.Context, s *Share, want int) (int, error) {
 	for {
 		b.mu.Lock()
 		if room := b.roomRecords(s); room > 0 {
@@ -150,8 +152,8 @@ func (b *budget) takeRecords(ctx context.Context, s *share, want int) (int, erro
 	}
 }
 
-// release gives back the share of a finished record.
-func (b *budget) release(s *share, records, bytes int64) {
+// Release gives back the share of a finished record.
+func (b *Budget) Release(s *Share, records, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s.gone {
@@ -161,7 +163,7 @@ func (b *budget) release(s *share, records, bytes int64) {
 	b.wakeAll()
 }
 
-func (b *budget) wait(s *share) chan struct{} {
+func (b *Budget) wait(s *Share) chan struct{} {
 	if s.waiting == nil {
 		s.waiting = make(chan struct{})
 		b.waiters++
@@ -171,7 +173,7 @@ func (b *budget) wait(s *share) chan struct{} {
 
 // wakeAll makes the waiters check again. There is at most one per partition, and only when the
 // budget is used up.
-func (b *budget) wakeAll() {
+func (b *Budget) wakeAll() {
 	if b.waiters == 0 {
 		return
 	}
@@ -184,8 +186,8 @@ func (b *budget) wakeAll() {
 	}
 }
 
-// held returns what all partitions hold.
-func (b *budget) held() (records, bytes int64) {
+// Held returns what all partitions hold.
+func (b *Budget) Held() (records, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.records, b.bytes

@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // yard is a test's own topics and Redis, with what batchers wrote so far.
@@ -41,16 +42,16 @@ func newYard(t *testing.T) *yard {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	client, err := stream.Open(t.Context(), stream.Config{
-		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
+		Brokers: testenv.Brokers(t), TopicPrefix: testenv.TopicPrefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
-	}, logger(), nil)
+	}, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
 	y := &yard{t: t, client: client, changed: make(chan struct{}), seen: map[string]int{}, events: map[task.Action]int{}}
-	y.deps = Deps{Stream: client, Metrics: metrics.New(nil), Logger: logger(), Instance: "batcher@test",
-		Credits: store.NewCredits(redisClient(t, r.Addr()), store.Config{LeaseTTL: time.Second}, "t:")}
+	y.deps = Deps{Stream: client, Metrics: metrics.New(nil), Logger: testenv.Logger(t), Instance: "batcher@test",
+		Credits: store.NewCredits(testenv.RedisAt(t, r.Addr()), store.Config{LeaseTTL: time.Second}, "t:")}
 	y.watch(stream.Batches, func(rec *stream.Record) error {
 		bs, err := wire.DecodeFrame[task.Batch](wire.FrameBatches, rec.Value)
 		for _, b := range bs {
@@ -99,16 +100,16 @@ func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()
 	go func() { done <- f(ctx, func() { close(ready) }) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
-		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+		require.NoError(y.t, testenv.Receive(y.t, done, "the end of a stage"))
 	})
 	y.t.Cleanup(stop)
-	wait(y.t, ready, "a stage to be ready")
+	testenv.Receive(y.t, ready, "a stage to be ready")
 	return stop
 }
 
 func (y *yard) until(what string, cond func() bool) {
 	y.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(testenv.Patience)
 	for {
 		y.mu.Lock()
 		ok, changed := cond(), y.changed
@@ -138,7 +139,7 @@ func (y *yard) committed() {
 	require.Eventually(y.t, func() bool {
 		n, err := y.client.Lag(y.t.Context(), Stage, stream.Assignments)
 		return err == nil && n == 0
-	}, patience, 20*time.Millisecond, "assignments are not finished")
+	}, testenv.Patience, 20*time.Millisecond, "assignments are not finished")
 }
 
 // assign writes frames of assignments as a router does.
@@ -216,7 +217,7 @@ func TestAFreedCreditClosesTheBatchOfAnIdleDevice(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: other[0].Lease, N: 1}}))
 		return y.client.Ping(t.Context()) == nil && testLen(b) == 1
-	}, patience, 20*time.Millisecond)
+	}, testenv.Patience, 20*time.Millisecond)
 	none, _ := y.sent()
 	require.Empty(t, none, "the device has three other tasks")
 	require.NoError(t, y.deps.Credits.Release(t.Context(), []device.Release{{Pool: pool, Lease: grants[0].Lease, N: 3}}))
@@ -231,7 +232,7 @@ func TestAStoppingBatcherWritesOpenBatches(t *testing.T) {
 	stop := y.run(b.Run)
 	y.assign("d1", task.EndpointChat, 0, ids("a", 2)...)
 	y.assign("d2", task.EndpointEmbeddings, 0, ids("b", 3)...)
-	require.Eventually(t, func() bool { return testLen(b) == 5 }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return testLen(b) == 5 }, testenv.Patience, 5*time.Millisecond)
 	stop()
 	y.until("the open batches", func() bool { return len(y.seen) == 5 })
 	batches, _ := y.sent()
@@ -253,19 +254,19 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 		y.assign(fmt.Sprint("device-", i), task.EndpointChat, 0, id...)
 		all = append(all, id...)
 	}
-	require.Eventually(t, func() bool { return testLen(first) == len(all) }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return testLen(first) == len(all) }, testenv.Patience, 5*time.Millisecond)
 	deps := y.deps
 	deps.Metrics, deps.Instance = metrics.New(nil), "batcher-2@test"
 	second := New(patient(), deps)
 	stop := y.run(second.Run)
-	require.Eventually(t, func() bool { return testLen(second) > 0 && testLen(first)+testLen(second) == len(all) }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return testLen(second) > 0 && testLen(first)+testLen(second) == len(all) }, testenv.Patience, 5*time.Millisecond)
 	stop()
 	y.until("the second's batches", func() bool { return len(y.seen) > 0 })
 	require.Eventually(t, func() bool {
 		y.mu.Lock()
 		defer y.mu.Unlock()
 		return testLen(first)+len(y.seen) >= len(all)
-	}, patience, 5*time.Millisecond)
+	}, testenv.Patience, 5*time.Millisecond)
 	for i := range 12 { // two more fill every batch
 		y.assign(fmt.Sprint("device-", i), task.EndpointChat, 0, ids(fmt.Sprint("more-", i), 3)...)
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -28,14 +27,11 @@ import (
 )
 
 const (
-	patience = 60 * time.Second
-	oldKey   = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
-	newKey   = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+	oldKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
+	newKey = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
-
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // rig is a database and the topics of a test.
 type rig struct {
@@ -50,7 +46,7 @@ func newRig(t *testing.T) *rig {
 	pool, err := pgxpool.New(t.Context(), env.DatabaseFrom(t, "batchyard schema", migrations.Up))
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	client, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, quiet(), nil)
+	client, err := stream.Open(t.Context(), stream.Config{Brokers: env.Brokers, TopicPrefix: env.Prefix(t), Partitions: 1}, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
 	_, err = client.CreateTopics(t.Context())
@@ -59,7 +55,7 @@ func newRig(t *testing.T) *rig {
 }
 
 func (r *rig) deps(instance string) Deps {
-	return Deps{Stream: r.client, Pool: r.pool, Logger: quiet(), Metrics: metrics.New(nil), Instance: instance}
+	return Deps{Stream: r.client, Pool: r.pool, Logger: testenv.Logger(r.t), Metrics: metrics.New(nil), Instance: instance}
 }
 
 // start runs a stage.
@@ -101,7 +97,7 @@ func (r *rig) one(sql string, args ...any) string {
 // until waits until the query returns a value.
 func (r *rig) until(want, sql string, args ...any) {
 	r.t.Helper()
-	require.Eventually(r.t, func() bool { return r.one(sql, args...) == want }, patience, 5*time.Millisecond, "%s to be %s", sql, want)
+	require.Eventually(r.t, func() bool { return r.one(sql, args...) == want }, testenv.Patience, 5*time.Millisecond, "%s to be %s", sql, want)
 }
 
 // events returns the events of a callback.
@@ -191,12 +187,12 @@ func TestFailuresAreRetriedAndThenGivenUp(t *testing.T) {
 	r.due("gone", gone)
 	r.due("redirect", redirect)
 	r.due("later", later)
-	r.due("refused", "http://127.0.0.1:1/?token=secret")
+	r.due("unreachable", "http://127.0.0.1:1/?token=secret")
 	r.until("GIVEN_UP 3 500 status 500", "SELECT state || ' ' || attempts || ' ' || coalesce(last_status, 0) || ' ' || coalesce(last_error, '') FROM callbacks WHERE task_id = 'broken'")
 	r.until("GIVEN_UP 1 410 status 410", "SELECT state || ' ' || attempts || ' ' || coalesce(last_status, 0) || ' ' || coalesce(last_error, '') FROM callbacks WHERE task_id = 'gone'")
 	r.until("GIVEN_UP status 307: redirects are not followed", "SELECT state || ' ' || coalesce(last_error, '') FROM callbacks WHERE task_id = 'redirect'")
-	r.until("GIVEN_UP", "SELECT state FROM callbacks WHERE task_id = 'refused'")
-	require.NotContains(t, r.one("SELECT last_error FROM callbacks WHERE task_id = 'refused'"), "secret")
+	r.until("GIVEN_UP", "SELECT state FROM callbacks WHERE task_id = 'unreachable'")
+	require.NotContains(t, r.one("SELECT last_error FROM callbacks WHERE task_id = 'unreachable'"), "secret")
 	r.until("true", "SELECT (state = 'DUE' AND last_status = 429 AND next_at > now() + interval '50 minutes')::text FROM callbacks WHERE task_id = 'later'")
 	require.Len(t, got, 3)
 	for range 3 {
@@ -293,7 +289,7 @@ func TestASlowHostDelaysNoOther(t *testing.T) {
 	cfg := local()
 	cfg.Concurrency, cfg.PerHost, cfg.Timeout = 6, 3, time.Minute
 	r.start(cfg, "one-1")
-	require.Eventually(t, func() bool { return inside.Load() == 3 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return inside.Load() == 3 }, testenv.Patience, time.Millisecond)
 	for i := range 20 {
 		r.due(fmt.Sprintf("quick%d", i), quick)
 	}
@@ -422,7 +418,7 @@ func TestInvalidSettings(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("BATCHYARD_TEST_SECRET", c.secret)
 			c.cfg.SecretEnv = "BATCHYARD_TEST_SECRET"
-			_, err := New(c.cfg, Deps{Logger: quiet(), Metrics: metrics.New(nil), Instance: "x"})
+			_, err := New(c.cfg, Deps{Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "x"})
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "MfKQ9r8")
 		})

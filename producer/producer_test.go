@@ -44,8 +44,7 @@ func newBench(t *testing.T, cfg Config) *bench {
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	_, err = client.CreateTopics(ctx)
 	require.NoError(t, err)
-	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{miniredis.RunT(t).Addr()}})
-	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
+	rdb := testenv.RedisAt(t, miniredis.RunT(t).Addr())
 	p := New(cfg, Deps{Stream: client, Redis: rdb, Cancels: store.NewOverrides(rdb, store.Config{}, ""), Instance: "producer@test"})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

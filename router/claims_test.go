@@ -10,11 +10,12 @@ import (
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func claimsOn(t *testing.T) (*claims, *miniredis.Miniredis) {
 	m := miniredis.RunT(t)
-	return &claims{rdb: redisClient(t, m.Addr()), prefix: "t:", ttl: time.Minute, now: time.Now}, m
+	return &claims{rdb: testenv.RedisAt(t, m.Addr()), prefix: "t:", ttl: time.Minute, now: time.Now}, m
 }
 
 func record(id string, offset int64) *decide.Item {
@@ -56,7 +57,7 @@ func TestOneRecordSpeaksForATask(t *testing.T) {
 // it, and the task would be lost.
 func TestAClaimOutlivesItsEpoch(t *testing.T) {
 	m := miniredis.RunT(t)
-	rdb := redisClient(t, m.Addr())
+	rdb := testenv.RedisAt(t, m.Addr())
 	at := func(epoch int) *claims {
 		return &claims{rdb: rdb, prefix: "t:", ttl: time.Minute, now: func() time.Time { return time.Unix(int64(60*epoch+30), 0) }}
 	}

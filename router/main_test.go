@@ -1,81 +1,24 @@
 package router
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"os"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
-	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
-// patience is for a busy machine; nothing waits this long unless it is broken.
-const patience = 30 * time.Second
-
-// shared is the broker of this test binary. The environment may name real ones instead.
-var shared struct {
-	sync.Mutex
-	broker *embedded.Broker
-	n      int
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if shared.broker != nil {
-		_ = shared.broker.Close()
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func brokers(t testing.TB) []string {
-	t.Helper()
-	if os.Getenv("BATCHYARD_TEST_SERVICES") == "real" {
-		return strings.Split(os.Getenv("BATCHYARD_KAFKA_BROKERS"), ",")
-	}
-	shared.Lock()
-	defer shared.Unlock()
-	if shared.broker == nil {
-		b, err := embedded.StartBroker(context.Background(), embedded.BrokerOptions{})
-		require.NoError(t, err)
-		shared.broker = b
-	}
-	return []string{shared.broker.Addr()}
-}
-
-func prefix() string {
-	shared.Lock()
-	defer shared.Unlock()
-	shared.n++
-	return fmt.Sprintf("r%d-%d-%d.", os.Getpid(), time.Now().UnixNano()%1e9, shared.n)
-}
-
-func logger() *slog.Logger {
-	if os.Getenv("ROUTER_TEST_LOG") == "" {
-		return slog.New(slog.DiscardHandler)
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
+func TestMain(m *testing.M) { testenv.StageMain(m) }
 
 func testConfig() Config {
 	return Config{
@@ -85,16 +28,10 @@ func testConfig() Config {
 	}
 }
 
-func redisClient(t testing.TB, addr string) redis.UniversalClient {
-	rdb := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{addr}})
-	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	return rdb
-}
-
-func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
+func depsOn(t testing.TB, rdb redis.UniversalClient, prefix, instance string) Deps {
 	cfg := store.Config{Timeout: time.Hour, LeaseTTL: time.Minute}
 	return Deps{
-		Redis: rdb, Prefix: prefix, Instance: instance, Logger: logger(), Metrics: metrics.New(nil), Limits: task.Limits{MaxInput: 1 << 20},
+		Redis: rdb, Prefix: prefix, Instance: instance, Logger: testenv.Logger(t), Metrics: metrics.New(nil), Limits: task.Limits{MaxInput: 1 << 20},
 		Registry: store.NewRegistry(rdb, cfg, prefix), Credits: store.NewCredits(rdb, cfg, prefix),
 		Rates: store.NewRates(rdb, prefix), Cancels: store.NewOverrides(rdb, cfg, prefix), Control: store.NewControl(rdb, cfg, prefix),
 	}
@@ -102,8 +39,8 @@ func depsOn(rdb redis.UniversalClient, prefix, instance string) Deps {
 
 // newTestScheduler is a scheduler on its own Redis, without a log.
 func newTestScheduler(t testing.TB, cfg Config) *scheduler {
-	rdb := redisClient(t, miniredis.RunT(t).Addr())
-	s, err := newScheduler(cfg, depsOn(rdb, "t:", "router@test"), nil)
+	rdb := testenv.RedisAt(t, miniredis.RunT(t).Addr())
+	s, err := newScheduler(cfg, depsOn(t, rdb, "t:", "router@test"), nil)
 	require.NoError(t, err)
 	return s
 }
@@ -123,15 +60,4 @@ func newItem(tk *task.Task, topic string) *decide.Item {
 	tk.Normalize(time.Now())
 	rec := &stream.Record{Topic: topic, Partition: 1, Offset: nextOffset, Value: make([]byte, 10)}
 	return &decide.Item{Task: tk, Origin: newOrigin(rec), Source: topic, Size: 10, ReadyAt: tk.ReadyAt()}
-}
-
-func wait[T any](t testing.TB, c <-chan T, what string) T {
-	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(patience):
-		require.FailNow(t, "timed out waiting for "+what)
-		panic("unreachable")
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // yard is the topics and the Redis of one test, and collects what routers write.
@@ -41,15 +42,15 @@ func newYard(t *testing.T, partitions int) *yard {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	l, err := stream.Open(t.Context(), stream.Config{
-		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: partitions, HeartbeatInterval: 100 * time.Millisecond,
+		Brokers: testenv.Brokers(t), TopicPrefix: testenv.TopicPrefix(), Partitions: partitions, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
-	}, logger(), nil)
+	}, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
 	_, err = l.CreateTopics(t.Context())
 	require.NoError(t, err)
 	y := &yard{
-		t: t, log: l, redis: r, deps: depsOn(redisClient(t, r.Addr()), "t:", "router@test"), changed: make(chan struct{}),
+		t: t, log: l, redis: r, deps: depsOn(t, testenv.RedisAt(t, r.Addr()), "t:", "router@test"), changed: make(chan struct{}),
 		assigned: map[string]int{}, events: map[task.Action][]string{}, results: map[string]*task.Result{},
 	}
 	y.deps.Log = l
@@ -117,10 +118,10 @@ func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()
 	go func() { done <- f(ctx, func() { close(ready) }) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
-		require.NoError(y.t, wait(y.t, done, "a stage to stop"))
+		require.NoError(y.t, testenv.Receive(y.t, done, "a stage to stop"))
 	})
 	y.t.Cleanup(stop)
-	wait(y.t, ready, "a stage to be ready")
+	testenv.Receive(y.t, ready, "a stage to be ready")
 	return stop
 }
 
@@ -136,7 +137,7 @@ func (y *yard) router(cfg Config, instance string) (stop func()) {
 // until waits for a condition on what was collected.
 func (y *yard) until(what string, cond func() bool) {
 	y.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(testenv.Patience)
 	for {
 		y.mu.Lock()
 		ok, changed := cond(), y.changed
@@ -214,7 +215,7 @@ func (y *yard) committed(topic string) {
 	require.Eventually(y.t, func() bool {
 		n, err := y.log.Lag(y.t.Context(), Stage, topic)
 		return err == nil && n == 0
-	}, patience, 20*time.Millisecond, "%s has records that are not done", topic)
+	}, testenv.Patience, 20*time.Millisecond, "%s has records that are not done", topic)
 }
 
 func TestTasksBecomeAssignments(t *testing.T) {
@@ -349,7 +350,7 @@ func TestAWaitingTaskOutlivesItsRecord(t *testing.T) {
 			return nil
 		})
 		return err == nil && n["far"] >= 2 && n["no device"] >= 2
-	}, patience, 20*time.Millisecond, "each task must be rewritten, and its copy as well")
+	}, testenv.Patience, 20*time.Millisecond, "each task must be rewritten, and its copy as well")
 	y.committed(stream.TasksNormal)
 	y.beat(dev("d", 1, "m"))
 	y.until("the device", y.all([]string{"no device"}))

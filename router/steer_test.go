@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Package device has the names that people choose from.
@@ -34,12 +35,12 @@ func steers(t *testing.T, s *scheduler) *policyChange {
 	go func() { done <- s.steer(t.Context()) }()
 	select {
 	case p := <-s.policies:
-		require.NoError(t, wait(t, done, "steer to return"))
+		require.NoError(t, testenv.Receive(t, done, "steer to return"))
 		return &p
 	case err := <-done:
 		require.NoError(t, err)
 		return nil
-	case <-time.After(patience):
+	case <-time.After(testenv.Patience):
 		require.FailNow(t, "steer does not return")
 		return nil
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // finisher finishes records in random order, in its own goroutine.
@@ -125,7 +127,7 @@ func TestRestartSkipsFinishedRecords(t *testing.T) {
 			got.add(v)
 		}
 	})
-	receive(t, got.all, "all records")
+	testenv.Receive(t, got.all, "all records")
 	r.finish(t)
 	// Only the first two records of each partition are below the offset; the metadata lists the rest.
 	for id, offset := range committedOffsets(t, cl, "g", TasksNormal, 4) {
@@ -141,7 +143,7 @@ func TestRestartSkipsFinishedRecords(t *testing.T) {
 				}
 			}
 		})
-		receive(t, again.all, "the unfinished records")
+		testenv.Receive(t, again.all, "the unfinished records")
 		r.finish(t)
 		for v := range again.count {
 			require.True(t, unfinished[v], "%s was finished and was read again", v)
@@ -204,22 +206,22 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 		}
 		written <- nil
 	}()
-	receive(t, marks[n/6], "the first sixth")
+	testenv.Receive(t, marks[n/6], "the first sixth")
 	b := start()
-	receive(t, marks[2*n/6], "the second sixth")
+	testenv.Receive(t, marks[2*n/6], "the second sixth")
 	c := start()
-	receive(t, marks[3*n/6], "half")
+	testenv.Receive(t, marks[3*n/6], "half")
 	a.r.finish(t)
-	receive(t, marks[4*n/6], "two thirds")
+	testenv.Receive(t, marks[4*n/6], "two thirds")
 	b.l.conns.closeAll() // killed: it sends nothing more
-	receive(t, marks[5*n/6], "five sixths")
+	testenv.Receive(t, marks[5*n/6], "five sixths")
 	d := start()
-	require.NoError(t, receive(t, written, "the writer"))
-	receive(t, got.all, "all records")
+	require.NoError(t, testenv.Receive(t, written, "the writer"))
+	testenv.Receive(t, got.all, "all records")
 	c.r.finish(t)
 	d.r.finish(t)
 	b.r.stop()
-	receive(t, b.r.done, "the end of the killed member")
+	testenv.Receive(t, b.r.done, "the end of the killed member")
 	for _, m := range []*member{a, b, c, d} {
 		m.f.close()
 	}
@@ -249,7 +251,7 @@ func TestANewMemberDisturbsOnlyWhatItTakes(t *testing.T) {
 			first.add(string(rec.Value))
 		}
 	})
-	receive(t, first.all, "all records")
+	testenv.Receive(t, first.all, "all records")
 	second := newSeen(-1)
 	l2 := open(t, cfg)
 	b := consume(t, l2, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
@@ -258,7 +260,7 @@ func TestANewMemberDisturbsOnlyWhatItTakes(t *testing.T) {
 			rec.Done()
 		}
 	})
-	moved := map[int]bool{receive(t, lost, "a lost partition"): true, receive(t, lost, "a lost partition"): true}
+	moved := map[int]bool{testenv.Receive(t, lost, "a lost partition"): true, testenv.Receive(t, lost, "a lost partition"): true}
 	require.Len(t, moved, 2)
 	mu.Lock()
 	for v, rec := range held {
@@ -274,7 +276,7 @@ func TestANewMemberDisturbsOnlyWhatItTakes(t *testing.T) {
 	require.Eventually(t, func() bool {
 		lag, err := cl.Lag(context.Background(), "g", TasksNormal)
 		return err == nil && lag == 0
-	}, wait, 20*time.Millisecond)
+	}, testenv.Patience, 20*time.Millisecond)
 	for v, rec := range held {
 		second.mu.Lock()
 		require.Equal(t, moved[rec.Partition], second.count[v] == 1, v)
@@ -332,7 +334,7 @@ func TestBrokerRestartInTheMiddle(t *testing.T) {
 		written <- nil
 	}()
 	for _, when := range []chan struct{}{half, most} {
-		receive(t, when, "progress")
+		testenv.Receive(t, when, "progress")
 		require.NoError(t, broker.Stop())
 		// The outbox fills up and Put blocks. Meanwhile a Produce fails when its context ends.
 		short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -340,9 +342,9 @@ func TestBrokerRestartInTheMiddle(t *testing.T) {
 		cancel()
 		require.NoError(t, broker.Restart(t.Context()))
 	}
-	require.NoError(t, receive(t, written, "the writer"))
-	receive(t, acked.all, "all acks")
-	receive(t, got.all, "all records")
+	require.NoError(t, testenv.Receive(t, written, "the writer"))
+	testenv.Receive(t, acked.all, "all acks")
+	testenv.Receive(t, got.all, "all records")
 	require.NoError(t, o.Close(until(t)))
 	r.finish(t)
 	f.close()
@@ -372,7 +374,7 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 			first.add(string(rec.Value))
 		}
 	})
-	receive(t, first.all, "all records")
+	testenv.Receive(t, first.all, "all records")
 	away.conns.cut()
 	second := newSeen(n)
 	b := consume(t, other, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
@@ -381,11 +383,11 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 			rec.Done()
 		}
 	})
-	receive(t, second.all, "all records at the other member")
+	testenv.Receive(t, second.all, "all records at the other member")
 	require.Eventually(t, func() bool {
 		lag, err := other.Lag(context.Background(), "g", TasksNormal)
 		return err == nil && lag == 0
-	}, wait, tick)
+	}, testenv.Patience, tick)
 	before := committedOffsets(t, other, "g", TasksNormal, 4)
 	mu.Lock()
 	for _, rec := range held[:10] {
@@ -397,7 +399,7 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 	mu.Unlock()
 	away.conns.mend()
 	for range 4 {
-		receive(t, lost, "a lost partition")
+		testenv.Receive(t, lost, "a lost partition")
 	}
 	mu.Lock()
 	for _, rec := range held {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestABrokerLimitBelowOursIsRespected(t *testing.T) {
@@ -28,7 +29,7 @@ func TestABrokerLimitBelowOursIsRespected(t *testing.T) {
 	// The broker takes a moment to apply the new configuration.
 	require.Eventually(t, func() bool {
 		return errors.As(cl.Produce(t.Context(), Message{Topic: TasksLow, Key: "other", Value: make([]byte, 3000)}), &tooLarge)
-	}, wait, 10*time.Millisecond)
+	}, testenv.Patience, 10*time.Millisecond)
 	msgs := numbered(TasksLow, 0, 300, 1) // one key, so one partition: check the order
 	for _, i := range []int{0, 13, 14, 299} {
 		msgs[i].Value = make([]byte, 3000)
@@ -52,7 +53,7 @@ func TestABrokerLimitBelowOursIsRespected(t *testing.T) {
 func TestCheckTopicsNamesMissingTopics(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
-	cl, err := Open(t.Context(), cfg, testLog(t), nil)
+	cl, err := Open(t.Context(), cfg, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cl.Close() })
 	err = cl.CheckTopics(until(t))
@@ -92,8 +93,8 @@ func TestCloseFailsWaitingMessages(t *testing.T) {
 	go func() { produced <- cl.Produce(context.Background(), Message{Topic: Results, Value: []byte("y")}) }()
 	<-short.Done()
 	require.NoError(t, cl.Close())
-	require.ErrorIs(t, receive(t, acked, "the ack"), ErrClosed)
-	require.ErrorIs(t, receive(t, produced, "Produce"), ErrClosed)
+	require.ErrorIs(t, testenv.Receive(t, acked, "the ack"), ErrClosed)
+	require.ErrorIs(t, testenv.Receive(t, produced, "Produce"), ErrClosed)
 	require.NoError(t, o.Close(until(t)))
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // lateCommit holds back the first commit, as an overloaded machine might.
@@ -90,14 +92,14 @@ func TestALateCommitDoesNotUndoTheLast(t *testing.T) {
 			recs <- rec
 		}
 	})
-	receive(t, recs, "the first record").Done()
-	receive(t, late.held, "its commit")
-	receive(t, recs, "the second record").Done()
+	testenv.Receive(t, recs, "the first record").Done()
+	testenv.Receive(t, late.held, "its commit")
+	testenv.Receive(t, recs, "the second record").Done()
 	r.stop()                                                                                               // only the commit is still in flight
 	timer := time.AfterFunc(200*time.Millisecond, func() { late.once.Do(func() { close(late.release) }) }) // while the last commit waits for it
 	t.Cleanup(func() { timer.Stop() })
-	require.NoError(t, receive(t, r.done, "the end of Consume"))
-	receive(t, late.answered, "the answer to the commit")
+	require.NoError(t, testenv.Receive(t, r.done, "the end of Consume"))
+	testenv.Receive(t, late.answered, "the answer to the commit")
 	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func numbered(topic string, from, n, keys int) []Message {
@@ -74,7 +75,7 @@ func TestProduceAndConsumeInOrder(t *testing.T) {
 			got.add(string(rec.Value))
 		}
 	})
-	receive(t, got.all, "all records")
+	testenv.Receive(t, got.all, "all records")
 	r.finish(t)
 	lag, err := cl.Lag(until(t), "router", TasksNormal)
 	require.NoError(t, err)
@@ -104,7 +105,7 @@ func TestOutboxAcksWholeUnits(t *testing.T) {
 			},
 		}))
 	}
-	receive(t, acked.all, "all acks")
+	testenv.Receive(t, acked.all, "all acks")
 	require.NoError(t, o.Close(until(t)))
 	require.ErrorIs(t, o.Put(until(t), Unit{}), ErrClosed)
 
@@ -167,6 +168,6 @@ func TestRecordsOfFourMegabytes(t *testing.T) {
 			rec.Done()
 		}
 	})
-	receive(t, got.all, "all records")
+	testenv.Receive(t, got.all, "all records")
 	r.finish(t)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func TestBudgetBoundsMemoryWithoutStarvation(t *testing.T) {
@@ -42,7 +44,7 @@ func TestBudgetBoundsMemoryWithoutStarvation(t *testing.T) {
 			}
 		}
 	})
-	receive(t, full, "the stuck partition to use up its part")
+	testenv.Receive(t, full, "the stuck partition to use up its part")
 	msgs = msgs[:0]
 	for i := 0; len(msgs) < 3000; i++ {
 		if k := strconv.Itoa(i); partitionOf(k, 4) != 0 {
@@ -50,7 +52,7 @@ func TestBudgetBoundsMemoryWithoutStarvation(t *testing.T) {
 		}
 	}
 	require.NoError(t, cl.Produce(until(t), msgs...))
-	receive(t, served, "the others' records")
+	testenv.Receive(t, served, "the others' records")
 	require.Equal(t, int64(50), held.Load(), "the stuck partition exceeded its part")
 	r.finish(t)
 }
@@ -74,9 +76,9 @@ func TestDrainWaitsForRecordsInFlight(t *testing.T) {
 		ended <- struct{}{}
 	})
 	// Each handler is called once and blocks its own partition.
-	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(held) == 100 }, wait, 5*time.Millisecond)
+	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(held) == 100 }, testenv.Patience, 5*time.Millisecond)
 	r.stop()
-	receive(t, ended, "the handlers' context to end")
+	testenv.Receive(t, ended, "the handlers' context to end")
 	select {
 	case <-r.done:
 		require.Fail(t, "Consume returned with records in flight")
@@ -86,7 +88,7 @@ func TestDrainWaitsForRecordsInFlight(t *testing.T) {
 		require.False(t, rec.Lost())
 		rec.Done()
 	}
-	require.NoError(t, receive(t, r.done, "the end of Consume"))
+	require.NoError(t, testenv.Receive(t, r.done, "the end of Consume"))
 	lag, err := cl.Lag(until(t), "g", TasksNormal)
 	require.NoError(t, err)
 	require.Zero(t, lag)
@@ -106,7 +108,7 @@ func TestStragglersAreReported(t *testing.T) {
 			}
 		})
 	for range 4 {
-		rec := receive(t, named, "a straggler")
+		rec := testenv.Receive(t, named, "a straggler")
 		require.Equal(t, int64(7), rec.Offset)
 		rec.Done()
 	}
@@ -157,7 +159,7 @@ func TestReadingContinuesAtTheFirstOffset(t *testing.T) {
 			close(all)
 		}
 	})
-	receive(t, all, "every record")
+	testenv.Receive(t, all, "every record")
 	r.finish(t)
 	for v, n := range times {
 		require.Equal(t, 1, n, v)
@@ -182,7 +184,7 @@ func TestOffsetStoreDecidesWhereReadingStarts(t *testing.T) {
 			done <- struct{}{}
 		})
 		for range 4 {
-			receive(t, done, "records of each partition")
+			testenv.Receive(t, done, "records of each partition")
 		}
 		r.finish(t)
 		require.Equal(t, next < 0, below.Load() > 0)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Other clients write compressed batches and transactions. The marker that ends a transaction
@@ -39,8 +41,8 @@ func TestRecordsOfOtherClients(t *testing.T) {
 	}
 	write(kgo.ProducerBatchCompression(kgo.ZstdCompression()))
 	write(kgo.ProducerBatchCompression(kgo.Lz4Compression()))
-	write(kgo.ProducerBatchCompression(kgo.SnappyCompression()), kgo.TransactionalID(prefix()))
-	write(kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.TransactionalID(prefix()))
+	write(kgo.ProducerBatchCompression(kgo.SnappyCompression()), kgo.TransactionalID(testenv.TopicPrefix()))
+	write(kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.TransactionalID(testenv.TopicPrefix()))
 	got := newSeen(n)
 	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
@@ -48,12 +50,12 @@ func TestRecordsOfOtherClients(t *testing.T) {
 			rec.Done()
 		}
 	})
-	receive(t, got.all, "all records")
+	testenv.Receive(t, got.all, "all records")
 	// The lag is 0 only when the last marker is passed as well.
 	require.Eventually(t, func() bool {
 		lag, err := cl.Lag(context.Background(), "g", TasksNormal)
 		return err == nil && lag == 0
-	}, wait, tick)
+	}, testenv.Patience, tick)
 	r.finish(t)
 	scanned := 0
 	require.NoError(t, cl.Scan(until(t), TasksNormal, func(*Record) error { scanned++; return nil }))
@@ -75,8 +77,8 @@ func TestNewPartitionsAreRead(t *testing.T) {
 	})
 	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 100, 100)...))
 	grow(t, cl, TasksNormal, 5)
-	require.Eventually(t, func() bool { return len(cl.layout.leaders(TasksNormal)) == 5 }, wait, tick)
+	require.Eventually(t, func() bool { return len(cl.layout.leaders(TasksNormal)) == 5 }, testenv.Patience, tick)
 	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 100, 100, 200)...))
-	receive(t, got.all, "the records of new partitions")
+	testenv.Receive(t, got.all, "the records of new partitions")
 	r.finish(t)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 func newTestEngine(t *testing.T, cfg Config) *engine {
@@ -98,10 +99,10 @@ func TestTheEngineKnowsWhyItHungUp(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		done := make(chan *Failure, 1)
 		go func() { _, _, f := e.do(ctx, chatRequest(d)); done <- f }()
-		require.Eventually(t, func() bool { return d.Stats().InFlight > 0 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return d.Stats().InFlight > 0 }, testenv.Patience, time.Millisecond)
 		cancel(cause)
-		f := wait(t, done, "the end of the request")
-		require.Eventually(t, func() bool { return d.Stats().InFlight == 0 }, patience, time.Millisecond)
+		f := testenv.Receive(t, done, "the end of the request")
+		require.Eventually(t, func() bool { return d.Stats().InFlight == 0 }, testenv.Patience, time.Millisecond)
 		require.Equal(t, class, f.Class)
 		require.Equal(t, learn.Neutral, deviceOutcome(f))
 	}

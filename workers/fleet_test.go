@@ -16,11 +16,12 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // register adds a registry whose devices become silent after the timeout.
 func (y *yard) register(timeout time.Duration) {
-	y.deps.Registry = store.NewRegistry(redisClient(y.t, y.redis.Addr()), store.Config{Timeout: timeout}, "t:")
+	y.deps.Registry = store.NewRegistry(testenv.RedisAt(y.t, y.redis.Addr()), store.Config{Timeout: timeout}, "t:")
 }
 
 func (y *yard) beat(id string, draining bool) {
@@ -106,7 +107,7 @@ func TestTheQueueOfADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 
 // An emptied registry says nothing about a device.
 func TestADeviceMayBeMissingFromTheRegistryForAWhile(t *testing.T) {
-	_, r := bare("d")
+	_, r := bare(t, "d")
 	well := &device.Device{ID: "d"}
 	for range 10 {
 		r.registered(nil, regularCheck)
@@ -196,7 +197,7 @@ func TestWaitingTasksMoveToIdleDevicesOnce(t *testing.T) {
 }
 
 func TestOnlyMovableTasksAreTaken(t *testing.T) {
-	_, r := bare("d")
+	_, r := bare(t, "d")
 	add := func(id string, change func(w *work)) {
 		w := &work{assignment: task.Assignment{Task: *chat(id)}}
 		w.assignment.Task.Normalize(time.Now())

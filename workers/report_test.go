@@ -14,11 +14,12 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // bare returns workers that send nothing, and one of their runners.
-func bare(id string) (*Workers, *runner) {
-	s := assemble(testConfig(), Deps{Logger: logger(), Metrics: metrics.New(nil), Credits: store.NewCredits(nil, store.Config{}, "t:")}, nil, nil)
+func bare(t testing.TB, id string) (*Workers, *runner) {
+	s := assemble(testConfig(), Deps{Logger: testenv.Logger(t), Metrics: metrics.New(nil), Credits: store.NewCredits(nil, store.Config{}, "t:")}, nil, nil)
 	r := newRunner(s, task.DeviceRef{ID: id, Slots: 4}, 0)
 	s.runners[id] = r
 	return s, r
@@ -26,7 +27,7 @@ func bare(id string) (*Workers, *runner) {
 
 func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, r := bare("d")
+		s, r := bare(t, "d")
 		reporter := newReporter(s)
 		report := func() map[string]device.Health { return reporter.healths(s.allRunners(), time.Now()) }
 		require.Equal(t, device.StateClosed, report()["d"].State, "a new runner replaces the report of the last owner")
@@ -71,7 +72,7 @@ func TestUnhealthyDevicesAreReportedEveryTime(t *testing.T) {
 }
 
 func TestUnreportedHealthIsReportedAgain(t *testing.T) {
-	w, _ := bare("d")
+	w, _ := bare(t, "d")
 	s := newReporter(w)
 	now := time.Now()
 	hs := s.healths(s.allRunners(), now)
@@ -105,7 +106,7 @@ func TestDispatchLatencyIsALowQuantile(t *testing.T) {
 
 // A runner starts with the rates that the device's last owner learned.
 func TestRunnersStartWithKnownRates(t *testing.T) {
-	s, r := bare("d")
+	s, r := bare(t, "d")
 	watcher := newFleetWatcher(s)
 	key := device.RateKey{DeviceID: "d", Model: "m"}
 	tk := chat("t")

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
@@ -41,17 +42,17 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	client, err := stream.Open(t.Context(), stream.Config{
-		Brokers: brokers(t), TopicPrefix: prefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
+		Brokers: testenv.Brokers(t), TopicPrefix: testenv.TopicPrefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
-	}, logger(), nil)
+	}, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	_, err = client.CreateTopics(t.Context())
 	require.NoError(t, err)
-	rdb := redisClient(t, r.Addr())
+	rdb := testenv.RedisAt(t, r.Addr())
 	y := &yard{t: t, client: client, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
 	y.deps = Deps{Stream: client, Credits: store.NewCredits(rdb, store.Config{}, "t:"), Rates: store.NewRates(rdb, "t:"),
-		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Logger: logger(), Metrics: metrics.New(nil), Instance: "workers@test"}
+		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "workers@test"}
 	y.watch(stream.Results, func(rec *stream.Record) error {
 		res, err := wire.DecodeResult(rec.Value, "")
 		if err == nil {
@@ -106,10 +107,10 @@ func (y *yard) run(f func(ctx context.Context, ready func()) error) (stop func()
 	go func() { done <- f(ctx, func() { close(ready) }) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
-		require.NoError(y.t, wait(y.t, done, "the end of a stage"))
+		require.NoError(y.t, testenv.Receive(y.t, done, "the end of a stage"))
 	})
 	y.t.Cleanup(stop)
-	wait(y.t, ready, "a stage to be ready")
+	testenv.Receive(y.t, ready, "a stage to be ready")
 	return stop
 }
 
@@ -122,7 +123,7 @@ func (y *yard) workers(cfg Config) (s *Workers, stop func()) {
 
 func (y *yard) until(what string, cond func() bool) {
 	y.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(testenv.Patience)
 	for {
 		y.mu.Lock()
 		ok, changed := cond(), y.changed
@@ -147,7 +148,7 @@ func (y *yard) until(what string, cond func() bool) {
 // eventually waits for a condition of a device or a worker.
 func (y *yard) eventually(what string, cond func() bool) {
 	y.t.Helper()
-	require.Eventually(y.t, cond, patience, 2*time.Millisecond, what)
+	require.Eventually(y.t, cond, testenv.Patience, 2*time.Millisecond, what)
 }
 
 func (y *yard) committed() {

@@ -75,7 +75,7 @@ func TestAuditQuery(t *testing.T) {
 		`use asc or desc`:        {"--order", "up"},
 		`exclude each other`:     {"--json", "--csv"},
 		`use ok, failed`:         {"--outcome", "good"},
-		`is no Postgres URL`:     {"--postgres", "http://x y"},
+		`not a Postgres URL`:     {"--postgres", "http://x y"},
 		`connecting to Postgres`: {"--postgres", "postgres://127.0.0.1:1/x"},
 	} {
 		r := try(t, "", append([]string{"audit", "query", "-c", f.config}, args...)...)

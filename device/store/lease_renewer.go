@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// releaseTimeout limits the last release when Run ends.
+// releaseTimeout limits how long Run releases credits after its context has ended.
 const releaseTimeout = 2 * time.Second
 
 // LeaseRenewer looks after the leases of the assignments that its process holds: it renews
@@ -77,19 +77,22 @@ func (r *LeaseRenewer) Release(l task.Lease) {
 	}
 }
 
-// Run renews and releases until ctx ends; then it releases what is left.
+// Run renews and releases until ctx ends; then it releases what is left. A release that is in
+// flight when ctx ends is completed, since nothing else would release its credits before the
+// leases expire.
 func (r *LeaseRenewer) Run(ctx context.Context) {
+	releasing, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(releaseTimeout, cancel) })()
 	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-			defer cancel()
-			r.release(last)
+			r.release(releasing)
 			return
 		case <-r.wake:
-			r.release(ctx)
+			r.release(releasing)
 		case <-tick.C:
 			r.renew(ctx)
 		}

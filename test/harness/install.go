@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -238,14 +239,16 @@ func (in *Installation) Fleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
 		<-done
 		f.Close()
 	})
-	Eventually(t, Patience, "the devices are registered", func() bool {
-		known, err := store.NewRegistry(in.redis, store.Config{}, in.RedisPrefix).List(t.Context())
-		return err == nil && len(known) >= len(devices)
-	})
+	ids := make([]string, 0, len(devices))
+	for _, d := range devices {
+		ids = append(ids, d.ID)
+	}
+	in.awaitDevices(t, ids...)
 	return f
 }
 
-// Device sends heartbeats for a device that the test runs itself.
+// Device sends heartbeats for a device that the test runs itself, and returns when the device is
+// registered.
 func (in *Installation) Device(t testing.TB, d device.Device) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -253,6 +256,19 @@ func (in *Installation) Device(t testing.TB, d device.Device) {
 	t.Cleanup(func() {
 		cancel()
 		<-done
+	})
+	in.awaitDevices(t, d.ID)
+}
+
+// awaitDevices waits until devices are registered.
+func (in *Installation) awaitDevices(t testing.TB, ids ...string) {
+	t.Helper()
+	registry := store.NewRegistry(in.redis, store.Config{}, in.RedisPrefix)
+	Eventually(t, Patience, "the devices are registered", func() bool {
+		known, err := registry.List(t.Context())
+		return err == nil && !slices.ContainsFunc(ids, func(id string) bool {
+			return !slices.ContainsFunc(known, func(d device.Device) bool { return d.ID == id })
+		})
 	})
 }
 

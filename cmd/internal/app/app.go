@@ -26,7 +26,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// App is the stages of one process and what they share.
+// App holds the stages of one process and their shared connections.
 type App struct {
 	cfg      Config
 	logger   *slog.Logger
@@ -36,15 +36,15 @@ type App struct {
 
 	Log   *stream.Client
 	Redis redis.UniversalClient
-	Pool  *pgxpool.Pool // nil when no stage needs Postgres
+	Pool  *pgxpool.Pool // nil if no stage needs Postgres
 
-	names  []string // of the stages here
+	names  []string // of the stages in this process
 	stages []*running
 	closes []func()
 	addr   atomic.Value // of the API or the ops listener
 
-	router *router.Router                       // nil when it runs elsewhere
-	policy atomic.Pointer[device.PolicySetting] // of the file, as it is now
+	router *router.Router                       // nil if it runs in another process
+	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
 	source Source
 }
 
@@ -56,8 +56,8 @@ type running struct {
 	ready atomic.Bool
 }
 
-// New connects to what the stages need and builds them. Every error is one line
-// that says what to do.
+// New connects to the services and builds the stages. No names means all stages. Every
+// error is one line that names the remedy.
 func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (_ *App, err error) {
 	specs, err := choose(names)
 	if err != nil {
@@ -99,7 +99,7 @@ func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (
 	return a, nil
 }
 
-// connect opens what the stages need and checks topics and schema.
+// connect connects to the services and checks the topics and the schema.
 func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 	var err error
 	if a.Log, err = stream.Open(ctx, a.cfg.Kafka, a.logger, a.metrics); err != nil {
@@ -123,7 +123,8 @@ func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 	return migrations.Check(ctx, a.Pool)
 }
 
-// OpenPostgres connects to Postgres and asks it for a sign of life.
+// OpenPostgres connects to Postgres and checks that it answers. The error is an
+// *unreachable.Error if it doesn't.
 func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error) {
 	pc, err := cfg.parse()
 	if err != nil {
@@ -146,15 +147,15 @@ func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error
 	return pool, nil
 }
 
-// oneLine is an error without its line breaks: connection errors list every
-// address that was tried.
+// oneLine removes line breaks from an error: connection errors list every address that
+// was tried.
 func oneLine(err error) string {
 	return strings.Join(strings.Fields(err.Error()), " ")
 }
 
-// Run runs the stages until ctx ends or one fails, then drains them in order:
-// those of an earlier phase end before those of the next are told to. ready is
-// called once, when every stage is.
+// Run runs the stages until ctx ends or one fails, then drains them phase by phase: a
+// phase ends before the next one is stopped. It calls ready once, when all stages are
+// ready.
 func (a *App) Run(ctx context.Context, ready func()) error {
 	defer a.close()
 	if a.cfg.Ops.Listen != "" && a.stage("api") == nil {
@@ -187,7 +188,7 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 				if err != nil {
 					first <- fmt.Errorf("%s: %w", s.name, err)
 				} else if ends[i].ctx.Err() == nil {
-					first <- fmt.Errorf("%s: it ended by itself", s.name)
+					first <- fmt.Errorf("%s: it ended unexpectedly", s.name)
 				}
 			})
 		}
@@ -214,15 +215,15 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	return errors.Join(err, a.drain(ends, first, &wait))
 }
 
-// phaseEnd ends the stages of one phase.
+// phaseEnd stops the stages of one phase.
 type phaseEnd struct {
 	ctx    context.Context //nolint:containedctx // the life of the phase's stages
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
 
-// drain stops phase by phase. When the drain timeout has nearly passed, it stops
-// what is left at once; when it has, it does not wait any longer.
+// drain stops the stages phase by phase. After three quarters of the drain timeout it stops
+// all remaining phases at once; after the timeout it stops waiting.
 func (a *App) drain(ends []phaseEnd, failed <-chan error, all *sync.WaitGroup) error {
 	over := make(chan struct{})
 	go func() {
@@ -242,7 +243,7 @@ func (a *App) drain(ends []phaseEnd, failed <-chan error, all *sync.WaitGroup) e
 	select {
 	case <-over:
 	case <-time.After(a.cfg.Drain):
-		return fmt.Errorf("draining took longer than %s; what was not finished is done again by others", a.cfg.Drain)
+		return fmt.Errorf("draining took longer than %s: other processes will repeat the unfinished work", a.cfg.Drain)
 	}
 	select {
 	case err := <-failed:
@@ -277,7 +278,8 @@ func (a *App) stage(name string) *running {
 	return nil
 }
 
-// Address is where the API, or the ops listener, listens; empty before it does.
+// Address returns the host:port of the API or, without it, of the ops listener; "" until
+// it listens.
 func (a *App) Address() string {
 	s, _ := a.addr.Load().(string)
 	return s
@@ -290,7 +292,7 @@ func (a *App) close() {
 	a.closes = nil
 }
 
-// NewLogger makes the program's logger. Its level may be changed while it is used.
+// NewLogger returns the program's logger and its level, which may be changed at any time.
 func NewLogger(cfg LogConfig) (*slog.Logger, *slog.LevelVar) {
 	level := new(slog.LevelVar)
 	setLevel(level, cfg)

@@ -11,7 +11,7 @@ import (
 	"github.com/batchyard/batchyard/status"
 )
 
-// Producer returns a producer that writes under this process's name. Close it.
+// Producer returns a producer that writes under this process's name. The caller closes it.
 func (a *App) Producer() *producer.Producer {
 	return producer.New(a.cfg.Task, producer.Deps{
 		Stream: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
@@ -19,7 +19,7 @@ func (a *App) Producer() *producer.Producer {
 	})
 }
 
-// Store returns the queries about tasks, which need Postgres.
+// Store returns the store that answers queries about tasks. It needs Postgres.
 func (a *App) Store() *status.Store {
 	return status.New(a.cfg.Status, status.Deps{Pool: a.Pool, Logger: a.logger, Metrics: a.metrics})
 }
@@ -49,7 +49,7 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	}, nil
 }
 
-// checks are what readiness asks: the three services, and each stage here.
+// checks returns the readiness checks: the services, and the stages in this process.
 func (a *App) checks() []api.Check {
 	cs := []api.Check{
 		{Name: "kafka", Ping: a.Log.Ping},

@@ -25,8 +25,8 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// Config is every setting. Each is declared once, by the package that uses it;
-// config.yaml and docs/configuration.md are written from these structs.
+// Config holds every setting. The package that uses a setting declares it; config.yaml and
+// docs/configuration.md are generated from these structs.
 type Config struct {
 	Log       LogConfig         `yaml:"log" doc:"Logging."`
 	Kafka     stream.Config     `yaml:"kafka" doc:"Connection to Kafka, and the topics."`
@@ -43,43 +43,43 @@ type Config struct {
 	Status    status.Config     `yaml:"status" doc:"Requests that wait for a task to finish."`
 	Callbacks callbacks.Config  `yaml:"callbacks" doc:"Delivery of results as webhooks."`
 	Ops       OpsConfig         `yaml:"ops" doc:"Health and metrics of processes that do not run the API."`
-	Version   string            `yaml:"-"` // of the program, for descriptions and logs
+	Version   string            `yaml:"-"` // of the program, for the API and logs
 	Drain     time.Duration     `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process exits within this time even if something hangs."`
 }
 
-// LogConfig is how the program logs.
+// LogConfig configures logging.
 type LogConfig struct {
 	Level  string `yaml:"level" live:"true" default:"info" enum:"debug,info,warn,error" doc:"Least severe level that is logged."`
 	Format string `yaml:"format" default:"text" enum:"text,json" doc:"Format of log lines on standard error."`
 }
 
-// PostgresConfig says where Postgres is.
+// PostgresConfig configures the connection to Postgres.
 type PostgresConfig struct {
 	URL      string        `yaml:"url" default:"postgres://batchyard@127.0.0.1:5432/batchyard" secret:"true" doc:"Connection URL. Keep the password out of the file: set BATCHYARD_POSTGRES_URL, PGPASSWORD or use a .pgpass file."`
 	MaxConns int           `yaml:"max_conns" default:"16" unit:"connections" min:"2" max:"1000" doc:"Maximum number of connections per process."`
 	Timeout  time.Duration `yaml:"timeout" default:"5s" min:"100ms" doc:"Timeout for connecting, and for waiting for a free connection."`
 }
 
-// parse reads the URL. The library's error may hold it with its password.
+// parse parses the URL. It hides the library's error, which may contain the password.
 func (c PostgresConfig) parse() (*pgxpool.Config, error) {
 	pc, err := pgxpool.ParseConfig(c.URL)
 	if err != nil || c.URL == "" {
-		return nil, errors.New("postgres.url: it is no Postgres URL; use postgres://user@host:5432/database")
+		return nil, errors.New("postgres.url: not a Postgres URL: use postgres://user@host:5432/database")
 	}
 	return pc, nil
 }
 
-// OpsConfig is the listener of processes that do not run the API.
+// OpsConfig configures the listener of processes that do not run the API.
 type OpsConfig struct {
 	Listen string `yaml:"listen" default:"" doc:"host:port of /healthz, /readyz and /metrics in processes without the api stage. Empty: off."`
 }
 
-// DefaultPath is read when no file is named and it is there.
+// DefaultPath is the configuration file that is read if none is named and it exists.
 const DefaultPath = "config.yaml"
 
-// LoadConfig reads the file, the environment (BATCHYARD_…) and overrides, in
-// this order. An empty path stands for config.yaml if it is there, else for
-// defaults. The error lists everything that is wrong, a line each.
+// LoadConfig reads the file, then the environment (BATCHYARD_…), then overrides; later
+// ones win. An empty path means [DefaultPath] if that exists, otherwise the defaults. A
+// *config.Error lists every problem, one per line.
 func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	var cfg Config
 	path, err := ConfigPath(path)
@@ -90,7 +90,7 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 		return cfg, err
 	}
 	var wrong config.Error
-	for _, check := range []func() error{ // what tags cannot say
+	for _, check := range []func() error{ // what struct tags cannot express
 		func() error { _, err := policyOf(&cfg); return err },
 		cfg.Callbacks.Check,
 		func() error { _, err := cfg.Postgres.parse(); return err },
@@ -105,8 +105,8 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	return cfg, nil
 }
 
-// ConfigPath is the file that an empty path stands for: config.yaml if it is
-// there, else none.
+// ConfigPath returns the path, or for an empty one [DefaultPath] if that exists, otherwise
+// "".
 func ConfigPath(path string) (string, error) {
 	if path != "" {
 		return path, nil
@@ -121,11 +121,11 @@ func ConfigPath(path string) (string, error) {
 	return "", fmt.Errorf("reading %s: %w", DefaultPath, err)
 }
 
-// policyOf is how the configuration wants devices to be chosen.
+// policyOf returns the policy that the configuration sets.
 func policyOf(cfg *Config) (device.PolicySetting, error) {
 	p, err := device.NewPolicySetting(cfg.Router.Policy, cfg.Router.Binding, cfg.Router.Weights)
 	var fe *task.FieldError
-	if errors.As(err, &fe) { // as the file names it
+	if errors.As(err, &fe) { // use the names of the configuration file
 		fe.Field = "router." + strings.NewReplacer("weights", "load_weights", "preset", "load_weights.preset").Replace(fe.Field)
 	}
 	return p, err

@@ -14,18 +14,18 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Source is where the configuration came from, and can be read again.
+// Source is where the configuration came from, so that it can be read again.
 type Source struct {
-	Path  string // of the file; empty: there is none, and nothing is watched
+	Path  string // of the file; empty: watch nothing
 	Load  func() (Config, error)
-	Level *slog.LevelVar // of the logger; nil: it stays
+	Level *slog.LevelVar // of the logger; nil: it does not change
 }
 
-// Follow makes Run take over what changes in the configuration's file, as far as
-// it may change while the program runs. Call it before Run.
+// Follow makes Run apply changes of the configuration file, for the settings that may
+// change while the program runs. Call it before Run.
 func (a *App) Follow(s Source) { a.source = s }
 
-// filePolicy is how the configuration's file wants devices to be chosen, now.
+// filePolicy returns the policy that the configuration file sets now.
 func (a *App) filePolicy() device.PolicySetting { return *a.policy.Load() }
 
 // follow watches the file until the returned function is called.
@@ -34,12 +34,12 @@ func (a *App) follow(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	running := a.cfg // with what has been taken over since the start
+	running := a.cfg // with the changes applied since the start
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := config.Watch(ctx, a.source.Path, func() { a.reload(ctx, &running) }, nil)
-		if err != nil { // it goes on by what it has
-			a.logger.Warn("changes of the configuration's file are not seen; restart to have them", "file", a.source.Path, "error", err)
+		if err != nil { // the process continues with the settings it has
+			a.logger.Warn("cannot watch the configuration file: restart to apply changes", "file", a.source.Path, "error", err)
 		}
 	})
 	return func() {
@@ -48,8 +48,8 @@ func (a *App) follow(ctx context.Context) (stop func()) {
 	}
 }
 
-// reload reads the file again and takes over what may change. A file that is
-// wrong in any way changes nothing at all.
+// reload reads the file again and applies the settings that may change. A file with any
+// error changes nothing.
 func (a *App) reload(ctx context.Context, running *Config) {
 	log := a.logger.With("file", a.source.Path)
 	next, err := a.source.Load()
@@ -60,7 +60,7 @@ func (a *App) reload(ctx context.Context, running *Config) {
 			lines = all.Lines
 		}
 		for _, l := range lines {
-			log.Error("the configuration's file has changed and is wrong; everything goes on as before", "wrong", l)
+			log.Error("the changed configuration file is invalid: keeping the previous settings", "error", l)
 		}
 		return
 	}
@@ -73,7 +73,7 @@ func (a *App) reload(ctx context.Context, running *Config) {
 		}
 	}
 	if len(restart) > 0 {
-		log.Warn("settings were changed in the file that only a restart takes over", "settings", strings.Join(restart, ", "))
+		log.Warn("restart to apply changed settings", "settings", strings.Join(restart, ", "))
 	}
 	if len(live) == 0 {
 		return
@@ -83,7 +83,7 @@ func (a *App) reload(ctx context.Context, running *Config) {
 		err = a.router.Reload(next.Router)
 	}
 	if err != nil {
-		log.Error("the configuration's file has changed and is wrong; everything goes on as before", "wrong", err)
+		log.Error("the changed configuration file is invalid: keeping the previous settings", "error", err)
 		return
 	}
 	config.Adopt(running, &next)
@@ -91,17 +91,17 @@ func (a *App) reload(ctx context.Context, running *Config) {
 		setLevel(a.source.Level, running.Log)
 	}
 	before := a.policy.Swap(&policy)
-	log.Info("settings were changed in the file and apply now", "changed", strings.Join(live, ", "))
+	log.Info("applied changed settings", "changed", strings.Join(live, ", "))
 	if !before.Same(&policy) {
 		a.recordReload(ctx, before, &policy)
 	}
 }
 
-// recordWait bounds how long a reload waits for Kafka to take its event.
+// recordWait limits how long a reload waits until Kafka has its event.
 const recordWait = 10 * time.Second
 
-// recordReload tells the audit log that devices are chosen by another policy
-// because of the file. Only processes that choose, or tell how it is chosen, do.
+// recordReload writes the event of a policy change. Only processes that use or report the
+// policy write it.
 func (a *App) recordReload(ctx context.Context, before, now *device.PolicySetting) {
 	if !slices.Contains(a.names, "router") && !slices.Contains(a.names, "api") {
 		return
@@ -115,6 +115,6 @@ func (a *App) recordReload(ctx context.Context, before, now *device.PolicySettin
 	}
 	err := p.RecordNow(ctx, e, map[string]any{"old": before, "new": now, "file": a.source.Path})
 	if err = errors.Join(err, p.Close(ctx)); err != nil {
-		a.logger.Warn("that the policy was changed by the file may be missing in the audit log", "error", err)
+		a.logger.Warn("could not record the policy change: it may be missing from the audit log", "error", err)
 	}
 }

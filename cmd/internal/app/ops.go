@@ -12,8 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// stageReady says why a stage of this process is not ready; a stage that runs
-// elsewhere is no concern of this process.
+// stageReady returns an error if a stage of this process is not ready. Stages of other
+// processes do not matter here.
 func (a *App) stageReady(name string) error {
 	if s := a.stage(name); s != nil && !s.ready.Load() {
 		return errors.New("not ready")
@@ -21,7 +21,7 @@ func (a *App) stageReady(name string) error {
 	return nil
 }
 
-// serveOps listens for health and metrics in a process without the API.
+// serveOps serves health checks and metrics in a process without the API.
 func (a *App) serveOps(ctx context.Context) (stop func(), err error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", a.cfg.Ops.Listen)

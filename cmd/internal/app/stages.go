@@ -12,8 +12,8 @@ import (
 	"github.com/batchyard/batchyard/workers"
 )
 
-// stageSpec is how a stage is built. Phases are the order of stopping: a stage
-// stops before those that take up what it writes.
+// stageSpec describes a stage and how to build it. Stages of a lower phase stop first: a
+// stage stops before those that read what it writes.
 type stageSpec struct {
 	name     string
 	what     string
@@ -24,7 +24,7 @@ type stageSpec struct {
 
 const phaseCount = 5
 
-// stages is every stage there is, in the order of a task's way.
+// stages lists all stages in the order of a task's path.
 var stages = []stageSpec{
 	{"api", "HTTP: submit, status, devices", 0, true, buildAPI},
 	{"router", "tasks to devices", 1, false, buildRouter},
@@ -34,7 +34,7 @@ var stages = []stageSpec{
 	{"callbacks", "results to the users' endpoints", 4, true, buildCallbacks},
 }
 
-// StageNames lists the stages that a process may run.
+// StageNames returns the names of all stages.
 func StageNames() []string {
 	names := make([]string, 0, len(stages))
 	for _, s := range stages {
@@ -43,7 +43,7 @@ func StageNames() []string {
 	return names
 }
 
-// choose returns the named stages, all when none is named.
+// choose returns the named stages, or all if names is empty.
 func choose(names []string) ([]stageSpec, error) {
 	if len(names) == 0 {
 		return stages, nil
@@ -56,13 +56,13 @@ func choose(names []string) ([]stageSpec, error) {
 	}
 	for _, n := range names {
 		if !slices.Contains(StageNames(), n) {
-			return nil, fmt.Errorf("there is no stage %q; the stages are %s", n, strings.Join(StageNames(), ", "))
+			return nil, fmt.Errorf("unknown stage %q: use %s", n, strings.Join(StageNames(), ", "))
 		}
 	}
 	return out, nil
 }
 
-// shared is what stages share through Redis.
+// shared holds the state that stages share through Redis.
 type shared struct {
 	registry *store.Registry
 	credits  *store.Credits

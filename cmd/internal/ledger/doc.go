@@ -1,40 +1,39 @@
-// Package ledger keeps the account of all tasks, from Kafka and Postgres alone:
+// Package ledger accounts for every task, from Kafka and Postgres alone:
 //
 //	accepted = terminal + in flight + dead letters + missing
 //
-// and missing has to be nothing. It reads, and writes nothing but a temporary
-// file, so that it may look at an installation at work.
+// where missing must be 0. It writes nothing except a temporary file, so it can check an
+// installation that is running.
 //
-// # How a moment is caught
+// # How it reads a moving system
 //
-// The stages finish a record only when what it became is acknowledged. So whoever
-// asks first how far a stage is, and only then where the next topic ends, finds
-// every task at least once, though all of them move:
+// A stage finishes a record only after everything it became is acknowledged. Reading first
+// the offsets that a stage has committed and then the end of the next topic therefore
+// finds every task at least once, even while tasks move:
 //
-//	Postgres: results, states, how far the recorder is     (one snapshot)
-//	tasks.*, tasks.parked, assignments, batches: how far each group is, then the end
-//	results: the end                what the recorder has yet to take is behind its offset
-//	tasks.*, tasks.parked: the end again   what went back meanwhile
+//	Postgres: results, states, offsets of the recorder     (one snapshot)
+//	tasks.*, tasks.parked, assignments, batches: committed offsets of each group, then the end
+//	results: the end                       results from the recorder's offset on are unrecorded
+//	tasks.*, tasks.parked: the end again   tasks that were requeued meanwhile
 //	dlq: the end
 //
-// A task is in flight when a record of it is not finished by its stage, when its
-// result waits for the recorder, or when it went back while we looked. One that has
-// no result and is nowhere is missing.
+// A task is in flight if its stage has not finished one of its records, if its result is
+// unrecorded, or if it was requeued during the check. A task that has no result and is
+// nowhere is missing.
 //
-// What is wrong is looked at a second time, from the beginning, when the recorder
-// has passed where it was: only what is wrong both times is told.
+// If the first pass finds problems, a second pass starts over once the recorder has caught
+// up. Only problems that both passes find are reported.
 //
-// # How much memory it takes
+// # Memory
 //
-// Each record and row becomes a fact of some fifty bytes. Facts are sorted by
-// task, or by position, in pieces that fit into memory, and the pieces merged from
-// a temporary file. Memory does not grow with the number of tasks; the file does,
-// and has no name any more once it is open, so that nothing is left when the
-// process dies.
+// Each record and row becomes a fact of about fifty bytes. Facts are sorted by task, or by
+// position, in runs that fit into memory and are then merged from a temporary file. Memory
+// does not grow with the number of tasks; the file does. It is unlinked as soon as it is
+// open, so nothing remains if the process dies.
 //
-// # How far back it can tell
+// # Limits
 //
-// As far as the topics reach: retention removes records. A result is only said to
-// be nobody's when the task would have to be in its topic still. [Report.Topics]
-// says from when on that is.
+// The check reaches as far back as the topics do: retention removes records. A result
+// counts as having no task only if the task's record must still be in its topic.
+// [Report.Topics] says since when each topic is complete.
 package ledger

@@ -9,17 +9,17 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// A fact about a task is one entry of the sorter: tenant, 0, id, 0, its kind, and
-// what that kind says. Sorted, all facts of a task follow each other. Neither name
-// can hold a zero byte: Postgres takes none, and every stage refuses it.
+// A fact about a task is one entry of the sorter: tenant, 0, id, 0, kind, and the data of
+// that kind. Sorting brings all facts of a task together. Neither name can contain a zero
+// byte: Postgres cannot store it, and every stage refuses it.
 
 // Kinds of facts about a task, in the order in which they are sorted.
 const (
-	factRecord   = 'A' // a record of the task in tasks.*
-	factParked   = 'B' // one in tasks.parked
-	factOnTheWay = 'C' // it is in an assignment or a batch that is not finished
-	factDead     = 'D' // a dead letter holds it
-	factOffered  = 'E' // a record of its result
+	factRecord   = 'A' // a record in tasks.*
+	factParked   = 'B' // a record in tasks.parked
+	factOnTheWay = 'C' // an assignment or batch that is not finished
+	factDead     = 'D' // a dead letter
+	factOffered  = 'E' // a result in the topic
 	factResult   = 'F' // its row in results
 	factState    = 'G' // its row in tasks
 	factCallback = 'H' // its row in callbacks
@@ -27,11 +27,11 @@ const (
 
 // Flags of a fact.
 const (
-	flagUnfinished = 1 << iota // the record is not finished by its stage
-	flagWentBack               // the record was written while we looked
-	flagLater                  // the recorder has not come to it
-	flagCallback               // a callback is due for the result
-	flagOddID                  // a callback with another id than it should have
+	flagUnfinished = 1 << iota // its stage has not finished the record
+	flagWentBack               // the record was written during the check
+	flagLater                  // the recorder has not read it yet
+	flagCallback               // the result names a callback
+	flagOddID                  // the id of the callback is wrong
 )
 
 // position is a place in a topic.
@@ -45,7 +45,7 @@ func (p position) String() string {
 	return stream.Topics[p.topic].Name + "/" + strconv.Itoa(int(p.partition)) + "@" + strconv.FormatUint(p.offset, 10)
 }
 
-// topicIndex is where a topic stands in the list; ok is false when it is none.
+// topicIndex returns the index of a topic in stream.Topics; false if it is unknown.
 func topicIndex(name string) (byte, bool) {
 	for i, t := range stream.Topics {
 		if t.Name == name {
@@ -55,7 +55,7 @@ func topicIndex(name string) (byte, bool) {
 	return 0, false
 }
 
-// end tells one terminal result from another, as the recorder does.
+// end identifies one result among those of a task, as the recorder does.
 type end struct {
 	state   byte // index in task.States
 	attempt uint32
@@ -78,23 +78,23 @@ func (e end) name() task.State {
 	return ""
 }
 
-// fact is what one entry says.
+// fact is a decoded entry.
 type fact struct {
 	kind  byte
 	flags byte
 	where position // of records
 	end   end      // of results, and the state of a row in tasks
-	since int64    // of a row: when its task was submitted, microseconds; 0: not known
-	taken int64    // of a row: when it was written, microseconds
+	since int64    // of a row: when the task was submitted, in microseconds; 0: unknown
+	taken int64    // of a row: when it was written, in microseconds
 }
 
-// nameable reports whether there can be facts about the key.
+// nameable reports whether the key can be part of a fact.
 func nameable(k task.Key) bool {
 	return k.Tenant != "" && k.ID != "" && len(k.Tenant)+len(k.ID) < maxEntry/2 &&
 		bytes.IndexByte([]byte(k.Tenant), 0) < 0 && bytes.IndexByte([]byte(k.ID), 0) < 0
 }
 
-// appendFact writes a fact about a task.
+// appendFact encodes a fact about a task.
 func appendFact(b []byte, k task.Key, f *fact) []byte {
 	b = append(b, k.Tenant...)
 	b = append(b, 0)
@@ -141,7 +141,7 @@ func readEnd(b []byte) end {
 	return end{b[0], binary.BigEndian.Uint32(b[1:]), int64(binary.BigEndian.Uint64(b[5:]))}
 }
 
-// splitFact takes an entry apart: the task's name with its zero bytes, and the fact.
+// splitFact decodes an entry into the task's name, with its zero bytes, and the fact.
 func splitFact(b []byte) (name []byte, f fact) {
 	first := bytes.IndexByte(b, 0)
 	second := first + 1 + bytes.IndexByte(b[first+1:], 0)
@@ -169,16 +169,16 @@ func keyOf(name []byte) task.Key {
 	return task.Key{Tenant: string(tenant), ID: string(id)}
 }
 
-// A note is what is known of a position in events, results or a topic of tasks:
-// topic, partition, offset, its kind, and a number and a digest.
+// A note is a fact about a position in events, results or a topic of tasks: topic,
+// partition, offset, kind, a number and a digest.
 
 // Kinds of notes.
 const (
-	noteExpected   = 'a' // the record at this position makes so many audit rows
-	noteAtMost     = 'b' // the record makes at most so many: audit.retention took some
-	noteUnreadable = 'c' // the record cannot be read and is finished, so it has to be a dead letter
-	noteDead       = 'd' // a dead letter of it holds so many events
-	noteRow        = 'e' // an audit row: its place within the record
+	noteExpected   = 'a' // the record becomes n audit rows
+	noteAtMost     = 'b' // the record becomes at most n: audit.retention dropped some
+	noteUnreadable = 'c' // the record is unreadable and finished, so it must be a dead letter
+	noteDead       = 'd' // its dead letter holds n events
+	noteRow        = 'e' // an audit row; n is its index within the record
 )
 
 type note struct {
@@ -199,7 +199,7 @@ func readNote(b []byte) note {
 	return note{readPosition(b), rest[0], binary.BigEndian.Uint32(rest[1:]), binary.BigEndian.Uint64(rest[5:])}
 }
 
-// facts gathers what both sorters need.
+// facts collects facts about tasks and notes about positions.
 type facts struct {
 	tasks     *sorter
 	positions *sorter

@@ -22,10 +22,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-const patience = time.Minute
-
-// history is an installation whose stages are played by the test; the recorder is
-// the real one.
+// history is an installation in which the test acts as the stages, except for the recorder.
 type history struct {
 	t    *testing.T
 	log  *stream.Client
@@ -51,7 +48,7 @@ func newHistory(t *testing.T) *history {
 	return h
 }
 
-// put writes and waits until it is written.
+// put writes a unit and waits for the acknowledgement.
 func (h *history) put(u stream.Unit) {
 	h.t.Helper()
 	acked := make(chan error, 1)
@@ -84,7 +81,7 @@ func (h *history) submit(ids ...string) {
 	h.put(u)
 }
 
-// end writes results as a worker does. The same id twice gives two that differ.
+// end writes results as the workers do. Results of a repeated id differ in their time.
 func (h *history) end(state task.State, ids ...string) {
 	h.t.Helper()
 	var u stream.Unit
@@ -104,15 +101,15 @@ func (h *history) end(state task.State, ids ...string) {
 	h.put(u)
 }
 
-// bury writes a record to the dead letters, as a stage does.
+// bury writes a record to the dead-letter topic as a stage does.
 func (h *history) bury(r *stream.Record) {
 	h.t.Helper()
 	h.put(stream.Unit{Messages: []stream.Message{records.DeadLetter(r, "router", "invalid", fmt.Errorf("it is broken"))},
 		Events: []task.Event{records.DeadLetterEvent(r, "router@test-1", fmt.Errorf("it is broken"))}})
 }
 
-// finish plays a stage that finishes every record of a topic for which keep is
-// false, and commits that.
+// finish acts as a stage that finishes all records of a topic except those for which keep
+// is true, and commits.
 func (h *history) finish(stage, topic string, keep func(*stream.Record) bool) {
 	h.t.Helper()
 	stands, err := h.log.Offsets(h.t.Context(), stage, topic)
@@ -128,7 +125,7 @@ func (h *history) finish(stage, topic string, keep func(*stream.Record) bool) {
 	if total == 0 {
 		return
 	}
-	ctx, stop := context.WithTimeout(h.t.Context(), patience)
+	ctx, stop := context.WithTimeout(h.t.Context(), testenv.Patience)
 	defer stop()
 	var mu sync.Mutex
 	var read int64
@@ -147,15 +144,15 @@ func (h *history) finish(stage, topic string, keep func(*stream.Record) bool) {
 	}, func() { go func() { <-all; stop() }() }))
 }
 
-// record runs the recorder until Postgres holds all that is in the logs.
+// record runs the recorder until Postgres holds everything in results and events.
 func (h *history) record() {
 	h.t.Helper()
-	ctx, stop := context.WithTimeout(h.t.Context(), patience)
+	ctx, stop := context.WithTimeout(h.t.Context(), testenv.Patience)
 	defer stop()
 	rec := recorder.New(recorder.Config{CheckpointDir: h.t.TempDir()}, recorder.Deps{Log: h.log, Pool: h.pool, Logger: slog.New(slog.DiscardHandler), Metrics: metrics.New(nil), Instance: "audit@test-1"})
 	done := make(chan error, 1)
 	go func() { done <- rec.Run(ctx, func() {}) }()
-	require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: patience}.withDefaults()))
+	require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: testenv.Patience}.withDefaults()))
 	stop()
 	require.NoError(h.t, <-done)
 }
@@ -164,7 +161,7 @@ func (h *history) sql(text string, args ...any) {
 	h.t.Helper()
 	tag, err := h.pool.Exec(h.t.Context(), text, args...)
 	require.NoError(h.t, err)
-	require.Positive(h.t, tag.RowsAffected(), "the test breaks nothing by %s", text)
+	require.Positive(h.t, tag.RowsAffected(), "%s must change a row", text)
 }
 
 func (h *history) check(o Options) *Report {
@@ -176,7 +173,7 @@ func (h *history) check(o Options) *Report {
 	return r
 }
 
-// kinds are the kinds of problems, with what they are about.
+// kinds returns the tasks or positions of the problems, by kind.
 func kinds(r *Report) map[Kind]string {
 	out := map[Kind]string{}
 	for _, p := range r.Problems {

@@ -9,33 +9,33 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// skew is how far clocks may be apart when it is asked whether retention may have
-// removed a record.
+// skew is how far clocks may differ when deciding whether retention may have removed a
+// record.
 const skew = 10 * time.Minute
 
-// account is all facts of one task.
+// account holds the facts about one task.
 type account struct {
 	accepted      bool
-	record, dead  position // one of each
+	record, dead  position // the position of one of them
 	isDead        bool
-	where         string // the stage that is furthest along the way and has it
-	offered       []fact // bounded: see mostOffered
+	where         string // the last stage on its path that has it; empty: none
+	offered       []fact // results in the topic, at most mostOffered
 	offers        int
 	result, state fact
 	hasResult     bool
 	hasState      bool
 	callbacks     int
 	oddCallback   bool
-	later         bool // a result of it is yet to be recorded
+	later         bool // a result is not recorded yet
 	passed        position
-	wasPassed     bool // a result of it was passed by the recorder
-	differ        bool // of those, two differ
+	wasPassed     bool // the recorder has read a result
+	differ        bool // it has read results that differ
 }
 
-// mostOffered bounds the results of one task that are remembered one by one.
+// mostOffered limits how many results of one task are kept.
 const mostOffered = 64
 
-// judgeTasks goes through the tasks.
+// judgeTasks judges every task.
 func (l *look) judgeTasks() error {
 	var name []byte
 	a := &account{}
@@ -102,8 +102,7 @@ func (a *account) take(f *fact) {
 	}
 }
 
-// whole reports whether a record that belongs to a row would have to be in the
-// topics still.
+// whole reports whether the topics must still have the records of a row with these times.
 func (l *look) whole(topics []string, times ...int64) bool {
 	var since int64
 	for _, topic := range topics {
@@ -120,7 +119,7 @@ func (l *look) whole(topics []string, times ...int64) bool {
 	return true
 }
 
-// judge says what is to be said of one task.
+// judge counts one task and reports its problems.
 func (l *look) judge(k task.Key, a *account) error {
 	wrong := func(kind Kind, at, format string, args ...any) bool {
 		return l.r.wrong(l.before, Problem{Kind: kind, Tenant: k.Tenant, TaskID: k.ID, At: at, What: fmt.Sprintf(format, args...)})
@@ -133,7 +132,7 @@ func (l *look) judge(k task.Key, a *account) error {
 			l.r.Terminal++
 			l.r.ByState[string(a.result.end.name())]++
 		} else if l.whole(back, a.result.since, a.result.taken) {
-			wrong(Nobody, "", "ended as %s; no record of it is in the topics of tasks", a.result.end.name())
+			wrong(ResultUnknown, "", "ended as %s, but no topic of tasks has a record of it", a.result.end.name())
 		} else {
 			l.r.Older++
 		}
@@ -144,20 +143,20 @@ func (l *look) judge(k task.Key, a *account) error {
 	case a.later:
 		a.where = "recorder"
 		if !a.accepted && !a.hasState && l.since[stream.TasksHigh]+l.since[stream.TasksNormal]+l.since[stream.TasksLow]+l.since[stream.TasksParked] == 0 {
-			wrong(Nobody, "", "a result is on the topic; no record of it is in the topics of tasks")
+			wrong(ResultUnknown, "", "the results topic has a result, but no topic of tasks has a record of it")
 		}
 	case a.isDead:
 	case a.wasPassed:
-		lost = wrong(NotTaken, a.passed.String(), "%s; results has no row of it", offersText(a))
+		lost = wrong(NotTaken, a.passed.String(), "%s, but the table results has no row", offersText(a))
 	case a.where != "":
 	case a.accepted:
-		lost = wrong(Missing, a.record.String(), "accepted; no result, no unfinished record, no dead letter%s", stateText(a))
+		lost = wrong(Missing, a.record.String(), "accepted, but it has no result, no unfinished record and no dead letter%s", stateText(a))
 	}
 	if a.hasState {
 		l.judgeState(a, wrong)
 	}
 	if a.callbacks > 0 {
-		wrong(CallbackStray, "", "callbacks has a row, results has none")
+		wrong(CallbackStray, "", "the table callbacks has a row, but results has none")
 	}
 	switch {
 	case !a.accepted:
@@ -168,7 +167,7 @@ func (l *look) judge(k task.Key, a *account) error {
 		l.r.Where[a.where]++
 	case a.isDead:
 		l.r.Dead++
-	default: // it was right the time before, so it is on its way
+	default: // the previous pass did not report it, so it is moving
 		l.r.InFlight++
 		l.r.Where["moving"]++
 	}
@@ -177,31 +176,31 @@ func (l *look) judge(k task.Key, a *account) error {
 
 func offersText(a *account) string {
 	if a.differ {
-		return fmt.Sprintf("%d results that differ are on the topic", a.offers)
+		return fmt.Sprintf("%d different results are in the topic", a.offers)
 	}
-	return "its result is on the topic"
+	return "its result is in the topic"
 }
 
 func stateText(a *account) string {
 	if !a.hasState {
-		return "; Postgres never heard of it"
+		return "; the table tasks has no row"
 	}
-	return "; Postgres knows it as " + string(a.state.end.name())
+	return "; the table tasks says " + string(a.state.end.name())
 }
 
 type complain func(kind Kind, at, format string, args ...any) bool
 
-// judgeState looks at a row of tasks whose task has no result.
+// judgeState checks the row in tasks of a task without a result.
 func (l *look) judgeState(a *account, wrong complain) {
 	switch state := a.state.end.name(); {
 	case state.Terminal():
-		wrong(StateWrong, "", "tasks says %s, results has no row of it", state)
+		wrong(StateWrong, "", "the table tasks says %s, but results has no row", state)
 	case !a.accepted && !a.later && !a.wasPassed && !a.isDead && a.where == "" && a.state.since > 0 && l.whole(back, a.state.since, a.state.taken):
-		wrong(StateNobody, "", "tasks says %s; no record of it is in the topics of tasks", state)
+		wrong(StateUnknown, "", "the table tasks says %s, but no topic of tasks has a record of it", state)
 	}
 }
 
-// judgeResult looks at a task that has a result.
+// judgeResult checks a task that has a result.
 func (l *look) judgeResult(k task.Key, a *account, wrong complain) error {
 	match := false
 	for i := range a.offered {
@@ -210,7 +209,7 @@ func (l *look) judgeResult(k task.Key, a *account, wrong complain) error {
 			match = true
 			continue
 		}
-		// It was not taken, and there is a row that says so.
+		// Another result came first, and an audit row records this duplicate.
 		n := note{where: o.where, kind: noteExpected, n: 1}
 		if time.UnixMicro(o.end.at).Before(l.cut) {
 			n.kind = noteAtMost
@@ -220,43 +219,43 @@ func (l *look) judgeResult(k task.Key, a *account, wrong complain) error {
 		}
 	}
 	if !match && a.offers <= mostOffered && l.whole([]string{stream.Results}, a.result.end.at, a.result.taken) {
-		wrong(Changed, "", "results says %s, attempt %d, at %s; the topic has %d results of it, and not this one",
+		wrong(Changed, "", "the table results says %s, attempt %d, at %s; the topic has %d results of the task, but not this one",
 			a.result.end.name(), a.result.end.attempt, time.UnixMicro(a.result.end.at).UTC().Format(time.RFC3339Nano), a.offers)
 	}
 	switch {
 	case !a.hasState:
-		wrong(StateWrong, "", "results says %s, tasks has no row of it", a.result.end.name())
+		wrong(StateWrong, "", "the table results says %s, but tasks has no row", a.result.end.name())
 	case a.state.end.state != a.result.end.state:
-		wrong(StateWrong, "", "results says %s, tasks says %s", a.result.end.name(), a.state.end.name())
+		wrong(StateWrong, "", "the table results says %s, but tasks says %s", a.result.end.name(), a.state.end.name())
 	}
 	switch due := a.result.flags&flagCallback != 0; {
 	case a.callbacks > 1:
-		wrong(CallbackTwice, "", "callbacks has %d rows of it", a.callbacks)
+		wrong(CallbackTwice, "", "the table callbacks has %d rows", a.callbacks)
 	case a.oddCallback:
-		wrong(CallbackTwice, "", "its callback has an id of its own, so that the receiver cannot tell repetitions")
+		wrong(CallbackTwice, "", "the id of its callback is wrong: the receiver cannot recognize repeated deliveries")
 	case due && a.callbacks == 0:
-		wrong(CallbackMissing, "", "its result names a callback, callbacks has no row of it")
+		wrong(CallbackMissing, "", "its result names a callback, but the table callbacks has no row")
 	case !due && a.callbacks > 0:
-		wrong(CallbackStray, "", "callbacks has a row, its result names none")
+		wrong(CallbackStray, "", "the table callbacks has a row, but its result names no callback")
 	}
 	return nil
 }
 
-// spot is all notes of one position.
+// spot holds the notes of one position.
 type spot struct {
 	where      position
-	expected   int64 // -1: nothing is said
+	expected   int64 // audit rows; -1: unknown
 	atMost     bool
 	unreadable bool
 	isDead     bool
 	dead       int64
 	digest     uint64
-	rows       int64 // different ones
+	rows       int64 // distinct
 	twice      int64
 	last       int64
 }
 
-// judgePositions goes through the positions.
+// judgePositions judges every position.
 func (l *look) judgePositions() error {
 	s := spot{}
 	started := false
@@ -287,7 +286,7 @@ func (s *spot) take(n *note) {
 	case noteUnreadable:
 		s.unreadable = true
 	case noteDead:
-		// The same letter twice is a stage that died before it finished the record.
+		// A stage that dies before it finishes the record writes the same dead letter again.
 		if !s.isDead || n.digest != s.digest {
 			s.dead += int64(n.n)
 		}
@@ -310,7 +309,7 @@ func (l *look) judgeSpot(s *spot) {
 	topic := stream.Topics[s.where.topic].Name
 	ofTasks := topic != stream.Results && topic != stream.Events
 	if s.unreadable {
-		lost := !s.isDead && wrong(RecordLost, "it cannot be read, was finished, and no dead letter has it")
+		lost := !s.isDead && wrong(RecordLost, "the record is unreadable and finished, but it is not a dead letter")
 		if ofTasks {
 			l.r.Accepted++
 			switch {
@@ -336,13 +335,13 @@ func (l *look) judgeSpot(s *spot) {
 		l.r.Events.Duplicates += s.rows + s.twice
 	}
 	if s.twice > 0 {
-		wrong(EventTwice, "%d audit rows too many", s.twice)
+		wrong(EventTwice, "%d extra audit rows", s.twice)
 	}
 	switch {
 	case s.last >= expected && s.rows > 0:
-		wrong(EventStray, "%d audit rows, the record makes %d", s.rows, expected)
+		wrong(EventStray, "%d audit rows, but the record holds %d events", s.rows, expected)
 	case !s.atMost && s.rows+s.dead < expected:
-		wrong(EventMissing, "%d audit rows of %d%s", s.rows, expected, deadText(s.dead))
+		wrong(EventMissing, "%d of %d audit rows%s", s.rows, expected, deadText(s.dead))
 	}
 }
 

@@ -12,26 +12,25 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// Options say how to look. The zero value is what the command does by default.
+// Options configure a check. Zero values mean the defaults.
 type Options struct {
-	// Wait is how long the recorder is waited for: before the first look, so that
-	// little is still to be recorded, and before each other one. It need not come;
-	// what it has not recorded is in flight.
+	// Wait limits how long each pass first waits for the recorder to catch up. What it
+	// has not recorded by then counts as in flight.
 	Wait time.Duration
-	// Settled says that nothing may be in flight: after a drain, say.
+	// Settled requires that nothing is in flight, for example after a drain.
 	Settled bool
-	// Retention is audit.retention: older audit rows are gone. 0: none are.
+	// Retention is audit.retention: older audit rows may be gone. 0 keeps all.
 	Retention time.Duration
-	// Problems is how many of each kind are named; the others are counted.
+	// Problems is how many of each kind are listed; the others are only counted. 0 means 100.
 	Problems int
-	// Dir is where the temporary file goes; empty: the system's place.
+	// Dir is the directory of the temporary file; empty: the system's.
 	Dir string
-	// Memory bounds each of two sorters, in bytes.
+	// Memory limits each of the two sorters, in bytes.
 	Memory int
-	// Progress hears what is being done; may be nil.
+	// Progress, if not nil, is called with each step.
 	Progress func(what string)
 
-	between func() // before the second look; for tests
+	between func() // called before the second pass; for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -47,17 +46,17 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Report is what a check found.
+// Report is the outcome of a check.
 type Report struct {
 	Holds    bool             `json:"holds"`
-	At       time.Time        `json:"at"` // of the moment that was looked at
+	At       time.Time        `json:"at"` // when Postgres was read
 	Looks    int              `json:"looks"`
 	Seconds  float64          `json:"seconds"`
-	Accepted int64            `json:"accepted"` // tasks, of which a record is in the topics
+	Accepted int64            `json:"accepted"` // tasks with a record in the topics
 	Terminal int64            `json:"terminal"`
 	ByState  map[string]int64 `json:"terminal_by_state"`
 	InFlight int64            `json:"in_flight"`
-	Where    map[string]int64 `json:"in_flight_where"` // which stage has it
+	Where    map[string]int64 `json:"in_flight_where"` // by the stage that has the task
 	Dead     int64            `json:"dead_letters"`
 	Missing  int64            `json:"missing"`
 	Older    int64            `json:"older"` // tasks with a result whose records retention removed
@@ -69,41 +68,41 @@ type Report struct {
 	limit    int
 }
 
-// Events is what was compared of the audit log.
+// Events compares the topic events with the audit log.
 type Events struct {
-	Records    int64 `json:"records"`    // that are recorded, and in the topic still
-	Expected   int64 `json:"expected"`   // rows that they make
-	Rows       int64 `json:"rows"`       // rows that are there
+	Records    int64 `json:"records"`    // recorded, and still in the topic
+	Expected   int64 `json:"expected"`   // audit rows that they should have
+	Rows       int64 `json:"rows"`       // audit rows that they have
 	Dead       int64 `json:"dead"`       // events in dead letters
-	Duplicates int64 `json:"duplicates"` // rows of results that were not taken
+	Duplicates int64 `json:"duplicates"` // audit rows of duplicate results
 }
 
-// TopicReach says how far back a topic goes.
+// TopicReach describes how far back a topic reaches.
 type TopicReach struct {
 	Topic    string     `json:"topic"`
 	Records  int64      `json:"records"`
-	Complete bool       `json:"complete"`        // nothing was removed from it
-	Since    *time.Time `json:"since,omitempty"` // otherwise: what came later can be told of
-	Lag      int64      `json:"lag"`             // records that its stage has not finished
+	Complete bool       `json:"complete"`        // no record was removed
+	Since    *time.Time `json:"since,omitempty"` // if not Complete: everything since then is there
+	Lag      int64      `json:"lag"`             // records from the committed offset on
 }
 
-// Kind says in a word what is wrong.
+// Kind is a kind of problem.
 type Kind string
 
-// The kinds.
+// The kinds of problems.
 const (
 	Missing          Kind = "missing"
 	NotTaken         Kind = "result_not_taken"
-	Nobody           Kind = "result_for_nobody"
+	ResultUnknown    Kind = "result_of_unknown_task"
 	Changed          Kind = "result_changed"
 	StateWrong       Kind = "state_wrong"
-	StateNobody      Kind = "state_for_nobody"
+	StateUnknown     Kind = "state_of_unknown_task"
 	CallbackMissing  Kind = "callback_missing"
-	CallbackStray    Kind = "callback_for_nothing"
+	CallbackStray    Kind = "callback_unexpected"
 	CallbackTwice    Kind = "callback_twice"
 	EventMissing     Kind = "event_missing"
 	EventTwice       Kind = "event_twice"
-	EventStray       Kind = "event_for_nothing"
+	EventStray       Kind = "event_unexpected"
 	RecordLost       Kind = "record_lost"
 	RecordsGone      Kind = "records_gone"
 	OffsetsBeyond    Kind = "offsets_beyond"
@@ -112,31 +111,31 @@ const (
 	mostNamesBetween      = 10_000
 )
 
-// Kinds is what each kind means, in the order in which they are told.
+// Kinds lists the kinds with their meanings, in the order of reports.
 var Kinds = []struct {
 	Kind    Kind
 	Meaning string
 }{
-	{Missing, "accepted, without a result, and nowhere on the way"},
-	{NotTaken, "a result is on the topic, the recorder is past it, and no result is in Postgres"},
-	{Nobody, "a result of a task that nobody submitted"},
-	{Changed, "the result in Postgres is none of those on the topic"},
-	{StateWrong, "the rows in tasks and results do not agree"},
-	{StateNobody, "a state of a task that nobody submitted"},
-	{CallbackMissing, "the result names a callback, and none is due"},
-	{CallbackStray, "a callback without a result that names one"},
-	{CallbackTwice, "two callbacks, or one with another id than it should have"},
-	{EventMissing, "an event that is recorded by the offsets has no audit row"},
+	{Missing, "an accepted task that has no result and is not in flight"},
+	{NotTaken, "the recorder has read a result of the task, but Postgres has none"},
+	{ResultUnknown, "a result of a task that was never submitted"},
+	{Changed, "the result in Postgres is not in the topic"},
+	{StateWrong, "the tables tasks and results disagree"},
+	{StateUnknown, "a state of a task that was never submitted"},
+	{CallbackMissing, "the result names a callback, but no delivery is due"},
+	{CallbackStray, "a callback that no result names"},
+	{CallbackTwice, "more than one callback, or one with the wrong id"},
+	{EventMissing, "the offsets say that an event is recorded, but it has no audit row"},
 	{EventTwice, "an event has more than one audit row"},
-	{EventStray, "an audit row of an event that is not in the log"},
-	{RecordLost, "a record that cannot be read was finished, and is no dead letter"},
-	{RecordsGone, "Kafka removed records before they were recorded"},
-	{OffsetsBeyond, "Postgres has recorded more than the topic holds: it was made anew, or the broker lost its end"},
-	{ChainRows, "audit_chains counts other rows than there are"},
-	{StillInFlight, "has not ended, and nothing was to be in flight"},
+	{EventStray, "an audit row whose event is not in the topic"},
+	{RecordLost, "an unreadable record was finished, but is not a dead letter"},
+	{RecordsGone, "Kafka removed records before the recorder read them"},
+	{OffsetsBeyond, "Postgres has recorded more than the topic holds: the topic was recreated or lost its last records"},
+	{ChainRows, "audit_chains and audit_log disagree about the number of rows"},
+	{StillInFlight, "tasks are in flight, which --settled forbids"},
 }
 
-// Problem is one thing that is wrong.
+// Problem is one violation.
 type Problem struct {
 	Kind   Kind   `json:"kind"`
 	Tenant string `json:"tenant,omitempty"`
@@ -145,7 +144,7 @@ type Problem struct {
 	What   string `json:"what"`
 }
 
-// name is what the problem is about, whatever is said of it.
+// name identifies the task or position that the problem is about.
 func (p *Problem) name() string {
 	if p.TaskID != "" {
 		return p.Tenant + "\x00" + p.TaskID
@@ -157,8 +156,8 @@ func newReport(limit int) *Report {
 	return &Report{ByState: map[string]int64{}, Where: map[string]int64{}, Counts: map[Kind]int64{}, Problems: []Problem{}, seen: map[Kind]map[string]bool{}, limit: limit}
 }
 
-// wrong adds a problem. before is the look before this one: what was right then is
-// on its way, and no problem. It reports whether the problem counts.
+// wrong adds a problem, unless the previous pass, if any, did not find it: then the task was
+// only moving. It reports whether the problem was added.
 func (r *Report) wrong(before *Report, p Problem) bool {
 	if before != nil && !before.had(&p) {
 		return false
@@ -176,13 +175,13 @@ func (r *Report) wrong(before *Report, p Problem) bool {
 	return true
 }
 
-// had reports whether a problem was there, as far as is remembered.
+// had reports whether the pass found the problem, or too many to remember them all.
 func (r *Report) had(p *Problem) bool {
 	return r.seen[p.Kind][p.name()] || len(r.seen[p.Kind]) >= mostNamesBetween
 }
 
-// Check looks at Kafka and Postgres and says whether the account holds. An error
-// means that it could not look, or not to the end.
+// Check reads Kafka and Postgres and reports whether every task is accounted for. An error
+// means that it could not finish.
 func Check(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options) (*Report, error) {
 	o = o.withDefaults()
 	began := time.Now()
@@ -204,7 +203,7 @@ func Check(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Option
 			r.Holds = true
 			return r, nil
 		case clean && time.Since(began) < o.Wait:
-			before = nil // it has time to settle
+			before = nil // there is time left for tasks to end
 			if err := pause(ctx, time.Second); err != nil {
 				return nil, err
 			}
@@ -233,8 +232,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// awaitRecorder waits until Postgres holds what is in results and events now, but
-// only as long as it may.
+// awaitRecorder waits until Postgres holds what is in results and events now, at most
+// o.Wait.
 func awaitRecorder(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options) error {
 	if o.Wait <= 0 {
 		return nil
@@ -243,12 +242,12 @@ func awaitRecorder(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, 
 	for _, topic := range []string{stream.Results, stream.Events} {
 		ends, err := log.Offsets(ctx, "", topic)
 		if err != nil {
-			return fmt.Errorf("asking how much is in topic %s: %w", topic, err)
+			return fmt.Errorf("reading the offsets of topic %s: %w", topic, err)
 		}
 		targets[topic] = ends
 	}
 	until := time.Now().Add(o.Wait)
-	for told := false; ; {
+	for announced := false; ; {
 		next, err := recordedOffsets(ctx, pool)
 		if err != nil {
 			return err
@@ -262,9 +261,9 @@ func awaitRecorder(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, 
 		if behind == 0 || !time.Now().Before(until) {
 			return nil
 		}
-		if !told {
+		if !announced {
 			o.Progress(fmt.Sprintf("waiting for the recorder, which is %d records behind", behind))
-			told = true
+			announced = true
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return err
@@ -272,10 +271,10 @@ func awaitRecorder(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, 
 	}
 }
 
-// offsets say up to where topics are in Postgres.
+// offsets are the next offsets that the recorder will read, by topic and partition.
 type offsets map[string]map[int]int64
 
-// of is the first offset of a partition that is not recorded, -1 when nothing is.
+// of returns the first unrecorded offset of a partition; -1 if nothing is recorded.
 func (o offsets) of(topic string, partition int) int64 {
 	if next, ok := o[topic][partition]; ok {
 		return next
@@ -290,7 +289,7 @@ type querier interface {
 
 func recordedOffsets(ctx context.Context, q querier) (offsets, error) {
 	out := offsets{}
-	err := rowsOf(ctx, q, "how far the recorder is", `SELECT topic, partition, next_offset FROM stream_offsets`, nil, func(rows pgx.Rows) error {
+	err := rowsOf(ctx, q, "the recorder's offsets", `SELECT topic, partition, next_offset FROM stream_offsets`, nil, func(rows pgx.Rows) error {
 		var topic string
 		var partition int
 		var next int64

@@ -12,8 +12,8 @@ import (
 	"github.com/batchyard/batchyard/task/wire"
 )
 
-// settled is a history in which everything went well: tasks that ended, one of them
-// twice, some that were submitted twice, and some that were tried again.
+// settled returns a history without problems: all tasks have ended, two of them twice; some
+// were submitted twice, and some requeued.
 func settled(t *testing.T) *history {
 	h := newHistory(t)
 	all := ids("t", 60)
@@ -21,7 +21,7 @@ func settled(t *testing.T) *history {
 	h.submit(all[:5]...) // duplicates
 	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksNormal, newTask("t-007")), h.message(stream.TasksParked, newTask("t-008"))}})
 	h.end(task.Success, all...)
-	h.end(task.Failed, "t-003", "t-004") // too late
+	h.end(task.Failed, "t-003", "t-004") // duplicates
 	for _, topic := range back {
 		h.finish("router", topic, nil)
 	}
@@ -62,7 +62,7 @@ func TestWhatIsInFlightIsNotMissing(t *testing.T) {
 	h.put(stream.Unit{Messages: []stream.Message{{Topic: stream.Assignments, Key: "d", Value: as}, {Topic: stream.Batches, Key: "d", Value: bs}}})
 	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksHigh, newTask("requeued"))}})
 	h.record()
-	h.end(task.Success, "answered") // and nobody records it
+	h.end(task.Success, "answered") // and no recorder runs
 	r := h.check(Options{})
 	require.Truef(t, r.Holds, "%+v", r.Problems)
 	require.Equal(t, int64(6), r.InFlight)
@@ -72,7 +72,7 @@ func TestWhatIsInFlightIsNotMissing(t *testing.T) {
 	require.False(t, r.Holds)
 	require.Equal(t, int64(1), r.Counts[StillInFlight])
 
-	// The stages say that they are done, and wrote nothing.
+	// The stages commit, but wrote nothing.
 	h.finish("batcher", stream.Assignments, nil)
 	h.finish("workers", stream.Batches, nil)
 	h.finish("router", stream.TasksParked, nil)
@@ -89,11 +89,11 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 	h.submit("good")
 	var all []*stream.Record
 	h.put(stream.Unit{Messages: []stream.Message{
-		{Topic: stream.TasksNormal, Value: []byte("no task at all")},
+		{Topic: stream.TasksNormal, Value: []byte("not a task")},
 		{Topic: stream.TasksLow, Value: []byte(`{"task_id":"no-model","tenant":"acme","input":{}}`)},
-		{Topic: stream.TasksLow, Value: []byte(`{"tenant":"acme","input":{}}`)}, // and no id
-		{Topic: stream.Events, Value: []byte("no event at all")},
-		{Topic: stream.Results, Value: []byte("no result at all")},
+		{Topic: stream.TasksLow, Value: []byte(`{"tenant":"acme","input":{}}`)}, // without an id
+		{Topic: stream.Events, Value: []byte("not an event")},
+		{Topic: stream.Results, Value: []byte("not a result")},
 		{Topic: stream.Results, Value: []byte(`{"task_id":"good","tenant":"acme","state":"ASSIGNED"}`)},
 	}})
 	for _, topic := range back {
@@ -115,13 +115,13 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 		h.finish("router", topic, nil)
 	}
 	r = h.check(Options{})
-	require.False(t, r.Holds, "finished, and nothing became of them")
+	require.False(t, r.Holds, "they are finished, but left no result")
 	require.Equal(t, int64(3), r.Missing)
 	require.Equal(t, map[Kind]int64{Missing: 2, RecordLost: 1}, r.Counts)
 
 	for _, rec := range all {
 		h.bury(rec)
-		h.bury(rec) // the stage died, and did it again
+		h.bury(rec) // as after a crash of the stage
 	}
 	h.record()
 	r = h.check(Options{})
@@ -141,11 +141,11 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			map[Kind]string{NotTaken: "t-010", StateWrong: "t-010", CallbackStray: "t-010"}},
 		{"one of two results is gone", func(h *history) { h.sql("DELETE FROM results WHERE task_id = 't-003'") },
 			map[Kind]string{NotTaken: "t-003", StateWrong: "t-003", CallbackStray: "t-003", EventStray: "results"}},
-		{"a result for nobody", func(h *history) {
-			h.end(task.Success, "nobody")
+		{"a result of an unknown task", func(h *history) {
+			h.end(task.Success, "unknown")
 			h.record()
-		}, map[Kind]string{Nobody: "nobody"}},
-		{"a result by hand", func(h *history) {
+		}, map[Kind]string{ResultUnknown: "unknown"}},
+		{"a result inserted by hand", func(h *history) {
 			h.submit("by-hand")
 			h.finish("router", stream.TasksNormal, nil)
 			h.record()
@@ -154,16 +154,16 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"another result", func(h *history) { h.sql("UPDATE results SET state = 'FAILED' WHERE task_id = 't-011'") },
 			map[Kind]string{Changed: "t-011", StateWrong: "t-011", EventMissing: "results"}},
 		{"a state is gone", func(h *history) { h.sql("DELETE FROM tasks WHERE task_id = 't-012'") }, map[Kind]string{StateWrong: "t-012"}},
-		{"a state for nobody", func(h *history) {
+		{"a state of an unknown task", func(h *history) {
 			h.sql("INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from) VALUES ('acme', 'ghost', 'PENDING', 0, now(), now(), 2)")
-		}, map[Kind]string{StateNobody: "ghost"}},
+		}, map[Kind]string{StateUnknown: "ghost"}},
 		{"an audit row is gone", func(h *history) {
 			h.sql("DELETE FROM audit_log WHERE task_id = 't-013' AND action = 'task.accepted'")
 		}, map[Kind]string{EventMissing: "events", ChainRows: "events"}},
 		{"an audit row twice", func(h *history) {
 			h.sql("INSERT INTO audit_log SELECT * FROM audit_log WHERE task_id = 't-014' AND action = 'task.accepted'")
 		}, map[Kind]string{EventTwice: "events", ChainRows: "events"}},
-		{"an audit row of nothing", func(h *history) {
+		{"an audit row without an event", func(h *history) {
 			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
 		{"the row of a duplicate is gone", func(h *history) {
@@ -174,7 +174,7 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"a callback twice", func(h *history) {
 			h.sql("INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_other', 'acme', 't-017', 'https://x', 'x')")
 		}, map[Kind]string{CallbackTwice: "t-017"}},
-		{"a task was finished and nothing became of it", func(h *history) {
+		{"a task was finished without a result", func(h *history) {
 			h.submit("dropped")
 			h.finish("router", stream.TasksNormal, nil)
 			h.record()
@@ -201,7 +201,7 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 	}
 }
 
-func TestWhatIsRightTheSecondTimeIsNoProblem(t *testing.T) {
+func TestProblemsOfOnlyOnePassAreNotReported(t *testing.T) {
 	t.Parallel()
 	h := settled(t)
 	h.submit("moves")
@@ -213,13 +213,13 @@ func TestWhatIsRightTheSecondTimeIsNoProblem(t *testing.T) {
 		h.end(task.Success, "moves")
 		h.record()
 	}})
-	require.True(t, looked, "the first look found it missing")
+	require.True(t, looked, "the first pass must find it missing")
 	require.Truef(t, r.Holds, "%+v", r.Problems)
 	require.Equal(t, 2, r.Looks)
 	require.Equal(t, int64(61), r.Terminal)
 }
 
-func TestItEndsWhenToldTo(t *testing.T) {
+func TestCheckEndsWithItsContextAndWithoutARecorder(t *testing.T) {
 	t.Parallel()
 	h := settled(t)
 	ctx, cancel := context.WithCancel(t.Context())

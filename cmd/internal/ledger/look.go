@@ -16,35 +16,35 @@ import (
 	"github.com/batchyard/batchyard/task/wire"
 )
 
-// way is the topics that a task goes through, in this order, and whose group
-// finishes their records.
+// way lists the topics in the order of a task's path, with the stage whose group reads
+// them; the recorder keeps its offsets in Postgres.
 var way = []struct{ topic, stage string }{
 	{stream.TasksHigh, "router"}, {stream.TasksNormal, "router"}, {stream.TasksLow, "router"},
 	{stream.TasksParked, "router"}, {stream.Assignments, "batcher"}, {stream.Batches, "workers"},
 	{stream.Results, ""}, {stream.Events, ""},
 }
 
-// back is the topics to which a task may go back.
+// back lists the topics to which a task may be written back.
 var back = []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
 
-// seed is for digests that are compared within one run.
+// seed makes digests comparable within this process.
 var seed = maphash.MakeSeed()
 
-// look is one look at everything.
+// look is one pass over Kafka and Postgres.
 type look struct {
 	log    *stream.Client
 	pool   *pgxpool.Pool
 	o      Options
 	r      *Report
-	before *Report // what was wrong the time before; nil at the first
+	before *Report // of the previous pass; nil in the first
 	facts  *facts
 
 	recorded offsets
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
-	since    map[string]int64 // by topic: from when on it is whole, microseconds; 0: always was
-	cut      time.Time        // audit rows of before are gone
-	earliest time.Time        // of the events and results that were read
+	since    map[string]int64 // by topic: since when it is complete, in microseconds; 0: from its start
+	cut      time.Time        // older audit rows may be gone
+	earliest time.Time        // time of an event or result that was read
 }
 
 func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options, before *Report) (*Report, error) {
@@ -67,12 +67,12 @@ func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Opt
 	return l.r, l.judgePositions()
 }
 
-// standStill notes where everything is, in the order that misses no task.
+// standStill reads all offsets, in the order that misses no task: see the package comment.
 func (l *look) standStill(ctx context.Context) error {
-	l.o.Progress("asking Kafka where everything is")
+	l.o.Progress("reading the offsets of all topics")
 	stand := func(into map[string][]stream.PartitionOffsets, group, topic string) (err error) {
 		if into[topic], err = l.log.Offsets(ctx, group, topic); err != nil {
-			return fmt.Errorf("asking how the stages stand at topic %s: %w", topic, err)
+			return fmt.Errorf("reading the offsets of topic %s: %w", topic, err)
 		}
 		return nil
 	}
@@ -97,7 +97,7 @@ func (l *look) standStill(ctx context.Context) error {
 	return l.reach(ctx, stream.DLQ)
 }
 
-// reach finds out from when on a topic is whole, and tells how much is in it.
+// reach finds out since when a topic is complete, and reports its size.
 func (l *look) reach(ctx context.Context, topic string) error {
 	out := TopicReach{Topic: topic, Complete: true}
 	for _, s := range l.stands[topic] {
@@ -114,7 +114,7 @@ func (l *look) reach(ctx context.Context, topic string) error {
 			continue
 		}
 		out.Complete = false
-		at := l.r.At // everything is gone, so nothing can be told
+		at := l.r.At // the partition is empty: all its records are gone
 		if s.First < s.End {
 			err := l.log.ScanRange(ctx, topic, s.Partition, s.First, s.First+1, func(r *stream.Record) error {
 				at = r.Time
@@ -134,14 +134,14 @@ func (l *look) reach(ctx context.Context, topic string) error {
 	return nil
 }
 
-// checkOffsets compares how far the recorder says it is with what there is.
+// checkOffsets compares the recorder's offset with those of the partition.
 func (l *look) checkOffsets(topic string, s *stream.PartitionOffsets, next int64) {
 	at := fmt.Sprintf("%s/%d", topic, s.Partition)
 	if next > s.End {
-		l.r.wrong(l.before, Problem{Kind: OffsetsBeyond, At: at, What: fmt.Sprintf("recorded up to offset %d, the partition ends at %d", next, s.End)})
+		l.r.wrong(l.before, Problem{Kind: OffsetsBeyond, At: at, What: fmt.Sprintf("recorded up to offset %d, but the partition ends at %d", next, s.End)})
 	}
 	if s.First > max(next, 0) {
-		l.r.wrong(l.before, Problem{Kind: RecordsGone, At: at, What: fmt.Sprintf("recorded up to offset %d, the partition begins at %d", max(next, 0), s.First)})
+		l.r.wrong(l.before, Problem{Kind: RecordsGone, At: at, What: fmt.Sprintf("recorded up to offset %d, but the partition begins at %d", max(next, 0), s.First)})
 	}
 }
 
@@ -152,7 +152,7 @@ func (l *look) firstOf(topic string, partition int) int64 {
 	return 0
 }
 
-// scan reads what a topic held when we stood still.
+// scan reads a topic up to the end that standStill found.
 func (l *look) scan(ctx context.Context, topic string, fn func(*stream.PartitionOffsets, *stream.Record) error) error {
 	l.o.Progress("reading topic " + topic)
 	for i := range l.stands[topic] {
@@ -169,7 +169,7 @@ func positionOf(r *stream.Record) position {
 	return position{i, uint32(r.Partition), uint64(r.Offset)}
 }
 
-// taskOf is the task of a record of tasks.*, as the router sees it.
+// taskOf returns the task of a record in tasks.*, with the defaults that the router sets.
 func taskOf(r *stream.Record) (task.Key, bool) {
 	t, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
 	if err != nil {
@@ -185,7 +185,7 @@ func taskOf(r *stream.Record) (task.Key, bool) {
 	return k, nameable(k)
 }
 
-// readTasks reads what was accepted.
+// readTasks reads the accepted tasks.
 func (l *look) readTasks(ctx context.Context) error {
 	for _, topic := range back {
 		kind := byte(factRecord)
@@ -231,7 +231,7 @@ func (l *look) readTasks(ctx context.Context) error {
 	return nil
 }
 
-// readWay reads which tasks are in frames that their stage has not finished.
+// readWay reads the tasks in unfinished assignments and batches.
 func (l *look) readWay(ctx context.Context) error {
 	for _, topic := range []string{stream.Assignments, stream.Batches} {
 		l.o.Progress("reading topic " + topic)
@@ -266,7 +266,7 @@ func (l *look) addAll(keys []task.Key, f fact) error {
 	return nil
 }
 
-// keysOf are the tasks in a record that came from a topic; none when it cannot be read.
+// keysOf returns the tasks in a record of a topic; nil if it is unreadable.
 func keysOf(topic string, r *stream.Record) (keys []task.Key) {
 	switch topic {
 	case stream.Assignments:
@@ -295,7 +295,7 @@ func keysOf(topic string, r *stream.Record) (keys []task.Key) {
 	return keys
 }
 
-// readDead reads what the dead letters hold, and where it came from.
+// readDead reads the dead letters.
 func (l *look) readDead(ctx context.Context) error {
 	return l.scan(ctx, stream.DLQ, func(_ *stream.PartitionOffsets, r *stream.Record) error {
 		topic := r.Header(records.HeaderDLQTopic)
@@ -303,7 +303,7 @@ func (l *look) readDead(ctx context.Context) error {
 		offset, oerr := strconv.ParseUint(r.Header(records.HeaderDLQOffset), 10, 63)
 		i, ok := topicIndex(topic)
 		if ok = ok && perr == nil && oerr == nil; !ok {
-			return nil // somebody else's
+			return nil // Batchyard did not write it
 		}
 		n := note{where: position{i, uint32(partition), offset}, kind: noteDead, digest: maphash.Bytes(seed, r.Value)}
 		if topic == stream.Events {
@@ -327,12 +327,12 @@ func (l *look) readDead(ctx context.Context) error {
 	})
 }
 
-// taskOfDead is the task of a dead letter that came from tasks.*. A task without an
-// id has the one of its record, for which the record itself is needed.
+// taskOfDead returns the task of a dead letter from tasks.*. A task without an id gets it
+// from the original record, which may be gone.
 func (l *look) taskOfDead(ctx context.Context, r *stream.Record, topic string, partition int, offset int64) (k task.Key, ok bool, err error) {
 	t, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
 	if err != nil {
-		return k, false, nil //nolint:nilerr // that is why it died; it counts by its position
+		return k, false, nil //nolint:nilerr // unreadable: it counts by its position
 	}
 	if t.ID != "" {
 		k, ok = taskOf(r)
@@ -349,10 +349,10 @@ func (l *look) taskOfDead(ctx context.Context, r *stream.Record, topic string, p
 	return k, ok, err
 }
 
-// readResultsTopic reads which results were offered.
+// readResultsTopic reads the results in the topic.
 func (l *look) readResultsTopic(ctx context.Context) error {
 	return l.scan(ctx, stream.Results, func(s *stream.PartitionOffsets, r *stream.Record) error {
-		l.seenAt(r.Time.Add(-time.Hour)) // the row of a duplicate is written later
+		l.seenAt(r.Time.Add(-time.Hour)) // a duplicate has an audit row of about this time
 		later := r.Offset >= l.recorded.of(stream.Results, s.Partition)
 		res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
 		if err == nil {
@@ -372,7 +372,7 @@ func (l *look) readResultsTopic(ctx context.Context) error {
 	})
 }
 
-// readEvents reads how many rows each record of events makes.
+// readEvents reads how many audit rows each record of events should have.
 func (l *look) readEvents(ctx context.Context) error {
 	l.o.Progress("reading topic " + stream.Events)
 	for _, s := range l.stands[stream.Events] {
@@ -389,7 +389,7 @@ func (l *look) readEvents(ctx context.Context) error {
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
 			for i := range events {
 				if recorder.CheckEvent(&events[i]) != nil {
-					continue // a dead letter has it
+					continue // it must be a dead letter
 				}
 				if events[i].Time.Before(l.cut) {
 					n.kind = noteAtMost

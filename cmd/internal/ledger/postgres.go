@@ -11,20 +11,19 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// snapshot runs fn on one moment of the database. The transaction only reads, so
-// it holds up nobody but the removal of dead rows.
+// snapshot runs fn in one read-only snapshot of the database. It delays only vacuuming.
 func (l *look) snapshot(ctx context.Context, fn func(pgx.Tx) error) error {
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		// A role may have a limit that suits its usual questions; this one reads everything.
+		// The role may have a timeout for its usual queries, but this reads everything.
 		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
-			return fmt.Errorf("beginning to read Postgres: %w", err)
+			return fmt.Errorf("lifting the statement timeout of Postgres: %w", err)
 		}
 		return fn(tx)
 	})
 	return err
 }
 
-// readTables reads what Postgres says of tasks.
+// readTables reads the tables about tasks.
 func (l *look) readTables(ctx context.Context) error {
 	l.o.Progress("reading results and states from Postgres")
 	return l.snapshot(ctx, func(tx pgx.Tx) (err error) {
@@ -33,7 +32,7 @@ func (l *look) readTables(ctx context.Context) error {
 			return err
 		}
 		var dropped *time.Time
-		err = rowsOf(ctx, tx, "what audit.retention removed", `SELECT max(day) + 1 FROM audit_dropped`, nil, func(rows pgx.Rows) error { return rows.Scan(&dropped) })
+		err = rowsOf(ctx, tx, "the days that audit.retention dropped", `SELECT max(day) + 1 FROM audit_dropped`, nil, func(rows pgx.Rows) error { return rows.Scan(&dropped) })
 		if err != nil {
 			return err
 		}
@@ -109,9 +108,8 @@ func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
 	})
 }
 
-// readRows reads of the audit log which rows there are. It is another moment than
-// that of the tables, a later one: rows of records below the offsets of then do not
-// change any more.
+// readRows reads which audit rows exist. Its snapshot is later than that of the tables, but
+// rows of records below the offsets read then no longer change.
 func (l *look) readRows(ctx context.Context) error {
 	l.o.Progress("reading the positions of audit rows from Postgres")
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
@@ -126,23 +124,23 @@ func (l *look) readRows(ctx context.Context) error {
 				}
 				i, ok := topicIndex(topic)
 				if !ok || offset < l.firstOf(topic, partition) || offset >= l.recorded.of(topic, partition) {
-					return nil // retention took its record, or it was written while we looked
+					return nil // retention removed its record, or it was written during the check
 				}
 				return l.facts.note(note{where: position{i, uint32(partition), uint64(offset)}, kind: noteRow, n: index})
 			})
 		if err != nil {
 			return err
 		}
-		l.o.Progress("counting the rows of the chains")
+		l.o.Progress("counting the rows of the hash chains")
 		return l.checkChains(ctx, tx)
 	})
 }
 
-// rowsFrom is a time before which there is no row that is looked for.
+// rowsFrom returns a time before which no expected audit row lies.
 func (l *look) rowsFrom() time.Time {
 	from := l.earliest
 	if from.IsZero() {
-		from = l.r.At // there is no record, so there is no row
+		from = l.r.At // without records, no rows are expected
 	}
 	if from.Before(l.cut) {
 		return l.cut
@@ -161,7 +159,7 @@ SELECT topic, partition, coalesce(c.rows, 0), coalesce(kept.n, 0), coalesce(gone
 FROM audit_chains c FULL JOIN kept USING (topic, partition) LEFT JOIN gone USING (topic, partition)
 ORDER BY 1, 2`
 
-// checkChains compares what the chains say of themselves with the rows that are there.
+// checkChains compares the row counts in audit_chains with the rows in audit_log.
 func (l *look) checkChains(ctx context.Context, tx pgx.Tx) error {
 	return rowsOf(ctx, tx, "the chains of the audit log", chainsSQL, nil, func(rows pgx.Rows) error {
 		var topic string
@@ -172,7 +170,7 @@ func (l *look) checkChains(ctx context.Context, tx pgx.Tx) error {
 		}
 		if said != kept+gone || said != last {
 			l.r.wrong(l.before, Problem{Kind: ChainRows, At: fmt.Sprintf("%s/%d", topic, partition),
-				What: fmt.Sprintf("the chain has %d rows by audit_chains; audit_log has %d, retention removed %d, and the last is number %d", said, kept, gone, last)})
+				What: fmt.Sprintf("audit_chains says %d rows; audit_log has %d, retention dropped %d, and the last has number %d", said, kept, gone, last)})
 		}
 		return nil
 	})

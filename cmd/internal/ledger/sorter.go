@@ -12,11 +12,11 @@ import (
 	"slices"
 )
 
-// sorter sorts any number of short byte strings in bounded memory: what does not
-// fit is written to a file as sorted runs, which are merged when they are read.
+// sorter sorts any number of short byte strings in bounded memory. What does not fit is
+// written to a file as sorted runs, which are merged when they are read.
 type sorter struct {
 	dir   string
-	limit int // bytes of memory for what is not written yet
+	limit int // bytes of memory for entries
 
 	arena []byte
 	spans []extent
@@ -32,10 +32,10 @@ type extent64 struct{ from, to int64 }
 // Bounds of a sorter's memory.
 const (
 	defaultMemory = 24 << 20
-	spanCost      = 8 // bytes of memory for an entry, beside itself
+	spanCost      = 8 // bytes of memory per entry, besides the entry
 	minReadAhead  = 4 << 10
 	maxReadAhead  = 256 << 10
-	maxEntry      = 4 << 10 // bytes of one
+	maxEntry      = 4 << 10 // bytes of an entry
 )
 
 func newSorter(dir string, limit int) *sorter { return &sorter{dir: dir, limit: limit} }
@@ -51,7 +51,7 @@ func (s *sorter) add(b []byte) error {
 		}
 	}
 	if s.arena == nil {
-		// At once as large as it gets: growing would need twice of it.
+		// Allocate the full size: growing would need twice as much.
 		s.arena, s.spans = make([]byte, 0, s.limit), make([]extent, 0, s.limit/64)
 	}
 	from := uint32(len(s.arena))
@@ -65,14 +65,14 @@ func (s *sorter) sortArena() {
 	slices.SortFunc(s.spans, func(a, b extent) int { return bytes.Compare(s.arena[a.from:a.to], s.arena[b.from:b.to]) })
 }
 
-// spill writes what is in memory as one run.
+// spill writes the entries in memory as one run.
 func (s *sorter) spill() error {
 	if s.file == nil {
 		f, err := os.CreateTemp(s.dir, "batchyard-ledger-*")
 		if err != nil {
-			return fmt.Errorf("making a temporary file: %w; name a directory with room by --dir", err)
+			return fmt.Errorf("creating a temporary file: %w; use --dir to name a directory with free space", err)
 		}
-		// Without a name, it is gone with the process. Where that does not work, close removes it.
+		// Unlinked, it ends with the process. Where open files cannot be removed, close does it.
 		_ = os.Remove(f.Name())
 		s.file = f
 	}
@@ -84,14 +84,14 @@ func (s *sorter) spill() error {
 		k := binary.PutUvarint(head[:], uint64(e.to-e.from))
 		n += int64(k) + int64(e.to-e.from)
 		if _, err := w.Write(head[:k]); err != nil {
-			break // Flush tells
+			break // Flush returns the error
 		}
 		if _, err := w.Write(s.arena[e.from:e.to]); err != nil {
 			break
 		}
 	}
 	if err := w.Flush(); err != nil {
-		return fmt.Errorf("writing a temporary file of %d MB: %w; name a directory with room by --dir", n>>20, err)
+		return fmt.Errorf("writing a temporary file of %d MB: %w; use --dir to name a directory with free space", n>>20, err)
 	}
 	s.runs = append(s.runs, extent64{s.at, n})
 	s.at = n
@@ -99,8 +99,8 @@ func (s *sorter) spill() error {
 	return nil
 }
 
-// each calls fn with every entry in order. The bytes are fn's until it returns.
-// It may be called once.
+// each calls fn with every entry in order. fn must not keep the bytes. each may be called
+// only once.
 func (s *sorter) each(fn func([]byte) error) error {
 	if len(s.runs) == 0 {
 		s.sortArena()
@@ -150,7 +150,7 @@ func (s *sorter) close() {
 	s.arena, s.spans = nil, nil
 	if s.file != nil {
 		_ = s.file.Close()
-		_ = os.Remove(s.file.Name()) // where an open file could not be removed
+		_ = os.Remove(s.file.Name()) // in case it could not be removed while open
 	}
 }
 
@@ -166,7 +166,7 @@ func (r *runReader) next() (bool, error) {
 		return false, nil
 	}
 	if err == nil && n > maxEntry {
-		err = errors.New("it was changed by somebody else")
+		err = errors.New("another program changed it")
 	}
 	if err == nil {
 		r.entry = slices.Grow(r.entry[:0], int(n))[:n]
@@ -178,17 +178,17 @@ func (r *runReader) next() (bool, error) {
 	return true, nil
 }
 
-// merge is a heap of runs by their next entry.
+// merge is a heap of runs, ordered by their next entry.
 type merge []*runReader
 
 func (m merge) Len() int           { return len(m) }
 func (m merge) Less(i, j int) bool { return bytes.Compare(m[i].entry, m[j].entry) < 0 }
 func (m merge) Swap(i, j int)      { m[i], m[j] = m[j], m[i] }
 
-// Push is for the heap's interface; nothing is added while merging.
+// Push implements heap.Interface; merging never calls it.
 func (m *merge) Push(x any) { *m = append(*m, x.(*runReader)) }
 
-// Pop takes the last one.
+// Pop implements heap.Interface.
 func (m *merge) Pop() any {
 	last := (*m)[len(*m)-1]
 	*m = (*m)[:len(*m)-1]

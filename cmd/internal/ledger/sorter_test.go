@@ -26,7 +26,7 @@ func TestSortedAcrossRuns(t *testing.T) {
 		}
 		left, err := os.ReadDir(dir)
 		require.NoError(t, err)
-		require.Empty(t, left, "the file has no name")
+		require.Empty(t, left, "the file must be unlinked")
 		next := uint32(0)
 		require.NoError(t, s.each(func(b []byte) error {
 			require.Equal(t, next, binary.BigEndian.Uint32(b[1:]))
@@ -38,9 +38,9 @@ func TestSortedAcrossRuns(t *testing.T) {
 	}
 }
 
-func TestAFullDiskIsTold(t *testing.T) {
+func TestSorterReportsAnUnusableDirectory(t *testing.T) {
 	t.Parallel()
-	s := newSorter("/nowhere/at/all", 64)
+	s := newSorter("/does/not/exist", 64)
 	var err error
 	for i := range 100 {
 		if err = s.add(fmt.Appendf(nil, "entry %d", i)); err != nil {
@@ -68,9 +68,9 @@ func TestFactsReadAsTheyWereWritten(t *testing.T) {
 	require.Equal(t, n, readNote(appendNote(nil, &n)))
 }
 
-// A million tasks with all their facts are judged in the memory of a few.
+// A million tasks need about as much memory as a few.
 func TestMemoryDoesNotGrowWithTasks(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(20)) // live memory, not what is left lying about
+	defer debug.SetGCPercent(debug.SetGCPercent(20)) // measure live memory rather than garbage
 	high := func(n int) uint64 {
 		runtime.GC()
 		var m runtime.MemStats

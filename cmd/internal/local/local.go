@@ -1,11 +1,10 @@
-// Package local runs the whole of Batchyard inside one process: broker, Redis,
-// Postgres, all stages, and agents that report devices. It is what `run` and
-// `dev` are, and what end-to-end tests on the embedded services stand on.
+// Package local runs all of Batchyard in one process: broker, Redis, Postgres, all stages,
+// and agents that report devices. `batchyard run` and `batchyard dev` are built on it.
 //
-//	embedded services ──▶ schema, topics ──▶ stages (internal/app) ──▶ agents ──▶ devices
+//	embedded services ──▶ schema, topics ──▶ stages (package app) ──▶ agents ──▶ devices
 //
-// With a data directory everything unfinished goes on at the next start. When
-// the process dies, so do its services; see internal/embedded.
+// With a data directory, unfinished tasks continue after a restart. If the process dies,
+// its services end too: see package embedded.
 package local
 
 import (
@@ -28,25 +27,25 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// Device is a real device to be reported by an agent of ours.
+// Device is a real device. An agent in this process reports it.
 type Device struct {
 	Name  string
 	URL   string
-	Slots int // 0: 4
+	Slots int // 0 means 4
 }
 
 // Options are the options of Start.
 type Options struct {
-	ConfigPath string            // settings beside those of the services; may be empty
-	Follow     bool              // take over what changes in that file meanwhile
-	Overrides  map[string]string // settings by key, over the file
-	DataDir    string            // empty: temporary
+	ConfigPath string            // configuration file; may be empty; the embedded services override its addresses
+	Follow     bool              // apply changes of that file while running
+	Overrides  map[string]string // settings by key; they override the file
+	DataDir    string            // empty: a temporary directory
 	Version    string            // of the program
-	Listen     string            // of the API; empty: a free port on loopback, or
-	Configured bool              // where the configuration says
+	Listen     string            // address of the API; empty: a free port on loopback, unless Configured
+	Configured bool              // use api.listen of the configuration if Listen is empty
 	Devices    []Device          // empty: a simulated fleet
-	Fleet      []fleet.Spec      // of the simulated fleet; nil: fleet.Default()
-	NoDevices  bool              // neither: devices join by themselves
+	Fleet      []fleet.Spec      // the simulated fleet; nil: fleet.Default()
+	NoDevices  bool              // start no devices and no agents
 	Logger     *slog.Logger
 	Progress   func(step string)
 }
@@ -56,25 +55,24 @@ type System struct {
 	App    *app.App
 	Config app.Config
 	Stack  *embedded.Stack
-	Fleet  *fleet.Fleet // nil with real devices
+	Fleet  *fleet.Fleet // nil without simulated devices
 	URL    string       // of the API
 
 	logger *slog.Logger
 	stop   context.CancelFunc // of the stages
-	ended  chan struct{}      // closed when they have ended
-	end    error              // why
+	ended  chan struct{}      // closed when the stages have ended
+	end    error              // of the stages; set before ended is closed
 	agents sync.WaitGroup
-	quit   context.CancelFunc // of agents and fleet
+	quit   context.CancelFunc // of the agents and the fleet
 	once   sync.Once
 	err    error
 }
 
-// Partitions of the topics of an embedded broker: enough for all cores of one
-// machine, and quick to look through.
+// partitions of each topic: enough for the cores of one machine.
 const partitions = 6
 
-// Start starts everything and returns when all stages are ready. ctx bounds the
-// start; Close ends what runs.
+// Start starts everything and returns when all stages are ready. ctx limits only the
+// start; Close stops the system.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -118,11 +116,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	return s, s.startDevices(ctx, o)
 }
 
-// joinWait bounds how long the start waits for devices: one that is away joins
-// later.
+// joinWait limits how long the start waits for devices. A device that is down joins later.
 const joinWait = 3 * time.Second
 
-// waitForDevices returns when n devices have joined, or it has taken too long.
+// waitForDevices returns when n devices have joined, or after joinWait.
 func (s *System) waitForDevices(ctx context.Context, n int) {
 	ctx, cancel := context.WithTimeout(ctx, joinWait)
 	defer cancel()
@@ -152,7 +149,7 @@ func (s *System) waitForDevices(ctx context.Context, n int) {
 	}
 }
 
-// settings points the configuration at the embedded services.
+// settings returns the overrides that point the configuration at the embedded services.
 func (s *System) settings(o Options) map[string]string {
 	set := map[string]string{
 		"kafka.brokers":            strings.Join(s.Stack.Brokers, ","),
@@ -204,7 +201,7 @@ func (s *System) start(ctx context.Context) error {
 		s.URL = "http://" + s.App.Address()
 		return nil
 	case <-s.ended:
-		return errors.New("the stages ended while they started") // Close tells why
+		return errors.New("the stages ended while they started") // Close returns the cause
 	case <-ctx.Done():
 		return fmt.Errorf("starting the stages: %w", ctx.Err())
 	}
@@ -256,14 +253,14 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 	return nil
 }
 
-// listsModels reports whether a device tells its models; one that does not is
-// taken to serve any.
+// listsModels reports whether a device lists its models. One that answers without a list
+// is assumed to serve any model; one that does not answer is left to its agent.
 func listsModels(ctx context.Context, base string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1")+"/v1/models", nil)
 	if err != nil {
-		return true // the agent says what is wrong with the URL
+		return true // the agent reports the invalid URL
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -273,18 +270,18 @@ func listsModels(ctx context.Context, base string) bool {
 	return resp.StatusCode < 400
 }
 
-// Ended is closed when the stages have ended, by Close or by an error that
-// Close returns.
+// Ended is closed when the stages have ended, because of Close or of an error, which Close
+// returns.
 func (s *System) Ended() <-chan struct{} { return s.ended }
 
-// Close drains the stages and ends everything. It may be called again.
+// Close drains the stages and stops everything. Later calls return the same error.
 func (s *System) Close() error {
 	s.once.Do(func() {
 		var errs []error
 		if s.quit != nil {
 			s.quit()
 		}
-		s.agents.Wait() // while the API can still hear that the devices leave
+		s.agents.Wait() // while the API is up, so that the devices can leave
 		if s.stop != nil {
 			s.stop()
 			<-s.ended

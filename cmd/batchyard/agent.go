@@ -12,7 +12,7 @@ import (
 // defaultInterval is the pace that the server expects of a device.
 const defaultInterval = 5 * time.Second
 
-func (c *cli) agentCommand() *cobra.Command {
+func agentCommand(c *cli) *cobra.Command {
 	var cfg agent.Config
 	cmd := &cobra.Command{
 		Use:   "agent",

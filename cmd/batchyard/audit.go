@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // auditCommand holds what auditors use. These commands read Postgres themselves:
 // auditors have a login of their own, and no part of Batchyard has to run.
-func (c *cli) auditCommand() *cobra.Command {
+func auditCommand(c *cli) *cobra.Command {
 	return group(&cobra.Command{
 		Use: "audit", Short: "Search, follow, export, measure and verify the audit log",
 		Long: `The audit log has a row for everything that anybody or any part of Batchyard did:
@@ -13,5 +13,5 @@ who, what, when, from where, and how it ended. It holds no prompts and no answer
 These commands read Postgres themselves, from postgres.url of the configuration or
 from --postgres; a login with the role batchyard_auditor is enough.`,
 		Example: "  batchyard audit query --task my-task-1\n  batchyard audit tail --action 'callback.*'",
-	}, c.auditQueryCommand(), c.auditTailCommand(), c.auditExportCommand(), c.auditStatsCommand(), c.auditVerifyCommand(), c.auditActionsCommand())
+	}, auditQueryCommand(c), auditTailCommand(c), auditExportCommand(c), auditStatsCommand(c), auditVerifyCommand(c), auditActionsCommand(c))
 }

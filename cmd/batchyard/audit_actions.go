@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-func (c *cli) auditActionsCommand() *cobra.Command {
+func auditActionsCommand(c *cli) *cobra.Command {
 	markdown := false
 	cmd := &cobra.Command{
 		Use: "actions", Short: "List all actions that the audit log records",

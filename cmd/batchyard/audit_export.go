@@ -26,7 +26,7 @@ type exportFlags struct {
 	ocsf, hashes bool
 }
 
-func (c *cli) auditExportCommand() *cobra.Command {
+func auditExportCommand(c *cli) *cobra.Command {
 	var s searchFlags
 	var e exportFlags
 	cmd := &cobra.Command{
@@ -53,7 +53,7 @@ its name ends in .gz.`,
 				return usageError("-o is empty; name a file, or leave it out for standard output")
 			}
 			f.Oldest = true
-			return c.auditExport(cmd.Context(), s.postgres, f, &e)
+			return auditExport(cmd.Context(), c, s.postgres, f, &e)
 		},
 	}
 	s.flags(c, cmd)
@@ -63,8 +63,8 @@ its name ends in .gz.`,
 	return cmd
 }
 
-func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *exportFlags) error {
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+func auditExport(ctx context.Context, c *cli, url string, f query.Filter, e *exportFlags) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
 		err := writeOutput(c.out, e.output, func(w io.Writer) error {
 			enc := json.NewEncoder(w)
@@ -73,7 +73,7 @@ func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *ex
 				n++
 				var line any = r
 				if e.ocsf {
-					o := r.OCSF(versionNumber())
+					o := r.OCSF(c.version)
 					if e.hashes {
 						o.AddChain(r)
 					}

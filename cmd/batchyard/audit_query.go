@@ -78,7 +78,7 @@ type rowWriter struct {
 	header  []string // of a live table, until it is written
 }
 
-func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
+func newRowWriter(c *cli, r *rowFlags, live bool) (*rowWriter, error) {
 	columns, err := r.chosen(c)
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func (w *rowWriter) flush() error {
 	return nil
 }
 
-func (c *cli) auditQueryCommand() *cobra.Command {
+func auditQueryCommand(c *cli) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	var order string
@@ -244,7 +244,7 @@ are shown in UTC.`,
 			if all {
 				f.Limit = 0
 			}
-			return c.auditQuery(cmd.Context(), s.postgres, f, &r)
+			return auditQuery(cmd.Context(), c, s.postgres, f, &r)
 		},
 	}
 	s.flags(c, cmd)
@@ -256,12 +256,12 @@ are shown in UTC.`,
 	return cmd
 }
 
-func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
-	w, err := c.newRowWriter(r, false)
+func auditQuery(ctx context.Context, c *cli, url string, f query.Filter, r *rowFlags) error {
+	w, err := newRowWriter(c, r, false)
 	if err != nil {
 		return err
 	}
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		limit := f.Limit
 		if limit > 0 {
 			f.Limit++ // one more tells whether there are more
@@ -291,7 +291,7 @@ func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *row
 	})
 }
 
-func (c *cli) auditTailCommand() *cobra.Command {
+func auditTailCommand(c *cli) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	cmd := &cobra.Command{
@@ -315,7 +315,7 @@ stages may be out of order by as much as one stage is behind another.`,
 			if err != nil {
 				return err
 			}
-			return c.auditTail(cmd.Context(), s.postgres, f, &r)
+			return auditTail(cmd.Context(), c, s.postgres, f, &r)
 		},
 	}
 	s.flags(c, cmd)
@@ -324,12 +324,12 @@ stages may be out of order by as much as one stage is behind another.`,
 	return cmd
 }
 
-func (c *cli) auditTail(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
-	w, err := c.newRowWriter(r, true)
+func auditTail(ctx context.Context, c *cli, url string, f query.Filter, r *rowFlags) error {
+	w, err := newRowWriter(c, r, true)
 	if err != nil {
 		return err
 	}
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
 		return logError(query.NewReader(pool).Follow(ctx, f, query.Handler{
 			Started: func() { _ = w.flush() }, // the first row tells of an error

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -12,36 +11,11 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/audit/query"
-	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/task"
 )
-
-// postgresFlag is for commands that people with a login of their own use.
-func (c *cli) postgresFlag(cmd *cobra.Command, url *string) {
-	cmd.Flags().Var((*givenValue)(url), "postgres", "connection `URL` of Postgres (default: postgres.url of the configuration)")
-}
-
-// withPostgres connects to Postgres, by a URL or else by the configuration, and calls fn.
-func (c *cli) withPostgres(ctx context.Context, url string, fn func(*pgxpool.Pool, app.Config) error) error {
-	cfg, err := c.config(nil)
-	if err != nil {
-		return err
-	}
-	if url != "" {
-		cfg.Postgres.URL = url
-	}
-	pool, err := app.OpenPostgres(ctx, cfg.Postgres)
-	if err != nil {
-		return serviceError(err)
-	}
-	defer pool.Close()
-	return fn(pool, cfg)
-}
 
 // searchFlags are the flags of commands that choose rows of the audit log.
 type searchFlags struct {
@@ -52,7 +26,7 @@ type searchFlags struct {
 
 func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 	c.configFlag(cmd)
-	c.postgresFlag(cmd, &s.postgres)
+	postgresFlag(c, cmd, &s.postgres)
 	flags := cmd.Flags()
 	for _, f := range []struct {
 		to         *string
@@ -76,24 +50,6 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 		actions[i] = string(a.Action)
 	}
 	completeFlag(cmd, "action", actions)
-}
-
-// givenValue is a flag's value. An empty one is a variable that was not set: it would
-// show everybody's rows, or those of another database.
-type givenValue string
-
-func (n *givenValue) String() string { return string(*n) }
-
-// Type is not shown: each flag names its value.
-func (*givenValue) Type() string { return "string" }
-
-// Set takes the value.
-func (n *givenValue) Set(s string) error {
-	if s == "" {
-		return errors.New("it is empty; name one, or leave the flag out")
-	}
-	*n = givenValue(s)
-	return nil
 }
 
 // filterValue is a filter's value: a text that Postgres takes.
@@ -156,19 +112,4 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 		return time.Time{}, usageError("--%s %s is too long ago; %dd is the most", flag, s, math.MaxUint16)
 	}
 	return time.Time{}, usageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
-}
-
-// logError gives what came of reading the audit log, or the tables beside it, its exit
-// code. Only what Postgres says counts: a file may be forbidden, and a topic not exist.
-func logError(err error) error {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	switch {
-	case !ok:
-		return err
-	case pg.Code == "42501": // insufficient_privilege
-		return withCode(exitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
-	case strings.Contains(pg.Message, "does not exist"):
-		return withCode(exitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
-	}
-	return err
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) auditStatsCommand() *cobra.Command {
+func auditStatsCommand(c *cli) *cobra.Command {
 	var postgres string
 	var days int
 	cmd := &cobra.Command{
@@ -34,18 +34,18 @@ could not be made.`,
 			if days < 0 {
 				return usageError("--days must not be negative")
 			}
-			return c.auditStats(cmd.Context(), postgres, days)
+			return auditStats(cmd.Context(), c, postgres, days)
 		},
 	}
 	c.configFlag(cmd)
 	c.jsonFlag(cmd)
-	c.postgresFlag(cmd, &postgres)
+	postgresFlag(c, cmd, &postgres)
 	cmd.Flags().IntVar(&days, "days", 7, "of how many days the actions are estimated")
 	return cmd
 }
 
-func (c *cli) auditStats(ctx context.Context, url string, days int) error {
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, cfg app.Config) error {
+func auditStats(ctx context.Context, c *cli, url string, days int) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, cfg app.Config) error {
 		s, err := query.NewReader(pool).Stats(ctx, days)
 		if err != nil {
 			return logError(err)
@@ -55,7 +55,7 @@ func (c *cli) auditStats(ctx context.Context, url string, days int) error {
 			s.Partitions, s.Actions, s.Chains = list(s.Partitions), list(s.Actions), list(s.Chains)
 			err = c.printJSON(s)
 		} else {
-			err = c.showStats(s, kafka)
+			err = showStats(c, s, kafka)
 		}
 		if err == nil && s.InDefault > 0 {
 			err = fmt.Errorf("the default partition holds %s: clocks are wrong, or partitions could not be made", counted(s.InDefault, "row"))
@@ -96,7 +96,7 @@ func addLag(ctx context.Context, cfg app.Config, s *query.Stats) error {
 	return nil
 }
 
-func (c *cli) showStats(s *query.Stats, kafka error) error {
+func showStats(c *cli, s *query.Stats, kafka error) error {
 	t := newTable(c.out)
 	t.row("rows", "about "+strconv.FormatInt(s.Rows, 10), size(s.Bytes)+" with indexes")
 	if s.Oldest != nil && s.Newest != nil {

@@ -6,8 +6,6 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	neturl "net/url"
 	"os"
@@ -18,12 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit/query"
-	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/cmd/internal/ledger"
 	"github.com/batchyard/batchyard/task"
 )
@@ -95,7 +91,7 @@ func TestAuditTail(t *testing.T) {
 	ended := make(chan int, 1)
 	go func() {
 		c := newCLI(strings.NewReader(""), &out, &errs)
-		ended <- c.run(ctx, []string{"audit", "tail", "-c", f.config, "--tenant", tenant, "-n", "0", "--columns", "action,task_id,src_topic,src_partition,src_offset,src_index"})
+		ended <- run(ctx, c, []string{"audit", "tail", "-c", f.config, "--tenant", tenant, "-n", "0", "--columns", "action,task_id,src_topic,src_partition,src_offset,src_index"})
 	}()
 	require.Eventually(t, func() bool { return strings.Contains(out.String(), "ACTION") }, time.Minute, 10*time.Millisecond)
 	ok(t, "submit", openAIFile(t, 20), "--server", f.URL, "--tenant", tenant, "--wait", "-o", filepath.Join(t.TempDir(), "out.jsonl"))
@@ -178,29 +174,6 @@ func TestAuditExport(t *testing.T) {
 	require.Len(t, left, 1)
 }
 
-// The header of a live table comes before its rows, and stands above them all the same.
-func TestTailIsAligned(t *testing.T) {
-	t.Parallel()
-	c, b := shownAt()
-	w, err := c.newRowWriter(&rowFlags{}, true)
-	require.NoError(t, err)
-	require.NoError(t, w.flush())
-	for i, a := range task.Actions {
-		require.NoError(t, w.row(&query.Row{
-			Time: noon, Action: string(a.Action), Outcome: "refused", ErrorClass: string(task.ErrorClasses[i%len(task.ErrorClasses)]), Tenant: "default",
-			TaskID: "0199f3c1-7d3e-7b4e-9d5e-0123456789ab", DeviceID: "gpu-1", Attempt: 3, ActorID: "router@5d7f9c6b8-x2x4z-31337",
-			SourceAddr: "203.0.113.200:65535", DurationMS: 1234.567, Detail: []byte("{}"),
-		}))
-	}
-	got := lines(b.String())
-	require.Len(t, got, 1+len(task.Actions))
-	for _, line := range got[1:] {
-		for name, value := range map[string]string{"OUTCOME": "refused", "TENANT": "default", "DEVICE ID": "gpu-1", "DURATION MS": "1234.567", "DETAIL": "{}"} {
-			require.Truef(t, strings.HasPrefix(line[strings.Index(got[0], name):], value), "%s\n%s", got[0], line)
-		}
-	}
-}
-
 // A healthy log has no findings, and these are a list still: jq iterates over it.
 func TestAuditVerifyIsForPrograms(t *testing.T) {
 	t.Parallel()
@@ -213,16 +186,6 @@ func TestAuditVerifyIsForPrograms(t *testing.T) {
 	for _, name := range []string{"chains", "notes"} {
 		require.Truef(t, strings.HasPrefix(string(report[name]), "["), "%s: %s", name, r.out)
 	}
-}
-
-func TestFindingsAreCounted(t *testing.T) {
-	t.Parallel()
-	c, b := shownAt()
-	one := verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 363, To: 364, Detail: "gone"}
-	require.NoError(t, c.showVerified(&verify.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []verify.ChainReport{{Topic: "events"}}, Findings: []verify.Finding{one}}))
-	require.Contains(t, b.String(), "MISSING events/0 rows 363 to 364: gone\n")
-	require.Contains(t, b.String(), "1 row in 1 chain, 0 dropped by retention, 1 checkpoint: 1 finding\n")
-	require.Equal(t, "MISSING events/0 row 5: gone", describeFinding(&verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 5, Detail: "gone"}))
 }
 
 func TestAuditStats(t *testing.T) {
@@ -283,46 +246,5 @@ func TestLedgerCheck(t *testing.T) {
 			require.Equal(t, exitUsage, bad.code, bad.err)
 			require.Contains(t, bad.err, "needs the role batchyard_auditor", command)
 		}
-	}
-}
-
-func TestWhoseErrorItIs(t *testing.T) {
-	t.Parallel()
-	refused, missing := &pgconn.PgError{Code: "42501", Message: "permission denied for table tasks"}, &pgconn.PgError{Code: "42P01", Message: `relation "tasks" does not exist`}
-	require.ErrorContains(t, logError(fmt.Errorf("reading: %w", refused)), "needs the role batchyard_auditor")
-	require.ErrorContains(t, logError(fmt.Errorf("reading: %w", missing)), "run `batchyard migrate up`")
-	for _, other := range []error{nil, os.ErrPermission, errors.New("open /x: permission denied"), errors.New("the topic does not exist"), &pgconn.PgError{Code: "57014", Message: "canceling statement"}} {
-		require.Equal(t, other, logError(other))
-	}
-}
-
-func TestNoCellIsAFormula(t *testing.T) {
-	t.Parallel()
-	for cell, want := range map[string]string{"": "", "plain": "plain", "=1+1": "'=1+1", "-2": "'-2", "+x": "'+x", "@x": "'@x", "\tx": "'\tx", "'=": "'=", "a=b": "a=b"} {
-		require.Equal(t, want, noFormula(cell))
-	}
-}
-
-func TestMoments(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	for s, want := range map[string]time.Time{
-		"":                          {},
-		"2h":                        now.Add(-2 * time.Hour),
-		"7d":                        now.AddDate(0, 0, -7),
-		"2026-01-31":                time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC),
-		"2026-01-31T12:00:00+01:00": time.Date(2026, 1, 31, 11, 0, 0, 0, time.UTC),
-	} {
-		got, err := parseMoment("since", s, now)
-		require.NoError(t, err, s)
-		require.Truef(t, want.Equal(got), "%s: %s", s, got)
-	}
-	for _, s := range []string{"-2h", "7", "xd", "-7d", "7 d", "2026-13-01"} {
-		_, err := parseMoment("since", s, now)
-		require.ErrorContains(t, err, "is no time", s)
-	}
-	for _, s := range []string{"65536d", "99999999999999999999d", "9999999h"} {
-		_, err := parseMoment("since", s, now)
-		require.ErrorContains(t, err, "is too long ago", s)
 	}
 }

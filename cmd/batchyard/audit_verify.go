@@ -32,7 +32,7 @@ type verifyFlags struct {
 	segments    int
 }
 
-func (c *cli) auditVerifyCommand() *cobra.Command {
+func auditVerifyCommand(c *cli) *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
@@ -55,11 +55,11 @@ looked at; 3 a service cannot be reached.`,
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
   batchyard audit verify --json | jq -c '.findings[]'`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.auditVerify(cmd.Context(), &f) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return auditVerify(cmd.Context(), c, &f) },
 	}
 	c.configFlag(cmd)
 	c.jsonFlag(cmd)
-	c.postgresFlag(cmd, &f.postgres)
+	postgresFlag(c, cmd, &f.postgres)
 	fl := cmd.Flags()
 	fl.Var((*givenValue)(&f.since), "since", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
 	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; may be given again (default: audit.checkpoint_dir, if it is there)")
@@ -69,7 +69,7 @@ looked at; 3 a service cannot be reached.`,
 	return cmd
 }
 
-func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
+func auditVerify(ctx context.Context, c *cli, f *verifyFlags) error {
 	o := verify.Options{MaxSegments: f.segments}
 	if f.segments < 1 {
 		return usageError("--max-segments must be 1 or more")
@@ -82,9 +82,9 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 		return usageError("--since %s is in the future: nothing would be verified", f.since)
 	}
 	var report *verify.Report
-	err = c.withPostgres(ctx, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
+	err = withPostgres(ctx, c, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
 		// Before the snapshot: what they say is in the database then.
-		notes, err := c.loadCheckpoints(ctx, cfg, f, &o)
+		notes, err := loadCheckpoints(ctx, cfg, f, &o)
 		if err != nil {
 			return err
 		}
@@ -106,7 +106,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 			Notes []string `json:"notes"` // also when there are none
 		}{report, list(report.Notes)})
 	} else {
-		err = c.showVerified(report)
+		err = showVerified(c, report)
 	}
 	if err == nil && !report.OK() {
 		err = fmt.Errorf("the audit log is not as it was recorded: %s", counted(report.Count, "finding"))
@@ -115,7 +115,7 @@ func (c *cli) auditVerify(ctx context.Context, f *verifyFlags) error {
 }
 
 // loadCheckpoints gathers checkpoints and the keys to trust them by.
-func (c *cli) loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
+func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
 	dir := cfg.Audit.CheckpointDir
 	files, keyFiles := f.checkpoints, f.keys
 	if len(files) == 0 && exists(dir) {
@@ -177,11 +177,7 @@ type verifyProgress struct {
 
 func (v *verifyProgress) set(p verify.Progress) {
 	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "row") })
-	v.p.mu.Lock()
-	if v.p.total = max(v.p.total, int(p.Rows)); v.p.bar != nil {
-		v.p.bar.ChangeMax(v.p.total)
-	}
-	v.p.mu.Unlock()
+	v.p.Grow(int(p.Rows))
 	v.p.Set(int(p.Rows))
 }
 
@@ -192,7 +188,7 @@ func (v *verifyProgress) end() {
 }
 
 // showVerified prints a report for people.
-func (c *cli) showVerified(r *verify.Report) error {
+func showVerified(c *cli, r *verify.Report) error {
 	t := newTable(c.out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
 	for _, ch := range r.Chains {
 		verified, signed, first := "none since", "", ""

@@ -17,10 +17,10 @@ import (
 	"github.com/batchyard/batchyard/router/policy"
 )
 
-func (c *cli) benchCommand() *cobra.Command {
+func benchCommand(c *cli) *cobra.Command {
 	return group(&cobra.Command{
 		Use: "bench", Short: "Measure parts of Batchyard", Example: "  batchyard bench route --load 0.85",
-	}, c.benchRouteCommand())
+	}, benchRouteCommand(c))
 }
 
 // routeFlags is what is asked of `bench route`.
@@ -39,7 +39,7 @@ type routeFlags struct {
 	live liveFlags
 }
 
-func (c *cli) benchRouteCommand() *cobra.Command {
+func benchRouteCommand(c *cli) *cobra.Command {
 	var f routeFlags
 	cmd := &cobra.Command{
 		Use: "route", Short: "Compare the router's policies on a simulated fleet",
@@ -59,9 +59,9 @@ conservation, no use of what could not be known) is an error.`,
 		Args: exactly(), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.live.on {
-				return c.benchLive(cmd.Context(), cmd, f)
+				return benchLive(cmd.Context(), c, cmd, f)
 			}
-			return c.benchRoute(cmd.Context(), f)
+			return benchRoute(cmd.Context(), c, f)
 		},
 	}
 	fs := cmd.Flags()
@@ -97,7 +97,7 @@ conservation, no use of what could not be known) is an error.`,
 
 // benchRoute runs the experiment. What is wrong with the flags is found before
 // anything is simulated.
-func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
+func benchRoute(ctx context.Context, c *cli, f routeFlags) error {
 	plan, err := f.plan()
 	if err != nil {
 		return withCode(exitUsage, err)
@@ -105,7 +105,7 @@ func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
 	// Tasks are short-lived and there is room: collecting them less often is faster.
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	if f.maxRate != "" {
-		return c.benchMaxRate(ctx, f, plan)
+		return benchMaxRate(ctx, c, f, plan)
 	}
 	p := c.progressOf("simulating", len(plan.Arms)*plan.Seeds, "runs")
 	rs, err := plan.Run(ctx, func(done, _ int) { p.Set(done) })
@@ -124,7 +124,7 @@ func (c *cli) benchRoute(ctx context.Context, f routeFlags) error {
 	return routesim.Plot(f.plot, rs)
 }
 
-func (c *cli) benchMaxRate(ctx context.Context, f routeFlags, plan *routesim.Plan) error {
+func benchMaxRate(ctx context.Context, c *cli, f routeFlags, plan *routesim.Plan) error {
 	limit, err := routesim.ParseLimit(f.maxRate)
 	if err != nil {
 		return withCode(exitUsage, fmt.Errorf("--max-rate: %w", err))

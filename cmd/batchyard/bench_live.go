@@ -50,8 +50,8 @@ func (f *liveFlags) add(c *cli, cmd *cobra.Command) {
 }
 
 // benchLive runs the experiment on the whole pipeline.
-func (c *cli) benchLive(ctx context.Context, cmd *cobra.Command, f routeFlags) error {
-	o, err := c.liveOptions(cmd, f)
+func benchLive(ctx context.Context, c *cli, cmd *cobra.Command, f routeFlags) error {
+	o, err := liveOptions(c, cmd, f)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (c *cli) benchLive(ctx context.Context, cmd *cobra.Command, f routeFlags) e
 	return livebench.WriteTable(c.out, rs)
 }
 
-func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options, err error) {
+func liveOptions(c *cli, cmd *cobra.Command, f routeFlags) (o livebench.Options, err error) {
 	given := cmd.Flags().Changed
 	for _, name := range []string{"arrivals", "work", "load", "routers", "dispatch-latency", "fleet", "binding", "seeds", "learned", "trace", "max-rate", "parallel", "plot"} {
 		if given(name) {
@@ -78,7 +78,7 @@ func (c *cli) liveOptions(cmd *cobra.Command, f routeFlags) (o livebench.Options
 		}
 	}
 	o = livebench.Options{Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
-		Tasks: liveTasks, Warmup: liveWarmup, Duration: liveDuration, Logger: c.localLogger(false),
+		Tasks: liveTasks, Warmup: liveWarmup, Duration: liveDuration, Logger: c.errorLog(),
 		Progress: func(note string) { _, _ = fmt.Fprintf(c.err, "live: %s\n", plain(note)) }}
 	if given("tasks") {
 		o.Tasks = f.tasks

@@ -23,7 +23,7 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 		"--config nowhere/config.yaml": "nowhere/config.yaml",
 	} {
 		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route", "--live"}, strings.Fields(args)...))
+		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append([]string{"bench", "route", "--live"}, strings.Fields(args)...))
 		require.Equal(t, exitUsage, code, args)
 		require.Contains(t, errs.String(), want, args)
 		require.Empty(t, out.String(), args)

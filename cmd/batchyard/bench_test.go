@@ -19,7 +19,7 @@ func TestBenchRoute(t *testing.T) {
 	small := []string{"bench", "route", "--seeds", "2", "--tasks", "300", "--warmup", "1s"}
 	run := func(args ...string) (string, string, int) {
 		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append(append([]string{}, small...), args...))
+		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append(append([]string{}, small...), args...))
 		return out.String(), errs.String(), code
 	}
 
@@ -91,7 +91,7 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 		"exclude each other":             {"--plot", "x.png", "--max-rate", "p99=1s"},
 	} {
 		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route"}, args...))
+		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append([]string{"bench", "route"}, args...))
 		require.Equal(t, exitUsage, code, says)
 		require.Contains(t, errs.String(), says)
 		require.Empty(t, out.String())

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +20,7 @@ type cli struct {
 	stdoutTTY bool
 	stderrTTY bool
 	now       func() time.Time
+	version   string
 
 	configPath string
 	server     string
@@ -28,7 +28,8 @@ type cli struct {
 	json       bool
 }
 
-func newCLI(in io.Reader, out, err io.Writer) *cli {
+// makeCLI reads and writes what it is given.
+func makeCLI(in io.Reader, out, err io.Writer) *cli {
 	return &cli{in: in, out: out, err: err, stdoutTTY: isTerminal(out), stderrTTY: isTerminal(err), now: time.Now}
 }
 
@@ -38,8 +39,7 @@ func isTerminal(w any) bool {
 }
 
 // run runs one command line and returns its exit code.
-func (c *cli) run(ctx context.Context, args []string) int {
-	root := c.rootCommand()
+func (c *cli) run(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
@@ -57,7 +57,7 @@ func (c *cli) configFlag(cmd *cobra.Command) {
 // config loads the configuration. Its error has a line for each thing that is wrong.
 func (c *cli) config(overrides map[string]string) (app.Config, error) {
 	cfg, err := app.LoadConfig(c.configPath, overrides)
-	cfg.Version = versionNumber()
+	cfg.Version = c.version
 	return cfg, withCode(exitUsage, err)
 }
 
@@ -78,39 +78,4 @@ func (c *cli) serverFlag(cmd *cobra.Command) {
 		server = "http://127.0.0.1:8080"
 	}
 	cmd.Flags().StringVar(&c.server, "server", server, "`URL` of Batchyard's HTTP API (BATCHYARD_SERVER)")
-}
-
-// exactly wants one argument for each name.
-func exactly(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		switch {
-		case len(args) > len(names):
-			return usageError("%s takes %s and nothing else, not also %q", nameOf(cmd), orNoArguments(names), args[len(names)])
-		case len(args) < len(names):
-			return usageError("%s needs %s; see `%s --help`", nameOf(cmd), strings.Join(names[len(args):], " and "), cmd.CommandPath())
-		}
-		return nil
-	}
-}
-
-func orNoArguments(names []string) string {
-	if len(names) == 0 {
-		return "flags"
-	}
-	return strings.Join(names, " and ")
-}
-
-// atLeastOne wants one argument or more.
-func atLeastOne(name string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usageError("%s needs %s; see `%s --help`", nameOf(cmd), name, cmd.CommandPath())
-		}
-		return nil
-	}
-}
-
-// nameOf is a command without the program's name, with which errors begin anyway.
-func nameOf(cmd *cobra.Command) string {
-	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }

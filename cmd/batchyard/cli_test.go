@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"io"
@@ -29,7 +28,7 @@ func every(cmd *cobra.Command, fn func(*cobra.Command)) {
 
 func TestEveryCommandIsExplained(t *testing.T) {
 	t.Parallel()
-	root := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+	root := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 	seen := 0
 	every(root, func(cmd *cobra.Command) {
 		seen++
@@ -51,7 +50,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 // An example that does not parse teaches the wrong thing.
 func TestExamplesParse(t *testing.T) {
 	t.Parallel()
-	root := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+	root := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 	tried := 0
 	every(root, func(cmd *cobra.Command) {
 		text := strings.ReplaceAll(cmd.Example, "\\\n", " ")
@@ -65,7 +64,7 @@ func TestExamplesParse(t *testing.T) {
 			rest, _, _ = strings.Cut(rest, " &")
 			args := strings.Fields(rest)
 			// Each on a tree of its own: flags keep what was parsed.
-			fresh := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+			fresh := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 			found2, left, err := fresh.Find(args)
 			require.NoError(t, err, line)
 			require.NotEqual(t, fresh, found2, "%q names no command", line)
@@ -276,11 +275,4 @@ func TestConfigCheckJSON(t *testing.T) {
 	require.Len(t, c.Errors, 2)
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "config", "check", "--json", "-c", write(t, "ok.yaml", "kafka:\n  partitions: 3\n"))), &c))
 	require.True(t, c.OK)
-}
-
-func TestReport(t *testing.T) {
-	t.Parallel()
-	var b bytes.Buffer
-	report(&b, usageError("first\n\tits detail\n  and more\nsecond\x1b[31m"))
-	require.Equal(t, "batchyard: first its detail and more\nbatchyard: second·[31m\n", b.String())
 }

@@ -22,17 +22,17 @@ type server struct {
 }
 
 // connect makes the client that the flags ask for. Nothing is sent yet.
-func (c *cli) connect() (*server, error) {
-	questions, err := c.client(batchyard.RetryPolicy{})
+func connect(c *cli) (*server, error) {
+	questions, err := newClient(c, batchyard.RetryPolicy{})
 	if err != nil {
 		return nil, err
 	}
-	submits, err := c.client(submitRetry)
+	submits, err := newClient(c, submitRetry)
 	return &server{questions, submits}, err
 }
 
-func (c *cli) client(retry batchyard.RetryPolicy) (*batchyard.Client, error) {
-	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + versionNumber()), batchyard.WithRetry(retry)}
+func newClient(c *cli, retry batchyard.RetryPolicy) (*batchyard.Client, error) {
+	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + c.version), batchyard.WithRetry(retry)}
 	client, err := batchyard.New(c.server, options...)
 	if err != nil {
 		return nil, usageError("--server must look like http://host:port, without credentials") // which it may hold

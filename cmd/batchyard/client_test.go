@@ -24,9 +24,9 @@ func connectedTo(t *testing.T, h http.HandlerFunc) *server {
 	t.Cleanup(srv.Close)
 	c := newCLI(strings.NewReader(""), io.Discard, io.Discard)
 	c.server, c.tenant = srv.URL+"/", "acme"
-	a, err := c.connect()
+	a, err := connect(c)
 	require.NoError(t, err)
-	a.submits, err = c.client(batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
+	a.submits, err = newClient(c, batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
 	require.NoError(t, err)
 	return a
 }
@@ -171,7 +171,7 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"task_id":"x","model":"m","input":{}}`), &out, &errOut)
 	now := noon
 	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
-	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.Equal(t, exitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
 	require.Equal(t, 1, strings.Count(errOut.String(), "running: not known as tasks of this job: 1 task;"), errOut.String())
 }
 
@@ -194,7 +194,7 @@ func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`), &out, &errOut)
 	now := noon
 	c.now = func() time.Time { now = now.Add(strangeAfter); return now }
-	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.Equal(t, exitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
 	require.NotContains(t, errOut.String(), "not known", errOut.String())
 	require.Contains(t, errOut.String(), "running: 1 of 1 task, ")
 }

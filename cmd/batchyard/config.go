@@ -12,14 +12,14 @@ import (
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-func (c *cli) configCommand() *cobra.Command {
+func configCommand(c *cli) *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Say whether the configuration is right",
 		Long: `Reads the configuration and says everything that is wrong with it, a line each.
 It connects to nothing. Exit code 2 if something is wrong.`,
 		Example: "  batchyard config check -c config.yaml",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(*cobra.Command, []string) error { return c.configCheck() },
+		RunE: func(*cobra.Command, []string) error { return configCheck(c) },
 	}
 	var commented, markdown bool
 	print := &cobra.Command{
@@ -37,7 +37,7 @@ meaning, unit, bounds and default; with -c too, its values are those of that fil
 			if commented && markdown || c.json && (commented || markdown) {
 				return usageError("--commented, --markdown and --json exclude each other")
 			}
-			return c.configPrint(commented, markdown)
+			return configPrint(c, commented, markdown)
 		},
 	}
 	for _, cmd := range []*cobra.Command{check, print} {
@@ -55,7 +55,7 @@ type checked struct {
 	Errors []string `json:"errors,omitempty"`
 }
 
-func (c *cli) configCheck() error {
+func configCheck(c *cli) error {
 	_, err := c.config(nil)
 	if !c.json {
 		if err == nil {
@@ -74,7 +74,7 @@ func (c *cli) configCheck() error {
 	return errors.Join(c.printJSON(out), err)
 }
 
-func (c *cli) configPrint(commented, markdown bool) error {
+func configPrint(c *cli, commented, markdown bool) error {
 	var cfg app.Config
 	if (commented || markdown) && c.configPath == "" {
 		// The reference is the same wherever it is printed, so that it can be
@@ -92,7 +92,7 @@ func (c *cli) configPrint(commented, markdown bool) error {
 	case markdown:
 		return config.WriteMarkdown(c.out, &cfg)
 	case c.json:
-		return c.configJSON(&cfg)
+		return configJSON(c, &cfg)
 	}
 	style := config.Plain
 	if commented {
@@ -102,7 +102,7 @@ func (c *cli) configPrint(commented, markdown bool) error {
 }
 
 // configJSON prints what the YAML says, and so masks what it masks.
-func (c *cli) configJSON(cfg *app.Config) error {
+func configJSON(c *cli, cfg *app.Config) error {
 	var b bytes.Buffer
 	if err := config.WriteYAML(&b, cfg, config.Plain); err != nil {
 		return err

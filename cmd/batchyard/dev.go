@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 )
 
-func (c *cli) devCommand() *cobra.Command {
+func devCommand(c *cli) *cobra.Command {
 	var o local.Options
 	var devices []string
 	var slots int
@@ -34,7 +34,10 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.configPath, true, true, versionNumber(), c.localLogger(verbose), c.step
+			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.configPath, true, true, c.version, c.errorLog(), c.step
+			if verbose {
+				o.Logger = debugLog()
+			}
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return serviceError(err)

@@ -13,12 +13,12 @@ import (
 	"github.com/batchyard/batchyard"
 )
 
-func (c *cli) devicesCommand() *cobra.Command {
+func devicesCommand(c *cli) *cobra.Command {
 	list := &cobra.Command{
 		Use: "list", Short: "List the devices and what their last heartbeat said",
 		Example: "  batchyard devices list\n  batchyard devices list --json | jq 'select(.silent)'",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.devicesList(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return devicesList(cmd.Context(), c) },
 	}
 	c.serverFlag(list)
 	c.jsonFlag(list)
@@ -30,7 +30,7 @@ when a device goes and comes back.`,
 		Example: "  batchyard devices drain gpu-1",
 		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.devicesDrain(cmd.Context(), args, "drained", (*server).Drain)
+			return devicesDrain(cmd.Context(), c, args, "drained", (*server).Drain)
 		},
 	}
 	undrain := &cobra.Command{
@@ -38,7 +38,7 @@ when a device goes and comes back.`,
 		Example: "  batchyard devices undrain gpu-1",
 		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.devicesDrain(cmd.Context(), args, "undrained", (*server).Undrain)
+			return devicesDrain(cmd.Context(), c, args, "undrained", (*server).Undrain)
 		},
 	}
 	for _, cmd := range []*cobra.Command{drain, undrain} {
@@ -52,8 +52,8 @@ when a device goes and comes back.`,
 
 // devicesDrain drains or undrains devices. One that is not known does not hold
 // up the next.
-func (c *cli) devicesDrain(ctx context.Context, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
-	server, err := c.connect()
+func devicesDrain(ctx context.Context, c *cli, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -82,8 +82,8 @@ func (c *cli) devicesDrain(ctx context.Context, ids []string, done string, set f
 	return errors.Join(errs...)
 }
 
-func (c *cli) devicesList(ctx context.Context) error {
-	server, err := c.connect()
+func devicesList(ctx context.Context, c *cli) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -106,10 +106,10 @@ func (c *cli) devicesList(ctx context.Context) error {
 		_, _ = fmt.Fprintln(c.err, "no device is known; start `batchyard agent` beside each")
 		return nil
 	}
-	return c.showDevices(known.Devices)
+	return showDevices(c, known.Devices)
 }
 
-func (c *cli) showDevices(devices []batchyard.Device) error {
+func showDevices(c *cli, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
 	t := newTable(c.out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
 	now := c.now()

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +14,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) dlqCommand() *cobra.Command {
+func dlqCommand(c *cli) *cobra.Command {
 	return group(&cobra.Command{
 		Use: "dlq", Short: "Look at dead letters, or replay them",
 		Long: `Records that cannot be processed are kept in the topic dlq, as they came, with
@@ -26,7 +24,7 @@ from the Kafka that the configuration names.
 A dead letter stays where it is until its topic's retention removes it, also when
 it was replayed.`,
 		Example: "  batchyard dlq list\n  batchyard dlq show 3@42\n  batchyard dlq replay 3@42",
-	}, c.dlqListCommand(), c.dlqShowCommand(), c.dlqReplayCommand())
+	}, dlqListCommand(c), dlqShowCommand(c), dlqReplayCommand(c))
 }
 
 // letterFilter chooses dead letters.
@@ -136,19 +134,6 @@ func letterOf(r *stream.Record, whole bool) letter {
 		}
 	}
 	return l
-}
-
-// isText reports whether bytes can be shown as they are.
-func isText(b []byte) bool {
-	if !utf8.Valid(b) {
-		return false
-	}
-	for _, r := range string(b) {
-		if r != '\n' && r != '\t' && r != '\r' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
-			return false
-		}
-	}
-	return true
 }
 
 // errEnough ends a scan that has found what it was for.

@@ -13,7 +13,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) dlqListCommand() *cobra.Command {
+func dlqListCommand(c *cli) *cobra.Command {
 	var f letterFilter
 	var limit int
 	var all bool
@@ -32,7 +32,7 @@ func (c *cli) dlqListCommand() *cobra.Command {
 			if err := f.check(); err != nil {
 				return err
 			}
-			return c.dlqList(cmd.Context(), &f, limit, all)
+			return dlqList(cmd.Context(), c, &f, limit, all)
 		},
 	}
 	c.configFlag(cmd)
@@ -43,10 +43,7 @@ func (c *cli) dlqListCommand() *cobra.Command {
 	return cmd
 }
 
-// flushEvery is after how many rows a table that may be long is written.
-const flushEvery = 500
-
-func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool) error {
+func dlqList(ctx context.Context, c *cli, f *letterFilter, limit int, all bool) error {
 	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		now := c.now()
 		t := newTable(c.out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
@@ -107,7 +104,7 @@ func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool)
 // dlqError says what came of reading the dead letters.
 func dlqError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
 
-func (c *cli) dlqShowCommand() *cobra.Command {
+func dlqShowCommand(c *cli) *cobra.Command {
 	raw := false
 	cmd := &cobra.Command{
 		Use: "show PARTITION@OFFSET", Short: "Show a dead letter: its headers and its bytes",
@@ -123,7 +120,7 @@ dump. The bytes are what somebody sent: a prompt may be among them.`,
 			if raw && c.json {
 				return usageError("--raw and --json exclude each other")
 			}
-			return c.dlqShow(cmd.Context(), at, raw)
+			return dlqShow(cmd.Context(), c, at, raw)
 		},
 	}
 	c.configFlag(cmd)
@@ -132,7 +129,7 @@ dump. The bytes are what somebody sent: a prompt may be among them.`,
 	return cmd
 }
 
-func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
+func dlqShow(ctx context.Context, c *cli, at place, raw bool) error {
 	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		var found *stream.Record
 		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
@@ -155,11 +152,11 @@ func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
 			}
 			return nil
 		}
-		return c.showLetter(found)
+		return showLetter(c, found)
 	})
 }
 
-func (c *cli) showLetter(r *stream.Record) error {
+func showLetter(c *cli, r *stream.Record) error {
 	t := newTable(c.out)
 	t.row("at", placeOf(r).String())
 	t.row("from", origin(r))

@@ -33,7 +33,7 @@ const (
 	replayBytes = 32 << 20
 )
 
-func (c *cli) dlqReplayCommand() *cobra.Command {
+func dlqReplayCommand(c *cli) *cobra.Command {
 	var f letterFilter
 	var all, dry bool
 	cmd := &cobra.Command{
@@ -65,7 +65,7 @@ has ended already keeps its result.`,
 			case len(places) > 0 && (all || f.any()):
 				return usageError("dlq replay takes positions, or --all and filters, not both")
 			}
-			return c.dlqReplay(cmd.Context(), places, &f, dry)
+			return dlqReplay(cmd.Context(), c, places, &f, dry)
 		},
 	}
 	c.configFlag(cmd)
@@ -93,7 +93,7 @@ type replay struct {
 // maxReplayErrors bounds the errors that are told one by one.
 const maxReplayErrors = 20
 
-func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dry bool) error {
+func dlqReplay(ctx context.Context, c *cli, places []place, f *letterFilter, dry bool) error {
 	return c.withLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
 		if !dry {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -54,15 +53,6 @@ func serviceError(err error) error {
 	var away *unreachable.Error
 	if errors.As(err, &away) {
 		return withCode(exitUnreachable, err)
-	}
-	return withCode(exitUsage, err)
-}
-
-// fileError gives what came of reading a job's file its exit code: nothing was
-// submitted, and what is wrong is what was handed over.
-func fileError(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
 	}
 	return withCode(exitUsage, err)
 }

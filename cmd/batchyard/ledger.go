@@ -20,14 +20,14 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) ledgerCommand() *cobra.Command {
+func ledgerCommand(c *cli) *cobra.Command {
 	return group(&cobra.Command{
 		Use: "ledger", Short: "Check that no task was lost or answered twice",
 		Example: "  batchyard ledger check",
-	}, c.ledgerCheckCommand())
+	}, ledgerCheckCommand(c))
 }
 
-func (c *cli) ledgerCheckCommand() *cobra.Command {
+func ledgerCheckCommand(c *cli) *cobra.Command {
 	var o ledger.Options
 	var postgres string
 	quiet := false
@@ -69,12 +69,12 @@ not look.`,
 			if c.stderrTTY && !quiet {
 				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.err, what+" …") }
 			}
-			return c.ledgerCheck(cmd.Context(), o, postgres)
+			return ledgerCheck(cmd.Context(), c, o, postgres)
 		},
 	}
 	c.configFlag(cmd)
 	c.jsonFlag(cmd)
-	c.postgresFlag(cmd, &postgres)
+	postgresFlag(c, cmd, &postgres)
 	cmd.Flags().DurationVar(&o.Wait, "wait", 30*time.Second, "how long to wait for the recorder before each look, if it is behind")
 	cmd.Flags().BoolVar(&o.Settled, "settled", false, "also fail while tasks are in flight")
 	cmd.Flags().IntVar(&o.Problems, "problems", 100, "how many problems of each kind are named")
@@ -84,7 +84,7 @@ not look.`,
 	return cmd
 }
 
-func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string) error {
+func ledgerCheck(ctx context.Context, c *cli, o ledger.Options, postgres string) error {
 	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
 		if postgres != "" {
 			cfg.Postgres.URL = postgres
@@ -101,11 +101,11 @@ func (c *cli) ledgerCheck(ctx context.Context, o ledger.Options, postgres string
 			return withCode(exitUsage, logError(err))
 		}
 		o.Retention = cfg.Audit.Retention
-		return c.ledgerTell(ctx, log, pool, o)
+		return ledgerTell(ctx, c, log, pool, o)
 	})
 }
 
-func (c *cli) ledgerTell(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
+func ledgerTell(ctx context.Context, c *cli, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
 	r, err := ledger.Check(ctx, log, pool, o)
 	if err != nil {
 		return withCode(exitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))
@@ -113,7 +113,7 @@ func (c *cli) ledgerTell(ctx context.Context, log *stream.Client, pool *pgxpool.
 	if c.json {
 		err = c.printJSON(r)
 	} else {
-		err = c.showLedger(r)
+		err = showLedger(c, r)
 	}
 	if err == nil && !r.Holds {
 		err = errors.New("the account does not hold")
@@ -122,7 +122,7 @@ func (c *cli) ledgerTell(ctx context.Context, log *stream.Client, pool *pgxpool.
 }
 
 // showLedger writes a report for people.
-func (c *cli) showLedger(r *ledger.Report) error {
+func showLedger(c *cli, r *ledger.Report) error {
 	t := newTable(c.out)
 	count := func(name string, n int64) { t.row(name, strconv.FormatInt(n, 10)) }
 	count("accepted", r.Accepted)
@@ -159,7 +159,7 @@ func (c *cli) showLedger(r *ledger.Report) error {
 	}
 	c.printf("\n")
 	if len(r.Problems) > 0 {
-		if err := c.showProblems(r); err != nil {
+		if err := showProblems(c, r); err != nil {
 			return err
 		}
 	}
@@ -171,7 +171,7 @@ func (c *cli) showLedger(r *ledger.Report) error {
 	return nil
 }
 
-func (c *cli) showProblems(r *ledger.Report) error {
+func showProblems(c *cli, r *ledger.Report) error {
 	t := newTable(c.out, "PROBLEM", "TENANT", "TASK", "AT", "WHAT")
 	for _, p := range r.Problems {
 		t.row(string(p.Kind), short(p.Tenant, 40), p.TaskID, p.At, p.What)

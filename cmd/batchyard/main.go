@@ -36,5 +36,5 @@ func main() {
 		<-signals // somebody is in a hurry: what was running is as after a crash
 		os.Exit(exitFailed)
 	}()
-	os.Exit(newCLI(os.Stdin, os.Stdout, os.Stderr).run(ctx, os.Args[1:]))
+	os.Exit(run(ctx, newCLI(os.Stdin, os.Stdout, os.Stderr), os.Args[1:]))
 }

@@ -49,7 +49,7 @@ func try(t *testing.T, stdin string, args ...string) ran {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out, err bytes.Buffer
-	code := newCLI(strings.NewReader(stdin), &out, &err).run(ctx, args)
+	code := run(ctx, newCLI(strings.NewReader(stdin), &out, &err), args)
 	return ran{code, out.String(), err.String()}
 }
 

@@ -13,12 +13,12 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 )
 
-func (c *cli) migrateCommand() *cobra.Command {
+func migrateCommand(c *cli) *cobra.Command {
 	up := &cobra.Command{
 		Use: "up", Short: "Bring the database's schema up to what this program needs",
 		Example: "  batchyard migrate up -c config.yaml\n  BATCHYARD_POSTGRES_URL=postgres://… batchyard migrate up",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateUp(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateUp(cmd.Context(), c) },
 	}
 	yes := false
 	down := &cobra.Command{
@@ -27,14 +27,14 @@ func (c *cli) migrateCommand() *cobra.Command {
 it asks first; elsewhere it wants --yes.`,
 		Example: "  batchyard migrate down --yes",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateDown(cmd.Context(), yes) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateDown(cmd.Context(), c, yes) },
 	}
 	down.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	status := &cobra.Command{
 		Use: "status", Short: "List the migrations and when each was applied",
 		Example: "  batchyard migrate status\n  batchyard migrate status --json",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateStatus(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateStatus(cmd.Context(), c) },
 	}
 	for _, cmd := range []*cobra.Command{up, down, status} {
 		c.configFlag(cmd)
@@ -59,8 +59,8 @@ func asMigration(m migrations.Migration) migration {
 	return out
 }
 
-func (c *cli) migrateUp(ctx context.Context) error {
-	url, before, err := c.migrationsNow(ctx)
+func migrateUp(ctx context.Context, c *cli) error {
+	url, before, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (c *cli) migrateUp(ctx context.Context) error {
 			continue
 		}
 		applied++
-		if err := c.told("applied", m); err != nil {
+		if err := tellMigration(c, "applied", m); err != nil {
 			return err
 		}
 	}
@@ -91,8 +91,8 @@ func (c *cli) migrateUp(ctx context.Context) error {
 	return nil
 }
 
-func (c *cli) migrateDown(ctx context.Context, yes bool) error {
-	url, before, err := c.migrationsNow(ctx)
+func migrateDown(ctx context.Context, c *cli, yes bool) error {
+	url, before, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -109,18 +109,18 @@ func (c *cli) migrateDown(ctx context.Context, yes bool) error {
 		return nil
 	}
 	if !yes {
-		if err := c.confirm(fmt.Sprintf("Take migration %s back, and drop the data that it holds?", last.Name)); err != nil {
+		if err := confirm(c, fmt.Sprintf("Take migration %s back, and drop the data that it holds?", last.Name)); err != nil {
 			return err
 		}
 	}
 	if err := migrations.Down(ctx, url); err != nil {
 		return migrationError(err)
 	}
-	return c.told("taken back", *last)
+	return tellMigration(c, "taken back", *last)
 }
 
 // confirm asks a person, if there is one.
-func (c *cli) confirm(question string) error {
+func confirm(c *cli, question string) error {
 	if !isTerminal(c.in) || !c.stderrTTY {
 		return usageError("this loses data: say --yes")
 	}
@@ -132,8 +132,8 @@ func (c *cli) confirm(question string) error {
 	return nil
 }
 
-func (c *cli) migrateStatus(ctx context.Context) error {
-	_, all, err := c.migrationsNow(ctx)
+func migrateStatus(ctx context.Context, c *cli) error {
+	_, all, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func (c *cli) migrateStatus(ctx context.Context) error {
 	return t.flush()
 }
 
-// told says what was done with a migration.
-func (c *cli) told(what string, m migrations.Migration) error {
+// tellMigration says what was done with a migration.
+func tellMigration(c *cli, what string, m migrations.Migration) error {
 	if c.json {
 		return c.printJSON(struct {
 			Done    string `json:"done"`
@@ -172,7 +172,7 @@ func (c *cli) told(what string, m migrations.Migration) error {
 }
 
 // migrationsNow reads the configuration and how the database stands.
-func (c *cli) migrationsNow(ctx context.Context) (url string, all []migrations.Migration, err error) {
+func migrationsNow(ctx context.Context, c *cli) (url string, all []migrations.Migration, err error) {
 	cfg, err := c.config(nil)
 	if err != nil {
 		return "", nil, err

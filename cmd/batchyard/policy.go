@@ -14,20 +14,20 @@ import (
 	"github.com/batchyard/batchyard/device"
 )
 
-func (c *cli) policyCommand() *cobra.Command {
+func policyCommand(c *cli) *cobra.Command {
 	get := &cobra.Command{
 		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
 		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).Policy) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).Policy) },
 	}
 	reset := &cobra.Command{
 		Use: "reset", Short: "Make routers go back to the policy of their configuration",
 		Example: "  batchyard policy reset",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).ResetPolicy) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).ResetPolicy) },
 	}
-	set := c.policySetCommand()
+	set := policySetCommand(c)
 	for _, cmd := range []*cobra.Command{get, set, reset} {
 		c.clientFlags(cmd)
 		c.jsonFlag(cmd)
@@ -38,7 +38,7 @@ func (c *cli) policyCommand() *cobra.Command {
 	}, get, set, reset)
 }
 
-func (c *cli) policySetCommand() *cobra.Command {
+func policySetCommand(c *cli) *cobra.Command {
 	var in batchyard.PolicySetting
 	var weights map[string]string
 	cmd := &cobra.Command{
@@ -64,7 +64,7 @@ The policies, which docs/routing.md tells apart:
 				}
 				in.Weights[name] = w
 			}
-			return c.policy(cmd.Context(), func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
+			return showPolicy(cmd.Context(), c, func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
 		},
 	}
 	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
@@ -84,9 +84,9 @@ func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobr
 	return device.PolicyNames(), cobra.ShellCompDirectiveNoFileComp
 }
 
-// policy asks for, or changes, how devices are chosen, and shows what holds then.
-func (c *cli) policy(ctx context.Context, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
-	server, err := c.connect()
+// showPolicy asks for, or changes, how devices are chosen, and shows what holds then.
+func showPolicy(ctx context.Context, c *cli, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}

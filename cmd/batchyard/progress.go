@@ -61,6 +61,15 @@ func (p *progress) Set(done int) {
 	}
 }
 
+// Grow raises the total to what there turned out to be, if that is more.
+func (p *progress) Grow(total int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.total = max(p.total, total); p.bar != nil {
+		p.bar.ChangeMax(p.total)
+	}
+}
+
 // Note says something once, until something else is to be said: that a service
 // is away, say.
 func (p *progress) Note(note string) {
@@ -98,4 +107,11 @@ func (p *progress) Finish() {
 func (p *progress) line() {
 	p.told = p.done
 	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %s, %s\n", p.label, p.done, counted(p.total, p.of), span(p.c.now().Sub(p.began)))
+}
+
+// step tells people what is being started.
+func (c *cli) step(what string) {
+	if c.stderrTTY {
+		_, _ = fmt.Fprintf(c.err, "\r\033[K%s", what)
+	}
 }

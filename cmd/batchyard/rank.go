@@ -12,7 +12,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-func (c *cli) tasksSetPriorityCommand() *cobra.Command {
+func tasksSetPriorityCommand(c *cli) *cobra.Command {
 	level := -1
 	cmd := &cobra.Command{
 		Use: "set-priority ID [high|normal|low]", Short: "Make a waiting task go earlier or later",
@@ -52,7 +52,7 @@ router reads it; it is not read earlier.`,
 			if in.Priority == "" && in.Level == nil {
 				return usageError("tasks set-priority needs a priority, --level or both")
 			}
-			return c.setPriority(cmd.Context(), args[0], in)
+			return setPriority(cmd.Context(), c, args[0], in)
 		},
 	}
 	c.clientFlags(cmd)
@@ -61,8 +61,8 @@ router reads it; it is not read earlier.`,
 	return cmd
 }
 
-func (c *cli) setPriority(ctx context.Context, id string, in batchyard.PriorityChange) error {
-	server, err := c.connect()
+func setPriority(ctx context.Context, c *cli, id string, in batchyard.PriorityChange) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -77,22 +77,22 @@ func (c *cli) setPriority(ctx context.Context, id string, in batchyard.PriorityC
 	return nil
 }
 
-func (c *cli) tasksWhyCommand() *cobra.Command {
+func tasksWhyCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "why ID", Short: "Say why a task waits, or went where it went",
 		Long: `Says in words what a waiting task waits for, as the fleet is now, or to which
 devices a task went, and why to these. With --json, the figures.`,
 		Example: "  batchyard tasks why my-task-1\n  batchyard tasks why my-task-1 --json | jq .waiting.out",
 		Args:    exactly("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksWhy(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return tasksWhy(cmd.Context(), c, args[0]) },
 	}
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)
 	return cmd
 }
 
-func (c *cli) tasksWhy(ctx context.Context, id string) error {
-	server, err := c.connect()
+func tasksWhy(ctx context.Context, c *cli, id string) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}

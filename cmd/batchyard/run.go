@@ -29,7 +29,7 @@ type runFlags struct {
 	timeout time.Duration
 }
 
-func (c *cli) runCommand() *cobra.Command {
+func runCommand(c *cli) *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
 		Use:   "run FILE",
@@ -45,7 +45,7 @@ fleet of unequal devices answers over real HTTP.`,
   batchyard run tasks.jsonl -o results.jsonl --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080
   cat tasks.jsonl | batchyard run - --json`,
 		Args: exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.runFile(cmd.Context(), args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runFile(cmd.Context(), c, args[0], f) },
 	}
 	c.configFlag(cmd)
 	c.jsonFlag(cmd)
@@ -59,7 +59,7 @@ fleet of unequal devices answers over real HTTP.`,
 	return cmd
 }
 
-func (c *cli) runFile(ctx context.Context, path string, f runFlags) (err error) {
+func runFile(ctx context.Context, c *cli, path string, f runFlags) (err error) {
 	if f.timeout < 0 {
 		return usageError("--timeout must not be negative")
 	}
@@ -95,13 +95,17 @@ func (c *cli) runFile(ctx context.Context, path string, f runFlags) (err error) 
 	defer func() { _ = plan.Close() }()
 
 	began := c.now()
-	o := local.Options{ConfigPath: c.configPath, Version: versionNumber(), Devices: devices, Logger: c.localLogger(f.verbose), Progress: c.step}
+	logger := c.errorLog()
+	if f.verbose {
+		logger = debugLog()
+	}
+	o := local.Options{ConfigPath: c.configPath, Version: c.version, Devices: devices, Logger: logger, Progress: c.step}
 	system, err := local.Start(ctx, o)
 	if err != nil {
 		return serviceError(err)
 	}
 	c.step("")
-	s, err := c.runPlan(ctx, system, plan, f.output)
+	s, err := runPlan(ctx, c, system, plan, f.output)
 	if cerr := system.Close(); err == nil {
 		err = cerr
 	}
@@ -121,7 +125,7 @@ func (c *cli) runFile(ctx context.Context, path string, f runFlags) (err error) 
 }
 
 // runPlan submits, waits and writes the results.
-func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
+func runPlan(ctx context.Context, c *cli, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() { // the stages ending by themselves ends the waiting
@@ -189,18 +193,8 @@ func (i inProcess) Submit(ctx context.Context, tasks []*task.Task) error {
 	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionNumber()})
 }
 
-// step tells people what is being started.
-func (c *cli) step(what string) {
-	if c.stderrTTY {
-		_, _ = fmt.Fprintf(c.err, "\r\033[K%s", what)
-	}
-}
-
-// localLogger logs for run and dev: warnings only, unless asked for more.
-func (c *cli) localLogger(verbose bool) *slog.Logger {
-	if verbose {
-		logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
-		return logger
-	}
-	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelError}))
+// debugLog logs all that the stages of this process do.
+func debugLog() *slog.Logger {
+	logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
+	return logger
 }

@@ -30,7 +30,7 @@ func TestRunRefusesAtOnce(t *testing.T) {
 		"-o - and --json both write to standard out": {"run", file, "-o", "-", "--json"},
 	} {
 		var out, errs bytes.Buffer
-		require.Equal(t, exitUsage, newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), args), args)
+		require.Equal(t, exitUsage, run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), args), args)
 		require.Contains(t, errs.String(), want)
 		require.Equal(t, 1, strings.Count(errs.String(), "\n"), errs.String())
 	}
@@ -46,7 +46,7 @@ func TestRunThatTakesTooLong(t *testing.T) {
 	ctx, cancel := context.WithDeadlineCause(t.Context(), time.Now(), errors.New("--timeout (4s) passed"))
 	defer cancel()
 	c, _ := shownAt()
-	_, err = c.runPlan(ctx, f.System, plan, "")
+	_, err = runPlan(ctx, c, f.System, plan, "")
 	require.EqualError(t, err, "--timeout (4s) passed with 0 of 1 task finished")
 
 	r := try(t, "", "run", openAIFile(t, 1), "--timeout", "1ns")

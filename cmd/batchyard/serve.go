@@ -10,7 +10,7 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/app"
 )
 
-func (c *cli) serveCommand() *cobra.Command {
+func serveCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve [stage …]",
 		Short: "Run stages against real Kafka, Redis and Postgres",

@@ -29,7 +29,7 @@ type submitFlags struct {
 	maxInput int
 }
 
-func (c *cli) submitCommand() *cobra.Command {
+func submitCommand(c *cli) *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit FILE",
@@ -47,7 +47,7 @@ server cannot be reached.`,
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   generate-tasks | batchyard submit - --job nightly-2026-11-21 --json`,
 		Args: exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.submit(cmd.Context(), args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error { return submitFile(cmd.Context(), c, args[0], f) },
 	}
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)
@@ -82,11 +82,11 @@ type submitted struct {
 	SHA256 string `json:"sha256"`
 }
 
-func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error) {
+func submitFile(ctx context.Context, c *cli, path string, f submitFlags) (err error) {
 	if err := f.check(c); err != nil {
 		return err
 	}
-	server, err := c.connect()
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -118,12 +118,12 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 		c.printf("%s submitted as job %s\n", counted(plan.Tasks, "task"), plain(plan.Job))
 		return nil
 	}
-	s, err := c.waitForJob(ctx, server, plan)
+	s, err := waitForJob(ctx, c, server, plan)
 	if err != nil {
 		return err
 	}
 	if f.output != "" {
-		if err := c.fetchResults(ctx, server, plan, f.output, &s); err != nil {
+		if err := fetchResults(ctx, c, server, plan, f.output, &s); err != nil {
 			return err
 		}
 	}
@@ -141,7 +141,7 @@ func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error
 }
 
 // fetchResults writes the results, and counts them anew by what was written.
-func (c *cli) fetchResults(ctx context.Context, server *server, plan *jobs.Plan, out string, s *summary) error {
+func fetchResults(ctx context.Context, c *cli, server *server, plan *jobs.Plan, out string, s *summary) error {
 	written, err := plan.WriteResults(ctx, server, out, c.out)
 	if err != nil {
 		return err
@@ -154,7 +154,7 @@ func (c *cli) fetchResults(ctx context.Context, server *server, plan *jobs.Plan,
 }
 
 // waitForJob shows how far the job is until all of its tasks have ended.
-func (c *cli) waitForJob(ctx context.Context, server *server, plan *jobs.Plan) (summary, error) {
+func waitForJob(ctx context.Context, c *cli, server *server, plan *jobs.Plan) (summary, error) {
 	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -19,14 +19,14 @@ import (
 // pageSize is how many tasks are asked for in one request.
 const pageSize = 500
 
-func (c *cli) tasksCommand() *cobra.Command {
+func tasksCommand(c *cli) *cobra.Command {
 	return group(&cobra.Command{
 		Use: "tasks", Short: "Look at tasks, cancel them, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
-	}, c.tasksGetCommand(), c.tasksListCommand(), c.tasksCancelCommand(), c.tasksSetPriorityCommand(), c.tasksWhyCommand())
+	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
 }
 
-func (c *cli) tasksGetCommand() *cobra.Command {
+func tasksGetCommand(c *cli) *cobra.Command {
 	var wait time.Duration
 	var events bool
 	cmd := &cobra.Command{
@@ -43,7 +43,7 @@ With --wait, waits for its end first; the exit code is 0 then if it succeeded, a
 			if wait < 0 {
 				return usageError("--wait must not be negative")
 			}
-			return c.tasksGet(cmd.Context(), args[0], wait, events)
+			return tasksGet(cmd.Context(), c, args[0], wait, events)
 		},
 	}
 	c.clientFlags(cmd)
@@ -53,8 +53,8 @@ With --wait, waits for its end first; the exit code is 0 then if it succeeded, a
 	return cmd
 }
 
-func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, events bool) error {
-	server, err := c.connect()
+func tasksGet(ctx context.Context, c *cli, id string, wait time.Duration, events bool) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -77,9 +77,9 @@ func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, event
 	case c.json:
 		err = c.printJSON(st.RawJSON())
 	default:
-		err = c.showTask(st)
+		err = showTask(c, st)
 		if err == nil && events {
-			err = c.showEvents(history)
+			err = showEvents(c, history)
 		}
 	}
 	if err == nil && wait > 0 && st.State != task.Success {
@@ -118,7 +118,7 @@ func rawEvents(events []batchyard.Event) []json.RawMessage {
 }
 
 // showTask writes a task for people.
-func (c *cli) showTask(s *batchyard.TaskStatus) error {
+func showTask(c *cli, s *batchyard.TaskStatus) error {
 	now := c.now()
 	t := newTable(c.out)
 	field := func(name, value string) {
@@ -190,7 +190,7 @@ func orWord(s, otherwise string) string {
 }
 
 // showEvents writes a task's timeline for people: times count from its first event.
-func (c *cli) showEvents(events []batchyard.Event) error {
+func showEvents(c *cli, events []batchyard.Event) error {
 	c.printf("\n")
 	t := newTable(c.out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
 	for i := range events {
@@ -218,7 +218,7 @@ type listFlags struct {
 	all        bool
 }
 
-func (c *cli) tasksListCommand() *cobra.Command {
+func tasksListCommand(c *cli) *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
 		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
@@ -230,7 +230,7 @@ func (c *cli) tasksListCommand() *cobra.Command {
 			if f.all && cmd.Flags().Changed("limit") {
 				return errLimitAll
 			}
-			return c.tasksList(cmd.Context(), f)
+			return tasksList(cmd.Context(), c, f)
 		},
 	}
 	c.clientFlags(cmd)
@@ -243,7 +243,7 @@ func (c *cli) tasksListCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) tasksList(ctx context.Context, f listFlags) error {
+func tasksList(ctx context.Context, c *cli, f listFlags) error {
 	filter := batchyard.Filter{JobID: f.job}
 	if f.state != "" {
 		var err error
@@ -254,7 +254,7 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 	if f.limit < 1 {
 		return usageError("--limit must be at least 1; --all lists everything")
 	}
-	server, err := c.connect()
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -269,7 +269,7 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 			return err
 		}
 		// A page at a time: there may be any number of them.
-		if err := c.showTasks(page.Tasks, first); err != nil {
+		if err := showTasks(c, page.Tasks, first); err != nil {
 			return err
 		}
 		left -= len(page.Tasks)
@@ -287,7 +287,7 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 }
 
 // showTasks writes a page of tasks.
-func (c *cli) showTasks(page []batchyard.TaskStatus, first bool) error {
+func showTasks(c *cli, page []batchyard.TaskStatus, first bool) error {
 	if c.json {
 		for i := range page {
 			if err := c.printJSON(page[i].RawJSON()); err != nil {
@@ -322,7 +322,7 @@ func (c *cli) showTasks(page []batchyard.TaskStatus, first bool) error {
 	return t.flush()
 }
 
-func (c *cli) tasksCancelCommand() *cobra.Command {
+func tasksCancelCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel ID…", Short: "Cancel tasks",
 		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
@@ -330,7 +330,7 @@ stays as it ended; the exit code is 1 then.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
   batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
 		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksCancel(cmd.Context(), args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return tasksCancel(cmd.Context(), c, args) },
 	}
 	c.clientFlags(cmd)
 	c.jsonFlag(cmd)
@@ -345,8 +345,8 @@ type cancelled struct {
 	Error string     `json:"error,omitempty"`
 }
 
-func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
-	server, err := c.connect()
+func tasksCancel(ctx context.Context, c *cli, ids []string) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}

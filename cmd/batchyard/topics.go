@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 
 	"github.com/spf13/cobra"
 
@@ -11,20 +9,20 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) topicsCommand() *cobra.Command {
+func topicsCommand(c *cli) *cobra.Command {
 	create := &cobra.Command{
 		Use: "create", Short: "Create the topics that are missing",
 		Long:    "Creates the topics that are missing. Those that are there stay as they are.",
 		Example: "  batchyard topics create -c config.yaml\n  BATCHYARD_KAFKA_BROKERS=kafka:9092 batchyard topics create",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.topicsCreate(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return topicsCreate(cmd.Context(), c) },
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List the topics and what is in them",
 		Long:    "Lists the topics, and what their records and keys are. Exit code 2 if one is missing.",
 		Example: "  batchyard topics list\n  batchyard topics list --json",
 		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.topicsList(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return topicsList(cmd.Context(), c) },
 	}
 	for _, cmd := range []*cobra.Command{create, list} {
 		c.configFlag(cmd)
@@ -33,21 +31,7 @@ func (c *cli) topicsCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "topics", Short: "Look after the topics in Kafka", Example: "  batchyard topics create"}, create, list)
 }
 
-// withLog connects to Kafka by the configuration and calls fn.
-func (c *cli) withLog(ctx context.Context, fn func(*stream.Client, app.Config) error) (err error) {
-	cfg, err := c.config(nil)
-	if err != nil {
-		return err
-	}
-	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
-	if err != nil {
-		return serviceError(err)
-	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	return fn(log, cfg)
-}
-
-func (c *cli) topicsCreate(ctx context.Context) error {
+func topicsCreate(ctx context.Context, c *cli) error {
 	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
 		created, err := log.CreateTopics(ctx)
 		for _, name := range created {
@@ -74,7 +58,7 @@ type topic struct {
 	MaxBytes int64  `json:"max_message_bytes"`
 }
 
-func (c *cli) topicsList(ctx context.Context) error {
+func topicsList(ctx context.Context, c *cli) error {
 	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
 		t := newTable(c.out, "TOPIC", "KEY", "A RECORD IS", "AT MOST")
 		for _, one := range stream.Topics {

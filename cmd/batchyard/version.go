@@ -55,7 +55,7 @@ func versionString() string {
 	return fmt.Sprintf("%s %s %s", s, b.Go, b.Platform)
 }
 
-func (c *cli) versionCommand() *cobra.Command {
+func versionCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version",
 		Example: "  batchyard version\n  batchyard version --json",

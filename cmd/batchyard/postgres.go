@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/cmd/internal/app"
+)
+
+// postgresFlag is for commands that people with a login of their own use.
+func postgresFlag(c *cli, cmd *cobra.Command, url *string) {
+	cmd.Flags().Var((*givenValue)(url), "postgres", "connection `URL` of Postgres (default: postgres.url of the configuration)")
+}
+
+// withPostgres connects to Postgres, by a URL or else by the configuration, and calls fn.
+func withPostgres(ctx context.Context, c *cli, url string, fn func(*pgxpool.Pool, app.Config) error) error {
+	cfg, err := c.config(nil)
+	if err != nil {
+		return err
+	}
+	if url != "" {
+		cfg.Postgres.URL = url
+	}
+	pool, err := app.OpenPostgres(ctx, cfg.Postgres)
+	if err != nil {
+		return serviceError(err)
+	}
+	defer pool.Close()
+	return fn(pool, cfg)
+}
+
+// givenValue is a flag's value. An empty one is a variable that was not set: it would
+// show everybody's rows, or those of another database.
+type givenValue string
+
+func (n *givenValue) String() string { return string(*n) }
+
+// Type is not shown: each flag names its value.
+func (*givenValue) Type() string { return "string" }
+
+// Set takes the value.
+func (n *givenValue) Set(s string) error {
+	if s == "" {
+		return errors.New("it is empty; name one, or leave the flag out")
+	}
+	*n = givenValue(s)
+	return nil
+}
+
+// logError gives what came of reading the audit log, or the tables beside it, its exit
+// code. Only what Postgres says counts: a file may be forbidden, and a topic not exist.
+func logError(err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+		return err
+	case pg.Code == "42501": // insufficient_privilege
+		return withCode(exitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
+	case strings.Contains(pg.Message, "does not exist"):
+		return withCode(exitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
+	}
+	return err
+}

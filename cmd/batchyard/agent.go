@@ -7,12 +7,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/agent"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 // defaultInterval is the pace that the server expects of a device.
 const defaultInterval = 5 * time.Second
 
-func agentCommand(c *cli) *cobra.Command {
+func agentCommand(c *cli.Env) *cobra.Command {
 	var cfg agent.Config
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -27,21 +28,21 @@ BATCHYARD_DEVICE_KEY for the device.`,
 		Example: `  batchyard agent --id gpu-1 --url http://127.0.0.1:8000 --slots 8
   batchyard agent --id gpu-2 --url http://127.0.0.1:8000 --advertise http://10.0.0.7:8000 \
     --models llama-3.1-8b --tags gpu,eu --server http://batchyard:8080`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg.Server = c.server
+			cfg.Server = c.Server
 			if cfg.ID == "" || cfg.URL == "" {
-				return usageError("%s needs --id and --url; see `%s --help`", nameOf(cmd), cmd.CommandPath())
+				return cli.UsageError("%s needs --id and --url; see `%s --help`", cli.NameOf(cmd), cmd.CommandPath())
 			}
 			if cfg.Slots < 1 || cfg.Interval <= 0 {
-				return usageError("--slots and --interval must be above 0")
+				return cli.UsageError("--slots and --interval must be above 0")
 			}
-			err := agent.Run(cmd.Context(), cfg, slog.New(slog.NewTextHandler(c.err, nil)))
+			err := agent.Run(cmd.Context(), cfg, slog.New(slog.NewTextHandler(c.Err, nil)))
 			// The only errors are of the configuration, which is flags here.
-			return withCode(exitUsage, err)
+			return cli.WithCode(cli.ExitUsage, err)
 		},
 	}
-	c.serverFlag(cmd)
+	c.ServerFlag(cmd)
 	fs := cmd.Flags()
 	fs.StringVar(&cfg.ID, "id", "", "`name` of the device, unique in the fleet")
 	fs.StringVar(&cfg.URL, "url", "", "base `URL` of the device as the agent reaches it")

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit/query"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/ledger"
 	"github.com/batchyard/batchyard/task"
 )
@@ -76,7 +77,7 @@ func TestAuditQuery(t *testing.T) {
 	} {
 		r := try(t, "", append([]string{"audit", "query", "-c", f.config}, args...)...)
 		require.Containsf(t, r.err, want, "%v", args)
-		require.Containsf(t, []int{exitUsage, exitUnreachable}, r.code, "%v", args)
+		require.Containsf(t, []int{cli.ExitUsage, cli.ExitUnreachable}, r.code, "%v", args)
 	}
 }
 
@@ -84,7 +85,7 @@ func TestAuditTail(t *testing.T) {
 	t.Parallel()
 	f, tenant := running(t), unique("tailed")
 	past := try(t, "", "audit", "tail", "-c", f.config, "--until", "1h")
-	require.Equal(t, exitUsage, past.code)
+	require.Equal(t, cli.ExitUsage, past.code)
 	require.Contains(t, past.err, "use `batchyard audit query`")
 	var out, errs syncBuffer
 	ctx, stop := context.WithCancel(t.Context())
@@ -99,11 +100,11 @@ func TestAuditTail(t *testing.T) {
 	require.Eventually(t, func() bool {
 		r := try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json")
 		recorded = len(lines(r.out))
-		return r.code == exitOK && strings.Count(out.String(), "task.succeeded") >= 20 && // a record that was written twice is two events
+		return r.code == cli.ExitOK && strings.Count(out.String(), "task.succeeded") >= 20 && // a record that was written twice is two events
 			len(lines(out.String()))-1 >= recorded
 	}, time.Minute, 50*time.Millisecond, "%d rows, and %d of them succeeded: %s%s", len(lines(out.String())), strings.Count(out.String(), "task.succeeded"), &out, &errs)
 	stop()
-	require.Equal(t, exitOK, <-ended, errs.String())
+	require.Equal(t, cli.ExitOK, <-ended, errs.String())
 	seen := map[string]bool{}
 	for _, line := range lines(out.String())[1:] {
 		place := strings.Join(strings.Fields(line)[2:], " ")
@@ -120,7 +121,7 @@ func TestAuditExport(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "all.jsonl.gz")
 	r := try(t, "", "audit", "export", "-c", f.config, "--tenant", tenant, "-o", file)
-	require.Equal(t, exitOK, r.code, r.err)
+	require.Equal(t, cli.ExitOK, r.code, r.err)
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)
 	zip, err := gzip.NewReader(bytes.NewReader(b))
@@ -150,10 +151,10 @@ func TestAuditExport(t *testing.T) {
 	}
 	// What fails leaves nothing behind.
 	r = try(t, "", "audit", "export", "-c", f.config, "--action", "nope", "-o", filepath.Join(dir, "other.jsonl"))
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	nowhere := filepath.Join(dir, "no", "where.jsonl")
 	r = try(t, "", "audit", "export", "-c", f.config, "-o", nowhere)
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	require.Equal(t, "batchyard: making "+nowhere+": no such file or directory\n", r.err)
 	// What is no file is written to, and stays what it is.
 	pipe := filepath.Join(t.TempDir(), "pipe")
@@ -179,7 +180,7 @@ func TestAuditVerifyIsForPrograms(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	r := try(t, "", "audit", "verify", "-c", f.config, "--json", "--no-kafka")
-	require.Equal(t, exitOK, r.code, r.err)
+	require.Equal(t, cli.ExitOK, r.code, r.err)
 	var report map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(r.out), &report))
 	require.Equal(t, "[]", string(report["findings"]))
@@ -204,7 +205,7 @@ func TestAuditStats(t *testing.T) {
 
 	alone := write(t, "config.yaml", "kafka:\n  brokers: [\"127.0.0.1:1\"]\n  dial_timeout: 1s\npostgres:\n  url: \""+f.Stack.PostgresURL+"\"\n")
 	r := try(t, "", "audit", "stats", "-c", alone)
-	require.Equal(t, exitOK, r.code)
+	require.Equal(t, cli.ExitOK, r.code)
 	require.Contains(t, r.err, "the lag is not known")
 }
 
@@ -225,9 +226,9 @@ func TestLedgerCheck(t *testing.T) {
 	require.GreaterOrEqual(t, r.ByState[string(task.Success)], int64(5))
 
 	bad := try(t, "", "ledger", "check", "-c", f.config, "--postgres", "postgres://127.0.0.1:1/x")
-	require.Equal(t, exitUnreachable, bad.code)
+	require.Equal(t, cli.ExitUnreachable, bad.code)
 	bad = try(t, "", "ledger", "check", "-c", f.config, "--wait", "-1s")
-	require.Equal(t, exitUsage, bad.code)
+	require.Equal(t, cli.ExitUsage, bad.code)
 
 	// Who may not read is told what to ask for.
 	url, err := neturl.Parse(f.Stack.PostgresURL)
@@ -243,7 +244,7 @@ func TestLedgerCheck(t *testing.T) {
 		require.NoError(t, err)
 		for _, command := range []string{"ledger check", "audit query", "audit tail", "audit stats", "audit verify", "audit export"} {
 			bad = try(t, "", append(strings.Fields(command), "-c", f.config, "--postgres", url.String())...)
-			require.Equal(t, exitUsage, bad.code, bad.err)
+			require.Equal(t, cli.ExitUsage, bad.code, bad.err)
 			require.Contains(t, bad.err, "needs the role batchyard_auditor", command)
 		}
 	}

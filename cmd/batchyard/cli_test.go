@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -268,7 +269,7 @@ func TestConfigPrint(t *testing.T) {
 func TestConfigCheckJSON(t *testing.T) {
 	t.Parallel()
 	r := try(t, "", "config", "check", "--json", "-c", write(t, "c.yaml", "nope: 1\nkafka:\n  partitions: -1\n"))
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	var c checked
 	require.NoError(t, json.Unmarshal([]byte(r.out), &c))
 	require.False(t, c.OK)

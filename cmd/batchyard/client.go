@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -14,7 +15,7 @@ import (
 // not: someone waits to hear that the address is wrong.
 var submitRetry = batchyard.RetryPolicy{MaxElapsed: 2 * time.Minute, KnownOnly: true}
 
-// server is the Batchyard server that the flags name. Questions are asked once:
+// Server is the Batchyard server that the flags name. Questions are asked once:
 // someone waits for the answer, or asks again anyway.
 type server struct {
 	*batchyard.Client
@@ -22,7 +23,7 @@ type server struct {
 }
 
 // connect makes the client that the flags ask for. Nothing is sent yet.
-func connect(c *cli) (*server, error) {
+func connect(c *cli.Env) (*server, error) {
 	questions, err := newClient(c, batchyard.RetryPolicy{})
 	if err != nil {
 		return nil, err
@@ -31,22 +32,22 @@ func connect(c *cli) (*server, error) {
 	return &server{questions, submits}, err
 }
 
-func newClient(c *cli, retry batchyard.RetryPolicy) (*batchyard.Client, error) {
-	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + c.version), batchyard.WithRetry(retry)}
-	client, err := batchyard.New(c.server, options...)
+func newClient(c *cli.Env, retry batchyard.RetryPolicy) (*batchyard.Client, error) {
+	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + c.Version), batchyard.WithRetry(retry)}
+	client, err := batchyard.New(c.Server, options...)
 	if err != nil {
-		return nil, usageError("--server must look like http://host:port, without credentials") // which it may hold
+		return nil, cli.UsageError("--server must look like http://host:port, without credentials") // which it may hold
 	}
 	for _, given := range []struct {
 		name   string
 		option batchyard.Option
 	}{
-		{"--tenant", batchyard.WithTenant(c.tenant)},
+		{"--tenant", batchyard.WithTenant(c.Tenant)},
 		{"BATCHYARD_SERVER_KEY", batchyard.WithAPIKey(os.Getenv("BATCHYARD_SERVER_KEY"))},
 	} {
 		options = append(options, given.option)
-		if client, err = batchyard.New(c.server, options...); err != nil {
-			return nil, usageError("%s: %w", given.name, err)
+		if client, err = batchyard.New(c.Server, options...); err != nil {
+			return nil, cli.UsageError("%s: %w", given.name, err)
 		}
 	}
 	return client, nil

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -23,7 +24,7 @@ func connectedTo(t *testing.T, h http.HandlerFunc) *server {
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	c := newCLI(strings.NewReader(""), io.Discard, io.Discard)
-	c.server, c.tenant = srv.URL+"/", "acme"
+	c.Server, c.Tenant = srv.URL+"/", "acme"
 	a, err := connect(c)
 	require.NoError(t, err)
 	a.submits, err = newClient(c, batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
@@ -69,12 +70,12 @@ func TestSubmitGivesUp(t *testing.T) {
 		status, tries, code int
 		body, says          string
 	}{
-		"refused":   {422, 1, exitUsage, `{"detail":"0/model: it is missing (and 1 more)","errors":[{"pointer":"/0/model","detail":"it is missing"},{"pointer":"/1/id","detail":"too long"}]}`, "/1/id: too long"},
-		"too large": {413, 1, exitUsage, `{"detail":"the body is larger"}`, "the body is larger"},
-		"forbidden": {403, 1, exitFailed, `<html>no</html>`, "status 403"},
-		"our fault": {500, 1, exitFailed, `{"detail":"an error on our side","trace_id":"4bf9"}`, "trace id 4bf9"},
-		"away":      {503, 6, exitUnreachable, `{"detail":"ask again"}`, "ask again"},
-		"elsewhere": {302, 1, exitFailed, ``, "status 302"},
+		"refused":   {422, 1, cli.ExitUsage, `{"detail":"0/model: it is missing (and 1 more)","errors":[{"pointer":"/0/model","detail":"it is missing"},{"pointer":"/1/id","detail":"too long"}]}`, "/1/id: too long"},
+		"too large": {413, 1, cli.ExitUsage, `{"detail":"the body is larger"}`, "the body is larger"},
+		"forbidden": {403, 1, cli.ExitFailed, `<html>no</html>`, "status 403"},
+		"our fault": {500, 1, cli.ExitFailed, `{"detail":"an error on our side","trace_id":"4bf9"}`, "trace id 4bf9"},
+		"away":      {503, 6, cli.ExitUnreachable, `{"detail":"ask again"}`, "ask again"},
+		"elsewhere": {302, 1, cli.ExitFailed, ``, "status 302"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +87,7 @@ func TestSubmitGivesUp(t *testing.T) {
 			})
 			err := a.Submit(t.Context(), someTasks)
 			require.ErrorContains(t, err, c.says)
-			require.Equal(t, c.code, codeOf(err))
+			require.Equal(t, c.code, cli.CodeOf(err))
 			require.EqualValues(t, c.tries, n.Load())
 		})
 	}
@@ -120,7 +121,7 @@ func TestJobResultsBrokenOff(t *testing.T) {
 		return nil
 	})
 	require.Error(t, err, "half of the results must not look like all of them")
-	require.Equal(t, exitUnreachable, codeOf(err))
+	require.Equal(t, cli.ExitUnreachable, cli.CodeOf(err))
 	require.Equal(t, 1, got)
 }
 
@@ -170,8 +171,8 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	var out, errOut strings.Builder
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"task_id":"x","model":"m","input":{}}`), &out, &errOut)
 	now := noon
-	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
-	require.Equal(t, exitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
+	c.Now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
+	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
 	require.Equal(t, 1, strings.Count(errOut.String(), "running: not known as tasks of this job: 1 task;"), errOut.String())
 }
 
@@ -193,8 +194,8 @@ func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	var out, errOut strings.Builder
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`), &out, &errOut)
 	now := noon
-	c.now = func() time.Time { now = now.Add(strangeAfter); return now }
-	require.Equal(t, exitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
+	c.Now = func() time.Time { now = now.Add(strangeAfter); return now }
+	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
 	require.NotContains(t, errOut.String(), "not known", errOut.String())
 	require.Contains(t, errOut.String(), "running: 1 of 1 task, ")
 }

@@ -6,11 +6,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/device"
 )
 
-func devCommand(c *cli) *cobra.Command {
+func devCommand(c *cli.Env) *cobra.Command {
 	var o local.Options
 	var devices []string
 	var slots int
@@ -28,22 +29,22 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard dev
   batchyard dev --data-dir ./data --listen 127.0.0.1:8080
   batchyard dev --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080 --slots 8`,
-		Args: exactly(),
+		Args: cli.Exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.configPath, true, true, c.version, c.errorLog(), c.step
+			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.ConfigPath, true, true, c.Version, c.ErrorLog(), c.Step
 			if verbose {
 				o.Logger = debugLog()
 			}
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
-				return serviceError(err)
+				return cli.ServiceError(err)
 			}
-			c.step("")
-			c.printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
+			c.Step("")
+			c.Printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
 				s.URL, strings.Join(s.Stack.Brokers, ","), s.Stack.RedisAddr, s.Stack.PostgresURL, s.Stack.DataDir)
 			select {
 			case <-cmd.Context().Done():
@@ -53,7 +54,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			}
 		},
 	}
-	c.configFlag(cmd)
+	c.ConfigFlag(cmd)
 	f := cmd.Flags()
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
 	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory; empty: nothing is kept")
@@ -70,13 +71,13 @@ func parseDevices(pairs []string, slots int) ([]local.Device, error) {
 	for _, p := range pairs {
 		name, base, ok := strings.Cut(p, "=")
 		if u, err := url.Parse(base); !ok || name == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, usageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
+			return nil, cli.UsageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
 		}
 		if err := device.ValidateID(name); err != nil {
-			return nil, usageError("--device %q: the name: %s", p, err)
+			return nil, cli.UsageError("--device %q: the name: %s", p, err)
 		}
 		if slots < 1 {
-			return nil, usageError("--slots %d: give 1 or more", slots)
+			return nil, cli.UsageError("--slots %d: give 1 or more", slots)
 		}
 		out = append(out, local.Device{Name: name, URL: base, Slots: slots})
 	}

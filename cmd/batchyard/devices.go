@@ -11,24 +11,25 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-func devicesCommand(c *cli) *cobra.Command {
+func devicesCommand(c *cli.Env) *cobra.Command {
 	list := &cobra.Command{
 		Use: "list", Short: "List the devices and what their last heartbeat said",
 		Example: "  batchyard devices list\n  batchyard devices list --json | jq 'select(.silent)'",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return devicesList(cmd.Context(), c) },
 	}
-	c.serverFlag(list)
-	c.jsonFlag(list)
+	c.ServerFlag(list)
+	c.JSONFlag(list)
 	drain := &cobra.Command{
 		Use: "drain ID…", Short: "Give devices no new work, until they are undrained",
 		Long: `Gives devices no new work, whatever their heartbeats say. What waits for them goes
 elsewhere, what runs there is finished. It lasts until "devices undrain", also
 when a device goes and comes back.`,
 		Example: "  batchyard devices drain gpu-1",
-		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		Args:    cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return devicesDrain(cmd.Context(), c, args, "drained", (*server).Drain)
 		},
@@ -36,23 +37,23 @@ when a device goes and comes back.`,
 	undrain := &cobra.Command{
 		Use: "undrain ID…", Short: "Give devices work again",
 		Example: "  batchyard devices undrain gpu-1",
-		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		Args:    cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return devicesDrain(cmd.Context(), c, args, "undrained", (*server).Undrain)
 		},
 	}
 	for _, cmd := range []*cobra.Command{drain, undrain} {
-		c.clientFlags(cmd)
-		c.jsonFlag(cmd)
+		c.ClientFlags(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use: "devices", Short: "Look at devices, or give them no new work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
 	}, list, drain, undrain)
 }
 
 // devicesDrain drains or undrains devices. One that is not known does not hold
 // up the next.
-func devicesDrain(ctx context.Context, c *cli, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
+func devicesDrain(ctx context.Context, c *cli.Env, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -62,13 +63,13 @@ func devicesDrain(ctx context.Context, c *cli, ids []string, done string, set fu
 		out, err := set(server, ctx, id)
 		switch {
 		case refused(err):
-			errs = append(errs, withCode(codeOf(err), fmt.Errorf("device %s: %w", id, err)))
+			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("device %s: %w", id, err)))
 			continue
 		case err != nil:
 			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would end alike
 		}
-		if c.json {
-			if err := c.printJSON(out.RawJSON()); err != nil {
+		if c.JSON {
+			if err := c.PrintJSON(out.RawJSON()); err != nil {
 				return err
 			}
 			continue
@@ -77,12 +78,12 @@ func devicesDrain(ctx context.Context, c *cli, ids []string, done string, set fu
 		if !out.Changed {
 			note = ", as before"
 		}
-		c.printf("device %s: %s%s\n", plain(id), done, note)
+		c.Printf("device %s: %s%s\n", cli.Plain(id), done, note)
 	}
 	return errors.Join(errs...)
 }
 
-func devicesList(ctx context.Context, c *cli) error {
+func devicesList(ctx context.Context, c *cli.Env) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -91,28 +92,28 @@ func devicesList(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	if c.json {
+	if c.JSON {
 		for i := range known.Devices {
-			if err := c.printJSON(known.Devices[i].RawJSON()); err != nil {
+			if err := c.PrintJSON(known.Devices[i].RawJSON()); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	for _, d := range known.Absent {
-		_, _ = fmt.Fprintf(c.err, "device %s was drained %s, and is not known now\n", plain(d.DeviceID), ago(d.DrainedAt, c.now()))
+		_, _ = fmt.Fprintf(c.Err, "device %s was drained %s, and is not known now\n", cli.Plain(d.DeviceID), cli.Ago(d.DrainedAt, c.Now()))
 	}
 	if len(known.Devices) == 0 {
-		_, _ = fmt.Fprintln(c.err, "no device is known; start `batchyard agent` beside each")
+		_, _ = fmt.Fprintln(c.Err, "no device is known; start `batchyard agent` beside each")
 		return nil
 	}
 	return showDevices(c, known.Devices)
 }
 
-func showDevices(c *cli, devices []batchyard.Device) error {
+func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
-	t := newTable(c.out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
-	now := c.now()
+	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
+	now := c.Now()
 	for _, d := range devices {
 		state := "up"
 		switch {
@@ -125,11 +126,11 @@ func showDevices(c *cli, devices []batchyard.Device) error {
 		case d.Draining:
 			state = "draining"
 		}
-		t.row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
-			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", ago(d.SeenAt, now),
-			short(strings.Join(d.Models, ","), 60), short(strings.Join(d.Tags, ","), 40), d.URL)
+		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
+			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 // count is a number, or nothing when it is not known.

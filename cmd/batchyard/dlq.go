@@ -11,11 +11,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 )
 
-func dlqCommand(c *cli) *cobra.Command {
-	return group(&cobra.Command{
+func dlqCommand(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
 		Use: "dlq", Short: "Look at dead letters, or replay them",
 		Long: `Records that cannot be processed are kept in the topic dlq, as they came, with
 headers that say which stage gave up, and why. These commands read it themselves,
@@ -38,19 +39,19 @@ func (f *letterFilter) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.reason, "reason", "", "only those with this `reason`")
 	cmd.Flags().StringVar(&f.topic, "topic", "", "only those that came from this `topic`")
 	cmd.Flags().DurationVar(&f.since, "since", 0, "only those that are not older")
-	completeFlag(cmd, "stage", app.StageNames())
-	completeFlag(cmd, "topic", topicNames())
+	cli.CompleteFlag(cmd, "stage", app.StageNames())
+	cli.CompleteFlag(cmd, "topic", topicNames())
 }
 
 // check says what no dead letter can be.
 func (f *letterFilter) check() error {
 	switch {
 	case f.stage != "" && !slices.Contains(app.StageNames(), f.stage):
-		return usageError("--stage %q is none; use one of %s", f.stage, strings.Join(app.StageNames(), ", "))
+		return cli.UsageError("--stage %q is none; use one of %s", f.stage, strings.Join(app.StageNames(), ", "))
 	case f.topic != "" && !slices.Contains(topicNames(), f.topic):
-		return usageError("--topic %q is none of ours; use one of %s", f.topic, strings.Join(topicNames(), ", "))
+		return cli.UsageError("--topic %q is none of ours; use one of %s", f.topic, strings.Join(topicNames(), ", "))
 	case f.since < 0:
-		return usageError("--since must not be negative")
+		return cli.UsageError("--since must not be negative")
 	}
 	return nil
 }
@@ -88,7 +89,7 @@ func parsePlace(s string) (place, error) {
 	p, err := strconv.ParseUint(partition, 10, 31)
 	o, err2 := strconv.ParseUint(offset, 10, 63)
 	if !ok || err != nil || err2 != nil {
-		return place{}, usageError("%q is no position of a dead letter; write PARTITION@OFFSET as `batchyard dlq list` does, such as 3@42", s)
+		return place{}, cli.UsageError("%q is no position of a dead letter; write PARTITION@OFFSET as `batchyard dlq list` does, such as 3@42", s)
 	}
 	return place{int(p), int64(o)}, nil //nolint:gosec // 63 bits fit
 }
@@ -129,7 +130,7 @@ func letterOf(r *stream.Record, whole bool) letter {
 			l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
 		}
 		l.Value = r.Value
-		if isText(r.Value) {
+		if cli.IsText(r.Value) {
 			l.Text = string(r.Value)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -33,7 +34,7 @@ const (
 	replayBytes = 32 << 20
 )
 
-func dlqReplayCommand(c *cli) *cobra.Command {
+func dlqReplayCommand(c *cli.Env) *cobra.Command {
 	var f letterFilter
 	var all, dry bool
 	cmd := &cobra.Command{
@@ -46,7 +47,7 @@ has ended already keeps its result.`,
 		Example: `  batchyard dlq replay 3@42 3@43
   batchyard dlq replay --reason too_large --dry-run
   batchyard dlq replay --all`,
-		ValidArgsFunction: completeNothing,
+		ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -61,15 +62,15 @@ has ended already keeps its result.`,
 			}
 			switch {
 			case len(places) == 0 && !all && !f.any():
-				return usageError("dlq replay needs positions, a filter such as --reason, or --all")
+				return cli.UsageError("dlq replay needs positions, a filter such as --reason, or --all")
 			case len(places) > 0 && (all || f.any()):
-				return usageError("dlq replay takes positions, or --all and filters, not both")
+				return cli.UsageError("dlq replay takes positions, or --all and filters, not both")
 			}
 			return dlqReplay(cmd.Context(), c, places, &f, dry)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	f.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how many there are")
@@ -78,7 +79,7 @@ has ended already keeps its result.`,
 
 // replay is one run of dlq replay.
 type replay struct {
-	c      *cli
+	c      *cli.Env
 	id     string
 	actor  string
 	host   string
@@ -93,14 +94,14 @@ type replay struct {
 // maxReplayErrors bounds the errors that are told one by one.
 const maxReplayErrors = 20
 
-func dlqReplay(ctx context.Context, c *cli, places []place, f *letterFilter, dry bool) error {
-	return c.withLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
+func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter, dry bool) error {
+	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
 		if !dry {
 			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)
 		}
 		left := slices.Clone(places)
-		now := c.now()
+		now := c.Now()
 		scanErr := ignoreEnough(log.Scan(ctx, stream.DLQ, func(rec *stream.Record) error {
 			if rec.Header(headerReplay) == r.id {
 				return nil // it died again while we were here
@@ -142,7 +143,7 @@ func dlqReplay(ctx context.Context, c *cli, places []place, f *letterFilter, dry
 func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
 	topic := rec.Header(stream.HeaderDLQTopic)
 	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
-		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), short(topic, 64)))
+		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), cli.Short(topic, 64)))
 		return nil
 	}
 	done := func(err error) {
@@ -182,7 +183,7 @@ func (r *replay) message(rec *stream.Record, topic string) stream.Message {
 func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	detail, err := json.Marshal(map[string]string{
 		"dead_letter": rec.Position(), "topic": topic, "replay_id": r.id,
-		"stage": short(rec.Header(stream.HeaderDLQStage), 64), "reason": short(rec.Header(stream.HeaderDLQReason), 64),
+		"stage": cli.Short(rec.Header(stream.HeaderDLQStage), 64), "reason": cli.Short(rec.Header(stream.HeaderDLQReason), 64),
 	})
 	if err != nil {
 		detail = nil // texts only: it cannot be
@@ -190,7 +191,7 @@ func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	return task.Event{
 		Time: time.Now().UTC(), Action: task.RecordReplayed, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant,
 		ActorType: task.ActorUser, ActorID: r.actor, SourceAddr: r.host, UserAgent: "batchyard-cli/" + versionNumber(),
-		ResourceType: "record", ResourceID: short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
+		ResourceType: "record", ResourceID: cli.Short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
 	}
 }
 
@@ -219,8 +220,8 @@ func (r *replay) tell(dry bool) error {
 	for _, n := range r.written {
 		out.Replayed += n
 	}
-	if r.c.json {
-		if err := r.c.printJSON(out); err != nil {
+	if r.c.JSON {
+		if err := r.c.PrintJSON(out); err != nil {
 			return err
 		}
 	} else {
@@ -228,21 +229,21 @@ func (r *replay) tell(dry bool) error {
 		if dry {
 			verb = "to be replayed"
 		}
-		r.c.printf("%s %s\n", counted(out.Replayed, "dead letter"), verb)
+		r.c.Printf("%s %s\n", cli.Counted(out.Replayed, "dead letter"), verb)
 		topics := make([]string, 0, len(r.written))
 		for t := range r.written {
 			topics = append(topics, t)
 		}
 		slices.Sort(topics)
 		for _, t := range topics {
-			r.c.printf("  %s: %d\n", t, r.written[t])
+			r.c.Printf("  %s: %d\n", t, r.written[t])
 		}
 	}
 	errs := r.errs
 	if more := r.failed - len(errs); more > 0 {
 		errs = append(errs, fmt.Errorf("and %d more", more))
 	}
-	return withCode(exitFailed, errors.Join(errs...))
+	return cli.WithCode(cli.ExitFailed, errors.Join(errs...))
 }
 
 // userName is who runs the program, for the audit log.

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
@@ -58,7 +59,7 @@ func TestSubmitAndWait(t *testing.T) {
 	}
 	require.Len(t, seen, 30)
 	r := try(t, "", "tasks", "list", "--server", f.URL, "--tenant", tenant, "--limit", "7")
-	require.Equal(t, exitOK, r.code)
+	require.Equal(t, cli.ExitOK, r.code)
 	require.Len(t, lines(r.out), 8)
 	require.Contains(t, r.err, "there are more")
 	require.Contains(t, try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "nobody").err, "there is no such task")
@@ -71,14 +72,14 @@ func TestSubmitThatFails(t *testing.T) {
 	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
 	stdin := `{"task_id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
 	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", tenant, "--wait", "--json")
-	require.Equal(t, exitFailed, r.code, r.err)
+	require.Equal(t, cli.ExitFailed, r.code, r.err)
 	var s summary
 	require.NoError(t, json.Unmarshal([]byte(r.out), &s))
 	require.Equal(t, map[task.State]int{task.Success: 1, task.Expired: 1}, s.ByState)
 	require.Contains(t, r.err, "1 of 2 tasks")
 
 	r = try(t, "", "tasks", "get", "never", "--server", f.URL, "--tenant", tenant, "--wait", "10s")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.out, "EXPIRED")
 }
 
@@ -108,7 +109,7 @@ func TestTasksGet(t *testing.T) {
 	require.NotEmpty(t, both.Events)
 
 	r := try(t, "", "tasks", "get", "nobody", "--server", f.URL, "--tenant", tenant)
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "no such task")
 }
 
@@ -119,10 +120,10 @@ func TestTasksCancel(t *testing.T) {
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
 	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", tenant), "asked to stop")
 	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", tenant, "--wait", "30s", "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.out, `"CANCELLED"`)
 	r = try(t, "", "tasks", "cancel", "waits", "nobody", "--server", f.URL, "--tenant", tenant, "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Len(t, lines(r.out), 2, "one that cannot be cancelled does not hold up the next")
 	var c cancelled
 	require.NoError(t, json.Unmarshal([]byte(lines(r.out)[0]), &c))
@@ -160,7 +161,7 @@ func TestDevicesDrain(t *testing.T) {
 	r := try(t, "", "devices", "list", "--server", f.URL)
 	require.Regexp(t, "device "+id+` was drained \S+ ago, and is not known now`, r.err)
 	r = try(t, "", "devices", "undrain", "no-such-device", id, "--server", f.URL, "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "device no-such-device: unknown device")
 	require.JSONEq(t, `{"device_id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
 }
@@ -178,7 +179,7 @@ func TestPolicy(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "policy", "get", "--server", f.URL, "--json")), &st))
 	require.Equal(t, "operator", st.Source)
 	r := try(t, "", "policy", "set", "best", "--server", f.URL)
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	require.Contains(t, r.err, `policy: "best" is not a policy; use one of expected_finish,`)
 	require.Contains(t, ok(t, "policy", "reset", "--server", f.URL), "the configuration")
 }
@@ -205,11 +206,11 @@ func TestTasksWhyAndPriority(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Regexp(t, `^It ran on \S+\. Attempt 1 went to \S+ by \w+, out of \d+ devices that could run it, because `, ok(t, append([]string{"tasks", "why", "runs"}, at...)...))
 	r := try(t, "", append([]string{"tasks", "set-priority", "runs", "high"}, at...)...)
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "has already finished as SUCCESS")
 	for _, how := range []string{"why", "get"} {
 		r = try(t, "", append([]string{"tasks", how, "nobody"}, at...)...)
-		require.Equal(t, exitFailed, r.code)
+		require.Equal(t, cli.ExitFailed, r.code)
 		require.Contains(t, r.err, "task nobody: ", how)
 	}
 }
@@ -248,13 +249,13 @@ func TestDLQReplay(t *testing.T) {
 	require.Len(t, all, 4)
 
 	r := try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--dry-run")
-	require.Equal(t, exitFailed, r.code, "one came from a topic that is not ours")
+	require.Equal(t, cli.ExitFailed, r.code, "one came from a topic that is not ours")
 	require.Contains(t, r.out, "3 dead letters to be replayed")
 
 	// One by its position, then all by their reason: the first is replayed twice.
 	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letter replayed\n")
 	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, `it came from "somewhere.else"`)
 	var done replayed
 	require.NoError(t, json.Unmarshal([]byte(r.out), &done))
@@ -263,7 +264,7 @@ func TestDLQReplay(t *testing.T) {
 	for i := range 3 {
 		// Written to Kafka and not to the API: nobody knows it before the router has read it.
 		require.Eventually(t, func() bool {
-			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", tenant, "--wait", "30s").code == exitOK
+			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", tenant, "--wait", "30s").code == cli.ExitOK
 		}, 30*time.Second, 50*time.Millisecond)
 	}
 	// What was written has its headers back, and those of its death are gone.
@@ -285,7 +286,7 @@ func TestDLQReplay(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 
 	r = try(t, "", "dlq", "replay", "-c", f.config, "0@999999999")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "no dead letter at 0@999999999")
 }
 
@@ -310,7 +311,7 @@ func TestDLQListAndShow(t *testing.T) {
 	var l letter
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "dlq", "show", all[0].At, "-c", f.config, "--json")), &l))
 	require.Equal(t, "plain text", l.Text)
-	require.Equal(t, exitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
+	require.Equal(t, cli.ExitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
 }
 
 func TestTopics(t *testing.T) {
@@ -319,7 +320,7 @@ func TestTopics(t *testing.T) {
 	prefix := unique("topics") + "."
 	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
 	r := try(t, "", "topics", "list", "-c", path)
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	require.Contains(t, r.err, "batchyard: topics "+prefix+"tasks.high, ")
 	require.Contains(t, r.err, " are missing: run `batchyard topics create`\n")
 	require.Len(t, lines(ok(t, "topics", "create", "-c", path)), len(stream.Topics))
@@ -343,7 +344,7 @@ func TestMigrate(t *testing.T) {
 	require.Contains(t, ok(t, "migrate", "up", "-c", path), "nothing to do")
 
 	r := try(t, "y\n", "migrate", "down", "-c", path)
-	require.Equal(t, exitUsage, r.code, "nobody is asked when nobody is there")
+	require.Equal(t, cli.ExitUsage, r.code, "nobody is asked when nobody is there")
 	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "taken back")
 	applied := 0
 	for _, line := range lines(ok(t, "migrate", "status", "-c", path, "--json")) {
@@ -384,7 +385,7 @@ func TestExitCodeOfProcess(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	var exit *exec.ExitError
 	require.ErrorAs(t, cmd.Run(), &exit)
-	require.Equal(t, exitUnreachable, exit.ExitCode())
+	require.Equal(t, cli.ExitUnreachable, exit.ExitCode())
 	require.Empty(t, out.String())
 	require.True(t, strings.HasPrefix(errOut.String(), "batchyard: "))
 }

@@ -16,16 +16,17 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/internal/fault"
 )
 
-// version is set by the linker; empty: that of package batchyard.
+// Version is set by the linker; empty: that of package batchyard.
 var version string
 
 func main() {
 	if err := fault.Arm(); err != nil { // only in a build for tests of dying
 		fmt.Fprintf(os.Stderr, "batchyard: %v\n", err)
-		os.Exit(exitUsage)
+		os.Exit(cli.ExitUsage)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -34,7 +35,7 @@ func main() {
 		<-signals
 		cancel()
 		<-signals // somebody is in a hurry: what was running is as after a crash
-		os.Exit(exitFailed)
+		os.Exit(cli.ExitFailed)
 	}()
 	os.Exit(run(ctx, newCLI(os.Stdin, os.Stdout, os.Stderr), os.Args[1:]))
 }

@@ -11,34 +11,35 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/device"
 )
 
-func policyCommand(c *cli) *cobra.Command {
+func policyCommand(c *cli.Env) *cobra.Command {
 	get := &cobra.Command{
 		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
 		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).Policy) },
 	}
 	reset := &cobra.Command{
 		Use: "reset", Short: "Make routers go back to the policy of their configuration",
 		Example: "  batchyard policy reset",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).ResetPolicy) },
 	}
 	set := policySetCommand(c)
 	for _, cmd := range []*cobra.Command{get, set, reset} {
-		c.clientFlags(cmd)
-		c.jsonFlag(cmd)
+		c.ClientFlags(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use: "policy", Short: "Look at how devices are chosen, or change it while routers run",
 		Example: "  batchyard policy get\n  batchyard policy set power_of_two",
 	}, get, set, reset)
 }
 
-func policySetCommand(c *cli) *cobra.Command {
+func policySetCommand(c *cli.Env) *cobra.Command {
 	var in batchyard.PolicySetting
 	var weights map[string]string
 	cmd := &cobra.Command{
@@ -51,13 +52,13 @@ The policies, which docs/routing.md tells apart:
 		Example: `  batchyard policy set power_of_two
   batchyard policy set round_robin --binding late
   batchyard policy set load_formula --weight cpu=0.6,mem=0.4`,
-		Args: exactly("POLICY"), ValidArgsFunction: completePolicies,
+		Args: cli.Exactly("POLICY"), ValidArgsFunction: completePolicies,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in.Policy = args[0]
 			for _, name := range slices.Sorted(maps.Keys(weights)) {
 				w, err := strconv.ParseFloat(weights[name], 64)
 				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
-					return usageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
+					return cli.UsageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
 				}
 				if in.Weights == nil {
 					in.Weights = map[string]float64{}
@@ -70,8 +71,8 @@ The policies, which docs/routing.md tells apart:
 	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
 	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: one of "+strings.Join(presetNames(), ", "))
 	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; may be given again")
-	completeFlag(cmd, "binding", device.Bindings)
-	completeFlag(cmd, "preset", presetNames())
+	cli.CompleteFlag(cmd, "binding", device.Bindings)
+	cli.CompleteFlag(cmd, "preset", presetNames())
 	return cmd
 }
 
@@ -85,7 +86,7 @@ func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobr
 }
 
 // showPolicy asks for, or changes, how devices are chosen, and shows what holds then.
-func showPolicy(ctx context.Context, c *cli, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
+func showPolicy(ctx context.Context, c *cli.Env, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -94,23 +95,23 @@ func showPolicy(ctx context.Context, c *cli, ask func(*server, context.Context) 
 	if err != nil {
 		return err
 	}
-	if c.json {
-		return c.printJSON(st.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(st.RawJSON())
 	}
-	t := newTable(c.out)
-	t.row("policy", st.Policy)
-	t.row("binding", st.Binding)
+	t := cli.NewTable(c.Out)
+	t.Row("policy", st.Policy)
+	t.Row("binding", st.Binding)
 	if w := weightsText(&st.PolicySetting); w != "" {
-		t.row("weights", w)
+		t.Row("weights", w)
 	}
 	switch {
 	case st.Source != "operator":
-		t.row("said by", "the configuration")
+		t.Row("said by", "the configuration")
 	case st.At != nil:
-		t.row("said by", st.By+", "+ago(*st.At, c.now()))
-		t.row("without that", st.File.Policy+", "+st.File.Binding)
+		t.Row("said by", st.By+", "+cli.Ago(*st.At, c.Now()))
+		t.Row("without that", st.File.Policy+", "+st.File.Binding)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 func weightsText(p *batchyard.PolicySetting) string {

@@ -9,10 +9,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
-func tasksSetPriorityCommand(c *cli) *cobra.Command {
+func tasksSetPriorityCommand(c *cli.Env) *cobra.Command {
 	level := -1
 	cmd := &cobra.Command{
 		Use: "set-priority ID [high|normal|low]", Short: "Make a waiting task go earlier or later",
@@ -31,37 +32,37 @@ router reads it; it is not read earlier.`,
 		},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return exactly("ID")(cmd, args)
+				return cli.Exactly("ID")(cmd, args)
 			}
-			return exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
+			return cli.Exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var in batchyard.PriorityChange
 			if len(args) > 1 {
 				in.Priority = task.Priority(args[1])
 				if !slices.Contains(task.Priorities, in.Priority) {
-					return usageError("%q is no priority; use %s", args[1], strings.Join(priorityNames(), ", "))
+					return cli.UsageError("%q is no priority; use %s", args[1], strings.Join(priorityNames(), ", "))
 				}
 			}
 			if cmd.Flags().Changed("level") {
 				if level < 0 || level > task.MaxLevel {
-					return usageError("--level must be 0 to %d", task.MaxLevel)
+					return cli.UsageError("--level must be 0 to %d", task.MaxLevel)
 				}
 				in.Level = &level
 			}
 			if in.Priority == "" && in.Level == nil {
-				return usageError("tasks set-priority needs a priority, --level or both")
+				return cli.UsageError("tasks set-priority needs a priority, --level or both")
 			}
 			return setPriority(cmd.Context(), c, args[0], in)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().IntVar(&level, "level", 0, "`level` within the priority, 0 to 9, 9 first (default: as it is)")
 	return cmd
 }
 
-func setPriority(ctx context.Context, c *cli, id string, in batchyard.PriorityChange) error {
+func setPriority(ctx context.Context, c *cli.Env, id string, in batchyard.PriorityChange) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -70,28 +71,28 @@ func setPriority(ctx context.Context, c *cli, id string, in batchyard.PriorityCh
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
-	if c.json {
-		return c.printJSON(out.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(out.RawJSON())
 	}
-	c.printf("task %s (%s): %s level %d → %s level %d\n", plain(id), out.State, out.From.Priority, out.From.Level, out.To.Priority, out.To.Level)
+	c.Printf("task %s (%s): %s level %d → %s level %d\n", cli.Plain(id), out.State, out.From.Priority, out.From.Level, out.To.Priority, out.To.Level)
 	return nil
 }
 
-func tasksWhyCommand(c *cli) *cobra.Command {
+func tasksWhyCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "why ID", Short: "Say why a task waits, or went where it went",
 		Long: `Says in words what a waiting task waits for, as the fleet is now, or to which
 devices a task went, and why to these. With --json, the figures.`,
 		Example: "  batchyard tasks why my-task-1\n  batchyard tasks why my-task-1 --json | jq .waiting.out",
-		Args:    exactly("ID"), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return tasksWhy(cmd.Context(), c, args[0]) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }
 
-func tasksWhy(ctx context.Context, c *cli, id string) error {
+func tasksWhy(ctx context.Context, c *cli.Env, id string) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -100,9 +101,9 @@ func tasksWhy(ctx context.Context, c *cli, id string) error {
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
-	if c.json {
-		return c.printJSON(w.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(w.RawJSON())
 	}
-	c.printf("%s\n", plain(w.Sentence))
+	c.Printf("%s\n", cli.Plain(w.Sentence))
 	return nil
 }

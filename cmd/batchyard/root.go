@@ -8,6 +8,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/auditcmd"
+	"github.com/batchyard/batchyard/cmd/internal/benchcmd"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -20,20 +23,20 @@ const (
 )
 
 // newCLI is what the commands of this program run with.
-func newCLI(in io.Reader, out, err io.Writer) *cli {
-	c := makeCLI(in, out, err)
-	c.version = versionNumber()
+func newCLI(in io.Reader, out, err io.Writer) *cli.Env {
+	c := cli.New(in, out, err)
+	c.Version = versionNumber()
 	return c
 }
 
-// run runs one command line and returns its exit code.
-func run(ctx context.Context, c *cli, args []string) int {
-	return c.run(ctx, rootCommand(c), args)
+// Run runs one command line and returns its exit code.
+func run(ctx context.Context, c *cli.Env, args []string) int {
+	return c.Run(ctx, rootCommand(c), args)
 }
 
 // rootCommand puts all commands together.
-func rootCommand(c *cli) *cobra.Command {
-	root := c.root()
+func rootCommand(c *cli.Env) *cobra.Command {
+	root := c.Root()
 	root.Short = "Run inference tasks on a fleet of OpenAI-compatible devices"
 	root.Long = `Batchyard takes inference tasks from files, HTTP or Kafka, and runs them on a
 fleet of OpenAI-compatible devices. Nothing that was accepted is lost.
@@ -49,10 +52,10 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 	version := root.Flags().BoolP("version", "v", false, "version for batchyard")
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if *version {
-			c.printf("%s\n", versionString())
+			c.Printf("%s\n", versionString())
 			return nil
 		}
-		return groupHelp(cmd, args)
+		return cli.GroupHelp(cmd, args)
 	}
 	root.AddGroup(
 		&cobra.Group{ID: groupWork, Title: "Run it:"},
@@ -72,7 +75,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 	for _, cmd := range root.Commands() {
 		switch cmd.Name() {
 		case "completion":
-			completionExamples(group(cmd))
+			completionExamples(cli.Group(cmd))
 		case "help":
 			cmd.Example = "  batchyard help tasks list"
 		}
@@ -81,11 +84,11 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 }
 
 // allCommands is every command by its group; a file each.
-func allCommands(c *cli) map[string][]*cobra.Command {
+func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c)},
 		groupAsk:     {submitCommand(c), tasksCommand(c), devicesCommand(c), policyCommand(c)},
-		groupOperate: {auditCommand(c), dlqCommand(c), ledgerCommand(c), migrateCommand(c), topicsCommand(c), configCommand(c), benchCommand(c), versionCommand(c)},
+		groupOperate: {auditcmd.Command(c), dlqCommand(c), auditcmd.LedgerCommand(c), migrateCommand(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
 	}
 }
 

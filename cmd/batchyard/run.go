@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
@@ -29,7 +30,7 @@ type runFlags struct {
 	timeout time.Duration
 }
 
-func runCommand(c *cli) *cobra.Command {
+func runCommand(c *cli.Env) *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
 		Use:   "run FILE",
@@ -44,11 +45,11 @@ fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard run tasks.jsonl -o results.jsonl
   batchyard run tasks.jsonl -o results.jsonl --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080
   cat tasks.jsonl | batchyard run - --json`,
-		Args: exactly("FILE"),
+		Args: cli.Exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runFile(cmd.Context(), c, args[0], f) },
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	fl := cmd.Flags()
 	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output; empty: no results are written")
 	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; may be given again")
@@ -59,9 +60,9 @@ fleet of unequal devices answers over real HTTP.`,
 	return cmd
 }
 
-func runFile(ctx context.Context, c *cli, path string, f runFlags) (err error) {
+func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err error) {
 	if f.timeout < 0 {
-		return usageError("--timeout must not be negative")
+		return cli.UsageError("--timeout must not be negative")
 	}
 	if f.timeout > 0 {
 		over := fmt.Errorf("--timeout (%s) passed", f.timeout)
@@ -74,37 +75,37 @@ func runFile(ctx context.Context, c *cli, path string, f runFlags) (err error) {
 			}
 		}()
 	}
-	if f.output == "-" && c.json {
-		return usageError("-o - and --json both write to standard output; choose one")
+	if f.output == "-" && c.JSON {
+		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	}
 	devices, err := parseDevices(f.devices, f.slots)
 	if err != nil {
 		return err
 	}
 	if err := jobs.CheckOutput(f.output); err != nil {
-		return withCode(exitUsage, err)
+		return cli.WithCode(cli.ExitUsage, err)
 	}
-	cfg, err := c.config(nil)
+	cfg, err := c.Config(nil)
 	if err != nil {
 		return err
 	}
-	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{Job: f.job, Limits: cfg.Task.Limits(), Config: cfg.Jobs})
+	plan, err := jobs.Open(ctx, path, c.In, jobs.Options{Job: f.job, Limits: cfg.Task.Limits(), Config: cfg.Jobs})
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { _ = plan.Close() }()
 
-	began := c.now()
-	logger := c.errorLog()
+	began := c.Now()
+	logger := c.ErrorLog()
 	if f.verbose {
 		logger = debugLog()
 	}
-	o := local.Options{ConfigPath: c.configPath, Version: c.version, Devices: devices, Logger: logger, Progress: c.step}
+	o := local.Options{ConfigPath: c.ConfigPath, Version: c.Version, Devices: devices, Logger: logger, Progress: c.Step}
 	system, err := local.Start(ctx, o)
 	if err != nil {
-		return serviceError(err)
+		return cli.ServiceError(err)
 	}
-	c.step("")
+	c.Step("")
 	s, err := runPlan(ctx, c, system, plan, f.output)
 	if cerr := system.Close(); err == nil {
 		err = cerr
@@ -112,20 +113,20 @@ func runFile(ctx context.Context, c *cli, path string, f runFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	s.Elapsed = c.now().Sub(began)
-	if c.json {
+	s.Elapsed = c.Now().Sub(began)
+	if c.JSON {
 		s.finish()
-		err = c.printJSON(s)
+		err = c.PrintJSON(s)
 	} else if f.output == "-" {
-		err = s.print(c.err)
+		err = s.print(c.Err)
 	} else {
-		err = s.print(c.out)
+		err = s.print(c.Out)
 	}
 	return errors.Join(err, s.failed())
 }
 
 // runPlan submits, waits and writes the results.
-func runPlan(ctx context.Context, c *cli, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
+func runPlan(ctx context.Context, c *cli.Env, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() { // the stages ending by themselves ends the waiting
@@ -144,7 +145,7 @@ func runPlan(ctx context.Context, c *cli, system *local.System, plan *jobs.Plan,
 	store := system.App.Store()
 	defer store.Close()
 
-	bar := c.progress("running", plan.Tasks)
+	bar := c.Progress("running", plan.Tasks)
 	submitted := make(chan error, 1)
 	go func() { submitted <- plan.Submit(ctx, inProcess{p}, nil) }()
 	look := time.NewTicker(runLook)
@@ -165,7 +166,7 @@ func runPlan(ctx context.Context, c *cli, system *local.System, plan *jobs.Plan,
 	bar.Finish()
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w with %d of %s finished", context.Cause(ctx), n.Done(), counted(plan.Tasks, "task"))
+			return nil, fmt.Errorf("%w with %d of %s finished", context.Cause(ctx), n.Done(), cli.Counted(plan.Tasks, "task"))
 		}
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return nil, cause
@@ -173,7 +174,7 @@ func runPlan(ctx context.Context, c *cli, system *local.System, plan *jobs.Plan,
 		return nil, fmt.Errorf("interrupted: %w", err)
 	}
 	s := &summary{Job: plan.Job, Total: plan.Tasks}
-	to := c.out
+	to := c.Out
 	switch output {
 	case "": // counted only
 		output, to = "-", io.Discard

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
@@ -30,7 +31,7 @@ func TestRunRefusesAtOnce(t *testing.T) {
 		"-o - and --json both write to standard out": {"run", file, "-o", "-", "--json"},
 	} {
 		var out, errs bytes.Buffer
-		require.Equal(t, exitUsage, run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), args), args)
+		require.Equal(t, cli.ExitUsage, run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), args), args)
 		require.Contains(t, errs.String(), want)
 		require.Equal(t, 1, strings.Count(errs.String(), "\n"), errs.String())
 	}

@@ -8,9 +8,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-func serveCommand(c *cli) *cobra.Command {
+func serveCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve [stage …]",
 		Short: "Run stages against real Kafka, Redis and Postgres",
@@ -27,20 +28,20 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
   BATCHYARD_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 batchyard serve workers`,
 		ValidArgsFunction: completeStages,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := c.config(nil)
+			cfg, err := c.Config(nil)
 			if err != nil {
 				return err
 			}
-			path, err := app.ConfigPath(c.configPath)
+			path, err := app.ConfigPath(c.ConfigPath)
 			if err != nil {
-				return withCode(exitUsage, err)
+				return cli.WithCode(cli.ExitUsage, err)
 			}
 			logger, level := app.NewLogger(cfg.Log)
 			a, err := app.New(cmd.Context(), cfg, args, logger)
 			if err != nil {
-				return serviceError(err)
+				return cli.ServiceError(err)
 			}
-			a.Follow(app.Source{Path: path, Level: level, Load: func() (app.Config, error) { return c.config(nil) }})
+			a.Follow(app.Source{Path: path, Level: level, Load: func() (app.Config, error) { return c.Config(nil) }})
 			err = a.Run(cmd.Context(), func() {
 				stages := args
 				if len(stages) == 0 {
@@ -49,11 +50,11 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
 				logger.Info("ready", "stages", fmt.Sprint(stages), "listen", a.Address())
 			})
 			if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "listen" {
-				return withCode(exitUsage, err) // the address is a setting
+				return cli.WithCode(cli.ExitUsage, err) // the address is a setting
 			}
 			return err
 		},
 	}
-	c.configFlag(cmd)
+	c.ConfigFlag(cmd)
 	return cmd
 }

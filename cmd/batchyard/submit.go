@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
@@ -29,7 +30,7 @@ type submitFlags struct {
 	maxInput int
 }
 
-func submitCommand(c *cli) *cobra.Command {
+func submitCommand(c *cli.Env) *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit FILE",
@@ -46,30 +47,30 @@ server cannot be reached.`,
 		Example: `  batchyard submit tasks.jsonl
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   generate-tasks | batchyard submit - --job nightly-2026-11-21 --json`,
-		Args: exactly("FILE"),
+		Args: cli.Exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return submitFile(cmd.Context(), c, args[0], f) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
 	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
 	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
 	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
-	completeFlag(cmd, "priority", priorityNames())
+	cli.CompleteFlag(cmd, "priority", priorityNames())
 	return cmd
 }
 
-func (f *submitFlags) check(c *cli) error {
+func (f *submitFlags) check(c *cli.Env) error {
 	switch {
 	case f.output != "" && !f.wait:
-		return usageError("-o needs --wait: there are no results before the tasks have ended")
-	case f.output == "-" && c.json:
-		return usageError("-o - and --json both write to standard output; choose one")
+		return cli.UsageError("-o needs --wait: there are no results before the tasks have ended")
+	case f.output == "-" && c.JSON:
+		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
-		return usageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
+		return cli.UsageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
 	case f.maxInput < 1:
-		return usageError("--max-input must be at least 1")
+		return cli.UsageError("--max-input must be at least 1")
 	}
 	return nil
 }
@@ -82,7 +83,7 @@ type submitted struct {
 	SHA256 string `json:"sha256"`
 }
 
-func submitFile(ctx context.Context, c *cli, path string, f submitFlags) (err error) {
+func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (err error) {
 	if err := f.check(c); err != nil {
 		return err
 	}
@@ -91,31 +92,31 @@ func submitFile(ctx context.Context, c *cli, path string, f submitFlags) (err er
 		return err
 	}
 	if err := jobs.CheckOutput(f.output); err != nil {
-		return withCode(exitUsage, err)
+		return cli.WithCode(cli.ExitUsage, err)
 	}
-	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{
+	plan, err := jobs.Open(ctx, path, c.In, jobs.Options{
 		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput},
-		Defaults: task.Task{Tenant: c.tenant, Priority: task.Priority(f.priority)},
+		Defaults: task.Task{Tenant: c.Tenant, Priority: task.Priority(f.priority)},
 	})
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { err = errors.Join(err, plan.Close()) }()
-	began := c.now()
-	bar, in := c.progress("submitting", plan.Tasks), 0
+	began := c.Now()
+	bar, in := c.Progress("submitting", plan.Tasks), 0
 	err = plan.Submit(ctx, server, func(n int) {
 		in += n
 		bar.Set(in)
 	})
 	bar.Finish()
 	if err != nil {
-		return fmt.Errorf("%w\nknown to be in: %d of %s; submit the file again to continue", err, in, counted(plan.Tasks, "task"))
+		return fmt.Errorf("%w\nknown to be in: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
 	}
 	if !f.wait {
-		if c.json {
-			return c.printJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
+		if c.JSON {
+			return c.PrintJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
 		}
-		c.printf("%s submitted as job %s\n", counted(plan.Tasks, "task"), plain(plan.Job))
+		c.Printf("%s submitted as job %s\n", cli.Counted(plan.Tasks, "task"), cli.Plain(plan.Job))
 		return nil
 	}
 	s, err := waitForJob(ctx, c, server, plan)
@@ -127,22 +128,22 @@ func submitFile(ctx context.Context, c *cli, path string, f submitFlags) (err er
 			return err
 		}
 	}
-	s.Elapsed = c.now().Sub(began)
+	s.Elapsed = c.Now().Sub(began)
 	switch {
-	case c.json:
+	case c.JSON:
 		s.finish()
-		err = c.printJSON(s)
+		err = c.PrintJSON(s)
 	case f.output == "-":
-		err = s.print(c.err)
+		err = s.print(c.Err)
 	default:
-		err = s.print(c.out)
+		err = s.print(c.Out)
 	}
 	return errors.Join(err, s.failed())
 }
 
 // fetchResults writes the results, and counts them anew by what was written.
-func fetchResults(ctx context.Context, c *cli, server *server, plan *jobs.Plan, out string, s *summary) error {
-	written, err := plan.WriteResults(ctx, server, out, c.out)
+func fetchResults(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan, out string, s *summary) error {
+	written, err := plan.WriteResults(ctx, server, out, c.Out)
 	if err != nil {
 		return err
 	}
@@ -154,7 +155,7 @@ func fetchResults(ctx context.Context, c *cli, server *server, plan *jobs.Plan, 
 }
 
 // waitForJob shows how far the job is until all of its tasks have ended.
-func waitForJob(ctx context.Context, c *cli, server *server, plan *jobs.Plan) (summary, error) {
+func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan) (summary, error) {
 	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -172,8 +173,8 @@ func waitForJob(ctx context.Context, c *cli, server *server, plan *jobs.Plan) (s
 		last = j
 		return j.Tasks, nil
 	}
-	bar := c.progress("running", plan.Tasks)
-	known, since := -1, c.now()
+	bar := c.Progress("running", plan.Tasks)
+	known, since := -1, c.Now()
 	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
 		if err != nil {
 			bar.Note(err.Error() + "; asking on")
@@ -184,11 +185,11 @@ func waitForJob(ctx context.Context, c *cli, server *server, plan *jobs.Plan) (s
 			sum += int(k)
 		}
 		if sum != known {
-			known, since = sum, c.now()
+			known, since = sum, c.Now()
 		}
-		if n.Done() == known && known < n.Total && c.now().Sub(since) > strangeAfter {
+		if n.Done() == known && known < n.Total && c.Now().Sub(since) > strangeAfter {
 			// One identity is one task, and that is of the job that was first.
-			bar.Note("not known as tasks of this job: " + counted(n.Total-known, "task") + "; were such ids used before, by another job?")
+			bar.Note("not known as tasks of this job: " + cli.Counted(n.Total-known, "task") + "; were such ids used before, by another job?")
 		} else {
 			bar.Note("")
 		}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -40,19 +41,19 @@ func (s *summary) finish() {
 // print writes the summary for people.
 func (s *summary) print(w io.Writer) error {
 	s.finish()
-	t := newTable(w)
-	t.row("job", s.Job)
-	t.row("tasks", strconv.Itoa(s.Total))
+	t := cli.NewTable(w)
+	t.Row("job", s.Job)
+	t.Row("tasks", strconv.Itoa(s.Total))
 	for _, state := range task.States {
 		if n := s.ByState[state]; n > 0 {
-			t.row("  "+string(state), strconv.Itoa(n))
+			t.Row("  "+string(state), strconv.Itoa(n))
 		}
 	}
 	if s.Missing > 0 {
-		t.row("  without a result", strconv.Itoa(s.Missing))
+		t.Row("  without a result", strconv.Itoa(s.Missing))
 	}
 	if len(s.ByDevice) > 0 {
-		t.row("devices", strconv.Itoa(len(s.ByDevice)))
+		t.Row("devices", strconv.Itoa(len(s.ByDevice)))
 		devices := make([]string, 0, len(s.ByDevice))
 		for d := range s.ByDevice {
 			devices = append(devices, d)
@@ -60,24 +61,24 @@ func (s *summary) print(w io.Writer) error {
 		slices.Sort(devices)
 		const most = 30
 		for _, d := range devices[:min(len(devices), most)] {
-			t.row("  "+d, strconv.Itoa(s.ByDevice[d]))
+			t.Row("  "+d, strconv.Itoa(s.ByDevice[d]))
 		}
 		if n := len(devices) - most; n > 0 {
-			t.row("  and more", strconv.Itoa(n))
+			t.Row("  and more", strconv.Itoa(n))
 		}
 	}
-	t.row("time", s.Elapsed.Round(time.Millisecond).String())
-	t.row("rate", strconv.FormatFloat(s.Rate, 'f', 1, 64)+" tasks/s")
+	t.Row("time", s.Elapsed.Round(time.Millisecond).String())
+	t.Row("rate", strconv.FormatFloat(s.Rate, 'f', 1, 64)+" tasks/s")
 	if s.Output != "" {
-		t.row("results", s.Output)
+		t.Row("results", s.Output)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 // failed is an error unless every task succeeded.
 func (s *summary) failed() error {
 	if n := s.Total - s.ByState[task.Success]; n > 0 {
-		return withCode(exitFailed, fmt.Errorf("%d of %s of job %s did not succeed", n, counted(s.Total, "task"), s.Job))
+		return cli.WithCode(cli.ExitFailed, fmt.Errorf("%d of %s of job %s did not succeed", n, cli.Counted(s.Total, "task"), s.Job))
 	}
 	return nil
 }
@@ -88,5 +89,5 @@ func fileError(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	return withCode(exitUsage, err)
+	return cli.WithCode(cli.ExitUsage, err)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -64,7 +65,17 @@ time                2s
 rate                4.5 tasks/s
 results             out.jsonl
 `, "\n"), b.String())
-	require.Equal(t, exitFailed, codeOf(s.failed()))
+	require.Equal(t, cli.ExitFailed, cli.CodeOf(s.failed()))
 	require.ErrorContains(t, s.failed(), "2 of 10 tasks")
 	require.NoError(t, (&summary{Total: 1, ByState: map[task.State]int{task.Success: 1}}).failed())
+}
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// shownAt is a cli that writes into a buffer, at noon.
+func shownAt() (*cli.Env, *bytes.Buffer) {
+	var b bytes.Buffer
+	c := newCLI(strings.NewReader(""), &b, &b)
+	c.Now = func() time.Time { return noon }
+	return c, &b
 }

@@ -13,20 +13,21 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
 // pageSize is how many tasks are asked for in one request.
 const pageSize = 500
 
-func tasksCommand(c *cli) *cobra.Command {
-	return group(&cobra.Command{
+func tasksCommand(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
 		Use: "tasks", Short: "Look at tasks, cancel them, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
 	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
 }
 
-func tasksGetCommand(c *cli) *cobra.Command {
+func tasksGetCommand(c *cli.Env) *cobra.Command {
 	var wait time.Duration
 	var events bool
 	cmd := &cobra.Command{
@@ -38,22 +39,22 @@ With --wait, waits for its end first; the exit code is 0 then if it succeeded, a
 		Example: `  batchyard tasks get my-task-1
   batchyard tasks get my-task-1 --wait 30s --json
   batchyard tasks get my-task-1 --events`,
-		Args: exactly("ID"), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if wait < 0 {
-				return usageError("--wait must not be negative")
+				return cli.UsageError("--wait must not be negative")
 			}
 			return tasksGet(cmd.Context(), c, args[0], wait, events)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().DurationVar(&wait, "wait", 0, "wait for its end, at most so long")
 	cmd.Flags().BoolVar(&events, "events", false, "show what happened to it, in order")
 	return cmd
 }
 
-func tasksGet(ctx context.Context, c *cli, id string, wait time.Duration, events bool) error {
+func tasksGet(ctx context.Context, c *cli.Env, id string, wait time.Duration, events bool) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -69,13 +70,13 @@ func tasksGet(ctx context.Context, c *cli, id string, wait time.Duration, events
 		}
 	}
 	switch {
-	case c.json && events:
-		err = c.printJSON(struct {
+	case c.JSON && events:
+		err = c.PrintJSON(struct {
 			Task   json.RawMessage   `json:"task"`
 			Events []json.RawMessage `json:"events"`
 		}{st.RawJSON(), rawEvents(history)})
-	case c.json:
-		err = c.printJSON(st.RawJSON())
+	case c.JSON:
+		err = c.PrintJSON(st.RawJSON())
 	default:
 		err = showTask(c, st)
 		if err == nil && events {
@@ -83,7 +84,7 @@ func tasksGet(ctx context.Context, c *cli, id string, wait time.Duration, events
 		}
 	}
 	if err == nil && wait > 0 && st.State != task.Success {
-		err = withCode(exitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
+		err = cli.WithCode(cli.ExitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
 	}
 	return err
 }
@@ -92,7 +93,7 @@ func reasonOf(e *task.Error) string {
 	if e == nil {
 		return ""
 	}
-	return fmt.Sprintf(": %s: %s", e.Class, short(e.Message, 300))
+	return fmt.Sprintf(": %s: %s", e.Class, cli.Short(e.Message, 300))
 }
 
 // awaitTask waits for the end of a task, but no longer than it may, and returns it
@@ -118,12 +119,12 @@ func rawEvents(events []batchyard.Event) []json.RawMessage {
 }
 
 // showTask writes a task for people.
-func showTask(c *cli, s *batchyard.TaskStatus) error {
-	now := c.now()
-	t := newTable(c.out)
+func showTask(c *cli.Env, s *batchyard.TaskStatus) error {
+	now := c.Now()
+	t := cli.NewTable(c.Out)
 	field := func(name, value string) {
 		if value != "" {
-			t.row(name, value)
+			t.Row(name, value)
 		}
 	}
 	field("id", s.TaskID)
@@ -144,7 +145,7 @@ func showTask(c *cli, s *batchyard.TaskStatus) error {
 		t    *time.Time
 	}{{"submitted", s.SubmittedAt}, {"assigned", s.AssignedAt}, {"started", s.StartedAt}, {"finished", s.FinishedAt}, {"deadline", s.Deadline}} {
 		if at.t != nil {
-			field(at.name, ago(*at.t, now))
+			field(at.name, cli.Ago(*at.t, now))
 		}
 	}
 	if s.SubmittedAt != nil && s.FinishedAt != nil {
@@ -159,7 +160,7 @@ func showTask(c *cli, s *batchyard.TaskStatus) error {
 	for _, a := range s.Attempts {
 		how := fmt.Sprintf("%s on %s after %s", orWord(string(a.Class), "ok"), a.DeviceID, time.Duration(a.Duration)*time.Millisecond)
 		if a.Message != "" {
-			how += ": " + short(a.Message, 200)
+			how += ": " + cli.Short(a.Message, 200)
 		}
 		field(fmt.Sprintf("  attempt %d", a.Number), how)
 	}
@@ -167,7 +168,7 @@ func showTask(c *cli, s *batchyard.TaskStatus) error {
 		field("error", string(s.Error.Class)+": "+s.Error.Message)
 	}
 	field("trace", s.TraceID)
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	if len(s.Output) == 0 {
@@ -178,7 +179,7 @@ func showTask(c *cli, s *batchyard.TaskStatus) error {
 	if err := json.Indent(&out, s.Output, "", "  "); err != nil {
 		return fmt.Errorf("reading the output of task %s: %w", s.TaskID, err)
 	}
-	c.printf("output\n%s\n", out.String())
+	c.Printf("output\n%s\n", out.String())
 	return nil
 }
 
@@ -190,9 +191,9 @@ func orWord(s, otherwise string) string {
 }
 
 // showEvents writes a task's timeline for people: times count from its first event.
-func showEvents(c *cli, events []batchyard.Event) error {
-	c.printf("\n")
-	t := newTable(c.out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
+func showEvents(c *cli.Env, events []batchyard.Event) error {
+	c.Printf("\n")
+	t := cli.NewTable(c.Out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
 	for i := range events {
 		e := &events[i]
 		attempt, took := "", ""
@@ -206,10 +207,10 @@ func showEvents(c *cli, events []batchyard.Event) error {
 		if e.ErrorClass != "" {
 			outcome += " (" + string(e.ErrorClass) + ")"
 		}
-		t.row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
-			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), short(string(e.Detail), 80))
+		t.Row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
+			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), cli.Short(string(e.Detail), 80))
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 type listFlags struct {
@@ -218,41 +219,41 @@ type listFlags struct {
 	all        bool
 }
 
-func tasksListCommand(c *cli) *cobra.Command {
+func tasksListCommand(c *cli.Env) *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
 		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
   batchyard tasks list --job nightly --all --json | jq -r .task_id`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.all && cmd.Flags().Changed("limit") {
-				return errLimitAll
+				return cli.ErrLimitAll
 			}
 			return tasksList(cmd.Context(), c, f)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().StringVar(&f.state, "state", "", "only tasks in this `state`: "+strings.Join(stateNames(), ", "))
 	cmd.Flags().StringVar(&f.job, "job", "", "only tasks of this `job`")
 	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many at most")
 	cmd.Flags().BoolVar(&f.all, "all", false, "all of them, however many")
-	completeFlag(cmd, "state", stateNames())
+	cli.CompleteFlag(cmd, "state", stateNames())
 	return cmd
 }
 
-func tasksList(ctx context.Context, c *cli, f listFlags) error {
+func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 	filter := batchyard.Filter{JobID: f.job}
 	if f.state != "" {
 		var err error
 		if filter.State, err = task.ParseState(f.state); err != nil {
-			return withCode(exitUsage, fmt.Errorf("--%w", err))
+			return cli.WithCode(cli.ExitUsage, fmt.Errorf("--%w", err))
 		}
 	}
 	if f.limit < 1 {
-		return usageError("--limit must be at least 1; --all lists everything")
+		return cli.UsageError("--limit must be at least 1; --all lists everything")
 	}
 	server, err := connect(c)
 	if err != nil {
@@ -277,8 +278,8 @@ func tasksList(ctx context.Context, c *cli, f listFlags) error {
 		case page.Next == "":
 			return nil
 		case !f.all && left <= 0:
-			if !c.json {
-				_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+			if !c.JSON {
+				_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
 			}
 			return nil
 		}
@@ -287,53 +288,53 @@ func tasksList(ctx context.Context, c *cli, f listFlags) error {
 }
 
 // showTasks writes a page of tasks.
-func showTasks(c *cli, page []batchyard.TaskStatus, first bool) error {
-	if c.json {
+func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
+	if c.JSON {
 		for i := range page {
-			if err := c.printJSON(page[i].RawJSON()); err != nil {
+			if err := c.PrintJSON(page[i].RawJSON()); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	if first && len(page) == 0 {
-		_, _ = fmt.Fprintln(c.err, "there is no such task")
+		_, _ = fmt.Fprintln(c.Err, "there is no such task")
 		return nil
 	}
-	t := newTable(c.out)
+	t := cli.NewTable(c.Out)
 	if first {
-		t.row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
+		t.Row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
 	}
-	now := c.now()
+	now := c.Now()
 	for i := range page {
 		s := &page[i]
 		var submitted, finished, class string
 		if s.SubmittedAt != nil {
-			submitted = ago(*s.SubmittedAt, now)
+			submitted = cli.Ago(*s.SubmittedAt, now)
 		}
 		if s.FinishedAt != nil {
-			finished = ago(*s.FinishedAt, now)
+			finished = cli.Ago(*s.FinishedAt, now)
 		}
 		if s.Error != nil {
 			class = string(s.Error.Class)
 		}
-		t.row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
+		t.Row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
-func tasksCancelCommand(c *cli) *cobra.Command {
+func tasksCancelCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel ID…", Short: "Cancel tasks",
 		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
 stays as it ended; the exit code is 1 then.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
   batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
-		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		Args: cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return tasksCancel(cmd.Context(), c, args) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }
 
@@ -345,7 +346,7 @@ type cancelled struct {
 	Error string     `json:"error,omitempty"`
 }
 
-func tasksCancel(ctx context.Context, c *cli, ids []string) error {
+func tasksCancel(ctx context.Context, c *cli.Env, ids []string) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
@@ -359,16 +360,16 @@ func tasksCancel(ctx context.Context, c *cli, ids []string) error {
 		case err == nil:
 		case refused(err) && errors.As(err, &answer):
 			out.State, out.Error = answer.State, answer.Detail
-			errs = append(errs, withCode(codeOf(err), fmt.Errorf("task %s: %w", id, err)))
+			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("task %s: %w", id, err)))
 		default:
 			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would end alike
 		}
-		if c.json {
-			if err := c.printJSON(out); err != nil {
+		if c.JSON {
+			if err := c.PrintJSON(out); err != nil {
 				return err
 			}
 		} else if out.Asked {
-			c.printf("task %s (%s): asked to stop\n", plain(id), out.State)
+			c.Printf("task %s (%s): asked to stop\n", cli.Plain(id), out.State)
 		}
 	}
 	return errors.Join(errs...)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 // build is what is known of how the program was built.
@@ -55,19 +56,19 @@ func versionString() string {
 	return fmt.Sprintf("%s %s %s", s, b.Go, b.Platform)
 }
 
-func versionCommand(c *cli) *cobra.Command {
+func versionCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version",
 		Example: "  batchyard version\n  batchyard version --json",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error {
-			if c.json {
-				return c.printJSON(buildOf())
+			if c.JSON {
+				return c.PrintJSON(buildOf())
 			}
-			c.printf("%s\n", versionString())
+			c.Printf("%s\n", versionString())
 			return nil
 		},
 	}
-	c.jsonFlag(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }

@@ -1,4 +1,4 @@
-package main
+package benchcmd
 
 import (
 	"context"
@@ -13,12 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/bench/routesim"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/router/policy"
 )
 
-func benchCommand(c *cli) *cobra.Command {
-	return group(&cobra.Command{
+func Command(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
 		Use: "bench", Short: "Measure parts of Batchyard", Example: "  batchyard bench route --load 0.85",
 	}, benchRouteCommand(c))
 }
@@ -39,7 +40,7 @@ type routeFlags struct {
 	live liveFlags
 }
 
-func benchRouteCommand(c *cli) *cobra.Command {
+func benchRouteCommand(c *cli.Env) *cobra.Command {
 	var f routeFlags
 	cmd := &cobra.Command{
 		Use: "route", Short: "Compare the router's policies on a simulated fleet",
@@ -56,7 +57,7 @@ conservation, no use of what could not be known) is an error.`,
 		Example: `  batchyard bench route --load 0.85
   batchyard bench route --policy expected_finish,prequal --load 0.5,0.7,0.85,0.95 --plot routes.png
   batchyard bench route --policy round_robin,expected_finish --max-rate p99=1s --json`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.live.on {
 				return benchLive(cmd.Context(), c, cmd, f)
@@ -85,38 +86,38 @@ conservation, no use of what could not be known) is an error.`,
 	fs.StringVar(&f.plot, "plot", "", "draw the first setting into a PNG `file`")
 	_ = cmd.MarkFlagFilename("trace", "csv") // completion only
 	_ = cmd.MarkFlagFilename("plot", "png")
-	c.jsonFlag(cmd)
+	c.JSONFlag(cmd)
 	f.live.add(c, cmd)
-	completeFlag(cmd, "policy", append(policy.Names(), "all"))
-	completeFlag(cmd, "arrivals", routesim.ArrivalNames)
-	completeFlag(cmd, "work", routesim.WorkNames)
-	completeFlag(cmd, "fleet", routesim.FleetNames())
-	completeFlag(cmd, "binding", []string{"auto", "late", "early"})
+	cli.CompleteFlag(cmd, "policy", append(policy.Names(), "all"))
+	cli.CompleteFlag(cmd, "arrivals", routesim.ArrivalNames)
+	cli.CompleteFlag(cmd, "work", routesim.WorkNames)
+	cli.CompleteFlag(cmd, "fleet", routesim.FleetNames())
+	cli.CompleteFlag(cmd, "binding", []string{"auto", "late", "early"})
 	return cmd
 }
 
 // benchRoute runs the experiment. What is wrong with the flags is found before
 // anything is simulated.
-func benchRoute(ctx context.Context, c *cli, f routeFlags) error {
+func benchRoute(ctx context.Context, c *cli.Env, f routeFlags) error {
 	plan, err := f.plan()
 	if err != nil {
-		return withCode(exitUsage, err)
+		return cli.WithCode(cli.ExitUsage, err)
 	}
 	// Tasks are short-lived and there is room: collecting them less often is faster.
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	if f.maxRate != "" {
 		return benchMaxRate(ctx, c, f, plan)
 	}
-	p := c.progressOf("simulating", len(plan.Arms)*plan.Seeds, "runs")
+	p := c.ProgressOf("simulating", len(plan.Arms)*plan.Seeds, "runs")
 	rs, err := plan.Run(ctx, func(done, _ int) { p.Set(done) })
 	p.Finish()
 	if err != nil {
 		return err
 	}
-	if c.json {
-		err = routesim.WriteJSON(c.out, rs)
+	if c.JSON {
+		err = routesim.WriteJSON(c.Out, rs)
 	} else {
-		err = routesim.WriteTable(c.out, rs)
+		err = routesim.WriteTable(c.Out, rs)
 	}
 	if err != nil || f.plot == "" {
 		return err
@@ -124,12 +125,12 @@ func benchRoute(ctx context.Context, c *cli, f routeFlags) error {
 	return routesim.Plot(f.plot, rs)
 }
 
-func benchMaxRate(ctx context.Context, c *cli, f routeFlags, plan *routesim.Plan) error {
+func benchMaxRate(ctx context.Context, c *cli.Env, f routeFlags, plan *routesim.Plan) error {
 	limit, err := routesim.ParseLimit(f.maxRate)
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("--max-rate: %w", err))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("--max-rate: %w", err))
 	}
-	p := c.progressOf("searching", len(plan.Arms), "arms")
+	p := c.ProgressOf("searching", len(plan.Arms), "arms")
 	defer p.Finish()
 	var rs []routesim.Result
 	for i, a := range plan.Arms {
@@ -140,10 +141,10 @@ func benchMaxRate(ctx context.Context, c *cli, f routeFlags, plan *routesim.Plan
 		rs = append(rs, r)
 		p.Set(i + 1)
 	}
-	if c.json {
-		return routesim.WriteMaxRatesJSON(c.out, rs, limit)
+	if c.JSON {
+		return routesim.WriteMaxRatesJSON(c.Out, rs, limit)
 	}
-	return routesim.WriteMaxRates(c.out, rs, limit)
+	return routesim.WriteMaxRates(c.Out, rs, limit)
 }
 
 // plan makes the experiment of the flags.

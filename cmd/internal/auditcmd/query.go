@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 // shownColumns are the columns that a table has unless others are named.
@@ -31,22 +32,22 @@ type rowFlags struct {
 	csv     bool
 }
 
-func (r *rowFlags) flags(c *cli, cmd *cobra.Command) {
-	c.jsonFlag(cmd)
+func (r *rowFlags) flags(c *cli.Env, cmd *cobra.Command) {
+	c.JSONFlag(cmd)
 	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; before a cell that a spreadsheet would compute comes a '")
 	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns with commas between, or all")
 }
 
 // chosen are the columns to show; nil: all, as JSON has them.
-func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
-	if c.json && r.csv {
-		return nil, usageError("--json and --csv exclude each other")
+func (r *rowFlags) chosen(c *cli.Env) ([]query.Column, error) {
+	if c.JSON && r.csv {
+		return nil, cli.UsageError("--json and --csv exclude each other")
 	}
 	names := strings.Split(r.columns, ",")
 	switch {
 	case r.columns == "all", r.columns == "" && r.csv:
 		return query.Columns, nil
-	case r.columns == "" && c.json:
+	case r.columns == "" && c.JSON:
 		return nil, nil
 	case r.columns == "":
 		names = shownColumns
@@ -59,7 +60,7 @@ func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
 			for i, col := range query.Columns {
 				all[i] = col.Name
 			}
-			return nil, usageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
+			return nil, cli.UsageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
 		}
 		out = append(out, column)
 	}
@@ -68,17 +69,17 @@ func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
 
 // rowWriter writes rows of the audit log as a table, JSON or CSV.
 type rowWriter struct {
-	c       *cli
+	c       *cli.Env
 	columns []query.Column
 	csv     *csv.Writer
-	table   *table
+	table   *cli.Table
 	n       int
 	live    bool // each row is to be seen at once
 	widths  []int
 	header  []string // of a live table, until it is written
 }
 
-func newRowWriter(c *cli, r *rowFlags, live bool) (*rowWriter, error) {
+func newRowWriter(c *cli.Env, r *rowFlags, live bool) (*rowWriter, error) {
 	columns, err := r.chosen(c)
 	if err != nil {
 		return nil, err
@@ -86,10 +87,10 @@ func newRowWriter(c *cli, r *rowFlags, live bool) (*rowWriter, error) {
 	w := &rowWriter{c: c, columns: columns, live: live}
 	header := make([]string, len(columns))
 	switch {
-	case c.json:
+	case c.JSON:
 		return w, nil
 	case r.csv:
-		w.csv = csv.NewWriter(c.out)
+		w.csv = csv.NewWriter(c.Out)
 		for i, col := range columns {
 			header[i] = col.Name
 		}
@@ -106,7 +107,7 @@ func newRowWriter(c *cli, r *rowFlags, live bool) (*rowWriter, error) {
 		}
 		return w, nil
 	}
-	w.table = newTable(c.out, header...)
+	w.table = cli.NewTable(c.Out, header...)
 	return w, nil
 }
 
@@ -123,7 +124,7 @@ func (w *rowWriter) line(cells []string) {
 	w.begin()
 	var b strings.Builder
 	for i, cell := range cells {
-		if cell = plain(cell); cell == "" {
+		if cell = cli.Plain(cell); cell == "" {
 			cell = "-"
 		}
 		n := utf8.RuneCountInString(cell)
@@ -133,10 +134,10 @@ func (w *rowWriter) line(cells []string) {
 			b.WriteString(strings.Repeat(" ", max(w.widths[i]-n, 0)+2))
 		}
 	}
-	w.c.printf("%s\n", b.String())
+	w.c.Printf("%s\n", b.String())
 }
 
-// row writes one row. Rows of a table are written some at a time.
+// Row writes one row. Rows of a table are written some at a time.
 func (w *rowWriter) row(r *query.Row) error {
 	w.n++
 	cells := make([]string, len(w.columns))
@@ -144,10 +145,10 @@ func (w *rowWriter) row(r *query.Row) error {
 		cells[i] = col.Text(r)
 	}
 	switch {
-	case w.c.json && w.columns != nil:
-		return w.c.printJSON(named(w.columns, cells))
-	case w.c.json:
-		return w.c.printJSON(r)
+	case w.c.JSON && w.columns != nil:
+		return w.c.PrintJSON(named(w.columns, cells))
+	case w.c.JSON:
+		return w.c.PrintJSON(r)
 	case w.csv != nil:
 		for i := range cells {
 			cells[i] = noFormula(cells[i])
@@ -165,16 +166,16 @@ func (w *rowWriter) row(r *query.Row) error {
 		case "time", "ingested_at":
 			cells[i] = cells[i][:min(len(cells[i]), 23)] + "Z" // milliseconds are enough for people
 		case "detail", "user_agent":
-			cells[i] = short(cells[i], 100)
+			cells[i] = cli.Short(cells[i], 100)
 		}
 	}
 	if w.live {
 		w.line(cells)
 		return nil
 	}
-	w.table.row(cells...)
-	if w.n%flushEvery == 0 {
-		return w.table.flush()
+	w.table.Row(cells...)
+	if w.n%cli.FlushEvery == 0 {
+		return w.table.Flush()
 	}
 	return nil
 }
@@ -208,12 +209,12 @@ func (w *rowWriter) flush() error {
 			return fmt.Errorf("writing CSV: %w", err)
 		}
 	case w.table != nil:
-		return w.table.flush()
+		return w.table.Flush()
 	}
 	return nil
 }
 
-func auditQueryCommand(c *cli) *cobra.Command {
+func auditQueryCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	var order string
@@ -227,18 +228,18 @@ are shown in UTC.`,
   batchyard audit query --action 'callback.*' --outcome failed --since 2h
   batchyard audit query --source 203.0.113.7 --since 2026-01-31 --until 2026-02-01 --all --csv > that-day.csv
   batchyard audit query --action task.refused --json | jq -c .detail`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			switch {
 			case err != nil:
 				return err
 			case all && cmd.Flags().Changed("limit"):
-				return errLimitAll
+				return cli.ErrLimitAll
 			case f.Limit < 1:
-				return usageError("--limit must be at least 1; --all shows everything")
+				return cli.UsageError("--limit must be at least 1; --all shows everything")
 			case order != "asc" && order != "desc":
-				return usageError("--order %q is none; use asc or desc", order)
+				return cli.UsageError("--order %q is none; use asc or desc", order)
 			}
 			f.Oldest = order == "asc"
 			if all {
@@ -252,11 +253,11 @@ are shown in UTC.`,
 	cmd.Flags().IntVar(&s.f.Limit, "limit", 100, "how many rows at most")
 	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
 	cmd.Flags().StringVar(&order, "order", "desc", "asc: oldest first; desc: newest first")
-	completeFlag(cmd, "order", []string{"asc", "desc"})
+	cli.CompleteFlag(cmd, "order", []string{"asc", "desc"})
 	return cmd
 }
 
-func auditQuery(ctx context.Context, c *cli, url string, f query.Filter, r *rowFlags) error {
+func auditQuery(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
 	w, err := newRowWriter(c, r, false)
 	if err != nil {
 		return err
@@ -278,20 +279,20 @@ func auditQuery(ctx context.Context, c *cli, url string, f query.Filter, r *rowF
 			return logError(err)
 		}
 		if w.n == 0 && w.table != nil {
-			_, _ = fmt.Fprintln(c.err, "there is no such row")
+			_, _ = fmt.Fprintln(c.Err, "there is no such row")
 			return nil
 		}
 		if err := w.flush(); err != nil {
 			return err
 		}
 		if more {
-			_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+			_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
 		}
 		return nil
 	})
 }
 
-func auditTailCommand(c *cli) *cobra.Command {
+func auditTailCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	cmd := &cobra.Command{
@@ -303,14 +304,14 @@ stages may be out of order by as much as one stage is behind another.`,
 		Example: `  batchyard audit tail
   batchyard audit tail --action 'device.*' --action 'breaker.*'
   batchyard audit tail --tenant acme --outcome failed --json | jq .`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			if err == nil && f.Limit < 0 {
-				err = usageError("--lines must not be negative")
+				err = cli.UsageError("--lines must not be negative")
 			}
-			if err == nil && !f.Until.IsZero() && !f.Until.After(c.now()) {
-				err = usageError("--until %s is past, and nothing new will come: use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
+			if err == nil && !f.Until.IsZero() && !f.Until.After(c.Now()) {
+				err = cli.UsageError("--until %s is past, and nothing new will come: use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
 			}
 			if err != nil {
 				return err
@@ -324,7 +325,7 @@ stages may be out of order by as much as one stage is behind another.`,
 	return cmd
 }
 
-func auditTail(ctx context.Context, c *cli, url string, f query.Filter, r *rowFlags) error {
+func auditTail(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
 	w, err := newRowWriter(c, r, true)
 	if err != nil {
 		return err
@@ -338,11 +339,11 @@ func auditTail(ctx context.Context, c *cli, url string, f query.Filter, r *rowFl
 				return w.row(row)
 			},
 			Missing: func(chain string, rows int64) {
-				_, _ = fmt.Fprintf(c.err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", counted(rows, "row"), plain(chain))
+				_, _ = fmt.Fprintf(c.Err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", cli.Counted(rows, "row"), cli.Plain(chain))
 			},
 			Unavailable: func(err error, _ time.Time) {
 				if !away {
-					_, _ = fmt.Fprintf(c.err, "batchyard: Postgres does not answer; going on when it does: %s\n", plain(err.Error()))
+					_, _ = fmt.Fprintf(c.Err, "batchyard: Postgres does not answer; going on when it does: %s\n", cli.Plain(err.Error()))
 				}
 				away = true
 			},

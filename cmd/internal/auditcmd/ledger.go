@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -15,19 +15,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/ledger"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 )
 
-func ledgerCommand(c *cli) *cobra.Command {
-	return group(&cobra.Command{
+func LedgerCommand(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
 		Use: "ledger", Short: "Check that no task was lost or answered twice",
 		Example: "  batchyard ledger check",
 	}, ledgerCheckCommand(c))
 }
 
-func ledgerCheckCommand(c *cli) *cobra.Command {
+func ledgerCheckCommand(c *cli.Env) *cobra.Command {
 	var o ledger.Options
 	var postgres string
 	quiet := false
@@ -54,26 +55,26 @@ not look.`,
 		Example: `  batchyard ledger check
   batchyard ledger check --json | jq .problems
   batchyard ledger check --settled --wait 2m   # after a drain: nothing may be in flight`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case o.Wait < 0:
-				return usageError("--wait must not be negative")
+				return cli.UsageError("--wait must not be negative")
 			case o.Problems < 1:
-				return usageError("--problems must be at least 1")
+				return cli.UsageError("--problems must be at least 1")
 			}
 			// Only an account too large for memory needs it, after minutes of reading.
 			if at, err := os.Stat(o.Dir); o.Dir != "" && (err != nil || !at.IsDir()) {
-				return usageError("--dir %s is no directory; name one that is there", o.Dir)
+				return cli.UsageError("--dir %s is no directory; name one that is there", o.Dir)
 			}
-			if c.stderrTTY && !quiet {
-				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.err, what+" …") }
+			if c.StderrTTY && !quiet {
+				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.Err, what+" …") }
 			}
 			return ledgerCheck(cmd.Context(), c, o, postgres)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &postgres)
 	cmd.Flags().DurationVar(&o.Wait, "wait", 30*time.Second, "how long to wait for the recorder before each look, if it is behind")
 	cmd.Flags().BoolVar(&o.Settled, "settled", false, "also fail while tasks are in flight")
@@ -84,47 +85,47 @@ not look.`,
 	return cmd
 }
 
-func ledgerCheck(ctx context.Context, c *cli, o ledger.Options, postgres string) error {
-	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
+func ledgerCheck(ctx context.Context, c *cli.Env, o ledger.Options, postgres string) error {
+	return c.WithLog(ctx, func(log *stream.Client, cfg app.Config) error {
 		if postgres != "" {
 			cfg.Postgres.URL = postgres
 		}
 		pool, err := app.OpenPostgres(ctx, cfg.Postgres)
 		if err != nil {
-			return serviceError(err)
+			return cli.ServiceError(err)
 		}
 		defer pool.Close()
 		if err := log.CheckTopics(ctx); err != nil {
-			return withCode(exitUsage, err)
+			return cli.WithCode(cli.ExitUsage, err)
 		}
 		if err := migrations.Check(ctx, pool); err != nil {
-			return withCode(exitUsage, logError(err))
+			return cli.WithCode(cli.ExitUsage, logError(err))
 		}
 		o.Retention = cfg.Audit.Retention
 		return ledgerTell(ctx, c, log, pool, o)
 	})
 }
 
-func ledgerTell(ctx context.Context, c *cli, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
+func ledgerTell(ctx context.Context, c *cli.Env, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
 	r, err := ledger.Check(ctx, log, pool, o)
 	if err != nil {
-		return withCode(exitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))
+		return cli.WithCode(cli.ExitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))
 	}
-	if c.json {
-		err = c.printJSON(r)
+	if c.JSON {
+		err = c.PrintJSON(r)
 	} else {
 		err = showLedger(c, r)
 	}
 	if err == nil && !r.Holds {
 		err = errors.New("the account does not hold")
 	}
-	return withCode(exitFailed, err)
+	return cli.WithCode(cli.ExitFailed, err)
 }
 
 // showLedger writes a report for people.
-func showLedger(c *cli, r *ledger.Report) error {
-	t := newTable(c.out)
-	count := func(name string, n int64) { t.row(name, strconv.FormatInt(n, 10)) }
+func showLedger(c *cli.Env, r *ledger.Report) error {
+	t := cli.NewTable(c.Out)
+	count := func(name string, n int64) { t.Row(name, strconv.FormatInt(n, 10)) }
 	count("accepted", r.Accepted)
 	count("= terminal", r.Terminal)
 	parts := func(of map[string]int64) {
@@ -140,24 +141,24 @@ func showLedger(c *cli, r *ledger.Report) error {
 	if r.Older > 0 {
 		count("older results", r.Older)
 	}
-	t.row("events recorded", strconv.FormatInt(r.Events.Expected, 10), "in "+counted(r.Events.Records, "record"))
-	t.row("  audit rows", strconv.FormatInt(r.Events.Rows, 10), fmt.Sprintf("and %s in dead letters, %s not taken", counted(r.Events.Dead, "event"), counted(r.Events.Duplicates, "result")))
-	if err := t.flush(); err != nil {
+	t.Row("events recorded", strconv.FormatInt(r.Events.Expected, 10), "in "+cli.Counted(r.Events.Records, "record"))
+	t.Row("  audit rows", strconv.FormatInt(r.Events.Rows, 10), fmt.Sprintf("and %s in dead letters, %s not taken", cli.Counted(r.Events.Dead, "event"), cli.Counted(r.Events.Duplicates, "result")))
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
-	t = newTable(c.out, "TOPIC", "RECORDS", "NOT FINISHED", "WHOLE SINCE")
+	c.Printf("\n")
+	t = cli.NewTable(c.Out, "TOPIC", "RECORDS", "NOT FINISHED", "WHOLE SINCE")
 	for _, topic := range r.Topics {
 		since := "the beginning"
 		if topic.Since != nil {
 			since = topic.Since.Format(time.RFC3339)
 		}
-		t.row(topic.Topic, strconv.FormatInt(topic.Records, 10), strconv.FormatInt(topic.Lag, 10), since)
+		t.Row(topic.Topic, strconv.FormatInt(topic.Records, 10), strconv.FormatInt(topic.Lag, 10), since)
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
+	c.Printf("\n")
 	if len(r.Problems) > 0 {
 		if err := showProblems(c, r); err != nil {
 			return err
@@ -167,25 +168,25 @@ func showLedger(c *cli, r *ledger.Report) error {
 	if !r.Holds {
 		word = "does NOT hold"
 	}
-	c.printf("The account of %s %s (looked %s, %.1f s).\n", r.At.Format(time.RFC3339), word, times(r.Looks), r.Seconds)
+	c.Printf("The account of %s %s (looked %s, %.1f s).\n", r.At.Format(time.RFC3339), word, times(r.Looks), r.Seconds)
 	return nil
 }
 
-func showProblems(c *cli, r *ledger.Report) error {
-	t := newTable(c.out, "PROBLEM", "TENANT", "TASK", "AT", "WHAT")
+func showProblems(c *cli.Env, r *ledger.Report) error {
+	t := cli.NewTable(c.Out, "PROBLEM", "TENANT", "TASK", "AT", "WHAT")
 	for _, p := range r.Problems {
-		t.row(string(p.Kind), short(p.Tenant, 40), p.TaskID, p.At, p.What)
+		t.Row(string(p.Kind), cli.Short(p.Tenant, 40), p.TaskID, p.At, p.What)
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
+	c.Printf("\n")
 	for _, k := range ledger.Kinds {
 		if n := r.Counts[k.Kind]; n > 0 {
-			c.printf("%d × %s: %s\n", n, k.Kind, k.Meaning)
+			c.Printf("%d × %s: %s\n", n, k.Kind, k.Meaning)
 		}
 	}
-	c.printf("\n")
+	c.Printf("\n")
 	return nil
 }
 

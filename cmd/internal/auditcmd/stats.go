@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -14,10 +14,11 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 )
 
-func auditStatsCommand(c *cli) *cobra.Command {
+func auditStatsCommand(c *cli.Env) *cobra.Command {
 	var postgres string
 	var days int
 	cmd := &cobra.Command{
@@ -29,38 +30,38 @@ them all. The lag needs Kafka, too; without it, the rest is shown.
 Exit code 1 while the default partition holds rows: clocks are wrong, or partitions
 could not be made.`,
 		Example: "  batchyard audit stats\n  batchyard audit stats --json | jq '.chains[] | {topic, partition, lag}'",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if days < 0 {
-				return usageError("--days must not be negative")
+				return cli.UsageError("--days must not be negative")
 			}
 			return auditStats(cmd.Context(), c, postgres, days)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &postgres)
 	cmd.Flags().IntVar(&days, "days", 7, "of how many days the actions are estimated")
 	return cmd
 }
 
-func auditStats(ctx context.Context, c *cli, url string, days int) error {
+func auditStats(ctx context.Context, c *cli.Env, url string, days int) error {
 	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, cfg app.Config) error {
 		s, err := query.NewReader(pool).Stats(ctx, days)
 		if err != nil {
 			return logError(err)
 		}
 		kafka := addLag(ctx, cfg, s)
-		if c.json {
-			s.Partitions, s.Actions, s.Chains = list(s.Partitions), list(s.Actions), list(s.Chains)
-			err = c.printJSON(s)
+		if c.JSON {
+			s.Partitions, s.Actions, s.Chains = cli.List(s.Partitions), cli.List(s.Actions), cli.List(s.Chains)
+			err = c.PrintJSON(s)
 		} else {
 			err = showStats(c, s, kafka)
 		}
 		if err == nil && s.InDefault > 0 {
-			err = fmt.Errorf("the default partition holds %s: clocks are wrong, or partitions could not be made", counted(s.InDefault, "row"))
+			err = fmt.Errorf("the default partition holds %s: clocks are wrong, or partitions could not be made", cli.Counted(s.InDefault, "row"))
 		}
-		return withCode(exitFailed, err)
+		return cli.WithCode(cli.ExitFailed, err)
 	})
 }
 
@@ -96,51 +97,51 @@ func addLag(ctx context.Context, cfg app.Config, s *query.Stats) error {
 	return nil
 }
 
-func showStats(c *cli, s *query.Stats, kafka error) error {
-	t := newTable(c.out)
-	t.row("rows", "about "+strconv.FormatInt(s.Rows, 10), size(s.Bytes)+" with indexes")
+func showStats(c *cli.Env, s *query.Stats, kafka error) error {
+	t := cli.NewTable(c.Out)
+	t.Row("rows", "about "+strconv.FormatInt(s.Rows, 10), cli.Size(s.Bytes)+" with indexes")
 	if s.Oldest != nil && s.Newest != nil {
-		t.row("oldest", s.Oldest.Format(time.RFC3339), ago(*s.Oldest, c.now()))
-		t.row("newest", s.Newest.Format(time.RFC3339), ago(*s.Newest, c.now()))
+		t.Row("oldest", s.Oldest.Format(time.RFC3339), cli.Ago(*s.Oldest, c.Now()))
+		t.Row("newest", s.Newest.Format(time.RFC3339), cli.Ago(*s.Newest, c.Now()))
 	}
-	t.row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; it should be none")
+	t.Row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; it should be none")
 	for _, d := range s.Dropped {
-		t.row("removed by retention", d.Day, counted(d.Rows, "row"))
+		t.Row("removed by retention", d.Day, cli.Counted(d.Rows, "row"))
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
-	t = newTable(c.out, "PARTITION", "DAY", "ROWS (ESTIMATE)", "SIZE")
+	c.Printf("\n")
+	t = cli.NewTable(c.Out, "PARTITION", "DAY", "ROWS (ESTIMATE)", "SIZE")
 	for _, p := range s.Partitions {
 		rows := strconv.FormatInt(p.Rows, 10)
 		if p.Rows < 0 {
 			rows = "not known yet"
 		}
-		t.row(p.Name, p.Day, rows, size(p.Bytes))
+		t.Row(p.Name, p.Day, rows, cli.Size(p.Bytes))
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
-	t = newTable(c.out, "DAY", "ACTION", "OUTCOME", "ROWS (ESTIMATE)")
+	c.Printf("\n")
+	t = cli.NewTable(c.Out, "DAY", "ACTION", "OUTCOME", "ROWS (ESTIMATE)")
 	for _, a := range s.Actions {
-		t.row(a.Day, a.Action, a.Outcome, strconv.FormatInt(a.Rows, 10))
+		t.Row(a.Day, a.Action, a.Outcome, strconv.FormatInt(a.Rows, 10))
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	c.printf("\n")
-	t = newTable(c.out, "CHAIN", "ROWS", "RECORDED TO", "TOPIC ENDS", "LAG", "LAST WRITTEN", "OWNER")
+	c.Printf("\n")
+	t = cli.NewTable(c.Out, "CHAIN", "ROWS", "RECORDED TO", "TOPIC ENDS", "LAG", "LAST WRITTEN", "OWNER")
 	for _, ch := range s.Chains {
 		end, lag := "", ""
 		if ch.End != nil {
 			end, lag = strconv.FormatInt(*ch.End, 10), strconv.FormatInt(*ch.Lag, 10)
 		}
-		t.row(fmt.Sprintf("%s/%d", ch.Topic, ch.Partition), strconv.FormatInt(ch.Rows, 10), strconv.FormatInt(ch.Next, 10), end, lag, ago(ch.UpdatedAt, c.now()), ch.Owner)
+		t.Row(fmt.Sprintf("%s/%d", ch.Topic, ch.Partition), strconv.FormatInt(ch.Rows, 10), strconv.FormatInt(ch.Next, 10), end, lag, cli.Ago(ch.UpdatedAt, c.Now()), ch.Owner)
 	}
 	if kafka != nil && !errors.Is(kafka, context.Canceled) {
-		_, _ = fmt.Fprintf(c.err, "the lag is not known: %s\n", plain(kafka.Error()))
+		_, _ = fmt.Fprintf(c.Err, "the lag is not known: %s\n", cli.Plain(kafka.Error()))
 	}
-	return t.flush()
+	return t.Flush()
 }

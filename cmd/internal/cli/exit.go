@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"errors"
@@ -13,10 +13,10 @@ import (
 
 // Exit codes. They are part of what scripts rely on.
 const (
-	exitOK          = 0
-	exitFailed      = 1 // the work did not succeed
-	exitUsage       = 2 // wrong usage or configuration, or input that cannot be right
-	exitUnreachable = 3 // a service cannot be reached
+	ExitOK          = 0
+	ExitFailed      = 1 // the work did not succeed
+	ExitUsage       = 2 // wrong usage or configuration, or input that cannot be right
+	ExitUnreachable = 3 // a service cannot be reached
 )
 
 // exitError is an error with the exit code that it ends the program with.
@@ -28,9 +28,9 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-// withCode gives an error an exit code; nil stays nil, and a code that an error
+// WithCode gives an error an exit code; nil stays nil, and a code that an error
 // has already is kept.
-func withCode(code int, err error) error {
+func WithCode(code int, err error) error {
 	var e *exitError
 	if err == nil || errors.As(err, &e) {
 		return err
@@ -38,43 +38,43 @@ func withCode(code int, err error) error {
 	return &exitError{code, err}
 }
 
-// usageError says that the command line cannot be right.
-func usageError(format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+// UsageError says that the command line cannot be right.
+func UsageError(format string, args ...any) error {
+	return &exitError{ExitUsage, fmt.Errorf(format, args...)}
 }
 
-// errLimitAll is for lists that have both flags: one of them would be ignored.
-var errLimitAll = usageError("--limit and --all exclude each other")
+// ErrLimitAll is for lists that have both flags: one of them would be ignored.
+var ErrLimitAll = UsageError("--limit and --all exclude each other")
 
-// serviceError gives an error of connecting to a service its exit code. A service
+// ServiceError gives an error of connecting to a service its exit code. A service
 // that does not answer has an error of its own type; anything else is about the
 // configuration: what is wrong in it, topics or a schema that are missing.
-func serviceError(err error) error {
+func ServiceError(err error) error {
 	var away *unreachable.Error
 	if errors.As(err, &away) {
-		return withCode(exitUnreachable, err)
+		return WithCode(ExitUnreachable, err)
 	}
-	return withCode(exitUsage, err)
+	return WithCode(ExitUsage, err)
 }
 
-// codeOf is the exit code of an error: the one that it was given, or that of what
+// CodeOf is the exit code of an error: the one that it was given, or that of what
 // the server answered.
-func codeOf(err error) int {
+func CodeOf(err error) int {
 	var e *exitError
 	var refused *batchyard.Error
 	switch {
 	case err == nil:
-		return exitOK
+		return ExitOK
 	case errors.As(err, &e):
 		return e.code
 	case errors.Is(err, batchyard.ErrInvalid):
-		return exitUsage
+		return ExitUsage
 	case errors.As(err, &refused) && refused.Status == http.StatusTooManyRequests: // it was reached
-		return exitFailed
+		return ExitFailed
 	case errors.Is(err, batchyard.ErrUnavailable):
-		return exitUnreachable
+		return ExitUnreachable
 	}
-	return exitFailed
+	return ExitFailed
 }
 
 // report writes an error, each of its lines with our name in front. A line that
@@ -92,6 +92,6 @@ func report(w io.Writer, err error) {
 		}
 	}
 	for _, line := range lines {
-		_, _ = fmt.Fprintf(w, "batchyard: %s\n", plain(line)) // standard error is gone: nobody is there to be told
+		_, _ = fmt.Fprintf(w, "batchyard: %s\n", Plain(line)) // standard error is gone: nobody is there to be told
 	}
 }

@@ -1,11 +1,15 @@
-package main
+package auditcmd
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
 
-// auditCommand holds what auditors use. These commands read Postgres themselves:
+	"github.com/batchyard/batchyard/cmd/internal/cli"
+)
+
+// Command holds what auditors use. These commands read Postgres themselves:
 // auditors have a login of their own, and no part of Batchyard has to run.
-func auditCommand(c *cli) *cobra.Command {
-	return group(&cobra.Command{
+func Command(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
 		Use: "audit", Short: "Search, follow, export, measure and verify the audit log",
 		Long: `The audit log has a row for everything that anybody or any part of Batchyard did:
 who, what, when, from where, and how it ended. It holds no prompts and no answers.

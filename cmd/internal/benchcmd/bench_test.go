@@ -1,4 +1,4 @@
-package main
+package benchcmd
 
 import (
 	"bytes"
@@ -6,21 +6,32 @@ import (
 	"image/png"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/router/policy"
 )
+
+// bench runs a command line of this package.
+func bench(t *testing.T, args ...string) (out, errs string, code int) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	c := cli.New(strings.NewReader(""), &stdout, &stderr)
+	root := c.Root()
+	root.AddCommand(Command(c))
+	code = c.Run(t.Context(), root, args)
+	return stdout.String(), stderr.String(), code
+}
 
 func TestBenchRoute(t *testing.T) {
 	t.Parallel()
 	small := []string{"bench", "route", "--seeds", "2", "--tasks", "300", "--warmup", "1s"}
 	run := func(args ...string) (string, string, int) {
-		var out, errs bytes.Buffer
-		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append(append([]string{}, small...), args...))
-		return out.String(), errs.String(), code
+		return bench(t, append(slices.Clone(small), args...)...)
 	}
 
 	out, errs, code := run("--load", "0.5,0.9,1.2", "--routers", "1,2", "--work", "exponential,lognormal", "--policy", "fifo,expected_finish", "--dispatch-latency", "2ms,20ms")
@@ -90,10 +101,9 @@ func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 		"--plot: ":                       {"--plot", "/does/not/exist/x.png"},
 		"exclude each other":             {"--plot", "x.png", "--max-rate", "p99=1s"},
 	} {
-		var out, errs bytes.Buffer
-		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append([]string{"bench", "route"}, args...))
-		require.Equal(t, exitUsage, code, says)
-		require.Contains(t, errs.String(), says)
-		require.Empty(t, out.String())
+		out, errs, code := bench(t, append([]string{"bench", "route"}, args...)...)
+		require.Equal(t, cli.ExitUsage, code, says)
+		require.Contains(t, errs, says)
+		require.Empty(t, out)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -12,10 +12,10 @@ import (
 // more would be noise.
 const lineEvery = 5 * time.Second
 
-// progress shows how far something is, on standard error: as a bar on a
+// Progress shows how far something is, on standard error: as a bar on a
 // terminal, as a line now and then otherwise. It may be used by any goroutine.
-type progress struct {
-	c     *cli
+type Progress struct {
+	c     *Env
 	label string
 	of    string // what is counted, one of it
 	total int
@@ -29,25 +29,25 @@ type progress struct {
 	note  string
 }
 
-// progress begins to show a piece of work of so many tasks.
-func (c *cli) progress(label string, total int) *progress { return c.progressOf(label, total, "task") }
+// Progress begins to show a piece of work of so many tasks.
+func (c *Env) Progress(label string, total int) *Progress { return c.ProgressOf(label, total, "task") }
 
-// progressOf is progress for what is no tasks.
-func (c *cli) progressOf(label string, total int, of string) *progress {
-	p := &progress{c: c, label: label, of: of, total: total, began: c.now(), told: -1}
+// ProgressOf is progress for what is no tasks.
+func (c *Env) ProgressOf(label string, total int, of string) *Progress {
+	p := &Progress{c: c, label: label, of: of, total: total, began: c.Now(), told: -1}
 	p.at = p.began
-	if c.stderrTTY {
+	if c.StderrTTY {
 		p.bar = progressbar.NewOptions(total,
-			progressbar.OptionSetWriter(c.err), progressbar.OptionSetDescription(label),
+			progressbar.OptionSetWriter(c.Err), progressbar.OptionSetDescription(label),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(of+"s"),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionFullWidth(),
-			progressbar.OptionOnCompletion(func() { _, _ = fmt.Fprintln(c.err) }))
+			progressbar.OptionOnCompletion(func() { _, _ = fmt.Fprintln(c.Err) }))
 	}
 	return p
 }
 
 // Set says how many tasks are done.
-func (p *progress) Set(done int) {
+func (p *Progress) Set(done int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.done = done
@@ -55,14 +55,14 @@ func (p *progress) Set(done int) {
 		_ = p.bar.Set(min(done, p.total)) // a bar that cannot be drawn stops no work
 		return
 	}
-	if now := p.c.now(); now.Sub(p.at) >= lineEvery && done != p.told {
+	if now := p.c.Now(); now.Sub(p.at) >= lineEvery && done != p.told {
 		p.at = now
 		p.line()
 	}
 }
 
 // Grow raises the total to what there turned out to be, if that is more.
-func (p *progress) Grow(total int) {
+func (p *Progress) Grow(total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.total = max(p.total, total); p.bar != nil {
@@ -72,7 +72,7 @@ func (p *progress) Grow(total int) {
 
 // Note says something once, until something else is to be said: that a service
 // is away, say.
-func (p *progress) Note(note string) {
+func (p *Progress) Note(note string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if note == p.note {
@@ -85,17 +85,17 @@ func (p *progress) Note(note string) {
 	if p.bar != nil {
 		_ = p.bar.Clear() // drawn again by the next Set
 	}
-	_, _ = fmt.Fprintf(p.c.err, "%s: %s\n", p.label, plain(note))
+	_, _ = fmt.Fprintf(p.c.Err, "%s: %s\n", p.label, Plain(note))
 }
 
 // Finish says the last of it.
-func (p *progress) Finish() {
+func (p *Progress) Finish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bar != nil {
 		if p.done < p.total {
 			_ = p.bar.Exit()
-			_, _ = fmt.Fprintln(p.c.err)
+			_, _ = fmt.Fprintln(p.c.Err)
 		}
 		return
 	}
@@ -104,14 +104,14 @@ func (p *progress) Finish() {
 	}
 }
 
-func (p *progress) line() {
+func (p *Progress) line() {
 	p.told = p.done
-	_, _ = fmt.Fprintf(p.c.err, "%s: %d of %s, %s\n", p.label, p.done, counted(p.total, p.of), span(p.c.now().Sub(p.began)))
+	_, _ = fmt.Fprintf(p.c.Err, "%s: %d of %s, %s\n", p.label, p.done, Counted(p.total, p.of), span(p.c.Now().Sub(p.began)))
 }
 
-// step tells people what is being started.
-func (c *cli) step(what string) {
-	if c.stderrTTY {
-		_, _ = fmt.Fprintf(c.err, "\r\033[K%s", what)
+// Step tells people what is being started.
+func (c *Env) Step(what string) {
+	if c.StderrTTY {
+		_, _ = fmt.Fprintf(c.Err, "\r\033[K%s", what)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -32,7 +33,7 @@ type verifyFlags struct {
 	segments    int
 }
 
-func auditVerifyCommand(c *cli) *cobra.Command {
+func auditVerifyCommand(c *cli.Env) *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
@@ -54,11 +55,11 @@ looked at; 3 a service cannot be reached.`,
   batchyard audit verify --since 7d
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
   batchyard audit verify --json | jq -c '.findings[]'`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return auditVerify(cmd.Context(), c, &f) },
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &f.postgres)
 	fl := cmd.Flags()
 	fl.Var((*givenValue)(&f.since), "since", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
@@ -69,17 +70,17 @@ looked at; 3 a service cannot be reached.`,
 	return cmd
 }
 
-func auditVerify(ctx context.Context, c *cli, f *verifyFlags) error {
+func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 	o := verify.Options{MaxSegments: f.segments}
 	if f.segments < 1 {
-		return usageError("--max-segments must be 1 or more")
+		return cli.UsageError("--max-segments must be 1 or more")
 	}
 	var err error
-	if o.Since, err = parseMoment("since", f.since, c.now()); err != nil {
+	if o.Since, err = parseMoment("since", f.since, c.Now()); err != nil {
 		return err
 	}
-	if o.Since.After(c.now()) {
-		return usageError("--since %s is in the future: nothing would be verified", f.since)
+	if o.Since.After(c.Now()) {
+		return cli.UsageError("--since %s is in the future: nothing would be verified", f.since)
 	}
 	var report *verify.Report
 	err = withPostgres(ctx, c, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
@@ -97,21 +98,21 @@ func auditVerify(ctx context.Context, c *cli, f *verifyFlags) error {
 		return logError(err)
 	})
 	if err != nil {
-		return withCode(exitUsage, err) // it could not be looked at, which is not to be taken for a finding
+		return cli.WithCode(cli.ExitUsage, err) // it could not be looked at, which is not to be taken for a finding
 	}
-	if c.json {
-		report.Chains, report.Findings = list(report.Chains), list(report.Findings)
-		err = c.printJSON(struct {
+	if c.JSON {
+		report.Chains, report.Findings = cli.List(report.Chains), cli.List(report.Findings)
+		err = c.PrintJSON(struct {
 			*verify.Report
 			Notes []string `json:"notes"` // also when there are none
-		}{report, list(report.Notes)})
+		}{report, cli.List(report.Notes)})
 	} else {
 		err = showVerified(c, report)
 	}
 	if err == nil && !report.OK() {
-		err = fmt.Errorf("the audit log is not as it was recorded: %s", counted(report.Count, "finding"))
+		err = fmt.Errorf("the audit log is not as it was recorded: %s", cli.Counted(report.Count, "finding"))
 	}
-	return withCode(exitFailed, err)
+	return cli.WithCode(cli.ExitFailed, err)
 }
 
 // loadCheckpoints gathers checkpoints and the keys to trust them by.
@@ -132,20 +133,20 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 	for _, file := range keyFiles {
 		more, err := audit.ReadPublicKeys(file)
 		if err != nil {
-			return nil, withCode(exitUsage, err)
+			return nil, cli.WithCode(cli.ExitUsage, err)
 		}
 		keys = append(keys, more...)
 	}
 	if len(keys) == 0 {
 		if len(f.checkpoints) > 0 {
-			return nil, usageError("checkpoints prove nothing without a key to trust: name the recorders' signing.pub with --public-key")
+			return nil, cli.UsageError("checkpoints prove nothing without a key to trust: name the recorders' signing.pub with --public-key")
 		}
 		return []string{fmt.Sprintf("no public key was named and there is no %s: checkpoints were not looked at", filepath.Join(dir, "signing.pub"))}, nil
 	}
 	o.Checkpoints = verify.NewCheckpoints(keys)
 	for _, file := range files {
 		if err := o.Checkpoints.Read(file); err != nil {
-			return nil, withCode(exitUsage, err)
+			return nil, cli.WithCode(cli.ExitUsage, err)
 		}
 	}
 	if f.noKafka {
@@ -153,7 +154,7 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 	}
 	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w; --no-kafka does without the topic", serviceError(err))
+		return nil, fmt.Errorf("%w; --no-kafka does without the topic", cli.ServiceError(err))
 	}
 	defer func() { _ = log.Close() }()
 	if err := o.Checkpoints.ReadTopic(ctx, log); err != nil {
@@ -170,13 +171,13 @@ func exists(path string) bool {
 // verifyProgress shows how far a verification is. How many rows there are is not
 // known before the first are read.
 type verifyProgress struct {
-	c    *cli
+	c    *cli.Env
 	once sync.Once
-	p    *progress
+	p    *cli.Progress
 }
 
 func (v *verifyProgress) set(p verify.Progress) {
-	v.once.Do(func() { v.p = v.c.progressOf("verifying", int(max(p.About, p.Rows)), "row") })
+	v.once.Do(func() { v.p = v.c.ProgressOf("verifying", int(max(p.About, p.Rows)), "row") })
 	v.p.Grow(int(p.Rows))
 	v.p.Set(int(p.Rows))
 }
@@ -188,46 +189,46 @@ func (v *verifyProgress) end() {
 }
 
 // showVerified prints a report for people.
-func showVerified(c *cli, r *verify.Report) error {
-	t := newTable(c.out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
+func showVerified(c *cli.Env, r *verify.Report) error {
+	t := cli.NewTable(c.Out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
 	for _, ch := range r.Chains {
 		verified, signed, first := "none since", "", ""
 		if ch.From > 0 {
 			verified = fmt.Sprintf("from %d on", ch.From)
 		}
 		if ch.Signed > 0 {
-			signed = fmt.Sprintf("%d, %s", ch.Signed, ago(ch.SignedAt, c.now()))
+			signed = fmt.Sprintf("%d, %s", ch.Signed, cli.Ago(ch.SignedAt, c.Now()))
 		}
 		if ch.First != nil {
 			first = string(ch.First.Reason) + " " + ch.First.Rows()
 		}
-		t.row(ch.Topic+"/"+strconv.Itoa(int(ch.Partition)), strconv.FormatInt(ch.Rows, 10), verified, signed, strconv.FormatInt(ch.Findings, 10), first)
+		t.Row(ch.Topic+"/"+strconv.Itoa(int(ch.Partition)), strconv.FormatInt(ch.Rows, 10), verified, signed, strconv.FormatInt(ch.Findings, 10), first)
 	}
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	const most = 20
 	for i, f := range r.Findings {
 		if i == most {
-			c.printf("and %d more; --json lists them\n", r.Count-most)
+			c.Printf("and %d more; --json lists them\n", r.Count-most)
 			break
 		}
-		c.printf("\n%s\n", plain(describeFinding(&f)))
+		c.Printf("\n%s\n", cli.Plain(describeFinding(&f)))
 	}
 	if len(r.Findings) > 0 {
-		c.printf("\n")
+		c.Printf("\n")
 	}
 	for _, n := range r.Notes {
-		c.printf("note: %s\n", plain(n))
+		c.Printf("note: %s\n", cli.Plain(n))
 	}
 	if r.Before > 0 {
-		c.printf("note: from before the chains began, where nothing protects them: %s\n", counted(r.Before, "row"))
+		c.Printf("note: from before the chains began, where nothing protects them: %s\n", cli.Counted(r.Before, "row"))
 	}
 	verdict := "all is well"
 	if !r.OK() {
-		verdict = counted(r.Count, "finding")
+		verdict = cli.Counted(r.Count, "finding")
 	}
-	c.printf("%s in %s, %d dropped by retention, %s: %s\n", counted(r.Rows, "row"), counted(len(r.Chains), "chain"), r.Dropped, counted(r.Checkpoints, "checkpoint"), verdict)
+	c.Printf("%s in %s, %d dropped by retention, %s: %s\n", cli.Counted(r.Rows, "row"), cli.Counted(len(r.Chains), "chain"), r.Dropped, cli.Counted(r.Checkpoints, "checkpoint"), verdict)
 	return nil
 }
 

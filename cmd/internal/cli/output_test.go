@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -21,15 +21,15 @@ func TestAgo(t *testing.T) {
 		5 * time.Minute: "5m ago", 119 * time.Minute: "119m ago", 30 * time.Hour: "30h ago", 72 * time.Hour: "3d ago",
 		-10 * time.Second: "in 10s",
 	} {
-		require.Equal(t, want, ago(noon.Add(-d), noon))
+		require.Equal(t, want, Ago(noon.Add(-d), noon))
 	}
-	require.Empty(t, ago(time.Time{}, noon))
+	require.Empty(t, Ago(time.Time{}, noon))
 }
 
 func TestSize(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 5 << 20: "5.0 MiB", 3 << 40: "3.0 TiB"} {
-		require.Equal(t, want, size(n))
+		require.Equal(t, want, Size(n))
 	}
 }
 
@@ -37,31 +37,31 @@ func TestSize(t *testing.T) {
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		s := plain(string(rapid.SliceOf(rapid.Byte()).Draw(t, "bytes")))
+		s := Plain(string(rapid.SliceOf(rapid.Byte()).Draw(t, "bytes")))
 		require.True(t, utf8.ValidString(s))
 		require.False(t, strings.ContainsFunc(s, unicode.IsControl))
 	})
-	require.Equal(t, "a·[31mb·c", plain("a\x1b[31mb\u202ec"))
-	require.False(t, isText([]byte("a\x1b[31m")))
-	require.False(t, isText([]byte{0xff}))
-	require.True(t, isText([]byte("{\n\t\"ä\": 1\r\n}")))
+	require.Equal(t, "a·[31mb·c", Plain("a\x1b[31mb\u202ec"))
+	require.False(t, IsText([]byte("a\x1b[31m")))
+	require.False(t, IsText([]byte{0xff}))
+	require.True(t, IsText([]byte("{\n\t\"ä\": 1\r\n}")))
 }
 
 func TestTable(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	table := newTable(&b, "ID", "STATE")
-	table.row("a", "")
-	table.row("long\tid", "x\ny")
-	require.NoError(t, table.flush())
+	table := NewTable(&b, "ID", "STATE")
+	table.Row("a", "")
+	table.Row("long\tid", "x\ny")
+	require.NoError(t, table.Flush())
 	require.Equal(t, "ID       STATE\na        -\nlong·id  x·y\n", b.String())
 }
 
 // shownAt is a cli that writes into a buffer, at noon.
-func shownAt() (*cli, *bytes.Buffer) {
+func shownAt() (*Env, *bytes.Buffer) {
 	var b bytes.Buffer
-	c := newCLI(strings.NewReader(""), &b, &b)
-	c.now = func() time.Time { return noon }
+	c := New(strings.NewReader(""), &b, &b)
+	c.Now = func() time.Time { return noon }
 	return c, &b
 }
 
@@ -69,8 +69,8 @@ func TestProgressLines(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
 	now := noon
-	c.now = func() time.Time { return now }
-	p := c.progress("running", 100)
+	c.Now = func() time.Time { return now }
+	p := c.Progress("running", 100)
 	p.Set(1)
 	now = now.Add(lineEvery)
 	p.Set(40)
@@ -86,11 +86,18 @@ func TestProgressLines(t *testing.T) {
 func TestProgressBar(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
-	c.stderrTTY = true
-	p := c.progress("running", 3)
+	c.StderrTTY = true
+	p := c.Progress("running", 3)
 	p.Set(1)
 	p.Set(3)
 	p.Finish()
 	require.Contains(t, b.String(), "3/3")
 	require.NotContains(t, b.String(), "\x1b[3", "no colours")
+}
+
+func TestReport(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	report(&b, UsageError("first\n\tits detail\n  and more\nsecond\x1b[31m"))
+	require.Equal(t, "batchyard: first its detail and more\nbatchyard: second·[31m\n", b.String())
 }

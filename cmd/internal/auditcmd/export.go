@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"bufio"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 // exportFlags say how rows are exported.
@@ -26,7 +27,7 @@ type exportFlags struct {
 	ocsf, hashes bool
 }
 
-func auditExportCommand(c *cli) *cobra.Command {
+func auditExportCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var e exportFlags
 	cmd := &cobra.Command{
@@ -43,14 +44,14 @@ its name ends in .gz.`,
 		Example: `  batchyard audit export --since 2026-01-01 --until 2026-02-01 -o january.jsonl.gz
   batchyard audit export --ocsf --since 24h | curl --data-binary @- https://collector.example.com/ocsf
   batchyard audit export --hashes -o all.jsonl.gz`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			if err != nil {
 				return err
 			}
 			if e.output == "" {
-				return usageError("-o is empty; name a file, or leave it out for standard output")
+				return cli.UsageError("-o is empty; name a file, or leave it out for standard output")
 			}
 			f.Oldest = true
 			return auditExport(cmd.Context(), c, s.postgres, f, &e)
@@ -63,17 +64,17 @@ its name ends in .gz.`,
 	return cmd
 }
 
-func auditExport(ctx context.Context, c *cli, url string, f query.Filter, e *exportFlags) error {
+func auditExport(ctx context.Context, c *cli.Env, url string, f query.Filter, e *exportFlags) error {
 	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
-		err := writeOutput(c.out, e.output, func(w io.Writer) error {
+		err := writeOutput(c.Out, e.output, func(w io.Writer) error {
 			enc := json.NewEncoder(w)
 			enc.SetEscapeHTML(false)
 			return logError(query.NewReader(pool).Search(ctx, f, func(r *query.Row) error {
 				n++
 				var line any = r
 				if e.ocsf {
-					o := r.OCSF(c.version)
+					o := r.OCSF(c.Version)
 					if e.hashes {
 						o.AddChain(r)
 					}
@@ -88,7 +89,7 @@ func auditExport(ctx context.Context, c *cli, url string, f query.Filter, e *exp
 			}))
 		})
 		if err == nil && e.output != "-" {
-			_, _ = fmt.Fprintf(c.err, "%s written to %s\n", counted(n, "row"), e.output)
+			_, _ = fmt.Fprintf(c.Err, "%s written to %s\n", cli.Counted(n, "row"), e.output)
 		}
 		return err
 	})
@@ -112,7 +113,7 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, withoutPath(err)))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("making %s: %w", path, withoutPath(err)))
 	}
 	done := false
 	defer func() {
@@ -156,7 +157,7 @@ func withoutPath(err error) error {
 func writeInto(path string, fn func(io.Writer) error) error {
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("opening %s: %w", path, err))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("opening %s: %w", path, err))
 	}
 	w := bufio.NewWriterSize(file, 256<<10)
 	if err := fn(w); err != nil {

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -12,39 +12,39 @@ import (
 	"unicode/utf8"
 )
 
-// table is rows in aligned columns. Rows are written when it is flushed, so
+// Table is rows in aligned columns. Rows are written when it is flushed, so
 // whoever has many flushes now and then.
-type table struct{ w *tabwriter.Writer }
+type Table struct{ w *tabwriter.Writer }
 
-func newTable(w io.Writer, headers ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+func NewTable(w io.Writer, headers ...string) *Table {
+	t := &Table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 	if len(headers) > 0 {
-		t.row(headers...)
+		t.Row(headers...)
 	}
 	return t
 }
 
-// row adds a row. An empty cell becomes a dash, so that columns can be counted.
-func (t *table) row(cells ...string) {
+// Row adds a row. An empty cell becomes a dash, so that columns can be counted.
+func (t *Table) Row(cells ...string) {
 	for i, cell := range cells {
 		if cell == "" {
 			cell = "-"
 		}
-		cells[i] = plain(cell)
+		cells[i] = Plain(cell)
 	}
 	_, _ = fmt.Fprintln(t.w, strings.Join(cells, "\t")) // it is kept in memory until flush
 }
 
-func (t *table) flush() error {
+func (t *Table) Flush() error {
 	if err := t.w.Flush(); err != nil {
 		return fmt.Errorf("writing the table: %w", err)
 	}
 	return nil
 }
 
-// plain is a text that cannot steer the terminal: what is shown was written by
+// Plain is a text that cannot steer the terminal: what is shown was written by
 // strangers.
-func plain(s string) string {
+func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) {
 			return '·'
@@ -53,8 +53,8 @@ func plain(s string) string {
 	}, strings.ToValidUTF8(s, "·"))
 }
 
-// short cuts a text that is to stand in a table.
-func short(s string, most int) string {
+// Short cuts a text that is to stand in a table.
+func Short(s string, most int) string {
 	r := []rune(s)
 	if len(r) <= most {
 		return s
@@ -62,8 +62,8 @@ func short(s string, most int) string {
 	return string(r[:most-1]) + "…"
 }
 
-// ago says how long ago something was, as people say it.
-func ago(t, now time.Time) string {
+// Ago says how long ago something was, as people say it.
+func Ago(t, now time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -89,16 +89,16 @@ func span(d time.Duration) string {
 	return strconv.FormatInt(int64(d/(24*time.Hour)), 10) + "d"
 }
 
-// counted is how many of something there are: 1 row, 2 rows.
-func counted[N int | int64](n N, what string) string {
+// Counted is how many of something there are: 1 row, 2 rows.
+func Counted[N int | int64](n N, what string) string {
 	if n != 1 {
 		what += "s"
 	}
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// size is a number of bytes for people.
-func size(n int64) string {
+// Size is a number of bytes for people.
+func Size(n int64) string {
 	const unit = 1024
 	if n < unit {
 		return strconv.FormatInt(n, 10) + " B"
@@ -110,9 +110,9 @@ func size(n int64) string {
 	return strconv.FormatFloat(v, 'f', 1, 64) + " " + []string{"KiB", "MiB", "GiB", "TiB"}[i]
 }
 
-// printJSON writes one object on one line.
-func (c *cli) printJSON(v any) error {
-	e := json.NewEncoder(c.out)
+// PrintJSON writes one object on one line.
+func (c *Env) PrintJSON(v any) error {
+	e := json.NewEncoder(c.Out)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("writing JSON: %w", err)
@@ -120,22 +120,22 @@ func (c *cli) printJSON(v any) error {
 	return nil
 }
 
-// list is a slice that JSON has as an array, also when it is empty: jq cannot
+// List is a slice that JSON has as an array, also when it is empty: jq cannot
 // iterate over null.
-func list[T any](of []T) []T {
+func List[T any](of []T) []T {
 	if of == nil {
 		return []T{}
 	}
 	return of
 }
 
-// printf writes for people.
-func (c *cli) printf(format string, args ...any) {
-	_, _ = fmt.Fprintf(c.out, format, args...) // standard output is gone: nobody is there to be told
+// Printf writes for people.
+func (c *Env) Printf(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.Out, format, args...) // standard output is gone: nobody is there to be told
 }
 
-// isText reports whether bytes can be shown as they are.
-func isText(b []byte) bool {
+// IsText reports whether bytes can be shown as they are.
+func IsText(b []byte) bool {
 	if !utf8.Valid(b) {
 		return false
 	}
@@ -147,5 +147,5 @@ func isText(b []byte) bool {
 	return true
 }
 
-// flushEvery is after how many rows a table that may be long is written.
-const flushEvery = 500
+// FlushEvery is after how many rows a table that may be long is written.
+const FlushEvery = 500

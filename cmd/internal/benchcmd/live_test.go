@@ -1,11 +1,12 @@
-package main
+package benchcmd
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
@@ -22,10 +23,9 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 		"--duration 1ms":               "--warmup and --duration",
 		"--config nowhere/config.yaml": "nowhere/config.yaml",
 	} {
-		var out, errs bytes.Buffer
-		code := run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), append([]string{"bench", "route", "--live"}, strings.Fields(args)...))
-		require.Equal(t, exitUsage, code, args)
-		require.Contains(t, errs.String(), want, args)
-		require.Empty(t, out.String(), args)
+		out, errs, code := bench(t, append([]string{"bench", "route", "--live"}, strings.Fields(args)...)...)
+		require.Equal(t, cli.ExitUsage, code, args)
+		require.Contains(t, errs, want, args)
+		require.Empty(t, out, args)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -11,16 +11,17 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 // postgresFlag is for commands that people with a login of their own use.
-func postgresFlag(c *cli, cmd *cobra.Command, url *string) {
+func postgresFlag(c *cli.Env, cmd *cobra.Command, url *string) {
 	cmd.Flags().Var((*givenValue)(url), "postgres", "connection `URL` of Postgres (default: postgres.url of the configuration)")
 }
 
 // withPostgres connects to Postgres, by a URL or else by the configuration, and calls fn.
-func withPostgres(ctx context.Context, c *cli, url string, fn func(*pgxpool.Pool, app.Config) error) error {
-	cfg, err := c.config(nil)
+func withPostgres(ctx context.Context, c *cli.Env, url string, fn func(*pgxpool.Pool, app.Config) error) error {
+	cfg, err := c.Config(nil)
 	if err != nil {
 		return err
 	}
@@ -29,7 +30,7 @@ func withPostgres(ctx context.Context, c *cli, url string, fn func(*pgxpool.Pool
 	}
 	pool, err := app.OpenPostgres(ctx, cfg.Postgres)
 	if err != nil {
-		return serviceError(err)
+		return cli.ServiceError(err)
 	}
 	defer pool.Close()
 	return fn(pool, cfg)
@@ -61,9 +62,9 @@ func logError(err error) error {
 	case !ok:
 		return err
 	case pg.Code == "42501": // insufficient_privilege
-		return withCode(exitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("%w; this login needs the role batchyard_auditor", err))
 	case strings.Contains(pg.Message, "does not exist"):
-		return withCode(exitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("%w; run `batchyard migrate up`", err))
 	}
 	return err
 }

@@ -1,6 +1,7 @@
-package main
+package auditcmd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/audit/verify"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -30,7 +32,7 @@ func TestTailIsAligned(t *testing.T) {
 			SourceAddr: "203.0.113.200:65535", DurationMS: 1234.567, Detail: []byte("{}"),
 		}))
 	}
-	got := lines(b.String())
+	got := strings.Split(strings.TrimSpace(b.String()), "\n")
 	require.Len(t, got, 1+len(task.Actions))
 	for _, line := range got[1:] {
 		for name, value := range map[string]string{"OUTCOME": "refused", "TENANT": "default", "DEVICE ID": "gpu-1", "DURATION MS": "1234.567", "DETAIL": "{}"} {
@@ -88,4 +90,14 @@ func TestMoments(t *testing.T) {
 		_, err := parseMoment("since", s, now)
 		require.ErrorContains(t, err, "is too long ago", s)
 	}
+}
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// shownAt is a cli that writes into a buffer, at noon.
+func shownAt() (*cli.Env, *bytes.Buffer) {
+	var b bytes.Buffer
+	c := cli.New(strings.NewReader(""), &b, &b)
+	c.Now = func() time.Time { return noon }
+	return c, &b
 }

@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"errors"
@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/audit/query"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -24,8 +25,8 @@ type searchFlags struct {
 	since, until string
 }
 
-func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
-	c.configFlag(cmd)
+func (s *searchFlags) flags(c *cli.Env, cmd *cobra.Command) {
+	c.ConfigFlag(cmd)
 	postgresFlag(c, cmd, &s.postgres)
 	flags := cmd.Flags()
 	for _, f := range []struct {
@@ -44,12 +45,12 @@ func (s *searchFlags) flags(c *cli, cmd *cobra.Command) {
 	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or those of a pattern such as task.*; may be given again")
 	flags.Var((*givenValue)(&s.since), "since", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
 	flags.Var((*givenValue)(&s.until), "until", "only before this `time`")
-	completeFlag(cmd, "outcome", []string{"ok", "failed", "refused"})
+	cli.CompleteFlag(cmd, "outcome", []string{"ok", "failed", "refused"})
 	actions := make([]string, len(task.Actions))
 	for i, a := range task.Actions {
 		actions[i] = string(a.Action)
 	}
-	completeFlag(cmd, "action", actions)
+	cli.CompleteFlag(cmd, "action", actions)
 }
 
 // filterValue is a filter's value: a text that Postgres takes.
@@ -73,13 +74,13 @@ func (s *searchFlags) search(now time.Time) (f query.Filter, err error) {
 		return f, err
 	}
 	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
-		return f, usageError("--since %s is not before --until %s", s.since, s.until)
+		return f, cli.UsageError("--since %s is not before --until %s", s.since, s.until)
 	}
 	if _, err := query.ExpandActions(f.Actions); err != nil {
-		return f, withCode(exitUsage, fmt.Errorf("--action: %w", err))
+		return f, cli.WithCode(cli.ExitUsage, fmt.Errorf("--action: %w", err))
 	}
 	if f.Outcome != "" && !slices.Contains([]string{"ok", "failed", "refused"}, f.Outcome) {
-		return f, usageError("--outcome %q is none; use ok, failed or refused", f.Outcome)
+		return f, cli.UsageError("--outcome %q is none; use ok, failed or refused", f.Outcome)
 	}
 	return f, nil
 }
@@ -109,7 +110,7 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 		return now.Add(-d), nil
 	}
 	if tooLong.MatchString(s) {
-		return time.Time{}, usageError("--%s %s is too long ago; %dd is the most", flag, s, math.MaxUint16)
+		return time.Time{}, cli.UsageError("--%s %s is too long ago; %dd is the most", flag, s, math.MaxUint16)
 	}
-	return time.Time{}, usageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
+	return time.Time{}, cli.UsageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
 }

@@ -31,7 +31,7 @@ func answered(t *testing.T, f *fixture, n int) (tenant string) {
 	t.Helper()
 	tenant = unique("audited")
 	ok(t, "submit", openAIFile(t, n), "--server", f.URL, "--tenant", tenant, "--wait", "-o", filepath.Join(t.TempDir(), "out.jsonl"))
-	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
+	require.Eventually(t, func() bool { // the result may be recorded before the event that reports it
 		return len(lines(try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--action", "task.succeeded", "--json").out)) == n
 	}, time.Minute, 50*time.Millisecond)
 	return tenant
@@ -49,8 +49,8 @@ func TestAuditQuery(t *testing.T) {
 	r := try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--limit", "2", "--since", "1h")
 	require.Len(t, lines(r.out), 3)
 	require.Contains(t, r.err, "there are more")
-	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", "nobody").err, "there is no such row")
-	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--until", "1h").err, "there is no such row")
+	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", "no-such-tenant").err, "no row matches")
+	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--until", "1h").err, "no row matches")
 
 	table, err := csv.NewReader(strings.NewReader(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--csv"))).ReadAll()
 	require.NoError(t, err)
@@ -66,11 +66,11 @@ func TestAuditQuery(t *testing.T) {
 
 	for want, args := range map[string][]string{
 		`unknown action "nope"`:  {"--action", "nope"},
-		`no column "nope"`:       {"--columns", "nope"},
-		`is no time`:             {"--since", "yesterday"},
+		`unknown column "nope"`:  {"--columns", "nope"},
+		`invalid time`:           {"--since", "yesterday"},
 		`is not before`:          {"--since", "1h", "--until", "2h"},
 		`use asc or desc`:        {"--order", "up"},
-		`exclude each other`:     {"--json", "--csv"},
+		`cannot be combined`:     {"--json", "--csv"},
 		`use ok, failed`:         {"--outcome", "good"},
 		`is no Postgres URL`:     {"--postgres", "http://x y"},
 		`connecting to Postgres`: {"--postgres", "postgres://127.0.0.1:1/x"},
@@ -206,7 +206,7 @@ func TestAuditStats(t *testing.T) {
 	alone := write(t, "config.yaml", "kafka:\n  brokers: [\"127.0.0.1:1\"]\n  dial_timeout: 1s\npostgres:\n  url: \""+f.Stack.PostgresURL+"\"\n")
 	r := try(t, "", "audit", "stats", "-c", alone)
 	require.Equal(t, cli.ExitOK, r.code)
-	require.Contains(t, r.err, "the lag is not known")
+	require.Contains(t, r.err, "the lag is unknown")
 }
 
 func TestLedgerCheck(t *testing.T) {
@@ -230,16 +230,16 @@ func TestLedgerCheck(t *testing.T) {
 	bad = try(t, "", "ledger", "check", "-c", f.config, "--wait", "-1s")
 	require.Equal(t, cli.ExitUsage, bad.code)
 
-	// Who may not read is told what to ask for.
+	// A login that may not read learns which role it needs.
 	url, err := neturl.Parse(f.Stack.PostgresURL)
 	require.NoError(t, err)
 	pool, err := pgxpool.New(t.Context(), url.String())
 	require.NoError(t, err)
 	defer pool.Close()
-	_, err = pool.Exec(t.Context(), "DROP ROLE IF EXISTS nobody_here; CREATE ROLE nobody_here LOGIN PASSWORD 'none'")
+	_, err = pool.Exec(t.Context(), "DROP ROLE IF EXISTS unprivileged_role; CREATE ROLE unprivileged_role LOGIN PASSWORD 'none'")
 	require.NoError(t, err)
-	url.User = neturl.UserPassword("nobody_here", "none")
-	for _, grant := range []string{"", "GRANT SELECT ON batchyard_schema TO nobody_here"} {
+	url.User = neturl.UserPassword("unprivileged_role", "none")
+	for _, grant := range []string{"", "GRANT SELECT ON batchyard_schema TO unprivileged_role"} {
 		_, err = pool.Exec(t.Context(), grant)
 		require.NoError(t, err)
 		for _, command := range []string{"ledger check", "audit query", "audit tail", "audit stats", "audit verify", "audit export"} {

@@ -120,7 +120,7 @@ func TestJobResultsBrokenOff(t *testing.T) {
 		got++
 		return nil
 	})
-	require.Error(t, err, "half of the results must not look like all of them")
+	require.Error(t, err, "a part of the results must not look like all of them")
 	require.Equal(t, cli.ExitUnreachable, cli.CodeOf(err))
 	require.Equal(t, 1, got)
 }
@@ -139,7 +139,7 @@ func TestAnswerIsBounded(t *testing.T) {
 	require.ErrorContains(t, err, "larger than")
 }
 
-func TestJobThatNobodyKnowsYet(t *testing.T) {
+func TestJobThatIsUnknownYet(t *testing.T) {
 	t.Parallel()
 	a := connectedTo(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/jobs/j" {
@@ -153,7 +153,7 @@ func TestJobThatNobodyKnowsYet(t *testing.T) {
 	require.Empty(t, j.Tasks)
 }
 
-// Tasks whose ids another job has used never show up: whoever waits is told.
+// Tasks whose ids another job has used never show up, and --wait says so.
 func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
@@ -173,10 +173,10 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	now := noon
 	c.Now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
 	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
-	require.Equal(t, 1, strings.Count(errOut.String(), "running: not known as tasks of this job: 1 task;"), errOut.String())
+	require.Equal(t, 1, strings.Count(errOut.String(), "running: unknown to this job: 1 task;"), errOut.String())
 }
 
-// All tasks of a long job end between two looks: the last has nothing to say of them.
+// All tasks of a long job end between two looks, so none is reported as unknown.
 func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
@@ -196,7 +196,7 @@ func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	now := noon
 	c.Now = func() time.Time { now = now.Add(strangeAfter); return now }
 	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
-	require.NotContains(t, errOut.String(), "not known", errOut.String())
+	require.NotContains(t, errOut.String(), "unknown", errOut.String())
 	require.Contains(t, errOut.String(), "running: 1 of 1 task, ")
 }
 

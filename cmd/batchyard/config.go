@@ -15,9 +15,9 @@ import (
 
 func configCommand(c *cli.Env) *cobra.Command {
 	check := &cobra.Command{
-		Use: "check", Short: "Say whether the configuration is right",
-		Long: `Reads the configuration and says everything that is wrong with it, a line each.
-It connects to nothing. Exit code 2 if something is wrong.`,
+		Use: "check", Short: "Check the configuration",
+		Long: `Reads the configuration and prints every problem, one per line. It connects to
+nothing. Exit code 2 if there is a problem.`,
 		Example: "  batchyard config check -c config.yaml",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error { return configCheck(c) },
@@ -25,18 +25,18 @@ It connects to nothing. Exit code 2 if something is wrong.`,
 	var commented, markdown bool
 	print := &cobra.Command{
 		Use: "print", Short: "Print the configuration, or the reference of all settings",
-		Long: `Prints the settings as they are in effect: defaults, file and environment put
-together, with secrets as ***.
+		Long: `Prints the settings in effect: defaults, file and environment combined, with secrets
+as ***.
 
 With --commented or --markdown, prints the reference: every setting with its
-meaning, unit, bounds and default; with -c too, its values are those of that file.`,
+meaning, unit, bounds and default; with -c, the values are those of that file.`,
 		Example: `  batchyard config print
   batchyard config print --commented > config.yaml
   batchyard config print --json | jq .kafka`,
 		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error {
 			if commented && markdown || c.JSON && (commented || markdown) {
-				return cli.UsageError("--commented, --markdown and --json exclude each other")
+				return cli.UsageError("--commented, --markdown and --json cannot be combined")
 			}
 			return configPrint(c, commented, markdown)
 		},
@@ -60,7 +60,7 @@ func configCheck(c *cli.Env) error {
 	_, err := c.Config(nil)
 	if !c.JSON {
 		if err == nil {
-			c.Printf("the configuration is right\n")
+			c.Printf("the configuration is valid\n")
 		}
 		return err
 	}
@@ -78,8 +78,8 @@ func configCheck(c *cli.Env) error {
 func configPrint(c *cli.Env, commented, markdown bool) error {
 	var cfg app.Config
 	if (commented || markdown) && c.ConfigPath == "" {
-		// The reference is the same wherever it is printed, so that it can be
-		// kept in a repository: no file that happens to be here, no environment.
+		// The reference must be the same wherever it is printed, since it is kept in
+		// repositories: ignore the environment and any config.yaml here.
 		if err := config.Load(&cfg, config.Options{}); err != nil {
 			return err
 		}
@@ -102,7 +102,7 @@ func configPrint(c *cli.Env, commented, markdown bool) error {
 	return config.WriteYAML(c.Out, &cfg, style)
 }
 
-// configJSON prints what the YAML says, and so masks what it masks.
+// configJSON goes through the YAML, so that it masks the same secrets.
 func configJSON(c *cli.Env, cfg *app.Config) error {
 	var b bytes.Buffer
 	if err := config.WriteYAML(&b, cfg, config.Plain); err != nil {

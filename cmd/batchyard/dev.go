@@ -18,12 +18,12 @@ func devCommand(c *cli.Env) *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Run everything inside one process, and stay up",
-		Long: `Run broker, Redis, Postgres and all stages inside one process, with the HTTP API.
-Single node, for development. With a data directory, what was unfinished when
-the process ended, or died, goes on when it comes back; without one, everything
-is gone then. Callbacks go to private addresses, too, and are unsigned without a
-secret, whatever the configuration says.
+		Short: "Run everything in one process until interrupted",
+		Long: `Run broker, Redis, Postgres and all stages in one process, with the HTTP API.
+Single node, for development. With a data directory, unfinished work continues when
+the process starts again, even after a crash; without one, everything is lost.
+Whatever the configuration says, callbacks may go to private addresses, and without
+a secret they are unsigned.
 
 Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard dev
@@ -57,15 +57,15 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 	c.ConfigFlag(cmd)
 	f := cmd.Flags()
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
-	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory; empty: nothing is kept")
+	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory (default: keep nothing)")
 	f.StringVar(&o.Listen, "listen", "", "address of the HTTP API; port 0 takes a free one (default: api.listen, 127.0.0.1:8080)")
-	f.StringArrayVar(&devices, "device", nil, "NAME=URL of an OpenAI-compatible server; may be given again")
-	f.IntVar(&slots, "slots", 4, "requests that each --device works on at the same time")
-	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by their own heartbeats")
+	f.StringArrayVar(&devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
+	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time")
+	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by sending heartbeats")
 	return cmd
 }
 
-// parseDevices reads NAME=URL pairs.
+// parseDevices reads the NAME=URL pairs of --device.
 func parseDevices(pairs []string, slots int) ([]local.Device, error) {
 	var out []local.Device
 	for _, p := range pairs {

@@ -16,7 +16,7 @@ import (
 
 func devicesCommand(c *cli.Env) *cobra.Command {
 	list := &cobra.Command{
-		Use: "list", Short: "List the devices and what their last heartbeat said",
+		Use: "list", Short: "List the devices with their last heartbeats",
 		Example: "  batchyard devices list\n  batchyard devices list --json | jq 'select(.silent)'",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return devicesList(cmd.Context(), c) },
@@ -24,10 +24,10 @@ func devicesCommand(c *cli.Env) *cobra.Command {
 	c.ServerFlag(list)
 	c.JSONFlag(list)
 	drain := &cobra.Command{
-		Use: "drain ID…", Short: "Give devices no new work, until they are undrained",
-		Long: `Gives devices no new work, whatever their heartbeats say. What waits for them goes
-elsewhere, what runs there is finished. It lasts until "devices undrain", also
-when a device goes and comes back.`,
+		Use: "drain ID…", Short: "Give devices no new work until they are undrained",
+		Long: `Gives devices no new work, whatever their heartbeats say. Tasks that wait for them
+go elsewhere; running tasks finish there. It lasts until "devices undrain", even if a
+device leaves and returns.`,
 		Example: "  batchyard devices drain gpu-1",
 		Args:    cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,12 +47,12 @@ when a device goes and comes back.`,
 		c.JSONFlag(cmd)
 	}
 	return cli.Group(&cobra.Command{
-		Use: "devices", Short: "Look at devices, or give them no new work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
+		Use: "devices", Short: "Show devices, or stop giving them work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
 	}, list, drain, undrain)
 }
 
-// devicesDrain drains or undrains devices. One that is not known does not hold
-// up the next.
+// devicesDrain drains or undrains devices. An unknown device does not hold up the
+// next.
 func devicesDrain(ctx context.Context, c *cli.Env, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
 	server, err := connect(c)
 	if err != nil {
@@ -66,7 +66,7 @@ func devicesDrain(ctx context.Context, c *cli.Env, ids []string, done string, se
 			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("device %s: %w", id, err)))
 			continue
 		case err != nil:
-			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would end alike
+			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would fail the same way
 		}
 		if c.JSON {
 			if err := c.PrintJSON(out.RawJSON()); err != nil {
@@ -76,7 +76,7 @@ func devicesDrain(ctx context.Context, c *cli.Env, ids []string, done string, se
 		}
 		note := ""
 		if !out.Changed {
-			note = ", as before"
+			note = ", no change"
 		}
 		c.Printf("device %s: %s%s\n", cli.Plain(id), done, note)
 	}
@@ -101,10 +101,10 @@ func devicesList(ctx context.Context, c *cli.Env) error {
 		return nil
 	}
 	for _, d := range known.Absent {
-		_, _ = fmt.Fprintf(c.Err, "device %s was drained %s, and is not known now\n", cli.Plain(d.DeviceID), cli.Ago(d.DrainedAt, c.Now()))
+		_, _ = fmt.Fprintf(c.Err, "device %s was drained %s, and is unknown now\n", cli.Plain(d.DeviceID), cli.Ago(d.DrainedAt, c.Now()))
 	}
 	if len(known.Devices) == 0 {
-		_, _ = fmt.Fprintln(c.Err, "no device is known; start `batchyard agent` beside each")
+		_, _ = fmt.Fprintln(c.Err, "there are no devices; start `batchyard agent` beside each")
 		return nil
 	}
 	return showDevices(c, known.Devices)
@@ -133,7 +133,7 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	return t.Flush()
 }
 
-// count is a number, or nothing when it is not known.
+// count prints a number, or nothing if it is unknown.
 func count(n *int) string {
 	if n == nil {
 		return ""

@@ -17,13 +17,13 @@ import (
 
 func dlqCommand(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
-		Use: "dlq", Short: "Look at dead letters, or replay them",
-		Long: `Records that cannot be processed are kept in the topic dlq, as they came, with
-headers that say which stage gave up, and why. These commands read it themselves,
-from the Kafka that the configuration names.
+		Use: "dlq", Short: "Show dead letters, or replay them",
+		Long: `Records that cannot be processed are kept unchanged in the topic dlq, with headers
+that say which stage gave up, and why. These commands read the topic themselves,
+from the Kafka of the configuration.
 
-A dead letter stays where it is until its topic's retention removes it, also when
-it was replayed.`,
+A dead letter stays until the retention of its topic removes it, even after it was
+replayed.`,
 		Example: "  batchyard dlq list\n  batchyard dlq show 3@42\n  batchyard dlq replay 3@42",
 	}, dlqListCommand(c), dlqShowCommand(c), dlqReplayCommand(c))
 }
@@ -35,21 +35,21 @@ type letterFilter struct {
 }
 
 func (f *letterFilter) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.stage, "stage", "", "only those that this `stage` gave up")
-	cmd.Flags().StringVar(&f.reason, "reason", "", "only those with this `reason`")
-	cmd.Flags().StringVar(&f.topic, "topic", "", "only those that came from this `topic`")
-	cmd.Flags().DurationVar(&f.since, "since", 0, "only those that are not older")
+	cmd.Flags().StringVar(&f.stage, "stage", "", "only records that this `stage` gave up")
+	cmd.Flags().StringVar(&f.reason, "reason", "", "only records with this `reason`")
+	cmd.Flags().StringVar(&f.topic, "topic", "", "only records that came from this `topic`")
+	cmd.Flags().DurationVar(&f.since, "since", 0, "only records that are not older than this")
 	cli.CompleteFlag(cmd, "stage", app.StageNames())
 	cli.CompleteFlag(cmd, "topic", topicNames())
 }
 
-// check says what no dead letter can be.
+// check refuses filters that can match no dead letter.
 func (f *letterFilter) check() error {
 	switch {
 	case f.stage != "" && !slices.Contains(app.StageNames(), f.stage):
-		return cli.UsageError("--stage %q is none; use one of %s", f.stage, strings.Join(app.StageNames(), ", "))
+		return cli.UsageError("unknown stage %q: use %s", f.stage, cli.Or(app.StageNames()))
 	case f.topic != "" && !slices.Contains(topicNames(), f.topic):
-		return cli.UsageError("--topic %q is none of ours; use one of %s", f.topic, strings.Join(topicNames(), ", "))
+		return cli.UsageError("unknown topic %q: use %s", f.topic, cli.Or(topicNames()))
 	case f.since < 0:
 		return cli.UsageError("--since must not be negative")
 	}
@@ -73,7 +73,7 @@ func diedAt(r *stream.Record) time.Time {
 	return r.Time
 }
 
-// place is where a dead letter is: partition and offset of the topic dlq.
+// place is the position of a dead letter: partition and offset of the topic dlq.
 type place struct {
 	partition int
 	offset    int64
@@ -89,7 +89,7 @@ func parsePlace(s string) (place, error) {
 	p, err := strconv.ParseUint(partition, 10, 31)
 	o, err2 := strconv.ParseUint(offset, 10, 63)
 	if !ok || err != nil || err2 != nil {
-		return place{}, cli.UsageError("%q is no position of a dead letter; write PARTITION@OFFSET as `batchyard dlq list` does, such as 3@42", s)
+		return place{}, cli.UsageError("invalid position %q: write PARTITION@OFFSET, such as 3@42, as `batchyard dlq list` shows it", s)
 	}
 	return place{int(p), int64(o)}, nil //nolint:gosec // 63 bits fit
 }
@@ -99,7 +99,7 @@ func origin(r *stream.Record) string {
 	return fmt.Sprintf("%s/%s@%s", r.Header(stream.HeaderDLQTopic), r.Header(stream.HeaderDLQPartition), r.Header(stream.HeaderDLQOffset))
 }
 
-// letter is a dead letter as JSON has it.
+// letter is a dead letter in JSON.
 type letter struct {
 	At      string         `json:"at"` // partition@offset in the topic dlq
 	Time    time.Time      `json:"time"`
@@ -137,7 +137,7 @@ func letterOf(r *stream.Record, whole bool) letter {
 	return l
 }
 
-// errEnough ends a scan that has found what it was for.
+// errEnough ends a scan that has found what it looked for.
 var errEnough = errors.New("enough")
 
 func ignoreEnough(err error) error {

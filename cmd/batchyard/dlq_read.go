@@ -20,7 +20,7 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List dead letters, oldest first",
-		Long:    "Lists the newest dead letters, oldest first; with --all every one, partition by partition.",
+		Long:    "Lists the newest dead letters, oldest first; with --all, every one, by partition.",
 		Example: "  batchyard dlq list --since 1h\n  batchyard dlq list --all --json | jq -r .reason | sort | uniq -c",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,8 +39,8 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
 	f.flags(cmd)
-	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most, the newest")
-	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	cmd.Flags().IntVar(&limit, "limit", 100, "how many of the newest")
+	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
 	return cmd
 }
 
@@ -89,28 +89,28 @@ func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int, all bo
 			return nil
 		}
 		if total == 0 {
-			_, _ = fmt.Fprintln(c.Err, "there is no such dead letter")
+			_, _ = fmt.Fprintln(c.Err, "no dead letter matches")
 			return nil
 		}
 		if err := t.Flush(); err != nil {
 			return err
 		}
 		if n < total {
-			_, _ = fmt.Fprintf(c.Err, "%d of %d; --all lists the others too\n", n, total)
+			_, _ = fmt.Fprintf(c.Err, "%d of %d; --all lists the others, too\n", n, total)
 		}
 		return nil
 	})
 }
 
-// dlqError says what came of reading the dead letters.
+// dlqError says what failed.
 func dlqError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
 
 func dlqShowCommand(c *cli.Env) *cobra.Command {
 	raw := false
 	cmd := &cobra.Command{
 		Use: "show PARTITION@OFFSET", Short: "Show a dead letter: its headers and its bytes",
-		Long: `Shows the headers and the bytes of a dead letter; bytes that are no text as a hex
-dump. The bytes are what somebody sent: a prompt may be among them.`,
+		Long: `Shows the headers and the bytes of a dead letter, as a hex dump unless they are
+text. The bytes are what a client sent, and may contain a prompt.`,
 		Example: "  batchyard dlq show 3@42\n  batchyard dlq show 3@42 --raw > record.bin",
 		Args:    cli.Exactly("PARTITION@OFFSET"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -119,14 +119,14 @@ dump. The bytes are what somebody sent: a prompt may be among them.`,
 				return err
 			}
 			if raw && c.JSON {
-				return cli.UsageError("--raw and --json exclude each other")
+				return cli.UsageError("--raw and --json cannot be combined")
 			}
 			return dlqShow(cmd.Context(), c, at, raw)
 		},
 	}
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
-	cmd.Flags().BoolVar(&raw, "raw", false, "write the bytes alone, as they are")
+	cmd.Flags().BoolVar(&raw, "raw", false, "write only the bytes, unchanged")
 	return cmd
 }
 
@@ -144,7 +144,7 @@ func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
 		case ignoreEnough(err) != nil:
 			return dlqError(err)
 		case found == nil:
-			return cli.WithCode(cli.ExitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows those that there are", at))
+			return cli.WithCode(cli.ExitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows all", at))
 		case c.JSON:
 			return c.PrintJSON(letterOf(found, true))
 		case raw:

@@ -20,9 +20,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Headers of a record that was replayed. They say which run of replay wrote it,
-// so that the run does not take up again what died again meanwhile, and where
-// the dead letter is.
+// Headers of a replayed record: which run of replay wrote it, so that the run skips
+// records that died again meanwhile, and where the dead letter is.
 const (
 	headerReplay     = "replay-id"
 	headerReplayFrom = "replay-from"
@@ -38,12 +37,12 @@ func dlqReplayCommand(c *cli.Env) *cobra.Command {
 	var f letterFilter
 	var all, dry bool
 	cmd := &cobra.Command{
-		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to the topics that they came from",
+		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to their topics",
 		Long: `Writes the original bytes and headers of dead letters back to the topics that they
-came from. Name them by their position, or use --all or one of the filters.
+came from. Name them by position, or use --all or a filter.
 
-What dies again becomes a new dead letter. Replaying twice is harmless: a task that
-has ended already keeps its result.`,
+A record that fails again becomes a new dead letter. Replaying twice is harmless: a
+task that has already ended keeps its result.`,
 		Example: `  batchyard dlq replay 3@42 3@43
   batchyard dlq replay --reason too_large --dry-run
   batchyard dlq replay --all`,
@@ -73,7 +72,7 @@ has ended already keeps its result.`,
 	c.JSONFlag(cmd)
 	f.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how many there are")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only count them")
 	return cmd
 }
 
@@ -91,7 +90,7 @@ type replay struct {
 	failed  int
 }
 
-// maxReplayErrors bounds the errors that are told one by one.
+// maxReplayErrors bounds the errors that are listed one by one.
 const maxReplayErrors = 20
 
 func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter, dry bool) error {
@@ -104,7 +103,7 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter,
 		now := c.Now()
 		scanErr := ignoreEnough(log.Scan(ctx, stream.DLQ, func(rec *stream.Record) error {
 			if rec.Header(headerReplay) == r.id {
-				return nil // it died again while we were here
+				return nil // this run wrote it, and it died again
 			}
 			if len(places) == 0 {
 				if !f.takes(rec, now) {
@@ -126,7 +125,7 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter,
 			return nil
 		}))
 		if r.outbox != nil {
-			// Also after an error: what was handed over is written or told.
+			// Even after an error: each record handed over is written, or its failure reported.
 			err = r.outbox.Close(ctx)
 		}
 		if scanErr != nil {
@@ -139,11 +138,11 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter,
 	})
 }
 
-// one hands one dead letter over.
+// one hands one dead letter to the outbox.
 func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
 	topic := rec.Header(stream.HeaderDLQTopic)
 	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
-		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), cli.Short(topic, 64)))
+		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is not a topic of Batchyard", placeOf(rec), cli.Short(topic, 64)))
 		return nil
 	}
 	done := func(err error) {
@@ -179,14 +178,14 @@ func (r *replay) message(rec *stream.Record, topic string) stream.Message {
 	return m
 }
 
-// event tells the audit log who replayed what. It holds no part of the record.
+// event records in the audit log who replayed what. It holds no part of the record.
 func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	detail, err := json.Marshal(map[string]string{
 		"dead_letter": rec.Position(), "topic": topic, "replay_id": r.id,
 		"stage": cli.Short(rec.Header(stream.HeaderDLQStage), 64), "reason": cli.Short(rec.Header(stream.HeaderDLQReason), 64),
 	})
 	if err != nil {
-		detail = nil // texts only: it cannot be
+		detail = nil // cannot happen: they are strings
 	}
 	return task.Event{
 		Time: time.Now().UTC(), Action: task.RecordReplayed, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant,
@@ -212,7 +211,7 @@ type replayed struct {
 	DryRun   bool           `json:"dry_run,omitempty"`
 }
 
-// tell says how many were written.
+// tell prints how many were written.
 func (r *replay) tell(dry bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -246,7 +245,7 @@ func (r *replay) tell(dry bool) error {
 	return cli.WithCode(cli.ExitFailed, errors.Join(errs...))
 }
 
-// userName is who runs the program, for the audit log.
+// userName returns who runs the program, for the audit log.
 func userName() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		return u.Username

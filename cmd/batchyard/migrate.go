@@ -16,16 +16,16 @@ import (
 
 func migrateCommand(c *cli.Env) *cobra.Command {
 	up := &cobra.Command{
-		Use: "up", Short: "Bring the database's schema up to what this program needs",
+		Use: "up", Short: "Bring the database schema up to what this program needs",
 		Example: "  batchyard migrate up -c config.yaml\n  BATCHYARD_POSTGRES_URL=postgres://… batchyard migrate up",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return migrateUp(cmd.Context(), c) },
 	}
 	yes := false
 	down := &cobra.Command{
-		Use: "down", Short: "Take the latest migration back, and the data that it holds",
-		Long: `Takes the latest migration back, and with it the data in its tables. On a terminal
-it asks first; elsewhere it wants --yes.`,
+		Use: "down", Short: "Revert the latest migration, and drop its data",
+		Long: `Reverts the latest migration, and drops the data in its tables. On a terminal it
+asks first; elsewhere it needs --yes.`,
 		Example: "  batchyard migrate down --yes",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return migrateDown(cmd.Context(), c, yes) },
@@ -41,10 +41,10 @@ it asks first; elsewhere it wants --yes.`,
 		c.ConfigFlag(cmd)
 		c.JSONFlag(cmd)
 	}
-	return cli.Group(&cobra.Command{Use: "migrate", Short: "Change the database's schema", Example: "  batchyard migrate up"}, up, down, status)
+	return cli.Group(&cobra.Command{Use: "migrate", Short: "Change the database schema", Example: "  batchyard migrate up"}, up, down, status)
 }
 
-// migration is a migration as JSON has it.
+// migration is a migration in JSON.
 type migration struct {
 	Version   int64      `json:"version"`
 	Name      string     `json:"name"`
@@ -86,7 +86,7 @@ func migrateUp(ctx context.Context, c *cli.Env) error {
 		return cli.ServiceError(err)
 	}
 	if len(missing) > 0 {
-		_, _ = fmt.Fprintf(c.Err, "these roles are missing, because this login may not create any: %[1]s\n"+
+		_, _ = fmt.Fprintf(c.Err, "these roles are missing, and this login may not create them: %[1]s\n"+
 			"have an administrator run CREATE ROLE … NOLOGIN for each, then run SELECT batchyard_grant_roles(); docs/sql.md says what they are for\n", strings.Join(missing, ", "))
 	}
 	return nil
@@ -110,20 +110,20 @@ func migrateDown(ctx context.Context, c *cli.Env, yes bool) error {
 		return nil
 	}
 	if !yes {
-		if err := confirm(c, fmt.Sprintf("Take migration %s back, and drop the data that it holds?", last.Name)); err != nil {
+		if err := confirm(c, fmt.Sprintf("Revert migration %s, and drop its data?", last.Name)); err != nil {
 			return err
 		}
 	}
 	if err := migrations.Down(ctx, url); err != nil {
 		return migrationError(err)
 	}
-	return tellMigration(c, "taken back", *last)
+	return tellMigration(c, "reverted", *last)
 }
 
-// confirm asks a person, if there is one.
+// confirm asks the user, and fails if there is no terminal to ask on.
 func confirm(c *cli.Env, question string) error {
 	if !cli.IsTerminal(c.In) || !c.StderrTTY {
-		return cli.UsageError("this loses data: say --yes")
+		return cli.UsageError("this loses data: confirm with --yes")
 	}
 	_, _ = fmt.Fprintf(c.Err, "%s [y/N] ", question)
 	answer, err := bufio.NewReader(c.In).ReadString('\n')
@@ -159,7 +159,7 @@ func migrateStatus(ctx context.Context, c *cli.Env) error {
 	return t.Flush()
 }
 
-// tellMigration says what was done with a migration.
+// tellMigration prints what was done with a migration.
 func tellMigration(c *cli.Env, what string, m migrations.Migration) error {
 	if c.JSON {
 		return c.PrintJSON(struct {
@@ -172,7 +172,7 @@ func tellMigration(c *cli.Env, what string, m migrations.Migration) error {
 	return nil
 }
 
-// migrationsNow reads the configuration and how the database stands.
+// migrationsNow reads the configuration and the state of the database.
 func migrationsNow(ctx context.Context, c *cli.Env) (url string, all []migrations.Migration, err error) {
 	cfg, err := c.Config(nil)
 	if err != nil {
@@ -182,7 +182,7 @@ func migrationsNow(ctx context.Context, c *cli.Env) (url string, all []migration
 	return cfg.Postgres.URL, all, migrationError(err)
 }
 
-// migrationError gives what came of migrating its exit code.
+// migrationError gives an error from migrating its exit code.
 func migrationError(err error) error {
 	switch {
 	case err == nil:

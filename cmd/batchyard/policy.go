@@ -17,13 +17,13 @@ import (
 
 func policyCommand(c *cli.Env) *cobra.Command {
 	get := &cobra.Command{
-		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
+		Use: "get", Short: "Show which policy routers choose devices by, and who set it",
 		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).Policy) },
 	}
 	reset := &cobra.Command{
-		Use: "reset", Short: "Make routers go back to the policy of their configuration",
+		Use: "reset", Short: "Return routers to the policy of their configuration",
 		Example: "  batchyard policy reset",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).ResetPolicy) },
@@ -34,7 +34,7 @@ func policyCommand(c *cli.Env) *cobra.Command {
 		c.JSONFlag(cmd)
 	}
 	return cli.Group(&cobra.Command{
-		Use: "policy", Short: "Look at how devices are chosen, or change it while routers run",
+		Use: "policy", Short: "Show how devices are chosen, or change it while routers run",
 		Example: "  batchyard policy get\n  batchyard policy set power_of_two",
 	}, get, set, reset)
 }
@@ -43,11 +43,11 @@ func policySetCommand(c *cli.Env) *cobra.Command {
 	var in batchyard.PolicySetting
 	var weights map[string]string
 	cmd := &cobra.Command{
-		Use: "set POLICY", Short: "Make routers choose devices by another policy",
+		Use: "set POLICY", Short: "Change the policy by which routers choose devices",
 		Long: `Makes all routers choose devices by another policy, within router.refresh_interval (1 s).
-It goes over their configuration until "policy reset", or until Redis forgets it.
+It overrides their configuration until "policy reset", or until Redis loses it.
 
-The policies, which docs/routing.md tells apart:
+The policies, which docs/routing.md compares:
   ` + strings.Join(device.PolicyNames(), "\n  "),
 		Example: `  batchyard policy set power_of_two
   batchyard policy set round_robin --binding late
@@ -58,7 +58,7 @@ The policies, which docs/routing.md tells apart:
 			for _, name := range slices.Sorted(maps.Keys(weights)) {
 				w, err := strconv.ParseFloat(weights[name], 64)
 				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
-					return cli.UsageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
+					return cli.UsageError("--weight %s=%s: not a number; write %s=0.5", name, weights[name], name)
 				}
 				if in.Weights == nil {
 					in.Weights = map[string]float64{}
@@ -68,9 +68,9 @@ The policies, which docs/routing.md tells apart:
 			return showPolicy(cmd.Context(), c, func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
 		},
 	}
-	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
-	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: one of "+strings.Join(presetNames(), ", "))
-	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; may be given again")
+	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: late, early, or auto (as the policy was designed)")
+	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: "+strings.Join(presetNames(), ", "))
+	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; repeatable")
 	cli.CompleteFlag(cmd, "binding", device.Bindings)
 	cli.CompleteFlag(cmd, "preset", presetNames())
 	return cmd
@@ -85,7 +85,7 @@ func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobr
 	return device.PolicyNames(), cobra.ShellCompDirectiveNoFileComp
 }
 
-// showPolicy asks for, or changes, how devices are chosen, and shows what holds then.
+// showPolicy asks for or changes the policy, and prints the one in effect afterwards.
 func showPolicy(ctx context.Context, c *cli.Env, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
 	server, err := connect(c)
 	if err != nil {
@@ -106,17 +106,17 @@ func showPolicy(ctx context.Context, c *cli.Env, ask func(*server, context.Conte
 	}
 	switch {
 	case st.Source != "operator":
-		t.Row("said by", "the configuration")
+		t.Row("set by", "the configuration")
 	case st.At != nil:
-		t.Row("said by", st.By+", "+cli.Ago(*st.At, c.Now()))
-		t.Row("without that", st.File.Policy+", "+st.File.Binding)
+		t.Row("set by", st.By+", "+cli.Ago(*st.At, c.Now()))
+		t.Row("otherwise", st.File.Policy+", "+st.File.Binding)
 	}
 	return t.Flush()
 }
 
 func weightsText(p *batchyard.PolicySetting) string {
 	if p.Preset != "" {
-		return "those of " + p.Preset
+		return "preset " + p.Preset
 	}
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(p.Weights)) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +15,12 @@ import (
 func tasksSetPriorityCommand(c *cli.Env) *cobra.Command {
 	level := -1
 	cmd := &cobra.Command{
-		Use: "set-priority ID [high|normal|low]", Short: "Make a waiting task go earlier or later",
-		Long: `Changes the priority of a task that waits, its level, or both. The exit code is 1 if
-it has ended, or is at a device already.
+		Use: "set-priority ID [high|normal|low]", Short: "Move a waiting task forward or back",
+		Long: `Changes the priority of a waiting task, its level, or both. The exit code is 1 if it
+has ended or is already on a device.
 
-A task that is still unread in a long backlog in Kafka is ranked anew when a
-router reads it; it is not read earlier.`,
+A task that is still unread in a long Kafka backlog gets its new rank when a router
+reads it; it is not read earlier.`,
 		Example: `  batchyard tasks set-priority my-task-1 high --level 7
   batchyard tasks set-priority my-task-1 --level 9`,
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -41,7 +40,7 @@ router reads it; it is not read earlier.`,
 			if len(args) > 1 {
 				in.Priority = task.Priority(args[1])
 				if !slices.Contains(task.Priorities, in.Priority) {
-					return cli.UsageError("%q is no priority; use %s", args[1], strings.Join(priorityNames(), ", "))
+					return cli.UsageError("unknown priority %q: use %s", args[1], cli.Or(priorityNames()))
 				}
 			}
 			if cmd.Flags().Changed("level") {
@@ -58,7 +57,7 @@ router reads it; it is not read earlier.`,
 	}
 	c.ClientFlags(cmd)
 	c.JSONFlag(cmd)
-	cmd.Flags().IntVar(&level, "level", 0, "`level` within the priority, 0 to 9, 9 first (default: as it is)")
+	cmd.Flags().IntVar(&level, "level", 0, "`level` within the priority, 0 to 9, 9 first (default: unchanged)")
 	return cmd
 }
 
@@ -80,9 +79,9 @@ func setPriority(ctx context.Context, c *cli.Env, id string, in batchyard.Priori
 
 func tasksWhyCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "why ID", Short: "Say why a task waits, or went where it went",
-		Long: `Says in words what a waiting task waits for, as the fleet is now, or to which
-devices a task went, and why to these. With --json, the figures.`,
+		Use: "why ID", Short: "Explain why a task waits, or went where it went",
+		Long: `Explains what a task waits for, given the fleet as it is now, or which devices a
+task went to and why. With --json, prints the figures.`,
 		Example: "  batchyard tasks why my-task-1\n  batchyard tasks why my-task-1 --json | jq .waiting.out",
 		Args:    cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return tasksWhy(cmd.Context(), c, args[0]) },

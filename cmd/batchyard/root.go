@@ -15,14 +15,14 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Groups of commands, as `batchyard --help` shows them.
+// Groups of commands in `batchyard --help`.
 const (
 	groupWork    = "work"
 	groupAsk     = "ask"
 	groupOperate = "operate"
 )
 
-// newCLI is what the commands of this program run with.
+// newCLI returns what the commands of this program share.
 func newCLI(in io.Reader, out, err io.Writer) *cli.Env {
 	c := cli.New(in, out, err)
 	c.Version = versionNumber()
@@ -34,20 +34,20 @@ func run(ctx context.Context, c *cli.Env, args []string) int {
 	return c.Run(ctx, rootCommand(c), args)
 }
 
-// rootCommand puts all commands together.
+// rootCommand returns the program with all of its commands.
 func rootCommand(c *cli.Env) *cobra.Command {
 	root := c.Root()
 	root.Short = "Run inference tasks on a fleet of OpenAI-compatible devices"
 	root.Long = `Batchyard takes inference tasks from files, HTTP or Kafka, and runs them on a
-fleet of OpenAI-compatible devices. Nothing that was accepted is lost.
+fleet of OpenAI-compatible devices. It loses no task that it accepted.
 
 Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 3 a service cannot be reached.`
 	root.Example = `  batchyard run tasks.jsonl -o answers.jsonl
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   batchyard tasks list --state FAILED`
-	// Not cobra's own flag: to print the version as we do takes a template, and
-	// text/template looks methods up by name. Then the linker has to keep every method
+	// Not cobra's own flag: our format of the version would take a template, and
+	// text/template looks methods up by name. The linker would then keep every method
 	// of every type, which made the program a quarter larger.
 	version := root.Flags().BoolP("version", "v", false, "version for batchyard")
 	root.RunE = func(cmd *cobra.Command, args []string) error {
@@ -83,7 +83,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 	return root
 }
 
-// allCommands is every command by its group; a file each.
+// allCommands returns every command by its group.
 func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c)},
@@ -92,7 +92,7 @@ func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	}
 }
 
-// completionExamples adds to cobra's own command what ours have.
+// completionExamples adds examples to cobra's own command.
 func completionExamples(cmd *cobra.Command) {
 	cmd.Example = "  batchyard completion bash > /etc/bash_completion.d/batchyard"
 	for shell, example := range map[string]string{
@@ -109,7 +109,7 @@ func completionExamples(cmd *cobra.Command) {
 	}
 }
 
-// completeStages completes the stages that are not named yet.
+// completeStages completes the stages that are not on the command line yet.
 func completeStages(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	left := slices.DeleteFunc(app.StageNames(), func(s string) bool { return slices.Contains(args, s) })
 	return left, cobra.ShellCompDirectiveNoFileComp

@@ -18,7 +18,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// runLook is how often the counts are looked at for the progress bar.
+// runLook is how often run reads the counts for the progress bar.
 const runLook = 200 * time.Millisecond
 
 type runFlags struct {
@@ -35,9 +35,9 @@ func runCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run FILE",
 		Short: "Run every line of a file through the whole pipeline, then exit",
-		Long: `Start broker, Redis, Postgres and all stages inside this process, run every line
-of FILE through them, write the results in the order of the input, print a
-summary, and exit; exit code 1 if a task did not succeed.
+		Long: `Start broker, Redis, Postgres and all stages in this process, run every line of
+FILE through them, write the results in the order of the input, print a summary,
+and exit; exit code 1 if a task did not succeed.
 
 FILE is JSONL: lines of OpenAI's batch format (custom_id, method, url, body) or
 Batchyard's own task objects; - is standard input. Without --device, a simulated
@@ -51,12 +51,12 @@ fleet of unequal devices answers over real HTTP.`,
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
 	fl := cmd.Flags()
-	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output; empty: no results are written")
-	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; may be given again")
-	fl.IntVar(&f.slots, "slots", 4, "requests that each --device works on at the same time")
-	fl.StringVar(&f.job, "job", "", "name of the job (default: made of the file's content)")
+	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output (default: write no results)")
+	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
+	fl.IntVar(&f.slots, "slots", 4, "requests that each --device runs at the same time")
+	fl.StringVar(&f.job, "job", "", "`name` of the job (default: derived from the content of the file)")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log what the stages do")
-	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 is never")
+	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 means never")
 	return cmd
 }
 
@@ -69,7 +69,7 @@ func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err erro
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, over)
 		defer cancel()
-		defer func() { // what was being done then knows only of a deadline
+		defer func() { // the step that failed reports only a deadline
 			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 				err = fmt.Errorf("%w: %w", over, err)
 			}
@@ -129,7 +129,7 @@ func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err erro
 func runPlan(ctx context.Context, c *cli.Env, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() { // the stages ending by themselves ends the waiting
+	go func() { // stop waiting if the stages end by themselves
 		select {
 		case <-system.Ended():
 			cancel(errors.New("the stages ended; see the log with --verbose"))
@@ -194,7 +194,7 @@ func (i inProcess) Submit(ctx context.Context, tasks []*task.Task) error {
 	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionNumber()})
 }
 
-// debugLog logs all that the stages of this process do.
+// debugLog returns a logger for everything that the stages of this process do.
 func debugLog() *slog.Logger {
 	logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
 	return logger

@@ -17,7 +17,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// What cannot be right is said before anything is started or run.
+// Mistakes are reported before anything is started or run.
 func TestRunRefusesAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tasks.jsonl")
 	require.NoError(t, os.WriteFile(file, []byte(`{"model":"m","input":{"messages":[]}}`+"\n"), 0o600))
@@ -25,7 +25,7 @@ func TestRunRefusesAtOnce(t *testing.T) {
 		`--device "foo=bar": write NAME=URL`:         {"run", file, "--device", "foo=bar"},
 		`--device "foo": write NAME=URL`:             {"run", file, "--device", "foo"},
 		`--device "a b=http://127.0.0.1": the name`:  {"run", file, "--device", "a b=http://127.0.0.1"},
-		"the results cannot be written to":           {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
+		"cannot write results to":                    {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
 		"it is a directory":                          {"run", file, "-o", t.TempDir()},
 		`--device "x=ftp://127.0.0.1": write NAME=`:  {"dev", "--device", "x=ftp://127.0.0.1"},
 		"-o - and --json both write to standard out": {"run", file, "-o", "-", "--json"},
@@ -37,7 +37,7 @@ func TestRunRefusesAtOnce(t *testing.T) {
 	}
 }
 
-// Who set a bound is told that it was reached, and how far the job was.
+// --timeout reports that it was reached, and how far the job was.
 func TestRunThatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	f := running(t)

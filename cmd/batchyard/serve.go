@@ -16,10 +16,10 @@ func serveCommand(c *cli.Env) *cobra.Command {
 		Use:   "serve [stage …]",
 		Short: "Run stages against real Kafka, Redis and Postgres",
 		Long: `Run all stages, or those named, against the Kafka, Redis and Postgres of the
-configuration. Any stage may run in any number of processes. On SIGTERM nothing
-new is begun, what runs is finished or given back, and the exit code is 0. The
-file is watched: what may change while it runs, it takes over at once, and it
-says in the log what needs a restart.
+configuration. Any stage can run in any number of processes. On SIGTERM it starts
+nothing new, finishes or returns its work, and exits with 0. It watches the file:
+settings that can change while it runs take effect at once, and the log names those
+that need a restart.
 
 The database must have its schema (batchyard migrate up) and Kafka its topics
 (batchyard topics create).`,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,10 +15,10 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// lookEvery is how often the server is asked how far a job is.
+// lookEvery is how often submit asks the server how far the job is.
 const lookEvery = 500 * time.Millisecond
 
-// strangeAfter is how long the rest of a job may be unknown while nothing runs.
+// strangeAfter is how long tasks of a job may stay unknown while nothing runs.
 const strangeAfter = 5 * time.Second
 
 type submitFlags struct {
@@ -34,13 +33,13 @@ func submitCommand(c *cli.Env) *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit FILE",
-		Short: "Submit a file of tasks to a server, a job",
-		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or task
-objects of Batchyard's own. "-" is standard input.
+		Short: "Submit a file of tasks to a server as a job",
+		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or
+Batchyard's own task objects. "-" is standard input.
 
-Every line is checked before the first is submitted. A job has the name that
---job gives it, else one made of the file's content: submitting the same file
-again, after an interruption say, continues the same job.
+Every line is checked before the first is submitted. Without --job, the name of the
+job is derived from the content of the file. Submitting the same file again, say
+after an interruption, continues the same job.
 
 Exit code 1 if, with --wait, a task did not succeed; 2 if a line is bad; 3 if the
 server cannot be reached.`,
@@ -55,8 +54,8 @@ server cannot be reached.`,
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
 	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
-	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
-	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
+	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines without one: high, normal or low")
+	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as set on the server (task.max_input)")
 	cli.CompleteFlag(cmd, "priority", priorityNames())
 	return cmd
 }
@@ -68,7 +67,7 @@ func (f *submitFlags) check(c *cli.Env) error {
 	case f.output == "-" && c.JSON:
 		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
-		return cli.UsageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
+		return cli.UsageError("unknown priority %q: use %s", f.priority, cli.Or(priorityNames()))
 	case f.maxInput < 1:
 		return cli.UsageError("--max-input must be at least 1")
 	}
@@ -110,7 +109,7 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 	})
 	bar.Finish()
 	if err != nil {
-		return fmt.Errorf("%w\nknown to be in: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
+		return fmt.Errorf("%w\nknown to be submitted: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
 	}
 	if !f.wait {
 		if c.JSON {
@@ -166,7 +165,7 @@ func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan
 		j, err := server.job(ctx, plan.Job)
 		if err != nil {
 			if refused(err) {
-				cancel(err) // it stays so, however long one waits
+				cancel(err) // waiting would not change that
 			}
 			return nil, err
 		}
@@ -177,7 +176,7 @@ func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan
 	known, since := -1, c.Now()
 	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
 		if err != nil {
-			bar.Note(err.Error() + "; asking on")
+			bar.Note(err.Error() + "; asking again")
 			return
 		}
 		sum := 0
@@ -188,8 +187,8 @@ func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan
 			known, since = sum, c.Now()
 		}
 		if n.Done() == known && known < n.Total && c.Now().Sub(since) > strangeAfter {
-			// One identity is one task, and that is of the job that was first.
-			bar.Note("not known as tasks of this job: " + cli.Counted(n.Total-known, "task") + "; were such ids used before, by another job?")
+			// A task belongs to the first job that submitted its id.
+			bar.Note("unknown to this job: " + cli.Counted(n.Total-known, "task") + "; did another job use these ids before?")
 		} else {
 			bar.Note("")
 		}

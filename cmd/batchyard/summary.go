@@ -13,7 +13,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// summary is how a job went.
+// summary says how a job went.
 type summary struct {
 	Job      string             `json:"job_id"`
 	Total    int                `json:"tasks"`
@@ -26,7 +26,7 @@ type summary struct {
 	Rate     float64            `json:"tasks_per_second"`
 }
 
-// finish fills in what follows from the rest.
+// finish computes the rate.
 func (s *summary) finish() {
 	s.Seconds = s.Elapsed.Seconds()
 	ended := 0
@@ -38,7 +38,7 @@ func (s *summary) finish() {
 	}
 }
 
-// print writes the summary for people.
+// print writes the summary as a table.
 func (s *summary) print(w io.Writer) error {
 	s.finish()
 	t := cli.NewTable(w)
@@ -75,7 +75,7 @@ func (s *summary) print(w io.Writer) error {
 	return t.Flush()
 }
 
-// failed is an error unless every task succeeded.
+// failed returns an error unless every task succeeded.
 func (s *summary) failed() error {
 	if n := s.Total - s.ByState[task.Success]; n > 0 {
 		return cli.WithCode(cli.ExitFailed, fmt.Errorf("%d of %s of job %s did not succeed", n, cli.Counted(s.Total, "task"), s.Job))
@@ -83,8 +83,8 @@ func (s *summary) failed() error {
 	return nil
 }
 
-// fileError gives what came of reading a job's file its exit code: nothing was
-// submitted, and what is wrong is what was handed over.
+// fileError gives an error from reading a job's file its exit code. Nothing was
+// submitted: the mistake is in the file.
 func fileError(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err

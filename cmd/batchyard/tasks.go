@@ -22,7 +22,7 @@ const pageSize = 500
 
 func tasksCommand(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
-		Use: "tasks", Short: "Look at tasks, cancel them, or change their priority",
+		Use: "tasks", Short: "Show tasks, cancel them, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
 	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
 }
@@ -34,8 +34,8 @@ func tasksGetCommand(c *cli.Env) *cobra.Command {
 		Use: "get ID", Short: "Show a task, and its result once it has one",
 		Long: `Shows a task, and its result once it has one.
 
-With --wait, waits for its end first; the exit code is 0 then if it succeeded, and
-1 if it did not, or has not ended.`,
+With --wait, waits until it ends first; the exit code is then 0 if it succeeded, and
+1 if it did not or is still running.`,
 		Example: `  batchyard tasks get my-task-1
   batchyard tasks get my-task-1 --wait 30s --json
   batchyard tasks get my-task-1 --events`,
@@ -49,7 +49,7 @@ With --wait, waits for its end first; the exit code is 0 then if it succeeded, a
 	}
 	c.ClientFlags(cmd)
 	c.JSONFlag(cmd)
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait for its end, at most so long")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until it ends, at most this long")
 	cmd.Flags().BoolVar(&events, "events", false, "show what happened to it, in order")
 	return cmd
 }
@@ -96,8 +96,7 @@ func reasonOf(e *task.Error) string {
 	return fmt.Sprintf(": %s: %s", e.Class, cli.Short(e.Message, 300))
 }
 
-// awaitTask waits for the end of a task, but no longer than it may, and returns it
-// as it stands then.
+// awaitTask waits until a task ends, but at most so long, and returns its state.
 func awaitTask(ctx context.Context, server *server, id string, wait time.Duration) (*batchyard.TaskStatus, error) {
 	if wait > 0 {
 		limited, cancel := context.WithTimeout(ctx, wait)
@@ -118,7 +117,7 @@ func rawEvents(events []batchyard.Event) []json.RawMessage {
 	return raw
 }
 
-// showTask writes a task for people.
+// showTask prints a task as a table.
 func showTask(c *cli.Env, s *batchyard.TaskStatus) error {
 	now := c.Now()
 	t := cli.NewTable(c.Out)
@@ -174,7 +173,7 @@ func showTask(c *cli.Env, s *batchyard.TaskStatus) error {
 	if len(s.Output) == 0 {
 		return nil
 	}
-	// JSON has no control characters as they are; everything else is kept.
+	// JSON escapes control characters, so it is safe to print as it is.
 	var out bytes.Buffer
 	if err := json.Indent(&out, s.Output, "", "  "); err != nil {
 		return fmt.Errorf("reading the output of task %s: %w", s.TaskID, err)
@@ -190,7 +189,7 @@ func orWord(s, otherwise string) string {
 	return s
 }
 
-// showEvents writes a task's timeline for people: times count from its first event.
+// showEvents prints a task's timeline; times count from its first event.
 func showEvents(c *cli.Env, events []batchyard.Event) error {
 	c.Printf("\n")
 	t := cli.NewTable(c.Out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
@@ -222,7 +221,7 @@ type listFlags struct {
 func tasksListCommand(c *cli.Env) *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
-		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
+		Use: "list", Short: "List tasks, newest first; those of one job by id, in descending order",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
   batchyard tasks list --job nightly --all --json | jq -r .task_id`,
@@ -238,8 +237,8 @@ func tasksListCommand(c *cli.Env) *cobra.Command {
 	c.JSONFlag(cmd)
 	cmd.Flags().StringVar(&f.state, "state", "", "only tasks in this `state`: "+strings.Join(stateNames(), ", "))
 	cmd.Flags().StringVar(&f.job, "job", "", "only tasks of this `job`")
-	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many at most")
-	cmd.Flags().BoolVar(&f.all, "all", false, "all of them, however many")
+	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many tasks at most")
+	cmd.Flags().BoolVar(&f.all, "all", false, "all tasks")
 	cli.CompleteFlag(cmd, "state", stateNames())
 	return cmd
 }
@@ -269,7 +268,7 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 		if err != nil {
 			return err
 		}
-		// A page at a time: there may be any number of them.
+		// One page at a time: there may be any number.
 		if err := showTasks(c, page.Tasks, first); err != nil {
 			return err
 		}
@@ -287,7 +286,7 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 	}
 }
 
-// showTasks writes a page of tasks.
+// showTasks prints a page of tasks.
 func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
 	if c.JSON {
 		for i := range page {
@@ -298,7 +297,7 @@ func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
 		return nil
 	}
 	if first && len(page) == 0 {
-		_, _ = fmt.Fprintln(c.Err, "there is no such task")
+		_, _ = fmt.Fprintln(c.Err, "no task matches")
 		return nil
 	}
 	t := cli.NewTable(c.Out)
@@ -326,8 +325,8 @@ func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
 func tasksCancelCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel ID…", Short: "Cancel tasks",
-		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
-stays as it ended; the exit code is 1 then.`,
+		Long: `Asks for tasks to be stopped, wherever they are. A task that has already ended
+stays as it is; the exit code is then 1.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
   batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
 		Args: cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
@@ -362,7 +361,7 @@ func tasksCancel(ctx context.Context, c *cli.Env, ids []string) error {
 			out.State, out.Error = answer.State, answer.Detail
 			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("task %s: %w", id, err)))
 		default:
-			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would end alike
+			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would fail the same way
 		}
 		if c.JSON {
 			if err := c.PrintJSON(out); err != nil {

@@ -12,15 +12,15 @@ import (
 
 func topicsCommand(c *cli.Env) *cobra.Command {
 	create := &cobra.Command{
-		Use: "create", Short: "Create the topics that are missing",
-		Long:    "Creates the topics that are missing. Those that are there stay as they are.",
+		Use: "create", Short: "Create missing topics",
+		Long:    "Creates missing topics. Existing ones stay as they are.",
 		Example: "  batchyard topics create -c config.yaml\n  BATCHYARD_KAFKA_BROKERS=kafka:9092 batchyard topics create",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return topicsCreate(cmd.Context(), c) },
 	}
 	list := &cobra.Command{
-		Use: "list", Short: "List the topics and what is in them",
-		Long:    "Lists the topics, and what their records and keys are. Exit code 2 if one is missing.",
+		Use: "list", Short: "List the topics and what they hold",
+		Long:    "Lists the topics with their records and keys. Exit code 2 if one is missing.",
 		Example: "  batchyard topics list\n  batchyard topics list --json",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return topicsList(cmd.Context(), c) },
@@ -29,7 +29,7 @@ func topicsCommand(c *cli.Env) *cobra.Command {
 		c.ConfigFlag(cmd)
 		c.JSONFlag(cmd)
 	}
-	return cli.Group(&cobra.Command{Use: "topics", Short: "Look after the topics in Kafka", Example: "  batchyard topics create"}, create, list)
+	return cli.Group(&cobra.Command{Use: "topics", Short: "Create or list the topics in Kafka", Example: "  batchyard topics create"}, create, list)
 }
 
 func topicsCreate(ctx context.Context, c *cli.Env) error {
@@ -45,13 +45,13 @@ func topicsCreate(ctx context.Context, c *cli.Env) error {
 			c.Printf("created: %s\n", name)
 		}
 		if err == nil && len(created) == 0 && !c.JSON {
-			c.Printf("nothing to do: all %d topics are there\n", len(stream.Topics))
+			c.Printf("nothing to do: all %d topics exist\n", len(stream.Topics))
 		}
 		return err
 	})
 }
 
-// topic is a topic as JSON has it.
+// topic is a topic in JSON.
 type topic struct {
 	Name     string `json:"name"`
 	Key      string `json:"key"`

@@ -12,12 +12,12 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// build is what is known of how the program was built.
+// build describes how the program was built.
 type build struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit,omitempty"`
 	Time     string `json:"commit_time,omitempty"`
-	Modified bool   `json:"modified,omitempty"` // the tree was not what the commit holds
+	Modified bool   `json:"modified,omitempty"` // the tree differed from the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
@@ -39,10 +39,10 @@ func buildOf() build {
 	return b
 }
 
-// versionNumber is the version alone.
+// versionNumber returns the version alone.
 func versionNumber() string { return buildOf().Version }
 
-// versionString is the version for people, on one line.
+// versionString returns the version and the build on one line.
 func versionString() string {
 	b := buildOf()
 	s := "batchyard " + b.Version

@@ -22,7 +22,7 @@ of the task, and what it means.`,
 		RunE: func(*cobra.Command, []string) error {
 			switch {
 			case markdown && c.JSON:
-				return cli.UsageError("--markdown and --json exclude each other")
+				return cli.UsageError("--markdown and --json cannot be combined")
 			case markdown:
 				return writeActions(c.Out)
 			case c.JSON:

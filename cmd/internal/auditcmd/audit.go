@@ -1,3 +1,6 @@
+// Package auditcmd has the commands that check what Batchyard did: audit, which
+// searches, exports and verifies the audit log, and ledger, which accounts for every
+// task. They read Kafka and Postgres themselves and need no running server.
 package auditcmd
 
 import (
@@ -6,12 +9,12 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// Command holds what auditors use. These commands read Postgres themselves:
-// auditors have a login of their own, and no part of Batchyard has to run.
+// Command returns audit. Auditors log in to Postgres themselves, so no part of
+// Batchyard has to run.
 func Command(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use: "audit", Short: "Search, follow, export, measure and verify the audit log",
-		Long: `The audit log has a row for everything that anybody or any part of Batchyard did:
+		Long: `The audit log has a row for everything that a person or a part of Batchyard did:
 who, what, when, from where, and how it ended. It holds no prompts and no answers.
 
 These commands read Postgres themselves, from postgres.url of the configuration or

@@ -84,7 +84,7 @@ func TestMoments(t *testing.T) {
 	}
 	for _, s := range []string{"-2h", "7", "xd", "-7d", "7 d", "2026-13-01"} {
 		_, err := parseMoment("since", s, now)
-		require.ErrorContains(t, err, "is no time", s)
+		require.ErrorContains(t, err, "invalid time", s)
 	}
 	for _, s := range []string{"65536d", "99999999999999999999d", "9999999h"} {
 		_, err := parseMoment("since", s, now)

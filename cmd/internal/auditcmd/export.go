@@ -21,7 +21,7 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// exportFlags say how rows are exported.
+// exportFlags are the flags of audit export.
 type exportFlags struct {
 	output       string
 	ocsf, hashes bool
@@ -32,15 +32,14 @@ func auditExportCommand(c *cli.Env) *cobra.Command {
 	var e exportFlags
 	cmd := &cobra.Command{
 		Use: "export", Short: "Write the audit log to a file",
-		Long: `Writes the rows that are wanted, all without a filter, oldest first: one JSON object
-a line, with the columns of the table as its names. All are of one moment of the log.
+		Long: `Writes the rows that match the filters, or all rows, oldest first: one JSON object
+per line, named after the columns of the table. The rows are a snapshot of the log.
 
 With --ocsf each line is an event of the Open Cybersecurity Schema Framework, class
-API Activity (6003), which collectors of security events read; what has no place in
-it is under unmapped.
+API Activity (6003), which collectors of security events read; columns without a
+place in it are under unmapped.
 
-The file is there when all of it is written, and not before. It is compressed when
-its name ends in .gz.`,
+The file appears once it is complete. It is compressed if its name ends in .gz.`,
 		Example: `  batchyard audit export --since 2026-01-01 --until 2026-02-01 -o january.jsonl.gz
   batchyard audit export --ocsf --since 24h | curl --data-binary @- https://collector.example.com/ocsf
   batchyard audit export --hashes -o all.jsonl.gz`,
@@ -51,7 +50,7 @@ its name ends in .gz.`,
 				return err
 			}
 			if e.output == "" {
-				return cli.UsageError("-o is empty; name a file, or leave it out for standard output")
+				return cli.UsageError("-o is empty; name a file, or omit it for standard output")
 			}
 			f.Oldest = true
 			return auditExport(cmd.Context(), c, s.postgres, f, &e)
@@ -95,8 +94,8 @@ func auditExport(ctx context.Context, c *cli.Env, url string, f query.Filter, e 
 	})
 }
 
-// writeOutput calls fn with a file that gets its name when fn succeeds, so that
-// nobody takes a half for the whole. "-" is standard output.
+// writeOutput calls fn with a file that gets its name only when fn succeeds, so that
+// a partial export never looks complete. "-" is standard output.
 func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error {
 	if path == "-" {
 		w := bufio.NewWriterSize(stdout, 256<<10)
@@ -141,7 +140,7 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	return nil
 }
 
-// withoutPath is what happened to a file, without the temporary name that it had.
+// withoutPath strips the path from a file error: it would name the temporary file.
 func withoutPath(err error) error {
 	if at, ok := errors.AsType[*fs.PathError](err); ok {
 		return at.Err
@@ -152,8 +151,8 @@ func withoutPath(err error) error {
 	return err
 }
 
-// writeInto calls fn with what is at the path already: a device or a pipe, which a
-// file of that name must not replace.
+// writeInto calls fn with the device or pipe at the path, which must not be replaced
+// by a file.
 func writeInto(path string, fn func(io.Writer) error) error {
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
+// LedgerCommand returns ledger.
 func LedgerCommand(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use: "ledger", Short: "Check that no task was lost or answered twice",
@@ -38,20 +39,20 @@ func ledgerCheckCommand(c *cli.Env) *cobra.Command {
 	}
 	cmd := &cobra.Command{
 		Use: "check", Short: "Compare the logs in Kafka with the tables in Postgres",
-		Long: `Reads what is in Kafka and in Postgres, and says whether
+		Long: `Reads Kafka and Postgres, and says whether
 
   accepted = terminal + in flight + dead letters
 
-holds, and whether results, states, callbacks and audit rows are what the logs say.
-What is wrong is looked at twice, and named:
+holds, and whether results, states, callbacks and audit rows match the topics.
+Problems are checked twice, then listed:
 
 ` + kinds.String() + `
-It may run while Batchyard does: it writes nothing but a temporary file, belongs to
-no consumer group, and takes no locks. Memory stays the same however many tasks
-there are. It reads all records of the topics, and all rows of tasks and results.
+It can run beside Batchyard: it writes only a temporary file, joins no consumer
+group, and takes no locks. It reads all records of the topics and all rows of tasks
+and results; memory does not grow with the number of tasks.
 
-Exit codes: 0 it holds; 1 it does not; 2 wrong usage or configuration; 3 it could
-not look.`,
+Exit codes: 0 it holds; 1 it does not; 2 wrong usage or configuration; 3 Kafka or
+Postgres could not be read.`,
 		Example: `  batchyard ledger check
   batchyard ledger check --json | jq .problems
   batchyard ledger check --settled --wait 2m   # after a drain: nothing may be in flight`,
@@ -65,7 +66,7 @@ not look.`,
 			}
 			// Only an account too large for memory needs it, after minutes of reading.
 			if at, err := os.Stat(o.Dir); o.Dir != "" && (err != nil || !at.IsDir()) {
-				return cli.UsageError("--dir %s is no directory; name one that is there", o.Dir)
+				return cli.UsageError("--dir %s: not a directory; use one that exists", o.Dir)
 			}
 			if c.StderrTTY && !quiet {
 				o.Progress = func(what string) { _, _ = fmt.Fprintln(c.Err, what+" …") }
@@ -76,11 +77,11 @@ not look.`,
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &postgres)
-	cmd.Flags().DurationVar(&o.Wait, "wait", 30*time.Second, "how long to wait for the recorder before each look, if it is behind")
+	cmd.Flags().DurationVar(&o.Wait, "wait", 30*time.Second, "how long to wait for a recorder that is behind, before each check")
 	cmd.Flags().BoolVar(&o.Settled, "settled", false, "also fail while tasks are in flight")
-	cmd.Flags().IntVar(&o.Problems, "problems", 100, "how many problems of each kind are named")
+	cmd.Flags().IntVar(&o.Problems, "problems", 100, "how many problems of each kind to list")
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "`directory` for the temporary file (default: the system's)")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not say what is being done")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show progress")
 	_ = cmd.MarkFlagDirname("dir") // completion only
 	return cmd
 }
@@ -109,7 +110,7 @@ func ledgerCheck(ctx context.Context, c *cli.Env, o ledger.Options, postgres str
 func ledgerTell(ctx context.Context, c *cli.Env, log *stream.Client, pool *pgxpool.Pool, o ledger.Options) error {
 	r, err := ledger.Check(ctx, log, pool, o)
 	if err != nil {
-		return cli.WithCode(cli.ExitUnreachable, logError(fmt.Errorf("looking at the account: %w", err)))
+		return cli.WithCode(cli.ExitUnreachable, logError(fmt.Errorf("checking the account: %w", err)))
 	}
 	if c.JSON {
 		err = c.PrintJSON(r)
@@ -122,7 +123,7 @@ func ledgerTell(ctx context.Context, c *cli.Env, log *stream.Client, pool *pgxpo
 	return cli.WithCode(cli.ExitFailed, err)
 }
 
-// showLedger writes a report for people.
+// showLedger prints a report as tables.
 func showLedger(c *cli.Env, r *ledger.Report) error {
 	t := cli.NewTable(c.Out)
 	count := func(name string, n int64) { t.Row(name, strconv.FormatInt(n, 10)) }

@@ -14,12 +14,13 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// postgresFlag is for commands that people with a login of their own use.
+// postgresFlag is for commands whose users may have their own login.
 func postgresFlag(c *cli.Env, cmd *cobra.Command, url *string) {
 	cmd.Flags().Var((*givenValue)(url), "postgres", "connection `URL` of Postgres (default: postgres.url of the configuration)")
 }
 
-// withPostgres connects to Postgres, by a URL or else by the configuration, and calls fn.
+// withPostgres connects to the Postgres of the URL, or of the configuration if it is
+// empty, and calls fn.
 func withPostgres(ctx context.Context, c *cli.Env, url string, fn func(*pgxpool.Pool, app.Config) error) error {
 	cfg, err := c.Config(nil)
 	if err != nil {
@@ -36,8 +37,8 @@ func withPostgres(ctx context.Context, c *cli.Env, url string, fn func(*pgxpool.
 	return fn(pool, cfg)
 }
 
-// givenValue is a flag's value. An empty one is a variable that was not set: it would
-// show everybody's rows, or those of another database.
+// givenValue is a flag's value, which must not be empty: an unset shell variable would
+// show the rows of all tenants, or of another database.
 type givenValue string
 
 func (n *givenValue) String() string { return string(*n) }
@@ -45,17 +46,18 @@ func (n *givenValue) String() string { return string(*n) }
 // Type is not shown: each flag names its value.
 func (*givenValue) Type() string { return "string" }
 
-// Set takes the value.
+// Set stores the value.
 func (n *givenValue) Set(s string) error {
 	if s == "" {
-		return errors.New("it is empty; name one, or leave the flag out")
+		return errors.New("it is empty; give a value, or omit the flag")
 	}
 	*n = givenValue(s)
 	return nil
 }
 
-// logError gives what came of reading the audit log, or the tables beside it, its exit
-// code. Only what Postgres says counts: a file may be forbidden, and a topic not exist.
+// logError gives an error from reading the audit log or other tables its exit code and
+// its remedy. It looks at Postgres errors only: other errors may say that a topic does
+// not exist, or that permission for a file is denied.
 func logError(err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {

@@ -16,17 +16,17 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// shownColumns are the columns that a table has unless others are named.
+// shownColumns are the default columns of a table.
 var shownColumns = []string{"time", "action", "outcome", "error_class", "tenant", "task_id", "device_id", "attempt", "actor_id", "source_addr", "duration_ms", "detail"}
 
-// usualWidths are how wide columns of a live table are from the beginning on: its
-// header comes before any row is known.
+// usualWidths are the initial widths of the columns of a live table, whose header is
+// written before its first row is known.
 var usualWidths = map[string]int{
 	"time": 24, "ingested_at": 24, "action": 23, "error_class": 12, "tenant": 12, "actor_id": 28, "source_addr": 21,
 	"resource_id": 36, "task_id": 36, "job_id": 36, "batch_id": 36, "trace_id": 32, "device_id": 16, "model": 16, "user_agent": 24, "src_topic": 12,
 }
 
-// rowFlags say how rows are shown.
+// rowFlags are the flags for how rows are shown.
 type rowFlags struct {
 	columns string
 	csv     bool
@@ -34,14 +34,14 @@ type rowFlags struct {
 
 func (r *rowFlags) flags(c *cli.Env, cmd *cobra.Command) {
 	c.JSONFlag(cmd)
-	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; before a cell that a spreadsheet would compute comes a '")
-	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns with commas between, or all")
+	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; cells that a spreadsheet would compute start with a '")
+	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns, separated by commas, or all")
 }
 
-// chosen are the columns to show; nil: all, as JSON has them.
+// chosen returns the columns to show; nil means whole rows, as JSON.
 func (r *rowFlags) chosen(c *cli.Env) ([]query.Column, error) {
 	if c.JSON && r.csv {
-		return nil, cli.UsageError("--json and --csv exclude each other")
+		return nil, cli.UsageError("--json and --csv cannot be combined")
 	}
 	names := strings.Split(r.columns, ",")
 	switch {
@@ -60,7 +60,7 @@ func (r *rowFlags) chosen(c *cli.Env) ([]query.Column, error) {
 			for i, col := range query.Columns {
 				all[i] = col.Name
 			}
-			return nil, cli.UsageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
+			return nil, cli.UsageError("--columns: unknown column %q: use %s", name, cli.Or(all))
 		}
 		out = append(out, column)
 	}
@@ -74,7 +74,7 @@ type rowWriter struct {
 	csv     *csv.Writer
 	table   *cli.Table
 	n       int
-	live    bool // each row is to be seen at once
+	live    bool // each row is written at once
 	widths  []int
 	header  []string // of a live table, until it is written
 }
@@ -100,7 +100,7 @@ func newRowWriter(c *cli.Env, r *rowFlags, live bool) (*rowWriter, error) {
 		header[i] = strings.ToUpper(strings.ReplaceAll(col.Name, "_", " "))
 	}
 	if live {
-		// Not yet written: it tells that from now on no row is missed.
+		// Not written yet: it tells the reader that from now on no row is missed.
 		w.widths, w.header = make([]int, len(header)), header
 		for i, col := range columns {
 			w.widths[i] = usualWidths[col.Name] // more where the header is wider
@@ -119,7 +119,7 @@ func (w *rowWriter) begin() {
 	}
 }
 
-// line writes a row of a table that goes on for ever: columns only ever get wider.
+// line writes a row of an endless table, whose columns only get wider.
 func (w *rowWriter) line(cells []string) {
 	w.begin()
 	var b strings.Builder
@@ -137,7 +137,7 @@ func (w *rowWriter) line(cells []string) {
 	w.c.Printf("%s\n", b.String())
 }
 
-// Row writes one row. Rows of a table are written some at a time.
+// row writes one row. Rows of a table are written in blocks.
 func (w *rowWriter) row(r *query.Row) error {
 	w.n++
 	cells := make([]string, len(w.columns))
@@ -180,8 +180,8 @@ func (w *rowWriter) row(r *query.Row) error {
 	return nil
 }
 
-// noFormula is a cell that no spreadsheet computes: what clients call themselves is
-// theirs to say, and the auditor's program would do what it says.
+// noFormula quotes a cell that a spreadsheet would compute. Clients choose their own
+// names, and the auditor's spreadsheet must not run them.
 func noFormula(cell string) string {
 	if cell != "" && strings.Contains("=+-@\t\r", cell[:1]) {
 		return "'" + cell
@@ -189,7 +189,7 @@ func noFormula(cell string) string {
 	return cell
 }
 
-// named is some columns of a row for JSON.
+// named returns the chosen columns of a row for JSON, without the empty ones.
 func named(columns []query.Column, cells []string) map[string]string {
 	out := map[string]string{}
 	for i, col := range columns {
@@ -221,9 +221,8 @@ func auditQueryCommand(c *cli.Env) *cobra.Command {
 	all := false
 	cmd := &cobra.Command{
 		Use: "query", Short: "Search the audit log",
-		Long: `Shows the rows of the audit log that are wanted, newest first unless --order asc
-says otherwise. Filters are joined by and; in a text, * stands for any text. Times
-are shown in UTC.`,
+		Long: `Shows the rows of the audit log that match all filters, newest first, or oldest
+first with --order asc. In a filter, * stands for any text. Times are in UTC.`,
 		Example: `  batchyard audit query --task my-task-1 --order asc
   batchyard audit query --action 'callback.*' --outcome failed --since 2h
   batchyard audit query --source 203.0.113.7 --since 2026-01-31 --until 2026-02-01 --all --csv > that-day.csv
@@ -239,7 +238,7 @@ are shown in UTC.`,
 			case f.Limit < 1:
 				return cli.UsageError("--limit must be at least 1; --all shows everything")
 			case order != "asc" && order != "desc":
-				return cli.UsageError("--order %q is none; use asc or desc", order)
+				return cli.UsageError("unknown order %q: use asc or desc", order)
 			}
 			f.Oldest = order == "asc"
 			if all {
@@ -251,7 +250,7 @@ are shown in UTC.`,
 	s.flags(c, cmd)
 	r.flags(c, cmd)
 	cmd.Flags().IntVar(&s.f.Limit, "limit", 100, "how many rows at most")
-	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	cmd.Flags().BoolVar(&all, "all", false, "all rows")
 	cmd.Flags().StringVar(&order, "order", "desc", "asc: oldest first; desc: newest first")
 	cli.CompleteFlag(cmd, "order", []string{"asc", "desc"})
 	return cmd
@@ -265,7 +264,7 @@ func auditQuery(ctx context.Context, c *cli.Env, url string, f query.Filter, r *
 	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		limit := f.Limit
 		if limit > 0 {
-			f.Limit++ // one more tells whether there are more
+			f.Limit++ // one more, to see whether there are more
 		}
 		more := false
 		err := query.NewReader(pool).Search(ctx, f, func(row *query.Row) error {
@@ -279,7 +278,7 @@ func auditQuery(ctx context.Context, c *cli.Env, url string, f query.Filter, r *
 			return logError(err)
 		}
 		if w.n == 0 && w.table != nil {
-			_, _ = fmt.Fprintln(c.Err, "there is no such row")
+			_, _ = fmt.Fprintln(c.Err, "no row matches")
 			return nil
 		}
 		if err := w.flush(); err != nil {
@@ -297,10 +296,10 @@ func auditTailCommand(c *cli.Env) *cobra.Command {
 	var r rowFlags
 	cmd := &cobra.Command{
 		Use: "tail", Short: "Follow the audit log",
-		Long: `Shows the last rows of the audit log that are wanted, and each new one as it is
-recorded, until it is interrupted. None is missed and none comes twice, also when
-Postgres restarts meanwhile. Rows come as they are recorded: those of different
-stages may be out of order by as much as one stage is behind another.`,
+		Long: `Shows the last rows of the audit log that match the filters, then each new one as it
+is recorded, until interrupted. No row is missed or shown twice, even if Postgres
+restarts. Rows come as they are recorded: rows of different stages may be out of
+order by as much as one stage lags behind another.`,
 		Example: `  batchyard audit tail
   batchyard audit tail --action 'device.*' --action 'breaker.*'
   batchyard audit tail --tenant acme --outcome failed --json | jq .`,
@@ -311,7 +310,7 @@ stages may be out of order by as much as one stage is behind another.`,
 				err = cli.UsageError("--lines must not be negative")
 			}
 			if err == nil && !f.Until.IsZero() && !f.Until.After(c.Now()) {
-				err = cli.UsageError("--until %s is past, and nothing new will come: use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
+				err = cli.UsageError("--until %s is in the past: nothing new will come; use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
 			}
 			if err != nil {
 				return err
@@ -321,7 +320,7 @@ stages may be out of order by as much as one stage is behind another.`,
 	}
 	s.flags(c, cmd)
 	r.flags(c, cmd)
-	cmd.Flags().IntVarP(&s.f.Limit, "lines", "n", 10, "how many of the rows that are there already")
+	cmd.Flags().IntVarP(&s.f.Limit, "lines", "n", 10, "how many existing rows to show first")
 	return cmd
 }
 
@@ -333,17 +332,17 @@ func auditTail(ctx context.Context, c *cli.Env, url string, f query.Filter, r *r
 	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
 		return logError(query.NewReader(pool).Follow(ctx, f, query.Handler{
-			Started: func() { _ = w.flush() }, // the first row tells of an error
+			Started: func() { _ = w.flush() }, // the first row reports an error
 			Row: func(row *query.Row) error {
 				away = false
 				return w.row(row)
 			},
 			Missing: func(chain string, rows int64) {
-				_, _ = fmt.Fprintf(c.Err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", cli.Counted(rows, "row"), cli.Plain(chain))
+				_, _ = fmt.Fprintf(c.Err, "batchyard: missing since: %s of chain %s; run `batchyard audit verify`\n", cli.Counted(rows, "row"), cli.Plain(chain))
 			},
 			Unavailable: func(err error, _ time.Time) {
 				if !away {
-					_, _ = fmt.Fprintf(c.Err, "batchyard: Postgres does not answer; going on when it does: %s\n", cli.Plain(err.Error()))
+					_, _ = fmt.Fprintf(c.Err, "batchyard: Postgres does not answer; waiting until it does: %s\n", cli.Plain(err.Error()))
 				}
 				away = true
 			},

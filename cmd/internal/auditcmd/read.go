@@ -37,13 +37,13 @@ func (s *searchFlags) flags(c *cli.Env, cmd *cobra.Command) {
 		{&s.f.Batch, "batch", "about the batch of this `id`"}, {&s.f.Device, "device", "about this `device`"},
 		{&s.f.Actor, "actor", "by this `name`: a user, a device, or stage@host-pid"},
 		{&s.f.Source, "source", "from this `address`, with its port or without; or kafka:topic"},
-		{&s.f.Outcome, "outcome", "that ended so: ok, failed or refused"}, {&s.f.Class, "class", "with this `class` of error"},
+		{&s.f.Outcome, "outcome", "with this `outcome`: ok, failed or refused"}, {&s.f.Class, "class", "with this `class` of error"},
 		{&s.f.Model, "model", "with this `model`"}, {&s.f.Trace, "trace", "of this trace `id`"},
 	} {
 		flags.Var(filterValue{(*givenValue)(f.to)}, f.name, "only rows "+f.what)
 	}
-	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or those of a pattern such as task.*; may be given again")
-	flags.Var((*givenValue)(&s.since), "since", "only from this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
+	flags.StringArrayVar(&s.f.Actions, "action", nil, "only this `action`, or a pattern such as task.*; repeatable")
+	flags.Var((*givenValue)(&s.since), "since", "only from this `time`: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00+01:00")
 	flags.Var((*givenValue)(&s.until), "until", "only before this `time`")
 	cli.CompleteFlag(cmd, "outcome", []string{"ok", "failed", "refused"})
 	actions := make([]string, len(task.Actions))
@@ -53,18 +53,18 @@ func (s *searchFlags) flags(c *cli.Env, cmd *cobra.Command) {
 	cli.CompleteFlag(cmd, "action", actions)
 }
 
-// filterValue is a filter's value: a text that Postgres takes.
+// filterValue is the value of a filter, which must be text that Postgres accepts.
 type filterValue struct{ *givenValue }
 
-// Set takes the value.
+// Set stores the value.
 func (n filterValue) Set(s string) error {
 	if !utf8.ValidString(s) || strings.Contains(s, "\x00") {
-		return errors.New("it is no text: it must be UTF-8, without NUL")
+		return errors.New("it must be UTF-8 text without NUL bytes")
 	}
 	return n.givenValue.Set(s)
 }
 
-// search is what the flags say.
+// search returns the filter that the flags describe.
 func (s *searchFlags) search(now time.Time) (f query.Filter, err error) {
 	f = s.f
 	if f.Since, err = parseMoment("since", s.since, now); err != nil {
@@ -80,17 +80,16 @@ func (s *searchFlags) search(now time.Time) (f query.Filter, err error) {
 		return f, cli.WithCode(cli.ExitUsage, fmt.Errorf("--action: %w", err))
 	}
 	if f.Outcome != "" && !slices.Contains([]string{"ok", "failed", "refused"}, f.Outcome) {
-		return f, cli.UsageError("--outcome %q is none; use ok, failed or refused", f.Outcome)
+		return f, cli.UsageError("unknown outcome %q: use ok, failed or refused", f.Outcome)
 	}
 	return f, nil
 }
 
-// tooLong is how long ago something was, which is more than can be counted when it
-// could not be read.
+// tooLong matches a time span that looks right: if it could not be parsed, it is
+// too long.
 var tooLong = regexp.MustCompile(`^\d+[dhms]$`)
 
-// parseMoment reads a time as people write it: a day, a time with its zone, or how
-// long ago it was.
+// parseMoment reads a time: a day, a time with its zone, or how long ago it was.
 func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -112,5 +111,5 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 	if tooLong.MatchString(s) {
 		return time.Time{}, cli.UsageError("--%s %s is too long ago; %dd is the most", flag, s, math.MaxUint16)
 	}
-	return time.Time{}, cli.UsageError("--%s %q is no time; write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
+	return time.Time{}, cli.UsageError("--%s: invalid time %q: write how long ago (90s, 2h, 7d), a UTC day (2026-01-31), or RFC 3339 (2026-01-31T12:00:00Z)", flag, s)
 }

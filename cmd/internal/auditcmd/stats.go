@@ -23,9 +23,9 @@ func auditStatsCommand(c *cli.Env) *cobra.Command {
 	var days int
 	cmd := &cobra.Command{
 		Use: "stats", Short: "Show how large the audit log is, what is in it, and how far the recorder is",
-		Long: `Shows the partitions and their sizes, what was done on the last days, the chains,
+		Long: `Shows the partitions and their sizes, what was done in the last days, the chains,
 and how far behind the recorder is. Rows are estimated: counting them would read
-them all. The lag needs Kafka, too; without it, the rest is shown.
+them all. The lag also needs Kafka; without it, the rest is shown.
 
 Exit code 1 while the default partition holds rows: clocks are wrong, or partitions
 could not be made.`,
@@ -41,7 +41,7 @@ could not be made.`,
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &postgres)
-	cmd.Flags().IntVar(&days, "days", 7, "of how many days the actions are estimated")
+	cmd.Flags().IntVar(&days, "days", 7, "how many days to estimate actions for")
 	return cmd
 }
 
@@ -65,8 +65,8 @@ func auditStats(ctx context.Context, c *cli.Env, url string, days int) error {
 	})
 }
 
-// addLag asks Kafka where the topics end. Auditors may have no access to it: the
-// error says why there is no lag.
+// addLag asks Kafka where the topics end. Auditors may have no access to Kafka: the
+// error then says why there is no lag.
 func addLag(ctx context.Context, cfg app.Config, s *query.Stats) error {
 	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
@@ -104,7 +104,7 @@ func showStats(c *cli.Env, s *query.Stats, kafka error) error {
 		t.Row("oldest", s.Oldest.Format(time.RFC3339), cli.Ago(*s.Oldest, c.Now()))
 		t.Row("newest", s.Newest.Format(time.RFC3339), cli.Ago(*s.Newest, c.Now()))
 	}
-	t.Row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; it should be none")
+	t.Row("in no day's partition", strconv.FormatInt(s.InDefault, 10), "rows; there should be 0")
 	for _, d := range s.Dropped {
 		t.Row("removed by retention", d.Day, cli.Counted(d.Rows, "row"))
 	}
@@ -116,7 +116,7 @@ func showStats(c *cli.Env, s *query.Stats, kafka error) error {
 	for _, p := range s.Partitions {
 		rows := strconv.FormatInt(p.Rows, 10)
 		if p.Rows < 0 {
-			rows = "not known yet"
+			rows = "unknown yet"
 		}
 		t.Row(p.Name, p.Day, rows, cli.Size(p.Bytes))
 	}
@@ -141,7 +141,7 @@ func showStats(c *cli.Env, s *query.Stats, kafka error) error {
 		t.Row(fmt.Sprintf("%s/%d", ch.Topic, ch.Partition), strconv.FormatInt(ch.Rows, 10), strconv.FormatInt(ch.Next, 10), end, lag, cli.Ago(ch.UpdatedAt, c.Now()), ch.Owner)
 	}
 	if kafka != nil && !errors.Is(kafka, context.Canceled) {
-		_, _ = fmt.Fprintf(c.Err, "the lag is not known: %s\n", cli.Plain(kafka.Error()))
+		_, _ = fmt.Fprintf(c.Err, "the lag is unknown: %s\n", cli.Plain(kafka.Error()))
 	}
 	return t.Flush()
 }

@@ -39,18 +39,18 @@ func auditVerifyCommand(c *cli.Env) *cobra.Command {
 		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
 		Long: `Reads the audit log in one snapshot, recomputes the hash of every row, follows the
 chain of each partition from its beginning to its end, and compares the chains with
-the signed checkpoints, so that a chain that was made anew is noticed, too. It names
+the signed checkpoints, which shows even that a whole chain was rebuilt. It names
 the first bad row of each chain and why: changed, missing, moved, inserted, or
-rewritten. It may run at any time; nothing waits for it.
+rewritten. It can run at any time and blocks nothing.
 
 Checkpoints come from audit.checkpoint_dir or --checkpoints, and from the topic
-checkpoints unless --no-kafka. They count when they are signed by a key that is
-trusted: signing.pub in audit.checkpoint_dir, or those named with --public-key. Who
-may have changed the database may have changed these as well if he could write there:
-take copies from elsewhere. docs/audit.md says what is proved and what is not.
+checkpoints unless --no-kafka. They count if a trusted key signed them: signing.pub
+in audit.checkpoint_dir, or the keys of --public-key. An attacker who changed the
+database may have changed these too if they could write there: use copies from
+elsewhere. docs/audit.md says what this proves and what it does not.
 
 Exit codes: 0 all is well; 1 something is wrong with the log; 2 it could not be
-looked at; 3 a service cannot be reached.`,
+read; 3 a service cannot be reached.`,
 		Example: `  batchyard audit verify
   batchyard audit verify --since 7d
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
@@ -62,11 +62,11 @@ looked at; 3 a service cannot be reached.`,
 	c.JSONFlag(cmd)
 	postgresFlag(c, cmd, &f.postgres)
 	fl := cmd.Flags()
-	fl.Var((*givenValue)(&f.since), "since", "only the partitions from the day of this `time` on: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
-	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; may be given again (default: audit.checkpoint_dir, if it is there)")
-	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key that checkpoints are trusted by; may be given again (default: signing.pub in audit.checkpoint_dir)")
+	fl.Var((*givenValue)(&f.since), "since", "only partitions from the day of this `time`: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
+	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; repeatable (default: audit.checkpoint_dir, if it exists)")
+	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key to trust; repeatable (default: signing.pub in audit.checkpoint_dir)")
 	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
-	fl.IntVar(&f.segments, "max-segments", 1<<20, "how many pieces the chains may be in while they are read; about 400 bytes of memory each")
+	fl.IntVar(&f.segments, "max-segments", 1<<20, "most pieces to keep track of while reading the chains; each takes about 400 bytes of memory")
 	return cmd
 }
 
@@ -84,7 +84,7 @@ func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 	}
 	var report *verify.Report
 	err = withPostgres(ctx, c, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
-		// Before the snapshot: what they say is in the database then.
+		// Before the snapshot, which then holds all rows that they speak of.
 		notes, err := loadCheckpoints(ctx, cfg, f, &o)
 		if err != nil {
 			return err
@@ -98,13 +98,13 @@ func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 		return logError(err)
 	})
 	if err != nil {
-		return cli.WithCode(cli.ExitUsage, err) // it could not be looked at, which is not to be taken for a finding
+		return cli.WithCode(cli.ExitUsage, err) // it could not be read, which must not look like a finding
 	}
 	if c.JSON {
 		report.Chains, report.Findings = cli.List(report.Chains), cli.List(report.Findings)
 		err = c.PrintJSON(struct {
 			*verify.Report
-			Notes []string `json:"notes"` // also when there are none
+			Notes []string `json:"notes"` // an array, even when empty
 		}{report, cli.List(report.Notes)})
 	} else {
 		err = showVerified(c, report)
@@ -139,9 +139,9 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 	}
 	if len(keys) == 0 {
 		if len(f.checkpoints) > 0 {
-			return nil, cli.UsageError("checkpoints prove nothing without a key to trust: name the recorders' signing.pub with --public-key")
+			return nil, cli.UsageError("checkpoints prove nothing without a trusted key: name the recorder's signing.pub with --public-key")
 		}
-		return []string{fmt.Sprintf("no public key was named and there is no %s: checkpoints were not looked at", filepath.Join(dir, "signing.pub"))}, nil
+		return []string{fmt.Sprintf("checkpoints were not checked: no --public-key, and no %s", filepath.Join(dir, "signing.pub"))}, nil
 	}
 	o.Checkpoints = verify.NewCheckpoints(keys)
 	for _, file := range files {
@@ -154,11 +154,11 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 	}
 	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w; --no-kafka does without the topic", cli.ServiceError(err))
+		return nil, fmt.Errorf("%w; --no-kafka skips the topic", cli.ServiceError(err))
 	}
 	defer func() { _ = log.Close() }()
 	if err := o.Checkpoints.ReadTopic(ctx, log); err != nil {
-		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka does without it", err)
+		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka skips it", err)
 	}
 	return nil, nil
 }
@@ -168,8 +168,8 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// verifyProgress shows how far a verification is. How many rows there are is not
-// known before the first are read.
+// verifyProgress shows how far a verification is. The number of rows is unknown until
+// the first are read.
 type verifyProgress struct {
 	c    *cli.Env
 	once sync.Once
@@ -188,7 +188,7 @@ func (v *verifyProgress) end() {
 	}
 }
 
-// showVerified prints a report for people.
+// showVerified prints a report as tables and notes.
 func showVerified(c *cli.Env, r *verify.Report) error {
 	t := cli.NewTable(c.Out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
 	for _, ch := range r.Chains {
@@ -222,7 +222,7 @@ func showVerified(c *cli.Env, r *verify.Report) error {
 		c.Printf("note: %s\n", cli.Plain(n))
 	}
 	if r.Before > 0 {
-		c.Printf("note: from before the chains began, where nothing protects them: %s\n", cli.Counted(r.Before, "row"))
+		c.Printf("note: recorded before the chains began, and not protected: %s\n", cli.Counted(r.Before, "row"))
 	}
 	verdict := "all is well"
 	if !r.OK() {
@@ -232,7 +232,7 @@ func showVerified(c *cli.Env, r *verify.Report) error {
 	return nil
 }
 
-// describeFinding is one finding in a sentence.
+// describeFinding puts a finding into a sentence.
 func describeFinding(f *verify.Finding) string {
 	s := strings.ToUpper(string(f.Reason))
 	if f.Topic != "" {

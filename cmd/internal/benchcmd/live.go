@@ -13,15 +13,15 @@ import (
 	"github.com/batchyard/batchyard/router/policy"
 )
 
-// liveFlags is what `bench route --live` has beside the flags of the simulation.
+// liveFlags are the flags of `bench route --live` that the simulation does not have.
 type liveFlags struct {
 	on     bool
 	rounds int
 	rate   float64
 }
 
-// What --live takes for flags that it shares with the simulation and that are not
-// given: its time is no virtual one.
+// Defaults of --live for flags that it shares with the simulation. Its time is real,
+// so they are smaller.
 const (
 	liveTasks    = 1000
 	liveWarmup   = 5 * time.Second
@@ -33,11 +33,11 @@ const liveHelp = `
 With --live nothing is simulated but the devices' speed: the program itself runs
 as a process, with all stages, and sends real requests to mixed12's devices; the
 first policy of --policy (round_robin) and the others (expected_finish) take
-turns. Each turn begins with nothing, measures response times under open
+turns. Each turn starts empty, measures response times under open
 arrivals of --rate for --duration (12s, after a --warmup of 5s), then the
 throughput of a backlog of --tasks (1000), and checks that every task was
-answered once. Broker, Redis and Postgres are embedded, or with -c those of a
-file; what was made there is removed.`
+answered once. Broker, Redis and Postgres are embedded, or with -c those of the
+configuration; everything created there is removed.`
 
 func (f *liveFlags) add(c *cli.Env, cmd *cobra.Command) {
 	fs := cmd.Flags()
@@ -75,7 +75,7 @@ func liveOptions(c *cli.Env, cmd *cobra.Command, f routeFlags) (o livebench.Opti
 	given := cmd.Flags().Changed
 	for _, name := range []string{"arrivals", "work", "load", "routers", "dispatch-latency", "fleet", "binding", "seeds", "learned", "trace", "max-rate", "parallel", "plot"} {
 		if given(name) {
-			return o, cli.UsageError("--%s is for the simulation and not for --live; leave it out", name)
+			return o, cli.UsageError("--%s is for the simulation: omit it with --live", name)
 		}
 	}
 	o = livebench.Options{Rounds: f.live.rounds, Rate: f.live.rate, Seed: f.first,
@@ -106,12 +106,12 @@ func liveOptions(c *cli.Env, cmd *cobra.Command, f routeFlags) (o livebench.Opti
 	for _, name := range f.policies {
 		p, err := policy.New(name, policy.Config{})
 		if err != nil {
-			return o, cli.UsageError("--policy: %q is no policy that can be measured live; name them, the baseline first", name)
+			return o, cli.UsageError("--policy: cannot measure %q live: name policies, the baseline first", name)
 		}
 		o.Policies = append(o.Policies, livebench.Policy{Name: name, Late: p.BindsLate()})
 	}
 	if o.Program, err = os.Executable(); err != nil {
-		return o, fmt.Errorf("finding the program itself: %w", err)
+		return o, fmt.Errorf("finding the program's own file: %w", err)
 	}
 	if c.ConfigPath != "" {
 		cfg, err := c.Config(nil)

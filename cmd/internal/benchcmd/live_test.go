@@ -14,8 +14,8 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 	for args, want := range map[string]string{
 		"--plot x.png":                 "--plot is for the simulation",
 		"--dispatch-latency 2ms":       "--dispatch-latency is for the simulation",
-		"--policy best":                `--policy: "best" is no policy`,
-		"--policy all":                 `--policy: "all" is no policy`,
+		"--policy best":                `--policy: cannot measure "best"`,
+		"--policy all":                 `--policy: cannot measure "all"`,
 		"--rounds 0":                   "--rounds: 0 is out of range",
 		"--rate -1":                    "--rate: -1 is out of range",
 		"--rate NaN":                   "--rate: NaN is out of range",

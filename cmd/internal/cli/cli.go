@@ -1,3 +1,8 @@
+// Package cli is the kit that the commands of batchyard share: where they read and
+// write, the flags that several have, tables, progress and exit codes.
+//
+// It holds no command. A command is a function that takes an [Env] and returns a
+// cobra command; its errors carry the exit code that they end the program with.
 package cli
 
 import (
@@ -12,8 +17,8 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/app"
 )
 
-// Env is what the commands share: where they read and write, and the flags that
-// more than one of them has.
+// Env is what the commands of one command line share: where they read and write,
+// and the values of the flags that several commands have.
 type Env struct {
 	In        io.Reader
 	Out, Err  io.Writer
@@ -27,11 +32,13 @@ type Env struct {
 	JSON       bool
 }
 
-// New reads and writes what it is given.
+// New returns an Env that reads from in and writes to out and err. The clock is the
+// system's; tests replace Now.
 func New(in io.Reader, out, err io.Writer) *Env {
 	return &Env{In: in, Out: out, Err: err, StderrTTY: IsTerminal(err), Now: time.Now}
 }
 
+// IsTerminal reports whether a reader or writer is a terminal.
 func IsTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor fits
@@ -53,22 +60,22 @@ func (c *Env) ConfigFlag(cmd *cobra.Command) {
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // completion only
 }
 
-// Config loads the configuration. Its error has a line for each thing that is wrong.
+// Config loads the configuration. Its error has one line per problem.
 func (c *Env) Config(overrides map[string]string) (app.Config, error) {
 	cfg, err := app.LoadConfig(c.ConfigPath, overrides)
 	cfg.Version = c.Version
 	return cfg, WithCode(ExitUsage, err)
 }
 
-// JSONFlag is for commands whose output is also for programs.
+// JSONFlag is for commands whose output programs read, too.
 func (c *Env) JSONFlag(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&c.JSON, "json", false, "print JSON, one object a line")
+	cmd.Flags().BoolVar(&c.JSON, "json", false, "print JSON, one object per line")
 }
 
 // ClientFlags are for commands that use the HTTP API.
 func (c *Env) ClientFlags(cmd *cobra.Command) {
 	c.ServerFlag(cmd)
-	cmd.Flags().StringVar(&c.Tenant, "tenant", os.Getenv("BATCHYARD_TENANT"), "whose tasks are meant (BATCHYARD_TENANT; default: the tenant \"default\")")
+	cmd.Flags().StringVar(&c.Tenant, "tenant", os.Getenv("BATCHYARD_TENANT"), "`tenant` that owns the tasks (BATCHYARD_TENANT; default: the tenant \"default\")")
 }
 
 func (c *Env) ServerFlag(cmd *cobra.Command) {

@@ -11,11 +11,11 @@ import (
 	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
-// Exit codes. They are part of what scripts rely on.
+// Exit codes. Scripts rely on them.
 const (
 	ExitOK          = 0
 	ExitFailed      = 1 // the work did not succeed
-	ExitUsage       = 2 // wrong usage or configuration, or input that cannot be right
+	ExitUsage       = 2 // wrong usage or configuration, or invalid input
 	ExitUnreachable = 3 // a service cannot be reached
 )
 
@@ -28,8 +28,7 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-// WithCode gives an error an exit code; nil stays nil, and a code that an error
-// has already is kept.
+// WithCode gives an error an exit code, unless it already has one. Nil stays nil.
 func WithCode(code int, err error) error {
 	var e *exitError
 	if err == nil || errors.As(err, &e) {
@@ -38,17 +37,17 @@ func WithCode(code int, err error) error {
 	return &exitError{code, err}
 }
 
-// UsageError says that the command line cannot be right.
+// UsageError is an error in the command line; its exit code is [ExitUsage].
 func UsageError(format string, args ...any) error {
 	return &exitError{ExitUsage, fmt.Errorf(format, args...)}
 }
 
-// ErrLimitAll is for lists that have both flags: one of them would be ignored.
-var ErrLimitAll = UsageError("--limit and --all exclude each other")
+// ErrLimitAll is for lists that have both flags: one would be ignored.
+var ErrLimitAll = UsageError("--limit and --all cannot be combined")
 
-// ServiceError gives an error of connecting to a service its exit code. A service
-// that does not answer has an error of its own type; anything else is about the
-// configuration: what is wrong in it, topics or a schema that are missing.
+// ServiceError gives an error from connecting to a service its exit code. If the
+// service does not answer, that is [ExitUnreachable]. Anything else is about the
+// configuration, or about missing topics or a missing schema: [ExitUsage].
 func ServiceError(err error) error {
 	var away *unreachable.Error
 	if errors.As(err, &away) {
@@ -57,8 +56,8 @@ func ServiceError(err error) error {
 	return WithCode(ExitUsage, err)
 }
 
-// CodeOf is the exit code of an error: the one that it was given, or that of what
-// the server answered.
+// CodeOf returns the exit code of an error: the one that it carries, or the one that
+// the server's answer stands for.
 func CodeOf(err error) int {
 	var e *exitError
 	var refused *batchyard.Error
@@ -77,8 +76,8 @@ func CodeOf(err error) int {
 	return ExitFailed
 }
 
-// report writes an error, each of its lines with our name in front. A line that
-// is indented goes on the one before: some libraries list what they tried so.
+// report writes an error, each line after the program's name. An indented line joins
+// the one before it: some libraries list what they tried that way.
 func report(w io.Writer, err error) {
 	var lines []string
 	for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
@@ -92,6 +91,6 @@ func report(w io.Writer, err error) {
 		}
 	}
 	for _, line := range lines {
-		_, _ = fmt.Fprintf(w, "batchyard: %s\n", Plain(line)) // standard error is gone: nobody is there to be told
+		_, _ = fmt.Fprintf(w, "batchyard: %s\n", Plain(line)) // without standard error there is no one to tell
 	}
 }

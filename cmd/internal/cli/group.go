@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Root is the program itself, a command without commands so far.
+// Root returns the program's own command, to which the caller adds the others.
 func (c *Env) Root() *cobra.Command {
 	root := &cobra.Command{Use: "batchyard", SilenceErrors: true, SilenceUsage: true}
 	// Before anything is added: the completion command remembers where to write.
@@ -19,7 +19,7 @@ func (c *Env) Root() *cobra.Command {
 	return Group(root)
 }
 
-// Group makes a command of one that only holds others.
+// Group gives a command its subcommands. By itself it prints its help.
 func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = GroupHelp
@@ -27,8 +27,8 @@ func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// GroupHelp answers for a command that only holds others: without arguments it
-// tells them, and any argument would be one of them that there is not.
+// GroupHelp runs a command that only has subcommands: it prints its help. An argument
+// is a subcommand that does not exist; the error suggests similar names.
 func GroupHelp(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
@@ -38,11 +38,11 @@ func GroupHelp(cmd *cobra.Command, args []string) error {
 	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
 		hint = "; did you mean " + strings.Join(like, " or ") + "?"
 	}
-	return UsageError("there is no command %q in %s%s; see `%s --help`", args[0], cmd.CommandPath(), hint, cmd.CommandPath())
+	return UsageError("unknown command %q in %s%s; see `%s --help`", args[0], cmd.CommandPath(), hint, cmd.CommandPath())
 }
 
-// CompleteFlag completes a flag from a list. The flag is the command's own, so
-// that a name it lacks is a mistake in the code, which every test finds.
+// CompleteFlag completes a flag from a list. It panics if the command has no such
+// flag: a mistake in the code, which every test finds.
 func CompleteFlag(cmd *cobra.Command, flag string, values []string) {
 	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
@@ -55,12 +55,12 @@ func CompleteNothing(*cobra.Command, []string, string) ([]string, cobra.ShellCom
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-// Exactly wants one argument for each name.
+// Exactly accepts one argument per name.
 func Exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) > len(names):
-			return UsageError("%s takes %s and nothing else, not also %q", NameOf(cmd), orNoArguments(names), args[len(names)])
+			return UsageError("%s takes only %s: remove %q", NameOf(cmd), orNoArguments(names), args[len(names)])
 		case len(args) < len(names):
 			return UsageError("%s needs %s; see `%s --help`", NameOf(cmd), strings.Join(names[len(args):], " and "), cmd.CommandPath())
 		}
@@ -75,7 +75,7 @@ func orNoArguments(names []string) string {
 	return strings.Join(names, " and ")
 }
 
-// AtLeastOne wants one argument or more.
+// AtLeastOne accepts one argument or more.
 func AtLeastOne(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -85,7 +85,7 @@ func AtLeastOne(name string) cobra.PositionalArgs {
 	}
 }
 
-// NameOf is a command without the program's name, with which errors begin anyway.
+// NameOf returns a command's path without the program's name, which every error starts with.
 func NameOf(cmd *cobra.Command) string {
 	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-// WithLog connects to Kafka by the configuration and calls fn.
+// WithLog connects to the Kafka of the configuration, calls fn, and disconnects.
 func (c *Env) WithLog(ctx context.Context, fn func(*stream.Client, app.Config) error) (err error) {
 	cfg, err := c.Config(nil)
 	if err != nil {
@@ -23,7 +23,7 @@ func (c *Env) WithLog(ctx context.Context, fn func(*stream.Client, app.Config) e
 	return fn(log, cfg)
 }
 
-// ErrorLog logs errors only, to standard error.
+// ErrorLog returns a logger that writes only errors, to standard error.
 func (c *Env) ErrorLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 }

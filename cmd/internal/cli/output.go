@@ -12,10 +12,11 @@ import (
 	"unicode/utf8"
 )
 
-// Table is rows in aligned columns. Rows are written when it is flushed, so
-// whoever has many flushes now and then.
+// Table prints rows in aligned columns. It holds rows until Flush, so a long table
+// should flush every [FlushEvery] rows.
 type Table struct{ w *tabwriter.Writer }
 
+// NewTable returns a table with these column headers, or without a header line.
 func NewTable(w io.Writer, headers ...string) *Table {
 	t := &Table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 	if len(headers) > 0 {
@@ -24,7 +25,7 @@ func NewTable(w io.Writer, headers ...string) *Table {
 	return t
 }
 
-// Row adds a row. An empty cell becomes a dash, so that columns can be counted.
+// Row adds a row. An empty cell becomes a dash, so that scripts can count columns.
 func (t *Table) Row(cells ...string) {
 	for i, cell := range cells {
 		if cell == "" {
@@ -32,9 +33,10 @@ func (t *Table) Row(cells ...string) {
 		}
 		cells[i] = Plain(cell)
 	}
-	_, _ = fmt.Fprintln(t.w, strings.Join(cells, "\t")) // it is kept in memory until flush
+	_, _ = fmt.Fprintln(t.w, strings.Join(cells, "\t")) // memory only, until Flush
 }
 
+// Flush writes the rows that were added since the last call.
 func (t *Table) Flush() error {
 	if err := t.w.Flush(); err != nil {
 		return fmt.Errorf("writing the table: %w", err)
@@ -42,8 +44,8 @@ func (t *Table) Flush() error {
 	return nil
 }
 
-// Plain is a text that cannot steer the terminal: what is shown was written by
-// strangers.
+// Plain returns a text without control characters: much of what is shown comes from
+// strangers, and must not steer the terminal.
 func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) {
@@ -53,7 +55,7 @@ func Plain(s string) string {
 	}, strings.ToValidUTF8(s, "·"))
 }
 
-// Short cuts a text that is to stand in a table.
+// Short cuts a text to at most so many characters.
 func Short(s string, most int) string {
 	r := []rune(s)
 	if len(r) <= most {
@@ -62,7 +64,7 @@ func Short(s string, most int) string {
 	return string(r[:most-1]) + "…"
 }
 
-// Ago says how long ago something was, as people say it.
+// Ago says how long ago something was: "3s ago". A time in the future is "in 3s".
 func Ago(t, now time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -74,7 +76,7 @@ func Ago(t, now time.Time) string {
 	return span(d) + " ago"
 }
 
-// span is a duration with the precision that people want.
+// span prints a duration in its largest useful unit.
 func span(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -89,7 +91,7 @@ func span(d time.Duration) string {
 	return strconv.FormatInt(int64(d/(24*time.Hour)), 10) + "d"
 }
 
-// Counted is how many of something there are: 1 row, 2 rows.
+// Counted prints a number and a noun: 1 row, 2 rows.
 func Counted[N int | int64](n N, what string) string {
 	if n != 1 {
 		what += "s"
@@ -97,7 +99,7 @@ func Counted[N int | int64](n N, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// Size is a number of bytes for people.
+// Size prints a number of bytes: 1.5 KiB.
 func Size(n int64) string {
 	const unit = 1024
 	if n < unit {
@@ -110,7 +112,16 @@ func Size(n int64) string {
 	return strconv.FormatFloat(v, 'f', 1, 64) + " " + []string{"KiB", "MiB", "GiB", "TiB"}[i]
 }
 
-// PrintJSON writes one object on one line.
+// Or joins the values that a flag accepts: a, b or c.
+func Or(values []string) string {
+	last := len(values) - 1
+	if last < 1 {
+		return strings.Join(values, "")
+	}
+	return strings.Join(values[:last], ", ") + " or " + values[last]
+}
+
+// PrintJSON writes one JSON value on one line of standard output.
 func (c *Env) PrintJSON(v any) error {
 	e := json.NewEncoder(c.Out)
 	e.SetEscapeHTML(false)
@@ -120,8 +131,8 @@ func (c *Env) PrintJSON(v any) error {
 	return nil
 }
 
-// List is a slice that JSON has as an array, also when it is empty: jq cannot
-// iterate over null.
+// List returns a slice that is never nil: JSON has an empty array then, since jq
+// cannot iterate over null.
 func List[T any](of []T) []T {
 	if of == nil {
 		return []T{}
@@ -129,12 +140,12 @@ func List[T any](of []T) []T {
 	return of
 }
 
-// Printf writes for people.
+// Printf writes to standard output, for people.
 func (c *Env) Printf(format string, args ...any) {
-	_, _ = fmt.Fprintf(c.Out, format, args...) // standard output is gone: nobody is there to be told
+	_, _ = fmt.Fprintf(c.Out, format, args...) // without standard output there is no one to tell
 }
 
-// IsText reports whether bytes can be shown as they are.
+// IsText reports whether bytes are text that a terminal can show safely.
 func IsText(b []byte) bool {
 	if !utf8.Valid(b) {
 		return false
@@ -147,5 +158,5 @@ func IsText(b []byte) bool {
 	return true
 }
 
-// FlushEvery is after how many rows a table that may be long is written.
+// FlushEvery is how many rows a long table collects before it is flushed.
 const FlushEvery = 500

@@ -8,16 +8,16 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// lineEvery is how often progress is a line where no bar can be drawn: in a log,
-// more would be noise.
+// lineEvery is how often progress is printed where no bar can be drawn. In a log,
+// more often would be noise.
 const lineEvery = 5 * time.Second
 
-// Progress shows how far something is, on standard error: as a bar on a
-// terminal, as a line now and then otherwise. It may be used by any goroutine.
+// Progress shows how far a piece of work is, on standard error: a bar on a terminal,
+// otherwise a line every few seconds. Goroutines may share it.
 type Progress struct {
 	c     *Env
 	label string
-	of    string // what is counted, one of it
+	of    string // what is counted, in the singular
 	total int
 
 	mu    sync.Mutex
@@ -29,10 +29,10 @@ type Progress struct {
 	note  string
 }
 
-// Progress begins to show a piece of work of so many tasks.
+// Progress starts showing work on so many tasks.
 func (c *Env) Progress(label string, total int) *Progress { return c.ProgressOf(label, total, "task") }
 
-// ProgressOf is progress for what is no tasks.
+// ProgressOf is [Env.Progress] for things other than tasks; of names one of them.
 func (c *Env) ProgressOf(label string, total int, of string) *Progress {
 	p := &Progress{c: c, label: label, of: of, total: total, began: c.Now(), told: -1}
 	p.at = p.began
@@ -46,13 +46,13 @@ func (c *Env) ProgressOf(label string, total int, of string) *Progress {
 	return p
 }
 
-// Set says how many tasks are done.
+// Set records how many are done.
 func (p *Progress) Set(done int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.done = done
 	if p.bar != nil {
-		_ = p.bar.Set(min(done, p.total)) // a bar that cannot be drawn stops no work
+		_ = p.bar.Set(min(done, p.total)) // the work matters more than the bar
 		return
 	}
 	if now := p.c.Now(); now.Sub(p.at) >= lineEvery && done != p.told {
@@ -61,7 +61,7 @@ func (p *Progress) Set(done int) {
 	}
 }
 
-// Grow raises the total to what there turned out to be, if that is more.
+// Grow raises the total, when there turns out to be more than expected.
 func (p *Progress) Grow(total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,8 +70,8 @@ func (p *Progress) Grow(total int) {
 	}
 }
 
-// Note says something once, until something else is to be said: that a service
-// is away, say.
+// Note prints a note, such as that a service is away. The same note again is not
+// repeated; an empty one clears it.
 func (p *Progress) Note(note string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +88,7 @@ func (p *Progress) Note(note string) {
 	_, _ = fmt.Fprintf(p.c.Err, "%s: %s\n", p.label, Plain(note))
 }
 
-// Finish says the last of it.
+// Finish prints the final state.
 func (p *Progress) Finish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +109,7 @@ func (p *Progress) line() {
 	_, _ = fmt.Fprintf(p.c.Err, "%s: %d of %s, %s\n", p.label, p.done, Counted(p.total, p.of), span(p.c.Now().Sub(p.began)))
 }
 
-// Step tells people what is being started.
+// Step shows on a terminal what is being started; empty clears the line.
 func (c *Env) Step(what string) {
 	if c.StderrTTY {
 		_, _ = fmt.Fprintf(c.Err, "\r\033[K%s", what)

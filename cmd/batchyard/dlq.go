@@ -120,19 +120,22 @@ type letterHeader struct {
 	Value string `json:"value"`
 }
 
-func letterOf(r *stream.Record, whole bool) letter {
-	l := letter{
+// letterOf returns a dead letter without its headers and its value.
+func letterOf(r *stream.Record) letter {
+	return letter{
 		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(stream.HeaderDLQStage), Reason: r.Header(stream.HeaderDLQReason),
 		Error: r.Header(stream.HeaderDLQError), From: origin(r), Topic: r.Header(stream.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
 	}
-	if whole {
-		for _, h := range r.Headers {
-			l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
-		}
-		l.Value = r.Value
-		if cli.IsText(r.Value) {
-			l.Text = string(r.Value)
-		}
+}
+
+func wholeLetterOf(r *stream.Record) letter {
+	l := letterOf(r)
+	for _, h := range r.Headers {
+		l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
+	}
+	l.Value = r.Value
+	if cli.IsText(r.Value) {
+		l.Text = string(r.Value)
 	}
 	return l
 }

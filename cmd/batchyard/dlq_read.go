@@ -27,13 +27,15 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 			if all && cmd.Flags().Changed("limit") {
 				return cli.ErrLimitAll
 			}
-			if limit < 1 || limit > 100_000 {
+			if all {
+				limit = 0
+			} else if limit < 1 || limit > 100_000 {
 				return cli.UsageError("--limit must be 1 to 100000; --all lists everything")
 			}
 			if err := f.check(); err != nil {
 				return err
 			}
-			return dlqList(cmd.Context(), c, &f, limit, all)
+			return dlqList(cmd.Context(), c, &f, limit)
 		},
 	}
 	c.ConfigFlag(cmd)
@@ -44,7 +46,8 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 	return cmd
 }
 
-func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int, all bool) error {
+// dlqList prints the newest dead letters that f takes, at most limit of them; 0 means all.
+func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
 		now := c.Now()
 		t := cli.NewTable(c.Out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
@@ -67,10 +70,10 @@ func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int, all bo
 				return nil
 			}
 			total++
-			if all {
-				return show(letterOf(r, false))
+			if limit == 0 {
+				return show(letterOf(r))
 			}
-			if newest = append(newest, letterOf(r, false)); len(newest) >= 2*limit {
+			if newest = append(newest, letterOf(r)); len(newest) >= 2*limit {
 				slices.SortFunc(newest, older)
 				newest = slices.Delete(newest, 0, len(newest)-limit)
 			}
@@ -146,7 +149,7 @@ func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
 		case found == nil:
 			return cli.WithCode(cli.ExitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows all", at))
 		case c.JSON:
-			return c.PrintJSON(letterOf(found, true))
+			return c.PrintJSON(wholeLetterOf(found))
 		case raw:
 			if _, err := c.Out.Write(found.Value); err != nil {
 				return fmt.Errorf("writing the dead letter: %w", err)

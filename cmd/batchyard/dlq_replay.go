@@ -33,9 +33,14 @@ const (
 	replayBytes = 32 << 20
 )
 
+// replayFlags are the flags of dlq replay.
+type replayFlags struct {
+	letterFilter
+	all, dry bool
+}
+
 func dlqReplayCommand(c *cli.Env) *cobra.Command {
-	var f letterFilter
-	var all, dry bool
+	var f replayFlags
 	cmd := &cobra.Command{
 		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to their topics",
 		Long: `Writes the original bytes and headers of dead letters back to the topics that they
@@ -60,19 +65,19 @@ task that has already ended keeps its result.`,
 				places = append(places, p)
 			}
 			switch {
-			case len(places) == 0 && !all && !f.any():
+			case len(places) == 0 && !f.all && !f.any():
 				return cli.UsageError("dlq replay needs positions, a filter such as --reason, or --all")
-			case len(places) > 0 && (all || f.any()):
+			case len(places) > 0 && (f.all || f.any()):
 				return cli.UsageError("dlq replay takes positions, or --all and filters, not both")
 			}
-			return dlqReplay(cmd.Context(), c, places, &f, dry)
+			return dlqReplay(cmd.Context(), c, places, &f)
 		},
 	}
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
 	f.flags(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only count them")
+	cmd.Flags().BoolVar(&f.all, "all", false, "all dead letters")
+	cmd.Flags().BoolVar(&f.dry, "dry-run", false, "only count them")
 	return cmd
 }
 
@@ -82,7 +87,7 @@ type replay struct {
 	id     string
 	actor  string
 	host   string
-	outbox *stream.Outbox
+	outbox *stream.Outbox // nil in a dry run
 
 	mu      sync.Mutex
 	written map[string]int // by topic
@@ -93,10 +98,10 @@ type replay struct {
 // maxReplayErrors bounds the errors that are listed one by one.
 const maxReplayErrors = 20
 
-func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter, dry bool) error {
+func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *replayFlags) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
-		if !dry {
+		if !f.dry {
 			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)
 		}
 		left := slices.Clone(places)
@@ -116,7 +121,7 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter,
 				}
 				left = slices.Delete(left, i, i+1)
 			}
-			if err := r.one(ctx, rec, dry); err != nil {
+			if err := r.one(ctx, rec); err != nil {
 				return err
 			}
 			if len(places) > 0 && len(left) == 0 {
@@ -134,12 +139,12 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *letterFilter,
 		for _, p := range left {
 			r.fail(fmt.Errorf("there is no dead letter at %s", p))
 		}
-		return errors.Join(err, r.tell(dry))
+		return errors.Join(err, r.tell())
 	})
 }
 
 // one hands one dead letter to the outbox.
-func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
+func (r *replay) one(ctx context.Context, rec *stream.Record) error {
 	topic := rec.Header(stream.HeaderDLQTopic)
 	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
 		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is not a topic of Batchyard", placeOf(rec), cli.Short(topic, 64)))
@@ -154,7 +159,7 @@ func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
 		r.written[topic]++
 		r.mu.Unlock()
 	}
-	if dry {
+	if r.outbox == nil {
 		done(nil)
 		return nil
 	}
@@ -212,10 +217,10 @@ type replayed struct {
 }
 
 // tell prints how many were written.
-func (r *replay) tell(dry bool) error {
+func (r *replay) tell() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: dry}
+	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: r.outbox == nil}
 	for _, n := range r.written {
 		out.Replayed += n
 	}
@@ -225,7 +230,7 @@ func (r *replay) tell(dry bool) error {
 		}
 	} else {
 		verb := "replayed"
-		if dry {
+		if r.outbox == nil {
 			verb = "to be replayed"
 		}
 		r.c.Printf("%s %s\n", cli.Counted(out.Replayed, "dead letter"), verb)

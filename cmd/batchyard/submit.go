@@ -123,8 +123,14 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 		return err
 	}
 	if f.output != "" {
-		if err := fetchResults(ctx, c, server, plan, f.output, &s); err != nil {
+		written, err := plan.WriteResults(ctx, server, f.output, c.Out)
+		if err != nil {
 			return err
+		}
+		// The results say more than the server's counts: they are what the caller has.
+		s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
+		if f.output != "-" {
+			s.Output = f.output
 		}
 	}
 	s.Elapsed = c.Now().Sub(began)
@@ -138,19 +144,6 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 		err = s.print(c.Out)
 	}
 	return errors.Join(err, s.failed())
-}
-
-// fetchResults writes the results, and counts them anew by what was written.
-func fetchResults(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan, out string, s *summary) error {
-	written, err := plan.WriteResults(ctx, server, out, c.Out)
-	if err != nil {
-		return err
-	}
-	s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
-	if out != "-" {
-		s.Output = out
-	}
-	return nil
 }
 
 // waitForJob shows how far the job is until all of its tasks have ended.

@@ -22,7 +22,7 @@ import (
 func TestTailIsAligned(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
-	w, err := newRowWriter(c, &rowFlags{}, true)
+	w, err := newRowWriter(c, &rowFlags{live: true})
 	require.NoError(t, err)
 	require.NoError(t, w.flush())
 	for i, a := range task.Actions {

@@ -30,6 +30,7 @@ var usualWidths = map[string]int{
 type rowFlags struct {
 	columns string
 	csv     bool
+	live    bool // not a flag: each row is written at once
 }
 
 func (r *rowFlags) flags(c *cli.Env, cmd *cobra.Command) {
@@ -79,12 +80,12 @@ type rowWriter struct {
 	header  []string // of a live table, until it is written
 }
 
-func newRowWriter(c *cli.Env, r *rowFlags, live bool) (*rowWriter, error) {
+func newRowWriter(c *cli.Env, r *rowFlags) (*rowWriter, error) {
 	columns, err := r.chosen(c)
 	if err != nil {
 		return nil, err
 	}
-	w := &rowWriter{c: c, columns: columns, live: live}
+	w := &rowWriter{c: c, columns: columns, live: r.live}
 	header := make([]string, len(columns))
 	switch {
 	case c.JSON:
@@ -99,7 +100,7 @@ func newRowWriter(c *cli.Env, r *rowFlags, live bool) (*rowWriter, error) {
 	for i, col := range columns {
 		header[i] = strings.ToUpper(strings.ReplaceAll(col.Name, "_", " "))
 	}
-	if live {
+	if r.live {
 		// Not written yet: it tells the reader that from now on no row is missed.
 		w.widths, w.header = make([]int, len(header)), header
 		for i, col := range columns {
@@ -257,7 +258,7 @@ first with --order asc. In a filter, * stands for any text. Times are in UTC.`,
 }
 
 func auditQuery(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
-	w, err := newRowWriter(c, r, false)
+	w, err := newRowWriter(c, r)
 	if err != nil {
 		return err
 	}
@@ -325,7 +326,8 @@ order by as much as one stage lags behind another.`,
 }
 
 func auditTail(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
-	w, err := newRowWriter(c, r, true)
+	r.live = true
+	w, err := newRowWriter(c, r)
 	if err != nil {
 		return err
 	}

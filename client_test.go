@@ -224,7 +224,7 @@ func TestServerThatIsAway(t *testing.T) {
 	require.ErrorContains(t, lastError(c.Results(t.Context(), "j")), "reading the results of job j: connecting to the server")
 }
 
-// A redirect would carry tasks and the key to a server that nobody named.
+// A redirect would carry tasks and the key to a server that the user did not name.
 func TestRedirectsAreRefused(t *testing.T) {
 	t.Parallel()
 	var reached atomic.Bool
@@ -526,7 +526,7 @@ func TestResultsCanBeLeft(t *testing.T) {
 	case <-gone:
 	case <-t.Context().Done():
 	case <-time.After(time.Minute):
-		require.FailNow(t, "the server still sends what nobody reads")
+		require.FailNow(t, "the server still sends what the client does not read")
 	}
 }
 

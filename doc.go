@@ -43,5 +43,5 @@
 // 16 MiB, an error document up to 64 KiB, headers up to 64 KiB. A request fails
 // after 40 seconds without an answer, a stream of results after 40 seconds
 // without a byte. Redirects are refused: one would carry tasks, and the API key,
-// to a server that nobody named.
+// to a server that you did not name.
 package batchyard

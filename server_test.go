@@ -105,7 +105,7 @@ func TestRunningServer(t *testing.T) {
 	require.Equal(t, done.ID, results[0].TaskID)
 	require.Equal(t, string(s.Output), string(results[0].Output))
 	for range c.Results(ctx, "none") {
-		require.Fail(t, "a job that nobody knows has no results")
+		require.Fail(t, "an unknown job has no results")
 	}
 
 	p, err := c.Page(ctx, batchyard.Filter{JobID: "j 1", Limit: 1})
@@ -149,13 +149,14 @@ func TestRunningServer(t *testing.T) {
 	require.Equal(t, "file", policy.Source)
 }
 
-// Whoever imports the client gets no server, no broker and no database with it.
+// Importing the client brings in no server, no broker and no database with it.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/batchyard/batchyard"
 	for dir, allowed := range map[string][]string{
-		".":    {module + "/task", "github.com/cenkalti/backoff/v4"},
-		"task": {"github.com/google/uuid", "github.com/vmihailenco/msgpack/v5", "github.com/vmihailenco/msgpack/v5/msgpcode"},
+		"internal/strictjson": nil,
+		".":                   {module + "/task", "github.com/cenkalti/backoff/v4"},
+		"task":                {module + "/internal/strictjson", "github.com/google/uuid", "github.com/vmihailenco/msgpack/v5", "github.com/vmihailenco/msgpack/v5/msgpcode"},
 	} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		require.NoError(t, err)

@@ -146,7 +146,7 @@ func TestReprioritize(t *testing.T) {
 	require.Contains(t, es[0].SourceAddr, "127.0.0.1:")
 	require.JSONEq(t, `{"from":{"priority":"normal","level":3},"to":{"priority":"high","level":7}}`, string(es[0].Detail))
 
-	// Where nobody remembers the submit, events tell.
+	// When no process remembers the submit, the events explain it.
 	b.store.set(status.TaskRow{Tenant: "default", ID: "old", State: task.Pending, Priority: task.Low})
 	b.store.tell(task.Event{TaskID: "old", Action: task.TaskAccepted, Detail: []byte(`{"level":4}`)})
 	b.do(t, "PATCH", "/v1/tasks/old", `{"priority":"normal"}`).into(t, &r)
@@ -223,9 +223,9 @@ func TestWhyATaskWaits(t *testing.T) {
 	b.store.tell(task.Event{TaskID: "f", Action: task.TaskQueued, Time: at})
 	require.Contains(t, whyOf(t, b, "f").Sentence, "1 of 7 devices could run it and has 0 tasks for 1 slot; of the others 6 do not serve its model; others are ahead of it, or a faster device is worth the wait.")
 
-	// Nobody can; it is parked; it may not run yet; its deadline is told.
+	// No device can run it; it is parked; it may not run yet; the deadline is mentioned.
 	at2 := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	b.store.set(status.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "nobody-has-this", Priority: task.Normal, SubmittedAt: at, Deadline: at2})
+	b.store.set(status.TaskRow{Tenant: "default", ID: "p", State: task.Pending, Model: "unserved", Priority: task.Normal, SubmittedAt: at, Deadline: at2})
 	b.store.tell(task.Event{TaskID: "p", Action: task.TaskQueued, Time: at, Detail: task.Constraints{NotBefore: at2}.Detail()},
 		task.Event{TaskID: "p", Action: task.TaskParked, Time: at, Detail: []byte(`{"reason":"no_device"}`)})
 	w = whyOf(t, b, "p")

@@ -58,7 +58,7 @@ var problems = map[int]struct{ name, text string }{
 	http.StatusRequestEntityTooLarge:       {"ContentTooLarge", "The body is larger, or the array longer, than this server takes."},
 	http.StatusUnsupportedMediaType:        {"UnsupportedMediaType", "The Content-Type of the body is not one that the operation takes."},
 	http.StatusUnprocessableEntity:         {"UnprocessableContent", "A field of the body or a query parameter is wrong; `errors` names each."},
-	http.StatusRequestHeaderFieldsTooLarge: {"HeadersTooLarge", "The request line and headers are larger than api.max_header."},
+	http.StatusRequestHeaderFieldsTooLarge: {"HeadersTooLarge", "The request line and headers are larger than api.max_header_bytes."},
 	http.StatusInternalServerError:         {"InternalServerError", "A fault of the server, which its log has under the trace id."},
 	http.StatusServiceUnavailable:          {"ServiceUnavailable", "Kafka, Redis or Postgres does not answer, or the server is at a limit: send the same request again after Retry-After."},
 }

@@ -48,7 +48,7 @@ func contracts(api *huma.OpenAPI) map[string]contract {
 // guard refuses a request that no operation takes, nil if it is sound.
 func (s *Server) guard(r *http.Request, c contract) *Problem {
 	if headerBytes(r) > s.cfg.MaxHeader {
-		return problem(http.StatusRequestHeaderFieldsTooLarge, "the request line and headers are larger than %d bytes; send fewer or shorter ones, or raise api.max_header", s.cfg.MaxHeader)
+		return problem(http.StatusRequestHeaderFieldsTooLarge, "the request line and headers are larger than %d bytes; send fewer or shorter ones, or raise api.max_header_bytes", s.cfg.MaxHeader)
 	}
 	if !acceptable(r.Header.Values("Accept"), c.sends) {
 		return problem(http.StatusNotAcceptable, "the response is %s; list it in the Accept header, or send none", strings.Join(c.sends, " or "))

@@ -170,7 +170,7 @@ func TestProblemsNameTheField(t *testing.T) {
 		"in an array":     {"POST", "/v1/tasks", `[{"model":"m","input":` + hello + `},{"model":"m"}]`, 422, "/1/input", "missing"},
 		"priority":        {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"priority":"urgent"}`, 422, "/priority", "high"},
 		"wrong type":      {"POST", "/v1/tasks", `{"model":7,"input":` + hello + `}`, 422, "/model", "number"},
-		"unknown field":   {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"modle":"m"}`, 422, "/modle", "no such field"},
+		"unknown field":   {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"modle":"m"}`, 422, "/modle", "unknown field"},
 		"endpoint":        {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"endpoint":"/v1/files"}`, 422, "/endpoint", "/v1/chat/completions"},
 		"callback":        {"POST", "/v1/tasks", `{"model":"m","input":` + hello + `,"callback":{"url":"ftp://x"}}`, 422, "/callback/url", "http"},
 		"too large":       {"POST", "/v1/tasks", `{"model":"m","input":{"x":"` + fmt.Sprintf("%05000d", 0) + `"}}`, 422, "/input", "4"},

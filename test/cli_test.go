@@ -74,7 +74,7 @@ func TestCommandsOnAServer(t *testing.T) {
 
 	// An unreachable server.
 	gone := harness.Run(t, in.Dir, []string{"BATCHYARD_SERVER=http://" + closed(t)}, "", "tasks", "list")
-	oneLine(t, gone, 3, "--server")
+	oneLine(t, gone, 3, "is the address right?")
 }
 
 func TestCommandsWithoutServer(t *testing.T) {

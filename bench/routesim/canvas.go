@@ -128,7 +128,7 @@ func (c *canvas) fill(col color.Color, shapes [][]point) {
 
 func (c *canvas) write(w io.Writer) error { return png.Encode(w, c.img) }
 
-// disc is a circle with so many corners that nobody sees one.
+// disc is a circle with so many corners that none is visible.
 func disc(at point, radius float64) []point {
 	const corners = 32
 	out := make([]point, corners)

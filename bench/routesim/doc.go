@@ -22,9 +22,8 @@
 // latency later (one log instead of two). The response time of a task runs from its
 // arrival in the log to the end of its request on the device.
 //
-// Tasks are dealt to the routers at random, one by one; every router has a
-// Decider of its own, and all share the account. Within a moment of virtual time nobody
-// is always first: who hears of room first is drawn.
+// Each task goes to a random router. Every router has its own Decider, and all of them
+// share the credits. When room is announced, a random router hears of it first.
 //
 // Not modelled: varying dispatch latency, batched requests, 429s, devices that stop
 // sending heartbeats, and workers rebalancing the queues of devices, which helps

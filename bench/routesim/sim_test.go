@@ -144,7 +144,7 @@ func TestViolationsAreDetected(t *testing.T) {
 		"rate from future": {"knowledge", func(s *sim) {
 			s.redis.rates[device.RateKey{DeviceID: "x"}] = device.Rate{ServiceMS: 1, At: s.time().Add(time.Hour)}
 		}},
-		"an assignment to nobody": {"there is not", func(s *sim) { assignTo(s, oneInWindow(s), "x") }},
+		"an assignment to an unknown device": {"there is not", func(s *sim) { assignTo(s, oneInWindow(s), "x") }},
 		"one without a credit": {"credits", func(s *sim) {
 			assignTo(s, oneInWindow(s), "a-001")
 		}},

@@ -52,7 +52,7 @@ var Points = []Point{
 	{"workers.before_result", "a result, or a task to retry, is encoded but not written"},
 	{"workers.after_result", "result and events are acknowledged; the record of the batch is not done"},
 
-	{"audit.after_acquire", "the partition's epoch in Postgres is ours; none of its records are read"},
+	{"audit.after_acquire", "the partition's epoch in Postgres is ours; its records have not been read"},
 	{"audit.before_begin", "a chunk is complete; its transaction has not begun"},
 	{"audit.after_results", "inside the transaction: offsets are advanced and results recorded"},
 	{"audit.after_copy", "inside the transaction: audit rows are copied as well"},

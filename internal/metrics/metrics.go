@@ -158,7 +158,7 @@ var (
 	fine    = prometheus.ExponentialBuckets(1e-5, 3, 12) // 10 µs … 1.8 s
 )
 
-// New makes the metrics and registers them. A nil reg makes metrics that nobody
+// New makes the metrics and registers them. A nil reg makes metrics that nothing
 // scrapes, for tests and commands that end at once.
 func New(reg prometheus.Registerer) *Metrics {
 	f := factory{promauto.With(reg)}

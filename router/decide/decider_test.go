@@ -39,13 +39,13 @@ func TestAtMostHalfOfTheFleetIsEjected(t *testing.T) {
 	}
 	d.UpdateFleet(f, t0)
 	require.Equal(t, []string{"d0", "d3"}, candidatesOf(d, "m", t0))
-	require.Equal(t, 1, limitsOf(d)["d0"], "a device with an open breaker that is not ejected gets one task at a time")
+	require.Equal(t, 1, limitsOf(d)["d0"], "a device with an open breaker that is not shut gets one task at a time")
 	require.True(t, d.view.byID["d0"].gate == device.GateProbe)
 
 	f = oldFleet(1)
 	f.Healths["d0"] = device.Health{State: "open", OpenUntil: t0.Add(time.Minute)}
 	d.UpdateFleet(f, t0)
-	require.Empty(t, candidatesOf(d, "m", t0), "the only device is ejected, too")
+	require.Empty(t, candidatesOf(d, "m", t0), "the only device is shut out, too")
 }
 
 // A device returns once its breaker is no longer open, without news from its worker, and gradually.
@@ -352,7 +352,7 @@ func TestANewTenantDoesNotPayForTheDevicesOfOthers(t *testing.T) {
 	require.Greater(t, got["fast"], 300, "the other keeps a part of its own devices")
 }
 
-// A device with an open breaker that is not ejected gets one task per reading of the fleet.
+// A device with an open breaker that is not shut gets one task per reading of the fleet.
 func TestAProbeIsOneTask(t *testing.T) {
 	d, l := newTestDecider(t, testConfig())
 	f := oldFleet(2)

@@ -16,7 +16,7 @@ import (
 //
 // Toxiproxy cannot add a toxic to a connection whose reader is gone or stopped: it
 // waits for the reader while holding a lock that new connections need. So each
-// direction starts with a toxic of our own, Valve, which delegates to the currently
+// direction starts with our toxic Valve, which delegates to the currently
 // selected toxic.
 type proxies struct {
 	all    map[string]*toxiproxy.Proxy // by service/lane

@@ -16,7 +16,7 @@ import (
 
 // Source is where the configuration came from, and can be read again.
 type Source struct {
-	Path  string // of the file; empty: there is none, and nothing is watched
+	Path  string // of the file; empty: no file, and nothing is watched
 	Load  func() (Config, error)
 	Level *slog.LevelVar // of the logger; nil: it stays
 }

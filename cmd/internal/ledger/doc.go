@@ -7,7 +7,7 @@
 //
 // # How a moment is caught
 //
-// The stages finish a record only when what it became is acknowledged. So whoever
+// The stages finish a record only when what it became is acknowledged. So a reader that
 // asks first how far a stage is, and only then where the next topic ends, finds
 // every task at least once, though all of them move:
 //
@@ -35,6 +35,6 @@
 // # How far back it can tell
 //
 // As far as the topics reach: retention removes records. A result is only said to
-// be nobody's when the task would have to be in its topic still. [Report.Topics]
+// belong to no task if that task must still be in its topic. [Report.Topics]
 // says from when on that is.
 package ledger

@@ -45,7 +45,7 @@ func (p position) String() string {
 	return stream.Topics[p.topic].Name + "/" + strconv.Itoa(int(p.partition)) + "@" + strconv.FormatUint(p.offset, 10)
 }
 
-// topicIndex is where a topic stands in the list; ok is false when it is none.
+// topicIndex returns the position of a topic in the list; ok is false if it is not there.
 func topicIndex(name string) (byte, bool) {
 	for i, t := range stream.Topics {
 		if t.Name == name {

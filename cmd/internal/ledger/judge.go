@@ -133,7 +133,7 @@ func (l *look) judge(k task.Key, a *account) error {
 			l.r.Terminal++
 			l.r.ByState[string(a.result.end.name())]++
 		} else if l.whole(back, a.result.since, a.result.taken) {
-			wrong(Nobody, "", "ended as %s; no record of it is in the topics of tasks", a.result.end.name())
+			wrong(Unsubmitted, "", "ended as %s; the topics of tasks hold no record of it", a.result.end.name())
 		} else {
 			l.r.Older++
 		}
@@ -144,7 +144,7 @@ func (l *look) judge(k task.Key, a *account) error {
 	case a.later:
 		a.where = "recorder"
 		if !a.accepted && !a.hasState && l.since[stream.TasksHigh]+l.since[stream.TasksNormal]+l.since[stream.TasksLow]+l.since[stream.TasksParked] == 0 {
-			wrong(Nobody, "", "a result is on the topic; no record of it is in the topics of tasks")
+			wrong(Unsubmitted, "", "a result is on the topic; the topics of tasks hold no record of it")
 		}
 	case a.isDead:
 	case a.wasPassed:
@@ -197,7 +197,7 @@ func (l *look) judgeState(a *account, wrong complain) {
 	case state.Terminal():
 		wrong(StateWrong, "", "tasks says %s, results has no row of it", state)
 	case !a.accepted && !a.later && !a.wasPassed && !a.isDead && a.where == "" && a.state.since > 0 && l.whole(back, a.state.since, a.state.taken):
-		wrong(StateNobody, "", "tasks says %s; no record of it is in the topics of tasks", state)
+		wrong(StateUnsubmitted, "", "tasks says %s; the topics of tasks hold no record of it", state)
 	}
 }
 

@@ -83,7 +83,7 @@ type TopicReach struct {
 	Topic    string     `json:"topic"`
 	Records  int64      `json:"records"`
 	Complete bool       `json:"complete"`        // nothing was removed from it
-	Since    *time.Time `json:"since,omitempty"` // otherwise: what came later can be told of
+	Since    *time.Time `json:"since,omitempty"` // otherwise: it is complete from then on
 	Lag      int64      `json:"lag"`             // records that its stage has not finished
 }
 
@@ -94,10 +94,10 @@ type Kind string
 const (
 	Missing          Kind = "missing"
 	NotTaken         Kind = "result_not_taken"
-	Nobody           Kind = "result_for_nobody"
+	Unsubmitted      Kind = "result_for_nobody"
 	Changed          Kind = "result_changed"
 	StateWrong       Kind = "state_wrong"
-	StateNobody      Kind = "state_for_nobody"
+	StateUnsubmitted Kind = "state_for_nobody"
 	CallbackMissing  Kind = "callback_missing"
 	CallbackStray    Kind = "callback_for_nothing"
 	CallbackTwice    Kind = "callback_twice"
@@ -119,10 +119,10 @@ var Kinds = []struct {
 }{
 	{Missing, "accepted, without a result, and nowhere on the way"},
 	{NotTaken, "a result is on the topic, the recorder is past it, and no result is in Postgres"},
-	{Nobody, "a result of a task that nobody submitted"},
-	{Changed, "the result in Postgres is none of those on the topic"},
+	{Unsubmitted, "a result of a task that was never submitted"},
+	{Changed, "the result in Postgres is not on the topic"},
 	{StateWrong, "the rows in tasks and results do not agree"},
-	{StateNobody, "a state of a task that nobody submitted"},
+	{StateUnsubmitted, "a state of a task that was never submitted"},
 	{CallbackMissing, "the result names a callback, and none is due"},
 	{CallbackStray, "a callback without a result that names one"},
 	{CallbackTwice, "two callbacks, or one with another id than it should have"},
@@ -131,7 +131,7 @@ var Kinds = []struct {
 	{EventStray, "an audit row of an event that is not in the log"},
 	{RecordLost, "a record that cannot be read was finished, and is no dead letter"},
 	{RecordsGone, "Kafka removed records before they were recorded"},
-	{OffsetsBeyond, "Postgres has recorded more than the topic holds: it was made anew, or the broker lost its end"},
+	{OffsetsBeyond, "Postgres has recorded more than the topic holds: it was created again, or the broker lost its end"},
 	{ChainRows, "audit_chains counts other rows than there are"},
 	{StillInFlight, "has not ended, and nothing was to be in flight"},
 }

@@ -62,7 +62,7 @@ func TestWhatIsInFlightIsNotMissing(t *testing.T) {
 	h.put(stream.Unit{Messages: []stream.Message{{Topic: stream.Assignments, Key: "d", Value: as}, {Topic: stream.Batches, Key: "d", Value: bs}}})
 	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksHigh, newTask("requeued"))}})
 	h.record()
-	h.end(task.Success, "answered") // and nobody records it
+	h.end(task.Success, "answered") // and it is never recorded
 	r := h.check(Options{})
 	require.Truef(t, r.Holds, "%+v", r.Problems)
 	require.Equal(t, int64(6), r.InFlight)
@@ -141,10 +141,10 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			map[Kind]string{NotTaken: "t-010", StateWrong: "t-010", CallbackStray: "t-010"}},
 		{"one of two results is gone", func(h *history) { h.sql("DELETE FROM results WHERE task_id = 't-003'") },
 			map[Kind]string{NotTaken: "t-003", StateWrong: "t-003", CallbackStray: "t-003", EventStray: "results"}},
-		{"a result for nobody", func(h *history) {
+		{"a result without a task", func(h *history) {
 			h.end(task.Success, "nobody")
 			h.record()
-		}, map[Kind]string{Nobody: "nobody"}},
+		}, map[Kind]string{Unsubmitted: "nobody"}},
 		{"a result by hand", func(h *history) {
 			h.submit("by-hand")
 			h.finish("router", stream.TasksNormal, nil)
@@ -154,9 +154,9 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"another result", func(h *history) { h.sql("UPDATE results SET state = 'FAILED' WHERE task_id = 't-011'") },
 			map[Kind]string{Changed: "t-011", StateWrong: "t-011", EventMissing: "results"}},
 		{"a state is gone", func(h *history) { h.sql("DELETE FROM tasks WHERE task_id = 't-012'") }, map[Kind]string{StateWrong: "t-012"}},
-		{"a state for nobody", func(h *history) {
+		{"a state without a task", func(h *history) {
 			h.sql("INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from) VALUES ('acme', 'ghost', 'PENDING', 0, now(), now(), 2)")
-		}, map[Kind]string{StateNobody: "ghost"}},
+		}, map[Kind]string{StateUnsubmitted: "ghost"}},
 		{"an audit row is gone", func(h *history) {
 			h.sql("DELETE FROM audit_log WHERE task_id = 't-013' AND action = 'task.accepted'")
 		}, map[Kind]string{EventMissing: "events", ChainRows: "events"}},

@@ -302,7 +302,7 @@ func (l *look) readDead(ctx context.Context) error {
 		offset, oerr := strconv.ParseUint(r.Header(stream.HeaderDLQOffset), 10, 63)
 		i, ok := topicIndex(topic)
 		if ok = ok && perr == nil && oerr == nil; !ok {
-			return nil // somebody else's
+			return nil // not written by Batchyard
 		}
 		n := note{where: position{i, uint32(partition), offset}, kind: noteDead, digest: maphash.Bytes(seed, r.Value)}
 		if topic == stream.Events {

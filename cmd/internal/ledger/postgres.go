@@ -12,7 +12,7 @@ import (
 )
 
 // snapshot runs fn on one moment of the database. The transaction only reads, so
-// it holds up nobody but the removal of dead rows.
+// it delays only the removal of dead rows.
 func (l *look) snapshot(ctx context.Context, fn func(pgx.Tx) error) error {
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// A role may have a limit that suits its usual questions; this one reads everything.

@@ -166,7 +166,7 @@ func (r *runReader) next() (bool, error) {
 		return false, nil
 	}
 	if err == nil && n > maxEntry {
-		err = errors.New("it was changed by somebody else")
+		err = errors.New("something else changed it")
 	}
 	if err == nil {
 		r.entry = slices.Grow(r.entry[:0], int(n))[:n]

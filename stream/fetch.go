@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // maxFetchBytes bounds how much is requested when the broker sends no whole record: the largest

@@ -9,9 +9,10 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/batchyard/batchyard/stream/internal/assign"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/heartbeat"
+
+	"github.com/batchyard/batchyard/stream/internal/assign"
 )
 
 const (

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"sort"
 
-	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"github.com/segmentio/kafka-go"
+
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // PartitionOffsets is what a partition holds and what of it a group has finished, at one moment.

@@ -2,10 +2,11 @@ package stream
 
 import (
 	"context"
-	"github.com/batchyard/batchyard/stream/internal/budget"
-	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"sync"
 	"sync/atomic"
+
+	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // partition is a partition while this process owns it. It knows which records were handed out

@@ -9,9 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/batchyard/batchyard/stream/internal/murmur"
 	"github.com/segmentio/kafka-go"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/batchyard/batchyard/stream/internal/murmur"
 )
 
 const (

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"io"
@@ -15,9 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // every calls fn for every command that people can see.
 func every(cmd *cobra.Command, fn func(*cobra.Command)) {
@@ -29,7 +29,7 @@ func every(cmd *cobra.Command, fn func(*cobra.Command)) {
 
 func TestEveryCommandIsExplained(t *testing.T) {
 	t.Parallel()
-	root := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+	root := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 	seen := 0
 	every(root, func(cmd *cobra.Command) {
 		seen++
@@ -51,7 +51,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 // An example that does not parse teaches the wrong thing.
 func TestExamplesParse(t *testing.T) {
 	t.Parallel()
-	root := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+	root := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 	tried := 0
 	every(root, func(cmd *cobra.Command) {
 		text := strings.ReplaceAll(cmd.Example, "\\\n", " ")
@@ -65,7 +65,7 @@ func TestExamplesParse(t *testing.T) {
 			rest, _, _ = strings.Cut(rest, " &")
 			args := strings.Fields(rest)
 			// Each on a tree of its own: flags keep what was parsed.
-			fresh := newCLI(strings.NewReader(""), io.Discard, io.Discard).rootCommand()
+			fresh := rootCommand(newCLI(strings.NewReader(""), io.Discard, io.Discard))
 			found2, left, err := fresh.Find(args)
 			require.NoError(t, err, line)
 			require.NotEqual(t, fresh, found2, "%q names no command", line)
@@ -126,7 +126,7 @@ func TestCompletion(t *testing.T) {
 	require.NotContains(t, ok(t, "__complete", "serve", "router", ""), "router\n")
 }
 
-// closedPort is an address at which nobody listens.
+// closedPort is an address on which no process listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -137,7 +137,7 @@ func closedPort(t *testing.T) string {
 
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
-	nobody := "http://" + closedPort(t)
+	gone := "http://" + closedPort(t)
 	good := write(t, "tasks.jsonl", `{"model":"m","input":{"messages":[]}}`+"\n")
 	bad := write(t, "bad.jsonl", "{\"model\":\"m\",\"input\":{}}\n\nnonsense\n{\"input\":{}}\n")
 	away := write(t, "away.yaml", "kafka:\n  brokers: [\""+closedPort(t)+"\"]\n  dial_timeout: 500ms\npostgres:\n  url: postgres://u:secretword@"+closedPort(t)+"/d\n")
@@ -148,22 +148,22 @@ func TestExitCodes(t *testing.T) {
 		says  string
 		lines int
 	}{
-		"unknown command":        {[]string{"frobnicate"}, 2, `no command "frobnicate"`, 1},
+		"unknown command":        {[]string{"frobnicate"}, 2, `unknown command "frobnicate"`, 1},
 		"unknown command, near":  {[]string{"tsaks"}, 2, "did you mean tasks?", 1},
 		"unknown subcommand":     {[]string{"tasks", "lst"}, 2, "did you mean get or list?", 1},
 		"unknown flag":           {[]string{"tasks", "list", "--nope"}, 2, "unknown flag: --nope; see `batchyard tasks list --help`", 1},
 		"bad flag value":         {[]string{"tasks", "get", "x", "--wait", "long"}, 2, "--wait", 1},
 		"missing argument":       {[]string{"tasks", "get"}, 2, "tasks get needs ID", 1},
-		"too many arguments":     {[]string{"tasks", "get", "a", "b"}, 2, `not also "b"`, 1},
-		"no arguments wanted":    {[]string{"version", "now"}, 2, "takes flags and nothing else", 1},
+		"too many arguments":     {[]string{"tasks", "get", "a", "b"}, 2, `tasks get takes only ID: remove "b"`, 1},
+		"no arguments wanted":    {[]string{"version", "now"}, 2, `version takes only flags: remove "now"`, 1},
 		"bad state":              {[]string{"tasks", "list", "--state", "DONE"}, 2, `"DONE" is not a state`, 1},
 		"bad limit":              {[]string{"tasks", "list", "--limit", "0"}, 2, "--limit", 1},
-		"limit and all of tasks": {[]string{"tasks", "list", "--limit", "5", "--all"}, 2, "--limit and --all", 1},
-		"limit and all of dlq":   {[]string{"dlq", "list", "--limit", "5", "--all"}, 2, "--limit and --all", 1},
-		"limit and all of audit": {[]string{"audit", "query", "--limit", "5", "--all"}, 2, "--limit and --all", 1},
+		"limit and all of tasks": {[]string{"tasks", "list", "--limit", "5", "--all"}, 2, "--limit and --all cannot be combined", 1},
+		"limit and all of dlq":   {[]string{"dlq", "list", "--limit", "5", "--all"}, 2, "--limit and --all cannot be combined", 1},
+		"limit and all of audit": {[]string{"audit", "query", "--limit", "5", "--all"}, 2, "--limit and --all cannot be combined", 1},
 		"empty output":           {[]string{"audit", "export", "-o", ""}, 2, "-o is empty", 1},
-		"filter is no text":      {[]string{"audit", "query", "--task", "a\xffb"}, 2, `"--task" flag: it is no text`, 1},
-		"filter with a NUL":      {[]string{"audit", "tail", "--actor", "a\x00b"}, 2, `"--actor" flag: it is no text`, 1},
+		"filter is no text":      {[]string{"audit", "query", "--task", "a\xffb"}, 2, `"--task" flag: it must be UTF-8 text`, 1},
+		"filter with a NUL":      {[]string{"audit", "tail", "--actor", "a\x00b"}, 2, `"--actor" flag: it must be UTF-8 text`, 1},
 		"empty filter":           {[]string{"audit", "query", "--task", ""}, 2, `"--task" flag: it is empty`, 1},
 		"empty since":            {[]string{"audit", "export", "--since", ""}, 2, `"--since" flag: it is empty`, 1},
 		"empty since of verify":  {[]string{"audit", "verify", "--since", ""}, 2, `"--since" flag: it is empty`, 1},
@@ -172,40 +172,40 @@ func TestExitCodes(t *testing.T) {
 		"since before all time":  {[]string{"audit", "query", "--since", "9999999d"}, 2, "--since 9999999d is too long ago", 1},
 		"negative ledger wait":   {[]string{"ledger", "check", "--wait", "-1s"}, 2, "--wait must not be negative\n", 1},
 		"no ledger problems":     {[]string{"ledger", "check", "--problems", "-1"}, 2, "--problems must", 1},
-		"no such directory":      {[]string{"ledger", "check", "--dir", "/does/not/exist"}, 2, "--dir /does/not/exist is no directory", 1},
+		"no such directory":      {[]string{"ledger", "check", "--dir", "/does/not/exist"}, 2, "--dir /does/not/exist: not a directory", 1},
 		"negative timeout":       {[]string{"run", good, "--timeout", "-1s"}, 2, "--timeout must not be negative", 1},
 		"bad server":             {[]string{"tasks", "list", "--server", "ftp://u:secretword@x"}, 2, "--server must look like", 1},
 		"bad tenant":             {[]string{"tasks", "list", "--tenant", "a\nb"}, 2, "--tenant", 1},
-		"bad position":           {[]string{"dlq", "show", "3-42"}, 2, "no position", 1},
-		"bad stage":              {[]string{"dlq", "list", "--stage", "ruoter"}, 2, "use one of api, router", 1},
-		"bad topic":              {[]string{"dlq", "replay", "--topic", "taks.high"}, 2, "use one of tasks.high", 1},
+		"bad position":           {[]string{"dlq", "show", "3-42"}, 2, `invalid position "3-42"`, 1},
+		"bad stage":              {[]string{"dlq", "list", "--stage", "ruoter"}, 2, `unknown stage "ruoter": use api, router`, 1},
+		"bad topic":              {[]string{"dlq", "replay", "--topic", "taks.high"}, 2, `unknown topic "taks.high": use tasks.high`, 1},
 		"bad since":              {[]string{"dlq", "list", "--since", "-1h"}, 2, "negative", 1},
 		"no priority":            {[]string{"tasks", "set-priority", "x"}, 2, "needs a priority, --level or both", 1},
-		"wrong priority":         {[]string{"tasks", "set-priority", "x", "urgent"}, 2, "use high, normal, low", 1},
+		"wrong priority":         {[]string{"tasks", "set-priority", "x", "urgent"}, 2, `unknown priority "urgent": use high, normal or low`, 1},
 		"wrong level":            {[]string{"tasks", "set-priority", "x", "--level", "10"}, 2, "0 to 9", 1},
-		"wrong weight":           {[]string{"policy", "set", "load_formula", "--weight", "cpu=much"}, 2, "it is no number", 1},
+		"wrong weight":           {[]string{"policy", "set", "load_formula", "--weight", "cpu=much"}, 2, "not a number", 1},
 		"no policy":              {[]string{"policy", "set"}, 2, "needs POLICY", 1},
-		"server away for drain":  {[]string{"devices", "drain", "x", "y", "--server", nobody}, 3, "is it running", 1},
-		"server away for why":    {[]string{"tasks", "why", "x", "--server", nobody}, 3, "is it running", 1},
-		"server away for get":    {[]string{"tasks", "get", "x", "--server", nobody}, 3, "task x: connecting", 1},
+		"server away for drain":  {[]string{"devices", "drain", "x", "y", "--server", gone}, 3, "is it running", 1},
+		"server away for why":    {[]string{"tasks", "why", "x", "--server", gone}, 3, "is it running", 1},
+		"server away for get":    {[]string{"tasks", "get", "x", "--server", gone}, 3, "task x: connecting", 1},
 		"replay of nothing":      {[]string{"dlq", "replay"}, 2, "needs positions", 1},
 		"replay of both":         {[]string{"dlq", "replay", "1@1", "--all"}, 2, "not both", 1},
 		"agent without id":       {[]string{"agent"}, 2, "needs --id and --url", 1},
 		"agent with bad url":     {[]string{"agent", "--id", "d", "--url", "nope"}, 2, "--url", 1},
 		"out without wait":       {[]string{"submit", good, "-o", "x"}, 2, "-o needs --wait", 1},
-		"bad priority":           {[]string{"submit", good, "--priority", "urgent"}, 2, "use high, normal, low", 1},
+		"bad priority":           {[]string{"submit", good, "--priority", "urgent"}, 2, `unknown priority "urgent": use high, normal or low`, 1},
 		"both to stdout":         {[]string{"submit", good, "--wait", "-o", "-", "--json"}, 2, "choose one", 1},
 		"no such file":           {[]string{"submit", "/does/not/exist"}, 2, "/does/not/exist", 1},
-		"bad lines":              {[]string{"submit", bad, "--server", nobody}, 2, "bad.jsonl:3:", 2},
-		"server away":            {[]string{"submit", good, "--server", nobody}, 3, "is it running", 2},
-		"server away for a list": {[]string{"tasks", "list", "--server", nobody}, 3, "is it running", 1},
-		"server away for cancel": {[]string{"tasks", "cancel", "x", "y", "--server", nobody}, 3, "is it running", 1},
+		"bad lines":              {[]string{"submit", bad, "--server", gone}, 2, "bad.jsonl:3:", 2},
+		"server away":            {[]string{"submit", good, "--server", gone}, 3, "is it running", 2},
+		"server away for a list": {[]string{"tasks", "list", "--server", gone}, 3, "is it running", 1},
+		"server away for cancel": {[]string{"tasks", "cancel", "x", "y", "--server", gone}, 3, "is it running", 1},
 		"kafka away":             {[]string{"topics", "list", "-c", away}, 3, "check kafka.brokers", 1},
 		"kafka away for dlq":     {[]string{"dlq", "list", "-c", away}, 3, "check kafka.brokers", 1},
 		"postgres away":          {[]string{"migrate", "status", "-c", away}, 3, "check postgres.url", 1},
 		"unknown keys":           {[]string{"config", "check", "-c", wrong}, 2, "did you mean kafka.brokers?", 2},
 		"no such config":         {[]string{"config", "check", "-c", "/does/not/exist.yaml"}, 2, "/does/not/exist.yaml", 1},
-		"print of two forms":     {[]string{"config", "print", "--commented", "--markdown"}, 2, "exclude each other", 1},
+		"print of two forms":     {[]string{"config", "print", "--commented", "--markdown"}, 2, "cannot be combined", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -256,31 +256,24 @@ func TestConfigPrint(t *testing.T) {
 	require.Contains(t, ok(t, "config", "print", "--markdown"), "|")
 	raw := ok(t, "config", "print", "--json", "-c", path)
 	var settings map[string]map[string]any
-	_ = json.Unmarshal([]byte(raw), &settings) // settings of the root are no sections
+	_ = json.Unmarshal([]byte(raw), &settings) // settings at the root are not sections
 	require.EqualValues(t, 7, settings["kafka"]["partitions"])
 	for _, text := range []string{plainText, raw, ok(t, "config", "print", "--commented", "-c", path)} {
 		require.NotContains(t, text, "secretword")
 		require.Contains(t, text, "***")
 	}
-	// What it printed is a configuration, and a right one.
-	require.Contains(t, ok(t, "config", "check", "-c", write(t, "again.yaml", commented)), "right")
+	// What it printed is a valid configuration.
+	require.Contains(t, ok(t, "config", "check", "-c", write(t, "again.yaml", commented)), "valid")
 }
 
 func TestConfigCheckJSON(t *testing.T) {
 	t.Parallel()
 	r := try(t, "", "config", "check", "--json", "-c", write(t, "c.yaml", "nope: 1\nkafka:\n  partitions: -1\n"))
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	var c checked
 	require.NoError(t, json.Unmarshal([]byte(r.out), &c))
 	require.False(t, c.OK)
 	require.Len(t, c.Errors, 2)
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "config", "check", "--json", "-c", write(t, "ok.yaml", "kafka:\n  partitions: 3\n"))), &c))
 	require.True(t, c.OK)
-}
-
-func TestReport(t *testing.T) {
-	t.Parallel()
-	var b bytes.Buffer
-	report(&b, usageError("first\n\tits detail\n  and more\nsecond\x1b[31m"))
-	require.Equal(t, "batchyard: first its detail and more\nbatchyard: second·[31m\n", b.String())
 }

@@ -7,46 +7,47 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
-// submitRetry is how submits are retried. A server that has never answered is
-// not: someone waits to hear that the address is wrong.
+// submitRetry is how submits are retried. If the server has never answered, they are
+// not: a wrong address should be reported at once.
 var submitRetry = batchyard.RetryPolicy{MaxElapsed: 2 * time.Minute, KnownOnly: true}
 
-// server is the Batchyard server that the flags name. Questions are asked once:
-// someone waits for the answer, or asks again anyway.
+// server is the Batchyard server of the flags. Reads are not retried: someone waits
+// for the answer, or the caller asks again anyway.
 type server struct {
 	*batchyard.Client
 	submits *batchyard.Client // retries
 }
 
-// connect makes the client that the flags ask for. Nothing is sent yet.
-func (c *cli) connect() (*server, error) {
-	questions, err := c.client(batchyard.RetryPolicy{})
+// connect returns the client of the flags. It sends nothing yet.
+func connect(c *cli.Env) (*server, error) {
+	questions, err := newClient(c, batchyard.RetryPolicy{})
 	if err != nil {
 		return nil, err
 	}
-	submits, err := c.client(submitRetry)
+	submits, err := newClient(c, submitRetry)
 	return &server{questions, submits}, err
 }
 
-func (c *cli) client(retry batchyard.RetryPolicy) (*batchyard.Client, error) {
-	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + versionNumber()), batchyard.WithRetry(retry)}
-	client, err := batchyard.New(c.server, options...)
+func newClient(c *cli.Env, retry batchyard.RetryPolicy) (*batchyard.Client, error) {
+	options := []batchyard.Option{batchyard.WithUserAgent("batchyard-cli/" + c.Version), batchyard.WithRetry(retry)}
+	client, err := batchyard.New(c.Server, options...)
 	if err != nil {
-		return nil, usageError("--server must look like http://host:port, without credentials") // which it may hold
+		return nil, cli.UsageError("--server must look like http://host:port, without credentials") // not quoted: it may hold a password
 	}
 	for _, given := range []struct {
 		name   string
 		option batchyard.Option
 	}{
-		{"--tenant", batchyard.WithTenant(c.tenant)},
+		{"--tenant", batchyard.WithTenant(c.Tenant)},
 		{"BATCHYARD_SERVER_KEY", batchyard.WithAPIKey(os.Getenv("BATCHYARD_SERVER_KEY"))},
 	} {
 		options = append(options, given.option)
-		if client, err = batchyard.New(c.server, options...); err != nil {
-			return nil, usageError("%s: %w", given.name, err)
+		if client, err = batchyard.New(c.Server, options...); err != nil {
+			return nil, cli.UsageError("%s: %w", given.name, err)
 		}
 	}
 	return client, nil
@@ -70,7 +71,7 @@ func (s *server) JobResults(ctx context.Context, _, job string, fn func(*task.Re
 	return nil
 }
 
-// job says how far a job is. One that is unknown so far has no tasks.
+// job returns how far a job is. An unknown job has no tasks yet.
 func (s *server) job(ctx context.Context, id string) (*batchyard.JobProgress, error) {
 	j, err := s.Job(ctx, id)
 	if errors.Is(err, batchyard.ErrNotFound) {
@@ -79,8 +80,7 @@ func (s *server) job(ctx context.Context, id string) (*batchyard.JobProgress, er
 	return j, err
 }
 
-// refused reports whether the server answered that it will not do this, however
-// often it is asked.
+// refused reports whether the server answered, and would answer the same again.
 func refused(err error) bool {
 	var answer *batchyard.Error
 	return errors.As(err, &answer) && !errors.Is(err, batchyard.ErrUnavailable)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -23,10 +24,10 @@ func connectedTo(t *testing.T, h http.HandlerFunc) *server {
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	c := newCLI(strings.NewReader(""), io.Discard, io.Discard)
-	c.server, c.tenant = srv.URL+"/", "acme"
-	a, err := c.connect()
+	c.Server, c.Tenant = srv.URL+"/", "acme"
+	a, err := connect(c)
 	require.NoError(t, err)
-	a.submits, err = c.client(batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
+	a.submits, err = newClient(c, batchyard.RetryPolicy{MaxTries: 6, MinPause: 1, MaxPause: 1, KnownOnly: true})
 	require.NoError(t, err)
 	return a
 }
@@ -69,12 +70,12 @@ func TestSubmitGivesUp(t *testing.T) {
 		status, tries, code int
 		body, says          string
 	}{
-		"refused":   {422, 1, exitUsage, `{"detail":"0/model: it is missing (and 1 more)","errors":[{"pointer":"/0/model","detail":"it is missing"},{"pointer":"/1/id","detail":"too long"}]}`, "/1/id: too long"},
-		"too large": {413, 1, exitUsage, `{"detail":"the body is larger"}`, "the body is larger"},
-		"forbidden": {403, 1, exitFailed, `<html>no</html>`, "status 403"},
-		"our fault": {500, 1, exitFailed, `{"detail":"an error on our side","trace_id":"4bf9"}`, "trace id 4bf9"},
-		"away":      {503, 6, exitUnreachable, `{"detail":"ask again"}`, "ask again"},
-		"elsewhere": {302, 1, exitFailed, ``, "status 302"},
+		"refused":   {422, 1, cli.ExitUsage, `{"detail":"0/model: it is missing (and 1 more)","errors":[{"pointer":"/0/model","detail":"it is missing"},{"pointer":"/1/id","detail":"too long"}]}`, "/1/id: too long"},
+		"too large": {413, 1, cli.ExitUsage, `{"detail":"the body is larger"}`, "the body is larger"},
+		"forbidden": {403, 1, cli.ExitFailed, `<html>no</html>`, "status 403"},
+		"our fault": {500, 1, cli.ExitFailed, `{"detail":"an error on our side","trace_id":"4bf9"}`, "trace id 4bf9"},
+		"away":      {503, 6, cli.ExitUnreachable, `{"detail":"ask again"}`, "ask again"},
+		"elsewhere": {302, 1, cli.ExitFailed, ``, "status 302"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +87,7 @@ func TestSubmitGivesUp(t *testing.T) {
 			})
 			err := a.Submit(t.Context(), someTasks)
 			require.ErrorContains(t, err, c.says)
-			require.Equal(t, c.code, codeOf(err))
+			require.Equal(t, c.code, cli.CodeOf(err))
 			require.EqualValues(t, c.tries, n.Load())
 		})
 	}
@@ -119,8 +120,8 @@ func TestJobResultsBrokenOff(t *testing.T) {
 		got++
 		return nil
 	})
-	require.Error(t, err, "half of the results must not look like all of them")
-	require.Equal(t, exitUnreachable, codeOf(err))
+	require.Error(t, err, "a part of the results must not look like all of them")
+	require.Equal(t, cli.ExitUnreachable, cli.CodeOf(err))
 	require.Equal(t, 1, got)
 }
 
@@ -138,7 +139,7 @@ func TestAnswerIsBounded(t *testing.T) {
 	require.ErrorContains(t, err, "larger than")
 }
 
-func TestJobThatNobodyKnowsYet(t *testing.T) {
+func TestJobThatIsUnknownYet(t *testing.T) {
 	t.Parallel()
 	a := connectedTo(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/jobs/j" {
@@ -152,7 +153,7 @@ func TestJobThatNobodyKnowsYet(t *testing.T) {
 	require.Empty(t, j.Tasks)
 }
 
-// Tasks whose ids another job has used never show up: whoever waits is told.
+// Tasks whose ids another job has used never show up, and --wait says so.
 func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
@@ -170,12 +171,12 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 	var out, errOut strings.Builder
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`+"\n"+`{"task_id":"x","model":"m","input":{}}`), &out, &errOut)
 	now := noon
-	c.now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
-	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
-	require.Equal(t, 1, strings.Count(errOut.String(), "running: not known as tasks of this job: 1 task;"), errOut.String())
+	c.Now = func() time.Time { now = now.Add(strangeAfter / 2); return now }
+	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.Equal(t, 1, strings.Count(errOut.String(), "running: unknown to this job: 1 task;"), errOut.String())
 }
 
-// All tasks of a long job end between two looks: the last has nothing to say of them.
+// All tasks of a long job end between two looks, so none is reported as unknown.
 func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
@@ -193,9 +194,9 @@ func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 	var out, errOut strings.Builder
 	c := newCLI(strings.NewReader(`{"model":"m","input":{}}`), &out, &errOut)
 	now := noon
-	c.now = func() time.Time { now = now.Add(strangeAfter); return now }
-	require.Equal(t, exitOK, c.run(t.Context(), []string{"submit", "-", "--wait", "--server", srv.URL}))
-	require.NotContains(t, errOut.String(), "not known", errOut.String())
+	c.Now = func() time.Time { now = now.Add(strangeAfter); return now }
+	require.Equal(t, cli.ExitOK, run(t.Context(), c, []string{"submit", "-", "--wait", "--server", srv.URL}))
+	require.NotContains(t, errOut.String(), "unknown", errOut.String())
 	require.Contains(t, errOut.String(), "running: 1 of 1 task, ")
 }
 

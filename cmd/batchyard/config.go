@@ -9,44 +9,45 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/internal/config"
 )
 
-func (c *cli) configCommand() *cobra.Command {
+func configCommand(c *cli.Env) *cobra.Command {
 	check := &cobra.Command{
-		Use: "check", Short: "Say whether the configuration is right",
-		Long: `Reads the configuration and says everything that is wrong with it, a line each.
-It connects to nothing. Exit code 2 if something is wrong.`,
+		Use: "check", Short: "Check the configuration",
+		Long: `Reads the configuration and prints every problem, one per line. It connects to
+nothing. Exit code 2 if there is a problem.`,
 		Example: "  batchyard config check -c config.yaml",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(*cobra.Command, []string) error { return c.configCheck() },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(*cobra.Command, []string) error { return configCheck(c) },
 	}
 	var commented, markdown bool
 	print := &cobra.Command{
 		Use: "print", Short: "Print the configuration, or the reference of all settings",
-		Long: `Prints the settings as they are in effect: defaults, file and environment put
-together, with secrets as ***.
+		Long: `Prints the settings in effect: defaults, file and environment combined, with secrets
+as ***.
 
 With --commented or --markdown, prints the reference: every setting with its
-meaning, unit, bounds and default; with -c too, its values are those of that file.`,
+meaning, unit, bounds and default; with -c, the values are those of that file.`,
 		Example: `  batchyard config print
   batchyard config print --commented > config.yaml
   batchyard config print --json | jq .kafka`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error {
-			if commented && markdown || c.json && (commented || markdown) {
-				return usageError("--commented, --markdown and --json exclude each other")
+			if commented && markdown || c.JSON && (commented || markdown) {
+				return cli.UsageError("--commented, --markdown and --json cannot be combined")
 			}
-			return c.configPrint(commented, markdown)
+			return configPrint(c, commented, markdown)
 		},
 	}
 	for _, cmd := range []*cobra.Command{check, print} {
-		c.configFlag(cmd)
-		c.jsonFlag(cmd)
+		c.ConfigFlag(cmd)
+		c.JSONFlag(cmd)
 	}
 	print.Flags().BoolVar(&commented, "commented", false, "print config.yaml with every setting explained")
 	print.Flags().BoolVar(&markdown, "markdown", false, "print the settings as Markdown tables")
-	return group(&cobra.Command{Use: "config", Short: "Check or print the configuration", Example: "  batchyard config check"}, check, print)
+	return cli.Group(&cobra.Command{Use: "config", Short: "Check or print the configuration", Example: "  batchyard config check"}, check, print)
 }
 
 // checked is what config check prints as JSON.
@@ -55,11 +56,11 @@ type checked struct {
 	Errors []string `json:"errors,omitempty"`
 }
 
-func (c *cli) configCheck() error {
-	_, err := c.config(nil)
-	if !c.json {
+func configCheck(c *cli.Env) error {
+	_, err := c.Config(nil)
+	if !c.JSON {
 		if err == nil {
-			c.printf("the configuration is right\n")
+			c.Printf("the configuration is valid\n")
 		}
 		return err
 	}
@@ -71,38 +72,38 @@ func (c *cli) configCheck() error {
 	case err != nil:
 		out.Errors = []string{err.Error()}
 	}
-	return errors.Join(c.printJSON(out), err)
+	return errors.Join(c.PrintJSON(out), err)
 }
 
-func (c *cli) configPrint(commented, markdown bool) error {
+func configPrint(c *cli.Env, commented, markdown bool) error {
 	var cfg app.Config
-	if (commented || markdown) && c.configPath == "" {
-		// The reference is the same wherever it is printed, so that it can be
-		// kept in a repository: no file that happens to be here, no environment.
+	if (commented || markdown) && c.ConfigPath == "" {
+		// The reference must be the same wherever it is printed, since it is kept in
+		// repositories: ignore the environment and any config.yaml here.
 		if err := config.Load(&cfg, config.Options{}); err != nil {
 			return err
 		}
 	} else {
 		var err error
-		if cfg, err = c.config(nil); err != nil {
+		if cfg, err = c.Config(nil); err != nil {
 			return err
 		}
 	}
 	switch {
 	case markdown:
-		return config.WriteMarkdown(c.out, &cfg)
-	case c.json:
-		return c.configJSON(&cfg)
+		return config.WriteMarkdown(c.Out, &cfg)
+	case c.JSON:
+		return configJSON(c, &cfg)
 	}
 	style := config.Plain
 	if commented {
 		style = config.Commented
 	}
-	return config.WriteYAML(c.out, &cfg, style)
+	return config.WriteYAML(c.Out, &cfg, style)
 }
 
-// configJSON prints what the YAML says, and so masks what it masks.
-func (c *cli) configJSON(cfg *app.Config) error {
+// configJSON goes through the YAML, so that it masks the same secrets.
+func configJSON(c *cli.Env, cfg *app.Config) error {
 	var b bytes.Buffer
 	if err := config.WriteYAML(&b, cfg, config.Plain); err != nil {
 		return err
@@ -111,5 +112,5 @@ func (c *cli) configJSON(cfg *app.Config) error {
 	if err := yaml.Unmarshal(b.Bytes(), &settings); err != nil {
 		return fmt.Errorf("printing the configuration: %w", err)
 	}
-	return c.printJSON(settings)
+	return c.PrintJSON(settings)
 }

@@ -6,41 +6,45 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/device"
 )
 
-func (c *cli) devCommand() *cobra.Command {
+func devCommand(c *cli.Env) *cobra.Command {
 	var o local.Options
 	var devices []string
 	var slots int
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Run everything inside one process, and stay up",
-		Long: `Run broker, Redis, Postgres and all stages inside one process, with the HTTP API.
-Single node, for development. With a data directory, what was unfinished when
-the process ended, or died, goes on when it comes back; without one, everything
-is gone then. Callbacks go to private addresses, too, and are unsigned without a
-secret, whatever the configuration says.
+		Short: "Run everything in one process until interrupted",
+		Long: `Run broker, Redis, Postgres and all stages in one process, with the HTTP API.
+Single node, for development. With a data directory, unfinished work continues when
+the process starts again, even after a crash; without one, everything is lost.
+Whatever the configuration says, callbacks may go to private addresses, and without
+a secret they are unsigned.
 
 Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard dev
   batchyard dev --data-dir ./data --listen 127.0.0.1:8080
   batchyard dev --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080 --slots 8`,
-		Args: exactly(),
+		Args: cli.Exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.Devices, err = parseDevices(devices, slots); err != nil {
 				return err
 			}
-			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.configPath, true, true, versionNumber(), c.localLogger(verbose), c.step
+			o.ConfigPath, o.Follow, o.Configured, o.Version, o.Logger, o.Progress = c.ConfigPath, true, true, c.Version, c.ErrorLog(), c.Step
+			if verbose {
+				o.Logger = debugLog()
+			}
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
-				return serviceError(err)
+				return cli.ServiceError(err)
 			}
-			c.step("")
-			c.printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
+			c.Step("")
+			c.Printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
 				s.URL, strings.Join(s.Stack.Brokers, ","), s.Stack.RedisAddr, s.Stack.PostgresURL, s.Stack.DataDir)
 			select {
 			case <-cmd.Context().Done():
@@ -50,30 +54,30 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			}
 		},
 	}
-	c.configFlag(cmd)
+	c.ConfigFlag(cmd)
 	f := cmd.Flags()
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
-	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory; empty: nothing is kept")
+	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory (default: keep nothing)")
 	f.StringVar(&o.Listen, "listen", "", "address of the HTTP API; port 0 takes a free one (default: api.listen, 127.0.0.1:8080)")
-	f.StringArrayVar(&devices, "device", nil, "NAME=URL of an OpenAI-compatible server; may be given again")
-	f.IntVar(&slots, "slots", 4, "requests that each --device works on at the same time")
-	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by their own heartbeats")
+	f.StringArrayVar(&devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
+	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time")
+	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by sending heartbeats")
 	return cmd
 }
 
-// parseDevices reads NAME=URL pairs.
+// parseDevices reads the NAME=URL pairs of --device.
 func parseDevices(pairs []string, slots int) ([]local.Device, error) {
 	var out []local.Device
 	for _, p := range pairs {
 		name, base, ok := strings.Cut(p, "=")
 		if u, err := url.Parse(base); !ok || name == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, usageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
+			return nil, cli.UsageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
 		}
 		if err := device.ValidateID(name); err != nil {
-			return nil, usageError("--device %q: the name: %s", p, err)
+			return nil, cli.UsageError("--device %q: the name: %s", p, err)
 		}
 		if slots < 1 {
-			return nil, usageError("--slots %d: give 1 or more", slots)
+			return nil, cli.UsageError("--slots %d: give 1 or more", slots)
 		}
 		out = append(out, local.Device{Name: name, URL: base, Slots: slots})
 	}

@@ -11,49 +11,50 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-func (c *cli) devicesCommand() *cobra.Command {
+func devicesCommand(c *cli.Env) *cobra.Command {
 	list := &cobra.Command{
-		Use: "list", Short: "List the devices and what their last heartbeat said",
+		Use: "list", Short: "List the devices with their last heartbeats",
 		Example: "  batchyard devices list\n  batchyard devices list --json | jq 'select(.silent)'",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.devicesList(cmd.Context()) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return devicesList(cmd.Context(), c) },
 	}
-	c.serverFlag(list)
-	c.jsonFlag(list)
+	c.ServerFlag(list)
+	c.JSONFlag(list)
 	drain := &cobra.Command{
-		Use: "drain ID…", Short: "Give devices no new work, until they are undrained",
-		Long: `Gives devices no new work, whatever their heartbeats say. What waits for them goes
-elsewhere, what runs there is finished. It lasts until "devices undrain", also
-when a device goes and comes back.`,
+		Use: "drain ID…", Short: "Give devices no new work until they are undrained",
+		Long: `Gives devices no new work, whatever their heartbeats say. Tasks that wait for them
+go elsewhere; running tasks finish there. It lasts until "devices undrain", even if a
+device leaves and returns.`,
 		Example: "  batchyard devices drain gpu-1",
-		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		Args:    cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.devicesDrain(cmd.Context(), args, "drained", (*server).Drain)
+			return devicesDrain(cmd.Context(), c, args, "drained", (*server).Drain)
 		},
 	}
 	undrain := &cobra.Command{
 		Use: "undrain ID…", Short: "Give devices work again",
 		Example: "  batchyard devices undrain gpu-1",
-		Args:    atLeastOne("ID"), ValidArgsFunction: completeNothing,
+		Args:    cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.devicesDrain(cmd.Context(), args, "undrained", (*server).Undrain)
+			return devicesDrain(cmd.Context(), c, args, "undrained", (*server).Undrain)
 		},
 	}
 	for _, cmd := range []*cobra.Command{drain, undrain} {
-		c.clientFlags(cmd)
-		c.jsonFlag(cmd)
+		c.ClientFlags(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{
-		Use: "devices", Short: "Look at devices, or give them no new work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
+	return cli.Group(&cobra.Command{
+		Use: "devices", Short: "Show devices, or stop giving them work", Example: "  batchyard devices list\n  batchyard devices drain gpu-1",
 	}, list, drain, undrain)
 }
 
-// devicesDrain drains or undrains devices. One that is not known does not hold
-// up the next.
-func (c *cli) devicesDrain(ctx context.Context, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
-	server, err := c.connect()
+// devicesDrain drains or undrains devices. An unknown device does not hold up the
+// next.
+func devicesDrain(ctx context.Context, c *cli.Env, ids []string, done string, set func(*server, context.Context, string) (*batchyard.DrainState, error)) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -62,28 +63,28 @@ func (c *cli) devicesDrain(ctx context.Context, ids []string, done string, set f
 		out, err := set(server, ctx, id)
 		switch {
 		case refused(err):
-			errs = append(errs, withCode(codeOf(err), fmt.Errorf("device %s: %w", id, err)))
+			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("device %s: %w", id, err)))
 			continue
 		case err != nil:
-			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would end alike
+			return errors.Join(append(errs, fmt.Errorf("device %s: %w", id, err))...) // the others would fail the same way
 		}
-		if c.json {
-			if err := c.printJSON(out.RawJSON()); err != nil {
+		if c.JSON {
+			if err := c.PrintJSON(out.RawJSON()); err != nil {
 				return err
 			}
 			continue
 		}
 		note := ""
 		if !out.Changed {
-			note = ", as before"
+			note = ", no change"
 		}
-		c.printf("device %s: %s%s\n", plain(id), done, note)
+		c.Printf("device %s: %s%s\n", cli.Plain(id), done, note)
 	}
 	return errors.Join(errs...)
 }
 
-func (c *cli) devicesList(ctx context.Context) error {
-	server, err := c.connect()
+func devicesList(ctx context.Context, c *cli.Env) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -91,28 +92,28 @@ func (c *cli) devicesList(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.json {
+	if c.JSON {
 		for i := range known.Devices {
-			if err := c.printJSON(known.Devices[i].RawJSON()); err != nil {
+			if err := c.PrintJSON(known.Devices[i].RawJSON()); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	for _, d := range known.Absent {
-		_, _ = fmt.Fprintf(c.err, "device %s was drained %s, and is not known now\n", plain(d.DeviceID), ago(d.DrainedAt, c.now()))
+		_, _ = fmt.Fprintf(c.Err, "device %s was drained %s, and is unknown now\n", cli.Plain(d.DeviceID), cli.Ago(d.DrainedAt, c.Now()))
 	}
 	if len(known.Devices) == 0 {
-		_, _ = fmt.Fprintln(c.err, "no device is known; start `batchyard agent` beside each")
+		_, _ = fmt.Fprintln(c.Err, "there are no devices; start `batchyard agent` beside each")
 		return nil
 	}
-	return c.showDevices(known.Devices)
+	return showDevices(c, known.Devices)
 }
 
-func (c *cli) showDevices(devices []batchyard.Device) error {
+func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
-	t := newTable(c.out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
-	now := c.now()
+	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
+	now := c.Now()
 	for _, d := range devices {
 		state := "up"
 		switch {
@@ -125,14 +126,14 @@ func (c *cli) showDevices(devices []batchyard.Device) error {
 		case d.Draining:
 			state = "draining"
 		}
-		t.row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
-			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", ago(d.SeenAt, now),
-			short(strings.Join(d.Models, ","), 60), short(strings.Join(d.Tags, ","), 40), d.URL)
+		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
+			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
-// count is a number, or nothing when it is not known.
+// count prints a number, or nothing if it is unknown.
 func count(n *int) string {
 	if n == nil {
 		return ""

@@ -7,27 +7,26 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 )
 
-func (c *cli) dlqCommand() *cobra.Command {
-	return group(&cobra.Command{
-		Use: "dlq", Short: "Look at dead letters, or replay them",
-		Long: `Records that cannot be processed are kept in the topic dlq, as they came, with
-headers that say which stage gave up, and why. These commands read it themselves,
-from the Kafka that the configuration names.
+func dlqCommand(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
+		Use: "dlq", Short: "Show dead letters, or replay them",
+		Long: `Records that cannot be processed are kept unchanged in the topic dlq, with headers
+that say which stage gave up, and why. These commands read the topic themselves,
+from the Kafka of the configuration.
 
-A dead letter stays where it is until its topic's retention removes it, also when
-it was replayed.`,
+A dead letter stays until the retention of its topic removes it, even after it was
+replayed.`,
 		Example: "  batchyard dlq list\n  batchyard dlq show 3@42\n  batchyard dlq replay 3@42",
-	}, c.dlqListCommand(), c.dlqShowCommand(), c.dlqReplayCommand())
+	}, dlqListCommand(c), dlqShowCommand(c), dlqReplayCommand(c))
 }
 
 // letterFilter chooses dead letters.
@@ -37,23 +36,23 @@ type letterFilter struct {
 }
 
 func (f *letterFilter) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.stage, "stage", "", "only those that this `stage` gave up")
-	cmd.Flags().StringVar(&f.reason, "reason", "", "only those with this `reason`")
-	cmd.Flags().StringVar(&f.topic, "topic", "", "only those that came from this `topic`")
-	cmd.Flags().DurationVar(&f.since, "since", 0, "only those that are not older")
-	completeFlag(cmd, "stage", app.StageNames())
-	completeFlag(cmd, "topic", topicNames())
+	cmd.Flags().StringVar(&f.stage, "stage", "", "only records that this `stage` gave up")
+	cmd.Flags().StringVar(&f.reason, "reason", "", "only records with this `reason`")
+	cmd.Flags().StringVar(&f.topic, "topic", "", "only records that came from this `topic`")
+	cmd.Flags().DurationVar(&f.since, "since", 0, "only records that are not older than this")
+	cli.CompleteFlag(cmd, "stage", app.StageNames())
+	cli.CompleteFlag(cmd, "topic", topicNames())
 }
 
-// check says what no dead letter can be.
+// check refuses filters that can match no dead letter.
 func (f *letterFilter) check() error {
 	switch {
 	case f.stage != "" && !slices.Contains(app.StageNames(), f.stage):
-		return usageError("--stage %q is none; use one of %s", f.stage, strings.Join(app.StageNames(), ", "))
+		return cli.UsageError("unknown stage %q: use %s", f.stage, cli.Or(app.StageNames()))
 	case f.topic != "" && !slices.Contains(topicNames(), f.topic):
-		return usageError("--topic %q is none of ours; use one of %s", f.topic, strings.Join(topicNames(), ", "))
+		return cli.UsageError("unknown topic %q: use %s", f.topic, cli.Or(topicNames()))
 	case f.since < 0:
-		return usageError("--since must not be negative")
+		return cli.UsageError("--since must not be negative")
 	}
 	return nil
 }
@@ -75,7 +74,7 @@ func diedAt(r *stream.Record) time.Time {
 	return r.Time
 }
 
-// place is where a dead letter is: partition and offset of the topic dlq.
+// place is the position of a dead letter: partition and offset of the topic dlq.
 type place struct {
 	partition int
 	offset    int64
@@ -91,7 +90,7 @@ func parsePlace(s string) (place, error) {
 	p, err := strconv.ParseUint(partition, 10, 31)
 	o, err2 := strconv.ParseUint(offset, 10, 63)
 	if !ok || err != nil || err2 != nil {
-		return place{}, usageError("%q is no position of a dead letter; write PARTITION@OFFSET as `batchyard dlq list` does, such as 3@42", s)
+		return place{}, cli.UsageError("invalid position %q: write PARTITION@OFFSET, such as 3@42, as `batchyard dlq list` shows it", s)
 	}
 	return place{int(p), int64(o)}, nil //nolint:gosec // 63 bits fit
 }
@@ -101,7 +100,7 @@ func origin(r *stream.Record) string {
 	return fmt.Sprintf("%s/%s@%s", r.Header(records.HeaderDLQTopic), r.Header(records.HeaderDLQPartition), r.Header(records.HeaderDLQOffset))
 }
 
-// letter is a dead letter as JSON has it.
+// letter is a dead letter in JSON.
 type letter struct {
 	At      string         `json:"at"` // partition@offset in the topic dlq
 	Time    time.Time      `json:"time"`
@@ -122,37 +121,27 @@ type letterHeader struct {
 	Value string `json:"value"`
 }
 
-func letterOf(r *stream.Record, whole bool) letter {
-	l := letter{
+// letterOf returns a dead letter without its headers and its value.
+func letterOf(r *stream.Record) letter {
+	return letter{
 		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(records.HeaderDLQStage), Reason: r.Header(records.HeaderDLQReason),
 		Error: r.Header(records.HeaderDLQError), From: origin(r), Topic: r.Header(records.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
 	}
-	if whole {
-		for _, h := range r.Headers {
-			l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
-		}
-		l.Value = r.Value
-		if isText(r.Value) {
-			l.Text = string(r.Value)
-		}
+}
+
+func wholeLetterOf(r *stream.Record) letter {
+	l := letterOf(r)
+	for _, h := range r.Headers {
+		l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
+	}
+	l.Value = r.Value
+	if cli.IsText(r.Value) {
+		l.Text = string(r.Value)
 	}
 	return l
 }
 
-// isText reports whether bytes can be shown as they are.
-func isText(b []byte) bool {
-	if !utf8.Valid(b) {
-		return false
-	}
-	for _, r := range string(b) {
-		if r != '\n' && r != '\t' && r != '\r' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
-			return false
-		}
-	}
-	return true
-}
-
-// errEnough ends a scan that has found what it was for.
+// errEnough ends a scan that has found what it looked for.
 var errEnough = errors.New("enough")
 
 func ignoreEnough(err error) error {

@@ -10,54 +10,55 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) dlqListCommand() *cobra.Command {
+func dlqListCommand(c *cli.Env) *cobra.Command {
 	var f letterFilter
 	var limit int
 	var all bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List dead letters, oldest first",
-		Long:    "Lists the newest dead letters, oldest first; with --all every one, partition by partition.",
+		Long:    "Lists the newest dead letters, oldest first; with --all, every one, by partition.",
 		Example: "  batchyard dlq list --since 1h\n  batchyard dlq list --all --json | jq -r .reason | sort | uniq -c",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all && cmd.Flags().Changed("limit") {
-				return errLimitAll
+				return cli.ErrLimitAll
 			}
-			if limit < 1 || limit > 100_000 {
-				return usageError("--limit must be 1 to 100000; --all lists everything")
+			if all {
+				limit = 0
+			} else if limit < 1 || limit > 100_000 {
+				return cli.UsageError("--limit must be 1 to 100000; --all lists everything")
 			}
 			if err := f.check(); err != nil {
 				return err
 			}
-			return c.dlqList(cmd.Context(), &f, limit, all)
+			return dlqList(cmd.Context(), c, &f, limit)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	f.flags(cmd)
-	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most, the newest")
-	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	cmd.Flags().IntVar(&limit, "limit", 100, "how many of the newest")
+	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
 	return cmd
 }
 
-// flushEvery is after how many rows a table that may be long is written.
-const flushEvery = 500
-
-func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool) error {
-	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
-		now := c.now()
-		t := newTable(c.out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
+// dlqList prints the newest dead letters that f takes, at most limit of them; 0 means all.
+func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error {
+	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
+		now := c.Now()
+		t := cli.NewTable(c.Out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
 		n := 0
 		show := func(l letter) error {
-			if n++; c.json {
-				return c.printJSON(l)
+			if n++; c.JSON {
+				return c.PrintJSON(l)
 			}
-			t.row(l.At, l.From, l.Stage, l.Reason, ago(l.Time, now), size(int64(l.Size)), short(l.Error, 80))
-			if n%flushEvery == 0 {
-				return t.flush()
+			t.Row(l.At, l.From, l.Stage, l.Reason, cli.Ago(l.Time, now), cli.Size(int64(l.Size)), cli.Short(l.Error, 80))
+			if n%cli.FlushEvery == 0 {
+				return t.Flush()
 			}
 			return nil
 		}
@@ -69,10 +70,10 @@ func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool)
 				return nil
 			}
 			total++
-			if all {
-				return show(letterOf(r, false))
+			if limit == 0 {
+				return show(letterOf(r))
 			}
-			if newest = append(newest, letterOf(r, false)); len(newest) >= 2*limit {
+			if newest = append(newest, letterOf(r)); len(newest) >= 2*limit {
 				slices.SortFunc(newest, older)
 				newest = slices.Delete(newest, 0, len(newest)-limit)
 			}
@@ -87,53 +88,53 @@ func (c *cli) dlqList(ctx context.Context, f *letterFilter, limit int, all bool)
 				return err
 			}
 		}
-		if c.json {
+		if c.JSON {
 			return nil
 		}
 		if total == 0 {
-			_, _ = fmt.Fprintln(c.err, "there is no such dead letter")
+			_, _ = fmt.Fprintln(c.Err, "no dead letter matches")
 			return nil
 		}
-		if err := t.flush(); err != nil {
+		if err := t.Flush(); err != nil {
 			return err
 		}
 		if n < total {
-			_, _ = fmt.Fprintf(c.err, "%d of %d; --all lists the others too\n", n, total)
+			_, _ = fmt.Fprintf(c.Err, "%d of %d; --all lists the others, too\n", n, total)
 		}
 		return nil
 	})
 }
 
-// dlqError says what came of reading the dead letters.
+// dlqError says what failed.
 func dlqError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
 
-func (c *cli) dlqShowCommand() *cobra.Command {
+func dlqShowCommand(c *cli.Env) *cobra.Command {
 	raw := false
 	cmd := &cobra.Command{
 		Use: "show PARTITION@OFFSET", Short: "Show a dead letter: its headers and its bytes",
-		Long: `Shows the headers and the bytes of a dead letter; bytes that are no text as a hex
-dump. The bytes are what somebody sent: a prompt may be among them.`,
+		Long: `Shows the headers and the bytes of a dead letter, as a hex dump unless they are
+text. The bytes are what a client sent, and may contain a prompt.`,
 		Example: "  batchyard dlq show 3@42\n  batchyard dlq show 3@42 --raw > record.bin",
-		Args:    exactly("PARTITION@OFFSET"), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly("PARTITION@OFFSET"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			at, err := parsePlace(args[0])
 			if err != nil {
 				return err
 			}
-			if raw && c.json {
-				return usageError("--raw and --json exclude each other")
+			if raw && c.JSON {
+				return cli.UsageError("--raw and --json cannot be combined")
 			}
-			return c.dlqShow(cmd.Context(), at, raw)
+			return dlqShow(cmd.Context(), c, at, raw)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
-	cmd.Flags().BoolVar(&raw, "raw", false, "write the bytes alone, as they are")
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
+	cmd.Flags().BoolVar(&raw, "raw", false, "write only the bytes, unchanged")
 	return cmd
 }
 
-func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
-	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
+func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
+	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
 		var found *stream.Record
 		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
 			if placeOf(r) == at {
@@ -146,36 +147,36 @@ func (c *cli) dlqShow(ctx context.Context, at place, raw bool) error {
 		case ignoreEnough(err) != nil:
 			return dlqError(err)
 		case found == nil:
-			return withCode(exitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows those that there are", at))
-		case c.json:
-			return c.printJSON(letterOf(found, true))
+			return cli.WithCode(cli.ExitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows all", at))
+		case c.JSON:
+			return c.PrintJSON(wholeLetterOf(found))
 		case raw:
-			if _, err := c.out.Write(found.Value); err != nil {
+			if _, err := c.Out.Write(found.Value); err != nil {
 				return fmt.Errorf("writing the dead letter: %w", err)
 			}
 			return nil
 		}
-		return c.showLetter(found)
+		return showLetter(c, found)
 	})
 }
 
-func (c *cli) showLetter(r *stream.Record) error {
-	t := newTable(c.out)
-	t.row("at", placeOf(r).String())
-	t.row("from", origin(r))
-	t.row("died", ago(diedAt(r), c.now()))
-	t.row("key", string(r.Key))
+func showLetter(c *cli.Env, r *stream.Record) error {
+	t := cli.NewTable(c.Out)
+	t.Row("at", placeOf(r).String())
+	t.Row("from", origin(r))
+	t.Row("died", cli.Ago(diedAt(r), c.Now()))
+	t.Row("key", string(r.Key))
 	for _, h := range r.Headers {
-		t.row("header "+h.Key, string(h.Value))
+		t.Row("header "+h.Key, string(h.Value))
 	}
-	t.row("size", size(int64(len(r.Value))))
-	if err := t.flush(); err != nil {
+	t.Row("size", cli.Size(int64(len(r.Value))))
+	if err := t.Flush(); err != nil {
 		return err
 	}
-	if isText(r.Value) {
-		c.printf("\n%s\n", r.Value)
+	if cli.IsText(r.Value) {
+		c.Printf("\n%s\n", r.Value)
 		return nil
 	}
-	c.printf("\n%s", hex.Dump(r.Value))
+	c.Printf("\n%s", hex.Dump(r.Value))
 	return nil
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
 
-// Headers of a record that was replayed. They say which run of replay wrote it,
-// so that the run does not take up again what died again meanwhile, and where
-// the dead letter is.
+// Headers of a replayed record: which run of replay wrote it, so that the run skips
+// records that died again meanwhile, and where the dead letter is.
 const (
 	headerReplay     = "replay-id"
 	headerReplayFrom = "replay-from"
@@ -34,20 +34,25 @@ const (
 	replayBytes = 32 << 20
 )
 
-func (c *cli) dlqReplayCommand() *cobra.Command {
-	var f letterFilter
-	var all, dry bool
-	cmd := &cobra.Command{
-		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to the topics that they came from",
-		Long: `Writes the original bytes and headers of dead letters back to the topics that they
-came from. Name them by their position, or use --all or one of the filters.
+// replayFlags are the flags of dlq replay.
+type replayFlags struct {
+	letterFilter
+	all, dry bool
+}
 
-What dies again becomes a new dead letter. Replaying twice is harmless: a task that
-has ended already keeps its result.`,
+func dlqReplayCommand(c *cli.Env) *cobra.Command {
+	var f replayFlags
+	cmd := &cobra.Command{
+		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to their topics",
+		Long: `Writes the original bytes and headers of dead letters back to the topics that they
+came from. Name them by position, or use --all or a filter.
+
+A record that fails again becomes a new dead letter. Replaying twice is harmless: a
+task that has already ended keeps its result.`,
 		Example: `  batchyard dlq replay 3@42 3@43
   batchyard dlq replay --reason too_large --dry-run
   batchyard dlq replay --all`,
-		ValidArgsFunction: completeNothing,
+		ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -61,29 +66,29 @@ has ended already keeps its result.`,
 				places = append(places, p)
 			}
 			switch {
-			case len(places) == 0 && !all && !f.any():
-				return usageError("dlq replay needs positions, a filter such as --reason, or --all")
-			case len(places) > 0 && (all || f.any()):
-				return usageError("dlq replay takes positions, or --all and filters, not both")
+			case len(places) == 0 && !f.all && !f.any():
+				return cli.UsageError("dlq replay needs positions, a filter such as --reason, or --all")
+			case len(places) > 0 && (f.all || f.any()):
+				return cli.UsageError("dlq replay takes positions, or --all and filters, not both")
 			}
-			return c.dlqReplay(cmd.Context(), places, &f, dry)
+			return dlqReplay(cmd.Context(), c, places, &f)
 		},
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	f.flags(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "all dead letters")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how many there are")
+	cmd.Flags().BoolVar(&f.all, "all", false, "all dead letters")
+	cmd.Flags().BoolVar(&f.dry, "dry-run", false, "only count them")
 	return cmd
 }
 
 // replay is one run of dlq replay.
 type replay struct {
-	c      *cli
+	c      *cli.Env
 	id     string
 	actor  string
 	host   string
-	outbox *stream.Outbox
+	outbox *stream.Outbox // nil in a dry run
 
 	mu      sync.Mutex
 	written map[string]int // by topic
@@ -91,20 +96,20 @@ type replay struct {
 	failed  int
 }
 
-// maxReplayErrors bounds the errors that are told one by one.
+// maxReplayErrors bounds the errors that are listed one by one.
 const maxReplayErrors = 20
 
-func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dry bool) error {
-	return c.withLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
+func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *replayFlags) error {
+	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
-		if !dry {
+		if !f.dry {
 			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)
 		}
 		left := slices.Clone(places)
-		now := c.now()
+		now := c.Now()
 		scanErr := ignoreEnough(log.Scan(ctx, stream.DLQ, func(rec *stream.Record) error {
 			if rec.Header(headerReplay) == r.id {
-				return nil // it died again while we were here
+				return nil // this run wrote it, and it died again
 			}
 			if len(places) == 0 {
 				if !f.takes(rec, now) {
@@ -117,7 +122,7 @@ func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dr
 				}
 				left = slices.Delete(left, i, i+1)
 			}
-			if err := r.one(ctx, rec, dry); err != nil {
+			if err := r.one(ctx, rec); err != nil {
 				return err
 			}
 			if len(places) > 0 && len(left) == 0 {
@@ -126,7 +131,7 @@ func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dr
 			return nil
 		}))
 		if r.outbox != nil {
-			// Also after an error: what was handed over is written or told.
+			// Even after an error: each record handed over is written, or its failure reported.
 			err = r.outbox.Close(ctx)
 		}
 		if scanErr != nil {
@@ -135,15 +140,15 @@ func (c *cli) dlqReplay(ctx context.Context, places []place, f *letterFilter, dr
 		for _, p := range left {
 			r.fail(fmt.Errorf("there is no dead letter at %s", p))
 		}
-		return errors.Join(err, r.tell(dry))
+		return errors.Join(err, r.tell())
 	})
 }
 
-// one hands one dead letter over.
-func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
+// one hands one dead letter to the outbox.
+func (r *replay) one(ctx context.Context, rec *stream.Record) error {
 	topic := rec.Header(records.HeaderDLQTopic)
 	if topic == stream.DLQ || !slices.Contains(topicNames(), topic) {
-		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is none of our topics", placeOf(rec), short(topic, 64)))
+		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is not a topic of Batchyard", placeOf(rec), cli.Short(topic, 64)))
 		return nil
 	}
 	done := func(err error) {
@@ -155,7 +160,7 @@ func (r *replay) one(ctx context.Context, rec *stream.Record, dry bool) error {
 		r.written[topic]++
 		r.mu.Unlock()
 	}
-	if dry {
+	if r.outbox == nil {
 		done(nil)
 		return nil
 	}
@@ -179,19 +184,19 @@ func (r *replay) message(rec *stream.Record, topic string) stream.Message {
 	return m
 }
 
-// event tells the audit log who replayed what. It holds no part of the record.
+// event records in the audit log who replayed what. It holds no part of the record.
 func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	detail, err := json.Marshal(map[string]string{
 		"dead_letter": rec.Position(), "topic": topic, "replay_id": r.id,
-		"stage": short(rec.Header(records.HeaderDLQStage), 64), "reason": short(rec.Header(records.HeaderDLQReason), 64),
+		"stage": cli.Short(rec.Header(records.HeaderDLQStage), 64), "reason": cli.Short(rec.Header(records.HeaderDLQReason), 64),
 	})
 	if err != nil {
-		detail = nil // texts only: it cannot be
+		detail = nil // cannot happen: they are strings
 	}
 	return task.Event{
 		Time: time.Now().UTC(), Action: task.RecordReplayed, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant,
 		ActorType: task.ActorUser, ActorID: r.actor, SourceAddr: r.host, UserAgent: "batchyard-cli/" + versionNumber(),
-		ResourceType: "record", ResourceID: short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
+		ResourceType: "record", ResourceID: cli.Short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
 	}
 }
 
@@ -212,41 +217,41 @@ type replayed struct {
 	DryRun   bool           `json:"dry_run,omitempty"`
 }
 
-// tell says how many were written.
-func (r *replay) tell(dry bool) error {
+// tell prints how many were written.
+func (r *replay) tell() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: dry}
+	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: r.outbox == nil}
 	for _, n := range r.written {
 		out.Replayed += n
 	}
-	if r.c.json {
-		if err := r.c.printJSON(out); err != nil {
+	if r.c.JSON {
+		if err := r.c.PrintJSON(out); err != nil {
 			return err
 		}
 	} else {
 		verb := "replayed"
-		if dry {
+		if r.outbox == nil {
 			verb = "to be replayed"
 		}
-		r.c.printf("%s %s\n", counted(out.Replayed, "dead letter"), verb)
+		r.c.Printf("%s %s\n", cli.Counted(out.Replayed, "dead letter"), verb)
 		topics := make([]string, 0, len(r.written))
 		for t := range r.written {
 			topics = append(topics, t)
 		}
 		slices.Sort(topics)
 		for _, t := range topics {
-			r.c.printf("  %s: %d\n", t, r.written[t])
+			r.c.Printf("  %s: %d\n", t, r.written[t])
 		}
 	}
 	errs := r.errs
 	if more := r.failed - len(errs); more > 0 {
 		errs = append(errs, fmt.Errorf("and %d more", more))
 	}
-	return withCode(exitFailed, errors.Join(errs...))
+	return cli.WithCode(cli.ExitFailed, errors.Join(errs...))
 }
 
-// userName is who runs the program, for the audit log.
+// userName returns who runs the program, for the audit log.
 func userName() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		return u.Username

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
@@ -59,10 +60,10 @@ func TestSubmitAndWait(t *testing.T) {
 	}
 	require.Len(t, seen, 30)
 	r := try(t, "", "tasks", "list", "--server", f.URL, "--tenant", tenant, "--limit", "7")
-	require.Equal(t, exitOK, r.code)
+	require.Equal(t, cli.ExitOK, r.code)
 	require.Len(t, lines(r.out), 8)
 	require.Contains(t, r.err, "there are more")
-	require.Contains(t, try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "nobody").err, "there is no such task")
+	require.Contains(t, try(t, "", "tasks", "list", "--server", f.URL, "--tenant", "no-such-tenant").err, "no task matches")
 }
 
 func TestSubmitThatFails(t *testing.T) {
@@ -72,14 +73,14 @@ func TestSubmitThatFails(t *testing.T) {
 	soon := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
 	stdin := `{"task_id":"never","model":"m","needs":["no-such-tag"],"deadline":"` + soon + `","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n" + `{"model":"m","input":{"messages":[{"role":"user","content":"1+1?"}]}}` + "\n"
 	r := try(t, stdin, "submit", "-", "--server", f.URL, "--tenant", tenant, "--wait", "--json")
-	require.Equal(t, exitFailed, r.code, r.err)
+	require.Equal(t, cli.ExitFailed, r.code, r.err)
 	var s summary
 	require.NoError(t, json.Unmarshal([]byte(r.out), &s))
 	require.Equal(t, map[task.State]int{task.Success: 1, task.Expired: 1}, s.ByState)
 	require.Contains(t, r.err, "1 of 2 tasks")
 
 	r = try(t, "", "tasks", "get", "never", "--server", f.URL, "--tenant", tenant, "--wait", "10s")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.out, "EXPIRED")
 }
 
@@ -96,7 +97,7 @@ func TestTasksGet(t *testing.T) {
 	for _, action := range []task.Action{task.TaskAccepted, task.TaskAssigned, task.AttemptStarted} {
 		require.Contains(t, text, string(action))
 	}
-	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
+	require.Eventually(t, func() bool { // the result may be recorded before the event that reports it
 		text := try(t, "", "tasks", "get", "a/b c?", "--server", f.URL, "--tenant", tenant, "--events").out
 		return strings.Contains(text, string(task.TaskSucceeded))
 	}, 30*time.Second, 50*time.Millisecond)
@@ -108,8 +109,8 @@ func TestTasksGet(t *testing.T) {
 	require.Equal(t, task.High, both.Task.Priority)
 	require.NotEmpty(t, both.Events)
 
-	r := try(t, "", "tasks", "get", "nobody", "--server", f.URL, "--tenant", tenant)
-	require.Equal(t, exitFailed, r.code)
+	r := try(t, "", "tasks", "get", "no-such-task", "--server", f.URL, "--tenant", tenant)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "no such task")
 }
 
@@ -120,10 +121,10 @@ func TestTasksCancel(t *testing.T) {
 	ok(t, "submit", file, "--server", f.URL, "--tenant", tenant)
 	require.Contains(t, ok(t, "tasks", "cancel", "waits", "--server", f.URL, "--tenant", tenant), "asked to stop")
 	r := try(t, "", "tasks", "get", "waits", "--server", f.URL, "--tenant", tenant, "--wait", "30s", "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.out, `"CANCELLED"`)
-	r = try(t, "", "tasks", "cancel", "waits", "nobody", "--server", f.URL, "--tenant", tenant, "--json")
-	require.Equal(t, exitFailed, r.code)
+	r = try(t, "", "tasks", "cancel", "waits", "no-such-task", "--server", f.URL, "--tenant", tenant, "--json")
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Len(t, lines(r.out), 2, "one that cannot be cancelled does not hold up the next")
 	var c cancelled
 	require.NoError(t, json.Unmarshal([]byte(lines(r.out)[0]), &c))
@@ -155,15 +156,15 @@ func TestDevicesDrain(t *testing.T) {
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
 	require.Equal(t, "device "+id+": drained\n", ok(t, "devices", "drain", id, "--server", f.URL))
-	require.Equal(t, "device "+id+": drained, as before\n", ok(t, "devices", "drain", id, "--server", f.URL))
+	require.Equal(t, "device "+id+": drained, no change\n", ok(t, "devices", "drain", id, "--server", f.URL))
 	require.Regexp(t, id+` +drained +3 `, ok(t, "devices", "list", "--server", f.URL))
 	require.NoError(t, registry.Leave(t.Context(), id))
 	r := try(t, "", "devices", "list", "--server", f.URL)
-	require.Regexp(t, "device "+id+` was drained \S+ ago, and is not known now`, r.err)
+	require.Regexp(t, "device "+id+` was drained \S+ ago, and is unknown now`, r.err)
 	r = try(t, "", "devices", "undrain", "no-such-device", id, "--server", f.URL, "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "device no-such-device: unknown device")
-	require.JSONEq(t, `{"device_id":"`+id+`","drained":false,"changed":true}`, r.out, "one that is not known does not hold up the next")
+	require.JSONEq(t, `{"device_id":"`+id+`","drained":false,"changed":true}`, r.out, "an unknown device does not hold up the next")
 }
 
 // The only test here that changes the policy of the shared Batchyard; all
@@ -171,15 +172,15 @@ func TestDevicesDrain(t *testing.T) {
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	f := running(t)
-	require.Regexp(t, `policy +expected_finish\nbinding +auto\nsaid by +the configuration\n`, ok(t, "policy", "get", "--server", f.URL))
+	require.Regexp(t, `policy +expected_finish\nbinding +auto\nset by +the configuration\n`, ok(t, "policy", "get", "--server", f.URL))
 	text := ok(t, "policy", "set", "load_formula", "--weight", "cpu=0.6,mem=0.4", "--server", f.URL, "--tenant", "ops")
-	require.Regexp(t, `policy +load_formula\nbinding +auto\nweights +cpu 0.6, mem 0.4\nsaid by +ops, \S+ ago\nwithout that +expected_finish, auto\n`, text)
-	require.Regexp(t, `weights +those of edge\n`, ok(t, "policy", "set", "load_formula", "--preset", "edge", "--server", f.URL))
+	require.Regexp(t, `policy +load_formula\nbinding +auto\nweights +cpu 0.6, mem 0.4\nset by +ops, \S+ ago\notherwise +expected_finish, auto\n`, text)
+	require.Regexp(t, `weights +preset edge\n`, ok(t, "policy", "set", "load_formula", "--preset", "edge", "--server", f.URL))
 	var st api.PolicyStatus
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "policy", "get", "--server", f.URL, "--json")), &st))
 	require.Equal(t, "operator", st.Source)
 	r := try(t, "", "policy", "set", "best", "--server", f.URL)
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	require.Contains(t, r.err, `policy: "best" is not a policy; use one of expected_finish,`)
 	require.Contains(t, ok(t, "policy", "reset", "--server", f.URL), "the configuration")
 }
@@ -201,17 +202,17 @@ func TestTasksWhyAndPriority(t *testing.T) {
 	require.Positive(t, w.Waiting.Out["tags"])
 
 	ok(t, append([]string{"tasks", "get", "runs", "--wait", "30s"}, at...)...)
-	require.Eventually(t, func() bool { // the result may be recorded before the event that tells of it
+	require.Eventually(t, func() bool { // the result may be recorded before the event that reports it
 		return strings.Contains(try(t, "", append([]string{"tasks", "why", "runs"}, at...)...).out, "it was answered after")
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Regexp(t, `^It ran on \S+\. Attempt 1 went to \S+ by \w+, out of \d+ devices that could run it, because `, ok(t, append([]string{"tasks", "why", "runs"}, at...)...))
 	r := try(t, "", append([]string{"tasks", "set-priority", "runs", "high"}, at...)...)
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "has already finished as SUCCESS")
 	for _, how := range []string{"why", "get"} {
-		r = try(t, "", append([]string{"tasks", how, "nobody"}, at...)...)
-		require.Equal(t, exitFailed, r.code)
-		require.Contains(t, r.err, "task nobody: ", how)
+		r = try(t, "", append([]string{"tasks", how, "no-such-task"}, at...)...)
+		require.Equal(t, cli.ExitFailed, r.code)
+		require.Contains(t, r.err, "task no-such-task: ", how)
 	}
 }
 
@@ -249,22 +250,22 @@ func TestDLQReplay(t *testing.T) {
 	require.Len(t, all, 4)
 
 	r := try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--dry-run")
-	require.Equal(t, exitFailed, r.code, "one came from a topic that is not ours")
+	require.Equal(t, cli.ExitFailed, r.code, "one came from a topic that is not ours")
 	require.Contains(t, r.out, "3 dead letters to be replayed")
 
 	// One by its position, then all by their reason: the first is replayed twice.
 	require.Contains(t, ok(t, "dlq", "replay", "-c", f.config, all[0].At), "1 dead letter replayed\n")
 	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--json")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, `it came from "somewhere.else"`)
 	var done replayed
 	require.NoError(t, json.Unmarshal([]byte(r.out), &done))
 	require.Equal(t, replayed{Replay: done.Replay, Replayed: 3, Topics: map[string]int{stream.TasksNormal: 3}, Failed: 1}, done)
 
 	for i := range 3 {
-		// Written to Kafka and not to the API: nobody knows it before the router has read it.
+		// Written to Kafka and not to the API: unknown until the router has read it.
 		require.Eventually(t, func() bool {
-			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", tenant, "--wait", "30s").code == exitOK
+			return try(t, "", "tasks", "get", fmt.Sprintf("buried-%d", i), "--server", f.URL, "--tenant", tenant, "--wait", "30s").code == cli.ExitOK
 		}, 30*time.Second, 50*time.Millisecond)
 	}
 	// What was written has its headers back, and those of its death are gone.
@@ -286,7 +287,7 @@ func TestDLQReplay(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 
 	r = try(t, "", "dlq", "replay", "-c", f.config, "0@999999999")
-	require.Equal(t, exitFailed, r.code)
+	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, "no dead letter at 0@999999999")
 }
 
@@ -311,7 +312,7 @@ func TestDLQListAndShow(t *testing.T) {
 	var l letter
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "dlq", "show", all[0].At, "-c", f.config, "--json")), &l))
 	require.Equal(t, "plain text", l.Text)
-	require.Equal(t, exitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
+	require.Equal(t, cli.ExitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
 }
 
 func TestTopics(t *testing.T) {
@@ -320,7 +321,7 @@ func TestTopics(t *testing.T) {
 	prefix := unique("topics") + "."
 	path := write(t, "prefixed.yaml", fmt.Sprintf("kafka:\n  brokers: [%q]\n  topic_prefix: %q\n  partitions: 1\n", f.Stack.Brokers[0], prefix))
 	r := try(t, "", "topics", "list", "-c", path)
-	require.Equal(t, exitUsage, r.code)
+	require.Equal(t, cli.ExitUsage, r.code)
 	require.Contains(t, r.err, "batchyard: topics "+prefix+"tasks.high, ")
 	require.Contains(t, r.err, " are missing: run `batchyard topics create`\n")
 	require.Len(t, lines(ok(t, "topics", "create", "-c", path)), len(stream.Topics))
@@ -344,8 +345,8 @@ func TestMigrate(t *testing.T) {
 	require.Contains(t, ok(t, "migrate", "up", "-c", path), "nothing to do")
 
 	r := try(t, "y\n", "migrate", "down", "-c", path)
-	require.Equal(t, exitUsage, r.code, "nobody is asked when nobody is there")
-	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "taken back")
+	require.Equal(t, cli.ExitUsage, r.code, "it cannot ask without a terminal")
+	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "reverted")
 	applied := 0
 	for _, line := range lines(ok(t, "migrate", "status", "-c", path, "--json")) {
 		var m migration
@@ -363,8 +364,8 @@ func TestSignalEndsAgent(t *testing.T) {
 	f := running(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
-	nobody := "http://" + closedPort(t)
-	cmd := exec.CommandContext(t.Context(), self, "agent", "--id", "cli-signal", "--url", nobody, "--server", f.URL, "--interval", "1s")
+	gone := "http://" + closedPort(t)
+	cmd := exec.CommandContext(t.Context(), self, "agent", "--id", "cli-signal", "--url", gone, "--server", f.URL, "--interval", "1s")
 	cmd.Env = append(os.Environ(), runMainVar+"=1")
 	var errOut syncBuffer
 	cmd.Stderr = &errOut
@@ -385,7 +386,7 @@ func TestExitCodeOfProcess(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	var exit *exec.ExitError
 	require.ErrorAs(t, cmd.Run(), &exit)
-	require.Equal(t, exitUnreachable, exit.ExitCode())
+	require.Equal(t, cli.ExitUnreachable, exit.ExitCode())
 	require.Empty(t, out.String())
 	require.True(t, strings.HasPrefix(errOut.String(), "batchyard: "))
 }

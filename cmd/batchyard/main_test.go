@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/test/testenv"
 )
@@ -49,7 +50,7 @@ func try(t *testing.T, stdin string, args ...string) ran {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out, err bytes.Buffer
-	code := newCLI(strings.NewReader(stdin), &out, &err).run(ctx, args)
+	code := run(ctx, newCLI(strings.NewReader(stdin), &out, &err), args)
 	return ran{code, out.String(), err.String()}
 }
 
@@ -57,7 +58,7 @@ func try(t *testing.T, stdin string, args ...string) ran {
 func ok(t *testing.T, args ...string) string {
 	t.Helper()
 	r := try(t, "", args...)
-	require.Equalf(t, exitOK, r.code, "batchyard %s: %s%s", strings.Join(args, " "), r.out, r.err)
+	require.Equalf(t, cli.ExitOK, r.code, "batchyard %s: %s%s", strings.Join(args, " "), r.out, r.err)
 	return r.out
 }
 

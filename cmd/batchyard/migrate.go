@@ -10,40 +10,41 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/migrations"
 )
 
-func (c *cli) migrateCommand() *cobra.Command {
+func migrateCommand(c *cli.Env) *cobra.Command {
 	up := &cobra.Command{
-		Use: "up", Short: "Bring the database's schema up to what this program needs",
+		Use: "up", Short: "Bring the database schema up to what this program needs",
 		Example: "  batchyard migrate up -c config.yaml\n  BATCHYARD_POSTGRES_URL=postgres://… batchyard migrate up",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateUp(cmd.Context()) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateUp(cmd.Context(), c) },
 	}
 	yes := false
 	down := &cobra.Command{
-		Use: "down", Short: "Take the latest migration back, and the data that it holds",
-		Long: `Takes the latest migration back, and with it the data in its tables. On a terminal
-it asks first; elsewhere it wants --yes.`,
+		Use: "down", Short: "Revert the latest migration, and drop its data",
+		Long: `Reverts the latest migration, and drops the data in its tables. On a terminal it
+asks first; elsewhere it needs --yes.`,
 		Example: "  batchyard migrate down --yes",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateDown(cmd.Context(), yes) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateDown(cmd.Context(), c, yes) },
 	}
 	down.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	status := &cobra.Command{
 		Use: "status", Short: "List the migrations and when each was applied",
 		Example: "  batchyard migrate status\n  batchyard migrate status --json",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.migrateStatus(cmd.Context()) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateStatus(cmd.Context(), c) },
 	}
 	for _, cmd := range []*cobra.Command{up, down, status} {
-		c.configFlag(cmd)
-		c.jsonFlag(cmd)
+		c.ConfigFlag(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{Use: "migrate", Short: "Change the database's schema", Example: "  batchyard migrate up"}, up, down, status)
+	return cli.Group(&cobra.Command{Use: "migrate", Short: "Change the database schema", Example: "  batchyard migrate up"}, up, down, status)
 }
 
-// migration is a migration as JSON has it.
+// migration is a migration in JSON.
 type migration struct {
 	Version   int64      `json:"version"`
 	Name      string     `json:"name"`
@@ -59,8 +60,8 @@ func asMigration(m migrations.Migration) migration {
 	return out
 }
 
-func (c *cli) migrateUp(ctx context.Context) error {
-	url, before, err := c.migrationsNow(ctx)
+func migrateUp(ctx context.Context, c *cli.Env) error {
+	url, before, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -73,26 +74,26 @@ func (c *cli) migrateUp(ctx context.Context) error {
 			continue
 		}
 		applied++
-		if err := c.told("applied", m); err != nil {
+		if err := tellMigration(c, "applied", m); err != nil {
 			return err
 		}
 	}
-	if applied == 0 && !c.json {
-		c.printf("nothing to do: the schema is version %d\n", migrations.Needed())
+	if applied == 0 && !c.JSON {
+		c.Printf("nothing to do: the schema is version %d\n", migrations.Needed())
 	}
 	missing, err := migrations.MissingRoles(ctx, url)
 	if err != nil {
-		return serviceError(err)
+		return cli.ServiceError(err)
 	}
 	if len(missing) > 0 {
-		_, _ = fmt.Fprintf(c.err, "these roles are missing, because this login may not create any: %[1]s\n"+
+		_, _ = fmt.Fprintf(c.Err, "these roles are missing, and this login may not create them: %[1]s\n"+
 			"have an administrator run CREATE ROLE … NOLOGIN for each, then run SELECT batchyard_grant_roles(); docs/sql.md says what they are for\n", strings.Join(missing, ", "))
 	}
 	return nil
 }
 
-func (c *cli) migrateDown(ctx context.Context, yes bool) error {
-	url, before, err := c.migrationsNow(ctx)
+func migrateDown(ctx context.Context, c *cli.Env, yes bool) error {
+	url, before, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -103,77 +104,77 @@ func (c *cli) migrateDown(ctx context.Context, yes bool) error {
 		}
 	}
 	if last == nil {
-		if !c.json {
-			c.printf("nothing to do: the database has no schema\n")
+		if !c.JSON {
+			c.Printf("nothing to do: the database has no schema\n")
 		}
 		return nil
 	}
 	if !yes {
-		if err := c.confirm(fmt.Sprintf("Take migration %s back, and drop the data that it holds?", last.Name)); err != nil {
+		if err := confirm(c, fmt.Sprintf("Revert migration %s, and drop its data?", last.Name)); err != nil {
 			return err
 		}
 	}
 	if err := migrations.Down(ctx, url); err != nil {
 		return migrationError(err)
 	}
-	return c.told("taken back", *last)
+	return tellMigration(c, "reverted", *last)
 }
 
-// confirm asks a person, if there is one.
-func (c *cli) confirm(question string) error {
-	if !isTerminal(c.in) || !c.stderrTTY {
-		return usageError("this loses data: say --yes")
+// confirm asks the user, and fails if there is no terminal to ask on.
+func confirm(c *cli.Env, question string) error {
+	if !cli.IsTerminal(c.In) || !c.StderrTTY {
+		return cli.UsageError("this loses data: confirm with --yes")
 	}
-	_, _ = fmt.Fprintf(c.err, "%s [y/N] ", question)
-	answer, err := bufio.NewReader(c.in).ReadString('\n')
+	_, _ = fmt.Fprintf(c.Err, "%s [y/N] ", question)
+	answer, err := bufio.NewReader(c.In).ReadString('\n')
 	if err != nil || !strings.EqualFold(strings.TrimSpace(answer), "y") {
-		return withCode(exitFailed, fmt.Errorf("not confirmed: nothing was changed"))
+		return cli.WithCode(cli.ExitFailed, fmt.Errorf("not confirmed: nothing was changed"))
 	}
 	return nil
 }
 
-func (c *cli) migrateStatus(ctx context.Context) error {
-	_, all, err := c.migrationsNow(ctx)
+func migrateStatus(ctx context.Context, c *cli.Env) error {
+	_, all, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
 	}
-	t := newTable(c.out, "VERSION", "NAME", "APPLIED")
-	now := c.now()
+	t := cli.NewTable(c.Out, "VERSION", "NAME", "APPLIED")
+	now := c.Now()
 	for _, m := range all {
-		if c.json {
-			if err := c.printJSON(asMigration(m)); err != nil {
+		if c.JSON {
+			if err := c.PrintJSON(asMigration(m)); err != nil {
 				return err
 			}
 			continue
 		}
 		applied := "no"
 		if !m.AppliedAt.IsZero() {
-			applied = ago(m.AppliedAt, now)
+			applied = cli.Ago(m.AppliedAt, now)
 		}
-		t.row(strconv.FormatInt(m.Version, 10), m.Name, applied)
+		t.Row(strconv.FormatInt(m.Version, 10), m.Name, applied)
 	}
-	if c.json {
+	if c.JSON {
 		return nil
 	}
-	return t.flush()
+	return t.Flush()
 }
 
-// told says what was done with a migration.
-func (c *cli) told(what string, m migrations.Migration) error {
-	if c.json {
-		return c.printJSON(struct {
+// tellMigration prints what was done with a migration.
+func tellMigration(c *cli.Env, what string, m migrations.Migration) error {
+	if c.JSON {
+		return c.PrintJSON(struct {
 			Done    string `json:"done"`
 			Version int64  `json:"version"`
 			Name    string `json:"name"`
 		}{what, m.Version, m.Name})
 	}
-	c.printf("%s: %s\n", what, m.Name)
+	c.Printf("%s: %s\n", what, m.Name)
 	return nil
 }
 
-// migrationsNow reads the configuration and how the database stands.
-func (c *cli) migrationsNow(ctx context.Context) (url string, all []migrations.Migration, err error) {
-	cfg, err := c.config(nil)
+// migrationsNow reads the configuration and the state of the database.
+func migrationsNow(ctx context.Context, c *cli.Env) (url string, all []migrations.Migration, err error) {
+	cfg, err := c.Config(nil)
 	if err != nil {
 		return "", nil, err
 	}
@@ -181,13 +182,13 @@ func (c *cli) migrationsNow(ctx context.Context) (url string, all []migrations.M
 	return cfg.Postgres.URL, all, migrationError(err)
 }
 
-// migrationError gives what came of migrating its exit code.
+// migrationError gives an error from migrating its exit code.
 func migrationError(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case strings.Contains(err.Error(), "migrating the database"):
-		return withCode(exitFailed, err)
+		return cli.WithCode(cli.ExitFailed, err)
 	}
-	return serviceError(err)
+	return cli.ServiceError(err)
 }

@@ -11,67 +11,68 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/device"
 )
 
-func (c *cli) policyCommand() *cobra.Command {
+func policyCommand(c *cli.Env) *cobra.Command {
 	get := &cobra.Command{
-		Use: "get", Short: "Show by which policy routers choose devices, and who said so",
+		Use: "get", Short: "Show which policy routers choose devices by, and who set it",
 		Example: "  batchyard policy get\n  batchyard policy get --json | jq -r .policy",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).Policy) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).Policy) },
 	}
 	reset := &cobra.Command{
-		Use: "reset", Short: "Make routers go back to the policy of their configuration",
+		Use: "reset", Short: "Return routers to the policy of their configuration",
 		Example: "  batchyard policy reset",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.policy(cmd.Context(), (*server).ResetPolicy) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd.Context(), c, (*server).ResetPolicy) },
 	}
-	set := c.policySetCommand()
+	set := policySetCommand(c)
 	for _, cmd := range []*cobra.Command{get, set, reset} {
-		c.clientFlags(cmd)
-		c.jsonFlag(cmd)
+		c.ClientFlags(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{
-		Use: "policy", Short: "Look at how devices are chosen, or change it while routers run",
+	return cli.Group(&cobra.Command{
+		Use: "policy", Short: "Show how devices are chosen, or change it while routers run",
 		Example: "  batchyard policy get\n  batchyard policy set power_of_two",
 	}, get, set, reset)
 }
 
-func (c *cli) policySetCommand() *cobra.Command {
+func policySetCommand(c *cli.Env) *cobra.Command {
 	var in batchyard.PolicySetting
 	var weights map[string]string
 	cmd := &cobra.Command{
-		Use: "set POLICY", Short: "Make routers choose devices by another policy",
+		Use: "set POLICY", Short: "Change the policy by which routers choose devices",
 		Long: `Makes all routers choose devices by another policy, within router.refresh_interval (1 s).
-It goes over their configuration until "policy reset", or until Redis forgets it.
+It overrides their configuration until "policy reset", or until Redis loses it.
 
-The policies, which docs/routing.md tells apart:
+The policies, which docs/routing.md compares:
   ` + strings.Join(device.PolicyNames(), "\n  "),
 		Example: `  batchyard policy set power_of_two
   batchyard policy set round_robin --binding late
   batchyard policy set load_formula --weight cpu=0.6,mem=0.4`,
-		Args: exactly("POLICY"), ValidArgsFunction: completePolicies,
+		Args: cli.Exactly("POLICY"), ValidArgsFunction: completePolicies,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in.Policy = args[0]
 			for _, name := range slices.Sorted(maps.Keys(weights)) {
 				w, err := strconv.ParseFloat(weights[name], 64)
 				if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
-					return usageError("--weight %s=%s: it is no number; write %s=0.5", name, weights[name], name)
+					return cli.UsageError("--weight %s=%s: not a number; write %s=0.5", name, weights[name], name)
 				}
 				if in.Weights == nil {
 					in.Weights = map[string]float64{}
 				}
 				in.Weights[name] = w
 			}
-			return c.policy(cmd.Context(), func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
+			return showPolicy(cmd.Context(), c, func(s *server, ctx context.Context) (*batchyard.PolicyStatus, error) { return s.SetPolicy(ctx, in) })
 		},
 	}
-	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: auto (as the policy was published), late or early")
-	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: one of "+strings.Join(presetNames(), ", "))
-	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; may be given again")
-	completeFlag(cmd, "binding", device.Bindings)
-	completeFlag(cmd, "preset", presetNames())
+	cmd.Flags().StringVar(&in.Binding, "binding", "", "when a task is bound to a device: late, early, or auto (as the policy was designed)")
+	cmd.Flags().StringVar(&in.Preset, "preset", "", "for load_formula: "+strings.Join(presetNames(), ", "))
+	cmd.Flags().StringToStringVar(&weights, "weight", nil, "for load_formula: `figure=weight`, of "+strings.Join(device.LoadFigures, ", ")+"; repeatable")
+	cli.CompleteFlag(cmd, "binding", device.Bindings)
+	cli.CompleteFlag(cmd, "preset", presetNames())
 	return cmd
 }
 
@@ -84,9 +85,9 @@ func completePolicies(_ *cobra.Command, args []string, _ string) ([]string, cobr
 	return device.PolicyNames(), cobra.ShellCompDirectiveNoFileComp
 }
 
-// policy asks for, or changes, how devices are chosen, and shows what holds then.
-func (c *cli) policy(ctx context.Context, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
-	server, err := c.connect()
+// showPolicy asks for or changes the policy, and prints the one in effect afterwards.
+func showPolicy(ctx context.Context, c *cli.Env, ask func(*server, context.Context) (*batchyard.PolicyStatus, error)) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -94,28 +95,28 @@ func (c *cli) policy(ctx context.Context, ask func(*server, context.Context) (*b
 	if err != nil {
 		return err
 	}
-	if c.json {
-		return c.printJSON(st.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(st.RawJSON())
 	}
-	t := newTable(c.out)
-	t.row("policy", st.Policy)
-	t.row("binding", st.Binding)
+	t := cli.NewTable(c.Out)
+	t.Row("policy", st.Policy)
+	t.Row("binding", st.Binding)
 	if w := weightsText(&st.PolicySetting); w != "" {
-		t.row("weights", w)
+		t.Row("weights", w)
 	}
 	switch {
 	case st.Source != "operator":
-		t.row("said by", "the configuration")
+		t.Row("set by", "the configuration")
 	case st.At != nil:
-		t.row("said by", st.By+", "+ago(*st.At, c.now()))
-		t.row("without that", st.File.Policy+", "+st.File.Binding)
+		t.Row("set by", st.By+", "+cli.Ago(*st.At, c.Now()))
+		t.Row("otherwise", st.File.Policy+", "+st.File.Binding)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 func weightsText(p *batchyard.PolicySetting) string {
 	if p.Preset != "" {
-		return "those of " + p.Preset
+		return "preset " + p.Preset
 	}
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(p.Weights)) {

@@ -4,23 +4,23 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
-func (c *cli) tasksSetPriorityCommand() *cobra.Command {
+func tasksSetPriorityCommand(c *cli.Env) *cobra.Command {
 	level := -1
 	cmd := &cobra.Command{
-		Use: "set-priority ID [high|normal|low]", Short: "Make a waiting task go earlier or later",
-		Long: `Changes the priority of a task that waits, its level, or both. The exit code is 1 if
-it has ended, or is at a device already.
+		Use: "set-priority ID [high|normal|low]", Short: "Move a waiting task forward or back",
+		Long: `Changes the priority of a waiting task, its level, or both. The exit code is 1 if it
+has ended or is already on a device.
 
-A task that is still unread in a long backlog in Kafka is ranked anew when a
-router reads it; it is not read earlier.`,
+A task that is still unread in a long Kafka backlog gets its new rank when a router
+reads it; it is not read earlier.`,
 		Example: `  batchyard tasks set-priority my-task-1 high --level 7
   batchyard tasks set-priority my-task-1 --level 9`,
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -31,38 +31,38 @@ router reads it; it is not read earlier.`,
 		},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return exactly("ID")(cmd, args)
+				return cli.Exactly("ID")(cmd, args)
 			}
-			return exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
+			return cli.Exactly("ID", "PRIORITY")(cmd, append(args, "-")[:max(2, len(args))])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var in batchyard.PriorityChange
 			if len(args) > 1 {
 				in.Priority = task.Priority(args[1])
 				if !slices.Contains(task.Priorities, in.Priority) {
-					return usageError("%q is no priority; use %s", args[1], strings.Join(priorityNames(), ", "))
+					return cli.UsageError("unknown priority %q: use %s", args[1], cli.Or(priorityNames()))
 				}
 			}
 			if cmd.Flags().Changed("level") {
 				if level < 0 || level > task.MaxLevel {
-					return usageError("--level must be 0 to %d", task.MaxLevel)
+					return cli.UsageError("--level must be 0 to %d", task.MaxLevel)
 				}
 				in.Level = &level
 			}
 			if in.Priority == "" && in.Level == nil {
-				return usageError("tasks set-priority needs a priority, --level or both")
+				return cli.UsageError("tasks set-priority needs a priority, --level or both")
 			}
-			return c.setPriority(cmd.Context(), args[0], in)
+			return setPriority(cmd.Context(), c, args[0], in)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
-	cmd.Flags().IntVar(&level, "level", 0, "`level` within the priority, 0 to 9, 9 first (default: as it is)")
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
+	cmd.Flags().IntVar(&level, "level", 0, "`level` within the priority, 0 to 9, 9 first (default: unchanged)")
 	return cmd
 }
 
-func (c *cli) setPriority(ctx context.Context, id string, in batchyard.PriorityChange) error {
-	server, err := c.connect()
+func setPriority(ctx context.Context, c *cli.Env, id string, in batchyard.PriorityChange) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -70,29 +70,29 @@ func (c *cli) setPriority(ctx context.Context, id string, in batchyard.PriorityC
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
-	if c.json {
-		return c.printJSON(out.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(out.RawJSON())
 	}
-	c.printf("task %s (%s): %s level %d → %s level %d\n", plain(id), out.State, out.From.Priority, out.From.Level, out.To.Priority, out.To.Level)
+	c.Printf("task %s (%s): %s level %d → %s level %d\n", cli.Plain(id), out.State, out.From.Priority, out.From.Level, out.To.Priority, out.To.Level)
 	return nil
 }
 
-func (c *cli) tasksWhyCommand() *cobra.Command {
+func tasksWhyCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "why ID", Short: "Say why a task waits, or went where it went",
-		Long: `Says in words what a waiting task waits for, as the fleet is now, or to which
-devices a task went, and why to these. With --json, the figures.`,
+		Use: "why ID", Short: "Explain why a task waits, or went where it went",
+		Long: `Explains what a task waits for, given the fleet as it is now, or which devices a
+task went to and why. With --json, prints the figures.`,
 		Example: "  batchyard tasks why my-task-1\n  batchyard tasks why my-task-1 --json | jq .waiting.out",
-		Args:    exactly("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksWhy(cmd.Context(), args[0]) },
+		Args:    cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, args []string) error { return tasksWhy(cmd.Context(), c, args[0]) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }
 
-func (c *cli) tasksWhy(ctx context.Context, id string) error {
-	server, err := c.connect()
+func tasksWhy(ctx context.Context, c *cli.Env, id string) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -100,9 +100,9 @@ func (c *cli) tasksWhy(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
-	if c.json {
-		return c.printJSON(w.RawJSON())
+	if c.JSON {
+		return c.PrintJSON(w.RawJSON())
 	}
-	c.printf("%s\n", plain(w.Sentence))
+	c.Printf("%s\n", cli.Plain(w.Sentence))
 	return nil
 }

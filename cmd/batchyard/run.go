@@ -11,13 +11,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/task"
 )
 
-// runLook is how often the counts are looked at for the progress bar.
+// runLook is how often run reads the counts for the progress bar.
 const runLook = 200 * time.Millisecond
 
 type runFlags struct {
@@ -29,14 +30,14 @@ type runFlags struct {
 	timeout time.Duration
 }
 
-func (c *cli) runCommand() *cobra.Command {
+func runCommand(c *cli.Env) *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
 		Use:   "run FILE",
 		Short: "Run every line of a file through the whole pipeline, then exit",
-		Long: `Start broker, Redis, Postgres and all stages inside this process, run every line
-of FILE through them, write the results in the order of the input, print a
-summary, and exit; exit code 1 if a task did not succeed.
+		Long: `Start broker, Redis, Postgres and all stages in this process, run every line of
+FILE through them, write the results in the order of the input, print a summary,
+and exit; exit code 1 if a task did not succeed.
 
 FILE is JSONL: lines of OpenAI's batch format (custom_id, method, url, body) or
 Batchyard's own task objects; - is standard input. Without --device, a simulated
@@ -44,87 +45,91 @@ fleet of unequal devices answers over real HTTP.`,
 		Example: `  batchyard run tasks.jsonl -o results.jsonl
   batchyard run tasks.jsonl -o results.jsonl --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080
   cat tasks.jsonl | batchyard run - --json`,
-		Args: exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.runFile(cmd.Context(), args[0], f) },
+		Args: cli.Exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runFile(cmd.Context(), c, args[0], f) },
 	}
-	c.configFlag(cmd)
-	c.jsonFlag(cmd)
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
 	fl := cmd.Flags()
-	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output; empty: no results are written")
-	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; may be given again")
-	fl.IntVar(&f.slots, "slots", 4, "requests that each --device works on at the same time")
-	fl.StringVar(&f.job, "job", "", "name of the job (default: made of the file's content)")
+	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output (default: write no results)")
+	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
+	fl.IntVar(&f.slots, "slots", 4, "requests that each --device runs at the same time")
+	fl.StringVar(&f.job, "job", "", "`name` of the job (default: derived from the content of the file)")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log what the stages do")
-	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 is never")
+	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 means never")
 	return cmd
 }
 
-func (c *cli) runFile(ctx context.Context, path string, f runFlags) (err error) {
+func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err error) {
 	if f.timeout < 0 {
-		return usageError("--timeout must not be negative")
+		return cli.UsageError("--timeout must not be negative")
 	}
 	if f.timeout > 0 {
 		over := fmt.Errorf("--timeout (%s) passed", f.timeout)
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, f.timeout, over)
 		defer cancel()
-		defer func() { // what was being done then knows only of a deadline
+		defer func() { // the step that failed reports only a deadline
 			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 				err = fmt.Errorf("%w: %w", over, err)
 			}
 		}()
 	}
-	if f.output == "-" && c.json {
-		return usageError("-o - and --json both write to standard output; choose one")
+	if f.output == "-" && c.JSON {
+		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	}
 	devices, err := parseDevices(f.devices, f.slots)
 	if err != nil {
 		return err
 	}
 	if err := jobs.CheckOutput(f.output); err != nil {
-		return withCode(exitUsage, err)
+		return cli.WithCode(cli.ExitUsage, err)
 	}
-	cfg, err := c.config(nil)
+	cfg, err := c.Config(nil)
 	if err != nil {
 		return err
 	}
-	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{Job: f.job, Limits: cfg.Task.Limits(), Config: cfg.Jobs})
+	plan, err := jobs.Open(ctx, path, c.In, jobs.Options{Job: f.job, Limits: cfg.Task.Limits(), Config: cfg.Jobs})
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { _ = plan.Close() }()
 
-	began := c.now()
-	o := local.Options{ConfigPath: c.configPath, Version: versionNumber(), Devices: devices, Logger: c.localLogger(f.verbose), Progress: c.step}
+	began := c.Now()
+	logger := c.ErrorLog()
+	if f.verbose {
+		logger = debugLog()
+	}
+	o := local.Options{ConfigPath: c.ConfigPath, Version: c.Version, Devices: devices, Logger: logger, Progress: c.Step}
 	system, err := local.Start(ctx, o)
 	if err != nil {
-		return serviceError(err)
+		return cli.ServiceError(err)
 	}
-	c.step("")
-	s, err := c.runPlan(ctx, system, plan, f.output)
+	c.Step("")
+	s, err := runPlan(ctx, c, system, plan, f.output)
 	if cerr := system.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
 		return err
 	}
-	s.Elapsed = c.now().Sub(began)
-	if c.json {
+	s.Elapsed = c.Now().Sub(began)
+	if c.JSON {
 		s.finish()
-		err = c.printJSON(s)
+		err = c.PrintJSON(s)
 	} else if f.output == "-" {
-		err = s.print(c.err)
+		err = s.print(c.Err)
 	} else {
-		err = s.print(c.out)
+		err = s.print(c.Out)
 	}
 	return errors.Join(err, s.failed())
 }
 
 // runPlan submits, waits and writes the results.
-func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
+func runPlan(ctx context.Context, c *cli.Env, system *local.System, plan *jobs.Plan, output string) (*summary, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() { // the stages ending by themselves ends the waiting
+	go func() { // stop waiting if the stages end by themselves
 		select {
 		case <-system.Ended():
 			cancel(errors.New("the stages ended; see the log with --verbose"))
@@ -140,7 +145,7 @@ func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan
 	store := system.App.Store()
 	defer store.Close()
 
-	bar := c.progress("running", plan.Tasks)
+	bar := c.Progress("running", plan.Tasks)
 	submitted := make(chan error, 1)
 	go func() { submitted <- plan.Submit(ctx, inProcess{p}, nil) }()
 	look := time.NewTicker(runLook)
@@ -161,7 +166,7 @@ func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan
 	bar.Finish()
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w with %d of %s finished", context.Cause(ctx), n.Done(), counted(plan.Tasks, "task"))
+			return nil, fmt.Errorf("%w with %d of %s finished", context.Cause(ctx), n.Done(), cli.Counted(plan.Tasks, "task"))
 		}
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return nil, cause
@@ -169,7 +174,7 @@ func (c *cli) runPlan(ctx context.Context, system *local.System, plan *jobs.Plan
 		return nil, fmt.Errorf("interrupted: %w", err)
 	}
 	s := &summary{Job: plan.Job, Total: plan.Tasks}
-	to := c.out
+	to := c.Out
 	switch output {
 	case "": // counted only
 		output, to = "-", io.Discard
@@ -189,18 +194,8 @@ func (i inProcess) Submit(ctx context.Context, tasks []*task.Task) error {
 	return i.p.Submit(ctx, tasks, task.Origin{Actor: "cli", Addr: "local", UserAgent: "batchyard/" + versionNumber()})
 }
 
-// step tells people what is being started.
-func (c *cli) step(what string) {
-	if c.stderrTTY {
-		_, _ = fmt.Fprintf(c.err, "\r\033[K%s", what)
-	}
-}
-
-// localLogger logs for run and dev: warnings only, unless asked for more.
-func (c *cli) localLogger(verbose bool) *slog.Logger {
-	if verbose {
-		logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
-		return logger
-	}
-	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelError}))
+// debugLog returns a logger for everything that the stages of this process do.
+func debugLog() *slog.Logger {
+	logger, _ := app.NewLogger(app.LogConfig{Level: "debug", Format: "text"})
+	return logger
 }

@@ -12,11 +12,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
 
-// What cannot be right is said before anything is started or run.
+// Mistakes are reported before anything is started or run.
 func TestRunRefusesAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tasks.jsonl")
 	require.NoError(t, os.WriteFile(file, []byte(`{"model":"m","input":{"messages":[]}}`+"\n"), 0o600))
@@ -24,19 +25,19 @@ func TestRunRefusesAtOnce(t *testing.T) {
 		`--device "foo=bar": write NAME=URL`:         {"run", file, "--device", "foo=bar"},
 		`--device "foo": write NAME=URL`:             {"run", file, "--device", "foo"},
 		`--device "a b=http://127.0.0.1": the name`:  {"run", file, "--device", "a b=http://127.0.0.1"},
-		"the results cannot be written to":           {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
+		"cannot write results to":                    {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
 		"it is a directory":                          {"run", file, "-o", t.TempDir()},
 		`--device "x=ftp://127.0.0.1": write NAME=`:  {"dev", "--device", "x=ftp://127.0.0.1"},
 		"-o - and --json both write to standard out": {"run", file, "-o", "-", "--json"},
 	} {
 		var out, errs bytes.Buffer
-		require.Equal(t, exitUsage, newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), args), args)
+		require.Equal(t, cli.ExitUsage, run(t.Context(), newCLI(strings.NewReader(""), &out, &errs), args), args)
 		require.Contains(t, errs.String(), want)
 		require.Equal(t, 1, strings.Count(errs.String(), "\n"), errs.String())
 	}
 }
 
-// Who set a bound is told that it was reached, and how far the job was.
+// --timeout reports that it was reached, and how far the job was.
 func TestRunThatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	f := running(t)
@@ -46,7 +47,7 @@ func TestRunThatTakesTooLong(t *testing.T) {
 	ctx, cancel := context.WithDeadlineCause(t.Context(), time.Now(), errors.New("--timeout (4s) passed"))
 	defer cancel()
 	c, _ := shownAt()
-	_, err = c.runPlan(ctx, f.System, plan, "")
+	_, err = runPlan(ctx, c, f.System, plan, "")
 	require.EqualError(t, err, "--timeout (4s) passed with 0 of 1 task finished")
 
 	r := try(t, "", "run", openAIFile(t, 1), "--timeout", "1ns")

@@ -8,17 +8,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-func (c *cli) serveCommand() *cobra.Command {
+func serveCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve [stage …]",
 		Short: "Run stages against real Kafka, Redis and Postgres",
 		Long: `Run all stages, or those named, against the Kafka, Redis and Postgres of the
-configuration. Any stage may run in any number of processes. On SIGTERM nothing
-new is begun, what runs is finished or given back, and the exit code is 0. The
-file is watched: what may change while it runs, it takes over at once, and it
-says in the log what needs a restart.
+configuration. Any stage can run in any number of processes. On SIGTERM it starts
+nothing new, finishes or returns its work, and exits with 0. It watches the file:
+settings that can change while it runs take effect at once, and the log names those
+that need a restart.
 
 The database must have its schema (batchyard migrate up) and Kafka its topics
 (batchyard topics create).`,
@@ -27,20 +28,20 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
   BATCHYARD_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 batchyard serve workers`,
 		ValidArgsFunction: completeStages,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := c.config(nil)
+			cfg, err := c.Config(nil)
 			if err != nil {
 				return err
 			}
-			path, err := app.ConfigPath(c.configPath)
+			path, err := app.ConfigPath(c.ConfigPath)
 			if err != nil {
-				return withCode(exitUsage, err)
+				return cli.WithCode(cli.ExitUsage, err)
 			}
 			logger, level := app.NewLogger(cfg.Log)
 			a, err := app.New(cmd.Context(), cfg, args, logger)
 			if err != nil {
-				return serviceError(err)
+				return cli.ServiceError(err)
 			}
-			a.Follow(app.Source{Path: path, Level: level, Load: func() (app.Config, error) { return c.config(nil) }})
+			a.Follow(app.Source{Path: path, Level: level, Load: func() (app.Config, error) { return c.Config(nil) }})
 			err = a.Run(cmd.Context(), func() {
 				stages := args
 				if len(stages) == 0 {
@@ -49,11 +50,11 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
 				logger.Info("ready", "stages", fmt.Sprint(stages), "listen", a.Address())
 			})
 			if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "listen" {
-				return withCode(exitUsage, err) // the address is a setting
+				return cli.WithCode(cli.ExitUsage, err) // the address is a setting
 			}
 			return err
 		},
 	}
-	c.configFlag(cmd)
+	c.ConfigFlag(cmd)
 	return cmd
 }

@@ -5,20 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
 
-// lookEvery is how often the server is asked how far a job is.
+// lookEvery is how often submit asks the server how far the job is.
 const lookEvery = 500 * time.Millisecond
 
-// strangeAfter is how long the rest of a job may be unknown while nothing runs.
+// strangeAfter is how long tasks of a job may stay unknown while nothing runs.
 const strangeAfter = 5 * time.Second
 
 type submitFlags struct {
@@ -29,47 +29,47 @@ type submitFlags struct {
 	maxInput int
 }
 
-func (c *cli) submitCommand() *cobra.Command {
+func submitCommand(c *cli.Env) *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit FILE",
-		Short: "Submit a file of tasks to a server, a job",
-		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or task
-objects of Batchyard's own. "-" is standard input.
+		Short: "Submit a file of tasks to a server as a job",
+		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or
+Batchyard's own task objects. "-" is standard input.
 
-Every line is checked before the first is submitted. A job has the name that
---job gives it, else one made of the file's content: submitting the same file
-again, after an interruption say, continues the same job.
+Every line is checked before the first is submitted. Without --job, the name of the
+job is derived from the content of the file. Submitting the same file again, say
+after an interruption, continues the same job.
 
 Exit code 1 if, with --wait, a task did not succeed; 2 if a line is bad; 3 if the
 server cannot be reached.`,
 		Example: `  batchyard submit tasks.jsonl
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   generate-tasks | batchyard submit - --job nightly-2026-11-21 --json`,
-		Args: exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.submit(cmd.Context(), args[0], f) },
+		Args: cli.Exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return submitFile(cmd.Context(), c, args[0], f) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
 	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
-	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines that name none: high, normal or low")
-	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as the server has it (task.max_input)")
-	completeFlag(cmd, "priority", priorityNames())
+	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines without one: high, normal or low")
+	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as set on the server (task.max_input)")
+	cli.CompleteFlag(cmd, "priority", priorityNames())
 	return cmd
 }
 
-func (f *submitFlags) check(c *cli) error {
+func (f *submitFlags) check(c *cli.Env) error {
 	switch {
 	case f.output != "" && !f.wait:
-		return usageError("-o needs --wait: there are no results before the tasks have ended")
-	case f.output == "-" && c.json:
-		return usageError("-o - and --json both write to standard output; choose one")
+		return cli.UsageError("-o needs --wait: there are no results before the tasks have ended")
+	case f.output == "-" && c.JSON:
+		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
-		return usageError("--priority %q is none; use %s", f.priority, strings.Join(priorityNames(), ", "))
+		return cli.UsageError("unknown priority %q: use %s", f.priority, cli.Or(priorityNames()))
 	case f.maxInput < 1:
-		return usageError("--max-input must be at least 1")
+		return cli.UsageError("--max-input must be at least 1")
 	}
 	return nil
 }
@@ -82,79 +82,72 @@ type submitted struct {
 	SHA256 string `json:"sha256"`
 }
 
-func (c *cli) submit(ctx context.Context, path string, f submitFlags) (err error) {
+func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (err error) {
 	if err := f.check(c); err != nil {
 		return err
 	}
-	server, err := c.connect()
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
 	if err := jobs.CheckOutput(f.output); err != nil {
-		return withCode(exitUsage, err)
+		return cli.WithCode(cli.ExitUsage, err)
 	}
-	plan, err := jobs.Open(ctx, path, c.in, jobs.Options{
+	plan, err := jobs.Open(ctx, path, c.In, jobs.Options{
 		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput},
-		Defaults: task.Task{Tenant: c.tenant, Priority: task.Priority(f.priority)},
+		Defaults: task.Task{Tenant: c.Tenant, Priority: task.Priority(f.priority)},
 	})
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { err = errors.Join(err, plan.Close()) }()
-	began := c.now()
-	bar, in := c.progress("submitting", plan.Tasks), 0
+	began := c.Now()
+	bar, in := c.Progress("submitting", plan.Tasks), 0
 	err = plan.Submit(ctx, server, func(n int) {
 		in += n
 		bar.Set(in)
 	})
 	bar.Finish()
 	if err != nil {
-		return fmt.Errorf("%w\nknown to be in: %d of %s; submit the file again to continue", err, in, counted(plan.Tasks, "task"))
+		return fmt.Errorf("%w\nknown to be submitted: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
 	}
 	if !f.wait {
-		if c.json {
-			return c.printJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
+		if c.JSON {
+			return c.PrintJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
 		}
-		c.printf("%s submitted as job %s\n", counted(plan.Tasks, "task"), plain(plan.Job))
+		c.Printf("%s submitted as job %s\n", cli.Counted(plan.Tasks, "task"), cli.Plain(plan.Job))
 		return nil
 	}
-	s, err := c.waitForJob(ctx, server, plan)
+	s, err := waitForJob(ctx, c, server, plan)
 	if err != nil {
 		return err
 	}
 	if f.output != "" {
-		if err := c.fetchResults(ctx, server, plan, f.output, &s); err != nil {
+		written, err := plan.WriteResults(ctx, server, f.output, c.Out)
+		if err != nil {
 			return err
 		}
+		// The results say more than the server's counts: they are what the caller has.
+		s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
+		if f.output != "-" {
+			s.Output = f.output
+		}
 	}
-	s.Elapsed = c.now().Sub(began)
+	s.Elapsed = c.Now().Sub(began)
 	switch {
-	case c.json:
+	case c.JSON:
 		s.finish()
-		err = c.printJSON(s)
+		err = c.PrintJSON(s)
 	case f.output == "-":
-		err = s.print(c.err)
+		err = s.print(c.Err)
 	default:
-		err = s.print(c.out)
+		err = s.print(c.Out)
 	}
 	return errors.Join(err, s.failed())
 }
 
-// fetchResults writes the results, and counts them anew by what was written.
-func (c *cli) fetchResults(ctx context.Context, server *server, plan *jobs.Plan, out string, s *summary) error {
-	written, err := plan.WriteResults(ctx, server, out, c.out)
-	if err != nil {
-		return err
-	}
-	s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
-	if out != "-" {
-		s.Output = out
-	}
-	return nil
-}
-
 // waitForJob shows how far the job is until all of its tasks have ended.
-func (c *cli) waitForJob(ctx context.Context, server *server, plan *jobs.Plan) (summary, error) {
+func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan) (summary, error) {
 	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -165,18 +158,18 @@ func (c *cli) waitForJob(ctx context.Context, server *server, plan *jobs.Plan) (
 		j, err := server.job(ctx, plan.Job)
 		if err != nil {
 			if refused(err) {
-				cancel(err) // it stays so, however long one waits
+				cancel(err) // waiting would not change that
 			}
 			return nil, err
 		}
 		last = j
 		return j.Tasks, nil
 	}
-	bar := c.progress("running", plan.Tasks)
-	known, since := -1, c.now()
+	bar := c.Progress("running", plan.Tasks)
+	known, since := -1, c.Now()
 	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
 		if err != nil {
-			bar.Note(err.Error() + "; asking on")
+			bar.Note(err.Error() + "; asking again")
 			return
 		}
 		sum := 0
@@ -184,11 +177,11 @@ func (c *cli) waitForJob(ctx context.Context, server *server, plan *jobs.Plan) (
 			sum += int(k)
 		}
 		if sum != known {
-			known, since = sum, c.now()
+			known, since = sum, c.Now()
 		}
-		if n.Done() == known && known < n.Total && c.now().Sub(since) > strangeAfter {
-			// One identity is one task, and that is of the job that was first.
-			bar.Note("not known as tasks of this job: " + counted(n.Total-known, "task") + "; were such ids used before, by another job?")
+		if n.Done() == known && known < n.Total && c.Now().Sub(since) > strangeAfter {
+			// A task belongs to the first job that submitted its id.
+			bar.Note("unknown to this job: " + cli.Counted(n.Total-known, "task") + "; did another job use these ids before?")
 		} else {
 			bar.Note("")
 		}

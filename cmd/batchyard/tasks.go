@@ -13,48 +13,49 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
 // pageSize is how many tasks are asked for in one request.
 const pageSize = 500
 
-func (c *cli) tasksCommand() *cobra.Command {
-	return group(&cobra.Command{
-		Use: "tasks", Short: "Look at tasks, cancel them, or change their priority",
+func tasksCommand(c *cli.Env) *cobra.Command {
+	return cli.Group(&cobra.Command{
+		Use: "tasks", Short: "Show tasks, cancel them, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
-	}, c.tasksGetCommand(), c.tasksListCommand(), c.tasksCancelCommand(), c.tasksSetPriorityCommand(), c.tasksWhyCommand())
+	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
 }
 
-func (c *cli) tasksGetCommand() *cobra.Command {
+func tasksGetCommand(c *cli.Env) *cobra.Command {
 	var wait time.Duration
 	var events bool
 	cmd := &cobra.Command{
 		Use: "get ID", Short: "Show a task, and its result once it has one",
 		Long: `Shows a task, and its result once it has one.
 
-With --wait, waits for its end first; the exit code is 0 then if it succeeded, and
-1 if it did not, or has not ended.`,
+With --wait, waits until it ends first; the exit code is then 0 if it succeeded, and
+1 if it did not or is still running.`,
 		Example: `  batchyard tasks get my-task-1
   batchyard tasks get my-task-1 --wait 30s --json
   batchyard tasks get my-task-1 --events`,
-		Args: exactly("ID"), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if wait < 0 {
-				return usageError("--wait must not be negative")
+				return cli.UsageError("--wait must not be negative")
 			}
-			return c.tasksGet(cmd.Context(), args[0], wait, events)
+			return tasksGet(cmd.Context(), c, args[0], wait, events)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait for its end, at most so long")
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until it ends, at most this long")
 	cmd.Flags().BoolVar(&events, "events", false, "show what happened to it, in order")
 	return cmd
 }
 
-func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, events bool) error {
-	server, err := c.connect()
+func tasksGet(ctx context.Context, c *cli.Env, id string, wait time.Duration, events bool) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -69,21 +70,21 @@ func (c *cli) tasksGet(ctx context.Context, id string, wait time.Duration, event
 		}
 	}
 	switch {
-	case c.json && events:
-		err = c.printJSON(struct {
+	case c.JSON && events:
+		err = c.PrintJSON(struct {
 			Task   json.RawMessage   `json:"task"`
 			Events []json.RawMessage `json:"events"`
 		}{st.RawJSON(), rawEvents(history)})
-	case c.json:
-		err = c.printJSON(st.RawJSON())
+	case c.JSON:
+		err = c.PrintJSON(st.RawJSON())
 	default:
-		err = c.showTask(st)
+		err = showTask(c, st)
 		if err == nil && events {
-			err = c.showEvents(history)
+			err = showEvents(c, history)
 		}
 	}
 	if err == nil && wait > 0 && st.State != task.Success {
-		err = withCode(exitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
+		err = cli.WithCode(cli.ExitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
 	}
 	return err
 }
@@ -92,11 +93,10 @@ func reasonOf(e *task.Error) string {
 	if e == nil {
 		return ""
 	}
-	return fmt.Sprintf(": %s: %s", e.Class, short(e.Message, 300))
+	return fmt.Sprintf(": %s: %s", e.Class, cli.Short(e.Message, 300))
 }
 
-// awaitTask waits for the end of a task, but no longer than it may, and returns it
-// as it stands then.
+// awaitTask waits until a task ends, but at most so long, and returns its state.
 func awaitTask(ctx context.Context, server *server, id string, wait time.Duration) (*batchyard.TaskStatus, error) {
 	if wait > 0 {
 		limited, cancel := context.WithTimeout(ctx, wait)
@@ -117,13 +117,13 @@ func rawEvents(events []batchyard.Event) []json.RawMessage {
 	return raw
 }
 
-// showTask writes a task for people.
-func (c *cli) showTask(s *batchyard.TaskStatus) error {
-	now := c.now()
-	t := newTable(c.out)
+// showTask prints a task as a table.
+func showTask(c *cli.Env, s *batchyard.TaskStatus) error {
+	now := c.Now()
+	t := cli.NewTable(c.Out)
 	field := func(name, value string) {
 		if value != "" {
-			t.row(name, value)
+			t.Row(name, value)
 		}
 	}
 	field("id", s.TaskID)
@@ -144,7 +144,7 @@ func (c *cli) showTask(s *batchyard.TaskStatus) error {
 		t    *time.Time
 	}{{"submitted", s.SubmittedAt}, {"assigned", s.AssignedAt}, {"started", s.StartedAt}, {"finished", s.FinishedAt}, {"deadline", s.Deadline}} {
 		if at.t != nil {
-			field(at.name, ago(*at.t, now))
+			field(at.name, cli.Ago(*at.t, now))
 		}
 	}
 	if s.SubmittedAt != nil && s.FinishedAt != nil {
@@ -159,7 +159,7 @@ func (c *cli) showTask(s *batchyard.TaskStatus) error {
 	for _, a := range s.Attempts {
 		how := fmt.Sprintf("%s on %s after %s", orWord(string(a.Class), "ok"), a.DeviceID, time.Duration(a.Duration)*time.Millisecond)
 		if a.Message != "" {
-			how += ": " + short(a.Message, 200)
+			how += ": " + cli.Short(a.Message, 200)
 		}
 		field(fmt.Sprintf("  attempt %d", a.Number), how)
 	}
@@ -167,18 +167,18 @@ func (c *cli) showTask(s *batchyard.TaskStatus) error {
 		field("error", string(s.Error.Class)+": "+s.Error.Message)
 	}
 	field("trace", s.TraceID)
-	if err := t.flush(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	if len(s.Output) == 0 {
 		return nil
 	}
-	// JSON has no control characters as they are; everything else is kept.
+	// JSON escapes control characters, so it is safe to print as it is.
 	var out bytes.Buffer
 	if err := json.Indent(&out, s.Output, "", "  "); err != nil {
 		return fmt.Errorf("reading the output of task %s: %w", s.TaskID, err)
 	}
-	c.printf("output\n%s\n", out.String())
+	c.Printf("output\n%s\n", out.String())
 	return nil
 }
 
@@ -189,10 +189,10 @@ func orWord(s, otherwise string) string {
 	return s
 }
 
-// showEvents writes a task's timeline for people: times count from its first event.
-func (c *cli) showEvents(events []batchyard.Event) error {
-	c.printf("\n")
-	t := newTable(c.out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
+// showEvents prints a task's timeline; times count from its first event.
+func showEvents(c *cli.Env, events []batchyard.Event) error {
+	c.Printf("\n")
+	t := cli.NewTable(c.Out, "AFTER", "ACTION", "OUTCOME", "ATTEMPT", "DEVICE", "TOOK", "WHO", "DETAIL")
 	for i := range events {
 		e := &events[i]
 		attempt, took := "", ""
@@ -206,10 +206,10 @@ func (c *cli) showEvents(events []batchyard.Event) error {
 		if e.ErrorClass != "" {
 			outcome += " (" + string(e.ErrorClass) + ")"
 		}
-		t.row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
-			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), short(string(e.Detail), 80))
+		t.Row(e.Time.Sub(events[0].Time).Round(100*time.Microsecond).String(), string(e.Action), outcome, attempt, e.DeviceID, took,
+			strings.TrimSpace(string(e.ActorType)+" "+e.ActorID), cli.Short(string(e.Detail), 80))
 	}
-	return t.flush()
+	return t.Flush()
 }
 
 type listFlags struct {
@@ -218,43 +218,43 @@ type listFlags struct {
 	all        bool
 }
 
-func (c *cli) tasksListCommand() *cobra.Command {
+func tasksListCommand(c *cli.Env) *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
-		Use: "list", Short: "List tasks, newest first; of one job: by id, the last first",
+		Use: "list", Short: "List tasks, newest first; those of one job by id, in descending order",
 		Example: `  batchyard tasks list
   batchyard tasks list --state FAILED --limit 20
   batchyard tasks list --job nightly --all --json | jq -r .task_id`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.all && cmd.Flags().Changed("limit") {
-				return errLimitAll
+				return cli.ErrLimitAll
 			}
-			return c.tasksList(cmd.Context(), f)
+			return tasksList(cmd.Context(), c, f)
 		},
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().StringVar(&f.state, "state", "", "only tasks in this `state`: "+strings.Join(stateNames(), ", "))
 	cmd.Flags().StringVar(&f.job, "job", "", "only tasks of this `job`")
-	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many at most")
-	cmd.Flags().BoolVar(&f.all, "all", false, "all of them, however many")
-	completeFlag(cmd, "state", stateNames())
+	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many tasks at most")
+	cmd.Flags().BoolVar(&f.all, "all", false, "all tasks")
+	cli.CompleteFlag(cmd, "state", stateNames())
 	return cmd
 }
 
-func (c *cli) tasksList(ctx context.Context, f listFlags) error {
+func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 	filter := batchyard.Filter{JobID: f.job}
 	if f.state != "" {
 		var err error
 		if filter.State, err = task.ParseState(f.state); err != nil {
-			return withCode(exitUsage, fmt.Errorf("--%w", err))
+			return cli.WithCode(cli.ExitUsage, fmt.Errorf("--%w", err))
 		}
 	}
 	if f.limit < 1 {
-		return usageError("--limit must be at least 1; --all lists everything")
+		return cli.UsageError("--limit must be at least 1; --all lists everything")
 	}
-	server, err := c.connect()
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -268,8 +268,8 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 		if err != nil {
 			return err
 		}
-		// A page at a time: there may be any number of them.
-		if err := c.showTasks(page.Tasks, first); err != nil {
+		// One page at a time: there may be any number.
+		if err := showTasks(c, page.Tasks, first); err != nil {
 			return err
 		}
 		left -= len(page.Tasks)
@@ -277,8 +277,8 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 		case page.Next == "":
 			return nil
 		case !f.all && left <= 0:
-			if !c.json {
-				_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+			if !c.JSON {
+				_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
 			}
 			return nil
 		}
@@ -286,54 +286,54 @@ func (c *cli) tasksList(ctx context.Context, f listFlags) error {
 	}
 }
 
-// showTasks writes a page of tasks.
-func (c *cli) showTasks(page []batchyard.TaskStatus, first bool) error {
-	if c.json {
+// showTasks prints a page of tasks.
+func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
+	if c.JSON {
 		for i := range page {
-			if err := c.printJSON(page[i].RawJSON()); err != nil {
+			if err := c.PrintJSON(page[i].RawJSON()); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	if first && len(page) == 0 {
-		_, _ = fmt.Fprintln(c.err, "there is no such task")
+		_, _ = fmt.Fprintln(c.Err, "no task matches")
 		return nil
 	}
-	t := newTable(c.out)
+	t := cli.NewTable(c.Out)
 	if first {
-		t.row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
+		t.Row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
 	}
-	now := c.now()
+	now := c.Now()
 	for i := range page {
 		s := &page[i]
 		var submitted, finished, class string
 		if s.SubmittedAt != nil {
-			submitted = ago(*s.SubmittedAt, now)
+			submitted = cli.Ago(*s.SubmittedAt, now)
 		}
 		if s.FinishedAt != nil {
-			finished = ago(*s.FinishedAt, now)
+			finished = cli.Ago(*s.FinishedAt, now)
 		}
 		if s.Error != nil {
 			class = string(s.Error.Class)
 		}
-		t.row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
+		t.Row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
 	}
-	return t.flush()
+	return t.Flush()
 }
 
-func (c *cli) tasksCancelCommand() *cobra.Command {
+func tasksCancelCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel ID…", Short: "Cancel tasks",
-		Long: `Asks for tasks to be stopped, wherever they are. A task that has ended already
-stays as it ended; the exit code is 1 then.`,
+		Long: `Asks for tasks to be stopped, wherever they are. A task that has already ended
+stays as it is; the exit code is then 1.`,
 		Example: `  batchyard tasks cancel my-task-1 my-task-2
   batchyard tasks list --job nightly --state PENDING --all --json | jq -r .task_id | xargs batchyard tasks cancel`,
-		Args: atLeastOne("ID"), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.tasksCancel(cmd.Context(), args) },
+		Args: cli.AtLeastOne("ID"), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, args []string) error { return tasksCancel(cmd.Context(), c, args) },
 	}
-	c.clientFlags(cmd)
-	c.jsonFlag(cmd)
+	c.ClientFlags(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }
 
@@ -345,8 +345,8 @@ type cancelled struct {
 	Error string     `json:"error,omitempty"`
 }
 
-func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
-	server, err := c.connect()
+func tasksCancel(ctx context.Context, c *cli.Env, ids []string) error {
+	server, err := connect(c)
 	if err != nil {
 		return err
 	}
@@ -359,16 +359,16 @@ func (c *cli) tasksCancel(ctx context.Context, ids []string) error {
 		case err == nil:
 		case refused(err) && errors.As(err, &answer):
 			out.State, out.Error = answer.State, answer.Detail
-			errs = append(errs, withCode(codeOf(err), fmt.Errorf("task %s: %w", id, err)))
+			errs = append(errs, cli.WithCode(cli.CodeOf(err), fmt.Errorf("task %s: %w", id, err)))
 		default:
-			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would end alike
+			return errors.Join(append(errs, fmt.Errorf("cancelling task %s: %w", id, err))...) // the others would fail the same way
 		}
-		if c.json {
-			if err := c.printJSON(out); err != nil {
+		if c.JSON {
+			if err := c.PrintJSON(out); err != nil {
 				return err
 			}
 		} else if out.Asked {
-			c.printf("task %s (%s): asked to stop\n", plain(id), out.State)
+			c.Printf("task %s (%s): asked to stop\n", cli.Plain(id), out.State)
 		}
 	}
 	return errors.Join(errs...)

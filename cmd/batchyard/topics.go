@@ -2,71 +2,56 @@ package main
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/stream"
 )
 
-func (c *cli) topicsCommand() *cobra.Command {
+func topicsCommand(c *cli.Env) *cobra.Command {
 	create := &cobra.Command{
-		Use: "create", Short: "Create the topics that are missing",
-		Long:    "Creates the topics that are missing. Those that are there stay as they are.",
+		Use: "create", Short: "Create missing topics",
+		Long:    "Creates missing topics. Existing ones stay as they are.",
 		Example: "  batchyard topics create -c config.yaml\n  BATCHYARD_KAFKA_BROKERS=kafka:9092 batchyard topics create",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.topicsCreate(cmd.Context()) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return topicsCreate(cmd.Context(), c) },
 	}
 	list := &cobra.Command{
-		Use: "list", Short: "List the topics and what is in them",
-		Long:    "Lists the topics, and what their records and keys are. Exit code 2 if one is missing.",
+		Use: "list", Short: "List the topics and what they hold",
+		Long:    "Lists the topics with their records and keys. Exit code 2 if one is missing.",
 		Example: "  batchyard topics list\n  batchyard topics list --json",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.topicsList(cmd.Context()) },
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return topicsList(cmd.Context(), c) },
 	}
 	for _, cmd := range []*cobra.Command{create, list} {
-		c.configFlag(cmd)
-		c.jsonFlag(cmd)
+		c.ConfigFlag(cmd)
+		c.JSONFlag(cmd)
 	}
-	return group(&cobra.Command{Use: "topics", Short: "Look after the topics in Kafka", Example: "  batchyard topics create"}, create, list)
+	return cli.Group(&cobra.Command{Use: "topics", Short: "Create or list the topics in Kafka", Example: "  batchyard topics create"}, create, list)
 }
 
-// withLog connects to Kafka by the configuration and calls fn.
-func (c *cli) withLog(ctx context.Context, fn func(*stream.Client, app.Config) error) (err error) {
-	cfg, err := c.config(nil)
-	if err != nil {
-		return err
-	}
-	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
-	if err != nil {
-		return serviceError(err)
-	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	return fn(log, cfg)
-}
-
-func (c *cli) topicsCreate(ctx context.Context) error {
-	return c.withLog(ctx, func(log *stream.Client, _ app.Config) error {
+func topicsCreate(ctx context.Context, c *cli.Env) error {
+	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
 		created, err := log.CreateTopics(ctx)
 		for _, name := range created {
-			if c.json {
-				if err := c.printJSON(map[string]string{"created": name}); err != nil {
+			if c.JSON {
+				if err := c.PrintJSON(map[string]string{"created": name}); err != nil {
 					return err
 				}
 				continue
 			}
-			c.printf("created: %s\n", name)
+			c.Printf("created: %s\n", name)
 		}
-		if err == nil && len(created) == 0 && !c.json {
-			c.printf("nothing to do: all %d topics are there\n", len(stream.Topics))
+		if err == nil && len(created) == 0 && !c.JSON {
+			c.Printf("nothing to do: all %d topics exist\n", len(stream.Topics))
 		}
 		return err
 	})
 }
 
-// topic is a topic as JSON has it.
+// topic is a topic in JSON.
 type topic struct {
 	Name     string `json:"name"`
 	Key      string `json:"key"`
@@ -74,24 +59,24 @@ type topic struct {
 	MaxBytes int64  `json:"max_message_bytes"`
 }
 
-func (c *cli) topicsList(ctx context.Context) error {
-	return c.withLog(ctx, func(log *stream.Client, cfg app.Config) error {
-		t := newTable(c.out, "TOPIC", "KEY", "A RECORD IS", "AT MOST")
+func topicsList(ctx context.Context, c *cli.Env) error {
+	return c.WithLog(ctx, func(log *stream.Client, cfg app.Config) error {
+		t := cli.NewTable(c.Out, "TOPIC", "KEY", "A RECORD IS", "AT MOST")
 		for _, one := range stream.Topics {
 			name := cfg.Kafka.TopicPrefix + one.Name
-			if c.json {
-				if err := c.printJSON(topic{name, one.Key, one.Holds, one.MaxBytes}); err != nil {
+			if c.JSON {
+				if err := c.PrintJSON(topic{name, one.Key, one.Holds, one.MaxBytes}); err != nil {
 					return err
 				}
 				continue
 			}
-			t.row(name, one.Key, one.Holds, size(one.MaxBytes))
+			t.Row(name, one.Key, one.Holds, cli.Size(one.MaxBytes))
 		}
-		if !c.json {
-			if err := t.flush(); err != nil {
+		if !c.JSON {
+			if err := t.Flush(); err != nil {
 				return err
 			}
 		}
-		return withCode(exitUsage, log.CheckTopics(ctx))
+		return cli.WithCode(cli.ExitUsage, log.CheckTopics(ctx))
 	})
 }

@@ -9,14 +9,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// build is what is known of how the program was built.
+// build describes how the program was built.
 type build struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit,omitempty"`
 	Time     string `json:"commit_time,omitempty"`
-	Modified bool   `json:"modified,omitempty"` // the tree was not what the commit holds
+	Modified bool   `json:"modified,omitempty"` // the tree differed from the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
@@ -38,10 +39,10 @@ func buildOf() build {
 	return b
 }
 
-// versionNumber is the version alone.
+// versionNumber returns the version alone.
 func versionNumber() string { return buildOf().Version }
 
-// versionString is the version for people, on one line.
+// versionString returns the version and the build on one line.
 func versionString() string {
 	b := buildOf()
 	s := "batchyard " + b.Version
@@ -55,19 +56,19 @@ func versionString() string {
 	return fmt.Sprintf("%s %s %s", s, b.Go, b.Platform)
 }
 
-func (c *cli) versionCommand() *cobra.Command {
+func versionCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version",
 		Example: "  batchyard version\n  batchyard version --json",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error {
-			if c.json {
-				return c.printJSON(buildOf())
+			if c.JSON {
+				return c.PrintJSON(buildOf())
 			}
-			c.printf("%s\n", versionString())
+			c.Printf("%s\n", versionString())
 			return nil
 		},
 	}
-	c.jsonFlag(cmd)
+	c.JSONFlag(cmd)
 	return cmd
 }

@@ -5,8 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/batchyard/batchyard/stream"
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/stream"
 )
 
 func TestDeadLetter(t *testing.T) {

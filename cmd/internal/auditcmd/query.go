@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"context"
@@ -13,40 +13,42 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// shownColumns are the columns that a table has unless others are named.
+// shownColumns are the default columns of a table.
 var shownColumns = []string{"time", "action", "outcome", "error_class", "tenant", "task_id", "device_id", "attempt", "actor_id", "source_addr", "duration_ms", "detail"}
 
-// usualWidths are how wide columns of a live table are from the beginning on: its
-// header comes before any row is known.
+// usualWidths are the initial widths of the columns of a live table, whose header is
+// written before its first row is known.
 var usualWidths = map[string]int{
 	"time": 24, "ingested_at": 24, "action": 23, "error_class": 12, "tenant": 12, "actor_id": 28, "source_addr": 21,
 	"resource_id": 36, "task_id": 36, "job_id": 36, "batch_id": 36, "trace_id": 32, "device_id": 16, "model": 16, "user_agent": 24, "src_topic": 12,
 }
 
-// rowFlags say how rows are shown.
+// rowFlags are the flags for how rows are shown.
 type rowFlags struct {
 	columns string
 	csv     bool
+	live    bool // not a flag: each row is written at once
 }
 
-func (r *rowFlags) flags(c *cli, cmd *cobra.Command) {
-	c.jsonFlag(cmd)
-	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; before a cell that a spreadsheet would compute comes a '")
-	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns with commas between, or all")
+func (r *rowFlags) flags(c *cli.Env, cmd *cobra.Command) {
+	c.JSONFlag(cmd)
+	cmd.Flags().BoolVar(&r.csv, "csv", false, "print CSV, with all columns unless --columns names some; cells that a spreadsheet would compute start with a '")
+	cmd.Flags().StringVar(&r.columns, "columns", "", "`names` of columns, separated by commas, or all")
 }
 
-// chosen are the columns to show; nil: all, as JSON has them.
-func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
-	if c.json && r.csv {
-		return nil, usageError("--json and --csv exclude each other")
+// chosen returns the columns to show; nil means whole rows, as JSON.
+func (r *rowFlags) chosen(c *cli.Env) ([]query.Column, error) {
+	if c.JSON && r.csv {
+		return nil, cli.UsageError("--json and --csv cannot be combined")
 	}
 	names := strings.Split(r.columns, ",")
 	switch {
 	case r.columns == "all", r.columns == "" && r.csv:
 		return query.Columns, nil
-	case r.columns == "" && c.json:
+	case r.columns == "" && c.JSON:
 		return nil, nil
 	case r.columns == "":
 		names = shownColumns
@@ -59,7 +61,7 @@ func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
 			for i, col := range query.Columns {
 				all[i] = col.Name
 			}
-			return nil, usageError("--columns: there is no column %q; use some of %s", name, strings.Join(all, ", "))
+			return nil, cli.UsageError("--columns: unknown column %q: use %s", name, cli.Or(all))
 		}
 		out = append(out, column)
 	}
@@ -68,28 +70,28 @@ func (r *rowFlags) chosen(c *cli) ([]query.Column, error) {
 
 // rowWriter writes rows of the audit log as a table, JSON or CSV.
 type rowWriter struct {
-	c       *cli
+	c       *cli.Env
 	columns []query.Column
 	csv     *csv.Writer
-	table   *table
+	table   *cli.Table
 	n       int
-	live    bool // each row is to be seen at once
+	live    bool // each row is written at once
 	widths  []int
 	header  []string // of a live table, until it is written
 }
 
-func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
+func newRowWriter(c *cli.Env, r *rowFlags) (*rowWriter, error) {
 	columns, err := r.chosen(c)
 	if err != nil {
 		return nil, err
 	}
-	w := &rowWriter{c: c, columns: columns, live: live}
+	w := &rowWriter{c: c, columns: columns, live: r.live}
 	header := make([]string, len(columns))
 	switch {
-	case c.json:
+	case c.JSON:
 		return w, nil
 	case r.csv:
-		w.csv = csv.NewWriter(c.out)
+		w.csv = csv.NewWriter(c.Out)
 		for i, col := range columns {
 			header[i] = col.Name
 		}
@@ -98,15 +100,15 @@ func (c *cli) newRowWriter(r *rowFlags, live bool) (*rowWriter, error) {
 	for i, col := range columns {
 		header[i] = strings.ToUpper(strings.ReplaceAll(col.Name, "_", " "))
 	}
-	if live {
-		// Not yet written: it tells that from now on no row is missed.
+	if r.live {
+		// Not written yet: it tells the reader that from now on no row is missed.
 		w.widths, w.header = make([]int, len(header)), header
 		for i, col := range columns {
 			w.widths[i] = usualWidths[col.Name] // more where the header is wider
 		}
 		return w, nil
 	}
-	w.table = newTable(c.out, header...)
+	w.table = cli.NewTable(c.Out, header...)
 	return w, nil
 }
 
@@ -118,12 +120,12 @@ func (w *rowWriter) begin() {
 	}
 }
 
-// line writes a row of a table that goes on for ever: columns only ever get wider.
+// line writes a row of an endless table, whose columns only get wider.
 func (w *rowWriter) line(cells []string) {
 	w.begin()
 	var b strings.Builder
 	for i, cell := range cells {
-		if cell = plain(cell); cell == "" {
+		if cell = cli.Plain(cell); cell == "" {
 			cell = "-"
 		}
 		n := utf8.RuneCountInString(cell)
@@ -133,10 +135,10 @@ func (w *rowWriter) line(cells []string) {
 			b.WriteString(strings.Repeat(" ", max(w.widths[i]-n, 0)+2))
 		}
 	}
-	w.c.printf("%s\n", b.String())
+	w.c.Printf("%s\n", b.String())
 }
 
-// row writes one row. Rows of a table are written some at a time.
+// row writes one row. Rows of a table are written in blocks.
 func (w *rowWriter) row(r *query.Row) error {
 	w.n++
 	cells := make([]string, len(w.columns))
@@ -144,10 +146,10 @@ func (w *rowWriter) row(r *query.Row) error {
 		cells[i] = col.Text(r)
 	}
 	switch {
-	case w.c.json && w.columns != nil:
-		return w.c.printJSON(named(w.columns, cells))
-	case w.c.json:
-		return w.c.printJSON(r)
+	case w.c.JSON && w.columns != nil:
+		return w.c.PrintJSON(named(w.columns, cells))
+	case w.c.JSON:
+		return w.c.PrintJSON(r)
 	case w.csv != nil:
 		for i := range cells {
 			cells[i] = noFormula(cells[i])
@@ -165,22 +167,22 @@ func (w *rowWriter) row(r *query.Row) error {
 		case "time", "ingested_at":
 			cells[i] = cells[i][:min(len(cells[i]), 23)] + "Z" // milliseconds are enough for people
 		case "detail", "user_agent":
-			cells[i] = short(cells[i], 100)
+			cells[i] = cli.Short(cells[i], 100)
 		}
 	}
 	if w.live {
 		w.line(cells)
 		return nil
 	}
-	w.table.row(cells...)
-	if w.n%flushEvery == 0 {
-		return w.table.flush()
+	w.table.Row(cells...)
+	if w.n%cli.FlushEvery == 0 {
+		return w.table.Flush()
 	}
 	return nil
 }
 
-// noFormula is a cell that no spreadsheet computes: what clients call themselves is
-// theirs to say, and the auditor's program would do what it says.
+// noFormula quotes a cell that a spreadsheet would compute. Clients choose their own
+// names, and the auditor's spreadsheet must not run them.
 func noFormula(cell string) string {
 	if cell != "" && strings.Contains("=+-@\t\r", cell[:1]) {
 		return "'" + cell
@@ -188,7 +190,7 @@ func noFormula(cell string) string {
 	return cell
 }
 
-// named is some columns of a row for JSON.
+// named returns the chosen columns of a row for JSON, without the empty ones.
 func named(columns []query.Column, cells []string) map[string]string {
 	out := map[string]string{}
 	for i, col := range columns {
@@ -208,63 +210,62 @@ func (w *rowWriter) flush() error {
 			return fmt.Errorf("writing CSV: %w", err)
 		}
 	case w.table != nil:
-		return w.table.flush()
+		return w.table.Flush()
 	}
 	return nil
 }
 
-func (c *cli) auditQueryCommand() *cobra.Command {
+func auditQueryCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	var order string
 	all := false
 	cmd := &cobra.Command{
 		Use: "query", Short: "Search the audit log",
-		Long: `Shows the rows of the audit log that are wanted, newest first unless --order asc
-says otherwise. Filters are joined by and; in a text, * stands for any text. Times
-are shown in UTC.`,
+		Long: `Shows the rows of the audit log that match all filters, newest first, or oldest
+first with --order asc. In a filter, * stands for any text. Times are in UTC.`,
 		Example: `  batchyard audit query --task my-task-1 --order asc
   batchyard audit query --action 'callback.*' --outcome failed --since 2h
   batchyard audit query --source 203.0.113.7 --since 2026-01-31 --until 2026-02-01 --all --csv > that-day.csv
   batchyard audit query --action task.refused --json | jq -c .detail`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			switch {
 			case err != nil:
 				return err
 			case all && cmd.Flags().Changed("limit"):
-				return errLimitAll
+				return cli.ErrLimitAll
 			case f.Limit < 1:
-				return usageError("--limit must be at least 1; --all shows everything")
+				return cli.UsageError("--limit must be at least 1; --all shows everything")
 			case order != "asc" && order != "desc":
-				return usageError("--order %q is none; use asc or desc", order)
+				return cli.UsageError("unknown order %q: use asc or desc", order)
 			}
 			f.Oldest = order == "asc"
 			if all {
 				f.Limit = 0
 			}
-			return c.auditQuery(cmd.Context(), s.postgres, f, &r)
+			return auditQuery(cmd.Context(), c, s.postgres, f, &r)
 		},
 	}
 	s.flags(c, cmd)
 	r.flags(c, cmd)
 	cmd.Flags().IntVar(&s.f.Limit, "limit", 100, "how many rows at most")
-	cmd.Flags().BoolVar(&all, "all", false, "all of them, however many")
+	cmd.Flags().BoolVar(&all, "all", false, "all rows")
 	cmd.Flags().StringVar(&order, "order", "desc", "asc: oldest first; desc: newest first")
-	completeFlag(cmd, "order", []string{"asc", "desc"})
+	cli.CompleteFlag(cmd, "order", []string{"asc", "desc"})
 	return cmd
 }
 
-func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
-	w, err := c.newRowWriter(r, false)
+func auditQuery(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
+	w, err := newRowWriter(c, r)
 	if err != nil {
 		return err
 	}
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		limit := f.Limit
 		if limit > 0 {
-			f.Limit++ // one more tells whether there are more
+			f.Limit++ // one more, to see whether there are more
 		}
 		more := false
 		err := query.NewReader(pool).Search(ctx, f, func(row *query.Row) error {
@@ -278,71 +279,72 @@ func (c *cli) auditQuery(ctx context.Context, url string, f query.Filter, r *row
 			return logError(err)
 		}
 		if w.n == 0 && w.table != nil {
-			_, _ = fmt.Fprintln(c.err, "there is no such row")
+			_, _ = fmt.Fprintln(c.Err, "no row matches")
 			return nil
 		}
 		if err := w.flush(); err != nil {
 			return err
 		}
 		if more {
-			_, _ = fmt.Fprintf(c.err, "there are more; use --limit or --all\n")
+			_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
 		}
 		return nil
 	})
 }
 
-func (c *cli) auditTailCommand() *cobra.Command {
+func auditTailCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var r rowFlags
 	cmd := &cobra.Command{
 		Use: "tail", Short: "Follow the audit log",
-		Long: `Shows the last rows of the audit log that are wanted, and each new one as it is
-recorded, until it is interrupted. None is missed and none comes twice, also when
-Postgres restarts meanwhile. Rows come as they are recorded: those of different
-stages may be out of order by as much as one stage is behind another.`,
+		Long: `Shows the last rows of the audit log that match the filters, then each new one as it
+is recorded, until interrupted. No row is missed or shown twice, even if Postgres
+restarts. Rows come as they are recorded: rows of different stages may be out of
+order by as much as one stage lags behind another.`,
 		Example: `  batchyard audit tail
   batchyard audit tail --action 'device.*' --action 'breaker.*'
   batchyard audit tail --tenant acme --outcome failed --json | jq .`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			if err == nil && f.Limit < 0 {
-				err = usageError("--lines must not be negative")
+				err = cli.UsageError("--lines must not be negative")
 			}
-			if err == nil && !f.Until.IsZero() && !f.Until.After(c.now()) {
-				err = usageError("--until %s is past, and nothing new will come: use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
+			if err == nil && !f.Until.IsZero() && !f.Until.After(c.Now()) {
+				err = cli.UsageError("--until %s is in the past: nothing new will come; use `batchyard audit query`", f.Until.UTC().Format(time.RFC3339))
 			}
 			if err != nil {
 				return err
 			}
-			return c.auditTail(cmd.Context(), s.postgres, f, &r)
+			return auditTail(cmd.Context(), c, s.postgres, f, &r)
 		},
 	}
 	s.flags(c, cmd)
 	r.flags(c, cmd)
-	cmd.Flags().IntVarP(&s.f.Limit, "lines", "n", 10, "how many of the rows that are there already")
+	cmd.Flags().IntVarP(&s.f.Limit, "lines", "n", 10, "how many existing rows to show first")
 	return cmd
 }
 
-func (c *cli) auditTail(ctx context.Context, url string, f query.Filter, r *rowFlags) error {
-	w, err := c.newRowWriter(r, true)
+func auditTail(ctx context.Context, c *cli.Env, url string, f query.Filter, r *rowFlags) error {
+	r.live = true
+	w, err := newRowWriter(c, r)
 	if err != nil {
 		return err
 	}
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		away := false
 		return logError(query.NewReader(pool).Follow(ctx, f, query.Handler{
-			Started: func() { _ = w.flush() }, // the first row tells of an error
+			Started: func() { _ = w.flush() }, // the first row reports an error
 			Row: func(row *query.Row) error {
 				away = false
 				return w.row(row)
 			},
 			Missing: func(chain string, rows int64) {
-				_, _ = fmt.Fprintf(c.err, "batchyard: not there any more: %s of chain %s; run `batchyard audit verify`\n", counted(rows, "row"), plain(chain))
+				_, _ = fmt.Fprintf(c.Err, "batchyard: missing since: %s of chain %s; run `batchyard audit verify`\n", cli.Counted(rows, "row"), cli.Plain(chain))
 			},
 			Unavailable: func(err error, _ time.Time) {
 				if !away {
-					_, _ = fmt.Fprintf(c.err, "batchyard: Postgres does not answer; going on when it does: %s\n", plain(err.Error()))
+					_, _ = fmt.Fprintf(c.Err, "batchyard: Postgres does not answer; waiting until it does: %s\n", cli.Plain(err.Error()))
 				}
 				away = true
 			},

@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"fmt"
@@ -7,35 +7,36 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/task"
 )
 
-func (c *cli) auditActionsCommand() *cobra.Command {
+func auditActionsCommand(c *cli.Env) *cobra.Command {
 	markdown := false
 	cmd := &cobra.Command{
 		Use: "actions", Short: "List all actions that the audit log records",
 		Long: `Lists all actions that the audit log records: which stage records it, the new state
 of the task, and what it means.`,
 		Example: "  batchyard audit actions\n  batchyard audit actions --json | jq -r '.[].action'",
-		Args:    exactly(), ValidArgsFunction: completeNothing,
+		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(*cobra.Command, []string) error {
 			switch {
-			case markdown && c.json:
-				return usageError("--markdown and --json exclude each other")
+			case markdown && c.JSON:
+				return cli.UsageError("--markdown and --json cannot be combined")
 			case markdown:
-				return writeActions(c.out)
-			case c.json:
-				return c.printJSON(actionRows())
+				return writeActions(c.Out)
+			case c.JSON:
+				return c.PrintJSON(actionRows())
 			}
-			t := newTable(c.out)
-			t.row("ACTION", "RECORDED BY", "STATE", "MEANING")
+			t := cli.NewTable(c.Out)
+			t.Row("ACTION", "RECORDED BY", "STATE", "MEANING")
 			for _, a := range task.Actions {
-				t.row(string(a.Action), a.Stage, string(a.State), a.Meaning)
+				t.Row(string(a.Action), a.Stage, string(a.State), a.Meaning)
 			}
-			return t.flush()
+			return t.Flush()
 		},
 	}
-	c.jsonFlag(cmd)
+	c.JSONFlag(cmd)
 	cmd.Flags().BoolVar(&markdown, "markdown", false, "write the page docs/actions.md")
 	return cmd
 }

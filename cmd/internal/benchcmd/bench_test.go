@@ -1,4 +1,4 @@
-package main
+package benchcmd
 
 import (
 	"bytes"
@@ -6,21 +6,32 @@ import (
 	"image/png"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/router/policy"
 )
+
+// bench runs a command line of this package.
+func bench(t *testing.T, args ...string) (out, errs string, code int) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	c := cli.New(strings.NewReader(""), &stdout, &stderr)
+	root := c.Root()
+	root.AddCommand(Command(c))
+	code = c.Run(t.Context(), root, args)
+	return stdout.String(), stderr.String(), code
+}
 
 func TestBenchRoute(t *testing.T) {
 	t.Parallel()
 	small := []string{"bench", "route", "--seeds", "2", "--tasks", "300", "--warmup", "1s"}
 	run := func(args ...string) (string, string, int) {
-		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append(append([]string{}, small...), args...))
-		return out.String(), errs.String(), code
+		return bench(t, append(slices.Clone(small), args...)...)
 	}
 
 	out, errs, code := run("--load", "0.5,0.9,1.2", "--routers", "1,2", "--work", "exponential,lognormal", "--policy", "fifo,expected_finish", "--dispatch-latency", "2ms,20ms")
@@ -72,28 +83,27 @@ func TestBenchRoute(t *testing.T) {
 func TestBenchRouteSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for says, args := range map[string][]string{
-		"is no policy":                   {"--policy", "fastest"},
-		"unknown fleet":                  {"--fleet", "mine"},
-		"unknown work":                   {"--work", "hard"},
-		"unknown arrivals":               {"--arrivals", "never"},
-		"is no binding":                  {"--binding", "soon"},
-		"is no number":                   {"--load", "much"},
-		"out of range":                   {"--load", "0"},
-		"routers are out of range":       {"--routers", "0"},
-		"a dispatch latency of":          {"--dispatch-latency", "-1ms"},
-		"--seeds":                        {"--seeds", "0"},
-		"name its file with --trace":     {"--arrivals", "trace"},
-		"reading the trace":              {"--trace", "/does/not/exist"},
-		"invalid limit":                  {"--max-rate", "fast"},
-		"--duration and --warmup":        {"--duration", "0s"},
-		"bench route takes flags and no": {"extra"},
-		"--plot: ":                       {"--plot", "/does/not/exist/x.png"},
-		"exclude each other":             {"--plot", "x.png", "--max-rate", "p99=1s"},
+		"unknown policy":               {"--policy", "fastest"},
+		"unknown fleet":                {"--fleet", "mine"},
+		"unknown work":                 {"--work", "hard"},
+		"unknown arrivals":             {"--arrivals", "never"},
+		"unknown binding":              {"--binding", "soon"},
+		"not a number":                 {"--load", "much"},
+		"out of range":                 {"--load", "0"},
+		"routers are out of range":     {"--routers", "0"},
+		"a dispatch latency of":        {"--dispatch-latency", "-1ms"},
+		"--seeds":                      {"--seeds", "0"},
+		"name its file with --trace":   {"--arrivals", "trace"},
+		"reading the trace":            {"--trace", "/does/not/exist"},
+		"invalid limit":                {"--max-rate", "fast"},
+		"--duration and --warmup":      {"--duration", "0s"},
+		"bench route takes only flags": {"extra"},
+		"--plot: ":                     {"--plot", "/does/not/exist/x.png"},
+		"cannot be combined":           {"--plot", "x.png", "--max-rate", "p99=1s"},
 	} {
-		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route"}, args...))
-		require.Equal(t, exitUsage, code, says)
-		require.Contains(t, errs.String(), says)
-		require.Empty(t, out.String())
+		out, errs, code := bench(t, append([]string{"bench", "route"}, args...)...)
+		require.Equal(t, cli.ExitUsage, code, says)
+		require.Contains(t, errs, says)
+		require.Empty(t, out)
 	}
 }

@@ -1,11 +1,12 @@
-package main
+package benchcmd
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
 func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
@@ -13,8 +14,8 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 	for args, want := range map[string]string{
 		"--plot x.png":                 "--plot is for the simulation",
 		"--dispatch-latency 2ms":       "--dispatch-latency is for the simulation",
-		"--policy best":                `--policy: "best" is no policy`,
-		"--policy all":                 `--policy: "all" is no policy`,
+		"--policy best":                `--policy: cannot measure "best"`,
+		"--policy all":                 `--policy: cannot measure "all"`,
 		"--rounds 0":                   "--rounds: 0 is out of range",
 		"--rate -1":                    "--rate: -1 is out of range",
 		"--rate NaN":                   "--rate: NaN is out of range",
@@ -22,10 +23,9 @@ func TestBenchRouteLiveSaysWhatIsWrong(t *testing.T) {
 		"--duration 1ms":               "--warmup and --duration",
 		"--config nowhere/config.yaml": "nowhere/config.yaml",
 	} {
-		var out, errs bytes.Buffer
-		code := newCLI(strings.NewReader(""), &out, &errs).run(t.Context(), append([]string{"bench", "route", "--live"}, strings.Fields(args)...))
-		require.Equal(t, exitUsage, code, args)
-		require.Contains(t, errs.String(), want, args)
-		require.Empty(t, out.String(), args)
+		out, errs, code := bench(t, append([]string{"bench", "route", "--live"}, strings.Fields(args)...)...)
+		require.Equal(t, cli.ExitUsage, code, args)
+		require.Contains(t, errs, want, args)
+		require.Empty(t, out, args)
 	}
 }

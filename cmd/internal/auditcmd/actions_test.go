@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"os"
@@ -12,7 +12,7 @@ func TestThePageOfActionsIsWhatTheCodeSays(t *testing.T) {
 	t.Parallel()
 	var want strings.Builder
 	require.NoError(t, writeActions(&want))
-	have, err := os.ReadFile("../../docs/actions.md")
+	have, err := os.ReadFile("../../../docs/actions.md")
 	require.NoError(t, err)
 	require.Equal(t, want.String(), string(have), "docs/actions.md is not what the code says; run `make config`")
 }

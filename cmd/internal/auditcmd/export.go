@@ -1,4 +1,4 @@
-package main
+package auditcmd
 
 import (
 	"bufio"
@@ -18,42 +18,42 @@ import (
 
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
 )
 
-// exportFlags say how rows are exported.
+// exportFlags are the flags of audit export.
 type exportFlags struct {
 	output       string
 	ocsf, hashes bool
 }
 
-func (c *cli) auditExportCommand() *cobra.Command {
+func auditExportCommand(c *cli.Env) *cobra.Command {
 	var s searchFlags
 	var e exportFlags
 	cmd := &cobra.Command{
 		Use: "export", Short: "Write the audit log to a file",
-		Long: `Writes the rows that are wanted, all without a filter, oldest first: one JSON object
-a line, with the columns of the table as its names. All are of one moment of the log.
+		Long: `Writes the rows that match the filters, or all rows, oldest first: one JSON object
+per line, named after the columns of the table. The rows are a snapshot of the log.
 
 With --ocsf each line is an event of the Open Cybersecurity Schema Framework, class
-API Activity (6003), which collectors of security events read; what has no place in
-it is under unmapped.
+API Activity (6003), which collectors of security events read; columns without a
+place in it are under unmapped.
 
-The file is there when all of it is written, and not before. It is compressed when
-its name ends in .gz.`,
+The file appears once it is complete. It is compressed if its name ends in .gz.`,
 		Example: `  batchyard audit export --since 2026-01-01 --until 2026-02-01 -o january.jsonl.gz
   batchyard audit export --ocsf --since 24h | curl --data-binary @- https://collector.example.com/ocsf
   batchyard audit export --hashes -o all.jsonl.gz`,
-		Args: exactly(), ValidArgsFunction: completeNothing,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := s.search(c.now())
+			f, err := s.search(c.Now())
 			if err != nil {
 				return err
 			}
 			if e.output == "" {
-				return usageError("-o is empty; name a file, or leave it out for standard output")
+				return cli.UsageError("-o is empty; name a file, or omit it for standard output")
 			}
 			f.Oldest = true
-			return c.auditExport(cmd.Context(), s.postgres, f, &e)
+			return auditExport(cmd.Context(), c, s.postgres, f, &e)
 		},
 	}
 	s.flags(c, cmd)
@@ -63,17 +63,17 @@ its name ends in .gz.`,
 	return cmd
 }
 
-func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *exportFlags) error {
-	return c.withPostgres(ctx, url, func(pool *pgxpool.Pool, _ app.Config) error {
+func auditExport(ctx context.Context, c *cli.Env, url string, f query.Filter, e *exportFlags) error {
+	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
-		err := writeOutput(c.out, e.output, func(w io.Writer) error {
+		err := writeOutput(c.Out, e.output, func(w io.Writer) error {
 			enc := json.NewEncoder(w)
 			enc.SetEscapeHTML(false)
 			return logError(query.NewReader(pool).Search(ctx, f, func(r *query.Row) error {
 				n++
 				var line any = r
 				if e.ocsf {
-					o := r.OCSF(versionNumber())
+					o := r.OCSF(c.Version)
 					if e.hashes {
 						o.AddChain(r)
 					}
@@ -88,14 +88,14 @@ func (c *cli) auditExport(ctx context.Context, url string, f query.Filter, e *ex
 			}))
 		})
 		if err == nil && e.output != "-" {
-			_, _ = fmt.Fprintf(c.err, "%s written to %s\n", counted(n, "row"), e.output)
+			_, _ = fmt.Fprintf(c.Err, "%s written to %s\n", cli.Counted(n, "row"), e.output)
 		}
 		return err
 	})
 }
 
-// writeOutput calls fn with a file that gets its name when fn succeeds, so that
-// nobody takes a half for the whole. "-" is standard output.
+// writeOutput calls fn with a file that gets its name only when fn succeeds, so that
+// a partial export never looks complete. "-" is standard output.
 func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error {
 	if path == "-" {
 		w := bufio.NewWriterSize(stdout, 256<<10)
@@ -112,7 +112,7 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("making %s: %w", path, withoutPath(err)))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("making %s: %w", path, withoutPath(err)))
 	}
 	done := false
 	defer func() {
@@ -140,7 +140,7 @@ func writeOutput(stdout io.Writer, path string, fn func(io.Writer) error) error 
 	return nil
 }
 
-// withoutPath is what happened to a file, without the temporary name that it had.
+// withoutPath strips the path from a file error: it would name the temporary file.
 func withoutPath(err error) error {
 	if at, ok := errors.AsType[*fs.PathError](err); ok {
 		return at.Err
@@ -151,12 +151,12 @@ func withoutPath(err error) error {
 	return err
 }
 
-// writeInto calls fn with what is at the path already: a device or a pipe, which a
-// file of that name must not replace.
+// writeInto calls fn with the device or pipe at the path, which must not be replaced
+// by a file.
 func writeInto(path string, fn func(io.Writer) error) error {
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("opening %s: %w", path, err))
+		return cli.WithCode(cli.ExitUsage, fmt.Errorf("opening %s: %w", path, err))
 	}
 	w := bufio.NewWriterSize(file, 256<<10)
 	if err := fn(w); err != nil {

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/task"
+)
+
+func TestTaskList(t *testing.T) {
+	t.Parallel()
+	c, b := shownAt()
+	before := func(d time.Duration) *time.Time { at := noon.Add(-d); return &at }
+	require.NoError(t, showTasks(c, []batchyard.TaskStatus{
+		{TaskID: "a-1", State: task.Running, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(3 * time.Second)},
+		{TaskID: "b", State: task.Failed, Model: "m", Priority: task.Low, Attempt: 3, DeviceID: "gpu-2", SubmittedAt: before(time.Hour),
+			FinishedAt: before(5 * time.Minute), Error: &task.Error{Class: task.ClassTimeout, Message: "x"}},
+	}, true))
+	require.Equal(t, strings.TrimLeft(`
+ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR
+a-1  RUNNING  m      high      1        gpu-1   3s ago     -         -
+b    FAILED   m      low       3        gpu-2   60m ago    5m ago    timeout
+`, "\n"), b.String())
+}
+
+func TestDeviceList(t *testing.T) {
+	t.Parallel()
+	c, b := shownAt()
+	two := 2
+	require.NoError(t, showDevices(c, []batchyard.Device{
+		{DeviceID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, SeenAt: noon.Add(-time.Hour)},
+		{DeviceID: "a", URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second)},
+	}))
+	require.Equal(t, strings.TrimLeft(`
+ID  STATE   SLOTS  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL
+a   up      8      2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a
+z   silent  1      -          -      0%   0%   0%  0.0ms    60m ago  *       -     http://z
+`, "\n"), b.String())
+}
+
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	s := summary{
+		Job: "j", Total: 10, ByState: map[task.State]int{task.Success: 8, task.Failed: 1}, Missing: 1,
+		ByDevice: map[string]int{"b": 4, "a": 4}, Elapsed: 2 * time.Second, Output: "out.jsonl",
+	}
+	require.NoError(t, s.print(&b))
+	require.Equal(t, strings.TrimLeft(`
+job                 j
+tasks               10
+  SUCCESS           8
+  FAILED            1
+  without a result  1
+devices             2
+  a                 4
+  b                 4
+time                2s
+rate                4.5 tasks/s
+results             out.jsonl
+`, "\n"), b.String())
+	require.Equal(t, cli.ExitFailed, cli.CodeOf(s.failed()))
+	require.ErrorContains(t, s.failed(), "2 of 10 tasks")
+	require.NoError(t, (&summary{Total: 1, ByState: map[task.State]int{task.Success: 1}}).failed())
+}
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// shownAt is a cli that writes into a buffer, at noon.
+func shownAt() (*cli.Env, *bytes.Buffer) {
+	var b bytes.Buffer
+	c := newCLI(strings.NewReader(""), &b, &b)
+	c.Now = func() time.Time { return noon }
+	return c, &b
+}

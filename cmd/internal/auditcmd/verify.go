@@ -1,0 +1,250 @@
+package auditcmd
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify"
+	"github.com/batchyard/batchyard/cmd/internal/app"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/stream"
+)
+
+// verifyFlags are the flags of audit verify.
+type verifyFlags struct {
+	postgres    string
+	since       string
+	checkpoints []string
+	keys        []string
+	noKafka     bool
+	segments    int
+}
+
+func auditVerifyCommand(c *cli.Env) *cobra.Command {
+	var f verifyFlags
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
+		Long: `Reads the audit log in one snapshot, recomputes the hash of every row, follows the
+chain of each partition from its beginning to its end, and compares the chains with
+the signed checkpoints, which shows even that a whole chain was rebuilt. It names
+the first bad row of each chain and why: changed, missing, moved, inserted, or
+rewritten. It can run at any time and blocks nothing.
+
+Checkpoints come from audit.checkpoint_dir or --checkpoints, and from the topic
+checkpoints unless --no-kafka. They count if a trusted key signed them: signing.pub
+in audit.checkpoint_dir, or the keys of --public-key. An attacker who changed the
+database may have changed these too if they could write there: use copies from
+elsewhere. docs/audit.md says what this proves and what it does not.
+
+Exit codes: 0 all is well; 1 something is wrong with the log; 2 it could not be
+read; 3 a service cannot be reached.`,
+		Example: `  batchyard audit verify
+  batchyard audit verify --since 7d
+  batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
+  batchyard audit verify --json | jq -c '.findings[]'`,
+		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
+		RunE: func(cmd *cobra.Command, _ []string) error { return auditVerify(cmd.Context(), c, &f) },
+	}
+	c.ConfigFlag(cmd)
+	c.JSONFlag(cmd)
+	postgresFlag(c, cmd, &f.postgres)
+	fl := cmd.Flags()
+	fl.Var((*givenValue)(&f.since), "since", "only partitions from the day of this `time`: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
+	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; repeatable (default: audit.checkpoint_dir, if it exists)")
+	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key to trust; repeatable (default: signing.pub in audit.checkpoint_dir)")
+	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
+	fl.IntVar(&f.segments, "max-segments", 1<<20, "most pieces to keep track of while reading the chains; each takes about 400 bytes of memory")
+	return cmd
+}
+
+func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
+	o := verify.Options{MaxSegments: f.segments}
+	if f.segments < 1 {
+		return cli.UsageError("--max-segments must be 1 or more")
+	}
+	var err error
+	if o.Since, err = parseMoment("since", f.since, c.Now()); err != nil {
+		return err
+	}
+	if o.Since.After(c.Now()) {
+		return cli.UsageError("--since %s is in the future: nothing would be verified", f.since)
+	}
+	var report *verify.Report
+	err = withPostgres(ctx, c, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
+		// Before the snapshot, which then holds all rows that they speak of.
+		notes, err := loadCheckpoints(ctx, cfg, f, &o)
+		if err != nil {
+			return err
+		}
+		show := &verifyProgress{c: c}
+		report, err = verify.Run(ctx, pool, o, show.set)
+		show.end()
+		if report != nil {
+			report.Notes = append(notes, report.Notes...)
+		}
+		return logError(err)
+	})
+	if err != nil {
+		return cli.WithCode(cli.ExitUsage, err) // it could not be read, which must not look like a finding
+	}
+	if c.JSON {
+		report.Chains, report.Findings = cli.List(report.Chains), cli.List(report.Findings)
+		err = c.PrintJSON(struct {
+			*verify.Report
+			Notes []string `json:"notes"` // an array, even when empty
+		}{report, cli.List(report.Notes)})
+	} else {
+		err = showVerified(c, report)
+	}
+	if err == nil && !report.OK() {
+		err = fmt.Errorf("the audit log is not as it was recorded: %s", cli.Counted(report.Count, "finding"))
+	}
+	return cli.WithCode(cli.ExitFailed, err)
+}
+
+// loadCheckpoints gathers checkpoints and the keys to trust them by.
+func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
+	dir := cfg.Audit.CheckpointDir
+	files, keyFiles := f.checkpoints, f.keys
+	if len(files) == 0 && exists(dir) {
+		files = []string{dir}
+	}
+	if len(keyFiles) == 0 {
+		for _, at := range append([]string{dir}, f.checkpoints...) {
+			if public := filepath.Join(at, "signing.pub"); exists(public) {
+				keyFiles = append(keyFiles, public)
+			}
+		}
+	}
+	var keys []ed25519.PublicKey
+	for _, file := range keyFiles {
+		more, err := audit.ReadPublicKeys(file)
+		if err != nil {
+			return nil, cli.WithCode(cli.ExitUsage, err)
+		}
+		keys = append(keys, more...)
+	}
+	if len(keys) == 0 {
+		if len(f.checkpoints) > 0 {
+			return nil, cli.UsageError("checkpoints prove nothing without a trusted key: name the recorder's signing.pub with --public-key")
+		}
+		return []string{fmt.Sprintf("checkpoints were not checked: no --public-key, and no %s", filepath.Join(dir, "signing.pub"))}, nil
+	}
+	o.Checkpoints = verify.NewCheckpoints(keys)
+	for _, file := range files {
+		if err := o.Checkpoints.Read(file); err != nil {
+			return nil, cli.WithCode(cli.ExitUsage, err)
+		}
+	}
+	if f.noKafka {
+		return nil, nil
+	}
+	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w; --no-kafka skips the topic", cli.ServiceError(err))
+	}
+	defer func() { _ = log.Close() }()
+	if err := o.Checkpoints.ReadTopic(ctx, log); err != nil {
+		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka skips it", err)
+	}
+	return nil, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// verifyProgress shows how far a verification is. The number of rows is unknown until
+// the first are read.
+type verifyProgress struct {
+	c    *cli.Env
+	once sync.Once
+	p    *cli.Progress
+}
+
+func (v *verifyProgress) set(p verify.Progress) {
+	v.once.Do(func() { v.p = v.c.ProgressOf("verifying", int(max(p.About, p.Rows)), "row") })
+	v.p.Grow(int(p.Rows))
+	v.p.Set(int(p.Rows))
+}
+
+func (v *verifyProgress) end() {
+	if v.p != nil {
+		v.p.Finish()
+	}
+}
+
+// showVerified prints a report as tables and notes.
+func showVerified(c *cli.Env, r *verify.Report) error {
+	t := cli.NewTable(c.Out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
+	for _, ch := range r.Chains {
+		verified, signed, first := "none since", "", ""
+		if ch.From > 0 {
+			verified = fmt.Sprintf("from %d on", ch.From)
+		}
+		if ch.Signed > 0 {
+			signed = fmt.Sprintf("%d, %s", ch.Signed, cli.Ago(ch.SignedAt, c.Now()))
+		}
+		if ch.First != nil {
+			first = string(ch.First.Reason) + " " + ch.First.Rows()
+		}
+		t.Row(ch.Topic+"/"+strconv.Itoa(int(ch.Partition)), strconv.FormatInt(ch.Rows, 10), verified, signed, strconv.FormatInt(ch.Findings, 10), first)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	const most = 20
+	for i, f := range r.Findings {
+		if i == most {
+			c.Printf("and %d more; --json lists them\n", r.Count-most)
+			break
+		}
+		c.Printf("\n%s\n", cli.Plain(describeFinding(&f)))
+	}
+	if len(r.Findings) > 0 {
+		c.Printf("\n")
+	}
+	for _, n := range r.Notes {
+		c.Printf("note: %s\n", cli.Plain(n))
+	}
+	if r.Before > 0 {
+		c.Printf("note: recorded before the chains began, and not protected: %s\n", cli.Counted(r.Before, "row"))
+	}
+	verdict := "all is well"
+	if !r.OK() {
+		verdict = cli.Counted(r.Count, "finding")
+	}
+	c.Printf("%s in %s, %d dropped by retention, %s: %s\n", cli.Counted(r.Rows, "row"), cli.Counted(len(r.Chains), "chain"), r.Dropped, cli.Counted(r.Checkpoints, "checkpoint"), verdict)
+	return nil
+}
+
+// describeFinding puts a finding into a sentence.
+func describeFinding(f *verify.Finding) string {
+	s := strings.ToUpper(string(f.Reason))
+	if f.Topic != "" {
+		s += " " + f.Chain()
+	}
+	if f.To > f.Seq {
+		s += " rows " + f.Rows()
+	} else if f.Seq != 0 {
+		s += " row " + f.Rows()
+	}
+	if f.Row != nil {
+		s += ": " + f.Row.String()
+	}
+	return s + ": " + f.Detail
+}

@@ -65,7 +65,11 @@ func (s *Server) setDrained(ctx context.Context, in *request, action task.Action
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
-	changed, err := s.deps.Control.Drain(ctx, id, action == task.DeviceDrained)
+	set := s.deps.Control.Undrain
+	if action == task.DeviceDrained {
+		set = s.deps.Control.Drain
+	}
+	changed, err := set(ctx, id)
 	var fe *task.FieldError
 	switch {
 	case errors.As(err, &fe):

@@ -46,7 +46,8 @@ type Registry interface {
 type Control interface {
 	Load(ctx context.Context) (device.Settings, error)
 	SetPolicy(ctx context.Context, p *device.PolicySetting) (before *device.PolicySetting, err error)
-	Drain(ctx context.Context, id string, on bool) (changed bool, err error)
+	Drain(ctx context.Context, id string) (changed bool, err error)
+	Undrain(ctx context.Context, id string) (changed bool, err error)
 }
 
 // Overrides reads what operators said about waiting tasks: cancelled, or reprioritized.

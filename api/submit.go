@@ -147,7 +147,7 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	}
 	for i, t := range tasks {
 		if t.Tenant != "" && sent && t.Tenant != tenant {
-			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(array, i) + "/tenant",
+			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(bodyForm(array), i) + "/tenant",
 				"conflicts with the header " + tenantHeader + ": set one of them, or both to the same tenant"}}, 0)
 			return nil, s.refuse(ctx, in.r, tenant, p)
 		}
@@ -168,12 +168,21 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	return &submitOutput{Location: "/v1/tasks/" + url.PathEscape(tasks[0].ID), Body: list.Tasks[0]}, nil
 }
 
+// bodyForm is what a body holds.
+type bodyForm bool
+
+// The forms of a body.
+const (
+	_         bodyForm = false // a single task
+	taskArray bodyForm = true
+)
+
 // pointerAt is the pointer to a task of the body.
-func pointerAt(array bool, i int) string {
-	if !array {
-		return ""
+func pointerAt(form bodyForm, i int) string {
+	if form == taskArray {
+		return fmt.Sprintf("/%d", i)
 	}
-	return fmt.Sprintf("/%d", i)
+	return ""
 }
 
 // notTaken turns a producer's error into a problem.
@@ -184,7 +193,7 @@ func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, a
 	case errors.As(err, &refused):
 		errs := make([]ProblemError, len(refused.Refusals))
 		for i, f := range refused.Refusals {
-			errs[i] = fieldError(pointerAt(array, f.Index), f.Err)
+			errs[i] = fieldError(pointerAt(bodyForm(array), f.Index), f.Err)
 		}
 		return s.refuse(ctx, r, tenant, fieldProblem(http.StatusUnprocessableEntity, errs, refused.More))
 	case errors.As(err, &large):

@@ -297,7 +297,7 @@ func TestOpenAILines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var buf bytes.Buffer
-			require.NoError(t, encodeLine(&buf, c.result, true))
+			require.NoError(t, encodeLine(&buf, c.result.Key(), OpenAILine(c.result)))
 			require.Equal(t, `{"id":"`+id+`","custom_id":"c",`+c.want+"\n", buf.String())
 		})
 	}

@@ -128,7 +128,7 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 			s.ByDevice[r.DeviceID]++
 		}
 		buf.Reset()
-		if err := encodeLine(&buf, r, p.openAI.has(line)); err != nil {
+		if err := encodeLine(&buf, r.Key(), p.form(line, r)); err != nil {
 			return err
 		}
 		if sp != nil {
@@ -187,16 +187,20 @@ type httpError struct {
 	} `json:"error"`
 }
 
-// encodeLine writes a result and a line end.
-func encodeLine(w *bytes.Buffer, r *task.Result, openAI bool) error {
-	var v any = r
-	if openAI {
-		v = OpenAILine(r)
+// form returns a result in the format of its input line.
+func (p *Plan) form(line int, r *task.Result) any {
+	if p.openAI.has(line) {
+		return OpenAILine(r)
 	}
+	return r
+}
+
+// encodeLine writes a line of the output and a line end.
+func encodeLine(w *bytes.Buffer, k task.Key, v any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
-		return fmt.Errorf("writing the result of task %s: %w", r.Key(), err)
+		return fmt.Errorf("writing the result of task %s: %w", k, err)
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func (r *Result) ValidateDecoded() error {
 	for _, f := range []struct {
 		name, value string
 		max         int
-		required    bool
+		must        presence
 	}{
 		{"task_id", r.TaskID, MaxIDLength, true},
 		{"tenant", r.Tenant, MaxIDLength, true},
@@ -105,7 +105,7 @@ func (r *Result) ValidateDecoded() error {
 		{"custom_id", r.CustomID, 512, false},
 		{"trace_id", r.TraceID, 32, false},
 	} {
-		if err := checkText(f.name, f.value, f.max, f.required); err != nil {
+		if err := checkText(f.name, f.value, f.max, f.must); err != nil {
 			return err
 		}
 	}

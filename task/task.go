@@ -232,7 +232,7 @@ func (t *Task) Validate(l Limits) error {
 	for _, f := range []struct {
 		name, value string
 		max         int
-		required    bool
+		must        presence
 	}{
 		{"task_id", t.ID, MaxIDLength, true},
 		{"tenant", t.Tenant, MaxIDLength, true},
@@ -241,7 +241,7 @@ func (t *Task) Validate(l Limits) error {
 		{"job_id", t.JobID, MaxIDLength, false},
 		{"custom_id", t.CustomID, 512, false},
 	} {
-		if err := checkText(f.name, f.value, f.max, f.required); err != nil {
+		if err := checkText(f.name, f.value, f.max, f.must); err != nil {
 			return err
 		}
 	}
@@ -288,18 +288,18 @@ func (t *Task) Validate(l Limits) error {
 // end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
 	if p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
-		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, false) != nil {
+		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, optional) != nil {
 		return false
 	}
 	for i := range p.Attempts {
 		a := &p.Attempts[i]
 		if a.Number < 1 || a.Number > maxAttemptNumber || a.Status < 0 || a.Status > 999 || len(a.Message) > maxMessage || !timeInRange(a.At) ||
-			checkText("", a.DeviceID, MaxNameLength, false) != nil {
+			checkText("", a.DeviceID, MaxNameLength, optional) != nil {
 			return false
 		}
 	}
 	for _, d := range p.Exclude {
-		if checkText("", d, MaxNameLength, true) != nil {
+		if checkText("", d, MaxNameLength, required) != nil {
 			return false
 		}
 	}
@@ -315,7 +315,7 @@ func (t *Task) validateLists() error {
 		return NewFieldError("needs", "send fewer tags", "it has %d tags, the limit is %d", len(t.Needs), MaxNeeds)
 	}
 	for i, n := range t.Needs {
-		if err := checkText(fmt.Sprintf("needs[%d]", i), n, MaxNameLength, true); err != nil {
+		if err := checkText(fmt.Sprintf("needs[%d]", i), n, MaxNameLength, required); err != nil {
 			return err
 		}
 	}
@@ -323,7 +323,7 @@ func (t *Task) validateLists() error {
 		return NewFieldError("depends_on", "send fewer tasks", "it has %d tasks, the limit is %d", len(t.DependsOn), MaxDependencies)
 	}
 	for i, n := range t.DependsOn {
-		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, true); err != nil {
+		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, required); err != nil {
 			return err
 		}
 	}
@@ -331,10 +331,10 @@ func (t *Task) validateLists() error {
 		return NewFieldError("labels", "send fewer labels", "it has %d labels, the limit is %d", len(t.Labels), MaxLabels)
 	}
 	for k, v := range t.Labels {
-		if err := checkText("labels", k, 64, true); err != nil {
+		if err := checkText("labels", k, 64, required); err != nil {
 			return err
 		}
-		if err := checkText("labels."+k, v, 512, false); err != nil {
+		if err := checkText("labels."+k, v, 512, optional); err != nil {
 			return err
 		}
 	}
@@ -358,11 +358,19 @@ func CheckCallbackURL(raw string) error {
 	return nil
 }
 
+// presence says whether a text may be empty.
+type presence bool
+
+const (
+	optional presence = false
+	required presence = true
+)
+
 // checkText rejects text that Postgres or logs cannot handle: control characters (Postgres
 // cannot store NUL), invalid UTF-8, and too many characters.
-func checkText(field, s string, limit int, required bool) error {
+func checkText(field, s string, limit int, must presence) error {
 	if s == "" {
-		if required {
+		if must == required {
 			return NewFieldError(field, "set it", "it is missing")
 		}
 		return nil

@@ -53,7 +53,7 @@ func (s *Workers) fleetLoad(ctx context.Context, ds []device.Device, rates map[d
 }
 
 // poolIndex returns the index of a device's pool: 0 for single requests, 1 for batched ones.
-func poolIndex(batched bool) int {
+func poolIndex(batched bool) int { //nolint:revive // it maps a boolean, and selects no path
 	if batched {
 		return 1
 	}

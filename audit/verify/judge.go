@@ -50,7 +50,7 @@ func (v *verifier) lackingRows() string {
 	var ors []string
 	for _, c := range v.chains {
 		c.shelve()
-		from, to := c.lacking(v.o.Since.After(c.updated))
+		from, to := c.lacking(v.o.Since)
 		if to == 0 {
 			continue
 		}
@@ -71,10 +71,10 @@ const edgeRows = 1000
 
 // lacking returns the first and the last row between which something is not connected; 0 if nothing
 // is lacking. The row before the first one counts, because it shows that the first was not cut off.
-func (c *chainCheck) lacking(quiet bool) (from, to int64) {
+func (c *chainCheck) lacking(since time.Time) (from, to int64) {
 	segments := c.live(recentDays)
 	if len(segments) == 0 {
-		c.quiet = quiet || c.end.Rows == 0 // nothing was recorded since
+		c.quiet = since.After(c.updated) || c.end.Rows == 0 // nothing was recorded since
 		for _, s := range c.all() {
 			c.quiet = c.quiet || s.last == c.end.Rows // or the retention has dropped it
 		}

@@ -38,7 +38,7 @@ meaning, unit, bounds and default; with -c, the values are those of that file.`,
 			if commented && markdown || c.JSON && (commented || markdown) {
 				return cli.UsageError("--commented, --markdown and --json cannot be combined")
 			}
-			return configPrint(c, commented, markdown)
+			return configPrint(c, formOf(commented, markdown))
 		},
 	}
 	for _, cmd := range []*cobra.Command{check, print} {
@@ -75,9 +75,28 @@ func configCheck(c *cli.Env) error {
 	return errors.Join(c.PrintJSON(out), err)
 }
 
-func configPrint(c *cli.Env, commented, markdown bool) error {
+// printForm is a form of `config print`.
+type printForm int
+
+const (
+	plainForm     printForm = iota
+	commentedForm           // every setting with its meaning
+	markdownForm            // the reference
+)
+
+func formOf(commented, markdown bool) printForm { //nolint:revive // the flags themselves
+	switch {
+	case markdown:
+		return markdownForm
+	case commented:
+		return commentedForm
+	}
+	return plainForm
+}
+
+func configPrint(c *cli.Env, form printForm) error {
 	var cfg app.Config
-	if (commented || markdown) && c.ConfigPath == "" {
+	if form != plainForm && c.ConfigPath == "" {
 		// The reference must be the same wherever it is printed, since it is kept in
 		// repositories: ignore the environment and any config.yaml here.
 		if err := config.Load(&cfg, config.Options{}); err != nil {
@@ -90,13 +109,13 @@ func configPrint(c *cli.Env, commented, markdown bool) error {
 		}
 	}
 	switch {
-	case markdown:
+	case form == markdownForm:
 		return config.WriteMarkdown(c.Out, &cfg)
 	case c.JSON:
 		return configJSON(c, &cfg)
 	}
 	style := config.Plain
-	if commented {
+	if form == commentedForm {
 		style = config.Commented
 	}
 	return config.WriteYAML(c.Out, &cfg, style)

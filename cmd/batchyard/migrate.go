@@ -28,7 +28,7 @@ func migrateCommand(c *cli.Env) *cobra.Command {
 asks first; elsewhere it needs --yes.`,
 		Example: "  batchyard migrate down --yes",
 		Args:    cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
-		RunE: func(cmd *cobra.Command, _ []string) error { return migrateDown(cmd.Context(), c, yes) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return migrateDown(cmd.Context(), c, confirmation(yes, c)) },
 	}
 	down.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	status := &cobra.Command{
@@ -92,7 +92,15 @@ func migrateUp(ctx context.Context, c *cli.Env) error {
 	return nil
 }
 
-func migrateDown(ctx context.Context, c *cli.Env, yes bool) error {
+// confirmation returns what asks before data is dropped: the user, unless --yes already answered.
+func confirmation(yes bool, c *cli.Env) func(question string) error { //nolint:revive // the flag itself
+	if yes {
+		return func(string) error { return nil }
+	}
+	return func(question string) error { return confirm(c, question) }
+}
+
+func migrateDown(ctx context.Context, c *cli.Env, confirmed func(question string) error) error {
 	url, before, err := migrationsNow(ctx, c)
 	if err != nil {
 		return err
@@ -109,10 +117,8 @@ func migrateDown(ctx context.Context, c *cli.Env, yes bool) error {
 		}
 		return nil
 	}
-	if !yes {
-		if err := confirm(c, fmt.Sprintf("Revert migration %s, and drop its data?", last.Name)); err != nil {
-			return err
-		}
+	if err := confirmed(fmt.Sprintf("Revert migration %s, and drop its data?", last.Name)); err != nil {
+		return err
 	}
 	if err := migrations.Down(ctx, url); err != nil {
 		return migrationError(err)

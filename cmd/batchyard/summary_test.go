@@ -21,7 +21,7 @@ func TestTaskList(t *testing.T) {
 		{TaskID: "a-1", State: task.Running, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(3 * time.Second)},
 		{TaskID: "b", State: task.Failed, Model: "m", Priority: task.Low, Attempt: 3, DeviceID: "gpu-2", SubmittedAt: before(time.Hour),
 			FinishedAt: before(5 * time.Minute), Error: &task.Error{Class: task.ClassTimeout, Message: "x"}},
-	}, true))
+	}, 0))
 	require.Equal(t, strings.TrimLeft(`
 ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR
 a-1  RUNNING  m      high      1        gpu-1   3s ago     -         -

@@ -44,7 +44,7 @@ With --wait, waits until it ends first; the exit code is then 0 if it succeeded,
 			if wait < 0 {
 				return cli.UsageError("--wait must not be negative")
 			}
-			return tasksGet(cmd.Context(), c, args[0], wait, events)
+			return tasksGet(cmd.Context(), c, args[0], shown{wait, events})
 		},
 	}
 	c.ClientFlags(cmd)
@@ -54,23 +54,29 @@ With --wait, waits until it ends first; the exit code is then 0 if it succeeded,
 	return cmd
 }
 
-func tasksGet(ctx context.Context, c *cli.Env, id string, wait time.Duration, events bool) error {
+// shown is what `tasks get` waits for and shows.
+type shown struct {
+	wait   time.Duration // for the task to finish
+	events bool          // the task's history, too
+}
+
+func tasksGet(ctx context.Context, c *cli.Env, id string, o shown) error {
 	server, err := connect(c)
 	if err != nil {
 		return err
 	}
-	st, err := awaitTask(ctx, server, id, wait)
+	st, err := awaitTask(ctx, server, id, o.wait)
 	if err != nil {
 		return fmt.Errorf("task %s: %w", id, err)
 	}
 	var history []batchyard.Event
-	if events {
+	if o.events {
 		if history, err = server.Events(ctx, id); err != nil {
 			return err
 		}
 	}
 	switch {
-	case c.JSON && events:
+	case c.JSON && o.events:
 		err = c.PrintJSON(struct {
 			Task   json.RawMessage   `json:"task"`
 			Events []json.RawMessage `json:"events"`
@@ -79,11 +85,11 @@ func tasksGet(ctx context.Context, c *cli.Env, id string, wait time.Duration, ev
 		err = c.PrintJSON(st.RawJSON())
 	default:
 		err = showTask(c, st)
-		if err == nil && events {
+		if err == nil && o.events {
 			err = showEvents(c, history)
 		}
 	}
-	if err == nil && wait > 0 && st.State != task.Success {
+	if err == nil && o.wait > 0 && st.State != task.Success {
 		err = cli.WithCode(cli.ExitFailed, fmt.Errorf("task %s is %s%s", id, st.State, reasonOf(st.Error)))
 	}
 	return err
@@ -259,7 +265,7 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 		return err
 	}
 	left := f.limit
-	for first := true; ; first = false {
+	for number := 0; ; number++ {
 		filter.Limit = pageSize
 		if !f.all {
 			filter.Limit = min(left, pageSize)
@@ -269,7 +275,7 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 			return err
 		}
 		// One page at a time: there may be any number.
-		if err := showTasks(c, page.Tasks, first); err != nil {
+		if err := showTasks(c, page.Tasks, number); err != nil {
 			return err
 		}
 		left -= len(page.Tasks)
@@ -286,8 +292,8 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 	}
 }
 
-// showTasks prints a page of tasks.
-func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
+// showTasks prints a page of tasks. The first has number 0, and the head of the table.
+func showTasks(c *cli.Env, page []batchyard.TaskStatus, number int) error {
 	if c.JSON {
 		for i := range page {
 			if err := c.PrintJSON(page[i].RawJSON()); err != nil {
@@ -296,12 +302,12 @@ func showTasks(c *cli.Env, page []batchyard.TaskStatus, first bool) error {
 		}
 		return nil
 	}
-	if first && len(page) == 0 {
+	if number == 0 && len(page) == 0 {
 		_, _ = fmt.Fprintln(c.Err, "no task matches")
 		return nil
 	}
 	t := cli.NewTable(c.Out)
-	if first {
+	if number == 0 {
 		t.Row("ID", "STATE", "MODEL", "PRIORITY", "ATTEMPT", "DEVICE", "SUBMITTED", "FINISHED", "ERROR")
 	}
 	now := c.Now()

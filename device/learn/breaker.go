@@ -292,7 +292,7 @@ func (b *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
 	switch o {
 	case OK:
 		b.fastFaults = 0
-		b.window.add(now, false)
+		b.window.add(now)
 		r.done(nil)
 		if b.state == device.StateHalfOpen {
 			b.begin(now)
@@ -303,7 +303,7 @@ func (b *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
 		if b.fastFaults++; 2*took >= b.expected {
 			b.fastFaults = 0
 		}
-		b.window.add(now, true)
+		b.window.add(now).faults++
 		r.done(errFault)
 		if b.tripped {
 			b.open(now, false)
@@ -445,21 +445,19 @@ type bucket struct {
 
 func (w *window) clear() { w.counts = [buckets]bucket{} }
 
-func (w *window) add(now time.Time, fault bool) {
+func (w *window) add(now time.Time) *bucket {
 	slot := now.UnixNano() / int64(max(1, w.width))
 	b := &w.counts[((slot%buckets)+buckets)%buckets]
 	if b.slot != slot {
 		*b = bucket{slot: slot}
 	}
 	b.all++
-	if fault {
-		b.faults++
-	}
 	for i := range w.counts { // drop what is too old
 		if w.counts[i].slot <= slot-buckets {
 			w.counts[i] = bucket{}
 		}
 	}
+	return b
 }
 
 func (w *window) sum() (all, faults int) {

@@ -152,17 +152,22 @@ return 1
 // ErrNoDevice means that there is no device with this id.
 var ErrNoDevice = errors.New("there is no such device")
 
-// Drain stops new work for a device, whatever its heartbeats say, or allows it again. The
-// mark stays when the device leaves, so that it is still drained when it comes back.
-// changed is false if there was nothing to change. An unknown device is [ErrNoDevice]; an
-// invalid id is a *task.FieldError.
-func (c *Control) Drain(ctx context.Context, id string, on bool) (changed bool, err error) {
+// Drain stops new work for a device, whatever its heartbeats say. The mark stays when the
+// device leaves, so that it is still drained when it comes back. changed is false if there
+// was nothing to change. An unknown device is [ErrNoDevice]; an invalid id is a
+// *task.FieldError.
+func (c *Control) Drain(ctx context.Context, id string) (changed bool, err error) {
+	return c.setDrained(ctx, id, 1)
+}
+
+// Undrain allows new work for a device again; otherwise it is like [Control.Drain].
+func (c *Control) Undrain(ctx context.Context, id string) (changed bool, err error) {
+	return c.setDrained(ctx, id, 0)
+}
+
+func (c *Control) setDrained(ctx context.Context, id string, arg int) (changed bool, err error) {
 	if err := device.ValidateID(id); err != nil {
 		return false, err
-	}
-	arg := 0
-	if on {
-		arg = 1
 	}
 	v, err := c.run(ctx, "drain", drainScript, []string{c.drained, c.devices}, id, arg, c.cfg.MaxDevices, c.channel)
 	if err != nil {

@@ -23,20 +23,20 @@ func TestDrain(t *testing.T) {
 		changed := make(chan struct{}, 100)
 		background(t, func(ctx context.Context) error { return r.Watch(ctx, func() { changed <- struct{}{} }) })
 		wait(t, changed, "the first subscription")
-		_, err := c.Drain(t.Context(), "a", true)
+		_, err := c.Drain(t.Context(), "a")
 		require.ErrorIs(t, err, ErrNoDevice)
-		_, err = c.Drain(t.Context(), "a b", true)
+		_, err = c.Drain(t.Context(), "a b")
 		var fe *task.FieldError
 		require.ErrorAs(t, err, &fe)
 
 		_, err = r.Beat(t.Context(), gpu("a"))
 		require.NoError(t, err)
 		wait(t, changed, "joining")
-		was, err := c.Drain(t.Context(), "a", true)
+		was, err := c.Drain(t.Context(), "a")
 		require.NoError(t, err)
 		require.True(t, was)
 		wait(t, changed, "routers are notified at once")
-		was, err = c.Drain(t.Context(), "a", true)
+		was, err = c.Drain(t.Context(), "a")
 		require.NoError(t, err)
 		require.False(t, was, "it was drained already")
 		d := gpu("a")
@@ -59,7 +59,7 @@ func TestDrain(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, ds[0].Draining)
 
-		was, err = c.Drain(t.Context(), "a", false)
+		was, err = c.Undrain(t.Context(), "a")
 		require.NoError(t, err)
 		require.True(t, was)
 		ds, err = r.List(t.Context())
@@ -83,7 +83,7 @@ func TestDrainsAreBounded(t *testing.T) {
 		id := fmt.Sprint("d", i)
 		_, err := r.Beat(t.Context(), gpu(id))
 		require.NoError(t, err)
-		_, err = c.Drain(t.Context(), id, true)
+		_, err = c.Drain(t.Context(), id)
 		var fe *task.FieldError
 		if i == 2 {
 			require.ErrorAs(t, err, &fe)

@@ -78,6 +78,7 @@ func (c *Env) ClientFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.Tenant, "tenant", os.Getenv("BATCHYARD_TENANT"), "`tenant` that owns the tasks (BATCHYARD_TENANT; default: the tenant \"default\")")
 }
 
+// ServerFlag is for commands that reach the API but own no tasks.
 func (c *Env) ServerFlag(cmd *cobra.Command) {
 	server := os.Getenv("BATCHYARD_SERVER")
 	if server == "" {

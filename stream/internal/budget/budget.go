@@ -30,6 +30,7 @@ type Share struct {
 	gone           bool
 }
 
+// New returns a budget of records and bytes, shared by the partitions that join.
 func New(maxRecords int, maxBytes int64) *Budget {
 	return &Budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*Share]struct{}{}}
 }

@@ -42,6 +42,7 @@ func Encode(base int64, spans []Span, limit int) string {
 	return metadataVersion + base64.RawURLEncoding.EncodeToString(raw)
 }
 
+// ErrForeign means that another program committed: its metadata says nothing about single records.
 var ErrForeign = errors.New("the commit's metadata was not written by Batchyard")
 
 // Decode decodes what Encode wrote. Any tool may have committed for the group, so

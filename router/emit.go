@@ -64,8 +64,11 @@ func (e *emitter) Assign(picks []decide.Pick, now time.Time) {
 	}
 }
 
+// assignTo writes one frame. d belongs to the decider, which overwrites it with the next reading of the
+// fleet: nothing that outlives this call may keep the pointer.
 func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time) {
 	m := e.deps.Metrics.Router
+	deviceID := d.ID
 	m.Assigned.WithLabelValues(d.ID).Add(float64(len(picks)))
 	as := make([]task.Assignment, 0, len(picks))
 	events := make([]task.Event, 0, len(picks))
@@ -97,7 +100,7 @@ func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time)
 	e.put(stream.Unit{
 		Messages: []stream.Message{{Topic: stream.Assignments, Key: d.ID, Value: frame}},
 		Events:   events,
-		Acked:    func(err error) { e.assignmentsAcked(origins, d.ID, err) },
+		Acked:    func(err error) { e.assignmentsAcked(origins, deviceID, err) },
 	})
 }
 

@@ -207,7 +207,7 @@ func (l *life) events(t *testing.T) {
 	for i := range events {
 		e := &events[i]
 		actor, _, _ := strings.Cut(e.ActorID, "@")
-		line := fmt.Sprintf("%-18s  by the %s %s", e.Action, e.ActorType, actor)
+		line := fmt.Sprintf("%-18s  by %s %s", e.Action, e.ActorType, actor)
 		if e.DeviceID != "" {
 			line += fmt.Sprintf(", device %s, attempt %d", e.DeviceID, e.Attempt)
 		}
@@ -235,9 +235,9 @@ func (l *life) recorded(t *testing.T) {
 		require.Lenf(t, found, 1, "%s", sql)
 		return found[0]
 	}
-	l.step("audit", "table audit_log, a row for each event of step 7, in one transaction with the offsets that were read")
+	l.step("audit", "table audit_log, one row for each event from step 7, in the same transaction as the offset it was read at")
 	require.ElementsMatch(t, l.actions, rows(`SELECT action AS text FROM audit_log WHERE task_id = $1`), "one row for each event")
-	l.say("%d rows. That of attempt.succeeded, in part:", len(l.actions))
+	l.say("%d rows. The one for attempt.succeeded, in part:", len(l.actions))
 	l.say("%s", one(`SELECT json_strip_nulls(row_to_json(a))::text AS text FROM (SELECT time, actor_id, action, outcome, task_id, device_id, attempt,
 		duration_ms, output_tokens, output_sha256, src_topic, src_partition, src_offset, src_index, chain_seq, prev_hash, row_hash
 		FROM audit_log WHERE task_id = $1 AND action = 'attempt.succeeded') a`))
@@ -246,10 +246,10 @@ func (l *life) recorded(t *testing.T) {
 	l.say("%s", one(`SELECT json_strip_nulls(row_to_json(x))::text AS text FROM (SELECT tenant, task_id, state, seq, attempt, device_id, model, endpoint, priority,
 		trace_id, submitted_at, assigned_at, started_at, finished_at, callback_url FROM tasks WHERE task_id = $1) x`))
 	l.say("Events may arrive in any order: only one with a higher seq changes the state. Terminal states have the highest.")
-	l.step("audit", "table results, where the first result of a task stays")
+	l.step("audit", "table results, which keeps the first result of a task")
 	l.say("%s", one(`SELECT json_strip_nulls(row_to_json(x))::text AS text FROM (SELECT tenant, task_id, state, status, output, attempt, input_tokens, output_tokens,
 		device_id, finished_at, recorded_at FROM results WHERE task_id = $1) x`))
-	l.step("audit", "table callbacks, in one transaction with step 10")
+	l.step("audit", "table callbacks, in the same transaction as step 10")
 	l.say("%s", one(`SELECT row_to_json(x)::text AS text FROM (SELECT callback_id, tenant, task_id, url, created_at FROM callbacks WHERE task_id = $1) x`))
 	l.say("Its state is DUE until the delivery succeeds or the retries are used up.")
 }

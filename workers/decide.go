@@ -47,8 +47,9 @@ type Situation struct {
 	LocalAttempts int // on this device
 }
 
-// Decide says what follows a failure. All rules about retries are here, and it depends only on its
-// arguments, and jitter. It may take a retry from the budget.
+// Decide says what follows a failed attempt. All rules about retries are here; they depend only on the
+// arguments, and jitter. A task past its deadline, or an attempt that ended because it was cancelled or the
+// worker is stopping, does not come here. Decide may take a retry from the budget.
 //
 //	class                     retry here     retry elsewhere      counts
 //	invalid, internal         –              –  (FAILED)          –

@@ -44,8 +44,9 @@ func (s *Server) routePriority() {
 		http.StatusNotFound, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable), s.reprioritize)
 	s.takesJSON(http.MethodPatch, path, reflect.TypeFor[PriorityIn](), map[string]any{"priority": "high", "level": 7})
 	in := s.api.OpenAPI().Components.Schemas.Map()["PriorityIn"]
+	in.Properties["priority"].Enum = append(anys(task.Priorities...), "", nil)
 	given := func(name string) *huma.Schema {
-		return &huma.Schema{Required: []string{name}, Properties: map[string]*huma.Schema{name: {Not: &huma.Schema{Type: "null"}}}}
+		return &huma.Schema{Required: []string{name}, Properties: map[string]*huma.Schema{name: {Not: &huma.Schema{Enum: []any{nil, ""}}}}}
 	}
 	in.AnyOf = []*huma.Schema{given("priority"), given("level")}
 }

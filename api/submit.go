@@ -105,8 +105,9 @@ func (s *Server) routeTasks() {
 func (s *Server) describeTask() {
 	parts := s.api.OpenAPI().Components.Schemas.Map()
 	t := parts["TaskIn"].Properties
-	t["endpoint"].Enum, t["endpoint"].Default = append(anys(task.Endpoints...), nil), task.EndpointChat
-	t["priority"].Enum = append(anys(task.Priorities...), nil)
+	// Many clients write a value that is missing as "" or null: both mean the default.
+	t["endpoint"].Enum, t["endpoint"].Default = append(anys(task.Endpoints...), "", nil), task.EndpointChat
+	t["priority"].Enum = append(anys(task.Priorities...), "", nil)
 	for _, p := range t {
 		text := p
 		if p.Type == huma.TypeArray {

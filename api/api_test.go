@@ -367,16 +367,16 @@ func FuzzDecodeTasks(f *testing.F) {
 	f.Add([]byte("\xdd\xff\xff\xff\xff"), "application/msgpack")
 	f.Fuzz(func(t *testing.T, body []byte, kind string) {
 		var tasks []*task.Task
-		var array bool
+		var form bodyForm
 		var p *Problem
-		fuzzing.Bound(t, len(body)+len(kind), func() { tasks, array, p = decodeTasks(body, kind, 10) })
+		fuzzing.Bound(t, len(body)+len(kind), func() { tasks, form, p = decodeTasks(body, kind, 10) })
 		if p != nil {
 			require.Contains(t, []int{400, 413, 415, 422}, p.Status)
 			require.LessOrEqual(t, len(p.Errors), maxProblemErrors)
 			return
 		}
 		require.NotEmpty(t, tasks)
-		require.True(t, array || len(tasks) == 1)
+		require.True(t, form == taskArray || len(tasks) == 1)
 	})
 }
 

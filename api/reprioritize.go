@@ -150,17 +150,17 @@ func (s *Server) standing(ctx context.Context, st *Status, recent *producer.Rece
 			}
 		}
 	}
-	marks, err := s.deps.Overrides.Get(ctx, key)
+	overrides, err := s.deps.Overrides.Get(ctx, key)
 	if err != nil {
 		s.log.Warn("changing the priority of a task failed", "trace_id", traceOf(ctx), "error", err)
 		return out, later("Redis does not answer: the priority is unchanged; send the request again in a moment")
 	}
-	if marks[0].Cancelled {
+	if overrides[0].Cancelled {
 		return out, problem(http.StatusConflict, "the task has been cancelled")
 	}
-	out.Priority = cmp.Or(marks[0].Priority, out.Priority)
-	if marks[0].Level >= 0 {
-		out.Level = marks[0].Level
+	out.Priority = cmp.Or(overrides[0].Priority, out.Priority)
+	if overrides[0].Level >= 0 {
+		out.Level = overrides[0].Level
 	}
 	return out, nil
 }

@@ -142,13 +142,13 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 		return nil, s.refuse(ctx, in.r, tenant, asProblem(err))
 	}
 	endless(in.w)
-	tasks, array, refused := decodeTasks(body, in.r.Header.Get("Content-Type"), limits.MaxTasks)
+	tasks, form, refused := decodeTasks(body, in.r.Header.Get("Content-Type"), limits.MaxTasks)
 	if refused != nil {
 		return nil, s.refuse(ctx, in.r, tenant, refused)
 	}
 	for i, t := range tasks {
 		if t.Tenant != "" && sent && t.Tenant != tenant {
-			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(bodyForm(array), i) + "/tenant",
+			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(form, i) + "/tenant",
 				"conflicts with the header " + tenantHeader + ": set one of them, or both to the same tenant"}}, 0)
 			return nil, s.refuse(ctx, in.r, tenant, p)
 		}
@@ -156,26 +156,26 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 		t.TraceID = cmp.Or(t.TraceID, traceOf(ctx))
 	}
 	if err := s.deps.Producer.Submit(ctx, tasks, originOf(in.r, tenant)); err != nil {
-		return nil, s.notTaken(ctx, in.r, tenant, array, err)
+		return nil, s.notTaken(ctx, in.r, tenant, form, err)
 	}
 	fault.At("api.before_answer")
 	list := AcceptedList{Tasks: make([]Accepted, len(tasks))}
 	for i, t := range tasks {
 		list.Tasks[i] = Accepted{t.ID, t.Tenant, task.Pending}
 	}
-	if array {
+	if form == taskArray {
 		return &submitOutput{Body: list}, nil
 	}
 	return &submitOutput{Location: "/v1/tasks/" + url.PathEscape(tasks[0].ID), Body: list.Tasks[0]}, nil
 }
 
 // bodyForm is what a body holds.
-type bodyForm bool
+type bodyForm int
 
 // The forms of a body.
 const (
-	_         bodyForm = false // a single task
-	taskArray bodyForm = true
+	singleTask bodyForm = iota
+	taskArray
 )
 
 // pointerAt is the pointer to a task of the body.
@@ -187,14 +187,14 @@ func pointerAt(form bodyForm, i int) string {
 }
 
 // notTaken turns a producer's error into a problem.
-func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, array bool, err error) error {
+func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, form bodyForm, err error) error {
 	var refused *producer.RefusedError
 	var large *stream.TooLargeError
 	switch {
 	case errors.As(err, &refused):
 		errs := make([]ProblemError, len(refused.Refusals))
 		for i, f := range refused.Refusals {
-			errs[i] = fieldError(pointerAt(bodyForm(array), f.Index), f.Err)
+			errs[i] = fieldError(pointerAt(form, f.Index), f.Err)
 		}
 		return s.refuse(ctx, r, tenant, fieldProblem(http.StatusUnprocessableEntity, errs, refused.More))
 	case errors.As(err, &large):
@@ -242,8 +242,8 @@ func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any
 	}
 }
 
-// decodeTasks reads a task, or an array of at most most tasks; array reports which.
-func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task, array bool, refused *Problem) {
+// decodeTasks reads a task, or an array of at most most tasks; form says which.
+func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task, form bodyForm, refused *Problem) {
 	kind := contentType
 	if kind == "" {
 		kind = wire.ContentJSON
@@ -251,23 +251,23 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 	kind, _, err := mime.ParseMediaType(kind)
 	switch {
 	case err != nil, kind != wire.ContentJSON && kind != wire.ContentMsgpack && kind != "application/x-msgpack" && kind != "application/vnd.msgpack":
-		return nil, false, problem(http.StatusUnsupportedMediaType, "unsupported Content-Type: send application/json, or application/msgpack for a single task")
+		return nil, singleTask, problem(http.StatusUnsupportedMediaType, "unsupported Content-Type: send application/json, or application/msgpack for a single task")
 	case kind != wire.ContentJSON:
 		kind = wire.ContentMsgpack
 	}
 	trimmed := bytes.TrimLeft(body, " \t\r\n")
 	switch {
 	case len(trimmed) == 0:
-		return nil, false, problem(http.StatusBadRequest, "the body is empty; send a task, or an array of tasks")
+		return nil, singleTask, problem(http.StatusBadRequest, "the body is empty; send a task, or an array of tasks")
 	case kind == wire.ContentJSON && trimmed[0] == '[':
 		tasks, refused = decodeArray(trimmed, most)
-		return tasks, true, refused
+		return tasks, taskArray, refused
 	}
 	t, err := decodeTask(body, kind)
 	if err != nil {
-		return nil, false, decodeProblem([]ProblemError{decodeError("", err)}, 0)
+		return nil, singleTask, decodeProblem([]ProblemError{decodeError("", err)}, 0)
 	}
-	return []*task.Task{t}, false, nil
+	return []*task.Task{t}, singleTask, nil
 }
 
 // decodeTask is task.DecodeTask that takes 5.0 for an integer.

@@ -141,15 +141,15 @@ func waitingOf(st *Status, rows []status.EventRow) Waiting {
 // lookAround fills in what only Redis has: the fleet as it is now, and the priority
 // that an operator gave the task.
 func (s *Server) lookAround(ctx context.Context, key task.Key, endpoint string, w *Waiting) error {
-	marks, err := s.deps.Overrides.Get(ctx, key)
+	overrides, err := s.deps.Overrides.Get(ctx, key)
 	if err != nil {
 		return err
 	}
-	if marks[0].Priority != "" {
-		w.Priority = marks[0].Priority
+	if overrides[0].Priority != "" {
+		w.Priority = overrides[0].Priority
 	}
-	if marks[0].Level >= 0 {
-		w.Level = marks[0].Level
+	if overrides[0].Level >= 0 {
+		w.Level = overrides[0].Level
 	}
 	ds, err := s.deps.Registry.List(ctx)
 	if err != nil {

@@ -111,7 +111,7 @@ func (o *Overrides) Get(ctx context.Context, keys ...task.Key) ([]device.Overrid
 		cmds[i] = pipe.HMGet(ctx, o.key(k), "c", "p", "l")
 	}
 	_, err := pipe.Exec(ctx)
-	o.metrics.Device.RedisSeconds.WithLabelValues("marks").Observe(time.Since(began).Seconds())
+	o.metrics.Device.RedisSeconds.WithLabelValues("overrides").Observe(time.Since(began).Seconds())
 	if err != nil && !errors.Is(err, redis.Nil) {
 		o.metrics.Device.RedisErrors.WithLabelValues("cancelled").Inc()
 		return nil, fmt.Errorf("reading the overrides of %d tasks from Redis: %w", len(keys), err)
@@ -142,13 +142,13 @@ func parseOverride(k task.Key, v []any) device.Override {
 
 // Cancelled reports which of the tasks are cancelled, in one round trip.
 func (o *Overrides) Cancelled(ctx context.Context, keys ...task.Key) ([]bool, error) {
-	marks, err := o.Get(ctx, keys...)
+	overrides, err := o.Get(ctx, keys...)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]bool, len(marks))
-	for i := range marks {
-		out[i] = marks[i].Cancelled
+	out := make([]bool, len(overrides))
+	for i := range overrides {
+		out[i] = overrides[i].Cancelled
 	}
 	return out, nil
 }

@@ -78,21 +78,31 @@ func (d *DeadLetters) Put(ctx context.Context, l Letter) error {
 
 // event is the audit event of a dead letter. It holds no part of the record, which may contain a prompt.
 func (d *DeadLetters) event(l Letter) task.Event {
-	detail, err := json.Marshal(struct {
-		Stage   string `json:"stage"`
-		Reason  string `json:"reason"`
-		Error   string `json:"error"`
-		Entries int    `json:"entries,omitempty"`
-	}{d.Stage, l.Reason, text.Clip(l.Cause.Error(), maxDLQError), l.Entries})
-	if err != nil { // text and numbers: it cannot fail
-		detail = nil
-	}
 	where := l.Record.Position()
 	return task.Event{
 		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
 		ActorType: task.ActorStage, ActorID: d.Instance, SourceAddr: "kafka:" + where,
 		ResourceType: "record", ResourceID: where, ErrorClass: task.ClassInvalid,
-		InputSize: int64(len(l.Record.Value)), Detail: detail,
+		InputSize: int64(len(l.Record.Value)), Detail: d.detail(l),
+	}
+}
+
+// detail says why, in at most [task.MaxDetail] bytes: the recorder refuses an event with more. A cause that
+// quotes control characters takes six bytes for each in JSON, so it may have to be shortened further.
+func (d *DeadLetters) detail(l Letter) []byte {
+	for why := text.Clip(l.Cause.Error(), maxDLQError); ; why = text.Clip(why, len(why)/2) {
+		detail, err := json.Marshal(struct {
+			Stage   string `json:"stage"`
+			Reason  string `json:"reason"`
+			Error   string `json:"error"`
+			Entries int    `json:"entries,omitempty"`
+		}{d.Stage, l.Reason, why, l.Entries})
+		if err != nil { // text and numbers: it cannot fail
+			return nil
+		}
+		if len(detail) <= task.MaxDetail || why == "" {
+			return detail
+		}
 	}
 }
 

@@ -7,7 +7,6 @@
 package records
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
@@ -83,20 +82,4 @@ func ParkedUntil(r *stream.Record) time.Time {
 		return time.Time{}
 	}
 	return at
-}
-
-// DeadLetterEvent returns the audit event of a dead letter. The record itself is in the
-// dead-letter topic; the event holds no part of it.
-func DeadLetterEvent(r *stream.Record, actor string, cause error) task.Event {
-	why := cause.Error()
-	note, err := json.Marshal(map[string]string{"reason": why[:min(len(why), 1024)]})
-	if err != nil {
-		note = nil
-	}
-	return task.Event{
-		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
-		ActorType: task.ActorStage, ActorID: actor, SourceAddr: "kafka:" + r.Position(),
-		ResourceType: "record", ResourceID: r.Position(), ErrorClass: task.ClassInvalid,
-		InputSize: int64(len(r.Value)), Detail: note,
-	}
 }

@@ -105,7 +105,10 @@ func (h *history) end(state task.State, ids ...string) {
 func (h *history) bury(r *stream.Record) {
 	h.t.Helper()
 	h.put(stream.Unit{Messages: []stream.Message{records.DeadLetter(r, "router", "invalid", fmt.Errorf("it is broken"))},
-		Events: []task.Event{records.DeadLetterEvent(r, "router@test-1", fmt.Errorf("it is broken"))}})
+		Events: []task.Event{{
+			Time: h.at, Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
+			ActorID: "router@test-1", SourceAddr: "kafka:" + r.Position(), ResourceType: "record", ResourceID: r.Position(), ErrorClass: task.ClassInvalid,
+		}}})
 }
 
 // finish acts as a stage that finishes all records of a topic except those for which keep

@@ -50,21 +50,25 @@ func TaskID(r *stream.Record) string {
 }
 
 // ResultMessage encodes a result for the results topic: JSON, because users read it with their own
-// clients, keyed by task id.
+// clients, keyed by task id, with the headers that the task's record had.
 func ResultMessage(r *task.Result) (stream.Message, error) {
 	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	if err != nil {
 		return stream.Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
 	}
-	return stream.Message{Topic: stream.Results, Key: r.TaskID, Value: b,
-		Headers: []stream.Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)}}}, nil
+	h := make([]stream.Header, 0, 2+len(r.Sent)) // and the signature
+	h = append(h, stream.Header{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)})
+	for _, sent := range r.Sent {
+		h = append(h, stream.Header(sent))
+	}
+	return stream.Message{Topic: stream.Results, Key: r.TaskID, Value: b, Headers: h}, nil
 }
 
 // RequeueHeaders returns the headers that a task keeps when a stage writes it back to a tasks topic. The
-// record that it came from may be nil.
+// record that it came from may be nil. Of a record that a client wrote, no header becomes one of ours.
 func RequeueHeaders(r *stream.Record) []stream.Header {
 	h := []stream.Header{{Key: HeaderAccepted, Value: []byte("1")}}
-	if r == nil {
+	if r == nil || !r.Ours() {
 		return h
 	}
 	for _, k := range []string{HeaderActor, HeaderAddr, HeaderAgent} {
@@ -97,6 +101,6 @@ func DeadLetterEvent(r *stream.Record, actor string, cause error) task.Event {
 		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
 		ActorType: task.ActorStage, ActorID: actor, SourceAddr: "kafka:" + r.Position(),
 		ResourceType: "record", ResourceID: r.Position(), ErrorClass: task.ClassInvalid,
-		InputSize: int64(len(r.Value)), Detail: note,
+		InputSize: sizeOf(r), Detail: note,
 	}
 }

@@ -31,6 +31,7 @@ type Deps struct {
 	Cancels  *store.Overrides
 	Control  *store.Control
 	Limits   task.Limits
+	Known    Known // nil: tasks are not looked up
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
@@ -67,8 +68,13 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	return &Router{
 		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
-		dead:   records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		dead:   deadLetters(deps, outbox),
 	}, nil
+}
+
+// deadLetters is the router's way to the dead-letter topic.
+func deadLetters(deps Deps, outbox *stream.Outbox) records.DeadLetters {
+	return records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream}
 }
 
 // Run routes until ctx ends; it calls ready when all consumers have joined. On stopping it assigns

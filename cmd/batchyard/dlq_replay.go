@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/user"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,13 +18,6 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
-)
-
-// Headers of a replayed record: which run of replay wrote it, so that the run skips
-// records that died again meanwhile, and where the dead letter is.
-const (
-	headerReplay     = "replay-id"
-	headerReplayFrom = "replay-from"
 )
 
 // replayBytes and replayUnits bound what is on its way to Kafka at once.
@@ -108,7 +100,7 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *replayFlags) 
 		left := slices.Clone(places)
 		now := c.Now()
 		scanErr := ignoreEnough(log.Scan(ctx, stream.DLQ, func(rec *stream.Record) error {
-			if rec.Header(headerReplay) == r.id {
+			if rec.Header(stream.HeaderReplay) == r.id {
 				return nil // this run wrote it, and it died again
 			}
 			if len(places) == 0 {
@@ -151,6 +143,10 @@ func (r *replay) one(ctx context.Context, rec *stream.Record) error {
 		r.fail(fmt.Errorf("dead letter %s: it came from %q, which is not a topic of Batchyard", placeOf(rec), cli.Short(topic, 64)))
 		return nil
 	}
+	if !records.Whole(rec) {
+		r.fail(fmt.Errorf("dead letter %s: it was too large or could not be read, so only its size and hash were kept: have its sender send it again", placeOf(rec)))
+		return nil
+	}
 	done := func(err error) {
 		if err != nil {
 			r.fail(fmt.Errorf("dead letter %s: writing it to %s: %w", placeOf(rec), topic, err))
@@ -165,22 +161,18 @@ func (r *replay) one(ctx context.Context, rec *stream.Record) error {
 		return nil
 	}
 	return r.outbox.Put(ctx, stream.Unit{
-		Messages: []stream.Message{r.message(rec, topic)},
+		Messages: []stream.Message{r.message(rec)},
 		Events:   []task.Event{r.event(rec, topic)},
 		Acked:    done,
 	})
 }
 
-// message is the record as it was before it died.
-func (r *replay) message(rec *stream.Record, topic string) stream.Message {
-	m := stream.Message{Topic: topic, Key: string(rec.Key), Value: rec.Value, Headers: make([]stream.Header, 0, len(rec.Headers))}
-	for _, h := range rec.Headers {
-		if !strings.HasPrefix(h.Key, "dlq-") && h.Key != headerReplay && h.Key != headerReplayFrom {
-			m.Headers = append(m.Headers, h)
-		}
-	}
-	m.Headers = append(m.Headers, stream.Header{Key: headerReplay, Value: []byte(r.id)},
-		stream.Header{Key: headerReplayFrom, Value: []byte(placeOf(rec).String())})
+// message is the record as it was before it died, with headers that say which run of replay wrote
+// it, so that the run skips records that died again meanwhile, and where the dead letter is.
+func (r *replay) message(rec *stream.Record) stream.Message {
+	m := records.Restore(rec)
+	m.Headers = append(m.Headers, stream.Header{Key: stream.HeaderReplay, Value: []byte(r.id)},
+		stream.Header{Key: stream.HeaderReplayFrom, Value: []byte(placeOf(rec).String())})
 	return m
 }
 

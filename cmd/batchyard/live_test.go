@@ -17,6 +17,7 @@ import (
 
 	"github.com/batchyard/batchyard/api"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/cmd/internal/migratecmd"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
@@ -271,7 +272,7 @@ func TestDLQReplay(t *testing.T) {
 	// What was written has its headers back, and those of its death are gone.
 	replays := 0
 	require.NoError(t, f.App.Log.Scan(t.Context(), stream.TasksNormal, func(r *stream.Record) error {
-		if r.Header(headerReplay) == done.Replay {
+		if r.Header(stream.HeaderReplay) == done.Replay {
 			replays++
 			require.Equal(t, "kept\x1b", r.Header("mine"))
 			require.Empty(t, r.Header(records.HeaderDLQReason))
@@ -349,7 +350,7 @@ func TestMigrate(t *testing.T) {
 	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "reverted")
 	applied := 0
 	for _, line := range lines(ok(t, "migrate", "status", "-c", path, "--json")) {
-		var m migration
+		var m migratecmd.Migration
 		require.NoError(t, json.Unmarshal([]byte(line), &m))
 		if m.AppliedAt != nil {
 			applied++

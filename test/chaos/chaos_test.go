@@ -24,21 +24,26 @@ var (
 	seed    = flag.Uint64("chaos.seed", 1, "seed of the plan")
 	rate    = flag.Int("chaos.rate", 80, "tasks per second")
 	logs    = flag.String("chaos.dir", "", "directory for logs, plan and summary (default: dist/chaos/seed-SEED in the repository)")
+	many    = flag.Bool("chaos.cluster", false, "run Kafka, Redis and Postgres as clusters, and lose parts of them")
 	only    = flag.Bool("chaos.plan", false, "print the plan and exit")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
 // budget is the maximum time for everything but the chaos itself. On two idle cores
-// it takes about 90 s.
-const budget = 9 * time.Minute
+// it takes about 90 s; clusters take a minute longer to start.
+const budget = 15 * time.Minute
 
 func TestChaos(t *testing.T) {
 	if *seconds == 0 {
 		t.Skip("to run it: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
 	}
 	length := time.Duration(*seconds) * time.Second
-	plan := Plan(*seed, length, deviceIDs())
+	faults := single
+	if *many {
+		faults = clustered
+	}
+	plan := faults.plan(*seed, length, deviceIDs())
 	fmt.Printf("plan of seed %d for %d s:\n", *seed, *seconds)
 	for _, f := range plan {
 		fmt.Println(f)

@@ -187,7 +187,7 @@ func (w *world) collectSQL(ctx context.Context, h *History) error {
 			h.Changes = append(h.Changes, c)
 			return err
 		}),
-		w.each(ctx, "SELECT callback_id, tenant, task_id, state FROM callbacks", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT callback_id, tenant, task_id, state FROM callbacks WHERE task_id IS NOT NULL", func(scan func(...any) error) error {
 			var d Due
 			err := scan(&d.ID, &d.Key.Tenant, &d.Key.ID, &d.State)
 			h.Callbacks = append(h.Callbacks, d)
@@ -239,7 +239,7 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 			left[o.Partition] = o.Offset
 		}
 	})
-	c, err := kgo.NewClient(kgo.SeedBrokers(local(w.kafka.port)), kgo.ConsumeTopics(name), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	c, err := kgo.NewClient(kgo.SeedBrokers(w.brokers("direct")...), kgo.ConsumeTopics(name), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxBytes(32<<20), kgo.BrokerMaxReadBytes(64<<20), kgo.FetchMaxPartitionBytes(16<<20))
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)

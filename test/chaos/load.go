@@ -48,7 +48,7 @@ type load struct {
 }
 
 func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load, error) {
-	k, err := kgo.NewClient(kgo.SeedBrokers(local(w.kafka.lanes["b"])), kgo.ClientID("chaos-load"),
+	k, err := kgo.NewClient(kgo.SeedBrokers(w.brokers("b")...), kgo.ClientID("chaos-load"),
 		kgo.RecordDeliveryTimeout(patience), kgo.ProduceRequestTimeout(patience/2), kgo.RetryTimeout(patience),
 		kgo.ProducerLinger(0), kgo.AllowIdempotentProduceCancellation(), kgo.DialTimeout(3*time.Second))
 	if err != nil {

@@ -1,4 +1,7 @@
-package recorder
+// Package sealer signs where the hash chains of the audit log end. It writes checkpoints, which
+// package audit specifies, to a file and to a topic. One of all recorders does so at a time; a
+// checkpoint that could not be written to the topic is sent there later.
+package sealer
 
 import (
 	"bytes"
@@ -38,8 +41,15 @@ const (
 	lastSealTimeout = 3 * time.Second
 )
 
-// SealerDeps is what a sealer works with.
-type SealerDeps struct {
+// Config says how often to sign, with what, and where to.
+type Config struct {
+	Interval time.Duration
+	Dir      string // of the file of checkpoints
+	KeyFile  string // of the signing key; empty: signing.key in Dir, which is created if it does not exist
+}
+
+// Deps is what a sealer works with.
+type Deps struct {
 	Log     *stream.Client
 	Outbox  *stream.Outbox
 	Pool    *pgxpool.Pool
@@ -58,7 +68,7 @@ type SealerDeps struct {
 // successor with the same directory first sends to the topic what it lacks.
 type Sealer struct {
 	cfg Config
-	SealerDeps
+	Deps
 	key    ed25519.PrivateKey // nil: none, and nothing is written
 	signer string
 	dir    string                  // empty: it is not writable, and checkpoints go to the topic only
@@ -66,12 +76,11 @@ type Sealer struct {
 	last   *audit.SignedCheckpoint // of this signer; nil: none
 }
 
-// NewSealer returns a sealer. It reads the signing key, or creates it. Problems are logged and do
+// New returns a sealer. It reads the signing key, or creates it. Problems are logged and do
 // not stop the recorder: without a key no checkpoints are written, and without a directory they
 // go to the topic only.
-func NewSealer(cfg Config, deps SealerDeps) *Sealer {
-	cfg = cfg.withDefaults()
-	s := &Sealer{cfg: cfg, SealerDeps: deps, dir: cfg.CheckpointDir}
+func New(cfg Config, deps Deps) *Sealer {
+	s := &Sealer{cfg: cfg, Deps: deps, dir: cfg.Dir}
 	err := os.MkdirAll(s.dir, 0o750)
 	if err == nil {
 		err = checkWritable(s.dir)
@@ -80,9 +89,9 @@ func NewSealer(cfg Config, deps SealerDeps) *Sealer {
 		s.Logger.Warn("the directory of checkpoints is not writable: they go to the topic checkpoints only; set audit.checkpoint_dir", "dir", s.dir, "error", err)
 		s.dir = ""
 	}
-	path := cfg.SigningKeyFile
+	path := cfg.KeyFile
 	if path == "" {
-		path = filepath.Join(cfg.CheckpointDir, audit.SigningKeyFile)
+		path = filepath.Join(cfg.Dir, audit.SigningKeyFile)
 	}
 	if s.key, err = audit.LoadSigningKey(path); err != nil {
 		s.Logger.Warn("no checkpoints of the audit log are written, because there is no key to sign them with; set audit.signing_key_file", "error", err)
@@ -96,6 +105,9 @@ func NewSealer(cfg Config, deps SealerDeps) *Sealer {
 	}
 	return s
 }
+
+// Key returns the signing key; nil if there is none.
+func (s *Sealer) Key() ed25519.PrivateKey { return s.key }
 
 func (s *Sealer) publicKey() ed25519.PublicKey {
 	return s.key.Public().(ed25519.PublicKey) //nolint:errcheck // Ed25519 keys have no other
@@ -113,7 +125,7 @@ func checkWritable(dir string) error {
 // Run writes checkpoints at intervals until ctx ends, and then one more.
 func (s *Sealer) Run(ctx context.Context) {
 	defer s.Resign()
-	tick := time.NewTicker(s.cfg.CheckpointInterval)
+	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -148,7 +160,7 @@ func (s *Sealer) round(ctx context.Context, timeout time.Duration) {
 		return
 	}
 	s.Metrics.Checkpoints.WithLabelValues("failed").Inc()
-	s.Logger.Warn("writing a checkpoint of the audit log failed; trying again later", "error", pg.Describe(err), "again_in", s.cfg.CheckpointInterval)
+	s.Logger.Warn("writing a checkpoint of the audit log failed; trying again later", "error", pg.Describe(err), "again_in", s.cfg.Interval)
 }
 
 // Resign ends the duty, so that another process can go on duty.

@@ -1,4 +1,5 @@
-package main
+// Package migratecmd holds the command migrate, which changes the database schema.
+package migratecmd
 
 import (
 	"bufio"
@@ -14,7 +15,8 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 )
 
-func migrateCommand(c *cli.Env) *cobra.Command {
+// Command returns the command migrate.
+func Command(c *cli.Env) *cobra.Command {
 	up := &cobra.Command{
 		Use: "up", Short: "Bring the database schema up to what this program needs",
 		Example: "  batchyard migrate up -c config.yaml\n  BATCHYARD_POSTGRES_URL=postgres://… batchyard migrate up",
@@ -44,15 +46,15 @@ asks first; elsewhere it needs --yes.`,
 	return cli.Group(&cobra.Command{Use: "migrate", Short: "Change the database schema", Example: "  batchyard migrate up"}, up, down, status)
 }
 
-// migration is a migration in JSON.
-type migration struct {
+// Migration is a migration in JSON.
+type Migration struct {
 	Version   int64      `json:"version"`
 	Name      string     `json:"name"`
 	AppliedAt *time.Time `json:"applied_at"`
 }
 
-func asMigration(m migrations.Migration) migration {
-	out := migration{Version: m.Version, Name: m.Name}
+func asMigration(m migrations.Migration) Migration {
+	out := Migration{Version: m.Version, Name: m.Name}
 	if !m.AppliedAt.IsZero() {
 		at := m.AppliedAt.UTC()
 		out.AppliedAt = &at

@@ -1,4 +1,4 @@
-package api
+package explain
 
 import (
 	"cmp"
@@ -12,7 +12,7 @@ import (
 )
 
 // sentence puts the figures into words.
-func sentence(w *Why, st *Status, now time.Time) string {
+func sentence(w *Why, st *Task, now time.Time) string {
 	switch {
 	case w.Waiting != nil:
 		text := waiting(w.Waiting, now)
@@ -136,7 +136,11 @@ func waiting(w *Waiting, now time.Time) string {
 	case w.Devices == 0:
 		parts = append(parts, "no device is known")
 	case w.Able == 0:
-		parts = append(parts, fmt.Sprintf("none of the %s can run it: %s", count(w.Devices, "device"), outs(w.Out)))
+		text := fmt.Sprintf("none of the %s can run it: %s", count(w.Devices, "device"), outs(w.Out))
+		if len(w.Models) > 0 {
+			text += fmt.Sprintf(" %s, but %s", w.Model, strings.Join(w.Models, ", "))
+		}
+		parts = append(parts, text)
 	default:
 		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
 		load := fmt.Sprintf("%s for %s", count(w.Used, "task"), count(w.Slots, "slot"))
@@ -176,6 +180,31 @@ func waiting(w *Waiting, now time.Time) string {
 		}
 	}
 	return text
+}
+
+// Cause names the reason in the explanation. It stays the same while only figures change, so that
+// it can be shown once.
+func (w *Why) Cause() string {
+	n := w.Waiting
+	switch {
+	case n == nil && len(w.Attempts) == 0:
+		return "unknown"
+	case n == nil:
+		return string(w.State) + " on " + w.Attempts[len(w.Attempts)-1].DeviceID
+	case !n.Read:
+		return "unread"
+	case n.Devices == 0:
+		return "no_device"
+	case n.Able > 0:
+		return "busy " + n.Model
+	}
+	parts := []string{"unable", n.Model}
+	for _, why := range device.ReasonNames() {
+		if n.Out[why] > 0 {
+			parts = append(parts, why)
+		}
+	}
+	return strings.Join(parts, " ")
 }
 
 // reasonTexts explains each reason, for one device and for several; the number goes in

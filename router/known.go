@@ -1,0 +1,50 @@
+package router
+
+import (
+	"context"
+
+	"github.com/batchyard/batchyard/router/decide"
+	"github.com/batchyard/batchyard/task"
+)
+
+// Known says what Postgres has about tasks. An error means that it does not answer; it must come soon.
+type Known interface {
+	Known(ctx context.Context, keys []task.Key) ([]task.Known, error)
+}
+
+// lookUp asks Postgres about the tasks that a record may claim. A claim in Redis lasts minutes; Postgres
+// knows for good whether a task has been answered, and what it asked. So what was answered does not run
+// again after its claim expired, Redis was emptied or a topic was read again from its beginning.
+//
+// While Postgres does not answer, tasks go on unchecked, because nothing else would move either. A task
+// may then run again if its claim is gone, too. The same holds for the moment between a result's
+// acknowledgement and its commit by the recorder. The recorder keeps the first result in any case.
+func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []verdict) {
+	if r.deps.Known == nil {
+		return
+	}
+	var keys []task.Key
+	var at []int
+	for i, it := range items {
+		if verdicts[i] == claimed {
+			keys, at = append(keys, it.Task.Key()), append(at, i)
+		}
+	}
+	if len(keys) == 0 {
+		return
+	}
+	known, err := r.deps.Known.Known(ctx, keys)
+	if err != nil {
+		r.deps.Metrics.Router.Unchecked.Add(float64(len(keys)))
+		return
+	}
+	for j, k := range known {
+		i := at[j]
+		switch {
+		case k.IsOther(items[i].Fingerprint):
+			verdicts[i] = reused
+		case k.State != "" && k.Answers(items[i].Task.Generation()):
+			verdicts[i] = answered
+		}
+	}
+}

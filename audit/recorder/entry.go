@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -97,7 +98,7 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 	kept := 0
 	for i := range e.events {
 		it := &e.events[i]
-		if err := cleanEvent(&it.event); err != nil {
+		if err := clean.Event(&it.event); err != nil {
 			e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
 			continue
 		}
@@ -127,7 +128,7 @@ func (e *entry) decodeResult() {
 	reason := records.ReasonUnreadable
 	if err == nil {
 		reason = records.ReasonInvalid
-		err = cleanResult(r)
+		err = clean.Result(r)
 	}
 	if err != nil {
 		e.dead = append(e.dead, deadLetter{entry: e, reason: reason, cause: err})

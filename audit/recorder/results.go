@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
@@ -107,11 +108,11 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.Text(r.Tenant)
 	rows.Text(r.TaskID)
 	rows.Text(string(r.State))
-	rows.Int4OrNull(int32(r.Status)) //nolint:gosec // cleanResult has checked it
+	rows.Int4OrNull(int32(r.Status)) //nolint:gosec // clean.Result has checked it
 	rows.JSONOrNull(r.Output)
 	rows.TextOrNull(string(failed.Class))
 	rows.TextOrNull(failed.Message)
-	rows.Int4(int32(r.Attempt())) //nolint:gosec // cleanResult has checked it
+	rows.Int4(int32(r.Attempt())) //nolint:gosec // clean.Result has checked it
 	rows.JSONOrNull(asJSON(r.Attempts, len(r.Attempts)))
 	rows.Int8(r.Usage.InputTokens)
 	rows.Int8(r.Usage.OutputTokens)
@@ -129,7 +130,7 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.TimeOrNull(r.AssignedAt)
 	rows.TimeOrNull(r.StartedAt)
 	rows.TimeOrNull(r.FinishedAt)
-	rows.Int4(int32(r.Generation)) //nolint:gosec // cleanResult has checked it
+	rows.Int4(int32(r.Generation)) //nolint:gosec // clean.Result has checked it
 }
 
 // asJSON encodes n attempts or labels; nil if there are none.
@@ -208,7 +209,7 @@ func (t *txn) readEnds(ctx context.Context, runs []task.Run, ends map[task.Run]e
 // duplicateEvent returns the event of a result that was not taken.
 func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
 	e := task.Event{
-		Time: micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
+		Time: clean.Micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
 		ActorType: task.ActorStage, ActorID: instance, ResourceType: "result", ResourceID: r.TaskID,
 		TaskID: r.TaskID, JobID: r.JobID, DeviceID: r.DeviceID, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model, Generation: r.Generation,
 		InputTokens: r.Usage.InputTokens, OutputTokens: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
@@ -244,7 +245,7 @@ func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
 func hostOf(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "" // cleanResult has refused a result with such a URL
+		return "" // [clean.Result] has refused a result with such a URL
 	}
 	return strings.ToLower(u.Host)
 }

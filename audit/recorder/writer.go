@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -171,7 +172,7 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 
 // knownGood is an event and a result that any database with the right schema accepts.
 func knownGood(part *ownership) chunk {
-	now := micro(time.Now())
+	now := clean.Micro(time.Now())
 	t := task.Task{ID: "probe", Tenant: "batchyard", Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: now}
 	e := task.NewEvent(task.TaskQueued, &t, "audit", now)
 	return chunk{{part: part, events: []indexedEvent{{event: e}}, result: task.NewResult(&t, task.Cancelled, now)}}

@@ -11,8 +11,8 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/auditcmd"
 	"github.com/batchyard/batchyard/cmd/internal/benchcmd"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/cmd/internal/dlqcmd"
 	"github.com/batchyard/batchyard/cmd/internal/migratecmd"
-	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -89,7 +89,7 @@ func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c)},
 		groupAsk:     {submitCommand(c), jobsCommand(c), tasksCommand(c), devicesCommand(c), policyCommand(c)},
-		groupOperate: {auditcmd.Command(c), dlqCommand(c), auditcmd.LedgerCommand(c), migratecmd.Command(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
+		groupOperate: {auditcmd.Command(c), dlqcmd.Command(c), auditcmd.LedgerCommand(c), migratecmd.Command(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
 	}
 }
 
@@ -123,14 +123,6 @@ func names[S ~string](values []S) []string {
 	out := make([]string, len(values))
 	for i, v := range values {
 		out[i] = string(v)
-	}
-	return out
-}
-
-func topicNames() []string {
-	out := make([]string, len(stream.Topics))
-	for i, t := range stream.Topics {
-		out[i] = t.Name
 	}
 	return out
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -367,7 +367,7 @@ func resultOf(r *stream.Record) (*task.Result, error) {
 	}
 	res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
 	if err == nil {
-		err = recorder.CheckResult(res)
+		err = clean.Result(res)
 	}
 	return res, err
 }
@@ -408,7 +408,7 @@ func (l *look) readEvents(ctx context.Context) error {
 			}
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
 			for i := range events {
-				if recorder.CheckEvent(&events[i]) != nil {
+				if clean.Event(&events[i]) != nil {
 					continue // it must be a dead letter
 				}
 				if events[i].Time.Before(l.cut) {

@@ -1,4 +1,4 @@
-package main
+package dlqcmd
 
 import (
 	"context"
@@ -32,7 +32,7 @@ type replayFlags struct {
 	all, dry bool
 }
 
-func dlqReplayCommand(c *cli.Env) *cobra.Command {
+func replayCommand(c *cli.Env) *cobra.Command {
 	var f replayFlags
 	cmd := &cobra.Command{
 		Use: "replay [PARTITION@OFFSET…]", Short: "Write dead letters back to their topics",
@@ -63,7 +63,7 @@ task that has already ended keeps its result.`,
 			case len(places) > 0 && (f.all || f.any()):
 				return cli.UsageError("dlq replay takes positions, or --all and filters, not both")
 			}
-			return dlqReplay(cmd.Context(), c, places, &f)
+			return replayLetters(cmd.Context(), c, places, &f)
 		},
 	}
 	c.ConfigFlag(cmd)
@@ -91,7 +91,7 @@ type replay struct {
 // maxReplayErrors bounds the errors that are listed one by one.
 const maxReplayErrors = 20
 
-func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *replayFlags) error {
+func replayLetters(ctx context.Context, c *cli.Env, places []place, f *replayFlags) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
 		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
 		if !f.dry {
@@ -127,7 +127,7 @@ func dlqReplay(ctx context.Context, c *cli.Env, places []place, f *replayFlags) 
 			err = r.outbox.Close(ctx)
 		}
 		if scanErr != nil {
-			err = errors.Join(dlqError(scanErr), err)
+			err = errors.Join(readError(scanErr), err)
 		}
 		for _, p := range left {
 			r.fail(fmt.Errorf("there is no dead letter at %s", p))
@@ -187,7 +187,7 @@ func (r *replay) event(rec *stream.Record, topic string) task.Event {
 	}
 	return task.Event{
 		Time: time.Now().UTC(), Action: task.RecordReplayed, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant,
-		ActorType: task.ActorUser, ActorID: r.actor, SourceAddr: r.host, UserAgent: "batchyard-cli/" + versionNumber(),
+		ActorType: task.ActorUser, ActorID: r.actor, SourceAddr: r.host, UserAgent: "batchyard-cli/" + r.c.Version,
 		ResourceType: "record", ResourceID: cli.Short(origin(rec), 300), InputSize: int64(len(rec.Value)), Detail: detail,
 	}
 }
@@ -200,8 +200,8 @@ func (r *replay) fail(err error) {
 	}
 }
 
-// replayed is what replay prints as JSON.
-type replayed struct {
+// Replayed is what replay prints as JSON.
+type Replayed struct {
 	Replay   string         `json:"replay_id,omitempty"`
 	Replayed int            `json:"replayed"`
 	Topics   map[string]int `json:"topics,omitempty"`
@@ -213,7 +213,7 @@ type replayed struct {
 func (r *replay) tell() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: r.outbox == nil}
+	out := Replayed{Replay: r.id, Topics: r.written, Failed: r.failed, DryRun: r.outbox == nil}
 	for _, n := range r.written {
 		out.Replayed += n
 	}

@@ -1,4 +1,7 @@
-package recorder
+// Package clean makes events and results fit into the tables, and refuses those that cannot be
+// recorded as what they claim to be. The recorder uses it, and so do programs that compare the log
+// with the tables.
+package clean
 
 import (
 	"errors"
@@ -13,9 +16,9 @@ import (
 // Bounds of what a row holds, in characters. Longer text is truncated: the event happened, whatever
 // its sender calls itself.
 const (
-	maxShort   = 64
-	maxName    = 256
-	maxText    = 512
+	MaxShort   = 64  // words: actions, outcomes, classes, priorities
+	MaxName    = 256 // who and what: actors, jobs, devices, models
+	MaxText    = 512
 	maxMessage = 4096
 	maxAttempt = 1_000_000
 
@@ -24,11 +27,11 @@ const (
 	maxCount = 1 << 32
 )
 
-// cleanEvent makes an event fit into its row. An error means that it cannot be recorded as what it
-// claims to be; then it is unchanged.
-func cleanEvent(e *task.Event) error {
+// Event changes an event to the form in which it is recorded. An error means that it cannot be
+// recorded as what it claims to be and becomes a dead letter; then it is unchanged.
+func Event(e *task.Event) error {
 	if !e.Action.Listed() {
-		return fmt.Errorf("unknown action %q: it is not one of this version of Batchyard", pg.Truncate(string(e.Action), maxShort))
+		return fmt.Errorf("unknown action %q: it is not one of this version of Batchyard", pg.Truncate(string(e.Action), MaxShort))
 	}
 	if err := checkKey(e.Tenant, e.TaskID); err != nil {
 		return err
@@ -39,22 +42,22 @@ func cleanEvent(e *task.Event) error {
 	if e.Attempt < 0 || e.Attempt > maxAttempt {
 		return fmt.Errorf("attempt %d is out of range", e.Attempt)
 	}
-	fit(&e.ActorID, maxName)
-	fit(&e.SourceAddr, maxName)
-	fit(&e.UserAgent, maxText)
-	fit(&e.ResourceType, maxShort)
-	fit(&e.ResourceID, maxText)
-	fit(&e.JobID, maxName)
-	fit(&e.BatchID, maxName)
-	fit(&e.DeviceID, maxName)
-	fit(&e.TraceID, maxShort)
-	fit(&e.Model, maxName)
-	fit(&e.Endpoint, maxName)
-	fit(&e.CustomID, maxText)
-	fit(&e.ErrorClass, maxShort)
-	fit(&e.Outcome, maxShort)
-	fit(&e.ActorType, maxShort)
-	fit(&e.Priority, maxShort)
+	fit(&e.ActorID, MaxName)
+	fit(&e.SourceAddr, MaxName)
+	fit(&e.UserAgent, MaxText)
+	fit(&e.ResourceType, MaxShort)
+	fit(&e.ResourceID, MaxText)
+	fit(&e.JobID, MaxName)
+	fit(&e.BatchID, MaxName)
+	fit(&e.DeviceID, MaxName)
+	fit(&e.TraceID, MaxShort)
+	fit(&e.Model, MaxName)
+	fit(&e.Endpoint, MaxName)
+	fit(&e.CustomID, MaxText)
+	fit(&e.ErrorClass, MaxShort)
+	fit(&e.Outcome, MaxShort)
+	fit(&e.ActorType, MaxShort)
+	fit(&e.Priority, MaxShort)
 	if len(e.InputSHA256) != 32 {
 		e.InputSHA256 = nil
 	}
@@ -64,7 +67,7 @@ func cleanEvent(e *task.Event) error {
 	for _, n := range [...]*int64{&e.InputTokens, &e.OutputTokens, &e.InputSize, &e.OutputSize} {
 		*n = min(max(*n, 0), maxCount)
 	}
-	e.Time = micro(e.Time)
+	e.Time = Micro(e.Time)
 	e.SubmittedAt, e.Deadline = microOrNone(e.SubmittedAt), microOrNone(e.Deadline)
 	if len(e.Detail) > 0 && (len(e.Detail) > task.MaxDetail || e.Detail[0] != '{' || task.CheckJSON(e.Detail) != nil) {
 		e.Detail = fmt.Appendf(nil, `{"unreadable_bytes":%d}`, len(e.Detail))
@@ -72,8 +75,9 @@ func cleanEvent(e *task.Event) error {
 	return nil
 }
 
-// cleanResult makes a result fit into its row. [task.DecodeResult] has checked its output.
-func cleanResult(r *task.Result) error {
+// Result changes a result, as [task.DecodeResult] returned it, to the form in which it is recorded. An
+// error means that it becomes a dead letter.
+func Result(r *task.Result) error {
 	if err := r.ValidateDecoded(); err != nil {
 		return err
 	}
@@ -87,13 +91,13 @@ func cleanResult(r *task.Result) error {
 		return fmt.Errorf("status %d is out of range", r.Status)
 	}
 	if r.Error != nil {
-		fit(&r.Error.Class, maxShort)
+		fit(&r.Error.Class, MaxShort)
 		fit(&r.Error.Message, maxMessage)
 	}
 	r.Usage.InputTokens = min(max(r.Usage.InputTokens, 0), maxCount)
 	r.Usage.OutputTokens = min(max(r.Usage.OutputTokens, 0), maxCount)
-	fit(&r.Priority, maxShort)
-	r.FinishedAt = micro(r.FinishedAt)
+	fit(&r.Priority, MaxShort)
+	r.FinishedAt = Micro(r.FinishedAt)
 	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)
 	return nil
 }
@@ -122,8 +126,8 @@ func checkTime(name string, t time.Time) error {
 	return nil
 }
 
-// micro returns the time as Postgres stores it, in microseconds.
-func micro(t time.Time) time.Time {
+// Micro returns the time as Postgres stores it, in microseconds.
+func Micro(t time.Time) time.Time {
 	if t = t.UTC(); t.Nanosecond()%1000 == 0 {
 		return t.Round(0)
 	}
@@ -134,7 +138,7 @@ func microOrNone(t time.Time) time.Time {
 	if !pg.InRange(t) {
 		return time.Time{}
 	}
-	return micro(t)
+	return Micro(t)
 }
 
 // fit is [pg.Truncate], fast for text that fits.

@@ -1,4 +1,4 @@
-package main
+package dlqcmd
 
 import (
 	"cmp"
@@ -14,7 +14,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 )
 
-func dlqListCommand(c *cli.Env) *cobra.Command {
+func listCommand(c *cli.Env) *cobra.Command {
 	var f letterFilter
 	var limit int
 	var all bool
@@ -35,7 +35,7 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 			if err := f.check(); err != nil {
 				return err
 			}
-			return dlqList(cmd.Context(), c, &f, limit)
+			return listLetters(cmd.Context(), c, &f, limit)
 		},
 	}
 	c.ConfigFlag(cmd)
@@ -46,13 +46,13 @@ func dlqListCommand(c *cli.Env) *cobra.Command {
 	return cmd
 }
 
-// dlqList prints the newest dead letters that f takes, at most limit of them; 0 means all.
-func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error {
+// listLetters prints the newest dead letters that f takes, at most limit of them; 0 means all.
+func listLetters(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
 		now := c.Now()
 		t := cli.NewTable(c.Out, "AT", "FROM", "STAGE", "REASON", "DIED", "SIZE", "ERROR")
 		n := 0
-		show := func(l letter) error {
+		show := func(l Letter) error {
 			if n++; c.JSON {
 				return c.PrintJSON(l)
 			}
@@ -62,9 +62,9 @@ func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error 
 			}
 			return nil
 		}
-		var newest []letter // without values, so of bounded size
+		var newest []Letter // without values, so of bounded size
 		total := 0
-		older := func(a, b letter) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.At, b.At)) }
+		older := func(a, b Letter) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.At, b.At)) }
 		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
 			if !f.takes(r, now) {
 				return nil
@@ -80,7 +80,7 @@ func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error 
 			return nil
 		})
 		if err != nil {
-			return dlqError(err)
+			return readError(err)
 		}
 		slices.SortFunc(newest, older)
 		for _, l := range newest[max(0, len(newest)-limit):] {
@@ -105,10 +105,10 @@ func dlqList(ctx context.Context, c *cli.Env, f *letterFilter, limit int) error 
 	})
 }
 
-// dlqError says what failed.
-func dlqError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
+// readError says what failed.
+func readError(err error) error { return fmt.Errorf("reading the dead letters: %w", err) }
 
-func dlqShowCommand(c *cli.Env) *cobra.Command {
+func showCommand(c *cli.Env) *cobra.Command {
 	raw := false
 	cmd := &cobra.Command{
 		Use: "show PARTITION@OFFSET", Short: "Show a dead letter: its headers and its bytes",
@@ -124,7 +124,7 @@ text. The bytes are what a client sent, and may contain a prompt.`,
 			if raw && c.JSON {
 				return cli.UsageError("--raw and --json cannot be combined")
 			}
-			return dlqShow(cmd.Context(), c, at, raw)
+			return find(cmd.Context(), c, at, raw)
 		},
 	}
 	c.ConfigFlag(cmd)
@@ -133,7 +133,8 @@ text. The bytes are what a client sent, and may contain a prompt.`,
 	return cmd
 }
 
-func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
+// find shows the dead letter at a position.
+func find(ctx context.Context, c *cli.Env, at place, raw bool) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) error {
 		var found *stream.Record
 		err := log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
@@ -145,7 +146,7 @@ func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
 		})
 		switch {
 		case ignoreEnough(err) != nil:
-			return dlqError(err)
+			return readError(err)
 		case found == nil:
 			return cli.WithCode(cli.ExitFailed, fmt.Errorf("there is no dead letter at %s; `batchyard dlq list` shows all", at))
 		case c.JSON:
@@ -156,11 +157,11 @@ func dlqShow(ctx context.Context, c *cli.Env, at place, raw bool) error {
 			}
 			return nil
 		}
-		return showLetter(c, found)
+		return describe(c, found)
 	})
 }
 
-func showLetter(c *cli.Env, r *stream.Record) error {
+func describe(c *cli.Env, r *stream.Record) error {
 	t := cli.NewTable(c.Out)
 	t.Row("at", placeOf(r).String())
 	t.Row("from", origin(r))

@@ -1,4 +1,5 @@
-package main
+// Package dlqcmd holds the commands that show and replay dead letters.
+package dlqcmd
 
 import (
 	"errors"
@@ -16,7 +17,7 @@ import (
 	"github.com/batchyard/batchyard/stream/records"
 )
 
-func dlqCommand(c *cli.Env) *cobra.Command {
+func Command(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use: "dlq", Short: "Show dead letters, or replay them",
 		Long: `Records that cannot be processed are kept unchanged in the topic dlq, with headers
@@ -26,7 +27,7 @@ from the Kafka of the configuration.
 A dead letter stays until the retention of its topic removes it, even after it was
 replayed.`,
 		Example: "  batchyard dlq list\n  batchyard dlq show 3@42\n  batchyard dlq replay 3@42",
-	}, dlqListCommand(c), dlqShowCommand(c), dlqReplayCommand(c))
+	}, listCommand(c), showCommand(c), replayCommand(c))
 }
 
 // letterFilter chooses dead letters.
@@ -100,39 +101,40 @@ func origin(r *stream.Record) string {
 	return fmt.Sprintf("%s/%s@%s", r.Header(records.HeaderDLQTopic), r.Header(records.HeaderDLQPartition), r.Header(records.HeaderDLQOffset))
 }
 
-// letter is a dead letter in JSON.
-type letter struct {
-	At      string         `json:"at"` // partition@offset in the topic dlq
-	Time    time.Time      `json:"time"`
-	Stage   string         `json:"stage"`
-	Reason  string         `json:"reason"`
-	Error   string         `json:"error,omitempty"`
-	From    string         `json:"from"` // topic/partition@offset that it came from
-	Topic   string         `json:"topic"`
-	Key     string         `json:"key,omitempty"`
-	Size    int            `json:"size"`
-	Headers []letterHeader `json:"headers,omitempty"`
-	Value   []byte         `json:"value,omitempty"` // base64
-	Text    string         `json:"text,omitempty"`  // the value, when it is text
+// Letter is a dead letter in JSON.
+type Letter struct {
+	At      string    `json:"at"` // partition@offset in the topic dlq
+	Time    time.Time `json:"time"`
+	Stage   string    `json:"stage"`
+	Reason  string    `json:"reason"`
+	Error   string    `json:"error,omitempty"`
+	From    string    `json:"from"` // topic/partition@offset that it came from
+	Topic   string    `json:"topic"`
+	Key     string    `json:"key,omitempty"`
+	Size    int       `json:"size"`
+	Headers []Header  `json:"headers,omitempty"`
+	Value   []byte    `json:"value,omitempty"` // base64
+	Text    string    `json:"text,omitempty"`  // the value, when it is text
 }
 
-type letterHeader struct {
+// Header is one header of a dead letter.
+type Header struct {
 	Key   string `json:"key"`
 	Value string `json:"value"`
 }
 
 // letterOf returns a dead letter without its headers and its value.
-func letterOf(r *stream.Record) letter {
-	return letter{
+func letterOf(r *stream.Record) Letter {
+	return Letter{
 		At: placeOf(r).String(), Time: diedAt(r).UTC(), Stage: r.Header(records.HeaderDLQStage), Reason: r.Header(records.HeaderDLQReason),
 		Error: r.Header(records.HeaderDLQError), From: origin(r), Topic: r.Header(records.HeaderDLQTopic), Key: string(r.Key), Size: len(r.Value),
 	}
 }
 
-func wholeLetterOf(r *stream.Record) letter {
+func wholeLetterOf(r *stream.Record) Letter {
 	l := letterOf(r)
 	for _, h := range r.Headers {
-		l.Headers = append(l.Headers, letterHeader{h.Key, string(h.Value)})
+		l.Headers = append(l.Headers, Header{h.Key, string(h.Value)})
 	}
 	l.Value = r.Value
 	if cli.IsText(r.Value) {
@@ -149,4 +151,12 @@ func ignoreEnough(err error) error {
 		return nil
 	}
 	return err
+}
+
+func topicNames() []string {
+	out := make([]string, len(stream.Topics))
+	for i, t := range stream.Topics {
+		out[i] = t.Name
+	}
+	return out
 }

@@ -15,7 +15,7 @@
 //
 // If the process dies between the two writes, the submit was not answered. Its tasks run anyway, and
 // in the audit log they begin with task.queued. Submitting again with the same ids is safe: they are
-// the same tasks.
+// the same tasks. Their task.accepted is then written, or task.resubmitted if they have finished.
 //
 // # Until Postgres knows
 //

@@ -66,9 +66,9 @@ func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin
 	return err
 }
 
-// Accept normalizes and validates all tasks, and then writes them, but for those that have been answered:
-// a task with a known id that asks the same is the same task. It returns the state of each task once all
-// in-sync replicas have the tasks and their task.accepted events. A *RefusedError, or a *ReusedError,
+// Accept normalizes and validates all tasks, and then writes them, except those that have finished: a
+// task with a known id that asks the same is the same task. It returns the state of each task once all
+// in-sync replicas have the tasks and their events: task.accepted, or task.resubmitted of a finished one. A *RefusedError, or a *ReusedError,
 // means that nothing was written. After any other error it is unknown how much was written; submitting
 // again with the same ids is safe.
 func (p *Producer) Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error) {
@@ -87,28 +87,30 @@ func (p *Producer) Accept(ctx context.Context, tasks []*task.Task, o task.Origin
 		p.metrics.Producer.Refused.WithLabelValues("task_id").Inc()
 		return nil, err
 	}
-	fresh := make([]*task.Task, 0, len(tasks))
+	fresh, finished := make([]*task.Task, 0, len(tasks)), make([]task.Event, 0)
 	for i, t := range tasks {
-		if !states[i].Terminal() {
+		if states[i].Terminal() {
+			e := task.Accepted(t, o, began)
+			e.Action = task.TaskResubmitted
+			finished = append(finished, e)
+		} else {
 			fresh = append(fresh, t)
 		}
 	}
-	if len(fresh) == 0 {
-		return states, nil
-	}
-	if err := p.writeAll(ctx, fresh, o); err != nil {
+	if err := p.writeAll(ctx, fresh, finished, o); err != nil {
 		return nil, err
 	}
 	p.metrics.Producer.Seconds.Observe(time.Since(began).Seconds())
 	return states, nil
 }
 
-// writeAll writes tasks, and waits for them.
-func (p *Producer) writeAll(ctx context.Context, tasks []*task.Task, o task.Origin) error {
+// writeAll writes tasks and their events, and the events of other tasks, and waits for all of them.
+func (p *Producer) writeAll(ctx context.Context, tasks []*task.Task, others []task.Event, o task.Origin) error {
 	s, err := p.encode(tasks, o)
 	if err != nil {
 		return err
 	}
+	s.events, s.size = append(s.events, others...), s.size+1024*int64(len(others))
 	size := min(s.size, p.cfg.MaxInFlight)
 	if err := p.bytes.Acquire(ctx, size); err != nil {
 		return fmt.Errorf("waiting to write %d tasks: %w", len(tasks), err)
@@ -134,7 +136,7 @@ func (p *Producer) writeAll(ctx context.Context, tasks []*task.Task, o task.Orig
 type submission struct {
 	tasks  []*task.Task
 	msgs   []stream.Message // the tasks
-	events []task.Event     // task.accepted of each
+	events []task.Event     // task.accepted of each, and task.resubmitted of finished ones
 	size   int64            // estimate of both, in bytes
 }
 
@@ -167,13 +169,15 @@ func headersOf(o task.Origin) []stream.Header {
 // write writes the tasks, then their events, and then remembers the tasks.
 func (p *Producer) write(ctx context.Context, s submission) error {
 	fault.At("producer.before_write")
-	if err := p.put(ctx, stream.Unit{Messages: s.msgs}); err != nil {
-		return fmt.Errorf("writing %d tasks to Kafka: %w", len(s.tasks), err)
+	if len(s.msgs) > 0 {
+		if err := p.put(ctx, stream.Unit{Messages: s.msgs}); err != nil {
+			return fmt.Errorf("writing %d tasks to Kafka: %w", len(s.tasks), err)
+		}
 	}
 	// If the process dies here, the tasks run without task.accepted; see the package comment.
 	fault.At("producer.between")
 	if err := p.put(ctx, stream.Unit{Events: s.events}); err != nil {
-		return fmt.Errorf("writing the events of %d accepted tasks to Kafka: %w", len(s.tasks), err)
+		return fmt.Errorf("writing %d events of submitted tasks to Kafka: %w", len(s.events), err)
 	}
 	fault.At("producer.after_events")
 	for _, t := range s.tasks {

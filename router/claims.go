@@ -64,16 +64,18 @@ type verdict int
 
 const (
 	claimed   verdict = iota // the record speaks for the task
+	reclaimed                // it already did: it was read before, by a process that died or lost the partition
 	duplicate                // another record does, and asks the same
 	reused                   // another record does, and asks something else
 	answered                 // the task has ended: Postgres has its result
+	reread                   // answered, and this is the record that was run
 )
 
 // judge compares the value of a claim with the one that a record would have written.
 func judge(have, own string) verdict {
 	switch {
 	case have == own:
-		return claimed
+		return reclaimed
 	case len(have) >= claimPrint && have[:claimPrint] == own[:claimPrint]:
 		return duplicate
 	}

@@ -32,9 +32,9 @@ func take(t *testing.T, c *claims, items ...*decide.Item) []verdict {
 func TestOneRecordSpeaksForATask(t *testing.T) {
 	c, m := claimsOn(t)
 	require.Equal(t, []verdict{claimed, claimed}, take(t, c, record("a", 1), record("b", 2)))
-	require.Equal(t, []verdict{claimed, duplicate, claimed}, take(t, c, record("a", 1), record("b", 3), record("c", 4)), "the same record again is no duplicate, another record is")
+	require.Equal(t, []verdict{reclaimed, duplicate, claimed}, take(t, c, record("a", 1), record("b", 3), record("c", 4)), "the same record again is no duplicate, another record is")
 	require.Equal(t, []verdict{claimed, duplicate}, take(t, c, record("d", 5), record("d", 6)), "two records of one task in one batch")
-	require.Equal(t, []verdict{claimed, duplicate}, take(t, c, record("d", 5), record("d", 6)), "the same two, read again")
+	require.Equal(t, []verdict{reclaimed, duplicate}, take(t, c, record("d", 5), record("d", 6)), "the same two, read again")
 	again := record("a", 9)
 	again.Task = again.Task.Requeued()
 	require.Equal(t, []verdict{claimed}, take(t, c, again), "a requeued task is no duplicate")
@@ -69,7 +69,7 @@ func TestAClaimOutlivesItsEpoch(t *testing.T) {
 	}
 	require.Equal(t, []verdict{claimed}, take(t, at(10), record("a", 1)))
 	require.Equal(t, []verdict{duplicate}, take(t, at(11), record("a", 2)), "a duplicate one epoch later")
-	require.Equal(t, []verdict{claimed}, take(t, at(12), record("a", 1)), "the first record, read again after a crash")
+	require.Equal(t, []verdict{reclaimed}, take(t, at(12), record("a", 1)), "the first record, read again after a crash")
 	require.Equal(t, []verdict{duplicate}, take(t, at(12), record("a", 2)))
 	another := record("a", 2)
 	another.Fingerprint[0] = 1

@@ -57,6 +57,8 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 		case verdicts[i] == answered:
 			r.deps.Metrics.Router.Duplicates.Inc()
 			a.end(it, task.TaskDuplicate)
+		case verdicts[i] == reread:
+			a.end(it, task.TaskReread)
 		default:
 			overrides[i].Apply(it.Task) // of a time when it was only in the log; later copies keep it
 			a.accept(it)

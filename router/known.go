@@ -26,7 +26,7 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 	var keys []task.Key
 	var at []int
 	for i, it := range items {
-		if verdicts[i] == claimed {
+		if v := verdicts[i]; v == claimed || v == reclaimed {
 			keys, at = append(keys, it.Task.Key()), append(at, i)
 		}
 	}
@@ -43,7 +43,10 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 		switch {
 		case k.IsOther(items[i].Fingerprint):
 			verdicts[i] = reused
-		case k.State != "" && k.Answers(items[i].Task.Generation()):
+		case k.State == "" || !k.Answers(items[i].Task.Generation()):
+		case verdicts[i] == reclaimed:
+			verdicts[i] = reread
+		default:
 			verdicts[i] = answered
 		}
 	}

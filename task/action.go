@@ -8,8 +8,10 @@ type Action string
 const (
 	TaskAccepted        Action = "task.accepted"
 	TaskRefused         Action = "task.refused"
+	TaskResubmitted     Action = "task.resubmitted"
 	TaskQueued          Action = "task.queued"
 	TaskDuplicate       Action = "task.duplicate"
+	TaskReread          Action = "task.reread"
 	TaskParked          Action = "task.parked"
 	TaskAssigned        Action = "task.assigned"
 	TaskRequeued        Action = "task.requeued"
@@ -61,8 +63,10 @@ type ActionInfo struct {
 var Actions = []ActionInfo{
 	{TaskAccepted, "producer, router", Pending, "a task was accepted: by the API, or by the router if another client wrote it to its topic"},
 	{TaskRefused, "producer", "", "a submit was refused; the detail names the invalid fields"},
+	{TaskResubmitted, "producer", "", "a finished task was submitted again: it does not run again, and the answer stays"},
 	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
 	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped"},
+	{TaskReread, "router", "", "the record of a finished task was read again, because the process that had read it died; events of that process, such as task.assigned, may be missing"},
 	{TaskParked, "router", Pending, "no device can run the task now; it was parked and will be considered again later"},
 	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},
 	{BatchClosed, "batcher", "", "the task was sent to its device in a batch; the detail says why the batch closed and how large it was"},

@@ -63,7 +63,7 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	})
 	for _, p := range task.Priorities {
 		y.watch(stream.TasksTopic(p), func(rec *stream.Record) error {
-			tk, err := wire.DecodeTask(rec.Value, rec.Header(wire.HeaderContentType))
+			tk, err := wire.DecodeOwnTask(rec.Value, rec.Header(wire.HeaderContentType))
 			if err != nil {
 				return err
 			}

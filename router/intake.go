@@ -42,8 +42,8 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 		return // ctx ended: the owner of the partition reads the records again
 	}
 	fault.At("router.after_claim")
-	r.lookUp(ctx, items, verdicts)
-	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention}
+	ends, checked := r.lookUp(ctx, items, verdicts)
+	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
 	for i, it := range items {
 		switch {
 		case verdicts[i] == reused:
@@ -83,7 +83,9 @@ type arrivals struct {
 	actor     string
 	now       time.Time
 	retention time.Duration
-	items     []*decide.Item // for the scheduler
+	ends      map[*decide.Item]task.State // of tasks that have been answered
+	unchecked bool                        // Postgres did not say whether the tasks have been answered
+	items     []*decide.Item              // for the scheduler
 	unit      stream.Unit
 	acks      []*records.Ack // released when the events are acknowledged
 }
@@ -146,9 +148,13 @@ func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
 	switch action {
 	case task.TaskDuplicate:
 		e.Outcome = task.OutcomeRefused
+	case task.TaskReread:
+		e.Detail = detail("state", string(a.ends[it]))
 	case task.TaskQueued:
 		e.Fingerprint = it.Fingerprint.Bytes()
-		e.Detail = task.ConstraintsOf(it.Task).Detail()
+		constraints := task.ConstraintsOf(it.Task)
+		constraints.Unchecked = a.unchecked
+		e.Detail = constraints.Detail()
 	}
 	return e
 }

@@ -19,9 +19,11 @@ type Known interface {
 // While Postgres does not answer, tasks go on unchecked, because nothing else would move either. A task
 // may then run again if its claim is gone, too. The same holds for the moment between a result's
 // acknowledgement and its commit by the recorder. The recorder keeps the first result in any case.
-func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []verdict) {
+//
+// ends is how the answered ones ended. If the items could not be checked, their task.queued events say so.
+func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []verdict) (ends map[*decide.Item]task.State, checked bool) {
 	if r.deps.Known == nil {
-		return
+		return nil, true
 	}
 	var keys []task.Key
 	var at []int
@@ -31,13 +33,14 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 		}
 	}
 	if len(keys) == 0 {
-		return
+		return nil, true
 	}
 	known, err := r.deps.Known.Known(ctx, keys)
 	if err != nil {
 		r.deps.Metrics.Router.Unchecked.Add(float64(len(keys)))
-		return
+		return nil, false
 	}
+	ends = map[*decide.Item]task.State{}
 	for j, k := range known {
 		i := at[j]
 		switch {
@@ -45,9 +48,10 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 			verdicts[i] = reused
 		case k.State == "" || !k.Answers(items[i].Task.Generation()):
 		case verdicts[i] == reclaimed:
-			verdicts[i] = reread
+			verdicts[i], ends[items[i]] = reread, k.State
 		default:
-			verdicts[i] = answered
+			verdicts[i], ends[items[i]] = answered, k.State
 		}
 	}
+	return ends, true
 }

@@ -13,6 +13,8 @@ type Constraints struct {
 	Exclude   []string  `json:"exclude,omitempty"` // devices that are not to be tried again
 	NotBefore time.Time `json:"not_before,omitzero"`
 	Level     int       `json:"level,omitempty"`
+	// Unchecked: Postgres did not answer, so nothing but the claim in Redis kept the task from running twice.
+	Unchecked bool `json:"unchecked,omitempty"`
 }
 
 // maxConstraints limits the size of the lists: an event's detail is small.
@@ -30,7 +32,7 @@ func ConstraintsOf(t *Task) Constraints {
 // Detail encodes the constraints as the detail of an event; nil without constraints. Lists
 // that are too long are cut.
 func (w Constraints) Detail() []byte {
-	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 {
+	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 && !w.Unchecked {
 		return nil
 	}
 	return encodeDetail(w.fitting())

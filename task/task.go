@@ -238,7 +238,9 @@ func (t *Task) Normalize(now time.Time) {
 	if t.TraceID == "" {
 		t.TraceID = NewTraceID()
 	}
-	t.TraceID = strings.ToLower(t.TraceID) // W3C ids are lower-case
+	if lower := strings.ToLower(t.TraceID); lower != t.TraceID { // W3C ids are lower-case
+		t.TraceID = lower
+	}
 	if t.SubmittedAt.IsZero() {
 		t.SubmittedAt = now.UTC().Truncate(time.Microsecond)
 	}

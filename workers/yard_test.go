@@ -67,11 +67,14 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 			if err != nil {
 				return err
 			}
+			if err := tk.Validate(task.Limits{MaxInput: 1 << 20}); err != nil {
+				return err
+			}
 			y.requeued = append(y.requeued, tk)
 			if y.again != nil {
 				y.again(tk)
 			}
-			return tk.Validate(task.Limits{MaxInput: 1 << 20})
+			return nil
 		})
 	}
 	y.watch(stream.Events, func(rec *stream.Record) error {

@@ -68,6 +68,7 @@ func TestChaos(t *testing.T) {
 	defer hooks.close()
 	l, err := newLoad(w, *seed, *rate, hooks.url)
 	require.NoError(t, err)
+	w.load = l
 	defer l.close()
 
 	before := w.warmUp(ctx, t, l)

@@ -1,130 +1,11 @@
 package chaos
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/batchyard/batchyard/task"
 )
-
-// Outcome is what a client knows about the result of its submission.
-type Outcome string
-
-// The outcomes. After a timeout or a broken connection, it is Unknown.
-const (
-	Accepted Outcome = "accepted"
-	Refused  Outcome = "refused"
-	Unknown  Outcome = "unknown"
-)
-
-// Submit is one attempt to submit one task.
-type Submit struct {
-	Key      task.Key
-	Outcome  Outcome
-	Via      string // http/api-a, http/api-b or kafka
-	At       time.Time
-	Callback bool // the task asks for a callback
-	Deadline bool
-	Cancel   bool // a client requested cancellation, with whatever result
-	Said     string
-}
-
-// Seen is an answer to a status query.
-type Seen struct {
-	Key   task.Key
-	State task.State
-}
-
-// Row is a row of tasks or results, or a record of the results topic.
-type Row struct {
-	Key    task.Key
-	State  task.State
-	Output [sha256.Size]byte // of results
-}
-
-// Change is a change recorded by a trigger in the database.
-type Change struct {
-	Table string // tasks or results
-	Key   task.Key
-	Op    string // INSERT, UPDATE or DELETE
-	From  task.State
-	To    task.State
-}
-
-// Due is a row of the callbacks table.
-type Due struct {
-	ID    string
-	Key   task.Key
-	State string
-}
-
-// Delivery is a request that reached the callback receiver.
-type Delivery struct {
-	ID      string // webhook-id
-	Key     task.Key
-	State   task.State
-	Status  int    // of the receiver's answer
-	Problem string // with the body or the signature
-}
-
-// Place is the position of an event in the events topic.
-type Place struct {
-	Partition int32
-	Offset    int64
-	Index     int
-}
-
-// Event is the part of an event that is compared with its audit row.
-type Event struct {
-	Place
-	Action string
-	Key    task.Key
-}
-
-// Poison is an acknowledged record that is not a valid task.
-type Poison struct {
-	Topic     string
-	Partition int32
-	Offset    int64
-}
-
-// Command is the result of one of the program's own checks.
-type Command struct {
-	Args   string
-	Code   int
-	Output string
-}
-
-// Process is what is known about one process of the program.
-type Process struct {
-	Name        string
-	Exit        int    // code after the last SIGTERM; -1 if it hung and was killed
-	Crash       string // how it crashed after it was ready; empty if it didn't
-	Goroutines  [2]int // while idle, before and after the chaos
-	Descriptors [2]int
-}
-
-// History is everything that clients, services and processes know after a run.
-type History struct {
-	Submits    []Submit
-	Seen       []Seen
-	Tasks      []Row
-	Results    []Row
-	Topic      []Row // records of the results topic
-	Changes    []Change
-	Callbacks  []Due
-	Deliveries []Delivery
-	Events     []Event // in the events topic
-	Rows       []Event // in audit_log
-	Poisons    []Poison
-	Dead       []Poison // origins of the dead letters
-	Commands   []Command
-	Processes  []Process
-	Left       []string // leaked credits, sessions and group members
-	Undrained  string   // why the pipeline didn't drain; empty if it did
-}
 
 // Violation is a broken promise.
 type Violation struct {
@@ -150,7 +31,13 @@ const (
 	Duplicate         = "duplicate"       // two rows for one task
 	NeverSubmitted    = "never-submitted" // no client submitted it
 	RefusedButPresent = "refused-but-present"
-	LeftTerminal      = "left-terminal" // a terminal state was changed
+	AbortedRan        = "aborted-ran"     // its Kafka transaction was aborted
+	WrongQuestion     = "wrong-question"  // the answer is to another request under the same id
+	ReuseUnnoticed    = "reuse-unnoticed" // another request under the same id was accepted and vanished
+	RetryLost         = "retry-lost"      // a retry was accepted, but nothing ran again
+	RetryInvented     = "retry-invented"  // it ran again, but no client asked for it
+	RanAgain          = "ran-again"       // it ran although it had been answered
+	LeftTerminal      = "left-terminal"   // a terminal state was changed
 	NotOnTopic        = "not-on-topic"
 	UnexpectedExpiry  = "expired-without-deadline"
 	UnrequestedCancel = "cancelled-without-request"
@@ -174,38 +61,28 @@ const Slack = 40
 
 // identity is what all clients together know about one task.
 type identity struct {
-	accepted, unknown, callback, deadline, cancel bool
-	via                                           string
+	accepted, unknown, aborted, callback, deadline, cancel bool
+	via                                                    string
+	prints                                                 map[task.Fingerprint]bool // true: accepted
+	retries                                                map[int]bool              // generations of accepted retries
+	unclear                                                int                       // retries with an unknown outcome
 }
 
 // Check compares a history with the promises and returns the violations.
 func Check(h *History) []Violation {
-	c := &checker{h: h, known: map[task.Key]*identity{}, tasks: map[task.Key]task.State{}, results: map[task.Key]Row{}}
+	c := &checker{h: h, known: map[task.Key]*identity{}, tasks: map[task.Key]Row{}, results: map[task.Run]Row{}}
 	if h.Undrained != "" {
 		c.add(NotDrained, task.Key{}, "%s", h.Undrained)
 	}
-	for i := range h.Submits {
-		s := &h.Submits[i]
-		id := c.known[s.Key]
-		if id == nil {
-			id = &identity{}
-			c.known[s.Key] = id
-		}
-		id.accepted = id.accepted || s.Outcome == Accepted
-		id.unknown = id.unknown || s.Outcome == Unknown
-		id.via += " " + s.Via + ":" + string(s.Outcome)
-		if s.Outcome == Refused {
-			continue // a refused submission has no effect
-		}
-		id.callback = id.callback || s.Callback
-		id.deadline = id.deadline || s.Deadline
-		id.cancel = id.cancel || s.Cancel
-	}
+	c.clients()
 	c.answers()
 	c.changes()
 	c.topic()
 	c.callbacks()
 	c.events()
+	c.retries()
+	c.identities()
+	c.ranAgain()
 	c.rest()
 	return c.found
 }
@@ -213,8 +90,8 @@ func Check(h *History) []Violation {
 type checker struct {
 	h       *History
 	known   map[task.Key]*identity
-	tasks   map[task.Key]task.State
-	results map[task.Key]Row
+	tasks   map[task.Key]Row
+	results map[task.Run]Row
 	found   []Violation
 }
 
@@ -222,142 +99,197 @@ func (c *checker) add(kind string, key task.Key, format string, args ...any) {
 	c.found = append(c.found, Violation{kind, key, fmt.Sprintf(format, args...)})
 }
 
-// answers checks that every accepted task is in one terminal state with one result,
-// and that no other tasks exist.
+// clients puts together what the clients know.
+func (c *checker) clients() {
+	for i := range c.h.Submits {
+		s := &c.h.Submits[i]
+		id := c.known[s.Key]
+		if id == nil {
+			id = &identity{prints: map[task.Fingerprint]bool{}, retries: map[int]bool{}}
+			c.known[s.Key] = id
+		}
+		id.via += " " + s.Via + ":" + string(s.Outcome)
+		switch s.Outcome {
+		case Aborted:
+			id.aborted = true
+			continue
+		case Refused:
+			continue // a refused submission has no effect
+		case Accepted:
+			id.accepted = true
+		case Unknown:
+			id.unknown = true
+		}
+		id.prints[s.Print] = id.prints[s.Print] || s.Outcome == Accepted
+		id.callback = id.callback || s.Callback
+		id.deadline = id.deadline || s.Deadline
+		id.cancel = id.cancel || s.Cancel
+	}
+}
+
+// answers checks that every accepted task is in one terminal state with one result
+// for each time it ran, and that no other tasks exist.
 func (c *checker) answers() {
 	for _, t := range c.h.Tasks {
-		if _, ok := c.tasks[t.Key]; ok {
-			c.add(Duplicate, t.Key, "two rows in tasks")
+		if _, ok := c.tasks[t.Run.Key]; ok {
+			c.add(Duplicate, t.Run.Key, "two rows in tasks")
 		}
-		c.tasks[t.Key] = t.State
+		c.tasks[t.Run.Key] = t
 	}
+	ended := map[task.Key]bool{}
 	for _, r := range c.h.Results {
-		if _, ok := c.results[r.Key]; ok {
-			c.add(Duplicate, r.Key, "two rows in results")
+		if _, ok := c.results[r.Run]; ok {
+			c.add(Duplicate, r.Run.Key, "two rows in results")
 		}
-		c.results[r.Key] = r
+		c.results[r.Run], ended[r.Run.Key] = r, true
 	}
 	for key, id := range c.known {
-		state, there := c.tasks[key]
-		result, ended := c.results[key]
+		_, there := c.tasks[key]
 		switch {
-		case id.accepted && !there && !ended:
+		case id.accepted && !there && !ended[key]:
 			c.add(Lost, key, "accepted (%s), but in neither tasks nor results", id.via)
-		case !id.accepted && !id.unknown && (there || ended):
-			c.add(RefusedButPresent, key, "every submission was refused (%s), but it is %s", id.via, state)
-		case ended && !there:
-			c.add(Disagree, key, "has the result %s, but is not in tasks", result.State)
+		case id.aborted && (there || ended[key]):
+			c.add(AbortedRan, key, "its transaction was aborted, but it is %s", c.tasks[key].State)
+		case !id.accepted && !id.unknown && (there || ended[key]):
+			c.add(RefusedButPresent, key, "every submission was refused (%s), but it is %s", id.via, c.tasks[key].State)
+		case ended[key] && !there:
+			c.add(Disagree, key, "has a result, but is not in tasks")
 		}
 	}
-	for key, state := range c.tasks {
-		id, result := c.known[key], c.results[key]
-		switch {
-		case id == nil:
-			c.add(NeverSubmitted, key, "no client submitted it, but it is %s", state)
-			continue
-		case !state.Terminal():
-			c.add(NotEnded, key, "still %s after everything was healed and drained (%s)", state, id.via)
-			continue
-		case result.State == "":
-			c.add(NoResult, key, "ended as %s, but has no row in results", state)
-		case result.State != state:
-			c.add(Disagree, key, "tasks says %s, results says %s", state, result.State)
-		}
-		if state == task.Expired && !id.deadline {
-			c.add(UnexpectedExpiry, key, "expired without a deadline")
-		}
-		if state == task.Cancelled && !id.cancel {
-			c.add(UnrequestedCancel, key, "cancelled, but no client requested it")
+	for key := range c.tasks {
+		c.answer(key)
+	}
+	for run := range c.results {
+		if c.known[run.Key] == nil {
+			c.add(NeverSubmitted, run.Key, "no client submitted it, but it has a result")
 		}
 	}
-	for key := range c.results {
-		if c.known[key] == nil {
-			c.add(NeverSubmitted, key, "no client submitted it, but it has a result")
+	c.reported()
+}
+
+// answer checks the state and the results of one task.
+func (c *checker) answer(key task.Key) {
+	id, row := c.known[key], c.tasks[key]
+	result := c.results[row.Run]
+	switch {
+	case id == nil:
+		c.add(NeverSubmitted, key, "no client submitted it, but it is %s", row.State)
+		return
+	case !row.State.Terminal():
+		c.add(NotEnded, key, "still %s after everything was healed and drained (%s)", row.State, id.via)
+		return
+	case result.State == "":
+		c.add(NoResult, key, "ended as %s, but has no row in results", row.State)
+	case result.State != row.State:
+		c.add(Disagree, key, "tasks says %s, results says %s", row.State, result.State)
+	}
+	for g := range row.Run.Generation {
+		if _, ok := c.results[task.Run{Key: key, Generation: g}]; !ok {
+			c.add(NoResult, key, "ran %d times, but generation %d has no row in results", row.Run.Generation+1, g)
 		}
 	}
+	if row.State == task.Expired && !id.deadline {
+		c.add(UnexpectedExpiry, key, "expired without a deadline")
+	}
+	if row.State == task.Cancelled && !id.cancel {
+		c.add(UnrequestedCancel, key, "cancelled, but no client requested it")
+	}
+}
+
+// reported checks that each terminal state that the API reported is that of a result.
+func (c *checker) reported() {
 	for _, s := range c.h.Seen {
-		if s.State.Terminal() && c.results[s.Key].State != s.State {
-			c.add(Disagree, s.Key, "the API reported %s, but results says %q", s.State, c.results[s.Key].State)
+		if !s.State.Terminal() {
+			continue
+		}
+		var states []task.State
+		for g := range c.tasks[s.Key].Run.Generation + 1 {
+			states = append(states, c.results[task.Run{Key: s.Key, Generation: g}].State)
+		}
+		if !slices.Contains(states, s.State) {
+			c.add(Disagree, s.Key, "the API reported %s, but results says %q", s.State, states)
 		}
 	}
 }
 
-// changes checks that no task leaves a terminal state and no result is overwritten.
+// changes checks that no task leaves a terminal state, except for another generation,
+// and no result is overwritten.
 func (c *checker) changes() {
 	for _, ch := range c.h.Changes {
 		switch {
 		case ch.Table == "results" && ch.Op != "INSERT":
-			c.add(LeftTerminal, ch.Key, "%s of its row in results", ch.Op)
+			c.add(LeftTerminal, ch.Run.Key, "%s of its row in results", ch.Op)
 		case ch.Op == "DELETE":
-			c.add(LeftTerminal, ch.Key, "its row in %s was deleted", ch.Table)
-		case ch.Op == "UPDATE" && ch.From.Terminal() && ch.From != ch.To:
-			c.add(LeftTerminal, ch.Key, "%s became %s", ch.From, ch.To)
+			c.add(LeftTerminal, ch.Run.Key, "its row in %s was deleted", ch.Table)
+		case ch.Op == "UPDATE" && ch.From.Terminal() && ch.From != ch.To && !ch.Again:
+			c.add(LeftTerminal, ch.Run.Key, "%s became %s", ch.From, ch.To)
 		}
 	}
 }
 
 // topic checks that each result in Postgres is also in the results topic.
 func (c *checker) topic() {
-	on := map[task.Key][]Row{}
+	on := map[task.Run][]Row{}
 	for _, r := range c.h.Topic {
-		on[r.Key] = append(on[r.Key], r)
-		if c.known[r.Key] == nil {
-			c.add(NeverSubmitted, r.Key, "no client submitted it, but it is in the results topic")
+		on[r.Run] = append(on[r.Run], r)
+		if c.known[r.Run.Key] == nil {
+			c.add(NeverSubmitted, r.Run.Key, "no client submitted it, but it is in the results topic")
 		}
 	}
-	for key, want := range c.results {
-		if !slices.ContainsFunc(on[key], func(r Row) bool { return r.State == want.State && r.Output == want.Output }) {
-			c.add(NotOnTopic, key, "none of the %d results in the topic matches the one in Postgres (%s)", len(on[key]), want.State)
+	for run, want := range c.results {
+		if !slices.ContainsFunc(on[run], func(r Row) bool { return r.State == want.State && r.Output == want.Output }) {
+			c.add(NotOnTopic, run.Key, "none of the %d results in the topic matches the one in Postgres (%s)", len(on[run]), want.State)
 		}
 	}
-	for key := range on {
-		if _, ok := c.results[key]; !ok {
-			c.add(NoResult, key, "in the results topic, but not in Postgres")
+	for run := range on {
+		if _, ok := c.results[run]; !ok {
+			c.add(NoResult, run.Key, "in the results topic, but not in Postgres")
 		}
 	}
 }
 
-// callbacks checks that each task with a callback was delivered at least once, always
-// with the same id and a valid signature.
+// callbacks checks that each result of a task with a callback was delivered at least
+// once, always with the same id and a valid signature.
 func (c *checker) callbacks() {
-	due := map[task.Key]Due{}
+	due := map[task.Run]Due{}
 	for _, d := range c.h.Callbacks {
-		if _, ok := due[d.Key]; ok {
-			c.add(Duplicate, d.Key, "two rows in callbacks")
+		if _, ok := due[d.Run]; ok {
+			c.add(Duplicate, d.Run.Key, "two rows in callbacks")
 		}
-		due[d.Key] = d
+		due[d.Run] = d
 	}
-	got := map[task.Key]int{}
+	got := map[task.Run]int{}
 	for _, d := range c.h.Deliveries {
 		if d.Problem != "" {
-			c.add(BadCallback, d.Key, "%s", d.Problem)
+			c.add(BadCallback, d.Run.Key, "%s", d.Problem)
 			continue
 		}
-		if want, ok := due[d.Key]; !ok || want.ID != d.ID {
-			c.add(BadCallback, d.Key, "delivered with id %q, but callbacks says %q", d.ID, want.ID)
+		if want, ok := due[d.Run]; !ok || want.ID != d.ID {
+			c.add(BadCallback, d.Run.Key, "delivered with id %q, but callbacks says %q", d.ID, want.ID)
 		}
-		if r, ok := c.results[d.Key]; !ok || r.State != d.State {
-			c.add(BadCallback, d.Key, "delivered as %s, but results says %q", d.State, r.State)
+		if r, ok := c.results[d.Run]; !ok || r.State != d.State {
+			c.add(BadCallback, d.Run.Key, "delivered as %s, but results says %q", d.State, r.State)
 		}
 		if d.Status/100 == 2 {
-			got[d.Key]++
+			got[d.Run]++
 		}
 	}
-	for key := range c.results {
-		id := c.known[key]
+	for run := range c.results {
+		key, id := run.Key, c.known[run.Key]
 		if id == nil || !id.callback {
 			continue
 		}
-		switch d, ok := due[key]; {
+		switch d, ok := due[run]; {
 		case !ok:
 			c.add(NoCallback, key, "has a result, but no row in callbacks")
-		case got[key] == 0:
+		case got[run] == 0:
 			c.add(NoCallback, key, "the receiver never accepted a delivery; callbacks says %s", d.State)
 		case d.State != "DELIVERED":
 			c.add(NoCallback, key, "delivered, but callbacks says %s", d.State)
 		}
 	}
-	for key := range due {
+	for run := range due {
+		key := run.Key
 		if id := c.known[key]; id == nil || !id.callback {
 			c.add(NeverSubmitted, key, "has a callback that no client asked for")
 		}

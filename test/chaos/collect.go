@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -167,29 +168,31 @@ func (w *world) each(ctx context.Context, sql string, scan func(func(...any) err
 
 func (w *world) collectSQL(ctx context.Context, h *History) error {
 	return errors.Join(
-		w.each(ctx, "SELECT tenant, task_id, state FROM tasks", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT tenant, task_id, generation, state, fingerprint FROM tasks", func(scan func(...any) error) error {
 			var r Row
-			err := scan(&r.Key.Tenant, &r.Key.ID, &r.State)
+			var print []byte
+			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &print)
+			copy(r.Print[:], print)
 			h.Tasks = append(h.Tasks, r)
 			return err
 		}),
-		w.each(ctx, "SELECT tenant, task_id, state, coalesce(output::text, '') FROM results", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, '') FROM results", func(scan func(...any) error) error {
 			var r Row
 			var output string
-			err := scan(&r.Key.Tenant, &r.Key.ID, &r.State, &output)
+			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output)
 			r.Output = sha256.Sum256([]byte(output))
 			h.Results = append(h.Results, r)
 			return err
 		}),
-		w.each(ctx, "SELECT relation, tenant, task_id, op, coalesce(before, ''), coalesce(after, '') FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT relation, tenant, task_id, generation, op, coalesce(before, ''), coalesce(after, ''), again, at FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
 			var c Change
-			err := scan(&c.Table, &c.Key.Tenant, &c.Key.ID, &c.Op, &c.From, &c.To)
+			err := scan(&c.Table, &c.Run.Tenant, &c.Run.ID, &c.Run.Generation, &c.Op, &c.From, &c.To, &c.Again, &c.At)
 			h.Changes = append(h.Changes, c)
 			return err
 		}),
-		w.each(ctx, "SELECT callback_id, tenant, task_id, state FROM callbacks WHERE task_id IS NOT NULL", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT callback_id, tenant, task_id, generation, state FROM callbacks WHERE task_id IS NOT NULL", func(scan func(...any) error) error {
 			var d Due
-			err := scan(&d.ID, &d.Key.Tenant, &d.Key.ID, &d.State)
+			err := scan(&d.ID, &d.Run.Tenant, &d.Run.ID, &d.Run.Generation, &d.State)
 			h.Callbacks = append(h.Callbacks, d)
 			return err
 		}),
@@ -206,6 +209,7 @@ func (w *world) collectKafka(ctx context.Context, h *History) error {
 		w.read(ctx, stream.Events, func(r *kgo.Record) error {
 			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 			for i, e := range events {
+				h.queued(&e)
 				h.Events = append(h.Events, Event{Place{r.Partition, r.Offset, i}, string(e.Action), task.Key{Tenant: e.Tenant, ID: e.TaskID}})
 			}
 			return err
@@ -215,15 +219,39 @@ func (w *world) collectKafka(ctx context.Context, h *History) error {
 			if err != nil {
 				return err
 			}
-			h.Topic = append(h.Topic, Row{res.Key(), res.State, sha256.Sum256(res.Output)})
+			h.Topic = append(h.Topic, Row{Run: res.Run(), State: res.State, Output: sha256.Sum256(res.Output)})
 			return nil
 		}),
 		w.read(ctx, stream.DLQ, func(r *kgo.Record) error {
 			partition, err := strconv.ParseInt(harness.Header(r, records.HeaderDLQPartition), 10, 32)
 			offset, err2 := strconv.ParseInt(harness.Header(r, records.HeaderDLQOffset), 10, 64)
 			h.Dead = append(h.Dead, Poison{harness.Header(r, records.HeaderDLQTopic), int32(partition), offset}) //nolint:gosec // 32 bits
+			h.reused(r)
 			return errors.Join(err, err2)
 		}))
+}
+
+// queued notes that a router let a task in.
+func (h *History) queued(e *task.Event) {
+	if e.Action != task.TaskQueued {
+		return
+	}
+	var how task.Constraints
+	_ = json.Unmarshal(e.Detail, &how) // there is no detail if there is nothing to say
+	h.Queued = append(h.Queued, Queued{task.Run{Key: e.Key(), Generation: e.Generation}, e.Time, how.Unchecked})
+}
+
+// reused notes a dead letter whose id belongs to another request.
+func (h *History) reused(r *kgo.Record) {
+	if harness.Header(r, records.HeaderDLQReason) != records.ReasonIDReused {
+		return
+	}
+	t, err := wire.DecodeOwnTask(r.Value, harness.Header(r, wire.HeaderContentType))
+	if err != nil {
+		return // whoever wrote it will be found missing
+	}
+	t.Normalize(time.Now())
+	h.Reused = append(h.Reused, Reused{t.Key(), t.Fingerprint()})
 }
 
 // read calls take with each record that a topic holds now.

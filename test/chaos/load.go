@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -42,9 +43,16 @@ type load struct {
 	submits []Submit
 	sent    []*task.Task // candidates for resubmission, cancels and queries
 	cancels map[task.Key]bool
+	retries []Retry
+	low     map[task.Run]bool // accepted runs of tasks of low priority
 	seen    []Seen
 	poisons []Poison
-	missed  int // not sent, because too many requests were in flight
+	missed  int  // not sent, because too many requests were in flight
+	noLow   bool // no task of low priority is submitted
+
+	lows  atomic.Int64 // requests in flight with a task of low priority
+	txn   *kgo.Client
+	inTxn sync.Mutex // a client has one transaction at a time
 }
 
 func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load, error) {
@@ -54,8 +62,13 @@ func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load
 	if err != nil {
 		return nil, fmt.Errorf("creating a Kafka client: %w", err)
 	}
+	txn, err := newTransactions(w)
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
 	return &load{
-		w: w, kafka: k, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{},
+		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, low: map[task.Run]bool{},
 		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // must be reproducible
 	}, nil
@@ -80,18 +93,20 @@ func (l *load) run(ctx context.Context) {
 	}
 }
 
-// spawn runs f in a goroutine unless too many are running. The caller holds mu.
-func (l *load) spawn(f func()) {
+// spawn runs f in a goroutine unless too many are running, which it reports. The caller
+// holds mu.
+func (l *load) spawn(f func()) bool {
 	select {
 	case l.slots <- struct{}{}:
 	default:
 		l.missed++
-		return
+		return false
 	}
 	l.wg.Go(func() {
 		defer func() { <-l.slots }()
 		f()
 	})
+	return true
 }
 
 // step makes one submission and returns the number of tasks in it.
@@ -102,26 +117,36 @@ func (l *load) step() int {
 	api := l.r.IntN(len(Lanes))
 	switch {
 	case x < 40 && len(l.sent) > 0: // submit the same task again
-		t := l.sent[l.r.IntN(len(l.sent))]
-		if l.r.IntN(2) == 0 {
-			l.spawn(func() { l.produce(t) })
-		} else {
-			l.spawn(func() { l.post(api, []*task.Task{t}, Accepted) })
-		}
+		l.resubmit(api, l.sent[l.r.IntN(len(l.sent))])
 		return 1
-	case x < 50: // one invalid task gets the whole array refused
+	case x < 80 && len(l.sent) > 0: // run it again
+		t := l.sent[l.r.IntN(len(l.sent))]
+		l.spawnOf(t, func() { l.retry(api, t) })
+		return 1
+	case x < 100 && len(l.sent) > 0: // ask something else under its id
+		l.resubmit(api, otherUnder(l.sent[l.r.IntN(len(l.sent))]))
+		return 1
+	case x < 115:
+		some := []*task.Task{l.make(), l.make(), l.make()}
+		commit := l.r.IntN(2) == 0
+		if commit {
+			l.sent = append(l.sent, some...)
+		}
+		l.spawnOf(lowest(some), func() { l.transact(some, commit) })
+		return len(some)
+	case x < 125: // one invalid task gets the whole array refused
 		some := []*task.Task{l.make(), l.make()}
 		some[1].Model = ""
 		l.spawn(func() { l.post(api, some, Refused) })
 		return 1
-	case x < 60:
+	case x < 135:
 		value := []byte(`{"model":"m","input":{`)
 		l.spawn(func() { l.poison(value) })
 		return 1
-	case x < 350: // directly to Kafka
+	case x < 425: // directly to Kafka
 		t := l.make()
 		l.sent = append(l.sent, t)
-		l.spawn(func() { l.produce(t) })
+		l.spawnOf(t, func() { l.produce(t) })
 		l.after(t)
 		return 1
 	}
@@ -132,7 +157,7 @@ func (l *load) step() int {
 		l.after(some[i])
 	}
 	l.sent = append(l.sent, some...)
-	l.spawn(func() { l.post(api, some, Accepted) })
+	l.spawnOf(lowest(some), func() { l.post(api, some, Accepted) })
 	return n
 }
 
@@ -161,6 +186,9 @@ func (l *load) make() *task.Task {
 	t := &task.Task{
 		ID: fmt.Sprintf("%s%06d", l.prefix, l.n), Tenant: tenants[l.r.IntN(len(tenants))], Model: model, Endpoint: task.EndpointChat,
 		Priority: []task.Priority{task.High, task.Normal, task.Normal, task.Low}[l.r.IntN(4)],
+	}
+	if l.noLow && t.Priority == task.Low {
+		t.Priority = task.Normal
 	}
 	if len(l.sent) > 0 && l.r.IntN(10) == 0 {
 		if other := l.sent[l.r.IntN(len(l.sent))]; other.Tenant != "delta" {
@@ -198,7 +226,10 @@ func (l *load) remember(tasks []*task.Task, outcome Outcome, via, said string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range tasks {
-		l.submits = append(l.submits, Submit{Key: t.Key(), Outcome: outcome, Via: via, At: time.Now(),
+		if t.Priority == task.Low && outcome == Accepted {
+			l.low[task.Run{Key: t.Key()}] = true
+		}
+		l.submits = append(l.submits, Submit{Key: t.Key(), Outcome: outcome, Print: t.Fingerprint(), Via: via, At: time.Now(),
 			Callback: t.Callback != nil, Deadline: !t.Deadline.IsZero(), Said: said})
 	}
 }
@@ -216,7 +247,7 @@ func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
 		l.remember(tasks, Unknown, via, err.Error())
 	case status == http.StatusAccepted:
 		l.remember(tasks, Accepted, via, "")
-	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests:
+	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests, status == http.StatusConflict:
 		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
 	case status >= 500:
 		l.remember(tasks, Unknown, via, fmt.Sprintf("%d %s", status, body))
@@ -332,10 +363,12 @@ func (l *load) into(h *History) {
 	for i := range h.Submits {
 		h.Submits[i].Cancel = l.cancels[h.Submits[i].Key]
 	}
+	h.Retries = append(h.Retries, l.retries...)
 	h.Seen, h.Poisons = append(h.Seen, l.seen...), append(h.Poisons, l.poisons...)
 }
 
 func (l *load) close() {
 	l.kafka.Close()
+	l.txn.Close()
 	l.http.CloseIdleConnections()
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/batchyard/batchyard/stream"
 )
 
 // Kind is a way to break something.
@@ -36,7 +38,8 @@ const (
 	DeviceRefuse     Kind = "device-refuse" // the port is closed and heartbeats stop
 	DeviceFail       Kind = "device-fail"   // answers 500
 	DeviceSlow       Kind = "device-slow"
-	DeviceGarbles    Kind = "device-garbles" // broken answers
+	DeviceGarbles    Kind = "device-garbles"  // broken answers
+	TopicRecreated   Kind = "topic-recreated" // deleted while idle, and created again
 )
 
 // Every plan contains all kinds once before any repeats; those in often are more
@@ -46,7 +49,7 @@ var (
 	kinds  = []Kind{
 		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull,
 		KafkaKill, KafkaClean, Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer,
-		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles,
+		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated,
 	}
 	often = []Kind{Kill, Kill, Kill, Kill, Pause, Pause, Term, RedisFlush, Reset, BlackHole, CutTo, CutFrom, Latency}
 )
@@ -149,6 +152,8 @@ func shuffledStrings(r *rand.Rand, s []string) []string {
 
 func recovery(k Kind) time.Duration {
 	switch k {
+	case TopicRecreated:
+		return idleMost
 	case KafkaKill, KafkaClean, BrokerKill:
 		return 12 * time.Second
 	case MasterKill, PrimaryKill, PrimaryLoses:
@@ -182,6 +187,8 @@ func targetsOf(k Kind, devices []string) []string {
 		}
 	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
 		return devices
+	case TopicRecreated:
+		return []string{topicBase + stream.TasksLow}
 	case BrokerKill:
 		return []string{"kafka"}
 	case MasterKill:
@@ -210,7 +217,7 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 	case Third:
 		f.For = between(2*time.Second, 6*time.Second)
 		f.With["end"] = []string{"term", "kill"}[r.IntN(2)]
-	case RedisFlush:
+	case RedisFlush, TopicRecreated:
 	case BrokerKill:
 		f.For = between(2*time.Second, 9*time.Second)
 		f.With["member"] = fmt.Sprint("kafka-", 1+r.IntN(3))

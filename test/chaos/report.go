@@ -31,6 +31,10 @@ type Summary struct {
 	Deliveries int             `json:"deliveries"`
 	Events     int             `json:"events"`
 	Cancels    int             `json:"cancels"`
+	Retries    map[Outcome]int `json:"retries"`
+	Aborted    int             `json:"in_aborted_transactions"`
+	Reused     int             `json:"ids_used_for_another_request"`
+	Unchecked  int             `json:"queued_without_postgres"`
 	Poisons    int             `json:"records_that_are_no_task"`
 	Missed     int             `json:"not_sent"`
 	Starts     int             `json:"starts"`
@@ -43,10 +47,22 @@ func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
 	_, count := used(plan)
 	s := &Summary{Faults: count, Submits: map[Outcome]int{}, Tasks: map[Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
 		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
-		Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+		Retries: map[Outcome]int{}, Reused: len(h.Reused), Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+	for _, r := range h.Retries {
+		s.Retries[r.Outcome]++
+	}
+	for _, q := range h.Queued {
+		if q.Unchecked {
+			s.Unchecked++
+		}
+	}
 	best := map[task.Key]Outcome{}
 	for _, x := range h.Submits {
 		s.Submits[x.Outcome]++
+		if x.Outcome == Aborted {
+			s.Aborted++
+			continue
+		}
 		if b := best[x.Key]; b == "" || x.Outcome == Accepted || b == Refused {
 			best[x.Key] = x.Outcome
 		}
@@ -56,7 +72,7 @@ func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
 	}
 	for _, t := range h.Tasks {
 		s.States[string(t.State)]++
-		if best[t.Key] == Unknown {
+		if best[t.Run.Key] == Unknown {
 			s.Traced++
 		}
 	}
@@ -83,6 +99,8 @@ func (s *Summary) String() string {
 	row("submissions", "%d accepted, %d refused, %d unknown, %d not sent", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
 	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[Accepted], s.Tasks[Refused], s.Tasks[Unknown], s.Traced)
 	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels requested", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)
+	row("retries", "%d accepted, %d refused, %d unknown", s.Retries[Accepted], s.Retries[Refused], s.Retries[Unknown])
+	row("identity", "%d dead letters with a reused id, %d tasks in aborted transactions, %d read while Postgres was away", s.Reused, s.Aborted, s.Unchecked)
 	row("results", "%d more in the topic than tasks", s.Duplicates)
 	row("callbacks", "%d, in %d deliveries", s.Callbacks, s.Deliveries)
 	row("audit log", "%d events", s.Events)

@@ -46,6 +46,7 @@ type world struct {
 	cluster                *cluster // nil if they are not
 	disk                   *disk
 	proxies                *proxies
+	load                   *load
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken

@@ -32,6 +32,8 @@ var lostWith = map[task.Action]task.Action{
 	task.TaskAccepted: task.TaskResubmitted, // the client, which got no answer, submits again
 	task.TaskQueued:   task.TaskReread,
 	task.TaskAssigned: task.TaskReread,
+	task.TaskExpired:  task.TaskReread,
+	task.TaskFailed:   task.TaskReread,
 }
 
 // CheckPromises checks what Batchyard promises, whatever died in between. The tasks

@@ -152,7 +152,7 @@ func isInteger(t reflect.Type, name string) bool {
 			if kind.Kind() == reflect.Pointer {
 				kind = kind.Elem()
 			}
-			return kind.Kind() == reflect.Int
+			return kind.Kind() >= reflect.Int && kind.Kind() <= reflect.Int64
 		}
 	}
 	return false

@@ -82,7 +82,7 @@ func (s *Server) routeTasks() {
 		DefaultStatus: http.StatusAccepted, Parameters: append(params(tenantParam), traceparent),
 		Responses: map[string]*huma.Response{"202": {Description: "Accepted: the tasks are durable, and each ends in one terminal state.",
 			Content: map[string]*huma.MediaType{wire.ContentJSON: {Schema: accepted}},
-			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task")}}},
+			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task"), "retry": link("retry-task")}}},
 	}, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
 	huma.Register(s.api, op, s.submit)
 	op.Responses["202"].Headers["Location"] = &huma.Param{Description: "Path of the task's status; only for a single task.", Schema: &huma.Schema{Type: huma.TypeString, Format: "uri-reference"}}

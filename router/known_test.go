@@ -42,8 +42,8 @@ func TestWhatPostgresKnowsIsNotRunAgain(t *testing.T) {
 	items[5].Task.Progress = &task.Progress{Generation: 1}
 	verdicts := []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate}
 	r.deps.Known = knows{
-		"done": {print, 0, task.Success}, "own": {print, 0, task.Expired}, "other": {other, 0, task.Success}, "running": {print, 0, task.Running},
-		"retried": {print, 0, task.Failed}, "twice": {print, 0, task.Success},
+		"done": {Fingerprint: print, State: task.Success}, "own": {Fingerprint: print, State: task.Expired}, "other": {Fingerprint: other, State: task.Success}, "running": {Fingerprint: print, State: task.Running},
+		"retried": {Fingerprint: print, State: task.Failed}, "twice": {Fingerprint: print, State: task.Success},
 	}
 	ends, checked := r.lookUp(t.Context(), items, verdicts)
 	require.True(t, checked)

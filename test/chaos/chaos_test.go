@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -72,7 +73,7 @@ func TestChaos(t *testing.T) {
 	defer l.close()
 
 	before := w.warmUp(ctx, t, l)
-	h := &History{}
+	h := &check.History{}
 	w.say("chaos for %s", length)
 	w.begin = time.Now()
 	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(length))
@@ -142,7 +143,7 @@ func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2
 	short, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	l.run(short)
-	h := &History{}
+	h := &check.History{}
 	l.into(h)
 	ctx, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -152,10 +153,10 @@ func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2
 	return before
 }
 
-func accepted(h *History) (keys []task.Key) {
+func accepted(h *check.History) (keys []task.Key) {
 	seen := map[task.Key]bool{}
 	for _, s := range h.Submits {
-		if s.Outcome == Accepted && !seen[s.Key] {
+		if s.Outcome == check.Accepted && !seen[s.Key] {
 			seen[s.Key] = true
 			keys = append(keys, s.Key)
 		}
@@ -164,7 +165,7 @@ func accepted(h *History) (keys []task.Key) {
 }
 
 // judge collects the history, stops the processes, and checks it.
-func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, hooks *receiver, before map[string][2]int) []Violation {
+func (w *world) judge(ctx context.Context, t *testing.T, h *check.History, l *load, hooks *receiver, before map[string][2]int) []check.Violation {
 	t.Helper()
 	// Connections kept open by clients and the receiver would look like leaks.
 	l.http.CloseIdleConnections()
@@ -177,5 +178,5 @@ func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, ho
 	require.NoError(t, w.collect(ctx, h))
 	h.Commands = w.commands(ctx)
 	h.Deliveries = hooks.deliveries()
-	return Check(h)
+	return check.Check(h)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/chaos/check"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -145,7 +146,7 @@ func (w *world) caughtUp(ctx context.Context) error {
 }
 
 // collect reads the state of the services into the history.
-func (w *world) collect(ctx context.Context, h *History) error {
+func (w *world) collect(ctx context.Context, h *check.History) error {
 	return errors.Join(w.collectSQL(ctx, h), w.collectKafka(ctx, h))
 }
 
@@ -166,10 +167,10 @@ func (w *world) each(ctx context.Context, sql string, scan func(func(...any) err
 	return nil
 }
 
-func (w *world) collectSQL(ctx context.Context, h *History) error {
+func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 	return errors.Join(
 		w.each(ctx, "SELECT tenant, task_id, generation, state, fingerprint FROM tasks", func(scan func(...any) error) error {
-			var r Row
+			var r check.Row
 			var print []byte
 			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &print)
 			copy(r.Print[:], print)
@@ -177,7 +178,7 @@ func (w *world) collectSQL(ctx context.Context, h *History) error {
 			return err
 		}),
 		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, '') FROM results", func(scan func(...any) error) error {
-			var r Row
+			var r check.Row
 			var output string
 			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output)
 			r.Output = sha256.Sum256([]byte(output))
@@ -185,32 +186,32 @@ func (w *world) collectSQL(ctx context.Context, h *History) error {
 			return err
 		}),
 		w.each(ctx, "SELECT relation, tenant, task_id, generation, op, coalesce(before, ''), coalesce(after, ''), again, at FROM chaos_changes ORDER BY n", func(scan func(...any) error) error {
-			var c Change
+			var c check.Change
 			err := scan(&c.Table, &c.Run.Tenant, &c.Run.ID, &c.Run.Generation, &c.Op, &c.From, &c.To, &c.Again, &c.At)
 			h.Changes = append(h.Changes, c)
 			return err
 		}),
 		w.each(ctx, "SELECT callback_id, tenant, task_id, generation, state FROM callbacks WHERE task_id IS NOT NULL", func(scan func(...any) error) error {
-			var d Due
+			var d check.Due
 			err := scan(&d.ID, &d.Run.Tenant, &d.Run.ID, &d.Run.Generation, &d.State)
 			h.Callbacks = append(h.Callbacks, d)
 			return err
 		}),
 		w.each(ctx, "SELECT src_partition, src_offset, src_index, action, tenant, coalesce(task_id, '') FROM audit_log WHERE src_topic = 'events'", func(scan func(...any) error) error {
-			var e Event
+			var e check.Event
 			err := scan(&e.Partition, &e.Offset, &e.Index, &e.Action, &e.Key.Tenant, &e.Key.ID)
 			h.Rows = append(h.Rows, e)
 			return err
 		}))
 }
 
-func (w *world) collectKafka(ctx context.Context, h *History) error {
+func (w *world) collectKafka(ctx context.Context, h *check.History) error {
 	return errors.Join(
 		w.read(ctx, stream.Events, func(r *kgo.Record) error {
 			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 			for i, e := range events {
-				h.queued(&e)
-				h.Events = append(h.Events, Event{Place{r.Partition, r.Offset, i}, string(e.Action), task.Key{Tenant: e.Tenant, ID: e.TaskID}})
+				queued(h, &e)
+				h.Events = append(h.Events, check.Event{Place: check.Place{Partition: r.Partition, Offset: r.Offset, Index: i}, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}})
 			}
 			return err
 		}),
@@ -219,30 +220,30 @@ func (w *world) collectKafka(ctx context.Context, h *History) error {
 			if err != nil {
 				return err
 			}
-			h.Topic = append(h.Topic, Row{Run: res.Run(), State: res.State, Output: sha256.Sum256(res.Output)})
+			h.Topic = append(h.Topic, check.Row{Run: res.Run(), State: res.State, Output: sha256.Sum256(res.Output)})
 			return nil
 		}),
 		w.read(ctx, stream.DLQ, func(r *kgo.Record) error {
 			partition, err := strconv.ParseInt(harness.Header(r, records.HeaderDLQPartition), 10, 32)
 			offset, err2 := strconv.ParseInt(harness.Header(r, records.HeaderDLQOffset), 10, 64)
-			h.Dead = append(h.Dead, Poison{harness.Header(r, records.HeaderDLQTopic), int32(partition), offset}) //nolint:gosec // 32 bits
-			h.reused(r)
+			h.Dead = append(h.Dead, check.Poison{Topic: harness.Header(r, records.HeaderDLQTopic), Partition: int32(partition), Offset: offset}) //nolint:gosec // 32 bits
+			reused(h, r)
 			return errors.Join(err, err2)
 		}))
 }
 
 // queued notes that a router let a task in.
-func (h *History) queued(e *task.Event) {
+func queued(h *check.History, e *task.Event) {
 	if e.Action != task.TaskQueued {
 		return
 	}
 	var how task.Constraints
 	_ = json.Unmarshal(e.Detail, &how) // there is no detail if there is nothing to say
-	h.Queued = append(h.Queued, Queued{task.Run{Key: e.Key(), Generation: e.Generation}, e.Time, how.Unchecked})
+	h.Queued = append(h.Queued, check.Queued{Run: task.Run{Key: e.Key(), Generation: e.Generation}, At: e.Time, Unchecked: how.Unchecked})
 }
 
 // reused notes a dead letter whose id belongs to another request.
-func (h *History) reused(r *kgo.Record) {
+func reused(h *check.History, r *kgo.Record) {
 	if harness.Header(r, records.HeaderDLQReason) != records.ReasonIDReused {
 		return
 	}
@@ -251,7 +252,7 @@ func (h *History) reused(r *kgo.Record) {
 		return // whoever wrote it will be found missing
 	}
 	t.Normalize(time.Now())
-	h.Reused = append(h.Reused, Reused{t.Key(), t.Fingerprint()})
+	h.Reused = append(h.Reused, check.Reused{Key: t.Key(), Print: t.Fingerprint()})
 }
 
 // read calls take with each record that a topic holds now.
@@ -291,8 +292,8 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 }
 
 // commands runs the program's own checks.
-func (w *world) commands(ctx context.Context) []Command {
-	var out []Command
+func (w *world) commands(ctx context.Context) []check.Command {
+	var out []check.Command
 	for _, args := range [][]string{{"audit", "verify"}, {"ledger", "check"}} {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		run := func(args ...string) (int, string) {
@@ -312,7 +313,7 @@ func (w *world) commands(ctx context.Context) []Command {
 		cancel()
 		w.say("batchyard %s: exit code %d", strings.Join(args, " "), code)
 		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // best effort
-		out = append(out, Command{strings.Join(args, " "), code, output[:min(len(output), 4000)]})
+		out = append(out, check.Command{Args: strings.Join(args, " "), Code: code, Output: output[:min(len(output), 4000)]})
 	}
 	return out
 }
@@ -332,7 +333,7 @@ func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string]
 				return err
 			}
 			now[p.name] = f
-			if b, ok := before[p.name]; ok && (f[0] > b[0]+Slack || f[1] > b[1]+Slack) {
+			if b, ok := before[p.name]; ok && (f[0] > b[0]+check.Slack || f[1] > b[1]+check.Slack) {
 				more = fmt.Errorf("%s has %v goroutines and files, up from %v", p.name, f, b)
 			}
 		}
@@ -411,10 +412,10 @@ func (w *world) sessions(ctx context.Context, most int) (left []string) {
 }
 
 // end stops all processes and records what they leave behind.
-func (w *world) end(ctx context.Context, h *History, before, after map[string][2]int) {
+func (w *world) end(ctx context.Context, h *check.History, before, after map[string][2]int) {
 	var wg sync.WaitGroup
 	all := w.all()
-	out := make([]Process, len(all))
+	out := make([]check.Process, len(all))
 	for i, p := range all {
 		wg.Go(func() {
 			code, hung := p.end(syscall.SIGTERM, 30*time.Second)
@@ -422,13 +423,13 @@ func (w *world) end(ctx context.Context, h *History, before, after map[string][2
 				p.noteHang()
 			}
 			b, a := before[p.name], after[p.name]
-			out[i] = Process{Name: p.name, Exit: code, Crash: p.crash, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
+			out[i] = check.Process{Name: p.name, Exit: code, Crash: p.crash, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
 		})
 	}
 	wg.Wait()
 	h.Processes = append(h.Processes, out...)
 	for _, p := range w.gone {
-		h.Processes = append(h.Processes, Process{Name: p.name, Crash: p.crash})
+		h.Processes = append(h.Processes, check.Process{Name: p.name, Crash: p.crash})
 	}
 	h.Left = append(h.Left, w.sessions(ctx, 0)...)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -17,9 +17,8 @@
 //	topics.go     deletes a topic and creates it again
 //	hooks.go      the callback receiver
 //	collect.go    the final state of Kafka, Postgres, Redis and the processes
-//	history.go    what clients, services and processes know after a run
-//	check.go      a history → a list of violations; independent of the rest.
-//	              check_identity.go has the rules about ids, retries and second runs
+//	check         a package: what clients, services and processes know after a run
+//	              → a list of violations; independent of the rest
 //	report.go     the printed table and the summary file
 //
 // A lane is one of two sets of proxies. The first process of each stage uses lane A,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 )
 
 const (
@@ -40,13 +41,13 @@ type load struct {
 	mu      sync.Mutex
 	r       *rand.Rand
 	n       int
-	submits []Submit
+	submits []check.Submit
 	sent    []*task.Task // candidates for resubmission, cancels and queries
 	cancels map[task.Key]bool
-	retries []Retry
+	retries []check.Retry
 	low     map[task.Run]bool // accepted runs of tasks of low priority
-	seen    []Seen
-	poisons []Poison
+	seen    []check.Seen
+	poisons []check.Poison
 	missed  int  // not sent, because too many requests were in flight
 	noLow   bool // no task of low priority is submitted
 
@@ -137,7 +138,7 @@ func (l *load) step() int {
 	case x < 125: // one invalid task gets the whole array refused
 		some := []*task.Task{l.make(), l.make()}
 		some[1].Model = ""
-		l.spawn(func() { l.post(api, some, Refused) })
+		l.spawn(func() { l.post(api, some, check.Refused) })
 		return 1
 	case x < 135:
 		value := []byte(`{"model":"m","input":{`)
@@ -157,7 +158,7 @@ func (l *load) step() int {
 		l.after(some[i])
 	}
 	l.sent = append(l.sent, some...)
-	l.spawnOf(lowest(some), func() { l.post(api, some, Accepted) })
+	l.spawnOf(lowest(some), func() { l.post(api, some, check.Accepted) })
 	return n
 }
 
@@ -222,37 +223,37 @@ func (l *load) make() *task.Task {
 	return t
 }
 
-func (l *load) remember(tasks []*task.Task, outcome Outcome, via, said string) {
+func (l *load) remember(tasks []*task.Task, outcome check.Outcome, via, said string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range tasks {
-		if t.Priority == task.Low && outcome == Accepted {
+		if t.Priority == task.Low && outcome == check.Accepted {
 			l.low[task.Run{Key: t.Key()}] = true
 		}
-		l.submits = append(l.submits, Submit{Key: t.Key(), Outcome: outcome, Print: t.Fingerprint(), Via: via, At: time.Now(),
+		l.submits = append(l.submits, check.Submit{Key: t.Key(), Outcome: outcome, Print: t.Fingerprint(), Via: via, At: time.Now(),
 			Callback: t.Callback != nil, Deadline: !t.Deadline.IsZero(), Said: said})
 	}
 }
 
 // post submits tasks over HTTP; expect is Accepted or, for invalid tasks, Refused. The
 // status distinguishes a refusal from an unknown outcome: 503 means unknown.
-func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
-	wrong := expect == Refused
+func (l *load) post(api int, tasks []*task.Task, expect check.Outcome) {
+	wrong := expect == check.Refused
 	via := "http/api-" + Lanes[api]
 	status, body, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks)
 	switch {
 	case wrong && (err != nil || status >= 500):
-		l.remember(tasks, Refused, via, "no answer, but the task is invalid")
+		l.remember(tasks, check.Refused, via, "no answer, but the task is invalid")
 	case err != nil:
-		l.remember(tasks, Unknown, via, err.Error())
+		l.remember(tasks, check.Unknown, via, err.Error())
 	case status == http.StatusAccepted:
-		l.remember(tasks, Accepted, via, "")
+		l.remember(tasks, check.Accepted, via, "")
 	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests, status == http.StatusConflict:
-		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Refused, via, fmt.Sprintf("%d %s", status, body))
 	case status >= 500:
-		l.remember(tasks, Unknown, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Unknown, via, fmt.Sprintf("%d %s", status, body))
 	default:
-		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Refused, via, fmt.Sprintf("%d %s", status, body))
 		l.w.say("a valid submission was answered with %d %s", status, body)
 	}
 	if (err != nil || status >= 500) && !wrong {
@@ -261,9 +262,9 @@ func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
 		l.mu.Unlock()
 		if again { // clients retry after an unknown outcome
 			if status, _, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks); err == nil && status == http.StatusAccepted {
-				l.remember(tasks, Accepted, "http/api-"+Lanes[api], "")
+				l.remember(tasks, check.Accepted, "http/api-"+Lanes[api], "")
 			} else {
-				l.remember(tasks, Unknown, "http/api-"+Lanes[api], "")
+				l.remember(tasks, check.Unknown, "http/api-"+Lanes[api], "")
 			}
 		}
 	}
@@ -309,10 +310,10 @@ func (l *load) produce(t *task.Task) {
 	}
 	_, err = l.write(topicBase+stream.TasksTopic(t.Priority), t.ID, b)
 	if err != nil {
-		l.remember([]*task.Task{t}, Unknown, "kafka", err.Error())
+		l.remember([]*task.Task{t}, check.Unknown, "kafka", err.Error())
 		return
 	}
-	l.remember([]*task.Task{t}, Accepted, "kafka", "")
+	l.remember([]*task.Task{t}, check.Accepted, "kafka", "")
 }
 
 func (l *load) write(topic, key string, value []byte) (*kgo.Record, error) {
@@ -328,7 +329,7 @@ func (l *load) poison(value []byte) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.poisons = append(l.poisons, Poison{Topic: stream.TasksNormal, Partition: r.Partition, Offset: r.Offset})
+	l.poisons = append(l.poisons, check.Poison{Topic: stream.TasksNormal, Partition: r.Partition, Offset: r.Offset})
 }
 
 func (l *load) cancel(api int, k task.Key) {
@@ -352,11 +353,11 @@ func (l *load) query(api int, k task.Key) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.seen = append(l.seen, Seen{k, answer.State})
+	l.seen = append(l.seen, check.Seen{Key: k, State: answer.State})
 }
 
 // into adds what the clients know to the history.
-func (l *load) into(h *History) {
+func (l *load) into(h *check.History) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h.Submits = append(h.Submits, l.submits...)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 )
 
 // newTransactions returns a client that writes in transactions. An open one holds back
@@ -31,9 +32,9 @@ func newTransactions(w *world) (*kgo.Client, error) {
 func (l *load) transact(tasks []*task.Task, commit bool) {
 	l.inTxn.Lock()
 	defer l.inTxn.Unlock()
-	outcome, said := Aborted, ""
+	outcome, said := check.Aborted, ""
 	if commit {
-		outcome = Unknown
+		outcome = check.Unknown
 	}
 	defer func() { l.remember(tasks, outcome, "transaction", said) }()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -58,7 +59,7 @@ func (l *load) transact(tasks []*task.Task, commit bool) {
 		return
 	}
 	if commit {
-		outcome = Accepted
+		outcome = check.Accepted
 	}
 }
 
@@ -77,30 +78,30 @@ func (l *load) resubmit(api int, t *task.Task) {
 	if l.r.IntN(2) == 0 {
 		l.spawnOf(t, func() { l.produce(t) })
 	} else {
-		l.spawnOf(t, func() { l.post(api, []*task.Task{t}, Accepted) })
+		l.spawnOf(t, func() { l.post(api, []*task.Task{t}, check.Accepted) })
 	}
 }
 
 // retry asks to run a task again, which is refused until it has finished.
 func (l *load) retry(api int, t *task.Task) {
 	k := t.Key()
-	r := Retry{Run: task.Run{Key: k}, Outcome: Refused}
+	r := check.Retry{Run: task.Run{Key: k}, Outcome: check.Refused}
 	status, body, err := l.do(api, http.MethodPost, "/v1/tasks/"+k.ID+"/retry", k.Tenant, nil)
 	var answer struct {
 		Generation int `json:"generation"`
 	}
 	switch {
 	case err != nil, status >= http.StatusInternalServerError:
-		r.Outcome = Unknown
+		r.Outcome = check.Unknown
 	case status == http.StatusAccepted && json.Unmarshal(body, &answer) == nil:
-		r.Run.Generation, r.Outcome = answer.Generation, Accepted
+		r.Run.Generation, r.Outcome = answer.Generation, check.Accepted
 	case status != http.StatusConflict && status != http.StatusNotFound && status != http.StatusGone:
 		l.w.say("a retry of %s was answered with %d %s", k, status, body)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.retries = append(l.retries, r)
-	if t.Priority == task.Low && r.Outcome == Accepted {
+	if t.Priority == task.Low && r.Outcome == check.Accepted {
 		l.low[r.Run] = true
 	}
 }

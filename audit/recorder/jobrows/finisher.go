@@ -114,7 +114,11 @@ func (f *Finisher) check(ctx context.Context, k key, w *watched) error {
 	if err != nil {
 		return err
 	}
-	w.pause = pauseAfter(time.Since(begin), w.pause, done != w.done || known != w.known)
+	before := w.pause
+	if done != w.done || known != w.known {
+		before = 0
+	}
+	w.pause = pauseAfter(time.Since(begin), before)
 	w.done, w.known, w.next = done, known, begin.Add(w.pause)
 	if state == task.JobRunning {
 		return nil

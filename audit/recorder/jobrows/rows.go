@@ -223,11 +223,8 @@ func compare(x, y key) int { return cmp.Or(cmp.Compare(x.tenant, y.tenant), cmp.
 const maxPause = 10 * time.Second
 
 // pauseAfter returns how long a job is left alone after a check: ten times as long as that took,
-// and longer while nothing changes.
-func pauseAfter(took, before time.Duration, change bool) time.Duration {
-	if change {
-		before = 0
-	}
+// and twice as long as before, which is 0 if something has changed.
+func pauseAfter(took, before time.Duration) time.Duration {
 	const shortest = time.Second
 	return min(max(10*took, min(2*before, math.MaxInt64/2), shortest), maxPause)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/stream/records"
 )
 
+// Command returns the command dlq.
 func Command(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use: "dlq", Short: "Show dead letters, or replay them",

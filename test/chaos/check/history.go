@@ -1,4 +1,6 @@
-package chaos
+// Package check compares what clients, services and processes know after a run with
+// what Batchyard promises.
+package check
 
 import (
 	"crypto/sha256"

@@ -269,6 +269,7 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 		}
 	})
 	c, err := kgo.NewClient(kgo.SeedBrokers(w.brokers("direct")...), kgo.ConsumeTopics(name), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), // the last record may be the end of a transaction
 		kgo.FetchMaxBytes(32<<20), kgo.BrokerMaxReadBytes(64<<20), kgo.FetchMaxPartitionBytes(16<<20))
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)
@@ -280,8 +281,10 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 			return fmt.Errorf("reading %s: %d partitions are not finished: %w", topic, len(left), ctx.Err())
 		}
 		for _, r := range fetches.Records() {
-			if err := take(r); err != nil {
-				return fmt.Errorf("reading %s/%d@%d: %w", topic, r.Partition, r.Offset, err)
+			if !r.Attrs.IsControl() {
+				if err := take(r); err != nil {
+					return fmt.Errorf("reading %s/%d@%d: %w", topic, r.Partition, r.Offset, err)
+				}
 			}
 			if r.Offset+1 >= left[r.Partition] {
 				delete(left, r.Partition)

@@ -42,6 +42,7 @@ type load struct {
 	r       *rand.Rand
 	n       int
 	submits []check.Submit
+	taken   map[task.Key]bool
 	sent    []*task.Task // candidates for resubmission, cancels and queries
 	cancels map[task.Key]bool
 	retries []check.Retry
@@ -69,7 +70,7 @@ func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load
 		return nil, err
 	}
 	return &load{
-		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, low: map[task.Run]bool{},
+		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, taken: map[task.Key]bool{}, low: map[task.Run]bool{},
 		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // must be reproducible
 	}, nil
@@ -195,13 +196,11 @@ func (l *load) make() *task.Task {
 		if other := l.sent[l.r.IntN(len(l.sent))]; other.Tenant != "delta" {
 			t.ID, t.Tenant = other.ID, "delta"
 		}
-		for _, s := range l.sent {
-			if s.Key() == t.Key() { // already taken
-				t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
-				break
-			}
+		if l.taken[t.Key()] {
+			t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
 		}
 	}
+	l.taken[t.Key()] = true
 	text, _ := json.Marshal("say " + t.Tenant + " " + t.ID) //nolint:errchkjson // a string
 	t.Input = task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, text))
 	if l.r.IntN(7) == 0 {

@@ -14,8 +14,9 @@ import (
 
 // claims remembers in Redis which record speaks for a task, and what the task asks. The value is the
 // beginning of the task's fingerprint and the record's position: the same record read again is no
-// duplicate; another record with the same identity is one if it asks the same, and is refused if it does
-// not.
+// duplicate; another record with the same identity is one if it asks the same. If it does not, the id is
+// contested, and Postgres says whose it is: a claim alone refuses nobody, because it may be lost and taken
+// by the other, and both might then be refused.
 //
 // A claim lives for one to two ttl, so the memory of all claims grows with the rate of tasks and not
 // with their number. Claims are fields of a few hashes, not keys: a hash expires as a whole, and a field
@@ -66,7 +67,8 @@ const (
 	claimed   verdict = iota // the record speaks for the task
 	reclaimed                // it already did: it was read before, by a process that died or lost the partition
 	duplicate                // another record does, and asks the same
-	reused                   // another record does, and asks something else
+	contested                // another record does, and asks something else: Postgres has to say whose id it is
+	reused                   // the id belongs to another request
 	answered                 // the task has ended: Postgres has its result
 	reread                   // answered, and this is the record that was run
 )
@@ -79,7 +81,7 @@ func judge(have, own string) verdict {
 	case len(have) >= claimPrint && have[:claimPrint] == own[:claimPrint]:
 		return duplicate
 	}
-	return reused
+	return contested
 }
 
 // claim is one claim under way.

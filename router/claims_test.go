@@ -43,7 +43,7 @@ func TestOneRecordSpeaksForATask(t *testing.T) {
 	require.Equal(t, []verdict{claimed, duplicate}, take(t, c, retried, func() *decide.Item { r := *retried; r.Origin = record("a", 12).Origin; return &r }()), "a retry is no duplicate, a second record of it is")
 	another := record("a", 13)
 	another.Fingerprint[3] = 1
-	require.Equal(t, []verdict{reused}, take(t, c, another), "another request under the same id")
+	require.Equal(t, []verdict{contested}, take(t, c, another), "another request under the same id")
 	other := record("a", 10)
 	other.Task.Tenant = "u"
 	require.Equal(t, []verdict{claimed}, take(t, c, other), "another tenant's task is another task")
@@ -73,6 +73,6 @@ func TestAClaimOutlivesItsEpoch(t *testing.T) {
 	require.Equal(t, []verdict{duplicate}, take(t, at(12), record("a", 2)))
 	another := record("a", 2)
 	another.Fingerprint[0] = 1
-	require.Equal(t, []verdict{reused}, take(t, at(12), another), "another request one epoch later")
+	require.Equal(t, []verdict{contested}, take(t, at(12), another), "another request one epoch later")
 	require.Equal(t, []verdict{claimed}, take(t, at(14), record("a", 3)), "the claim has expired")
 }

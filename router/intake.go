@@ -27,9 +27,8 @@ func redisBackoff(limit time.Duration) backoff.BackOff {
 }
 
 // intake takes consecutive records of one partition: it decodes them, moves invalid ones to the
-// dead-letter topic, claims the tasks, asks Postgres about them, drops duplicates and what has been
-// answered, refuses other requests under a known id, and hands the rest to the scheduler. It blocks
-// while the scheduler is behind, which stops the fetching of this partition.
+// dead-letter topic, and lets the rest in. It blocks while the scheduler is behind, which stops the
+// fetching of this partition.
 func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	r.deps.Metrics.Router.Read.WithLabelValues(recs[0].Topic).Add(float64(len(recs)))
 	fault.At("router.after_read")
@@ -37,15 +36,30 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	if len(items) == 0 {
 		return
 	}
+	for _, it := range r.admit(ctx, items) {
+		select {
+		case r.contested <- it:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// admit claims tasks, asks Postgres about them, drops duplicates and what has been answered, refuses other
+// requests under a known id, and hands the rest to the scheduler. It returns the items whose id is
+// contested: whose it is will be known later.
+func (r *Router) admit(ctx context.Context, items []*decide.Item) (unsettled []*decide.Item) {
 	verdicts, overrides, err := r.claim(ctx, items)
 	if err != nil {
-		return // ctx ended: the owner of the partition reads the records again
+		return nil // ctx ended: the owner of the partition reads the records again
 	}
 	fault.At("router.after_claim")
 	ends, checked := r.lookUp(ctx, items, verdicts)
 	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
 	for i, it := range items {
 		switch {
+		case verdicts[i] == contested:
+			unsettled = append(unsettled, it)
 		case verdicts[i] == reused:
 			// An error of Put means that ctx ended: the record is read again.
 			_ = r.dead.Put(ctx, reusedID(it))
@@ -67,7 +81,7 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	if len(a.unit.Events) > 0 {
 		a.unit.Acked = a.acked
 		if r.outbox.Put(ctx, a.unit) != nil {
-			return // ctx ended
+			return nil // ctx ended
 		}
 	} else {
 		a.acked(nil)
@@ -76,6 +90,7 @@ func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	case r.sched.arrivals <- a.items:
 	case <-ctx.Done():
 	}
+	return unsettled
 }
 
 // arrivals sorts the items of one intake, and collects their events.
@@ -149,7 +164,9 @@ func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
 	case task.TaskDuplicate:
 		e.Outcome = task.OutcomeRefused
 	case task.TaskReread:
-		e.Detail = detail("state", string(a.ends[it]))
+		e.Detail, e.Fingerprint = detail("state", string(a.ends[it])), it.Fingerprint.Bytes()
+	case task.TaskCancelled:
+		e.Fingerprint = it.Fingerprint.Bytes()
 	case task.TaskQueued:
 		e.Fingerprint = it.Fingerprint.Bytes()
 		constraints := task.ConstraintsOf(it.Task)

@@ -12,7 +12,7 @@ type Known interface {
 	Known(ctx context.Context, keys []task.Key) ([]task.Known, error)
 }
 
-// lookUp asks Postgres about the tasks that a record may claim. A claim in Redis lasts minutes; Postgres
+// lookUp asks Postgres about tasks. A claim in Redis lasts minutes; Postgres
 // knows for good whether a task has been answered, and what it asked. So what was answered does not run
 // again after its claim expired, Redis was emptied or a topic was read again from its beginning.
 //
@@ -23,17 +23,16 @@ type Known interface {
 // ends is how the answered ones ended. If the items could not be checked, their task.queued events say so.
 func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []verdict) (ends map[*decide.Item]task.State, checked bool) {
 	if r.deps.Known == nil {
-		return nil, true
-	}
-	var keys []task.Key
-	var at []int
-	for i, it := range items {
-		if v := verdicts[i]; v == claimed || v == reclaimed {
-			keys, at = append(keys, it.Task.Key()), append(at, i)
+		for i, v := range verdicts {
+			if v == contested {
+				verdicts[i] = reused
+			}
 		}
-	}
-	if len(keys) == 0 {
 		return nil, true
+	}
+	keys := make([]task.Key, len(items))
+	for i, it := range items {
+		keys[i] = it.Task.Key()
 	}
 	known, err := r.deps.Known.Known(ctx, keys)
 	if err != nil {
@@ -41,11 +40,16 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 		return nil, false
 	}
 	ends = map[*decide.Item]task.State{}
-	for j, k := range known {
-		i := at[j]
+	for i, k := range known {
 		switch {
 		case k.IsOther(items[i].Fingerprint):
 			verdicts[i] = reused
+		case verdicts[i] == duplicate:
+		case verdicts[i] == contested && !k.Fingerprint.IsZero():
+			verdicts[i] = claimed // it is ours: the claim was lost, and taken by the other
+			if k.Answers(items[i].Task.Generation()) {
+				verdicts[i], ends[items[i]] = answered, k.State
+			}
 		case k.State == "" || !k.Answers(items[i].Task.Generation()):
 		case verdicts[i] == reclaimed:
 			verdicts[i], ends[items[i]] = reread, k.State

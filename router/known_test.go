@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,30 +35,33 @@ func TestWhatPostgresKnowsIsNotRunAgain(t *testing.T) {
 	r := &Router{deps: Deps{Metrics: m}}
 	print, other := task.Fingerprint{1}, task.Fingerprint{2}
 	var items []*decide.Item
-	for i, id := range []string{"new", "done", "own", "other", "running", "retried", "twice"} {
+	for i, id := range []string{"new", "done", "own", "other", "running", "retried", "twice", "theirs", "ours", "ours-done", "open", "twice-refused"} {
 		it := record(id, int64(i))
 		it.Fingerprint = print
 		items = append(items, it)
 	}
 	items[5].Task.Progress = &task.Progress{Generation: 1}
-	verdicts := []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate}
+	first := []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate, contested, contested, contested, contested, duplicate}
+	verdicts := slices.Clone(first)
 	r.deps.Known = knows{
 		"done": {Fingerprint: print, State: task.Success}, "own": {Fingerprint: print, State: task.Expired}, "other": {Fingerprint: other, State: task.Success}, "running": {Fingerprint: print, State: task.Running},
-		"retried": {Fingerprint: print, State: task.Failed}, "twice": {Fingerprint: print, State: task.Success},
+		"retried": {Fingerprint: print, State: task.Failed}, "twice": {Fingerprint: print, State: task.Success}, "twice-refused": {Fingerprint: other, State: task.Pending},
+		"theirs": {Fingerprint: other, State: task.Pending}, "ours": {Fingerprint: print, State: task.Pending}, "ours-done": {Fingerprint: print, State: task.Success},
+		"open": {State: task.Pending}, // accepted, and not let in yet
 	}
 	ends, checked := r.lookUp(t.Context(), items, verdicts)
 	require.True(t, checked)
-	require.Equal(t, []verdict{claimed, answered, reread, reused, reclaimed, claimed, duplicate}, verdicts)
+	require.Equal(t, []verdict{claimed, answered, reread, reused, reclaimed, claimed, duplicate, reused, claimed, answered, contested, reused}, verdicts)
 
 	a := arrivals{actor: "router@r-1", now: time.Now(), ends: ends}
 	a.end(items[2], task.TaskReread)
 	require.JSONEq(t, `{"state":"EXPIRED"}`, string(a.unit.Events[0].Detail))
 
 	r.deps.Known = knows(nil)
-	verdicts = []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate}
+	verdicts = slices.Clone(first)
 	_, checked = r.lookUp(t.Context(), items, verdicts)
 	require.False(t, checked)
-	require.Equal(t, []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate}, verdicts, "work continues without Postgres")
+	require.Equal(t, first, verdicts, "work continues without Postgres, but for contested ids")
 	a = arrivals{actor: "router@r-1", now: time.Now(), unchecked: true}
 	a.accept(items[0])
 	require.JSONEq(t, `{"unchecked":true}`, string(a.unit.Events[len(a.unit.Events)-1].Detail))

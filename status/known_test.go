@@ -42,7 +42,11 @@ func TestTheLatestGenerationIsTheAnswer(t *testing.T) {
 		return k[1]
 	}
 
-	r.Record(events.Events(t, st.Accepted()), results.Result(t, first))
+	queued := st.Event(task.TaskQueued, 0, "")
+	queued.Fingerprint = st.Task.Fingerprint().Bytes()
+	r.Record(events.Events(t, st.Accepted()))
+	require.Equal(t, task.Known{State: task.Pending}, known(), "what was accepted may turn out to be another request under a known id")
+	r.Record(events.Events(t, queued), results.Result(t, first))
 	require.Equal(t, task.Known{Fingerprint: st.Task.Fingerprint(), State: task.Failed}, known())
 	require.True(t, known().Answers(0))
 	require.False(t, known().Answers(1))

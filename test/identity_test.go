@@ -200,3 +200,32 @@ func TestTwoRequestsUnderOneID(t *testing.T) {
 		require.ElementsMatch(t, []int{http.StatusAccepted, http.StatusConflict}, []int{<-status, <-status})
 	}
 }
+
+// A task that was let in keeps its id when its claim in Redis is lost and another request takes the claim:
+// the other one is refused, and the task runs, also if another router reads it again.
+func TestALostClaimLosesNoTask(t *testing.T) {
+	harness.Parallel(t, harness.Disruptable)
+	s := harness.Get(t, harness.Disruptable)
+	in := harness.Install(t, s, map[string]any{"task.recent_ttl": "0s"})
+	in.Fleet(t, fleet.Spec{ID: "a", Slots: 1, ServiceTime: time.Millisecond})
+	p := in.Process(t, "serve")
+	mine := harness.Chat("mine")
+	mine.NotBefore = time.Now().Add(6 * time.Second) // the rest happens before, unless the machine is very slow
+	p.API().Submit(t, mine)
+	harness.Eventually(t, harness.Patience, "it is let in", func() bool {
+		return harness.SQL[int](t, in, `SELECT count(*) FROM tasks WHERE task_id = 'mine' AND fingerprint IS NOT NULL`) == 1
+	})
+
+	s.EmptyRedis(t)
+	dlq := in.Consume(t, stream.DLQ)
+	for n := range 2 { // the second meets the claim of the first
+		in.Produce(t, asRecord(t, harness.Chat("mine")))
+		dead := dlq.Until(t, "the other request is refused", func(all []*kgo.Record) bool { return len(all) == n+1 })
+		require.Equal(t, "id_reused", harness.Header(dead[n], "dlq-reason"))
+	}
+	require.Zero(t, p.Term(t))
+	p = in.Process(t, "serve")
+	in.Await(t, []string{"mine"}, harness.Patience)
+	require.Equal(t, task.Success, p.API().Status(t, "mine").State)
+	in.CheckPromises(t, []string{"mine"}, nil)
+}

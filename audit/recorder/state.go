@@ -66,18 +66,35 @@ type state struct {
 	fingerprint []byte // nil: not known
 }
 
+// boundBy returns the fingerprint to which an event binds the id of its task. Only the routers decide,
+// as they let a record in or end it: of two requests under one id, both may have been accepted.
+func boundBy(e *task.Event) []byte {
+	switch e.Action {
+	case task.TaskQueued, task.TaskReread, task.TaskCancelled, task.TaskRetried:
+		return e.Fingerprint
+	}
+	return nil
+}
+
 // stateOfEvent sets s to what an event says about the state of its task. ok is false if that is
 // nothing.
 func stateOfEvent(e *task.Event, s *state) (ok bool) {
 	info, ok := e.Action.Info()
-	if !ok || info.State == "" || e.TaskID == "" {
+	if !ok || e.TaskID == "" {
 		return false
+	}
+	bound := boundBy(e)
+	if info.State == "" {
+		if bound == nil {
+			return false
+		}
+		info.State = task.Pending // the lowest: all that the event adds is the fingerprint
 	}
 	*s = state{
 		key: e.Key(), gen: int32(e.Generation), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
-		job: e.JobID, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL, fingerprint: e.Fingerprint,
+		job: e.JobID, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL, fingerprint: bound,
 	}
 	switch info.State {
 	case task.Assigned:

@@ -89,6 +89,7 @@ type Router struct {
 	DevicesSilent prometheus.Gauge
 	ClaimErrors   prometheus.Counter
 	Unchecked     prometheus.Counter
+	Contested     prometheus.Gauge
 }
 
 // Batcher counts the batches that close.
@@ -257,6 +258,7 @@ func newRouter(f factory) Router {
 		CreditsHeld:   f.gauges("router_credits_held", "Credits in use, as last seen by the router.", "device_id"),
 		DevicesSilent: f.gauge("router_silent_devices", "Devices without a heartbeat for devices.heartbeat_timeout."),
 		ClaimErrors:   f.counter("router_claim_errors_total", "Rounds whose claims Redis did not answer. Duplicates then pass, and Postgres keeps the first result."),
+		Contested:     f.gauge("router_contested_tasks", "Tasks that wait for Postgres to say whether their id belongs to another request. More than a few for long: the recorder is behind."),
 		Unchecked:     f.counter("router_unchecked_tasks_total", "Tasks that went on although Postgres did not say whether they have been answered. One whose claim is gone, too, may run again."),
 	}
 }

@@ -219,7 +219,9 @@ func TestALostClaimLosesNoTask(t *testing.T) {
 	s.EmptyRedis(t)
 	dlq := in.Consume(t, stream.DLQ)
 	for n := range 2 { // the second meets the claim of the first
-		in.Produce(t, asRecord(t, harness.Chat("mine")))
+		other := harness.Chat("mine")
+		other.Model = "other"
+		in.Produce(t, asRecord(t, other))
 		dead := dlq.Until(t, "the other request is refused", func(all []*kgo.Record) bool { return len(all) == n+1 })
 		require.Equal(t, "id_reused", harness.Header(dead[n], "dlq-reason"))
 	}

@@ -122,8 +122,9 @@ func (l *load) step() int {
 		l.resubmit(api, l.sent[l.r.IntN(len(l.sent))])
 		return 1
 	case x < 80 && len(l.sent) > 0: // run it again
-		t := l.sent[l.r.IntN(len(l.sent))]
-		l.spawnOf(t, func() { l.retry(api, t) })
+		if t := l.sent[l.r.IntN(len(l.sent))]; t.Model == model { // or it would wait for ever, without the deadline that has passed
+			l.spawnOf(t, func() { l.retry(api, t) })
+		}
 		return 1
 	case x < 100 && len(l.sent) > 0: // ask something else under its id
 		l.resubmit(api, otherUnder(l.sent[l.r.IntN(len(l.sent))]))

@@ -239,7 +239,9 @@ func queued(h *check.History, e *task.Event) {
 	}
 	var how task.Constraints
 	_ = json.Unmarshal(e.Detail, &how) // there is no detail if there is nothing to say
-	h.Queued = append(h.Queued, check.Queued{Run: task.Run{Key: e.Key(), Generation: e.Generation}, At: e.Time, Unchecked: how.Unchecked})
+	q := check.Queued{Run: task.Run{Key: e.Key(), Generation: e.Generation}, At: e.Time, Unchecked: how.Unchecked}
+	copy(q.Print[:], e.Fingerprint)
+	h.Queued = append(h.Queued, q)
 }
 
 // reused notes a dead letter whose id belongs to another request.

@@ -263,6 +263,11 @@ func TestAbortedTransactions(t *testing.T) {
 	offsets, _ = read(7) // a fetch may begin within a transaction
 	require.Equal(t, []int64{9, 10, 15, 16, 19, 20}, offsets)
 
+	// What is left of an aborted transaction is its marker: it must not hide the producer's next one.
+	rest := NewReader(slices.Concat(marker(8, 1, abort), of(9, 1, transactional), marker(11, 1, commit)), 8, []Aborted{{ProducerID: 1, First: 0}}, limits)
+	require.Len(t, all(t, rest), 2)
+	require.Equal(t, int64(12), rest.Next())
+
 	// At the end of the log, a marker must not hold up the reader.
 	r := NewReader(marker(30, 1, abort), 30, nil, limits)
 	require.Empty(t, all(t, r))

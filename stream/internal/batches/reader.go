@@ -171,6 +171,9 @@ func (r *Reader) begin() error {
 	}
 	switch {
 	case h.attributes&control != 0:
+		// The transaction that the marker ends may have begun before the first batch of this answer. Left
+		// in the list, it would hide the producer's next transaction.
+		r.reach(h.last)
 		if isAbortMarker(raw[HeaderSize:]) {
 			delete(r.aborts, h.producer)
 		}
@@ -189,11 +192,16 @@ func (r *Reader) isAborted(h header) bool {
 	if h.attributes&transactional == 0 {
 		return false
 	}
-	for len(r.aborted) > 0 && r.aborted[0].First <= h.last {
+	r.reach(h.last)
+	return r.aborts[h.producer]
+}
+
+// reach notes the aborted transactions that begin at or below an offset.
+func (r *Reader) reach(offset int64) {
+	for len(r.aborted) > 0 && r.aborted[0].First <= offset {
 		r.aborts[r.aborted[0].ProducerID] = true
 		r.aborted = r.aborted[1:]
 	}
-	return r.aborts[h.producer]
 }
 
 // header is what the header of a batch says.

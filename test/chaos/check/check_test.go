@@ -34,7 +34,7 @@ func whole() *History {
 		},
 		Retries: []Retry{{again("again"), Accepted}, {again("again"), Accepted}, {run("again"), Unknown}, {run("done"), Refused}},
 		Reused:  []Reused{{key("again"), task.Fingerprint{2}}},
-		Queued:  []Queued{{run("again"), time.Unix(5, 0), false}, {run("again"), time.Unix(60, 0), true}, {again("again"), time.Unix(60, 0), false}},
+		Queued:  []Queued{{run("again"), task.Fingerprint{1}, time.Unix(5, 0), false}, {run("again"), task.Fingerprint{1}, time.Unix(60, 0), true}, {again("again"), task.Fingerprint{1}, time.Unix(60, 0), false}},
 		Seen:    []Seen{{key("done"), task.Pending}, {key("done"), task.Success}, {key("never"), task.Pending}},
 		Tasks: []Row{{Run: run("done"), State: task.Success}, {Run: run("cancelled"), State: task.Cancelled},
 			{Run: run("late"), State: task.Expired}, {Run: run("ran"), State: task.Failed}, {Run: again("again"), State: task.Success, Print: task.Fingerprint{1}}},

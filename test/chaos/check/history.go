@@ -43,6 +43,7 @@ type Retry struct {
 // Queued is the moment in which a router read a task and asked Postgres about it.
 type Queued struct {
 	Run       task.Run
+	Print     task.Fingerprint // what the task asks
 	At        time.Time
 	Unchecked bool // Postgres did not answer
 }

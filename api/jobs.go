@@ -58,7 +58,7 @@ func (s *Server) routeJobs() {
 	huma.Register(s.api, answering(huma.Operation{OperationID: "get-job", Method: http.MethodGet, Path: one, Tags: tags,
 		Summary: "Get the progress of a job", Parameters: params(jobParam, tenantParam)},
 		http.StatusNotFound, http.StatusServiceUnavailable), s.job)
-	instant := &huma.Schema{Type: huma.TypeString, Pattern: instants}
+	instant := &huma.Schema{Type: huma.TypeString, Format: "date-time", Pattern: instants}
 	huma.Register(s.api, answering(huma.Operation{OperationID: "list-jobs", Method: http.MethodGet, Path: "/v1/jobs", Tags: tags,
 		Summary: "List jobs, newest first",
 		Parameters: append(params(tenantParam),
@@ -93,6 +93,7 @@ func (s *Server) describeJobs() {
 	in["bytes"].Minimum, in["bytes"].Maximum = ptr(0.0), ptr(float64(1<<50))
 	in["file"].MaxLength, in["file"].Pattern = ptr(task.MaxFileName), plainText
 	in["format"].Enum = append(anys("", task.FormatOpenAI, task.FormatBatchyard, task.FormatMixed), nil)
+	describeLabels(in["labels"])
 	in["labels"].MaxProperties, in["labels"].Description = ptr(task.MaxLabels), "Labels of your own; at most 1,536 bytes together."
 }
 

@@ -121,10 +121,15 @@ func (s *Server) describeTask() {
 		}
 	}
 	t["trace_id"].Pattern, t["trace_id"].Not = traceIDs, &huma.Schema{Type: huma.TypeString, Pattern: "^0+$"} // which W3C Trace Context rules out
-	t["labels"].AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
-	t["labels"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
+	describeLabels(t["labels"])
 	callback := parts["Callback"].Properties["url"]
 	callback.Pattern, callback.MaxLength = webURL, ptr(task.MaxURLLength)
+}
+
+// describeLabels says what names and values of labels may be.
+func describeLabels(labels *huma.Schema) {
+	labels.AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
+	labels.Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
 }
 
 func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error) {

@@ -36,17 +36,26 @@ func (c *checker) retries() {
 }
 
 // identities checks that each answer belongs to a request that was made under its id,
-// and that whoever made another request under the same id can find out. A request that
-// a router let in while Postgres did not answer may have run for nothing: its result was
-// not taken, as the audit log says.
+// and that whoever made another request under the same id can find out: from a dead
+// letter, or, if a router let it in before Postgres had recorded the first one, from the
+// event of its result, which was not taken.
 func (c *checker) identities() {
 	dead := map[Reused]bool{}
 	for _, d := range c.h.Reused {
 		dead[d] = true
 	}
+	recorded, refused := map[task.Key]time.Time{}, map[task.Key]bool{}
+	for _, ch := range c.h.Changes {
+		if recorded[ch.Run.Key].IsZero() {
+			recorded[ch.Run.Key] = ch.At
+		}
+	}
+	for _, e := range c.h.Events {
+		refused[e.Key] = refused[e.Key] || e.Action == string(task.ResultDuplicate)
+	}
 	for _, q := range c.h.Queued {
-		if q.Unchecked {
-			dead[Reused{q.Run.Key, q.Print}] = true
+		if key := q.Run.Key; q.Unchecked || q.At.Before(recorded[key].Add(Late)) && refused[key] {
+			dead[Reused{key, q.Print}] = true
 		}
 	}
 	for key, id := range c.known {

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/cmd/internal/app"
@@ -35,6 +37,7 @@ type runFlags struct {
 	fills   fillFlags
 	dataDir string
 	resume  bool
+	again   string // the command that continues, when interrupted
 }
 
 func runCommand(c *cli.Env) *cobra.Command {
@@ -63,7 +66,10 @@ Exit code 1 if a task did not succeed, a bad line was skipped, or --timeout pass
   batchyard run tasks.jsonl -o results.jsonl --data-dir state --resume
   cat tasks.jsonl | batchyard run - --json`,
 		Args: cli.Exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runFile(cmd.Context(), c, args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.again = resumeCommand(cmd, args[0])
+			return runFile(cmd.Context(), c, args[0], f)
+		},
 	}
 	c.ConfigFlag(cmd)
 	c.JSONFlag(cmd)
@@ -78,6 +84,29 @@ Exit code 1 if a task did not succeed, a bad line was skipped, or --timeout pass
 	fl.StringVar(&f.dataDir, "data-dir", "", "`directory` for Kafka, Postgres and Redis, to continue later (default: a temporary one)")
 	fl.BoolVar(&f.resume, "resume", false, "continue the job of this file that --data-dir has; an error if it has none")
 	return cmd
+}
+
+// resumeCommand returns the command line with --resume. Every other flag stays: without --device, for
+// example, simulated devices would answer the rest.
+func resumeCommand(cmd *cobra.Command, path string) string {
+	words := []string{cmd.CommandPath(), quoted(path)}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		name := "--" + f.Name
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			for _, v := range list.GetSlice() {
+				words = append(words, name, quoted(v))
+			}
+			return
+		}
+		switch {
+		case f.Name == "resume", f.Name == "timeout":
+		case f.Value.Type() == "bool":
+			words = append(words, name+"="+f.Value.String())
+		default:
+			words = append(words, name, quoted(f.Value.String()))
+		}
+	})
+	return strings.Join(append(words, "--resume"), " ")
 }
 
 func (f *runFlags) check(c *cli.Env) error {
@@ -254,10 +283,7 @@ func (r *jobRun) early(ctx context.Context, j *task.Job) *earlyEnd {
 	far := fmt.Sprintf("with %d of %s finished", j.Done, cli.Counted(r.plan.Tasks, "task"))
 	again := "nothing is kept; with --data-dir DIR, --resume could continue"
 	if r.flags.dataDir != "" {
-		again = fmt.Sprintf("continue with: batchyard run %s --data-dir %s --resume", quoted(r.path), quoted(r.flags.dataDir))
-		if r.flags.job != "" {
-			again += " --job " + quoted(r.flags.job)
-		}
+		again = "continue with: " + r.flags.again
 	}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

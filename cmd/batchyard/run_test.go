@@ -134,7 +134,7 @@ func TestRunContinues(t *testing.T) {
 	require.Eventually(t, func() bool { _, err := os.Stat(out); return err == nil }, time.Minute, 10*time.Millisecond)
 	close(d.halted) // the stages drain
 	require.Equal(t, cli.ExitInterrupted, <-done, stderr.String())
-	require.Contains(t, stderr.String(), "batchyard: interrupted with 2 of 6 tasks finished; continue with: batchyard run "+file+" --data-dir "+dir+" --resume\n")
+	require.Contains(t, stderr.String(), "batchyard: interrupted with 2 of 6 tasks finished; continue with: batchyard run "+file+" --data-dir "+dir+" --device d="+d.URL+" --output "+out+" --slots 1 --resume\n")
 	require.Regexp(t, `tasks +6\n +SUCCESS +2\n +without a result +4\n`, stdout.String())
 	text := readFile(t, out)
 	require.Equal(t, n, strings.Count(text, "\n"))

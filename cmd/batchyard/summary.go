@@ -146,8 +146,15 @@ func (s *summary) printDevices(t *cli.Table) {
 // failed returns an error unless every line of the file has an answer.
 func (s *summary) failed() error {
 	var errs []error
-	if n := s.Total - s.ByState[task.Success]; n > 0 {
+	ended := 0
+	for _, n := range s.ByState {
+		ended += n
+	}
+	if n := ended - s.ByState[task.Success]; n > 0 {
 		errs = append(errs, fmt.Errorf("%d of %s of job %s did not succeed", n, cli.Counted(s.Total, "task"), s.Job))
+	}
+	if n := s.Total - ended; n > 0 {
+		errs = append(errs, fmt.Errorf("%d of %s of job %s have no result", n, cli.Counted(s.Total, "task"), s.Job))
 	}
 	return cli.WithCode(cli.ExitFailed, errors.Join(append(errs, badLinesError(s.BadLines, s.BadFile))...))
 }

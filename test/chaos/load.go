@@ -47,6 +47,7 @@ type load struct {
 	cancels map[task.Key]bool
 	retries []check.Retry
 	low     map[task.Run]bool // accepted runs of tasks of low priority
+	lowKeys map[task.Key]bool // all tasks of low priority
 	seen    []check.Seen
 	poisons []check.Poison
 	missed  int  // not sent, because too many requests were in flight
@@ -70,7 +71,7 @@ func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load
 		return nil, err
 	}
 	return &load{
-		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, taken: map[task.Key]bool{}, low: map[task.Run]bool{},
+		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, taken: map[task.Key]bool{}, low: map[task.Run]bool{}, lowKeys: map[task.Key]bool{},
 		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // must be reproducible
 	}, nil
@@ -208,6 +209,7 @@ func (l *load) make() *task.Task {
 		t.Endpoint, t.Input = task.EndpointEmbeddings, task.Input(fmt.Sprintf(`{"input":%s}`, text))
 	}
 	switch x := l.r.IntN(100); {
+	case t.Priority == task.Low: // they end soon, so that their topic can be recreated
 	case x < 5:
 		t.Deadline = time.Now().Add(time.Duration(500+l.r.IntN(8000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 7:
@@ -227,8 +229,11 @@ func (l *load) remember(tasks []*task.Task, outcome check.Outcome, via, said str
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range tasks {
-		if t.Priority == task.Low && outcome == check.Accepted {
-			l.low[task.Run{Key: t.Key()}] = true
+		if t.Priority == task.Low {
+			l.lowKeys[t.Key()] = true
+			if outcome == check.Accepted {
+				l.low[task.Run{Key: t.Key()}] = true
+			}
 		}
 		l.submits = append(l.submits, check.Submit{Key: t.Key(), Outcome: outcome, Print: t.Fingerprint(), Via: via, At: time.Now(),
 			Callback: t.Callback != nil, Deadline: !t.Deadline.IsZero(), Said: said})

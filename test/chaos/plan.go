@@ -114,7 +114,12 @@ func (d deck) plan(seed uint64, length time.Duration, devices []string) []Fault 
 	// Fit all kinds into the first 60 s, or into the whole run if it is shorter.
 	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(d.kinds)))
 	first := true
-	for at := time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
+	if slices.Contains(d.kinds, TopicRecreated) { // while all is well; later, the topic may not become idle
+		target := targetsOf(TopicRecreated, devices)[0]
+		plan = append(plan, Fault{At: time.Second, Kind: TopicRecreated, Target: target})
+		busy[target] = time.Second + recovery(TopicRecreated)
+	}
+	for at := 3 * time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
 		if len(deck) == 0 {
 			deck = shuffled(d.kinds)
 			if !first {

@@ -47,6 +47,7 @@ type world struct {
 	disk                   *disk
 	proxies                *proxies
 	load                   *load
+	recreated              bool // tasks.low; what it held is gone
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken

@@ -148,6 +148,7 @@ type History struct {
 	Poisons    []Poison
 	Dead       []Poison // origins of the dead letters
 	Reused     []Reused
+	NotTaken   []task.Key // of results that were not taken
 	Queued     []Queued
 	Commands   []Command
 	Processes  []Process

@@ -50,8 +50,8 @@ func (c *checker) identities() {
 			recorded[ch.Run.Key] = ch.At
 		}
 	}
-	for _, e := range c.h.Events {
-		refused[e.Key] = refused[e.Key] || e.Action == string(task.ResultDuplicate)
+	for _, key := range c.h.NotTaken {
+		refused[key] = true
 	}
 	for _, q := range c.h.Queued {
 		if key := q.Run.Key; q.Unchecked || q.At.Before(recorded[key].Add(Late)) && refused[key] {

@@ -13,6 +13,7 @@ BENCH ?= .
 PKG ?= ./...
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 7
+CHAOS_CLUSTER ?=
 
 .PHONY: help
 help: ## list the targets
@@ -44,9 +45,13 @@ lint: ## golangci-lint (go vet is in it), go mod tidy, the size of bin/batchyard
 fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 	scripts/fuzz $(FUZZTIME)
 
+.PHONY: test-clusters
+test-clusters: ## lose brokers, masters and primaries of real clusters; needs Java, Redis and Postgres
+	BATCHYARD_TEST_CLUSTERS=1 go test -count=1 -timeout 30m -v ./test/clusters
+
 .PHONY: chaos
-chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise
-	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED)
+chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise; CHAOS_CLUSTER=1: on clusters
+	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED) $(if $(CHAOS_CLUSTER),-chaos.cluster)
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)

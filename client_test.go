@@ -414,7 +414,7 @@ func TestWaitJob(t *testing.T) {
 			if asked++; asked < 3 {
 				return answer(404, `{"detail":"no such job"}`), nil
 			}
-			return answer(200, encode(t, batchyard.JobProgress{JobID: "j", Total: 9, Done: int64(asked)})), nil
+			return answer(200, encode(t, task.Job{JobID: "j", Total: 9, Done: int64(asked)})), nil
 		})
 		j, err := c.WaitJob(t.Context(), "j", 5)
 		require.NoError(t, err)

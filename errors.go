@@ -23,9 +23,10 @@ var (
 	ErrUnauthorized = errors.New("not authorized")
 	// ErrNotFound says that the tenant has no such task, job or device.
 	ErrNotFound = errors.New("not found")
-	// ErrConflict says that it is too late: the task has ended, or already runs.
-	// [Error.State] says which.
-	ErrConflict = errors.New("too late")
+	// ErrConflict says that the request does not fit what is there: it is too late, because the task has
+	// ended or already runs, or too early, because it has not ended ([Error.State] says which); or the id
+	// belongs to another request ([Error.Fields] says which id).
+	ErrConflict = errors.New("conflict")
 	// ErrUnavailable says that the same request may succeed later: the server
 	// cannot be reached, is busy, or lacks a service that it needs. The outcome of
 	// a request that changes something is unknown; repeating it is safe.
@@ -96,7 +97,7 @@ func (e *Error) Is(target error) bool {
 		return target == ErrInvalid
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return target == ErrUnauthorized
-	case http.StatusNotFound:
+	case http.StatusNotFound, http.StatusGone:
 		return target == ErrNotFound
 	case http.StatusConflict:
 		return target == ErrConflict

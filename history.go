@@ -78,6 +78,7 @@ type Waiting struct {
 	Used      int            `json:"used"`              // tasks that the able ones have now
 	Batched   bool           `json:"batched,omitempty"` // requests of its endpoint are batched: a slot takes many tasks at once
 	Out       map[string]int `json:"out,omitempty"`     // why the others cannot run it, and how many for each reason
+	Models    []string       `json:"models,omitempty"`  // that the devices serve, at most ten, if none serves the task's
 }
 
 // Placement is one device that a router chose for a task.

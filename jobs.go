@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
@@ -18,20 +20,16 @@ import (
 const jobPoll = 500 * time.Millisecond
 
 // JobProgress is how far a job is. A job is every task of the tenant with the same
-// JobID; the server does not know how many are still to be submitted.
+// JobID. If it was announced, see [Client.AnnounceJob], the server knows how many
+// tasks it has.
 type JobProgress struct {
-	JobID   string               `json:"job_id"`
-	Tenant  string               `json:"tenant"`
-	Total   int64                `json:"total"`             // tasks that are known so far
-	Done    int64                `json:"done"`              // those that have ended
-	Tasks   map[task.State]int64 `json:"tasks"`             // how many are in each state
-	Devices map[string]int64     `json:"devices,omitempty"` // how many ended on each device, by its id
+	task.Job
 
 	answered
 }
 
-// Job says how far a job is. It is [ErrNotFound] until the first task is recorded,
-// which takes a moment after its submit.
+// Job says how far a job is. It is [ErrNotFound] until the job is recorded, which
+// takes a moment after its announcement or its first submit.
 func (c *Client) Job(ctx context.Context, jobID string) (*JobProgress, error) {
 	path, err := pathOf("jobs", jobID, "")
 	if err != nil {
@@ -42,6 +40,128 @@ func (c *Client) Job(ctx context.Context, jobID string) (*JobProgress, error) {
 		return nil, err
 	}
 	return &j, nil
+}
+
+// AnnounceJob says what a job is before its tasks are submitted, and binds its name
+// to the fingerprint of its file. It is [ErrConflict] when the name belongs to
+// another file: choose another name. known reports that the same file was announced
+// before, so its tasks are the same tasks.
+func (c *Client) AnnounceJob(ctx context.Context, spec *task.JobSpec) (known bool, err error) {
+	path, err := pathOf("jobs", spec.JobID, "")
+	if err != nil {
+		return false, err
+	}
+	var answer struct {
+		Known bool `json:"known"`
+	}
+	err = c.do(ctx, call{method: http.MethodPut, path: path, body: spec}, &answer)
+	return answer.Known, err
+}
+
+// JobFilter chooses jobs. The zero value is all of the tenant's.
+type JobFilter struct {
+	State  task.JobState // empty: any
+	Prefix string        // of the job's id
+	Since  time.Time     // submitted then or later; zero: any time
+	Until  time.Time     // submitted before; zero: any time
+	Limit  int           // of one page, at most 1,000; 0: 50
+	Cursor string        // the Next of the page before, with the same filter; empty: the first page
+}
+
+// JobPage is a part of a list of jobs.
+type JobPage struct {
+	Jobs []JobProgress
+	Next string // the cursor of the next page; empty on the last
+}
+
+// UnmarshalJSON reads a page as the server sends it.
+func (p *JobPage) UnmarshalJSON(b []byte) error {
+	var wire struct {
+		Jobs []json.RawMessage `json:"jobs"`
+		Next string            `json:"next"`
+	}
+	if err := json.Unmarshal(b, &wire); err != nil {
+		return err
+	}
+	var err error
+	p.Next = wire.Next
+	p.Jobs, err = readAll[JobProgress](wire.Jobs)
+	return err
+}
+
+// JobPage returns one page of jobs, newest first.
+func (c *Client) JobPage(ctx context.Context, f JobFilter) (*JobPage, error) {
+	query := url.Values{}
+	for name, value := range map[string]string{"state": string(f.State), "prefix": f.Prefix, "cursor": f.Cursor} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} {
+		if !at.IsZero() {
+			query.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	if f.Limit != 0 {
+		query.Set("limit", strconv.Itoa(f.Limit))
+	}
+	var p JobPage
+	if err := c.do(ctx, call{method: http.MethodGet, path: "/v1/jobs", query: query}, &p); err != nil {
+		return nil, err
+	}
+	return &p, nil
+}
+
+// CancelJob asks for every task of a job to be stopped that has not finished, page
+// by page, and returns how many it asked. It is [ErrConflict] when the job has
+// finished already. Tasks that are submitted or recorded later still run; call it
+// again for them.
+func (c *Client) CancelJob(ctx context.Context, jobID string) (tasks int64, err error) {
+	path, err := pathOf("jobs", jobID, "/cancel")
+	if err != nil {
+		return 0, err
+	}
+	for cursor := ""; ; {
+		q := call{method: http.MethodPost, path: path}
+		if cursor != "" {
+			q.query = url.Values{"cursor": {cursor}}
+		}
+		var page struct {
+			Cancelled int64  `json:"cancelled"`
+			Next      string `json:"next"`
+		}
+		if err := c.do(ctx, q, &page); err != nil {
+			return tasks, err
+		}
+		tasks += page.Cancelled
+		if cursor = page.Next; cursor == "" {
+			return tasks, nil
+		}
+	}
+}
+
+// JobCause explains what a group of a job's unfinished tasks waits for.
+type JobCause struct {
+	Cause    string `json:"cause"` // stays the same while only the figures change
+	Tasks    int64  `json:"tasks"`
+	TaskID   string `json:"task_id"` // the one that is explained
+	Sentence string `json:"sentence"`
+}
+
+// WhyJob explains what the unfinished tasks of a job wait for, the largest groups
+// first, as [Client.Why] does for one task.
+func (c *Client) WhyJob(ctx context.Context, jobID string) ([]JobCause, error) {
+	path, err := pathOf("jobs", jobID, "/why")
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Causes []JobCause `json:"causes"`
+	}
+	if err := c.do(ctx, call{method: http.MethodGet, path: path}, &answer); err != nil {
+		return nil, err
+	}
+	return answer.Causes, nil
 }
 
 // WaitJob returns how a job stands once at least this many of its tasks have

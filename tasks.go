@@ -32,12 +32,13 @@ type TaskStatus struct {
 	JobID       string            `json:"job_id,omitempty"`
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
-	DeviceID    string            `json:"device_id,omitempty"` // where it runs, or ran last
-	Attempt     int               `json:"attempt"`             // number of the present or last attempt; 0 before the first
-	Attempts    []task.Attempt    `json:"attempts,omitempty"`  // what was tried, once the task has ended
-	HTTPStatus  int               `json:"status,omitempty"`    // of the device's last answer
-	Output      json.RawMessage   `json:"output,omitempty"`    // the device's answer; only [Client.Get] and [Client.Wait] fetch it
-	Error       *task.Error       `json:"error,omitempty"`     // why it did not succeed
+	DeviceID    string            `json:"device_id,omitempty"`  // where it runs, or ran last
+	Generation  int               `json:"generation,omitempty"` // which run this is: 0 the first, n the nth retry
+	Attempt     int               `json:"attempt"`              // number of the present or last attempt; 0 before the first
+	Attempts    []task.Attempt    `json:"attempts,omitempty"`   // what was tried, once the task has ended
+	HTTPStatus  int               `json:"status,omitempty"`     // of the device's last answer
+	Output      json.RawMessage   `json:"output,omitempty"`     // the device's answer; only [Client.Get] and [Client.Wait] fetch it
+	Error       *task.Error       `json:"error,omitempty"`      // why it did not succeed
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	SubmittedAt *time.Time        `json:"submitted_at,omitempty"`
@@ -203,6 +204,32 @@ func (c *Client) Cancel(ctx context.Context, taskID string) (task.State, error) 
 	}
 	err = c.do(ctx, call{method: http.MethodPost, path: path}, &asked)
 	return asked.State, err
+}
+
+// Retried is a finished task that runs again.
+type Retried struct {
+	TaskID     string     `json:"task_id"`
+	Tenant     string     `json:"tenant"`
+	State      task.State `json:"state"`          // PENDING
+	Generation int        `json:"generation"`     // of the new run: 1 for the first retry
+	Previous   task.State `json:"previous_state"` // how the earlier run ended
+
+	answered
+}
+
+// Retry runs a finished task again. The result of the new run becomes the answer, and the earlier ones stay
+// in the history. The reason, which may be empty, goes into the audit log. It is [ErrConflict] when the task
+// has not finished, and the answer may then be to an earlier try of the same call.
+func (c *Client) Retry(ctx context.Context, taskID, reason string) (*Retried, error) {
+	path, err := pathOf("tasks", taskID, "/retry")
+	if err != nil {
+		return nil, err
+	}
+	var r Retried
+	if err := c.do(ctx, call{method: http.MethodPost, path: path, body: map[string]string{"reason": reason}}, &r); err != nil {
+		return nil, err
+	}
+	return &r, nil
 }
 
 // Rank is where a task stands among those that wait.

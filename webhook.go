@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // The headers of a webhook, by the Standard Webhooks specification.
@@ -62,9 +64,10 @@ const (
 	CallbackFailed    = "task.failed"    // FAILED
 	CallbackCancelled = "task.cancelled" // CANCELLED
 	CallbackExpired   = "task.expired"   // EXPIRED
+	CallbackJob       = "job.finished"   // every task of a job has ended; [Callback.Job] has its summary
 )
 
-// Callback is the body of a webhook: a task has ended.
+// Callback is the body of a webhook: a task has ended, or a job.
 //
 // Webhooks arrive at least once, with the same ID and body every time. Remember the
 // ID, or make what you do with the result safe to repeat.
@@ -73,7 +76,8 @@ type Callback struct {
 	Object    string       `json:"object"`     // "event"
 	Type      string       `json:"type"`       // CallbackCompleted and so on
 	CreatedAt int64        `json:"created_at"` // Unix seconds at which the task ended
-	Data      CallbackData `json:"data"`
+	Data      CallbackData `json:"data"`       // of a task
+	Job       *task.Job    `json:"-"`          // of a job; nil for a task
 }
 
 // CallbackData is the task as [Client.Get] returns it.
@@ -89,6 +93,14 @@ func ParseCallback(body []byte) (*Callback, error) {
 	var c Callback
 	if err := json.Unmarshal(body, &c); err != nil {
 		return nil, &WebhookError{ErrWebhookMalformed, "the body is not a callback"}
+	}
+	if c.Type == CallbackJob {
+		var j struct{ Data task.Job }
+		if err := json.Unmarshal(body, &j); err != nil || c.ID == "" || j.Data.JobID == "" {
+			return nil, &WebhookError{ErrWebhookMalformed, "the body lacks the id of the callback or the job"}
+		}
+		c.Job, c.Data = &j.Data, CallbackData{}
+		return &c, nil
 	}
 	if c.ID == "" || c.Data.TaskID == "" || !c.Data.State.Terminal() {
 		return nil, &WebhookError{ErrWebhookMalformed, "the body lacks the id of the callback or the task, or a terminal state"}

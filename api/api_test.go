@@ -81,6 +81,36 @@ func TestSubmitArrayAndMessagePack(t *testing.T) {
 	require.JSONEq(t, `{"task_id":"mp","tenant":"default","state":"PENDING"}`, a.body)
 }
 
+// What clients write around a task is understood, as over Kafka.
+func TestSubmitsOfManyClients(t *testing.T) {
+	b := start(t, Config{})
+	const bom = "\xef\xbb\xbf"
+	packed, err := wire.EncodeTask(&task.Task{Model: "m", Input: task.Input(`{}`)}, wire.ContentMsgpack)
+	require.NoError(t, err)
+	for name, c := range map[string]struct{ body, contentType string }{
+		"BOM": {bom + oneTask, "application/json"}, "BOM and an array": {bom + "[" + oneTask + "]", "application/json"}, "suffix": {oneTask, "application/vnd.acme+json; charset=UTF-8"},
+		"quoted": {oneTask, `"application/json"`}, "octets": {oneTask, "application/octet-stream"}, "an array of octets": {" [" + oneTask + "]", "application/octet-stream"},
+		"octets, packed": {string(packed), "application/octet-stream"}, "capitals": {string(packed), "APPLICATION/MSGPACK"}, "none": {oneTask, ""},
+	} {
+		a := b.do(t, "POST", "/v1/tasks", c.body, "Content-Type", c.contentType)
+		require.Equal(t, http.StatusAccepted, a.status, "%s: %s", name, a.body)
+	}
+	a := b.do(t, "PATCH", "/v1/tasks/a", bom+`{"priority":"high","Level":1}`, "Content-Type", "application/json")
+	p := a.problem(t, http.StatusUnprocessableEntity)
+	require.Equal(t, "/Level", p.Errors[0].Pointer, a.body)
+	require.Contains(t, p.Errors[0].Detail, "`level`")
+
+	a = b.do(t, "POST", "/v1/tasks", `{"task_id":"trace","model":"m","input":{},"trace_id":"0AF7651916CD43DD8448EB211C80319C"}`)
+	require.Equal(t, http.StatusAccepted, a.status, a.body)
+	require.Equal(t, http.StatusAccepted, b.do(t, "POST", "/v1/tasks", `{"task_id":"parent","model":"m","input":{}}`, "traceparent", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01").status)
+	traces := map[string]string{}
+	for _, e := range b.events(t, task.TaskAccepted) {
+		traces[e.TaskID] = e.TraceID
+	}
+	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", traces["trace"], "W3C ids are lower-case")
+	require.NotContains(t, strings.ToLower(traces["parent"]), "0af7651916cd43dd8448eb211c80319c", "an invalid traceparent is ignored")
+}
+
 func TestSubmitsThatAreRefused(t *testing.T) {
 	b := start(t, Config{})
 	secret := strings.Repeat("s3cret", 40)
@@ -110,6 +140,18 @@ func TestSubmitsThatAreRefused(t *testing.T) {
 		"two tenants":       {`{"tenant":"a","model":"m","input":{}}`, []string{tenantHeader, "b"}, 400, "/tenant"},
 		"tenant is no name": {oneTask, []string{tenantHeader, strings.Repeat("x", 129)}, 400, tenantHeader},
 		"msgpack bomb":      {"\xdd\xff\xff\xff\xff", []string{"Content-Type", "application/msgpack"}, 422, ""},
+		"progress":          {`{"model":"m","input":{},"progress":{"requeues":1}}`, nil, 422, "/progress"},
+		"no progress":       {`[{"model":"m","input":{},"progress":null}]`, nil, 422, "/0/progress"},
+		"other letters":     {`{"model":"m","input":{},"tenant":"a","Tenant":"b"}`, nil, 422, "/Tenant"},
+		"twice":             {`{"model":"m","input":{},"tenant":"a","tenant":"a"}`, nil, 422, "/tenant"},
+		"twice inside":      {`{"model":"m","input":{"messages":[{"role":"a","role":"b"}]}}`, nil, 422, "/input"},
+		"twice, packed":     {"\x82\xa5model\xa1a\xa5model\xa1b", []string{"Content-Type", "application/msgpack"}, 422, "/model"},
+		"a type, packed":    {"\x81\xa5model\x93\x01\x02\x03", []string{"Content-Type", "application/msgpack"}, 422, "/model"},
+		"dependencies":      {`{"task_id":"a","model":"m","input":{},"depends_on":["a"]}`, nil, 422, "/depends_on"},
+		"half a pair":       {`{"task_id":"x\ud800","model":"m","input":{}}`, nil, 422, "/task_id"},
+		"half a pair, deep": {`{"model":"m","input":{"messages":[{"content":"\udfff"}]}}`, nil, 422, "/input"},
+		"no trace":          {`{"model":"m","input":{},"trace_id":"` + strings.Repeat("0", 32) + `"}`, nil, 422, "/trace_id"},
+		"UTF-16":            {"\xff\xfe{\x00}\x00", nil, 422, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := b.do(t, "POST", "/v1/tasks", c.body, c.headers...)
@@ -228,7 +270,7 @@ func TestJobs(t *testing.T) {
 	b.store.set(status.TaskRow{Tenant: "default", ID: "1", Job: "j", State: task.Success})
 	b.store.set(status.TaskRow{Tenant: "default", ID: "2", Job: "j", State: task.Running})
 	a := b.do(t, "GET", "/v1/jobs/j", "")
-	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1}}`, a.body)
+	require.JSONEq(t, `{"job_id":"j","tenant":"default","state":"RUNNING","total":2,"known":2,"done":1,"tasks":{"SUCCESS":1,"RUNNING":1},"usage":{"input_tokens":0,"output_tokens":0}}`, a.body)
 
 	results := []*task.Result{{TaskID: "1", State: task.Success, Output: task.Input(`{"a":"<b>"}`)}, {TaskID: "2", State: task.Failed}}
 	b.store.setResults(nil, results...)
@@ -309,8 +351,8 @@ func TestHealthAndNothingElse(t *testing.T) {
 	}
 	b.do(t, "GET", "/openapi.json", "").into(t, &spec)
 	require.Equal(t, "3.1.0", spec.OpenAPI)
-	for _, path := range []string{"/v1/tasks", "/v1/tasks/{task_id}", "/v1/tasks/{task_id}/cancel", "/v1/tasks/{task_id}/events", "/v1/jobs/{job_id}",
-		"/v1/jobs/{job_id}/results", "/v1/devices", "/v1/devices/{device_id}/heartbeat", "/v1/devices/{device_id}/drain", "/v1/devices/{device_id}/undrain", "/v1/router/policy", "/v1/tasks/{task_id}/why", "/healthz", "/readyz", "/metrics"} {
+	for _, path := range []string{"/v1/tasks", "/v1/tasks/{task_id}", "/v1/tasks/{task_id}/cancel", "/v1/tasks/{task_id}/events", "/v1/jobs", "/v1/jobs/{job_id}",
+		"/v1/jobs/{job_id}/results", "/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/why", "/v1/devices", "/v1/devices/{device_id}/heartbeat", "/v1/devices/{device_id}/drain", "/v1/devices/{device_id}/undrain", "/v1/router/policy", "/v1/tasks/{task_id}/why", "/healthz", "/readyz", "/metrics"} {
 		require.Contains(t, spec.Paths, path)
 	}
 	require.Contains(t, spec.Paths["/v1/tasks"]["post"], "requestBody")
@@ -409,6 +451,7 @@ func TestWholeNumbers(t *testing.T) {
 	} {
 		require.Equal(t, want, string(wholeNumbers([]byte(body), &task.Task{})), body)
 	}
+	require.JSONEq(t, `{"lines":5,"bytes":6}`, string(wholeNumbers([]byte(`{"lines":5.0,"bytes":6e0}`), &task.JobSpec{})), "of any size")
 	tasks, _, p := decodeTasks([]byte(`[{"model":"m","input":{},"level":7.0,"max_attempts":3}]`), "", 10)
 	require.Nil(t, p)
 	require.Equal(t, 7, tasks[0].Level)

@@ -40,7 +40,10 @@ const patience = 30 * time.Second
 type memory struct {
 	mu      sync.Mutex
 	rows    map[task.Key]*status.TaskRow
+	jobs    map[string]task.Job // announced
 	told    map[string][]status.EventRow
+	prints  map[task.Key]task.Fingerprint
+	places  map[task.Key][]status.Position
 	results []*task.Result
 	broken  error // after the results
 	away    error
@@ -49,7 +52,7 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{rows: map[task.Key]*status.TaskRow{}, told: map[string][]status.EventRow{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
+	return &memory{rows: map[task.Key]*status.TaskRow{}, jobs: map[string]task.Job{}, told: map[string][]status.EventRow{}, prints: map[task.Key]task.Fingerprint{}, places: map[task.Key][]status.Position{}, waiting: make(chan task.Key, 100), ended: make(chan struct{})}
 }
 
 func (m *memory) set(r status.TaskRow) {
@@ -76,13 +79,33 @@ func (m *memory) Task(_ context.Context, k task.Key) (*status.TaskRow, error) {
 	return nil, fmt.Errorf("reading task %s: %w", k, status.ErrNotFound)
 }
 
-func (m *memory) WaitTask(ctx context.Context, k task.Key) (*status.TaskRow, error) {
-	m.waiting <- k
+func (m *memory) WaitTask(ctx context.Context, r task.Run) (*status.TaskRow, error) {
+	m.waiting <- r.Key
 	select {
 	case <-m.ended:
 	case <-ctx.Done():
 	}
-	return m.Task(ctx, k)
+	return m.Task(ctx, r.Key)
+}
+
+// Known says what the rows say.
+func (m *memory) Known(_ context.Context, keys []task.Key) ([]task.Known, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]task.Known, len(keys))
+	for i, k := range keys {
+		if r, ok := m.rows[k]; ok {
+			out[i] = task.Known{State: r.State, Generation: r.Generation, Fingerprint: m.prints[k]}
+		}
+	}
+	return out, m.away
+}
+
+// Records says where the records of a task are.
+func (m *memory) Records(_ context.Context, k task.Key) ([]status.Position, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.places[k], m.away
 }
 
 func (m *memory) Tasks(_ context.Context, f status.Filter) ([]status.TaskRow, string, error) {
@@ -100,16 +123,75 @@ func (m *memory) Tasks(_ context.Context, f status.Filter) ([]status.TaskRow, st
 	return out, "more", m.away
 }
 
-func (m *memory) JobCounts(_ context.Context, tenant, job string) (status.JobCounts, error) {
+// Job counts the rows of the job, and adds what announce said of it.
+func (m *memory) Job(_ context.Context, tenant, job string) (*task.Job, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	c := status.JobCounts{ByState: map[task.State]int64{}}
+	if m.away != nil {
+		return nil, m.away
+	}
+	j := task.Job{JobID: job, Tenant: tenant, State: task.JobRunning, Tasks: map[task.State]int64{}}
+	if known, ok := m.jobs[job]; ok {
+		j.SHA256, j.Total, j.At = known.SHA256, known.Total, known.At
+	}
 	for _, r := range m.rows {
 		if r.Tenant == tenant && r.Job == job {
-			c.ByState[r.State]++
+			j.Tasks[r.State]++
+			j.Known++
+			if r.State.Terminal() {
+				j.Done++
+			}
 		}
 	}
-	return c, m.away
+	if j.Known == 0 && j.SHA256 == "" {
+		return nil, status.ErrNoJob
+	}
+	if j.Total = max(j.Total, j.Known); j.Done == j.Total {
+		j.State = task.JobFinished
+	}
+	return &j, nil
+}
+
+func (m *memory) Jobs(ctx context.Context, f status.JobFilter) (jobs []task.Job, next string, err error) {
+	if f.Cursor == "bad" {
+		return nil, "", status.ErrBadCursor
+	}
+	for name := range m.jobs {
+		j, err := m.Job(ctx, f.Tenant, name)
+		if err != nil {
+			return nil, "", err
+		}
+		if strings.HasPrefix(name, f.Prefix) && (f.State == "" || f.State == j.State) && (f.Since.IsZero() || !j.At.Before(f.Since)) && (f.Until.IsZero() || j.At.Before(f.Until)) {
+			jobs = append(jobs, *j)
+		}
+	}
+	return jobs, "", m.away
+}
+
+func (m *memory) JobTasks(_ context.Context, job task.Key, in []task.State, after string, limit int) (rows []status.TaskRow, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.rows {
+		if r.Tenant == job.Tenant && r.Job == job.ID && slices.Contains(in, r.State) && r.ID > after {
+			rows = append(rows, *r)
+		}
+	}
+	slices.SortFunc(rows, func(x, y status.TaskRow) int { return strings.Compare(x.ID, y.ID) })
+	return rows[:min(len(rows), limit)], m.away
+}
+
+func (m *memory) JobGroups(ctx context.Context, job task.Key, limit int) (out []status.Group, err error) {
+	rows, err := m.JobTasks(ctx, job, unfinished, "", limit)
+	for _, r := range rows {
+		out = append(out, status.Group{TaskID: r.ID, Tasks: 7})
+	}
+	return out, err
+}
+
+func (m *memory) announce(job, sha256 string, tasks int64, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.jobs[job] = task.Job{SHA256: sha256, Total: tasks, At: &at}
 }
 
 func (m *memory) JobResults(_ context.Context, _, _ string, fn func(*task.Result) error) error {
@@ -205,7 +287,7 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 		Control: store.NewControl(rdb, store.Config{}, ""), Overrides: marks, Rates: store.NewRates(rdb, ""), Credits: store.NewCredits(rdb, store.Config{}, ""),
 		Policy: func() device.PolicySetting { return device.PolicySetting{Name: "round_robin", Binding: "late"} },
 		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
-		Checks: []Check{{"redis", func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {"kafka", log.Ping}},
+		Checks: []Check{{Name: "redis", Ping: func(ctx context.Context) error { return rdb.Ping(ctx).Err() }}, {Name: "kafka", Ping: log.Ping}},
 	}
 	for _, f := range change {
 		f(&b.deps)

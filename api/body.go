@@ -89,10 +89,14 @@ const maxSmallBody = 64 << 10
 
 // decodeObject reads one JSON object strictly; the error is a *task.FieldError.
 func decodeObject(body []byte, into any) error {
+	body, err := wire.Content(body)
+	if err != nil {
+		return err
+	}
 	if err := task.CheckJSON(body); err != nil {
 		return &task.FieldError{Problem: "the body is not one JSON object: " + clip(err.Error()), Remedy: "send one"}
 	}
-	err := wire.Unmarshal(body, into)
+	err = wire.Unmarshal(body, into)
 	if err != nil {
 		if whole := wholeNumbers(body, into); whole != nil {
 			err = wire.Unmarshal(whole, into)
@@ -105,7 +109,7 @@ func decodeObject(body []byte, into any) error {
 		}
 		var fe *task.FieldError
 		if errors.As(err, &fe) && fe.Field != "" {
-			return &task.FieldError{Field: clipName(fe.Field), Problem: fe.Problem, Remedy: "remove it"}
+			return &task.FieldError{Field: clipName(fe.Field), Problem: fe.Problem, Remedy: fe.Remedy}
 		}
 		return &task.FieldError{Problem: "the body is not a JSON object", Remedy: "send one"}
 	}
@@ -148,7 +152,7 @@ func isInteger(t reflect.Type, name string) bool {
 			if kind.Kind() == reflect.Pointer {
 				kind = kind.Elem()
 			}
-			return kind.Kind() == reflect.Int
+			return kind.Kind() >= reflect.Int && kind.Kind() <= reflect.Int64
 		}
 	}
 	return false

@@ -13,20 +13,28 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Store reads tasks, results and events. Any error but status.ErrNotFound and
-// status.ErrBadCursor means that Postgres does not answer.
+// Store reads tasks, jobs, results and events. Any error but status.ErrNotFound,
+// status.ErrNoJob and status.ErrBadCursor means that Postgres does not answer.
 type Store interface {
 	Task(ctx context.Context, key task.Key) (*status.TaskRow, error)
-	WaitTask(ctx context.Context, key task.Key) (*status.TaskRow, error)
+	WaitTask(ctx context.Context, run task.Run) (*status.TaskRow, error)
 	Tasks(ctx context.Context, f status.Filter) (rows []status.TaskRow, next string, err error)
-	JobCounts(ctx context.Context, tenant, job string) (status.JobCounts, error)
+	Job(ctx context.Context, tenant, job string) (*task.Job, error)
+	Jobs(ctx context.Context, f status.JobFilter) (jobs []task.Job, next string, err error)
+	JobTasks(ctx context.Context, job task.Key, in []task.State, after string, limit int) ([]status.TaskRow, error)
+	JobGroups(ctx context.Context, job task.Key, limit int) ([]status.Group, error)
 	JobResults(ctx context.Context, tenant, job string, fn func(*task.Result) error) error
 	Events(ctx context.Context, key task.Key) ([]status.EventRow, error)
+	Known(ctx context.Context, keys []task.Key) ([]task.Known, error)
+	Records(ctx context.Context, key task.Key) ([]status.Position, error)
 }
 
 // Producer writes tasks and events to Kafka, and remembers the newest tasks.
 type Producer interface {
-	Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error
+	RecentJob(ctx context.Context, key task.Key) (*task.Job, bool, error)
+	AnnounceJob(ctx context.Context, s *task.JobSpec, o task.Origin) error
+	Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error)
+	Retry(ctx context.Context, r producer.Retry, o task.Origin) error
 	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
 	Recent(ctx context.Context, key task.Key) (*producer.Recent, bool, error)
 	Reprioritize(ctx context.Context, r *producer.Recent, from producer.PriorityLevel, change device.PriorityChange, o task.Origin) error
@@ -69,6 +77,17 @@ type Credits interface {
 type Check struct {
 	Name string
 	Ping func(ctx context.Context) error
+	Note func() string // what an operator should know although it answers; empty: nothing. nil: never anything
+}
+
+// State is the state of a dependency that answers.
+func (c *Check) State() string {
+	if c.Note != nil {
+		if note := c.Note(); note != "" {
+			return "ok, but " + note
+		}
+	}
+	return "ok"
 }
 
 // Deps are what the API talks to.

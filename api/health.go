@@ -29,7 +29,7 @@ type Health struct {
 // Readiness says which dependencies answer.
 type Readiness struct {
 	Ready  bool              `json:"ready"`
-	Checks map[string]string `json:"checks" doc:"By dependency: ok, or does not answer. While the process drains, process is stopping."`
+	Checks map[string]string `json:"checks" doc:"By dependency: ok, ok with a warning, or does not answer. While the process drains, process is stopping."`
 }
 
 func (s *Server) routeHealth() {
@@ -89,7 +89,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	wg.Wait()
 	out := Readiness{Ready: true, Checks: map[string]string{}}
 	for i, c := range s.deps.Checks {
-		out.Checks[c.Name] = "ok"
+		out.Checks[c.Name] = c.State()
 		if errs[i] != nil {
 			out.Ready = false
 			out.Checks[c.Name] = "does not answer" // the log has the cause: addresses and users do not belong here

@@ -22,17 +22,10 @@ func traceOf(ctx context.Context) string {
 
 // traceID returns the id of the caller's W3C traceparent, or a new one.
 func traceID(r *http.Request) string {
-	p := strings.Split(r.Header.Get("traceparent"), "-")
-	if len(p) >= 4 && len(p[0]) == 2 && p[0] != "ff" && len(p[1]) == 32 && strings.Trim(p[1], "0") != "" {
-		if isHex(p[1]) {
-			return p[1]
-		}
+	if id := task.TraceOf(r.Header.Get("traceparent")); id != "" {
+		return id
 	}
 	return task.NewTraceID()
-}
-
-func isHex(s string) bool {
-	return strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // ServeHTTP bounds, counts and guards every request, then hands it to its route.

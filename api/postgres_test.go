@@ -44,6 +44,8 @@ func TestOnPostgres(t *testing.T) {
 	_, err = pool.Exec(ctx, `INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from, job_id) VALUES
 		('default', 'a', 'RUNNING', 12, now(), now(), 1, 'j'), ('default', 'b', 'PENDING', 0, now(), now(), 1, 'j'), ('acme', 'a', 'FAILED', 2147483647, now(), now(), 1, 'j')`)
 	require.NoError(t, err)
+	_, err = pool.Exec(ctx, `INSERT INTO jobs (tenant, job_id, submitted_at) VALUES ('default', 'j', '2026-11-21T00:00:00Z'), ('acme', 'j', now())`)
+	require.NoError(t, err)
 	b.do(t, "GET", "/v1/tasks/a", "").into(t, &st)
 	require.Equal(t, task.Running, st.State)
 	var page List
@@ -59,7 +61,9 @@ func TestOnPostgres(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string]bool{"default/a": true, "default/b": true}, seen)
-	require.JSONEq(t, `{"job_id":"j","tenant":"default","total":2,"done":0,"tasks":{"RUNNING":1,"PENDING":1}}`, b.do(t, "GET", "/v1/jobs/j", "").body)
+	job := `{"job_id":"j","tenant":"default","state":"RUNNING","total":2,"known":2,"done":0,"tasks":{"RUNNING":1,"PENDING":1},"usage":{"input_tokens":0,"output_tokens":0},"submitted_at":"2026-11-21T00:00:00Z"}`
+	require.JSONEq(t, job, b.do(t, "GET", "/v1/jobs/j", "").body)
+	require.JSONEq(t, `{"jobs":[`+job+`]}`, b.do(t, "GET", "/v1/jobs", "").body)
 	require.Equal(t, 409, b.do(t, "POST", "/v1/tasks/a/cancel", "", tenantHeader, "acme").status)
 
 	pool.Close()

@@ -31,6 +31,7 @@ type Status struct {
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
 	DeviceID    string            `json:"device_id,omitempty" doc:"The device it runs on, or ran on last."`
+	Generation  int               `json:"generation,omitempty" minimum:"0" doc:"Which run of the task this is: missing for the first, n for the nth retry on request."`
 	Attempt     int               `json:"attempt" minimum:"0" doc:"Number of the current or last attempt; 0 before the first."`
 	Attempts    []task.Attempt    `json:"attempts,omitempty" doc:"Every attempt, once the task has finished."`
 	HTTPStatus  int               `json:"status,omitempty" doc:"HTTP status of the device's last answer."`
@@ -58,7 +59,7 @@ func timeOf(t time.Time) *time.Time {
 func statusOfRow(r *status.TaskRow) Status {
 	s := Status{
 		ID: r.ID, Tenant: r.Tenant, State: r.State, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, JobID: r.Job,
-		CustomID: r.CustomID, TraceID: r.TraceID, DeviceID: r.Device, Attempt: r.Attempt,
+		CustomID: r.CustomID, TraceID: r.TraceID, DeviceID: r.Device, Generation: r.Generation, Attempt: r.Attempt,
 		SubmittedAt: timeOf(r.SubmittedAt), AssignedAt: timeOf(r.AssignedAt), StartedAt: timeOf(r.StartedAt),
 		FinishedAt: timeOf(r.FinishedAt), Deadline: timeOf(r.Deadline), CallbackURL: r.CallbackURL,
 	}
@@ -80,7 +81,7 @@ func statusOfRow(r *status.TaskRow) Status {
 func statusOfRecent(r *producer.Recent) Status {
 	s := Status{
 		ID: r.ID, Tenant: r.Tenant, State: task.Pending, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority, JobID: r.Job,
-		CustomID: r.CustomID, TraceID: r.TraceID, Labels: r.Labels, SubmittedAt: timeOf(r.SubmittedAt), Deadline: timeOf(r.Deadline),
+		CustomID: r.CustomID, TraceID: r.TraceID, Labels: r.Labels, Generation: r.Generation, SubmittedAt: timeOf(r.SubmittedAt), Deadline: timeOf(r.Deadline),
 	}
 	if r.Callback != nil {
 		s.CallbackURL = r.Callback.URL
@@ -166,6 +167,7 @@ func (s *Server) routeStatus() {
 		Summary: "List what happened to a task, oldest first", Parameters: params(taskParam, tenantParam)},
 		http.StatusNotFound, http.StatusServiceUnavailable), s.events)
 	s.routePriority()
+	s.routeRetry()
 	s.routeWhy()
 }
 
@@ -175,11 +177,14 @@ func (s *Server) look(ctx context.Context, key task.Key) (Status, *producer.Rece
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	row, err := s.deps.Store.Task(ctx, key)
-	if err == nil {
+	if err == nil && !row.State.Terminal() {
 		return statusOfRow(row), nil, nil
 	}
+	// A finished task may have been retried a moment ago.
 	recent, ok, redisErr := s.deps.Producer.Recent(ctx, key)
 	switch {
+	case err == nil && (!ok || recent.Generation <= row.Generation):
+		return statusOfRow(row), nil, nil
 	case ok:
 		return statusOfRecent(recent), recent, nil
 	case !errors.Is(err, status.ErrNotFound):
@@ -206,7 +211,7 @@ func (s *Server) status(ctx context.Context, in *request) (*statusOutput, error)
 		return nil, err
 	}
 	if wait > 0 && !st.State.Terminal() {
-		s.await(ctx, key, wait)
+		s.await(ctx, task.Run{Key: key, Generation: st.Generation}, wait)
 		if again, _, err := s.look(ctx, key); err == nil {
 			st = again // if not, what was known before is still an answer
 		}
@@ -214,9 +219,9 @@ func (s *Server) status(ctx context.Context, in *request) (*statusOutput, error)
 	return &statusOutput{st}, nil
 }
 
-// await returns when the task has finished, the time is over, the client is gone or
+// await returns when the run has finished, the time is over, the client is gone or
 // the server drains.
-func (s *Server) await(ctx context.Context, key task.Key, wait time.Duration) {
+func (s *Server) await(ctx context.Context, run task.Run, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	go func() {
@@ -226,7 +231,7 @@ func (s *Server) await(ctx context.Context, key task.Key, wait time.Duration) {
 		case <-ctx.Done():
 		}
 	}()
-	if _, err := s.deps.Store.WaitTask(ctx, key); err != nil && ctx.Err() == nil {
+	if _, err := s.deps.Store.WaitTask(ctx, run); err != nil && ctx.Err() == nil {
 		// Postgres is down: there is nothing to wait for.
 		s.log.Debug("waiting for a task failed", "trace_id", traceOf(ctx), "error", err)
 	}
@@ -332,27 +337,36 @@ func (s *Server) cancel(ctx context.Context, in *request) (*cancelOutput, error)
 		p.State = st.State
 		return nil, p
 	}
-	if recent == nil {
-		// What was submitted moments ago is remembered with its callback and labels,
-		// which the result then carries.
-		if r, ok, err := s.deps.Producer.Recent(ctx, key); err == nil && ok {
-			recent = r
-		} else {
-			recent = recentOfStatus(&st)
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.SubmitTimeout)
-	defer cancel()
-	if err := s.deps.Producer.Cancel(ctx, recent, originOf(in.r, key.Tenant)); err != nil {
-		s.log.Warn("writing a cancel to Kafka failed", "trace_id", traceOf(ctx), "error", err)
-		return nil, later("Kafka did not answer in time: the task may or may not be cancelled; send the request again")
+	if err := s.cancelTask(ctx, in.r, &st, recent); err != nil {
+		return nil, err
 	}
 	return &cancelOutput{CancelRequested{key.ID, key.Tenant, st.State}}, nil
 }
 
+// cancelTask cancels an unfinished task; the error is a problem. recent is nil if it is not known.
+func (s *Server) cancelTask(ctx context.Context, r *http.Request, st *Status, recent *producer.Recent) error {
+	key := task.Key{Tenant: st.Tenant, ID: st.ID}
+	if recent == nil {
+		// What was submitted moments ago is remembered with its callback and labels,
+		// which the result then carries.
+		if found, ok, err := s.deps.Producer.Recent(ctx, key); err == nil && ok {
+			recent = found
+		} else {
+			recent = recentOfStatus(st)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SubmitTimeout)
+	defer cancel()
+	if err := s.deps.Producer.Cancel(ctx, recent, originOf(r, key.Tenant)); err != nil {
+		s.log.Warn("writing a cancel to Kafka failed", "trace_id", traceOf(ctx), "error", err)
+		return later("Kafka did not answer in time: the task may or may not be cancelled; send the request again")
+	}
+	return nil
+}
+
 func recentOfStatus(st *Status) *producer.Recent {
 	r := &producer.Recent{ID: st.ID, Tenant: st.Tenant, Model: st.Model, Endpoint: st.Endpoint, Priority: st.Priority,
-		Job: st.JobID, CustomID: st.CustomID, TraceID: st.TraceID}
+		Job: st.JobID, CustomID: st.CustomID, TraceID: st.TraceID, Generation: st.Generation}
 	if st.SubmittedAt != nil {
 		r.SubmittedAt = *st.SubmittedAt
 	}

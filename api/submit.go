@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -26,7 +25,7 @@ import (
 type Accepted struct {
 	ID     string     `json:"task_id"`
 	Tenant string     `json:"tenant"`
-	State  task.State `json:"state" enum:"PENDING"`
+	State  task.State `json:"state" doc:"PENDING, unless the same request was submitted before under this id: then the state it is in."`
 }
 
 // AcceptedList answers an array of tasks, in its order.
@@ -45,7 +44,7 @@ type TaskIn struct {
 	Priority    string            `json:"priority,omitempty" default:"normal"`
 	Level       int               `json:"level,omitempty" minimum:"0" maximum:"9" default:"0" doc:"Level within the priority, 9 first."`
 	Needs       []string          `json:"needs,omitempty" maxItems:"32" minLength:"1" maxLength:"256" doc:"Capability tags that the device must have."`
-	DependsOn   []string          `json:"depends_on,omitempty" maxItems:"128" minLength:"1" maxLength:"128" doc:"Kept with the task; has no effect yet."`
+	DependsOn   []string          `json:"depends_on,omitempty" maxItems:"0" doc:"Dependencies are not supported yet: omit it. A task that has some is refused."`
 	Session     string            `json:"session_id,omitempty" maxLength:"256" doc:"For policies that keep a session on one device."`
 	Deadline    *time.Time        `json:"deadline,omitempty" doc:"A task that has not finished by then ends as EXPIRED."`
 	NotBefore   *time.Time        `json:"not_before,omitempty" doc:"The task is not assigned before then."`
@@ -55,8 +54,8 @@ type TaskIn struct {
 	Labels      map[string]string `json:"labels,omitempty" maxProperties:"16" doc:"Labels of your own, which the result repeats; each at most 512 characters."`
 	Job         string            `json:"job_id,omitempty" maxLength:"128" doc:"Id of the job that the task belongs to."`
 	CustomID    string            `json:"custom_id,omitempty" maxLength:"512" doc:"An id of your own within the job."`
-	TraceID     string            `json:"trace_id,omitempty" doc:"W3C trace id; otherwise that of the traceparent header."`
-	SubmittedAt *time.Time        `json:"submitted_at,omitempty" doc:"When the task was submitted; now, unless it was taken in elsewhere before."`
+	TraceID     string            `json:"trace_id,omitempty" doc:"W3C trace id, written in lower case; otherwise that of the traceparent header."`
+	SubmittedAt *time.Time        `json:"submitted_at,omitempty" doc:"When the task was submitted. Batchyard sets it; a value from a client has no effect."`
 }
 
 type submitOutput struct {
@@ -78,13 +77,13 @@ func (s *Server) routeTasks() {
 		Schema: &huma.Schema{Type: huma.TypeString}, Example: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 	op := answering(huma.Operation{
 		OperationID: "submit-tasks", Method: http.MethodPost, Path: path, Summary: "Submit a task, or an array of tasks", Tags: []string{"tasks"},
-		Description: "All or nothing: if one task is wrong, none is accepted. 202 means that every in-sync replica of Kafka has every task. " +
+		Description: "All or nothing: if one task is wrong, none is accepted. An id stands for one request: the same request again is the same task, in the state it is in; another request under a known id is refused with 409. 202 means that every in-sync replica of Kafka has every task. " +
 			"After any response but 202 and 4xx the tasks may have been accepted; submitting them again with the same ids is safe.",
 		DefaultStatus: http.StatusAccepted, Parameters: append(params(tenantParam), traceparent),
 		Responses: map[string]*huma.Response{"202": {Description: "Accepted: the tasks are durable, and each ends in one terminal state.",
 			Content: map[string]*huma.MediaType{wire.ContentJSON: {Schema: accepted}},
-			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task")}}},
-	}, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
+			Links:   map[string]*huma.Link{"status": link("get-task"), "cancel": link("cancel-task"), "events": link("list-task-events"), "why": link("explain-task"), "priority": link("reprioritize-task"), "retry": link("retry-task")}}},
+	}, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
 	huma.Register(s.api, op, s.submit)
 	op.Responses["202"].Headers["Location"] = &huma.Param{Description: "Path of the task's status; only for a single task.", Schema: &huma.Schema{Type: huma.TypeString, Format: "uri-reference"}}
 	one := reg.Schema(reflect.TypeFor[TaskIn](), true, "")
@@ -121,11 +120,16 @@ func (s *Server) describeTask() {
 			text.Pattern = plainText
 		}
 	}
-	t["trace_id"].Pattern = traceIDs
-	t["labels"].AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
-	t["labels"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
+	t["trace_id"].Pattern, t["trace_id"].Not = traceIDs, &huma.Schema{Type: huma.TypeString, Pattern: "^0+$"} // which W3C Trace Context rules out
+	describeLabels(t["labels"])
 	callback := parts["Callback"].Properties["url"]
 	callback.Pattern, callback.MaxLength = webURL, ptr(task.MaxURLLength)
+}
+
+// describeLabels says what names and values of labels may be.
+func describeLabels(labels *huma.Schema) {
+	labels.AdditionalProperties = &huma.Schema{Type: huma.TypeString, Nullable: true, MaxLength: ptr(512), Pattern: plainText}
+	labels.Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: ptr(1), MaxLength: ptr(64), Pattern: plainText}}
 }
 
 func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error) {
@@ -155,13 +159,14 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 		t.Tenant = cmp.Or(t.Tenant, tenant)
 		t.TraceID = cmp.Or(t.TraceID, traceOf(ctx))
 	}
-	if err := s.deps.Producer.Submit(ctx, tasks, originOf(in.r, tenant)); err != nil {
+	states, err := s.deps.Producer.Accept(ctx, tasks, originOf(in.r, tenant))
+	if err != nil {
 		return nil, s.notTaken(ctx, in.r, tenant, form, err)
 	}
 	fault.At("api.before_answer")
 	list := AcceptedList{Tasks: make([]Accepted, len(tasks))}
 	for i, t := range tasks {
-		list.Tasks[i] = Accepted{t.ID, t.Tenant, task.Pending}
+		list.Tasks[i] = Accepted{t.ID, t.Tenant, states[i]}
 	}
 	if form == taskArray {
 		return &submitOutput{Body: list}, nil
@@ -189,14 +194,19 @@ func pointerAt(form bodyForm, i int) string {
 // notTaken turns a producer's error into a problem.
 func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, form bodyForm, err error) error {
 	var refused *producer.RefusedError
+	var reused *producer.ReusedError
 	var large *stream.TooLargeError
+	code := http.StatusUnprocessableEntity
+	if errors.As(err, &reused) {
+		refused, code = &reused.RefusedError, http.StatusConflict
+	}
 	switch {
-	case errors.As(err, &refused):
+	case refused != nil, errors.As(err, &refused):
 		errs := make([]ProblemError, len(refused.Refusals))
 		for i, f := range refused.Refusals {
 			errs[i] = fieldError(pointerAt(form, f.Index), f.Err)
 		}
-		return s.refuse(ctx, r, tenant, fieldProblem(http.StatusUnprocessableEntity, errs, refused.More))
+		return s.refuse(ctx, r, tenant, fieldProblem(code, errs, refused.More))
 	case errors.As(err, &large):
 		return s.refuse(ctx, r, tenant, problem(http.StatusRequestEntityTooLarge, "a task is larger than a Kafka record may be; shorten its input"))
 	case errors.Is(err, producer.ErrClosed):
@@ -244,22 +254,19 @@ func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any
 
 // decodeTasks reads a task, or an array of at most most tasks; form says which.
 func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task, form bodyForm, refused *Problem) {
-	kind := contentType
-	if kind == "" {
-		kind = wire.ContentJSON
-	}
-	kind, _, err := mime.ParseMediaType(kind)
-	switch {
-	case err != nil, kind != wire.ContentJSON && kind != wire.ContentMsgpack && kind != "application/x-msgpack" && kind != "application/vnd.msgpack":
+	kind, ok := wire.Format(contentType)
+	if !ok {
 		return nil, singleTask, problem(http.StatusUnsupportedMediaType, "unsupported Content-Type: send application/json, or application/msgpack for a single task")
-	case kind != wire.ContentJSON:
-		kind = wire.ContentMsgpack
+	}
+	body, err := wire.Content(body)
+	if err != nil {
+		return nil, singleTask, decodeProblem([]ProblemError{decodeError("", err)}, 0)
 	}
 	trimmed := bytes.TrimLeft(body, " \t\r\n")
 	switch {
 	case len(trimmed) == 0:
 		return nil, singleTask, problem(http.StatusBadRequest, "the body is empty; send a task, or an array of tasks")
-	case kind == wire.ContentJSON && trimmed[0] == '[':
+	case kind != wire.ContentMsgpack && trimmed[0] == '[':
 		tasks, refused = decodeArray(trimmed, most)
 		return tasks, taskArray, refused
 	}
@@ -273,7 +280,7 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 // decodeTask is task.DecodeTask that takes 5.0 for an integer.
 func decodeTask(body []byte, kind string) (*task.Task, error) {
 	t, err := wire.DecodeTask(body, kind)
-	if err != nil && kind == wire.ContentJSON {
+	if err != nil && kind != wire.ContentMsgpack {
 		if whole := wholeNumbers(body, &task.Task{}); whole != nil {
 			return wire.DecodeTask(whole, kind)
 		}

@@ -52,15 +52,42 @@ func KeyID(key ed25519.PublicKey) string {
 
 // Sign returns the line of a checkpoint, without a newline.
 func (c *Checkpoint) Sign(key ed25519.PrivateKey) ([]byte, error) {
-	body, err := json.Marshal(c)
+	line, err := signLine(checkpointDomain, c, key)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a checkpoint: %w", err)
 	}
+	return line, nil
+}
+
+// signLine encodes a struct as one line of JSON, whose last member is the signature over the domain
+// and what is before that member.
+func signLine(domain string, v any, key ed25519.PrivateKey) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
 	body = body[:len(body)-1] // the brace comes after the signature
-	sig := ed25519.Sign(key, append([]byte(checkpointDomain), body...))
+	sig := ed25519.Sign(key, append([]byte(domain), body...))
 	line := append(body, signatureMark...)
 	line = base64.StdEncoding.AppendEncode(line, sig)
 	return append(line, `"}`...), nil
+}
+
+// parseLine splits such a line into its body without the signature, and the signature. The error
+// completes a sentence that begins with where the line is from.
+func parseLine(line []byte) (body, signature []byte, err error) {
+	if len(line) > MaxCheckpoint {
+		return nil, nil, fmt.Errorf("longer than %d bytes", MaxCheckpoint)
+	}
+	cut := bytes.LastIndex(line, []byte(signatureMark))
+	rest, ok := bytes.CutSuffix(line, []byte(`"}`))
+	if cut < 0 || !ok || len(rest) < cut+len(signatureMark) {
+		return nil, nil, errors.New("no signature at its end")
+	}
+	if signature, err = base64.StdEncoding.DecodeString(string(rest[cut+len(signatureMark):])); err != nil {
+		return nil, nil, errors.New("the signature is not base64")
+	}
+	return line[:cut:cut], signature, nil
 }
 
 // SignedCheckpoint is a checkpoint as it was read. Its signature has not been verified; see [SignedCheckpoint.by].
@@ -75,20 +102,11 @@ type SignedCheckpoint struct {
 // where the line is from.
 func ParseCheckpoint(line []byte) (*SignedCheckpoint, error) {
 	line = bytes.TrimRight(line, "\r\n")
-	if len(line) > MaxCheckpoint {
-		return nil, fmt.Errorf("longer than %d bytes", MaxCheckpoint)
+	body, signature, err := parseLine(line)
+	if err != nil {
+		return nil, err
 	}
-	cut := bytes.LastIndex(line, []byte(signatureMark))
-	rest, ok := bytes.CutSuffix(line, []byte(`"}`))
-	if cut < 0 || !ok || len(rest) < cut+len(signatureMark) {
-		return nil, errors.New("no signature at its end")
-	}
-	s := &SignedCheckpoint{Hash: sha256.Sum256(line)}
-	var err error
-	if s.signature, err = base64.StdEncoding.DecodeString(string(rest[cut+len(signatureMark):])); err != nil {
-		return nil, errors.New("the signature is not base64")
-	}
-	body := line[:cut:cut]
+	s := &SignedCheckpoint{Hash: sha256.Sum256(line), signature: signature}
 	if err := json.Unmarshal(append(body, '}'), &s.Checkpoint); err != nil {
 		return nil, fmt.Errorf("not the JSON of a checkpoint: %w", err)
 	}

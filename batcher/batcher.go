@@ -78,18 +78,15 @@ func (b *Batcher) consume(ctx context.Context, ready func()) error {
 }
 
 // intake decodes records of one partition and hands their assignments to the loop. Records that
-// cannot be decoded become dead letters.
+// are not ours or cannot be decoded become dead letters.
 func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 	fault.At("batcher.after_read")
 	var entries []entry
 	for _, rec := range recs {
-		as, err := wire.DecodeFrame[task.Assignment](wire.FrameAssignments, rec.Value)
-		if err == nil && len(as) == 0 {
-			err = errors.New("the frame is empty")
-		}
+		as, err := decode(rec)
 		if err != nil {
 			// An error means that the process stops; then the record is read again.
-			_ = b.deadLetters.Put(ctx, records.Letter{Record: rec, Reason: records.ReasonUnreadable, Cause: err})
+			_ = b.deadLetters.Put(ctx, records.Letter{Record: rec, Reason: records.ReasonOf(err, records.ReasonUnreadable), Cause: err})
 			continue
 		}
 		ack := records.NewAck(rec, len(as))
@@ -103,6 +100,19 @@ func (b *Batcher) intake(ctx context.Context, recs []*stream.Record) {
 			b.leases.Drop(entries[i].Lease, 1)
 		}
 	}
+}
+
+// decode returns the assignments of a record. Those of a forged one would make a worker send
+// requests anywhere.
+func decode(rec *stream.Record) ([]task.Assignment, error) {
+	if err := records.CheckOurs(rec); err != nil {
+		return nil, err
+	}
+	as, err := wire.DecodeFrame[task.Assignment](wire.FrameAssignments, rec.Value)
+	if err == nil && len(as) == 0 {
+		err = errors.New("the frame is empty")
+	}
+	return as, err
 }
 
 // handOver passes entries to the loop. It gives up when their partition is lost, but not when the

@@ -69,6 +69,9 @@ func overheadOf(a *task.Assignment) int64 {
 		for _, s := range p.Exclude {
 			n += len(s)
 		}
+		for _, h := range p.Sent {
+			n += len(h.Key) + len(h.Value) + 16
+		}
 	}
 	return int64(n + len(a.Task.CustomID) + len(a.Task.SessionID) + len(a.Task.Model))
 }

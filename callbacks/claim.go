@@ -21,6 +21,8 @@ type callback struct {
 	found                         bool // the result exists
 	truncated                     bool // its output is too large for a callback
 	data                          Data
+	job                           string // of a job's callback; else empty
+	ready                         []byte // the body of a job's callback
 }
 
 // candidates is how many due rows a claim considers: enough to find other hosts behind one that has
@@ -48,16 +50,17 @@ ranked AS (
 	SELECT due.callback_id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
 	FROM due LEFT JOIN busy ON busy.host = due.host),
 picked AS MATERIALIZED (
-	SELECT c.callback_id, c.tenant, c.task_id FROM (SELECT callback_id FROM ranked WHERE place <= $4 ORDER BY next_at) r
+	SELECT c.callback_id, c.tenant, c.task_id, c.generation FROM (SELECT callback_id FROM ranked WHERE place <= $4 ORDER BY next_at) r
 	CROSS JOIN LATERAL (
-		SELECT callback_id, tenant, task_id FROM callbacks
+		SELECT callback_id, tenant, task_id, generation FROM callbacks
 		WHERE callback_id = r.callback_id AND state = 'DUE' AND next_at <= now() FOR UPDATE SKIP LOCKED) c
 	LIMIT $3)
 UPDATE callbacks c SET holder = $1, attempts = c.attempts + 1, next_at = now() + $2 * interval '1 millisecond'
 FROM picked p LEFT JOIN LATERAL (
-	SELECT * FROM results WHERE tenant = p.tenant AND task_id = p.task_id OFFSET 0) r ON true
+	SELECT * FROM results WHERE tenant = p.tenant AND task_id = p.task_id AND generation = p.generation OFFSET 0) r ON true
 WHERE c.callback_id = p.callback_id
-RETURNING c.callback_id, c.tenant, c.task_id, c.url, c.host, c.attempts, r.task_id IS NOT NULL,
+RETURNING c.callback_id, c.tenant, coalesce(c.task_id, ''), c.url, c.host, c.attempts, c.generation, r.task_id IS NOT NULL OR c.job_id IS NOT NULL,
+	coalesce(c.job_id, ''), c.body::text,
 	coalesce(octet_length(r.output::text) > $7, false), CASE WHEN octet_length(r.output::text) <= $7 THEN r.output::text END,
 	coalesce(r.state, ''), coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''),
 	coalesce(r.job_id, ''), coalesce(r.custom_id, ''), coalesce(r.trace_id, ''), coalesce(r.device_id, ''), coalesce(r.attempt, 0),
@@ -97,7 +100,7 @@ func (c *callback) scan(r pgx.CollectableRow) error {
 	var output, attempts, labels []byte
 	var class, message string
 	var usage task.Usage
-	err := r.Scan(&c.id, &c.tenant, &c.taskID, &c.url, &c.host, &c.attempts, &c.found, &c.truncated, &output,
+	err := r.Scan(&c.id, &c.tenant, &c.taskID, &c.url, &c.host, &c.attempts, &d.Generation, &c.found, &c.job, &c.ready, &c.truncated, &output,
 		&d.State, &d.Model, &d.Requested, &d.Endpoint, &d.Priority, &d.Job, &d.CustomID, &d.TraceID, &d.Device, &d.Attempt,
 		&attempts, &d.Status, &class, &message, &usage.InputTokens, &usage.OutputTokens, &labels,
 		&d.SubmittedAt, &d.AssignedAt, &d.StartedAt, &d.FinishedAt)

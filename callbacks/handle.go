@@ -1,6 +1,7 @@
 package callbacks
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"time"
@@ -69,7 +70,7 @@ func (s *Callbacks) event(c *callback, o outcome) task.Event {
 	e := task.Event{
 		Time: time.Now().UTC(), Action: task.CallbackSent, Outcome: task.OutcomeOK, Tenant: c.tenant,
 		ActorType: task.ActorStage, ActorID: s.deps.Instance, ResourceType: "callback", ResourceID: c.id,
-		TaskID: c.taskID, JobID: c.data.Job, TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
+		TaskID: c.taskID, JobID: cmp.Or(c.job, c.data.Job), TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
 	}
 	detail := map[string]any{"host": c.host, "delivery": c.attempts}
 	if o.status != 0 {

@@ -9,7 +9,8 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Payload is the body of a callback.
+// Payload is the body of a task's callback. That of a job has the type job.finished and the job's
+// progress as its data.
 type Payload struct {
 	ID        string `json:"id"`     // the webhook-id, the same in every delivery
 	Object    string `json:"object"` // "event"
@@ -31,6 +32,7 @@ type Data struct {
 	CustomID    string            `json:"custom_id,omitempty"`
 	TraceID     string            `json:"trace_id,omitempty"`
 	Device      string            `json:"device_id,omitempty"`
+	Generation  int               `json:"generation,omitempty"`
 	Attempt     int               `json:"attempt"`
 	Attempts    json.RawMessage   `json:"attempts,omitempty"`
 	Status      int               `json:"status,omitempty"`
@@ -54,6 +56,9 @@ var types = map[task.State]string{
 // body returns the body of the request. It is made of the result's row, which never changes, so it is
 // the same in every delivery.
 func (c *callback) body() ([]byte, error) {
+	if c.job != "" {
+		return c.ready, nil // the recorder made it when the job finished
+	}
 	p := Payload{ID: c.id, Object: "event", Type: types[c.data.State], Data: c.data}
 	if c.data.FinishedAt != nil {
 		p.CreatedAt = c.data.FinishedAt.Unix()

@@ -25,7 +25,8 @@ const lineOverhead = 64 << 10
 
 // Options determine how a file becomes a job.
 type Options struct {
-	Job      string    // id of the job; empty: derived from the file's content
+	Job      string    // id of the job; empty: derived from the file's fingerprint
+	Bad      *BadLines // collects the invalid lines, which are skipped; nil: a file that has any is refused
 	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback and deadline for lines that do not set them
 	Limits   task.Limits
 	Config   Config

@@ -1,7 +1,9 @@
 // Package jobs turns a file into many tasks and their results into a file.
 //
 // Each line of the file is a task: either a line in OpenAI's batch format (custom_id,
-// method, url, body) or a Batchyard task object. The format is detected line by line.
+// method, url, body) or a Batchyard task object. The format is detected line by line. The
+// file may be compressed with gzip or zstd; its content is then kept in a temporary file. A
+// file in another format gets one error, which names the service that it looks like.
 //
 //	file ──▶ Plan: every line is checked ──▶ Submit: in chunks, several in flight
 //	              │                              │

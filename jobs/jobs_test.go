@@ -111,7 +111,7 @@ func TestEveryInvalidLineIsReported(t *testing.T) {
 		{`[1]`, ""},
 		{`{"method":"POST","url":"/v1/chat/completions","body":{"model":"m"}}`, "custom_id"},
 		{`{"custom_id":"1","method":"GET","url":"/v1/chat/completions","body":{"model":"m"}}`, "method"},
-		{`{"custom_id":"2","method":"POST","url":"/v1/nothing","body":{"model":"m"}}`, "endpoint"},
+		{`{"custom_id":"2","method":"POST","url":"/v1/nothing","body":{"model":"m"}}`, "url"},
 		{`{"custom_id":"3","method":"POST","url":"/v1/chat/completions","body":{}}`, "body.model"},
 		{`{"custom_id":"4","method":"POST","url":"/v1/chat/completions","body":{"model":7}}`, "body.model"},
 		{`{"custom_id":"5","method":"POST","url":"/v1/chat/completions","body":{"model":"m","stream":true}}`, "body.stream"},
@@ -147,7 +147,7 @@ func TestEveryInvalidLineIsReported(t *testing.T) {
 			require.Equal(t, l.field, field, "line %d", i+1)
 		}
 	}
-	require.Contains(t, err.Error(), "job.jsonl:7: body.model: it is missing; set it\n")
+	require.Contains(t, err.Error(), "job.jsonl:7: body.model: it is missing; set it, or pass --model\n")
 	require.NotContains(t, err.Error(), strings.Repeat("a", 65))
 }
 
@@ -334,23 +334,32 @@ func (b broken) JobResults(ctx context.Context, tenant, job string, fn func(*tas
 }
 
 func TestWait(t *testing.T) {
-	p := open(t, fmt.Sprintf(chatLine, "a")+"\n"+fmt.Sprintf(chatLine, "b"), Options{})
 	look := make(chan time.Time, 3)
 	for range 3 {
 		look <- time.Time{}
 	}
-	answers := []map[task.State]int64{{task.Pending: 2}, nil, {task.Running: 1, task.Failed: 1}, {task.Success: 1, task.Failed: 1}}
+	answers := []*task.Job{{Total: 2}, nil, {Total: 2, Done: 1}, {Total: 2, Done: 2, State: task.JobFinished}}
 	i := 0
-	c, err := p.Wait(t.Context(), func(context.Context) (map[task.State]int64, error) {
+	w := Watch{Job: "j", At: look, Look: func(context.Context) (*task.Job, error) {
 		a := answers[i]
 		i++
 		if a == nil {
 			return nil, errors.New("Postgres is away")
 		}
 		return a, nil
-	}, look, nil)
+	}}
+	j, err := w.Wait(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, 2, c.Done())
+	require.EqualValues(t, 2, j.Done)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.Tasks, w.Look = 2, func(context.Context) (*task.Job, error) {
+		return &task.Job{Total: 1, Done: 1, State: task.JobFinished}, nil
+	}
+	j, err = w.Wait(ctx)
+	require.ErrorIs(t, err, context.Canceled, "a job with fewer tasks than the file has not ended")
+	require.EqualValues(t, 1, j.Done)
 }
 
 func TestLinesOfAnyLength(t *testing.T) {

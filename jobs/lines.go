@@ -33,8 +33,8 @@ func (l *lineReader) next() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.number == 1 {
-			line = bytes.TrimPrefix(line, utf8BOM)
+		for bytes.HasPrefix(line, utf8BOM) { // of this file, or of one that was appended to it
+			line = line[len(utf8BOM):]
 		}
 		if line = bytes.TrimSpace(line); len(line) > 0 {
 			return line, nil

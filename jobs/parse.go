@@ -2,8 +2,6 @@ package jobs
 
 import (
 	"cmp"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -33,20 +31,6 @@ func LineOf(job, id string) (line int, ok bool) {
 	return int(n), err == nil && n > 0
 }
 
-// openAILine is a line in OpenAI's batch format.
-type openAILine struct {
-	CustomID string     `json:"custom_id"`
-	Method   string     `json:"method"`
-	URL      string     `json:"url"`
-	Body     task.Input `json:"body"`
-}
-
-// bodyHead is the part of the body that Batchyard needs.
-type bodyHead struct {
-	Model  *string          `json:"model"`
-	Stream *json.RawMessage `json:"stream"`
-}
-
 // parsed is a parsed line.
 type parsed struct {
 	task   *task.Task
@@ -55,16 +39,13 @@ type parsed struct {
 }
 
 // parseLine parses a line into a valid task, normalized except for trace id and time. The
-// error is a *task.FieldError.
+// error is a *task.FieldError, or a *formatError that wraps one.
 func parseLine(line []byte, number int, job string, o *Options) (parsed, error) {
-	p, err := decodeLine(line)
+	p, err := decodeLine(line, &o.Defaults)
 	if err != nil {
 		return parsed{}, err
 	}
 	t := p.task
-	if t.Progress != nil {
-		return parsed{}, fieldErr("progress", "omit it", "it is set by Batchyard")
-	}
 	if t.JobID != "" && t.JobID != job {
 		return parsed{}, fieldErr("job_id", "omit it: the file is one job", "it names another job")
 	}
@@ -78,12 +59,18 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 	if err := fill(t, &o.Defaults); err != nil {
 		return parsed{}, err
 	}
-	return p, t.Validate(o.Limits)
+	if err := t.Validate(o.Limits); err != nil {
+		if p.openAI {
+			return parsed{}, asInLine(err)
+		}
+		return parsed{}, err
+	}
+	return p, nil
 }
 
 // decodeLine decodes a line in either format. DecodeTask finds invalid JSON itself, so only
 // what it refuses is checked again, for an error about the line.
-func decodeLine(line []byte) (p parsed, err error) {
+func decodeLine(line []byte, defaults *task.Task) (p parsed, err error) {
 	wire.Members(line, func(key string, _ []byte) bool { // the formats differ in these
 		p.openAI = key == "method" || key == "url" || key == "body"
 		return !p.openAI
@@ -93,13 +80,16 @@ func decodeLine(line []byte) (p parsed, err error) {
 			return p, nil
 		}
 	}
+	if format := foreign(line); format != nil {
+		return p, format
+	}
 	switch invalid := task.CheckJSON(line); {
 	case invalid != nil:
 		return p, fieldErr("", "put one JSON object on each line", "%s", invalid)
 	case line[0] != '{':
 		return p, fieldErr("", "put one JSON object on each line", "it is not a JSON object")
 	case p.openAI:
-		p.task, err = parseOpenAI(line)
+		p.task, err = parseOpenAI(line, defaults)
 	}
 	return p, err
 }
@@ -120,9 +110,9 @@ func fill(t, d *task.Task) error {
 	if t.Priority == "" {
 		t.Priority = task.Normal
 	}
-	if t.Endpoint == "" {
-		t.Endpoint = task.EndpointChat
-	}
+	t.Model = cmp.Or(t.Model, d.Model)
+	t.Endpoint = cmp.Or(t.Endpoint, d.Endpoint, task.EndpointChat)
+	t.TraceID = strings.ToLower(t.TraceID)
 	t.Level = cmp.Or(t.Level, d.Level)
 	t.MaxAttempts = cmp.Or(t.MaxAttempts, d.MaxAttempts)
 	t.Deadline = cmp.Or(t.Deadline, d.Deadline)
@@ -131,54 +121,6 @@ func fill(t, d *task.Task) error {
 		t.Callback = d.Callback
 	}
 	return nil
-}
-
-func parseOpenAI(line []byte) (*task.Task, error) {
-	var l openAILine
-	if err := wire.Unmarshal(line, &l); err != nil {
-		return nil, jsonError(err)
-	}
-	switch {
-	case l.CustomID == "":
-		return nil, fieldErr("custom_id", "give each line its own", "it is missing")
-	case l.Method != "POST":
-		return nil, fieldErr("method", `write "POST"`, "it is not supported")
-	case l.URL == "":
-		return nil, fieldErr("url", "use one of "+strings.Join(task.Endpoints, ", "), "it is missing")
-	case len(l.Body) == 0:
-		return nil, fieldErr("body", "send the request as a JSON object", "it is missing")
-	case l.Body[0] != '{':
-		return nil, fieldErr("body", "send the request as a JSON object", "it is not a JSON object")
-	}
-	var head bodyHead
-	if err := json.Unmarshal(l.Body, &head); err != nil {
-		var fe *task.FieldError
-		if errors.As(jsonError(err), &fe) && fe.Field != "" {
-			fe.Field = "body." + fe.Field
-			return nil, fe
-		}
-		return nil, fieldErr("body", "send the request as a JSON object", "%s", clip(err.Error()))
-	}
-	if head.Model == nil || *head.Model == "" {
-		return nil, fieldErr("body.model", "set it", "it is missing")
-	}
-	if head.Stream != nil && string(*head.Stream) == "true" {
-		return nil, fieldErr("body.stream", "omit it", "answers of a job are not streamed")
-	}
-	return &task.Task{CustomID: l.CustomID, Model: *head.Model, Endpoint: l.URL, Input: l.Body}, nil
-}
-
-// jsonError names the field but does not repeat the input.
-func jsonError(err error) error {
-	var typeErr *json.UnmarshalTypeError
-	if errors.As(err, &typeErr) {
-		return fieldErr(typeErr.Field, "check the format of the file", "a JSON %s does not fit", clip(typeErr.Value))
-	}
-	var fe *task.FieldError
-	if errors.As(err, &fe) && fe.Field != "" {
-		return fieldErr(clip(fe.Field), "remove it: a line has custom_id, method, url and body", "%s", fe.Problem)
-	}
-	return fieldErr("", "put one JSON object on each line", "%s", clip(err.Error()))
 }
 
 func fieldErr(field, remedy, problem string, args ...any) *task.FieldError {

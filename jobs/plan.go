@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"unicode/utf8"
 
@@ -70,18 +70,23 @@ type Plan struct {
 	Lines     int            // in the file, including blank ones
 	Endpoints map[string]int // tasks by endpoint
 	Models    map[string]int // tasks by model, for the first hundred models
-	SHA256    string         // of the file
+	SHA256    string         // the file's fingerprint, in hex: a digest of what its lines ask for
+	Bytes     int64          // size of the file
+	Bad       int            // invalid lines, which are skipped
 
 	options Options
 	file    *os.File
 	temp    string
 	openAI  bitset           // by line
 	tasks   bitset           // by line: whether it is a task
+	skipped bitset           // by line: whether it is invalid and skipped
+	openAIs int              // tasks in OpenAI's format
 	own     map[[16]byte]int // task with an id of its own → line
 }
 
 // Open checks every line of a file, or of standard input for "-", and returns the plan to
-// submit. Invalid lines are an *InvalidError, which lists the first 20.
+// submit. Invalid lines are an *InvalidError, which lists the first 20, unless they are to be
+// skipped.
 func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
 	o.Config = o.Config.withDefaults()
 	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
@@ -93,7 +98,7 @@ func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan
 		}
 	}()
 	if path == "-" {
-		err = p.spool(ctx, stdin)
+		err = p.save(contextReader{ctx, stdin}, "standard input")
 	} else {
 		p.file, err = os.Open(path)
 	}
@@ -109,24 +114,13 @@ func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan
 	return p, nil
 }
 
-// spool copies standard input to a file, because it is read twice.
-func (p *Plan) spool(ctx context.Context, stdin io.Reader) error {
-	f, err := os.CreateTemp("", "batchyard-job-*")
-	if err != nil {
-		return fmt.Errorf("saving standard input: %w", err)
-	}
-	p.file, p.temp = f, f.Name()
-	n, err := io.Copy(f, io.LimitReader(contextReader{ctx, stdin}, p.options.Config.MaxBytes+1))
-	if err != nil {
-		return fmt.Errorf("saving standard input in %s: %w", p.temp, err)
-	}
-	if n > p.options.Config.MaxBytes {
-		return fmt.Errorf("standard input is larger than %d bytes; split it, or raise jobs.max_bytes", p.options.Config.MaxBytes)
-	}
-	return nil
-}
+// provisional is the id of a job while its file is checked: as long as one that is derived.
+var provisional = derived(strings.Repeat("0", 64))
 
-// identify hashes the file and derives the job's id from the hash, unless it is set.
+// derived returns the id of a job that is named after its file's fingerprint.
+func derived(sha256 string) string { return "job-" + sha256[:24] }
+
+// identify checks what the job is called and how large its file is, and unpacks it if it is compressed.
 func (p *Plan) identify(ctx context.Context) error {
 	info, err := p.file.Stat()
 	switch {
@@ -137,17 +131,12 @@ func (p *Plan) identify(ctx context.Context) error {
 	case info.Size() > p.options.Config.MaxBytes:
 		return fmt.Errorf("%s has %d bytes, the limit is %d; split it, or raise jobs.max_bytes", p.Path, info.Size(), p.options.Config.MaxBytes)
 	}
-	h := sha256.New()
-	if err := p.rewind(); err != nil {
+	if err := p.unpack(ctx); err != nil {
 		return err
 	}
-	if _, err := io.Copy(h, contextReader{ctx, p.file}); err != nil {
-		return fmt.Errorf("reading %s: %w", p.Path, err)
-	}
-	p.SHA256 = hex.EncodeToString(h.Sum(nil))
-	p.Job = cmp.Or(p.Job, "job-"+p.SHA256[:24])
-	if utf8.RuneCountInString(p.Job) > maxJobID {
-		return &task.FieldError{Field: "job_id", Problem: fmt.Sprintf("it has %d characters, the limit is %d", utf8.RuneCountInString(p.Job), maxJobID), Remedy: "shorten it"}
+	p.Bytes = info.Size()
+	if n := utf8.RuneCountInString(p.Job); n > maxJobID {
+		return &task.FieldError{Field: "job_id", Problem: fmt.Sprintf("it has %d characters, the limit is %d", n, maxJobID), Remedy: "shorten it"}
 	}
 	return nil
 }
@@ -161,56 +150,132 @@ func (p *Plan) rewind() error {
 
 // check is the first pass: it checks every line and keeps none.
 func (p *Plan) check(ctx context.Context) error {
-	invalid := InvalidError{Path: p.Path}
-	customIDs := map[[16]byte]int{}
+	named := p.Job != ""
+	if !named {
+		p.Job = provisional
+	}
+	c := checker{plan: p, invalid: InvalidError{Path: p.Path}, customIDs: map[[16]byte]int{}, sum: newFingerprint()}
 	p.own = map[[16]byte]int{}
-	lines, err := p.each(ctx, func(line int, q parsed, err error) error {
-		if err != nil {
-			invalid.add(line, err)
-			return nil
-		}
-		if q.openAI {
-			h := short(q.task.CustomID)
-			if first, ok := customIDs[h]; ok {
-				invalid.add(line, fieldErr("custom_id", "give each line its own", "line %d has the same", first))
-				return nil
-			}
-			customIDs[h] = line
-			p.openAI.set(line)
-		}
-		if q.ownID {
-			h := q.task.Key().Hash()
-			if first, ok := p.own[h]; ok {
-				invalid.add(line, fieldErr("task_id", "give each task its own", "line %d has the same", first))
-				return nil
-			}
-			p.own[h] = line
-		}
-		if p.Tasks++; p.Tasks > p.options.Config.MaxLines {
-			return fmt.Errorf("%s has more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
-		}
-		p.tasks.set(line)
-		p.Endpoints[q.task.Endpoint]++
-		if _, known := p.Models[q.task.Model]; known || len(p.Models) < maxModels {
-			p.Models[q.task.Model]++
-		}
-		return nil
-	})
+	lines, err := p.each(ctx, c.line)
+	if p.options.Bad != nil {
+		err = errors.Join(err, p.options.Bad.close())
+	}
 	if err != nil {
 		return err
 	}
 	p.Lines = lines
-	if len(invalid.Lines) > 0 {
-		return &invalid
+	if len(c.invalid.Lines) > 0 && p.options.Bad == nil {
+		return &c.invalid
+	}
+	if p.Tasks == 0 && p.Bad > 0 {
+		return fmt.Errorf("%s: every line is invalid; %s has the errors", p.Path, p.options.Bad.Path)
 	}
 	if p.Tasks == 0 {
 		return fmt.Errorf("%s holds no task; put one JSON object on each line", p.Path)
 	}
+	if p.SHA256 = c.sum.hex(); !named {
+		p.Job = derived(p.SHA256)
+	}
 	return nil
 }
 
+// checker is the state of the first pass.
+type checker struct {
+	plan      *Plan
+	invalid   InvalidError
+	customIDs map[[16]byte]int
+	sum       fingerprint
+}
+
+// line checks one line.
+func (c *checker) line(l lineAt, q parsed, err error) error {
+	if err == nil {
+		err = c.duplicate(l.number, &q)
+	}
+	p := c.plan
+	var format *formatError
+	if errors.As(err, &format) && p.Tasks == 0 && len(c.invalid.Lines) == 0 { // it says what the whole file is
+		return &InvalidError{Path: p.Path, Lines: []LineError{{l.number, format.FieldError}}}
+	}
+	if err != nil {
+		c.invalid.add(l.number, err)
+		if p.options.Bad == nil {
+			return nil
+		}
+		p.Bad++
+		p.skipped.set(l.number)
+		return p.options.Bad.add(l, err)
+	}
+	if q.openAI {
+		p.openAI.set(l.number)
+		p.openAIs++
+	}
+	if p.Tasks++; p.Tasks > p.options.Config.MaxLines {
+		return fmt.Errorf("%s has more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
+	}
+	p.tasks.set(l.number)
+	p.Endpoints[q.task.Endpoint]++
+	if _, known := p.Models[q.task.Model]; known || len(p.Models) < maxModels {
+		p.Models[q.task.Model]++
+	}
+	c.sum.add(l.number, &q)
+	return nil
+}
+
+// duplicate returns what is wrong with a line whose ids an earlier line has.
+func (c *checker) duplicate(line int, q *parsed) error {
+	if q.openAI {
+		h := short(q.task.CustomID)
+		if first, ok := c.customIDs[h]; ok {
+			return fieldErr("custom_id", "give each line its own", "line %d has the same", first)
+		}
+		c.customIDs[h] = line
+	}
+	if q.ownID {
+		h := q.task.Key().Hash()
+		if first, ok := c.plan.own[h]; ok {
+			return fieldErr("task_id", "give each task its own", "line %d has the same", first)
+		}
+		c.plan.own[h] = line
+	}
+	return nil
+}
+
+// Spec is the announcement of the job.
+func (p *Plan) Spec() *task.JobSpec {
+	s := &task.JobSpec{JobID: p.Job, Tenant: p.Tenant, SHA256: p.SHA256, Tasks: int64(p.Tasks), Lines: int64(p.Lines), Bytes: p.Bytes, Format: task.FormatMixed}
+	switch p.openAIs {
+	case p.Tasks:
+		s.Format = task.FormatOpenAI
+	case 0:
+		s.Format = task.FormatBatchyard
+	}
+	if p.Path != "-" {
+		s.File = fileName(p.Path)
+	}
+	return s
+}
+
+// fileName is what the server learns of the path of a file: its last element, as plain text.
+func fileName(path string) string {
+	name := []rune(strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(filepath.Base(path), "")))
+	return string(name[:min(len(name), task.MaxFileName)])
+}
+
+// lineAt is a line of the file. Its text is valid until the next one is read, and missing if the line
+// is too long.
+type lineAt struct {
+	number int
+	text   []byte
+}
+
 // each calls fn for every line that is not blank. err is what is wrong with it.
-func (p *Plan) each(ctx context.Context, fn func(line int, q parsed, err error) error) (lines int, err error) {
+func (p *Plan) each(ctx context.Context, fn func(l lineAt, q parsed, err error) error) (lines int, err error) {
 	if err := p.rewind(); err != nil {
 		return 0, err
 	}
@@ -233,7 +298,7 @@ func (p *Plan) each(ctx context.Context, fn func(line int, q parsed, err error) 
 		default:
 			q, err = parseLine(line, r.number, p.Job, &p.options)
 		}
-		if err := fn(r.number, q, err); err != nil {
+		if err := fn(lineAt{r.number, line}, q, err); err != nil {
 			return r.number, err
 		}
 	}

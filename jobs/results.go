@@ -12,7 +12,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
+	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -49,38 +51,96 @@ func CheckOutput(path string) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
+// Output says where the results of a job go.
+type Output struct {
+	Path   string    // "-": Stdout, which gets each line at once
+	Stdout io.Writer // for "-"
+	// Unfinished is the state that tasks without a result get a line with, as if they had ended so:
+	// EXPIRED or CANCELLED. Empty: they get none.
+	Unfinished task.State
+}
+
 // WriteResults writes one line for each result of the plan's tasks, in the order of the
 // input. The file appears once it is complete; "-" is stdout, which gets each line at
 // once.
 func (p *Plan) WriteResults(ctx context.Context, from Source, path string, stdout io.Writer) (Summary, error) {
-	if path == "-" {
-		s, err := p.writeTo(ctx, from, stdout)
+	return p.WriteOutput(ctx, from, Output{Path: path, Stdout: stdout})
+}
+
+// WriteOutput is [Plan.WriteResults] that may also write lines for tasks without a result.
+func (p *Plan) WriteOutput(ctx context.Context, from Source, o Output) (Summary, error) {
+	return o.write(p.Job, func(w io.Writer) (Summary, error) { return p.writeTo(ctx, from, o.Unfinished, w) })
+}
+
+// Export writes the results of a job whose file is not at hand, in the order of their task ids:
+// the order of the lines, unless these have ids of their own. The format is that of the job. In a job
+// of both formats, results with a custom_id take OpenAI's.
+func Export(ctx context.Context, from Source, j *task.Job, o Output) (Summary, error) {
+	return o.write(j.JobID, func(w io.Writer) (Summary, error) {
+		s := newSummary()
+		out := bufio.NewWriterSize(w, 256<<10)
+		var buf bytes.Buffer
+		err := from.JobResults(ctx, j.Tenant, j.JobID, func(r *task.Result) error {
+			s.count(r)
+			var line any = r
+			if j.Format == task.FormatOpenAI || j.Format == task.FormatMixed && r.CustomID != "" {
+				line = OpenAILine(r)
+			}
+			buf.Reset()
+			if err := encodeLine(&buf, r.Key(), line); err != nil {
+				return err
+			}
+			_, err := out.Write(buf.Bytes())
+			return err
+		})
+		if err == nil {
+			err = out.Flush()
+		}
+		s.Missing = max(0, int(j.Total)-s.Written)
+		return s, err
+	})
+}
+
+// write calls fn with where the results go.
+func (o Output) write(job string, fn func(w io.Writer) (Summary, error)) (Summary, error) {
+	if o.Path == "-" {
+		s, err := fn(o.Stdout)
 		if err != nil {
-			return s, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+			return s, fmt.Errorf("writing the results of job %s: %w", job, err)
 		}
 		return s, nil
 	}
-	if isStream(path) {
-		return p.writeInto(ctx, from, path)
+	open, done := o.openPart, os.Rename
+	if isStream(o.Path) {
+		open, done = o.openStream, func(string, string) error { return nil }
 	}
-	// In the target's directory, because a rename cannot cross file systems. If the
-	// process dies before the rename, it leaves a .part file and the target unchanged.
-	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	f, err := open()
 	if err != nil {
-		return Summary{}, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+		return Summary{}, fmt.Errorf("writing the results of job %s: %w", job, err)
 	}
-	s, err := p.writeTo(ctx, from, f)
-	if err == nil {
+	s, err := fn(f)
+	if err == nil && f.Name() != o.Path {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = done(f.Name(), o.Path)
 	}
-	if err != nil {
-		return s, fmt.Errorf("writing the results of job %s to %s: %w", p.Job, path, errors.Join(err, os.Remove(f.Name())))
+	if err == nil {
+		return s, nil
 	}
-	return s, nil
+	if f.Name() != o.Path {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return s, fmt.Errorf("writing the results of job %s to %s: %w", job, o.Path, err)
 }
+
+// openPart creates the file in the target's directory, because a rename cannot cross file systems. If
+// the process dies before the rename, it leaves a .part file and the target unchanged.
+func (o Output) openPart() (*os.File, error) {
+	return os.OpenFile(o.Path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+}
+
+func (o Output) openStream() (*os.File, error) { return os.OpenFile(o.Path, os.O_WRONLY, 0) }
 
 // isStream reports whether path is a device or a named pipe, such as /dev/null: a rename
 // would replace it by a file.
@@ -89,25 +149,23 @@ func isStream(path string) bool {
 	return err == nil && !info.Mode().IsRegular() && !info.IsDir()
 }
 
-func (p *Plan) writeInto(ctx context.Context, from Source, path string) (Summary, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return Summary{}, fmt.Errorf("writing the results of job %s: %w", p.Job, err)
+func newSummary() Summary { return Summary{ByState: map[task.State]int{}, ByDevice: map[string]int{}} }
+
+func (s *Summary) count(r *task.Result) {
+	s.Written++
+	s.ByState[r.State]++
+	if r.DeviceID != "" {
+		s.ByDevice[r.DeviceID]++
 	}
-	s, err := p.writeTo(ctx, from, f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return s, fmt.Errorf("writing the results of job %s to %s: %w", p.Job, path, err)
-	}
-	return s, nil
 }
 
-func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, error) {
-	s := Summary{ByState: map[task.State]int{}, ByDevice: map[string]int{}}
+func (p *Plan) writeTo(ctx context.Context, from Source, unfinished task.State, w io.Writer) (Summary, error) {
+	s := newSummary()
 	out := bufio.NewWriterSize(w, 256<<10)
 	var sp *spooled
-	if len(p.own) > 0 {
+	if len(p.own) > 0 || unfinished != "" {
 		// Ids set by the user do not sort like lines: results are spooled as they arrive
-		// and written in order afterwards.
+		// and written in order afterwards. So are those between which lines are missing.
 		var err error
 		if sp, err = newSpooled(); err != nil {
 			return s, err
@@ -122,11 +180,7 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 			return nil // from another version of the file
 		}
 		seen.set(line)
-		s.Written++
-		s.ByState[r.State]++
-		if r.DeviceID != "" {
-			s.ByDevice[r.DeviceID]++
-		}
+		s.count(r)
 		buf.Reset()
 		if err := encodeLine(&buf, r.Key(), p.form(line, r)); err != nil {
 			return err
@@ -141,12 +195,42 @@ func (p *Plan) writeTo(ctx context.Context, from Source, w io.Writer) (Summary, 
 	if err != nil {
 		return s, err
 	}
+	if unfinished != "" && s.Missing > 0 {
+		if err := p.fillIn(ctx, unfinished, &seen, sp); err != nil {
+			return s, err
+		}
+	}
 	if sp != nil {
 		if err := sp.writeTo(out); err != nil {
 			return s, err
 		}
 	}
 	return s, out.Flush()
+}
+
+// unfinishedErrors say why a task has no result.
+var unfinishedErrors = map[task.State]*task.Error{
+	task.Expired:   {Class: task.ClassExpired, Message: "the task had not finished when the time was over"},
+	task.Cancelled: {Class: task.ClassCancelled, Message: "the task had not finished when the job was interrupted"},
+}
+
+// fillIn adds a line for each task that has none.
+func (p *Plan) fillIn(ctx context.Context, unfinished task.State, seen *bitset, sp *spooled) error {
+	var buf bytes.Buffer
+	now := time.Now()
+	_, err := p.each(ctx, func(l lineAt, q parsed, err error) error {
+		if err != nil || !p.tasks.has(l.number) || seen.has(l.number) {
+			return nil //nolint:nilerr // an invalid line, which is skipped
+		}
+		r := task.NewResult(q.task, unfinished, now)
+		r.Error = unfinishedErrors[unfinished]
+		buf.Reset()
+		if err := encodeLine(&buf, r.Key(), p.form(l.number, r)); err != nil {
+			return err
+		}
+		return sp.put(l.number, buf.Bytes())
+	})
+	return err
 }
 
 // lineOf returns the line of a result's task.
@@ -195,9 +279,10 @@ func (p *Plan) form(line int, r *task.Result) any {
 	return r
 }
 
-// encodeLine writes a line of the output and a line end.
+// encodeLine writes a line of the output and a line end. Every program takes it for one line,
+// whatever characters the device's answer has.
 func encodeLine(w *bytes.Buffer, k task.Key, v any) error {
-	e := json.NewEncoder(w)
+	e := json.NewEncoder(text.JSONLines(w))
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("writing the result of task %s: %w", k, err)

@@ -46,9 +46,12 @@ func (p *Plan) Submit(ctx context.Context, to Submitter, progress func(tasks int
 			return nil
 		})
 	}
-	_, readErr := p.each(gctx, func(line int, q parsed, err error) error {
-		if err != nil || !p.tasks.has(line) {
-			return fmt.Errorf("%s:%d: the line changed after it was checked; submit the file again", p.Path, line)
+	_, readErr := p.each(gctx, func(l lineAt, q parsed, err error) error {
+		if p.skipped.has(l.number) {
+			return nil
+		}
+		if err != nil || !p.tasks.has(l.number) {
+			return fmt.Errorf("%s:%d: the line changed after it was checked; submit the file again", p.Path, l.number)
 		}
 		if n := int64(len(q.task.Input)); len(chunk) > 0 && (len(chunk) == cfg.ChunkTasks || size+n > cfg.ChunkBytes) {
 			send()

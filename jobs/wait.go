@@ -8,42 +8,37 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Counts is the progress of a job.
-type Counts struct {
-	Total   int // tasks of the job
-	ByState map[task.State]int64
+// Watch says how a job is watched until it ends.
+type Watch struct {
+	Job   string // its id
+	Tasks int64  // it has ended when this many tasks have; 0: when its state says so
+	// Look asks how far the job is. Its errors do not end the wait, because Postgres may be away for
+	// a while; ending the context does.
+	Look func(ctx context.Context) (*task.Job, error)
+	At   <-chan time.Time // when to look
+	// Seen, if not nil, gets every answer and error.
+	Seen func(j *task.Job, err error)
 }
 
-// Done returns how many tasks have finished.
-func (c Counts) Done() (n int) {
-	for s, k := range c.ByState {
-		if s.Terminal() {
-			n += int(k)
-		}
-	}
-	return n
-}
-
-// Wait calls counts whenever look fires, until every task of the plan has finished or ctx
-// ends. progress, if not nil, gets each count. It gets errors of counts, too; they do not
-// end the wait, because Postgres may be away for a while.
-func (p *Plan) Wait(ctx context.Context, counts func(context.Context) (map[task.State]int64, error), look <-chan time.Time, progress func(Counts, error)) (Counts, error) {
-	c := Counts{Total: p.Tasks}
+// Wait watches the job until it has ended, and returns how it stands; also when ctx ends first, with
+// an error.
+func (w Watch) Wait(ctx context.Context) (*task.Job, error) {
+	last := &task.Job{JobID: w.Job, State: task.JobRunning, Total: w.Tasks}
 	for {
-		by, err := counts(ctx)
+		j, err := w.Look(ctx)
 		if err == nil {
-			c.ByState = by
+			last = j
 		}
-		if progress != nil && ctx.Err() == nil {
-			progress(c, err)
+		if w.Seen != nil && ctx.Err() == nil {
+			w.Seen(last, err)
 		}
-		if err == nil && c.Done() >= c.Total {
-			return c, nil
+		if err == nil && (w.Tasks > 0 && j.Done >= w.Tasks || w.Tasks == 0 && j.Ended()) {
+			return j, nil
 		}
 		select {
 		case <-ctx.Done():
-			return c, fmt.Errorf("waiting for job %s, %d of %d tasks have finished: %w", p.Job, c.Done(), c.Total, ctx.Err())
-		case <-look:
+			return last, fmt.Errorf("waiting for job %s, %d of %d tasks have finished: %w", w.Job, last.Done, last.Total, ctx.Err())
+		case <-w.At:
 		}
 	}
 }

@@ -15,6 +15,7 @@ type Config struct {
 	MaxInFlight int64         `yaml:"max_in_flight" default:"128MiB" unit:"bytes" min:"1048576" max:"17179869184" doc:"Maximum size of tasks that were sent to Kafka and are not acknowledged. Further submits wait."`
 	RecentTasks int           `yaml:"recent_tasks" default:"100000" unit:"tasks" min:"1" max:"10000000" doc:"Number of recently submitted tasks that each process remembers, to answer status requests before Postgres can."`
 	RecentTTL   time.Duration `yaml:"recent_ttl" default:"1m" min:"0s" max:"1h" doc:"How long Redis keeps a recently submitted task for the other processes. 0s: each process only knows its own."`
+	JobTTL      time.Duration `yaml:"job_ttl" default:"24h" min:"1m" max:"8760h" doc:"How long Redis keeps which file a job's name belongs to. Postgres keeps it for good, but learns of it later: the time by which the stage audit may lag behind."`
 }
 
 func (c Config) withDefaults() Config {

@@ -44,7 +44,7 @@ func (p *Producer) Reprioritize(ctx context.Context, r *Recent, from PriorityLev
 	e := task.Event{
 		Time: time.Now().UTC(), Action: task.TaskReprioritized, Outcome: task.OutcomeOK, Tenant: r.Tenant,
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
-		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model, Priority: to.Priority,
+		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model, Generation: r.Generation, Priority: to.Priority,
 	}
 	detail, err := json.Marshal(map[string]PriorityLevel{"from": from, "to": to})
 	if err != nil {
@@ -81,7 +81,7 @@ const overrideTimeout = 3 * time.Second
 func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 	now := time.Now().UTC()
 	res := &task.Result{
-		TaskID: r.ID, Tenant: r.Tenant, State: task.Cancelled, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority,
+		TaskID: r.ID, Tenant: r.Tenant, Generation: r.Generation, State: task.Cancelled, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority,
 		JobID: r.Job, CustomID: r.CustomID, Labels: r.Labels, Callback: r.Callback, TraceID: r.TraceID,
 		SubmittedAt: r.SubmittedAt, FinishedAt: now,
 		Error: &task.Error{Class: task.ClassCancelled, Message: "the task was cancelled on request"},
@@ -93,7 +93,7 @@ func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
 	asked := task.Event{
 		Time: now, Action: task.TaskCancelRequested, Outcome: task.OutcomeOK, Tenant: r.Tenant,
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
-		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model,
+		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model, Generation: r.Generation,
 	}
 	return p.runToEnd(ctx, "cancelling task "+r.Key().String(), func(ctx context.Context) error { return p.cancel(ctx, r.Key(), msg, asked) })
 }

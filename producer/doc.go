@@ -3,10 +3,10 @@
 //
 // # Path of a submit
 //
-//	validate all ──▶ write the tasks ──▶ write task.accepted ──▶ remember ──▶ nil
-//	     │                 │                     │
-//	     ▼                 ▼                     ▼
-//	*RefusedError      outcome unknown       tasks are in; the events follow
+//	validate all ──▶ compare ids ──▶ write the tasks ──▶ write task.accepted ──▶ remember ──▶ states
+//	     │               │                 │                     │
+//	     ▼               ▼                 ▼                     ▼
+//	*RefusedError   *ReusedError     outcome unknown       tasks are in; the events follow
 //
 // A submit is accepted or refused as a whole: if one task is invalid, none is written. The tasks are
 // written before the events that say they were accepted, so no event is about a task that does not
@@ -15,7 +15,7 @@
 //
 // If the process dies between the two writes, the submit was not answered. Its tasks run anyway, and
 // in the audit log they begin with task.queued. Submitting again with the same ids is safe: they are
-// the same tasks.
+// the same tasks. Their task.accepted is then written, or task.resubmitted if they have finished.
 //
 // # Until Postgres knows
 //

@@ -42,9 +42,13 @@ func (e *RefusedError) add(i int, err error) {
 		e.More++
 		return
 	}
+	e.Refusals = append(e.Refusals, Refusal{i, asFieldError(err)})
+}
+
+func asFieldError(err error) *task.FieldError {
 	var fe *task.FieldError
 	if !errors.As(err, &fe) {
 		fe = &task.FieldError{Problem: err.Error()}
 	}
-	e.Refusals = append(e.Refusals, Refusal{i, fe})
+	return fe
 }

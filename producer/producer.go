@@ -36,10 +36,14 @@ type Producer struct {
 	limits   task.Limits
 	logger   *slog.Logger
 	metrics  *metrics.Metrics
+	stream   *stream.Client
 	outbox   *stream.Outbox
 	instance string // this process, as the actor of events that are not a user's
 	recent   *ring
 	shared   *recentIndex
+	jobs     *jobIndex
+	known    Known // nil: unknown
+	bound    bindings
 	cancels  *store.Overrides // nil without Redis
 	bytes    *semaphore.Weighted
 
@@ -47,10 +51,12 @@ type Producer struct {
 	// nanoseconds of Unix time; 0 while it answers.
 	retryRedisAt atomic.Int64
 
-	mu       sync.Mutex
-	closed   bool
-	running  sync.WaitGroup
-	warnOnce sync.Once // about Redis, not for every submit
+	mu          sync.Mutex
+	closed      bool
+	running     sync.WaitGroup
+	warnOnce    sync.Once // about Redis, not for every submit
+	warnUnbound sync.Once
+	warnJobs    sync.Once
 
 	// abandoned is closed when Close stopped waiting; unacknowledged submits then get ErrClosed.
 	abandoned chan struct{}
@@ -62,6 +68,7 @@ type Deps struct {
 	Redis    redis.UniversalClient // nil: recent tasks are not shared with other processes
 	Prefix   string                // of keys in Redis
 	Cancels  *store.Overrides      // nil: cancels go to Kafka only
+	Known    Known                 // nil: ids are not compared with what Postgres has
 	Logger   *slog.Logger          // nil: none
 	Metrics  *metrics.Metrics      // nil: none
 	Instance string                // this process, in events: stage@host-pid
@@ -77,12 +84,14 @@ func New(cfg Config, d Deps) *Producer {
 		d.Metrics = metrics.New(nil)
 	}
 	return &Producer{
-		cfg: cfg, limits: cfg.Limits(), logger: d.Logger, metrics: d.Metrics, instance: d.Instance,
+		cfg: cfg, stream: d.Stream, limits: cfg.Limits(), logger: d.Logger, metrics: d.Metrics, instance: d.Instance,
 		outbox:  d.Stream.NewOutbox("producer", outboxUnits, cfg.MaxInFlight),
 		recent:  newRing(cfg.RecentTasks),
 		shared:  &recentIndex{rdb: d.Redis, ttl: cfg.RecentTTL, prefix: d.Prefix},
-		cancels: d.Cancels,
-		bytes:   semaphore.NewWeighted(cfg.MaxInFlight),
+		jobs:    &jobIndex{rdb: d.Redis, ttl: cfg.JobTTL, prefix: d.Prefix},
+		cancels: d.Cancels, known: d.Known,
+		bound: bindings{rdb: d.Redis, ttl: cfg.RecentTTL, prefix: d.Prefix, now: time.Now},
+		bytes: semaphore.NewWeighted(cfg.MaxInFlight),
 
 		abandoned: make(chan struct{}),
 	}

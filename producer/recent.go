@@ -31,6 +31,7 @@ type Recent struct {
 	Callback    *task.Callback    `json:"callback,omitempty"`
 	SubmittedAt time.Time         `json:"submitted_at"`
 	Deadline    time.Time         `json:"deadline,omitzero"`
+	Generation  int               `json:"generation,omitempty"`
 }
 
 // Key returns the identity of the task.
@@ -40,7 +41,7 @@ func recentOf(t *task.Task) Recent {
 	return Recent{
 		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Level: t.Level, Job: t.JobID,
 		CustomID: t.CustomID, TraceID: t.TraceID, Labels: t.Labels, Callback: t.Callback,
-		SubmittedAt: t.SubmittedAt, Deadline: t.Deadline,
+		SubmittedAt: t.SubmittedAt, Deadline: t.Deadline, Generation: t.Generation(),
 	}
 }
 

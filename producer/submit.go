@@ -60,22 +60,57 @@ func fieldClass(err error) string {
 	return fe.Field
 }
 
-// Submit normalizes and validates all tasks, and then writes them. It returns nil once all in-sync
-// replicas have the tasks and their task.accepted events. A *RefusedError means that nothing was
-// written. After any other error it is unknown how much was written; submitting again with the same
-// ids is safe.
+// Submit is [Producer.Accept] without the states.
 func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin) error {
+	_, err := p.Accept(ctx, tasks, o)
+	return err
+}
+
+// Accept normalizes and validates all tasks, and then writes them, except those that have finished: a
+// task with a known id that asks the same is the same task. It returns the state of each task once all
+// in-sync replicas have the tasks and their events: task.accepted, or task.resubmitted of a finished one. A *RefusedError, or a *ReusedError,
+// means that nothing was written. After any other error it is unknown how much was written; submitting
+// again with the same ids is safe.
+func (p *Producer) Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error) {
 	began := time.Now()
+	var chosen []int // tasks whose ids the sender chose
+	for i, t := range tasks {
+		if t.ID != "" {
+			chosen = append(chosen, i)
+		}
+	}
 	if err := p.Check(tasks); err != nil {
-		return err
+		return nil, err
 	}
-	if len(tasks) == 0 {
-		return nil
+	states, err := p.checkIDs(ctx, tasks, chosen)
+	if err != nil {
+		p.metrics.Producer.Refused.WithLabelValues("task_id").Inc()
+		return nil, err
 	}
+	fresh, finished := make([]*task.Task, 0, len(tasks)), make([]task.Event, 0)
+	for i, t := range tasks {
+		if states[i].Terminal() {
+			e := task.Accepted(t, o, began)
+			e.Action = task.TaskResubmitted
+			finished = append(finished, e)
+		} else {
+			fresh = append(fresh, t)
+		}
+	}
+	if err := p.writeAll(ctx, fresh, finished, o); err != nil {
+		return nil, err
+	}
+	p.metrics.Producer.Seconds.Observe(time.Since(began).Seconds())
+	return states, nil
+}
+
+// writeAll writes tasks and their events, and the events of other tasks, and waits for all of them.
+func (p *Producer) writeAll(ctx context.Context, tasks []*task.Task, others []task.Event, o task.Origin) error {
 	s, err := p.encode(tasks, o)
 	if err != nil {
 		return err
 	}
+	s.events, s.size = append(s.events, others...), s.size+1024*int64(len(others))
 	size := min(s.size, p.cfg.MaxInFlight)
 	if err := p.bytes.Acquire(ctx, size); err != nil {
 		return fmt.Errorf("waiting to write %d tasks: %w", len(tasks), err)
@@ -91,7 +126,6 @@ func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin
 	}
 	select {
 	case err := <-done:
-		p.metrics.Producer.Seconds.Observe(time.Since(began).Seconds())
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("writing %d tasks, outcome unknown: %w", len(tasks), ctx.Err())
@@ -102,17 +136,12 @@ func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin
 type submission struct {
 	tasks  []*task.Task
 	msgs   []stream.Message // the tasks
-	events []task.Event     // task.accepted of each
+	events []task.Event     // task.accepted of each, and task.resubmitted of finished ones
 	size   int64            // estimate of both, in bytes
 }
 
 func (p *Producer) encode(tasks []*task.Task, o task.Origin) (submission, error) {
-	headers := []stream.Header{{Key: records.HeaderAccepted, Value: []byte("1")}}
-	for _, h := range []struct{ key, value string }{{records.HeaderActor, o.Actor}, {records.HeaderAddr, o.Addr}, {records.HeaderAgent, o.UserAgent}} {
-		if h.value != "" {
-			headers = append(headers, stream.Header{Key: h.key, Value: []byte(h.value)})
-		}
-	}
+	headers := headersOf(o)
 	s := submission{tasks: tasks, msgs: make([]stream.Message, len(tasks)), events: make([]task.Event, len(tasks))}
 	now := time.Now()
 	for i, t := range tasks {
@@ -126,28 +155,46 @@ func (p *Producer) encode(tasks []*task.Task, o task.Origin) (submission, error)
 	return s, nil
 }
 
+// headersOf say who sent a task.
+func headersOf(o task.Origin) []stream.Header {
+	headers := []stream.Header{{Key: records.HeaderAccepted, Value: []byte("1")}}
+	for _, h := range []struct{ key, value string }{{records.HeaderActor, o.Actor}, {records.HeaderAddr, o.Addr}, {records.HeaderAgent, o.UserAgent}} {
+		if h.value != "" {
+			headers = append(headers, stream.Header{Key: h.key, Value: []byte(h.value)})
+		}
+	}
+	return headers
+}
+
 // write writes the tasks, then their events, and then remembers the tasks.
 func (p *Producer) write(ctx context.Context, s submission) error {
 	fault.At("producer.before_write")
-	if err := p.put(ctx, stream.Unit{Messages: s.msgs}); err != nil {
-		return fmt.Errorf("writing %d tasks to Kafka: %w", len(s.tasks), err)
+	if len(s.msgs) > 0 {
+		if err := p.put(ctx, stream.Unit{Messages: s.msgs}); err != nil {
+			return fmt.Errorf("writing %d tasks to Kafka: %w", len(s.tasks), err)
+		}
 	}
 	// If the process dies here, the tasks run without task.accepted; see the package comment.
 	fault.At("producer.between")
 	if err := p.put(ctx, stream.Unit{Events: s.events}); err != nil {
-		return fmt.Errorf("writing the events of %d accepted tasks to Kafka: %w", len(s.tasks), err)
+		return fmt.Errorf("writing %d events of submitted tasks to Kafka: %w", len(s.events), err)
 	}
 	fault.At("producer.after_events")
 	for _, t := range s.tasks {
 		p.metrics.Producer.Submitted.WithLabelValues(string(t.Priority)).Inc()
 	}
-	p.metrics.Producer.RecentSize.Set(float64(p.recent.put(s.tasks)))
+	p.remember(ctx, s.tasks)
+	return nil
+}
+
+// remember makes tasks known until Postgres has them. Without Redis, only other processes miss them, and
+// only for a moment.
+func (p *Producer) remember(ctx context.Context, tasks []*task.Task) {
+	p.metrics.Producer.RecentSize.Set(float64(p.recent.put(tasks)))
 	if !p.shared.enabled() {
-		return nil
+		return
 	}
-	// Without Redis, only other processes miss the tasks, and only for a moment.
-	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.shared.put(ctx, s.tasks) }); err != nil {
+	if err := p.askRedis(ctx, func(ctx context.Context) error { return p.shared.put(ctx, tasks) }); err != nil {
 		p.warnOnce.Do(func() { p.logger.Warn("other processes cannot see recently submitted tasks", "error", err) })
 	}
-	return nil
 }

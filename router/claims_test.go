@@ -22,7 +22,7 @@ func record(id string, offset int64) *decide.Item {
 	return &decide.Item{Task: &task.Task{Tenant: "t", ID: id}, Origin: newOrigin(&stream.Record{Topic: stream.TasksNormal, Partition: 2, Offset: offset})}
 }
 
-func take(t *testing.T, c *claims, items ...*decide.Item) []bool {
+func take(t *testing.T, c *claims, items ...*decide.Item) []verdict {
 	t.Helper()
 	taken, err := c.take(t.Context(), items)
 	require.NoError(t, err)
@@ -31,22 +31,28 @@ func take(t *testing.T, c *claims, items ...*decide.Item) []bool {
 
 func TestOneRecordSpeaksForATask(t *testing.T) {
 	c, m := claimsOn(t)
-	require.Equal(t, []bool{false, false}, take(t, c, record("a", 1), record("b", 2)))
-	require.Equal(t, []bool{false, true, false}, take(t, c, record("a", 1), record("b", 3), record("c", 4)), "the same record again is no duplicate, another record is")
-	require.Equal(t, []bool{false, true}, take(t, c, record("d", 5), record("d", 6)), "two records of one task in one batch")
-	require.Equal(t, []bool{false, true}, take(t, c, record("d", 5), record("d", 6)), "the same two, read again")
+	require.Equal(t, []verdict{claimed, claimed}, take(t, c, record("a", 1), record("b", 2)))
+	require.Equal(t, []verdict{reclaimed, duplicate, claimed}, take(t, c, record("a", 1), record("b", 3), record("c", 4)), "the same record again is no duplicate, another record is")
+	require.Equal(t, []verdict{claimed, duplicate}, take(t, c, record("d", 5), record("d", 6)), "two records of one task in one batch")
+	require.Equal(t, []verdict{reclaimed, duplicate}, take(t, c, record("d", 5), record("d", 6)), "the same two, read again")
 	again := record("a", 9)
 	again.Task = again.Task.Requeued()
-	require.Equal(t, []bool{false}, take(t, c, again), "a requeued task is no duplicate")
+	require.Equal(t, []verdict{claimed}, take(t, c, again), "a requeued task is no duplicate")
+	retried := record("a", 11)
+	retried.Task.Progress = &task.Progress{Generation: 1}
+	require.Equal(t, []verdict{claimed, duplicate}, take(t, c, retried, func() *decide.Item { r := *retried; r.Origin = record("a", 12).Origin; return &r }()), "a retry is no duplicate, a second record of it is")
+	another := record("a", 13)
+	another.Fingerprint[3] = 1
+	require.Equal(t, []verdict{contested}, take(t, c, another), "another request under the same id")
 	other := record("a", 10)
 	other.Task.Tenant = "u"
-	require.Equal(t, []bool{false}, take(t, c, other), "another tenant's task is another task")
+	require.Equal(t, []verdict{claimed}, take(t, c, other), "another tenant's task is another task")
 
 	for _, k := range m.Keys() {
 		require.Positive(t, m.TTL(k), "every claim must expire: %s", k)
 	}
 	m.FlushAll()
-	require.Equal(t, []bool{false}, take(t, c, record("b", 3)), "a lost claim lets the second record through")
+	require.Equal(t, []verdict{claimed}, take(t, c, record("b", 3)), "a lost claim lets the second record through")
 	m.SetError("LOADING")
 	_, err := c.take(t.Context(), []*decide.Item{record("a", 1)})
 	require.ErrorContains(t, err, "claiming")
@@ -61,9 +67,12 @@ func TestAClaimOutlivesItsEpoch(t *testing.T) {
 	at := func(epoch int) *claims {
 		return &claims{rdb: rdb, prefix: "t:", ttl: time.Minute, now: func() time.Time { return time.Unix(int64(60*epoch+30), 0) }}
 	}
-	require.Equal(t, []bool{false}, take(t, at(10), record("a", 1)))
-	require.Equal(t, []bool{true}, take(t, at(11), record("a", 2)), "a duplicate one epoch later")
-	require.Equal(t, []bool{false}, take(t, at(12), record("a", 1)), "the first record, read again after a crash")
-	require.Equal(t, []bool{true}, take(t, at(12), record("a", 2)))
-	require.Equal(t, []bool{false}, take(t, at(14), record("a", 3)), "the claim has expired")
+	require.Equal(t, []verdict{claimed}, take(t, at(10), record("a", 1)))
+	require.Equal(t, []verdict{duplicate}, take(t, at(11), record("a", 2)), "a duplicate one epoch later")
+	require.Equal(t, []verdict{reclaimed}, take(t, at(12), record("a", 1)), "the first record, read again after a crash")
+	require.Equal(t, []verdict{duplicate}, take(t, at(12), record("a", 2)))
+	another := record("a", 2)
+	another.Fingerprint[0] = 1
+	require.Equal(t, []verdict{contested}, take(t, at(12), another), "another request one epoch later")
+	require.Equal(t, []verdict{claimed}, take(t, at(14), record("a", 3)), "the claim has expired")
 }

@@ -24,6 +24,7 @@ type emitter struct {
 	deps    Deps
 	outbox  *stream.Outbox
 	ctx     context.Context //nolint:containedctx // of the scheduler's run; the decider passes none
+	dead    records.DeadLetters
 	admit   func()
 	failing bool // Redis gives no credits
 }
@@ -193,6 +194,9 @@ func (e *emitter) cancelled(it *decide.Item, now time.Time) {
 	e.finish(it, stream.Unit{Events: []task.Event{task.NewEvent(task.TaskCancelled, it.Task, e.deps.Instance, now)}})
 	e.deps.Metrics.Router.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 }
+
+// refuse ends the record of an item that must not enter the window.
+func (e *emitter) refuse(it *decide.Item) { _ = e.dead.Put(e.ctx, reusedID(it)) }
 
 // duplicate records that an item rides with its twin.
 func (e *emitter) duplicate(rider *decide.Item, now time.Time) {

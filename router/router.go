@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -31,6 +32,7 @@ type Deps struct {
 	Cancels  *store.Overrides
 	Control  *store.Control
 	Limits   task.Limits
+	Known    Known // nil: tasks are not looked up
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
@@ -55,6 +57,8 @@ type Router struct {
 	sched  *scheduler
 	outbox *stream.Outbox
 	dead   records.DeadLetters
+
+	contested chan *decide.Item // tasks whose id another request has claimed
 }
 
 // New returns a router; Run starts it. The error says which setting is wrong.
@@ -67,8 +71,13 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	return &Router{
 		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
-		dead:   records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
+		dead:   deadLetters(deps, outbox), contested: make(chan *decide.Item),
 	}, nil
+}
+
+// deadLetters is the router's way to the dead-letter topic.
+func deadLetters(deps Deps, outbox *stream.Outbox) records.DeadLetters {
+	return records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream}
 }
 
 // Run routes until ctx ends; it calls ready when all consumers have joined. On stopping it assigns
@@ -76,7 +85,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 // in the window are not finished, so another router reads them again.
 func (r *Router) Run(ctx context.Context, ready func()) error {
 	joined := lifecycle.Countdown(len(topics), ready)
-	consumers := make([]lifecycle.Part, 0, len(topics))
+	consumers := []lifecycle.Part{r.settle}
 	for _, topic := range topics {
 		consumers = append(consumers, func(ctx context.Context) error { return r.consume(ctx, topic, joined) })
 	}

@@ -51,7 +51,7 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 		policies: make(chan policyChange), fleets: make(chan decide.Fleet, 1), used: make(chan map[string]int, 1),
 		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
 	}
-	s.out = &emitter{deps: deps, outbox: outbox, ctx: context.Background(), admit: s.admitWaiting}
+	s.out = &emitter{deps: deps, outbox: outbox, dead: deadLetters(deps, outbox), ctx: context.Background(), admit: s.admitWaiting}
 	var err error
 	s.decider, err = NewDecider(cfg, rand.Uint64(), s.out) //nolint:gosec // choices, not secrets
 	return s, err
@@ -136,6 +136,10 @@ func (s *scheduler) admit(items []*decide.Item) {
 	now := time.Now()
 	for _, it := range items {
 		if it.Origin.Lost() { // on the way here; its new owner reads it
+			continue
+		}
+		if s.decider.Contradicts(it) {
+			s.out.refuse(it)
 			continue
 		}
 		if rider := s.decider.Add(it, now); rider != nil {

@@ -120,40 +120,6 @@ func (s *Store) Tasks(ctx context.Context, f Filter) (rows []TaskRow, next strin
 	return rows, next, nil
 }
 
-// JobCounts counts the tasks of a job.
-type JobCounts struct {
-	Total    int64
-	ByState  map[task.State]int64
-	ByDevice map[string]int64 // finished tasks, by the device of the last attempt
-}
-
-// JobCounts counts the tasks of a job that Postgres has.
-func (s *Store) JobCounts(ctx context.Context, tenant, job string) (JobCounts, error) {
-	c := JobCounts{ByState: map[task.State]int64{}, ByDevice: map[string]int64{}}
-	rows, err := s.pool.Query(ctx, `SELECT state, coalesce(device_id, ''), count(*) FROM tasks WHERE tenant = $1 AND job_id = $2 GROUP BY 1, 2`, tenant, job)
-	if err != nil {
-		return c, fmt.Errorf("counting the tasks of job %s: %w", job, err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var state task.State
-		var device string
-		var n int64
-		if err := rows.Scan(&state, &device, &n); err != nil {
-			return c, fmt.Errorf("counting the tasks of job %s: %w", job, err)
-		}
-		c.Total += n
-		c.ByState[state] += n
-		if state.Terminal() && device != "" {
-			c.ByDevice[device] += n
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return c, fmt.Errorf("counting the tasks of job %s: %w", job, err)
-	}
-	return c, nil
-}
-
 // Bounds of one query for results. No connection is held between queries, however slow the caller.
 const (
 	jobPage      = 500
@@ -189,7 +155,7 @@ func (s *Store) jobPage(ctx context.Context, tenant, job, after string) (page []
 	// to which OFFSET 0 forces the planner: a merge join would begin with the tenant's first result,
 	// for every page.
 	rows, err := s.pool.Query(ctx, `SELECT `+resultColumns+` FROM tasks t
-		CROSS JOIN LATERAL (SELECT * FROM results r WHERE r.tenant = t.tenant AND r.task_id = t.task_id OFFSET 0) r
+		CROSS JOIN LATERAL (SELECT * FROM results r WHERE r.tenant = t.tenant AND r.task_id = t.task_id AND r.generation = t.generation OFFSET 0) r
 		WHERE t.tenant = $1 AND t.job_id = $2 AND t.task_id > $3 AND t.seq = $4 ORDER BY t.task_id LIMIT $5`, tenant, job, after, task.TerminalSequence, jobPage)
 	if err != nil {
 		return nil, false, err

@@ -32,6 +32,7 @@ type TaskRow struct {
 	ErrorClass   task.ErrorClass
 	ErrorMessage string
 	CallbackURL  string
+	Generation   int // 0: the first run
 
 	// Result is the result of a finished task; nil before, and in lists.
 	Result *task.Result
@@ -44,12 +45,12 @@ func (r *TaskRow) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 const taskColumns = `t.tenant, t.task_id, t.state, t.version, t.attempt, coalesce(t.device_id, ''), coalesce(t.model, ''),
 	coalesce(t.endpoint, ''), coalesce(t.priority, ''), coalesce(t.job_id, ''), coalesce(t.custom_id, ''), coalesce(t.trace_id, ''),
 	t.submitted_at, t.assigned_at, t.started_at, t.finished_at, t.deadline, t.updated_at,
-	coalesce(t.error_class, ''), coalesce(t.error_message, ''), coalesce(t.callback_url, '')`
+	coalesce(t.error_class, ''), coalesce(t.error_message, ''), coalesce(t.callback_url, ''), t.generation`
 
 func (r *TaskRow) targets() []any {
 	return []any{&r.Tenant, &r.ID, &r.State, &r.Version, &r.Attempt, &r.Device, &r.Model, &r.Endpoint, &r.Priority, &r.Job,
 		&r.CustomID, &r.TraceID, pg.NullTime(&r.SubmittedAt), pg.NullTime(&r.AssignedAt), pg.NullTime(&r.StartedAt), pg.NullTime(&r.FinishedAt),
-		pg.NullTime(&r.Deadline), pg.NullTime(&r.UpdatedAt), &r.ErrorClass, &r.ErrorMessage, &r.CallbackURL}
+		pg.NullTime(&r.Deadline), pg.NullTime(&r.UpdatedAt), &r.ErrorClass, &r.ErrorMessage, &r.CallbackURL, &r.Generation}
 }
 
 // resultColumns are what [resultRow.targets] scans. The tenant is NULL if there is no result.
@@ -57,7 +58,7 @@ const resultColumns = `r.tenant, coalesce(r.task_id, ''), coalesce(r.state, ''),
 	coalesce(r.error_message, ''), r.attempts::text, coalesce(r.input_tokens, 0), coalesce(r.output_tokens, 0), coalesce(r.device_id, ''),
 	coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''), coalesce(r.job_id, ''),
 	coalesce(r.custom_id, ''), r.labels::text, coalesce(r.callback_url, ''), coalesce(r.trace_id, ''),
-	r.submitted_at, r.assigned_at, r.started_at, r.finished_at`
+	r.submitted_at, r.assigned_at, r.started_at, r.finished_at, coalesce(r.generation, 0)`
 
 type resultRow struct {
 	tenant           *string
@@ -72,7 +73,7 @@ func (r *resultRow) targets() []any {
 	return []any{&r.tenant, &r.res.TaskID, &r.res.State, &r.res.Status, &r.output, &r.class, &r.message, &r.attempts,
 		&r.res.Usage.InputTokens, &r.res.Usage.OutputTokens, &r.res.DeviceID, &r.res.Model, &r.res.RequestedModel, &r.res.Endpoint,
 		&r.res.Priority, &r.res.JobID, &r.res.CustomID, &r.labels, &r.callback, &r.res.TraceID,
-		pg.NullTime(&r.res.SubmittedAt), pg.NullTime(&r.res.AssignedAt), pg.NullTime(&r.res.StartedAt), pg.NullTime(&r.res.FinishedAt)}
+		pg.NullTime(&r.res.SubmittedAt), pg.NullTime(&r.res.AssignedAt), pg.NullTime(&r.res.StartedAt), pg.NullTime(&r.res.FinishedAt), &r.res.Generation}
 }
 
 // result returns what was scanned; nil if there was no row.

@@ -50,11 +50,12 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Task returns what is known about a task, with its result if it has finished, or [ErrNotFound].
+// Task returns what is known about the latest run of a task, with its result if it has finished, or
+// [ErrNotFound].
 func (s *Store) Task(ctx context.Context, k task.Key) (*TaskRow, error) {
 	row, res := &TaskRow{}, &resultRow{}
 	err := s.pool.QueryRow(ctx, `SELECT `+taskColumns+`, `+resultColumns+`
-		FROM tasks t LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id
+		FROM tasks t LEFT JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id AND r.generation = t.generation
 		WHERE t.tenant = $1 AND t.task_id = $2`, k.Tenant, k.ID).Scan(append(row.targets(), res.targets()...)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
@@ -77,7 +78,7 @@ func (s *Store) finished(ctx context.Context, keys []task.Key, fn func(*TaskRow)
 	rows, err := s.pool.Query(ctx, `SELECT `+taskColumns+`, `+resultColumns+`
 		FROM unnest($1::text[], $2::text[]) AS u (tenant, task_id)
 		JOIN tasks t ON t.tenant = u.tenant AND t.task_id = u.task_id
-		JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id`, tenants, ids)
+		JOIN results r ON r.tenant = t.tenant AND r.task_id = t.task_id AND r.generation = t.generation`, tenants, ids)
 	if err != nil {
 		return fmt.Errorf("reading %d tasks: %w", len(keys), err)
 	}
@@ -99,8 +100,8 @@ func (s *Store) finished(ctx context.Context, keys []task.Key, fn func(*TaskRow)
 	return nil
 }
 
-// WaitTask returns a task once it has finished, at once if it has already. It waits for unknown
-// tasks, too. If ctx ends first, it returns the error of ctx.
-func (s *Store) WaitTask(ctx context.Context, k task.Key) (*TaskRow, error) {
-	return s.hub.wait(ctx, k)
+// WaitTask returns a task once the run, or a later one, has finished; at once if it has already. It waits
+// for unknown tasks, too. If ctx ends first, it returns the error of ctx.
+func (s *Store) WaitTask(ctx context.Context, r task.Run) (*TaskRow, error) {
+	return s.hub.wait(ctx, r)
 }

@@ -169,10 +169,13 @@ func TestJobsAreCountedAndStreamed(t *testing.T) {
 	waiting := audittest.NewStory("waits")
 	c = append(c, events.Events(t, waiting.Accepted(), waiting.Event(task.TaskAssigned, 1, "d0")))
 	r.Record(c...)
-	counts, err := s.JobCounts(t.Context(), "acme", "job-1")
+	j, err := s.Job(t.Context(), "acme", "job-1")
 	require.NoError(t, err)
-	require.Equal(t, JobCounts{Total: n + 1, ByState: map[task.State]int64{task.Success: n, task.Assigned: 1},
-		ByDevice: map[string]int64{"d0": n/2 + 1, "d1": n / 2}}, counts)
+	require.Equal(t, int64(n+1), j.Total)
+	require.Equal(t, map[task.State]int64{task.Success: n, task.Assigned: 1}, j.Tasks)
+	require.Equal(t, map[string]int64{"d0": n/2 + 1, "d1": n / 2}, j.Devices)
+	_, err = s.Job(t.Context(), "acme", "none")
+	require.ErrorIs(t, err, ErrNoJob)
 
 	i := 0
 	require.NoError(t, s.JobResults(t.Context(), "acme", "job-1", func(res *task.Result) error {
@@ -220,7 +223,7 @@ func TestWaitersGetTheirTaskWhenItFinishes(t *testing.T) {
 
 	already := audittest.NewStory("already")
 	r.Record(results.Result(t, already.Result(task.Success, "d1")))
-	row, err := s.WaitTask(t.Context(), already.Task.Key())
+	row, err := s.WaitTask(t.Context(), already.Task.Run())
 	require.NoError(t, err)
 	require.Equal(t, task.Success, row.Result.State)
 
@@ -234,7 +237,7 @@ func TestWaitersGetTheirTaskWhenItFinishes(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
-				row, err := s.WaitTask(ctx, st.Task.Key())
+				row, err := s.WaitTask(ctx, st.Task.Run())
 				if err != nil || row.ID != st.Task.ID || row.Result == nil {
 					t.Errorf("waiting for %s: %v, %v", st.Task.ID, row, err)
 				}
@@ -249,7 +252,7 @@ func TestWaitersGetTheirTaskWhenItFinishes(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	_, err = s.WaitTask(ctx, task.Key{Tenant: "acme", ID: "never"})
+	_, err = s.WaitTask(ctx, task.Run{Key: task.Key{Tenant: "acme", ID: "never"}})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
@@ -261,7 +264,7 @@ func TestWaitersSurviveALostConnection(t *testing.T) {
 	st := audittest.NewStory("t1")
 	got := make(chan error, 1)
 	go func() {
-		_, err := s.WaitTask(context.WithoutCancel(t.Context()), st.Task.Key())
+		_, err := s.WaitTask(context.WithoutCancel(t.Context()), st.Task.Run())
 		got <- err
 	}()
 	listeners := func() int {
@@ -285,15 +288,15 @@ func TestWaitersAreBoundedAndEndWithTheStore(t *testing.T) {
 	s := New(Config{MaxWaiters: 1}, Deps{Pool: r.Pool, Logger: audittest.Quiet(), Metrics: metrics.New(nil)})
 	got := make(chan error, 1)
 	go func() {
-		_, err := s.WaitTask(context.WithoutCancel(t.Context()), task.Key{Tenant: "acme", ID: "x"})
+		_, err := s.WaitTask(context.WithoutCancel(t.Context()), task.Run{Key: task.Key{Tenant: "acme", ID: "x"}})
 		got <- err
 	}()
 	require.Eventually(t, func() bool { s.hub.mu.Lock(); defer s.hub.mu.Unlock(); return s.hub.count == 1 }, 30*time.Second, time.Millisecond)
-	_, err := s.WaitTask(t.Context(), task.Key{Tenant: "acme", ID: "y"})
+	_, err := s.WaitTask(t.Context(), task.Run{Key: task.Key{Tenant: "acme", ID: "y"}})
 	require.ErrorIs(t, err, ErrTooManyWaiters)
 	s.Close()
 	require.ErrorIs(t, <-got, ErrStoreClosed)
-	_, err = s.WaitTask(t.Context(), task.Key{Tenant: "acme", ID: "y"})
+	_, err = s.WaitTask(t.Context(), task.Run{Key: task.Key{Tenant: "acme", ID: "y"}})
 	require.ErrorIs(t, err, ErrStoreClosed)
 }
 
@@ -307,7 +310,7 @@ func TestTheAPIReadsAndDoesNotWrite(t *testing.T) {
 	row, err := store.Task(t.Context(), s.Task.Key())
 	require.NoError(t, err)
 	require.NotNil(t, row.Result)
-	_, err = store.WaitTask(t.Context(), s.Task.Key())
+	_, err = store.WaitTask(t.Context(), s.Task.Run())
 	require.NoError(t, err)
 	rows, _, err := store.Tasks(t.Context(), Filter{Tenant: "acme"})
 	require.NoError(t, err)
@@ -315,9 +318,12 @@ func TestTheAPIReadsAndDoesNotWrite(t *testing.T) {
 	events, err := store.Events(t.Context(), s.Task.Key())
 	require.NoError(t, err)
 	require.Len(t, events, 2)
-	counts, err := store.JobCounts(t.Context(), "acme", s.Task.JobID)
+	j, err := store.Job(t.Context(), "acme", s.Task.JobID)
 	require.NoError(t, err)
-	require.Equal(t, int64(1), counts.Total)
+	require.Equal(t, int64(1), j.Total)
+	jobs, _, err := store.Jobs(t.Context(), JobFilter{Tenant: "acme"})
+	require.NoError(t, err)
+	require.Len(t, jobs, 1)
 	require.NoError(t, store.JobResults(t.Context(), "acme", s.Task.JobID, func(*task.Result) error { return nil }))
 	for _, sql := range []string{"SELECT * FROM audit_log", "DELETE FROM tasks", "UPDATE results SET output = NULL", "SELECT * FROM callbacks"} {
 		audittest.RequireDenied(t, of["batchyard_api"], sql)

@@ -52,3 +52,31 @@ func (s *Store) Events(ctx context.Context, k task.Key) ([]EventRow, error) {
 	}
 	return out, nil
 }
+
+// Position is where a record is in Kafka.
+type Position struct {
+	Topic     string
+	Partition int
+	Offset    int64
+}
+
+// maxRecords bounds the positions that Records returns.
+const maxRecords = 16
+
+// Records returns where routers have read the records of a task, the latest first. Kafka may have deleted
+// them meanwhile.
+func (s *Store) Records(ctx context.Context, k task.Key) ([]Position, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT m[1], m[2]::integer, m[3]::bigint
+		FROM task_timeline CROSS JOIN LATERAL regexp_match(source_addr, '^kafka:(.+)/([0-9]{1,9})@([0-9]{1,18})$') AS m
+		WHERE tenant = $1 AND task_id = $2 AND action = ANY($3) AND m IS NOT NULL ORDER BY time DESC LIMIT $4`,
+		k.Tenant, k.ID, []string{string(task.TaskAccepted), string(task.TaskQueued)}, maxRecords)
+	if err != nil {
+		return nil, fmt.Errorf("reading where the records of task %s are: %w", k, err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Position])
+	if err != nil {
+		return nil, fmt.Errorf("reading where the records of task %s are: %w", k, err)
+	}
+	return out, nil
+}

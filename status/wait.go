@@ -51,7 +51,7 @@ type hub struct {
 
 // waiter is one request.
 type waiter struct {
-	key task.Key
+	task.Run
 	row chan *TaskRow // has room for one
 }
 
@@ -72,16 +72,16 @@ func (h *hub) close() {
 	h.wg.Wait()
 }
 
-func (h *hub) wait(ctx context.Context, k task.Key) (*TaskRow, error) {
-	w := &waiter{k, make(chan *TaskRow, 1)}
+func (h *hub) wait(ctx context.Context, r task.Run) (*TaskRow, error) {
+	w := &waiter{r, make(chan *TaskRow, 1)}
 	if err := h.add(w); err != nil {
 		return nil, err
 	}
 	defer h.remove(w)
 	// This query must come after add: from then on a notification reaches the waiter.
-	row, err := h.store.Task(ctx, k)
+	row, err := h.store.Task(ctx, r.Key)
 	switch {
-	case err == nil && row.State.Terminal() && row.Result != nil:
+	case err == nil && row.State.Terminal() && row.Result != nil && row.Generation >= r.Generation:
 		return row, nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return nil, err
@@ -110,7 +110,7 @@ func (h *hub) add(w *waiter) error {
 		h.wg.Go(h.listen)
 		h.wg.Go(h.run)
 	}
-	hash := pg.Shorten(w.key.Hash())
+	hash := pg.Shorten(w.Key.Hash())
 	if h.waiters[hash] == nil {
 		h.waiters[hash] = map[*waiter]struct{}{}
 	}
@@ -123,7 +123,7 @@ func (h *hub) add(w *waiter) error {
 func (h *hub) remove(w *waiter) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	hash := pg.Shorten(w.key.Hash())
+	hash := pg.Shorten(w.Key.Hash())
 	delete(h.waiters[hash], w)
 	if len(h.waiters[hash]) == 0 {
 		delete(h.waiters, hash)
@@ -230,9 +230,9 @@ func (h *hub) takeNamed() []task.Key {
 	add := func(hash pg.ShortHash) {
 		seen := map[task.Key]bool{}
 		for w := range h.waiters[hash] {
-			if !seen[w.key] {
-				seen[w.key] = true
-				keys = append(keys, w.key)
+			if !seen[w.Key] {
+				seen[w.Key] = true
+				keys = append(keys, w.Key)
 			}
 		}
 	}
@@ -255,7 +255,7 @@ func (h *hub) deliver(row *TaskRow) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for w := range h.waiters[pg.Shorten(row.Key().Hash())] {
-		if w.key == row.Key() {
+		if w.Key == row.Key() && row.Generation >= w.Generation {
 			select {
 			case w.row <- row:
 			default: // it has the row

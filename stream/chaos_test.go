@@ -213,7 +213,7 @@ func TestMembersComeAndGoUnderLoad(t *testing.T) {
 	testenv.Receive(t, marks[3*n/6], "half")
 	a.r.finish(t)
 	testenv.Receive(t, marks[4*n/6], "two thirds")
-	b.l.conns.closeAll() // killed: it sends nothing more
+	b.l.conns.CloseAll(ErrClosed) // killed: it sends nothing more
 	testenv.Receive(t, marks[5*n/6], "five sixths")
 	d := start()
 	require.NoError(t, testenv.Receive(t, written, "the writer"))
@@ -375,7 +375,7 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 		}
 	})
 	testenv.Receive(t, first.all, "all records")
-	away.conns.cut()
+	away.conns.CloseAll(ErrClosed)
 	second := newSeen(n)
 	b := consume(t, other, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
 		for _, rec := range recs {
@@ -397,7 +397,7 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 		rec.Done() // late
 	}
 	mu.Unlock()
-	away.conns.mend()
+	away.conns.Reopen()
 	for range 4 {
 		testenv.Receive(t, lost, "a lost partition")
 	}
@@ -411,13 +411,4 @@ func TestAnEvictedMemberLosesAllPartitions(t *testing.T) {
 	require.Equal(t, before, committedOffsets(t, other, "g", TasksNormal, 4))
 	b.finish(t)
 	require.Equal(t, before, committedOffsets(t, other, "g", TasksNormal, 4))
-}
-
-// cut closes all connections and refuses new ones until mend.
-func (s *connSet) cut() { s.closeAll() }
-
-func (s *connSet) mend() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = false
 }

@@ -14,6 +14,9 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/unreachable"
+	"github.com/batchyard/batchyard/stream/internal/conns"
+	"github.com/batchyard/batchyard/stream/internal/layout"
+	"github.com/batchyard/batchyard/stream/internal/signature"
 )
 
 // ErrClosed is returned once the Log or the Outbox is closed.
@@ -31,8 +34,9 @@ type Client struct {
 	addr      net.Addr
 	transport *kafka.Transport
 	kafka     *kafka.Client
-	conns     connSet
-	layout    *layouts
+	conns     conns.Set
+	layout    *layout.Layouts
+	signer    *signature.Signer
 	producer  *producer
 	stop      context.CancelFunc
 	closed    chan struct{}
@@ -44,7 +48,7 @@ type Client struct {
 // that, brokers may come and go. logger and m may be nil.
 func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metrics) (*Client, error) {
 	cfg = cfg.withDefaults()
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	compression, err := cfg.compression()
@@ -57,7 +61,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 	if m == nil {
 		m = metrics.New(nil)
 	}
-	cl := &Client{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), closed: make(chan struct{})}
+	cl := &Client{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), signer: signature.NewSigner(cfg.TopicPrefix, cfg.SigningKeys), closed: make(chan struct{})}
 	background, stop := context.WithCancel(context.Background())
 	cl.stop = stop
 	if cl.transport, err = cl.newTransport(background); err != nil {
@@ -65,15 +69,22 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 		return nil, err
 	}
 	cl.kafka = &kafka.Client{Addr: cl.addr, Transport: cl.transport}
-	cl.layout = newLayouts(cl)
+	topics := make([]layout.Name, len(Topics))
+	for i, t := range Topics {
+		topics[i] = layout.Name{Short: t.Name, Full: cl.full(t.Name)}
+	}
+	cl.layout = layout.New(layout.Cluster{
+		Kafka: cl.kafka, Transport: cl.transport, Addr: cl.addr, Topics: topics, Timeout: cfg.RequestTimeout, Closed: cl.closed, ErrClosed: ErrClosed,
+	})
 	if err := cl.Ping(ctx); err != nil {
 		stop()
-		cl.conns.closeAll()
+		cl.conns.CloseAll(ErrClosed)
 		return nil, &unreachable.Error{Service: "Kafka", Addr: strings.Join(cfg.Brokers, ","), Setting: "kafka.brokers", Err: err}
 	}
-	cl.layout.refresh(ctx)
+	cl.layout.Refresh(ctx)
+	cl.layout.RefreshIDs(ctx)
 	cl.producer = newProducer(background, cl, compression)
-	cl.wg.Go(func() { cl.layout.run(background) })
+	cl.wg.Go(func() { cl.layout.Run(background) })
 	return cl, nil
 }
 
@@ -98,7 +109,7 @@ func (cl *Client) newTransport(ctx context.Context) (*kafka.Transport, error) {
 			if err != nil {
 				return nil, err
 			}
-			return cl.conns.add(conn)
+			return cl.conns.Add(conn)
 		},
 		DialTimeout:    cl.cfg.DialTimeout,
 		IdleTimeout:    time.Minute,
@@ -156,7 +167,7 @@ func (cl *Client) Close() error {
 		cl.stop()
 		cl.producer.close()
 		cl.transport.CloseIdleConnections()
-		cl.conns.closeAll()
+		cl.conns.CloseAll(ErrClosed)
 		cl.wg.Wait()
 	})
 	return nil

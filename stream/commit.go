@@ -151,8 +151,8 @@ func (c *consumer) reportProgress() {
 }
 
 // position returns the offset at which the group continues to read the partition, -1 for its
-// start, and the finished spans above it.
-func (c *consumer) position(ctx context.Context, id int) (int64, []offsets.Span, error) {
+// start, and the finished spans above it. topic is the topic's id, if it is known.
+func (c *consumer) position(ctx context.Context, id int, topic string) (int64, []offsets.Span, error) {
 	if c.cfg.Offsets != nil {
 		next, err := c.cfg.Offsets.Acquire(ctx, c.cfg.Topic, id)
 		if err != nil {
@@ -164,7 +164,14 @@ func (c *consumer) position(ctx context.Context, id int) (int64, []offsets.Span,
 	if err != nil || offset < 0 {
 		return offset, nil, err
 	}
-	spans, err := offsets.Decode(offset, metadata)
+	old, text := offsets.CutTopic(metadata)
+	if old != "" && topic != "" && old != topic {
+		c.metrics.Recreated.WithLabelValues(c.group, c.cfg.Topic).Inc()
+		c.logger.Error("the topic was recreated, or belongs to another cluster, since the group's last commit; reading it from its start. Records that were in the old one and had not been read are lost",
+			"topic", c.cfg.Topic, "partition", id, "committed", offset)
+		return -1, nil, nil
+	}
+	spans, err := offsets.Decode(offset, text)
 	if err != nil {
 		c.logger.Warn("cannot read a commit's metadata; records finished above the committed offset will be processed again", "partition", id, "error", err)
 	}

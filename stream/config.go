@@ -2,19 +2,17 @@ package stream
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
-	"github.com/segmentio/kafka-go/sasl/plain"
 
 	"github.com/batchyard/batchyard/internal/config"
-	"github.com/batchyard/batchyard/stream/internal/scram"
+	"github.com/batchyard/batchyard/stream/internal/security"
+	"github.com/batchyard/batchyard/stream/internal/signature"
 )
 
 // Config says where Kafka is and how to use it. Zero fields mean their defaults.
@@ -42,6 +40,8 @@ type Config struct {
 	HeartbeatInterval time.Duration `yaml:"heartbeat_interval" default:"500ms" min:"20ms" max:"1m" doc:"How often a member sends a heartbeat to the broker. The answer also announces rebalances."`
 	RebalanceTimeout  time.Duration `yaml:"rebalance_timeout" default:"10s" min:"100ms" max:"5m" doc:"How long members may take to rejoin during a rebalance."`
 	CommitInterval    time.Duration `yaml:"commit_interval" default:"200ms" min:"10ms" max:"1m" doc:"How often the offsets of finished records are committed."`
+
+	SigningKeys []string `yaml:"signing_keys" secret:"true" doc:"Secrets with which the stages sign the records that they write, each of at least 32 characters. The first signs, all are accepted. Internal topics accept only signed records. Use the same keys in every process. Empty: a built-in key, so that anyone who may write to the topics can forge records."`
 
 	TLS  TLSConfig  `yaml:"tls"`
 	SASL SASLConfig `yaml:"sasl"`
@@ -87,50 +87,17 @@ func (c TLSConfig) load() (*tls.Config, error) {
 	if !c.Enabled {
 		return nil, nil
 	}
-	out := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading kafka.tls.ca_file: %w", err)
-		}
-		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: no PEM certificate in it", c.CAFile)
-		}
-	}
-	if c.CertFile != "" || c.KeyFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading kafka.tls.cert_file and kafka.tls.key_file: %w", err)
-		}
-		out.Certificates = []tls.Certificate{cert}
-	}
-	return out, nil
+	return security.TLS(c.CAFile, c.CertFile, c.KeyFile)
 }
 
 func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
-	name := strings.ToLower(c.Mechanism)
-	if name == "none" {
-		return nil, nil
-	}
-	password := os.Getenv(c.PasswordEnv)
-	if c.User == "" || password == "" {
-		return nil, fmt.Errorf("kafka.sasl.mechanism is %s: set kafka.sasl.user, and the password in the environment variable %s", name, c.PasswordEnv)
-	}
-	switch name {
-	case "plain":
-		return plain.Mechanism{Username: c.User, Password: password}, nil
-	case "scram-sha-256":
-		return scram.SHA256(c.User, password), nil
-	case "scram-sha-512":
-		return scram.SHA512(c.User, password), nil
-	}
-	return nil, fmt.Errorf("unknown kafka.sasl.mechanism %q: use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
+	return security.SASL(c.Mechanism, c.User, c.PasswordEnv)
 }
 
-func (c Config) check() error {
+// Check reports settings that struct tags cannot reject.
+func (c Config) Check() error {
 	if c.HeartbeatInterval*3 > c.SessionTimeout {
 		return errors.New("kafka.heartbeat_interval must be at most a third of kafka.session_timeout")
 	}
-	return nil
+	return signature.CheckKeys(c.SigningKeys)
 }

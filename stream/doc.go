@@ -17,8 +17,12 @@
 //   - Memory is bounded. Fetched records count against a budget of records and bytes until
 //     they are done, and fetching pauses when it is used up. Each partition has a share of its
 //     own, so one partition that is stuck cannot starve the others.
-//   - A record is read as soon as it is in the log. That includes records of other clients'
-//     open transactions, even if they are aborted later.
+//   - Of other clients' transactions, only committed ones are read (read_committed). A partition is
+//     read up to the first record of a transaction that is still open.
+//   - What was fetched is decompressed record by record. A record that is too large, or a batch that
+//     cannot be read, is delivered as [Record.Incomplete], so that the stage can set it aside and the
+//     partition continues.
+//   - What was written by this installation can be told from what others wrote: [Record.Ours].
 //   - The brokers may be away for any length of time. Nothing is lost and nothing needs a
 //     restart.
 //

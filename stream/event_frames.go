@@ -2,11 +2,11 @@ package stream
 
 import (
 	"fmt"
-	"hash/fnv"
 	"strconv"
 	"time"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/buckets"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -71,21 +71,21 @@ func (o *Outbox) flush(pending []unitEvents) {
 	m := &o.cl.metrics.Stream
 	m.OutboxFlushes.WithLabelValues(o.name).Inc()
 	m.OutboxFlushUnits.WithLabelValues(o.name).Observe(float64(len(pending)))
-	buckets, err := o.cl.layout.partitions(o.cl.producer.ctx, Events)
+	n, err := o.cl.layout.Partitions(o.cl.producer.ctx, Events)
 	if err != nil {
 		for _, e := range pending {
 			e.unit.delivered(ErrClosed)
 		}
 		return
 	}
-	frames := make([]frame, buckets)
+	frames := make([]frame, n)
 	for _, e := range pending {
 		for i := range e.events {
-			b := bucketOfEvent(&e.events[i], buckets)
+			b := buckets.Of(&e.events[i], n)
 			f := &frames[b]
 			f.events = append(f.events, e.events[i])
-			f.bytes += sizeOfEvent(&e.events[i])
-			if n := len(f.units); n == 0 || f.units[n-1] != e.unit {
+			f.bytes += buckets.Size(&e.events[i])
+			if u := len(f.units); u == 0 || f.units[u-1] != e.unit {
 				f.units = append(f.units, e.unit)
 				e.unit.left.Add(1)
 			}
@@ -119,28 +119,4 @@ func (o *Outbox) writeFrame(bucket int, f *frame) {
 	}
 	p.entry.to = f.units
 	o.enqueueAll([]routed{p})
-}
-
-// bucketOfEvent keeps the events of one task, or of one other resource, in one partition. If the
-// topics of events and results have equally many partitions, a task's events are in the same
-// one as its result, so the same recorder reads both at about the same time.
-func bucketOfEvent(e *task.Event, n int) int {
-	if e.TaskID != "" {
-		return int(partitionOf(e.TaskID, n))
-	}
-	return bucketOf([]byte(e.Tenant+"\x00"+e.ResourceType+"\x00"+e.ResourceID), n)
-}
-
-// sizeOfEvent estimates the bytes that an event takes in a frame.
-func sizeOfEvent(e *task.Event) int {
-	return 200 + len(e.Tenant) + len(e.ActorID) + len(e.SourceAddr) + len(e.UserAgent) + len(e.ResourceType) + len(e.ResourceID) +
-		len(e.TaskID) + len(e.JobID) + len(e.BatchID) + len(e.DeviceID) + len(e.TraceID) + len(e.Model) +
-		len(e.InputSHA256) + len(e.OutputSHA256) + len(e.Detail) + len(e.Endpoint) + len(e.CustomID)
-}
-
-// bucketOf assigns bytes to one of n buckets by their hash.
-func bucketOf(b []byte, n int) int {
-	h := fnv.New32a()
-	_, _ = h.Write(b)
-	return int(h.Sum32() % uint32(n))
 }

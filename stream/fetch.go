@@ -5,23 +5,43 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
+	"github.com/batchyard/batchyard/stream/internal/batches"
+	"github.com/batchyard/batchyard/stream/internal/fetch"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
-// maxFetchBytes bounds how much is requested when the broker sends no whole record: the largest
-// record of any topic, with room to spare.
-const maxFetchBytes = 4 * dlqLimit
+const (
+	// maxFetchBytes bounds how much is requested when the broker sends no whole record: the largest
+	// record of any topic, with room to spare.
+	maxFetchBytes = fetch.MaxBatch
+	// maxRecordBytes is the largest record that is read as a whole: what a dead letter can hold beside
+	// its own headers, so that every record that is read can also be set aside. A compressed record
+	// of a few kilobytes may be larger.
+	maxRecordBytes = internalLimit
+	// minDecodeBytes is how much of what was fetched is decompressed at a time, at least.
+	minDecodeBytes = 1 << 20
+)
 
-// fetched is the answer to one fetch.
+// fetched is records of one partition that are read one after the other. What was fetched stays
+// compressed until it is decoded, because a few kilobytes may hold gigabytes.
 type fetched struct {
 	recs           []*Record
 	next           int64 // where to continue reading
 	highest        int64 // the end of the log: one above its last record
 	needsMoreBytes bool  // there is more, but nothing of it came whole: ask for more bytes
+	rest           *undecoded
+}
+
+// undecoded is what was fetched and not decoded yet.
+type undecoded struct {
+	cl      *Client
+	req     fetchRequest
+	reader  *batches.Reader
+	highest int64
 }
 
 // fetchRequest says what to read from one partition.
@@ -33,121 +53,99 @@ type fetchRequest struct {
 	skip      []offsets.Span // records to leave out
 }
 
-// fetch reads one partition from an offset on. The broker holds the request for
-// kafka.fetch_wait while there is nothing to read.
+// fetch reads one partition from an offset on. The broker holds the request for kafka.fetch_wait
+// while there is nothing to read. Records of open transactions are not read, and those of aborted
+// ones never. If fetched.rest is not nil, the caller decodes it before the next fetch, or closes it.
 func (cl *Client) fetch(ctx context.Context, req fetchRequest) (fetched, error) {
-	wait := cl.cfg.FetchWait
-	ctx, cancel := context.WithTimeout(ctx, wait+cl.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cl.cfg.FetchWait+cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := cl.kafka.Fetch(ctx, &kafka.FetchRequest{
-		Topic: cl.full(req.topic), Partition: req.partition, Offset: req.from, MinBytes: 1, MaxBytes: req.maxBytes, MaxWait: wait,
+	answer, err := fetch.Do(ctx, cl.transport, cl.addr, fetch.Request{
+		ClientID: cl.cfg.ClientID, Topic: cl.full(req.topic), Partition: req.partition, From: req.from, MaxBytes: req.maxBytes, MaxWait: cl.cfg.FetchWait,
 	})
 	if err != nil {
 		return fetched{}, err
 	}
-	out := fetched{next: req.from, highest: res.HighWatermark}
-	if res.Error != nil {
-		return out, res.Error
+	if o := answer.Oversized; o != nil {
+		rec := cl.record(req, o)
+		return fetched{recs: []*Record{rec}, next: o.Broken.Last + 1, highest: answer.Highest}, nil
 	}
-	batches := 0
-	if s, ok := res.Records.(*protocol.RecordStream); ok {
-		batches = len(s.Records)
-		for _, b := range s.Records {
-			// The marker of a transaction takes an offset but is not a record.
-			if c, ok := b.(*protocol.ControlBatch); ok {
-				out.next = max(out.next, c.BaseOffset+1)
-			}
-		}
+	u := &undecoded{
+		cl: cl, req: req, highest: answer.Highest,
+		reader: batches.NewReader(answer.Records, req.from, answer.Aborted, batches.Limits{Record: recordLimit(req.topic)}),
 	}
-	if err := out.decode(res.Records, req); err != nil {
-		return out, err
+	out, err := u.decode(req.maxBytes)
+	if err == nil && out.next == req.from && out.rest == nil && answer.Stable > req.from {
+		out.needsMoreBytes = u.reader.Batches() == 0
 	}
-	switch {
-	case out.next > req.from || res.HighWatermark <= req.from:
-	case batches == 0:
-		out.needsMoreBytes = true
-	default:
-		// The broker sends the batch that contains the offset, or the next one. This batch has
-		// no record at or above the offset: compaction removed them, or it cannot be read.
-		// Step over it.
-		out.next = req.from + 1
-	}
-	return out, nil
+	return out, err
 }
 
-// decode copies the records out of the library's pages, which are reused. Each record gets its
-// own memory, so that one held for long does not keep its neighbours alive.
-func (f *fetched) decode(records protocol.RecordReader, req fetchRequest) error {
-	for {
-		r, err := records.ReadRecord()
+func recordLimit(topic string) int64 {
+	if topic == DLQ {
+		return dlqLimit
+	}
+	return maxRecordBytes
+}
+
+// decode decodes records until they take so many bytes, or minDecodeBytes if that is more.
+func (u *undecoded) decode(bytes int64) (fetched, error) {
+	out := fetched{highest: u.highest}
+	for left := max(bytes, minDecodeBytes); ; {
+		r, err := u.reader.Read()
+		out.next = u.reader.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			u.close()
+			return out, nil
 		}
 		if err != nil {
-			return fmt.Errorf("reading records: %w", err)
+			u.close()
+			return fetched{}, fmt.Errorf("reading records: %w", err)
 		}
-		// A batch may start below the requested offset.
-		if r.Offset < req.from || offsets.Contains(req.skip, r.Offset) {
-			closeBytes(r)
-			f.next = max(f.next, r.Offset+1)
+		if offsets.Contains(u.req.skip, r.Offset) {
 			continue
 		}
-		rec := &Record{Topic: req.topic, Partition: req.partition, Offset: r.Offset, Time: r.Time}
-		err = rec.copyFrom(r)
-		closeBytes(r)
-		if err != nil {
-			return fmt.Errorf("reading record %s: %w", rec.Position(), err)
+		rec := u.cl.record(u.req, r)
+		out.recs = append(out.recs, rec)
+		if left -= rec.size(); left <= 0 {
+			out.rest = u
+			return out, nil
 		}
-		f.recs = append(f.recs, rec)
-		f.next = max(f.next, r.Offset+1)
 	}
 }
 
-func (r *Record) copyFrom(from *protocol.Record) error {
-	keyLen, valueLen := 0, 0
-	if from.Key != nil {
-		keyLen = from.Key.Len()
-	}
-	if from.Value != nil {
-		valueLen = from.Value.Len()
-	}
-	b := make([]byte, keyLen+valueLen)
-	if from.Key != nil {
-		r.Key = b[:keyLen:keyLen]
-		if _, err := io.ReadFull(from.Key, r.Key); err != nil {
-			return err
-		}
-	}
-	if from.Value != nil {
-		r.Value = b[keyLen:]
-		if _, err := io.ReadFull(from.Value, r.Value); err != nil {
-			return err
-		}
-	}
-	if len(from.Headers) > 0 {
-		r.Headers = make([]Header, len(from.Headers))
-		for i, h := range from.Headers {
-			r.Headers[i] = Header{Key: h.Key, Value: h.Value}
-		}
-	}
-	return nil
-}
-
-func closeBytes(r *protocol.Record) {
-	if r.Key != nil {
-		_ = r.Key.Close()
-	}
-	if r.Value != nil {
-		_ = r.Value.Close()
+func (u *undecoded) close() {
+	if u != nil {
+		u.reader.Close()
 	}
 }
 
-// bounds returns the first offset of a partition and the one after its last.
+// record returns a record as it was read.
+func (cl *Client) record(req fetchRequest, r *batches.Record) *Record {
+	rec := &Record{
+		Topic: req.topic, Partition: req.partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Time: time.UnixMilli(r.Timestamp),
+		signer: cl.signer,
+	}
+	if len(r.Headers) > 0 {
+		rec.Headers = make([]Header, len(r.Headers))
+		for i, h := range r.Headers {
+			rec.Headers[i] = Header{Key: h.Key, Value: h.Value}
+		}
+	}
+	if b := r.Broken; b != nil {
+		rec.Incomplete = &Incomplete{Err: b.Err, Size: b.Size, SHA256: b.SHA256, Last: b.Last}
+	}
+	return rec
+}
+
+// bounds returns the first offset of a partition and the one after its last that can be read: open
+// transactions are not.
 func (cl *Client) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	ask := func(which kafka.OffsetRequest) (kafka.PartitionOffsets, error) {
-		res, err := cl.kafka.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{cl.full(topic): {which}}})
+		res, err := cl.kafka.ListOffsets(ctx, &kafka.ListOffsetsRequest{
+			Topics: map[string][]kafka.OffsetRequest{cl.full(topic): {which}}, IsolationLevel: kafka.ReadCommitted,
+		})
 		if err != nil {
 			return kafka.PartitionOffsets{}, err
 		}

@@ -126,7 +126,7 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 	ctx, cancel := context.WithTimeout(ctx, cfg.RebalanceTimeout+cfg.RequestTimeout)
 	defer cancel()
 	if s.leader {
-		n, err := c.cl.layout.partitions(ctx, c.cfg.Topic)
+		n, err := c.cl.layout.Partitions(ctx, c.cfg.Topic)
 		if err != nil {
 			return nil, err
 		}
@@ -174,7 +174,7 @@ func (c *consumer) heartbeat(ctx context.Context, s *session) sessionOutcome {
 		}
 		c.report("heartbeat", err)
 		// The topic has new partitions: the leader triggers a rebalance.
-		if s.leader && len(c.cl.layout.leaders(c.cfg.Topic)) != s.partitions {
+		if s.leader && len(c.cl.layout.Leaders(c.cfg.Topic)) != s.partitions {
 			return rebalancing
 		}
 	}

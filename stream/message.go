@@ -1,9 +1,14 @@
 package stream
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
+
+	"github.com/batchyard/batchyard/stream/internal/batches"
+	"github.com/batchyard/batchyard/stream/internal/signature"
 )
 
 // Header is a key and a value that accompany a message.
@@ -16,8 +21,13 @@ type Header struct {
 type Message struct {
 	Topic   string // one of the constants, without the prefix
 	Key     string // messages with the same key stay in order; empty: any partition
-	Value   []byte
+	Value   []byte // nil: null
 	Headers []Header
+	// EmptyKey says that the key is an empty text. Otherwise an empty Key is null.
+	EmptyKey bool
+	// Verbatim messages are written without a signature of this process: the record is another's, or
+	// carries the signature that it had. All others are signed.
+	Verbatim bool
 }
 
 // size returns an upper estimate of the bytes that a message takes in a batch.
@@ -49,11 +59,31 @@ type Record struct {
 	Value     []byte
 	Headers   []Header
 	Time      time.Time
+	// Incomplete is not nil if the record could not be read as a whole. Then it has no value, and
+	// perhaps neither key nor headers.
+	Incomplete *Incomplete
 
+	signer     *signature.Signer // nil for records that were not read from a topic
+	origin     atomic.Uint32
 	owner      *partition // nil for records of Scan
 	prev, next *Record    // in the list of the partition's unfinished records; guarded by owner.mu
 	finished   bool       // guarded by owner.mu
 	reported   bool       // as a straggler; guarded by owner.mu
+}
+
+// Incomplete says what is known about a record that is too large to be read, or about records whose
+// batch cannot be decompressed or decoded.
+type Incomplete struct {
+	Err    error
+	Size   int64    // of the value, in bytes; of a batch, its compressed size
+	SHA256 [32]byte // of the same bytes
+	Last   int64    // the last offset that the record stands for: more than its own if a batch is unreadable
+}
+
+// IsTooLarge reports whether the error of an [Incomplete] record is its size.
+func IsTooLarge(err error) bool {
+	_, ok := errors.AsType[*batches.TooLargeError](err)
+	return ok
 }
 
 // recordOverhead is the memory that a record takes in addition to its bytes.

@@ -40,7 +40,7 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 	if _, err := findTopic(topic); err != nil {
 		return nil, err
 	}
-	n, err := cl.layout.partitions(ctx, topic)
+	n, err := cl.layout.Partitions(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,8 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 				}
 				s.committed = max(next, 0)
 				// Like the next owner, ignore metadata that is not ours.
-				s.finished, _ = offsets.Decode(s.committed, metadata)
+				_, spans := offsets.CutTopic(metadata)
+				s.finished, _ = offsets.Decode(s.committed, spans)
 				return nil
 			})
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/batchyard/batchyard/stream/internal/buckets"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -101,7 +102,7 @@ func (o *Outbox) Put(ctx context.Context, u Unit) error {
 		p.size += int64(u.Messages[i].size())
 	}
 	for i := range u.Events {
-		p.size += int64(sizeOfEvent(&u.Events[i]))
+		p.size += int64(buckets.Size(&u.Events[i]))
 	}
 	p.size = min(p.size, o.maxBytes)
 	if err := o.units.Acquire(ctx, 1); err != nil {

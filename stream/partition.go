@@ -24,10 +24,13 @@ type partition struct {
 	lost   atomic.Bool
 	end    atomic.Int64   // of the log, from the last fetch
 	wg     sync.WaitGroup // its goroutines
+	rest   *undecoded     // of the last fetch; used only by run
 
 	mu           sync.Mutex
-	started      bool  // the first offset is known
-	next         int64 // every offset below was handed out or skipped
+	started      bool   // the first offset is known
+	topic        string // id of the topic that next belongs to; empty: unknown
+	lives        int    // how often the topic was recreated since
+	next         int64  // every offset below was handed out or skipped
 	head, tail   *Record
 	inFlight     int            // length of the list
 	inherited    []offsets.Span // finished above next, from the last owner's commit
@@ -39,43 +42,59 @@ type partition struct {
 }
 
 // begin sets the offset at which reading starts.
-func (p *partition) begin(next int64, skip []offsets.Span) {
+func (p *partition) begin(next int64, skip []offsets.Span, topic string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.started = true
+	p.started, p.topic = true, topic
 	p.next, p.highest, p.inherited = next, next, skip
 	p.dropPassedSpans()
 }
 
-// restart continues at next, because the log no longer holds the offset to be read next.
-func (p *partition) restart(next int64) {
+// skipTo continues at next, because retention removed what comes before.
+func (p *partition) skipTo(next int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.inherited = nil
-	if next >= p.next {
-		p.next = next
-		p.highest = max(p.highest, next)
-	} else {
-		// The log is shorter than what was read from it, so the topic was recreated. Records
-		// in flight belong to the old one and must not be committed.
-		for r := p.head; r != nil; {
-			after := r.next
-			r.prev, r.next, r.finished = nil, nil, true
-			p.c.budget.Release(&p.budget, 1, r.size())
-			r = after
-		}
-		p.head, p.tail, p.inFlight = nil, nil, 0
-		p.next, p.highest, p.committed = next, next, -1
-	}
+	p.next = max(p.next, next)
+	p.highest = max(p.highest, next)
 	p.dirty = true
+}
+
+// startOver continues at next in a topic that was recreated. Records in flight belong to the old one:
+// the stage finishes what it has of them, but they must not be committed.
+func (p *partition) startOver(next int64, topic string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for r := p.head; r != nil; {
+		after := r.next
+		r.prev, r.next = nil, nil
+		p.forget(r)
+		r = after
+	}
+	p.head, p.tail, p.inFlight, p.inherited = nil, nil, 0, nil
+	p.next, p.highest, p.committed, p.topic = next, next, -1, topic
+	p.lives++
+	p.dirty = true
+}
+
+// forget makes Done do nothing for a record. The caller holds mu.
+func (p *partition) forget(r *Record) {
+	r.finished = true
+	p.c.budget.Release(&p.budget, 1, r.size())
 }
 
 // add registers records before they are handed out, in order. Offsets between them do not exist
 // (compacted, control records) or are finished.
-func (p *partition) add(recs []*Record) {
+func (p *partition) add(d delivery) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, r := range recs {
+	if d.life != p.lives { // the topic was recreated after they were read
+		for _, r := range d.recs {
+			p.forget(r)
+		}
+		return
+	}
+	for _, r := range d.recs {
 		r.prev, r.next = p.tail, nil
 		if p.tail == nil {
 			p.head = r
@@ -86,18 +105,12 @@ func (p *partition) add(recs []*Record) {
 		p.inFlight++
 		p.next = r.Offset + 1
 	}
-	p.dropPassedSpans()
-}
-
-// advanceTo notes that there is nothing more to hand out below next.
-func (p *partition) advanceTo(next int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if next > p.next {
-		p.next = next
+	// There is nothing more to hand out below next.
+	if d.next > p.next {
+		p.next = d.next
 		p.dirty = p.dirty || p.head == nil
-		p.dropPassedSpans()
 	}
+	p.dropPassedSpans()
 }
 
 // dropPassedSpans drops the inherited spans below next. The caller holds mu.
@@ -186,7 +199,8 @@ func (p *partition) nextCommit() (commitCandidate, bool) {
 	p.dirty = false
 	o := commitCandidate{p: p, offset: p.lowestUnfinished()}
 	if !p.omitMetadata {
-		o.metadata = offsets.Encode(o.offset, p.finishedSpans(), offsets.MaxMetadata)
+		room := offsets.MaxMetadata - len(offsets.OfTopic(p.topic, ""))
+		o.metadata = offsets.OfTopic(p.topic, offsets.Encode(o.offset, p.finishedSpans(), room))
 	}
 	return o, true
 }

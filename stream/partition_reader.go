@@ -11,6 +11,7 @@ import (
 type delivery struct {
 	recs []*Record
 	next int64
+	life int // of the topic: partition.lives when they were read
 }
 
 // run reads the partition until it is lost or the consumer drains.
@@ -27,9 +28,14 @@ func (p *partition) run() {
 	p.wg.Go(func() { p.deliver(deliveries) })
 	defer p.wg.Wait()
 	defer close(deliveries)
+	defer func() { p.rest.close() }()
 	want := p.c.cl.cfg.FetchBytes
 	for failures := 0; p.ctx.Err() == nil; {
-		got, err := p.fetch(from, want)
+		var got fetched
+		var err error
+		if from, err = p.checkTopic(from, failures); err == nil {
+			got, err = p.fetch(from, want)
+		}
 		if p.ctx.Err() != nil {
 			return
 		}
@@ -42,7 +48,7 @@ func (p *partition) run() {
 		p.c.report(what, err)
 		if err != nil {
 			p.c.metrics.FetchErrors.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
-			p.c.cl.layout.refreshSoon()
+			p.c.cl.layout.RefreshSoon()
 			backOff(p.ctx, failures)
 			failures++
 			continue
@@ -53,8 +59,11 @@ func (p *partition) run() {
 			continue
 		}
 		want = p.c.cl.cfg.FetchBytes
-		if got.next > from {
-			from = p.nextUnfinished(got.next)
+		if got.next > from || len(got.recs) > 0 {
+			from = got.next
+			if got.rest == nil { // otherwise what was fetched goes on there
+				from = p.nextUnfinished(from)
+			}
 			if !p.passOn(deliveries, got.recs, from) {
 				return
 			}
@@ -67,7 +76,8 @@ func (p *partition) findStart() (int64, bool) {
 	what := "position " + strconv.Itoa(p.id)
 	defer p.c.report(what, nil)
 	for failures := 0; p.ctx.Err() == nil; failures++ {
-		next, spans, err := p.c.position(p.ctx, p.id)
+		topic := p.c.cl.layout.FreshID(p.ctx, p.c.cfg.Topic)
+		next, spans, err := p.c.position(p.ctx, p.id, topic)
 		if err == nil && next < 0 {
 			next, _, err = p.c.cl.bounds(p.ctx, p.c.cfg.Topic, p.id)
 		}
@@ -76,7 +86,7 @@ func (p *partition) findStart() (int64, bool) {
 		}
 		p.c.report(what, err)
 		if err == nil {
-			p.begin(next, spans)
+			p.begin(next, spans, topic)
 			return p.nextUnfinished(next), true
 		}
 		backOff(p.ctx, failures)
@@ -87,19 +97,65 @@ func (p *partition) findStart() (int64, bool) {
 // recoverPosition determines where to continue when the log does not hold the requested offset:
 // retention removed it, or the topic was recreated.
 func (p *partition) recoverPosition(from int64) (int64, error) {
+	if next, err := p.checkTopic(from, 1); err != nil || next != from {
+		return next, err
+	}
 	first, end, err := p.c.cl.bounds(p.ctx, p.c.cfg.Topic, p.id)
 	if err != nil || (from >= first && from <= end) {
 		return from, err
 	}
-	p.c.logger.Error("the log does not hold the offset to read next; continuing at its first offset. "+
-		"Either retention removed records before they were read, or the topic was recreated",
+	if from > end { // the broker has no ids of topics, or lost the end of the log
+		p.recreated(first, p.c.cl.layout.ID(p.c.cfg.Topic))
+		return first, nil
+	}
+	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
 		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
-	p.restart(first)
+	p.skipTo(first)
 	return first, nil
 }
 
-// fetch reads from an offset on, within the budget. When a record is larger than the budget, it
-// asks for want bytes anyway, or the record would never be read.
+// checkTopic returns from, or if the topic was recreated, the first offset of the new one. After failed
+// requests it asks the broker, otherwise it relies on what is known. Offsets of another topic of the same
+// name, or of another cluster, mean nothing: records below them would be skipped silently. If offsets are
+// kept elsewhere, so is the topic's id.
+func (p *partition) checkTopic(from int64, failures int) (int64, error) {
+	if p.c.cfg.Offsets != nil {
+		return from, nil
+	}
+	if failures > 0 {
+		p.c.cl.layout.RefreshIDs(p.ctx)
+	}
+	id := p.c.cl.layout.ID(p.c.cfg.Topic)
+	p.mu.Lock()
+	old := p.topic
+	if old == "" {
+		p.topic = id
+	}
+	p.mu.Unlock()
+	if old == "" || id == "" || old == id {
+		return from, nil
+	}
+	first, _, err := p.c.cl.bounds(p.ctx, p.c.cfg.Topic, p.id)
+	if err != nil {
+		return from, err
+	}
+	p.recreated(first, id)
+	return first, nil
+}
+
+// recreated continues at the first offset of a topic that was recreated.
+func (p *partition) recreated(first int64, id string) {
+	p.c.logger.Error("the topic was recreated, or belongs to another cluster; reading it from its start. Records that were in the old one and had not been read are lost",
+		"topic", p.c.cfg.Topic, "partition", p.id, "first", first)
+	p.c.metrics.Recreated.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
+	p.rest.close()
+	p.rest = nil
+	p.startOver(first, id)
+}
+
+// fetch reads from an offset on, within the budget: what is left of the last fetch, or else from the
+// broker. When a record is larger than the budget, it asks for want bytes anyway, or the record would
+// never be read.
 func (p *partition) fetch(from, want int64) (fetched, error) {
 	c := p.c
 	granted, err := c.budget.TakeBytes(p.ctx, &p.budget, min(want, c.cl.cfg.FetchBytes))
@@ -113,7 +169,13 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 	p.mu.Lock()
 	skip := p.inherited
 	p.mu.Unlock()
-	got, err := c.cl.fetch(p.ctx, fetchRequest{topic: c.cfg.Topic, partition: p.id, from: from, maxBytes: maxBytes, skip: skip})
+	var got fetched
+	if p.rest != nil {
+		got, err = p.rest.decode(maxBytes)
+	} else {
+		got, err = c.cl.fetch(p.ctx, fetchRequest{topic: c.cfg.Topic, partition: p.id, from: from, maxBytes: maxBytes, skip: skip})
+	}
+	p.rest = got.rest
 	var bytes int64
 	values := 0
 	for _, r := range got.recs {
@@ -155,8 +217,11 @@ func (p *partition) nextUnfinished(offset int64) int64 {
 // passOn passes records to the handler as the budget allows. It returns false when the
 // partition ends.
 func (p *partition) passOn(to chan<- delivery, recs []*Record, next int64) bool {
+	p.mu.Lock()
+	life := p.lives
+	p.mu.Unlock()
 	for {
-		d := delivery{next: next}
+		d := delivery{next: next, life: life}
 		if len(recs) > 0 {
 			n, err := p.c.budget.TakeRecords(p.ctx, &p.budget, len(recs))
 			if err != nil {
@@ -197,8 +262,7 @@ func (p *partition) deliverOne(d delivery) bool {
 	if p.ctx.Err() != nil {
 		return false
 	}
-	p.add(d.recs)
-	p.advanceTo(d.next)
+	p.add(d)
 	if len(d.recs) > 0 {
 		p.c.handle(p.ctx, d.recs)
 	}

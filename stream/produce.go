@@ -164,23 +164,26 @@ type routed struct {
 // anyPartition makes route choose the partition of the message's key.
 const anyPartition int32 = -1
 
-// route chooses the partition of a message, and refuses a message that is too large for its
+// route signs a message, chooses its partition, and refuses a message that is too large for its
 // topic. want is a partition or anyPartition.
 func (p *producer) route(ctx context.Context, m Message, want int32) (routed, error) {
 	t, err := findTopic(m.Topic)
 	if err != nil {
 		return routed{}, fmt.Errorf("writing a message: %w", err)
 	}
+	if !m.Verbatim {
+		sign(p.cl.signer, &m)
+	}
 	size := m.size()
 	if int64(size)+batchOverhead > t.MaxBytes {
 		return routed{}, &TooLargeError{Topic: t.Name, Size: size, Limit: t.MaxBytes}
 	}
-	n, err := p.cl.layout.partitions(ctx, t.Name)
+	n, err := p.cl.layout.Partitions(ctx, t.Name)
 	if err != nil {
 		return routed{}, fmt.Errorf("writing to topic %s: %w", t.Name, err)
 	}
 	if want < 0 || want >= int32(n) {
-		want = partitionOf(m.Key, n)
+		want = partitionOfMessage(&m, n)
 	}
 	return routed{entry: entry{msg: m, size: size}, topic: t, partition: want}, nil
 }
@@ -194,7 +197,14 @@ func partitionOf(key string, n int) int32 {
 	if key == "" {
 		return rand.Int32N(int32(n))
 	}
-	return int32((murmur.Hash(key) & 0x7fffffff) % uint32(n))
+	return murmur.Partition(key, n)
+}
+
+func partitionOfMessage(m *Message, n int) int32 {
+	if m.EmptyKey {
+		return murmur.Partition(m.Key, n)
+	}
+	return partitionOf(m.Key, n)
 }
 
 // enqueue waits until there is room for the first message of the batch, hands over as many as
@@ -220,12 +230,7 @@ func (p *producer) enqueue(ctx context.Context, batch []routed) (int, error) {
 	for i := range batch[:n] {
 		b := &batch[i]
 		b.entry.at = now
-		key := topicPartition{b.topic.Name, b.partition}
-		q := p.queues[key]
-		if q == nil {
-			q = &queue{topic: b.topic, partition: b.partition}
-			p.queues[key] = q
-		}
+		q := p.queueOf(b.topic, b.partition)
 		q.entries = append(q.entries, b.entry)
 		p.makeReady(q)
 	}
@@ -250,12 +255,16 @@ func (p *producer) dispatch() {
 	if p.closed {
 		return
 	}
+	var gone []*queue
 	requests := map[int32]*request{}
 	rest := p.ready[:0]
 	for _, q := range p.ready {
 		leader := int32(-1)
-		if leaders := p.cl.layout.leaders(q.topic.Name); int(q.partition) < len(leaders) {
+		if leaders := p.cl.layout.Leaders(q.topic.Name); int(q.partition) < len(leaders) {
 			leader = leaders[q.partition]
+		} else if len(leaders) > 0 {
+			gone = append(gone, q)
+			continue
 		}
 		r := requests[leader]
 		switch {
@@ -282,6 +291,37 @@ func (p *producer) dispatch() {
 		p.inFlight[leader]++
 		p.wg.Go(func() { p.send(r) })
 	}
+	if len(gone) > 0 {
+		p.moveAll(gone)
+		p.dispatch()
+	}
+}
+
+// moveAll moves the messages for partitions that no longer exist, because their topic was recreated with
+// fewer, to the partitions of their keys. The caller holds mu.
+func (p *producer) moveAll(gone []*queue) {
+	for _, q := range gone {
+		n := len(p.cl.layout.Leaders(q.topic.Name))
+		entries := q.entries
+		q.entries, q.queued = nil, false
+		p.markRecovered(q)
+		for _, e := range entries {
+			to := p.queueOf(q.topic, partitionOfMessage(&e.msg, n))
+			to.entries = append(to.entries, e)
+			p.makeReady(to)
+		}
+	}
+}
+
+// queueOf returns the queue of a partition. The caller holds mu.
+func (p *producer) queueOf(t Topic, partition int32) *queue {
+	key := topicPartition{t.Name, partition}
+	q := p.queues[key]
+	if q == nil {
+		q = &queue{topic: t, partition: partition}
+		p.queues[key] = q
+	}
+	return q
 }
 
 // nextBatch removes the messages of the next batch from the queue. The caller holds mu.

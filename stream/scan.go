@@ -12,7 +12,7 @@ func (cl *Client) Scan(ctx context.Context, topic string, fn func(*Record) error
 	if _, err := findTopic(topic); err != nil {
 		return err
 	}
-	n, err := cl.layout.partitions(ctx, topic)
+	n, err := cl.layout.Partitions(ctx, topic)
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (cl *Client) withRetries(ctx context.Context, f func(ctx context.Context) e
 		if err == nil {
 			return nil
 		}
-		cl.layout.refreshSoon()
+		cl.layout.RefreshSoon()
 		backOff(within, failures)
 		if within.Err() != nil {
 			return err
@@ -61,8 +61,17 @@ func (cl *Client) scanOne(ctx context.Context, topic string, id int, fn func(*Re
 
 func (cl *Client) scanRange(ctx context.Context, topic string, id int, at, end int64, fn func(*Record) error) error {
 	want := cl.cfg.FetchBytes
+	var rest *undecoded
+	defer func() { rest.close() }()
 	for failures := 0; at < end; {
-		got, err := cl.fetch(ctx, fetchRequest{topic: topic, partition: id, from: at, maxBytes: want})
+		var got fetched
+		var err error
+		if rest != nil {
+			got, err = rest.decode(want)
+		} else {
+			got, err = cl.fetch(ctx, fetchRequest{topic: topic, partition: id, from: at, maxBytes: want})
+		}
+		rest = got.rest
 		if err != nil {
 			// Retention may have moved the start of the log meanwhile.
 			if first, _, berr := cl.bounds(ctx, topic, id); berr == nil && first > at {
@@ -99,30 +108,13 @@ func (cl *Client) scanRange(ctx context.Context, topic string, id int, at, end i
 // Lag returns how many records of the topic a group has not committed; group is the stage's name,
 // as in [ConsumerConfig.Group].
 func (cl *Client) Lag(ctx context.Context, group, topic string) (int64, error) {
-	if _, err := findTopic(topic); err != nil {
-		return 0, err
-	}
-	n, err := cl.layout.partitions(ctx, topic)
+	all, err := cl.Offsets(ctx, group, topic)
 	if err != nil {
 		return 0, err
 	}
-	at := make([]int64, n)
-	for id := range n {
-		err := cl.withRetries(ctx, func(ctx context.Context) (err error) {
-			at[id], _, err = cl.committed(ctx, cl.GroupID(group, topic), topic, id)
-			return err
-		})
-		if err != nil {
-			return 0, err
-		}
-	}
 	var lag int64
-	for i := range n {
-		first, end, err := cl.boundsWithRetries(ctx, topic, i)
-		if err != nil {
-			return 0, err
-		}
-		lag += max(0, end-max(first, at[i]))
+	for i := range all {
+		lag += max(0, all[i].End-all[i].Committed())
 	}
 	return lag, nil
 }

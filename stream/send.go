@@ -47,7 +47,7 @@ func (p *producer) send(r *request) {
 		retry = retry || len(pt.entries) > 0
 	}
 	if retry {
-		p.cl.layout.refreshSoon()
+		p.cl.layout.RefreshSoon()
 	}
 	p.finishRequest(r)
 }
@@ -251,7 +251,7 @@ func (r *entryReader) ReadRecord() (*protocol.Record, error) {
 	m := &r.entries[r.at].msg
 	r.at++
 	r.record = protocol.Record{}
-	if m.Key != "" {
+	if m.Key != "" || m.EmptyKey {
 		r.key.Reset([]byte(m.Key))
 		r.record.Key = &r.key
 	}

@@ -139,7 +139,7 @@ func (cl *Client) CreateTopics(ctx context.Context) (created []string, err error
 	}
 	// The controller has created them; wait until the brokers know.
 	err = cl.withRetries(ctx, func(ctx context.Context) error { return cl.CheckTopics(ctx) })
-	cl.layout.refresh(ctx)
+	cl.layout.Refresh(ctx)
 	return created, err
 }
 

@@ -46,7 +46,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 				skip = append(skip, offsets.Span{First: o, End: o + 1})
 			}
 		}
-		p.begin(start, skip)
+		p.begin(start, skip, "")
 		next := start // the next offset to be fetched
 		var open []*Record
 		committed := start
@@ -80,11 +80,8 @@ func TestTrackerAgainstModel(t *testing.T) {
 					}
 					next++
 				}
-				if len(recs) > 0 {
-					p.add(recs)
-					open = append(open, recs...)
-				}
-				p.advanceTo(next)
+				p.add(delivery{recs: recs, next: next})
+				open = append(open, recs...)
 			},
 			"done": func(t *rapid.T) {
 				if len(open) == 0 {
@@ -104,10 +101,9 @@ func TestTrackerAgainstModel(t *testing.T) {
 
 func TestLostRecordsAreNotCommitted(t *testing.T) {
 	p := newPartition(t)
-	p.begin(0, nil)
+	p.begin(0, nil, "")
 	recs := []*Record{{Offset: 0, owner: p}, {Offset: 1, owner: p}}
-	p.add(recs)
-	p.advanceTo(2)
+	p.add(delivery{recs: recs, next: 2})
 	recs[0].Done()
 	p.lose()
 	require.True(t, recs[1].Lost())
@@ -119,6 +115,31 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 	require.Zero(t, bytes)
 }
 
+// Once a topic was recreated, records of the old one are neither waited for nor committed, whether they
+// were handed out before or after that was noticed.
+func TestRecordsOfARecreatedTopicAreNotCommitted(t *testing.T) {
+	p := newPartition(t)
+	defer p.cancel()
+	p.begin(50, nil, "old")
+	before, after := &Record{Offset: 50, owner: p}, &Record{Offset: 51, owner: p}
+	p.add(delivery{recs: []*Record{before}, next: 51})
+	p.startOver(0, "new")
+	p.add(delivery{recs: []*Record{after}, next: 52})
+	before.Done()
+	after.Done()
+	require.False(t, before.Lost(), "the stage finishes what it has")
+	fresh := &Record{Offset: 0, owner: p}
+	p.add(delivery{recs: []*Record{fresh}, next: 1, life: 1})
+	o, ok := p.nextCommit()
+	require.True(t, ok)
+	require.Zero(t, o.offset)
+	require.Equal(t, "topic=new;", o.metadata)
+	fresh.Done()
+	o, _ = p.nextCommit()
+	require.Equal(t, int64(1), o.offset)
+	require.Zero(t, p.inFlight)
+}
+
 // Partitions survive a rebalance, but not a generation that we missed: another member may have
 // owned them in it.
 func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
@@ -127,7 +148,7 @@ func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
 	for missed, next := range []int{2, 3} {
 		p := newPartition(t)
 		p.c.logger = slog.New(slog.DiscardHandler)
-		p.begin(0, nil)
+		p.begin(0, nil, "")
 		p.c.takeOver(draining, &session{member: "m", generation: 1}, &session{member: "m", generation: next, assigned: []int{0}})
 		require.Equal(t, missed > 0, p.lost.Load())
 		p.cancel()
@@ -137,12 +158,12 @@ func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
 func TestStragglerIsReportedOnce(t *testing.T) {
 	p := newPartition(t)
 	defer p.cancel()
-	p.begin(0, nil)
+	p.begin(0, nil, "")
 	var recs []*Record
 	for i := range int64(100) {
 		recs = append(recs, &Record{Offset: i, owner: p})
 	}
-	p.add(recs)
+	p.add(delivery{recs: recs, next: 100})
 	for _, r := range recs[2:52] {
 		r.Done()
 	}

@@ -8,8 +8,10 @@ type Action string
 const (
 	TaskAccepted        Action = "task.accepted"
 	TaskRefused         Action = "task.refused"
+	TaskResubmitted     Action = "task.resubmitted"
 	TaskQueued          Action = "task.queued"
 	TaskDuplicate       Action = "task.duplicate"
+	TaskReread          Action = "task.reread"
 	TaskParked          Action = "task.parked"
 	TaskAssigned        Action = "task.assigned"
 	TaskRequeued        Action = "task.requeued"
@@ -20,6 +22,9 @@ const (
 	TaskExpired         Action = "task.expired"
 	TaskCancelRequested Action = "task.cancel_requested"
 	TaskReprioritized   Action = "task.reprioritized"
+	JobSubmitted        Action = "job.submitted"
+	JobCancelRequested  Action = "job.cancel_requested"
+	TaskRetried         Action = "task.retried"
 	BatchClosed         Action = "batch.closed"
 	AttemptStarted      Action = "attempt.started"
 	AttemptSucceeded    Action = "attempt.succeeded"
@@ -41,6 +46,9 @@ const (
 	CallbackFailed      Action = "callback.failed"
 	CallbackGivenUp     Action = "callback.given_up"
 	PartitionDropped    Action = "audit.partition_dropped"
+	RecordedAgain       Action = "audit.recorded_again"
+	TopicReplaced       Action = "audit.topic_replaced"
+	RecordsMissed       Action = "audit.records_missed"
 )
 
 // ActionInfo documents one action.
@@ -55,8 +63,10 @@ type ActionInfo struct {
 var Actions = []ActionInfo{
 	{TaskAccepted, "producer, router", Pending, "a task was accepted: by the API, or by the router if another client wrote it to its topic"},
 	{TaskRefused, "producer", "", "a submit was refused; the detail names the invalid fields"},
+	{TaskResubmitted, "producer", "", "a finished task was submitted again: it does not run again, and the answer stays"},
 	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
 	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped"},
+	{TaskReread, "router", "", "the record of a finished task was read again, because the process that had read it died; events of that process, such as task.assigned, may be missing; the detail has the state"},
 	{TaskParked, "router", Pending, "no device can run the task now; it was parked and will be considered again later"},
 	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},
 	{BatchClosed, "batcher", "", "the task was sent to its device in a batch; the detail says why the batch closed and how large it was"},
@@ -71,6 +81,9 @@ var Actions = []ActionInfo{
 	{TaskExpired, "router, workers", "", "the deadline passed before the task finished"},
 	{TaskCancelRequested, "api", "", "a user asked to cancel the task"},
 	{TaskReprioritized, "api", "", "a user changed the priority of a waiting task; the detail has the old and the new one"},
+	{JobSubmitted, "api", "", "a user announced a job before submitting its tasks; the detail has the file's name, fingerprint and size"},
+	{JobCancelRequested, "api", "", "a user asked to cancel what has not finished of a job"},
+	{TaskRetried, "api", Pending, "a user asked to run a finished task again: a new generation of it begins; the detail says why"},
 	{ResultDuplicate, "audit", "", "a second result of a finished task was discarded"},
 	{RecordDeadLettered, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why, and where it came from"},
 	{RecordReplayed, "cli", "", "a dead letter was written back to its topic"},
@@ -88,6 +101,9 @@ var Actions = []ActionInfo{
 	{CallbackFailed, "callbacks", "", "a delivery failed and will be retried"},
 	{CallbackGivenUp, "callbacks", "", "the last delivery failed: there are no further retries"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},
+	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
+	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},
+	{RecordsMissed, "audit", "", "Kafka deleted records before they were recorded; the detail says which"},
 }
 
 var actionIndex = func() map[Action]ActionInfo {

@@ -13,6 +13,8 @@ type Constraints struct {
 	Exclude   []string  `json:"exclude,omitempty"` // devices that are not to be tried again
 	NotBefore time.Time `json:"not_before,omitzero"`
 	Level     int       `json:"level,omitempty"`
+	// Unchecked: Postgres did not answer, so nothing but the claim in Redis kept the task from running twice.
+	Unchecked bool `json:"unchecked,omitempty"`
 }
 
 // maxConstraints limits the size of the lists: an event's detail is small.
@@ -30,11 +32,38 @@ func ConstraintsOf(t *Task) Constraints {
 // Detail encodes the constraints as the detail of an event; nil without constraints. Lists
 // that are too long are cut.
 func (w Constraints) Detail() []byte {
-	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 {
+	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 && !w.Unchecked {
 		return nil
 	}
+	return encodeDetail(w.fitting())
+}
+
+// fitting cuts lists that are too long for the detail of an event.
+func (w Constraints) fitting() Constraints {
 	w.Needs, w.Exclude, w.NotBefore = fitting(w.Needs), fitting(w.Exclude), w.NotBefore.UTC()
-	b, err := json.Marshal(w)
+	return w
+}
+
+// Arrival is what the event [TaskAccepted] says about a task that a client wrote to Kafka
+// itself, besides the task's constraints.
+type Arrival struct {
+	Constraints
+	Identity   string   `json:"identity,omitempty"`    // "claimed": the tenant is what the record says; nothing proves it
+	Ignored    []string `json:"ignored,omitempty"`     // headers that only Batchyard may set
+	RecordTime *int64   `json:"record_time,omitempty"` // the record's timestamp in milliseconds, if it was implausible and therefore replaced
+}
+
+// IdentityClaimed is the identity in the event of a record that Batchyard did not sign.
+const IdentityClaimed = "claimed"
+
+// Detail encodes the arrival as the detail of an event.
+func (a Arrival) Detail() []byte {
+	a.Constraints = a.fitting()
+	return encodeDetail(a)
+}
+
+func encodeDetail(v any) []byte {
+	b, err := json.Marshal(v)
 	if err != nil || len(b) > MaxDetail { // names full of control characters, for example
 		return nil
 	}

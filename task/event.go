@@ -68,6 +68,9 @@ type Event struct {
 	SubmittedAt time.Time
 	Deadline    time.Time
 	CallbackURL string
+
+	Generation  int    // of the task: 0 is the first run, n the nth retry on request
+	Fingerprint []byte // of the task, in task.accepted and task.queued; nil elsewhere
 }
 
 // Origin is who sent something and from where; every user action has one.
@@ -83,7 +86,7 @@ func NewEvent(a Action, t *Task, actor string, at time.Time) Event {
 		Time: at.UTC(), Action: a, Outcome: OutcomeOK, Tenant: t.Tenant,
 		ActorType: ActorStage, ActorID: actor,
 		ResourceType: "task", ResourceID: t.ID, TaskID: t.ID, JobID: t.JobID,
-		Attempt: t.Tried(), TraceID: t.TraceID, Model: t.Model,
+		Attempt: t.Tried(), TraceID: t.TraceID, Model: t.Model, Generation: t.Generation(),
 	}
 }
 
@@ -97,6 +100,7 @@ func Accepted(t *Task, o Origin, at time.Time) Event {
 	e.InputSize, e.InputSHA256 = int64(len(t.Input)), sum[:]
 	e.Endpoint, e.Priority, e.CustomID = t.Endpoint, t.Priority, t.CustomID
 	e.SubmittedAt, e.Deadline = t.SubmittedAt, t.Deadline
+	e.Fingerprint = t.Fingerprint().Bytes()
 	if t.Callback != nil {
 		e.CallbackURL = t.Callback.URL
 	}

@@ -2,6 +2,7 @@ package task
 
 import (
 	"bytes"
+	"errors"
 
 	"github.com/vmihailenco/msgpack/v5"
 
@@ -65,10 +66,27 @@ func (in Input) validate(limit int) error {
 	if first := bytes.TrimLeft(in, " \t\r\n"); len(first) == 0 || first[0] != '{' {
 		return NewFieldError("input", "send the request body as a JSON object", "it is not a JSON object")
 	}
-	if err := CheckJSON(in); err != nil {
-		return NewFieldError("input", "send the request body as a JSON object", "%s", err)
+	if err := CheckUnambiguous(in); err != nil {
+		return NewFieldError("input", err.Remedy, "%s", err.Problem)
 	}
 	return nil
+}
+
+// CheckUnambiguous is [CheckJSON] for what clients send: it also refuses what two readers may
+// understand differently, a name that an object has twice and half of a surrogate pair. The
+// error has no field.
+func CheckUnambiguous(b []byte) *FieldError {
+	err := strictjson.CheckUnambiguous(b, MaxInputDepth)
+	var twice *strictjson.DuplicateError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &twice):
+		return NewFieldError("", "send each member once", "an object in it has the member %s twice", Word(twice.Name))
+	case errors.Is(err, strictjson.ErrHalfPair):
+		return NewFieldError("", "send whole characters: two escapes such as \\ud83d\\ude00, or UTF-8", "%s", err)
+	}
+	return NewFieldError("", "send one JSON object", "%s", err)
 }
 
 // CheckJSON returns why b cannot be stored as JSON: it is not valid JSON, not valid UTF-8,

@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// Result is the final outcome of a task. After a crash the results topic may hold more
-// than one for a task; the first one that Postgres accepts counts. The order of the fields
+// Result is the final outcome of one generation of a task. After a crash the results topic may hold more
+// than one for a generation; the first one that Postgres accepts counts. The order of the fields
 // does not matter: results are written with named fields.
 type Result struct {
 	TaskID         string            `json:"task_id" msgpack:"task_id"`
@@ -26,10 +26,12 @@ type Result struct {
 	Labels         map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
 	Callback       *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
 	TraceID        string            `json:"trace_id,omitempty" msgpack:"trace_id,omitempty"`
+	Generation     int               `json:"generation,omitempty" msgpack:"generation,omitempty"` // 0 for the first run, n after the nth retry on request
 	SubmittedAt    time.Time         `json:"submitted_at,omitzero" msgpack:"submitted_at,omitempty"`
 	AssignedAt     time.Time         `json:"assigned_at,omitzero" msgpack:"assigned_at,omitempty"`
 	StartedAt      time.Time         `json:"started_at,omitzero" msgpack:"started_at,omitempty"`
 	FinishedAt     time.Time         `json:"finished_at" msgpack:"finished_at"`
+	Sent           []Header          `json:"-" msgpack:"-"` // headers of the record that the result becomes; not a part of its value
 }
 
 // Error is why a task did not succeed.
@@ -47,6 +49,9 @@ type Usage struct {
 // Key returns the identity of the result's task.
 func (r *Result) Key() Key { return Key{r.Tenant, r.TaskID} }
 
+// Run returns which run of its task the result ends.
+func (r *Result) Run() Run { return Run{r.Key(), r.Generation} }
+
 // Attempt returns the number of the last attempt, 0 if there were no attempts.
 func (r *Result) Attempt() int {
 	if len(r.Attempts) == 0 {
@@ -60,11 +65,12 @@ func NewResult(t *Task, s State, at time.Time) *Result {
 	r := &Result{
 		TaskID: t.ID, Tenant: t.Tenant, State: s, Model: t.Model, Endpoint: t.Endpoint,
 		Priority: t.Priority, JobID: t.JobID, CustomID: t.CustomID, Labels: t.Labels,
-		Callback: t.Callback, TraceID: t.TraceID, SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
+		Callback: t.Callback, TraceID: t.TraceID, Generation: t.Generation(), SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
 	}
 	if t.Progress != nil {
 		r.Attempts = t.Progress.Attempts
 		r.RequestedModel = t.Progress.RequestedModel
+		r.Sent = t.Progress.Sent
 	}
 	return r
 }
@@ -108,6 +114,9 @@ func (r *Result) ValidateDecoded() error {
 		if err := checkText(f.name, f.value, f.max, f.must); err != nil {
 			return err
 		}
+	}
+	if r.Generation < 0 || r.Generation > maxGeneration {
+		return NewFieldError("generation", "", "%d is not between 0 and %d", r.Generation, maxGeneration)
 	}
 	if !r.State.Terminal() {
 		return NewFieldError("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is not a terminal state")

@@ -20,11 +20,11 @@ const (
 	MaxNameLength    = 256  // characters of a model, endpoint, tag, device or session
 	MaxURLLength     = 2048 // characters of a callback URL
 	MaxNeeds         = 32
-	MaxDependencies  = 128
 	MaxLabels        = 16
 	MaxAttemptsLimit = 20 // attempts a task may ask for
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
 	maxRequeues      = 1 << 20
+	maxGeneration    = 1 << 20
 	maxAttemptNumber = 1_000_000
 	maxMessage       = 4096 // bytes of an attempt's message
 )
@@ -81,7 +81,7 @@ type Task struct {
 	Priority    Priority          `json:"priority,omitempty"`
 	Level       int               `json:"level,omitempty"`       // 0–9 within the priority, 9 first
 	Needs       []string          `json:"needs,omitempty"`       // capability tags that a device must have
-	DependsOn   []string          `json:"depends_on,omitempty"`  // carried, not acted upon yet
+	DependsOn   []string          `json:"depends_on,omitempty"`  // not supported yet: must be empty
 	SessionID   string            `json:"session_id,omitempty"`  // for policies that keep a session on one device
 	Deadline    time.Time         `json:"deadline,omitzero"`     // unfinished by then: EXPIRED
 	NotBefore   time.Time         `json:"not_before,omitzero"`   // not assigned earlier
@@ -109,7 +109,15 @@ type Progress struct {
 	Exclude        []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`                 // devices that are not to be tried again
 	NotBefore      time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"`            // backoff: not assigned earlier
 	RequestedModel string    `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"` // the model asked for, when degraded to another
+	Generation     int       `json:"generation,omitempty" msgpack:"generation,omitempty"`           // 0 for the first run, n after the nth retry on request; part of the claim
 	Moved          bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
+	Sent           []Header  `json:"sent,omitempty" msgpack:"sent,omitempty"`                       // what the sender's record had besides the task, for the record of the result
+}
+
+// Header is a header of a record. What a record has besides a task is bounded by the router.
+type Header struct {
+	Key   string `json:"key" msgpack:"key"`
+	Value []byte `json:"value" msgpack:"value"`
 }
 
 // Attempt is one try on one device, recorded for later attempts and the result.
@@ -153,6 +161,14 @@ func (t *Task) Requeues() int {
 		return 0
 	}
 	return t.Progress.Requeues
+}
+
+// Generation returns which run of the task this is: 0 is the first, and each retry on request is one more.
+func (t *Task) Generation() int {
+	if t.Progress == nil {
+		return 0
+	}
+	return t.Progress.Generation
 }
 
 // Excludes reports whether the task must not be tried on the device again.
@@ -222,6 +238,9 @@ func (t *Task) Normalize(now time.Time) {
 	if t.TraceID == "" {
 		t.TraceID = NewTraceID()
 	}
+	if lower := strings.ToLower(t.TraceID); lower != t.TraceID { // W3C ids are lower-case
+		t.TraceID = lower
+	}
 	if t.SubmittedAt.IsZero() {
 		t.SubmittedAt = now.UTC().Truncate(time.Microsecond)
 	}
@@ -287,7 +306,7 @@ func (t *Task) Validate(l Limits) error {
 // valid reports whether Batchyard may have written the progress. Invalid progress would
 // end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
-	if p.Requeues < 0 || p.Requeues > maxRequeues || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
+	if p.Requeues < 0 || p.Requeues > maxRequeues || p.Generation < 0 || p.Generation > maxGeneration || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
 		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, optional) != nil {
 		return false
 	}
@@ -319,13 +338,8 @@ func (t *Task) validateLists() error {
 			return err
 		}
 	}
-	if len(t.DependsOn) > MaxDependencies {
-		return NewFieldError("depends_on", "send fewer tasks", "it has %d tasks, the limit is %d", len(t.DependsOn), MaxDependencies)
-	}
-	for i, n := range t.DependsOn {
-		if err := checkText(fmt.Sprintf("depends_on[%d]", i), n, MaxIDLength, required); err != nil {
-			return err
-		}
+	if len(t.DependsOn) > 0 { // ignoring it would run the task too early
+		return NewFieldError("depends_on", "omit it, and submit the task once the others have finished", "dependencies are not supported yet")
 	}
 	if len(t.Labels) > MaxLabels {
 		return NewFieldError("labels", "send fewer labels", "it has %d labels, the limit is %d", len(t.Labels), MaxLabels)
@@ -427,8 +441,42 @@ func Clip(s string) string {
 
 // CheckTrace checks only the trace id.
 func (t *Task) CheckTrace() error {
-	if b, err := hex.DecodeString(t.TraceID); err != nil || len(b) != 16 {
-		return NewFieldError("trace_id", "send 32 hex digits, or omit it", "it is not a trace id")
+	if !isTrace(t.TraceID) {
+		return NewFieldError("trace_id", "send 32 lower-case hex digits that are not all 0, or omit it", "it is not a W3C trace id")
 	}
 	return nil
+}
+
+func isTrace(s string) bool { return isHex(s, 32) }
+
+// isHex reports whether s is n lower-case hex digits, not all of them 0.
+func isHex(s string, n int) bool {
+	if len(s) != n {
+		return false
+	}
+	some := false
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+		some = some || c != '0'
+	}
+	return some
+}
+
+// TraceOf returns the trace id in the value of a W3C traceparent header. It returns "" for an
+// invalid value, which W3C Trace Context says to ignore: capitals, or ids that are all 0.
+func TraceOf(traceparent string) string {
+	const length = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	v := strings.TrimSpace(traceparent)
+	if len(v) < length || len(v) > 512 {
+		return ""
+	}
+	version, trace, parent := v[:2], v[3:35], v[36:52]
+	later := version != "00" // may have more fields
+	if v[2] != '-' || v[35] != '-' || v[52] != '-' || !isTrace(trace) || !isHex(parent, 16) || version == "ff" ||
+		!isHex("1"+version, 3) || !isHex("1"+v[53:55], 3) || len(v) > length && (!later || v[length] != '-') {
+		return ""
+	}
+	return trace
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/fleet"
-	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/harness"
 )
@@ -192,7 +191,7 @@ func TestAuditLogShowsOtherEnds(t *testing.T) {
 	waitFor(t, a, "twice")
 
 	// A duplicate from a client that bypasses the API, and two refused submissions.
-	in.Produce(t, harness.Record(stream.TasksNormal, "", jsonTask("twice")))
+	in.Produce(t, asRecord(t, harness.Chat("twice")))
 	require.Equal(t, http.StatusUnprocessableEntity, a.Do(t, http.MethodPost, "/v1/tasks", `{"model":"m","input":{}}x`).Status)
 	refused := a.Do(t, http.MethodPost, "/v1/tasks", `{"task_id":"refused","input":{"messages":[]}}`)
 	require.Equal(t, http.StatusUnprocessableEntity, refused.Status)

@@ -104,15 +104,16 @@ func TestCanary(t *testing.T) {
 		all, ids = append(all, a), append(ids, a.ID)
 	}
 	require.Equal(t, ids, api.Submit(t, all...))
-	again := ask("t-answer", "answer once more")
-	api.Submit(t, again)
+	api.Submit(t, all[0])
+	reused := api.Do(t, http.MethodPost, "/v1/tasks", ask("t-answer", "answer once more"))
+	require.Equalf(t, http.StatusConflict, reused.Status, "%s", reused.Body)
 	late := ask("t-late", "be late")
 	late.Model, late.Deadline = "unserved-model", time.Now().Add(time.Second)
 	gone := ask("t-gone", "be cancelled")
 	gone.Model = "unserved-model"
 	ids = append(ids, api.Submit(t, late, gone)...)
 	require.Equal(t, http.StatusAccepted, api.Do(t, http.MethodPost, "/v1/tasks/t-gone/cancel", nil).Status)
-	var answers []string // of the API, to invalid requests
+	answers := []string{string(reused.Body)} // of the API, to invalid requests
 	for _, body := range []string{
 		`{"model":"m","input":"` + canary + `"}`, `{"model":"m","` + canary + `":1,"input":{}}`, `{"model":"m","priority":"` + canary + `","input":{}}`,
 		`{"model":"m","endpoint":"` + canary + `","input":{}}`, `{"model":"m","deadline":"` + canary + `","input":{}}`, `{"model":{"a":"` + canary + `"}}`,

@@ -246,7 +246,7 @@ func (l *life) recorded(t *testing.T) {
 	l.say("%s", one(`SELECT json_strip_nulls(row_to_json(x))::text AS text FROM (SELECT tenant, task_id, state, seq, attempt, device_id, model, endpoint, priority,
 		trace_id, submitted_at, assigned_at, started_at, finished_at, callback_url FROM tasks WHERE task_id = $1) x`))
 	l.say("Events may arrive in any order: only one with a higher seq changes the state. Terminal states have the highest.")
-	l.step("audit", "table results, which keeps the first result of a task")
+	l.step("audit", "table results, which keeps the first result of each generation of a task")
 	l.say("%s", one(`SELECT json_strip_nulls(row_to_json(x))::text AS text FROM (SELECT tenant, task_id, state, status, output, attempt, input_tokens, output_tokens,
 		device_id, finished_at, recorded_at FROM results WHERE task_id = $1) x`))
 	l.step("audit", "table callbacks, in the same transaction as step 10")
@@ -290,6 +290,7 @@ var varying = []struct {
 	{regexp.MustCompile(`("created(_at)?": ?)\d+`), "$1<time>"},
 	{regexp.MustCompile(`(webhook-timestamp: )\d+`), "$1<time>"},
 	{regexp.MustCompile(`(webhook-signature: v1,)\S+`), "$1<signature>"},
+	{regexp.MustCompile(`(batchyard-signature=v1,)[\w+/=]+`), "$1<signature>"},
 	{regexp.MustCompile(`("duration_ms": ?)[0-9.e-]+`), "$1<ms>"},
 	{regexp.MustCompile(`("score": ?)[0-9.e-]+`), "$1<ms>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},

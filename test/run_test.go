@@ -28,7 +28,7 @@ func embedLine(i int) string {
 }
 
 // writeLines writes a file of n lines and returns its path and the custom ids.
-func writeLines(t *testing.T, n int, line func(int) string) (path string, ids []string) {
+func writeLines(t testing.TB, n int, line func(int) string) (path string, ids []string) {
 	t.Helper()
 	var b strings.Builder
 	for i := range n {
@@ -60,7 +60,7 @@ type outLine struct {
 	} `json:"error"`
 }
 
-func readLines(t *testing.T, path string) (out []outLine) {
+func readLines(t testing.TB, path string) (out []outLine) {
 	t.Helper()
 	f, err := os.Open(path)
 	require.NoError(t, err)

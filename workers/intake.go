@@ -13,19 +13,12 @@ import (
 )
 
 // intake decodes the batches of one partition and hands them to their devices' runners. Records that
-// cannot be decoded become dead letters.
+// are not ours or cannot be decoded become dead letters.
 func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 	for _, rec := range recs {
-		batches, err := wire.DecodeFrame[task.Batch](wire.FrameBatches, rec.Value)
-		tasks := 0
-		for i := range batches {
-			tasks += len(batches[i].Assignments)
-		}
-		if err == nil && tasks == 0 {
-			err = errors.New("the frame is empty")
-		}
+		batches, tasks, err := decode(rec)
 		if err != nil {
-			letter := records.Letter{Record: rec, Reason: records.ReasonUnreadable, Cause: err}
+			letter := records.Letter{Record: rec, Reason: records.ReasonOf(err, records.ReasonUnreadable), Cause: err}
 			s.logStopped(s.deadLetters.Put(context.WithoutCancel(s.life), letter))
 			continue
 		}
@@ -34,6 +27,22 @@ func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 			s.start(ctx, &batches[i], rec.Partition, ack)
 		}
 	}
+}
+
+// decode returns the batches of a record, and how many tasks they hold. A forged record would make a
+// worker send requests anywhere.
+func decode(rec *stream.Record) (batches []task.Batch, tasks int, err error) {
+	if err := records.CheckOurs(rec); err != nil {
+		return nil, 0, err
+	}
+	batches, err = wire.DecodeFrame[task.Batch](wire.FrameBatches, rec.Value)
+	for i := range batches {
+		tasks += len(batches[i].Assignments)
+	}
+	if err == nil && tasks == 0 {
+		err = errors.New("the frame is empty")
+	}
+	return batches, tasks, err
 }
 
 // start submits a batch to the runner of its device.

@@ -63,15 +63,18 @@ func newYard(t *testing.T, specs ...fleet.Spec) *yard {
 	})
 	for _, p := range task.Priorities {
 		y.watch(stream.TasksTopic(p), func(rec *stream.Record) error {
-			tk, err := wire.DecodeTask(rec.Value, rec.Header(wire.HeaderContentType))
+			tk, err := wire.DecodeOwnTask(rec.Value, rec.Header(wire.HeaderContentType))
 			if err != nil {
+				return err
+			}
+			if err := tk.Validate(task.Limits{MaxInput: 1 << 20}); err != nil {
 				return err
 			}
 			y.requeued = append(y.requeued, tk)
 			if y.again != nil {
 				y.again(tk)
 			}
-			return tk.Validate(task.Limits{MaxInput: 1 << 20})
+			return nil
 		})
 	}
 	y.watch(stream.Events, func(rec *stream.Record) error {

@@ -40,7 +40,7 @@ var ocsfActivities = map[task.Action]struct {
 	id   int
 	name string
 }{
-	task.TaskAccepted: {ocsfCreate, "Create"}, task.TaskRefused: {ocsfCreate, "Create"}, task.RecordReplayed: {ocsfCreate, "Create"},
+	task.TaskAccepted: {ocsfCreate, "Create"}, task.TaskRefused: {ocsfCreate, "Create"}, task.TaskResubmitted: {ocsfCreate, "Create"}, task.RecordReplayed: {ocsfCreate, "Create"},
 	task.DeviceJoined: {ocsfCreate, "Create"}, task.DeviceLeft: {ocsfDelete, "Delete"},
 	task.TaskCancelRequested: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
 	task.DeviceDrained: {ocsfUpdate, "Update"}, task.DeviceUndrained: {ocsfUpdate, "Update"},

@@ -32,9 +32,12 @@ func (c chains) queueRead(b *pgx.Batch, of advance) {
 	for part := range of {
 		topics, parts = append(topics, part.Topic), append(parts, part.Partition)
 	}
-	if len(topics) == 0 {
-		return
+	if len(topics) > 0 {
+		c.queueReadOf(b, topics, parts)
 	}
+}
+
+func (c chains) queueReadOf(b *pgx.Batch, topics []string, parts []int32) {
 	b.Queue(readChainsSQL, topics, parts).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var at audit.TopicPartition

@@ -50,10 +50,7 @@ func sendDead(ctx context.Context, to *records.DeadLetters, letters []deadLetter
 	for _, l := range letters {
 		select {
 		case err := <-acks:
-			// A dead letter that is too large for its topic is reported there, and dropped: it would be too
-			// large the next time, too, and hold up its partition indefinitely.
-			var large *stream.TooLargeError
-			if err != nil && !errors.As(err, &large) {
+			if err != nil {
 				return fmt.Errorf("writing a dead letter of %s: %w", l.entry.part, err)
 			}
 		case <-ctx.Done():

@@ -37,10 +37,12 @@ func NewDirect(cfg Config, deps Deps) *Direct {
 	}
 	d := &Direct{}
 	h := newHealth(deps.Pool, deps.Logger, deps.Metrics.Audit.PostgresDown)
+	own := newOffsets(deps.Pool, deps.Instance, h.retry)
 	d.w = &writer{
-		chunks: newChunkWriter(cfg, deps), offsets: newOffsets(deps.Pool, deps.Instance, h.retry), health: h,
+		chunks: newChunkWriter(cfg, deps), offsets: own, health: h,
 		cfg: cfg, logger: deps.Logger, metrics: &deps.Metrics.Audit, sendDead: d.keepDead,
 	}
+	d.w.chunks.confirm = own.confirm
 	return d
 }
 

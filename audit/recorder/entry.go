@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -20,6 +21,7 @@ type entry struct {
 	bytes  int64
 	at     time.Time // when it was written, by the clock of its writer or of the broker
 
+	refused     error // why the record must not be decoded
 	undecoded   bool
 	value       []byte
 	contentType string // of a result
@@ -35,6 +37,16 @@ type entry struct {
 type indexedEvent struct {
 	index int32
 	event task.Event
+}
+
+// checkedEntry returns an entry for a record of a topic. One that is not ours becomes a dead letter
+// when it is decoded, because it could answer a task or add audit rows.
+func checkedEntry(rec *stream.Record, part *ownership) *entry {
+	e := newEntry(rec, part)
+	if err := records.CheckOurs(rec); err != nil {
+		e.refused, e.framed = err, 0
+	}
+	return e
 }
 
 // newEntry returns an entry for a record of the topic events or results. It is decoded later, by
@@ -70,6 +82,9 @@ func (e *entry) rows() int { return max(e.framed, 1) }
 // decodeEvents decodes the events into room. Those that cannot be recorded become dead letters of
 // their own, so that replaying one does not repeat the others.
 func (e *entry) decodeEvents(room []indexedEvent) {
+	if e.refuse() {
+		return
+	}
 	e.events = room
 	err := wire.DecodeEvents(e.value, func(i, _ int) *task.Event {
 		e.events[i].index = int32(i) //nolint:gosec // at most task.MaxFrameEvents
@@ -83,7 +98,7 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 	kept := 0
 	for i := range e.events {
 		it := &e.events[i]
-		if err := cleanEvent(&it.event); err != nil {
+		if err := clean.Event(&it.event); err != nil {
 			e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
 			continue
 		}
@@ -96,13 +111,24 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 	e.events = e.events[:kept]
 }
 
+// refuse makes a record that must not be decoded a dead letter, and reports whether it is one.
+func (e *entry) refuse() bool {
+	if e.refused != nil {
+		e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonOf(e.refused, records.ReasonUnreadable), cause: e.refused})
+	}
+	return e.refused != nil
+}
+
 // decodeResult decodes the result.
 func (e *entry) decodeResult() {
+	if e.refuse() {
+		return
+	}
 	r, err := wire.DecodeResult(e.value, e.contentType)
 	reason := records.ReasonUnreadable
 	if err == nil {
 		reason = records.ReasonInvalid
-		err = cleanResult(r)
+		err = clean.Result(r)
 	}
 	if err != nil {
 		e.dead = append(e.dead, deadLetter{entry: e, reason: reason, cause: err})

@@ -8,10 +8,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
-	"pgregory.net/rapid"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/fuzzing"
-	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -49,24 +48,6 @@ func TestAnEntrySeparatesGoodAndBadEvents(t *testing.T) {
 	}
 }
 
-// TestCleanTexts compares the fast paths with the thorough ones.
-func TestCleanTexts(t *testing.T) {
-	texts := rapid.OneOf(rapid.String(), rapid.StringMatching(`[ -~]{0,12}`), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }))
-	rapid.Check(t, func(t *rapid.T) {
-		was, most := texts.Draw(t, "text"), rapid.IntRange(0, 12).Draw(t, "most")
-		s := was
-		fit(&s, most)
-		require.Equal(t, pg.Truncate(was, most), s)
-		requireStorable(t, s, most)
-		if utf8.ValidString(was) && strings.IndexByte(was, 0) < 0 && utf8.RuneCountInString(was) <= most {
-			require.Equal(t, was, s, "nothing had to be changed")
-		}
-		at := time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "seconds"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns"))
-		require.Equal(t, at.UTC().Truncate(time.Microsecond), micro(at))
-	})
-	require.Equal(t, time.UTC, micro(time.Now()).Location())
-}
-
 func requireStorable(t require.TestingT, s string, most int) {
 	require.True(t, utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 && utf8.RuneCountInString(s) <= most, "Postgres cannot store %q", s)
 }
@@ -93,13 +74,13 @@ func FuzzEntry(f *testing.F) {
 			requireStorable(t, v.Tenant, task.MaxIDLength)
 			requireStorable(t, v.TaskID, task.MaxIDLength)
 			for _, s := range []string{v.ActorID, v.SourceAddr, v.JobID, v.BatchID, v.DeviceID, v.Model, v.Endpoint} {
-				requireStorable(t, s, maxName)
+				requireStorable(t, s, clean.MaxName)
 			}
 			for _, s := range []string{v.UserAgent, v.ResourceID, v.CustomID} {
-				requireStorable(t, s, maxText)
+				requireStorable(t, s, clean.MaxText)
 			}
 			for _, s := range []string{v.ResourceType, v.TraceID, string(v.ErrorClass), string(v.Outcome), string(v.ActorType), string(v.Priority)} {
-				requireStorable(t, s, maxShort)
+				requireStorable(t, s, clean.MaxShort)
 			}
 			require.True(t, len(v.Detail) == 0 || len(v.Detail) <= task.MaxDetail && task.CheckJSON(v.Detail) == nil)
 		}

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -26,18 +26,22 @@ import (
 //	  epoch+1    ▲                                              │ no such row
 //	             │                                              ▼
 //	             │                    the partition was lost: drop its records
-//	             └── still owned: reclaim, drop the records below the offset in Postgres
+//	             ├── still owned: reclaim, drop the records below the offset in Postgres
+//	             │
+//	             └── the offset went back: Postgres lost what it had confirmed. Write that down
+//	                 (breaks.go), drop the records, acquire all partitions of the topic again
 //
 // The fence also answers whether a commit whose reply was lost has happened: if it has, the offset
 // has advanced. What a process held when it died is read again by the next owner of the partition,
 // from the offset in Postgres.
 
 // ownership is the period in which this process owns a partition: from one Acquire to the next.
-// epoch and next belong to the writer that has a chunk of the partition.
+// epoch, next and stale belong to the writer that has a chunk of the partition.
 type ownership struct {
 	audit.TopicPartition
 	epoch int64
 	next  int64 // offset of the first record that is not recorded; -1: the first there is
+	stale bool  // the partition has to be acquired again before more is recorded
 
 	// read is the offset after the last record that was put into the queue. Only the goroutine that
 	// reads the partition uses it.
@@ -49,36 +53,23 @@ type offsets struct {
 	pool     *pgxpool.Pool
 	instance string
 	retry    func(ctx context.Context, do func(context.Context) error) error
+	topics   topics // nil: there is no log
+	breaks   breaks
 
-	mu    sync.Mutex
-	owned map[audit.TopicPartition]*ownership // bounded by the number of partitions
+	mu        sync.Mutex
+	owned     map[audit.TopicPartition]*ownership // bounded by the number of partitions
+	confirmed map[audit.TopicPartition]confirmed
+	behind    map[audit.TopicPartition]time.Time // since when a log is shorter than what was recorded of it
+	ids       map[string]stream.Identity         // of the topics, when they were last acquired
+	restart   map[string]func()                  // ends the consumer of a topic, which then acquires its partitions again
 }
 
 func newOffsets(pool *pgxpool.Pool, instance string, retry func(context.Context, func(context.Context) error) error) *offsets {
-	return &offsets{pool: pool, instance: instance, retry: retry, owned: map[audit.TopicPartition]*ownership{}}
-}
-
-const acquireSQL = `
-INSERT INTO stream_offsets AS o (topic, partition, epoch, owner) VALUES ($1, $2, 1, $3)
-ON CONFLICT (topic, partition) DO UPDATE SET epoch = o.epoch + 1, owner = excluded.owner, updated_at = now()
-RETURNING next_offset, epoch`
-
-// Acquire takes a partition over and returns the offset to read from. It starts a new epoch, so
-// the previous owner cannot write any more. It waits until Postgres answers.
-func (o *offsets) Acquire(ctx context.Context, topic string, partition int) (int64, error) {
-	part := &ownership{TopicPartition: audit.PartitionOf(topic, partition)}
-	err := o.retry(ctx, func(ctx context.Context) error {
-		return o.pool.QueryRow(ctx, acquireSQL, topic, partition, o.instance).Scan(&part.next, &part.epoch)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("taking over %s: %w", part, err)
+	return &offsets{
+		pool: pool, instance: instance, retry: retry, breaks: breaks{noticed: func(context.Context, *audit.Break) {}},
+		owned: map[audit.TopicPartition]*ownership{}, confirmed: map[audit.TopicPartition]confirmed{}, behind: map[audit.TopicPartition]time.Time{},
+		ids: map[string]stream.Identity{}, restart: map[string]func(){},
 	}
-	fault.At("audit.after_acquire")
-	part.read = part.next
-	o.mu.Lock()
-	o.owned[part.TopicPartition] = part
-	o.mu.Unlock()
-	return part.next, nil
 }
 
 // current returns the latest ownership of a partition; nil if the process never owned it.
@@ -88,34 +79,128 @@ func (o *offsets) current(topic string, partition int) *ownership {
 	return o.owned[audit.PartitionOf(topic, partition)]
 }
 
-const reclaimSQL = `
-UPDATE stream_offsets SET epoch = epoch + 1, owner = $3, updated_at = now()
-WHERE topic = $1 AND partition = $2 RETURNING next_offset, epoch`
+// acquireAgain makes the consumers leave their groups and join them again, so that all partitions are
+// read from their offsets in Postgres.
+func (o *offsets) acquireAgain() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, again := range o.restart {
+		again()
+	}
+}
+
+// onRestart sets how the consumer of a topic is ended while it runs. It must not block.
+func (o *offsets) onRestart(topic string, again func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.restart[topic] = again
+}
+
+// ended notes that the consumer of a topic does not run.
+func (o *offsets) ended(topic string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.restart, topic)
+}
 
 // reclaim reads how far a partition is recorded that this process still owns, after a chunk did
 // not pass the fence. A transaction of this process whose reply was lost may be committing at this
-// moment: the update waits for its row lock.
+// moment: the upsert waits for its row lock.
+//
+// If the offset is lower than what Postgres had confirmed, Postgres has lost it: a replica that
+// lagged was promoted, or a backup was restored. The loss is written down, and the partition is
+// stale: its records are dropped and read again from Kafka. If the process dies before, the next
+// owner reads them from the offset in Postgres, too.
 //
 // A twin that believes it owns the partition may do the same. That does no harm: each of them only
 // ever writes the records that follow what is recorded.
 func (o *offsets) reclaim(ctx context.Context, part *ownership) error {
-	var next, epoch int64
-	err := o.pool.QueryRow(ctx, reclaimSQL, part.Topic, part.Partition, o.instance).Scan(&next, &epoch)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("%s: %w", part, errOffsetsWentBack)
-	}
+	var lost *audit.Break
+	var now confirmed
+	err := pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error {
+		row, err := takeOver(ctx, tx, part.TopicPartition, o.instance)
+		if err != nil {
+			return fmt.Errorf("reading how far %s is recorded: %w", part, err)
+		}
+		now = confirmed{row.next, row.end.Rows}
+		if lost, err = o.lostSince(part.TopicPartition, &row); err != nil {
+			return err
+		}
+		if lost == nil {
+			part.next, part.epoch = row.next, row.epoch
+			return nil
+		}
+		return o.breaks.write(ctx, tx, lost, o.instance)
+	})
 	if err != nil {
-		return fmt.Errorf("reading how far %s is recorded: %w", part, err)
+		return err
 	}
-	if next < part.next {
-		return fmt.Errorf("%s was at %d and is at %d: %w", part, part.next, next, errOffsetsWentBack)
+	if lost == nil {
+		return nil
 	}
-	part.next, part.epoch = next, epoch
+	part.stale = true
+	o.confirm(part.TopicPartition, now)
+	o.breaks.noticed(ctx, lost)
+	o.acquireAgain() // the other partitions have lost something, too
 	return nil
 }
 
-// errOffsetsWentBack says that Postgres has forgotten what it had confirmed.
-var errOffsetsWentBack = errors.New("the offsets in Postgres went back, as after restoring a backup: restart this process, and it reads again from Kafka what came since")
+// confirmed is what Postgres has confirmed to this process: where recording continues, and how many
+// rows the chain has.
+type confirmed struct{ next, rows int64 }
+
+func (o *offsets) confirm(at audit.TopicPartition, c confirmed) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.confirmed[at] = c
+}
+
+func (o *offsets) confirmedOf(at audit.TopicPartition) (c confirmed, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c, ok = o.confirmed[at]
+	return c, ok
+}
+
+// lostSince compares what is in Postgres with what it has confirmed to this process. It returns what
+// is lost; nil for nothing.
+func (o *offsets) lostSince(at audit.TopicPartition, row *offsetRow) (*audit.Break, error) {
+	had, ok := o.confirmedOf(at)
+	if !ok || row.next >= had.next {
+		return nil, nil
+	}
+	if at.Topic == stream.Events && had.rows > 0 && row.end.Rows >= had.rows {
+		return nil, fmt.Errorf("%s was at %d and is at %d, but the rows from there on are still in audit_log: %w", at, had.next, row.next, errOffsetsSetBack)
+	}
+	return &audit.Break{
+		Kind: audit.RecordedAgain, Topic: at.Topic, Partition: at.Partition, Seq: row.end.Rows + 1, First: max(row.next, 0), Last: had.next - 1,
+		LostRows: max(0, had.rows-row.end.Rows), Why: "Postgres had confirmed these records and has lost them, as after a failover to a replica that lagged",
+	}, nil
+}
+
+// lookForLoss reads the offsets of this process's partitions, and has them acquired again if one is lower than
+// Postgres has confirmed: partitions that nothing is written to do not reach the fence.
+func (o *offsets) lookForLoss(ctx context.Context) {
+	rows, err := o.pool.Query(ctx, "SELECT topic, partition, next_offset FROM stream_offsets WHERE owner = $1", o.instance)
+	if err != nil {
+		return // writers report that Postgres is away
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at audit.TopicPartition
+		var next int64
+		if rows.Scan(&at.Topic, &at.Partition, &next) != nil {
+			return
+		}
+		if had, ok := o.confirmedOf(at); ok && next < had.next {
+			o.acquireAgain()
+			return
+		}
+	}
+}
+
+// errOffsetsSetBack says that someone changed stream_offsets by hand.
+var errOffsetsSetBack = errors.New("stream_offsets was changed by hand: recording again would repeat the rows; set next_offset to what it was, and restart this process")
 
 // lostFenceError says that a chunk did not pass the fence, and for which partitions. The
 // transaction was rolled back.

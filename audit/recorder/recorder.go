@@ -2,12 +2,16 @@ package recorder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/jobrows"
+	"github.com/batchyard/batchyard/audit/recorder/sealer"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
@@ -43,12 +47,16 @@ func New(cfg Config, deps Deps) *Recorder { return &Recorder{cfg.withDefaults(),
 func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	out := r.Log.NewOutbox("audit", 1024, 64<<20)
 	health := newHealth(r.Pool, r.Logger, r.Metrics.Audit.PostgresDown)
+	seal := r.sealer(out)
 	offsets := newOffsets(r.Pool, r.Instance, health.retry)
+	offsets.topics = r.Log
+	offsets.breaks = breaks{key: seal.Key(), noticed: func(ctx context.Context, k *audit.Break) { r.reportBreak(ctx, out, k) }}
 	queue := newQueue(r.cfg.Writers, r.cfg.ChunkRows, r.cfg.ChunkBytes)
 	err := lifecycle.Run(ctx,
-		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, queue, ready), r.maintenance(out))},
+		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, queue, ready), r.maintenance(out), lifecycle.Func(offsets.watch),
+			lifecycle.Func(jobrows.NewFinisher(r.Pool, r.Logger).Run))},
 		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, queue, health, out)},
-		lifecycle.Phase{Name: "sealer", Parts: []lifecycle.Part{lifecycle.Func(r.sealer(out).Run)}},
+		lifecycle.Phase{Name: "sealer", Parts: []lifecycle.Part{lifecycle.Func(seal.Run)}},
 		lifecycle.Phase{Name: "outbox", Close: func(ctx context.Context) error {
 			if err := out.Close(ctx); err != nil {
 				r.Logger.Warn("stopping with dead letters that are not acknowledged; they are written again after the next start", "error", err)
@@ -71,21 +79,38 @@ func (r *Recorder) consumers(own *offsets, q *queue, ready func()) []lifecycle.P
 			Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
 			Offsets: own, DrainTimeout: r.cfg.DrainTimeout,
 		}
+		joined := sync.OnceFunc(joined)
 		parts = append(parts, func(ctx context.Context) error {
-			ctx, stop := context.WithCancelCause(ctx)
-			defer stop(nil)
-			err := r.Log.Consume(ctx, cfg, func(ctx context.Context, recs []*stream.Record) {
-				if err := in.take(ctx, recs); err != nil {
-					stop(err)
+			for {
+				err := r.consume(ctx, cfg, in, joined)
+				if !errors.Is(err, errAcquireAgain) {
+					return err
 				}
-			}, sync.OnceFunc(joined))
-			if cause := context.Cause(ctx); cause != nil {
-				return cause
+				r.Logger.Info("joining the group again, to read from the offsets that are in Postgres now", "topic", topic)
 			}
-			return err
 		})
 	}
 	return parts
+}
+
+// errAcquireAgain says that all partitions of a topic have to be acquired again.
+var errAcquireAgain = errors.New("the offsets in Postgres have to be read again")
+
+// consume reads a topic into the queue until ctx ends, or its partitions have to be acquired again.
+func (r *Recorder) consume(ctx context.Context, cfg stream.ConsumerConfig, in *intake, joined func()) error {
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	in.offsets.onRestart(cfg.Topic, func() { stop(errAcquireAgain) })
+	defer in.offsets.ended(cfg.Topic)
+	err := r.Log.Consume(running, cfg, func(ctx context.Context, recs []*stream.Record) {
+		if err := in.take(ctx, recs); errors.Is(err, errAcquireAgain) {
+			stop(err)
+		}
+	}, joined)
+	if cause := context.Cause(running); cause != nil && ctx.Err() == nil {
+		return cause
+	}
+	return err
 }
 
 // writers write what is in the queue to Postgres.
@@ -98,6 +123,7 @@ func (r *Recorder) writers(own *offsets, q *queue, h *health, out *stream.Outbox
 			cfg: r.cfg, logger: r.Logger, metrics: &r.Metrics.Audit,
 			sendDead: func(ctx context.Context, letters []deadLetter) error { return sendDead(ctx, dead, letters) },
 		}
+		w.chunks.confirm = own.confirm
 		parts = append(parts, w.run)
 	}
 	return parts
@@ -109,8 +135,9 @@ func (r *Recorder) maintenance(out *stream.Outbox) lifecycle.Part {
 	return lifecycle.Func(m.run)
 }
 
-func (r *Recorder) sealer(out *stream.Outbox) *Sealer {
-	return NewSealer(r.cfg, SealerDeps{Log: r.Log, Outbox: out, Pool: r.Pool, Logger: r.Logger, Metrics: &r.Metrics.Audit})
+func (r *Recorder) sealer(out *stream.Outbox) *sealer.Sealer {
+	return sealer.New(sealer.Config{Interval: r.cfg.CheckpointInterval, Dir: r.cfg.CheckpointDir, KeyFile: r.cfg.SigningKeyFile},
+		sealer.Deps{Log: r.Log, Outbox: out, Pool: r.Pool, Logger: r.Logger, Metrics: &r.Metrics.Audit})
 }
 
 // intake puts the records that were read into the queue.
@@ -120,28 +147,39 @@ type intake struct {
 	logger  *slog.Logger
 }
 
-// take queues records of one partition. An error means that recording the partition makes no
-// sense until an operator has decided what to do.
+// take queues records of one partition. errAcquireAgain says that the log is not the one that was read
+// before; any other error, that ctx ended.
 func (in *intake) take(ctx context.Context, recs []*stream.Record) error {
-	for _, rec := range recs {
+	for i, rec := range recs {
 		part := in.offsets.current(rec.Topic, rec.Partition)
 		// In this order: a record that is not lost at this point belongs to the latest ownership.
 		if part == nil || rec.Lost() {
 			rec.Done()
 			continue
 		}
-		if rec.Offset < part.read {
-			// The stream delivers each record once, from the offset that Acquire named.
-			return fmt.Errorf("reading %s: it was recorded up to offset %d and is at %d now: the topic was recreated, or the broker lost its end; "+
-				"once that is resolved, run DELETE FROM stream_offsets WHERE topic = '%s' AND partition = %d to record it from its start",
-				part, part.read, rec.Offset, part.Topic, part.Partition)
-		}
-		if part.read >= 0 && rec.Offset > part.read {
-			in.logger.Error("records were deleted from Kafka before they were recorded: raise kafka.internal_retention and kafka.retention, or keep Postgres up",
-				"partition", part.String(), "from", part.read, "to", rec.Offset-1)
+		err := in.follow(ctx, part, rec.Offset)
+		if err != nil {
+			for _, rec := range recs[i:] {
+				rec.Done() // it is read again from the offset in Postgres
+			}
+			return err
 		}
 		part.read = rec.Offset + 1
-		in.queue.put(ctx, newEntry(rec, part))
+		in.queue.put(ctx, checkedEntry(rec, part))
+	}
+	return nil
+}
+
+// follow checks that a record follows the one before it. The stream delivers each record once, from
+// the offset that Acquire named. A lower offset means that the topic was recreated or lost its end,
+// a higher one that records were deleted before they were read, or that a transaction ended.
+func (in *intake) follow(ctx context.Context, part *ownership, offset int64) error {
+	switch {
+	case offset < part.read:
+		in.logger.Warn("the log has gone back: the topic was recreated, or a broker lost its end", "partition", part.String(), "read", part.read, "offset", offset)
+		return errAcquireAgain
+	case part.read >= 0 && offset > part.read:
+		return in.offsets.missed(ctx, part, offset)
 	}
 	return nil
 }

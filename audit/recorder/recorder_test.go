@@ -144,7 +144,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 	require.Equal(t, "invalid", detail.Reason)
 }
 
-func TestARecreatedTopicIsAnError(t *testing.T) {
+func TestRecordsThatDoNotFollowAreNoticed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	_, err := r.pool.Exec(t.Context(), "INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ('events', 0, 1000)")
@@ -157,11 +157,12 @@ func TestARecreatedTopicIsAnError(t *testing.T) {
 		return in.take(t.Context(), []*stream.Record{{Topic: "events", Offset: offset, Value: frame}})
 	}
 	require.NoError(t, take(1000))
-	require.NoError(t, take(1005), "what was between is gone; that is logged, and recording continues")
+	require.NoError(t, take(1005), "what was between is gone; that is written down, and recording continues")
+	require.Equal(t, "records_missed 1001-1004", audittest.One[string](t, r.pool, "SELECT kind || ' ' || first_offset || '-' || last_offset FROM stream_breaks"))
 	c, release := r.w.queue.take(t.Context(), 100, 1<<20)
 	require.Len(t, c, 2)
 	release()
-	require.ErrorContains(t, take(3), "DELETE FROM stream_offsets WHERE topic = 'events' AND partition = 0")
+	require.ErrorIs(t, take(3), errAcquireAgain)
 	require.Empty(t, r.w.queue.waiting)
 }
 
@@ -187,7 +188,7 @@ func TestPostgresMayGoAway(t *testing.T) {
 	last := audittest.NewStory("t299")
 	ended := make(chan error, 1)
 	go func() {
-		_, err := store.WaitTask(context.WithoutCancel(t.Context()), last.Task.Key())
+		_, err := store.WaitTask(context.WithoutCancel(t.Context()), last.Task.Run())
 		ended <- err
 	}()
 
@@ -211,7 +212,7 @@ func TestPostgresMayGoAway(t *testing.T) {
 	select {
 	case err := <-ended: // or Postgres was away when it first asked
 		if err != nil {
-			_, err = store.WaitTask(t.Context(), last.Task.Key())
+			_, err = store.WaitTask(t.Context(), last.Task.Run())
 		}
 		require.NoError(t, err)
 	case <-time.After(audittest.Patience):

@@ -3,7 +3,6 @@ package recorder
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -13,47 +12,43 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
 
-// CallbackID returns the id of the callback that delivers a task's result. It depends on the task only.
-func CallbackID(k task.Key) string {
-	h := k.Hash()
-	return "evt_" + hex.EncodeToString(h[:])
-}
-
 // resultFields are the columns of results in the order of resultRowType.
 const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens,
 	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
-	submitted_at, assigned_at, started_at, finished_at`
+	submitted_at, assigned_at, started_at, finished_at, generation`
 
-const resultWidth = 25 // number of them
+const resultWidth = 26 // number of them
 
-// insertResultsSQL skips tasks that have a result.
+// insertResultsSQL skips generations of tasks that have a result.
 const insertResultsSQL = `
 INSERT INTO results (` + resultFields + `)
 SELECT * FROM unnest($1::` + resultRowType + `[])
-ON CONFLICT (tenant, task_id) DO NOTHING
-RETURNING tenant, task_id`
+ON CONFLICT (tenant, task_id, generation) DO NOTHING
+RETURNING tenant, task_id, generation`
 
-// copyResultsSQL fails if a task has a result.
+// copyResultsSQL fails if a generation of a task has a result.
 const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT binary)`
 
 const takenSQL = `
-SELECT r.tenant, r.task_id, r.state, r.attempt, r.finished_at
-FROM unnest($1::text[], $2::text[]) AS u (tenant, task_id) JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id`
+SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at
+FROM unnest($1::text[], $2::text[], $3::integer[]) AS u (tenant, task_id, generation)
+JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id AND r.generation = u.generation`
 
 const insertCallbacksSQL = `
-INSERT INTO callbacks (callback_id, tenant, task_id, url, host)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+INSERT INTO callbacks (callback_id, tenant, task_id, generation, url, host)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[])
 ON CONFLICT (callback_id) DO NOTHING`
 
-// firsts returns the first result of each task, in the order of the keys, and the others.
+// firsts returns the first result of each run, in the order of the keys, and the others.
 func firsts(all []offered) (first, rest []offered) {
-	seen := make(map[task.Key]bool, len(all))
+	seen := make(map[task.Run]bool, len(all))
 	for _, o := range all {
-		if k := o.r.Key(); !seen[k] {
+		if k := o.r.Run(); !seen[k] {
 			seen[k] = true
 			first = append(first, o)
 		} else {
@@ -61,14 +56,14 @@ func firsts(all []offered) (first, rest []offered) {
 		}
 	}
 	slices.SortFunc(first, func(x, y offered) int {
-		return cmp.Or(cmp.Compare(x.r.Tenant, y.r.Tenant), cmp.Compare(x.r.TaskID, y.r.TaskID))
+		return cmp.Or(cmp.Compare(x.r.Tenant, y.r.Tenant), cmp.Compare(x.r.TaskID, y.r.TaskID), cmp.Compare(x.r.Generation, y.r.Generation))
 	})
 	return first, rest
 }
 
-// queueResults adds the insert of results to a batch. Once the batch was sent, taken has the tasks
-// whose result was inserted.
-func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Key]bool) {
+// queueResults adds the insert of results to a batch. Once the batch was sent, taken has the runs whose
+// result was inserted.
+func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Run]bool) {
 	if len(rs) == 0 {
 		return nil
 	}
@@ -76,11 +71,11 @@ func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Key]bool)
 	for _, o := range rs {
 		addResultRow(&t.rows, o.r)
 	}
-	taken = make(map[task.Key]bool, len(rs))
+	taken = make(map[task.Run]bool, len(rs))
 	b.Queue(insertResultsSQL, t.rows.EndArray(t.types.result)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			var k task.Key
-			if err := rows.Scan(&k.Tenant, &k.ID); err != nil {
+			var k task.Run
+			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation); err != nil {
 				return err
 			}
 			taken[k] = true
@@ -90,7 +85,7 @@ func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Key]bool)
 	return taken
 }
 
-// copyResults inserts results of tasks that have none.
+// copyResults inserts results of runs that have none.
 func (t *txn) copyResults(ctx context.Context, rs []offered) error {
 	t.rows.Reset(pg.Copy, resultWidth)
 	for _, o := range rs {
@@ -113,11 +108,11 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.Text(r.Tenant)
 	rows.Text(r.TaskID)
 	rows.Text(string(r.State))
-	rows.Int4OrNull(int32(r.Status)) //nolint:gosec // cleanResult has checked it
+	rows.Int4OrNull(int32(r.Status)) //nolint:gosec // clean.Result has checked it
 	rows.JSONOrNull(r.Output)
 	rows.TextOrNull(string(failed.Class))
 	rows.TextOrNull(failed.Message)
-	rows.Int4(int32(r.Attempt())) //nolint:gosec // cleanResult has checked it
+	rows.Int4(int32(r.Attempt())) //nolint:gosec // clean.Result has checked it
 	rows.JSONOrNull(asJSON(r.Attempts, len(r.Attempts)))
 	rows.Int8(r.Usage.InputTokens)
 	rows.Int8(r.Usage.OutputTokens)
@@ -135,6 +130,7 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.TimeOrNull(r.AssignedAt)
 	rows.TimeOrNull(r.StartedAt)
 	rows.TimeOrNull(r.FinishedAt)
+	rows.Int4(int32(r.Generation)) //nolint:gosec // clean.Result has checked it
 }
 
 // asJSON encodes n attempts or labels; nil if there are none.
@@ -149,7 +145,7 @@ func asJSON(v any, n int) []byte {
 	return b
 }
 
-// end distinguishes the terminal results of a task.
+// end distinguishes the terminal results of a run.
 type end struct {
 	state   string
 	attempt int32
@@ -162,42 +158,46 @@ func endOf(r *task.Result) end { return end{string(r.State), int32(r.Attempt()),
 // that was. The same result again means nothing: its writer repeated a request to Kafka, or its
 // record was read again.
 func (t *txn) duplicates(ctx context.Context, rest []offered, won []*task.Result) ([]offered, error) {
-	ends := make(map[task.Key]end, len(rest)+len(won))
+	ends := make(map[task.Run]end, len(rest)+len(won))
 	for _, r := range won {
-		ends[r.Key()] = endOf(r)
+		ends[r.Run()] = endOf(r)
 	}
-	var tenants, ids []string
+	var unknown []task.Run
 	for _, o := range rest {
-		k := o.r.Key()
-		if _, ok := ends[k]; !ok {
-			tenants, ids = append(tenants, k.Tenant), append(ids, k.ID)
+		if k := o.r.Run(); ends[k] == (end{}) {
+			unknown = append(unknown, k)
 		}
 	}
-	if len(ids) > 0 {
-		if err := t.readEnds(ctx, tenants, ids, ends); err != nil {
+	if len(unknown) > 0 {
+		if err := t.readEnds(ctx, unknown, ends); err != nil {
 			return nil, fmt.Errorf("reading the results that were taken before: %w", err)
 		}
 	}
 	var differ []offered
 	for _, o := range rest {
-		if have, mine := ends[o.r.Key()], endOf(o.r); have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
+		if have, mine := ends[o.r.Run()], endOf(o.r); have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
 			differ = append(differ, o)
 		}
 	}
 	return differ, nil
 }
 
-// readEnds reads the results of tasks into ends.
-func (t *txn) readEnds(ctx context.Context, tenants, ids []string, ends map[task.Key]end) error {
-	rows, err := t.tx.Query(ctx, takenSQL, tenants, ids)
+// readEnds reads the results of runs into ends.
+func (t *txn) readEnds(ctx context.Context, runs []task.Run, ends map[task.Run]end) error {
+	var tenants, ids []string
+	var generations []int
+	for _, k := range runs {
+		tenants, ids, generations = append(tenants, k.Tenant), append(ids, k.ID), append(generations, k.Generation)
+	}
+	rows, err := t.tx.Query(ctx, takenSQL, tenants, ids, generations)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var k task.Key
+		var k task.Run
 		var e end
-		if err := rows.Scan(&k.Tenant, &k.ID, &e.state, &e.attempt, &e.at); err != nil {
+		if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &e.state, &e.attempt, &e.at); err != nil {
 			return err
 		}
 		e.at = e.at.UTC()
@@ -209,9 +209,9 @@ func (t *txn) readEnds(ctx context.Context, tenants, ids []string, ends map[task
 // duplicateEvent returns the event of a result that was not taken.
 func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
 	e := task.Event{
-		Time: micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
+		Time: clean.Micro(now), Action: task.ResultDuplicate, Outcome: task.OutcomeRefused, Tenant: r.Tenant,
 		ActorType: task.ActorStage, ActorID: instance, ResourceType: "result", ResourceID: r.TaskID,
-		TaskID: r.TaskID, JobID: r.JobID, DeviceID: r.DeviceID, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model,
+		TaskID: r.TaskID, JobID: r.JobID, DeviceID: r.DeviceID, Attempt: r.Attempt(), TraceID: r.TraceID, Model: r.Model, Generation: r.Generation,
 		InputTokens: r.Usage.InputTokens, OutputTokens: r.Usage.OutputTokens, OutputSize: int64(len(r.Output)),
 	}
 	if r.Error != nil {
@@ -225,9 +225,11 @@ func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
 // stage that delivers them.
 func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
 	var ids, tenants, tasks, urls, hosts []string
+	var generations []int
 	for _, r := range taken {
 		if r.Callback != nil {
-			ids, tenants = append(ids, CallbackID(r.Key())), append(tenants, r.Tenant)
+			ids, tenants = append(ids, r.Run().CallbackID()), append(tenants, r.Tenant)
+			generations = append(generations, r.Generation)
 			tasks, urls = append(tasks, r.TaskID), append(urls, r.Callback.URL)
 			hosts = append(hosts, hostOf(r.Callback.URL))
 		}
@@ -235,7 +237,7 @@ func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
 	if len(ids) == 0 {
 		return
 	}
-	b.Queue(insertCallbacksSQL, ids, tenants, tasks, urls, hosts)
+	b.Queue(insertCallbacksSQL, ids, tenants, tasks, generations, urls, hosts)
 	b.Queue("SELECT pg_notify($1, '')", pg.CallbacksChannel)
 }
 
@@ -243,7 +245,7 @@ func queueCallbacks(b *pgx.Batch, taken []*task.Result) {
 func hostOf(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "" // cleanResult has refused a result with such a URL
+		return "" // [clean.Result] has refused a result with such a URL
 	}
 	return strings.ToLower(u.Host)
 }

@@ -88,7 +88,7 @@ func TestTypesThatWereRecreated(t *testing.T) {
 	r.record(say("t1")...)
 	migration, err := os.ReadFile("../../migrations/sql/00002_tasks_and_results.sql")
 	require.NoError(t, err)
-	types := string(migration[strings.Index(string(migration), "CREATE TYPE"):strings.Index(string(migration), "-- +goose Down")])
+	types := string(migration[strings.Index(string(migration), "CREATE TYPE"):strings.Index(string(migration), "-- A row for each job")])
 	_, err = pool.Exec(t.Context(), "DROP TYPE batchyard_task_row, batchyard_result_row; "+types)
 	require.NoError(t, err)
 	r.record(say("t2")...)

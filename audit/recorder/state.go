@@ -17,11 +17,14 @@ import (
 // same result in any order and any grouping, so events and results may arrive interleaved, late or
 // early, and are merged within a chunk before they reach Postgres:
 //
-//	state, attempt, device, model, error   of the highest (sequence, time); a result is the highest
-//	assigned_at, started_at                the latest
+//	state, attempt, device, model, error   of the highest (generation, sequence, time); a result has the
+//	                                       highest sequence of its generation
+//	assigned_at, started_at                the latest of the highest generation
+//	deadline                               the first of the highest generation
 //	submitted_at                           of the best source: acceptance, result, or the first event
 //	priority                               the result's, else of the last change, else the first
 //	endpoint, job, …                       the first that is not empty
+//	tokens                                 the result's
 //
 // [state.merge] and upsertSQL must say the same. A change of priority is an update apart: its event
 // follows the acceptance in the same partition, so the row exists.
@@ -36,6 +39,7 @@ const (
 // state is what a chunk knows of one task.
 type state struct {
 	key      task.Key
+	gen      int32 // generation
 	state    task.State
 	seq      int32
 	attempt  int32
@@ -57,20 +61,40 @@ type state struct {
 	customID  string
 	traceID   string
 	callback  string
+	usage     task.Usage // of the result
+
+	fingerprint []byte // nil: not known
+}
+
+// boundBy returns the fingerprint to which an event binds the id of its task. Only the routers decide,
+// as they let a record in or end it: of two requests under one id, both may have been accepted.
+func boundBy(e *task.Event) []byte {
+	switch e.Action {
+	case task.TaskQueued, task.TaskReread, task.TaskCancelled, task.TaskRetried:
+		return e.Fingerprint
+	}
+	return nil
 }
 
 // stateOfEvent sets s to what an event says about the state of its task. ok is false if that is
 // nothing.
 func stateOfEvent(e *task.Event, s *state) (ok bool) {
 	info, ok := e.Action.Info()
-	if !ok || info.State == "" || e.TaskID == "" {
+	if !ok || e.TaskID == "" {
 		return false
 	}
+	bound := boundBy(e)
+	if info.State == "" {
+		if bound == nil {
+			return false
+		}
+		info.State = task.Pending // the lowest: all that the event adds is the fingerprint
+	}
 	*s = state{
-		key: e.Key(), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
+		key: e.Key(), gen: int32(e.Generation), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
-		job: e.JobID, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL,
+		job: e.JobID, customID: e.CustomID, traceID: e.TraceID, callback: e.CallbackURL, fingerprint: bound,
 	}
 	switch info.State {
 	case task.Assigned:
@@ -90,11 +114,11 @@ func stateOfEvent(e *task.Event, s *state) (ok bool) {
 // stateOfResult returns the final state of a task. It must not be used for a duplicate.
 func stateOfResult(r *task.Result) state {
 	s := state{
-		key: r.Key(), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
+		key: r.Key(), gen: int32(r.Generation), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
 		device: r.DeviceID, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
 		assigned: r.AssignedAt, started: r.StartedAt,
 		from: fromEvent, submitted: r.FinishedAt,
-		endpoint: r.Endpoint, priority: string(r.Priority), job: r.JobID, customID: r.CustomID, traceID: r.TraceID,
+		endpoint: r.Endpoint, priority: string(r.Priority), job: r.JobID, customID: r.CustomID, traceID: r.TraceID, usage: r.Usage,
 	}
 	if !r.SubmittedAt.IsZero() {
 		s.from, s.submitted = fromResult, r.SubmittedAt
@@ -110,16 +134,21 @@ func stateOfResult(r *task.Result) state {
 
 // merge adds what n knows to s; n was recorded later.
 func (s *state) merge(n *state) {
-	if n.seq > s.seq || n.seq == s.seq && n.at.After(s.at) {
+	if n.gen > s.gen || n.gen == s.gen && (n.seq > s.seq || n.seq == s.seq && n.at.After(s.at)) {
 		s.state, s.seq, s.attempt, s.at, s.finished = n.state, n.seq, n.attempt, n.at, n.finished
-		s.device, s.model, s.class, s.message = n.device, n.model, n.class, n.message
+		s.device, s.model, s.class, s.message, s.usage = n.device, n.model, n.class, n.message, n.usage
 	}
-	s.assigned, s.started = later(s.assigned, n.assigned), later(s.started, n.started)
+	switch {
+	case n.gen > s.gen:
+		s.gen, s.assigned, s.started, s.deadline = n.gen, n.assigned, n.started, n.deadline
+	case n.gen == s.gen:
+		s.assigned, s.started = later(s.assigned, n.assigned), later(s.started, n.started)
+		if s.deadline.IsZero() {
+			s.deadline = n.deadline
+		}
+	}
 	if n.from > s.from || n.from == fromEvent && s.from == fromEvent && n.submitted.Before(s.submitted) {
 		s.from, s.submitted = n.from, n.submitted
-	}
-	if s.deadline.IsZero() {
-		s.deadline = n.deadline
 	}
 	s.endpoint = cmp.Or(s.endpoint, n.endpoint)
 	if n.seq == task.TerminalSequence { // the priority may have been changed meanwhile
@@ -131,6 +160,9 @@ func (s *state) merge(n *state) {
 	s.customID = cmp.Or(s.customID, n.customID)
 	s.traceID = cmp.Or(s.traceID, n.traceID)
 	s.callback = cmp.Or(s.callback, n.callback)
+	if s.fingerprint == nil {
+		s.fingerprint = n.fingerprint
+	}
 }
 
 func later(a, b time.Time) time.Time {
@@ -142,9 +174,10 @@ func later(a, b time.Time) time.Time {
 
 // stateFields are the columns of tasks in the order of taskRowType.
 const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
-	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url`
+	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url,
+	generation, fingerprint, input_tokens, output_tokens`
 
-const stateWidth = 22 // number of them
+const stateWidth = 26 // number of them
 
 // copyStatesSQL fails if a task has a row.
 const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
@@ -155,39 +188,44 @@ const upsertSQL = `
 INSERT INTO tasks AS t (` + stateFields + `)
 SELECT * FROM unnest($1::` + taskRowType + `[])
 ON CONFLICT (tenant, task_id) DO UPDATE SET
-	state         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
-	attempt       = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
-	device_id     = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.device_id ELSE t.device_id END,
-	model         = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.model ELSE t.model END,
-	error_class   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_class ELSE t.error_class END,
-	error_message = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.error_message ELSE t.error_message END,
-	finished_at   = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.finished_at ELSE t.finished_at END,
-	updated_at    = CASE WHEN (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at) THEN excluded.updated_at ELSE t.updated_at END,
-	seq           = greatest(t.seq, excluded.seq),
-	assigned_at   = greatest(t.assigned_at, excluded.assigned_at),
-	started_at    = greatest(t.started_at, excluded.started_at),
+	state         = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
+	attempt       = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
+	device_id     = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.device_id ELSE t.device_id END,
+	model         = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.model ELSE t.model END,
+	error_class   = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.error_class ELSE t.error_class END,
+	error_message = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.error_message ELSE t.error_message END,
+	finished_at   = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.finished_at ELSE t.finished_at END,
+	updated_at    = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.updated_at ELSE t.updated_at END,
+	input_tokens  = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.input_tokens ELSE t.input_tokens END,
+	output_tokens = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.output_tokens ELSE t.output_tokens END,
+	seq           = CASE WHEN excluded.generation > t.generation THEN excluded.seq WHEN excluded.generation < t.generation THEN t.seq ELSE greatest(t.seq, excluded.seq) END,
+	assigned_at   = CASE WHEN excluded.generation > t.generation THEN excluded.assigned_at WHEN excluded.generation < t.generation THEN t.assigned_at ELSE greatest(t.assigned_at, excluded.assigned_at) END,
+	started_at    = CASE WHEN excluded.generation > t.generation THEN excluded.started_at WHEN excluded.generation < t.generation THEN t.started_at ELSE greatest(t.started_at, excluded.started_at) END,
 	submitted_at  = CASE WHEN excluded.known_from > t.known_from THEN excluded.submitted_at
 	                     WHEN excluded.known_from = 0 AND t.known_from = 0 THEN least(t.submitted_at, excluded.submitted_at)
 	                     ELSE t.submitted_at END,
 	known_from    = greatest(t.known_from, excluded.known_from),
-	deadline      = coalesce(t.deadline, excluded.deadline),
+	deadline      = CASE WHEN excluded.generation > t.generation THEN excluded.deadline WHEN excluded.generation < t.generation THEN t.deadline ELSE coalesce(t.deadline, excluded.deadline) END,
+	generation    = greatest(t.generation, excluded.generation),
 	endpoint      = coalesce(t.endpoint, excluded.endpoint),
 	priority      = CASE WHEN excluded.seq = 2147483647 THEN coalesce(excluded.priority, t.priority) ELSE coalesce(t.priority, excluded.priority) END,
 	job_id        = coalesce(t.job_id, excluded.job_id),
 	custom_id     = coalesce(t.custom_id, excluded.custom_id),
 	trace_id      = coalesce(t.trace_id, excluded.trace_id),
 	callback_url  = coalesce(t.callback_url, excluded.callback_url),
+	fingerprint   = coalesce(t.fingerprint, excluded.fingerprint),
 	version       = t.version + 1
-WHERE (excluded.seq, excluded.updated_at) > (t.seq, t.updated_at)
+WHERE (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at)
 	OR excluded.known_from > t.known_from
 	OR excluded.known_from = 0 AND t.known_from = 0 AND excluded.submitted_at < t.submitted_at
-	OR greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
-	OR greatest(t.started_at, excluded.started_at) IS DISTINCT FROM t.started_at
+	OR excluded.generation = t.generation AND greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
+	OR excluded.generation = t.generation AND greatest(t.started_at, excluded.started_at) IS DISTINCT FROM t.started_at
+	OR t.fingerprint IS NULL AND excluded.fingerprint IS NOT NULL
 	OR t.job_id IS NULL AND excluded.job_id IS NOT NULL
 	OR t.endpoint IS NULL AND excluded.endpoint IS NOT NULL
 	OR t.priority IS NULL AND excluded.priority IS NOT NULL
 	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
-	OR t.deadline IS NULL AND excluded.deadline IS NOT NULL
+	OR excluded.generation = t.generation AND t.deadline IS NULL AND excluded.deadline IS NOT NULL
 	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL
 	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL`
 
@@ -318,4 +356,8 @@ func addStateRow(rows *pg.Rows, s *state) {
 	rows.TextOrNull(s.customID)
 	rows.TextOrNull(s.traceID)
 	rows.TextOrNull(s.callback)
+	rows.Int4(s.gen)
+	rows.BytesOrNull(s.fingerprint)
+	rows.Int8(s.usage.InputTokens)
+	rows.Int8(s.usage.OutputTokens)
 }

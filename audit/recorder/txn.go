@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/jobrows"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/pg"
@@ -25,7 +26,9 @@ type chunkWriter struct {
 	typesKnown bool // the last transaction succeeded, so the connection's row types are valid
 	safeChunks int  // this many more chunks are written in mode safe
 	counts     rollup.Counts
+	jobs       jobrows.Rows
 	days       days
+	confirm    func(audit.TopicPartition, confirmed) // is called for each partition of a chunk that was committed; may be nil
 }
 
 func newChunkWriter(cfg Config, deps Deps) *chunkWriter {
@@ -78,6 +81,13 @@ func (w *chunkWriter) apply(ctx context.Context, c chunk) (written, error) {
 	w.safeChunks = max(0, w.safeChunks-1)
 	for part, next := range to {
 		part.next = next
+		done := confirmed{next: next}
+		if end := t.chains[part.TopicPartition]; end != nil {
+			done.rows = end.Rows
+		}
+		if w.confirm != nil {
+			w.confirm(part.TopicPartition, done)
+		}
 	}
 	return t.done, nil
 }
@@ -178,6 +188,7 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 		s := stateOfResult(r)
 		t.states.add(&s)
 		t.counts.AddResult(r)
+		t.jobs.AddResult(r)
 	}
 	t.done.results, t.done.duplicates = len(won), len(duplicates)
 	return t.finish(ctx, won)
@@ -204,7 +215,7 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 		b.Queue(lockSQL)
 	}
 	copying := t.mode == fast && len(first) >= minRowsForCopy
-	var taken map[task.Key]bool
+	var taken map[task.Run]bool
 	if !copying {
 		taken = t.queueResults(&b, first)
 	}
@@ -222,7 +233,7 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 	fault.At("audit.after_results")
 	won = make([]*task.Result, 0, len(first))
 	for _, o := range first {
-		if copying || taken[o.r.Key()] {
+		if copying || taken[o.r.Run()] {
 			won = append(won, o.r)
 		} else {
 			lost = append(lost, o)
@@ -236,6 +247,7 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 func (t *txn) addRows(us []unit, duplicates []offered) {
 	t.days.begin()
 	t.counts.Reset()
+	t.jobs.Reset()
 	var s state
 	for _, u := range us {
 		if u.index == resultIndex {
@@ -248,6 +260,7 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 		}
 		t.states.reprioritize(&it.event)
 		t.counts.Add(&it.event)
+		t.jobs.Add(&it.event)
 	}
 	// In the order of their records, as all rows of a chain.
 	slices.SortFunc(duplicates, func(x, y offered) int { return cmp.Compare(x.entry.offset, y.entry.offset) })
@@ -266,7 +279,7 @@ func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
 	}
 }
 
-// finish writes the states, the rollups, the ends of the chains and the callbacks, and notifies those
+// finish writes the states, the rollups, the jobs, the ends of the chains and the callbacks, and notifies those
 // who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	if t.mode == fast {
@@ -279,6 +292,7 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	t.queueStates(&b)
 	t.states.queuePriorities(&b)
 	t.counts.Queue(&b, t.shard)
+	t.jobs.Queue(&b)
 	t.chains.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
 )
@@ -26,8 +27,8 @@ func TestLongNamesAreRecorded(t *testing.T) {
 	s.Task.Tenant, s.Task.ID, s.Task.JobID = wide(task.MaxIDLength), wide(task.MaxIDLength), wide(task.MaxIDLength)
 	s.Task.Model, s.Task.CustomID = wide(task.MaxNameLength), wide(512)
 	e := task.Accepted(s.Task, task.Origin{Actor: wide(1000), Addr: wide(1000), UserAgent: wide(1000)}, s.Tick())
-	failed := s.Event(task.AttemptFailed, 1, wide(maxName))
-	failed.ErrorClass, failed.BatchID, failed.ResourceID = task.ErrorClass(wide(maxShort)), wide(maxName), wide(maxText)
+	failed := s.Event(task.AttemptFailed, 1, wide(clean.MaxName))
+	failed.ErrorClass, failed.BatchID, failed.ResourceID = task.ErrorClass(wide(clean.MaxShort)), wide(clean.MaxName), wide(clean.MaxText)
 	res := s.Result(task.Success, wide(task.MaxNameLength))
 	r.record(r.own("events", 0).events(t, e, failed), r.own("results", 0).result(t, res))
 	for _, l := range r.sent {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -63,7 +64,7 @@ func (w *writer) record(ctx context.Context, c chunk) error {
 			}
 			return nil
 		}
-		if ctx.Err() != nil || errors.Is(err, errOffsetsWentBack) {
+		if ctx.Err() != nil || errors.Is(err, errOffsetsSetBack) {
 			return err
 		}
 		if errors.Is(err, errRetryNow) {
@@ -77,11 +78,12 @@ func (w *writer) record(ctx context.Context, c chunk) error {
 	}
 }
 
-// unrecorded leaves out the entries that are recorded already, or whose partition was lost.
+// unrecorded leaves out the entries that are recorded already, or whose partition was lost or has to
+// be acquired again.
 func unrecorded(c chunk) chunk {
 	kept := c[:0]
 	for _, e := range c {
-		if e.rec.Lost() || e.offset < e.part.next {
+		if e.rec.Lost() || e.part.stale || e.offset < e.part.next {
 			e.rec.Done()
 			continue
 		}
@@ -114,6 +116,9 @@ func (w *writer) attempt(ctx context.Context, c chunk) error {
 		for _, part := range lost.parts {
 			if err := w.offsets.reclaim(ctx, part); err != nil {
 				return err
+			}
+			if part.stale {
+				continue
 			}
 			w.logger.Info("another process wrote a partition that this one owns, or the outcome of a commit was unknown: continuing where it is now",
 				"partition", part.String(), "next", part.next, "epoch", part.epoch)
@@ -167,7 +172,7 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 
 // knownGood is an event and a result that any database with the right schema accepts.
 func knownGood(part *ownership) chunk {
-	now := micro(time.Now())
+	now := clean.Micro(time.Now())
 	t := task.Task{ID: "probe", Tenant: "batchyard", Model: "m", Endpoint: task.EndpointChat, Priority: task.Normal, SubmittedAt: now}
 	e := task.NewEvent(task.TaskQueued, &t, "audit", now)
 	return chunk{{part: part, events: []indexedEvent{{event: e}}, result: task.NewResult(&t, task.Cancelled, now)}}

@@ -54,7 +54,7 @@ func TestATaskFromBeginningToEnd(t *testing.T) {
 	}
 	require.Equal(t, `{"answer":42}`, audittest.One[string](t, r.pool, "SELECT output::text FROM results"))
 	require.Equal(t, "blue", audittest.One[string](t, r.pool, "SELECT labels->>'team' FROM results"))
-	require.Equal(t, CallbackID(s.Task.Key()), audittest.One[string](t, r.pool, "SELECT callback_id FROM callbacks WHERE state = 'DUE' AND next_at <= now()"))
+	require.Equal(t, s.Task.Run().CallbackID(), audittest.One[string](t, r.pool, "SELECT callback_id FROM callbacks WHERE state = 'DUE' AND next_at <= now()"))
 
 	require.Equal(t, 4, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log"))
 	require.Zero(t, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log_default"))
@@ -219,7 +219,7 @@ func TestACommitWhoseReplyWasLostIsNotRepeated(t *testing.T) {
 	require.True(t, e.rec.(*fakeRecord).isDone())
 }
 
-func TestForgottenOffsetsAreAnError(t *testing.T) {
+func TestOffsetsSetBackByHandAreAnError(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))
 	events := r.own("events", 0)
@@ -227,10 +227,10 @@ func TestForgottenOffsetsAreAnError(t *testing.T) {
 	r.record(events.events(t, s.Accepted()), events.events(t, s.Event(task.TaskQueued, 0, "")))
 	_, err := r.pool.Exec(t.Context(), "UPDATE stream_offsets SET next_offset = 1")
 	require.NoError(t, err)
-	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.Event(task.TaskQueued, 0, ""))}), errOffsetsWentBack)
+	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.Event(task.TaskQueued, 0, ""))}), errOffsetsSetBack)
 	_, err = r.pool.Exec(t.Context(), "TRUNCATE stream_offsets")
 	require.NoError(t, err)
-	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.Event(task.TaskQueued, 0, ""))}), errOffsetsWentBack)
+	require.ErrorIs(t, r.w.record(t.Context(), chunk{events.events(t, s.Event(task.TaskQueued, 0, ""))}), errOffsetsSetBack)
 }
 
 func TestWhatCannotBeRecordedIsSetAside(t *testing.T) {

@@ -41,6 +41,7 @@ type chainCheck struct {
 	forks   []*segment // segments that begin or end exactly where another does
 
 	points   map[int64]*point // what checkpoints say about rows, by their numbers
+	breaks   []*audit.Break   // where its recorder could not simply continue
 	nulls    audit.Position   // the highest position of a row without a hash
 	nullsAt  int64            // when the last of them was written, in Postgres' microseconds
 	hashedAt int64            // when the first row with a hash was written, of those that were read
@@ -103,9 +104,9 @@ func (c *chainCheck) fork(s *segment) {
 
 // append appends b to a.
 func (c *chainCheck) append(a, b *segment) {
-	if a.endKnown && b.startKnown && !a.end.Before(b.start) {
+	if a.endKnown && b.startKnown && !a.end.Before(b.start) && !c.replacedAt(b.first) {
 		c.found(Finding{Reason: Moved, Seq: b.first, Row: &RowRef{Position: c.at.At(b.start).String(), Seq: b.first},
-			Detail: fmt.Sprintf("the row before it in the chain is %s: rows are not in the order of their records; unless the topic was recreated in between, the chain was rewritten", c.at.At(a.end))})
+			Detail: fmt.Sprintf("the row before it in the chain is %s: rows are not in the order of their records; the chain was rewritten, unless the topic was recreated before that was noticed", c.at.At(a.end))})
 	}
 	a.last, a.hash, a.end, a.endKnown = b.last, b.hash, b.end, b.endKnown
 	a.read = a.read || b.read

@@ -60,6 +60,7 @@ type point struct {
 	name    string // of the checkpoint
 	matched bool
 	differs *RowRef // a row with that number and another hash
+	other   *point  // a checkpoint with another hash of the row; nil: none
 }
 
 // NewCheckpoints returns an empty collection that trusts the given keys.
@@ -77,6 +78,14 @@ func (c *Checkpoints) pointsOf(at audit.TopicPartition) map[int64]*point {
 		return nil
 	}
 	return c.points[at]
+}
+
+// trusted returns the keys; none for nil.
+func (c *Checkpoints) trusted() map[string]ed25519.PublicKey {
+	if c == nil {
+		return nil
+	}
+	return c.keys
 }
 
 func (c *Checkpoints) found(f Finding) {
@@ -198,19 +207,24 @@ func (c *Checkpoints) add(line []byte, from string) {
 
 const sha256Size = len(audit.Hash{})
 
-// point keeps what a checkpoint says about a row. Two that disagree are proof by themselves.
+// point keeps what a checkpoint says about a row.
 func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	of := c.points[at]
 	if of == nil {
 		of = map[int64]*point{}
 		c.points[at] = of
 	}
-	if have := of[seq]; have != nil {
-		if have.hash != p.hash {
-			c.found(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: seq,
-				Detail: fmt.Sprintf("%s and %s have different hashes of row %d: the chain was rewritten between them", have.name, p.name, seq)})
+	for have := of[seq]; have != nil; have = have.other {
+		if have.hash == p.hash {
+			if p.time.After(have.time) {
+				have.time, have.name = p.time, p.name
+			}
+			return
 		}
-		return
+		if have.other == nil {
+			have.other = p
+			return
+		}
 	}
 	of[seq] = p
 	if len(of) > 2*maxPoints {
@@ -250,31 +264,30 @@ func (c *Checkpoints) check() {
 
 // compare notes whether a row is as the checkpoints say.
 func (c *chainCheck) compare(seq int64, sum audit.Hash, ref func() *RowRef) {
-	p := c.points[seq]
-	switch {
-	case p == nil:
-	case p.hash == sum:
-		p.matched = true
-	case p.differs == nil:
-		p.differs = ref()
+	for p := c.points[seq]; p != nil; p = p.other {
+		switch {
+		case p.hash == sum:
+			p.matched = true
+		case p.differs == nil:
+			p.differs = ref()
+		}
 	}
 }
 
 // judgePoints compares a chain with what was signed. Differences that findings about the chain
 // itself explain are not reported; what remains was rewritten.
-func (c *chainCheck) judgePoints(standby bool) {
+func (c *chainCheck) judgePoints(from *Checkpoints, standby bool) {
 	for _, s := range c.all() { // the ends of what the retention dropped
 		for _, k := range []link{{s.first - 1, s.prev}, {s.last, s.hash}} {
-			if p := c.points[k.seq]; p != nil && p.hash == k.hash {
-				p.matched = true
+			for p := c.points[k.seq]; p != nil; p = p.other {
+				p.matched = p.matched || p.hash == k.hash
 			}
 		}
 	}
-	if p := c.points[c.end.Rows]; p != nil && c.from == 0 && c.end.Rows > 0 { // no row of it was read
-		if p.matched = p.hash == c.end.Hash; !p.matched {
-			p.differs = &RowRef{Position: "audit_chains", Seq: c.end.Rows}
-		}
+	if c.from == 0 && c.end.Rows > 0 { // no row of it was read
+		c.compare(c.end.Rows, c.end.Hash, func() *RowRef { return &RowRef{Position: "audit_chains", Seq: c.end.Rows} })
 	}
+	c.settle(from)
 	good := int64(0)
 	for _, seq := range slices.Sorted(maps.Keys(c.points)) {
 		p := c.points[seq]

@@ -221,7 +221,7 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		if err := v.judgeUnchained(ctx, tx, c, segments); err != nil {
 			return err
 		}
-		c.judgePoints(v.standby)
+		c.judgePoints(v.o.Checkpoints, v.standby)
 	}
 	v.findMoved()
 	v.judgeUnknownUnchained()

@@ -48,6 +48,7 @@ type Progress struct {
 //	                                     ▼ prev_hash, row_hash
 //	            audit_dropped ──▶ segments of chains: grow, meet, become one
 //	                                     │
+//	            stream_breaks ──▶ what recorders have explained, signed
 //	             audit_chains ──▶ does each chain lead from its beginning to its end?
 //	              checkpoints ──▶ is it the chain that was signed?
 func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progress)) (*Report, error) {
@@ -249,6 +250,9 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	}
 	slices.Reverse(v.older)
 	if err := v.readEnds(ctx, tx); err != nil {
+		return err
+	}
+	if err := v.readBreaks(ctx, tx); err != nil {
 		return err
 	}
 	return v.readDropped(ctx, tx)

@@ -176,7 +176,7 @@ func (m *maker) one(at time.Time, id string) {
 	l.t = task.Task{ID: id, Tenant: tenants.pick(m.r), Model: models[k], Endpoint: endpoints[k], Priority: task.Normal, TraceID: m.hex(32), SubmittedAt: at}
 	switch n := m.r.IntN(100); {
 	case id == exampleTask:
-		l.t.Tenant, l.t.Callback = "acme", &task.Callback{URL: "https://hooks.acme.example/done"}
+		l.t.Tenant, l.t.JobID, l.t.Callback = "acme", "nightly-2026-11-21", &task.Callback{URL: "https://hooks.acme.example/done"}
 	case n < 30:
 		l.t.JobID = fmt.Sprintf("job-%s-%d", at.Format("0102"), n)
 	case n < 35:

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -76,7 +75,7 @@ func (m *maker) answer(l *life) {
 
 // callback generates the deliveries of the result and the row of the callback.
 func (m *maker) callback(l *life) {
-	id := recorder.CallbackID(l.t.Key())
+	id := l.t.Run().CallbackID()
 	host := "hooks." + l.t.Tenant + ".example"
 	state, tries, status, problem := "DELIVERED", 1, 200, ""
 	switch n := m.r.IntN(1000); {

@@ -90,7 +90,7 @@ type place struct {
 	prefix   string
 	database string // URL
 	log      *stream.Client
-	redis    redis.UniversalClient
+	redis    *store.Redis
 	undo     []func(context.Context) error
 }
 
@@ -116,7 +116,7 @@ func (s *site) place(ctx context.Context) (_ *place, err error) {
 	if _, err := p.log.CreateTopics(ctx); err != nil {
 		return nil, err
 	}
-	if p.redis, err = store.OpenRedis(ctx, s.in.Redis); err != nil {
+	if p.redis, err = store.OpenRedis(ctx, s.in.Redis, s.o.Logger, nil); err != nil {
 		return nil, err
 	}
 	p.undo = append(p.undo, func(context.Context) error { return p.redis.Close() })
@@ -182,7 +182,7 @@ func (p *place) deleteKeys(ctx context.Context) error {
 		return keys.Err()
 	}
 	var err error
-	if c, ok := p.redis.(*redis.ClusterClient); ok {
+	if c, ok := p.redis.UniversalClient.(*redis.ClusterClient); ok {
 		err = c.ForEachMaster(ctx, func(ctx context.Context, m *redis.Client) error { return drop(ctx, m) })
 	} else {
 		err = drop(ctx, p.redis)

@@ -78,7 +78,7 @@ func TestExamplesParse(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"", "submit", "tasks list", "dlq replay", "config print", "agent", "policy set", "tasks set-priority"} {
+	for _, name := range []string{"", "run", "submit", "jobs list", "jobs watch", "jobs results", "tasks list", "dlq replay", "config print", "agent", "policy set", "tasks set-priority"} {
 		t.Run(strings.ReplaceAll("batchyard "+name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			got := ok(t, append(strings.Fields(name), "--help")...)
@@ -193,11 +193,17 @@ func TestExitCodes(t *testing.T) {
 		"agent without id":       {[]string{"agent"}, 2, "needs --id and --url", 1},
 		"agent with bad url":     {[]string{"agent", "--id", "d", "--url", "nope"}, 2, "--url", 1},
 		"out without wait":       {[]string{"submit", good, "-o", "x"}, 2, "-o needs --wait", 1},
+		"bad endpoint":           {[]string{"submit", good, "--endpoint", "/v1/messages"}, 2, `unknown endpoint "/v1/messages": use /v1/chat/completions, `, 1},
+		"bad endpoint of a run":  {[]string{"run", good, "--endpoint", "ftp"}, 2, `unknown endpoint "ftp": use`, 1},
 		"bad priority":           {[]string{"submit", good, "--priority", "urgent"}, 2, `unknown priority "urgent": use high, normal or low`, 1},
 		"both to stdout":         {[]string{"submit", good, "--wait", "-o", "-", "--json"}, 2, "choose one", 1},
 		"no such file":           {[]string{"submit", "/does/not/exist"}, 2, "/does/not/exist", 1},
 		"bad lines":              {[]string{"submit", bad, "--server", gone}, 2, "bad.jsonl:3:", 2},
-		"server away":            {[]string{"submit", good, "--server", gone}, 3, "is it running", 2},
+		"server away":            {[]string{"submit", good, "--server", gone}, 3, "is it running", 1},
+		"server away for jobs":   {[]string{"jobs", "list", "--server", gone}, 3, "is it running", 1},
+		"resume of nothing":      {[]string{"run", good, "--resume"}, 2, "--resume needs --data-dir", 1},
+		"bad label":              {[]string{"submit", good, "--label", "x", "--server", gone}, 2, "write NAME=VALUE", 1},
+		"bad lines to nowhere":   {[]string{"submit", good, "--bad-lines", "x"}, 2, "--bad-lines needs --skip-bad-lines", 1},
 		"server away for a list": {[]string{"tasks", "list", "--server", gone}, 3, "is it running", 1},
 		"server away for cancel": {[]string{"tasks", "cancel", "x", "y", "--server", gone}, 3, "is it running", 1},
 		"kafka away":             {[]string{"topics", "list", "-c", away}, 3, "check kafka.brokers", 1},
@@ -229,7 +235,7 @@ func TestExitCodes(t *testing.T) {
 
 func TestGroupsShowTheirHelp(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"tasks", "dlq", "devices", "topics", "migrate", "config", "policy"} {
+	for _, name := range []string{"tasks", "jobs", "dlq", "devices", "topics", "migrate", "config", "policy"} {
 		require.Contains(t, ok(t, name), "Available Commands:", name)
 	}
 }

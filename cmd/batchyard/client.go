@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -72,12 +73,33 @@ func (s *server) JobResults(ctx context.Context, _, job string, fn func(*task.Re
 }
 
 // job returns how far a job is. An unknown job has no tasks yet.
-func (s *server) job(ctx context.Context, id string) (*batchyard.JobProgress, error) {
+func (s *server) job(ctx context.Context, id string) (*task.Job, error) {
 	j, err := s.Job(ctx, id)
 	if errors.Is(err, batchyard.ErrNotFound) {
-		return &batchyard.JobProgress{JobID: id}, nil
+		return &task.Job{JobID: id, State: task.JobRunning}, nil
 	}
-	return j, err
+	if err != nil {
+		return nil, err
+	}
+	return &j.Job, nil
+}
+
+// announce announces a job. A name that belongs to another file is a mistake of the caller.
+func (s *server) announce(ctx context.Context, spec *task.JobSpec) error {
+	_, err := s.submits.AnnounceJob(ctx, spec)
+	if errors.Is(err, batchyard.ErrConflict) {
+		return cli.WithCode(cli.ExitUsage, err)
+	}
+	return err
+}
+
+// announced checks that a file is that of its job, without announcing it.
+func (s *server) announced(ctx context.Context, plan *jobs.Plan) error {
+	j, err := s.Job(ctx, plan.Job)
+	if err != nil || j.SHA256 == "" || j.SHA256 == plan.SHA256 {
+		return err
+	}
+	return cli.UsageError("%s is not the file of job %s (sha256 %s): name the file that was submitted", plan.Path, plan.Job, j.SHA256)
 }
 
 // refused reports whether the server answered, and would answer the same again.

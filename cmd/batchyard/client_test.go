@@ -161,10 +161,12 @@ func TestWaitForTasksThatAreNotTheJobs(t *testing.T) {
 		switch {
 		case r.Method == http.MethodPost:
 			answer(w, 202, `{}`)
+		case r.Method == http.MethodPut:
+			answer(w, 200, `{}`)
 		case asked.Add(1) < 4:
-			answer(w, 200, `{"tasks":{"SUCCESS":1}}`)
+			answer(w, 200, `{"total":2,"known":1,"done":1,"tasks":{"SUCCESS":1}}`)
 		default:
-			answer(w, 200, `{"tasks":{"SUCCESS":2}}`)
+			answer(w, 200, `{"total":2,"known":2,"done":2,"tasks":{"SUCCESS":2}}`)
 		}
 	}))
 	t.Cleanup(srv.Close)
@@ -184,10 +186,12 @@ func TestWaitForTasksThatAreAllKnown(t *testing.T) {
 		switch {
 		case r.Method == http.MethodPost:
 			answer(w, 202, `{}`)
+		case r.Method == http.MethodPut:
+			answer(w, 200, `{}`)
 		case asked.Add(1) < 3:
-			answer(w, 200, `{"tasks":{"RUNNING":1}}`)
+			answer(w, 200, `{"total":1,"known":1,"done":0,"tasks":{"RUNNING":1}}`)
 		default:
-			answer(w, 200, `{"tasks":{"SUCCESS":1}}`)
+			answer(w, 200, `{"total":1,"known":1,"done":1,"tasks":{"SUCCESS":1}}`)
 		}
 	}))
 	t.Cleanup(srv.Close)

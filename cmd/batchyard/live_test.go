@@ -17,6 +17,8 @@ import (
 
 	"github.com/batchyard/batchyard/api"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/cmd/internal/dlqcmd"
+	"github.com/batchyard/batchyard/cmd/internal/migratecmd"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
@@ -227,11 +229,11 @@ func bury(t *testing.T, f *fixture, from, key, value, reason string) {
 }
 
 // letters are the dead letters with this reason.
-func letters(t *testing.T, f *fixture, reason string) []letter {
+func letters(t *testing.T, f *fixture, reason string) []dlqcmd.Letter {
 	t.Helper()
-	var out []letter
+	var out []dlqcmd.Letter
 	for _, line := range lines(ok(t, "dlq", "list", "-c", f.config, "--all", "--json", "--reason", reason)) {
-		var l letter
+		var l dlqcmd.Letter
 		require.NoError(t, json.Unmarshal([]byte(line), &l))
 		out = append(out, l)
 	}
@@ -258,9 +260,9 @@ func TestDLQReplay(t *testing.T) {
 	r = try(t, "", "dlq", "replay", "-c", f.config, "--reason", reason, "--json")
 	require.Equal(t, cli.ExitFailed, r.code)
 	require.Contains(t, r.err, `it came from "somewhere.else"`)
-	var done replayed
+	var done dlqcmd.Replayed
 	require.NoError(t, json.Unmarshal([]byte(r.out), &done))
-	require.Equal(t, replayed{Replay: done.Replay, Replayed: 3, Topics: map[string]int{stream.TasksNormal: 3}, Failed: 1}, done)
+	require.Equal(t, dlqcmd.Replayed{Replay: done.Replay, Replayed: 3, Topics: map[string]int{stream.TasksNormal: 3}, Failed: 1}, done)
 
 	for i := range 3 {
 		// Written to Kafka and not to the API: unknown until the router has read it.
@@ -271,7 +273,7 @@ func TestDLQReplay(t *testing.T) {
 	// What was written has its headers back, and those of its death are gone.
 	replays := 0
 	require.NoError(t, f.App.Log.Scan(t.Context(), stream.TasksNormal, func(r *stream.Record) error {
-		if r.Header(headerReplay) == done.Replay {
+		if r.Header(stream.HeaderReplay) == done.Replay {
 			replays++
 			require.Equal(t, "kept\x1b", r.Header("mine"))
 			require.Empty(t, r.Header(records.HeaderDLQReason))
@@ -309,7 +311,7 @@ func TestDLQListAndShow(t *testing.T) {
 	require.Regexp(t, `header mine +kept·`, ok(t, "dlq", "show", all[0].At, "-c", f.config))
 	require.Contains(t, ok(t, "dlq", "show", "dlq/"+all[1].At, "-c", f.config), "df ff ff ff ff")
 	require.Equal(t, "\xdf\xff\xff\xff\xff", ok(t, "dlq", "show", all[1].At, "-c", f.config, "--raw"))
-	var l letter
+	var l dlqcmd.Letter
 	require.NoError(t, json.Unmarshal([]byte(ok(t, "dlq", "show", all[0].At, "-c", f.config, "--json")), &l))
 	require.Equal(t, "plain text", l.Text)
 	require.Equal(t, cli.ExitFailed, try(t, "", "dlq", "show", "0@999999999", "-c", f.config).code)
@@ -349,7 +351,7 @@ func TestMigrate(t *testing.T) {
 	require.Contains(t, ok(t, "migrate", "down", "-c", path, "--yes"), "reverted")
 	applied := 0
 	for _, line := range lines(ok(t, "migrate", "status", "-c", path, "--json")) {
-		var m migration
+		var m migratecmd.Migration
 		require.NoError(t, json.Unmarshal([]byte(line), &m))
 		if m.AppliedAt != nil {
 			applied++

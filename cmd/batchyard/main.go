@@ -6,7 +6,7 @@
 // their own beside it.
 //
 // Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
-// 3 a service cannot be reached. Errors are lines on standard error that start with
+// 3 a service cannot be reached; 130 interrupted. Errors are lines on standard error that start with
 // "batchyard: ".
 package main
 
@@ -36,7 +36,7 @@ func main() {
 		<-signals
 		cancel()
 		<-signals // a second signal ends the program at once, which is as safe as a crash
-		os.Exit(cli.ExitFailed)
+		os.Exit(cli.ExitInterrupted)
 	}()
 	os.Exit(run(ctx, newCLI(os.Stdin, os.Stdout, os.Stderr), os.Args[1:]))
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/auditcmd"
 	"github.com/batchyard/batchyard/cmd/internal/benchcmd"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
-	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/cmd/internal/dlqcmd"
+	"github.com/batchyard/batchyard/cmd/internal/migratecmd"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -42,7 +43,7 @@ func rootCommand(c *cli.Env) *cobra.Command {
 fleet of OpenAI-compatible devices. It loses no task that it accepted.
 
 Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
-3 a service cannot be reached.`
+3 a service cannot be reached; 130 interrupted.`
 	root.Example = `  batchyard run tasks.jsonl -o answers.jsonl
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   batchyard tasks list --state FAILED`
@@ -87,8 +88,8 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
 		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c)},
-		groupAsk:     {submitCommand(c), tasksCommand(c), devicesCommand(c), policyCommand(c)},
-		groupOperate: {auditcmd.Command(c), dlqCommand(c), auditcmd.LedgerCommand(c), migrateCommand(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
+		groupAsk:     {submitCommand(c), jobsCommand(c), tasksCommand(c), devicesCommand(c), policyCommand(c)},
+		groupOperate: {auditcmd.Command(c), dlqcmd.Command(c), auditcmd.LedgerCommand(c), migratecmd.Command(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
 	}
 }
 
@@ -122,14 +123,6 @@ func names[S ~string](values []S) []string {
 	out := make([]string, len(values))
 	for i, v := range values {
 		out[i] = string(v)
-	}
-	return out
-}
-
-func topicNames() []string {
-	out := make([]string, len(stream.Topics))
-	for i, t := range stream.Topics {
-		out[i] = t.Name
 	}
 	return out
 }

@@ -48,6 +48,9 @@ The database must have its schema (batchyard migrate up) and Kafka its topics
 					stages = app.StageNames()
 				}
 				logger.Info("ready", "stages", fmt.Sprint(stages), "listen", a.Address())
+				if len(cfg.Kafka.SigningKeys) == 0 {
+					logger.Warn("kafka.signing_keys is empty: anyone who may write to the topics can forge results, assignments and audit events; set the same keys in every process")
+				}
 			})
 			if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "listen" {
 				return cli.WithCode(cli.ExitUsage, err) // the address is a setting

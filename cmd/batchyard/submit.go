@@ -5,44 +5,82 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
 
-// lookEvery is how often submit asks the server how far the job is.
-const lookEvery = 500 * time.Millisecond
-
-// strangeAfter is how long tasks of a job may stay unknown while nothing runs.
-const strangeAfter = 5 * time.Second
-
 type submitFlags struct {
+	fileFlags
 	wait     bool
-	output   string
-	job      string
 	priority string
 	maxInput int
+	fills    fillFlags
+	callback string
+	labels   []string
 }
 
+// fileFlags are those of commands that take a file of tasks.
+type fileFlags struct {
+	output  string
+	job     string
+	skipBad bool
+	badFile string
+}
+
+func (f *fileFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.job, "job", "", "`name` of the job (default: derived from what the lines of the file ask for)")
+	fl.BoolVar(&f.skipBad, "skip-bad-lines", false, "run the good lines, and write the bad ones with their errors to a file; the exit code is then 1 at best")
+	fl.StringVar(&f.badFile, "bad-lines", "", "`file` for the bad lines, with --skip-bad-lines (default: FILE.bad.jsonl)")
+}
+
+func (f *fileFlags) check(c *cli.Env) error {
+	switch {
+	case f.output == "-" && c.JSON:
+		return cli.UsageError("-o - and --json both write to standard output; choose one")
+	case f.badFile != "" && !f.skipBad:
+		return cli.UsageError("--bad-lines needs --skip-bad-lines: otherwise a file with bad lines is refused")
+	}
+	return nil
+}
+
+// bad returns where the bad lines of a file go; nil if they are not skipped.
+func (f *fileFlags) bad(path string) *jobs.BadLines {
+	switch {
+	case !f.skipBad:
+		return nil
+	case f.badFile != "":
+		return &jobs.BadLines{Path: f.badFile}
+	case path == "-":
+		return &jobs.BadLines{Path: "stdin.bad.jsonl"}
+	}
+	return &jobs.BadLines{Path: path + ".bad.jsonl"}
+}
+
+// submitCommand is a command of its own, and one of jobs.
 func submitCommand(c *cli.Env) *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit FILE",
 		Short: "Submit a file of tasks to a server as a job",
 		Long: `Submits every line of FILE as a task: lines of OpenAI's batch format, or
-Batchyard's own task objects. "-" is standard input.
+Batchyard's own task objects. "-" is standard input. FILE may be compressed with
+gzip or zstd. --endpoint and --model are for lines that leave these out, as files
+for Mistral and Together do.
 
 Every line is checked before the first is submitted. Without --job, the name of the
-job is derived from the content of the file. Submitting the same file again, say
-after an interruption, continues the same job.
+job is derived from what the lines ask for. Submitting the same file again, say
+after an interruption, continues the same job. Another file under the same name is
+refused: give each night's file a name of its own.
 
-Exit code 1 if, with --wait, a task did not succeed; 2 if a line is bad; 3 if the
-server cannot be reached.`,
+Exit code 1 if, with --wait, a task did not succeed, or if a bad line was skipped;
+2 if a line is bad, or the name of the job belongs to another file; 3 if the server
+cannot be reached; 130 after Ctrl-C.`,
 		Example: `  batchyard submit tasks.jsonl
   batchyard submit tasks.jsonl --wait -o answers.jsonl
   generate-tasks | batchyard submit - --job nightly-2026-11-21 --json`,
@@ -51,11 +89,14 @@ server cannot be reached.`,
 	}
 	c.ClientFlags(cmd)
 	c.JSONFlag(cmd)
+	f.add(cmd)
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until every task has ended")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`file` for the results, in the order of the lines; \"-\" is standard output (with --wait)")
-	cmd.Flags().StringVar(&f.job, "job", "", "`name` of the job")
 	cmd.Flags().StringVar(&f.priority, "priority", "", "priority of lines without one: high, normal or low")
+	f.fills.add(cmd)
 	cmd.Flags().IntVar(&f.maxInput, "max-input", 1<<20, "largest input of a task in `bytes`, as set on the server (task.max_input)")
+	cmd.Flags().StringVar(&f.callback, "callback", "", "`URL` that gets the summary of the job once every task has ended")
+	cmd.Flags().StringArrayVar(&f.labels, "label", nil, "`NAME=VALUE` to keep with the job; repeatable")
 	cli.CompleteFlag(cmd, "priority", priorityNames())
 	return cmd
 }
@@ -64,26 +105,48 @@ func (f *submitFlags) check(c *cli.Env) error {
 	switch {
 	case f.output != "" && !f.wait:
 		return cli.UsageError("-o needs --wait: there are no results before the tasks have ended")
-	case f.output == "-" && c.JSON:
-		return cli.UsageError("-o - and --json both write to standard output; choose one")
 	case f.priority != "" && !slices.Contains(priorityNames(), f.priority):
 		return cli.UsageError("unknown priority %q: use %s", f.priority, cli.Or(priorityNames()))
 	case f.maxInput < 1:
 		return cli.UsageError("--max-input must be at least 1")
 	}
-	return nil
+	return f.fileFlags.check(c)
+}
+
+// complete adds to an announcement what the flags say.
+func (f *submitFlags) complete(spec *task.JobSpec) error {
+	if f.callback != "" {
+		spec.Callback = &task.Callback{URL: f.callback}
+	}
+	for _, label := range f.labels {
+		name, value, ok := strings.Cut(label, "=")
+		if !ok {
+			return cli.UsageError("--label %q: write NAME=VALUE", label)
+		}
+		if spec.Labels == nil {
+			spec.Labels = map[string]string{}
+		}
+		spec.Labels[name] = value
+	}
+	return cli.WithCode(cli.ExitUsage, spec.Validate())
 }
 
 // submitted is what submit prints as JSON when it does not wait.
 type submitted struct {
-	Job    string `json:"job_id"`
-	Tenant string `json:"tenant"`
-	Tasks  int    `json:"tasks"`
-	SHA256 string `json:"sha256"`
+	Job      string `json:"job_id"`
+	Tenant   string `json:"tenant"`
+	Tasks    int    `json:"tasks"`
+	SHA256   string `json:"sha256"`
+	BadLines int    `json:"bad_lines,omitempty"`
+	BadFile  string `json:"bad_lines_file,omitempty"`
 }
 
 func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (err error) {
 	if err := f.check(c); err != nil {
+		return err
+	}
+	endpoint, err := f.fills.check()
+	if err != nil {
 		return err
 	}
 	server, err := connect(c)
@@ -93,112 +156,92 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 	if err := jobs.CheckOutput(f.output); err != nil {
 		return cli.WithCode(cli.ExitUsage, err)
 	}
+	bad := f.bad(path)
 	plan, err := jobs.Open(ctx, path, c.In, jobs.Options{
-		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput},
-		Defaults: task.Task{Tenant: c.Tenant, Priority: task.Priority(f.priority)},
+		Job: f.job, Limits: task.Limits{MaxInput: f.maxInput}, Bad: bad,
+		Defaults: task.Task{Tenant: c.Tenant, Priority: task.Priority(f.priority), Endpoint: endpoint, Model: f.fills.model},
 	})
 	if err != nil {
 		return fileError(err)
 	}
 	defer func() { err = errors.Join(err, plan.Close()) }()
+	spec := plan.Spec()
+	if err := f.complete(spec); err != nil {
+		return err
+	}
 	began := c.Now()
-	bar, in := c.Progress("submitting", plan.Tasks), 0
-	err = plan.Submit(ctx, server, func(n int) {
-		in += n
-		bar.Set(in)
-	})
-	bar.Finish()
-	if err != nil {
-		return fmt.Errorf("%w\nknown to be submitted: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
+	if err := server.announce(ctx, spec); err != nil {
+		return err
+	}
+	if err := submitLines(ctx, c, server, plan); err != nil {
+		return err
 	}
 	if !f.wait {
-		if c.JSON {
-			return c.PrintJSON(submitted{plan.Job, plan.Tenant, plan.Tasks, plan.SHA256})
-		}
-		c.Printf("%s submitted as job %s\n", cli.Counted(plan.Tasks, "task"), cli.Plain(plan.Job))
-		return nil
+		return errors.Join(printSubmitted(c, plan, bad), badLinesError(plan.Bad, f.badPath(bad)))
 	}
-	s, err := waitForJob(ctx, c, server, plan)
+	j, err := waitForJob(ctx, c, server, waiting{job: plan.Job, tasks: plan.Tasks, every: lookEvery})
+	if ctx.Err() != nil {
+		return interruptedWait(c, j)
+	}
 	if err != nil {
 		return err
 	}
+	s := summaryOf(j, c.Now())
 	if f.output != "" {
 		written, err := plan.WriteResults(ctx, server, f.output, c.Out)
 		if err != nil {
 			return err
 		}
-		// The results say more than the server's counts: they are what the caller has.
-		s.ByState, s.ByDevice, s.Missing = written.ByState, written.ByDevice, written.Missing
-		if f.output != "-" {
-			s.Output = f.output
-		}
+		s.wrote(written, f.output)
 	}
-	s.Elapsed = c.Now().Sub(began)
-	switch {
-	case c.JSON:
-		s.finish()
-		err = c.PrintJSON(s)
-	case f.output == "-":
-		err = s.print(c.Err)
-	default:
-		err = s.print(c.Out)
-	}
-	return errors.Join(err, s.failed())
+	s.ofPlan(plan, bad, c.Now().Sub(began))
+	return errors.Join(s.show(c, f.output), s.failed())
 }
 
-// waitForJob shows how far the job is until all of its tasks have ended.
-func waitForJob(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan) (summary, error) {
-	s := summary{Job: plan.Job, Total: plan.Tasks, ByState: map[task.State]int{}, ByDevice: map[string]int{}}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
-	last := &batchyard.JobProgress{}
-	counts := func(ctx context.Context) (map[task.State]int64, error) {
-		j, err := server.job(ctx, plan.Job)
-		if err != nil {
-			if refused(err) {
-				cancel(err) // waiting would not change that
-			}
-			return nil, err
-		}
-		last = j
-		return j.Tasks, nil
+func (f *fileFlags) badPath(bad *jobs.BadLines) string {
+	if bad == nil {
+		return ""
 	}
-	bar := c.Progress("running", plan.Tasks)
-	known, since := -1, c.Now()
-	_, err := plan.Wait(ctx, counts, look.C, func(n jobs.Counts, err error) {
-		if err != nil {
-			bar.Note(err.Error() + "; asking again")
-			return
-		}
-		sum := 0
-		for _, k := range n.ByState {
-			sum += int(k)
-		}
-		if sum != known {
-			known, since = sum, c.Now()
-		}
-		if n.Done() == known && known < n.Total && c.Now().Sub(since) > strangeAfter {
-			// A task belongs to the first job that submitted its id.
-			bar.Note("unknown to this job: " + cli.Counted(n.Total-known, "task") + "; did another job use these ids before?")
-		} else {
-			bar.Note("")
-		}
-		bar.Set(n.Done())
+	return bad.Path
+}
+
+// submitLines submits the tasks of a plan and shows how far that is.
+func submitLines(ctx context.Context, c *cli.Env, server *server, plan *jobs.Plan) error {
+	bar, in := c.Progress("submitting", plan.Tasks), 0
+	err := plan.Submit(ctx, server, func(n int) {
+		in += n
+		bar.Set(in)
 	})
 	bar.Finish()
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = cause
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%w\nknown to be submitted: %d of %s; submit the file again to continue", err, in, cli.Counted(plan.Tasks, "task"))
+	if ctx.Err() != nil {
+		return cli.WithCode(cli.ExitInterrupted, err)
+	}
+	return err
+}
+
+func printSubmitted(c *cli.Env, plan *jobs.Plan, bad *jobs.BadLines) error {
+	if c.JSON {
+		out := submitted{Job: plan.Job, Tenant: plan.Tenant, Tasks: plan.Tasks, SHA256: plan.SHA256, BadLines: plan.Bad}
+		if plan.Bad > 0 {
+			out.BadFile = bad.Path
 		}
-		return s, err
+		return c.PrintJSON(out)
 	}
-	for state, n := range last.Tasks {
-		s.ByState[state] = int(n)
+	c.Printf("%s submitted as job %s\n", cli.Counted(plan.Tasks, "task"), cli.Plain(plan.Job))
+	return nil
+}
+
+// show prints the summary: as JSON, or as a table where it does not mix with the results.
+func (s *summary) show(c *cli.Env, output string) error {
+	switch {
+	case c.JSON:
+		return c.PrintJSON(s)
+	case output == "-":
+		return s.print(c.Err)
 	}
-	for device, n := range last.Devices {
-		s.ByDevice[device] = int(n)
-	}
-	return s, nil
+	return s.print(c.Out)
 }

@@ -47,24 +47,35 @@ z   silent  1      -          -      0%   0%   0%  0.0ms    60m ago  *       -  
 func TestSummary(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	s := summary{
-		Job: "j", Total: 10, ByState: map[task.State]int{task.Success: 8, task.Failed: 1}, Missing: 1,
-		ByDevice: map[string]int{"b": 4, "a": 4}, Elapsed: 2 * time.Second, Output: "out.jsonl",
-	}
+	at, last := noon.Add(-time.Minute), noon.Add(-58*time.Second)
+	s := summaryOf(&task.Job{
+		JobID: "j", State: task.JobFinished, Total: 10, Done: 10, Tasks: map[task.State]int64{task.Success: 8, task.Failed: 2}, At: &at, LastDone: &last,
+		Devices: map[string]int64{"b": 4, "a": 4}, Errors: []task.JobError{{Class: task.ClassInvalid, Tasks: 1, Sample: "device a answered 400:\n no"}, {Tasks: 1}},
+		Usage: task.Usage{InputTokens: 70, OutputTokens: 300}, Rate: 4.5, Seconds: 12.4,
+	}, noon)
+	s.BadLines, s.BadFile, s.Output, s.Missing = 3, "in.bad.jsonl", "out.jsonl", 1
 	require.NoError(t, s.print(&b))
 	require.Equal(t, strings.TrimLeft(`
 job                 j
+state               FINISHED
 tasks               10
   SUCCESS           8
-  FAILED            1
+  FAILED            2
   without a result  1
+bad lines           3, not submitted: see in.bad.jsonl
+errors              2
+  invalid           1, such as: device a answered 400:· no
+  without a class   1, such as: no message
 devices             2
   a                 4
   b                 4
+tokens              70 in, 300 out
 time                2s
 rate                4.5 tasks/s
+remaining           about 12s
 results             out.jsonl
 `, "\n"), b.String())
+	require.ErrorContains(t, s.failed(), "3 bad lines not submitted: in.bad.jsonl has the errors")
 	require.Equal(t, cli.ExitFailed, cli.CodeOf(s.failed()))
 	require.ErrorContains(t, s.failed(), "2 of 10 tasks")
 	require.NoError(t, (&summary{Total: 1, ByState: map[task.State]int{task.Success: 1}}).failed())

@@ -22,9 +22,9 @@ const pageSize = 500
 
 func tasksCommand(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
-		Use: "tasks", Short: "Show tasks, cancel them, or change their priority",
+		Use: "tasks", Short: "Show tasks, cancel them, run them again, or change their priority",
 		Example: "  batchyard tasks list --state FAILED\n  batchyard tasks get 0199f3c1-… --events",
-	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
+	}, tasksGetCommand(c), tasksListCommand(c), tasksCancelCommand(c), tasksRetryCommand(c), tasksSetPriorityCommand(c), tasksWhyCommand(c))
 }
 
 func tasksGetCommand(c *cli.Env) *cobra.Command {

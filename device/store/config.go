@@ -1,22 +1,14 @@
 package store
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"net"
-	"os"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/internal/metrics"
-	"github.com/batchyard/batchyard/internal/unreachable"
 )
 
 // Config limits what is kept about devices in Redis.
@@ -33,62 +25,6 @@ func (c Config) withDefaults() Config {
 	config.FillDefaults(&c)
 	return c
 }
-
-// RedisConfig says where Redis is.
-type RedisConfig struct {
-	Addr        string        `yaml:"addr" default:"127.0.0.1:6379" doc:"Address of Redis as host:port. Several addresses, separated by commas, mean a Redis Cluster."`
-	Prefix      string        `yaml:"prefix" default:"batchyard:" doc:"Prefix of every key, so that several installations can share one Redis."`
-	User        string        `yaml:"user" doc:"User name, if Redis requires one."`
-	PasswordEnv string        `yaml:"password_env" doc:"Environment variable that holds the password, if Redis requires one."`
-	DB          int           `yaml:"db" default:"0" min:"0" max:"15" doc:"Number of the database. A Redis Cluster has only 0."`
-	TLS         bool          `yaml:"tls" default:"false" doc:"Use TLS and verify the certificate against the system's authorities."`
-	Timeout     time.Duration `yaml:"timeout" default:"3s" min:"10ms" max:"1m" doc:"Timeout for connecting to Redis, and for one command."`
-}
-
-// OpenRedis connects to Redis and pings it. The error says what to check.
-func OpenRedis(ctx context.Context, cfg RedisConfig) (redis.UniversalClient, error) {
-	cfg.Timeout = cmp.Or(cfg.Timeout, 3*time.Second)
-	o := &redis.UniversalOptions{
-		DB: cfg.DB, Username: cfg.User, ClientName: "batchyard",
-		DialTimeout: cfg.Timeout, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout,
-		ContextTimeoutEnabled: true,
-		DialerRetries:         1, // callers know better whether and when to retry
-	}
-	for a := range strings.SplitSeq(cfg.Addr, ",") {
-		if a = strings.TrimSpace(a); a != "" {
-			o.Addrs = append(o.Addrs, a)
-		}
-	}
-	if len(o.Addrs) == 0 {
-		return nil, errors.New("connecting to Redis: redis.addr is empty; set it to host:port")
-	}
-	if cfg.PasswordEnv != "" {
-		if o.Password = os.Getenv(cfg.PasswordEnv); o.Password == "" {
-			return nil, fmt.Errorf("connecting to Redis: the environment variable %s (redis.password_env) is empty; set it to the password", cfg.PasswordEnv)
-		}
-	}
-	if cfg.TLS {
-		host, _, err := net.SplitHostPort(o.Addrs[0])
-		if err != nil {
-			return nil, fmt.Errorf("connecting to Redis: %w; set redis.addr to host:port", err)
-		}
-		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
-	}
-	silenceLibrary()
-	rdb := redis.NewUniversalClient(o)
-	if err := rdb.Ping(ctx).Err(); err != nil {
-		return nil, errors.Join(&unreachable.Error{Service: "Redis", Addr: cfg.Addr, Setting: "redis.addr", Err: err}, rdb.Close())
-	}
-	return rdb, nil
-}
-
-// silenceLibrary keeps the library from writing to standard error: problems come back as errors, and
-// the caller reports them.
-var silenceLibrary = sync.OnceFunc(func() { redis.SetLogger(discardLogger{}) })
-
-type discardLogger struct{}
-
-func (discardLogger) Printf(context.Context, string, ...any) {}
 
 // Option configures a Registry, Credits, Rates, Control or Overrides.
 type Option func(*options)

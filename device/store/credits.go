@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -346,6 +347,27 @@ func (c *Credits) acquire(ctx context.Context, holder string, wants []device.Wan
 // After an error the credits may or may not be free; if not, they become free when the
 // lease expires.
 func (c *Credits) Release(ctx context.Context, rel []device.Release) error {
+	for _, call := range releaseCalls(rel) {
+		if err := c.release(ctx, call); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// releaseCall is one call of the script. Repeating it with the same id does nothing for as long as
+// Redis remembers the id, which is at least [releaseMemory].
+type releaseCall struct {
+	id     string
+	leases []any // lease, n, lease, n, …
+	first  time.Time
+}
+
+// releaseMemory is the time for which Redis remembers the id of a call: an epoch of releaseScript.
+const releaseMemory = 10 * time.Second
+
+// releaseCalls splits releases into calls.
+func releaseCalls(rel []device.Release) (calls []*releaseCall) {
 	sum := make(map[string]int, len(rel)) // a lease may be named more than once
 	order := make([]string, 0, len(rel))
 	for _, r := range rel {
@@ -357,21 +379,26 @@ func (c *Credits) Release(ctx context.Context, rel []device.Release) error {
 		}
 		sum[r.Lease] += r.N
 	}
-	for len(order) > 0 {
-		part := order[:min(len(order), maxCall)]
-		order = order[len(part):]
-		args := make([]any, 0, 2+2*len(part))
-		args = append(args, nonce(), c.channel)
-		for _, id := range part {
-			args = append(args, id, sum[id])
+	for part := range slices.Chunk(order, maxCall) {
+		call := &releaseCall{id: nonce(), leases: make([]any, 0, 2*len(part))}
+		for _, lease := range part {
+			call.leases = append(call.leases, lease, sum[lease])
 		}
-		v, err := c.run(ctx, "release", releaseScript, c.keys, args...)
-		if err != nil {
-			return fmt.Errorf("releasing credits of %d leases in Redis: %w", len(part), err)
-		}
-		n, _ := v.(int64)
-		c.metrics.Device.CreditsFreed.Add(float64(n))
+		calls = append(calls, call)
 	}
+	return calls
+}
+
+func (c *Credits) release(ctx context.Context, call *releaseCall) error {
+	if call.first.IsZero() {
+		call.first = time.Now()
+	}
+	v, err := c.run(ctx, "release", releaseScript, c.keys, append([]any{call.id, c.channel}, call.leases...)...)
+	if err != nil {
+		return fmt.Errorf("releasing credits of %d leases in Redis: %w", len(call.leases)/2, err)
+	}
+	n, _ := v.(int64)
+	c.metrics.Device.CreditsFreed.Add(float64(n))
 	return nil
 }
 

@@ -10,8 +10,12 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// releaseTimeout limits how long Run releases credits after its context has ended.
-const releaseTimeout = 2 * time.Second
+const (
+	// releaseTimeout limits how long Run releases credits after its context has ended.
+	releaseTimeout = 2 * time.Second
+	// releaseRetry is the pause before releases that failed are repeated.
+	releaseRetry = 250 * time.Millisecond
+)
 
 // LeaseRenewer looks after the leases of the assignments that its process holds: it renews
 // them while they are held and releases credits, many in one round trip. If the process
@@ -25,6 +29,8 @@ type LeaseRenewer struct {
 	held     map[device.LeaseRef]int
 	released map[device.LeaseRef]int
 	wake     chan struct{}
+
+	unsent []*releaseCall // failed, and to be repeated; only Run uses them
 }
 
 // NewLeaseRenewer returns a renewer; call Run to start it.
@@ -86,36 +92,63 @@ func (r *LeaseRenewer) Run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(releaseTimeout, cancel) })()
 	tick := time.NewTicker(r.every)
 	defer tick.Stop()
+	retry := time.NewTicker(releaseRetry)
+	defer retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			r.release(releasing)
 			return
 		case <-r.wake:
-			r.release(releasing)
+			if len(r.unsent) == 0 {
+				r.release(releasing)
+			}
+		case <-retry.C:
+			if len(r.unsent) > 0 {
+				r.release(releasing)
+			}
 		case <-tick.C:
 			r.renew(ctx)
 		}
 	}
 }
 
-// release releases what has accumulated. A release that fails is not retried: the lease
-// expires by itself, and stale releases must not block new ones.
+// release releases what has accumulated, after what failed before. Otherwise, when a Redis Cluster
+// has promoted a replica, all devices would look busy until the leases of what they finished
+// meanwhile expire. New releases gather while Redis does not answer.
 func (r *LeaseRenewer) release(ctx context.Context) {
+	r.unsent = r.send(ctx, r.unsent)
+	if len(r.unsent) > 0 {
+		return
+	}
 	r.mu.Lock()
 	back := r.released
 	r.released = make(map[device.LeaseRef]int, len(back))
 	r.mu.Unlock()
-	if len(back) == 0 {
-		return
-	}
 	rel := make([]device.Release, 0, len(back))
 	for ref, n := range back {
 		rel = append(rel, device.Release{Pool: ref.Pool, Lease: ref.Lease, N: n})
 	}
-	if err := r.credits.Release(ctx, rel); err != nil && ctx.Err() == nil {
-		r.log.Debug("could not release credits; their leases will expire", "leases", len(rel), "error", err)
+	r.unsent = r.send(ctx, releaseCalls(rel))
+}
+
+// send returns the calls that have to be repeated. A call that Redis may have forgotten is not: it
+// would release credits that the same lease still holds. Its leases expire.
+func (r *LeaseRenewer) send(ctx context.Context, calls []*releaseCall) (failed []*releaseCall) {
+	for i, call := range calls {
+		if !call.first.IsZero() && time.Since(call.first) > releaseMemory-time.Second {
+			continue
+		}
+		err := r.credits.release(ctx, call)
+		if err == nil {
+			continue
+		}
+		if ctx.Err() == nil && len(r.unsent) == 0 {
+			r.log.Warn("cannot release credits in Redis: trying until it answers, or until their leases expire", "leases", len(call.leases)/2, "error", err)
+		}
+		return calls[i:]
 	}
+	return nil
 }
 
 func (r *LeaseRenewer) renew(ctx context.Context) {

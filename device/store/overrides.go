@@ -70,6 +70,15 @@ func (o *Overrides) Cancel(ctx context.Context, keys ...task.Key) error {
 	return nil
 }
 
+// Clear forgets the override of a task that is to run again.
+func (o *Overrides) Clear(ctx context.Context, k task.Key) error {
+	if err := o.rdb.Del(ctx, o.key(k)).Err(); err != nil {
+		o.metrics.Device.RedisErrors.WithLabelValues("cancel").Inc()
+		return fmt.Errorf("clearing the override of task %s in Redis: %w", k, err)
+	}
+	return nil
+}
+
 // Reprioritize records a change of priority and notifies watchers. What r leaves unchanged
 // stays as an earlier call set it.
 func (o *Overrides) Reprioritize(ctx context.Context, r device.PriorityChange) error {

@@ -33,7 +33,7 @@ func (c *conn) watch(ctx context.Context, channel string, onMessage func(payload
 		case <-ctx.Done():
 		case <-time.After(wait + rand.N(wait)):
 		}
-		wait = min(2*wait, 2*time.Second)
+		wait = min(2*wait, time.Second)
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type Stream struct {
 	InFlightBytes     *prometheus.GaugeVec     // group, topic
 	Spread            *prometheus.GaugeVec     // group, topic
 	Stragglers        *prometheus.CounterVec   // group, topic
+	Recreated         *prometheus.CounterVec   // group, topic
 	Lag               *prometheus.GaugeVec     // group, topic
 	Partitions        *prometheus.GaugeVec     // group, topic
 	Rebalances        *prometheus.CounterVec   // group, topic
@@ -51,6 +52,9 @@ type Device struct {
 	Known         prometheus.Gauge         // devices whose heartbeat is fresh
 	RedisErrors   *prometheus.CounterVec   // operation
 	RedisSeconds  *prometheus.HistogramVec // operation
+	RedisDown     prometheus.Gauge
+	RedisMayEvict prometheus.Gauge
+	RedisEvicted  prometheus.Counter
 	LeasesLost    prometheus.Counter
 	CreditsTaken  prometheus.Counter
 	CreditsFreed  prometheus.Counter
@@ -65,6 +69,8 @@ type Producer struct {
 	CancelsAsked prometheus.Counter
 	RecentHits   prometheus.Counter
 	RecentSize   prometheus.Gauge
+	Unchecked    prometheus.Counter
+	Retries      prometheus.Counter
 }
 
 // Router counts what is read, held and assigned.
@@ -82,6 +88,8 @@ type Router struct {
 	CreditsHeld   *prometheus.GaugeVec   // device_id
 	DevicesSilent prometheus.Gauge
 	ClaimErrors   prometheus.Counter
+	Unchecked     prometheus.Counter
+	Contested     prometheus.Gauge
 }
 
 // Batcher counts the batches that close.
@@ -122,6 +130,8 @@ type Audit struct {
 	PostgresDown     prometheus.Gauge
 	DefaultPartition prometheus.Counter
 	DefaultRows      prometheus.Gauge
+	Breaks           *prometheus.CounterVec // kind: recorded_again, topic_replaced, records_missed
+	MissedRecords    prometheus.Counter
 	Waiters          prometheus.Gauge
 	Checkpoints      *prometheus.CounterVec // outcome: ok, unchanged, file_failed, failed
 	CheckpointTime   prometheus.Gauge
@@ -188,6 +198,7 @@ func newStream(f factory) Stream {
 		InFlight:          f.gauges("stream_in_flight_records", "Records handed to a stage and not finished.", "group", "topic"),
 		InFlightBytes:     f.gauges("stream_in_flight_bytes", "Bytes of the records in flight.", "group", "topic"),
 		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished offset, of the worst partition.", "group", "topic"),
+		Recreated:         f.counters("stream_recreated_total", "Partitions that were read from their start because their topic was recreated, or belongs to another cluster.", "group", "topic"),
 		Stragglers:        f.counters("stream_stragglers_total", "Records that held up the commit of a partition for too long.", "group", "topic"),
 		Lag:               f.gauges("stream_lag_records", "Records in the topic that the group has not finished.", "group", "topic"),
 		Partitions:        f.gauges("stream_partitions", "Partitions owned by this process.", "group", "topic"),
@@ -209,6 +220,9 @@ func newDevice(f factory) Device {
 		Known:         f.gauge("device_known_devices", "Devices with a recent heartbeat."),
 		RedisErrors:   f.counters("device_redis_errors_total", "Failed calls to Redis.", "operation"),
 		RedisSeconds:  f.histograms("device_redis_seconds", "Duration of calls to Redis.", fine, "operation"),
+		RedisDown:     f.gauge("device_redis_down", "1 while Redis, or a master of the Redis Cluster, does not answer."),
+		RedisMayEvict: f.gauge("device_redis_may_evict_keys", "1 if Redis is configured to evict keys when its memory is full. Alert if it is above 0."),
+		RedisEvicted:  f.counter("device_redis_evicted_keys_total", "Keys that Redis has evicted while this process watched. Alert if it grows."),
 		LeasesLost:    f.counter("device_leases_lost_total", "Leases that had expired, or were missing in Redis, when they were due for renewal."),
 		CreditsTaken:  f.counter("device_credits_taken_total", "Credits granted to this process."),
 		CreditsFreed:  f.counter("device_credits_freed_total", "Credits returned by this process."),
@@ -224,6 +238,8 @@ func newProducer(f factory) Producer {
 		CancelsAsked: f.counter("producer_cancel_requests_total", "Requests to cancel a task."),
 		RecentHits:   f.counter("producer_recent_hits_total", "Status requests answered from recently submitted tasks."),
 		RecentSize:   f.gauge("producer_recent_tasks", "Recently submitted tasks remembered by this process."),
+		Unchecked:    f.counter("producer_unchecked_tasks_total", "Tasks that were accepted although Postgres did not say whether their ids are known. The routers check them again."),
+		Retries:      f.counter("producer_retries_total", "Finished tasks that users asked to run again."),
 	}
 }
 
@@ -242,6 +258,8 @@ func newRouter(f factory) Router {
 		CreditsHeld:   f.gauges("router_credits_held", "Credits in use, as last seen by the router.", "device_id"),
 		DevicesSilent: f.gauge("router_silent_devices", "Devices without a heartbeat for devices.heartbeat_timeout."),
 		ClaimErrors:   f.counter("router_claim_errors_total", "Rounds whose claims Redis did not answer. Duplicates then pass, and Postgres keeps the first result."),
+		Contested:     f.gauge("router_contested_tasks", "Tasks that wait for Postgres to say whether their id belongs to another request. More than a few for long: the recorder is behind."),
+		Unchecked:     f.counter("router_unchecked_tasks_total", "Tasks that went on although Postgres did not say whether they have been answered. One whose claim is gone, too, may run again."),
 	}
 }
 
@@ -285,6 +303,8 @@ func newAudit(f factory) Audit {
 		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not accept rows."),
 		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows written to the default partition because their day had no partition."),
 		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows in the default partition. Alert if it is above 0."),
+		Breaks:           f.counters("audit_breaks_total", "Times that recording could not simply continue in a partition, by kind. Alert if it grows.", "kind"),
+		MissedRecords:    f.counter("audit_missed_records_total", "Records that Kafka deleted before they were recorded."),
 		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the hash chains, by outcome.", "outcome"),
 		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "Unix time of the latest signed checkpoint of this process; 0 if there is none."),
 		Waiters:          f.gauge("audit_waiting_requests", "Requests that wait for a task to finish."),

@@ -2,6 +2,7 @@ package pg
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"strconv"
 	"time"
 
@@ -119,6 +120,9 @@ func (r *Rows) TextOrNull(s string) { r.oid(pgtype.TextOID); r.fields.TextOrNull
 // JSONOrNull writes JSON, or NULL if it is empty.
 func (r *Rows) JSONOrNull(b []byte) { r.oid(pgtype.JSONOID); r.fields.BytesOrNull(b) }
 
+// BytesOrNull writes a bytea, or NULL if it is empty.
+func (r *Rows) BytesOrNull(b []byte) { r.oid(pgtype.ByteaOID); r.fields.BytesOrNull(b) }
+
 // Int2 writes a smallint.
 func (r *Rows) Int2(n int16) { r.oid(pgtype.Int2OID); r.fields.Int2(n) }
 
@@ -167,6 +171,8 @@ func appendField(out []byte, oid uint32, v []byte) []byte {
 	case pgtype.TimestamptzOID:
 		at := time.UnixMicro(int64(binary.BigEndian.Uint64(v)) + Epoch) //nolint:gosec // two's complement
 		return at.UTC().AppendFormat(out, time.RFC3339Nano)
+	case pgtype.ByteaOID:
+		v = hex.AppendEncode([]byte(`\x`), v)
 	}
 	out = append(out, `\"`...)
 	for _, c := range v {

@@ -1,6 +1,8 @@
 // Package strictjson checks JSON, in a single pass, more strictly than encoding/json: it must
 // be UTF-8, and its nesting is limited, because deep nesting can exhaust the stack of a
-// parser.
+// parser. [Check] accepts all other JSON. [CheckUnambiguous] also refuses what two readers
+// may take for different things: a name that an object has twice, and half of a surrogate
+// pair.
 //
 // The Skip functions take a position in valid UTF-8 and return the position after what they
 // skip, or -1 if it is not there.
@@ -17,11 +19,7 @@ import (
 
 // Valid reports whether b passes [Check].
 func Valid(b []byte, most int) bool {
-	if !utf8.Valid(b) {
-		return false
-	}
-	at := SkipValue(b, SkipSpace(b, 0), most)
-	return at >= 0 && SkipSpace(b, at) == len(b)
+	return utf8.Valid(b) && isJSON(b, most)
 }
 
 // SkipSpace returns the position of the first byte that is not white space.
@@ -33,17 +31,23 @@ func SkipSpace(b []byte, at int) int {
 }
 
 // SkipValue skips one value with at most room nested arrays and objects.
-func SkipValue(b []byte, at, room int) int {
+func SkipValue(b []byte, at, room int) int { return skipValue(b, at, room, nil) }
+
+// skipValue is SkipValue that also refuses what u finds ambiguous, unless u is nil.
+func skipValue(b []byte, at, room int, u *unambiguous) int {
 	if at >= len(b) {
 		return -1
 	}
 	switch c := b[at]; {
 	case c == '"':
-		return SkipString(b, at)
+		return skipString(b, at, u)
 	case c == '{':
+		if u != nil {
+			return u.skipObject(b, at+1, room-1)
+		}
 		return skipObject(b, at+1, room-1)
 	case c == '[':
-		return skipArray(b, at+1, room-1)
+		return skipArray(b, at+1, room-1, u)
 	case c == '-' || c >= '0' && c <= '9':
 		return skipNumber(b, at)
 	case c == 't':
@@ -80,7 +84,7 @@ func skipObject(b []byte, at, room int) int {
 	}
 }
 
-func skipArray(b []byte, at, room int) int {
+func skipArray(b []byte, at, room int, u *unambiguous) int {
 	if room < 0 {
 		return -1
 	}
@@ -88,7 +92,7 @@ func skipArray(b []byte, at, room int) int {
 		return at + 1
 	}
 	for {
-		if at = SkipValue(b, SkipSpace(b, at), room); at < 0 {
+		if at = skipValue(b, SkipSpace(b, at), room, u); at < 0 {
 			return -1
 		}
 		if at = SkipSpace(b, at); at >= len(b) || b[at] != ',' {
@@ -114,7 +118,9 @@ func SkipWord(b []byte, at int, word string) int {
 }
 
 // SkipString skips a string with its quotes.
-func SkipString(b []byte, at int) int {
+func SkipString(b []byte, at int) int { return skipString(b, at, nil) }
+
+func skipString(b []byte, at int, u *unambiguous) int {
 	if at >= len(b) || b[at] != '"' {
 		return -1
 	}
@@ -127,6 +133,9 @@ func SkipString(b []byte, at int) int {
 		case '"':
 			return at + 1
 		case '\\':
+			if u != nil && !u.wholePair(b, at) {
+				return -1
+			}
 			if at = skipEscape(b, at+1); at < 0 {
 				return -1
 			}

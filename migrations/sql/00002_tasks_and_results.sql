@@ -23,6 +23,10 @@ CREATE TABLE tasks (
     callback_url  text,
     updated_at    timestamptz NOT NULL,
     known_from    smallint NOT NULL,
+    generation    integer NOT NULL DEFAULT 0,
+    fingerprint   bytea,
+    input_tokens  bigint NOT NULL DEFAULT 0,
+    output_tokens bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (task_id, tenant)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
@@ -50,6 +54,10 @@ COMMENT ON COLUMN tasks.deadline IS 'When the task expires unless it has finishe
 COMMENT ON COLUMN tasks.callback_url IS 'URL that the result is posted to.';
 COMMENT ON COLUMN tasks.updated_at IS 'When the state changed, by the clock of the process that changed it.';
 COMMENT ON COLUMN tasks.known_from IS 'Source of submitted_at: 0 the first known event, 1 the result, 2 the task.accepted event.';
+COMMENT ON COLUMN tasks.generation IS 'Which run of the task the row is about: 0 for the first, n for the nth retry on request.';
+COMMENT ON COLUMN tasks.fingerprint IS 'SHA-256 of the request in canonical form. Another request under the same id is refused.';
+COMMENT ON COLUMN tasks.input_tokens IS 'Input tokens of the result as counted by the device; 0 before there is one.';
+COMMENT ON COLUMN tasks.output_tokens IS 'Output tokens of the result as counted by the device; 0 before there is one.';
 
 -- Serves the task lists of a tenant, with a state or without (then the newest of each state are merged), and the list of
 -- unfinished tasks of all tenants, whose states are a small range of the index.
@@ -85,10 +93,11 @@ CREATE TABLE results (
     started_at      timestamptz,
     finished_at     timestamptz NOT NULL,
     recorded_at     timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (task_id, tenant)
+    generation      integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (task_id, tenant, generation)
 );
 
-COMMENT ON TABLE results IS 'The one result of each finished task. A second result for the same task is discarded.';
+COMMENT ON TABLE results IS 'The one result of each generation of a task: of its first run, and of each retry on request. A second result for the same generation is discarded. The answer is the result whose generation is that of the row in tasks.';
 COMMENT ON COLUMN results.tenant IS 'Tenant that the task belongs to.';
 COMMENT ON COLUMN results.task_id IS 'Id of the task, unique within the tenant.';
 COMMENT ON COLUMN results.state IS 'SUCCESS, FAILED, CANCELLED or EXPIRED.';
@@ -115,6 +124,7 @@ COMMENT ON COLUMN results.assigned_at IS 'When the task was assigned for the las
 COMMENT ON COLUMN results.started_at IS 'When the last attempt was sent to the device.';
 COMMENT ON COLUMN results.finished_at IS 'When the task reached its terminal state.';
 COMMENT ON COLUMN results.recorded_at IS 'When the row was written, by the clock of the database.';
+COMMENT ON COLUMN results.generation IS 'Which run of the task this is the result of: 0 for the first, n for the nth retry on request.';
 
 -- Outputs are long text. lz4 compresses them several times faster than the default, but not every Postgres is built with
 -- it.
@@ -135,7 +145,7 @@ CREATE TYPE batchyard_result_row AS (
     tenant text, task_id text, state text, status integer, output json, error_class text, error_message text, attempt integer,
     attempts json, input_tokens bigint, output_tokens bigint, device_id text, model text, requested_model text, endpoint text, priority text,
     job_id text, custom_id text, labels json, callback_url text, trace_id text, submitted_at timestamptz, assigned_at timestamptz,
-    started_at timestamptz, finished_at timestamptz
+    started_at timestamptz, finished_at timestamptz, generation integer
 );
 COMMENT ON TYPE batchyard_result_row IS 'A row of results in the form in which the recorder sends it.';
 
@@ -143,11 +153,54 @@ CREATE TYPE batchyard_task_row AS (
     tenant text, task_id text, state text, seq integer, attempt integer, device_id text, model text, error_class text, error_message text,
     updated_at timestamptz, finished_at timestamptz, assigned_at timestamptz, started_at timestamptz, known_from smallint,
     submitted_at timestamptz, deadline timestamptz, endpoint text, priority text, job_id text, custom_id text, trace_id text,
-    callback_url text
+    callback_url text, generation integer, fingerprint bytea, input_tokens bigint, output_tokens bigint
 );
 COMMENT ON TYPE batchyard_task_row IS 'What a chunk knows about a task, in the form in which the recorder sends it.';
 
+-- A row for each job: from its announcement, or, for tasks that name a job that was never announced, from the first of them.
+CREATE TABLE jobs (
+    tenant              text COLLATE "C" NOT NULL,
+    job_id              text COLLATE "C" NOT NULL,
+    fingerprint         bytea CHECK (octet_length(fingerprint) = 32),
+    tasks               bigint CHECK (tasks >= 0),
+    lines               bigint,
+    bytes               bigint,
+    file                text,
+    format              text COLLATE "C",
+    labels              json,
+    callback_url        text,
+    submitted_at        timestamptz NOT NULL,
+    submitted_by        text,
+    cancel_requested_at timestamptz,
+    finished_at         timestamptz,
+    rounds              integer NOT NULL DEFAULT 0,
+    summary             json,
+    PRIMARY KEY (tenant, job_id)
+);
+COMMENT ON TABLE jobs IS 'One row per job. Its progress is in the view job_progress.';
+COMMENT ON COLUMN jobs.tenant IS 'Tenant that the job belongs to.';
+COMMENT ON COLUMN jobs.job_id IS 'Id of the job, unique within the tenant.';
+COMMENT ON COLUMN jobs.fingerprint IS 'SHA-256 over what the lines of the file ask for. Another file cannot be submitted under the same id. Empty if the job was not announced.';
+COMMENT ON COLUMN jobs.tasks IS 'Number of tasks in the file; empty if the job was not announced.';
+COMMENT ON COLUMN jobs.lines IS 'Number of lines in the file, blank ones included.';
+COMMENT ON COLUMN jobs.bytes IS 'Size of the file in bytes.';
+COMMENT ON COLUMN jobs.file IS 'Name of the file as the submitter wrote it.';
+COMMENT ON COLUMN jobs.format IS 'Format of the lines: openai, batchyard or mixed.';
+COMMENT ON COLUMN jobs.labels IS 'The submitter''s own labels of the job.';
+COMMENT ON COLUMN jobs.callback_url IS 'URL that the summary is posted to once every task has finished.';
+COMMENT ON COLUMN jobs.submitted_at IS 'When the job was announced, or the first of its tasks was accepted.';
+COMMENT ON COLUMN jobs.submitted_by IS 'Name of the user who announced it.';
+COMMENT ON COLUMN jobs.cancel_requested_at IS 'When a user asked to cancel the job.';
+COMMENT ON COLUMN jobs.finished_at IS 'When the recorder saw that every task had finished. A retry empties it. Always empty if the job was not announced.';
+COMMENT ON COLUMN jobs.rounds IS 'How often the job has finished: more than once if tasks were retried.';
+COMMENT ON COLUMN jobs.summary IS 'The counts, tokens and errors of the finished job; empty before.';
+-- Serves the list of a tenant's jobs, newest first.
+CREATE INDEX jobs_newest ON jobs (tenant, submitted_at, job_id);
+-- Announced jobs that have not finished, which the recorder checks regularly.
+CREATE INDEX jobs_open ON jobs (submitted_at) WHERE finished_at IS NULL AND tasks IS NOT NULL;
+
 -- +goose Down
+DROP TABLE jobs;
 DROP TYPE batchyard_task_row;
 DROP TYPE batchyard_result_row;
 DROP TABLE results;

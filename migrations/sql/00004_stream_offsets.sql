@@ -5,6 +5,8 @@ CREATE TABLE stream_offsets (
     next_offset bigint NOT NULL DEFAULT -1,
     epoch       bigint NOT NULL DEFAULT 0,
     owner       text NOT NULL DEFAULT '',
+    topic_id    text COLLATE "C" NOT NULL DEFAULT '',
+    cluster_id  text COLLATE "C" NOT NULL DEFAULT '',
     updated_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 20);
@@ -15,7 +17,34 @@ COMMENT ON COLUMN stream_offsets.partition IS 'Partition of the topic.';
 COMMENT ON COLUMN stream_offsets.next_offset IS 'Offset of the first record that is not stored yet; -1 if none is.';
 COMMENT ON COLUMN stream_offsets.epoch IS 'Counts the owners of the partition. It fences: an owner that was replaced can no longer write.';
 COMMENT ON COLUMN stream_offsets.owner IS 'The process that took the partition most recently.';
-COMMENT ON COLUMN stream_offsets.updated_at IS 'When this row was last written.';
+COMMENT ON COLUMN stream_offsets.topic_id IS 'Kafka''s id of the topic that next_offset belongs to, in hex. A topic that was deleted and created again has another one. Empty: the broker is older than Kafka 2.8.';
+COMMENT ON COLUMN stream_offsets.cluster_id IS 'Id of the Kafka cluster that next_offset belongs to. Empty: unknown.';
+COMMENT ON COLUMN stream_offsets.updated_at IS 'When a record of the partition was stored most recently; before the first, when the partition was first taken.';
+
+CREATE TABLE stream_breaks (
+    topic        text COLLATE "C" NOT NULL,
+    partition    integer NOT NULL,
+    kind         text COLLATE "C" NOT NULL CHECK (kind IN ('recorded_again', 'topic_replaced', 'records_missed')),
+    chain_seq    bigint NOT NULL,
+    first_offset bigint NOT NULL,
+    last_offset  bigint,
+    noticed_at   timestamptz NOT NULL,
+    actor_id     text NOT NULL,
+    statement    text NOT NULL,
+    PRIMARY KEY (topic, partition, kind, chain_seq, first_offset)
+);
+
+COMMENT ON TABLE stream_breaks IS 'Where recording could not simply continue: Postgres had lost rows, a topic was replaced, or Kafka had deleted records that were not recorded. Read by audit verify and ledger check.';
+COMMENT ON COLUMN stream_breaks.topic IS 'Kafka topic, without the prefix of the installation.';
+COMMENT ON COLUMN stream_breaks.partition IS 'Partition of the topic.';
+COMMENT ON COLUMN stream_breaks.kind IS 'recorded_again: Postgres had lost rows that it had confirmed, as after a failover, and they were recorded again from Kafka. topic_replaced: the topic was deleted and created again, belongs to another cluster, or lost its last records. records_missed: Kafka deleted records before they were recorded.';
+COMMENT ON COLUMN stream_breaks.chain_seq IS 'Number in the chain of the first audit row that was recorded afterwards; 0 for records_missed.';
+COMMENT ON COLUMN stream_breaks.first_offset IS 'Offset of the first record that was recorded again, or that was not recorded.';
+COMMENT ON COLUMN stream_breaks.last_offset IS 'Offset of the last such record; NULL if it is unknown.';
+COMMENT ON COLUMN stream_breaks.noticed_at IS 'When a recorder noticed it, before it continued.';
+COMMENT ON COLUMN stream_breaks.actor_id IS 'The recorder that noticed it.';
+COMMENT ON COLUMN stream_breaks.statement IS 'The same as one line of JSON, signed like a checkpoint; empty if the recorder has no signing key.';
 
 -- +goose Down
+DROP TABLE stream_breaks;
 DROP TABLE stream_offsets;

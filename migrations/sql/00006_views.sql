@@ -241,15 +241,94 @@ COMMENT ON COLUMN stage_latency_by_hour.p90_ms IS '90th percentile in millisecon
 COMMENT ON COLUMN stage_latency_by_hour.p99_ms IS '99th percentile in milliseconds.';
 COMMENT ON COLUMN stage_latency_by_hour.max_ms IS 'Maximum in milliseconds.';
 
+CREATE VIEW job_progress AS
+SELECT j.tenant, j.job_id,
+    CASE WHEN j.finished_at IS NULL AND (p.done < p.known OR j.cancel_requested_at IS NULL AND (p.known = 0 OR p.known < j.tasks)) THEN 'RUNNING'
+        WHEN j.cancel_requested_at IS NOT NULL THEN 'CANCELLED' ELSE 'FINISHED' END AS state,
+    greatest(j.tasks, p.known) AS tasks, p.known, p.done, round(100.0 * p.done / nullif(greatest(j.tasks, p.known), 0), 1) AS percent,
+    p.pending, p.assigned, p.running, p.succeeded, p.failed, p.cancelled, p.expired,
+    round(p.rate::numeric, 3) AS tasks_per_second,
+    CASE WHEN p.rate > 0 AND p.done < greatest(j.tasks, p.known) THEN make_interval(secs => ceil((greatest(j.tasks, p.known) - p.done) / p.rate)) END AS remaining,
+    p.input_tokens, p.output_tokens, p.errors, p.devices, j.submitted_at, j.submitted_by, j.cancel_requested_at, p.last_finished_at,
+    encode(j.fingerprint, 'hex') AS sha256, j.file, j.format, j.lines, j.bytes, j.labels, j.rounds
+FROM jobs j CROSS JOIN LATERAL (
+    -- A finished job keeps its counts. Those of any other are taken from its tasks, in one pass over the index tasks_by_job.
+    SELECT * FROM json_to_record(j.summary) AS s (known bigint, done bigint, pending bigint, assigned bigint, running bigint, succeeded bigint,
+        failed bigint, cancelled bigint, expired bigint, rate float8, input_tokens bigint, output_tokens bigint, errors json, devices json, last_finished_at timestamptz)
+    WHERE j.finished_at IS NOT NULL
+    UNION ALL
+    SELECT known, done, pending, assigned, running, succeeded, failed, cancelled, expired,
+        -- Over the last minute, or since the submit if that is less. A job that has just begun has no rate.
+        CASE WHEN recent > 0 THEN recent / greatest(1, least(60, extract(epoch FROM now() - j.submitted_at)::float8)) END,
+        input_tokens, output_tokens, errors, devices, last_finished_at
+    FROM (
+        WITH counted AS MATERIALIZED (
+            SELECT t.state, coalesce(t.error_class, '') AS class, coalesce(t.device_id, '') AS device, count(*) AS n, max(t.finished_at) AS last,
+                count(*) FILTER (WHERE t.finished_at > now() - interval '1 minute') AS recent,
+                sum(t.input_tokens)::bigint AS input_tokens, sum(t.output_tokens)::bigint AS output_tokens, min(t.error_message) AS sample
+            FROM tasks t WHERE t.tenant = j.tenant AND t.job_id = j.job_id GROUP BY 1, 2, 3)
+        SELECT coalesce(sum(n), 0)::bigint AS known,
+            coalesce(sum(n) FILTER (WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')), 0)::bigint AS done,
+            coalesce(sum(n) FILTER (WHERE state = 'PENDING'), 0)::bigint AS pending,
+            coalesce(sum(n) FILTER (WHERE state = 'ASSIGNED'), 0)::bigint AS assigned,
+            coalesce(sum(n) FILTER (WHERE state = 'RUNNING'), 0)::bigint AS running,
+            coalesce(sum(n) FILTER (WHERE state = 'SUCCESS'), 0)::bigint AS succeeded,
+            coalesce(sum(n) FILTER (WHERE state = 'FAILED'), 0)::bigint AS failed,
+            coalesce(sum(n) FILTER (WHERE state = 'CANCELLED'), 0)::bigint AS cancelled,
+            coalesce(sum(n) FILTER (WHERE state = 'EXPIRED'), 0)::bigint AS expired,
+            coalesce(sum(recent), 0)::float8 AS recent, max(last) AS last_finished_at,
+            coalesce(sum(input_tokens), 0)::bigint AS input_tokens, coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+            (SELECT json_agg(json_build_object('class', class, 'tasks', n, 'sample', sample) ORDER BY n DESC, class)
+                FROM (SELECT class, sum(n)::bigint AS n, min(sample) AS sample FROM counted
+                    WHERE state IN ('FAILED', 'CANCELLED', 'EXPIRED') GROUP BY class) e) AS errors,
+            (SELECT json_object_agg(device, n ORDER BY device)
+                FROM (SELECT device, sum(n)::bigint AS n FROM counted
+                    WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED') AND device <> '' GROUP BY device) d) AS devices
+        FROM counted) live
+    WHERE j.finished_at IS NULL) p;
+COMMENT ON VIEW job_progress IS 'How far each job is. Counting a job that has not finished takes about a second per million tasks, so name the job, or choose recent ones.';
+COMMENT ON COLUMN job_progress.tenant IS 'Tenant that the job belongs to.';
+COMMENT ON COLUMN job_progress.job_id IS 'Id of the job, unique within the tenant.';
+COMMENT ON COLUMN job_progress.state IS 'RUNNING, FINISHED (every task has finished), or CANCELLED (a user cancelled it, and every task has finished).';
+COMMENT ON COLUMN job_progress.tasks IS 'Number of tasks: those of the file, or those known, if there are more.';
+COMMENT ON COLUMN job_progress.known IS 'Number of tasks that are recorded. While a file is being submitted, there are fewer than in the file.';
+COMMENT ON COLUMN job_progress.done IS 'Number of tasks that have finished.';
+COMMENT ON COLUMN job_progress.percent IS 'Share of the tasks that have finished.';
+COMMENT ON COLUMN job_progress.pending IS 'Number of tasks in PENDING.';
+COMMENT ON COLUMN job_progress.assigned IS 'Number of tasks in ASSIGNED.';
+COMMENT ON COLUMN job_progress.running IS 'Number of tasks in RUNNING.';
+COMMENT ON COLUMN job_progress.succeeded IS 'Number of tasks that ended in SUCCESS.';
+COMMENT ON COLUMN job_progress.failed IS 'Number of tasks that ended in FAILED.';
+COMMENT ON COLUMN job_progress.cancelled IS 'Number of tasks that ended in CANCELLED.';
+COMMENT ON COLUMN job_progress.expired IS 'Number of tasks that ended in EXPIRED.';
+COMMENT ON COLUMN job_progress.tasks_per_second IS 'Tasks that finished in the last minute, per second; for a finished job, over its whole duration. Empty if there were none.';
+COMMENT ON COLUMN job_progress.remaining IS 'How long the job will still take at that rate.';
+COMMENT ON COLUMN job_progress.input_tokens IS 'Number of input tokens of the results.';
+COMMENT ON COLUMN job_progress.output_tokens IS 'Number of output tokens of the results.';
+COMMENT ON COLUMN job_progress.errors IS 'The tasks without success by class of the error: how many, and the message of one of them.';
+COMMENT ON COLUMN job_progress.devices IS 'Number of finished tasks by device.';
+COMMENT ON COLUMN job_progress.submitted_at IS 'When the job was announced, or the first of its tasks was accepted.';
+COMMENT ON COLUMN job_progress.submitted_by IS 'Name of the user who announced it.';
+COMMENT ON COLUMN job_progress.cancel_requested_at IS 'When a user asked to cancel the job.';
+COMMENT ON COLUMN job_progress.last_finished_at IS 'When the last of the finished tasks finished.';
+COMMENT ON COLUMN job_progress.sha256 IS 'SHA-256 over what the lines of the file ask for; empty if the job was not announced.';
+COMMENT ON COLUMN job_progress.file IS 'Name of the file as the submitter wrote it.';
+COMMENT ON COLUMN job_progress.format IS 'Format of the lines: openai, batchyard or mixed.';
+COMMENT ON COLUMN job_progress.lines IS 'Number of lines in the file, blank ones included.';
+COMMENT ON COLUMN job_progress.bytes IS 'Size of the file in bytes.';
+COMMENT ON COLUMN job_progress.labels IS 'The submitter''s own labels of the job.';
+COMMENT ON COLUMN job_progress.rounds IS 'How often the job has finished: more than once if tasks were retried.';
+
 CREATE VIEW callback_failures AS
-SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, next_at, created_at
+SELECT tenant, task_id, job_id, callback_id, host, state, attempts, last_status, last_error, next_at, created_at
 FROM callbacks WHERE state = 'DUE' AND attempts > 0
 UNION ALL
-SELECT tenant, task_id, callback_id, host, state, attempts, last_status, last_error, NULL, created_at
+SELECT tenant, task_id, job_id, callback_id, host, state, attempts, last_status, last_error, NULL, created_at
 FROM callbacks WHERE state = 'GIVEN_UP';
 COMMENT ON VIEW callback_failures IS 'Callbacks whose delivery failed and will be retried (DUE, at next_at) or was given up (GIVEN_UP). A first delivery that is in progress is listed as DUE without an error. Only the host of the URL is shown, because the rest may hold secrets.';
-COMMENT ON COLUMN callback_failures.tenant IS 'Tenant that the task belongs to.';
-COMMENT ON COLUMN callback_failures.task_id IS 'Id of the task whose result is posted.';
+COMMENT ON COLUMN callback_failures.tenant IS 'Tenant that the task or job belongs to.';
+COMMENT ON COLUMN callback_failures.task_id IS 'Id of the task whose result is posted; empty for a job.';
+COMMENT ON COLUMN callback_failures.job_id IS 'Id of the job whose summary is posted; empty for a task.';
 COMMENT ON COLUMN callback_failures.callback_id IS 'Value of the webhook-id header.';
 COMMENT ON COLUMN callback_failures.host IS 'Host and port of the URL. The number of concurrent deliveries is bounded per host.';
 COMMENT ON COLUMN callback_failures.state IS 'DUE, DELIVERED (the endpoint answered 2xx) or GIVEN_UP.';
@@ -257,7 +336,7 @@ COMMENT ON COLUMN callback_failures.attempts IS 'Number of deliveries that were 
 COMMENT ON COLUMN callback_failures.last_status IS 'HTTP status of the last delivery; empty if there was no response.';
 COMMENT ON COLUMN callback_failures.last_error IS 'Why the last delivery failed.';
 COMMENT ON COLUMN callback_failures.next_at IS 'When the next delivery is due; empty if it was given up.';
-COMMENT ON COLUMN callback_failures.created_at IS 'When the result was stored.';
+COMMENT ON COLUMN callback_failures.created_at IS 'When the result was stored, or the job finished.';
 
 CREATE VIEW batch_sizes AS
 SELECT day, model, reason, size, round(sum(tasks) / nullif(size, 0))::bigint AS batches, sum(tasks)::bigint AS tasks,
@@ -350,5 +429,5 @@ EXCEPTION WHEN insufficient_privilege THEN
 END
 $$;
 -- +goose StatementEnd
-DROP VIEW refusals, submissions, user_actions, batch_sizes, callback_failures, stage_latency_by_hour, stage_latency, usage_by_day,
+DROP VIEW job_progress, refusals, submissions, user_actions, batch_sizes, callback_failures, stage_latency_by_hour, stage_latency, usage_by_day,
     device_availability, device_history, retries, task_ages, stuck_tasks, task_timeline;

@@ -35,7 +35,7 @@ CREATE FUNCTION batchyard_grant_roles() RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
     schema_name  text := (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'audit_log'::regclass);
     views  text := 'task_timeline, stuck_tasks, task_ages, retries, device_history, device_availability, usage_by_day, stage_latency, '
-                || 'stage_latency_by_hour, callback_failures, batch_sizes, user_actions, submissions, refusals';
+                || 'stage_latency_by_hour, job_progress, callback_failures, batch_sizes, user_actions, submissions, refusals';
     given  text[];
     missing text[] := '{}';
     f      record;
@@ -53,13 +53,13 @@ BEGIN
     FOREACH given SLICE 1 IN ARRAY ARRAY[
         ['batchyard_recorder', 'INSERT', 'audit_log'],
         ['batchyard_recorder', 'SELECT (time)', 'audit_log_default'], -- to report rows that should not be there
-        ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, stream_offsets, audit_chains, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
-        ['batchyard_recorder', 'SELECT, INSERT', 'results, callbacks'],
-        ['batchyard_recorder', 'SELECT', 'audit_dropped, batchyard_schema'],
+        ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, jobs, stream_offsets, audit_chains, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
+        ['batchyard_recorder', 'SELECT, INSERT', 'results, callbacks, stream_breaks'],
+        ['batchyard_recorder', 'SELECT', 'audit_dropped, batchyard_schema, job_progress'],
         ['batchyard_callbacks', 'SELECT, UPDATE', 'callbacks'],
         ['batchyard_callbacks', 'SELECT', 'results, batchyard_schema'],
-        ['batchyard_api', 'SELECT', 'tasks, results, batchyard_schema, ' || views],
-        ['batchyard_auditor', 'SELECT', 'audit_log, audit_chains, audit_dropped, tasks, results, callbacks, stream_offsets, batchyard_schema, '
+        ['batchyard_api', 'SELECT', 'tasks, results, jobs, batchyard_schema, ' || views],
+        ['batchyard_auditor', 'SELECT', 'audit_log, audit_chains, audit_dropped, tasks, results, jobs, callbacks, stream_offsets, stream_breaks, batchyard_schema, '
             || 'rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions, ' || views],
         ['batchyard_reader', 'SELECT', views]
     ] LOOP

@@ -13,7 +13,7 @@ import (
 // Bounds of the pause after Acquire has failed.
 const (
 	minBackoff = 50 * time.Millisecond
-	maxBackoff = 2 * time.Second
+	maxBackoff = time.Second
 )
 
 // Decider holds the tasks that wait and what is known about the fleet, and decides. One goroutine owns

@@ -14,6 +14,13 @@ import "time"
 // not done until the one that continues has arrived where it goes: Redis may hold the claim of either,
 // so if the router dies, only one of the two is accepted by the next, and it is not known which.
 
+// Contradicts reports whether the window holds a task of the same identity that asks something else. Such
+// an item must not be added: it would ride with the other, whose answer is not its own.
+func (d *Decider) Contradicts(it *Item) bool {
+	old := d.window.byKey[it.Task.Key()]
+	return old != nil && !old.lost() && old.Fingerprint.Differs(it.Fingerprint)
+}
+
 // Add takes an item into the window, or unites it with its twin there. It returns the one of the two
 // that rides along; nil if there is no twin.
 //
@@ -28,7 +35,7 @@ func (d *Decider) Add(it *Item, now time.Time) (rider *Item) {
 	case old.lost(): // another router reads its record
 		d.Forget(old, now)
 		return d.Add(it, now) // perhaps to meet one that rode along
-	case it.Task.Requeues() > old.Task.Requeues():
+	case it.later(old):
 		d.window.remove(old)
 		it.carry(old)
 		d.insert(it, now)
@@ -36,6 +43,14 @@ func (d *Decider) Add(it *Item, now time.Time) (rider *Item) {
 	}
 	old.carry(it)
 	return it
+}
+
+// later reports whether the item's record is a later copy of the task than the other's.
+func (it *Item) later(other *Item) bool {
+	if it.Task.Generation() != other.Task.Generation() {
+		return it.Task.Generation() > other.Task.Generation()
+	}
+	return it.Task.Requeues() > other.Task.Requeues()
 }
 
 // insert puts an item without a twin into the window.

@@ -22,13 +22,14 @@ type Origin interface {
 // Item is a task in the pending window. The owner sets the exported fields before [Decider.Add]; from
 // then on they belong to the decider.
 type Item struct {
-	Task    *task.Task
-	Origin  Origin // nil: it cannot be lost
-	Source  string // topic it came from; each has its own part of the window
-	Size    int64  // bytes of the window that it uses
-	Client  string // network address of the sender, without the port
-	ReadyAt time.Time
-	Parked  bool // it was parked before: its record is a copy in the parked topic
+	Task        *task.Task
+	Origin      Origin           // nil: it cannot be lost
+	Fingerprint task.Fingerprint // of the task
+	Source      string           // topic it came from; each has its own part of the window
+	Size        int64            // bytes of the window that it uses
+	Client      string           // network address of the sender, without the port
+	ReadyAt     time.Time
+	Parked      bool // it was parked before: its record is a copy in the parked topic
 
 	// WakesForDevice is set for a task that was parked for want of a device: it becomes ready
 	// before ReadyAt if a device that can run it joins.

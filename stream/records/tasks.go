@@ -49,21 +49,25 @@ func TaskID(r *stream.Record) string {
 }
 
 // ResultMessage encodes a result for the results topic: JSON, because users read it with their own
-// clients, keyed by task id.
+// clients, keyed by task id, with the headers that the task's record had.
 func ResultMessage(r *task.Result) (stream.Message, error) {
 	b, err := wire.EncodeResult(r, wire.ContentJSON)
 	if err != nil {
 		return stream.Message{}, fmt.Errorf("encoding the result of task %s: %w", r.Key(), err)
 	}
-	return stream.Message{Topic: stream.Results, Key: r.TaskID, Value: b,
-		Headers: []stream.Header{{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)}}}, nil
+	h := make([]stream.Header, 0, 2+len(r.Sent)) // and the signature
+	h = append(h, stream.Header{Key: wire.HeaderContentType, Value: []byte(wire.ContentJSON)})
+	for _, sent := range r.Sent {
+		h = append(h, stream.Header(sent))
+	}
+	return stream.Message{Topic: stream.Results, Key: r.TaskID, Value: b, Headers: h}, nil
 }
 
 // RequeueHeaders returns the headers that a task keeps when a stage writes it back to a tasks topic. The
-// record that it came from may be nil.
+// record that it came from may be nil. Of a record that a client wrote, no header becomes one of ours.
 func RequeueHeaders(r *stream.Record) []stream.Header {
 	h := []stream.Header{{Key: HeaderAccepted, Value: []byte("1")}}
-	if r == nil {
+	if r == nil || !r.Ours() {
 		return h
 	}
 	for _, k := range []string{HeaderActor, HeaderAddr, HeaderAgent} {

@@ -90,6 +90,7 @@ func TestMemoryIsProportional(t *testing.T) {
 	for name, b := range bombs(t) {
 		for what, decode := range map[string]func(){
 			"task":        func() { _, _ = wire.DecodeTask(b, "") },
+			"own task":    func() { _, _ = wire.DecodeOwnTask(b, "") },
 			"result":      func() { _, _ = wire.DecodeResult(b, "") },
 			"events":      func() { _, _ = wire.DecodeFrame[task.Event](wire.FrameEvents, b) },
 			"assignments": func() { _, _ = wire.DecodeFrame[task.Assignment](wire.FrameAssignments, b) },
@@ -104,12 +105,9 @@ func TestMemoryIsProportional(t *testing.T) {
 func TestTheLargestRecordsPass(t *testing.T) {
 	one := full()
 	text := func(n int) string { return strings.Repeat("é", n) }
-	one.Needs, one.DependsOn, one.Labels, one.Progress = nil, nil, map[string]string{}, &task.Progress{Requeues: 1}
+	one.Needs, one.Labels, one.Progress = nil, map[string]string{}, &task.Progress{Requeues: 1}
 	for i := range task.MaxNeeds {
 		one.Needs = append(one.Needs, fmt.Sprint(i, text(200)))
-	}
-	for i := range task.MaxDependencies {
-		one.DependsOn = append(one.DependsOn, fmt.Sprint(i, text(100)))
 	}
 	for i := range task.MaxLabels {
 		one.Labels[fmt.Sprint(i, text(50))] = text(500)
@@ -126,7 +124,7 @@ func TestTheLargestRecordsPass(t *testing.T) {
 	for _, ct := range []string{wire.ContentJSON, wire.ContentMsgpack} {
 		b, err := wire.EncodeTask(one, ct)
 		require.NoError(t, err)
-		got, err := wire.DecodeTask(b, ct)
+		got, err := wire.DecodeOwnTask(b, ct)
 		require.NoError(t, err, ct)
 		require.Equal(t, one.Progress.Exclude, got.Progress.Exclude)
 		require.Len(t, got.Progress.Attempts, len(one.Progress.Attempts))

@@ -19,8 +19,8 @@ const MaxFrameEvents = 2048
 // Fields of an encoded event. Other versions may append more, which are skipped; the first
 // ones are never omitted.
 const (
-	eventFields    = 32
-	eventFieldsMin = 32
+	eventFields    = 34
+	eventFieldsMin = 34
 	// minEventBytes is less than any event takes: a frame that announces more events than
 	// fit is rejected before any memory is allocated.
 	minEventBytes = 96
@@ -53,7 +53,9 @@ func appendEvent(b []byte, e *task.Event) []byte {
 	b = appendStr(b, e.CustomID)
 	b = appendTime(b, e.SubmittedAt)
 	b = appendTime(b, e.Deadline)
-	return appendStr(b, e.CallbackURL)
+	b = appendStr(b, e.CallbackURL)
+	b = appendInt(b, int64(e.Generation))
+	return appendBin(b, e.Fingerprint)
 }
 
 func appendStr(b []byte, s string) []byte {
@@ -355,6 +357,7 @@ func (r *fieldReader) event(e *task.Event) {
 	e.InputSize, e.InputSHA256, e.OutputSize, e.OutputSHA256, e.Detail = r.int(), r.bin(), r.int(), r.bin(), r.bin()
 	e.Endpoint, e.Priority, e.CustomID = r.str(), task.Priority(r.str()), r.str()
 	e.SubmittedAt, e.Deadline, e.CallbackURL = r.time(), r.time(), r.str()
+	e.Generation, e.Fingerprint = int(r.int()), r.bin()
 	for range n - eventFields {
 		if r.err != nil {
 			return

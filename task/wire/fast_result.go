@@ -90,6 +90,8 @@ func (q *fastReader) result(r *task.Result) (output []byte) {
 			bit, r.StartedAt = 1<<20, q.time()
 		case "finished_at":
 			bit, r.FinishedAt = 1<<21, q.time()
+		case "generation":
+			bit, r.Generation = 1<<22, int(q.number())
 		}
 		q.once(&seen, bit)
 	}
@@ -156,7 +158,10 @@ func (q *fastReader) labels() map[string]string {
 			break
 		}
 		q.at++
-		m[k] = q.str()
+		before := len(m)
+		if m[k] = q.str(); len(m) == before { // it was there
+			q.giveUp()
+		}
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/base64"
 	"unicode/utf8"
 
 	"github.com/batchyard/batchyard/internal/strictjson"
@@ -100,10 +101,46 @@ func (q *fastReader) progress() *task.Progress {
 			bit, p.RequestedModel = 1<<4, q.str()
 		case "moved":
 			bit, p.Moved = 1<<5, q.bool()
+		case "generation":
+			bit, p.Generation = 1<<6, int(q.number())
+		case "sent":
+			bit, p.Sent = 1<<7, q.sent()
 		}
 		q.once(&seen, bit)
 	}
 	return p
+}
+
+func (q *fastReader) sent() []task.Header {
+	list := []task.Header{}
+	for more := q.open('[', ']'); more; more = q.more(']') {
+		if len(list) == maxFastList {
+			q.giveUp()
+			break
+		}
+		h, seen := task.Header{}, uint32(0)
+		for more := q.open('{', '}'); more; more = q.more('}') {
+			bit := uint32(0)
+			switch string(q.name()) {
+			case "key":
+				bit, h.Key = 1<<0, q.str()
+			case "value":
+				bit, h.Value = 1<<1, q.binary()
+			}
+			q.once(&seen, bit)
+		}
+		list = append(list, h)
+	}
+	return list
+}
+
+// binary reads base64, as encoding/json writes bytes.
+func (q *fastReader) binary() []byte {
+	b, err := base64.StdEncoding.DecodeString(q.str())
+	if err != nil {
+		q.giveUp()
+	}
+	return b
 }
 
 // strs reads a list of strings.

@@ -35,7 +35,8 @@ func FuzzDecodeTask(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got *task.Task
 		var err error
-		fuzzing.Bound(t, len(b), func() { got, err = wire.DecodeTask(b, "") })
+		fuzzing.Bound(t, len(b), func() { _, _ = wire.DecodeTask(b, "") })
+		fuzzing.Bound(t, len(b), func() { got, err = wire.DecodeOwnTask(b, "") })
 		if err != nil {
 			return
 		}
@@ -48,7 +49,7 @@ func FuzzDecodeTask(f *testing.F) {
 			if err != nil {
 				continue // a year outside JSON's range
 			}
-			if _, err := wire.DecodeTask(out, ct); err != nil {
+			if _, err := wire.DecodeOwnTask(out, ct); err != nil {
 				t.Fatalf("a valid task does not survive %s: %v", ct, err)
 			}
 		}

@@ -368,8 +368,7 @@ func (w *walker) appendString(out, s []byte) ([]byte, error) {
 
 // cutMember cuts one member out of a map, so that no decoder copies a large value, and
 // limits the size of the rest, in which nil replaces the member. The bytes have passed
-// [checkMsgpack]. raw is nil if there is no such member; if there are several, the last
-// one counts, as in decoders.
+// [checkMsgpack]. raw is nil if there is no such member; a second one is an error.
 func cutMember(b []byte, member string) (rest, raw []byte, err error) {
 	w := walker{b: b}
 	h, err := w.head()
@@ -396,6 +395,9 @@ func cutMember(b []byte, member string) (rest, raw []byte, err error) {
 		}
 		w.values++ // the key
 		if isIt {
+			if end != 0 {
+				return nil, nil, (&path{}).duplicate([]byte(member))
+			}
 			begin, end, inside = from, w.at, w.values-before
 		}
 	}

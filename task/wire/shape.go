@@ -1,9 +1,13 @@
 package wire
 
 import (
+	"cmp"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
+	"time"
+	"unicode"
 
 	"github.com/batchyard/batchyard/task"
 )
@@ -17,294 +21,244 @@ const (
 	maxRest   = 512 << 10 // bytes
 )
 
-// shape describes what a JSON object may contain: the fields of a struct. A nil shape
-// allows any names.
-type shape struct{ fields []shapeField }
-
-type shapeField struct {
-	name   string
-	of     *shape
-	opaque bool // an input: its content is not inspected and not counted
+// shape describes a value of a record. A nil shape is a value that is ignored, such as that
+// of an unknown field.
+type shape struct {
+	kind   shapeKind
+	fields []shapeField // of an object, at most 64
+	remedy string       // of an unknown field
+	of     *shape       // an element of a list, or a value of a dict
 }
 
-var taskShape, resultShape = shapeOf(reflect.TypeFor[task.Task]()), shapeOf(reflect.TypeFor[task.Result]())
+type shapeField struct {
+	name string
+	of   *shape
+}
+
+// shapeKind is what a value is.
+type shapeKind int
+
+const (
+	anything shapeKind = iota
+	text
+	whole // an integer
+	boolean
+	moment   // a time
+	rawBytes // bytes; base64 in JSON
+	object   // a struct
+	list
+	dict   // a map with names of the sender's choice
+	opaque // an input or output: its content is not inspected and not counted
+)
+
+var kindNames = [...]string{anything: "value", text: "string", whole: "number", boolean: "boolean", moment: "time", rawBytes: "base64", object: "object", list: "array", dict: "object", opaque: "object"}
+
+func (k shapeKind) String() string { return kindNames[k] }
+
+// The shapes of records. In what a client sends, a task has no progress, which is Batchyard's.
+var (
+	ownTaskShape = shapeOf(reflect.TypeFor[task.Task]()).remedied("remove it; put your own data into labels or input")
+	taskShape    = ownTaskShape.without("progress")
+	resultShape  = shapeOf(reflect.TypeFor[task.Result]())
+)
 
 func shapeOf(t reflect.Type) *shape {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
-		return nil
+	switch {
+	case t == reflect.TypeFor[task.Input]() || t == reflect.TypeFor[json.RawMessage]():
+		return &shape{kind: opaque}
+	case t == reflect.TypeFor[time.Time]():
+		return &shape{kind: moment}
+	case reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()):
+		return &shape{kind: anything}
 	}
-	s := &shape{}
-	for f := range t.Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if name == "" || name == "-" {
-			continue
+	switch t.Kind() {
+	case reflect.String:
+		return &shape{kind: text}
+	case reflect.Bool:
+		return &shape{kind: boolean}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return &shape{kind: whole}
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return &shape{kind: rawBytes}
 		}
-		opaque := f.Type == reflect.TypeFor[task.Input]() || f.Type == reflect.TypeFor[json.RawMessage]()
-		s.fields = append(s.fields, shapeField{name: name, of: shapeOf(f.Type), opaque: opaque})
+		return &shape{kind: list, of: shapeOf(t.Elem())}
+	case reflect.Map:
+		return &shape{kind: dict, of: shapeOf(t.Elem())}
+	case reflect.Struct:
+		s := &shape{kind: object}
+		for f := range t.Fields() {
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+				s.fields = append(s.fields, shapeField{name, shapeOf(f.Type)})
+			}
+		}
+		return s
 	}
+	return &shape{kind: anything}
+}
+
+// remedied sets the remedy of unknown fields.
+func (s *shape) remedied(remedy string) *shape {
+	s.remedy = remedy
 	return s
 }
 
-// field finds a field as encoding/json does: an exact match, else ignoring case.
-func (s *shape) field(key []byte) *shapeField {
-	if s == nil {
+// without returns the shape of an object without one of its fields.
+func (s *shape) without(name string) *shape {
+	rest := *s
+	rest.fields = slices.DeleteFunc(slices.Clone(s.fields), func(f shapeField) bool { return f.name == name })
+	return &rest
+}
+
+// field returns the index of the field with exactly this name, or -1.
+func (s *shape) field(name []byte) int {
+	for i := range s.fields {
+		if s.fields[i].name == string(name) {
+			return i
+		}
+	}
+	return -1
+}
+
+// strange returns the error about a name that is not a field's. It returns nil if the name may
+// be ignored: that of a newer version's field. A name that differs from a field's only in case
+// is never ignored: encoding/json would take it for the field.
+func (s *shape) strange(name []byte, unknown strictness) *task.FieldError {
+	remedy := cmp.Or(s.remedy, "remove it")
+	if string(name) == "progress" && unknown == strict && s == taskShape {
+		return task.NewFieldError("progress", "omit it", "it is internal state, which only Batchyard sets")
+	}
+	near := s.near(string(name))
+	switch {
+	case unknown == lenient && (near == "" || !strings.EqualFold(near, string(name))):
 		return nil
+	case near == "":
+		return task.NewFieldError(task.Word(string(name)), remedy, "unknown field")
 	}
+	return task.NewFieldError(task.Word(string(name)), "did you mean `"+near+"`? If not, "+remedy, "unknown field")
+}
+
+// near returns the name of the field that was probably meant, or "".
+func (s *shape) near(name string) string {
 	for i := range s.fields {
-		if s.fields[i].name == string(key) {
-			return &s.fields[i]
+		if strings.EqualFold(s.fields[i].name, name) {
+			return s.fields[i].name
 		}
 	}
+	const longest = 40
+	if len(name) > longest {
+		return ""
+	}
+	letters := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if r == '_' || r == '-' || r == ' ' || r == '.' {
+				return -1
+			}
+			return unicode.ToLower(r)
+		}, s)
+	}
+	best, least := "", 3
 	for i := range s.fields {
-		if strings.EqualFold(s.fields[i].name, string(key)) {
-			return &s.fields[i]
+		field := s.fields[i].name
+		a, b := letters(name), letters(field)
+		if a+"id" == b {
+			return field
+		}
+		if d := editDistance(a, b); d < least && 2*d < len(a) {
+			best, least = field, d
 		}
 	}
-	return nil
+	return best
 }
 
-// checkShape counts the values of a JSON record and, if strict, rejects unknown names. It
-// does not allocate. Invalid JSON may pass: the parser rejects it. The nesting was checked
-// before.
-func checkShape(b []byte, s *shape, unknown strictness) error {
-	w := jsonWalk{b: b, left: maxValues, rest: maxRest, strict: bool(unknown)}
-	w.value(s)
-	return w.err
-}
-
-type jsonWalk struct {
-	b          []byte
-	at         int
-	left, rest int
-	depth      int
-	strict     bool
-	err        error
-}
-
-// next returns the next byte that is not white space; 0 at the end.
-func (w *jsonWalk) next() byte {
-	for ; w.at < len(w.b); w.at++ {
-		switch c := w.b[w.at]; c {
-		case ' ', '\t', '\r', '\n':
-		default:
-			return c
-		}
+// editDistance counts the letters to insert, remove, replace or swap with the next to make
+// one text of another.
+func editDistance(a, b string) int {
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
 	}
-	return 0
-}
-
-// value skips a value of the shape; false means stop.
-func (w *jsonWalk) value(s *shape) bool {
-	if w.depth++; w.depth > task.MaxInputDepth+1 { // the parser rejects it
-		return false
-	}
-	defer func() { w.depth-- }()
-	switch w.next() {
-	case '{':
-		return w.object(s)
-	case '[':
-		w.at++
-		for {
-			switch w.next() {
-			case ']':
-				w.at++
-				return true
-			case ',':
-				w.at++
-			default:
-				if !w.one() || !w.value(s) {
-					return false
-				}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			replaced := last[j-1]
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, replaced)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
 			}
 		}
-	case 0, '}', ']', ',', ':':
-		return false
+		before, last, row = last, row, before
 	}
-	begin := w.at
-	w.skip()
-	return w.take(w.at - begin)
+	return last[len(b)]
 }
 
-func (w *jsonWalk) object(s *shape) bool {
-	w.at++
-	for {
-		switch w.next() {
-		case '}':
-			w.at++
-			return true
-		case ',':
-			w.at++
-			continue
-		case '"':
-		default:
-			return false
-		}
-		begin := w.at
-		w.skip()
-		key := w.b[begin:w.at]
-		if w.next() != ':' || !w.one() || !w.take(len(key)) {
-			return false
-		}
-		w.at++
-		f := s.field(name(key))
-		if f == nil && s != nil && w.strict {
-			w.err = task.NewFieldError(task.Word(string(name(key))), "remove it; put your own data into labels or input", "unknown field")
-			return false
-		}
-		switch {
-		case f == nil:
-			if !w.value(nil) {
-				return false
-			}
-		case f.opaque:
-			w.next()
-			w.skip()
-		case !w.value(f.of):
-			return false
-		}
-	}
+// members finds names that an object has twice.
+type members struct {
+	fields uint64    // those seen, by index
+	first  [8][]byte // of a dict: its first names
+	n      int       // how many these are
+	more   map[string]struct{}
 }
 
-// name returns a key without its quotes.
-func name(key []byte) []byte {
-	for _, c := range key {
-		if c == '\\' {
-			var s string
-			if json.Unmarshal(key, &s) == nil {
-				return []byte(s)
-			}
-		}
+// twice adds a member, of a field's index or else by its name, and reports whether the object
+// has it already.
+func (m *members) twice(field int, name []byte) bool {
+	if field >= 0 {
+		had := m.fields&(1<<field) != 0
+		m.fields |= 1 << field
+		return had
 	}
-	return key[1:max(1, len(key)-1)]
-}
-
-// one counts a member or element.
-func (w *jsonWalk) one() bool {
-	if w.left--; w.left < 0 && w.err == nil {
-		w.err = task.NewFieldError("", "put your own data into the input, or send less", "it has more than %d values besides its input or output", maxValues)
-	}
-	return w.err == nil
-}
-
-// take counts bytes.
-func (w *jsonWalk) take(n int) bool {
-	if w.rest -= n; w.rest < 0 && w.err == nil {
-		w.err = task.NewFieldError("", "put your own data into the input, or send less", "it has more than %d bytes besides its input or output", maxRest)
-	}
-	return w.err == nil
-}
-
-// skip skips one value of any kind.
-func (w *jsonWalk) skip() {
-	depth := 0
-	for w.at < len(w.b) {
-		switch c := w.b[w.at]; c {
-		case '"':
-			for w.at++; w.at < len(w.b) && w.b[w.at] != '"'; w.at++ {
-				if w.b[w.at] == '\\' {
-					w.at++
-				}
-			}
-			w.at = min(w.at+1, len(w.b))
-		case '{', '[':
-			depth++
-			w.at++
-		case '}', ']':
-			if depth == 0 { // the end of what the value is in
-				return
-			}
-			depth--
-			w.at++
-		case ',', ':', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return
-			}
-			w.at++
-			continue
-		default:
-			for w.at < len(w.b) && !strings.ContainsRune("{}[],:\" \t\r\n", rune(w.b[w.at])) {
-				w.at++
-			}
-		}
-		if depth == 0 {
-			return
-		}
-	}
-}
-
-// Unmarshal is json.Unmarshal, but rejects fields that the struct does not have, and very
-// many values. (json.Decoder can do the former, but copies the text into a buffer several
-// times as long.) The text must have passed [task.CheckJSON].
-func Unmarshal(b []byte, into any) error {
-	w := jsonWalk{b: b, left: 4 * maxValues, rest: len(b), strict: true}
-	w.value(shapeOf(reflect.TypeOf(into)))
-	if w.err != nil {
-		return w.err
-	}
-	return json.Unmarshal(b, into)
-}
-
-// Members calls each with the members of a JSON object in order, duplicates included,
-// until it returns false. The values alias b. It reports whether b is one object; it does
-// not validate the values.
-func Members(b []byte, each func(key string, value []byte) bool) bool {
-	return items(b, '{', '}', func(w *jsonWalk) (more, ok bool) {
-		if w.next() != '"' {
-			return false, false
-		}
-		begin := w.at
-		w.skip()
-		key := w.b[begin:w.at]
-		if w.next() != ':' || len(key) < 2 {
-			return false, false
-		}
-		w.at++
-		w.next()
-		begin = w.at
-		w.skip()
-		return each(string(name(key)), w.b[begin:w.at]), w.at > begin
-	})
-}
-
-// Elements is Members for the elements of an array.
-func Elements(b []byte, each func(value []byte) bool) bool {
-	return items(b, '[', ']', func(w *jsonWalk) (more, ok bool) {
-		w.next()
-		begin := w.at
-		w.skip()
-		return w.at > begin && each(w.b[begin:w.at]), w.at > begin
-	})
-}
-
-func items(b []byte, opening, closing byte, one func(*jsonWalk) (more, ok bool)) bool {
-	w := &jsonWalk{b: b}
-	if w.next() != opening {
-		return false
-	}
-	w.at++
-	if w.next() == closing {
-		w.at++
-		return w.next() == 0 && w.at == len(b)
-	}
-	for {
-		more, ok := one(w)
-		if !ok {
-			return false
-		}
-		if !more {
+	for _, other := range m.first[:m.n] {
+		if string(other) == string(name) {
 			return true
 		}
-		switch w.next() {
-		case ',':
-			w.at++
-		case closing:
-			w.at++
-			return w.next() == 0 && w.at == len(b)
-		default:
-			return false
-		}
 	}
+	if m.n < len(m.first) {
+		m.first[m.n] = name
+		m.n++
+		return false
+	}
+	if m.more == nil {
+		m.more = map[string]struct{}{}
+	}
+	before := len(m.more)
+	m.more[string(name)] = struct{}{}
+	return len(m.more) == before
+}
+
+// path is where a walk is in a record, for errors: the names of the first few fields.
+type path struct {
+	names [8][]byte
+	depth int
+}
+
+func (p *path) enter(name []byte) {
+	if p.depth < len(p.names) {
+		p.names[p.depth] = name
+	}
+	p.depth++
+}
+
+func (p *path) leave() { p.depth-- }
+
+// at returns the name of the current field and one more, which may be empty.
+func (p *path) at(name string) string {
+	all := make([]string, 0, len(p.names)+1)
+	for _, n := range p.names[:min(p.depth, len(p.names))] {
+		all = append(all, task.Word(string(n)))
+	}
+	if name != "" {
+		all = append(all, name)
+	}
+	return strings.Join(all, ".")
+}
+
+func (p *path) duplicate(name []byte) *task.FieldError {
+	return task.NewFieldError(p.at(task.Word(string(name))), "send it once", "it is there twice")
 }

@@ -25,31 +25,44 @@ const (
 // HeaderContentType is the record header with the content type.
 const HeaderContentType = "content-type"
 
-// DecodeTask reads a task in either format. If contentType is empty, the first byte
-// determines the format: JSON starts with '{' or white space, MessagePack with a map.
-// Errors are *FieldError. The task is neither normalized nor validated.
+// DecodeTask reads a task that a client wrote, in either format. If contentType is empty or
+// application/octet-stream, the first byte determines the format: JSON starts with '{' or
+// white space, MessagePack with a map. A byte order mark and the schema prefix of Confluent's
+// serializers are skipped.
+//
+// Names are exact, and each is there once. A task from a client has no progress: see
+// [DecodeOwnTask]. Errors are *FieldError. The task is neither normalized nor validated.
 func DecodeTask(b []byte, contentType string) (*task.Task, error) {
-	format, err := formatOf(b, contentType)
+	return decodeTask(b, contentType, taskShape)
+}
+
+// DecodeOwnTask is [DecodeTask] for a task that Batchyard wrote: it may have progress.
+func DecodeOwnTask(b []byte, contentType string) (*task.Task, error) {
+	return decodeTask(b, contentType, ownTaskShape)
+}
+
+func decodeTask(b []byte, contentType string, of *shape) (*task.Task, error) {
+	b, format, err := open(b, contentType)
 	if err != nil {
 		return nil, err
 	}
 	if format == ContentJSON {
-		if t := fastTask(b); t != nil {
+		if t := fastTask(b); t != nil && (t.Progress == nil || of == ownTaskShape) {
 			return t, nil
 		}
-		return slowTask(b)
+		return slowTask(b, of)
 	}
 	var e namedTask
-	if e.Input, err = decodeMsgpack(b, &e, "input", strict); err != nil {
+	if e.Input, err = decodeMsgpack(b, &e, packed{of, "input", strict}); err != nil {
 		return nil, err
 	}
 	return e.task(), nil
 }
 
 // slowTask reads any JSON that is a task and explains what is wrong with everything else.
-func slowTask(b []byte) (*task.Task, error) {
+func slowTask(b []byte, of *shape) (*task.Task, error) {
 	var t task.Task
-	if err := decodeJSON(b, &t, taskShape, strict); err != nil {
+	if err := decodeJSON(b, &t, of, strict); err != nil {
 		return nil, err
 	}
 	return &t, nil
@@ -68,7 +81,7 @@ func EncodeTask(t *task.Task, contentType string) ([]byte, error) {
 // again. The strings of a result share one allocation as long as the record without its
 // output: copy a string before you keep it for long.
 func DecodeResult(b []byte, contentType string) (*task.Result, error) {
-	format, err := formatOf(b, contentType)
+	b, format, err := open(b, contentType)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +92,7 @@ func DecodeResult(b []byte, contentType string) (*task.Result, error) {
 		return slowResult(b)
 	}
 	var r task.Result
-	if r.Output, err = decodeMsgpack(b, &r, "output", lenient); err != nil {
+	if r.Output, err = decodeMsgpack(b, &r, packed{resultShape, "output", lenient}); err != nil {
 		return nil, err
 	}
 	if err := r.CheckOutput(); err != nil {
@@ -123,30 +136,6 @@ func EncodeResult(r *task.Result, contentType string) ([]byte, error) {
 	out = append(out, member...)
 	out = append(out, r.Output...)
 	return append(out, '}'), nil
-}
-
-func formatOf(b []byte, contentType string) (string, error) {
-	if len(b) == 0 {
-		return "", task.NewFieldError("", "send one JSON object or MessagePack map per record", "the record is empty")
-	}
-	ct, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(contentType)), ";")
-	switch strings.TrimSpace(ct) {
-	case ContentJSON, "text/json":
-		return ContentJSON, nil
-	case ContentMsgpack, "application/x-msgpack", "application/vnd.msgpack":
-		return ContentMsgpack, nil
-	case "":
-	default:
-		return "", task.NewFieldError("content-type", "use application/json or application/msgpack, or omit the header",
-			"it is neither JSON nor MessagePack")
-	}
-	switch c := b[0]; {
-	case c == '{' || c == ' ' || c == '\t' || c == '\r' || c == '\n':
-		return ContentJSON, nil
-	case c&0xf0 == 0x80 || c == 0xde || c == 0xdf: // fixmap, map16, map32
-		return ContentMsgpack, nil
-	}
-	return "", task.NewFieldError("", "send one JSON object or MessagePack map per record", "the record is neither JSON nor MessagePack (first byte 0x%02x)", b[0])
 }
 
 // strictness is what happens to unknown fields. In a task they are an error, because they
@@ -225,20 +214,29 @@ func jsonName(kind string) string {
 	return "number"
 }
 
-// decodeMsgpack decodes everything but the one member that may be large and belongs to the
-// user, the input of a task or the output of a result; it returns that as JSON.
-func decodeMsgpack(b []byte, into any, member string, unknown strictness) (task.Input, error) {
+// packed says what a record in MessagePack is. Its one member that may be large belongs to
+// the user: the input of a task or the output of a result.
+type packed struct {
+	of      *shape
+	large   string // name of the large member
+	unknown strictness
+}
+
+// decodeMsgpack decodes everything but the large member, which it returns as JSON.
+func decodeMsgpack(b []byte, into any, is packed) (task.Input, error) {
 	if err := checkMsgpack(b); err != nil {
 		return nil, err
 	}
-	rest, raw, err := cutMember(b, member)
+	rest, raw, err := cutMember(b, is.large)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkPacked(rest, is); err != nil {
 		return nil, err
 	}
 	d := msgpack.GetDecoder()
 	defer msgpack.PutDecoder(d)
 	d.Reset(bytes.NewReader(rest))
-	d.DisallowUnknownFields(unknown == strict)
 	if err := safely(func() error { return d.Decode(into) }); err != nil {
 		var fe *task.FieldError
 		if errors.As(err, &fe) {
@@ -246,9 +244,6 @@ func decodeMsgpack(b []byte, into any, member string, unknown strictness) (task.
 				fe.Field = badAnyTime(rest, into)
 			}
 			return nil, fe
-		}
-		if _, name, ok := strings.Cut(err.Error(), "unknown field "); ok {
-			return nil, task.NewFieldError(task.Word(strings.Trim(name, `"`)), "remove it; put your own data into labels or input", "unknown field")
 		}
 		return nil, task.NewFieldError("", "send a MessagePack map with the fields of a task", "reading MessagePack: %s", task.Clip(err.Error()))
 	}

@@ -17,7 +17,7 @@ func full() *task.Task {
 	at := time.Date(2026, 3, 4, 5, 6, 7, 8000, time.UTC)
 	return &task.Task{
 		ID: "t-1", Tenant: "acme", Model: "m", Endpoint: task.EndpointChat, Input: task.Input(`{"messages":[]}`),
-		Priority: task.High, Level: 3, Needs: []string{"gpu"}, DependsOn: []string{"t-0"}, SessionID: "s",
+		Priority: task.High, Level: 3, Needs: []string{"gpu"}, SessionID: "s",
 		Deadline: at.Add(time.Hour), NotBefore: at, MaxAttempts: 4, Degrade: true,
 		Callback: &task.Callback{URL: "https://example.com/hook"}, Labels: map[string]string{"a": "b"},
 		JobID: "j", CustomID: "c", TraceID: task.NewTraceID(), SubmittedAt: at,
@@ -48,7 +48,7 @@ func TestTaskSurvivesBothFormatsAndFrames(t *testing.T) {
 			b, err := wire.EncodeTask(in, ct)
 			require.NoError(t, err)
 			for _, header := range []string{ct, ""} {
-				got, err := wire.DecodeTask(b, header)
+				got, err := wire.DecodeOwnTask(b, header)
 				require.NoError(t, err, "%s %s", name, ct)
 				sameTask(t, in, got)
 				require.Equal(t, in.Deadline.IsZero(), got.Deadline.IsZero())
@@ -148,7 +148,7 @@ func TestDeepestNestingIsAccepted(t *testing.T) {
 		require.NoError(t, tk.Validate(task.Limits{}))
 		b, err = wire.EncodeTask(tk, ct)
 		require.NoError(t, err)
-		got, err := wire.DecodeTask(b, ct)
+		got, err := wire.DecodeOwnTask(b, ct)
 		require.NoError(t, err)
 		require.NoError(t, got.Validate(task.Limits{}))
 	}
@@ -210,7 +210,7 @@ func TestInvalidRecordsAreExplained(t *testing.T) {
 		"msgpack deep":     {"\x81\xa5input" + strings.Repeat("\x91", 4000) + "\xc0", "", "nested deeper"},
 		"msgpack unknown":  {"\x81\xa5modle\xa1m", "", "modle: unknown field"},
 		"msgpack ext":      {"\x81\xa5input\x81\xa1a\xd4\x05\x00", "", "extension value"},
-		"msgpack type":     {"\x81\xa5model\x93\x01\x02\x03", "", "MessagePack"},
+		"msgpack type":     {"\x81\xa5model\x93\x01\x02\x03", "", "model: an array does not fit; send a string"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := wire.DecodeTask([]byte(c.in), c.ct)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -24,21 +25,26 @@ var (
 	seed    = flag.Uint64("chaos.seed", 1, "seed of the plan")
 	rate    = flag.Int("chaos.rate", 80, "tasks per second")
 	logs    = flag.String("chaos.dir", "", "directory for logs, plan and summary (default: dist/chaos/seed-SEED in the repository)")
+	many    = flag.Bool("chaos.cluster", false, "run Kafka, Redis and Postgres as clusters, and lose parts of them")
 	only    = flag.Bool("chaos.plan", false, "print the plan and exit")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
 // budget is the maximum time for everything but the chaos itself. On two idle cores
-// it takes about 90 s.
-const budget = 9 * time.Minute
+// it takes about 90 s; clusters take a minute longer to start.
+const budget = 15 * time.Minute
 
 func TestChaos(t *testing.T) {
 	if *seconds == 0 {
 		t.Skip("to run it: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
 	}
 	length := time.Duration(*seconds) * time.Second
-	plan := Plan(*seed, length, deviceIDs())
+	faults := single
+	if *many {
+		faults = clustered
+	}
+	plan := faults.plan(*seed, length, deviceIDs())
 	fmt.Printf("plan of seed %d for %d s:\n", *seed, *seconds)
 	for _, f := range plan {
 		fmt.Println(f)
@@ -63,10 +69,11 @@ func TestChaos(t *testing.T) {
 	defer hooks.close()
 	l, err := newLoad(w, *seed, *rate, hooks.url)
 	require.NoError(t, err)
+	w.load = l
 	defer l.close()
 
 	before := w.warmUp(ctx, t, l)
-	h := &History{}
+	h := &check.History{}
 	w.say("chaos for %s", length)
 	w.begin = time.Now()
 	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(length))
@@ -136,7 +143,7 @@ func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2
 	short, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	l.run(short)
-	h := &History{}
+	h := &check.History{}
 	l.into(h)
 	ctx, cancel = context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -146,10 +153,10 @@ func (w *world) warmUp(ctx context.Context, t *testing.T, l *load) map[string][2
 	return before
 }
 
-func accepted(h *History) (keys []task.Key) {
+func accepted(h *check.History) (keys []task.Key) {
 	seen := map[task.Key]bool{}
 	for _, s := range h.Submits {
-		if s.Outcome == Accepted && !seen[s.Key] {
+		if s.Outcome == check.Accepted && !seen[s.Key] {
 			seen[s.Key] = true
 			keys = append(keys, s.Key)
 		}
@@ -158,7 +165,7 @@ func accepted(h *History) (keys []task.Key) {
 }
 
 // judge collects the history, stops the processes, and checks it.
-func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, hooks *receiver, before map[string][2]int) []Violation {
+func (w *world) judge(ctx context.Context, t *testing.T, h *check.History, l *load, hooks *receiver, before map[string][2]int) []check.Violation {
 	t.Helper()
 	// Connections kept open by clients and the receiver would look like leaks.
 	l.http.CloseIdleConnections()
@@ -171,5 +178,5 @@ func (w *world) judge(ctx context.Context, t *testing.T, h *History, l *load, ho
 	require.NoError(t, w.collect(ctx, h))
 	h.Commands = w.commands(ctx)
 	h.Deliveries = hooks.deliveries()
-	return Check(h)
+	return check.Check(h)
 }

@@ -12,10 +12,13 @@
 //	plan.go       a seed and a duration → a list of faults
 //	world.go      starts and stops services, proxies, devices and processes
 //	faults.go     each fault: break, wait, heal
-//	load.go       the clients: submissions, cancels and queries, with their outcomes
+//	load.go       the clients: submissions, cancels and queries, with their outcomes;
+//	              load_identity.go has retries, reused ids and Kafka transactions
+//	topics.go     deletes a topic and creates it again
 //	hooks.go      the callback receiver
 //	collect.go    the final state of Kafka, Postgres, Redis and the processes
-//	check.go      a history → a list of violations; independent of the rest
+//	check         a package: what clients, services and processes know after a run
+//	              → a list of violations; independent of the rest
 //	report.go     the printed table and the summary file
 //
 // A lane is one of two sets of proxies. The first process of each stage uses lane A,

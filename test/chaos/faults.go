@@ -78,6 +78,10 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 		return restart(ctx, over, f, w.kafka, w.kafka.kill)
 	case KafkaClean:
 		return restart(ctx, over, f, w.kafka, w.kafka.stop)
+	case TopicRecreated:
+		return w.recreate(ctx, over)
+	case BrokerKill, MasterKill, PrimaryKill, PrimaryLoses:
+		return w.applyToCluster(ctx, over, f)
 	case PostgresReadOnly:
 		return w.readOnly(ctx, over, f)
 	case PostgresFull:

@@ -14,6 +14,7 @@ import (
 	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -26,7 +27,7 @@ type receiver struct {
 	r     *rand.Rand
 	calm  bool // no longer fails
 	fails map[task.Key]int
-	got   []Delivery
+	got   []check.Delivery
 }
 
 func newReceiver(seed uint64) (*receiver, error) {
@@ -47,11 +48,12 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return // the sender is gone
 	}
 	tenant, id, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/hook/"), "/")
-	d := Delivery{ID: req.Header.Get("webhook-id"), Key: task.Key{Tenant: tenant, ID: id}, Status: http.StatusNoContent}
+	d := check.Delivery{ID: req.Header.Get("webhook-id"), Run: task.Run{Key: task.Key{Tenant: tenant, ID: id}}, Status: http.StatusNoContent}
 	var event struct {
 		Data struct {
 			TaskID string     `json:"task_id"`
 			State  task.State `json:"state"`
+			Gen    int        `json:"generation"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &event); err != nil {
@@ -61,10 +63,10 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	} else if err := r.verify.Verify(body, req.Header); err != nil {
 		d.Problem = fmt.Sprintf("invalid signature: %v", err)
 	}
-	d.State = event.Data.State
+	d.State, d.Run.Generation = event.Data.State, event.Data.Gen
 	hang := false
 	r.mu.Lock()
-	if !r.calm && r.fails[d.Key] < 3 {
+	if !r.calm && r.fails[d.Run.Key] < 3 {
 		switch x := r.r.IntN(100); {
 		case x < 8:
 			d.Status = http.StatusInternalServerError
@@ -75,7 +77,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			d.Status, hang = 0, true
 		}
 		if d.Status/100 != 2 {
-			r.fails[d.Key]++
+			r.fails[d.Run.Key]++
 		}
 	}
 	r.got = append(r.got, d)
@@ -99,10 +101,10 @@ func (r *receiver) heal() {
 	r.calm = true
 }
 
-func (r *receiver) deliveries() []Delivery {
+func (r *receiver) deliveries() []check.Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]Delivery(nil), r.got...)
+	return append([]check.Delivery(nil), r.got...)
 }
 
 func (r *receiver) close() {

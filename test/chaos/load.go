@@ -9,12 +9,14 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 )
 
 const (
@@ -39,23 +41,37 @@ type load struct {
 	mu      sync.Mutex
 	r       *rand.Rand
 	n       int
-	submits []Submit
+	submits []check.Submit
+	taken   map[task.Key]bool
 	sent    []*task.Task // candidates for resubmission, cancels and queries
 	cancels map[task.Key]bool
-	seen    []Seen
-	poisons []Poison
-	missed  int // not sent, because too many requests were in flight
+	retries []check.Retry
+	low     map[task.Run]bool // accepted runs of tasks of low priority
+	lowKeys map[task.Key]bool // all tasks of low priority
+	seen    []check.Seen
+	poisons []check.Poison
+	missed  int  // not sent, because too many requests were in flight
+	noLow   bool // no task of low priority is submitted
+
+	lows  atomic.Int64 // requests in flight with a task of low priority
+	txn   *kgo.Client
+	inTxn sync.Mutex // a client has one transaction at a time
 }
 
 func newLoad(w *world, seed uint64, rate int, hook func(task.Key) string) (*load, error) {
-	k, err := kgo.NewClient(kgo.SeedBrokers(local(w.kafka.lanes["b"])), kgo.ClientID("chaos-load"),
+	k, err := kgo.NewClient(kgo.SeedBrokers(w.brokers("b")...), kgo.ClientID("chaos-load"),
 		kgo.RecordDeliveryTimeout(patience), kgo.ProduceRequestTimeout(patience/2), kgo.RetryTimeout(patience),
 		kgo.ProducerLinger(0), kgo.AllowIdempotentProduceCancellation(), kgo.DialTimeout(3*time.Second))
 	if err != nil {
 		return nil, fmt.Errorf("creating a Kafka client: %w", err)
 	}
+	txn, err := newTransactions(w)
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
 	return &load{
-		w: w, kafka: k, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{},
+		w: w, kafka: k, txn: txn, hook: hook, rate: rate, slots: make(chan struct{}, most), prefix: "t", cancels: map[task.Key]bool{}, taken: map[task.Key]bool{}, low: map[task.Run]bool{}, lowKeys: map[task.Key]bool{},
 		http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		r:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // must be reproducible
 	}, nil
@@ -80,18 +96,20 @@ func (l *load) run(ctx context.Context) {
 	}
 }
 
-// spawn runs f in a goroutine unless too many are running. The caller holds mu.
-func (l *load) spawn(f func()) {
+// spawn runs f in a goroutine unless too many are running, which it reports. The caller
+// holds mu.
+func (l *load) spawn(f func()) bool {
 	select {
 	case l.slots <- struct{}{}:
 	default:
 		l.missed++
-		return
+		return false
 	}
 	l.wg.Go(func() {
 		defer func() { <-l.slots }()
 		f()
 	})
+	return true
 }
 
 // step makes one submission and returns the number of tasks in it.
@@ -102,26 +120,37 @@ func (l *load) step() int {
 	api := l.r.IntN(len(Lanes))
 	switch {
 	case x < 40 && len(l.sent) > 0: // submit the same task again
-		t := l.sent[l.r.IntN(len(l.sent))]
-		if l.r.IntN(2) == 0 {
-			l.spawn(func() { l.produce(t) })
-		} else {
-			l.spawn(func() { l.post(api, []*task.Task{t}, Accepted) })
+		l.resubmit(api, l.sent[l.r.IntN(len(l.sent))])
+		return 1
+	case x < 80 && len(l.sent) > 0: // run it again
+		if t := l.sent[l.r.IntN(len(l.sent))]; t.Model == model { // or it would wait for ever, without the deadline that has passed
+			l.spawnOf(t, func() { l.retry(api, t) })
 		}
 		return 1
-	case x < 50: // one invalid task gets the whole array refused
+	case x < 100 && len(l.sent) > 0: // ask something else under its id
+		l.resubmit(api, otherUnder(l.sent[l.r.IntN(len(l.sent))]))
+		return 1
+	case x < 115:
+		some := []*task.Task{l.make(), l.make(), l.make()}
+		commit := l.r.IntN(2) == 0
+		if commit {
+			l.sent = append(l.sent, some...)
+		}
+		l.spawnOf(lowest(some), func() { l.transact(some, commit) })
+		return len(some)
+	case x < 125: // one invalid task gets the whole array refused
 		some := []*task.Task{l.make(), l.make()}
 		some[1].Model = ""
-		l.spawn(func() { l.post(api, some, Refused) })
+		l.spawn(func() { l.post(api, some, check.Refused) })
 		return 1
-	case x < 60:
+	case x < 135:
 		value := []byte(`{"model":"m","input":{`)
 		l.spawn(func() { l.poison(value) })
 		return 1
-	case x < 350: // directly to Kafka
+	case x < 425: // directly to Kafka
 		t := l.make()
 		l.sent = append(l.sent, t)
-		l.spawn(func() { l.produce(t) })
+		l.spawnOf(t, func() { l.produce(t) })
 		l.after(t)
 		return 1
 	}
@@ -132,7 +161,7 @@ func (l *load) step() int {
 		l.after(some[i])
 	}
 	l.sent = append(l.sent, some...)
-	l.spawn(func() { l.post(api, some, Accepted) })
+	l.spawnOf(lowest(some), func() { l.post(api, some, check.Accepted) })
 	return n
 }
 
@@ -162,23 +191,25 @@ func (l *load) make() *task.Task {
 		ID: fmt.Sprintf("%s%06d", l.prefix, l.n), Tenant: tenants[l.r.IntN(len(tenants))], Model: model, Endpoint: task.EndpointChat,
 		Priority: []task.Priority{task.High, task.Normal, task.Normal, task.Low}[l.r.IntN(4)],
 	}
+	if l.noLow && t.Priority == task.Low {
+		t.Priority = task.Normal
+	}
 	if len(l.sent) > 0 && l.r.IntN(10) == 0 {
 		if other := l.sent[l.r.IntN(len(l.sent))]; other.Tenant != "delta" {
 			t.ID, t.Tenant = other.ID, "delta"
 		}
-		for _, s := range l.sent {
-			if s.Key() == t.Key() { // already taken
-				t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
-				break
-			}
+		if l.taken[t.Key()] {
+			t.ID, t.Tenant = fmt.Sprintf("%s%06d", l.prefix, l.n), "alpha"
 		}
 	}
+	l.taken[t.Key()] = true
 	text, _ := json.Marshal("say " + t.Tenant + " " + t.ID) //nolint:errchkjson // a string
 	t.Input = task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, text))
 	if l.r.IntN(7) == 0 {
 		t.Endpoint, t.Input = task.EndpointEmbeddings, task.Input(fmt.Sprintf(`{"input":%s}`, text))
 	}
 	switch x := l.r.IntN(100); {
+	case t.Priority == task.Low: // they end soon, so that their topic can be recreated
 	case x < 5:
 		t.Deadline = time.Now().Add(time.Duration(500+l.r.IntN(8000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 7:
@@ -194,34 +225,40 @@ func (l *load) make() *task.Task {
 	return t
 }
 
-func (l *load) remember(tasks []*task.Task, outcome Outcome, via, said string) {
+func (l *load) remember(tasks []*task.Task, outcome check.Outcome, via, said string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range tasks {
-		l.submits = append(l.submits, Submit{Key: t.Key(), Outcome: outcome, Via: via, At: time.Now(),
+		if t.Priority == task.Low {
+			l.lowKeys[t.Key()] = true
+			if outcome == check.Accepted {
+				l.low[task.Run{Key: t.Key()}] = true
+			}
+		}
+		l.submits = append(l.submits, check.Submit{Key: t.Key(), Outcome: outcome, Print: t.Fingerprint(), Via: via, At: time.Now(),
 			Callback: t.Callback != nil, Deadline: !t.Deadline.IsZero(), Said: said})
 	}
 }
 
 // post submits tasks over HTTP; expect is Accepted or, for invalid tasks, Refused. The
 // status distinguishes a refusal from an unknown outcome: 503 means unknown.
-func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
-	wrong := expect == Refused
+func (l *load) post(api int, tasks []*task.Task, expect check.Outcome) {
+	wrong := expect == check.Refused
 	via := "http/api-" + Lanes[api]
 	status, body, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks)
 	switch {
 	case wrong && (err != nil || status >= 500):
-		l.remember(tasks, Refused, via, "no answer, but the task is invalid")
+		l.remember(tasks, check.Refused, via, "no answer, but the task is invalid")
 	case err != nil:
-		l.remember(tasks, Unknown, via, err.Error())
+		l.remember(tasks, check.Unknown, via, err.Error())
 	case status == http.StatusAccepted:
-		l.remember(tasks, Accepted, via, "")
-	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests:
-		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Accepted, via, "")
+	case status == http.StatusUnprocessableEntity && wrong, status == http.StatusTooManyRequests, status == http.StatusConflict:
+		l.remember(tasks, check.Refused, via, fmt.Sprintf("%d %s", status, body))
 	case status >= 500:
-		l.remember(tasks, Unknown, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Unknown, via, fmt.Sprintf("%d %s", status, body))
 	default:
-		l.remember(tasks, Refused, via, fmt.Sprintf("%d %s", status, body))
+		l.remember(tasks, check.Refused, via, fmt.Sprintf("%d %s", status, body))
 		l.w.say("a valid submission was answered with %d %s", status, body)
 	}
 	if (err != nil || status >= 500) && !wrong {
@@ -230,9 +267,9 @@ func (l *load) post(api int, tasks []*task.Task, expect Outcome) {
 		l.mu.Unlock()
 		if again { // clients retry after an unknown outcome
 			if status, _, err := l.do(api, http.MethodPost, "/v1/tasks", "", tasks); err == nil && status == http.StatusAccepted {
-				l.remember(tasks, Accepted, "http/api-"+Lanes[api], "")
+				l.remember(tasks, check.Accepted, "http/api-"+Lanes[api], "")
 			} else {
-				l.remember(tasks, Unknown, "http/api-"+Lanes[api], "")
+				l.remember(tasks, check.Unknown, "http/api-"+Lanes[api], "")
 			}
 		}
 	}
@@ -278,10 +315,10 @@ func (l *load) produce(t *task.Task) {
 	}
 	_, err = l.write(topicBase+stream.TasksTopic(t.Priority), t.ID, b)
 	if err != nil {
-		l.remember([]*task.Task{t}, Unknown, "kafka", err.Error())
+		l.remember([]*task.Task{t}, check.Unknown, "kafka", err.Error())
 		return
 	}
-	l.remember([]*task.Task{t}, Accepted, "kafka", "")
+	l.remember([]*task.Task{t}, check.Accepted, "kafka", "")
 }
 
 func (l *load) write(topic, key string, value []byte) (*kgo.Record, error) {
@@ -297,7 +334,7 @@ func (l *load) poison(value []byte) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.poisons = append(l.poisons, Poison{Topic: stream.TasksNormal, Partition: r.Partition, Offset: r.Offset})
+	l.poisons = append(l.poisons, check.Poison{Topic: stream.TasksNormal, Partition: r.Partition, Offset: r.Offset})
 }
 
 func (l *load) cancel(api int, k task.Key) {
@@ -321,21 +358,23 @@ func (l *load) query(api int, k task.Key) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.seen = append(l.seen, Seen{k, answer.State})
+	l.seen = append(l.seen, check.Seen{Key: k, State: answer.State})
 }
 
 // into adds what the clients know to the history.
-func (l *load) into(h *History) {
+func (l *load) into(h *check.History) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h.Submits = append(h.Submits, l.submits...)
 	for i := range h.Submits {
 		h.Submits[i].Cancel = l.cancels[h.Submits[i].Key]
 	}
+	h.Retries = append(h.Retries, l.retries...)
 	h.Seen, h.Poisons = append(h.Seen, l.seen...), append(h.Poisons, l.poisons...)
 }
 
 func (l *load) close() {
 	l.kafka.Close()
+	l.txn.Close()
 	l.http.CloseIdleConnections()
 }

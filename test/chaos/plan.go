@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/batchyard/batchyard/stream"
 )
 
 // Kind is a way to break something.
@@ -36,19 +38,24 @@ const (
 	DeviceRefuse     Kind = "device-refuse" // the port is closed and heartbeats stop
 	DeviceFail       Kind = "device-fail"   // answers 500
 	DeviceSlow       Kind = "device-slow"
-	DeviceGarbles    Kind = "device-garbles" // broken answers
+	DeviceGarbles    Kind = "device-garbles"  // broken answers
+	TopicRecreated   Kind = "topic-recreated" // deleted while idle, and created again
 )
 
 // Every plan contains all kinds once before any repeats; those in often are more
 // frequent.
 var (
-	kinds = []Kind{
+	single = deck{kinds, often} // the services are one process each
+	kinds  = []Kind{
 		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull,
 		KafkaKill, KafkaClean, Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer,
-		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles,
+		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated,
 	}
 	often = []Kind{Kill, Kill, Kill, Kill, Pause, Pause, Term, RedisFlush, Reset, BlackHole, CutTo, CutFrom, Latency}
 )
+
+// deck is the kinds of faults of a plan.
+type deck struct{ kinds, often []Kind }
 
 // Stages are the stages. Each runs as two processes.
 var Stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
@@ -91,6 +98,10 @@ var services = []string{"kafka", "redis", "postgres"}
 // Plan draws the faults of a run. The same arguments give the same plan. Two faults of
 // the same target never overlap; any others may.
 func Plan(seed uint64, length time.Duration, devices []string) []Fault {
+	return single.plan(seed, length, devices)
+}
+
+func (d deck) plan(seed uint64, length time.Duration, devices []string) []Fault {
 	r := rand.New(rand.NewPCG(seed, 0x6368616f73)) //nolint:gosec // must be reproducible
 	var deck []Kind
 	shuffled := func(k []Kind) []Kind {
@@ -101,15 +112,20 @@ func Plan(seed uint64, length time.Duration, devices []string) []Fault {
 	busy := map[string]time.Duration{} // broken targets, and until when
 	var plan []Fault
 	// Fit all kinds into the first 60 s, or into the whole run if it is shorter.
-	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(kinds)))
+	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(d.kinds)))
 	first := true
-	for at := time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
+	if slices.Contains(d.kinds, TopicRecreated) { // while all is well; later, the topic may not become idle
+		target := targetsOf(TopicRecreated, devices)[0]
+		plan = append(plan, Fault{At: time.Second, Kind: TopicRecreated, Target: target})
+		busy[target] = time.Second + recovery(TopicRecreated)
+	}
+	for at := 3 * time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
 		if len(deck) == 0 {
-			deck = shuffled(kinds)
+			deck = shuffled(d.kinds)
 			if !first {
-				deck = shuffled(append(deck, often...))
+				deck = shuffled(append(deck, d.often...))
 			} else {
-				deck = append(deck, shuffled(often)...)
+				deck = append(deck, shuffled(d.often)...)
 			}
 			first = false
 		}
@@ -141,8 +157,12 @@ func shuffledStrings(r *rand.Rand, s []string) []string {
 
 func recovery(k Kind) time.Duration {
 	switch k {
-	case KafkaKill, KafkaClean:
+	case TopicRecreated:
+		return idleMost
+	case KafkaKill, KafkaClean, BrokerKill:
 		return 12 * time.Second
+	case MasterKill, PrimaryKill, PrimaryLoses:
+		return 8 * time.Second
 	case PostgresFast, PostgresCrash, PostgresFull, PostgresReadOnly:
 		return 3 * time.Second
 	case Kill, Term, Third:
@@ -172,6 +192,14 @@ func targetsOf(k Kind, devices []string) []string {
 		}
 	case DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles:
 		return devices
+	case TopicRecreated:
+		return []string{topicBase + stream.TasksLow}
+	case BrokerKill:
+		return []string{"kafka"}
+	case MasterKill:
+		return []string{"redis"}
+	case PrimaryKill, PrimaryLoses:
+		return []string{"postgres"}
 	default:
 		service, _, _ := strings.Cut(string(k), "-")
 		return []string{service}
@@ -194,7 +222,14 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 	case Third:
 		f.For = between(2*time.Second, 6*time.Second)
 		f.With["end"] = []string{"term", "kill"}[r.IntN(2)]
-	case RedisFlush:
+	case RedisFlush, TopicRecreated:
+	case BrokerKill:
+		f.For = between(2*time.Second, 9*time.Second)
+		f.With["member"] = fmt.Sprint("kafka-", 1+r.IntN(3))
+	case MasterKill:
+		f.For = between(4*time.Second, 8*time.Second)
+	case PrimaryKill, PrimaryLoses:
+		f.For = between(time.Second, 4*time.Second)
 	case RedisRestart, PostgresFast, PostgresCrash:
 		f.For = between(0, 4*time.Second)
 	case PostgresReadOnly, PostgresFull:

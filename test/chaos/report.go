@@ -11,43 +11,60 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
 )
 
 // Summary is the result of a run, written to summary.json.
 type Summary struct {
-	Seed       uint64          `json:"seed"`
-	Seconds    float64         `json:"seconds"`
-	Took       float64         `json:"took_seconds"`
-	Passed     bool            `json:"passed"`
-	Drain      float64         `json:"drain_seconds"`
-	Faults     map[Kind]int    `json:"faults"`
-	LeftOut    int64           `json:"faults_left_out"`
-	Submits    map[Outcome]int `json:"submits"`
-	Tasks      map[Outcome]int `json:"tasks"` // by the most definite outcome that any client knows
-	Traced     int             `json:"unknown_that_ran"`
-	States     map[string]int  `json:"states"`
-	Duplicates int             `json:"results_twice_on_the_topic"`
-	Callbacks  int             `json:"callbacks"`
-	Deliveries int             `json:"deliveries"`
-	Events     int             `json:"events"`
-	Cancels    int             `json:"cancels"`
-	Poisons    int             `json:"records_that_are_no_task"`
-	Missed     int             `json:"not_sent"`
-	Starts     int             `json:"starts"`
-	Refused    int             `json:"starts_that_did_not_become_ready"`
-	Violations []Violation     `json:"violations"`
-	Dir        string          `json:"logs"`
+	Seed       uint64                `json:"seed"`
+	Seconds    float64               `json:"seconds"`
+	Took       float64               `json:"took_seconds"`
+	Passed     bool                  `json:"passed"`
+	Drain      float64               `json:"drain_seconds"`
+	Faults     map[Kind]int          `json:"faults"`
+	LeftOut    int64                 `json:"faults_left_out"`
+	Submits    map[check.Outcome]int `json:"submits"`
+	Tasks      map[check.Outcome]int `json:"tasks"` // by the most definite outcome that any client knows
+	Traced     int                   `json:"unknown_that_ran"`
+	States     map[string]int        `json:"states"`
+	Duplicates int                   `json:"results_twice_on_the_topic"`
+	Callbacks  int                   `json:"callbacks"`
+	Deliveries int                   `json:"deliveries"`
+	Events     int                   `json:"events"`
+	Cancels    int                   `json:"cancels"`
+	Retries    map[check.Outcome]int `json:"retries"`
+	Aborted    int                   `json:"in_aborted_transactions"`
+	Reused     int                   `json:"ids_used_for_another_request"`
+	Unchecked  int                   `json:"queued_without_postgres"`
+	Poisons    int                   `json:"records_that_are_no_task"`
+	Missed     int                   `json:"not_sent"`
+	Starts     int                   `json:"starts"`
+	Refused    int                   `json:"starts_that_did_not_become_ready"`
+	Violations []check.Violation     `json:"violations"`
+	Dir        string                `json:"logs"`
 }
 
-func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
+func summarize(h *check.History, plan []Fault, l *load, w *world) *Summary {
 	_, count := used(plan)
-	s := &Summary{Faults: count, Submits: map[Outcome]int{}, Tasks: map[Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
+	s := &Summary{Faults: count, Submits: map[check.Outcome]int{}, Tasks: map[check.Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
 		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
-		Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
-	best := map[task.Key]Outcome{}
+		Retries: map[check.Outcome]int{}, Reused: len(h.Reused), Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+	for _, r := range h.Retries {
+		s.Retries[r.Outcome]++
+	}
+	for _, q := range h.Queued {
+		if q.Unchecked {
+			s.Unchecked++
+		}
+	}
+	best := map[task.Key]check.Outcome{}
 	for _, x := range h.Submits {
 		s.Submits[x.Outcome]++
-		if b := best[x.Key]; b == "" || x.Outcome == Accepted || b == Refused {
+		if x.Outcome == check.Aborted {
+			s.Aborted++
+			continue
+		}
+		if b := best[x.Key]; b == "" || x.Outcome == check.Accepted || b == check.Refused {
 			best[x.Key] = x.Outcome
 		}
 	}
@@ -56,7 +73,7 @@ func summarize(h *History, plan []Fault, l *load, w *world) *Summary {
 	}
 	for _, t := range h.Tasks {
 		s.States[string(t.State)]++
-		if best[t.Key] == Unknown {
+		if best[t.Run.Key] == check.Unknown {
 			s.Traced++
 		}
 	}
@@ -80,9 +97,11 @@ func (s *Summary) String() string {
 		faults = append(faults, fmt.Sprintf("%s %d", k, s.Faults[k]))
 	}
 	row("faults", "%d, of which %d skipped: %s", n, s.LeftOut, strings.Join(faults, ", "))
-	row("submissions", "%d accepted, %d refused, %d unknown, %d not sent", s.Submits[Accepted], s.Submits[Refused], s.Submits[Unknown], s.Missed)
-	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[Accepted], s.Tasks[Refused], s.Tasks[Unknown], s.Traced)
+	row("submissions", "%d accepted, %d refused, %d unknown, %d not sent", s.Submits[check.Accepted], s.Submits[check.Refused], s.Submits[check.Unknown], s.Missed)
+	row("tasks", "%d accepted, %d refused, %d unknown, of which %d ran", s.Tasks[check.Accepted], s.Tasks[check.Refused], s.Tasks[check.Unknown], s.Traced)
 	row("ended", "%d SUCCESS, %d FAILED, %d CANCELLED, %d EXPIRED; %d cancels requested", s.States["SUCCESS"], s.States["FAILED"], s.States["CANCELLED"], s.States["EXPIRED"], s.Cancels)
+	row("retries", "%d accepted, %d refused, %d unknown", s.Retries[check.Accepted], s.Retries[check.Refused], s.Retries[check.Unknown])
+	row("identity", "%d dead letters with a reused id, %d tasks in aborted transactions, %d read while Postgres was away", s.Reused, s.Aborted, s.Unchecked)
 	row("results", "%d more in the topic than tasks", s.Duplicates)
 	row("callbacks", "%d, in %d deliveries", s.Callbacks, s.Deliveries)
 	row("audit log", "%d events", s.Events)
@@ -116,7 +135,7 @@ func (s *Summary) write() error {
 }
 
 // explain lists violations, with the full trace of the first tasks that have one.
-func (w *world) explain(found []Violation) string {
+func (w *world) explain(found []check.Violation) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var b strings.Builder

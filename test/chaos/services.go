@@ -208,15 +208,16 @@ func makeDatabase(ctx context.Context, port int, d *disk) error {
 const watchSQL = `
 CREATE TABLE chaos_changes (
 	n bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), relation text NOT NULL, op text NOT NULL,
-	tenant text NOT NULL, task_id text NOT NULL, before text, after text);
+	tenant text NOT NULL, task_id text NOT NULL, generation int NOT NULL, again bool NOT NULL DEFAULT false, before text, after text);
 CREATE FUNCTION chaos_task() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
 BEGIN
 	IF TG_OP = 'DELETE' THEN
-		INSERT INTO chaos_changes (relation, op, tenant, task_id, before) VALUES ('tasks', TG_OP, OLD.tenant, OLD.task_id, OLD.state);
+		INSERT INTO chaos_changes (relation, op, tenant, task_id, generation, before) VALUES ('tasks', TG_OP, OLD.tenant, OLD.task_id, OLD.generation, OLD.state);
 	ELSIF TG_OP = 'INSERT' THEN
-		INSERT INTO chaos_changes (relation, op, tenant, task_id, after) VALUES ('tasks', TG_OP, NEW.tenant, NEW.task_id, NEW.state);
+		INSERT INTO chaos_changes (relation, op, tenant, task_id, generation, after) VALUES ('tasks', TG_OP, NEW.tenant, NEW.task_id, NEW.generation, NEW.state);
 	ELSIF OLD.state <> NEW.state THEN
-		INSERT INTO chaos_changes (relation, op, tenant, task_id, before, after) VALUES ('tasks', TG_OP, NEW.tenant, NEW.task_id, OLD.state, NEW.state);
+		INSERT INTO chaos_changes (relation, op, tenant, task_id, generation, again, before, after)
+			VALUES ('tasks', TG_OP, NEW.tenant, NEW.task_id, NEW.generation, NEW.generation > OLD.generation, OLD.state, NEW.state);
 	END IF;
 	RETURN NULL;
 END $$;
@@ -224,9 +225,9 @@ CREATE TRIGGER chaos_task AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW
 CREATE FUNCTION chaos_result() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
 BEGIN
 	IF TG_OP = 'DELETE' THEN
-		INSERT INTO chaos_changes (relation, op, tenant, task_id, before) VALUES ('results', TG_OP, OLD.tenant, OLD.task_id, OLD.state);
+		INSERT INTO chaos_changes (relation, op, tenant, task_id, generation, before) VALUES ('results', TG_OP, OLD.tenant, OLD.task_id, OLD.generation, OLD.state);
 	ELSE
-		INSERT INTO chaos_changes (relation, op, tenant, task_id, after) VALUES ('results', TG_OP, NEW.tenant, NEW.task_id, NEW.state);
+		INSERT INTO chaos_changes (relation, op, tenant, task_id, generation, after) VALUES ('results', TG_OP, NEW.tenant, NEW.task_id, NEW.generation, NEW.state);
 	END IF;
 	RETURN NULL;
 END $$;

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -41,9 +42,12 @@ type world struct {
 	begin time.Time
 	bin   string
 
-	kafka, redis, postgres *service
+	kafka, redis, postgres *service // nil if they are clusters
+	cluster                *cluster // nil if they are not
 	disk                   *disk
 	proxies                *proxies
+	load                   *load
+	recreated              bool // tasks.low; what it held is gone
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken
@@ -151,12 +155,40 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 	if err := w.prepare(); err != nil {
 		return w, err
 	}
-	w.say("starting Kafka, Redis and Postgres in %s", filepath.Dir(w.kafka.dir))
+	w.say("starting Kafka, Redis and Postgres")
 	bin := make(chan string, 1)
 	go func() {
 		defer close(bin)
 		bin <- harness.Binary(t) // builds while the services start
 	}()
+	err = w.startServices(ctx)
+	var ok bool
+	if w.bin, ok = <-bin; err != nil || !ok {
+		return w, errors.Join(err, ctx.Err())
+	}
+	if err := w.connect(ctx); err != nil {
+		return w, err
+	}
+	in := &harness.Installation{Settings: settings()}
+	if w.cluster != nil {
+		in.Settings["kafka.replication"] = 3
+	}
+	for _, lane := range append([]string{"direct"}, Lanes...) {
+		in.WriteConfig(t, filepath.Join(dir, lane+".yaml"), w.addresses(lane))
+	}
+	w.say("starting 12 processes and %d devices", len(specs()))
+	if err := w.startFleet(ctx); err != nil {
+		return w, err
+	}
+	return w, w.startProcesses(ctx)
+}
+
+// startServices starts the services, in parallel where possible.
+func (w *world) startServices(ctx context.Context) (err error) {
+	if w.cluster != nil {
+		_, err = w.cluster.run(ctx, "up")
+		return err
+	}
 	up := make(chan error, 3)
 	start := func(s *service) { up <- s.start(ctx) }
 	for _, s := range []*service{w.kafka, w.redis, w.postgres} {
@@ -169,22 +201,7 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 	for range 3 {
 		err = errors.Join(err, <-up)
 	}
-	var ok bool
-	if w.bin, ok = <-bin; err != nil || !ok {
-		return w, errors.Join(err, ctx.Err())
-	}
-	if err := w.connect(ctx); err != nil {
-		return w, err
-	}
-	in := &harness.Installation{Settings: settings()}
-	for _, lane := range append([]string{"direct"}, Lanes...) {
-		in.WriteConfig(t, filepath.Join(dir, lane+".yaml"), w.addresses(lane))
-	}
-	w.say("starting 12 processes and %d devices", len(specs()))
-	if err := w.startFleet(ctx); err != nil {
-		return w, err
-	}
-	return w, w.startProcesses(ctx)
+	return err
 }
 
 // prepare chooses directories and ports.
@@ -205,6 +222,10 @@ func (w *world) prepare() error {
 	}
 	if err := os.Chmod(data, 0o755); err != nil { // Postgres runs as another user
 		return fmt.Errorf("letting other users into the directory of the services: %w", err)
+	}
+	if *many {
+		w.disk = &disk{why: "the services are clusters"}
+		return w.prepareCluster(data)
 	}
 	if w.disk, err = newDisk(filepath.Join(data, "disk")); err != nil {
 		return err
@@ -252,6 +273,7 @@ func (w *world) reap(data string) error {
 	script := filepath.Join(filepath.Dir(file), "..", "..", "scripts", "services")
 	cmd := exec.Command("bash", "-c", `read -r _
 export BATCHYARD_SERVICES_MODE=native
+BATCHYARD_SERVICES_DIR=$1/cluster "$2" cluster down
 for s in kafka redis postgres; do
 	BATCHYARD_SERVICES_DIR=$1/$s "$2" kill $s
 	cp "$1/$s/$s/log" "$3/$s.log"
@@ -275,6 +297,12 @@ rm -rf "$1"`, "reap", data, script, w.dir) //nolint:noctx // it outlives us
 
 // addresses returns the settings with the addresses of the services in a lane.
 func (w *world) addresses(lane string) map[string]any {
+	if w.cluster != nil {
+		return map[string]any{
+			"kafka.brokers": w.cluster.brokers(), "redis.addr": strings.Join(w.cluster.nodes(), ","), "postgres.url": w.cluster.databaseURL(),
+			"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
+		}
+	}
 	kafka, redis, postgres := w.kafka.port, w.redis.port, w.postgres.port
 	if lane != "direct" {
 		kafka, redis, postgres = w.kafka.lanes[lane], w.redis.lanes[lane], w.postgres.lanes[lane]
@@ -286,19 +314,42 @@ func (w *world) addresses(lane string) map[string]any {
 	}
 }
 
+// brokers returns the addresses of Kafka in a lane.
+func (w *world) brokers(lane string) []string {
+	switch {
+	case w.cluster != nil:
+		return w.cluster.brokers()
+	case lane == "direct":
+		return []string{local(w.kafka.port)}
+	}
+	return []string{local(w.kafka.lanes[lane])}
+}
+
+// createDatabase returns the URL of the database, which it creates.
+func (w *world) createDatabase(ctx context.Context) (string, error) {
+	if w.cluster != nil {
+		return w.cluster.databaseURL(), nil // scripts/services created it
+	}
+	return postgresURL(w.postgres.port, "chaos"), makeDatabase(ctx, w.postgres.port, w.disk)
+}
+
 // connect creates topics and schema, and opens the test's own connections.
 func (w *world) connect(ctx context.Context) error {
-	if err := makeDatabase(ctx, w.postgres.port, w.disk); err != nil {
+	url, err := w.createDatabase(ctx)
+	if err != nil {
 		return err
 	}
-	url := postgresURL(w.postgres.port, "chaos")
 	if err := migrations.Up(ctx, url); err != nil {
 		return fmt.Errorf("creating the schema: %w", err)
 	}
 	if err := admin(ctx, url, watchSQL); err != nil {
 		return err
 	}
-	log, err := stream.Open(ctx, stream.Config{Brokers: []string{local(w.kafka.port)}, TopicPrefix: topicBase, Partitions: 4, Replication: 1}, slog.New(slog.DiscardHandler), nil)
+	replication := 1
+	if w.cluster != nil {
+		replication = 3
+	}
+	log, err := stream.Open(ctx, stream.Config{Brokers: w.brokers("direct"), TopicPrefix: topicBase, Partitions: 4, Replication: replication}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return fmt.Errorf("connecting to Kafka: %w", err)
 	}
@@ -315,9 +366,10 @@ func (w *world) connect(ctx context.Context) error {
 		return fmt.Errorf("connecting to Postgres: %w", err)
 	}
 	w.closes = append(w.closes, w.pool.Close)
-	w.rdb = redis.NewClient(&redis.Options{Addr: local(w.redis.port), ClientName: "chaos"})
-	w.closes = append(w.closes, func() { _ = w.rdb.Close() })
-	if w.client, err = kgo.NewClient(kgo.SeedBrokers(local(w.kafka.port)), kgo.ClientID("chaos")); err != nil {
+	if err := w.connectRedis(ctx); err != nil {
+		return err
+	}
+	if w.client, err = kgo.NewClient(kgo.SeedBrokers(w.brokers("direct")...), kgo.ClientID("chaos")); err != nil {
 		return fmt.Errorf("connecting to Kafka: %w", err)
 	}
 	w.closes = append(w.closes, w.client.Close)

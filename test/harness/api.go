@@ -138,7 +138,7 @@ func accepted(t testing.TB, answer Answer) []string {
 	answer.Into(t, &list)
 	ids := make([]string, 0, len(list.Tasks))
 	for _, one := range list.Tasks {
-		require.Equal(t, task.Pending, one.State)
+		require.NotEmpty(t, one.State)
 		ids = append(ids, one.ID)
 	}
 	return ids

@@ -95,7 +95,17 @@ func quick() map[string]any {
 func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
 	t.Helper()
 	in := Bare(t, s, settings)
-	log, err := stream.Open(t.Context(), stream.Config{Brokers: s.Brokers, TopicPrefix: in.TopicPrefix, Partitions: in.partitions(), Replication: 1}, slog.New(slog.DiscardHandler), nil)
+	in.CreateTopics(t)
+	return in
+}
+
+// CreateTopics creates the topics of an installation that was made by Bare.
+func (in *Installation) CreateTopics(t testing.TB) {
+	t.Helper()
+	brokers, ok := in.Settings["kafka.brokers"].([]string)
+	require.True(t, ok)
+	replication, _ := in.Settings["kafka.replication"].(int)
+	log, err := stream.Open(t.Context(), stream.Config{Brokers: brokers, TopicPrefix: in.TopicPrefix, Partitions: in.partitions(), Replication: max(1, replication)}, slog.New(slog.DiscardHandler), nil)
 	require.NoError(t, err)
 	// On a busy machine a broker may be considered dead for a moment, and then learn
 	// late about new topics.
@@ -105,7 +115,6 @@ func Install(t testing.TB, s *Services, settings map[string]any) *Installation {
 	})
 	Eventually(t, Patience, "the topics exist", func() bool { return log.CheckTopics(t.Context()) == nil })
 	require.NoError(t, log.Close())
-	return in
 }
 
 func (in *Installation) partitions() int {
@@ -137,11 +146,18 @@ func Bare(t testing.TB, s *Services, settings map[string]any) *Installation {
 	in.WriteConfig(t, in.ConfigPath, nil)
 
 	var err error
-	in.kafka, err = kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
+	brokers, ok := in.Settings["kafka.brokers"].([]string)
+	require.True(t, ok)
+	in.kafka, err = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
 		kgo.ProducerBatchMaxBytes(16<<20), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.AllowIdempotentProduceCancellation())
 	require.NoError(t, err)
 	t.Cleanup(in.kafka.Close)
-	in.redis = redis.NewClient(&redis.Options{Addr: s.RedisAddr})
+	if addr, ok := in.Settings["redis.addr"].(string); ok && strings.Contains(addr, ",") {
+		in.redis, err = store.OpenRedis(t.Context(), store.RedisConfig{Addr: addr}, nil, nil)
+		require.NoError(t, err)
+	} else {
+		in.redis = redis.NewClient(&redis.Options{Addr: s.RedisAddr})
+	}
 	t.Cleanup(func() { _ = in.redis.Close() })
 	return in
 }

@@ -12,14 +12,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/internal/unreachable"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
@@ -35,8 +36,10 @@ type App struct {
 	metrics  *metrics.Metrics
 
 	Log   *stream.Client
-	Redis redis.UniversalClient
+	Redis *store.Redis
 	Pool  *pgxpool.Pool // nil if no stage needs Postgres
+
+	postgres need // of the stage that needs it most
 
 	names  []string // of the stages in this process
 	stages []*running
@@ -109,34 +112,66 @@ func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 	if err := a.Log.CheckTopics(ctx); err != nil {
 		return err
 	}
-	if a.Redis, err = store.OpenRedis(ctx, a.cfg.Redis); err != nil {
+	if a.Redis, err = store.OpenRedis(ctx, a.cfg.Redis, a.logger, a.metrics); err != nil {
 		return err
 	}
 	a.closes = append(a.closes, func() { _ = a.Redis.Close() })
-	if !slices.ContainsFunc(specs, func(s stageSpec) bool { return s.postgres }) {
-		return nil
+	return a.connectPostgres(ctx, specs)
+}
+
+// connectPostgres connects to Postgres as much as the stages need it.
+func (a *App) connectPostgres(ctx context.Context, specs []stageSpec) error {
+	for _, s := range specs {
+		a.postgres = max(a.postgres, s.postgres)
 	}
-	if a.Pool, err = OpenPostgres(ctx, a.cfg.Postgres); err != nil {
+	var err error
+	switch a.postgres {
+	case never:
+		return nil
+	case wanted:
+		a.Pool, _, err = openPool(ctx, a.cfg.Postgres) // connects when it is used
+	case required:
+		a.Pool, err = OpenPostgres(ctx, a.cfg.Postgres)
+	}
+	if err != nil {
 		return err
 	}
 	a.closes = append(a.closes, a.Pool.Close)
+	if a.postgres == wanted {
+		return nil
+	}
+	if err := checkSessions(ctx, a.Pool, a.cfg.Postgres); err != nil {
+		return err
+	}
 	return migrations.Check(ctx, a.Pool)
+}
+
+// checkSessions refuses a connection pooler that the stages cannot work with.
+func checkSessions(ctx context.Context, pool *pgxpool.Pool, cfg PostgresConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*cfg.Timeout)
+	defer cancel()
+	err := pg.CheckSessions(ctx, pool)
+	if errors.Is(err, pg.ErrSharedSessions) {
+		return fmt.Errorf("connecting to Postgres: %w", err)
+	}
+	if err != nil {
+		c := pool.Config().ConnConfig
+		return &unreachable.Error{Service: "Postgres", Addr: addressOf(c), Setting: "postgres.url", Err: errors.New(oneLine(err))}
+	}
+	return nil
+}
+
+// addressOf names a database, without its user.
+func addressOf(c *pgx.ConnConfig) string {
+	return fmt.Sprintf("%s:%d, database %s", c.Host, c.Port, c.Database)
 }
 
 // OpenPostgres connects to Postgres and checks that it answers. The error is an
 // *unreachable.Error if it doesn't.
 func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error) {
-	pc, err := cfg.parse()
+	pool, where, err := openPool(ctx, cfg)
 	if err != nil {
 		return nil, err
-	}
-	where := fmt.Sprintf("%s:%d, database %s", pc.ConnConfig.Host, pc.ConnConfig.Port, pc.ConnConfig.Database)
-	pc.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by the configuration
-	pc.ConnConfig.ConnectTimeout = cfg.Timeout
-	pc.ConnConfig.RuntimeParams["application_name"] = "batchyard"
-	pool, err := pgxpool.NewWithConfig(ctx, pc)
-	if err != nil {
-		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
@@ -145,6 +180,23 @@ func OpenPostgres(ctx context.Context, cfg PostgresConfig) (*pgxpool.Pool, error
 		return nil, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: errors.New(oneLine(err))}
 	}
 	return pool, nil
+}
+
+// openPool returns a pool that connects when it is used, and the address for messages.
+func openPool(ctx context.Context, cfg PostgresConfig) (_ *pgxpool.Pool, where string, err error) {
+	pc, err := cfg.parse()
+	if err != nil {
+		return nil, "", err
+	}
+	where = addressOf(pc.ConnConfig)
+	pc.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by the configuration
+	pc.ConnConfig.ConnectTimeout = cfg.Timeout
+	pc.ConnConfig.RuntimeParams["application_name"] = "batchyard"
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, where, &unreachable.Error{Service: "Postgres", Addr: where, Setting: "postgres.url", Err: err}
+	}
+	return pool, where, nil
 }
 
 // oneLine removes line breaks from an error: connection errors list every address that

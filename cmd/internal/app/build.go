@@ -13,10 +13,19 @@ import (
 
 // Producer returns a producer that writes under this process's name. The caller closes it.
 func (a *App) Producer() *producer.Producer {
-	return producer.New(a.cfg.Task, producer.Deps{
+	deps := producer.Deps{
 		Stream: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Cancels: a.shared().cancels,
 		Logger: a.logger.With("stage", "producer"), Metrics: a.metrics, Instance: a.actor("producer"),
-	})
+	}
+	if a.Pool != nil {
+		deps.Known = a.lookup()
+	}
+	return producer.New(a.cfg.Task, deps)
+}
+
+// lookup returns what is asked about known tasks. It needs Postgres.
+func (a *App) lookup() *status.Lookup {
+	return status.NewLookup(a.cfg.Status, a.Store(), a.logger)
 }
 
 // Store returns the store that answers queries about tasks. It needs Postgres.
@@ -53,9 +62,9 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 func (a *App) checks() []api.Check {
 	cs := []api.Check{
 		{Name: "kafka", Ping: a.Log.Ping},
-		{Name: "redis", Ping: func(ctx context.Context) error { return a.Redis.Ping(ctx).Err() }},
+		{Name: "redis", Ping: func(ctx context.Context) error { return a.Redis.Ping(ctx).Err() }, Note: a.Redis.Note},
 	}
-	if a.Pool != nil {
+	if a.postgres == required {
 		cs = append(cs, api.Check{Name: "postgres", Ping: a.Pool.Ping})
 	}
 	for _, name := range a.names {

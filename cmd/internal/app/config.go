@@ -93,6 +93,7 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	for _, check := range []func() error{ // what struct tags cannot express
 		func() error { _, err := policyOf(&cfg); return err },
 		cfg.Callbacks.Check,
+		cfg.Kafka.Check,
 		func() error { _, err := cfg.Postgres.parse(); return err },
 	} {
 		if err := check(); err != nil {

@@ -52,7 +52,7 @@ func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 	status := map[string]string{}
 	code := http.StatusOK
 	for _, c := range a.checks() {
-		status[c.Name] = "ok"
+		status[c.Name] = c.State()
 		if err := c.Ping(ctx); err != nil {
 			status[c.Name], code = oneLine(err), http.StatusServiceUnavailable
 		}

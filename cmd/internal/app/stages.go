@@ -18,20 +18,29 @@ type stageSpec struct {
 	name     string
 	what     string
 	phase    int
-	postgres bool
+	postgres need
 	build    func(*App) (func(ctx context.Context, ready func()) error, error)
 }
 
 const phaseCount = 5
 
+// need says how much a stage needs Postgres.
+type need int
+
+const (
+	never    need = iota
+	wanted        // it runs without, and knows less: it must also start while Postgres is away
+	required      // it does not start without
+)
+
 // stages lists all stages in the order of a task's path.
 var stages = []stageSpec{
-	{"api", "HTTP: submit, status, devices", 0, true, buildAPI},
-	{"router", "tasks to devices", 1, false, buildRouter},
-	{"batcher", "assignments to batches", 2, false, buildBatcher},
-	{"workers", "batches to results", 3, false, buildWorkers},
-	{"audit", "events and results to Postgres", 4, true, buildAudit},
-	{"callbacks", "results to the users' endpoints", 4, true, buildCallbacks},
+	{"api", "HTTP: submit, status, devices", 0, required, buildAPI},
+	{"router", "tasks to devices", 1, wanted, buildRouter},
+	{"batcher", "assignments to batches", 2, never, buildBatcher},
+	{"workers", "batches to results", 3, never, buildWorkers},
+	{"audit", "events and results to Postgres", 4, required, buildAudit},
+	{"callbacks", "results to the users' endpoints", 4, required, buildCallbacks},
 }
 
 // StageNames returns the names of all stages.
@@ -86,11 +95,15 @@ func (a *App) actor(stage string) string { return stage + "@" + a.instance }
 
 func buildRouter(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
-	r, err := router.New(a.cfg.Router, router.Deps{
+	deps := router.Deps{
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: in.registry, Credits: in.credits, Rates: in.rates,
 		Cancels: in.cancels, Control: in.control,
 		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.cfg.Kafka.Retention,
-	})
+	}
+	if a.Pool != nil {
+		deps.Known = a.lookup()
+	}
+	r, err := router.New(a.cfg.Router, deps)
 	if err != nil {
 		return nil, err
 	}

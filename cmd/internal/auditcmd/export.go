@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/audit/query"
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/internal/text"
 )
 
 // exportFlags are the flags of audit export.
@@ -67,7 +68,7 @@ func auditExport(ctx context.Context, c *cli.Env, url string, f query.Filter, e 
 	return withPostgres(ctx, c, url, func(pool *pgxpool.Pool, _ app.Config) error {
 		n := int64(0)
 		err := writeOutput(c.Out, e.output, func(w io.Writer) error {
-			enc := json.NewEncoder(w)
+			enc := json.NewEncoder(text.JSONLines(w))
 			enc.SetEscapeHTML(false)
 			return logError(query.NewReader(pool).Search(ctx, f, func(r *query.Row) error {
 				n++

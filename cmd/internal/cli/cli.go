@@ -78,11 +78,14 @@ func (c *Env) ClientFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.Tenant, "tenant", os.Getenv("BATCHYARD_TENANT"), "`tenant` that owns the tasks (BATCHYARD_TENANT; default: the tenant \"default\")")
 }
 
+// DefaultServer is the address of the API without a flag or a variable.
+const DefaultServer = "http://127.0.0.1:8080"
+
 // ServerFlag is for commands that reach the API but own no tasks.
 func (c *Env) ServerFlag(cmd *cobra.Command) {
 	server := os.Getenv("BATCHYARD_SERVER")
 	if server == "" {
-		server = "http://127.0.0.1:8080"
+		server = DefaultServer
 	}
 	cmd.Flags().StringVar(&c.Server, "server", server, "`URL` of Batchyard's HTTP API (BATCHYARD_SERVER)")
 }

@@ -17,6 +17,8 @@ const (
 	ExitFailed      = 1 // the work did not succeed
 	ExitUsage       = 2 // wrong usage or configuration, or invalid input
 	ExitUnreachable = 3 // a service cannot be reached
+
+	ExitInterrupted = 130 // Ctrl-C or SIGTERM came before the end, as shells report it
 )
 
 // exitError is an error with the exit code that it ends the program with.

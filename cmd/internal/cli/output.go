@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/batchyard/batchyard/internal/text"
 )
 
 // Table prints rows in aligned columns. It holds rows until Flush, so a long table
@@ -123,7 +125,7 @@ func Or(values []string) string {
 
 // PrintJSON writes one JSON value on one line of standard output.
 func (c *Env) PrintJSON(v any) error {
-	e := json.NewEncoder(c.Out)
+	e := json.NewEncoder(text.JSONLines(c.Out))
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("writing JSON: %w", err)

@@ -89,16 +89,22 @@ type fact struct {
 }
 
 // nameable reports whether the key can be part of a fact.
-func nameable(k task.Key) bool {
+func nameable(k task.Run) bool {
 	return k.Tenant != "" && k.ID != "" && len(k.Tenant)+len(k.ID) < maxEntry/2 &&
-		bytes.IndexByte([]byte(k.Tenant), 0) < 0 && bytes.IndexByte([]byte(k.ID), 0) < 0
+		bytes.IndexByte([]byte(k.Tenant), 0) < 0 && !bytes.ContainsAny([]byte(k.ID), string([]byte{0, generationMark}))
 }
 
+// generationMark separates a task's id from the number of its generation, if that is not the first.
+const generationMark = 1
+
 // appendFact encodes a fact about a task.
-func appendFact(b []byte, k task.Key, f *fact) []byte {
+func appendFact(b []byte, k task.Run, f *fact) []byte {
 	b = append(b, k.Tenant...)
 	b = append(b, 0)
 	b = append(b, k.ID...)
+	if k.Generation > 0 {
+		b = strconv.AppendInt(append(b, generationMark), int64(k.Generation), 10)
+	}
 	b = append(b, 0, f.kind, f.flags)
 	switch f.kind {
 	case factRecord, factParked, factOnTheWay, factDead:
@@ -164,9 +170,11 @@ func splitFact(b []byte) (name []byte, f fact) {
 	return name, f
 }
 
-func keyOf(name []byte) task.Key {
+func keyOf(name []byte) task.Run {
 	tenant, id, _ := bytes.Cut(name[:len(name)-1], []byte{0})
-	return task.Key{Tenant: string(tenant), ID: string(id)}
+	id, generation, _ := bytes.Cut(id, []byte{generationMark})
+	n, _ := strconv.Atoi(string(generation)) // 0 for the first
+	return task.Run{Key: task.Key{Tenant: string(tenant), ID: string(id)}, Generation: n}
 }
 
 // A note is a fact about a position in events, results or a topic of tasks: topic,
@@ -215,7 +223,7 @@ func (s *facts) close() {
 	s.positions.close()
 }
 
-func (s *facts) add(k task.Key, f fact) error {
+func (s *facts) add(k task.Run, f fact) error {
 	s.buf = appendFact(s.buf[:0], k, &f)
 	return s.tasks.add(s.buf)
 }

@@ -150,14 +150,22 @@ func (h *history) finish(stage, topic string, keep func(*stream.Record) bool) {
 // record runs the recorder until Postgres holds everything in results and events.
 func (h *history) record() {
 	h.t.Helper()
+	h.recordUntil(func(ctx context.Context) {
+		require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: testenv.Patience}.withDefaults()))
+	})
+}
+
+// recordUntil runs a recorder until a function returns.
+func (h *history) recordUntil(done func(context.Context)) {
+	h.t.Helper()
 	ctx, stop := context.WithTimeout(h.t.Context(), testenv.Patience)
 	defer stop()
 	rec := recorder.New(recorder.Config{CheckpointDir: h.t.TempDir()}, recorder.Deps{Log: h.log, Pool: h.pool, Logger: slog.New(slog.DiscardHandler), Metrics: metrics.New(nil), Instance: "audit@test-1"})
-	done := make(chan error, 1)
-	go func() { done <- rec.Run(ctx, func() {}) }()
-	require.NoError(h.t, awaitRecorder(ctx, h.log, h.pool, Options{Wait: testenv.Patience}.withDefaults()))
+	ended := make(chan error, 1)
+	go func() { ended <- rec.Run(ctx, func() {}) }()
+	done(ctx)
 	stop()
-	require.NoError(h.t, <-done)
+	require.NoError(h.t, <-ended)
 }
 
 func (h *history) sql(text string, args ...any) {

@@ -50,6 +50,9 @@ func (l *look) judgeTasks() error {
 			name = append(name[:0], n...)
 			*a = account{offered: a.offered[:0]}
 		}
+		if a.full(&f) {
+			return l.facts.note(note{where: f.where, kind: noteAtMost, n: 1}) // whether it is a duplicate is unknown
+		}
 		a.take(&f)
 		return nil
 	})
@@ -57,6 +60,15 @@ func (l *look) judgeTasks() error {
 		err = l.judge(keyOf(name), a)
 	}
 	return err
+}
+
+// full reports whether a result was read that take would not keep. It counts as offered.
+func (a *account) full(f *fact) bool {
+	if f.kind != factOffered || f.flags&flagLater != 0 || len(a.offered) < mostOffered {
+		return false
+	}
+	a.offers++
+	return true
 }
 
 // take adds a fact. Facts come in the order of their kinds.
@@ -89,9 +101,7 @@ func (a *account) take(f *fact) {
 			a.differ = true
 		}
 		a.wasPassed, a.passed = true, f.where
-		if len(a.offered) < mostOffered {
-			a.offered = append(a.offered, *f)
-		}
+		a.offered = append(a.offered, *f)
 	case factResult:
 		a.hasResult, a.result = true, *f
 	case factState:
@@ -120,9 +130,9 @@ func (l *look) whole(topics []string, times ...int64) bool {
 }
 
 // judge counts one task and reports its problems.
-func (l *look) judge(k task.Key, a *account) error {
+func (l *look) judge(k task.Run, a *account) error {
 	wrong := func(kind Kind, at, format string, args ...any) bool {
-		return l.r.wrong(l.before, Problem{Kind: kind, Tenant: k.Tenant, TaskID: k.ID, At: at, What: fmt.Sprintf(format, args...)})
+		return l.r.wrong(l.before, Problem{Kind: kind, Tenant: k.Tenant, TaskID: k.ID, Generation: k.Generation, At: at, What: fmt.Sprintf(format, args...)})
 	}
 	if a.accepted {
 		l.r.Accepted++
@@ -201,7 +211,7 @@ func (l *look) judgeState(a *account, wrong complain) {
 }
 
 // judgeResult checks a task that has a result.
-func (l *look) judgeResult(k task.Key, a *account, wrong complain) error {
+func (l *look) judgeResult(k task.Run, a *account, wrong complain) error {
 	match := false
 	for i := range a.offered {
 		o := &a.offered[i]

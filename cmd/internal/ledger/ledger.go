@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -106,6 +107,7 @@ const (
 	RecordLost       Kind = "record_lost"
 	RecordsGone      Kind = "records_gone"
 	OffsetsBeyond    Kind = "offsets_beyond"
+	TopicReplaced    Kind = "topic_replaced"
 	ChainRows        Kind = "chain_rows"
 	StillInFlight    Kind = "in_flight"
 	mostNamesBetween      = 10_000
@@ -131,23 +133,25 @@ var Kinds = []struct {
 	{RecordLost, "an unreadable record was finished, but is not a dead letter"},
 	{RecordsGone, "Kafka removed records before the recorder read them"},
 	{OffsetsBeyond, "Postgres has recorded more than the topic holds: the topic was recreated or lost its last records"},
+	{TopicReplaced, "the topic is not the one that was recorded before: what the old one held and was not recorded is lost"},
 	{ChainRows, "audit_chains and audit_log disagree about the number of rows"},
 	{StillInFlight, "tasks are in flight, which --settled forbids"},
 }
 
 // Problem is one violation.
 type Problem struct {
-	Kind   Kind   `json:"kind"`
-	Tenant string `json:"tenant,omitempty"`
-	TaskID string `json:"task_id,omitempty"`
-	At     string `json:"at,omitempty"` // a position: topic/partition@offset
-	What   string `json:"what"`
+	Kind       Kind   `json:"kind"`
+	Tenant     string `json:"tenant,omitempty"`
+	TaskID     string `json:"task_id,omitempty"`
+	Generation int    `json:"generation,omitempty"`
+	At         string `json:"at,omitempty"` // a position: topic/partition@offset
+	What       string `json:"what"`
 }
 
 // name identifies the task or position that the problem is about.
 func (p *Problem) name() string {
 	if p.TaskID != "" {
-		return p.Tenant + "\x00" + p.TaskID
+		return p.Tenant + "\x00" + p.TaskID + "\x00" + strconv.Itoa(p.Generation)
 	}
 	return p.At
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/audittest"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // settled returns a history without problems: all tasks have ended, two of them twice; some
@@ -182,6 +184,27 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"the offsets are beyond the log", func(h *history) {
 			h.sql("UPDATE stream_offsets SET next_offset = 100000 WHERE topic = 'events' AND partition = 0")
 		}, map[Kind]string{OffsetsBeyond: "events"}},
+		{"records were deleted before they were recorded", func(h *history) {
+			h.sql("INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement) VALUES ('events', 1, 'records_missed', 0, 5, 9, now(), 'audit@test', '')")
+		}, map[Kind]string{RecordsGone: "events/1@5"}},
+		{"the topics of the recorder were created again", func(h *history) {
+			for _, topic := range []string{stream.Events, stream.Results} {
+				audittest.Recreate(t, h.log, topic)
+			}
+			all := ids("again", 20) // their records have offsets that those of other tasks had before
+			h.submit(all...)
+			h.end(task.Success, all...)
+			for _, topic := range back {
+				h.finish("router", topic, nil)
+			}
+			h.recordUntil(func(ctx context.Context) {
+				require.Eventually(t, func() bool {
+					var n int
+					return h.pool.QueryRow(ctx, "SELECT count(*) FROM results WHERE task_id LIKE 'again%'").Scan(&n) == nil && n == 20
+				}, testenv.Patience, 20*time.Millisecond)
+			})
+			h.record()
+		}, map[Kind]string{TopicReplaced: "/"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -199,6 +222,19 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A task may have more results than are kept to compare them.
+func TestManyResultsOfOneTask(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	for range mostOffered + 10 {
+		h.end(task.Failed, "t-020")
+	}
+	h.record()
+	r := h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(mostOffered+10+2), r.Events.Duplicates)
 }
 
 func TestProblemsOfOnlyOnePassAreNotReported(t *testing.T) {

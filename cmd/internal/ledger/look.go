@@ -9,7 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -40,6 +41,7 @@ type look struct {
 	facts  *facts
 
 	recorded offsets
+	replaced map[audit.TopicPartition]int64 // first row of the topic that there is now, if it was replaced
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
 	since    map[string]int64 // by topic: since when it is complete, in microseconds; 0: from its start
@@ -49,7 +51,7 @@ type look struct {
 
 func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options, before *Report) (*Report, error) {
 	l := &look{log: log, pool: pool, o: o, r: newReport(o.Problems), before: before, facts: newFacts(o.Dir, o.Memory),
-		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}}
+		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}, replaced: map[audit.TopicPartition]int64{}}
 	defer l.facts.close()
 	for _, step := range []func(context.Context) error{l.readTables, l.standStill, l.readDead, l.readTasks, l.readWay, l.readResultsTopic, l.readEvents} {
 		if err := step(ctx); err != nil {
@@ -111,6 +113,9 @@ func (l *look) reach(ctx context.Context, topic string) error {
 			out.Lag += max(0, s.End-max(next, s.First))
 		}
 		if s.First == 0 {
+			if l.since[topic] > 0 { // the topic was replaced then
+				out.Complete = false
+			}
 			continue
 		}
 		out.Complete = false
@@ -170,12 +175,15 @@ func positionOf(r *stream.Record) position {
 }
 
 // taskOf returns the task of a record in tasks.*, with the defaults that the router sets.
-func taskOf(r *stream.Record) (task.Key, bool) {
-	t, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
-	if err != nil {
-		return task.Key{}, false
+func taskOf(r *stream.Record) (task.Run, bool) {
+	if r.Topic == stream.TasksParked && !r.Ours() {
+		return task.Run{}, false
 	}
-	k := t.Key()
+	t, err := wire.DecodeOwnTask(r.Value, r.Header(wire.HeaderContentType))
+	if err != nil {
+		return task.Run{}, false
+	}
+	k := t.Run()
 	if k.ID == "" {
 		k.ID = records.TaskID(r)
 	}
@@ -241,7 +249,7 @@ func (l *look) readWay(ctx context.Context) error {
 				continue
 			}
 			err := l.log.ScanRange(ctx, topic, s.Partition, s.Committed(), s.End, func(r *stream.Record) error {
-				if !s.Unfinished(r.Offset) {
+				if !s.Unfinished(r.Offset) || !r.Ours() {
 					return nil
 				}
 				return l.addAll(keysOf(topic, r), fact{kind: factOnTheWay, where: positionOf(r)})
@@ -254,7 +262,7 @@ func (l *look) readWay(ctx context.Context) error {
 	return nil
 }
 
-func (l *look) addAll(keys []task.Key, f fact) error {
+func (l *look) addAll(keys []task.Run, f fact) error {
 	for _, k := range keys {
 		if !nameable(k) {
 			continue
@@ -267,7 +275,7 @@ func (l *look) addAll(keys []task.Key, f fact) error {
 }
 
 // keysOf returns the tasks in a record of a topic; nil if it is unreadable.
-func keysOf(topic string, r *stream.Record) (keys []task.Key) {
+func keysOf(topic string, r *stream.Record) (keys []task.Run) {
 	switch topic {
 	case stream.Assignments:
 		as, err := wire.DecodeFrame[task.Assignment](wire.FrameAssignments, r.Value)
@@ -275,7 +283,7 @@ func keysOf(topic string, r *stream.Record) (keys []task.Key) {
 			return nil
 		}
 		for i := range as {
-			keys = append(keys, as[i].Task.Key())
+			keys = append(keys, as[i].Task.Run())
 		}
 	case stream.Batches:
 		bs, err := wire.DecodeFrame[task.Batch](wire.FrameBatches, r.Value)
@@ -284,12 +292,12 @@ func keysOf(topic string, r *stream.Record) (keys []task.Key) {
 		}
 		for i := range bs {
 			for j := range bs[i].Assignments {
-				keys = append(keys, bs[i].Assignments[j].Task.Key())
+				keys = append(keys, bs[i].Assignments[j].Task.Run())
 			}
 		}
 	case stream.Results:
 		if res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType)); err == nil {
-			keys = append(keys, res.Key())
+			keys = append(keys, res.Run())
 		}
 	}
 	return keys
@@ -315,13 +323,16 @@ func (l *look) readDead(ctx context.Context) error {
 		if err := l.facts.note(n); err != nil {
 			return err
 		}
+		if r.Header(records.HeaderDLQReason) == records.ReasonNotOurs {
+			return nil // it may claim to hold any task
+		}
 		keys := keysOf(topic, r)
 		if keys == nil {
 			k, ok, err := l.taskOfDead(ctx, r, topic, int(partition), int64(offset))
 			if err != nil || !ok {
 				return err
 			}
-			keys = []task.Key{k}
+			keys = []task.Run{k}
 		}
 		return l.addAll(keys, fact{kind: factDead, where: positionOf(r)})
 	})
@@ -329,8 +340,8 @@ func (l *look) readDead(ctx context.Context) error {
 
 // taskOfDead returns the task of a dead letter from tasks.*. A task without an id gets it
 // from the original record, which may be gone.
-func (l *look) taskOfDead(ctx context.Context, r *stream.Record, topic string, partition int, offset int64) (k task.Key, ok bool, err error) {
-	t, err := wire.DecodeTask(r.Value, r.Header(wire.HeaderContentType))
+func (l *look) taskOfDead(ctx context.Context, r *stream.Record, topic string, partition int, offset int64) (k task.Run, ok bool, err error) {
+	t, err := wire.DecodeOwnTask(r.Value, r.Header(wire.HeaderContentType))
 	if err != nil {
 		return k, false, nil //nolint:nilerr // unreadable: it counts by its position
 	}
@@ -349,16 +360,25 @@ func (l *look) taskOfDead(ctx context.Context, r *stream.Record, topic string, p
 	return k, ok, err
 }
 
+// resultOf returns the result of a record, if the recorder takes it.
+func resultOf(r *stream.Record) (*task.Result, error) {
+	if err := records.CheckOurs(r); err != nil {
+		return nil, err
+	}
+	res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
+	if err == nil {
+		err = clean.Result(res)
+	}
+	return res, err
+}
+
 // readResultsTopic reads the results in the topic.
 func (l *look) readResultsTopic(ctx context.Context) error {
 	return l.scan(ctx, stream.Results, func(s *stream.PartitionOffsets, r *stream.Record) error {
 		l.seenAt(r.Time.Add(-time.Hour)) // a duplicate has an audit row of about this time
 		later := r.Offset >= l.recorded.of(stream.Results, s.Partition)
-		res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
-		if err == nil {
-			err = recorder.CheckResult(res)
-		}
-		if err != nil || !nameable(res.Key()) {
+		res, err := resultOf(r)
+		if err != nil || !nameable(res.Run()) {
 			if later {
 				return nil
 			}
@@ -368,7 +388,7 @@ func (l *look) readResultsTopic(ctx context.Context) error {
 		if later {
 			f.flags = flagLater
 		}
-		return l.facts.add(res.Key(), f)
+		return l.facts.add(res.Run(), f)
 	})
 }
 
@@ -383,12 +403,12 @@ func (l *look) readEvents(ctx context.Context) error {
 		err := l.log.ScanRange(ctx, stream.Events, s.Partition, s.First, upTo, func(r *stream.Record) error {
 			l.r.Events.Records++
 			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
-			if err != nil {
+			if err != nil || !r.Ours() {
 				return l.facts.note(note{where: positionOf(r), kind: noteUnreadable})
 			}
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
 			for i := range events {
-				if recorder.CheckEvent(&events[i]) != nil {
+				if clean.Event(&events[i]) != nil {
 					continue // it must be a dead letter
 				}
 				if events[i].Time.Before(l.cut) {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -29,6 +29,9 @@ func (l *look) readTables(ctx context.Context) error {
 	return l.snapshot(ctx, func(tx pgx.Tx) (err error) {
 		l.r.At = time.Now().UTC()
 		if l.recorded, err = recordedOffsets(ctx, tx); err != nil {
+			return err
+		}
+		if err := l.readBreaks(ctx, tx); err != nil {
 			return err
 		}
 		var dropped *time.Time
@@ -53,15 +56,15 @@ func (l *look) readTables(ctx context.Context) error {
 }
 
 func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "results", `SELECT tenant, task_id, state, attempt, finished_at, submitted_at, recorded_at, callback_url IS NOT NULL FROM results`, nil,
+	return rowsOf(ctx, tx, "results", `SELECT tenant, task_id, generation, state, attempt, finished_at, submitted_at, recorded_at, callback_url IS NOT NULL FROM results`, nil,
 		func(rows pgx.Rows) error {
-			var k task.Key
+			var k task.Run
 			var state task.State
 			var attempt uint32
 			var finished, recorded time.Time
 			var submitted *time.Time
 			var callback bool
-			if err := rows.Scan(&k.Tenant, &k.ID, &state, &attempt, &finished, &submitted, &recorded, &callback); err != nil {
+			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &attempt, &finished, &submitted, &recorded, &callback); err != nil {
 				return err
 			}
 			f := fact{kind: factResult, end: end{stateIndex(state), attempt, finished.UnixMicro()}, taken: recorded.UnixMicro()}
@@ -76,13 +79,17 @@ func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "states", `SELECT tenant, task_id, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at FROM tasks`, nil,
+	return rowsOf(ctx, tx, "states", `
+		SELECT tenant, task_id, generation, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at FROM tasks
+		UNION ALL -- tasks has only the last generation: the result of an older one is its state
+		SELECT r.tenant, r.task_id, r.generation, r.state, NULL, r.finished_at FROM results r
+		JOIN tasks t ON t.task_id = r.task_id AND t.tenant = r.tenant AND r.generation < t.generation`, nil,
 		func(rows pgx.Rows) error {
-			var k task.Key
+			var k task.Run
 			var state task.State
 			var submitted *time.Time
 			var updated time.Time
-			if err := rows.Scan(&k.Tenant, &k.ID, &state, &submitted, &updated); err != nil {
+			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &submitted, &updated); err != nil {
 				return err
 			}
 			f := fact{kind: factState, end: end{state: stateIndex(state)}, taken: updated.UnixMicro()}
@@ -94,14 +101,14 @@ func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "callbacks", `SELECT tenant, task_id, callback_id FROM callbacks`, nil, func(rows pgx.Rows) error {
-		var k task.Key
+	return rowsOf(ctx, tx, "callbacks", `SELECT tenant, task_id, generation, callback_id FROM callbacks WHERE task_id IS NOT NULL`, nil, func(rows pgx.Rows) error {
+		var k task.Run
 		var id string
-		if err := rows.Scan(&k.Tenant, &k.ID, &id); err != nil {
+		if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &id); err != nil {
 			return err
 		}
 		f := fact{kind: factCallback}
-		if id != recorder.CallbackID(k) {
+		if id != k.CallbackID() {
 			f.flags = flagOddID
 		}
 		return l.facts.add(k, f)
@@ -113,16 +120,19 @@ func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
 func (l *look) readRows(ctx context.Context) error {
 	l.o.Progress("reading the positions of audit rows from Postgres")
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
-		err := rowsOf(ctx, tx, "audit rows", `SELECT src_topic, src_partition, src_offset, src_index FROM audit_log WHERE time >= $1`, []any{l.rowsFrom()},
+		err := rowsOf(ctx, tx, "audit rows", `SELECT src_topic, src_partition, src_offset, src_index, coalesce(chain_seq, 0) FROM audit_log WHERE time >= $1`, []any{l.rowsFrom()},
 			func(rows pgx.Rows) error {
 				var topic string
 				var partition int
-				var offset int64
+				var offset, seq int64
 				var index uint32
-				if err := rows.Scan(&topic, &partition, &offset, &index); err != nil {
+				if err := rows.Scan(&topic, &partition, &offset, &index, &seq); err != nil {
 					return err
 				}
 				i, ok := topicIndex(topic)
+				if seq < l.replaced[audit.PartitionOf(topic, partition)] {
+					return nil // it is of the topic that was there before
+				}
 				if !ok || offset < l.firstOf(topic, partition) || offset >= l.recorded.of(topic, partition) {
 					return nil // retention removed its record, or it was written during the check
 				}

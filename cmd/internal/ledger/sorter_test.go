@@ -52,7 +52,7 @@ func TestSorterReportsAnUnusableDirectory(t *testing.T) {
 
 func TestFactsReadAsTheyWereWritten(t *testing.T) {
 	t.Parallel()
-	k := task.Key{Tenant: "acme", ID: "änd"}
+	k := task.Run{Key: task.Key{Tenant: "acme", ID: "änd"}, Generation: 2}
 	for _, f := range []fact{
 		{kind: factRecord, flags: flagUnfinished, where: position{2, 7, 1 << 40}},
 		{kind: factOffered, flags: flagLater, where: position{6, 1, 2}, end: end{3, 4, -5}},
@@ -83,7 +83,7 @@ func TestMemoryDoesNotGrowWithTasks(t *testing.T) {
 		}
 		results, _ := topicIndex(stream.Results)
 		for i := range n {
-			k := task.Key{Tenant: "acme", ID: fmt.Sprintf("0199f3c1-7d2a-7000-8000-%012d", i*7919%n)}
+			k := task.Run{Key: task.Key{Tenant: "acme", ID: fmt.Sprintf("0199f3c1-7d2a-7000-8000-%012d", i*7919%n)}}
 			e := end{3, 1, int64(i)}
 			for _, f := range []fact{
 				{kind: factRecord, where: position{1, 0, uint64(i)}},
@@ -119,7 +119,7 @@ func TestMemoryDoesNotGrowWithTasks(t *testing.T) {
 func FuzzSplit(f *testing.F) {
 	f.Add([]byte("acme\x00id"))
 	f.Fuzz(func(t *testing.T, id []byte) {
-		k := task.Key{Tenant: "t", ID: string(id)}
+		k := task.Run{Key: task.Key{Tenant: "t", ID: string(id)}}
 		if !nameable(k) {
 			return
 		}

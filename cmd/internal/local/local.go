@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -46,8 +47,11 @@ type Options struct {
 	Devices    []Device          // empty: a simulated fleet
 	Fleet      []fleet.Spec      // the simulated fleet; nil: fleet.Default()
 	NoDevices  bool              // start no devices and no agents
-	Logger     *slog.Logger
-	Progress   func(step string)
+	// Absent is called for each of Devices that does not answer at the start, with the cause; nil: it is
+	// only logged.
+	Absent   func(Device, error)
+	Logger   *slog.Logger
+	Progress func(step string)
 }
 
 // System is a running Batchyard.
@@ -214,13 +218,17 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 		return nil
 	}
 	var agents []agent.Config
-	for _, d := range o.Devices {
+	lists, absent := askDevices(ctx, o.Devices)
+	for i, d := range o.Devices {
 		c := agent.Config{ID: d.Name, URL: d.URL, Slots: d.Slots, Server: s.URL}
 		if c.Slots == 0 {
 			c.Slots = 4
 		}
-		if !listsModels(ctx, d.URL) {
+		if !lists[i] {
 			c.Models = []string{"*"}
+		}
+		if absent[i] != nil && o.Absent != nil {
+			o.Absent(d, absent[i])
 		}
 		agents = append(agents, c)
 	}
@@ -253,21 +261,38 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 	return nil
 }
 
-// listsModels reports whether a device lists its models. One that answers without a list
-// is assumed to serve any model; one that does not answer is left to its agent.
-func listsModels(ctx context.Context, base string) bool {
+// askDevices asks all devices at once whether they list their models. One that answers without a list
+// is assumed to serve any model; one that does not answer is left to its agent, and absent says why.
+func askDevices(ctx context.Context, devices []Device) (lists []bool, absent []error) {
+	lists, absent = make([]bool, len(devices)), make([]error, len(devices))
+	var wg sync.WaitGroup
+	for i, d := range devices {
+		wg.Go(func() { lists[i], absent[i] = listsModels(ctx, d.URL) })
+	}
+	wg.Wait()
+	return lists, absent
+}
+
+func listsModels(ctx context.Context, base string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1")+"/v1/models", nil)
 	if err != nil {
-		return true // the agent reports the invalid URL
+		return true, err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return true
+		var ue *url.Error
+		if errors.As(err, &ue) {
+			err = ue.Err // without the URL, which the caller has
+		}
+		return true, err
 	}
 	_ = resp.Body.Close()
-	return resp.StatusCode < 400
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode >= http.StatusInternalServerError {
+		return resp.StatusCode < http.StatusBadRequest, fmt.Errorf("status %d (%s)", resp.StatusCode, http.StatusText(resp.StatusCode))
+	}
+	return resp.StatusCode < http.StatusBadRequest, nil
 }
 
 // Ended is closed when the stages have ended, because of Close or of an error, which Close

@@ -29,3 +29,8 @@ func Hash(key string) uint32 {
 	h *= m
 	return h ^ h>>15
 }
+
+// Partition returns the partition of a key, of n.
+func Partition(key string, n int) int32 {
+	return int32((Hash(key) & 0x7fffffff) % uint32(n))
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"strings"
 )
 
 // MaxMetadata is the longest commit metadata that brokers accept by default
@@ -89,4 +90,25 @@ func Contains(spans []Span, offset int64) bool {
 		}
 	}
 	return false
+}
+
+// topicPrefix precedes the id of the topic in the metadata of a commit; the spans follow it.
+const topicPrefix = "topic="
+
+// OfTopic adds the id of the topic that the offset belongs to. An empty id adds nothing.
+func OfTopic(id, spans string) string {
+	if id == "" {
+		return spans
+	}
+	return topicPrefix + id + ";" + spans
+}
+
+// CutTopic returns the id that OfTopic added, or "" without one, and the spans.
+func CutTopic(metadata string) (id, spans string) {
+	rest, ok := strings.CutPrefix(metadata, topicPrefix)
+	if !ok {
+		return "", metadata
+	}
+	id, spans, _ = strings.Cut(rest, ";")
+	return id, spans
 }

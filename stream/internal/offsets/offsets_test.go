@@ -41,6 +41,19 @@ func TestCommitMetadataRoundTrip(t *testing.T) {
 	})
 }
 
+func TestMetadataNamesTheTopic(t *testing.T) {
+	for _, spans := range []string{"", "1:AAEC"} {
+		for _, topic := range []string{"", "3fa9"} {
+			id, got := CutTopic(OfTopic(topic, spans))
+			require.Equal(t, topic, id)
+			require.Equal(t, spans, got)
+		}
+	}
+	id, spans := CutTopic("what another tool writes; topic=x")
+	require.Empty(t, id)
+	require.Equal(t, "what another tool writes; topic=x", spans)
+}
+
 func TestMetadataHoldsManyStragglers(t *testing.T) {
 	var spans []Span
 	for i := range int64(4000) { // every eighth of 32,000 is unfinished

@@ -7,12 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/audit/recorder"
+	"github.com/batchyard/batchyard/audit/recorder/sealer"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -25,7 +26,7 @@ type Signing struct {
 	Dir    string
 	pool   *pgxpool.Pool
 	out    *stream.Outbox
-	sealer *recorder.Sealer
+	sealer *sealer.Sealer
 }
 
 // NewSigning returns a sealer of the log in a database.
@@ -53,8 +54,8 @@ func (g *Signing) restartOn(out *stream.Outbox) {
 	if g.sealer != nil {
 		g.sealer.Resign()
 	}
-	g.sealer = recorder.NewSealer(recorder.Config{CheckpointDir: g.Dir},
-		recorder.SealerDeps{Log: g.Log, Outbox: out, Pool: g.pool, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Audit})
+	g.sealer = sealer.New(sealer.Config{Dir: g.Dir, Interval: time.Minute},
+		sealer.Deps{Log: g.Log, Outbox: out, Pool: g.pool, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Audit})
 }
 
 // Seal writes a checkpoint if something has changed.

@@ -1,0 +1,116 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+)
+
+const (
+	// maxBreaks bounds the breaks that are read: the newest.
+	maxBreaks = 1 << 16
+	// breakMargin is how far the clocks of two recorders may differ: one signs the break, and another
+	// one the checkpoints before it.
+	breakMargin = time.Minute
+)
+
+// readBreaks reads where recorders could not simply continue. A break explains what would otherwise
+// be a finding, so one counts only if a trusted key has signed it, or if there is no trusted key to
+// check it with, and then nothing but the chains is checked anyway.
+func (v *verifier) readBreaks(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `SELECT topic, partition, kind, chain_seq, first_offset, coalesce(last_offset, $1), noticed_at, actor_id, statement
+		FROM stream_breaks ORDER BY noticed_at DESC LIMIT $2`, audit.UnknownOffset, maxBreaks)
+	if err != nil {
+		return fmt.Errorf("reading stream_breaks: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b audit.Break
+		var statement string
+		if err := rows.Scan(&b.Topic, &b.Partition, &b.Kind, &b.Seq, &b.First, &b.Last, &b.Time, &b.ActorID, &statement); err != nil {
+			return fmt.Errorf("reading stream_breaks: %w", err)
+		}
+		v.takeBreak(&b, statement)
+	}
+	return rows.Err()
+}
+
+// takeBreak adds a break to its chain if it can be trusted, and a note either way.
+func (v *verifier) takeBreak(b *audit.Break, statement string) {
+	by := "which no key is there to check"
+	if keys := v.o.Checkpoints.trusted(); len(keys) > 0 {
+		said, signed, err := audit.ParseBreak([]byte(statement), keys)
+		switch {
+		case err != nil || !signed:
+			v.report.note("stream_breaks says that %s was interrupted at %s (%s), but no trusted key has signed that: it explains nothing",
+				b.At(), b.Time.UTC().Format(time.RFC3339), b.Kind)
+			return
+		case said.At() != b.At() || said.Kind != b.Kind || said.Seq != b.Seq || said.First != b.First || said.Last != b.Last || !said.Time.Equal(b.Time):
+			v.report.note("stream_breaks says that %s was interrupted at %s (%s), but not what was signed about it: it explains nothing",
+				b.At(), b.Time.UTC().Format(time.RFC3339), b.Kind)
+			return
+		}
+		b, by = said, "signed by "+said.Signer
+	}
+	c := v.chains[b.At()]
+	if c == nil {
+		c = &chainCheck{}
+	}
+	c.breaks = append(c.breaks, b)
+	at := b.Time.UTC().Format(time.RFC3339)
+	switch b.Kind {
+	case audit.RecordedAgain:
+		v.report.note("%s: Postgres lost the records %s; %s recorded them again from Kafka at %s, from row %d on (%s)", b.At(), b.Offsets(), b.ActorID, at, b.Seq, by)
+	case audit.TopicReplaced:
+		v.report.note("%s: the topic was replaced; %s noticed that at %s, and rows from %d on are of the new one (%s). Records %s of the old one were not recorded", b.At(), b.ActorID, at, b.Seq, by, b.Offsets())
+	case audit.RecordsMissed:
+		v.report.note("%s: Kafka deleted the records %s before they were recorded; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
+	}
+}
+
+// replacedAt reports whether the topic was replaced before the row was recorded, so that its record
+// has a lower offset than the one of the row before.
+func (c *chainCheck) replacedAt(seq int64) bool {
+	return slices.ContainsFunc(c.breaks, func(b *audit.Break) bool { return b.Kind == audit.TopicReplaced && b.Seq == seq })
+}
+
+// settle forgets what was signed about rows that Postgres has lost since, and finds checkpoints that
+// disagree for no such reason: two of them are proof by themselves.
+func (c *chainCheck) settle(from *Checkpoints) {
+	for seq, first := range c.points {
+		var kept *point
+		for p := first; p != nil; p = p.other {
+			if c.superseded(seq, p) {
+				continue
+			}
+			if kept == nil {
+				kept = p
+				continue
+			}
+			a, b := kept, p
+			if b.time.Before(a.time) {
+				a, b = b, a
+			}
+			from.found(Finding{Reason: Rewritten, Topic: c.at.Topic, Partition: c.at.Partition, Seq: seq,
+				Detail: fmt.Sprintf("%s and %s have different hashes of row %d: the chain was rewritten between them", a.name, b.name, seq)})
+		}
+		if kept == nil {
+			delete(c.points, seq)
+			continue
+		}
+		c.points[seq] = kept
+	}
+}
+
+// superseded reports whether a row was recorded again after a checkpoint was signed. A row that is
+// as signed never is.
+func (c *chainCheck) superseded(seq int64, p *point) bool {
+	return !p.matched && slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
+		return b.Kind == audit.RecordedAgain && seq >= b.Seq && p.time.Before(b.Time.Add(breakMargin))
+	})
+}

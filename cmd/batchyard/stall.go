@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/task"
+)
+
+const (
+	// stallAfter is how long a job may make no progress until it is explained why.
+	stallAfter = 10 * time.Second
+	// whyTimeout bounds the question why.
+	whyTimeout = 5 * time.Second
+)
+
+// stall notices that a job makes no progress, and says why: each cause once.
+type stall struct {
+	c    *cli.Env
+	why  func(ctx context.Context, job string) ([]batchyard.JobCause, error)
+	done int64
+	last time.Time // when there was progress, or the question was asked
+	told map[string]bool
+}
+
+func newStall(c *cli.Env, s *server) *stall {
+	return &stall{c: c, why: s.WhyJob, done: -1, told: map[string]bool{}}
+}
+
+// look takes how far the job is.
+func (s *stall) look(ctx context.Context, j *task.Job, bar *cli.Progress) {
+	now := s.c.Now()
+	if j.Done != s.done {
+		s.done, s.last = j.Done, now
+		return
+	}
+	if now.Sub(s.last) < stallAfter {
+		return
+	}
+	s.last = now
+	if j.Known == 0 {
+		s.tell(bar, "unrecorded", "no task of the job is recorded yet: is the stage audit running?")
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, whyTimeout)
+	defer cancel()
+	causes, err := s.why(ctx, j.JobID)
+	if err != nil {
+		return // the next look at the job reports what is wrong
+	}
+	for _, cause := range causes {
+		text := cause.Sentence
+		if cause.Tasks > 1 {
+			text = cli.Counted(cause.Tasks, "task") + " like " + cause.TaskID + ": " + text
+		} else {
+			text = "task " + cause.TaskID + ": " + text
+		}
+		s.tell(bar, cause.Cause, text)
+	}
+}
+
+func (s *stall) tell(bar *cli.Progress, cause, text string) {
+	if !s.told[cause] {
+		s.told[cause] = true
+		bar.Note(text)
+	}
+}

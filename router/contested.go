@@ -1,0 +1,44 @@
+package router
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/batchyard/batchyard/router/decide"
+)
+
+const (
+	contestPause = 250 * time.Millisecond // between two looks at contested ids; the recorder usually needs less
+	maxContested = 1000                   // more wait in the log: reading their partition stops
+)
+
+// settle holds the tasks whose id another request has claimed, and looks at them again and again: until
+// Postgres says whose id it is, or the claim expires. The records are not done meanwhile. While Postgres is
+// away they wait; other tasks do not.
+//
+// The id belongs to the request that a router let in first, and Postgres knows that as soon as the event is
+// recorded. So of two requests under one id exactly one is refused, whatever happens to claims.
+func (r *Router) settle(ctx context.Context) error {
+	var waiting []*decide.Item
+	tick := time.NewTicker(contestPause)
+	defer tick.Stop()
+	for {
+		incoming := r.contested
+		if len(waiting) >= maxContested {
+			incoming = nil
+		}
+		select {
+		case it := <-incoming:
+			waiting = append(waiting, it)
+		case <-tick.C:
+			waiting = slices.DeleteFunc(waiting, func(it *decide.Item) bool { return originOf(it).rec.Lost() })
+			if len(waiting) > 0 {
+				waiting = r.admit(ctx, waiting)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+		r.deps.Metrics.Router.Contested.Set(float64(len(waiting)))
+	}
+}

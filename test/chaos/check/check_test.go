@@ -1,0 +1,191 @@
+package check
+
+import (
+	"crypto/sha256"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/batchyard/batchyard/task"
+)
+
+func run(id string) task.Run { return task.Run{Key: key(id)} }
+
+func again(id string) task.Run { return task.Run{Key: key(id), Generation: 1} }
+
+func key(id string) task.Key { return task.Key{Tenant: "alpha", ID: id} }
+
+func out(s string) [sha256.Size]byte { return sha256.Sum256([]byte(s)) }
+
+// whole returns a history without violations. It has a task that succeeded, one that
+// was cancelled, one that expired, two with an unknown submission of which one ran,
+// one that was refused, one in an aborted transaction, and one that ran again after it
+// had failed and under whose id another request became a dead letter.
+func whole() *History {
+	return &History{
+		Submits: []Submit{
+			{Key: key("done"), Outcome: Unknown, Callback: true}, {Key: key("done"), Outcome: Accepted, Callback: true},
+			{Key: key("cancelled"), Outcome: Accepted, Cancel: true}, {Key: key("late"), Outcome: Accepted, Deadline: true},
+			{Key: key("ran"), Outcome: Unknown}, {Key: key("never"), Outcome: Unknown, Callback: true}, {Key: key("refused"), Outcome: Refused},
+			{Key: key("aborted"), Outcome: Aborted},
+			{Key: key("again"), Outcome: Accepted, Print: task.Fingerprint{1}, Callback: true}, {Key: key("again"), Outcome: Accepted, Print: task.Fingerprint{2}, Callback: true},
+		},
+		Retries: []Retry{{again("again"), Accepted}, {again("again"), Accepted}, {run("again"), Unknown}, {run("done"), Refused}},
+		Reused:  []Reused{{key("again"), task.Fingerprint{2}}},
+		Queued:  []Queued{{run("again"), task.Fingerprint{1}, time.Unix(5, 0), false}, {run("again"), task.Fingerprint{1}, time.Unix(60, 0), true}, {again("again"), task.Fingerprint{1}, time.Unix(60, 0), false}},
+		Seen:    []Seen{{key("done"), task.Pending}, {key("done"), task.Success}, {key("never"), task.Pending}},
+		Tasks: []Row{{Run: run("done"), State: task.Success}, {Run: run("cancelled"), State: task.Cancelled},
+			{Run: run("late"), State: task.Expired}, {Run: run("ran"), State: task.Failed}, {Run: again("again"), State: task.Success, Print: task.Fingerprint{1}}},
+		Results: []Row{{Run: run("done"), State: task.Success, Output: out("a")}, {Run: run("cancelled"), State: task.Cancelled, Output: out("")},
+			{Run: run("late"), State: task.Expired, Output: out("")}, {Run: run("ran"), State: task.Failed, Output: out("")},
+			{Run: run("again"), State: task.Failed, Output: out("")}, {Run: again("again"), State: task.Success, Output: out("")}},
+		Topic: []Row{{Run: run("done"), State: task.Success, Output: out("a")}, {Run: run("done"), State: task.Success, Output: out("b")}, {Run: run("cancelled"), State: task.Cancelled, Output: out("")},
+			{Run: run("late"), State: task.Expired, Output: out("")}, {Run: run("ran"), State: task.Failed, Output: out("")},
+			{Run: run("again"), State: task.Failed, Output: out("")}, {Run: again("again"), State: task.Success, Output: out("")}},
+		Changes: []Change{
+			{Table: "tasks", Run: run("done"), Op: "INSERT", To: task.Pending}, {Table: "tasks", Run: run("done"), Op: "UPDATE", From: task.Pending, To: task.Success},
+			{Table: "results", Run: run("done"), Op: "INSERT", To: task.Success},
+			{Table: "results", Run: run("again"), Op: "INSERT", To: task.Failed, At: time.Unix(1, 0)}, {Table: "results", Run: again("again"), Op: "INSERT", To: task.Success, At: time.Unix(70, 0)},
+			{Table: "tasks", Run: again("again"), Op: "UPDATE", From: task.Failed, To: task.Pending, Again: true},
+		},
+		Callbacks: []Due{{"msg_1", run("done"), "DELIVERED"}, {"msg_5", run("again"), "DELIVERED"}, {"msg_6", again("again"), "DELIVERED"}},
+		Deliveries: []Delivery{{"msg_1", run("done"), task.Success, 500, ""}, {"msg_1", run("done"), task.Success, 204, ""}, {"msg_1", run("done"), task.Success, 204, ""},
+			{"msg_5", run("again"), task.Failed, 204, ""}, {"msg_6", again("again"), task.Success, 204, ""}},
+		Events:    []Event{{Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}, {Place{1, 7, 0}, "task.accepted", key("ran")}},
+		Rows:      []Event{{Place{1, 7, 0}, "task.accepted", key("ran")}, {Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}},
+		Poisons:   []Poison{{"tasks.normal", 1, 4}},
+		Dead:      []Poison{{"tasks.normal", 1, 4}, {"tasks.normal", 1, 4}, {"tasks.low", 0, 1}},
+		Commands:  []Command{{"ledger check", 0, ""}},
+		Processes: []Process{{Name: "api-a", Goroutines: [2]int{50, 50 + Slack}, Descriptors: [2]int{20, 10}}},
+	}
+}
+
+func TestCheckAcceptsWholeHistory(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, Check(whole()))
+}
+
+// broken lists, for each kind of violation, ways to break a history that must lead to
+// this violation and no other.
+var broken = map[string][]func(h *History){
+	NotDrained: {func(h *History) { h.Undrained = "3 tasks have not ended" }},
+	Lost:       {func(h *History) { h.Submits = append(h.Submits, Submit{Key: key("gone"), Outcome: Accepted}) }},
+	NotEnded: {func(h *History) {
+		h.Submits = append(h.Submits, Submit{Key: key("stuck"), Outcome: Unknown})
+		h.Tasks = append(h.Tasks, Row{Run: run("stuck"), State: task.Running})
+	}},
+	NoResult: {
+		func(h *History) {
+			h.Submits = append(h.Submits, Submit{Key: key("x"), Outcome: Accepted})
+			h.Tasks = append(h.Tasks, Row{Run: run("x"), State: task.Failed})
+		},
+		func(h *History) {
+			h.Results = slices.Delete(h.Results, 4, 5)
+			h.Topic = slices.Delete(h.Topic, 5, 6)
+			h.Callbacks = slices.Delete(h.Callbacks, 1, 2)
+			h.Deliveries = slices.Delete(h.Deliveries, 3, 4)
+		},
+		func(h *History) {
+			h.Topic = append(h.Topic, Row{Run: run("never"), State: task.Success, Output: out("")})
+		},
+	},
+	Disagree: {
+		func(h *History) { h.Tasks[0].State = task.Failed },
+		func(h *History) { h.Seen = append(h.Seen, Seen{key("done"), task.Failed}) },
+		func(h *History) { h.Tasks = slices.Delete(h.Tasks, 3, 4) },
+	},
+	Duplicate: {
+		func(h *History) { h.Tasks = append(h.Tasks, h.Tasks[0]) },
+		func(h *History) { h.Results = append(h.Results, h.Results[0]) },
+		func(h *History) { h.Callbacks = append(h.Callbacks, h.Callbacks[0]) },
+	},
+	NeverSubmitted: {
+		func(h *History) {
+			h.Tasks = append(h.Tasks, Row{Run: run("ghost"), State: task.Success})
+			h.Changes = append(h.Changes, Change{Table: "tasks", Run: run("ghost"), Op: "INSERT", To: task.Success})
+		},
+		func(h *History) { h.Callbacks = append(h.Callbacks, Due{"msg_9", run("cancelled"), "DUE"}) },
+	},
+	RefusedButPresent: {func(h *History) {
+		h.Tasks = append(h.Tasks, Row{Run: run("refused"), State: task.Success})
+		h.Results = append(h.Results, Row{Run: run("refused"), State: task.Success, Output: out("")})
+		h.Topic = append(h.Topic, Row{Run: run("refused"), State: task.Success, Output: out("")})
+	}},
+	AbortedRan: {func(h *History) {
+		h.Tasks = append(h.Tasks, Row{Run: run("aborted"), State: task.Success})
+		h.Results = append(h.Results, Row{Run: run("aborted"), State: task.Success})
+		h.Topic = append(h.Topic, Row{Run: run("aborted"), State: task.Success})
+	}},
+	WrongQuestion: {func(h *History) {
+		h.Tasks[4].Print, h.Reused = task.Fingerprint{3}, append(h.Reused, Reused{key("again"), task.Fingerprint{1}})
+	}},
+	ReuseUnnoticed: {func(h *History) { h.Reused = nil }, func(h *History) { h.Reused[0].Print = task.Fingerprint{9} }},
+	RetryLost: {func(h *History) {
+		h.Retries = append(h.Retries, Retry{task.Run{Key: key("again"), Generation: 2}, Accepted})
+	}},
+	RetryInvented: {func(h *History) { h.Retries = h.Retries[3:] }},
+	RanAgain:      {func(h *History) { h.Queued[1].Unchecked = false }},
+	LeftTerminal: {
+		func(h *History) {
+			h.Changes = append(h.Changes, Change{Table: "tasks", Run: run("done"), Op: "UPDATE", From: task.Success, To: task.Running})
+		},
+		func(h *History) {
+			h.Changes = append(h.Changes, Change{Table: "results", Run: run("done"), Op: "UPDATE", To: task.Success})
+		},
+		func(h *History) {
+			h.Changes = append(h.Changes, Change{Table: "tasks", Run: run("done"), Op: "DELETE", From: task.Success})
+		},
+	},
+	NotOnTopic: {
+		func(h *History) { h.Topic = slices.Delete(h.Topic, 2, 3) },
+		func(h *History) { h.Results[0].Output = out("c") },
+	},
+	UnexpectedExpiry:  {func(h *History) { h.Submits[3].Deadline = false }},
+	UnrequestedCancel: {func(h *History) { h.Submits[2].Cancel = false }},
+	NoCallback: {
+		func(h *History) { h.Deliveries = h.Deliveries[:1] },
+		func(h *History) { h.Deliveries, h.Callbacks = nil, nil },
+		func(h *History) { h.Callbacks[0].State = "GIVEN_UP" },
+	},
+	BadCallback: {
+		func(h *History) { h.Deliveries[1].ID = "msg_2" },
+		func(h *History) { h.Deliveries[1].Problem = "invalid signature" },
+		func(h *History) { h.Deliveries[2].State = task.Failed },
+		func(h *History) {
+			h.Deliveries = append(h.Deliveries, Delivery{"msg_3", run("ran"), task.Failed, 204, ""})
+		},
+	},
+	EventMissing:   {func(h *History) { h.Rows = h.Rows[:2] }},
+	EventDuplicate: {func(h *History) { h.Rows = append(h.Rows, h.Rows[0]) }},
+	EventInvented:  {func(h *History) { h.Events = h.Events[:2] }},
+	EventChanged: {
+		func(h *History) { h.Rows[0].Action = "task.refused" },
+		func(h *History) { h.Rows[0].Key = key("done") },
+	},
+	DeadMissing:   {func(h *History) { h.Dead = h.Dead[2:] }},
+	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }},
+	ExitCode:      {func(h *History) { h.Processes[0].Exit = 3 }},
+	Crash:         {func(h *History) { h.Processes[0].Crash = "it panicked" }},
+	Leak: {
+		func(h *History) { h.Processes[0].Goroutines[1]++ },
+		func(h *History) { h.Processes[0].Descriptors[1] = 100 },
+	},
+	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/single is 2"} }},
+}
+
+func TestCheckFindsEachKindOfViolation(t *testing.T) {
+	t.Parallel()
+	for kind, ways := range broken {
+		for i, way := range ways {
+			h := whole()
+			way(h)
+			found := Check(h)
+			require.NotEmptyf(t, found, "%s, way %d", kind, i)
+			for _, v := range found {
+				require.Equalf(t, kind, v.Kind, "%s, way %d: %v", kind, i, found)
+			}
+		}
+	}
+}

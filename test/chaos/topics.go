@@ -1,0 +1,128 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
+)
+
+// How long a topic may take to become idle before it is left alone, and to be recreated.
+const (
+	idleMost     = 20 * time.Second
+	recreateMost = time.Minute
+)
+
+// recreate deletes tasks.low and creates it again, as an operator may do with a topic
+// that is not in use. Offsets begin at 0 again: whoever continues at an old one would
+// skip what is written next, which would then be lost. What is in the topic when it is
+// deleted is lost rightly, so it has to be idle first.
+func (w *world) recreate(ctx, over context.Context) error {
+	w.load.withoutLow(true)
+	defer w.load.withoutLow(false)
+	adm := kadm.NewClient(w.client)
+	name := topicBase + stream.TasksLow
+	idle, cancel := context.WithTimeout(over, idleMost)
+	defer cancel()
+	if err := poll(idle, 100*time.Millisecond, func() error { return w.lowIdle(idle, adm) }); err != nil {
+		w.say("skipped: recreating %s, which does not become idle: %v", name, err)
+		w.leftOut.Add(1)
+		return nil //nolint:nilerr // it is in use, which is no failure
+	}
+	ctx, cancel = context.WithTimeout(ctx, recreateMost)
+	defer cancel()
+	if _, err := adm.DeleteTopic(ctx, name); err != nil {
+		w.say("deleting %s: %v", name, err) // perhaps it is deleted all the same
+	}
+	replication := int16(1)
+	if w.cluster != nil {
+		replication = 3
+	}
+	err := poll(ctx, 100*time.Millisecond, func() error {
+		_, err := adm.CreateTopic(ctx, 4, replication, nil, name)
+		if errors.Is(err, kerr.TopicAlreadyExists) {
+			topics, e := adm.ListTopics(ctx, name)
+			if e == nil && topics.Has(name) && w.empty(ctx, adm, name) {
+				return nil // an earlier try created it
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("creating %s again: %w", name, err)
+	}
+	w.say("recreated %s", name)
+	w.recreated = true
+	return nil
+}
+
+// onlyGone reports whether the problems that `ledger check` printed are what it has to say after the
+// topic was recreated, and nothing else: the records of tasks of low priority are gone.
+func (w *world) onlyGone(output string) bool {
+	w.load.mu.Lock()
+	defer w.load.mu.Unlock()
+	problems := 0
+	_, list, _ := strings.Cut(output, "\nPROBLEM ")
+	for _, line := range strings.Split(list, "\n")[1:] {
+		words := strings.Fields(line)
+		if len(words) < 4 { // the end of the table
+			break
+		}
+		if words[0] != "result_of_unknown_task" || !w.load.lowKeys[task.Key{Tenant: words[1], ID: words[2]}] {
+			w.say("ledger check: %s", line)
+			return false
+		}
+		problems++
+	}
+	return problems > 0
+}
+
+// empty reports whether a topic begins at offset 0 and has no records.
+func (w *world) empty(ctx context.Context, adm *kadm.Client, name string) bool {
+	ends, err := adm.ListEndOffsets(ctx, name)
+	if err != nil || ends.Error() != nil {
+		return false
+	}
+	empty := true
+	ends.Each(func(o kadm.ListedOffset) { empty = empty && o.Offset == 0 })
+	return empty
+}
+
+// lowIdle returns why tasks.low must not be deleted yet, or nil.
+func (w *world) lowIdle(ctx context.Context, adm *kadm.Client) error {
+	runs, quiet := w.load.lowRuns()
+	if !quiet {
+		return errors.New("requests are in flight")
+	}
+	tenants, ids, gens := make([]string, len(runs)), make([]string, len(runs)), make([]int, len(runs))
+	for i, r := range runs {
+		tenants[i], ids[i], gens[i] = r.Tenant, r.ID, r.Generation
+	}
+	var missing int
+	if err := w.pool.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[], $2::text[], $3::int[]) AS a (tenant, id, gen)
+		WHERE NOT EXISTS (SELECT 1 FROM results r WHERE r.tenant = a.tenant AND r.task_id = a.id AND r.generation = a.gen)`, tenants, ids, gens).Scan(&missing); err != nil {
+		return fmt.Errorf("asking Postgres: %w", err)
+	}
+	if missing > 0 {
+		return fmt.Errorf("%d tasks of low priority have not ended", missing)
+	}
+	lags, err := adm.Lag(ctx)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the groups' lag: %w", err)
+	}
+	for _, l := range lags.Sorted() {
+		for _, p := range l.Lag[topicBase+stream.TasksLow] {
+			if p.Lag != 0 {
+				return fmt.Errorf("the group %s is %d records behind", l.Group, p.Lag)
+			}
+		}
+	}
+	return nil
+}

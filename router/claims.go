@@ -70,7 +70,7 @@ const (
 	contested                // another record does, and asks something else: Postgres has to say whose id it is
 	reused                   // the id belongs to another request
 	answered                 // the task has ended: Postgres has its result
-	reread                   // answered, and this is the record that was run
+	reread                   // answered, and this is the record that was run, or a requeued copy of it
 )
 
 // judge compares the value of a claim with the one that a record would have written.

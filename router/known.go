@@ -51,7 +51,7 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 				verdicts[i], ends[items[i]] = answered, k.State
 			}
 		case k.State == "" || !k.Answers(items[i].Task.Generation()):
-		case verdicts[i] == reclaimed:
+		case verdicts[i] == reclaimed, items[i].Task.Requeues() > 0: // a copy that Batchyard wrote is no second submit
 			verdicts[i], ends[items[i]] = reread, k.State
 		default:
 			verdicts[i], ends[items[i]] = answered, k.State

@@ -35,23 +35,24 @@ func TestWhatPostgresKnowsIsNotRunAgain(t *testing.T) {
 	r := &Router{deps: Deps{Metrics: m}}
 	print, other := task.Fingerprint{1}, task.Fingerprint{2}
 	var items []*decide.Item
-	for i, id := range []string{"new", "done", "own", "other", "running", "retried", "twice", "theirs", "ours", "ours-done", "open", "twice-refused"} {
+	for i, id := range []string{"new", "done", "own", "other", "running", "retried", "twice", "theirs", "ours", "ours-done", "open", "twice-refused", "requeued"} {
 		it := record(id, int64(i))
 		it.Fingerprint = print
 		items = append(items, it)
 	}
 	items[5].Task.Progress = &task.Progress{Generation: 1}
-	first := []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate, contested, contested, contested, contested, duplicate}
+	items[12].Task.Progress = &task.Progress{Requeues: 1}
+	first := []verdict{claimed, claimed, reclaimed, claimed, reclaimed, claimed, duplicate, contested, contested, contested, contested, duplicate, claimed}
 	verdicts := slices.Clone(first)
 	r.deps.Known = knows{
 		"done": {Fingerprint: print, State: task.Success}, "own": {Fingerprint: print, State: task.Expired}, "other": {Fingerprint: other, State: task.Success}, "running": {Fingerprint: print, State: task.Running},
-		"retried": {Fingerprint: print, State: task.Failed}, "twice": {Fingerprint: print, State: task.Success}, "twice-refused": {Fingerprint: other, State: task.Pending},
+		"retried": {Fingerprint: print, State: task.Failed}, "twice": {Fingerprint: print, State: task.Success}, "twice-refused": {Fingerprint: other, State: task.Pending}, "requeued": {Fingerprint: print, State: task.Success},
 		"theirs": {Fingerprint: other, State: task.Pending}, "ours": {Fingerprint: print, State: task.Pending}, "ours-done": {Fingerprint: print, State: task.Success},
 		"open": {State: task.Pending}, // accepted, and not let in yet
 	}
 	ends, checked := r.lookUp(t.Context(), items, verdicts)
 	require.True(t, checked)
-	require.Equal(t, []verdict{claimed, answered, reread, reused, reclaimed, claimed, duplicate, reused, claimed, answered, contested, reused}, verdicts)
+	require.Equal(t, []verdict{claimed, answered, reread, reused, reclaimed, claimed, duplicate, reused, claimed, answered, contested, reused, reread}, verdicts)
 
 	a := arrivals{actor: "router@r-1", now: time.Now(), ends: ends}
 	a.end(items[2], task.TaskReread)

@@ -66,7 +66,7 @@ var Actions = []ActionInfo{
 	{TaskResubmitted, "producer", "", "a finished task was submitted again: it does not run again, and the answer stays"},
 	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
 	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped"},
-	{TaskReread, "router", "", "the record of a finished task was read again, because the process that had read it died; events of that process, such as task.assigned, may be missing; the detail has the state"},
+	{TaskReread, "router", "", "the record of a finished task was read again, or a requeued copy of it, because a process died after it had written what the task became; events of that process, such as task.assigned or task.succeeded, may be missing; the detail has the state"},
 	{TaskParked, "router", Pending, "no device can run the task now; it was parked and will be considered again later"},
 	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},
 	{BatchClosed, "batcher", "", "the task was sent to its device in a batch; the detail says why the batch closed and how large it was"},

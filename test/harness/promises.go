@@ -29,11 +29,13 @@ var historyOf = map[task.State][]task.Action{
 // lostWith says which event of a repetition stands in for an event that was lost with its
 // process, if the task had finished by then. If it had not, the event itself is repeated.
 var lostWith = map[task.Action]task.Action{
-	task.TaskAccepted: task.TaskResubmitted, // the client, which got no answer, submits again
-	task.TaskQueued:   task.TaskReread,
-	task.TaskAssigned: task.TaskReread,
-	task.TaskExpired:  task.TaskReread,
-	task.TaskFailed:   task.TaskReread,
+	task.TaskAccepted:     task.TaskResubmitted, // the client, which got no answer, submits again
+	task.TaskQueued:       task.TaskReread,
+	task.TaskAssigned:     task.TaskReread,
+	task.TaskExpired:      task.TaskReread,
+	task.TaskFailed:       task.TaskReread,
+	task.AttemptSucceeded: task.TaskReread, // the second attempt failed, and its copy finds the first one's result
+	task.TaskSucceeded:    task.TaskReread,
 }
 
 // CheckPromises checks what Batchyard promises, whatever died in between. The tasks

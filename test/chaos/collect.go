@@ -6,10 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -300,36 +296,6 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 		}
 	}
 	return nil
-}
-
-// commands runs the program's own checks.
-func (w *world) commands(ctx context.Context) []check.Command {
-	var out []check.Command
-	for _, args := range [][]string{{"audit", "verify"}, {"ledger", "check"}} {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
-		run := func(args ...string) (int, string) {
-			cmd := exec.CommandContext(ctx, w.bin, append(args, "--config", filepath.Join(w.dir, "direct.yaml"))...) //nolint:gosec // our program
-			cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret)
-			b, _ := cmd.CombinedOutput() // the exit code is checked instead
-			return cmd.ProcessState.ExitCode(), string(b)
-		}
-		if help := exec.CommandContext(ctx, w.bin, append(slices.Clone(args), "--help")...); true { //nolint:gosec // our program
-			if b, err := help.CombinedOutput(); err != nil || !strings.Contains(string(b), "batchyard "+strings.Join(args, " ")) {
-				w.say("skipped: this program has no batchyard %s", strings.Join(args, " "))
-				cancel()
-				continue
-			}
-		}
-		code, output := run(args...)
-		if code == 1 && w.recreated && w.onlyGone(output) {
-			code = 0
-		}
-		cancel()
-		w.say("batchyard %s: exit code %d", strings.Join(args, " "), code)
-		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // best effort
-		out = append(out, check.Command{Args: strings.Join(args, " "), Code: code, Output: output[:min(len(output), 4000)]})
-	}
-	return out
 }
 
 // idle returns the figures of all processes. If before is given, it waits until they

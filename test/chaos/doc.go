@@ -16,6 +16,7 @@
 //	              load_identity.go has retries, reused ids and Kafka transactions
 //	topics.go     deletes a topic and creates it again
 //	hooks.go      the callback receiver
+//	commands.go   runs the program's own checks
 //	collect.go    the final state of Kafka, Postgres, Redis and the processes
 //	check         a package: what clients, services and processes know after a run
 //	              → a list of violations; independent of the rest

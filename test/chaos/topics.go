@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/batchyard/batchyard/stream"
-	"github.com/batchyard/batchyard/task"
 )
 
 // How long a topic may take to become idle before it is left alone, and to be recreated.
@@ -61,27 +59,6 @@ func (w *world) recreate(ctx, over context.Context) error {
 	w.say("recreated %s", name)
 	w.recreated = true
 	return nil
-}
-
-// onlyGone reports whether the problems that `ledger check` printed are what it has to say after the
-// topic was recreated, and nothing else: the records of tasks of low priority are gone.
-func (w *world) onlyGone(output string) bool {
-	w.load.mu.Lock()
-	defer w.load.mu.Unlock()
-	problems := 0
-	_, list, _ := strings.Cut(output, "\nPROBLEM ")
-	for _, line := range strings.Split(list, "\n")[1:] {
-		words := strings.Fields(line)
-		if len(words) < 4 { // the end of the table
-			break
-		}
-		if words[0] != "result_of_unknown_task" || !w.load.lowKeys[task.Key{Tenant: words[1], ID: words[2]}] {
-			w.say("ledger check: %s", line)
-			return false
-		}
-		problems++
-	}
-	return problems > 0
 }
 
 // empty reports whether a topic begins at offset 0 and has no records.

@@ -76,7 +76,8 @@ func TestBadLinesAreSkipped(t *testing.T) {
 	}
 	require.Len(t, got, 4)
 	require.Equal(t, []int{2, 3, 5, 6}, []int{got[0].Line, got[1].Line, got[2].Line, got[3].Line})
-	require.Equal(t, `{"custom_id":`+`"b"`, got[0].Text, "what to repair")
+	broken := `{"custom_id":"b"`
+	require.Equal(t, broken, got[0].Text, "what to repair")
 	require.Equal(t, badLine{Line: 3, Field: "custom_id", Problem: "line 1 has the same", Remedy: "give each line its own", Text: fmt.Sprintf(chatLine, "a")}, got[1])
 	require.Empty(t, got[2].Text+got[3].Text)
 

@@ -15,8 +15,8 @@ import (
 // claims remembers in Redis which record speaks for a task, and what the task asks. The value is the
 // beginning of the task's fingerprint and the record's position: the same record read again is no
 // duplicate; another record with the same identity is one if it asks the same. If it does not, the id is
-// contested, and Postgres says whose it is: a claim alone refuses nobody, because it may be lost and taken
-// by the other, and both might then be refused.
+// contested, and Postgres says whose it is. A claim alone refuses no record: it may be lost and taken by the
+// other, and both might then be refused.
 //
 // A claim lives for one to two ttl, so the memory of all claims grows with the rate of tasks and not
 // with their number. Claims are fields of a few hashes, not keys: a hash expires as a whole, and a field

@@ -212,7 +212,7 @@ func TestALostClaimLosesNoTask(t *testing.T) {
 	mine := harness.Chat("mine")
 	mine.NotBefore = time.Now().Add(6 * time.Second) // the rest happens before, unless the machine is very slow
 	p.API().Submit(t, mine)
-	harness.Eventually(t, harness.Patience, "it is let in", func() bool {
+	harness.Eventually(t, harness.Patience, "a router has it", func() bool {
 		return harness.SQL[int](t, in, `SELECT count(*) FROM tasks WHERE task_id = 'mine' AND fingerprint IS NOT NULL`) == 1
 	})
 

@@ -253,7 +253,7 @@ func reused(h *check.History, r *kgo.Record) {
 	}
 	t, err := wire.DecodeOwnTask(r.Value, harness.Header(r, wire.HeaderContentType))
 	if err != nil {
-		return // whoever wrote it will be found missing
+		return // the submit that it belongs to will be found missing
 	}
 	t.Normalize(time.Now())
 	h.Reused = append(h.Reused, check.Reused{Key: t.Key(), Print: t.Fingerprint()})

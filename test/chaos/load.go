@@ -123,7 +123,7 @@ func (l *load) step() int {
 		l.resubmit(api, l.sent[l.r.IntN(len(l.sent))])
 		return 1
 	case x < 80 && len(l.sent) > 0: // run it again
-		if t := l.sent[l.r.IntN(len(l.sent))]; t.Model == model { // or it would wait for ever, without the deadline that has passed
+		if t := l.sent[l.r.IntN(len(l.sent))]; t.Model == model { // without the deadline, which has passed, another would wait and not end
 			l.spawnOf(t, func() { l.retry(api, t) })
 		}
 		return 1

@@ -19,7 +19,7 @@ const (
 )
 
 // recreate deletes tasks.low and creates it again, as an operator may do with a topic
-// that is not in use. Offsets begin at 0 again: whoever continues at an old one would
+// that is not in use. Offsets begin at 0 again: a reader that continues at an old one would
 // skip what is written next, which would then be lost. What is in the topic when it is
 // deleted is lost rightly, so it has to be idle first.
 func (w *world) recreate(ctx, over context.Context) error {

@@ -36,7 +36,7 @@ func (c *checker) retries() {
 }
 
 // identities checks that each answer belongs to a request that was made under its id,
-// and that whoever made another request under the same id can find out: from a dead
+// and that the sender of another request under the same id can find out: from a dead
 // letter, or, if a router let it in before Postgres had recorded the first one, from the
 // event of its result, which was not taken.
 func (c *checker) identities() {

@@ -20,7 +20,7 @@ import (
 func BenchmarkFinishedFile(b *testing.B) {
 	const lines = 100_000
 	s := harness.Get(b, harness.Disruptable)
-	in := harness.Install(b, s, map[string]any{"log.level": "warn", "kafka.partitions": 12})
+	in := harness.Install(b, s, map[string]any{"kafka.partitions": 12})
 	f := in.Fleet(b, fleet.Spec{ID: "a", Slots: 64, ServiceTime: time.Millisecond}, fleet.Spec{ID: "b", Slots: 64, ServiceTime: time.Millisecond})
 	p := in.Process(b, "serve")
 	file, ids := writeLines(b, lines, func(i int) string {
@@ -29,7 +29,7 @@ func BenchmarkFinishedFile(b *testing.B) {
 	out := filepath.Join(in.Dir, "out.jsonl")
 
 	begin := time.Now()
-	first := in.Run(b, "submit", file, "--server", p.URL(), "--job", "nightly")
+	first := harness.Run(b, in.Dir, nil, "", "submit", file, "--server", p.URL(), "--job", "nightly")
 	require.Zerof(b, first.Code, "%s", first.Stderr)
 	harness.Eventually(b, 10*time.Minute, "the first run ends", func() bool {
 		return harness.SQL[int](b, in, "SELECT count(*) FROM results") == lines
@@ -44,7 +44,7 @@ func BenchmarkFinishedFile(b *testing.B) {
 
 	for b.Loop() {
 		s.EmptyRedis(b)
-		again := in.Run(b, "submit", file, "--server", p.URL(), "--job", "nightly", "--wait", "-o", out)
+		again := harness.Run(b, in.Dir, nil, "", "submit", file, "--server", p.URL(), "--job", "nightly", "--wait", "-o", out)
 		require.Zerof(b, again.Code, "%s", again.Stderr)
 		b.ReportMetric(again.Took.Seconds(), "again-s")
 	}

@@ -83,7 +83,7 @@ func modelOf(body task.Input) (model string, err error) {
 	return model, err
 }
 
-// Endpoint returns the endpoint that a url means, "" if there is none. The url may be the path
+// Endpoint returns the endpoint that a URL stands for, or "" if it is unknown. The url may be the path
 // alone, leave out the version as Azure does, be below another path as with many services, or
 // be a whole URL.
 func Endpoint(raw string) string {

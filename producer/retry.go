@@ -106,7 +106,7 @@ func (p *Producer) find(ctx context.Context, r Retry) (*task.Task, error) {
 	return nil, fmt.Errorf("retrying task %s: %w", r.Key, ErrRecordGone)
 }
 
-// request returns the task in a record, if it is the one that is to be run again: after its topic was
+// request returns the task in a record, if it is the one to run again: after its topic was
 // recreated, the position may hold another.
 func request(rec *stream.Record, r Retry) *task.Task {
 	decode := wire.DecodeTask

@@ -68,9 +68,9 @@ func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin
 
 // Accept normalizes and validates all tasks, and then writes them, except those that have finished: a
 // task with a known id that asks the same is the same task. It returns the state of each task once all
-// in-sync replicas have the tasks and their events: task.accepted, or task.resubmitted of a finished one. A *RefusedError, or a *ReusedError,
-// means that nothing was written. After any other error it is unknown how much was written; submitting
-// again with the same ids is safe.
+// in-sync replicas have the tasks and their events: task.accepted, or task.resubmitted of a finished one.
+// A *RefusedError, or a *ReusedError, means that nothing was written. After any other error it is unknown
+// how much was written; submitting again with the same ids is safe.
 func (p *Producer) Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error) {
 	began := time.Now()
 	var chosen []int // tasks whose ids the sender chose

@@ -18,7 +18,8 @@ const (
 // away they wait; other tasks do not.
 //
 // The id belongs to the request that a router let in first, and Postgres knows that as soon as the event is
-// recorded. So of two requests under one id exactly one is refused, whatever happens to claims.
+// recorded. So two requests under one id are never both refused, whatever happens to claims. Both may run if
+// the first one's claim is lost before its event is recorded.
 func (r *Router) settle(ctx context.Context) error {
 	var waiting []*decide.Item
 	tick := time.NewTicker(contestPause)

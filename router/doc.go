@@ -18,16 +18,20 @@
 // # The states of a task here
 //
 //	read ──▶ claimed ──▶ pending (package decide) ──▶ assigned
-//	  │         │            │
-//	  ▼         ▼            ├──▶ parked      written back to the log
-//	dead     duplicate       └──▶ expired, cancelled
-//	letter
+//	  │         │  ▲         │
+//	  │         │  │         ├──▶ parked      written back to the log
+//	  │         │  └──┐      └──▶ expired, cancelled
+//	  ▼         ▼     ▼
+//	dead     duplicate, contested ──▶ dead letter
+//	letter   reread
 //
 // # Races
 //
 //   - Two records of one task are read by two routers. The first one to claim it in Redis continues,
 //     the other is a duplicate (claims.go). If Redis lost the claim, both run, and the recorder keeps
 //     the first result.
+//   - Records of two requests under one id are read. The second is contested until Postgres says whose id
+//     it is (contested.go).
 //   - A partition moves to another router. Its records that are here are lost: they leave the window,
 //     unless they were assigned already, and the new owner reads them again.
 //   - An operator cancels or reprioritizes a task before, while or after this router reads it. The

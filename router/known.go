@@ -12,12 +12,12 @@ type Known interface {
 	Known(ctx context.Context, keys []task.Key) ([]task.Known, error)
 }
 
-// lookUp asks Postgres about tasks. A claim in Redis lasts minutes; Postgres
-// knows for good whether a task has been answered, and what it asked. So what was answered does not run
-// again after its claim expired, Redis was emptied or a topic was read again from its beginning.
+// lookUp asks Postgres about tasks, and changes the verdicts accordingly. A claim in Redis lasts minutes;
+// Postgres knows for good whether a task has been answered, and what it asked. So what was answered does not
+// run again after its claim expired, Redis was emptied or a topic was read again from its beginning.
 //
-// While Postgres does not answer, tasks go on unchecked, because nothing else would move either. A task
-// may then run again if its claim is gone, too. The same holds for the moment between a result's
+// While Postgres does not answer, tasks go on unchecked, because nothing else would move either; only those
+// with a contested id wait. A task may then run again if its claim is gone, too. The same holds for the moment between a result's
 // acknowledgement and its commit by the recorder. The recorder keeps the first result in any case.
 //
 // ends is how the answered ones ended. If the items could not be checked, their task.queued events say so.

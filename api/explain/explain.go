@@ -74,7 +74,7 @@ type ScoredDevice struct {
 	ServiceMS float64  `json:"service_ms,omitempty"`
 }
 
-// Task is what is known of a task that is to be explained.
+// Task is what is known about the task to explain.
 type Task struct {
 	Key         task.Key
 	State       task.State

@@ -112,8 +112,8 @@ func lowest(some []*task.Task) *task.Task {
 	return some[max(i, 0)]
 }
 
-// spawnOf is spawn for a request about a task: while the topic of tasks of low priority
-// is to be deleted, none about such a task is made. The caller holds mu.
+// spawnOf is spawn for a request about a task. It leaves the request out if the task has
+// low priority and the topic of such tasks is about to be deleted. The caller holds mu.
 func (l *load) spawnOf(t *task.Task, f func()) {
 	if t.Priority != task.Low {
 		l.spawn(f)

@@ -106,7 +106,7 @@ func New(cfg Config, deps Deps) *Sealer {
 	return s
 }
 
-// Key returns the signing key; nil if there is none.
+// Key returns the signing key, or nil without one.
 func (s *Sealer) Key() ed25519.PrivateKey { return s.key }
 
 func (s *Sealer) publicKey() ed25519.PublicKey {

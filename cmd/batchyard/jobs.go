@@ -111,31 +111,14 @@ func jobsList(ctx context.Context, c *cli.Env, f jobListFlags) error {
 		return err
 	}
 	const most = 50 // a page: the server may have to count the tasks of each
-	left := f.limit
-	for number := 0; ; number++ {
-		filter.Limit = most
-		if !f.all {
-			filter.Limit = min(left, most)
-		}
+	return eachPage(c, listed{f.limit, f.all, most}, func(limit int, cursor string, number int) (int, string, error) {
+		filter.Limit, filter.Cursor = limit, cursor
 		page, err := server.JobPage(ctx, filter)
 		if err != nil {
-			return err
+			return 0, "", err
 		}
-		if err := showJobs(c, page.Jobs, number); err != nil {
-			return err
-		}
-		left -= len(page.Jobs)
-		switch {
-		case page.Next == "":
-			return nil
-		case !f.all && left <= 0:
-			if !c.JSON {
-				_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
-			}
-			return nil
-		}
-		filter.Cursor = page.Next
-	}
+		return len(page.Jobs), page.Next, showJobs(c, page.Jobs, number)
+	})
 }
 
 // showJobs prints a page of jobs. The first has number 0, and the head of the table.

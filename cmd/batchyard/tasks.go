@@ -264,32 +264,14 @@ func tasksList(ctx context.Context, c *cli.Env, f listFlags) error {
 	if err != nil {
 		return err
 	}
-	left := f.limit
-	for number := 0; ; number++ {
-		filter.Limit = pageSize
-		if !f.all {
-			filter.Limit = min(left, pageSize)
-		}
+	return eachPage(c, listed{f.limit, f.all, pageSize}, func(limit int, cursor string, number int) (int, string, error) {
+		filter.Limit, filter.Cursor = limit, cursor
 		page, err := server.Page(ctx, filter)
 		if err != nil {
-			return err
+			return 0, "", err
 		}
-		// One page at a time: there may be any number.
-		if err := showTasks(c, page.Tasks, number); err != nil {
-			return err
-		}
-		left -= len(page.Tasks)
-		switch {
-		case page.Next == "":
-			return nil
-		case !f.all && left <= 0:
-			if !c.JSON {
-				_, _ = fmt.Fprintf(c.Err, "there are more; use --limit or --all\n")
-			}
-			return nil
-		}
-		filter.Cursor = page.Next
-	}
+		return len(page.Tasks), page.Next, showTasks(c, page.Tasks, number)
+	})
 }
 
 // showTasks prints a page of tasks. The first has number 0, and the head of the table.

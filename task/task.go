@@ -23,7 +23,6 @@ const (
 	MaxLabels        = 16
 	MaxAttemptsLimit = 20 // attempts a task may ask for
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
-	maxRequeues      = 1 << 20
 	maxGeneration    = 1 << 20
 	maxAttemptNumber = 1_000_000
 	maxMessage       = 4096 // bytes of an attempt's message
@@ -306,7 +305,7 @@ func (t *Task) Validate(l Limits) error {
 // valid reports whether Batchyard may have written the progress. Invalid progress would
 // end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
-	if p.Requeues < 0 || p.Requeues > maxRequeues || p.Generation < 0 || p.Generation > maxGeneration || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
+	if p.Requeues < 0 || p.Generation < 0 || p.Generation > maxGeneration || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
 		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, optional) != nil {
 		return false
 	}

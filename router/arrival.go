@@ -42,7 +42,7 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 	}
 	if t.SubmittedAt.IsZero() || believed(rec, records.HeaderAccepted) == "" {
 		// The log's time, not the sender's: it decides who goes first.
-		t.SubmittedAt, _ = submittedAt(rec, now, r.deps.Retention)
+		t.SubmittedAt, _ = submittedAt(rec, now, r.retentions.of(rec.Topic))
 	}
 	if sent := sentWith(rec, t); len(sent) > 0 {
 		t.Progress = &task.Progress{Sent: sent}
@@ -52,14 +52,14 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 		return nil, err
 	}
 	it := &decide.Item{
-		Task: t, Fingerprint: t.Fingerprint(), Origin: newOrigin(rec), Source: rec.Topic, Size: int64(len(rec.Value)), Client: hostOf(believed(rec, records.HeaderAddr)),
-		ReadyAt: t.ReadyAt(), Parked: rec.Topic == stream.TasksParked,
+		Task: t, Fingerprint: t.Fingerprint(), Origin: newOrigin(rec), Offset: rec.Offset, Source: rec.Topic, Size: int64(len(rec.Value)),
+		Client: hostOf(believed(rec, records.HeaderAddr)), ReadyAt: t.ReadyAt(), Parked: rec.Topic == stream.TasksParked,
 	}
-	if it.Parked {
-		if until := records.ParkedUntil(rec); until.After(it.ReadyAt) {
-			it.ReadyAt = until
-			it.WakesForDevice = rec.Header(records.HeaderParkedFor) == decide.ParkedForDevice
-		}
+	if o := rec.Ownership(); o != nil {
+		it.Owner = o
+	}
+	if w := rec.Recalled(); w != nil {
+		it.Seen = w.Marked
 	}
 	return it, nil
 }

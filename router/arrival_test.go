@@ -74,7 +74,7 @@ func TestImplausibleTimestampsAreReplaced(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	const retention = 7 * 24 * time.Hour
-	r := &Router{deps: Deps{Retention: retention}}
+	r := &Router{retentions: newRetentions(retention)}
 	for name, at := range map[string]time.Time{
 		"none": time.UnixMilli(-1), "zero": time.UnixMilli(0), "seconds": time.UnixMilli(now.Unix()), "microseconds": time.UnixMilli(now.UnixMicro()), "nanoseconds": time.UnixMilli(now.UnixNano()),
 		"smallest": time.UnixMilli(-1 << 63), "no time": {}, "next year": now.AddDate(1, 0, 0), "two hours ahead": now.Add(2 * time.Hour), "older than the topic keeps": now.Add(-9 * 24 * time.Hour),

@@ -3,8 +3,9 @@
 //	tasks.high ──┐
 //	tasks.normal─┼─▶ intake ──▶ scheduler ──▶ emitter ──▶ assignments, events
 //	tasks.low ───┤   decode     decide.Decider    │
-//	tasks.parked─┘   claim          ▲             ├──▶ tasks.parked
-//	     │             │            │             └──▶ results (EXPIRED)
+//	tasks.parked─┘   sort, claim    ▲             ├──▶ tasks.parked
+//	     │  ▲          │            │             ├──▶ results (EXPIRED)
+//	     │  └──────────┼────────────┼─────────────┘ recalled
 //	     ▼             ▼         watch, steer
 //	   dlq        duplicates     (Redis: devices, credits, overrides, policy)
 //
@@ -16,6 +17,9 @@
 // writes to the log.
 //
 // # The states of a task here
+//
+// A task is set aside before it is claimed, or when others need its room more; then it is read again, and
+// continues as if that were the first time.
 //
 //	read ──▶ claimed ──▶ pending (package decide) ──▶ assigned
 //	  │         │  ▲         │

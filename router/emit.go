@@ -212,13 +212,10 @@ func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
 	}})
 }
 
-// Park writes a task back to the log, to be read again later.
+// Park writes a task back to the log, where its copy waits.
 func (e *emitter) Park(it *decide.Item, p decide.Parking) {
 	t, rec := it.Task.Requeued(), originOf(it).rec
-	headers := append(records.RequeueHeaders(rec),
-		stream.Header{Key: records.HeaderParkedUntil, Value: []byte(p.Until.UTC().Format(time.RFC3339Nano))},
-		stream.Header{Key: records.HeaderParkedFor, Value: []byte(p.Reason)})
-	msg, err := records.TaskMessage(stream.TasksParked, t, headers...)
+	msg, err := records.TaskMessage(stream.TasksParked, t, records.RequeueHeaders(rec)...)
 	if err != nil { // not reached: our own types can be encoded
 		e.deps.Logger.Error("encoding a task", "task_id", t.ID, "error", err)
 		return
@@ -231,6 +228,19 @@ func (e *emitter) Park(it *decide.Item, p decide.Parking) {
 	}
 	e.deps.Metrics.Router.Parked.WithLabelValues(p.Reason).Inc()
 	e.finish(it, unit)
+}
+
+// SetAside frees the memory of a task. Its record is not done, so if the process dies here, another
+// router reads it.
+func (e *emitter) SetAside(it *decide.Item) { originOf(it).rec.SetAside() }
+
+// Recall reads tasks again that were set aside.
+func (e *emitter) Recall(o decide.Owner, wanted []decide.Wanted) {
+	ws := make([]stream.Wanted, len(wanted))
+	for i, w := range wanted {
+		ws[i] = stream.Wanted{Offset: w.Offset, Marked: w.Seen}
+	}
+	o.(*stream.Ownership).Recall(ws) //nolint:forcetypeassert // intake makes all items
 }
 
 // maxDetailValue bounds one value in the detail of an event.

@@ -26,17 +26,22 @@ func redisBackoff(limit time.Duration) backoff.BackOff {
 		backoff.WithInitialInterval(minRedisBackoff), backoff.WithMaxInterval(maxRedisBackoff), backoff.WithMaxElapsedTime(limit))
 }
 
-// intake takes consecutive records of one partition: it decodes them, moves invalid ones to the
-// dead-letter topic, and lets the rest in. It blocks while the scheduler is behind, which stops the
-// fetching of this partition.
+// intake takes records of one partition: consecutive ones, or some that were set aside and are read
+// again. It decodes them, moves invalid ones to the dead-letter topic, sets aside what the window has no
+// room for, and lets the rest in. It blocks while the scheduler is behind, which stops the fetching of this
+// partition.
 func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	r.deps.Metrics.Router.Read.WithLabelValues(recs[0].Topic).Add(float64(len(recs)))
 	fault.At("router.after_read")
-	items := r.decodeAll(ctx, recs)
-	if len(items) == 0 {
+	r.sched.ages.note(recs[0])
+	kept, sorted := r.sched.sort(ctx, recs[0], r.decodeAll(ctx, recs))
+	if sorted {
+		defer r.sched.land(recs)
+	}
+	if len(kept) == 0 {
 		return
 	}
-	for _, it := range r.admit(ctx, items) {
+	for _, it := range r.admit(ctx, kept) {
 		select {
 		case r.contested <- it:
 		case <-ctx.Done():
@@ -55,7 +60,7 @@ func (r *Router) admit(ctx context.Context, items []*decide.Item) (unsettled []*
 	}
 	fault.At("router.after_claim")
 	ends, checked := r.lookUp(ctx, items, verdicts)
-	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
+	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.retentions.of(items[0].Source), ends: ends, unchecked: !checked}
 	for i, it := range items {
 		switch {
 		case verdicts[i] == contested:
@@ -111,15 +116,15 @@ func (a *arrivals) end(it *decide.Item, action task.Action) {
 	a.acks = append(a.acks, originOf(it).ack)
 }
 
-// accept is for an item that goes to the scheduler.
+// accept is for an item that goes to the scheduler. If it was there before, it has its events.
 func (a *arrivals) accept(it *decide.Item) {
 	o := originOf(it)
-	if believed(o.rec, records.HeaderAccepted) == "" {
+	if believed(o.rec, records.HeaderAccepted) == "" && !it.Seen {
 		e := task.Accepted(it.Task, submitter(o.rec, it.Task), a.now)
 		e.Detail = arrivalOf(o.rec, it.Task, a.now, a.retention).Detail()
 		a.unit.Events = append(a.unit.Events, e)
 	}
-	if !it.Parked {
+	if !it.Parked && !it.Seen {
 		a.unit.Events = append(a.unit.Events, a.event(task.TaskQueued, it))
 	}
 	o.ack.Hold()

@@ -24,7 +24,7 @@ func testConfig() Config {
 	return Config{
 		Policy: "expected_finish", MaxPendingTasks: 256, MaxPendingBytes: 16 << 20, MaxRoundTasks: 16, MaxPrefetch: 64, MaxDeviceQueue: 64, BatchCreditsPerSlot: 8,
 		DispatchLatency: time.Millisecond, ClaimTTL: time.Minute, ShareNormal: 0.2, ShareLow: 0.06, LevelBoost: 2 * time.Second, ProbeInterval: time.Minute,
-		ParkRetry: 300 * time.Millisecond, RefreshInterval: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
+		MaxAsideBytes: 16 << 20, RefreshInterval: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
 	}
 }
 
@@ -59,5 +59,5 @@ func newItem(tk *task.Task, topic string) *decide.Item {
 	}
 	tk.Normalize(time.Now())
 	rec := &stream.Record{Topic: topic, Partition: 1, Offset: nextOffset, Value: make([]byte, 10)}
-	return &decide.Item{Task: tk, Origin: newOrigin(rec), Source: topic, Size: 10, ReadyAt: tk.ReadyAt()}
+	return &decide.Item{Task: tk, Origin: newOrigin(rec), Offset: nextOffset, Source: topic, Size: 10, ReadyAt: tk.ReadyAt()}
 }

@@ -37,7 +37,14 @@ func depart(it *decide.Item) *origin {
 	return o
 }
 
+// holder is a record that holds up the commit of its partition.
+type holder struct {
+	owner  *stream.Ownership
+	offset int64
+}
+
 // carries reports whether the item comes from the record, or a rider of it does.
-func carries(it *decide.Item, rec *stream.Record) bool {
-	return originOf(it).rec == rec || slices.ContainsFunc(it.Riders(), func(r *decide.Item) bool { return originOf(r).rec == rec })
+func (h holder) carries(it *decide.Item) bool {
+	is := func(it *decide.Item) bool { return originOf(it).rec.Ownership() == h.owner && it.Offset == h.offset }
+	return is(it) || slices.ContainsFunc(it.Riders(), is)
 }

@@ -49,6 +49,9 @@ func (*world) Assign([]decide.Pick, time.Time)   {}
 func (*world) Expire(*decide.Item, time.Time)    {}
 func (*world) Park(*decide.Item, decide.Parking) {}
 func (*world) Admit()                            {}
+func (*world) SetAside(*decide.Item)             {}
+
+func (*world) Recall(decide.Owner, []decide.Wanted) {}
 
 func newTestDecider(t *testing.T, cfg Config) (*decide.Decider, *world) {
 	t.Helper()
@@ -74,7 +77,7 @@ func TestTwinsAreDoneTogether(t *testing.T) {
 			winner, ok := d.Cancel(items[0].Task.Key())
 			require.True(t, ok)
 			for _, it := range items {
-				require.True(t, carries(winner, originOf(it).rec), "a record that holds up its partition must be found")
+				require.True(t, holder{nil, it.Offset}.carries(winner), "a record that holds up its partition must be found")
 			}
 			o := depart(winner)
 			for _, f := range all {

@@ -37,16 +37,17 @@ type Deps struct {
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
 
-	Retention time.Duration // of the tasks topics; 0: records are kept forever
+	Retention time.Duration // of the tasks topics, until Kafka has said what it is; 0: records are kept forever
 }
 
 // topics are those that a router reads.
-var topics = []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
+var topics = [...]string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow, stream.TasksParked}
 
 const (
 	maxOutboxBytes = 64 << 20
 	consumerDrain  = 50 * time.Millisecond // nothing is finished any more when the consumers stop
 	leaveTimeout   = time.Second
+	passingShare   = 0.25 // of what may be in memory is divided among the partitions, for records that are set aside as they are read
 )
 
 // Router reads tasks and writes assignments. Any number of routers may run.
@@ -57,6 +58,8 @@ type Router struct {
 	sched  *scheduler
 	outbox *stream.Outbox
 	dead   records.DeadLetters
+
+	retentions *retentions
 
 	contested chan *decide.Item // tasks whose id another request has claimed
 }
@@ -69,7 +72,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		return nil, err
 	}
 	return &Router{
-		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
+		cfg: cfg, deps: deps, sched: sched, outbox: outbox, retentions: sched.retentions,
 		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
 		dead:   deadLetters(deps, outbox), contested: make(chan *decide.Item),
 	}, nil
@@ -97,7 +100,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 func (r *Router) consume(ctx context.Context, topic string, joined func()) error {
 	cfg := stream.ConsumerConfig{
 		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
-		DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
+		Reserved: passingShare, DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
 	}
 	if err := r.deps.Log.Consume(ctx, cfg, r.intake, joined); err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
@@ -23,7 +24,9 @@ type scheduler struct {
 
 	arrivals   chan []*decide.Item
 	lost       chan struct{} // partitions belong to another router now
-	stragglers chan *stream.Record
+	stragglers chan holder
+	sorts      chan sorting
+	landed     chan struct{} // tasks that were sorted have arrived
 	cancels    chan []task.Key
 	changes    chan []device.PriorityChange
 	gaps       chan struct{} // messages about overrides may have been missed
@@ -33,6 +36,12 @@ type scheduler struct {
 
 	refresh  chan struct{} // the fleet and the operators' settings should be read again soon
 	steering steering
+
+	ages       ages
+	retentions *retentions
+	landings   landings
+	open       [len(topics)]atomic.Bool // whether the tasks of a topic enter unsorted
+	unsorted   []sorting                // there was no room
 }
 
 // policyChange is a policy for the decider to use from now on.
@@ -46,10 +55,11 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 	s := &scheduler{
 		cfg: cfg, deps: deps,
 		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
-		stragglers: make(chan *stream.Record, 4*cfg.MaxPendingTasks), cancels: make(chan []task.Key, 64),
+		stragglers: make(chan holder, 64), sorts: make(chan sorting, 64), landed: make(chan struct{}, 1), cancels: make(chan []task.Key, 64),
 		changes: make(chan []device.PriorityChange, 64), gaps: make(chan struct{}, 1),
 		policies: make(chan policyChange), fleets: make(chan decide.Fleet, 1), used: make(chan map[string]int, 1),
 		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
+		ages: ages{marks: map[*stream.Ownership][]mark{}}, retentions: newRetentions(deps.Retention),
 	}
 	s.out = &emitter{deps: deps, outbox: outbox, dead: deadLetters(deps, outbox), ctx: context.Background(), admit: s.admitWaiting}
 	var err error
@@ -59,14 +69,15 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 
 // parts are the goroutines of the scheduler.
 func (s *scheduler) parts() []lifecycle.Part {
-	return append(s.watchers(), lifecycle.Func(s.run))
+	return append(s.watchers(), lifecycle.Func(s.run), lifecycle.Func(s.readRetentions))
 }
 
-// straggler takes a record that holds up the commit of its partition.
-func (s *scheduler) straggler(rec *stream.Record) {
+// straggler takes a record that holds up the commit of its partition. It is reported again if the channel
+// is full.
+func (s *scheduler) straggler(o *stream.Ownership, offset int64) {
 	select {
-	case s.stragglers <- rec:
-	default: // not reached: the channel has room for all records that can be in flight
+	case s.stragglers <- holder{o, offset}:
+	default:
 	}
 }
 
@@ -86,7 +97,7 @@ func (s *scheduler) run(ctx context.Context) {
 	s.out.ctx = ctx
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for stepped := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -95,8 +106,15 @@ func (s *scheduler) run(ctx context.Context) {
 			s.admitWaiting()
 		case <-s.lost:
 			s.forgetLost()
-		case rec := <-s.stragglers:
-			s.parkRecord(rec)
+		case h := <-s.stragglers:
+			s.parkHolder(h)
+		case req := <-s.sorts:
+			s.sortWaiting(req)
+			if time.Since(stepped) < sortInterval { // reading a backlog must not wait for a decision each time
+				timer.Reset(sortInterval)
+				continue
+			}
+		case <-s.landed:
 		case keys := <-s.cancels:
 			s.cancel(keys)
 		case changes := <-s.changes:
@@ -108,13 +126,18 @@ func (s *scheduler) run(ctx context.Context) {
 		case f := <-s.fleets:
 			now := time.Now()
 			s.decider.UpdateFleet(f, now)
+			s.dropLost() // also what belonged to a topic that was recreated
 			s.rewriteOld(now)
 			s.observe()
 		case used := <-s.used:
 			s.decider.UpdateUsed(used)
 		case <-timer.C:
 		}
+		s.landAll()
+		s.sortAll()
 		timer.Reset(s.decider.Step(time.Now()))
+		s.publishOpen()
+		stepped = time.Now()
 	}
 }
 
@@ -156,6 +179,13 @@ func (s *scheduler) forgetLost() {
 			s.decider.Forget(it, now)
 		}
 	}
+	s.dropLost()
+}
+
+// dropLost forgets what was set aside and cannot be recalled any more.
+func (s *scheduler) dropLost() {
+	s.decider.DropLost()
+	s.ages.dropLost()
 }
 
 // cancel takes cancelled tasks out of the window. Their result is in the log already: the API wrote
@@ -204,37 +234,54 @@ func (s *scheduler) recheckOverrides() {
 // maxRewrites bounds the tasks that are written again per reading of the fleet.
 const maxRewrites = 256
 
-// rewriteOld parks the tasks whose records have been in the log for half of its retention. They may
-// wait here longer than their records are kept, and a router that starts would not find them.
+// rewriteOld parks the tasks whose records have been in the log for half of its retention, wherever they
+// wait. They may wait longer than their records are kept, and a router that starts would not find them.
+// Those that were set aside are recalled, and parked when they come.
 func (s *scheduler) rewriteOld(now time.Time) {
-	if s.deps.Retention <= 0 {
-		return
-	}
 	n := 0
 	for it := range s.decider.Pending() {
 		if n == maxRewrites {
 			return
 		}
-		written := originOf(it).rec.Time
-		if written.IsZero() || now.Sub(written) < s.deps.Retention/2 {
+		rec := originOf(it).rec
+		if rec.Time.IsZero() || !s.retentions.isOld(rec.Topic, rec.Time, now) {
 			continue
 		}
-		reason := "retention"
+		reason := parkedForTime
 		if it.WaitsForDevice() {
-			reason = decide.ParkedForDevice
+			reason = parkedForDevice
 		}
 		s.decider.Park(it, reason, now)
 		n++
 	}
+	s.decider.RecallBefore(func(o decide.Owner) int64 { return s.ages.oldBelow(o, s.retentions, now) }, maxRewrites-n)
 }
 
-// parkRecord parks the task of a record that holds up the commit of its partition.
-func (s *scheduler) parkRecord(rec *stream.Record) {
+// Why tasks are parked.
+const (
+	parkedForTime      = "not_before" // its time is far away
+	parkedForDevice    = "no_device"  // no device could run it for so long
+	parkedForStraggler = "straggler"  // it holds up the commit of its partition
+)
+
+// stragglerAge is the least age of a record that is parked because it holds up the commit of its partition.
+// It bounds what a task costs that waits: at most one record per hour.
+const stragglerAge = time.Hour
+
+// parkHolder parks the task of a record that holds up the commit of its partition; if it was set aside, when
+// it has been read again.
+func (s *scheduler) parkHolder(h holder) {
+	now := time.Now()
 	for it := range s.decider.Pending() {
-		if carries(it, rec) {
-			s.decider.Park(it, "straggler", time.Now())
+		if h.carries(it) {
+			if now.Sub(originOf(it).rec.Time) >= stragglerAge {
+				s.decider.Park(it, parkedForStraggler, now)
+			}
 			return
 		}
+	}
+	if s.ages.olderThan(h, now.Add(-stragglerAge)) {
+		s.decider.RecallAt(h.owner, h.offset)
 	}
 }
 
@@ -259,4 +306,9 @@ func (s *scheduler) observe() {
 		m.Waiting.WithLabelValues(string(p)).Set(float64(waiting[p]))
 	}
 	m.WindowBytes.Set(float64(bytes))
+	for _, topic := range topics {
+		aside, memory := s.decider.Aside(topic)
+		m.Aside.WithLabelValues(topic).Set(float64(aside))
+		m.AsideBytes.WithLabelValues(topic).Set(float64(memory))
+	}
 }

@@ -18,6 +18,7 @@ func (c *Config) decider() (decide.Config, error) {
 		Binding:             decide.Binding(c.Binding),
 		MaxPendingTasks:     c.MaxPendingTasks,
 		MaxPendingBytes:     c.MaxPendingBytes,
+		MaxAsideBytes:       c.MaxAsideBytes,
 		MaxRoundTasks:       c.MaxRoundTasks,
 		MaxPrefetch:         c.MaxPrefetch,
 		MaxDeviceQueue:      c.MaxDeviceQueue,
@@ -29,7 +30,6 @@ func (c *Config) decider() (decide.Config, error) {
 		ShareLow:            c.ShareLow,
 		LevelBoost:          c.LevelBoost,
 		TenantWeights:       weights,
-		ParkRetry:           c.ParkRetry,
 		RefreshInterval:     c.RefreshInterval,
 	}, nil
 }

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,13 +39,17 @@ type yard struct {
 
 func newYard(t *testing.T, partitions int) *yard {
 	t.Helper()
+	return newYardWith(t, stream.Config{Partitions: partitions})
+}
+
+func newYardWith(t *testing.T, cfg stream.Config) *yard {
+	t.Helper()
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	l, err := stream.Open(t.Context(), stream.Config{
-		Brokers: testenv.Brokers(t), TopicPrefix: testenv.TopicPrefix(), Partitions: partitions, HeartbeatInterval: 100 * time.Millisecond,
-		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
-	}, testenv.Logger(t), nil)
+	cfg.Brokers, cfg.TopicPrefix = testenv.Brokers(t), testenv.TopicPrefix()
+	cfg.HeartbeatInterval, cfg.CommitInterval, cfg.FetchWait = 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
+	l, err := stream.Open(t.Context(), cfg, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
 	_, err = l.CreateTopics(t.Context())
@@ -266,7 +271,7 @@ func TestTasksThatCannotRunDelayNoOthers(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxPendingTasks = 64
 	y.router(cfg, "router@test")
-	// All in one partition: only parking lets the task behind them through.
+	// All in one partition: only setting them aside lets the task behind them through.
 	var msgs []stream.Message
 	var unknown, far []string
 	for i := range 300 {
@@ -287,14 +292,20 @@ func TestTasksThatCannotRunDelayNoOthers(t *testing.T) {
 	require.NoError(t, y.log.Produce(t.Context(), append(msgs, m)...))
 	y.until("the task behind", y.all([]string{"behind"}))
 	y.mu.Lock()
-	require.NotEmpty(t, y.events[task.TaskParked])
+	require.Empty(t, y.events[task.TaskParked])
 	require.Len(t, y.assigned, 1)
 	y.mu.Unlock()
-	// Parked tasks are looked at again, although the parked topic is full of tasks that have to wait
-	// for an hour.
 	y.beat(dev("late", 4, "unknown"))
-	y.until("the parked tasks", y.all(unknown))
+	y.until("the tasks that were set aside", y.all(unknown))
 	y.mu.Lock()
+	require.Empty(t, y.events[task.TaskParked], "no task was written again")
+	for action, want := range map[task.Action]int{task.TaskAccepted: 1, task.TaskQueued: 1} {
+		times := map[string]int{}
+		for _, id := range y.events[action] {
+			times[id]++
+			require.LessOrEqual(t, times[id], want, "%s of %s", action, id)
+		}
+	}
 	for _, id := range far {
 		require.Zero(t, y.assigned[id], "%s ran before its time", id)
 	}
@@ -306,12 +317,9 @@ func TestTasksThatCannotRunDelayNoOthers(t *testing.T) {
 
 // A record can be as large as its topic accepts, without room for the headers of a parked task.
 func TestATaskTooLargeToParkFails(t *testing.T) {
-	y := newYard(t, 1)
+	y := newYardWith(t, stream.Config{Partitions: 1, Retention: 2 * time.Second, ParkedRetention: 2 * time.Second})
 	y.deps.Limits.MaxInput = 4 << 20
-	cfg := testConfig()
-	cfg.MaxPendingTasks = 64
-	cfg.ParkRetry = 50 * time.Millisecond
-	y.router(cfg, "router@test")
+	y.router(testConfig(), "router@test")
 	limit := 0
 	for _, topic := range stream.Topics {
 		if topic.Name == stream.TasksNormal {
@@ -324,39 +332,117 @@ func TestATaskTooLargeToParkFails(t *testing.T) {
 	m.Key = ""
 	room := limit - 128 - 32 - len(m.Value) - 100 // minus the overhead of a batch, a record and the headers
 	m.Headers = append(m.Headers, stream.Header{Key: records.HeaderActor, Value: []byte(strings.Repeat("a", room))})
-	msgs := []stream.Message{m}
-	for i := range 60 {
-		msgs = append(msgs, y.message(chat(fmt.Sprint("small-", i), "unknown"), wire.ContentJSON))
-	}
-	require.NoError(t, y.log.Produce(t.Context(), msgs...))
+	require.NoError(t, y.log.Produce(t.Context(), m))
 	y.until("the result of the large task", func() bool { return y.results["large"] != nil })
 	require.Equal(t, task.Failed, y.results["large"].State)
 	require.Equal(t, task.ClassInvalid, y.results["large"].Error.Class)
 	y.until("the event of its failure", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 
-// A task may wait for longer than its topic keeps records.
+// A task may wait for longer than its topic keeps records, in memory or set aside. What counts is what Kafka
+// does, not the configuration.
 func TestAWaitingTaskOutlivesItsRecord(t *testing.T) {
-	y := newYard(t, 1)
-	y.deps.Retention = 400 * time.Millisecond
-	y.router(testConfig(), "router@test")
+	y := newYardWith(t, stream.Config{Partitions: 1, Retention: 3 * time.Second, ParkedRetention: 3 * time.Second})
+	y.deps.Retention = 168 * time.Hour
+	cfg := testConfig()
+	cfg.MaxPendingTasks = 64
+	y.router(cfg, "router@test")
 	far := chat("far", "m")
 	far.NotBefore = time.Now().Add(time.Hour)
-	y.produce(far, chat("no device", "m"))
+	var waiting []*task.Task
+	for i := range 100 {
+		waiting = append(waiting, chat(fmt.Sprint("no device ", i), "m"))
+	}
+	ids := y.produce(waiting...)
+	y.produce(far)
 	require.Eventually(t, func() bool {
 		n := map[string]int{}
 		err := y.log.Scan(t.Context(), stream.TasksParked, func(r *stream.Record) error {
 			n[string(r.Key)]++
 			return nil
 		})
-		return err == nil && n["far"] >= 2 && n["no device"] >= 2
+		for _, id := range ids {
+			if n[id] < 2 {
+				return false
+			}
+		}
+		return err == nil && n["far"] >= 2
 	}, testenv.Patience, 20*time.Millisecond, "each task must be rewritten, and its copy as well")
 	y.committed(stream.TasksNormal)
-	y.beat(dev("d", 1, "m"))
-	y.until("the device", y.all([]string{"no device"}))
+	y.beat(dev("d", 10, "m"))
+	y.until("the device", y.all(ids))
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	require.Zero(t, y.assigned["far"])
+	for id, n := range y.assigned {
+		require.Equal(t, 1, n, id)
+	}
+}
+
+// However many tasks of one tenant fill the window, others get their turn; and when the router dies, another
+// one goes on.
+func TestNoBacklogHidesWhatComesBehindIt(t *testing.T) {
+	y := newYard(t, 2)
+	y.beat(dev("d", 4, "m"))
+	y.mu.Lock()
+	y.hold = true
+	y.mu.Unlock()
+	cfg := testConfig()
+	stop := y.router(cfg, "router-a")
+	var first, behind []*task.Task
+	for i := range 5000 {
+		tk := chat(fmt.Sprint("a-", i), "m")
+		tk.Tenant = "a"
+		first = append(first, tk)
+	}
+	for i := range 10 {
+		tk, urgent := chat(fmt.Sprint("b-", i), "m"), chat(fmt.Sprint("urgent-", i), "m")
+		tk.Tenant, urgent.Tenant, urgent.Level = "b", "a", 9
+		behind = append(behind, tk, urgent)
+	}
+	ids := y.produce(first...)
+	y.until("full devices", func() bool { return len(y.assigned) > 0 })
+	late := y.produce(behind...)
+	y.until("them in the window, although no device is free", func() bool {
+		in := map[string]bool{}
+		for _, id := range y.events[task.TaskQueued] {
+			in[id] = true
+		}
+		return !slices.ContainsFunc(late, func(id string) bool { return !in[id] })
+	})
+	for range 20 { // the device finishes its tasks, and gets as many again
+		y.mu.Lock()
+		n := len(y.assigned)
+		require.NoError(t, y.finish())
+		done := y.all(late)()
+		y.mu.Unlock()
+		if done {
+			break
+		}
+		y.until("more", func() bool { return len(y.assigned) > n })
+	}
+	y.mu.Lock()
+	require.True(t, y.all(late)(), "they wait behind the backlog")
+	require.Less(t, len(y.assigned), 1000)
+	y.mu.Unlock()
+	stop()
+	y.mu.Lock()
+	y.hold = false
+	require.NoError(t, y.finish())
+	y.mu.Unlock()
+	y.router(cfg, "router-b")
+	y.until("every task", y.all(append(ids, late...)))
+	y.committed(stream.TasksNormal)
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	require.Empty(t, y.events[task.TaskParked])
+	twice := 0
+	for _, n := range y.assigned {
+		if n > 1 {
+			twice++
+		}
+	}
+	require.LessOrEqual(t, twice, 300, "only what was in flight when the first router stopped may be assigned again")
 }
 
 func TestRedisIsEmptiedInTheMiddle(t *testing.T) {

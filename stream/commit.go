@@ -9,34 +9,36 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/group"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
+	"github.com/batchyard/batchyard/stream/internal/tracker"
 )
 
 // commitPeriodically commits what has finished at each interval, and reports stragglers and
 // metrics.
-func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOutcome {
+func (c *consumer) commitPeriodically(ctx context.Context, s *group.Session) group.Outcome {
 	ticker := time.NewTicker(c.cl.cfg.CommitInterval)
 	defer ticker.Stop()
 	var again time.Time
 	for {
 		select {
 		case <-ctx.Done():
-			return leaving
+			return group.Leaving
 		case <-ticker.C:
 		}
 		c.reportProgress()
 		if !again.IsZero() && time.Now().After(again) {
 			again = time.Time{}
 			for _, p := range c.partitions() {
-				p.recommit()
+				p.track((*tracker.Tracker).Again)
 			}
 		}
 		err := c.commit(ctx, s)
-		if o := outcomeOf(err); o != stillMember {
+		if o := group.OutcomeOf(err); o != group.StillMember {
 			return o
 		}
 		if ctx.Err() != nil {
-			return leaving
+			return group.Leaving
 		}
 		if err != nil {
 			// A commit without an answer may still reach the broker, after later ones. When
@@ -49,7 +51,7 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOu
 
 // commit writes the offsets that moved since the last commit. The broker refuses it when the
 // generation is over, so a late commit never undoes a newer owner's.
-func (c *consumer) commit(ctx context.Context, s *session) error {
+func (c *consumer) commit(ctx context.Context, s *group.Session) error {
 	c.committing.Lock()
 	defer c.committing.Unlock()
 	var candidates []commitCandidate
@@ -70,7 +72,7 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 	defer cancel()
 	fault.At("stream.before_commit")
 	res, err := c.cl.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-		GroupID: c.group, GenerationID: s.generation, MemberID: s.member,
+		GroupID: c.group, GenerationID: s.Generation, MemberID: s.Member,
 		Topics: map[string][]kafka.OffsetCommit{topic: commits},
 	})
 	fault.At("stream.after_commit")
@@ -88,14 +90,14 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 			perr = errors.Join(err, errNoAnswer)
 		}
 		if errors.Is(perr, kafka.OffsetMetadataTooLarge) {
-			o.p.dropMetadata()
+			o.p.track((*tracker.Tracker).OmitMetadata)
 		}
 		if perr == nil {
-			o.p.commitAcked(o)
+			o.p.track(func(t *tracker.Tracker) { t.Acked(o.offset) })
 			continue
 		}
-		o.p.commitFailed()
-		if outcomeOf(failed) == stillMember {
+		o.p.track((*tracker.Tracker).Failed)
+		if group.OutcomeOf(failed) == group.StillMember {
 			failed = fmt.Errorf("committing %s/%d at %d for group %s: %w", c.cfg.Topic, o.p.id, o.offset, c.group, perr)
 		}
 	}
@@ -130,16 +132,18 @@ func (c *consumer) reportProgress() {
 	var spread, lag int64
 	parts := c.partitions()
 	for _, p := range parts {
-		rec, s := p.straggler(c.cfg.MaxSpread)
+		p.mu.Lock()
+		offset, s, report := p.tracker.Straggler(c.cfg.MaxSpread, time.Now())
+		p.mu.Unlock()
 		spread = max(spread, s)
 		lag += p.lag()
-		if rec == nil {
+		if !report {
 			continue
 		}
 		c.metrics.Stragglers.WithLabelValues(c.group, c.cfg.Topic).Inc()
-		c.logger.Warn("a record holds up its partition's commit", "record", rec.Position(), "offsets_ahead", s)
+		c.logger.Debug("a record holds up its partition's commit", "topic", c.cfg.Topic, "partition", p.id, "offset", offset, "offsets_ahead", s)
 		if c.cfg.OnStraggler != nil {
-			c.cfg.OnStraggler(rec)
+			c.cfg.OnStraggler(p.ownership(), offset)
 		}
 	}
 	records, bytes := c.budget.Held()

@@ -24,6 +24,7 @@ type Config struct {
 	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
 	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
 	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of tasks and results topics."`
+	ParkedRetention   time.Duration `yaml:"parked_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the topic of parked tasks. A task that waits longer than half of it is written again."`
 	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"Retention of the topics of assignments, batches and events."`
 	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic."`
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/group"
 )
 
 // ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
@@ -26,12 +26,13 @@ type ConsumerConfig struct {
 	MaxBytes     int64         // of those records; default 64 MiB
 	Offsets      OffsetStore   // nil: the group's offsets in Kafka
 	DrainTimeout time.Duration // after ctx ended, for records in flight to be Done; default 20 s
-	MaxSpread    int64         // offsets between the lowest unfinished and the highest finished record before OnStraggler; default 20000
-	// OnStraggler is called once for each record that holds up its partition's commit, so that
-	// the stage can set it aside. It must not block.
-	OnStraggler func(*Record)
+	MaxSpread    int64         // finished offsets that no commit can name before OnStraggler; default 20000
+	Reserved     float64       // share of the maxima that is divided among the partitions; default 0.5
+	// OnStraggler is called with a record that holds up its partition's commit, so that the stage can
+	// write it again elsewhere; and once more each second while it still does. It must not block.
+	OnStraggler func(o *Ownership, offset int64)
 	// OnLost is called when a partition, with its records in flight, now belongs to another
-	// member. It must not block.
+	// member, or its topic was recreated. It must not block.
 	OnLost func(partition int)
 }
 
@@ -60,12 +61,11 @@ type consumer struct {
 	handle  func(context.Context, []*Record)
 	budget  *budget.Budget
 
-	member      string     // used only by the goroutine of Consume
-	coordinator net.Addr   // used only by heartbeats; nil: look it up
-	committing  sync.Mutex // one commit at a time, so that they arrive in order
-	idle        chan struct{}
-	active      atomic.Int64 // running handlers
-	wg          sync.WaitGroup
+	member     *group.Member
+	committing sync.Mutex // one commit at a time, so that they arrive in order
+	idle       chan struct{}
+	active     atomic.Int64 // running handlers
+	wg         sync.WaitGroup
 
 	mu      sync.Mutex
 	parts   map[int]*partition
@@ -73,8 +73,9 @@ type consumer struct {
 }
 
 // Consume joins the group and calls handle with consecutive records of one partition, from one
-// goroutine per partition. handle may block: only its partition waits. Its context ends when
-// the partition is lost or ctx ends. ready is called once, when the first partitions are
+// goroutine per partition, and with records that are read again ([Ownership.Recall]), from another
+// one. handle may block: only its partition waits. Its context ends when the partition is lost or ctx
+// ends. ready is called once, when the first partitions are
 // assigned; it may be nil.
 //
 // When ctx ends, fetching stops and records in flight have DrainTimeout to be Done; then the
@@ -89,16 +90,18 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 64<<20)
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 20*time.Second)
 	cfg.MaxSpread = cmp.Or(cfg.MaxSpread, 20000)
-	group := cl.GroupID(cfg.Group, cfg.Topic)
+	cfg.Reserved = cmp.Or(cfg.Reserved, 0.5)
+	id := cl.GroupID(cfg.Group, cfg.Topic)
 	c := &consumer{
-		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
-		logger:  cl.logger.With("group", group),
+		cl: cl, cfg: cfg, topic: t, group: id, handle: handle,
+		logger:  cl.logger.With("group", id),
 		metrics: &cl.metrics.Stream,
-		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes),
+		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes, cfg.Reserved),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
 		trouble: map[string]struct{}{},
 	}
+	c.member = c.newMember()
 	return c.run(ctx, ready)
 }
 
@@ -121,7 +124,9 @@ func (c *consumer) run(ctx context.Context, ready func()) error {
 		}
 	}
 	c.loseAll("")
-	c.leave(last)
+	if err := c.member.Leave(last); err != nil { // the others wait for the session timeout
+		c.logger.Warn("leaving the group", "error", err)
+	}
 	c.waitForHandlers(last)
 	if err == nil && ctx.Err() == nil {
 		err = ErrClosed
@@ -146,11 +151,11 @@ func (c *consumer) waitForHandlers(ctx context.Context) {
 
 // stayMember joins generation after generation until life ends. It returns the session that is
 // still valid, if any.
-func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*session, error) {
-	var last *session
+func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*group.Session, error) {
+	var last *group.Session
 	for failures := 0; life.Err() == nil; {
-		s, err := c.join(life)
-		if errors.Is(err, errSessionTimeout) {
+		s, err := c.member.Join(life)
+		if errors.Is(err, group.ErrSessionTimeout) {
 			return nil, err
 		}
 		if err != nil {
@@ -171,14 +176,14 @@ func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*session
 			ready = nil
 		}
 		switch c.serve(life, s) {
-		case leaving:
+		case group.Leaving:
 			return s, nil
-		case evicted:
+		case group.Evicted:
 			c.loseAll(lostEvicted)
 			last = nil
-		case unknownMember:
+		case group.UnknownMember:
 			c.loseAll(lostEvicted)
-			c.member = ""
+			c.member.Forget()
 			last = nil
 		default:
 			// Still a member of the old generation: commit what is finished before the
@@ -203,9 +208,9 @@ func backOff(ctx context.Context, failures int) {
 }
 
 // serve keeps the session alive and commits until it ends.
-func (c *consumer) serve(life context.Context, s *session) sessionOutcome {
+func (c *consumer) serve(life context.Context, s *group.Session) group.Outcome {
 	ctx, stop := context.WithCancel(life)
-	over := make(chan sessionOutcome, 2)
+	over := make(chan group.Outcome, 2)
 	var wg sync.WaitGroup
 	wg.Go(func() { over <- c.heartbeat(ctx, s) })
 	wg.Go(func() { over <- c.commitPeriodically(ctx, s) })
@@ -220,24 +225,23 @@ func (c *consumer) serve(life context.Context, s *session) sessionOutcome {
 
 // takeOver applies the session's assignment: partitions that stay are not interrupted, those
 // that moved to another member are lost, new ones are started.
-func (c *consumer) takeOver(ctx context.Context, last, s *session) {
+func (c *consumer) takeOver(ctx context.Context, last, s *group.Session) {
 	// If we missed a generation, another member may have owned our partitions in it.
-	stays := last != nil && last.member == s.member && last.generation+1 == s.generation
+	stays := last != nil && last.Member == s.Member && last.Generation+1 == s.Generation
 	if !stays {
 		c.loseAll(lostEvicted)
 	}
 	c.mu.Lock()
 	var lost, gained []*partition
 	for id, p := range c.parts {
-		if !slices.Contains(s.assigned, id) {
+		if !slices.Contains(s.Assigned, id) {
 			lost = append(lost, p)
 			delete(c.parts, id)
 		}
 	}
-	for _, id := range s.assigned {
+	for _, id := range s.Assigned {
 		if c.parts[id] == nil && ctx.Err() == nil { // start nothing new while draining
-			p := &partition{c: c, id: id, committed: -1}
-			p.ctx, p.cancel = context.WithCancel(ctx)
+			p := newPartition(ctx, c, id)
 			c.parts[id] = p
 			gained = append(gained, p)
 		}
@@ -253,7 +257,7 @@ func (c *consumer) takeOver(ctx context.Context, last, s *session) {
 	for _, p := range gained {
 		c.wg.Go(p.run)
 	}
-	c.logger.Info("joined the group", "generation", s.generation, "partitions", s.assigned, "kept", kept, "gained", len(gained), "lost", len(lost))
+	c.logger.Info("joined the group", "generation", s.Generation, "partitions", s.Assigned, "kept", kept, "gained", len(gained), "lost", len(lost))
 }
 
 // lossReason says in the log why all partitions were lost; empty: not worth logging.

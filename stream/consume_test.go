@@ -96,20 +96,37 @@ func TestDrainWaitsForRecordsInFlight(t *testing.T) {
 
 func TestStragglersAreReported(t *testing.T) {
 	t.Parallel()
-	cl := open(t, testConfig(t))
-	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 3000, 3000)...))
-	named := make(chan *Record, 100)
-	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, MaxSpread: 100, OnStraggler: func(r *Record) { named <- r }},
-		func(_ context.Context, recs []*Record) {
-			for _, rec := range recs {
-				if rec.Offset != 7 {
-					rec.Done()
-				}
+	cfg := testConfig(t)
+	cfg.Partitions = 1
+	cl := open(t, cfg)
+	const n = 8000 // as many spans do not fit into a commit
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, n, n)...))
+	named := make(chan int64, 100)
+	var mu sync.Mutex
+	held := map[int64]*Record{}
+	r := consume(t, cl, ConsumerConfig{
+		Group: "g", Topic: TasksNormal, MaxRecords: 2 * n, MaxSpread: 100,
+		OnStraggler: func(_ *Ownership, offset int64) { named <- offset },
+	}, func(_ context.Context, recs []*Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, rec := range recs {
+			if held[rec.Offset] = rec; rec.Offset%2 == 1 {
+				rec.Done()
 			}
-		})
-	for range 4 {
-		rec := testenv.Receive(t, named, "a straggler")
-		require.Equal(t, int64(7), rec.Offset)
+		}
+	})
+	require.Zero(t, testenv.Receive(t, named, "a straggler"))
+	mu.Lock()
+	held[0].Done()
+	mu.Unlock()
+	require.Equal(t, int64(2), testenv.Receive(t, named, "the next one"))
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(held) == n
+	}, testenv.Patience, time.Millisecond)
+	for _, rec := range held {
 		rec.Done()
 	}
 	r.finish(t)

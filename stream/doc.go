@@ -17,6 +17,8 @@
 //   - Memory is bounded. Fetched records count against a budget of records and bytes until
 //     they are done, and fetching pauses when it is used up. Each partition has a share of its
 //     own, so one partition that is stuck cannot starve the others.
+//   - A stage that has no room for a record can set it aside ([Record.SetAside]) and read it again later
+//     ([Ownership.Recall]). No commit passes it meanwhile.
 //   - Of other clients' transactions, only committed ones are read (read_committed). A partition is
 //     read up to the first record of a transaction that is still open.
 //   - What was fetched is decompressed record by record. A record that is too large, or a batch that
@@ -61,7 +63,7 @@
 //
 //   - [Record.Done] and [Record.Lost] may be called from any goroutine, at any time, also after
 //     the partition changed its owner.
-//   - A partition's list of unfinished records is guarded by partition.mu, the producer's queues
+//   - What is unfinished of a partition is guarded by partition.mu, the producer's queues
 //     by producer.mu, an outbox's pending units by Outbox.mu. No callback runs under a lock.
 //   - There is one commit at a time per consumer, so a slow commit cannot overtake a later one.
 package stream

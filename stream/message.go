@@ -63,12 +63,12 @@ type Record struct {
 	// perhaps neither key nor headers.
 	Incomplete *Incomplete
 
-	signer     *signature.Signer // nil for records that were not read from a topic
-	origin     atomic.Uint32
-	owner      *partition // nil for records of Scan
-	prev, next *Record    // in the list of the partition's unfinished records; guarded by owner.mu
-	finished   bool       // guarded by owner.mu
-	reported   bool       // as a straggler; guarded by owner.mu
+	signer   *signature.Signer // nil for records that were not read from a topic
+	origin   atomic.Uint32
+	owner    *partition // nil for records of Scan
+	owned    *Ownership // guarded by owner.mu until the record is handed out
+	released bool       // from memory; guarded by owner.mu
+	recalled *Wanted    // nil: it was read for the first time
 }
 
 // Incomplete says what is known about a record that is too large to be read, or about records whose
@@ -115,10 +115,10 @@ func (r *Record) Position() string {
 
 // Done reports that all outputs of the record are acknowledged, so that its offset may be
 // committed. It may be called more than once, from any goroutine, in any order. It does nothing
-// for a record that is Lost.
+// for a record that is Lost or was set aside.
 func (r *Record) Done() {
 	if r.owner != nil {
-		r.owner.finish(r)
+		r.owner.release(r, finished)
 	}
 }
 

@@ -5,13 +5,15 @@ import (
 	"strconv"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/batchyard/batchyard/stream/internal/tracker"
 )
 
 // delivery is records for the handler, and the offset at which the partition continues.
 type delivery struct {
-	recs []*Record
-	next int64
-	life int // of the topic: partition.lives when they were read
+	recs  []*Record
+	next  int64
+	owned *Ownership // partition.owned when they were read
 }
 
 // run reads the partition until it is lost or the consumer drains.
@@ -26,6 +28,7 @@ func (p *partition) run() {
 	// The next fetch runs while the handler works on the last one's records.
 	deliveries := make(chan delivery)
 	p.wg.Go(func() { p.deliver(deliveries) })
+	p.wg.Go(p.recall)
 	defer p.wg.Wait()
 	defer close(deliveries)
 	defer func() { p.rest.close() }()
@@ -110,7 +113,7 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 	}
 	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
 		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
-	p.skipTo(first)
+	p.track(func(t *tracker.Tracker) { t.SkipTo(first) })
 	return first, nil
 }
 
@@ -127,10 +130,7 @@ func (p *partition) checkTopic(from int64, failures int) (int64, error) {
 	}
 	id := p.c.cl.layout.ID(p.c.cfg.Topic)
 	p.mu.Lock()
-	old := p.topic
-	if old == "" {
-		p.topic = id
-	}
+	old := p.tracker.Topic(id)
 	p.mu.Unlock()
 	if old == "" || id == "" || old == id {
 		return from, nil
@@ -167,7 +167,7 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 		maxBytes = want // the broker sent no whole record for less
 	}
 	p.mu.Lock()
-	skip := p.inherited
+	skip := p.tracker.Inherited()
 	p.mu.Unlock()
 	var got fetched
 	if p.rest != nil {
@@ -206,22 +206,15 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 func (p *partition) nextUnfinished(offset int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range p.inherited {
-		if offset >= s.First && offset < s.End {
-			return s.End
-		}
-	}
-	return offset
+	return p.tracker.NextUnfinished(offset)
 }
 
 // passOn passes records to the handler as the budget allows. It returns false when the
 // partition ends.
 func (p *partition) passOn(to chan<- delivery, recs []*Record, next int64) bool {
-	p.mu.Lock()
-	life := p.lives
-	p.mu.Unlock()
+	owned := p.ownership()
 	for {
-		d := delivery{next: next, life: life}
+		d := delivery{next: next, owned: owned}
 		if len(recs) > 0 {
 			n, err := p.c.budget.TakeRecords(p.ctx, &p.budget, len(recs))
 			if err != nil {
@@ -254,6 +247,11 @@ func (p *partition) deliver(deliveries <-chan delivery) {
 }
 
 func (p *partition) deliverOne(d delivery) bool {
+	return p.handOut(d.recs, func() { p.add(d) })
+}
+
+// handOut registers records and calls the handler.
+func (p *partition) handOut(recs []*Record, register func()) bool {
 	p.c.active.Add(1)
 	defer func() {
 		p.c.active.Add(-1)
@@ -262,9 +260,9 @@ func (p *partition) deliverOne(d delivery) bool {
 	if p.ctx.Err() != nil {
 		return false
 	}
-	p.add(d)
-	if len(d.recs) > 0 {
-		p.c.handle(p.ctx, d.recs)
+	register()
+	if len(recs) > 0 {
+		p.c.handle(p.ctx, recs)
 	}
 	return true
 }
@@ -273,15 +271,8 @@ func (p *partition) deliverOne(d delivery) bool {
 func (p *partition) lag() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.started {
+	if !p.tracker.Started() {
 		return 0
 	}
-	return max(0, p.end.Load()-p.lowestUnfinished())
-}
-
-// dropMetadata commits without metadata from now on.
-func (p *partition) dropMetadata() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.omitMetadata = true
+	return max(0, p.end.Load()-p.tracker.Lowest())
 }

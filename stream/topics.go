@@ -48,6 +48,7 @@ type Topic struct {
 }
 
 func keepEdge(c Config) time.Duration     { return c.Retention }
+func keepParked(c Config) time.Duration   { return c.ParkedRetention }
 func keepInternal(c Config) time.Duration { return c.InternalRetention }
 func keepDLQ(c Config) time.Duration      { return c.DLQRetention }
 func keepForever(Config) time.Duration    { return -time.Millisecond } // retention.ms=-1
@@ -57,7 +58,7 @@ var Topics = []Topic{
 	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
 	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
 	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
-	{TasksParked, "task id", "one task that no device can run now", edgeLimit, keepEdge, false},
+	{TasksParked, "task id", "one task that waits for longer than its first record may be kept", edgeLimit, keepParked, false},
 	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal, false},
 	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal, false},
 	{Results, "task id", "one result, JSON", edgeLimit, keepEdge, false},

@@ -5,23 +5,23 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/heartbeat"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/group"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
+	"github.com/batchyard/batchyard/stream/internal/tracker"
 )
 
 // newPartition is a partition without a broker.
-func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
-	p := &partition{c: c, committed: -1}
-	p.ctx, p.cancel = context.WithCancel(context.Background())
+func testPartition() *partition {
+	c := &consumer{budget: budget.New(1<<30, 1<<50, 0.5), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	p := newPartition(context.Background(), c, 0)
 	c.budget.Join(&p.budget)
 	c.parts[0] = p
 	return p
@@ -31,7 +31,7 @@ func newPartition(t require.TestingT) *partition {
 // or skipped by the next owner.
 func TestTrackerAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := newPartition(t)
+		p := testPartition()
 		defer p.cancel()
 		start := rapid.Int64Range(0, 1000).Draw(t, "start")
 		finished := map[int64]bool{} // or nonexistent
@@ -49,6 +49,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 		p.begin(start, skip, "")
 		next := start // the next offset to be fetched
 		var open []*Record
+		var aside []int64
 		committed := start
 		check := func() {
 			low := start
@@ -56,8 +57,8 @@ func TestTrackerAgainstModel(t *testing.T) {
 				low++
 			}
 			p.mu.Lock()
-			require.Equal(t, low, p.lowestUnfinished())
-			spans := p.finishedSpans()
+			require.Equal(t, low, p.tracker.Lowest())
+			spans := p.tracker.Finished()
 			require.Equal(t, len(open), p.inFlight)
 			p.mu.Unlock()
 			for o := low; o < next+70; o++ {
@@ -80,7 +81,7 @@ func TestTrackerAgainstModel(t *testing.T) {
 					}
 					next++
 				}
-				p.add(delivery{recs: recs, next: next})
+				p.add(delivery{recs: recs, next: next, owned: p.owned})
 				open = append(open, recs...)
 			},
 			"done": func(t *rapid.T) {
@@ -94,16 +95,37 @@ func TestTrackerAgainstModel(t *testing.T) {
 				r.Done()
 				finished[r.Offset] = true
 			},
+			"set aside": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "which")
+				r := open[i]
+				open = slices.Delete(open, i, i+1)
+				aside = append(aside, r.Offset)
+				r.SetAside()
+				r.Done() // too late: it has to be read again first
+			},
+			"recall": func(t *rapid.T) {
+				if len(aside) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(aside)-1).Draw(t, "which")
+				open = append(open, &Record{Offset: aside[i], owner: p, owned: p.owned})
+				aside = slices.Delete(aside, i, i+1)
+				p.inFlight++
+				p.c.budget.AdjustBytes(&p.budget, open[len(open)-1].size())
+			},
 			"": func(*rapid.T) { check() },
 		})
 	})
 }
 
 func TestLostRecordsAreNotCommitted(t *testing.T) {
-	p := newPartition(t)
+	p := testPartition()
 	p.begin(0, nil, "")
 	recs := []*Record{{Offset: 0, owner: p}, {Offset: 1, owner: p}}
-	p.add(delivery{recs: recs, next: 2})
+	p.add(delivery{recs: recs, next: 2, owned: p.owned})
 	recs[0].Done()
 	p.lose()
 	require.True(t, recs[1].Lost())
@@ -118,18 +140,20 @@ func TestLostRecordsAreNotCommitted(t *testing.T) {
 // Once a topic was recreated, records of the old one are neither waited for nor committed, whether they
 // were handed out before or after that was noticed.
 func TestRecordsOfARecreatedTopicAreNotCommitted(t *testing.T) {
-	p := newPartition(t)
+	p := testPartition()
 	defer p.cancel()
 	p.begin(50, nil, "old")
 	before, after := &Record{Offset: 50, owner: p}, &Record{Offset: 51, owner: p}
-	p.add(delivery{recs: []*Record{before}, next: 51})
+	old := p.owned
+	p.add(delivery{recs: []*Record{before}, next: 51, owned: old})
 	p.startOver(0, "new")
-	p.add(delivery{recs: []*Record{after}, next: 52})
+	require.True(t, old.Lost(), "what was set aside is lost")
+	p.add(delivery{recs: []*Record{after}, next: 52, owned: old})
 	before.Done()
 	after.Done()
 	require.False(t, before.Lost(), "the stage finishes what it has")
 	fresh := &Record{Offset: 0, owner: p}
-	p.add(delivery{recs: []*Record{fresh}, next: 1, life: 1})
+	p.add(delivery{recs: []*Record{fresh}, next: 1, owned: p.owned})
 	o, ok := p.nextCommit()
 	require.True(t, ok)
 	require.Zero(t, o.offset)
@@ -146,37 +170,56 @@ func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
 	draining, cancel := context.WithCancel(t.Context())
 	cancel() // so that nothing new is started
 	for missed, next := range []int{2, 3} {
-		p := newPartition(t)
+		p := testPartition()
 		p.c.logger = slog.New(slog.DiscardHandler)
 		p.begin(0, nil, "")
-		p.c.takeOver(draining, &session{member: "m", generation: 1}, &session{member: "m", generation: next, assigned: []int{0}})
+		p.c.takeOver(draining, &group.Session{Member: "m", Generation: 1}, &group.Session{Member: "m", Generation: next, Assigned: []int{0}})
 		require.Equal(t, missed > 0, p.lost.Load())
 		p.cancel()
 	}
 }
 
-func TestStragglerIsReportedOnce(t *testing.T) {
-	p := newPartition(t)
+// A record holds up the commit if what is finished beyond it does not fit into the metadata.
+func TestStragglersAreWhatNoCommitCanName(t *testing.T) {
+	p := testPartition()
 	defer p.cancel()
 	p.begin(0, nil, "")
 	var recs []*Record
-	for i := range int64(100) {
+	for i := range int64(10_000) {
 		recs = append(recs, &Record{Offset: i, owner: p})
 	}
-	p.add(delivery{recs: recs, next: 100})
-	for _, r := range recs[2:52] {
+	p.add(delivery{recs: recs, next: 10_000, owned: p.owned})
+	for _, r := range recs[1:] {
 		r.Done()
 	}
-	r, _ := p.straggler(52)
-	require.Nil(t, r)
-	r, spread := p.straggler(51)
-	require.Same(t, recs[0], r)
-	require.Equal(t, int64(52), spread)
-	r, _ = p.straggler(50)
-	require.Nil(t, r, "already reported")
-	recs[0].Done()
-	r, _ = p.straggler(50)
-	require.Same(t, recs[1], r, "the next one")
+	now := time.Now()
+	report := func(maxSpread int64) bool {
+		_, ok := p.nextCommit()
+		require.True(t, ok)
+		p.track((*tracker.Tracker).Failed)
+		offset, spread, report := p.tracker.Straggler(maxSpread, now)
+		require.Zero(t, offset)
+		require.Equal(t, p.tracker.Lowest(), offset)
+		require.Positive(t, spread)
+		return report
+	}
+	require.False(t, report(10), "one span names them all")
+
+	p = testPartition()
+	defer p.cancel()
+	p.begin(0, nil, "")
+	for _, r := range recs {
+		r.owner, r.released = p, false
+	}
+	p.add(delivery{recs: recs, next: 10_000, owned: p.owned})
+	for i := 1; i < len(recs); i += 2 {
+		recs[i].Done()
+	}
+	require.True(t, report(5000), "5,000 spans take 10,000 bytes")
+	require.False(t, report(5000), "already reported")
+	now = now.Add(2 * time.Second)
+	require.True(t, report(5000), "it is still there")
+	require.False(t, report(9000))
 }
 
 func TestPartitioningMatchesOtherClients(t *testing.T) {
@@ -189,18 +232,4 @@ func TestPartitioningMatchesOtherClients(t *testing.T) {
 		key := rapid.StringN(1, 40, 200).Draw(t, "key")
 		require.Equal(t, b.Balance(kafka.Message{Key: []byte(key)}, parts...), int(partitionOf(key, 12)))
 	})
-}
-
-// sendHeartbeat works around a bug of kafka-go. When the bug is fixed, this test fails and
-// heartbeatError has to go.
-func TestKafkaGoStillSwapsHeartbeatFields(t *testing.T) {
-	wire := []byte{0, 0, 0, 0, 0, byte(kafka.RebalanceInProgress)} // throttle time, error
-	var res heartbeat.Response
-	require.NoError(t, protocol.Unmarshal(wire, 3, &res))
-	require.Zero(t, res.ErrorCode)
-	require.ErrorIs(t, heartbeatError(&res), kafka.RebalanceInProgress)
-	wire[3] = 200 // throttled
-	require.NoError(t, protocol.Unmarshal(wire, 3, &res))
-	require.ErrorIs(t, heartbeatError(&res), kafka.RebalanceInProgress)
-	require.NoError(t, heartbeatError(&heartbeat.Response{}))
 }

@@ -67,7 +67,7 @@ var Actions = []ActionInfo{
 	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
 	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped"},
 	{TaskReread, "router", "", "the record of a finished task was read again, or a requeued copy of it, because a process died after it had written what the task became; events of that process, such as task.assigned or task.succeeded, may be missing; the detail has the state"},
-	{TaskParked, "router", Pending, "no device can run the task now; it was parked and will be considered again later"},
+	{TaskParked, "router", Pending, "the task waits for longer than its record may be kept, or holds up others: it was written to tasks.parked, where it waits on"},
 	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},
 	{BatchClosed, "batcher", "", "the task was sent to its device in a batch; the detail says why the batch closed and how large it was"},
 	{AttemptStarted, "workers", Running, "the request is sent to the device"},

@@ -171,7 +171,7 @@ func waiting(w *Waiting, now time.Time) string {
 	}
 	text += ": " + strings.Join(parts, "; ")
 	if w.ParkedAt != nil {
-		text += fmt.Sprintf(". A router parked it at %s (%s) and retries it regularly", w.ParkedAt.Format(time.RFC3339), cmp.Or(w.Parked, "no reason given"))
+		text += fmt.Sprintf(". A router parked it at %s (%s), and it waits there", w.ParkedAt.Format(time.RFC3339), cmp.Or(w.Parked, "no reason given"))
 	}
 	if w.Deadline != nil {
 		text += ". Its deadline is " + w.Deadline.Format(time.RFC3339)

@@ -11,7 +11,6 @@ const (
 	evAsk                   // the routers query the credits in use of pool i, which has room
 	evFreed                 // the routers learn the answer: gen
 	evLog                   // a task is back in its router's log
-	evUnpark                // a parked task is due
 	evWake                  // the timer of router i fires
 	evFleet                 // router i reads Redis
 	evHeartbeat             // device i sends a heartbeat

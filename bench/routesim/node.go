@@ -16,19 +16,31 @@ type node struct {
 	i       int32
 	name    string
 	decider *decide.Decider
-	logs    []backlog // by topic: what its window has no room for
-	gen     uint32    // of its timer
-	wakeAt  int64     // -1: none
-	view    []int     // by device: credits in use, as it must have believed at least
-	held    int       // tasks that it was given and has not let go
-	rests   int64     // until then some may wait for their time, and not for a device
-	open    int       // credits taken and not given to a task yet
+	logs    []*backlog // by topic
+	recalls []recall   // tasks that it wants to read again
+	gen     uint32     // of its timer
+	wakeAt  int64      // -1: none
+	view    []int      // by device: credits in use, as it must have believed at least
+	held    int        // tasks that it was given and has not let go
+	rests   int64      // until then some may wait for their time, and not for a device
+	open    int        // credits taken and not given to a task yet
 }
 
-// backlog is the part of a topic that is outside the window.
+// backlog is what is outside the window of a topic.
 type backlog struct {
 	source string
-	q      fifo
+	q      fifo           // not read yet
+	read   int64          // records
+	aside  map[int64]*job // read and set aside, by offset
+}
+
+// Lost is false: routers of a simulation neither join nor leave.
+func (*backlog) Lost() bool { return false }
+
+// recall is a task to be read again.
+type recall struct {
+	log    *backlog
+	wanted decide.Wanted
 }
 
 func (s *sim) addRouters() error {
@@ -60,17 +72,17 @@ func (s *sim) enterLog(j *job) {
 }
 
 func (n *node) backlogOf(source string) *backlog {
-	for i := range n.logs {
-		if n.logs[i].source == source {
-			return &n.logs[i]
+	for _, l := range n.logs {
+		if l.source == source {
+			return l
 		}
 	}
-	n.logs = append(n.logs, backlog{source: source})
-	return &n.logs[len(n.logs)-1]
+	l := &backlog{source: source, aside: map[int64]*job{}}
+	n.logs = append(n.logs, l)
+	return l
 }
 
-// work lets the router read tasks and make decisions until its window is full or
-// its log is empty.
+// work lets the router read tasks and make decisions until it has read its log.
 func (n *node) work() {
 	s := n.s
 	for s.bad == nil {
@@ -88,40 +100,70 @@ func (n *node) work() {
 }
 
 // item is a task of the topic as the router reads it.
-func (l *backlog) item(t *task.Task) *decide.Item {
-	return &decide.Item{Task: t, Source: l.source, Size: int64(len(t.Input)) + 256, ReadyAt: t.ReadyAt(), Parked: l.source == topicParked}
+func (l *backlog) item(t *task.Task, offset int64) *decide.Item {
+	return &decide.Item{
+		Task: t, Owner: l, Offset: offset, Source: l.source, Size: int64(len(t.Input)) + 256, ReadyAt: t.ReadyAt(),
+	}
 }
 
-// read puts what is outside into the window while it has room.
+// read reads the log, and again what the router has recalled.
 func (n *node) read() {
-	for i := range n.logs {
-		l := &n.logs[i]
-		for l.q.len() > 0 && !n.decider.Full(l.source) {
+	for _, l := range n.logs {
+		for l.q.len() > 0 && n.s.bad == nil {
 			j := l.q.pop()
-			j.where = inWindow
-			n.held++
-			if at := j.task.ReadyAt(); !at.IsZero() {
-				n.rests = max(n.rests, int64(at.Sub(epoch)))
-			}
-			if n.decider.Add(l.item(j.task), n.s.time()) != nil {
-				n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
-				return
+			l.read++
+			if !n.sort(l, j, decide.Wanted{Offset: l.read}) {
+				n.s.fail("memory: router %s has no room for where task %s is", n.name, j.task.ID)
 			}
 		}
+	}
+	recalls := n.recalls
+	n.recalls = nil
+	for _, r := range recalls {
+		j := r.log.aside[r.wanted.Offset]
+		if j == nil {
+			n.s.fail("conservation: router %s recalls offset %d, which it has not set aside", n.name, r.wanted.Offset)
+			return
+		}
+		delete(r.log.aside, r.wanted.Offset)
+		n.s.out.Recalled++
+		n.sort(r.log, j, r.wanted)
 	}
 	if most := n.decider.Len(); most > n.s.out.MostHeld {
 		n.s.out.MostHeld = most
 	}
 }
 
-// more reports whether the log has tasks and the window has room for them.
+// sort puts a task into the window, or aside.
+func (n *node) sort(l *backlog, j *job, at decide.Wanted) (ok bool) {
+	it := l.item(j.task, at.Offset)
+	it.Seen = at.Seen
+	kept, _, ok := n.decider.Sort([]*decide.Item{it}, n.s.time())
+	if len(kept) == 0 {
+		l.aside[at.Offset] = j
+		j.where = aside
+		return ok
+	}
+	j.where = inWindow
+	n.held++
+	if at := j.task.ReadyAt(); !at.IsZero() {
+		n.rests = max(n.rests, int64(at.Sub(epoch)))
+	}
+	if n.decider.Add(it, n.s.time()) != nil {
+		n.s.fail("conservation: router %s says that it has task %s already", n.name, j.task.ID)
+	}
+	n.decider.Land(it.Owner, it.Offset)
+	return ok
+}
+
+// more reports whether there is something to read.
 func (n *node) more() bool {
-	for i := range n.logs {
-		if l := &n.logs[i]; l.q.len() > 0 && !n.decider.Full(l.source) {
+	for _, l := range n.logs {
+		if l.q.len() > 0 {
 			return true
 		}
 	}
-	return false
+	return len(n.recalls) > 0
 }
 
 // wake sets the timer. An earlier timer is left alone and rearmed when it fires,
@@ -260,17 +302,27 @@ func (n *node) Expire(it *decide.Item, now time.Time) {
 	n.s.end(j, failed)
 }
 
-// Park keeps a task in the log until its time.
+// Park fails the run: no record of a simulation grows old.
 func (n *node) Park(it *decide.Item, p decide.Parking) {
-	s := n.s
-	j := s.jobOf(it.Task)
+	n.s.fail("router %s parks task %s for %s", n.name, it.Task.ID, p.Reason)
+}
+
+// SetAside puts a task back into the log.
+func (n *node) SetAside(it *decide.Item) {
+	j := n.s.jobOf(it.Task)
 	if j == nil {
 		return
 	}
 	n.held--
-	j.where, j.source, j.task = aside, topicParked, it.Task
-	s.out.Parked++
-	s.after(int64(p.Until.Sub(s.time())), event{kind: evUnpark, job: j})
+	j.where = aside
+	n.backlogOf(it.Source).aside[it.Offset] = j
+}
+
+// Recall reads tasks again.
+func (n *node) Recall(o decide.Owner, wanted []decide.Wanted) {
+	for _, w := range wanted {
+		n.recalls = append(n.recalls, recall{o.(*backlog), w}) //nolint:forcetypeassert // they are all ours
+	}
 }
 
 // Admit has nothing to do: whatever happens at the same virtual time comes as an event of its own.

@@ -28,7 +28,7 @@ type place uint8
 const (
 	inLog      place = iota // in the log: the window is full, or it is being requeued
 	inWindow                // in a router's window
-	aside                   // parked
+	aside                   // read by the router, and set aside
 	onTheWay                // assigned but not yet at its device
 	atDevice                // in the queue of its device
 	running                 // its request is in flight
@@ -172,8 +172,6 @@ func topicOf(p task.Priority) string {
 	return "tasks." + string(p)
 }
 
-const topicParked = "tasks.parked"
-
 func (s *sim) after(d int64, e event) {
 	e.at = s.now + max(0, d)
 	s.events.push(e)
@@ -244,7 +242,7 @@ func (s *sim) do(e *event) {
 		s.after(s.news-s.news/2, event{kind: evFreed, i: e.i, gen: uint32(s.acct.used[m.pool])})
 	case evFreed:
 		s.hear(e.i, int(e.gen))
-	case evLog, evUnpark:
+	case evLog:
 		s.enterLog(e.job)
 	case evWake:
 		if n := s.nodes[e.i]; n.gen == e.gen {

@@ -85,7 +85,7 @@ type Outcome struct {
 	Attempts int64   // requests started during the whole run
 	Late     int64   // of Attempts: more than a second after the first fault
 	Routed   int64   // assignments during the whole run
-	Parked   int64
+	Recalled int64
 	MostHeld int    // most tasks in one router's window at a time
 	Events   uint64 // events simulated
 	Trace    uint64 // hash of all decisions, for comparing runs
@@ -168,7 +168,7 @@ func (o *Outcome) Merge(b *Outcome) {
 	o.Attempts += b.Attempts
 	o.Late += b.Late
 	o.Routed += b.Routed
-	o.Parked += b.Parked
+	o.Recalled += b.Recalled
 	o.MostHeld = max(o.MostHeld, b.MostHeld)
 	o.Events += b.Events
 	o.Trace = o.Trace*31 + b.Trace

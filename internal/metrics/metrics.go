@@ -79,6 +79,8 @@ type Router struct {
 	Duplicates    prometheus.Counter
 	Waiting       *prometheus.GaugeVec // priority
 	WindowBytes   prometheus.Gauge
+	Aside         *prometheus.GaugeVec     // topic
+	AsideBytes    *prometheus.GaugeVec     // topic
 	Assigned      *prometheus.CounterVec   // device_id
 	WaitSeconds   *prometheus.HistogramVec // priority
 	RoundSeconds  prometheus.Histogram
@@ -249,6 +251,8 @@ func newRouter(f factory) Router {
 		Duplicates:    f.counter("router_duplicate_tasks_total", "Records dropped because they were duplicates."),
 		Waiting:       f.gauges("router_pending_tasks", "Tasks in the pending window.", "priority"),
 		WindowBytes:   f.gauge("router_pending_bytes", "Bytes of the tasks in the pending window."),
+		Aside:         f.gauges("router_aside_tasks", "Tasks that were read and set aside: the router knows where their records are, and reads them again when their turn comes.", "topic"),
+		AsideBytes:    f.gauges("router_aside_bytes", "Memory for where the tasks are that were set aside.", "topic"),
 		Assigned:      f.counters("router_assigned_tasks_total", "Assignments.", "device_id"),
 		WaitSeconds:   f.histograms("router_wait_seconds", "Time from a task being ready to its assignment.", long, "priority"),
 		RoundSeconds:  f.histogram("router_round_seconds", "Duration of a round, including Redis.", fine),

@@ -18,6 +18,7 @@ type Config struct {
 	Binding             Binding
 	MaxPendingTasks     int   // held in memory per source topic
 	MaxPendingBytes     int64 // of their records, per source topic
+	MaxAsideBytes       int64 // of memory for tasks that were set aside, per source topic
 	MaxRoundTasks       int   // assigned in one round
 	MaxPrefetch         int   // credits that a device may have beyond its slots, bound late
 	MaxDeviceQueue      int   // tasks that may queue at a device, bound early
@@ -29,6 +30,5 @@ type Config struct {
 	ShareLow            float64       // guaranteed share of the work of low tasks
 	LevelBoost          time.Duration // how much earlier than submitted a task counts, per level
 	TenantWeights       map[string]float64
-	ParkRetry           time.Duration // until a parked task is looked at again
 	RefreshInterval     time.Duration // between two readings of the fleet
 }

@@ -27,11 +27,13 @@ type Decider struct {
 	effects Effects
 	round   round
 
-	checkParked bool      // tasks parked for want of a device may be ready now
-	retryAt     time.Time // after Acquire failed: no round before
-	backoff     time.Duration
-	reliefAt    time.Time // no relief of the window before
-	resumeAt    time.Time // when the first demand stops yielding to other routers; zero: none yields
+	retryAt  time.Time // after Acquire failed: no round before
+	backoff  time.Duration
+	refillAt time.Time // no look at the hungry queues before
+	lookAt   time.Time // when refill has something to do again; zero: after the next change
+	recalls  map[Owner][]Wanted
+	owners   []Owner   // of these
+	resumeAt time.Time // when the first demand stops yielding to other routers; zero: none yields
 
 	asked        map[string]ask        // what other routers know about our waiting tasks, by pool
 	askAt        time.Time             // when it is repeated
@@ -45,7 +47,7 @@ func New(cfg Config, p policy.Policy, seed uint64, effects Effects) *Decider {
 		cfg: cfg, window: newWindow(cfg), view: newView(cfg), effects: effects,
 		rng:   rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), //nolint:gosec // choices, not secrets
 		round: round{wantOf: map[*pool]int{}},
-		asked: map[string]ask{},
+		asked: map[string]ask{}, recalls: map[Owner][]Wanted{},
 	}
 	d.SetPolicy(p, cfg.Binding, time.Time{}) // there is no device yet
 	return d
@@ -74,7 +76,6 @@ func orderFor(p policy.Policy) order {
 // UpdateFleet takes a reading of the fleet; call it every Config.RefreshInterval.
 func (d *Decider) UpdateFleet(f Fleet, now time.Time) {
 	d.view.update(f, now)
-	d.checkParked = true
 	d.window.sweep()
 	d.unblock(now)
 }
@@ -98,7 +99,7 @@ func (d *Decider) unblock(now time.Time) {
 		}
 		dm.unservable = false
 		for _, q := range dm.queues {
-			if q.ready.len() > 0 {
+			if q.ready.len()+q.shelved > 0 {
 				d.window.resume(q)
 			}
 		}
@@ -113,12 +114,7 @@ func (d *Decider) servable(dm *demand, now time.Time) bool {
 // again.
 func (d *Decider) Step(now time.Time) time.Duration {
 	if d.view.pass(now) {
-		d.checkParked = true
 		d.unblock(now)
-	}
-	if d.checkParked {
-		d.checkParked = false
-		d.window.wakeForDevices(now, func(dm *demand) bool { return d.servable(dm, now) })
 	}
 	d.window.due(now, func(it *Item) { d.effects.Expire(it, now) })
 	d.resumeAt = time.Time{}
@@ -126,9 +122,7 @@ func (d *Decider) Step(now time.Time) time.Duration {
 		d.effects.Admit()
 	}
 	wait := d.cfg.RefreshInterval
-	if d.relieve(now) {
-		wait = min(wait, reliefInterval)
-	}
+	d.refill(now)
 	return d.waitFor(wait, now)
 }
 
@@ -138,7 +132,7 @@ func (d *Decider) waitFor(wait time.Duration, now time.Time) time.Duration {
 	if len(d.asked) > 0 {
 		askAgain = d.askAt
 	}
-	for _, at := range []time.Time{d.window.next(), d.view.changesAt, d.resumeAt, askAgain} {
+	for _, at := range []time.Time{d.window.next(), d.view.changesAt, d.resumeAt, d.lookAt, askAgain} {
 		if !at.IsZero() {
 			wait = min(wait, max(0, at.Sub(now)))
 		}
@@ -200,9 +194,6 @@ func (d *Decider) Pending() iter.Seq[*Item] {
 
 // Len is the number of tasks in the window.
 func (d *Decider) Len() int { return d.window.len() }
-
-// Full reports whether the window takes no more tasks of a source for now.
-func (d *Decider) Full(source string) bool { return d.window.full(source, 1) }
 
 // Devices iterates over the known devices, in the order of their ids, with the credits of each that
 // are in use.

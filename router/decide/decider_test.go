@@ -294,21 +294,6 @@ func TestTasksWithoutADeviceAreBlockedAndResumed(t *testing.T) {
 	require.Len(t, l.picks, 1+limitsOf(d)["d1"], "as many as the device has credits for")
 }
 
-// If many of them fill the window, they are parked as they arrive, so that tasks behind them in the log
-// do not wait.
-func TestTasksWithoutADeviceAreParkedWhenTheWindowFills(t *testing.T) {
-	cfg := testConfig()
-	d, l := newTestDecider(t, cfg)
-	f := oldFleet(1)
-	f.Devices[0].Models = []string{"m"}
-	d.UpdateFleet(f, t0)
-	addMany(d, 1, "unknown", task.Normal, t0)
-	d.Step(t0)
-	addMany(d, 5*cfg.MaxPendingTasks, "unknown", task.Normal, t0)
-	require.Less(t, d.window.len(), cfg.MaxPendingTasks/2)
-	require.Equal(t, 5*cfg.MaxPendingTasks+1, d.window.len()+l.parked)
-}
-
 // A tenant whose devices do more work is ahead of a tenant with slow devices. A third tenant that uses
 // both does not wait until the slow one has caught up.
 func TestANewTenantDoesNotPayForTheDevicesOfOthers(t *testing.T) {

@@ -1,17 +1,17 @@
 // Package decide makes a router's decisions: which task goes next, to which device, and with whose
 // credit. It has no log, no Redis and no clock.
 //
-//	Add ──▶ pending window ──▶ round ──▶ Effects.Assign
-//	        flow.go: who next   policy      │
-//	        view.go: the fleet  credits     ├──▶ Effects.Park     (written back to the log)
-//	                                        └──▶ Effects.Expire   (the deadline passed)
+//	Sort ──▶ Add ──▶ pending window ──▶ round ──▶ Effects.Assign
+//	  │              flow.go: who next   policy      │
+//	  ▼              view.go: the fleet  credits     └──▶ Effects.Expire   (the deadline passed)
+//	aside ─────────▶ Effects.Recall ──▶ Sort …
 //
 // # The problem
 //
 // A router reads more tasks than the devices can start, knows roughly how fast each device is and
 // exactly how many tasks it has, and shares the devices with other routers. It has to keep the devices
 // busy, serve higher priorities first without starving the others, share fairly between tenants, and
-// never let tasks that cannot run delay tasks that can.
+// never let tasks that cannot run delay tasks that can. The backlog may be any length, and the memory is not.
 //
 // # The model
 //
@@ -24,16 +24,21 @@
 // A round takes the first tasks in that order, lets the policy pick a device for each, and takes all
 // their credits in one call ([Effects.Acquire]). Tasks that get no credit return to their place.
 //
+// A task for which the window has no room is set aside: a list of its queue remembers where its record is
+// (aside.go). A queue holds at most its quota while others want room, too (sort.go), and is refilled when it
+// is about to run out (refill.go).
+//
 // # The states of an item
 //
-//	Add ──▶ waiting ──────▶ ready ──▶ picked ──▶ assigned
-//	 │      until its time,  ▲ │ ▲       │
-//	 │      or a device      │ │ └───────┘ no credit
-//	 │      joins            │ │
-//	 └───────────────────────┘ ├──▶ parked      no device can run it, and the window is full
-//	                           ├──▶ expired     its deadline passed
-//	                           ├──▶ cancelled
-//	                           └──▶ forgotten   another router reads its record from now on
+//	Sort ──▶ Add ──▶ waiting ────▶ ready ──▶ picked ──▶ assigned
+//	 │ ▲      │      until its      ▲ │ ▲       │
+//	 │ │      │      time           │ │ └───────┘ no credit
+//	 ▼ │      └─────────────────────┘ │
+//	aside ◀───────────────────────────┤   others need its room more
+//	                                  ├──▶ parked      its record is about to be deleted
+//	                                  ├──▶ expired     its deadline passed
+//	                                  ├──▶ cancelled
+//	                                  └──▶ forgotten   another router reads its record from now on
 //
 // An item that waits can end in the same ways as one that is ready.
 //

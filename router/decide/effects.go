@@ -17,18 +17,20 @@ type Effects interface {
 	Assign(picks []Pick, now time.Time)
 	// Expire ends a task whose deadline passed while it waited. It has left the window.
 	Expire(it *Item, now time.Time)
-	// Park writes a task back to the log, to be read again and added with ReadyAt set to until. It
-	// has left the window.
+	// Park writes a task back to the log. It has left the window.
 	Park(it *Item, p Parking)
+	// SetAside frees the memory of a task that has left the window. It will be recalled.
+	SetAside(it *Item)
+	// Recall reads tasks of an owner again that were set aside. They are to be sorted when they come.
+	Recall(o Owner, wanted []Wanted)
 	// Admit adds what has arrived meanwhile. The decider calls it between two rounds.
 	Admit()
 }
 
-// Parking is why and for how long a task is parked.
+// Parking is why and when a task is parked.
 type Parking struct {
 	Reason string
 	Now    time.Time
-	Until  time.Time
 }
 
 // Pick is a task on its way to a device.

@@ -31,10 +31,11 @@ func priorityIndex(p task.Priority) int {
 // priorityClass is all flows of one priority.
 type priorityClass struct {
 	flows      heapOf[*flow]
-	clock      float64 // virtual time of the flow served last
-	share      float64 // guaranteed share of the work
-	deficit    float64 // seconds of service owed to it; below 0: it got more than its share
-	backlogged int     // queues with tasks that some device can run, suspended ones included
+	clock      float64       // virtual time of the flow served last
+	share      float64       // guaranteed share of the work
+	deficit    float64       // seconds of service owed to it; below 0: it got more than its share
+	backlogged int           // queues with tasks that some device can run, suspended ones and tasks aside included
+	hungry     heapOf[*flow] // with hungry queues: see refill.go
 }
 
 // flow is one tenant's tasks of one priority.
@@ -44,8 +45,10 @@ type flow struct {
 	vtime      float64 // virtual time: seconds of service / weight
 	queues     heapOf[*queue]
 	at         int // in the heap of its class
-	backlogged int // queues with tasks that some device can run, suspended ones included
-	tasks      int // in the window, including those that are not ready
+	backlogged int // queues with tasks that some device can run, suspended ones and tasks aside included
+	tasks      int // in the window, including those that are not ready, and aside
+	hungry     heapOf[*queue]
+	hunger     int // in the heap of the hungry ones of its class; -1: not there
 }
 
 type flowKey struct {
@@ -61,26 +64,39 @@ type queue struct {
 	at        int  // in the heap of its flow
 	suspended bool // not in that heap until the round ends or the fleet changes
 	blocked   bool // suspended because no device can serve it: it does not count as backlogged
+	counted   bool // as backlogged
+
+	aside   heapOf[*list] // of tasks that the window does not hold, best first
+	shelved int           // tasks in these
+	coming  int           // tasks that will be added soon
+	worst   int64         // the highest rank of a ready task is at most this
+	hunger  int           // in the heap of the hungry ones of its flow; -1: not there
 }
 
 func newPriorityClass(share float64) *priorityClass {
 	c := &priorityClass{share: share}
 	c.flows.less = func(a, b *flow) bool { return a.vtime < b.vtime }
 	c.flows.at = func(f *flow, i int) { f.at = i }
+	c.hungry.less = c.flows.less
+	c.hungry.at = func(f *flow, i int) { f.hunger = i }
 	return c
 }
 
 func newFlow(k flowKey, weight float64) *flow {
-	f := &flow{key: k, weight: weight, at: -1}
+	f := &flow{key: k, weight: weight, at: -1, hunger: -1}
 	f.queues.less = func(a, b *queue) bool { return a.ready.first().rank < b.ready.first().rank }
 	f.queues.at = func(q *queue, i int) { q.at = i }
+	f.hungry.less = func(a, b *queue) bool { return a.aside.first().rank < b.aside.first().rank }
+	f.hungry.at = func(q *queue, i int) { q.hunger = i }
 	return f
 }
 
 func newQueue(d *demand, f *flow) *queue {
-	q := &queue{demand: d, flow: f, at: -1}
+	q := &queue{demand: d, flow: f, at: -1, hunger: -1}
 	q.ready.less = func(a, b *Item) bool { return a.rank < b.rank }
 	q.ready.at = func(it *Item, i int) { it.index = i }
+	q.aside.less = func(a, b *list) bool { return a.rank < b.rank }
+	q.aside.at = func(l *list, i int) { l.at = i }
 	return q
 }
 
@@ -89,12 +105,7 @@ func (w *window) classOf(q *queue) *priorityClass { return w.classes[q.flow.key.
 
 // activate makes a queue that got its first ready task one of those to be served.
 func (w *window) activate(q *queue) {
-	f, c := q.flow, w.classOf(q)
-	if f.backlogged == 0 { // it was idle, and saved nothing up
-		f.vtime = max(f.vtime, c.now())
-	}
-	f.backlogged++
-	c.backlogged++
+	w.count(q)
 	q.suspended = false
 	w.schedule(q)
 }
@@ -102,16 +113,43 @@ func (w *window) activate(q *queue) {
 // deactivate is the reverse, for a queue without ready tasks.
 func (w *window) deactivate(q *queue) {
 	w.unschedule(q)
-	q.suspended = false
-	if q.blocked { // it does not count already
-		q.blocked = false
+	q.suspended = q.blocked
+	w.finishQueue(q)
+}
+
+// count makes a queue that has tasks count as backlogged, unless no device can run them.
+func (w *window) count(q *queue) {
+	if q.counted || q.blocked {
 		return
 	}
+	if q.demand.unservable {
+		q.suspended, q.blocked = true, true
+		return
+	}
+	f, c := q.flow, w.classOf(q)
+	if f.backlogged == 0 { // it was idle, and saved nothing up
+		f.vtime = max(f.vtime, c.now())
+	}
+	f.backlogged++
+	c.backlogged++
+	q.counted = true
+}
+
+// finishQueue ends that a queue counts, once it has no tasks left here, aside or on their way.
+func (w *window) finishQueue(q *queue) {
+	if q.ready.len()+q.shelved+q.coming > 0 {
+		return
+	}
+	q.suspended, q.blocked = false, false
 	w.uncount(q)
 }
 
 // uncount ends that a queue counts as backlogged.
 func (w *window) uncount(q *queue) {
+	if !q.counted {
+		return
+	}
+	q.counted = false
 	q.flow.backlogged--
 	c := w.classOf(q)
 	if c.backlogged--; c.backlogged == 0 {
@@ -121,7 +159,7 @@ func (w *window) uncount(q *queue) {
 
 // schedule puts a queue into the heap of its flow, and the flow into that of its class.
 func (w *window) schedule(q *queue) {
-	if q.at >= 0 {
+	if q.at >= 0 || q.ready.len() == 0 {
 		return
 	}
 	f := q.flow
@@ -160,13 +198,10 @@ func (w *window) block(q *queue) {
 
 // resume is the reverse of suspend and block.
 func (w *window) resume(q *queue) {
-	q.suspended = false
-	if q.blocked {
-		q.blocked = false
-		w.activate(q)
-		return
-	}
+	q.suspended, q.blocked = false, false
+	w.count(q)
 	w.schedule(q)
+	w.touch(q)
 }
 
 // reorder updates the place of a queue whose first task has changed.
@@ -179,10 +214,14 @@ func (w *window) reorder(q *queue) {
 // now is the virtual time of the class: that of the flow served next. The flow served last may be
 // far ahead of it, on devices that only it uses.
 func (c *priorityClass) now() float64 {
+	now := c.clock
 	if c.flows.len() > 0 {
-		return min(c.clock, c.flows.first().vtime)
+		now = min(now, c.flows.first().vtime)
 	}
-	return c.clock
+	if c.hungry.len() > 0 {
+		now = min(now, c.hungry.first().vtime)
+	}
+	return now
 }
 
 // maxLead bounds how far one flow may be ahead of the others, in seconds of service. Tenants of
@@ -195,10 +234,12 @@ func (c *priorityClass) limitLead() {
 	if c.flows.len() == 0 {
 		return
 	}
-	most := c.flows.first().vtime + maxLead
+	most := min(c.flows.first().vtime, c.now()) + maxLead
 	c.clock = min(c.clock, most)
-	for _, f := range c.flows.all {
-		f.vtime = min(f.vtime, most)
+	for _, flows := range [][]*flow{c.flows.all, c.hungry.all} {
+		for _, f := range flows {
+			f.vtime = min(f.vtime, most)
+		}
 	}
 }
 
@@ -285,6 +326,9 @@ func (w *window) advance(f *flow, seconds float64) {
 	f.vtime += seconds / f.weight
 	if f.at >= 0 {
 		w.classes[f.key.priority].flows.fix(f.at)
+	}
+	if f.hunger >= 0 {
+		w.classes[f.key.priority].hungry.fix(f.hunger)
 	}
 }
 

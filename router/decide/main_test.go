@@ -27,7 +27,7 @@ func testConfig() Config {
 	return Config{
 		MaxPendingTasks: 256, MaxPendingBytes: 16 << 20, MaxRoundTasks: 16, MaxPrefetch: 64, MaxDeviceQueue: 64, BatchCreditsPerSlot: 8,
 		DispatchLatency: time.Millisecond, ShareNormal: 0.2, ShareLow: 0.06, LevelBoost: 2 * time.Second, ProbeInterval: time.Minute,
-		ParkRetry: 300 * time.Millisecond, RefreshInterval: 50 * time.Millisecond,
+		MaxAsideBytes: 16 << 20, RefreshInterval: 50 * time.Millisecond,
 	}
 }
 
@@ -140,6 +140,8 @@ func (l *ledger) Acquire(wants []device.Want, asks []device.Ask) ([]device.Grant
 func (l *ledger) Assign(picks []Pick, _ time.Time) { l.picks = append(l.picks, picks...) }
 func (l *ledger) Expire(*Item, time.Time)          {}
 func (l *ledger) Park(*Item, Parking)              { l.parked++ }
+func (l *ledger) SetAside(*Item)                   {}
+func (l *ledger) Recall(Owner, []Wanted)           {}
 func (l *ledger) Admit()                           {}
 
 func newTestDecider(t testing.TB, cfg Config) (*Decider, *ledger) {

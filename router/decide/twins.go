@@ -23,14 +23,11 @@ func (d *Decider) Contradicts(it *Item) bool {
 
 // Add takes an item into the window, or unites it with its twin there. It returns the one of the two
 // that rides along; nil if there is no twin.
-//
-// If no device can run the task and the window is filling up, it is parked at once, so that many such
-// tasks do not hold up what is behind them in the log.
 func (d *Decider) Add(it *Item, now time.Time) (rider *Item) {
 	old := d.window.byKey[it.Task.Key()]
 	switch {
 	case old == nil:
-		d.insert(it, now)
+		d.window.add(it, now)
 		return nil
 	case old.lost(): // another router reads its record
 		d.Forget(old, now)
@@ -38,7 +35,7 @@ func (d *Decider) Add(it *Item, now time.Time) (rider *Item) {
 	case it.later(old):
 		d.window.remove(old)
 		it.carry(old)
-		d.insert(it, now)
+		d.window.add(it, now)
 		return old
 	}
 	old.carry(it)
@@ -51,15 +48,6 @@ func (it *Item) later(other *Item) bool {
 		return it.Task.Generation() > other.Task.Generation()
 	}
 	return it.Task.Requeues() > other.Task.Requeues()
-}
-
-// insert puts an item without a twin into the window.
-func (d *Decider) insert(it *Item, now time.Time) {
-	d.checkParked = d.checkParked || it.WakesForDevice
-	d.window.add(it, now)
-	if it.demand.unservable && it.index >= 0 && d.window.full(it.Source, crowdedShare) {
-		d.Park(it, ParkedForDevice, now)
-	}
 }
 
 // carry makes another item of the task, and its riders, ride with this one.

@@ -3,7 +3,6 @@ package decide
 import (
 	"cmp"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -24,16 +23,15 @@ type Origin interface {
 type Item struct {
 	Task        *task.Task
 	Origin      Origin           // nil: it cannot be lost
+	Owner       Owner            // of its record; nil: it cannot be set aside
+	Offset      int64            // of its record
+	Seen        bool             // it was in the window before, and set aside
 	Fingerprint task.Fingerprint // of the task
 	Source      string           // topic it came from; each has its own part of the window
 	Size        int64            // bytes of the window that it uses
 	Client      string           // network address of the sender, without the port
 	ReadyAt     time.Time
 	Parked      bool // it was parked before: its record is a copy in the parked topic
-
-	// WakesForDevice is set for a task that was parked for want of a device: it becomes ready
-	// before ReadyAt if a device that can run it joins.
-	WakesForDevice bool
 
 	rank   int64     // order among the ready tasks of its flow
 	added  time.Time // to the window
@@ -51,7 +49,7 @@ type Item struct {
 func (it *Item) Since() time.Time { return latest(it.added, it.ReadyAt) }
 
 // WaitsForDevice reports whether a device is all that the task waits for.
-func (it *Item) WaitsForDevice() bool { return it.WakesForDevice || it.index >= 0 }
+func (it *Item) WaitsForDevice() bool { return it.index >= 0 }
 
 // Riders are the other items of the same task that are done when this one is. Once the item has left
 // the window they no longer change.
@@ -65,8 +63,10 @@ type demand struct {
 	device.Requirement
 	batched bool // requests of its endpoint can be batched, so credits are of the batched pool
 	queues  map[*flow]*queue
-	tasks   int // in the window, including those that are not ready
+	tasks   int // in the window, including those that are not ready, and aside
 	ready   int // in a queue
+	shelved int // set aside
+	coming  int // on their way into the window
 
 	snapshot   *snapshot // its candidates; nil: not worked out yet
 	unservable bool      // no device can run it, as of the last reading of the fleet
@@ -95,12 +95,43 @@ type window struct {
 	flows   map[flowKey]*flow
 	demands map[string]*demand
 	byKey   map[task.Key]*Item
-	wakes   heapOf[*wake]    // by the next time at which something is due
-	tasks   map[string]int   // per source
-	bytes   map[string]int64 // per source
-	ready   int              // tasks that wait for nothing but a device
-	order   order            // that the policy wants
-	typical float64          // seconds of service of a recent task; 0: none was served
+	wakes   heapOf[*wake] // by the next time at which something is due
+	sources []*source     // few
+	ready   int           // tasks that wait for nothing but a device
+	order   order         // that the policy wants
+	typical float64       // seconds of service of a recent task; 0: none was served
+
+	// What is not in the window: see aside.go.
+	lists          map[*list]struct{}
+	shelvedDemands map[*demand]struct{}
+	waiting        map[listKey]*list // for a time
+	times          heapOf[*list]     // the same, by time
+	expiries       heapOf[*list]     // lists of tasks with deadlines, by that of the first
+	coming         map[place]coming
+}
+
+// source is what is known of the tasks of one topic.
+type source struct {
+	name        string
+	tasks       int // in the window
+	bytes       int64
+	coming      int // on their way into it
+	comingBytes int64
+	aside       int
+	waiting     int       // of these, for a time that is far away
+	asideBytes  int64     // of memory that these take
+	roomAt      time.Time // no look for room before
+}
+
+func (w *window) source(name string) *source {
+	for _, s := range w.sources {
+		if s.name == name {
+			return s
+		}
+	}
+	s := &source{name: name}
+	w.sources = append(w.sources, s)
+	return s
 }
 
 // order is what decides which task goes first.
@@ -120,13 +151,18 @@ type wake struct {
 func newWindow(cfg Config) *window {
 	w := &window{
 		cfg: cfg, flows: map[flowKey]*flow{}, demands: map[string]*demand{},
-		byKey: map[task.Key]*Item{}, tasks: map[string]int{}, bytes: map[string]int64{},
+		byKey: map[task.Key]*Item{},
+		lists: map[*list]struct{}{}, shelvedDemands: map[*demand]struct{}{}, waiting: map[listKey]*list{}, coming: map[place]coming{},
 	}
 	for i, share := range [priorities]float64{0, cfg.ShareNormal, cfg.ShareLow} {
 		w.classes[i] = newPriorityClass(share)
 	}
 	w.wakes.less = func(a, b *wake) bool { return a.when.Before(b.when) }
 	w.wakes.at = func(k *wake, i int) { k.item.wakeAt = i }
+	w.times.less = func(a, b *list) bool { return a.wait < b.wait }
+	w.times.at = func(l *list, i int) { l.at = i }
+	w.expiries.less = func(a, b *list) bool { return a.head.deadline < b.head.deadline }
+	w.expiries.at = func(l *list, i int) { l.expiry = i }
 	return w
 }
 
@@ -153,6 +189,7 @@ func (w *window) setOrder(o order) {
 	for _, it := range slices.SortedFunc(maps.Values(w.byKey), byAge) {
 		w.reclassify(it, it.added, func() {})
 	}
+	w.reattach()
 }
 
 // byAge orders items by how long they have been in the window.
@@ -204,8 +241,10 @@ func sorted(names []string) []string {
 	return names
 }
 
-func (w *window) flowOf(t *task.Task) *flow {
-	k := flowKey{t.Tenant, priorityIndex(t.Priority)}
+func (w *window) flowOf(t *task.Task) *flow { return w.flowFor(t.Tenant, priorityIndex(t.Priority)) }
+
+func (w *window) flowFor(tenant string, priority int) *flow {
+	k := flowKey{tenant, priority}
 	if w.order == byArrival {
 		k = flowKey{} // one line for all
 	}
@@ -222,6 +261,18 @@ func (w *window) flowOf(t *task.Task) *flow {
 	return f
 }
 
+// queueOf is the queue that a task is in when it is ready.
+func (w *window) queueOf(t *task.Task) *queue { return w.queueFor(w.demandOf(t), w.flowOf(t)) }
+
+func (w *window) queueFor(dm *demand, f *flow) *queue {
+	q := dm.queues[f]
+	if q == nil {
+		q = newQueue(dm, f)
+		dm.queues[f] = q
+	}
+	return q
+}
+
 // add takes an item into the window; false if its task is there already, from another record.
 func (w *window) add(it *Item, now time.Time) bool {
 	if old := w.byKey[it.Task.Key()]; old != nil {
@@ -232,8 +283,9 @@ func (w *window) add(it *Item, now time.Time) bool {
 	}
 	it.rank, it.added, it.wakeAt, it.index, it.gone = w.rank(it.Task, now), now, -1, -1, false
 	w.byKey[it.Task.Key()] = it
-	w.tasks[it.Source]++
-	w.bytes[it.Source] += it.Size
+	s := w.source(it.Source)
+	s.tasks++
+	s.bytes += it.Size
 	w.classify(it)
 	if !it.ReadyAt.After(now) {
 		w.enqueue(it)
@@ -281,8 +333,9 @@ func (w *window) remove(it *Item) {
 	}
 	it.gone = true
 	delete(w.byKey, it.Task.Key())
-	w.tasks[it.Source]--
-	w.bytes[it.Source] -= it.Size
+	s := w.source(it.Source)
+	s.tasks--
+	s.bytes -= it.Size
 	w.dequeue(it)
 	if it.wakeAt >= 0 {
 		w.wakes.remove(it.wakeAt)
@@ -306,6 +359,9 @@ func (w *window) dequeue(it *Item) {
 	case first:
 		w.reorder(q)
 	}
+	if q.shelved > 0 {
+		w.touch(q)
+	}
 }
 
 // enqueue makes an item ready.
@@ -313,18 +369,17 @@ func (w *window) enqueue(it *Item) {
 	if it.index >= 0 || it.gone {
 		return
 	}
-	q := it.demand.queues[it.flow]
-	if q == nil {
-		q = newQueue(it.demand, it.flow)
-		it.demand.queues[it.flow] = q
-	}
+	q := w.queueFor(it.demand, it.flow)
 	it.queue = q
 	w.ready++
 	it.demand.ready++
 	q.ready.push(it)
+	if q.worst = max(q.worst, it.rank); q.ready.len() == 1 {
+		q.worst = it.rank
+	}
 	switch {
 	case q.ready.len() == 1 && it.demand.unservable:
-		q.suspended, q.blocked = true, true
+		w.block(q)
 	case q.ready.len() == 1:
 		w.activate(q)
 	case it.index == 0:
@@ -347,21 +402,6 @@ func (w *window) due(now time.Time, expired func(*Item)) {
 	}
 }
 
-// wakeForDevices makes the parked tasks ready whose demand a device can serve now.
-func (w *window) wakeForDevices(now time.Time, servable func(*demand) bool) {
-	var up []*Item
-	for _, k := range w.wakes.all {
-		if it := k.item; it.WakesForDevice && it.index < 0 && !it.Task.ReadyAt().After(now) && servable(it.demand) {
-			up = append(up, it)
-		}
-	}
-	for _, it := range up {
-		it.WakesForDevice, it.ReadyAt = false, it.Task.ReadyAt()
-		w.enqueue(it)
-		w.setWake(it, now)
-	}
-}
-
 // reprioritize changes a waiting task's priority or level in O(log n); false if it is not here.
 func (w *window) reprioritize(r device.PriorityChange, now time.Time) bool {
 	it := w.byKey[r.Key]
@@ -379,9 +419,9 @@ const maxFlows = 10_000
 // the last sweep.
 func (w *window) sweep() {
 	for key, d := range w.demands {
-		if d.tasks > 0 {
-			for f := range d.queues {
-				if f.tasks == 0 {
+		if d.tasks+d.coming > 0 {
+			for f, q := range d.queues {
+				if f.tasks == 0 && q.coming == 0 {
 					delete(d.queues, f)
 				}
 			}
@@ -394,7 +434,7 @@ func (w *window) sweep() {
 	}
 	for key, f := range w.flows {
 		// A virtual time ahead of the clock is remembered.
-		if f.tasks == 0 && f.vtime <= w.classes[key.priority].clock {
+		if f.tasks+f.backlogged == 0 && f.vtime <= w.classes[key.priority].clock {
 			delete(w.flows, key)
 		}
 	}
@@ -407,21 +447,27 @@ func (w *window) sweep() {
 	}
 }
 
-// next is when due has something to do; zero: never.
+// next is when something is due; zero: never.
 func (w *window) next() time.Time {
-	if w.wakes.len() == 0 {
-		return time.Time{}
+	var at time.Time
+	earlier := func(other time.Time) {
+		if at.IsZero() || other.Before(at) {
+			at = other
+		}
 	}
-	return w.wakes.first().when
+	if w.wakes.len() > 0 {
+		earlier(w.wakes.first().when)
+	}
+	if w.times.len() > 0 {
+		earlier(time.Unix(w.times.first().wait, 0).Add(-leadTime))
+	}
+	if w.expiries.len() > 0 {
+		earlier(time.UnixMilli(w.expiries.first().head.deadline))
+	}
+	return at
 }
 
 func (w *window) len() int { return len(w.byKey) }
-
-// full reports whether the window holds the given share of the tasks, or bytes, that it may hold of
-// the source.
-func (w *window) full(source string, share float64) bool {
-	return w.tasks[source] >= int(math.Ceil(share*float64(w.cfg.MaxPendingTasks))) || w.bytes[source] >= int64(share*float64(w.cfg.MaxPendingBytes))
-}
 
 func latest(a, b time.Time) time.Time {
 	if b.After(a) {

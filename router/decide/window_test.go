@@ -73,9 +73,9 @@ func (m *model) check(t *rapid.T, w *window) {
 		}
 	}
 	require.Len(t, w.wakes.all, len(m.wakes))
-	for topic, n := range w.tasks {
-		require.Equal(t, src[topic], n)
-		require.Equal(t, bytes[topic], w.bytes[topic])
+	for _, s := range w.sources {
+		require.Equal(t, src[s.name], s.tasks)
+		require.Equal(t, bytes[s.name], s.bytes)
 	}
 	require.Equal(t, ready, w.ready)
 	m.checkQueues(t, w)
@@ -361,30 +361,3 @@ func TestReprioritizeMovesAWaitingTask(t *testing.T) {
 
 // A task that was parked for want of a device becomes ready when one joins. A task that was parked for
 // another reason, or has a not-before time, does not.
-func TestParkedTasksWakeForTheirDevice(t *testing.T) {
-	now := time.Unix(1000, 0)
-	w := newWindow(Config{})
-	add := func(id, model string, wakes bool, notBefore time.Time) *Item {
-		it := &Item{
-			Task:   &task.Task{ID: id, Tenant: "t", Model: model, Endpoint: task.EndpointChat, NotBefore: notBefore},
-			Source: topicParked, ReadyAt: now.Add(time.Minute), Parked: true, WakesForDevice: wakes,
-		}
-		require.True(t, w.add(it, now))
-		return it
-	}
-	servable := add("servable", "here", true, time.Time{})
-	unservable := add("unservable", "nowhere", true, time.Time{})
-	busy := add("busy", "here", false, time.Time{})
-	later := add("later", "here", true, now.Add(30*time.Second))
-
-	w.wakeForDevices(now, func(d *demand) bool { return d.Model == "here" })
-	require.GreaterOrEqual(t, servable.index, 0)
-	for _, it := range []*Item{unservable, busy, later} {
-		require.Equal(t, -1, it.index, it.Task.ID)
-	}
-	require.Equal(t, 1, w.demands["here"].ready)
-	w.due(now.Add(time.Minute), func(*Item) { t.Fatal("no task has a deadline") })
-	for _, it := range []*Item{unservable, busy, later} {
-		require.GreaterOrEqual(t, it.index, 0, it.Task.ID)
-	}
-}

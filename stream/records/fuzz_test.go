@@ -29,7 +29,7 @@ func FuzzHeaders(f *testing.F) {
 		fuzzing.Bound(t, size, func() {
 			m = DeadLetter(r, "router", "invalid", why)
 			e = (&DeadLetters{Stage: "router", Instance: "router@h-1"}).event(Letter{Record: r, Reason: ReasonInvalid, Cause: why})
-			_, _, _ = ParkedUntil(r), RequeueHeaders(r), TaskID(r)
+			_, _ = RequeueHeaders(r), TaskID(r)
 		})
 		require.Equal(t, string(body), string(m.Value))
 		dead := 0

@@ -9,7 +9,6 @@ package records
 import (
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -25,10 +24,6 @@ const (
 	HeaderActor = "origin-actor"
 	HeaderAddr  = "origin-addr"
 	HeaderAgent = "origin-agent"
-	// HeaderParkedUntil is the time at which a router tries a parked task again.
-	HeaderParkedUntil = "parked-until"
-	// HeaderParkedFor says what a parked task waits for.
-	HeaderParkedFor = "parked-for"
 )
 
 // TaskMessage encodes a task for a topic: MessagePack, keyed by task id.
@@ -76,14 +71,4 @@ func RequeueHeaders(r *stream.Record) []stream.Header {
 		}
 	}
 	return h
-}
-
-// ParkedUntil returns the time in the header of a parked task. It is zero, which means now, when
-// the header is missing or malformed.
-func ParkedUntil(r *stream.Record) time.Time {
-	at, err := time.Parse(time.RFC3339Nano, r.Header(HeaderParkedUntil))
-	if err != nil {
-		return time.Time{}
-	}
-	return at
 }

@@ -70,7 +70,6 @@ func quick() map[string]any {
 		"postgres.max_conns":       6,
 		"devices.lease_ttl":        "4s",
 		"router.refresh_interval":  "200ms",
-		"router.park_retry":        "1s",
 		"router.claim_ttl":         "1m",
 		"workers.backoff_min":      "20ms",
 		"workers.backoff_max":      "500ms",

@@ -7,13 +7,14 @@ import (
 	"sync"
 )
 
-// Budget bounds the records and bytes that one consumer has fetched and not finished. Half of it
-// is reserved in equal shares for the partitions; the other half is first come, first served. So
-// a partition whose records are never done holds at most the common half and its own share.
+// Budget bounds the records and bytes that one consumer has fetched and not finished. A part of it
+// is reserved in equal shares for the partitions; the rest is first come, first served. So
+// a partition whose records are never done holds at most the common rest and its own share.
 type Budget struct {
 	mu         sync.Mutex
 	maxRecords int64
 	maxBytes   int64
+	reserved   float64 // part that is divided among the partitions
 	shares     map[*Share]struct{}
 	ownRecords int64 // reserved for each partition
 	ownBytes   int64
@@ -30,9 +31,10 @@ type Share struct {
 	gone           bool
 }
 
-// New returns a budget of records and bytes, shared by the partitions that join.
-func New(maxRecords int, maxBytes int64) *Budget {
-	return &Budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, shares: map[*Share]struct{}{}}
+// New returns a budget of records and bytes, shared by the partitions that join. The part reserved is
+// divided among them.
+func New(maxRecords int, maxBytes int64, reserved float64) *Budget {
+	return &Budget{maxRecords: int64(maxRecords), maxBytes: maxBytes, reserved: reserved, shares: map[*Share]struct{}{}}
 }
 
 // Join gives a partition its share. The other shares shrink, and what their partitions hold
@@ -65,9 +67,9 @@ func (b *Budget) Leave(s *Share) {
 }
 
 func (b *Budget) resize() {
-	n := int64(max(1, len(b.shares)))
-	b.ownRecords = max(1, b.maxRecords/(2*n))
-	b.ownBytes = max(1, b.maxBytes/(2*n))
+	part := b.reserved / float64(max(1, len(b.shares)))
+	b.ownRecords = max(1, int64(part*float64(b.maxRecords)))
+	b.ownBytes = max(1, int64(part*float64(b.maxBytes)))
 	b.common.records, b.common.bytes = 0, 0
 	for s := range b.shares {
 		b.common.records += max(0, s.records-b.ownRecords)
@@ -130,6 +132,15 @@ func (b *Budget) AdjustBytes(s *Share, by int64) {
 	b.change(s, 0, by)
 	if by < 0 {
 		b.wakeAll()
+	}
+}
+
+// Add adds to what the partition holds, without waiting for room.
+func (b *Budget) Add(s *Share, records, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !s.gone {
+		b.change(s, records, bytes)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // The budget is not exceeded, nothing leaks, and every partition can always use its own share.
 func TestBudget(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := New(rapid.IntRange(1, 50).Draw(t, "records"), 1<<20)
+		b := New(rapid.IntRange(1, 50).Draw(t, "records"), 1<<20, 0.5)
 		shares := make([]*Share, rapid.IntRange(1, 6).Draw(t, "partitions"))
 		held := map[*Share]int{}
 		for i := range shares {
@@ -60,7 +60,7 @@ func TestBudget(t *testing.T) {
 
 func TestBudgetWakesWaiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := New(2, 1<<20)
+		b := New(2, 1<<20, 0.5)
 		a := &Share{}
 		b.Join(a)
 		n, err := b.TakeRecords(t.Context(), a, 5)

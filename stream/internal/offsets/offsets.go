@@ -22,8 +22,8 @@ type Span struct{ First, End int64 }
 // Encode encodes the finished spans above base as the metadata of a commit: alternating
 // lengths of unfinished and finished runs, starting at base. The spans must be sorted,
 // disjoint, not adjacent and not empty. Spans that don't fit are left out, and the next owner
-// does those records again.
-func Encode(base int64, spans []Span, limit int) string {
+// does those records again; named is how many did fit.
+func Encode(base int64, spans []Span, limit int) (metadata string, named int) {
 	room := base64.RawURLEncoding.DecodedLen(limit - len(metadataVersion))
 	raw := make([]byte, 0, min(room, 8*len(spans)))
 	at := base
@@ -36,11 +36,12 @@ func Encode(base int64, spans []Span, limit int) string {
 			break
 		}
 		at = s.End
+		named++
 	}
 	if len(raw) == 0 {
-		return ""
+		return "", 0
 	}
-	return metadataVersion + base64.RawURLEncoding.EncodeToString(raw)
+	return metadataVersion + base64.RawURLEncoding.EncodeToString(raw), named
 }
 
 // ErrForeign means that another program committed: its metadata says nothing about single records.

@@ -19,7 +19,8 @@ const (
 //
 // The id belongs to the request that a router let in first, and Postgres knows that as soon as the event is
 // recorded. So two requests under one id are never both refused, whatever happens to claims. Both may run if
-// the first one's claim is lost before its event is recorded.
+// the first one's claim is lost before its event is recorded; the recorder then keeps the answer of the one that
+// the id belongs to.
 func (r *Router) settle(ctx context.Context) error {
 	var waiting []*decide.Item
 	tick := time.NewTicker(contestPause)

@@ -40,6 +40,8 @@ type rig struct {
 	pool *pgxpool.Pool
 	w    *writer
 	sent []deadLetter
+
+	pending []func() *entry // records that a test has not written yet
 }
 
 func newRig(t testing.TB, pool *pgxpool.Pool) *rig {

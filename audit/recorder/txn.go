@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/jobrows"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
+	"github.com/batchyard/batchyard/audit/recorder/states"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -139,8 +140,9 @@ type txn struct {
 	types   rowTypes
 	advance advance // nil for a probe
 	chains  chains
-	states  *states
-	now     time.Time // of the transaction
+	states  *states.Set
+	bound   map[task.Key]task.Fingerprint // of mode safe: the requests that the ids of the chunk's results belong to
+	now     time.Time                     // of the transaction
 	done    written
 }
 
@@ -167,6 +169,11 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	t.typesKnown = false
 	defer func() { t.typesKnown = err == nil }()
 
+	if t.mode != fast {
+		if err := t.bind(ctx, us); err != nil {
+			return err
+		}
+	}
 	first, rest := firsts(offers(us))
 	won, lost, err := t.claim(ctx, us, first)
 	if err != nil {
@@ -178,18 +185,22 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 			return err
 		}
 	}
-	t.states = newStates(len(us) / 4)
+	t.states = states.New(len(us) / 4)
 	t.addRows(us, duplicates)
 	if err := t.days.copy(ctx, t.tx); err != nil {
 		return err
 	}
 	fault.At("audit.after_copy")
 	for _, r := range won {
-		s := stateOfResult(r)
-		t.states.add(&s)
+		s := states.OfResult(r)
+		t.states.Add(&s)
 		t.counts.AddResult(r)
 		t.jobs.AddResult(r)
 	}
+	if t.mode == fast && t.states.Foreign {
+		return errAnotherRequest
+	}
+	t.states.Bind(t.bound)
 	t.done.results, t.done.duplicates = len(won), len(duplicates)
 	return t.finish(ctx, won)
 }
@@ -248,17 +259,17 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 	t.days.begin()
 	t.counts.Reset()
 	t.jobs.Reset()
-	var s state
+	var s states.State
 	for _, u := range us {
 		if u.index == resultIndex {
 			continue
 		}
 		it := &u.entry.events[u.index]
 		t.addRow(&it.event, u.entry.source(it.index), t.chains.of(u.entry.part))
-		if stateOfEvent(&it.event, &s) {
-			t.states.add(&s)
+		if states.OfEvent(&it.event, &s) {
+			t.states.Add(&s)
 		}
-		t.states.reprioritize(&it.event)
+		t.states.Reprioritize(&it.event)
 		t.counts.Add(&it.event)
 		t.jobs.Add(&it.event)
 	}
@@ -279,6 +290,20 @@ func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
 	}
 }
 
+// copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
+// behind a backlog. The others are left for the upsert.
+func (t *txn) copyFinished(ctx context.Context) error {
+	finished := t.states.Finished()
+	if len(finished) < minRowsForCopy {
+		return nil
+	}
+	if err := copyByShortcut(ctx, t.tx, states.CopySQL, len(finished), states.EncodeFinished(&t.rows, finished)); err != nil {
+		return fmt.Errorf("writing the states of %d tasks: %w", len(finished), err)
+	}
+	t.states.DropFinished()
+	return nil
+}
+
 // finish writes the states, the rollups, the jobs, the ends of the chains and the callbacks, and notifies those
 // who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
@@ -289,12 +314,12 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	}
 	var b pgx.Batch
 	t.days.queueCheck(&b)
-	t.queueStates(&b)
-	t.states.queuePriorities(&b)
+	t.states.Queue(&b, &t.rows, t.arrays, t.types.task)
+	t.states.QueuePriorities(&b)
 	t.counts.Queue(&b, t.shard)
 	t.jobs.Queue(&b)
 	t.chains.queueWrite(&b)
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
-	return pg.Flush(ctx, t.tx, &b, "writing states")
+	return asAnotherRequest(pg.Flush(ctx, t.tx, &b, "writing states"))
 }

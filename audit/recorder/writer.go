@@ -110,6 +110,7 @@ func (w *writer) attempt(ctx context.Context, c chunk) error {
 		return nil
 	}
 	var lost *lostFenceError
+	var foreign *foreignError
 	switch {
 	case errors.As(err, &lost):
 		w.metrics.Chunks.WithLabelValues("lost").Inc()
@@ -132,7 +133,11 @@ func (w *writer) attempt(ctx context.Context, c chunk) error {
 	case pg.IsRefused(err):
 		w.metrics.Chunks.WithLabelValues("bisected").Inc()
 		w.chunks.days.acquit()
-		return w.setAside(ctx, c, err)
+		err = w.setAside(ctx, c, err)
+	}
+	if errors.As(err, &foreign) { // from setAside, too
+		w.setForeignAside(foreign)
+		return errRetryNow
 	}
 	return err
 }
@@ -157,15 +162,7 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 	}
 	// From the last to the first, so that the indexes of those before stay valid.
 	for i := len(refused) - 1; i >= 0; i-- {
-		e := refused[i].entry
-		l := deadLetter{entry: e, reason: reasonRefused, cause: reasons[i]}
-		if k := refused[i].index; k == resultIndex {
-			e.result = nil
-		} else {
-			l.events = append(l.events, e.events[k].event)
-			e.events = append(e.events[:k], e.events[k+1:]...)
-		}
-		e.dead = append(e.dead, l)
+		refused[i].setAside(reasonRefused, reasons[i])
 	}
 	return errRetryNow
 }

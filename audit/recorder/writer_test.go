@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/states"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -367,8 +368,8 @@ func FuzzDecodeRecord(f *testing.F) {
 		c.resetCopy()
 		for i := range e.events {
 			c.row(&e.events[i].event, audit.PartitionOf("events", 0).At(audit.Position{Index: e.events[i].index}), time.Now(), &audit.ChainEnd{})
-			var s state
-			stateOfEvent(&e.events[i].event, &s)
+			var s states.State
+			states.OfEvent(&e.events[i].event, &s)
 		}
 		fuzzing.Bound(t, len(b), func() {
 			e = &entry{}
@@ -378,9 +379,9 @@ func FuzzDecodeRecord(f *testing.F) {
 			var a pg.Rows
 			a.Reset(pg.BinaryArray, resultWidth)
 			addResultRow(&a, e.result)
-			s := stateOfResult(e.result)
-			a.Reset(pg.BinaryArray, stateWidth)
-			addStateRow(&a, &s)
+			s := states.OfResult(e.result)
+			a.Reset(pg.BinaryArray, states.Width)
+			s.AddRow(&a)
 			if e.result.Callback != nil {
 				hostOf(e.result.Callback.URL)
 			}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -130,6 +131,34 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 	require.Truef(t, r.Holds, "%+v", r.Problems)
 	require.Equal(t, int64(3), r.Dead)
 	require.Equal(t, int64(4), r.Accepted)
+}
+
+// The answer to another request under the same id becomes a dead letter, and no audit row, whichever came first.
+func TestAnswersToOtherRequestsAreAccountedFor(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("first", "second")
+	other := func(id string) stream.Unit {
+		asked := newTask(id)
+		asked.Input = task.Input(`{"messages":["something else"]}`)
+		m, err := records.ResultMessage(task.NewResult(asked, task.Expired, h.at))
+		require.NoError(t, err)
+		return stream.Unit{Messages: []stream.Message{m}}
+	}
+	h.end(task.Success, "first")
+	h.put(other("first"))
+	e := task.NewEvent(task.TaskQueued, newTask("second"), "router@test-1", h.at)
+	e.Fingerprint = newTask("second").Fingerprint().Bytes()
+	h.put(stream.Unit{Events: []task.Event{e}})
+	h.finish("router", stream.TasksNormal, nil)
+	h.record()
+	h.put(other("second"))
+	h.record()
+	h.end(task.Success, "second")
+	h.record()
+	r := h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(2), r.Terminal)
 }
 
 func TestEveryKindOfDamageIsNamed(t *testing.T) {

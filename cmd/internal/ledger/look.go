@@ -314,6 +314,9 @@ func (l *look) readDead(ctx context.Context) error {
 			return nil // Batchyard did not write it
 		}
 		n := note{where: position{i, uint32(partition), offset}, kind: noteDead, digest: maphash.Bytes(seed, r.Value)}
+		if topic == stream.Results {
+			n.n = 1 // it would have become an audit row, if another result came first
+		}
 		if topic == stream.Events {
 			if events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value); err == nil {
 				n.n = uint32(len(events))

@@ -128,5 +128,5 @@ func (w *writer) setForeignAside(e *foreignError) {
 		u.setAside(records.ReasonIDReused, e.causes[i])
 	}
 	w.logger.Warn("results answer other requests than those that their ids belong to: they become dead letters",
-		"results", len(e.units), "first", e.units[0].entry.source(0), "error", pg.Describe(e))
+		"results", len(e.units), "error", pg.Describe(e))
 }

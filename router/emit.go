@@ -195,8 +195,12 @@ func (e *emitter) cancelled(it *decide.Item, now time.Time) {
 	e.deps.Metrics.Router.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 }
 
-// refuse ends the record of an item that must not enter the window.
-func (e *emitter) refuse(it *decide.Item) { _ = e.dead.Put(e.ctx, reusedID(it)) }
+// refuse ends an item whose id belongs to another request, and those that ride with it. If the process dies
+// before the dead letter is acknowledged, their records are read again, and refused again.
+func (e *emitter) refuse(it *decide.Item) {
+	depart(it)
+	_ = e.dead.Put(e.ctx, reusedID(it)) // an error means that ctx ended
+}
 
 // duplicate records that an item rides with its twin.
 func (e *emitter) duplicate(rider *decide.Item, now time.Time) {

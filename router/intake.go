@@ -54,6 +54,11 @@ func (r *Router) admit(ctx context.Context, items []*decide.Item) (unsettled []*
 		return nil // ctx ended: the owner of the partition reads the records again
 	}
 	fault.At("router.after_claim")
+	for i, it := range items {
+		if originOf(it).disputed && (verdicts[i] == claimed || verdicts[i] == reclaimed) {
+			verdicts[i] = contested // its claim is not enough: the window has the other
+		}
+	}
 	ends, checked := r.lookUp(ctx, items, verdicts)
 	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
 	for i, it := range items {
@@ -114,6 +119,12 @@ func (a *arrivals) end(it *decide.Item, action task.Action) {
 // accept is for an item that goes to the scheduler.
 func (a *arrivals) accept(it *decide.Item) {
 	o := originOf(it)
+	o.ack.Hold()
+	a.acks = append(a.acks, o.ack)
+	a.items = append(a.items, it)
+	if o.disputed {
+		return // its events were written when it came first
+	}
 	if believed(o.rec, records.HeaderAccepted) == "" {
 		e := task.Accepted(it.Task, submitter(o.rec, it.Task), a.now)
 		e.Detail = arrivalOf(o.rec, it.Task, a.now, a.retention).Detail()
@@ -122,9 +133,6 @@ func (a *arrivals) accept(it *decide.Item) {
 	if !it.Parked {
 		a.unit.Events = append(a.unit.Events, a.event(task.TaskQueued, it))
 	}
-	o.ack.Hold()
-	a.acks = append(a.acks, o.ack)
-	a.items = append(a.items, it)
 }
 
 func (a *arrivals) acked(err error) {

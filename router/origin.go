@@ -12,6 +12,8 @@ import (
 type origin struct {
 	rec *stream.Record
 	ack *records.Ack
+	// disputed: the window had another request under the id. From then on only Postgres lets it in.
+	disputed bool
 }
 
 // newOrigin counts one thing for the record: whatever ends the task's stay here.

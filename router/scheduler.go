@@ -21,6 +21,8 @@ type scheduler struct {
 	decider *decide.Decider
 	out     *emitter
 
+	disputes *disputes
+
 	arrivals   chan []*decide.Item
 	lost       chan struct{} // partitions belong to another router now
 	stragglers chan *stream.Record
@@ -44,7 +46,7 @@ type policyChange struct {
 // newScheduler returns a scheduler; its parts run it.
 func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, error) {
 	s := &scheduler{
-		cfg: cfg, deps: deps,
+		cfg: cfg, deps: deps, disputes: &disputes{},
 		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
 		stragglers: make(chan *stream.Record, 4*cfg.MaxPendingTasks), cancels: make(chan []task.Key, 64),
 		changes: make(chan []device.PriorityChange, 64), gaps: make(chan struct{}, 1),
@@ -138,9 +140,16 @@ func (s *scheduler) admit(items []*decide.Item) {
 		if it.Origin.Lost() { // on the way here; its new owner reads it
 			continue
 		}
-		if s.decider.Contradicts(it) {
-			s.out.refuse(it)
-			continue
+		if other := s.decider.Other(it); other != nil {
+			// The window does not know whose id it is, and may hold the wrong one: claims were lost, and Postgres
+			// did not answer.
+			if o := originOf(it); !o.disputed {
+				o.disputed = true
+				s.disputes.add(it)
+				continue
+			}
+			s.decider.Evict(other) // meanwhile Postgres says that the id is ours
+			s.out.refuse(other)
 		}
 		if rider := s.decider.Add(it, now); rider != nil {
 			s.out.duplicate(rider, now)

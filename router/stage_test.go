@@ -3,8 +3,10 @@ package router
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -381,6 +383,56 @@ func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	y.redis.Empty() // this time with nothing in flight
 	y.beat(devices...)
 	y.until("one more", y.all(y.produce(chat("last", "m"))))
+}
+
+// away is a Postgres that answers only once it knows something.
+type away struct{ now atomic.Pointer[knows] }
+
+func (a *away) Known(ctx context.Context, keys []task.Key) ([]task.Known, error) {
+	if k := a.now.Load(); k != nil {
+		return k.Known(ctx, keys)
+	}
+	return knows(nil).Known(ctx, keys)
+}
+
+// While Postgres is away and claims are lost, another request gets into the window before the one that the id belongs
+// to. As soon as Postgres says whose id it is, the window holds the right one, and the other is a dead letter.
+func TestTheWindowHoldsTheRequestThatOwnsTheID(t *testing.T) {
+	for name, mine := range map[string]int{"the second": 1, "the first": 0} {
+		t.Run(name, func(t *testing.T) {
+			y := newYard(t, 1)
+			known := &away{}
+			y.deps.Known = known
+			y.router(testConfig(), "router@test")
+			requests := []*task.Task{chat("same", "m"), chat("same", "m")}
+			requests[1].Input = task.Input(`{"messages":[{"role":"user","content":"something else"}]}`)
+			for i, tk := range requests {
+				y.produce(tk)
+				y.until("the record", func() bool { return len(y.events[task.TaskQueued]) == i+1 })
+				y.redis.Empty()
+			}
+			requests[mine].Normalize(time.Now())
+			owner := requests[mine].Fingerprint()
+			known.now.Store(&knows{"same": {Fingerprint: owner, State: task.Pending}})
+			y.until("the dead letter of the other", func() bool { return len(y.dead) == 1 })
+			y.mu.Lock()
+			require.Equal(t, int64(1-mine), offsetOf(y.dead[0]))
+			require.Equal(t, records.ReasonIDReused, y.dead[0].Header(records.HeaderDLQReason))
+			y.mu.Unlock()
+			y.beat(dev("d", 1, "m"))
+			y.until("its assignment", y.all([]string{"same"}))
+			y.committed(stream.TasksNormal)
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			require.Equal(t, 1, y.assigned["same"])
+			require.Len(t, y.events[task.TaskQueued], 2, "each is let in once")
+		})
+	}
+}
+
+func offsetOf(dead *stream.Record) int64 {
+	n, _ := strconv.ParseInt(dead.Header(records.HeaderDLQOffset), 10, 64)
+	return n
 }
 
 func TestRoutersShare(t *testing.T) {

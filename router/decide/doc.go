@@ -52,7 +52,7 @@
 //   - A partition moves to another router while its tasks wait here. [Origin.Lost] says so, and the
 //     item is forgotten before it is picked; if that comes too late, the task runs twice and the
 //     recorder keeps the first result.
-//   - Two records of one task meet here: see twins.go.
+//   - Two records of one task, or of two requests under one id, meet here: see twins.go.
 //
 // Nothing here is stored. When the process dies, another router reads the records again.
 package decide

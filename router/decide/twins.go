@@ -14,12 +14,18 @@ import "time"
 // not done until the one that continues has arrived where it goes: Redis may hold the claim of either,
 // so if the router dies, only one of the two is accepted by the next, and it is not known which.
 
-// Contradicts reports whether the window holds a task of the same identity that asks something else. Such
-// an item must not be added: it would ride with the other, whose answer is not its own.
-func (d *Decider) Contradicts(it *Item) bool {
+// Other returns the item in the window that has the same identity and asks something else; nil if there is
+// none. Until it has left, the item must not be added: it would ride with the other, whose answer is not its own.
+func (d *Decider) Other(it *Item) *Item {
 	old := d.window.byKey[it.Task.Key()]
-	return old != nil && !old.lost() && old.Fingerprint.Differs(it.Fingerprint)
+	if old == nil || old.lost() || !old.Fingerprint.Differs(it.Fingerprint) {
+		return nil
+	}
+	return old
 }
+
+// Evict takes an item out of the window for good, because its id belongs to another request.
+func (d *Decider) Evict(it *Item) { d.window.remove(it) }
 
 // Add takes an item into the window, or unites it with its twin there. It returns the one of the two
 // that rides along; nil if there is no twin.

@@ -54,6 +54,11 @@ func (b *Break) At() TopicPartition {
 	return TopicPartition{Topic: b.Topic, Partition: b.Partition}
 }
 
+// Hole reports whether records of the partition may never have been recorded, and never will be.
+func (b *Break) Hole() bool {
+	return b.Kind == RecordsMissed || b.Kind == TopicReplaced && b.Last == UnknownOffset
+}
+
 // Offsets returns the range of offsets, for people.
 func (b *Break) Offsets() string {
 	if b.Last == UnknownOffset {

@@ -10,6 +10,7 @@ import (
 // delivery is records for the handler, and the offset at which the partition continues.
 type delivery struct {
 	recs []*Record
+	gap  *Gap // what the log did not have any more before them; nil: nothing
 	next int64
 	life int // of the topic: partition.lives when they were read
 }
@@ -40,7 +41,11 @@ func (p *partition) run() {
 			return
 		}
 		if errors.Is(err, kafka.OffsetOutOfRange) {
+			was := from
 			if from, err = p.recoverPosition(from); err == nil {
+				if from > was && !p.passGap(deliveries, was, from) {
+					return
+				}
 				backOff(p.ctx, 0) // fetch again, from there
 				continue
 			}
@@ -110,7 +115,6 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 	}
 	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
 		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
-	p.skipTo(first)
 	return first, nil
 }
 
@@ -263,6 +267,9 @@ func (p *partition) deliverOne(d delivery) bool {
 		return false
 	}
 	p.add(d)
+	if d.gap != nil && p.c.cfg.OnGap != nil {
+		p.c.cfg.OnGap(p.ctx, d.gap)
+	}
 	if len(d.recs) > 0 {
 		p.c.handle(p.ctx, d.recs)
 	}

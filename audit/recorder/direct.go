@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/batchyard/batchyard/audit/recorder/health"
+	"github.com/batchyard/batchyard/audit/recorder/pace"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -36,10 +38,11 @@ func NewDirect(cfg Config, deps Deps) *Direct {
 		deps.Metrics = metrics.New(nil)
 	}
 	d := &Direct{}
-	h := newHealth(deps.Pool, deps.Logger, deps.Metrics.Audit.PostgresDown)
-	own := newOffsets(deps.Pool, deps.Instance, h.retry)
+	h := health.New(deps.Pool, deps.Logger, &deps.Metrics.Audit)
+	own := newOffsets(deps.Pool, deps.Instance, h.Retry)
 	d.w = &writer{
 		chunks: newChunkWriter(cfg, deps), offsets: own, health: h,
+		queue: newQueue(1, cfg.ChunkRows, cfg.ChunkBytes), pace: pace.New(cfg.ChunkRows),
 		cfg: cfg, logger: deps.Logger, metrics: &deps.Metrics.Audit, sendDead: d.keepDead,
 	}
 	d.w.chunks.confirm = own.confirm

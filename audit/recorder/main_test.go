@@ -45,7 +45,6 @@ type rig struct {
 func newRig(t testing.TB, pool *pgxpool.Pool) *rig {
 	d := NewDirect(Config{}, Deps{Pool: pool, Instance: "audit@test-1"})
 	r := &rig{t: t, pool: pool, w: d.w}
-	r.w.queue = newQueue(1, r.w.cfg.ChunkRows, r.w.cfg.ChunkBytes)
 	r.w.sendDead = func(_ context.Context, letters []deadLetter) error {
 		r.sent = append(r.sent, letters...)
 		return nil

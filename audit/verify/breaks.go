@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/task"
 )
 
 const (
@@ -113,4 +115,39 @@ func (c *chainCheck) superseded(seq int64, p *point) bool {
 	return !p.matched && slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
 		return b.Kind == audit.RecordedAgain && seq >= b.Seq && p.time.Before(b.Time.Add(breakMargin))
 	})
+}
+
+// takeHole takes what a row says about records that were never recorded. It is a finding, although the
+// row is as it should be: the log is not complete.
+func (c *chainCheck) takeHole(seq int64, r *rawRow) {
+	var detail struct {
+		Topic     string `json:"topic"`
+		Partition int32  `json:"partition"`
+		First     int64  `json:"first_offset"`
+		Last      *int64 `json:"last_offset"`
+		Why       string `json:"why"`
+	}
+	b := audit.Break{}
+	switch task.Action(r.field(audit.ColAction)) {
+	case task.RecordsMissed:
+		b.Kind = audit.RecordsMissed
+	case task.TopicReplaced:
+		b.Kind = audit.TopicReplaced
+	default:
+		return
+	}
+	if json.Unmarshal(r.field(audit.ColDetail), &detail) != nil {
+		detail.Why = "its detail is unreadable"
+	}
+	b.Topic, b.Partition, b.First, b.Last = detail.Topic, detail.Partition, detail.First, audit.UnknownOffset
+	if detail.Last != nil {
+		b.Last = *detail.Last
+	}
+	if !b.Hole() {
+		return
+	}
+	if c.holeCount++; len(c.holes) < maxFindings {
+		c.holes = append(c.holes, Finding{Reason: Unrecorded, Topic: c.at.Topic, Partition: c.at.Partition, Seq: seq, Row: r.ref(),
+			Detail: fmt.Sprintf("records of %s were never recorded, offsets %s: %s", b.At(), b.Offsets(), detail.Why)})
+	}
 }

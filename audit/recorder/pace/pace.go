@@ -38,14 +38,15 @@ func (p *Pace) TimedOut(rows int) {
 // Passed notes that a transaction with so many rows was committed. Only one of about the size that is
 // allowed says that a larger one may pass, too.
 func (p *Pace) Passed(rows int) {
-	if p.rows == p.most || 2*rows < p.rows {
+	if 2*rows < p.rows {
 		return
 	}
 	if p.passed++; p.passed < p.need {
 		return
 	}
-	p.rows, p.passed, p.grown = min(2*p.rows, p.most), 0, true
-	if p.rows == p.most {
-		p.need = leastNeed
+	if p.grown { // it was right to grow
+		p.need = max(p.need/2, leastNeed)
 	}
+	p.passed, p.grown = 0, p.rows < p.most
+	p.rows = min(2*p.rows, p.most)
 }

@@ -99,7 +99,7 @@ func (p *pass) runAgain(rec *stream.Record, t *task.Task) (stream.Unit, error) {
 		return stream.Unit{}, err
 	}
 	e := task.NewEvent(task.TaskRequeued, t, p.Instance, now)
-	e.ErrorClass = task.ClassLost
+	e.ErrorClass, e.Attempt = task.ClassLost, t.Tried()
 	e.Detail, _ = json.Marshal(map[string]string{"reason": string(task.ClassLost), "record": rec.Position()}) // text: it cannot fail
 	p.ran++
 	return stream.Unit{Messages: []stream.Message{msg}, Events: []task.Event{e}}, nil

@@ -29,7 +29,7 @@ func (p *Pace) Rows() int { return p.rows }
 
 // TimedOut notes that a transaction with so many rows ran into a timeout.
 func (p *Pace) TimedOut(rows int) {
-	p.rows, p.passed = max(1, min(p.rows, rows)/2), 0
+	p.rows, p.passed = (min(p.rows, max(rows, 1))+1)/2, 0
 	if p.grown {
 		p.need, p.grown = min(2*p.need, mostNeed), false
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -101,6 +102,26 @@ func (o *ownership) result(tb testing.TB, r *task.Result) *entry {
 	require.NoError(tb, err)
 	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b))}
 	e.decodeAsResult(b, wire.ContentJSON)
+	return e
+}
+
+// unread returns a record of events that was written at a time, undecoded.
+func (o *ownership) unread(tb testing.TB, written time.Time, events ...task.Event) *entry {
+	tb.Helper()
+	b, err := wire.EncodeFrame(wire.FrameEvents, events)
+	require.NoError(tb, err)
+	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b)), at: written}
+	e.holdEvents(b)
+	return e
+}
+
+// unreadResult returns a record of a result that was written at a time, undecoded.
+func (o *ownership) unreadResult(tb testing.TB, written time.Time, r *task.Result) *entry {
+	tb.Helper()
+	b, err := wire.EncodeResult(r, wire.ContentJSON)
+	require.NoError(tb, err)
+	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b)), at: written}
+	e.holdResult(b, wire.ContentJSON)
 	return e
 }
 

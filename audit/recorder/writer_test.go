@@ -291,6 +291,30 @@ func TestStrangeTextIsCleaned(t *testing.T) {
 	require.Len(t, events.events(t, long, far).dead, 2)
 }
 
+// A worker whose clock was wrong stamps a result with a time that no table holds. The task ends all the
+// same, with the time of the record, and what happened has its row.
+func TestAWrongClockCostsNoResult(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, audittest.NewPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	written := time.Now().UTC().Truncate(time.Microsecond)
+	for i, at := range []time.Time{time.Unix(12345, 0), {}, time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		s := audittest.NewStory(fmt.Sprintf("t%d", i))
+		s.Task.Callback = &task.Callback{URL: "https://example.com/hook"}
+		res, done := s.Result(task.Success, "d1"), s.Event(task.TaskSucceeded, 1, "d1")
+		res.FinishedAt, done.Time = at, at
+		for _, e := range []*entry{events.events(t, s.Accepted()), events.unread(t, written, done), results.unreadResult(t, written, res)} {
+			r.w.slab.decode(chunk{e})
+			require.Empty(t, e.dead)
+			r.record(e)
+		}
+	}
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM results WHERE finished_at = $1", written))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS'"))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM callbacks"))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action = 'task.succeeded' AND time = $1 AND detail->>'stamped' <> ''", written))
+}
+
 func TestOldDaysGetAPartitionAndOlderOnesDoNot(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, audittest.NewPool(t))

@@ -42,9 +42,9 @@ func TestAGapIsReportedBetweenWhatIsAroundIt(t *testing.T) {
 	cfg.Partitions = 1
 	cl := open(t, cfg)
 	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 30, 10)...))
-	read, gaps := make(chan int64, 100), make(chan *Gap, 10)
+	read, gaps := make(chan int64, 100), make(chan *Record, 10)
 	var order []string
-	group := ConsumerConfig{Group: "g", Topic: TasksNormal, OnGap: func(_ context.Context, gap *Gap) {
+	group := ConsumerConfig{Group: "g", Topic: TasksNormal, OnGap: func(_ context.Context, gap *Record) {
 		order = append(order, "gap")
 		require.False(t, gap.Lost())
 		gaps <- gap
@@ -66,7 +66,8 @@ func TestAGapIsReportedBetweenWhatIsAroundIt(t *testing.T) {
 
 	r = consume(t, cl, group, take)
 	gap := testenv.Receive(t, gaps, "the gap")
-	require.Equal(t, Gap{Topic: TasksNormal, First: 30, Last: 49, owner: gap.owner}, *gap)
+	require.Equal(t, TasksNormal+"/0@30", gap.Position())
+	require.EqualValues(t, 49, gap.Incomplete.Last)
 	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 50, 10, 10)...))
 	for want := int64(50); want < 60; want++ {
 		require.Equal(t, want, testenv.Receive(t, read, "a record"))

@@ -10,7 +10,7 @@ import (
 // delivery is records for the handler, and the offset at which the partition continues.
 type delivery struct {
 	recs []*Record
-	gap  *Gap // what the log did not have any more before them; nil: nothing
+	gap  *Record // stands for what the log did not have any more; nil: nothing
 	next int64
 	life int // of the topic: partition.lives when they were read
 }
@@ -97,6 +97,23 @@ func (p *partition) findStart() (int64, bool) {
 		backOff(p.ctx, failures)
 	}
 	return 0, false
+}
+
+// errDeleted is why the records of a gap cannot be read.
+var errDeleted = errors.New("deleted before it was read")
+
+// passGap passes a gap on after everything that was read before it. It returns false when the partition ends.
+func (p *partition) passGap(to chan<- delivery, first, next int64) bool {
+	p.mu.Lock()
+	life := p.lives
+	p.mu.Unlock()
+	gap := &Record{Topic: p.c.cfg.Topic, Partition: p.id, Offset: first, Incomplete: &Incomplete{Err: errDeleted, Last: next - 1}, owner: p, finished: true}
+	select {
+	case to <- delivery{gap: gap, next: next, life: life}:
+		return true
+	case <-p.ctx.Done():
+		return false
+	}
 }
 
 // recoverPosition determines where to continue when the log does not hold the requested offset:

@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/audit/recorder/pace"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -83,5 +84,5 @@ func (d *Direct) DeadLetters() []DirectLetter { return d.dead }
 
 // DropDays drops the days that ended before a time, as the retention does.
 func (d *Direct) DropDays(ctx context.Context, before time.Time) error {
-	return dropDays(ctx, d.w.chunks.Pool, before, func(droppedDay) {})
+	return partitions.DropDays(ctx, d.w.chunks.Pool, before, func(partitions.DroppedDay) {})
 }

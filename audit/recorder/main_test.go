@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
@@ -61,10 +62,10 @@ func (r *rig) own(topic string, partition int) *ownership {
 	return r.w.offsets.current(topic, partition)
 }
 
-func (r *rig) maintenance(retention func(*Config)) *maintenance {
+func (r *rig) maintenance(retention func(*Config)) *partitions.Maintenance {
 	cfg := r.w.cfg
 	retention(&cfg)
-	return &maintenance{pool: r.pool, cfg: cfg, logger: audittest.Quiet(), metrics: r.w.metrics, dropped: func(context.Context, droppedDay) {}}
+	return &partitions.Maintenance{Pool: r.pool, Interval: cfg.Maintenance, Retention: cfg.Retention, Logger: audittest.Quiet(), Metrics: r.w.metrics, Dropped: func(context.Context, partitions.DroppedDay) {}}
 }
 
 // take returns the offset of the next record of a test.

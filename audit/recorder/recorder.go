@@ -2,10 +2,12 @@ package recorder
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -13,12 +15,14 @@ import (
 	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/audit/recorder/jobrows"
 	"github.com/batchyard/batchyard/audit/recorder/pace"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/audit/recorder/resolve"
 	"github.com/batchyard/batchyard/audit/recorder/sealer"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
+	"github.com/batchyard/batchyard/task"
 )
 
 // maxRecords bounds the records of one topic that were read and are not in Postgres yet. It
@@ -140,9 +144,22 @@ func (r *Recorder) writers(own *offsets, q *queue, out *stream.Outbox) (parts []
 }
 
 func (r *Recorder) maintenance(out *stream.Outbox) lifecycle.Part {
-	m := &maintenance{pool: r.Pool, cfg: r.cfg, logger: r.Logger, metrics: &r.Metrics.Audit}
-	m.dropped = func(ctx context.Context, d droppedDay) { r.reportDropped(ctx, out, d) }
-	return lifecycle.Func(m.run)
+	m := &partitions.Maintenance{Pool: r.Pool, Interval: r.cfg.Maintenance, Retention: r.cfg.Retention, Logger: r.Logger, Metrics: &r.Metrics.Audit}
+	m.Dropped = func(ctx context.Context, d partitions.DroppedDay) { r.reportDropped(ctx, out, d) }
+	return lifecycle.Func(m.Run)
+}
+
+// reportDropped writes the event of a day that was dropped. If the process dies before that,
+// audit_dropped still says what is gone.
+func (r *Recorder) reportDropped(ctx context.Context, out *stream.Outbox, d partitions.DroppedDay) {
+	e := task.Event{
+		Time: time.Now().UTC(), Action: task.PartitionDropped, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: r.Instance,
+		ResourceType: "partition", ResourceID: audit.DroppedDayResource(d.Day),
+	}
+	e.Detail, _ = json.Marshal(map[string]any{"day": d.Day, "rows": d.Rows, "chained": d.Chained, "runs": d.Runs, "retention": r.cfg.Retention.String()}) // text and numbers: it cannot fail
+	if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {
+		r.Logger.Warn("the event of a dropped day could not be written", "day", d.Day, "error", err)
+	}
 }
 
 func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {
@@ -203,13 +220,13 @@ func (in *intake) follow(ctx context.Context, part *ownership, rec *stream.Recor
 }
 
 // gap queues records that are gone, in their place among the others.
-func (in *intake) gap(ctx context.Context, g *stream.Gap) {
-	part := in.offsets.current(g.Topic, g.Partition)
-	if part == nil || g.Lost() || g.Last < part.read {
+func (in *intake) gap(ctx context.Context, g *stream.Record) {
+	part, last := in.offsets.current(g.Topic, g.Partition), g.Incomplete.Last
+	if part == nil || g.Lost() || last < part.read {
 		return
 	}
-	in.putHole(ctx, part, holeOf(part, max(g.First, part.read), g.Last), g)
-	part.read = g.Last + 1
+	in.putHole(ctx, part, holeOf(part, max(g.Offset, part.read), last), g)
+	part.read = last + 1
 }
 
 func (in *intake) putHole(ctx context.Context, part *ownership, hole *audit.Break, rec records.Finisher) {

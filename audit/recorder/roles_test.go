@@ -39,7 +39,7 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	r.record(events.events(t, s.Accepted(), s.Event(task.TaskQueued, 0, ""), late, old), results.result(t, s.Result(task.Success, "d1")))
 	r.record(results.result(t, s.Result(task.Failed, "d1", "d2")), events.events(t, s.Event(task.TaskReprioritized, 0, "")))
 	require.Len(t, r.w.chunks.days.shortcuts(), 1, "the right to add to the partitions themselves")
-	require.NoError(t, r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day }).once(t.Context()))
+	require.NoError(t, r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day }).Once(t.Context()))
 	require.NoError(t, r.w.offsets.reclaim(t.Context(), events))
 
 	require.Equal(t, 4, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log"), "six were recorded, and the retention has dropped two")

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -329,23 +330,26 @@ func TestOldDaysGetAPartitionAndOlderOnesDoNot(t *testing.T) {
 	parts := audittest.One[int](t, r.pool, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass")
 	require.Equal(t, 3, parts, "the default partition, today, and 40 days ago")
 
-	var gone []droppedDay
+	var gone []partitions.DroppedDay
 	m := r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day })
-	m.dropped = func(_ context.Context, d droppedDay) { gone = append(gone, d) }
-	require.NoError(t, m.once(t.Context()))
+	m.Dropped = func(_ context.Context, d partitions.DroppedDay) { gone = append(gone, d) }
+	require.NoError(t, m.Once(t.Context()))
 	rows, err := r.pool.Query(t.Context(), "SELECT relname::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'audit_log'::regclass")
 	require.NoError(t, err)
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
 	today := audit.DayOf(time.Now())
-	for i := range daysAhead + 1 {
+	for i := range partitions.DaysAhead + 1 {
 		require.Contains(t, names, today.Add(time.Duration(i)*audit.Day).Format("audit_log_20060102"))
 	}
 	require.NotContains(t, names, today.Add(-40*audit.Day).Format("audit_log_20060102"))
 	require.Equal(t, 1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log_default"), "the one from the future stays")
-	require.Equal(t, []droppedDay{{audit.DayOf(time.Now().Add(-400 * audit.Day)).Format(time.DateOnly), 1, 1, 1}, {audit.DayOf(time.Now().Add(-40 * audit.Day)).Format(time.DateOnly), 1, 1, 1}}, gone)
+	require.Equal(t, []partitions.DroppedDay{
+		{Day: audit.DayOf(time.Now().Add(-400 * audit.Day)).Format(time.DateOnly), Rows: 1, Chained: 1, Runs: 1},
+		{Day: audit.DayOf(time.Now().Add(-40 * audit.Day)).Format(time.DateOnly), Rows: 1, Chained: 1, Runs: 1},
+	}, gone)
 	require.Equal(t, "3-3 2-2", audittest.One[string](t, r.pool, "SELECT string_agg(first_seq || '-' || last_seq, ' ' ORDER BY day) FROM audit_dropped"))
-	require.NoError(t, m.once(t.Context()))
+	require.NoError(t, m.Once(t.Context()))
 }
 
 func TestAChunkIsKeptWhilePostgresCannotRecordIt(t *testing.T) {

@@ -36,7 +36,7 @@ import (
 
 const (
 	// lock lets one process at a time resolve holes.
-	lock = 0x62617463680003
+	lock = 0x62617463680005
 
 	firstInterval = 10 * time.Second // between looks for holes
 	lastInterval  = 10 * time.Minute // while tasks are underway

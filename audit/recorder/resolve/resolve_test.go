@@ -314,7 +314,7 @@ func TestOneProcessResolvesAtATime(t *testing.T) {
 	p.hole(stream.Results)
 	conn, err := pgx.Connect(t.Context(), p.pool.Config().ConnString())
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(0x62617463680003))
+	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(0x62617463680005))
 	require.NoError(t, err)
 	r := resolve.NewSmall(p.deps(), 10)
 	left, err := r.Once(t.Context())

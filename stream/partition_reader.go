@@ -130,6 +130,7 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 		p.recreated(first, p.c.cl.layout.ID(p.c.cfg.Topic))
 		return first, nil
 	}
+	p.c.metrics.Missed.WithLabelValues(p.c.group, p.c.cfg.Topic).Add(float64(first - from))
 	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
 		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
 	return first, nil
@@ -283,10 +284,10 @@ func (p *partition) deliverOne(d delivery) bool {
 	if p.ctx.Err() != nil {
 		return false
 	}
-	p.add(d)
 	if d.gap != nil && p.c.cfg.OnGap != nil {
-		p.c.cfg.OnGap(p.ctx, d.gap)
+		p.c.cfg.OnGap(p.ctx, d.gap) // before it is passed, so that it is found again if the process dies
 	}
+	p.add(d)
 	if len(d.recs) > 0 {
 		p.c.handle(p.ctx, d.recs)
 	}

@@ -103,7 +103,7 @@ var Actions = []ActionInfo{
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},
-	{RecordsMissed, "audit", "", "Kafka deleted records before they were recorded; the detail says which"},
+	{RecordsMissed, "audit, router, batcher, workers", "", "Kafka deleted records before the stage read them; the detail says which, and tasks that were lost with them run again or end"},
 }
 
 var actionIndex = func() map[Action]ActionInfo {

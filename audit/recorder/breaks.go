@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -29,15 +28,22 @@ func eventOf(k *audit.Break) task.Event {
 		Time: k.Time, Action: actionOf(k.Kind), Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: k.ActorID,
 		ResourceType: "partition", ResourceID: k.At().String(),
 	}
-	detail := map[string]any{"topic": k.Topic, "partition": k.Partition, "first_offset": k.First, "why": k.Why}
-	if k.Last != audit.UnknownOffset {
-		detail["last_offset"] = k.Last
-	}
-	if k.LostRows > 0 {
-		detail["lost_rows"] = k.LostRows
-	}
-	e.Detail, _ = json.Marshal(detail) // text and numbers: it cannot fail
+	e.Detail = k.Detail()
 	return e
+}
+
+// reported returns the hole that another stage has found in its topic; nil if the event is about nothing
+// of the kind. Its row is that of the event.
+func reported(e *task.Event) *audit.Break {
+	if e.Action != task.RecordsMissed {
+		return nil
+	}
+	k, err := audit.BreakOf(audit.RecordsMissed, e.Detail)
+	if err != nil || k.Topic == "" {
+		return nil // its row says what there is to say
+	}
+	k.Time, k.ActorID = e.Time.Truncate(time.Millisecond), e.ActorID
+	return k
 }
 
 const breakSQL = `

@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
 )
@@ -109,4 +111,48 @@ func TestAHoleBecomesARowOfItsChain(t *testing.T) {
 			require.NoError(t, out.Close(t.Context()))
 		})
 	}
+}
+
+// A gap that another stage has found in its topic becomes a hole, too: with its row, a finding, and a
+// search for the tasks that were lost.
+func TestAGapOfAnotherStageBecomesAHole(t *testing.T) {
+	t.Parallel()
+	pool, l := audittest.NewPool(t), audittest.OpenLog(t, 2)
+	require.NoError(t, l.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d1", Value: []byte("x")}, stream.Message{Topic: stream.Assignments, Key: "d1", Value: []byte("y")}))
+	out := l.NewOutbox("batcher", 1000, 8<<20)
+	gapOf := &records.DeadLetters{Stage: "batcher", Instance: "batcher@one-1", Outbox: out, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Stream}
+	group := stream.ConsumerConfig{Group: "batcher", Topic: stream.Assignments, OnGap: gapOf.Gap}
+	consume := func(handle func([]*stream.Record)) (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- l.Consume(ctx, group, func(_ context.Context, recs []*stream.Record) { handle(recs) }, nil)
+		}()
+		return func() { cancel(); require.NoError(t, <-done) }
+	}
+	read := make(chan *stream.Record, 10)
+	stop := consume(func(recs []*stream.Record) {
+		for _, rec := range recs {
+			rec.Done()
+			read <- rec
+		}
+	})
+	<-read
+	at := (<-read).Partition
+	stop()
+	require.NoError(t, l.Produce(t.Context(), stream.Message{Topic: stream.Assignments, Key: "d1", Value: []byte("z")}))
+	audittest.DeleteRecords(t, l, stream.Assignments)
+	stop = consume(func([]*stream.Record) {})
+	dir := t.TempDir()
+	stopRecorder := startRecorderWith(t, Config{CheckpointDir: dir}, Deps{Log: l, Pool: pool, Instance: "audit@one-1"})
+	require.Eventually(t, func() bool { return audittest.One[int](t, pool, "SELECT count(*) FROM stream_breaks") == 1 }, audittest.Patience, 20*time.Millisecond)
+	stop()
+	require.Equal(t, fmt.Sprintf("records_missed assignments/%d 2-2 batcher@one-1", at),
+		audittest.One[string](t, pool, "SELECT kind || ' ' || topic || '/' || partition || ' ' || first_offset || '-' || last_offset || ' ' || actor_id FROM stream_breaks"))
+	require.NoError(t, stopRecorder())
+	report := verifyWith(t, pool, dir)
+	require.Len(t, report.Findings, 1)
+	require.Equal(t, verify.Unrecorded, report.Findings[0].Reason)
+	require.Contains(t, report.Findings[0].Detail, fmt.Sprintf("assignments/%d", at))
+	require.NoError(t, out.Close(t.Context()))
 }

@@ -277,6 +277,8 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 		if u.entry.hole != nil {
 			u.entry.hole.Seq = end.Rows + 1
 			t.holes = append(t.holes, u.entry.hole)
+		} else if k := reported(&it.event); k != nil {
+			t.holes = append(t.holes, k)
 		}
 		if stateOfEvent(&it.event, &s) {
 			t.states.add(&s)

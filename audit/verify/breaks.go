@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -71,7 +70,7 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 	case audit.TopicReplaced:
 		v.report.note("%s: the topic was replaced; %s noticed that at %s, and rows from %d on are of the new one (%s). Records %s of the old one were not recorded", b.At(), b.ActorID, at, b.Seq, by, b.Offsets())
 	case audit.RecordsMissed:
-		v.report.note("%s: Kafka deleted the records %s before they were recorded; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
+		v.report.note("%s: Kafka deleted the records %s before they were read; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
 	}
 }
 
@@ -120,34 +119,23 @@ func (c *chainCheck) superseded(seq int64, p *point) bool {
 // takeHole takes what a row says about records that were never recorded. It is a finding, although the
 // row is as it should be: the log is not complete.
 func (c *chainCheck) takeHole(seq int64, r *rawRow) {
-	var detail struct {
-		Topic     string `json:"topic"`
-		Partition int32  `json:"partition"`
-		First     int64  `json:"first_offset"`
-		Last      *int64 `json:"last_offset"`
-		Why       string `json:"why"`
-	}
-	b := audit.Break{}
+	kind := audit.RecordsMissed
 	switch task.Action(r.field(audit.ColAction)) {
 	case task.RecordsMissed:
-		b.Kind = audit.RecordsMissed
 	case task.TopicReplaced:
-		b.Kind = audit.TopicReplaced
+		kind = audit.TopicReplaced
 	default:
 		return
 	}
-	if json.Unmarshal(r.field(audit.ColDetail), &detail) != nil {
-		detail.Why = "its detail is unreadable"
-	}
-	b.Topic, b.Partition, b.First, b.Last = detail.Topic, detail.Partition, detail.First, audit.UnknownOffset
-	if detail.Last != nil {
-		b.Last = *detail.Last
+	b, err := audit.BreakOf(kind, r.field(audit.ColDetail))
+	if err != nil {
+		b = &audit.Break{Kind: kind, Last: audit.UnknownOffset, Why: err.Error()}
 	}
 	if !b.Hole() {
 		return
 	}
 	if c.holeCount++; len(c.holes) < maxFindings {
 		c.holes = append(c.holes, Finding{Reason: Unrecorded, Topic: c.at.Topic, Partition: c.at.Partition, Seq: seq, Row: r.ref(),
-			Detail: fmt.Sprintf("records of %s were never recorded, offsets %s: %s", b.At(), b.Offsets(), detail.Why)})
+			Detail: fmt.Sprintf("records of %s are gone, offsets %s: %s", b.At(), b.Offsets(), b.Why)})
 	}
 }

@@ -33,6 +33,7 @@ type Stream struct {
 	Spread            *prometheus.GaugeVec     // group, topic
 	Stragglers        *prometheus.CounterVec   // group, topic
 	Recreated         *prometheus.CounterVec   // group, topic
+	Missed            *prometheus.CounterVec   // group, topic
 	Lag               *prometheus.GaugeVec     // group, topic
 	Partitions        *prometheus.GaugeVec     // group, topic
 	Rebalances        *prometheus.CounterVec   // group, topic
@@ -202,6 +203,7 @@ func newStream(f factory) Stream {
 		InFlightBytes:     f.gauges("stream_in_flight_bytes", "Bytes of the records in flight.", "group", "topic"),
 		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished offset, of the worst partition.", "group", "topic"),
 		Recreated:         f.counters("stream_recreated_total", "Partitions that were read from their start because their topic was recreated, or belongs to another cluster.", "group", "topic"),
+		Missed:            f.counters("stream_missed_records_total", "Offsets of records that were deleted from the topic before the group read them. Alert if it grows.", "group", "topic"),
 		Stragglers:        f.counters("stream_stragglers_total", "Records that held up the commit of a partition for too long.", "group", "topic"),
 		Lag:               f.gauges("stream_lag_records", "Records in the topic that the group has not finished.", "group", "topic"),
 		Partitions:        f.gauges("stream_partitions", "Partitions owned by this process.", "group", "topic"),

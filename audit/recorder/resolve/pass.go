@@ -73,7 +73,6 @@ type pass struct {
 	tails    map[string][]stream.PartitionOffsets
 
 	rows  map[task.Run]*task.Task // unfinished, according to Postgres, and not seen in Kafka
-	young map[task.Run]bool       // those of them whose records may still be written
 	open  map[task.Run]place      // without a result
 	batch map[task.Run]place      // to be looked up
 	upTo  scanned                 // after the last record that was considered
@@ -100,15 +99,14 @@ func (p *pass) run(ctx context.Context) (next *cursor, err error) {
 
 // readRows reads the unfinished tasks that Postgres knows, a page of them.
 func (p *pass) readRows(ctx context.Context) error {
-	p.rows, p.young = map[task.Run]*task.Task{}, map[task.Run]bool{}
+	p.rows = map[task.Run]*task.Task{}
 	if p.from.rowsDone {
 		return nil
 	}
 	rows, err := p.Pool.Query(ctx, `SELECT state, tenant, submitted_at, task_id, generation, coalesce(model, ''), coalesce(endpoint, ''), coalesce(priority, ''),
-			coalesce(job_id, ''), coalesce(custom_id, ''), coalesce(trace_id, ''), coalesce(callback_url, ''),
-			updated_at > now() - $6::interval
+			coalesce(job_id, ''), coalesce(custom_id, ''), coalesce(trace_id, ''), coalesce(callback_url, '')
 		FROM tasks WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') AND (state, tenant, submitted_at, task_id) > ($1, $2, $3, $4)
-		ORDER BY state, tenant, submitted_at, task_id LIMIT $5`, p.from.row.state, p.from.row.tenant, p.from.row.submitted, p.from.row.id, p.max, p.patience)
+		ORDER BY state, tenant, submitted_at, task_id LIMIT $5`, p.from.row.state, p.from.row.tenant, p.from.row.submitted, p.from.row.id, p.max)
 	if err != nil {
 		return fmt.Errorf("reading unfinished tasks: %w", err)
 	}
@@ -116,17 +114,13 @@ func (p *pass) readRows(ctx context.Context) error {
 	for rows.Next() {
 		t := &task.Task{Progress: &task.Progress{}}
 		var state, url string
-		var young bool
-		if err := rows.Scan(&state, &t.Tenant, &t.SubmittedAt, &t.ID, &t.Progress.Generation, &t.Model, &t.Endpoint, &t.Priority, &t.JobID, &t.CustomID, &t.TraceID, &url, &young); err != nil {
+		if err := rows.Scan(&state, &t.Tenant, &t.SubmittedAt, &t.ID, &t.Progress.Generation, &t.Model, &t.Endpoint, &t.Priority, &t.JobID, &t.CustomID, &t.TraceID, &url); err != nil {
 			return fmt.Errorf("reading unfinished tasks: %w", err)
 		}
 		if url != "" {
 			t.Callback = &task.Callback{URL: url}
 		}
 		p.rows[t.Run()] = t
-		if young {
-			p.young[t.Run()] = true
-		}
 		p.next.row, p.next.rowsDone = rowKey{state, t.Tenant, t.SubmittedAt, t.ID}, len(p.rows) < p.max
 	}
 	return rows.Err()

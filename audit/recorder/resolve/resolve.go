@@ -32,11 +32,12 @@ import (
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/task"
 )
 
 const (
 	// lock lets one process at a time resolve holes.
-	lock = 0x62617463680005
+	lock = 0x62617463680004
 
 	firstInterval = 10 * time.Second // between looks for holes
 	lastInterval  = 10 * time.Minute // while tasks are underway
@@ -64,10 +65,12 @@ type Resolver struct {
 	Deps
 	max      int
 	patience time.Duration
+
+	absent, stillAbsent map[task.Run]time.Time // since when the records of tasks are missing: before this round, and in it
 }
 
 // New returns a resolver.
-func New(deps Deps) *Resolver { return &Resolver{deps, maxOpen, patience} }
+func New(deps Deps) *Resolver { return &Resolver{Deps: deps, max: maxOpen, patience: patience} }
 
 // Run looks for holes until ctx ends.
 func (r *Resolver) Run(ctx context.Context) {
@@ -122,6 +125,8 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 		return false, err
 	}
 	var seen hole
+	r.stillAbsent = map[task.Run]time.Time{}
+	defer func() { r.absent = r.stillAbsent }()
 	for at := new(cursor); at != nil; {
 		p := &pass{Resolver: r, from: *at}
 		if at, err = p.run(ctx); err != nil {
@@ -156,7 +161,12 @@ type holeKey struct {
 	First     int64
 }
 
+// openHoles returns the holes in which answers may have been lost. Without its events, a task ends all the
+// same.
 func (r *Resolver) openHoles(ctx context.Context) ([]holeKey, error) {
+	if _, err := r.Pool.Exec(ctx, "UPDATE stream_breaks SET resolved_at = now() WHERE resolved_at IS NULL AND (topic = $1 OR kind = 'recorded_again')", stream.Events); err != nil {
+		return nil, fmt.Errorf("noting which holes lose no answers: %w", err)
+	}
 	rows, err := r.Pool.Query(ctx, `SELECT topic, partition, kind, chain_seq, first_offset FROM stream_breaks
 		WHERE resolved_at IS NULL AND kind IN ('records_missed', 'topic_replaced')`)
 	if err == nil {

@@ -256,6 +256,13 @@ func testOnlyLost(t *testing.T, most int) {
 	require.False(t, left)
 	require.Empty(t, p.again()+p.lost(), "without a hole")
 
+	p.hole(stream.Events)
+	left, err = r.Once(t.Context())
+	require.NoError(t, err)
+	require.False(t, left)
+	require.Empty(t, p.again()+p.lost(), "events are no answers")
+	require.True(t, p.resolved())
+
 	p.hole(stream.Results)
 	patient := resolve.NewPatient(p.deps(), time.Hour)
 	left, err = patient.Once(t.Context())
@@ -314,7 +321,7 @@ func TestOneProcessResolvesAtATime(t *testing.T) {
 	p.hole(stream.Results)
 	conn, err := pgx.Connect(t.Context(), p.pool.Config().ConnString())
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(0x62617463680005))
+	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(0x62617463680004))
 	require.NoError(t, err)
 	r := resolve.NewSmall(p.deps(), 10)
 	left, err := r.Once(t.Context())

@@ -24,7 +24,7 @@ func (p *pass) settle(ctx context.Context) error {
 		}
 	}
 	for k, t := range p.rows {
-		if p.young[k] {
+		if !p.absentFor(k, p.patience) {
 			p.underway++
 			continue
 		}
@@ -43,6 +43,22 @@ func (p *pass) settle(ctx context.Context) error {
 		return fmt.Errorf("writing tasks whose answers were lost: %w", err)
 	}
 	return nil
+}
+
+// absentFor reports whether the records of a task that Postgres knows have been missing for so long, as
+// this process has seen it.
+func (r *Resolver) absentFor(k task.Run, d time.Duration) bool {
+	first, ok := r.absent[k]
+	if !ok {
+		first = time.Now()
+	}
+	if time.Since(first) >= d {
+		return true
+	}
+	if len(r.stillAbsent) < maxOpen {
+		r.stillAbsent[k] = first
+	}
+	return false
 }
 
 // put hands a unit over. What is not written is lost again, and the next pass finds it.

@@ -133,7 +133,7 @@ var Kinds = []struct {
 	{EventTwice, "an event has more than one audit row"},
 	{EventStray, "an audit row whose event is not in the topic"},
 	{RecordLost, "an unreadable record was finished, but is not a dead letter"},
-	{RecordsGone, "Kafka removed records before the recorder read them"},
+	{RecordsGone, "Kafka removed records before their stage read them"},
 	{OffsetsBeyond, "Postgres has recorded more than the topic holds: the topic was recreated or lost its last records"},
 	{TopicReplaced, "the topic is not the one that was recorded before: what the old one held and was not recorded is lost"},
 	{ChainRows, "audit_chains and audit_log disagree about the number of rows"},

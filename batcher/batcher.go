@@ -72,6 +72,7 @@ func (b *Batcher) Run(ctx context.Context, ready func()) error {
 
 func (b *Batcher) consume(ctx context.Context, ready func()) error {
 	return b.deps.Stream.Consume(ctx, stream.ConsumerConfig{
+		OnGap: b.deadLetters.Gap,
 		Group: Stage, Topic: stream.Assignments, MaxRecords: b.cfg.MaxInFlight, MaxBytes: b.cfg.MaxBytes,
 		DrainTimeout: b.cfg.DrainTimeout, OnLost: b.partitionLost,
 	}, b.intake, ready)

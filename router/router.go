@@ -96,6 +96,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 
 func (r *Router) consume(ctx context.Context, topic string, joined func()) error {
 	cfg := stream.ConsumerConfig{
+		OnGap: r.dead.Gap,
 		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
 		DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
 	}

@@ -33,6 +33,9 @@ type ConsumerConfig struct {
 	// OnLost is called when a partition, with its records in flight, now belongs to another
 	// member. It must not block.
 	OnLost func(partition int)
+	// OnGap is called like the handler, in the order of the log, for records that were deleted before they
+	// were read. gap stands for all of them: it has the first offset, and Incomplete the last.
+	OnGap func(ctx context.Context, gap *Record)
 }
 
 // OffsetStore keeps the offsets outside Kafka, in the same transaction as the outputs that the

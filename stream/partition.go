@@ -50,16 +50,6 @@ func (p *partition) begin(next int64, skip []offsets.Span, topic string) {
 	p.dropPassedSpans()
 }
 
-// skipTo continues at next, because retention removed what comes before.
-func (p *partition) skipTo(next int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.inherited = nil
-	p.next = max(p.next, next)
-	p.highest = max(p.highest, next)
-	p.dirty = true
-}
-
 // startOver continues at next in a topic that was recreated. Records in flight belong to the old one:
 // the stage finishes what it has of them, but they must not be committed.
 func (p *partition) startOver(next int64, topic string) {

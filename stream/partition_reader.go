@@ -10,6 +10,7 @@ import (
 // delivery is records for the handler, and the offset at which the partition continues.
 type delivery struct {
 	recs []*Record
+	gap  *Record // stands for what the log did not have any more; nil: nothing
 	next int64
 	life int // of the topic: partition.lives when they were read
 }
@@ -40,7 +41,11 @@ func (p *partition) run() {
 			return
 		}
 		if errors.Is(err, kafka.OffsetOutOfRange) {
+			was := from
 			if from, err = p.recoverPosition(from); err == nil {
+				if from > was && !p.passGap(deliveries, was, from) {
+					return
+				}
 				backOff(p.ctx, 0) // fetch again, from there
 				continue
 			}
@@ -94,6 +99,23 @@ func (p *partition) findStart() (int64, bool) {
 	return 0, false
 }
 
+// errDeleted is why the records of a gap cannot be read.
+var errDeleted = errors.New("deleted before it was read")
+
+// passGap passes a gap on after everything that was read before it. It returns false when the partition ends.
+func (p *partition) passGap(to chan<- delivery, first, next int64) bool {
+	p.mu.Lock()
+	life := p.lives
+	p.mu.Unlock()
+	gap := &Record{Topic: p.c.cfg.Topic, Partition: p.id, Offset: first, Incomplete: &Incomplete{Err: errDeleted, Last: next - 1}, owner: p, finished: true}
+	select {
+	case to <- delivery{gap: gap, next: next, life: life}:
+		return true
+	case <-p.ctx.Done():
+		return false
+	}
+}
+
 // recoverPosition determines where to continue when the log does not hold the requested offset:
 // retention removed it, or the topic was recreated.
 func (p *partition) recoverPosition(from int64) (int64, error) {
@@ -108,9 +130,9 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 		p.recreated(first, p.c.cl.layout.ID(p.c.cfg.Topic))
 		return first, nil
 	}
+	p.c.metrics.Missed.WithLabelValues(p.c.group, p.c.cfg.Topic).Add(float64(first - from))
 	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
 		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
-	p.skipTo(first)
 	return first, nil
 }
 
@@ -261,6 +283,9 @@ func (p *partition) deliverOne(d delivery) bool {
 	}()
 	if p.ctx.Err() != nil {
 		return false
+	}
+	if d.gap != nil && p.c.cfg.OnGap != nil {
+		p.c.cfg.OnGap(p.ctx, d.gap) // before it is passed, so that it is found again if the process dies
 	}
 	p.add(d)
 	if len(d.recs) > 0 {

@@ -103,6 +103,7 @@ func (s *Workers) Run(ctx context.Context, ready func()) error {
 
 func (s *Workers) consume(ctx context.Context, ready func()) error {
 	return s.deps.Stream.Consume(ctx, stream.ConsumerConfig{
+		OnGap: s.deadLetters.Gap,
 		Group: Stage, Topic: stream.Batches, MaxRecords: s.cfg.MaxInFlight, MaxBytes: s.cfg.MaxBytes,
 		DrainTimeout: s.cfg.DrainTimeout + 5*time.Second, OnLost: s.partitionLost,
 	}, s.intake, ready)

@@ -26,9 +26,12 @@ type chunkWriter struct {
 	rows       pg.Rows
 	typesKnown bool // the last transaction succeeded, so the connection's row types are valid
 	safeChunks int  // this many more chunks are written in mode safe
+	began      bool // the last transaction had begun: Postgres is there
+	patience   int  // how often a single record ran into a timeout; see timeout
 	counts     rollup.Counts
 	jobs       jobrows.Rows
 	days       days
+	breaks     breaks
 	confirm    func(audit.TopicPartition, confirmed) // is called for each partition of a chunk that was committed; may be nil
 }
 
@@ -53,10 +56,16 @@ type written struct {
 	rows, results, duplicates, inDefault int
 }
 
+// timeout is how long a transaction may take. A chunk of a single record cannot be made smaller: if it runs
+// into a timeout, Postgres' own is lifted, and ours grows.
+func (w *chunkWriter) timeout() time.Duration {
+	return w.cfg.WriteTimeout << min(w.patience, 4)
+}
+
 // apply records a chunk in one transaction. If it returns nil, everything is committed. After a
 // *lostFenceError nothing is. After any other error that came from the commit, it may be.
 func (w *chunkWriter) apply(ctx context.Context, c chunk) (written, error) {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.timeout())
 	defer cancel()
 	m := fast
 	if w.safeChunks > 0 {
@@ -142,14 +151,23 @@ type txn struct {
 	chains  chains
 	states  *states.Set
 	bound   map[task.Key]task.Fingerprint // of mode safe: the requests that the ids of the chunk's results belong to
-	now     time.Time                     // of the transaction
+	holes   []*audit.Break
+	now     time.Time // of the transaction
 	done    written
 }
 
 func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, error) {
+	w.began = false
 	tx, err := w.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	w.began = true
+	if w.patience > 0 {
+		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
+			pg.Rollback(ctx, tx)
+			return nil, fmt.Errorf("lifting the statement timeout: %w", err)
+		}
 	}
 	return &txn{chunkWriter: w, tx: tx, mode: m, shard: shard, chains: chains{}}, nil
 }
@@ -265,7 +283,14 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 			continue
 		}
 		it := &u.entry.events[u.index]
-		t.addRow(&it.event, u.entry.source(it.index), t.chains.of(u.entry.part))
+		end := t.chains.of(u.entry.part)
+		t.addRow(&it.event, u.entry.source(it.index), end)
+		if u.entry.hole != nil {
+			u.entry.hole.Seq = end.Rows + 1
+			t.holes = append(t.holes, u.entry.hole)
+		} else if k := reported(&it.event); k != nil {
+			t.holes = append(t.holes, k)
+		}
 		if states.OfEvent(&it.event, &s) {
 			t.states.Add(&s)
 		}
@@ -319,6 +344,11 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	t.counts.Queue(&b, t.shard)
 	t.jobs.Queue(&b)
 	t.chains.queueWrite(&b)
+	for _, k := range t.holes {
+		if err := t.breaks.queue(&b, k); err != nil {
+			return err
+		}
+	}
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
 	return asAnotherRequest(pg.Flush(ctx, t.tx, &b, "writing states"))

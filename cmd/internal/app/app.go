@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -46,9 +47,10 @@ type App struct {
 	closes []func()
 	addr   atomic.Value // of the API or the ops listener
 
-	router *router.Router                       // nil if it runs in another process
-	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source Source
+	router   *router.Router                       // nil if it runs in another process
+	recorder *recorder.Recorder                   // nil if it runs in another process
+	policy   atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source   Source
 }
 
 // running is one stage of this process.

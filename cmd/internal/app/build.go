@@ -77,6 +77,7 @@ func buildAudit(a *App) (func(context.Context, func()) error, error) {
 	r := recorder.New(a.cfg.Audit, recorder.Deps{
 		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "audit"), Metrics: a.metrics, Instance: a.actor("audit"),
 	})
+	a.recorder = r
 	return r.Run, nil
 }
 

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -216,6 +217,13 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"records were deleted before they were recorded", func(h *history) {
 			h.sql("INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement) VALUES ('events', 1, 'records_missed', 0, 5, 9, now(), 'audit@test', '')")
 		}, map[Kind]string{RecordsGone: "events/1@5"}},
+		{"a topic of tasks was created again", func(h *history) {
+			audittest.Recreate(t, h.log, stream.TasksNormal)
+			h.submit("after")
+			h.finish("router", stream.TasksNormal, nil)
+			h.end(task.Success, "after")
+			h.record()
+		}, map[Kind]string{TasksGone: "tasks.normal"}},
 		{"the topics of the recorder were created again", func(h *history) {
 			for _, topic := range []string{stream.Events, stream.Results} {
 				audittest.Recreate(t, h.log, topic)
@@ -294,4 +302,20 @@ func TestCheckEndsWithItsContextAndWithoutARecorder(t *testing.T) {
 	h.end(task.Success, "t-001") // and no recorder runs
 	r := h.check(Options{Wait: 300 * time.Millisecond})
 	require.True(t, r.Holds)
+}
+
+// All tasks that a recreated topic has no record of are one problem, and say when they were submitted. What
+// was never submitted is a problem of its own.
+func TestARecreatedTopicOfTasksIsOneProblem(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	audittest.Recreate(t, h.log, stream.TasksNormal)
+	h.submit("after")
+	h.finish("router", stream.TasksNormal, nil)
+	h.end(task.Success, "after", "never-submitted")
+	h.record()
+	r := h.check(Options{})
+	require.Equal(t, map[Kind]int64{TasksGone: 1, ResultUnknown: 1}, r.Counts)
+	require.Equal(t, "never-submitted", kinds(r)[ResultUnknown])
+	require.Contains(t, r.Problems[slices.IndexFunc(r.Problems, func(p Problem) bool { return p.Kind == TasksGone })].What, "59 tasks", "one of the 60 was parked")
 }

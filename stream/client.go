@@ -38,6 +38,7 @@ type Client struct {
 	layout    *layout.Layouts
 	signer    *signature.Signer
 	producer  *producer
+	refusals  *refusals
 	stop      context.CancelFunc
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -62,6 +63,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 		m = metrics.New(nil)
 	}
 	cl := &Client{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), signer: signature.NewSigner(cfg.TopicPrefix, cfg.SigningKeys), closed: make(chan struct{})}
+	cl.refusals = newRefusals(func(topic string, n int) { m.Stream.Refused.WithLabelValues(topic).Set(float64(n)) })
 	background, stop := context.WithCancel(context.Background())
 	cl.stop = stop
 	if cl.transport, err = cl.newTransport(background); err != nil {

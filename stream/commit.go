@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -18,6 +20,7 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOu
 	ticker := time.NewTicker(c.cl.cfg.CommitInterval)
 	defer ticker.Stop()
 	var again time.Time
+	current := currentReport{c: c}
 	for {
 		select {
 		case <-ctx.Done():
@@ -25,6 +28,7 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOu
 		case <-ticker.C:
 		}
 		c.reportProgress()
+		current.tick(time.Now())
 		if !again.IsZero() && time.Now().After(again) {
 			again = time.Time{}
 			for _, p := range c.partitions() {
@@ -123,6 +127,37 @@ func (c *consumer) commitContext(ctx context.Context) (context.Context, context.
 		}
 		cancel()
 	}
+}
+
+// currentReport collects the partitions that are up to date, for ConsumerConfig.OnCurrent.
+type currentReport struct {
+	c     *consumer
+	fresh map[int]bool // up to date since the last report
+	known map[int]bool // in the last report
+	last  time.Time
+}
+
+// tick asks each partition, and reports when it is time, or when a partition is up to date that was not
+// in the last report, because somewhere a device may wait for it.
+func (r *currentReport) tick(now time.Time) {
+	if r.c.cfg.OnCurrent == nil {
+		return
+	}
+	news := false
+	for _, p := range r.c.partitions() {
+		if p.upToDate() {
+			if r.fresh == nil {
+				r.fresh = map[int]bool{}
+			}
+			r.fresh[p.id] = true
+			news = news || !r.known[p.id]
+		}
+	}
+	if len(r.fresh) == 0 || !news && now.Sub(r.last) < r.c.cfg.CurrentEvery {
+		return
+	}
+	r.c.cfg.OnCurrent(slices.Sorted(maps.Keys(r.fresh)))
+	r.known, r.fresh, r.last = r.fresh, nil, now
 }
 
 // reportProgress reports stragglers, records in flight, and lag.

@@ -21,11 +21,10 @@ type Config struct {
 	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Client id of this program in the brokers' logs and quotas."`
 	TopicPrefix string   `yaml:"topic_prefix" default:"" doc:"Prefix of every topic and consumer group, so that several installations can share a cluster."`
 
-	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
-	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
-	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of tasks and results topics."`
-	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"Retention of the topics of assignments, batches and events."`
-	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic."`
+	Partitions   int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
+	Replication  int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
+	Retention    time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of all topics but dlq and checkpoints: a stage may be absent for this long."`
+	DLQRetention time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic, at least kafka.retention."`
 
 	Compression    string        `yaml:"compression" default:"none" enum:"none,lz4,snappy,zstd,gzip" doc:"Compression of the records that are produced."`
 	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Minimum time between two writes of audit events. Events in between are sent together."`
@@ -98,6 +97,9 @@ func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
 func (c Config) Check() error {
 	if c.HeartbeatInterval*3 > c.SessionTimeout {
 		return errors.New("kafka.heartbeat_interval must be at most a third of kafka.session_timeout")
+	}
+	if c.DLQRetention < c.Retention {
+		return errors.New("kafka.dlq_retention must be at least kafka.retention")
 	}
 	return signature.CheckKeys(c.SigningKeys)
 }

@@ -33,6 +33,13 @@ type ConsumerConfig struct {
 	// OnLost is called when a partition, with its records in flight, now belongs to another
 	// member. It must not block.
 	OnLost func(partition int)
+	// OnAgain is called when a record will be handed out again: what has been made of it is Lost, and need
+	// not be worked on. It must not block.
+	OnAgain func()
+	// OnCurrent is called every CurrentEvery with the partitions of which this member has handed out
+	// everything that was in the log at some time since the last call. It must not block.
+	OnCurrent    func(partitions []int)
+	CurrentEvery time.Duration
 }
 
 // OffsetStore keeps the offsets outside Kafka, in the same transaction as the outputs that the
@@ -59,6 +66,8 @@ type consumer struct {
 	metrics *metrics.Stream
 	handle  func(context.Context, []*Record)
 	budget  *budget.Budget
+
+	refusals *refusals
 
 	member      string     // used only by the goroutine of Consume
 	coordinator net.Addr   // used only by heartbeats; nil: look it up
@@ -93,7 +102,7 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 	c := &consumer{
 		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
 		logger:  cl.logger.With("group", group),
-		metrics: &cl.metrics.Stream,
+		metrics: &cl.metrics.Stream, refusals: cl.refusals,
 		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
@@ -236,7 +245,7 @@ func (c *consumer) takeOver(ctx context.Context, last, s *session) {
 	}
 	for _, id := range s.assigned {
 		if c.parts[id] == nil && ctx.Err() == nil { // start nothing new while draining
-			p := &partition{c: c, id: id, committed: -1}
+			p := &partition{c: c, id: id, committed: -1, target: -1, wake: make(chan struct{}, 1)}
 			p.ctx, p.cancel = context.WithCancel(ctx)
 			c.parts[id] = p
 			gained = append(gained, p)
@@ -314,7 +323,7 @@ func (c *consumer) drain(ctx, life context.Context) {
 		n := int(c.active.Load())
 		for _, p := range c.partitions() {
 			p.mu.Lock()
-			n += p.inFlight
+			n += p.inFlight - p.resting
 			p.mu.Unlock()
 		}
 		if n == 0 {

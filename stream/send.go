@@ -13,6 +13,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	produceAPI "github.com/segmentio/kafka-go/protocol/produce"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 )
 
@@ -28,6 +29,7 @@ type request struct {
 type part struct {
 	q       *queue
 	entries []entry
+	untimed bool // without timestamps
 	err     error
 }
 
@@ -109,6 +111,11 @@ func (p *producer) finishRequest(r *request) {
 			continue
 		}
 		q.entries = append(pt.entries, q.entries...)
+		if errors.Is(pt.err, kafka.InvalidTimestamp) && !pt.untimed {
+			p.omitTimestamps(q)
+			p.makeReady(q)
+			continue
+		}
 		if isTooLarge(pt.err) || isPermanent(pt.err) {
 			// One message is to blame: halve the batch until it is alone.
 			q.limit = max(1, len(pt.entries)/2)
@@ -120,6 +127,21 @@ func (p *producer) finishRequest(r *request) {
 		p.retryLater(q)
 	}
 	p.dispatch()
+}
+
+// untimedFor is how long a queue's messages go without timestamps after the broker refused one.
+const untimedFor = time.Minute
+
+// omitTimestamps sends the messages of a queue without timestamps for a while, because the broker refuses
+// those of our clock. It accepts messages without, and then goes by the age of its files. Topics that
+// Batchyard creates have the broker's time, and refuse none. The caller holds mu.
+func (p *producer) omitTimestamps(q *queue) {
+	if q.untimedUntil.IsZero() {
+		p.cl.logger.Error("Kafka refuses the time of our records: this machine's clock, or the broker's, is wrong. Writing them without a time",
+			"topic", p.cl.full(q.topic.Name), "partition", q.partition, "time", clock.Now().UTC())
+	}
+	p.cl.metrics.Stream.TimesRefused.WithLabelValues(q.topic.Name).Inc()
+	q.untimedUntil = time.Now().Add(untimedFor)
 }
 
 func failAll(p *producer, entries []entry) {
@@ -153,6 +175,7 @@ func (p *producer) markFailing(q *queue, err error) {
 		return
 	}
 	if p.failing++; p.failing == 1 {
+		p.failingSince = time.Now()
 		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(1)
 		p.cl.logger.Warn("writing to Kafka fails; retrying until it works", "topic", p.cl.full(q.topic.Name), "error", err)
 	}
@@ -190,7 +213,7 @@ func (p *producer) roundTrip(r *request) error {
 			Partition: pt.q.partition,
 			RecordSet: protocol.RecordSet{
 				Attributes: protocol.Attributes(p.compression) & 7,
-				Records:    &entryReader{entries: pt.entries},
+				Records:    &entryReader{entries: pt.entries, time: pt.timestamp()},
 			},
 		})
 	}
@@ -219,20 +242,31 @@ func (p *producer) roundTrip(r *request) error {
 	return nil
 }
 
+// noTimestamp is what Kafka stores for a record without a timestamp: -1 ms.
+var noTimestamp = time.UnixMilli(-1)
+
+// timestamp returns the time of the records of a part. Readers take their age from it, in topics where the
+// broker does not replace it by its own.
+func (pt *part) timestamp() time.Time {
+	if pt.untimed {
+		return noTimestamp
+	}
+	return clock.Now()
+}
+
 func isTooLarge(err error) bool {
 	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
 }
 
 // isPermanent reports whether the message itself is to blame. Any other error, even a missing
-// permission, an operator can fix while we keep retrying.
-func isPermanent(err error) bool {
-	return errors.Is(err, kafka.InvalidRecord) || errors.Is(err, kafka.InvalidTimestamp)
-}
+// permission, an operator can fix while we keep retrying; and a time that is refused is left out.
+func isPermanent(err error) bool { return errors.Is(err, kafka.InvalidRecord) }
 
 // entryReader passes messages to the library's encoder. It reuses one record for all of them:
 // the encoder is done with a record when it asks for the next.
 type entryReader struct {
 	entries    []entry
+	time       time.Time // of all records
 	at         int
 	record     protocol.Record
 	key, value memory
@@ -250,7 +284,7 @@ func (r *entryReader) ReadRecord() (*protocol.Record, error) {
 	}
 	m := &r.entries[r.at].msg
 	r.at++
-	r.record = protocol.Record{}
+	r.record = protocol.Record{Time: r.time}
 	if m.Key != "" || m.EmptyKey {
 		r.key.Reset([]byte(m.Key))
 		r.record.Key = &r.key

@@ -19,7 +19,10 @@ import (
 
 // newPartition is a partition without a broker.
 func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	c := &consumer{
+		budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream,
+		logger: slog.New(slog.DiscardHandler), refusals: newRefusals(func(string, int) {}),
+	}
 	p := &partition{c: c, committed: -1}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.budget.Join(&p.budget)
@@ -94,7 +97,30 @@ func TestTrackerAgainstModel(t *testing.T) {
 				r.Done()
 				finished[r.Offset] = true
 			},
-			"": func(*rapid.T) { check() },
+			"again": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "which")
+				r := open[i]
+				r.Again(errNoAnswer)
+				require.True(t, r.Lost())
+				for open[i] = p.head; open[i].Offset != r.Offset; {
+					open[i] = open[i].next
+				}
+				require.NotSame(t, r, open[i])
+				r.Done() // does nothing any more
+			},
+			"": func(*rapid.T) {
+				check()
+				refused := 0
+				for _, r := range open {
+					if r.tries > 0 {
+						refused = 1
+					}
+				}
+				require.Len(t, p.c.refusals.byTopic, refused)
+			},
 		})
 	})
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 )
 
@@ -39,10 +37,10 @@ func (p *partition) again(r *Record, err error) {
 	p.replace(r, c)
 	p.resting++
 	if r.tries == 0 {
-		p.c.refusals.add(p.c.cfg.Topic)
+		p.c.refusals.Add(p.c.cfg.Topic)
 	}
 	p.mu.Unlock()
-	p.c.refusals.note(p.c.cfg.Topic, err)
+	p.c.refusals.Note(p.c.cfg.Topic, err)
 	p.c.metrics.Again.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
 	pause := min(maxAgain, minAgain<<min(r.tries, 10))
 	pause = pause/2 + rand.N(pause/2+1)
@@ -110,68 +108,8 @@ func (p *partition) deliverAgain() {
 // noteEnd is called when a record leaves the list for good. The caller holds mu.
 func (p *partition) noteEnd(r *Record) {
 	if r.tries > 0 {
-		p.c.refusals.remove(p.c.cfg.Topic)
+		p.c.refusals.Remove(p.c.cfg.Topic)
 	}
-}
-
-// refusals counts the records that cannot be finished, because what they became was refused.
-type refusals struct {
-	gauge func(topic string, n int)
-
-	mu      sync.Mutex
-	byTopic map[string]*refusal
-}
-
-type refusal struct {
-	records int
-	err     error // the last one
-}
-
-func newRefusals(gauge func(topic string, n int)) *refusals {
-	return &refusals{gauge: gauge, byTopic: map[string]*refusal{}}
-}
-
-func (f *refusals) add(topic string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.byTopic[topic] == nil {
-		f.byTopic[topic] = &refusal{}
-	}
-	f.byTopic[topic].records++
-	f.gauge(topic, f.byTopic[topic].records)
-}
-
-func (f *refusals) note(topic string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if t := f.byTopic[topic]; t != nil {
-		t.err = err
-	}
-}
-
-func (f *refusals) remove(topic string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	t := f.byTopic[topic]
-	if t == nil {
-		return
-	}
-	if t.records--; t.records == 0 {
-		delete(f.byTopic, topic)
-	}
-	f.gauge(topic, t.records)
-}
-
-// problem says what cannot be finished; nil: everything can.
-func (f *refusals) problem() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var errs []error
-	for topic, t := range f.byTopic {
-		errs = append(errs, fmt.Errorf("%d records of topic %s cannot be finished, because Kafka refuses what they became; they are tried again: %w", t.records, topic, t.err))
-	}
-	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return errors.Join(errs...)
 }
 
 // failingLong is how long writing to a partition may fail before it is a problem: elections of leaders
@@ -179,7 +117,7 @@ func (f *refusals) problem() error {
 const failingLong = 15 * time.Second
 
 // Stuck says what has stood still for long because of this process's writes to Kafka; nil: nothing does.
-func (cl *Client) Stuck() error { return errors.Join(cl.producer.stuck(), cl.refusals.problem()) }
+func (cl *Client) Stuck() error { return errors.Join(cl.producer.stuck(), cl.refusals.Problem()) }
 
 func (p *producer) stuck() error {
 	p.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream/internal/produce"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 
@@ -45,7 +46,7 @@ func TestATimeThatIsRefusedIsLeftOut(t *testing.T) {
 	require.Equal(t, 1, broker.Refused(), "the second write has no time to begin with")
 	n := 0
 	require.NoError(t, cl.Scan(until(t), Results, func(r *Record) error {
-		require.Equal(t, noTimestamp, r.Time)
+		require.Equal(t, produce.NoTime, r.Time)
 		n++
 		return nil
 	}))

@@ -1,14 +1,8 @@
 package stream
 
 import (
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
-
-	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/sasl"
 
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/stream/internal/security"
@@ -47,50 +41,14 @@ type Config struct {
 }
 
 // TLSConfig says whether and how connections to Kafka are encrypted.
-type TLSConfig struct {
-	Enabled  bool   `yaml:"enabled" default:"false" doc:"Use TLS for connections to Kafka."`
-	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file with the trusted certificate authorities. Empty: those of the system."`
-	CertFile string `yaml:"cert_file" default:"" doc:"PEM file with the client certificate, if the brokers require one."`
-	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file with the key of the client certificate."`
-}
+type TLSConfig = security.TLS
 
 // SASLConfig says how to authenticate at Kafka.
-type SASLConfig struct {
-	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Authentication mechanism."`
-	User        string `yaml:"user" default:"" doc:"User name."`
-	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
-}
+type SASLConfig = security.SASL
 
 func (c Config) withDefaults() Config {
 	config.FillDefaults(&c)
 	return c
-}
-
-func (c Config) compression() (kafka.Compression, error) {
-	switch strings.ToLower(c.Compression) {
-	case "none":
-		return 0, nil
-	case "lz4":
-		return kafka.Lz4, nil
-	case "snappy":
-		return kafka.Snappy, nil
-	case "zstd":
-		return kafka.Zstd, nil
-	case "gzip":
-		return kafka.Gzip, nil
-	}
-	return 0, fmt.Errorf("unknown kafka.compression %q: use none, lz4, snappy, zstd or gzip", c.Compression)
-}
-
-func (c TLSConfig) load() (*tls.Config, error) {
-	if !c.Enabled {
-		return nil, nil
-	}
-	return security.TLS(c.CAFile, c.CertFile, c.KeyFile)
-}
-
-func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
-	return security.SASL(c.Mechanism, c.User, c.PasswordEnv)
 }
 
 // Check reports settings that struct tags cannot reject.

@@ -15,6 +15,8 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/membership"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
 )
 
 // ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
@@ -56,6 +58,14 @@ func (cl *Client) GroupID(group, topic string) string {
 	return cl.cfg.TopicPrefix + "batchyard." + group + "." + topic
 }
 
+// membership is the protocol of a stage's consumer group for a topic.
+func (cl *Client) membership(group, topic string) *membership.Group {
+	return &membership.Group{
+		Kafka: cl.kafka, Transport: cl.transport, ID: cl.GroupID(group, topic), Topic: cl.full(topic),
+		SessionTimeout: cl.cfg.SessionTimeout, RebalanceTimeout: cl.cfg.RebalanceTimeout, RequestTimeout: cl.cfg.RequestTimeout,
+	}
+}
+
 // consumer is one call of Consume: a member of a group.
 type consumer struct {
 	cl      *Client
@@ -67,7 +77,8 @@ type consumer struct {
 	handle  func(context.Context, []*Record)
 	budget  *budget.Budget
 
-	refusals *refusals
+	refusals *refusals.Count
+	members  *membership.Group
 
 	member      string     // used only by the goroutine of Consume
 	coordinator net.Addr   // used only by heartbeats; nil: look it up
@@ -102,7 +113,7 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 	c := &consumer{
 		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
 		logger:  cl.logger.With("group", group),
-		metrics: &cl.metrics.Stream, refusals: cl.refusals,
+		metrics: &cl.metrics.Stream, refusals: cl.refusals, members: cl.membership(cfg.Group, cfg.Topic),
 		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},

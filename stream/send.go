@@ -1,20 +1,17 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
-	produceAPI "github.com/segmentio/kafka-go/protocol/produce"
 
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/produce"
 )
 
 // request is one produce request: batches for partitions with the same leader.
@@ -198,58 +195,37 @@ func (p *producer) markRecovered(q *queue) {
 func (p *producer) roundTrip(r *request) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cl.cfg.RequestTimeout)
 	defer cancel()
-	req := &produceAPI.Request{Acks: -1, Timeout: int32(p.cl.cfg.RequestTimeout.Milliseconds() / 2)}
-	at := map[string]int{}
+	batches := make([]produce.Batch, len(r.parts))
 	for i := range r.parts {
 		pt := &r.parts[i]
-		name := p.cl.full(pt.q.topic.Name)
-		j, ok := at[name]
-		if !ok {
-			j = len(req.Topics)
-			at[name] = j
-			req.Topics = append(req.Topics, produceAPI.RequestTopic{Topic: name})
-		}
-		req.Topics[j].Partitions = append(req.Topics[j].Partitions, produceAPI.RequestPartition{
-			Partition: pt.q.partition,
-			RecordSet: protocol.RecordSet{
-				Attributes: protocol.Attributes(p.compression) & 7,
-				Records:    &entryReader{entries: pt.entries, time: pt.timestamp()},
-			},
-		})
+		batches[i] = produce.Batch{Topic: p.cl.full(pt.q.topic.Name), Partition: pt.q.partition, Time: pt.timestamp(), Records: len(pt.entries), Record: pt.record}
 	}
-	res, err := p.cl.transport.RoundTrip(ctx, p.cl.addr, req)
-	if err != nil {
-		return err
+	errs, err := produce.Do(ctx, p.cl.transport, p.cl.addr, p.cl.cfg.RequestTimeout/2, p.compression, batches)
+	for i := range errs {
+		r.parts[i].err = errs[i]
 	}
-	answers := map[topicPartition]error{}
-	for _, t := range res.(*produceAPI.Response).Topics {
-		for _, pr := range t.Partitions {
-			var err error
-			if pr.ErrorCode != 0 {
-				err = kafka.Error(pr.ErrorCode)
-			}
-			answers[topicPartition{t.Topic, pr.Partition}] = err
-		}
-	}
-	for i := range r.parts {
-		pt := &r.parts[i]
-		err, ok := answers[topicPartition{p.cl.full(pt.q.topic.Name), pt.q.partition}]
-		if !ok {
-			err = errNoAnswer
-		}
-		pt.err = err
-	}
-	return nil
+	return err
 }
 
-// noTimestamp is what Kafka stores for a record without a timestamp: -1 ms.
-var noTimestamp = time.UnixMilli(-1)
+// record passes a message to the encoder.
+func (pt *part) record(i int, to *produce.Record) {
+	m := &pt.entries[i].msg
+	if m.Key != "" || m.EmptyKey {
+		to.SetKey([]byte(m.Key))
+	}
+	if m.Value != nil {
+		to.SetValue(m.Value)
+	}
+	for _, h := range m.Headers {
+		to.AddHeader(h.Key, h.Value)
+	}
+}
 
 // timestamp returns the time of the records of a part. Readers take their age from it, in topics where the
 // broker does not replace it by its own.
 func (pt *part) timestamp() time.Time {
 	if pt.untimed {
-		return noTimestamp
+		return produce.NoTime
 	}
 	return clock.Now()
 }
@@ -261,42 +237,3 @@ func isTooLarge(err error) bool {
 // isPermanent reports whether the message itself is to blame. Any other error, even a missing
 // permission, an operator can fix while we keep retrying; and a time that is refused is left out.
 func isPermanent(err error) bool { return errors.Is(err, kafka.InvalidRecord) }
-
-// entryReader passes messages to the library's encoder. It reuses one record for all of them:
-// the encoder is done with a record when it asks for the next.
-type entryReader struct {
-	entries    []entry
-	time       time.Time // of all records
-	at         int
-	record     protocol.Record
-	key, value memory
-	headers    []protocol.Header
-}
-
-type memory struct{ bytes.Reader }
-
-func (*memory) Close() error { return nil }
-
-// ReadRecord implements protocol.RecordReader.
-func (r *entryReader) ReadRecord() (*protocol.Record, error) {
-	if r.at == len(r.entries) {
-		return nil, io.EOF
-	}
-	m := &r.entries[r.at].msg
-	r.at++
-	r.record = protocol.Record{Time: r.time}
-	if m.Key != "" || m.EmptyKey {
-		r.key.Reset([]byte(m.Key))
-		r.record.Key = &r.key
-	}
-	if m.Value != nil {
-		r.value.Reset(m.Value)
-		r.record.Value = &r.value
-	}
-	r.headers = r.headers[:0]
-	for _, h := range m.Headers {
-		r.headers = append(r.headers, protocol.Header{Key: h.Key, Value: h.Value})
-	}
-	r.record.Headers = r.headers
-	return &r.record, nil
-}

@@ -7,6 +7,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/stream/internal/settings"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 
@@ -21,7 +22,7 @@ func TestInternalTopicsLiveAsLongAsTasks(t *testing.T) {
 	require.Len(t, topics, len(Topics))
 	for _, topic := range Topics {
 		s := topics[topic.Name]
-		require.True(t, keeps(s.Retention, cfg.Retention), "%s: %s", topic.Name, s.Retention)
+		require.True(t, settings.Keeps(s.Retention, cfg.Retention), "%s: %s", topic.Name, s.Retention)
 		require.Negative(t, s.Bytes, topic.Name)
 		require.False(t, s.Compacted, topic.Name)
 		require.True(t, s.BrokerTime, "%s: a writer's clock must not decide when records are deleted", topic.Name)
@@ -38,10 +39,10 @@ func TestInternalTopicsLiveAsLongAsTasks(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, res.Resources[0].Error)
 	}
-	set(Batches, settingRetention, "86400000")
-	set(Results, settingRetentionBytes, "1000000")
-	set(TasksLow, settingRetention, "360000000") // others may keep longer
-	set(TasksParked, settingRetention, "-1")
+	set(Batches, settings.Retention, "86400000")
+	set(Results, settings.RetentionBytes, "1000000")
+	set(TasksLow, settings.Retention, "360000000") // others may keep longer
+	set(TasksParked, settings.Retention, "-1")
 	require.Eventually(t, func() bool {
 		topics, err = cl.Settings(until(t))
 		return err == nil && topics[TasksLow].Retention == 100*time.Hour && topics[TasksParked].Retention == Forever

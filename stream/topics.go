@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/batchyard/batchyard/stream/internal/settings"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -108,10 +109,10 @@ func (cl *Client) CreateTopics(ctx context.Context) (created []string, err error
 			NumPartitions:     partitions,
 			ReplicationFactor: cl.cfg.Replication,
 			ConfigEntries: []kafka.ConfigEntry{
-				{ConfigName: settingCleanup, ConfigValue: "delete"},
-				{ConfigName: settingRetention, ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
-				{ConfigName: settingRetentionBytes, ConfigValue: "-1"},
-				{ConfigName: settingTimestamps, ConfigValue: logAppendTime},
+				{ConfigName: settings.Cleanup, ConfigValue: "delete"},
+				{ConfigName: settings.Retention, ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
+				{ConfigName: settings.RetentionBytes, ConfigValue: "-1"},
+				{ConfigName: settings.Timestamps, ConfigValue: settings.LogAppendTime},
 				{ConfigName: "max.message.bytes", ConfigValue: strconv.FormatInt(t.MaxBytes, 10)},
 			},
 		})

@@ -10,8 +10,10 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/produce"
+	"github.com/batchyard/batchyard/stream/internal/settings"
 	"github.com/batchyard/batchyard/test/testenv"
 )
 
@@ -168,4 +170,31 @@ func keyIn(partition int32, n int) string {
 			return key
 		}
 	}
+}
+
+// A real broker accepts records without a time where it refuses those of a clock that is two hours ahead,
+// and needs neither where it stamps records itself. The test is not parallel: the clock is this process's.
+func TestARealBrokerTakesRecordsOfAWrongClock(t *testing.T) { //nolint:paralleltest // see above
+	if !testenv.Real() {
+		t.Skip("the embedded broker checks no times")
+	}
+	defer func() { clock.Observe(time.Now(), time.Now()) }()
+	clock.Observe(time.Now().Add(2*time.Hour), time.Now())
+	m := metrics.New(nil)
+	cl := openWith(t, testConfig(t), m)
+	refused := func() float64 {
+		var got dto.Metric
+		require.NoError(t, m.Stream.TimesRefused.WithLabelValues(Results).Write(&got))
+		return got.GetCounter().GetValue()
+	}
+	require.NoError(t, cl.Produce(until(t), Message{Topic: Results, Key: "k", Value: []byte("stamped by the broker")}))
+	require.Zero(t, refused())
+	set(t, cl, Results, settings.Timestamps, "CreateTime")
+	require.Eventually(t, func() bool {
+		require.NoError(t, cl.Produce(until(t), Message{Topic: Results, Key: "k", Value: []byte("without a time")}))
+		return refused() > 0
+	}, testenv.Patience, tick)
+	last := time.Time{}
+	require.NoError(t, cl.Scan(until(t), Results, func(r *Record) error { last = r.Time; return nil }))
+	require.Equal(t, produce.NoTime, last)
 }

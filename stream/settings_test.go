@@ -31,18 +31,10 @@ func TestInternalTopicsLiveAsLongAsTasks(t *testing.T) {
 	require.Equal(t, cfg.Retention, KeptFor(topics))
 	require.NoError(t, cl.CheckSettings(topics))
 
-	set := func(topic, name, value string) {
-		res, err := cl.kafka.IncrementalAlterConfigs(until(t), &kafka.IncrementalAlterConfigsRequest{Resources: []kafka.IncrementalAlterConfigsRequestResource{{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: cl.full(topic),
-			Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: name, Value: value, ConfigOperation: kafka.ConfigOperationSet}},
-		}}})
-		require.NoError(t, err)
-		require.NoError(t, res.Resources[0].Error)
-	}
-	set(Batches, settings.Retention, "86400000")
-	set(Results, settings.RetentionBytes, "1000000")
-	set(TasksLow, settings.Retention, "360000000") // others may keep longer
-	set(TasksParked, settings.Retention, "-1")
+	set(t, cl, Batches, settings.Retention, "86400000")
+	set(t, cl, Results, settings.RetentionBytes, "1000000")
+	set(t, cl, TasksLow, settings.Retention, "360000000") // others may keep longer
+	set(t, cl, TasksParked, settings.Retention, "-1")
 	require.Eventually(t, func() bool {
 		topics, err = cl.Settings(until(t))
 		return err == nil && topics[TasksLow].Retention == 100*time.Hour && topics[TasksParked].Retention == Forever
@@ -50,6 +42,17 @@ func TestInternalTopicsLiveAsLongAsTasks(t *testing.T) {
 	require.Equal(t, 100*time.Hour, KeptFor(topics))
 	require.EqualError(t, cl.CheckSettings(topics), "topic "+cl.full(Batches)+" keeps records for 24h0m0s, which is shorter than tasks are kept: set its retention.ms to 360000000\n"+
 		"topic "+cl.full(Results)+" keeps only 1000000 bytes of each partition: set its retention.bytes to -1")
+}
+
+// set changes a setting of a topic.
+func set(t *testing.T, cl *Client, topic, name, value string) {
+	t.Helper()
+	res, err := cl.kafka.IncrementalAlterConfigs(until(t), &kafka.IncrementalAlterConfigsRequest{Resources: []kafka.IncrementalAlterConfigsRequestResource{{
+		ResourceType: kafka.ResourceTypeTopic, ResourceName: cl.full(topic),
+		Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: name, Value: value, ConfigOperation: kafka.ConfigOperationSet}},
+	}}})
+	require.NoError(t, err)
+	require.NoError(t, res.Resources[0].Error)
 }
 
 func TestDeadLettersLiveAtLeastAsLongAsTasks(t *testing.T) {

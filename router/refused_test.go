@@ -82,7 +82,7 @@ func TestADeviceThatIsNotServedGetsNoWork(t *testing.T) {
 	require.Eventually(t, unserved(2), testenv.Patience, 10*time.Millisecond)
 	all := []int{0, 1, 2}
 	require.NoError(t, y.deps.Presence.Report(t.Context(), stream.Assignments, all)) // a batcher, but no worker
-	y.beat(dev("d1", 3, "m"), dev("d2", 3, "m"))                                    // read at once, because the slots changed
+	y.beat(dev("d1", 3, "m"), dev("d2", 3, "m"))                                     // read at once, because the slots changed
 	require.Eventually(t, func() bool {
 		ds, err := y.deps.Registry.List(t.Context())
 		return err == nil && ds[0].Slots == 3 && unserved(2)()

@@ -158,3 +158,22 @@ func TestHeadersAndKeyAreForTheResult(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, it.Task.Progress, "nothing to repeat")
 }
+
+// A backoff is a duration: whichever clock is wrong by hours, the task waits for no longer than that.
+func TestABackoffNeedsNoCommonClock(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, c := range map[string]struct {
+		written time.Time
+		left    time.Duration
+	}{
+		"just written":          {now, time.Minute},
+		"read later":            {now.Add(-20 * time.Second), 40 * time.Second},
+		"long ago":              {now.Add(-time.Hour), 0},
+		"the broker is ahead":   {now.Add(2 * time.Hour), time.Minute},
+		"the broker is behind":  {now.Add(-2 * time.Hour), 0},
+		"written without times": {time.UnixMilli(-1), time.Minute},
+	} {
+		require.Equal(t, now.Add(c.left).UTC(), backoffEnd(&stream.Record{Time: c.written}, time.Minute, now), name)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -60,7 +61,7 @@ func (r *Router) admit(ctx context.Context, items []*decide.Item) (unsettled []*
 		}
 	}
 	ends, checked := r.lookUp(ctx, items, verdicts)
-	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
+	a := arrivals{actor: r.deps.Instance, now: clock.Now(), retention: r.deps.Retention, ends: ends, unchecked: !checked}
 	for i, it := range items {
 		switch {
 		case verdicts[i] == contested:
@@ -137,7 +138,10 @@ func (a *arrivals) accept(it *decide.Item) {
 
 func (a *arrivals) acked(err error) {
 	if err != nil {
-		return // the outbox is closed: the records are not done, and read again
+		for _, ack := range a.acks {
+			ack.Refused(err)
+		}
+		return
 	}
 	fault.At("router.after_arrival")
 	for _, ack := range a.acks {
@@ -153,9 +157,11 @@ func reusedID(it *decide.Item) records.Letter {
 		Cause: task.NewFieldError("task_id", "use an id of its own for each request",
 			"%q belongs to another request of tenant %q: endpoint, model, input, needs or degrade differ", it.Task.ID, it.Task.Tenant),
 		Done: func(err error) {
-			if err == nil {
-				o.ack.Release()
+			if err != nil {
+				o.ack.Refused(err)
+				return
 			}
+			o.ack.Release()
 		}}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/router/decide"
@@ -29,6 +30,7 @@ type Deps struct {
 	Registry *store.Registry
 	Credits  *store.Credits
 	Rates    *store.Rates
+	Presence *store.Presence // nil: all devices are served
 	Cancels  *store.Overrides
 	Control  *store.Control
 	Limits   task.Limits
@@ -70,7 +72,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	}
 	return &Router{
 		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
-		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
+		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: clock.Now},
 		dead:   deadLetters(deps, outbox), contested: make(chan *decide.Item),
 	}, nil
 }
@@ -98,7 +100,7 @@ func (r *Router) consume(ctx context.Context, topic string, joined func()) error
 	cfg := stream.ConsumerConfig{
 		OnGap: r.dead.Gap,
 		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
-		DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
+		DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost, OnAgain: r.sched.recordsAgain,
 	}
 	if err := r.deps.Log.Consume(ctx, cfg, r.intake, joined); err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/router/policy"
@@ -24,7 +25,7 @@ type scheduler struct {
 	disputes *disputes
 
 	arrivals   chan []*decide.Item
-	lost       chan struct{} // partitions belong to another router now
+	lost       chan struct{} // partitions belong to another router now, or records are read again
 	stragglers chan *stream.Record
 	cancels    chan []task.Key
 	changes    chan []device.PriorityChange
@@ -75,6 +76,9 @@ func (s *scheduler) straggler(rec *stream.Record) {
 // partitionLost notes that a partition belongs to another router now.
 func (s *scheduler) partitionLost(int) { signal(s.lost) }
 
+// recordsAgain notes that records will be read again, because what they became was refused.
+func (s *scheduler) recordsAgain() { signal(s.lost) }
+
 // signal sets a flag that a goroutine waits for.
 func signal(c chan struct{}) {
 	select {
@@ -106,9 +110,9 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-s.gaps:
 			s.recheckOverrides()
 		case p := <-s.policies:
-			s.decider.SetPolicy(p.policy, p.binding, time.Now())
+			s.decider.SetPolicy(p.policy, p.binding, clock.Now())
 		case f := <-s.fleets:
-			now := time.Now()
+			now := clock.Now()
 			s.decider.UpdateFleet(f, now)
 			s.rewriteOld(now)
 			s.observe()
@@ -116,7 +120,7 @@ func (s *scheduler) run(ctx context.Context) {
 			s.decider.UpdateUsed(used)
 		case <-timer.C:
 		}
-		timer.Reset(s.decider.Step(time.Now()))
+		timer.Reset(s.decider.Step(clock.Now()))
 	}
 }
 
@@ -135,7 +139,7 @@ func (s *scheduler) admitWaiting() {
 // admit adds items to the window. The record of a twin is a duplicate: it is done after its event
 // and after the item that it rides with.
 func (s *scheduler) admit(items []*decide.Item) {
-	now := time.Now()
+	now := clock.Now()
 	for _, it := range items {
 		if it.Origin.Lost() { // on the way here; its new owner reads it
 			continue
@@ -157,9 +161,9 @@ func (s *scheduler) admit(items []*decide.Item) {
 	}
 }
 
-// forgetLost drops the items that another router reads from now on.
+// forgetLost drops the items that another router reads from now on, and those that this one reads again.
 func (s *scheduler) forgetLost() {
-	now := time.Now()
+	now := clock.Now()
 	for it := range s.decider.Pending() {
 		if it.Origin.Lost() {
 			s.decider.Forget(it, now)
@@ -172,14 +176,14 @@ func (s *scheduler) forgetLost() {
 func (s *scheduler) cancel(keys []task.Key) {
 	for _, k := range keys {
 		if it, ok := s.decider.Cancel(k); ok {
-			s.out.cancelled(it, time.Now())
+			s.out.cancelled(it, clock.Now())
 		}
 	}
 }
 
 // reprioritize changes the priority or level of waiting tasks. The API has written the event.
 func (s *scheduler) reprioritize(changes []device.PriorityChange) {
-	now := time.Now()
+	now := clock.Now()
 	for _, c := range changes {
 		s.decider.Reprioritize(c, now)
 	}
@@ -241,7 +245,7 @@ func (s *scheduler) rewriteOld(now time.Time) {
 func (s *scheduler) parkRecord(rec *stream.Record) {
 	for it := range s.decider.Pending() {
 		if carries(it, rec) {
-			s.decider.Park(it, "straggler", time.Now())
+			s.decider.Park(it, "straggler", clock.Now())
 			return
 		}
 	}

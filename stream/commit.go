@@ -9,6 +9,8 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/current"
+	"github.com/batchyard/batchyard/stream/internal/membership"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
@@ -18,6 +20,7 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOu
 	ticker := time.NewTicker(c.cl.cfg.CommitInterval)
 	defer ticker.Stop()
 	var again time.Time
+	var upToDate current.Report
 	for {
 		select {
 		case <-ctx.Done():
@@ -25,6 +28,16 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *session) sessionOu
 		case <-ticker.C:
 		}
 		c.reportProgress()
+		if c.cfg.OnCurrent != nil {
+			for _, p := range c.partitions() {
+				if p.upToDate() {
+					upToDate.Add(p.id)
+				}
+			}
+			if ids := upToDate.Due(time.Now(), c.cfg.CurrentEvery); ids != nil {
+				c.cfg.OnCurrent(ids)
+			}
+		}
 		if !again.IsZero() && time.Now().After(again) {
 			again = time.Time{}
 			for _, p := range c.partitions() {
@@ -65,28 +78,15 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 	for i, o := range candidates {
 		commits[i] = kafka.OffsetCommit{Partition: o.p.id, Offset: o.offset, Metadata: o.metadata}
 	}
-	topic := c.cl.full(c.cfg.Topic)
-	ctx, cancel := c.commitContext(ctx)
+	ctx, cancel := membership.Lasting(ctx, c.cl.cfg.RequestTimeout)
 	defer cancel()
 	fault.At("stream.before_commit")
-	res, err := c.cl.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-		GroupID: c.group, GenerationID: s.generation, MemberID: s.member,
-		Topics: map[string][]kafka.OffsetCommit{topic: commits},
-	})
+	answers, _ := c.members.Commit(ctx, s.generation, s.member, commits)
 	fault.At("stream.after_commit")
 	c.metrics.Commits.WithLabelValues(c.group, c.cfg.Topic).Inc()
-	answers := map[int]error{}
-	if err == nil {
-		for _, p := range res.Topics[topic] {
-			answers[p.Partition] = p.Error
-		}
-	}
 	var failed error
 	for _, o := range candidates {
-		perr, answered := answers[o.p.id]
-		if !answered {
-			perr = errors.Join(err, errNoAnswer)
-		}
+		perr := answers[o.p.id]
 		if errors.Is(perr, kafka.OffsetMetadataTooLarge) {
 			o.p.dropMetadata()
 		}
@@ -103,26 +103,6 @@ func (c *consumer) commit(ctx context.Context, s *session) error {
 		c.metrics.CommitErrors.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	}
 	return failed
-}
-
-// errNoAnswer is the error of a partition that the broker's answer left out.
-var errNoAnswer = errors.New("the broker's answer does not mention the partition")
-
-// commitGrace is how much longer a commit under way may take when the consumer stops.
-const commitGrace = time.Second
-
-// commitContext returns a context that outlives ctx by a moment. An abandoned commit could
-// still reach the broker after the last one, which uses another connection, and undo it.
-func (c *consumer) commitContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cl.cfg.RequestTimeout)
-	grace := make(chan *time.Timer, 1)
-	stop := context.AfterFunc(ctx, func() { grace <- time.AfterFunc(commitGrace, cancel) })
-	return lasting, func() {
-		if !stop() {
-			(<-grace).Stop()
-		}
-		cancel()
-	}
 }
 
 // reportProgress reports stragglers, records in flight, and lag.
@@ -160,7 +140,7 @@ func (c *consumer) position(ctx context.Context, id int, topic string) (int64, [
 		}
 		return next, nil, nil
 	}
-	offset, metadata, err := c.cl.committed(ctx, c.group, c.cfg.Topic, id)
+	offset, metadata, err := c.members.Committed(ctx, id)
 	if err != nil || offset < 0 {
 		return offset, nil, err
 	}
@@ -176,30 +156,4 @@ func (c *consumer) position(ctx context.Context, id int, topic string) (int64, [
 		c.logger.Warn("cannot read a commit's metadata; records finished above the committed offset will be processed again", "partition", id, "error", err)
 	}
 	return offset, spans, nil
-}
-
-// committed returns the group's committed offset, or -1 without one.
-func (cl *Client) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
-	defer cancel()
-	res, err := cl.kafka.OffsetFetch(ctx, &kafka.OffsetFetchRequest{
-		GroupID: group, Topics: map[string][]int{cl.full(topic): {id}},
-	})
-	if err == nil {
-		err = res.Error
-	}
-	if err == nil {
-		for _, p := range res.Topics[cl.full(topic)] {
-			if p.Partition == id && p.Error == nil {
-				return p.CommittedOffset, p.Metadata, nil
-			}
-			if p.Partition == id {
-				err = p.Error
-			}
-		}
-		if err == nil {
-			err = errNoAnswer
-		}
-	}
-	return 0, "", fmt.Errorf("asking for the committed offset of group %s at %s/%d: %w", group, topic, id, err)
 }

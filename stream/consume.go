@@ -15,6 +15,8 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
+	"github.com/batchyard/batchyard/stream/internal/membership"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
 )
 
 // ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
@@ -36,6 +38,13 @@ type ConsumerConfig struct {
 	// OnGap is called like the handler, in the order of the log, for records that were deleted before they
 	// were read. gap stands for all of them: it has the first offset, and Incomplete the last.
 	OnGap func(ctx context.Context, gap *Record)
+	// OnAgain is called when a record will be handed out again: what has been made of it is Lost, and need
+	// not be worked on. It must not block.
+	OnAgain func()
+	// OnCurrent is called every CurrentEvery with the partitions of which this member has handed out
+	// everything that was in the log at some time since the last call. It must not block.
+	OnCurrent    func(partitions []int)
+	CurrentEvery time.Duration
 }
 
 // OffsetStore keeps the offsets outside Kafka, in the same transaction as the outputs that the
@@ -52,6 +61,14 @@ func (cl *Client) GroupID(group, topic string) string {
 	return cl.cfg.TopicPrefix + "batchyard." + group + "." + topic
 }
 
+// membership is the protocol of a stage's consumer group for a topic.
+func (cl *Client) membership(group, topic string) *membership.Group {
+	return &membership.Group{
+		Kafka: cl.kafka, Transport: cl.transport, ID: cl.GroupID(group, topic), Topic: cl.full(topic),
+		SessionTimeout: cl.cfg.SessionTimeout, RebalanceTimeout: cl.cfg.RebalanceTimeout, RequestTimeout: cl.cfg.RequestTimeout,
+	}
+}
+
 // consumer is one call of Consume: a member of a group.
 type consumer struct {
 	cl      *Client
@@ -62,6 +79,9 @@ type consumer struct {
 	metrics *metrics.Stream
 	handle  func(context.Context, []*Record)
 	budget  *budget.Budget
+
+	refusals *refusals.Count
+	members  *membership.Group
 
 	member      string     // used only by the goroutine of Consume
 	coordinator net.Addr   // used only by heartbeats; nil: look it up
@@ -96,7 +116,7 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 	c := &consumer{
 		cl: cl, cfg: cfg, topic: t, group: group, handle: handle,
 		logger:  cl.logger.With("group", group),
-		metrics: &cl.metrics.Stream,
+		metrics: &cl.metrics.Stream, refusals: cl.refusals, members: cl.membership(cfg.Group, cfg.Topic),
 		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
@@ -239,7 +259,7 @@ func (c *consumer) takeOver(ctx context.Context, last, s *session) {
 	}
 	for _, id := range s.assigned {
 		if c.parts[id] == nil && ctx.Err() == nil { // start nothing new while draining
-			p := &partition{c: c, id: id, committed: -1}
+			p := &partition{c: c, id: id, committed: -1, target: -1, wake: make(chan struct{}, 1)}
 			p.ctx, p.cancel = context.WithCancel(ctx)
 			c.parts[id] = p
 			gained = append(gained, p)
@@ -317,7 +337,7 @@ func (c *consumer) drain(ctx, life context.Context) {
 		n := int(c.active.Load())
 		for _, p := range c.partitions() {
 			p.mu.Lock()
-			n += p.inFlight
+			n += p.inFlight - p.resting
 			p.mu.Unlock()
 		}
 		if n == 0 {

@@ -4,20 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol/heartbeat"
 
 	"github.com/batchyard/batchyard/stream/internal/assign"
-)
-
-const (
-	protocolType = "consumer"
-	protocolName = "batchyard-sticky"
 )
 
 // session is a membership in one generation of a group.
@@ -60,7 +52,7 @@ var errSessionTimeout = errors.New("the broker does not allow this kafka.session
 // that the broker recognizes the same member when it tries again.
 func (c *consumer) join(ctx context.Context) (*session, error) {
 	for {
-		res, err := c.joinOnce(ctx)
+		res, err := c.members.Join(ctx, c.member, c.owned())
 		if err != nil {
 			return nil, err
 		}
@@ -85,46 +77,14 @@ func (c *consumer) join(ctx context.Context) (*session, error) {
 	}
 }
 
-func (c *consumer) joinOnce(ctx context.Context) (*kafka.JoinGroupResponse, error) {
-	cfg := &c.cl.cfg
-	ctx, cancel := context.WithTimeout(ctx, cfg.RebalanceTimeout+cfg.RequestTimeout)
-	defer cancel()
-	topic := c.cl.full(c.cfg.Topic)
-	res, err := c.cl.kafka.JoinGroup(ctx, &kafka.JoinGroupRequest{
-		GroupID:          c.group,
-		MemberID:         c.member,
-		SessionTimeout:   cfg.SessionTimeout,
-		RebalanceTimeout: cfg.RebalanceTimeout,
-		ProtocolType:     protocolType,
-		Protocols: []kafka.GroupProtocol{{
-			Name: protocolName,
-			Metadata: kafka.GroupProtocolSubscription{
-				Topics:          []string{topic},
-				OwnedPartitions: map[string][]int{topic: c.owned()},
-			},
-		}},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("joining group %s: %w", c.group, err)
-	}
-	return res, nil
-}
-
 // sync receives this member's assignment. The group's leader computes everyone's and sends them
 // along.
 func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*session, error) {
 	cfg := &c.cl.cfg
-	topic := c.cl.full(c.cfg.Topic)
 	s := &session{member: joined.MemberID, generation: joined.GenerationID, leader: joined.MemberID == joined.LeaderID}
-	req := &kafka.SyncGroupRequest{
-		GroupID:      c.group,
-		GenerationID: s.generation,
-		MemberID:     s.member,
-		ProtocolType: protocolType,
-		ProtocolName: protocolName,
-	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.RebalanceTimeout+cfg.RequestTimeout)
 	defer cancel()
+	var all map[string][]int
 	if s.leader {
 		n, err := c.cl.layout.Partitions(ctx, c.cfg.Topic)
 		if err != nil {
@@ -132,24 +92,16 @@ func (c *consumer) sync(ctx context.Context, joined *kafka.JoinGroupResponse) (*
 		}
 		s.partitions = n
 		had := map[string][]int{}
-		for _, m := range joined.Members {
-			had[m.ID] = m.Metadata.OwnedPartitions[topic]
+		for i := range joined.Members {
+			had[joined.Members[i].ID] = c.members.Owned(&joined.Members[i])
 		}
-		for member, parts := range assign.Sticky(n, had) {
-			req.Assignments = append(req.Assignments, kafka.SyncGroupRequestAssignment{
-				MemberID:   member,
-				Assignment: kafka.GroupProtocolAssignment{AssignedPartitions: map[string][]int{topic: parts}},
-			})
-		}
+		all = assign.Sticky(n, had)
 	}
-	res, err := c.cl.kafka.SyncGroup(ctx, req)
-	if err == nil {
-		err = res.Error
-	}
+	assigned, err := c.members.Sync(ctx, s.generation, s.member, all)
 	if err != nil {
-		return nil, fmt.Errorf("receiving the assignment in group %s: %w", c.group, err)
+		return nil, err
 	}
-	s.assigned = slices.Clone(res.Assignment.AssignedPartitions[topic])
+	s.assigned = slices.Clone(assigned)
 	slices.Sort(s.assigned)
 	s.assigned = slices.Compact(s.assigned)
 	return s, nil
@@ -180,62 +132,30 @@ func (c *consumer) heartbeat(ctx context.Context, s *session) sessionOutcome {
 	}
 }
 
-// sendHeartbeat sends one heartbeat. kafka-go's own Heartbeat cannot be used: it asks any
-// broker instead of the group's coordinator, and it decodes the answer's fields in the wrong
-// order, so it never sees an error.
+// sendHeartbeat sends one heartbeat.
 func (c *consumer) sendHeartbeat(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, min(c.cl.cfg.RequestTimeout, c.cl.cfg.SessionTimeout))
 	defer cancel()
 	if c.coordinator == nil {
-		addr, err := c.findCoordinator(ctx)
+		addr, err := c.members.Coordinator(ctx)
 		if err != nil {
 			return err
 		}
 		c.coordinator = addr
 	}
-	res, err := c.cl.transport.RoundTrip(ctx, c.coordinator, &heartbeat.Request{
-		GroupID: c.group, GenerationID: int32(s.generation), MemberID: s.member,
-	})
-	if err == nil {
-		err = heartbeatError(res.(*heartbeat.Response))
-	}
+	err := c.members.Heartbeat(ctx, c.coordinator, s.generation, s.member)
 	if err != nil && outcomeOf(err) == stillMember {
 		c.coordinator = nil // another broker may be the coordinator now
 	}
 	return err
 }
 
-// heartbeatError extracts the error from an answer that kafka-go decoded as if the error (2
-// bytes) came before the throttle time (4 bytes). It comes after.
-func heartbeatError(r *heartbeat.Response) error {
-	if code := int16(r.ThrottleTimeMs & 0xffff); code != 0 {
-		return kafka.Error(code)
-	}
-	return nil
-}
-
-// findCoordinator asks which broker coordinates the group.
-func (c *consumer) findCoordinator(ctx context.Context) (net.Addr, error) {
-	res, err := c.cl.kafka.FindCoordinator(ctx, &kafka.FindCoordinatorRequest{Key: c.group, KeyType: kafka.CoordinatorKeyTypeConsumer})
-	if err == nil {
-		err = res.Error
-	}
-	if err != nil {
-		return nil, fmt.Errorf("finding the coordinator of group %s: %w", c.group, err)
-	}
-	return kafka.TCP(net.JoinHostPort(res.Coordinator.Host, strconv.Itoa(res.Coordinator.Port))), nil
-}
-
-// Leave announces that this member leaves, so that the others need not wait for the session
-// timeout. If the request fails, they wait.
+// leave announces that this member leaves. If the request fails, the others wait for the session timeout.
 func (c *consumer) leave(ctx context.Context) {
 	if c.member == "" {
 		return
 	}
-	_, err := c.cl.kafka.LeaveGroup(ctx, &kafka.LeaveGroupRequest{
-		GroupID: c.group, Members: []kafka.LeaveGroupRequestMember{{ID: c.member}},
-	})
-	if err != nil {
+	if err := c.members.Leave(ctx, c.member); err != nil {
 		c.logger.Warn("leaving the group", "error", err)
 	}
 }

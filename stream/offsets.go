@@ -50,7 +50,7 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 		s.Partition = id
 		if group != "" {
 			err := cl.withRetries(ctx, func(ctx context.Context) error {
-				next, metadata, err := cl.committed(ctx, cl.GroupID(group, topic), topic, id)
+				next, metadata, err := cl.membership(group, topic).Committed(ctx, id)
 				if errors.Is(err, kafka.GroupIdNotFound) {
 					return nil // the group has never existed
 				}

@@ -25,6 +25,8 @@ type partition struct {
 	end    atomic.Int64   // of the log, from the last fetch
 	wg     sync.WaitGroup // its goroutines
 	rest   *undecoded     // of the last fetch; used only by run
+	heard  atomic.Bool    // a fetch was answered since upToDate was last asked
+	wake   chan struct{}  // there are records in back
 
 	mu           sync.Mutex
 	started      bool   // the first offset is known
@@ -38,6 +40,9 @@ type partition struct {
 	dirty        bool           // something finished since the last commit was prepared
 	committed    int64          // acknowledged by the broker; -1 before the first commit
 	omitMetadata bool           // the broker refuses metadata of this length
+	back         []*Record      // to be handed out again now
+	resting      int            // records that wait to be handed out again
+	target       int64          // end of the log at some time; once next is there, all of that was handed out; -1: not known yet
 	budget       budget.Share
 }
 
@@ -62,6 +67,7 @@ func (p *partition) startOver(next int64, topic string) {
 		r = after
 	}
 	p.head, p.tail, p.inFlight, p.inherited = nil, nil, 0, nil
+	p.resting, p.target = 0, -1
 	p.next, p.highest, p.committed, p.topic = next, next, -1, topic
 	p.lives++
 	p.dirty = true
@@ -69,6 +75,7 @@ func (p *partition) startOver(next int64, topic string) {
 
 // forget makes Done do nothing for a record. The caller holds mu.
 func (p *partition) forget(r *Record) {
+	p.noteEnd(r)
 	r.finished = true
 	p.c.budget.Release(&p.budget, 1, r.size())
 }
@@ -131,6 +138,7 @@ func (p *partition) finish(r *Record) {
 		r.next.prev = r.prev
 	}
 	r.prev, r.next = nil, nil
+	p.noteEnd(r)
 	p.inFlight--
 	p.highest = max(p.highest, r.Offset+1)
 	p.dirty = true
@@ -160,9 +168,10 @@ func (p *partition) lose() {
 	for r := p.head; r != nil; { // let the garbage collector free each record on its own
 		after := r.next
 		r.prev, r.next = nil, nil
+		p.noteEnd(r)
 		r = after
 	}
-	p.head, p.tail, p.inFlight = nil, nil, 0
+	p.head, p.tail, p.inFlight, p.resting = nil, nil, 0, 0
 	p.mu.Unlock()
 	p.cancel()
 	p.c.budget.Leave(&p.budget)
@@ -254,4 +263,21 @@ func (p *partition) straggler(maxSpread int64) (*Record, int64) {
 	}
 	p.head.reported = true
 	return p.head, spread
+}
+
+// upToDate reports whether everything that was in the log at some time since it was last true has been
+// handed out, and the broker has answered since it was last asked. A stage that is stuck, or further behind
+// than its budget allows, is not up to date.
+func (p *partition) upToDate() bool {
+	heard := p.heard.Swap(false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !heard || !p.started || p.lost.Load() {
+		return false
+	}
+	reached := p.target >= 0 && p.next >= p.target
+	if reached || p.target < 0 {
+		p.target = p.end.Load()
+	}
+	return reached
 }

@@ -213,6 +213,7 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 		return got, err
 	}
 	p.end.Store(got.highest)
+	p.heard.Store(true)
 	if n := len(got.recs); n > 0 {
 		c.metrics.Consumed.WithLabelValues(c.group, c.cfg.Topic).Add(float64(n))
 		c.metrics.ConsumedBytes.WithLabelValues(c.group, c.cfg.Topic).Add(float64(values))
@@ -268,9 +269,14 @@ func (p *partition) passOn(to chan<- delivery, recs []*Record, next int64) bool 
 // deliver calls the handler. It registers records as in flight just before, because a drain must
 // not wait for records that never reach the handler.
 func (p *partition) deliver(deliveries <-chan delivery) {
-	for d := range deliveries {
-		if !p.deliverOne(d) {
-			return
+	for {
+		select {
+		case d, more := <-deliveries:
+			if !more || !p.deliverOne(d) {
+				return
+			}
+		case <-p.wake:
+			p.deliverAgain()
 		}
 	}
 }

@@ -50,6 +50,8 @@ type queue struct {
 	limit     int  // messages in the next batch, while searching for one that is too large; 0: no limit
 	alone     bool // after an error: share no request with other partitions
 	failures  int
+
+	untimedUntil time.Time // until then, messages go without timestamps: the broker refused one
 }
 
 type topicPartition struct {
@@ -65,13 +67,14 @@ type producer struct {
 	room        *semaphore.Weighted
 	wg          sync.WaitGroup
 
-	mu       sync.Mutex
-	queues   map[topicPartition]*queue
-	ready    []*queue
-	inFlight map[int32]int // requests by leader
-	failing  int           // partitions whose latest request did not go through
-	lastErr  error         // of one of them
-	closed   bool
+	mu           sync.Mutex
+	queues       map[topicPartition]*queue
+	ready        []*queue
+	inFlight     map[int32]int // requests by leader
+	failing      int           // partitions whose latest request did not go through
+	lastErr      error         // of one of them
+	failingSince time.Time     // with failing above 0
+	closed       bool
 }
 
 func newProducer(ctx context.Context, cl *Client, c kafka.Compression) *producer {
@@ -200,6 +203,15 @@ func partitionOf(key string, n int) int32 {
 	return murmur.Partition(key, n)
 }
 
+// PartitionOf returns the partition of a key's messages; below 0 while the topic's partitions are unknown.
+func (cl *Client) PartitionOf(topic, key string) int {
+	n := len(cl.layout.Leaders(topic))
+	if n == 0 {
+		return -1
+	}
+	return int(partitionOf(key, n))
+}
+
 func partitionOfMessage(m *Message, n int) int32 {
 	if m.EmptyKey {
 		return murmur.Partition(m.Key, n)
@@ -279,7 +291,7 @@ func (p *producer) dispatch() {
 		if batch := q.nextBatch(p); len(batch) > 0 {
 			q.sending = true
 			r.bytes += sizeOf(batch)
-			r.parts = append(r.parts, part{q: q, entries: batch})
+			r.parts = append(r.parts, part{q: q, entries: batch, untimed: time.Now().Before(q.untimedUntil)})
 		}
 	}
 	clear(p.ready[len(rest):])

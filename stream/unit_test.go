@@ -7,19 +7,21 @@ import (
 	"testing"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/heartbeat"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
 )
 
 // newPartition is a partition without a broker.
 func newPartition(t require.TestingT) *partition {
-	c := &consumer{budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	c := &consumer{
+		budget: budget.New(1<<30, 1<<50), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream,
+		logger: slog.New(slog.DiscardHandler), refusals: refusals.New(func(string, int) {}),
+	}
 	p := &partition{c: c, committed: -1}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.budget.Join(&p.budget)
@@ -94,7 +96,30 @@ func TestTrackerAgainstModel(t *testing.T) {
 				r.Done()
 				finished[r.Offset] = true
 			},
-			"": func(*rapid.T) { check() },
+			"again": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "which")
+				r := open[i]
+				r.Again(context.Canceled)
+				require.True(t, r.Lost())
+				for open[i] = p.head; open[i].Offset != r.Offset; {
+					open[i] = open[i].next
+				}
+				require.NotSame(t, r, open[i])
+				r.Done() // does nothing any more
+			},
+			"": func(*rapid.T) {
+				check()
+				refused := 0
+				for _, r := range open {
+					if r.tries > 0 {
+						refused++
+					}
+				}
+				require.Equal(t, refused, p.c.refusals.Records(""))
+			},
 		})
 	})
 }
@@ -189,18 +214,4 @@ func TestPartitioningMatchesOtherClients(t *testing.T) {
 		key := rapid.StringN(1, 40, 200).Draw(t, "key")
 		require.Equal(t, b.Balance(kafka.Message{Key: []byte(key)}, parts...), int(partitionOf(key, 12)))
 	})
-}
-
-// sendHeartbeat works around a bug of kafka-go. When the bug is fixed, this test fails and
-// heartbeatError has to go.
-func TestKafkaGoStillSwapsHeartbeatFields(t *testing.T) {
-	wire := []byte{0, 0, 0, 0, 0, byte(kafka.RebalanceInProgress)} // throttle time, error
-	var res heartbeat.Response
-	require.NoError(t, protocol.Unmarshal(wire, 3, &res))
-	require.Zero(t, res.ErrorCode)
-	require.ErrorIs(t, heartbeatError(&res), kafka.RebalanceInProgress)
-	wire[3] = 200 // throttled
-	require.NoError(t, protocol.Unmarshal(wire, 3, &res))
-	require.ErrorIs(t, heartbeatError(&res), kafka.RebalanceInProgress)
-	require.NoError(t, heartbeatError(&heartbeat.Response{}))
 }

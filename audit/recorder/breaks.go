@@ -120,7 +120,7 @@ func (r *Recorder) reportBreak(ctx context.Context, out *stream.Outbox, k *audit
 var messageOf = map[audit.BreakKind]string{
 	audit.RecordedAgain: "Postgres has lost records that it had confirmed: recording them again from Kafka",
 	audit.TopicReplaced: "a topic is not the one that was recorded before: recording it from its beginning; what the old one held and was not recorded is lost",
-	audit.RecordsMissed: "records were deleted from Kafka before they were recorded: raise kafka.internal_retention and kafka.retention, or keep Postgres up",
+	audit.RecordsMissed: "records were deleted from Kafka before they were recorded: raise the retention of the topics, or keep Postgres up",
 }
 
 func countBreak(m *metrics.Audit, k *audit.Break) {

@@ -34,6 +34,10 @@ type Stream struct {
 	Stragglers        *prometheus.CounterVec   // group, topic
 	Recreated         *prometheus.CounterVec   // group, topic
 	Missed            *prometheus.CounterVec   // group, topic
+	Again             *prometheus.CounterVec   // group, topic
+	Refused           *prometheus.GaugeVec     // topic
+	TimesRefused      *prometheus.CounterVec   // topic
+	WrongSettings     prometheus.Gauge
 	Lag               *prometheus.GaugeVec     // group, topic
 	Partitions        *prometheus.GaugeVec     // group, topic
 	Rebalances        *prometheus.CounterVec   // group, topic
@@ -51,6 +55,8 @@ type Stream struct {
 type Device struct {
 	Heartbeats    *prometheus.CounterVec   // outcome: ok, refused, error
 	Known         prometheus.Gauge         // devices whose heartbeat is fresh
+	Unserved      prometheus.Gauge         // devices without a batcher or a worker
+	ClockAhead    prometheus.Gauge         // of this machine, compared with Redis
 	RedisErrors   *prometheus.CounterVec   // operation
 	RedisSeconds  *prometheus.HistogramVec // operation
 	RedisDown     prometheus.Gauge
@@ -204,6 +210,10 @@ func newStream(f factory) Stream {
 		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished offset, of the worst partition.", "group", "topic"),
 		Recreated:         f.counters("stream_recreated_total", "Partitions that were read from their start because their topic was recreated, or belongs to another cluster.", "group", "topic"),
 		Missed:            f.counters("stream_missed_records_total", "Offsets of records that were deleted from the topic before the group read them. Alert if it grows.", "group", "topic"),
+		Again:             f.counters("stream_records_again_total", "Records handed to a stage again, because Kafka refused for good what they became.", "group", "topic"),
+		Refused:           f.gauges("stream_refused_records", "Records that cannot be finished, because Kafka refuses what they became. Alert if it is above 0.", "topic"),
+		TimesRefused:      f.counters("stream_refused_times_total", "Writes whose timestamps the broker refused; they were repeated without. A clock is wrong. Alert if it grows.", "topic"),
+		WrongSettings:     f.gauge("stream_wrong_topic_settings", "Settings of topics with which Kafka may delete accepted tasks, or what they became, before they have ended. Alert if it is above 0."),
 		Stragglers:        f.counters("stream_stragglers_total", "Records that held up the commit of a partition for too long.", "group", "topic"),
 		Lag:               f.gauges("stream_lag_records", "Records in the topic that the group has not finished.", "group", "topic"),
 		Partitions:        f.gauges("stream_partitions", "Partitions owned by this process.", "group", "topic"),
@@ -223,6 +233,8 @@ func newDevice(f factory) Device {
 	return Device{
 		Heartbeats:    f.counters("device_heartbeats_total", "Heartbeats received.", "outcome"),
 		Known:         f.gauge("device_known_devices", "Devices with a recent heartbeat."),
+		Unserved:      f.gauge("device_unserved_devices", "Devices that get no work because no batcher reads their assignments, or no worker their batches. Alert if it stays above 0."),
+		ClockAhead:    f.gauge("clock_ahead_seconds", "How far this machine's clock is ahead of Redis', whose time is used. Alert if it is far from 0."),
 		RedisErrors:   f.counters("device_redis_errors_total", "Failed calls to Redis.", "operation"),
 		RedisSeconds:  f.histograms("device_redis_seconds", "Duration of calls to Redis.", fine, "operation"),
 		RedisDown:     f.gauge("device_redis_down", "1 while Redis, or a master of the Redis Cluster, does not answer."),

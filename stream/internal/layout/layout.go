@@ -85,13 +85,9 @@ func (y *Layouts) Run(ctx context.Context) {
 func (y *Layouts) RefreshIDs(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, y.cl.Timeout)
 	defer cancel()
-	res, err := y.cl.Transport.RoundTrip(ctx, y.cl.Addr, &topicid.Request{Topics: y.cl.Transport.MetadataTopics})
+	got, err := topicid.Ask(ctx, y.cl.Transport, y.cl.Addr, y.cl.Transport.MetadataTopics)
 	if err != nil {
 		return // keep the old ones
-	}
-	got, ok := res.(*topicid.Response)
-	if !ok {
-		return
 	}
 	y.mu.Lock()
 	defer y.mu.Unlock()

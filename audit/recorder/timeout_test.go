@@ -42,8 +42,8 @@ func TestAChunkThatRunsIntoATimeoutIsWrittenInPieces(t *testing.T) {
 		timeout string
 		cfg     Config
 	}{
-		"of Postgres": {"250ms", Config{}},
-		"of our own":  {"0", Config{WriteTimeout: time.Second}},
+		"that of Postgres": {"250ms", Config{}},
+		"the recorder's":   {"0", Config{WriteTimeout: time.Second}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,6 @@
 // Package resolve finds the tasks whose answers were lost with records that Kafka deleted before they were
-// recorded, and sees to it that each of them ends. Without it they would stay PENDING for ever: they have
-// left the topics of tasks, and Postgres has no result.
+// recorded, and makes sure that each of them ends. Otherwise they would stay PENDING: they have left the
+// topics of tasks, and Postgres has no result.
 //
 //	stream_breaks has a hole ──▶ pass ──▶ lost tasks whose record is there ──▶ run again, once
 //	          ▲                    │  └─▶ the others, and those lost twice ───▶ end as FAILED, class lost

@@ -3,28 +3,26 @@
 //
 // # Guarantees
 //
-//   - What was produced is durable. [Log.Produce] returns nil, and [Unit.Acked] is called
-//     with nil, once all in-sync replicas have the messages. Retriable errors are retried for
-//     as long as the caller waits. A retry may write a message twice, so readers tolerate
-//     duplicates. Messages with the same key, handed over one after the other, are written in
-//     that order, retries included.
+//   - What was produced is durable. [Log.Produce] returns nil, and [Unit.Acked] is called with nil, once all
+//     in-sync replicas have the messages. Retriable errors are retried for as long as the caller waits. A
+//     retry may write a message twice, so readers tolerate duplicates. Messages with the same key, handed
+//     over one after the other, are written in that order, retries included.
 //   - What was committed is finished. An offset is committed only when every record below it is
-//     [Record.Done]. Records may be finished in any order, from any goroutine. The commit's
-//     metadata lists the records above the committed offset that are finished too, and the next
-//     owner of the partition skips them.
-//   - Commits never go backwards. They carry the generation of the consumer group; the broker
-//     refuses a commit from an older one.
-//   - Memory is bounded. Fetched records count against a budget of records and bytes until
-//     they are done, and fetching pauses when it is used up. Each partition has a share of its
-//     own, so one partition that is stuck cannot starve the others.
-//   - Of other clients' transactions, only committed ones are read (read_committed). A partition is
-//     read up to the first record of a transaction that is still open.
-//   - What was fetched is decompressed record by record. A record that is too large, or a batch that
-//     cannot be read, is delivered as [Record.Incomplete], so that the stage can set it aside and the
-//     partition continues.
+//     [Record.Done]. Records may be finished in any order, from any goroutine. The commit's metadata lists
+//     the records above the committed offset that are finished too, and the next owner of the partition skips
+//     them.
+//   - Commits never go backwards. They carry the generation of the consumer group; the broker refuses a
+//     commit from an older one.
+//   - Memory is bounded. Fetched records count against a budget of records and bytes until they are done, and
+//     fetching pauses when it is used up. Each partition has a share of its own, so one partition that is
+//     stuck cannot starve the others.
+//   - Of other clients' transactions, only committed ones are read (read_committed). A partition is read up
+//     to the first record of a transaction that is still open.
+//   - What was fetched is decompressed record by record. A record that is too large, or a batch that cannot
+//     be read, is delivered as [Record.Incomplete], so that the stage can set it aside and the partition
+//     continues.
 //   - What was written by this installation can be told from what others wrote: [Record.Ours].
-//   - The brokers may be away for any length of time. Nothing is lost and nothing needs a
-//     restart.
+//   - The brokers may be away for any length of time. Nothing is lost and nothing needs a restart.
 //
 // # States of a consumer
 //

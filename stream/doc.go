@@ -1,5 +1,4 @@
-// Package stream reads and writes Kafka topics. It is the only package that knows the
-// Kafka client library; every stage is built on it.
+// Package stream reads and writes Kafka topics. Only it knows the Kafka client; all stages are built on it.
 //
 // # Guarantees
 //
@@ -26,9 +25,9 @@
 //
 // # States of a consumer
 //
-// Each member of a consumer group owns some partitions. When members come or go, all of them
-// join again and the leader reassigns the partitions, changing as few owners as it can. A
-// partition that keeps its owner is not interrupted.
+// Each member of a consumer group owns some partitions. When members come or go, all of them join again and
+// the leader reassigns the partitions, changing as few owners as it can. A partition that keeps its owner is
+// not interrupted.
 //
 //	   ┌──────────────────────────────────────────────────────────────┐
 //	   ▼                                                              │
@@ -41,9 +40,8 @@
 //	    all partitions lost                             fetching stops; records in flight
 //	                                                    have DrainTimeout to be Done
 //
-// If the process dies in any of these states, the broker notices after the session timeout
-// and other members read on from the last commit. Whatever was finished since then is done
-// again.
+// If the process dies in any of these states, the broker notices after the session timeout and other members
+// read on from the last commit. Whatever was finished since then is done again.
 //
 // # Path of a message
 //
@@ -51,14 +49,13 @@
 //	                          ▲                          │
 //	                          └── back to the front ◀────┘ broker unreachable, leader election, …
 //
-// There is at most one request at a time per partition and a few per broker. Messages that
-// arrive meanwhile leave together in the next request. So at light load a message leaves
-// immediately, and under load many share one request.
+// There is at most one request at a time per partition and a few per broker. Messages that arrive meanwhile
+// leave together in the next request. So at light load a message leaves immediately, and under load many
+// share one request.
 //
 // # Races
 //
-//   - [Record.Done] and [Record.Lost] may be called from any goroutine, at any time, also after
-//     the partition changed its owner.
+//   - [Record.Done] and [Record.Lost] may be called from any goroutine, at any time, also by former owners.
 //   - A partition's list of unfinished records is guarded by partition.mu, the producer's queues
 //     by producer.mu, an outbox's pending units by Outbox.mu. No callback runs under a lock.
 //   - There is one commit at a time per consumer, so a slow commit cannot overtake a later one.

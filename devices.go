@@ -24,8 +24,9 @@ type Device struct {
 	Draining  bool       `json:"draining,omitempty"` // it gets no new work: it says so itself, or an operator does
 	Drained   bool       `json:"drained,omitempty"`  // an operator drained it
 	DrainedAt *time.Time `json:"drained_at,omitempty"`
-	Silent    bool       `json:"silent"` // it missed its heartbeats and gets no work
-	AgeMS     int64      `json:"age_ms"` // of the last heartbeat
+	Silent    bool       `json:"silent"`             // it missed its heartbeats and gets no work
+	Unserved  bool       `json:"unserved,omitempty"` // no batcher or no worker serves it, and it gets no work
+	AgeMS     int64      `json:"age_ms"`             // of the last heartbeat
 	SeenAt    time.Time  `json:"seen_at"`
 	JoinedAt  time.Time  `json:"joined_at"`
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -191,7 +192,7 @@ func (s *Server) setPolicy(ctx context.Context, in *request) (*policyOutput, err
 		return nil, err
 	}
 	return s.changePolicy(ctx, in.r, tenant, &device.PolicySetting{
-		Name: p.Policy, Binding: p.Binding, Weights: p.Weights, Preset: p.Preset, By: tenant, At: time.Now().UTC(),
+		Name: p.Policy, Binding: p.Binding, Weights: p.Weights, Preset: p.Preset, By: tenant, At: clock.Now().UTC(),
 	})
 }
 

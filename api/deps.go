@@ -50,6 +50,11 @@ type Registry interface {
 	List(ctx context.Context) ([]device.Device, error)
 }
 
+// Presence knows which devices are served by a batcher and a worker.
+type Presence interface {
+	Mark(ctx context.Context, devices []device.Device) error
+}
+
 // Control holds what operators set while Batchyard runs.
 type Control interface {
 	Load(ctx context.Context) (device.Settings, error)
@@ -95,6 +100,7 @@ type Deps struct {
 	Producer  Producer
 	Store     Store
 	Registry  Registry
+	Presence  Presence // nil: all devices are served
 	Control   Control
 	Overrides Overrides
 	Rates     Rates

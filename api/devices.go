@@ -62,6 +62,7 @@ type DeviceStatus struct {
 	Drained   bool       `json:"drained,omitempty" doc:"An operator drained it."`
 	Since     *time.Time `json:"drained_at,omitempty"`
 	Silent    bool       `json:"silent" doc:"The device missed its heartbeats and gets no work."`
+	Unserved  bool       `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
 	AgeMS     int64      `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time  `json:"seen_at"`
 	JoinedAt  time.Time  `json:"joined_at"`
@@ -254,12 +255,18 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		s.log.Warn("reading what operators drained failed", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Redis does not answer; try again in a moment")
 	}
+	if s.deps.Presence != nil {
+		if err := s.deps.Presence.Mark(ctx, ds); err != nil {
+			s.log.Warn("reading which devices are served failed", "trace_id", traceOf(ctx), "error", err)
+			return nil, later("Redis does not answer; try again in a moment")
+		}
+	}
 	out := &devicesOutput{DeviceList{Devices: make([]DeviceStatus, len(ds))}}
 	for i := range ds {
 		d := &ds[i]
 		st := DeviceStatus{
 			ID: d.ID, URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
-			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
+			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
 		}
 		if d.Queue >= 0 {
 			st.Queue = &d.Queue

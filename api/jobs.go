@@ -90,6 +90,7 @@ func (s *Server) describeJobs() {
 	in["sha256"].Pattern, in["sha256"].Description = "^[0-9A-Fa-f]{64}$", "Fingerprint of the file: a SHA-256 over what its lines ask for, computed by the client."
 	in["tasks"].Minimum, in["tasks"].Maximum = ptr(1.0), ptr(float64(1<<40))
 	in["lines"].Minimum, in["lines"].Maximum = ptr(0.0), ptr(float64(1<<40))
+	in["bad_lines"].Minimum, in["bad_lines"].Maximum = ptr(0.0), ptr(float64(1<<40))
 	in["bytes"].Minimum, in["bytes"].Maximum = ptr(0.0), ptr(float64(1<<50))
 	in["file"].MaxLength, in["file"].Pattern = ptr(task.MaxFileName), plainText
 	in["format"].Enum = append(anys("", task.FormatOpenAI, task.FormatBatchyard, task.FormatMixed), nil)

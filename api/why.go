@@ -48,7 +48,7 @@ func (s *Server) explain(ctx context.Context, key task.Key) (*Why, error) {
 	if err != nil && !errors.Is(err, status.ErrNotFound) && recent == nil {
 		return nil, s.postgresDown(ctx, err) // a new task is explained without Postgres
 	}
-	fleet := explain.Deps{Registry: s.deps.Registry, Overrides: s.deps.Overrides, Rates: s.deps.Rates, Credits: s.deps.Credits}
+	fleet := explain.Deps{Registry: s.deps.Registry, Presence: s.deps.Presence, Overrides: s.deps.Overrides, Rates: s.deps.Rates, Credits: s.deps.Credits}
 	w, err := fleet.Of(qctx, toExplain(&st, recent), rows)
 	if err != nil {
 		s.log.Warn("explaining a waiting task failed", "trace_id", traceOf(ctx), "error", err)

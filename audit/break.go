@@ -54,12 +54,50 @@ func (b *Break) At() TopicPartition {
 	return TopicPartition{Topic: b.Topic, Partition: b.Partition}
 }
 
+// Hole reports whether records of the partition may never have been recorded, and never will be.
+func (b *Break) Hole() bool {
+	return b.Kind == RecordsMissed || b.Kind == TopicReplaced && b.Last == UnknownOffset
+}
+
 // Offsets returns the range of offsets, for people.
 func (b *Break) Offsets() string {
 	if b.Last == UnknownOffset {
 		return fmt.Sprintf("from %d on", b.First)
 	}
 	return fmt.Sprintf("%d to %d", b.First, b.Last)
+}
+
+// breakDetail is what an event says about a break.
+type breakDetail struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	First     int64  `json:"first_offset"`
+	Last      *int64 `json:"last_offset,omitempty"` // nil: unknown
+	LostRows  int64  `json:"lost_rows,omitempty"`
+	Why       string `json:"why,omitempty"`
+}
+
+// Detail returns the detail of the event of a break.
+func (b *Break) Detail() []byte {
+	d := breakDetail{Topic: b.Topic, Partition: b.Partition, First: b.First, LostRows: b.LostRows, Why: b.Why}
+	if b.Last != UnknownOffset {
+		d.Last = &b.Last
+	}
+	text, _ := json.Marshal(d) // text and numbers: it cannot fail
+	return text
+}
+
+// BreakOf returns the break that an event with the detail is about.
+func BreakOf(kind BreakKind, detail []byte) (*Break, error) {
+	var d breakDetail
+	if err := json.Unmarshal(detail, &d); err != nil {
+		return nil, fmt.Errorf("reading the detail of a break: %w", err)
+	}
+	b := &Break{Kind: kind, Topic: d.Topic, Partition: d.Partition, First: d.First, Last: UnknownOffset, LostRows: d.LostRows, Why: d.Why}
+	if d.Last != nil {
+		b.Last = *d.Last
+	}
+	return b, nil
 }
 
 // Sign returns the break as one signed line. It sets Version and Signer.

@@ -28,6 +28,7 @@ const (
 	ColAction    = 7
 	ColResource  = 9
 	ColTask      = 12
+	ColDetail    = 26
 	ColTopic     = 27
 	ColPartition = 28
 	ColOffset    = 29

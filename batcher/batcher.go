@@ -23,6 +23,7 @@ const Stage = "batcher"
 type Deps struct {
 	Stream   *stream.Client
 	Credits  *store.Credits
+	Presence *store.Presence // nil: it is not reported which devices are served
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
 	Instance string // this process, as the actor of events
@@ -36,6 +37,7 @@ type Batcher struct {
 	outbox      *stream.Outbox
 	deadLetters *records.DeadLetters
 	leases      *store.LeaseRenewer
+	reader      *store.Reader
 	window      *window // owned by the goroutine of loop
 	arrivals    chan []entry
 	lost        chan struct{}       // a partition was lost
@@ -51,6 +53,7 @@ func New(cfg Config, deps Deps) *Batcher {
 		cfg: cfg, deps: deps, outbox: outbox,
 		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
+		reader:      deps.Presence.Reader(stream.Assignments, deps.Logger),
 		window:      newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -66,14 +69,16 @@ func (b *Batcher) Run(ctx context.Context, ready func()) error {
 		}},
 		lifecycle.Phase{Name: "batcher's outbox", Close: b.outbox.Close, CloseTimeout: b.cfg.DrainTimeout},
 		lifecycle.Phase{Name: "batcher's window", Parts: []lifecycle.Part{
-			lifecycle.Func(b.loop), lifecycle.Func(b.watchCredits), lifecycle.Func(b.leases.Run),
+			lifecycle.Func(b.loop), lifecycle.Func(b.watchCredits), lifecycle.Func(b.leases.Run), lifecycle.Func(b.reader.Run),
 		}})
 }
 
 func (b *Batcher) consume(ctx context.Context, ready func()) error {
 	return b.deps.Stream.Consume(ctx, stream.ConsumerConfig{
+		OnGap: b.deadLetters.Gap,
 		Group: Stage, Topic: stream.Assignments, MaxRecords: b.cfg.MaxInFlight, MaxBytes: b.cfg.MaxBytes,
-		DrainTimeout: b.cfg.DrainTimeout, OnLost: b.partitionLost,
+		DrainTimeout: b.cfg.DrainTimeout, OnLost: b.partitionLost, OnAgain: b.signalLost,
+		OnCurrent: b.reader.Current, CurrentEvery: b.reader.Interval(),
 	}, b.intake, ready)
 }
 
@@ -135,7 +140,10 @@ func (b *Batcher) handOver(ctx context.Context, first *stream.Record, entries []
 }
 
 // partitionLost is called when a partition has moved to another batcher.
-func (b *Batcher) partitionLost(int) {
+func (b *Batcher) partitionLost(int) { b.signalLost() }
+
+// signalLost makes the loop drop what is lost: of partitions that moved, or because records are read again.
+func (b *Batcher) signalLost() {
 	select {
 	case b.lost <- struct{}{}:
 	default:

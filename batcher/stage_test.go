@@ -38,11 +38,16 @@ type yard struct {
 
 func newYard(t *testing.T) *yard {
 	t.Helper()
+	return newYardAt(t, testenv.Brokers(t))
+}
+
+func newYardAt(t *testing.T, brokers []string) *yard {
+	t.Helper()
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	client, err := stream.Open(t.Context(), stream.Config{
-		Brokers: testenv.Brokers(t), TopicPrefix: testenv.TopicPrefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
+		Brokers: brokers, TopicPrefix: testenv.TopicPrefix(), Partitions: 3, HeartbeatInterval: 100 * time.Millisecond,
 		CommitInterval: 20 * time.Millisecond, FetchWait: 50 * time.Millisecond,
 	}, testenv.Logger(t), nil)
 	require.NoError(t, err)

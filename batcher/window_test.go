@@ -19,8 +19,9 @@ import (
 // fakeRecord stands in for a *stream.Record.
 type fakeRecord struct{ lost, done bool }
 
-func (r *fakeRecord) Done()      { r.done = true }
-func (r *fakeRecord) Lost() bool { return r.lost }
+func (r *fakeRecord) Done()       { r.done = true }
+func (r *fakeRecord) Lost() bool  { return r.lost }
+func (r *fakeRecord) Again(error) { r.lost = true }
 
 func testConfig() Config {
 	return Config{

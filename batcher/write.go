@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -14,10 +15,10 @@ import (
 // write hands a closed batch and its events to the outbox. When they are acknowledged, the share
 // of each assignment in its record is acknowledged too.
 func (b *Batcher) write(ctx context.Context, o *openBatch, why Reason) {
-	now := time.Now().UTC()
+	now := clock.Now().UTC()
 	batch := task.Batch{
 		ID: task.NewID(), Device: o.device, Endpoint: o.key.endpoint, Model: o.key.model,
-		Reason: string(why), OpenedAt: o.since.UTC(), ClosedAt: now,
+		Reason: string(why), OpenedAt: now.Add(-time.Since(o.since)), ClosedAt: now,
 		Assignments: make([]task.Assignment, 0, len(o.entries)),
 	}
 	for i := range o.entries {
@@ -28,7 +29,7 @@ func (b *Batcher) write(ctx context.Context, o *openBatch, why Reason) {
 		b.deps.Logger.Error("encoding a batch", "error", err)
 		return
 	}
-	b.observe(o, why, now)
+	b.observe(o, why)
 	fault.At("batcher.before_batch")
 	// An error means that the process stops; then the assignments are read again.
 	_ = b.outbox.Put(ctx, stream.Unit{
@@ -57,12 +58,12 @@ func (b *Batcher) events(batch *task.Batch, bytes int64) []task.Event {
 }
 
 // observe counts a closed batch.
-func (b *Batcher) observe(o *openBatch, why Reason, now time.Time) {
+func (b *Batcher) observe(o *openBatch, why Reason) {
 	m := b.deps.Metrics.Batcher
 	m.Batches.WithLabelValues(string(why)).Inc()
 	m.BatchTasks.WithLabelValues(o.key.endpoint).Observe(float64(len(o.entries)))
 	m.BatchBytes.Observe(float64(o.bytes))
-	m.WaitSeconds.Observe(now.Sub(o.since).Seconds())
+	m.WaitSeconds.Observe(time.Since(o.since).Seconds())
 }
 
 // acked is called when a batch is on all in-sync replicas, or never will be. From here on the
@@ -71,9 +72,11 @@ func (b *Batcher) acked(batchID string, entries []entry, err error) {
 	fault.At("batcher.after_batch")
 	for i := range entries {
 		b.leases.Drop(entries[i].Lease, 1)
-		if err == nil {
-			entries[i].ack.Release()
+		if err != nil {
+			entries[i].ack.Refused(err)
+			continue
 		}
+		entries[i].ack.Release()
 	}
 	if err != nil {
 		b.deps.Logger.Error("a batch was not written; its assignments will be read again", "batch_id", batchID, "error", err)

@@ -55,9 +55,7 @@ type Callbacks struct {
 	abort      context.CancelFunc
 	deliveries sync.WaitGroup
 
-	mu      sync.Mutex
-	running map[string]int // deliveries by host; cfg.Concurrency in total at most
-	total   int
+	slots *slots
 }
 
 // New returns the stage; Run starts it. It fails when there is no signing secret, or when another
@@ -75,7 +73,7 @@ func New(cfg Config, deps Deps) (*Callbacks, error) {
 		cfg: cfg, deps: deps, m: &deps.Metrics.Callbacks,
 		table: &table{pool: deps.Pool, holder: deps.Instance, cfg: cfg}, poster: p,
 		outbox: deps.Stream.NewOutbox("callbacks", 4*cfg.Concurrency, 16<<20),
-		wake:   make(chan struct{}, 1), running: map[string]int{},
+		wake:   make(chan struct{}, 1), slots: newSlots(cfg),
 	}
 	s.life, s.abort = context.WithCancel(context.Background())
 	return s, nil
@@ -158,13 +156,13 @@ func (s *Callbacks) claimLoop(ctx context.Context) {
 // claimRound claims once. It returns how long to wait for the next round unless woken; 0 means not
 // at all.
 func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
-	free, running, full := s.slots()
-	if free <= 0 {
+	r := s.slots.room()
+	if r.free <= 0 {
 		return safetyInterval, nil // a delivery that ends wakes us
 	}
 	ctx, cancel := context.WithTimeout(ctx, safetyInterval)
 	defer cancel()
-	claimed, err := s.claim(ctx, free, running)
+	claimed, err := s.claim(ctx, r)
 	if err != nil {
 		return 0, err
 	}
@@ -173,67 +171,39 @@ func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
 		return 0, nil // there may be more
 	}
 	s.countDue(ctx)
-	next, ok, err := s.table.untilNext(ctx, full)
+	next, ok, err := s.table.untilNext(ctx, r)
 	if err != nil {
 		return 0, err
 	}
-	if !ok {
-		return safetyInterval, nil
+	pause := safetyInterval
+	if ok {
+		pause = min(max(next, contendedPause), pause)
 	}
-	return min(max(next, contendedPause), safetyInterval), nil
-}
-
-// slots returns how many slots are free, the running deliveries by host, and the hosts that may not
-// get more.
-func (s *Callbacks) slots() (free int, running map[string]int, full []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	running, full = make(map[string]int, len(s.running)), []string{}
-	for h, n := range s.running {
-		running[h] = n
-		if n >= s.cfg.PerHost {
-			full = append(full, h)
-		}
+	if r.wake > 0 {
+		pause = min(r.wake, pause)
 	}
-	return s.cfg.Concurrency - s.total, running, full
+	return pause, nil
 }
 
 // claim claims due callbacks. A claim in flight may finish when the process stops: Postgres may have
 // given us the rows already, and no other process delivers them before the lease expires.
-func (s *Callbacks) claim(ctx context.Context, free int, running map[string]int) ([]*callback, error) {
+func (s *Callbacks) claim(ctx context.Context, r room) ([]*callback, error) {
 	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), safetyInterval)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastClaim, cancel) })()
-	return s.table.claim(own, free, running)
+	return s.table.claim(own, r)
 }
 
 // start starts the deliveries of claimed callbacks.
 func (s *Callbacks) start(claimed []*callback) {
-	s.mu.Lock()
-	for _, c := range claimed {
-		s.running[c.host]++
-		s.total++
-	}
-	s.m.Running.Set(float64(s.total))
-	s.mu.Unlock()
+	s.m.Running.Set(float64(s.slots.take(claimed)))
 	for _, c := range claimed {
 		s.deliveries.Go(func() {
-			defer s.free(c.host)
-			s.handle(s.life, c)
+			timedOut := s.handle(s.life, c)
+			s.m.Running.Set(float64(s.slots.free(c, timedOut)))
+			s.wakeUp()
 		})
 	}
-}
-
-// free gives a slot back.
-func (s *Callbacks) free(host string) {
-	s.mu.Lock()
-	s.total--
-	if s.running[host]--; s.running[host] == 0 {
-		delete(s.running, host)
-	}
-	s.m.Running.Set(float64(s.total))
-	s.mu.Unlock()
-	s.wakeUp()
 }
 
 // countDue updates the metric of due callbacks from time to time.

@@ -77,12 +77,17 @@ func (r *rig) start(cfg Config, name string) (stop func()) {
 // due makes a callback due, like the recorder does.
 func (r *rig) due(id, to string) {
 	r.t.Helper()
+	r.dueOf("acme", id, to)
+}
+
+func (r *rig) dueOf(tenant, id, to string) {
+	r.t.Helper()
 	u, err := url.Parse(to)
 	require.NoError(r.t, err)
 	var b pgx.Batch
 	b.Queue(`INSERT INTO results (tenant, task_id, state, status, output, attempt, input_tokens, output_tokens, model, job_id, labels, finished_at)
-		VALUES ('acme', $1, 'SUCCESS', 200, '{"answer": 42}', 1, 3, 4, 'm', 'j', '{"k":"v"}', '2026-01-31T12:00:00Z')`, id)
-	b.Queue(`INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_' || $1, 'acme', $1, $2, $3)`, id, to, u.Host)
+		VALUES ($2, $1, 'SUCCESS', 200, '{"answer": 42}', 1, 3, 4, 'm', 'j', '{"k":"v"}', '2026-01-31T12:00:00Z')`, id, tenant)
+	b.Queue(`INSERT INTO callbacks (callback_id, tenant, task_id, url, host) VALUES ('evt_' || $1, $4, $1, $2, $3)`, id, to, u.Host, tenant)
 	b.Queue(`SELECT pg_notify('batchyard_callbacks', '')`)
 	require.NoError(r.t, r.pool.SendBatch(r.t.Context(), &b).Close())
 }
@@ -252,10 +257,10 @@ func TestRowsOfADeadProcessComeDueAgain(t *testing.T) {
 	r.due("t1", to)
 	// A process claims it and dies; its lease is about to expire.
 	dead := &table{pool: r.pool, holder: "callbacks@dead-1", cfg: local().withDefaults()}
-	claimed, err := dead.claim(t.Context(), 10, nil)
+	claimed, err := dead.claim(t.Context(), room{free: 10})
 	require.NoError(t, err)
 	require.Len(t, claimed, 1)
-	again, err := dead.claim(t.Context(), 10, nil)
+	again, err := dead.claim(t.Context(), room{free: 10})
 	require.NoError(t, err)
 	require.Empty(t, again, "a claimed row cannot be claimed again")
 	_, err = r.pool.Exec(t.Context(), "UPDATE callbacks SET next_at = now() + interval '300 milliseconds'")
@@ -330,7 +335,7 @@ func TestProcessesClaimAtTheSameTime(t *testing.T) {
 		table := &table{pool: r.pool, holder: fmt.Sprint("callbacks@test-", i), cfg: local().withDefaults()}
 		all.Go(func() {
 			for misses := 0; misses < 3; { // a claim finds nothing while others hold the rows
-				got, err := table.claim(t.Context(), 7, nil)
+				got, err := table.claim(t.Context(), room{free: 7})
 				if err != nil {
 					claimed <- err.Error()
 					return
@@ -354,7 +359,7 @@ func TestProcessesClaimAtTheSameTime(t *testing.T) {
 		require.Regexp(t, "^evt_t", id)
 		require.Equal(t, 1, k, id)
 	}
-	left, err := (&table{pool: r.pool, holder: "callbacks@test-last", cfg: local().withDefaults()}).claim(t.Context(), n, nil)
+	left, err := (&table{pool: r.pool, holder: "callbacks@test-last", cfg: local().withDefaults()}).claim(t.Context(), room{free: n})
 	require.NoError(t, err)
 	require.Len(t, times, n-len(left))
 }

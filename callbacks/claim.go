@@ -21,6 +21,7 @@ type callback struct {
 	found                         bool // the result exists
 	truncated                     bool // its output is too large for a callback
 	data                          Data
+	silent                        bool   // its host had timed out when the slot was taken
 	job                           string // of a job's callback; else empty
 	ready                         []byte // the body of a job's callback
 }
@@ -31,26 +32,30 @@ const candidates = "1000"
 
 // claimSQL claims due rows and returns them with their results.
 //
-//	$1 the holder   $2 the lease in milliseconds   $3 how many rows   $4 how many per host
-//	$5, $6 hosts and how many deliveries to them run in this process   $7 most bytes of output
+//	$1 the holder   $2 the lease in milliseconds   $3 how many rows   $4 most bytes of output
+//	$5, $6 hosts and how many rows of each   $7 how many of any other host
+//	$8, $9 tenants and how many rows of each   $10 how many of any other tenant
 //
-// Hosts with as many deliveries as allowed are skipped, and one claim takes no more than allowed for
-// a host. Rows that another process has locked are skipped. The row's next time becomes the end of
-// the lease, so rows of a process that died come due by themselves.
+// Rows of hosts and tenants that may have none are skipped, as are rows that another process has locked. The
+// row's next time becomes the end of the lease, so rows of a process that died come due by themselves.
 //
 // LATERAL makes Postgres look the rows up one by one, by their keys, whatever the planner knows.
 // After a burst, before the tables are analyzed, it would otherwise choose a nested loop over both.
 const claimSQL = `
-WITH busy AS (SELECT * FROM unnest($5::text[], $6::int[]) AS b (host, n)),
+WITH hosts AS (SELECT * FROM unnest($5::text[], $6::int[]) AS h (host, room)),
+tenants AS (SELECT * FROM unnest($8::text[], $9::int[]) AS t (tenant, room)),
 due AS (
-	SELECT callback_id, host, next_at FROM callbacks
-	WHERE state = 'DUE' AND next_at <= now() AND host <> ALL (SELECT host FROM busy WHERE n >= $4)
+	SELECT callback_id, tenant, host, next_at FROM callbacks
+	WHERE state = 'DUE' AND next_at <= now() AND host <> ALL (SELECT host FROM hosts WHERE room <= 0) AND tenant <> ALL (SELECT tenant FROM tenants WHERE room <= 0)
 	ORDER BY next_at LIMIT ` + candidates + `),
-ranked AS (
-	SELECT due.callback_id, due.next_at, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) + coalesce(busy.n, 0) AS place
-	FROM due LEFT JOIN busy ON busy.host = due.host),
+by_host AS (
+	SELECT due.*, row_number() OVER (PARTITION BY due.host ORDER BY due.next_at) AS place, coalesce(hosts.room, $7) AS room
+	FROM due LEFT JOIN hosts ON hosts.host = due.host),
+by_tenant AS (
+	SELECT h.callback_id, h.next_at, row_number() OVER (PARTITION BY h.tenant ORDER BY h.next_at) AS place, coalesce(tenants.room, $10) AS room
+	FROM by_host h LEFT JOIN tenants ON tenants.tenant = h.tenant WHERE h.place <= h.room),
 picked AS MATERIALIZED (
-	SELECT c.callback_id, c.tenant, c.task_id, c.generation FROM (SELECT callback_id FROM ranked WHERE place <= $4 ORDER BY next_at) r
+	SELECT c.callback_id, c.tenant, c.task_id, c.generation FROM (SELECT callback_id FROM by_tenant WHERE place <= room ORDER BY next_at) r
 	CROSS JOIN LATERAL (
 		SELECT callback_id, tenant, task_id, generation FROM callbacks
 		WHERE callback_id = r.callback_id AND state = 'DUE' AND next_at <= now() FOR UPDATE SKIP LOCKED) c
@@ -61,7 +66,7 @@ FROM picked p LEFT JOIN LATERAL (
 WHERE c.callback_id = p.callback_id
 RETURNING c.callback_id, c.tenant, coalesce(c.task_id, ''), c.url, c.host, c.attempts, c.generation, r.task_id IS NOT NULL OR c.job_id IS NOT NULL,
 	coalesce(c.job_id, ''), c.body::text,
-	coalesce(octet_length(r.output::text) > $7, false), CASE WHEN octet_length(r.output::text) <= $7 THEN r.output::text END,
+	coalesce(octet_length(r.output::text) > $4, false), CASE WHEN octet_length(r.output::text) <= $4 THEN r.output::text END,
 	coalesce(r.state, ''), coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''),
 	coalesce(r.job_id, ''), coalesce(r.custom_id, ''), coalesce(r.trace_id, ''), coalesce(r.device_id, ''), coalesce(r.attempt, 0),
 	r.attempts::text, coalesce(r.status, 0), coalesce(r.error_class, ''), coalesce(r.error_message, ''),
@@ -74,14 +79,13 @@ type table struct {
 	cfg    Config
 }
 
-// claim claims at most n due callbacks. running is the deliveries by host.
-func (t *table) claim(ctx context.Context, n int, running map[string]int) ([]*callback, error) {
-	hosts, counts := make([]string, 0, len(running)), make([]int32, 0, len(running))
-	for h, n := range running {
-		hosts, counts = append(hosts, h), append(counts, int32(n))
-	}
+// claim claims as many due callbacks as there is room for.
+func (t *table) claim(ctx context.Context, r room) ([]*callback, error) {
+	hosts, hostRooms := columns(r.hosts)
+	tenants, tenantRooms := columns(r.tenants)
 	end := time.Now().Add(t.cfg.lease())
-	rows, err := t.pool.Query(ctx, claimSQL, t.holder, t.cfg.lease().Milliseconds(), n, t.cfg.PerHost, hosts, counts, t.cfg.MaxOutput)
+	rows, err := t.pool.Query(ctx, claimSQL, t.holder, t.cfg.lease().Milliseconds(), r.free, t.cfg.MaxOutput,
+		hosts, hostRooms, t.cfg.PerHost, tenants, tenantRooms, t.cfg.PerTenant)
 	if err != nil {
 		return nil, fmt.Errorf("claiming callbacks: %w", err)
 	}
@@ -93,6 +97,14 @@ func (t *table) claim(ctx context.Context, n int, running map[string]int) ([]*ca
 		return nil, fmt.Errorf("claiming callbacks: %w", err)
 	}
 	return out, nil
+}
+
+func columns(rooms map[string]int) (names []string, n []int32) {
+	names, n = make([]string, 0, len(rooms)), make([]int32, 0, len(rooms))
+	for name, room := range rooms {
+		names, n = append(names, name), append(n, int32(room)) //nolint:gosec // at most 10,000
+	}
+	return names, n
 }
 
 func (c *callback) scan(r pgx.CollectableRow) error {
@@ -128,12 +140,12 @@ func (c *callback) scan(r pgx.CollectableRow) error {
 	return nil
 }
 
-// untilNext returns the time until the next callback is due, other than for the full hosts; ok is
-// false when there is none.
-func (t *table) untilNext(ctx context.Context, full []string) (d time.Duration, ok bool, err error) {
+// untilNext returns the time until the next callback is due for which there is room; ok is false when there is
+// none.
+func (t *table) untilNext(ctx context.Context, r room) (d time.Duration, ok bool, err error) {
 	var ms float64
 	err = t.pool.QueryRow(ctx, `SELECT (extract(epoch FROM next_at - now()) * 1000)::float8 FROM callbacks
-		WHERE state = 'DUE' AND host <> ALL ($1::text[]) ORDER BY next_at LIMIT 1`, full).Scan(&ms)
+		WHERE state = 'DUE' AND host <> ALL ($1::text[]) AND tenant <> ALL ($2::text[]) ORDER BY next_at LIMIT 1`, full(r.hosts), full(r.tenants)).Scan(&ms)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, false, nil
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	AllowNetworks []string      `yaml:"allow_networks" default:"" doc:"Networks that are allowed although they are not public, such as 10.1.0.0/16."`
 	Concurrency   int           `yaml:"concurrency" default:"64" unit:"deliveries" min:"1" max:"10000" doc:"Maximum number of concurrent deliveries per process."`
 	PerHost       int           `yaml:"per_host" default:"8" unit:"deliveries" min:"1" max:"10000" doc:"Maximum number of concurrent deliveries to one host per process."`
+	PerTenant     int           `yaml:"per_tenant" default:"48" unit:"deliveries" min:"1" max:"10000" doc:"Maximum number of concurrent deliveries for one tenant per process. Fewer than callbacks.concurrency, so that others find a free slot."`
 	Timeout       time.Duration `yaml:"timeout" default:"10s" min:"100ms" max:"5m" doc:"Timeout of one delivery, from connecting to the response."`
 	Retries       []string      `yaml:"retries" default:"5s,5m,30m,2h,5h,10h,14h,20h,20h" doc:"Pauses after failed deliveries, in order. After one more failure the callback is given up. Up to a fifth is added at random."`
 	MaxRetryAfter time.Duration `yaml:"max_retry_after" default:"24h" min:"1s" max:"720h" doc:"Longest pause that a receiver may request with Retry-After."`

@@ -9,7 +9,8 @@
 //     be rotated.
 //   - No request reaches an internal address: addresses are checked at every dial, after DNS;
 //     redirects are not followed; proxies from the environment are not used.
-//   - A slow or unreachable endpoint delays no other: deliveries are bounded in total and per host.
+//   - No endpoint and no tenant delays another: deliveries are limited in total, per host and per tenant,
+//     and hosts that time out get fewer; see slots.
 //
 // # States of a callback
 //

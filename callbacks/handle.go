@@ -16,8 +16,8 @@ var outcomeLabels = map[string]string{stateDelivered: "delivered", stateDue: "fa
 
 // handle delivers one callback and records the outcome: first the event, then the row. If the process
 // dies in between, the callback is delivered again; then there are two events, because it was
-// delivered twice.
-func (s *Callbacks) handle(ctx context.Context, c *callback) {
+// delivered twice. It reports whether the host timed out.
+func (s *Callbacks) handle(ctx context.Context, c *callback) (timedOut bool) {
 	fault.At("callbacks.after_claim")
 	o := s.poster.deliver(ctx, c)
 	fault.At("callbacks.after_delivery")
@@ -36,11 +36,11 @@ func (s *Callbacks) handle(ctx context.Context, c *callback) {
 		err := s.table.saveOutcome(ctx, c, o)
 		if err == nil {
 			fault.At("callbacks.after_row")
-			return
+			return o.class == task.ClassTimeout
 		}
 		if !sleep(ctx, wait.NextBackOff(), nil) {
 			s.deps.Logger.Warn("the outcome of a callback could not be saved; it will be delivered again", "callback", c.id, "error", describe(err))
-			return
+			return o.class == task.ClassTimeout
 		}
 	}
 }

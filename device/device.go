@@ -52,6 +52,9 @@ type Device struct {
 
 	// Silent means that the device had missed its heartbeats when it was read.
 	Silent bool `json:"-"`
+
+	// Unserved means that no batcher read its assignments, or no worker its batches.
+	Unserved bool `json:"-"`
 }
 
 // Serves reports whether the device serves the model.

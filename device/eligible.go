@@ -16,13 +16,14 @@ const (
 	TagMissing             // it lacks a capability tag
 	IsSilent               // it missed its heartbeats
 	IsDraining             // it, or an operator, asked for no new work
+	IsUnserved             // no batcher reads its assignments, or no worker its batches
 	BreakerIsOpen          // its breaker is open
 	IsThrottled            // it answered 429 and asked for a pause
 	ExcludedForTask        // the task has failed there
 	ReasonCount     = iota // how many there are, CanRun included
 )
 
-var reasonNames = [ReasonCount]string{"", "model", "tags", "silent", "draining", "breaker_open", "throttled", "excluded"}
+var reasonNames = [ReasonCount]string{"", "model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}
 
 // String is the name in audit details and in `tasks why`; empty for [CanRun].
 func (r Reason) String() string { return reasonNames[r] }
@@ -50,6 +51,8 @@ func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Re
 		return IsSilent
 	case d.Draining:
 		return IsDraining
+	case d.Unserved:
+		return IsUnserved
 	case g == GateShut:
 		return BreakerIsOpen
 	case h.ThrottledUntil.After(now):

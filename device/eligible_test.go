@@ -49,7 +49,7 @@ func TestEligible(t *testing.T) {
 
 func TestReasonNames(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []string{"model", "tags", "silent", "draining", "breaker_open", "throttled", "excluded"}, ReasonNames())
+	require.Equal(t, []string{"model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
 	require.Empty(t, CanRun.String())
 	for r := ModelNotServed; r < ReasonCount; r++ {
 		require.Equal(t, ReasonNames()[r-1], r.String())

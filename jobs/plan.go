@@ -243,7 +243,7 @@ func (c *checker) duplicate(line int, q *parsed) error {
 
 // Spec is the announcement of the job.
 func (p *Plan) Spec() *task.JobSpec {
-	s := &task.JobSpec{JobID: p.Job, Tenant: p.Tenant, SHA256: p.SHA256, Tasks: int64(p.Tasks), Lines: int64(p.Lines), Bytes: p.Bytes, Format: task.FormatMixed}
+	s := &task.JobSpec{JobID: p.Job, Tenant: p.Tenant, SHA256: p.SHA256, Tasks: int64(p.Tasks), Lines: int64(p.Lines), BadLines: int64(p.Bad), Bytes: p.Bytes, Format: task.FormatMixed}
 	switch p.openAIs {
 	case p.Tasks:
 		s.Format = task.FormatOpenAI

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -42,7 +43,7 @@ func (p *Producer) Reprioritize(ctx context.Context, r *Recent, from PriorityLev
 	change.Key = r.Key()
 	to := from.With(change)
 	e := task.Event{
-		Time: time.Now().UTC(), Action: task.TaskReprioritized, Outcome: task.OutcomeOK, Tenant: r.Tenant,
+		Time: clock.Now().UTC(), Action: task.TaskReprioritized, Outcome: task.OutcomeOK, Tenant: r.Tenant,
 		ActorType: task.ActorUser, ActorID: o.Actor, SourceAddr: o.Addr, UserAgent: o.UserAgent,
 		ResourceType: "task", ResourceID: r.ID, TaskID: r.ID, JobID: r.Job, TraceID: r.TraceID, Model: r.Model, Generation: r.Generation, Priority: to.Priority,
 	}
@@ -68,7 +69,7 @@ func (p *Producer) reprioritize(ctx context.Context, change device.PriorityChang
 	if err == nil {
 		return nil
 	}
-	e.Time, e.Outcome, e.Priority = time.Now().UTC(), task.OutcomeFailed, ""
+	e.Time, e.Outcome, e.Priority = clock.Now().UTC(), task.OutcomeFailed, ""
 	return errors.Join(ErrNoRedis, err, p.put(ctx, stream.Unit{Events: []task.Event{e}}))
 }
 
@@ -79,7 +80,7 @@ const overrideTimeout = 3 * time.Second
 // task's result unless another came first. Then it notifies the stage that holds the task. It
 // returns nil once all in-sync replicas have the result.
 func (p *Producer) Cancel(ctx context.Context, r *Recent, o task.Origin) error {
-	now := time.Now().UTC()
+	now := clock.Now().UTC()
 	res := &task.Result{
 		TaskID: r.ID, Tenant: r.Tenant, Generation: r.Generation, State: task.Cancelled, Model: r.Model, Endpoint: r.Endpoint, Priority: r.Priority,
 		JobID: r.Job, CustomID: r.CustomID, Labels: r.Labels, Callback: r.Callback, TraceID: r.TraceID,

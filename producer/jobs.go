@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -108,7 +109,7 @@ func (p *Producer) AnnounceJob(ctx context.Context, s *task.JobSpec, o task.Orig
 	if err := spec.Validate(); err != nil {
 		return err
 	}
-	now := time.Now().UTC()
+	now := clock.Now().UTC()
 	if p.jobs.rdb != nil {
 		var other *task.JobConflictError
 		err := p.askRedis(ctx, func(ctx context.Context) error {

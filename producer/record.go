@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -43,7 +43,7 @@ func (p *Producer) completed(e task.Event, detail any) task.Event {
 		}
 	}
 	if e.Time.IsZero() {
-		e.Time = time.Now().UTC()
+		e.Time = clock.Now().UTC()
 	}
 	if e.ActorID == "" {
 		e.ActorID = p.instance

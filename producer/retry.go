@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -44,7 +45,7 @@ func (p *Producer) Retry(ctx context.Context, r Retry, o task.Origin) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := clock.Now()
 	again := task.Progress{Generation: r.Generation}
 	if t.Progress != nil {
 		again.Sent = t.Progress.Sent
@@ -120,7 +121,7 @@ func request(rec *stream.Record, r Retry) *task.Task {
 	if t.ID == "" {
 		t.ID = records.TaskID(rec)
 	}
-	t.Normalize(time.Now())
+	t.Normalize(clock.Now())
 	if t.Key() != r.Key || t.Fingerprint().Differs(r.Fingerprint) {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -23,7 +24,7 @@ func (p *Producer) Check(tasks []*task.Task) error {
 	}
 	var refused RefusedError
 	first := make(map[task.Key]int, len(tasks))
-	now := time.Now()
+	now := clock.Now()
 	for i, t := range tasks {
 		t.SubmittedAt = time.Time{} // not the sender's to choose: it decides the order
 		t.Normalize(now)
@@ -143,7 +144,7 @@ type submission struct {
 func (p *Producer) encode(tasks []*task.Task, o task.Origin) (submission, error) {
 	headers := headersOf(o)
 	s := submission{tasks: tasks, msgs: make([]stream.Message, len(tasks)), events: make([]task.Event, len(tasks))}
-	now := time.Now()
+	now := clock.Now()
 	for i, t := range tasks {
 		m, err := records.TaskMessage(stream.TasksTopic(t.Priority), t, headers...)
 		if err != nil {

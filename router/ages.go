@@ -1,7 +1,6 @@
 package router
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"time"
@@ -29,16 +28,25 @@ const (
 	maxMarks  = 512
 )
 
-// note takes the first of the records that were read.
-func (a *ages) note(rec *stream.Record) {
+// writtenAt is when a record was written; false if it has no time, because Kafka refused that of its writer.
+func writtenAt(rec *stream.Record) (time.Time, bool) {
+	return rec.Time, !rec.Time.IsZero() && rec.Time.UnixMilli() > 0
+}
+
+// note takes the first of the records that were read. One without a time was written now, at the latest.
+func (a *ages) note(rec *stream.Record, now time.Time) {
 	o := rec.Ownership()
-	if o == nil || rec.Recalled() != nil || rec.Time.IsZero() {
+	if o == nil || rec.Recalled() != nil {
 		return
+	}
+	at, ok := writtenAt(rec)
+	if !ok {
+		at = now
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	ms := a.marks[o]
-	if n := len(ms); n > 0 && rec.Time.Before(ms[n-1].at.Add(markEvery)) {
+	if n := len(ms); n > 0 && (rec.Offset <= ms[n-1].offset || at.Before(ms[n-1].at.Add(markEvery))) { // or it is handed out again
 		return
 	}
 	if len(ms) == maxMarks { // forget every other one: what follows it then counts as older than it is
@@ -47,11 +55,11 @@ func (a *ages) note(rec *stream.Record) {
 		}
 		ms = ms[:maxMarks/2]
 	}
-	a.marks[o] = append(ms, mark{rec.Topic, rec.Offset, rec.Time})
+	a.marks[o] = append(ms, mark{rec.Topic, rec.Offset, at})
 }
 
 // oldBelow returns the offset below which an owner's records have been in the log for half of its retention.
-func (a *ages) oldBelow(owner decide.Owner, r *retentions, now time.Time) int64 {
+func (a *ages) oldBelow(owner decide.Owner, retention func(topic string) time.Duration, now time.Time) int64 {
 	o, ok := owner.(*stream.Ownership)
 	if !ok {
 		return 0
@@ -60,7 +68,7 @@ func (a *ages) oldBelow(owner decide.Owner, r *retentions, now time.Time) int64 
 	defer a.mu.Unlock()
 	below := int64(0)
 	for i, m := range a.marks[o] {
-		if !r.isOld(m.topic, m.at, now) {
+		if keep := retention(m.topic); keep <= 0 || now.Sub(m.at) < keep/2 {
 			break
 		}
 		below = m.offset + 1
@@ -92,69 +100,4 @@ func (a *ages) dropLost() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	maps.DeleteFunc(a.marks, func(o *stream.Ownership, _ []mark) bool { return o.Lost() })
-}
-
-// retentions knows how long Kafka keeps the records of the tasks topics.
-type retentions struct {
-	mu      sync.Mutex
-	byTopic map[string]time.Duration
-	assumed time.Duration // until Kafka has said what it is; 0: forever
-}
-
-func newRetentions(assumed time.Duration) *retentions {
-	return &retentions{byTopic: map[string]time.Duration{}, assumed: assumed}
-}
-
-// of returns the retention of a topic; 0: its records are kept forever.
-func (r *retentions) of(topic string) time.Duration {
-	if r == nil { // a router without a log
-		return 0
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if d, ok := r.byTopic[topic]; ok {
-		return d
-	}
-	return r.assumed
-}
-
-// isOld reports whether a record has been in the log for half of its topic's retention.
-func (r *retentions) isOld(topic string, written, now time.Time) bool {
-	keep := r.of(topic)
-	return keep > 0 && now.Sub(written) >= keep/2
-}
-
-// retentionRefresh is how often Kafka is asked for the retention: an operator may change it at any time.
-const retentionRefresh = time.Minute
-
-// readRetentions asks Kafka for the retention of the tasks topics again and again. If Kafka does not say,
-// what it said last counts, or else the configuration.
-func (s *scheduler) readRetentions(ctx context.Context) {
-	if s.deps.Log == nil {
-		return
-	}
-	tick := time.NewTicker(retentionRefresh)
-	defer tick.Stop()
-	for failing := false; ; {
-		var failed error
-		for _, topic := range topics {
-			keep, err := s.deps.Log.Retention(ctx, topic)
-			if err != nil {
-				failed = err
-				continue
-			}
-			s.retentions.mu.Lock()
-			s.retentions.byTopic[topic] = keep
-			s.retentions.mu.Unlock()
-		}
-		if failed != nil && !failing && ctx.Err() == nil {
-			s.deps.Logger.Warn("cannot ask Kafka for the retention of the tasks topics: assuming what was last known, or configured", "error", failed)
-		}
-		failing = failed != nil
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }

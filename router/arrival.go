@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -33,7 +34,7 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := clock.Now()
 	if t.ID == "" {
 		t.ID = records.TaskID(rec)
 	}
@@ -42,7 +43,7 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 	}
 	if t.SubmittedAt.IsZero() || believed(rec, records.HeaderAccepted) == "" {
 		// The log's time, not the sender's: it decides who goes first.
-		t.SubmittedAt, _ = submittedAt(rec, now, r.retentions.of(rec.Topic))
+		t.SubmittedAt, _ = submittedAt(rec, now, r.deps.retention(rec.Topic))
 	}
 	if sent := sentWith(rec, t); len(sent) > 0 {
 		t.Progress = &task.Progress{Sent: sent}
@@ -50,6 +51,9 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 	t.Normalize(now)
 	if err := t.Validate(r.deps.Limits); err != nil {
 		return nil, err
+	}
+	if p := t.Progress; p != nil && p.BackoffMS > 0 {
+		p.NotBefore = backoffEnd(rec, time.Duration(p.BackoffMS)*time.Millisecond, now)
 	}
 	it := &decide.Item{
 		Task: t, Fingerprint: t.Fingerprint(), Origin: newOrigin(rec), Offset: rec.Offset, Source: rec.Topic, Size: int64(len(rec.Value)),
@@ -62,6 +66,17 @@ func (r *Router) decode(rec *stream.Record) (*decide.Item, error) {
 		it.Seen = w.Marked
 	}
 	return it, nil
+}
+
+// backoffEnd returns when the backoff of a task ends that was written back with it. How old the record is
+// depends on the broker's clock and ours. If they disagree, the task waits for at most its backoff from now
+// on, or not at all.
+func backoffEnd(rec *stream.Record, backoff time.Duration, now time.Time) time.Time {
+	age := time.Duration(0)
+	if rec.Time.UnixMilli() > 0 { // otherwise it was written without a time
+		age = min(backoff, max(0, now.Sub(rec.Time)))
+	}
+	return now.Add(backoff - age).UTC()
 }
 
 // decodeTask decodes the task of a record, and gives it the priority of its topic. A client that

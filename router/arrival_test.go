@@ -74,7 +74,7 @@ func TestImplausibleTimestampsAreReplaced(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	const retention = 7 * 24 * time.Hour
-	r := &Router{retentions: newRetentions(retention)}
+	r := &Router{deps: Deps{Retention: func(string) time.Duration { return retention }}}
 	for name, at := range map[string]time.Time{
 		"none": time.UnixMilli(-1), "zero": time.UnixMilli(0), "seconds": time.UnixMilli(now.Unix()), "microseconds": time.UnixMilli(now.UnixMicro()), "nanoseconds": time.UnixMilli(now.UnixNano()),
 		"smallest": time.UnixMilli(-1 << 63), "no time": {}, "next year": now.AddDate(1, 0, 0), "two hours ahead": now.Add(2 * time.Hour), "older than the topic keeps": now.Add(-9 * 24 * time.Hour),
@@ -157,4 +157,23 @@ func TestHeadersAndKeyAreForTheResult(t *testing.T) {
 	it, err = (&Router{}).decode(rec)
 	require.NoError(t, err)
 	require.Nil(t, it.Task.Progress, "nothing to repeat")
+}
+
+// A backoff is a duration: whichever clock is wrong by hours, the task waits for no longer than that.
+func TestABackoffNeedsNoCommonClock(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, c := range map[string]struct {
+		written time.Time
+		left    time.Duration
+	}{
+		"just written":          {now, time.Minute},
+		"read later":            {now.Add(-20 * time.Second), 40 * time.Second},
+		"long ago":              {now.Add(-time.Hour), 0},
+		"the broker is ahead":   {now.Add(2 * time.Hour), time.Minute},
+		"the broker is behind":  {now.Add(-2 * time.Hour), 0},
+		"written without times": {time.UnixMilli(-1), time.Minute},
+	} {
+		require.Equal(t, now.Add(c.left).UTC(), backoffEnd(&stream.Record{Time: c.written}, time.Minute, now), name)
+	}
 }

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/batchyard/batchyard/router/decide"
@@ -19,7 +20,8 @@ const (
 //
 // The id belongs to the request that a router let in first, and Postgres knows that as soon as the event is
 // recorded. So two requests under one id are never both refused, whatever happens to claims. Both may run if
-// the first one's claim is lost before its event is recorded.
+// the first one's claim is lost before its event is recorded; the recorder then keeps the answer of the one that
+// the id belongs to.
 func (r *Router) settle(ctx context.Context) error {
 	var waiting []*decide.Item
 	tick := time.NewTicker(contestPause)
@@ -33,6 +35,7 @@ func (r *Router) settle(ctx context.Context) error {
 		case it := <-incoming:
 			waiting = append(waiting, it)
 		case <-tick.C:
+			waiting = append(waiting, r.sched.disputes.take()...)
 			waiting = slices.DeleteFunc(waiting, func(it *decide.Item) bool { return originOf(it).rec.Lost() })
 			if len(waiting) > 0 {
 				waiting = r.admit(ctx, waiting)
@@ -42,4 +45,24 @@ func (r *Router) settle(ctx context.Context) error {
 		}
 		r.deps.Metrics.Router.Contested.Set(float64(len(waiting)))
 	}
+}
+
+// disputes are the items that the scheduler has met another request for in the window. They wait to be settled.
+// Their number is bounded, because their records are in flight.
+type disputes struct {
+	mu    sync.Mutex
+	items []*decide.Item
+}
+
+func (d *disputes) add(it *decide.Item) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.items = append(d.items, it)
+}
+
+func (d *disputes) take() (items []*decide.Item) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	items, d.items = d.items, nil
+	return items
 }

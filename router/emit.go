@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -108,6 +109,9 @@ func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time)
 func (e *emitter) assignmentsAcked(origins []*origin, deviceID string, err error) {
 	if err != nil {
 		e.deps.Logger.Error("assignments were not written: their tasks will be read again", "device_id", deviceID, "error", err)
+		for _, o := range origins {
+			o.ack.Refused(err)
+		}
 		return
 	}
 	fault.At("router.after_assignment")
@@ -139,20 +143,22 @@ func (e *emitter) write(o *origin, u stream.Unit, tooLarge func(err error)) {
 		case errors.As(err, &large):
 			go tooLarge(err) // not here: it may wait for room in the outbox, which frees none until this returns
 		default:
-			e.logUnwritten(o, err)
+			e.unwritten(o, err)
 		}
 	}
 	e.put(u)
 }
 
-func (e *emitter) logUnwritten(o *origin, err error) {
+// unwritten makes a record be read again, because what it became was refused.
+func (e *emitter) unwritten(o *origin, err error) {
 	e.deps.Logger.Error("what became of a task was not written: it will be read again", "record", o.rec.Position(), "error", err)
+	o.ack.Refused(err)
 }
 
 // failTooLarge ends a task that no topic takes as what it became. The result leaves out everything that
 // can be large.
 func (e *emitter) failTooLarge(it *decide.Item, o *origin) {
-	now := time.Now()
+	now := clock.Now()
 	res := task.NewResult(it.Task, task.Failed, now)
 	res.Labels, res.Attempts = nil, nil
 	res.Error = &task.Error{Class: task.ClassInvalid, Message: "the task is larger than its topic accepts, counting what is added on its way: submit a smaller one"}
@@ -163,7 +169,7 @@ func (e *emitter) failTooLarge(it *decide.Item, o *origin) {
 	if !ok {
 		return
 	}
-	e.write(o, u, func(err error) { e.logUnwritten(o, err) })
+	e.write(o, u, func(err error) { e.unwritten(o, err) })
 }
 
 // Expire ends a task whose deadline passed while it waited.
@@ -195,8 +201,12 @@ func (e *emitter) cancelled(it *decide.Item, now time.Time) {
 	e.deps.Metrics.Router.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 }
 
-// refuse ends the record of an item that must not enter the window.
-func (e *emitter) refuse(it *decide.Item) { _ = e.dead.Put(e.ctx, reusedID(it)) }
+// refuse ends an item whose id belongs to another request, and those that ride with it. If the process dies
+// before the dead letter is acknowledged, their records are read again, and refused again.
+func (e *emitter) refuse(it *decide.Item) {
+	depart(it)
+	_ = e.dead.Put(e.ctx, reusedID(it)) // an error means that ctx ended
+}
 
 // duplicate records that an item rides with its twin.
 func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
@@ -206,9 +216,11 @@ func (e *emitter) duplicate(rider *decide.Item, now time.Time) {
 	ev.Outcome, ev.SourceAddr = task.OutcomeRefused, "kafka:"+o.rec.Position()
 	o.ack.Hold()
 	e.put(stream.Unit{Events: []task.Event{ev}, Acked: func(err error) {
-		if err == nil {
-			o.ack.Release()
+		if err != nil {
+			o.ack.Refused(err)
+			return
 		}
+		o.ack.Release()
 	}})
 }
 

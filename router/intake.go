@@ -2,11 +2,13 @@ package router
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -33,7 +35,7 @@ func redisBackoff(limit time.Duration) backoff.BackOff {
 func (r *Router) intake(ctx context.Context, recs []*stream.Record) {
 	r.deps.Metrics.Router.Read.WithLabelValues(recs[0].Topic).Add(float64(len(recs)))
 	fault.At("router.after_read")
-	r.sched.ages.note(recs[0])
+	r.sched.ages.note(recs[0], clock.Now())
 	kept, sorted := r.sched.sort(ctx, recs[0], r.decodeAll(ctx, recs))
 	if sorted {
 		defer r.sched.land(recs)
@@ -59,8 +61,13 @@ func (r *Router) admit(ctx context.Context, items []*decide.Item) (unsettled []*
 		return nil // ctx ended: the owner of the partition reads the records again
 	}
 	fault.At("router.after_claim")
+	for i, it := range items {
+		if originOf(it).disputed && (verdicts[i] == claimed || verdicts[i] == reclaimed) {
+			verdicts[i] = contested // its claim is not enough: the window has the other
+		}
+	}
 	ends, checked := r.lookUp(ctx, items, verdicts)
-	a := arrivals{actor: r.deps.Instance, now: time.Now(), retention: r.retentions.of(items[0].Source), ends: ends, unchecked: !checked}
+	a := arrivals{actor: r.deps.Instance, now: clock.Now(), retention: r.deps.retention(items[0].Source), ends: ends, unchecked: !checked}
 	for i, it := range items {
 		switch {
 		case verdicts[i] == contested:
@@ -119,22 +126,28 @@ func (a *arrivals) end(it *decide.Item, action task.Action) {
 // accept is for an item that goes to the scheduler. If it was there before, it has its events.
 func (a *arrivals) accept(it *decide.Item) {
 	o := originOf(it)
-	if believed(o.rec, records.HeaderAccepted) == "" && !it.Seen {
+	o.ack.Hold()
+	a.acks = append(a.acks, o.ack)
+	a.items = append(a.items, it)
+	if o.disputed || it.Seen {
+		return // its events were written when it came first
+	}
+	if believed(o.rec, records.HeaderAccepted) == "" {
 		e := task.Accepted(it.Task, submitter(o.rec, it.Task), a.now)
 		e.Detail = arrivalOf(o.rec, it.Task, a.now, a.retention).Detail()
 		a.unit.Events = append(a.unit.Events, e)
 	}
-	if !it.Parked && !it.Seen {
+	if !it.Parked {
 		a.unit.Events = append(a.unit.Events, a.event(task.TaskQueued, it))
 	}
-	o.ack.Hold()
-	a.acks = append(a.acks, o.ack)
-	a.items = append(a.items, it)
 }
 
 func (a *arrivals) acked(err error) {
 	if err != nil {
-		return // the outbox is closed: the records are not done, and read again
+		for _, ack := range a.acks {
+			ack.Refused(err)
+		}
+		return
 	}
 	fault.At("router.after_arrival")
 	for _, ack := range a.acks {
@@ -150,9 +163,11 @@ func reusedID(it *decide.Item) records.Letter {
 		Cause: task.NewFieldError("task_id", "use an id of its own for each request",
 			"%q belongs to another request of tenant %q: endpoint, model, input, needs or degrade differ", it.Task.ID, it.Task.Tenant),
 		Done: func(err error) {
-			if err == nil {
-				o.ack.Release()
+			if err != nil {
+				o.ack.Refused(err)
+				return
 			}
+			o.ack.Release()
 		}}
 }
 
@@ -181,10 +196,15 @@ func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
 	return e
 }
 
-// decodeAll decodes records; those that can never succeed become dead letters.
+// decodeAll decodes records; those that can never succeed become dead letters. What was set aside and deleted
+// before it was recalled has been reported as a gap.
 func (r *Router) decodeAll(ctx context.Context, recs []*stream.Record) []*decide.Item {
 	items := make([]*decide.Item, 0, len(recs))
 	for _, rec := range recs {
+		if rec.Incomplete != nil && errors.Is(rec.Incomplete.Err, stream.ErrRemoved) {
+			rec.Done()
+			continue
+		}
 		it, err := r.decode(rec)
 		if err != nil {
 			// An error of Put means that ctx ended: the record is read again.

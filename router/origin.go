@@ -12,6 +12,8 @@ import (
 type origin struct {
 	rec *stream.Record
 	ack *records.Ack
+	// disputed: the window had another request under the id. From then on only Postgres lets it in.
+	disputed bool
 }
 
 // newOrigin counts one thing for the record: whatever ends the task's stay here.
@@ -19,8 +21,11 @@ func newOrigin(rec *stream.Record) *origin {
 	return &origin{rec: rec, ack: records.NewAck(rec, 1)}
 }
 
-// Lost reports whether another router reads the record from now on.
+// Lost reports whether another router reads the record from now on, or this one does again.
 func (o *origin) Lost() bool { return o.ack.Lost() }
+
+// Settled reports whether the events of the record's arrival are acknowledged.
+func (o *origin) Settled() bool { return o.ack.Open() == 1 }
 
 // originOf is the record behind an item of this router.
 func originOf(it *decide.Item) *origin {

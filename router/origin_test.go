@@ -17,8 +17,9 @@ import (
 // finisher counts how often its record is done.
 type finisher struct{ done int }
 
-func (f *finisher) Done()      { f.done++ }
-func (f *finisher) Lost() bool { return false }
+func (f *finisher) Done()       { f.done++ }
+func (f *finisher) Lost() bool  { return false }
+func (f *finisher) Again(error) {}
 
 // twin is one more record of the task "t", requeued so many times.
 func twin(requeues int) (*decide.Item, *finisher) {

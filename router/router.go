@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/router/decide"
@@ -29,6 +30,7 @@ type Deps struct {
 	Registry *store.Registry
 	Credits  *store.Credits
 	Rates    *store.Rates
+	Presence *store.Presence // nil: all devices are served
 	Cancels  *store.Overrides
 	Control  *store.Control
 	Limits   task.Limits
@@ -37,7 +39,16 @@ type Deps struct {
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
 
-	Retention time.Duration // of the tasks topics, until Kafka has said what it is; 0: records are kept forever
+	// Retention is for how long Kafka keeps the records of a tasks topic; 0: forever. It answers at once, and
+	// may change. Nil: all are kept forever.
+	Retention func(topic string) time.Duration
+}
+
+func (d *Deps) retention(topic string) time.Duration {
+	if d.Retention == nil {
+		return 0
+	}
+	return d.Retention(topic)
 }
 
 // topics are those that a router reads.
@@ -59,8 +70,6 @@ type Router struct {
 	outbox *stream.Outbox
 	dead   records.DeadLetters
 
-	retentions *retentions
-
 	contested chan *decide.Item // tasks whose id another request has claimed
 }
 
@@ -72,8 +81,8 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		return nil, err
 	}
 	return &Router{
-		cfg: cfg, deps: deps, sched: sched, outbox: outbox, retentions: sched.retentions,
-		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: time.Now},
+		cfg: cfg, deps: deps, sched: sched, outbox: outbox,
+		claims: claims{rdb: deps.Redis, prefix: deps.Prefix, ttl: cfg.ClaimTTL, now: clock.Now},
 		dead:   deadLetters(deps, outbox), contested: make(chan *decide.Item),
 	}, nil
 }
@@ -99,8 +108,10 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 
 func (r *Router) consume(ctx context.Context, topic string, joined func()) error {
 	cfg := stream.ConsumerConfig{
+		OnGap: r.dead.Gap,
 		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
-		Reserved: passingShare, DrainTimeout: consumerDrain, OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost,
+		Reserved: passingShare, DrainTimeout: consumerDrain,
+		OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost, OnAgain: r.sched.recordsAgain,
 	}
 	if err := r.deps.Log.Consume(ctx, cfg, r.intake, joined); err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)

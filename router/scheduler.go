@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/router/policy"
@@ -22,8 +23,10 @@ type scheduler struct {
 	decider *decide.Decider
 	out     *emitter
 
+	disputes *disputes
+
 	arrivals   chan []*decide.Item
-	lost       chan struct{} // partitions belong to another router now
+	lost       chan struct{} // partitions belong to another router now, or records are read again
 	stragglers chan holder
 	sorts      chan sorting
 	landed     chan struct{} // tasks that were sorted have arrived
@@ -37,11 +40,10 @@ type scheduler struct {
 	refresh  chan struct{} // the fleet and the operators' settings should be read again soon
 	steering steering
 
-	ages       ages
-	retentions *retentions
-	landings   landings
-	open       [len(topics)]atomic.Bool // whether the tasks of a topic enter unsorted
-	unsorted   []sorting                // there was no room
+	ages     ages
+	landings landings
+	open     [len(topics)]atomic.Bool // whether the tasks of a topic enter unsorted
+	unsorted []sorting                // there was no room
 }
 
 // policyChange is a policy for the decider to use from now on.
@@ -53,13 +55,13 @@ type policyChange struct {
 // newScheduler returns a scheduler; its parts run it.
 func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, error) {
 	s := &scheduler{
-		cfg: cfg, deps: deps,
+		cfg: cfg, deps: deps, disputes: &disputes{},
 		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
 		stragglers: make(chan holder, 64), sorts: make(chan sorting, 64), landed: make(chan struct{}, 1), cancels: make(chan []task.Key, 64),
 		changes: make(chan []device.PriorityChange, 64), gaps: make(chan struct{}, 1),
 		policies: make(chan policyChange), fleets: make(chan decide.Fleet, 1), used: make(chan map[string]int, 1),
 		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
-		ages: ages{marks: map[*stream.Ownership][]mark{}}, retentions: newRetentions(deps.Retention),
+		ages: ages{marks: map[*stream.Ownership][]mark{}},
 	}
 	s.out = &emitter{deps: deps, outbox: outbox, dead: deadLetters(deps, outbox), ctx: context.Background(), admit: s.admitWaiting}
 	var err error
@@ -69,7 +71,7 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 
 // parts are the goroutines of the scheduler.
 func (s *scheduler) parts() []lifecycle.Part {
-	return append(s.watchers(), lifecycle.Func(s.run), lifecycle.Func(s.readRetentions))
+	return append(s.watchers(), lifecycle.Func(s.run))
 }
 
 // straggler takes a record that holds up the commit of its partition. It is reported again if the channel
@@ -83,6 +85,9 @@ func (s *scheduler) straggler(o *stream.Ownership, offset int64) {
 
 // partitionLost notes that a partition belongs to another router now.
 func (s *scheduler) partitionLost(int) { signal(s.lost) }
+
+// recordsAgain notes that records will be read again, because what they became was refused.
+func (s *scheduler) recordsAgain() { signal(s.lost) }
 
 // signal sets a flag that a goroutine waits for.
 func signal(c chan struct{}) {
@@ -122,9 +127,9 @@ func (s *scheduler) run(ctx context.Context) {
 		case <-s.gaps:
 			s.recheckOverrides()
 		case p := <-s.policies:
-			s.decider.SetPolicy(p.policy, p.binding, time.Now())
+			s.decider.SetPolicy(p.policy, p.binding, clock.Now())
 		case f := <-s.fleets:
-			now := time.Now()
+			now := clock.Now()
 			s.decider.UpdateFleet(f, now)
 			s.dropLost() // also what belonged to a topic that was recreated
 			s.rewriteOld(now)
@@ -135,7 +140,7 @@ func (s *scheduler) run(ctx context.Context) {
 		}
 		s.landAll()
 		s.sortAll()
-		timer.Reset(s.decider.Step(time.Now()))
+		timer.Reset(s.decider.Step(clock.Now()))
 		s.publishOpen()
 		stepped = time.Now()
 	}
@@ -156,14 +161,21 @@ func (s *scheduler) admitWaiting() {
 // admit adds items to the window. The record of a twin is a duplicate: it is done after its event
 // and after the item that it rides with.
 func (s *scheduler) admit(items []*decide.Item) {
-	now := time.Now()
+	now := clock.Now()
 	for _, it := range items {
 		if it.Origin.Lost() { // on the way here; its new owner reads it
 			continue
 		}
-		if s.decider.Contradicts(it) {
-			s.out.refuse(it)
-			continue
+		if other := s.decider.Other(it); other != nil {
+			// The window does not know whose id it is, and may hold the wrong one: claims were lost, and Postgres
+			// did not answer.
+			if o := originOf(it); !o.disputed {
+				o.disputed = true
+				s.disputes.add(it)
+				continue
+			}
+			s.decider.Evict(other) // meanwhile Postgres says that the id is ours
+			s.out.refuse(other)
 		}
 		if rider := s.decider.Add(it, now); rider != nil {
 			s.out.duplicate(rider, now)
@@ -171,9 +183,9 @@ func (s *scheduler) admit(items []*decide.Item) {
 	}
 }
 
-// forgetLost drops the items that another router reads from now on.
+// forgetLost drops the items that another router reads from now on, and those that this one reads again.
 func (s *scheduler) forgetLost() {
-	now := time.Now()
+	now := clock.Now()
 	for it := range s.decider.Pending() {
 		if it.Origin.Lost() {
 			s.decider.Forget(it, now)
@@ -193,14 +205,14 @@ func (s *scheduler) dropLost() {
 func (s *scheduler) cancel(keys []task.Key) {
 	for _, k := range keys {
 		if it, ok := s.decider.Cancel(k); ok {
-			s.out.cancelled(it, time.Now())
+			s.out.cancelled(it, clock.Now())
 		}
 	}
 }
 
 // reprioritize changes the priority or level of waiting tasks. The API has written the event.
 func (s *scheduler) reprioritize(changes []device.PriorityChange) {
-	now := time.Now()
+	now := clock.Now()
 	for _, c := range changes {
 		s.decider.Reprioritize(c, now)
 	}
@@ -243,8 +255,8 @@ func (s *scheduler) rewriteOld(now time.Time) {
 		if n == maxRewrites {
 			return
 		}
-		rec := originOf(it).rec
-		if rec.Time.IsZero() || !s.retentions.isOld(rec.Topic, rec.Time, now) {
+		keep := s.deps.retention(it.Source)
+		if keep <= 0 || !s.isOlder(it, keep/2, now) {
 			continue
 		}
 		reason := parkedForTime
@@ -254,7 +266,17 @@ func (s *scheduler) rewriteOld(now time.Time) {
 		s.decider.Park(it, reason, now)
 		n++
 	}
-	s.decider.RecallBefore(func(o decide.Owner) int64 { return s.ages.oldBelow(o, s.retentions, now) }, maxRewrites-n)
+	s.decider.RecallBefore(func(o decide.Owner) int64 { return s.ages.oldBelow(o, s.deps.retention, now) }, maxRewrites-n)
+}
+
+// isOlder reports whether the record of an item has been in the log for so long. Of one without a time, it is
+// only known how long the item has been in the window.
+func (s *scheduler) isOlder(it *decide.Item, age time.Duration, now time.Time) bool {
+	written, ok := writtenAt(originOf(it).rec)
+	if !ok {
+		written = it.Added()
+	}
+	return now.Sub(written) >= age
 }
 
 // Why tasks are parked.
@@ -271,10 +293,10 @@ const stragglerAge = time.Hour
 // parkHolder parks the task of a record that holds up the commit of its partition; if it was set aside, when
 // it has been read again.
 func (s *scheduler) parkHolder(h holder) {
-	now := time.Now()
+	now := clock.Now()
 	for it := range s.decider.Pending() {
 		if h.carries(it) {
-			if now.Sub(originOf(it).rec.Time) >= stragglerAge {
+			if s.isOlder(it, stragglerAge, now) {
 				s.decider.Park(it, parkedForStraggler, now)
 			}
 			return

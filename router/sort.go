@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -62,7 +63,7 @@ func (s *scheduler) sortWaiting(req sorting) {
 
 // sortAll sorts what waits for it.
 func (s *scheduler) sortAll() {
-	now := time.Now()
+	now := clock.Now()
 	s.unsorted = slices.DeleteFunc(s.unsorted, func(req sorting) bool {
 		if req.items[0].Origin.Lost() {
 			req.kept <- nil

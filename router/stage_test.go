@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,11 +46,16 @@ func newYard(t *testing.T, partitions int) *yard {
 
 func newYardWith(t *testing.T, cfg stream.Config) *yard {
 	t.Helper()
+	cfg.Brokers = testenv.Brokers(t)
+	return newYardAt(t, cfg)
+}
+
+func newYardAt(t *testing.T, cfg stream.Config) *yard {
+	t.Helper()
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	cfg.Brokers, cfg.TopicPrefix = testenv.Brokers(t), testenv.TopicPrefix()
-	cfg.HeartbeatInterval, cfg.CommitInterval, cfg.FetchWait = 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
+	cfg.TopicPrefix, cfg.HeartbeatInterval, cfg.CommitInterval, cfg.FetchWait = testenv.TopicPrefix(), 100*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
 	l, err := stream.Open(t.Context(), cfg, testenv.Logger(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
@@ -59,6 +66,9 @@ func newYardWith(t *testing.T, cfg stream.Config) *yard {
 		assigned: map[string]int{}, events: map[task.Action][]string{}, results: map[string]*task.Result{},
 	}
 	y.deps.Log = l
+	settings, err := l.Settings(t.Context())
+	require.NoError(t, err)
+	y.deps.Retention = func(topic string) time.Duration { return settings[topic].Retention }
 	y.watch(stream.Assignments, y.onAssignments)
 	y.watch(stream.Events, func(rec *stream.Record) error {
 		es, err := wire.DecodeFrame[task.Event](wire.FrameEvents, rec.Value)
@@ -339,11 +349,9 @@ func TestATaskTooLargeToParkFails(t *testing.T) {
 	y.until("the event of its failure", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 
-// A task may wait for longer than its topic keeps records, in memory or set aside. What counts is what Kafka
-// does, not the configuration.
+// A task may wait for longer than its topic keeps records, in memory or set aside.
 func TestAWaitingTaskOutlivesItsRecord(t *testing.T) {
 	y := newYardWith(t, stream.Config{Partitions: 1, Retention: 3 * time.Second, ParkedRetention: 3 * time.Second})
-	y.deps.Retention = 168 * time.Hour
 	cfg := testConfig()
 	cfg.MaxPendingTasks = 64
 	y.router(cfg, "router@test")
@@ -467,6 +475,56 @@ func TestRedisIsEmptiedInTheMiddle(t *testing.T) {
 	y.redis.Empty() // this time with nothing in flight
 	y.beat(devices...)
 	y.until("one more", y.all(y.produce(chat("last", "m"))))
+}
+
+// away is a Postgres that answers only once it knows something.
+type away struct{ now atomic.Pointer[knows] }
+
+func (a *away) Known(ctx context.Context, keys []task.Key) ([]task.Known, error) {
+	if k := a.now.Load(); k != nil {
+		return k.Known(ctx, keys)
+	}
+	return knows(nil).Known(ctx, keys)
+}
+
+// While Postgres is away and claims are lost, another request gets into the window before the one that the id belongs
+// to. As soon as Postgres says whose id it is, the window holds the right one, and the other is a dead letter.
+func TestTheWindowHoldsTheRequestThatOwnsTheID(t *testing.T) {
+	for name, mine := range map[string]int{"the second": 1, "the first": 0} {
+		t.Run(name, func(t *testing.T) {
+			y := newYard(t, 1)
+			known := &away{}
+			y.deps.Known = known
+			y.router(testConfig(), "router@test")
+			requests := []*task.Task{chat("same", "m"), chat("same", "m")}
+			requests[1].Input = task.Input(`{"messages":[{"role":"user","content":"something else"}]}`)
+			for i, tk := range requests {
+				y.produce(tk)
+				y.until("the record", func() bool { return len(y.events[task.TaskQueued]) == i+1 })
+				y.redis.Empty()
+			}
+			requests[mine].Normalize(time.Now())
+			owner := requests[mine].Fingerprint()
+			known.now.Store(&knows{"same": {Fingerprint: owner, State: task.Pending}})
+			y.until("the dead letter of the other", func() bool { return len(y.dead) == 1 })
+			y.mu.Lock()
+			require.Equal(t, int64(1-mine), offsetOf(y.dead[0]))
+			require.Equal(t, records.ReasonIDReused, y.dead[0].Header(records.HeaderDLQReason))
+			y.mu.Unlock()
+			y.beat(dev("d", 1, "m"))
+			y.until("its assignment", y.all([]string{"same"}))
+			y.committed(stream.TasksNormal)
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			require.Equal(t, 1, y.assigned["same"])
+			require.Len(t, y.events[task.TaskQueued], 2, "each enters once")
+		})
+	}
+}
+
+func offsetOf(dead *stream.Record) int64 {
+	n, _ := strconv.ParseInt(dead.Header(records.HeaderDLQOffset), 10, 64)
+	return n
 }
 
 func TestRoutersShare(t *testing.T) {

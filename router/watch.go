@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -98,7 +99,12 @@ func (s *scheduler) loadFleet(ctx context.Context) (decide.Fleet, error) {
 	if err != nil {
 		return decide.Fleet{}, err
 	}
-	toLocalClock(ds, time.Now())
+	if s.deps.Presence != nil {
+		if err := s.deps.Presence.Mark(ctx, ds); err != nil {
+			return decide.Fleet{}, err
+		}
+	}
+	toLocalClock(ds, clock.Now())
 	rates, healths, err := s.deps.Rates.Load(ctx)
 	if err != nil {
 		return decide.Fleet{}, err
@@ -157,7 +163,7 @@ func (s *scheduler) reportSilent(ctx context.Context, ds []device.Device, report
 	for _, d := range silent {
 		reported[d.ID] = d.At
 	}
-	now := time.Now().UTC()
+	now := clock.Now().UTC()
 	unit := stream.Unit{}
 	for _, d := range ours {
 		unit.Events = append(unit.Events, task.Event{

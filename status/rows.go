@@ -58,7 +58,7 @@ const resultColumns = `r.tenant, coalesce(r.task_id, ''), coalesce(r.state, ''),
 	coalesce(r.error_message, ''), r.attempts::text, coalesce(r.input_tokens, 0), coalesce(r.output_tokens, 0), coalesce(r.device_id, ''),
 	coalesce(r.model, ''), coalesce(r.requested_model, ''), coalesce(r.endpoint, ''), coalesce(r.priority, ''), coalesce(r.job_id, ''),
 	coalesce(r.custom_id, ''), r.labels::text, coalesce(r.callback_url, ''), coalesce(r.trace_id, ''),
-	r.submitted_at, r.assigned_at, r.started_at, r.finished_at, coalesce(r.generation, 0)`
+	r.submitted_at, r.assigned_at, r.started_at, r.finished_at, coalesce(r.generation, 0), coalesce(encode(r.fingerprint, 'hex'), '')`
 
 type resultRow struct {
 	tenant           *string
@@ -73,7 +73,8 @@ func (r *resultRow) targets() []any {
 	return []any{&r.tenant, &r.res.TaskID, &r.res.State, &r.res.Status, &r.output, &r.class, &r.message, &r.attempts,
 		&r.res.Usage.InputTokens, &r.res.Usage.OutputTokens, &r.res.DeviceID, &r.res.Model, &r.res.RequestedModel, &r.res.Endpoint,
 		&r.res.Priority, &r.res.JobID, &r.res.CustomID, &r.labels, &r.callback, &r.res.TraceID,
-		pg.NullTime(&r.res.SubmittedAt), pg.NullTime(&r.res.AssignedAt), pg.NullTime(&r.res.StartedAt), pg.NullTime(&r.res.FinishedAt), &r.res.Generation}
+		pg.NullTime(&r.res.SubmittedAt), pg.NullTime(&r.res.AssignedAt), pg.NullTime(&r.res.StartedAt), pg.NullTime(&r.res.FinishedAt), &r.res.Generation,
+		&r.res.Fingerprint}
 }
 
 // result returns what was scanned; nil if there was no row.

@@ -69,7 +69,7 @@ func (f *finisher) close() {
 func committedOffsets(t testing.TB, cl *Client, group, topic string, n int) map[int]int64 {
 	out := map[int]int64{}
 	for id := range n {
-		offset, _, err := cl.committed(until(t), cl.GroupID(group, topic), topic, id)
+		offset, _, err := cl.membership(group, topic).Committed(until(t), id)
 		require.NoError(t, err)
 		out[id] = offset
 	}
@@ -85,7 +85,7 @@ func watchCommits(t testing.TB, cl *Client, group, topic string, n int) (stop fu
 		last := map[int]int64{}
 		for ctx.Err() == nil {
 			for id := range n {
-				offset, _, err := cl.committed(ctx, cl.GroupID(group, topic), topic, id)
+				offset, _, err := cl.membership(group, topic).Committed(ctx, id)
 				if err != nil || offset < 0 {
 					continue
 				}

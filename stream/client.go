@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"github.com/batchyard/batchyard/internal/unreachable"
 	"github.com/batchyard/batchyard/stream/internal/conns"
 	"github.com/batchyard/batchyard/stream/internal/layout"
+	"github.com/batchyard/batchyard/stream/internal/produce"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
 	"github.com/batchyard/batchyard/stream/internal/signature"
 )
 
@@ -38,6 +39,7 @@ type Client struct {
 	layout    *layout.Layouts
 	signer    *signature.Signer
 	producer  *producer
+	refusals  *refusals.Count
 	stop      context.CancelFunc
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -51,7 +53,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	compression, err := cfg.compression()
+	compression, err := produce.Compression(cfg.Compression)
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +64,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 		m = metrics.New(nil)
 	}
 	cl := &Client{cfg: cfg, logger: logger.With("part", "stream"), metrics: m, addr: kafka.TCP(cfg.Brokers...), signer: signature.NewSigner(cfg.TopicPrefix, cfg.SigningKeys), closed: make(chan struct{})}
+	cl.refusals = refusals.New(func(topic string, n int) { m.Stream.Refused.WithLabelValues(topic).Set(float64(n)) })
 	background, stop := context.WithCancel(context.Background())
 	cl.stop = stop
 	if cl.transport, err = cl.newTransport(background); err != nil {
@@ -90,11 +93,11 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, m *metrics.Metri
 
 // newTransport returns a pool of connections. Its background work stops when ctx ends.
 func (cl *Client) newTransport(ctx context.Context) (*kafka.Transport, error) {
-	tlsConfig, err := cl.cfg.TLS.load()
+	tlsConfig, err := cl.cfg.TLS.Load()
 	if err != nil {
 		return nil, err
 	}
-	mechanism, err := cl.cfg.SASL.mechanism()
+	mechanism, err := cl.cfg.SASL.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -102,24 +105,9 @@ func (cl *Client) newTransport(ctx context.Context) (*kafka.Transport, error) {
 	for i, t := range Topics {
 		names[i] = cl.full(t.Name)
 	}
-	dialer := &net.Dialer{Timeout: cl.cfg.DialTimeout, KeepAlive: 15 * time.Second}
-	return &kafka.Transport{
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return cl.conns.Add(conn)
-		},
-		DialTimeout:    cl.cfg.DialTimeout,
-		IdleTimeout:    time.Minute,
-		MetadataTTL:    metadataTTL,
-		MetadataTopics: names,
-		ClientID:       cl.cfg.ClientID,
-		TLS:            tlsConfig,
-		SASL:           mechanism,
-		Context:        ctx,
-	}, nil
+	return cl.conns.Transport(ctx, conns.Options{
+		Topics: names, ClientID: cl.cfg.ClientID, DialTimeout: cl.cfg.DialTimeout, MetadataTTL: metadataTTL, TLS: tlsConfig, SASL: mechanism,
+	}), nil
 }
 
 // Ping asks a broker for the cluster's metadata on a new connection.
@@ -138,14 +126,7 @@ func (cl *Client) brokerTopics(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := map[string]bool{}
-	for _, t := range res.Topics {
-		leaderless := func(p kafka.Partition) bool { return p.Leader.Host == "" }
-		if t.Error == nil && len(t.Partitions) > 0 && !slices.ContainsFunc(t.Partitions, leaderless) {
-			names[t.Name] = true
-		}
-	}
-	return names, nil
+	return layout.Writable(res), nil
 }
 
 func (cl *Client) freshMetadata(ctx context.Context) (*kafka.MetadataResponse, error) {

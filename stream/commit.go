@@ -9,24 +9,36 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/internal/fault"
-	"github.com/batchyard/batchyard/stream/internal/group"
+	"github.com/batchyard/batchyard/stream/internal/current"
+	"github.com/batchyard/batchyard/stream/internal/membership"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
 	"github.com/batchyard/batchyard/stream/internal/tracker"
 )
 
 // commitPeriodically commits what has finished at each interval, and reports stragglers and
 // metrics.
-func (c *consumer) commitPeriodically(ctx context.Context, s *group.Session) group.Outcome {
+func (c *consumer) commitPeriodically(ctx context.Context, s *membership.Session) membership.Outcome {
 	ticker := time.NewTicker(c.cl.cfg.CommitInterval)
 	defer ticker.Stop()
 	var again time.Time
+	var upToDate current.Report
 	for {
 		select {
 		case <-ctx.Done():
-			return group.Leaving
+			return membership.Leaving
 		case <-ticker.C:
 		}
 		c.reportProgress()
+		if c.cfg.OnCurrent != nil {
+			for _, p := range c.partitions() {
+				if p.upToDate() {
+					upToDate.Add(p.id)
+				}
+			}
+			if ids := upToDate.Due(time.Now(), c.cfg.CurrentEvery); ids != nil {
+				c.cfg.OnCurrent(ids)
+			}
+		}
 		if !again.IsZero() && time.Now().After(again) {
 			again = time.Time{}
 			for _, p := range c.partitions() {
@@ -34,24 +46,24 @@ func (c *consumer) commitPeriodically(ctx context.Context, s *group.Session) gro
 			}
 		}
 		err := c.commit(ctx, s)
-		if o := group.OutcomeOf(err); o != group.StillMember {
+		if o := membership.OutcomeOf(err); o != membership.StillMember {
 			return o
 		}
 		if ctx.Err() != nil {
-			return group.Leaving
+			return membership.Leaving
 		}
 		if err != nil {
 			// A commit without an answer may still reach the broker, after later ones. When
 			// it can no longer arrive, commit the current offsets once more.
 			again = time.Now().Add(2 * c.cl.cfg.RequestTimeout)
 		}
-		c.report("commit", err)
+		c.trouble.Report("commit", err)
 	}
 }
 
 // commit writes the offsets that moved since the last commit. The broker refuses it when the
 // generation is over, so a late commit never undoes a newer owner's.
-func (c *consumer) commit(ctx context.Context, s *group.Session) error {
+func (c *consumer) commit(ctx context.Context, s *membership.Session) error {
 	c.committing.Lock()
 	defer c.committing.Unlock()
 	var candidates []commitCandidate
@@ -67,28 +79,15 @@ func (c *consumer) commit(ctx context.Context, s *group.Session) error {
 	for i, o := range candidates {
 		commits[i] = kafka.OffsetCommit{Partition: o.p.id, Offset: o.offset, Metadata: o.metadata}
 	}
-	topic := c.cl.full(c.cfg.Topic)
-	ctx, cancel := c.commitContext(ctx)
+	ctx, cancel := membership.Lasting(ctx, c.cl.cfg.RequestTimeout)
 	defer cancel()
 	fault.At("stream.before_commit")
-	res, err := c.cl.kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-		GroupID: c.group, GenerationID: s.Generation, MemberID: s.Member,
-		Topics: map[string][]kafka.OffsetCommit{topic: commits},
-	})
+	answers, _ := c.member.Commit(ctx, s.Generation, s.Member, commits)
 	fault.At("stream.after_commit")
 	c.metrics.Commits.WithLabelValues(c.group, c.cfg.Topic).Inc()
-	answers := map[int]error{}
-	if err == nil {
-		for _, p := range res.Topics[topic] {
-			answers[p.Partition] = p.Error
-		}
-	}
 	var failed error
 	for _, o := range candidates {
-		perr, answered := answers[o.p.id]
-		if !answered {
-			perr = errors.Join(err, errNoAnswer)
-		}
+		perr := answers[o.p.id]
 		if errors.Is(perr, kafka.OffsetMetadataTooLarge) {
 			o.p.track((*tracker.Tracker).OmitMetadata)
 		}
@@ -97,7 +96,7 @@ func (c *consumer) commit(ctx context.Context, s *group.Session) error {
 			continue
 		}
 		o.p.track((*tracker.Tracker).Failed)
-		if group.OutcomeOf(failed) == group.StillMember {
+		if membership.OutcomeOf(failed) == membership.StillMember {
 			failed = fmt.Errorf("committing %s/%d at %d for group %s: %w", c.cfg.Topic, o.p.id, o.offset, c.group, perr)
 		}
 	}
@@ -105,26 +104,6 @@ func (c *consumer) commit(ctx context.Context, s *group.Session) error {
 		c.metrics.CommitErrors.WithLabelValues(c.group, c.cfg.Topic).Inc()
 	}
 	return failed
-}
-
-// errNoAnswer is the error of a partition that the broker's answer left out.
-var errNoAnswer = errors.New("the broker's answer does not mention the partition")
-
-// commitGrace is how much longer a commit under way may take when the consumer stops.
-const commitGrace = time.Second
-
-// commitContext returns a context that outlives ctx by a moment. An abandoned commit could
-// still reach the broker after the last one, which uses another connection, and undo it.
-func (c *consumer) commitContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cl.cfg.RequestTimeout)
-	grace := make(chan *time.Timer, 1)
-	stop := context.AfterFunc(ctx, func() { grace <- time.AfterFunc(commitGrace, cancel) })
-	return lasting, func() {
-		if !stop() {
-			(<-grace).Stop()
-		}
-		cancel()
-	}
 }
 
 // reportProgress reports stragglers, records in flight, and lag.
@@ -164,7 +143,7 @@ func (c *consumer) position(ctx context.Context, id int, topic string) (int64, [
 		}
 		return next, nil, nil
 	}
-	offset, metadata, err := c.cl.committed(ctx, c.group, c.cfg.Topic, id)
+	offset, metadata, err := c.member.Committed(ctx, id)
 	if err != nil || offset < 0 {
 		return offset, nil, err
 	}
@@ -180,30 +159,4 @@ func (c *consumer) position(ctx context.Context, id int, topic string) (int64, [
 		c.logger.Warn("cannot read a commit's metadata; records finished above the committed offset will be processed again", "partition", id, "error", err)
 	}
 	return offset, spans, nil
-}
-
-// committed returns the group's committed offset, or -1 without one.
-func (cl *Client) committed(ctx context.Context, group, topic string, id int) (int64, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
-	defer cancel()
-	res, err := cl.kafka.OffsetFetch(ctx, &kafka.OffsetFetchRequest{
-		GroupID: group, Topics: map[string][]int{cl.full(topic): {id}},
-	})
-	if err == nil {
-		err = res.Error
-	}
-	if err == nil {
-		for _, p := range res.Topics[cl.full(topic)] {
-			if p.Partition == id && p.Error == nil {
-				return p.CommittedOffset, p.Metadata, nil
-			}
-			if p.Partition == id {
-				err = p.Error
-			}
-		}
-		if err == nil {
-			err = errNoAnswer
-		}
-	}
-	return 0, "", fmt.Errorf("asking for the committed offset of group %s at %s/%d: %w", group, topic, id, err)
 }

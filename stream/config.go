@@ -1,14 +1,8 @@
 package stream
 
 import (
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
-
-	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/sasl"
 
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/stream/internal/security"
@@ -21,12 +15,11 @@ type Config struct {
 	ClientID    string   `yaml:"client_id" default:"batchyard" doc:"Client id of this program in the brokers' logs and quotas."`
 	TopicPrefix string   `yaml:"topic_prefix" default:"" doc:"Prefix of every topic and consumer group, so that several installations can share a cluster."`
 
-	Partitions        int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
-	Replication       int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
-	Retention         time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of tasks and results topics."`
-	ParkedRetention   time.Duration `yaml:"parked_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the topic of parked tasks. A task that waits longer than half of it is written again."`
-	InternalRetention time.Duration `yaml:"internal_retention" default:"24h" min:"1h" max:"87600h" doc:"Retention of the topics of assignments, batches and events."`
-	DLQRetention      time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic."`
+	Partitions      int           `yaml:"partitions" default:"12" unit:"partitions" min:"1" max:"1000" doc:"Number of partitions of topics that Batchyard creates."`
+	Replication     int           `yaml:"replication" default:"1" unit:"replicas" min:"1" max:"9" doc:"Number of replicas of topics that Batchyard creates. Use 3 in production."`
+	Retention       time.Duration `yaml:"retention" default:"168h" min:"1h" max:"87600h" doc:"Retention of all topics but those of parked tasks, dlq and checkpoints: a stage may be absent for this long."`
+	ParkedRetention time.Duration `yaml:"parked_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the topic of parked tasks, at least kafka.retention. A task that waits longer than half of it is written again."`
+	DLQRetention    time.Duration `yaml:"dlq_retention" default:"720h" min:"1h" max:"87600h" doc:"Retention of the dead-letter topic, at least kafka.retention."`
 
 	Compression    string        `yaml:"compression" default:"none" enum:"none,lz4,snappy,zstd,gzip" doc:"Compression of the records that are produced."`
 	EventLinger    time.Duration `yaml:"event_linger" default:"2ms" min:"0s" max:"1s" doc:"Minimum time between two writes of audit events. Events in between are sent together."`
@@ -49,56 +42,26 @@ type Config struct {
 }
 
 // TLSConfig says whether and how connections to Kafka are encrypted.
-type TLSConfig struct {
-	Enabled  bool   `yaml:"enabled" default:"false" doc:"Use TLS for connections to Kafka."`
-	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file with the trusted certificate authorities. Empty: those of the system."`
-	CertFile string `yaml:"cert_file" default:"" doc:"PEM file with the client certificate, if the brokers require one."`
-	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file with the key of the client certificate."`
-}
+type TLSConfig = security.TLS
 
 // SASLConfig says how to authenticate at Kafka.
-type SASLConfig struct {
-	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Authentication mechanism."`
-	User        string `yaml:"user" default:"" doc:"User name."`
-	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
-}
+type SASLConfig = security.SASL
 
 func (c Config) withDefaults() Config {
 	config.FillDefaults(&c)
 	return c
 }
 
-func (c Config) compression() (kafka.Compression, error) {
-	switch strings.ToLower(c.Compression) {
-	case "none":
-		return 0, nil
-	case "lz4":
-		return kafka.Lz4, nil
-	case "snappy":
-		return kafka.Snappy, nil
-	case "zstd":
-		return kafka.Zstd, nil
-	case "gzip":
-		return kafka.Gzip, nil
-	}
-	return 0, fmt.Errorf("unknown kafka.compression %q: use none, lz4, snappy, zstd or gzip", c.Compression)
-}
-
-func (c TLSConfig) load() (*tls.Config, error) {
-	if !c.Enabled {
-		return nil, nil
-	}
-	return security.TLS(c.CAFile, c.CertFile, c.KeyFile)
-}
-
-func (c SASLConfig) mechanism() (sasl.Mechanism, error) {
-	return security.SASL(c.Mechanism, c.User, c.PasswordEnv)
-}
-
 // Check reports settings that struct tags cannot reject.
 func (c Config) Check() error {
 	if c.HeartbeatInterval*3 > c.SessionTimeout {
 		return errors.New("kafka.heartbeat_interval must be at most a third of kafka.session_timeout")
+	}
+	if c.ParkedRetention < c.Retention {
+		return errors.New("kafka.parked_retention must be at least kafka.retention")
+	}
+	if c.DLQRetention < c.Retention {
+		return errors.New("kafka.dlq_retention must be at least kafka.retention")
 	}
 	return signature.CheckKeys(c.SigningKeys)
 }

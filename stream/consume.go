@@ -6,15 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/stream/internal/backoff"
 	"github.com/batchyard/batchyard/stream/internal/budget"
-	"github.com/batchyard/batchyard/stream/internal/group"
+	"github.com/batchyard/batchyard/stream/internal/membership"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
+	"github.com/batchyard/batchyard/stream/internal/trouble"
 )
 
 // ConsumerConfig says what to consume and how much of it at a time. Zero numbers mean the
@@ -34,6 +36,17 @@ type ConsumerConfig struct {
 	// OnLost is called when a partition, with its records in flight, now belongs to another
 	// member, or its topic was recreated. It must not block.
 	OnLost func(partition int)
+	// OnGap is called like the handler, in the order of the log, for records that were deleted before they
+	// were read, or while they were set aside. gap stands for all of them: it has the first offset, and
+	// Incomplete the last; some of those between may be done. If ctx ends, it is reported again by the next owner.
+	OnGap func(ctx context.Context, gap *Record)
+	// OnAgain is called when a record will be handed out again: what has been made of it is Lost, and need
+	// not be worked on. It must not block.
+	OnAgain func()
+	// OnCurrent is called every CurrentEvery with the partitions of which this member has handed out
+	// everything that was in the log at some time since the last call. It must not block.
+	OnCurrent    func(partitions []int)
+	CurrentEvery time.Duration
 }
 
 // OffsetStore keeps the offsets outside Kafka, in the same transaction as the outputs that the
@@ -55,35 +68,33 @@ type consumer struct {
 	cl      *Client
 	cfg     ConsumerConfig
 	group   string
-	topic   Topic
 	logger  *slog.Logger
 	metrics *metrics.Stream
 	handle  func(context.Context, []*Record)
 	budget  *budget.Budget
 
-	member     *group.Member
+	refusals   *refusals.Count
+	member     *membership.Member
 	committing sync.Mutex // one commit at a time, so that they arrive in order
 	idle       chan struct{}
 	active     atomic.Int64 // running handlers
 	wg         sync.WaitGroup
+	trouble    *trouble.Trouble
 
-	mu      sync.Mutex
-	parts   map[int]*partition
-	trouble map[string]struct{} // operations that fail now, so that each problem is logged once
+	mu    sync.Mutex
+	parts map[int]*partition
 }
 
-// Consume joins the group and calls handle with consecutive records of one partition, from one
-// goroutine per partition, and with records that are read again ([Ownership.Recall]), from another
-// one. handle may block: only its partition waits. Its context ends when the partition is lost or ctx
-// ends. ready is called once, when the first partitions are
-// assigned; it may be nil.
+// Consume joins the group and calls handle with consecutive records of one partition, or with some that are
+// handed out again ([Record.Again]), from one goroutine per partition, and with records that are read again
+// ([Ownership.Recall]), from another one. handle may block: only its partition waits. Its context ends when the
+// partition is lost or ctx ends. ready is called once, when the first partitions are assigned; it may be nil.
 //
 // When ctx ends, fetching stops and records in flight have DrainTimeout to be Done; then the
 // offsets are committed, the member leaves the group, and Consume returns nil. An error is
 // returned only when retrying cannot help.
 func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(ctx context.Context, recs []*Record), ready func()) error {
-	t, err := findTopic(cfg.Topic)
-	if err != nil {
+	if _, err := findTopic(cfg.Topic); err != nil {
 		return fmt.Errorf("consuming: %w", err)
 	}
 	cfg.MaxRecords = cmp.Or(cfg.MaxRecords, 4096)
@@ -93,13 +104,13 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 	cfg.Reserved = cmp.Or(cfg.Reserved, 0.5)
 	id := cl.GroupID(cfg.Group, cfg.Topic)
 	c := &consumer{
-		cl: cl, cfg: cfg, topic: t, group: id, handle: handle,
+		cl: cl, cfg: cfg, group: id, handle: handle,
 		logger:  cl.logger.With("group", id),
-		metrics: &cl.metrics.Stream,
+		metrics: &cl.metrics.Stream, refusals: cl.refusals,
 		budget:  budget.New(cfg.MaxRecords, cfg.MaxBytes, cfg.Reserved),
 		idle:    make(chan struct{}, 1),
 		parts:   map[int]*partition{},
-		trouble: map[string]struct{}{},
+		trouble: trouble.New(cl.logger.With("group", id), cl.metrics.Stream.BrokerUnreachable.WithLabelValues("consume")),
 	}
 	c.member = c.newMember()
 	return c.run(ctx, ready)
@@ -151,23 +162,23 @@ func (c *consumer) waitForHandlers(ctx context.Context) {
 
 // stayMember joins generation after generation until life ends. It returns the session that is
 // still valid, if any.
-func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*group.Session, error) {
-	var last *group.Session
+func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*membership.Session, error) {
+	var last *membership.Session
 	for failures := 0; life.Err() == nil; {
 		s, err := c.member.Join(life)
-		if errors.Is(err, group.ErrSessionTimeout) {
+		if errors.Is(err, membership.ErrSessionTimeout) {
 			return nil, err
 		}
 		if err != nil {
 			if life.Err() == nil {
-				c.report("join", err)
-				backOff(life, failures)
+				c.trouble.Report("join", err)
+				backoff.Wait(life, failures)
 				failures++
 			}
 			continue
 		}
 		failures = 0
-		c.report("join", nil)
+		c.trouble.Report("join", nil)
 		c.metrics.Rebalances.WithLabelValues(c.group, c.cfg.Topic).Inc()
 		c.takeOver(ctx, last, s)
 		last = s
@@ -176,12 +187,12 @@ func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*group.S
 			ready = nil
 		}
 		switch c.serve(life, s) {
-		case group.Leaving:
+		case membership.Leaving:
 			return s, nil
-		case group.Evicted:
+		case membership.Evicted:
 			c.loseAll(lostEvicted)
 			last = nil
-		case group.UnknownMember:
+		case membership.UnknownMember:
 			c.loseAll(lostEvicted)
 			c.member.Forget()
 			last = nil
@@ -196,21 +207,10 @@ func (c *consumer) stayMember(ctx, life context.Context, ready func()) (*group.S
 	return nil, nil
 }
 
-// backOff waits, longer after more failures.
-func backOff(ctx context.Context, failures int) {
-	d := min(maxBackoff, 5*minBackoff<<min(failures, 10))
-	timer := time.NewTimer(d/2 + rand.N(d/2+1))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
-
 // serve keeps the session alive and commits until it ends.
-func (c *consumer) serve(life context.Context, s *group.Session) group.Outcome {
+func (c *consumer) serve(life context.Context, s *membership.Session) membership.Outcome {
 	ctx, stop := context.WithCancel(life)
-	over := make(chan group.Outcome, 2)
+	over := make(chan membership.Outcome, 2)
 	var wg sync.WaitGroup
 	wg.Go(func() { over <- c.heartbeat(ctx, s) })
 	wg.Go(func() { over <- c.commitPeriodically(ctx, s) })
@@ -225,7 +225,7 @@ func (c *consumer) serve(life context.Context, s *group.Session) group.Outcome {
 
 // takeOver applies the session's assignment: partitions that stay are not interrupted, those
 // that moved to another member are lost, new ones are started.
-func (c *consumer) takeOver(ctx context.Context, last, s *group.Session) {
+func (c *consumer) takeOver(ctx context.Context, last, s *membership.Session) {
 	// If we missed a generation, another member may have owned our partitions in it.
 	stays := last != nil && last.Member == s.Member && last.Generation+1 == s.Generation
 	if !stays {
@@ -318,7 +318,7 @@ func (c *consumer) drain(ctx, life context.Context) {
 		n := int(c.active.Load())
 		for _, p := range c.partitions() {
 			p.mu.Lock()
-			n += p.inFlight
+			n += p.inFlight - p.resting
 			p.mu.Unlock()
 		}
 		if n == 0 {
@@ -332,29 +332,5 @@ func (c *consumer) drain(ctx, life context.Context) {
 			c.logger.Warn("stopping with unfinished records; they will be read again", "records", n)
 			return
 		}
-	}
-}
-
-// report notes that an operation fails (err) or works again (nil). It logs the first of several
-// concurrent problems, and the end of the last.
-func (c *consumer) report(what string, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	before := len(c.trouble)
-	if err != nil {
-		c.trouble[what] = struct{}{}
-	} else {
-		delete(c.trouble, what)
-	}
-	gauge := c.metrics.BrokerUnreachable.WithLabelValues("consume")
-	switch after := len(c.trouble); {
-	case before == 0 && after > 0:
-		gauge.Set(1)
-		c.logger.Warn("an operation on Kafka fails; retrying until it works", "operation", what, "error", err)
-	case before > 0 && after == 0:
-		gauge.Set(0)
-		c.logger.Info("all operations on Kafka work again")
-	case err != nil:
-		c.logger.Debug("an operation on Kafka fails", "operation", what, "error", err)
 	}
 }

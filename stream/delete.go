@@ -8,9 +8,8 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// DeleteTopics deletes all topics and the records in them. A topic that does not exist is not
-// an error. It is meant for topics created by tests and benchmarks; in an installation,
-// operators delete topics themselves. The groups' offsets stay until the broker expires them.
+// DeleteTopics deletes all topics and the records in them, for tests and benchmarks. A topic that does not
+// exist is not an error. The groups' offsets stay until the broker expires them.
 func (cl *Client) DeleteTopics(ctx context.Context) error {
 	req := &kafka.DeleteTopicsRequest{}
 	for _, t := range Topics {

@@ -7,8 +7,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/segmentio/kafka-go"
-
 	"github.com/batchyard/batchyard/stream/internal/batches"
 	"github.com/batchyard/batchyard/stream/internal/fetch"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
@@ -142,28 +140,5 @@ func (cl *Client) record(req fetchRequest, r *batches.Record) *Record {
 func (cl *Client) bounds(ctx context.Context, topic string, id int) (first, end int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
-	ask := func(which kafka.OffsetRequest) (kafka.PartitionOffsets, error) {
-		res, err := cl.kafka.ListOffsets(ctx, &kafka.ListOffsetsRequest{
-			Topics: map[string][]kafka.OffsetRequest{cl.full(topic): {which}}, IsolationLevel: kafka.ReadCommitted,
-		})
-		if err != nil {
-			return kafka.PartitionOffsets{}, err
-		}
-		for _, p := range res.Topics[cl.full(topic)] {
-			if p.Partition == id {
-				return p, p.Error
-			}
-		}
-		return kafka.PartitionOffsets{}, errNoAnswer
-	}
-	f, err := ask(kafka.FirstOffsetOf(id))
-	if err == nil {
-		var e kafka.PartitionOffsets
-		e, err = ask(kafka.LastOffsetOf(id))
-		first, end = f.FirstOffset, e.LastOffset
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("asking for the first and last offset of %s/%d: %w", topic, id, err)
-	}
-	return first, end, nil
+	return fetch.Bounds(ctx, cl.kafka, cl.full(topic), id)
 }

@@ -22,13 +22,9 @@ func (cl *Client) Identity(ctx context.Context, topic string) (Identity, error) 
 	ctx, cancel := context.WithTimeout(ctx, cl.cfg.RequestTimeout)
 	defer cancel()
 	name := cl.full(topic)
-	res, err := cl.transport.RoundTrip(ctx, cl.addr, &topicid.Request{Topics: []string{name}})
+	got, err := topicid.Ask(ctx, cl.transport, cl.addr, []string{name})
 	if err != nil {
 		return Identity{}, fmt.Errorf("asking for the id of topic %s: %w", name, err)
-	}
-	got, ok := res.(*topicid.Response)
-	if !ok {
-		return Identity{}, fmt.Errorf("asking for the id of topic %s: %w", name, errNoAnswer)
 	}
 	id := Identity{Topic: got.IDs[name], Cluster: got.Cluster}
 	if got.Known && id.Topic == "" {

@@ -63,12 +63,14 @@ type Record struct {
 	// perhaps neither key nor headers.
 	Incomplete *Incomplete
 
-	signer   *signature.Signer // nil for records that were not read from a topic
-	origin   atomic.Uint32
-	owner    *partition // nil for records of Scan
-	owned    *Ownership // guarded by owner.mu until the record is handed out
-	released bool       // from memory; guarded by owner.mu
-	recalled *Wanted    // nil: it was read for the first time
+	signer     *signature.Signer // nil for records that were not read from a topic
+	origin     atomic.Uint32
+	owner      *partition  // nil for records of Scan
+	owned      *Ownership  // guarded by owner.mu until the record is handed out
+	released   bool        // from memory, or superseded; guarded by owner.mu
+	recalled   *Wanted     // nil: it was read for the first time
+	tries      int         // how often it was handed out before: see Again
+	superseded atomic.Bool // by a record that was handed out again in its place
 }
 
 // Incomplete says what is known about a record that is too large to be read, or about records whose
@@ -123,5 +125,5 @@ func (r *Record) Done() {
 }
 
 // Lost reports whether another member owns the record's partition now and reads the record
-// again, so that working on it is wasted.
-func (r *Record) Lost() bool { return r.owner != nil && r.owner.lost.Load() }
+// again, or [Record.Again] was called, so that working on it is wasted.
+func (r *Record) Lost() bool { return r.owner != nil && (r.owner.lost.Load() || r.superseded.Load()) }

@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"sort"
 
 	"github.com/segmentio/kafka-go"
 
@@ -11,25 +10,7 @@ import (
 )
 
 // PartitionOffsets is what a partition holds and what of it a group has finished, at one moment.
-type PartitionOffsets struct {
-	Partition  int
-	First, End int64 // the partition's first offset, and one above its last
-
-	committed int64 // the first offset that the group has not finished
-	finished  []offsets.Span
-}
-
-// Committed returns the group's committed offset, or the partition's first offset if that is higher.
-func (s *PartitionOffsets) Committed() int64 { return max(s.committed, s.First) }
-
-// Unfinished reports whether the group has not finished the record at the offset.
-func (s *PartitionOffsets) Unfinished(offset int64) bool {
-	if offset < s.committed {
-		return false
-	}
-	i := sort.Search(len(s.finished), func(i int) bool { return s.finished[i].End > offset })
-	return i == len(s.finished) || offset < s.finished[i].First
-}
+type PartitionOffsets = offsets.Partition
 
 // Offsets returns for each partition of a topic what it holds and what of it a group has
 // finished. It asks for the group's offsets first and for the partition's bounds afterwards: a
@@ -50,17 +31,17 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 		s.Partition = id
 		if group != "" {
 			err := cl.withRetries(ctx, func(ctx context.Context) error {
-				next, metadata, err := cl.committed(ctx, cl.GroupID(group, topic), topic, id)
+				next, metadata, err := cl.membership(group, topic).Committed(ctx, id)
 				if errors.Is(err, kafka.GroupIdNotFound) {
 					return nil // the group has never existed
 				}
 				if err != nil {
 					return err
 				}
-				s.committed = max(next, 0)
+				s.Next = max(next, 0)
 				// Like the next owner, ignore metadata that is not ours.
 				_, spans := offsets.CutTopic(metadata)
-				s.finished, _ = offsets.Decode(s.committed, spans)
+				s.Finished, _ = offsets.Decode(s.Next, spans)
 				return nil
 			})
 			if err != nil {

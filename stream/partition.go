@@ -20,6 +20,8 @@ type partition struct {
 	end    atomic.Int64   // of the log, from the last fetch
 	wg     sync.WaitGroup // its goroutines
 	rest   *undecoded     // of the last fetch; used only by run
+	heard  atomic.Bool    // a fetch was answered since upToDate was last asked
+	wake   chan struct{}  // there are records in back
 
 	mu       sync.Mutex
 	tracker  tracker.Tracker // what is finished, and may be committed
@@ -27,12 +29,16 @@ type partition struct {
 	inFlight int             // unfinished records in memory; the others were set aside
 	wanted   []Wanted        // to be read again
 	recalls  chan struct{}   // there are such
+	back     []*Record       // to be handed out again now
+	resting  int             // records in flight that wait to be handed out again
+	refused  int             // records in flight that were handed out again, or wait for it
+	target   int64           // end of the log at some time; once the tracker is there, all of that was handed out; -1: not known yet
 	budget   budget.Share
 }
 
 // newPartition returns a partition that was gained; its context ends with ctx.
 func newPartition(ctx context.Context, c *consumer, id int) *partition {
-	p := &partition{c: c, id: id, tracker: tracker.New(), recalls: make(chan struct{}, 1)}
+	p := &partition{c: c, id: id, tracker: tracker.New(), recalls: make(chan struct{}, 1), wake: make(chan struct{}, 1), target: -1}
 	p.owned = &Ownership{p: p}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
@@ -53,8 +59,15 @@ func (p *partition) startOver(next int64, topic string) {
 	defer p.mu.Unlock()
 	p.owned.lost.Store(true)
 	p.owned = &Ownership{p: p}
-	p.inFlight, p.wanted = 0, nil
+	p.forgetRecords()
+	p.target = -1
 	p.tracker.StartOver(next, topic)
+}
+
+// forgetRecords makes no record that was handed out count any more. The caller holds mu.
+func (p *partition) forgetRecords() {
+	p.c.refusals.Remove(p.c.cfg.Topic, p.refused)
+	p.inFlight, p.wanted, p.resting, p.refused = 0, nil, 0, 0
 }
 
 // add registers records before they are handed out, in order.
@@ -82,7 +95,8 @@ const (
 	setAside       // it is read again later
 )
 
-// release takes a record out of memory. It does nothing for one that has left already or is lost.
+// release takes a record out of memory. It does nothing for one that has left already, is lost, or was
+// superseded. One that is set aside does not count as refused any more: it is read again.
 func (p *partition) release(r *Record, how letGo) {
 	p.mu.Lock()
 	if r.released || p.lost.Load() {
@@ -96,6 +110,10 @@ func (p *partition) release(r *Record, how letGo) {
 		empty = p.inFlight == 0
 		if how == finished {
 			p.tracker.Finish(r.Offset)
+		}
+		if r.tries > 0 {
+			p.refused--
+			p.c.refusals.Remove(p.c.cfg.Topic, 1)
 		}
 	}
 	p.mu.Unlock()
@@ -113,7 +131,7 @@ func (p *partition) lose() {
 		return
 	}
 	p.owned.lost.Store(true)
-	p.inFlight, p.wanted = 0, nil
+	p.forgetRecords()
 	p.tracker.Clear()
 	p.mu.Unlock()
 	p.cancel()
@@ -147,4 +165,21 @@ func (p *partition) track(change func(*tracker.Tracker)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(&p.tracker)
+}
+
+// upToDate reports whether everything that was in the log at some time since it was last true has been
+// handed out, and the broker has answered since it was last asked. A stage that is stuck, or further behind
+// than its budget allows, is not up to date.
+func (p *partition) upToDate() bool {
+	heard := p.heard.Swap(false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !heard || !p.tracker.Started() || p.lost.Load() {
+		return false
+	}
+	reached := p.target >= 0 && p.tracker.Next() >= p.target
+	if reached || p.target < 0 {
+		p.target = p.end.Load()
+	}
+	return reached
 }

@@ -6,12 +6,13 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/batchyard/batchyard/stream/internal/tracker"
+	"github.com/batchyard/batchyard/stream/internal/backoff"
 )
 
 // delivery is records for the handler, and the offset at which the partition continues.
 type delivery struct {
 	recs  []*Record
+	gap   *Record // stands for what the log did not have any more; nil: nothing
 	next  int64
 	owned *Ownership // partition.owned when they were read
 }
@@ -20,7 +21,7 @@ type delivery struct {
 func (p *partition) run() {
 	defer p.cancel()
 	what := "fetch " + strconv.Itoa(p.id)
-	defer p.c.report(what, nil)
+	defer p.c.trouble.Report(what, nil)
 	from, ok := p.findStart()
 	if !ok {
 		return
@@ -43,16 +44,20 @@ func (p *partition) run() {
 			return
 		}
 		if errors.Is(err, kafka.OffsetOutOfRange) {
+			was := from
 			if from, err = p.recoverPosition(from); err == nil {
-				backOff(p.ctx, 0) // fetch again, from there
+				if from > was && !p.passGap(deliveries, was, from) {
+					return
+				}
+				backoff.Wait(p.ctx, 0) // fetch again, from there
 				continue
 			}
 		}
-		p.c.report(what, err)
+		p.c.trouble.Report(what, err)
 		if err != nil {
 			p.c.metrics.FetchErrors.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
 			p.c.cl.layout.RefreshSoon()
-			backOff(p.ctx, failures)
+			backoff.Wait(p.ctx, failures)
 			failures++
 			continue
 		}
@@ -77,7 +82,7 @@ func (p *partition) run() {
 // findStart determines the first offset to read, and retries until it knows.
 func (p *partition) findStart() (int64, bool) {
 	what := "position " + strconv.Itoa(p.id)
-	defer p.c.report(what, nil)
+	defer p.c.trouble.Report(what, nil)
 	for failures := 0; p.ctx.Err() == nil; failures++ {
 		topic := p.c.cl.layout.FreshID(p.ctx, p.c.cfg.Topic)
 		next, spans, err := p.c.position(p.ctx, p.id, topic)
@@ -87,14 +92,44 @@ func (p *partition) findStart() (int64, bool) {
 		if p.ctx.Err() != nil {
 			break
 		}
-		p.c.report(what, err)
+		p.c.trouble.Report(what, err)
 		if err == nil {
 			p.begin(next, spans, topic)
 			return p.nextUnfinished(next), true
 		}
-		backOff(p.ctx, failures)
+		backoff.Wait(p.ctx, failures)
 	}
 	return 0, false
+}
+
+// passGap passes a gap on after everything that was read before it. It returns false when the partition ends.
+func (p *partition) passGap(to chan<- delivery, first, next int64) bool {
+	owned := p.ownership()
+	select {
+	case to <- delivery{gap: p.gap(owned, first, next-1), next: next, owned: owned}:
+		return true
+	case <-p.ctx.Done():
+		return false
+	}
+}
+
+// gap stands for all records from first to last, which the log does not hold any more.
+func (p *partition) gap(owned *Ownership, first, last int64) *Record {
+	return &Record{
+		Topic: p.c.cfg.Topic, Partition: p.id, Offset: first, Incomplete: &Incomplete{Err: ErrRemoved, Last: last},
+		owner: p, owned: owned, released: true,
+	}
+}
+
+// reportGap tells the stage of a gap, before the gap is passed, so that it is found again if the process
+// dies. It returns false if the partition ends, perhaps before the stage has noted the gap.
+func (p *partition) reportGap(gap *Record) bool {
+	p.c.logger.Error("records were removed from the log before they were processed",
+		"topic", gap.Topic, "partition", gap.Partition, "first", gap.Offset, "last", gap.Incomplete.Last)
+	if p.c.cfg.OnGap != nil {
+		p.c.cfg.OnGap(p.ctx, gap)
+	}
+	return p.ctx.Err() == nil
 }
 
 // recoverPosition determines where to continue when the log does not hold the requested offset:
@@ -111,9 +146,7 @@ func (p *partition) recoverPosition(from int64) (int64, error) {
 		p.recreated(first, p.c.cl.layout.ID(p.c.cfg.Topic))
 		return first, nil
 	}
-	p.c.logger.Error("retention removed records before they were read; continuing at the first that there is",
-		"topic", p.c.cfg.Topic, "partition", p.id, "wanted", from, "first", first, "end", end)
-	p.track(func(t *tracker.Tracker) { t.SkipTo(first) })
+	p.c.metrics.Missed.WithLabelValues(p.c.group, p.c.cfg.Topic).Add(float64(first - from))
 	return first, nil
 }
 
@@ -191,6 +224,7 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 		return got, err
 	}
 	p.end.Store(got.highest)
+	p.heard.Store(true)
 	if n := len(got.recs); n > 0 {
 		c.metrics.Consumed.WithLabelValues(c.group, c.cfg.Topic).Add(float64(n))
 		c.metrics.ConsumedBytes.WithLabelValues(c.group, c.cfg.Topic).Add(float64(values))
@@ -239,19 +273,30 @@ func (p *partition) passOn(to chan<- delivery, recs []*Record, next int64) bool 
 // deliver calls the handler. It registers records as in flight just before, because a drain must
 // not wait for records that never reach the handler.
 func (p *partition) deliver(deliveries <-chan delivery) {
-	for d := range deliveries {
-		if !p.deliverOne(d) {
-			return
+	for {
+		select {
+		case d, more := <-deliveries:
+			if !more || !p.deliverOne(d) {
+				return
+			}
+		case <-p.wake:
+			p.deliverAgain()
 		}
 	}
 }
 
 func (p *partition) deliverOne(d delivery) bool {
-	return p.handOut(d.recs, func() { p.add(d) })
+	return p.handOut(func() []*Record {
+		if d.gap != nil && !p.reportGap(d.gap) {
+			return nil
+		}
+		p.add(d)
+		return d.recs
+	})
 }
 
-// handOut registers records and calls the handler.
-func (p *partition) handOut(recs []*Record, register func()) bool {
+// handOut calls the handler with the records that it is given; false when the partition ends.
+func (p *partition) handOut(register func() []*Record) bool {
 	p.c.active.Add(1)
 	defer func() {
 		p.c.active.Add(-1)
@@ -260,8 +305,7 @@ func (p *partition) handOut(recs []*Record, register func()) bool {
 	if p.ctx.Err() != nil {
 		return false
 	}
-	register()
-	if len(recs) > 0 {
+	if recs := register(); len(recs) > 0 {
 		p.c.handle(p.ctx, recs)
 	}
 	return true

@@ -22,9 +22,6 @@ const (
 	// maxBatchBytes and maxRequestBytes bound a request, except when a single message is larger.
 	maxBatchBytes   = 1 << 20
 	maxRequestBytes = 8 << 20
-
-	minBackoff = 20 * time.Millisecond
-	maxBackoff = time.Second
 )
 
 // receiver learns the outcome of a message: nil when all in-sync replicas have it, an error when
@@ -50,6 +47,8 @@ type queue struct {
 	limit     int  // messages in the next batch, while searching for one that is too large; 0: no limit
 	alone     bool // after an error: share no request with other partitions
 	failures  int
+
+	untimedUntil time.Time // until then, messages go without timestamps: the broker refused one
 }
 
 type topicPartition struct {
@@ -65,13 +64,14 @@ type producer struct {
 	room        *semaphore.Weighted
 	wg          sync.WaitGroup
 
-	mu       sync.Mutex
-	queues   map[topicPartition]*queue
-	ready    []*queue
-	inFlight map[int32]int // requests by leader
-	failing  int           // partitions whose latest request did not go through
-	lastErr  error         // of one of them
-	closed   bool
+	mu           sync.Mutex
+	queues       map[topicPartition]*queue
+	ready        []*queue
+	inFlight     map[int32]int // requests by leader
+	failing      int           // partitions whose latest request did not go through
+	lastErr      error         // of one of them
+	failingSince time.Time     // with failing above 0
+	closed       bool
 }
 
 func newProducer(ctx context.Context, cl *Client, c kafka.Compression) *producer {
@@ -200,6 +200,15 @@ func partitionOf(key string, n int) int32 {
 	return murmur.Partition(key, n)
 }
 
+// PartitionOf returns the partition of a key's messages; below 0 while the topic's partitions are unknown.
+func (cl *Client) PartitionOf(topic, key string) int {
+	n := len(cl.layout.Leaders(topic))
+	if n == 0 {
+		return -1
+	}
+	return int(partitionOf(key, n))
+}
+
 func partitionOfMessage(m *Message, n int) int32 {
 	if m.EmptyKey {
 		return murmur.Partition(m.Key, n)
@@ -279,7 +288,7 @@ func (p *producer) dispatch() {
 		if batch := q.nextBatch(p); len(batch) > 0 {
 			q.sending = true
 			r.bytes += sizeOf(batch)
-			r.parts = append(r.parts, part{q: q, entries: batch})
+			r.parts = append(r.parts, part{q: q, entries: batch, untimed: time.Now().Before(q.untimedUntil)})
 		}
 	}
 	clear(p.ready[len(rest):])

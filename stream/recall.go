@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/batchyard/batchyard/stream/internal/backoff"
 )
 
 // A stage that has no room for a record, and does not want to wait for it, sets it aside: its memory is
@@ -47,13 +49,14 @@ func (r *Record) SetAside() {
 	}
 }
 
-// ErrRemoved is the error of an [Incomplete] record that was set aside, and that the log does not hold any
-// more.
+// ErrRemoved is the error of an [Incomplete] record that the log does not hold any more: of a gap (see
+// [ConsumerConfig]), or of a record that was set aside.
 var ErrRemoved = errors.New("the record was removed from the log, by retention or an operator, before it was processed")
 
 // Recall reads records again that were set aside, each once. It does not block; the handler gets them in
-// the order of their offsets. They count against the consumer's limits, but do not wait for them. A record that the log does not hold
-// any more is delivered as [Record.Incomplete].
+// the order of their offsets. They count against the consumer's limits, but do not wait for them. Records
+// that the log does not hold any more are reported as gaps (OnGap in [ConsumerConfig]), and then handed out
+// as [Incomplete] with the error [ErrRemoved], so that the stage does not wait for them.
 func (o *Ownership) Recall(wanted []Wanted) {
 	p := o.p
 	p.mu.Lock()
@@ -81,8 +84,8 @@ const (
 // recall reads again what Recall asked for, until the partition is lost.
 func (p *partition) recall() {
 	what := "recall " + strconv.Itoa(p.id)
-	defer p.c.report(what, nil)
-	for p.ctx.Err() == nil {
+	defer p.c.trouble.Report(what, nil)
+	for r := (recaller{}); p.ctx.Err() == nil; {
 		select {
 		case <-p.recalls:
 		case <-p.ctx.Done():
@@ -93,18 +96,20 @@ func (p *partition) recall() {
 		p.wanted = nil
 		p.mu.Unlock()
 		slices.SortFunc(wanted, func(a, b Wanted) int { return cmp.Compare(a.Offset, b.Offset) })
-		r := recaller{p: p, owned: owned, want: p.c.cl.cfg.FetchBytes}
+		if r.owned != owned {
+			r = recaller{p: p, owned: owned, want: p.c.cl.cfg.FetchBytes}
+		}
 		for failures := 0; len(wanted) > 0 && p.ctx.Err() == nil && !owned.Lost(); {
 			rest, err := r.some(wanted)
 			if p.ctx.Err() != nil {
 				return
 			}
-			p.c.report(what, err)
+			p.c.trouble.Report(what, err)
 			wanted = rest
 			if err != nil {
 				p.c.metrics.FetchErrors.WithLabelValues(p.c.group, p.c.cfg.Topic).Inc()
 				p.c.cl.layout.RefreshSoon()
-				backOff(p.ctx, failures)
+				backoff.Wait(p.ctx, failures)
 				failures++
 				continue
 			}
@@ -115,9 +120,11 @@ func (p *partition) recall() {
 
 // recaller reads records of one ownership again.
 type recaller struct {
-	p     *partition
-	owned *Ownership
-	want  int64 // bytes of a fetch, after one that held no whole record
+	p        *partition
+	owned    *Ownership
+	want     int64 // bytes of a fetch, after one that held no whole record
+	begins   int64 // first offset of the log, when a record below it was wanted
+	reported int64 // what was deleted below was reported
 }
 
 // some reads the first of the wanted records, and those that follow closely, and hands them out. It
@@ -198,14 +205,19 @@ func (r *recaller) match(wanted []Wanted, got fetched) []Wanted {
 	return wanted
 }
 
-// missing hands out the wanted records that are below the first one of the log as removed.
+// missing hands out the wanted records that are below the first one of the log, or else beyond its end, as
+// removed.
 func (r *recaller) missing(wanted []Wanted) ([]Wanted, error) {
 	first, end, err := r.p.c.cl.bounds(r.p.ctx, r.p.c.cfg.Topic, r.p.id)
 	if err != nil {
 		return wanted, err
 	}
 	var found []*Record
-	for len(wanted) > 0 && (wanted[0].Offset < first || wanted[0].Offset >= end) {
+	below := wanted[0].Offset < first
+	if below {
+		r.begins = first
+	}
+	for len(wanted) > 0 && (below && wanted[0].Offset < first || !below && wanted[0].Offset >= end) {
 		found = append(found, r.removed(wanted[0].Offset, &wanted[0]))
 		wanted = wanted[1:]
 	}
@@ -227,13 +239,44 @@ func (r *recaller) handOut(recs []*Record) {
 	p := r.p
 	for _, rec := range recs {
 		rec.owner, rec.owned = p, r.owned
-		p.c.budget.Add(&p.budget, 1, rec.size())
 	}
-	p.handOut(recs, func() {
+	p.handOut(func() []*Record {
+		if r.owned.Lost() || !r.reportGaps(recs) {
+			return nil
+		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		for _, rec := range recs {
+			p.c.budget.Add(&p.budget, 1, rec.size())
+		}
 		if p.owned == r.owned {
 			p.inFlight += len(recs)
 		}
+		return recs
 	})
+}
+
+// reportGaps reports removed records that follow each other as one gap, which also covers what lies between
+// them and was done before; and what was deleted from the beginning of the log as one, however many records
+// of it are recalled later. It returns false when the partition ends: its next owner finds the gap.
+func (r *recaller) reportGaps(recs []*Record) bool {
+	p := r.p
+	if r.begins > r.reported {
+		p.mu.Lock()
+		lowest := p.tracker.Lowest()
+		p.mu.Unlock()
+		if !p.reportGap(p.gap(r.owned, lowest, r.begins-1)) {
+			return false
+		}
+		r.reported = r.begins
+	}
+	for n := 0; len(recs) > 0; recs = recs[max(n, 1):] {
+		for n = 0; n < len(recs) && recs[n].Incomplete != nil && errors.Is(recs[n].Incomplete.Err, ErrRemoved); n++ {
+		}
+		p.c.metrics.Missed.WithLabelValues(p.c.group, p.c.cfg.Topic).Add(float64(n))
+		if n > 0 && recs[n-1].Offset >= r.reported && !p.reportGap(p.gap(r.owned, recs[0].Offset, recs[n-1].Offset)) {
+			return false
+		}
+	}
+	return true
 }

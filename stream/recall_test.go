@@ -2,12 +2,12 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/test/testenv"
@@ -154,30 +154,142 @@ func TestRemovedRecordsAreHandedOut(t *testing.T) {
 	require.ErrorIs(t, got[0].Incomplete.Err, ErrRemoved)
 }
 
-// The retention is that of the topic, not the configured one.
-func TestRetentionIsWhatKafkaHas(t *testing.T) {
+// A record that is handed out again, because what it became was refused, may be set aside, and one that was
+// recalled may be refused. It stays what it was: not done, and recalled with what the stage wants to know.
+func TestARefusedRecordMayBeSetAside(t *testing.T) {
+	t.Parallel()
+	cl := open(t, testConfig(t))
+	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, Key: "k", Value: []byte("v")}))
+	read := make(chan *Record, 10)
+	consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, func(_ context.Context, recs []*Record) {
+		for _, r := range recs {
+			read <- r
+		}
+	})
+	refused := errors.New("the broker says no")
+	first := testenv.Receive(t, read, "the record")
+	first.Again(refused)
+	again := testenv.Receive(t, read, "the record again")
+	require.NotSame(t, first, again)
+	require.Nil(t, again.Recalled())
+	require.Error(t, cl.Stuck())
+
+	again.SetAside()
+	again.Again(refused) // too late
+	require.NoError(t, cl.Stuck(), "it stands still for want of room")
+	again.Ownership().Recall([]Wanted{{Offset: again.Offset, Marked: true}})
+	recalled := testenv.Receive(t, read, "the record that was recalled")
+	require.Equal(t, "v", string(recalled.Value))
+	recalled.Again(refused)
+	require.Error(t, cl.Stuck())
+	last := testenv.Receive(t, read, "the recalled record again")
+	require.Equal(t, &Wanted{Offset: again.Offset, Marked: true}, last.Recalled())
+	require.Same(t, again.Ownership(), last.Ownership())
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, lag)
+	last.Done()
+	require.NoError(t, cl.Stuck())
+	require.Eventually(t, func() bool {
+		lag, err := cl.Lag(context.Background(), "g", TasksNormal)
+		return err == nil && lag == 0
+	}, testenv.Patience, tick)
+	require.Empty(t, read, "once each time")
+}
+
+// Records that were set aside are deleted before they are recalled: the stage gets a gap, and what there is.
+// If the process ends before the gap is noted, the next one finds it.
+func TestAGapAmongRecordsThatWereSetAside(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
-	cfg.Retention, cfg.ParkedRetention = 5*time.Hour, 7*time.Hour
+	cfg.Partitions = 1
 	cl := open(t, cfg)
-	retention := func(topic string) time.Duration {
-		got, err := cl.Retention(until(t), topic)
-		require.NoError(t, err)
-		return got
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 0, 30, 10)...))
+	var mu sync.Mutex
+	var order []string // what the stage got
+	gaps, read := make(chan *Record, 10), make(chan *Record, 100)
+	start := func(note func(ctx context.Context)) *running {
+		return consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal, OnGap: func(ctx context.Context, gap *Record) {
+			mu.Lock()
+			order = append(order, "gap")
+			mu.Unlock()
+			gaps <- gap
+			note(ctx)
+		}}, func(_ context.Context, recs []*Record) {
+			for _, r := range recs {
+				mu.Lock()
+				order = append(order, r.Position())
+				mu.Unlock()
+				read <- r
+			}
+		})
 	}
-	require.Equal(t, 5*time.Hour, retention(TasksHigh))
-	require.Equal(t, 7*time.Hour, retention(TasksParked))
-	require.Zero(t, retention(Checkpoints), "forever")
-	set := func(value string) {
-		res, err := cl.kafka.IncrementalAlterConfigs(until(t), &kafka.IncrementalAlterConfigsRequest{Resources: []kafka.IncrementalAlterConfigsRequestResource{{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: cl.full(TasksHigh),
-			Configs: []kafka.IncrementalAlterConfigsRequestConfig{{Name: "retention.ms", Value: value, ConfigOperation: kafka.ConfigOperationSet}},
-		}}})
-		require.NoError(t, err)
-		require.NoError(t, res.Resources[0].Error)
+	receive := func(n int) (recs []*Record) {
+		for range n {
+			recs = append(recs, testenv.Receive(t, read, "a record"))
+		}
+		return recs
 	}
-	for value, want := range map[string]time.Duration{"90000": 90 * time.Second, "-1": 0, "9223372036854775807": maxRetention} {
-		set(value) // brokers learn of it a moment later
-		require.Eventually(t, func() bool { return retention(TasksHigh) == want }, testenv.Patience, tick, value)
+	dies := func(ctx context.Context) { <-ctx.Done() }
+
+	r := start(dies)
+	recs := receive(30)
+	wanted := make([]Wanted, 0, len(recs))
+	for _, rec := range recs {
+		if rec.Offset == 5 || rec.Offset == 25 {
+			rec.Done() // not all of them
+			continue
+		}
+		rec.SetAside()
+		wanted = append(wanted, Wanted{Offset: rec.Offset})
 	}
+	deleteRecords(t, cl, 20)
+	recs[0].Ownership().Recall(wanted)
+	gap := testenv.Receive(t, gaps, "the gap")
+	require.Equal(t, TasksNormal+"/0@0", gap.Position())
+	require.EqualValues(t, 19, gap.Incomplete.Last)
+	require.ErrorIs(t, gap.Incomplete.Err, ErrRemoved)
+	r.finish(t)
+
+	r = start(dies) // finds it when it begins to read, and dies, too
+	require.Equal(t, gap.Position(), testenv.Receive(t, gaps, "the gap again").Position())
+	r.finish(t)
+	require.Empty(t, read, "nothing may be done before the gap is noted")
+
+	r = start(func(context.Context) {})
+	require.Equal(t, gap.Position(), testenv.Receive(t, gaps, "the gap once more").Position())
+	recs = receive(9) // 25 is done
+	wanted = wanted[:0]
+	for _, rec := range recs {
+		rec.SetAside()
+		wanted = append(wanted, Wanted{Offset: rec.Offset})
+	}
+	deleteRecords(t, cl, 24)
+	mu.Lock()
+	order = nil
+	mu.Unlock()
+	recs[0].Ownership().Recall(wanted)
+	gap = testenv.Receive(t, gaps, "the gap")
+	require.EqualValues(t, 20, gap.Offset)
+	require.EqualValues(t, 23, gap.Incomplete.Last)
+	for _, rec := range receive(9) {
+		require.Equal(t, rec.Offset < 24, rec.Incomplete != nil, rec.Position())
+		if rec.Incomplete != nil {
+			require.ErrorIs(t, rec.Incomplete.Err, ErrRemoved)
+		}
+		rec.Done()
+	}
+	r.finish(t)
+	require.Equal(t, "gap", order[0])
+	lag, err := cl.Lag(until(t), "g", TasksNormal)
+	require.NoError(t, err)
+	require.Zero(t, lag)
+
+	r = start(func(context.Context) {})
+	require.NoError(t, cl.Produce(until(t), numbered(TasksNormal, 30, 1, 10)...))
+	recs = receive(1)
+	require.EqualValues(t, 30, recs[0].Offset)
+	recs[0].Done()
+	r.finish(t)
+	require.Empty(t, gaps, "the gap was noted")
 }

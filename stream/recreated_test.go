@@ -93,7 +93,7 @@ func TestATopicIsRecreatedWhileItIsNotRead(t *testing.T) {
 	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, countNew(got))
 	requireNoLag(t, cl)
 	r.finish(t)
-	offset, metadata, err := cl.committed(until(t), cl.GroupID("g", TasksNormal), TasksNormal, 0)
+	offset, metadata, err := cl.membership("g", TasksNormal).Committed(until(t), 0)
 	require.NoError(t, err)
 	require.Positive(t, offset)
 	require.Equal(t, "topic="+cl.layout.ID(TasksNormal)+";", metadata)

@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"fmt"
+
+	"github.com/batchyard/batchyard/stream/internal/backoff"
 )
 
 // Scan reads a topic from its first record to its present end, partition by partition, and
@@ -35,7 +37,7 @@ func (cl *Client) withRetries(ctx context.Context, f func(ctx context.Context) e
 			return nil
 		}
 		cl.layout.RefreshSoon()
-		backOff(within, failures)
+		backoff.Wait(within, failures)
 		if within.Err() != nil {
 			return err
 		}
@@ -81,7 +83,7 @@ func (cl *Client) scanRange(ctx context.Context, topic string, id int, at, end i
 			if failures++; failures > 5 || ctx.Err() != nil {
 				return fmt.Errorf("reading %s/%d at %d: %w", topic, id, at, err)
 			}
-			backOff(ctx, failures)
+			backoff.Wait(ctx, failures)
 			continue
 		}
 		failures = 0

@@ -1,19 +1,17 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
-	produceAPI "github.com/segmentio/kafka-go/protocol/produce"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/stream/internal/backoff"
+	"github.com/batchyard/batchyard/stream/internal/produce"
 )
 
 // request is one produce request: batches for partitions with the same leader.
@@ -28,6 +26,7 @@ type request struct {
 type part struct {
 	q       *queue
 	entries []entry
+	untimed bool // without timestamps
 	err     error
 }
 
@@ -109,6 +108,11 @@ func (p *producer) finishRequest(r *request) {
 			continue
 		}
 		q.entries = append(pt.entries, q.entries...)
+		if errors.Is(pt.err, kafka.InvalidTimestamp) && !pt.untimed {
+			p.omitTimestamps(q)
+			p.makeReady(q)
+			continue
+		}
 		if isTooLarge(pt.err) || isPermanent(pt.err) {
 			// One message is to blame: halve the batch until it is alone.
 			q.limit = max(1, len(pt.entries)/2)
@@ -122,6 +126,21 @@ func (p *producer) finishRequest(r *request) {
 	p.dispatch()
 }
 
+// untimedFor is how long a queue's messages go without timestamps after the broker refused one.
+const untimedFor = time.Minute
+
+// omitTimestamps sends the messages of a queue without timestamps for a while, because the broker refuses
+// those of our clock. It accepts messages without, and then goes by the age of its files. Topics that
+// Batchyard creates have the broker's time, and refuse none. The caller holds mu.
+func (p *producer) omitTimestamps(q *queue) {
+	if q.untimedUntil.IsZero() {
+		p.cl.logger.Error("Kafka refuses the time of our records: this machine's clock, or the broker's, is wrong. Writing them without a time",
+			"topic", p.cl.full(q.topic.Name), "partition", q.partition, "time", clock.Now().UTC())
+	}
+	p.cl.metrics.Stream.TimesRefused.WithLabelValues(q.topic.Name).Inc()
+	q.untimedUntil = time.Now().Add(untimedFor)
+}
+
 func failAll(p *producer, entries []entry) {
 	for i := range entries {
 		p.room.Release(p.weight(entries[i].size))
@@ -132,11 +151,10 @@ func failAll(p *producer, entries []entry) {
 // retryLater makes the queue ready after a backoff that grows with each failure. The caller
 // holds mu.
 func (p *producer) retryLater(q *queue) {
-	backoff := min(maxBackoff, minBackoff<<min(q.failures, 10))
-	backoff = backoff/2 + rand.N(backoff/2+1)
+	pause := backoff.After(q.failures)
 	q.failures++
 	q.queued = true // so that a new message does not make it ready earlier
-	time.AfterFunc(backoff, func() {
+	time.AfterFunc(pause, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		q.queued = false
@@ -153,6 +171,7 @@ func (p *producer) markFailing(q *queue, err error) {
 		return
 	}
 	if p.failing++; p.failing == 1 {
+		p.failingSince = time.Now()
 		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(1)
 		p.cl.logger.Warn("writing to Kafka fails; retrying until it works", "topic", p.cl.full(q.topic.Name), "error", err)
 	}
@@ -175,48 +194,39 @@ func (p *producer) markRecovered(q *queue) {
 func (p *producer) roundTrip(r *request) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cl.cfg.RequestTimeout)
 	defer cancel()
-	req := &produceAPI.Request{Acks: -1, Timeout: int32(p.cl.cfg.RequestTimeout.Milliseconds() / 2)}
-	at := map[string]int{}
+	batches := make([]produce.Batch, len(r.parts))
 	for i := range r.parts {
 		pt := &r.parts[i]
-		name := p.cl.full(pt.q.topic.Name)
-		j, ok := at[name]
-		if !ok {
-			j = len(req.Topics)
-			at[name] = j
-			req.Topics = append(req.Topics, produceAPI.RequestTopic{Topic: name})
-		}
-		req.Topics[j].Partitions = append(req.Topics[j].Partitions, produceAPI.RequestPartition{
-			Partition: pt.q.partition,
-			RecordSet: protocol.RecordSet{
-				Attributes: protocol.Attributes(p.compression) & 7,
-				Records:    &entryReader{entries: pt.entries},
-			},
-		})
+		batches[i] = produce.Batch{Topic: p.cl.full(pt.q.topic.Name), Partition: pt.q.partition, Time: pt.timestamp(), Records: len(pt.entries), Record: pt.record}
 	}
-	res, err := p.cl.transport.RoundTrip(ctx, p.cl.addr, req)
-	if err != nil {
-		return err
+	errs, err := produce.Do(ctx, p.cl.transport, p.cl.addr, p.cl.cfg.RequestTimeout/2, p.compression, batches)
+	for i := range errs {
+		r.parts[i].err = errs[i]
 	}
-	answers := map[topicPartition]error{}
-	for _, t := range res.(*produceAPI.Response).Topics {
-		for _, pr := range t.Partitions {
-			var err error
-			if pr.ErrorCode != 0 {
-				err = kafka.Error(pr.ErrorCode)
-			}
-			answers[topicPartition{t.Topic, pr.Partition}] = err
-		}
+	return err
+}
+
+// record passes a message to the encoder.
+func (pt *part) record(i int, to *produce.Record) {
+	m := &pt.entries[i].msg
+	if m.Key != "" || m.EmptyKey {
+		to.SetKey([]byte(m.Key))
 	}
-	for i := range r.parts {
-		pt := &r.parts[i]
-		err, ok := answers[topicPartition{p.cl.full(pt.q.topic.Name), pt.q.partition}]
-		if !ok {
-			err = errNoAnswer
-		}
-		pt.err = err
+	if m.Value != nil {
+		to.SetValue(m.Value)
 	}
-	return nil
+	for _, h := range m.Headers {
+		to.AddHeader(h.Key, h.Value)
+	}
+}
+
+// timestamp returns the time of the records of a part. Readers take their age from it, in topics where the
+// broker does not replace it by its own.
+func (pt *part) timestamp() time.Time {
+	if pt.untimed {
+		return produce.NoTime
+	}
+	return clock.Now()
 }
 
 func isTooLarge(err error) bool {
@@ -224,45 +234,5 @@ func isTooLarge(err error) bool {
 }
 
 // isPermanent reports whether the message itself is to blame. Any other error, even a missing
-// permission, an operator can fix while we keep retrying.
-func isPermanent(err error) bool {
-	return errors.Is(err, kafka.InvalidRecord) || errors.Is(err, kafka.InvalidTimestamp)
-}
-
-// entryReader passes messages to the library's encoder. It reuses one record for all of them:
-// the encoder is done with a record when it asks for the next.
-type entryReader struct {
-	entries    []entry
-	at         int
-	record     protocol.Record
-	key, value memory
-	headers    []protocol.Header
-}
-
-type memory struct{ bytes.Reader }
-
-func (*memory) Close() error { return nil }
-
-// ReadRecord implements protocol.RecordReader.
-func (r *entryReader) ReadRecord() (*protocol.Record, error) {
-	if r.at == len(r.entries) {
-		return nil, io.EOF
-	}
-	m := &r.entries[r.at].msg
-	r.at++
-	r.record = protocol.Record{}
-	if m.Key != "" || m.EmptyKey {
-		r.key.Reset([]byte(m.Key))
-		r.record.Key = &r.key
-	}
-	if m.Value != nil {
-		r.value.Reset(m.Value)
-		r.record.Value = &r.value
-	}
-	r.headers = r.headers[:0]
-	for _, h := range m.Headers {
-		r.headers = append(r.headers, protocol.Header{Key: h.Key, Value: h.Value})
-	}
-	r.record.Headers = r.headers
-	return &r.record, nil
-}
+// permission, an operator can fix while we keep retrying; and a time that is refused is left out.
+func isPermanent(err error) bool { return errors.Is(err, kafka.InvalidRecord) }

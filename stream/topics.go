@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/batchyard/batchyard/stream/internal/settings"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -47,22 +48,23 @@ type Topic struct {
 	single    bool // one partition, regardless of kafka.partitions
 }
 
-func keepEdge(c Config) time.Duration     { return c.Retention }
-func keepParked(c Config) time.Duration   { return c.ParkedRetention }
-func keepInternal(c Config) time.Duration { return c.InternalRetention }
-func keepDLQ(c Config) time.Duration      { return c.DLQRetention }
-func keepForever(Config) time.Duration    { return -time.Millisecond } // retention.ms=-1
+// Internal topics live as long as those of tasks: a task that has become an assignment or a batch is
+// nowhere else, and its stage may be absent for as long as any other.
+func keepTasks(c Config) time.Duration  { return c.Retention }
+func keepParked(c Config) time.Duration { return c.ParkedRetention }
+func keepDLQ(c Config) time.Duration    { return c.DLQRetention }
+func keepForever(Config) time.Duration  { return -time.Millisecond } // retention.ms=-1
 
 // Topics lists all topics.
 var Topics = []Topic{
-	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
-	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
-	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepEdge, false},
+	{TasksHigh, "task id", "one task, JSON or MessagePack", edgeLimit, keepTasks, false},
+	{TasksNormal, "task id", "one task, JSON or MessagePack", edgeLimit, keepTasks, false},
+	{TasksLow, "task id", "one task, JSON or MessagePack", edgeLimit, keepTasks, false},
 	{TasksParked, "task id", "one task that waits for longer than its first record may be kept", edgeLimit, keepParked, false},
-	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepInternal, false},
-	{Batches, "device id", "a frame of batches for one device", internalLimit, keepInternal, false},
-	{Results, "task id", "one result, JSON", edgeLimit, keepEdge, false},
-	{Events, "bucket of the task id", "a frame of events", internalLimit, keepInternal, false},
+	{Assignments, "device id", "a frame of assignments for one device", internalLimit, keepTasks, false},
+	{Batches, "device id", "a frame of batches for one device", internalLimit, keepTasks, false},
+	{Results, "task id", "one result, JSON", edgeLimit, keepTasks, false},
+	{Events, "bucket of the task id", "a frame of events", internalLimit, keepTasks, false},
 	{DLQ, "the record's own key", "a record that cannot be processed, unchanged, with headers that say why", dlqLimit, keepDLQ, false},
 	{Checkpoints, "signing key", "one signed checkpoint of the audit log's chains, JSON", edgeLimit, keepForever, true},
 }
@@ -108,8 +110,10 @@ func (cl *Client) CreateTopics(ctx context.Context) (created []string, err error
 			NumPartitions:     partitions,
 			ReplicationFactor: cl.cfg.Replication,
 			ConfigEntries: []kafka.ConfigEntry{
-				{ConfigName: "cleanup.policy", ConfigValue: "delete"},
-				{ConfigName: "retention.ms", ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
+				{ConfigName: settings.Cleanup, ConfigValue: "delete"},
+				{ConfigName: settings.Retention, ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
+				{ConfigName: settings.RetentionBytes, ConfigValue: "-1"},
+				{ConfigName: settings.Timestamps, ConfigValue: settings.LogAppendTime},
 				{ConfigName: "max.message.bytes", ConfigValue: strconv.FormatInt(t.MaxBytes, 10)},
 			},
 		})

@@ -13,14 +13,18 @@ import (
 
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream/internal/budget"
-	"github.com/batchyard/batchyard/stream/internal/group"
+	"github.com/batchyard/batchyard/stream/internal/membership"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
+	"github.com/batchyard/batchyard/stream/internal/refusals"
 	"github.com/batchyard/batchyard/stream/internal/tracker"
 )
 
-// newPartition is a partition without a broker.
+// testPartition is a partition without a broker.
 func testPartition() *partition {
-	c := &consumer{budget: budget.New(1<<30, 1<<50, 0.5), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream}
+	c := &consumer{
+		budget: budget.New(1<<30, 1<<50, 0.5), idle: make(chan struct{}, 1), parts: map[int]*partition{}, metrics: &metrics.New(nil).Stream,
+		logger: slog.New(slog.DiscardHandler), refusals: refusals.New(func(string, int) {}),
+	}
 	p := newPartition(context.Background(), c, 0)
 	c.budget.Join(&p.budget)
 	c.parts[0] = p
@@ -95,6 +99,19 @@ func TestTrackerAgainstModel(t *testing.T) {
 				r.Done()
 				finished[r.Offset] = true
 			},
+			"again": func(t *rapid.T) {
+				if len(open) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "which")
+				r := open[i]
+				open[i] = p.supersede(r)
+				require.True(t, r.Lost())
+				require.False(t, open[i].Lost())
+				require.Nil(t, p.supersede(r), "once is enough")
+				r.Done() // does nothing any more
+				r.SetAside()
+			},
 			"set aside": func(t *rapid.T) {
 				if len(open) == 0 {
 					t.Skip()
@@ -105,18 +122,28 @@ func TestTrackerAgainstModel(t *testing.T) {
 				aside = append(aside, r.Offset)
 				r.SetAside()
 				r.Done() // too late: it has to be read again first
+				require.Nil(t, p.supersede(r), "too late, too")
 			},
 			"recall": func(t *rapid.T) {
 				if len(aside) == 0 {
 					t.Skip()
 				}
 				i := rapid.IntRange(0, len(aside)-1).Draw(t, "which")
-				open = append(open, &Record{Offset: aside[i], owner: p, owned: p.owned})
+				open = append(open, &Record{Offset: aside[i], owner: p, owned: p.owned, recalled: &Wanted{Offset: aside[i]}})
 				aside = slices.Delete(aside, i, i+1)
 				p.inFlight++
-				p.c.budget.AdjustBytes(&p.budget, open[len(open)-1].size())
+				p.c.budget.Add(&p.budget, 1, open[len(open)-1].size())
 			},
-			"": func(*rapid.T) { check() },
+			"": func(t *rapid.T) {
+				check()
+				refused := 0
+				for _, r := range open {
+					if r.tries > 0 {
+						refused++
+					}
+				}
+				require.Equal(t, refused, p.c.refusals.Records(""))
+			},
 		})
 	})
 }
@@ -171,9 +198,8 @@ func TestAMissedGenerationLosesAllPartitions(t *testing.T) {
 	cancel() // so that nothing new is started
 	for missed, next := range []int{2, 3} {
 		p := testPartition()
-		p.c.logger = slog.New(slog.DiscardHandler)
 		p.begin(0, nil, "")
-		p.c.takeOver(draining, &group.Session{Member: "m", Generation: 1}, &group.Session{Member: "m", Generation: next, Assigned: []int{0}})
+		p.c.takeOver(draining, &membership.Session{Member: "m", Generation: 1}, &membership.Session{Member: "m", Generation: next, Assigned: []int{0}})
 		require.Equal(t, missed > 0, p.lost.Load())
 		p.cancel()
 	}

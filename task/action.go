@@ -73,10 +73,10 @@ var Actions = []ActionInfo{
 	{AttemptStarted, "workers", Running, "the request is sent to the device"},
 	{AttemptSucceeded, "workers", "", "the device answered"},
 	{AttemptFailed, "workers", "", "the attempt failed; error class and HTTP status say how"},
-	{TaskRequeued, "workers, router", Pending, "the task waits again: for a retry on this or another device, or because a stopping worker gave it back"},
+	{TaskRequeued, "workers, router, audit", Pending, "the task waits again: for a retry on this or another device, because a stopping worker gave it back, or because its result was deleted from Kafka before it was recorded"},
 	{TaskDegraded, "workers", "", "the task continues with a smaller model"},
 	{TaskSucceeded, "workers", "", "the task succeeded and its result was written"},
-	{TaskFailed, "workers, router", "", "the task failed; the detail lists the attempts and their errors"},
+	{TaskFailed, "workers, router, audit", "", "the task failed; the detail lists the attempts and their errors"},
 	{TaskCancelled, "router, workers", "", "the task was stopped because it was cancelled"},
 	{TaskExpired, "router, workers", "", "the deadline passed before the task finished"},
 	{TaskCancelRequested, "api", "", "a user asked to cancel the task"},
@@ -103,7 +103,7 @@ var Actions = []ActionInfo{
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},
-	{RecordsMissed, "audit", "", "Kafka deleted records before they were recorded; the detail says which"},
+	{RecordsMissed, "audit, router, batcher, workers", "", "Kafka deleted records before the stage read them; the detail says which, and tasks that were lost with them run again or end"},
 }
 
 var actionIndex = func() map[Action]ActionInfo {

@@ -49,11 +49,12 @@ const (
 	ClassExpired     ErrorClass = "expired"      // the deadline passed
 	ClassDraining    ErrorClass = "draining"     // the worker stopped before the attempt ended; not a fault
 	ClassInternal    ErrorClass = "internal"     // Batchyard is at fault
+	ClassLost        ErrorClass = "lost"         // the result was deleted from Kafka before it was recorded
 )
 
 // ErrorClasses lists every class but [ClassNone].
 var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
-	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal}
+	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal, ClassLost}
 
 // Word returns a field name sent by a client for use in an error. Names that do not look
 // like a field may be anything, such as a part of a prompt, and are not repeated: errors

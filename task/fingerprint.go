@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"sync"
 	"unicode/utf16"
@@ -19,6 +20,20 @@ type Fingerprint [sha256.Size]byte
 
 // String returns the fingerprint in hex.
 func (f Fingerprint) String() string { return hex.EncodeToString(f[:]) }
+
+// ParseFingerprint reads a fingerprint in hex; an empty text is one that is not known.
+func ParseFingerprint(s string) (f Fingerprint, err error) {
+	if s == "" {
+		return f, nil
+	}
+	if len(s) != hex.EncodedLen(len(f)) {
+		return f, fmt.Errorf("a fingerprint has %d hexadecimal digits, not %d", hex.EncodedLen(len(f)), len(s))
+	}
+	if _, err := hex.Decode(f[:], []byte(s)); err != nil {
+		return Fingerprint{}, fmt.Errorf("a fingerprint is written in hexadecimal digits: %w", err)
+	}
+	return f, nil
+}
 
 // IsZero reports whether the fingerprint is not known.
 func (f Fingerprint) IsZero() bool { return f == Fingerprint{} }

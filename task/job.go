@@ -52,6 +52,7 @@ type JobSpec struct {
 	SHA256   string            `json:"sha256"` // fingerprint of the file, in hex: a digest of what its lines ask for
 	Tasks    int64             `json:"tasks"`
 	Lines    int64             `json:"lines,omitempty"` // blank ones included
+	BadLines int64             `json:"bad_lines,omitempty"` // that were skipped
 	Bytes    int64             `json:"bytes,omitempty"`
 	File     string            `json:"file,omitempty"`   // its name, as the submitter wrote it
 	Format   string            `json:"format,omitempty"` // of the lines: openai, batchyard or mixed
@@ -92,6 +93,9 @@ func (s *JobSpec) Validate() error {
 	if s.Lines < 0 || s.Lines > maxJobCount {
 		return NewFieldError("lines", "send how many lines the file has, or omit it", "%d is out of range", s.Lines)
 	}
+	if s.BadLines < 0 || s.BadLines > maxJobCount {
+		return NewFieldError("bad_lines", "send how many lines were skipped, or omit it", "%d is out of range", s.BadLines)
+	}
 	if s.Bytes < 0 || s.Bytes > maxJobCount*1024 {
 		return NewFieldError("bytes", "send the size of the file, or omit it", "%d is out of range", s.Bytes)
 	}
@@ -129,6 +133,7 @@ type Job struct {
 	File     string           `json:"file,omitempty"`
 	Format   string           `json:"format,omitempty"`
 	Lines    int64            `json:"lines,omitempty"`
+	BadLines int64            `json:"bad_lines,omitempty"` // that were skipped when the file was submitted
 	Bytes    int64            `json:"bytes,omitempty"`
 	Labels   Labels           `json:"labels,omitempty"`
 	Rounds   int              `json:"rounds,omitempty"` // how often it has finished: more than once after retries
@@ -147,6 +152,9 @@ type JobError struct {
 	Tasks  int64      `json:"tasks"`
 	Sample string     `json:"sample,omitempty"` // the message of one of them
 }
+
+// NotSubmitted returns how many tasks of the file are not recorded.
+func (j *Job) NotSubmitted() int64 { return max(0, j.Total-j.Known) }
 
 // Ended reports whether every task of the job has finished.
 func (j *Job) Ended() bool { return j.State == JobFinished || j.State == JobCancelled }

@@ -26,7 +26,8 @@ type Result struct {
 	Labels         map[string]string `json:"labels,omitempty" msgpack:"labels,omitempty"`
 	Callback       *Callback         `json:"callback,omitempty" msgpack:"callback,omitempty"`
 	TraceID        string            `json:"trace_id,omitempty" msgpack:"trace_id,omitempty"`
-	Generation     int               `json:"generation,omitempty" msgpack:"generation,omitempty"` // 0 for the first run, n after the nth retry on request
+	Generation     int               `json:"generation,omitempty" msgpack:"generation,omitempty"`   // 0 for the first run, n after the nth retry on request
+	Fingerprint    string            `json:"fingerprint,omitempty" msgpack:"fingerprint,omitempty"` // of the request that was run, in hex; empty: not known
 	SubmittedAt    time.Time         `json:"submitted_at,omitzero" msgpack:"submitted_at,omitempty"`
 	AssignedAt     time.Time         `json:"assigned_at,omitzero" msgpack:"assigned_at,omitempty"`
 	StartedAt      time.Time         `json:"started_at,omitzero" msgpack:"started_at,omitempty"`
@@ -52,6 +53,15 @@ func (r *Result) Key() Key { return Key{r.Tenant, r.TaskID} }
 // Run returns which run of its task the result ends.
 func (r *Result) Run() Run { return Run{r.Key(), r.Generation} }
 
+// Request returns the fingerprint of the request that was run; the zero value if it is not known.
+func (r *Result) Request() Fingerprint {
+	f, err := ParseFingerprint(r.Fingerprint)
+	if err != nil {
+		return Fingerprint{} // Validate refuses it
+	}
+	return f
+}
+
 // Attempt returns the number of the last attempt, 0 if there were no attempts.
 func (r *Result) Attempt() int {
 	if len(r.Attempts) == 0 {
@@ -65,7 +75,8 @@ func NewResult(t *Task, s State, at time.Time) *Result {
 	r := &Result{
 		TaskID: t.ID, Tenant: t.Tenant, State: s, Model: t.Model, Endpoint: t.Endpoint,
 		Priority: t.Priority, JobID: t.JobID, CustomID: t.CustomID, Labels: t.Labels,
-		Callback: t.Callback, TraceID: t.TraceID, Generation: t.Generation(), SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
+		Callback: t.Callback, TraceID: t.TraceID, Generation: t.Generation(), Fingerprint: t.Fingerprint().String(),
+		SubmittedAt: t.SubmittedAt, FinishedAt: at.UTC(),
 	}
 	if t.Progress != nil {
 		r.Attempts = t.Progress.Attempts
@@ -117,6 +128,9 @@ func (r *Result) ValidateDecoded() error {
 	}
 	if r.Generation < 0 || r.Generation > maxGeneration {
 		return NewFieldError("generation", "", "%d is not between 0 and %d", r.Generation, maxGeneration)
+	}
+	if _, err := ParseFingerprint(r.Fingerprint); err != nil {
+		return NewFieldError("fingerprint", "leave it out or use 64 hexadecimal digits", "%s", err)
 	}
 	if !r.State.Terminal() {
 		return NewFieldError("state", "use SUCCESS, FAILED, CANCELLED or EXPIRED", "it is not a terminal state")

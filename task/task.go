@@ -25,6 +25,7 @@ const (
 	MaxLevel         = 9  // levels within a priority go from 0 to 9, 9 first
 	maxGeneration    = 1 << 20
 	maxAttemptNumber = 1_000_000
+	maxBackoff       = 7 * 24 * time.Hour
 	maxMessage       = 4096 // bytes of an attempt's message
 )
 
@@ -106,11 +107,14 @@ type Progress struct {
 	Requeues       int       `json:"requeues" msgpack:"requeues"`                                   // how often Batchyard itself has written the task again; part of the claim
 	Attempts       []Attempt `json:"attempts,omitempty" msgpack:"attempts,omitempty"`               // what has been tried, oldest first
 	Exclude        []string  `json:"exclude,omitempty" msgpack:"exclude,omitempty"`                 // devices that are not to be tried again
-	NotBefore      time.Time `json:"not_before,omitzero" msgpack:"not_before,omitempty"`            // backoff: not assigned earlier
+	BackoffMS      int64     `json:"backoff_ms,omitempty" msgpack:"backoff_ms,omitempty"`           // not assigned until this long after the task was written: a time would compare two clocks
 	RequestedModel string    `json:"requested_model,omitempty" msgpack:"requested_model,omitempty"` // the model asked for, when degraded to another
 	Generation     int       `json:"generation,omitempty" msgpack:"generation,omitempty"`           // 0 for the first run, n after the nth retry on request; part of the claim
 	Moved          bool      `json:"moved,omitempty" msgpack:"moved,omitempty"`                     // it was taken from a device's queue to even out the load; not again before it ran
 	Sent           []Header  `json:"sent,omitempty" msgpack:"sent,omitempty"`                       // what the sender's record had besides the task, for the record of the result
+
+	// NotBefore is when the backoff ends, as the router that has read the task reckons.
+	NotBefore time.Time `json:"-" msgpack:"-"`
 }
 
 // Header is a header of a record. What a record has besides a task is bounded by the router.
@@ -184,7 +188,7 @@ func (t *Task) ReadyAt() time.Time {
 }
 
 // Requeued returns a copy to write back to its topic. It does not share progress with the
-// original and counts one more requeue.
+// original, counts one more requeue, and has no backoff.
 func (t *Task) Requeued() *Task {
 	c := *t
 	p := Progress{}
@@ -194,6 +198,7 @@ func (t *Task) Requeued() *Task {
 		p.Exclude = slices.Clone(p.Exclude)
 	}
 	p.Requeues++
+	p.BackoffMS, p.NotBefore = 0, time.Time{}
 	c.Progress = &p
 	return &c
 }
@@ -306,7 +311,7 @@ func (t *Task) Validate(l Limits) error {
 // end up in a result that the recorder refuses, so that the task would never end.
 func (p *Progress) valid() bool {
 	if p.Requeues < 0 || p.Generation < 0 || p.Generation > maxGeneration || len(p.Attempts) > 4*MaxAttemptsLimit || len(p.Exclude) > 4*MaxAttemptsLimit ||
-		!timeInRange(p.NotBefore) || checkText("", p.RequestedModel, MaxNameLength, optional) != nil {
+		p.BackoffMS < 0 || p.BackoffMS > maxBackoff.Milliseconds() || checkText("", p.RequestedModel, MaxNameLength, optional) != nil {
 		return false
 	}
 	for i := range p.Attempts {

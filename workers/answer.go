@@ -64,7 +64,8 @@ func isWord(s string) bool {
 	return s != "" && len(s) <= most
 }
 
-// retryAfter returns how long a device asks to wait, which it gives as milliseconds, seconds or a date.
+// retryAfter returns how long a device asks to wait, which it gives as milliseconds, seconds or a date. A
+// date is by the device's clock, like the date of the answer, and not by ours.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms >= 0 && ms < 1e9 {
 		return time.Duration(ms * float64(time.Millisecond))
@@ -74,6 +75,9 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 		return time.Duration(s * float64(time.Second))
 	}
 	if at, err := http.ParseTime(v); err == nil {
+		if sent, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = sent
+		}
 		return max(0, at.Sub(now))
 	}
 	return 0

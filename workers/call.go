@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/learn"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
 )
@@ -27,7 +28,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		r.refuseCall(c)
 		return
 	}
-	r.attemptStarted(c, now)
+	r.attemptStarted(c)
 	r.budget.Earn()
 	fault.At("workers.before_request")
 	answers, status, f := r.request(d, c)
@@ -39,7 +40,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		return
 	}
 	for i, w := range c.works {
-		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: now.UTC(), Duration: took.Milliseconds()}
+		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: w.started.UTC(), Duration: took.Milliseconds()}
 		var answer []byte
 		if f != nil {
 			a.Class, a.Message = f.Class, f.Message
@@ -52,11 +53,12 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 }
 
 // attemptStarted writes the events of attempts that begin now.
-func (r *runner) attemptStarted(c *call, now time.Time) {
+func (r *runner) attemptStarted(c *call) {
+	now := clock.Now()
 	events := make([]task.Event, 0, len(c.works))
 	for _, w := range c.works {
 		w.localAttempts++
-		w.started = now
+		w.started, w.began = now, time.Now()
 		e := r.workers.event(task.AttemptStarted, w, now)
 		e.Attempt, e.DeviceID, e.BatchID = w.number(), r.id, w.batch
 		events = append(events, e)
@@ -116,7 +118,7 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 		r.rates.Learn(r.rateKey(c.works[0].task()), took, len(c.works), now)
 	}
 	if c.freeSlot {
-		r.latency.observe(began.Sub(c.works[0].assignment.AssignedAt))
+		r.latency.observe(c.works[0].started.Sub(c.works[0].assignment.AssignedAt))
 	}
 	if o == learn.Throttled {
 		r.slowDown(f.RetryAfter)
@@ -175,8 +177,10 @@ func (r *runner) callContext(c *call) (context.Context, context.CancelFunc) {
 		return context.WithTimeout(r.workers.life, timeout)
 	}
 	w := c.works[0]
-	if dl := w.task().Deadline; !dl.IsZero() && time.Until(dl) < timeout {
-		return context.WithDeadlineCause(w.ctx, dl, errExpired)
+	if dl := w.task().Deadline; !dl.IsZero() {
+		if left := clock.Until(dl); left < timeout {
+			return context.WithTimeoutCause(w.ctx, left, errExpired)
+		}
 	}
 	return context.WithTimeout(w.ctx, timeout)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/stream"
@@ -23,7 +24,7 @@ type ending struct {
 
 // attemptEnded decides what follows an attempt. answer is the device's; f is nil on success.
 func (s *Workers) attemptEnded(r *runner, w *work, answer []byte, f *Failure) {
-	now := time.Now()
+	now := clock.Now()
 	e := ending{work: w, failure: f, events: []task.Event{s.attemptEvent(w, answer, f, now)}, at: now}
 	switch cause := w.stopCause(); {
 	case errors.Is(cause, errCancelled), errors.Is(cause, errLost):
@@ -43,7 +44,7 @@ func (s *Workers) attemptRefused(r *runner, w *work, f *Failure) {
 		s.abandon(w, cause, nil)
 		return
 	}
-	s.decide(r, ending{work: w, failure: f, at: time.Now()})
+	s.decide(r, ending{work: w, failure: f, at: clock.Now()})
 }
 
 // decide carries out what [Decide] says about a failure.
@@ -80,7 +81,7 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 	}
 	e := s.event(action, w, now)
 	e.Attempt, e.DeviceID, e.BatchID = a.Number, a.DeviceID, w.batch
-	e.Duration = now.Sub(w.started)
+	e.Duration = time.Since(w.began)
 	note := map[string]any{}
 	if a.Status > 0 {
 		note["status"] = a.Status
@@ -180,6 +181,7 @@ func (s *Workers) writeResult(w *work, res *task.Result, events []task.Event) {
 		var large *stream.TooLargeError
 		if !errors.As(err, &large) || (res.Output == nil && len(res.Labels) == 0) {
 			s.deps.Logger.Error("a result was not written; the task will run again", "tenant", key.Tenant, "task_id", key.ID, "error", err)
+			w.ack.Refused(err)
 			return
 		}
 		small := *res
@@ -201,7 +203,7 @@ func (s *Workers) abandon(w *work, cause error, events []task.Event) {
 			}
 		}
 	case errors.Is(cause, errCancelled): // the result was written by the cancel
-		e := s.event(task.TaskCancelled, w, time.Now())
+		e := s.event(task.TaskCancelled, w, clock.Now())
 		e.DeviceID, e.BatchID = w.assignment.Device.ID, w.batch
 		s.deps.Metrics.Workers.Ended.WithLabelValues(string(task.Cancelled)).Inc()
 		s.conclude(w, stream.Unit{Events: append(events, e)}, nil)
@@ -228,6 +230,8 @@ func (s *Workers) conclude(w *work, u stream.Unit, refused func(error)) {
 			// It writes again and may have to wait for room in the outbox, which gets none
 			// until this call returns.
 			go refused(err)
+		default:
+			w.ack.Refused(err)
 		}
 	}
 	s.put(u)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 )
 
 // fleetLoad is what is known about the load of the fleet, for planning.
@@ -29,7 +30,7 @@ func (s *Workers) fleetLoad(ctx context.Context, ds []device.Device, rates map[d
 	if err != nil {
 		return nil, err
 	}
-	f := &fleetLoad{devices: ds, rates: rates, healths: healths, now: time.Now(),
+	f := &fleetLoad{devices: ds, rates: rates, healths: healths, now: clock.Now(),
 		loads: map[string]float64{}, used: map[string][2]int{}, mean: map[string][2]float64{}}
 	sum, n := map[string][2]float64{}, map[string][2]float64{}
 	for k, r := range rates {

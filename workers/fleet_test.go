@@ -75,7 +75,7 @@ func TestTheQueueOfADeviceThatIsAwayGoesElsewhere(t *testing.T) {
 				require.Zero(t, tk.Tried())
 				require.Empty(t, tk.Progress.Exclude)
 				require.False(t, tk.Progress.Moved)
-				require.False(t, tk.Progress.NotBefore.IsZero(), "or it would come back at once")
+				require.NotZero(t, tk.Progress.BackoffMS, "or it would come back at once")
 			}
 			y.send("d", chat("late"))
 			y.back("late", 1)
@@ -173,7 +173,7 @@ func TestWaitingTasksMoveToIdleDevicesOnce(t *testing.T) {
 			for _, tk := range y.requeued {
 				moved[tk.ID]++
 				require.True(t, tk.Progress.Moved)
-				require.True(t, tk.Progress.NotBefore.IsZero())
+				require.Zero(t, tk.Progress.BackoffMS)
 				require.Empty(t, tk.Progress.Exclude)
 				require.Zero(t, tk.Tried())
 			}
@@ -301,7 +301,7 @@ func TestEveryTaskEndsWhateverDevicesDo(t *testing.T) {
 		}
 		d := y.fleet.Device(fmt.Sprint("d", n%6))
 		sending.Add(1)
-		time.AfterFunc(time.Until(tk.Progress.NotBefore), func() {
+		time.AfterFunc(time.Duration(tk.Progress.BackoffMS)*time.Millisecond, func() {
 			defer sending.Done()
 			if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: d.ID(), Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
 				t.Error(err)

@@ -14,8 +14,8 @@ import (
 // longer time raises the estimate a little, a shorter one lowers it by more, in the ratio that
 // leaves latencyQuantile of the times below it.
 //
-// The time is the difference between two clocks, the router's and ours. If they disagree, the
-// estimate is wrong by as much; it is bounded so that this does no harm.
+// The time is the difference between the readings of two processes' clock.Now, which differ by
+// milliseconds at most. The estimate is bounded, so that it does no harm if they differ by more.
 type dispatchLatency struct {
 	mu sync.Mutex
 	ms float64

@@ -7,6 +7,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/learn"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -203,7 +204,7 @@ func (s *Workers) breakerChanged(id string, c learn.Change) {
 	s.deps.Metrics.Workers.BreakerState.WithLabelValues(id).Set(level)
 	s.deps.Logger.Info("breaker", "device_id", id, "state", c.State, "why", c.Why)
 	s.put(stream.Unit{Events: []task.Event{{
-		Time: c.At.UTC(), Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
+		Time: clock.Now().Add(-time.Since(c.At)).UTC(), Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage,
 		ActorID: s.deps.Instance, ResourceType: "device", ResourceID: id, DeviceID: id, Detail: detail(note),
 	}}})
 }

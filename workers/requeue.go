@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -19,21 +20,17 @@ type requeue struct {
 	detail map[string]any  // of the event; has a "reason"
 }
 
-// requeued returns the task as it goes back to its topic; notBefore may be zero.
-func (w *work) requeued(notBefore time.Time) *task.Task {
+// requeued returns the task as it goes back to its topic; the backoff may be 0.
+func (w *work) requeued(backoff time.Duration) *task.Task {
 	t := w.task().Requeued()
-	t.Progress.Attempts, t.Progress.NotBefore = w.attempts, notBefore
+	t.Progress.Attempts, t.Progress.BackoffMS = w.attempts, backoff.Milliseconds()
 	t.Progress.Moved = t.Progress.Moved && w.localAttempts == 0
 	return t
 }
 
 // retryElsewhere writes a task back for another device, or for this one later.
 func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
-	var notBefore time.Time
-	if d.After > 0 {
-		notBefore = e.at.Add(d.After).UTC()
-	}
-	t := e.requeued(notBefore)
+	t := e.requeued(d.After)
 	if d.Exclude {
 		t.Progress.Exclude = excluding(t.Progress.Exclude, device)
 	}
@@ -43,7 +40,7 @@ func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
 
 // degrade writes a task back with a smaller model.
 func (s *Workers) degrade(e ending, model string) {
-	t := e.requeued(time.Time{})
+	t := e.requeued(0)
 	t.Progress.Exclude, t.Progress.Moved = nil, false
 	if t.Progress.RequestedModel == "" {
 		t.Progress.RequestedModel = t.Model
@@ -60,8 +57,8 @@ func (s *Workers) degrade(e ending, model string) {
 // giveBack writes a task back because the worker is stopping. The device is not to blame, and the
 // attempt, if there was one, does not count.
 func (s *Workers) giveBack(w *work, events []task.Event) {
-	s.writeBack(ending{work: w, events: events, at: time.Now()},
-		requeue{w.requeued(time.Time{}), task.ClassDraining, map[string]any{"reason": task.ClassDraining}})
+	s.writeBack(ending{work: w, events: events, at: clock.Now()},
+		requeue{w.requeued(0), task.ClassDraining, map[string]any{"reason": task.ClassDraining}})
 }
 
 // Why waiting tasks leave a device other than after an attempt; reasons of requeue events.
@@ -75,16 +72,15 @@ const (
 // requeueFromAway writes a task back because its device takes no more work. It comes with a backoff,
 // because a router that does not know yet would send it here again at once.
 func (s *Workers) requeueFromAway(w *work, why string) {
-	now := time.Now()
-	s.writeBack(ending{work: w, at: now},
-		requeue{w.requeued(now.Add(s.cfg.backoff(1)).UTC()), task.ClassNone, map[string]any{"reason": why}})
+	s.writeBack(ending{work: w, at: clock.Now()},
+		requeue{w.requeued(s.cfg.backoff(1)), task.ClassNone, map[string]any{"reason": why}})
 }
 
 // requeueMoved writes back a task that waits here while another device would be done with it sooner.
 func (s *Workers) requeueMoved(w *work, note map[string]any) {
-	t := w.requeued(time.Time{})
+	t := w.requeued(0)
 	t.Progress.Moved = true
-	s.writeBack(ending{work: w, at: time.Now()}, requeue{t, task.ClassNone, note})
+	s.writeBack(ending{work: w, at: clock.Now()}, requeue{t, task.ClassNone, note})
 }
 
 // writeBack writes a task back to its topic. If the topic refuses it for its size, which its attempts
@@ -108,10 +104,11 @@ func (s *Workers) writeBack(e ending, q requeue) {
 		var large *stream.TooLargeError
 		if errors.As(err, &large) {
 			f := &Failure{Class: task.ClassInvalid, Message: "the task with its attempts is larger than its topic allows"}
-			s.fail(ending{work: e.work, failure: f, at: time.Now()})
+			s.fail(ending{work: e.work, failure: f, at: clock.Now()})
 			return
 		}
 		s.deps.Logger.Error("a task was not written back; it will run again", "tenant", t.Tenant, "task_id", t.ID, "error", err)
+		e.ack.Refused(err)
 	})
 }
 

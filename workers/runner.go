@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device/learn"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -200,12 +201,12 @@ func (r *runner) idleSince() (time.Time, bool) {
 // runnable drops the tasks of a call that must not run any more. It returns nil when none is left.
 func (r *runner) runnable(c *call) *call {
 	kept := c.works[:0:0]
-	now := time.Now()
+	now := clock.Now()
 	for _, w := range c.works {
 		if cause := w.stopCause(); cause != nil {
 			r.workers.abandon(w, cause, nil)
 		} else if w.expired(now) {
-			r.workers.expire(ending{work: w, at: time.Now()})
+			r.workers.expire(ending{work: w, at: now})
 		} else {
 			kept = append(kept, w)
 		}

@@ -89,7 +89,7 @@ func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	require.Equal(t, []string{"sick"}, tk.Progress.Exclude)
 	require.Equal(t, 2, tk.Tried())
 	require.Equal(t, 1, tk.Progress.Requeues)
-	require.False(t, tk.Progress.NotBefore.IsZero())
+	require.NotZero(t, tk.Progress.BackoffMS)
 	y.send("well", tk)
 	res = y.only("moves")
 	require.Equal(t, task.Success, res.State)
@@ -157,7 +157,7 @@ func TestTheBreakerOpensHalfOpensAndCloses(t *testing.T) {
 		if tk.Tried() == 0 {
 			untried++
 			require.Empty(t, tk.Progress.Exclude)
-			require.False(t, tk.Progress.NotBefore.IsZero(), "or it would come back at once")
+			require.NotZero(t, tk.Progress.BackoffMS, "or it would come back at once")
 		}
 	}
 	require.Equal(t, 7, untried)
@@ -280,7 +280,7 @@ func TestDrainFinishesRunningTasksAndGivesBackTheRest(t *testing.T) {
 	require.Equal(t, task.Success, y.only("a").State)
 	require.Equal(t, task.Success, y.only("b").State)
 	for _, tk := range y.requeued {
-		require.True(t, tk.Progress.NotBefore.IsZero(), "another worker may have it at once")
+		require.Zero(t, tk.Progress.BackoffMS, "another worker may have it at once")
 		require.Empty(t, tk.Progress.Exclude)
 	}
 	require.Equal(t, 1, y.back("pausing", 1).Tried())

@@ -58,6 +58,11 @@ func (s *Workers) partitionLost(partition int) {
 		}
 	}
 	s.mu.Unlock()
+	s.stopLost()
+}
+
+// stopLost stops the tasks that another worker runs from now on, and those whose records are read again.
+func (s *Workers) stopLost() {
 	s.tasks.each(func(w *work) {
 		if w.ack.Lost() {
 			s.stopWork(w, errLost)

@@ -26,7 +26,8 @@ type work struct {
 	ack           *records.Ack   // of the record that it came in
 	attempts      []task.Attempt // made so far, on other devices too
 	localAttempts int            // made here
-	started       time.Time      // of the last attempt
+	started       time.Time      // of the last attempt, by the clock of all processes
+	began         time.Time      // the same by this machine's clock
 
 	ctx            context.Context //nolint:containedctx // ends when the work is cancelled or lost, or the worker stops
 	stop           context.CancelCauseFunc

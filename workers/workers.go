@@ -25,6 +25,7 @@ type Deps struct {
 	Registry *store.Registry // nil: silent devices and uneven load go unnoticed
 	Credits  *store.Credits
 	Rates    *store.Rates
+	Presence *store.Presence // nil: it is not reported which devices are served
 	Cancels  *store.Overrides
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
@@ -40,6 +41,7 @@ type Workers struct {
 	outbox        *stream.Outbox
 	deadLetters   *records.DeadLetters
 	leases        *store.LeaseRenewer
+	reader        *store.Reader
 	tasks         *taskIndex
 	backoffs      *backoffs
 	reportNow     chan struct{} // a device's health has changed
@@ -73,6 +75,7 @@ func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers 
 		cfg: cfg, deps: deps, engine: e, outbox: outbox,
 		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
+		reader:      deps.Presence.Reader(stream.Batches, deps.Logger),
 		tasks:       newTaskIndex(), backoffs: newBackoffs(),
 		reportNow: make(chan struct{}, 1), checkFleetNow: make(chan struct{}, 1), stopping: make(chan struct{}),
 		runners: map[string]*runner{}, departed: map[string]device.Health{},
@@ -87,7 +90,7 @@ func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers 
 func (s *Workers) Run(ctx context.Context, ready func()) error {
 	helpers := []lifecycle.Part{
 		lifecycle.Func(s.leases.Run), lifecycle.Func(newReporter(s).run),
-		lifecycle.Func(s.watchCancels), lifecycle.Func(s.drainWhenStopping),
+		lifecycle.Func(s.watchCancels), lifecycle.Func(s.drainWhenStopping), lifecycle.Func(s.reader.Run),
 	}
 	if s.deps.Registry != nil {
 		helpers = append(helpers, lifecycle.Func(newFleetWatcher(s).run), lifecycle.Func(s.watchRegistry))
@@ -103,8 +106,10 @@ func (s *Workers) Run(ctx context.Context, ready func()) error {
 
 func (s *Workers) consume(ctx context.Context, ready func()) error {
 	return s.deps.Stream.Consume(ctx, stream.ConsumerConfig{
+		OnGap: s.deadLetters.Gap,
 		Group: Stage, Topic: stream.Batches, MaxRecords: s.cfg.MaxInFlight, MaxBytes: s.cfg.MaxBytes,
-		DrainTimeout: s.cfg.DrainTimeout + 5*time.Second, OnLost: s.partitionLost,
+		DrainTimeout: s.cfg.DrainTimeout + 5*time.Second, OnLost: s.partitionLost, OnAgain: s.stopLost,
+		OnCurrent: s.reader.Current, CurrentEvery: s.reader.Interval(),
 	}, s.intake, ready)
 }
 
@@ -168,8 +173,10 @@ func (s *Workers) writeEvents(w *work, events []task.Event) {
 	ack := w.ack
 	ack.Hold()
 	s.put(stream.Unit{Events: events, Acked: func(err error) {
-		if err == nil {
-			ack.Release()
+		if err != nil {
+			ack.Refused(err)
+			return
 		}
+		ack.Release()
 	}})
 }

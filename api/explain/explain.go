@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
@@ -43,7 +44,7 @@ type Waiting struct {
 	Slots     int            `json:"slots" doc:"Slots of the able devices together."`
 	Used      int            `json:"used" doc:"Tasks at the able devices now."`
 	Batched   bool           `json:"batched,omitempty" doc:"The endpoint is batched: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, breaker_open, throttled, excluded."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, unserved, breaker_open, throttled, excluded."`
 	Models    []string       `json:"models,omitempty" doc:"The models that the devices serve, at most ten, if none of them serves that of the task."`
 }
 
@@ -95,6 +96,9 @@ type Deps struct {
 	Registry interface {
 		List(ctx context.Context) ([]device.Device, error)
 	}
+	Presence interface { // nil: all devices are served
+		Mark(ctx context.Context, devices []device.Device) error
+	}
 	Overrides interface {
 		Get(ctx context.Context, keys ...task.Key) ([]device.Override, error)
 	}
@@ -120,7 +124,7 @@ func (d Deps) Of(ctx context.Context, t *Task, rows []status.EventRow) (*Why, er
 		}
 		out.Waiting = &w
 	}
-	out.Sentence = sentence(out, t, time.Now())
+	out.Sentence = sentence(out, t, clock.Now())
 	return out, nil
 }
 
@@ -167,6 +171,11 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 	if err != nil {
 		return err
 	}
+	if d.Presence != nil {
+		if err := d.Presence.Mark(ctx, ds); err != nil {
+			return err
+		}
+	}
 	_, healths, err := d.Rates.Load(ctx)
 	if err != nil {
 		return err
@@ -175,7 +184,7 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 	if task.Batched(t.Endpoint) {
 		class, w.Batched = device.ClassBatched, true
 	}
-	now := time.Now()
+	now := clock.Now()
 	fleet, known := make([]*device.Device, len(ds)), make([]*device.Health, len(ds))
 	for i := range ds {
 		h := healths[ds[i].ID]

@@ -214,6 +214,7 @@ var reasonTexts = map[string][2]string{
 	"tags":         {"lacks tags that it needs", "lack tags that it needs"},
 	"silent":       {"has missed its heartbeats", "have missed their heartbeats"},
 	"draining":     {"is draining", "are draining"},
+	"unserved":     {"is served by no batcher or no worker", "are served by no batcher or no worker"},
 	"breaker_open": {"has an open circuit breaker because it failed", "have open circuit breakers because they failed"},
 	"throttled":    {"has asked for a pause", "have asked for a pause"},
 	"excluded":     {"has failed it before", "have failed it before"},

@@ -90,12 +90,14 @@ func (o *offsets) Acquire(ctx context.Context, topic string, partition int) (int
 			if err != nil {
 				return err
 			}
-			part.next, part.epoch, rows = row.next, row.epoch, row.end.Rows
+			part.next, part.epoch = row.next, row.epoch
 			broken, refused = o.breaksOf(part.TopicPartition, &row, log)
 			if refused != nil {
 				return nil //nolint:nilerr // not Postgres' fault: it is returned below, without another try
 			}
-			return o.adopt(ctx, tx, part, log, broken)
+			err = o.adopt(ctx, tx, part, log, broken, &row.end)
+			rows = row.end.Rows
+			return err
 		})
 	})
 	if err = errors.Join(err, refused); err != nil {
@@ -107,13 +109,16 @@ func (o *offsets) Acquire(ctx context.Context, topic string, partition int) (int
 		o.breaks.noticed(ctx, k)
 	}
 	part.read = part.next
+	if log != nil {
+		part.read = max(0, part.next) // if the log begins later, what was before is a hole
+	}
 	o.mu.Lock()
 	o.owned[part.TopicPartition] = part
 	if log != nil {
 		o.ids[topic] = log.id
 	}
 	o.mu.Unlock()
-	return part.next, nil
+	return part.read, nil
 }
 
 // breaksOf returns why recording does not simply continue; none if it does.
@@ -229,7 +234,7 @@ func (o *offsets) setBehind(at audit.TopicPartition, since time.Time) {
 const adoptSQL = `UPDATE stream_offsets SET topic_id = $3, cluster_id = $4, next_offset = $5 WHERE topic = $1 AND partition = $2`
 
 // adopt stores which topic the offset belongs to, and after a break where recording continues.
-func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *logView, broken []*audit.Break) error {
+func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *logView, broken []*audit.Break, end *audit.ChainEnd) error {
 	for _, k := range broken {
 		if k.Kind == audit.TopicReplaced {
 			part.next = -1
@@ -237,7 +242,7 @@ func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *lo
 				part.next = log.end
 			}
 		}
-		if err := o.breaks.write(ctx, tx, k, o.instance); err != nil {
+		if err := o.breaks.write(ctx, tx, k, end, o.instance); err != nil {
 			return err
 		}
 	}
@@ -248,29 +253,24 @@ func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *lo
 	return err
 }
 
-// missed writes down that the log no longer has the records between the last one that was read and the
-// next one at offset, if it does not: the markers of transactions take offsets without being records.
-// It waits until Postgres answers, so that nothing after the gap is recorded before the gap is.
-func (o *offsets) missed(ctx context.Context, part *ownership, offset int64) error {
+// missed returns what is between the last record that was read and the next one at offset, if the log no
+// longer has it, else nil: the markers of transactions take offsets without being records.
+func (o *offsets) missed(ctx context.Context, part *ownership, offset int64) (*audit.Break, error) {
 	first := offset
 	if o.topics != nil {
 		var err error
 		if first, _, err = o.topics.Bounds(ctx, part.Topic, int(part.Partition)); err != nil {
-			return errAcquireAgain // and look again then
+			return nil, errAcquireAgain // and look again then
 		}
 	}
 	if first <= part.read {
-		return nil
+		return nil, nil
 	}
-	broken := &audit.Break{Kind: audit.RecordsMissed, Topic: part.Topic, Partition: part.Partition, First: part.read, Last: min(first, offset) - 1, Why: "Kafka deleted them before they were recorded"}
-	err := o.retry(ctx, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, o.pool, func(tx pgx.Tx) error { return o.breaks.write(ctx, tx, broken, o.instance) })
-	})
-	if err != nil {
-		return err // ctx ended
-	}
-	o.breaks.noticed(ctx, broken)
-	return nil
+	return holeOf(part, part.read, min(first, offset)-1), nil
+}
+
+func holeOf(part *ownership, first, last int64) *audit.Break {
+	return &audit.Break{Kind: audit.RecordsMissed, Topic: part.Topic, Partition: part.Partition, First: first, Last: last, Why: "Kafka deleted them before they were recorded"}
 }
 
 // watch looks at intervals, until ctx ends, for what no record would bring to light: a topic that was

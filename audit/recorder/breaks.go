@@ -1,9 +1,9 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -11,6 +11,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 )
@@ -21,13 +22,60 @@ type breaks struct {
 	noticed func(context.Context, *audit.Break) // is called after the transaction
 }
 
+// eventOf returns the event of a break.
+func eventOf(k *audit.Break) task.Event {
+	e := task.Event{
+		Time: k.Time, Action: actionOf(k.Kind), Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: k.ActorID,
+		ResourceType: "partition", ResourceID: k.At().String(),
+	}
+	e.Detail = k.Detail()
+	return e
+}
+
+// reported returns the hole that another stage has found in its topic; nil if the event is about nothing
+// of the kind. Its row is that of the event.
+func reported(e *task.Event) *audit.Break {
+	if e.Action != task.RecordsMissed {
+		return nil
+	}
+	k, err := audit.BreakOf(audit.RecordsMissed, e.Detail)
+	if err != nil || k.Topic == "" {
+		return nil // its row says what there is to say
+	}
+	k.Time, k.ActorID = e.Time.Truncate(time.Millisecond), e.ActorID
+	return k
+}
+
 const breakSQL = `
 INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING`
 
-// write adds a break, in the transaction that makes recording continue there.
-func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, instance string) error {
+// write adds a break, in the transaction that makes recording continue there, and if it is a hole its row
+// at the end of the chain.
+func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *audit.ChainEnd, instance string) error {
 	k.Time, k.ActorID = time.Now().UTC().Truncate(time.Millisecond), instance
+	var batch pgx.Batch
+	if k.Hole() {
+		e, rows := eventOf(k), rowEncoder{}
+		rows.resetCopy()
+		if end.Rows == 0 {
+			end.Hash = audit.Genesis(k.At())
+		}
+		rows.row(&e, k.At().At(audit.Position{Offset: k.First}), k.Time, end)
+		k.Seq = end.Rows + 1
+		if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(rows.EndCopy()), copyRowsSQL(auditLog)); err != nil {
+			return fmt.Errorf("writing down that recording %s was interrupted: %w", k.At(), err)
+		}
+		chains{k.At(): end}.queueWrite(&batch)
+	}
+	if err := b.queue(&batch, k); err != nil {
+		return err
+	}
+	return pg.Flush(ctx, tx, &batch, "writing down that recording "+k.At().String()+" was interrupted")
+}
+
+// queue adds to a batch the writing of a break.
+func (b *breaks) queue(batch *pgx.Batch, k *audit.Break) error {
 	var statement []byte
 	if b.key != nil {
 		var err error
@@ -39,9 +87,7 @@ func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, instance 
 	if k.Last != audit.UnknownOffset {
 		last = &k.Last
 	}
-	if _, err := tx.Exec(ctx, breakSQL, k.Topic, k.Partition, string(k.Kind), k.Seq, k.First, last, k.Time, instance, string(statement)); err != nil {
-		return fmt.Errorf("writing down that recording %s was interrupted: %w", k.At(), err)
-	}
+	batch.Queue(breakSQL, k.Topic, k.Partition, string(k.Kind), k.Seq, k.First, last, k.Time, k.ActorID, string(statement))
 	return nil
 }
 
@@ -57,24 +103,15 @@ func actionOf(kind audit.BreakKind) task.Action {
 	}
 }
 
-// reportBreak logs and counts a break, and writes its event. If the process dies before that,
-// stream_breaks still says it.
+// reportBreak logs and counts a break, and writes its event, unless that is in the chain already. If the
+// process dies before that, stream_breaks still says it.
 func (r *Recorder) reportBreak(ctx context.Context, out *stream.Outbox, k *audit.Break) {
 	r.Logger.Error(messageOf[k.Kind], "topic", k.Topic, "partition", k.Partition, "offsets", k.Offsets(), "why", k.Why, "audit_rows_from", k.Seq)
 	countBreak(&r.Metrics.Audit, k)
-	e := task.Event{
-		Time: k.Time, Action: actionOf(k.Kind), Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: r.Instance,
-		ResourceType: "partition", ResourceID: k.At().String(),
+	if k.Hole() {
+		return
 	}
-	detail := map[string]any{"topic": k.Topic, "partition": k.Partition, "first_offset": k.First, "chain_seq": k.Seq, "why": k.Why}
-	if k.Last != audit.UnknownOffset {
-		detail["last_offset"] = k.Last
-	}
-	if k.LostRows > 0 {
-		detail["lost_rows"] = k.LostRows
-	}
-	e.Detail, _ = json.Marshal(detail) // text and numbers: it cannot fail
-	if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {
+	if err := out.Put(ctx, stream.Unit{Events: []task.Event{eventOf(k)}}); err != nil && ctx.Err() == nil {
 		r.Logger.Warn("the event of an interrupted recording could not be written", "partition", k.At().String(), "error", err)
 	}
 }
@@ -83,7 +120,7 @@ func (r *Recorder) reportBreak(ctx context.Context, out *stream.Outbox, k *audit
 var messageOf = map[audit.BreakKind]string{
 	audit.RecordedAgain: "Postgres has lost records that it had confirmed: recording them again from Kafka",
 	audit.TopicReplaced: "a topic is not the one that was recorded before: recording it from its beginning; what the old one held and was not recorded is lost",
-	audit.RecordsMissed: "records were deleted from Kafka before they were recorded: raise kafka.internal_retention and kafka.retention, or keep Postgres up",
+	audit.RecordsMissed: "records were deleted from Kafka before they were recorded: raise the retention of the topics, or keep Postgres up",
 }
 
 func countBreak(m *metrics.Audit, k *audit.Break) {

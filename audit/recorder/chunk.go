@@ -13,6 +13,24 @@ type unit struct {
 
 const resultIndex = -1
 
+// rows returns how many audit rows the chunk makes at most.
+func (c chunk) rows() (n int) {
+	for _, e := range c {
+		n += e.rows()
+	}
+	return n
+}
+
+// first returns the first records of the chunk, at most so many rows but at least one record.
+func (c chunk) first(rows int) chunk {
+	for i, e := range c {
+		if rows -= e.rows(); rows < 0 {
+			return c[:max(i, 1)]
+		}
+	}
+	return c
+}
+
 func (c chunk) units() []unit {
 	n := 0
 	for _, e := range c {

@@ -13,11 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/internal/pg"
 )
-
-// daysAhead is how many days beyond today have a partition.
-const daysAhead = 3
 
 // auditLog is the table that accepts the rows of every day; Postgres looks for the partition of each.
 const auditLog = "audit_log"
@@ -188,7 +186,7 @@ func (w *chunkWriter) ensureDays(ctx context.Context, c chunk) error {
 }
 
 func (w *chunkWriter) ensureDay(ctx context.Context, at, now time.Time) error {
-	if at.Before(audit.DayOf(now.Add(-w.cfg.Retention))) || at.After(audit.DayOf(now).Add(daysAhead*audit.Day)) {
+	if at.Before(audit.DayOf(now.Add(-w.cfg.Retention))) || at.After(audit.DayOf(now).Add(partitions.DaysAhead*audit.Day)) {
 		if !now.Before(w.days.nextAlarm) {
 			w.days.nextAlarm = now.Add(time.Minute)
 			w.Logger.Error("an event of a day that gets no partition: its row goes to audit_log_default; the clock of its writer is wrong, or it is older than audit.retention",
@@ -219,7 +217,7 @@ func (w *chunkWriter) ensureDay(ctx context.Context, at, now time.Time) error {
 // openDay creates the partition of a day if it does not exist, and returns the destination of the
 // day's rows: for a minute audit_log, if the partition may not be written to directly now.
 func openDay(ctx context.Context, pool *pgxpool.Pool, at, now time.Time) (to destination, created bool, err error) {
-	if created, err = createPartition(ctx, pool, at); err != nil {
+	if created, err = partitions.Create(ctx, pool, at); err != nil {
 		return to, false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
@@ -232,26 +230,4 @@ func openDay(ctx context.Context, pool *pgxpool.Pool, at, now time.Time) (to des
 		return destination{auditLog, now.Add(time.Minute)}, created, nil
 	}
 	return to, created, fmt.Errorf("looking for the partition of %s: %w", at.Format(time.DateOnly), err)
-}
-
-// beginner is a pool or a connection.
-type beginner interface {
-	Begin(ctx context.Context) (pgx.Tx, error)
-}
-
-// createPartition creates the partition of a day; created is false if it existed.
-func createPartition(ctx context.Context, conn beginner, at time.Time) (created bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		// Not long, because others queue behind it.
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '3s'"); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, "SELECT batchyard_make_audit_partition($1::date)", at.Format(time.DateOnly)).Scan(&created)
-	})
-	if err != nil {
-		return false, fmt.Errorf("creating the partition of %s: %w", at.Format(time.DateOnly), err)
-	}
-	return created, nil
 }

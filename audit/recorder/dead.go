@@ -25,6 +25,18 @@ type deadLetter struct {
 	events []task.Event // nil: the record as it is
 }
 
+// setAside makes a dead letter of a unit. The indexes of the later events of its record change.
+func (u unit) setAside(reason string, cause error) {
+	l := deadLetter{entry: u.entry, reason: reason, cause: cause}
+	if u.index == resultIndex {
+		u.entry.result = nil
+	} else {
+		l.events = append(l.events, u.entry.events[u.index].event)
+		u.entry.events = append(u.entry.events[:u.index], u.entry.events[u.index+1:]...)
+	}
+	u.entry.dead = append(u.entry.dead, l)
+}
+
 // sendDead writes dead letters and returns when all are acknowledged. Of a record of which other
 // events are recorded only those that are not are written, so that replaying the dead letter does
 // not record the others again.

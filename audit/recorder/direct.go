@@ -6,6 +6,9 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/batchyard/batchyard/audit/recorder/health"
+	"github.com/batchyard/batchyard/audit/recorder/pace"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -36,10 +39,11 @@ func NewDirect(cfg Config, deps Deps) *Direct {
 		deps.Metrics = metrics.New(nil)
 	}
 	d := &Direct{}
-	h := newHealth(deps.Pool, deps.Logger, deps.Metrics.Audit.PostgresDown)
-	own := newOffsets(deps.Pool, deps.Instance, h.retry)
+	h := health.New(deps.Pool, deps.Logger, &deps.Metrics.Audit)
+	own := newOffsets(deps.Pool, deps.Instance, h.Retry)
 	d.w = &writer{
 		chunks: newChunkWriter(cfg, deps), offsets: own, health: h,
+		queue: newQueue(1, cfg.ChunkRows, cfg.ChunkBytes), pace: pace.New(cfg.ChunkRows),
 		cfg: cfg, logger: deps.Logger, metrics: &deps.Metrics.Audit, sendDead: d.keepDead,
 	}
 	d.w.chunks.confirm = own.confirm
@@ -80,5 +84,5 @@ func (d *Direct) DeadLetters() []DirectLetter { return d.dead }
 
 // DropDays drops the days that ended before a time, as the retention does.
 func (d *Direct) DropDays(ctx context.Context, before time.Time) error {
-	return dropDays(ctx, d.w.chunks.Pool, before, func(droppedDay) {})
+	return partitions.DropDays(ctx, d.w.chunks.Pool, before, func(partitions.DroppedDay) {})
 }

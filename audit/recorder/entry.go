@@ -30,6 +30,14 @@ type entry struct {
 	events []indexedEvent
 	result *task.Result
 	dead   []deadLetter // not sent yet
+	hole   *audit.Break // not a record, but what was deleted before it was recorded; its only event says so
+}
+
+// holeEntry returns an entry for records that are gone. As one of the queue it becomes a row of the chain
+// after those of the records before it, in the transaction that passes the offsets: so no one can deny it.
+func holeEntry(rec records.Finisher, part *ownership, hole *audit.Break, instance string) *entry {
+	hole.Time, hole.ActorID = clean.Micro(time.Now()).Truncate(time.Millisecond), instance
+	return &entry{rec: rec, part: part, offset: hole.Last, at: hole.Time, hole: hole, events: []indexedEvent{{event: eventOf(hole)}}}
 }
 
 // indexedEvent is an event and its index in its record, which stays the same when other events of
@@ -98,7 +106,7 @@ func (e *entry) decodeEvents(room []indexedEvent) {
 	kept := 0
 	for i := range e.events {
 		it := &e.events[i]
-		if err := clean.Event(&it.event); err != nil {
+		if err := clean.Event(&it.event, e.at); err != nil {
 			e.dead = append(e.dead, deadLetter{entry: e, reason: records.ReasonInvalid, cause: fmt.Errorf("event %d: %w", i, err), events: []task.Event{it.event}})
 			continue
 		}
@@ -128,7 +136,7 @@ func (e *entry) decodeResult() {
 	reason := records.ReasonUnreadable
 	if err == nil {
 		reason = records.ReasonInvalid
-		err = clean.Result(r)
+		err = clean.Result(r, e.at)
 	}
 	if err != nil {
 		e.dead = append(e.dead, deadLetter{entry: e, reason: reason, cause: err})

@@ -24,16 +24,21 @@ func TestAnEntrySeparatesGoodAndBadEvents(t *testing.T) {
 		return task.Event{Time: at.Truncate(time.Microsecond), Action: task.TaskQueued, Tenant: "acme", TaskID: id}
 	}
 	odd := task.Event{Time: at, Action: task.TaskQueued, Tenant: "acme", ActorID: "a\x00b" + strings.Repeat("x", 1000), InputSHA256: []byte{1}, InputTokens: -5, Detail: []byte(`{`)}
-	noAction, noTenant, noTime, noAttempt := odd, odd, odd, odd
-	noAction.Action, noTenant.Tenant, noTenant.TaskID, noTime.Time, noAttempt.Attempt = "task.teleported", "", "t", time.Unix(1, 0).UTC(), -1
+	noAction, noTenant, noAttempt := odd, odd, odd
+	noAction.Action, noTenant.Tenant, noTenant.TaskID, noAttempt.Attempt = "task.teleported", "", "t", -1
+	noTime := good("c")
+	noTime.Detail = []byte(`{ "a":1}`)
+	noTime.Time = time.Unix(1, 0).UTC() // by a wrong clock
 	all := []task.Event{noAction, good("a"), noTenant, noTime, good("b"), noAttempt}
 	b, err := wire.EncodeFrame(wire.FrameEvents, all)
 	require.NoError(t, err)
-	e := &entry{}
+	e := &entry{at: at}
 	e.decode(b)
-	require.Equal(t, []indexedEvent{{1, good("a")}, {4, good("b")}}, e.events)
-	require.Len(t, e.dead, 4)
-	for i, was := range []task.Event{noAction, noTenant, noTime, noAttempt} {
+	stamped := good("c")
+	stamped.Detail = []byte(`{"stamped":"1970-01-01T00:00:01Z","a":1}`)
+	require.Equal(t, []indexedEvent{{1, good("a")}, {3, stamped}, {4, good("b")}}, e.events)
+	require.Len(t, e.dead, 3)
+	for i, was := range []task.Event{noAction, noTenant, noAttempt} {
 		require.Equal(t, "invalid", e.dead[i].reason)
 		require.Equal(t, []task.Event{was}, e.dead[i].events)
 	}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
@@ -40,12 +42,13 @@ type rig struct {
 	pool *pgxpool.Pool
 	w    *writer
 	sent []deadLetter
+
+	pending []func() *entry // records that a test has not written yet
 }
 
 func newRig(t testing.TB, pool *pgxpool.Pool) *rig {
 	d := NewDirect(Config{}, Deps{Pool: pool, Instance: "audit@test-1"})
 	r := &rig{t: t, pool: pool, w: d.w}
-	r.w.queue = newQueue(1, r.w.cfg.ChunkRows, r.w.cfg.ChunkBytes)
 	r.w.sendDead = func(_ context.Context, letters []deadLetter) error {
 		r.sent = append(r.sent, letters...)
 		return nil
@@ -61,10 +64,10 @@ func (r *rig) own(topic string, partition int) *ownership {
 	return r.w.offsets.current(topic, partition)
 }
 
-func (r *rig) maintenance(retention func(*Config)) *maintenance {
+func (r *rig) maintenance(retention func(*Config)) *partitions.Maintenance {
 	cfg := r.w.cfg
 	retention(&cfg)
-	return &maintenance{pool: r.pool, cfg: cfg, logger: audittest.Quiet(), metrics: r.w.metrics, dropped: func(context.Context, droppedDay) {}}
+	return &partitions.Maintenance{Pool: r.pool, Interval: cfg.Maintenance, Retention: cfg.Retention, Logger: audittest.Quiet(), Metrics: r.w.metrics, Dropped: func(context.Context, partitions.DroppedDay) {}}
 }
 
 // take returns the offset of the next record of a test.
@@ -102,6 +105,26 @@ func (o *ownership) result(tb testing.TB, r *task.Result) *entry {
 	require.NoError(tb, err)
 	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b))}
 	e.decodeAsResult(b, wire.ContentJSON)
+	return e
+}
+
+// unread returns a record of events that was written at a time, undecoded.
+func (o *ownership) unread(tb testing.TB, written time.Time, events ...task.Event) *entry {
+	tb.Helper()
+	b, err := wire.EncodeFrame(wire.FrameEvents, events)
+	require.NoError(tb, err)
+	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b)), at: written}
+	e.holdEvents(b)
+	return e
+}
+
+// unreadResult returns a record of a result that was written at a time, undecoded.
+func (o *ownership) unreadResult(tb testing.TB, written time.Time, r *task.Result) *entry {
+	tb.Helper()
+	b, err := wire.EncodeResult(r, wire.ContentJSON)
+	require.NoError(tb, err)
+	e := &entry{rec: &fakeRecord{}, part: o, offset: o.take(), bytes: int64(len(b)), at: written}
+	e.holdResult(b, wire.ContentJSON)
 	return e
 }
 

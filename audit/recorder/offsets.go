@@ -130,7 +130,7 @@ func (o *offsets) reclaim(ctx context.Context, part *ownership) error {
 			part.next, part.epoch = row.next, row.epoch
 			return nil
 		}
-		return o.breaks.write(ctx, tx, lost, o.instance)
+		return o.breaks.write(ctx, tx, lost, &row.end, o.instance)
 	})
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func drawLife(t *rapid.T, tenant string, n int) (events []task.Event, results []
 			events = append(events, s.Event(task.AttemptStarted, a+1, device))
 		}
 		if rapid.Bool().Draw(t, "degraded") {
-			s.Task.Model = fmt.Sprintf("m%d", a)
+			s.Task.Model, s.Task.Progress = fmt.Sprintf("m%d", a), &task.Progress{RequestedModel: "m"}
 		}
 		failed := s.Event(task.TaskRequeued, a+1, device)
 		failed.ErrorClass = task.ClassTimeout

@@ -38,7 +38,9 @@ type queue struct {
 // pair is the lanes of two partitions with the same number.
 type pair struct {
 	lanes   [2][]*entry
-	writing bool // a writer has records of it
+	writing bool      // a writer has records of it
+	taken   time.Time // when the first of them was written to the log
+	moved   time.Time // since when nothing of it was recorded although there was something to record
 }
 
 // holding is what all lanes of a topic hold.
@@ -87,6 +89,7 @@ func (q *queue) put(ctx context.Context, e *entry) {
 	}
 	if p.empty() && !p.writing {
 		q.waiting = append(q.waiting, p)
+		p.moved = time.Now()
 	}
 	p.lanes[lane] = append(p.lanes[lane], e)
 	q.held[lane].rows += e.rows()
@@ -147,7 +150,9 @@ func (q *queue) poll(rows int, bytes int64) (c chunk, of []*pair) {
 		q.held[lane].bytes -= e.bytes
 		p.lanes[lane][0] = nil
 		p.lanes[lane] = p.lanes[lane][1:]
-		p.writing = true
+		if !p.writing {
+			p.taken, p.writing = e.at, true
+		}
 		c = append(c, e)
 	}
 	q.waiting = slices.DeleteFunc(q.waiting, func(p *pair) bool {
@@ -189,11 +194,48 @@ func (q *queue) release(of []*pair) {
 	for _, p := range of {
 		if p.writing = false; !p.empty() {
 			q.waiting = append(q.waiting, p)
+			p.moved = time.Now()
 		}
 	}
 	if len(q.waiting) > 0 {
 		q.signal()
 	}
+}
+
+// moved notes that records were recorded whose pairs are still with a writer.
+func (q *queue) moved(c chunk) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, e := range c {
+		if p := q.pairs[e.part.Partition]; p != nil {
+			p.moved = now
+		}
+	}
+}
+
+// Oldest returns when the oldest record that is not recorded was written to the log, and since when
+// nothing of some partition was recorded although records wait; zero if nothing waits.
+func (q *queue) Oldest() (written, stuck time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, p := range q.pairs {
+		at := p.taken
+		switch {
+		case p.writing:
+		case p.empty():
+			continue
+		default:
+			at = p.lanes[p.next()][0].at
+		}
+		if written.IsZero() || at.Before(written) {
+			written = at
+		}
+		if stuck.IsZero() || p.moved.Before(stuck) {
+			stuck = p.moved
+		}
+	}
+	return written, stuck
 }
 
 func (p *pair) empty() bool { return len(p.lanes[0]) == 0 && len(p.lanes[1]) == 0 }

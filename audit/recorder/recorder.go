@@ -2,20 +2,27 @@ package recorder
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/audit/recorder/jobrows"
+	"github.com/batchyard/batchyard/audit/recorder/pace"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
+	"github.com/batchyard/batchyard/audit/recorder/resolve"
 	"github.com/batchyard/batchyard/audit/recorder/sealer"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
+	"github.com/batchyard/batchyard/task"
 )
 
 // maxRecords bounds the records of one topic that were read and are not in Postgres yet. It
@@ -36,26 +43,33 @@ type Deps struct {
 type Recorder struct {
 	cfg Config
 	Deps
+	health *health.Health
 }
 
 // New returns a recorder. It connects when it runs.
-func New(cfg Config, deps Deps) *Recorder { return &Recorder{cfg.withDefaults(), deps} }
+func New(cfg Config, deps Deps) *Recorder {
+	return &Recorder{cfg.withDefaults(), deps, health.New(deps.Pool, deps.Logger, &deps.Metrics.Audit)}
+}
+
+// Stalled returns why nothing is recorded although records wait; nil if that is not so.
+func (r *Recorder) Stalled() error { return r.health.Stalled() }
 
 // Run records until ctx ends. Then it stops reading, records what it has read, and returns nil.
 // ready is called when the recorder owns its share of both topics. After an error the process has
 // to be restarted.
 func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	out := r.Log.NewOutbox("audit", 1024, 64<<20)
-	health := newHealth(r.Pool, r.Logger, r.Metrics.Audit.PostgresDown)
 	seal := r.sealer(out)
-	offsets := newOffsets(r.Pool, r.Instance, health.retry)
+	offsets := newOffsets(r.Pool, r.Instance, r.health.Retry)
 	offsets.topics = r.Log
 	offsets.breaks = breaks{key: seal.Key(), noticed: func(ctx context.Context, k *audit.Break) { r.reportBreak(ctx, out, k) }}
 	queue := newQueue(r.cfg.Writers, r.cfg.ChunkRows, r.cfg.ChunkBytes)
 	err := lifecycle.Run(ctx,
 		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, queue, ready), r.maintenance(out), lifecycle.Func(offsets.watch),
+			lifecycle.Func(r.resolver(out).Run),
+			lifecycle.Func(func(ctx context.Context) { r.health.Watch(ctx, queue, r.cfg.StallTimeout) }),
 			lifecycle.Func(jobrows.NewFinisher(r.Pool, r.Logger).Run))},
-		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, queue, health, out)},
+		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, queue, out)},
 		lifecycle.Phase{Name: "sealer", Parts: []lifecycle.Part{lifecycle.Func(seal.Run)}},
 		lifecycle.Phase{Name: "outbox", Close: func(ctx context.Context) error {
 			if err := out.Close(ctx); err != nil {
@@ -77,7 +91,7 @@ func (r *Recorder) consumers(own *offsets, q *queue, ready func()) []lifecycle.P
 	for _, topic := range []string{stream.Events, stream.Results} {
 		cfg := stream.ConsumerConfig{
 			Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
-			Offsets: own, DrainTimeout: r.cfg.DrainTimeout,
+			Offsets: own, DrainTimeout: r.cfg.DrainTimeout, OnGap: in.gap,
 		}
 		joined := sync.OnceFunc(joined)
 		parts = append(parts, func(ctx context.Context) error {
@@ -114,25 +128,42 @@ func (r *Recorder) consume(ctx context.Context, cfg stream.ConsumerConfig, in *i
 }
 
 // writers write what is in the queue to Postgres.
-func (r *Recorder) writers(own *offsets, q *queue, h *health, out *stream.Outbox) (parts []lifecycle.Part) {
+func (r *Recorder) writers(own *offsets, q *queue, out *stream.Outbox) (parts []lifecycle.Part) {
 	dead := &records.DeadLetters{Stage: "audit", Instance: r.Instance, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Stream}
 	for range r.cfg.Writers {
 		w := &writer{
 			chunks:  newChunkWriter(r.cfg, r.Deps),
-			offsets: own, queue: q, health: h,
-			cfg: r.cfg, logger: r.Logger, metrics: &r.Metrics.Audit,
+			offsets: own, queue: q, health: r.health,
+			cfg: r.cfg, pace: pace.New(r.cfg.ChunkRows), logger: r.Logger, metrics: &r.Metrics.Audit,
 			sendDead: func(ctx context.Context, letters []deadLetter) error { return sendDead(ctx, dead, letters) },
 		}
-		w.chunks.confirm = own.confirm
+		w.chunks.confirm, w.chunks.breaks = own.confirm, own.breaks
 		parts = append(parts, w.run)
 	}
 	return parts
 }
 
 func (r *Recorder) maintenance(out *stream.Outbox) lifecycle.Part {
-	m := &maintenance{pool: r.Pool, cfg: r.cfg, logger: r.Logger, metrics: &r.Metrics.Audit}
-	m.dropped = func(ctx context.Context, d droppedDay) { r.reportDropped(ctx, out, d) }
-	return lifecycle.Func(m.run)
+	m := &partitions.Maintenance{Pool: r.Pool, Interval: r.cfg.Maintenance, Retention: r.cfg.Retention, Logger: r.Logger, Metrics: &r.Metrics.Audit}
+	m.Dropped = func(ctx context.Context, d partitions.DroppedDay) { r.reportDropped(ctx, out, d) }
+	return lifecycle.Func(m.Run)
+}
+
+// reportDropped writes the event of a day that was dropped. If the process dies before that,
+// audit_dropped still says what is gone.
+func (r *Recorder) reportDropped(ctx context.Context, out *stream.Outbox, d partitions.DroppedDay) {
+	e := task.Event{
+		Time: time.Now().UTC(), Action: task.PartitionDropped, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: r.Instance,
+		ResourceType: "partition", ResourceID: audit.DroppedDayResource(d.Day),
+	}
+	e.Detail, _ = json.Marshal(map[string]any{"day": d.Day, "rows": d.Rows, "chained": d.Chained, "runs": d.Runs, "retention": r.cfg.Retention.String()}) // text and numbers: it cannot fail
+	if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {
+		r.Logger.Warn("the event of a dropped day could not be written", "day", d.Day, "error", err)
+	}
+}
+
+func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {
+	return resolve.New(resolve.Deps{Log: r.Log, Pool: r.Pool, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Audit, Instance: r.Instance})
 }
 
 func (r *Recorder) sealer(out *stream.Outbox) *sealer.Sealer {
@@ -157,7 +188,7 @@ func (in *intake) take(ctx context.Context, recs []*stream.Record) error {
 			rec.Done()
 			continue
 		}
-		err := in.follow(ctx, part, rec.Offset)
+		err := in.follow(ctx, part, rec)
 		if err != nil {
 			for _, rec := range recs[i:] {
 				rec.Done() // it is read again from the offset in Postgres
@@ -173,13 +204,39 @@ func (in *intake) take(ctx context.Context, recs []*stream.Record) error {
 // follow checks that a record follows the one before it. The stream delivers each record once, from
 // the offset that Acquire named. A lower offset means that the topic was recreated or lost its end,
 // a higher one that records were deleted before they were read, or that a transaction ended.
-func (in *intake) follow(ctx context.Context, part *ownership, offset int64) error {
-	switch {
+func (in *intake) follow(ctx context.Context, part *ownership, rec *stream.Record) error {
+	switch offset := rec.Offset; {
 	case offset < part.read:
 		in.logger.Warn("the log has gone back: the topic was recreated, or a broker lost its end", "partition", part.String(), "read", part.read, "offset", offset)
 		return errAcquireAgain
 	case part.read >= 0 && offset > part.read:
-		return in.offsets.missed(ctx, part, offset)
+		hole, err := in.offsets.missed(ctx, part, offset)
+		if err != nil {
+			return err
+		}
+		in.putHole(ctx, part, hole, rec)
 	}
 	return nil
 }
+
+// gap queues records that are gone, in their place among the others.
+func (in *intake) gap(ctx context.Context, g *stream.Record) {
+	part, last := in.offsets.current(g.Topic, g.Partition), g.Incomplete.Last
+	if part == nil || g.Lost() || last < part.read {
+		return
+	}
+	in.putHole(ctx, part, holeOf(part, max(g.Offset, part.read), last), g)
+	part.read = last + 1
+}
+
+func (in *intake) putHole(ctx context.Context, part *ownership, hole *audit.Break, rec records.Finisher) {
+	if hole != nil {
+		in.queue.put(ctx, holeEntry(sameOwner{rec}, part, hole, in.offsets.instance))
+	}
+}
+
+// sameOwner is a hole: it is lost with the record after it, and that record is not done with it.
+type sameOwner struct{ records.Finisher }
+
+// Done does nothing.
+func (sameOwner) Done() {}

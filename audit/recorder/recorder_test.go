@@ -158,10 +158,14 @@ func TestRecordsThatDoNotFollowAreNoticed(t *testing.T) {
 	}
 	require.NoError(t, take(1000))
 	require.NoError(t, take(1005), "what was between is gone; that is written down, and recording continues")
-	require.Equal(t, "records_missed 1001-1004", audittest.One[string](t, r.pool, "SELECT kind || ' ' || first_offset || '-' || last_offset FROM stream_breaks"))
 	c, release := r.w.queue.take(t.Context(), 100, 1<<20)
-	require.Len(t, c, 2)
+	require.Len(t, c, 3)
+	r.w.slab.decode(c)
+	require.NoError(t, r.w.record(t.Context(), c))
 	release()
+	require.Equal(t, "records_missed 1001-1004 row 1", audittest.One[string](t, r.pool, "SELECT kind || ' ' || first_offset || '-' || last_offset || ' row ' || chain_seq - 1 FROM stream_breaks"))
+	require.Equal(t, "audit.records_missed", audittest.One[string](t, r.pool, "SELECT string_agg(action, ' ' ORDER BY chain_seq) FROM audit_log"))
+	audittest.RequireChains(t, r.pool, map[string]int64{"events/0": 1}) // the records around it are no one's: dead letters
 	require.ErrorIs(t, take(3), errAcquireAgain)
 	require.Empty(t, r.w.queue.waiting)
 }

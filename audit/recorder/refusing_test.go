@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -49,9 +50,8 @@ func TestPostgresMayRefuseWrites(t *testing.T) {
 			r := newRig(t, pool)
 			reg := prometheus.NewRegistry()
 			m := metrics.New(reg)
-			r.w.metrics, r.w.health.down = &m.Audit, m.Audit.PostgresDown
 			log := audittest.NewLines()
-			r.w.logger, r.w.health.logger = log.Logger(), log.Logger()
+			r.w.metrics, r.w.logger, r.w.health = &m.Audit, log.Logger(), health.New(pool, log.Logger(), &m.Audit)
 			events := r.own("events", 0)
 			s := audittest.NewStory("t1")
 			r.record(events.events(t, s.Accepted()))

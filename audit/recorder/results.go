@@ -20,9 +20,9 @@ import (
 // resultFields are the columns of results in the order of resultRowType.
 const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens,
 	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
-	submitted_at, assigned_at, started_at, finished_at, generation`
+	submitted_at, assigned_at, started_at, finished_at, generation, fingerprint`
 
-const resultWidth = 26 // number of them
+const resultWidth = 27 // number of them
 
 // insertResultsSQL skips generations of tasks that have a result.
 const insertResultsSQL = `
@@ -35,7 +35,7 @@ RETURNING tenant, task_id, generation`
 const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT binary)`
 
 const takenSQL = `
-SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at
+SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at, r.fingerprint
 FROM unnest($1::text[], $2::text[], $3::integer[]) AS u (tenant, task_id, generation)
 JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id AND r.generation = u.generation`
 
@@ -131,6 +131,7 @@ func addResultRow(rows *pg.Rows, r *task.Result) {
 	rows.TimeOrNull(r.StartedAt)
 	rows.TimeOrNull(r.FinishedAt)
 	rows.Int4(int32(r.Generation)) //nolint:gosec // clean.Result has checked it
+	rows.BytesOrNull(r.Request().Bytes())
 }
 
 // asJSON encodes n attempts or labels; nil if there are none.
@@ -150,9 +151,12 @@ type end struct {
 	state   string
 	attempt int32
 	at      time.Time
+	request task.Fingerprint
 }
 
-func endOf(r *task.Result) end { return end{string(r.State), int32(r.Attempt()), r.FinishedAt} }
+func endOf(r *task.Result) end {
+	return end{string(r.State), int32(r.Attempt()), r.FinishedAt, r.Request()}
+}
 
 // duplicates returns those of the results in rest, which were not taken, that differ from the one
 // that was. The same result again means nothing: its writer repeated a request to Kafka, or its
@@ -175,7 +179,11 @@ func (t *txn) duplicates(ctx context.Context, rest []offered, won []*task.Result
 	}
 	var differ []offered
 	for _, o := range rest {
-		if have, mine := ends[o.r.Run()], endOf(o.r); have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
+		have, mine := ends[o.r.Run()], endOf(o.r)
+		if t.mode == fast && have.request.Differs(mine.request) {
+			return nil, errAnotherRequest
+		}
+		if have.state != mine.state || have.attempt != mine.attempt || !have.at.Equal(mine.at) {
 			differ = append(differ, o)
 		}
 	}
@@ -197,9 +205,11 @@ func (t *txn) readEnds(ctx context.Context, runs []task.Run, ends map[task.Run]e
 	for rows.Next() {
 		var k task.Run
 		var e end
-		if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &e.state, &e.attempt, &e.at); err != nil {
+		var request []byte
+		if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &e.state, &e.attempt, &e.at, &request); err != nil {
 			return err
 		}
+		copy(e.request[:], request)
 		e.at = e.at.UTC()
 		ends[k] = e
 	}

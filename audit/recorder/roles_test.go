@@ -39,8 +39,11 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	r.record(events.events(t, s.Accepted(), s.Event(task.TaskQueued, 0, ""), late, old), results.result(t, s.Result(task.Success, "d1")))
 	r.record(results.result(t, s.Result(task.Failed, "d1", "d2")), events.events(t, s.Event(task.TaskReprioritized, 0, "")))
 	require.Len(t, r.w.chunks.days.shortcuts(), 1, "the right to add to the partitions themselves")
-	require.NoError(t, r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day }).once(t.Context()))
+	require.NoError(t, r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day }).Once(t.Context()))
 	require.NoError(t, r.w.offsets.reclaim(t.Context(), events))
+
+	audittest.Execute(t, r.pool, "UPDATE stream_breaks SET resolved_at = now()")
+	audittest.RequireDenied(t, r.pool, "UPDATE stream_breaks SET statement = ''")
 
 	require.Equal(t, 4, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log"), "six were recorded, and the retention has dropped two")
 	require.Equal(t, 1, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))

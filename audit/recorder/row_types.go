@@ -7,13 +7,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/batchyard/batchyard/audit/recorder/states"
 )
 
-// Composite types of the schema; arrays of them carry results and states.
-const (
-	resultRowType = "batchyard_result_row"
-	taskRowType   = "batchyard_task_row"
-)
+// resultRowType is the composite type of the schema whose arrays carry results.
+const resultRowType = "batchyard_result_row"
 
 // rowTypes are the OIDs of the composite types in a database.
 type rowTypes struct{ result, task uint32 }
@@ -21,9 +20,9 @@ type rowTypes struct{ result, task uint32 }
 // rowTypesOf returns the types that a connection knows, and looks them up if it knows none.
 func rowTypesOf(ctx context.Context, conn *pgx.Conn) (rowTypes, error) {
 	result, ok := conn.TypeMap().TypeForName(resultRowType)
-	states, ok2 := conn.TypeMap().TypeForName(taskRowType)
+	ofTask, ok2 := conn.TypeMap().TypeForName(states.RowType)
 	if ok && ok2 {
-		return rowTypes{result.OID, states.OID}, nil
+		return rowTypes{result.OID, ofTask.OID}, nil
 	}
 	return lookUpRowTypes(ctx, conn)
 }
@@ -35,7 +34,7 @@ func lookUpRowTypes(ctx context.Context, conn *pgx.Conn) (t rowTypes, err error)
 	for _, of := range []struct {
 		name string
 		oid  *uint32
-	}{{resultRowType, &t.result}, {taskRowType, &t.task}} {
+	}{{resultRowType, &t.result}, {states.RowType, &t.task}} {
 		var array uint32
 		err := conn.QueryRow(ctx, "SELECT oid, typarray FROM pg_type WHERE oid = to_regtype($1)", of.name).Scan(of.oid, &array)
 		if errors.Is(err, pgx.ErrNoRows) {

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -181,7 +182,7 @@ func TestADayThatCannotBeWrittenDirectlyNow(t *testing.T) {
 			events := r.own("events", 0)
 			s := audittest.NewStory("t1")
 			for _, at := range []time.Time{s.At, time.Now()} {
-				_, err := createPartition(t.Context(), owner, audit.DayOf(at))
+				_, err := partitions.Create(t.Context(), owner, audit.DayOf(at))
 				require.NoError(t, err)
 			}
 			tx, err := owner.Begin(t.Context())

@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/jobrows"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
+	"github.com/batchyard/batchyard/audit/recorder/states"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -25,9 +26,12 @@ type chunkWriter struct {
 	rows       pg.Rows
 	typesKnown bool // the last transaction succeeded, so the connection's row types are valid
 	safeChunks int  // this many more chunks are written in mode safe
+	began      bool // the last transaction had begun: Postgres is there
+	patience   int  // how often a single record ran into a timeout; see timeout
 	counts     rollup.Counts
 	jobs       jobrows.Rows
 	days       days
+	breaks     breaks
 	confirm    func(audit.TopicPartition, confirmed) // is called for each partition of a chunk that was committed; may be nil
 }
 
@@ -52,10 +56,16 @@ type written struct {
 	rows, results, duplicates, inDefault int
 }
 
+// timeout is how long a transaction may take. A chunk of a single record cannot be made smaller: if it runs
+// into a timeout, Postgres' own is lifted, and ours grows.
+func (w *chunkWriter) timeout() time.Duration {
+	return w.cfg.WriteTimeout << min(w.patience, 4)
+}
+
 // apply records a chunk in one transaction. If it returns nil, everything is committed. After a
 // *lostFenceError nothing is. After any other error that came from the commit, it may be.
 func (w *chunkWriter) apply(ctx context.Context, c chunk) (written, error) {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.timeout())
 	defer cancel()
 	m := fast
 	if w.safeChunks > 0 {
@@ -139,15 +149,25 @@ type txn struct {
 	types   rowTypes
 	advance advance // nil for a probe
 	chains  chains
-	states  *states
+	states  *states.Set
+	bound   map[task.Key]task.Fingerprint // of mode safe: the requests that the ids of the chunk's results belong to
+	holes   []*audit.Break
 	now     time.Time // of the transaction
 	done    written
 }
 
 func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, error) {
+	w.began = false
 	tx, err := w.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	w.began = true
+	if w.patience > 0 {
+		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
+			pg.Rollback(ctx, tx)
+			return nil, fmt.Errorf("lifting the statement timeout: %w", err)
+		}
 	}
 	return &txn{chunkWriter: w, tx: tx, mode: m, shard: shard, chains: chains{}}, nil
 }
@@ -167,6 +187,11 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	t.typesKnown = false
 	defer func() { t.typesKnown = err == nil }()
 
+	if t.mode != fast {
+		if err := t.bind(ctx, us); err != nil {
+			return err
+		}
+	}
 	first, rest := firsts(offers(us))
 	won, lost, err := t.claim(ctx, us, first)
 	if err != nil {
@@ -178,18 +203,22 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 			return err
 		}
 	}
-	t.states = newStates(len(us) / 4)
+	t.states = states.New(len(us) / 4)
 	t.addRows(us, duplicates)
 	if err := t.days.copy(ctx, t.tx); err != nil {
 		return err
 	}
 	fault.At("audit.after_copy")
 	for _, r := range won {
-		s := stateOfResult(r)
-		t.states.add(&s)
+		s := states.OfResult(r)
+		t.states.Add(&s)
 		t.counts.AddResult(r)
 		t.jobs.AddResult(r)
 	}
+	if t.mode == fast && t.states.Foreign {
+		return errAnotherRequest
+	}
+	t.states.Bind(t.bound)
 	t.done.results, t.done.duplicates = len(won), len(duplicates)
 	return t.finish(ctx, won)
 }
@@ -248,17 +277,24 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 	t.days.begin()
 	t.counts.Reset()
 	t.jobs.Reset()
-	var s state
+	var s states.State
 	for _, u := range us {
 		if u.index == resultIndex {
 			continue
 		}
 		it := &u.entry.events[u.index]
-		t.addRow(&it.event, u.entry.source(it.index), t.chains.of(u.entry.part))
-		if stateOfEvent(&it.event, &s) {
-			t.states.add(&s)
+		end := t.chains.of(u.entry.part)
+		t.addRow(&it.event, u.entry.source(it.index), end)
+		if u.entry.hole != nil {
+			u.entry.hole.Seq = end.Rows + 1
+			t.holes = append(t.holes, u.entry.hole)
+		} else if k := reported(&it.event); k != nil {
+			t.holes = append(t.holes, k)
 		}
-		t.states.reprioritize(&it.event)
+		if states.OfEvent(&it.event, &s) {
+			t.states.Add(&s)
+		}
+		t.states.Reprioritize(&it.event)
 		t.counts.Add(&it.event)
 		t.jobs.Add(&it.event)
 	}
@@ -279,6 +315,20 @@ func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
 	}
 }
 
+// copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
+// behind a backlog. The others are left for the upsert.
+func (t *txn) copyFinished(ctx context.Context) error {
+	finished := t.states.Finished()
+	if len(finished) < minRowsForCopy {
+		return nil
+	}
+	if err := copyByShortcut(ctx, t.tx, states.CopySQL, len(finished), states.EncodeFinished(&t.rows, finished)); err != nil {
+		return fmt.Errorf("writing the states of %d tasks: %w", len(finished), err)
+	}
+	t.states.DropFinished()
+	return nil
+}
+
 // finish writes the states, the rollups, the jobs, the ends of the chains and the callbacks, and notifies those
 // who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
@@ -289,12 +339,17 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	}
 	var b pgx.Batch
 	t.days.queueCheck(&b)
-	t.queueStates(&b)
-	t.states.queuePriorities(&b)
+	t.states.Queue(&b, &t.rows, t.arrays, t.types.task)
+	t.states.QueuePriorities(&b)
 	t.counts.Queue(&b, t.shard)
 	t.jobs.Queue(&b)
 	t.chains.queueWrite(&b)
+	for _, k := range t.holes {
+		if err := t.breaks.queue(&b, k); err != nil {
+			return err
+		}
+	}
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
-	return pg.Flush(ctx, t.tx, &b, "writing states")
+	return asAnotherRequest(pg.Flush(ctx, t.tx, &b, "writing states"))
 }

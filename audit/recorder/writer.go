@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/batchyard/batchyard/audit/recorder/clean"
+	"github.com/batchyard/batchyard/audit/recorder/health"
+	"github.com/batchyard/batchyard/audit/recorder/pace"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -19,8 +22,9 @@ type writer struct {
 	chunks  *chunkWriter
 	offsets *offsets
 	queue   *queue
-	health  *health
+	health  *health.Health
 	cfg     Config
+	pace    *pace.Pace
 	logger  *slog.Logger
 	metrics *metrics.Audit
 	slab    slab
@@ -31,7 +35,7 @@ type writer struct {
 // run writes until ctx ends. After an error the process has to be restarted.
 func (w *writer) run(ctx context.Context) error {
 	for {
-		c, release := w.queue.take(ctx, w.cfg.ChunkRows, w.cfg.ChunkBytes)
+		c, release := w.queue.take(ctx, w.pace.Rows(), w.cfg.ChunkBytes)
 		if c == nil {
 			return nil
 		}
@@ -48,7 +52,7 @@ func (w *writer) run(ctx context.Context) error {
 	}
 }
 
-// record writes a chunk, however long it takes.
+// record writes a chunk, however long it takes: as a whole, or piece by piece if it runs into a timeout.
 func (w *writer) record(ctx context.Context, c chunk) error {
 	wait := pg.NewBackoff()
 	for {
@@ -56,26 +60,56 @@ func (w *writer) record(ctx context.Context, c chunk) error {
 		if len(c) == 0 {
 			return nil
 		}
-		err := w.attempt(ctx, c)
+		piece := c.first(w.pace.Rows())
+		err := w.attempt(ctx, piece)
 		if err == nil {
-			w.health.set(nil)
-			for _, e := range c {
-				e.rec.Done()
-			}
-			return nil
+			w.recorded(ctx, piece)
+			c = c[len(piece):]
+			continue
 		}
 		if ctx.Err() != nil || errors.Is(err, errOffsetsSetBack) {
 			return err
 		}
-		if errors.Is(err, errRetryNow) {
+		if errors.Is(err, errRetryNow) || w.makeSmaller(piece, err) {
 			continue
 		}
 		w.metrics.Chunks.WithLabelValues("retried").Inc()
-		w.health.set(err)
+		w.health.Set(err)
 		if err := pg.Sleep(ctx, wait.NextBackOff(), nil); err != nil {
 			return err
 		}
 	}
+}
+
+// recorded notes that a piece of a chunk was committed.
+func (w *writer) recorded(ctx context.Context, piece chunk) {
+	w.health.Set(nil)
+	w.pace.Passed(piece.rows())
+	w.chunks.patience = 0
+	w.queue.moved(piece)
+	for _, e := range piece {
+		if e.hole != nil {
+			w.offsets.breaks.noticed(ctx, e.hole)
+		}
+		e.rec.Done()
+	}
+}
+
+// makeSmaller reports whether an attempt ran into a timeout and the next one writes less: the same again
+// would take as long again. A single record is tried with more patience, after a pause.
+func (w *writer) makeSmaller(piece chunk, err error) bool {
+	if !pg.IsTimeout(err) && !(errors.Is(err, context.DeadlineExceeded) && w.chunks.began) {
+		return false
+	}
+	w.metrics.Chunks.WithLabelValues("timed_out").Inc()
+	if len(piece) == 1 {
+		w.chunks.patience++
+		return false
+	}
+	w.pace.TimedOut(piece.rows())
+	w.logger.Warn("a transaction took longer than Postgres or audit.write_timeout allows: writing fewer rows at a time",
+		"rows", piece.rows(), "now", w.pace.Rows(), "error", pg.Describe(err))
+	return true
 }
 
 // unrecorded leaves out the entries that are recorded already, or whose partition was lost or has to
@@ -110,6 +144,7 @@ func (w *writer) attempt(ctx context.Context, c chunk) error {
 		return nil
 	}
 	var lost *lostFenceError
+	var foreign *foreignError
 	switch {
 	case errors.As(err, &lost):
 		w.metrics.Chunks.WithLabelValues("lost").Inc()
@@ -132,7 +167,11 @@ func (w *writer) attempt(ctx context.Context, c chunk) error {
 	case pg.IsRefused(err):
 		w.metrics.Chunks.WithLabelValues("bisected").Inc()
 		w.chunks.days.acquit()
-		return w.setAside(ctx, c, err)
+		err = w.setAside(ctx, c, err)
+	}
+	if errors.As(err, &foreign) { // from setAside, too
+		w.setForeignAside(foreign)
+		return errRetryNow
 	}
 	return err
 }
@@ -155,17 +194,12 @@ func (w *writer) setAside(ctx context.Context, c chunk, cause error) error {
 	if len(refused) == 0 {
 		return fmt.Errorf("recording a chunk that Postgres refuses, although it refuses no part of it: %w", cause)
 	}
+	if i := slices.IndexFunc(refused, func(u unit) bool { return u.entry.hole != nil }); i >= 0 {
+		return fmt.Errorf("recording that records are missing: %w", reasons[i]) // it is no record, so it cannot be a dead letter
+	}
 	// From the last to the first, so that the indexes of those before stay valid.
 	for i := len(refused) - 1; i >= 0; i-- {
-		e := refused[i].entry
-		l := deadLetter{entry: e, reason: reasonRefused, cause: reasons[i]}
-		if k := refused[i].index; k == resultIndex {
-			e.result = nil
-		} else {
-			l.events = append(l.events, e.events[k].event)
-			e.events = append(e.events[:k], e.events[k+1:]...)
-		}
-		e.dead = append(e.dead, l)
+		refused[i].setAside(reasonRefused, reasons[i])
 	}
 	return errRetryNow
 }

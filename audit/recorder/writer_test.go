@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/partitions"
+	"github.com/batchyard/batchyard/audit/recorder/states"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -287,10 +289,32 @@ func TestStrangeTextIsCleaned(t *testing.T) {
 
 	long := audittest.NewStory("t2").Event(task.TaskQueued, 0, "")
 	long.TaskID = string(make([]rune, task.MaxIDLength+1))
-	none := audittest.NewStory("t3").Event(task.TaskQueued, 0, "")
-	none.Time = time.Time{}
 	far := audittest.NewStory("t4").Event(task.TaskAssigned, 1<<40, "d1")
-	require.Len(t, events.events(t, long, none, far).dead, 3)
+	require.Len(t, events.events(t, long, far).dead, 2)
+}
+
+// A worker whose clock was wrong stamps a result with a time that no table holds. The task ends all the
+// same, with the time of the record, and what happened has its row.
+func TestAWrongClockCostsNoResult(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, audittest.NewPool(t))
+	events, results := r.own("events", 0), r.own("results", 0)
+	written := time.Now().UTC().Truncate(time.Microsecond)
+	for i, at := range []time.Time{time.Unix(12345, 0), {}, time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		s := audittest.NewStory(fmt.Sprintf("t%d", i))
+		s.Task.Callback = &task.Callback{URL: "https://example.com/hook"}
+		res, done := s.Result(task.Success, "d1"), s.Event(task.TaskSucceeded, 1, "d1")
+		res.FinishedAt, done.Time = at, at
+		for _, e := range []*entry{events.events(t, s.Accepted()), events.unread(t, written, done), results.unreadResult(t, written, res)} {
+			r.w.slab.decode(chunk{e})
+			require.Empty(t, e.dead)
+			r.record(e)
+		}
+	}
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM results WHERE finished_at = $1", written))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM tasks WHERE state = 'SUCCESS'"))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM callbacks"))
+	require.Equal(t, 3, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log WHERE action = 'task.succeeded' AND time = $1 AND detail->>'stamped' <> ''", written))
 }
 
 func TestOldDaysGetAPartitionAndOlderOnesDoNot(t *testing.T) {
@@ -307,23 +331,26 @@ func TestOldDaysGetAPartitionAndOlderOnesDoNot(t *testing.T) {
 	parts := audittest.One[int](t, r.pool, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass")
 	require.Equal(t, 3, parts, "the default partition, today, and 40 days ago")
 
-	var gone []droppedDay
+	var gone []partitions.DroppedDay
 	m := r.maintenance(func(cfg *Config) { cfg.Retention = 30 * audit.Day })
-	m.dropped = func(_ context.Context, d droppedDay) { gone = append(gone, d) }
-	require.NoError(t, m.once(t.Context()))
+	m.Dropped = func(_ context.Context, d partitions.DroppedDay) { gone = append(gone, d) }
+	require.NoError(t, m.Once(t.Context()))
 	rows, err := r.pool.Query(t.Context(), "SELECT relname::text FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'audit_log'::regclass")
 	require.NoError(t, err)
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
 	today := audit.DayOf(time.Now())
-	for i := range daysAhead + 1 {
+	for i := range partitions.DaysAhead + 1 {
 		require.Contains(t, names, today.Add(time.Duration(i)*audit.Day).Format("audit_log_20060102"))
 	}
 	require.NotContains(t, names, today.Add(-40*audit.Day).Format("audit_log_20060102"))
 	require.Equal(t, 1, audittest.One[int](t, r.pool, "SELECT count(*) FROM audit_log_default"), "the one from the future stays")
-	require.Equal(t, []droppedDay{{audit.DayOf(time.Now().Add(-400 * audit.Day)).Format(time.DateOnly), 1, 1, 1}, {audit.DayOf(time.Now().Add(-40 * audit.Day)).Format(time.DateOnly), 1, 1, 1}}, gone)
+	require.Equal(t, []partitions.DroppedDay{
+		{Day: audit.DayOf(time.Now().Add(-400 * audit.Day)).Format(time.DateOnly), Rows: 1, Chained: 1, Runs: 1},
+		{Day: audit.DayOf(time.Now().Add(-40 * audit.Day)).Format(time.DateOnly), Rows: 1, Chained: 1, Runs: 1},
+	}, gone)
 	require.Equal(t, "3-3 2-2", audittest.One[string](t, r.pool, "SELECT string_agg(first_seq || '-' || last_seq, ' ' ORDER BY day) FROM audit_dropped"))
-	require.NoError(t, m.once(t.Context()))
+	require.NoError(t, m.Once(t.Context()))
 }
 
 func TestAChunkIsKeptWhilePostgresCannotRecordIt(t *testing.T) {
@@ -337,15 +364,13 @@ func TestAChunkIsKeptWhilePostgresCannotRecordIt(t *testing.T) {
 	e := events.events(t, audittest.NewStory("t1").Accepted())
 	go func() { done <- r.w.record(context.WithoutCancel(t.Context()), chunk{e}) }()
 	require.Eventually(t, func() bool {
-		r.w.health.mu.Lock()
-		defer r.w.health.mu.Unlock()
-		return r.w.health.failed
+		return r.w.health.Failed() != nil
 	}, 30*time.Second, 5*time.Millisecond)
 	require.False(t, e.rec.(*fakeRecord).isDone())
 	_, err = pool.Exec(t.Context(), "ALTER TABLE audit_log_away RENAME TO audit_log")
 	require.NoError(t, err)
 	require.NoError(t, <-done)
-	require.False(t, r.w.health.failed)
+	require.NoError(t, r.w.health.Failed())
 	require.Equal(t, 1, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"))
 }
 
@@ -367,8 +392,8 @@ func FuzzDecodeRecord(f *testing.F) {
 		c.resetCopy()
 		for i := range e.events {
 			c.row(&e.events[i].event, audit.PartitionOf("events", 0).At(audit.Position{Index: e.events[i].index}), time.Now(), &audit.ChainEnd{})
-			var s state
-			stateOfEvent(&e.events[i].event, &s)
+			var s states.State
+			states.OfEvent(&e.events[i].event, &s)
 		}
 		fuzzing.Bound(t, len(b), func() {
 			e = &entry{}
@@ -378,9 +403,9 @@ func FuzzDecodeRecord(f *testing.F) {
 			var a pg.Rows
 			a.Reset(pg.BinaryArray, resultWidth)
 			addResultRow(&a, e.result)
-			s := stateOfResult(e.result)
-			a.Reset(pg.BinaryArray, stateWidth)
-			addStateRow(&a, &s)
+			s := states.OfResult(e.result)
+			a.Reset(pg.BinaryArray, states.Width)
+			s.AddRow(&a)
 			if e.result.Callback != nil {
 				hostOf(e.result.Callback.URL)
 			}

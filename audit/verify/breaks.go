@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/task"
 )
 
 const (
@@ -69,7 +70,7 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 	case audit.TopicReplaced:
 		v.report.note("%s: the topic was replaced; %s noticed that at %s, and rows from %d on are of the new one (%s). Records %s of the old one were not recorded", b.At(), b.ActorID, at, b.Seq, by, b.Offsets())
 	case audit.RecordsMissed:
-		v.report.note("%s: Kafka deleted the records %s before they were recorded; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
+		v.report.note("%s: Kafka deleted the records %s before they were read; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
 	}
 }
 
@@ -113,4 +114,28 @@ func (c *chainCheck) superseded(seq int64, p *point) bool {
 	return !p.matched && slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
 		return b.Kind == audit.RecordedAgain && seq >= b.Seq && p.time.Before(b.Time.Add(breakMargin))
 	})
+}
+
+// takeHole takes what a row says about records that were never recorded. It is a finding, although the
+// row is as it should be: the log is not complete.
+func (c *chainCheck) takeHole(seq int64, r *rawRow) {
+	kind := audit.RecordsMissed
+	switch task.Action(r.field(audit.ColAction)) {
+	case task.RecordsMissed:
+	case task.TopicReplaced:
+		kind = audit.TopicReplaced
+	default:
+		return
+	}
+	b, err := audit.BreakOf(kind, r.field(audit.ColDetail))
+	if err != nil {
+		b = &audit.Break{Kind: kind, Last: audit.UnknownOffset, Why: err.Error()}
+	}
+	if !b.Hole() {
+		return
+	}
+	if c.holeCount++; len(c.holes) < maxFindings {
+		c.holes = append(c.holes, Finding{Reason: Unrecorded, Topic: c.at.Topic, Partition: c.at.Partition, Seq: seq, Row: r.ref(),
+			Detail: fmt.Sprintf("records of %s are gone, offsets %s: %s", b.At(), b.Offsets(), b.Why)})
+	}
 }

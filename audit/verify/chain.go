@@ -56,6 +56,9 @@ type chainCheck struct {
 
 	findings []Finding
 	count    int64
+
+	holes     []Finding // rows that say what was never recorded; they explain nothing about other rows
+	holeCount int64
 }
 
 // errTooManySegments says that the rows' order on disk has nothing to do with the chains.
@@ -207,6 +210,7 @@ func (v *verifier) take(r *rawRow) error {
 	if len(c.points) > 0 {
 		c.compare(seq, sum, r.ref)
 	}
+	c.takeHole(seq, r)
 	return v.join(c, segment{first: seq, last: seq, prev: prev, firstHash: sum, hash: sum, start: at, end: at, startKnown: true, endKnown: true, read: true})
 }
 

@@ -19,6 +19,7 @@ const (
 	Inserted   Reason = "inserted"   // no recorder wrote the row
 	Rewritten  Reason = "rewritten"  // the chain is consistent in itself but is not the one that was signed
 	Checkpoint Reason = "checkpoint" // a checkpoint is forged or missing
+	Unrecorded Reason = "unrecorded" // records were gone before they were recorded; the row says which
 )
 
 // RowRef names a row of the audit log.
@@ -136,6 +137,8 @@ func (c *chainCheck) explains(from, to int64) bool {
 
 // report adds the chain to a report.
 func (c *chainCheck) report(r *Report) {
+	c.count += c.holeCount
+	c.findings = append(c.findings, c.holes...)
 	sortFindings(c.findings)
 	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Before: c.before,
 		Signed: c.signed, SignedAt: c.signedAt, Findings: c.count, Unfinished: c.count > int64(len(c.findings))}

@@ -37,6 +37,9 @@ type backlog struct {
 // Lost is false: routers of a simulation neither join nor leave.
 func (*backlog) Lost() bool { return false }
 
+// Settled is true: nothing is written when a task comes.
+func (*backlog) Settled() bool { return true }
+
 // recall is a task to be read again.
 type recall struct {
 	log    *backlog

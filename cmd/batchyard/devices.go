@@ -125,6 +125,8 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 			state = "drained"
 		case d.Draining:
 			state = "draining"
+		case d.Unserved:
+			state = "unserved"
 		}
 		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),

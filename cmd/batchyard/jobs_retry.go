@@ -32,12 +32,17 @@ reason, go into the audit log.
 Exit code 1 if a task could not be retried.`,
 		Example: "  batchyard jobs retry nightly-2026-11-21 --reason \"the server was out of memory\"\n  batchyard jobs watch nightly-2026-11-21",
 	}, func(ctx context.Context, s *server, id string) error {
-		if _, err := s.Job(ctx, id); err != nil {
+		j, err := s.Job(ctx, id)
+		if err != nil {
 			return fmt.Errorf("job %s: %w", id, err)
 		}
 		out, err := retryJob(ctx, s, id, reason)
 		if c.JSON {
 			return errors.Join(c.PrintJSON(out), err)
+		}
+		if err == nil && out.Retried == 0 {
+			c.Printf("job %s: nothing to run again: no task has ended as FAILED or EXPIRED, and %s not finished\n", cli.Plain(id), cli.Counted(j.Total-j.Done, "task"))
+			return nil
 		}
 		c.Printf("job %s: %s again\n", cli.Plain(id), runs(out.Retried))
 		return err

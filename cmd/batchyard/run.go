@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -115,8 +116,21 @@ func (f *runFlags) check(c *cli.Env) error {
 		return cli.UsageError("--timeout must not be negative")
 	case f.resume && f.dataDir == "":
 		return cli.UsageError("--resume needs --data-dir: the directory that the first run was given")
+	case f.resume && isEmpty(f.dataDir):
+		return cli.UsageError("--resume: %s does not exist or is empty: leave --resume out to start the job, or check --data-dir", f.dataDir)
 	}
 	return f.fileFlags.check(c)
+}
+
+// isEmpty reports whether a directory has nothing in it, or does not exist.
+func isEmpty(dir string) bool {
+	d, err := os.Open(dir) //nolint:gosec // the user names it
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer func() { _ = d.Close() }()
+	_, err = d.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }
 
 func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err error) {

@@ -114,7 +114,10 @@ func TestRunContinues(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	require.NoError(t, os.Chmod(dir, 0o755)) // Postgres may run as another user
 	args := []string{"run", file, "-o", out, "--data-dir", dir, "--device", "d=" + d.URL, "--slots", "1"}
-	require.Contains(t, try(t, "", append(args, "--resume")...).err, "has no job job-")
+	require.Contains(t, try(t, "", append(args, "--resume")...).err, "does not exist or is empty")
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var stdout, stderr syncBuffer

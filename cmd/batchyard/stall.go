@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/batchyard/batchyard"
@@ -20,13 +21,14 @@ const (
 type stall struct {
 	c    *cli.Env
 	why  func(ctx context.Context, job string) ([]batchyard.JobCause, error)
+	sent bool // the whole file is known to be submitted
 	done int64
 	last time.Time // when there was progress, or the question was asked
 	told map[string]bool
 }
 
-func newStall(c *cli.Env, s *server) *stall {
-	return &stall{c: c, why: s.WhyJob, done: -1, told: map[string]bool{}}
+func newStall(c *cli.Env, s *server, sent bool) *stall {
+	return &stall{c: c, why: s.WhyJob, sent: sent, done: -1, told: map[string]bool{}}
 }
 
 // look takes how far the job is.
@@ -40,8 +42,14 @@ func (s *stall) look(ctx context.Context, j *task.Job, bar *cli.Progress) {
 		return
 	}
 	s.last = now
-	if j.Known == 0 {
-		s.tell(bar, "unrecorded", "no task of the job is recorded yet: is the stage audit running?")
+	switch {
+	case j.Known == 0:
+		s.tell(bar, "unrecorded", "no task of the job is recorded yet: was its file submitted to the end, and is the stage audit running?")
+		return
+	case j.Done == j.Known:
+		if missing := j.NotSubmitted(); missing > 0 && !s.sent {
+			s.tell(bar, "not submitted", fmt.Sprintf("%s of %d of the file not submitted: submit the file again to continue", cli.Counted(missing, "task"), j.Total))
+		}
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, whyTimeout)

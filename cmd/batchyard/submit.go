@@ -181,7 +181,7 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 	}
 	j, err := waitForJob(ctx, c, server, waiting{job: plan.Job, tasks: plan.Tasks, every: lookEvery})
 	if ctx.Err() != nil {
-		return interruptedWait(c, j)
+		return interruptedWait(c, j, true)
 	}
 	if err != nil {
 		return err
@@ -231,7 +231,7 @@ func printSubmitted(c *cli.Env, plan *jobs.Plan, bad *jobs.BadLines) error {
 		}
 		return c.PrintJSON(out)
 	}
-	c.Printf("%s submitted as job %s\n", cli.Counted(plan.Tasks, "task"), cli.Plain(plan.Job))
+	c.Printf("job %s: all %s submitted\n", cli.Plain(plan.Job), cli.Counted(plan.Tasks, "task"))
 	return nil
 }
 

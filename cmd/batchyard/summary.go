@@ -24,7 +24,8 @@ type summary struct {
 	Total     int                `json:"tasks"`
 	ByState   map[task.State]int `json:"by_state"`
 	ByDevice  map[string]int     `json:"by_device,omitempty"`
-	Missing   int                `json:"missing,omitempty"` // tasks without a result
+	Missing   int                `json:"missing,omitempty"`       // tasks without a result
+	ToSubmit  int                `json:"not_submitted,omitempty"` // tasks of the file that the server does not know yet
 	Errors    []task.JobError    `json:"errors,omitempty"`
 	Usage     task.Usage         `json:"usage"`
 	BadLines  int                `json:"bad_lines,omitempty"` // of the file, which were skipped
@@ -39,12 +40,15 @@ type summary struct {
 // summaryOf is the summary of a job as the server reports it.
 func summaryOf(j *task.Job, now time.Time) *summary {
 	s := &summary{Job: j.JobID, State: j.State, Total: int(j.Total), ByState: map[task.State]int{}, ByDevice: map[string]int{},
-		Errors: j.Errors, Usage: j.Usage, Rate: j.Rate, Remaining: j.Seconds}
+		BadLines: int(j.BadLines), Errors: j.Errors, Usage: j.Usage, Rate: j.Rate, Remaining: j.Seconds}
 	for state, n := range j.Tasks {
 		s.ByState[state] = int(n)
 	}
 	for device, n := range j.Devices {
 		s.ByDevice[device] = int(n)
+	}
+	if !j.Ended() {
+		s.ToSubmit = int(j.NotSubmitted())
 	}
 	if j.At != nil {
 		end := now
@@ -59,7 +63,7 @@ func summaryOf(j *task.Job, now time.Time) *summary {
 
 // ofPlan adds what only the one who submitted the file knows, and the time that it took.
 func (s *summary) ofPlan(plan *jobs.Plan, bad *jobs.BadLines, elapsed time.Duration) {
-	s.Total, s.Elapsed = plan.Tasks, elapsed
+	s.Total, s.ToSubmit, s.Elapsed = plan.Tasks, 0, elapsed
 	if s.BadLines = plan.Bad; plan.Bad > 0 {
 		s.BadFile = bad.Path
 	}
@@ -96,11 +100,14 @@ func (s *summary) print(w io.Writer) error {
 			t.Row("  "+string(state), strconv.Itoa(n))
 		}
 	}
+	if s.ToSubmit > 0 {
+		t.Row("  not submitted", strconv.Itoa(s.ToSubmit)+": submit the file again to continue")
+	}
 	if s.Missing > 0 {
 		t.Row("  without a result", strconv.Itoa(s.Missing))
 	}
 	if s.BadLines > 0 {
-		t.Row("bad lines", fmt.Sprintf("%d, not submitted: see %s", s.BadLines, s.BadFile))
+		t.Row("bad lines", badLinesRow(s.BadLines, s.BadFile))
 	}
 	if len(s.Errors) > 0 {
 		t.Row("errors", strconv.Itoa(len(s.Errors)))
@@ -159,12 +166,25 @@ func (s *summary) failed() error {
 	return cli.WithCode(cli.ExitFailed, errors.Join(append(errs, badLinesError(s.BadLines, s.BadFile))...))
 }
 
-// badLinesError reports lines that were skipped.
+func badLinesRow(n int, file string) string {
+	text := strconv.Itoa(n) + ", not submitted"
+	if file != "" {
+		text += ": see " + file
+	}
+	return text
+}
+
+// badLinesError reports lines that were skipped. Only the one who submits them knows the file with the
+// errors.
 func badLinesError(n int, file string) error {
 	if n == 0 {
 		return nil
 	}
-	return cli.WithCode(cli.ExitFailed, fmt.Errorf("%s not submitted: %s has the errors", cli.Counted(n, "bad line"), file))
+	text := cli.Counted(n, "bad line") + " not submitted"
+	if file != "" {
+		text += ": " + file + " has the errors"
+	}
+	return cli.WithCode(cli.ExitFailed, errors.New(text))
 }
 
 // fileError gives an error from reading a job's file its exit code. Nothing was

@@ -38,7 +38,7 @@ func waitForJob(ctx context.Context, c *cli.Env, server *server, w waiting) (*ta
 	look := time.NewTicker(w.every)
 	defer look.Stop()
 	bar := c.Progress("running", max(w.tasks, w.total))
-	stalled, strange := newStall(c, server), &strangers{c: c, known: -1}
+	stalled, strange := newStall(c, server, w.tasks > 0), &strangers{c: c, known: -1}
 	seen := func(j *task.Job, err error) {
 		if err != nil {
 			bar.Note(err.Error() + "; asking again")
@@ -96,10 +96,13 @@ func (s *strangers) look(j *task.Job, tasks int64, bar *cli.Progress) {
 }
 
 // interruptedWait says how to wait for a job again.
-func interruptedWait(c *cli.Env, j *task.Job) error {
-	at := where(c)
-	return cli.WithCode(cli.ExitInterrupted, fmt.Errorf("interrupted with %d of %s finished; the job continues on the server\nto wait again: batchyard jobs watch %s%s\nto get the results: batchyard jobs results %s -o FILE%s",
-		j.Done, cli.Counted(j.Total, "task"), quoted(j.JobID), at, quoted(j.JobID), at))
+func interruptedWait(c *cli.Env, j *task.Job, sent bool) error {
+	at, how := where(c), "the job continues on the server"
+	if missing := j.NotSubmitted(); missing > 0 && !sent {
+		how = fmt.Sprintf("of the file, %s not submitted yet: submit it again to continue", cli.Counted(missing, "task"))
+	}
+	return cli.WithCode(cli.ExitInterrupted, fmt.Errorf("interrupted with %d of %s finished; %s\nto wait again: batchyard jobs watch %s%s\nto get the results: batchyard jobs results %s -o FILE%s",
+		j.Done, cli.Counted(j.Total, "task"), how, quoted(j.JobID), at, quoted(j.JobID), at))
 }
 
 // where is the flags that reach the same server and tenant again.

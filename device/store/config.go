@@ -13,11 +13,12 @@ import (
 
 // Config limits what is kept about devices in Redis.
 type Config struct {
-	Timeout    time.Duration `yaml:"heartbeat_timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. The default is three missed heartbeats."`
-	Forget     time.Duration `yaml:"forget_after" default:"1h" min:"1m" max:"720h" doc:"A silent device is removed after this long."`
-	MaxDevices int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"Maximum number of known devices. Heartbeats of further devices are refused."`
-	LeaseTTL   time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that is not renewed for this long expires, and its credits are free again."`
-	CancelTTL  time.Duration `yaml:"override_ttl" default:"1h" min:"1m" max:"168h" doc:"How long Redis keeps an override, which is an operator's cancel or reprioritize of a task."`
+	Timeout       time.Duration `yaml:"heartbeat_timeout" default:"15s" min:"1s" max:"1h" doc:"A device without a heartbeat for this long is silent and gets no work. The default is three missed heartbeats."`
+	ReaderTimeout time.Duration `yaml:"reader_timeout" default:"30s" min:"1s" max:"1h" doc:"A device whose assignments no batcher, or whose batches no worker, has read for this long is unserved and gets no work. It should be longer than a restart of all of them takes."`
+	Forget        time.Duration `yaml:"forget_after" default:"1h" min:"1m" max:"720h" doc:"A silent device is removed after this long."`
+	MaxDevices    int           `yaml:"max_devices" default:"5000" unit:"devices" min:"1" max:"100000" doc:"Maximum number of known devices. Heartbeats of further devices are refused."`
+	LeaseTTL      time.Duration `yaml:"lease_ttl" default:"15s" min:"1s" max:"10m" doc:"A lease of credits that is not renewed for this long expires, and its credits are free again."`
+	CancelTTL     time.Duration `yaml:"override_ttl" default:"1h" min:"1m" max:"168h" doc:"How long Redis keeps an override, which is an operator's cancel or reprioritize of a task."`
 }
 
 // withDefaults replaces zero values, for programs that do not load a file.

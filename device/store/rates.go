@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/internal/clock"
 )
 
 // Rates shares what workers learn about devices with the routers, through Redis. It may be
@@ -82,7 +83,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return #ARGV
 `)
 
-// Report publishes rates by key and healths by device id.
+// Report publishes rates by key and healths by device id. Their times are of time.Now.
 func (r *Rates) Report(ctx context.Context, rates map[device.RateKey]device.Rate, healths map[string]device.Health) error {
 	now := time.Now()
 	entries := make([]any, 0, 2*max(len(rates), len(healths)))
@@ -130,20 +131,20 @@ func (r *Rates) write(ctx context.Context, key string, entries []any) error {
 	return nil
 }
 
-// Load reads all rates and healths and deletes those that are too old. Times are by the
-// caller's clock.
+// Load reads all rates and healths and deletes those that are too old. Their times are of
+// clock.Now.
 func (r *Rates) Load(ctx context.Context) (map[device.RateKey]device.Rate, map[string]device.Health, error) {
 	began := time.Now()
 	pipe := r.rdb.Pipeline()
-	ra, he, clock := pipe.HGetAll(ctx, r.rates), pipe.HGetAll(ctx, r.health), pipe.Time(ctx)
+	ra, he, redisTime := pipe.HGetAll(ctx, r.rates), pipe.HGetAll(ctx, r.health), pipe.Time(ctx)
 	_, err := pipe.Exec(ctx)
 	r.metrics.Device.RedisSeconds.WithLabelValues("rates").Observe(time.Since(began).Seconds())
 	if err != nil {
 		r.metrics.Device.RedisErrors.WithLabelValues("rates").Inc()
 		return nil, nil, fmt.Errorf("reading rates of devices from Redis: %w", err)
 	}
-	now := time.Now()
-	written := func(at int64) time.Time { return now.Add(time.UnixMilli(at).Sub(clock.Val())) }
+	now := clock.Now()
+	written := func(at int64) time.Time { return now.Add(time.UnixMilli(at).Sub(redisTime.Val())) }
 	old := now.Add(-rateTTL)
 	rates := make(map[device.RateKey]device.Rate, len(ra.Val()))
 	var drop, dropHealth []string

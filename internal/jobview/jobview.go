@@ -17,7 +17,7 @@ import (
 const Columns = `tenant, job_id, state, coalesce(tasks, 0), known, done, pending, assigned, running, succeeded, failed, cancelled, expired,
 	coalesce(tasks_per_second, 0)::float8, coalesce(extract(epoch FROM remaining), 0)::float8, input_tokens, output_tokens, errors::text, devices::text,
 	submitted_at, coalesce(submitted_by, ''), cancel_requested_at, last_finished_at, coalesce(sha256, ''), coalesce(file, ''), coalesce(format, ''),
-	coalesce(lines, 0), coalesce(bytes, 0), labels::text, rounds`
+	coalesce(lines, 0), coalesce(bad_lines, 0), coalesce(bytes, 0), labels::text, rounds`
 
 // Scan reads a row with [Columns].
 func Scan(row pgx.Row) (*task.Job, error) {
@@ -29,7 +29,7 @@ func Scan(row pgx.Row) (*task.Job, error) {
 		targets = append(targets, &counts[i])
 	}
 	targets = append(targets, &j.Rate, &j.Seconds, &j.Usage.InputTokens, &j.Usage.OutputTokens, &errs, &devices,
-		&j.At, &j.By, &j.Cancel, &j.LastDone, &j.SHA256, &j.File, &j.Format, &j.Lines, &j.Bytes, &labels, &j.Rounds)
+		&j.At, &j.By, &j.Cancel, &j.LastDone, &j.SHA256, &j.File, &j.Format, &j.Lines, &j.BadLines, &j.Bytes, &labels, &j.Rounds)
 	if err := row.Scan(targets...); err != nil {
 		return nil, err
 	}

@@ -33,6 +33,11 @@ type Stream struct {
 	Spread            *prometheus.GaugeVec     // group, topic
 	Stragglers        *prometheus.CounterVec   // group, topic
 	Recreated         *prometheus.CounterVec   // group, topic
+	Missed            *prometheus.CounterVec   // group, topic
+	Again             *prometheus.CounterVec   // group, topic
+	Refused           *prometheus.GaugeVec     // topic
+	TimesRefused      *prometheus.CounterVec   // topic
+	WrongSettings     prometheus.Gauge
 	Lag               *prometheus.GaugeVec     // group, topic
 	Partitions        *prometheus.GaugeVec     // group, topic
 	Rebalances        *prometheus.CounterVec   // group, topic
@@ -50,6 +55,8 @@ type Stream struct {
 type Device struct {
 	Heartbeats    *prometheus.CounterVec   // outcome: ok, refused, error
 	Known         prometheus.Gauge         // devices whose heartbeat is fresh
+	Unserved      prometheus.Gauge         // devices without a batcher or a worker
+	ClockAhead    prometheus.Gauge         // of this machine, compared with Redis
 	RedisErrors   *prometheus.CounterVec   // operation
 	RedisSeconds  *prometheus.HistogramVec // operation
 	RedisDown     prometheus.Gauge
@@ -125,15 +132,18 @@ type Audit struct {
 	Rows             prometheus.Counter
 	Results          prometheus.Counter
 	ResultDuplicates prometheus.Counter
-	Chunks           *prometheus.CounterVec // outcome: ok, retried, lost, bisected, repeated (with care)
+	Chunks           *prometheus.CounterVec // outcome: ok, retried, timed_out, lost, bisected, repeated (with care)
 	ChunkRows        prometheus.Histogram
 	CommitSeconds    prometheus.Histogram
 	LagSeconds       prometheus.Histogram
 	PostgresDown     prometheus.Gauge
+	OldestWaiting    prometheus.Gauge
+	Stalled          prometheus.Gauge
 	DefaultPartition prometheus.Counter
 	DefaultRows      prometheus.Gauge
 	Breaks           *prometheus.CounterVec // kind: recorded_again, topic_replaced, records_missed
 	MissedRecords    prometheus.Counter
+	LostTasks        *prometheus.CounterVec // outcome: run_again, failed
 	Waiters          prometheus.Gauge
 	Checkpoints      *prometheus.CounterVec // outcome: ok, unchanged, file_failed, failed
 	CheckpointTime   prometheus.Gauge
@@ -201,6 +211,11 @@ func newStream(f factory) Stream {
 		InFlightBytes:     f.gauges("stream_in_flight_bytes", "Bytes of the records in flight.", "group", "topic"),
 		Spread:            f.gauges("stream_spread_records", "Records between the lowest unfinished and the highest finished offset, of the worst partition.", "group", "topic"),
 		Recreated:         f.counters("stream_recreated_total", "Partitions that were read from their start because their topic was recreated, or belongs to another cluster.", "group", "topic"),
+		Missed:            f.counters("stream_missed_records_total", "Offsets of records that were deleted from the topic before the group read them. Alert if it grows.", "group", "topic"),
+		Again:             f.counters("stream_records_again_total", "Records handed to a stage again, because Kafka refused for good what they became.", "group", "topic"),
+		Refused:           f.gauges("stream_refused_records", "Records that cannot be finished, because Kafka refuses what they became. Alert if it is above 0.", "topic"),
+		TimesRefused:      f.counters("stream_refused_times_total", "Writes whose timestamps the broker refused; they were repeated without. A clock is wrong. Alert if it grows.", "topic"),
+		WrongSettings:     f.gauge("stream_wrong_topic_settings", "Settings of topics with which Kafka may delete accepted tasks, or what they became, before they have ended. Alert if it is above 0."),
 		Stragglers:        f.counters("stream_stragglers_total", "Records that held up the commit of a partition for too long.", "group", "topic"),
 		Lag:               f.gauges("stream_lag_records", "Records in the topic that the group has not finished.", "group", "topic"),
 		Partitions:        f.gauges("stream_partitions", "Partitions owned by this process.", "group", "topic"),
@@ -220,6 +235,8 @@ func newDevice(f factory) Device {
 	return Device{
 		Heartbeats:    f.counters("device_heartbeats_total", "Heartbeats received.", "outcome"),
 		Known:         f.gauge("device_known_devices", "Devices with a recent heartbeat."),
+		Unserved:      f.gauge("device_unserved_devices", "Devices that get no work because no batcher reads their assignments, or no worker their batches. Alert if it stays above 0."),
+		ClockAhead:    f.gauge("clock_ahead_seconds", "How far this machine's clock is ahead of Redis', whose time is used. Alert if it is far from 0."),
 		RedisErrors:   f.counters("device_redis_errors_total", "Failed calls to Redis.", "operation"),
 		RedisSeconds:  f.histograms("device_redis_seconds", "Duration of calls to Redis.", fine, "operation"),
 		RedisDown:     f.gauge("device_redis_down", "1 while Redis, or a master of the Redis Cluster, does not answer."),
@@ -305,10 +322,13 @@ func newAudit(f factory) Audit {
 		CommitSeconds:    f.histogram("audit_commit_seconds", "Duration of a transaction.", seconds),
 		LagSeconds:       f.histogram("audit_lag_seconds", "Time from an event to the commit of its row.", long),
 		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not accept rows."),
+		OldestWaiting:    f.gauge("audit_oldest_unrecorded_seconds", "Age of the oldest record that was read and is not recorded, by the time in the record; 0 if none waits."),
+		Stalled:          f.gauge("audit_stalled", "1 while records wait and nothing of some partition is recorded for audit.stall_timeout. Alert if it is above 0."),
 		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows written to the default partition because their day had no partition."),
 		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows in the default partition. Alert if it is above 0."),
 		Breaks:           f.counters("audit_breaks_total", "Times that recording could not simply continue in a partition, by kind. Alert if it grows.", "kind"),
 		MissedRecords:    f.counter("audit_missed_records_total", "Records that Kafka deleted before they were recorded."),
+		LostTasks:        f.counters("audit_lost_tasks_total", "Tasks whose results Kafka deleted before they were recorded, by what became of them. Alert if it grows.", "outcome"),
 		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the hash chains, by outcome.", "outcome"),
 		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "Unix time of the latest signed checkpoint of this process; 0 if there is none."),
 		Waiters:          f.gauge("audit_waiting_requests", "Requests that wait for a task to finish."),

@@ -14,6 +14,8 @@ const (
 	UndefinedTable        = "42P01"
 	UndefinedFunction     = "42883"
 	readOnlyTransaction   = "25006"
+	queryCanceled         = "57014"
+	transactionTimeout    = "25P04"
 )
 
 // Code returns the SQLSTATE of an error, or "" if Postgres did not send it.
@@ -61,6 +63,13 @@ func IsTransient(err error) bool {
 		return true
 	}
 	return false
+}
+
+// IsTimeout reports whether Postgres gave up because something took longer than its settings allow
+// (statement_timeout, transaction_timeout), or an administrator cancelled it: less at a time may pass.
+func IsTimeout(err error) bool {
+	code := Code(err)
+	return code == queryCanceled || code == transactionTimeout
 }
 
 // IsPermanent reports whether Postgres answered that what was asked is not allowed or does not

@@ -27,7 +27,8 @@ CREATE TABLE tasks (
     fingerprint   bytea,
     input_tokens  bigint NOT NULL DEFAULT 0,
     output_tokens bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (task_id, tenant)
+    PRIMARY KEY (task_id, tenant),
+    CONSTRAINT tasks_answers_its_request CHECK (version > 0)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 COMMENT ON TABLE tasks IS 'The latest state of each task. It follows the event log: it may lag behind, but it is never wrong.';
@@ -36,6 +37,7 @@ COMMENT ON COLUMN tasks.task_id IS 'Id of the task, unique within the tenant.';
 COMMENT ON COLUMN tasks.state IS 'PENDING, ASSIGNED, RUNNING, or a terminal state: SUCCESS, FAILED, CANCELLED or EXPIRED.';
 COMMENT ON COLUMN tasks.seq IS 'Order of the states of a task: a later state has a higher number, and a terminal state has 2147483647.';
 COMMENT ON COLUMN tasks.version IS 'How many times the row was written.';
+COMMENT ON CONSTRAINT tasks_answers_its_request ON tasks IS 'The recorder sets version to 0 where a result would answer another request than the one the id belongs to, so that its transaction fails.';
 COMMENT ON COLUMN tasks.attempt IS 'Number of the latest attempt, from 1; 0 if there was none.';
 COMMENT ON COLUMN tasks.device_id IS 'Id of the device of the latest attempt; empty while the task waits.';
 COMMENT ON COLUMN tasks.model IS 'Model that the request names. After a degrade it is smaller than the one submitted.';
@@ -94,6 +96,7 @@ CREATE TABLE results (
     finished_at     timestamptz NOT NULL,
     recorded_at     timestamptz NOT NULL DEFAULT now(),
     generation      integer NOT NULL DEFAULT 0,
+    fingerprint     bytea CHECK (octet_length(fingerprint) = 32),
     PRIMARY KEY (task_id, tenant, generation)
 );
 
@@ -125,6 +128,7 @@ COMMENT ON COLUMN results.started_at IS 'When the last attempt was sent to the d
 COMMENT ON COLUMN results.finished_at IS 'When the task reached its terminal state.';
 COMMENT ON COLUMN results.recorded_at IS 'When the row was written, by the clock of the database.';
 COMMENT ON COLUMN results.generation IS 'Which run of the task this is the result of: 0 for the first, n for the nth retry on request.';
+COMMENT ON COLUMN results.fingerprint IS 'Fingerprint of the request that was run, that of the row in tasks. Empty for a cancel, which runs nothing.';
 
 -- Outputs are long text. lz4 compresses them several times faster than the default, but not every Postgres is built with
 -- it.
@@ -145,7 +149,7 @@ CREATE TYPE batchyard_result_row AS (
     tenant text, task_id text, state text, status integer, output json, error_class text, error_message text, attempt integer,
     attempts json, input_tokens bigint, output_tokens bigint, device_id text, model text, requested_model text, endpoint text, priority text,
     job_id text, custom_id text, labels json, callback_url text, trace_id text, submitted_at timestamptz, assigned_at timestamptz,
-    started_at timestamptz, finished_at timestamptz, generation integer
+    started_at timestamptz, finished_at timestamptz, generation integer, fingerprint bytea
 );
 COMMENT ON TYPE batchyard_result_row IS 'A row of results in the form in which the recorder sends it.';
 
@@ -164,6 +168,7 @@ CREATE TABLE jobs (
     fingerprint         bytea CHECK (octet_length(fingerprint) = 32),
     tasks               bigint CHECK (tasks >= 0),
     lines               bigint,
+    bad_lines           bigint,
     bytes               bigint,
     file                text,
     format              text COLLATE "C",
@@ -183,6 +188,7 @@ COMMENT ON COLUMN jobs.job_id IS 'Id of the job, unique within the tenant.';
 COMMENT ON COLUMN jobs.fingerprint IS 'SHA-256 over what the lines of the file ask for. Another file cannot be submitted under the same id. Empty if the job was not announced.';
 COMMENT ON COLUMN jobs.tasks IS 'Number of tasks in the file; empty if the job was not announced.';
 COMMENT ON COLUMN jobs.lines IS 'Number of lines in the file, blank ones included.';
+COMMENT ON COLUMN jobs.bad_lines IS 'Number of lines that were not submitted, because they were bad.';
 COMMENT ON COLUMN jobs.bytes IS 'Size of the file in bytes.';
 COMMENT ON COLUMN jobs.file IS 'Name of the file as the submitter wrote it.';
 COMMENT ON COLUMN jobs.format IS 'Format of the lines: openai, batchyard or mixed.';

@@ -31,6 +31,7 @@ CREATE TABLE stream_breaks (
     noticed_at   timestamptz NOT NULL,
     actor_id     text NOT NULL,
     statement    text NOT NULL,
+    resolved_at  timestamptz,
     PRIMARY KEY (topic, partition, kind, chain_seq, first_offset)
 );
 
@@ -38,12 +39,13 @@ COMMENT ON TABLE stream_breaks IS 'Where recording could not simply continue: Po
 COMMENT ON COLUMN stream_breaks.topic IS 'Kafka topic, without the prefix of the installation.';
 COMMENT ON COLUMN stream_breaks.partition IS 'Partition of the topic.';
 COMMENT ON COLUMN stream_breaks.kind IS 'recorded_again: Postgres had lost rows that it had confirmed, as after a failover, and they were recorded again from Kafka. topic_replaced: the topic was deleted and created again, belongs to another cluster, or lost its last records. records_missed: Kafka deleted records before they were recorded.';
-COMMENT ON COLUMN stream_breaks.chain_seq IS 'Number in the chain of the first audit row that was recorded afterwards; 0 for records_missed.';
+COMMENT ON COLUMN stream_breaks.chain_seq IS 'Number in the chain of the first audit row that was recorded afterwards, after that of the break itself if records are missing.';
 COMMENT ON COLUMN stream_breaks.first_offset IS 'Offset of the first record that was recorded again, or that was not recorded.';
 COMMENT ON COLUMN stream_breaks.last_offset IS 'Offset of the last such record; NULL if it is unknown.';
 COMMENT ON COLUMN stream_breaks.noticed_at IS 'When a recorder noticed it, before it continued.';
 COMMENT ON COLUMN stream_breaks.actor_id IS 'The recorder that noticed it.';
 COMMENT ON COLUMN stream_breaks.statement IS 'The same as one line of JSON, signed like a checkpoint; empty if the recorder has no signing key.';
+COMMENT ON COLUMN stream_breaks.resolved_at IS 'When every task whose answer may have been lost had ended or was on its way again; NULL before that.';
 
 -- +goose Down
 DROP TABLE stream_breaks;

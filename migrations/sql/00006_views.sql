@@ -248,9 +248,9 @@ SELECT j.tenant, j.job_id,
     greatest(j.tasks, p.known) AS tasks, p.known, p.done, round(100.0 * p.done / nullif(greatest(j.tasks, p.known), 0), 1) AS percent,
     p.pending, p.assigned, p.running, p.succeeded, p.failed, p.cancelled, p.expired,
     round(p.rate::numeric, 3) AS tasks_per_second,
-    CASE WHEN p.rate > 0 AND p.done < greatest(j.tasks, p.known) THEN make_interval(secs => ceil((greatest(j.tasks, p.known) - p.done) / p.rate)) END AS remaining,
+    CASE WHEN p.rate > 0 AND j.cancel_requested_at IS NULL AND p.done < greatest(j.tasks, p.known) THEN make_interval(secs => ceil((greatest(j.tasks, p.known) - p.done) / p.rate)) END AS remaining,
     p.input_tokens, p.output_tokens, p.errors, p.devices, j.submitted_at, j.submitted_by, j.cancel_requested_at, p.last_finished_at,
-    encode(j.fingerprint, 'hex') AS sha256, j.file, j.format, j.lines, j.bytes, j.labels, j.rounds
+    encode(j.fingerprint, 'hex') AS sha256, j.file, j.format, j.lines, j.bad_lines, j.bytes, j.labels, j.rounds
 FROM jobs j CROSS JOIN LATERAL (
     -- A finished job keeps its counts. Those of any other are taken from its tasks, in one pass over the index tasks_by_job.
     SELECT * FROM json_to_record(j.summary) AS s (known bigint, done bigint, pending bigint, assigned bigint, running bigint, succeeded bigint,
@@ -258,8 +258,10 @@ FROM jobs j CROSS JOIN LATERAL (
     WHERE j.finished_at IS NOT NULL
     UNION ALL
     SELECT known, done, pending, assigned, running, succeeded, failed, cancelled, expired,
-        -- Over the last minute, or since the submit if that is less. A job that has just begun has no rate.
-        CASE WHEN recent > 0 THEN recent / greatest(1, least(60, extract(epoch FROM now() - j.submitted_at)::float8)) END,
+        -- Over the last minute, or since the submit if that is less; over the whole duration, if every task that is known has
+        -- finished. A job that has just begun has no rate.
+        CASE WHEN done = known AND done > 0 THEN done / greatest(0.001, extract(epoch FROM last_finished_at - j.submitted_at)::float8)
+            WHEN recent > 0 THEN recent / greatest(1, least(60, extract(epoch FROM now() - j.submitted_at)::float8)) END,
         input_tokens, output_tokens, errors, devices, last_finished_at
     FROM (
         WITH counted AS MATERIALIZED (
@@ -315,6 +317,7 @@ COMMENT ON COLUMN job_progress.sha256 IS 'SHA-256 over what the lines of the fil
 COMMENT ON COLUMN job_progress.file IS 'Name of the file as the submitter wrote it.';
 COMMENT ON COLUMN job_progress.format IS 'Format of the lines: openai, batchyard or mixed.';
 COMMENT ON COLUMN job_progress.lines IS 'Number of lines in the file, blank ones included.';
+COMMENT ON COLUMN job_progress.bad_lines IS 'Number of lines that were not submitted, because they were bad.';
 COMMENT ON COLUMN job_progress.bytes IS 'Size of the file in bytes.';
 COMMENT ON COLUMN job_progress.labels IS 'The submitter''s own labels of the job.';
 COMMENT ON COLUMN job_progress.rounds IS 'How often the job has finished: more than once if tasks were retried.';

@@ -55,6 +55,7 @@ BEGIN
         ['batchyard_recorder', 'SELECT (time)', 'audit_log_default'], -- to report rows that should not be there
         ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, jobs, stream_offsets, audit_chains, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
         ['batchyard_recorder', 'SELECT, INSERT', 'results, callbacks, stream_breaks'],
+        ['batchyard_recorder', 'UPDATE (resolved_at)', 'stream_breaks'],
         ['batchyard_recorder', 'SELECT', 'audit_dropped, batchyard_schema, job_progress'],
         ['batchyard_callbacks', 'SELECT, UPDATE', 'callbacks'],
         ['batchyard_callbacks', 'SELECT', 'results, batchyard_schema'],

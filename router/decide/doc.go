@@ -38,7 +38,7 @@
 //	                                  ├──▶ parked      its record is about to be deleted
 //	                                  ├──▶ expired     its deadline passed
 //	                                  ├──▶ cancelled
-//	                                  └──▶ forgotten   another router reads its record from now on
+//	                                  └──▶ forgotten   its record is read again, by another router or this one
 //
 // An item that waits can end in the same ways as one that is ready.
 //
@@ -57,7 +57,7 @@
 //   - A partition moves to another router while its tasks wait here. [Origin.Lost] says so, and the
 //     item is forgotten before it is picked; if that comes too late, the task runs twice and the
 //     recorder keeps the first result.
-//   - Two records of one task meet here: see twins.go.
+//   - Two records of one task, or of two requests under one id, meet here: see twins.go.
 //
 // Nothing here is stored. When the process dies, another router reads the records again.
 package decide

@@ -20,7 +20,8 @@ type partition struct {
 	lost   bool
 }
 
-func (p *partition) Lost() bool { return p.lost }
+func (p *partition) Lost() bool  { return p.lost }
+func (*partition) Settled() bool { return true }
 
 // world is a decider between a simulated log and simulated devices, in virtual time.
 type world struct {

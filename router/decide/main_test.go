@@ -51,9 +51,11 @@ func topicOf(p task.Priority) string {
 type origin struct {
 	offset int
 	lost   bool
+	open   bool // what was written when it came is not acknowledged
 }
 
-func (o *origin) Lost() bool { return o.lost }
+func (o *origin) Lost() bool    { return o.lost }
+func (o *origin) Settled() bool { return !o.open }
 
 // offsetOf orders items by when the test made them.
 func offsetOf(it *Item) int {

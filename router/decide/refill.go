@@ -257,7 +257,7 @@ func (d *Decider) expendable(source string, q *queue, now time.Time) []*Item {
 	ready := map[*queue][]*Item{}
 	for _, it := range d.window.byKey {
 		switch {
-		case it.Source != source || it.Owner == nil || len(it.riders) > 0 || it.lost():
+		case it.Source != source || it.Owner == nil || len(it.riders) > 0 || it.lost() || !it.settled():
 		case it.index < 0 && it.ReadyAt.After(now.Add(nearby)):
 			far = append(far, it)
 		case it.index >= 0 && it.demand.unservable:

@@ -14,12 +14,26 @@ import "time"
 // not done until the one that continues has arrived where it goes: Redis may hold the claim of either,
 // so if the router dies, only one of the two is accepted by the next, and it is not known which.
 
-// Contradicts reports whether the window holds a task of the same identity that asks something else. Such
-// an item must not be added: it would ride with the other, whose answer is not its own.
-func (d *Decider) Contradicts(it *Item) bool {
+// Only the window is searched. What was set aside is known by its place in the log, and not by its id: with
+// ids, the index would take several times the memory. Such a task meets the other when it is recalled: then it is
+// claimed and looked up like a record that was just read, and admitted only if its id is still its own. If it
+// was in the window before, it has the claim, and its event is in the log, so the other is refused. If it was
+// not, nothing has let it in yet, and the id belongs to the one that was let in first. (Claims lost, Postgres
+// away, and the first one set aside: both may run, and the recorder keeps the answer of the one that the id
+// belongs to.)
+
+// Other returns the item in the window that has the same identity and asks something else; nil if there is
+// none. Until it has left, the item must not be added: it would ride with the other, whose answer is not its own.
+func (d *Decider) Other(it *Item) *Item {
 	old := d.window.byKey[it.Task.Key()]
-	return old != nil && !old.lost() && old.Fingerprint.Differs(it.Fingerprint)
+	if old == nil || old.lost() || !old.Fingerprint.Differs(it.Fingerprint) {
+		return nil
+	}
+	return old
 }
+
+// Evict takes an item out of the window for good, because its id belongs to another request.
+func (d *Decider) Evict(it *Item) { d.window.remove(it) }
 
 // Add takes an item into the window, or unites it with its twin there. It returns the one of the two
 // that rides along; nil if there is no twin.

@@ -176,7 +176,7 @@ func (s *deviceView) pool(d *demand) *pool {
 
 // idle reports whether the device could work and has nothing to do.
 func (s *deviceView) idle() bool {
-	return !s.Silent && !s.Draining && s.gate != device.GateShut && s.single.Used+s.batched.Used == 0
+	return !s.Silent && !s.Draining && !s.Unserved && s.gate != device.GateShut && s.single.Used+s.batched.Used == 0
 }
 
 // rateOf is what was learned about one task of the model on one slot. For a model that the device has

@@ -14,8 +14,11 @@ import (
 // Origin is where an item came from, such as a record of the log. Only the owner of the decider knows
 // more about it.
 type Origin interface {
-	// Lost reports whether another router reads it from now on.
+	// Lost reports whether the item is read again, by another router or this one, so that it ends here.
 	Lost() bool
+	// Settled reports whether what was written when the item came is acknowledged. Before that, its record
+	// may have to be read again at any time, so it must not be set aside.
+	Settled() bool
 }
 
 // Item is a task in the pending window. The owner sets the exported fields before [Decider.Add]; from
@@ -48,12 +51,17 @@ type Item struct {
 // was later.
 func (it *Item) Since() time.Time { return latest(it.added, it.ReadyAt) }
 
+// Added is when the item was added to the window.
+func (it *Item) Added() time.Time { return it.added }
+
 // WaitsForDevice reports whether a device is all that the task waits for.
 func (it *Item) WaitsForDevice() bool { return it.index >= 0 }
 
 // Riders are the other items of the same task that are done when this one is. Once the item has left
 // the window they no longer change.
 func (it *Item) Riders() []*Item { return it.riders }
+
+func (it *Item) settled() bool { return it.Origin == nil || it.Origin.Settled() }
 
 func (it *Item) lost() bool { return it.Origin != nil && it.Origin.Lost() }
 

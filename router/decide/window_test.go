@@ -361,3 +361,22 @@ func TestReprioritizeMovesAWaitingTask(t *testing.T) {
 
 // A task that was parked for want of a device becomes ready when one joins. A task that was parked for
 // another reason, or has a not-before time, does not.
+
+// An item whose events are not acknowledged keeps its record: if they are refused, the record is read again,
+// and would otherwise be read twice.
+func TestWhatIsNotSettledIsNotSetAside(t *testing.T) {
+	d, _ := newTestDecider(t, testConfig())
+	var open []*origin
+	for i := range 10 {
+		it := newItem(&task.Task{ID: fmt.Sprint(i), Model: "m", Priority: task.Low}, topicOf(task.Low))
+		o := &origin{open: i%2 == 0}
+		it.ReadyAt, it.Origin, it.Owner, it.Offset = t0.Add(time.Hour), o, &partition{}, int64(i)
+		open = append(open, o)
+		d.Add(it, t0)
+	}
+	require.Len(t, d.expendable(topicOf(task.Low), nil, t0), 5)
+	for _, o := range open {
+		o.open = false
+	}
+	require.Len(t, d.expendable(topicOf(task.Low), nil, t0), 10)
+}

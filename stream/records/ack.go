@@ -2,10 +2,16 @@ package records
 
 import "sync/atomic"
 
-// Finisher is a record as an [Ack] sees it; a *[Record] is one.
+// Finisher is a record that can be finished; a *[Record] is one.
 type Finisher interface {
 	Done()      // allows the offset to be committed
 	Lost() bool // the partition belongs to another process now
+}
+
+// Source is a record as an [Ack] sees it; a *[Record] is one.
+type Source interface {
+	Finisher
+	Again(err error) // makes the stage get the record again: see [stream.Record.Again]
 }
 
 // Ack counts what a record became. The record is done, and its offset may be committed, once
@@ -13,13 +19,13 @@ type Finisher interface {
 // An Ack may be used by several goroutines, except that [Ack.Carry] must not run beside
 // the last Release.
 type Ack struct {
-	Record  Finisher
+	Record  Source
 	open    atomic.Int32
 	carried []*Ack
 }
 
 // NewAck returns the count of a record that became n things, each of which needs a Release.
-func NewAck(rec Finisher, n int) *Ack {
+func NewAck(rec Source, n int) *Ack {
 	a := &Ack{Record: rec}
 	a.open.Store(int32(n)) //nolint:gosec // a record holds thousands of entries at most
 	return a
@@ -27,6 +33,9 @@ func NewAck(rec Finisher, n int) *Ack {
 
 // Hold adds one thing to wait for.
 func (a *Ack) Hold() { a.open.Add(1) }
+
+// Open is how many things the record still waits for.
+func (a *Ack) Open() int { return int(a.open.Load()) }
 
 // Carry makes the last Release of a release other once, too: the other record holds the same task
 // again, and is done when this one is.
@@ -40,6 +49,16 @@ func (a *Ack) Release() {
 	a.Record.Done()
 	for _, other := range a.carried {
 		other.Release()
+	}
+}
+
+// Refused reports that something that the record became will never be acknowledged, for the error. The
+// stage gets the record again, and those that it carries: otherwise its task would stand still until this
+// process ends.
+func (a *Ack) Refused(err error) {
+	a.Record.Again(err)
+	for _, other := range a.carried {
+		other.Refused(err)
 	}
 }
 

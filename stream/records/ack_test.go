@@ -12,8 +12,9 @@ type counted struct {
 	lost bool
 }
 
-func (c *counted) Done()      { c.done++ }
-func (c *counted) Lost() bool { return c.lost }
+func (c *counted) Done()       { c.done++ }
+func (c *counted) Lost() bool  { return c.lost }
+func (c *counted) Again(error) { c.lost = true }
 
 func TestAckFinishesWithTheLastRelease(t *testing.T) {
 	t.Parallel()

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/text"
 	"github.com/batchyard/batchyard/stream"
@@ -100,8 +101,8 @@ type Letter struct {
 	Value []byte
 	// Entries counts what Value holds; it goes into the event.
 	Entries int
-	// Done is called once, when the letter is acknowledged, or with an error when it never will be,
-	// because the outbox was closed. Nil finishes the record after the acknowledgement.
+	// Done is called once, when the letter is acknowledged, or with an error when it never will be. Nil
+	// finishes the record after the acknowledgement, or makes the stage get it again.
 	Done func(err error)
 }
 
@@ -156,6 +157,8 @@ func (l *Letter) finish(err error) {
 		l.Done(err)
 	case err == nil:
 		l.Record.Done()
+	default:
+		l.Record.Again(err)
 	}
 }
 
@@ -163,7 +166,7 @@ func (l *Letter) finish(err error) {
 func (d *DeadLetters) event(l Letter) task.Event {
 	where := l.Record.Position()
 	return task.Event{
-		Time: time.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
+		Time: clock.Now().UTC(), Action: task.RecordDeadLettered, Outcome: task.OutcomeRefused, Tenant: task.DefaultTenant,
 		ActorType: task.ActorStage, ActorID: d.Instance, SourceAddr: "kafka:" + where,
 		ResourceType: "record", ResourceID: where, ErrorClass: task.ClassInvalid,
 		InputSize: sizeOf(l.Record), Detail: d.detail(l),
@@ -251,7 +254,7 @@ func DeadLetter(r *stream.Record, stage, reason string, cause error) stream.Mess
 	add(HeaderDLQTopic, r.Topic)
 	add(HeaderDLQPartition, strconv.Itoa(r.Partition))
 	add(HeaderDLQOffset, strconv.FormatInt(r.Offset, 10))
-	add(HeaderDLQTime, time.Now().UTC().Format(time.RFC3339Nano))
+	add(HeaderDLQTime, clock.Now().UTC().Format(time.RFC3339Nano))
 	if in := r.Incomplete; in != nil {
 		m.Value = nil
 		add(HeaderDLQSize, strconv.FormatInt(in.Size, 10))

@@ -92,6 +92,8 @@ func (q *fastReader) result(r *task.Result) (output []byte) {
 			bit, r.FinishedAt = 1<<21, q.time()
 		case "generation":
 			bit, r.Generation = 1<<22, int(q.number())
+		case "fingerprint":
+			bit, r.Fingerprint = 1<<23, q.str()
 		}
 		q.once(&seen, bit)
 	}

@@ -95,8 +95,8 @@ func (q *fastReader) progress() *task.Progress {
 			bit, p.Attempts = 1<<1, q.attempts()
 		case "exclude":
 			bit, p.Exclude = 1<<2, q.strs()
-		case "not_before":
-			bit, p.NotBefore = 1<<3, q.time()
+		case "backoff_ms":
+			bit, p.BackoffMS = 1<<3, q.number()
 		case "requested_model":
 			bit, p.RequestedModel = 1<<4, q.str()
 		case "moved":

@@ -25,7 +25,7 @@ func fullResult() *task.Result {
 		Attempts: []task.Attempt{{Number: 1, Model: "m", DeviceID: "gpu-1", Class: task.ClassTimeout, Status: 504, Message: "late\t", At: at, Duration: 30_000}, {Number: 2, DeviceID: "gpu-7", At: at}},
 		Usage:    task.Usage{InputTokens: 12, OutputTokens: 345}, Priority: task.Normal, JobID: "job-1", CustomID: "line-1", Labels: map[string]string{"team": "a", "": "\u00e9"},
 		Callback: &task.Callback{URL: "https://example.com/hook?a=1&b=2"}, TraceID: "0af7651916cd43dd8448eb211c80319c",
-		Generation: 2, SubmittedAt: at, AssignedAt: at.Add(time.Millisecond), StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
+		Generation: 2, Fingerprint: strings.Repeat("0f", 32), SubmittedAt: at, AssignedAt: at.Add(time.Millisecond), StartedAt: at.Add(time.Second), FinishedAt: at.Add(time.Minute),
 	}
 }
 

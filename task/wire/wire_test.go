@@ -21,7 +21,7 @@ func full() *task.Task {
 		Deadline: at.Add(time.Hour), NotBefore: at, MaxAttempts: 4, Degrade: true,
 		Callback: &task.Callback{URL: "https://example.com/hook"}, Labels: map[string]string{"a": "b"},
 		JobID: "j", CustomID: "c", TraceID: task.NewTraceID(), SubmittedAt: at,
-		Progress: &task.Progress{Requeues: 2, Exclude: []string{"d"}, NotBefore: at,
+		Progress: &task.Progress{Requeues: 2, Exclude: []string{"d"}, BackoffMS: 1500,
 			Attempts: []task.Attempt{{Number: 1, DeviceID: "d", Class: task.ClassTimeout, At: at, Duration: 12}}},
 	}
 }
@@ -32,7 +32,6 @@ func sameTask(t *testing.T, want, got *task.Task) {
 	require.NoError(t, err)
 	got.Deadline, got.NotBefore, got.SubmittedAt = got.Deadline.UTC(), got.NotBefore.UTC(), got.SubmittedAt.UTC()
 	if p := got.Progress; p != nil {
-		p.NotBefore = p.NotBefore.UTC()
 		for i := range p.Attempts {
 			p.Attempts[i].At = p.Attempts[i].At.UTC()
 		}
@@ -169,7 +168,7 @@ func TestTasksThatCouldNotEndAreInvalid(t *testing.T) {
 		"deadline far away":       {func(tk *task.Task) { tk.Deadline = millis }, "deadline"},
 		"not before far away":     {func(tk *task.Task) { tk.NotBefore = millis }, "not_before"},
 		"beyond, once in UTC":     {func(tk *task.Task) { tk.NotBefore = time.Date(9999, 12, 31, 23, 0, 0, 0, time.FixedZone("", -7200)) }, "not_before"},
-		"backoff far away":        {func(tk *task.Task) { tk.Progress.NotBefore = millis }, "progress"},
+		"backoff far away":        {func(tk *task.Task) { tk.Progress.BackoffMS = 1 << 60 }, "progress"},
 		"attempt far away":        {func(tk *task.Task) { tk.Progress.Attempts[0].At = millis }, "progress"},
 		"attempt below one":       {func(tk *task.Task) { tk.Progress.Attempts[0].Number = -5 }, "progress"},
 		"attempt out of range":    {func(tk *task.Task) { tk.Progress.Attempts[0].Number = 1 << 40 }, "progress"},

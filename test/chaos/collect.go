@@ -173,10 +173,12 @@ func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 			h.Tasks = append(h.Tasks, r)
 			return err
 		}),
-		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, '') FROM results", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, ''), fingerprint FROM results", func(scan func(...any) error) error {
 			var r check.Row
 			var output string
-			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output)
+			var print []byte
+			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output, &print)
+			copy(r.Print[:], print)
 			r.Output = sha256.Sum256([]byte(output))
 			h.Results = append(h.Results, r)
 			return err
@@ -191,12 +193,6 @@ func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 			var d check.Due
 			err := scan(&d.ID, &d.Run.Tenant, &d.Run.ID, &d.Run.Generation, &d.State)
 			h.Callbacks = append(h.Callbacks, d)
-			return err
-		}),
-		w.each(ctx, "SELECT DISTINCT tenant, task_id FROM audit_log WHERE action = 'result.duplicate'", func(scan func(...any) error) error {
-			var k task.Key
-			err := scan(&k.Tenant, &k.ID)
-			h.NotTaken = append(h.NotTaken, k)
 			return err
 		}),
 		w.each(ctx, "SELECT src_partition, src_offset, src_index, action, tenant, coalesce(task_id, '') FROM audit_log WHERE src_topic = 'events'", func(scan func(...any) error) error {
@@ -246,9 +242,15 @@ func queued(h *check.History, e *task.Event) {
 	h.Queued = append(h.Queued, q)
 }
 
-// reused notes a dead letter whose id belongs to another request.
+// reused notes a dead letter whose id belongs to another request: a task, or a result of one that ran.
 func reused(h *check.History, r *kgo.Record) {
 	if harness.Header(r, records.HeaderDLQReason) != records.ReasonIDReused {
+		return
+	}
+	if harness.Header(r, records.HeaderDLQTopic) == stream.Results {
+		if res, err := wire.DecodeResult(r.Value, harness.Header(r, wire.HeaderContentType)); err == nil {
+			h.Reused = append(h.Reused, check.Reused{Key: res.Key(), Print: res.Request()})
+		}
 		return
 	}
 	t, err := wire.DecodeOwnTask(r.Value, harness.Header(r, wire.HeaderContentType))

@@ -102,7 +102,7 @@ func settings() map[string]any {
 		"log.level": "info", "kafka.partitions": 4, "kafka.replication": 1, "kafka.topic_prefix": topicBase,
 		"kafka.session_timeout": SessionTimeout.String(), "kafka.heartbeat_interval": "300ms", "kafka.rebalance_timeout": "6s",
 		"kafka.commit_interval": "100ms", "kafka.fetch_wait": "250ms", "kafka.dial_timeout": "3s", "kafka.request_timeout": "4s",
-		"kafka.internal_retention": "1h", "redis.timeout": "1s", "redis.prefix": "chaos:", "postgres.timeout": "3s", "postgres.max_conns": 6,
+		"redis.timeout": "1s", "redis.prefix": "chaos:", "postgres.timeout": "3s", "postgres.max_conns": 6,
 		"devices.lease_ttl": leaseTTL.String(), "devices.heartbeat_timeout": "4s", "router.refresh_interval": "250ms", "router.claim_ttl": "1m",
 		"workers.request_timeout": "6s", "workers.backoff_min": "20ms", "workers.backoff_max": "1s", "workers.breaker_open": "500ms", "workers.breaker_open_max": "2s",
 		"workers.report_interval": "200ms", "workers.rebalance_every": "1s", "workers.drain_timeout": "5s",

@@ -83,7 +83,6 @@ func quick() map[string]any {
 		"ops.listen":               "127.0.0.1:0",
 		"status.poll_interval":     "5s",
 		"kafka.event_linger":       "2ms",
-		"kafka.internal_retention": "1h",
 		"kafka.replication":        1,
 	}
 }

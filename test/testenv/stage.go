@@ -50,7 +50,7 @@ func StageMain(m *testing.M) {
 // takes milliseconds where [Get] takes seconds; with real services it is theirs.
 func Brokers(t testing.TB) []string {
 	t.Helper()
-	if os.Getenv(servicesVar) == "real" {
+	if Real() {
 		if os.Getenv(brokersVar) == "" {
 			t.Fatalf(`%s=real needs %s: run eval "$(scripts/services env)"`, servicesVar, brokersVar)
 		}

@@ -74,7 +74,7 @@ var shared struct {
 // Get returns the services. The first call starts the embedded ones.
 func Get(t testing.TB) Services {
 	t.Helper()
-	if os.Getenv(servicesVar) == "real" {
+	if Real() {
 		return fromEnv(t)
 	}
 	shared.Lock()
@@ -90,6 +90,9 @@ func Get(t testing.TB) Services {
 	}
 	return Services{Brokers: shared.stack.Brokers, RedisAddr: shared.stack.RedisAddr, PostgresURL: shared.stack.PostgresURL}
 }
+
+// Real reports whether the services are outside the test process. It starts none.
+func Real() bool { return os.Getenv(servicesVar) == "real" }
 
 func fromEnv(t testing.TB) Services {
 	t.Helper()

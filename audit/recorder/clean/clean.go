@@ -4,6 +4,7 @@
 package clean
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -27,16 +28,13 @@ const (
 	maxCount = 1 << 32
 )
 
-// Event changes an event to the form in which it is recorded. An error means that it cannot be
-// recorded as what it claims to be and becomes a dead letter; then it is unchanged.
-func Event(e *task.Event) error {
+// Event changes an event to the form in which it is recorded; written is the time of its record. An error
+// means that it cannot be recorded as what it claims to be and becomes a dead letter; then it is unchanged.
+func Event(e *task.Event, written time.Time) error {
 	if !e.Action.Listed() {
 		return fmt.Errorf("unknown action %q: it is not one of this version of Batchyard", pg.Truncate(string(e.Action), MaxShort))
 	}
 	if err := checkKey(e.Tenant, e.TaskID); err != nil {
-		return err
-	}
-	if err := checkTime("time", e.Time); err != nil {
 		return err
 	}
 	if e.Attempt < 0 || e.Attempt > maxAttempt {
@@ -67,21 +65,33 @@ func Event(e *task.Event) error {
 	for _, n := range [...]*int64{&e.InputTokens, &e.OutputTokens, &e.InputSize, &e.OutputSize} {
 		*n = min(max(*n, 0), maxCount)
 	}
-	e.Time = Micro(e.Time)
+	stamped := e.Time
+	e.Time = believable(stamped, written)
 	e.SubmittedAt, e.Deadline = microOrNone(e.SubmittedAt), microOrNone(e.Deadline)
 	if len(e.Detail) > 0 && (len(e.Detail) > task.MaxDetail || e.Detail[0] != '{' || task.CheckJSON(e.Detail) != nil) {
 		e.Detail = fmt.Appendf(nil, `{"unreadable_bytes":%d}`, len(e.Detail))
 	}
+	if !pg.InRange(stamped) {
+		e.Detail = withStamp(e.Detail, stamped)
+	}
 	return nil
 }
 
-// Result changes a result, as [task.DecodeResult] returned it, to the form in which it is recorded. An
-// error means that it becomes a dead letter.
-func Result(r *task.Result) error {
-	if err := r.ValidateDecoded(); err != nil {
-		return err
+// withStamp adds to a detail, which is empty or a JSON object, what time its sender believed it was.
+func withStamp(detail []byte, stamped time.Time) []byte {
+	b := fmt.Appendf(nil, `{"stamped":%q`, stamped.UTC().Format(time.RFC3339))
+	if len(detail) > 0 {
+		if rest := bytes.TrimSpace(detail[1:]); rest[0] != '}' && len(b)+1+len(rest) <= task.MaxDetail {
+			return append(append(b, ','), rest...)
+		}
 	}
-	if err := checkTime("finished_at", r.FinishedAt); err != nil {
+	return append(b, '}')
+}
+
+// Result changes a result, as [task.DecodeResult] returned it, to the form in which it is recorded; written
+// is the time of its record. An error means that it becomes a dead letter.
+func Result(r *task.Result, written time.Time) error {
+	if err := r.ValidateDecoded(); err != nil {
 		return err
 	}
 	if n := r.Attempt(); n < 0 || n > maxAttempt {
@@ -97,7 +107,7 @@ func Result(r *task.Result) error {
 	r.Usage.InputTokens = min(max(r.Usage.InputTokens, 0), maxCount)
 	r.Usage.OutputTokens = min(max(r.Usage.OutputTokens, 0), maxCount)
 	fit(&r.Priority, MaxShort)
-	r.FinishedAt = Micro(r.FinishedAt)
+	r.FinishedAt = believable(r.FinishedAt, written)
 	r.SubmittedAt, r.AssignedAt, r.StartedAt = microOrNone(r.SubmittedAt), microOrNone(r.AssignedAt), microOrNone(r.StartedAt)
 	return nil
 }
@@ -119,11 +129,16 @@ func checkKey(tenant, id string) error {
 	return nil
 }
 
-func checkTime(name string, t time.Time) error {
-	if !pg.InRange(t) {
-		return fmt.Errorf("%s %s is out of range", name, t.UTC().Format(time.RFC3339))
+// believable returns the time that a process has stamped, or if its clock was so wrong that the tables do
+// not hold it, the time of the record: what happened is worth more than when. It depends on the record
+// alone, so that it is the same whenever the record is read.
+func believable(stamped, written time.Time) time.Time {
+	for _, t := range []time.Time{stamped, written} {
+		if pg.InRange(t) {
+			return Micro(t)
+		}
 	}
-	return nil
+	return pg.MinTime
 }
 
 // Micro returns the time as Postgres stores it, in microseconds.

@@ -52,7 +52,7 @@ func TestJobIsTheSameInAnyOrder(t *testing.T) {
 			t.Parallel()
 			r := rig.New(t, audittest.NewPool(t))
 			events, tasks := r.Own("events", 0), r.Own("events", 1)
-			announcement := events.Events(t, submitted(t, task.JobSpec{SHA256: sums[0], Tasks: 2, Lines: 3, Bytes: 99, File: "n.jsonl", Format: "openai", Labels: map[string]string{"k": "v"}}, ""))
+			announcement := events.Events(t, submitted(t, task.JobSpec{SHA256: sums[0], Tasks: 2, Lines: 3, BadLines: 1, Bytes: 99, File: "n.jsonl", Format: "openai", Labels: map[string]string{"k": "v"}}, ""))
 			accepted := tasks.Events(t, audittest.NewStory("t1").Accepted())
 			if announcedFirst {
 				r.Record(announcement)
@@ -67,7 +67,7 @@ func TestJobIsTheSameInAnyOrder(t *testing.T) {
 			require.NotNil(t, j.At)
 			j.At = nil
 			require.Equal(t, &task.Job{JobID: "job-1", Tenant: "acme", State: task.JobRunning, Total: 2, Known: 1, Tasks: map[task.State]int64{task.Pending: 1},
-				SHA256: sums[0], File: "n.jsonl", Format: "openai", Lines: 3, Bytes: 99, Labels: map[string]string{"k": "v"}, By: "alice"}, j)
+				SHA256: sums[0], File: "n.jsonl", Format: "openai", Lines: 3, BadLines: 1, Bytes: 99, Labels: map[string]string{"k": "v"}, By: "alice"}, j)
 
 			// Another file under the same name changes nothing, and the event stays in the audit log.
 			r.Record(events.Events(t, submitted(t, task.JobSpec{SHA256: sums[1], Tasks: 9}, "http://elsewhere/hook")))

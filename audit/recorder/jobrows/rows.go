@@ -125,12 +125,13 @@ const seenSQL = `INSERT INTO jobs (tenant, job_id, submitted_at) SELECT * FROM u
 
 // announceSQL keeps the first file. Announced again, an incomplete job that was cancelled continues.
 const announceSQL = `
-INSERT INTO jobs AS j (tenant, job_id, fingerprint, tasks, lines, bytes, file, format, labels, callback_url, submitted_at, submitted_by)
-VALUES ($1, $2, $3, $4, $5, $6, nullif($7, ''), nullif($8, ''), $9, nullif($10, ''), $11, $12)
+INSERT INTO jobs AS j (tenant, job_id, fingerprint, tasks, lines, bad_lines, bytes, file, format, labels, callback_url, submitted_at, submitted_by)
+VALUES ($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), nullif($9, ''), $10, nullif($11, ''), $12, $13)
 ON CONFLICT (tenant, job_id) DO UPDATE SET
 	fingerprint  = excluded.fingerprint,
 	tasks        = coalesce(j.tasks, excluded.tasks),
 	lines        = coalesce(j.lines, excluded.lines),
+	bad_lines    = coalesce(j.bad_lines, excluded.bad_lines),
 	bytes        = coalesce(j.bytes, excluded.bytes),
 	file         = coalesce(j.file, excluded.file),
 	format       = coalesce(j.format, excluded.format),
@@ -183,7 +184,7 @@ func (r *Rows) Queue(b *pgx.Batch) {
 		if len(a.spec.Labels) > 0 {
 			labels, _ = json.Marshal(a.spec.Labels) // of strings: it cannot fail
 		}
-		b.Queue(announceSQL, a.tenant, a.job, sum, a.spec.Tasks, a.spec.Lines, a.spec.Bytes, a.spec.File, a.spec.Format, labels, a.callback, a.at, a.by)
+		b.Queue(announceSQL, a.tenant, a.job, sum, a.spec.Tasks, a.spec.Lines, a.spec.BadLines, a.spec.Bytes, a.spec.File, a.spec.Format, labels, a.callback, a.at, a.by)
 	}
 	for _, k := range sorted(r.cancelled) {
 		b.Queue(cancelSQL, k.tenant, k.job, r.cancelled[k])

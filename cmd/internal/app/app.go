@@ -17,8 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/internal/unreachable"
@@ -39,6 +41,9 @@ type App struct {
 	Redis *store.Redis
 	Pool  *pgxpool.Pool // nil if no stage needs Postgres
 
+	clock  *store.Clock
+	topics *topicWatch
+
 	postgres need // of the stage that needs it most
 
 	names  []string // of the stages in this process
@@ -46,9 +51,10 @@ type App struct {
 	closes []func()
 	addr   atomic.Value // of the API or the ops listener
 
-	router *router.Router                       // nil if it runs in another process
-	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source Source
+	router   *router.Router                       // nil if it runs in another process
+	recorder *recorder.Recorder                   // nil if it runs in another process
+	policy   atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source   Source
 }
 
 // running is one stage of this process.
@@ -112,11 +118,44 @@ func (a *App) connect(ctx context.Context, specs []stageSpec) error {
 	if err := a.Log.CheckTopics(ctx); err != nil {
 		return err
 	}
+	a.topics = newTopicWatch(a)
+	a.topics.check(ctx)
 	if a.Redis, err = store.OpenRedis(ctx, a.cfg.Redis, a.logger, a.metrics); err != nil {
 		return err
 	}
 	a.closes = append(a.closes, func() { _ = a.Redis.Close() })
+	if err := a.setClock(ctx); err != nil {
+		return err
+	}
 	return a.connectPostgres(ctx, specs)
+}
+
+// setClock makes this process go by the time of all processes, before it does anything with a time.
+func (a *App) setClock(ctx context.Context) error {
+	wrong, err := clock.Check()
+	if err != nil {
+		return fmt.Errorf("%s: %w", clock.Variable, err)
+	}
+	if wrong {
+		a.logger.Warn("this process's clock is wrong on purpose", "variable", clock.Variable)
+	}
+	a.clock = store.NewClock(a.Redis, a.cfg.Redis.Prefix, a.logger, a.metrics)
+	if err := a.clock.Sync(ctx); err != nil { // Redis answered a moment ago
+		a.logger.Warn("starting with the time of this machine", "error", err)
+	}
+	return nil
+}
+
+// watch follows Redis' time and the settings of topics until the returned function is called.
+func (a *App) watch(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // while the stages drain, too
+	var wg sync.WaitGroup
+	wg.Go(func() { a.clock.Run(ctx) })
+	wg.Go(func() { a.topics.run(ctx) })
+	return func() {
+		cancel()
+		wg.Wait()
+	}
 }
 
 // connectPostgres connects to Postgres as much as the stages need it.
@@ -219,6 +258,8 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	}
 	stopFollowing := a.follow(ctx)
 	defer stopFollowing()
+	stopWatching := a.watch(ctx)
+	defer stopWatching()
 	var (
 		wait    sync.WaitGroup
 		started sync.WaitGroup

@@ -38,7 +38,7 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	p := a.Producer()
 	store := a.Store()
 	s, err := api.New(api.Deps{
-		Producer: p, Store: store, Registry: in.registry,
+		Producer: p, Store: store, Registry: in.registry, Presence: in.presence,
 		Control: in.control, Overrides: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
 		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
@@ -62,7 +62,10 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 func (a *App) checks() []api.Check {
 	cs := []api.Check{
 		{Name: "kafka", Ping: a.Log.Ping},
+		a.writesCheck(),
+		{Name: "topics", Ping: fine, Note: a.topics.note},
 		{Name: "redis", Ping: func(ctx context.Context) error { return a.Redis.Ping(ctx).Err() }, Note: a.Redis.Note},
+		{Name: "clock", Ping: fine, Note: a.clock.Note},
 	}
 	if a.postgres == required {
 		cs = append(cs, api.Check{Name: "postgres", Ping: a.Pool.Ping})
@@ -73,10 +76,30 @@ func (a *App) checks() []api.Check {
 	return cs
 }
 
+// fine is for checks that have only notes.
+func fine(context.Context) error { return nil }
+
+// writesCheck reports records that cannot be finished because Kafka refuses what they became, and writes
+// that fail for long. Such a process is not ready; but one that serves the API stays ready as long as it
+// can do that, because other processes may not be there to answer for it.
+func (a *App) writesCheck() api.Check {
+	c := api.Check{Name: "writes", Ping: func(context.Context) error { return a.Log.Stuck() }}
+	if a.stage("api") != nil {
+		c.Ping, c.Note = fine, func() string {
+			if err := a.Log.Stuck(); err != nil {
+				return oneLine(err)
+			}
+			return ""
+		}
+	}
+	return c
+}
+
 func buildAudit(a *App) (func(context.Context, func()) error, error) {
 	r := recorder.New(a.cfg.Audit, recorder.Deps{
 		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "audit"), Metrics: a.metrics, Instance: a.actor("audit"),
 	})
+	a.recorder = r
 	return r.Run, nil
 }
 

@@ -18,6 +18,9 @@ func (a *App) stageReady(name string) error {
 	if s := a.stage(name); s != nil && !s.ready.Load() {
 		return errors.New("not ready")
 	}
+	if name == "audit" && a.recorder != nil {
+		return a.recorder.Stalled()
+	}
 	return nil
 }
 

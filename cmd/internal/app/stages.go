@@ -9,6 +9,7 @@ import (
 	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/router"
+	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/workers"
 )
 
@@ -78,7 +79,11 @@ type shared struct {
 	rates    *store.Rates
 	cancels  *store.Overrides
 	control  *store.Control
+	presence *store.Presence
 }
+
+// readBy are the topics through which work reaches a device.
+var readBy = []string{stream.Assignments, stream.Batches}
 
 func (a *App) shared() shared {
 	with, prefix := store.WithMetrics(a.metrics), a.cfg.Redis.Prefix
@@ -88,6 +93,7 @@ func (a *App) shared() shared {
 		rates:    store.NewRates(a.Redis, prefix, with),
 		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices, prefix, with),
 		control:  store.NewControl(a.Redis, a.cfg.Devices, prefix, with),
+		presence: store.NewPresence(a.Redis, a.cfg.Devices, prefix, readBy, a.Log.PartitionOf, with),
 	}
 }
 
@@ -97,8 +103,8 @@ func buildRouter(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	deps := router.Deps{
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: in.registry, Credits: in.credits, Rates: in.rates,
-		Cancels: in.cancels, Control: in.control,
-		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.cfg.Kafka.Retention,
+		Presence: in.presence, Cancels: in.cancels, Control: in.control,
+		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.topics.retention,
 	}
 	if a.Pool != nil {
 		deps.Known = a.lookup()
@@ -114,7 +120,7 @@ func buildRouter(a *App) (func(context.Context, func()) error, error) {
 func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	b := batcher.New(a.cfg.Batcher, batcher.Deps{
-		Stream: a.Log, Credits: in.credits, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
+		Stream: a.Log, Credits: in.credits, Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
 	})
 	return b.Run, nil
 }
@@ -123,7 +129,7 @@ func buildWorkers(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	w, err := workers.New(a.cfg.Workers, workers.Deps{
 		Stream: a.Log, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
-		Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
+		Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
 	})
 	if err != nil {
 		return nil, err

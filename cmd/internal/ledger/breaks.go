@@ -24,7 +24,7 @@ func (l *look) readBreaks(ctx context.Context, tx pgx.Tx) error {
 			switch b.Kind {
 			case audit.RecordsMissed:
 				l.r.wrong(l.before, Problem{Kind: RecordsGone, At: fmt.Sprintf("%s@%d", b.At(), b.First),
-					What: fmt.Sprintf("Kafka deleted the records %s before they were recorded, which the recorder noticed at %s", b.Offsets(), at)})
+					What: fmt.Sprintf("Kafka deleted the records %s before they were read, which was noticed at %s", b.Offsets(), at)})
 			case audit.TopicReplaced:
 				l.r.wrong(l.before, Problem{Kind: TopicReplaced, At: fmt.Sprintf("%s@%d", b.At(), b.First),
 					What: fmt.Sprintf("the topic was replaced, which the recorder noticed at %s; records %s of the old one were not recorded", at, b.Offsets())})

@@ -84,6 +84,7 @@ type fact struct {
 	flags byte
 	where position // of records
 	end   end      // of results, and the state of a row in tasks
+	topic byte     // of a row: the one that the task belongs to by its priority, as an index in back
 	since int64    // of a row: when the task was submitted, in microseconds; 0: unknown
 	taken int64    // of a row: when it was written, in microseconds
 }
@@ -112,11 +113,11 @@ func appendFact(b []byte, k task.Run, f *fact) []byte {
 	case factOffered:
 		b = appendEnd(appendPosition(b, f.where), f.end)
 	case factResult:
-		b = appendEnd(b, f.end)
+		b = append(appendEnd(b, f.end), f.topic)
 		b = binary.BigEndian.AppendUint64(b, uint64(f.since))
 		b = binary.BigEndian.AppendUint64(b, uint64(f.taken))
 	case factState:
-		b = append(b, f.end.state)
+		b = append(b, f.end.state, f.topic)
 		b = binary.BigEndian.AppendUint64(b, uint64(f.since))
 		b = binary.BigEndian.AppendUint64(b, uint64(f.taken))
 	}
@@ -159,13 +160,13 @@ func splitFact(b []byte) (name []byte, f fact) {
 	case factOffered:
 		f.where, f.end = readPosition(rest), readEnd(rest[positionSize:])
 	case factResult:
-		f.end = readEnd(rest)
-		f.since = int64(binary.BigEndian.Uint64(rest[endSize:]))
-		f.taken = int64(binary.BigEndian.Uint64(rest[endSize+8:]))
+		f.end, f.topic = readEnd(rest), rest[endSize]
+		f.since = int64(binary.BigEndian.Uint64(rest[endSize+1:]))
+		f.taken = int64(binary.BigEndian.Uint64(rest[endSize+9:]))
 	case factState:
-		f.end.state = rest[0]
-		f.since = int64(binary.BigEndian.Uint64(rest[1:]))
-		f.taken = int64(binary.BigEndian.Uint64(rest[9:]))
+		f.end.state, f.topic = rest[0], rest[1]
+		f.since = int64(binary.BigEndian.Uint64(rest[2:]))
+		f.taken = int64(binary.BigEndian.Uint64(rest[10:]))
 	}
 	return name, f
 }

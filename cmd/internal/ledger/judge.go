@@ -27,6 +27,7 @@ type account struct {
 	callbacks     int
 	oddCallback   bool
 	later         bool // a result is not recorded yet
+	laterAt       int64
 	passed        position
 	wasPassed     bool // the recorder has read a result
 	differ        bool // it has read results that differ
@@ -94,7 +95,7 @@ func (a *account) take(f *fact) {
 	case factOffered:
 		a.offers++
 		if f.flags&flagLater != 0 {
-			a.later = true
+			a.later, a.laterAt = true, f.end.at
 			return
 		}
 		if a.wasPassed && len(a.offered) > 0 && a.offered[0].end != f.end {
@@ -141,7 +142,7 @@ func (l *look) judge(k task.Run, a *account) error {
 		if a.accepted {
 			l.r.Terminal++
 			l.r.ByState[string(a.result.end.name())]++
-		} else if l.whole(back, a.result.since, a.result.taken) {
+		} else if l.whole(back, a.result.since, a.result.taken) && !l.isGone(a.result.topic, a.result.since) {
 			wrong(ResultUnknown, "", "ended as %s, but no topic of tasks has a record of it", a.result.end.name())
 		} else {
 			l.r.Older++
@@ -152,7 +153,7 @@ func (l *look) judge(k task.Run, a *account) error {
 	switch {
 	case a.later:
 		a.where = "recorder"
-		if !a.accepted && !a.hasState && l.since[stream.TasksHigh]+l.since[stream.TasksNormal]+l.since[stream.TasksLow]+l.since[stream.TasksParked] == 0 {
+		if !a.accepted && !a.hasState && l.since[stream.TasksHigh]+l.since[stream.TasksNormal]+l.since[stream.TasksLow]+l.since[stream.TasksParked] == 0 && !l.isGone(byte(len(back)), a.laterAt) {
 			wrong(ResultUnknown, "", "the results topic has a result, but no topic of tasks has a record of it")
 		}
 	case a.isDead:
@@ -205,7 +206,7 @@ func (l *look) judgeState(a *account, wrong complain) {
 	switch state := a.state.end.name(); {
 	case state.Terminal():
 		wrong(StateWrong, "", "the table tasks says %s, but results has no row", state)
-	case !a.accepted && !a.later && !a.wasPassed && !a.isDead && a.where == "" && a.state.since > 0 && l.whole(back, a.state.since, a.state.taken):
+	case !a.accepted && !a.later && !a.wasPassed && !a.isDead && a.where == "" && a.state.since > 0 && l.whole(back, a.state.since, a.state.taken) && !l.isGone(a.state.topic, a.state.since):
 		wrong(StateUnknown, "", "the table tasks says %s, but no topic of tasks has a record of it", state)
 	}
 }

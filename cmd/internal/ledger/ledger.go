@@ -98,6 +98,7 @@ const (
 	Changed          Kind = "result_changed"
 	StateWrong       Kind = "state_wrong"
 	StateUnknown     Kind = "state_of_unknown_task"
+	TasksGone        Kind = "tasks_gone"
 	CallbackMissing  Kind = "callback_missing"
 	CallbackStray    Kind = "callback_unexpected"
 	CallbackTwice    Kind = "callback_twice"
@@ -124,6 +125,7 @@ var Kinds = []struct {
 	{Changed, "the result in Postgres is not in the topic"},
 	{StateWrong, "the tables tasks and results disagree"},
 	{StateUnknown, "a state of a task that was never submitted"},
+	{TasksGone, "a topic of tasks was recreated, or its records were deleted: tasks from before have none"},
 	{CallbackMissing, "the result names a callback, but no delivery is due"},
 	{CallbackStray, "a callback that no result names"},
 	{CallbackTwice, "more than one callback, or one with the wrong id"},
@@ -131,7 +133,7 @@ var Kinds = []struct {
 	{EventTwice, "an event has more than one audit row"},
 	{EventStray, "an audit row whose event is not in the topic"},
 	{RecordLost, "an unreadable record was finished, but is not a dead letter"},
-	{RecordsGone, "Kafka removed records before the recorder read them"},
+	{RecordsGone, "Kafka removed records before their stage read them"},
 	{OffsetsBeyond, "Postgres has recorded more than the topic holds: the topic was recreated or lost its last records"},
 	{TopicReplaced, "the topic is not the one that was recorded before: what the old one held and was not recorded is lost"},
 	{ChainRows, "audit_chains and audit_log disagree about the number of rows"},

@@ -2,12 +2,14 @@ package ledger
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -132,6 +134,34 @@ func TestDeadLettersAreAccountedFor(t *testing.T) {
 	require.Equal(t, int64(4), r.Accepted)
 }
 
+// The answer to another request under the same id becomes a dead letter, and no audit row, whichever came first.
+func TestAnswersToOtherRequestsAreAccountedFor(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("first", "second")
+	other := func(id string) stream.Unit {
+		asked := newTask(id)
+		asked.Input = task.Input(`{"messages":["something else"]}`)
+		m, err := records.ResultMessage(task.NewResult(asked, task.Expired, h.at))
+		require.NoError(t, err)
+		return stream.Unit{Messages: []stream.Message{m}}
+	}
+	h.end(task.Success, "first")
+	h.put(other("first"))
+	e := task.NewEvent(task.TaskQueued, newTask("second"), "router@test-1", h.at)
+	e.Fingerprint = newTask("second").Fingerprint().Bytes()
+	h.put(stream.Unit{Events: []task.Event{e}})
+	h.finish("router", stream.TasksNormal, nil)
+	h.record()
+	h.put(other("second"))
+	h.record()
+	h.end(task.Success, "second")
+	h.record()
+	r := h.check(Options{})
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(2), r.Terminal)
+}
+
 func TestEveryKindOfDamageIsNamed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -187,6 +217,13 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"records were deleted before they were recorded", func(h *history) {
 			h.sql("INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement) VALUES ('events', 1, 'records_missed', 0, 5, 9, now(), 'audit@test', '')")
 		}, map[Kind]string{RecordsGone: "events/1@5"}},
+		{"a topic of tasks was created again", func(h *history) {
+			audittest.Recreate(t, h.log, stream.TasksNormal)
+			h.submit("after")
+			h.finish("router", stream.TasksNormal, nil)
+			h.end(task.Success, "after")
+			h.record()
+		}, map[Kind]string{TasksGone: "tasks.normal"}},
 		{"the topics of the recorder were created again", func(h *history) {
 			for _, topic := range []string{stream.Events, stream.Results} {
 				audittest.Recreate(t, h.log, topic)
@@ -265,4 +302,20 @@ func TestCheckEndsWithItsContextAndWithoutARecorder(t *testing.T) {
 	h.end(task.Success, "t-001") // and no recorder runs
 	r := h.check(Options{Wait: 300 * time.Millisecond})
 	require.True(t, r.Holds)
+}
+
+// All tasks that a recreated topic has no record of are one problem, and say when they were submitted. What
+// was never submitted is a problem of its own.
+func TestARecreatedTopicOfTasksIsOneProblem(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	audittest.Recreate(t, h.log, stream.TasksNormal)
+	h.submit("after")
+	h.finish("router", stream.TasksNormal, nil)
+	h.end(task.Success, "after", "never-submitted")
+	h.record()
+	r := h.check(Options{})
+	require.Equal(t, map[Kind]int64{TasksGone: 1, ResultUnknown: 1}, r.Counts)
+	require.Equal(t, "never-submitted", kinds(r)[ResultUnknown])
+	require.Contains(t, r.Problems[slices.IndexFunc(r.Problems, func(p Problem) bool { return p.Kind == TasksGone })].What, "59 tasks", "one of the 60 was parked")
 }

@@ -45,13 +45,15 @@ type look struct {
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
 	since    map[string]int64 // by topic: since when it is complete, in microseconds; 0: from its start
+	begins   map[string]int64 // by topic of tasks: time of its first record, in microseconds
+	gone     [5]gone          // by topic, as indexes in back; the last: unknown
 	cut      time.Time        // older audit rows may be gone
 	earliest time.Time        // time of an event or result that was read
 }
 
 func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options, before *Report) (*Report, error) {
 	l := &look{log: log, pool: pool, o: o, r: newReport(o.Problems), before: before, facts: newFacts(o.Dir, o.Memory),
-		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}, replaced: map[audit.TopicPartition]int64{}}
+		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}, begins: map[string]int64{}, replaced: map[audit.TopicPartition]int64{}}
 	defer l.facts.close()
 	for _, step := range []func(context.Context) error{l.readTables, l.standStill, l.readDead, l.readTasks, l.readWay, l.readResultsTopic, l.readEvents} {
 		if err := step(ctx); err != nil {
@@ -62,6 +64,7 @@ func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Opt
 	if err := l.judgeTasks(); err != nil {
 		return nil, err
 	}
+	l.judgeGone()
 	if err := l.readRows(ctx); err != nil {
 		return nil, err
 	}
@@ -201,6 +204,7 @@ func (l *look) readTasks(ctx context.Context) error {
 			kind = factParked
 		}
 		one := func(r *stream.Record, flags byte) error {
+			l.noteBegin(topic, r.Time)
 			k, ok := taskOf(r)
 			switch {
 			case ok:
@@ -314,6 +318,9 @@ func (l *look) readDead(ctx context.Context) error {
 			return nil // Batchyard did not write it
 		}
 		n := note{where: position{i, uint32(partition), offset}, kind: noteDead, digest: maphash.Bytes(seed, r.Value)}
+		if topic == stream.Results {
+			n.n = 1 // it would have become an audit row, if another result came first
+		}
 		if topic == stream.Events {
 			if events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value); err == nil {
 				n.n = uint32(len(events))
@@ -367,7 +374,7 @@ func resultOf(r *stream.Record) (*task.Result, error) {
 	}
 	res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
 	if err == nil {
-		err = clean.Result(res)
+		err = clean.Result(res, r.Time)
 	}
 	return res, err
 }
@@ -408,7 +415,7 @@ func (l *look) readEvents(ctx context.Context) error {
 			}
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
 			for i := range events {
-				if clean.Event(&events[i]) != nil {
+				if clean.Event(&events[i], r.Time) != nil {
 					continue // it must be a dead letter
 				}
 				if events[i].Time.Before(l.cut) {

@@ -56,7 +56,7 @@ func (l *look) readTables(ctx context.Context) error {
 }
 
 func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "results", `SELECT tenant, task_id, generation, state, attempt, finished_at, submitted_at, recorded_at, callback_url IS NOT NULL FROM results`, nil,
+	return rowsOf(ctx, tx, "results", `SELECT tenant, task_id, generation, state, attempt, finished_at, submitted_at, recorded_at, callback_url IS NOT NULL, coalesce(priority, '') FROM results`, nil,
 		func(rows pgx.Rows) error {
 			var k task.Run
 			var state task.State
@@ -64,10 +64,11 @@ func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
 			var finished, recorded time.Time
 			var submitted *time.Time
 			var callback bool
-			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &attempt, &finished, &submitted, &recorded, &callback); err != nil {
+			var priority task.Priority
+			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &attempt, &finished, &submitted, &recorded, &callback, &priority); err != nil {
 				return err
 			}
-			f := fact{kind: factResult, end: end{stateIndex(state), attempt, finished.UnixMicro()}, taken: recorded.UnixMicro()}
+			f := fact{kind: factResult, end: end{stateIndex(state), attempt, finished.UnixMicro()}, topic: backIndex(priority), taken: recorded.UnixMicro()}
 			if submitted != nil {
 				f.since = submitted.UnixMicro()
 			}
@@ -80,19 +81,20 @@ func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
 
 func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
 	return rowsOf(ctx, tx, "states", `
-		SELECT tenant, task_id, generation, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at FROM tasks
+		SELECT tenant, task_id, generation, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at, coalesce(priority, '') FROM tasks
 		UNION ALL -- tasks has only the last generation: the result of an older one is its state
-		SELECT r.tenant, r.task_id, r.generation, r.state, NULL, r.finished_at FROM results r
+		SELECT r.tenant, r.task_id, r.generation, r.state, NULL, r.finished_at, '' FROM results r
 		JOIN tasks t ON t.task_id = r.task_id AND t.tenant = r.tenant AND r.generation < t.generation`, nil,
 		func(rows pgx.Rows) error {
 			var k task.Run
 			var state task.State
 			var submitted *time.Time
 			var updated time.Time
-			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &submitted, &updated); err != nil {
+			var priority task.Priority
+			if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &state, &submitted, &updated, &priority); err != nil {
 				return err
 			}
-			f := fact{kind: factState, end: end{state: stateIndex(state)}, taken: updated.UnixMicro()}
+			f := fact{kind: factState, end: end{state: stateIndex(state)}, topic: backIndex(priority), taken: updated.UnixMicro()}
 			if submitted != nil {
 				f.since = submitted.UnixMicro()
 			}

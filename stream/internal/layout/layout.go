@@ -85,13 +85,9 @@ func (y *Layouts) Run(ctx context.Context) {
 func (y *Layouts) RefreshIDs(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, y.cl.Timeout)
 	defer cancel()
-	res, err := y.cl.Transport.RoundTrip(ctx, y.cl.Addr, &topicid.Request{Topics: y.cl.Transport.MetadataTopics})
+	got, err := topicid.Ask(ctx, y.cl.Transport, y.cl.Addr, y.cl.Transport.MetadataTopics)
 	if err != nil {
 		return // keep the old ones
-	}
-	got, ok := res.(*topicid.Response)
-	if !ok {
-		return
 	}
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -200,4 +196,16 @@ func (y *Layouts) full(topic string) string {
 		}
 	}
 	return topic
+}
+
+// Writable returns the names of the topics that can be written to, every partition having a leader.
+func Writable(res *kafka.MetadataResponse) map[string]bool {
+	names := map[string]bool{}
+	for _, t := range res.Topics {
+		leaderless := func(p kafka.Partition) bool { return p.Leader.Host == "" }
+		if t.Error == nil && len(t.Partitions) > 0 && !slices.ContainsFunc(t.Partitions, leaderless) {
+			names[t.Name] = true
+		}
+	}
+	return names
 }

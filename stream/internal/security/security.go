@@ -14,21 +14,39 @@ import (
 	"github.com/batchyard/batchyard/stream/internal/scram"
 )
 
-// TLS returns the settings of connections. The files are those of kafka.tls; empty ones are not used.
-func TLS(caFile, certFile, keyFile string) (*tls.Config, error) {
+// TLS says whether and how connections to Kafka are encrypted.
+type TLS struct {
+	Enabled  bool   `yaml:"enabled" default:"false" doc:"Use TLS for connections to Kafka."`
+	CAFile   string `yaml:"ca_file" default:"" doc:"PEM file with the trusted certificate authorities. Empty: those of the system."`
+	CertFile string `yaml:"cert_file" default:"" doc:"PEM file with the client certificate, if the brokers require one."`
+	KeyFile  string `yaml:"key_file" default:"" doc:"PEM file with the key of the client certificate."`
+}
+
+// SASL says how to authenticate at Kafka.
+type SASL struct {
+	Mechanism   string `yaml:"mechanism" default:"none" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Authentication mechanism."`
+	User        string `yaml:"user" default:"" doc:"User name."`
+	PasswordEnv string `yaml:"password_env" default:"BATCHYARD_KAFKA_PASSWORD" doc:"Environment variable that holds the password."`
+}
+
+// Load returns the settings of connections; nil for connections that are not encrypted.
+func (c TLS) Load() (*tls.Config, error) {
+	if !c.Enabled {
+		return nil, nil
+	}
 	out := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("reading kafka.tls.ca_file: %w", err)
 		}
 		out.RootCAs = x509.NewCertPool()
 		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: no PEM certificate in it", caFile)
+			return nil, fmt.Errorf("reading kafka.tls.ca_file %s: no PEM certificate in it", c.CAFile)
 		}
 	}
-	if certFile != "" || keyFile != "" {
-		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if c.CertFile != "" || c.KeyFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
 		if err != nil {
 			return nil, fmt.Errorf("reading kafka.tls.cert_file and kafka.tls.key_file: %w", err)
 		}
@@ -37,16 +55,15 @@ func TLS(caFile, certFile, keyFile string) (*tls.Config, error) {
 	return out, nil
 }
 
-// SASL returns the mechanism of kafka.sasl, nil for none. passwordEnv is the environment variable that holds
-// the password.
-func SASL(mechanism, user, passwordEnv string) (sasl.Mechanism, error) {
-	name := strings.ToLower(mechanism)
+// Load returns the mechanism, nil for none.
+func (c SASL) Load() (sasl.Mechanism, error) {
+	name, user := strings.ToLower(c.Mechanism), c.User
 	if name == "none" {
 		return nil, nil
 	}
-	password := os.Getenv(passwordEnv)
+	password := os.Getenv(c.PasswordEnv)
 	if user == "" || password == "" {
-		return nil, fmt.Errorf("kafka.sasl.mechanism is %s: set kafka.sasl.user, and the password in the environment variable %s", name, passwordEnv)
+		return nil, fmt.Errorf("kafka.sasl.mechanism is %s: set kafka.sasl.user, and the password in the environment variable %s", name, c.PasswordEnv)
 	}
 	switch name {
 	case "plain":
@@ -56,5 +73,5 @@ func SASL(mechanism, user, passwordEnv string) (sasl.Mechanism, error) {
 	case "scram-sha-512":
 		return scram.SHA512(user, password), nil
 	}
-	return nil, fmt.Errorf("unknown kafka.sasl.mechanism %q: use none, plain, scram-sha-256 or scram-sha-512", mechanism)
+	return nil, fmt.Errorf("unknown kafka.sasl.mechanism %q: use none, plain, scram-sha-256 or scram-sha-512", c.Mechanism)
 }

@@ -8,13 +8,16 @@
 package topicid
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
 
@@ -28,6 +31,15 @@ const (
 
 // Request asks for the ids of topics. It is a request for the RoundTrip of a kafka-go transport.
 type Request struct{ Topics []string }
+
+// Ask asks a broker for the ids of topics.
+func Ask(ctx context.Context, transport *kafka.Transport, addr net.Addr, topics []string) (*Response, error) {
+	res, err := transport.RoundTrip(ctx, addr, &Request{Topics: topics})
+	if err != nil {
+		return nil, err
+	}
+	return res.(*Response), nil //nolint:forcetypeassert // RawExchange returns no other
+}
 
 // Response is the answer.
 type Response struct {

@@ -38,13 +38,8 @@ func (t *Tracker) Begin(next int64, skip []offsets.Span, topic string) {
 // Started reports whether the first offset is known.
 func (t *Tracker) Started() bool { return t.started }
 
-// SkipTo continues at next, because retention removed what comes before.
-func (t *Tracker) SkipTo(next int64) {
-	t.inherited = nil
-	t.next = max(t.next, next)
-	t.highest = max(t.highest, next)
-	t.dirty = true
-}
+// Next returns the offset below which every record was handed out or skipped.
+func (t *Tracker) Next() int64 { return t.next }
 
 // StartOver continues at next in a topic that was recreated. Nothing of the old one is committed.
 func (t *Tracker) StartOver(next int64, topic string) {

@@ -32,6 +32,7 @@ const (
 	NeverSubmitted    = "never-submitted" // no client submitted it
 	RefusedButPresent = "refused-but-present"
 	AbortedRan        = "aborted-ran"     // its Kafka transaction was aborted
+	WrongAnswer       = "wrong-answer"    // a result is to another request than its id belongs to
 	WrongQuestion     = "wrong-question"  // the answer is to another request under the same id
 	ReuseUnnoticed    = "reuse-unnoticed" // another request under the same id was accepted and vanished
 	RetryLost         = "retry-lost"      // a retry was accepted, but nothing ran again

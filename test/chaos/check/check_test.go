@@ -121,6 +121,7 @@ var broken = map[string][]func(h *History){
 	WrongQuestion: {func(h *History) {
 		h.Tasks[4].Print, h.Reused = task.Fingerprint{3}, append(h.Reused, Reused{key("again"), task.Fingerprint{1}})
 	}},
+	WrongAnswer:    {func(h *History) { h.Results[4].Print = task.Fingerprint{2} }},
 	ReuseUnnoticed: {func(h *History) { h.Reused = nil }, func(h *History) { h.Reused[0].Print = task.Fingerprint{9} }},
 	RetryLost: {func(h *History) {
 		h.Retries = append(h.Retries, Retry{task.Run{Key: key("again"), Generation: 2}, Accepted})

@@ -65,7 +65,7 @@ type Row struct {
 	Run    task.Run
 	State  task.State
 	Output [sha256.Size]byte // of results
-	Print  task.Fingerprint  // of tasks
+	Print  task.Fingerprint  // of tasks, and of results: what was asked
 }
 
 // Change is a change recorded by a trigger in the database.
@@ -148,7 +148,6 @@ type History struct {
 	Poisons    []Poison
 	Dead       []Poison // origins of the dead letters
 	Reused     []Reused
-	NotTaken   []task.Key // of results that were not taken
 	Queued     []Queued
 	Commands   []Command
 	Processes  []Process

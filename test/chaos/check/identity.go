@@ -35,27 +35,18 @@ func (c *checker) retries() {
 	}
 }
 
-// identities checks that each answer belongs to a request that was made under its id,
-// and that the sender of another request under the same id can find out: from a dead
-// letter, or, if a router let it in before Postgres had recorded the first one, from the
-// event of its result, which was not taken.
+// identities checks that each answer is to the request that its id belongs to, that this
+// request was made under the id, and that the sender of another request under the same id
+// can find out from a dead letter: of its record, or, if a router let it in before
+// Postgres had recorded the first one, of its result.
 func (c *checker) identities() {
 	dead := map[Reused]bool{}
 	for _, d := range c.h.Reused {
 		dead[d] = true
 	}
-	recorded, refused := map[task.Key]time.Time{}, map[task.Key]bool{}
-	for _, ch := range c.h.Changes {
-		if recorded[ch.Run.Key].IsZero() {
-			recorded[ch.Run.Key] = ch.At
-		}
-	}
-	for _, key := range c.h.NotTaken {
-		refused[key] = true
-	}
-	for _, q := range c.h.Queued {
-		if key := q.Run.Key; q.Unchecked || q.At.Before(recorded[key].Add(Late)) && refused[key] {
-			dead[Reused{key, q.Print}] = true
+	for run, row := range c.results {
+		if of := c.tasks[run.Key].Print; row.Print.Differs(of) {
+			c.add(WrongAnswer, run.Key, "generation %d has the answer to %s, but the id belongs to %s", run.Generation, row.Print, of)
 		}
 	}
 	for key, id := range c.known {

@@ -1,9 +1,9 @@
-package recorder
+// Package states merges what the events and results of a chunk say about tasks, and writes it to the table tasks.
+package states
 
 import (
+	"bytes"
 	"cmp"
-	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -26,7 +26,7 @@ import (
 //	endpoint, job, …                       the first that is not empty
 //	tokens                                 the result's
 //
-// [state.merge] and upsertSQL must say the same. A change of priority is an update apart: its event
+// [State.merge] and upsertSQL must say the same. A change of priority is an update apart: its event
 // follows the acceptance in the same partition, so the row exists.
 
 // Sources of what a row of tasks begins with (known_from); a better source has a higher number.
@@ -36,8 +36,8 @@ const (
 	fromAccepted = 2
 )
 
-// state is what a chunk knows of one task.
-type state struct {
+// State is what a chunk knows of one task.
+type State struct {
 	key      task.Key
 	gen      int32 // generation
 	state    task.State
@@ -66,9 +66,9 @@ type state struct {
 	fingerprint []byte // nil: not known
 }
 
-// boundBy returns the fingerprint to which an event binds the id of its task. Only the routers decide,
+// BoundBy returns the fingerprint to which an event binds the id of its task. Only the routers decide,
 // as they let a record in or end it: of two requests under one id, both may have been accepted.
-func boundBy(e *task.Event) []byte {
+func BoundBy(e *task.Event) []byte {
 	switch e.Action {
 	case task.TaskQueued, task.TaskReread, task.TaskCancelled, task.TaskRetried:
 		return e.Fingerprint
@@ -76,21 +76,21 @@ func boundBy(e *task.Event) []byte {
 	return nil
 }
 
-// stateOfEvent sets s to what an event says about the state of its task. ok is false if that is
+// OfEvent sets s to what an event says about the state of its task. ok is false if that is
 // nothing.
-func stateOfEvent(e *task.Event, s *state) (ok bool) {
+func OfEvent(e *task.Event, s *State) (ok bool) {
 	info, ok := e.Action.Info()
 	if !ok || e.TaskID == "" {
 		return false
 	}
-	bound := boundBy(e)
+	bound := BoundBy(e)
 	if info.State == "" {
 		if bound == nil {
 			return false
 		}
 		info.State = task.Pending // the lowest: all that the event adds is the fingerprint
 	}
-	*s = state{
+	*s = State{
 		key: e.Key(), gen: int32(e.Generation), state: info.State, seq: int32(task.Sequence(info.State, e.Attempt)), attempt: int32(e.Attempt),
 		model: e.Model, class: string(e.ErrorClass), at: e.Time, from: fromEvent, submitted: e.Time,
 		deadline: e.Deadline, endpoint: e.Endpoint, priority: string(e.Priority),
@@ -111,14 +111,15 @@ func stateOfEvent(e *task.Event, s *state) (ok bool) {
 	return true
 }
 
-// stateOfResult returns the final state of a task. It must not be used for a duplicate.
-func stateOfResult(r *task.Result) state {
-	s := state{
+// OfResult returns the final state of a task. It must not be used for a duplicate.
+func OfResult(r *task.Result) State {
+	s := State{
 		key: r.Key(), gen: int32(r.Generation), state: r.State, seq: task.TerminalSequence, attempt: int32(r.Attempt()),
 		device: r.DeviceID, model: r.Model, at: r.FinishedAt, finished: r.FinishedAt,
 		assigned: r.AssignedAt, started: r.StartedAt,
 		from: fromEvent, submitted: r.FinishedAt,
 		endpoint: r.Endpoint, priority: string(r.Priority), job: r.JobID, customID: r.CustomID, traceID: r.TraceID, usage: r.Usage,
+		fingerprint: r.Request().Bytes(),
 	}
 	if !r.SubmittedAt.IsZero() {
 		s.from, s.submitted = fromResult, r.SubmittedAt
@@ -133,7 +134,7 @@ func stateOfResult(r *task.Result) state {
 }
 
 // merge adds what n knows to s; n was recorded later.
-func (s *state) merge(n *state) {
+func (s *State) merge(n *State) {
 	if n.gen > s.gen || n.gen == s.gen && (n.seq > s.seq || n.seq == s.seq && n.at.After(s.at)) {
 		s.state, s.seq, s.attempt, s.at, s.finished = n.state, n.seq, n.attempt, n.at, n.finished
 		s.device, s.model, s.class, s.message, s.usage = n.device, n.model, n.class, n.message, n.usage
@@ -172,21 +173,30 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// stateFields are the columns of tasks in the order of taskRowType.
+// stateFields are the columns of tasks in the order of RowType.
 const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
 	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url,
 	generation, fingerprint, input_tokens, output_tokens`
 
-const stateWidth = 26 // number of them
+// Width is the number of fields of a row.
+const Width = 26
 
-// copyStatesSQL fails if a task has a row.
-const copyStatesSQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
+// RowType is the composite type of the schema whose arrays carry states.
+const RowType = "batchyard_task_row"
 
-// upsertSQL merges the states of a chunk into the table, as [state.merge] does. A row that would
-// not change is not written.
+// RequestConstraint is the constraint that fails if a result answers another request than the one that the id
+// belongs to.
+const RequestConstraint = "tasks_answers_its_request"
+
+// CopySQL fails if a task has a row.
+const CopySQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
+
+// upsertSQL merges the states of a chunk into the table, as [State.merge] does. A row that would
+// not change is not written. A result that answers another request than the one that the id belongs to
+// would make version 0, which a constraint forbids.
 const upsertSQL = `
 INSERT INTO tasks AS t (` + stateFields + `)
-SELECT * FROM unnest($1::` + taskRowType + `[])
+SELECT * FROM unnest($1::` + RowType + `[])
 ON CONFLICT (tenant, task_id) DO UPDATE SET
 	state         = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
 	attempt       = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.attempt ELSE t.attempt END,
@@ -214,8 +224,9 @@ ON CONFLICT (tenant, task_id) DO UPDATE SET
 	trace_id      = coalesce(t.trace_id, excluded.trace_id),
 	callback_url  = coalesce(t.callback_url, excluded.callback_url),
 	fingerprint   = coalesce(t.fingerprint, excluded.fingerprint),
-	version       = t.version + 1
-WHERE (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at)
+	version       = CASE WHEN excluded.finished_at IS NOT NULL AND t.fingerprint <> excluded.fingerprint THEN 0 ELSE t.version + 1 END
+WHERE excluded.finished_at IS NOT NULL AND t.fingerprint <> excluded.fingerprint
+	OR (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at)
 	OR excluded.known_from > t.known_from
 	OR excluded.known_from = 0 AND t.known_from = 0 AND excluded.submitted_at < t.submitted_at
 	OR excluded.generation = t.generation AND greatest(t.assigned_at, excluded.assigned_at) IS DISTINCT FROM t.assigned_at
@@ -229,24 +240,30 @@ WHERE (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, 
 	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL
 	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL`
 
-// states merges what a chunk knows into one state per task.
-type states struct {
-	byKey map[task.Key]*state
-	all   []*state
-	slab  []state // room for the next ones
+// Set merges what a chunk knows into one state per task.
+type Set struct {
+	byKey map[task.Key]*State
+	all   []*State
+	slab  []State // room for the next ones
+	// Foreign: a result may answer another request than the one that the id belongs to. Ask Postgres, and Bind.
+	Foreign bool
 	// priorities are the last changes of priority.
 	priorities map[task.Key]task.Priority
 }
 
-func newStates(n int) *states { return &states{byKey: make(map[task.Key]*state, n)} }
+func New(n int) *Set { return &Set{byKey: make(map[task.Key]*State, n)} }
 
-func (s *states) add(n *state) {
+// Add adds what is known of a task; it was recorded after what was added before.
+func (s *Set) Add(n *State) {
 	if have, ok := s.byKey[n.key]; ok {
+		// After a result of an earlier generation the row does not show that there is one, so the
+		// constraint would not hold.
+		s.Foreign = s.Foreign || !n.finished.IsZero() && (have.gen > n.gen || have.asksOther(n))
 		have.merge(n)
 		return
 	}
 	if len(s.slab) == 0 {
-		s.slab = make([]state, min(max(len(s.all), 4), 128))
+		s.slab = make([]State, min(max(len(s.all), 4), 128))
 	}
 	kept := &s.slab[0]
 	s.slab = s.slab[1:]
@@ -255,9 +272,23 @@ func (s *states) add(n *state) {
 	s.all = append(s.all, kept)
 }
 
-// reprioritize takes a change of priority from an event that is one. A finished task keeps the
+// asksOther reports whether two states are known to be about different requests.
+func (s *State) asksOther(n *State) bool {
+	return s.fingerprint != nil && n.fingerprint != nil && !bytes.Equal(s.fingerprint, n.fingerprint)
+}
+
+// Bind replaces the fingerprints of states by those that their ids belong to.
+func (s *Set) Bind(bound map[task.Key]task.Fingerprint) {
+	for k, f := range bound {
+		if st := s.byKey[k]; st != nil && !f.IsZero() {
+			st.fingerprint = f.Bytes()
+		}
+	}
+}
+
+// Reprioritize takes a change of priority from an event that is one. A finished task keeps the
 // priority that it ran with.
-func (s *states) reprioritize(e *task.Event) {
+func (s *Set) Reprioritize(e *task.Event) {
 	if e.Action != task.TaskReprioritized || e.Outcome != task.OutcomeOK || e.TaskID == "" || e.Priority == "" {
 		return
 	}
@@ -274,8 +305,8 @@ UPDATE tasks t SET priority = u.priority, version = t.version + 1
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, task_id, priority)
 WHERE t.tenant = u.tenant AND t.task_id = u.task_id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
 
-// queuePriorities adds the changes of priority to a batch, after the upsert.
-func (s *states) queuePriorities(b *pgx.Batch) {
+// QueuePriorities adds the changes of priority to a batch, after the upsert.
+func (s *Set) QueuePriorities(b *pgx.Batch) {
 	if len(s.priorities) == 0 {
 		return
 	}
@@ -286,53 +317,53 @@ func (s *states) queuePriorities(b *pgx.Batch) {
 	b.Queue(prioritySQL, tenants, ids, priorities)
 }
 
-// copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
-// behind a backlog. They were accepted in it and their results won, so most likely nothing about
-// them was recorded before. The others are left for queueStates.
-func (t *txn) copyFinished(ctx context.Context) error {
-	finished := slices.DeleteFunc(slices.Clone(t.states.all), func(s *state) bool { return !s.complete() })
-	if len(finished) < minRowsForCopy {
-		return nil
-	}
+// Finished returns the states of tasks that begin and end in the chunk, in the order of their keys. They were
+// accepted in it and their results won, so most likely nothing about them was recorded before.
+func (s *Set) Finished() []*State {
+	finished := slices.DeleteFunc(slices.Clone(s.all), func(s *State) bool { return !s.complete() })
 	sortStates(finished)
-	t.rows.Reset(pg.Copy, stateWidth)
-	for _, s := range finished {
-		addStateRow(&t.rows, s)
-	}
-	if err := copyByShortcut(ctx, t.tx, copyStatesSQL, len(finished), t.rows.EndCopy()); err != nil {
-		return fmt.Errorf("writing the states of %d tasks: %w", len(finished), err)
-	}
-	t.states.all = slices.DeleteFunc(t.states.all, (*state).complete)
-	return nil
+	return finished
 }
 
+// EncodeFinished encodes states for CopySQL.
+func EncodeFinished(rows *pg.Rows, finished []*State) []byte {
+	rows.Reset(pg.Copy, Width)
+	for _, s := range finished {
+		s.AddRow(rows)
+	}
+	return rows.EndCopy()
+}
+
+// DropFinished leaves out the states that Finished returns, because they are written.
+func (s *Set) DropFinished() { s.all = slices.DeleteFunc(s.all, (*State).complete) }
+
 // complete reports whether the chunk has both the acceptance of the task and its end.
-func (s *state) complete() bool { return s.from == fromAccepted && s.seq == task.TerminalSequence }
+func (s *State) complete() bool { return s.from == fromAccepted && s.seq == task.TerminalSequence }
 
 // sortStates sorts by key, so that two recorders that write the same tasks wait for each other
 // without a deadlock. If both copy and insert, they may deadlock all the same; then Postgres aborts
 // one of the two, which tries again.
-func sortStates(all []*state) {
-	slices.SortFunc(all, func(x, y *state) int {
+func sortStates(all []*State) {
+	slices.SortFunc(all, func(x, y *State) int {
 		return cmp.Or(cmp.Compare(x.key.Tenant, y.key.Tenant), cmp.Compare(x.key.ID, y.key.ID))
 	})
 }
 
-// queueStates adds the upsert of the states to a batch.
-func (t *txn) queueStates(b *pgx.Batch) {
-	if len(t.states.all) == 0 {
+// Queue adds the upsert of the states to a batch, as an array of rows with the given encoding and type.
+func (s *Set) Queue(b *pgx.Batch, rows *pg.Rows, arrays pg.Encoding, rowType uint32) {
+	if len(s.all) == 0 {
 		return
 	}
-	sortStates(t.states.all)
-	t.rows.Reset(t.arrays, stateWidth)
-	for _, s := range t.states.all {
-		addStateRow(&t.rows, s)
+	sortStates(s.all)
+	rows.Reset(arrays, Width)
+	for _, one := range s.all {
+		one.AddRow(rows)
 	}
-	b.Queue(upsertSQL, t.rows.EndArray(t.types.task))
+	b.Queue(upsertSQL, rows.EndArray(rowType))
 }
 
-// addStateRow adds a row with [stateFields].
-func addStateRow(rows *pg.Rows, s *state) {
+// AddRow adds a row of [RowType].
+func (s *State) AddRow(rows *pg.Rows) {
 	rows.Next()
 	rows.Text(s.key.Tenant)
 	rows.Text(s.key.ID)

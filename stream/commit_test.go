@@ -82,7 +82,7 @@ func TestALateCommitDoesNotUndoTheLast(t *testing.T) {
 		}
 		return &lateConn{Conn: c, late: late}, nil
 	}
-	ownClient := &Client{cfg: cl.cfg, logger: cl.logger, metrics: cl.metrics, addr: cl.addr, closed: cl.closed, transport: tr, layout: cl.layout, producer: cl.producer}
+	ownClient := &Client{cfg: cl.cfg, logger: cl.logger, metrics: cl.metrics, addr: cl.addr, closed: cl.closed, transport: tr, layout: cl.layout, producer: cl.producer, refusals: cl.refusals}
 	ownClient.kafka = &kafka.Client{Addr: cl.addr, Transport: tr}
 
 	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, Key: "k", Value: []byte("1")}, Message{Topic: TasksNormal, Key: "k", Value: []byte("2")}))

@@ -52,7 +52,7 @@ func (f *Count) Remove(topic string, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t := f.byTopic[topic]
-	if t == nil || n == 0 {
+	if t == nil {
 		return
 	}
 	if t.records -= n; t.records == 0 {

@@ -71,7 +71,6 @@ func (a *ages) oldBelow(owner decide.Owner, retention func(topic string) time.Du
 		if keep := retention(m.topic); keep <= 0 || now.Sub(m.at) < keep/2 {
 			break
 		}
-		below = m.offset + 1
 		if i+1 < len(a.marks[o]) { // what lies between may be younger; it is rewritten a little early
 			below = a.marks[o][i+1].offset
 		} else {

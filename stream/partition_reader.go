@@ -124,8 +124,7 @@ func (p *partition) gap(owned *Ownership, first, last int64) *Record {
 // reportGap tells the stage of a gap, before the gap is passed, so that it is found again if the process
 // dies. It returns false if the partition ends, perhaps before the stage has noted the gap.
 func (p *partition) reportGap(gap *Record) bool {
-	p.c.logger.Error("records were removed from the log before they were processed",
-		"topic", gap.Topic, "partition", gap.Partition, "first", gap.Offset, "last", gap.Incomplete.Last)
+	p.c.logger.Error("records were removed from the log before they were processed", "topic", gap.Topic, "partition", gap.Partition, "first", gap.Offset, "last", gap.Incomplete.Last)
 	if p.c.cfg.OnGap != nil {
 		p.c.cfg.OnGap(p.ctx, gap)
 	}

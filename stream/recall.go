@@ -270,7 +270,8 @@ func (r *recaller) reportGaps(recs []*Record) bool {
 		}
 		r.reported = r.begins
 	}
-	for n := 0; len(recs) > 0; recs = recs[max(n, 1):] {
+	var n int
+	for ; len(recs) > 0; recs = recs[max(n, 1):] {
 		for n = 0; n < len(recs) && recs[n].Incomplete != nil && errors.Is(recs[n].Incomplete.Err, ErrRemoved); n++ {
 		}
 		p.c.metrics.Missed.WithLabelValues(p.c.group, p.c.cfg.Topic).Add(float64(n))

@@ -91,13 +91,13 @@ func (d *Decider) recallDue(now time.Time) {
 	w := d.window
 	n := 0
 	for ; n < maxResorted && w.times.len() > 0 && w.times.first().wait <= now.Add(leadTime).Unix(); n++ {
-		d.recall(w.times.first(), true)
+		d.recallToSort(w.times.first())
 	}
 	for ; n < maxResorted && w.expiries.len() > 0 && w.expiries.first().head.deadline <= now.UnixMilli(); n++ {
 		if !w.hasRoom(w.source(w.expiries.first().source), 1) {
 			break // they leave the window at once, but they have to pass through it
 		}
-		d.recall(w.expiries.first(), true)
+		d.recallToSort(w.expiries.first())
 	}
 }
 
@@ -194,27 +194,42 @@ func (d *Decider) recallFrom(q *queue, n int, now time.Time) (got int) {
 		if s := w.source(l.source); !w.hasRoom(s, 1) && !d.makeRoom(s, n-got, q, now) {
 			return got
 		}
-		d.recall(l, false)
+		d.recall(l)
 	}
 	return got
 }
 
-// recall asks for the first task of a list. If it is to be sorted when it comes, it needs no room now.
-func (d *Decider) recall(l *list, sort bool) {
-	owner, source, q := l.owner, l.source, l.queue
+// recall asks for the first task of a list, for which there is room in the window.
+func (d *Decider) recall(l *list) {
+	q := l.queue
+	at, c := d.want(l)
+	c.queue = q
+	d.window.expect(at, c)
+	if q != nil {
+		d.window.finishQueue(q)
+	}
+}
+
+// recallToSort asks for the first task of a list, which is sorted when it comes and needs no room now.
+func (d *Decider) recallToSort(l *list) {
+	q := l.queue
+	at, c := d.want(l)
+	c.sort = true
+	d.window.expect(at, c)
+	if q != nil {
+		d.window.finishQueue(q)
+	}
+}
+
+// want takes the first task out of a list, to be read again.
+func (d *Decider) want(l *list) (place, coming) {
+	owner, source := l.owner, l.source
 	e := d.window.takeHead(l)
 	if d.recalls[owner] == nil {
 		d.owners = append(d.owners, owner)
 	}
 	d.recalls[owner] = append(d.recalls[owner], Wanted{Offset: e.offset, Seen: l.seen})
-	c := coming{queue: q, source: source, size: e.size * sizeUnit, sort: sort}
-	if sort {
-		c.queue = nil
-	}
-	d.window.expect(place{owner, e.offset}, c)
-	if q != nil {
-		d.window.finishQueue(q)
-	}
+	return place{owner, e.offset}, coming{source: source, size: e.size * sizeUnit}
 }
 
 // flushRecalls passes on what was recalled.
@@ -306,7 +321,7 @@ func (d *Decider) RecallBefore(offset func(Owner) int64, most int) {
 			limits[l.owner] = limit
 		}
 		for ; most > 0 && l.n > 0 && l.head.offset < limit; most-- {
-			d.recall(l, false)
+			d.recall(l)
 		}
 	}
 	d.flushRecalls()
@@ -316,7 +331,7 @@ func (d *Decider) RecallBefore(offset func(Owner) int64, most int) {
 func (d *Decider) RecallAt(o Owner, offset int64) {
 	for l := range d.window.lists {
 		if l.owner == o && l.head.offset == offset {
-			d.recall(l, false)
+			d.recall(l)
 			d.flushRecalls()
 			return
 		}

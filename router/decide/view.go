@@ -174,11 +174,6 @@ func (s *deviceView) pool(d *demand) *pool {
 	return s.single
 }
 
-// idle reports whether the device could work and has nothing to do.
-func (s *deviceView) idle() bool {
-	return !s.Silent && !s.Draining && !s.Unserved && s.gate != device.GateShut && s.single.Used+s.batched.Used == 0
-}
-
 // rateOf is what was learned about one task of the model on one slot. For a model that the device has
 // not answered yet, it is the mean over its models.
 func (p *pool) rateOf(model string) device.Rate {

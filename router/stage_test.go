@@ -430,7 +430,7 @@ func TestTheWindowHoldsTheRequestThatOwnsTheID(t *testing.T) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			require.Equal(t, 1, y.assigned["same"])
-			require.Len(t, y.events[task.TaskQueued], 2, "each is let in once")
+			require.Len(t, y.events[task.TaskQueued], 2, "one event each")
 		})
 	}
 }

@@ -96,6 +96,9 @@ func decodeObject(body []byte, into any) error {
 	if err := task.CheckJSON(body); err != nil {
 		return &task.FieldError{Problem: "the body is not one JSON object: " + clip(err.Error()), Remedy: "send one"}
 	}
+	if b := bytes.TrimLeft(body, " \t\r\n"); len(b) == 0 || b[0] != '{' { // null would pass as an object without members
+		return &task.FieldError{Problem: "the body is not a JSON object", Remedy: "send one"}
+	}
 	err = wire.Unmarshal(body, into)
 	if err != nil {
 		if whole := wholeNumbers(body, into); whole != nil {

@@ -300,3 +300,14 @@ func FuzzDecodeSettings(f *testing.F) {
 		}
 	})
 }
+
+// A body is one object. What else JSON has is refused, also where every member is optional.
+func TestABodyIsOneObject(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{`null`, ` null `, "\ufeffnull", `[]`, `[{}]`, `"x"`, `1`, `true`, ``, ` `, `{}{}`} {
+		for _, into := range []any{&RetryIn{}, &PriorityIn{}, &PolicyIn{}, &task.JobSpec{}} {
+			require.Errorf(t, decodeObject([]byte(body), into), "%q as %T", body, into)
+		}
+	}
+	require.NoError(t, decodeObject([]byte(" {}\n"), &RetryIn{}))
+}

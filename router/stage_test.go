@@ -517,7 +517,7 @@ func TestTheWindowHoldsTheRequestThatOwnsTheID(t *testing.T) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			require.Equal(t, 1, y.assigned["same"])
-			require.Len(t, y.events[task.TaskQueued], 2, "each enters once")
+			require.Len(t, y.events[task.TaskQueued], 2, "one event each")
 		})
 	}
 }

@@ -51,7 +51,7 @@ type JobSpec struct {
 	Tenant   string            `json:"-"`
 	SHA256   string            `json:"sha256"` // fingerprint of the file, in hex: a digest of what its lines ask for
 	Tasks    int64             `json:"tasks"`
-	Lines    int64             `json:"lines,omitempty"` // blank ones included
+	Lines    int64             `json:"lines,omitempty"`     // blank ones included
 	BadLines int64             `json:"bad_lines,omitempty"` // that were skipped
 	Bytes    int64             `json:"bytes,omitempty"`
 	File     string            `json:"file,omitempty"`   // its name, as the submitter wrote it

@@ -21,6 +21,7 @@ func TestWhatClientsSayOverKafka(t *testing.T) {
 	in := harness.Install(t, harness.Get(t, harness.Shared), nil)
 	in.Fleet(t, fleet.Spec{ID: "a", Slots: 4, ServiceTime: time.Millisecond})
 	in.Process(t, "serve", "router", "batcher", "workers", "audit")
+	in.KeepClientTimes(t, stream.TasksNormal)
 
 	body := func(members string) []byte {
 		return []byte(`{"model":"m","input":{"messages":[{"role":"user","content":"x"}]},` + members + `}`)

@@ -183,7 +183,9 @@ func TestARecreatedTopicIsRecordedFromItsBeginning(t *testing.T) {
 	require.Equal(t, old.Topic, audittest.One[string](t, pool, "SELECT min(topic_id) FROM stream_offsets WHERE topic = 'events'"))
 	require.NoError(t, stop())
 	audittest.Recreate(t, l, stream.Events)
-	submit(100, 130)
+	for i := 100; i < 130; i++ { // a record each: more than the next topic will have
+		submit(i, i+1)
+	}
 	stop = run()
 	require.Eventually(t, func() bool { return rows() >= 260 }, audittest.Patience, 20*time.Millisecond)
 	require.Equal(t, 260, rows())

@@ -196,7 +196,7 @@ not stop the job.`,
 		}
 		now, err := waitForJob(ctx, c, s, waiting{job: id, total: int(j.Total), every: lookEvery})
 		if ctx.Err() != nil {
-			return interruptedWait(c, now, false)
+			return interruptedWait(c, now, now.NotSubmitted())
 		}
 		if err != nil {
 			return err

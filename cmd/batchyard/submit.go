@@ -181,7 +181,7 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 	}
 	j, err := waitForJob(ctx, c, server, waiting{job: plan.Job, tasks: plan.Tasks, every: lookEvery})
 	if ctx.Err() != nil {
-		return interruptedWait(c, j, true)
+		return interruptedWait(c, j, 0)
 	}
 	if err != nil {
 		return err

@@ -95,10 +95,10 @@ func (s *strangers) look(j *task.Job, tasks int64, bar *cli.Progress) {
 	bar.Note("")
 }
 
-// interruptedWait says how to wait for a job again.
-func interruptedWait(c *cli.Env, j *task.Job, sent bool) error {
+// interruptedWait says how to wait for a job again, or that some of its tasks are not submitted.
+func interruptedWait(c *cli.Env, j *task.Job, missing int64) error {
 	at, how := where(c), "the job continues on the server"
-	if missing := j.NotSubmitted(); missing > 0 && !sent {
+	if missing > 0 {
 		how = fmt.Sprintf("of the file, %s not submitted yet: submit it again to continue", cli.Counted(missing, "task"))
 	}
 	return cli.WithCode(cli.ExitInterrupted, fmt.Errorf("interrupted with %d of %s finished; %s\nto wait again: batchyard jobs watch %s%s\nto get the results: batchyard jobs results %s -o FILE%s",

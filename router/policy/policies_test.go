@@ -164,6 +164,18 @@ func TestWeightedRandomKeepsProportion(t *testing.T) {
 	}
 }
 
+// A device may report any weight above 0. Scores stay finite, because they go into JSON.
+func TestTheSmallestWeightHasAFiniteScore(t *testing.T) {
+	for _, name := range []string{"least_connections", "weighted_round_robin", "weighted_random"} {
+		snap := snapshotOf(1, cand("a", 1, 4, 2), cand("b", 1, 4, 1))
+		snap.Candidates[0].Weight, snap.Candidates[1].Weight = math.SmallestNonzeroFloat64, math.SmallestNonzeroFloat64
+		choice := policyOf(t, name).Pick(&Request{ID: "t"}, snap)
+		for _, scored := range choice.Top {
+			require.False(t, math.IsInf(scored.Score, 0) || math.IsNaN(scored.Score), "%s: %v", name, scored.Score)
+		}
+	}
+}
+
 func TestLeastConnectionsCountsBySlotsAndWeight(t *testing.T) {
 	snap := weighted()
 	require.Equal(t, map[string]int{"a": 40, "b": 10, "c": 50}, serve(policyOf(t, "least_connections"), snap, 100))

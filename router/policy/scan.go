@@ -21,8 +21,12 @@ func (c *Candidate) weight() float64 {
 	if !(w > 0) {
 		w = 1
 	}
-	return w * float64(max(1, c.Slots))
+	return max(w, leastWeight) * float64(max(1, c.Slots))
 }
+
+// leastWeight is the smallest weight that makes a difference. Devices may report far smaller ones, whose
+// inverse is infinite, and a score that is infinite has no form in JSON.
+const leastWeight = 1e-9
 
 // lineup holds the loads of all candidates close together in memory, and what one task counts on
 // each. A policy that looks at all of 5,000 devices is limited by memory access.

@@ -83,7 +83,9 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 	case BrokerKill, MasterKill, PrimaryKill, PrimaryLoses:
 		return w.applyToCluster(ctx, over, f)
 	case PostgresReadOnly:
-		return w.readOnly(ctx, over, f)
+		return w.reset(ctx, over, f, "default_transaction_read_only", "on", "off")
+	case PostgresTimeout:
+		return w.reset(ctx, over, f, "statement_timeout", "'40ms'", "0")
 	case PostgresFull:
 		if !w.disk.mounted {
 			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.why)
@@ -176,13 +178,13 @@ func restart(ctx, over context.Context, f Fault, s *service, end func(context.Co
 	return err
 }
 
-// readOnly makes Postgres reject writes. The setting only applies to new sessions, so
-// the existing ones are terminated.
-func (w *world) readOnly(ctx, over context.Context, f Fault) error {
+// reset changes a setting of Postgres for a while. Some only apply to new sessions, so the existing ones are
+// terminated.
+func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good string) error {
 	url := postgresURL(w.postgres.port, "postgres")
 	set := func(value string) error {
 		for _, sql := range []string{
-			"ALTER SYSTEM SET default_transaction_read_only = " + value, "SELECT pg_reload_conf()",
+			"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()",
 			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'",
 		} {
 			if err := admin(ctx, url, sql); err != nil {
@@ -191,9 +193,9 @@ func (w *world) readOnly(ctx, over context.Context, f Fault) error {
 		}
 		return nil
 	}
-	err := set("on")
+	err := set(bad)
 	f.wait(over)
-	if e := set("off"); e != nil {
+	if e := set(good); e != nil {
 		return e
 	}
 	return err

@@ -25,6 +25,7 @@ const (
 	PostgresCrash    Kind = "postgres-crash"    // immediate shutdown
 	PostgresReadOnly Kind = "postgres-readonly" // transactions cannot write
 	PostgresFull     Kind = "postgres-full"     // the data disk is full
+	PostgresTimeout  Kind = "postgres-timeout"  // statements may take 40 ms
 	KafkaKill        Kind = "kafka-kill"
 	KafkaClean       Kind = "kafka-clean"
 	Latency          Kind = "latency"
@@ -47,7 +48,7 @@ const (
 var (
 	single = deck{kinds, often} // the services are one process each
 	kinds  = []Kind{
-		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull,
+		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull, PostgresTimeout,
 		KafkaKill, KafkaClean, Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer,
 		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated,
 	}
@@ -164,7 +165,7 @@ func recovery(k Kind) time.Duration {
 	case MasterKill, PrimaryKill, PrimaryLoses:
 		return 8 * time.Second
 	case PostgresFast, PostgresCrash, PostgresFull, PostgresReadOnly:
-		return 3 * time.Second
+		return 2 * time.Second
 	case Kill, Term, Third:
 		return 3 * time.Second
 	}
@@ -232,8 +233,10 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 		f.For = between(time.Second, 4*time.Second)
 	case RedisRestart, PostgresFast, PostgresCrash:
 		f.For = between(0, 4*time.Second)
+	case PostgresTimeout:
+		f.For = between(2*time.Second, 4*time.Second)
 	case PostgresReadOnly, PostgresFull:
-		f.For = between(3*time.Second, 7*time.Second)
+		f.For = between(3*time.Second, 5*time.Second)
 	case KafkaKill, KafkaClean:
 		f.For = between(0, 2*time.Second)
 	case Latency:

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -90,7 +93,7 @@ func (p *process) startLocked() error {
 	l := &life{file: f}
 	cmd := exec.Command(p.bin, "serve", p.stage, "--config", p.config) //nolint:noctx // end stops it
 	cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret,
-		"BATCHYARD_API_LISTEN="+local(p.port), "BATCHYARD_OPS_LISTEN="+local(p.port))
+		"BATCHYARD_API_LISTEN="+local(p.port), "BATCHYARD_OPS_LISTEN="+local(p.port), clock.Variable+"="+p.skew())
 	cmd.Stdout, cmd.Stderr = l, l
 	cmd.SysProcAttr = harness.EndWithParent()
 	cmd.WaitDelay = 5 * time.Second
@@ -103,6 +106,17 @@ func (p *process) startLocked() error {
 	p.starts++
 	go p.watch(cmd, l, done)
 	return nil
+}
+
+// skew returns how wrong the clock of the machine is that the process believes to run on: up to two hours, and
+// after a while by something else. Each start has its own.
+func (p *process) skew() string {
+	h := fnv.New64a()
+	_, _ = fmt.Fprint(h, p.name, p.starts)
+	r := rand.New(rand.NewPCG(*seed, h.Sum64())) //nolint:gosec // must be reproducible
+	most := int64(2 * time.Hour / time.Millisecond)
+	off := func() time.Duration { return time.Duration(r.Int64N(2*most)-most) * time.Millisecond }
+	return fmt.Sprintf("%s,%s@%s", off(), off(), time.Duration(1+r.IntN(30))*time.Second)
 }
 
 // watch waits for a process to exit, and restarts it unless it was meant to stop.

@@ -151,6 +151,23 @@ func (in *Installation) ends(ctx context.Context, topic string) ([]int64, error)
 	return ends, nil
 }
 
+// KeepClientTimes lets records of a topic keep the times that their senders give them, as in topics that
+// operators created without the setting of ours.
+func (in *Installation) KeepClientTimes(t testing.TB, topic string) {
+	t.Helper()
+	kind, value := "message.timestamp.type", "CreateTime"
+	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	one := kmsg.NewIncrementalAlterConfigsRequestResource()
+	one.ResourceType, one.ResourceName = kmsg.ConfigResourceTypeTopic, in.Topic(topic)
+	set := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+	set.Name, set.Value = kind, &value
+	one.Configs = append(one.Configs, set)
+	req.Resources = append(req.Resources, one)
+	res, err := req.RequestWith(t.Context(), in.kafka)
+	require.NoError(t, err)
+	require.NoError(t, kerr.ErrorForCode(res.Resources[0].ErrorCode))
+}
+
 // DropTopic deletes a topic.
 func (in *Installation) DropTopic(t testing.TB, topic string) {
 	t.Helper()

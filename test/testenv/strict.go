@@ -64,7 +64,7 @@ func BatchTime(batch []byte) time.Time {
 
 // produce refuses a whole request if one of its batches is refused: its other partitions are answered with
 // an error that the client repeats.
-func (b *StrictBroker) produce(req *kmsg.ProduceRequest) (kmsg.Response, error, bool) {
+func (b *StrictBroker) produce(req *kmsg.ProduceRequest) (kmsg.Response, error, bool) { //nolint:revive // the order of results is that of the library
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.refuse == nil {

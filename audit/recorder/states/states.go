@@ -251,6 +251,7 @@ type Set struct {
 	priorities map[task.Key]task.Priority
 }
 
+// New returns an empty set, with room for n tasks.
 func New(n int) *Set { return &Set{byKey: make(map[task.Key]*State, n)} }
 
 // Add adds what is known of a task; it was recorded after what was added before.

@@ -7,9 +7,10 @@
 //     transaction with the offset of the record they came from, and reading starts at the offset
 //     in Postgres, not at the broker's (offsets.go).
 //   - One answer. The first result of a task wins. Each later one becomes an event,
-//     result.duplicate, unless it is the same result again (results.go).
+//     result.duplicate, unless it is the same result again (results.go). A result for another
+//     request than the one the id belongs to becomes a dead letter (requests.go).
 //   - The latest state. A row of tasks follows the events and ends with the result, in whatever
-//     order they arrive (state.go).
+//     order they arrive (package states).
 //   - A callback is due if and only if its result won: same transaction.
 //   - Postgres may be away, slow or read-only for any length of time. Nothing is lost: the
 //     recorder keeps what it holds, stops reading, and continues by itself (writer.go).

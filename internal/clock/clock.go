@@ -4,7 +4,7 @@
 // writes and another compares with its own clock must not depend on that, so times that leave a process,
 // and decisions about such times, use [Now]. It is the time of a reference, Redis, which every stage asks
 // anyway: [Observe] takes what the reference said, and from then on Now counts from there by the monotonic
-// clock, so that not even a step of the machine's clock changes it. ARCHITECTURE.md lists which clock
+// clock, so that not even a step of the machine's clock changes it. docs/time.md lists which clock
 // decides what.
 //
 // Until the reference has answered once, Now is the machine's clock. Durations within a process (timeouts,

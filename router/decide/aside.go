@@ -22,7 +22,7 @@ type Owner interface {
 	Lost() bool
 }
 
-// Wanted is a task that was set aside, and that is to be read again.
+// Wanted is a task that was set aside and should be read again.
 type Wanted struct {
 	Offset int64
 	Seen   bool // it was in the window before
@@ -189,7 +189,7 @@ func (w *window) setAside(it *Item, now time.Time) {
 	w.touch(q)
 }
 
-// openList finds the list that a task can be added to; nil if there is none.
+// openList returns the list to which a task can be added, or nil.
 func (q *queue) openList(key listKey, offset int64) *list {
 	for _, l := range q.aside.all {
 		if l.last.offset < offset && l.listKey == key {

@@ -218,9 +218,15 @@ func (s *Server) changePolicy(ctx context.Context, r *http.Request, tenant strin
 		return nil, later("Redis does not answer: the policy may or may not be changed; send the request again in a moment")
 	}
 	old, now := s.policyStatus(before), s.policyStatus(set)
-	e := operatorEvent(r, tenant, task.PolicyChanged, traceOf(ctx))
+	action, detail := task.PolicyChanged, map[string]any{"old": changeOf(&old), "new": changeOf(&now)}
+	if before == nil && set == nil || before != nil && set != nil && before.Same(set) {
+		// Perhaps a request that is sent again because Kafka did not take the event of the change: this event
+		// then says who made it, and when.
+		action, detail = task.PolicyKept, map[string]any{"kept": changeOf(&old), "set_by": old.By, "set_at": old.At}
+	}
+	e := operatorEvent(r, tenant, action, traceOf(ctx))
 	e.ResourceType, e.ResourceID = "config", "router.policy"
-	if err := s.recordNow(ctx, e, map[string]any{"old": changeOf(&old), "new": changeOf(&now)}); err != nil {
+	if err := s.recordNow(ctx, e, detail); err != nil {
 		return nil, err
 	}
 	return &policyOutput{now}, nil

@@ -93,8 +93,17 @@ func TestPolicy(t *testing.T) {
 	require.True(t, p.At.Equal(*again.At))
 	require.Equal(t, p.Weights, again.Weights)
 
-	b.do(t, "DELETE", "/v1/router/policy", "").into(t, &again)
-	require.Equal(t, "file", again.Source)
+	b.do(t, "PUT", "/v1/router/policy", `{"policy":"load_formula","weights":{"cpu":0.5,"mem":0.5}}`, tenantHeader, "ops2").into(t, &again)
+	for range 2 {
+		b.do(t, "DELETE", "/v1/router/policy", "").into(t, &again)
+		require.Equal(t, "file", again.Source)
+	}
+	kept := b.events(t, task.PolicyKept)
+	require.Len(t, kept, 2, "the policy was in force already")
+	require.Equal(t, "ops2", kept[0].ActorID)
+	require.JSONEq(t, fmt.Sprintf(`{"kept":{"policy":"load_formula","binding":"auto","weights":{"cpu":0.5,"mem":0.5},"source":"operator"},"set_by":"ops","set_at":%q}`,
+		p.At.Format(time.RFC3339Nano)), string(kept[0].Detail))
+	require.JSONEq(t, `{"kept":{"policy":"round_robin","binding":"late","source":"file"},"set_by":"","set_at":null}`, string(kept[1].Detail))
 	changes := b.events(t, task.PolicyChanged)
 	require.Len(t, changes, 2)
 	require.Equal(t, "test/1", changes[0].UserAgent)

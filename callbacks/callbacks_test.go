@@ -208,6 +208,11 @@ func TestFailuresAreRetriedAndThenGivenUp(t *testing.T) {
 	require.Empty(t, gotElsewhere)
 	es := r.events("evt_broken")
 	require.Equal(t, task.CallbackGivenUp, es[len(es)-1].Action)
+	for _, e := range es {
+		require.Equal(t, task.ClassReceiver, e.ErrorClass, "it was reached, and failed")
+	}
+	es = r.events("evt_unreachable")
+	require.Equal(t, task.ClassConnect, es[len(es)-1].ErrorClass)
 }
 
 func TestInternalAddressesAreNotReached(t *testing.T) {

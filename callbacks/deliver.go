@@ -144,7 +144,7 @@ func (p *poster) post(ctx context.Context, c *callback) (o outcome) {
 	case o.status < 500:
 		o.problem, o.class = fmt.Sprintf("status %d", o.status), task.ClassInvalid
 	default:
-		o.problem, o.class = fmt.Sprintf("status %d", o.status), task.ClassConnect
+		o.problem, o.class = fmt.Sprintf("status %d", o.status), task.ClassReceiver
 	}
 	o.pause = min(retryAfter(resp.Header.Get("Retry-After"), time.Now()), p.cfg.MaxRetryAfter)
 	return o

@@ -38,6 +38,7 @@ const (
 	DeviceDrained       Action = "device.drained"
 	DeviceUndrained     Action = "device.undrained"
 	PolicyChanged       Action = "router.policy_changed"
+	PolicyKept          Action = "router.policy_kept"
 	ConfigReloaded      Action = "config.reloaded"
 	BreakerOpened       Action = "breaker.opened"
 	BreakerHalfOpen     Action = "breaker.half_opened"
@@ -93,6 +94,7 @@ var Actions = []ActionInfo{
 	{DeviceDrained, "api", "", "an operator drained a device: it gets no new tasks"},
 	{DeviceUndrained, "api", "", "an operator undrained a device"},
 	{PolicyChanged, "api", "", "an operator changed the policy of the routers; the detail has the old and the new one"},
+	{PolicyKept, "api", "", "an operator set the policy that was in force already, or reset one that was not set; the detail has it, and who set it when"},
 	{ConfigReloaded, "every stage", "", "a process loaded a changed configuration file with another policy; the detail has the old and the new one"},
 	{BreakerOpened, "workers", "", "a device failed too often: its breaker lets no requests through for a while"},
 	{BreakerHalfOpen, "workers", "", "the breaker lets one probe at a time through to test the device"},

@@ -50,11 +50,12 @@ const (
 	ClassDraining    ErrorClass = "draining"     // the worker stopped before the attempt ended; not a fault
 	ClassInternal    ErrorClass = "internal"     // Batchyard is at fault
 	ClassLost        ErrorClass = "lost"         // the result was deleted from Kafka before it was recorded
+	ClassReceiver    ErrorClass = "receiver"     // the receiver of a callback answered 5xx
 )
 
 // ErrorClasses lists every class but [ClassNone].
 var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
-	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal, ClassLost}
+	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal, ClassLost, ClassReceiver}
 
 // Word returns a field name sent by a client for use in an error. Names that do not look
 // like a field may be anything, such as a part of a prompt, and are not repeated: errors

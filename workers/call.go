@@ -40,6 +40,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		return
 	}
 	for i, w := range c.works {
+		w.share = share{tasks: len(c.works), index: i}
 		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: w.started.UTC(), Duration: took.Milliseconds()}
 		var answer []byte
 		if f != nil {

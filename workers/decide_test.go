@@ -58,8 +58,9 @@ func TestDecide(t *testing.T) {
 		}{RetryHere, RetryElsewhere, Fail, true}
 	}
 	for _, class := range task.ErrorClasses {
-		if class == task.ClassCancelled || class == task.ClassLost {
-			continue // a cancelled task ends without a decision, and only the recorder finds an answer lost
+		switch class {
+		case task.ClassCancelled, task.ClassLost, task.ClassReceiver:
+			continue // a cancelled task ends without a decision, only the recorder finds an answer lost, and no device receives callbacks
 		}
 		t.Run(string(class), func(t *testing.T) {
 			w, ok := want[class]

@@ -86,6 +86,9 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 	if a.Status > 0 {
 		note["status"] = a.Status
 	}
+	if w.share.tasks > 1 { // whoever counts requests, or the time of a device, counts the first task's only
+		note["request_tasks"], note["request_index"] = w.share.tasks, w.share.index
+	}
 	if f != nil {
 		e.Outcome, e.ErrorClass = task.OutcomeFailed, f.Class
 		note["message"] = f.Message

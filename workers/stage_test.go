@@ -61,6 +61,35 @@ func TestBatchesBecomeResults(t *testing.T) {
 	})
 }
 
+// One request may ask for many tasks. Each has its attempt in the log, and the request is counted with one of them.
+func TestABatchedRequestIsCountedOnce(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "e", Slots: 1})
+	cfg := testConfig()
+	cfg.MaxBatchedTasks = 8
+	y.workers(cfg)
+	var tasks []*task.Task
+	for i := range 20 {
+		tasks = append(tasks, embed(fmt.Sprint("e-", i), `"x"`))
+	}
+	y.send("e", tasks...)
+	y.until("every attempt", func() bool { return y.count(task.AttemptSucceeded) == 20 })
+	requests := int64(0)
+	for _, e := range y.written(task.AttemptSucceeded) {
+		var note struct {
+			Tasks int `json:"request_tasks"`
+			Index int `json:"request_index"`
+		}
+		require.NoError(t, json.Unmarshal(e.Detail, &note))
+		require.LessOrEqual(t, note.Tasks, 8)
+		if note.Index == 0 {
+			requests++
+		}
+	}
+	require.Equal(t, y.fleet.Device("e").Stats().Requests, requests)
+	require.Less(t, requests, int64(20))
+	y.committed()
+}
+
 func countOf(s, part string) (n int) {
 	for i := 0; i+len(part) <= len(s); i++ {
 		if s[i:i+len(part)] == part {

@@ -28,11 +28,18 @@ type work struct {
 	localAttempts int            // made here
 	started       time.Time      // of the last attempt, by the clock of all processes
 	began         time.Time      // the same by this machine's clock
+	share         share          // of the request of the last attempt that ended
 
 	ctx            context.Context //nolint:containedctx // ends when the work is cancelled or lost, or the worker stops
 	stop           context.CancelCauseFunc
 	concluded      atomic.Bool // it has become a result or was written back
 	creditReturned atomic.Bool // its credit is no longer held here
+}
+
+// share is a task's place in a request to a device.
+type share struct {
+	tasks int // that the request asked for: more than one if it was batched
+	index int // of this one
 }
 
 func newWork(ctx context.Context, a task.Assignment, batch string, ack *records.Ack) *work {

@@ -176,6 +176,18 @@ func (y *yard) count(a task.Action) (n int) {
 	return n
 }
 
+// written returns the events of an action.
+func (y *yard) written(a task.Action) (es []task.Event) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, e := range y.events {
+		if e.Action == a {
+			es = append(es, e)
+		}
+	}
+	return es
+}
+
 // only returns the only result of a task.
 func (y *yard) only(id string) *task.Result {
 	y.t.Helper()

@@ -44,7 +44,7 @@ var ocsfActivities = map[task.Action]struct {
 	task.DeviceJoined: {ocsfCreate, "Create"}, task.DeviceLeft: {ocsfDelete, "Delete"},
 	task.TaskCancelRequested: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
 	task.DeviceDrained: {ocsfUpdate, "Update"}, task.DeviceUndrained: {ocsfUpdate, "Update"},
-	task.PolicyChanged: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},
+	task.PolicyChanged: {ocsfUpdate, "Update"}, task.PolicyKept: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},
 }
 
 // OCSF is an event of class API Activity. Its fields are those of the schema.

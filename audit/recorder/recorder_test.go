@@ -125,6 +125,7 @@ func TestDeadLettersOfTheRecorder(t *testing.T) {
 			audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'") == 2
 	}, audittest.Patience, 20*time.Millisecond, "the events around it are recorded, too")
 	require.Equal(t, 2, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id = 't1'"))
+	require.Equal(t, 3, audittest.One[int](t, pool, "SELECT count(*) FROM refusals WHERE action = 'record.dead_lettered' AND detail->>'stage' = 'audit' AND source LIKE 'kafka:%' AND reason <> ''"))
 	require.NoError(t, stop())
 
 	letters := map[string]*stream.Record{}

@@ -105,7 +105,7 @@ func (m *maker) callback(l *life) {
 		e.ResourceType, e.ResourceID, e.Duration, e.Model = "callback", id, took, ""
 		e.Detail = fmt.Appendf(nil, `{"delivery":%d,"host":"%s","status":%d}`, try, host, status)
 		if a != task.CallbackSent {
-			e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassConnect
+			e.Outcome, e.ErrorClass = task.OutcomeFailed, task.ClassReceiver
 			e.Detail = fmt.Appendf(nil, `{"delivery":%d,"host":"%s","problem":"status 500","status":500}`, try, host)
 		}
 		l.at = next

@@ -68,6 +68,7 @@ CREATE TABLE rollup_attempts (
     action    text COLLATE "C" NOT NULL,
     cause     text COLLATE "C" NOT NULL,
     n         bigint NOT NULL,
+    requests  bigint NOT NULL,
     us        bigint NOT NULL,
     PRIMARY KEY (day, hour, shard, device_id, model, action, cause)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
@@ -80,7 +81,8 @@ COMMENT ON COLUMN rollup_attempts.model IS 'Model that the request named.';
 COMMENT ON COLUMN rollup_attempts.action IS 'Action of the events.';
 COMMENT ON COLUMN rollup_attempts.cause IS 'Class of the error. For a task that was requeued without an error, the reason.';
 COMMENT ON COLUMN rollup_attempts.n IS 'Number of events.';
-COMMENT ON COLUMN rollup_attempts.us IS 'Total duration of the attempts, in microseconds.';
+COMMENT ON COLUMN rollup_attempts.requests IS 'Number of requests to the device. One that asked for several tasks counts once, with its first task.';
+COMMENT ON COLUMN rollup_attempts.us IS 'Total duration of the requests, in microseconds.';
 
 CREATE TABLE rollup_batches (
     day    date NOT NULL,
@@ -153,6 +155,14 @@ $$;
 COMMENT ON FUNCTION batchyard_bucket_ms(smallint) IS 'The middle of a bucket of rollup_latency in milliseconds. Durations in the bucket are at most 6.25 % away from it.';
 
 -- +goose StatementBegin
+-- A source without what differs for every request. The recorder computes the same in Go (sourceOf).
+CREATE FUNCTION batchyard_source(source_addr text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_source(text) IS 'An address without its port, or kafka:topic.';
+
+-- +goose StatementBegin
 -- Recomputes the rollups of the given day and all later ones from audit_log and results. It reads every row of those days,
 -- and recorders wait until it is done. Days whose audit rows were dropped lose their rollups, so start with a day that still
 -- has its rows.
@@ -175,8 +185,8 @@ BEGIN
     FROM (
         SELECT time AS at, CASE action WHEN 'task.assigned' THEN 'queue' WHEN 'batch.closed' THEN 'batch' WHEN 'attempt.succeeded' THEN 'attempt'
             WHEN 'attempt.failed' THEN 'failed_attempt' ELSE 'callback' END AS stage,
-            coalesce(model, '') AS model, round(duration_ms * 1e6)::bigint / 1000 AS us
-        FROM audit_log WHERE time >= since AND duration_ms > 0
+            coalesce(model, '') AS model, greatest(0, coalesce(round(duration_ms * 1e6)::bigint / 1000, 0)) AS us
+        FROM audit_log WHERE time >= since
             AND action IN ('task.assigned', 'batch.closed', 'attempt.succeeded', 'attempt.failed', 'callback.delivered')
         UNION ALL
         SELECT finished_at, 'dispatch', coalesce(model, ''), (extract(epoch FROM started_at - assigned_at) * 1000000)::bigint
@@ -186,10 +196,11 @@ BEGIN
         FROM results WHERE finished_at >= since AND state = 'SUCCESS' AND finished_at >= submitted_at
     ) s GROUP BY 1, 2, 4, 5, 6;
 
-    INSERT INTO rollup_attempts (day, hour, shard, device_id, model, action, cause, n, us)
+    INSERT INTO rollup_attempts (day, hour, shard, device_id, model, action, cause, n, requests, us)
     SELECT time::date, extract(hour FROM time), 0, coalesce(device_id, ''), coalesce(model, ''), action,
         coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, ''), count(*),
-        coalesce(sum(round(duration_ms * 1e6)::bigint / 1000) FILTER (WHERE duration_ms > 0), 0)
+        count(*) FILTER (WHERE action LIKE 'attempt.%' AND coalesce(detail->>'request_index', '0') = '0'),
+        coalesce(sum(round(duration_ms * 1e6)::bigint / 1000) FILTER (WHERE action LIKE 'attempt.%' AND coalesce(detail->>'request_index', '0') = '0' AND duration_ms > 0), 0)
     FROM audit_log WHERE time >= since AND action IN ('attempt.succeeded', 'attempt.failed', 'task.requeued', 'task.degraded')
     GROUP BY 1, 2, 4, 5, 6, 7;
 
@@ -201,7 +212,7 @@ BEGIN
 
     INSERT INTO rollup_submissions (day, hour, shard, tenant, actor_id, source, user_agent, tasks, input_bytes, first_at, last_at)
     SELECT time::date, -1, 0, tenant, left(actor_id, 128), -- an index entry is limited to 2.7 kB
-        left(CASE WHEN source_addr LIKE 'kafka:%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END, 100),
+        left(batchyard_source(source_addr), 100),
         left(coalesce(user_agent, ''), 256), count(*), coalesce(sum(input_bytes), 0), min(time), max(time)
     FROM audit_log WHERE time >= since AND action = 'task.accepted' GROUP BY 1, 4, 5, 6, 7;
 END
@@ -225,7 +236,7 @@ BEGIN
     FOR t IN SELECT * FROM (VALUES
         ('rollup_usage', 'tenant, model, endpoint, state', 'tasks, attempts, input_tokens, output_tokens', false),
         ('rollup_latency', 'stage, model, bucket', 'n, us', false),
-        ('rollup_attempts', 'device_id, model, action, cause', 'n, us', false),
+        ('rollup_attempts', 'device_id, model, action, cause', 'n, requests, us', false),
         ('rollup_batches', 'model, reason, size', 'tasks, bytes', false),
         ('rollup_submissions', 'tenant, actor_id, source, user_agent', 'tasks, input_bytes', true)
         ) AS v (name, keys, sums, days)
@@ -274,6 +285,7 @@ $$;
 -- +goose Down
 DROP FUNCTION batchyard_compact_rollups(date);
 DROP FUNCTION batchyard_rebuild_rollups(date);
+DROP FUNCTION batchyard_source(text);
 DROP FUNCTION batchyard_bucket_ms(smallint);
 DROP FUNCTION batchyard_bucket(bigint);
 DROP TABLE rollup_submissions, rollup_batches, rollup_attempts, rollup_latency, rollup_usage;

@@ -108,7 +108,7 @@ COMMENT ON COLUMN retries.cause IS 'Class of the error. For a task that was requ
 COMMENT ON COLUMN retries.failed_attempts IS 'Number of attempts that failed.';
 COMMENT ON COLUMN retries.requeued IS 'Number of times that a task was requeued.';
 COMMENT ON COLUMN retries.degraded IS 'Number of tasks that were degraded to a smaller model.';
-COMMENT ON COLUMN retries.lost_seconds IS 'Total duration of the failed attempts in seconds.';
+COMMENT ON COLUMN retries.lost_seconds IS 'Total duration of the requests that failed, in seconds. One that asked for several tasks counts once.';
 
 CREATE VIEW device_history AS
 SELECT time, device_id, action, outcome, error_class, actor_type, actor_id, source_addr, detail
@@ -153,13 +153,13 @@ times AS (
     FROM parts GROUP BY device_id, day),
 outcomes AS (
     SELECT device_id, day, sum(n) FILTER (WHERE action = 'attempt.succeeded') AS succeeded, sum(n) FILTER (WHERE action = 'attempt.failed') AS failed,
-        sum(us) / 1e6 AS busy
+        sum(requests) AS requests, sum(us) / 1e6 AS busy
     FROM rollup_attempts WHERE action IN ('attempt.succeeded', 'attempt.failed') AND (hour = -1 OR shard >= 0) GROUP BY device_id, day)
 SELECT day, device_id, round(up) AS up_seconds, round(failing) AS failing_seconds, round(drained) AS drained_seconds, round(absent) AS absent_seconds,
     round(100 * up / nullif(up + failing + absent, 0), 3) AS up_percent,
     coalesce(succeeded, 0)::bigint AS attempts_succeeded, coalesce(failed, 0)::bigint AS attempts_failed,
     round(100 * coalesce(succeeded, 0) / nullif(coalesce(succeeded, 0) + coalesce(failed, 0), 0), 3) AS succeeded_percent,
-    round(busy, 1) AS busy_seconds
+    coalesce(requests, 0)::bigint AS requests, round(busy, 1) AS busy_seconds
 FROM times FULL JOIN outcomes USING (device_id, day);
 COMMENT ON VIEW device_availability IS 'How long each device was up, failing (breaker open), drained or absent on each UTC day, and the outcomes of its attempts. Drained time counts neither for nor against the device. A device has no rows before its first event.';
 COMMENT ON COLUMN device_availability.day IS 'UTC day.';
@@ -172,7 +172,8 @@ COMMENT ON COLUMN device_availability.up_percent IS 'Share of the time, without 
 COMMENT ON COLUMN device_availability.attempts_succeeded IS 'Number of attempts that succeeded.';
 COMMENT ON COLUMN device_availability.attempts_failed IS 'Number of attempts that failed.';
 COMMENT ON COLUMN device_availability.succeeded_percent IS 'Share of the attempts that succeeded.';
-COMMENT ON COLUMN device_availability.busy_seconds IS 'Total duration of all attempts; more than a day if several ran at once.';
+COMMENT ON COLUMN device_availability.requests IS 'Number of requests that it was sent: fewer than attempts if some asked for several tasks.';
+COMMENT ON COLUMN device_availability.busy_seconds IS 'Total duration of the requests; more than a day if several ran at once.';
 
 CREATE VIEW usage_by_day AS
 SELECT day, tenant, model, sum(tasks)::bigint AS tasks,
@@ -390,8 +391,8 @@ COMMENT ON COLUMN submissions.first_at IS 'When the first of the tasks was accep
 COMMENT ON COLUMN submissions.last_at IS 'When the last of the tasks was accepted.';
 
 CREATE VIEW refusals AS
-SELECT time, tenant, action, error_class, actor_type, actor_id, source_addr, user_agent, resource_type, resource_id, task_id,
-    detail->>'status' AS status, coalesce(detail->>'errors', detail->>'error', detail->>'reason', detail->>'state') AS reason, detail
+SELECT time, tenant, action, error_class, actor_type, actor_id, source_addr, batchyard_source(source_addr) AS source, user_agent,
+    resource_type, resource_id, task_id, detail->>'status' AS status, coalesce(detail->>'errors', detail->>'error', detail->>'reason', detail->>'state') AS reason, detail
 FROM audit_log WHERE outcome = 'refused';
 COMMENT ON VIEW refusals IS 'Everything that was refused: submits, duplicate tasks, second results, records that cannot be decoded.';
 COMMENT ON COLUMN refusals."time" IS 'When it happened, by the clock of the process that recorded it.';
@@ -401,6 +402,7 @@ COMMENT ON COLUMN refusals.error_class IS 'Class of the error: invalid, device, 
 COMMENT ON COLUMN refusals.actor_type IS 'Who acted: user, stage or device.';
 COMMENT ON COLUMN refusals.actor_id IS 'Name of the user, the device, or the stage instance (stage@host-pid).';
 COMMENT ON COLUMN refusals.source_addr IS 'Where the request came from: an address with its port, or kafka:topic/partition@offset.';
+COMMENT ON COLUMN refusals.source IS 'The same without what differs for every request: the port, or the partition and offset.';
 COMMENT ON COLUMN refusals.user_agent IS 'User agent of the client.';
 COMMENT ON COLUMN refusals.resource_type IS 'Kind of thing it was done to: task, batch, device, callback, job, record …';
 COMMENT ON COLUMN refusals.resource_id IS 'Id of the thing it was done to.';

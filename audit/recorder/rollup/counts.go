@@ -5,6 +5,7 @@
 package rollup
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"math/bits"
@@ -20,7 +21,7 @@ import (
 type Counts struct {
 	usage       sums[usageKey, usageSums]
 	latency     sums[latencyKey, timeSums]
-	attempts    sums[attemptKey, timeSums]
+	attempts    sums[attemptKey, attemptSums]
 	batches     sums[batchKey, batchSums]
 	submissions sums[submissionKey, submissionSums]
 }
@@ -85,6 +86,8 @@ type (
 		hour, size    int32
 		model, reason string
 	}
+	attemptSums struct{ n, requests, us int64 }
+
 	batchSums struct{ tasks, bytes int64 }
 
 	submissionKey struct {
@@ -125,9 +128,10 @@ func (r *Counts) Absorb(other *Counts) {
 	absorb(&r.usage, &other.usage, func(to, v *usageSums) {
 		to.tasks, to.attempts, to.in, to.out = to.tasks+v.tasks, to.attempts+v.attempts, to.in+v.in, to.out+v.out
 	})
-	times := func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us }
-	absorb(&r.latency, &other.latency, times)
-	absorb(&r.attempts, &other.attempts, times)
+	absorb(&r.latency, &other.latency, func(to, v *timeSums) { to.n, to.us = to.n+v.n, to.us+v.us })
+	absorb(&r.attempts, &other.attempts, func(to, v *attemptSums) {
+		to.n, to.requests, to.us = to.n+v.n, to.requests+v.requests, to.us+v.us
+	})
 	absorb(&r.batches, &other.batches, func(to, v *batchSums) { to.tasks, to.bytes = to.tasks+v.tasks, to.bytes+v.bytes })
 	absorb(&r.submissions, &other.submissions, func(to, v *submissionSums) {
 		if to.tasks == 0 || v.first.Before(to.first) {
@@ -196,10 +200,9 @@ func (r *Counts) AddResult(res *task.Result) {
 	}
 }
 
+// took counts how long a stage took; less than a microsecond counts, too.
 func (r *Counts) took(e *task.Event, stage string) {
-	if e.Duration > 0 {
-		r.time(hourOf(e.Time), stage, e.Model, e.Duration)
-	}
+	r.time(hourOf(e.Time), stage, e.Model, max(0, e.Duration))
 }
 
 func (r *Counts) time(hour int32, stage, model string, d time.Duration) {
@@ -219,9 +222,22 @@ func (r *Counts) tried(e *task.Event) {
 	}
 	v := r.attempts.of(attemptKey{hourOf(e.Time), e.DeviceID, e.Model, string(e.Action), cause})
 	v.n++
-	if e.Duration > 0 {
-		v.us += min(e.Duration.Microseconds(), math.MaxInt64-v.us)
+	if (e.Action == task.AttemptSucceeded || e.Action == task.AttemptFailed) && !sharesRequest(e.Detail) {
+		v.requests++
+		v.us += min(max(0, e.Duration).Microseconds(), math.MaxInt64-v.us)
 	}
+}
+
+// sharesRequest reports whether the request of an attempt is counted with another task: a request that asked
+// for several tasks is counted with its first one.
+func sharesRequest(detail []byte) bool {
+	if !bytes.Contains(detail, []byte(`"request_index"`)) {
+		return false
+	}
+	var note struct {
+		Index int `json:"request_index"`
+	}
+	return json.Unmarshal(detail, &note) == nil && note.Index > 0
 }
 
 func (r *Counts) batched(e *task.Event) {

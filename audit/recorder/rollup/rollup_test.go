@@ -29,7 +29,7 @@ func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	for _, sql := range []string{
 		`SELECT format('usage %s %s', ` + time + `, row(tenant, model, endpoint, state, sum(tasks), sum(attempts), sum(input_tokens), sum(output_tokens))) FROM rollup_usage` + which + ` GROUP BY ` + time + `, tenant, model, endpoint, state`,
 		`SELECT format('latency %s %s', ` + time + `, row(stage, model, bucket, sum(n), sum(us))) FROM rollup_latency` + which + ` GROUP BY ` + time + `, stage, model, bucket`,
-		`SELECT format('attempts %s %s', ` + time + `, row(device_id, model, action, cause, sum(n), sum(us))) FROM rollup_attempts` + which + ` GROUP BY ` + time + `, device_id, model, action, cause`,
+		`SELECT format('attempts %s %s', ` + time + `, row(device_id, model, action, cause, sum(n), sum(requests), sum(us))) FROM rollup_attempts` + which + ` GROUP BY ` + time + `, device_id, model, action, cause`,
 		`SELECT format('batches %s %s', ` + time + `, row(model, reason, size, sum(tasks), sum(bytes))) FROM rollup_batches` + which + ` GROUP BY ` + time + `, model, reason, size`,
 		`SELECT format('submissions %s %s', ` + time + `, row(tenant, actor_id, source, user_agent, sum(tasks), sum(input_bytes), min(first_at), max(last_at))) FROM rollup_submissions GROUP BY ` + time + `, tenant, actor_id, source, user_agent`,
 	} {
@@ -43,50 +43,6 @@ func counted(t testing.TB, pool *pgxpool.Pool, time string) (all []string) {
 	return all
 }
 
-// life returns a random task whose events have everything that is counted.
-func life(r *rand.Rand, id string, at time.Time) (es []task.Event, rs []*task.Result) {
-	s := audittest.NewStory(id)
-	s.At = at
-	s.Task.Tenant, s.Task.Model = []string{"acme", "blue"}[r.IntN(2)], []string{"m", "n", ""}[r.IntN(3)]
-	s.Task.SubmittedAt = at
-	took := func(e task.Event) task.Event {
-		e.Duration = time.Duration(r.ExpFloat64() * float64(50*time.Millisecond))
-		return e
-	}
-	e := task.Accepted(s.Task, task.Origin{
-		Actor: s.Task.Tenant, UserAgent: []string{"", "curl"}[r.IntN(2)],
-		Addr: []string{"", "203.0.113.7:" + fmt.Sprint(r.IntN(9999)), "[::1]:80", "kafka:tasks.low/3@" + fmt.Sprint(r.IntN(99)), "unknown"}[r.IntN(5)],
-	}, s.Tick())
-	es = append(es, e, s.Event(task.TaskQueued, 0, ""))
-	device := fmt.Sprint("gpu-", r.IntN(3))
-	for attempt := 1; attempt <= 3; attempt++ {
-		es = append(es, took(s.Event(task.TaskAssigned, attempt, device)))
-		b := took(s.Event(task.BatchClosed, attempt, device))
-		b.Detail = [][]byte{[]byte(fmt.Sprintf(`{"bytes":%d,"reason":"idle","tasks":%d}`, r.IntN(9999), 1+r.IntN(4))),
-			[]byte(`{"tasks": 7, "reason": "moon", "bytes": 3}`), nil, []byte(`{"broken`)}[min(r.IntN(20), 3)]
-		es = append(es, b, s.Event(task.AttemptStarted, attempt, device))
-		if r.IntN(3) > 0 {
-			es = append(es, took(s.Event(task.AttemptSucceeded, attempt, device)))
-			break
-		}
-		failed := took(s.Event(task.AttemptFailed, attempt, device))
-		failed.Outcome, failed.ErrorClass = task.OutcomeFailed, []task.ErrorClass{task.ClassDevice, task.ClassTimeout}[r.IntN(2)]
-		back := s.Event(task.TaskRequeued, attempt, device)
-		back.ErrorClass, back.Detail = failed.ErrorClass, []byte(`{"reason":"device"}`)
-		if r.IntN(2) == 0 {
-			back.ErrorClass, back.Detail = "", []byte(`{"reason":"moved"}`)
-		}
-		es = append(es, failed, back, s.Event(task.TaskDegraded, attempt, device))
-	}
-	for range 1 + r.IntN(2) { // the second is not taken
-		res := s.Result([]task.State{task.Success, task.Failed, task.Expired}[r.IntN(3)], device)
-		res.AssignedAt, res.StartedAt = at, at.Add(time.Duration(r.IntN(1e9)))
-		res.Usage = task.Usage{InputTokens: r.Int64N(1000), OutputTokens: r.Int64N(1000)}
-		rs = append(rs, res)
-	}
-	return append(es, took(s.Event(task.CallbackSent, 0, ""))), rs
-}
-
 func TestRollupsAgreeWithTheRows(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)
@@ -98,7 +54,7 @@ func TestRollupsAgreeWithTheRows(t *testing.T) {
 		for i := range 40 {
 			var c []*stream.Record
 			for j := range 5 {
-				es, rs := life(rand, fmt.Sprint(writer, "-", i, "-", j), now.Add(-time.Duration(rand.Int64N(int64(6*audit.Day)))))
+				es, rs := audittest.RandomTask(rand, fmt.Sprint(writer, "-", i, "-", j), now.Add(-time.Duration(rand.Int64N(int64(6*audit.Day)))))
 				c = append(c, events.Events(t, es...))
 				for _, res := range rs {
 					c = append(c, results.Result(t, res))
@@ -154,7 +110,7 @@ func BenchmarkRollup(b *testing.B) {
 	var es []task.Event
 	var rs []*task.Result
 	for i := range 2000 {
-		e, r := life(rand, fmt.Sprint(i), time.Now())
+		e, r := audittest.RandomTask(rand, fmt.Sprint(i), time.Now())
 		es, rs = append(es, e...), append(rs, r...)
 	}
 	var r rollup.Counts

@@ -35,11 +35,11 @@ ORDER BY h, stage, model, bucket
 ON CONFLICT (day, hour, shard, stage, model, bucket) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
 
 	attemptsSQL = `
-INSERT INTO rollup_attempts AS r (day, hour, shard, device_id, model, action, cause, n, us)
-SELECT ` + hourColumns + `, device_id, model, action, cause, n, us
-FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) AS u (h, device_id, model, action, cause, n, us)
-ORDER BY h, device_id, model, action, cause
-ON CONFLICT (day, hour, shard, device_id, model, action, cause) DO UPDATE SET n = r.n + excluded.n, ` + addTimes
+INSERT INTO rollup_attempts AS r (day, hour, shard, device_id, model, action, cause, n, requests, us)
+SELECT ` + hourColumns + `, device_id, model, action, cause, n, requests, us
+FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[])
+	AS u (h, device_id, model, action, cause, n, requests, us) ORDER BY h, device_id, model, action, cause
+ON CONFLICT (day, hour, shard, device_id, model, action, cause) DO UPDATE SET n = r.n + excluded.n, requests = r.requests + excluded.requests, ` + addTimes
 
 	batchesSQL = `
 INSERT INTO rollup_batches AS r (day, hour, shard, model, reason, size, tasks, bytes)
@@ -99,12 +99,13 @@ func (r *Counts) queueAttempts(b *pgx.Batch, shard int32) {
 	if n == 0 {
 		return
 	}
-	hours, texts, ints := make([]int32, n), columns[string](4, n), columns[int64](2, n)
+	hours, texts, ints := make([]int32, n), columns[string](4, n), columns[int64](3, n)
 	for i, k := range r.attempts.keys {
+		v := &r.attempts.vals[i]
 		hours[i], texts[0][i], texts[1][i], texts[2][i], texts[3][i] = k.hour, k.device, k.model, k.action, k.cause
-		ints[0][i], ints[1][i] = r.attempts.vals[i].n, r.attempts.vals[i].us
+		ints[0][i], ints[1][i], ints[2][i] = v.n, v.requests, v.us
 	}
-	b.Queue(attemptsSQL, shard, hours, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1])
+	b.Queue(attemptsSQL, shard, hours, texts[0], texts[1], texts[2], texts[3], ints[0], ints[1], ints[2])
 }
 
 func (r *Counts) queueBatches(b *pgx.Batch, shard int32) {

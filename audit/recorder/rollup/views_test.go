@@ -1,4 +1,4 @@
-package migrations_test
+package rollup_test
 
 import (
 	"cmp"

@@ -172,15 +172,6 @@ func TestSubmitsThatAreRefused(t *testing.T) {
 	require.NotContains(t, b.logs.String(), "s3cret")
 }
 
-func TestRefusedEventsAreBounded(t *testing.T) {
-	b := start(t, Config{RefusedEvents: 1})
-	for range 20 {
-		b.do(t, "POST", "/v1/tasks", `{}`).problem(t, 422)
-	}
-	require.Less(t, len(b.events(t, task.TaskRefused)), 20)
-	require.Contains(t, b.do(t, "GET", "/metrics", "").body, "batchyard_api_refused_unrecorded_total")
-}
-
 func TestWaitEndsWithTheTask(t *testing.T) {
 	b := start(t, Config{})
 	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Running})
@@ -247,7 +238,7 @@ func TestCancel(t *testing.T) {
 	require.Equal(t, 202, a.status, a.body)
 	rs := b.records(t, stream.Results)
 	require.Len(t, rs, 1)
-	require.Len(t, b.events(t, task.TaskCancelRequested), 1)
+	require.Len(t, b.made(t, task.TaskCancelRequested), 1)
 
 	b.store.set(status.TaskRow{Tenant: "default", ID: "a", State: task.Cancelled})
 	p := b.do(t, "POST", "/v1/tasks/a/cancel", "").problem(t, 409)

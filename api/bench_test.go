@@ -235,16 +235,17 @@ func (m *memory) Events(_ context.Context, k task.Key) ([]status.EventRow, error
 
 // bench is a running API on a real broker, an embedded Redis and a store in memory.
 type bench struct {
-	url   string
-	store *memory
-	log   *stream.Client
-	redis *miniredis.Miniredis
-	stop  context.CancelFunc
-	done  chan error
-	logs  *logBuffer
-	flush func(context.Context) error // until the events that were recorded are in Kafka
-	deps  Deps
-	spec  description // every response of do is checked against it
+	url    string
+	store  *memory
+	log    *stream.Client
+	redis  *miniredis.Miniredis
+	stop   context.CancelFunc
+	done   chan error
+	logs   *logBuffer
+	flush  func(context.Context) error // until the events that were recorded are in Kafka
+	deps   Deps
+	server *Server
+	spec   description // every response of do is checked against it
 }
 
 type logBuffer struct {
@@ -294,6 +295,7 @@ func start(t *testing.T, cfg Config, change ...func(*Deps)) *bench {
 	}
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:0")
 	s, err := New(b.deps, cfg)
+	b.server = s
 	require.NoError(t, err)
 	text, err := s.api.OpenAPI().MarshalJSON()
 	require.NoError(t, err)
@@ -437,4 +439,10 @@ func (b *bench) events(t *testing.T, a task.Action) (out []task.Event) {
 	// What is of no task is in any partition.
 	slices.SortStableFunc(out, func(x, y task.Event) int { return x.Time.Compare(y.Time) })
 	return out
+}
+
+// made returns the events of changes that were made.
+func (b *bench) made(t *testing.T, a task.Action) []task.Event {
+	t.Helper()
+	return slices.DeleteFunc(b.events(t, a), func(e task.Event) bool { return e.Outcome != task.OutcomeOK })
 }

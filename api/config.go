@@ -20,7 +20,6 @@ type Config struct {
 	MaxHeader     int64         `yaml:"max_header_bytes" default:"64KiB" unit:"bytes" min:"4096" max:"1048576" doc:"Maximum size of the headers of a request."`
 	MaxBodies     int64         `yaml:"max_body_memory" default:"128MiB" unit:"bytes" min:"1048576" max:"17179869184" doc:"Memory for request bodies. Requests that would exceed it get a 503 and a Retry-After."`
 	MaxRequests   int64         `yaml:"max_requests" default:"10000" unit:"requests" min:"1" max:"1000000" doc:"Maximum number of concurrent requests, including those that wait. Further requests get a 503 and a Retry-After."`
-	RefusedEvents int           `yaml:"refused_events_per_second" default:"20" unit:"events per second" min:"1" max:"10000" doc:"Maximum number of refused submits per second that go to the audit log. All of them are counted in the metrics."`
 }
 
 func (c Config) withDefaults() Config {

@@ -39,7 +39,7 @@ func TestDrainDevice(t *testing.T) {
 	require.JSONEq(t, `{"device_id":"d1","drained":false,"changed":true}`, b.do(t, "POST", "/v1/devices/d1/undrain", "").body)
 	b.do(t, "POST", "/v1/devices/d1/undrain", "").problem(t, 404)
 
-	drained := b.events(t, task.DeviceDrained)
+	drained := b.made(t, task.DeviceDrained)
 	require.Len(t, drained, 2)
 	require.Equal(t, "ops", drained[0].ActorID)
 	require.Equal(t, task.ActorUser, drained[0].ActorType)
@@ -47,7 +47,7 @@ func TestDrainDevice(t *testing.T) {
 	require.Equal(t, "d1", drained[0].DeviceID)
 	require.JSONEq(t, `{"changed":true}`, string(drained[0].Detail))
 	require.JSONEq(t, `{"changed":false}`, string(drained[1].Detail))
-	require.Len(t, b.events(t, task.DeviceUndrained), 1)
+	require.Len(t, b.made(t, task.DeviceUndrained), 1)
 	b.redis.Close()
 	b.do(t, "POST", "/v1/devices/d1/drain", "").problem(t, 503)
 }
@@ -78,7 +78,7 @@ func TestPolicy(t *testing.T) {
 			require.Equal(t, pointer, got.Errors[0].Pointer, body)
 		}
 	}
-	require.Empty(t, b.events(t, task.PolicyChanged))
+	require.Empty(t, b.made(t, task.PolicyChanged))
 
 	a := b.do(t, "PUT", "/v1/router/policy", `{"policy":"load_formula","weights":{"cpu":0.5,"mem":0.5}}`, tenantHeader, "ops", "User-Agent", "test/1")
 	require.Equal(t, 200, a.status, a.body)
@@ -104,7 +104,7 @@ func TestPolicy(t *testing.T) {
 	require.JSONEq(t, fmt.Sprintf(`{"kept":{"policy":"load_formula","binding":"auto","weights":{"cpu":0.5,"mem":0.5},"source":"operator"},"set_by":"ops","set_at":%q}`,
 		p.At.Format(time.RFC3339Nano)), string(kept[0].Detail))
 	require.JSONEq(t, `{"kept":{"policy":"round_robin","binding":"late","source":"file"},"set_by":"","set_at":null}`, string(kept[1].Detail))
-	changes := b.events(t, task.PolicyChanged)
+	changes := b.made(t, task.PolicyChanged)
 	require.Len(t, changes, 2)
 	require.Equal(t, "test/1", changes[0].UserAgent)
 	require.Equal(t, "ops", changes[0].ActorID)
@@ -148,7 +148,7 @@ func TestReprioritize(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, task.High, overrides[0].Priority)
 	require.Equal(t, 0, overrides[0].Level)
-	es := b.events(t, task.TaskReprioritized)
+	es := b.made(t, task.TaskReprioritized)
 	require.Len(t, es, 2)
 	require.Equal(t, "a", es[0].TaskID)
 	require.Equal(t, "test/1", es[0].UserAgent)
@@ -171,7 +171,7 @@ func TestReprioritize(t *testing.T) {
 	b.do(t, "PATCH", "/v1/tasks/a", `{"priority":"high"}`).problem(t, 409)
 	b.redis.Close()
 	b.do(t, "PATCH", "/v1/tasks/old", `{"priority":"high"}`).problem(t, 503)
-	require.Len(t, b.events(t, task.TaskReprioritized), 3)
+	require.Len(t, b.made(t, task.TaskReprioritized), 3)
 }
 
 func whyOf(t *testing.T, b *bench, id string) (w Why) {

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
@@ -45,7 +46,7 @@ type Producer interface {
 
 // Registry holds the devices that send heartbeats.
 type Registry interface {
-	Beat(ctx context.Context, d device.Device) (joined bool, err error)
+	Beat(ctx context.Context, d device.Device) (store.Beaten, error)
 	Left(ctx context.Context, id string) (was bool, err error)
 	List(ctx context.Context) ([]device.Device, error)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -148,24 +149,62 @@ func (s *Server) beat(ctx context.Context, in *request) (*beatOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
 	out := &beatOutput{HeartbeatTaken{ID: id}}
+	var beaten store.Beaten
 	action := task.DeviceJoined
 	if hb.Leaving {
 		action = task.DeviceLeft
 		out.Body.Left, err = s.deps.Registry.Left(ctx, id)
 	} else {
-		out.Body.Joined, err = s.deps.Registry.Beat(ctx, hb.device(id))
+		beaten, err = s.deps.Registry.Beat(ctx, hb.device(id))
 	}
 	if err != nil {
 		return nil, s.beatRefused(ctx, err)
 	}
-	if out.Body.Joined || out.Body.Left {
-		o := originOf(in.r, id)
-		s.record(ctx, task.Event{
-			Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorDevice, ActorID: id,
-			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: id, DeviceID: id, TraceID: traceOf(ctx),
-		}, nil)
+	out.Body.Joined = beaten.Joined
+	if out.Body.Joined || out.Body.Left || beaten.Before != nil {
+		s.recordDevice(ctx, in.r, action, hb, beaten)
 	}
 	return out, nil
+}
+
+// said is what a device says of itself, without its figures.
+type said struct {
+	URL      string   `json:"url"`
+	Models   []string `json:"models"`
+	Tags     []string `json:"tags,omitempty"`
+	Slots    int      `json:"slots"`
+	Weight   float64  `json:"weight"`
+	Draining bool     `json:"draining,omitempty"`
+}
+
+func saidBy(d *device.Device) said {
+	return said{d.URL, firstOf(d.Models), firstOf(d.Tags), d.Slots, d.Weight, d.Draining}
+}
+
+// firstOf bounds a list in an event.
+func firstOf(all []string) []string { return all[:min(len(all), 16)] }
+
+// recordDevice writes that a device joined, left, or says something else of itself.
+func (s *Server) recordDevice(ctx context.Context, r *http.Request, action task.Action, hb *Heartbeat, b store.Beaten) {
+	id := r.PathValue("device_id")
+	o := originOf(r, id)
+	e := task.Event{
+		Action: action, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorDevice, ActorID: id,
+		SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "device", ResourceID: id, DeviceID: id, TraceID: traceOf(ctx),
+	}
+	detail := map[string]any{}
+	if !hb.Leaving {
+		now := hb.device(id)
+		now.Normalize()
+		detail["new"] = saidBy(&now)
+		if b.Before != nil {
+			detail["old"] = saidBy(b.Before)
+		}
+		if !b.Joined {
+			e.Action = task.DeviceChanged
+		}
+	}
+	_ = s.record(ctx, e, detail) // it has said so in the log
 }
 
 // deviceOf returns the device that the path names. An id that cannot be one is a

@@ -14,6 +14,7 @@ import (
 // contract is what the description says of every request to an operation, beside
 // its body.
 type contract struct {
+	operation string
 	query []string // names of its query parameters
 	sends []string // content types of its success
 }
@@ -24,7 +25,7 @@ func contracts(api *huma.OpenAPI) map[string]contract {
 	out := map[string]contract{}
 	for path, item := range api.Paths {
 		for method, op := range operations(item) {
-			var c contract
+			c := contract{operation: op.OperationID}
 			for _, p := range op.Parameters {
 				if p.In == "query" {
 					c.query = append(c.query, p.Name)

@@ -124,7 +124,7 @@ func (s *Server) announceJob(ctx context.Context, in *request) (*announcedOutput
 	have, err := s.deps.Store.Job(qctx, key.Tenant, key.ID)
 	switch {
 	case err == nil && have.SHA256 != "" && have.SHA256 != hexOf(&spec):
-		return nil, s.otherFile(ctx, in.r, &spec, &task.JobConflictError{JobID: key.ID, SHA256: have.SHA256, SubmittedAt: *have.At})
+		return nil, problem(http.StatusConflict, "%s", &task.JobConflictError{JobID: key.ID, SHA256: have.SHA256, SubmittedAt: *have.At})
 	case err != nil && !errors.Is(err, status.ErrNoJob): // Redis still knows the newest jobs
 		s.log.Warn("reading a job that is announced failed; older jobs of the same name go unnoticed", "trace_id", traceOf(ctx), "error", err)
 	}
@@ -134,7 +134,7 @@ func (s *Server) announceJob(ctx context.Context, in *request) (*announcedOutput
 	var other *task.JobConflictError
 	switch {
 	case errors.As(err, &other):
-		return nil, s.otherFile(ctx, in.r, &spec, other)
+		return nil, problem(http.StatusConflict, "%s", other)
 	case err != nil:
 		s.log.Warn("writing the announcement of a job to Kafka failed", "trace_id", traceOf(ctx), "error", err)
 		return nil, later("Kafka did not answer in time: the job may or may not be announced; send the request again")
@@ -144,21 +144,6 @@ func (s *Server) announceJob(ctx context.Context, in *request) (*announcedOutput
 
 // hexOf returns the fingerprint of a valid announcement in small letters.
 func hexOf(s *task.JobSpec) string { return fmt.Sprintf("%x", s.Fingerprint()) }
-
-// otherFile records and answers an announcement whose name belongs to another file.
-func (s *Server) otherFile(ctx context.Context, r *http.Request, spec *task.JobSpec, other *task.JobConflictError) error {
-	o := originOf(r, spec.Tenant)
-	p := problem(http.StatusConflict, "%s", other)
-	if s.refused.take() {
-		s.record(ctx, task.Event{
-			Action: task.JobSubmitted, Outcome: task.OutcomeRefused, Tenant: spec.Tenant, ActorType: task.ActorUser, ActorID: o.Actor,
-			SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "job", ResourceID: spec.JobID, JobID: spec.JobID, ErrorClass: task.ClassInvalid, TraceID: traceOf(ctx),
-		}, map[string]any{"status": p.Status, "reason": "another file", "sha256": hexOf(spec), "of_job": other.SHA256})
-	} else {
-		s.deps.Metrics.API.RefusedQuiet.Inc()
-	}
-	return p
-}
 
 // findJob returns the job of the path; the error is a problem.
 func (s *Server) findJob(ctx context.Context, r *http.Request) (task.Key, *task.Job, error) {

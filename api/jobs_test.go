@@ -87,7 +87,7 @@ func TestAnnouncementsThatAreRefused(t *testing.T) {
 		require.Equal(t, pointer, p.Errors[0].Pointer, body)
 	}
 	b.do(t, "PUT", "/v1/jobs/"+strings.Repeat("x", 129), announcement(sumA)).problem(t, 400)
-	require.Empty(t, b.events(t, task.JobSubmitted))
+	require.Empty(t, b.made(t, task.JobSubmitted))
 }
 
 // The URL of a job's callback reaches the recorder, and not the audit log.
@@ -136,7 +136,7 @@ func TestCancelJob(t *testing.T) {
 	a.into(t, &page)
 	require.EqualValues(t, cancelPage, page.Cancelled)
 	require.NotEmpty(t, page.Next)
-	require.Len(t, b.events(t, task.JobCancelRequested), 1)
+	require.Len(t, b.made(t, task.JobCancelRequested), 1)
 	a = b.do(t, "POST", "/v1/jobs/j/cancel?cursor="+page.Next, "")
 	page = CancelledJob{}
 	a.into(t, &page)

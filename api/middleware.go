@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
@@ -34,7 +33,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), traceKey{}, traceID(r)))
 	w := &response{ResponseWriter: rw, timeout: s.cfg.WriteTimeout}
 	w.Header().Set("X-Trace-Id", traceOf(r.Context()))
-	route, method := "other", "other"
+	route, method, operation := "other", "other", ""
 	m := &s.deps.Metrics.API
 	m.InFlight.Inc()
 	defer func() {
@@ -44,6 +43,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		m.Requests.WithLabelValues(route, method, strconv.Itoa(w.status)).Inc()
 		m.Seconds.WithLabelValues(route, method).Observe(time.Since(began).Seconds())
+		s.note(w, r, operation)
 	}()
 	h, pattern := s.mux.Handler(r)
 	if pattern == "" {
@@ -51,6 +51,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	method, route, _ = strings.Cut(pattern, " ")
+	operation = s.promises[pattern].operation
 	if p := s.guard(r, s.promises[pattern]); p != nil {
 		writeProblem(w, r, p)
 		return
@@ -121,6 +122,7 @@ type response struct {
 	http.ResponseWriter
 	timeout time.Duration
 	status  int
+	problem *Problem // that was written
 }
 
 func (w *response) WriteHeader(status int) {
@@ -149,29 +151,4 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // Flush is for responses that are streamed.
 func (w *response) Flush() {
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
-}
-
-// bucket is a token bucket.
-type bucket struct {
-	mu     sync.Mutex
-	rate   float64
-	tokens float64
-	last   time.Time
-}
-
-func newBucket(perSecond int) *bucket {
-	return &bucket{rate: float64(perSecond), tokens: float64(perSecond), last: time.Now()}
-}
-
-func (b *bucket) take() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	b.tokens = min(b.rate, b.tokens+b.rate*now.Sub(b.last).Seconds())
-	b.last = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/batchyard/batchyard/task"
 )
@@ -131,6 +132,9 @@ func withTrace(ctx huma.Context, _ string, v any) (any, error) {
 	switch e := v.(type) {
 	case *Problem:
 		e.TraceID = traceOf(ctx.Context())
+		if _, w := humago.Unwrap(ctx); w != nil {
+			keepProblem(w, e)
+		}
 	case *huma.ErrorModel: // an error of a handler that is not a problem
 		p := internalError()
 		p.TraceID = traceOf(ctx.Context())
@@ -142,6 +146,7 @@ func withTrace(ctx huma.Context, _ string, v any) (any, error) {
 // writeProblem answers where huma does not.
 func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	p.TraceID = traceOf(r.Context())
+	keepProblem(w, p)
 	b, err := json.Marshal(p)
 	if err != nil { // cannot happen: strings and numbers only
 		b = []byte(`{"status":500}`)
@@ -154,6 +159,13 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	}
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(b) // the client may be gone
+}
+
+// keepProblem remembers a problem for the audit log.
+func keepProblem(w http.ResponseWriter, p *Problem) {
+	if own, ok := w.(*response); ok {
+		own.problem = p
+	}
 }
 
 // clip shortens text that may repeat what a client sent.

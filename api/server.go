@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
 )
@@ -26,7 +27,7 @@ type Server struct {
 	api      huma.API
 	budget   *budget
 	requests *semaphore.Weighted
-	refused  *bucket
+	trail    *trail.Trail
 	stopping chan struct{} // closed when draining begins
 	stop     sync.Once
 	scrapes  chan struct{}       // holds one for each running scrape of /metrics
@@ -59,8 +60,8 @@ func New(d Deps, cfg Config) (*Server, error) {
 		bodies:   map[string]bool{},
 		budget:   &budget{metrics: d.Metrics},
 		requests: semaphore.NewWeighted(cfg.MaxRequests),
-		refused:  newBucket(cfg.RefusedEvents),
 	}
+	s.trail = trail.New(s.record)
 	s.budget.limit.Store(cfg.MaxBodies)
 	s.describe()
 	s.routeTasks()
@@ -98,6 +99,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		MaxHeaderBytes:    2 * int(s.cfg.MaxHeader),                            // guard answers from MaxHeader on; net/http bounds the memory, with a bare 431
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // clients that disconnect
 	}
+	defer s.follow(ctx)()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	if ready != nil {
@@ -119,4 +121,18 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// follow writes what clients do to the audit log until the returned function is called, after the last request.
+func (s *Server) follow(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.trail.Run(ctx) })
+	return func() {
+		cancel()
+		wg.Wait()
+		if left := s.trail.Flush(context.WithoutCancel(ctx)); left > 0 {
+			s.log.Error("Kafka does not answer: how often clients read or were refused in the last minute is missing in the audit log", "kinds", left)
+		}
+	}
 }

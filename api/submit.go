@@ -143,18 +143,18 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	body, release, err := s.budget.readBody(in.w, in.r, limits.MaxBody)
 	defer release()
 	if err != nil {
-		return nil, s.refuse(ctx, in.r, tenant, asProblem(err))
+		return nil, asProblem(err)
 	}
 	endless(in.w)
 	tasks, form, refused := decodeTasks(body, in.r.Header.Get("Content-Type"), limits.MaxTasks)
 	if refused != nil {
-		return nil, s.refuse(ctx, in.r, tenant, refused)
+		return nil, refused
 	}
 	for i, t := range tasks {
 		if t.Tenant != "" && sent && t.Tenant != tenant {
 			p := fieldProblem(http.StatusBadRequest, []ProblemError{{pointerAt(form, i) + "/tenant",
 				"conflicts with the header " + tenantHeader + ": set one of them, or both to the same tenant"}}, 0)
-			return nil, s.refuse(ctx, in.r, tenant, p)
+			return nil, p
 		}
 		t.Tenant = cmp.Or(t.Tenant, tenant)
 		t.TraceID = cmp.Or(t.TraceID, traceOf(ctx))
@@ -206,9 +206,9 @@ func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, f
 		for i, f := range refused.Refusals {
 			errs[i] = fieldError(pointerAt(form, f.Index), f.Err)
 		}
-		return s.refuse(ctx, r, tenant, fieldProblem(code, errs, refused.More))
+		return fieldProblem(code, errs, refused.More)
 	case errors.As(err, &large):
-		return s.refuse(ctx, r, tenant, problem(http.StatusRequestEntityTooLarge, "a task is larger than a Kafka record may be; shorten its input"))
+		return problem(http.StatusRequestEntityTooLarge, "a task is larger than a Kafka record may be; shorten its input")
 	case errors.Is(err, producer.ErrClosed):
 		return later("the server is stopping; send the tasks again")
 	}
@@ -216,40 +216,16 @@ func (s *Server) notTaken(ctx context.Context, r *http.Request, tenant string, f
 	return later("Kafka did not answer in time: the tasks may or may not be accepted; send them again with the same ids")
 }
 
-// refuse records a refused submit, at a bounded rate, and returns the problem.
-func (s *Server) refuse(ctx context.Context, r *http.Request, tenant string, p *Problem) error {
-	if p.Status >= 500 {
-		return p
-	}
-	if !s.refused.take() {
-		s.deps.Metrics.API.RefusedQuiet.Inc()
-		return p
-	}
-	o := originOf(r, tenant)
-	s.record(ctx, task.Event{
-		Action: task.TaskRefused, Outcome: task.OutcomeRefused, Tenant: tenant, ActorType: task.ActorUser, ActorID: o.Actor,
-		SourceAddr: o.Addr, UserAgent: o.UserAgent, ResourceType: "task", ErrorClass: task.ClassInvalid, TraceID: traceOf(ctx),
-	}, map[string]any{"status": p.Status, "errors": pointers(p)})
-	return p
-}
-
-// pointers names the wrong fields, without their values.
-func pointers(p *Problem) []string {
-	var out []string
-	for _, e := range p.Errors {
-		out = append(out, clip(e.Pointer))
-	}
-	return out
-}
-
 // record writes an event. While Kafka does not answer the event is lost, which the
 // log says: the request has to be answered all the same.
-func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any) {
+func (s *Server) record(ctx context.Context, e task.Event, detail map[string]any) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := s.deps.Producer.Record(ctx, e, detail); err != nil {
-		s.log.Warn("writing an event to Kafka failed; it is missing in the audit log", "action", e.Action, "error", err)
+	err := s.deps.Producer.Record(ctx, e, detail)
+	if err != nil {
+		s.log.Warn("writing an event to Kafka failed; it may be missing in the audit log", "action", e.Action, "error", err)
 	}
+	return err
 }
 
 // decodeTasks reads a task, or an array of at most most tasks; form says which.

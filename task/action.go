@@ -35,10 +35,13 @@ const (
 	DeviceJoined        Action = "device.joined"
 	DeviceLeft          Action = "device.left"
 	DeviceSilent        Action = "device.silent"
+	DeviceRefused       Action = "device.refused"
+	DeviceChanged       Action = "device.changed"
 	DeviceDrained       Action = "device.drained"
 	DeviceUndrained     Action = "device.undrained"
 	PolicyChanged       Action = "router.policy_changed"
 	PolicyKept          Action = "router.policy_kept"
+	ProcessStarted      Action = "process.started"
 	ConfigReloaded      Action = "config.reloaded"
 	BreakerOpened       Action = "breaker.opened"
 	BreakerHalfOpen     Action = "breaker.half_opened"
@@ -46,6 +49,10 @@ const (
 	CallbackSent        Action = "callback.delivered"
 	CallbackFailed      Action = "callback.failed"
 	CallbackGivenUp     Action = "callback.given_up"
+	DataRead            Action = "data.read"
+	AuditExported       Action = "audit.exported"
+	AuditVerified       Action = "audit.verified"
+	LedgerChecked       Action = "ledger.checked"
 	PartitionDropped    Action = "audit.partition_dropped"
 	RecordedAgain       Action = "audit.recorded_again"
 	TopicReplaced       Action = "audit.topic_replaced"
@@ -91,10 +98,13 @@ var Actions = []ActionInfo{
 	{DeviceJoined, "api, router", "", "a device sent its first heartbeat"},
 	{DeviceLeft, "api", "", "a device announced that it leaves"},
 	{DeviceSilent, "router", "", "a device sent no heartbeat for devices.heartbeat_timeout"},
+	{DeviceRefused, "api", "", "a heartbeat was refused; the detail says why"},
+	{DeviceChanged, "api", "", "a device says something else of itself than before: its URL, models, tags, slots, weight, or that it drains; the detail has the old and the new values"},
 	{DeviceDrained, "api", "", "an operator drained a device: it gets no new tasks"},
 	{DeviceUndrained, "api", "", "an operator undrained a device"},
 	{PolicyChanged, "api", "", "an operator changed the policy of the routers; the detail has the old and the new one"},
 	{PolicyKept, "api", "", "an operator set the policy that was in force already, or reset one that was not set; the detail has it, and who set it when"},
+	{ProcessStarted, "every stage", "", "a process of batchyard started; the detail has its stages, its version, and the SHA-256 of its settings, as batchyard config print shows them"},
 	{ConfigReloaded, "every stage", "", "a process loaded a changed configuration file with another policy; the detail has the old and the new one"},
 	{BreakerOpened, "workers", "", "a device failed too often: its breaker lets no requests through for a while"},
 	{BreakerHalfOpen, "workers", "", "the breaker lets one probe at a time through to test the device"},
@@ -102,6 +112,10 @@ var Actions = []ActionInfo{
 	{CallbackSent, "callbacks", "", "the receiver accepted the callback"},
 	{CallbackFailed, "callbacks", "", "a delivery failed and will be retried"},
 	{CallbackGivenUp, "callbacks", "", "the last delivery failed: there are no further retries"},
+	{DataRead, "api, cli", "", "somebody read tasks, answers, jobs, events, dead letters or the audit log: the resource type says what, and the detail with which operation. The first time in a minute is a row of its own, the others of that minute are one row with their number"},
+	{AuditExported, "cli", "", "somebody wrote rows of the audit log to a file; the detail says which"},
+	{AuditVerified, "cli", "", "somebody verified the audit log; the detail has the verdict"},
+	{LedgerChecked, "cli", "", "somebody checked the ledger; the detail has the verdict"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},

@@ -22,6 +22,7 @@ const (
 	ocsfClass    = 6003 // API Activity
 
 	ocsfCreate = 1
+	ocsfRead   = 2
 	ocsfUpdate = 3
 	ocsfDelete = 4
 	ocsfOther  = 99
@@ -43,6 +44,9 @@ var ocsfActivities = map[task.Action]struct {
 	task.TaskAccepted: {ocsfCreate, "Create"}, task.TaskRefused: {ocsfCreate, "Create"}, task.TaskResubmitted: {ocsfCreate, "Create"}, task.RecordReplayed: {ocsfCreate, "Create"},
 	task.DeviceJoined: {ocsfCreate, "Create"}, task.DeviceLeft: {ocsfDelete, "Delete"},
 	task.TaskCancelRequested: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
+	task.TaskRetried: {ocsfUpdate, "Update"}, task.JobSubmitted: {ocsfCreate, "Create"}, task.JobCancelRequested: {ocsfUpdate, "Update"},
+	task.DeviceRefused: {ocsfCreate, "Create"}, task.DeviceChanged: {ocsfUpdate, "Update"},
+	task.DataRead: {ocsfRead, "Read"}, task.AuditExported: {ocsfRead, "Read"}, task.AuditVerified: {ocsfRead, "Read"}, task.LedgerChecked: {ocsfRead, "Read"},
 	task.DeviceDrained: {ocsfUpdate, "Update"}, task.DeviceUndrained: {ocsfUpdate, "Update"},
 	task.PolicyChanged: {ocsfUpdate, "Update"}, task.PolicyKept: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},
 }

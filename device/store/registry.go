@@ -57,23 +57,25 @@ func NewRegistry(rdb redis.UniversalClient, cfg Config, prefix string, opts ...O
 //	ARGV[4]  how many devices the hash may hold
 //	ARGV[5]  milliseconds after which a device is silent
 //	ARGV[6]  channel for changes
-//	returns  0 already known, 1 joined (new, or silent until now), -1 refused: too many devices
+//	returns  {0 already known, 1 joined (new, or silent until now), -1 refused: too many devices;
+//	         the JSON that was there, if it described the device differently}
 var beatScript = redis.NewScript(`
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local old = redis.call('HGET', KEYS[1], ARGV[1])
-local joined, since, same = 1, now, false
+local joined, since, same, before = 1, now, false, ''
 if old then
   local at, from, sum = string.match(old, '^{"at":(%d+),"joined_at":(%d+),"sum":"(%x+)"')
   if at and now - tonumber(at) <= tonumber(ARGV[5]) then
     joined, since, same = 0, tonumber(from), sum == ARGV[3]
   end
+  if sum ~= ARGV[3] then before = old end
 elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
-  return -1
+  return {-1, ''}
 end
 redis.call('HSET', KEYS[1], ARGV[1], string.format('{"at":%.0f,"joined_at":%.0f,"sum":"%s",', now, since, ARGV[3]) .. string.sub(ARGV[2], 2))
 if not same then redis.call('PUBLISH', ARGV[6], ARGV[1]) end
-return joined
+return {joined, before}
 `)
 
 // leaveScript removes a device.
@@ -103,34 +105,49 @@ end
 return n
 `)
 
-// Beat records a heartbeat. joined is true if the device was unknown or silent until now.
+// Beaten is what a heartbeat has changed.
+type Beaten struct {
+	Joined bool           // the device was unknown or silent until now
+	Before *device.Device // what it said of itself before, if it says something else now; its figures are of then
+}
+
+// Beat records a heartbeat.
 // An invalid heartbeat is a *task.FieldError; any other error comes from Redis.
-func (r *Registry) Beat(ctx context.Context, d device.Device) (joined bool, err error) {
+func (r *Registry) Beat(ctx context.Context, d device.Device) (Beaten, error) {
 	d.Normalize()
 	if err := d.Validate(); err != nil {
 		r.metrics.Device.Heartbeats.WithLabelValues("refused").Inc()
-		return false, err
+		return Beaten{}, err
 	}
 	p := heartbeatOf(&d)
 	body, err := json.Marshal(p)
 	if err != nil {
-		return false, fmt.Errorf("encoding the heartbeat of %s: %w", d.ID, err)
+		return Beaten{}, fmt.Errorf("encoding the heartbeat of %s: %w", d.ID, err)
 	}
 	v, err := r.run(ctx, "beat", beatScript, []string{r.key},
 		d.ID, body, p.sum(), r.cfg.MaxDevices, r.cfg.Timeout.Milliseconds(), r.channel)
 	if err != nil {
 		r.metrics.Device.Heartbeats.WithLabelValues("error").Inc()
-		return false, fmt.Errorf("recording the heartbeat of %s in Redis: %w", d.ID, err)
+		return Beaten{}, fmt.Errorf("recording the heartbeat of %s in Redis: %w", d.ID, err)
 	}
-	switch n, _ := v.(int64); n {
-	case -1:
+	said, _ := v.([]any)
+	if len(said) != 2 {
+		return Beaten{}, fmt.Errorf("recording the heartbeat of %s in Redis: unexpected answer %v", d.ID, v)
+	}
+	n, _ := said[0].(int64)
+	if n == -1 {
 		r.metrics.Device.Heartbeats.WithLabelValues("refused").Inc()
-		return false, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("there are already %d devices", r.cfg.MaxDevices),
+		return Beaten{}, &task.FieldError{Field: "device_id", Problem: fmt.Sprintf("there are already %d devices", r.cfg.MaxDevices),
 			Remedy: "raise devices.max_devices, or have devices that are gone leave"}
-	default:
-		r.metrics.Device.Heartbeats.WithLabelValues("ok").Inc()
-		return n == 1, nil
 	}
+	r.metrics.Device.Heartbeats.WithLabelValues("ok").Inc()
+	out := Beaten{Joined: n == 1}
+	if old, _ := said[1].(string); old != "" {
+		if before, ok := parseEntry(d.ID, old, time.Now(), r.cfg.Timeout); ok {
+			out.Before = &before
+		}
+	}
+	return out, nil
 }
 
 // sum is a checksum of what describes the device, without its momentary figures.

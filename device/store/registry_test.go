@@ -22,12 +22,12 @@ func gpu(id string) device.Device {
 func TestBeatListLeave(t *testing.T) {
 	onRedis(t, func(t *testing.T, rdb redis.UniversalClient, prefix string) {
 		r := NewRegistry(rdb, Config{}, prefix)
-		joined, err := r.Beat(t.Context(), gpu("a"))
+		beaten, err := r.Beat(t.Context(), gpu("a"))
 		require.NoError(t, err)
-		require.True(t, joined)
-		joined, err = r.Beat(t.Context(), gpu("a"))
+		require.True(t, beaten.Joined)
+		beaten, err = r.Beat(t.Context(), gpu("a"))
 		require.NoError(t, err)
-		require.False(t, joined, "the second heartbeat does not join")
+		require.False(t, beaten.Joined, "the second heartbeat does not join")
 		_, err = r.Beat(t.Context(), gpu("b"))
 		require.NoError(t, err)
 
@@ -71,9 +71,9 @@ func TestSilentThenBackThenForgotten(t *testing.T) {
 	require.True(t, ds[0].Silent)
 	require.InDelta(t, 16, ds[0].Age.Seconds(), 0.01)
 
-	joined, err := r.Beat(t.Context(), gpu("a"))
+	beaten, err := r.Beat(t.Context(), gpu("a"))
 	require.NoError(t, err)
-	require.True(t, joined, "a device that ends its silence joins")
+	require.True(t, beaten.Joined, "a device that ends its silence joins")
 
 	m.SetTime(start.Add(2 * time.Hour))
 	ds, err = r.List(t.Context())
@@ -113,9 +113,9 @@ func TestEmptiedRedisIsNoError(t *testing.T) {
 	ds, err := r.List(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, ds)
-	joined, err := r.Beat(t.Context(), gpu("a"))
+	beaten, err := r.Beat(t.Context(), gpu("a"))
 	require.NoError(t, err)
-	require.True(t, joined)
+	require.True(t, beaten.Joined)
 }
 
 func TestRegistryIsBounded(t *testing.T) {

@@ -167,7 +167,6 @@ type API struct {
 	BodyBytes    prometheus.Gauge
 	BodiesFull   prometheus.Counter
 	Panics       prometheus.Counter
-	RefusedQuiet prometheus.Counter
 }
 
 // Buckets of the histograms.
@@ -354,7 +353,6 @@ func newAPI(f factory) API {
 		BodyBytes:    f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
 		BodiesFull:   f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
 		Panics:       f.counter("api_panics_total", "Requests that panicked."),
-		RefusedQuiet: f.counter("api_refused_unrecorded_total", "Refused submits that were not recorded because they exceeded api.refused_events_per_second."),
 	}
 }
 

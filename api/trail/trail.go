@@ -1,0 +1,196 @@
+// Package trail writes to the audit log what the API's handlers do not write themselves: what clients read, and
+// which of their requests were refused.
+//
+// The first request of its kind in a minute becomes a row at once. Those that follow are counted, and become one
+// more row when the minute is over, so that a client that polls, or an attacker who tries, costs two rows a
+// minute. If the process dies, the count of the current minute is lost, but not the row that begins it.
+package trail
+
+import (
+	"context"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/batchyard/batchyard/internal/clock"
+	"github.com/batchyard/batchyard/task"
+)
+
+const (
+	minute  = time.Minute
+	maxKeys = 10_000 // kinds of requests in a minute; more are counted without their senders
+	maxIDs  = 10     // that a row names
+)
+
+// Access is a request that was answered.
+type Access struct {
+	Event     task.Event // without a time and a detail; ResourceID is what the request was about, if it says so
+	Operation string     // of the API's description
+	Status    int        // of the response
+	Reason    string     // why it was refused
+	Fields    []string   // that were wrong
+}
+
+// Record writes an event. An error means that it may be missing in the log.
+type Record func(ctx context.Context, e task.Event, detail map[string]any) error
+
+// Trail counts accesses. It is safe for concurrent use.
+type Trail struct {
+	record Record
+
+	mu     sync.Mutex
+	counts map[kind]*count
+}
+
+// kind is what one row may stand for.
+type kind struct {
+	action                                   task.Action
+	outcome                                  task.Outcome
+	tenant, actor, host, operation, resource string
+	status                                   int
+}
+
+// count is the accesses of one kind that have no row yet.
+type count struct {
+	access      Access // the first of the minute
+	more        int
+	from, until time.Time
+	ids         []string
+}
+
+// New returns a trail that writes with record.
+func New(record Record) *Trail { return &Trail{record: record, counts: map[kind]*count{}} }
+
+func kindOf(a *Access) kind {
+	host, _, err := net.SplitHostPort(a.Event.SourceAddr)
+	if err != nil {
+		host = a.Event.SourceAddr
+	}
+	return kind{a.Event.Action, a.Event.Outcome, a.Event.Tenant, a.Event.ActorID, host, a.Operation, a.Event.ResourceType, a.Status}
+}
+
+// Note records or counts an access.
+func (t *Trail) Note(ctx context.Context, a Access) {
+	now := clock.Now().UTC()
+	k := kindOf(&a)
+	t.mu.Lock()
+	c, known := t.counts[k]
+	if !known && len(t.counts) >= maxKeys {
+		k.tenant, k.actor, k.host = task.DefaultTenant, "", ""
+		a.Event.Tenant, a.Event.ActorID, a.Event.SourceAddr, a.Event.UserAgent = task.DefaultTenant, "many", "", ""
+		c, known = t.counts[k]
+	}
+	if known {
+		c.add(a.Event.ResourceID, now)
+		t.mu.Unlock()
+		return
+	}
+	c = &count{access: a}
+	t.counts[k] = c
+	t.mu.Unlock()
+	a.Event.Time = now
+	if t.record(ctx, a.Event, a.detail()) == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.add(a.Event.ResourceID, now) // the minute's row says it
+}
+
+func (c *count) add(id string, now time.Time) {
+	if c.more++; c.more == 1 {
+		c.from = now
+	}
+	c.until = now
+	if id != "" && len(c.ids) < maxIDs && !slices.Contains(c.ids, id) {
+		c.ids = append(c.ids, id)
+	}
+}
+
+func (a *Access) detail() map[string]any {
+	d := map[string]any{"operation": a.Operation, "status": a.Status}
+	if a.Reason != "" {
+		d["reason"] = a.Reason
+	}
+	if len(a.Fields) > 0 {
+		d["errors"] = a.Fields
+	}
+	return d
+}
+
+// Run writes what was counted every minute, until ctx ends. [Trail.Flush] writes the rest.
+func (t *Trail) Run(ctx context.Context) {
+	tick := time.NewTicker(minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			t.Flush(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Flush writes what was counted, and begins to count anew. What cannot be written is kept for the next time; it
+// returns how many kinds that is.
+func (t *Trail) Flush(ctx context.Context) (left int) {
+	t.mu.Lock()
+	counts := t.counts
+	t.counts = make(map[kind]*count)
+	t.mu.Unlock()
+	down := false
+	for k, c := range counts {
+		if c.more == 0 {
+			continue
+		}
+		if !down && t.record(ctx, c.event(), c.detail()) == nil {
+			continue
+		}
+		down = true // the others would wait in vain, too
+		left++
+		t.keep(k, c)
+	}
+	return left
+}
+
+// keep counts again what could not be written.
+func (t *Trail) keep(k kind, c *count) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, known := t.counts[k]
+	if !known {
+		t.counts[k] = c
+		return
+	}
+	if now.more == 0 {
+		now.until = c.until
+	}
+	now.more += c.more
+	now.from = c.from
+	for _, id := range c.ids {
+		if len(now.ids) < maxIDs && !slices.Contains(now.ids, id) {
+			now.ids = append(now.ids, id)
+		}
+	}
+}
+
+// event returns the row for what was counted.
+func (c *count) event() task.Event {
+	e := c.access.Event
+	e.Time, e.ResourceID, e.TraceID = c.until, "", ""
+	if len(c.ids) == 1 {
+		e.ResourceID = c.ids[0]
+	}
+	return e
+}
+
+func (c *count) detail() map[string]any {
+	d := c.access.detail()
+	d["requests"], d["from"], d["until"] = c.more, c.from, c.until
+	if len(c.ids) > 1 {
+		d["ids"] = c.ids
+	}
+	return d
+}

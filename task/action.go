@@ -53,6 +53,8 @@ const (
 	AuditExported       Action = "audit.exported"
 	AuditVerified       Action = "audit.verified"
 	LedgerChecked       Action = "ledger.checked"
+	SchemaChanged       Action = "schema.changed"
+	TopicsCreated       Action = "topics.created"
 	PartitionDropped    Action = "audit.partition_dropped"
 	RecordedAgain       Action = "audit.recorded_again"
 	TopicReplaced       Action = "audit.topic_replaced"
@@ -116,6 +118,8 @@ var Actions = []ActionInfo{
 	{AuditExported, "cli", "", "somebody wrote rows of the audit log to a file; the detail says which"},
 	{AuditVerified, "cli", "", "somebody verified the audit log; the detail has the verdict"},
 	{LedgerChecked, "cli", "", "somebody checked the ledger; the detail has the verdict"},
+	{SchemaChanged, "cli", "", "somebody migrated the database"},
+	{TopicsCreated, "cli", "", "somebody created the topics that were missing"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},

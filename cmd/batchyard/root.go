@@ -69,6 +69,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 			root.AddCommand(cmd)
 		}
 	}
+	recordCommands(c, root, "")
 	root.SetHelpCommandGroupID(groupOperate)
 	root.SetCompletionCommandGroupID(groupOperate)
 	root.InitDefaultHelpCmd()

@@ -297,6 +297,9 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 		if ready != nil {
 			ready()
 		}
+		var recording sync.WaitGroup
+		recording.Go(func() { a.recordStart(ctx) })
+		defer recording.Wait()
 		select {
 		case <-ctx.Done():
 		case err = <-first:

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
 	"slices"
 	"sync"
 	"time"
@@ -93,7 +91,7 @@ const maxReplayErrors = 20
 
 func replayLetters(ctx context.Context, c *cli.Env, places []place, f *replayFlags) error {
 	return c.WithLog(ctx, func(log *stream.Client, _ app.Config) (err error) {
-		r := &replay{c: c, id: task.NewID(), actor: userName(), host: hostName(), written: map[string]int{}}
+		r := &replay{c: c, id: task.NewID(), actor: cli.UserName(), host: cli.HostName(), written: map[string]int{}}
 		if !f.dry {
 			r.outbox = log.NewOutbox("replay", replayUnits, replayBytes)
 		}
@@ -241,20 +239,4 @@ func (r *replay) tell() error {
 		errs = append(errs, fmt.Errorf("and %d more", more))
 	}
 	return cli.WithCode(cli.ExitFailed, errors.Join(errs...))
-}
-
-// userName returns who runs the program, for the audit log.
-func userName() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-	return fmt.Sprintf("uid %d", os.Getuid())
-}
-
-func hostName() string {
-	h, err := os.Hostname()
-	if err != nil {
-		return ""
-	}
-	return h
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Whoever adds an operation has to say how the audit log learns of it.
+// A new operation has to say how the audit log learns of it.
 func TestEveryOperationIsAudited(t *testing.T) {
 	b := start(t, Config{})
 	var described []string

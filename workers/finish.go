@@ -86,7 +86,7 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 	if a.Status > 0 {
 		note["status"] = a.Status
 	}
-	if w.share.tasks > 1 { // whoever counts requests, or the time of a device, counts the first task's only
+	if w.share.tasks > 1 { // to count requests, or the time of a device, count the first task's only
 		note["request_tasks"], note["request_index"] = w.share.tasks, w.share.index
 	}
 	if f != nil {

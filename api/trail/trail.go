@@ -133,7 +133,7 @@ func (t *Trail) Run(ctx context.Context) {
 	}
 }
 
-// Flush writes what was counted, and begins to count anew. What cannot be written is kept for the next time; it
+// Flush writes what was counted, and starts counting from zero. What cannot be written is kept for the next time; it
 // returns how many kinds that is.
 func (t *Trail) Flush(ctx context.Context) (left int) {
 	t.mu.Lock()

@@ -10,20 +10,20 @@ import (
 // recordedCommands are the commands that write to the audit log themselves that they ran, because they reach
 // Kafka or Postgres without a server that could record it.
 var recordedCommands = map[string]struct {
-	action   task.Action
-	resource string
+	Action   task.Action
+	Resource string
 }{
-	"audit query":   {task.DataRead, "audit_log"},
-	"audit tail":    {task.DataRead, "audit_log"},
-	"audit stats":   {task.DataRead, "audit_log"},
-	"audit export":  {task.AuditExported, "audit_log"},
-	"audit verify":  {task.AuditVerified, "audit_log"},
-	"ledger check":  {task.LedgerChecked, "ledger"},
-	"dlq list":      {task.DataRead, "dead_letter"},
-	"dlq show":      {task.DataRead, "dead_letter"},
-	"migrate up":    {task.SchemaChanged, "schema"},
-	"migrate down":  {task.SchemaChanged, "schema"},
-	"topics create": {task.TopicsCreated, "topic"},
+	"audit query":   {Action: task.DataRead, Resource: "audit_log"},
+	"audit tail":    {Action: task.DataRead, Resource: "audit_log"},
+	"audit stats":   {Action: task.DataRead, Resource: "audit_log"},
+	"audit export":  {Action: task.AuditExported, Resource: "audit_log"},
+	"audit verify":  {Action: task.AuditVerified, Resource: "audit_log"},
+	"ledger check":  {Action: task.LedgerChecked, Resource: "ledger"},
+	"dlq list":      {Action: task.DataRead, Resource: "dead_letter"},
+	"dlq show":      {Action: task.DataRead, Resource: "dead_letter"},
+	"migrate up":    {Action: task.SchemaChanged, Resource: "schema"},
+	"migrate down":  {Action: task.SchemaChanged, Resource: "schema"},
+	"topics create": {Action: task.TopicsCreated, Resource: "topic"},
 }
 
 // recordCommands wraps the commands that are recorded, below cmd, which has the given path.
@@ -34,7 +34,7 @@ func recordCommands(c *cli.Env, cmd *cobra.Command, path string) {
 			at = path + " " + at
 		}
 		if r, ok := recordedCommands[at]; ok {
-			c.Recorded(sub, r.action, r.resource)
+			c.Recorded(sub, r.Action, r.Resource)
 		}
 		recordCommands(c, sub, at)
 	}

@@ -22,7 +22,7 @@ var unrecordedCommands = map[string]string{
 	"help": "it reads nothing", "completion": "it reads nothing",
 }
 
-// Whoever adds a command has to say how the audit log learns of it.
+// A new command has to say how the audit log learns of it.
 func TestEveryCommandIsRecordedOrExempt(t *testing.T) {
 	var out bytes.Buffer
 	root := rootCommand(newCLI(strings.NewReader(""), &out, &out))
@@ -48,6 +48,6 @@ func TestEveryCommandIsRecordedOrExempt(t *testing.T) {
 	}
 	for at, r := range recordedCommands {
 		require.True(t, used[at], "%s is not a command", at)
-		require.True(t, r.action.Listed(), at)
+		require.True(t, r.Action.Listed(), at)
 	}
 }

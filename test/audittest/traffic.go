@@ -12,7 +12,7 @@ func oneOf[T any](r *rand.Rand, all ...T) T { return all[r.IntN(len(all))] }
 
 // RandomTask returns what the stages write about a task that begins at a time: with everything that is
 // counted, retries, batched requests, degraded models, a second result that is not taken, and details that
-// nobody expects.
+// Batchyard never writes.
 func RandomTask(r *rand.Rand, id string, at time.Time) (es []task.Event, rs []*task.Result) {
 	s := NewStory(id)
 	s.At = at

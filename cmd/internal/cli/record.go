@@ -22,7 +22,7 @@ import (
 // recordWait limits how long a command that is done waits until Kafka has its event.
 const recordWait = 5 * time.Second
 
-// Recorded makes a command write to the audit log that somebody ran it, with which flags, and how it ended. It
+// Recorded makes a command write to the audit log that it was run, by which user, with which flags, and how it ended. It
 // does so when the command is over, so a command that is killed leaves no row. Without Kafka, the command says
 // that it left none, and its result stays.
 func (c *Env) Recorded(cmd *cobra.Command, action task.Action, resource string) {
@@ -79,7 +79,7 @@ func flagsOf(flags *pflag.FlagSet) map[string]string {
 	return given
 }
 
-// record writes an event of whoever runs the program.
+// record writes an event of the user who runs the program.
 func (c *Env) record(ctx context.Context, e task.Event, detail any) error {
 	cfg, err := c.Config(nil)
 	if err != nil {

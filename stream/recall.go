@@ -240,7 +240,7 @@ func (r *recaller) handOut(recs []*Record) {
 	for _, rec := range recs {
 		rec.owner, rec.owned = p, r.owned
 	}
-	p.handOut(func() []*Record {
+	p.handOut(&p.recalling, func() []*Record {
 		if r.owned.Lost() || !r.reportGaps(recs) {
 			return nil
 		}

@@ -39,6 +39,8 @@ type Deps struct {
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
 
+	// RequestTimeout is how long a request to a device may take; 0: it may not be waited for.
+	RequestTimeout time.Duration
 	// Retention is for how long Kafka keeps the records of a tasks topic; 0: forever. It answers at once, and
 	// may change. Nil: all are kept forever.
 	Retention func(topic string) time.Duration

@@ -82,7 +82,11 @@ func (r *Record) Header(key string) string {
 
 // Position returns topic, partition and offset, as in "tasks.normal/3@42".
 func (r *Record) Position() string {
-	return r.Topic + "/" + strconv.Itoa(r.Partition) + "@" + strconv.FormatInt(r.Offset, 10)
+	return position(r.Topic, r.Partition, r.Offset)
+}
+
+func position(topic string, partition int, offset int64) string {
+	return topic + "/" + strconv.Itoa(partition) + "@" + strconv.FormatInt(offset, 10)
 }
 
 // Done reports that all outputs of the record are acknowledged, so that its offset may be

@@ -1,9 +1,6 @@
 package stream
 
-import (
-	"strconv"
-	"time"
-)
+import "time"
 
 // Progress says how far something is that a consumer has not finished.
 type Progress int
@@ -22,20 +19,11 @@ const (
 type Unfinished struct {
 	Stage     string // the group
 	Topic     string
-	Partition int // -1: of no partition, but Failing
 	Offset    int64
 	Since     time.Time // at least so long
 	Progress  Progress
-	Ownership *Ownership
-	Cause     string // of Failing
-}
-
-// Position returns topic, partition and offset, as in "tasks.normal/3@42".
-func (u *Unfinished) Position() string {
-	if u.Partition < 0 {
-		return u.Topic
-	}
-	return u.Topic + "/" + strconv.Itoa(u.Partition) + "@" + strconv.FormatInt(u.Offset, 10)
+	Ownership *Ownership // nil if it is Failing
+	Cause     string     // of Failing
 }
 
 // Unfinished returns what consumers of a stage have not finished. It is asked once a second or so, by one caller, and
@@ -47,7 +35,7 @@ func (cl *Client) Unfinished(stage string, now time.Time) (all []Unfinished) {
 		if c.cfg.Group != stage {
 			continue
 		}
-		at := Unfinished{Stage: stage, Topic: c.cfg.Topic, Partition: -1}
+		at := Unfinished{Stage: stage, Topic: c.cfg.Topic}
 		if p, ok := c.trouble.Oldest(); ok {
 			at.Progress, at.Since, at.Cause = Failing, p.Since, p.Operation+": "+p.Err.Error()
 			all = append(all, at)
@@ -67,7 +55,7 @@ func (p *partition) unfinished(all []Unfinished, now time.Time) []Unfinished {
 		return all
 	}
 	add := func(offset int64, since time.Time, how Progress) {
-		all = append(all, Unfinished{Stage: p.c.cfg.Group, Topic: p.c.cfg.Topic, Partition: p.id, Offset: offset, Since: since, Progress: how, Ownership: p.owned})
+		all = append(all, Unfinished{Stage: p.c.cfg.Group, Topic: p.c.cfg.Topic, Offset: offset, Since: since, Progress: how, Ownership: p.owned})
 	}
 	if !p.tracker.Started() {
 		add(0, p.began, NotBegun)

@@ -119,9 +119,4 @@ func worst(stage string, l List, now time.Time, bound time.Duration) *Stall {
 }
 
 // Stall returns what stands still in a stage, as of the last look; nil if nothing does.
-func (b *Board) Stall(stage string) error {
-	if s := (*b.stalls.Load())[stage]; s != nil {
-		return s
-	}
-	return nil
-}
+func (b *Board) Stall(stage string) *Stall { return (*b.stalls.Load())[stage] }

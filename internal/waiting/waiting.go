@@ -33,12 +33,16 @@ type Stall struct {
 
 // Error says what stands still, since when, why, and what to do.
 func (s *Stall) Error() string {
-	e := s.Reason.Explain()
-	text := fmt.Sprintf("%s has stood still for %s (%s): %s", s.What, s.For.Round(time.Second), s.Reason, e.Means)
-	if s.Cause != "" {
-		text += " (" + s.Cause + ")"
+	if s.Cause == "" {
+		return s.Brief()
 	}
-	return text + ". Remedy: " + e.Remedy
+	return s.Brief() + ". Cause: " + s.Cause
+}
+
+// Brief is Error without the cause, which may name addresses and users.
+func (s *Stall) Brief() string {
+	e := s.Reason.Explain()
+	return fmt.Sprintf("%s has stood still for %s (%s): %s. Remedy: %s", s.What, s.For.Round(time.Second), s.Reason, e.Means, e.Remedy)
 }
 
 // List collects the oldest thing for each reason.
@@ -62,6 +66,16 @@ func (l *List) Add(o Oldest) {
 	*l = append(*l, o)
 }
 
+// Needs reports whether Add would change the list, so that What has to be filled in.
+func (l *List) Needs(o *Oldest) bool {
+	for i := range *l {
+		if have := &(*l)[i]; have.Reason == o.Reason {
+			return o.worse(have) || o.Since.Before(have.Since)
+		}
+	}
+	return true
+}
+
 // worse reports whether it says more about a stall than another one for the same reason.
 func (o *Oldest) worse(than *Oldest) bool {
 	a, b := o.Still.Add(o.Allow), than.Still.Add(than.Allow)
@@ -77,8 +91,9 @@ func (o *Oldest) worse(than *Oldest) bool {
 // Published is a list that one goroutine of a stage publishes and others read. If it is not published for long, the
 // goroutine itself stands still.
 type Published struct {
-	what string
-	last atomic.Pointer[published]
+	what    string
+	overdue time.Duration
+	last    atomic.Pointer[published]
 }
 
 type published struct {
@@ -86,17 +101,22 @@ type published struct {
 	list List
 }
 
-// NewPublished returns a list to be published by what is named.
-func NewPublished(what string) *Published { return &Published{what: what} }
+// NewPublished returns a list to be published by what is named. Once it is older than overdue, that is worth reporting.
+func NewPublished(what string, overdue time.Duration) *Published {
+	return &Published{what: what, overdue: overdue}
+}
 
 // Set publishes a list.
 func (p *Published) Set(now time.Time, l List) { p.last.Store(&published{now, l}) }
 
 // Get returns what was published last. Before the first time there is nothing.
-func (p *Published) Get() List {
+func (p *Published) Get(now time.Time) List {
 	last := p.last.Load()
 	if last == nil {
 		return nil
+	}
+	if now.Sub(last.at) < p.overdue {
+		return last.list
 	}
 	l := append(List(nil), last.list...)
 	l.Add(Oldest{Reason: Stuck, What: p.what, Since: last.at, Still: last.at})

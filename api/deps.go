@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
@@ -53,6 +54,7 @@ type Registry interface {
 // Presence knows which devices are served by a batcher and a worker.
 type Presence interface {
 	Mark(ctx context.Context, devices []device.Device) error
+	Read(ctx context.Context, topic, key string) (store.Read, error)
 }
 
 // Control holds what operators set while Batchyard runs.

@@ -42,7 +42,7 @@ func (r *Router) Waiting(now time.Time) waiting.List {
 		case (*o.noRoom.Load())[u.Ownership]:
 			w.Reason, w.Still = waiting.NoRoom, time.Time{}
 		case noClaims:
-			w.Reason = waiting.Redis
+			w.Reason, w.Cause = waiting.Redis, redis[0].Cause
 		default:
 			w.Cause = "it is on its way to the scheduler"
 		}

@@ -155,3 +155,16 @@ func TestEachReasonOfADeviceIsTranslated(t *testing.T) {
 		require.NotEmpty(t, reason.Explain().Means)
 	}
 }
+
+// One look at a full window and a million tasks aside, which a router takes once a second.
+func BenchmarkOldest(b *testing.B) {
+	cfg := testConfig()
+	cfg.MaxPendingTasks = 4096
+	w := newWorld(b, cfg, fleetOf(dev("d", 100, "m0")), 0)
+	many(w, 1_000_000, func(i int) *task.Task { return &task.Task{Tenant: fmt.Sprint(i % 100), Model: fmt.Sprint("m", i%10)} })
+	w.pass(time.Second)
+	for b.Loop() {
+		w.oldest(nil)
+	}
+	b.ReportMetric(float64(w.d.Len()), "tasks")
+}

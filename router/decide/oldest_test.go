@@ -98,6 +98,10 @@ func TestABacklogThatMovesIsNoStall(t *testing.T) {
 	got, _ := w.oldest(nil)
 	require.GreaterOrEqual(t, w.now.Sub(got[waiting.Busy].Still), 15*time.Second)
 	require.Equal(t, time.Minute, got[waiting.Busy].Allow)
+	pool := device.Pool("d", device.ClassSingle)
+	w.d.UpdateUsed(map[string]int{pool: w.used[pool]}) // a task of another router ended there, and the next one began
+	got, _ = w.oldest(nil)
+	require.Equal(t, w.now, got[waiting.Busy].Still)
 }
 
 // A task for which a device has room, and which is not assigned, stands still; as soon as one is assigned, none does.

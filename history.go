@@ -55,8 +55,18 @@ type Why struct {
 	Sentence string      `json:"sentence"`           // all of it in words
 	Waiting  *Waiting    `json:"waiting,omitempty"`  // what it waits for as of now; nil when it does not wait
 	Attempts []Placement `json:"attempts,omitempty"` // where it went, and why there, in order
+	Place    *Place      `json:"place,omitempty"`    // the stage that has it; nil once it has ended
 
 	answered
+}
+
+// Place is the stage that has a task, or from whose topic it has not been read yet.
+type Place struct {
+	Stage  string     `json:"stage"`
+	Since  *time.Time `json:"since,omitempty"`
+	Reason string     `json:"reason"` // why it waits there, as in the metric batchyard_stage_oldest_seconds
+	Means  string     `json:"means"`  // the reason in words
+	Remedy string     `json:"remedy"` // what makes it move
 }
 
 // Waiting is what a waiting task waits for, in figures.
@@ -68,6 +78,7 @@ type Waiting struct {
 	Exclude   []string       `json:"exclude,omitempty"` // devices that are not tried again
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read"`             // a router has read it; until then it waits in Kafka behind others
+	Aside     bool           `json:"aside,omitempty"`  // the router has no room for it now, and reads it again when its turn comes
 	Parked    string         `json:"parked,omitempty"` // why a router set it aside in the log
 	ParkedAt  *time.Time     `json:"parked_at,omitempty"`
 	NotBefore *time.Time     `json:"not_before,omitempty"`

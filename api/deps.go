@@ -54,6 +54,7 @@ type Registry interface {
 // Presence knows which devices are served by a batcher and a worker.
 type Presence interface {
 	Mark(ctx context.Context, devices []device.Device) error
+	Read(ctx context.Context, topic, key string) (store.Read, error)
 }
 
 // Control holds what operators set while Batchyard runs.

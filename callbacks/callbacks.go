@@ -15,6 +15,7 @@ import (
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -48,8 +49,8 @@ type Callbacks struct {
 	poster *poster
 	outbox *stream.Outbox
 
-	wake    chan struct{} // a callback may be due, or a slot is free
-	counted time.Time     // when the due callbacks were counted; used only by claimLoop
+	wake   chan struct{} // a callback may be due, or a slot is free
+	oldest oldest
 
 	life       context.Context //nolint:containedctx // parent of all deliveries; ends when draining takes too long
 	abort      context.CancelFunc
@@ -74,6 +75,7 @@ func New(cfg Config, deps Deps) (*Callbacks, error) {
 		table: &table{pool: deps.Pool, holder: deps.Instance, cfg: cfg}, poster: p,
 		outbox: deps.Stream.NewOutbox("callbacks", 4*cfg.Concurrency, 16<<20),
 		wake:   make(chan struct{}, 1), slots: newSlots(cfg),
+		oldest: oldest{due: waiting.NewPublished("the goroutine that claims callbacks", 2*safetyInterval)},
 	}
 	s.life, s.abort = context.WithCancel(context.Background())
 	return s, nil
@@ -137,6 +139,7 @@ func (s *Callbacks) claimLoop(ctx context.Context) {
 				s.deps.Logger.Warn("cannot claim callbacks from Postgres; retrying until it works", "error", describe(err))
 			}
 			failing = true
+			s.oldest.postgres.Begin(describe(err))
 			if !sleep(ctx, wait.NextBackOff(), nil) {
 				return
 			}
@@ -145,6 +148,7 @@ func (s *Callbacks) claimLoop(ctx context.Context) {
 				s.deps.Logger.Info("claiming callbacks from Postgres works again")
 			}
 			failing = false
+			s.oldest.postgres.End()
 			wait.Reset()
 			if pause > 0 && !sleep(ctx, pause, s.wake) {
 				return
@@ -157,11 +161,12 @@ func (s *Callbacks) claimLoop(ctx context.Context) {
 // at all.
 func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
 	r := s.slots.room()
+	ctx, cancel := context.WithTimeout(ctx, safetyInterval)
+	defer cancel()
+	s.look(ctx, r)
 	if r.free <= 0 {
 		return safetyInterval, nil // a delivery that ends wakes us
 	}
-	ctx, cancel := context.WithTimeout(ctx, safetyInterval)
-	defer cancel()
 	claimed, err := s.claim(ctx, r)
 	if err != nil {
 		return 0, err
@@ -170,7 +175,6 @@ func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
 		s.start(claimed)
 		return 0, nil // there may be more
 	}
-	s.countDue(ctx)
 	next, ok, err := s.table.untilNext(ctx, r)
 	if err != nil {
 		return 0, err
@@ -203,18 +207,6 @@ func (s *Callbacks) start(claimed []*callback) {
 			s.m.Running.Set(float64(s.slots.free(c, timedOut)))
 			s.wakeUp()
 		})
-	}
-}
-
-// countDue updates the metric of due callbacks from time to time.
-func (s *Callbacks) countDue(ctx context.Context) {
-	now := time.Now()
-	if now.Sub(s.counted) <= safetyInterval/2 {
-		return
-	}
-	if n, err := s.table.due(ctx); err == nil {
-		s.m.Due.Set(float64(n))
-		s.counted = now
 	}
 }
 

@@ -28,6 +28,7 @@ type slots struct {
 
 	mu            sync.Mutex
 	total         int
+	moved         time.Time      // when a delivery began or ended
 	hosts         map[string]int // running deliveries
 	tenants       map[string]int
 	silent        map[string]*silence
@@ -41,7 +42,7 @@ type silence struct {
 }
 
 func newSlots(cfg Config) *slots {
-	return &slots{cfg: cfg, now: time.Now, hosts: map[string]int{}, tenants: map[string]int{}, silent: map[string]*silence{}}
+	return &slots{cfg: cfg, now: time.Now, moved: time.Now(), hosts: map[string]int{}, tenants: map[string]int{}, silent: map[string]*silence{}}
 }
 
 // room is what a claim may take.
@@ -100,6 +101,7 @@ func (s *slots) room() room {
 func (s *slots) take(claimed []*callback) (total int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.moved = time.Now()
 	for _, c := range claimed {
 		s.total++
 		s.hosts[c.host]++
@@ -115,6 +117,7 @@ func (s *slots) take(claimed []*callback) (total int) {
 func (s *slots) free(c *callback, timedOut bool) (total int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.moved = time.Now()
 	s.total--
 	release(s.hosts, c.host)
 	release(s.tenants, c.tenant)
@@ -130,6 +133,13 @@ func (s *slots) free(c *callback, timedOut bool) (total int) {
 		s.silence(c.host, min(2*have.pause, lastSilence))
 	}
 	return s.total
+}
+
+// lastMove returns when a delivery began or ended.
+func (s *slots) lastMove() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.moved
 }
 
 // silence remembers that a host timed out. If there are too many such hosts, those are forgotten first whose

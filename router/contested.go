@@ -27,12 +27,14 @@ func (r *Router) settle(ctx context.Context) error {
 	tick := time.NewTicker(contestPause)
 	defer tick.Stop()
 	for {
+		r.sched.oldest.reportContested(time.Now(), waiting)
 		incoming := r.contested
 		if len(waiting) >= maxContested {
 			incoming = nil
 		}
 		select {
 		case it := <-incoming:
+			originOf(it).contested = time.Now()
 			waiting = append(waiting, it)
 		case <-tick.C:
 			waiting = append(waiting, r.sched.disputes.take()...)
@@ -57,6 +59,7 @@ type disputes struct {
 func (d *disputes) add(it *decide.Item) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	originOf(it).contested = time.Now()
 	d.items = append(d.items, it)
 }
 

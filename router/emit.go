@@ -9,6 +9,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -28,6 +29,7 @@ type emitter struct {
 	dead    records.DeadLetters
 	admit   func()
 	failing bool // Redis gives no credits
+	redis   *waiting.Condition
 }
 
 // Admit lets in what has arrived since the last round.
@@ -40,9 +42,11 @@ func (e *emitter) Acquire(wants []device.Want, asks []device.Ask) ([]device.Gran
 	switch {
 	case err != nil && !e.failing && e.ctx.Err() == nil:
 		e.failing = true
+		e.redis.Begin("it gives no credits: " + err.Error())
 		e.deps.Logger.Warn("cannot take credits in Redis: tasks wait until it answers", "error", err)
 	case err == nil && e.failing:
 		e.failing = false
+		e.redis.End()
 		e.deps.Logger.Info("Redis gives credits again")
 	}
 	fault.At("router.after_credits")

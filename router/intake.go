@@ -232,10 +232,14 @@ func (r *Router) claim(ctx context.Context, items []*decide.Item) (verdicts []ve
 		return err
 	}, backoff.WithContext(redisBackoff(0), ctx), func(err error, _ time.Duration) {
 		r.deps.Metrics.Router.ClaimErrors.Inc()
+		r.sched.oldest.redis.Begin("it gives no claims: " + err.Error())
 		if !warned {
 			warned = true
 			r.deps.Logger.Warn("cannot claim tasks in Redis: they wait until it answers", "error", err)
 		}
 	})
+	if err == nil && warned {
+		r.sched.oldest.redis.End()
+	}
 	return verdicts, overrides, err
 }

@@ -2,6 +2,7 @@ package router
 
 import (
 	"slices"
+	"time"
 
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/stream"
@@ -13,7 +14,8 @@ type origin struct {
 	rec *stream.Record
 	ack *records.Ack
 	// disputed: the window had another request under the id. From then on only Postgres lets it in.
-	disputed bool
+	disputed  bool
+	contested time.Time // when it was found to be; used only by those who hold it until it is settled
 }
 
 // newOrigin counts one thing for the record: whatever ends the task's stay here.

@@ -30,7 +30,7 @@ type Deps struct {
 	Registry *store.Registry
 	Credits  *store.Credits
 	Rates    *store.Rates
-	Presence *store.Presence // nil: all devices are served
+	Presence *store.Presence // nil: all devices are served, and it is not reported how far tasks are read
 	Cancels  *store.Overrides
 	Control  *store.Control
 	Limits   task.Limits
@@ -39,6 +39,8 @@ type Deps struct {
 	Logger   *slog.Logger
 	Instance string // host and process: the actor of events, and the holder of leases
 
+	// RequestTimeout is how long a request to a device may take; 0: it may not be waited for.
+	RequestTimeout time.Duration
 	// Retention is for how long Kafka keeps the records of a tasks topic; 0: forever. It answers at once, and
 	// may change. Nil: all are kept forever.
 	Retention func(topic string) time.Duration
@@ -99,19 +101,21 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	joined := lifecycle.Countdown(len(topics), ready)
 	consumers := []lifecycle.Part{r.settle}
 	for _, topic := range topics {
-		consumers = append(consumers, func(ctx context.Context) error { return r.consume(ctx, topic, joined) })
+		reader := r.deps.Presence.Reader(topic, r.deps.Logger)
+		consumers = append(consumers, lifecycle.Func(reader.Run), func(ctx context.Context) error { return r.consume(ctx, topic, reader, joined) })
 	}
 	return lifecycle.Run(ctx,
 		lifecycle.Phase{Name: "outbox", Parts: r.sched.parts(), Close: r.flush, CloseTimeout: r.cfg.DrainTimeout},
 		lifecycle.Phase{Name: "consumers", Parts: consumers, Close: r.leave, CloseTimeout: leaveTimeout})
 }
 
-func (r *Router) consume(ctx context.Context, topic string, joined func()) error {
+func (r *Router) consume(ctx context.Context, topic string, reader *store.Reader, joined func()) error {
 	cfg := stream.ConsumerConfig{
 		OnGap: r.dead.Gap,
 		Group: Stage, Topic: topic, MaxRecords: r.cfg.MaxPendingTasks, MaxBytes: r.cfg.MaxPendingBytes,
 		Reserved: passingShare, DrainTimeout: consumerDrain,
 		OnStraggler: r.sched.straggler, OnLost: r.sched.partitionLost, OnAgain: r.sched.recordsAgain,
+		OnCurrent: reader.Current, CurrentEvery: reader.Interval(), // for those who ask why a task waits
 	}
 	if err := r.deps.Log.Consume(ctx, cfg, r.intake, joined); err != nil {
 		return fmt.Errorf("reading %s: %w", topic, err)

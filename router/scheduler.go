@@ -9,6 +9,7 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/lifecycle"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/router/decide"
 	"github.com/batchyard/batchyard/router/policy"
 	"github.com/batchyard/batchyard/stream"
@@ -41,6 +42,7 @@ type scheduler struct {
 	steering steering
 
 	ages     ages
+	oldest   *oldest
 	landings landings
 	open     [len(topics)]atomic.Bool // whether the tasks of a topic enter unsorted
 	unsorted []sorting                // there was no room
@@ -55,7 +57,7 @@ type policyChange struct {
 // newScheduler returns a scheduler; its parts run it.
 func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, error) {
 	s := &scheduler{
-		cfg: cfg, deps: deps, disputes: &disputes{},
+		cfg: cfg, deps: deps, disputes: &disputes{}, oldest: newOldest(),
 		arrivals: make(chan []*decide.Item), lost: make(chan struct{}, 1),
 		stragglers: make(chan holder, 64), sorts: make(chan sorting, 64), landed: make(chan struct{}, 1), cancels: make(chan []task.Key, 64),
 		changes: make(chan []device.PriorityChange, 64), gaps: make(chan struct{}, 1),
@@ -63,7 +65,7 @@ func newScheduler(cfg Config, deps Deps, outbox *stream.Outbox) (*scheduler, err
 		refresh: make(chan struct{}, 1), steering: steering{file: cfg, now: cfg},
 		ages: ages{marks: map[*stream.Ownership][]mark{}},
 	}
-	s.out = &emitter{deps: deps, outbox: outbox, dead: deadLetters(deps, outbox), ctx: context.Background(), admit: s.admitWaiting}
+	s.out = &emitter{deps: deps, outbox: outbox, dead: deadLetters(deps, outbox), ctx: context.Background(), admit: s.admitWaiting, redis: &s.oldest.redis}
 	var err error
 	s.decider, err = NewDecider(cfg, rand.Uint64(), s.out) //nolint:gosec // choices, not secrets
 	return s, err
@@ -102,6 +104,8 @@ func (s *scheduler) run(ctx context.Context) {
 	s.out.ctx = ctx
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	look := time.NewTicker(waiting.Interval)
+	defer look.Stop()
 	for stepped := time.Now(); ; {
 		select {
 		case <-ctx.Done():
@@ -136,6 +140,9 @@ func (s *scheduler) run(ctx context.Context) {
 			s.observe()
 		case used := <-s.used:
 			s.decider.UpdateUsed(used)
+		case now := <-look.C:
+			s.reportWaiting(now)
+			continue
 		case <-timer.C:
 		}
 		s.landAll()

@@ -65,6 +65,12 @@ func (s *scheduler) readFleet(ctx context.Context) {
 		if err != nil && ctx.Err() == nil && !failing {
 			s.deps.Logger.Warn("cannot read the devices from Redis: using what was last known", "error", err)
 		}
+		switch {
+		case err != nil && ctx.Err() == nil:
+			s.oldest.redis.Begin("it does not say what devices there are: " + err.Error())
+		case failing:
+			s.oldest.redis.End()
+		}
 		failing = err != nil
 		select {
 		case <-tick.C:

@@ -82,7 +82,7 @@ func (p *partition) handBack(r *Record) {
 // deliverAgain hands out the records that are due again, in the goroutine that hands out all those that are
 // read for the first time. When the partition ends, its next owner reads them.
 func (p *partition) deliverAgain() {
-	p.handOut(func() []*Record {
+	p.handOut(&p.delivering, func() []*Record {
 		p.mu.Lock()
 		back := p.back
 		p.back = nil
@@ -103,13 +103,10 @@ func (p *partition) deliverAgain() {
 const failingLong = 15 * time.Second
 
 // Stuck says what has stood still for long because of this process's writes to Kafka; nil: nothing does.
-func (cl *Client) Stuck() error { return errors.Join(cl.producer.stuck(), cl.refusals.Problem()) }
-
-func (p *producer) stuck() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.failing == 0 || time.Since(p.failingSince) < failingLong {
-		return nil
+func (cl *Client) Stuck() error {
+	err := cl.refusals.Problem()
+	if w, failing := cl.producer.trouble.Oldest(); failing && time.Since(w.Since) >= failingLong {
+		err = errors.Join(fmt.Errorf("writing has failed for %s (%s): %w", time.Since(w.Since).Round(time.Second), w.Operation, w.Err), err)
 	}
-	return fmt.Errorf("writing to %d partitions has failed for %s: %w", p.failing, time.Since(p.failingSince).Round(time.Second), p.lastErr)
+	return err
 }

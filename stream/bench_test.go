@@ -14,7 +14,7 @@ import (
 func benchMessages(topic string, n, size int) []Message {
 	msgs := make([]Message, n)
 	for i := range msgs {
-		msgs[i] = Message{Topic: topic, Key: strconv.Itoa(i), Value: make([]byte, size), Headers: []Header{{"content-type", []byte("application/msgpack")}}}
+		msgs[i] = Message{Topic: topic, Key: strconv.Itoa(i), Value: make([]byte, size), Headers: []Header{{Key: "content-type", Value: []byte("application/msgpack")}}}
 	}
 	return msgs
 }

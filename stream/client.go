@@ -40,6 +40,7 @@ type Client struct {
 	signer    *signature.Signer
 	producer  *producer
 	refusals  *refusals.Count
+	consumers sync.Map // of *consumer, while they run
 	stop      context.CancelFunc
 	closed    chan struct{}
 	closeOnce sync.Once

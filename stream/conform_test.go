@@ -19,7 +19,7 @@ func numbered(topic string, from, n, keys int) []Message {
 	msgs := make([]Message, n)
 	for i := range msgs {
 		v := from + i
-		msgs[i] = Message{Topic: topic, Key: "k" + strconv.Itoa(v%keys), Value: []byte(strconv.Itoa(v)), Headers: []Header{{"n", []byte(strconv.Itoa(v))}}}
+		msgs[i] = Message{Topic: topic, Key: "k" + strconv.Itoa(v%keys), Value: []byte(strconv.Itoa(v)), Headers: []Header{{Key: "n", Value: []byte(strconv.Itoa(v))}}}
 	}
 	return msgs
 }

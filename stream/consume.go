@@ -113,6 +113,8 @@ func (cl *Client) Consume(ctx context.Context, cfg ConsumerConfig, handle func(c
 		trouble: trouble.New(cl.logger.With("group", id), cl.metrics.Stream.BrokerUnreachable.WithLabelValues("consume")),
 	}
 	c.member = c.newMember()
+	cl.consumers.Store(c, nil)
+	defer cl.consumers.Delete(c)
 	return c.run(ctx, ready)
 }
 

@@ -29,17 +29,23 @@ const (
 type fetched struct {
 	recs           []*Record
 	next           int64 // where to continue reading
-	highest        int64 // the end of the log: one above its last record
-	needsMoreBytes bool  // there is more, but nothing of it came whole: ask for more bytes
+	end            ends
+	needsMoreBytes bool // there is more, but nothing of it came whole: ask for more bytes
 	rest           *undecoded
 }
 
 // undecoded is what was fetched and not decoded yet.
 type undecoded struct {
-	cl      *Client
-	req     fetchRequest
-	reader  *batches.Reader
-	highest int64
+	cl     *Client
+	req    fetchRequest
+	reader *batches.Reader
+	end    ends
+}
+
+// ends is where a partition ended at the time of a fetch.
+type ends struct {
+	highest  int64 // one above its last record
+	readable int64 // one above the last record that is not of an open transaction, nor behind one
 }
 
 // fetchRequest says what to read from one partition.
@@ -65,10 +71,10 @@ func (cl *Client) fetch(ctx context.Context, req fetchRequest) (fetched, error) 
 	}
 	if o := answer.Oversized; o != nil {
 		rec := cl.record(req, o)
-		return fetched{recs: []*Record{rec}, next: o.Broken.Last + 1, highest: answer.Highest}, nil
+		return fetched{recs: []*Record{rec}, next: o.Broken.Last + 1, end: ends{answer.Highest, answer.Stable}}, nil
 	}
 	u := &undecoded{
-		cl: cl, req: req, highest: answer.Highest,
+		cl: cl, req: req, end: ends{answer.Highest, answer.Stable},
 		reader: batches.NewReader(answer.Records, req.from, answer.Aborted, batches.Limits{Record: recordLimit(req.topic)}),
 	}
 	out, err := u.decode(req.maxBytes)
@@ -87,7 +93,7 @@ func recordLimit(topic string) int64 {
 
 // decode decodes records until they take so many bytes, or minDecodeBytes if that is more.
 func (u *undecoded) decode(bytes int64) (fetched, error) {
-	out := fetched{highest: u.highest}
+	out := fetched{end: u.end}
 	for left := max(bytes, minDecodeBytes); ; {
 		r, err := u.reader.Read()
 		out.next = u.reader.Next()

@@ -2,53 +2,23 @@ package stream
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/batchyard/batchyard/stream/internal/batches"
+	"github.com/batchyard/batchyard/stream/internal/message"
 	"github.com/batchyard/batchyard/stream/internal/signature"
 )
 
 // Header is a key and a value that accompany a message.
-type Header struct {
-	Key   string
-	Value []byte
-}
+type Header = message.Header
 
 // Message is a record to be written.
-type Message struct {
-	Topic   string // one of the constants, without the prefix
-	Key     string // messages with the same key stay in order; empty: any partition
-	Value   []byte // nil: null
-	Headers []Header
-	// EmptyKey says that the key is an empty text. Otherwise an empty Key is null.
-	EmptyKey bool
-	// Verbatim messages are written without a signature of this process: the record is another's, or
-	// carries the signature that it had. All others are signed.
-	Verbatim bool
-}
-
-// size returns an upper estimate of the bytes that a message takes in a batch.
-func (m *Message) size() int {
-	n := 32 + len(m.Key) + len(m.Value)
-	for _, h := range m.Headers {
-		n += 10 + len(h.Key) + len(h.Value)
-	}
-	return n
-}
+type Message = message.Message
 
 // TooLargeError reports a message that is larger than its topic allows. Retrying does not help.
-type TooLargeError struct {
-	Topic string
-	Size  int   // of the message, in bytes
-	Limit int64 // with which Batchyard creates the topic; the broker's own limit may be lower
-}
-
-func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("a message of %d bytes exceeds max.message.bytes of topic %s (%d when Batchyard creates it)", e.Size, e.Topic, e.Limit)
-}
+type TooLargeError = message.TooLargeError
 
 // Record is a record that was read. The reader owns its bytes.
 type Record struct {
@@ -112,7 +82,11 @@ func (r *Record) Header(key string) string {
 
 // Position returns topic, partition and offset, as in "tasks.normal/3@42".
 func (r *Record) Position() string {
-	return r.Topic + "/" + strconv.Itoa(r.Partition) + "@" + strconv.FormatInt(r.Offset, 10)
+	return position(r.Topic, r.Partition, r.Offset)
+}
+
+func position(topic string, partition int, offset int64) string {
+	return topic + "/" + strconv.Itoa(partition) + "@" + strconv.FormatInt(offset, 10)
 }
 
 // Done reports that all outputs of the record are acknowledged, so that its offset may be

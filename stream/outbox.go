@@ -99,7 +99,7 @@ func (cl *Client) NewOutbox(name string, maxUnits int, maxBytes int64) *Outbox {
 func (o *Outbox) Put(ctx context.Context, u Unit) error {
 	p := &pendingUnit{o: o, acked: u.Acked}
 	for i := range u.Messages {
-		p.size += int64(u.Messages[i].size())
+		p.size += int64(u.Messages[i].Size())
 	}
 	for i := range u.Events {
 		p.size += int64(buckets.Size(&u.Events[i]))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/batchyard/batchyard/stream/internal/budget"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
@@ -18,10 +19,15 @@ type partition struct {
 	cancel context.CancelFunc
 	lost   atomic.Bool
 	end    atomic.Int64   // of the log, from the last fetch
+	began  time.Time      // when it was gained
 	wg     sync.WaitGroup // its goroutines
 	rest   *undecoded     // of the last fetch; used only by run
 	heard  atomic.Bool    // a fetch was answered since upToDate was last asked
-	wake   chan struct{}  // there are records in back
+
+	readable              atomic.Int64              // the end of what is committed, from the last fetch
+	delivering, recalling atomic.Pointer[time.Time] // since when the handler runs; nil: it does not
+
+	wake chan struct{} // there are records in back
 
 	mu       sync.Mutex
 	tracker  tracker.Tracker // what is finished, and may be committed
@@ -38,7 +44,7 @@ type partition struct {
 
 // newPartition returns a partition that was gained; its context ends with ctx.
 func newPartition(ctx context.Context, c *consumer, id int) *partition {
-	p := &partition{c: c, id: id, tracker: tracker.New(), recalls: make(chan struct{}, 1), wake: make(chan struct{}, 1), target: -1}
+	p := &partition{c: c, id: id, began: time.Now(), tracker: tracker.New(), recalls: make(chan struct{}, 1), wake: make(chan struct{}, 1), target: -1}
 	p.owned = &Ownership{p: p}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p

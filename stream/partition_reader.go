@@ -3,6 +3,8 @@ package stream
 import (
 	"errors"
 	"strconv"
+	"sync/atomic"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 
@@ -222,7 +224,8 @@ func (p *partition) fetch(from, want int64) (fetched, error) {
 	if err != nil {
 		return got, err
 	}
-	p.end.Store(got.highest)
+	p.end.Store(got.end.highest)
+	p.readable.Store(got.end.readable)
 	p.heard.Store(true)
 	if n := len(got.recs); n > 0 {
 		c.metrics.Consumed.WithLabelValues(c.group, c.cfg.Topic).Add(float64(n))
@@ -285,7 +288,7 @@ func (p *partition) deliver(deliveries <-chan delivery) {
 }
 
 func (p *partition) deliverOne(d delivery) bool {
-	return p.handOut(func() []*Record {
+	return p.handOut(&p.delivering, func() []*Record {
 		if d.gap != nil && !p.reportGap(d.gap) {
 			return nil
 		}
@@ -294,10 +297,14 @@ func (p *partition) deliverOne(d delivery) bool {
 	})
 }
 
-// handOut calls the handler with the records that it is given; false when the partition ends.
-func (p *partition) handOut(register func() []*Record) bool {
+// handOut calls the handler with the records that it is given; false when the partition ends. since says that it
+// does, and since when.
+func (p *partition) handOut(since *atomic.Pointer[time.Time], register func() []*Record) bool {
 	p.c.active.Add(1)
+	now := time.Now()
+	since.Store(&now)
 	defer func() {
+		since.Store(nil)
 		p.c.active.Add(-1)
 		p.c.drained()
 	}()

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/batchyard/batchyard/stream/internal/murmur"
+	"github.com/batchyard/batchyard/stream/internal/trouble"
 )
 
 const (
@@ -62,21 +63,20 @@ type producer struct {
 	ctx         context.Context
 	compression kafka.Compression
 	room        *semaphore.Weighted
+	trouble     *trouble.Trouble // partitions whose latest request did not go through
 	wg          sync.WaitGroup
 
-	mu           sync.Mutex
-	queues       map[topicPartition]*queue
-	ready        []*queue
-	inFlight     map[int32]int // requests by leader
-	failing      int           // partitions whose latest request did not go through
-	lastErr      error         // of one of them
-	failingSince time.Time     // with failing above 0
-	closed       bool
+	mu       sync.Mutex
+	queues   map[topicPartition]*queue
+	ready    []*queue
+	inFlight map[int32]int // requests by leader
+	closed   bool
 }
 
 func newProducer(ctx context.Context, cl *Client, c kafka.Compression) *producer {
 	return &producer{
 		cl: cl, ctx: ctx, compression: c,
+		trouble:  trouble.New(cl.logger, cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce")),
 		room:     semaphore.NewWeighted(cl.cfg.BufferBytes),
 		queues:   map[topicPartition]*queue{},
 		inFlight: map[int32]int{},
@@ -119,8 +119,8 @@ func (cl *Client) Produce(ctx context.Context, msgs ...Message) error {
 		return c.err()
 	case <-ctx.Done():
 		c.abandoned.Store(true)
-		if last := cl.producer.lastError(); last != nil {
-			return fmt.Errorf("writing to topic %s: %w; last error: %w", msgs[0].Topic, ctx.Err(), last)
+		if last, failing := cl.producer.trouble.Oldest(); failing {
+			return fmt.Errorf("writing to topic %s: %w; last error: %w", msgs[0].Topic, ctx.Err(), last.Err)
 		}
 		return fmt.Errorf("writing to topic %s: %w", msgs[0].Topic, ctx.Err())
 	}
@@ -172,9 +172,9 @@ func (p *producer) route(ctx context.Context, m Message, want int32) (routed, er
 		return routed{}, fmt.Errorf("writing a message: %w", err)
 	}
 	if !m.Verbatim {
-		sign(p.cl.signer, &m)
+		m.Sign(p.cl.signer)
 	}
-	size := m.size()
+	size := m.Size()
 	if int64(size)+batchOverhead > t.MaxBytes {
 		return routed{}, &TooLargeError{Topic: t.Name, Size: size, Limit: t.MaxBytes}
 	}
@@ -370,13 +370,6 @@ func sizeOf(batch []entry) int {
 		n += batch[i].size
 	}
 	return n
-}
-
-// lastError returns an error of a partition that cannot be written now; or nil without one.
-func (p *producer) lastError() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.lastErr
 }
 
 // close fails the waiting messages, and waits for the requests in flight, whose context has ended.

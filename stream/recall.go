@@ -29,6 +29,9 @@ type Ownership struct {
 // Lost reports whether the ownership has ended. What was set aside under it is read again by the next owner.
 func (o *Ownership) Lost() bool { return o.lost.Load() }
 
+// Position names a record of the partition, as [Record.Position] does.
+func (o *Ownership) Position(offset int64) string { return position(o.p.c.cfg.Topic, o.p.id, offset) }
+
 // Wanted is a record to be read again.
 type Wanted struct {
 	Offset int64
@@ -240,7 +243,7 @@ func (r *recaller) handOut(recs []*Record) {
 	for _, rec := range recs {
 		rec.owner, rec.owned = p, r.owned
 	}
-	p.handOut(func() []*Record {
+	p.handOut(&p.recalling, func() []*Record {
 		if r.owned.Lost() || !r.reportGaps(recs) {
 			return nil
 		}

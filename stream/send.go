@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -120,7 +121,7 @@ func (p *producer) finishRequest(r *request) {
 			continue
 		}
 		q.alone = len(r.parts) > 1
-		p.markFailing(q, pt.err)
+		p.trouble.Report(q.what(), pt.err)
 		p.retryLater(q)
 	}
 	p.dispatch()
@@ -163,31 +164,17 @@ func (p *producer) retryLater(q *queue) {
 	})
 }
 
-// markFailing and markRecovered count the partitions that cannot be written. They log when the
-// first one fails and when the last one recovers. The caller holds mu.
-func (p *producer) markFailing(q *queue, err error) {
-	p.lastErr = err
+// markRecovered notes that a partition can be written again. The caller holds mu.
+func (p *producer) markRecovered(q *queue) {
+	q.alone = false
 	if q.failures > 0 {
-		return
-	}
-	if p.failing++; p.failing == 1 {
-		p.failingSince = time.Now()
-		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(1)
-		p.cl.logger.Warn("writing to Kafka fails; retrying until it works", "topic", p.cl.full(q.topic.Name), "error", err)
+		q.failures = 0
+		p.trouble.Report(q.what(), nil)
 	}
 }
 
-func (p *producer) markRecovered(q *queue) {
-	q.alone = false
-	if q.failures == 0 {
-		return
-	}
-	q.failures = 0
-	if p.failing--; p.failing == 0 {
-		p.lastErr = nil
-		p.cl.metrics.Stream.BrokerUnreachable.WithLabelValues("produce").Set(0)
-		p.cl.logger.Info("writing to Kafka works again")
-	}
+func (q *queue) what() string {
+	return "write " + q.topic.Name + "/" + strconv.Itoa(int(q.partition))
 }
 
 // roundTrip sends the request. It stores errors of single partitions in their parts.

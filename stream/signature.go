@@ -1,6 +1,9 @@
 package stream
 
-import "github.com/batchyard/batchyard/stream/internal/signature"
+import (
+	"github.com/batchyard/batchyard/stream/internal/message"
+	"github.com/batchyard/batchyard/stream/internal/signature"
+)
 
 // HeaderSignature is the header that shows that this installation wrote a record.
 const HeaderSignature = signature.Header
@@ -14,26 +17,6 @@ const (
 
 // builtInSigner checks records that were not read from a topic.
 var builtInSigner = signature.NewSigner("", nil)
-
-func signedPart(topic, key string, value []byte, headers []Header) signature.Signed {
-	return signature.Signed{Topic: topic, Key: key, Value: value, Headers: func(use func(string, []byte)) {
-		for i := range headers {
-			use(headers[i].Key, headers[i].Value)
-		}
-	}}
-}
-
-// sign adds a signature to a message, in place of any that it carries. The message's own slice of
-// headers stays as it is.
-func sign(s *signature.Signer, m *Message) {
-	headers := make([]Header, 0, len(m.Headers)+1)
-	for _, h := range m.Headers {
-		if h.Key != HeaderSignature {
-			headers = append(headers, h)
-		}
-	}
-	m.Headers = append(headers, Header{Key: HeaderSignature, Value: s.Sign(signedPart(m.Topic, m.Key, m.Value, headers))})
-}
 
 // What [Record.Ours] found.
 const (
@@ -49,7 +32,7 @@ func (r *Record) Ours() bool {
 	found := r.origin.Load()
 	if found == originUnknown {
 		found = originForeign
-		if s := r.Header(HeaderSignature); s != "" && r.Incomplete == nil && r.verifier().Verify(s, signedPart(r.Topic, string(r.Key), r.Value, r.Headers)) {
+		if s := r.Header(HeaderSignature); s != "" && r.Incomplete == nil && r.verifier().Verify(s, message.Signed(r.Topic, string(r.Key), r.Value, r.Headers)) {
 			found = originOurs
 		}
 		r.origin.Store(found)
@@ -72,7 +55,7 @@ func (r *Record) WithValue(value []byte) *Record {
 	}
 	if r.Ours() {
 		m := Message{Topic: r.Topic, Key: string(r.Key), Value: value, Headers: r.Headers}
-		sign(r.verifier(), &m)
+		m.Sign(r.verifier())
 		out.Headers = m.Headers
 	}
 	return out

@@ -32,7 +32,7 @@ func TestSignaturesCoverTheWholeRecord(t *testing.T) {
 	header := func(key, value string) Header { return Header{Key: key, Value: []byte(value)} }
 	m := Message{Topic: Results, Key: "k", Value: []byte("v"), Headers: []Header{header("a", "b"), header("c", "")}}
 	own := m.Headers
-	sign(signature.NewSigner("p.", []string{keyA}), &m)
+	m.Sign(signature.NewSigner("p.", []string{keyA}))
 	require.Len(t, own, 2, "the caller's headers stay as they are")
 	require.True(t, asRead(m, "p.", keyA).Ours())
 	require.True(t, asRead(m, "p.", keyB, keyA).Ours(), "any key verifies")
@@ -99,7 +99,7 @@ func TestOursAndTheirs(t *testing.T) {
 	cfg.SigningKeys = nil
 	stranger := open(t, cfg)
 
-	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, Key: "ours", Headers: []Header{{"a", nil}, {HeaderSignature, []byte("v1,x")}}}))
+	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, Key: "ours", Headers: []Header{{Key: "a"}, {Key: HeaderSignature, Value: []byte("v1,x")}}}))
 	require.NoError(t, cl.Produce(until(t), Message{Topic: TasksNormal, EmptyKey: true, Value: []byte("x")}))
 	o := cl.NewOutbox("test", 10, 1<<20)
 	require.NoError(t, o.Put(until(t), Unit{Messages: []Message{{Topic: TasksNormal, Key: "outbox", Value: make([]byte, 200<<10)}}}))
@@ -140,10 +140,10 @@ func BenchmarkSignature(b *testing.B) {
 			b.SetBytes(int64(size))
 			for b.Loop() {
 				signed := m
-				sign(s, &signed)
+				signed.Sign(s)
 			}
 		})
-		sign(s, &m)
+		m.Sign(s)
 		b.Run("verify "+strconv.Itoa(size), func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(size))

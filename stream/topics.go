@@ -2,14 +2,9 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/segmentio/kafka-go"
 
 	"github.com/batchyard/batchyard/stream/internal/settings"
 	"github.com/batchyard/batchyard/task"
@@ -99,47 +94,19 @@ func (cl *Client) CreateTopics(ctx context.Context) (created []string, err error
 	if err != nil {
 		return nil, err
 	}
-	req := &kafka.CreateTopicsRequest{}
-	for _, t := range missing {
-		partitions := cl.cfg.Partitions
-		if t.single {
-			partitions = 1
-		}
-		req.Topics = append(req.Topics, kafka.TopicConfig{
-			Topic:             cl.full(t.Name),
-			NumPartitions:     partitions,
-			ReplicationFactor: cl.cfg.Replication,
-			ConfigEntries: []kafka.ConfigEntry{
-				{ConfigName: settings.Cleanup, ConfigValue: "delete"},
-				{ConfigName: settings.Retention, ConfigValue: strconv.FormatInt(t.retention(cl.cfg).Milliseconds(), 10)},
-				{ConfigName: settings.RetentionBytes, ConfigValue: "-1"},
-				{ConfigName: settings.Timestamps, ConfigValue: settings.LogAppendTime},
-				{ConfigName: "max.message.bytes", ConfigValue: strconv.FormatInt(t.MaxBytes, 10)},
-			},
-		})
-	}
-	if len(req.Topics) == 0 {
+	if len(missing) == 0 {
 		return nil, nil
+	}
+	topics := make([]settings.New, len(missing))
+	for i, t := range missing {
+		topics[i] = settings.New{Name: cl.full(t.Name), Partitions: cl.cfg.Partitions, Retention: t.retention(cl.cfg), MaxBytes: t.MaxBytes}
+		if t.single {
+			topics[i].Partitions = 1
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*cl.cfg.RequestTimeout)
 	defer cancel()
-	res, err := cl.kafka.CreateTopics(ctx, req)
-	if err != nil {
-		return nil, fmt.Errorf("creating topics: %w", err)
-	}
-	for _, t := range req.Topics {
-		switch terr := res.Errors[t.Topic]; {
-		case terr == nil:
-			created = append(created, t.Topic)
-		case errors.Is(terr, kafka.TopicAlreadyExists): // another process was faster
-		case errors.Is(terr, kafka.InvalidReplicationFactor):
-			err = errors.Join(err, fmt.Errorf("creating topic %s with %d replicas: %w; kafka.replication must be at most the number of brokers", t.Topic, cl.cfg.Replication, terr))
-		default:
-			err = errors.Join(err, fmt.Errorf("creating topic %s: %w", t.Topic, terr))
-		}
-	}
-	slices.Sort(created)
-	if err != nil {
+	if created, err = settings.Create(ctx, cl.kafka, topics, cl.cfg.Replication); err != nil {
 		return created, err
 	}
 	// The controller has created them; wait until the brokers know.
@@ -180,4 +147,16 @@ func (cl *Client) missingTopics(ctx context.Context) ([]Topic, error) {
 		}
 	}
 	return missing, nil
+}
+
+// DeleteTopics deletes all topics and the records in them, for tests and benchmarks. A topic that does not
+// exist is not an error. The groups' offsets stay until the broker expires them.
+func (cl *Client) DeleteTopics(ctx context.Context) error {
+	names := make([]string, len(Topics))
+	for i, t := range Topics {
+		names[i] = cl.full(t.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*cl.cfg.RequestTimeout)
+	defer cancel()
+	return settings.Delete(ctx, cl.kafka, names)
 }

@@ -9,11 +9,17 @@ import (
 // When the worker stops, all of it is taken out at once.
 type backoffs struct {
 	mu     sync.Mutex
-	timers map[*work]*time.Timer
+	timers map[*work]backoffTimer
 	closed bool
 }
 
-func newBackoffs() *backoffs { return &backoffs{timers: map[*work]*time.Timer{}} }
+// backoffTimer is a timer, and when it fires.
+type backoffTimer struct {
+	*time.Timer
+	due time.Time
+}
+
+func newBackoffs() *backoffs { return &backoffs{timers: map[*work]backoffTimer{}} }
 
 // add waits for d and then puts the work in front of the runner's queue. It returns false when the
 // worker is stopping.
@@ -23,7 +29,7 @@ func (p *backoffs) add(d time.Duration, r *runner, w *work) bool {
 	if p.closed {
 		return false
 	}
-	p.timers[w] = time.AfterFunc(d, func() {
+	p.timers[w] = backoffTimer{due: time.Now().Add(d), Timer: time.AfterFunc(d, func() {
 		p.mu.Lock()
 		_, mine := p.timers[w]
 		delete(p.timers, w)
@@ -31,7 +37,7 @@ func (p *backoffs) add(d time.Duration, r *runner, w *work) bool {
 		if mine { // else close or drop has taken it
 			r.resubmit(&call{works: []*work{w}})
 		}
-	})
+	})}
 	return true
 }
 

@@ -47,9 +47,10 @@ func decode(rec *stream.Record) (batches []task.Batch, tasks int, err error) {
 
 // start submits a batch to the runner of its device.
 func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *records.Ack) {
-	works := make([]*work, 0, len(b.Assignments))
+	works, now := make([]*work, 0, len(b.Assignments)), time.Now()
 	for i := range b.Assignments {
 		w := newWork(s.life, b.Assignments[i], b.ID, ack)
+		w.read = now
 		s.leases.Hold(w.assignment.Lease)
 		s.tasks.add(w)
 		works = append(works, w)

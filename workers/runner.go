@@ -15,8 +15,9 @@ import (
 // call is what goes to the device in one request: one task, or a group of batched tasks.
 type call struct {
 	works    []*work
-	group    *group // nil: one task
-	freeSlot bool   // there was a slot for it when it came
+	group    *group    // nil: one task
+	freeSlot bool      // there was a slot for it when it came
+	began    time.Time // when it got a slot; guarded by the runner's mu
 }
 
 // probe reports whether a router sent it to test a device whose breaker is half-open.
@@ -56,12 +57,13 @@ type runner struct {
 	missedChecks int                // checks since then that did not find it in the registry
 	timer        *time.Timer
 	lastUsed     time.Time
+	moved        time.Time // when a call began or ended
 }
 
 func newRunner(s *Workers, d task.DeviceRef, partition int) *runner {
 	cfg := s.cfg
 	return &runner{
-		workers: s, id: d.ID, partition: partition, device: d, budget: NewBudget(cfg.RetryBudget), lastUsed: time.Now(),
+		workers: s, id: d.ID, partition: partition, device: d, budget: NewBudget(cfg.RetryBudget), lastUsed: time.Now(), moved: time.Now(),
 		running: map[*call]struct{}{}, hung: map[*call]struct{}{},
 		ejector: learn.NewBreaker(learn.BreakerConfig{
 			Faults: cfg.BreakerFails, Ratio: cfg.BreakerRatio, Window: cfg.BreakerWindow, Open: cfg.BreakerOpen, MaxOpen: cfg.BreakerOpenMax,
@@ -129,12 +131,14 @@ func (r *runner) dispatch() {
 		r.queue[0] = nil
 		r.queue = r.queue[1:]
 		r.running[c] = struct{}{}
+		c.began, r.moved = now, now
 		d := r.device
 		r.workers.calls.Go(func() {
 			r.run(d, c)
 			r.mu.Lock()
 			delete(r.running, c)
 			delete(r.hung, c)
+			r.moved = time.Now()
 			r.mu.Unlock()
 			r.dispatch()
 		})

@@ -23,6 +23,7 @@ var (
 type work struct {
 	assignment    task.Assignment
 	batch         string
+	read          time.Time      // when its batch was read
 	ack           *records.Ack   // of the record that it came in
 	attempts      []task.Attempt // made so far, on other devices too
 	localAttempts int            // made here

@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -44,8 +45,9 @@ type Workers struct {
 	reader        *store.Reader
 	tasks         *taskIndex
 	backoffs      *backoffs
-	reportNow     chan struct{} // a device's health has changed
-	checkFleetNow chan struct{} // the registry has changed, or a device is new here
+	lost          waiting.Lost[place] // used only by Waiting
+	reportNow     chan struct{}       // a device's health has changed
+	checkFleetNow chan struct{}       // the registry has changed, or a device is new here
 	slowest       atomic.Pointer[serviceTimes]
 
 	life     context.Context //nolint:containedctx // parent of all requests; ends when draining takes too long

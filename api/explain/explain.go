@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
@@ -24,6 +25,7 @@ type Why struct {
 	Sentence string      `json:"sentence" doc:"The whole explanation in words."`
 	Waiting  *Waiting    `json:"waiting,omitempty" doc:"What the task waits for now, while it does."`
 	Attempts []Placement `json:"attempts,omitempty" doc:"The devices it went to, and why, oldest first."`
+	Place    *Place      `json:"place,omitempty" doc:"The stage that has the task, while it has not ended."`
 }
 
 // Waiting is what a waiting task waits for, in figures.
@@ -35,6 +37,7 @@ type Waiting struct {
 	Exclude   []string       `json:"exclude,omitempty" doc:"Devices that failed the task and do not get it again."`
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read" doc:"A router has read the task; before that it waits in Kafka behind others."`
+	Aside     bool           `json:"aside,omitempty" doc:"The router has no room for the task now, and reads it again when its turn comes."`
 	Parked    string         `json:"parked,omitempty" doc:"Why a router parked the task."`
 	ParkedAt  *time.Time     `json:"parked_at,omitempty"`
 	NotBefore *time.Time     `json:"not_before,omitempty"`
@@ -98,6 +101,7 @@ type Deps struct {
 	}
 	Presence interface { // nil: all devices are served
 		Mark(ctx context.Context, devices []device.Device) error
+		Read(ctx context.Context, topic, key string) (store.Read, error)
 	}
 	Overrides interface {
 		Get(ctx context.Context, keys ...task.Key) ([]device.Override, error)
@@ -123,6 +127,13 @@ func (d Deps) Of(ctx context.Context, t *Task, rows []status.EventRow) (*Why, er
 			return nil, err
 		}
 		out.Waiting = &w
+	}
+	if !t.State.Terminal() {
+		at, err := d.locate(ctx, t, rows, out)
+		if err != nil {
+			return nil, err
+		}
+		out.Place = at
 	}
 	out.Sentence = sentence(out, t, clock.Now())
 	return out, nil
@@ -157,6 +168,9 @@ func waitingOf(st *Task, rows []status.EventRow) Waiting {
 // lookAround fills in what only Redis has: the fleet as it is now, and the priority
 // that an operator gave the task.
 func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
+	if err := d.lookAside(ctx, t, w); err != nil {
+		return err
+	}
 	overrides, err := d.Overrides.Get(ctx, t.Key)
 	if err != nil {
 		return err

@@ -13,9 +13,18 @@ import (
 
 // sentence puts the figures into words.
 func sentence(w *Why, st *Task, now time.Time) string {
+	text := story(w, st, now)
+	if w.Place != nil {
+		text += w.Place.sentence(now)
+	}
+	return text
+}
+
+// story says what the task waits for, or where it went.
+func story(w *Why, st *Task, now time.Time) string {
 	switch {
 	case w.Waiting != nil:
-		text := waiting(w.Waiting, now)
+		text := waits(w.Waiting, now)
 		if n := len(w.Attempts); n > 0 {
 			text += ". Before: " + went(&w.Attempts[n-1])
 		}
@@ -123,14 +132,16 @@ func count(n int, what string) string {
 	return strconv.Itoa(n) + " " + what + "s"
 }
 
-// waiting describes what a task waits for, the main reason first.
-func waiting(w *Waiting, now time.Time) string {
+// waits describes what a task waits for, the main reason first.
+func waits(w *Waiting, now time.Time) string {
 	var parts []string
 	if w.NotBefore != nil && w.NotBefore.After(now) {
 		parts = append(parts, "it may not run before "+w.NotBefore.Format(time.RFC3339))
 	}
 	if !w.Read {
 		parts = append(parts, "no router has read it yet: it may be behind others in Kafka")
+	} else if w.Aside {
+		parts = append(parts, "a router has read it and set it aside, because there is no room for it now")
 	}
 	switch {
 	case w.Devices == 0:

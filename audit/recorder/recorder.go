@@ -20,6 +20,7 @@ import (
 	"github.com/batchyard/batchyard/audit/recorder/sealer"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -44,15 +45,35 @@ type Recorder struct {
 	cfg Config
 	Deps
 	health *health.Health
+	queue  *queue
 }
 
 // New returns a recorder. It connects when it runs.
 func New(cfg Config, deps Deps) *Recorder {
-	return &Recorder{cfg.withDefaults(), deps, health.New(deps.Pool, deps.Logger, &deps.Metrics.Audit)}
+	cfg = cfg.withDefaults()
+	return &Recorder{cfg, deps, health.New(deps.Pool, deps.Logger, &deps.Metrics.Audit), newQueue(cfg.Writers, cfg.ChunkRows, cfg.ChunkBytes)}
 }
 
-// Stalled returns why nothing is recorded although records wait; nil if that is not so.
-func (r *Recorder) Stalled() error { return r.health.Stalled() }
+// Waiting says what waits to be recorded. It is called about once a second, by one goroutine.
+func (r *Recorder) Waiting(now time.Time) waiting.List {
+	l := r.health.Waiting(r.queue)
+	for _, o := range records.Waiting(r.Log, group, now, func(u *stream.Unfinished, o *waiting.Oldest) bool {
+		switch u.Progress {
+		case stream.NotBegun: // its offset comes from Postgres
+			o.Reason = waiting.Postgres
+		case stream.InFlight, stream.InHandler: // the queue knows
+			return false
+		case stream.AtRest, stream.NotRead, stream.Failing:
+		}
+		return true
+	}) {
+		l.Add(o)
+	}
+	return l
+}
+
+// group is the recorder's name in consumer groups.
+const group = "audit"
 
 // Run records until ctx ends. Then it stops reading, records what it has read, and returns nil.
 // ready is called when the recorder owns its share of both topics. After an error the process has
@@ -63,13 +84,11 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	offsets := newOffsets(r.Pool, r.Instance, r.health.Retry)
 	offsets.topics = r.Log
 	offsets.breaks = breaks{key: seal.Key(), noticed: func(ctx context.Context, k *audit.Break) { r.reportBreak(ctx, out, k) }}
-	queue := newQueue(r.cfg.Writers, r.cfg.ChunkRows, r.cfg.ChunkBytes)
 	err := lifecycle.Run(ctx,
-		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, queue, ready), r.maintenance(out), lifecycle.Func(offsets.watch),
+		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, r.queue, ready), r.maintenance(out), lifecycle.Func(offsets.watch),
 			lifecycle.Func(r.resolver(out).Run),
-			lifecycle.Func(func(ctx context.Context) { r.health.Watch(ctx, queue, r.cfg.StallTimeout) }),
 			lifecycle.Func(jobrows.NewFinisher(r.Pool, r.Logger).Run))},
-		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, queue, out)},
+		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, r.queue, out)},
 		lifecycle.Phase{Name: "sealer", Parts: []lifecycle.Part{lifecycle.Func(seal.Run)}},
 		lifecycle.Phase{Name: "outbox", Close: func(ctx context.Context) error {
 			if err := out.Close(ctx); err != nil {
@@ -90,7 +109,7 @@ func (r *Recorder) consumers(own *offsets, q *queue, ready func()) []lifecycle.P
 	var parts []lifecycle.Part
 	for _, topic := range []string{stream.Events, stream.Results} {
 		cfg := stream.ConsumerConfig{
-			Group: "audit", Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
+			Group: group, Topic: topic, MaxRecords: maxRecords, MaxBytes: r.cfg.FetchBytes,
 			Offsets: own, DrainTimeout: r.cfg.DrainTimeout, OnGap: in.gap,
 		}
 		joined := sync.OnceFunc(joined)

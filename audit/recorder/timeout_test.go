@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
 )
@@ -113,7 +114,7 @@ func TestARecorderThatStandsStillSaysSo(t *testing.T) {
 	out := l.NewOutbox("test", 1000, 8<<20)
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg)
-	r := New(Config{CheckpointDir: t.TempDir(), StallTimeout: time.Second}, Deps{Log: l, Pool: pool, Instance: "audit@one-1", Logger: audittest.Quiet(), Metrics: m})
+	r := New(Config{CheckpointDir: t.TempDir()}, Deps{Log: l, Pool: pool, Instance: "audit@one-1", Logger: audittest.Quiet(), Metrics: m})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx, func() {}) }()
@@ -126,18 +127,25 @@ func TestARecorderThatStandsStillSaysSo(t *testing.T) {
 	}
 	submit("t1")
 	require.Eventually(t, func() bool { return audittest.One[int](t, pool, "SELECT count(*) FROM tasks") == 1 }, audittest.Patience, 20*time.Millisecond)
-	require.NoError(t, r.Stalled())
+	board := waiting.NewBoard(time.Second, []waiting.Source{{Stage: "audit", Ask: r.Waiting}}, audittest.Quiet(), &m.Waiting)
+	stall := func() *waiting.Stall {
+		board.Look(time.Now())
+		return board.Stall("audit")
+	}
+	require.Nil(t, stall())
 
 	audittest.Execute(t, pool, "ALTER TABLE tasks RENAME TO away")
 	submit("t2")
-	require.Eventually(t, func() bool { return r.Stalled() != nil }, audittest.Patience, 20*time.Millisecond)
-	require.ErrorContains(t, r.Stalled(), "tasks")
-	require.Equal(t, 1.0, gauge(t, reg, "batchyard_audit_stalled"))
+	require.Eventually(t, func() bool { return stall() != nil }, audittest.Patience, 20*time.Millisecond)
+	require.Equal(t, waiting.Postgres, stall().Reason)
+	require.ErrorContains(t, stall(), "tasks")
+	require.NotContains(t, stall().Brief(), "42P01")
+	require.Equal(t, 1.0, gauge(t, reg, "batchyard_stage_stalled"))
 	require.Greater(t, gauge(t, reg, "batchyard_audit_oldest_unrecorded_seconds"), 0.0)
 
 	audittest.Execute(t, pool, "ALTER TABLE away RENAME TO tasks")
-	require.Eventually(t, func() bool { return r.Stalled() == nil }, audittest.Patience, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return stall() == nil }, audittest.Patience, 20*time.Millisecond)
 	require.Equal(t, 2, audittest.One[int](t, pool, "SELECT count(*) FROM tasks"))
-	require.Zero(t, gauge(t, reg, "batchyard_audit_stalled"))
+	require.Zero(t, gauge(t, reg, "batchyard_stage_stalled"))
 	require.NoError(t, out.Close(t.Context()))
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -100,6 +101,34 @@ func (p *Presence) Mark(ctx context.Context, devices []device.Device) error {
 	return nil
 }
 
+// Read is how far a topic is read, as of the last report about the partition of a key.
+type Read struct {
+	Until time.Time // what was written before has been read; zero: it is not known to be read
+	Now   bool      // a stage that reads it is there, and keeps up
+}
+
+// readLag is how long before a report a record was written, at most, that has not been read.
+const readLag = 10 * time.Second
+
+// Read says how far the partition of a key is read.
+func (p *Presence) Read(ctx context.Context, topic, key string) (Read, error) {
+	n := p.partitionOf(topic, key)
+	if n < 0 {
+		return Read{}, nil // no records are known either
+	}
+	pipe := p.rdb.Pipeline()
+	report, clock := pipe.HGet(ctx, p.key(topic), strconv.Itoa(n)), pipe.Time(ctx)
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		p.metrics.Device.RedisErrors.WithLabelValues("presence").Inc()
+		return Read{}, fmt.Errorf("reading from Redis how far %s is read: %w", topic, err)
+	}
+	var ms int64
+	if json.Unmarshal([]byte(report.Val()), &ms) != nil {
+		return Read{}, nil
+	}
+	return Read{Until: time.UnixMilli(ms).Add(-readLag), Now: p.isRead(report.Val(), clock.Val())}, nil
+}
+
 // isRead judges one report. One from the future does not count: Redis' clock was set back, and stages that
 // are there report again soon.
 func (p *Presence) isRead(reported string, now time.Time) bool {
@@ -174,7 +203,7 @@ func (r *Reader) Run(ctx context.Context) {
 		r.mu.Unlock()
 		err := r.presence.Report(ctx, r.topic, partitions)
 		if err != nil && ctx.Err() == nil && !failing {
-			r.log.Warn("cannot report in Redis that devices are served: without a report they get no work after devices.reader_timeout", "error", err)
+			r.log.Warn("cannot report in Redis what is read: without a report from batchers and workers, devices get no work after devices.reader_timeout", "topic", r.topic, "error", err)
 		}
 		failing = err != nil
 	}

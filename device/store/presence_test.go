@@ -81,3 +81,29 @@ func TestReaderReportsWhatIsCurrent(t *testing.T) {
 	none.Reader("a", nil).Run(t.Context())
 	none.Reader("a", nil).Current(nil)
 }
+
+// How far a topic is read is known from the last report, with a margin, and whether its reader is still there.
+func TestHowFarATopicIsRead(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	server.SetTime(now)
+	p := NewPresence(testenv.RedisAt(t, server.Addr()), Config{ReaderTimeout: 20 * time.Second}, "t:", nil, func(_, key string) int { return len(key) - 1 })
+	read := func(key string) Read {
+		r, err := p.Read(t.Context(), "tasks", key)
+		require.NoError(t, err)
+		return r
+	}
+	require.Zero(t, read("x"), "nothing was ever reported")
+	require.NoError(t, p.Report(t.Context(), "tasks", []int{0}))
+	require.Equal(t, now.Add(-readLag), read("x").Until.UTC())
+	require.True(t, read("x").Now)
+	require.Zero(t, read("xx"), "another partition")
+	require.Zero(t, read(""), "its partition is not known")
+	server.SetTime(now.Add(time.Minute))
+	require.False(t, read("x").Now)
+	require.Equal(t, now.Add(-readLag), read("x").Until.UTC(), "what was read stays so")
+	server.Close()
+	_, err := p.Read(t.Context(), "tasks", "x")
+	require.Error(t, err)
+}

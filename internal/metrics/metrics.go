@@ -16,6 +16,7 @@ type Metrics struct {
 	Audit     Audit
 	Callbacks Callbacks
 	API       API
+	Waiting   Waiting
 }
 
 // Stream counts what goes through the log.
@@ -138,7 +139,6 @@ type Audit struct {
 	LagSeconds       prometheus.Histogram
 	PostgresDown     prometheus.Gauge
 	OldestWaiting    prometheus.Gauge
-	Stalled          prometheus.Gauge
 	DefaultPartition prometheus.Counter
 	DefaultRows      prometheus.Gauge
 	Breaks           *prometheus.CounterVec // kind: recorded_again, topic_replaced, records_missed
@@ -169,6 +169,12 @@ type API struct {
 	Panics       prometheus.Counter
 }
 
+// Waiting is what stands still in the stages: see package waiting.
+type Waiting struct {
+	Oldest  *prometheus.GaugeVec // stage, reason
+	Stalled *prometheus.GaugeVec // stage
+}
+
 // Buckets of the histograms.
 var (
 	seconds = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
@@ -193,6 +199,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		Audit:     newAudit(f),
 		Callbacks: newCallbacks(f),
 		API:       newAPI(f),
+		Waiting:   newWaiting(f),
 	}
 }
 
@@ -322,7 +329,6 @@ func newAudit(f factory) Audit {
 		LagSeconds:       f.histogram("audit_lag_seconds", "Time from an event to the commit of its row.", long),
 		PostgresDown:     f.gauge("audit_postgres_down", "1 while Postgres does not accept rows."),
 		OldestWaiting:    f.gauge("audit_oldest_unrecorded_seconds", "Age of the oldest record that was read and is not recorded, by the time in the record; 0 if none waits."),
-		Stalled:          f.gauge("audit_stalled", "1 while records wait and nothing of some partition is recorded for audit.stall_timeout. Alert if it is above 0."),
 		DefaultPartition: f.counter("audit_default_partition_rows_total", "Rows written to the default partition because their day had no partition."),
 		DefaultRows:      f.gauge("audit_default_partition_rows", "Rows in the default partition. Alert if it is above 0."),
 		Breaks:           f.counters("audit_breaks_total", "Times that recording could not simply continue in a partition, by kind. Alert if it grows.", "kind"),
@@ -353,6 +359,13 @@ func newAPI(f factory) API {
 		BodyBytes:    f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
 		BodiesFull:   f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
 		Panics:       f.counter("api_panics_total", "Requests that panicked."),
+	}
+}
+
+func newWaiting(f factory) Waiting {
+	return Waiting{
+		Oldest:  f.gauges("stage_oldest_seconds", "Age of the oldest thing that the stage has accepted and not finished, by why it waits; 0 if nothing waits for that reason now.", "stage", "reason"),
+		Stalled: f.gauges("stage_stalled", "1 while something that could go on has not moved for longer than stall_timeout and its own bound. Alert if it is above 0.", "stage"),
 	}
 }
 

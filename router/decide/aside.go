@@ -128,7 +128,8 @@ type coming struct {
 	queue  *queue // nil: it is not known
 	source string
 	size   int64
-	sort   bool // it is sorted again when it arrives, and has no room yet
+	sort   bool      // it is sorted again when it arrives, and has no room yet
+	since  time.Time // when Oldest saw it first; zero: not yet
 }
 
 // nearby is how far away the time of a task may be that is treated as ready.

@@ -38,6 +38,7 @@ type Decider struct {
 	asked        map[string]ask        // what other routers know about our waiting tasks, by pool
 	askAt        time.Time             // when it is repeated
 	accruedUntil [priorities]time.Time // the priority's share of what others get is counted up to then
+	overdue      time.Time             // since when Oldest has seen a task whose time has come, and that is not ready; zero: there is none
 }
 
 // New returns a decider without tasks and devices. The seed makes its random choices, so that a
@@ -86,6 +87,11 @@ func (d *Decider) UpdateUsed(used map[string]int) {
 	if used == nil { // treat all as free; the next grant corrects that
 		for _, p := range d.view.pools {
 			p.Used = 0
+		}
+	}
+	for name := range used {
+		if p := d.view.pools[name]; p != nil {
+			p.freed++
 		}
 	}
 	d.view.setUsed(used)

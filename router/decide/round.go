@@ -203,6 +203,7 @@ func (d *Decider) grant(p *Pick, g *device.Grant, now time.Time) bool {
 	g.N--
 	p.Lease = g.Lease
 	d.window.remove(p.Item)
+	p.Item.demand.assigned++
 	if p.Probe { // no second task before the next reading of the fleet: this one probably fails
 		p.pool().Limit = 0
 	}

@@ -48,6 +48,8 @@ type pool struct {
 	policy.Load
 	name  string
 	rates map[string]device.Rate // by model
+	freed uint64                 // how often it was said to have room
+	moved movement               // of its credits
 }
 
 func newView(cfg Config) *view {

@@ -87,6 +87,10 @@ type demand struct {
 
 	yieldUntil time.Time // until then, priorities from yieldFrom take nothing: a higher one waits elsewhere
 	yieldFrom  int
+
+	assigned  uint64    // tasks, ever
+	moved     movement  // of assigned
+	idleSince time.Time // since when a device has had room for its tasks, as seen by Oldest; zero: none has
 }
 
 // beginRound resets what belongs to one round.

@@ -3,15 +3,16 @@ package health
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/internal/waiting"
 )
 
 // Health knows whether Postgres accepts writes and whether anything is recorded, and reports each change
@@ -21,10 +22,9 @@ type Health struct {
 	logger  *slog.Logger
 	metrics *metrics.Audit
 
-	mu      sync.Mutex
-	failed  error // of the latest attempt
-	since   time.Time
-	stalled error
+	mu     sync.Mutex
+	failed error // of the latest attempt
+	since  time.Time
 }
 
 // New returns the health of a recorder that has not begun.
@@ -32,65 +32,34 @@ func New(pool *pgxpool.Pool, logger *slog.Logger, m *metrics.Audit) *Health {
 	return &Health{pool: pool, logger: logger, metrics: m}
 }
 
-// Waiting is what waits to be recorded.
-type Waiting interface {
+// Queue is what waits to be recorded.
+type Queue interface {
 	// Oldest returns when the oldest record that is not recorded was written to the log, and since when
 	// nothing of some partition was recorded although records wait; zero if nothing waits.
 	Oldest() (written, stuck time.Time)
 }
 
-// Watch looks every second, until ctx ends, whether records wait and nothing is recorded. It compares no
-// clocks: what counts is how long this process has seen it.
-func (h *Health) Watch(ctx context.Context, q Waiting, limit time.Duration) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case now := <-tick.C:
-			h.Look(now, q, limit)
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// Look is one look of Watch.
-func (h *Health) Look(now time.Time, q Waiting, limit time.Duration) {
+// Waiting says what waits to be recorded, and why. What counts is how long this process has seen it.
+func (h *Health) Waiting(q Queue) (l waiting.List) {
 	written, stuck := q.Oldest()
 	age := 0.0
 	if !written.IsZero() {
-		age = max(0, now.Sub(written).Seconds())
+		age = max(0, clock.Since(written).Seconds())
 	}
 	h.metrics.OldestWaiting.Set(age)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.failed != nil && (stuck.IsZero() || h.since.Before(stuck)) {
-		stuck = h.since // partitions that cannot be taken over have put nothing into the queue
+	if h.failed != nil { // partitions that cannot be taken over have put nothing into the queue
+		l.Add(waiting.Oldest{Reason: waiting.Postgres, What: "what is to be recorded", Since: h.since, Still: h.since, Cause: pg.Describe(h.failed)})
 	}
-	was := h.stalled
-	h.stalled = nil
-	if stuck.IsZero() || now.Sub(stuck) < limit {
-		h.metrics.Stalled.Set(0)
-		if was != nil {
-			h.logger.Info("records are recorded again")
+	if !stuck.IsZero() {
+		o := waiting.Oldest{Reason: waiting.Stuck, What: "a partition of events or results", Since: stuck, Still: stuck, Cause: "nothing of it is recorded"}
+		if h.failed != nil {
+			o.Reason, o.Cause = waiting.Postgres, pg.Describe(h.failed)
 		}
-		return
+		l.Add(o)
 	}
-	h.stalled = fmt.Errorf("records wait, but for %s nothing of some partition was recorded", now.Sub(stuck).Round(time.Second))
-	if h.failed != nil {
-		h.stalled = fmt.Errorf("%w: %s", h.stalled, pg.Describe(h.failed))
-	}
-	h.metrics.Stalled.Set(1)
-	if was == nil {
-		h.logger.Error("recording stands still", "error", h.stalled)
-	}
-}
-
-// Stalled returns why recording stands still; nil if it does not.
-func (h *Health) Stalled() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.stalled
+	return l
 }
 
 // Failed returns why the latest attempt failed; nil if it did not.

@@ -9,30 +9,28 @@ import (
 
 	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/test/audittest"
 )
 
-// waiting is a queue.
-type waiting struct{ written, stuck time.Time }
+type queue struct{ written, stuck time.Time }
 
-func (w waiting) Oldest() (written, stuck time.Time) { return w.written, w.stuck }
+func (q queue) Oldest() (written, stuck time.Time) { return q.written, q.stuck }
 
-// Recording stands still if records wait and nothing of them is recorded, whether Postgres answers with
-// errors or not at all, or if no partition can be taken over; not while nothing waits, however long.
-func TestWhenRecordingStandsStill(t *testing.T) {
+// What waits to be recorded is reported with why: whether Postgres answers with errors or not at all, or if no partition
+// can be taken over; not while nothing waits, however long.
+func TestWhyRecordingWaits(t *testing.T) {
 	t.Parallel()
-	now := time.Now()
+	since := time.Now().Add(-time.Minute)
 	for name, c := range map[string]struct {
-		queue  waiting
+		queue  queue
 		failed bool
-		after  time.Duration
-		stalls bool
+		want   waiting.Reason
 	}{
-		"nothing waits":             {waiting{}, false, time.Hour, false},
-		"it has just begun to wait": {waiting{now.Add(-time.Hour), now}, false, 59 * time.Second, false},
-		"nothing is recorded":       {waiting{now, now}, false, time.Minute, true},
-		"errors":                    {waiting{now, now}, true, time.Minute, true},
-		"errors, and nothing waits": {waiting{}, true, 2 * time.Minute, true},
+		"nothing waits":             {queue{}, false, ""},
+		"nothing is recorded":       {queue{since, since}, false, waiting.Stuck},
+		"errors":                    {queue{since, since}, true, waiting.Postgres},
+		"errors, and nothing waits": {queue{}, true, waiting.Postgres},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -40,14 +38,22 @@ func TestWhenRecordingStandsStill(t *testing.T) {
 			if c.failed {
 				h.Set(errors.New("no space"))
 			}
-			h.Look(now.Add(c.after), c.queue, time.Minute)
-			require.Equal(t, c.stalls, h.Stalled() != nil)
-			if c.stalls && c.failed {
-				require.ErrorContains(t, h.Stalled(), "no space")
+			l := h.Waiting(c.queue)
+			if c.want == "" {
+				require.Empty(t, l)
+				return
+			}
+			require.Len(t, l, 1)
+			require.Equal(t, c.want, l[0].Reason)
+			require.False(t, l[0].Still.IsZero())
+			if !c.queue.stuck.IsZero() {
+				require.Equal(t, since, l[0].Still)
+			}
+			if c.failed {
+				require.Contains(t, l[0].Cause, "no space")
 			}
 			h.Set(nil)
-			h.Look(now.Add(c.after), waiting{}, time.Minute)
-			require.NoError(t, h.Stalled())
+			require.Empty(t, h.Waiting(queue{}))
 		})
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/internal/unreachable"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
@@ -51,10 +51,12 @@ type App struct {
 	closes []func()
 	addr   atomic.Value // of the API or the ops listener
 
-	router   *router.Router                       // nil if it runs in another process
-	recorder *recorder.Recorder                   // nil if it runs in another process
-	policy   atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source   Source
+	sources []waiting.Source // the stages of this process
+	waiting *waiting.Board
+
+	router *router.Router                       // nil if it runs in another process
+	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source Source
 }
 
 // running is one stage of this process.
@@ -105,6 +107,7 @@ func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (
 		}
 		a.stages = append(a.stages, &running{name: s.name, phase: s.phase, run: run})
 	}
+	a.waiting = waiting.NewBoard(cfg.Stall, a.sources, logger, &a.metrics.Waiting)
 	return a, nil
 }
 
@@ -146,12 +149,13 @@ func (a *App) setClock(ctx context.Context) error {
 	return nil
 }
 
-// watch follows Redis' time and the settings of topics until the returned function is called.
+// watch follows Redis' time, the settings of topics and what waits until the returned function is called.
 func (a *App) watch(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // while the stages drain, too
 	var wg sync.WaitGroup
 	wg.Go(func() { a.clock.Run(ctx) })
 	wg.Go(func() { a.topics.run(ctx) })
+	wg.Go(func() { a.waiting.Run(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()

@@ -71,7 +71,7 @@ func (a *App) checks() []api.Check {
 		cs = append(cs, api.Check{Name: "postgres", Ping: a.Pool.Ping})
 	}
 	for _, name := range a.names {
-		cs = append(cs, api.Check{Name: "stage " + name, Ping: func(context.Context) error { return a.stageReady(name) }})
+		cs = append(cs, api.Check{Name: "stage " + name, Ping: func(context.Context) error { return a.stageReady(name) }, Note: func() string { return a.stageNote(name) }})
 	}
 	return cs
 }
@@ -99,7 +99,7 @@ func buildAudit(a *App) (func(context.Context, func()) error, error) {
 	r := recorder.New(a.cfg.Audit, recorder.Deps{
 		Log: a.Log, Pool: a.Pool, Logger: a.logger.With("stage", "audit"), Metrics: a.metrics, Instance: a.actor("audit"),
 	})
-	a.recorder = r
+	a.asks("audit", r.Waiting)
 	return r.Run, nil
 }
 
@@ -110,5 +110,6 @@ func buildCallbacks(a *App) (func(context.Context, func()) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.asks("callbacks", c.Waiting)
 	return c.Run, nil
 }

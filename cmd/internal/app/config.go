@@ -43,6 +43,7 @@ type Config struct {
 	Status    status.Config     `yaml:"status" doc:"Requests that wait for a task to finish."`
 	Callbacks callbacks.Config  `yaml:"callbacks" doc:"Delivery of results as webhooks."`
 	Ops       OpsConfig         `yaml:"ops" doc:"Health and metrics of processes that do not run the API."`
+	Stall     time.Duration     `yaml:"stall_timeout" default:"2m" min:"1s" max:"24h" doc:"If something that could go on has not moved for so long, its stage is not ready, and batchyard_stage_stalled is 1. See docs/operations.md for what may take longer."`
 	Version   string            `yaml:"-"` // of the program, for the API and logs
 	Drain     time.Duration     `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process exits within this time even if something hangs."`
 }

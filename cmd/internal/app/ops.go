@@ -18,10 +18,19 @@ func (a *App) stageReady(name string) error {
 	if s := a.stage(name); s != nil && !s.ready.Load() {
 		return errors.New("not ready")
 	}
-	if name == "audit" && a.recorder != nil {
-		return a.recorder.Stalled()
+	if s := a.waiting.Stall(name); s != nil && a.stage("api") == nil {
+		return s
 	}
 	return nil
+}
+
+// stageNote says what stands still in a stage of a process that serves the API. Such a process stays ready, because
+// other processes may not be there to answer for it.
+func (a *App) stageNote(name string) string {
+	if s := a.waiting.Stall(name); s != nil {
+		return s.Brief()
+	}
+	return ""
 }
 
 // serveOps serves health checks and metrics in a process without the API.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/test/testenv"
 )
@@ -46,4 +48,26 @@ func TestRecordsThatStandStillAreReported(t *testing.T) {
 	stop()
 	require.NoError(t, testenv.Receive(t, ended, "the end"))
 	require.NoError(t, check.Ping(t.Context()), "another process reads it")
+}
+
+// A stage that stands still is not ready, and says what stands still and what helps. A process with the API says so, and
+// stays ready.
+func TestAStageThatStandsStillIsReported(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	list := waiting.List{{Reason: waiting.Stuck, What: "tasks.normal/3@17", Since: now, Still: now}}
+	a := &App{stages: []*running{{name: "router"}}, names: []string{"router"}}
+	a.stages[0].ready.Store(true)
+	a.asks("router", func(time.Time) waiting.List { return list })
+	a.waiting = waiting.NewBoard(time.Minute, a.sources, testenv.Logger(t), &metrics.New(nil).Waiting)
+	a.waiting.Look(now.Add(time.Minute))
+	require.NoError(t, a.stageReady("router"))
+	a.waiting.Look(now.Add(time.Minute + time.Second))
+	require.ErrorContains(t, a.stageReady("router"), "tasks.normal/3@17 has stood still for 1m1s (stuck): nothing is known that it waits for. Remedy: restart the stage")
+	a.stages = append(a.stages, &running{name: "api"})
+	require.NoError(t, a.stageReady("router"))
+	require.Contains(t, a.stageNote("router"), "has stood still for 1m1s")
+	list = nil
+	a.waiting.Look(now.Add(time.Hour))
+	require.Empty(t, a.stageNote("router"))
 }

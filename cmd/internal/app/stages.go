@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/waiting"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/workers"
@@ -97,6 +99,11 @@ func (a *App) shared() shared {
 	}
 }
 
+// asks adds a stage to those that are asked what waits in them.
+func (a *App) asks(stage string, ask func(now time.Time) waiting.List) {
+	a.sources = append(a.sources, waiting.Source{Stage: stage, Ask: ask})
+}
+
 func (a *App) actor(stage string) string { return stage + "@" + a.instance }
 
 func buildRouter(a *App) (func(context.Context, func()) error, error) {
@@ -105,6 +112,7 @@ func buildRouter(a *App) (func(context.Context, func()) error, error) {
 		Log: a.Log, Redis: a.Redis, Prefix: a.cfg.Redis.Prefix, Registry: in.registry, Credits: in.credits, Rates: in.rates,
 		Presence: in.presence, Cancels: in.cancels, Control: in.control,
 		Limits: a.cfg.Task.Limits(), Metrics: a.metrics, Logger: a.logger.With("stage", "router"), Instance: a.actor("router"), Retention: a.topics.retention,
+		RequestTimeout: a.cfg.Workers.RequestTimeout,
 	}
 	if a.Pool != nil {
 		deps.Known = a.lookup()
@@ -114,6 +122,7 @@ func buildRouter(a *App) (func(context.Context, func()) error, error) {
 		return nil, err
 	}
 	a.router = r
+	a.asks(router.Stage, r.Waiting)
 	return r.Run, nil
 }
 
@@ -122,6 +131,7 @@ func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 	b := batcher.New(a.cfg.Batcher, batcher.Deps{
 		Stream: a.Log, Credits: in.credits, Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
 	})
+	a.asks(batcher.Stage, b.Waiting)
 	return b.Run, nil
 }
 
@@ -134,5 +144,6 @@ func buildWorkers(a *App) (func(context.Context, func()) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.asks(workers.Stage, w.Waiting)
 	return w.Run, nil
 }

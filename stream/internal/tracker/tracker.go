@@ -23,6 +23,14 @@ type Tracker struct {
 	omitMetadata bool           // the broker refuses metadata of this length
 	reported     int64          // the straggler that was reported last
 	reportedAt   time.Time
+	handed       mark // what was handed out by some time: see Oldest
+	readable     mark // what could be read at some time: see Unread
+}
+
+// mark is a time, and the offset below which everything was there by then.
+type mark struct {
+	offset int64
+	at     time.Time
 }
 
 // New returns a tracker; Begin starts it.
@@ -176,4 +184,24 @@ func (t *Tracker) Straggler(maxSpread int64, now time.Time) (offset, spread int6
 	}
 	t.reported, t.reportedAt = offset, now
 	return offset, spread, true
+}
+
+// Oldest returns the lowest unfinished offset and a time by which it had been handed out; false if everything is
+// finished. It is asked regularly: the time is that of the last question at which everything that had been
+// handed out before was finished, so a partition that moves has a recent one.
+func (t *Tracker) Oldest(now time.Time) (offset int64, since time.Time, ok bool) {
+	offset = t.Lowest()
+	if t.handed.at.IsZero() || offset >= t.handed.offset {
+		t.handed = mark{t.next, now}
+	}
+	return offset, t.handed.at, t.pending.Len() > 0
+}
+
+// Unread returns since when, at least, there has been something to read below end that was not handed out; false if
+// there is not. It is asked regularly, too.
+func (t *Tracker) Unread(end int64, now time.Time) (since time.Time, ok bool) {
+	if t.readable.at.IsZero() || t.next >= t.readable.offset {
+		t.readable = mark{end, now}
+	}
+	return t.readable.at, t.started && t.next < end
 }

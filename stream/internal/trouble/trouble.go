@@ -4,6 +4,7 @@ package trouble
 import (
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -14,12 +15,19 @@ type Trouble struct {
 	gauge  prometheus.Gauge
 
 	mu      sync.Mutex
-	failing map[string]struct{}
+	failing map[string]Problem
+}
+
+// Problem is an operation that fails.
+type Problem struct {
+	Operation string
+	Since     time.Time
+	Err       error // the last one
 }
 
 // New returns one that sets the gauge to 1 while anything fails.
 func New(logger *slog.Logger, gauge prometheus.Gauge) *Trouble {
-	return &Trouble{logger: logger, gauge: gauge, failing: map[string]struct{}{}}
+	return &Trouble{logger: logger, gauge: gauge, failing: map[string]Problem{}}
 }
 
 // Report notes that an operation fails (err) or works again (nil). It logs the first of several concurrent
@@ -29,7 +37,12 @@ func (t *Trouble) Report(what string, err error) {
 	defer t.mu.Unlock()
 	before := len(t.failing)
 	if err != nil {
-		t.failing[what] = struct{}{}
+		p, ok := t.failing[what]
+		if !ok {
+			p = Problem{Operation: what, Since: time.Now()}
+		}
+		p.Err = err
+		t.failing[what] = p
 	} else {
 		delete(t.failing, what)
 	}
@@ -43,4 +56,16 @@ func (t *Trouble) Report(what string, err error) {
 	case err != nil:
 		t.logger.Debug("an operation on Kafka fails", "operation", what, "error", err)
 	}
+}
+
+// Oldest returns the operation that has failed for longest; false if none fails.
+func (t *Trouble) Oldest() (oldest Problem, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.failing {
+		if !ok || p.Since.Before(oldest.Since) {
+			oldest, ok = p, true
+		}
+	}
+	return oldest, ok
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/task"
 )
@@ -25,17 +26,17 @@ func TestEveryOperationIsAudited(t *testing.T) {
 		}
 	}
 	slices.Sort(described)
-	require.Equal(t, described, slices.Sorted(maps.Keys(auditedOperations)))
-	for id, op := range auditedOperations {
+	require.Equal(t, described, slices.Sorted(maps.Keys(trail.Operations)))
+	for id, op := range trail.Operations {
 		ways := 0
-		for _, way := range []bool{op.change != "", op.reads, op.exempt != ""} {
+		for _, way := range []bool{op.Change != "", op.Reads, op.Exempt != ""} {
 			if way {
 				ways++
 			}
 		}
 		require.Equal(t, 1, ways, "%s: it is a change, a reading, or exempt", id)
-		require.Equal(t, op.exempt == "", op.resource != "", id)
-		require.True(t, op.change == "" || op.change.Listed(), id)
+		require.Equal(t, op.Exempt == "", op.Resource != "", id)
+		require.True(t, op.Change == "" || op.Change.Listed(), id)
 	}
 }
 

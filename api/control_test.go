@@ -221,7 +221,7 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Equal(t, 5, w.Waiting.Used)
 	require.Equal(t, 2, w.Waiting.Level)
 	require.Contains(t, w.Sentence, "1 of 7 devices could run it and is busy, with 5 tasks for 4 slots; of the others 1 does not serve its model, 1 lacks tags that it needs,")
-	require.Regexp(t, "for [1-9]m[0-9]+s", w.Sentence) // 90 s ago, and however long the test took
+	require.Regexp(t, "for [1-9]m[0-9.]+s", w.Sentence) // 90 s ago, and however long the test took
 
 	// Where requests are merged, tasks are not to be counted against slots; a
 	// device that has room does not mean that the task is the next.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/task"
@@ -167,23 +168,6 @@ func (s *Server) beat(ctx context.Context, in *request) (*beatOutput, error) {
 	return out, nil
 }
 
-// said is what a device says of itself, without its figures.
-type said struct {
-	URL      string   `json:"url"`
-	Models   []string `json:"models"`
-	Tags     []string `json:"tags,omitempty"`
-	Slots    int      `json:"slots"`
-	Weight   float64  `json:"weight"`
-	Draining bool     `json:"draining,omitempty"`
-}
-
-func saidBy(d *device.Device) said {
-	return said{d.URL, firstOf(d.Models), firstOf(d.Tags), d.Slots, d.Weight, d.Draining}
-}
-
-// firstOf bounds a list in an event.
-func firstOf(all []string) []string { return all[:min(len(all), 16)] }
-
 // recordDevice writes that a device joined, left, or says something else of itself.
 func (s *Server) recordDevice(ctx context.Context, r *http.Request, action task.Action, hb *Heartbeat, b store.Beaten) {
 	id := r.PathValue("device_id")
@@ -196,9 +180,9 @@ func (s *Server) recordDevice(ctx context.Context, r *http.Request, action task.
 	if !hb.Leaving {
 		now := hb.device(id)
 		now.Normalize()
-		detail["new"] = saidBy(&now)
+		detail["new"] = trail.SaidBy(&now)
 		if b.Before != nil {
-			detail["old"] = saidBy(b.Before)
+			detail["old"] = trail.SaidBy(b.Before)
 		}
 		if !b.Joined {
 			e.Action = task.DeviceChanged

@@ -15,8 +15,8 @@ import (
 // its body.
 type contract struct {
 	operation string
-	query []string // names of its query parameters
-	sends []string // content types of its success
+	query     []string // names of its query parameters
+	sends     []string // content types of its success
 }
 
 // contracts reads them from the description, so that what is checked is what

@@ -87,7 +87,7 @@ type actionLook struct {
 func (l *actionLook) node(n ast.Node) bool {
 	switch n := n.(type) {
 	case *ast.KeyValueExpr:
-		if id, ok := n.Key.(*ast.Ident); ok && (id.Name == "Action" || id.Name == "change") {
+		if id, ok := n.Key.(*ast.Ident); ok && (id.Name == "Action" || id.Name == "Change") {
 			l.value(n.Value)
 		}
 	case *ast.AssignStmt: // e.Action = …, action := …, e.Action, e.Outcome = …

@@ -23,15 +23,6 @@ const (
 	maxIDs  = 10     // that a row names
 )
 
-// Access is a request that was answered.
-type Access struct {
-	Event     task.Event // without a time and a detail; ResourceID is what the request was about, if it says so
-	Operation string     // of the API's description
-	Status    int        // of the response
-	Reason    string     // why it was refused
-	Fields    []string   // that were wrong
-}
-
 // Record writes an event. An error means that it may be missing in the log.
 type Record func(ctx context.Context, e task.Event, detail map[string]any) error
 
@@ -53,7 +44,8 @@ type kind struct {
 
 // count is the accesses of one kind that have no row yet.
 type count struct {
-	access      Access // the first of the minute
+	first       task.Event // of the minute
+	access      Access     // the same
 	more        int
 	from, until time.Time
 	ids         []string
@@ -62,40 +54,44 @@ type count struct {
 // New returns a trail that writes with record.
 func New(record Record) *Trail { return &Trail{record: record, counts: map[kind]*count{}} }
 
-func kindOf(a *Access) kind {
-	host, _, err := net.SplitHostPort(a.Event.SourceAddr)
+func kindOf(e *task.Event, operation string, status int) kind {
+	host, _, err := net.SplitHostPort(e.SourceAddr)
 	if err != nil {
-		host = a.Event.SourceAddr
+		host = e.SourceAddr
 	}
-	return kind{a.Event.Action, a.Event.Outcome, a.Event.Tenant, a.Event.ActorID, host, a.Operation, a.Event.ResourceType, a.Status}
+	return kind{e.Action, e.Outcome, e.Tenant, e.ActorID, host, operation, e.ResourceType, status}
 }
 
-// Note records or counts an access.
-func (t *Trail) Note(ctx context.Context, a Access) {
+// Answered records or counts an access, unless its handler has recorded it.
+func (t *Trail) Answered(ctx context.Context, a Access) {
+	e, ok := a.event()
+	if !ok {
+		return
+	}
 	now := clock.Now().UTC()
-	k := kindOf(&a)
+	e.Time = now
+	k := kindOf(&e, a.Operation, a.Status)
 	t.mu.Lock()
 	c, known := t.counts[k]
 	if !known && len(t.counts) >= maxKeys {
 		k.tenant, k.actor, k.host = task.DefaultTenant, "", ""
-		a.Event.Tenant, a.Event.ActorID, a.Event.SourceAddr, a.Event.UserAgent = task.DefaultTenant, "many", "", ""
+		e.Tenant, e.ActorID, e.SourceAddr, e.UserAgent = task.DefaultTenant, "many", "", ""
 		c, known = t.counts[k]
 	}
 	if known {
-		c.add(a.Event.ResourceID, now)
+		c.add(e.ResourceID, now)
 		t.mu.Unlock()
 		return
 	}
-	c = &count{access: a}
+	c = &count{first: e, access: a}
 	t.counts[k] = c
 	t.mu.Unlock()
-	a.Event.Time = now
-	if t.record(ctx, a.Event, a.detail()) == nil {
+	if t.record(ctx, e, a.detail()) == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c.add(a.Event.ResourceID, now) // the minute's row says it
+	c.add(e.ResourceID, now) // the minute's row says it
 }
 
 func (c *count) add(id string, now time.Time) {
@@ -178,7 +174,7 @@ func (t *Trail) keep(k kind, c *count) {
 
 // event returns the row for what was counted.
 func (c *count) event() task.Event {
-	e := c.access.Event
+	e := c.first
 	e.Time, e.ResourceID, e.TraceID = c.until, "", ""
 	if len(c.ids) == 1 {
 		e.ResourceID = c.ids[0]

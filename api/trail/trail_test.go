@@ -45,8 +45,7 @@ func (r *rows) requests() (n int) {
 }
 
 func read(actor, id string) Access {
-	return Access{Operation: "get-task", Status: 200, Event: task.Event{Action: task.DataRead, Outcome: task.OutcomeOK, Tenant: "acme", ActorID: actor,
-		SourceAddr: "203.0.113.7:1", ResourceType: "task", ResourceID: id}}
+	return Access{Operation: "get-task", Status: 200, Tenant: "acme", Origin: task.Origin{Actor: actor, Addr: "203.0.113.7:1"}, ID: id}
 }
 
 func TestARowAtOnceAndOneAMinute(t *testing.T) {
@@ -57,7 +56,7 @@ func TestARowAtOnceAndOneAMinute(t *testing.T) {
 		defer stop()
 		go trail.Run(ctx)
 		for i := range 100 {
-			trail.Note(ctx, read("acme", fmt.Sprint("t", i)))
+			trail.Answered(ctx, read("acme", fmt.Sprint("t", i)))
 			if i == 0 {
 				require.Len(t, log.events, 1, "at once")
 			}
@@ -68,7 +67,7 @@ func TestARowAtOnceAndOneAMinute(t *testing.T) {
 		require.Len(t, log.events, 2)
 		require.Equal(t, 99, log.details[1]["requests"])
 		require.Len(t, log.details[1]["ids"], maxIDs)
-		trail.Note(ctx, read("acme", "again"))
+		trail.Answered(ctx, read("acme", "again"))
 		require.Len(t, log.events, 3, "a new minute")
 		time.Sleep(minute)
 		synctest.Wait()
@@ -86,7 +85,7 @@ func TestEveryRequestIsInARow(t *testing.T) {
 			log.down = round%2 == 1
 			for i := range maxKeys {
 				for range 1 + i%3 {
-					trail.Note(t.Context(), read(fmt.Sprint("actor-", round, "-", i+i%2*round*maxKeys), "t"))
+					trail.Answered(t.Context(), read(fmt.Sprint("actor-", round, "-", i+i%2*round*maxKeys), "t"))
 					n++
 				}
 			}

@@ -120,6 +120,17 @@ func TestReadingsAreRecordedOnceAMinute(t *testing.T) {
 	require.ElementsMatch(t, []string{`get-task task "a" 0 []`, `get-task task "" 39 [a b]`, `list-job-results answer "j" 0 []`}, rows)
 }
 
+func TestTheSameRefusalIsCounted(t *testing.T) {
+	b := start(t, Config{})
+	for range 10 {
+		b.do(t, "POST", "/v1/tasks", `{}`).problem(t, 422)
+		b.do(t, "POST", "/v1/tasks", `{"model":"m","input":7}`).problem(t, 422)
+	}
+	require.Len(t, b.events(t, task.TaskRefused), 2, "one for each reason")
+	require.Zero(t, b.server.trail.Flush(t.Context()))
+	require.Len(t, b.events(t, task.TaskRefused), 4)
+}
+
 func TestWhatADeviceSaysOfItselfIsRecorded(t *testing.T) {
 	b := start(t, Config{})
 	beat := func(body string) { require.Equal(t, 200, b.do(t, "POST", "/v1/devices/d/heartbeat", body).status) }

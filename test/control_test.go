@@ -28,14 +28,14 @@ type operatorRow struct {
 	Detail     *string
 }
 
-// operators waits for n rows of one action and returns them in order.
+// operators waits for n rows of one action that succeeded and returns them in order.
 func operators(t *testing.T, in *harness.Installation, a task.Action, n int) []operatorRow {
 	t.Helper()
 	harness.Eventually(t, harness.Patience, string(a)+" is recorded", func() bool {
-		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = $1", a) >= n
+		return harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = $1 AND outcome = 'ok'", a) >= n
 	})
 	rows := harness.Rows[operatorRow](t, in, `SELECT action, actor_id, source_addr, user_agent, device_id, task_id, detail::text AS detail
-		FROM audit_log WHERE action = $1 ORDER BY time`, a)
+		FROM audit_log WHERE action = $1 AND outcome = 'ok' ORDER BY time`, a)
 	require.Len(t, rows, n)
 	return rows
 }

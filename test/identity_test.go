@@ -157,7 +157,7 @@ func TestRetryIsANewGeneration(t *testing.T) {
 	type row struct{ Generation, Count int }
 	require.Equal(t, []row{{0, 6}, {1, 6}}, harness.Rows[row](t, in, `SELECT generation, count(*)::int AS count FROM results GROUP BY 1 ORDER BY 1`))
 	require.Equal(t, []string{"by mistake", "the device was broken"}, harness.SQL[[]string](t, in,
-		`SELECT array_agg(DISTINCT detail ->> 'reason') FROM audit_log WHERE action = 'task.retried'`))
+		`SELECT array_agg(DISTINCT detail ->> 'reason') FROM audit_log WHERE action = 'task.retried' AND outcome = 'ok'`))
 	harness.Eventually(t, harness.Patience, "each generation has its callback", func() bool {
 		for _, id := range ids {
 			if len(hooks.Deliveries(id)) != 2 {

@@ -2,14 +2,16 @@
 // which of their requests were refused.
 //
 // The first request of its kind in a minute becomes a row at once. Those that follow are counted, and become one
-// more row when the minute is over, so that a client that polls, or an attacker who tries, costs two rows a
-// minute. If the process dies, the count of the current minute is lost, but not the row that begins it.
+// more row when the minute is over, so that a client that polls, or tries the same again and again, costs two
+// rows a minute. Readings of one sender with one operation are of one kind, and refusals if they are about the same
+// thing, for the same reason. If the process dies, the count of the current minute is lost, but not the row that begins it.
 package trail
 
 import (
 	"context"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,8 +21,8 @@ import (
 
 const (
 	minute  = time.Minute
-	maxKeys = 10_000 // kinds of requests in a minute; more are counted without their senders
-	maxIDs  = 10     // that a row names
+	maxKeys = 5000 // kinds of requests in a minute; more are counted without their senders
+	maxIDs  = 10   // that a row names
 )
 
 // Record writes an event. An error means that it may be missing in the log.
@@ -40,6 +42,7 @@ type kind struct {
 	outcome                                  task.Outcome
 	tenant, actor, host, operation, resource string
 	status                                   int
+	why                                      string // what a refusal was about, and why it was one; empty for a reading
 }
 
 // count is the accesses of one kind that have no row yet.
@@ -54,12 +57,16 @@ type count struct {
 // New returns a trail that writes with record.
 func New(record Record) *Trail { return &Trail{record: record, counts: map[kind]*count{}} }
 
-func kindOf(e *task.Event, operation string, status int) kind {
+func (a *Access) kind(e *task.Event) kind {
 	host, _, err := net.SplitHostPort(e.SourceAddr)
 	if err != nil {
 		host = e.SourceAddr
 	}
-	return kind{e.Action, e.Outcome, e.Tenant, e.ActorID, host, operation, e.ResourceType, status}
+	k := kind{e.Action, e.Outcome, e.Tenant, e.ActorID, host, a.Operation, e.ResourceType, a.Status, ""}
+	if e.Action != task.DataRead {
+		k.why = strings.Join(append([]string{a.ID, a.Reason}, a.Fields...), "\n")
+	}
+	return k
 }
 
 // Answered records or counts an access, unless its handler has recorded it.
@@ -70,12 +77,13 @@ func (t *Trail) Answered(ctx context.Context, a Access) {
 	}
 	now := clock.Now().UTC()
 	e.Time = now
-	k := kindOf(&e, a.Operation, a.Status)
+	k := a.kind(&e)
 	t.mu.Lock()
 	c, known := t.counts[k]
 	if !known && len(t.counts) >= maxKeys {
-		k.tenant, k.actor, k.host = task.DefaultTenant, "", ""
+		k.tenant, k.actor, k.host, k.why = task.DefaultTenant, "", "", ""
 		e.Tenant, e.ActorID, e.SourceAddr, e.UserAgent = task.DefaultTenant, "many", "", ""
+		a.Reason, a.Fields = "", nil
 		c, known = t.counts[k]
 	}
 	if known {

@@ -13,6 +13,7 @@ import (
 	"github.com/Shopify/toxiproxy/v2/toxics"
 
 	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/test/chaos/services"
 )
 
 // runPlan carries out a plan. It returns when the time is over and every fault has
@@ -69,15 +70,15 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 	case RedisFlush:
 		return w.rdb.FlushAll(ctx).Err()
 	case RedisRestart:
-		return restart(ctx, over, f, w.redis, w.redis.kill)
+		return restart(ctx, over, f, w.redis, w.redis.Kill)
 	case PostgresFast:
-		return restart(ctx, over, f, w.postgres, w.postgres.stop)
+		return restart(ctx, over, f, w.postgres, w.postgres.Stop)
 	case PostgresCrash:
-		return restart(ctx, over, f, w.postgres, w.postgres.crash)
+		return restart(ctx, over, f, w.postgres, w.postgres.Crash)
 	case KafkaKill:
-		return restart(ctx, over, f, w.kafka, w.kafka.kill)
+		return restart(ctx, over, f, w.kafka, w.kafka.Kill)
 	case KafkaClean:
-		return restart(ctx, over, f, w.kafka, w.kafka.stop)
+		return restart(ctx, over, f, w.kafka, w.kafka.Stop)
 	case TopicRecreated:
 		return w.recreate(ctx, over)
 	case BrokerKill, MasterKill, PrimaryKill, PrimaryLoses:
@@ -87,14 +88,14 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 	case PostgresTimeout:
 		return w.reset(ctx, over, f, "statement_timeout", "'40ms'", "0")
 	case PostgresFull:
-		if !w.disk.mounted {
-			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.why)
+		if !w.disk.Mounted {
+			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.Why)
 			w.leftOut.Add(1)
 			return nil
 		}
-		err := w.disk.fill()
+		err := w.disk.Fill()
 		f.wait(over)
-		if e := w.disk.empty(); e != nil {
+		if e := w.disk.Empty(); e != nil {
 			return e
 		}
 		return err
@@ -169,10 +170,10 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	return nil
 }
 
-func restart(ctx, over context.Context, f Fault, s *service, end func(context.Context) error) error {
+func restart(ctx, over context.Context, f Fault, s *services.Service, end func(context.Context) error) error {
 	err := end(ctx)
 	f.wait(over)
-	if e := s.start(ctx); e != nil {
+	if e := s.Start(ctx); e != nil {
 		return e
 	}
 	return err
@@ -181,13 +182,13 @@ func restart(ctx, over context.Context, f Fault, s *service, end func(context.Co
 // reset changes a setting of Postgres for a while. Some only apply to new sessions, so the existing ones are
 // terminated.
 func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good string) error {
-	url := postgresURL(w.postgres.port, "postgres")
+	url := services.PostgresURL(w.postgres.Port, "postgres")
 	set := func(value string) error {
 		for _, sql := range []string{
 			"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()",
 			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'",
 		} {
-			if err := admin(ctx, url, sql); err != nil {
+			if err := services.Admin(ctx, url, sql); err != nil {
 				return err
 			}
 		}
@@ -204,7 +205,7 @@ func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good str
 // spoil applies a toxic between a lane and a service.
 func (w *world) spoil(over context.Context, f Fault) error {
 	var one toxics.Toxic
-	directions := streams
+	directions := services.Streams
 	switch f.Kind {
 	case Latency:
 		one = &toxics.LatencyToxic{Latency: f.number("latency"), Jitter: f.number("jitter")}
@@ -212,7 +213,7 @@ func (w *world) spoil(over context.Context, f Fault) error {
 		one = &toxics.BandwidthToxic{Rate: f.number("rate")}
 	case Reset:
 		one = &toxics.ResetToxic{Timeout: f.number("timeout")}
-		directions = streams[:1]
+		directions = services.Streams[:1]
 	case Slicer:
 		size := int(f.number("average_size"))
 		one = &toxics.SlicerToxic{AverageSize: size, SizeVariation: size / 2, Delay: int(f.number("delay"))}
@@ -220,13 +221,13 @@ func (w *world) spoil(over context.Context, f Fault) error {
 		one = new(toxics.TimeoutToxic)
 		switch f.Kind {
 		case CutTo:
-			directions = streams[:1]
+			directions = services.Streams[:1]
 		case CutFrom:
-			directions = streams[1:]
+			directions = services.Streams[1:]
 		}
 	}
 	for _, d := range directions {
-		defer w.proxies.spoil(f.Target, d, one)()
+		defer w.proxies.Spoil(f.Target, d, one)()
 	}
 	f.wait(over)
 	return nil

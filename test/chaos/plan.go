@@ -93,8 +93,8 @@ func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 	}
 }
 
-// services are the services behind the proxies.
-var services = []string{"kafka", "redis", "postgres"}
+// serviceNames are the services behind the proxies.
+var serviceNames = []string{"kafka", "redis", "postgres"}
 
 // Plan draws the faults of a run. The same arguments give the same plan. Two faults of
 // the same target never overlap; any others may.
@@ -186,7 +186,7 @@ func targetsOf(k Kind, devices []string) []string {
 			out = append(out, s+"-c")
 		}
 	case Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer:
-		for _, s := range services {
+		for _, s := range serviceNames {
 			for _, l := range Lanes {
 				out = append(out, s+"/"+l)
 			}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/internal/clock"
+	"github.com/batchyard/batchyard/test/chaos/services"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -93,7 +94,7 @@ func (p *process) startLocked() error {
 	l := &life{file: f}
 	cmd := exec.Command(p.bin, "serve", p.stage, "--config", p.config) //nolint:noctx // end stops it
 	cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret,
-		"BATCHYARD_API_LISTEN="+local(p.port), "BATCHYARD_OPS_LISTEN="+local(p.port), clock.Variable+"="+p.skew())
+		"BATCHYARD_API_LISTEN="+services.Local(p.port), "BATCHYARD_OPS_LISTEN="+services.Local(p.port), clock.Variable+"="+p.skew())
 	cmd.Stdout, cmd.Stderr = l, l
 	cmd.SysProcAttr = harness.EndWithParent()
 	cmd.WaitDelay = 5 * time.Second
@@ -195,7 +196,7 @@ func (p *process) signal(sig syscall.Signal) {
 	}
 }
 
-func (p *process) url() string { return "http://" + local(p.port) }
+func (p *process) url() string { return "http://" + services.Local(p.port) }
 
 // awaitReady waits until /readyz answers 200.
 func (p *process) awaitReady(ctx context.Context) error {

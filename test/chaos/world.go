@@ -27,6 +27,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/chaos/services"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -42,17 +43,17 @@ type world struct {
 	begin time.Time
 	bin   string
 
-	kafka, redis, postgres *service // nil if they are clusters
-	cluster                *cluster // nil if they are not
-	disk                   *disk
-	proxies                *proxies
+	kafka, redis, postgres *services.Service // nil if they are clusters
+	cluster                *cluster          // nil if they are not
+	disk                   *services.Disk
+	proxies                *services.Proxies
 	load                   *load
 	recreated              bool // tasks.low; what it held is gone
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken
 	leftOut                atomic.Int64
-	ports                  ports
+	ports                  services.Ports
 
 	mu        sync.Mutex
 	processes map[string]*process
@@ -143,7 +144,7 @@ func (quiet) Printf(context.Context, string, ...any) {}
 func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) {
 	zerolog.SetGlobalLevel(zerolog.Disabled) // used by toxiproxy
 	redis.SetLogger(quiet{})
-	w := &world{dir: dir, begin: time.Now(), processes: map[string]*process{}, proxies: newProxies(), ports: ports{next: 20000 + os.Getpid()%8000}}
+	w := &world{dir: dir, begin: time.Now(), processes: map[string]*process{}, proxies: services.NewProxies(), ports: services.Ports{Next: 20000 + os.Getpid()%8000}}
 	if w.log, err = os.Create(filepath.Join(dir, "run.log")); err != nil {
 		return nil, fmt.Errorf("creating the log: %w", err)
 	}
@@ -190,9 +191,9 @@ func (w *world) startServices(ctx context.Context) (err error) {
 		return err
 	}
 	up := make(chan error, 3)
-	start := func(s *service) { up <- s.start(ctx) }
-	for _, s := range []*service{w.kafka, w.redis, w.postgres} {
-		if installed() {
+	start := func(s *services.Service) { up <- s.Start(ctx) }
+	for _, s := range []*services.Service{w.kafka, w.redis, w.postgres} {
+		if services.Installed() {
 			go start(s)
 		} else {
 			start(s) // a package manager only runs once at a time
@@ -224,45 +225,45 @@ func (w *world) prepare() error {
 		return fmt.Errorf("letting other users into the directory of the services: %w", err)
 	}
 	if *many {
-		w.disk = &disk{why: "the services are clusters"}
+		w.disk = &services.Disk{Why: "the services are clusters"}
 		return w.prepareCluster(data)
 	}
-	if w.disk, err = newDisk(filepath.Join(data, "disk")); err != nil {
+	if w.disk, err = services.NewDisk(filepath.Join(data, "disk")); err != nil {
 		return err
 	}
-	p, err := w.ports.take(11)
+	p, err := w.ports.Take(11)
 	if err != nil {
 		return err
 	}
-	at := func(name string, port, a, b int) *service {
-		return &service{name: name, dir: filepath.Join(data, name), port: port, lanes: map[string]int{"a": a, "b": b}}
+	at := func(name string, port, a, b int) *services.Service {
+		return &services.Service{Name: name, Dir: filepath.Join(data, name), Port: port, Lanes: map[string]int{"a": a, "b": b}}
 	}
 	// Kafka advertises its addresses to clients, so each of its lanes needs its own
 	// listener. The port after its own is for the controller.
-	kafka, err := w.ports.take(4)
+	kafka, err := w.ports.Take(4)
 	if err != nil {
 		return err
 	}
 	w.kafka, w.redis, w.postgres = at("kafka", kafka[0], p[0], p[1]), at("redis", p[2], p[3], p[4]), at("postgres", p[5], p[6], p[7])
-	w.kafka.env = []string{fmt.Sprintf("KAFKA_PORT=%d", w.kafka.port), fmt.Sprintf("KAFKA_LANES=A:%d:%d B:%d:%d", kafka[2], p[0], kafka[3], p[1])}
-	w.redis.env = []string{fmt.Sprintf("REDIS_PORT=%d", w.redis.port)}
-	w.postgres.env = []string{fmt.Sprintf("POSTGRES_PORT=%d", w.postgres.port)}
+	w.kafka.Env = []string{fmt.Sprintf("KAFKA_PORT=%d", w.kafka.Port), fmt.Sprintf("KAFKA_LANES=A:%d:%d B:%d:%d", kafka[2], p[0], kafka[3], p[1])}
+	w.redis.Env = []string{fmt.Sprintf("REDIS_PORT=%d", w.redis.Port)}
+	w.postgres.Env = []string{fmt.Sprintf("POSTGRES_PORT=%d", w.postgres.Port)}
 	for i, lane := range Lanes {
-		for _, s := range []*service{w.kafka, w.redis, w.postgres} {
-			upstream := s.port
+		for _, s := range []*services.Service{w.kafka, w.redis, w.postgres} {
+			upstream := s.Port
 			if s == w.kafka {
 				upstream = kafka[2+i]
 			}
-			how := closeNormally
+			how := services.CloseNormally
 			if lane == "a" {
-				how = closeWithReset
+				how = services.CloseWithReset
 			}
-			if err := w.proxies.add(s.name+"/"+lane, local(s.lanes[lane]), local(upstream), how); err != nil {
+			if err := w.proxies.Add(s.Name+"/"+lane, services.Local(s.Lanes[lane]), services.Local(upstream), how); err != nil {
 				return err
 			}
 		}
 	}
-	w.closes = append(w.closes, w.proxies.close)
+	w.closes = append(w.closes, w.proxies.Close)
 	return nil
 }
 
@@ -303,12 +304,12 @@ func (w *world) addresses(lane string) map[string]any {
 			"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
 		}
 	}
-	kafka, redis, postgres := w.kafka.port, w.redis.port, w.postgres.port
+	kafka, redis, postgres := w.kafka.Port, w.redis.Port, w.postgres.Port
 	if lane != "direct" {
-		kafka, redis, postgres = w.kafka.lanes[lane], w.redis.lanes[lane], w.postgres.lanes[lane]
+		kafka, redis, postgres = w.kafka.Lanes[lane], w.redis.Lanes[lane], w.postgres.Lanes[lane]
 	}
 	return map[string]any{
-		"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos"),
+		"kafka.brokers": []string{services.Local(kafka)}, "redis.addr": services.Local(redis), "postgres.url": services.PostgresURL(postgres, "chaos"),
 		// Per run: checkpoints of another run would not match this database.
 		"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
 	}
@@ -320,9 +321,9 @@ func (w *world) brokers(lane string) []string {
 	case w.cluster != nil:
 		return w.cluster.brokers()
 	case lane == "direct":
-		return []string{local(w.kafka.port)}
+		return []string{services.Local(w.kafka.Port)}
 	}
-	return []string{local(w.kafka.lanes[lane])}
+	return []string{services.Local(w.kafka.Lanes[lane])}
 }
 
 // createDatabase returns the URL of the database, which it creates.
@@ -330,7 +331,7 @@ func (w *world) createDatabase(ctx context.Context) (string, error) {
 	if w.cluster != nil {
 		return w.cluster.databaseURL(), nil // scripts/services created it
 	}
-	return postgresURL(w.postgres.port, "chaos"), makeDatabase(ctx, w.postgres.port, w.disk)
+	return services.PostgresURL(w.postgres.Port, "chaos"), services.MakeDatabase(ctx, w.postgres.Port, w.disk)
 }
 
 // connect creates topics and schema, and opens the test's own connections.
@@ -342,7 +343,7 @@ func (w *world) connect(ctx context.Context) error {
 	if err := migrations.Up(ctx, url); err != nil {
 		return fmt.Errorf("creating the schema: %w", err)
 	}
-	if err := admin(ctx, url, watchSQL); err != nil {
+	if err := services.Admin(ctx, url, services.WatchSQL); err != nil {
 		return err
 	}
 	replication := 1
@@ -419,7 +420,7 @@ func (w *world) startFleet(ctx context.Context) error {
 func (w *world) newProcess(name, stage, lane string) (*process, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	port, err := w.ports.take(1)
+	port, err := w.ports.Take(1)
 	if err != nil {
 		return nil, err
 	}

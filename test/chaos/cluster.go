@@ -28,7 +28,7 @@ const (
 // clustered are the kinds of faults while the services are clusters. There are no proxies in front of
 // them, because each member tells clients the addresses of the others.
 var clustered = deck{
-	kinds: []Kind{Kill, Pause, Term, Third, BrokerKill, MasterKill, PrimaryKill, PrimaryLoses, DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated},
+	kinds: []Kind{Kill, Pause, Term, Third, BrokerKill, MasterKill, PrimaryKill, PrimaryLoses, DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated, TopicGrown, RecordsDeleted, Absent, Crowd},
 	often: []Kind{Kill, Kill, Pause, Term, BrokerKill, BrokerKill, MasterKill, MasterKill, PrimaryLoses},
 }
 

@@ -64,7 +64,20 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 		return nil
 	}
 	defer mu.Unlock()
+	defer w.lacking.add(lackedBy(f)...)()
 	switch f.Kind {
+	case Absent:
+		return w.beAbsent(over, f)
+	case Crowd:
+		return w.crowd(over, f)
+	case RecordsDeleted:
+		return w.deleteRecords(ctx, over, f)
+	case TopicGrown:
+		return w.grow(ctx, f)
+	case KafkaSlow:
+		return w.slowKafka(over, f)
+	case PostgresSlow:
+		return w.slowPostgres(ctx, over, f)
 	case Kill, Pause, Term, Third:
 		return w.signalProcess(over, f)
 	case RedisFlush:
@@ -113,36 +126,27 @@ func (w *world) signalProcess(over context.Context, f Fault) error {
 		return w.runThird(over, f)
 	}
 	p := w.process(f.Target)
-	p.op.Lock()
-	defer p.op.Unlock()
+	p.Op.Lock()
+	defer p.Op.Unlock()
 	switch f.Kind {
 	case Kill:
-		p.end(syscall.SIGKILL, 10*time.Second)
+		p.End(syscall.SIGKILL, 10*time.Second)
 	case Term:
-		code, hung := p.end(syscall.SIGTERM, 30*time.Second)
+		code, hung := p.End(syscall.SIGTERM, 30*time.Second)
 		switch {
 		case hung:
-			p.noteHang()
+			p.NoteHang()
 		case code != 0:
-			w.say("%s exited with code %d after SIGTERM", p.name, code)
+			w.say("%s exited with code %d after SIGTERM", p.Name, code)
 		}
 	default:
-		p.signal(syscall.SIGSTOP)
+		p.Signal(syscall.SIGSTOP)
 		f.wait(over)
-		p.signal(syscall.SIGCONT)
+		p.Signal(syscall.SIGCONT)
 		return nil
 	}
 	f.wait(over)
-	return p.start()
-}
-
-// noteHang records that the process did not exit after SIGTERM.
-func (p *process) noteHang() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.crash == "" {
-		p.crash = "did not exit within 30 s of SIGTERM"
-	}
+	return p.Start()
 }
 
 // runThird lets a third process of a stage join and leave.
@@ -152,7 +156,7 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	if err != nil {
 		return err
 	}
-	if err := p.start(); err != nil {
+	if err := p.Start(); err != nil {
 		return err
 	}
 	f.wait(over)
@@ -160,8 +164,8 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	if f.With["end"] == "kill" {
 		sig = syscall.SIGKILL
 	}
-	if _, hung := p.end(sig, 30*time.Second); hung {
-		p.noteHang()
+	if _, hung := p.End(sig, 30*time.Second); hung {
+		p.NoteHang()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -182,17 +186,11 @@ func restart(ctx, over context.Context, f Fault, s *services.Service, end func(c
 // reset changes a setting of Postgres for a while. Some only apply to new sessions, so the existing ones are
 // terminated.
 func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good string) error {
-	url := services.PostgresURL(w.postgres.Port, "postgres")
 	set := func(value string) error {
-		for _, sql := range []string{
-			"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()",
-			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'",
-		} {
-			if err := services.Admin(ctx, url, sql); err != nil {
-				return err
-			}
+		if err := w.set(ctx, setting, value); err != nil {
+			return err
 		}
-		return nil
+		return services.Admin(ctx, services.PostgresURL(w.postgres.Port, "postgres"), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'")
 	}
 	err := set(bad)
 	f.wait(over)
@@ -200,6 +198,17 @@ func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good str
 		return e
 	}
 	return err
+}
+
+// set changes a setting of Postgres.
+func (w *world) set(ctx context.Context, setting, value string) error {
+	url := services.PostgresURL(w.postgres.Port, "postgres")
+	for _, sql := range []string{"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()"} {
+		if err := services.Admin(ctx, url, sql); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // spoil applies a toxic between a lane and a service.

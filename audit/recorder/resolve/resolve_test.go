@@ -264,7 +264,9 @@ func testOnlyLost(t *testing.T, most int) {
 	require.True(t, p.resolved())
 
 	p.hole(stream.Results)
-	patient := resolve.NewPatient(p.deps(), time.Hour)
+	deps := p.deps()
+	deps.LostAfter = time.Hour
+	patient := resolve.New(deps)
 	left, err = patient.Once(t.Context())
 	require.NoError(t, err)
 	require.True(t, left)

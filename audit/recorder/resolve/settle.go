@@ -24,7 +24,7 @@ func (p *pass) settle(ctx context.Context) error {
 		}
 	}
 	for k, t := range p.rows {
-		if !p.absentFor(k, p.patience) {
+		if !p.absentFor(k, p.LostAfter) {
 			p.underway++
 			continue
 		}

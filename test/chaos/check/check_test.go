@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/watch"
 )
 
 func run(id string) task.Run { return task.Run{Key: key(id)} }
@@ -57,7 +58,7 @@ func whole() *History {
 		Rows:      []Event{{Place{1, 7, 0}, "task.accepted", key("ran")}, {Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}},
 		Poisons:   []Poison{{"tasks.normal", 1, 4}},
 		Dead:      []Poison{{"tasks.normal", 1, 4}, {"tasks.normal", 1, 4}, {"tasks.low", 0, 1}},
-		Commands:  []Command{{"ledger check", 0, ""}},
+		Commands:  []Command{{Args: "ledger check"}, {Args: "audit verify", Judged: true}},
 		Processes: []Process{{Name: "api-a", Goroutines: [2]int{50, 50 + Slack}, Descriptors: [2]int{20, 10}}},
 	}
 }
@@ -166,14 +167,95 @@ var broken = map[string][]func(h *History){
 		func(h *History) { h.Rows[0].Key = key("done") },
 	},
 	DeadMissing:   {func(h *History) { h.Dead = h.Dead[2:] }},
-	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }},
-	ExitCode:      {func(h *History) { h.Processes[0].Exit = 3 }},
-	Crash:         {func(h *History) { h.Processes[0].Crash = "it panicked" }},
+	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }, func(h *History) { h.Commands[1].Code = 1 }},
+	StoodStill:    {func(h *History) { h.Stalls = []watch.Stall{{Kind: "reader", Name: "batches/0"}} }},
+	HoleInvented: {func(h *History) {
+		hole := Hole{"events", 0, 100, 107}
+		h.Holes = []Hole{hole}
+		h.Commands[1].Code, h.Commands[1].Findings = 1, []Finding{{Hole: &hole}}
+	}},
+	HoleUnnamed:  {func(h *History) { h.Removed = []Removal{{Hole{"events", 0, 100, 107}, true}} }},
+	LostInvented: {func(h *History) { h.Reruns = []task.Run{run("done")} }},
+	ExitCode:     {func(h *History) { h.Processes[0].Exit = 3 }},
+	Crash:        {func(h *History) { h.Processes[0].Crash = "it panicked" }},
 	Leak: {
 		func(h *History) { h.Processes[0].Goroutines[1]++ },
 		func(h *History) { h.Processes[0].Descriptors[1] = 100 },
 	},
 	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/single is 2"} }},
+}
+
+// withHoles returns a history without violations in which Kafka deleted two results and an event before they
+// were recorded: one task ran again, one ended as lost, and of one nothing is known.
+func withHoles() *History {
+	h := whole()
+	hole, events := Hole{"results", 1, 10, 12}, Hole{"events", 2, 5, 5}
+	h.Holes = []Hole{hole, events}
+	h.Removed = []Removal{{Hole{"results", 1, 8, 12}, false}, {events, true}}
+	for _, id := range []string{"rerun", "lost", "vanished"} {
+		h.Submits = append(h.Submits, Submit{Key: key(id), Outcome: Accepted})
+	}
+	h.Records = []Carried{{"results", 1, 10, []task.Run{run("rerun")}}, {"results", 1, 11, []task.Run{run("lost")}}, {"results", 1, 12, []task.Run{run("vanished")}}, {"tasks.normal", 0, 3, []task.Run{run("vanished")}},
+		{"results", 1, 20, []task.Run{run("rerun")}}, {"results", 1, 21, []task.Run{run("lost")}}}
+	h.Events = append(h.Events, Event{Place{2, 5, 0}, "task.accepted", key("vanished")})
+	h.Rows = append(h.Rows, Event{Place{2, 5, 0}, string(task.RecordsMissed), task.Key{}})
+	h.Tasks = append(h.Tasks, Row{Run: run("rerun"), State: task.Success}, Row{Run: run("lost"), State: task.Failed})
+	h.Results = append(h.Results, Row{Run: run("rerun"), State: task.Success, Output: out("r")}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Lost: true})
+	h.Topic = append(h.Topic, Row{Run: run("rerun"), State: task.Success, Output: out("r"), Partition: 1, Offset: 20}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Partition: 1, Offset: 21},
+		Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 12})
+	h.Reruns = []task.Run{run("rerun")}
+	h.Stalls = []watch.Stall{{Kind: "task", Key: key("vanished")}}
+	for i := range h.Commands {
+		h.Commands[i].Judged, h.Commands[i].Code, h.Commands[i].Findings = true, 1, []Finding{{Hole: &hole}, {Hole: &events}}
+	}
+	return h
+}
+
+func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
+	t.Parallel()
+	h := withHoles()
+	require.Empty(t, Check(h))
+	require.Equal(t, 1, h.Gone)
+}
+
+// TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.
+func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kind string
+		way  func(h *History)
+	}{
+		{Lost, func(h *History) {
+			h.Records = append(h.Records, Carried{"results", 1, 13, []task.Run{run("vanished")}})
+		}},
+		{Lost, func(h *History) { h.Submits = append(h.Submits, Submit{Key: key("elsewhere"), Outcome: Accepted}) }},
+		{LostInvented, func(h *History) { h.Reruns = append(h.Reruns, run("done")) }},
+		{LostInvented, func(h *History) { h.Results[0].Lost = true }},
+		{HoleInvented, func(h *History) { h.Removed[0].Last = 11 }},
+		{HoleInvented, func(h *History) {
+			h.Commands[0].Findings = append(h.Commands[0].Findings, Finding{Hole: &Hole{"events", 0, 1, 2}})
+		}},
+		{HoleUnnamed, func(h *History) { h.Removed = append(h.Removed, Removal{Hole{"batches", 0, 1, 4}, true}) }},
+		{HoleUnnamed, func(h *History) { h.Commands[0].Findings = h.Commands[0].Findings[1:] }},
+		{CommandFailed, func(h *History) {
+			h.Commands[0].Findings = append(h.Commands[0].Findings, Finding{Text: "a row is missing"})
+		}},
+		{CommandFailed, func(h *History) { h.Commands[0].Code = 0 }},
+		{NoResult, func(h *History) {
+			h.Topic = append(h.Topic, Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 13})
+		}},
+		{EventMissing, func(h *History) { h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done")}) }},
+		{EventInvented, func(h *History) {
+			h.Rows = append(h.Rows, Event{Place{2, 6, 0}, string(task.RecordsMissed), task.Key{}})
+		}},
+		{StoodStill, func(h *History) { h.Stalls = append(h.Stalls, watch.Stall{Kind: "task", Key: key("lost")}) }},
+	} {
+		h := withHoles()
+		c.way(h)
+		found := Check(h)
+		require.NotEmptyf(t, found, "%s", c.kind)
+		require.Equalf(t, c.kind, found[0].Kind, "%v", found)
+	}
 }
 
 func TestCheckFindsEachKindOfViolation(t *testing.T) {

@@ -67,10 +67,12 @@ func (s *Service) script(ctx context.Context, args ...string) error {
 
 // Start starts the service and waits until it answers.
 func (s *Service) Start(ctx context.Context) error { return s.script(ctx, "start", s.Name) }
+
 // Stop shuts the service down.
-func (s *Service) Stop(ctx context.Context) error  { return s.script(ctx, "stop", s.Name) }
+func (s *Service) Stop(ctx context.Context) error { return s.script(ctx, "stop", s.Name) }
+
 // Kill ends the service with SIGKILL.
-func (s *Service) Kill(ctx context.Context) error  { return s.script(ctx, "kill", s.Name) }
+func (s *Service) Kill(ctx context.Context) error { return s.script(ctx, "kill", s.Name) }
 
 // Crash stops Postgres with an immediate shutdown, which writes no checkpoint, so
 // that the next start has to recover from the WAL.
@@ -83,6 +85,22 @@ func (s *Service) Crash(ctx context.Context) error {
 		return fmt.Errorf("stopping %s: %w", s.Name, err)
 	}
 	return s.Stop(ctx) // waits for it to exit
+}
+
+// Freeze stops the process for a while.
+func (s *Service) Freeze(d time.Duration) error {
+	pid, err := s.pid()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("stopping %s: %w", s.Name, err)
+	}
+	<-time.After(d)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		return fmt.Errorf("continuing %s: %w", s.Name, err)
+	}
+	return nil
 }
 
 func (s *Service) pid() (int, error) {

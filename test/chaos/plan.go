@@ -121,6 +121,13 @@ func Plan(seed uint64, length time.Duration, devices []string) []Fault {
 	if length > 10*time.Second {
 		begin = []Fault{{At: time.Second, Kind: TopicRecreated, Target: targetsOf(TopicRecreated, devices)[0]}}
 	}
+	if length > 3*absentMost { // others find no room for it
+		r := rand.New(rand.NewPCG(seed, 0x616273656e74)) //nolint:gosec // must be reproducible
+		at := length/4 + time.Duration(r.Int64N(int64(length/4)))
+		absent := draw(r, Absent, at)
+		absent.Target = Stages[r.IntN(len(Stages))]
+		begin = append(begin, absent)
+	}
 	return single.plan(seed, length, devices, begin)
 }
 

@@ -142,6 +142,13 @@ func (p *place) lost() string {
 		require.NoError(p.t, err)
 		if res.Error != nil && res.Error.Class == task.ClassLost {
 			require.Equal(p.t, task.Failed, res.State)
+			// What a task asked is in its record. Without that, any other fingerprint would make the recorder
+			// take the result for one of another request, and the task would never end.
+			asked := newTask(res.TaskID).Fingerprint().String()
+			if strings.HasPrefix(res.TaskID, "gone-") {
+				asked = ""
+			}
+			require.Equal(p.t, asked, res.Fingerprint, res.TaskID)
 			ids = append(ids, res.TaskID)
 		}
 		return nil

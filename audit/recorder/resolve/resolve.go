@@ -201,10 +201,10 @@ type holeKey struct {
 	First     int64
 }
 
-// openHoles returns the holes in which answers may have been lost. Without its events, a task ends all the
-// same.
+// openHoles returns the holes in which answers may have been lost. Those of events are among them: without its
+// events a task ends all the same, but one of them may have said that there is a hole in another topic.
 func (r *Resolver) openHoles(ctx context.Context) ([]holeKey, error) {
-	if _, err := r.Pool.Exec(ctx, "UPDATE stream_breaks SET resolved_at = now() WHERE resolved_at IS NULL AND (topic = $1 OR kind = 'recorded_again')", stream.Events); err != nil {
+	if _, err := r.Pool.Exec(ctx, "UPDATE stream_breaks SET resolved_at = now() WHERE resolved_at IS NULL AND kind = 'recorded_again'"); err != nil {
 		return nil, fmt.Errorf("noting which holes lose no answers: %w", err)
 	}
 	rows, err := r.Pool.Query(ctx, `SELECT topic, partition, kind, chain_seq, first_offset FROM stream_breaks

@@ -222,9 +222,13 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 	if err != nil {
 		return fmt.Errorf("asking Kafka for the end of %s: %w", topic, err)
 	}
+	starts, err := kadm.NewClient(w.client).ListStartOffsets(ctx, name)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the beginning of %s: %w", topic, err)
+	}
 	left := map[int32]int64{}
 	ends.Each(func(o kadm.ListedOffset) {
-		if o.Offset > 0 {
+		if start, _ := starts.Lookup(o.Topic, o.Partition); o.Offset > start.Offset { // else there is nothing to wait for
 			left[o.Partition] = o.Offset
 		}
 	})

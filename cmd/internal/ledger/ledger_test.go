@@ -1,8 +1,8 @@
 package ledger
 
 import (
-	"fmt"
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"

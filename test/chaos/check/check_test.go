@@ -216,6 +216,9 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	h := withHoles()
 	require.Empty(t, Check(h))
 	require.Equal(t, 1, h.Gone)
+	h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{"batches", 1, 7, []task.Run{run("done")}})
+	h.Announced = []Announced{{Place{2, 5, 1}, Hole{"batches", 1, 7, 7}}}
+	require.Empty(t, Check(h), "the event of a hole was in a hole")
 }
 
 // TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.
@@ -243,6 +246,10 @@ func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
 		{CommandFailed, func(h *History) { h.Commands[0].Code = 0 }},
 		{NoResult, func(h *History) {
 			h.Topic = append(h.Topic, Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 13})
+		}},
+		{LostInvented, func(h *History) {
+			h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{"batches", 1, 7, []task.Run{run("done")}})
+			h.Announced = []Announced{{Place{2, 6, 0}, Hole{"batches", 1, 7, 7}}} // but not in the log
 		}},
 		{EventMissing, func(h *History) { h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done")}) }},
 		{EventInvented, func(h *History) {

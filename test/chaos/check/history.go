@@ -156,7 +156,8 @@ type History struct {
 	Topic      []Row // records of the results topic
 	Records    []Carried
 	Removed    []Removal
-	Holes      []Hole     // that Batchyard names
+	Holes      []Hole // that Batchyard names
+	Announced  []Announced
 	Reruns     []task.Run // that Batchyard ran again because their answers were lost
 	Stalls     []watch.Stall
 	Gone       int // tasks that Postgres cannot know because of holes; Check counts them

@@ -9,9 +9,10 @@ import (
 
 // Hole is records that Kafka does not hold any more, from First to Last.
 type Hole struct {
-	Topic       string
-	Partition   int32
-	First, Last int64
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	First     int64  `json:"first_offset"`
+	Last      int64  `json:"last_offset"`
 }
 
 func (h Hole) has(topic string, partition int32, offset int64) bool {
@@ -22,6 +23,12 @@ func (h Hole) has(topic string, partition int32, offset int64) bool {
 type Removal struct {
 	Hole
 	Unread bool // their stage had read none of them
+}
+
+// Announced is a hole of which a stage has written an event.
+type Announced struct {
+	Place
+	Hole Hole
 }
 
 // Carried is a record and the runs of tasks that it carries.
@@ -77,9 +84,12 @@ func (c *checker) note(k task.Key, in, known bool) {
 	}
 }
 
-// named reports whether a record was in a hole that Batchyard names.
+// named reports whether a record was in a hole that Batchyard names, or in one whose event was in such a hole.
 func (c *checker) named(topic string, partition int32, offset int64) bool {
-	return slices.ContainsFunc(c.h.Holes, func(h Hole) bool { return h.has(topic, partition, offset) })
+	has := func(h Hole) bool { return h.has(topic, partition, offset) }
+	return slices.ContainsFunc(c.h.Holes, has) || slices.ContainsFunc(c.h.Announced, func(a Announced) bool {
+		return has(a.Hole) && slices.ContainsFunc(c.h.Holes, func(h Hole) bool { return h.has(stream.Events, a.Partition, a.Offset) })
+	})
 }
 
 // vanished reports whether Postgres cannot know a task, because everything that would have told it was in

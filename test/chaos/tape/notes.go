@@ -27,7 +27,7 @@ type notes struct {
 // into adds what was noted to a history.
 func (n *notes) into(h *check.History) {
 	h.Events, h.Topic, h.Dead, h.Queued, h.Reused = n.h.Events, n.h.Topic, n.h.Dead, n.h.Queued, n.h.Reused
-	h.Records, h.Reruns = n.h.Records, n.h.Reruns
+	h.Records, h.Reruns, h.Announced = n.h.Records, n.h.Reruns, n.h.Announced
 }
 
 // take notes a record.
@@ -77,7 +77,14 @@ func (n *notes) events(r *kgo.Record) error {
 		if e.Action == task.TaskRequeued && e.ErrorClass == task.ClassLost {
 			n.h.Reruns = append(n.h.Reruns, task.Run{Key: e.Key(), Generation: e.Generation})
 		}
-		n.h.Events = append(n.h.Events, check.Event{Place: check.Place{Partition: r.Partition, Offset: r.Offset, Index: i}, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}})
+		place := check.Place{Partition: r.Partition, Offset: r.Offset, Index: i}
+		if e.Action == task.RecordsMissed {
+			var hole check.Hole
+			if json.Unmarshal(e.Detail, &hole) == nil {
+				n.h.Announced = append(n.h.Announced, check.Announced{Place: place, Hole: hole})
+			}
+		}
+		n.h.Events = append(n.h.Events, check.Event{Place: place, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}})
 	}
 	return err
 }

@@ -54,6 +54,7 @@ func (t *Tape) run(ctx context.Context) {
 			return
 		}
 		t.mu.Lock()
+		fetches.EachPartition(t.checkStart)
 		for _, r := range fetches.Records() {
 			at := place{r.Topic, r.Partition}
 			if r.Offset < t.next[at] {
@@ -70,6 +71,13 @@ func (t *Tape) run(ctx context.Context) {
 		close(t.moved)
 		t.moved = make(chan struct{})
 		t.mu.Unlock()
+	}
+}
+
+// checkStart notes if Kafka has deleted records that were not read. Then nothing can be said about the run.
+func (t *Tape) checkStart(p kgo.FetchTopicPartition) {
+	if next := t.next[place{p.Topic, p.Partition}]; next < p.LogStartOffset && len(p.Records) > 0 && t.err == nil {
+		t.err = fmt.Errorf("reading %s/%d: Kafka deleted the records %d to %d before the test read them: this machine is too slow for such a retention", p.Topic, p.Partition, next, p.LogStartOffset-1)
 	}
 }
 

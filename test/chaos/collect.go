@@ -144,7 +144,7 @@ func (w *world) collect(ctx context.Context, h *check.History) error {
 		return err
 	}
 	w.tape.Into(h)
-	h.Removed = append(h.Removed, w.removed.all()...)
+	w.removed.into(h)
 	return errors.Join(w.collectSQL(ctx, h), w.collectHoles(ctx, h))
 }
 

@@ -99,7 +99,7 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 	case PostgresReadOnly:
 		return w.reset(ctx, over, f, "default_transaction_read_only", "on", "off")
 	case PostgresTimeout:
-		return w.reset(ctx, over, f, "statement_timeout", "'40ms'", "0")
+		return w.reset(ctx, over, f, "statement_timeout", fmt.Sprintf("'%dms'", f.number("timeout")), "0")
 	case PostgresFull:
 		if !w.disk.Mounted {
 			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.Why)

@@ -19,6 +19,7 @@ const (
 	needKafka    = "kafka"
 	needRedis    = "redis"
 	needPostgres = "postgres"
+	needTime     = "time in Postgres" // that statements may take
 	needDevices  = "devices"
 )
 
@@ -80,6 +81,8 @@ func lackedBy(f Fault) []string {
 	case Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer:
 		service, _, _ := strings.Cut(f.Target, "/")
 		return []string{service}
+	case PostgresTimeout: // the recorder copes
+		return []string{needTime}
 	case TopicGrown, Crowd:
 		return nil
 	}
@@ -167,7 +170,7 @@ func (o *outlook) partitions(ctx context.Context) (all []watch.Sample, err error
 		switch r.stage {
 		case "router": // tasks wait in it for whatever runs them
 			s.Kind, s.Bound = "router", boundTask
-			s.Needs = append(s.Needs, needDevices, needPostgres, "batcher", "workers")
+			s.Needs = append(s.Needs, needDevices, needPostgres, needTime, "batcher", "workers")
 		case "workers":
 			s.Needs = append(s.Needs, needDevices)
 		}
@@ -190,7 +193,7 @@ const mostLooked = 5000
 func (o *outlook) callbacks(ctx context.Context) (all []watch.Sample, err error) {
 	err = o.w.each(ctx, fmt.Sprintf(`SELECT callback_id, tenant, task_id, attempts, next_at::text FROM callbacks
 		WHERE state = 'DUE' AND next_at <= now() ORDER BY next_at LIMIT %d`, mostLooked), func(scan func(...any) error) error {
-		s := watch.Sample{Kind: "callback", Left: "a delivery", Needs: []string{needKafka, needPostgres, "callbacks"}, Bound: boundCallback}
+		s := watch.Sample{Kind: "callback", Left: "a delivery", Needs: []string{needKafka, needPostgres, needTime, "callbacks"}, Bound: boundCallback}
 		var attempts int
 		var next string
 		err := scan(&s.Name, &s.Key.Tenant, &s.Key.ID, &attempts, &next)
@@ -217,7 +220,7 @@ func (o *outlook) unfinished(ctx context.Context) (all []watch.Sample, err error
 	return all, err
 }
 
-var wayOfTask = []string{needKafka, needRedis, needPostgres, needDevices, "router", "batcher", "workers", "audit"}
+var wayOfTask = []string{needKafka, needRedis, needPostgres, needTime, needDevices, "router", "batcher", "workers", "audit"}
 
 // unrecorded says which tasks were accepted and are unknown to Postgres.
 func (o *outlook) unrecorded(ctx context.Context) (all []watch.Sample, err error) {

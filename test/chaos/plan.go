@@ -26,7 +26,7 @@ const (
 	PostgresCrash    Kind = "postgres-crash"    // immediate shutdown
 	PostgresReadOnly Kind = "postgres-readonly" // transactions cannot write
 	PostgresFull     Kind = "postgres-full"     // the data disk is full
-	PostgresTimeout  Kind = "postgres-timeout"  // statements may take 40 ms
+	PostgresTimeout  Kind = "postgres-timeout"  // statements may take a few milliseconds
 	KafkaKill        Kind = "kafka-kill"
 	KafkaClean       Kind = "kafka-clean"
 	Latency          Kind = "latency"
@@ -319,8 +319,9 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 		f.For = between(0, 4*time.Second)
 	case PostgresTimeout:
 		f.For = between(2*time.Second, 4*time.Second)
+		number("timeout", 30, 50) // ms
 	case PostgresReadOnly, PostgresFull:
-		f.For = between(3*time.Second, 5*time.Second)
+		f.For = between(2*time.Second, 4*time.Second)
 	case KafkaKill, KafkaClean:
 		f.For = between(0, 2*time.Second)
 	case Latency:

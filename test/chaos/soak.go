@@ -37,6 +37,10 @@ func soakPlan(seed uint64, length, retention time.Duration, devices []string) []
 	var plan []Fault
 	for at := 5 * time.Second; len(stages) > 0 && at+absent < length; at += slot {
 		plan = append(plan, Fault{At: at, For: absent, Kind: Absent, Target: stages[0]})
+		if long := boundRecorder + 20*time.Second; stages[0] == "audit" && at+absent+long < length {
+			// What has gathered is too much for one transaction, for longer than the recorder may stand still.
+			plan = append(plan, Fault{At: at + absent, For: long, Kind: PostgresTimeout, Target: "postgres", With: map[string]string{"timeout": "15"}})
+		}
 		stages = stages[1:]
 	}
 	return soaking.plan(seed, length, devices, plan)

@@ -48,7 +48,9 @@ func (w *world) beAbsent(over context.Context, f Fault) error {
 		sig = syscall.SIGKILL
 	}
 	return w.without(f.Target, sig, func() error {
+		from := time.Now()
 		f.wait(over)
+		w.removed.absent(check.Absence{Stage: f.Target, From: from, To: time.Now()})
 		return nil
 	})
 }
@@ -129,10 +131,17 @@ func (w *world) deleteUnread(ctx context.Context, stage, topic string) error {
 	return nil
 }
 
-// removals are records that were deleted before they were read.
+// removals are records that were deleted before they were read, and the absences of stages.
 type removals struct {
-	mu   sync.Mutex
-	list []check.Removal
+	mu       sync.Mutex
+	list     []check.Removal
+	absences []check.Absence
+}
+
+func (r *removals) absent(a check.Absence) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.absences = append(r.absences, a)
 }
 
 func (r *removals) add(some ...check.Removal) {
@@ -141,10 +150,10 @@ func (r *removals) add(some ...check.Removal) {
 	r.list = append(r.list, some...)
 }
 
-func (r *removals) all() []check.Removal {
+func (r *removals) into(h *check.History) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]check.Removal(nil), r.list...)
+	h.Removed, h.Absences = append(h.Removed, r.list...), append(h.Absences, r.absences...)
 }
 
 // collectHoles reads the holes that Batchyard names, and notes what retention has deleted.

@@ -55,6 +55,7 @@ const (
 	Crash             = "process-crash"
 	Leak              = "leak"
 	LeftBehind        = "left-behind"
+	Ungranted         = "assigned-to-no-one"
 	StoodStill        = "stood-still"   // for longer than it may
 	HoleUnnamed       = "hole-unnamed"  // records were deleted before they were read, and nothing says so
 	HoleInvented      = "hole-invented" // a hole is named, but nothing was deleted
@@ -91,6 +92,7 @@ func Check(h *History) []Violation {
 	c.identities()
 	c.ranAgain()
 	c.stalls()
+	c.grants()
 	c.verified()
 	c.rest()
 	h.Gone = c.gone

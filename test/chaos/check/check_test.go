@@ -174,7 +174,13 @@ var broken = map[string][]func(h *History){
 		h.Holes = []Hole{hole}
 		h.Commands[1].Code, h.Commands[1].Findings = 1, []Finding{{Hole: &hole}}
 	}},
-	HoleUnnamed:  {func(h *History) { h.Removed = []Removal{{Hole{"events", 0, 100, 107}, true}} }},
+	HoleUnnamed: {func(h *History) { h.Removed = []Removal{{Hole{"events", 0, 100, 107}, true}} }},
+	Ungranted: {func(h *History) {
+		h.Absences = []Absence{{"audit", time.Unix(0, 0), time.Unix(1000, 0)}, {"workers", time.Unix(100, 0), time.Unix(150, 0)}}
+		for _, s := range []int64{99, 119, 121, 151} {
+			h.Records = append(h.Records, Carried{Topic: "assignments", Offset: s, At: time.Unix(s, 0), Runs: []task.Run{run("done")}})
+		}
+	}},
 	LostInvented: {func(h *History) { h.Reruns = []task.Run{run("done")} }},
 	ExitCode:     {func(h *History) { h.Processes[0].Exit = 3 }},
 	Crash:        {func(h *History) { h.Processes[0].Crash = "it panicked" }},
@@ -195,8 +201,8 @@ func withHoles() *History {
 	for _, id := range []string{"rerun", "lost", "vanished"} {
 		h.Submits = append(h.Submits, Submit{Key: key(id), Outcome: Accepted})
 	}
-	h.Records = []Carried{{"results", 1, 10, []task.Run{run("rerun")}}, {"results", 1, 11, []task.Run{run("lost")}}, {"results", 1, 12, []task.Run{run("vanished")}}, {"tasks.normal", 0, 3, []task.Run{run("vanished")}},
-		{"results", 1, 20, []task.Run{run("rerun")}}, {"results", 1, 21, []task.Run{run("lost")}}}
+	h.Records = []Carried{{Topic: "results", Partition: 1, Offset: 10, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 11, Runs: []task.Run{run("lost")}}, {Topic: "results", Partition: 1, Offset: 12, Runs: []task.Run{run("vanished")}}, {Topic: "tasks.normal", Partition: 0, Offset: 3, Runs: []task.Run{run("vanished")}},
+		{Topic: "results", Partition: 1, Offset: 20, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 21, Runs: []task.Run{run("lost")}}}
 	h.Events = append(h.Events, Event{Place{2, 5, 0}, "task.accepted", key("vanished")})
 	h.Rows = append(h.Rows, Event{Place{2, 5, 0}, string(task.RecordsMissed), task.Key{}})
 	h.Tasks = append(h.Tasks, Row{Run: run("rerun"), State: task.Success}, Row{Run: run("lost"), State: task.Failed})
@@ -216,7 +222,7 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	h := withHoles()
 	require.Empty(t, Check(h))
 	require.Equal(t, 1, h.Gone)
-	h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{"batches", 1, 7, []task.Run{run("done")}})
+	h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
 	h.Announced = []Announced{{Place{2, 5, 1}, Hole{"batches", 1, 7, 7}}}
 	require.Empty(t, Check(h), "the event of a hole was in a hole")
 }
@@ -229,7 +235,7 @@ func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
 		way  func(h *History)
 	}{
 		{Lost, func(h *History) {
-			h.Records = append(h.Records, Carried{"results", 1, 13, []task.Run{run("vanished")}})
+			h.Records = append(h.Records, Carried{Topic: "results", Partition: 1, Offset: 13, Runs: []task.Run{run("vanished")}})
 		}},
 		{Lost, func(h *History) { h.Submits = append(h.Submits, Submit{Key: key("elsewhere"), Outcome: Accepted}) }},
 		{LostInvented, func(h *History) { h.Reruns = append(h.Reruns, run("done")) }},
@@ -248,7 +254,7 @@ func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
 			h.Topic = append(h.Topic, Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 13})
 		}},
 		{LostInvented, func(h *History) {
-			h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{"batches", 1, 7, []task.Run{run("done")}})
+			h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
 			h.Announced = []Announced{{Place{2, 6, 0}, Hole{"batches", 1, 7, 7}}} // but not in the log
 		}},
 		{EventMissing, func(h *History) { h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done")}) }},

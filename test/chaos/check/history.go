@@ -155,6 +155,7 @@ type History struct {
 	Results    []Row
 	Topic      []Row // records of the results topic
 	Records    []Carried
+	Absences   []Absence
 	Removed    []Removal
 	Holes      []Hole // that Batchyard names
 	Announced  []Announced

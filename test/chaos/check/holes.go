@@ -2,6 +2,7 @@ package check
 
 import (
 	"slices"
+	"time"
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -36,7 +37,37 @@ type Carried struct {
 	Topic     string
 	Partition int32
 	Offset    int64
+	At        time.Time // when Kafka wrote it
 	Runs      []task.Run
+}
+
+// Absence is the time in which no process of a stage was there.
+type Absence struct {
+	Stage    string
+	From, To time.Time
+}
+
+// Grace is how long after the last process of a stage has gone a router may still assign tasks to its devices:
+// until its report in Redis expires, and for as long as a router may be stopped that has decided already.
+const Grace = 20 * time.Second
+
+// grants checks that nothing is assigned while no one is there who would run it. It would wait in a topic for
+// as long as records are kept, and no longer.
+func (c *checker) grants() {
+	for _, a := range c.h.Absences {
+		if a.Stage != "workers" && a.Stage != "batcher" {
+			continue
+		}
+		n := 0
+		for _, r := range c.h.Records {
+			if r.Topic == stream.Assignments && r.At.After(a.From.Add(Grace)) && r.At.Before(a.To) {
+				n += len(r.Runs)
+			}
+		}
+		if n > 0 {
+			c.add(Ungranted, task.Key{}, "%d tasks were assigned although there had been no process of the stage %s for more than %.0f s", n, a.Stage, Grace.Seconds())
+		}
+	}
 }
 
 // holes finds out which tasks had records in the holes that Batchyard names, and checks that these holes are

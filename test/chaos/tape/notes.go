@@ -65,7 +65,7 @@ func (n *notes) take(r *kgo.Record) error {
 			runs = []task.Run{t.Run()}
 		}
 	}
-	h.Records = append(h.Records, check.Carried{Topic: topic, Partition: r.Partition, Offset: r.Offset, Runs: runs})
+	h.Records = append(h.Records, check.Carried{Topic: topic, Partition: r.Partition, Offset: r.Offset, At: r.Timestamp, Runs: runs})
 	return err
 }
 

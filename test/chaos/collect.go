@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,11 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 	var last string
 	err := process.Poll(ctx, 250*time.Millisecond, func() error {
 		err := w.drained(ctx, accepted)
+		if w.profile.retention > 0 && errors.Is(err, errNoResult) {
+			if accepted, err = w.known(ctx, accepted); err == nil {
+				err = w.drained(ctx, accepted)
+			}
+		}
 		if err == nil {
 			if calm++; calm < 4 { // stragglers would show up soon
 				return errors.New("waiting for stragglers")
@@ -58,6 +64,19 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 		return fmt.Errorf("still not drained %.0f s after everything was healed: %s", time.Since(began).Seconds(), last)
 	}
 	return nil
+}
+
+var errNoResult = errors.New("accepted tasks have no result")
+
+// known returns the tasks that Postgres can know, in spite of the holes.
+func (w *world) known(ctx context.Context, accepted []task.Key) ([]task.Key, error) {
+	var h check.History
+	w.tape.Into(&h)
+	if err := w.collectHoles(ctx, &h); err != nil {
+		return accepted, err
+	}
+	vanished := check.Vanished(&h)
+	return slices.DeleteFunc(slices.Clone(accepted), func(k task.Key) bool { return vanished[k] }), nil
 }
 
 func (w *world) drained(ctx context.Context, accepted []task.Key) error {
@@ -81,7 +100,7 @@ func (w *world) drained(ctx context.Context, accepted []task.Key) error {
 		return fmt.Errorf("asking Postgres: %w", err)
 	}
 	if missing > 0 {
-		return fmt.Errorf("%d of %d accepted tasks have no result", missing, len(accepted))
+		return fmt.Errorf("%d of %d %w", missing, len(accepted), errNoResult)
 	}
 	if due > 0 {
 		return fmt.Errorf("%d callbacks are due", due)

@@ -108,8 +108,10 @@ func (w *world) lookout(ctx context.Context) (stop func() (stalls []watch.Stall,
 			if err != nil {
 				continue // a service is away: what cannot be seen does not count
 			}
-			for _, s := range o.watch.Look(time.Now(), samples, w.lacking.lacks) {
-				w.say("STANDS STILL: %s", s)
+			for i, s := range o.watch.Look(time.Now(), samples, w.lacking.lacks) {
+				if i < 5 { // the summary has all
+					w.say("STANDS STILL: %s", s)
+				}
 			}
 		}
 	}()

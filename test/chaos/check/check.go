@@ -349,7 +349,7 @@ func (c *checker) rest() {
 		dead[d] = true
 	}
 	for _, p := range c.h.Poisons {
-		if !dead[p] {
+		if !dead[p] && !c.named(p.Topic, p.Partition, p.Offset) {
 			c.add(DeadMissing, task.Key{}, "%s/%d@%d is not a valid task, but not in the dead-letter topic", p.Topic, p.Partition, p.Offset)
 		}
 	}

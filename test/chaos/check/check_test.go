@@ -225,6 +225,9 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
 	h.Announced = []Announced{{Place{2, 5, 1}, Hole{"batches", 1, 7, 7}}}
 	require.Empty(t, Check(h), "the event of a hole was in a hole")
+	h.Poisons = append(h.Poisons, Poison{"results", 1, 11})
+	require.Empty(t, Check(h), "no stage read it")
+	require.Equal(t, map[task.Key]bool{key("vanished"): true}, Vanished(h))
 }
 
 // TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.

@@ -73,16 +73,7 @@ func (c *checker) grants() {
 // holes finds out which tasks had records in the holes that Batchyard names, and checks that these holes are
 // what was deleted.
 func (c *checker) holes() {
-	c.inHole, c.outside = map[task.Key]bool{}, map[task.Key]bool{}
-	for _, r := range c.h.Records {
-		in := c.named(r.Topic, r.Partition, r.Offset)
-		for _, run := range r.Runs {
-			c.note(run.Key, in, r.Topic == stream.Results)
-		}
-	}
-	for _, e := range c.h.Events {
-		c.note(e.Key, c.named(stream.Events, e.Partition, e.Offset), true)
-	}
+	c.lookIntoHoles()
 	for _, h := range c.h.Holes {
 		if !slices.ContainsFunc(c.h.Removed, func(r Removal) bool { return r.has(h.Topic, h.Partition, h.First) }) ||
 			!slices.ContainsFunc(c.h.Removed, func(r Removal) bool { return r.has(h.Topic, h.Partition, h.Last) }) {
@@ -104,6 +95,33 @@ func (c *checker) holes() {
 			c.add(LostInvented, r.Run.Key, "it ended as lost, but no record of it was in a hole")
 		}
 	}
+}
+
+// lookIntoHoles finds out which tasks had records in holes.
+func (c *checker) lookIntoHoles() {
+	c.inHole, c.outside = map[task.Key]bool{}, map[task.Key]bool{}
+	for _, r := range c.h.Records {
+		in := c.named(r.Topic, r.Partition, r.Offset)
+		for _, run := range r.Runs {
+			c.note(run.Key, in, r.Topic == stream.Results)
+		}
+	}
+	for _, e := range c.h.Events {
+		c.note(e.Key, c.named(stream.Events, e.Partition, e.Offset), true)
+	}
+}
+
+// Vanished returns the tasks that Postgres cannot know, according to the records, events and holes of a history.
+func Vanished(h *History) map[task.Key]bool {
+	c := &checker{h: h}
+	c.lookIntoHoles()
+	out := map[task.Key]bool{}
+	for k := range c.inHole {
+		if c.vanished(k) {
+			out[k] = true
+		}
+	}
+	return out
 }
 
 // note remembers where a task had a record. Records from which Postgres gets to know tasks count as outside.

@@ -204,7 +204,7 @@ func PostgresURL(port int, database string) string {
 	return fmt.Sprintf("postgres://batchyard:%s@%s/%s?sslmode=disable", Password, Local(port), database)
 }
 
-// Admin runs one statement on a connection that can write even in read-only mode.
+// Admin runs one statement on a connection that can write even in read-only mode, without a timeout.
 func Admin(ctx context.Context, url, sql string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -212,7 +212,7 @@ func Admin(ctx context.Context, url, sql string) error {
 	if err != nil {
 		return fmt.Errorf("reading the Postgres URL: %w", err)
 	}
-	cfg.RuntimeParams["default_transaction_read_only"] = "off"
+	cfg.RuntimeParams["default_transaction_read_only"], cfg.RuntimeParams["statement_timeout"] = "off", "0"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)

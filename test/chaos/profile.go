@@ -75,7 +75,7 @@ func newSoak(seed uint64, length time.Duration, rate int) *profile {
 	p := &profile{name: "soak", seed: seed, length: length, rate: rate, settings: settings(), retention: soakRetention(length)}
 	p.waits = 2 * p.retention // so that they are parked, and what is parked is written again
 	p.plan = soakPlan(seed, length, p.retention, deviceIDs())
-	maps.Copy(p.settings, map[string]any{"audit.maintenance": "5s", "audit.stall_timeout": "20s"})
+	maps.Copy(p.settings, map[string]any{"audit.maintenance": "5s", "audit.stall_timeout": "20s", "audit.lost_after": "8s"})
 	// Kafka looks for old segments every second, and deletes their files at once.
 	p.broker = []string{"log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=500", "log.segment.delete.delay.ms=500"}
 	return p

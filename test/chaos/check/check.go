@@ -298,6 +298,7 @@ func (c *checker) callbacks() {
 			continue
 		}
 		switch d, ok := due[run]; {
+		case !ok && c.results[run].Lost && c.inHole[key]: // the event that said so was in a hole
 		case !ok:
 			c.add(NoCallback, key, "has a result, but no row in callbacks")
 		case got[run] == 0:

@@ -191,10 +191,10 @@ func (w *world) grow(ctx context.Context, f Fault) error {
 	})
 }
 
-// slowKafka lets Kafka wait for its disk. What a broker does while an append or a flush is slow is nothing:
-// the requests of a partition queue behind it, and those of others soon behind the same threads. So the
-// whole process is stopped again and again, for a part of each half second. It simulates a disk whose writes
-// stall for that long at a time, and not one whose reads do while writes are fast.
+// slowKafka makes Kafka's disk look slow. While an append or a flush is slow, the requests of its partition queue
+// behind it, and soon those of others, because the same threads serve them. So the whole process is stopped for a
+// part of each half second. That simulates a disk whose writes stall for so long at a time. It doesn't simulate one
+// with slow reads and fast writes.
 func (w *world) slowKafka(over context.Context, f Fault) error {
 	stop := time.Duration(f.number("stop")) * time.Millisecond
 	end := time.After(f.For)
@@ -213,8 +213,8 @@ func (w *world) slowKafka(over context.Context, f Fault) error {
 	}
 }
 
-// slowPostgres lets each flush of Postgres' log to the disk take a tenth of a second longer (commit_delay).
-// It simulates a disk with slow fsync; reads, and what is not committed, are as fast as ever.
+// slowPostgres makes each flush of Postgres' log to the disk take a tenth of a second longer (commit_delay).
+// That simulates a disk with slow fsync. Reads, and writes before their commit, are as fast as ever.
 func (w *world) slowPostgres(ctx, over context.Context, f Fault) error {
 	err := w.set(ctx, "commit_siblings", "0")
 	err = errors.Join(err, w.set(ctx, "commit_delay", "100000"))

@@ -14,6 +14,8 @@ PKG ?= ./...
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 7
 CHAOS_CLUSTER ?=
+SOAK_SECONDS ?= 450
+SOAK_SEED ?= 1
 
 .PHONY: help
 help: ## list the targets
@@ -52,6 +54,10 @@ test-clusters: ## lose brokers, masters and primaries of real clusters; needs Ja
 .PHONY: chaos
 chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal it, and check every promise; CHAOS_CLUSTER=1: on clusters
 	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestChaos -v -args -chaos.seconds=$(CHAOS_SECONDS) -chaos.seed=$(CHAOS_SEED) $(if $(CHAOS_CLUSTER),-chaos.cluster)
+
+.PHONY: soak
+soak: ## compress a month of operation into SOAK_SECONDS (450) as SOAK_SEED (1) says, and check every promise
+	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestSoak -v -args -soak.seconds=$(SOAK_SECONDS) -chaos.seed=$(SOAK_SEED)
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)

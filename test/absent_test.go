@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/internal/clock"
@@ -82,6 +83,53 @@ func TestWithoutWorkersNothingIsAssigned(t *testing.T) {
 			in.CheckPromises(t, ids, nil)
 		})
 	}
+}
+
+// TestEveryStageMayBeAbsent: each stage in turn is away for longer than everything that expires: sessions,
+// leases, claims, and what Redis remembers of stages and recent tasks. Tasks are under way when it goes and
+// arrive while it is away; all of them end, once.
+func TestEveryStageMayBeAbsent(t *testing.T) {
+	t.Parallel()
+	// Everything that expires does so within the session timeout, the only one that has a lower limit.
+	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{
+		"devices.lease_ttl": "1s", "devices.reader_timeout": "2s", "router.claim_ttl": "2s", "task.recent_ttl": "2s",
+	})
+	const expiry = 8 * time.Second
+	in.Fleet(t, fleet.Spec{ID: "d", Slots: 8, Models: []string{"m"}, ServiceTime: 5 * time.Millisecond})
+	hooks := harness.Hooks(t, harness.Secret, nil)
+	stages := map[string]*harness.Process{}
+	names := []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
+	for _, name := range names {
+		stages[name] = in.Begin(t, nil, "serve", name)
+	}
+	for _, p := range stages {
+		p.AwaitReady(t)
+	}
+	rdb := redis.NewClient(&redis.Options{Addr: in.Services.RedisAddr})
+	defer func() { _ = rdb.Close() }()
+	var ids []string
+	submit := func(prefix string, n int) {
+		tasks, some := harness.Chats(prefix, n)
+		for _, tk := range tasks {
+			tk.Callback = &task.Callback{URL: hooks.URL}
+		}
+		require.Equal(t, some, stages["api"].API().Submit(t, tasks...))
+		ids = append(ids, some...)
+	}
+	for _, name := range names {
+		submit(name+"-before", 170)
+		marker := in.RedisPrefix + "away-" + name
+		stages[name].Kill(t)
+		require.NoError(t, rdb.Set(t.Context(), marker, 1, expiry).Err())
+		if name != "api" {
+			submit(name+"-while", 196)
+		}
+		harness.Eventually(t, harness.Patience, "everything has expired", func() bool { return rdb.Exists(t.Context(), marker).Val() == 0 })
+		stages[name].Restart(t)
+	}
+	require.Len(t, ids, 2000)
+	in.Await(t, ids, harness.Patience)
+	in.CheckPromises(t, ids, hooks)
 }
 
 // TestWrongClocksChangeNothing: each process has another clock, wrong by hours, and one of them a clock that

@@ -14,6 +14,7 @@ type Config struct {
 	ChunkBytes         int64         `yaml:"chunk_bytes" default:"8MiB" unit:"bytes" min:"65536" max:"268435456" doc:"Maximum size of the records of one transaction. A single larger record gets its own transaction."`
 	FetchBytes         int64         `yaml:"fetch_bytes" default:"32MiB" unit:"bytes" min:"1048576" max:"4294967296" doc:"Maximum size of records that were read but are not in Postgres yet, for each of the two topics."`
 	WriteTimeout       time.Duration `yaml:"write_timeout" default:"1m" min:"1s" max:"1h" doc:"Timeout of one transaction. It is retried."`
+	LostAfter          time.Duration `yaml:"lost_after" default:"10m" min:"1s" max:"168h" doc:"After Kafka deleted records before a stage read them, a task that Postgres knows ends as FAILED with the class lost if it has been in no topic for so long. It should be longer than writing a task takes, and Kafka may be away."`
 	Maintenance        time.Duration `yaml:"maintenance" default:"1h" min:"1s" max:"24h" doc:"How often partitions are created in advance and old ones dropped."`
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval" default:"1m" min:"1s" max:"24h" doc:"How often one of the recorders signs the ends of the hash chains, if anything was recorded. See docs/audit.md."`
 	CheckpointDir      string        `yaml:"checkpoint_dir" default:"audit-checkpoints" doc:"Directory that signed checkpoints are appended to, in addition to the topic checkpoints. Copy it to where no one who can write to Postgres can."`

@@ -182,7 +182,7 @@ func (r *Recorder) reportDropped(ctx context.Context, out *stream.Outbox, d part
 }
 
 func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {
-	return resolve.New(resolve.Deps{Log: r.Log, Pool: r.Pool, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Audit, Instance: r.Instance})
+	return resolve.New(resolve.Deps{Log: r.Log, Pool: r.Pool, Outbox: out, Logger: r.Logger, Metrics: &r.Metrics.Audit, Instance: r.Instance, LostAfter: r.cfg.LostAfter})
 }
 
 func (r *Recorder) sealer(out *stream.Outbox) *sealer.Sealer {

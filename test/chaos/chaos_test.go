@@ -21,12 +21,13 @@ import (
 )
 
 var (
-	seconds = flag.Int("chaos.seconds", 0, "duration of the chaos; 0 skips TestChaos")
-	seed    = flag.Uint64("chaos.seed", 1, "seed of the plan")
-	rate    = flag.Int("chaos.rate", 80, "tasks per second")
-	logs    = flag.String("chaos.dir", "", "directory for logs, plan and summary (default: dist/chaos/seed-SEED in the repository)")
-	many    = flag.Bool("chaos.cluster", false, "run Kafka, Redis and Postgres as clusters, and lose parts of them")
-	only    = flag.Bool("chaos.plan", false, "print the plan and exit")
+	seconds     = flag.Int("chaos.seconds", 0, "duration of the chaos; 0 skips TestChaos")
+	soakSeconds = flag.Int("soak.seconds", 0, "duration of the soak; 0 skips TestSoak")
+	seed        = flag.Uint64("chaos.seed", 1, "seed of the plan")
+	rate        = flag.Int("chaos.rate", 80, "tasks per second")
+	logs        = flag.String("chaos.dir", "", "directory for logs, plan and summary (default: dist/chaos/seed-SEED or dist/soak/seed-SEED in the repository)")
+	many        = flag.Bool("chaos.cluster", false, "run Kafka, Redis and Postgres as clusters, and lose parts of them")
+	only        = flag.Bool("chaos.plan", false, "print the plan and exit")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -39,14 +40,20 @@ func TestChaos(t *testing.T) {
 	if *seconds == 0 {
 		t.Skip("to run it: make chaos CHAOS_SECONDS=60 CHAOS_SEED=7")
 	}
-	length := time.Duration(*seconds) * time.Second
-	faults := single
-	if *many {
-		faults = clustered
+	run(t, newChaos(*seed, time.Duration(*seconds)*time.Second, *rate))
+}
+
+func TestSoak(t *testing.T) {
+	if *soakSeconds == 0 {
+		t.Skip("to run it: make soak SOAK_SEED=1")
 	}
-	plan := faults.plan(*seed, length, deviceIDs())
-	fmt.Printf("plan of seed %d for %d s:\n", *seed, *seconds)
-	for _, f := range plan {
+	run(t, newSoak(*seed, time.Duration(*soakSeconds)*time.Second, *rate/2))
+}
+
+func run(t *testing.T, p *profile) {
+	t.Helper()
+	fmt.Printf("plan of %s, seed %d for %.0f s:\n", p.name, p.seed, p.length.Seconds())
+	for _, f := range p.plan {
 		fmt.Println(f)
 	}
 	if *only {
@@ -54,36 +61,37 @@ func TestChaos(t *testing.T) {
 	}
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, length+budget)
+	ctx, cancel := context.WithTimeout(ctx, p.length+budget)
 	defer cancel()
-	dir := runDir(t, plan)
+	dir := runDir(t, p)
 	began := time.Now()
-	w, err := build(ctx, t, dir)
+	w, err := build(ctx, t, dir, p)
 	if w != nil {
 		defer w.close()
 	}
 	require.NoError(t, err)
-	defer watchdog(w, length+budget)()
-	hooks, err := newReceiver(*seed)
+	defer endIfHung(w, p.length+budget)()
+	hooks, err := newReceiver(p.seed)
 	require.NoError(t, err)
 	defer hooks.close()
-	l, err := newLoad(w, *seed, *rate, hooks.url)
+	l, err := newLoad(w, p.seed, p.rate, hooks.url)
 	require.NoError(t, err)
 	w.load = l
 	defer l.close()
 
 	before := w.warmUp(ctx, t, l)
 	h := &check.History{}
-	w.say("chaos for %s", length)
+	w.say("%s for %s", p.name, p.length)
 	w.begin = time.Now()
-	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(length))
+	stopLooking := w.lookout(ctx)
+	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(p.length))
 	defer cancelLoad()
 	loaded := make(chan struct{})
 	go func() {
 		defer close(loaded)
 		l.run(over)
 	}()
-	w.runPlan(ctx, plan, length)
+	w.runPlan(ctx, p.plan, p.length)
 	<-loaded
 	hooks.heal()
 	l.into(h)
@@ -94,22 +102,25 @@ func TestChaos(t *testing.T) {
 		w.say("not drained: %v", err)
 	}
 	drained := time.Since(healed)
+	var longest map[string]time.Duration
+	h.Stalls, longest = stopLooking()
 	w.say("drained after %.1f s; checking", drained.Seconds())
 	found := w.judge(ctx, t, h, l, hooks, before)
-	s := summarize(h, plan, l, w)
-	s.Seed, s.Seconds, s.Drain, s.Took = *seed, length.Seconds(), drained.Seconds(), time.Since(began).Seconds()
+	s := summarize(h, p.plan, l, w)
+	s.Name, s.Seed, s.Seconds, s.Drain, s.Took = p.name, p.seed, p.length.Seconds(), drained.Seconds(), time.Since(began).Seconds()
+	s.still(longest)
 	s.Violations, s.Passed = found, len(found) == 0
 	require.NoError(t, s.write())
 	fmt.Print(s)
 	if len(found) > 0 {
 		text := w.explain(found)
 		_ = os.WriteFile(filepath.Join(dir, "violations.txt"), []byte(text), 0o644) // best effort: it is also printed
-		t.Fatalf("seed %d: %d violations; logs and details are in %s:\n%s", *seed, len(found), dir, text)
+		t.Fatalf("seed %d: %d violations; logs and details are in %s:\n%s", p.seed, len(found), dir, text)
 	}
 }
 
-// watchdog kills everything if the test hangs, and prints its goroutines.
-func watchdog(w *world, limit time.Duration) (stop func()) {
+// endIfHung kills everything if the test hangs, and prints its goroutines.
+func endIfHung(w *world, limit time.Duration) (stop func()) {
 	timer := time.AfterFunc(limit+30*time.Second, func() {
 		fmt.Println("the test hangs; its goroutines:")
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stdout, 1) // best effort
@@ -120,17 +131,17 @@ func watchdog(w *world, limit time.Duration) (stop func()) {
 }
 
 // runDir returns a directory that contains just the plan.
-func runDir(t *testing.T, plan []Fault) string {
+func runDir(t *testing.T, p *profile) string {
 	t.Helper()
 	dir := *logs
 	if dir == "" {
-		dir = filepath.Join("..", "..", "dist", "chaos", fmt.Sprintf("seed-%d", *seed))
+		dir = filepath.Join("..", "..", "dist", p.name, fmt.Sprintf("seed-%d", p.seed))
 	}
 	dir, err := filepath.Abs(dir)
 	require.NoError(t, err)
 	require.NoError(t, os.RemoveAll(dir))
 	require.NoError(t, os.MkdirAll(dir, 0o755))
-	b, err := json.MarshalIndent(plan, "", "  ")
+	b, err := json.MarshalIndent(p.plan, "", "  ")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "plan.json"), b, 0o644))
 	return dir

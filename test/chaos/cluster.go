@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/test/chaos/services"
 )
 
 // Faults of services that are clusters.
@@ -27,7 +28,7 @@ const (
 // clustered are the kinds of faults while the services are clusters. There are no proxies in front of
 // them, because each member tells clients the addresses of the others.
 var clustered = deck{
-	kinds: []Kind{Kill, Pause, Term, Third, BrokerKill, MasterKill, PrimaryKill, PrimaryLoses, DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated},
+	kinds: []Kind{Kill, Pause, Term, Third, BrokerKill, MasterKill, PrimaryKill, PrimaryLoses, DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated, TopicGrown, RecordsDeleted, Absent, Crowd},
 	often: []Kind{Kill, Kill, Pause, Term, BrokerKill, BrokerKill, MasterKill, MasterKill, PrimaryLoses},
 }
 
@@ -53,7 +54,7 @@ func (c *cluster) run(ctx context.Context, args ...string) (string, error) {
 // addresses returns the addresses of n members whose ports are so far apart.
 func addresses(first, n, apart int) (all []string) {
 	for i := range n {
-		all = append(all, local(first+i*apart))
+		all = append(all, services.Local(first+i*apart))
 	}
 	return all
 }
@@ -62,19 +63,19 @@ func (c *cluster) brokers() []string { return addresses(c.kafka, 3, 10) }
 func (c *cluster) nodes() []string   { return addresses(c.redis, 6, 1) }
 
 func (c *cluster) databaseURL() string {
-	return fmt.Sprintf("postgres://batchyard:%s@%s/batchyard?sslmode=disable&target_session_attrs=read-write", password, strings.Join(addresses(c.postgres, 2, 1), ","))
+	return fmt.Sprintf("postgres://batchyard:%s@%s/batchyard?sslmode=disable&target_session_attrs=read-write", services.Password, strings.Join(addresses(c.postgres, 2, 1), ","))
 }
 
 // prepareCluster chooses directories and ports.
 func (w *world) prepareCluster(data string) error {
 	c := &cluster{dir: filepath.Join(data, "cluster")}
 	for _, first := range []*int{&c.kafka, &c.redis, &c.postgres} {
-		p, err := w.ports.take(1)
+		p, err := w.ports.Take(1)
 		if err != nil {
 			return err
 		}
 		*first = p[0]
-		w.ports.next += 120 // the members, controllers and the bus of Redis
+		w.ports.Next += 120 // the members, controllers and the bus of Redis
 	}
 	w.cluster = c
 	w.closes = append(w.closes, func() {
@@ -88,7 +89,7 @@ func (w *world) prepareCluster(data string) error {
 // connectRedis opens the test's own connection, which follows failovers as that of a process does.
 func (w *world) connectRedis(ctx context.Context) error {
 	if w.cluster == nil {
-		w.rdb = redis.NewClient(&redis.Options{Addr: local(w.redis.port), ClientName: "chaos"})
+		w.rdb = redis.NewClient(&redis.Options{Addr: services.Local(w.redis.Port), ClientName: "chaos"})
 	} else {
 		rdb, err := store.OpenRedis(ctx, store.RedisConfig{Addr: strings.Join(w.cluster.nodes(), ",")}, nil, nil)
 		if err != nil {

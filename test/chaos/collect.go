@@ -3,10 +3,9 @@ package chaos
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,11 +17,10 @@ import (
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream"
-	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 	"github.com/batchyard/batchyard/test/chaos/check"
-	"github.com/batchyard/batchyard/test/harness"
+	"github.com/batchyard/batchyard/test/chaos/process"
 )
 
 // Limits on draining. On a slow machine it may take long, so it continues after
@@ -40,8 +38,13 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 	defer cancel()
 	calm, began, moved := 0, time.Now(), time.Now()
 	var last string
-	err := poll(ctx, 250*time.Millisecond, func() error {
+	err := process.Poll(ctx, 250*time.Millisecond, func() error {
 		err := w.drained(ctx, accepted)
+		if w.profile.retention > 0 && errors.Is(err, errNoResult) {
+			if accepted, err = w.known(ctx, accepted); err == nil {
+				err = w.drained(ctx, accepted)
+			}
+		}
 		if err == nil {
 			if calm++; calm < 4 { // stragglers would show up soon
 				return errors.New("waiting for stragglers")
@@ -61,6 +64,19 @@ func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 		return fmt.Errorf("still not drained %.0f s after everything was healed: %s", time.Since(began).Seconds(), last)
 	}
 	return nil
+}
+
+var errNoResult = errors.New("accepted tasks have no result")
+
+// known returns the tasks that Postgres can know, in spite of the holes.
+func (w *world) known(ctx context.Context, accepted []task.Key) ([]task.Key, error) {
+	var h check.History
+	w.tape.Into(&h)
+	if err := w.collectHoles(ctx, &h); err != nil {
+		return accepted, err
+	}
+	vanished := check.Vanished(&h)
+	return slices.DeleteFunc(slices.Clone(accepted), func(k task.Key) bool { return vanished[k] }), nil
 }
 
 func (w *world) drained(ctx context.Context, accepted []task.Key) error {
@@ -84,7 +100,7 @@ func (w *world) drained(ctx context.Context, accepted []task.Key) error {
 		return fmt.Errorf("asking Postgres: %w", err)
 	}
 	if missing > 0 {
-		return fmt.Errorf("%d of %d accepted tasks have no result", missing, len(accepted))
+		return fmt.Errorf("%d of %d %w", missing, len(accepted), errNoResult)
 	}
 	if due > 0 {
 		return fmt.Errorf("%d callbacks are due", due)
@@ -143,7 +159,12 @@ func (w *world) caughtUp(ctx context.Context) error {
 
 // collect reads the state of the services into the history.
 func (w *world) collect(ctx context.Context, h *check.History) error {
-	return errors.Join(w.collectSQL(ctx, h), w.collectKafka(ctx, h))
+	if err := w.tape.Await(ctx, kadm.NewClient(w.client), w.taped()...); err != nil {
+		return err
+	}
+	w.tape.Into(h)
+	w.removed.into(h)
+	return errors.Join(w.collectSQL(ctx, h), w.collectHoles(ctx, h))
 }
 
 func (w *world) each(ctx context.Context, sql string, scan func(func(...any) error) error) error {
@@ -173,11 +194,11 @@ func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 			h.Tasks = append(h.Tasks, r)
 			return err
 		}),
-		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, ''), fingerprint FROM results", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT tenant, task_id, generation, state, coalesce(output::text, ''), fingerprint, coalesce(error_class, '') = 'lost' FROM results", func(scan func(...any) error) error {
 			var r check.Row
 			var output string
 			var print []byte
-			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output, &print)
+			err := scan(&r.Run.Tenant, &r.Run.ID, &r.Run.Generation, &r.State, &output, &print, &r.Lost)
 			copy(r.Print[:], print)
 			r.Output = sha256.Sum256([]byte(output))
 			h.Results = append(h.Results, r)
@@ -203,62 +224,14 @@ func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 		}))
 }
 
-func (w *world) collectKafka(ctx context.Context, h *check.History) error {
-	return errors.Join(
-		w.read(ctx, stream.Events, func(r *kgo.Record) error {
-			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
-			for i, e := range events {
-				queued(h, &e)
-				h.Events = append(h.Events, check.Event{Place: check.Place{Partition: r.Partition, Offset: r.Offset, Index: i}, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}})
-			}
-			return err
-		}),
-		w.read(ctx, stream.Results, func(r *kgo.Record) error {
-			res, err := wire.DecodeResult(r.Value, harness.Header(r, wire.HeaderContentType))
-			if err != nil {
-				return err
-			}
-			h.Topic = append(h.Topic, check.Row{Run: res.Run(), State: res.State, Output: sha256.Sum256(res.Output)})
-			return nil
-		}),
-		w.read(ctx, stream.DLQ, func(r *kgo.Record) error {
-			partition, err := strconv.ParseInt(harness.Header(r, records.HeaderDLQPartition), 10, 32)
-			offset, err2 := strconv.ParseInt(harness.Header(r, records.HeaderDLQOffset), 10, 64)
-			h.Dead = append(h.Dead, check.Poison{Topic: harness.Header(r, records.HeaderDLQTopic), Partition: int32(partition), Offset: offset}) //nolint:gosec // 32 bits
-			reused(h, r)
-			return errors.Join(err, err2)
-		}))
-}
-
-// queued notes that a router let a task in.
-func queued(h *check.History, e *task.Event) {
-	if e.Action != task.TaskQueued {
-		return
-	}
-	var how task.Constraints
-	_ = json.Unmarshal(e.Detail, &how) // there is no detail if there is nothing to say
-	q := check.Queued{Run: task.Run{Key: e.Key(), Generation: e.Generation}, At: e.Time, Unchecked: how.Unchecked}
-	copy(q.Print[:], e.Fingerprint)
-	h.Queued = append(h.Queued, q)
-}
-
-// reused notes a dead letter whose id belongs to another request: a task, or a result of one that ran.
-func reused(h *check.History, r *kgo.Record) {
-	if harness.Header(r, records.HeaderDLQReason) != records.ReasonIDReused {
-		return
-	}
-	if harness.Header(r, records.HeaderDLQTopic) == stream.Results {
-		if res, err := wire.DecodeResult(r.Value, harness.Header(r, wire.HeaderContentType)); err == nil {
-			h.Reused = append(h.Reused, check.Reused{Key: res.Key(), Print: res.Request()})
+// taped returns the names of the topics that are on the tape.
+func (w *world) taped() (names []string) {
+	for _, t := range stream.Topics {
+		if t.Name != stream.Checkpoints {
+			names = append(names, topicBase+t.Name)
 		}
-		return
 	}
-	t, err := wire.DecodeOwnTask(r.Value, harness.Header(r, wire.HeaderContentType))
-	if err != nil {
-		return // the submit that it belongs to will be found missing
-	}
-	t.Normalize(time.Now())
-	h.Reused = append(h.Reused, check.Reused{Key: t.Key(), Print: t.Fingerprint()})
+	return names
 }
 
 // read calls take with each record that a topic holds now.
@@ -268,9 +241,13 @@ func (w *world) read(ctx context.Context, topic string, take func(*kgo.Record) e
 	if err != nil {
 		return fmt.Errorf("asking Kafka for the end of %s: %w", topic, err)
 	}
+	starts, err := kadm.NewClient(w.client).ListStartOffsets(ctx, name)
+	if err != nil {
+		return fmt.Errorf("asking Kafka for the beginning of %s: %w", topic, err)
+	}
 	left := map[int32]int64{}
 	ends.Each(func(o kadm.ListedOffset) {
-		if o.Offset > 0 {
+		if start, _ := starts.Lookup(o.Topic, o.Partition); o.Offset > start.Offset { // else there is nothing to wait for
 			left[o.Partition] = o.Offset
 		}
 	})
@@ -306,17 +283,17 @@ func (w *world) idle(ctx context.Context, before map[string][2]int) (map[string]
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	out := map[string][2]int{}
-	err := poll(ctx, 500*time.Millisecond, func() error {
+	err := process.Poll(ctx, 500*time.Millisecond, func() error {
 		now := map[string][2]int{}
 		var more error
 		for _, p := range w.all() {
-			f, err := p.figures(ctx)
+			f, err := p.Figures(ctx)
 			if err != nil {
 				return err
 			}
-			now[p.name] = f
-			if b, ok := before[p.name]; ok && (f[0] > b[0]+check.Slack || f[1] > b[1]+check.Slack) {
-				more = fmt.Errorf("%s has %v goroutines and files, up from %v", p.name, f, b)
+			now[p.Name] = f
+			if b, ok := before[p.Name]; ok && (f[0] > b[0]+check.Slack || f[1] > b[1]+check.Slack) {
+				more = fmt.Errorf("%s has %v goroutines and files, up from %v", p.Name, f, b)
 			}
 		}
 		out = now
@@ -334,7 +311,7 @@ func (w *world) credits(ctx context.Context) []string {
 	defer cancel()
 	credits := store.NewCredits(w.rdb, store.Config{LeaseTTL: leaseTTL}, "chaos:")
 	var left []string
-	_ = poll(ctx, 250*time.Millisecond, func() error {
+	_ = process.Poll(ctx, 250*time.Millisecond, func() error {
 		left = nil
 		// Any acquire call first reclaims expired leases.
 		if _, err := credits.AcquireFor(ctx, "chaos", nil, []device.Ask{{Pool: "none/single", N: 0}}); err != nil {
@@ -363,7 +340,7 @@ func (w *world) credits(ctx context.Context) []string {
 func (w *world) sessions(ctx context.Context, most int) (left []string) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	_ = poll(ctx, 200*time.Millisecond, func() error {
+	_ = process.Poll(ctx, 200*time.Millisecond, func() error {
 		left = nil
 		var all []string
 		err := w.each(ctx, `SELECT format('session %s of Postgres from %s, %s since %s, in a transaction for %s: %s', pid, client_port, state,
@@ -400,18 +377,18 @@ func (w *world) end(ctx context.Context, h *check.History, before, after map[str
 	out := make([]check.Process, len(all))
 	for i, p := range all {
 		wg.Go(func() {
-			code, hung := p.end(syscall.SIGTERM, 30*time.Second)
+			code, hung := p.End(syscall.SIGTERM, 30*time.Second)
 			if hung {
-				p.noteHang()
+				p.NoteHang()
 			}
-			b, a := before[p.name], after[p.name]
-			out[i] = check.Process{Name: p.name, Exit: code, Crash: p.crash, Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
+			b, a := before[p.Name], after[p.Name]
+			out[i] = check.Process{Name: p.Name, Exit: code, Crash: p.Crash(), Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
 		})
 	}
 	wg.Wait()
 	h.Processes = append(h.Processes, out...)
 	for _, p := range w.gone {
-		h.Processes = append(h.Processes, check.Process{Name: p.name, Crash: p.crash})
+		h.Processes = append(h.Processes, check.Process{Name: p.Name, Crash: p.Crash()})
 	}
 	h.Left = append(h.Left, w.sessions(ctx, 0)...)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -2,69 +2,109 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/chaos/check"
+	"github.com/batchyard/batchyard/test/chaos/process"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
 // commands runs the program's own checks.
 func (w *world) commands(ctx context.Context) []check.Command {
 	var out []check.Command
-	for _, args := range [][]string{{"audit", "verify"}, {"ledger", "check"}} {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
-		run := func(args ...string) (int, string) {
-			cmd := exec.CommandContext(ctx, w.bin, append(args, "--config", filepath.Join(w.dir, "direct.yaml"))...) //nolint:gosec // our program
-			cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret)
-			b, _ := cmd.CombinedOutput() // the exit code is checked instead
-			return cmd.ProcessState.ExitCode(), string(b)
-		}
-		if help := exec.CommandContext(ctx, w.bin, append(slices.Clone(args), "--help")...); true { //nolint:gosec // our program
-			if b, err := help.CombinedOutput(); err != nil || !strings.Contains(string(b), "batchyard "+strings.Join(args, " ")) {
-				w.say("skipped: this program has no batchyard %s", strings.Join(args, " "))
-				cancel()
-				continue
-			}
-		}
-		code, output := run(args...)
-		if code == 1 && w.recreated && w.onlyGone(output) {
-			code = 0
-		}
+	for _, one := range []struct {
+		args  []string
+		judge func([]byte) ([]check.Finding, error)
+	}{
+		// In this order: verify writes an event, which no recorder is left to record.
+		{[]string{"ledger", "check"}, w.ledgerFindings},
+		{[]string{"audit", "verify"}, verifyFindings},
+	} {
+		name := strings.Join(one.args, " ")
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+		cmd := exec.CommandContext(ctx, w.bin, append(one.args, "--json", "--config", filepath.Join(w.dir, "direct.yaml"))...) //nolint:gosec // our program
+		cmd.Env = append(process.CleanEnv(), harness.SecretEnv+"="+harness.Secret)
+		var said strings.Builder
+		cmd.Stderr = &said
+		output, _ := cmd.Output() // the exit code is checked instead
 		cancel()
-		w.say("batchyard %s: exit code %d", strings.Join(args, " "), code)
-		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(args, "-")+".txt"), []byte(output), 0o644) // best effort
-		out = append(out, check.Command{Args: strings.Join(args, " "), Code: code, Output: output[:min(len(output), 4000)]})
+		c := check.Command{Args: name, Code: cmd.ProcessState.ExitCode(), Output: said.String()}
+		w.say("batchyard %s: exit code %d", name, c.Code)
+		_ = os.WriteFile(filepath.Join(w.dir, strings.Join(one.args, "-")+".txt"), append(output, said.String()...), 0o644) // best effort
+		if c.Code <= 1 {
+			var err error
+			if c.Findings, err = one.judge(output); err != nil {
+				c.Output += err.Error()
+			}
+			c.Judged = err == nil
+		}
+		out = append(out, c)
 	}
 	return out
 }
 
-// onlyGone reports whether the problems that `ledger check` printed are what it has to say after the
-// topic was recreated, and nothing else: the records of tasks of low priority are gone.
-func (w *world) onlyGone(output string) bool {
+var (
+	verifyHole = regexp.MustCompile(`^records of (\S+)/(\d+) are gone, offsets (\d+) to (\d+):`)
+	ledgerHole = regexp.MustCompile(`^(\S+)/(\d+)@\d+ Kafka deleted the records (\d+) to (\d+) before`)
+)
+
+func holeOf(re *regexp.Regexp, text string) *check.Hole {
+	m := re.FindStringSubmatch(text)
+	if m == nil {
+		return nil
+	}
+	var n [3]int64
+	for i, s := range m[2:] {
+		n[i], _ = strconv.ParseInt(s, 10, 64) //nolint:errcheck // digits
+	}
+	return &check.Hole{Topic: m[1], Partition: int32(n[0]), First: n[1], Last: n[2]} //nolint:gosec // 32 bits
+}
+
+func verifyFindings(output []byte) ([]check.Finding, error) {
+	var report struct {
+		Findings []struct{ Reason, Topic, Detail string }
+	}
+	if err := json.Unmarshal(output, &report); err != nil {
+		return nil, fmt.Errorf("reading the report of audit verify: %w", err)
+	}
+	out := []check.Finding{}
+	for _, f := range report.Findings {
+		out = append(out, check.Finding{Text: f.Reason + " " + f.Topic + " " + f.Detail, Hole: holeOf(verifyHole, f.Detail)})
+	}
+	return out, nil
+}
+
+// ledgerFindings also says what the ledger has to say because a topic was recreated: the records of tasks of
+// low priority are gone.
+func (w *world) ledgerFindings(output []byte) ([]check.Finding, error) {
+	var report struct {
+		Problems []struct {
+			Kind, Tenant, At, What string
+			TaskID                 string `json:"task_id"`
+		}
+	}
+	if err := json.Unmarshal(output, &report); err != nil {
+		return nil, fmt.Errorf("reading the report of ledger check: %w", err)
+	}
 	w.load.mu.Lock()
 	defer w.load.mu.Unlock()
-	problems := 0
-	_, list, _ := strings.Cut(output, "\nPROBLEM ")
-	for _, line := range strings.Split(list, "\n")[1:] {
-		words := strings.Fields(line)
-		if len(words) < 4 { // the end of the table
-			break
+	out := []check.Finding{}
+	for _, p := range report.Problems {
+		f := check.Finding{Text: strings.Join([]string{p.Kind, p.Tenant, p.TaskID, p.At, p.What}, " "), Hole: holeOf(ledgerHole, p.At+" "+p.What)}
+		if w.recreated {
+			f.Expected = p.Kind == "tasks_gone" && p.At == "tasks.low" || p.Kind == "result_of_unknown_task" && w.load.lowKeys[task.Key{Tenant: p.Tenant, ID: p.TaskID}]
 		}
-		if words[0] == "tasks_gone" && words[1] == "-" && slices.Contains(words, "tasks.low") { // all of them at once
-			problems++
-			continue
-		}
-		if words[0] != "result_of_unknown_task" || !w.load.lowKeys[task.Key{Tenant: words[1], ID: words[2]}] {
-			w.say("ledger check: %s", line)
-			return false
-		}
-		problems++
+		out = append(out, f)
 	}
-	return problems > 0
+	return slices.Clip(out), nil
 }

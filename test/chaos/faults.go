@@ -13,6 +13,7 @@ import (
 	"github.com/Shopify/toxiproxy/v2/toxics"
 
 	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/test/chaos/services"
 )
 
 // runPlan carries out a plan. It returns when the time is over and every fault has
@@ -63,21 +64,34 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 		return nil
 	}
 	defer mu.Unlock()
+	defer w.lacking.add(lackedBy(f)...)()
 	switch f.Kind {
+	case Absent:
+		return w.beAbsent(over, f)
+	case Crowd:
+		return w.crowd(over, f)
+	case RecordsDeleted:
+		return w.deleteRecords(ctx, over, f)
+	case TopicGrown:
+		return w.grow(ctx, f)
+	case KafkaSlow:
+		return w.slowKafka(over, f)
+	case PostgresSlow:
+		return w.slowPostgres(ctx, over, f)
 	case Kill, Pause, Term, Third:
 		return w.signalProcess(over, f)
 	case RedisFlush:
 		return w.rdb.FlushAll(ctx).Err()
 	case RedisRestart:
-		return restart(ctx, over, f, w.redis, w.redis.kill)
+		return restart(ctx, over, f, w.redis, w.redis.Kill)
 	case PostgresFast:
-		return restart(ctx, over, f, w.postgres, w.postgres.stop)
+		return restart(ctx, over, f, w.postgres, w.postgres.Stop)
 	case PostgresCrash:
-		return restart(ctx, over, f, w.postgres, w.postgres.crash)
+		return restart(ctx, over, f, w.postgres, w.postgres.Crash)
 	case KafkaKill:
-		return restart(ctx, over, f, w.kafka, w.kafka.kill)
+		return restart(ctx, over, f, w.kafka, w.kafka.Kill)
 	case KafkaClean:
-		return restart(ctx, over, f, w.kafka, w.kafka.stop)
+		return restart(ctx, over, f, w.kafka, w.kafka.Stop)
 	case TopicRecreated:
 		return w.recreate(ctx, over)
 	case BrokerKill, MasterKill, PrimaryKill, PrimaryLoses:
@@ -85,16 +99,16 @@ func (w *world) apply(ctx, over context.Context, f Fault) error {
 	case PostgresReadOnly:
 		return w.reset(ctx, over, f, "default_transaction_read_only", "on", "off")
 	case PostgresTimeout:
-		return w.reset(ctx, over, f, "statement_timeout", "'40ms'", "0")
+		return w.reset(ctx, over, f, "statement_timeout", fmt.Sprintf("'%dms'", f.number("timeout")), "0")
 	case PostgresFull:
-		if !w.disk.mounted {
-			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.why)
+		if !w.disk.Mounted {
+			w.say("skipped: %s of %s: %s", f.Kind, f.Target, w.disk.Why)
 			w.leftOut.Add(1)
 			return nil
 		}
-		err := w.disk.fill()
+		err := w.disk.Fill()
 		f.wait(over)
-		if e := w.disk.empty(); e != nil {
+		if e := w.disk.Empty(); e != nil {
 			return e
 		}
 		return err
@@ -112,36 +126,27 @@ func (w *world) signalProcess(over context.Context, f Fault) error {
 		return w.runThird(over, f)
 	}
 	p := w.process(f.Target)
-	p.op.Lock()
-	defer p.op.Unlock()
+	p.Op.Lock()
+	defer p.Op.Unlock()
 	switch f.Kind {
 	case Kill:
-		p.end(syscall.SIGKILL, 10*time.Second)
+		p.End(syscall.SIGKILL, 10*time.Second)
 	case Term:
-		code, hung := p.end(syscall.SIGTERM, 30*time.Second)
+		code, hung := p.End(syscall.SIGTERM, 30*time.Second)
 		switch {
 		case hung:
-			p.noteHang()
+			p.NoteHang()
 		case code != 0:
-			w.say("%s exited with code %d after SIGTERM", p.name, code)
+			w.say("%s exited with code %d after SIGTERM", p.Name, code)
 		}
 	default:
-		p.signal(syscall.SIGSTOP)
+		p.Signal(syscall.SIGSTOP)
 		f.wait(over)
-		p.signal(syscall.SIGCONT)
+		p.Signal(syscall.SIGCONT)
 		return nil
 	}
 	f.wait(over)
-	return p.start()
-}
-
-// noteHang records that the process did not exit after SIGTERM.
-func (p *process) noteHang() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.crash == "" {
-		p.crash = "did not exit within 30 s of SIGTERM"
-	}
+	return p.Start()
 }
 
 // runThird lets a third process of a stage join and leave.
@@ -151,7 +156,7 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	if err != nil {
 		return err
 	}
-	if err := p.start(); err != nil {
+	if err := p.Start(); err != nil {
 		return err
 	}
 	f.wait(over)
@@ -159,8 +164,8 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	if f.With["end"] == "kill" {
 		sig = syscall.SIGKILL
 	}
-	if _, hung := p.end(sig, 30*time.Second); hung {
-		p.noteHang()
+	if _, hung := p.End(sig, 30*time.Second); hung {
+		p.NoteHang()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -169,10 +174,10 @@ func (w *world) runThird(over context.Context, f Fault) error {
 	return nil
 }
 
-func restart(ctx, over context.Context, f Fault, s *service, end func(context.Context) error) error {
+func restart(ctx, over context.Context, f Fault, s *services.Service, end func(context.Context) error) error {
 	err := end(ctx)
 	f.wait(over)
-	if e := s.start(ctx); e != nil {
+	if e := s.Start(ctx); e != nil {
 		return e
 	}
 	return err
@@ -181,17 +186,11 @@ func restart(ctx, over context.Context, f Fault, s *service, end func(context.Co
 // reset changes a setting of Postgres for a while. Some only apply to new sessions, so the existing ones are
 // terminated.
 func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good string) error {
-	url := postgresURL(w.postgres.port, "postgres")
 	set := func(value string) error {
-		for _, sql := range []string{
-			"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()",
-			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'",
-		} {
-			if err := admin(ctx, url, sql); err != nil {
-				return err
-			}
+		if err := w.set(ctx, setting, value); err != nil {
+			return err
 		}
-		return nil
+		return services.Admin(ctx, services.PostgresURL(w.postgres.Port, "postgres"), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'chaos' AND application_name <> 'chaos'")
 	}
 	err := set(bad)
 	f.wait(over)
@@ -201,10 +200,21 @@ func (w *world) reset(ctx, over context.Context, f Fault, setting, bad, good str
 	return err
 }
 
+// set changes a setting of Postgres.
+func (w *world) set(ctx context.Context, setting, value string) error {
+	url := services.PostgresURL(w.postgres.Port, "postgres")
+	for _, sql := range []string{"ALTER SYSTEM SET " + setting + " = " + value, "SELECT pg_reload_conf()"} {
+		if err := services.Admin(ctx, url, sql); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // spoil applies a toxic between a lane and a service.
 func (w *world) spoil(over context.Context, f Fault) error {
 	var one toxics.Toxic
-	directions := streams
+	directions := services.Streams
 	switch f.Kind {
 	case Latency:
 		one = &toxics.LatencyToxic{Latency: f.number("latency"), Jitter: f.number("jitter")}
@@ -212,7 +222,7 @@ func (w *world) spoil(over context.Context, f Fault) error {
 		one = &toxics.BandwidthToxic{Rate: f.number("rate")}
 	case Reset:
 		one = &toxics.ResetToxic{Timeout: f.number("timeout")}
-		directions = streams[:1]
+		directions = services.Streams[:1]
 	case Slicer:
 		size := int(f.number("average_size"))
 		one = &toxics.SlicerToxic{AverageSize: size, SizeVariation: size / 2, Delay: int(f.number("delay"))}
@@ -220,13 +230,13 @@ func (w *world) spoil(over context.Context, f Fault) error {
 		one = new(toxics.TimeoutToxic)
 		switch f.Kind {
 		case CutTo:
-			directions = streams[:1]
+			directions = services.Streams[:1]
 		case CutFrom:
-			directions = streams[1:]
+			directions = services.Streams[1:]
 		}
 	}
 	for _, d := range directions {
-		defer w.proxies.spoil(f.Target, d, one)()
+		defer w.proxies.Spoil(f.Target, d, one)()
 	}
 	f.wait(over)
 	return nil

@@ -215,7 +215,7 @@ func (l *load) make() *task.Task {
 	case x < 7:
 		t.Model, t.Deadline = unservedModel, time.Now().Add(time.Duration(2000+l.r.IntN(6000))*time.Millisecond).UTC().Truncate(time.Microsecond)
 	case x < 10:
-		t.NotBefore = time.Now().Add(time.Duration(l.r.IntN(4000)) * time.Millisecond).UTC().Truncate(time.Microsecond)
+		t.NotBefore = time.Now().Add(time.Duration(l.r.Int64N(int64(l.w.profile.waits)))).UTC().Truncate(time.Microsecond)
 	case x < 14:
 		t.Needs = []string{"gpu"}
 	}
@@ -285,7 +285,7 @@ func (l *load) do(api int, method, path, tenant string, body any) (int, []byte, 
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, l.w.process("api-"+Lanes[api]).url()+path, bytes.NewReader(raw))
+	req, err := http.NewRequestWithContext(ctx, method, l.w.process("api-"+Lanes[api]).URL()+path, bytes.NewReader(raw))
 	if err != nil {
 		return 0, nil, fmt.Errorf("creating a request: %w", err)
 	}
@@ -359,6 +359,19 @@ func (l *load) query(api int, k task.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seen = append(l.seen, check.Seen{Key: k, State: answer.State})
+}
+
+// acceptedSince adds the keys of the tasks that were accepted since the nth submit, and returns the number of
+// submits.
+func (l *load) acceptedSince(n int, to map[task.Key]bool) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.submits[n:] {
+		if s.Outcome == check.Accepted {
+			to[s.Key] = true
+		}
+	}
+	return len(l.submits)
 }
 
 // into adds what the clients know to the history.

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -25,7 +26,7 @@ const (
 	PostgresCrash    Kind = "postgres-crash"    // immediate shutdown
 	PostgresReadOnly Kind = "postgres-readonly" // transactions cannot write
 	PostgresFull     Kind = "postgres-full"     // the data disk is full
-	PostgresTimeout  Kind = "postgres-timeout"  // statements may take 40 ms
+	PostgresTimeout  Kind = "postgres-timeout"  // statements may take a few milliseconds
 	KafkaKill        Kind = "kafka-kill"
 	KafkaClean       Kind = "kafka-clean"
 	Latency          Kind = "latency"
@@ -41,22 +42,39 @@ const (
 	DeviceSlow       Kind = "device-slow"
 	DeviceGarbles    Kind = "device-garbles"  // broken answers
 	TopicRecreated   Kind = "topic-recreated" // deleted while idle, and created again
+	TopicGrown       Kind = "topic-grown"     // gets more partitions
+	RecordsDeleted   Kind = "records-deleted" // before the stage that reads them has
+	Absent           Kind = "absent"          // all processes of a stage, for longer than whatever expires
+	Crowd            Kind = "crowd"           // more processes of a stage than partitions
+	KafkaSlow        Kind = "kafka-slow"      // its disk is slow
+	PostgresSlow     Kind = "postgres-slow"   // its disk is slow
 )
 
 // Every plan contains all kinds once before any repeats; those in often are more
 // frequent.
 var (
-	single = deck{kinds, often} // the services are one process each
+	single = deck{kinds: kinds, often: often} // the services are one process each
 	kinds  = []Kind{
 		Kill, Pause, Term, Third, RedisFlush, RedisRestart, PostgresFast, PostgresCrash, PostgresReadOnly, PostgresFull, PostgresTimeout,
 		KafkaKill, KafkaClean, Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer,
 		DeviceHang, DeviceRefuse, DeviceFail, DeviceSlow, DeviceGarbles, TopicRecreated,
+		TopicGrown, RecordsDeleted, Absent, Crowd, KafkaSlow, PostgresSlow,
 	}
 	often = []Kind{Kill, Kill, Kill, Kill, Pause, Pause, Term, RedisFlush, Reset, BlackHole, CutTo, CutFrom, Latency}
 )
 
 // deck is the kinds of faults of a plan.
-type deck struct{ kinds, often []Kind }
+type deck struct {
+	kinds, often []Kind
+	gap          time.Duration // between faults, on average; 0: all kinds fit into the first minute
+}
+
+// A stage is absent for longer than what expires in a run: sessions, leases, claims, and what Redis remembers
+// of recent tasks and of the stages.
+const (
+	absentLeast = 12 * time.Second
+	absentMost  = 16 * time.Second
+)
 
 // Stages are the stages. Each runs as two processes.
 var Stages = []string{"api", "router", "batcher", "workers", "audit", "callbacks"}
@@ -93,16 +111,28 @@ func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 	}
 }
 
-// services are the services behind the proxies.
-var services = []string{"kafka", "redis", "postgres"}
+// serviceNames are the services behind the proxies.
+var serviceNames = []string{"kafka", "redis", "postgres"}
 
 // Plan draws the faults of a run. The same arguments give the same plan. Two faults of
 // the same target never overlap; any others may.
 func Plan(seed uint64, length time.Duration, devices []string) []Fault {
-	return single.plan(seed, length, devices)
+	var begin []Fault // while all is well; later, the topic may not become idle
+	if length > 10*time.Second {
+		begin = []Fault{{At: time.Second, Kind: TopicRecreated, Target: targetsOf(TopicRecreated, devices)[0]}}
+	}
+	if length > 3*absentMost { // others find no room for it
+		r := rand.New(rand.NewPCG(seed, 0x616273656e74)) //nolint:gosec // must be reproducible
+		at := length/4 + time.Duration(r.Int64N(int64(length/4)))
+		absent := draw(r, Absent, at)
+		absent.Target = Stages[r.IntN(len(Stages))]
+		begin = append(begin, absent)
+	}
+	return single.plan(seed, length, devices, begin)
 }
 
-func (d deck) plan(seed uint64, length time.Duration, devices []string) []Fault {
+// plan draws faults around those that are given, which come first in the plan's random numbers.
+func (d deck) plan(seed uint64, length time.Duration, devices []string, plan []Fault) []Fault {
 	r := rand.New(rand.NewPCG(seed, 0x6368616f73)) //nolint:gosec // must be reproducible
 	var deck []Kind
 	shuffled := func(k []Kind) []Kind {
@@ -110,16 +140,11 @@ func (d deck) plan(seed uint64, length time.Duration, devices []string) []Fault 
 		r.Shuffle(len(k), func(i, j int) { k[i], k[j] = k[j], k[i] })
 		return k
 	}
-	busy := map[string]time.Duration{} // broken targets, and until when
-	var plan []Fault
-	// Fit all kinds into the first 60 s, or into the whole run if it is shorter.
-	gap := min(1800*time.Millisecond, length*8/10/time.Duration(len(d.kinds)))
-	first := true
-	if slices.Contains(d.kinds, TopicRecreated) { // while all is well; later, the topic may not become idle
-		target := targetsOf(TopicRecreated, devices)[0]
-		plan = append(plan, Fault{At: time.Second, Kind: TopicRecreated, Target: target})
-		busy[target] = time.Second + recovery(TopicRecreated)
+	gap := d.gap
+	if gap == 0 { // fit all kinds into the first 60 s, or into the whole run if it is shorter
+		gap = min(1800*time.Millisecond, length*8/10/time.Duration(len(d.kinds)))
 	}
+	first := true
 	for at := 3 * time.Second; at < length-time.Second; at += gap/2 + time.Duration(r.Int64N(int64(gap))) {
 		if len(deck) == 0 {
 			deck = shuffled(d.kinds)
@@ -133,21 +158,31 @@ func (d deck) plan(seed uint64, length time.Duration, devices []string) []Fault 
 		// Take the first kind in the deck that has an unbroken target.
 		for i, k := range deck {
 			f := draw(r, k, at)
+			f.For = max(0, min(f.For, length-at))
 			targets := shuffledStrings(r, targetsOf(k, devices))
-			j := slices.IndexFunc(targets, func(t string) bool { return busy[t] <= at })
-			if j < 0 {
+			j := slices.IndexFunc(targets, func(t string) bool {
+				f.Target = t
+				return !slices.ContainsFunc(plan, f.overlaps)
+			})
+			if j < 0 || k == Absent && f.For < absentLeast {
 				continue
 			}
-			f.Target = targets[j]
-			f.For = max(0, min(f.For, length-at))
-			// Recovery takes time as well.
-			busy[f.Target] = at + f.For + recovery(k)
 			plan = append(plan, f)
 			deck = slices.Delete(deck, i, i+1)
 			break
 		}
 	}
+	slices.SortStableFunc(plan, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 	return plan
+}
+
+// overlaps reports whether two faults break the same at the same time. Recovery takes time as well.
+func (f Fault) overlaps(o Fault) bool {
+	if f.At >= o.At+o.For+recovery(o.Kind) || o.At >= f.At+f.For+recovery(f.Kind) {
+		return false
+	}
+	mine := occupied(f.Kind, f.Target)
+	return slices.ContainsFunc(occupied(o.Kind, o.Target), func(t string) bool { return slices.Contains(mine, t) })
 }
 
 func shuffledStrings(r *rand.Rand, s []string) []string {
@@ -156,8 +191,38 @@ func shuffledStrings(r *rand.Rand, s []string) []string {
 	return s
 }
 
+// reader is the stage that reads a topic, or "".
+func reader(topic string) string {
+	switch topic {
+	case stream.Assignments:
+		return "batcher"
+	case stream.Batches:
+		return "workers"
+	case stream.Results, stream.Events:
+		return "audit"
+	}
+	return ""
+}
+
+// occupied returns what no other fault may break while a target is broken.
+func occupied(k Kind, target string) []string {
+	stage := target
+	switch k {
+	case RecordsDeleted:
+		stage = reader(target)
+	case Absent:
+	default:
+		return []string{target}
+	}
+	return []string{target, stage, stage + "-a", stage + "-b"}
+}
+
 func recovery(k Kind) time.Duration {
 	switch k {
+	case TopicGrown:
+		return time.Hour // once is enough
+	case Absent, RecordsDeleted, Crowd:
+		return 5 * time.Second
 	case TopicRecreated:
 		return idleMost
 	case KafkaKill, KafkaClean, BrokerKill:
@@ -165,7 +230,7 @@ func recovery(k Kind) time.Duration {
 	case MasterKill, PrimaryKill, PrimaryLoses:
 		return 8 * time.Second
 	case PostgresFast, PostgresCrash, PostgresFull, PostgresReadOnly:
-		return 2 * time.Second
+		return 1500 * time.Millisecond
 	case Kill, Term, Third:
 		return 3 * time.Second
 	}
@@ -185,8 +250,16 @@ func targetsOf(k Kind, devices []string) []string {
 		for _, s := range Stages {
 			out = append(out, s+"-c")
 		}
+	case Absent:
+		return Stages
+	case Crowd:
+		return []string{"router-crowd", "batcher-crowd", "workers-crowd", "audit-crowd"} // the stages that share partitions
+	case RecordsDeleted:
+		return []string{stream.Assignments, stream.Batches, stream.Results, stream.Events}
+	case TopicGrown:
+		return []string{stream.TasksNormal, stream.Assignments, stream.Batches, stream.Results, stream.Events}
 	case Latency, Bandwidth, Reset, BlackHole, CutTo, CutFrom, Slicer:
-		for _, s := range services {
+		for _, s := range serviceNames {
 			for _, l := range Lanes {
 				out = append(out, s+"/"+l)
 			}
@@ -223,7 +296,18 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 	case Third:
 		f.For = between(2*time.Second, 6*time.Second)
 		f.With["end"] = []string{"term", "kill"}[r.IntN(2)]
-	case RedisFlush, TopicRecreated:
+	case RedisFlush, TopicRecreated, TopicGrown:
+	case Absent:
+		f.For = between(absentLeast, absentMost)
+	case RecordsDeleted:
+		f.For = between(time.Second, 3*time.Second)
+	case Crowd:
+		f.For = between(4*time.Second, 8*time.Second)
+	case KafkaSlow:
+		f.For = between(3*time.Second, 6*time.Second)
+		number("stop", 100, 400) // ms
+	case PostgresSlow:
+		f.For = between(2*time.Second, 4*time.Second)
 	case BrokerKill:
 		f.For = between(2*time.Second, 9*time.Second)
 		f.With["member"] = fmt.Sprint("kafka-", 1+r.IntN(3))
@@ -235,8 +319,9 @@ func draw(r *rand.Rand, k Kind, at time.Duration) Fault {
 		f.For = between(0, 4*time.Second)
 	case PostgresTimeout:
 		f.For = between(2*time.Second, 4*time.Second)
+		number("timeout", 30, 50) // ms
 	case PostgresReadOnly, PostgresFull:
-		f.For = between(3*time.Second, 5*time.Second)
+		f.For = between(2*time.Second, 4*time.Second)
 	case KafkaKill, KafkaClean:
 		f.For = between(0, 2*time.Second)
 	case Latency:

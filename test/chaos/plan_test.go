@@ -30,3 +30,24 @@ func TestPlanDependsOnlyOnTheSeed(t *testing.T) {
 		}
 	}
 }
+
+func TestASoakTakesAwayEachStageInTurn(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		p := newSoak(seed, 450*time.Second, 40)
+		require.Equal(t, p.plan, newSoak(seed, 450*time.Second, 40).plan)
+		absent := map[string]bool{}
+		var until time.Duration
+		for i, f := range p.plan {
+			if f.Kind == Absent {
+				require.GreaterOrEqual(t, f.At, until, "one at a time")
+				require.Greater(t, f.For, 2*p.retention)
+				absent[f.Target], until = true, f.At+f.For
+			}
+			for _, other := range p.plan[:i] {
+				require.Falsef(t, f.overlaps(other), "%v and %v", f, other)
+			}
+		}
+		require.Len(t, absent, len(Stages))
+	}
+}

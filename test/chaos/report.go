@@ -12,10 +12,12 @@ import (
 
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/chaos/check"
+	"github.com/batchyard/batchyard/test/chaos/watch"
 )
 
 // Summary is the result of a run, written to summary.json.
 type Summary struct {
+	Name       string                `json:"name"`
 	Seed       uint64                `json:"seed"`
 	Seconds    float64               `json:"seconds"`
 	Took       float64               `json:"took_seconds"`
@@ -40,6 +42,12 @@ type Summary struct {
 	Missed     int                   `json:"not_sent"`
 	Starts     int                   `json:"starts"`
 	Refused    int                   `json:"starts_that_did_not_become_ready"`
+	Holes      int                   `json:"holes"`
+	Reruns     int                   `json:"lost_and_run_again"`
+	Lost       int                   `json:"ended_as_lost"`
+	Gone       int                   `json:"unknown_to_postgres"` // because all about them was in holes
+	Still      map[string]float64    `json:"longest_standstill_seconds"`
+	Stalls     []watch.Stall         `json:"stalls"`
 	Violations []check.Violation     `json:"violations"`
 	Dir        string                `json:"logs"`
 }
@@ -48,9 +56,15 @@ func summarize(h *check.History, plan []Fault, l *load, w *world) *Summary {
 	_, count := used(plan)
 	s := &Summary{Faults: count, Submits: map[check.Outcome]int{}, Tasks: map[check.Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
 		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
-		Retries: map[check.Outcome]int{}, Reused: len(h.Reused), Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+		Retries: map[check.Outcome]int{}, Reused: len(h.Reused),
+		Holes: len(h.Holes), Reruns: len(h.Reruns), Gone: h.Gone, Stalls: h.Stalls, Still: map[string]float64{}, Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
 	for _, r := range h.Retries {
 		s.Retries[r.Outcome]++
+	}
+	for _, r := range h.Results {
+		if r.Lost {
+			s.Lost++
+		}
 	}
 	for _, q := range h.Queued {
 		if q.Unchecked {
@@ -78,10 +92,17 @@ func summarize(h *check.History, plan []Fault, l *load, w *world) *Summary {
 		}
 	}
 	for _, p := range append(w.all(), w.gone...) {
-		s.Starts += p.starts
-		s.Refused += p.refused
+		starts, refused := p.Starts()
+		s.Starts, s.Refused = s.Starts+starts, s.Refused+refused
 	}
 	return s
+}
+
+// still notes for how long things of each kind stood still.
+func (s *Summary) still(longest map[string]time.Duration) {
+	for kind, d := range longest {
+		s.Still[kind] = d.Seconds()
+	}
 }
 
 func (s *Summary) String() string {
@@ -89,7 +110,7 @@ func (s *Summary) String() string {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-22s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	fmt.Fprintf(&b, "\nseed %d, %.0f s of chaos, %.0f s in total, drained in %.1f s\n", s.Seed, s.Seconds, s.Took, s.Drain)
+	fmt.Fprintf(&b, "\nseed %d, %.0f s of %s, %.0f s in total, drained in %.1f s\n", s.Seed, s.Seconds, s.Name, s.Took, s.Drain)
 	var faults []string
 	n := 0
 	for _, k := range slices.Sorted(mapKeys(s.Faults)) {
@@ -106,6 +127,12 @@ func (s *Summary) String() string {
 	row("callbacks", "%d, in %d deliveries", s.Callbacks, s.Deliveries)
 	row("audit log", "%d events", s.Events)
 	row("invalid records", "%d", s.Poisons)
+	row("holes", "%d; %d tasks ran again, %d ended as lost, %d are unknown to Postgres", s.Holes, s.Reruns, s.Lost, s.Gone)
+	var still []string
+	for _, k := range slices.Sorted(mapKeys(s.Still)) {
+		still = append(still, fmt.Sprintf("%s %.0f s", k, s.Still[k]))
+	}
+	row("longest standstill", "%s", strings.Join(still, ", "))
 	row("processes", "%d starts, of which %d never became ready", s.Starts, s.Refused)
 	row("logs", "%s", s.Dir)
 	if len(s.Violations) == 0 {

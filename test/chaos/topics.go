@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/chaos/process"
 )
 
 // How long a topic may take to become idle before it is left alone, and to be recreated.
@@ -29,7 +30,7 @@ func (w *world) recreate(ctx, over context.Context) error {
 	name := topicBase + stream.TasksLow
 	idle, cancel := context.WithTimeout(over, idleMost)
 	defer cancel()
-	if err := poll(idle, 100*time.Millisecond, func() error { return w.lowIdle(idle, adm) }); err != nil {
+	if err := process.Poll(idle, 100*time.Millisecond, func() error { return w.lowIdle(idle, adm) }); err != nil {
 		w.say("skipped: recreating %s, which does not become idle: %v", name, err)
 		w.leftOut.Add(1)
 		return nil //nolint:nilerr // it is in use, which is no failure
@@ -43,8 +44,8 @@ func (w *world) recreate(ctx, over context.Context) error {
 	if w.cluster != nil {
 		replication = 3
 	}
-	err := poll(ctx, 100*time.Millisecond, func() error {
-		_, err := adm.CreateTopic(ctx, 4, replication, nil, name)
+	err := process.Poll(ctx, 100*time.Millisecond, func() error {
+		_, err := adm.CreateTopic(ctx, partitions, replication, nil, name)
 		if errors.Is(err, kerr.TopicAlreadyExists) {
 			topics, e := adm.ListTopics(ctx, name)
 			if e == nil && topics.Has(name) && w.empty(ctx, adm, name) {
@@ -56,6 +57,7 @@ func (w *world) recreate(ctx, over context.Context) error {
 	if err != nil {
 		return fmt.Errorf("creating %s again: %w", name, err)
 	}
+	w.tape.Forget(name)
 	w.say("recreated %s", name)
 	w.recreated = true
 	return nil

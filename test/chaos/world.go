@@ -27,14 +27,11 @@ import (
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/test/chaos/process"
+	"github.com/batchyard/batchyard/test/chaos/services"
+	"github.com/batchyard/batchyard/test/chaos/tape"
 	"github.com/batchyard/batchyard/test/harness"
 )
-
-// SessionTimeout is how long a process may be stopped before its partitions move to
-// others.
-const SessionTimeout = 6 * time.Second
-
-const leaseTTL = 4 * time.Second
 
 // world is everything that runs.
 type world struct {
@@ -42,21 +39,25 @@ type world struct {
 	begin time.Time
 	bin   string
 
-	kafka, redis, postgres *service // nil if they are clusters
-	cluster                *cluster // nil if they are not
-	disk                   *disk
-	proxies                *proxies
+	kafka, redis, postgres *services.Service // nil if they are clusters
+	cluster                *cluster          // nil if they are not
+	disk                   *services.Disk
+	proxies                *services.Proxies
 	load                   *load
 	recreated              bool // tasks.low; what it held is gone
+	tape                   *tape.Tape
+	removed                removals // of records that were not read
+	lacking                lacking
+	profile                *profile
 	fleet                  *fleet.Fleet
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken
 	leftOut                atomic.Int64
-	ports                  ports
+	ports                  services.Ports
 
 	mu        sync.Mutex
-	processes map[string]*process
-	gone      []*process // third processes, which have left
+	processes map[string]*process.Process
+	gone      []*process.Process // third processes, which have left
 
 	pool   *pgxpool.Pool // bypasses the proxies
 	rdb    redis.UniversalClient
@@ -75,41 +76,20 @@ func (w *world) say(format string, args ...any) {
 	_, _ = w.log.WriteString(line)     // best effort
 }
 
-func (w *world) process(name string) *process {
+func (w *world) process(name string) *process.Process {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.processes[name]
 }
 
-func (w *world) all() []*process {
-	var out []*process
+func (w *world) all() []*process.Process {
+	var out []*process.Process
 	for _, s := range Stages {
 		for _, l := range Lanes {
 			out = append(out, w.process(s+"-"+l))
 		}
 	}
 	return out
-}
-
-// settings returns settings with short timeouts, so that all of them expire within a
-// run.
-func settings() map[string]any {
-	retries := []string{"200ms", "500ms"}
-	for range 90 {
-		retries = append(retries, "1s")
-	}
-	return map[string]any{
-		"log.level": "info", "kafka.partitions": 4, "kafka.replication": 1, "kafka.topic_prefix": topicBase,
-		"kafka.session_timeout": SessionTimeout.String(), "kafka.heartbeat_interval": "300ms", "kafka.rebalance_timeout": "6s",
-		"kafka.commit_interval": "100ms", "kafka.fetch_wait": "250ms", "kafka.dial_timeout": "3s", "kafka.request_timeout": "4s",
-		"redis.timeout": "1s", "redis.prefix": "chaos:", "postgres.timeout": "3s", "postgres.max_conns": 6,
-		"devices.lease_ttl": leaseTTL.String(), "devices.heartbeat_timeout": "4s", "router.refresh_interval": "250ms", "router.claim_ttl": "1m",
-		"workers.request_timeout": "6s", "workers.backoff_min": "20ms", "workers.backoff_max": "1s", "workers.breaker_open": "500ms", "workers.breaker_open_max": "2s",
-		"workers.report_interval": "200ms", "workers.rebalance_every": "1s", "workers.drain_timeout": "5s",
-		"callbacks.allow_private": true, "callbacks.secret_env": harness.SecretEnv, "callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": retries,
-		"status.poll_interval": "5s", "audit.write_timeout": "10s", "api.submit_timeout": "6s", "drain_timeout": "15s",
-		"api.listen": "127.0.0.1:0", "ops.listen": "127.0.0.1:0",
-	}
 }
 
 // specs returns the devices: more than enough for the load, so that a backlog drains
@@ -140,10 +120,10 @@ type quiet struct{}
 func (quiet) Printf(context.Context, string, ...any) {}
 
 // build starts everything, in parallel where possible.
-func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) {
+func build(ctx context.Context, t testing.TB, dir string, p *profile) (_ *world, err error) {
 	zerolog.SetGlobalLevel(zerolog.Disabled) // used by toxiproxy
 	redis.SetLogger(quiet{})
-	w := &world{dir: dir, begin: time.Now(), processes: map[string]*process{}, proxies: newProxies(), ports: ports{next: 20000 + os.Getpid()%8000}}
+	w := &world{dir: dir, profile: p, begin: time.Now(), processes: map[string]*process.Process{}, proxies: services.NewProxies(), ports: services.Ports{Next: 20000 + os.Getpid()%8000}}
 	if w.log, err = os.Create(filepath.Join(dir, "run.log")); err != nil {
 		return nil, fmt.Errorf("creating the log: %w", err)
 	}
@@ -169,7 +149,7 @@ func build(ctx context.Context, t testing.TB, dir string) (_ *world, err error) 
 	if err := w.connect(ctx); err != nil {
 		return w, err
 	}
-	in := &harness.Installation{Settings: settings()}
+	in := &harness.Installation{Settings: maps.Clone(p.settings)}
 	if w.cluster != nil {
 		in.Settings["kafka.replication"] = 3
 	}
@@ -190,9 +170,9 @@ func (w *world) startServices(ctx context.Context) (err error) {
 		return err
 	}
 	up := make(chan error, 3)
-	start := func(s *service) { up <- s.start(ctx) }
-	for _, s := range []*service{w.kafka, w.redis, w.postgres} {
-		if installed() {
+	start := func(s *services.Service) { up <- s.Start(ctx) }
+	for _, s := range []*services.Service{w.kafka, w.redis, w.postgres} {
+		if services.Installed() {
 			go start(s)
 		} else {
 			start(s) // a package manager only runs once at a time
@@ -224,45 +204,46 @@ func (w *world) prepare() error {
 		return fmt.Errorf("letting other users into the directory of the services: %w", err)
 	}
 	if *many {
-		w.disk = &disk{why: "the services are clusters"}
+		w.disk = &services.Disk{Why: "the services are clusters"}
 		return w.prepareCluster(data)
 	}
-	if w.disk, err = newDisk(filepath.Join(data, "disk")); err != nil {
+	if w.disk, err = services.NewDisk(filepath.Join(data, "disk")); err != nil {
 		return err
 	}
-	p, err := w.ports.take(11)
+	p, err := w.ports.Take(11)
 	if err != nil {
 		return err
 	}
-	at := func(name string, port, a, b int) *service {
-		return &service{name: name, dir: filepath.Join(data, name), port: port, lanes: map[string]int{"a": a, "b": b}}
+	at := func(name string, port, a, b int) *services.Service {
+		return &services.Service{Name: name, Dir: filepath.Join(data, name), Port: port, Lanes: map[string]int{"a": a, "b": b}}
 	}
 	// Kafka advertises its addresses to clients, so each of its lanes needs its own
 	// listener. The port after its own is for the controller.
-	kafka, err := w.ports.take(4)
+	kafka, err := w.ports.Take(4)
 	if err != nil {
 		return err
 	}
 	w.kafka, w.redis, w.postgres = at("kafka", kafka[0], p[0], p[1]), at("redis", p[2], p[3], p[4]), at("postgres", p[5], p[6], p[7])
-	w.kafka.env = []string{fmt.Sprintf("KAFKA_PORT=%d", w.kafka.port), fmt.Sprintf("KAFKA_LANES=A:%d:%d B:%d:%d", kafka[2], p[0], kafka[3], p[1])}
-	w.redis.env = []string{fmt.Sprintf("REDIS_PORT=%d", w.redis.port)}
-	w.postgres.env = []string{fmt.Sprintf("POSTGRES_PORT=%d", w.postgres.port)}
+	w.kafka.Env = []string{fmt.Sprintf("KAFKA_PORT=%d", w.kafka.Port), fmt.Sprintf("KAFKA_LANES=A:%d:%d B:%d:%d", kafka[2], p[0], kafka[3], p[1]),
+		"KAFKA_SETTINGS=" + strings.Join(w.profile.broker, " ")}
+	w.redis.Env = []string{fmt.Sprintf("REDIS_PORT=%d", w.redis.Port)}
+	w.postgres.Env = []string{fmt.Sprintf("POSTGRES_PORT=%d", w.postgres.Port)}
 	for i, lane := range Lanes {
-		for _, s := range []*service{w.kafka, w.redis, w.postgres} {
-			upstream := s.port
+		for _, s := range []*services.Service{w.kafka, w.redis, w.postgres} {
+			upstream := s.Port
 			if s == w.kafka {
 				upstream = kafka[2+i]
 			}
-			how := closeNormally
+			how := services.CloseNormally
 			if lane == "a" {
-				how = closeWithReset
+				how = services.CloseWithReset
 			}
-			if err := w.proxies.add(s.name+"/"+lane, local(s.lanes[lane]), local(upstream), how); err != nil {
+			if err := w.proxies.Add(s.Name+"/"+lane, services.Local(s.Lanes[lane]), services.Local(upstream), how); err != nil {
 				return err
 			}
 		}
 	}
-	w.closes = append(w.closes, w.proxies.close)
+	w.closes = append(w.closes, w.proxies.Close)
 	return nil
 }
 
@@ -303,12 +284,12 @@ func (w *world) addresses(lane string) map[string]any {
 			"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
 		}
 	}
-	kafka, redis, postgres := w.kafka.port, w.redis.port, w.postgres.port
+	kafka, redis, postgres := w.kafka.Port, w.redis.Port, w.postgres.Port
 	if lane != "direct" {
-		kafka, redis, postgres = w.kafka.lanes[lane], w.redis.lanes[lane], w.postgres.lanes[lane]
+		kafka, redis, postgres = w.kafka.Lanes[lane], w.redis.Lanes[lane], w.postgres.Lanes[lane]
 	}
 	return map[string]any{
-		"kafka.brokers": []string{local(kafka)}, "redis.addr": local(redis), "postgres.url": postgresURL(postgres, "chaos"),
+		"kafka.brokers": []string{services.Local(kafka)}, "redis.addr": services.Local(redis), "postgres.url": services.PostgresURL(postgres, "chaos"),
 		// Per run: checkpoints of another run would not match this database.
 		"audit.checkpoint_dir": filepath.Join(w.dir, "audit-checkpoints"), "audit.checkpoint_interval": "10s",
 	}
@@ -320,9 +301,9 @@ func (w *world) brokers(lane string) []string {
 	case w.cluster != nil:
 		return w.cluster.brokers()
 	case lane == "direct":
-		return []string{local(w.kafka.port)}
+		return []string{services.Local(w.kafka.Port)}
 	}
-	return []string{local(w.kafka.lanes[lane])}
+	return []string{services.Local(w.kafka.Lanes[lane])}
 }
 
 // createDatabase returns the URL of the database, which it creates.
@@ -330,7 +311,7 @@ func (w *world) createDatabase(ctx context.Context) (string, error) {
 	if w.cluster != nil {
 		return w.cluster.databaseURL(), nil // scripts/services created it
 	}
-	return postgresURL(w.postgres.port, "chaos"), makeDatabase(ctx, w.postgres.port, w.disk)
+	return services.PostgresURL(w.postgres.Port, "chaos"), services.MakeDatabase(ctx, w.postgres.Port, w.disk)
 }
 
 // connect creates topics and schema, and opens the test's own connections.
@@ -342,14 +323,14 @@ func (w *world) connect(ctx context.Context) error {
 	if err := migrations.Up(ctx, url); err != nil {
 		return fmt.Errorf("creating the schema: %w", err)
 	}
-	if err := admin(ctx, url, watchSQL); err != nil {
+	if err := services.Admin(ctx, url, services.WatchSQL); err != nil {
 		return err
 	}
 	replication := 1
 	if w.cluster != nil {
 		replication = 3
 	}
-	log, err := stream.Open(ctx, stream.Config{Brokers: w.brokers("direct"), TopicPrefix: topicBase, Partitions: 4, Replication: replication}, slog.New(slog.DiscardHandler), nil)
+	log, err := stream.Open(ctx, stream.Config{Brokers: w.brokers("direct"), TopicPrefix: topicBase, Partitions: partitions, Replication: replication}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return fmt.Errorf("connecting to Kafka: %w", err)
 	}
@@ -362,6 +343,7 @@ func (w *world) connect(ctx context.Context) error {
 		return fmt.Errorf("reading the Postgres URL: %w", err)
 	}
 	cfg.ConnConfig.RuntimeParams["application_name"] = "chaos"
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "0" // also while that of others is short
 	if w.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
 	}
@@ -373,6 +355,13 @@ func (w *world) connect(ctx context.Context) error {
 		return fmt.Errorf("connecting to Kafka: %w", err)
 	}
 	w.closes = append(w.closes, w.client.Close)
+	if err := w.shorten(ctx); err != nil {
+		return err
+	}
+	if w.tape, err = tape.Start(ctx, w.brokers("direct"), w.taped(), topicBase); err != nil {
+		return err
+	}
+	w.closes = append(w.closes, w.tape.Close)
 	return nil
 }
 
@@ -416,14 +405,14 @@ func (w *world) startFleet(ctx context.Context) error {
 	return nil
 }
 
-func (w *world) newProcess(name, stage, lane string) (*process, error) {
+func (w *world) newProcess(name, stage, lane string) (*process.Process, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	port, err := w.ports.take(1)
+	port, err := w.ports.Take(1)
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, stage: stage, lane: lane, port: port[0], bin: w.bin, config: filepath.Join(w.dir, lane+".yaml"), dir: w.dir, log: w.say}
+	p := &process.Process{Seed: w.profile.seed, Name: name, Stage: stage, Lane: lane, Port: port[0], Bin: w.bin, Config: filepath.Join(w.dir, lane+".yaml"), Dir: w.dir, Log: w.say}
 	w.processes[name] = p
 	return p, nil
 }
@@ -436,7 +425,7 @@ func (w *world) startProcesses(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := p.start(); err != nil {
+			if err := p.Start(); err != nil {
 				return err
 			}
 		}
@@ -444,7 +433,7 @@ func (w *world) startProcesses(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, p := range w.all() {
-		if err := p.awaitReady(ctx); err != nil {
+		if err := p.AwaitReady(ctx); err != nil {
 			return err
 		}
 	}
@@ -456,7 +445,7 @@ func (w *world) killAll() {
 	all := maps.Clone(w.processes)
 	w.mu.Unlock()
 	for _, p := range all {
-		p.end(syscall.SIGKILL, 10*time.Second)
+		p.End(syscall.SIGKILL, 10*time.Second)
 	}
 }
 

@@ -328,10 +328,11 @@ func (p *pass) readWay(ctx context.Context) error {
 	return nil
 }
 
-// readDead finds the tasks that an operator has to decide about.
+// readDead finds the tasks that an operator has to decide about. A dead letter whose id belongs to another
+// request says nothing of the task that the id belongs to.
 func (p *pass) readDead(ctx context.Context) error {
 	err := p.Log.Scan(ctx, stream.DLQ, func(r *stream.Record) error {
-		if !r.Ours() {
+		if !r.Ours() || r.Header(records.HeaderDLQReason) == records.ReasonIDReused {
 			return nil
 		}
 		for _, k := range runsOf(r.Header(records.HeaderDLQTopic), r) {

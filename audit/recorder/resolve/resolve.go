@@ -24,6 +24,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,15 +40,11 @@ const (
 	// lock lets one process at a time resolve holes.
 	lock = 0x62617463680004
 
-	firstInterval = 10 * time.Second // between looks for holes
-	lastInterval  = 10 * time.Minute // while tasks are underway
+	firstInterval = 10 * time.Second // between looks for holes, and between the first passes
+	lastInterval  = 10 * time.Minute // between passes while tasks are underway, at most
 
 	// maxOpen bounds the tasks that a pass remembers. If more are lost, the next pass goes on after them.
 	maxOpen = 50_000
-
-	// patience is how long a task that Postgres knows may be missing in Kafka: its event may be recorded
-	// before its record is written.
-	patience = 10 * time.Minute
 )
 
 // Deps is what a resolver works with.
@@ -58,43 +55,82 @@ type Deps struct {
 	Logger   *slog.Logger
 	Metrics  *metrics.Audit
 	Instance string
+
+	// LostAfter is how long a task that Postgres knows may be missing in Kafka: its event may be recorded
+	// before its record is written.
+	LostAfter time.Duration
 }
 
 // Resolver resolves the holes of the log.
 type Resolver struct {
 	Deps
-	max      int
-	patience time.Duration
+	max   int
+	known map[holeKey]bool // the holes that the last pass was about
 
 	absent, stillAbsent map[task.Run]time.Time // since when the records of tasks are missing: before this round, and in it
 }
 
 // New returns a resolver.
-func New(deps Deps) *Resolver { return &Resolver{Deps: deps, max: maxOpen, patience: patience} }
+func New(deps Deps) *Resolver { return &Resolver{Deps: deps, max: maxOpen} }
 
 // Run looks for holes until ctx ends.
 func (r *Resolver) Run(ctx context.Context) {
-	wait := firstInterval
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+	next := newRounds(time.Now(), r.LostAfter)
+	tick := time.NewTicker(firstInterval)
+	defer tick.Stop()
 	for {
 		select {
-		case <-timer.C:
+		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		left, err := r.Once(ctx)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			r.Logger.Warn("looking for tasks whose answers were lost failed; trying again later", "error", pg.Describe(err))
-			wait = min(2*wait, lastInterval)
-		case left:
-			wait = min(2*wait, lastInterval)
-		default:
-			wait = firstInterval
+		fresh, err := r.hasNew(ctx)
+		if err == nil && !next.due(time.Now(), fresh) {
+			continue
 		}
-		timer.Reset(wait)
+		left := true // unless it is known
+		if err == nil {
+			left, err = r.Once(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			r.Logger.Warn("looking for tasks whose answers were lost failed; trying again later", "error", pg.Describe(err))
+		}
+		next.passed(time.Now(), left || err != nil)
 	}
+}
+
+// rounds says when the next pass is due. While tasks are underway, passes become rarer; a new hole begins
+// another round.
+type rounds struct {
+	last          time.Time
+	wait, longest time.Duration
+}
+
+func newRounds(now time.Time, lostAfter time.Duration) *rounds {
+	return &rounds{last: now, wait: firstInterval, longest: min(lastInterval, max(firstInterval, lostAfter))}
+}
+
+func (r *rounds) due(now time.Time, fresh bool) bool {
+	if fresh {
+		r.wait = firstInterval
+	}
+	return fresh || now.Sub(r.last) >= r.wait
+}
+
+// passed notes a pass, and whether there has to be another one.
+func (r *rounds) passed(now time.Time, again bool) {
+	r.last = now
+	if again {
+		r.wait = min(2*r.wait, r.longest)
+	} else {
+		r.wait = firstInterval
+	}
+}
+
+// hasNew reports whether there are holes that the last pass was not about.
+func (r *Resolver) hasNew(ctx context.Context) (bool, error) {
+	holes, err := r.openHoles(ctx)
+	return slices.ContainsFunc(holes, func(h holeKey) bool { return !r.known[h] }), err
 }
 
 // Once resolves what holes there are, if no other process does. left reports whether tasks are underway
@@ -123,6 +159,10 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 	holes, err := r.openHoles(ctx)
 	if err != nil || len(holes) == 0 {
 		return false, err
+	}
+	r.known = make(map[holeKey]bool, len(holes))
+	for _, h := range holes {
+		r.known[h] = true
 	}
 	var seen hole
 	r.stillAbsent = map[task.Run]time.Time{}
@@ -161,10 +201,10 @@ type holeKey struct {
 	First     int64
 }
 
-// openHoles returns the holes in which answers may have been lost. Without its events, a task ends all the
-// same.
+// openHoles returns the holes in which answers may have been lost. Those of events are among them: without its
+// events a task ends all the same, but one of them may have said that there is a hole in another topic.
 func (r *Resolver) openHoles(ctx context.Context) ([]holeKey, error) {
-	if _, err := r.Pool.Exec(ctx, "UPDATE stream_breaks SET resolved_at = now() WHERE resolved_at IS NULL AND (topic = $1 OR kind = 'recorded_again')", stream.Events); err != nil {
+	if _, err := r.Pool.Exec(ctx, "UPDATE stream_breaks SET resolved_at = now() WHERE resolved_at IS NULL AND kind = 'recorded_again'"); err != nil {
 		return nil, fmt.Errorf("noting which holes lose no answers: %w", err)
 	}
 	rows, err := r.Pool.Query(ctx, `SELECT topic, partition, kind, chain_seq, first_offset FROM stream_breaks

@@ -24,7 +24,7 @@ func (p *pass) settle(ctx context.Context) error {
 		}
 	}
 	for k, t := range p.rows {
-		if !p.absentFor(k, p.patience) {
+		if !p.absentFor(k, p.LostAfter) {
 			p.underway++
 			continue
 		}
@@ -126,6 +126,9 @@ func (p *pass) fail(t *task.Task, why string) (stream.Unit, error) {
 	now := time.Now()
 	res := task.NewResult(t, task.Failed, now)
 	res.Error = &task.Error{Class: task.ClassLost, Message: why}
+	if len(t.Input) == 0 { // its record is gone, and so is what it asked; it ends whatever that was
+		res.Fingerprint = ""
+	}
 	msg, err := records.ResultMessage(res)
 	if err != nil {
 		return stream.Unit{}, err

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -160,6 +161,22 @@ func TestAnswersToOtherRequestsAreAccountedFor(t *testing.T) {
 	r := h.check(Options{})
 	require.Truef(t, r.Holds, "%+v", r.Problems)
 	require.Equal(t, int64(2), r.Terminal)
+}
+
+// A dead letter of another request under the same id does not account for the task that the id belongs to.
+func TestADeadLetterOfAnotherRequestIsNotTheTask(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("lost")
+	require.NoError(t, h.log.Scan(t.Context(), stream.TasksNormal, func(r *stream.Record) error {
+		h.put(stream.Unit{Messages: []stream.Message{records.DeadLetter(r, "router", records.ReasonIDReused, fmt.Errorf("its id belongs to another request"))}})
+		return nil
+	}))
+	h.finish("router", stream.TasksNormal, nil)
+	h.record()
+	r := h.check(Options{})
+	require.False(t, r.Holds)
+	require.Equal(t, map[Kind]int64{Missing: 1}, r.Counts)
 }
 
 func TestEveryKindOfDamageIsNamed(t *testing.T) {

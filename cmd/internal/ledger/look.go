@@ -333,6 +333,9 @@ func (l *look) readDead(ctx context.Context) error {
 		if r.Header(records.HeaderDLQReason) == records.ReasonNotOurs {
 			return nil // it may claim to hold any task
 		}
+		if r.Header(records.HeaderDLQReason) == records.ReasonIDReused {
+			return nil // the task with this id is another one, and has to be somewhere else
+		}
 		keys := keysOf(topic, r)
 		if keys == nil {
 			k, ok, err := l.taskOfDead(ctx, r, topic, int(partition), int64(offset))

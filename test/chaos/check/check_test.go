@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/watch"
 )
 
 func run(id string) task.Run { return task.Run{Key: key(id)} }
@@ -57,7 +58,7 @@ func whole() *History {
 		Rows:      []Event{{Place{1, 7, 0}, "task.accepted", key("ran")}, {Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}},
 		Poisons:   []Poison{{"tasks.normal", 1, 4}},
 		Dead:      []Poison{{"tasks.normal", 1, 4}, {"tasks.normal", 1, 4}, {"tasks.low", 0, 1}},
-		Commands:  []Command{{"ledger check", 0, ""}},
+		Commands:  []Command{{Args: "ledger check"}, {Args: "audit verify", Judged: true}},
 		Processes: []Process{{Name: "api-a", Goroutines: [2]int{50, 50 + Slack}, Descriptors: [2]int{20, 10}}},
 	}
 }
@@ -166,14 +167,111 @@ var broken = map[string][]func(h *History){
 		func(h *History) { h.Rows[0].Key = key("done") },
 	},
 	DeadMissing:   {func(h *History) { h.Dead = h.Dead[2:] }},
-	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }},
-	ExitCode:      {func(h *History) { h.Processes[0].Exit = 3 }},
-	Crash:         {func(h *History) { h.Processes[0].Crash = "it panicked" }},
+	CommandFailed: {func(h *History) { h.Commands[0].Code = 1 }, func(h *History) { h.Commands[1].Code = 1 }},
+	StoodStill:    {func(h *History) { h.Stalls = []watch.Stall{{Kind: "reader", Name: "batches/0"}} }},
+	HoleInvented: {func(h *History) {
+		hole := Hole{"events", 0, 100, 107}
+		h.Holes = []Hole{hole}
+		h.Commands[1].Code, h.Commands[1].Findings = 1, []Finding{{Hole: &hole}}
+	}},
+	HoleUnnamed: {func(h *History) { h.Removed = []Removal{{Hole{"events", 0, 100, 107}, true}} }},
+	Ungranted: {func(h *History) {
+		h.Absences = []Absence{{"audit", time.Unix(0, 0), time.Unix(1000, 0)}, {"workers", time.Unix(100, 0), time.Unix(150, 0)}}
+		for _, s := range []int64{99, 119, 121, 151} {
+			h.Records = append(h.Records, Carried{Topic: "assignments", Offset: s, At: time.Unix(s, 0), Runs: []task.Run{run("done")}})
+		}
+	}},
+	LostInvented: {func(h *History) { h.Reruns = []task.Run{run("done")} }},
+	ExitCode:     {func(h *History) { h.Processes[0].Exit = 3 }},
+	Crash:        {func(h *History) { h.Processes[0].Crash = "it panicked" }},
 	Leak: {
 		func(h *History) { h.Processes[0].Goroutines[1]++ },
 		func(h *History) { h.Processes[0].Descriptors[1] = 100 },
 	},
 	LeftBehind: {func(h *History) { h.Left = []string{"credits: used of device-1/single is 2"} }},
+}
+
+// withHoles returns a history without violations in which Kafka deleted two results and an event before they
+// were recorded: one task ran again, one ended as lost, and of one nothing is known.
+func withHoles() *History {
+	h := whole()
+	hole, events := Hole{"results", 1, 10, 12}, Hole{"events", 2, 5, 5}
+	h.Holes = []Hole{hole, events}
+	h.Removed = []Removal{{Hole{"results", 1, 8, 12}, false}, {events, true}}
+	for _, id := range []string{"rerun", "lost", "vanished"} {
+		h.Submits = append(h.Submits, Submit{Key: key(id), Outcome: Accepted})
+	}
+	h.Records = []Carried{{Topic: "results", Partition: 1, Offset: 10, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 11, Runs: []task.Run{run("lost")}}, {Topic: "results", Partition: 1, Offset: 12, Runs: []task.Run{run("vanished")}}, {Topic: "tasks.normal", Partition: 0, Offset: 3, Runs: []task.Run{run("vanished")}},
+		{Topic: "results", Partition: 1, Offset: 20, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 21, Runs: []task.Run{run("lost")}}}
+	h.Events = append(h.Events, Event{Place{2, 5, 0}, "task.accepted", key("vanished")})
+	h.Rows = append(h.Rows, Event{Place{2, 5, 0}, string(task.RecordsMissed), task.Key{}})
+	h.Tasks = append(h.Tasks, Row{Run: run("rerun"), State: task.Success}, Row{Run: run("lost"), State: task.Failed})
+	h.Results = append(h.Results, Row{Run: run("rerun"), State: task.Success, Output: out("r")}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Lost: true})
+	h.Topic = append(h.Topic, Row{Run: run("rerun"), State: task.Success, Output: out("r"), Partition: 1, Offset: 20}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Partition: 1, Offset: 21},
+		Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 12})
+	h.Reruns = []task.Run{run("rerun")}
+	h.Stalls = []watch.Stall{{Kind: "task", Key: key("vanished")}}
+	for i := range h.Commands {
+		h.Commands[i].Judged, h.Commands[i].Code, h.Commands[i].Findings = true, 1, []Finding{{Hole: &hole}, {Hole: &events}}
+	}
+	return h
+}
+
+func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
+	t.Parallel()
+	h := withHoles()
+	require.Empty(t, Check(h))
+	require.Equal(t, 1, h.Gone)
+	h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
+	h.Announced = []Announced{{Place{2, 5, 1}, Hole{"batches", 1, 7, 7}}}
+	require.Empty(t, Check(h), "the event of a hole was in a hole")
+	h.Poisons = append(h.Poisons, Poison{"results", 1, 11})
+	require.Empty(t, Check(h), "no stage read it")
+	require.Equal(t, map[task.Key]bool{key("vanished"): true}, Vanished(h))
+}
+
+// TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.
+func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kind string
+		way  func(h *History)
+	}{
+		{Lost, func(h *History) {
+			h.Records = append(h.Records, Carried{Topic: "results", Partition: 1, Offset: 13, Runs: []task.Run{run("vanished")}})
+		}},
+		{Lost, func(h *History) { h.Submits = append(h.Submits, Submit{Key: key("elsewhere"), Outcome: Accepted}) }},
+		{LostInvented, func(h *History) { h.Reruns = append(h.Reruns, run("done")) }},
+		{LostInvented, func(h *History) { h.Results[0].Lost = true }},
+		{HoleInvented, func(h *History) { h.Removed[0].Last = 11 }},
+		{HoleInvented, func(h *History) {
+			h.Commands[0].Findings = append(h.Commands[0].Findings, Finding{Hole: &Hole{"events", 0, 1, 2}})
+		}},
+		{HoleUnnamed, func(h *History) { h.Removed = append(h.Removed, Removal{Hole{"batches", 0, 1, 4}, true}) }},
+		{HoleUnnamed, func(h *History) { h.Commands[0].Findings = h.Commands[0].Findings[1:] }},
+		{CommandFailed, func(h *History) {
+			h.Commands[0].Findings = append(h.Commands[0].Findings, Finding{Text: "a row is missing"})
+		}},
+		{CommandFailed, func(h *History) { h.Commands[0].Code = 0 }},
+		{NoResult, func(h *History) {
+			h.Topic = append(h.Topic, Row{Run: run("vanished"), State: task.Success, Partition: 1, Offset: 13})
+		}},
+		{LostInvented, func(h *History) {
+			h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
+			h.Announced = []Announced{{Place{2, 6, 0}, Hole{"batches", 1, 7, 7}}} // but not in the log
+		}},
+		{EventMissing, func(h *History) { h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done")}) }},
+		{EventInvented, func(h *History) {
+			h.Rows = append(h.Rows, Event{Place{2, 6, 0}, string(task.RecordsMissed), task.Key{}})
+		}},
+		{StoodStill, func(h *History) { h.Stalls = append(h.Stalls, watch.Stall{Kind: "task", Key: key("lost")}) }},
+	} {
+		h := withHoles()
+		c.way(h)
+		found := Check(h)
+		require.NotEmptyf(t, found, "%s", c.kind)
+		require.Equalf(t, c.kind, found[0].Kind, "%v", found)
+	}
 }
 
 func TestCheckFindsEachKindOfViolation(t *testing.T) {

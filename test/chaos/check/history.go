@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/watch"
 )
 
 // Outcome is what a client knows about the result of its submission.
@@ -65,7 +66,11 @@ type Row struct {
 	Run    task.Run
 	State  task.State
 	Output [sha256.Size]byte // of results
+	Lost   bool              // of results: it ended because its answer was lost
 	Print  task.Fingerprint  // of tasks, and of results: what was asked
+
+	Partition int32 // of a record of the results topic
+	Offset    int64 // of a record of the results topic
 }
 
 // Change is a change recorded by a trigger in the database.
@@ -118,9 +123,18 @@ type Poison struct {
 
 // Command is the result of one of the program's own checks.
 type Command struct {
-	Args   string
-	Code   int
-	Output string
+	Args     string
+	Code     int
+	Output   string
+	Judged   bool // Findings are what it found; otherwise only its exit code counts
+	Findings []Finding
+}
+
+// Finding is a problem that one of the program's own checks reported.
+type Finding struct {
+	Text     string
+	Hole     *Hole // that it names; nil if it is about something else
+	Expected bool  // because of what was done to the topics
 }
 
 // Process is what is known about one process of the program.
@@ -140,6 +154,14 @@ type History struct {
 	Tasks      []Row
 	Results    []Row
 	Topic      []Row // records of the results topic
+	Records    []Carried
+	Absences   []Absence
+	Removed    []Removal
+	Holes      []Hole // that Batchyard names
+	Announced  []Announced
+	Reruns     []task.Run // that Batchyard ran again because their answers were lost
+	Stalls     []watch.Stall
+	Gone       int // tasks that Postgres cannot know because of holes; Check counts them
 	Changes    []Change
 	Callbacks  []Due
 	Deliveries []Delivery

@@ -25,7 +25,7 @@ func (c *checker) retries() {
 	for key, id := range c.known {
 		last := c.tasks[key].Run.Generation
 		for g := range id.retries {
-			if g > last {
+			if g > last && !c.inHole[key] {
 				c.add(RetryLost, key, "a retry was accepted as generation %d, but the last one is %d", g, last)
 			}
 		}
@@ -58,7 +58,7 @@ func (c *checker) identities() {
 			c.add(WrongQuestion, key, "it answers %s, which no client asked under this id", answered)
 		}
 		for asked, accepted := range id.prints {
-			if accepted && asked.Differs(answered) && !dead[Reused{key, asked}] {
+			if accepted && asked.Differs(answered) && !dead[Reused{key, asked}] && !c.inHole[key] {
 				c.add(ReuseUnnoticed, key, "%s was accepted, but %s was answered, and there is no dead letter (%s)", asked, answered, id.via)
 			}
 		}

@@ -1,4 +1,4 @@
-package chaos
+package services
 
 import (
 	"encoding/json"
@@ -12,38 +12,40 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// proxies are between the processes and the services, one per service and lane.
+// Proxies are between the processes and the services, one per service and lane.
 //
 // Toxiproxy cannot add a toxic to a connection whose reader is gone or stopped: it
 // waits for the reader while holding a lock that new connections need. So each
 // direction starts with our toxic Valve, which delegates to the currently
 // selected toxic.
-type proxies struct {
+type Proxies struct {
 	all    map[string]*toxiproxy.Proxy // by service/lane
 	valves map[string]*valve           // by service/lane/stream
 }
 
-// The two directions, as toxiproxy calls them.
-var streams = []string{"upstream", "downstream"}
+// Streams are the two directions, as toxiproxy calls them.
+var Streams = []string{"upstream", "downstream"}
 
-func newProxies() *proxies {
+// NewProxies returns no proxies yet.
+func NewProxies() *Proxies {
 	toxics.Register("valve", new(Valve))
-	return &proxies{all: map[string]*toxiproxy.Proxy{}, valves: map[string]*valve{}}
+	return &Proxies{all: map[string]*toxiproxy.Proxy{}, valves: map[string]*valve{}}
 }
 
-// closing is how a proxy closes connections.
-type closing int
+// Closing is how a proxy closes connections.
+type Closing int
 
+// The ways.
 const (
-	closeNormally closing = iota
-	closeWithReset
+	CloseNormally Closing = iota
+	CloseWithReset
 )
 
-// add starts a proxy.
-func (p *proxies) add(name, listen, upstream string, how closing) error {
+// Add starts a proxy.
+func (p *Proxies) Add(name, listen, upstream string, how Closing) error {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
 	proxy := toxiproxy.NewProxy(server, name, listen, upstream)
-	for _, stream := range streams {
+	for _, stream := range Streams {
 		v := &valve{changed: make(chan struct{})}
 		v.toxic = new(toxics.NoopToxic)
 		p.valves[name+"/"+stream] = v
@@ -52,10 +54,10 @@ func (p *proxies) add(name, listen, upstream string, how closing) error {
 			return err
 		}
 	}
-	if how == closeWithReset {
+	if how == CloseWithReset {
 		// With toxicity 0 it affects no connection, but makes toxiproxy close without
 		// lingering.
-		if err := addToxic(proxy, "reset_peer", streams[0], 0, nil); err != nil {
+		if err := addToxic(proxy, "reset_peer", Streams[0], 0, nil); err != nil {
 			return err
 		}
 	}
@@ -77,14 +79,15 @@ func addToxic(proxy *toxiproxy.Proxy, kind, stream string, toxicity float32, att
 	return nil
 }
 
-// spoil sends one direction of a proxy through a toxic, until heal is called.
-func (p *proxies) spoil(name, stream string, t toxics.Toxic) (heal func()) {
+// Spoil sends one direction of a proxy through a toxic, until heal is called.
+func (p *Proxies) Spoil(name, stream string, t toxics.Toxic) (heal func()) {
 	v := p.valves[name+"/"+stream]
 	v.set(t)
 	return func() { v.set(new(toxics.NoopToxic)) }
 }
 
-func (p *proxies) close() {
+// Close stops all proxies.
+func (p *Proxies) Close() {
 	for _, proxy := range p.all {
 		proxy.Stop()
 	}

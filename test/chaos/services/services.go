@@ -1,4 +1,4 @@
-package chaos
+package services
 
 import (
 	"context"
@@ -19,19 +19,20 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ports hands out ports to listen on. They are below the ephemeral range, so that no
+// Ports hands out ports to listen on. They are below the ephemeral range, so that no
 // outgoing connection can take one while its owner is down.
-type ports struct{ next int }
+type Ports struct{ Next int }
 
-func (p *ports) take(n int) ([]int, error) {
+// Take returns n free ports.
+func (p *Ports) Take(n int) ([]int, error) {
 	var out []int
-	for ; len(out) < n && p.next < 31000; p.next++ {
-		l, err := net.Listen("tcp", local(p.next)) //nolint:noctx // immediate, on loopback
+	for ; len(out) < n && p.Next < 31000; p.Next++ {
+		l, err := net.Listen("tcp", Local(p.Next)) //nolint:noctx // immediate, on loopback
 		if err != nil {
 			continue
 		}
 		_ = l.Close() // only checks that the port is free
-		out = append(out, p.next)
+		out = append(out, p.Next)
 	}
 	if len(out) < n {
 		return nil, errors.New("looking for free ports: none left below 31000")
@@ -39,76 +40,106 @@ func (p *ports) take(n int) ([]int, error) {
 	return out, nil
 }
 
-func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+// Local returns the address of a port on loopback.
+func Local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// service is Kafka, Redis or Postgres: a process run by scripts/services. Each has its
+// Service is Kafka, Redis or Postgres: a process run by scripts/services. Each has its
 // own directory, so that they don't wait for each other's lock.
-type service struct {
-	name  string
-	dir   string
-	env   []string
-	port  int            // used by the test itself
-	lanes map[string]int // ports of the proxies
+type Service struct {
+	Name  string
+	Dir   string
+	Env   []string
+	Port  int            // used by the test itself
+	Lanes map[string]int // ports of the proxies
 }
 
-func (s *service) script(ctx context.Context, args ...string) error {
+func (s *Service) script(ctx context.Context, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	_, file, _, _ := runtime.Caller(0)
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(file), "..", "..", "scripts", "services"), args...)
-	cmd.Env = append(os.Environ(), append([]string{"BATCHYARD_SERVICES_MODE=native", "BATCHYARD_SERVICES_DIR=" + s.dir}, s.env...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(file), "..", "..", "..", "scripts", "services"), args...)
+	cmd.Env = append(os.Environ(), append([]string{"BATCHYARD_SERVICES_MODE=native", "BATCHYARD_SERVICES_DIR=" + s.Dir}, s.Env...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("scripts/services %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
-func (s *service) start(ctx context.Context) error { return s.script(ctx, "start", s.name) }
-func (s *service) stop(ctx context.Context) error  { return s.script(ctx, "stop", s.name) }
-func (s *service) kill(ctx context.Context) error  { return s.script(ctx, "kill", s.name) }
+// Start starts the service and waits until it answers.
+func (s *Service) Start(ctx context.Context) error { return s.script(ctx, "start", s.Name) }
 
-// crash stops Postgres with an immediate shutdown, which writes no checkpoint, so
+// Stop shuts the service down.
+func (s *Service) Stop(ctx context.Context) error { return s.script(ctx, "stop", s.Name) }
+
+// Kill ends the service with SIGKILL.
+func (s *Service) Kill(ctx context.Context) error { return s.script(ctx, "kill", s.Name) }
+
+// Crash stops Postgres with an immediate shutdown, which writes no checkpoint, so
 // that the next start has to recover from the WAL.
-func (s *service) crash(ctx context.Context) error {
-	b, err := os.ReadFile(filepath.Join(s.dir, s.name, "pid"))
+func (s *Service) Crash(ctx context.Context) error {
+	pid, err := s.pid()
 	if err != nil {
-		return fmt.Errorf("reading the process id of %s: %w", s.name, err)
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
+		return fmt.Errorf("stopping %s: %w", s.Name, err)
+	}
+	return s.Stop(ctx) // waits for it to exit
+}
+
+// Freeze stops the process for a while.
+func (s *Service) Freeze(d time.Duration) error {
+	pid, err := s.pid()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("stopping %s: %w", s.Name, err)
+	}
+	<-time.After(d)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		return fmt.Errorf("continuing %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+func (s *Service) pid() (int, error) {
+	b, err := os.ReadFile(filepath.Join(s.Dir, s.Name, "pid"))
+	if err != nil {
+		return 0, fmt.Errorf("reading the process id of %s: %w", s.Name, err)
 	}
 	pid, err := strconv.Atoi(strings.Fields(string(b) + " 0")[0])
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("reading the process id of %s: invalid content %q", s.name, b)
+		return 0, fmt.Errorf("reading the process id of %s: invalid content %q", s.Name, b)
 	}
-	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
-		return fmt.Errorf("stopping %s: %w", s.name, err)
-	}
-	return s.stop(ctx) // waits for it to exit
+	return pid, nil
 }
 
-// disk is a small file system for the data of Postgres, which can be filled up.
-type disk struct {
+// Disk is a small file system for the data of Postgres, which can be filled up.
+type Disk struct {
 	dir     string
-	mounted bool
-	why     string // why it is not mounted
+	Mounted bool
+	Why     string // why it is not mounted
 }
 
 const diskSize = "640m"
 
-// newDisk mounts a tmpfs owned by the user that runs Postgres. Without permission to
+// NewDisk mounts a tmpfs owned by the user that runs Postgres. Without permission to
 // mount, faults that fill the disk are skipped, and the log says so.
-func newDisk(dir string) (*disk, error) {
-	d := &disk{dir: dir}
+func NewDisk(dir string) (*Disk, error) {
+	d := &Disk{dir: dir}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating the directory of Postgres' disk: %w", err)
 	}
 	if os.Getuid() != 0 || runtime.GOOS != "linux" {
-		d.why = "only root on Linux can mount a small file system"
+		d.Why = "only root on Linux can mount a small file system"
 		return d, nil
 	}
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+diskSize+",mode=700"); err != nil {
-		d.why = "mounting a small file system: " + err.Error()
+		d.Why = "mounting a small file system: " + err.Error()
 		return d, nil //nolint:nilerr // reported when the disk should be filled
 	}
-	d.mounted = true
+	d.Mounted = true
 	name := "postgres"
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -124,10 +155,10 @@ func newDisk(dir string) (*disk, error) {
 	return d, nil
 }
 
-func (d *disk) ballast() string { return filepath.Join(d.dir, "ballast") }
+func (d *Disk) ballast() string { return filepath.Join(d.dir, "ballast") }
 
-// fill uses up all free space.
-func (d *disk) fill() error {
+// Fill uses up all free space.
+func (d *Disk) Fill() error {
 	f, err := os.Create(d.ballast())
 	if err != nil {
 		return fmt.Errorf("filling Postgres' disk: %w", err)
@@ -145,15 +176,16 @@ func (d *disk) fill() error {
 	return nil
 }
 
-func (d *disk) empty() error {
+// Empty frees what Fill used.
+func (d *Disk) Empty() error {
 	if err := os.Remove(d.ballast()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("emptying Postgres' disk: %w", err)
 	}
 	return nil
 }
 
-// installed reports whether all services are already installed.
-func installed() bool {
+// Installed reports whether all services are already installed.
+func Installed() bool {
 	for _, command := range []string{"java", "redis-server"} {
 		if _, err := exec.LookPath(command); err != nil {
 			return false
@@ -164,21 +196,23 @@ func installed() bool {
 	return len(found) > 0 || err == nil
 }
 
-const password = "batchyard"
+// Password is that of the login of tests.
+const Password = "batchyard"
 
-func postgresURL(port int, database string) string {
-	return fmt.Sprintf("postgres://batchyard:%s@%s/%s?sslmode=disable", password, local(port), database)
+// PostgresURL returns the URL of a database.
+func PostgresURL(port int, database string) string {
+	return fmt.Sprintf("postgres://batchyard:%s@%s/%s?sslmode=disable", Password, Local(port), database)
 }
 
-// admin runs one statement on a connection that can write even in read-only mode.
-func admin(ctx context.Context, url, sql string) error {
+// Admin runs one statement on a connection that can write even in read-only mode, without a timeout.
+func Admin(ctx context.Context, url, sql string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return fmt.Errorf("reading the Postgres URL: %w", err)
 	}
-	cfg.RuntimeParams["default_transaction_read_only"] = "off"
+	cfg.RuntimeParams["default_transaction_read_only"], cfg.RuntimeParams["statement_timeout"] = "off", "0"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("connecting to Postgres: %w", err)
@@ -190,22 +224,22 @@ func admin(ctx context.Context, url, sql string) error {
 	return nil
 }
 
-// makeDatabase creates the database, on the small disk if there is one.
-func makeDatabase(ctx context.Context, port int, d *disk) error {
-	url := postgresURL(port, "postgres")
+// MakeDatabase creates the database, on the small disk if there is one.
+func MakeDatabase(ctx context.Context, port int, d *Disk) error {
+	url := PostgresURL(port, "postgres")
 	where := ""
-	if d.mounted {
-		if err := admin(ctx, url, "CREATE TABLESPACE small LOCATION '"+d.dir+"'"); err != nil {
+	if d.Mounted {
+		if err := Admin(ctx, url, "CREATE TABLESPACE small LOCATION '"+d.dir+"'"); err != nil {
 			return err
 		}
 		where = " TABLESPACE small"
 	}
-	return admin(ctx, url, "CREATE DATABASE chaos TEMPLATE template0"+where)
+	return Admin(ctx, url, "CREATE DATABASE chaos TEMPLATE template0"+where)
 }
 
-// watchSQL installs triggers that record every change of a task's state and of a
+// WatchSQL installs triggers that record every change of a task's state and of a
 // result.
-const watchSQL = `
+const WatchSQL = `
 CREATE TABLE chaos_changes (
 	n bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), relation text NOT NULL, op text NOT NULL,
 	tenant text NOT NULL, task_id text NOT NULL, generation int NOT NULL, again bool NOT NULL DEFAULT false, before text, after text);

@@ -1,4 +1,5 @@
-package chaos
+// Package process runs processes of the program, as a supervisor does, with wrong clocks.
+package process
 
 import (
 	"bytes"
@@ -19,18 +20,20 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/internal/clock"
+	"github.com/batchyard/batchyard/test/chaos/services"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// process is a process of the program. Like a supervisor, it restarts the program
+// Process is a process of the program. Like a supervisor, it restarts the program
 // when it exits.
-type process struct {
-	name, stage, lane string
-	port              int // of the API, or of health and metrics
-	bin, config, dir  string
-	log               func(format string, args ...any)
+type Process struct {
+	Name, Stage, Lane string
+	Port              int // of the API, or of health and metrics
+	Bin, Config, Dir  string
+	Seed              uint64 // of how wrong its clock is
+	Log               func(format string, args ...any)
 
-	op sync.Mutex // one signal at a time
+	Op sync.Mutex // one signal at a time
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
@@ -78,28 +81,28 @@ func (l *life) state() (ready, panicked bool, tail string) {
 	return l.ready, l.panic, string(l.tail[max(0, len(l.tail)-2000):])
 }
 
-// start runs the program, which must not be running.
-func (p *process) start() error {
+// Start runs the program, which must not be running.
+func (p *Process) Start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.startLocked()
 }
 
-func (p *process) startLocked() error {
-	f, err := os.OpenFile(filepath.Join(p.dir, p.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+func (p *Process) startLocked() error {
+	f, err := os.OpenFile(filepath.Join(p.Dir, p.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return fmt.Errorf("opening the log of %s: %w", p.name, err)
+		return fmt.Errorf("opening the log of %s: %w", p.Name, err)
 	}
 	l := &life{file: f}
-	cmd := exec.Command(p.bin, "serve", p.stage, "--config", p.config) //nolint:noctx // end stops it
-	cmd.Env = append(cleanEnv(), harness.SecretEnv+"="+harness.Secret,
-		"BATCHYARD_API_LISTEN="+local(p.port), "BATCHYARD_OPS_LISTEN="+local(p.port), clock.Variable+"="+p.skew())
+	cmd := exec.Command(p.Bin, "serve", p.Stage, "--config", p.Config) //nolint:noctx // end stops it
+	cmd.Env = append(CleanEnv(), harness.SecretEnv+"="+harness.Secret,
+		"BATCHYARD_API_LISTEN="+services.Local(p.Port), "BATCHYARD_OPS_LISTEN="+services.Local(p.Port), clock.Variable+"="+p.skew())
 	cmd.Stdout, cmd.Stderr = l, l
 	cmd.SysProcAttr = harness.EndWithParent()
 	cmd.WaitDelay = 5 * time.Second
 	_, _ = fmt.Fprintf(f, "--- started %s\n", time.Now().UTC().Format(time.RFC3339Nano)) // best effort
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting %s: %w", p.name, err)
+		return fmt.Errorf("starting %s: %w", p.Name, err)
 	}
 	done := make(chan struct{})
 	p.cmd, p.done, p.life, p.wanted = cmd, done, l, true
@@ -110,17 +113,17 @@ func (p *process) startLocked() error {
 
 // skew returns how wrong the clock of the machine is that the process believes to run on: up to two hours, and
 // after a while by something else. Each start has its own.
-func (p *process) skew() string {
+func (p *Process) skew() string {
 	h := fnv.New64a()
-	_, _ = fmt.Fprint(h, p.name, p.starts)
-	r := rand.New(rand.NewPCG(*seed, h.Sum64())) //nolint:gosec // must be reproducible
+	_, _ = fmt.Fprint(h, p.Name, p.starts)
+	r := rand.New(rand.NewPCG(p.Seed, h.Sum64())) //nolint:gosec // must be reproducible
 	most := int64(2 * time.Hour / time.Millisecond)
 	off := func() time.Duration { return time.Duration(r.Int64N(2*most)-most) * time.Millisecond }
 	return fmt.Sprintf("%s,%s@%s", off(), off(), time.Duration(1+r.IntN(30))*time.Second)
 }
 
 // watch waits for a process to exit, and restarts it unless it was meant to stop.
-func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
+func (p *Process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 	err := cmd.Wait()
 	_ = l.file.Close() // no more writes
 	ready, panicked, tail := l.state()
@@ -148,21 +151,21 @@ func (p *process) watch(cmd *exec.Cmd, l *life, done chan struct{}) {
 		return
 	}
 	if ready || panicked || first {
-		p.log("%s exited unexpectedly: %v (was ready: %v)", p.name, err, ready)
+		p.Log("%s exited unexpectedly: %v (was ready: %v)", p.Name, err, ready)
 	}
 	<-time.After(pause)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted && p.cmd == cmd {
 		if err := p.startLocked(); err != nil {
-			p.log("%v", err)
+			p.Log("%v", err)
 		}
 	}
 }
 
-// end sends a signal and waits for the process to exit. hung means that it didn't
+// End sends a signal and waits for the process to exit. hung means that it didn't
 // exit within the limit and was killed. The exit code is -1 after a signal.
-func (p *process) end(sig syscall.Signal, limit time.Duration) (code int, hung bool) {
+func (p *Process) End(sig syscall.Signal, limit time.Duration) (code int, hung bool) {
 	p.mu.Lock()
 	p.wanted = false
 	cmd, done := p.cmd, p.done
@@ -174,7 +177,7 @@ func (p *process) end(sig syscall.Signal, limit time.Duration) (code int, hung b
 	select {
 	case <-done:
 	case <-time.After(limit):
-		p.log("%s does not exit: dumping its goroutines", p.name)
+		p.Log("%s does not exit: dumping its goroutines", p.Name)
 		_ = cmd.Process.Signal(syscall.SIGQUIT)
 		select {
 		case <-done:
@@ -187,7 +190,8 @@ func (p *process) end(sig syscall.Signal, limit time.Duration) (code int, hung b
 	return cmd.ProcessState.ExitCode(), false
 }
 
-func (p *process) signal(sig syscall.Signal) {
+// Signal sends a signal.
+func (p *Process) Signal(sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd != nil {
@@ -195,14 +199,15 @@ func (p *process) signal(sig syscall.Signal) {
 	}
 }
 
-func (p *process) url() string { return "http://" + local(p.port) }
+// URL returns the address of its API, or of health and metrics.
+func (p *Process) URL() string { return "http://" + services.Local(p.Port) }
 
-// awaitReady waits until /readyz answers 200.
-func (p *process) awaitReady(ctx context.Context) error {
-	return poll(ctx, 100*time.Millisecond, func() error {
-		_, err := get(ctx, p.url()+"/readyz")
+// AwaitReady waits until /readyz answers 200.
+func (p *Process) AwaitReady(ctx context.Context) error {
+	return Poll(ctx, 100*time.Millisecond, func() error {
+		_, err := get(ctx, p.URL()+"/readyz")
 		if err != nil {
-			return fmt.Errorf("%s is not ready: %w", p.name, err)
+			return fmt.Errorf("%s is not ready: %w", p.Name, err)
 		}
 		return nil
 	})
@@ -213,20 +218,20 @@ var (
 	descriptors = regexp.MustCompile(`(?m)^process_open_fds (\S+)$`)
 )
 
-// figures returns the numbers of goroutines and open files of the process.
-func (p *process) figures(ctx context.Context) (out [2]int, err error) {
-	b, err := get(ctx, p.url()+"/metrics")
+// Figures returns the numbers of goroutines and open files of the process.
+func (p *Process) Figures(ctx context.Context) (out [2]int, err error) {
+	b, err := get(ctx, p.URL()+"/metrics")
 	if err != nil {
-		return out, fmt.Errorf("reading the metrics of %s: %w", p.name, err)
+		return out, fmt.Errorf("reading the metrics of %s: %w", p.Name, err)
 	}
 	for i, re := range []*regexp.Regexp{goroutines, descriptors} {
 		m := re.FindSubmatch(b)
 		if m == nil {
-			return out, fmt.Errorf("reading the metrics of %s: %s is missing", p.name, re)
+			return out, fmt.Errorf("reading the metrics of %s: %s is missing", p.Name, re)
 		}
 		v, err := strconv.ParseFloat(string(m[1]), 64)
 		if err != nil {
-			return out, fmt.Errorf("reading the metrics of %s: %w", p.name, err)
+			return out, fmt.Errorf("reading the metrics of %s: %w", p.Name, err)
 		}
 		out[i] = int(v)
 	}
@@ -255,9 +260,9 @@ func get(ctx context.Context, url string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// poll retries until try succeeds or ctx ends. Then it returns the last error joined
+// Poll retries until try succeeds or ctx ends. Then it returns the last error joined
 // with that of ctx.
-func poll(ctx context.Context, every time.Duration, try func() error) error {
+func Poll(ctx context.Context, every time.Duration, try func() error) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -273,8 +278,8 @@ func poll(ctx context.Context, every time.Duration, try func() error) error {
 	}
 }
 
-// cleanEnv returns our environment without variables that affect the configuration.
-func cleanEnv() []string {
+// CleanEnv returns our environment without variables that affect the configuration.
+func CleanEnv() []string {
 	var out []string
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "BATCHYARD_") && !strings.HasPrefix(e, "PG") && !strings.HasPrefix(e, "CHAOS_") {
@@ -282,4 +287,27 @@ func cleanEnv() []string {
 		}
 	}
 	return append(out, "NO_COLOR=1")
+}
+
+// NoteHang records that the process did not exit after SIGTERM.
+func (p *Process) NoteHang() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.crash == "" {
+		p.crash = "did not exit within 30 s of SIGTERM"
+	}
+}
+
+// Crash returns how the process crashed after it was ready, or "".
+func (p *Process) Crash() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.crash
+}
+
+// Starts returns how often it was started, and how often it exited before it was ready.
+func (p *Process) Starts() (all, refused int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.starts, p.refused
 }

@@ -47,10 +47,12 @@ type chainCheck struct {
 	read     int64
 	signed   int64
 	proven   [levels]level // by attacker
-	signedAt time.Time
-	quiet    bool  // nothing of it was recorded in the period that is verified
-	low      int64 // with Since: the row before the first one that was read; it has to be found
-	lowKnown bool
+	// wrongFrom is the first row that checkpoints contradict; 0: none.
+	wrongFrom int64
+	signedAt  time.Time
+	quiet     bool  // nothing of it was recorded in the period that is verified
+	low       int64 // with Since: the row before the first one that was read; it has to be found
+	lowKnown  bool
 
 	findings []Finding
 	count    int64

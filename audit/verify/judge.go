@@ -129,7 +129,7 @@ SELECT a.src_topic, a.src_partition, a.chain_seq, a.row_hash, coalesce(a.src_off
 FROM %s a JOIN unnest($1::text[], $2::int[], $3::bigint[]) AS u (topic, partition, seq)
 ON a.src_topic = u.topic AND a.src_partition = u.partition AND a.chain_seq = u.seq`
 
-// readableTime is the time of a row a; NULL if it is none that a recorder writes.
+// readableTime is the time of a row a; NULL if no recorder writes such a time.
 const readableTime = "CASE WHEN a.time BETWEEN '1970-01-01Z' AND '9999-01-01Z' THEN a.time END"
 
 // lookup reads the rows with the given numbers, to name them in findings. It reads the whole log,

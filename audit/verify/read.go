@@ -69,7 +69,7 @@ func (r *rawRow) position() audit.Position {
 	return audit.Position{Offset: r.int8(audit.ColOffset), Index: r.int4(audit.ColIndex)}
 }
 
-// time returns the time in a column; zero if it is none that a recorder writes, such as infinity.
+// time returns the time in a column; zero if no recorder writes such a time, as infinity.
 func (r *rawRow) time(i int) time.Time {
 	const most = 253402300800000000 // the year 10000, which JSON has no form for
 	if at := r.int8(i); at > -most && at < most-pg.Epoch {

@@ -2,10 +2,13 @@ package verify
 
 import (
 	"cmp"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/batchyard/batchyard/audit"
 )
 
 // Reason is the kind of a finding.
@@ -169,12 +172,17 @@ type ChainReport struct {
 	Partition  int32     `json:"partition"`
 	Rows       int64     `json:"rows"`                 // in its life, as audit_chains has it
 	From       int64     `json:"from"`                 // first row that was verified; 0: none was read
+	Hash       string    `json:"hash"`                 // of the last row, as audit_chains has it
 	Read       int64     `json:"read"`                 // number of rows that were read
 	Signed     int64     `json:"signed"`               // up to this row it matches a checkpoint; 0: no checkpoint has it
 	SignedAt   time.Time `json:"signed_at,omitzero"`   // time of that checkpoint
 	Findings   int64     `json:"findings"`             // number of findings
 	First      *Finding  `json:"first,omitempty"`      // the first finding along the chain
 	Unfinished bool      `json:"unfinished,omitempty"` // there are more findings than were examined
+
+	// Contradicted is the first row that checkpoints contradict, of the rows after the last that they agree
+	// on; 0: none.
+	Contradicted int64 `json:"contradicted,omitempty"`
 }
 
 // Report is the outcome of a verification.
@@ -192,6 +200,9 @@ type Report struct {
 	Gaps        []Gap         `json:"unproven"`
 	Proofs      []Proof       `json:"proven"`
 	Statements  int64         `json:"statements"` // number with valid signatures by trusted keys
+
+	lostStatements int64                         // the first that a checkpoint has and the database does not; 0: none
+	lostChains     map[audit.TopicPartition]bool // that checkpoints have and the database does not
 }
 
 // maxFindings bounds the findings per chain in a report.
@@ -226,9 +237,12 @@ func sortFindings(fs []Finding) {
 	slices.SortStableFunc(fs, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
 }
 
-// explains reports whether there is a finding between two rows.
+// explains reports whether there is a finding between two rows, other than that checkpoints contradict
+// them: each contradiction is reported by itself.
 func (c *chainCheck) explains(from, to int64) bool {
-	return slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Seq <= to && max(f.Seq, f.To) >= from })
+	return slices.ContainsFunc(c.findings, func(f Finding) bool {
+		return f.Reason != Rewritten && f.Seq <= to && max(f.Seq, f.To) >= from
+	})
 }
 
 // report adds the chain to a report.
@@ -236,7 +250,7 @@ func (c *chainCheck) report(r *Report) {
 	c.count += c.holeCount
 	c.findings = append(c.findings, c.holes...)
 	sortFindings(c.findings)
-	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read,
+	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Hash: hex.EncodeToString(c.end.Hash[:]), Contradicted: c.wrongFrom,
 		Signed: c.signed, SignedAt: c.signedAt, Findings: c.count, Unfinished: c.count > int64(len(c.findings))}
 	if len(c.findings) > 0 {
 		first := c.findings[0]

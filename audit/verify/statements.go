@@ -26,7 +26,7 @@ type restore struct {
 // readStatements reads what recorders and operators have signed to explain what would otherwise be a
 // finding. Each must follow the one before, and be signed by a trusted key.
 func (v *verifier) readStatements(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT coalesce(number, 0), coalesce(statement, '') FROM `+v.table("audit_statements")+` ORDER BY number LIMIT $1`, maxStatements+1)
+	rows, err := tx.Query(ctx, `SELECT coalesce(number, 0), coalesce(statement, ''), coalesce(kind, ''), CASE WHEN isfinite(noted_at) THEN noted_at ELSE '1970-01-01Z' END FROM `+v.table("audit_statements")+` ORDER BY number LIMIT $1`, maxStatements+1)
 	if err != nil {
 		return fmt.Errorf("reading audit_statements: %w", err)
 	}
@@ -35,13 +35,18 @@ func (v *verifier) readStatements(ctx context.Context, tx pgx.Tx) error {
 	for rows.Next() {
 		var number int64
 		var line string
-		if err := rows.Scan(&number, &line); err != nil {
+		var kind audit.StatementKind
+		var noted time.Time
+		if err := rows.Scan(&number, &line, &kind, &noted); err != nil {
 			return fmt.Errorf("reading audit_statements: %w", err)
 		}
 		if end.Rows >= maxStatements {
 			return fmt.Errorf("audit_statements has more than %d rows, more than recorders ever write", maxStatements)
 		}
 		v.takeStatement(number, line, &end)
+		if s, _, err := audit.ParseStatement([]byte(line), nil); err == nil && (s.Kind != kind || !s.Time.Equal(noted)) {
+			v.report.add(Finding{Reason: Statement, Topic: audit.StatementsChain.Topic, Seq: number, Detail: fmt.Sprintf("the columns of statement %d of audit_statements are not what was signed: kind %q, noted_at %s", number, kind, noted.UTC().Format(time.RFC3339))})
+		}
 	}
 	v.statementsEnd = end.Rows
 	return rows.Err()
@@ -125,6 +130,7 @@ func (v *verifier) judgeStatements() (signed int64) {
 		}
 	}
 	if lost != nil {
+		v.report.lostStatements = min(signed, at-1) + 1
 		v.report.add(Finding{Reason: Statement, Topic: audit.StatementsChain.Topic, Seq: min(signed, at-1) + 1, To: max(at, signed+1),
 			Detail: fmt.Sprintf("%s has another hash of statement %d, or there is no such statement: statements were removed or replaced", lost.name, at)})
 	}

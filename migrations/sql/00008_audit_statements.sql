@@ -31,7 +31,7 @@ BEGIN
     END IF;
     -- Functions that run with the rights of the owner are not for everyone.
     FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p WHERE p.pronamespace = schema_name::regnamespace AND p.proname LIKE 'batchyard\_%'
-        AND p.proname NOT IN ('batchyard_bucket', 'batchyard_bucket_ms') LOOP
+        AND p.proname NOT IN ('batchyard_bucket', 'batchyard_bucket_ms', 'batchyard_source') LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f.name);
     END LOOP;
     FOREACH given SLICE 1 IN ARRAY ARRAY[
@@ -86,7 +86,7 @@ BEGIN
     END IF;
     -- Functions that run with the rights of the owner are not for everyone.
     FOR f IN SELECT p.oid::regprocedure AS name FROM pg_proc p WHERE p.pronamespace = schema_name::regnamespace AND p.proname LIKE 'batchyard\_%'
-        AND p.proname NOT IN ('batchyard_bucket', 'batchyard_bucket_ms') LOOP
+        AND p.proname NOT IN ('batchyard_bucket', 'batchyard_bucket_ms', 'batchyard_source') LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f.name);
     END LOOP;
     FOREACH given SLICE 1 IN ARRAY ARRAY[

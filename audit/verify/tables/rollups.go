@@ -25,17 +25,19 @@ var rollups = []Check{
 		table: "rollup_latency", keys: "stage, model, bucket", sums: []string{"n", "us"},
 		rows: `SELECT at::date AS day, extract(hour FROM at)::int AS hour, stage, model, @batchyard_bucket(us) AS bucket, 1 AS n, us FROM (
 	SELECT time AS at, CASE action WHEN 'task.assigned' THEN 'queue' WHEN 'batch.closed' THEN 'batch' WHEN 'attempt.succeeded' THEN 'attempt'
-		WHEN 'attempt.failed' THEN 'failed_attempt' ELSE 'callback' END AS stage, coalesce(model, '') AS model, round(duration_ms * 1e6)::bigint / 1000 AS us
-	FROM @audit_log WHERE duration_ms > 0 AND action IN ('task.assigned', 'batch.closed', 'attempt.succeeded', 'attempt.failed', 'callback.delivered')
+		WHEN 'attempt.failed' THEN 'failed_attempt' ELSE 'callback' END AS stage, coalesce(model, '') AS model, greatest(0, coalesce(round(duration_ms * 1e6)::bigint / 1000, 0)) AS us
+	FROM @audit_log WHERE action IN ('task.assigned', 'batch.closed', 'attempt.succeeded', 'attempt.failed', 'callback.delivered')
 	UNION ALL
 	SELECT finished_at, 'dispatch', coalesce(model, ''), (extract(epoch FROM started_at - assigned_at) * 1000000)::bigint FROM @results WHERE started_at >= assigned_at
 	UNION ALL
 	SELECT finished_at, 'total', coalesce(model, ''), (extract(epoch FROM finished_at - submitted_at) * 1000000)::bigint FROM @results WHERE state = 'SUCCESS' AND finished_at >= submitted_at) s`,
 	}.check(),
 	rollup{
-		table: "rollup_attempts", keys: "device_id, model, action, cause", sums: []string{"n", "us"},
+		table: "rollup_attempts", keys: "device_id, model, action, cause", sums: []string{"n", "requests", "us"},
 		rows: `SELECT time::date AS day, extract(hour FROM time)::int AS hour, coalesce(device_id, '') AS device_id, coalesce(model, '') AS model, action,
-	coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, '') AS cause, 1 AS n, CASE WHEN duration_ms > 0 THEN round(duration_ms * 1e6)::bigint / 1000 ELSE 0 END AS us
+	coalesce(error_class, CASE WHEN action = 'task.requeued' THEN left(detail->>'reason', 64) END, '') AS cause, 1 AS n,
+	CASE WHEN action LIKE 'attempt.%' AND coalesce(detail->>'request_index', '0') = '0' THEN 1 ELSE 0 END AS requests,
+	CASE WHEN action LIKE 'attempt.%' AND coalesce(detail->>'request_index', '0') = '0' AND duration_ms > 0 THEN round(duration_ms * 1e6)::bigint / 1000 ELSE 0 END AS us
 	FROM @audit_log WHERE action IN ('attempt.succeeded', 'attempt.failed', 'task.requeued', 'task.degraded')`,
 	}.check(),
 	rollup{
@@ -47,14 +49,13 @@ var rollups = []Check{
 	rollup{
 		table: "rollup_submissions", keys: "tenant, actor_id, source, user_agent", sums: []string{"tasks", "input_bytes"}, days: true,
 		rows: `SELECT time::date AS day, 0 AS hour, tenant, left(actor_id, 128) AS actor_id,
-	left(CASE WHEN source_addr LIKE 'kafka:%%' THEN split_part(source_addr, '/', 1) ELSE regexp_replace(coalesce(source_addr, ''), ':[^:]*$', '') END, 100) AS source,
+	left(@batchyard_source(source_addr), 100) AS source,
 	left(coalesce(user_agent, ''), 256) AS user_agent, 1 AS tasks, coalesce(input_bytes, 0) AS input_bytes, time AS first_at, time AS last_at FROM @audit_log WHERE action = 'task.accepted'`,
 	}.check(),
 }
 
 // check returns the comparison. Both sides are summed by day, and by hour for as long as hours are kept.
 func (r rollup) check() Check {
-	r.rows = strings.ReplaceAll(r.rows, "%%", "%")
 	var sums []string
 	for _, s := range r.sums {
 		sums = append(sums, fmt.Sprintf("least(sum(%s), 9223372036854775807)::bigint AS %s", s, s))

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -118,6 +119,40 @@ func TestWhatCannotBeProvenIsSaid(t *testing.T) {
 
 	rep = verify(t, p, Options{Settled: true}) // no key
 	require.Contains(t, kinds(rep), GapKeys)
+}
+
+// What was dropped before drops were signed is in the first statement. Someone who empties the table of
+// statements gets no recorder to sign that again for entries of their own.
+func TestOldDropsAreInTheFirstStatement(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	r := rig.New(t, pool)
+	e0 := r.Own("events", 0)
+	old := audittest.NewStory("old").Accepted()
+	for i := range 4 {
+		old.Time = time.Now().Add(-time.Duration(40-i) * audit.Day)
+		r.Record(e0.Events(t, old))
+	}
+	r.Record(e0.Events(t, audittest.NewStory("new").Accepted()))
+	require.NoError(t, r.DropDays(time.Now().Add(-38*audit.Day))) // without a key
+	g := rig.NewSigning(t, pool)
+	g.Seal()
+	ask := func() *Report { return verify(t, pool, Options{LogOnly: true, Checkpoints: trusted(t, g, g.Dir)}) }
+	rep := ask()
+	require.True(t, rep.OK(), "%+v", rep.Findings)
+	require.Contains(t, fmt.Sprint(rep.Gaps), "before drops were signed")
+
+	audittest.Execute(t, pool, "TRUNCATE audit_statements")
+	audittest.Execute(t, pool, `INSERT INTO audit_dropped SELECT day + 1, topic, partition, 3, 4, row_hash, (SELECT prev_hash FROM audit_log WHERE chain_seq = 5), dropped_at FROM audit_dropped WHERE last_seq = 2`)
+	audittest.Execute(t, pool, "DELETE FROM audit_log WHERE chain_seq < 5")
+	g.Restart()
+	r.Record(e0.Events(t, audittest.NewStory("more").Accepted()))
+	g.Seal()
+	reasons := map[Reason]bool{}
+	for _, f := range ask().Findings {
+		reasons[f.Reason] = true
+	}
+	require.Equal(t, map[Reason]bool{Missing: true, Statement: true}, reasons, "%+v", ask().Findings)
 }
 
 // A copy of the checkpoints elsewhere proves the log against those who can write to the directory and

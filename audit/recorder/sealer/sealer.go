@@ -231,8 +231,20 @@ func (s *Sealer) stateSchema(ctx context.Context) error {
 			return nil
 		}
 		now.Definitions = all.Digest()
-		return statements.Append(ctx, tx, s.key, &audit.Statement{Kind: audit.SchemaSeen, ActorID: s.Instance, Schema: now})
+		statement := &audit.Statement{Kind: audit.SchemaSeen, ActorID: s.Instance, Schema: now}
+		if last == nil && !s.signedStatements() {
+			if statement.Dropped, err = statements.Adopted(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return statements.Append(ctx, tx, s.key, statement)
 	})
+}
+
+// signedStatements reports whether the last checkpoint has statements. If they are gone, someone removed
+// them, and what audit_dropped says must not be covered by a new one.
+func (s *Sealer) signedStatements() bool {
+	return s.last != nil && slices.ContainsFunc(s.last.Chains, func(c audit.CheckpointChain) bool { return c.Topic == audit.StatementsChain.Topic })
 }
 
 // findLast finds the signer's last checkpoint, in the file and in the topic: another process with

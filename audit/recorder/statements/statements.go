@@ -28,8 +28,8 @@ type Querier interface {
 }
 
 // Append signs a statement as the next one and adds it, in a transaction of the caller: what it explains
-// happens in the same transaction, so that neither is there without the other. It sets all fields but
-// the kind, the actor and the subject.
+// happens in the same transaction, so that neither is there without the other. The caller sets the kind,
+// the actor and the subject.
 func Append(ctx context.Context, tx pgx.Tx, key ed25519.PrivateKey, s *audit.Statement) error {
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(appendLock)); err != nil {
 		return fmt.Errorf("waiting for another statement of the audit log: %w", err)
@@ -40,11 +40,6 @@ func Append(ctx context.Context, tx pgx.Tx, key ed25519.PrivateKey, s *audit.Sta
 	}
 	s.Number, s.Prev = end.Rows+1, hex.EncodeToString(end.Hash[:])
 	s.Time = time.Now().UTC().Truncate(time.Millisecond)
-	if s.Number == 1 && s.Kind == audit.SchemaSeen {
-		if s.Dropped, err = adopted(ctx, tx); err != nil {
-			return err
-		}
-	}
 	line, err := s.Sign(key)
 	if err != nil {
 		return err
@@ -111,8 +106,8 @@ func Describe(runs []audit.DroppedRun) *audit.DroppedRows {
 	return d
 }
 
-// adopted returns what had been dropped before the first statement; nil for nothing.
-func adopted(ctx context.Context, tx pgx.Tx) (*audit.DroppedRows, error) {
+// Adopted returns what was dropped before the first statement, for that statement to cover; nil for nothing.
+func Adopted(ctx context.Context, tx pgx.Tx) (*audit.DroppedRows, error) {
 	runs, err := Runs(ctx, tx, "true")
 	if err != nil || len(runs) == 0 {
 		return nil, err

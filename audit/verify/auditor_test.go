@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -178,4 +180,27 @@ func TestWhereCheckpointsComeFrom(t *testing.T) {
 	require.Equal(t, []bool{true, true, false}, proven(c))
 	require.NoError(t, c.Read(g.File(), FromCopy))
 	require.Equal(t, []bool{true, true, true}, proven(c))
+}
+
+// Row security hides rows from an auditor's login.
+func TestRowSecurityIsFound(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	rig.Chained(t, pool)
+	cfg := pool.Config()
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SET ROLE batchyard_auditor")
+		return err
+	}
+	auditor, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(auditor.Close)
+	require.True(t, verify(t, auditor, Options{}).OK())
+	for _, table := range []string{"results", "audit_log"} {
+		audittest.Execute(t, pool, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY")
+		audittest.Execute(t, pool, "CREATE POLICY hide ON "+table+" FOR SELECT USING (task_id <> 't1-1')")
+		rep := verify(t, auditor, Options{})
+		require.Contains(t, fmt.Sprint(rep.Findings), "table "+table)
+		require.Equal(t, Tampered, rep.Verdict())
+	}
 }

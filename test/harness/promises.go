@@ -66,7 +66,8 @@ func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receive
 		in.checkCallbacks(t, ids, hooks)
 	}
 	// Checkpoints of an installation that still runs never have the newest rows, and no witness is there.
-	verified := in.Run(t, "audit", "verify", "--settled", "--allow-unproven", "all")
+	// The login of the stages may not read the log.
+	verified := in.Run(t, "audit", "verify", "--settled", "--allow-unproven", "all", "--postgres", in.Pool(t).Config().ConnString())
 	require.Zerof(t, verified.Code, "%s%s", verified.Stdout, verified.Stderr)
 }
 

@@ -22,6 +22,12 @@
 // and neither decodes anything. When the retention drops a day, audit_dropped keeps the first
 // prev_hash and the last row_hash of each run of rows, so that the chains stay connected.
 //
+// # Statements
+//
+// What would otherwise look like tampering is explained by a [Statement]: a day that retention dropped,
+// another version of the schema, a restore that an operator accepted. Statements are signed and name each
+// other by their hashes, too; the end of their chain is in every checkpoint.
+//
 // # Checkpoints
 //
 // Anyone who can write to the database can also recompute a whole chain. So the recorders sign where

@@ -59,6 +59,7 @@ const (
 	RecordedAgain       Action = "audit.recorded_again"
 	TopicReplaced       Action = "audit.topic_replaced"
 	RecordsMissed       Action = "audit.records_missed"
+	RestoreAccepted     Action = "audit.restore_accepted"
 )
 
 // ActionInfo documents one action.
@@ -124,6 +125,7 @@ var Actions = []ActionInfo{
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},
 	{RecordsMissed, "audit, router, batcher, workers", "", "Kafka deleted records before the stage read them; the detail says which, and tasks that were lost with them run again or end"},
+	{RestoreAccepted, "cli", "", "an operator accepted that the database was restored from a backup, so that older checkpoints no longer count where it lacks rows; the detail has the reason"},
 }
 
 var actionIndex = func() map[Action]ActionInfo {

@@ -2,9 +2,12 @@ package recorder
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit/recorder/health"
 	"github.com/batchyard/batchyard/audit/recorder/pace"
@@ -82,7 +85,14 @@ func (d *Direct) Record(ctx context.Context, recs ...*stream.Record) error {
 // DeadLetters returns what could not be recorded so far.
 func (d *Direct) DeadLetters() []DirectLetter { return d.dead }
 
-// DropDays drops the days that ended before a time, as the retention does.
-func (d *Direct) DropDays(ctx context.Context, before time.Time) error {
-	return partitions.DropDays(ctx, d.w.chunks.Pool, before, func(partitions.DroppedDay) {})
+// DropDays drops the days that ended before a time, as the retention does. Without a key it does not
+// sign that.
+func (d *Direct) DropDays(ctx context.Context, before time.Time, key ed25519.PrivateKey) error {
+	sign := func(ctx context.Context, tx pgx.Tx, day string) error {
+		if key == nil {
+			return nil
+		}
+		return partitions.SignDropped(ctx, tx, key, d.w.chunks.Instance, day, time.Since(before))
+	}
+	return partitions.DropDays(ctx, d.w.chunks.Pool, before, sign, func(partitions.DroppedDay) {})
 }

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	offsets.topics = r.Log
 	offsets.breaks = breaks{key: seal.Key(), noticed: func(ctx context.Context, k *audit.Break) { r.reportBreak(ctx, out, k) }}
 	err := lifecycle.Run(ctx,
-		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, r.queue, ready), r.maintenance(out), lifecycle.Func(offsets.watch),
+		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, r.queue, ready), r.maintenance(out, seal.Key()), lifecycle.Func(offsets.watch),
 			lifecycle.Func(r.resolver(out).Run),
 			lifecycle.Func(jobrows.NewFinisher(r.Pool, r.Logger).Run))},
 		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, r.queue, out)},
@@ -162,8 +163,8 @@ func (r *Recorder) writers(own *offsets, q *queue, out *stream.Outbox) (parts []
 	return parts
 }
 
-func (r *Recorder) maintenance(out *stream.Outbox) lifecycle.Part {
-	m := &partitions.Maintenance{Pool: r.Pool, Interval: r.cfg.Maintenance, Retention: r.cfg.Retention, Logger: r.Logger, Metrics: &r.Metrics.Audit}
+func (r *Recorder) maintenance(out *stream.Outbox, key ed25519.PrivateKey) lifecycle.Part {
+	m := &partitions.Maintenance{Pool: r.Pool, Interval: r.cfg.Maintenance, Retention: r.cfg.Retention, Logger: r.Logger, Metrics: &r.Metrics.Audit, Key: key, Instance: r.Instance}
 	m.Dropped = func(ctx context.Context, d partitions.DroppedDay) { r.reportDropped(ctx, out, d) }
 	return lifecycle.Func(m.Run)
 }
@@ -187,7 +188,7 @@ func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {
 
 func (r *Recorder) sealer(out *stream.Outbox) *sealer.Sealer {
 	return sealer.New(sealer.Config{Interval: r.cfg.CheckpointInterval, Dir: r.cfg.CheckpointDir, KeyFile: r.cfg.SigningKeyFile},
-		sealer.Deps{Log: r.Log, Outbox: out, Pool: r.Pool, Logger: r.Logger, Metrics: &r.Metrics.Audit})
+		sealer.Deps{Log: r.Log, Outbox: out, Pool: r.Pool, Logger: r.Logger, Metrics: &r.Metrics.Audit, Instance: r.Instance})
 }
 
 // intake puts the records that were read into the queue.

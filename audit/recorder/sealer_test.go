@@ -33,7 +33,7 @@ func trusted(t testing.TB, g *rig.Signing, paths ...string) *verify.Checkpoints 
 	t.Helper()
 	c := verify.NewCheckpoints(g.Keys())
 	for _, p := range paths {
-		require.NoError(t, c.Read(p))
+		require.NoError(t, c.Read(p, verify.FromDirectory))
 	}
 	return c
 }
@@ -124,7 +124,7 @@ func TestARecorderSealsWhenItStops(t *testing.T) {
 	keys, err := audit.ReadPublicKeys(filepath.Join(dir, audit.PublicKeyFile))
 	require.NoError(t, err)
 	c := verify.NewCheckpoints(keys)
-	require.NoError(t, c.Read(dir))
+	require.NoError(t, c.Read(dir, verify.FromDirectory))
 	rep := verified(t, pool, verify.Options{Checkpoints: c})
 	require.True(t, rep.OK(), "%+v", rep.Findings)
 	require.EqualValues(t, 1, rep.Chains[0].Signed)

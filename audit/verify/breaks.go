@@ -24,8 +24,9 @@ const (
 // be a finding, so one counts only if a trusted key has signed it, or if there is no trusted key to
 // check it with, and then nothing but the chains is checked anyway.
 func (v *verifier) readBreaks(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT topic, partition, kind, chain_seq, first_offset, coalesce(last_offset, $1), noticed_at, actor_id, statement
-		FROM stream_breaks ORDER BY noticed_at DESC LIMIT $2`, audit.UnknownOffset, maxBreaks)
+	rows, err := tx.Query(ctx, `SELECT coalesce(topic, ''), coalesce(partition, -1), coalesce(kind, ''), coalesce(chain_seq, -1), coalesce(first_offset, -1), coalesce(last_offset, $1),
+		CASE WHEN isfinite(noticed_at) THEN noticed_at END, coalesce(actor_id, ''), coalesce(statement, '')
+		FROM `+v.table("stream_breaks")+` ORDER BY noticed_at DESC LIMIT $2`, audit.UnknownOffset, maxBreaks)
 	if err != nil {
 		return fmt.Errorf("reading stream_breaks: %w", err)
 	}
@@ -33,8 +34,12 @@ func (v *verifier) readBreaks(ctx context.Context, tx pgx.Tx) error {
 	for rows.Next() {
 		var b audit.Break
 		var statement string
-		if err := rows.Scan(&b.Topic, &b.Partition, &b.Kind, &b.Seq, &b.First, &b.Last, &b.Time, &b.ActorID, &statement); err != nil {
+		var at *time.Time
+		if err := rows.Scan(&b.Topic, &b.Partition, &b.Kind, &b.Seq, &b.First, &b.Last, &at, &b.ActorID, &statement); err != nil {
 			return fmt.Errorf("reading stream_breaks: %w", err)
+		}
+		if at != nil {
+			b.Time = *at
 		}
 		v.takeBreak(&b, statement)
 	}
@@ -48,12 +53,10 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 		said, signed, err := audit.ParseBreak([]byte(statement), keys)
 		switch {
 		case err != nil || !signed:
-			v.report.note("stream_breaks says that %s was interrupted at %s (%s), but no trusted key has signed that: it explains nothing",
-				b.At(), b.Time.UTC().Format(time.RFC3339), b.Kind)
+			v.forgedBreak(b, statement, "no trusted key has signed that")
 			return
 		case said.At() != b.At() || said.Kind != b.Kind || said.Seq != b.Seq || said.First != b.First || said.Last != b.Last || !said.Time.Equal(b.Time):
-			v.report.note("stream_breaks says that %s was interrupted at %s (%s), but not what was signed about it: it explains nothing",
-				b.At(), b.Time.UTC().Format(time.RFC3339), b.Kind)
+			v.forgedBreak(b, statement, "that is not what was signed about it")
 			return
 		}
 		b, by = said, "signed by "+said.Signer
@@ -72,6 +75,16 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 	case audit.RecordsMissed:
 		v.report.note("%s: Kafka deleted the records %s before they were read; %s noticed that at %s (%s)", b.At(), b.Offsets(), b.ActorID, at, by)
 	}
+}
+
+// forgedBreak reports an entry of stream_breaks that no recorder wrote as it is.
+func (v *verifier) forgedBreak(b *audit.Break, statement, why string) {
+	if statement == "" {
+		v.report.gap(GapKeys, "stream_breaks says that %s was interrupted at %s (%s), and its recorder had no key to sign that with: it explains nothing", b.At(), b.Time.UTC().Format(time.RFC3339), b.Kind)
+		return
+	}
+	v.report.add(Finding{Reason: Statement, Topic: b.Topic, Partition: b.Partition, Seq: b.Seq,
+		Detail: fmt.Sprintf("stream_breaks says that recording was interrupted at %s (%s), but %s: it explains nothing", b.Time.UTC().Format(time.RFC3339), b.Kind, why)})
 }
 
 // replacedAt reports whether the topic was replaced before the row was recorded, so that its record
@@ -108,12 +121,15 @@ func (c *chainCheck) settle(from *Checkpoints) {
 	}
 }
 
-// superseded reports whether a row was recorded again after a checkpoint was signed. A row that is
-// as signed never is.
+// superseded reports whether a row was recorded again, or an older backup accepted, after a checkpoint
+// was signed. A row that is as signed never is.
 func (c *chainCheck) superseded(seq int64, p *point) bool {
-	return !p.matched && slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
+	if p.matched {
+		return false
+	}
+	return slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
 		return b.Kind == audit.RecordedAgain && seq >= b.Seq && p.time.Before(b.Time.Add(breakMargin))
-	})
+	}) || slices.ContainsFunc(c.restores, func(r restore) bool { return seq >= r.from && p.time.Before(r.time) })
 }
 
 // takeHole takes what a row says about records that were never recorded. It is a finding, although the

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/task"
 )
 
 // segment is a run of consecutive rows of a chain, linked by their hashes.
@@ -42,17 +41,18 @@ type chainCheck struct {
 
 	points   map[int64]*point // what checkpoints say about rows, by their numbers
 	breaks   []*audit.Break   // where its recorder could not simply continue
-	nulls    audit.Position   // the highest position of a row without a hash
-	nullsAt  int64            // when the last of them was written, in Postgres' microseconds
-	hashedAt int64            // when the first row with a hash was written, of those that were read
+	restores []restore        // that an operator accepted
+	edges    map[int64]int64  // when the rows before dropped ones were written, by their numbers, in Postgres' microseconds
 	from     int64
 	read     int64
-	before   int64
 	signed   int64
-	signedAt time.Time
-	quiet    bool  // nothing of it was recorded in the period that is verified
-	low      int64 // with Since: the row before the first one that was read; it has to be found
-	lowKnown bool
+	proven   [levels]level // by attacker
+	// wrongFrom is the first row that checkpoints contradict; 0: none.
+	wrongFrom int64
+	signedAt  time.Time
+	quiet     bool  // nothing of it was recorded in the period that is verified
+	low       int64 // with Since: the row before the first one that was read; it has to be found
+	lowKnown  bool
 
 	findings []Finding
 	count    int64
@@ -176,9 +176,6 @@ func (v *verifier) take(r *rawRow) error {
 	if v.report.Rows++; v.report.Rows%progressEvery == 0 {
 		v.progress(Progress{v.report.Rows, v.about})
 	}
-	if string(r.field(audit.ColAction)) == string(task.PartitionDropped) && len(v.announcedDrops) < maxClaims {
-		v.announcedDrops[string(r.field(audit.ColResource))] = true
-	}
 	c := v.chainOfRow(r)
 	if r.nul[audit.ColSeq] && r.nul[audit.ColPrev] && r.nul[audit.ColHash] {
 		v.unchained(c, r)
@@ -188,9 +185,6 @@ func (v *verifier) take(r *rawRow) error {
 		v.unknownChain(r, "audit_chains has no chain of this partition: no recorder wrote the row, or the entry of the chain was deleted")
 		v.addSuspect(nil, r)
 		return nil
-	}
-	if at := r.int8(audit.ColIngested); c.read == 0 || at < c.hashedAt {
-		c.hashedAt = at
 	}
 	c.read++
 	prev, ok := r.hash(audit.ColPrev)
@@ -210,32 +204,21 @@ func (v *verifier) take(r *rawRow) error {
 	if len(c.points) > 0 {
 		c.compare(seq, sum, r.ref)
 	}
+	if _, ok := c.edges[seq]; ok {
+		c.edges[seq] = r.int8(audit.ColIngested)
+	}
 	c.takeHole(seq, r)
 	return v.join(c, segment{first: seq, last: seq, prev: prev, firstHash: sum, hash: sum, start: at, end: at, startKnown: true, endKnown: true, read: true})
 }
 
-// unchained counts a row without a hash: it is from before the chain began, or was not written by a
-// recorder.
+// unchained reports a row without a hash: every recorder has always written them.
 func (v *verifier) unchained(c *chainCheck, r *rawRow) {
-	at := r.position()
+	const why = "it has no hash: no recorder wrote it, or its hash was removed"
 	if c == nil {
-		if v.report.Before++; at.Offset < 0 {
-			v.unknownChain(r, "it has no hash, and no record has such an offset")
-		} else if ingested := r.int8(audit.ColIngested); v.unchainedRow == nil || ingested > v.unchainedAt {
-			v.unchainedRow, v.unchainedAt = r.ref(), ingested
-		}
+		v.unknownChain(r, why)
 		return
 	}
-	if ingested := r.int8(audit.ColIngested); c.before == 0 || ingested > c.nullsAt {
-		c.nullsAt = ingested
-	}
-	if c.before == 0 || c.nulls.Before(at) {
-		c.nulls = at
-	}
-	c.before++
-	if at.Offset < 0 {
-		c.found(Finding{Reason: Inserted, Row: r.ref(), Detail: "it has no hash, and no record has such an offset"})
-	}
+	c.found(Finding{Reason: Inserted, Row: r.ref(), Detail: why})
 }
 
 // unknownChain reports a row of a chain that audit_chains does not have.

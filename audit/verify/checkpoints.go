@@ -33,7 +33,8 @@ const (
 type Checkpoints struct {
 	keys        map[string]ed25519.PublicKey // by their ids
 	points      map[audit.TopicPartition]map[int64]*point
-	seen        map[audit.Hash]bool
+	seen        map[audit.Hash]*origins
+	from        Origin                    // of what is being read
 	successions map[string][]signedNumber // by signer
 
 	unknown  map[string]int // number of checkpoints by untrusted keys
@@ -42,6 +43,38 @@ type Checkpoints struct {
 	notes    []string
 	newest   time.Time
 	good     int
+}
+
+// Origin is a place that checkpoints come from, by who can write there.
+type Origin uint8
+
+// The origins.
+const (
+	FromDirectory Origin = 1 << iota // audit.checkpoint_dir of a recorder
+	FromTopic                        // the topic in Kafka
+	FromCopy                         // a copy elsewhere
+)
+
+// origins are all places that a checkpoint was found in.
+type origins struct{ Origin }
+
+// levels is the number of attackers.
+const levels = 3
+
+// attackers are those of each level, with the origins that they cannot write to.
+var attackers = [levels]struct {
+	who     Attacker
+	trusted Origin
+}{
+	{WithDatabase, FromDirectory | FromTopic | FromCopy},
+	{WithDirectory, FromTopic | FromCopy},
+	{WithKafka, FromCopy},
+}
+
+// level is how far a chain is proven against an attacker.
+type level struct {
+	rows int64
+	at   time.Time
 }
 
 // signedNumber is the place of a checkpoint in the succession of its signer.
@@ -57,7 +90,8 @@ type signedNumber struct {
 type point struct {
 	hash    audit.Hash
 	time    time.Time
-	name    string // of the checkpoint
+	name    string     // of the checkpoint
+	from    []*origins // of the checkpoints that say so, at most maxOrigins
 	matched bool
 	differs *RowRef // a row with that number and another hash
 	other   *point  // a checkpoint with another hash of the row; nil: none
@@ -65,7 +99,7 @@ type point struct {
 
 // NewCheckpoints returns an empty collection that trusts the given keys.
 func NewCheckpoints(keys []ed25519.PublicKey) *Checkpoints {
-	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]bool{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}}
+	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]*origins{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}}
 	for _, k := range keys {
 		c.keys[audit.KeyID(k)] = k
 	}
@@ -95,7 +129,8 @@ func (c *Checkpoints) found(f Finding) {
 }
 
 // Read reads a file of checkpoints, or all such files of a directory.
-func (c *Checkpoints) Read(path string) error {
+func (c *Checkpoints) Read(path string, from Origin) error {
+	c.from = from
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("reading checkpoints: %w", err)
@@ -159,6 +194,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 
 // ReadTopic reads the checkpoints in Kafka.
 func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Client) error {
+	c.from = FromTopic
 	return l.Scan(ctx, stream.Checkpoints, func(r *stream.Record) error {
 		c.add(r.Value, "record "+r.Position())
 		return nil
@@ -172,7 +208,8 @@ func (c *Checkpoints) add(line []byte, from string) {
 		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is not a checkpoint: %s", from, err)})
 		return
 	}
-	if c.seen[s.Hash] {
+	if o := c.seen[s.Hash]; o != nil {
+		o.Origin |= c.from
 		return
 	}
 	key, ok := c.keys[s.Signer]
@@ -188,7 +225,8 @@ func (c *Checkpoints) add(line []byte, from string) {
 		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("more than %d checkpoints: name only the newer files with --checkpoints", maxCheckpoints)})
 		return
 	}
-	c.seen[s.Hash] = true
+	found := &origins{c.from}
+	c.seen[s.Hash] = found
 	c.good++
 	if s.Time.After(c.newest) {
 		c.newest = s.Time
@@ -200,12 +238,16 @@ func (c *Checkpoints) add(line []byte, from string) {
 	c.successions[s.Signer] = append(c.successions[s.Signer], m)
 	for _, e := range s.Chains {
 		if b, err := hex.DecodeString(e.Hash); err == nil && len(b) == sha256Size && e.Rows > 0 {
-			c.point(audit.TopicPartition{Topic: e.Topic, Partition: e.Partition}, e.Rows, &point{hash: audit.Hash(b), time: s.Time, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
+			c.point(audit.TopicPartition{Topic: e.Topic, Partition: e.Partition}, e.Rows, &point{hash: audit.Hash(b), time: s.Time, from: []*origins{found}, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
 		}
 	}
 }
 
 const sha256Size = len(audit.Hash{})
+
+// maxOrigins bounds the checkpoints that are remembered for a row: many say the same while nothing is
+// recorded.
+const maxOrigins = 64
 
 // point keeps what a checkpoint says about a row.
 func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
@@ -218,6 +260,9 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 		if have.hash == p.hash {
 			if p.time.After(have.time) {
 				have.time, have.name = p.time, p.name
+			}
+			if len(have.from) < maxOrigins {
+				have.from = append(have.from, p.from...)
 			}
 			return
 		}
@@ -244,7 +289,7 @@ func (c *Checkpoints) check() {
 			switch {
 			case m.first && m.number != 1:
 				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, does not name the one before it", m.from, m.number, signer)})
-			case m.first || c.seen[m.prev]:
+			case m.first || c.seen[m.prev] != nil:
 			case i == 0 || marks[0].number == m.number:
 				c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are available from number %d on", signer, m.number))
 			default:
@@ -274,8 +319,15 @@ func (c *chainCheck) compare(seq int64, sum audit.Hash, ref func() *RowRef) {
 	}
 }
 
-// judgePoints compares a chain with what was signed. Differences that findings about the chain
-// itself explain are not reported; what remains was rewritten.
+// signedRow is what a checkpoint says about the row with a number.
+type signedRow struct {
+	*point
+	seq int64
+}
+
+// judgePoints compares a chain with what was signed: each checkpoint on its own, because after a
+// rollback the later ones still guard what follows. Differences that findings about the chain itself
+// explain are not reported; what remains was rewritten.
 func (c *chainCheck) judgePoints(from *Checkpoints, standby bool) {
 	for _, s := range c.all() { // the ends of what the retention dropped
 		for _, k := range []link{{s.first - 1, s.prev}, {s.last, s.hash}} {
@@ -288,59 +340,79 @@ func (c *chainCheck) judgePoints(from *Checkpoints, standby bool) {
 		c.compare(c.end.Rows, c.end.Hash, func() *RowRef { return &RowRef{Position: "audit_chains", Seq: c.end.Rows} })
 	}
 	c.settle(from)
-	good := int64(0)
-	for _, seq := range slices.Sorted(maps.Keys(c.points)) {
-		p := c.points[seq]
+	all := make([]signedRow, 0, len(c.points))
+	for seq, p := range c.points {
+		all = append(all, signedRow{p, seq})
+	}
+	slices.SortFunc(all, func(a, b signedRow) int { return cmp.Or(a.time.Compare(b.time), cmp.Compare(a.seq, b.seq)) })
+	var bad []signedRow // consecutive ones that contradict the chain
+	for _, s := range all {
+		wrong := !s.matched && (s.seq > c.end.Rows && !standby || s.seq <= c.end.Rows && s.differs != nil)
+		if len(bad) > 0 && (s.matched || wrong && s.seq < bad[len(bad)-1].seq) {
+			c.contradicted(bad)
+			bad = nil
+		}
 		switch {
-		case p.matched:
-			good, c.signed, c.signedAt = seq, seq, p.time
-		case seq > c.end.Rows && !standby:
-			last := slices.Max(slices.Collect(maps.Keys(c.points))) // the points between say the same about fewer rows
-			if !c.explains(c.end.Rows+1, last) {
-				c.found(Finding{Reason: Rewritten, Seq: c.end.Rows + 1, To: last,
-					Detail: fmt.Sprintf("%s says that the chain has %d rows, but it ends at row %d", c.points[last].name, last, c.end.Rows)})
-			}
-			return
-		case p.differs != nil && !c.explains(good+1, seq):
-			f := Finding{Reason: Rewritten, Seq: good + 1, Row: p.differs,
-				Detail: fmt.Sprintf("the chain is consistent in itself, but %s has another hash of row %d: it was rewritten", p.name, seq)}
-			if f.Detail += ", starting at one of these rows"; good > 0 {
-				f.Detail += fmt.Sprintf("; row %d is as signed", good)
-			}
-			if seq > good+1 {
-				f.To = seq
-			}
-			c.found(f)
-			return // all that follow differ, too
+		case wrong:
+			bad = append(bad, s)
+		case s.matched:
+			c.take(s)
+		}
+	}
+	if len(bad) > 0 {
+		c.contradicted(bad)
+	}
+}
+
+// take notes that a row is as a checkpoint says, and with it all rows before.
+func (c *chainCheck) take(s signedRow) {
+	if s.seq >= c.signed {
+		c.signed, c.signedAt = s.seq, s.time
+	}
+	var from Origin
+	for _, o := range s.from {
+		from |= o.Origin
+	}
+	for i, a := range attackers {
+		if from&a.trusted != 0 && s.seq >= c.proven[i].rows {
+			c.proven[i] = level{s.seq, s.time}
 		}
 	}
 }
 
-// judgeCheckpoints reports what is wrong with the checkpoints themselves, and chains that they have
-// and the database does not.
-func (v *verifier) judgeCheckpoints() {
-	c := v.o.Checkpoints
-	if c == nil {
-		v.report.note("no checkpoints were available: a chain that was rewritten as a whole would not be noticed")
-		return
-	}
-	c.check()
-	v.report.Checkpoints, v.report.Signers = c.good, slices.Sorted(maps.Keys(c.successions))
-	if c.good == 0 {
-		v.report.note("no checkpoints were available: a chain that was rewritten as a whole would not be noticed")
-	} else if age := v.report.Time.Sub(c.newest); age > 3*time.Hour {
-		v.report.note("the newest checkpoint is from %s: later ones were removed, or no recorder wrote any", c.newest.UTC().Format(time.RFC3339))
-	}
-	for at, points := range c.points {
-		if v.chains[at] == nil && !v.standby {
-			last := slices.Max(slices.Collect(maps.Keys(points)))
-			v.report.add(Finding{Reason: Rewritten, Topic: at.Topic, Partition: at.Partition, Seq: 1, To: last,
-				Detail: fmt.Sprintf("%s says that the chain has %d rows, but audit_chains does not have it", points[last].name, last)})
+// contradicted reports checkpoints that contradict the chain, one after the other.
+func (c *chainCheck) contradicted(bad []signedRow) {
+	first, last, good := bad[0], bad[len(bad)-1], int64(0)
+	for seq, p := range c.points {
+		if p.matched && seq < first.seq {
+			good = max(good, seq)
 		}
 	}
-	for _, f := range c.findings {
-		v.report.add(f)
+	from := min(good, c.end.Rows) + 1
+	if c.wrongFrom == 0 || from < c.wrongFrom {
+		c.wrongFrom = from
 	}
-	v.report.Count += c.count - int64(len(c.findings))
-	v.report.Notes = append(v.report.Notes, c.notes...)
+	many := ""
+	if len(bad) > 1 {
+		many = fmt.Sprintf("; %d checkpoints contradict it, the last is %s", len(bad), last.name)
+	}
+	if first.seq > c.end.Rows {
+		if top := last.seq; !c.explains(c.end.Rows+1, top) {
+			c.found(Finding{Reason: Rewritten, Seq: c.end.Rows + 1, To: top,
+				Detail: fmt.Sprintf("%s says that the chain has %d rows, but it ends at row %d", last.name, top, c.end.Rows) + many})
+		}
+		return
+	}
+	if c.explains(good+1, first.seq) {
+		return
+	}
+	f := Finding{Reason: Rewritten, Seq: good + 1, Row: first.differs,
+		Detail: fmt.Sprintf("the chain is consistent in itself, but %s has another hash of row %d: it was rewritten, starting at one of these rows", first.name, first.seq)}
+	if good > 0 {
+		f.Detail += fmt.Sprintf("; row %d is as signed", good)
+	}
+	if f.Detail += many; first.seq > good+1 {
+		f.To = first.seq
+	}
+	c.found(f)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
-	"github.com/batchyard/batchyard/internal/pg"
 )
 
 // scope is how much of the log is verified.
@@ -125,18 +124,22 @@ type known struct {
 const maxLookups = 4000
 
 const lookupSQL = `
-SELECT a.src_topic, a.src_partition, a.chain_seq, a.row_hash, a.src_offset, a.src_index, a.time, a.tenant, a.action, coalesce(a.task_id, '')
-FROM audit_log a JOIN unnest($1::text[], $2::int[], $3::bigint[]) AS u (topic, partition, seq)
+SELECT a.src_topic, a.src_partition, a.chain_seq, a.row_hash, coalesce(a.src_offset, 0), coalesce(a.src_index, 0), ` + readableTime + `,
+	coalesce(a.tenant, ''), coalesce(a.action, ''), coalesce(a.task_id, '')
+FROM %s a JOIN unnest($1::text[], $2::int[], $3::bigint[]) AS u (topic, partition, seq)
 ON a.src_topic = u.topic AND a.src_partition = u.partition AND a.chain_seq = u.seq`
+
+// readableTime is the time of a row a; NULL if no recorder writes such a time.
+const readableTime = "CASE WHEN a.time BETWEEN '1970-01-01Z' AND '9999-01-01Z' THEN a.time END"
 
 // lookup reads the rows with the given numbers, to name them in findings. It reads the whole log,
 // so it is only for when something is wrong.
-func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]known, error) {
+func (v *verifier) lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]known, error) {
 	topics, parts, seqs := make([]string, len(wanted)), make([]int32, len(wanted)), make([]int64, len(wanted))
 	for i, w := range wanted {
 		topics[i], parts[i], seqs[i] = w.Topic, w.Partition, w.seq
 	}
-	rows, err := tx.Query(ctx, lookupSQL, topics, parts, seqs)
+	rows, err := tx.Query(ctx, fmt.Sprintf(lookupSQL, v.table("audit_log")), topics, parts, seqs)
 	if err != nil {
 		return nil, fmt.Errorf("looking up the rows of findings: %w", err)
 	}
@@ -147,14 +150,18 @@ func lookup(ctx context.Context, tx pgx.Tx, wanted []numbered) (map[numbered][]k
 		var k known
 		var sum []byte
 		var at audit.Position
+		var when *time.Time
 		r := &RowRef{}
-		if err := rows.Scan(&n.Topic, &n.Partition, &n.seq, &sum, &at.Offset, &at.Index, &r.Time, &r.Tenant, &r.Action, &r.Task); err != nil {
+		if err := rows.Scan(&n.Topic, &n.Partition, &n.seq, &sum, &at.Offset, &at.Index, &when, &r.Tenant, &r.Action, &r.Task); err != nil {
 			return nil, fmt.Errorf("looking up the rows of findings: %w", err)
 		}
 		if len(sum) == len(k.hash) {
 			k.hash = audit.Hash(sum)
 		}
-		r.Position, r.Seq, r.Time = n.TopicPartition.At(at).String(), n.seq, r.Time.UTC()
+		r.Position, r.Seq = n.TopicPartition.At(at).String(), n.seq
+		if when != nil {
+			r.Time = when.UTC()
+		}
 		k.ref = r
 		if len(out[n]) < 8 {
 			out[n] = append(out[n], k)
@@ -205,7 +212,7 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	names := map[numbered][]known{}
 	if len(wanted) > 0 {
 		var err error
-		if names, err = lookup(ctx, tx, wanted); err != nil {
+		if names, err = v.lookup(ctx, tx, wanted); err != nil {
 			return err
 		}
 	}
@@ -218,13 +225,10 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 			w := walk{v: v, c: c, names: names, segments: segments}
 			w.run(sc)
 		}
-		if err := v.judgeUnchained(ctx, tx, c, segments); err != nil {
-			return err
-		}
 		c.judgePoints(v.o.Checkpoints, v.standby)
 	}
 	v.findMoved()
-	v.judgeUnknownUnchained()
+	v.judgeDrops(v.judgeStatements())
 	for _, c := range chains {
 		c.report(v.report)
 	}
@@ -232,62 +236,7 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		v.report.add(f)
 	}
 	v.report.Count += v.unknownCount - int64(len(v.unknown))
-	v.judgeDropped()
 	v.judgeCheckpoints()
+	v.judgeProofs(chains)
 	return nil
-}
-
-// How much later than a row with a hash one without may have been written: the clock of the
-// database may be set, or another server may take over. While recorders of an older version are
-// replaced, chains begin one after the other.
-const (
-	clockMargin        = int64(time.Hour / time.Microsecond)
-	newPartitionMargin = int64(audit.Day / time.Microsecond)
-)
-
-// judgeUnknownUnchained checks rows without a hash in partitions that have no chain. Before there
-// were chains no row had a hash; since then every row has one.
-func (v *verifier) judgeUnknownUnchained() {
-	for _, c := range v.chains {
-		if v.unchainedRow != nil && c.read > 0 && v.unchainedAt > c.hashedAt+newPartitionMargin {
-			v.report.add(Finding{Reason: Inserted, Row: v.unchainedRow,
-				Detail: "it has no hash, although all rows had one when it was written: no recorder wrote it, and perhaps not the other rows of partitions without a chain either"})
-			return
-		}
-	}
-}
-
-// judgeUnchained finds rows without a hash that did not exist when the chain began: their records
-// come after its first one, or they were written later.
-func (v *verifier) judgeUnchained(ctx context.Context, tx pgx.Tx, c *chainCheck, segments []*segment) error {
-	if c.before == 0 {
-		return nil
-	}
-	var lowest *segment
-	for _, s := range segments {
-		if s.startKnown && (lowest == nil || s.start.Before(lowest.start)) {
-			lowest = s
-		}
-	}
-	if lowest == nil || c.nulls.Before(lowest.start) && c.nullsAt <= c.hashedAt+clockMargin {
-		return nil
-	}
-	rows, err := tx.Query(ctx, `SELECT src_offset, src_index, time, tenant, action, coalesce(task_id, '') FROM audit_log
-		WHERE src_topic = $1 AND src_partition = $2 AND ((src_offset, src_index) >= ($3, $4) OR ingested_at > $5) AND chain_seq IS NULL
-		ORDER BY src_offset, src_index LIMIT $6`, c.at.Topic, c.at.Partition, lowest.start.Offset, lowest.start.Index,
-		time.UnixMicro(c.hashedAt+clockMargin+pg.Epoch), maxFindings)
-	if err != nil {
-		return fmt.Errorf("looking up rows without a hash: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var at audit.Position
-		r := &RowRef{}
-		if err := rows.Scan(&at.Offset, &at.Index, &r.Time, &r.Tenant, &r.Action, &r.Task); err != nil {
-			return fmt.Errorf("looking up rows without a hash: %w", err)
-		}
-		r.Position, r.Time = c.at.At(at).String(), r.Time.UTC()
-		c.found(Finding{Reason: Inserted, Seq: lowest.first, Row: r, Detail: "it has no hash, although the chain began before it: no recorder wrote it, or its hash was removed"})
-	}
-	return rows.Err()
 }

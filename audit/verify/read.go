@@ -69,11 +69,20 @@ func (r *rawRow) position() audit.Position {
 	return audit.Position{Offset: r.int8(audit.ColOffset), Index: r.int4(audit.ColIndex)}
 }
 
+// time returns the time in a column; zero if no recorder writes such a time, as infinity.
+func (r *rawRow) time(i int) time.Time {
+	const most = 253402300800000000 // the year 10000, which JSON has no form for
+	if at := r.int8(i); at > -most && at < most-pg.Epoch {
+		return time.UnixMicro(at + pg.Epoch).UTC()
+	}
+	return time.Time{}
+}
+
 // ref names the row.
 func (r *rawRow) ref() *RowRef {
 	at := audit.TopicPartition{Topic: string(r.field(audit.ColTopic)), Partition: r.int4(audit.ColPartition)}
 	return &RowRef{
-		Position: at.At(r.position()).String(), Seq: r.int8(audit.ColSeq), Time: time.UnixMicro(r.int8(audit.ColTime) + pg.Epoch).UTC(),
+		Position: at.At(r.position()).String(), Seq: r.int8(audit.ColSeq), Time: r.time(audit.ColTime),
 		Tenant: string(r.field(audit.ColTenant)), Action: string(r.field(audit.ColAction)), Task: string(r.field(audit.ColTask)),
 	}
 }

@@ -2,10 +2,13 @@ package verify
 
 import (
 	"cmp"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/batchyard/batchyard/audit"
 )
 
 // Reason is the kind of a finding.
@@ -20,7 +23,102 @@ const (
 	Rewritten  Reason = "rewritten"  // the chain is consistent in itself but is not the one that was signed
 	Checkpoint Reason = "checkpoint" // a checkpoint is forged or missing
 	Unrecorded Reason = "unrecorded" // records were gone before they were recorded; the row says which
+	Definition Reason = "definition" // a table, view, function or trigger is not as the migrations define it
+	Statement  Reason = "statement"  // a statement is forged or missing
 )
+
+// GapKind is the kind of something that could not be proven.
+type GapKind string
+
+// The kinds of gaps. GapKinds lists what they mean.
+const (
+	GapKeys        GapKind = "keys"
+	GapCheckpoints GapKind = "checkpoints"
+	GapTail        GapKind = "tail"
+	GapCopies      GapKind = "copies"
+	GapWitness     GapKind = "witness"
+	GapPeriod      GapKind = "period"
+	GapDropped     GapKind = "dropped"
+	GapDefinitions GapKind = "definitions"
+	GapResults     GapKind = "results"
+	GapRollups     GapKind = "rollups"
+	GapColumns     GapKind = "columns"
+)
+
+// GapKinds are all kinds, with what cannot be proven.
+var GapKinds = []struct {
+	Kind    GapKind
+	Meaning string
+}{
+	{GapKeys, "there is no trusted key: someone who can write to the database could have rewritten everything"},
+	{GapCheckpoints, "no checkpoint covers a chain"},
+	{GapTail, "rows were recorded after the newest checkpoint, so only their chain protects them"},
+	{GapCopies, "checkpoints come from the checkpoint directory only, so someone who can write there could have replaced them"},
+	{GapWitness, "no copy of the checkpoints comes from outside, so someone who can write to Kafka could have replaced them"},
+	{GapPeriod, "older rows were not read because of --since"},
+	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed"},
+	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},
+	{GapResults, "results, states or callbacks have no event in the log that they could be compared with"},
+	{GapRollups, "rollups count rows that the log no longer has"},
+	{GapColumns, "the log holds no copy of some columns"},
+}
+
+// Gap is something that could not be proven, and why.
+type Gap struct {
+	Kind   GapKind `json:"kind"`
+	Detail string  `json:"detail"`
+}
+
+// Attacker is someone against whom the log is to be proven: each can write to more places than the one
+// before.
+type Attacker string
+
+// The attackers.
+const (
+	WithDatabase  Attacker = "database"
+	WithDirectory Attacker = "database and checkpoint directory"
+	WithKafka     Attacker = "database, checkpoint directory and Kafka"
+)
+
+// Proof says up to when the log is proven against an attacker.
+type Proof struct {
+	Against Attacker  `json:"against"`
+	Proven  bool      `json:"proven"`
+	Until   time.Time `json:"until,omitzero"` // time of the checkpoint that proves the chain that is proven least far
+	Rows    int64     `json:"rows"`           // number of rows that are proven
+	Missing int64     `json:"unproven_rows"`
+	Why     string    `json:"why,omitempty"` // it is not proven
+}
+
+// Verdict is the outcome in a word.
+type Verdict string
+
+// The verdicts.
+const (
+	Well     Verdict = "well"     // nothing is wrong, and everything is proven
+	Tampered Verdict = "tampered" // there are findings
+	Unproven Verdict = "unproven" // nothing is known to be wrong, but not everything is proven
+)
+
+// Verdict returns the outcome; gaps of the kinds in allowed do not count.
+func (r *Report) Verdict(allowed ...GapKind) Verdict {
+	if !r.OK() {
+		return Tampered
+	}
+	for _, g := range r.Gaps {
+		if !slices.Contains(allowed, g.Kind) {
+			return Unproven
+		}
+	}
+	return Well
+}
+
+// gap adds something that could not be proven.
+func (r *Report) gap(kind GapKind, format string, args ...any) {
+	if len(r.Gaps) < 64*maxFindings {
+		r.Gaps = append(r.Gaps, Gap{kind, fmt.Sprintf(format, args...)})
+	}
+}
 
 // RowRef names a row of the audit log.
 type RowRef struct {
@@ -74,13 +172,17 @@ type ChainReport struct {
 	Partition  int32     `json:"partition"`
 	Rows       int64     `json:"rows"`                 // in its life, as audit_chains has it
 	From       int64     `json:"from"`                 // first row that was verified; 0: none was read
+	Hash       string    `json:"hash"`                 // of the last row, as audit_chains has it
 	Read       int64     `json:"read"`                 // number of rows that were read
-	Before     int64     `json:"before,omitempty"`     // rows from before the chain began
 	Signed     int64     `json:"signed"`               // up to this row it matches a checkpoint; 0: no checkpoint has it
 	SignedAt   time.Time `json:"signed_at,omitzero"`   // time of that checkpoint
 	Findings   int64     `json:"findings"`             // number of findings
 	First      *Finding  `json:"first,omitempty"`      // the first finding along the chain
 	Unfinished bool      `json:"unfinished,omitempty"` // there are more findings than were examined
+
+	// Contradicted is the first row that checkpoints contradict, of the rows after the last that they agree
+	// on; 0: none.
+	Contradicted int64 `json:"contradicted,omitempty"`
 }
 
 // Report is the outcome of a verification.
@@ -88,7 +190,6 @@ type Report struct {
 	Time        time.Time     `json:"time"` // of the snapshot, by the clock of the database
 	Since       time.Time     `json:"since,omitzero"`
 	Rows        int64         `json:"rows"`    // number of rows that were read
-	Before      int64         `json:"before"`  // rows from before the chains began, which nothing protects
 	Dropped     int64         `json:"dropped"` // rows that the retention has dropped
 	Chains      []ChainReport `json:"chains"`
 	Checkpoints int           `json:"checkpoints"` // number with valid signatures by trusted keys
@@ -96,6 +197,12 @@ type Report struct {
 	Findings    []Finding     `json:"findings"` // along each chain; bounded, unlike Count
 	Count       int64         `json:"count"`    // number of all findings
 	Notes       []string      `json:"notes,omitempty"`
+	Gaps        []Gap         `json:"unproven"`
+	Proofs      []Proof       `json:"proven"`
+	Statements  int64         `json:"statements"` // number with valid signatures by trusted keys
+
+	lostStatements int64                         // the first that a checkpoint has and the database does not; 0: none
+	lostChains     map[audit.TopicPartition]bool // that checkpoints have and the database does not
 }
 
 // maxFindings bounds the findings per chain in a report.
@@ -130,9 +237,12 @@ func sortFindings(fs []Finding) {
 	slices.SortStableFunc(fs, func(a, b Finding) int { return cmp.Compare(a.Seq, b.Seq) })
 }
 
-// explains reports whether there is a finding between two rows.
+// explains reports whether there is a finding between two rows, other than that checkpoints contradict
+// them: each contradiction is reported by itself.
 func (c *chainCheck) explains(from, to int64) bool {
-	return slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Seq <= to && max(f.Seq, f.To) >= from })
+	return slices.ContainsFunc(c.findings, func(f Finding) bool {
+		return f.Reason != Rewritten && f.Seq <= to && max(f.Seq, f.To) >= from
+	})
 }
 
 // report adds the chain to a report.
@@ -140,14 +250,13 @@ func (c *chainCheck) report(r *Report) {
 	c.count += c.holeCount
 	c.findings = append(c.findings, c.holes...)
 	sortFindings(c.findings)
-	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Before: c.before,
+	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Hash: hex.EncodeToString(c.end.Hash[:]), Contradicted: c.wrongFrom,
 		Signed: c.signed, SignedAt: c.signedAt, Findings: c.count, Unfinished: c.count > int64(len(c.findings))}
 	if len(c.findings) > 0 {
 		first := c.findings[0]
 		out.First = &first
 	}
 	r.Chains = append(r.Chains, out)
-	r.Before += c.before
 	r.Count += c.count
 	r.Findings = append(r.Findings, c.findings[:min(len(c.findings), maxFindings)]...)
 }

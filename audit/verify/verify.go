@@ -6,7 +6,6 @@ package verify
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/catalog"
 	"github.com/batchyard/batchyard/internal/pg"
-	"github.com/batchyard/batchyard/task"
 )
 
 // Options say how much of the log to verify, and against what.
@@ -28,6 +27,11 @@ type Options struct {
 	// MaxSegments bounds the memory: the number of segments that the chains may be in while rows
 	// are read in the order of the disk. 0: a million.
 	MaxSegments int
+	// Settled says that nothing is in flight: a result without its event, or an event without its result,
+	// is a finding. Otherwise that is so only if it is older than [settling].
+	Settled bool
+	// LogOnly leaves out the tables that are not part of the log, and the definitions.
+	LogOnly bool
 }
 
 // Progress is how far a verification has come.
@@ -63,17 +67,49 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 		return nil, fmt.Errorf("connecting to Postgres: %w", err)
 	}
 	defer conn.Release()
-	v := &verifier{o: o, progress: progress, chains: map[audit.TopicPartition]*chainCheck{}, noted: map[string]time.Time{}, announcedDrops: map[string]bool{}, report: &Report{Since: o.Since.UTC()}}
+	defer release(conn)
+	schema := ""
 	for try := 0; ; try++ {
+		v := newVerifier(o, progress)
+		v.schema = schema // the session no longer looks for it
 		err := v.inSnapshot(ctx, conn.Conn())
+		schema = v.schema
 		if pg.Code(err) == pg.UndefinedTable && try < 3 && v.report.Rows == 0 {
 			continue // a partition was dropped between listing and locking
 		}
-		if err != nil {
+		if err != nil && !v.malformed(err) {
 			return nil, fmt.Errorf("verifying the audit log: %w", err)
 		}
 		return v.report, nil
 	}
+}
+
+func newVerifier(o Options, progress func(Progress)) *verifier {
+	return &verifier{
+		o: o, progress: progress, report: &Report{Since: o.Since.UTC()}, chains: map[audit.TopicPartition]*chainCheck{},
+		restores: map[audit.TopicPartition][]restore{}, statements: map[int64]audit.Hash{}, drops: map[string]*audit.Statement{},
+	}
+}
+
+// release gives the connection back as it was.
+func release(conn *pgxpool.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if _, err := conn.Exec(ctx, "RESET search_path"); err != nil {
+		_ = conn.Conn().Close(ctx)
+	}
+}
+
+// malformed takes an error that says that a table is not as the migrations define it: that is a
+// finding. It reports false for other errors: someone may not read a table, or there is no log.
+func (v *verifier) malformed(err error) bool {
+	code := pg.Code(err)
+	// Row security hides rows from a login as if it lacked a right; that it is on is a finding already.
+	if v.schema == "" || code == pg.InsufficientPrivilege && v.report.OK() || !strings.HasPrefix(code, "42") && !strings.HasPrefix(code, "22") {
+		return false
+	}
+	v.report.add(Finding{Reason: Definition, Detail: fmt.Sprintf("the log cannot be read as the migrations define it: %s", pg.Describe(err))})
+	return true
 }
 
 // verifier is one verification.
@@ -90,22 +126,28 @@ type verifier struct {
 	standby      bool
 	about        int64
 
-	unknown        []Finding // rows of chains that audit_chains does not have
-	unknownCount   int64
-	unchainedRow   *RowRef // the row written last of those without a hash and without a chain
-	unchainedAt    int64   // when it was written
-	suspects       []suspect
-	gaps           []singleGap
-	noted          map[string]time.Time // days that were dropped according to audit_dropped, and when at the latest
-	announcedDrops map[string]bool      // resources of the events partition.dropped
-	scratch        []byte
-	parts          []byte
-	report         *Report
+	unknown       []Finding // rows of chains that audit_chains does not have
+	unknownCount  int64
+	schema        string // that has the log
+	restores      map[audit.TopicPartition][]restore
+	statements    map[int64]audit.Hash        // of the statements, by their numbers
+	statementsEnd int64                       // number of the last
+	drops         map[string]*audit.Statement // about dropped rows, by the digests of the runs
+	adopted       *audit.Statement            // the one that covers what had been dropped before; nil: none
+	dropped       []droppedRun
+	schemaSeen    *audit.Statement // the last about the schema; nil: none
+	suspects      []suspect
+	gaps          []singleGap
+	scratch       []byte
+	parts         []byte
+	report        *Report
 }
 
 // partitionTable is a partition of audit_log.
 type partitionTable struct {
-	name string
+	name string    // without its schema
+	full string    // with it, quoted
+	log  string    // the whole table, quoted
 	day  time.Time // zero: the default partition
 
 	// direct says that the login may read the partition by its name. The role batchyard_auditor may
@@ -115,15 +157,14 @@ type partitionTable struct {
 
 // from returns a FROM clause for the rows of exactly this partition.
 func (p partitionTable) from(where string) string {
-	name := pgx.Identifier{p.name}.Sanitize()
 	var from, own string
 	switch {
 	case p.direct:
-		from = "ONLY " + name
+		from = "ONLY " + p.full
 	case !p.day.IsZero(): // the bounds of the partition, which select it alone
-		from, own = "audit_log", fmt.Sprintf("time >= '%s' AND time < '%s'", p.day.Format(time.RFC3339), p.day.Add(audit.Day).Format(time.RFC3339))
+		from, own = p.log, fmt.Sprintf("time >= '%s' AND time < '%s'", p.day.Format(time.RFC3339), p.day.Add(audit.Day).Format(time.RFC3339))
 	default:
-		from, own = "audit_log", fmt.Sprintf("tableoid = '%s'::regclass", strings.ReplaceAll(name, "'", "''"))
+		from, own = p.log, fmt.Sprintf("tableoid = '%s'::regclass", strings.ReplaceAll(p.full, "'", "''"))
 	}
 	switch {
 	case own != "" && where != "":
@@ -134,12 +175,33 @@ func (p partitionTable) from(where string) string {
 	return from
 }
 
+// locate finds the schema of the log. From then on the search path of the session has no other than
+// Postgres' own, so that every name of a table says which schema it is in.
+func (v *verifier) locate(ctx context.Context) error {
+	if v.schema != "" {
+		return nil
+	}
+	schema, err := catalog.Locate(ctx, v.conn)
+	if err != nil {
+		return err
+	}
+	if _, err := v.conn.Exec(ctx, "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)"); err != nil {
+		return fmt.Errorf("preparing the session: %w", err)
+	}
+	v.schema = schema
+	return nil
+}
+
+// table returns the qualified name of a table.
+func (v *verifier) table(name string) string { return pgx.Identifier{v.schema, name}.Sanitize() }
+
 const partitionsSQL = `
-SELECT c.relname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT') FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = 'audit_log'::regclass ORDER BY c.relname`
+SELECT c.relname::text, n.nspname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT') FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.inhparent = $1::regclass ORDER BY c.relname`
 
 func (v *verifier) list(ctx context.Context) ([]partitionTable, error) {
-	rows, err := v.conn.Query(ctx, partitionsSQL)
+	rows, err := v.conn.Query(ctx, partitionsSQL, v.table("audit_log"))
 	if err != nil {
 		return nil, fmt.Errorf("listing the partitions of audit_log: %w", err)
 	}
@@ -147,11 +209,13 @@ func (v *verifier) list(ctx context.Context) ([]partitionTable, error) {
 	var all []partitionTable
 	v.about = 0
 	for rows.Next() {
-		var p partitionTable
+		p := partitionTable{log: v.table("audit_log")}
 		var about int64
-		if err := rows.Scan(&p.name, &about, &p.direct); err != nil {
+		var schema string
+		if err := rows.Scan(&p.name, &schema, &about, &p.direct); err != nil {
 			return nil, fmt.Errorf("listing the partitions of audit_log: %w", err)
 		}
+		p.full = pgx.Identifier{schema, p.name}.Sanitize()
 		p.day, _ = time.Parse(audit.PartitionLayout, p.name) // zero for others, which are always read
 		all = append(all, p)
 		if about > 0 && !v.before(p) {
@@ -173,6 +237,9 @@ func (v *verifier) before(p partitionTable) bool {
 // written meanwhile.
 func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	v.conn = conn
+	if err := v.locate(ctx); err != nil {
+		return err
+	}
 	listed, err := v.list(ctx)
 	if err != nil {
 		return err
@@ -183,24 +250,29 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	}
 	defer pg.Rollback(ctx, tx)
 	// The retention must not drop a partition meanwhile: the snapshot would not preserve it. The
-	// locks come before the first query, which takes the snapshot. The default partition is never
+	// locks come before the first query, which takes the snapshot, and that of the whole table first, as
+	// the retention takes them: otherwise each could wait for the other. The default partition is never
 	// dropped, and a lock on it would hold up the creation of others.
-	var lock []string
+	lock := []string{"ONLY " + v.table("audit_log")}
 	for _, p := range listed {
 		if !p.direct {
-			lock = []string{"audit_log"} // and with it all partitions
+			lock = []string{v.table("audit_log")} // and with it all partitions
 			break
 		}
 		if !p.day.IsZero() {
-			lock = append(lock, "ONLY "+pgx.Identifier{p.name}.Sanitize())
+			lock = append(lock, "ONLY "+p.full)
 		}
 	}
-	if len(lock) > 0 {
-		if _, err := tx.Exec(ctx, "LOCK TABLE "+strings.Join(lock, ", ")+" IN ACCESS SHARE MODE"); err != nil {
-			return fmt.Errorf("keeping partitions from being dropped meanwhile: %w", err)
-		}
+	if _, err := tx.Exec(ctx, "LOCK TABLE "+strings.Join(lock, ", ")+" IN ACCESS SHARE MODE"); err != nil {
+		return fmt.Errorf("keeping partitions from being dropped meanwhile: %w", err)
 	}
 	if err := v.prepare(ctx, tx); err != nil {
+		return err
+	}
+	if len(v.older) > 0 {
+		v.report.gap(GapPeriod, "rows of days before %s were not read", v.o.Since.UTC().Format(time.DateOnly))
+	}
+	if err := v.compareDefinitions(ctx, tx); err != nil {
 		return err
 	}
 	for _, p := range v.newer {
@@ -218,7 +290,10 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 		}
 		v.olderRead++
 	}
-	return v.judge(ctx, tx)
+	if err := v.judge(ctx, tx); err != nil {
+		return err
+	}
+	return v.compareTables(ctx, tx)
 }
 
 // prepare configures the session, takes the snapshot, and reads from it what the rows are compared
@@ -227,7 +302,7 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	// In the order of the disk: one process, from the first page on.
 	for _, set := range []string{"SET LOCAL synchronize_seqscans = off", "SET LOCAL max_parallel_workers_per_gather = 0",
 		"SET LOCAL enable_indexscan = off", "SET LOCAL enable_bitmapscan = off", "SET LOCAL standard_conforming_strings = on",
-		"SET LOCAL idle_in_transaction_session_timeout = 0", "SET LOCAL statement_timeout = 0", "SET LOCAL client_encoding = 'UTF8'"} {
+		"SET LOCAL idle_in_transaction_session_timeout = 0", "SET LOCAL statement_timeout = 0", "SET LOCAL client_encoding = 'UTF8'", "SET LOCAL timezone = 'UTC'", "SET LOCAL row_security = off"} {
 		if _, err := tx.Exec(ctx, set); err != nil {
 			return fmt.Errorf("preparing the session: %s: %w", set, err)
 		}
@@ -252,6 +327,9 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	if err := v.readEnds(ctx, tx); err != nil {
 		return err
 	}
+	if err := v.readStatements(ctx, tx); err != nil {
+		return err
+	}
 	if err := v.readBreaks(ctx, tx); err != nil {
 		return err
 	}
@@ -262,16 +340,21 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 const maxChains = 1 << 16
 
 func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, "SELECT topic, partition, rows, hash, updated_at FROM audit_chains ORDER BY topic, partition LIMIT $1", maxChains+1)
+	rows, err := tx.Query(ctx, `SELECT coalesce(topic, ''), coalesce(partition, -1), coalesce(rows, -1), coalesce(hash, ''), CASE WHEN isfinite(updated_at) THEN updated_at END
+		FROM `+v.table("audit_chains")+` ORDER BY 1, 2 LIMIT $1`, maxChains+1)
 	if err != nil {
 		return fmt.Errorf("reading audit_chains: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		c := &chainCheck{}
+		c := &chainCheck{edges: map[int64]int64{}}
 		var sum []byte
-		if err := rows.Scan(&c.at.Topic, &c.at.Partition, &c.end.Rows, &sum, &c.updated); err != nil {
+		var updated *time.Time
+		if err := rows.Scan(&c.at.Topic, &c.at.Partition, &c.end.Rows, &sum, &updated); err != nil {
 			return fmt.Errorf("reading audit_chains: %w", err)
+		}
+		if updated != nil {
+			c.updated = *updated
 		}
 		if len(sum) == len(c.end.Hash) {
 			c.end.Hash = audit.Hash(sum)
@@ -287,81 +370,4 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		return fmt.Errorf("audit_chains has more than %d chains, more than any cluster has partitions", maxChains)
 	}
 	return nil
-}
-
-// maxClaims bounds the days that are looked for among the events.
-const maxClaims = 1 << 16
-
-func (v *verifier) noteDrop(day string, at time.Time) {
-	if at.After(v.noted[day]) && len(v.noted) < maxClaims {
-		v.noted[day] = at
-	}
-}
-
-// judgeDropped compares audit_dropped, which anyone who can write to the database can forge, with
-// the events of the log. Differences are notes, not findings: the event is lost if the recorder
-// dies at that moment.
-func (v *verifier) judgeDropped() {
-	if len(v.older) > 0 {
-		return // the events may be in what was not read
-	}
-	oldest := v.report.Time
-	for _, p := range v.newer {
-		if !p.day.IsZero() && p.day.Before(oldest) {
-			oldest = p.day
-		}
-	}
-	for _, day := range slices.Sorted(maps.Keys(v.noted)) {
-		at := v.noted[day]
-		if at.Before(oldest) || v.report.Time.Sub(at) < 10*time.Minute || v.announcedDrops[audit.DroppedDayResource(day)] {
-			continue // the retention has dropped the event, too, or it is on its way
-		}
-		v.report.note("audit_dropped says that rows of %s were dropped at %s, but the log has no %s event of it: either the recorder died at that moment, or rows are being hidden",
-			day, at.UTC().Format(time.RFC3339), task.PartitionDropped)
-	}
-}
-
-func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT topic, partition, first_seq, last_seq, prev_hash, row_hash, to_char(day, 'YYYY-MM-DD'),
-		to_regclass(quote_ident('audit_log_' || to_char(day, 'YYYYMMDD'))) IS NOT NULL,
-		dropped_at, dropped_at < (day + 2)::timestamp AT TIME ZONE 'UTC' OR dropped_at > now() + interval '1 hour'
-		FROM audit_dropped ORDER BY topic, partition, first_seq`)
-	if err != nil {
-		return fmt.Errorf("reading audit_dropped: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var at audit.TopicPartition
-		var s segment
-		var prev, last []byte
-		var there, impossible bool
-		var when time.Time
-		if err := rows.Scan(&at.Topic, &at.Partition, &s.first, &s.last, &prev, &last, &s.dropped, &there, &when, &impossible); err != nil {
-			return fmt.Errorf("reading audit_dropped: %w", err)
-		}
-		c := v.chains[at]
-		if c == nil || s.first > s.last || len(prev) != len(s.prev) || len(last) != len(s.hash) {
-			v.report.add(Finding{Reason: Inserted, Topic: at.Topic, Partition: at.Partition, Seq: s.first, To: s.last,
-				Detail: "audit_dropped has an entry that the retention did not write: there is no such chain, or its numbers or hashes are malformed"})
-			continue
-		}
-		v.noteDrop(s.dropped, when)
-		if there || impossible {
-			why := "but the partition of that day exists"
-			if !there {
-				why = fmt.Sprintf("at %s, when the retention does not drop that day", when.UTC().Format(time.RFC3339))
-			}
-			f := Finding{Reason: Missing, Seq: s.first, Detail: fmt.Sprintf("audit_dropped says that the retention dropped it with %s, %s", s.dropped, why)}
-			if s.last > s.first {
-				f.To = s.last
-			}
-			c.found(f)
-		}
-		s.prev, s.hash = audit.Hash(prev), audit.Hash(last)
-		v.report.Dropped += s.last - s.first + 1
-		if err := v.join(c, s); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
 }

@@ -179,14 +179,33 @@ func TestAuditExport(t *testing.T) {
 func TestAuditVerifyIsForPrograms(t *testing.T) {
 	t.Parallel()
 	f := running(t)
-	r := try(t, "", "audit", "verify", "-c", f.config, "--json", "--no-kafka")
+	r := try(t, "", "audit", "verify", "-c", f.config, "--json", "--no-kafka", "--allow-unproven", "all")
 	require.Equal(t, cli.ExitOK, r.code, r.err)
 	var report map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(r.out), &report))
 	require.Equal(t, "[]", string(report["findings"]))
-	for _, name := range []string{"chains", "notes"} {
+	for _, name := range []string{"chains", "notes", "unproven", "proven"} {
 		require.Truef(t, strings.HasPrefix(string(report[name]), "["), "%s: %s", name, r.out)
 	}
+}
+
+// What is not proven is not well, and scripts can say what they accept.
+func TestAuditVerifySaysWhatIsNotProven(t *testing.T) {
+	t.Parallel()
+	f := running(t)
+	r := try(t, "", "audit", "verify", "-c", f.config, "--no-kafka")
+	require.Equal(t, cli.ExitUnproven, r.code, r.err)
+	require.Contains(t, r.err, "not everything is proven")
+	require.Contains(t, r.out, "against someone with database, checkpoint directory and Kafka: NOT proven")
+	r = try(t, "", "audit", "verify", "-c", f.config, "--allow-unproven", "tail,nonsense")
+	require.Equal(t, cli.ExitUsage, r.code)
+	require.Contains(t, r.err, `unknown kind "nonsense"`)
+
+	r = try(t, "", "audit", "accept-restore", "-c", f.config)
+	require.Equal(t, cli.ExitUsage, r.code)
+	require.Contains(t, r.err, "--reason")
+	r = try(t, "", "audit", "accept-restore", "-c", f.config, "--reason", "nothing happened")
+	require.NotEqual(t, cli.ExitOK, r.code, "there is nothing to accept, or no key")
 }
 
 func TestAuditStats(t *testing.T) {

@@ -1,6 +1,7 @@
 package audittest
 
 import (
+	"crypto/sha256"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
@@ -69,6 +70,7 @@ func (s *Story) Life() ([]task.Event, *task.Result) {
 	es := []task.Event{s.Accepted(), s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskAssigned, 1, device), s.Event(task.BatchClosed, 1, device),
 		s.Event(task.AttemptStarted, 1, device), s.Event(task.AttemptSucceeded, 1, device), s.Event(task.TaskSucceeded, 1, device)}
 	r := s.Result(task.Success, device)
+	r.FinishedAt = es[6].Time // the worker stamps both with one time
 	r.Output = task.Input(answer)
 	r.Usage = task.Usage{InputTokens: 12, OutputTokens: 34}
 	r.AssignedAt, r.StartedAt = es[2].Time, es[4].Time
@@ -78,7 +80,8 @@ func (s *Story) Life() ([]task.Event, *task.Result) {
 	es[2].Detail = []byte(whyAssigned)
 	es[3].Detail = []byte(`{"bytes":1200,"reason":"idle","tasks":4}`)
 	es[5].Detail = []byte(`{"status":200}`)
-	es[5].OutputSize, es[5].OutputSHA256 = int64(len(r.Output)), es[0].InputSHA256
+	sum := sha256.Sum256(r.Output)
+	es[5].OutputSize, es[5].OutputSHA256 = int64(len(r.Output)), sum[:]
 	for _, i := range []int{2, 3, 5, 6} {
 		es[i].Duration = time.Duration(i) * took / 4
 	}

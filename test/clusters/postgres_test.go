@@ -86,7 +86,7 @@ func TestRecordingContinuesAfterAFailoverThatLostRows(t *testing.T) {
 
 	ledger := in.Begin(t, nil, "ledger", "check", "--settled")
 	require.Zero(t, ledger.Wait(t, time.Minute), ledger.Output())
-	verify := in.Begin(t, nil, "audit", "verify")
+	verify := in.Begin(t, nil, "audit", "verify", "--allow-unproven", "all")
 	require.Zero(t, verify.Wait(t, time.Minute), verify.Output())
 	require.Contains(t, verify.Output(), "recorded them again from Kafka")
 }
@@ -100,6 +100,9 @@ func signedRows(t testing.TB, in *harness.Installation) (rows int64) {
 	c, err := audit.ParseCheckpoint([]byte(lines[len(lines)-1]))
 	require.NoError(t, err)
 	for _, chain := range c.Chains {
+		if chain.Topic == audit.StatementsChain.Topic {
+			continue
+		}
 		rows += chain.Rows
 	}
 	return rows

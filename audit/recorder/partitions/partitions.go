@@ -3,6 +3,7 @@ package partitions
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/rollup"
+	"github.com/batchyard/batchyard/audit/recorder/statements"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 )
@@ -31,6 +33,8 @@ type Maintenance struct {
 	Logger    *slog.Logger
 	Metrics   *metrics.Audit
 	Dropped   func(context.Context, DroppedDay) // is called for each day that was dropped
+	Key       ed25519.PrivateKey                // signs what is dropped; nil: it is not signed
+	Instance  string                            // who signs
 }
 
 // Run maintains the partitions now and at intervals, until ctx ends. After an error the next round
@@ -81,13 +85,32 @@ func (m *Maintenance) Once(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, DropDays(ctx, m.Pool, time.Now().Add(-m.Retention), func(d DroppedDay) {
+	errs = append(errs, DropDays(ctx, m.Pool, time.Now().Add(-m.Retention), m.statement, func(d DroppedDay) {
 		m.Metrics.PartitionsGone.Inc()
 		m.Logger.Info("dropped audit rows that are older than audit.retention", "day", d.Day, "rows", d.Rows)
 		m.Dropped(ctx, d)
 	}))
 	errs = append(errs, m.watchDefault(ctx), rollup.Compact(ctx, m.Pool, m.Retention))
 	return errors.Join(errs...)
+}
+
+// statement signs what was dropped, in the transaction that drops it.
+func (m *Maintenance) statement(ctx context.Context, tx pgx.Tx, day string) error {
+	if m.Key == nil {
+		return nil
+	}
+	return SignDropped(ctx, tx, m.Key, m.Instance, day, m.Retention)
+}
+
+// SignDropped adds the statement about a day that was dropped in the same transaction.
+func SignDropped(ctx context.Context, tx pgx.Tx, key ed25519.PrivateKey, instance, day string, retention time.Duration) error {
+	runs, err := statements.Runs(ctx, tx, "day = $1::date AND dropped_at = now()", day)
+	if err != nil || len(runs) == 0 { // its rows were in no chain
+		return err
+	}
+	dropped := statements.Describe(runs)
+	dropped.Day, dropped.Retention = day, retention.String()
+	return statements.Append(ctx, tx, key, &audit.Statement{Kind: audit.RowsDropped, ActorID: instance, Dropped: dropped})
 }
 
 // watchDefault raises an alarm if the default partition has rows: a clock is wrong, or a partition
@@ -125,8 +148,8 @@ WHERE (day + 1)::timestamp AT TIME ZONE 'UTC' <= $1 ORDER BY day`
 
 // DropDays drops the partitions of the days that ended before a time, and such rows of the default
 // partition, and calls dropped for each day. If the process dies, each day is either dropped and
-// noted in audit_dropped, or still there.
-func DropDays(ctx context.Context, pool *pgxpool.Pool, before time.Time, dropped func(DroppedDay)) error {
+// noted in audit_dropped, or still there. state is called in the transaction that drops a day.
+func DropDays(ctx context.Context, pool *pgxpool.Pool, before time.Time, state func(context.Context, pgx.Tx, string) error, dropped func(DroppedDay)) error {
 	rows, err := pool.Query(ctx, droppableSQL, before)
 	if err != nil {
 		return fmt.Errorf("listing the days of audit_log: %w", err)
@@ -143,7 +166,10 @@ func DropDays(ctx context.Context, pool *pgxpool.Pool, before time.Time, dropped
 			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
 				return err
 			}
-			return tx.QueryRow(ctx, "SELECT dropped, chained, runs FROM batchyard_drop_audit_partition($1::date)", name).Scan(&d.Rows, &d.Chained, &d.Runs)
+			if err := tx.QueryRow(ctx, "SELECT dropped, chained, runs FROM batchyard_drop_audit_partition($1::date)", name).Scan(&d.Rows, &d.Chained, &d.Runs); err != nil {
+				return err
+			}
+			return state(ctx, tx, name)
 		})
 		if err != nil {
 			return fmt.Errorf("dropping the audit rows of %s: %w", name, err)

@@ -1,9 +1,11 @@
 package partitions
 
 import (
+	"context"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
@@ -18,6 +20,6 @@ func TestOldDaysAreDropped(t *testing.T) {
 	pool := audittest.NewPool(t)
 	audittest.Execute(t, pool, "SELECT batchyard_make_audit_partition('2020-01-31'), batchyard_make_audit_partition(current_date)")
 	var gone []string
-	require.NoError(t, DropDays(t.Context(), pool, time.Now().Add(-90*audit.Day), func(d DroppedDay) { gone = append(gone, d.Day) }))
+	require.NoError(t, DropDays(t.Context(), pool, time.Now().Add(-90*audit.Day), func(context.Context, pgx.Tx, string) error { return nil }, func(d DroppedDay) { gone = append(gone, d.Day) }))
 	require.Equal(t, []string{"2020-01-31"}, gone)
 }

@@ -20,8 +20,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/statements"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
+	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 )
 
@@ -55,6 +57,8 @@ type Deps struct {
 	Pool    *pgxpool.Pool
 	Logger  *slog.Logger
 	Metrics *metrics.Audit
+	// Instance is the name of this process in the audit log.
+	Instance string
 }
 
 // Sealer writes signed checkpoints of the audit log. One of all recorders does at a time.
@@ -197,7 +201,50 @@ func (s *Sealer) onDuty(ctx context.Context) (bool, error) {
 	if err := s.findLast(ctx); err != nil {
 		return false, err
 	}
+	if err := s.stateSchema(ctx); err != nil {
+		return false, err
+	}
 	return true, nil
+}
+
+// stateSchema signs what the schema is, if the last such statement says something else: the database
+// was migrated, or Postgres was upgraded. The first one is made here, too, before the first checkpoint.
+func (s *Sealer) stateSchema(ctx context.Context) error {
+	return pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error {
+		last, err := statements.LastSchema(ctx, tx)
+		if err != nil {
+			return err
+		}
+		now := &audit.SchemaVersion{}
+		if now.Version, err = migrations.Version(ctx, tx); err != nil {
+			return err
+		}
+		var schema string
+		if err := tx.QueryRow(ctx, "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'audit_log'::regclass").Scan(&schema); err != nil {
+			return fmt.Errorf("looking for the schema of audit_log: %w", err)
+		}
+		all, server, err := migrations.ReadDefinitions(ctx, tx, schema)
+		if err != nil {
+			return err
+		}
+		if now.Server = server; last != nil && last.Version == now.Version && last.Server == now.Server {
+			return nil
+		}
+		now.Definitions = all.Digest()
+		statement := &audit.Statement{Kind: audit.SchemaSeen, ActorID: s.Instance, Schema: now}
+		if last == nil && !s.signedStatements() {
+			if statement.Dropped, err = statements.Adopted(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return statements.Append(ctx, tx, s.key, statement)
+	})
+}
+
+// signedStatements reports whether the last checkpoint has statements. If they are gone, someone removed
+// them, and what audit_dropped says must not be covered by a new one.
+func (s *Sealer) signedStatements() bool {
+	return s.last != nil && slices.ContainsFunc(s.last.Chains, func(c audit.CheckpointChain) bool { return c.Topic == audit.StatementsChain.Topic })
 }
 
 // findLast finds the signer's last checkpoint, in the file and in the topic: another process with
@@ -315,17 +362,29 @@ func (s *Sealer) write(ctx context.Context) error {
 	return nil
 }
 
-// readEnds reads the ends of all chains, in one snapshot.
-func (s *Sealer) readEnds(ctx context.Context) ([]audit.CheckpointChain, error) {
-	rows, err := s.conn.Query(ctx, "SELECT topic, partition, rows, hash FROM audit_chains ORDER BY topic, partition")
-	if err != nil {
-		return nil, err
-	}
-	chains, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e audit.CheckpointChain, err error) {
-		var sum []byte
-		err = row.Scan(&e.Topic, &e.Partition, &e.Rows, &sum)
-		e.Hash = hex.EncodeToString(sum)
-		return e, err
+// readEnds reads the ends of all chains, and of the chain of statements, in one snapshot.
+func (s *Sealer) readEnds(ctx context.Context) (chains []audit.CheckpointChain, err error) {
+	return chains, pgx.BeginTxFunc(ctx, s.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, "SELECT topic, partition, rows, hash FROM audit_chains ORDER BY topic, partition")
+		if err != nil {
+			return err
+		}
+		chains, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e audit.CheckpointChain, err error) {
+			var sum []byte
+			err = row.Scan(&e.Topic, &e.Partition, &e.Rows, &sum)
+			e.Hash = hex.EncodeToString(sum)
+			return e, err
+		})
+		if err != nil || len(chains) == 0 {
+			return err
+		}
+		end, err := statements.End(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if at := audit.StatementsChain; end.Rows > 0 {
+			chains = append(chains, audit.CheckpointChain{Topic: at.Topic, Partition: at.Partition, Rows: end.Rows, Hash: hex.EncodeToString(end.Hash[:])})
+		}
+		return nil
 	})
-	return chains, err
 }

@@ -20,5 +20,5 @@ who, what, when, from where, and how it ended. It holds no prompts and no answer
 These commands read Postgres themselves, from postgres.url of the configuration or
 from --postgres; a login with the role batchyard_auditor is enough.`,
 		Example: "  batchyard audit query --task my-task-1\n  batchyard audit tail --action 'callback.*'",
-	}, auditQueryCommand(c), auditTailCommand(c), auditExportCommand(c), auditStatsCommand(c), auditVerifyCommand(c), auditActionsCommand(c))
+	}, auditQueryCommand(c), auditTailCommand(c), auditExportCommand(c), auditStatsCommand(c), auditVerifyCommand(c), auditAcceptCommand(c), auditActionsCommand(c))
 }

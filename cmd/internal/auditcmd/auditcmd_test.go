@@ -45,9 +45,9 @@ func TestFindingsAreCounted(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
 	one := verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 363, To: 364, Detail: "gone"}
-	require.NoError(t, showVerified(c, &verify.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []verify.ChainReport{{Topic: "events"}}, Findings: []verify.Finding{one}}))
+	require.NoError(t, showVerified(c, &verify.Report{Rows: 1, Count: 1, Checkpoints: 1, Chains: []verify.ChainReport{{Topic: "events"}}, Findings: []verify.Finding{one}}, nil))
 	require.Contains(t, b.String(), "MISSING events/0 rows 363 to 364: gone\n")
-	require.Contains(t, b.String(), "1 row in 1 chain, 0 dropped by retention, 1 checkpoint: 1 finding\n")
+	require.Contains(t, b.String(), "1 row in 1 chain, 0 dropped by retention, 1 checkpoint, 0 statements: 1 finding\n")
 	require.Equal(t, "MISSING events/0 row 5: gone", describeFinding(&verify.Finding{Reason: verify.Missing, Topic: "events", Seq: 5, Detail: "gone"}))
 }
 

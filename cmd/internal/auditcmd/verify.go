@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -31,30 +33,46 @@ type verifyFlags struct {
 	keys        []string
 	noKafka     bool
 	segments    int
+	settled     bool
+	logOnly     bool
+	allow       []string
 }
 
 func auditVerifyCommand(c *cli.Env) *cobra.Command {
 	var f verifyFlags
+	var kinds strings.Builder
+	for _, k := range verify.GapKinds {
+		fmt.Fprintf(&kinds, "  %-12s %s\n", k.Kind, k.Meaning)
+	}
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that nothing in the audit log was changed, removed, moved or added",
 		Long: `Reads the audit log in one snapshot, recomputes the hash of every row, follows the
 chain of each partition from its beginning to its end, and compares the chains with
 the signed checkpoints, which shows even that a whole chain was rebuilt. It names
 the first bad row of each chain and why: changed, missing, moved, inserted, or
-rewritten. It can run at any time and blocks nothing.
+rewritten. Then it compares results, outputs, states, callbacks, jobs and rollups
+with the log, and views and functions with the migrations. It can run at any time
+and blocks nothing.
 
-Checkpoints come from audit.checkpoint_dir or --checkpoints, and from the topic
-checkpoints unless --no-kafka. They count if a trusted key signed them: signing.pub
-in audit.checkpoint_dir, or the keys of --public-key. An attacker who changed the
-database may have changed these too if they could write there: use copies from
-elsewhere. docs/audit.md says what this proves and what it does not.
+Checkpoints come from audit.checkpoint_dir, from the topic checkpoints unless
+--no-kafka, and from copies elsewhere that --checkpoints names. They count if a
+trusted key signed them: signing.pub in audit.checkpoint_dir, or the keys of
+--public-key.
+
+The result says up to when the log is proven against someone with the database, with
+the checkpoint directory too, and with Kafka too; and what is not proven:
+
+` + kinds.String() + `
+--allow-unproven names kinds that do not count. docs/audit.md explains them.
 
 Exit codes: 0 all is well; 1 something is wrong with the log; 2 it could not be
-read; 3 a service cannot be reached.`,
+read; 3 a service cannot be reached; 4 nothing is known to be wrong, but not
+everything is proven.`,
 		Example: `  batchyard audit verify
   batchyard audit verify --since 7d
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
-  batchyard audit verify --json | jq -c '.findings[]'`,
+  batchyard audit verify --allow-unproven tail,columns
+  batchyard audit verify --json | jq -c '.findings[], .unproven[]'`,
 		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return auditVerify(cmd.Context(), c, &f) },
 	}
@@ -63,19 +81,42 @@ read; 3 a service cannot be reached.`,
 	postgresFlag(c, cmd, &f.postgres)
 	fl := cmd.Flags()
 	fl.Var((*givenValue)(&f.since), "since", "only partitions from the day of this `time`: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
-	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of checkpoints; repeatable (default: audit.checkpoint_dir, if it exists)")
+	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of a copy of checkpoints; repeatable (in addition to audit.checkpoint_dir)")
 	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key to trust; repeatable (default: signing.pub in audit.checkpoint_dir)")
 	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
 	fl.IntVar(&f.segments, "max-segments", 1<<20, "most pieces to keep track of while reading the chains; each takes about 400 bytes of memory")
+	fl.BoolVar(&f.settled, "settled", false, "nothing is in flight: a result that differs from its events is wrong even if they are new")
+	fl.BoolVar(&f.logOnly, "log-only", false, "verify the log itself, and neither the other tables nor the definitions")
+	fl.StringSliceVar(&f.allow, "allow-unproven", nil, "`kinds` of what need not be proven, separated by commas; all: any")
 	return cmd
 }
 
+// allowed returns the kinds of gaps that do not count.
+func (f *verifyFlags) allowed() (kinds []verify.GapKind, err error) {
+	var names []string
+	for _, k := range verify.GapKinds {
+		names = append(names, string(k.Kind))
+		if slices.Contains(f.allow, string(k.Kind)) || slices.Contains(f.allow, "all") {
+			kinds = append(kinds, k.Kind)
+		}
+	}
+	for _, a := range f.allow {
+		if a != "all" && !slices.Contains(names, a) {
+			return nil, cli.UsageError("unknown kind %q in --allow-unproven: use all, or any of %s", a, strings.Join(names, ", "))
+		}
+	}
+	return kinds, nil
+}
+
 func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
-	o := verify.Options{MaxSegments: f.segments}
+	o := verify.Options{MaxSegments: f.segments, Settled: f.settled, LogOnly: f.logOnly}
 	if f.segments < 1 {
 		return cli.UsageError("--max-segments must be 1 or more")
 	}
-	var err error
+	allowed, err := f.allowed()
+	if err != nil {
+		return err
+	}
 	if o.Since, err = parseMoment("since", f.since, c.Now()); err != nil {
 		return err
 	}
@@ -100,28 +141,31 @@ func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 	if err != nil {
 		return cli.WithCode(cli.ExitUsage, err) // it could not be read, which must not look like a finding
 	}
+	verdict := report.Verdict(allowed...)
 	if c.JSON {
-		report.Chains, report.Findings = cli.List(report.Chains), cli.List(report.Findings)
+		report.Chains, report.Findings, report.Gaps = cli.List(report.Chains), cli.List(report.Findings), cli.List(report.Gaps)
 		err = c.PrintJSON(struct {
+			Verdict verify.Verdict `json:"verdict"`
 			*verify.Report
 			Notes []string `json:"notes"` // an array, even when empty
-		}{report, cli.List(report.Notes)})
+		}{verdict, report, cli.List(report.Notes)})
 	} else {
-		err = showVerified(c, report)
+		err = showVerified(c, report, allowed)
 	}
-	if err == nil && !report.OK() {
-		err = fmt.Errorf("the audit log is not as it was recorded: %s", cli.Counted(report.Count, "finding"))
+	switch {
+	case err != nil:
+		return cli.WithCode(cli.ExitFailed, err)
+	case verdict == verify.Tampered:
+		return cli.WithCode(cli.ExitFailed, fmt.Errorf("the audit log is not as it was recorded: %s", cli.Counted(report.Count, "finding")))
+	case verdict == verify.Unproven:
+		return cli.WithCode(cli.ExitUnproven, errors.New("nothing is known to be wrong, but not everything is proven; --allow-unproven names what need not be"))
 	}
-	return cli.WithCode(cli.ExitFailed, err)
+	return nil
 }
 
 // loadCheckpoints gathers checkpoints and the keys to trust them by.
 func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
-	dir := cfg.Audit.CheckpointDir
-	files, keyFiles := f.checkpoints, f.keys
-	if len(files) == 0 && exists(dir) {
-		files = []string{dir}
-	}
+	dir, keyFiles := cfg.Audit.CheckpointDir, f.keys
 	if len(keyFiles) == 0 {
 		for _, at := range append([]string{dir}, f.checkpoints...) {
 			if public := filepath.Join(at, "signing.pub"); exists(public) {
@@ -144,8 +188,17 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 		return []string{fmt.Sprintf("checkpoints were not checked: no --public-key, and no %s", filepath.Join(dir, "signing.pub"))}, nil
 	}
 	o.Checkpoints = verify.NewCheckpoints(keys)
-	for _, file := range files {
-		if err := o.Checkpoints.Read(file); err != nil {
+	if exists(dir) {
+		if err := o.Checkpoints.Read(dir, verify.FromDirectory); err != nil {
+			return nil, cli.WithCode(cli.ExitUsage, err)
+		}
+	}
+	for _, file := range f.checkpoints {
+		from := verify.FromCopy
+		if within(dir, file) { // who can write to the one can write to the other
+			from = verify.FromDirectory
+		}
+		if err := o.Checkpoints.Read(file, from); err != nil {
 			return nil, cli.WithCode(cli.ExitUsage, err)
 		}
 	}
@@ -161,6 +214,21 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *ver
 		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka skips it", err)
 	}
 	return nil, nil
+}
+
+// within reports whether a path is a directory or in it, whatever links lead there.
+func within(dir, path string) bool {
+	resolve := func(p string) string {
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			p = real
+		}
+		if abs, err := filepath.Abs(p); err == nil {
+			p = abs
+		}
+		return p
+	}
+	rel, err := filepath.Rel(resolve(dir), resolve(path))
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
 }
 
 func exists(path string) bool {
@@ -189,7 +257,7 @@ func (v *verifyProgress) end() {
 }
 
 // showVerified prints a report as tables and notes.
-func showVerified(c *cli.Env, r *verify.Report) error {
+func showVerified(c *cli.Env, r *verify.Report, allowed []verify.GapKind) error {
 	t := cli.NewTable(c.Out, "CHAIN", "ROWS", "VERIFIED", "SIGNED UP TO", "FINDINGS", "FIRST")
 	for _, ch := range r.Chains {
 		verified, signed, first := "none since", "", ""
@@ -221,15 +289,31 @@ func showVerified(c *cli.Env, r *verify.Report) error {
 	for _, n := range r.Notes {
 		c.Printf("note: %s\n", cli.Plain(n))
 	}
-	if r.Before > 0 {
-		c.Printf("note: recorded before the chains began, and not protected: %s\n", cli.Counted(r.Before, "row"))
-	}
-	verdict := "all is well"
-	if !r.OK() {
-		verdict = cli.Counted(r.Count, "finding")
-	}
-	c.Printf("%s in %s, %d dropped by retention, %s: %s\n", cli.Counted(r.Rows, "row"), cli.Counted(len(r.Chains), "chain"), r.Dropped, cli.Counted(r.Checkpoints, "checkpoint"), verdict)
+	showProofs(c, r)
+	verdict := map[verify.Verdict]string{verify.Well: "all is well", verify.Tampered: cli.Counted(r.Count, "finding"), verify.Unproven: "nothing is known to be wrong, but not everything is proven"}[r.Verdict(allowed...)]
+	c.Printf("%s in %s, %d dropped by retention, %s, %s: %s\n", cli.Counted(r.Rows, "row"), cli.Counted(len(r.Chains), "chain"), r.Dropped, cli.Counted(r.Checkpoints, "checkpoint"),
+		cli.Counted(r.Statements, "statement"), verdict)
 	return nil
+}
+
+// showProofs prints what is proven against whom, and what is not.
+func showProofs(c *cli.Env, r *verify.Report) {
+	for _, p := range r.Proofs {
+		s := "proven"
+		switch {
+		case p.Proven && !p.Until.IsZero():
+			s += " up to " + p.Until.UTC().Format(time.RFC3339)
+		case !p.Proven:
+			s = "NOT proven"
+		}
+		if p.Why != "" {
+			s += " (" + p.Why + ")"
+		}
+		c.Printf("against someone with %s: %s\n", p.Against, cli.Plain(s))
+	}
+	for _, g := range r.Gaps {
+		c.Printf("unproven: %s: %s\n", g.Kind, cli.Plain(g.Detail))
+	}
 }
 
 // describeFinding puts a finding into a sentence.

@@ -17,6 +17,7 @@ const (
 	ExitFailed      = 1 // the work did not succeed
 	ExitUsage       = 2 // wrong usage or configuration, or invalid input
 	ExitUnreachable = 3 // a service cannot be reached
+	ExitUnproven    = 4 // nothing is known to be wrong, but not everything could be proven
 
 	ExitInterrupted = 130 // Ctrl-C or SIGTERM came before the end, as shells report it
 )

@@ -110,6 +110,7 @@ const (
 	OffsetsBeyond    Kind = "offsets_beyond"
 	TopicReplaced    Kind = "topic_replaced"
 	ChainRows        Kind = "chain_rows"
+	SchemaWrong      Kind = "schema_wrong"
 	StillInFlight    Kind = "in_flight"
 	mostNamesBetween      = 10_000
 )
@@ -137,6 +138,7 @@ var Kinds = []struct {
 	{OffsetsBeyond, "Postgres has recorded more than the topic holds: the topic was recreated or lost its last records"},
 	{TopicReplaced, "the topic is not the one that was recorded before: what the old one held and was not recorded is lost"},
 	{ChainRows, "audit_chains and audit_log disagree about the number of rows"},
+	{SchemaWrong, "another schema has tables or views of the same names, which a search path may show people"},
 	{StillInFlight, "tasks are in flight, which --settled forbids"},
 }
 

@@ -215,6 +215,16 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 		{"an audit row without an event", func(h *history) {
 			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
+		{"an audit row at a place that no record has", func(h *history) {
+			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, -1, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
+		}, map[Kind]string{EventStray: "events"}},
+		{"a result with values that no recorder writes", func(h *history) {
+			h.sql("UPDATE results SET attempt = -1, finished_at = 'infinity', submitted_at = '-infinity' WHERE task_id = 't-018'")
+		}, map[Kind]string{Changed: "t-018", EventMissing: "results"}},
+		{"a copy of a table in another schema", func(h *history) {
+			audittest.Execute(t, h.pool, "CREATE SCHEMA clean")
+			audittest.Execute(t, h.pool, "CREATE TABLE clean.results AS TABLE results")
+		}, map[Kind]string{SchemaWrong: "clean.results"}},
 		{"the row of a duplicate is gone", func(h *history) {
 			h.sql("DELETE FROM audit_log WHERE action = 'result.duplicate' AND task_id = 't-003'")
 		},

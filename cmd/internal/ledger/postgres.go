@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/catalog"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -18,9 +19,38 @@ func (l *look) snapshot(ctx context.Context, fn func(pgx.Tx) error) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
 			return fmt.Errorf("lifting the statement timeout of Postgres: %w", err)
 		}
+		if err := l.fixSchema(ctx, tx); err != nil {
+			return err
+		}
 		return fn(tx)
 	})
 	return err
+}
+
+// fixSchema makes all names of the transaction those of Postgres or of the schema that has the log: a
+// search path may have others first. A second log in the database is a problem: people may read that one.
+func (l *look) fixSchema(ctx context.Context, tx pgx.Tx) error {
+	schema, err := catalog.Locate(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('search_path', $1, true)", "pg_catalog, "+pgx.Identifier{schema}.Sanitize()+", pg_temp"); err != nil {
+		return fmt.Errorf("setting the search path to schema %s: %w", schema, err)
+	}
+	others, err := catalog.Shadows(ctx, tx, schema)
+	if err != nil {
+		return err
+	}
+	for _, what := range others {
+		l.r.wrong(l.before, Problem{Kind: SchemaWrong, At: what, What: "another schema than " + schema + " has it too: a search path may show people that one"})
+	}
+	return nil
+}
+
+// readable is a time as the recorder writes it: others, such as infinity, become one that matches no
+// record.
+func readable(column string) string {
+	return "CASE WHEN " + column + " BETWEEN '1970-01-01Z' AND '9999-01-01Z' THEN " + column + " ELSE '1970-01-01Z' END"
 }
 
 // readTables reads the tables about tasks.
@@ -35,7 +65,7 @@ func (l *look) readTables(ctx context.Context) error {
 			return err
 		}
 		var dropped *time.Time
-		err = rowsOf(ctx, tx, "the days that audit.retention dropped", `SELECT max(day) + 1 FROM audit_dropped`, nil, func(rows pgx.Rows) error { return rows.Scan(&dropped) })
+		err = rowsOf(ctx, tx, "the days that audit.retention dropped", `SELECT max(day) + 1 FROM audit_dropped WHERE day BETWEEN '1970-01-01' AND '9999-01-01'`, nil, func(rows pgx.Rows) error { return rows.Scan(&dropped) })
 		if err != nil {
 			return err
 		}
@@ -56,7 +86,8 @@ func (l *look) readTables(ctx context.Context) error {
 }
 
 func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "results", `SELECT tenant, task_id, generation, state, attempt, finished_at, submitted_at, recorded_at, callback_url IS NOT NULL, coalesce(priority, '') FROM results`, nil,
+	return rowsOf(ctx, tx, "results", `SELECT coalesce(tenant, ''), coalesce(task_id, ''), coalesce(generation, -1), coalesce(state, ''), coalesce(attempt, -1) & 2147483647, `+readable("finished_at")+`,
+		CASE WHEN submitted_at IS NOT NULL THEN `+readable("submitted_at")+` END, `+readable("recorded_at")+`, callback_url IS NOT NULL, coalesce(priority, '') FROM results`, nil,
 		func(rows pgx.Rows) error {
 			var k task.Run
 			var state task.State
@@ -81,9 +112,9 @@ func (l *look) readResults(ctx context.Context, tx pgx.Tx) error {
 
 func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
 	return rowsOf(ctx, tx, "states", `
-		SELECT tenant, task_id, generation, state, CASE WHEN known_from > 0 THEN submitted_at END, updated_at, coalesce(priority, '') FROM tasks
+		SELECT coalesce(tenant, ''), coalesce(task_id, ''), coalesce(generation, -1), coalesce(state, ''), CASE WHEN known_from > 0 THEN `+readable("submitted_at")+` END, `+readable("updated_at")+`, coalesce(priority, '') FROM tasks
 		UNION ALL -- tasks has only the last generation: the result of an older one is its state
-		SELECT r.tenant, r.task_id, r.generation, r.state, NULL, r.finished_at, '' FROM results r
+		SELECT r.tenant, r.task_id, r.generation, r.state, NULL, `+readable("r.finished_at")+`, '' FROM results r
 		JOIN tasks t ON t.task_id = r.task_id AND t.tenant = r.tenant AND r.generation < t.generation`, nil,
 		func(rows pgx.Rows) error {
 			var k task.Run
@@ -103,7 +134,7 @@ func (l *look) readStates(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
-	return rowsOf(ctx, tx, "callbacks", `SELECT tenant, task_id, generation, callback_id FROM callbacks WHERE task_id IS NOT NULL`, nil, func(rows pgx.Rows) error {
+	return rowsOf(ctx, tx, "callbacks", `SELECT coalesce(tenant, ''), task_id, coalesce(generation, -1), coalesce(callback_id, '') FROM callbacks WHERE task_id IS NOT NULL`, nil, func(rows pgx.Rows) error {
 		var k task.Run
 		var id string
 		if err := rows.Scan(&k.Tenant, &k.ID, &k.Generation, &id); err != nil {
@@ -122,14 +153,19 @@ func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
 func (l *look) readRows(ctx context.Context) error {
 	l.o.Progress("reading the positions of audit rows from Postgres")
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
-		err := rowsOf(ctx, tx, "audit rows", `SELECT src_topic, src_partition, src_offset, src_index, coalesce(chain_seq, 0) FROM audit_log WHERE time >= $1`, []any{l.rowsFrom()},
+		err := rowsOf(ctx, tx, "audit rows", `SELECT coalesce(src_topic, ''), coalesce(src_partition, -1), coalesce(src_offset, -1), coalesce(src_index, -1), coalesce(chain_seq, 0) FROM audit_log WHERE time >= $1 OR src_index < 0 OR src_offset < 0`, []any{l.rowsFrom()},
 			func(rows pgx.Rows) error {
 				var topic string
 				var partition int
 				var offset, seq int64
-				var index uint32
+				var index int32
 				if err := rows.Scan(&topic, &partition, &offset, &index, &seq); err != nil {
 					return err
+				}
+				if partition < 0 || offset < 0 || index < 0 { // no record of Kafka has such a place
+					l.r.wrong(l.before, Problem{Kind: EventStray, At: audit.PartitionOf(topic, partition).At(audit.Position{Offset: offset, Index: index}).String(),
+						What: "an audit row, but no record has such a position: no recorder wrote it"})
+					return nil
 				}
 				i, ok := topicIndex(topic)
 				if seq < l.replaced[audit.PartitionOf(topic, partition)] {
@@ -138,7 +174,7 @@ func (l *look) readRows(ctx context.Context) error {
 				if !ok || offset < l.firstOf(topic, partition) || offset >= l.recorded.of(topic, partition) {
 					return nil // retention removed its record, or it was written during the check
 				}
-				return l.facts.note(note{where: position{i, uint32(partition), uint64(offset)}, kind: noteRow, n: index})
+				return l.facts.note(note{where: position{i, uint32(partition), uint64(offset)}, kind: noteRow, n: uint32(index)}) //nolint:gosec // it is not negative
 			})
 		if err != nil {
 			return err
@@ -165,9 +201,9 @@ WITH kept AS (
 	SELECT src_topic AS topic, src_partition AS partition, count(*) AS n, max(chain_seq) AS last
 	FROM audit_log WHERE chain_seq IS NOT NULL GROUP BY 1, 2
 ), gone AS (
-	SELECT topic, partition, sum(last_seq - first_seq + 1)::bigint AS n, max(last_seq) AS last FROM audit_dropped GROUP BY 1, 2
+	SELECT topic, partition, least(sum(last_seq::numeric - first_seq + 1), 9223372036854775807)::bigint AS n, max(last_seq) AS last FROM audit_dropped GROUP BY 1, 2
 )
-SELECT topic, partition, coalesce(c.rows, 0), coalesce(kept.n, 0), coalesce(gone.n, 0), greatest(kept.last, gone.last, 0)
+SELECT coalesce(topic, ''), coalesce(partition, -1), coalesce(c.rows, 0), coalesce(kept.n, 0), coalesce(gone.n, 0), greatest(kept.last, gone.last, 0)
 FROM audit_chains c FULL JOIN kept USING (topic, partition) LEFT JOIN gone USING (topic, partition)
 ORDER BY 1, 2`
 

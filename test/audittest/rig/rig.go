@@ -2,6 +2,7 @@
 package rig
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 type Rig struct {
 	t     testing.TB
 	Pool  *pgxpool.Pool
+	Key   ed25519.PrivateKey // signs what is dropped; nil: it is not signed
 	rec   *recorder.Direct
 	owned map[audit.TopicPartition]*Partition
 }
@@ -84,8 +86,11 @@ func (r *Rig) Record(recs ...*stream.Record) {
 	require.Empty(r.t, r.rec.DeadLetters())
 }
 
-// DropDays drops the days that ended before a time, as the retention does.
-func (r *Rig) DropDays(before time.Time) error { return r.rec.DropDays(r.t.Context(), before) }
+// DropDays drops the days that ended before a time, as the retention does, and signs that with
+// r.Key.
+func (r *Rig) DropDays(before time.Time) error {
+	return r.rec.DropDays(r.t.Context(), before, r.Key)
+}
 
 // Rows of the chains that [Chained] writes.
 const (

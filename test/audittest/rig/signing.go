@@ -32,7 +32,13 @@ type Signing struct {
 // NewSigning returns a sealer of the log in a database.
 func NewSigning(t testing.TB, pool *pgxpool.Pool) *Signing {
 	t.Helper()
-	g := &Signing{t: t, Log: audittest.OpenLog(t, 3), pool: pool, Dir: filepath.Join(t.TempDir(), "checkpoints")}
+	return SigningIn(t, pool, filepath.Join(t.TempDir(), "checkpoints"))
+}
+
+// SigningIn returns a sealer with the key and the checkpoints of a directory, and topics of its own.
+func SigningIn(t testing.TB, pool *pgxpool.Pool, dir string) *Signing {
+	t.Helper()
+	g := &Signing{t: t, Log: audittest.OpenLog(t, 3), pool: pool, Dir: dir}
 	g.out = g.Log.NewOutbox("test", 100, 1<<20)
 	g.Restart()
 	t.Cleanup(func() { g.Resign() })
@@ -55,7 +61,7 @@ func (g *Signing) restartOn(out *stream.Outbox) {
 		g.sealer.Resign()
 	}
 	g.sealer = sealer.New(sealer.Config{Dir: g.Dir, Interval: time.Minute},
-		sealer.Deps{Log: g.Log, Outbox: out, Pool: g.pool, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Audit})
+		sealer.Deps{Log: g.Log, Outbox: out, Pool: g.pool, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Audit, Instance: "audit@test-1"})
 }
 
 // Seal writes a checkpoint if something has changed.
@@ -73,6 +79,9 @@ func (g *Signing) Flush() {
 	g.out = g.Log.NewOutbox("test", 100, 1<<20)
 	g.Restart()
 }
+
+// Key returns the key that checkpoints are signed with.
+func (g *Signing) Key() ed25519.PrivateKey { return g.sealer.Key() }
 
 // File returns the path of the file of checkpoints.
 func (g *Signing) File() string { return filepath.Join(g.Dir, audit.CheckpointFile) }
@@ -106,6 +115,7 @@ func Grown(t testing.TB, pool *pgxpool.Pool) (*Signing, *Rig) {
 	t.Helper()
 	r := Chained(t, pool)
 	g := NewSigning(t, pool)
+	r.Key = g.Key()
 	e0 := r.Owned("events", 0)
 	g.Seal()
 	for range 2 {

@@ -53,6 +53,7 @@ const (
 	AuditExported       Action = "audit.exported"
 	AuditVerified       Action = "audit.verified"
 	LedgerChecked       Action = "ledger.checked"
+	RestoreAccepted     Action = "audit.restore_accepted"
 	SchemaChanged       Action = "schema.changed"
 	TopicsCreated       Action = "topics.created"
 	PartitionDropped    Action = "audit.partition_dropped"
@@ -119,6 +120,7 @@ var Actions = []ActionInfo{
 	{AuditExported, "cli", "", "a person wrote rows of the audit log to a file; the detail says which"},
 	{AuditVerified, "cli", "", "a person verified the audit log; the detail has the verdict"},
 	{LedgerChecked, "cli", "", "a person checked the ledger; the detail has the verdict"},
+	{RestoreAccepted, "cli", "", "a person declared that the database was restored from a backup; the detail has the reason, and audit_statements the signed statement"},
 	{SchemaChanged, "cli", "", "a person migrated the database"},
 	{TopicsCreated, "cli", "", "a person created the topics that were missing"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},

@@ -46,7 +46,7 @@ var ocsfActivities = map[task.Action]struct {
 	task.TaskCancelRequested: {ocsfUpdate, "Update"}, task.TaskReprioritized: {ocsfUpdate, "Update"},
 	task.TaskRetried: {ocsfUpdate, "Update"}, task.JobSubmitted: {ocsfCreate, "Create"}, task.JobCancelRequested: {ocsfUpdate, "Update"},
 	task.DeviceRefused: {ocsfCreate, "Create"}, task.DeviceChanged: {ocsfUpdate, "Update"},
-	task.SchemaChanged: {ocsfUpdate, "Update"}, task.TopicsCreated: {ocsfCreate, "Create"},
+	task.RestoreAccepted: {ocsfUpdate, "Update"}, task.SchemaChanged: {ocsfUpdate, "Update"}, task.TopicsCreated: {ocsfCreate, "Create"},
 	task.DataRead: {ocsfRead, "Read"}, task.AuditExported: {ocsfRead, "Read"}, task.AuditVerified: {ocsfRead, "Read"}, task.LedgerChecked: {ocsfRead, "Read"},
 	task.DeviceDrained: {ocsfUpdate, "Update"}, task.DeviceUndrained: {ocsfUpdate, "Update"},
 	task.PolicyChanged: {ocsfUpdate, "Update"}, task.PolicyKept: {ocsfUpdate, "Update"}, task.ConfigReloaded: {ocsfUpdate, "Update"},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -36,13 +37,30 @@ type rowKey struct {
 	id            string
 }
 
-// place is where a task's record is: of several, the one that was requeued most often.
+// place is where a record of a task is, or of another request under its id.
 type place struct {
 	topic     string
 	partition int
 	offset    int64
 	requeues  int
 	again     bool // it has run again already
+}
+
+// maxPlaces is how many records under one id a pass remembers.
+const maxPlaces = 4
+
+// withPlace adds a place to those of a task: the one that was requeued most often comes first, and of several the
+// newest. If there are too many, the newest and the first one stay, because an id belongs to the request that used it first.
+func withPlace(all []place, at place) []place {
+	i := 0
+	for i < len(all) && all[i].requeues > at.requeues {
+		i++
+	}
+	all = slices.Insert(all, i, at)
+	if len(all) > maxPlaces {
+		all = slices.Delete(all, maxPlaces-1, maxPlaces)
+	}
+	return all
 }
 
 // cursor is where a pass begins because the one before remembered as many tasks as it may.
@@ -72,11 +90,12 @@ type pass struct {
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
 
-	rows  map[task.Run]*task.Task // unfinished, according to Postgres, and not seen in Kafka
-	open  map[task.Run]place      // without a result
-	batch map[task.Run]place      // to be looked up
-	upTo  scanned                 // after the last record that was considered
-	full  bool                    // open has as many as it may
+	rows  map[task.Run]*task.Task       // unfinished, according to Postgres, and not seen in Kafka
+	open  map[task.Run][]place          // without a result
+	batch map[task.Run][]place          // to be looked up
+	bound map[task.Run]task.Fingerprint // of those without a result: the requests that their ids belong to, as far as Postgres knows
+	upTo  scanned                       // after the last record that was considered
+	full  bool                          // open has as many as it may
 
 	ran, failed, underway int
 }
@@ -85,7 +104,7 @@ type pass struct {
 func (p *pass) run(ctx context.Context) (next *cursor, err error) {
 	p.next = cursor{rowsDone: true, scanDone: true}
 	p.stands, p.tails = map[string][]stream.PartitionOffsets{}, map[string][]stream.PartitionOffsets{}
-	p.open, p.batch = map[task.Run]place{}, map[task.Run]place{}
+	p.open, p.batch, p.bound = map[task.Run][]place{}, map[task.Run][]place{}, map[task.Run]task.Fingerprint{}
 	for _, step := range []func(context.Context) error{p.readRows, p.readOffsets, p.readTasks, p.readWaiting, p.readWay, p.readDead, p.settle} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -238,25 +257,22 @@ const lookUpBatch = 1000
 // consider looks up whether a task has a result, together with others.
 func (p *pass) consider(ctx context.Context, k task.Run, nth scanned, at place) error {
 	if have, ok := p.open[k]; ok {
-		if at.requeues >= have.requeues {
-			p.open[k] = at
-		}
+		p.open[k] = withPlace(have, at)
 		return nil
 	}
 	if p.full || p.from.scanDone || nth.before(p.from.record) {
 		return nil
 	}
 	p.upTo = scanned{nth.topic, nth.partition, nth.offset + 1}
-	if have, ok := p.batch[k]; !ok || at.requeues >= have.requeues {
-		p.batch[k] = at
-	}
+	p.batch[k] = withPlace(p.batch[k], at)
 	if len(p.batch) < lookUpBatch {
 		return nil
 	}
 	return p.lookUp(ctx)
 }
 
-const unansweredSQL = `SELECT u.tenant, u.task_id, u.generation FROM unnest($1::text[], $2::text[], $3::integer[]) AS u (tenant, task_id, generation)
+const unansweredSQL = `SELECT u.tenant, u.task_id, u.generation, t.fingerprint FROM unnest($1::text[], $2::text[], $3::integer[]) AS u (tenant, task_id, generation)
+LEFT JOIN tasks t ON t.tenant = u.tenant AND t.task_id = u.task_id
 WHERE NOT EXISTS (SELECT FROM results r WHERE r.tenant = u.tenant AND r.task_id = u.task_id AND r.generation >= u.generation)`
 
 func (p *pass) lookUp(ctx context.Context) error {
@@ -272,7 +288,11 @@ func (p *pass) lookUp(ctx context.Context) error {
 		return fmt.Errorf("looking for results: %w", err)
 	}
 	var k task.Run
-	_, err = pgx.ForEachRow(rows, []any{&k.Tenant, &k.ID, &k.Generation}, func() error {
+	var bound []byte
+	_, err = pgx.ForEachRow(rows, []any{&k.Tenant, &k.ID, &k.Generation, &bound}, func() error {
+		var f task.Fingerprint
+		copy(f[:], bound)
+		p.bound[k] = f
 		if p.open[k] = p.batch[k]; len(p.open) >= p.max {
 			p.full = true // by a batch at most
 		}
@@ -291,8 +311,8 @@ func (p *pass) lookUp(ctx context.Context) error {
 // found notes that a task is somewhere.
 func (p *pass) found(k task.Run) {
 	delete(p.rows, k)
-	if at, ok := p.open[k]; ok {
-		if at.again {
+	if places, ok := p.open[k]; ok {
+		if slices.ContainsFunc(places, func(at place) bool { return at.again }) {
 			p.underway++
 		}
 		delete(p.open, k)

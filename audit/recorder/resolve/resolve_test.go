@@ -342,3 +342,42 @@ func TestOneProcessResolvesAtATime(t *testing.T) {
 		return err == nil && p.again() == "t1"
 	}, testenv.Patience, 20*time.Millisecond)
 }
+
+// Records of another request may be under the id of a lost task, because the routers read and refused them, or
+// because that request's process of the API knew nothing of the first. What runs again is what the id stands for; if
+// its record is gone, the task ends.
+func TestARecordOfAnotherRequestIsNotTheTask(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	other := func(id string) *task.Task {
+		one := newTask(id)
+		one.Input = task.Input(`{"messages":[{"role":"user","content":"something else"}]}`)
+		return one
+	}
+	p.submit(stream.TasksNormal, "first", "last")
+	for range 7 {
+		p.put(stream.Unit{Messages: []stream.Message{p.message(stream.TasksNormal, other("first")), p.message(stream.TasksNormal, other("gone-00"))}})
+	}
+	p.put(stream.Unit{Messages: []stream.Message{p.message(stream.TasksHigh, other("last").Requeued())}})
+	p.finish("router", stream.TasksNormal)
+	p.finish("router", stream.TasksHigh)
+	for _, id := range []string{"first", "last", "gone-00"} {
+		audittest.Execute(t, p.pool, `INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from, fingerprint)
+			VALUES ('acme', $1, 'RUNNING', 0, now(), now(), 2, $2)`, id, newTask(id).Fingerprint().Bytes())
+	}
+	p.hole(stream.Results)
+	for range 2 { // a task whose record is gone is not given up at the first look
+		_, err := resolve.New(p.deps()).Once(t.Context())
+		require.NoError(t, err)
+	}
+	require.Equal(t, "first last", p.again())
+	require.NoError(t, p.log.Scan(t.Context(), stream.TasksNormal, func(r *stream.Record) error {
+		if r.Header(resolve.HeaderRunAgain) != "" {
+			again, err := wire.DecodeOwnTask(r.Value, r.Header(wire.HeaderContentType))
+			require.NoError(t, err)
+			require.Equal(t, newTask(again.ID).Fingerprint(), again.Fingerprint(), again.ID)
+		}
+		return nil
+	}))
+	require.Contains(t, p.lost(), "gone-00")
+}

@@ -14,10 +14,14 @@ import (
 
 // settle runs the lost tasks again, or ends them, and returns when all in-sync replicas know.
 func (p *pass) settle(ctx context.Context) error {
-	for k, at := range p.open {
-		u, err := p.unitOf(ctx, k, at)
+	for k, places := range p.open {
+		u, gone, err := p.unitOf(ctx, k, places)
 		if err != nil {
 			return err
+		}
+		if gone {
+			p.rows[k] = &task.Task{ID: k.ID, Tenant: k.Tenant, Progress: &task.Progress{Generation: k.Generation}}
+			continue
 		}
 		if err := p.put(ctx, u); err != nil {
 			return err
@@ -74,27 +78,32 @@ func (p *pass) put(ctx context.Context, u stream.Unit) error {
 	return nil
 }
 
-// unitOf returns what becomes of a task whose answer was lost: it runs again, the first time.
-func (p *pass) unitOf(ctx context.Context, k task.Run, at place) (stream.Unit, error) {
-	rec, err := records.Read(ctx, p.Log, at.topic, at.partition, at.offset)
-	var t *task.Task
-	switch {
-	case errors.Is(err, records.ErrNoRecord): // deleted a moment ago
-		t = &task.Task{ID: k.ID, Tenant: k.Tenant, Progress: &task.Progress{Generation: k.Generation}}
-	case err != nil:
-		return stream.Unit{}, fmt.Errorf("reading the record of task %s: %w", k, err)
-	default:
-		t = taskOf(rec, priorityOf(at.topic))
+// unitOf returns what becomes of a task whose answer was lost: it runs again, the first time. Of the records under its
+// id, only those that ask what the id stands for are the task's; gone means that there is none.
+func (p *pass) unitOf(ctx context.Context, k task.Run, places []place) (u stream.Unit, gone bool, err error) {
+	for _, at := range places {
+		rec, err := records.Read(ctx, p.Log, at.topic, at.partition, at.offset)
+		switch {
+		case errors.Is(err, records.ErrNoRecord): // deleted a moment ago
+			continue
+		case err != nil:
+			return stream.Unit{}, false, fmt.Errorf("reading the record of task %s: %w", k, err)
+		}
+		t := taskOf(rec, priorityOf(at.topic))
+		if t == nil || t.Run() != k {
+			return stream.Unit{}, false, fmt.Errorf("the record of task %s at %s/%d@%d is another one now", k, at.topic, at.partition, at.offset)
+		}
+		if t.Fingerprint().Differs(p.bound[k]) {
+			continue
+		}
+		if at.again {
+			u, err = p.fail(t, "it ran again because its result had been deleted from Kafka before it was recorded, and there is no result again")
+		} else {
+			u, err = p.runAgain(rec, t)
+		}
+		return u, false, err
 	}
-	switch {
-	case t == nil || t.Run() != k:
-		return stream.Unit{}, fmt.Errorf("the record of task %s at %s/%d@%d is another one now", k, at.topic, at.partition, at.offset)
-	case rec == nil:
-		return p.fail(t, "its records were deleted from Kafka before its result was recorded")
-	case at.again:
-		return p.fail(t, "it ran again because its result had been deleted from Kafka before it was recorded, and there is no result again")
-	}
-	return p.runAgain(rec, t)
+	return stream.Unit{}, true, nil
 }
 
 func priorityOf(topic string) task.Priority {

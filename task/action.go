@@ -60,7 +60,6 @@ const (
 	RecordedAgain       Action = "audit.recorded_again"
 	TopicReplaced       Action = "audit.topic_replaced"
 	RecordsMissed       Action = "audit.records_missed"
-	RestoreAccepted     Action = "audit.restore_accepted"
 )
 
 // ActionInfo documents one action.
@@ -120,7 +119,6 @@ var Actions = []ActionInfo{
 	{AuditExported, "cli", "", "a person wrote rows of the audit log to a file; the detail says which"},
 	{AuditVerified, "cli", "", "a person verified the audit log; the detail has the verdict"},
 	{LedgerChecked, "cli", "", "a person checked the ledger; the detail has the verdict"},
-	{RestoreAccepted, "cli", "", "a person declared that the database was restored from a backup; the detail has the reason, and audit_statements the signed statement"},
 	{SchemaChanged, "cli", "", "a person migrated the database"},
 	{TopicsCreated, "cli", "", "a person created the topics that were missing"},
 	{PartitionDropped, "audit", "", "retention dropped the audit rows of one day; the detail says how many"},

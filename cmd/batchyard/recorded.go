@@ -13,18 +13,17 @@ var recordedCommands = map[string]struct {
 	Action   task.Action
 	Resource string
 }{
-	"audit query":          {Action: task.DataRead, Resource: "audit_log"},
-	"audit tail":           {Action: task.DataRead, Resource: "audit_log"},
-	"audit stats":          {Action: task.DataRead, Resource: "audit_log"},
-	"audit export":         {Action: task.AuditExported, Resource: "audit_log"},
-	"audit accept-restore": {Action: task.RestoreAccepted, Resource: "audit_log"},
-	"audit verify":         {Action: task.AuditVerified, Resource: "audit_log"},
-	"ledger check":         {Action: task.LedgerChecked, Resource: "ledger"},
-	"dlq list":             {Action: task.DataRead, Resource: "dead_letter"},
-	"dlq show":             {Action: task.DataRead, Resource: "dead_letter"},
-	"migrate up":           {Action: task.SchemaChanged, Resource: "schema"},
-	"migrate down":         {Action: task.SchemaChanged, Resource: "schema"},
-	"topics create":        {Action: task.TopicsCreated, Resource: "topic"},
+	"audit query":   {Action: task.DataRead, Resource: "audit_log"},
+	"audit tail":    {Action: task.DataRead, Resource: "audit_log"},
+	"audit stats":   {Action: task.DataRead, Resource: "audit_log"},
+	"audit export":  {Action: task.AuditExported, Resource: "audit_log"},
+	"audit verify":  {Action: task.AuditVerified, Resource: "audit_log"},
+	"ledger check":  {Action: task.LedgerChecked, Resource: "ledger"},
+	"dlq list":      {Action: task.DataRead, Resource: "dead_letter"},
+	"dlq show":      {Action: task.DataRead, Resource: "dead_letter"},
+	"migrate up":    {Action: task.SchemaChanged, Resource: "schema"},
+	"migrate down":  {Action: task.SchemaChanged, Resource: "schema"},
+	"topics create": {Action: task.TopicsCreated, Resource: "topic"},
 }
 
 // recordCommands wraps the commands that are recorded, below cmd, which has the given path.

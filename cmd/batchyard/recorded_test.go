@@ -14,12 +14,13 @@ var unrecordedCommands = map[string]string{
 	"serve": "process.started", "dev": "process.started", "run": "process.started",
 	"agent":  "the server records the device",
 	"submit": "the server records it", "tasks": "the server records it", "jobs": "the server records it", "devices": "the server records it", "policy": "the server records it",
-	"dlq replay":    "a row for each dead letter",
-	"audit actions": "it prints the program's own list",
-	"topics list":   "it shows names and limits only",
-	"config":        "it reads the local file only", "bench": "it measures with data of its own", "version": "it reads nothing",
+	"dlq replay":           "a row for each dead letter",
+	"audit accept-restore": "it writes its row before it signs",
+	"audit actions":        "it prints the program's own list",
+	"topics list":          "it shows names and limits only",
+	"config":               "it reads the local file only", "bench": "it measures with data of its own", "version": "it reads nothing",
 	"migrate status": "it shows the version only",
-	"help": "it reads nothing", "completion": "it reads nothing",
+	"help":           "it reads nothing", "completion": "it reads nothing",
 }
 
 // A new command has to say how the audit log learns of it.

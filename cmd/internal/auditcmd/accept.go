@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"time"
@@ -113,16 +112,7 @@ func existingKey(cfg app.Config) (ed25519.PrivateKey, error) {
 }
 
 // operator returns who runs the command, as user@host.
-func operator() string {
-	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if h, err := os.Hostname(); err == nil {
-		host = h
-	}
-	return name + "@" + host
-}
+func operator() string { return cli.UserName() + "@" + cli.HostName() }
 
 // announce writes the event, and waits until Kafka has it.
 func announce(ctx context.Context, log *stream.Client, c *cli.Env, s *audit.Statement) error {

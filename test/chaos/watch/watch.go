@@ -60,7 +60,6 @@ type thing struct {
 	since   time.Time
 	counted time.Duration
 	stall   *Stall // nil unless it stands still for too long
-	look    int
 }
 
 // New returns a watch that has seen nothing.

@@ -372,21 +372,16 @@ func (w *world) sessions(ctx context.Context, most int) (left []string) {
 
 // end stops all processes and records what they leave behind.
 func (w *world) end(ctx context.Context, h *check.History, before, after map[string][2]int) {
-	var wg sync.WaitGroup
+	// The recorders end last, when they have recorded what the others wrote as they stopped.
+	isRecorder := func(p *process.Process) bool { return strings.HasPrefix(p.Name, "audit-") }
 	all := w.all()
-	out := make([]check.Process, len(all))
-	for i, p := range all {
-		wg.Go(func() {
-			code, hung := p.End(syscall.SIGTERM, 30*time.Second)
-			if hung {
-				p.NoteHang()
-			}
-			b, a := before[p.Name], after[p.Name]
-			out[i] = check.Process{Name: p.Name, Exit: code, Crash: p.Crash(), Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
-		})
+	w.endAll(h, slices.DeleteFunc(slices.Clone(all), isRecorder), before, after)
+	short, stop := context.WithTimeout(ctx, 30*time.Second)
+	if err := process.Poll(short, 200*time.Millisecond, func() error { return w.caughtUp(short) }); err != nil {
+		h.Left = append(h.Left, "after all but the recorders had ended: "+err.Error())
 	}
-	wg.Wait()
-	h.Processes = append(h.Processes, out...)
+	stop()
+	w.endAll(h, slices.DeleteFunc(slices.Clone(all), func(p *process.Process) bool { return !isRecorder(p) }), before, after)
 	for _, p := range w.gone {
 		h.Processes = append(h.Processes, check.Process{Name: p.Name, Crash: p.Crash()})
 	}
@@ -403,6 +398,24 @@ func (w *world) end(ctx context.Context, h *check.History, before, after map[str
 			h.Left = append(h.Left, fmt.Sprintf("group %s still has %d members", g.Group, len(g.Members)))
 		}
 	}
+}
+
+// endAll ends processes and notes how they ended.
+func (w *world) endAll(h *check.History, all []*process.Process, before, after map[string][2]int) {
+	var wg sync.WaitGroup
+	out := make([]check.Process, len(all))
+	for i, p := range all {
+		wg.Go(func() {
+			code, hung := p.End(syscall.SIGTERM, 30*time.Second)
+			if hung {
+				p.NoteHang()
+			}
+			b, a := before[p.Name], after[p.Name]
+			out[i] = check.Process{Name: p.Name, Exit: code, Crash: p.Crash(), Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
+		})
+	}
+	wg.Wait()
+	h.Processes = append(h.Processes, out...)
 }
 
 // trace returns everything that Kafka and the audit log know about one task.

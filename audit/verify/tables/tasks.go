@@ -79,8 +79,6 @@ accepted AS MATERIALIZED (SELECT DISTINCT tenant, task_id FROM moves WHERE actio
 FROM @tasks t JOIN @results r ON r.tenant = t.tenant AND r.task_id = t.task_id AND r.generation = t.generation
 WHERE (t.state, t.device_id, t.attempt, t.input_tokens, t.output_tokens, t.error_class, t.error_message, t.finished_at, t.model) IS DISTINCT FROM
 	(r.state, r.device_id, r.attempt, r.input_tokens, r.output_tokens, r.error_class, r.error_message, r.finished_at, r.model)
-	OR t.job_id IS DISTINCT FROM r.job_id AND r.job_id IS NOT NULL OR t.callback_url IS DISTINCT FROM r.callback_url AND r.callback_url IS NOT NULL
-	OR t.custom_id IS DISTINCT FROM r.custom_id AND r.custom_id IS NOT NULL OR t.trace_id IS DISTINCT FROM r.trace_id AND r.trace_id IS NOT NULL
 UNION ALL
 SELECT format('the table tasks says that task %s/%s is %s (%s), but the log says that it is %s (%s)', t.tenant, t.task_id, t.state, coalesce(t.device_id, 'no device'), m.state, coalesce(m.device_id, 'no device'))
 FROM open_tasks t JOIN ranked m ON m.tenant = t.tenant AND m.task_id = t.task_id AND m.place = 1

@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // historyOf lists the actions that the audit log must contain for a task that ended in
@@ -64,6 +65,9 @@ func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receive
 	in.CheckExact(t)
 	if hooks != nil {
 		in.checkCallbacks(t, ids, hooks)
+	}
+	if !testenv.Real() { // once for each test is enough
+		return
 	}
 	// Checkpoints of an installation that still runs never have the newest rows, and no witness is there.
 	// The login of the stages may not read the log.

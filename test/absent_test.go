@@ -130,6 +130,7 @@ func TestEveryStageMayBeAbsent(t *testing.T) {
 	require.Len(t, ids, 2000)
 	in.Await(t, ids, harness.Patience)
 	in.CheckPromises(t, ids, hooks)
+	in.VerifyLog(t)
 }
 
 // TestWrongClocksChangeNothing: each process has another clock, wrong by hours, and one of them a clock that

@@ -290,4 +290,5 @@ func TestAPIWithoutPostgres(t *testing.T) {
 	ids = append(ids, "before")
 	in.Await(t, ids, harness.Patience)
 	in.CheckPromises(t, ids, nil)
+	in.VerifyLog(t)
 }

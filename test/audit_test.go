@@ -173,6 +173,7 @@ func TestAuditLogShowsRetries(t *testing.T) {
 	require.Equal(t, 3, value(t, "attempt", only(t, history, task.AttemptSucceeded).Attempt))
 	require.Len(t, st.Attempts, 3)
 	in.CheckPromises(t, []string{"again"}, nil)
+	in.VerifyLog(t)
 }
 
 func TestAuditLogShowsOtherEnds(t *testing.T) {
@@ -233,4 +234,5 @@ func TestAuditLogShowsOtherEnds(t *testing.T) {
 	})
 	require.Equal(t, 1, harness.SQL[int](t, in, "SELECT count(*) FROM audit_log WHERE action = 'task.refused' AND detail::text LIKE '%model%'"), "the detail names the field")
 	in.CheckPromises(t, []string{"cancelled", "waits", "runs", "failed", "twice"}, nil)
+	in.VerifyLog(t)
 }

@@ -31,6 +31,7 @@ func disruption(t *testing.T, disrupt func(t *testing.T, s *harness.Services, in
 	in.Await(t, ids, 2*harness.Patience)
 	at("all tasks have ended")
 	in.CheckPromises(t, ids, hooks)
+	in.VerifyLog(t)
 	at("promises hold")
 	allAlive(t, ps)
 	for stage, p := range ps {

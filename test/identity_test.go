@@ -167,6 +167,7 @@ func TestRetryIsANewGeneration(t *testing.T) {
 		return true
 	})
 	in.CheckPromises(t, ids, hooks)
+	in.VerifyLog(t)
 	ledger := in.Run(t, "ledger", "check")
 	require.Zerof(t, ledger.Code, "%s%s", ledger.Stdout, ledger.Stderr)
 	unfinished := harness.Chat("unfinished")

@@ -118,6 +118,7 @@ func TestStageKilled(t *testing.T) {
 			in.Await(t, ids, 2*harness.Patience)
 			at("all tasks have ended")
 			in.CheckPromises(t, ids, hooks)
+			in.VerifyLog(t)
 			at("promises hold")
 			allAlive(t, ps)
 		})

@@ -12,7 +12,6 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
-	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // historyOf lists the actions that the audit log must contain for a task that ended in
@@ -66,9 +65,12 @@ func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receive
 	if hooks != nil {
 		in.checkCallbacks(t, ids, hooks)
 	}
-	if !testenv.Real() { // once for each test is enough
-		return
-	}
+}
+
+// VerifyLog verifies the audit log and the tables. It takes seconds, so the tests with the most kinds of events call
+// it, and others do not.
+func (in *Installation) VerifyLog(t testing.TB) {
+	t.Helper()
 	// Checkpoints of an installation that still runs never have the newest rows, and no witness is there.
 	// The login of the stages may not read the log.
 	verified := in.Run(t, "audit", "verify", "--settled", "--allow-unproven", "all", "--postgres", in.Pool(t).Config().ConnString())

@@ -76,7 +76,7 @@ var Actions = []ActionInfo{
 	{TaskRefused, "producer", "", "a submit was refused; the detail names the invalid fields"},
 	{TaskResubmitted, "producer", "", "a finished task was submitted again: it does not run again, and the answer stays"},
 	{TaskQueued, "router", Pending, "a router read the task and holds it until a device has a free credit"},
-	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped"},
+	{TaskDuplicate, "router", "", "a second record with the same tenant and task_id was dropped, or the same record, if it was read again after its claim had expired (router.claim_ttl)"},
 	{TaskReread, "router", "", "the record of a finished task was read again, or a requeued copy of it, because a process died after it had written what the task became; events of that process, such as task.assigned or task.succeeded, may be missing; the detail has the state"},
 	{TaskParked, "router", Pending, "the task waits for longer than its record may be kept, or holds up others: it was written to tasks.parked, where it waits on"},
 	{TaskAssigned, "router", Assigned, "a device was chosen; the detail says why"},

@@ -164,7 +164,12 @@ func (in *Installation) checkHistories(t testing.TB, states map[string]task.Stat
 	}
 	for id, state := range states {
 		for _, a := range historyOf[state] {
-			if instead, ok := lostWith[a]; ok && slices.Contains(histories[id], string(instead)) {
+			instead, ok := lostWith[a]
+			if ok && slices.Contains(histories[id], string(instead)) {
+				continue
+			}
+			// A router that was away for longer than claims live takes its record for another one.
+			if instead == task.TaskReread && slices.Contains(histories[id], string(task.TaskDuplicate)) {
 				continue
 			}
 			require.Containsf(t, histories[id], string(a), "the history of %s, which ended as %s", id, state)

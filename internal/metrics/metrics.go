@@ -161,12 +161,12 @@ type Callbacks struct {
 
 // API counts the HTTP requests.
 type API struct {
-	Requests     *prometheus.CounterVec   // route, method, status
-	Seconds      *prometheus.HistogramVec // route, method
-	InFlight     prometheus.Gauge
-	BodyBytes    prometheus.Gauge
-	BodiesFull   prometheus.Counter
-	Panics       prometheus.Counter
+	Requests   *prometheus.CounterVec   // route, method, status
+	Seconds    *prometheus.HistogramVec // route, method
+	InFlight   prometheus.Gauge
+	BodyBytes  prometheus.Gauge
+	BodiesFull prometheus.Counter
+	Panics     prometheus.Counter
 }
 
 // Waiting is what stands still in the stages: see package waiting.
@@ -353,12 +353,12 @@ func newCallbacks(f factory) Callbacks {
 
 func newAPI(f factory) API {
 	return API{
-		Requests:     f.counters("api_requests_total", "HTTP requests.", "route", "method", "status"),
-		Seconds:      f.histograms("api_request_seconds", "Duration of HTTP requests.", seconds, "route", "method"),
-		InFlight:     f.gauge("api_in_flight_requests", "HTTP requests in flight."),
-		BodyBytes:    f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
-		BodiesFull:   f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
-		Panics:       f.counter("api_panics_total", "Requests that panicked."),
+		Requests:   f.counters("api_requests_total", "HTTP requests.", "route", "method", "status"),
+		Seconds:    f.histograms("api_request_seconds", "Duration of HTTP requests.", seconds, "route", "method"),
+		InFlight:   f.gauge("api_in_flight_requests", "HTTP requests in flight."),
+		BodyBytes:  f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
+		BodiesFull: f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
+		Panics:     f.counter("api_panics_total", "Requests that panicked."),
 	}
 }
 

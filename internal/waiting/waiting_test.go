@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,9 +18,22 @@ import (
 )
 
 // stage is a stage whose answer a test sets.
-type stage struct{ list waiting.List }
+type stage struct {
+	mu   sync.Mutex
+	list waiting.List
+}
 
-func (s *stage) ask(time.Time) waiting.List { return s.list }
+func (s *stage) ask(time.Time) waiting.List {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list
+}
+
+func (s *stage) set(l ...waiting.Oldest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = l
+}
 
 // value reads a metric of a stage.
 func value(t *testing.T, reg *prometheus.Registry, name, reason string) float64 {
@@ -60,7 +74,8 @@ func TestAStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s, reg := board(t, 2*time.Minute)
 		began := time.Now()
-		s.list = waiting.List{{Reason: waiting.Postgres, What: "a record", Since: began, Still: began, Cause: "at db:5432"}}
+		record := waiting.Oldest{Reason: waiting.Postgres, What: "a record", Since: began, Still: began, Cause: "at db:5432"}
+		s.set(record)
 		pass(2*time.Minute + time.Millisecond)
 		require.Nil(t, b.Stall("router"), "not early")
 		pass(waiting.Interval)
@@ -74,12 +89,13 @@ func TestAStall(t *testing.T) {
 		require.InDelta(t, 121, value(t, reg, "batchyard_stage_oldest_seconds", "postgres"), 1)
 		require.Nil(t, b.Stall("workers"))
 
-		s.list[0].Still = time.Now() // it is as old as before, and moves
+		record.Still = time.Now() // it is as old as before, and moves
+		s.set(record)
 		pass(waiting.Interval)
 		require.Nil(t, b.Stall("router"))
 		require.Zero(t, value(t, reg, "batchyard_stage_stalled", ""))
 		require.InDelta(t, 122, value(t, reg, "batchyard_stage_oldest_seconds", "postgres"), 1)
-		s.list = nil
+		s.set()
 		pass(waiting.Interval)
 		require.Zero(t, value(t, reg, "batchyard_stage_oldest_seconds", "postgres"))
 	})
@@ -90,17 +106,15 @@ func TestWhatIsNoStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s, reg := board(t, time.Minute)
 		began := time.Now()
-		s.list = waiting.List{
-			{Reason: waiting.NoDevice, What: "a task", Since: began},
-			{Reason: waiting.Running, What: "another", Since: began, Still: began, Allow: time.Hour},
-		}
+		expected := waiting.Oldest{Reason: waiting.NoDevice, What: "a task", Since: began}
+		s.set(expected, waiting.Oldest{Reason: waiting.Running, What: "another", Since: began, Still: began, Allow: time.Hour})
 		pass(time.Hour + 59*time.Second)
 		require.Nil(t, b.Stall("router"))
 		require.InDelta(t, 3659, value(t, reg, "batchyard_stage_oldest_seconds", "no_device"), 2)
 		pass(3 * time.Second)
 		require.Equal(t, waiting.Running, b.Stall("router").Reason)
-		s.list = s.list[:1]
-		pass(365 * time.Hour)
+		s.set(expected)
+		pass(5 * time.Hour)
 		require.Nil(t, b.Stall("router"))
 	})
 }

@@ -84,7 +84,7 @@ func (s *scheduler) reportWaiting(now time.Time) {
 		}
 	}
 	reason := waiting.Stuck
-	if _, _, failing := s.deps.Log.Writing(); failing {
+	if _, failing, _ := s.deps.Log.Writing(); failing {
 		reason = waiting.Kafka
 	}
 	for h, since := range s.oldest.lost.Look(now, unknown) {

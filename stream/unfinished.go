@@ -80,7 +80,7 @@ func (p *partition) unfinished(all []Unfinished, now time.Time) []Unfinished {
 }
 
 // Writing returns what of this process's writing to Kafka has failed for longest, and since when; false if nothing does.
-func (cl *Client) Writing() (since time.Time, err error, failing bool) {
+func (cl *Client) Writing() (since time.Time, failing bool, err error) {
 	p, failing := cl.producer.trouble.Oldest()
-	return p.Since, p.Err, failing
+	return p.Since, failing, p.Err
 }

@@ -42,7 +42,7 @@ func (s *Workers) Waiting(now time.Time) waiting.List {
 		}
 	}
 	reason := waiting.Stuck
-	if _, _, failing := s.deps.Stream.Writing(); failing {
+	if _, failing, _ := s.deps.Stream.Writing(); failing {
 		reason = waiting.Kafka
 	}
 	for at, since := range s.lost.Look(now, unknown) {

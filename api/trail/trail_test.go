@@ -74,7 +74,7 @@ func TestARowAtOnceAndOneAMinute(t *testing.T) {
 			}
 		}
 		require.Equal(t, 1, log.count())
-		time.Sleep(minute + time.Second)
+		<-time.After(minute + time.Second)
 		synctest.Wait()
 		require.Equal(t, 2, log.count())
 		_, details := log.written()
@@ -82,7 +82,7 @@ func TestARowAtOnceAndOneAMinute(t *testing.T) {
 		require.Len(t, details[1]["ids"], maxIDs)
 		trail.Answered(ctx, read("acme", "again"))
 		require.Equal(t, 3, log.count(), "a new minute")
-		time.Sleep(minute)
+		<-time.After(minute)
 		synctest.Wait()
 		require.Equal(t, 3, log.count(), "nothing was counted")
 	})

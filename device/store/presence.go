@@ -123,7 +123,8 @@ func (p *Presence) Read(ctx context.Context, topic, key string) (Read, error) {
 		return Read{}, fmt.Errorf("reading from Redis how far %s is read: %w", topic, err)
 	}
 	var ms int64
-	if json.Unmarshal([]byte(report.Val()), &ms) != nil {
+	_ = json.Unmarshal([]byte(report.Val()), &ms) // 0: there is no report, or one of another kind
+	if ms == 0 {
 		return Read{}, nil
 	}
 	return Read{Until: time.UnixMilli(ms).Add(-readLag), Now: p.isRead(report.Val(), clock.Val())}, nil

@@ -71,7 +71,7 @@ func TestWaitingForATimeIsNoStall(t *testing.T) {
 	require.True(t, got[waiting.Later].Still.IsZero())
 
 	w.now = w.now.Add(24 * time.Hour) // and nothing is done about it
-	got, _ = w.oldest(nil)
+	w.oldest(nil)
 	w.now = w.now.Add(time.Minute)
 	got, _ = w.oldest(nil)
 	require.Equal(t, time.Minute, w.now.Sub(got[waiting.Stuck].Still))

@@ -11,7 +11,7 @@ import (
 // drop it, because the stage knows better why it waits; nil changes nothing.
 func Waiting(cl *stream.Client, stage string, now time.Time, judge func(u *stream.Unfinished, o *waiting.Oldest) (report bool)) (l waiting.List) {
 	held := waiting.Stuck
-	since, err, failing := cl.Writing()
+	since, failing, err := cl.Writing()
 	if failing {
 		held = waiting.Kafka
 		l.Add(waiting.Oldest{Reason: waiting.Kafka, What: "what the stage writes", Since: since, Still: since, Cause: err.Error()})

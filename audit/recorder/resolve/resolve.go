@@ -110,7 +110,7 @@ func newRounds(now time.Time, lostAfter time.Duration) *rounds {
 	return &rounds{last: now, wait: firstInterval, longest: min(lastInterval, max(firstInterval, lostAfter))}
 }
 
-func (r *rounds) due(now time.Time, fresh bool) bool {
+func (r *rounds) due(now time.Time, fresh bool) bool { //nolint:revive // what the caller has found
 	if fresh {
 		r.wait = firstInterval
 	}
@@ -118,7 +118,7 @@ func (r *rounds) due(now time.Time, fresh bool) bool {
 }
 
 // passed notes a pass, and whether there has to be another one.
-func (r *rounds) passed(now time.Time, again bool) {
+func (r *rounds) passed(now time.Time, again bool) { //nolint:revive // what the pass has found
 	r.last = now
 	if again {
 		r.wait = min(2*r.wait, r.longest)

@@ -13,9 +13,10 @@ func TestANewHoleIsNotLeftWaitingForAnOldOne(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(0, 0)
 	r := newRounds(now, time.Hour)
-	for _, want := range []time.Duration{10, 20, 40, 80, 160, 320, 600, 600} { // s
-		require.False(t, r.due(now.Add((want-1)*time.Second), false))
-		now = now.Add(want * time.Second)
+	for _, seconds := range []int{10, 20, 40, 80, 160, 320, 600, 600} {
+		want := time.Duration(seconds) * time.Second
+		require.False(t, r.due(now.Add(want-time.Second), false))
+		now = now.Add(want)
 		require.True(t, r.due(now, false))
 		r.passed(now, true)
 	}

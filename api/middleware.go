@@ -34,6 +34,8 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &response{ResponseWriter: rw, timeout: s.cfg.WriteTimeout}
 	w.Header().Set("X-Trace-Id", traceOf(r.Context()))
 	route, method, operation := "other", "other", ""
+	// Last, and also when an answer breaks off: a part of it has been read.
+	defer func() { s.note(w, r, operation) }()
 	m := &s.deps.Metrics.API
 	m.InFlight.Inc()
 	defer func() {
@@ -43,7 +45,6 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		m.Requests.WithLabelValues(route, method, strconv.Itoa(w.status)).Inc()
 		m.Seconds.WithLabelValues(route, method).Observe(time.Since(began).Seconds())
-		s.note(w, r, operation)
 	}()
 	h, pattern := s.mux.Handler(r)
 	if pattern == "" {

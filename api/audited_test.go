@@ -2,12 +2,15 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -118,6 +121,21 @@ func TestReadingsAreRecordedOnceAMinute(t *testing.T) {
 		rows = append(rows, fmt.Sprintf("%s %s %q %d %v", detail.Operation, e.ResourceType, e.ResourceID, detail.Requests, detail.IDs))
 	}
 	require.ElementsMatch(t, []string{`get-task task "a" 0 []`, `get-task task "" 39 [a b]`, `list-job-results answer "j" 0 []`}, rows)
+}
+
+// What was sent before an answer broke off has been read.
+func TestAnAnswerThatBreaksOffWasRead(t *testing.T) {
+	b := start(t, Config{})
+	res := task.NewResult(&task.Task{ID: "a", Tenant: "default"}, task.Success, time.Now())
+	res.Output = task.Input(`"` + strings.Repeat("x", 1<<20) + `"`)
+	b.store.setResults(errors.New("away"), res)
+	resp, err := b.get(t, "/v1/jobs/j/results")
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, resp.Body)
+	require.Error(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Eventually(t, func() bool { return len(b.events(t, task.DataRead)) == 1 }, patience, 20*time.Millisecond)
+	require.Equal(t, "answer", b.events(t, task.DataRead)[0].ResourceType)
 }
 
 func TestTheSameRefusalIsCounted(t *testing.T) {

@@ -19,9 +19,6 @@ import (
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
-// maintenanceLock lets one process at a time maintain the partitions.
-const maintenanceLock = 0x62617463680002
-
 // DaysAhead is how many days beyond today have a partition.
 const DaysAhead = 3
 
@@ -62,7 +59,7 @@ func (m *Maintenance) Once(ctx context.Context) error {
 	}
 	defer conn.Release()
 	var mine bool
-	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(maintenanceLock)).Scan(&mine); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", pg.MaintenanceLock).Scan(&mine); err != nil {
 		return fmt.Errorf("taking the maintenance lock: %w", err)
 	}
 	if !mine {
@@ -72,7 +69,7 @@ func (m *Maintenance) Once(ctx context.Context) error {
 		// The lock would stay with the pooled session. If it cannot be released, the session is closed.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", int64(maintenanceLock)); err != nil {
+		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", pg.MaintenanceLock); err != nil {
 			_ = conn.Conn().Close(ctx)
 		}
 	}()

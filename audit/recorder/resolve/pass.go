@@ -91,6 +91,7 @@ type pass struct {
 	tails    map[string][]stream.PartitionOffsets
 
 	rows  map[task.Run]*task.Task       // unfinished, according to Postgres, and not seen in Kafka
+	seen  map[task.Run]*task.Task       // the same, of which there is a record, perhaps of another request
 	open  map[task.Run][]place          // without a result
 	batch map[task.Run][]place          // to be looked up
 	bound map[task.Run]task.Fingerprint // of those without a result: the requests that their ids belong to, as far as Postgres knows
@@ -118,7 +119,7 @@ func (p *pass) run(ctx context.Context) (next *cursor, err error) {
 
 // readRows reads the unfinished tasks that Postgres knows, a page of them.
 func (p *pass) readRows(ctx context.Context) error {
-	p.rows = map[task.Run]*task.Task{}
+	p.rows, p.seen = map[task.Run]*task.Task{}, map[task.Run]*task.Task{}
 	if p.from.rowsDone {
 		return nil
 	}
@@ -180,7 +181,10 @@ func (p *pass) readTasks(ctx context.Context) error {
 				if t == nil || s.Unfinished(r.Offset) {
 					return nil
 				}
-				delete(p.rows, t.Run())
+				if row := p.rows[t.Run()]; row != nil {
+					p.seen[t.Run()] = row
+					delete(p.rows, t.Run())
+				}
 				return p.consider(ctx, t.Run(), scanned{i, j, r.Offset}, place{b.topic, r.Partition, r.Offset, t.Requeues(), isAgain(r)})
 			})
 			if err != nil {

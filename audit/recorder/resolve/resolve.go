@@ -37,9 +37,6 @@ import (
 )
 
 const (
-	// lock lets one process at a time resolve holes.
-	lock = 0x62617463680004
-
 	firstInterval = 10 * time.Second // between looks for holes, and between the first passes
 	lastInterval  = 10 * time.Minute // between passes while tasks are underway, at most
 
@@ -142,7 +139,7 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 	}
 	defer conn.Release()
 	var mine bool
-	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(lock)).Scan(&mine); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", pg.ResolverLock).Scan(&mine); err != nil {
 		return false, fmt.Errorf("taking the lock for resolving holes: %w", err)
 	}
 	if !mine {
@@ -152,7 +149,7 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 		// The lock would stay with the pooled session. If it cannot be released, the session is closed.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", int64(lock)); err != nil {
+		if _, err := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", pg.ResolverLock); err != nil {
 			_ = conn.Conn().Close(ctx)
 		}
 	}()

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/audit/recorder/resolve"
 	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
@@ -329,7 +330,7 @@ func TestOneProcessResolvesAtATime(t *testing.T) {
 	p.hole(stream.Results)
 	conn, err := pgx.Connect(t.Context(), p.pool.Config().ConnString())
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(0x62617463680004))
+	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", pg.ResolverLock)
 	require.NoError(t, err)
 	r := resolve.NewSmall(p.deps(), 10)
 	left, err := r.Once(t.Context())
@@ -362,8 +363,8 @@ func TestARecordOfAnotherRequestIsNotTheTask(t *testing.T) {
 	p.finish("router", stream.TasksNormal)
 	p.finish("router", stream.TasksHigh)
 	for _, id := range []string{"first", "last", "gone-00"} {
-		audittest.Execute(t, p.pool, `INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from, fingerprint)
-			VALUES ('acme', $1, 'RUNNING', 0, now(), now(), 2, $2)`, id, newTask(id).Fingerprint().Bytes())
+		audittest.Execute(t, p.pool, `INSERT INTO tasks (tenant, task_id, state, seq, submitted_at, updated_at, known_from, job_id, callback_url, fingerprint)
+			VALUES ('acme', $1, 'RUNNING', 0, now(), now(), 2, 'job', 'https://example.com/hook', $2)`, id, newTask(id).Fingerprint().Bytes())
 	}
 	p.hole(stream.Results)
 	for range 2 { // a task whose record is gone is not given up at the first look
@@ -380,4 +381,11 @@ func TestARecordOfAnotherRequestIsNotTheTask(t *testing.T) {
 		return nil
 	}))
 	require.Contains(t, p.lost(), "gone-00")
+	require.NoError(t, p.log.Scan(t.Context(), stream.Results, func(r *stream.Record) error {
+		res, err := wire.DecodeResult(r.Value, r.Header(wire.HeaderContentType))
+		require.NoError(t, err)
+		require.Equal(t, "job", res.JobID, "what Postgres knew of it")
+		require.Equal(t, "https://example.com/hook", res.Callback.URL)
+		return nil
+	}))
 }

@@ -20,7 +20,9 @@ func (p *pass) settle(ctx context.Context) error {
 			return err
 		}
 		if gone {
-			p.rows[k] = &task.Task{ID: k.ID, Tenant: k.Tenant, Progress: &task.Progress{Generation: k.Generation}}
+			if p.rows[k] = p.seen[k]; p.rows[k] == nil { // Postgres does not know it, or a pass before this one had its row
+				p.rows[k] = &task.Task{ID: k.ID, Tenant: k.Tenant, Progress: &task.Progress{Generation: k.Generation}}
+			}
 			continue
 		}
 		if err := p.put(ctx, u); err != nil {

@@ -28,8 +28,6 @@ import (
 )
 
 const (
-	// sealerLock lets one recorder at a time write checkpoints.
-	sealerLock = 0x62617463680003
 	// idleCheckpoint is how often one is written while nothing is recorded, as evidence that later
 	// ones were not removed.
 	idleCheckpoint = time.Hour
@@ -191,7 +189,7 @@ func (s *Sealer) onDuty(ctx context.Context) (bool, error) {
 	}
 	s.conn = conn
 	var mine bool
-	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(sealerLock)).Scan(&mine); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", pg.SealerLock).Scan(&mine); err != nil {
 		return false, fmt.Errorf("taking the lock of checkpoints: %w", err)
 	}
 	if !mine {

@@ -13,10 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/pg"
 )
-
-// appendLock is held by the transaction that adds a statement: two must not get the same number.
-const appendLock = 0x62617463680004
 
 // maxAdopted bounds the entries of audit_dropped that the first statement covers.
 const maxAdopted = 1 << 20
@@ -31,7 +29,7 @@ type Querier interface {
 // happens in the same transaction, so that neither is there without the other. The caller sets the kind,
 // the actor and the subject.
 func Append(ctx context.Context, tx pgx.Tx, key ed25519.PrivateKey, s *audit.Statement) error {
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(appendLock)); err != nil {
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", pg.StatementLock); err != nil {
 		return fmt.Errorf("waiting for another statement of the audit log: %w", err)
 	}
 	end, err := End(ctx, tx)

@@ -97,24 +97,28 @@ func (a *App) reload(ctx context.Context, running *Config) {
 	}
 }
 
-// recordWait limits how long a reload waits until Kafka has its event.
-const recordWait = 10 * time.Second
-
 // recordReload writes the event of a policy change. Only processes that use or report the
 // policy write it.
 func (a *App) recordReload(ctx context.Context, before, now *device.PolicySetting) {
 	if !slices.Contains(a.names, "router") && !slices.Contains(a.names, "api") {
 		return
 	}
+	e := task.Event{Action: task.ConfigReloaded, ResourceType: "config", ResourceID: "router.policy"}
+	a.record(ctx, e, map[string]any{"old": before, "new": now, "file": a.source.Path})
+}
+
+// recordWait limits how long an event of the process waits until Kafka has it.
+const recordWait = 10 * time.Second
+
+// record writes an event of the process, also while it is stopping. If Kafka does not take it in time, the log
+// says so.
+func (a *App) record(ctx context.Context, e task.Event, detail any) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWait)
 	defer cancel()
+	e.Outcome, e.Tenant, e.ActorType, e.ActorID = task.OutcomeOK, task.DefaultTenant, task.ActorStage, a.actor("serve")
 	p := a.Producer()
-	e := task.Event{
-		Action: task.ConfigReloaded, Outcome: task.OutcomeOK, Tenant: task.DefaultTenant, ActorType: task.ActorStage, ActorID: a.actor("serve"),
-		ResourceType: "config", ResourceID: "router.policy",
-	}
-	err := p.RecordNow(ctx, e, map[string]any{"old": before, "new": now, "file": a.source.Path})
+	err := p.RecordNow(ctx, e, detail)
 	if err = errors.Join(err, p.Close(ctx)); err != nil {
-		a.logger.Warn("could not record the policy change: it may be missing from the audit log", "error", err)
+		a.logger.Warn("could not record an event of this process: it may be missing from the audit log", "action", e.Action, "error", err)
 	}
 }

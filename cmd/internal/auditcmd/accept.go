@@ -121,14 +121,10 @@ func announce(ctx context.Context, log *stream.Client, c *cli.Env, s *audit.Stat
 	}
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
-	out := log.NewOutbox("cli", 16, 1<<20)
-	err = out.Put(ctx, stream.Unit{Events: []task.Event{{
+	err = cli.WriteEvent(ctx, log, task.Event{
 		Time: time.Now().UTC(), Action: task.RestoreAccepted, Outcome: task.OutcomeOK, ActorType: task.ActorUser, ActorID: s.ActorID, UserAgent: "batchyard-cli/" + c.Version,
 		ResourceType: "database", ResourceID: "audit_log", Detail: detail,
-	}}})
-	if closed := out.Close(ctx); err == nil {
-		err = closed
-	}
+	})
 	if err != nil {
 		return fmt.Errorf("writing the event audit.restore_accepted: %w", cli.ServiceError(err))
 	}

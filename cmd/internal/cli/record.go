@@ -99,12 +99,17 @@ func recordIn(ctx context.Context, cfg app.Config, e task.Event) (err error) {
 	if err := log.CheckTopics(ctx); err != nil {
 		return err
 	}
+	return WriteEvent(ctx, log, e)
+}
+
+// WriteEvent writes an event, and returns once all in-sync replicas have it.
+func WriteEvent(ctx context.Context, log *stream.Client, e task.Event) error {
 	acked := make(chan error, 1)
 	outbox := log.NewOutbox("cli", 1, 1<<20)
 	if err := outbox.Put(ctx, stream.Unit{Events: []task.Event{e}, Acked: func(err error) { acked <- err }}); err != nil {
 		return errors.Join(err, outbox.Close(ctx))
 	}
-	err = outbox.Close(ctx)
+	err := outbox.Close(ctx)
 	select {
 	case failed := <-acked:
 		return errors.Join(err, failed)

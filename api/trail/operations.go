@@ -55,8 +55,8 @@ type Access struct {
 	Fields    []string // that were wrong
 }
 
-// event returns the event of an access, without a time and a detail. ok is false if its handler has recorded it, or
-// nothing is to be recorded.
+// event returns the event of an access, without a time and a detail. ok is false if its handler has recorded it, or if
+// it leaves no row.
 func (a *Access) event() (e task.Event, ok bool) {
 	op := Operations[a.Operation]
 	refused, failed := a.Status >= 400 && a.Status < 500, a.Status >= 500

@@ -69,8 +69,8 @@ type Gap struct {
 	Detail string  `json:"detail"`
 }
 
-// Attacker is someone against whom the log is to be proven: each can write to more places than the one
-// before.
+// Attacker says where someone who wants to hide something can write. The proof has to withstand each of them; each can
+// write to more places than the one before.
 type Attacker string
 
 // The attackers.

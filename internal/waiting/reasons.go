@@ -62,7 +62,7 @@ var Reasons = []Explanation{
 	{Unread, Blocked, "it is in Kafka, and the stage that should read it does not", "start the stage, or see its log"},
 	{Kafka, Blocked, "Kafka does not answer, or does not take what the stage writes", "repair Kafka"},
 	{Redis, Blocked, "Redis does not answer", "repair Redis"},
-	{Postgres, Blocked, "Postgres does not answer, or does not take what is to be recorded", "repair Postgres"},
+	{Postgres, Blocked, "Postgres does not answer, or does not accept writes", "repair Postgres"},
 	{Refused, Blocked, "Kafka refuses what became of it, so it is tried again and again", "see what the log says of the topic"},
 	{Stuck, Blocked, "nothing is known that it waits for", "restart the stage, keep its log, and report it"},
 }

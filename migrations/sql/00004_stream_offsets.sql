@@ -47,6 +47,22 @@ COMMENT ON COLUMN stream_breaks.actor_id IS 'The recorder that noticed it.';
 COMMENT ON COLUMN stream_breaks.statement IS 'The same as one line of JSON, signed like a checkpoint; empty if the recorder has no signing key.';
 COMMENT ON COLUMN stream_breaks.resolved_at IS 'When every task whose answer may have been lost had ended or was on its way again; NULL before that.';
 
+-- Signed statements that explain what would otherwise look like tampering: days that retention dropped, versions of the
+-- schema, accepted restores. They form a chain, whose end is in every checkpoint. There is about one a day, and retention
+-- does not drop them.
+CREATE TABLE audit_statements (
+    number    bigint PRIMARY KEY,
+    kind      text COLLATE "C" NOT NULL,
+    noted_at  timestamptz NOT NULL,
+    statement text NOT NULL
+);
+COMMENT ON TABLE audit_statements IS 'Signed statements of the recorders and of operators: days that retention dropped, versions of the schema, accepted restores. docs/audit.md explains how they are verified.';
+COMMENT ON COLUMN audit_statements.number IS 'Number of the statement, starting at 1, without gaps.';
+COMMENT ON COLUMN audit_statements.kind IS 'rows_dropped, schema_seen or restore_accepted.';
+COMMENT ON COLUMN audit_statements.noted_at IS 'When it was signed, by the clock of its signer.';
+COMMENT ON COLUMN audit_statements.statement IS 'The statement as one line of JSON, whose last member is an Ed25519 signature. Verification uses this column only.';
+
 -- +goose Down
+DROP TABLE audit_statements;
 DROP TABLE stream_breaks;
 DROP TABLE stream_offsets;

@@ -38,7 +38,7 @@ type Decider struct {
 	asked        map[string]ask        // what other routers know about our waiting tasks, by pool
 	askAt        time.Time             // when it is repeated
 	accruedUntil [priorities]time.Time // the priority's share of what others get is counted up to then
-	overdue      time.Time             // since when Oldest has seen a task whose time has come, and that is not ready; zero: there is none
+	overdue      time.Time             // since when Oldest has seen a task that is not ready although its time has come; zero without one
 }
 
 // New returns a decider without tasks and devices. The seed makes its random choices, so that a

@@ -50,7 +50,7 @@ func (h *Health) Waiting(q Queue) (l waiting.List) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.failed != nil { // partitions that cannot be taken over have put nothing into the queue
-		l.Add(waiting.Oldest{Reason: waiting.Postgres, What: "what is to be recorded", Since: h.since, Still: h.since, Cause: pg.Describe(h.failed)})
+		l.Add(waiting.Oldest{Reason: waiting.Postgres, What: "what the stage has read", Since: h.since, Still: h.since, Cause: pg.Describe(h.failed)})
 	}
 	if !stuck.IsZero() {
 		o := waiting.Oldest{Reason: waiting.Stuck, What: "a partition of events or results", Since: stuck, Still: stuck, Cause: "nothing of it is recorded"}

@@ -80,8 +80,8 @@ func (p *pass) put(ctx context.Context, u stream.Unit) error {
 	return nil
 }
 
-// unitOf returns what becomes of a task whose answer was lost: it runs again, the first time. Of the records under its
-// id, only those that ask what the id stands for are the task's; gone means that there is none.
+// unitOf returns what becomes of a task whose answer was lost: it runs again, the first time. A record under its
+// id is the task's only if its fingerprint is the one that the id is bound to; gone means that Kafka has no such record.
 func (p *pass) unitOf(ctx context.Context, k task.Run, places []place) (u stream.Unit, gone bool, err error) {
 	for _, at := range places {
 		rec, err := records.Read(ctx, p.Log, at.topic, at.partition, at.offset)

@@ -88,7 +88,7 @@ func (s *Set) page(offset int64) *page {
 	return s.pages[i]
 }
 
-// Next returns the lowest offset in the set at or after from; false if there is none.
+// Next returns the lowest offset in the set at or after from; false without one.
 func (s *Set) Next(from int64) (int64, bool) {
 	for from = max(from, s.first*pageBits); from < (s.first+int64(len(s.pages)))*pageBits; {
 		p := s.page(from)

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/batchyard/batchyard/internal/waiting"
 )
 
 // Reason is why a device cannot run a task. The zero value means that it can.
@@ -30,6 +32,17 @@ func (r Reason) String() string { return reasonNames[r] }
 
 // ReasonNames lists the names of all reasons but [CanRun], in order.
 func ReasonNames() []string { return slices.Clone(reasonNames[1:]) }
+
+// waitingFor translates reasons.
+var waitingFor = [ReasonCount]waiting.Reason{
+	CanRun: waiting.Busy, ModelNotServed: waiting.NoDevice, TagMissing: waiting.NoDevice, IsSilent: waiting.Silent,
+	IsDraining: waiting.Draining, IsUnserved: waiting.Unserved, BreakerIsOpen: waiting.BreakerOpen,
+	IsThrottled: waiting.Throttled, ExcludedForTask: waiting.BreakerOpen,
+}
+
+// Waiting says why a task waits that no device can run: ask it of the greatest of the devices' reasons, which is that of
+// the device that has least wrong with it.
+func (r Reason) Waiting() waiting.Reason { return waitingFor[r] }
 
 // Requirement is what a task needs of a device.
 type Requirement struct {

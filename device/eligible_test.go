@@ -147,3 +147,12 @@ func TestGatesInvariants(t *testing.T) {
 		require.LessOrEqual(t, most, least)
 	})
 }
+
+func TestEachReasonOfADeviceIsTranslated(t *testing.T) {
+	for why := range Reason(ReasonCount) {
+		reason := why.Waiting()
+		require.NotEmpty(t, reason, "%s", why)
+		require.NotEmpty(t, reason.Explain().Means, "%s", why)
+		require.NotEmpty(t, reason.Explain().Remedy, "%s", why)
+	}
+}

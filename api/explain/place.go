@@ -97,20 +97,13 @@ func (w *Waiting) reason(now time.Time) waiting.Reason {
 	case w.Able > 0:
 		return waiting.Busy
 	}
-	nearest := waiting.NoDevice
-	for why, reason := range reasons { // in the order in which less and less is wrong
-		if w.Out[device.Reason(why).String()] > 0 {
-			nearest = reason
+	nearest := device.ModelNotServed
+	for why := nearest; why < device.ReasonCount; why++ { // in the order in which less and less is wrong
+		if w.Out[why.String()] > 0 {
+			nearest = why
 		}
 	}
-	return nearest
-}
-
-// reasons translates why devices cannot run a task.
-var reasons = [device.ReasonCount]waiting.Reason{
-	device.CanRun: waiting.NoDevice, device.ModelNotServed: waiting.NoDevice, device.TagMissing: waiting.NoDevice, device.IsSilent: waiting.Silent,
-	device.IsDraining: waiting.Draining, device.IsUnserved: waiting.Unserved, device.BreakerIsOpen: waiting.BreakerOpen,
-	device.IsThrottled: waiting.Throttled, device.ExcludedForTask: waiting.BreakerOpen,
+	return nearest.Waiting()
 }
 
 // atDevice says where the task is that was sent to a device, by the last of its events that says so.

@@ -116,9 +116,3 @@ func TestThePlaceOfATask(t *testing.T) {
 	w := explained(t, &fleet{}, &Task{State: task.Success}, task.TaskSucceeded)
 	require.Nil(t, w.Place)
 }
-
-func TestEachReasonOfADeviceIsTranslated(t *testing.T) {
-	for why, reason := range reasons {
-		require.NotEmpty(t, reason.Explain().Remedy, "%s", device.Reason(why))
-	}
-}

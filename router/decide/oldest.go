@@ -186,13 +186,6 @@ func (m *movement) look(at time.Time, figures ...uint64) (changed bool) {
 	return changed
 }
 
-// reasonOf translates why devices cannot run a task.
-var reasonOf = [device.ReasonCount]waiting.Reason{
-	device.CanRun: waiting.Busy, device.ModelNotServed: waiting.NoDevice, device.TagMissing: waiting.NoDevice, device.IsSilent: waiting.Silent,
-	device.IsDraining: waiting.Draining, device.IsUnserved: waiting.Unserved, device.BreakerIsOpen: waiting.BreakerOpen,
-	device.IsThrottled: waiting.Throttled, device.ExcludedForTask: waiting.BreakerOpen,
-}
-
 // unable says why no device can run tasks of the demand: what is wrong with the device that has least wrong with it.
 func (f *snapshot) unable() waiting.Reason {
 	nearest := device.ModelNotServed
@@ -201,5 +194,5 @@ func (f *snapshot) unable() waiting.Reason {
 			nearest = max(nearest, device.Reason(why))
 		}
 	}
-	return reasonOf[nearest]
+	return nearest.Waiting()
 }

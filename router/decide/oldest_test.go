@@ -153,13 +153,6 @@ func TestRecordsThatHoldUpAPartitionAreFound(t *testing.T) {
 	}
 }
 
-func TestEachReasonOfADeviceIsTranslated(t *testing.T) {
-	for why, reason := range reasonOf {
-		require.NotEmpty(t, reason, "%s", device.Reason(why))
-		require.NotEmpty(t, reason.Explain().Means)
-	}
-}
-
 // One look at a full window and a million tasks aside, which a router takes once a second.
 func BenchmarkOldest(b *testing.B) {
 	cfg := testConfig()

@@ -11,14 +11,14 @@ import (
 const HashedColumns = `time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action,
 	resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt,
 	trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256,
-	output_bytes, detail, src_topic, src_partition, src_offset, src_index, chain_seq`
+	output_bytes, detail, row_digests, src_topic, src_partition, src_offset, src_index, chain_seq`
 
 // RowColumns are all columns of audit_log, in the order in which the recorder writes them and
 // package verify reads them.
 const RowColumns = HashedColumns + `, prev_hash, row_hash`
 
 // RowWidth is the number of columns in [RowColumns].
-const RowWidth = 34
+const RowWidth = 35
 
 // Indexes into [RowColumns].
 const (
@@ -29,13 +29,14 @@ const (
 	ColResource  = 9
 	ColTask      = 12
 	ColDetail    = 26
-	ColTopic     = 27
-	ColPartition = 28
-	ColOffset    = 29
-	ColIndex     = 30
-	ColSeq       = 31
-	ColPrev      = 32
-	ColHash      = 33
+	ColDigests   = 27
+	ColTopic     = 28
+	ColPartition = 29
+	ColOffset    = 30
+	ColIndex     = 31
+	ColSeq       = 32
+	ColPrev      = 33
+	ColHash      = 34
 )
 
 // Day is the span of one partition of audit_log; days are those of UTC.

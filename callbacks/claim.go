@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -167,6 +169,23 @@ func (t *table) due(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
+// digest returns the digest of the row as saveOutcome leaves it.
+func (c *callback) digest(o outcome) audit.RowDigest {
+	var f pg.Fields
+	f.Text(c.id)
+	f.Text(c.tenant)
+	f.Text(o.state)
+	f.Int4(int32(c.attempts))     //nolint:gosec // it comes from an integer
+	f.Int4OrNull(int32(o.status)) //nolint:gosec // a status of HTTP
+	f.TextOrNull(o.problem)
+	if o.state == stateDelivered {
+		f.Time(o.at)
+	} else {
+		f.Null()
+	}
+	return audit.DigestRow(audit.DeliveryRows, int64(c.attempts), f.B)
+}
+
 // saveOutcome records the outcome of a delivery, unless another process has claimed the row since.
 func (t *table) saveOutcome(ctx context.Context, c *callback, o outcome) error {
 	var status *int
@@ -174,10 +193,10 @@ func (t *table) saveOutcome(ctx context.Context, c *callback, o outcome) error {
 		status = &o.status
 	}
 	_, err := t.pool.Exec(ctx, `UPDATE callbacks SET state = $3, last_status = $4, last_error = nullif($5, ''),
-			delivered_at = CASE WHEN $3 = 'DELIVERED' THEN now() END,
+			delivered_at = CASE WHEN $3 = 'DELIVERED' THEN $8::timestamptz END,
 			next_at = CASE WHEN $3 = 'DUE' THEN now() + $6 * interval '1 millisecond' ELSE next_at END
 		WHERE callback_id = $1 AND holder = $2 AND attempts = $7 AND state = 'DUE'`,
-		c.id, t.holder, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts)
+		c.id, t.holder, o.state, status, o.problem, o.pause.Milliseconds(), c.attempts, o.at)
 	if err != nil {
 		return fmt.Errorf("saving the outcome of callback %s: %w", c.id, err)
 	}

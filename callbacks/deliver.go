@@ -35,6 +35,7 @@ type outcome struct {
 	class   task.ErrorClass
 	pause   time.Duration // until the next delivery
 	took    time.Duration
+	at      time.Time // when it ended
 }
 
 // maxAnswer bounds how much of an answer is read. The answer is ignored; reading it allows the

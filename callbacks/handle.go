@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
@@ -20,6 +21,7 @@ var outcomeLabels = map[string]string{stateDelivered: "delivered", stateDue: "fa
 func (s *Callbacks) handle(ctx context.Context, c *callback) (timedOut bool) {
 	fault.At("callbacks.after_claim")
 	o := s.poster.deliver(ctx, c)
+	o.at = time.Now().UTC().Truncate(time.Microsecond)
 	fault.At("callbacks.after_delivery")
 	s.m.DeliverySeconds.Observe(o.took.Seconds())
 	s.m.Deliveries.WithLabelValues(outcomeLabels[o.state]).Inc()
@@ -68,11 +70,12 @@ func (s *Callbacks) record(ctx context.Context, e task.Event, patience time.Dura
 // secrets.
 func (s *Callbacks) event(c *callback, o outcome) task.Event {
 	e := task.Event{
-		Time: time.Now().UTC(), Action: task.CallbackSent, Outcome: task.OutcomeOK, Tenant: c.tenant,
+		Time: o.at, Action: task.CallbackSent, Outcome: task.OutcomeOK, Tenant: c.tenant,
 		ActorType: task.ActorStage, ActorID: s.deps.Instance, ResourceType: "callback", ResourceID: c.id,
 		TaskID: c.taskID, JobID: cmp.Or(c.job, c.data.Job), TraceID: c.data.TraceID, Duration: o.took, ErrorClass: o.class,
 	}
-	detail := map[string]any{"host": c.host, "delivery": c.attempts}
+	d := c.digest(o)
+	detail := map[string]any{"host": c.host, "delivery": c.attempts, "digests": audit.TextOfDigests(d.Append(nil))}
 	if o.status != 0 {
 		detail["status"] = o.status
 	}

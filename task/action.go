@@ -60,6 +60,8 @@ const (
 	RecordedAgain       Action = "audit.recorded_again"
 	TopicReplaced       Action = "audit.topic_replaced"
 	RecordsMissed       Action = "audit.records_missed"
+	RowsRecorded        Action = "audit.rows_recorded"
+	JobFinished         Action = "job.finished"
 )
 
 // ActionInfo documents one action.
@@ -95,6 +97,7 @@ var Actions = []ActionInfo{
 	{JobSubmitted, "api", "", "a user announced a job before submitting its tasks; the detail has the file's name, fingerprint and size"},
 	{JobCancelRequested, "api", "", "a user asked to cancel what has not finished of a job"},
 	{TaskRetried, "api", Pending, "a user asked to run a finished task again: a new generation of it begins; the detail says why"},
+	{JobFinished, "audit", "", "every task of a job has finished: its counts were stored, and its callback is due; the detail has the round and the digests of these rows"},
 	{ResultDuplicate, "audit", "", "a second result of a finished task was discarded"},
 	{RecordDeadLettered, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why, and where it came from"},
 	{RecordReplayed, "cli", "", "a dead letter was written back to its topic"},
@@ -125,6 +128,7 @@ var Actions = []ActionInfo{
 	{RecordedAgain, "audit", "", "Postgres had lost records that it had confirmed, as after a failover; they were recorded again from Kafka, and the detail says which"},
 	{TopicReplaced, "audit", "", "a topic was deleted and created again, belongs to another cluster, or lost its last records; recording continued there, and the detail says which offsets of the old one are missing"},
 	{RecordsMissed, "audit, router, batcher, workers", "", "Kafka deleted records before the stage read them; the detail says which, and tasks that were lost with them run again or end"},
+	{RowsRecorded, "audit", "", "results were recorded in a transaction with no other row; the column row_digests says what was written"},
 	{RestoreAccepted, "cli", "", "an operator accepted that the database was restored from a backup, so that older checkpoints no longer count where it lacks rows; the detail has the reason"},
 }
 

@@ -23,6 +23,8 @@ type Bulk struct {
 	counts rollup.Counts
 	end    audit.ChainEnd
 	next   int64 // offset after the last record
+
+	digests []byte // of rows of other tables, for the next audit row
 }
 
 // NewBulk begins the chain of a partition that has no rows yet.
@@ -35,10 +37,14 @@ func NewBulk(topic string, partition int) *Bulk {
 
 // Add adds the next event of the partition.
 func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
-	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, &b.end) //nolint:gosec // a record has few events
+	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, b.digests, &b.end) //nolint:gosec // a record has few events
 	b.counts.Add(e)
+	b.digests = b.digests[:0]
 	b.next = offset + 1
 }
+
+// Wrote adds the digest of a row of another table to the next audit row.
+func (b *Bulk) Wrote(d audit.RowDigest) { b.digests = d.Append(b.digests) }
 
 // AddResult counts a result that was taken.
 func (b *Bulk) AddResult(r *task.Result) { b.counts.AddResult(r) }

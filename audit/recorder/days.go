@@ -166,6 +166,11 @@ func (d *days) queueCheck(b *pgx.Batch) {
 func (w *chunkWriter) ensureDays(ctx context.Context, c chunk) error {
 	now := time.Now()
 	var seen time.Time // a day whose destination is known
+	if at := audit.DayOf(now); !w.days.has(at, now) && slices.ContainsFunc(c, func(e *entry) bool { return e.result != nil }) {
+		if err := w.ensureDay(ctx, at, now); err != nil { // of rows that are about results
+			return err
+		}
+	}
 	for _, e := range c {
 		for i := range e.events {
 			t := e.events[i].event.Time

@@ -88,7 +88,7 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 	err := lifecycle.Run(ctx,
 		lifecycle.Phase{Name: "consumers", Parts: append(r.consumers(offsets, r.queue, ready), r.maintenance(out, seal.Key()), lifecycle.Func(offsets.watch),
 			lifecycle.Func(r.resolver(out).Run),
-			lifecycle.Func(jobrows.NewFinisher(r.Pool, r.Logger).Run))},
+			lifecycle.Func(r.finisher(out).Run))},
 		lifecycle.Phase{Name: "writers", Parts: r.writers(offsets, r.queue, out)},
 		lifecycle.Phase{Name: "sealer", Parts: []lifecycle.Part{lifecycle.Func(seal.Run)}},
 		lifecycle.Phase{Name: "outbox", Close: func(ctx context.Context) error {
@@ -180,6 +180,18 @@ func (r *Recorder) reportDropped(ctx context.Context, out *stream.Outbox, d part
 	if err := out.Put(ctx, stream.Unit{Events: []task.Event{e}}); err != nil && ctx.Err() == nil {
 		r.Logger.Warn("the event of a dropped day could not be written", "day", d.Day, "error", err)
 	}
+}
+
+// finisher finishes jobs, and writes an event of each.
+func (r *Recorder) finisher(out *stream.Outbox) *jobrows.Finisher {
+	f := jobrows.NewFinisher(r.Pool, r.Logger)
+	f.Report = func(ctx context.Context, e *task.Event) {
+		e.ActorID = r.Instance
+		if err := out.Put(ctx, stream.Unit{Events: []task.Event{*e}}); err != nil && ctx.Err() == nil {
+			r.Logger.Warn("the event of a finished job could not be written", "job", e.JobID, "error", err)
+		}
+	}
+	return f
 }
 
 func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {

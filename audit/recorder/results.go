@@ -12,27 +12,23 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/clean"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
 
-// resultFields are the columns of results in the order of resultRowType.
-const resultFields = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens,
-	device_id, model, requested_model, endpoint, priority, job_id, custom_id, labels, callback_url, trace_id,
-	submitted_at, assigned_at, started_at, finished_at, generation, fingerprint`
-
-const resultWidth = 27 // number of them
+const resultWidth = 27 // number of columns in audit.ResultColumns
 
 // insertResultsSQL skips generations of tasks that have a result.
 const insertResultsSQL = `
-INSERT INTO results (` + resultFields + `)
+INSERT INTO results (` + audit.ResultColumns + `)
 SELECT * FROM unnest($1::` + resultRowType + `[])
 ON CONFLICT (tenant, task_id, generation) DO NOTHING
 RETURNING tenant, task_id, generation`
 
 // copyResultsSQL fails if a generation of a task has a result.
-const copyResultsSQL = `COPY results (` + resultFields + `) FROM STDIN (FORMAT binary)`
+const copyResultsSQL = `COPY results (` + audit.ResultColumns + `) FROM STDIN (FORMAT binary)`
 
 const takenSQL = `
 SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at, r.fingerprint
@@ -68,9 +64,7 @@ func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Run]bool)
 		return nil
 	}
 	t.rows.Reset(t.arrays, resultWidth)
-	for _, o := range rs {
-		addResultRow(&t.rows, o.r)
-	}
+	t.addResultRows(rs)
 	taken = make(map[task.Run]bool, len(rs))
 	b.Queue(insertResultsSQL, t.rows.EndArray(t.types.result)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
@@ -88,13 +82,21 @@ func (t *txn) queueResults(b *pgx.Batch, rs []offered) (taken map[task.Run]bool)
 // copyResults inserts results of runs that have none.
 func (t *txn) copyResults(ctx context.Context, rs []offered) error {
 	t.rows.Reset(pg.Copy, resultWidth)
-	for _, o := range rs {
-		addResultRow(&t.rows, o.r)
-	}
+	t.addResultRows(rs)
 	return copyByShortcut(ctx, t.tx, copyResultsSQL, len(rs), t.rows.EndCopy())
 }
 
-// addResultRow adds a row with [resultFields].
+// addResultRows adds the rows of results, and keeps the digest of each.
+func (t *txn) addResultRows(rs []offered) {
+	t.offered = t.offered[:0]
+	for _, o := range rs {
+		addResultRow(&t.rows, o.r)
+		t.scratch = t.rows.Fields(t.scratch)
+		t.offered = append(t.offered, audit.DigestRow(audit.ResultRows, int64(o.r.Generation), t.scratch))
+	}
+}
+
+// addResultRow adds a row with [audit.ResultColumns].
 func addResultRow(rows *pg.Rows, r *task.Result) {
 	var failed task.Error
 	if r.Error != nil {
@@ -229,6 +231,25 @@ func duplicateEvent(r *task.Result, instance string, now time.Time) task.Event {
 	}
 	e.Detail, _ = json.Marshal(map[string]any{"state": r.State, "finished_at": r.FinishedAt}) // neither can fail
 	return e
+}
+
+// digestCallbacks adds the digests of the callbacks of the results that were taken.
+func (t *txn) digestCallbacks(taken []*task.Result) {
+	for _, r := range taken {
+		if r.Callback == nil {
+			continue
+		}
+		var f pg.Fields
+		f.Text(r.Run().CallbackID())
+		f.Text(r.Tenant)
+		f.Text(r.TaskID)
+		f.Int4(int32(r.Generation)) //nolint:gosec // clean.Result has checked it
+		f.Null()                    // job_id
+		f.Null()                    // body
+		f.Text(r.Callback.URL)
+		f.Text(hostOf(r.Callback.URL))
+		t.addDigest(audit.DigestRow(audit.CallbackRows, 0, f.B))
+	}
 }
 
 // queueCallbacks adds the callbacks of the results that were taken to a batch, and notifies the

@@ -28,9 +28,9 @@ func (c *rowEncoder) resetCopy() {
 	c.Fields.ResetCopy()
 }
 
-// row adds an event as the next row of the chain that ends at end, and advances end. The fields are
-// [audit.RowColumns], in this order.
-func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, end *audit.ChainEnd) {
+// row adds an event as the next row of the chain that ends at end, and advances end. digests are those of rows
+// of other tables; nil for most. The fields are [audit.RowColumns], in this order.
+func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, digests []byte, end *audit.ChainEnd) {
 	c.rows++
 	c.Row(audit.RowWidth)
 	begin := len(c.B)
@@ -65,6 +65,7 @@ func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, e
 	c.BytesOrNull(e.OutputSHA256)
 	c.Int8OrNull(e.OutputSize)
 	c.BytesOrNull(e.Detail)
+	c.BytesOrNull(digests)
 	c.Text(from.Topic)
 	c.Int4(from.Partition)
 	c.Int8(from.Offset)

@@ -32,6 +32,9 @@ type chunkWriter struct {
 	jobs       jobrows.Rows
 	days       days
 	breaks     breaks
+	offered    []audit.RowDigest // of the results of the current chunk, in the order in which they are written
+	digests    []byte            // of the rows that the current transaction has written
+	scratch    []byte
 	confirm    func(audit.TopicPartition, confirmed) // is called for each partition of a chunk that was committed; may be nil
 }
 
@@ -153,7 +156,16 @@ type txn struct {
 	bound   map[task.Key]task.Fingerprint // of mode safe: the requests that the ids of the chunk's results belong to
 	holes   []*audit.Break
 	now     time.Time // of the transaction
+	last    lastRow
 	done    written
+}
+
+// lastRow is the last audit row of the chunk so far. It is encoded once it is known that there is another one, or
+// what else the transaction writes: the last one of all has the digests of that.
+type lastRow struct {
+	event *task.Event // nil: there is none
+	from  audit.Source
+	end   *audit.ChainEnd
 }
 
 func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, error) {
@@ -169,11 +181,13 @@ func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, err
 			return nil, fmt.Errorf("lifting the statement timeout: %w", err)
 		}
 	}
+	w.digests = w.digests[:0]
 	return &txn{chunkWriter: w, tx: tx, mode: m, shard: shard, chains: chains{}}, nil
 }
 
-// write does everything but the commit, in three round trips: the fence and the results; the audit
-// rows; the states and whom to notify. Many results, and many states, are a round trip more each.
+// write does everything but the commit, in four round trips: the fence and the results; the states and the jobs;
+// the audit rows, of which the last has the digests of all of these; and whom to notify. Many results, and many
+// states, are a round trip more each.
 func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	// After an error the types are looked up again: if the database was restored while the
 	// connection stayed, others may have the same names now.
@@ -205,10 +219,6 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	}
 	t.states = states.New(len(us) / 4)
 	t.addRows(us, duplicates)
-	if err := t.days.copy(ctx, t.tx); err != nil {
-		return err
-	}
-	fault.At("audit.after_copy")
 	for _, r := range won {
 		s := states.OfResult(r)
 		t.states.Add(&s)
@@ -220,6 +230,15 @@ func (t *txn) write(ctx context.Context, us []unit) (err error) {
 	}
 	t.states.Bind(t.bound)
 	t.done.results, t.done.duplicates = len(won), len(duplicates)
+	if err := t.writeStates(ctx); err != nil {
+		return err
+	}
+	t.digestCallbacks(won)
+	t.endRows(us)
+	if err := t.days.copy(ctx, t.tx); err != nil {
+		return err
+	}
+	fault.At("audit.after_copy")
 	return t.finish(ctx, won)
 }
 
@@ -239,10 +258,7 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 	b.Queue(sessionSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&t.now, nil, nil) })
 	passed := t.advance.queue(&b)
 	t.chains.queueRead(&b, t.advance)
-	if slices.ContainsFunc(us, func(u unit) bool { return u.index != resultIndex }) {
-		// Without events there are at most rows of duplicates, all of today: they need no lock order.
-		b.Queue(lockSQL)
-	}
+	b.Queue(lockSQL)
 	copying := t.mode == fast && len(first) >= minRowsForCopy
 	var taken map[task.Run]bool
 	if !copying {
@@ -261,9 +277,10 @@ func (t *txn) claim(ctx context.Context, us []unit, first []offered) (won []*tas
 	}
 	fault.At("audit.after_results")
 	won = make([]*task.Result, 0, len(first))
-	for _, o := range first {
+	for i, o := range first {
 		if copying || taken[o.r.Run()] {
 			won = append(won, o.r)
+			t.addDigest(t.offered[i])
 		} else {
 			lost = append(lost, o)
 		}
@@ -283,10 +300,9 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 			continue
 		}
 		it := &u.entry.events[u.index]
-		end := t.chains.of(u.entry.part)
-		t.addRow(&it.event, u.entry.source(it.index), end)
+		seq := t.addRow(&it.event, u.entry.source(it.index), t.chains.of(u.entry.part))
 		if u.entry.hole != nil {
-			u.entry.hole.Seq = end.Rows + 1
+			u.entry.hole.Seq = seq + 1
 			t.holes = append(t.holes, u.entry.hole)
 		} else if k := reported(&it.event); k != nil {
 			t.holes = append(t.holes, k)
@@ -306,13 +322,61 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 	}
 }
 
-func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
-	rows, ok := t.days.rowsOf(e.Time, t.mode)
-	rows.row(e, from, t.now, end)
+// addRow adds a row to the end of its chain, and returns its number.
+func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) (seq int64) {
+	t.encodeLast(nil)
+	t.last = lastRow{e, from, end}
+	return end.Rows + 1
+}
+
+func (t *txn) encodeLast(digests []byte) {
+	last := t.last
+	if last.event == nil {
+		return
+	}
+	t.last = lastRow{}
+	rows, ok := t.days.rowsOf(last.event.Time, t.mode)
+	rows.row(last.event, last.from, t.now, digests, last.end)
 	t.done.rows++
 	if !ok {
 		t.done.inDefault++
 	}
+}
+
+func (t *txn) addDigest(d audit.RowDigest) { t.digests = d.Append(t.digests) }
+
+// wroteState adds the digest of a row of tasks.
+func (t *txn) wroteState(version int64, record []byte) {
+	t.scratch = pg.FieldsOfRecord(t.scratch, record)
+	t.addDigest(audit.DigestRow(audit.TaskRows, version, t.scratch))
+}
+
+// wroteJob adds the digest of a row of jobs.
+func (t *txn) wroteJob(version int64, record []byte) {
+	t.scratch = pg.FieldsOfRecord(t.scratch, record)
+	t.addDigest(audit.DigestRow(audit.JobRows, version, t.scratch))
+}
+
+// extraIndex is the index of a row that is made from no event. Those of events are lower.
+const extraIndex = task.MaxFrameEvents
+
+// digestsNear is how much older than the transaction an audit row with digests is at most. Retention drops rows by
+// the times of their events, and digests must not go much sooner than what was written with them.
+const digestsNear = audit.Day
+
+// endRows gives the last row the digests of what the transaction has written. A chunk of results alone has no
+// row, and after an outage the last one may be old: then there is one more.
+func (t *txn) endRows(us []unit) {
+	if len(t.digests) > 0 && (t.last.event == nil || t.now.Sub(t.last.event.Time) > digestsNear || t.last.event.Time.Sub(t.now) > digestsNear) {
+		u := us[len(us)-1]
+		e := task.Event{Time: t.now.UTC(), Action: task.RowsRecorded, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: t.Instance}
+		at := u.entry.source(0)
+		if t.last.event != nil {
+			at.Index = extraIndex
+		}
+		t.addRow(&e, at, t.chains.of(u.entry.part))
+	}
+	t.encodeLast(t.digests)
 }
 
 // copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
@@ -322,27 +386,39 @@ func (t *txn) copyFinished(ctx context.Context) error {
 	if len(finished) < minRowsForCopy {
 		return nil
 	}
-	if err := copyByShortcut(ctx, t.tx, states.CopySQL, len(finished), states.EncodeFinished(&t.rows, finished)); err != nil {
+	encoded := states.EncodeFinished(&t.rows, finished, func() {
+		t.scratch = t.rows.Fields(t.scratch)
+		t.addDigest(audit.DigestRow(audit.TaskRows, 1, t.scratch)) // 1 is the default of the column version
+	})
+	if err := copyByShortcut(ctx, t.tx, states.CopySQL, len(finished), encoded); err != nil {
 		return fmt.Errorf("writing the states of %d tasks: %w", len(finished), err)
 	}
 	t.states.DropFinished()
 	return nil
 }
 
-// finish writes the states, the rollups, the jobs, the ends of the chains and the callbacks, and notifies those
-// who wait for the results.
-func (t *txn) finish(ctx context.Context, won []*task.Result) error {
+// writeStates writes the states and the jobs.
+func (t *txn) writeStates(ctx context.Context) error {
 	if t.mode == fast {
 		if err := t.copyFinished(ctx); err != nil {
 			return err
 		}
 	}
 	var b pgx.Batch
+	t.states.Queue(&b, &t.rows, t.arrays, t.types.task, t.wroteState)
+	t.states.QueuePriorities(&b, t.wroteState)
+	t.jobs.Queue(&b, t.wroteJob)
+	if b.Len() == 0 {
+		return nil
+	}
+	return asAnotherRequest(pg.Flush(ctx, t.tx, &b, "writing states"))
+}
+
+// finish writes the rollups, the ends of the chains and the callbacks, and notifies those who wait for the results.
+func (t *txn) finish(ctx context.Context, won []*task.Result) error {
+	var b pgx.Batch
 	t.days.queueCheck(&b)
-	t.states.Queue(&b, &t.rows, t.arrays, t.types.task)
-	t.states.QueuePriorities(&b)
 	t.counts.Queue(&b, t.shard)
-	t.jobs.Queue(&b)
 	t.chains.queueWrite(&b)
 	for _, k := range t.holes {
 		if err := t.breaks.queue(&b, k); err != nil {
@@ -351,5 +427,5 @@ func (t *txn) finish(ctx context.Context, won []*task.Result) error {
 	}
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
-	return asAnotherRequest(pg.Flush(ctx, t.tx, &b, "writing states"))
+	return pg.Flush(ctx, t.tx, &b, "writing rollups and the ends of chains")
 }

@@ -105,7 +105,7 @@ func TestWhatCannotBeProvenIsSaid(t *testing.T) {
 	}
 	p, dir := w.copyTo(t)
 	base := kinds(w.verify(p, dir))
-	require.Equal(t, []GapKind{GapColumns, GapCopies, GapWitness}, base)
+	require.Equal(t, []GapKind{GapCopies, GapWitness}, base)
 	require.Equal(t, Well, w.verify(p, dir).Verdict(base...))
 
 	appendRow(p)

@@ -136,14 +136,14 @@ func (c *chainCheck) superseded(seq int64, p *point) bool {
 // row is as it should be: the log is not complete.
 func (c *chainCheck) takeHole(seq int64, r *rawRow) {
 	kind := audit.RecordsMissed
-	switch task.Action(r.field(audit.ColAction)) {
+	switch task.Action(r.Field(audit.ColAction)) {
 	case task.RecordsMissed:
 	case task.TopicReplaced:
 		kind = audit.TopicReplaced
 	default:
 		return
 	}
-	b, err := audit.BreakOf(kind, r.field(audit.ColDetail))
+	b, err := audit.BreakOf(kind, r.Field(audit.ColDetail))
 	if err != nil {
 		b = &audit.Break{Kind: kind, Last: audit.UnknownOffset, Why: err.Error()}
 	}

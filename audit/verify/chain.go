@@ -157,7 +157,7 @@ func (v *verifier) join(c *chainCheck, s segment) error {
 
 // chainOfRow returns the chain of a row; nil if audit_chains does not have it.
 func (v *verifier) chainOfRow(r *rawRow) *chainCheck {
-	topic, partition := r.field(audit.ColTopic), r.int4(audit.ColPartition)
+	topic, partition := r.Field(audit.ColTopic), r.Int4(audit.ColPartition)
 	if c := v.lastOf; c != nil && c.at.Partition == partition && c.at.Topic == string(topic) {
 		return c
 	}
@@ -171,13 +171,13 @@ func (v *verifier) chainOfRow(r *rawRow) *chainCheck {
 // progressEvery is the number of rows between two reports of progress.
 const progressEvery = 1 << 15
 
-// take checks one row.
-func (v *verifier) take(r *rawRow) error {
+// take checks one row. own is its hash, as it was computed from its content.
+func (v *verifier) take(r *rawRow, own audit.Hash) error {
 	if v.report.Rows++; v.report.Rows%progressEvery == 0 {
 		v.progress(Progress{v.report.Rows, v.about})
 	}
 	c := v.chainOfRow(r)
-	if r.nul[audit.ColSeq] && r.nul[audit.ColPrev] && r.nul[audit.ColHash] {
+	if r.Null(audit.ColSeq) && r.Null(audit.ColPrev) && r.Null(audit.ColHash) {
 		v.unchained(c, r)
 		return nil
 	}
@@ -189,14 +189,12 @@ func (v *verifier) take(r *rawRow) error {
 	c.read++
 	prev, ok := r.hash(audit.ColPrev)
 	sum, ok2 := r.hash(audit.ColHash)
-	if !ok || !ok2 || r.nul[audit.ColSeq] {
-		c.found(Finding{Reason: Changed, Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: "its number in the chain or one of its hashes is missing or malformed"})
+	if !ok || !ok2 || r.Null(audit.ColSeq) {
+		c.found(Finding{Reason: Changed, Seq: r.Int8(audit.ColSeq), Row: r.ref(), Detail: "its number in the chain or one of its hashes is missing or malformed"})
 		v.addSuspect(c, r)
 		return nil
 	}
-	seq, at := r.int8(audit.ColSeq), r.position()
-	var own audit.Hash
-	own, v.scratch = audit.RowHash(prev, r.covered(), v.scratch)
+	seq, at := r.Int8(audit.ColSeq), r.position()
 	if own != sum {
 		c.found(Finding{Reason: Changed, Seq: seq, Row: r.ref(), Detail: "its hash does not match its content"})
 		v.addSuspect(c, r)
@@ -205,9 +203,14 @@ func (v *verifier) take(r *rawRow) error {
 		c.compare(seq, sum, r.ref)
 	}
 	if _, ok := c.edges[seq]; ok {
-		c.edges[seq] = r.int8(audit.ColIngested)
+		c.edges[seq] = r.Int8(audit.ColIngested)
 	}
 	c.takeHole(seq, r)
+	if v.tables != nil {
+		if err := v.tables.Take(r.Row); err != nil {
+			return err
+		}
+	}
 	return v.join(c, segment{first: seq, last: seq, prev: prev, firstHash: sum, hash: sum, start: at, end: at, startKnown: true, endKnown: true, read: true})
 }
 
@@ -225,7 +228,7 @@ func (v *verifier) unchained(c *chainCheck, r *rawRow) {
 func (v *verifier) unknownChain(r *rawRow, why string) {
 	v.unknownCount++
 	if len(v.unknown) < maxFindings {
-		v.unknown = append(v.unknown, Finding{Reason: Inserted, Topic: string(r.field(audit.ColTopic)), Partition: r.int4(audit.ColPartition),
-			Seq: r.int8(audit.ColSeq), Row: r.ref(), Detail: why})
+		v.unknown = append(v.unknown, Finding{Reason: Inserted, Topic: string(r.Field(audit.ColTopic)), Partition: r.Int4(audit.ColPartition),
+			Seq: r.Int8(audit.ColSeq), Row: r.ref(), Detail: why})
 	}
 }

@@ -41,47 +41,107 @@ func (v *verifier) compareDefinitions(ctx context.Context, tx pgx.Tx) error {
 	})
 }
 
-// compareTables compares results, states, callbacks and rollups with the rows of the log, which are
+// tableOptions says what to compare.
+func (v *verifier) tableOptions() tables.Options {
+	o := tables.Options{Schema: v.schema, Now: v.report.Time, Before: v.report.Time.Add(-settling), Complete: v.completeFrom(), MaxRows: v.o.MaxRows}
+	if v.o.Settled {
+		o.Before = v.report.Time.Add(time.Hour)
+	}
+	if since := audit.DayOf(v.o.Since); !v.o.Since.IsZero() && since.After(o.Complete) {
+		o.Complete, o.Partial = since, true
+	}
+	return o
+}
+
+// compareTables compares results, states, callbacks, jobs and rollups with the rows of the log, which are
 // verified by then.
 func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
-	if v.o.LogOnly {
+	if v.tables == nil {
 		return nil
 	}
-	// Whatever the planner knows of the tables, looking up each row of one in another takes far longer than
-	// hashing both.
-	for _, set := range []string{"SET LOCAL enable_nestloop = off", "SET LOCAL work_mem = '64MB'"} {
+	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {
+		return err
+	}
+	for _, set := range []string{"SET LOCAL enable_indexscan = on", "SET LOCAL enable_bitmapscan = on", "SET LOCAL work_mem = '64MB'"} {
 		if _, err := tx.Exec(ctx, set); err != nil {
 			return fmt.Errorf("preparing the session: %s: %w", set, err)
 		}
 	}
-	o := tables.Options{Schema: v.schema, Before: v.report.Time.Add(-settling), Complete: v.completeFrom()}
-	if v.o.Settled {
-		o.Before = v.report.Time.Add(time.Hour)
+	o := v.tableOptions()
+	if err := v.nameMissing(ctx, tx); err != nil {
+		return err
 	}
-	for _, c := range tables.Checks {
-		kind := GapResults
-		if c.Rollup {
-			kind = GapRollups
+	differ, many := v.tables.Differing()
+	before := v.report.Count
+	err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error {
+		found, err := v.tables.Explain(ctx, tx, o)
+		v.addFound(found)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if v.report.Count == before { // what differs could not be explained
+		for _, r := range differ {
+			v.addFound([]tables.Found{{What: r.What, Gone: r.Gone}})
 		}
-		err := v.attempt(ctx, tx, kind, func(tx pgx.Tx) error {
-			found, unproven, err := c.Run(ctx, tx, o)
-			for _, f := range found {
-				reason := Changed
-				if f.Gone {
-					reason = Missing
-				}
-				v.report.add(Finding{Reason: reason, Detail: f.What})
-			}
-			for _, g := range unproven {
-				v.report.gap(kind, "%s", g)
-			}
-			return err
-		})
+	}
+	if more := many - int64(len(differ)); more > 0 {
+		v.report.add(Finding{Reason: Changed, Detail: fmt.Sprintf("%d more rows of results, tasks, callbacks or jobs are not as the log says", more)})
+	}
+	for _, g := range v.tables.Unproven() {
+		v.report.gap(GapResults, "%s", g)
+	}
+	if v.tables.OlderRollups() && !o.Partial {
+		v.report.gap(GapRollups, "rollups of days before %s, of which the log no longer has all rows", o.Complete.Format(time.DateOnly))
+	}
+	return v.attempt(ctx, tx, GapRollups, func(tx pgx.Tx) error {
+		found, err := v.tables.Rollups(ctx, tx, o)
+		v.addFound(found)
+		return err
+	})
+}
+
+func (v *verifier) addFound(found []tables.Found) {
+	for _, f := range found {
+		reason := Changed
+		if f.Gone {
+			reason = Missing
+		}
+		v.report.add(Finding{Reason: reason, Detail: f.What})
+	}
+}
+
+// nameMissing finds out which rows are gone of which the log has a digest. It reads the names of all tasks and jobs,
+// so it is only for when something is wrong.
+func (v *verifier) nameMissing(ctx context.Context, tx pgx.Tx) error {
+	missing := func() (n int64) {
+		for _, of := range v.tables.Missing() {
+			n += of
+		}
+		return n
+	}
+	if missing() == 0 {
+		return nil
+	}
+	for _, kind := range []string{"task_id", "job_id"} {
+		rows, err := tx.Query(ctx, fmt.Sprintf("SELECT DISTINCT tenant, %[1]s FROM %[2]s WHERE %[1]s IS NOT NULL AND tenant IS NOT NULL", kind, v.table("audit_log")))
 		if err != nil {
-			return err
+			return fmt.Errorf("looking up what is missing: %w", err)
+		}
+		var tenant, id string
+		if _, err := pgx.ForEachRow(rows, []any{&tenant, &id}, func() error {
+			v.tables.NameMissing(tenant, id, kind == "task_id")
+			return nil
+		}); err != nil {
+			return fmt.Errorf("looking up what is missing: %w", err)
 		}
 	}
-	v.report.gap(GapColumns, "%s", tables.NotCovered())
+	for table, n := range v.tables.Missing() {
+		if n > 0 {
+			v.report.add(Finding{Reason: Missing, Detail: fmt.Sprintf("%d rows of the table %s are gone, and no row of the log names them", n, table)})
+		}
+	}
 	return nil
 }
 

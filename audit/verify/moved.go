@@ -22,7 +22,7 @@ type suspect struct {
 
 const (
 	maxSuspects     = 64
-	maxSuspectBytes = 64 << 10
+	maxSuspectBytes = 256 << 10
 )
 
 // singleGap is a single missing row, and the hashes around it.
@@ -33,11 +33,10 @@ type singleGap struct {
 }
 
 func (v *verifier) addSuspect(c *chainCheck, r *rawRow) {
-	if len(v.suspects) >= maxSuspects || len(r.b) > maxSuspectBytes && r.at[audit.ColPrev] > maxSuspectBytes {
+	if len(v.suspects) >= maxSuspects || len(r.covered()) > maxSuspectBytes {
 		return
 	}
-	b := slices.Clone(r.covered())
-	s := suspect{chain: c, ref: r.ref(), content: b[:r.at[audit.ColTopic]], src: b[r.at[audit.ColTopic]:r.at[audit.ColSeq]], seq: b[r.at[audit.ColSeq]:]}
+	s := suspect{chain: c, ref: r.ref(), content: slices.Clone(r.Fields(0, audit.ColTopic)), src: slices.Clone(r.Fields(audit.ColTopic, audit.ColSeq)), seq: slices.Clone(r.Fields(audit.ColSeq, audit.ColPrev))}
 	s.prev, _ = r.hash(audit.ColPrev)
 	s.sum, _ = r.hash(audit.ColHash)
 	v.suspects = append(v.suspects, s)

@@ -42,7 +42,6 @@ const (
 	GapDefinitions GapKind = "definitions"
 	GapResults     GapKind = "results"
 	GapRollups     GapKind = "rollups"
-	GapColumns     GapKind = "columns"
 )
 
 // GapKinds are all kinds, with what cannot be proven.
@@ -60,7 +59,6 @@ var GapKinds = []struct {
 	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},
 	{GapResults, "results, states or callbacks have no event in the log that they could be compared with"},
 	{GapRollups, "rollups count rows that the log no longer has"},
-	{GapColumns, "the log holds no copy of some columns"},
 }
 
 // Gap is something that could not be proven, and why.

@@ -6,8 +6,10 @@ package verify
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/verify/catalog"
+	"github.com/batchyard/batchyard/audit/verify/tables"
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
@@ -27,6 +30,11 @@ type Options struct {
 	// MaxSegments bounds the memory: the number of segments that the chains may be in while rows
 	// are read in the order of the disk. 0: a million.
 	MaxSegments int
+	// MaxRows bounds the memory, too: the number of rows of other tables, and of their digests. 0: a hundred million.
+	MaxRows int
+	// Readers is the number of connections that read at the same time; 0: one for each processor, at most 4. More
+	// than one need Postgres 14, a role that may read partitions by their names, and a pool with enough connections.
+	Readers int
 	// Settled says that nothing is in flight: a result without its event, or an event without its result,
 	// is a finding. Otherwise that is so only if it is older than [settling].
 	Settled bool
@@ -59,6 +67,13 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 	if o.MaxSegments == 0 {
 		o.MaxSegments = 1 << 20
 	}
+	if o.MaxRows == 0 {
+		o.MaxRows = 100_000_000
+	}
+	if o.Readers == 0 {
+		o.Readers = min(runtime.GOMAXPROCS(0), 4)
+	}
+	o.Readers = min(o.Readers, int(pool.Config().MaxConns))
 	if progress == nil {
 		progress = func(Progress) {}
 	}
@@ -71,6 +86,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 	schema := ""
 	for try := 0; ; try++ {
 		v := newVerifier(o, progress)
+		v.pool = pool
 		v.schema = schema // the session no longer looks for it
 		err := v.inSnapshot(ctx, conn.Conn())
 		schema = v.schema
@@ -116,7 +132,11 @@ func (v *verifier) malformed(err error) bool {
 type verifier struct {
 	o        Options
 	progress func(Progress)
+	pool     *pgxpool.Pool
 	conn     *pgx.Conn
+	others   []*pgx.Conn // that read in the same snapshot
+	tables   *tables.Log // what the log says about other tables; nil: they are not compared
+	turn     sync.Mutex  // of those who read, for everything below
 	chains   map[audit.TopicPartition]*chainCheck
 	lastOf   *chainCheck // of the previous row
 	segments int         // in all chains
@@ -147,6 +167,7 @@ type verifier struct {
 type partitionTable struct {
 	name string    // without its schema
 	full string    // with it, quoted
+	size int64     // in pages
 	log  string    // the whole table, quoted
 	day  time.Time // zero: the default partition
 
@@ -196,7 +217,7 @@ func (v *verifier) locate(ctx context.Context) error {
 func (v *verifier) table(name string) string { return pgx.Identifier{v.schema, name}.Sanitize() }
 
 const partitionsSQL = `
-SELECT c.relname::text, n.nspname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT') FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+SELECT c.relname::text, n.nspname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT'), CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / 8192 ELSE 0 END FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.inhparent = $1::regclass ORDER BY c.relname`
 
@@ -212,7 +233,7 @@ func (v *verifier) list(ctx context.Context) ([]partitionTable, error) {
 		p := partitionTable{log: v.table("audit_log")}
 		var about int64
 		var schema string
-		if err := rows.Scan(&p.name, &schema, &about, &p.direct); err != nil {
+		if err := rows.Scan(&p.name, &schema, &about, &p.direct, &p.size); err != nil {
 			return nil, fmt.Errorf("listing the partitions of audit_log: %w", err)
 		}
 		p.full = pgx.Identifier{schema, p.name}.Sanitize()
@@ -275,17 +296,15 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	if err := v.compareDefinitions(ctx, tx); err != nil {
 		return err
 	}
-	for _, p := range v.newer {
-		if err := v.read(ctx, p, ""); err != nil {
-			return err
-		}
+	if err := v.readAll(ctx, tx); err != nil {
+		return err
 	}
 	for _, p := range v.older {
 		where := v.lackingRows()
 		if where == "" {
 			break
 		}
-		if err := v.read(ctx, p, where); err != nil {
+		if err := v.read(ctx, v.conn, p, where); err != nil {
 			return err
 		}
 		v.olderRead++
@@ -299,13 +318,8 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 // prepare configures the session, takes the snapshot, and reads from it what the rows are compared
 // with.
 func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
-	// In the order of the disk: one process, from the first page on.
-	for _, set := range []string{"SET LOCAL synchronize_seqscans = off", "SET LOCAL max_parallel_workers_per_gather = 0",
-		"SET LOCAL enable_indexscan = off", "SET LOCAL enable_bitmapscan = off", "SET LOCAL standard_conforming_strings = on",
-		"SET LOCAL idle_in_transaction_session_timeout = 0", "SET LOCAL statement_timeout = 0", "SET LOCAL client_encoding = 'UTF8'", "SET LOCAL timezone = 'UTC'", "SET LOCAL row_security = off"} {
-		if _, err := tx.Exec(ctx, set); err != nil {
-			return fmt.Errorf("preparing the session: %s: %w", set, err)
-		}
+	if err := configure(ctx, tx); err != nil {
+		return err
 	}
 	if err := tx.QueryRow(ctx, "SELECT now(), pg_is_in_recovery()").Scan(&v.report.Time, &v.standby); err != nil {
 		return fmt.Errorf("taking a snapshot: %w", err)
@@ -333,7 +347,13 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 	if err := v.readBreaks(ctx, tx); err != nil {
 		return err
 	}
-	return v.readDropped(ctx, tx)
+	if err := v.readDropped(ctx, tx); err != nil {
+		return err
+	}
+	if !v.o.LogOnly {
+		v.tables = tables.NewLog(v.tableOptions())
+	}
+	return nil
 }
 
 // maxChains bounds the chains: usually one for each partition of two topics.

@@ -41,9 +41,12 @@ func TestExamplesReturnRows(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), url)
 	require.NoError(t, err)
 	defer pool.Close()
-	report, err := verify.Run(t.Context(), pool, verify.Options{LogOnly: true}, nil)
+	report, err := verify.Run(t.Context(), pool, verify.Options{}, nil)
 	require.NoError(t, err)
 	require.True(t, report.OK(), report.Findings)
+	for _, g := range report.Gaps {
+		require.Equal(t, verify.GapKeys, g.Kind, g.Detail)
+	}
 	require.Equal(t, rows, report.Rows)
 	require.Equal(t, ask("SELECT count(*) FROM results"), ask("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL"))
 	require.Equal(t, ask("SELECT count(*) FROM audit_log WHERE action = 'task.accepted'"), ask("SELECT count(*) FROM tasks"))

@@ -17,6 +17,7 @@ type rows struct {
 	width          int
 	b              []byte
 	n              int64
+	at             int // where the fields of the row begin
 }
 
 var postgresEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
@@ -35,7 +36,11 @@ func (r *rows) reset() {
 func (r *rows) begin() {
 	r.b = binary.BigEndian.AppendUint16(r.b, uint16(r.width))
 	r.n++
+	r.at = len(r.b)
 }
+
+// fields returns the fields of the row so far.
+func (r *rows) fields() []byte { return r.b[r.at:] }
 
 func (r *rows) text(s ...string) {
 	for _, s := range s {

@@ -49,8 +49,7 @@ func makeIndexes(ctx context.Context, conn *pgx.Conn, all []definition, out io.W
 		}
 		fmt.Fprintf(out, "index %s: %s\n", d.Name, time.Since(start).Round(time.Millisecond))
 	}
-	for _, sql := range []string{"INSERT INTO jobs (tenant, job_id, submitted_at) SELECT tenant, job_id, min(submitted_at) FROM tasks WHERE job_id IS NOT NULL GROUP BY 1, 2 ON CONFLICT DO NOTHING",
-		"SELECT batchyard_compact_rollups('2000-01-01')", "SELECT batchyard_compact_rollups('2000-01-01')", "ANALYZE audit_log",
+	for _, sql := range []string{"SELECT batchyard_compact_rollups('2000-01-01')", "SELECT batchyard_compact_rollups('2000-01-01')", "ANALYZE audit_log",
 		"VACUUM (ANALYZE) tasks, results, jobs, callbacks",
 		// A whole month was aggregated at once, which a recorder does hour by hour.
 		"VACUUM (FULL, ANALYZE) rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions"} {

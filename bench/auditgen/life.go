@@ -83,7 +83,9 @@ type maker struct {
 	scratch  []byte
 	attempts []task.Attempt
 	made     int64 // events
-	example  bool  // also generates exampleTask and the devices' events
+	commit   time.Time // when the rows of the block are written
+	jobs     map[[2]string]time.Time
+	example  bool // also generates exampleTask and the devices' events
 }
 
 // batchOf is the batch that the next tasks travel in.
@@ -337,9 +339,13 @@ func (m *maker) mix() {
 		m.order = append(m.order, int32(i)) //nolint:gosec // a few thousand
 	}
 	slices.SortFunc(m.order, func(a, b int32) int { return m.block[a].Time.Compare(m.block[b].Time) })
-	for _, i := range m.order {
+	for n, i := range m.order {
 		e := &m.block[i]
-		m.events.Add(e, m.offset, m.index, e.Time.Add(20*time.Millisecond))
+		at := e.Time.Add(20 * time.Millisecond)
+		if n == 0 {
+			at = m.commit // it has the digests of the rows of other tables
+		}
+		m.events.Add(e, m.offset, m.index, at)
 		if m.index++; m.index == 16 {
 			m.index, m.offset = 0, m.offset+1
 		}

@@ -11,8 +11,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/migrations"
+	"github.com/batchyard/batchyard/task"
 )
 
 // loadOptions are the options of load; main.go explains them.
@@ -89,7 +91,7 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 			r: rand.New(rand.NewPCG(o.Seed, uint64(p))), now: o.Now,
 			events: recorder.NewBulk("events", p), results: recorder.NewBulk("results", p),
 			tasks: newRows("tasks", taskWidth, taskColumns), ended: newRows("results", resultWidth, resultColumns),
-			hooks: newRows("callbacks", callbackWidth, callbackColumns), example: p == 0,
+			hooks: newRows("callbacks", callbackWidth, callbackColumns), example: p == 0, jobs: map[[2]string]time.Time{},
 		}
 	}
 	tasks := float64(o.Rows) / rowsOfTask
@@ -122,6 +124,9 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 		}
 		fmt.Fprintf(o.Out, "%s: %d rows, %.0f rows/s\n", day.Format(time.DateOnly), made, float64(made)/time.Since(begin).Seconds())
 	}
+	if err := writeJobs(ctx, conns[0], makers); err != nil {
+		return 0, err
+	}
 	for p, m := range makers {
 		err := pgx.BeginFunc(ctx, conns[p], func(tx pgx.Tx) error {
 			return errors.Join(m.events.Finish(ctx, tx), m.results.Finish(ctx, tx))
@@ -131,6 +136,36 @@ func fill(ctx context.Context, o loadOptions, first time.Time) (made int64, err 
 		}
 	}
 	return made, nil
+}
+
+// writeJobs writes the rows of all jobs, as if no job had been announced.
+func writeJobs(ctx context.Context, conn *pgx.Conn, makers []*maker) error {
+	first := map[[2]string]time.Time{}
+	for _, m := range makers {
+		for k, at := range m.jobs {
+			if have, ok := first[k]; !ok || at.Before(have) {
+				first[k] = at
+			}
+		}
+	}
+	const columns = 17 // of audit.JobColumns
+	r, m := newRows("jobs", columns, audit.JobColumns), makers[0]
+	for k, at := range first {
+		r.begin()
+		r.text(k[0], k[1], "", "", "", "", "", "", "", "", "")
+		r.times(at)
+		r.text("", "", "")
+		r.int4(0)
+		r.text("")
+		m.events.Wrote(audit.DigestRow(audit.JobRows, 1, r.fields()))
+	}
+	m.commit = m.now.Truncate(time.Microsecond)
+	m.block = append(m.block, task.Event{Time: m.commit, Action: task.RowsRecorded, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: m.instance("audit")})
+	m.mix()
+	if err := m.flush(ctx, conn, 0); err != nil {
+		return err
+	}
+	return r.flush(ctx, conn, 0)
 }
 
 // dayPlan is what to generate for one partition and day.
@@ -157,6 +192,7 @@ func (m *maker) day(ctx context.Context, conn *pgx.Conn, d dayPlan) error {
 	for b := range blocks {
 		n := d.tasks/blocks + min(1, max(0, d.tasks%blocks-b)) // the remainder goes to the first blocks
 		at := d.from.Add(time.Duration(b) * each)
+		m.commit = at.Add(each).Truncate(time.Microsecond)
 		for i := range n {
 			when := at.Add(time.Duration(float64(each) * (float64(i) + m.r.Float64()) / float64(n))).Truncate(time.Microsecond)
 			m.one(when, m.id(when))

@@ -6,7 +6,7 @@
 //	go run ./bench/auditgen views -postgres URL -plans docs/sql-plans.md
 //
 // The recorder's own code writes the rows, their hash chains and the rollups, so
-// `batchyard audit verify --log-only` finds nothing wrong on them and the measurements are realistic.
+// `batchyard audit verify` finds nothing wrong on them and the measurements are realistic.
 package main
 
 import (

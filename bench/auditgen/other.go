@@ -4,18 +4,17 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/task"
 )
 
 const (
-	taskColumns = `tenant, task_id, state, seq, version, attempt, device_id, model, endpoint, priority, job_id, trace_id, submitted_at, assigned_at,
-		started_at, finished_at, error_class, error_message, deadline, callback_url, updated_at, known_from`
-	taskWidth     = 22
-	resultColumns = `tenant, task_id, state, status, output, error_class, error_message, attempt, attempts, input_tokens, output_tokens, device_id, model,
-		endpoint, priority, job_id, callback_url, trace_id, submitted_at, assigned_at, started_at, finished_at, recorded_at`
-	resultWidth     = 23
-	callbackColumns = `callback_id, tenant, task_id, url, host, state, attempts, next_at, last_status, last_error, created_at, delivered_at`
-	callbackWidth   = 12
+	taskColumns     = audit.TaskColumns + `, version`
+	taskWidth       = 27
+	resultColumns   = audit.ResultColumns + `, recorded_at`
+	resultWidth     = 28
+	callbackColumns = audit.DeliveryColumns + `, task_id, generation, url, host, next_at, created_at`
+	callbackWidth   = 13
 )
 
 func (l *life) callbackURL() string {
@@ -38,15 +37,25 @@ func (m *maker) row(l *life) {
 	r.begin()
 	r.text(l.t.Tenant, l.t.ID, string(l.state))
 	r.int4(l.seq)
-	r.int8(int64(2 + l.number))
 	r.int4(l.number)
-	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.JobID, l.t.TraceID)
-	r.times(l.submitted, l.assigned, l.started, l.finished)
-	r.text(string(l.class), l.message())
-	r.times(l.t.Deadline)
-	r.text(l.callbackURL())
-	r.times(l.updated)
+	r.text(l.device, l.model, string(l.class), l.message())
+	r.times(l.updated, l.finished, l.assigned, l.started)
 	r.int2(2)
+	r.times(l.submitted, l.t.Deadline)
+	r.text(l.t.Endpoint, string(l.t.Priority), l.t.JobID, "", l.t.TraceID, l.callbackURL())
+	r.int4(0)
+	r.text("")
+	r.int8(l.in)
+	r.int8(l.out)
+	version := int64(2 + l.number)
+	m.events.Wrote(audit.DigestRow(audit.TaskRows, version, r.fields()))
+	r.int8(version)
+	if l.t.JobID != "" {
+		k := [2]string{l.t.Tenant, l.t.JobID}
+		if first, ok := m.jobs[k]; !ok || l.submitted.Before(first) {
+			m.jobs[k] = l.submitted
+		}
+	}
 }
 
 // answer adds the result.
@@ -69,8 +78,12 @@ func (m *maker) answer(l *life) {
 	r.text(attempts)
 	r.int8(l.in)
 	r.int8(l.out)
-	r.text(l.device, l.model, l.t.Endpoint, string(l.t.Priority), l.t.JobID, l.callbackURL(), l.t.TraceID)
-	r.times(l.submitted, l.assigned, l.started, l.finished, l.finished.Add(20*time.Millisecond))
+	r.text(l.device, l.model, "", l.t.Endpoint, string(l.t.Priority), l.t.JobID, "", "", l.callbackURL(), l.t.TraceID)
+	r.times(l.submitted, l.assigned, l.started, l.finished)
+	r.int4(0)
+	r.text("")
+	m.events.Wrote(audit.DigestRow(audit.ResultRows, 0, r.fields()))
+	r.times(m.commit)
 }
 
 // callback generates the deliveries of the result and the row of the callback.
@@ -86,6 +99,7 @@ func (m *maker) callback(l *life) {
 	}
 	l.number = 0
 	var delivered, next time.Time
+	said := -1 // the last event
 	for try := 1; try <= tries; try++ {
 		took := m.ms(60)
 		l.at = l.at.Add(took)
@@ -102,6 +116,7 @@ func (m *maker) callback(l *life) {
 			state, tries, delivered, status, problem = "DUE", try-1, time.Time{}, 500, "status 500"
 			break
 		}
+		said = len(m.block) - 1
 		e.ResourceType, e.ResourceID, e.Duration, e.Model = "callback", id, took, ""
 		e.Detail = fmt.Appendf(nil, `{"delivery":%d,"host":"%s","status":%d}`, try, host, status)
 		if a != task.CallbackSent {
@@ -110,21 +125,36 @@ func (m *maker) callback(l *life) {
 		}
 		l.at = next
 	}
-	if state == "DELIVERED" {
+	if state == "DELIVERED" || tries == 0 {
 		problem = ""
 	}
 	r := m.hooks
 	r.begin()
-	r.text(id, l.t.Tenant, l.t.ID, l.callbackURL(), host, state)
+	r.text(id, l.t.Tenant, state)
 	r.int4(tries)
-	r.times(next)
 	if tries == 0 {
 		r.text("")
 	} else {
 		r.int4(status)
 	}
 	r.text(problem)
-	r.times(l.finished, delivered)
+	r.times(delivered)
+	if said >= 0 {
+		d := audit.DigestRow(audit.DeliveryRows, int64(tries), r.fields())
+		e := &m.block[said]
+		e.Detail = append(e.Detail[:len(e.Detail)-1], `,"digests":"`+audit.TextOfDigests(d.Append(nil))+`"}`...)
+	}
+	r.text(l.t.ID)
+	r.int4(0)
+	r.text(l.callbackURL(), host)
+	r.times(next, m.commit)
+
+	var fixed rows
+	fixed.begin()
+	fixed.text(id, l.t.Tenant, l.t.ID)
+	fixed.int4(0)
+	fixed.text("", "", l.callbackURL(), host)
+	m.events.Wrote(audit.DigestRow(audit.CallbackRows, 0, fixed.fields()))
 }
 
 // beside adds events that belong to no task: refused submissions, three per block.

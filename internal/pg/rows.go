@@ -42,7 +42,7 @@ type Rows struct {
 	encoding Encoding
 	width    int // fields of a row
 	n        int // rows
-	at       int // where the current row of an array begins
+	at       int // where the current row begins: its length in an array, its first field in a COPY
 }
 
 const arrayHeader = 20 // dimensions, nulls, element type, length, lower bound
@@ -62,6 +62,7 @@ func (r *Rows) Next() {
 	r.n++
 	if r.encoding == Copy {
 		r.fields.Row(r.width)
+		r.at = len(r.fields.B)
 		return
 	}
 	r.endRow()
@@ -75,6 +76,31 @@ func (r *Rows) endRow() {
 	if r.at > 0 {
 		binary.BigEndian.PutUint32(r.fields.B[r.at:], uint32(len(r.fields.B)-r.at-4)) //nolint:gosec // a chunk is bounded
 	}
+}
+
+// Fields appends the fields of the current row to an empty buffer, as COPY writes them: for each its length in
+// four bytes, -1 for NULL, then the value.
+func (r *Rows) Fields(buffer []byte) []byte {
+	if r.encoding == Copy {
+		return append(buffer[:0], r.fields.B[r.at:]...)
+	}
+	return withoutTypes(buffer[:0], r.fields.B[r.at+8:])
+}
+
+// FieldsOfRecord does the same for a row as record_send returns it.
+func FieldsOfRecord(buffer, record []byte) []byte {
+	return withoutTypes(buffer[:0], record[min(4, len(record)):])
+}
+
+// withoutTypes appends fields to a buffer, without the type that is before each.
+func withoutTypes(to, fields []byte) []byte {
+	for len(fields) >= 8 {
+		n := int(int32(binary.BigEndian.Uint32(fields[4:]))) //nolint:gosec // two's complement
+		end := min(8+max(n, 0), len(fields))
+		to = append(to, fields[4:end]...)
+		fields = fields[end:]
+	}
+	return to
 }
 
 // EndCopy returns the whole COPY. The bytes are valid until the next Reset.

@@ -33,6 +33,7 @@ CREATE TABLE audit_log (
     output_sha256 bytea,
     output_bytes  bigint,
     detail        json,
+    row_digests   bytea,
     src_topic     text NOT NULL,
     src_partition integer NOT NULL,
     src_offset    bigint NOT NULL,
@@ -70,6 +71,7 @@ COMMENT ON COLUMN audit_log.input_bytes IS 'Size of the input in bytes.';
 COMMENT ON COLUMN audit_log.output_sha256 IS 'SHA-256 of the output.';
 COMMENT ON COLUMN audit_log.output_bytes IS 'Size of the output in bytes.';
 COMMENT ON COLUMN audit_log.detail IS 'Further facts as a small JSON object, stored byte for byte as it was written.';
+COMMENT ON COLUMN audit_log.row_digests IS 'SHA-256 of each row of results, tasks, callbacks and jobs that the transaction wrote, in its last audit row. docs/audit.md explains the form.';
 COMMENT ON COLUMN audit_log.src_topic IS 'Topic of the record that the row comes from.';
 COMMENT ON COLUMN audit_log.src_partition IS 'Partition of that record.';
 COMMENT ON COLUMN audit_log.src_offset IS 'Offset of that record.';

@@ -180,6 +180,7 @@ CREATE TABLE jobs (
     finished_at         timestamptz,
     rounds              integer NOT NULL DEFAULT 0,
     summary             json,
+    version             bigint NOT NULL DEFAULT 1,
     PRIMARY KEY (tenant, job_id)
 );
 COMMENT ON TABLE jobs IS 'One row per job. Its progress is in the view job_progress.';
@@ -200,6 +201,7 @@ COMMENT ON COLUMN jobs.cancel_requested_at IS 'When a user asked to cancel the j
 COMMENT ON COLUMN jobs.finished_at IS 'When the recorder saw that every task had finished. A retry empties it. Always empty if the job was not announced.';
 COMMENT ON COLUMN jobs.rounds IS 'How often the job has finished: more than once if tasks were retried.';
 COMMENT ON COLUMN jobs.summary IS 'The counts, tokens and errors of the finished job; empty before.';
+COMMENT ON COLUMN jobs.version IS 'How many times the row was written.';
 -- Serves the list of a tenant's jobs, newest first.
 CREATE INDEX jobs_newest ON jobs (tenant, submitted_at, job_id);
 -- Announced jobs that have not finished, which the recorder checks regularly.

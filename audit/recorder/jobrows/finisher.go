@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/jobview"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
@@ -31,6 +32,10 @@ const (
 // that they are never counted again, and creates their callbacks, in one transaction each. Any
 // number of processes may do so: a job's row is locked while it is counted for good.
 type Finisher struct {
+	// Report writes an event; nil: events are not written. If the process dies before it has, the log has no
+	// digest of the row, until the row is written again.
+	Report func(ctx context.Context, e *task.Event)
+
 	pool   *pgxpool.Pool
 	logger *slog.Logger
 	open   map[key]*watched
@@ -131,15 +136,14 @@ func (f *Finisher) check(ctx context.Context, k key, w *watched) error {
 const lockSQL = `SELECT FROM jobs WHERE tenant = $1 AND job_id = $2 AND finished_at IS NULL FOR UPDATE SKIP LOCKED`
 
 // finishSQL does nothing if a task was retried in the meantime.
-const finishSQL = `
-UPDATE jobs j SET finished_at = now(), rounds = j.rounds + 1, summary = json_build_object(
+var finishSQL = `
+UPDATE jobs j SET finished_at = now(), rounds = j.rounds + 1, version = j.version + 1, summary = json_build_object(
 	'known', p.known, 'done', p.done, 'pending', p.pending, 'assigned', p.assigned, 'running', p.running,
 	'succeeded', p.succeeded, 'failed', p.failed, 'cancelled', p.cancelled, 'expired', p.expired,
 	'rate', p.done / greatest(0.001, extract(epoch FROM p.last_finished_at - j.submitted_at)::float8),
 	'input_tokens', p.input_tokens, 'output_tokens', p.output_tokens, 'errors', p.errors, 'devices', p.devices, 'last_finished_at', p.last_finished_at)
 FROM job_progress p
-WHERE j.tenant = $1 AND j.job_id = $2 AND j.finished_at IS NULL AND p.tenant = $1 AND p.job_id = $2 AND p.state <> 'RUNNING'
-RETURNING coalesce(j.callback_url, '')`
+WHERE j.tenant = $1 AND j.job_id = $2 AND j.finished_at IS NULL AND p.tenant = $1 AND p.job_id = $2 AND p.state <> 'RUNNING'` + returning + `, now(), j.rounds, coalesce(j.callback_url, '')`
 
 const callbackSQL = `INSERT INTO callbacks (callback_id, tenant, job_id, body, url, host) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (callback_id) DO NOTHING`
 
@@ -155,26 +159,40 @@ func (f *Finisher) finish(ctx context.Context, k key) error {
 		return err // another process is at it
 	}
 	var callback string
-	err = tx.QueryRow(ctx, finishSQL, k.tenant, k.job).Scan(&callback)
+	var version, round int64
+	var record, digests []byte
+	var now time.Time
+	err = tx.QueryRow(ctx, finishSQL, k.tenant, k.job).Scan(&version, &record, &now, &round, &callback)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	d := audit.DigestRow(audit.JobRows, version, pg.FieldsOfRecord(nil, record))
+	digests = d.Append(digests)
 	if callback != "" {
-		if err := queueCallback(ctx, tx, k, callback); err != nil {
+		if d, err = queueCallback(ctx, tx, k, callback); err != nil {
 			return err
 		}
+		digests = d.Append(digests)
 	}
-	return tx.Commit(ctx)
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	if f.Report != nil {
+		e := task.Event{Time: now.UTC(), Action: task.JobFinished, Outcome: task.OutcomeOK, Tenant: k.tenant, ActorType: task.ActorStage, ResourceType: "job", ResourceID: k.job, JobID: k.job}
+		e.Detail, _ = json.Marshal(map[string]any{"round": round, "digests": audit.TextOfDigests(digests)}) // text and numbers: it cannot fail
+		f.Report(ctx, &e)
+	}
+	return nil
 }
 
 // queueCallback makes the callback of a job due that has just finished.
-func queueCallback(ctx context.Context, tx pgx.Tx, k key, target string) error {
+func queueCallback(ctx context.Context, tx pgx.Tx, k key, target string) (d audit.RowDigest, err error) {
 	j, err := jobview.Scan(tx.QueryRow(ctx, `SELECT `+jobview.Columns+` FROM job_progress WHERE tenant = $1 AND job_id = $2`, k.tenant, k.job))
 	if err != nil {
-		return err
+		return d, err
 	}
 	id := CallbackID(k.tenant, k.job, j.Rounds)
 	body := payload{ID: id, Object: "event", Type: "job.finished", Data: j}
@@ -183,17 +201,26 @@ func queueCallback(ctx context.Context, tx pgx.Tx, k key, target string) error {
 	}
 	text, err := json.Marshal(body)
 	if err != nil {
-		return err
+		return d, err
 	}
 	host := ""
 	if u, err := url.Parse(target); err == nil { // it was checked when the job was announced
 		host = strings.ToLower(u.Host)
 	}
 	if _, err := tx.Exec(ctx, callbackSQL, id, k.tenant, k.job, text, target, host); err != nil {
-		return err
+		return d, err
+	}
+	var row pg.Fields
+	for _, s := range []string{id, k.tenant} {
+		row.Text(s)
+	}
+	row.Null()  // task_id
+	row.Int4(0) // generation
+	for _, s := range []string{k.job, string(text), target, host} {
+		row.Text(s)
 	}
 	_, err = tx.Exec(ctx, "SELECT pg_notify($1, '')", pg.CallbacksChannel)
-	return err
+	return audit.DigestRow(audit.CallbackRows, 0, row.B), err
 }
 
 // payload is the body of a job's callback.

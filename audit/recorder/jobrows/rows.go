@@ -16,10 +16,13 @@ import (
 	"encoding/json"
 	"math"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
@@ -121,10 +124,26 @@ func announcement(e *task.Event) (a announced, ok bool) {
 	return a, a.spec.Validate() == nil
 }
 
-const seenSQL = `INSERT INTO jobs (tenant, job_id, submitted_at) SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) ON CONFLICT (tenant, job_id) DO NOTHING`
+// returning returns a row as it was written, for its digest.
+var returning = " RETURNING j.version, record_send(ROW(j." + strings.Join(strings.FieldsFunc(audit.JobColumns, func(r rune) bool { return unicode.IsSpace(r) || r == ',' }), ", j.") + "))"
+
+// Written is called for each row that was written, with its version and its fields as record_send returns them.
+type Written func(version int64, record []byte)
+
+func (w Written) scan(rows pgx.Rows) error {
+	var version int64
+	var record []byte
+	_, err := pgx.ForEachRow(rows, []any{&version, &record}, func() error {
+		w(version, record)
+		return nil
+	})
+	return err
+}
+
+var seenSQL = `INSERT INTO jobs AS j (tenant, job_id, submitted_at) SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) ON CONFLICT (tenant, job_id) DO NOTHING` + returning
 
 // announceSQL keeps the first file. Announced again, an incomplete job that was cancelled continues.
-const announceSQL = `
+var announceSQL = `
 INSERT INTO jobs AS j (tenant, job_id, fingerprint, tasks, lines, bad_lines, bytes, file, format, labels, callback_url, submitted_at, submitted_by)
 VALUES ($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), nullif($9, ''), $10, nullif($11, ''), $12, $13)
 ON CONFLICT (tenant, job_id) DO UPDATE SET
@@ -141,40 +160,41 @@ ON CONFLICT (tenant, job_id) DO UPDATE SET
 	submitted_at = least(j.submitted_at, excluded.submitted_at),
 	cancel_requested_at = CASE WHEN (j.finished_at IS NULL OR (j.summary->>'known')::bigint < j.tasks) AND j.cancel_requested_at < excluded.submitted_at
 		THEN NULL ELSE j.cancel_requested_at END,
-	finished_at  = CASE WHEN (j.summary->>'known')::bigint < j.tasks THEN NULL ELSE j.finished_at END
-WHERE j.fingerprint IS NULL OR j.fingerprint = excluded.fingerprint`
+	finished_at  = CASE WHEN (j.summary->>'known')::bigint < j.tasks THEN NULL ELSE j.finished_at END,
+	version      = j.version + 1
+WHERE j.fingerprint IS NULL OR j.fingerprint = excluded.fingerprint` + returning
 
 // cancelSQL leaves a job alone that has finished.
-const cancelSQL = `
+var cancelSQL = `
 INSERT INTO jobs AS j (tenant, job_id, submitted_at, cancel_requested_at) VALUES ($1, $2, $3, $3)
-ON CONFLICT (tenant, job_id) DO UPDATE SET cancel_requested_at = excluded.cancel_requested_at
-WHERE j.finished_at IS NULL AND j.cancel_requested_at IS NULL`
+ON CONFLICT (tenant, job_id) DO UPDATE SET cancel_requested_at = excluded.cancel_requested_at, version = j.version + 1
+WHERE j.finished_at IS NULL AND j.cancel_requested_at IS NULL` + returning
 
 // A finished job that is retried is open again, and what was counted is forgotten. These wait for the
 // lock of a finisher that is counting: without that, it could store counts that are older than the
 // retry. reopenSQL leaves the job alone if the new run has ended already: then its result, which
 // changes the counts, reopens it.
-const (
+var (
 	reopenSQL = `
-UPDATE jobs j SET finished_at = NULL, summary = NULL
+UPDATE jobs j SET finished_at = NULL, summary = NULL, version = j.version + 1
 FROM (SELECT DISTINCT u.tenant, u.job_id FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, job_id, task_id)
 	JOIN tasks t ON t.tenant = u.tenant AND t.task_id = u.task_id WHERE t.finished_at IS NULL) r
-WHERE j.tenant = r.tenant AND j.job_id = r.job_id`
+WHERE j.tenant = r.tenant AND j.job_id = r.job_id` + returning
 	recountSQL = `
-UPDATE jobs j SET finished_at = NULL, summary = NULL FROM unnest($1::text[], $2::text[]) AS u (tenant, job_id)
-WHERE j.tenant = u.tenant AND j.job_id = u.job_id`
+UPDATE jobs j SET finished_at = NULL, summary = NULL, version = j.version + 1 FROM unnest($1::text[], $2::text[]) AS u (tenant, job_id)
+WHERE j.tenant = u.tenant AND j.job_id = u.job_id` + returning
 )
 
 // Queue adds the statements to a batch, after those that write the states of the tasks. Two recorders that meet the same new jobs in different
 // orders may deadlock; Postgres then aborts one of the two, which tries again.
-func (r *Rows) Queue(b *pgx.Batch) {
+func (r *Rows) Queue(b *pgx.Batch, written Written) {
 	if len(r.seen) > 0 {
 		var tenants, jobs []string
 		var at []time.Time
 		for _, k := range sorted(r.seen) {
 			tenants, jobs, at = append(tenants, k.tenant), append(jobs, k.job), append(at, r.seen[k])
 		}
-		b.Queue(seenSQL, tenants, jobs, at)
+		b.Queue(seenSQL, tenants, jobs, at).Query(written.scan)
 	}
 	slices.SortStableFunc(r.announced, func(x, y announced) int { return compare(x.key, y.key) })
 	for i := range r.announced {
@@ -184,28 +204,28 @@ func (r *Rows) Queue(b *pgx.Batch) {
 		if len(a.spec.Labels) > 0 {
 			labels, _ = json.Marshal(a.spec.Labels) // of strings: it cannot fail
 		}
-		b.Queue(announceSQL, a.tenant, a.job, sum, a.spec.Tasks, a.spec.Lines, a.spec.BadLines, a.spec.Bytes, a.spec.File, a.spec.Format, labels, a.callback, a.at, a.by)
+		b.Queue(announceSQL, a.tenant, a.job, sum, a.spec.Tasks, a.spec.Lines, a.spec.BadLines, a.spec.Bytes, a.spec.File, a.spec.Format, labels, a.callback, a.at, a.by).Query(written.scan)
 	}
 	for _, k := range sorted(r.cancelled) {
-		b.Queue(cancelSQL, k.tenant, k.job, r.cancelled[k])
+		b.Queue(cancelSQL, k.tenant, k.job, r.cancelled[k]).Query(written.scan)
 	}
-	r.queueReopened(b)
+	r.queueReopened(b, written)
 }
 
-func (r *Rows) queueReopened(b *pgx.Batch) {
+func (r *Rows) queueReopened(b *pgx.Batch, written Written) {
 	if len(r.retried) > 0 {
 		var tenants, jobs, tasks []string
 		for _, t := range r.retried {
 			tenants, jobs, tasks = append(tenants, t.tenant), append(jobs, t.job), append(tasks, t.task)
 		}
-		b.Queue(reopenSQL, tenants, jobs, tasks)
+		b.Queue(reopenSQL, tenants, jobs, tasks).Query(written.scan)
 	}
 	if len(r.changed) > 0 {
 		var tenants, jobs []string
 		for _, k := range sorted(r.changed) {
 			tenants, jobs = append(tenants, k.tenant), append(jobs, k.job)
 		}
-		b.Queue(recountSQL, tenants, jobs)
+		b.Queue(recountSQL, tenants, jobs).Query(written.scan)
 	}
 }
 

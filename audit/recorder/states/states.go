@@ -5,10 +5,13 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
 )
@@ -173,11 +176,6 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// stateFields are the columns of tasks in the order of RowType.
-const stateFields = `tenant, task_id, state, seq, attempt, device_id, model, error_class, error_message, updated_at, finished_at,
-	assigned_at, started_at, known_from, submitted_at, deadline, endpoint, priority, job_id, custom_id, trace_id, callback_url,
-	generation, fingerprint, input_tokens, output_tokens`
-
 // Width is the number of fields of a row.
 const Width = 26
 
@@ -189,13 +187,29 @@ const RowType = "batchyard_task_row"
 const RequestConstraint = "tasks_answers_its_request"
 
 // CopySQL fails if a task has a row.
-const CopySQL = `COPY tasks (` + stateFields + `) FROM STDIN (FORMAT binary)`
+const CopySQL = `COPY tasks (` + audit.TaskColumns + `) FROM STDIN (FORMAT binary)`
+
+// returning returns a row as it was written, for its digest.
+var returning = "RETURNING t.version, record_send(ROW(t." + strings.Join(strings.FieldsFunc(audit.TaskColumns, func(r rune) bool { return unicode.IsSpace(r) || r == ',' }), ", t.") + "))"
+
+// Written is called for each row that was written, with its version and its fields as record_send returns them.
+type Written func(version int64, record []byte)
+
+func (w Written) scan(rows pgx.Rows) error {
+	var version int64
+	var record []byte
+	_, err := pgx.ForEachRow(rows, []any{&version, &record}, func() error {
+		w(version, record)
+		return nil
+	})
+	return err
+}
 
 // upsertSQL merges the states of a chunk into the table, as [State.merge] does. A row that would
 // not change is not written. A result that answers another request than the one that the id belongs to
 // would make version 0, which a constraint forbids.
-const upsertSQL = `
-INSERT INTO tasks AS t (` + stateFields + `)
+var upsertSQL = `
+INSERT INTO tasks AS t (` + audit.TaskColumns + `)
 SELECT * FROM unnest($1::` + RowType + `[])
 ON CONFLICT (tenant, task_id) DO UPDATE SET
 	state         = CASE WHEN (excluded.generation, excluded.seq, excluded.updated_at) > (t.generation, t.seq, t.updated_at) THEN excluded.state ELSE t.state END,
@@ -238,7 +252,8 @@ WHERE excluded.finished_at IS NOT NULL AND t.fingerprint <> excluded.fingerprint
 	OR t.custom_id IS NULL AND excluded.custom_id IS NOT NULL
 	OR excluded.generation = t.generation AND t.deadline IS NULL AND excluded.deadline IS NOT NULL
 	OR t.trace_id IS NULL AND excluded.trace_id IS NOT NULL
-	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL`
+	OR t.callback_url IS NULL AND excluded.callback_url IS NOT NULL
+` + returning
 
 // Set merges what a chunk knows into one state per task.
 type Set struct {
@@ -301,13 +316,14 @@ func (s *Set) Reprioritize(e *task.Event) {
 
 // prioritySQL may deadlock with another recorder; Postgres then aborts one of the two, which tries
 // again.
-const prioritySQL = `
+var prioritySQL = `
 UPDATE tasks t SET priority = u.priority, version = t.version + 1
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (tenant, task_id, priority)
-WHERE t.tenant = u.tenant AND t.task_id = u.task_id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority`
+WHERE t.tenant = u.tenant AND t.task_id = u.task_id AND t.finished_at IS NULL AND t.priority IS DISTINCT FROM u.priority
+` + returning
 
 // QueuePriorities adds the changes of priority to a batch, after the upsert.
-func (s *Set) QueuePriorities(b *pgx.Batch) {
+func (s *Set) QueuePriorities(b *pgx.Batch, written Written) {
 	if len(s.priorities) == 0 {
 		return
 	}
@@ -315,7 +331,7 @@ func (s *Set) QueuePriorities(b *pgx.Batch) {
 	for k, p := range s.priorities {
 		tenants, ids, priorities = append(tenants, k.Tenant), append(ids, k.ID), append(priorities, string(p))
 	}
-	b.Queue(prioritySQL, tenants, ids, priorities)
+	b.Queue(prioritySQL, tenants, ids, priorities).Query(written.scan)
 }
 
 // Finished returns the states of tasks that begin and end in the chunk, in the order of their keys. They were
@@ -326,11 +342,12 @@ func (s *Set) Finished() []*State {
 	return finished
 }
 
-// EncodeFinished encodes states for CopySQL.
-func EncodeFinished(rows *pg.Rows, finished []*State) []byte {
+// EncodeFinished encodes states for CopySQL, and calls each after each row.
+func EncodeFinished(rows *pg.Rows, finished []*State, each func()) []byte {
 	rows.Reset(pg.Copy, Width)
 	for _, s := range finished {
 		s.AddRow(rows)
+		each()
 	}
 	return rows.EndCopy()
 }
@@ -351,7 +368,7 @@ func sortStates(all []*State) {
 }
 
 // Queue adds the upsert of the states to a batch, as an array of rows with the given encoding and type.
-func (s *Set) Queue(b *pgx.Batch, rows *pg.Rows, arrays pg.Encoding, rowType uint32) {
+func (s *Set) Queue(b *pgx.Batch, rows *pg.Rows, arrays pg.Encoding, rowType uint32, written Written) {
 	if len(s.all) == 0 {
 		return
 	}
@@ -360,7 +377,7 @@ func (s *Set) Queue(b *pgx.Batch, rows *pg.Rows, arrays pg.Encoding, rowType uin
 	for _, one := range s.all {
 		one.AddRow(rows)
 	}
-	b.Queue(upsertSQL, rows.EndArray(rowType))
+	b.Queue(upsertSQL, rows.EndArray(rowType)).Query(written.scan)
 }
 
 // AddRow adds a row of [RowType].

@@ -1,11 +1,14 @@
 // Package tables compares the tables that people read (results, tasks, callbacks, jobs, rollups) with the
-// rows of the audit log, which hashes protect. It does so in SQL, in the snapshot in which package verify
-// has checked the rows.
+// rows of the audit log, which hashes protect, in the snapshot in which package verify has checked those.
 //
-// Events and results come through different topics, and a process that dies after it has written a result
-// writes no event of it. So a result without an event proves nothing, and neither does an event that is
-// younger than its result may be; both are reported as unproven. An event that contradicts what the tables
-// say is a finding.
+//	log ──one pass──▶ Log.Take: digests of rows ──▶ index: key → digest of the highest version
+//	             └──▶ Counter.Row: what rollups count ──▶ a total for each day
+//	results, tasks, callbacks, jobs ──one pass──▶ SHA-256 of each row ──▶ is it that of its key? which keys are left?
+//	rollups ──one pass──▶ is what they count what is left of the totals?
+//
+// Recorders write the digest of a row in the transaction that writes the row, so within a snapshot both match.
+// Only if something does not, it is compared again, in SQL and for the tasks and days concerned, to say what is
+// wrong: with the events of how a task ended, and key by key of a rollup.
 package tables
 
 import (
@@ -15,13 +18,19 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/copyrows"
 )
 
 // Options say what to compare.
 type Options struct {
 	Schema   string    // that has the tables
+	Now      time.Time // of the snapshot
 	Before   time.Time // events recorded before must have their results
 	Complete time.Time // the log has all rows from this time on; zero: from its beginning
+	Partial  bool      // rows before were left out on purpose
+	MaxRows  int       // bound of the rows whose digests are kept in memory
 }
 
 // Found is something that contradicts the log.
@@ -30,83 +39,170 @@ type Found struct {
 	Gone bool // a row is missing
 }
 
-// Uncovered lists the columns that no row of the log can prove, by table.
-var Uncovered = []struct {
+// Bookkeeping lists the columns that the log does not prove, by table. They say what processes are about to do, or
+// when they last wrote, and nothing about what has happened.
+var Bookkeeping = []struct {
 	Table   string
 	Columns []string
 }{
-	{"results", []string{"labels", "custom_id", "error_message", "attempts", "requested_model", "endpoint", "priority", "fingerprint", "status", "output", "assigned_at", "started_at", "submitted_at", "recorded_at", "callback_url"}},
-	{"tasks", []string{"custom_id", "error_message", "fingerprint", "priority", "endpoint", "model", "job_id", "trace_id", "callback_url", "deadline", "seq", "version", "known_from", "submitted_at", "assigned_at", "started_at", "finished_at", "updated_at", "error_class", "input_tokens", "output_tokens"}},
-	{"callbacks", []string{"url", "body", "next_at", "holder", "last_error", "last_status", "created_at", "delivered_at"}},
-	{"jobs", []string{"summary", "labels", "callback_url", "format", "rounds", "submitted_at", "cancel_requested_at", "finished_at"}},
+	{"callbacks", []string{"next_at", "holder"}},
 	{"stream_offsets", []string{"next_offset", "epoch", "owner", "topic_id", "cluster_id", "updated_at"}},
 	{"stream_breaks", []string{"resolved_at"}},
 	{"audit_chains", []string{"updated_at"}},
 	{"batchyard_schema", []string{"tstamp"}},
 }
 
-// NotCovered says which columns no row of the log can prove.
-func NotCovered() string {
-	var all []string
-	for _, u := range Uncovered {
-		all = append(all, u.Table+" ("+strings.Join(u.Columns, ", ")+")")
-	}
-	return "the log has no copy of these columns, or only for some rows: " + strings.Join(all, "; ")
+// margin is how much later than the first complete day a row must have been written for the log to be sure to have
+// its digest.
+const margin = 2 * audit.Day
+
+// Pass is the reading of a part of a table.
+type Pass struct {
+	Table string // its name
+	sql   string
+	width int
+	take  func(l *Log, c *Counter, r *copyrows.Row)
 }
 
-// Check is one comparison.
+// Query returns what to read, with a condition; empty: everything. The table has the alias t.
+func (p *Pass) Query(where string) (sql string, width int) {
+	if where != "" {
+		where = " WHERE " + where
+	}
+	return p.sql + where, p.width
+}
+
+// Take compares a row. c is of the goroutine that calls it.
+func (p *Pass) Take(l *Log, c *Counter, r *copyrows.Row) { p.take(l, c, r) }
+
+// Passes returns what has to be read, the largest tables first.
+func (l *Log) Passes(schema string) []Pass {
+	in := pgx.Identifier{schema}.Sanitize() + "."
+	edge := int64(-1 << 62)
+	if !l.complete.IsZero() {
+		edge = l.complete.Add(margin).UnixMicro()
+	}
+	old := func(r *copyrows.Row, i int) bool { return r.Int8(i)+pgEpoch < edge }
+	all := []Pass{
+		{"results", "SELECT " + audit.ResultColumns + ", recorded_at FROM " + in + "results t", 28, func(l *Log, c *Counter, r *copyrows.Row) {
+			l.result(r, old(r, 27))
+			c.result(r)
+		}},
+		{"tasks", "SELECT " + audit.TaskColumns + ", version FROM " + in + "tasks t", 27, func(l *Log, _ *Counter, r *copyrows.Row) { l.task(r, l.partial || old(r, 14)) }},
+		{"callbacks", "SELECT " + audit.DeliveryColumns + ", " + audit.CallbackColumns + ", created_at FROM " + in + "callbacks t", 16, func(l *Log, _ *Counter, r *copyrows.Row) { l.callback(r, old(r, 15)) }},
+		{"jobs", "SELECT " + audit.JobColumns + ", version FROM " + in + "jobs t", 18, func(l *Log, _ *Counter, r *copyrows.Row) { l.job(r, l.partial || old(r, 11)) }},
+	}
+	for i := range rollups {
+		sql, width := rollups[i].keptQuery(in)
+		all = append(all, Pass{rollups[i].table, sql + " t", width, func(_ *Log, c *Counter, r *copyrows.Row) { c.kept(i, r) }})
+	}
+	return all
+}
+
+// Check is a comparison in SQL, of some tasks or days.
 type Check struct {
-	name   string
-	Rollup bool
-	with   string // common table expressions of the queries
-	// found, gone and unproven are queries of one column: a sentence about each row that is wrong, that is
-	// missing, or that nothing in the log is about. given.before is Options.Before, given.complete
-	// Options.Complete, and @ the schema.
-	found, gone, unproven string
+	name  string
+	byDay bool
+	with  string // common table expressions of the queries
+	// found and gone are queries of one column: a sentence about each row that is wrong, or that is missing.
+	// given.before is Options.Before, given.complete Options.Complete, and @ the schema.
+	found, gone string
 }
 
 // most bounds the rows of each kind that a query returns.
 const most = 100
 
-// statement returns the query of all kinds, so that the log is read once.
+// statement returns the query of both kinds, which reads only what concerns the tasks or days in $3. $4 and $5 are
+// the times between which these days are.
 func (c Check) statement(schema string) string {
 	var kinds []string
-	for _, q := range []struct{ kind, sql string }{{"found", c.found}, {"gone", c.gone}, {"unproven", c.unproven}} {
+	for _, q := range []struct{ kind, sql string }{{"found", c.found}, {"gone", c.gone}} {
 		if q.sql != "" {
 			kinds = append(kinds, fmt.Sprintf("SELECT '%s', what FROM (SELECT what FROM (%s) q (what) WHERE what IS NOT NULL ORDER BY 1 LIMIT %d) l", q.kind, q.sql, most))
 		}
 	}
-	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete)"
-	if c.with != "" {
-		with += ", " + c.with
+	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete, $4::timestamptz AS since, $5::timestamptz AS until)"
+	of := map[string]string{"audit_log": "time >= $4 AND time < $5", "results": "finished_at >= $4 AND finished_at < $5"}
+	if !c.byDay {
+		of = map[string]string{"audit_log": "task_id = ANY ($3::text[])", "results": "task_id = ANY ($3::text[])", "tasks": "task_id = ANY ($3::text[])"}
 	}
-	return strings.ReplaceAll("WITH "+with+" "+strings.Join(kinds, " UNION ALL "), "@", pgx.Identifier{schema}.Sanitize()+".")
+	body := c.with + " " + strings.Join(kinds, " UNION ALL ")
+	for table, where := range of {
+		with += fmt.Sprintf(", %[1]s_of AS MATERIALIZED (SELECT * FROM @%[1]s WHERE %[2]s)", table, where)
+		for _, after := range []string{" ", ")", "\n"} {
+			body = strings.ReplaceAll(body, "@"+table+after, table+"_of"+after)
+		}
+	}
+	return strings.ReplaceAll("WITH "+with+", "+body, "@", pgx.Identifier{schema}.Sanitize()+".")
 }
 
-// Run compares. The search path of the transaction must have no schema but pg_catalog.
-func (c Check) Run(ctx context.Context, tx pgx.Tx, o Options) (found []Found, unproven []string, err error) {
+// run compares.
+func (c Check) run(ctx context.Context, tx pgx.Tx, o Options, of []string, since, until time.Time) (found []Found, err error) {
 	complete := o.Complete
 	if complete.IsZero() {
 		complete = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)
 	}
-	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete)
+	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete, of, since, until)
 	if err != nil {
-		return nil, nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
+		return nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
 	}
 	var kind, what string
 	_, err = pgx.ForEachRow(rows, []any{&kind, &what}, func() error {
-		if kind == "unproven" {
-			unproven = append(unproven, what)
-		} else {
-			found = append(found, Found{what, kind == "gone"})
-		}
+		found = append(found, Found{what, kind == "gone"})
 		return nil
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
+		return nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
 	}
-	return found, unproven, nil
+	return found, nil
 }
 
-// Checks are all comparisons.
-var Checks = append([]Check{ends, states, callbacks, jobs}, rollups...)
+// Explain compares the rows that differ with the events of their tasks, to say what is wrong with them. What
+// events do not explain is reported as it is.
+func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found, err error) {
+	tasks := ids(l.differ)
+	for _, c := range []Check{ends, states} {
+		if len(tasks) == 0 {
+			break
+		}
+		more, err := c.run(ctx, tx, o, tasks, o.Now, o.Now)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	var text strings.Builder
+	for _, f := range found {
+		text.WriteString(f.What + "\n")
+	}
+	explained := text.String()
+	for _, r := range l.differ {
+		if !strings.Contains(explained, r.Table) || !strings.Contains(explained, "task "+r.Tenant+"/"+r.ID+" ") && !strings.Contains(explained, "task "+r.Tenant+"/"+r.ID+",") {
+			found = append(found, Found{r.What, r.Gone})
+		}
+	}
+	return found, nil
+}
+
+// Rollups compares the days on which totals differ key by key.
+func (l *Log) Rollups(ctx context.Context, tx pgx.Tx, o Options) (found []Found, err error) {
+	for i := range rollups {
+		days := l.counted.differingDays(i)
+		if i == countsSubmissions && len(days) == 0 && l.counted.sendersDiffer() {
+			days = l.counted.allDays(i)
+		}
+		if len(days) == 0 {
+			continue
+		}
+		names := make([]string, 0, len(days))
+		for _, d := range days {
+			names = append(names, dayOf(d).Format(time.DateOnly))
+		}
+		more, err := rollups[i].check().run(ctx, tx, o, names, dayOf(days[0]), dayOf(days[len(days)-1]+1))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	return found, nil
+}

@@ -51,9 +51,6 @@ UNION ALL
 SELECT format('the output of task %s/%s (generation %s) is not what the device answered: its SHA-256 is not that in the log', tenant, task_id, generation)
 FROM answered GROUP BY tenant, task_id, generation HAVING bool_or(all_of IS NOT NULL) AND NOT coalesce(bool_or(same), false)`,
 	gone: `SELECT format('the table results has no result of task %s/%s, which ended as %s at %s', tenant, task_id, state, time) FROM stray, given WHERE ingested_at < given.before AND NOT has_result`,
-	unproven: `SELECT format('%s results have no event in the log that they could be compared with, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM lone HAVING count(*) > 0
-UNION ALL SELECT format('%s tasks have ended so recently that their results may not be recorded yet', count(*)) FROM stray, given WHERE ingested_at >= given.before HAVING count(*) > 0
-UNION ALL SELECT format('%s outputs have no digest in the log, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM answered WHERE all_of IS NULL HAVING count(*) > 0`,
 }
 
 // latest computes the state of tasks without a result, as the recorder does, for first generations: the
@@ -92,53 +89,4 @@ FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete
 	gone: `SELECT format('the table tasks has no task %s/%s, which the log says was accepted', a.tenant, a.task_id) FROM accepted a WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
 UNION ALL
 SELECT format('the table tasks has no task %s/%s, which has a result', r.tenant, r.task_id) FROM @results r WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = r.tenant AND t.task_id = r.task_id)`,
-	unproven: `SELECT format('%s unfinished tasks have no event in the log that they could be compared with, or run again after a retry, such as %s/%s', count(*), min(t.tenant), min(t.task_id))
-FROM open_tasks t WHERE t.generation > 0 OR NOT EXISTS (SELECT FROM moves m WHERE m.tenant = t.tenant AND m.task_id = t.task_id) HAVING count(*) > 0
-UNION ALL
-SELECT format('%s finished tasks have no task.accepted in the log, such as %s/%s', count(*), min(t.tenant), min(t.task_id))
-FROM @tasks t WHERE t.state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED') AND NOT EXISTS (SELECT FROM accepted a WHERE a.tenant = t.tenant AND a.task_id = t.task_id) HAVING count(*) > 0`,
-}
-
-// callbacks compares deliveries with their events. A process that dies after a delivery writes no event of
-// it, so there may be more attempts than the log has, but not fewer.
-var callbacks = Check{
-	name: "callbacks", with: `said AS MATERIALIZED (
-	SELECT resource_id, bool_or(action = 'callback.delivered') AS delivered, bool_or(action = 'callback.given_up') AS given_up, max((detail->>'delivery')::numeric) AS deliveries,
-		array_agg(DISTINCT detail->>'host') AS hosts, (array_agg(detail->>'status' ORDER BY (detail->>'delivery')::numeric DESC))[1] AS status, min(tenant) AS tenant, min(task_id) AS task_id
-	FROM @audit_log WHERE action IN ('callback.delivered', 'callback.failed', 'callback.given_up') AND resource_id IS NOT NULL GROUP BY 1),
-both_say AS MATERIALIZED (
-	SELECT c.*, s.delivered, s.given_up, s.deliveries, s.hosts, s.status, s.resource_id IS NOT NULL AS tried, s.tenant AS said_tenant, s.task_id AS said_task
-	FROM @callbacks c LEFT JOIN said s ON s.resource_id = c.callback_id)`,
-	found: `SELECT format('callback %s is %s after %s attempts at host %s in the table callbacks; the log says %s, after %s attempts at host %s', callback_id, state, attempts, host,
-	CASE WHEN delivered THEN 'delivered' WHEN given_up THEN 'given up' ELSE 'failed' END, deliveries, hosts[1])
-FROM both_say WHERE tried AND (attempts < deliveries OR host <> ALL (hosts) OR tenant <> said_tenant OR task_id IS DISTINCT FROM said_task
-	OR attempts = deliveries AND (delivered AND state <> 'DELIVERED' OR NOT delivered AND state = 'DELIVERED' OR NOT delivered AND given_up AND state <> 'GIVEN_UP' OR NOT given_up AND state = 'GIVEN_UP'
-		OR last_status::text IS DISTINCT FROM status))
-UNION ALL
-SELECT format('callback %s goes to another URL than the result of task %s/%s says, or there is no such result', c.callback_id, c.tenant, c.task_id)
-FROM @callbacks c WHERE c.task_id IS NOT NULL AND NOT EXISTS (SELECT FROM @results r WHERE r.tenant = c.tenant AND r.task_id = c.task_id AND r.generation = c.generation AND r.callback_url = c.url)`,
-	gone: `SELECT format('the table callbacks has no callback of task %s/%s (generation %s), whose result has a callback_url', r.tenant, r.task_id, r.generation)
-FROM @results r WHERE r.callback_url IS NOT NULL AND NOT EXISTS (SELECT FROM @callbacks c WHERE c.tenant = r.tenant AND c.task_id = r.task_id AND c.generation = r.generation)
-UNION ALL
-SELECT format('the table callbacks has no callback %s, which the log says was tried', s.resource_id) FROM said s WHERE NOT EXISTS (SELECT FROM @callbacks c WHERE c.callback_id = s.resource_id)`,
-	unproven: `SELECT format('%s callbacks are %s after more attempts than the log has events of', count(*), state) FROM both_say WHERE attempts > coalesce(deliveries, 0) GROUP BY state
-UNION ALL SELECT format('%s callbacks are %s without an attempt', count(*), state) FROM both_say WHERE attempts <= 0 AND state <> 'DUE' GROUP BY state
-UNION ALL SELECT format('%s callbacks have not been tried yet: nothing in the log is about them', count(*)) FROM both_say WHERE NOT tried AND attempts = 0 HAVING count(*) > 0`,
-}
-
-// jobs compares announced jobs with their announcements: the first one counts, and later ones with the
-// same fingerprint say the same.
-var jobs = Check{
-	name: "jobs", with: `said AS MATERIALIZED (
-	SELECT tenant, job_id, actor_id, detail->>'sha256' AS sha256, detail->>'tasks' AS tasks, coalesce(detail->>'lines', '0') AS lines, coalesce(detail->>'bad_lines', '0') AS bad_lines, coalesce(detail->>'bytes', '0') AS bytes, detail->>'file' AS file
-	FROM @audit_log WHERE action = 'job.submitted' AND job_id IS NOT NULL)`,
-	found: `SELECT format('the table jobs says of job %s/%s what no announcement in the log says', j.tenant, j.job_id) FROM @jobs j
-WHERE EXISTS (SELECT FROM said s WHERE s.tenant = j.tenant AND s.job_id = j.job_id)
-	AND (j.fingerprint IS NOT NULL OR EXISTS (SELECT FROM said s WHERE s.tenant = j.tenant AND s.job_id = j.job_id AND s.sha256 ~ '^[0-9a-f]{64}$' AND s.tasks ~ '^[1-9]'))
-	AND NOT EXISTS (SELECT FROM said s WHERE s.tenant = j.tenant AND s.job_id = j.job_id AND s.sha256 = encode(j.fingerprint, 'hex') AND s.tasks = j.tasks::text
-		AND s.lines = coalesce(j.lines, 0)::text AND s.bad_lines = coalesce(j.bad_lines, 0)::text AND s.bytes = coalesce(j.bytes, 0)::text AND coalesce(s.file, '') = coalesce(j.file, '') AND s.actor_id = coalesce(j.submitted_by, ''))`,
-	gone: `SELECT format('the table jobs has no job %s/%s, which has tasks', t.tenant, t.job_id) FROM (SELECT DISTINCT tenant, job_id FROM @tasks WHERE job_id IS NOT NULL) t
-WHERE NOT EXISTS (SELECT FROM @jobs j WHERE j.tenant = t.tenant AND j.job_id = t.job_id)`,
-	unproven: `SELECT format('%s jobs are announced in the table jobs, and the log has no announcement', count(*)) FROM @jobs j
-WHERE j.fingerprint IS NOT NULL AND NOT EXISTS (SELECT FROM said a WHERE a.tenant = j.tenant AND a.job_id = j.job_id) HAVING count(*) > 0`,
 }

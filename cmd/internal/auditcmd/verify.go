@@ -71,7 +71,7 @@ everything is proven.`,
 		Example: `  batchyard audit verify
   batchyard audit verify --since 7d
   batchyard audit verify --checkpoints /mnt/worm/checkpoints.jsonl --public-key /mnt/worm/signing.pub --no-kafka
-  batchyard audit verify --allow-unproven tail,columns
+  batchyard audit verify --allow-unproven tail,witness
   batchyard audit verify --json | jq -c '.findings[], .unproven[]'`,
 		Args: cli.Exactly(), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error { return auditVerify(cmd.Context(), c, &f) },

@@ -82,7 +82,7 @@ type maker struct {
 	batch    batchOf
 	scratch  []byte
 	attempts []task.Attempt
-	made     int64 // events
+	made     int64     // events
 	commit   time.Time // when the rows of the block are written
 	jobs     map[[2]string]time.Time
 	example  bool // also generates exampleTask and the devices' events

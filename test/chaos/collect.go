@@ -216,7 +216,7 @@ func (w *world) collectSQL(ctx context.Context, h *check.History) error {
 			h.Callbacks = append(h.Callbacks, d)
 			return err
 		}),
-		w.each(ctx, "SELECT src_partition, src_offset, src_index, action, tenant, coalesce(task_id, '') FROM audit_log WHERE src_topic = 'events'", func(scan func(...any) error) error {
+		w.each(ctx, "SELECT src_partition, src_offset, src_index, action, tenant, coalesce(task_id, '') FROM audit_log WHERE src_topic = 'events' AND action <> 'audit.rows_recorded'", func(scan func(...any) error) error {
 			var e check.Event
 			err := scan(&e.Partition, &e.Offset, &e.Index, &e.Action, &e.Key.Tenant, &e.Key.ID)
 			h.Rows = append(h.Rows, e)

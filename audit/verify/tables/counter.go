@@ -468,7 +468,4 @@ func (r *rollup) keptQuery(schema string) (string, int) {
 // allDays returns all days of a rollup.
 func (c *Counter) allDays(rollup int) []int64 { return slices.Sorted(maps.Keys(c.days[rollup])) }
 
-// pgEpoch is what Postgres counts from, in microseconds since 1970.
-const pgEpoch = pg.Epoch
-
 func dayOf(day int64) time.Time { return time.Unix(day*86400, 0).UTC() }

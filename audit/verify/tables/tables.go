@@ -21,6 +21,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/verify/copyrows"
+	"github.com/batchyard/batchyard/internal/pg"
 )
 
 // Options say what to compare.
@@ -82,7 +83,7 @@ func (l *Log) Passes(schema string) []Pass {
 	if !l.complete.IsZero() {
 		edge = l.complete.Add(margin).UnixMicro()
 	}
-	old := func(r *copyrows.Row, i int) bool { return r.Int8(i)+pgEpoch < edge }
+	old := func(r *copyrows.Row, i int) bool { return r.Int8(i)+pg.Epoch < edge }
 	all := []Pass{
 		{"results", "SELECT " + audit.ResultColumns + ", recorded_at FROM " + in + "results t", 28, func(l *Log, c *Counter, r *copyrows.Row) {
 			l.result(r, old(r, 27))

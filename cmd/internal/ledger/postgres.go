@@ -153,7 +153,7 @@ func (l *look) readCallbacks(ctx context.Context, tx pgx.Tx) error {
 func (l *look) readRows(ctx context.Context) error {
 	l.o.Progress("reading the positions of audit rows from Postgres")
 	return l.snapshot(ctx, func(tx pgx.Tx) error {
-		err := rowsOf(ctx, tx, "audit rows", `SELECT coalesce(src_topic, ''), coalesce(src_partition, -1), coalesce(src_offset, -1), coalesce(src_index, -1), coalesce(chain_seq, 0) FROM audit_log WHERE time >= $1 OR src_index < 0 OR src_offset < 0`, []any{l.rowsFrom()},
+		err := rowsOf(ctx, tx, "audit rows", `SELECT coalesce(src_topic, ''), coalesce(src_partition, -1), coalesce(src_offset, -1), coalesce(src_index, -1), coalesce(chain_seq, 0) FROM audit_log WHERE (time >= $1 OR src_index < 0 OR src_offset < 0) AND action <> 'audit.rows_recorded'`, []any{l.rowsFrom()},
 			func(rows pgx.Rows) error {
 				var topic string
 				var partition int

@@ -230,6 +230,21 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	require.Equal(t, map[task.Key]bool{key("vanished"): true}, Vanished(h))
 }
 
+// A task that was in a hole stands still until it is submitted again.
+func TestATaskThatIsSubmittedAgainAfterAHole(t *testing.T) {
+	t.Parallel()
+	h := withHoles()
+	then := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range h.Records {
+		h.Records[i].At = then
+	}
+	h.Records[4].At = then.Add(5 * time.Minute) // its second result
+	h.Stalls = []watch.Stall{{Kind: "unrecorded task", Key: key("rerun"), Since: then, Stood: 5 * time.Minute, Moved: true}}
+	require.Empty(t, Check(h))
+	h.Records = append(h.Records, Carried{Topic: "tasks.normal", Partition: 0, Offset: 80, At: then.Add(time.Minute), Runs: []task.Run{run("rerun")}})
+	require.NotEmpty(t, Check(h), "it was there again, and stood still")
+}
+
 // TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.
 func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
 	t.Parallel()

@@ -46,13 +46,14 @@ var ends = Check{
 	name: "results", with: endsOf + answers,
 	found: `SELECT format('the table results has another result of task %s/%s than the log: that one ended as %s at %s on %s, with %s and %s tokens', tenant, task_id, state, time, coalesce(device_id, 'no device'),
 	coalesce(input_tokens, 0), coalesce(output_tokens, 0))
-FROM stray, given WHERE ingested_at < given.before AND state <> 'CANCELLED' AND has_result
+FROM stray, given WHERE ingested_at < given.before AND NOT given.hole AND state <> 'CANCELLED' AND has_result
 UNION ALL
 SELECT format('the output of task %s/%s (generation %s) is not what the device answered: its SHA-256 is not that in the log', tenant, task_id, generation)
 FROM answered GROUP BY tenant, task_id, generation HAVING bool_or(all_of IS NOT NULL) AND NOT coalesce(bool_or(same), false)`,
-	gone: `SELECT format('the table results has no result of task %s/%s, which ended as %s at %s', tenant, task_id, state, time) FROM stray, given WHERE ingested_at < given.before AND NOT has_result`,
+	gone: `SELECT format('the table results has no result of task %s/%s, which ended as %s at %s', tenant, task_id, state, time) FROM stray, given WHERE ingested_at < given.before AND NOT given.hole AND NOT has_result`,
 	unproven: `SELECT format('%s results have no event in the log that they could be compared with, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM lone HAVING count(*) > 0
 UNION ALL SELECT format('%s tasks have ended so recently that their results may not be recorded yet', count(*)) FROM stray, given WHERE ingested_at >= given.before HAVING count(*) > 0
+UNION ALL SELECT format('%s tasks have ended otherwise than their results say, or have none, which may be in a hole of the log, such as %s/%s', count(*), min(tenant), min(task_id)) FROM stray, given WHERE ingested_at < given.before AND given.hole AND (state <> 'CANCELLED' OR NOT has_result) HAVING count(*) > 0
 UNION ALL SELECT format('%s outputs have no digest in the log, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM answered WHERE all_of IS NULL HAVING count(*) > 0`,
 }
 
@@ -87,7 +88,7 @@ UNION ALL
 SELECT format('the table tasks says that task %s/%s has ended (%s), and the table results has no result of it', tenant, task_id, state) FROM open_tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')
 UNION ALL
 SELECT format('the table tasks says that task %s/%s runs for the %sth time, but the log has no such retry', t.tenant, t.task_id, t.generation)
-FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete AND NOT EXISTS (SELECT FROM moves a WHERE a.action = 'task.retried' AND a.tenant = t.tenant AND a.task_id = t.task_id)
+FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete AND NOT given.hole AND NOT EXISTS (SELECT FROM moves a WHERE a.action = 'task.retried' AND a.tenant = t.tenant AND a.task_id = t.task_id)
 	AND EXISTS (SELECT FROM accepted a WHERE a.tenant = t.tenant AND a.task_id = t.task_id)`,
 	gone: `SELECT format('the table tasks has no task %s/%s, which the log says was accepted', a.tenant, a.task_id) FROM accepted a WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
 UNION ALL

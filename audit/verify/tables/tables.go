@@ -2,9 +2,9 @@
 // rows of the audit log, which hashes protect. It does so in SQL, in the snapshot in which package verify
 // has checked the rows.
 //
-// Events and results come through different topics, and a process that dies after it has written a result
-// writes no event of it. So a result without an event proves nothing, and neither does an event that is
-// younger than its result may be; both are reported as unproven. An event that contradicts what the tables
+// Events and results come through different topics, and a process that dies may have written one and not the
+// other. So a result without an event proves nothing, and neither does an event that is younger than its result
+// may be, or after which the task ran again; these are reported as unproven. An event that contradicts what the tables
 // say is a finding.
 package tables
 

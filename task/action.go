@@ -61,7 +61,7 @@ const (
 	TopicReplaced       Action = "audit.topic_replaced"
 	RecordsMissed       Action = "audit.records_missed"
 	RowsRecorded        Action = "audit.rows_recorded"
-	JobFinished         Action = "job.finished"
+	JobCompleted        Action = "job.finished"
 )
 
 // ActionInfo documents one action.
@@ -97,7 +97,7 @@ var Actions = []ActionInfo{
 	{JobSubmitted, "api", "", "a user announced a job before submitting its tasks; the detail has the file's name, fingerprint and size"},
 	{JobCancelRequested, "api", "", "a user asked to cancel what has not finished of a job"},
 	{TaskRetried, "api", Pending, "a user asked to run a finished task again: a new generation of it begins; the detail says why"},
-	{JobFinished, "audit", "", "every task of a job has finished: its counts were stored, and its callback is due; the detail has the round and the digests of these rows"},
+	{JobCompleted, "audit", "", "every task of a job has finished: its counts were stored, and its callback is due; the detail has the round and the digests of these rows"},
 	{ResultDuplicate, "audit", "", "a second result of a finished task was discarded"},
 	{RecordDeadLettered, "every stage", "", "a record that cannot be processed went to the dead-letter topic; the detail says why, and where it came from"},
 	{RecordReplayed, "cli", "", "a dead letter was written back to its topic"},

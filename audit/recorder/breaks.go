@@ -61,7 +61,7 @@ func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *audi
 		if end.Rows == 0 {
 			end.Hash = audit.Genesis(k.At())
 		}
-		rows.row(&e, k.At().At(audit.Position{Offset: k.First}), k.Time, end)
+		rows.row(&e, k.At().At(audit.Position{Offset: k.First}), k.Time, nil, end)
 		k.Seq = end.Rows + 1
 		if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(rows.EndCopy()), copyRowsSQL(auditLog)); err != nil {
 			return fmt.Errorf("writing down that recording %s was interrupted: %w", k.At(), err)

@@ -16,6 +16,7 @@ import (
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/task/wire"
 )
 
 // chunkWriter writes chunks, each in one transaction. It is used by one goroutine.
@@ -358,7 +359,7 @@ func (t *txn) wroteJob(version int64, record []byte) {
 }
 
 // extraIndex is the index of a row that is made from no event. Those of events are lower.
-const extraIndex = task.MaxFrameEvents
+const extraIndex = wire.MaxFrameEvents
 
 // digestsNear is how much older than the transaction an audit row with digests is at most. Retention drops rows by
 // the times of their events, and digests must not go much sooner than what was written with them.

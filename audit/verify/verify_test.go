@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/copyrows"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/audittest/rig"
@@ -41,15 +42,12 @@ func rehash(t testing.TB, pool *pgxpool.Pool, from, to int64, end bool) {
 	conn, err := pool.Acquire(t.Context())
 	require.NoError(t, err)
 	defer conn.Release()
-	var out bytes.Buffer
-	_, err = conn.Conn().PgConn().CopyTo(t.Context(), &out, fmt.Sprintf(`COPY (SELECT %s, prev_hash, row_hash FROM audit_log
-		WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq BETWEEN %d AND %d ORDER BY chain_seq) TO STDOUT (FORMAT binary)`, audit.HashedColumns, from-1, to))
-	require.NoError(t, err)
-	var p rowReader
 	prev := audit.Genesis(audit.PartitionOf("events", 0))
 	var b pgx.Batch
-	require.NoError(t, p.feed(out.Bytes(), func(r *rawRow) error {
-		seq := r.int8(audit.ColSeq)
+	query := fmt.Sprintf("SELECT %s, prev_hash, row_hash FROM audit_log WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq BETWEEN %d AND %d ORDER BY chain_seq", audit.HashedColumns, from-1, to)
+	require.NoError(t, copyrows.Read(t.Context(), conn.Conn().PgConn(), query, audit.RowWidth, copyrows.Handler{Row: func(row *copyrows.Row) error {
+		r := rawRow{row}
+		seq := r.Int8(audit.ColSeq)
 		if seq < from {
 			prev, _ = r.hash(audit.ColHash)
 			return nil
@@ -58,7 +56,7 @@ func rehash(t testing.TB, pool *pgxpool.Pool, from, to int64, end bool) {
 		b.Queue("UPDATE audit_log SET prev_hash = $1, row_hash = $2 WHERE src_topic = 'events' AND src_partition = 0 AND chain_seq = $3", bytes.Clone(prev[:]), sum[:], seq)
 		prev = sum
 		return nil
-	}))
+	}}))
 	if end {
 		b.Queue("UPDATE audit_chains SET hash = $1 WHERE topic = 'events' AND partition = 0", prev[:])
 	}

@@ -181,7 +181,7 @@ func (f *Finisher) finish(ctx context.Context, k key) error {
 		return err
 	}
 	if f.Report != nil {
-		e := task.Event{Time: now.UTC(), Action: task.JobFinished, Outcome: task.OutcomeOK, Tenant: k.tenant, ActorType: task.ActorStage, ResourceType: "job", ResourceID: k.job, JobID: k.job}
+		e := task.Event{Time: now.UTC(), Action: task.JobCompleted, Outcome: task.OutcomeOK, Tenant: k.tenant, ActorType: task.ActorStage, ResourceType: "job", ResourceID: k.job, JobID: k.job}
 		e.Detail, _ = json.Marshal(map[string]any{"round": round, "digests": audit.TextOfDigests(digests)}) // text and numbers: it cannot fail
 		f.Report(ctx, &e)
 	}

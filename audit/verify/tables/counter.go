@@ -33,6 +33,8 @@ type Counter struct {
 	older   bool                // rollups have days before
 	recent  int64               // first day whose hours are compared
 	senders map[uint64]*moments // by day and key of rollup_submissions
+	ends    map[int64]*dayOfEnds
+	before  int64 // ends at this time or later are not counted
 	key     []byte
 }
 
@@ -102,7 +104,7 @@ const (
 
 // Counter returns an empty counter, whose counts can be absorbed.
 func (l *Log) Counter() *Counter {
-	c := &Counter{seed: l.seed, senders: map[uint64]*moments{}, from: math.MinInt64, recent: l.now.UnixMicro()/dayMicros - keptHours}
+	c := &Counter{seed: l.seed, senders: map[uint64]*moments{}, ends: map[int64]*dayOfEnds{}, from: math.MinInt64, before: l.recent.UnixMicro(), recent: l.now.UnixMicro()/dayMicros - keptHours}
 	if !l.complete.IsZero() {
 		c.from = floorDiv(l.complete.UnixMicro()+dayMicros-1, dayMicros)
 	}
@@ -127,6 +129,16 @@ func (l *Log) Absorb(c *Counter) {
 				into.hours[h].absorb(&d.hours[h].totals)
 				into.hours[h].kept = into.hours[h].kept || d.hours[h].kept
 			}
+		}
+	}
+	for day, d := range c.ends {
+		into := to.ends[day]
+		if into == nil {
+			to.ends[day] = d
+			continue
+		}
+		for i := range d {
+			into[i] += d[i]
 		}
 	}
 	for k, m := range c.senders {
@@ -219,6 +231,16 @@ func (c *Counter) Row(r *copyrows.Row) {
 		c.took(r, "callback")
 	case "task.accepted":
 		c.accepted(r)
+	case "task.succeeded":
+		c.endRow(r, "SUCCESS")
+	case "task.failed":
+		c.endRow(r, "FAILED")
+	case "task.cancelled":
+		c.endRow(r, "CANCELLED")
+	case "task.expired":
+		c.endRow(r, "EXPIRED")
+	case "result.duplicate":
+		c.secondResult(r)
 	}
 }
 
@@ -373,8 +395,9 @@ func textOf(object []byte, member string) []byte {
 
 // result counts a row of results.
 func (c *Counter) result(r *copyrows.Row) {
-	const state, model, endpoint, submitted, assigned, started, finished = 2, 12, 14, 21, 22, 23, 24
-	at := r.Int8(finished)
+	const state, model, endpoint, submitted, assigned, started = resultState, 12, 14, 21, 22, 23
+	at := r.Int8(resultFinished)
+	c.ended(r.Field(0), r.Field(1), string(r.Field(state)), at, subtract)
 	c.begin()
 	for _, i := range [...]int{0, model, endpoint, state} {
 		c.text(r.Field(i))

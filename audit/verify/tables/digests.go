@@ -338,7 +338,7 @@ func (l *Log) NameMissing(tenant, id string, ofTask bool) {
 		for g := range uint32(maxGenerations) {
 			gone("results", "result of task", l.results.get(l.key(k, g)))
 			f.Reset(0)
-			f.Text(task.Run{Tenant: tenant, ID: id, Generation: int(g)}.CallbackID())
+			f.Text(task.Run{Key: task.Key{Tenant: tenant, ID: id}, Generation: int(g)}.CallbackID())
 			f.Text(tenant)
 			gone("callbacks", "callback of task", l.callbacks.get(l.key(audit.KeyOfRow(f.B), 0)))
 		}

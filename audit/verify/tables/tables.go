@@ -2,18 +2,24 @@
 // rows of the audit log, which hashes protect, in the snapshot in which package verify has checked those.
 //
 //	log ──one pass──▶ Log.Take: digests of rows ──▶ index: key → digest of the highest version
-//	             └──▶ Counter.Row: what rollups count ──▶ a total for each day
+//	             └──▶ Counter.Row: what rollups count, and how tasks ended ──▶ totals for each day
 //	results, tasks, callbacks, jobs ──one pass──▶ SHA-256 of each row ──▶ is it that of its key? which keys are left?
 //	rollups ──one pass──▶ is what they count what is left of the totals?
 //
 // Recorders write the digest of a row in the transaction that writes the row, so within a snapshot both match.
 // Only if something does not, it is compared again, in SQL and for the tasks and days concerned, to say what is
 // wrong: with the events of how a task ended, and key by key of a rollup.
+//
+// Events and results come through different topics, and a process that dies may have written one and not the
+// other. So the event of an end proves nothing that is younger than its result may be, or after which the task ran
+// again, or if the log has holes; these are reported as unproven. An event that contradicts what the tables say
+// is a finding.
 package tables
 
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +38,7 @@ type Options struct {
 	Complete time.Time // the log has all rows from this time on; zero: from its beginning
 	Partial  bool      // rows before were left out on purpose
 	MaxRows  int       // bound of the rows whose digests are kept in memory
+	Hole     bool      // Kafka deleted records before they were recorded: that an event or a result is not there proves nothing
 }
 
 // Found is something that contradicts the log.
@@ -105,24 +112,25 @@ type Check struct {
 	name  string
 	byDay bool
 	with  string // common table expressions of the queries
-	// found and gone are queries of one column: a sentence about each row that is wrong, or that is missing.
-	// given.before is Options.Before, given.complete Options.Complete, and @ the schema.
-	found, gone string
+	// found, gone and unproven are queries of one column: a sentence about each row that is wrong, that is
+	// missing, or that nothing in the log is about. given.before is Options.Before, given.complete
+	// Options.Complete, given.hole Options.Hole, and @ the schema.
+	found, gone, unproven string
 }
 
 // most bounds the rows of each kind that a query returns.
 const most = 100
 
-// statement returns the query of both kinds, which reads only what concerns the tasks or days in $3. $4 and $5 are
+// statement returns the query of all kinds, which reads only what concerns the tasks or days in $3. $4 and $5 are
 // the times between which these days are.
 func (c Check) statement(schema string) string {
 	var kinds []string
-	for _, q := range []struct{ kind, sql string }{{"found", c.found}, {"gone", c.gone}} {
+	for _, q := range []struct{ kind, sql string }{{"found", c.found}, {"gone", c.gone}, {"unproven", c.unproven}} {
 		if q.sql != "" {
 			kinds = append(kinds, fmt.Sprintf("SELECT '%s', what FROM (SELECT what FROM (%s) q (what) WHERE what IS NOT NULL ORDER BY 1 LIMIT %d) l", q.kind, q.sql, most))
 		}
 	}
-	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete, $4::timestamptz AS since, $5::timestamptz AS until)"
+	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete, $4::timestamptz AS since, $5::timestamptz AS until, $6::boolean AS hole)"
 	of := map[string]string{"audit_log": "time >= $4 AND time < $5", "results": "finished_at >= $4 AND finished_at < $5"}
 	if !c.byDay {
 		of = map[string]string{"audit_log": "task_id = ANY ($3::text[])", "results": "task_id = ANY ($3::text[])", "tasks": "task_id = ANY ($3::text[])"}
@@ -138,39 +146,54 @@ func (c Check) statement(schema string) string {
 }
 
 // run compares.
-func (c Check) run(ctx context.Context, tx pgx.Tx, o Options, of []string, since, until time.Time) (found []Found, err error) {
+func (c Check) run(ctx context.Context, tx pgx.Tx, o Options, of []string, since, until time.Time) (found []Found, unproven []string, err error) {
 	complete := o.Complete
 	if complete.IsZero() {
 		complete = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)
 	}
-	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete, of, since, until)
+	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete, of, since, until, o.Hole)
 	if err != nil {
-		return nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
+		return nil, nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
 	}
 	var kind, what string
 	_, err = pgx.ForEachRow(rows, []any{&kind, &what}, func() error {
+		if kind == "unproven" {
+			unproven = append(unproven, what)
+			return nil
+		}
 		found = append(found, Found{what, kind == "gone"})
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
+		return nil, nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
 	}
-	return found, nil
+	return found, unproven, nil
 }
 
 // Explain compares the rows that differ with the events of their tasks, to say what is wrong with them. What
-// events do not explain is reported as it is.
-func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found, err error) {
-	tasks := ids(l.differ)
-	for _, c := range []Check{ends, states} {
-		if len(tasks) == 0 {
-			break
+// events do not explain is reported as it is. It does the same for tasks that may have ended otherwise than any
+// result says; unproven says of which nothing can be said.
+func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found, unproven []string, err error) {
+	differ := ids(l.differ)
+	ended, more, err := l.endedOtherwise(ctx, tx, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if more > 0 {
+		unproven = append(unproven, fmt.Sprintf("%d more tasks may have ended otherwise than their results say: only %d were compared", more, len(ended)))
+	}
+	for _, of := range []struct {
+		Check
+		tasks []string
+	}{{ends, slices.Compact(slices.Sorted(slices.Values(slices.Concat(differ, ended))))}, {states, differ}} {
+		if len(of.tasks) == 0 {
+			continue
 		}
-		more, err := c.run(ctx, tx, o, tasks, o.Now, o.Now)
+		f, u, err := of.run(ctx, tx, o, of.tasks, o.Now, o.Now)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		found = append(found, more...)
+		found, unproven = append(found, f...), append(unproven, u...)
 	}
 	var text strings.Builder
 	for _, f := range found {
@@ -182,7 +205,7 @@ func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found,
 			found = append(found, Found{r.What, r.Gone})
 		}
 	}
-	return found, nil
+	return found, unproven, nil
 }
 
 // Rollups compares the days on which totals differ key by key.
@@ -199,7 +222,7 @@ func (l *Log) Rollups(ctx context.Context, tx pgx.Tx, o Options) (found []Found,
 		for _, d := range days {
 			names = append(names, dayOf(d).Format(time.DateOnly))
 		}
-		more, err := rollups[i].check().run(ctx, tx, o, names, dayOf(days[0]), dayOf(days[len(days)-1]+1))
+		more, _, err := rollups[i].check().run(ctx, tx, o, names, dayOf(days[0]), dayOf(days[len(days)-1]+1))
 		if err != nil {
 			return nil, err
 		}

@@ -2,7 +2,9 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -63,7 +65,7 @@ func (v *verifier) readAll(ctx context.Context, tx pgx.Tx) error {
 			jobs = append(jobs, func(ctx context.Context, conn *pgx.Conn) error { return v.read(ctx, conn, p, where) })
 		}
 	}
-	return v.run(ctx, tx, jobs)
+	return v.run(ctx, jobs)
 }
 
 // compareRows reads the other tables, and compares them with what the log says.
@@ -84,7 +86,7 @@ func (v *verifier) compareRows(ctx context.Context, tx pgx.Tx) error {
 			jobs = append(jobs, func(ctx context.Context, conn *pgx.Conn) error { return v.compareRowsOf(ctx, conn, &p, where) })
 		}
 	}
-	return v.run(ctx, tx, jobs)
+	return v.run(ctx, jobs)
 }
 
 func (v *verifier) compareRowsOf(ctx context.Context, conn *pgx.Conn, p *tables.Pass, where string) error {
@@ -101,13 +103,10 @@ func (v *verifier) compareRowsOf(ctx context.Context, conn *pgx.Conn, p *tables.
 	return nil
 }
 
-// run does jobs, as many at the same time as there are connections. If there are several jobs, it opens
-// connections first, and gives each the snapshot of the transaction.
-func (v *verifier) run(ctx context.Context, tx pgx.Tx, jobs []job) error {
-	if len(jobs) > 1 && v.o.Readers > 1 {
-		done, err := v.openOthers(ctx, tx)
-		defer done()
-		if err != nil {
+// run does jobs, as many at the same time as there are connections. It opens the others for the first several jobs.
+func (v *verifier) run(ctx context.Context, jobs []job) error {
+	if len(jobs) > 1 && v.snapshot != "" && v.others == nil {
+		if err := v.openOthers(ctx); err != nil {
 			return err
 		}
 	}
@@ -131,43 +130,58 @@ func (v *verifier) run(ctx context.Context, tx pgx.Tx, jobs []job) error {
 	return group.Wait()
 }
 
-// openOthers opens the connections of the other readers. done gives them back.
-func (v *verifier) openOthers(ctx context.Context, tx pgx.Tx) (done func(), err error) {
-	var closing []func()
-	done = func() {
-		v.others = nil
-		for _, c := range closing {
-			c()
-		}
+// exportSnapshot lets other connections read in the same snapshot. It cannot be done later, in a savepoint.
+func (v *verifier) exportSnapshot(ctx context.Context, tx pgx.Tx) error {
+	if v.o.Readers < 2 {
+		return nil
 	}
-	var snapshot string
-	if err := tx.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&snapshot); err != nil {
-		return done, fmt.Errorf("exporting the snapshot: %w", err)
+	if err := tx.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&v.snapshot); err != nil {
+		return fmt.Errorf("exporting the snapshot: %w", err)
 	}
+	return nil
+}
+
+// patience is how long to wait for a connection that others use; without it, fewer read at the same time.
+const patience = 3 * time.Second
+
+// openOthers opens the connections of the other readers, in the snapshot that was exported. closeOthers gives them back.
+func (v *verifier) openOthers(ctx context.Context) error {
 	for len(v.others) < v.o.Readers-1 {
-		conn, err := v.pool.Acquire(ctx)
-		if err != nil {
-			return done, fmt.Errorf("connecting to Postgres: %w", err)
+		waiting, cancel := context.WithTimeout(ctx, patience)
+		conn, err := v.pool.Acquire(waiting)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return nil
 		}
-		closing = append(closing, conn.Release)
-		other, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 		if err != nil {
-			return done, fmt.Errorf("beginning a transaction: %w", err)
+			return fmt.Errorf("connecting to Postgres: %w", err)
 		}
-		closing[len(closing)-1] = func() {
-			pg.Rollback(context.WithoutCancel(ctx), other)
+		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		if err != nil {
 			conn.Release()
+			return fmt.Errorf("beginning a transaction: %w", err)
 		}
-		if _, err := other.Exec(ctx, "SET TRANSACTION SNAPSHOT '"+snapshot+"'"); err != nil {
-			return done, fmt.Errorf("taking the snapshot %s: %w", snapshot, err)
+		v.closing = append(v.closing, func() {
+			pg.Rollback(ctx, tx)
+			conn.Release()
+		})
+		if _, err := tx.Exec(ctx, "SET TRANSACTION SNAPSHOT '"+v.snapshot+"'"); err != nil {
+			return fmt.Errorf("taking the snapshot %s: %w", v.snapshot, err)
 		}
-		if err := configure(ctx, other); err != nil {
-			return done, err
+		if err := configure(ctx, tx); err != nil {
+			return err
 		}
-		if _, err := other.Exec(ctx, "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"); err != nil {
-			return done, fmt.Errorf("preparing the session: %w", err)
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"); err != nil {
+			return fmt.Errorf("preparing the session: %w", err)
 		}
 		v.others = append(v.others, conn.Conn())
 	}
-	return done, nil
+	return nil
+}
+
+func (v *verifier) closeOthers() {
+	for _, c := range v.closing {
+		c()
+	}
+	v.others, v.closing = nil, nil
 }

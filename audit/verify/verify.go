@@ -134,7 +134,9 @@ type verifier struct {
 	progress func(Progress)
 	pool     *pgxpool.Pool
 	conn     *pgx.Conn
+	snapshot string      // for other connections; empty: there are none
 	others   []*pgx.Conn // that read in the same snapshot
+	closing  []func()    // give the others back
 	tables   *tables.Log // what the log says about other tables; nil: they are not compared
 	turn     sync.Mutex  // of those who read, for everything below
 	chains   map[audit.TopicPartition]*chainCheck
@@ -290,6 +292,7 @@ func (v *verifier) inSnapshot(ctx context.Context, conn *pgx.Conn) error {
 	if err := v.prepare(ctx, tx); err != nil {
 		return err
 	}
+	defer v.closeOthers()
 	if len(v.older) > 0 {
 		v.report.gap(GapPeriod, "rows of days before %s were not read", v.o.Since.UTC().Format(time.DateOnly))
 	}
@@ -325,6 +328,9 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 		return fmt.Errorf("taking a snapshot: %w", err)
 	}
 	v.report.Time = v.report.Time.UTC()
+	if err := v.exportSnapshot(ctx, tx); err != nil {
+		return err
+	}
 	all, err := v.list(ctx)
 	if err != nil {
 		return err

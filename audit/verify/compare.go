@@ -59,6 +59,9 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	if v.tables == nil {
 		return nil
 	}
+	if v.damaged() {
+		v.tables.Damaged()
+	}
 	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {
 		return err
 	}
@@ -103,6 +106,19 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 		v.addFound(found)
 		return err
 	})
+}
+
+// damaged reports whether rows of the log are missing or were changed.
+func (v *verifier) damaged() bool {
+	if v.unknownCount > 0 {
+		return true
+	}
+	for _, c := range v.chains {
+		if c.count > c.holeCount { // those of holes are among them
+			return true
+		}
+	}
+	return false
 }
 
 func (v *verifier) addFound(found []tables.Found) {

@@ -27,13 +27,15 @@ type Log struct {
 	tasks      index
 	callbacks  index
 	deliveries index
+	before     index // the deliveries before those
 	jobs       index
 	rows       int       // in all of them
 	most       int       // bound of rows
-	recent     time.Time // outcomes recorded since may not be in callbacks yet
+	recent     time.Time // see Options.Before
 	now        time.Time
 	complete   time.Time // see Options
 	partial    bool      // see Options
+	damaged    bool      // see Damaged
 
 	counted *Counter
 
@@ -98,22 +100,21 @@ func (l *Log) sum(d *audit.Hash, at int64) uint64 {
 // Take takes the digests that an audit row has. It is called by one goroutine at a time.
 func (l *Log) Take(r *copyrows.Row) error {
 	if b := r.Field(audit.ColDigests); b != nil {
-		if err := l.take(b, r.Int8(audit.ColIngested), 0); err != nil {
+		if err := l.take(b, r.Int8(audit.ColIngested)); err != nil {
 			return err
 		}
 	}
 	switch string(r.Field(audit.ColAction)) {
 	case "job.finished", "callback.delivered", "callback.failed", "callback.given_up":
 		if b, err := audit.DigestsInDetail(r.Field(audit.ColDetail)); err == nil {
-			return l.take(b, r.Int8(audit.ColTime), r.Int8(audit.ColIngested))
+			return l.take(b, r.Int8(audit.ColTime))
 		}
 	}
 	return nil
 }
 
-// take takes digests. at is when rows of results and callbacks were written; outcome is not 0 for those that
-// another process than a recorder wrote.
-func (l *Log) take(b []byte, at, outcome int64) error {
+// take takes digests. at is when rows of results and callbacks were written.
+func (l *Log) take(b []byte, at int64) error {
 	var most error
 	// A value that is malformed does not match the hash of its row, which is reported.
 	_ = audit.ReadDigests(b, func(d *audit.RowDigest) {
@@ -132,20 +133,38 @@ func (l *Log) take(b []byte, at, outcome int64) error {
 		default:
 			return
 		}
-		s, isNew := x.at(l.key(d.Key, version))
-		if isNew {
-			if l.rows++; l.rows > l.most {
-				most = ErrTooMany
-			}
-		} else if int32(d.Version-s.version) < 0 { //nolint:gosec // versions may wrap
+		key, sum := l.key(d.Key, version), l.sum(&d.Digest, written)
+		s, isNew := x.at(key)
+		newer := int32(d.Version - s.version) //nolint:gosec // versions may wrap
+		switch {
+		case isNew:
+			l.count(&most)
+		case newer < -1 || newer == -1 && x != &l.deliveries:
 			return
+		case newer == -1:
+			l.keepBefore(key, d.Version, sum, &most)
+			return
+		case newer == 1 && x == &l.deliveries:
+			l.keepBefore(key, s.version, s.sum, &most)
 		}
-		s.version, s.sum = d.Version, l.sum(&d.Digest, written)
-		if s.seen = 0; d.Table == audit.DeliveryRows && time.UnixMicro(outcome+pg.Epoch).After(l.recent) {
-			s.seen = 1 // the row may be behind
-		}
+		s.version, s.sum = d.Version, sum
 	})
 	return most
+}
+
+func (l *Log) count(most *error) {
+	if l.rows++; l.rows > l.most {
+		*most = ErrTooMany
+	}
+}
+
+// keepBefore keeps the last delivery but one of a callback.
+func (l *Log) keepBefore(key uint64, version uint32, sum uint64, most *error) {
+	s, isNew := l.before.at(key)
+	if isNew {
+		l.count(most)
+	}
+	s.version, s.sum = version, sum
 }
 
 // differs notes a row that is not as the log says.
@@ -169,11 +188,15 @@ func (l *Log) silent(table int, name string) {
 
 func name(r *copyrows.Row, i int) string { return strings.ToValidUTF8(string(r.Field(i)), "?") }
 
+// Damaged says that rows of the log are missing or were changed: then it proves nothing that it is silent about
+// a row. It has to be called before rows are compared.
+func (l *Log) Damaged() { l.damaged = true }
+
 // compare compares a row that exists with what the log says. old reports whether the log may have lost the
 // digest of the row.
 func (l *Log) compare(s *slot, sum uint64, what Row, table int, old bool) bool {
 	switch {
-	case s == nil && old:
+	case s == nil && (old || l.damaged):
 		if !l.partial {
 			l.silent(table, what.Tenant+"/"+what.ID)
 		}
@@ -221,6 +244,10 @@ func (l *Log) task(r *copyrows.Row, old bool) {
 		l.compare(nil, 0, what, inTasks, old)
 		return
 	}
+	if l.damaged && int32(d.Version-s.version) > 0 && s.found() { //nolint:gosec // versions may wrap
+		l.silent(inTasks, tenant+"/"+id)
+		return
+	}
 	if s.version != d.Version {
 		what.What += fmt.Sprintf(" (%d times according to the log)", s.version)
 	}
@@ -240,7 +267,7 @@ func (l *Log) job(r *copyrows.Row, old bool) {
 	switch {
 	case s == nil:
 		l.compare(nil, 0, what, inJobs, old)
-	case int32(d.Version-s.version) > 0 && s.found(): //nolint:gosec // versions may wrap
+	case int32(d.Version-s.version) > 0 && (l.damaged || s.sum != l.sum(&d.Digest, 0)) && s.found(): //nolint:gosec // versions may wrap
 		l.silent(inJobs, tenant+"/"+id)
 	default:
 		l.compare(s, s.sum+1, what, inJobs, old)
@@ -250,40 +277,74 @@ func (l *Log) job(r *copyrows.Row, old bool) {
 // stateDue is the state of a callback that is still to be delivered.
 const stateDue = "DUE"
 
+// Columns of callbacks, as [Log.callback] gets them.
+const (
+	callbackState, callbackAttempts, callbackStatus, callbackError, callbackDelivered = 2, 3, 4, 5, 6
+	callbackWhat, callbackTask, callbackCreated                                       = 7, 9, 15
+)
+
 // callback compares a row of callbacks: [audit.DeliveryColumns], [audit.CallbackColumns], created_at.
 func (l *Log) callback(r *copyrows.Row, old bool) {
-	id, tenant, state := name(r, 0), name(r, 1), name(r, 2)
-	attempts := r.Int4(3)
-	what := Row{Table: "callbacks", Tenant: tenant, ID: id, What: fmt.Sprintf("callback %s of tenant %s is %s after %d attempts in the table callbacks", id, tenant, state, attempts)}
-	d := audit.DigestRow(audit.CallbackRows, 0, r.Fields(7, 15))
+	id, tenant, state := name(r, 0), name(r, 1), name(r, callbackState)
+	what := Row{Table: "callbacks", Tenant: tenant, ID: id, What: fmt.Sprintf("callback %s of tenant %s is %s after %d attempts in the table callbacks", id, tenant, state, r.Int4(callbackAttempts))}
+	d := audit.DigestRow(audit.CallbackRows, 0, r.Fields(callbackWhat, callbackCreated))
 	s := l.callbacks.get(l.key(d.Key, 0))
-	if !l.compare(s, l.sum(&d.Digest, r.Int8(15)), what, inCallbacks, old) {
+	// That of a job comes before its event.
+	if !l.compare(s, l.sum(&d.Digest, r.Int8(callbackCreated)), what, inCallbacks, old || r.Null(callbackTask)) {
 		return
 	}
-	of := audit.DigestRow(audit.DeliveryRows, int64(attempts), r.Fields(0, 7))
-	e := l.deliveries.get(l.key(of.Key, 0))
-	tried := int64(0)
+	switch proven, why := l.delivery(r, state); {
+	case why != "":
+		what.What += why
+		l.differs(what)
+	case !proven:
+		l.silent(inAttempts, id)
+	}
+}
+
+// delivery compares how a callback was delivered. The attempt is counted first, then there is an event of how it
+// ended, then the row says so. why is not empty if the row contradicts the events.
+func (l *Log) delivery(r *copyrows.Row, state string) (proven bool, why string) {
+	attempts := r.Int4(callbackAttempts)
+	key := l.key(audit.KeyOfRow(r.Fields(0, 2)), 0)
+	e := l.deliveries.get(key)
+	untried := state == stateDue && r.Null(callbackStatus) && r.Null(callbackError) && r.Null(callbackDelivered)
+	was := func(e *slot, attempts uint32) bool {
+		return e.version == attempts && e.sum == l.deliveryAt(r, attempts)
+	}
+	tried := int32(0)
 	if e != nil {
-		tried = int64(e.version)
+		tried = int32(e.version) //nolint:gosec // as it was written
 	}
 	switch {
 	case attempts == 0 && e == nil:
-		if state != stateDue || !r.Null(4) || !r.Null(5) || !r.Null(6) {
-			what.What += ", although it was never tried"
-			l.differs(what)
+		if !untried {
+			return false, ", although it was never tried"
 		}
-	case int64(attempts) > tried: // it is being delivered, or a process died while it was
-		l.silent(inAttempts, id)
-	case int64(attempts) < tried:
-		what.What += fmt.Sprintf("; the log has %d", tried)
-		l.differs(what)
-	case e.sum == l.sum(&of.Digest, 0):
-	case e.seen > 0 && state == stateDue: // the event was recorded before the row was written
-		l.silent(inAttempts, id)
-	default:
-		what.What += "; the log says that this delivery ended otherwise"
-		l.differs(what)
+		return true, ""
+	case attempts < tried || attempts > tried && e != nil && state != stateDue && was(e, e.version):
+		return false, fmt.Sprintf("; the log has %d", tried)
+	case attempts > tried: // it is being delivered, or a process died while it was
+		return false, ""
+	case was(e, uint32(attempts)): //nolint:gosec // as it was written
+		return true, ""
 	}
+	// Between the event and the row, which is a long time if a process died there, the row says how the attempt before ended.
+	before := l.before.get(key)
+	if state == stateDue && r.Null(callbackDelivered) && (attempts == 1 && untried || attempts > 1 && (before == nil || was(before, uint32(attempts-1)))) { //nolint:gosec // it is positive
+		return false, ""
+	}
+	return false, "; the log says that this delivery ended otherwise"
+}
+
+// deliveryAt returns the digest that the row of a callback would have after so many attempts.
+func (l *Log) deliveryAt(r *copyrows.Row, attempts uint32) uint64 {
+	fields, at := slices.Clone(r.Fields(0, callbackWhat)), len(r.Fields(0, callbackAttempts+1))
+	if len(r.Field(callbackAttempts)) == 4 {
+		binary.BigEndian.PutUint32(fields[at-4:], attempts)
+	}
+	d := audit.DigestRow(audit.DeliveryRows, 0, fields)
+	return l.sum(&d.Digest, 0)
 }
 
 // Differing returns rows that are not as the log says, at most [maxRows], and the number of all.

@@ -90,12 +90,12 @@ SELECT format('the table tasks says that task %s/%s is %s (%s), but the log says
 FROM open_tasks t JOIN ranked m ON m.tenant = t.tenant AND m.task_id = t.task_id AND m.place = 1
 WHERE t.generation = 0 AND (t.state, t.attempt) IS DISTINCT FROM (m.state, m.attempt::int) OR t.generation = 0 AND m.state <> 'PENDING' AND t.device_id IS DISTINCT FROM m.device_id
 UNION ALL
-SELECT format('the table tasks says that task %s/%s has ended (%s), and the table results has no result of it', tenant, task_id, state) FROM open_tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')
-UNION ALL
 SELECT format('the table tasks says that task %s/%s runs for the %sth time, but the log has no such retry', t.tenant, t.task_id, t.generation)
 FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete AND NOT given.hole AND NOT EXISTS (SELECT FROM moves a WHERE a.action = 'task.retried' AND a.tenant = t.tenant AND a.task_id = t.task_id)
 	AND EXISTS (SELECT FROM accepted a WHERE a.tenant = t.tenant AND a.task_id = t.task_id)`,
-	gone: `SELECT format('the table tasks has no task %s/%s, which the log says was accepted', a.tenant, a.task_id) FROM accepted a WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
+	gone: `SELECT format('the table results has no result of task %s/%s, which has ended according to the table tasks: %s', tenant, task_id, state) FROM open_tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')
+UNION ALL
+SELECT format('the table tasks has no task %s/%s, which the log says was accepted', a.tenant, a.task_id) FROM accepted a WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
 UNION ALL
 SELECT format('the table tasks has no task %s/%s, which has a result', r.tenant, r.task_id) FROM @results r WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = r.tenant AND t.task_id = r.task_id)`,
 }

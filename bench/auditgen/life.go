@@ -255,7 +255,7 @@ func (m *maker) walk(l *life) (stopped bool) {
 	}
 	l.in, l.out = int64(50+m.r.IntN(900)), int64(20+m.r.IntN(700))
 	e.DeviceID, e.BatchID, e.Duration, e.InputTokens, e.OutputTokens = l.device, m.batch.id, l.at.Sub(l.started), l.in, l.out
-	e.OutputSize, e.OutputSHA256, e.Detail = 4*l.out, m.sum(), []byte(`{"status":200}`)
+	e.OutputSize, e.OutputSHA256, e.Detail = int64(len(answerOutput)), answerSum[:], []byte(`{"status":200}`)
 	return m.finish(l, task.TaskSucceeded, task.Success)
 }
 
@@ -321,10 +321,13 @@ func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 		Usage: task.Usage{InputTokens: l.in, OutputTokens: l.out}, SubmittedAt: l.submitted, AssignedAt: l.assigned, StartedAt: l.started, FinishedAt: l.finished}
 	m.events.AddResult(&res)
 	m.answer(l)
-	if m.r.IntN(1000) == 0 { // a second result, as after a crash
-		d := *e
+	if again := l.at.Add(m.ms(20)); m.r.IntN(1000) == 0 && !again.After(m.now) { // a second result, as after a crash, with its event
+		second := *e
+		second.Time, second.ActorID = again, m.instance("workers")
+		m.block = append(m.block, second)
+		d := second
 		d.Action, d.Outcome, d.ResourceType, d.ActorID, d.Duration = task.ResultDuplicate, task.OutcomeRefused, "result", m.instance("audit"), 0
-		d.Detail = []byte(`{"finished_at":"` + l.at.Format(time.RFC3339Nano) + `","state":"SUCCESS"}`)
+		d.Detail = []byte(`{"finished_at":"` + again.Format(time.RFC3339Nano) + `","state":"` + string(s) + `"}`)
 		m.results.Add(&d, m.result, 0, d.Time.Add(20*time.Millisecond))
 		m.result++
 		m.made++

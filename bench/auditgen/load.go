@@ -178,6 +178,9 @@ type dayPlan struct {
 
 // day generates the rows of one partition for one day.
 func (m *maker) day(ctx context.Context, conn *pgx.Conn, d dayPlan) error {
+	blocks := max(1, d.tasks/blockTasks)
+	each := d.span / time.Duration(blocks)
+	m.commit = d.from.Add(each).Truncate(time.Microsecond) // of the first block
 	if m.example {
 		if d.first {
 			m.joinDevices(d.from)
@@ -187,8 +190,6 @@ func (m *maker) day(ctx context.Context, conn *pgx.Conn, d dayPlan) error {
 			m.one(d.from.Add(d.span/2), exampleTask)
 		}
 	}
-	blocks := max(1, d.tasks/blockTasks)
-	each := d.span / time.Duration(blocks)
 	for b := range blocks {
 		n := d.tasks/blocks + min(1, max(0, d.tasks%blocks-b)) // the remainder goes to the first blocks
 		at := d.from.Add(time.Duration(b) * each)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -58,6 +59,11 @@ func (m *maker) row(l *life) {
 	}
 }
 
+// What devices answer.
+const answerOutput = `{"choices":[{"message":{"content":"made up"}}]}`
+
+var answerSum = sha256.Sum256([]byte(answerOutput))
+
 // answer adds the result.
 func (m *maker) answer(l *life) {
 	r := m.ended
@@ -66,7 +72,7 @@ func (m *maker) answer(l *life) {
 	output, attempts := "", ""
 	if l.state == task.Success {
 		r.int4(200)
-		output = `{"choices":[{"message":{"content":"made up"}}]}`
+		output = answerOutput
 	} else {
 		r.int4(503)
 	}

@@ -392,6 +392,7 @@ func TestTamperingIsFoundOrDeclaredUnprovable(t *testing.T) {
 // tamper runs one case, and returns what verification made of it.
 func (w *scene) tamper(t *testing.T, seed uint64, i int) (verdict Verdict) {
 	t.Run(fmt.Sprintf("%d/%d", seed, i), func(t *testing.T) {
+		w := &scene{t: t, url: w.url, dir: w.dir, gaps: w.gaps} // whose failures are of this case
 		x := &tampering{t: t, r: rand.New(rand.NewPCG(seed, uint64(i)))}
 		x.pool, x.dir = w.copyTo(t)
 		before := fingerprint(t, x.pool)

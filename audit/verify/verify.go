@@ -5,6 +5,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -117,8 +118,14 @@ func release(conn *pgxpool.Conn) {
 }
 
 // malformed takes an error that says that a table is not as the migrations define it: that is a
-// finding. It reports false for other errors: someone may not read a table, or there is no log.
+// finding, and so is a column of another type. It reports false for other errors: someone may not read a table, or
+// there is no log.
 func (v *verifier) malformed(err error) bool {
+	var scan pgx.ScanArgError
+	if v.schema != "" && errors.As(err, &scan) {
+		v.report.add(Finding{Reason: Definition, Detail: fmt.Sprintf("the log cannot be read as the migrations define it: %s", err)})
+		return true
+	}
 	code := pg.Code(err)
 	// Row security hides rows from a login as if it lacked a right; that it is on is a finding already.
 	if v.schema == "" || code == pg.InsufficientPrivilege && v.report.OK() || !strings.HasPrefix(code, "42") && !strings.HasPrefix(code, "22") {

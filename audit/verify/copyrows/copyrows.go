@@ -1,4 +1,4 @@
-// Package copyrows reads rows from Postgres in the binary form of COPY, without decoding what nobody asks for: a
+// Package copyrows reads rows from Postgres in the binary form of COPY, and decodes only the fields that are asked for: a
 // verification hashes the bytes of a row, and looks at few of its fields.
 package copyrows
 

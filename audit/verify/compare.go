@@ -59,6 +59,7 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	if v.tables == nil {
 		return nil
 	}
+	v.report.note("%s", tables.NotProven())
 	if v.damaged() {
 		v.tables.Damaged()
 	}

@@ -206,9 +206,9 @@ func floorDiv(a, b int64) int64 {
 
 // Indexes into [audit.RowColumns] that only rollups need.
 const (
-	colActor, colSource, colAgent, colClass = 4, 5, 6, 11
-	colDevice, colDuration, colModel        = 15, 18, 19
-	colInputBytes                           = 23
+	colActor, colSource, colAgent, colClass  = 4, 5, 6, 11
+	colJob, colDevice, colDuration, colModel = 13, 15, 18, 19
+	colInputBytes                            = 23
 )
 
 // Row counts a row of the log.

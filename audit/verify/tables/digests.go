@@ -29,6 +29,7 @@ type Log struct {
 	deliveries index
 	before     index // the deliveries before those
 	jobs       index
+	jobsSaid   announcements
 	rows       int       // in all of them
 	most       int       // bound of rows
 	recent     time.Time // see Options.Before
@@ -73,7 +74,7 @@ const maxRows = 1000
 
 // NewLog returns an empty log.
 func NewLog(o Options) *Log {
-	l := &Log{seed: maphash.MakeSeed(), most: o.MaxRows, recent: o.Before, now: o.Now, complete: o.Complete, partial: o.Partial}
+	l := &Log{seed: maphash.MakeSeed(), most: o.MaxRows, jobsSaid: announcements{}, recent: o.Before, now: o.Now, complete: o.Complete, partial: o.Partial}
 	l.counted = l.Counter()
 	return l
 }
@@ -109,6 +110,10 @@ func (l *Log) Take(r *copyrows.Row) error {
 		if b, err := audit.DigestsInDetail(r.Field(audit.ColDetail)); err == nil {
 			return l.take(b, r.Int8(audit.ColTime))
 		}
+	case "job.submitted":
+		var most error
+		l.announced(r, &most)
+		return most
 	}
 	return nil
 }
@@ -259,10 +264,13 @@ func (l *Log) task(r *copyrows.Row, old bool) {
 func (l *Log) job(r *copyrows.Row, old bool) {
 	d := audit.DigestRow(audit.JobRows, r.Int8(17), r.Fields(0, 17))
 	s := l.jobs.get(l.key(d.Key, 0))
+	tenant, id := name(r, 0), name(r, 1)
 	if s != nil && s.version == d.Version && s.sum == l.sum(&d.Digest, 0) && s.found() {
+		if column := l.notAnnounced(r); column != "" && !old && !l.damaged {
+			l.differs(Row{Table: "jobs", Tenant: tenant, ID: id, What: fmt.Sprintf("the table jobs says of job %s/%s what no announcement in the log says: %s", tenant, id, column)})
+		}
 		return
 	}
-	tenant, id := name(r, 0), name(r, 1)
 	what := Row{Table: "jobs", Tenant: tenant, ID: id, What: fmt.Sprintf("the table jobs has the job %s/%s, written %d times", tenant, id, r.Int8(17))}
 	switch {
 	case s == nil:

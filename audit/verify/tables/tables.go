@@ -60,6 +60,15 @@ var Bookkeeping = []struct {
 	{"batchyard_schema", []string{"tstamp"}},
 }
 
+// NotProven says which columns the log does not prove, and what else it does not.
+func NotProven() string {
+	var all []string
+	for _, b := range Bookkeeping {
+		all = append(all, b.Table+" ("+strings.Join(b.Columns, ", ")+")")
+	}
+	return "not proven: " + strings.Join(all, "; ") + "; nor what someone changed in the row of an unfinished task or job before a recorder wrote it again"
+}
+
 // margin is how much later than the first complete day a row must have been written for the log to be sure to have
 // its digest.
 const margin = 2 * audit.Day

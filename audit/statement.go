@@ -84,13 +84,15 @@ type DroppedRun struct {
 	TopicPartition
 	First, Last int64
 	Prev, Hash  []byte // prev_hash of the first row and row_hash of the last
+	Day         string // 2006-01-02; empty for a day that no recorder writes
+	At          time.Time
 }
 
 // RunsDigest returns the SHA-256 of runs in hex, in the order of topic, partition and first row.
 func RunsDigest(runs []DroppedRun) string {
 	h := sha256.New()
 	for _, r := range runs {
-		_, _ = fmt.Fprintf(h, "%s %d %d %x %x\n", r.TopicPartition, r.First, r.Last, r.Prev, r.Hash) // a hash never fails
+		_, _ = fmt.Fprintf(h, "%s %d %d %x %x %s %d\n", r.TopicPartition, r.First, r.Last, r.Prev, r.Hash, r.Day, r.At.UnixMicro()) // a hash never fails
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

@@ -144,6 +144,7 @@ func (v *verifier) nameMissing(ctx context.Context, tx pgx.Tx) error {
 	if missing() == 0 {
 		return nil
 	}
+	names := v.tables.Namer()
 	for _, kind := range []string{"task_id", "job_id"} {
 		rows, err := tx.Query(ctx, fmt.Sprintf("SELECT DISTINCT tenant, %[1]s FROM %[2]s WHERE %[1]s IS NOT NULL AND tenant IS NOT NULL", kind, v.table("audit_log")))
 		if err != nil {
@@ -151,7 +152,7 @@ func (v *verifier) nameMissing(ctx context.Context, tx pgx.Tx) error {
 		}
 		var tenant, id string
 		if _, err := pgx.ForEachRow(rows, []any{&tenant, &id}, func() error {
-			v.tables.NameMissing(tenant, id, kind == "task_id")
+			names.Name(tenant, id, kind == "task_id")
 			return nil
 		}); err != nil {
 			return fmt.Errorf("looking up what is missing: %w", err)

@@ -18,7 +18,7 @@ import (
 type droppedRun struct {
 	audit.DroppedRun
 	day  string
-	when time.Time // zero: it is no time that a recorder writes
+	when time.Time // the beginning of 1970: it is no time that a recorder writes
 	// impossible says that retention cannot have dropped the day then; there, that the day exists.
 	there, impossible bool
 }
@@ -42,6 +42,7 @@ func (v *verifier) readDropped(ctx context.Context, tx pgx.Tx) error {
 		if err := rows.Scan(&r.Topic, &r.Partition, &r.First, &r.Last, &r.Prev, &r.Hash, &r.day, &r.there, &when, &r.impossible); err != nil {
 			return fmt.Errorf("reading audit_dropped: %w", err)
 		}
+		r.when = time.Unix(0, 0)
 		if when != nil {
 			r.when = *when
 		}
@@ -124,6 +125,7 @@ func digestOf(runs []droppedRun) string {
 	out := make([]audit.DroppedRun, len(runs))
 	for i, r := range runs {
 		out[i] = r.DroppedRun
+		out[i].Day, out[i].At = r.day, r.when
 	}
 	return audit.RunsDigest(out)
 }

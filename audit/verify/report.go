@@ -57,7 +57,7 @@ var GapKinds = []struct {
 	{GapPeriod, "older rows were not read because of --since"},
 	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed"},
 	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},
-	{GapResults, "results, states or callbacks have no event in the log that they could be compared with"},
+	{GapResults, "rows of results, tasks, callbacks or jobs have no digest or event in the log that they could be compared with"},
 	{GapRollups, "rollups count rows that the log no longer has"},
 }
 

@@ -82,12 +82,13 @@ func LastSchema(ctx context.Context, q Querier) (*audit.SchemaVersion, error) {
 
 // Runs reads runs of audit_dropped in the order of [audit.RunsDigest]. where is a condition on the table.
 func Runs(ctx context.Context, q Querier, where string, args ...any) ([]audit.DroppedRun, error) {
-	rows, err := q.Query(ctx, `SELECT topic, partition, first_seq, last_seq, prev_hash, row_hash FROM audit_dropped WHERE `+where+` ORDER BY topic, partition, first_seq`, args...)
+	rows, err := q.Query(ctx, `SELECT topic, partition, first_seq, last_seq, prev_hash, row_hash, CASE WHEN day BETWEEN '1970-01-01' AND '9999-01-01' THEN to_char(day, 'YYYY-MM-DD') ELSE '' END,
+		CASE WHEN dropped_at BETWEEN '1970-01-01Z' AND '9999-01-01Z' THEN dropped_at ELSE '1970-01-01Z' END FROM audit_dropped WHERE `+where+` ORDER BY topic, partition, first_seq`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading audit_dropped: %w", err)
 	}
 	runs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r audit.DroppedRun, err error) {
-		return r, row.Scan(&r.Topic, &r.Partition, &r.First, &r.Last, &r.Prev, &r.Hash)
+		return r, row.Scan(&r.Topic, &r.Partition, &r.First, &r.Last, &r.Prev, &r.Hash, &r.Day, &r.At)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading audit_dropped: %w", err)

@@ -249,8 +249,10 @@ func (l *Log) task(r *copyrows.Row, old bool) {
 		l.compare(nil, 0, what, inTasks, old)
 		return
 	}
-	if l.damaged && int32(d.Version-s.version) > 0 && s.found() { //nolint:gosec // versions may wrap
-		l.silent(inTasks, tenant+"/"+id)
+	if (l.damaged || old) && int32(d.Version-s.version) > 0 && s.found() { //nolint:gosec // versions may wrap
+		if !l.partial { // a later digest may be gone
+			l.silent(inTasks, tenant+"/"+id)
+		}
 		return
 	}
 	if s.version != d.Version {
@@ -390,8 +392,18 @@ func (l *Log) Missing() map[string]int64 {
 // maxGenerations bounds the results of a task that are looked for by name.
 const maxGenerations = 16
 
-// NameMissing adds the rows that are gone and that a name fits: tenant and id of a task, or else of a job.
-func (l *Log) NameMissing(tenant, id string, ofTask bool) {
+// Namer finds names of rows that are gone.
+type Namer struct {
+	l    *Log
+	left map[string]int64 // rows without a name, by table
+}
+
+// Namer returns one for all that is gone.
+func (l *Log) Namer() *Namer { return &Namer{l, l.Missing()} }
+
+// Name adds the rows that are gone and that a name fits: tenant and id of a task, or else of a job.
+func (n *Namer) Name(tenant, id string, ofTask bool) {
+	l := n.l
 	var f pg.Fields
 	f.Text(tenant)
 	f.Text(id)
@@ -399,20 +411,27 @@ func (l *Log) NameMissing(tenant, id string, ofTask bool) {
 	gone := func(table, what string, s *slot) {
 		if s != nil && s.seen == 0 {
 			s.seen = 1
+			n.left[table]--
 			l.differs(Row{Table: table, Tenant: tenant, ID: id, What: fmt.Sprintf("the table %s has no %s %s/%s, which was recorded", table, what, tenant, id), Gone: true})
 		}
 	}
-	if ofTask {
+	if ofTask && n.left["tasks"] > 0 {
 		gone("tasks", "task", l.tasks.get(l.key(k, 0)))
+	}
+	if ofTask && n.left["results"] > 0 {
 		for g := range uint32(maxGenerations) {
 			gone("results", "result of task", l.results.get(l.key(k, g)))
+		}
+	}
+	if ofTask && n.left["callbacks"] > 0 {
+		for g := range uint32(maxGenerations) {
 			f.Reset(0)
 			f.Text(task.Run{Key: task.Key{Tenant: tenant, ID: id}, Generation: int(g)}.CallbackID())
 			f.Text(tenant)
 			gone("callbacks", "callback of task", l.callbacks.get(l.key(audit.KeyOfRow(f.B), 0)))
 		}
 	}
-	if !ofTask {
+	if !ofTask && n.left["jobs"] > 0 {
 		gone("jobs", "job", l.jobs.get(l.key(k, 0)))
 	}
 }

@@ -33,6 +33,7 @@ type verifyFlags struct {
 	keys        []string
 	noKafka     bool
 	segments    int
+	rows        int
 	settled     bool
 	logOnly     bool
 	allow       []string
@@ -85,6 +86,7 @@ everything is proven.`,
 	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key to trust; repeatable (default: signing.pub in audit.checkpoint_dir)")
 	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
 	fl.IntVar(&f.segments, "max-segments", 1<<20, "most pieces to keep track of while reading the chains; each takes about 400 bytes of memory")
+	fl.IntVar(&f.rows, "max-rows", 100_000_000, "most rows of other tables, of which digests are kept in memory; each takes about 50 bytes")
 	fl.BoolVar(&f.settled, "settled", false, "nothing is in flight: a result that differs from its events is wrong even if they are new")
 	fl.BoolVar(&f.logOnly, "log-only", false, "verify the log itself, and neither the other tables nor the definitions")
 	fl.StringSliceVar(&f.allow, "allow-unproven", nil, "`kinds` of what need not be proven, separated by commas; all: any")
@@ -109,9 +111,9 @@ func (f *verifyFlags) allowed() (kinds []verify.GapKind, err error) {
 }
 
 func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
-	o := verify.Options{MaxSegments: f.segments, Settled: f.settled, LogOnly: f.logOnly}
-	if f.segments < 1 {
-		return cli.UsageError("--max-segments must be 1 or more")
+	o := verify.Options{MaxSegments: f.segments, MaxRows: f.rows, Settled: f.settled, LogOnly: f.logOnly}
+	if f.segments < 1 || f.rows < 1 {
+		return cli.UsageError("--max-segments and --max-rows must be 1 or more")
 	}
 	allowed, err := f.allowed()
 	if err != nil {

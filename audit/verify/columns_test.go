@@ -24,7 +24,7 @@ func TestEveryColumnIsProven(t *testing.T) {
 	require.NoError(t, err)
 	require.Greater(t, len(all), 80)
 	other := map[string]string{
-		"text": "coalesce(%s, '') || 'x'", "json": `'{"other":1}'`, "integer": "coalesce(%s, 0) + 1", "bigint": "coalesce(%s, 0) + 1", "smallint": "%s - 1", "bytea": "sha256('x')",
+		"text": "coalesce(%s, '') || 'x'", "json": `'{"other":1}'`, "integer": "coalesce(%s, 1) - 1", "bigint": "coalesce(%s, 0) + 1", "smallint": "%s - 1", "bytea": "sha256('x')",
 		"timestamp with time zone": "coalesce(%s, now()) + interval '1 microsecond'",
 	}
 	for _, table := range []string{"results", "tasks", "callbacks", "jobs"} {

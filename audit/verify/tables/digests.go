@@ -362,8 +362,8 @@ func (l *Log) Differing() ([]Row, int64) { return l.differ, l.many }
 
 // Unproven says about which rows the log is silent.
 func (l *Log) Unproven() (all []string) {
-	for i, text := range []string{"%d results have no digest in the log, such as that of task %s", "%d tasks have no digest in the log, such as %s", "%d callbacks have no digest in the log, such as %s",
-		"%d jobs were written since the log has a digest of them, such as %s", "%d callbacks were delivered, or are being delivered, for a time that the log has no event of, such as %s"} {
+	for i, text := range []string{"%d results have no digest in the log, such as that of task %s", "%d tasks have no digest in the log of what they are now, such as %s", "%d callbacks have no digest in the log, such as %s",
+		"%d jobs have no digest in the log of what they are now, such as %s", "%d callbacks were delivered, or are being delivered, for a time that the log has no event of, such as %s"} {
 		if u := l.unknown[i]; u.n > 0 {
 			all = append(all, fmt.Sprintf(text, u.n, u.example))
 		}

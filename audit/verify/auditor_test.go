@@ -41,6 +41,9 @@ func TestWhatAnAuditorTried(t *testing.T) {
 			"UPDATE audit_dropped SET last_seq = 5, row_hash = (SELECT row_hash FROM audit_log WHERE" + of0 + "AND chain_seq = 5) WHERE last_seq = (SELECT max(last_seq) FROM audit_dropped)",
 			"DELETE FROM audit_log WHERE" + of0 + "AND chain_seq <= 5"}, Missing, "no recorder has signed that"},
 		{"the statement of a drop is taken away", []string{"DELETE FROM audit_statements WHERE number = (SELECT max(number) FROM audit_statements)"}, Statement, "statements were removed"},
+		{"when retention dropped rows", []string{"UPDATE audit_dropped SET dropped_at = dropped_at + interval '1 microsecond'"}, Missing, "no recorder has signed that"},
+		{"statements of another type", []string{"ALTER TABLE audit_statements ALTER COLUMN statement TYPE bytea USING convert_to(statement, 'UTF8')"}, Definition, "cannot be read as the migrations define it"},
+		{"a delivered callback was never tried", []string{"UPDATE callbacks SET state = 'DUE', attempts = 0 WHERE task_id = 't2'"}, Changed, "after 0 attempts"},
 		{"a forged row without a hash, before the chains began", []string{`INSERT INTO audit_log (time, ingested_at, tenant, actor_type, actor_id, action, outcome, src_topic, src_partition, src_offset, src_index)
 			VALUES ('2020-01-01', '2020-01-01', 'acme', 'user', 'mallory', 'device.drained', 'ok', 'events', 0, 7, 0)`}, Inserted, "it has no hash"},
 		{"an output", []string{`UPDATE results SET output = '{"answer":43}' WHERE task_id = 't3'`}, Changed, "SHA-256"},

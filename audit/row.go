@@ -22,20 +22,23 @@ const RowWidth = 34
 
 // Indexes into [RowColumns].
 const (
-	ColTime      = 0
-	ColIngested  = 1
-	ColTenant    = 2
-	ColAction    = 7
-	ColResource  = 9
-	ColTask      = 12
-	ColDetail    = 26
-	ColTopic     = 27
-	ColPartition = 28
-	ColOffset    = 29
-	ColIndex     = 30
-	ColSeq       = 31
-	ColPrev      = 32
-	ColHash      = 33
+	ColTime         = 0
+	ColIngested     = 1
+	ColTenant       = 2
+	ColActor        = 4
+	ColAction       = 7
+	ColResource     = 9
+	ColTask         = 12
+	ColDevice       = 15
+	ColOutputSHA256 = 24
+	ColDetail       = 26
+	ColTopic        = 27
+	ColPartition    = 28
+	ColOffset       = 29
+	ColIndex        = 30
+	ColSeq          = 31
+	ColPrev         = 32
+	ColHash         = 33
 )
 
 // Day is the span of one partition of audit_log; days are those of UTC.

@@ -306,7 +306,7 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 	}
 }
 
-func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) {
+func (t *txn) addRow(e *task.Event, from audit.Source, end *chainEnd) {
 	rows, ok := t.days.rowsOf(e.Time, t.mode)
 	rows.row(e, from, t.now, end)
 	t.done.rows++

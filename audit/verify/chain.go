@@ -39,6 +39,7 @@ type chainCheck struct {
 	byStart map[link]*segment
 	forks   []*segment // segments that begin or end exactly where another does
 
+	tree     *tree
 	points   map[int64]*point // what checkpoints say about rows, by their numbers
 	breaks   []*audit.Break   // where its recorder could not simply continue
 	restores []restore        // that an operator accepted
@@ -207,6 +208,7 @@ func (v *verifier) take(r *rawRow) error {
 	if _, ok := c.edges[seq]; ok {
 		c.edges[seq] = r.int8(audit.ColIngested)
 	}
+	v.grow(c, seq, sum)
 	c.takeHole(seq, r)
 	return v.join(c, segment{first: seq, last: seq, prev: prev, firstHash: sum, hash: sum, start: at, end: at, startKnown: true, endKnown: true, read: true})
 }

@@ -227,6 +227,9 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		}
 		c.judgePoints(v.o.Checkpoints, v.standby)
 	}
+	if err := v.judgeTrees(ctx, tx, chains); err != nil {
+		return err
+	}
 	v.findMoved()
 	v.judgeDrops(v.judgeStatements())
 	for _, c := range chains {

@@ -35,7 +35,9 @@ func newEngine(cfg Config) (*engine, error) {
 	tr := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 10 * time.Second,
-		MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: 90 * time.Second,
+		// Shorter than the 5 s after which uvicorn and cpp-httplib close idle connections: a request that
+		// meets the end of its connection is lost.
+		MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: 4 * time.Second,
 		DisableCompression: true, // answers are small and devices are close
 		ForceAttemptHTTP2:  true,
 		ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -30,7 +31,7 @@ const ProofVersion = "batchyard audit proof 1"
 // maxProofLine bounds a line of a proof: an answer of a device, in base64, and its row.
 const maxProofLine = 256 << 20
 
-// ProofSubject is what a proof is about: a task, or a job. It says what was asked for, and proves nothing.
+// ProofSubject is what a proof is about: a task, or a job. Every row of the proof has it.
 type ProofSubject struct {
 	Tenant string `json:"tenant"`
 	Task   string `json:"task_id,omitempty"`
@@ -41,6 +42,7 @@ type ProofSubject struct {
 type ProofHead struct {
 	Proof string `json:"proof"` // [ProofVersion]
 	ProofSubject
+	Rows  int      `json:"rows"`  // lines that follow
 	Body  string   `json:"body"`  // of a checkpoint
 	Index int64    `json:"index"` // of its leaf in the signer's log, from 0
 	Path  []string `json:"path"`  // from the leaf to the root in the note
@@ -121,26 +123,33 @@ func (p *ProvenColumns) Time(column int) time.Time {
 }
 
 // CheckProof checks a proof and calls fn for each row that it proves. An error says why it proves nothing; rows
-// for which fn was called before are proven.
+// for which fn was called before are proven. A proof has one form only, so that no byte of it can be changed. It
+// shows that rows are in the log, and not that the log has no others about the subject.
 func CheckProof(r io.Reader, trust Trust, fn func(*ProvenColumns) error) (*Proven, error) {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	first, err := proofLine(lines)
 	if err != nil {
 		return nil, fmt.Errorf("reading the proof: %w", err)
 	}
-	out, roots, err := checkHead(first, trust)
+	out, announced, roots, err := checkHead(first, trust)
 	if err != nil {
 		return nil, err
 	}
 	for {
 		line, err := proofLine(lines)
 		if errors.Is(err, io.EOF) {
+			if out.Rows != announced || announced == 0 {
+				return nil, fmt.Errorf("the proof has %d of the %d rows that its first line announces", out.Rows, announced)
+			}
 			return out, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the proof: %w", err)
 		}
 		row, err := checkRow(line, roots)
+		if err == nil {
+			err = out.about(row)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("row %d of the proof: %w", out.Rows+1, err)
 		}
@@ -182,39 +191,50 @@ func strictly(line []byte, v any) error {
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("not the JSON of a proof: %w", err)
 	}
-	if d.More() {
-		return errors.New("not the JSON of a proof: more than one value in a line")
+	var only bytes.Buffer
+	e := json.NewEncoder(&only)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil || !bytes.Equal(bytes.TrimSuffix(only.Bytes(), []byte("\n")), line) {
+		return errors.New("not the JSON of a proof: it is written in another form than batchyard writes")
 	}
 	return nil
 }
 
-// checkHead checks the first line, and returns the roots of the chains that it proves.
-func checkHead(line []byte, trust Trust) (*Proven, map[TopicPartition]chainRoot, error) {
+// about checks that a row is about the subject.
+func (s *ProofSubject) about(r *ProvenColumns) error {
+	if r.Text(ColTenant) != s.Tenant || s.Task != "" && r.Text(ColTask) != s.Task || s.Job != "" && r.Text(ColJob) != s.Job || s.Task == "" && s.Job == "" {
+		return fmt.Errorf("it is about task %q and job %q of tenant %q, and not about what the proof says", Short(r.Text(ColTask)), Short(r.Text(ColJob)), Short(r.Text(ColTenant)))
+	}
+	return nil
+}
+
+// checkHead checks the first line, and returns the number of rows that follow and the roots of the chains.
+func checkHead(line []byte, trust Trust) (*Proven, int, map[TopicPartition]chainRoot, error) {
 	var h ProofHead
 	if err := strictly(line, &h); err != nil {
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
 	if h.Proof != ProofVersion {
-		return nil, nil, fmt.Errorf("not a proof of this version: %q", Short(h.Proof))
+		return nil, 0, nil, fmt.Errorf("not a proof of this version: %q", Short(h.Proof))
 	}
 	out := &Proven{ProofSubject: h.ProofSubject}
 	if err := json.Unmarshal([]byte(h.Body), &out.Checkpoint); err != nil {
-		return nil, nil, fmt.Errorf("the checkpoint is not JSON: %w", err)
+		return nil, 0, nil, fmt.Errorf("the checkpoint is not JSON: %w", err)
 	}
 	head, err := openNote([]byte(h.Note), trust, out)
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
 	path, err := decodePath(h.Path)
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
 	c := &out.Checkpoint
 	if c.Version != CheckpointVersion || c.Signer != out.Signer || c.Origin != head.Origin || c.Number != h.Index+1 {
-		return nil, nil, errors.New("the checkpoint is not of the log that was signed")
+		return nil, 0, nil, errors.New("the checkpoint is not of the log that was signed")
 	}
 	if !CheckPath(path, head.Root, LeafHash([]byte(h.Body)), h.Index, head.Size) {
-		return nil, nil, errors.New("the path of the checkpoint does not lead to the root that was signed")
+		return nil, 0, nil, errors.New("the path of the checkpoint does not lead to the root that was signed")
 	}
 	roots := map[TopicPartition]chainRoot{}
 	for _, e := range c.Chains {
@@ -222,7 +242,7 @@ func checkHead(line []byte, trust Trust) (*Proven, map[TopicPartition]chainRoot,
 			roots[e.At()] = chainRoot{e.Rows, Hash(b)}
 		}
 	}
-	return out, roots, nil
+	return out, h.Rows, roots, nil
 }
 
 // openNote verifies the signatures of a note.
@@ -246,6 +266,11 @@ func openNote(signed []byte, trust Trust, out *Proven) (head TreeHead, err error
 	n, err := note.Open(signed, note.VerifierList(known...))
 	if err != nil {
 		return head, fmt.Errorf("the note is not signed by a trusted key: %w", err)
+	}
+	for _, s := range slices.Concat(n.Sigs, n.UnverifiedSigs) {
+		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil { // package note is less strict
+			return head, fmt.Errorf("a signature of the note is not base64: %w", err)
+		}
 	}
 	for _, s := range n.Sigs {
 		if id, ok := logs[s.Hash]; ok && s.Name == head.Origin {
@@ -288,6 +313,9 @@ func checkRow(line []byte, roots map[TopicPartition]chainRoot) (*ProvenColumns, 
 	path, err := decodePath(r.Path)
 	if err != nil {
 		return nil, err
+	}
+	if sum := sha256.Sum256(r.Answer); r.Answer != nil && !bytes.Equal(sum[:], row.Fields[ColOutputSHA256]) {
+		return nil, errors.New("the answer beside the row is not the one whose digest the row has")
 	}
 	own, _ := RowHash(Hash(r.Prev), r.Fields, nil)
 	if !CheckPath(path, root.root, RowLeaf(own), r.Row-1, root.rows) {

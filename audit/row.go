@@ -29,6 +29,7 @@ const (
 	ColAction       = 7
 	ColResource     = 9
 	ColTask         = 12
+	ColJob          = 13
 	ColDevice       = 15
 	ColOutputSHA256 = 24
 	ColDetail       = 26

@@ -57,7 +57,7 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 		return nil, 0, fmt.Errorf("beginning a transaction: %w", err)
 	}
 	defer pg.Rollback(ctx, tx)
-	ends, err := lastRows(ctx, tx, r.ProofSubject)
+	ends, count, err := lastRows(ctx, tx, r.ProofSubject)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -68,7 +68,7 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 	}
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
-	err = e.Encode(audit.ProofHead{Proof: audit.ProofVersion, ProofSubject: r.ProofSubject, Body: string(best.Body), Index: best.Number - 1, Path: audit.EncodePath(best.Path), Note: string(best.Signed)})
+	err = e.Encode(audit.ProofHead{Proof: audit.ProofVersion, ProofSubject: r.ProofSubject, Rows: count, Body: string(best.Body), Index: best.Number - 1, Path: audit.EncodePath(best.Path), Note: string(best.Signed)})
 	if err != nil {
 		return nil, 0, fmt.Errorf("writing the proof: %w", err)
 	}
@@ -98,26 +98,28 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 	}
 }
 
-// lastRows returns the number of the last row of the subject in each chain.
-func lastRows(ctx context.Context, tx pgx.Tx, s audit.ProofSubject) (map[audit.TopicPartition]int64, error) {
+// lastRows returns the number of the last row of the subject in each chain, and how many rows there are.
+func lastRows(ctx context.Context, tx pgx.Tx, s audit.ProofSubject) (ends map[audit.TopicPartition]int64, count int, err error) {
 	condition, args := where(s)
-	rows, err := tx.Query(ctx, "SELECT src_topic, src_partition, max(chain_seq) FROM audit_log WHERE "+condition+" GROUP BY 1, 2", args...)
+	rows, err := tx.Query(ctx, "SELECT src_topic, src_partition, max(chain_seq), count(*) FROM audit_log WHERE "+condition+" GROUP BY 1, 2", args...)
 	if err != nil {
-		return nil, fmt.Errorf("looking for the rows: %w", err)
+		return nil, 0, fmt.Errorf("looking for the rows: %w", err)
 	}
-	ends := map[audit.TopicPartition]int64{}
+	ends = map[audit.TopicPartition]int64{}
 	var at audit.TopicPartition
 	var last int64
-	if _, err := pgx.ForEachRow(rows, []any{&at.Topic, &at.Partition, &last}, func() error {
+	var n int
+	if _, err := pgx.ForEachRow(rows, []any{&at.Topic, &at.Partition, &last, &n}, func() error {
 		ends[at] = last
+		count += n
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("looking for the rows: %w", err)
+		return nil, 0, fmt.Errorf("looking for the rows: %w", err)
 	}
 	if len(ends) == 0 {
-		return nil, ErrNoRows
+		return nil, 0, ErrNoRows
 	}
-	return ends, nil
+	return ends, count, nil
 }
 
 // choose takes the first checkpoint that has all rows.

@@ -227,11 +227,11 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 		}
 		c.judgePoints(v.o.Checkpoints, v.standby)
 	}
+	v.findMoved()
+	v.judgeDrops(v.judgeStatements())
 	if err := v.judgeTrees(ctx, tx, chains); err != nil {
 		return err
 	}
-	v.findMoved()
-	v.judgeDrops(v.judgeStatements())
 	for _, c := range chains {
 		c.report(v.report)
 	}

@@ -158,7 +158,13 @@ func (s *Sealer) findLast(ctx context.Context) error {
 		return nil
 	}
 	s.log = s.last.Log()
-	return s.compareStored(ctx)
+	if err := s.compareStored(ctx); err != nil {
+		return err
+	}
+	if published[s.last.Hash] || newestInFile >= s.last.Number {
+		s.cosigner.offer(s.last) // its process may have died before witnesses answered
+	}
+	return nil
 }
 
 // storedLines returns the last checkpoints that the database has.

@@ -21,12 +21,12 @@ import (
 // verifyFlags are the flags of audit verify.
 type verifyFlags struct {
 	checkpointFlags
-	postgres    string
-	since       string
-	segments    int
-	settled     bool
-	logOnly     bool
-	allow       []string
+	postgres string
+	since    string
+	segments int
+	settled  bool
+	logOnly  bool
+	allow    []string
 }
 
 func auditVerifyCommand(c *cli.Env) *cobra.Command {

@@ -18,6 +18,7 @@ const (
 	CheckpointFile = "checkpoints.jsonl"
 	SigningKeyFile = "signing.key"
 	PublicKeyFile  = "signing.pub"
+	LogKeyFile     = "log.vkey" // the public key with the origin, for witnesses
 )
 
 // LoadSigningKey reads the Ed25519 key in a PEM file (PKCS #8), and creates the file if it does

@@ -22,21 +22,25 @@ const RowWidth = 35
 
 // Indexes into [RowColumns].
 const (
-	ColTime      = 0
-	ColIngested  = 1
-	ColTenant    = 2
-	ColAction    = 7
-	ColResource  = 9
-	ColTask      = 12
-	ColDetail    = 26
-	ColDigests   = 27
-	ColTopic     = 28
-	ColPartition = 29
-	ColOffset    = 30
-	ColIndex     = 31
-	ColSeq       = 32
-	ColPrev      = 33
-	ColHash      = 34
+	ColTime         = 0
+	ColIngested     = 1
+	ColTenant       = 2
+	ColActor        = 4
+	ColAction       = 7
+	ColResource     = 9
+	ColTask         = 12
+	ColJob          = 13
+	ColDevice       = 15
+	ColOutputSHA256 = 24
+	ColDetail       = 26
+	ColDigests      = 27
+	ColTopic        = 28
+	ColPartition    = 29
+	ColOffset       = 30
+	ColIndex        = 31
+	ColSeq          = 32
+	ColPrev         = 33
+	ColHash         = 34
 )
 
 // Day is the span of one partition of audit_log; days are those of UTC.

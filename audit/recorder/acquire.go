@@ -45,7 +45,7 @@ type offsetRow struct {
 	next, epoch int64
 	id          stream.Identity
 	recorded    time.Time
-	end         audit.ChainEnd
+	end         chainEnd
 }
 
 // updated_at is left alone: it says when something was recorded.
@@ -234,7 +234,7 @@ func (o *offsets) setBehind(at audit.TopicPartition, since time.Time) {
 const adoptSQL = `UPDATE stream_offsets SET topic_id = $3, cluster_id = $4, next_offset = $5 WHERE topic = $1 AND partition = $2`
 
 // adopt stores which topic the offset belongs to, and after a break where recording continues.
-func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *logView, broken []*audit.Break, end *audit.ChainEnd) error {
+func (o *offsets) adopt(ctx context.Context, tx pgx.Tx, part *ownership, log *logView, broken []*audit.Break, end *chainEnd) error {
 	for _, k := range broken {
 		if k.Kind == audit.TopicReplaced {
 			part.next = -1

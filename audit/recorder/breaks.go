@@ -52,7 +52,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING`
 
 // write adds a break, in the transaction that makes recording continue there, and if it is a hole its row
 // at the end of the chain.
-func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *audit.ChainEnd, instance string) error {
+func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *chainEnd, instance string) error {
 	k.Time, k.ActorID = time.Now().UTC().Truncate(time.Millisecond), instance
 	var batch pgx.Batch
 	if k.Hole() {

@@ -21,7 +21,7 @@ type Bulk struct {
 	part   audit.TopicPartition
 	buffer rowEncoder
 	counts rollup.Counts
-	end    audit.ChainEnd
+	end    *chainEnd
 	next   int64 // offset after the last record
 
 	digests []byte // of rows of other tables, for the next audit row
@@ -30,14 +30,14 @@ type Bulk struct {
 // NewBulk begins the chain of a partition that has no rows yet.
 func NewBulk(topic string, partition int) *Bulk {
 	part := audit.PartitionOf(topic, partition)
-	b := &Bulk{part: part, end: audit.ChainEnd{Hash: audit.Genesis(part)}}
+	b := &Bulk{part: part, end: newChainEnd(part)}
 	b.buffer.resetCopy()
 	return b
 }
 
 // Add adds the next event of the partition.
 func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
-	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, b.digests, &b.end) //nolint:gosec // a record has few events
+	b.buffer.row(e, b.part.At(audit.Position{Offset: offset, Index: int32(index)}), ingested, b.digests, b.end) //nolint:gosec // a record has few events
 	b.counts.Add(e)
 	b.digests = b.digests[:0]
 	b.next = offset + 1
@@ -83,7 +83,7 @@ func (b *Bulk) Finish(ctx context.Context, tx pgx.Tx) error {
 	}
 	var batch pgx.Batch
 	if b.end.Rows > 0 {
-		chains{b.part: &b.end}.queueWrite(&batch)
+		chains{b.part: b.end}.queueWrite(&batch)
 		batch.Queue(`INSERT INTO stream_offsets (topic, partition, next_offset) VALUES ($1, $2, $3)`, b.part.Topic, b.part.Partition, b.next)
 	}
 	return pg.Flush(ctx, tx, &batch, "writing the end of the chain of "+b.part.String())

@@ -199,7 +199,8 @@ func (r *Recorder) resolver(out *stream.Outbox) *resolve.Resolver {
 }
 
 func (r *Recorder) sealer(out *stream.Outbox) *sealer.Sealer {
-	return sealer.New(sealer.Config{Interval: r.cfg.CheckpointInterval, Dir: r.cfg.CheckpointDir, KeyFile: r.cfg.SigningKeyFile},
+	return sealer.New(sealer.Config{Interval: r.cfg.CheckpointInterval, Dir: r.cfg.CheckpointDir, KeyFile: r.cfg.SigningKeyFile,
+		Origin: r.cfg.CheckpointOrigin, Copies: r.cfg.CheckpointCopies, Witnesses: r.cfg.Witnesses},
 		sealer.Deps{Log: r.Log, Outbox: out, Pool: r.Pool, Logger: r.Logger, Metrics: &r.Metrics.Audit, Instance: r.Instance})
 }
 

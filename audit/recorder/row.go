@@ -28,9 +28,9 @@ func (c *rowEncoder) resetCopy() {
 	c.Fields.ResetCopy()
 }
 
-// row adds an event as the next row of the chain that ends at end, and advances end. digests are those of rows
+// row adds an event as the next row of the chain that ends at end, and advances end and its tree. digests are those of rows
 // of other tables; nil for most. The fields are [audit.RowColumns], in this order.
-func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, digests []byte, end *audit.ChainEnd) {
+func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, digests []byte, end *chainEnd) {
 	c.rows++
 	c.Row(audit.RowWidth)
 	begin := len(c.B)
@@ -74,6 +74,7 @@ func (c *rowEncoder) row(e *task.Event, from audit.Source, ingested time.Time, d
 	c.Int8(end.Rows)
 	prev := end.Hash
 	end.Hash, c.scratch = audit.RowHash(prev, c.B[begin:], c.scratch)
+	end.kept = end.tree.Append(audit.RowLeaf(end.Hash), end.kept)
 	c.BytesOrNull(prev[:])
 	c.BytesOrNull(end.Hash[:])
 }

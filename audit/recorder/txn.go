@@ -166,7 +166,7 @@ type txn struct {
 type lastRow struct {
 	event *task.Event // nil: there is none
 	from  audit.Source
-	end   *audit.ChainEnd
+	end   *chainEnd
 }
 
 func (w *chunkWriter) begin(ctx context.Context, m mode, shard int32) (*txn, error) {
@@ -324,7 +324,7 @@ func (t *txn) addRows(us []unit, duplicates []offered) {
 }
 
 // addRow adds a row to the end of its chain, and returns its number.
-func (t *txn) addRow(e *task.Event, from audit.Source, end *audit.ChainEnd) (seq int64) {
+func (t *txn) addRow(e *task.Event, from audit.Source, end *chainEnd) (seq int64) {
 	t.encodeLast(nil)
 	t.last = lastRow{e, from, end}
 	return end.Rows + 1

@@ -391,7 +391,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		var c rowEncoder
 		c.resetCopy()
 		for i := range e.events {
-			c.row(&e.events[i].event, audit.PartitionOf("events", 0).At(audit.Position{Index: e.events[i].index}), time.Now(), nil, &audit.ChainEnd{})
+			c.row(&e.events[i].event, audit.PartitionOf("events", 0).At(audit.Position{Index: e.events[i].index}), time.Now(), nil, &chainEnd{})
 			var s states.State
 			states.OfEvent(&e.events[i].event, &s)
 		}

@@ -39,6 +39,7 @@ type chainCheck struct {
 	byStart map[link]*segment
 	forks   []*segment // segments that begin or end exactly where another does
 
+	tree     *tree
 	points   map[int64]*point // what checkpoints say about rows, by their numbers
 	breaks   []*audit.Break   // where its recorder could not simply continue
 	restores []restore        // that an operator accepted
@@ -205,6 +206,7 @@ func (v *verifier) take(r *rawRow, own audit.Hash) error {
 	if _, ok := c.edges[seq]; ok {
 		c.edges[seq] = r.Int8(audit.ColIngested)
 	}
+	v.grow(c, seq, sum)
 	c.takeHole(seq, r)
 	if v.tables != nil {
 		if err := v.tables.Take(r.Row); err != nil {

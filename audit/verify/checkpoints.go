@@ -16,6 +16,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
@@ -36,6 +38,10 @@ type Checkpoints struct {
 	seen        map[audit.Hash]*origins
 	from        Origin                    // of what is being read
 	successions map[string][]signedNumber // by signer
+	witnesses   []note.Verifier
+	quorum      int                                // of the witnesses
+	cosigned    map[string]map[int64]cosignedRoots // by signer and number
+	checked     bool
 
 	unknown  map[string]int // number of checkpoints by untrusted keys
 	findings []Finding
@@ -53,6 +59,7 @@ const (
 	FromDirectory Origin = 1 << iota // audit.checkpoint_dir of a recorder
 	FromTopic                        // the topic in Kafka
 	FromCopy                         // a copy elsewhere
+	FromWitness                      // a witness has cosigned it, or one after it
 )
 
 // origins are all places that a checkpoint was found in.
@@ -66,9 +73,9 @@ var attackers = [levels]struct {
 	who     Attacker
 	trusted Origin
 }{
-	{WithDatabase, FromDirectory | FromTopic | FromCopy},
-	{WithDirectory, FromTopic | FromCopy},
-	{WithKafka, FromCopy},
+	{WithDatabase, FromDirectory | FromTopic | FromCopy | FromWitness},
+	{WithDirectory, FromTopic | FromCopy | FromWitness},
+	{WithKafka, FromCopy | FromWitness},
 }
 
 // level is how far a chain is proven against an attacker.
@@ -77,29 +84,17 @@ type level struct {
 	at   time.Time
 }
 
-// signedNumber is the place of a checkpoint in the succession of its signer.
+// signedNumber is the place of a checkpoint in the log of its signer.
 type signedNumber struct {
-	number int64
-	hash   audit.Hash
-	prev   audit.Hash
-	first  bool // it names no checkpoint before it
-	from   string
-}
-
-// point is what a checkpoint says about a row.
-type point struct {
-	hash    audit.Hash
-	time    time.Time
-	name    string     // of the checkpoint
-	from    []*origins // of the checkpoints that say so, at most maxOrigins
-	matched bool
-	differs *RowRef // a row with that number and another hash
-	other   *point  // a checkpoint with another hash of the row; nil: none
+	number       int64
+	root, before audit.Hash // of the log with it, and without it
+	origins      *origins
+	from         string
 }
 
 // NewCheckpoints returns an empty collection that trusts the given keys.
 func NewCheckpoints(keys []ed25519.PublicKey) *Checkpoints {
-	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]*origins{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}}
+	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]*origins{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}, cosigned: map[string]map[int64]cosignedRoots{}}
 	for _, k := range keys {
 		c.keys[audit.KeyID(k)] = k
 	}
@@ -140,6 +135,11 @@ func (c *Checkpoints) Read(path string, from Origin) error {
 		if files, err = filepath.Glob(filepath.Join(path, "checkpoints*.jsonl")); err != nil {
 			return fmt.Errorf("reading checkpoints in %s: %w", path, err)
 		}
+		single, err := filepath.Glob(filepath.Join(path, "*", "checkpoint-*.json")) // as of audit.checkpoint_copies
+		if err != nil {
+			return fmt.Errorf("reading checkpoints in %s: %w", path, err)
+		}
+		files = append(files, single...)
 	}
 	for _, f := range files {
 		if err := c.readFile(f); err != nil {
@@ -201,8 +201,12 @@ func (c *Checkpoints) ReadTopic(ctx context.Context, l *stream.Client) error {
 	})
 }
 
-// add takes in one checkpoint.
+// add takes in one line.
 func (c *Checkpoints) add(line []byte, from string) {
+	if audit.IsCosigned(line) {
+		c.addCosigned(line, from)
+		return
+	}
 	s, err := audit.ParseCheckpoint(line)
 	if err != nil {
 		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is not a checkpoint: %s", from, err)})
@@ -231,75 +235,36 @@ func (c *Checkpoints) add(line []byte, from string) {
 	if s.Time.After(c.newest) {
 		c.newest = s.Time
 	}
-	m := signedNumber{number: s.Number, hash: s.Hash, first: s.Prev == "", from: from}
-	if b, err := hex.DecodeString(s.Prev); err == nil && len(b) == len(m.prev) {
-		m.prev = audit.Hash(b)
-	}
-	c.successions[s.Signer] = append(c.successions[s.Signer], m)
+	c.successions[s.Signer] = append(c.successions[s.Signer], signedNumber{number: s.Number, root: s.TreeHead.Root, before: s.Before(), origins: found, from: from})
 	for _, e := range s.Chains {
-		if b, err := hex.DecodeString(e.Hash); err == nil && len(b) == sha256Size && e.Rows > 0 {
-			c.point(audit.TopicPartition{Topic: e.Topic, Partition: e.Partition}, e.Rows, &point{hash: audit.Hash(b), time: s.Time, from: []*origins{found}, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
+		b, err := hex.DecodeString(e.Hash)
+		if err != nil || len(b) != sha256Size || e.Rows <= 0 {
+			continue
 		}
+		p := &point{hash: audit.Hash(b), time: s.Time, from: []*origins{found}, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))}
+		if r, err := hex.DecodeString(e.Root); err == nil && len(r) == sha256Size {
+			p.root = audit.Hash(r)
+		}
+		c.point(e.At(), e.Rows, p)
 	}
 }
 
-const sha256Size = len(audit.Hash{})
-
-// maxOrigins bounds the checkpoints that are remembered for a row: many say the same while nothing is
-// recorded.
-const maxOrigins = 64
-
-// point keeps what a checkpoint says about a row.
-func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
-	of := c.points[at]
-	if of == nil {
-		of = map[int64]*point{}
-		c.points[at] = of
-	}
-	for have := of[seq]; have != nil; have = have.other {
-		if have.hash == p.hash {
-			if p.time.After(have.time) {
-				have.time, have.name = p.time, p.name
-			}
-			if len(have.from) < maxOrigins {
-				have.from = append(have.from, p.from...)
-			}
-			return
-		}
-		if have.other == nil {
-			have.other = p
-			return
-		}
-	}
-	of[seq] = p
-	if len(of) > 2*maxPoints {
-		seqs := slices.Sorted(maps.Keys(of))
-		for _, old := range seqs[:len(seqs)-maxPoints] {
-			delete(of, old)
-		}
-	}
-}
-
-// check finds missing checkpoints: those that another names as the one before it, if older ones of
-// the signer are available.
+// check finds missing checkpoints, and those that do not continue the log of their signer. It does so once.
 func (c *Checkpoints) check() {
-	for signer, marks := range c.successions {
-		slices.SortFunc(marks, func(a, b signedNumber) int { return cmp.Compare(a.number, b.number) })
-		for i, m := range marks {
-			switch {
-			case m.first && m.number != 1:
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s, number %d of signer %s, does not name the one before it", m.from, m.number, signer)})
-			case m.first || c.seen[m.prev] != nil:
-			case i == 0 || marks[0].number == m.number:
-				c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are available from number %d on", signer, m.number))
-			default:
-				missing := fmt.Sprintf("number %d", m.number-1)
-				if before := marks[i-1].number; before < m.number-2 {
-					missing = fmt.Sprintf("numbers %d to %d", before+1, m.number-1)
-				}
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is missing; number %d follows it (%s)", missing, signer, m.number, m.from)})
-			}
+	if c == nil || c.checked {
+		return
+	}
+	c.checked = true
+	for _, signer := range slices.Sorted(maps.Keys(c.successions)) {
+		marks := c.successions[signer]
+		slices.SortStableFunc(marks, func(a, b signedNumber) int { return cmp.Compare(a.number, b.number) })
+		if first := marks[0]; first.number > 1 {
+			c.notes = append(c.notes, fmt.Sprintf("the checkpoints of signer %s are available from number %d on", signer, first.number))
 		}
+		for i, m := range marks[1:] {
+			c.follow(signer, marks[i], m)
+		}
+		c.checkWitnessed(signer, marks)
 	}
 	for _, signer := range slices.Sorted(maps.Keys(c.unknown)) {
 		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were ignored. "+
@@ -307,112 +272,19 @@ func (c *Checkpoints) check() {
 	}
 }
 
-// compare notes whether a row is as the checkpoints say.
-func (c *chainCheck) compare(seq int64, sum audit.Hash, ref func() *RowRef) {
-	for p := c.points[seq]; p != nil; p = p.other {
-		switch {
-		case p.hash == sum:
-			p.matched = true
-		case p.differs == nil:
-			p.differs = ref()
+// follow compares a checkpoint with the one before it in the log of a signer.
+func (c *Checkpoints) follow(signer string, before, m signedNumber) {
+	switch {
+	case m.number == before.number && m.root == before.root:
+	case m.number == before.number:
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("signer %s has signed two checkpoints number %d: %s and %s. Two recorders with one key do not share a database, or someone has the key", signer, m.number, before.from, m.from)})
+	case m.number > before.number+1:
+		missing := fmt.Sprintf("number %d", m.number-1)
+		if before.number < m.number-2 {
+			missing = fmt.Sprintf("numbers %d to %d", before.number+1, m.number-1)
 		}
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint %s of signer %s is missing; number %d follows it (%s)", missing, signer, m.number, m.from)})
+	case m.before != before.root:
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoint number %d of signer %s (%s) does not continue the log in which number %d is (%s)", m.number, signer, m.from, before.number, before.from)})
 	}
-}
-
-// signedRow is what a checkpoint says about the row with a number.
-type signedRow struct {
-	*point
-	seq int64
-}
-
-// judgePoints compares a chain with what was signed: each checkpoint on its own, because after a
-// rollback the later ones still guard what follows. Differences that findings about the chain itself
-// explain are not reported; what remains was rewritten.
-func (c *chainCheck) judgePoints(from *Checkpoints, standby bool) {
-	for _, s := range c.all() { // the ends of what the retention dropped
-		for _, k := range []link{{s.first - 1, s.prev}, {s.last, s.hash}} {
-			for p := c.points[k.seq]; p != nil; p = p.other {
-				p.matched = p.matched || p.hash == k.hash
-			}
-		}
-	}
-	if c.from == 0 && c.end.Rows > 0 { // no row of it was read
-		c.compare(c.end.Rows, c.end.Hash, func() *RowRef { return &RowRef{Position: "audit_chains", Seq: c.end.Rows} })
-	}
-	c.settle(from)
-	all := make([]signedRow, 0, len(c.points))
-	for seq, p := range c.points {
-		all = append(all, signedRow{p, seq})
-	}
-	slices.SortFunc(all, func(a, b signedRow) int { return cmp.Or(a.time.Compare(b.time), cmp.Compare(a.seq, b.seq)) })
-	var bad []signedRow // consecutive ones that contradict the chain
-	for _, s := range all {
-		wrong := !s.matched && (s.seq > c.end.Rows && !standby || s.seq <= c.end.Rows && s.differs != nil)
-		if len(bad) > 0 && (s.matched || wrong && s.seq < bad[len(bad)-1].seq) {
-			c.contradicted(bad)
-			bad = nil
-		}
-		switch {
-		case wrong:
-			bad = append(bad, s)
-		case s.matched:
-			c.take(s)
-		}
-	}
-	if len(bad) > 0 {
-		c.contradicted(bad)
-	}
-}
-
-// take notes that a row is as a checkpoint says, and with it all rows before.
-func (c *chainCheck) take(s signedRow) {
-	if s.seq >= c.signed {
-		c.signed, c.signedAt = s.seq, s.time
-	}
-	var from Origin
-	for _, o := range s.from {
-		from |= o.Origin
-	}
-	for i, a := range attackers {
-		if from&a.trusted != 0 && s.seq >= c.proven[i].rows {
-			c.proven[i] = level{s.seq, s.time}
-		}
-	}
-}
-
-// contradicted reports checkpoints that contradict the chain, one after the other.
-func (c *chainCheck) contradicted(bad []signedRow) {
-	first, last, good := bad[0], bad[len(bad)-1], int64(0)
-	for seq, p := range c.points {
-		if p.matched && seq < first.seq {
-			good = max(good, seq)
-		}
-	}
-	from := min(good, c.end.Rows) + 1
-	if c.wrongFrom == 0 || from < c.wrongFrom {
-		c.wrongFrom = from
-	}
-	many := ""
-	if len(bad) > 1 {
-		many = fmt.Sprintf("; %d checkpoints contradict it, the last is %s", len(bad), last.name)
-	}
-	if first.seq > c.end.Rows {
-		if top := last.seq; !c.explains(c.end.Rows+1, top) {
-			c.found(Finding{Reason: Rewritten, Seq: c.end.Rows + 1, To: top,
-				Detail: fmt.Sprintf("%s says that the chain has %d rows, but it ends at row %d", last.name, top, c.end.Rows) + many})
-		}
-		return
-	}
-	if c.explains(good+1, first.seq) {
-		return
-	}
-	f := Finding{Reason: Rewritten, Seq: good + 1, Row: first.differs,
-		Detail: fmt.Sprintf("the chain is consistent in itself, but %s has another hash of row %d: it was rewritten, starting at one of these rows", first.name, first.seq)}
-	if good > 0 {
-		f.Detail += fmt.Sprintf("; row %d is as signed", good)
-	}
-	if f.Detail += many; first.seq > good+1 {
-		f.To = first.seq
-	}
-	c.found(f)
 }

@@ -56,10 +56,12 @@ func TestARewrittenChainIsFound(t *testing.T) {
 		{"one row less", func() {
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq = 74")
 			audittest.Execute(t, pool, "UPDATE audit_chains SET rows = 73, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 73) WHERE topic = 'events' AND partition = 0")
+			retree(t, pool)
 		}, 74, 74, true},
 		{"all that was signed after the first checkpoint, and more", func() {
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0+"AND chain_seq > 70")
 			audittest.Execute(t, pool, "UPDATE audit_chains SET rows = 70, hash = (SELECT row_hash FROM audit_log WHERE"+of0+"AND chain_seq = 70) WHERE topic = 'events' AND partition = 0")
+			retree(t, pool)
 		}, 71, 74, true},
 		{"the whole chain is gone", func() {
 			audittest.Execute(t, pool, "DELETE FROM audit_log WHERE"+of0)
@@ -88,7 +90,7 @@ func TestWrongCheckpointsAreReported(t *testing.T) {
 	pool := audittest.NewPool(t)
 	g, _ := rig.Grown(t, pool)
 	lines := g.Lines()
-	const signatureMark = `,"signature":"`
+	const noteMark = `,"note":"`
 	ask := func(what string, c *Checkpoints) *Report {
 		rep := verify(t, pool, Options{Checkpoints: c})
 		require.False(t, rep.OK(), what)
@@ -100,7 +102,7 @@ func TestWrongCheckpointsAreReported(t *testing.T) {
 	forged := bytes.Replace(lines[1], []byte(`"rows":73`), []byte(`"rows":72`), 1)
 	require.NotEqual(t, lines[1], forged)
 	rep := ask("changed after it was signed", trusted(t, g, g.FileOf(lines[0], forged, lines[2])))
-	require.Contains(t, rep.Findings[0].Detail+rep.Findings[1].Detail, "forged")
+	require.Contains(t, rep.Findings[0].Detail+rep.Findings[1].Detail, "its path does not lead to the root in its note")
 
 	rep = ask("one was removed", trusted(t, g, g.FileOf(lines[0], lines[2])))
 	require.Contains(t, rep.Findings[0].Detail, "checkpoint number 2 ")
@@ -109,21 +111,25 @@ func TestWrongCheckpointsAreReported(t *testing.T) {
 
 	rep = ask("no checkpoint", trusted(t, g, g.FileOf(lines[0], []byte(`{"version":1}`), lines[1])))
 	require.Contains(t, rep.Findings[0].Detail, "line 2 of")
-	ask("a malformed signature", trusted(t, g, g.FileOf(bytes.Replace(lines[0], []byte(signatureMark), []byte(signatureMark+"AAAA"), 1))))
+	ask("a malformed note", trusted(t, g, g.FileOf(bytes.Replace(lines[0], []byte(noteMark), []byte(noteMark+"AAAA"), 1))))
 
 	// Another key, under the name of the trusted one, and under its own.
 	_, other, err := ed25519.GenerateKey(nil)
 	require.NoError(t, err)
 	parsed, err := audit.ParseCheckpoint(lines[2])
 	require.NoError(t, err)
+	before, err := audit.ParseCheckpoint(lines[1])
+	require.NoError(t, err)
+	log := before.Log()
 	lie := parsed.Checkpoint
 	lie.Chains[0].Rows = 71
-	line, err := lie.Sign(other)
+	line, _, err := lie.Sign(other, &log)
 	require.NoError(t, err)
 	rep = ask("signed by another", trusted(t, g, g.FileOf(line)))
 	require.Contains(t, rep.Findings[0].Detail, "forged")
 	lie.Signer = audit.KeyID(other.Public().(ed25519.PublicKey))
-	line, err = lie.Sign(other)
+	log = before.Log()
+	line, _, err = lie.Sign(other, &log)
 	require.NoError(t, err)
 	rep = ask("an untrusted key", trusted(t, g, g.Dir, g.FileOf(line)))
 	require.Contains(t, rep.Findings[0].Detail, "--public-key")

@@ -229,6 +229,9 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	}
 	v.findMoved()
 	v.judgeDrops(v.judgeStatements())
+	if err := v.judgeTrees(ctx, tx, chains); err != nil {
+		return err
+	}
 	for _, c := range chains {
 		c.report(v.report)
 	}

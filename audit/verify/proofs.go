@@ -61,7 +61,7 @@ func (v *verifier) judgeProofs(chains []*chainCheck) {
 		return
 	}
 	gaps := [levels]GapKind{GapTail, GapCopies, GapWitness}
-	why := [levels]string{"", "no checkpoint comes from Kafka or from a copy", "no checkpoint comes from a copy: name one with --checkpoints"}
+	why := [levels]string{"", "no checkpoint comes from Kafka or from a copy", "no witness has cosigned a checkpoint, and none comes from a copy: see audit.witnesses, or name a copy with --checkpoints"}
 	for i, a := range attackers {
 		p := Proof{Against: a.who, Proven: v.report.OK()}
 		for _, c := range chains {

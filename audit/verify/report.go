@@ -37,6 +37,7 @@ const (
 	GapTail        GapKind = "tail"
 	GapCopies      GapKind = "copies"
 	GapWitness     GapKind = "witness"
+	GapTrees       GapKind = "trees"
 	GapPeriod      GapKind = "period"
 	GapDropped     GapKind = "dropped"
 	GapDefinitions GapKind = "definitions"
@@ -53,7 +54,8 @@ var GapKinds = []struct {
 	{GapCheckpoints, "no checkpoint covers a chain"},
 	{GapTail, "rows were recorded after the newest checkpoint, so only their chain protects them"},
 	{GapCopies, "checkpoints come from the checkpoint directory only, so someone who can write there could have replaced them"},
-	{GapWitness, "no copy of the checkpoints comes from outside, so someone who can write to Kafka could have replaced them"},
+	{GapWitness, "no witness has cosigned a checkpoint and no copy comes from outside, so someone who can write to Kafka could have replaced them"},
+	{GapTrees, "the Merkle trees could not be compared with the rows: rows are too scattered on disk"},
 	{GapPeriod, "older rows were not read because of --since"},
 	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed"},
 	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},

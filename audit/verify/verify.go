@@ -84,6 +84,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 	}
 	defer conn.Release()
 	defer release(conn)
+	o.Checkpoints.check()
 	schema := ""
 	for try := 0; ; try++ {
 		v := newVerifier(o, progress)
@@ -166,6 +167,8 @@ type verifier struct {
 	dropped       []droppedRun
 	schemaSeen    *audit.Statement // the last about the schema; nil: none
 	suspects      []suspect
+	openBlocks    int  // of all trees
+	noTrees       bool // there were too many
 	gaps          []singleGap
 	scratch       []byte
 	parts         []byte
@@ -373,7 +376,7 @@ func (v *verifier) prepare(ctx context.Context, tx pgx.Tx) error {
 const maxChains = 1 << 16
 
 func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT coalesce(topic, ''), coalesce(partition, -1), coalesce(rows, -1), coalesce(hash, ''), CASE WHEN isfinite(updated_at) THEN updated_at END
+	rows, err := tx.Query(ctx, `SELECT coalesce(topic, ''), coalesce(partition, -1), coalesce(rows, -1), coalesce(hash, ''), coalesce(edge, ''), CASE WHEN isfinite(updated_at) THEN updated_at END
 		FROM `+v.table("audit_chains")+` ORDER BY 1, 2 LIMIT $1`, maxChains+1)
 	if err != nil {
 		return fmt.Errorf("reading audit_chains: %w", err)
@@ -381,9 +384,9 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 	defer rows.Close()
 	for rows.Next() {
 		c := &chainCheck{edges: map[int64]int64{}}
-		var sum []byte
+		var sum, edge []byte
 		var updated *time.Time
-		if err := rows.Scan(&c.at.Topic, &c.at.Partition, &c.end.Rows, &sum, &updated); err != nil {
+		if err := rows.Scan(&c.at.Topic, &c.at.Partition, &c.end.Rows, &sum, &edge, &updated); err != nil {
 			return fmt.Errorf("reading audit_chains: %w", err)
 		}
 		if updated != nil {
@@ -394,6 +397,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		} // else it stays zero, which matches no row
 		c.byEnd, c.byStart = map[link]*segment{}, map[link]*segment{}
 		c.points = v.o.Checkpoints.pointsOf(c.at)
+		c.tree = newTree(edge, c.points)
 		v.chains[c.at] = c
 	}
 	if err := rows.Err(); err != nil {

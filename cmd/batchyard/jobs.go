@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard"
+	"github.com/batchyard/batchyard/cmd/internal/auditcmd"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
@@ -20,7 +21,7 @@ func jobsCommand(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use: "jobs", Short: "Submit files as jobs, watch them, and get their results",
 		Example: "  batchyard jobs list --state RUNNING\n  batchyard jobs watch nightly-2026-11-21\n  batchyard jobs results nightly-2026-11-21 -o answers.jsonl",
-	}, submitCommand(c), jobsListCommand(c), jobsGetCommand(c), jobsWatchCommand(c), jobsCancelCommand(c), jobsResultsCommand(c), jobsRetryCommand(c))
+	}, submitCommand(c), jobsListCommand(c), jobsGetCommand(c), jobsWatchCommand(c), jobsCancelCommand(c), jobsResultsCommand(c), jobsRetryCommand(c), auditcmd.ProveJobCommand(c))
 }
 
 func jobStateNames() []string { return names(task.JobStates) }

@@ -18,6 +18,8 @@ var recordedCommands = map[string]struct {
 	"audit stats":   {Action: task.DataRead, Resource: "audit_log"},
 	"audit export":  {Action: task.AuditExported, Resource: "audit_log"},
 	"audit verify":  {Action: task.AuditVerified, Resource: "audit_log"},
+	"audit prove":   {Action: task.DataRead, Resource: "audit_log"},
+	"jobs prove":    {Action: task.DataRead, Resource: "audit_log"},
 	"ledger check":  {Action: task.LedgerChecked, Resource: "ledger"},
 	"dlq list":      {Action: task.DataRead, Resource: "dead_letter"},
 	"dlq show":      {Action: task.DataRead, Resource: "dead_letter"},

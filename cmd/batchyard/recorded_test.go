@@ -13,7 +13,10 @@ import (
 var unrecordedCommands = map[string]string{
 	"serve": "process.started", "dev": "process.started", "run": "process.started",
 	"agent":  "the server records the device",
-	"submit": "the server records it", "tasks": "the server records it", "jobs": "the server records it", "devices": "the server records it", "policy": "the server records it",
+	"submit": "the server records it", "tasks": "the server records it", "devices": "the server records it", "policy": "the server records it",
+	"jobs submit": "the server records it", "jobs list": "the server records it", "jobs get": "the server records it", "jobs watch": "the server records it",
+	"jobs cancel": "the server records it", "jobs results": "the server records it", "jobs retry": "the server records it",
+	"audit check-proof": "it reads a file only", "audit witness": "it runs where there is no audit log, and prints what it cosigns",
 	"dlq replay":           "a row for each dead letter",
 	"audit accept-restore": "it writes its row before it signs",
 	"audit actions":        "it prints the program's own list",

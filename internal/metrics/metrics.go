@@ -145,7 +145,8 @@ type Audit struct {
 	MissedRecords    prometheus.Counter
 	LostTasks        *prometheus.CounterVec // outcome: run_again, failed
 	Waiters          prometheus.Gauge
-	Checkpoints      *prometheus.CounterVec // outcome: ok, unchanged, file_failed, failed
+	Checkpoints      *prometheus.CounterVec // outcome: ok, unchanged, file_failed, copy_failed, failed
+	Cosignatures     *prometheus.CounterVec // outcome: ok, failed, refused
 	CheckpointTime   prometheus.Gauge
 	PartitionsMade   prometheus.Counter
 	PartitionsGone   prometheus.Counter
@@ -335,6 +336,7 @@ func newAudit(f factory) Audit {
 		MissedRecords:    f.counter("audit_missed_records_total", "Records that Kafka deleted before they were recorded."),
 		LostTasks:        f.counters("audit_lost_tasks_total", "Tasks whose results Kafka deleted before they were recorded, by what became of them. Alert if it grows.", "outcome"),
 		Checkpoints:      f.counters("audit_checkpoints_total", "Signed checkpoints of the hash chains, by outcome.", "outcome"),
+		Cosignatures:     f.counters("audit_cosignatures_total", "Answers of witnesses that were asked to cosign a checkpoint, by outcome. Alert if refused grows.", "outcome"),
 		CheckpointTime:   f.gauge("audit_checkpoint_timestamp_seconds", "Unix time of the latest signed checkpoint of this process; 0 if there is none."),
 		Waiters:          f.gauge("audit_waiting_requests", "Requests that wait for a task to finish."),
 		PartitionsMade:   f.counter("audit_partitions_created_total", "Daily partitions created."),

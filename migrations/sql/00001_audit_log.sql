@@ -104,15 +104,48 @@ CREATE TABLE audit_chains (
     partition  integer NOT NULL,
     rows       bigint NOT NULL,
     hash       bytea NOT NULL,
+    edge       bytea NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 20);
-COMMENT ON TABLE audit_chains IS 'The end of each hash chain of the audit log, written in the same transaction as the rows.';
+COMMENT ON TABLE audit_chains IS 'The end of each hash chain of the audit log and of its Merkle tree, written in the same transaction as the rows.';
 COMMENT ON COLUMN audit_chains.topic IS 'Topic of the records that the rows come from.';
 COMMENT ON COLUMN audit_chains.partition IS 'Partition of the topic.';
 COMMENT ON COLUMN audit_chains.rows IS 'Number of rows in the chain, which is the chain_seq of the last one.';
 COMMENT ON COLUMN audit_chains.hash IS 'row_hash of the last row.';
+COMMENT ON COLUMN audit_chains.edge IS 'The right edge of the Merkle tree over the row_hashes of the chain: the roots of its perfect subtrees, the largest first, 32 bytes each.';
 COMMENT ON COLUMN audit_chains.updated_at IS 'When this row was last written.';
+
+-- What of the Merkle trees a proof needs besides the rows: the root of each 256, 65,536 … consecutive rows. Where retention
+-- has dropped some of 256 rows, the leaves of these stay (level 0), so that the others can still be proven.
+CREATE TABLE audit_tree (
+    topic     text COLLATE "C" NOT NULL,
+    partition integer NOT NULL,
+    level     smallint NOT NULL,
+    node      bigint NOT NULL,
+    hash      bytea NOT NULL,
+    PRIMARY KEY (topic, partition, level, node)
+);
+COMMENT ON TABLE audit_tree IS 'Hashes inside the Merkle trees (RFC 6962) over the rows of each chain, from which audit prove makes proofs. Written with the rows.';
+COMMENT ON COLUMN audit_tree.topic IS 'Topic of the chain.';
+COMMENT ON COLUMN audit_tree.partition IS 'Partition of the chain.';
+COMMENT ON COLUMN audit_tree.level IS 'The hash is the root over 2^level rows: 8, 16, 24 …; 0: the leaf of a row that retention dropped.';
+COMMENT ON COLUMN audit_tree.node IS 'Number of the node on its level, from 0: it begins with row node * 2^level + 1.';
+COMMENT ON COLUMN audit_tree.hash IS 'The hash.';
+
+-- The log of checkpoints of each signer: enough to continue it and to prove to a witness that it only grows.
+CREATE TABLE audit_checkpoints (
+    signer text COLLATE "C" NOT NULL,
+    number bigint NOT NULL,
+    hashes bytea NOT NULL,
+    line   text,
+    PRIMARY KEY (signer, number)
+);
+COMMENT ON TABLE audit_checkpoints IS 'The log of checkpoints of each signing key, from which recorders continue. The checkpoints themselves are in audit.checkpoint_dir and in the topic checkpoints.';
+COMMENT ON COLUMN audit_checkpoints.signer IS 'Id of the signing key.';
+COMMENT ON COLUMN audit_checkpoints.number IS 'Number of the checkpoint, from 1.';
+COMMENT ON COLUMN audit_checkpoints.hashes IS 'The hashes of the Merkle tree over the checkpoints that this one completes, its own leaf first, 32 bytes each.';
+COMMENT ON COLUMN audit_checkpoints.line IS 'The checkpoint, as long as it is one of the last.';
 
 CREATE TABLE audit_dropped (
     day        date NOT NULL,
@@ -175,7 +208,7 @@ COMMENT ON FUNCTION batchyard_make_audit_partition(date) IS 'Creates the partiti
 -- +goose StatementBegin
 -- Drops the rows of one UTC day: its partition or, if it has none, its rows in the default partition. The same transaction
 -- notes each run of consecutive rows of a chain in audit_dropped. A run ends where the chain is broken, so dropping a day
--- cannot hide a broken chain.
+-- cannot hide a broken chain. It keeps the leaves of rows that others of the same 256 need for their proofs.
 --
 -- It locks the partition first (SHARE: writers of that day wait, and there are hardly any, since the day is long over) and
 -- audit_log last, while it drops the table. That last lock waits for running queries, and new ones queue behind it: set
@@ -204,7 +237,21 @@ DECLARE
             INSERT INTO audit_dropped (day, topic, partition, first_seq, last_seq, prev_hash, row_hash)
             SELECT $1, src_topic, src_partition, chain_seq, last_seq, prev_hash, last_hash FROM ends WHERE NOT follows
             ON CONFLICT DO NOTHING
-            RETURNING last_seq - first_seq + 1 AS n)
+            RETURNING last_seq - first_seq + 1 AS n),
+        blocks AS (
+            SELECT b.*, (SELECT count(*) FROM audit_tree t WHERE t.topic = b.src_topic AND t.partition = b.src_partition
+                AND t.level = 0 AND t.node BETWEEN 256 * b.block AND 256 * b.block + 255) AS had
+            FROM (SELECT src_topic, src_partition, (chain_seq - 1) / 256 AS block, count(*) AS n FROM source
+                  WHERE chain_seq IS NOT NULL AND row_hash IS NOT NULL GROUP BY 1, 2, 3 HAVING count(*) < 256) b),
+        unneeded AS (
+            DELETE FROM audit_tree t USING blocks b WHERE b.n + b.had >= 256 AND t.topic = b.src_topic AND t.partition = b.src_partition
+                AND t.level = 0 AND t.node BETWEEN 256 * b.block AND 256 * b.block + 255),
+        leaves AS (
+            INSERT INTO audit_tree (topic, partition, level, node, hash)
+            SELECT s.src_topic, s.src_partition, 0, s.chain_seq - 1, sha256('\x00'::bytea || s.row_hash)
+            FROM source s JOIN blocks b ON b.src_topic = s.src_topic AND b.src_partition = s.src_partition AND b.block = (s.chain_seq - 1) / 256
+            WHERE b.n + b.had < 256 AND s.row_hash IS NOT NULL
+            ON CONFLICT DO NOTHING)
         SELECT (SELECT count(*) FROM source), coalesce(sum(n), 0), count(*) FROM kept $q$;
 BEGIN
     IF until > now() - interval '24 hours' THEN
@@ -284,6 +331,8 @@ $$;
 DROP FUNCTION batchyard_audit_partition(date);
 DROP FUNCTION batchyard_drop_audit_partition(date);
 DROP FUNCTION batchyard_make_audit_partition(date);
+DROP TABLE audit_checkpoints;
+DROP TABLE audit_tree;
 DROP TABLE audit_dropped;
 DROP TABLE audit_chains;
 DROP TABLE audit_log;

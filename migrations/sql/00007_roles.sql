@@ -53,14 +53,14 @@ BEGIN
     FOREACH given SLICE 1 IN ARRAY ARRAY[
         ['batchyard_recorder', 'INSERT', 'audit_log'],
         ['batchyard_recorder', 'SELECT (time)', 'audit_log_default'], -- to report rows that should not be there
-        ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, jobs, stream_offsets, audit_chains, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
+        ['batchyard_recorder', 'SELECT, INSERT, UPDATE', 'tasks, jobs, stream_offsets, audit_chains, audit_tree, audit_checkpoints, rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions'],
         ['batchyard_recorder', 'SELECT, INSERT', 'results, callbacks, stream_breaks, audit_statements'],
         ['batchyard_recorder', 'UPDATE (resolved_at)', 'stream_breaks'],
         ['batchyard_recorder', 'SELECT', 'audit_dropped, batchyard_schema, job_progress'],
         ['batchyard_callbacks', 'SELECT, UPDATE', 'callbacks'],
         ['batchyard_callbacks', 'SELECT', 'results, batchyard_schema'],
         ['batchyard_api', 'SELECT', 'tasks, results, jobs, batchyard_schema, ' || views],
-        ['batchyard_auditor', 'SELECT', 'audit_log, audit_chains, audit_dropped, audit_statements, tasks, results, jobs, callbacks, stream_offsets, stream_breaks, batchyard_schema, '
+        ['batchyard_auditor', 'SELECT', 'audit_log, audit_chains, audit_tree, audit_checkpoints, audit_dropped, audit_statements, tasks, results, jobs, callbacks, stream_offsets, stream_breaks, batchyard_schema, '
             || 'rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions, ' || views],
         ['batchyard_reader', 'SELECT', views]
     ] LOOP

@@ -8,12 +8,50 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/batchyard/batchyard/audit"
 )
 
 // checkpointFileBytes is the size from which a file is renamed and a new one begins.
 const checkpointFileBytes = 64 << 20
+
+// append appends a line to the file of checkpoints.
+func (s *Sealer) append(line []byte, number int64) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return appendLine(s.dir, line, number)
+}
+
+// copy writes a line to a file of its own in each of the directories for copies, below one for the day. It never
+// replaces a file, so that the directory may be one with a retention lock.
+func (s *Sealer) copy(name string, at time.Time, line []byte) {
+	for _, c := range s.cfg.Copies {
+		dir := filepath.Join(strings.TrimPrefix(c, "file://"), at.UTC().Format(time.DateOnly))
+		if err := writeNew(dir, name, append(slices.Clip(line), '\n')); err != nil {
+			s.Metrics.Checkpoints.WithLabelValues("copy_failed").Inc()
+			s.Logger.Warn("a checkpoint could not be copied; see audit.checkpoint_copies", "dir", c, "name", name, "error", err)
+		}
+	}
+}
+
+// writeNew writes a new file, durably. If the process dies here, the file may be incomplete, which is reported
+// when it is read.
+func writeNew(dir, name string, content []byte) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
 
 // appendLine appends a checkpoint to the file in dir, durably. number is the checkpoint's.
 func appendLine(dir string, line []byte, number int64) error {

@@ -1,10 +1,10 @@
 // Package sealer signs where the hash chains of the audit log end. It writes checkpoints, which
-// package audit specifies, to a file and to a topic. One of all recorders does so at a time; a
-// checkpoint that could not be written to the topic is sent there later.
+// package audit specifies, to a file and to a topic, and has them cosigned by witnesses. One of all
+// recorders does so at a time; a checkpoint that could not be written to the topic is sent there later.
 package sealer
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/statements"
+	"github.com/batchyard/batchyard/audit/witness"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/migrations"
@@ -43,9 +45,12 @@ const (
 
 // Config says how often to sign, with what, and where to.
 type Config struct {
-	Interval time.Duration
-	Dir      string // of the file of checkpoints
-	KeyFile  string // of the signing key; empty: signing.key in Dir, which is created if it does not exist
+	Interval  time.Duration
+	Dir       string // of the file of checkpoints
+	KeyFile   string // of the signing key; empty: signing.key in Dir, which is created if it does not exist
+	Origin    string // name of the log of checkpoints; empty: [audit.DefaultOrigin]
+	Copies    []string
+	Witnesses []witness.Remote
 }
 
 // Deps is what a sealer works with.
@@ -61,21 +66,28 @@ type Deps struct {
 
 // Sealer writes signed checkpoints of the audit log. One of all recorders does at a time.
 //
-//	waiting ──lock──▶ on duty: find the last checkpoint (file, topic); then repeat:
-//	   ▲                 read audit_chains ──▶ sign ──▶ file, fsync ──▶ topic
-//	   └─ connection lost ─┘
+//	waiting ──lock──▶ on duty: find the last checkpoint (database, file, topic); then repeat:
+//	   ▲                 read audit_chains ──▶ sign ──▶ audit_checkpoints ──▶ file, copies, fsync ──▶ topic
+//	   └─ connection lost ─┘                                                      │
+//	                                        witnesses ◀── the newest, when it is ─┘ kept ──▶ cosigned: file, topic
 //
-// If the process dies after the file and before the topic, a successor with the same key but
-// another directory may use the number again. Both checkpoints are true, so that does no harm. A
-// successor with the same directory first sends to the topic what it lacks.
+// A number must not be signed twice, for different checkpoints: witnesses would take that for another
+// history, and never cosign again. So a checkpoint is in the database before anyone else sees it, and
+// goes to the witnesses only once the file or the topic has it, too. If the process dies in between, its
+// successor finds it in the database, and sends it to the topic. If Postgres has lost it, as after a failover, the file or the
+// topic has it. What was not witnessed and is in none of them, no one has seen.
 type Sealer struct {
 	cfg Config
 	Deps
-	key    ed25519.PrivateKey // nil: none, and nothing is written
-	signer string
-	dir    string                  // empty: it is not writable, and checkpoints go to the topic only
-	conn   *pgx.Conn               // holds the lock; nil: not on duty
-	last   *audit.SignedCheckpoint // of this signer; nil: none
+	key      ed25519.PrivateKey // nil: none, and nothing is written
+	signer   string
+	origin   string
+	dir      string                  // empty: it is not writable, and checkpoints go to the topic only
+	conn     *pgx.Conn               // holds the lock; nil: not on duty
+	last     *audit.SignedCheckpoint // of this signer; nil: none
+	log      audit.Edge              // the checkpoints of this signer, up to the last
+	cosigner *cosigner
+	writing  sync.Mutex // of the file
 }
 
 // New returns a sealer. It reads the signing key, or creates it. Problems are logged and do
@@ -100,11 +112,21 @@ func New(cfg Config, deps Deps) *Sealer {
 		return s
 	}
 	s.signer = audit.KeyID(s.publicKey())
+	s.origin = cmp.Or(cfg.Origin, audit.DefaultOrigin(s.publicKey()))
+	text, err := audit.LogKey(s.origin, s.publicKey())
+	if err != nil {
+		s.Logger.Error("audit.checkpoint_origin is not used", "error", err)
+		s.origin = audit.DefaultOrigin(s.publicKey())
+		text, _ = audit.LogKey(s.origin, s.publicKey()) // hexadecimal digits: it cannot fail
+	}
 	if s.dir != "" {
-		if err := audit.WritePublicKey(filepath.Join(s.dir, audit.PublicKeyFile), s.publicKey()); err != nil {
+		err := errors.Join(audit.WritePublicKey(filepath.Join(s.dir, audit.PublicKeyFile), s.publicKey()),
+			os.WriteFile(filepath.Join(s.dir, audit.LogKeyFile), []byte(text+"\n"), 0o644)) //nolint:gosec // it is public
+		if err != nil {
 			s.Logger.Warn("the public key of checkpoints could not be written beside them", "error", err)
 		}
 	}
+	s.cosigner = newCosigner(s)
 	return s
 }
 
@@ -124,9 +146,13 @@ func checkWritable(dir string) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// Run writes checkpoints at intervals until ctx ends, and then one more.
+// Run writes checkpoints at intervals until ctx ends, and then one more. Witnesses are asked meanwhile.
 func (s *Sealer) Run(ctx context.Context) {
 	defer s.Resign()
+	var asking sync.WaitGroup
+	asked, stop := context.WithCancel(ctx)
+	defer stop()
+	asking.Go(func() { s.cosigner.run(asked) })
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -135,9 +161,19 @@ func (s *Sealer) Run(ctx context.Context) {
 			s.round(ctx, sealTimeout)
 		case <-ctx.Done():
 			s.round(context.WithoutCancel(ctx), lastSealTimeout)
+			asking.Wait()
+			s.Cosign(context.WithoutCancel(ctx))
+			s.cosigner.close()
 			return
 		}
 	}
+}
+
+// Cosign asks the witnesses once, without trying again.
+func (s *Sealer) Cosign(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastSealTimeout)
+	defer cancel()
+	s.cosigner.once(ctx)
 }
 
 // Seal writes a checkpoint now, if this process is on duty or can go on duty, and something has
@@ -245,98 +281,24 @@ func (s *Sealer) signedStatements() bool {
 	return s.last != nil && slices.ContainsFunc(s.last.Chains, func(c audit.CheckpointChain) bool { return c.Topic == audit.StatementsChain.Topic })
 }
 
-// findLast finds the signer's last checkpoint, in the file and in the topic: another process with
-// the same key may have written since. It sends to the topic what only the file has.
-func (s *Sealer) findLast(ctx context.Context) error {
-	s.last = nil
-	var tail []byte
-	if s.dir != "" {
-		var torn int
-		var err error
-		tail, torn, err = lastLines(filepath.Join(s.dir, audit.CheckpointFile))
-		if err != nil {
-			s.Logger.Warn("the file of checkpoints cannot be read: they go to the topic only", "error", err)
-			s.dir = ""
-		}
-		if torn > 0 {
-			s.Logger.Warn("the last line of the file of checkpoints was incomplete, because its process died; it was cut off", "dir", s.dir, "bytes", torn)
-		}
-	}
-	published, err := s.scanTopic(ctx)
-	if err != nil {
-		return fmt.Errorf("looking for the last checkpoint: %w", err)
-	}
-	var missing []stream.Message
-	lines := bytes.Split(tail, []byte{'\n'})
-	for _, line := range slices.Backward(lines[max(0, len(lines)-maxRepublished):]) {
-		sum, ok := s.consider(line)
-		if published[sum] {
-			break
-		}
-		if ok {
-			missing = append(missing, stream.Message{Topic: stream.Checkpoints, Key: s.signer, Value: line})
-		}
-	}
-	if slices.Reverse(missing); len(missing) > 0 {
-		if err := s.Outbox.Put(ctx, stream.Unit{Messages: missing}); err != nil {
-			return fmt.Errorf("sending %d checkpoints of the file to the topic: %w", len(missing), err)
-		}
-	}
-	return nil
-}
-
-// scanTopic considers the last checkpoints in the topic and returns the hashes of the signer's.
-func (s *Sealer) scanTopic(ctx context.Context) (map[audit.Hash]bool, error) {
-	published := map[audit.Hash]bool{}
-	standings, err := s.Log.Offsets(ctx, "", stream.Checkpoints)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range standings {
-		err := s.Log.ScanRange(ctx, stream.Checkpoints, p.Partition, max(p.First, p.End-searchBack), p.End, func(r *stream.Record) error {
-			if sum, ok := s.consider(r.Value); ok {
-				published[sum] = true
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return published, nil
-}
-
-// consider takes a line as the last checkpoint if it is later than that. ok is false if it is not
-// a checkpoint of this signer.
-func (s *Sealer) consider(line []byte) (sum audit.Hash, ok bool) {
-	c, err := audit.ParseCheckpoint(line)
-	if err != nil || c.Signer != s.signer || !c.SignedBy(s.publicKey()) {
-		return sum, false
-	}
-	if s.last == nil || c.Number > s.last.Number {
-		s.last = c
-	}
-	return c.Hash, true
-}
-
 // write writes a checkpoint, unless nothing has changed since the last one.
 func (s *Sealer) write(ctx context.Context) error {
 	chains, err := s.readEnds(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the ends of the chains: %w", err)
 	}
-	c := audit.Checkpoint{Version: audit.CheckpointVersion, Number: 1, Signer: s.signer, Chains: chains}
+	c := audit.Checkpoint{Version: audit.CheckpointVersion, Number: s.log.Size + 1, Origin: s.origin, Signer: s.signer, Chains: chains}
 	c.Time = time.Now().UTC().Truncate(time.Millisecond)
 	if s.last != nil {
 		if age := c.Time.Sub(s.last.Time); age >= 0 && age < idleCheckpoint && slices.Equal(s.last.Chains, c.Chains) {
 			s.Metrics.Checkpoints.WithLabelValues("unchanged").Inc()
 			return nil
 		}
-		c.Number, c.Prev = s.last.Number+1, hex.EncodeToString(s.last.Hash[:])
 	} else if len(c.Chains) == 0 {
 		return nil // nothing is recorded yet
 	}
-	line, err := c.Sign(s.key)
+	log := s.log.Clone()
+	line, nodes, err := c.Sign(s.key, &log)
 	if err != nil {
 		return err
 	}
@@ -344,15 +306,32 @@ func (s *Sealer) write(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the checkpoint that was just signed: %w", err)
 	}
+	if err := s.keep(ctx, s.conn, kept{c.Number, nodes, line}); err != nil {
+		return err
+	}
+	s.last, s.log = parsed, log
+	return s.publish(ctx, parsed, line)
+}
+
+// publish writes a checkpoint to the file, the copies and the topic, and offers it to the witnesses once
+// one of them has it.
+func (s *Sealer) publish(ctx context.Context, c *audit.SignedCheckpoint, line []byte) error {
 	outcome := "ok"
 	if s.dir != "" {
-		if err := appendLine(s.dir, line, c.Number); err != nil {
+		if err := s.append(line, c.Number); err != nil {
 			outcome = "file_failed"
 			s.Logger.Warn("a checkpoint could not be written to its file and goes to the topic only", "dir", s.dir, "number", c.Number, "error", err)
+		} else {
+			s.cosigner.offer(c)
 		}
 	}
-	s.last = parsed
-	if err := s.Outbox.Put(ctx, stream.Unit{Messages: []stream.Message{{Topic: stream.Checkpoints, Key: s.signer, Value: line}}}); err != nil {
+	s.copy(fmt.Sprintf("checkpoint-%.8s-%012d.json", s.signer, c.Number), c.Time, line)
+	acked := func(err error) {
+		if err == nil {
+			s.cosigner.offer(c)
+		}
+	}
+	if err := s.Outbox.Put(ctx, stream.Unit{Messages: []stream.Message{{Topic: stream.Checkpoints, Key: s.signer, Value: line}}, Acked: acked}); err != nil {
 		return fmt.Errorf("writing checkpoint %d to the topic: %w", c.Number, err)
 	}
 	s.Metrics.Checkpoints.WithLabelValues(outcome).Inc()
@@ -360,18 +339,43 @@ func (s *Sealer) write(ctx context.Context) error {
 	return nil
 }
 
+// publishCosigned writes the signatures of witnesses to the same places.
+func (s *Sealer) publishCosigned(ctx context.Context, c *audit.SignedCheckpoint, signed []byte, witnesses int) error {
+	line, err := (&audit.Cosigned{Note: string(signed), Number: c.Number, Signer: s.signer}).Line()
+	if err != nil {
+		return err
+	}
+	if s.dir != "" {
+		if err := s.append(line, c.Number); err != nil {
+			s.Logger.Warn("the signatures of witnesses could not be written to the file of checkpoints and go to the topic only", "dir", s.dir, "number", c.Number, "error", err)
+		}
+	}
+	s.copy(fmt.Sprintf("checkpoint-%.8s-%012d-cosigned-%d.json", s.signer, c.Number, witnesses), c.Time, line)
+	if err := s.Outbox.Put(ctx, stream.Unit{Messages: []stream.Message{{Topic: stream.Checkpoints, Key: s.signer, Value: line}}}); err != nil {
+		return fmt.Errorf("writing the signatures of witnesses on checkpoint %d to the topic: %w", c.Number, err)
+	}
+	return nil
+}
+
 // readEnds reads the ends of all chains, and of the chain of statements, in one snapshot.
 func (s *Sealer) readEnds(ctx context.Context) (chains []audit.CheckpointChain, err error) {
 	return chains, pgx.BeginTxFunc(ctx, s.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, "SELECT topic, partition, rows, hash FROM audit_chains ORDER BY topic, partition")
+		rows, err := tx.Query(ctx, "SELECT topic, partition, rows, hash, edge FROM audit_chains ORDER BY topic, partition")
 		if err != nil {
 			return err
 		}
 		chains, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e audit.CheckpointChain, err error) {
-			var sum []byte
-			err = row.Scan(&e.Topic, &e.Partition, &e.Rows, &sum)
-			e.Hash = hex.EncodeToString(sum)
-			return e, err
+			var sum, edge []byte
+			if err := row.Scan(&e.Topic, &e.Partition, &e.Rows, &sum, &edge); err != nil {
+				return e, err
+			}
+			tree, err := audit.ParseEdge(e.Rows, edge)
+			if err != nil {
+				return e, fmt.Errorf("audit_chains has for %s %w: it was changed by hand", e.At(), err)
+			}
+			root := tree.Root()
+			e.Hash, e.Root = hex.EncodeToString(sum), hex.EncodeToString(root[:])
+			return e, nil
 		})
 		if err != nil || len(chains) == 0 {
 			return err

@@ -57,6 +57,7 @@ var Bookkeeping = []struct {
 	{"stream_offsets", []string{"next_offset", "epoch", "owner", "topic_id", "cluster_id", "updated_at"}},
 	{"stream_breaks", []string{"resolved_at"}},
 	{"audit_chains", []string{"updated_at"}},
+	{"audit_dropped", []string{"dropped_at"}},
 	{"batchyard_schema", []string{"tstamp"}},
 }
 

@@ -66,7 +66,7 @@ func acceptRestore(ctx context.Context, c *cli.Env, f *verifyFlags, reason strin
 			return err
 		}
 		o := verify.Options{LogOnly: true}
-		if _, err := loadCheckpoints(ctx, cfg, f, &o); err != nil {
+		if _, err := loadCheckpoints(ctx, cfg, &f.checkpointFlags, &o); err != nil {
 			return err
 		}
 		show := &verifyProgress{c: c}

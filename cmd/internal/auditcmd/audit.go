@@ -13,12 +13,12 @@ import (
 // Batchyard has to run.
 func Command(c *cli.Env) *cobra.Command {
 	return cli.Group(&cobra.Command{
-		Use: "audit", Short: "Search, follow, export, measure and verify the audit log",
+		Use: "audit", Short: "Search, follow, export, measure, verify and prove the audit log",
 		Long: `The audit log has a row for everything that a person or a part of Batchyard did:
 who, what, when, from where, and how it ended. It holds no prompts and no answers.
 
 These commands read Postgres themselves, from postgres.url of the configuration or
 from --postgres; a login with the role batchyard_auditor is enough.`,
 		Example: "  batchyard audit query --task my-task-1\n  batchyard audit tail --action 'callback.*'",
-	}, auditQueryCommand(c), auditTailCommand(c), auditExportCommand(c), auditStatsCommand(c), auditVerifyCommand(c), auditAcceptCommand(c), auditActionsCommand(c))
+	}, auditQueryCommand(c), auditTailCommand(c), auditExportCommand(c), auditStatsCommand(c), auditVerifyCommand(c), auditProveCommand(c), auditCheckProofCommand(c), auditWitnessCommand(c), auditAcceptCommand(c), auditActionsCommand(c))
 }

@@ -2,13 +2,8 @@ package auditcmd
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,25 +13,21 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/verify"
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
-	"github.com/batchyard/batchyard/stream"
 )
 
 // verifyFlags are the flags of audit verify.
 type verifyFlags struct {
-	postgres    string
-	since       string
-	checkpoints []string
-	keys        []string
-	noKafka     bool
-	segments    int
-	rows        int
-	settled     bool
-	logOnly     bool
-	allow       []string
+	checkpointFlags
+	postgres string
+	since    string
+	segments int
+	rows     int
+	settled  bool
+	logOnly  bool
+	allow    []string
 }
 
 func auditVerifyCommand(c *cli.Env) *cobra.Command {
@@ -58,7 +49,8 @@ and blocks nothing.
 Checkpoints come from audit.checkpoint_dir, from the topic checkpoints unless
 --no-kafka, and from copies elsewhere that --checkpoints names. They count if a
 trusted key signed them: signing.pub in audit.checkpoint_dir, or the keys of
---public-key.
+--public-key. The witnesses of audit.witnesses are asked what they have cosigned;
+--witness names the keys of others.
 
 The result says up to when the log is proven against someone with the database, with
 the checkpoint directory too, and with Kafka too; and what is not proven:
@@ -82,9 +74,7 @@ everything is proven.`,
 	postgresFlag(c, cmd, &f.postgres)
 	fl := cmd.Flags()
 	fl.Var((*givenValue)(&f.since), "since", "only partitions from the day of this `time`: 2h, 7d, 2026-01-31, or 2026-01-31T12:00:00Z")
-	fl.StringArrayVar(&f.checkpoints, "checkpoints", nil, "`file` or directory of a copy of checkpoints; repeatable (in addition to audit.checkpoint_dir)")
-	fl.StringArrayVar(&f.keys, "public-key", nil, "PEM `file` of a key to trust; repeatable (default: signing.pub in audit.checkpoint_dir)")
-	fl.BoolVar(&f.noKafka, "no-kafka", false, "do not read the topic checkpoints")
+	f.checkpointFlags.flags(cmd)
 	fl.IntVar(&f.segments, "max-segments", 1<<20, "most pieces to keep track of while reading the chains; each takes about 400 bytes of memory")
 	fl.IntVar(&f.rows, "max-rows", 100_000_000, "most rows of other tables, of which digests are kept in memory; each takes about 50 bytes")
 	fl.BoolVar(&f.settled, "settled", false, "nothing is in flight: a result that differs from its events is wrong even if they are new")
@@ -128,7 +118,7 @@ func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 	var report *verify.Report
 	err = withPostgres(ctx, c, f.postgres, func(pool *pgxpool.Pool, cfg app.Config) error {
 		// Before the snapshot, which then holds all rows that they speak of.
-		notes, err := loadCheckpoints(ctx, cfg, f, &o)
+		notes, err := loadCheckpoints(ctx, cfg, &f.checkpointFlags, &o)
 		if err != nil {
 			return err
 		}
@@ -163,79 +153,6 @@ func auditVerify(ctx context.Context, c *cli.Env, f *verifyFlags) error {
 		return cli.WithCode(cli.ExitUnproven, errors.New("nothing is known to be wrong, but not everything is proven; --allow-unproven names what need not be"))
 	}
 	return nil
-}
-
-// loadCheckpoints gathers checkpoints and the keys to trust them by.
-func loadCheckpoints(ctx context.Context, cfg app.Config, f *verifyFlags, o *verify.Options) (notes []string, err error) {
-	dir, keyFiles := cfg.Audit.CheckpointDir, f.keys
-	if len(keyFiles) == 0 {
-		for _, at := range append([]string{dir}, f.checkpoints...) {
-			if public := filepath.Join(at, "signing.pub"); exists(public) {
-				keyFiles = append(keyFiles, public)
-			}
-		}
-	}
-	var keys []ed25519.PublicKey
-	for _, file := range keyFiles {
-		more, err := audit.ReadPublicKeys(file)
-		if err != nil {
-			return nil, cli.WithCode(cli.ExitUsage, err)
-		}
-		keys = append(keys, more...)
-	}
-	if len(keys) == 0 {
-		if len(f.checkpoints) > 0 {
-			return nil, cli.UsageError("checkpoints prove nothing without a trusted key: name the recorder's signing.pub with --public-key")
-		}
-		return []string{fmt.Sprintf("checkpoints were not checked: no --public-key, and no %s", filepath.Join(dir, "signing.pub"))}, nil
-	}
-	o.Checkpoints = verify.NewCheckpoints(keys)
-	if exists(dir) {
-		if err := o.Checkpoints.Read(dir, verify.FromDirectory); err != nil {
-			return nil, cli.WithCode(cli.ExitUsage, err)
-		}
-	}
-	for _, file := range f.checkpoints {
-		from := verify.FromCopy
-		if within(dir, file) { // who can write to the one can write to the other
-			from = verify.FromDirectory
-		}
-		if err := o.Checkpoints.Read(file, from); err != nil {
-			return nil, cli.WithCode(cli.ExitUsage, err)
-		}
-	}
-	if f.noKafka {
-		return nil, nil
-	}
-	log, err := stream.Open(ctx, cfg.Kafka, slog.New(slog.DiscardHandler), nil)
-	if err != nil {
-		return nil, fmt.Errorf("%w; --no-kafka skips the topic", cli.ServiceError(err))
-	}
-	defer func() { _ = log.Close() }()
-	if err := o.Checkpoints.ReadTopic(ctx, log); err != nil {
-		return nil, fmt.Errorf("reading the topic checkpoints: %w; --no-kafka skips it", err)
-	}
-	return nil, nil
-}
-
-// within reports whether a path is a directory or in it, whatever links lead there.
-func within(dir, path string) bool {
-	resolve := func(p string) string {
-		if real, err := filepath.EvalSymlinks(p); err == nil {
-			p = real
-		}
-		if abs, err := filepath.Abs(p); err == nil {
-			p = abs
-		}
-		return p
-	}
-	rel, err := filepath.Rel(resolve(dir), resolve(path))
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // verifyProgress shows how far a verification is. The number of rows is unknown until

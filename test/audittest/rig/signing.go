@@ -14,6 +14,7 @@ import (
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/recorder/sealer"
+	"github.com/batchyard/batchyard/audit/witness"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/test/audittest"
@@ -21,12 +22,15 @@ import (
 
 // Signing is a sealer with a directory and topics of its own.
 type Signing struct {
-	t      testing.TB
-	Log    *stream.Client
-	Dir    string
-	pool   *pgxpool.Pool
-	out    *stream.Outbox
-	sealer *sealer.Sealer
+	t   testing.TB
+	Log *stream.Client
+	Dir string
+	// Witnesses cosign what the next sealer signs, and Copies are directories that it copies it to.
+	Witnesses []witness.Remote
+	Copies    []string
+	pool      *pgxpool.Pool
+	out       *stream.Outbox
+	sealer    *sealer.Sealer
 }
 
 // NewSigning returns a sealer of the log in a database.
@@ -60,12 +64,15 @@ func (g *Signing) restartOn(out *stream.Outbox) {
 	if g.sealer != nil {
 		g.sealer.Resign()
 	}
-	g.sealer = sealer.New(sealer.Config{Dir: g.Dir, Interval: time.Minute},
+	g.sealer = sealer.New(sealer.Config{Dir: g.Dir, Interval: time.Minute, Witnesses: g.Witnesses, Copies: g.Copies},
 		sealer.Deps{Log: g.Log, Outbox: out, Pool: g.pool, Logger: audittest.Quiet(), Metrics: &metrics.New(nil).Audit, Instance: "audit@test-1"})
 }
 
 // Seal writes a checkpoint if something has changed.
 func (g *Signing) Seal() { g.sealer.Seal(g.t.Context()) }
+
+// Cosign asks the witnesses once.
+func (g *Signing) Cosign() { g.sealer.Cosign(g.t.Context()) }
 
 // Resign ends the sealer's duty.
 func (g *Signing) Resign() { g.sealer.Resign() }

@@ -76,7 +76,7 @@ func TestAWitnessAndProofs(t *testing.T) {
 	shown := ok(t, "audit", "check-proof", proof, "--public-key", public, "--witness", key, "--quorum", "1")
 	require.Contains(t, shown, "task.accepted")
 	require.Contains(t, shown, "cosigned by witness.example.com")
-	require.Contains(t, ok(t, "audit", "check-proof", proof, "--public-key", public, "--json"), `"checkpoint": 4`)
+	require.Contains(t, ok(t, "audit", "check-proof", proof, "--public-key", public, "--json"), `"checkpoint":4`)
 	require.Equal(t, cli.ExitUsage, try(t, "", "audit", "check-proof", proof).code, "no key")
 	require.Equal(t, cli.ExitUsage, try(t, "", "audit", "check-proof", proof, "--public-key", public, "--quorum", "1").code, "no witness")
 	b, err := os.ReadFile(proof)

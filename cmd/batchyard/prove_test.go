@@ -48,7 +48,7 @@ func startWitness(t *testing.T, args ...string) (url string, stop func()) {
 	return url, stop
 }
 
-// TestAWitnessAndProofs goes the whole way with the commands: a witness, a cosigned checkpoint, a proof, and its check elsewhere.
+// TestAWitnessAndProofs does all of it with the commands: a witness, a cosigned checkpoint, a proof, and its check elsewhere.
 func TestAWitnessAndProofs(t *testing.T) {
 	t.Parallel()
 	pool := audittest.NewPool(t)

@@ -149,7 +149,7 @@ func (p *prover) choose(candidates []Candidate, ends map[audit.TopicPartition]in
 
 // fetch reads the next rows.
 func fetch(ctx context.Context, tx pgx.Tx) (out []*Row, err error) {
-	rows, err := tx.Query(ctx, fmt.Sprintf("FETCH %d FROM proven", batch), pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.BinaryFormatCode})
+	rows, err := tx.Query(ctx, fmt.Sprintf("FETCH %d FROM proven", batch), pgx.QueryExecModeDescribeExec, pgx.QueryResultFormats{pgx.BinaryFormatCode})
 	if err != nil {
 		return nil, fmt.Errorf("reading the rows: %w", err)
 	}

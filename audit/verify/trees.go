@@ -13,7 +13,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 )
 
-// Proofs are only as good as the trees they lead into: someone who can write to the database could have changed
+// Proofs depend on the trees that they lead into: someone who can write to the database could have changed
 // audit_chains.edge, and a recorder then signs a tree with rows that never were. So the tree of each chain is
 // computed from its rows, in blocks of 256 as they arrive in any order, and compared with the roots in the
 // checkpoints, with the edge, and with table audit_tree. Blocks that retention has dropped come from

@@ -1,7 +1,7 @@
 // Package witness is both sides of c2sp.org/tlog-witness: a [Client] that has the checkpoints of a log
 // countersigned, and a [Server] that countersigns them. A witness remembers of each log the newest
 // checkpoint that it has cosigned, and cosigns another one only if that log has the older one as its
-// beginning. So whoever holds the key of a log cannot show two histories of it to people who trust the
+// beginning. So someone with the key of a log cannot show two histories of it to people who trust the
 // witness. It knows nothing of what the log holds.
 //
 //	log ── old size, consistency proof, signed checkpoint ──▶ witness: known log? signed? the same

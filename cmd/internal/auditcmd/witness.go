@@ -32,7 +32,7 @@ func auditWitnessCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "witness", Short: "Cosign the checkpoints of recorders, on a machine of someone else",
 		Long: `Runs a witness (c2sp.org/tlog-witness). It cosigns a checkpoint of a log that it knows
-if the log has only grown since the one that it cosigned last. So whoever controls the
+if the log has only grown since the one that it cosigned last. So someone with the
 database, Kafka and the recorder's key cannot replace what was cosigned: run it where
 they have no access.
 

@@ -51,7 +51,7 @@ func TestSearch(t *testing.T) {
 	old.Time, future.Time = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), time.Now().Add(30*24*time.Hour)
 	week := audittest.NewStory("week").Accepted()
 	week.Time = time.Now().Add(-7 * 24 * time.Hour)
-	r.Record(events.Events(t, accepted, failed, kafka, old, future, week))
+	r.Record(events.Events(t, old, future, week, accepted, failed, kafka)) // the last is recent: it gets the digests
 	l := NewReader(r.Pool)
 
 	everything := []string{"old/accepted", "week/accepted", "one/accepted", "two/queued", "one/attempt.failed", "future/accepted"}
@@ -272,7 +272,7 @@ func TestStats(t *testing.T) {
 	old := audittest.NewStory("old").Accepted()
 	old.Time = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
 	first := s.Accepted()
-	r.Record(part.Events(t, first, s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskQueued, 0, ""), old))
+	r.Record(part.Events(t, old, first, s.Event(task.TaskQueued, 0, ""), s.Event(task.TaskQueued, 0, "")))
 	got, err := NewReader(r.Pool).Stats(t.Context(), 3)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), got.InDefault)

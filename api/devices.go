@@ -24,19 +24,21 @@ const maxBeat = 128 << 10
 // Heartbeat is what a device, or the agent beside it, says of itself. URL and Models
 // are required unless the device is leaving.
 type Heartbeat struct {
-	URL       string   `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
-	Models    []string `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
-	Tags      []string `json:"tags,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Capability tags that tasks may need." example:"[\"gpu\"]"`
-	Slots     *int     `json:"slots,omitempty" minimum:"1" maximum:"4096" default:"1" doc:"Requests that the device works on at the same time."`
-	CPU       float64  `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the CPUs." example:"0.35"`
-	Mem       float64  `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share of the memory."`
-	IO        float64  `json:"io,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the busiest disk."`
-	LatencyMS float64  `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
-	Queue     *int     `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
-	InFlight  *int     `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
-	Weight    *float64 `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
-	Draining  bool     `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
-	Leaving   bool     `json:"leaving,omitempty" doc:"The device leaves the fleet now; no other field is needed."`
+	URL       string            `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
+	Models    []string          `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
+	Aliases   map[string]string `json:"aliases,omitempty" maxProperties:"256" doc:"Names under which tasks may ask for models, and the device's own names of these." example:"{\"gpt-4o-mini\":\"llama-3-8b\"}"`
+	Tags      []string          `json:"tags,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Capability tags that tasks may need." example:"[\"gpu\"]"`
+	Slots     *int              `json:"slots,omitempty" minimum:"1" maximum:"4096" default:"1" doc:"Requests that the device works on at the same time."`
+	CPU       float64           `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the CPUs." example:"0.35"`
+	Mem       float64           `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share of the memory."`
+	IO        float64           `json:"io,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the busiest disk."`
+	LatencyMS float64           `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
+	Queue     *int              `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
+	InFlight  *int              `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
+	Weight    *float64          `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
+	Problem   string            `json:"problem,omitempty" maxLength:"1024" doc:"Why the device does not answer; it gets no work while this is set. The models may then be unknown."`
+	Draining  bool              `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
+	Leaving   bool              `json:"leaving,omitempty" doc:"The device leaves the fleet now; no other field is needed."`
 }
 
 // HeartbeatTaken answers a heartbeat.
@@ -48,26 +50,28 @@ type HeartbeatTaken struct {
 
 // DeviceStatus is a device as its last heartbeat described it.
 type DeviceStatus struct {
-	ID        string     `json:"device_id"`
-	URL       string     `json:"url"`
-	Models    []string   `json:"models"`
-	Tags      []string   `json:"tags,omitempty"`
-	Slots     int        `json:"slots"`
-	CPU       float64    `json:"cpu"`
-	Mem       float64    `json:"mem"`
-	IO        float64    `json:"io"`
-	LatencyMS float64    `json:"latency_ms"`
-	Queue     *int       `json:"queue,omitempty"`
-	InFlight  *int       `json:"in_flight,omitempty"`
-	Weight    float64    `json:"weight"`
-	Draining  bool       `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
-	Drained   bool       `json:"drained,omitempty" doc:"An operator drained it."`
-	Since     *time.Time `json:"drained_at,omitempty"`
-	Silent    bool       `json:"silent" doc:"The device missed its heartbeats and gets no work."`
-	Unserved  bool       `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
-	AgeMS     int64      `json:"age_ms" doc:"Age of the last heartbeat."`
-	SeenAt    time.Time  `json:"seen_at"`
-	JoinedAt  time.Time  `json:"joined_at"`
+	ID        string            `json:"device_id"`
+	URL       string            `json:"url"`
+	Models    []string          `json:"models"`
+	Aliases   map[string]string `json:"aliases,omitempty" doc:"Names under which tasks may ask for models, and the device's own names of these."`
+	Tags      []string          `json:"tags,omitempty"`
+	Slots     int               `json:"slots"`
+	CPU       float64           `json:"cpu"`
+	Mem       float64           `json:"mem"`
+	IO        float64           `json:"io"`
+	LatencyMS float64           `json:"latency_ms"`
+	Queue     *int              `json:"queue,omitempty"`
+	InFlight  *int              `json:"in_flight,omitempty"`
+	Weight    float64           `json:"weight"`
+	Problem   string            `json:"problem,omitempty" doc:"Why the device does not answer; it gets no work."`
+	Draining  bool              `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
+	Drained   bool              `json:"drained,omitempty" doc:"An operator drained it."`
+	Since     *time.Time        `json:"drained_at,omitempty"`
+	Silent    bool              `json:"silent" doc:"The device missed its heartbeats and gets no work."`
+	Unserved  bool              `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
+	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
+	SeenAt    time.Time         `json:"seen_at"`
+	JoinedAt  time.Time         `json:"joined_at"`
 }
 
 // DeviceList lists the devices.
@@ -206,8 +210,8 @@ func deviceOf(r *http.Request) (string, error) {
 // for unknown. check has refused both in a heartbeat.
 func (h *Heartbeat) device(id string) device.Device {
 	return device.Device{
-		ID: id, URL: h.URL, Models: h.Models, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
-		LatencyMS: h.LatencyMS, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Draining: h.Draining,
+		ID: id, URL: h.URL, Models: h.Models, Aliases: h.Aliases, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
+		LatencyMS: h.LatencyMS, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
 	}
 }
 
@@ -288,8 +292,8 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 	for i := range ds {
 		d := &ds[i]
 		st := DeviceStatus{
-			ID: d.ID, URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
-			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
+			ID: d.ID, URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
+			Weight: d.Weight, Problem: d.Problem, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
 		}
 		if d.Queue >= 0 {
 			st.Queue = &d.Queue

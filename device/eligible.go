@@ -17,6 +17,7 @@ const (
 	ModelNotServed         // it does not serve the model
 	TagMissing             // it lacks a capability tag
 	IsSilent               // it missed its heartbeats
+	IsDown                 // it does not answer its agent
 	IsDraining             // it, or an operator, asked for no new work
 	IsUnserved             // no batcher reads its assignments, or no worker its batches
 	BreakerIsOpen          // its breaker is open
@@ -25,7 +26,7 @@ const (
 	ReasonCount     = iota // how many there are, CanRun included
 )
 
-var reasonNames = [ReasonCount]string{"", "model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}
+var reasonNames = [ReasonCount]string{"", "model", "tags", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}
 
 // String is the name in audit details and in `tasks why`; empty for [CanRun].
 func (r Reason) String() string { return reasonNames[r] }
@@ -35,7 +36,7 @@ func ReasonNames() []string { return slices.Clone(reasonNames[1:]) }
 
 // waitingFor translates reasons.
 var waitingFor = [ReasonCount]waiting.Reason{
-	CanRun: waiting.Busy, ModelNotServed: waiting.NoDevice, TagMissing: waiting.NoDevice, IsSilent: waiting.Silent,
+	CanRun: waiting.Busy, ModelNotServed: waiting.NoDevice, TagMissing: waiting.NoDevice, IsSilent: waiting.Silent, IsDown: waiting.Down,
 	IsDraining: waiting.Draining, IsUnserved: waiting.Unserved, BreakerIsOpen: waiting.BreakerOpen,
 	IsThrottled: waiting.Throttled, ExcludedForTask: waiting.BreakerOpen,
 }
@@ -62,6 +63,8 @@ func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Re
 		return TagMissing
 	case d.Silent:
 		return IsSilent
+	case d.Problem != "":
+		return IsDown
 	case d.Draining:
 		return IsDraining
 	case d.Unserved:
@@ -96,7 +99,7 @@ func Gates(devices []*Device, healths []*Health, now time.Time) []Gate {
 	var open []int
 	alive := 0
 	for i, d := range devices {
-		if d.Silent || d.Draining {
+		if d.Silent || d.Draining || d.Problem != "" {
 			continue
 		}
 		alive++

@@ -25,6 +25,7 @@ func TestEligible(t *testing.T) {
 		"every model":                  {change: func(d *Device, _ *Health, _ *Requirement) { d.Models = []string{AnyModel} }, want: CanRun},
 		"a missing tag":                {change: func(_ *Device, _ *Health, want *Requirement) { want.Needs = []string{"gpu", "eu"} }, want: TagMissing},
 		"silent":                       {change: func(d *Device, _ *Health, _ *Requirement) { d.Silent = true }, want: IsSilent},
+		"down":                         {change: func(d *Device, _ *Health, _ *Requirement) { d.Problem = "connection refused" }, want: IsDown},
 		"draining":                     {change: func(d *Device, _ *Health, _ *Requirement) { d.Draining = true }, want: IsDraining},
 		"shut":                         {gate: GateShut, want: BreakerIsOpen},
 		"probed":                       {gate: GateProbe, want: CanRun},
@@ -49,7 +50,7 @@ func TestEligible(t *testing.T) {
 
 func TestReasonNames(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []string{"model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
+	require.Equal(t, []string{"model", "tags", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
 	require.Empty(t, CanRun.String())
 	for r := ModelNotServed; r < ReasonCount; r++ {
 		require.Equal(t, ReasonNames()[r-1], r.String())

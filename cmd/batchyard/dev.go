@@ -1,14 +1,14 @@
 package main
 
 import (
-	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 )
 
 func devCommand(c *cli.Env) *cobra.Command {
@@ -25,7 +25,12 @@ the process starts again, even after a crash; without one, everything is lost.
 Whatever the configuration says, callbacks may go to private addresses, and without
 a secret they are unsigned.
 
-Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
+Without --device, and without devices in the configuration, a simulated fleet of unequal
+devices answers over real HTTP.
+
+What a server needs is written behind its URL, or in the configuration (devices.list):
+  --device gpu-1=https://10.0.0.5/openai,key_env=GPU_KEY,ca_file=lab.pem,slots=16
+  --device edge=http://10.0.0.9:11434,alias=small=qwen3:0.6b,tag=edge`,
 		Example: `  batchyard dev
   batchyard dev --data-dir ./data --listen 127.0.0.1:8080
   batchyard dev --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080 --slots 8`,
@@ -39,6 +44,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if verbose {
 				o.Logger = debugLog()
 			}
+			o.Absent = absentDevice(c)
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return cli.ServiceError(err)
@@ -59,27 +65,30 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
 	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory (default: keep nothing)")
 	f.StringVar(&o.Listen, "listen", "", "address of the HTTP API; port 0 takes a free one (default: api.listen, 127.0.0.1:8080)")
-	f.StringArrayVar(&devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
-	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time")
+	f.StringArrayVar(&devices, "device", nil, deviceHelp)
+	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time, unless it says otherwise")
 	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by sending heartbeats")
 	return cmd
 }
 
-// parseDevices reads the NAME=URL pairs of --device.
-func parseDevices(pairs []string, slots int) ([]local.Device, error) {
-	var out []local.Device
-	for _, p := range pairs {
-		name, base, ok := strings.Cut(p, "=")
-		if u, err := url.Parse(base); !ok || name == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, cli.UsageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
-		}
-		if err := device.ValidateID(name); err != nil {
-			return nil, cli.UsageError("--device %q: the name: %s", p, err)
-		}
+// deviceHelp describes --device.
+const deviceHelp = "`NAME=URL[,option=value]…` of an OpenAI-compatible server; repeatable"
+
+// parseDevices reads the words of --device.
+func parseDevices(words []string, slots int) ([]access.Device, error) {
+	var out []access.Device
+	for _, word := range words {
 		if slots < 1 {
 			return nil, cli.UsageError("--slots %d: give 1 or more", slots)
 		}
-		out = append(out, local.Device{Name: name, URL: base, Slots: slots})
+		d, err := access.Parse(word, slots)
+		if err != nil {
+			return nil, cli.UsageError("--device %q: %s", word, err)
+		}
+		if slices.ContainsFunc(out, func(o access.Device) bool { return o.Name == d.Name }) {
+			return nil, cli.UsageError("--device %q: there are two devices %s: give each its own name", word, d.Name)
+		}
+		out = append(out, d)
 	}
 	return out, nil
 }

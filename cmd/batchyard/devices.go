@@ -112,7 +112,7 @@ func devicesList(ctx context.Context, c *cli.Env) error {
 
 func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
-	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
+	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL", "PROBLEM")
 	now := c.Now()
 	for _, d := range devices {
 		state := "up"
@@ -121,6 +121,8 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 			state = "silent, drained"
 		case d.Silent:
 			state = "silent"
+		case d.Problem != "":
+			state = "down"
 		case d.Drained:
 			state = "drained"
 		case d.Draining:
@@ -130,7 +132,7 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 		}
 		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
-			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL)
+			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, cli.Short(d.Problem, 120))
 	}
 	return t.Flush()
 }

@@ -19,23 +19,25 @@ type entry struct {
 
 // heartbeat is the part of an entry that the heartbeat provides.
 type heartbeat struct {
-	URL       string   `json:"url"`
-	Models    []string `json:"models"`
-	Tags      []string `json:"tags,omitempty"`
-	Slots     int      `json:"slots"`
-	Draining  bool     `json:"draining,omitempty"`
-	Weight    float64  `json:"weight"`
-	CPU       float64  `json:"cpu"`
-	Mem       float64  `json:"mem"`
-	IO        float64  `json:"io"`
-	LatencyMS float64  `json:"latency_ms"`
-	Queue     *int     `json:"queue,omitempty"`
-	InFlight  *int     `json:"in_flight,omitempty"`
+	URL       string            `json:"url"`
+	Models    []string          `json:"models"`
+	Aliases   map[string]string `json:"aliases,omitempty"`
+	Tags      []string          `json:"tags,omitempty"`
+	Slots     int               `json:"slots"`
+	Draining  bool              `json:"draining,omitempty"`
+	Problem   string            `json:"problem,omitempty"`
+	Weight    float64           `json:"weight"`
+	CPU       float64           `json:"cpu"`
+	Mem       float64           `json:"mem"`
+	IO        float64           `json:"io"`
+	LatencyMS float64           `json:"latency_ms"`
+	Queue     *int              `json:"queue,omitempty"`
+	InFlight  *int              `json:"in_flight,omitempty"`
 }
 
 func heartbeatOf(d *device.Device) heartbeat {
 	p := heartbeat{
-		URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, Draining: d.Draining, Weight: d.Weight,
+		URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Draining: d.Draining, Problem: d.Problem, Weight: d.Weight,
 		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
 	}
 	if d.Queue >= 0 {
@@ -58,7 +60,7 @@ func parseEntry(id, value string, now time.Time, timeout time.Duration) (device.
 		return device.Device{}, false
 	}
 	d := device.Device{
-		ID: id, URL: e.URL, Models: e.Models, Tags: e.Tags, Slots: e.Slots, Draining: e.Draining, Weight: e.Weight,
+		ID: id, URL: e.URL, Models: e.Models, Aliases: e.Aliases, Tags: e.Tags, Slots: e.Slots, Draining: e.Draining, Problem: e.Problem, Weight: e.Weight,
 		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1,
 	}
 	if e.Queue != nil {

@@ -153,7 +153,7 @@ func (r *Registry) Beat(ctx context.Context, d device.Device) (Beaten, error) {
 // sum is a checksum of what describes the device, without its momentary figures.
 func (p heartbeat) sum() string {
 	models, tags := slices.Sorted(slices.Values(p.Models)), slices.Sorted(slices.Values(p.Tags))
-	h := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %t %g", p.URL, models, tags, p.Slots, p.Draining, p.Weight))
+	h := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %t %g %q %t", p.URL, models, tags, p.Slots, p.Draining, p.Weight, p.Aliases, p.Problem != ""))
 	return hex.EncodeToString(h[:8])
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -54,6 +55,11 @@ type App struct {
 	sources []waiting.Source // the stages of this process
 	waiting *waiting.Board
 
+	Alone  bool       // no other process reports the devices of the configuration: they leave when this one ends
+	mu     sync.Mutex // of the next two
+	agents *agents    // nil if the API runs in another process, or does not run yet
+	list   []access.Device
+
 	router *router.Router                       // nil if it runs in another process
 	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
 	source Source
@@ -82,7 +88,7 @@ func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a := &App{
 		cfg: cfg, logger: logger, instance: fmt.Sprintf("%s-%d", host, os.Getpid()),
-		registry: reg, metrics: metrics.New(reg),
+		registry: reg, metrics: metrics.New(reg), list: cfg.Devices.List,
 	}
 	policy, err := policyOf(&cfg)
 	if err != nil {
@@ -298,6 +304,7 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	var err error
 	select {
 	case <-allReady:
+		defer a.reportDevices(ctx)()
 		if ready != nil {
 			ready()
 		}

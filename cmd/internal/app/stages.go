@@ -90,12 +90,12 @@ var readBy = []string{stream.Assignments, stream.Batches}
 func (a *App) shared() shared {
 	with, prefix := store.WithMetrics(a.metrics), a.cfg.Redis.Prefix
 	return shared{
-		registry: store.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
-		credits:  store.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
+		registry: store.NewRegistry(a.Redis, a.cfg.Devices.Config, prefix, with),
+		credits:  store.NewCredits(a.Redis, a.cfg.Devices.Config, prefix, with),
 		rates:    store.NewRates(a.Redis, prefix, with),
-		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices, prefix, with),
-		control:  store.NewControl(a.Redis, a.cfg.Devices, prefix, with),
-		presence: store.NewPresence(a.Redis, a.cfg.Devices, prefix, readBy, a.Log.PartitionOf, with),
+		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices.Config, prefix, with),
+		control:  store.NewControl(a.Redis, a.cfg.Devices.Config, prefix, with),
+		presence: store.NewPresence(a.Redis, a.cfg.Devices.Config, prefix, readBy, a.Log.PartitionOf, with),
 	}
 }
 

@@ -181,6 +181,12 @@ var broken = map[string][]func(h *History){
 			h.Records = append(h.Records, Carried{Topic: "assignments", Offset: s, At: time.Unix(s, 0), Runs: []task.Run{run("done")}})
 		}
 	}},
+	ParkedTooOften: {func(h *History) {
+		h.ParkEvery = 10 * time.Second
+		for s := range int64(16) {
+			h.Records = append(h.Records, Carried{Topic: "tasks.parked", Offset: s, At: time.Unix(100+6*s, 0), Runs: []task.Run{run("done")}})
+		}
+	}},
 	LostInvented: {func(h *History) { h.Reruns = []task.Run{run("done")} }},
 	ExitCode:     {func(h *History) { h.Processes[0].Exit = 3 }},
 	Crash:        {func(h *History) { h.Processes[0].Crash = "it panicked" }},

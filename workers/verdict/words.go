@@ -111,7 +111,8 @@ var tooLongWords = []string{
 	"must have less than",        // TGI, TEI: `inputs` must have less than 512 tokens. Given: 600
 	"`max_new_tokens` must be <", // TGI: `inputs` tokens + `max_new_tokens` must be <= 2048
 	"exceeds the context length", // Ollama: the input length
-	"context window",             // LiteLLM, OpenAI's responses
+	"context window",             // OpenAI's responses
+	"contextwindowexceedederror", // LiteLLM
 	"prompt is too long",
 }
 

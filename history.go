@@ -74,8 +74,9 @@ type Waiting struct {
 	Priority  task.Priority  `json:"priority"`
 	Level     int            `json:"level"`
 	Model     string         `json:"model"`
-	Needs     []string       `json:"needs,omitempty"`   // tags that the device must have
-	Exclude   []string       `json:"exclude,omitempty"` // devices that are not tried again
+	Needs     []string       `json:"needs,omitempty"`    // tags that the device must have
+	Exclude   []string       `json:"exclude,omitempty"`  // devices that are not tried again
+	Declined  []string       `json:"declined,omitempty"` // devices that have refused it
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read"`             // a router has read it; until then it waits in Kafka behind others
 	Aside     bool           `json:"aside,omitempty"`  // the router has no room for it now, and reads it again when its turn comes

@@ -15,6 +15,7 @@ import (
 	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -69,9 +70,21 @@ type DeviceStatus struct {
 	Since     *time.Time        `json:"drained_at,omitempty"`
 	Silent    bool              `json:"silent" doc:"The device missed its heartbeats and gets no work."`
 	Unserved  bool              `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
+	Paused    *time.Time        `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
+	Declines  []Declines        `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
+	MaxBatch  map[string]int    `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
 	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time         `json:"seen_at"`
 	JoinedAt  time.Time         `json:"joined_at"`
+}
+
+// Declines is an endpoint and model whose requests a device lately all refused.
+type Declines struct {
+	Endpoint string    `json:"endpoint"`
+	Model    string    `json:"model"`
+	Status   int       `json:"status" doc:"HTTP status of the last answer."`
+	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
+	Until    time.Time `json:"until" doc:"Then a request is tried again."`
 }
 
 // DeviceList lists the devices.
@@ -269,6 +282,19 @@ func (s *Server) beatRefused(ctx context.Context, err error) error {
 	return later("Redis does not answer; send the next heartbeat as usual")
 }
 
+// learned fills in what the workers know of the device.
+func (st *DeviceStatus) learned(h device.Health, now time.Time) {
+	if h.ThrottledUntil.After(now) {
+		st.Paused = timeOf(h.ThrottledUntil)
+	}
+	for _, d := range h.Declines {
+		if d.Until.After(now) {
+			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.Until})
+		}
+	}
+	st.MaxBatch = h.MaxBatch
+}
+
 func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
@@ -288,6 +314,11 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 			return nil, later("Redis does not answer; try again in a moment")
 		}
 	}
+	_, healths, err := s.deps.Rates.Load(ctx)
+	if err != nil {
+		s.log.Warn("reading what workers know of the devices failed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Redis does not answer; try again in a moment")
+	}
 	out := &devicesOutput{DeviceList{Devices: make([]DeviceStatus, len(ds))}}
 	for i := range ds {
 		d := &ds[i]
@@ -304,6 +335,7 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		if d.Drained {
 			st.Drained, st.Since = true, timeOf(d.DrainedAt)
 		}
+		st.learned(healths[d.ID], clock.Now())
 		delete(settings.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}

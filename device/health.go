@@ -22,12 +22,43 @@ type Rate struct {
 type Health struct {
 	State          string    `json:"state"`                    // closed, half-open, open: see learn.Breaker
 	OpenUntil      time.Time `json:"open_until,omitzero"`      // no request before
-	ThrottledUntil time.Time `json:"throttled_until,omitzero"` // it answered 429: no request before
+	ThrottledUntil time.Time `json:"throttled_until,omitzero"` // it asked for a pause: no request before
 	Slots          int       `json:"slots,omitempty"`          // requests at a time that it takes just now, fewer than it says; 0: as many as it says
 	DispatchMS     float64   `json:"dispatch_ms,omitempty"`    // from assignment to the start of the request when a slot was free; 0: not known
 	Opened         int       `json:"opened,omitempty"`         // times that the breaker opened in a row
 	Why            string    `json:"why,omitempty"`            // the breaker opened, in figures
 	At             time.Time `json:"at"`
+
+	// Declines is what the device gets no requests for just now, at most MaxDeclines.
+	Declines []Decline `json:"declines,omitempty"`
+	// MaxBatch is how many items a batched request may have, by model, where the device has
+	// refused more; at most MaxBatches models.
+	MaxBatch map[string]int `json:"max_batch,omitempty"`
+}
+
+// Limits of a health.
+const (
+	MaxDeclines = 32
+	MaxBatches  = 64
+)
+
+// Decline is an endpoint and model whose requests a device lately all refused.
+type Decline struct {
+	Endpoint string    `json:"endpoint"`
+	Model    string    `json:"model"`
+	Status   int       `json:"status"` // of the last answer
+	Why      string    `json:"why"`    // in one word: see package workers/verdict
+	Until    time.Time `json:"until"`  // no request before, unless every device refuses them
+}
+
+// Declining reports whether the device lately refused every request for the endpoint and model.
+func (h *Health) Declining(endpoint, model string, now time.Time) bool {
+	for i := range h.Declines {
+		if d := &h.Declines[i]; d.Endpoint == endpoint && d.Model == model && d.Until.After(now) {
+			return true
+		}
+	}
+	return false
 }
 
 // The states of a breaker, as in [Health.State].

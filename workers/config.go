@@ -6,10 +6,11 @@ import "time"
 type Config struct {
 	MaxInFlight     int               `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Maximum number of batch records held in memory."`
 	MaxBytes        int64             `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Maximum size of the batches held in memory."`
-	RequestTimeout  time.Duration     `yaml:"request_timeout" default:"5m" min:"10ms" max:"24h" doc:"Timeout of one request to a device."`
+	RequestTimeout  time.Duration     `yaml:"request_timeout" default:"5m" min:"10ms" max:"24h" doc:"Timeout of one request to a device, from its start to the end of the answer."`
+	ConnectTimeout  time.Duration     `yaml:"connect_timeout" default:"5s" min:"10ms" max:"1m" doc:"Timeout for connecting to a device."`
 	MaxAnswer       int64             `yaml:"max_answer" default:"3MiB" unit:"bytes" min:"1024" max:"4194304" doc:"Maximum size of a task's output. A larger one fails the task, because it would not fit into the results topic."`
 	MaxBatchedTasks int               `yaml:"max_batched_tasks" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Maximum number of tasks in one request to a batched endpoint."`
-	MaxAttempts     int               `yaml:"max_attempts" default:"5" unit:"attempts" min:"1" max:"20" doc:"Number of attempts for tasks that do not set max_attempts. Attempts answered with 429 do not count."`
+	MaxAttempts     int               `yaml:"max_attempts" default:"5" unit:"attempts" min:"1" max:"20" doc:"Number of attempts for tasks that do not set max_attempts. Pauses that a device asks for, and refusals that other devices may not share, do not count: see docs/failures.md."`
 	LocalRetries    int               `yaml:"local_retries" default:"1" unit:"attempts" min:"0" max:"10" doc:"Number of retries on the same device before another device is tried."`
 	BackoffMin      time.Duration     `yaml:"backoff_min" default:"100ms" min:"1ms" doc:"Backoff after the first failure. It doubles with each further failure, with jitter."`
 	BackoffMax      time.Duration     `yaml:"backoff_max" default:"30s" min:"1ms" doc:"Longest backoff."`

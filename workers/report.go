@@ -2,6 +2,7 @@ package workers
 
 import (
 	"context"
+	"maps"
 	"math"
 	"time"
 
@@ -145,7 +146,7 @@ func (s *reporter) healths(runners []*runner, now time.Time) map[string]device.H
 			continue
 		}
 		h, before := r.health(now), s.last[r]
-		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now)
+		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now) && len(h.Declines) == 0
 		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < repeatReportEvery {
 			last[r] = before
 			continue
@@ -176,6 +177,7 @@ func (s *reporter) unreported(runners []*runner, healths map[string]device.Healt
 func (r *runner) health(now time.Time) device.Health {
 	h := r.ejector.Health(now)
 	h.Slots, h.DispatchMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
+	h.Declines, h.MaxBatch = r.declines.List(now), r.batches.Known()
 	r.mu.Lock()
 	if r.slowUntil.After(now) {
 		h.ThrottledUntil = r.slowUntil
@@ -187,6 +189,7 @@ func (r *runner) health(now time.Time) device.Health {
 // sameHealth reports whether two healths are equal except for noise.
 func sameHealth(a, b device.Health) bool {
 	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) &&
+		len(a.Declines) == len(b.Declines) && maps.Equal(a.MaxBatch, b.MaxBatch) &&
 		math.Abs(a.DispatchMS-b.DispatchMS) <= 0.1*max(a.DispatchMS, b.DispatchMS)
 }
 
@@ -219,9 +222,13 @@ func (s *Workers) retire(after time.Duration) {
 	defer s.mu.Unlock()
 	for id, r := range s.runners {
 		if since, idle := r.idleSince(); idle && time.Since(since) > after {
+			h := r.health(time.Now())
+			if h.ThrottledUntil.After(time.Now()) {
+				continue // it reports the pause
+			}
 			r.retired.Store(true)
 			// The breaker goes with it, so its last report no longer holds.
-			s.departed[id] = device.Health{State: device.StateClosed}
+			s.departed[id] = device.Health{State: device.StateClosed, Declines: h.Declines, MaxBatch: h.MaxBatch}
 			delete(s.runners, id)
 		}
 	}

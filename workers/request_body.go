@@ -8,17 +8,29 @@ import (
 	"github.com/batchyard/batchyard/task/wire"
 )
 
+// dropped reports whether a member of an input is left out: those that ask for a streamed answer, or for
+// one that comes later.
+func dropped(endpoint, member string) bool {
+	switch member {
+	case "stream", "stream_options":
+		return true
+	case "background":
+		return endpoint == task.EndpointResponses
+	}
+	return false
+}
+
 // body returns the request body of a task: its input with the task's present model, and without the
-// members that ask for a streamed answer.
+// members that ask for another kind of answer.
 func body(t *task.Task) ([]byte, error) {
 	unchanged, models := true, 0
 	whole := wire.Members(t.Input, func(key string, value []byte) bool {
-		switch key {
-		case "model":
+		switch {
+		case key == "model":
 			var model string
 			models++
 			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == t.Model
-		case "stream", "stream_options":
+		case dropped(t.Endpoint, key):
 			unchanged = false
 		}
 		return unchanged
@@ -36,7 +48,7 @@ func body(t *task.Task) ([]byte, error) {
 	out := make([]byte, 0, len(t.Input)+len(model)+16)
 	out = append(append(out, `{"model":`...), model...)
 	wire.Members(t.Input, func(key string, value []byte) bool {
-		if key != "model" && key != "stream" && key != "stream_options" {
+		if key != "model" && !dropped(t.Endpoint, key) {
 			out = appendMember(out, key, value)
 		}
 		return true

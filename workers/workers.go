@@ -49,6 +49,8 @@ type Workers struct {
 	reportNow     chan struct{}       // a device's health has changed
 	checkFleetNow chan struct{}       // the registry has changed, or a device is new here
 	slowest       atomic.Pointer[serviceTimes]
+	known         atomic.Pointer[knownFleet]
+	asking        sync.Mutex // held while known is read again
 
 	life     context.Context //nolint:containedctx // parent of all requests; ends when draining takes too long
 	abort    context.CancelCauseFunc

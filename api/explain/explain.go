@@ -35,6 +35,7 @@ type Waiting struct {
 	Model     string         `json:"model"`
 	Needs     []string       `json:"needs,omitempty"`
 	Exclude   []string       `json:"exclude,omitempty" doc:"Devices that failed the task and do not get it again."`
+	Declined  []string       `json:"declined,omitempty" doc:"Devices that have refused the task."`
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read" doc:"A router has read the task; before that it waits in Kafka behind others."`
 	Aside     bool           `json:"aside,omitempty" doc:"The router has no room for the task now, and reads it again when its turn comes."`
@@ -47,7 +48,7 @@ type Waiting struct {
 	Slots     int            `json:"slots" doc:"Slots of the able devices together."`
 	Used      int            `json:"used" doc:"Tasks at the able devices now."`
 	Batched   bool           `json:"batched,omitempty" doc:"The endpoint is batched: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, unserved, breaker_open, throttled, excluded."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, declined, declines, silent, draining, unserved, breaker_open, throttled, excluded."`
 	Models    []string       `json:"models,omitempty" doc:"The models that the devices serve, at most ten, if none of them serves that of the task."`
 }
 
@@ -147,7 +148,7 @@ func waitingOf(st *Task, rows []status.EventRow) Waiting {
 		switch e.Action {
 		case task.TaskAccepted, task.TaskQueued:
 			wishes, _ := task.ReadConstraints(e.Detail)
-			w.Needs, w.Exclude, w.Level, w.NotBefore = wishes.Needs, wishes.Exclude, wishes.Level, timeOf(wishes.NotBefore)
+			w.Needs, w.Exclude, w.Declined, w.Level, w.NotBefore = wishes.Needs, wishes.Exclude, wishes.Declined, wishes.Level, timeOf(wishes.NotBefore)
 			w.Read = w.Read || e.Action == task.TaskQueued
 			if e.Action == task.TaskQueued {
 				w.Parked, w.ParkedAt, w.Since = "", nil, timeOf(e.Time)
@@ -205,7 +206,7 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 		fleet[i], known[i] = &ds[i], &h
 	}
 	gates := device.Gates(fleet, known, now)
-	want := device.Requirement{Model: w.Model, Needs: w.Needs, Exclude: w.Exclude}
+	want := device.Requirement{Endpoint: t.Endpoint, Model: w.Model, Needs: w.Needs, Exclude: w.Exclude, Declined: w.Declined}
 	var pools []string
 	w.Devices, w.Out = len(ds), map[string]int{}
 	for i, one := range fleet {

@@ -223,6 +223,8 @@ func (w *Why) Cause() string {
 var reasonTexts = map[string][2]string{
 	"model":        {"does not serve its model", "do not serve its model"},
 	"tags":         {"lacks tags that it needs", "lack tags that it needs"},
+	"declined":     {"has refused it", "have refused it"},
+	"declines":     {"refuses all requests for its model", "refuse all requests for its model"},
 	"silent":       {"has missed its heartbeats", "have missed their heartbeats"},
 	"draining":     {"is draining", "are draining"},
 	"unserved":     {"is served by no batcher or no worker", "are served by no batcher or no worker"},

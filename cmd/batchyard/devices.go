@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -112,7 +114,7 @@ func devicesList(ctx context.Context, c *cli.Env) error {
 
 func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
-	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL", "PROBLEM")
+	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL", "NOTES")
 	now := c.Now()
 	for _, d := range devices {
 		state := "up"
@@ -132,9 +134,30 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 		}
 		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
-			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, cli.Short(d.Problem, 120))
+			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, strings.Join(notes(&d, now), "; "))
 	}
 	return t.Flush()
+}
+
+// maxNotes bounds what the table says about what workers learned of a device; --json has all of it.
+const maxNotes = 4
+
+// notes say what workers learned of a device that keeps requests from it.
+func notes(d *batchyard.Device, now time.Time) (out []string) {
+	in := func(at time.Time) string { return max(time.Second, at.Sub(now).Round(time.Second)).String() }
+	if d.PausedUntil != nil {
+		out = append(out, "asked for a pause of "+in(*d.PausedUntil))
+	}
+	for _, r := range d.Declines {
+		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", r.Endpoint, r.Model, r.Status, r.Why, in(r.Until)))
+	}
+	for _, model := range slices.Sorted(maps.Keys(d.MaxBatch)) {
+		out = append(out, fmt.Sprintf("takes %d items of %s at once", d.MaxBatch[model], model))
+	}
+	if n := len(out) - maxNotes; n > 0 {
+		out = append(out[:maxNotes], fmt.Sprintf("%d more", n))
+	}
+	return out
 }
 
 // count prints a number, or nothing if it is unknown.

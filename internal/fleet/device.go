@@ -144,6 +144,7 @@ func (d *Device) Start() error {
 	g.http = &http.Server{
 		Handler:     http.HandlerFunc(d.serve),
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withRequests,
 		// No ReadTimeout and no WriteTimeout: if one expired while a slow request
 		// runs, net/http would treat it as the client leaving. Instead, the handlers
 		// set deadlines while they read the body and write the answer.

@@ -156,7 +156,7 @@ func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
 		req.body, err = c.group.body(req.endpoint)
 		req.traceID = ""
 	} else {
-		req.body, err = body(first)
+		req.body, err = body(first, c.works[0].ownModel())
 	}
 	if err != nil {
 		return nil, 0, verdict.New(verdict.Unsendable, r.id, err.Error())

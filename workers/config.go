@@ -23,7 +23,6 @@ type Config struct {
 	BreakerOpenMax  time.Duration     `yaml:"breaker_open_max" default:"2m" min:"10ms" max:"24h" doc:"Longest time that a breaker stays open."`
 	HangFactor      float64           `yaml:"hang_factor" default:"20" unit:"requests" min:"2" max:"10000" doc:"A device hangs if requests are running and none has finished for this many times the usual duration. Its breaker opens."`
 	HangMin         time.Duration     `yaml:"hang_min" default:"1s" min:"10ms" max:"1h" doc:"Minimum time without a finished request before a device counts as hanging."`
-	DeviceKeyEnv    map[string]string `yaml:"device_key_env" doc:"Environment variable that holds the API key of a device, by device_id. * applies to all others."`
 	DrainTimeout    time.Duration     `yaml:"drain_timeout" default:"20s" doc:"How long a stopping worker lets running requests finish before it gives them back."`
 	RebalanceEvery  time.Duration     `yaml:"rebalance_every" default:"5s" min:"10ms" max:"10m" doc:"How often workers check for devices that are silent, draining or unevenly loaded, and give back the tasks that wait there."`
 	RebalanceSpread float64           `yaml:"rebalance_spread" default:"0.2" unit:"share" min:"0.01" max:"10" doc:"Waiting tasks move to other devices if the times at which the devices would finish their work differ by more than this (standard deviation / mean)."`

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,48 +12,37 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // engine sends requests to OpenAI-compatible devices.
 type engine struct {
-	client *http.Client
-	fresh  *http.Client      // which keeps no connections
-	keys   map[string]string // API keys by device id; * for all others
-	limit  int64             // of one task's answer, in bytes
+	book  *access.Book
+	limit int64 // of one task's answer, in bytes
 }
 
-func newEngine(cfg Config) (*engine, error) {
-	keys := map[string]string{}
-	for id, env := range cfg.DeviceKeyEnv {
-		v := os.Getenv(env)
-		if v == "" {
-			return nil, fmt.Errorf("workers.device_key_env: environment variable %s for device %s is empty: set it to the API key, or remove the entry", env, id)
+// newEngine returns an engine that reaches devices as they are described.
+func newEngine(cfg Config, devices []access.Device) (*engine, error) {
+	e := &engine{limit: cfg.MaxAnswer}
+	e.book = access.New(func(c *tls.Config) *http.Transport {
+		return &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: cmp.Or(cfg.ConnectTimeout, 5*time.Second), KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:     c,
+			TLSHandshakeTimeout: 10 * time.Second,
+			MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: idleTimeout,
+			DisableCompression: true, // answers are small and devices are close
+			ForceAttemptHTTP2:  true,
+			ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
 		}
-		keys[id] = v
-	}
-	e := &engine{keys: keys, limit: cfg.MaxAnswer}
-	for client, keep := range map[**http.Client]bool{&e.client: true, &e.fresh: false} {
-		*client = &http.Client{
-			Transport: &http.Transport{
-				DialContext:         (&net.Dialer{Timeout: cmp.Or(cfg.ConnectTimeout, 5*time.Second), KeepAlive: 30 * time.Second}).DialContext,
-				TLSHandshakeTimeout: 10 * time.Second,
-				MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: idleTimeout, DisableKeepAlives: !keep,
-				DisableCompression: true, // answers are small and devices are close
-				ForceAttemptHTTP2:  true,
-				ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
-			},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
-	}
-	return e, nil
+	})
+	return e, e.book.Load(devices)
 }
 
 // idleTimeout is how long connections are kept without a request: less than the 5 s after which uvicorn and
@@ -64,7 +54,7 @@ const idleTimeout = 4 * time.Second
 const maxBatchedAnswer = 32 << 20
 
 func (e *engine) close(context.Context) error {
-	e.client.CloseIdleConnections()
+	e.book.CloseIdle()
 	return nil
 }
 
@@ -82,9 +72,9 @@ type request struct {
 // the status is 0 when there was no answer. A request that was lost because the device had closed a kept
 // connection is sent once more on a fresh one: the device never saw it.
 func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
-	answer, status, f := e.send(ctx, e.client, r)
+	answer, status, f := e.send(ctx, e.book.Send, r)
 	if f != nil && f.Kind == verdict.Stale {
-		answer, status, f = e.send(ctx, e.fresh, r)
+		answer, status, f = e.send(ctx, e.book.SendFresh, r)
 	}
 	return answer, status, f
 }
@@ -94,13 +84,13 @@ func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
 const staleWithin = time.Second
 
 // send sends a request once.
-func (e *engine) send(ctx context.Context, client *http.Client, r request) ([]byte, int, *Failure) {
+func (e *engine) send(ctx context.Context, do func(name string, req *http.Request) (*http.Response, error), r request) ([]byte, int, *Failure) {
 	var p progress
 	req, err := e.newRequest(httptrace.WithClientTrace(ctx, p.trace()), r)
 	if err != nil {
 		return nil, 0, verdict.New(verdict.Refused, r.device.ID, err.Error())
 	}
-	resp, err := client.Do(req)
+	resp, err := do(r.device.ID, req)
 	if err != nil {
 		return nil, 0, e.broken(ctx, r.device.ID, 0, p.seen(), err)
 	}
@@ -129,13 +119,6 @@ func (e *engine) newRequest(ctx context.Context, r request) (*http.Request, erro
 	}
 	if len(r.traceID) == 32 {
 		req.Header.Set("Traceparent", "00-"+r.traceID+"-"+r.traceID[:16]+"-01")
-	}
-	key, ok := e.keys[r.device.ID]
-	if !ok {
-		key = e.keys["*"]
-	}
-	if key != "" {
-		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	return req, nil
 }

@@ -20,16 +20,16 @@ func dropped(endpoint, member string) bool {
 	return false
 }
 
-// body returns the request body of a task: its input with the task's present model, and without the
+// body returns the request body of a task: its input with the device's name of the model, and without the
 // members that ask for another kind of answer.
-func body(t *task.Task) ([]byte, error) {
+func body(t *task.Task, own string) ([]byte, error) {
 	unchanged, models := true, 0
 	whole := wire.Members(t.Input, func(key string, value []byte) bool {
 		switch {
 		case key == "model":
 			var model string
 			models++
-			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == t.Model
+			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == own
 		case dropped(t.Endpoint, key):
 			unchanged = false
 		}
@@ -41,7 +41,7 @@ func body(t *task.Task) ([]byte, error) {
 	if unchanged && models == 1 {
 		return t.Input, nil
 	}
-	model, err := json.Marshal(t.Model)
+	model, err := json.Marshal(own)
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +72,8 @@ func appendMember(out []byte, key string, value []byte) []byte {
 // maxMembers bounds the members of a request that can be grouped with others.
 const maxMembers = 64
 
-// bodyMembers returns the members of the request body of a task.
-func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
+// bodyMembers returns the members of the request body of a task, with the device's name of the model.
+func bodyMembers(t *task.Task, own string) (map[string]json.RawMessage, error) {
 	members := map[string]json.RawMessage{}
 	n := 0
 	if !wire.Members(t.Input, func(key string, value []byte) bool {
@@ -86,7 +86,7 @@ func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
 	if n > maxMembers {
 		return nil, fmt.Errorf("the input of task %s has more than %d members", t.Key(), maxMembers)
 	}
-	model, err := json.Marshal(t.Model)
+	model, err := json.Marshal(own)
 	if err != nil {
 		return nil, err
 	}

@@ -141,6 +141,15 @@ func TestDevicesAreReachedAsTheyAreDescribed(t *testing.T) {
 	_, err = ask(t, newBook(t, other), "gpu", s.URL)
 	require.ErrorContains(t, err, "certificate")
 
+	others := d
+	others.Name, others.URL, others.KeyEnv = access.Others, "", ""
+	require.NoError(t, b.Load([]access.Device{d, others}))
+	for name, key := range map[string]string{"gpu": "Bearer k1", "unknown": ""} {
+		_, err = ask(t, b, name, s.URL)
+		require.NoError(t, err)
+		require.Equal(t, key, (<-seen).Get("Authorization"), name)
+	}
+
 	require.NoError(t, b.Load(nil))
 	_, err = ask(t, b, "gpu", s.URL)
 	require.ErrorContains(t, err, "certificate", "it is gone from the book")
@@ -201,14 +210,14 @@ func TestWrongDevices(t *testing.T) {
 	require.NoError(t, os.WriteFile(empty, nil, 0o600))
 	good := access.Device{Name: "d", URL: "https://d"}
 	for text, change := range map[string]func(*access.Device){
-		"devices[0].name: it is missing":              func(d *access.Device) { d.Name = "" },
-		"devices[0].name: it contains \"/\"":          func(d *access.Device) { d.Name = "a/b" },
-		"devices[0].url":                              func(d *access.Device) { d.URL = "d:8000" },
-		"it contains credentials":                     func(d *access.Device) { d.URL = "https://u:p@d" },
-		"it is not an https URL, but TLS is set up":   func(d *access.Device) { d.URL, d.ServerName = "http://d", "x" },
-		"devices[0].base_path":                        func(d *access.Device) { d.BasePath = "/a?b" },
-		"devices[0].key_file: key_env is set, too":    func(d *access.Device) { d.KeyEnv, d.KeyFile = "TEST_ACCESS_KEY", empty },
-		"the environment variable NOT_SET is empty":   func(d *access.Device) { d.KeyEnv = "NOT_SET" },
+		"devices[0].name: it is missing":            func(d *access.Device) { d.Name = "" },
+		"devices[0].name: it contains \"/\"":        func(d *access.Device) { d.Name = "a/b" },
+		"devices[0].url":                            func(d *access.Device) { d.URL = "d:8000" },
+		"it contains credentials":                   func(d *access.Device) { d.URL = "https://u:p@d" },
+		"it is not an https URL, but TLS is set up": func(d *access.Device) { d.URL, d.ServerName = "http://d", "x" },
+		"devices[0].base_path":                      func(d *access.Device) { d.BasePath = "/a?b" },
+		"devices[0].key_file: key_env is set, too":  func(d *access.Device) { d.KeyEnv, d.KeyFile = "TEST_ACCESS_KEY", empty },
+		"the environment variable NOT_SET is empty": func(d *access.Device) { d.KeyEnv = "NOT_SET" },
 		"is empty":                                    func(d *access.Device) { d.KeyFile = empty },
 		"reading the ca_file of device d":             func(d *access.Device) { d.CAFile = empty },
 		"reading the ca_file of device d: open":       func(d *access.Device) { d.CAFile = empty + ".missing" },
@@ -219,6 +228,7 @@ func TestWrongDevices(t *testing.T) {
 		"Batchyard sets this header itself":           func(d *access.Device) { d.Headers = map[string]string{"x-request-id": "c"} },
 		"devices[0].slots":                            func(d *access.Device) { d.Slots = 5000 },
 		"devices[0].models[0]":                        func(d *access.Device) { d.Models = []string{""} },
+		"* stands for devices that report themselves": func(d *access.Device) { d.Name = "*" },
 		"devices[0].aliases":                          func(d *access.Device) { d.Aliases = map[string]string{"a": ""} },
 	} {
 		d := good

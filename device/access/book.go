@@ -16,10 +16,10 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-// Book knows how to reach every device. A device that it has no entry for is reached as its heartbeat says, with
-// nothing added. It may be used from any goroutine.
+// Book knows how to reach every device. A device that it has no entry for is reached as the entry [Others] says, or
+// without that as its heartbeat says, with nothing added. It may be used from any goroutine.
 type Book struct {
-	plain   http.RoundTripper
+	plain   *lines
 	make    func(*tls.Config) *http.Transport
 	entries atomic.Pointer[map[string]*entry]
 	mu      sync.Mutex // of Load
@@ -28,15 +28,27 @@ type Book struct {
 // entry is one device of the book.
 type entry struct {
 	Device
-	transport http.RoundTripper
-	own       *http.Transport // transport, if the device does not share it with others
-	key       *key
+	lines *lines
+	own   bool // it does not share its lines with other devices
+	key   *key
+}
+
+// lines are the connections to a device, or to many.
+type lines struct {
+	kept  *http.Transport
+	fresh *http.Transport // which keeps no connections
+}
+
+func newLines(newTransport func(*tls.Config) *http.Transport, c *tls.Config) *lines {
+	l := &lines{kept: newTransport(c), fresh: newTransport(c)}
+	l.fresh.DisableKeepAlives = true
+	return l
 }
 
 // New returns a book without entries. newTransport makes the transports of requests: one for all devices without
 // TLS settings of their own, and one for each of the others. The configuration of the first is nil.
 func New(newTransport func(*tls.Config) *http.Transport) *Book {
-	b := &Book{plain: newTransport(nil), make: newTransport}
+	b := &Book{plain: newLines(newTransport, nil), make: newTransport}
 	b.entries.Store(&map[string]*entry{})
 	return b
 }
@@ -58,8 +70,8 @@ func (b *Book) Load(devices []Device) error {
 	}
 	before := *b.entries.Swap(&next)
 	for _, e := range before {
-		if e.own != nil {
-			e.own.CloseIdleConnections()
+		if e.own {
+			e.lines.kept.CloseIdleConnections()
 		}
 	}
 	return nil
@@ -70,7 +82,7 @@ func (b *Book) read(devices []Device) (map[string]*entry, error) {
 	var errs []error
 	for i, d := range devices {
 		d = d.WithDefaults()
-		e, err := b.entry(d)
+		e, err := b.newEntry(d)
 		var fe *task.FieldError
 		switch {
 		case errors.As(err, &fe):
@@ -90,11 +102,11 @@ func (b *Book) read(devices []Device) (map[string]*entry, error) {
 	return next, errors.Join(errs...)
 }
 
-func (b *Book) entry(d Device) (*entry, error) {
+func (b *Book) newEntry(d Device) (*entry, error) {
 	if err := d.check(); err != nil {
 		return nil, err
 	}
-	e := &entry{Device: d, transport: b.plain, key: newKey(&d)}
+	e := &entry{Device: d, lines: b.plain, key: newKey(&d)}
 	if _, err := e.key.value(); err != nil {
 		return nil, err
 	}
@@ -103,47 +115,72 @@ func (b *Book) entry(d Device) (*entry, error) {
 		return nil, err
 	}
 	if config != nil {
-		e.own = b.make(config)
-		e.transport = e.own
+		e.lines, e.own = newLines(b.make, config), true
 	}
 	return e, nil
 }
 
 // Of returns what the book says of a device; ok is false if that is nothing.
 func (b *Book) Of(name string) (d Device, ok bool) {
-	if e := (*b.entries.Load())[name]; e != nil {
+	if e := b.entry(name); e != nil {
 		return e.Device, true
 	}
 	return Device{}, false
 }
 
+// entry returns the entry that applies to a device; nil if none does.
+func (b *Book) entry(name string) *entry {
+	entries := *b.entries.Load()
+	if e := entries[name]; e != nil {
+		return e
+	}
+	return entries[Others]
+}
+
 // Send sends a request to a device, with what the device wants in every request.
 func (b *Book) Send(name string, req *http.Request) (*http.Response, error) {
-	e := (*b.entries.Load())[name]
+	l, err := b.prepare(name, req)
+	if err != nil {
+		return nil, err
+	}
+	return do(l.kept, req)
+}
+
+// SendFresh sends a request to a device over a new connection.
+func (b *Book) SendFresh(name string, req *http.Request) (*http.Response, error) {
+	l, err := b.prepare(name, req)
+	if err != nil {
+		return nil, err
+	}
+	return do(l.fresh, req)
+}
+
+// prepare adds what the device wants to a request, and returns the lines to it.
+func (b *Book) prepare(name string, req *http.Request) (*lines, error) {
+	e := b.entry(name)
 	if e == nil {
-		return b.client(b.plain).Do(req)
+		return b.plain, nil
 	}
 	key, err := e.key.value()
 	if err != nil {
 		return nil, err
 	}
 	e.decorate(req.Header, key)
-	return b.client(e.transport).Do(req)
+	return e.lines, nil
 }
 
-// client returns a client that follows no redirect: it could send a prompt, or a key, to a host that was not configured.
-func (*Book) client(t http.RoundTripper) *http.Client {
-	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+// do follows no redirect: it could send a prompt, or a key, to a host that was not configured.
+func do(t http.RoundTripper, req *http.Request) (*http.Response, error) {
+	c := http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return c.Do(req)
 }
 
 // CloseIdle closes the connections that are not in use.
 func (b *Book) CloseIdle() {
-	if t, ok := b.plain.(*http.Transport); ok {
-		t.CloseIdleConnections()
-	}
+	b.plain.kept.CloseIdleConnections()
 	for _, e := range *b.entries.Load() {
-		if e.own != nil {
-			e.own.CloseIdleConnections()
+		if e.own {
+			e.lines.kept.CloseIdleConnections()
 		}
 	}
 }

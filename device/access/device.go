@@ -17,7 +17,7 @@ import (
 
 // Device is one device of the configuration.
 type Device struct {
-	Name       string            `yaml:"name" doc:"Id of the device, unique in the fleet. Also applies to a device that reports itself under this id."`
+	Name       string            `yaml:"name" doc:"Id of the device, unique in the fleet. Without url, the entry applies to a device that reports itself under this id; * stands for all such devices without an entry."`
 	URL        string            `yaml:"url" doc:"Base URL of the OpenAI-compatible server, with or without /v1. Empty: an agent elsewhere reports the device, and only the settings below apply."`
 	BasePath   string            `yaml:"base_path" doc:"Path that comes before /v1, such as /openai. Often part of url."`
 	Models     []string          `yaml:"models" doc:"Models that it serves, as it calls them. Empty: those that it lists."`
@@ -34,6 +34,9 @@ type Device struct {
 	ServerName string            `yaml:"server_name" doc:"Name in the device's certificate, if it is not the host of url."`
 	Engine     string            `yaml:"engine" default:"auto" enum:"auto,vllm,sglang,llamacpp,ollama,tgi,tei,openai" doc:"Kind of server, for the figures that it reports. auto: found out."`
 }
+
+// Others is the name of the entry for every device that has none of its own and reports itself.
+const Others = "*"
 
 // engines are the kinds of servers, as in the tag of Device.Engine.
 var engines = []string{"auto", "vllm", "sglang", "llamacpp", "ollama", "tgi", "tei", "openai"}
@@ -75,6 +78,12 @@ func (d *Device) Reported(models []string) device.Device {
 // check returns the first problem, as a *task.FieldError, or nil.
 func (d *Device) check() error {
 	probe := d.Reported([]string{device.AnyModel})
+	if d.Name == Others {
+		if d.URL != "" || len(d.Models) > 0 || len(d.Aliases) > 0 {
+			return &task.FieldError{Field: "name", Problem: "* stands for devices that report themselves, so it can't set url, models or aliases", Remedy: "write the name of the device"}
+		}
+		probe.ID = "others"
+	}
 	if len(d.Models) > 0 {
 		probe.Models = d.Models
 	}

@@ -173,7 +173,7 @@ var Table = []Row{
 	{Invalid, "400, 422, and other 4xx", OfTask, Second, UsesNone, CountsSuccess, task.ClassInvalid, letGoInvalid, MayBeOne,
 		"device {device} answered {status}: {why}"},
 	{Auth, "401, 403", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassAuth, 0, AllAlike,
-		"device {device} answered {status}: set its API key with workers.device_key_env"},
+		"device {device} answered {status}: set its API key with key_env or key_file of its entry in devices.list"},
 	{NoEndpoint, "404, 405, 410, 501", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"device {device} does not serve the endpoint ({status})"},
 	{NoModel, "400, 404, 422 or an error object that says that the model is missing", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,

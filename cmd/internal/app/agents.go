@@ -140,6 +140,11 @@ func (a *App) setDevices(ctx context.Context, list []access.Device) error {
 	if err := access.Check(list); err != nil {
 		return err
 	}
+	if a.workers != nil {
+		if err := a.workers.SetDevices(list); err != nil {
+			return err
+		}
+	}
 	a.list = list
 	if a.agents == nil {
 		return nil

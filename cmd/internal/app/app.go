@@ -28,6 +28,7 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/workers"
 )
 
 // App holds the stages of one process and their shared connections.
@@ -60,9 +61,10 @@ type App struct {
 	agents *agents    // nil if the API runs in another process, or does not run yet
 	list   []access.Device
 
-	router *router.Router                       // nil if it runs in another process
-	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source Source
+	router  *router.Router                       // nil if it runs in another process
+	workers *workers.Workers                     // likewise
+	policy  atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source  Source
 }
 
 // running is one stage of this process.

@@ -138,12 +138,13 @@ func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 func buildWorkers(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	w, err := workers.New(a.cfg.Workers, workers.Deps{
-		Stream: a.Log, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
+		Stream: a.Log, Devices: a.cfg.Devices.List, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
 		Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.workers = w
 	a.asks(workers.Stage, w.Waiting)
 	return w.Run, nil
 }

@@ -34,8 +34,21 @@ type Device struct {
 	AgeMS       int64             `json:"age_ms"`                 // of the last heartbeat
 	SeenAt      time.Time         `json:"seen_at"`
 	JoinedAt    time.Time         `json:"joined_at"`
+	State       string            `json:"state"`            // silent, down, draining, unserved, open, failing or up
+	Reason      string            `json:"reason,omitempty"` // why it is in this state
+	Since       *time.Time        `json:"since,omitempty"`  // since when it is in this state, if that is known
+	Requests    RequestFigures    `json:"requests"`         // what the workers counted
 
 	answered
+}
+
+// RequestFigures are what the workers counted at a device. Rates are of the last minute.
+type RequestFigures struct {
+	Running         int     `json:"running"`   // at the device now
+	Completed       int64   `json:"completed"` // ended well, since the worker has the device
+	FailureRate     float64 `json:"failure_rate"`
+	MeanMS          float64 `json:"mean_ms,omitempty"`           // of a request
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty"` // of output
 }
 
 // Declines is an endpoint and model whose requests a device lately all refused.

@@ -76,6 +76,19 @@ type DeviceStatus struct {
 	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time         `json:"seen_at"`
 	JoinedAt  time.Time         `json:"joined_at"`
+	State     device.State      `json:"state" enum:"silent,down,draining,unserved,open,failing,up" doc:"How the device is. open: its circuit breaker is open. failing: its last request failed, or its breaker is half open."`
+	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state."`
+	StateAt   *time.Time        `json:"since,omitempty" doc:"Since when it is in this state, if that is known."`
+	Requests  RequestFigures    `json:"requests" doc:"What the workers counted."`
+}
+
+// RequestFigures are what the workers counted at a device.
+type RequestFigures struct {
+	Running         int     `json:"running" doc:"Requests at the device now."`
+	Completed       int64   `json:"completed" doc:"Requests that ended well since the worker has the device."`
+	FailureRate     float64 `json:"failure_rate" doc:"Share of the requests of the last minute that failed."`
+	MeanMS          float64 `json:"mean_ms,omitempty" doc:"Mean duration of the requests of the last minute."`
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty" doc:"Output tokens per second, over the last minute."`
 }
 
 // Declines is an endpoint and model whose requests a device lately all refused.
@@ -335,7 +348,10 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		if d.Drained {
 			st.Drained, st.Since = true, timeOf(d.DrainedAt)
 		}
-		st.learned(healths[d.ID], clock.Now())
+		h, now := healths[d.ID], clock.Now()
+		st.learned(h, now)
+		how := d.Condition(&h, now)
+		st.State, st.Reason, st.StateAt, st.Requests = how.State, how.Reason, timeOf(how.Since), RequestFigures(h.Figures)
 		delete(settings.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}

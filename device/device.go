@@ -44,6 +44,9 @@ type Device struct {
 	At       time.Time `json:"at,omitzero"`
 	JoinedAt time.Time `json:"joined_at,omitzero"`
 
+	// ChangedAt is since when the device is described as it is now, its figures aside.
+	ChangedAt time.Time `json:"-"`
+
 	// Drained means that an operator drained the device, rather than the device itself.
 	// Draining is then true as well.
 	Drained   bool      `json:"-"`

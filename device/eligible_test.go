@@ -50,7 +50,7 @@ func TestEligible(t *testing.T) {
 
 func TestReasonNames(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []string{"model", "tags", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
+	require.Equal(t, []string{"model", "tags", "declined", "declines", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
 	require.Empty(t, CanRun.String())
 	for r := ModelNotServed; r < ReasonCount; r++ {
 		require.Equal(t, ReasonNames()[r-1], r.String())

@@ -28,6 +28,9 @@ type Health struct {
 	Opened         int       `json:"opened,omitempty"`         // times that the breaker opened in a row
 	Why            string    `json:"why,omitempty"`            // the breaker opened, in figures
 	At             time.Time `json:"at"`
+	Since          time.Time `json:"since,omitzero"`    // the breaker opened; while it is closed, since when all requests fail
+	Failing        string    `json:"failing,omitempty"` // what the last request failed with; empty: it did not
+	Figures        Figures   `json:"figures,omitzero"`
 
 	// Declines is what the device gets no requests for just now, at most MaxDeclines.
 	Declines []Decline `json:"declines,omitempty"`
@@ -36,8 +39,18 @@ type Health struct {
 	MaxBatch map[string]int `json:"max_batch,omitempty"`
 }
 
+// Figures are what a worker counted at a device, for people. Rates are of the last minute.
+type Figures struct {
+	Running         int     `json:"running,omitempty"`   // requests at the device now
+	Completed       int64   `json:"completed,omitempty"` // requests that ended well since the worker has the device
+	FailureRate     float64 `json:"failure_rate,omitempty"`
+	MeanMS          float64 `json:"mean_ms,omitempty"`           // of a request
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty"` // of output
+}
+
 // Limits of a health.
 const (
+	MaxFailing  = 512 // bytes
 	MaxDeclines = 32
 	MaxBatches  = 64
 )

@@ -79,6 +79,11 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 	took, o := now.Sub(began), outcomeOf(f, r.charged(c, f))
 	r.ejector.Ended(now, o, took)
 	r.concurrency.Ended(now, o, took)
+	failure := ""
+	if f != nil {
+		failure = f.Message
+	}
+	r.figures.Ended(now, o, took, failure)
 	if f == nil {
 		r.rates.Learn(r.rateKey(c.works[0].task()), took, len(c.works), now)
 	}

@@ -130,6 +130,9 @@ func (r *runner) expected() time.Duration {
 // repeatReportEvery is how often an unchanged health is reported again, in case Redis lost it.
 const repeatReportEvery = 30 * time.Second
 
+// figuresEvery is how often figures that changed are reported. Only people read them.
+const figuresEvery = 3 * time.Second
+
 // maxDeparted bounds the reports that wait for devices without a runner.
 const maxDeparted = 100_000
 
@@ -147,7 +150,11 @@ func (s *reporter) healths(runners []*runner, now time.Time) map[string]device.H
 		}
 		h, before := r.health(now), s.last[r]
 		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now) && len(h.Declines) == 0
-		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < repeatReportEvery {
+		every := repeatReportEvery
+		if h.Figures != before.health.Figures {
+			every = figuresEvery
+		}
+		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < every {
 			last[r] = before
 			continue
 		}
@@ -178,7 +185,9 @@ func (r *runner) health(now time.Time) device.Health {
 	h := r.ejector.Health(now)
 	h.Slots, h.DispatchMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
 	h.Declines, h.MaxBatch = r.declines.List(now), r.batches.Known()
+	r.figures.Add(&h, now)
 	r.mu.Lock()
+	h.Figures.Running = len(r.running) + len(r.hung)
 	if r.slowUntil.After(now) {
 		h.ThrottledUntil = r.slowUntil
 	}
@@ -188,7 +197,7 @@ func (r *runner) health(now time.Time) device.Health {
 
 // sameHealth reports whether two healths are equal except for noise.
 func sameHealth(a, b device.Health) bool {
-	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) &&
+	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) && a.Failing == b.Failing &&
 		len(a.Declines) == len(b.Declines) && maps.Equal(a.MaxBatch, b.MaxBatch) &&
 		math.Abs(a.DispatchMS-b.DispatchMS) <= 0.1*max(a.DispatchMS, b.DispatchMS)
 }

@@ -47,6 +47,7 @@ type runner struct {
 	rates       *learn.Estimator
 	declines    *learn.Declines
 	batches     *learn.BatchSizes
+	figures     learn.Figures
 	latency     dispatchLatency
 	budget      *Budget
 

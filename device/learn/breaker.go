@@ -429,6 +429,9 @@ func (b *Breaker) Health(now time.Time) device.Health {
 	defer b.mu.Unlock()
 	b.advance(now)
 	h := device.Health{State: b.state, Opened: b.opened, Why: b.why, At: now}
+	if b.state != device.StateClosed {
+		h.Since = b.openedAt
+	}
 	if b.state == device.StateOpen {
 		h.OpenUntil = b.openUntil
 	}

@@ -14,6 +14,8 @@ type entry struct {
 	At       int64  `json:"at,omitempty"`
 	JoinedAt int64  `json:"joined_at,omitempty"`
 	Sum      string `json:"sum,omitempty"` // of the descriptive part: when it changes, routers are notified
+
+	ChangedAt int64 `json:"changed_at,omitempty"` // when Sum changed
 	heartbeat
 }
 
@@ -74,6 +76,10 @@ func parseEntry(id, value string, now time.Time, timeout time.Duration) (device.
 		return device.Device{}, false
 	}
 	d.At, d.JoinedAt = time.UnixMilli(e.At).UTC(), time.UnixMilli(e.JoinedAt).UTC()
+	d.ChangedAt = d.JoinedAt
+	if e.ChangedAt > 0 {
+		d.ChangedAt = time.UnixMilli(e.ChangedAt).UTC()
+	}
 	d.Age = max(0, now.Sub(d.At))
 	d.Silent = d.Age > timeout
 	return d, true

@@ -13,6 +13,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/clock"
+	"github.com/batchyard/batchyard/internal/text"
 )
 
 // Rates shares what workers learn about devices with the routers, through Redis. It may be
@@ -69,6 +70,10 @@ type healthEntry struct {
 	Opened int     `json:"opened,omitempty"`
 	Why    string  `json:"why,omitempty"`
 
+	SinceMS int64          `json:"since_ms,omitempty"` // it was so for so long then
+	Failing string         `json:"failing,omitempty"`
+	Figures device.Figures `json:"figures,omitzero"`
+
 	Declines []declineEntry `json:"declines,omitempty"`
 	MaxBatch map[string]int `json:"max_batch,omitempty"`
 }
@@ -88,17 +93,28 @@ func entryOf(h *device.Health, now time.Time) healthEntry {
 		State: h.State, OpenMS: left(h.OpenUntil, now), SlowMS: left(h.ThrottledUntil, now),
 		Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why, MaxBatch: h.MaxBatch,
 	}
+	e.Failing, e.Figures = text.Clip(h.Failing, device.MaxFailing), h.Figures
+	if !h.Since.IsZero() {
+		e.SinceMS = max(1, now.Sub(h.Since).Milliseconds())
+	}
 	for _, d := range h.Declines {
 		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, left(d.Until, now)})
 	}
 	return e
 }
 
+// maxSinceMS bounds a time that another program may have written.
+const maxSinceMS = 366 * 24 * 3600 * 1000
+
 // health returns the health that was stored at a time. Another program may have written it, so its
 // lists are bounded.
 func (e *healthEntry) health(at time.Time) device.Health {
 	h := device.Health{State: e.State, OpenUntil: until(at, e.OpenMS), ThrottledUntil: until(at, e.SlowMS),
 		Slots: max(0, e.Slots), DispatchMS: max(0, e.HopMS), Opened: max(0, e.Opened), Why: e.Why, At: at.UTC()}
+	h.Failing, h.Figures = text.Clip(e.Failing, device.MaxFailing), e.Figures
+	if e.SinceMS > 0 {
+		h.Since = at.Add(-time.Duration(min(e.SinceMS, maxSinceMS)) * time.Millisecond).UTC()
+	}
 	for _, d := range e.Declines[:min(len(e.Declines), device.MaxDeclines)] {
 		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, Until: until(at, d.LeftMS)})
 	}

@@ -76,7 +76,7 @@ type DeviceStatus struct {
 	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time         `json:"seen_at"`
 	JoinedAt  time.Time         `json:"joined_at"`
-	State     device.State      `json:"state" enum:"silent,down,draining,unserved,open,failing,up" doc:"How the device is. open: its circuit breaker is open. failing: its last request failed, or its breaker is half open."`
+	State     string            `json:"state" enum:"silent,down,draining,unserved,open,failing,up" doc:"How the device is. open: its circuit breaker is open. failing: its last request failed, or its breaker is half open."`
 	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state."`
 	StateAt   *time.Time        `json:"since,omitempty" doc:"Since when it is in this state, if that is known."`
 	Requests  RequestFigures    `json:"requests" doc:"What the workers counted."`
@@ -351,7 +351,7 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		h, now := healths[d.ID], clock.Now()
 		st.learned(h, now)
 		how := d.Condition(&h, now)
-		st.State, st.Reason, st.StateAt, st.Requests = how.State, how.Reason, timeOf(how.Since), RequestFigures(h.Figures)
+		st.State, st.Reason, st.StateAt, st.Requests = string(how.State), how.Reason, timeOf(how.Since), RequestFigures(h.Figures)
 		delete(settings.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}

@@ -70,6 +70,8 @@ func (d *Device) CouldServe(want *Requirement) bool {
 // explains by it. The gate comes from [Gates].
 func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Reason {
 	switch {
+	case d.Problem != "" && len(d.Models) == 0 && d.HasTags(want.Needs):
+		return IsDown // nobody knows what it serves
 	case !d.Serves(want.Model):
 		return ModelNotServed
 	case !d.HasTags(want.Needs):

@@ -36,7 +36,9 @@ func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
 		t.Progress.Exclude = excluding(t.Progress.Exclude, device)
 	}
 	class := e.failure.Class
-	s.writeBack(e, requeue{t, class, map[string]any{"reason": class, "after_ms": d.After.Milliseconds(), "without_device": d.Exclude}})
+	s.writeBack(e, requeue{t, class, map[string]any{
+		"reason": class, "after_ms": d.After.Milliseconds(), "without_device": d.Exclude, "message": e.failure.Message,
+	}})
 }
 
 // degrade writes a task back with a smaller model.

@@ -244,6 +244,7 @@ func runPlan(ctx context.Context, c *cli.Env, system *local.System, r jobRun) (*
 	if err != nil {
 		return nil, err
 	}
+	warnUnserved(ctx, c, api, r.plan.Models)
 	if err := r.announce(ctx, api); err != nil {
 		if early := r.early(ctx, &task.Job{}); early != nil {
 			return r.finish(ctx, c, system, early)

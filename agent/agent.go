@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -144,6 +145,24 @@ func (a *agent) down(ctx context.Context, problem error) Heartbeat {
 	}
 }
 
+// hint says what the user can do about an error, where that is known.
+func hint(err error) string {
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &authority):
+		return "; if the device has a certificate of its own, set ca_file to it"
+	case errors.As(err, &host):
+		return "; set server_name to a name in its certificate"
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "; write http:// in its url"
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "; check the host in its url"
+	}
+	return ""
+}
+
 // maxProblem bounds the cause in a heartbeat, in bytes.
 const maxProblem = 300
 
@@ -154,6 +173,7 @@ func cause(err error) string {
 	if errors.As(err, &ue) {
 		text = ue.Err.Error()
 	}
+	text += hint(err)
 	text = strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "")
 	for len(text) > maxProblem { // at a rune
 		_, n := utf8.DecodeLastRuneInString(text)

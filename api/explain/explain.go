@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
@@ -223,7 +224,10 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 		pools = append(pools, device.Pool(one.ID, class))
 	}
 	if w.Able == 0 && w.Out[device.ModelNotServed.String()] == w.Devices {
-		w.Models, w.Nearest = modelsOf(fleet...), device.NearestModel(w.Model, namesOf(fleet))
+		w.Models = modelsOf(fleet...)
+	}
+	if w.Able == 0 && !slices.ContainsFunc(fleet, func(d *device.Device) bool { return d.Serves(w.Model) }) {
+		w.Nearest = device.NearestModel(w.Model, namesOf(fleet))
 	}
 	w.Fleet = named(verdicts, &want, now)
 	used, err := d.Credits.Used(ctx, pools)

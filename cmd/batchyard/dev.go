@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -44,7 +46,7 @@ What a server needs is written behind its URL, or in the configuration (devices.
 			if verbose {
 				o.Logger = debugLog()
 			}
-			o.Absent = absentDevice(c)
+			o.Absent, o.Present = absentDevice(c), presentDevice(c)
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return cli.ServiceError(err)
@@ -52,6 +54,9 @@ What a server needs is written behind its URL, or in the configuration (devices.
 			c.Step("")
 			c.Printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
 				s.URL, strings.Join(s.Stack.Brokers, ","), s.Stack.RedisAddr, s.Stack.PostgresURL, s.Stack.DataDir)
+			if err := printDevices(cmd.Context(), c, s); err != nil {
+				return errors.Join(err, s.Close())
+			}
 			select {
 			case <-cmd.Context().Done():
 				return s.Close()
@@ -69,6 +74,23 @@ What a server needs is written behind its URL, or in the configuration (devices.
 	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time, unless it says otherwise")
 	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by sending heartbeats")
 	return cmd
+}
+
+// printDevices prints a line for each device: what it serves, or why it does not answer.
+func printDevices(ctx context.Context, c *cli.Env, s *local.System) error {
+	devices, err := s.Devices(ctx)
+	if err != nil {
+		return err
+	}
+	t := cli.NewTable(c.Out)
+	for _, d := range devices {
+		state, note := "up", "models "+cli.Short(strings.Join(d.Models, ", "), 120)
+		if d.Problem != "" {
+			state, note = "down", cli.Short(d.Problem, 300)
+		}
+		t.Row("  device", d.ID, state, d.URL, note)
+	}
+	return t.Flush()
 }
 
 // deviceHelp describes --device.

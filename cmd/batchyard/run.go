@@ -179,7 +179,7 @@ func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err erro
 		logger = debugLog()
 	}
 	system, err := local.Start(ctx, local.Options{
-		ConfigPath: c.ConfigPath, Version: c.Version, DataDir: f.dataDir, Devices: devices, Logger: logger, Progress: c.Step, Absent: absentDevice(c),
+		ConfigPath: c.ConfigPath, Version: c.Version, DataDir: f.dataDir, Devices: devices, Logger: logger, Progress: c.Step, Absent: absentDevice(c), Present: presentDevice(c),
 	})
 	r := jobRun{plan: plan, flags: f, path: path}
 	if err != nil {
@@ -212,6 +212,14 @@ func absentDevice(c *cli.Env) func(device.Device) {
 	return func(d device.Device) {
 		c.Step("")
 		_, _ = fmt.Fprintf(c.Err, "device %s at %s does not answer: %s; it gets no tasks until it does\n", cli.Plain(d.ID), cli.Plain(d.URL), cli.Plain(d.Problem))
+	}
+}
+
+// presentDevice reports a device that answers again.
+func presentDevice(c *cli.Env) func(device.Device) {
+	return func(d device.Device) {
+		c.Step("")
+		_, _ = fmt.Fprintf(c.Err, "device %s at %s answers now\n", cli.Plain(d.ID), cli.Plain(d.URL))
 	}
 }
 

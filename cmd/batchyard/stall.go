@@ -76,6 +76,9 @@ func (s *stall) tell(bar *cli.Progress, cause, text string, lines ...string) {
 	s.told[cause] = true
 	bar.Note(text)
 	for _, line := range lines {
-		bar.Note("  " + line)
+		if !s.told[line] { // of another cause
+			s.told[line] = true
+			bar.Note("  " + line)
+		}
 	}
 }

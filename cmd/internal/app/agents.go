@@ -80,7 +80,7 @@ func (a *agents) Set(ctx context.Context, devices []access.Device) error {
 func (a *agents) start(ctx context.Context, d access.Device) *reporting {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r := &reporting{device: d, stop: stop, ended: make(chan struct{})}
-	where := "key_env or key_file of the device"
+	where := "key_env or key_file"
 	switch {
 	case d.KeyEnv != "":
 		where = "$" + d.KeyEnv

@@ -16,13 +16,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/batchyard/batchyard/agent"
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/access"
-	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/migrations"
@@ -41,8 +39,10 @@ type Options struct {
 	Devices    []access.Device   // beside those of the configuration; if there are none at all, a simulated fleet answers
 	Fleet      []fleet.Spec      // the simulated fleet; nil: fleet.Default()
 	NoDevices  bool              // start no devices and no agents
-	// Absent is called for each device that does not answer at the start, with the cause; nil: it is only logged.
+	// Absent is called when a device does not answer, at the start or later, with the cause in its Problem; Present when it
+	// answers again. nil: it is only logged.
 	Absent   func(d device.Device)
+	Present  func(d device.Device)
 	Logger   *slog.Logger
 	Progress func(step string)
 }
@@ -59,7 +59,7 @@ type System struct {
 	stop   context.CancelFunc // of the stages
 	ended  chan struct{}      // closed when the stages have ended
 	end    error              // of the stages; set before ended is closed
-	agents sync.WaitGroup
+	agents sync.WaitGroup     // and what watches the devices
 	quit   context.CancelFunc // of the agents and the fleet
 	once   sync.Once
 	err    error
@@ -117,57 +117,6 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	say("starting the devices")
 	return s, s.startDevices(ctx, o)
-}
-
-// joinWait limits how long the start waits for devices. A device that is down joins later.
-const joinWait = 4 * time.Second
-
-// waitForDevices returns when n devices are known, or after joinWait. It reports those that do not answer.
-func (s *System) waitForDevices(ctx context.Context, n int, absent func(device.Device)) {
-	ctx, cancel := context.WithTimeout(ctx, joinWait)
-	defer cancel()
-	registry := store.NewRegistry(s.App.Redis, s.Config.Devices.Config, s.Config.Redis.Prefix)
-	changed := make(chan struct{}, 1)
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		_ = registry.Watch(ctx, func() { // ends with ctx
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	defer func() { <-watching }()
-	defer cancel()
-	known := map[string]device.Device{}
-	for over := false; !over && len(known) < n; {
-		if ds, err := registry.List(ctx); err == nil {
-			for _, d := range ds {
-				known[d.ID] = d
-			}
-		}
-		if len(known) >= n {
-			break
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			over = true
-		}
-	}
-	if absent == nil {
-		return
-	}
-	for _, d := range s.Config.Devices.List {
-		seen, ok := known[d.Name]
-		if !ok {
-			seen = device.Device{ID: d.Name, URL: d.Base(), Problem: fmt.Sprintf("no answer within %s", joinWait)}
-		}
-		if d.URL != "" && seen.Problem != "" {
-			absent(seen)
-		}
-	}
 }
 
 // addDevices adds the devices of the options to those of a configuration. An entry of the same name is replaced.
@@ -272,8 +221,14 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 			}
 		})
 	}
-	s.waitForDevices(ctx, len(agents)+len(s.Config.Devices.List), o.Absent)
-	return nil
+	n := len(agents)
+	for _, d := range s.Config.Devices.List {
+		if d.URL != "" {
+			n++
+		}
+	}
+	s.watchDevices(background, n, o)
+	return ctx.Err()
 }
 
 // Ended is closed when the stages have ended, because of Close or of an error, which Close

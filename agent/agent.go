@@ -220,9 +220,17 @@ func (a *agent) become(s state, err error) {
 	}
 }
 
+// Causes with which the context of [Run] may end, whatever Config.Stay says.
+var (
+	ErrLeave = errors.New("the device leaves")
+	ErrStay  = errors.New("another agent reports the device from now on")
+)
+
 // leave tells the server that no heartbeat will follow, if it has accepted any.
 func (a *agent) leave(ctx context.Context) {
-	if !a.joined || a.cfg.Stay {
+	cause := context.Cause(ctx)
+	stays := errors.Is(cause, ErrStay) || a.cfg.Stay && !errors.Is(cause, ErrLeave)
+	if !a.joined || stays {
 		return
 	}
 	if err := a.server.post(context.WithoutCancel(ctx), leaving); err != nil {

@@ -28,7 +28,7 @@ type agents struct {
 // reporting is the agent of one device.
 type reporting struct {
 	device access.Device
-	stop   context.CancelFunc
+	stop   context.CancelCauseFunc
 	ended  chan struct{}
 }
 
@@ -64,13 +64,13 @@ func (a *agents) Set(ctx context.Context, devices []access.Device) error {
 			if r.device.Same(&d) {
 				continue
 			}
-			r.end()
+			r.end(agent.ErrStay) // it is only described otherwise: what waits for it may go on waiting
 		}
 		a.running[d.Name] = a.start(ctx, d)
 	}
 	for name, r := range a.running {
 		if !wanted[name] {
-			r.end()
+			r.end(agent.ErrLeave)
 			delete(a.running, name)
 		}
 	}
@@ -78,7 +78,7 @@ func (a *agents) Set(ctx context.Context, devices []access.Device) error {
 }
 
 func (a *agents) start(ctx context.Context, d access.Device) *reporting {
-	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &reporting{device: d, stop: stop, ended: make(chan struct{})}
 	where := "key_env or key_file"
 	switch {
@@ -102,8 +102,8 @@ func (a *agents) start(ctx context.Context, d access.Device) *reporting {
 }
 
 // end stops the agent, and waits until it has.
-func (r *reporting) end() {
-	r.stop()
+func (r *reporting) end(cause error) {
+	r.stop(cause)
 	<-r.ended
 }
 
@@ -112,7 +112,7 @@ func (a *agents) Close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.running {
-		r.stop()
+		r.stop(nil)
 	}
 	a.wg.Wait()
 	a.book.CloseIdle()

@@ -164,6 +164,7 @@ func (a *App) watch(ctx context.Context) (stop func()) {
 	wg.Go(func() { a.clock.Run(ctx) })
 	wg.Go(func() { a.topics.run(ctx) })
 	wg.Go(func() { a.waiting.Run(ctx) })
+	wg.Go(func() { a.forgetDevices(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()

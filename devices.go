@@ -21,6 +21,7 @@ type Device struct {
 	LatencyMS   float64           `json:"latency_ms"`          // of a health check
 	Queue       *int              `json:"queue,omitempty"`     // waiting inside the device; nil: unknown
 	InFlight    *int              `json:"in_flight,omitempty"` // worked on by the device; nil: unknown
+	Loaded      []string          `json:"loaded,omitempty"`    // models in its memory, if it says so
 	Weight      float64           `json:"weight"`
 	Problem     string            `json:"problem,omitempty"`  // why it does not answer; it gets no work
 	Draining    bool              `json:"draining,omitempty"` // it gets no new work: it says so itself, or an operator does

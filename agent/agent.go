@@ -198,7 +198,7 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     engine.waiting, InFlight: engine.running,
+		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded,
 	}, nil
 }
 

@@ -18,6 +18,7 @@ type Config struct {
 	Advertise string            `yaml:"advertise" default:"" doc:"Base URL of the server as seen by the workers. Empty: the same as url."`
 	Models    []string          `yaml:"models" doc:"Models that the device serves. Empty: those listed by its GET /v1/models."`
 	Aliases   map[string]string `yaml:"-"` // names in tasks, and the device's own names of these models
+	Engine    string            `yaml:"-"` // kind of server, as in package access; empty: found out
 	Weight    float64           `yaml:"-"` // share of the load, for weighted policies; 0: 1
 	AnyModel  bool              `yaml:"-"` // a device that does not list its models serves any
 	Stay      bool              `yaml:"-"` // the device does not leave when the agent ends: another one may report it, too

@@ -26,6 +26,8 @@ type device struct {
 	modelsAt  time.Time
 	noMetrics bool // it had no metrics when last asked
 	metricsAt time.Time
+	noOllama  bool // it was not Ollama when last asked
+	ollamaAt  time.Time
 }
 
 // probe checks the device's health and measures how long it takes to answer. A server that
@@ -135,9 +137,26 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 	return models, nil
 }
 
-// load reads the engine's queue and requests in flight from its metrics. Not every server
-// has them; one that does not is asked again after a while.
+// load reads what the engine says of its load: from its metrics, or in Ollama's own way.
 func (d *device) load(ctx context.Context) figures {
+	var f figures
+	switch d.cfg.Engine {
+	case "openai": // a service, which says nothing
+		return f
+	case "ollama":
+		return d.ollama(ctx)
+	case "", "auto":
+		if f = d.metrics(ctx); !f.known() {
+			f = d.ollama(ctx)
+		}
+		return f
+	}
+	return d.metrics(ctx)
+}
+
+// metrics reads the engine's queue and requests in flight from its metrics. Not every server
+// has them; one that does not is asked again after a while.
+func (d *device) metrics(ctx context.Context) figures {
 	if d.noMetrics && time.Since(d.metricsAt) < lookAgain {
 		return figures{}
 	}

@@ -19,6 +19,7 @@ const (
 // figures are the load that an engine reports; nil means not reported.
 type figures struct {
 	running, waiting *int
+	loaded           []string // models in memory
 }
 
 func (f figures) known() bool { return f.running != nil || f.waiting != nil }

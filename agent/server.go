@@ -26,6 +26,7 @@ type Heartbeat struct {
 	LatencyMS float64           `json:"latency_ms"`          // of a health check from agent to device
 	Queue     *int              `json:"queue,omitempty"`     // waiting inside the device, when it tells
 	InFlight  *int              `json:"in_flight,omitempty"` // worked on by the device, when it tells
+	Loaded    []string          `json:"loaded,omitempty"`    // models in its memory, when it tells
 }
 
 // leaving is the last heartbeat, sent when the agent stops.

@@ -36,6 +36,7 @@ type Heartbeat struct {
 	LatencyMS float64           `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
 	Queue     *int              `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
 	InFlight  *int              `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
+	Loaded    []string          `json:"loaded,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Models that are in the device's memory; leave it out if unknown." example:"[\"llama-3-8b\"]"`
 	Weight    *float64          `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
 	Problem   string            `json:"problem,omitempty" maxLength:"1024" doc:"Why the device does not answer; it gets no work while this is set. The models may then be unknown."`
 	Draining  bool              `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
@@ -63,6 +64,7 @@ type DeviceStatus struct {
 	LatencyMS float64           `json:"latency_ms"`
 	Queue     *int              `json:"queue,omitempty"`
 	InFlight  *int              `json:"in_flight,omitempty"`
+	Loaded    []string          `json:"loaded,omitempty" doc:"Models in its memory, if it says so: others are loaded first."`
 	Weight    float64           `json:"weight"`
 	Problem   string            `json:"problem,omitempty" doc:"Why the device does not answer; it gets no work."`
 	Draining  bool              `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
@@ -143,6 +145,7 @@ func (s *Server) describeHeartbeat() {
 	h := s.api.OpenAPI().Components.Schemas.Map()["Heartbeat"]
 	h.Properties["url"].Pattern = baseURL
 	h.Properties["models"].Items.Pattern, h.Properties["tags"].Items.Pattern = plainText, plainText
+	h.Properties["loaded"].Items.Pattern = plainText
 	given := func(names ...string) map[string]*huma.Schema {
 		out := map[string]*huma.Schema{}
 		for _, n := range names {
@@ -237,7 +240,7 @@ func deviceOf(r *http.Request) (string, error) {
 func (h *Heartbeat) device(id string) device.Device {
 	return device.Device{
 		ID: id, URL: h.URL, Models: h.Models, Aliases: h.Aliases, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
-		LatencyMS: h.LatencyMS, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
+		LatencyMS: h.LatencyMS, Loaded: h.Loaded, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
 	}
 }
 
@@ -337,7 +340,7 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		d := &ds[i]
 		st := DeviceStatus{
 			ID: d.ID, URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
-			Weight: d.Weight, Problem: d.Problem, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
+			Loaded: d.Loaded, Weight: d.Weight, Problem: d.Problem, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
 		}
 		if d.Queue >= 0 {
 			st.Queue = &d.Queue

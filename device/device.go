@@ -18,6 +18,7 @@ const (
 	MaxIDLength = 128
 	MaxModels   = 256
 	MaxTags     = 64
+	MaxLoaded   = 64
 	MaxSlots    = 4096
 	MaxProblem  = 1024 // bytes
 )
@@ -37,6 +38,8 @@ type Device struct {
 	LatencyMS float64           `json:"latency_ms"` // of a health check
 	Queue     int               `json:"queue"`      // waiting inside the device; -1 unknown
 	InFlight  int               `json:"in_flight"`  // worked on by the device; -1 unknown
+	// Loaded are the models in the device's memory; empty: none, or not known.
+	Loaded []string `json:"loaded,omitempty"`
 	// Problem is why the device does not answer its agent; empty: it does.
 	Problem  string    `json:"problem,omitempty"`
 	Draining bool      `json:"draining,omitempty"`
@@ -98,6 +101,9 @@ func (d *Device) Validate() error {
 		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `list the models that the device serves, or ["*"] for all`}
 	}
 	if err := checkNames("models", d.Models, MaxModels); err != nil {
+		return err
+	}
+	if err := checkNames("loaded", d.Loaded, MaxLoaded); err != nil {
 		return err
 	}
 	if err := checkNames("tags", d.Tags, MaxTags); err != nil {

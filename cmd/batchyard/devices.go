@@ -146,6 +146,9 @@ func notes(d *batchyard.Device, now time.Time) (out []string) {
 	for _, r := range d.Declines {
 		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", r.Endpoint, r.Model, r.Status, r.Why, in(r.Until)))
 	}
+	if len(d.Loaded) > 0 {
+		out = append(out, "loaded: "+cli.Short(strings.Join(d.Loaded, ", "), 100))
+	}
 	for _, model := range slices.Sorted(maps.Keys(d.MaxBatch)) {
 		out = append(out, fmt.Sprintf("takes %d items of %s at once", d.MaxBatch[model], model))
 	}

@@ -35,12 +35,13 @@ type heartbeat struct {
 	LatencyMS float64           `json:"latency_ms"`
 	Queue     *int              `json:"queue,omitempty"`
 	InFlight  *int              `json:"in_flight,omitempty"`
+	Loaded    []string          `json:"loaded,omitempty"`
 }
 
 func heartbeatOf(d *device.Device) heartbeat {
 	p := heartbeat{
 		URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Draining: d.Draining, Problem: d.Problem, Weight: d.Weight,
-		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
+		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS, Loaded: d.Loaded,
 	}
 	if d.Queue >= 0 {
 		p.Queue = &d.Queue
@@ -63,7 +64,7 @@ func parseEntry(id, value string, now time.Time, timeout time.Duration) (device.
 	}
 	d := device.Device{
 		ID: id, URL: e.URL, Models: e.Models, Aliases: e.Aliases, Tags: e.Tags, Slots: e.Slots, Draining: e.Draining, Problem: e.Problem, Weight: e.Weight,
-		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1,
+		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1, Loaded: e.Loaded,
 	}
 	if e.Queue != nil {
 		d.Queue = *e.Queue

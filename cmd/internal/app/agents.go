@@ -88,7 +88,7 @@ func (a *agents) start(ctx context.Context, d access.Device) *reporting {
 		where = d.KeyFile
 	}
 	cfg := agent.Config{
-		ID: d.Name, URL: d.Base(), Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Weight: d.Weight, Server: a.server,
+		ID: d.Name, URL: d.Base(), Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Weight: d.Weight, Engine: d.Engine, Server: a.server,
 		AnyModel: true, Stay: a.stay, KeySetting: where,
 		Do: func(req *http.Request) (*http.Response, error) { return a.book.Send(d.Name, req) },
 	}

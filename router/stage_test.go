@@ -254,6 +254,7 @@ func TestTasksBecomeAssignments(t *testing.T) {
 		return y.all(ids)() && len(y.dead) == 2 && y.results["late"] != nil && len(y.events[task.TaskDuplicate]) == 1 &&
 			len(y.events[task.TaskAssigned]) == 101 && len(y.events[task.RecordDeadLettered]) == 2
 	})
+	y.mu.Lock()
 	require.Equal(t, task.Expired, y.results["late"].State)
 	require.Equal(t, task.ClassExpired, y.results["late"].Error.Class)
 	require.Equal(t, []string{"task-7"}, y.events[task.TaskDuplicate])
@@ -270,6 +271,7 @@ func TestTasksBecomeAssignments(t *testing.T) {
 			require.Equal(t, "kept", d.Header("mine"))
 		}
 	}
+	y.mu.Unlock()
 	for _, topic := range []string{stream.TasksHigh, stream.TasksNormal, stream.TasksLow} {
 		y.committed(topic)
 	}
@@ -344,8 +346,10 @@ func TestATaskTooLargeToParkFails(t *testing.T) {
 	m.Headers = append(m.Headers, stream.Header{Key: records.HeaderActor, Value: []byte(strings.Repeat("a", room))})
 	require.NoError(t, y.log.Produce(t.Context(), m))
 	y.until("the result of the large task", func() bool { return y.results["large"] != nil })
+	y.mu.Lock()
 	require.Equal(t, task.Failed, y.results["large"].State)
 	require.Equal(t, task.ClassInvalid, y.results["large"].Error.Class)
+	y.mu.Unlock()
 	y.until("the event of its failure", func() bool { return len(y.events[task.TaskFailed]) == 1 })
 }
 

@@ -36,7 +36,7 @@ func TestATaskRunsAgainWhenWhatItBecameIsRefused(t *testing.T) {
 				require.Equal(t, 1, y.back("refused", 1).Requeues())
 			} else {
 				y.until("the result", func() bool { return len(y.results["refused"]) > 0 })
-				require.Equal(t, task.Success, y.results["refused"][0].State)
+				require.Equal(t, task.Success, y.answers()["refused"][0].State)
 			}
 			y.committed()
 			require.NoError(t, y.client.Stuck())

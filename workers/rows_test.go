@@ -28,9 +28,9 @@ type play struct {
 	name     string
 	fault    fleet.Fault
 	spec     fleet.Spec
-	endpoint string                                  // "": chat
+	endpoint string                                     // "": chat
 	change   func(t *testing.T, d *fleet.Device) string // returns the URL to use, "" for the device's
-	tasks    int                                     // in one batch; 0: 1
+	tasks    int                                        // in one batch; 0: 1
 }
 
 func reply(status int, body string, header ...string) play {
@@ -66,7 +66,9 @@ func blackhole(t *testing.T, _ *fleet.Device) string {
 
 func stopped(_ *testing.T, d *fleet.Device) string { d.Stop(); return "" }
 
-func asTLS(_ *testing.T, d *fleet.Device) string { return strings.Replace(d.URL(), "http:", "https:", 1) }
+func asTLS(_ *testing.T, d *fleet.Device) string {
+	return strings.Replace(d.URL(), "http:", "https:", 1)
+}
 
 // plays has at least one play for each row, except for those that other tests play.
 func plays() map[verdict.Kind][]play {

@@ -182,7 +182,7 @@ func TestTheBreakerOpensHalfOpensAndCloses(t *testing.T) {
 	y.until("all to come back", func() bool { return len(y.requeued) == 10 && y.count(task.BreakerOpened) == 1 })
 	require.EqualValues(t, 3, d.Stats().Requests, "an open breaker lets nothing through")
 	untried := 0
-	for _, tk := range y.requeued {
+	for _, tk := range y.returned() {
 		if tk.Tried() == 0 {
 			untried++
 			require.Empty(t, tk.Progress.Exclude)
@@ -308,7 +308,7 @@ func TestDrainFinishesRunningTasksAndGivesBackTheRest(t *testing.T) {
 	y.until("all of them", func() bool { return len(y.results)+len(y.requeued) == 6 })
 	require.Equal(t, task.Success, y.only("a").State)
 	require.Equal(t, task.Success, y.only("b").State)
-	for _, tk := range y.requeued {
+	for _, tk := range y.returned() {
 		require.Zero(t, tk.Progress.BackoffMS, "another worker may have it at once")
 		require.Empty(t, tk.Progress.Exclude)
 	}
@@ -418,7 +418,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, y.client.Produce(t.Context(), stream.Message{Topic: stream.Batches, Key: "d", Value: frame}))
 	y.until("every task", func() bool { return len(y.results) == 40 })
-	for id, rs := range y.results {
+	for id, rs := range y.answers() {
 		want := task.Success
 		if id == "bad" {
 			want = task.Failed

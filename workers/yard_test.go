@@ -2,6 +2,8 @@ package workers
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -27,7 +29,7 @@ type yard struct {
 	deps   Deps
 	fleet  *fleet.Fleet
 
-	mu       sync.Mutex
+	mu       sync.Mutex    // for what follows; conditions of until run under it
 	changed  chan struct{} // closed at each change
 	results  map[string][]*task.Result
 	requeued []*task.Task
@@ -186,6 +188,20 @@ func (y *yard) written(a task.Action) (es []task.Event) {
 		}
 	}
 	return es
+}
+
+// answers returns the results so far, by task.
+func (y *yard) answers() map[string][]*task.Result {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return maps.Clone(y.results)
+}
+
+// returned returns the tasks that came back to the router so far.
+func (y *yard) returned() []*task.Task {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return slices.Clone(y.requeued)
 }
 
 // only returns the only result of a task.

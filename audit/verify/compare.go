@@ -54,7 +54,7 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 			return fmt.Errorf("preparing the session: %s: %w", set, err)
 		}
 	}
-	o := tables.Options{Schema: v.schema, Before: v.report.Time.Add(-settling), Complete: v.completeFrom()}
+	o := tables.Options{Schema: v.schema, Before: v.report.Time.Add(-settling), Complete: v.completeFrom(), Hole: v.report.holes > 0}
 	if v.o.Settled {
 		o.Before = v.report.Time.Add(time.Hour)
 	}

@@ -202,6 +202,7 @@ type Report struct {
 	Statements  int64         `json:"statements"` // number with valid signatures by trusted keys
 
 	lostStatements int64                         // the first that a checkpoint has and the database does not; 0: none
+	holes          int64                         // rows that say what was never recorded
 	lostChains     map[audit.TopicPartition]bool // that checkpoints have and the database does not
 }
 
@@ -248,6 +249,7 @@ func (c *chainCheck) explains(from, to int64) bool {
 // report adds the chain to a report.
 func (c *chainCheck) report(r *Report) {
 	c.count += c.holeCount
+	r.holes += c.holeCount
 	c.findings = append(c.findings, c.holes...)
 	sortFindings(c.findings)
 	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Hash: hex.EncodeToString(c.end.Hash[:]), Contradicted: c.wrongFrom,

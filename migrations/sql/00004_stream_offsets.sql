@@ -62,7 +62,32 @@ COMMENT ON COLUMN audit_statements.kind IS 'rows_dropped, schema_seen or restore
 COMMENT ON COLUMN audit_statements.noted_at IS 'When it was signed, by the clock of its signer.';
 COMMENT ON COLUMN audit_statements.statement IS 'The statement as one line of JSON, whose last member is an Ed25519 signature. Verification uses this column only.';
 
+-- +goose StatementBegin
+-- Returns tasks that ended in a period, as audit_log says, and that have no row in tasks: Kafka deleted all that else said
+-- something about them before it was recorded. It runs with the rights of the owner, because recorders may not read the log.
+CREATE FUNCTION batchyard_tasks_without_state(since timestamptz, until timestamptz, most integer)
+RETURNS TABLE (tenant text, task_id text, model text, job_id text, trace_id text)
+LANGUAGE sql STABLE SECURITY DEFINER AS $$
+    SELECT DISTINCT ON (a.tenant, a.task_id) a.tenant, a.task_id, coalesce(a.model, ''), coalesce(a.job_id, ''), coalesce(a.trace_id, '')
+    FROM audit_log a
+    WHERE a.time >= since AND a.time < until AND a.action IN ('task.succeeded', 'task.failed', 'task.cancelled', 'task.expired')
+        AND a.task_id IS NOT NULL AND NOT EXISTS (SELECT FROM tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
+    LIMIT most
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION batchyard_tasks_without_state(timestamptz, timestamptz, integer) IS 'Tasks that ended in a period, as audit_log says, and that have no row in tasks, because Kafka deleted the other records about them before they were recorded. Recorders end them.';
+
+-- +goose StatementBegin
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION batchyard_tasks_without_state(timestamptz, timestamptz, integer) SET search_path = %I, pg_temp', current_schema());
+    REVOKE ALL ON FUNCTION batchyard_tasks_without_state(timestamptz, timestamptz, integer) FROM PUBLIC;
+END
+$$;
+-- +goose StatementEnd
+
 -- +goose Down
+DROP FUNCTION batchyard_tasks_without_state(timestamptz, timestamptz, integer);
 DROP TABLE audit_statements;
 DROP TABLE stream_breaks;
 DROP TABLE stream_offsets;

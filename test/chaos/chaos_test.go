@@ -17,6 +17,7 @@ import (
 
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/chaos/check"
+	"github.com/batchyard/batchyard/test/chaos/hooks"
 	"github.com/batchyard/batchyard/test/harness"
 )
 
@@ -71,19 +72,23 @@ func run(t *testing.T, p *profile) {
 	}
 	require.NoError(t, err)
 	defer endIfHung(w, p.length+budget)()
-	hooks, err := newReceiver(p.seed)
+	receiver, err := hooks.New(p.seed, silentHosts)
 	require.NoError(t, err)
-	defer hooks.close()
-	l, err := newLoad(w, p.seed, p.rate, hooks.url)
+	defer receiver.Close()
+	l, err := newLoad(w, p.seed, p.rate, receiver.URL)
 	require.NoError(t, err)
 	w.load = l
 	defer l.close()
 
 	before := w.warmUp(ctx, t, l)
-	h := &check.History{}
+	h := &check.History{ParkEvery: p.retention / 4} // half of half of the retention: no clock of this test is that exact
 	w.say("%s for %s", p.name, p.length)
 	w.begin = time.Now()
 	stopLooking := w.lookout(ctx)
+	endStanding := func() {}
+	if p.standing {
+		endStanding = l.stand(receiver)
+	}
 	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(p.length))
 	defer cancelLoad()
 	loaded := make(chan struct{})
@@ -93,7 +98,8 @@ func run(t *testing.T, p *profile) {
 	}()
 	w.runPlan(ctx, p.plan, p.length)
 	<-loaded
-	hooks.heal()
+	receiver.Heal()
+	endStanding()
 	l.into(h)
 	healed := time.Now()
 	w.say("everything is healed; draining")
@@ -105,7 +111,7 @@ func run(t *testing.T, p *profile) {
 	var longest map[string]time.Duration
 	h.Stalls, longest = stopLooking()
 	w.say("drained after %.1f s; checking", drained.Seconds())
-	found := w.judge(ctx, t, h, l, hooks, before)
+	found := w.judge(ctx, t, h, l, receiver, before)
 	s := summarize(h, p.plan, l, w)
 	s.Name, s.Seed, s.Seconds, s.Drain, s.Took = p.name, p.seed, p.length.Seconds(), drained.Seconds(), time.Since(began).Seconds()
 	s.still(longest)
@@ -176,11 +182,11 @@ func accepted(h *check.History) (keys []task.Key) {
 }
 
 // judge collects the history, stops the processes, and checks it.
-func (w *world) judge(ctx context.Context, t *testing.T, h *check.History, l *load, hooks *receiver, before map[string][2]int) []check.Violation {
+func (w *world) judge(ctx context.Context, t *testing.T, h *check.History, l *load, receiver *hooks.Receiver, before map[string][2]int) []check.Violation {
 	t.Helper()
 	// Connections kept open by clients and the receiver would look like leaks.
 	l.http.CloseIdleConnections()
-	hooks.server.CloseClientConnections()
+	receiver.Disconnect()
 	after, err := w.idle(ctx, before)
 	require.NoError(t, err)
 	h.Left = append(h.Left, w.credits(ctx)...)
@@ -188,6 +194,6 @@ func (w *world) judge(ctx context.Context, t *testing.T, h *check.History, l *lo
 	w.end(ctx, h, before, after)
 	require.NoError(t, w.collect(ctx, h))
 	h.Commands = w.commands(ctx)
-	h.Deliveries = hooks.deliveries()
+	h.Deliveries = receiver.Deliveries()
 	return check.Check(h)
 }

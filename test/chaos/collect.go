@@ -406,11 +406,15 @@ func (w *world) endAll(h *check.History, all []*process.Process, before, after m
 	out := make([]check.Process, len(all))
 	for i, p := range all {
 		wg.Go(func() {
-			code, hung := p.End(syscall.SIGTERM, 30*time.Second)
+			b, a := before[p.Name], after[p.Name]
+			how := syscall.SIGTERM
+			if a[0] > b[0]+check.Slack {
+				how = syscall.SIGQUIT // its log then says what the goroutines are doing
+			}
+			code, hung := p.End(how, 30*time.Second)
 			if hung {
 				p.NoteHang()
 			}
-			b, a := before[p.Name], after[p.Name]
 			out[i] = check.Process{Name: p.Name, Exit: code, Crash: p.Crash(), Goroutines: [2]int{b[0], a[0]}, Descriptors: [2]int{b[1], a[1]}}
 		})
 	}

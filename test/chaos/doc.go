@@ -13,7 +13,8 @@
 // A soak is another plan and other settings in the same world. Kafka keeps records for
 // seconds, in small segments; each stage in turn is absent for longer than that; tasks
 // wait for longer than that; topics get more partitions, and processes and devices come
-// and go. What Kafka deletes before it is read is a hole. Each hole has to be named, and
+// and go. From the beginning to the end there are tasks that no device can run, and
+// callbacks that no host answers. What Kafka deletes before it is read is a hole. Each hole has to be named, and
 // the tasks in it run again or end as lost. A task whose events and result were all in
 // holes is unknown to Postgres; the summary counts these.
 //
@@ -25,7 +26,7 @@
 //	              topics and disks, topics.go deletes a topic and creates it again
 //	load.go       the clients: submissions, cancels and queries, with their outcomes;
 //	              load_identity.go has retries, reused ids and Kafka transactions
-//	hooks.go      the callback receiver
+//	standing.go   what waits throughout a soak, and must not hold up anything else
 //	lookout.go    looks once a second where everything stands, and for how long each
 //	              thing may stand still
 //	commands.go   runs the program's own checks
@@ -33,6 +34,7 @@
 //	report.go     the printed table and the summary file
 //
 //	services      a package: runs Kafka, Redis, Postgres and the proxies
+//	hooks         a package: the callback receiver
 //	process       a package: runs processes of the program
 //	tape          a package: what was ever in the topics, even if it was deleted since
 //	watch         a package: finds what stands still although it could move

@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -199,6 +200,7 @@ func (o *outlook) callbacks(ctx context.Context) (all []watch.Sample, err error)
 		var attempts int
 		var next string
 		err := scan(&s.Name, &s.Key.Tenant, &s.Key.ID, &attempts, &next)
+		s.Needs = append(s.Needs, stands(s.Key)...)
 		s.At = fmt.Sprintf("attempt %d, due at %s", attempts, next)
 		all = append(all, s)
 		return err
@@ -210,11 +212,11 @@ func (o *outlook) callbacks(ctx context.Context) (all []watch.Sample, err error)
 func (o *outlook) unfinished(ctx context.Context) (all []watch.Sample, err error) {
 	err = o.w.each(ctx, fmt.Sprintf(`SELECT tenant, task_id, generation, state, attempt, seq FROM tasks
 		WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') ORDER BY submitted_at LIMIT %d`, mostLooked), func(scan func(...any) error) error {
-		s := watch.Sample{Kind: "task", Left: "its end", Needs: wayOfTask, Bound: boundTask}
+		s := watch.Sample{Kind: "task", Left: "its end", Bound: boundTask}
 		var generation, attempt, seq int
 		var state string
 		err := scan(&s.Key.Tenant, &s.Key.ID, &generation, &state, &attempt, &seq)
-		s.Name = s.Key.String()
+		s.Name, s.Needs = s.Key.String(), slices.Concat(wayOfTask, stands(s.Key))
 		s.At = fmt.Sprintf("%s (generation %d, attempt %d, sequence %d)", state, generation, attempt, seq)
 		all = append(all, s)
 		return err

@@ -214,7 +214,7 @@ func occupied(k Kind, target string) []string {
 	default:
 		return []string{target}
 	}
-	return []string{target, stage, stage + "-a", stage + "-b"}
+	return []string{target, stage, stage + "-a", stage + "-b", stage + "-c", stage + "-crowd"}
 }
 
 func recovery(k Kind) time.Duration {

@@ -24,6 +24,7 @@ type profile struct {
 	broker    []string      // settings of the broker
 	retention time.Duration // of all topics but dlq and checkpoints; 0: as the program creates them
 	waits     time.Duration // the longest not_before of a task
+	standing  bool          // there are tasks and callbacks that wait from the beginning to the end
 }
 
 const (
@@ -72,10 +73,11 @@ func newChaos(seed uint64, length time.Duration, rate int) *profile {
 
 // newSoak returns a run that compresses a month of operation: what takes days takes seconds.
 func newSoak(seed uint64, length time.Duration, rate int) *profile {
-	p := &profile{name: "soak", seed: seed, length: length, rate: rate, settings: settings(), retention: soakRetention(length)}
+	p := &profile{name: "soak", seed: seed, length: length, rate: rate, settings: settings(), retention: soakRetention(length), standing: true}
 	p.waits = 2 * p.retention // so that they are parked, and what is parked is written again
 	p.plan = soakPlan(seed, length, p.retention, deviceIDs())
-	maps.Copy(p.settings, map[string]any{"audit.maintenance": "5s", "stall_timeout": "20s", "audit.lost_after": "8s"})
+	maps.Copy(p.settings, map[string]any{"audit.maintenance": "5s", "stall_timeout": "20s", "audit.lost_after": "8s",
+		"router.max_pending_tasks": standingWindow, "callbacks.concurrency": silentSlots, "callbacks.per_tenant": silentSlots * 3 / 4})
 	// Kafka looks for old segments every second, and deletes their files at once.
 	p.broker = []string{"log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=500", "log.segment.delete.delay.ms=500"}
 	return p

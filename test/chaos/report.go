@@ -46,6 +46,7 @@ type Summary struct {
 	Reruns     int                   `json:"lost_and_run_again"`
 	Lost       int                   `json:"ended_as_lost"`
 	Gone       int                   `json:"unknown_to_postgres"` // because all about them was in holes
+	MostParked int                   `json:"most_often_parked"`   // how often one task was parked
 	Still      map[string]float64    `json:"longest_standstill_seconds"`
 	Stalls     []watch.Stall         `json:"stalls"`
 	Violations []check.Violation     `json:"violations"`
@@ -57,7 +58,7 @@ func summarize(h *check.History, plan []Fault, l *load, w *world) *Summary {
 	s := &Summary{Faults: count, Submits: map[check.Outcome]int{}, Tasks: map[check.Outcome]int{}, States: map[string]int{}, Dir: w.dir, LeftOut: w.leftOut.Load(),
 		Callbacks: len(h.Callbacks), Deliveries: len(h.Deliveries), Events: len(h.Events), Duplicates: len(h.Topic) - len(h.Results),
 		Retries: map[check.Outcome]int{}, Reused: len(h.Reused),
-		Holes: len(h.Holes), Reruns: len(h.Reruns), Gone: h.Gone, Stalls: h.Stalls, Still: map[string]float64{}, Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
+		Holes: len(h.Holes), Reruns: len(h.Reruns), Gone: h.Gone, MostParked: h.MostParked, Stalls: h.Stalls, Still: map[string]float64{}, Cancels: len(l.cancels), Poisons: len(l.poisons), Missed: l.missed}
 	for _, r := range h.Retries {
 		s.Retries[r.Outcome]++
 	}
@@ -128,6 +129,7 @@ func (s *Summary) String() string {
 	row("audit log", "%d events", s.Events)
 	row("invalid records", "%d", s.Poisons)
 	row("holes", "%d; %d tasks ran again, %d ended as lost, %d are unknown to Postgres", s.Holes, s.Reruns, s.Lost, s.Gone)
+	row("waiting", "the task that was parked most often was %d times", s.MostParked)
 	var still []string
 	for _, k := range slices.Sorted(mapKeys(s.Still)) {
 		still = append(still, fmt.Sprintf("%s %.0f s", k, s.Still[k]))

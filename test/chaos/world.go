@@ -368,7 +368,12 @@ func (w *world) connect(ctx context.Context) error {
 // startFleet starts the devices, and sends heartbeats for those that are not silent.
 func (w *world) startFleet(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f, err := fleet.Start(ctx, specs())
+	all := specs()
+	if w.profile.standing {
+		all = append(all, lateDevice())
+		w.silent.Store(standingDevice, true)
+	}
+	f, err := fleet.Start(ctx, all)
 	if err != nil {
 		cancel()
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -90,6 +91,7 @@ type pass struct {
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
 
+	ended map[task.Run]*task.Task       // that only the log knows; set before the pass
 	rows  map[task.Run]*task.Task       // unfinished, according to Postgres, and not seen in Kafka
 	seen  map[task.Run]*task.Task       // the same, of which there is a record, perhaps of another request
 	open  map[task.Run][]place          // without a result
@@ -120,6 +122,7 @@ func (p *pass) run(ctx context.Context) (next *cursor, err error) {
 // readRows reads the unfinished tasks that Postgres knows, a page of them.
 func (p *pass) readRows(ctx context.Context) error {
 	p.rows, p.seen = map[task.Run]*task.Task{}, map[task.Run]*task.Task{}
+	maps.Copy(p.rows, p.ended)
 	if p.from.rowsDone {
 		return nil
 	}

@@ -161,15 +161,11 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 	for _, h := range holes {
 		r.known[h] = true
 	}
-	var seen hole
 	r.stillAbsent = map[task.Run]time.Time{}
 	defer func() { r.absent = r.stillAbsent }()
-	for at := new(cursor); at != nil; {
-		p := &pass{Resolver: r, from: *at}
-		if at, err = p.run(ctx); err != nil {
-			return false, err
-		}
-		seen.add(p)
+	seen, err := r.look(ctx)
+	if err != nil {
+		return false, err
 	}
 	if seen.ran+seen.failed > 0 {
 		r.Metrics.LostTasks.WithLabelValues("run_again").Add(float64(seen.ran))
@@ -182,11 +178,32 @@ func (r *Resolver) Once(ctx context.Context) (left bool, err error) {
 	return false, r.close(ctx, holes)
 }
 
-// hole counts what the passes of one round found.
-type hole struct{ ran, failed, underway int }
+// look makes the passes of one round.
+func (r *Resolver) look(ctx context.Context) (seen tally, err error) {
+	for at := new(cursor); at != nil; {
+		p := &pass{Resolver: r, from: *at}
+		if at, err = p.run(ctx); err != nil {
+			return seen, err
+		}
+		seen.add(p)
+	}
+	if seen != (tally{}) {
+		return seen, nil
+	}
+	p := &pass{Resolver: r, from: cursor{rowsDone: true, scanDone: true}}
+	if p.ended, err = r.readEnded(ctx); err != nil || len(p.ended) == 0 {
+		return seen, err
+	}
+	_, err = p.run(ctx)
+	seen.add(p)
+	return seen, err
+}
 
-func (h *hole) add(p *pass) {
-	h.ran, h.failed, h.underway = h.ran+p.ran, h.failed+p.failed, h.underway+p.underway
+// tally counts what the passes of one round found.
+type tally struct{ ran, failed, underway int }
+
+func (t *tally) add(p *pass) {
+	t.ran, t.failed, t.underway = t.ran+p.ran, t.failed+p.failed, t.underway+p.underway
 }
 
 // holeKey is the primary key of a row of stream_breaks.

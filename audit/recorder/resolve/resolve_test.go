@@ -305,6 +305,28 @@ func testOnlyLost(t *testing.T, most int) {
 		audittest.Execute(t, p.pool, `INSERT INTO results (tenant, task_id, state, attempt, input_tokens, output_tokens, finished_at) VALUES ('acme', $1, 'FAILED', 1, 0, 0, now())`, id)
 		audittest.Execute(t, p.pool, `UPDATE tasks SET state = 'FAILED' WHERE task_id = $1`, id)
 	}
+	// Of some, Postgres has nothing but the event of their end. The result of one is to be recorded.
+	ended := func(id string, age time.Duration) {
+		audittest.Execute(t, p.pool, `INSERT INTO audit_log (time, ingested_at, tenant, actor_type, actor_id, action, resource_type, resource_id, outcome, task_id, job_id, src_topic, src_partition, src_offset, src_index)
+			VALUES ($2, now(), 'acme', 'stage', 'workers@test-1', 'task.succeeded', 'task', $1, 'ok', $1, 'job', 'events', 0, 7, 0)`, id, time.Now().Add(-age))
+	}
+	p.end("gone-later")
+	ended("gone-later", 0)
+	ended("gone-00", 0) // it has a row
+	ended("gone-long-ago", 60*24*time.Hour)
+	ended("gone-ended-1", 0)
+	ended("gone-ended-2", 3*24*time.Hour)
+	left, err = r.Once(t.Context())
+	require.NoError(t, err)
+	require.True(t, left)
+	require.Equal(t, strings.Join(lost, " "), p.again())
+	require.Equal(t, strings.Join(append(slices.Clone(gone), append([]string{"gone-ended-1", "gone-ended-2"}, lost[:5]...)...), " "), p.lost())
+	require.False(t, p.resolved())
+	row("gone-later", "gone-ended-1", "gone-ended-2")
+	for _, id := range []string{"gone-later", "gone-ended-1", "gone-ended-2"} {
+		audittest.Execute(t, p.pool, `INSERT INTO results (tenant, task_id, state, attempt, input_tokens, output_tokens, finished_at) VALUES ('acme', $1, 'FAILED', 1, 0, 0, now())`, id)
+		audittest.Execute(t, p.pool, `UPDATE tasks SET state = 'FAILED' WHERE task_id = $1`, id)
+	}
 	left, err = r.Once(t.Context())
 	require.NoError(t, err)
 	require.False(t, left)

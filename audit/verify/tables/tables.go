@@ -2,9 +2,9 @@
 // rows of the audit log, which hashes protect. It does so in SQL, in the snapshot in which package verify
 // has checked the rows.
 //
-// Events and results come through different topics, and a process that dies after it has written a result
-// writes no event of it. So a result without an event proves nothing, and neither does an event that is
-// younger than its result may be; both are reported as unproven. An event that contradicts what the tables
+// Events and results come through different topics, and a process that dies may have written one and not the
+// other. So a result without an event proves nothing, and neither does an event that is younger than its result
+// may be, or after which the task ran again; these are reported as unproven. An event that contradicts what the tables
 // say is a finding.
 package tables
 
@@ -22,6 +22,7 @@ type Options struct {
 	Schema   string    // that has the tables
 	Before   time.Time // events recorded before must have their results
 	Complete time.Time // the log has all rows from this time on; zero: from its beginning
+	Hole     bool      // Kafka deleted records before they were recorded: that an event or a result is not there proves nothing
 }
 
 // Found is something that contradicts the log.
@@ -61,7 +62,7 @@ type Check struct {
 	with   string // common table expressions of the queries
 	// found, gone and unproven are queries of one column: a sentence about each row that is wrong, that is
 	// missing, or that nothing in the log is about. given.before is Options.Before, given.complete
-	// Options.Complete, and @ the schema.
+	// Options.Complete, given.hole Options.Hole, and @ the schema.
 	found, gone, unproven string
 }
 
@@ -76,7 +77,7 @@ func (c Check) statement(schema string) string {
 			kinds = append(kinds, fmt.Sprintf("SELECT '%s', what FROM (SELECT what FROM (%s) q (what) WHERE what IS NOT NULL ORDER BY 1 LIMIT %d) l", q.kind, q.sql, most))
 		}
 	}
-	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete)"
+	with := "given AS (SELECT $1::timestamptz AS before, $2::timestamptz AS complete, $3::boolean AS hole)"
 	if c.with != "" {
 		with += ", " + c.with
 	}
@@ -89,7 +90,7 @@ func (c Check) Run(ctx context.Context, tx pgx.Tx, o Options) (found []Found, un
 	if complete.IsZero() {
 		complete = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)
 	}
-	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete)
+	rows, err := tx.Query(ctx, c.statement(o.Schema), o.Before, complete, o.Hole)
 	if err != nil {
 		return nil, nil, fmt.Errorf("comparing %s with the log: %w", c.name, err)
 	}

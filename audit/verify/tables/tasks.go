@@ -23,7 +23,9 @@ const matches = `w.tenant = r.tenant AND w.task_id = r.task_id AND w.state = r.s
 	AND (w.state <> 'SUCCESS' OR r.error_class IS NULL AND r.error_message IS NULL)`
 
 // answers adds the digests of what devices answered. A result has that of the attempt with which it ended,
-// by the same worker.
+// by the same worker. stray is the events of ends that no result is about. Such a task ran on (ran_on) if it was
+// started again after that, or has a result of its own for every time that a user wanted it to run, each with
+// its event: then the process that wrote the event died before it had written the result.
 const answers = `,
 digests AS MATERIALIZED (
 	SELECT tenant, task_id, coalesce(attempt, 0) AS attempt, actor_id, array_agg(DISTINCT output_sha256) AS all_of
@@ -37,22 +39,30 @@ answered AS MATERIALIZED (
 	WHERE r.state = 'SUCCESS'),
 lone AS MATERIALIZED (
 	SELECT r.tenant, r.task_id FROM @results r WHERE NOT EXISTS (SELECT FROM pairs p WHERE p.tenant = r.tenant AND p.task_id = r.task_id AND p.generation = r.generation)),
+alone AS MATERIALIZED (
+	SELECT w.* FROM winners w WHERE NOT EXISTS (SELECT FROM pairs p WHERE p.tenant = w.tenant AND p.task_id = w.task_id AND p.time = w.time AND p.actor_id = w.actor_id)),
 stray AS MATERIALIZED (
-	SELECT w.*, EXISTS (SELECT FROM @results r WHERE r.tenant = w.tenant AND r.task_id = w.task_id) AS has_result
-	FROM winners w WHERE NOT EXISTS (SELECT FROM pairs p WHERE p.tenant = w.tenant AND p.task_id = w.task_id AND p.time = w.time AND p.actor_id = w.actor_id))`
+	SELECT a.*, r.results > 0 AS has_result, r.results = p.paired AND (r.results > l.retried OR r.results = l.retried AND l.started > a.time) AS ran_on
+	FROM alone a,
+	LATERAL (SELECT count(*) AS results FROM @results r WHERE r.tenant = a.tenant AND r.task_id = a.task_id) r,
+	LATERAL (SELECT count(DISTINCT p.generation) AS paired FROM pairs p WHERE p.tenant = a.tenant AND p.task_id = a.task_id) p,
+	LATERAL (SELECT count(*) FILTER (WHERE l.action = 'task.retried') AS retried, max(l.time) FILTER (WHERE l.action = 'attempt.started') AS started
+		FROM @audit_log l WHERE l.tenant = a.tenant AND l.task_id = a.task_id) l)`
 
 // ends compares results with the events of how tasks ended, and outputs with their digests.
 var ends = Check{
 	name: "results", with: endsOf + answers,
 	found: `SELECT format('the table results has another result of task %s/%s than the log: that one ended as %s at %s on %s, with %s and %s tokens', tenant, task_id, state, time, coalesce(device_id, 'no device'),
 	coalesce(input_tokens, 0), coalesce(output_tokens, 0))
-FROM stray, given WHERE ingested_at < given.before AND state <> 'CANCELLED' AND has_result
+FROM stray, given WHERE ingested_at < given.before AND NOT given.hole AND NOT coalesce(ran_on, false) AND state <> 'CANCELLED' AND has_result
 UNION ALL
 SELECT format('the output of task %s/%s (generation %s) is not what the device answered: its SHA-256 is not that in the log', tenant, task_id, generation)
 FROM answered GROUP BY tenant, task_id, generation HAVING bool_or(all_of IS NOT NULL) AND NOT coalesce(bool_or(same), false)`,
-	gone: `SELECT format('the table results has no result of task %s/%s, which ended as %s at %s', tenant, task_id, state, time) FROM stray, given WHERE ingested_at < given.before AND NOT has_result`,
+	gone: `SELECT format('the table results has no result of task %s/%s, which ended as %s at %s', tenant, task_id, state, time) FROM stray, given WHERE ingested_at < given.before AND NOT given.hole AND NOT coalesce(ran_on, false) AND NOT has_result`,
 	unproven: `SELECT format('%s results have no event in the log that they could be compared with, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM lone HAVING count(*) > 0
 UNION ALL SELECT format('%s tasks have ended so recently that their results may not be recorded yet', count(*)) FROM stray, given WHERE ingested_at >= given.before HAVING count(*) > 0
+UNION ALL SELECT format('%s times, a task ended and ran again, because a process died before it had written the result; that of task %s/%s cannot be compared with anything', count(*), min(tenant), min(task_id)) FROM stray, given WHERE ingested_at < given.before AND NOT given.hole AND ran_on HAVING count(*) > 0
+UNION ALL SELECT format('%s tasks have ended otherwise than their results say, or have none, which may be in a hole of the log, such as %s/%s', count(*), min(tenant), min(task_id)) FROM stray, given WHERE ingested_at < given.before AND given.hole AND (state <> 'CANCELLED' OR NOT has_result) HAVING count(*) > 0
 UNION ALL SELECT format('%s outputs have no digest in the log, such as that of task %s/%s', count(*), min(tenant), min(task_id)) FROM answered WHERE all_of IS NULL HAVING count(*) > 0`,
 }
 
@@ -87,7 +97,7 @@ UNION ALL
 SELECT format('the table tasks says that task %s/%s has ended (%s), and the table results has no result of it', tenant, task_id, state) FROM open_tasks WHERE state IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')
 UNION ALL
 SELECT format('the table tasks says that task %s/%s runs for the %sth time, but the log has no such retry', t.tenant, t.task_id, t.generation)
-FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete AND NOT EXISTS (SELECT FROM moves a WHERE a.action = 'task.retried' AND a.tenant = t.tenant AND a.task_id = t.task_id)
+FROM @tasks t, given WHERE t.generation > 0 AND t.submitted_at >= given.complete AND NOT given.hole AND NOT EXISTS (SELECT FROM moves a WHERE a.action = 'task.retried' AND a.tenant = t.tenant AND a.task_id = t.task_id)
 	AND EXISTS (SELECT FROM accepted a WHERE a.tenant = t.tenant AND a.task_id = t.task_id)`,
 	gone: `SELECT format('the table tasks has no task %s/%s, which the log says was accepted', a.tenant, a.task_id) FROM accepted a WHERE NOT EXISTS (SELECT FROM @tasks t WHERE t.tenant = a.tenant AND t.task_id = a.task_id)
 UNION ALL

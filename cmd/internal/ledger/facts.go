@@ -30,6 +30,7 @@ const (
 	flagUnfinished = 1 << iota // its stage has not finished the record
 	flagWentBack               // the record was written during the check
 	flagLater                  // the recorder has not read it yet
+	flagMissed                 // the recorder never will: it is in a hole
 	flagCallback               // the result names a callback
 	flagOddID                  // the id of the callback is wrong
 )
@@ -184,7 +185,7 @@ func keyOf(name []byte) task.Run {
 // Kinds of notes.
 const (
 	noteExpected   = 'a' // the record becomes n audit rows
-	noteAtMost     = 'b' // the record becomes at most n: audit.retention dropped some
+	noteAtMost     = 'b' // the record becomes at most n: audit.retention dropped some, or the recorder missed it
 	noteUnreadable = 'c' // the record is unreadable and finished, so it must be a dead letter
 	noteDead       = 'd' // its dead letter holds n events
 	noteRow        = 'e' // an audit row; n is its index within the record

@@ -101,6 +101,23 @@ func (h *history) end(state task.State, ids ...string) {
 	h.put(u)
 }
 
+// missRest acts as a recorder that finds all records that it has not recorded yet deleted.
+func (h *history) missRest(topic string) {
+	h.t.Helper()
+	stands, err := h.log.Offsets(h.t.Context(), "", topic)
+	require.NoError(h.t, err)
+	for _, s := range stands {
+		var next int64
+		require.NoError(h.t, h.pool.QueryRow(h.t.Context(), "SELECT coalesce((SELECT next_offset FROM stream_offsets WHERE topic = $1 AND partition = $2), 0)", topic, s.Partition).Scan(&next))
+		if next >= s.End {
+			continue
+		}
+		h.sql(fmt.Sprintf(`INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement)
+			VALUES ('%s', %d, 'records_missed', 1000, %d, %d, now(), 'audit@test', '')`, topic, s.Partition, next, s.End-1))
+		h.sql(fmt.Sprintf("UPDATE stream_offsets SET next_offset = %d WHERE topic = '%s' AND partition = %d", s.End, topic, s.Partition))
+	}
+}
+
 // bury writes a record to the dead-letter topic as a stage does.
 func (h *history) bury(r *stream.Record) {
 	h.t.Helper()

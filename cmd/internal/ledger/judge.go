@@ -98,6 +98,10 @@ func (a *account) take(f *fact) {
 			a.later, a.laterAt = true, f.end.at
 			return
 		}
+		if f.flags&flagMissed != 0 {
+			a.offered = append(a.offered, *f)
+			return
+		}
 		if a.wasPassed && len(a.offered) > 0 && a.offered[0].end != f.end {
 			a.differ = true
 		}
@@ -222,7 +226,7 @@ func (l *look) judgeResult(k task.Run, a *account, wrong complain) error {
 		}
 		// Another result came first, and an audit row records this duplicate.
 		n := note{where: o.where, kind: noteExpected, n: 1}
-		if time.UnixMicro(o.end.at).Before(l.cut) {
+		if time.UnixMicro(o.end.at).Before(l.cut) || o.flags&flagMissed != 0 {
 			n.kind = noteAtMost
 		}
 		if err := l.facts.note(n); err != nil {

@@ -179,6 +179,27 @@ func TestADeadLetterOfAnotherRequestIsNotTheTask(t *testing.T) {
 	require.Equal(t, map[Kind]int64{Missing: 1}, r.Counts)
 }
 
+// A broker that is killed soon after it deleted records serves them again. The recorder has noted the hole
+// and moved on: the hole is the only problem.
+func TestRecordsOfAHoleThatCanBeReadAgain(t *testing.T) {
+	t.Parallel()
+	h := settled(t)
+	h.submit("behind")
+	h.end(task.Failed, "t-010", "behind")
+	h.finish("router", stream.TasksNormal, nil)
+	for _, topic := range []string{stream.Events, stream.Results} {
+		h.missRest(topic)
+	}
+	h.end(task.Success, "behind") // it ran again
+	h.record()
+	r := h.check(Options{})
+	for _, p := range r.Problems {
+		require.Equal(t, RecordsGone, p.Kind, p.What)
+		require.Contains(t, p.What, " of them can be read again")
+	}
+	require.NotEmpty(t, r.Problems)
+}
+
 func TestEveryKindOfDamageIsNamed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

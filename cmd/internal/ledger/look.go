@@ -41,6 +41,7 @@ type look struct {
 	facts  *facts
 
 	recorded offsets
+	holes    map[audit.TopicPartition][]*hole
 	replaced map[audit.TopicPartition]int64 // first row of the topic that there is now, if it was replaced
 	stands   map[string][]stream.PartitionOffsets
 	tails    map[string][]stream.PartitionOffsets
@@ -53,7 +54,8 @@ type look struct {
 
 func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Options, before *Report) (*Report, error) {
 	l := &look{log: log, pool: pool, o: o, r: newReport(o.Problems), before: before, facts: newFacts(o.Dir, o.Memory),
-		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}, begins: map[string]int64{}, replaced: map[audit.TopicPartition]int64{}}
+		stands: map[string][]stream.PartitionOffsets{}, tails: map[string][]stream.PartitionOffsets{}, since: map[string]int64{}, begins: map[string]int64{},
+		holes: map[audit.TopicPartition][]*hole{}, replaced: map[audit.TopicPartition]int64{}}
 	defer l.facts.close()
 	for _, step := range []func(context.Context) error{l.readTables, l.standStill, l.readDead, l.readTasks, l.readWay, l.readResultsTopic, l.readEvents} {
 		if err := step(ctx); err != nil {
@@ -65,6 +67,7 @@ func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Opt
 		return nil, err
 	}
 	l.judgeGone()
+	l.judgeHoles()
 	if err := l.readRows(ctx); err != nil {
 		return nil, err
 	}
@@ -389,14 +392,17 @@ func (l *look) readResultsTopic(ctx context.Context) error {
 		later := r.Offset >= l.recorded.of(stream.Results, s.Partition)
 		res, err := resultOf(r)
 		if err != nil || !nameable(res.Run()) {
-			if later {
+			if later || l.inHole(stream.Results, s.Partition, r.Offset) {
 				return nil
 			}
 			return l.facts.note(note{where: positionOf(r), kind: noteUnreadable})
 		}
 		f := fact{kind: factOffered, where: positionOf(r), end: end{stateIndex(res.State), uint32(res.Attempt()), res.FinishedAt.UnixMicro()}}
-		if later {
+		switch {
+		case later:
 			f.flags = flagLater
+		case l.inHole(stream.Results, s.Partition, r.Offset):
+			f.flags = flagMissed
 		}
 		return l.facts.add(res.Run(), f)
 	})
@@ -414,9 +420,15 @@ func (l *look) readEvents(ctx context.Context) error {
 			l.r.Events.Records++
 			events, err := wire.DecodeFrame[task.Event](wire.FrameEvents, r.Value)
 			if err != nil || !r.Ours() {
+				if l.inHole(stream.Events, s.Partition, r.Offset) {
+					return nil
+				}
 				return l.facts.note(note{where: positionOf(r), kind: noteUnreadable})
 			}
 			n := note{where: positionOf(r), kind: noteExpected, n: uint32(len(events))}
+			if l.inHole(stream.Events, s.Partition, r.Offset) {
+				n.kind = noteAtMost
+			}
 			for i := range events {
 				if clean.Event(&events[i], r.Time) != nil {
 					continue // it must be a dead letter

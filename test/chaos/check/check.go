@@ -56,10 +56,11 @@ const (
 	Leak              = "leak"
 	LeftBehind        = "left-behind"
 	Ungranted         = "assigned-to-no-one"
-	StoodStill        = "stood-still"   // for longer than it may
-	HoleUnnamed       = "hole-unnamed"  // records were deleted before they were read, and nothing says so
-	HoleInvented      = "hole-invented" // a hole is named, but nothing was deleted
-	LostInvented      = "lost-invented" // a task counts as lost, but no record of it was in a hole
+	StoodStill        = "stood-still"      // for longer than it may
+	HoleUnnamed       = "hole-unnamed"     // records were deleted before they were read, and nothing says so
+	HoleInvented      = "hole-invented"    // a hole is named, but nothing was deleted
+	ParkedTooOften    = "parked-too-often" // a waiting task was written again and again
+	LostInvented      = "lost-invented"    // a task counts as lost, but no record of it was in a hole
 )
 
 // Slack is how many more goroutines or descriptors an idle process may have than
@@ -92,6 +93,7 @@ func Check(h *History) []Violation {
 	c.identities()
 	c.ranAgain()
 	c.stalls()
+	c.parked()
 	c.grants()
 	c.verified()
 	c.rest()

@@ -181,6 +181,12 @@ var broken = map[string][]func(h *History){
 			h.Records = append(h.Records, Carried{Topic: "assignments", Offset: s, At: time.Unix(s, 0), Runs: []task.Run{run("done")}})
 		}
 	}},
+	ParkedTooOften: {func(h *History) {
+		h.ParkEvery = 10 * time.Second
+		for s := range int64(16) {
+			h.Records = append(h.Records, Carried{Topic: "tasks.parked", Offset: s, At: time.Unix(100+6*s, 0), Runs: []task.Run{run("done")}})
+		}
+	}},
 	LostInvented: {func(h *History) { h.Reruns = []task.Run{run("done")} }},
 	ExitCode:     {func(h *History) { h.Processes[0].Exit = 3 }},
 	Crash:        {func(h *History) { h.Processes[0].Crash = "it panicked" }},
@@ -228,6 +234,21 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	h.Poisons = append(h.Poisons, Poison{"results", 1, 11})
 	require.Empty(t, Check(h), "no stage read it")
 	require.Equal(t, map[task.Key]bool{key("vanished"): true}, Vanished(h))
+}
+
+// A task that was in a hole stands still until it is submitted again.
+func TestATaskThatIsSubmittedAgainAfterAHole(t *testing.T) {
+	t.Parallel()
+	h := withHoles()
+	then := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range h.Records {
+		h.Records[i].At = then
+	}
+	h.Records[4].At = then.Add(5 * time.Minute) // its second result
+	h.Stalls = []watch.Stall{{Kind: "unrecorded task", Key: key("rerun"), Since: then, Stood: 5 * time.Minute, Moved: true}}
+	require.Empty(t, Check(h))
+	h.Records = append(h.Records, Carried{Topic: "tasks.normal", Partition: 0, Offset: 80, At: then.Add(time.Minute), Runs: []task.Run{run("rerun")}})
+	require.NotEmpty(t, Check(h), "it was there again, and stood still")
 }
 
 // TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.

@@ -161,7 +161,9 @@ type History struct {
 	Announced  []Announced
 	Reruns     []task.Run // that Batchyard ran again because their answers were lost
 	Stalls     []watch.Stall
-	Gone       int // tasks that Postgres cannot know because of holes; Check counts them
+	ParkEvery  time.Duration // how often a waiting task has to be written again; 0: it is not checked
+	MostParked int           // how often the task was that was parked most often; Check counts
+	Gone       int           // tasks that Postgres cannot know because of holes; Check counts them
 	Changes    []Change
 	Callbacks  []Due
 	Deliveries []Delivery

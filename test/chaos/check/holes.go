@@ -146,10 +146,29 @@ func (c *checker) named(topic string, partition int32, offset int64) bool {
 // holes that are named.
 func (c *checker) vanished(k task.Key) bool { return c.inHole[k] && !c.outside[k] }
 
+// vanishedBefore reports whether all records of a task that had been written by then were in holes. If it moved
+// after that, it was submitted again.
+func (c *checker) vanishedBefore(k task.Key, then time.Time) bool {
+	in := false
+	for _, r := range c.h.Records {
+		if !r.At.Before(then.Add(-lookGap)) || !slices.ContainsFunc(r.Runs, func(run task.Run) bool { return run.Key == k }) {
+			continue
+		}
+		if !c.named(r.Topic, r.Partition, r.Offset) {
+			return false
+		}
+		in = true
+	}
+	return in
+}
+
+// lookGap is the longest time after which the watchdog has noticed that something moved.
+const lookGap = 10 * time.Second
+
 // stalls reports what stood still for too long.
 func (c *checker) stalls() {
 	for _, s := range c.h.Stalls {
-		if s.Key.ID != "" && c.vanished(s.Key) {
+		if s.Key.ID != "" && (c.vanished(s.Key) || s.Moved && c.vanishedBefore(s.Key, s.Since.Add(s.Stood))) {
 			continue
 		}
 		c.add(StoodStill, s.Key, "%s", s)

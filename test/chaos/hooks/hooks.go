@@ -1,4 +1,5 @@
-package chaos
+// Package hooks is the receiver of the callbacks of a run, which fails like those of real users.
+package hooks
 
 import (
 	"encoding/json"
@@ -18,9 +19,10 @@ import (
 	"github.com/batchyard/batchyard/test/harness"
 )
 
-// receiver accepts callbacks at /hook/TENANT/ID, and sometimes fails to.
-type receiver struct {
+// Receiver accepts callbacks at /hook/TENANT/ID, and sometimes fails to.
+type Receiver struct {
 	server *httptest.Server
+	silent []*httptest.Server // started by Heal; until then they accept connections, and that is all
 	verify *webhooks.Webhook
 
 	mu    sync.Mutex
@@ -30,24 +32,38 @@ type receiver struct {
 	got   []check.Delivery
 }
 
-func newReceiver(seed uint64) (*receiver, error) {
+// New returns a receiver that fails as the seed says, with the given number of further hosts that never answer.
+func New(seed uint64, silent int) (*Receiver, error) {
 	wh, err := webhooks.NewWebhook(harness.Secret)
 	if err != nil {
 		return nil, fmt.Errorf("reading the callback secret: %w", err)
 	}
-	r := &receiver{verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // must be reproducible
+	r := &Receiver{verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // must be reproducible
 	r.server = httptest.NewServer(r)
+	for range silent {
+		r.silent = append(r.silent, httptest.NewUnstartedServer(r)) // listens
+	}
 	return r, nil
 }
 
-func (r *receiver) url(k task.Key) string { return r.server.URL + "/hook/" + k.Tenant + "/" + k.ID }
+// URL returns where the callback of a task goes.
+func (r *Receiver) URL(k task.Key) string { return r.server.URL + path + k.Tenant + "/" + k.ID }
 
-func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+// SilentURL returns where the n-th callback that nothing answers goes.
+func (r *Receiver) SilentURL(n int, k task.Key) string {
+	return "http://" + r.silent[n%len(r.silent)].Listener.Addr().String() + path + k.Tenant + "/" + k.ID
+}
+
+const path = "/hook/"
+
+// ServeHTTP takes a callback.
+
+func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 16<<20))
 	if err != nil {
 		return // the sender is gone
 	}
-	tenant, id, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/hook/"), "/")
+	tenant, id, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, path), "/")
 	d := check.Delivery{ID: req.Header.Get("webhook-id"), Run: task.Run{Key: task.Key{Tenant: tenant, ID: id}}, Status: http.StatusNoContent}
 	var event struct {
 		Data struct {
@@ -95,19 +111,37 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(d.Status)
 }
 
-func (r *receiver) heal() {
+// Heal ends all failures.
+func (r *Receiver) Heal() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.calm {
+		return
+	}
 	r.calm = true
+	for _, s := range r.silent {
+		s.Start()
+	}
 }
 
-func (r *receiver) deliveries() []check.Delivery {
+// Deliveries returns what arrived.
+func (r *Receiver) Deliveries() []check.Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]check.Delivery(nil), r.got...)
 }
 
-func (r *receiver) close() {
-	r.server.CloseClientConnections()
-	r.server.Close()
+// Disconnect closes the connections that senders keep open.
+func (r *Receiver) Disconnect() {
+	for _, s := range append(r.silent, r.server) {
+		s.CloseClientConnections()
+	}
+}
+
+// Close ends the receiver.
+func (r *Receiver) Close() {
+	r.Disconnect()
+	for _, s := range append(r.silent, r.server) {
+		s.Close()
+	}
 }

@@ -1,0 +1,74 @@
+package chaos
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/check"
+	"github.com/batchyard/batchyard/test/chaos/hooks"
+)
+
+// What waits from the beginning of a soak to its end, and must not hold up anything else: tasks of a model
+// that no device serves before the end, more than the routers hold in memory, and callbacks to hosts that do
+// not answer before the end, more than there are slots for.
+const (
+	standingTenant = "standing"
+	standingModel  = "late-model"
+	standingDevice = "device-late" // sends heartbeats from the end on
+	standingTasks  = 600
+	standingWindow = 128 // router.max_pending_tasks
+
+	silentTenant    = "silent"
+	silentHosts     = 16
+	silentCallbacks = 1000
+	silentSlots     = 16 // callbacks.concurrency
+)
+
+// The needs of what stands, which it gets at the end.
+const (
+	needLateDevice = "the late device"
+	needAnswers    = "answers to callbacks"
+)
+
+// stands returns what a task, or its callback, needs beyond what all need.
+func stands(k task.Key) (needs []string) {
+	switch k.Tenant {
+	case standingTenant:
+		return []string{needLateDevice}
+	case silentTenant:
+		return []string{needAnswers}
+	}
+	return nil
+}
+
+// lateDevice serves what has waited.
+func lateDevice() fleet.Spec {
+	s := specs()[0]
+	s.ID, s.Models, s.Slots = standingDevice, []string{standingModel}, 16
+	return s
+}
+
+// stand submits what is to stand until the returned function is called.
+func (l *load) stand(r *hooks.Receiver) (end func()) {
+	giveBack := l.w.lacking.add(needLateDevice, needAnswers)
+	var all []*task.Task
+	for n := range silentCallbacks + standingTasks {
+		t := &task.Task{ID: fmt.Sprintf("%s%06d", l.prefix, n), Tenant: standingTenant, Model: standingModel, Priority: task.Normal, Endpoint: task.EndpointChat}
+		if n < silentCallbacks {
+			t.Tenant, t.Model = silentTenant, model
+			t.Callback = &task.Callback{URL: r.SilentURL(n, t.Key())}
+		}
+		text, _ := json.Marshal("say " + t.Tenant + " " + t.ID) //nolint:errchkjson // a string
+		t.Input = task.Input(fmt.Sprintf(`{"messages":[{"role":"user","content":%s}]}`, text))
+		all = append(all, t)
+	}
+	for at := 0; at < len(all); at += 100 {
+		l.post(at/100%len(Lanes), all[at:min(at+100, len(all))], check.Accepted)
+	}
+	return func() {
+		l.w.silent.Delete(standingDevice)
+		giveBack()
+	}
+}

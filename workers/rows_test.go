@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -127,6 +129,23 @@ var playedElsewhere = map[verdict.Kind]string{
 	verdict.Expired:     "TestTheBreakerStaysClosedForOtherFaults",
 	verdict.Unsendable:  "TestBody",
 	verdict.Oversized:   "TestTheEngineBoundsAnswersAndFollowsNoRedirects",
+}
+
+// The tests that are named instead of a play exist.
+func TestEveryRowIsPlayed(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	var source strings.Builder
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		require.NoError(t, err)
+		source.Write(b)
+	}
+	for kind, test := range playedElsewhere {
+		require.NotNil(t, kind.Row())
+		require.Contains(t, source.String(), "\nfunc "+test+"(t *testing.T) {", kind)
+	}
 }
 
 // scene is a row as it is played: a device that is odd, and a task for it.

@@ -37,6 +37,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	r.budget.Earn()
 	fault.At("workers.before_request")
 	answers, status, f := r.request(d, c)
+	f = r.doubted(c, f)
 	fault.At("workers.after_answer")
 	took := r.learn(c, f, now)
 	r.observe(c, f, took, status)

@@ -1,10 +1,12 @@
 package workers
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,4 +111,54 @@ func TestEveryRequestHasItsOwnID(t *testing.T) {
 	for _, id := range s.ids {
 		require.LessOrEqual(t, len(id), maxRequestID)
 	}
+}
+
+// A device that calls every request invalid, or answers without an end, says so of good tasks, too. Two such devices
+// fail no task that another can run. Two that answer others do.
+func TestADeviceThatCallsEverythingInvalidIsNotTrusted(t *testing.T) {
+	specs := []fleet.Spec{{ID: "a"}, {ID: "b"}, {ID: "good"}}
+	plays := func(y *yard, names ...string) {
+		for i, name := range names {
+			var p fleet.Play
+			if name != "" {
+				var err error
+				p, err = fleet.FindPlay(name)
+				require.NoError(t, err)
+			}
+			require.NoError(t, y.fleet.Device(specs[i].ID).Play(p))
+		}
+	}
+	y := newYard(t, specs...)
+	y.withRegistry()
+	y.again = func(tk *task.Task) {
+		for _, s := range specs {
+			if !slices.Contains(tk.DeclinedBy(), s.ID) {
+				d := y.fleet.Device(s.ID)
+				if err := y.client.Produce(context.Background(), stream.Message{Topic: stream.Batches, Key: s.ID, Value: frameOf(t, d, y.deps.Credits, tk)}); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		}
+	}
+	y.workers(testConfig())
+	plays(y, "invalid/400", "endless")
+	y.send("a", chat("doubted"))
+	res := y.only("doubted")
+	require.Equal(t, task.Success, res.State, "%+v", res.Attempts)
+	require.Equal(t, "good", res.DeviceID)
+	require.Equal(t, []task.ErrorClass{task.ClassDeclined, task.ClassDeclined, task.ClassNone}, []task.ErrorClass{res.Attempts[0].Class, res.Attempts[1].Class, res.Attempts[2].Class})
+
+	plays(y, "", "")
+	for _, id := range []string{"a", "b"} {
+		y.send(id, chat("proves-"+id))
+		require.Equal(t, task.Success, y.only("proves-"+id).State)
+	}
+	plays(y, "invalid/400", "invalid/422")
+	y.send("a", chat("believed"))
+	res = y.only("believed")
+	require.Equal(t, task.Failed, res.State, "%+v", res.Attempts)
+	require.Len(t, res.Attempts, 2)
+	require.Equal(t, task.ClassInvalid, res.Error.Class)
+	require.Contains(t, string(res.Output), "detail")
 }

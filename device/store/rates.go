@@ -79,6 +79,7 @@ type declineEntry struct {
 	Model    string `json:"model"`
 	Status   int    `json:"status,omitempty"`
 	Why      string `json:"why,omitempty"`
+	MinSize  int    `json:"min_size,omitempty"`
 	LeftMS   int64  `json:"left_ms"`
 }
 
@@ -89,7 +90,7 @@ func entryOf(h *device.Health, now time.Time) healthEntry {
 		Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why, MaxBatch: h.MaxBatch,
 	}
 	for _, d := range h.Declines {
-		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, left(d.Until, now)})
+		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, left(d.Until, now)})
 	}
 	return e
 }
@@ -100,7 +101,7 @@ func (e *healthEntry) health(at time.Time) device.Health {
 	h := device.Health{State: e.State, OpenUntil: until(at, e.OpenMS), ThrottledUntil: until(at, e.SlowMS),
 		Slots: max(0, e.Slots), DispatchMS: max(0, e.HopMS), Opened: max(0, e.Opened), Why: e.Why, At: at.UTC()}
 	for _, d := range e.Declines[:min(len(e.Declines), device.MaxDeclines)] {
-		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, Until: until(at, d.LeftMS)})
+		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, MinSize: max(0, d.MinSize), Until: until(at, d.LeftMS)})
 	}
 	if len(e.MaxBatch) <= device.MaxBatches {
 		h.MaxBatch = e.MaxBatch

@@ -32,7 +32,7 @@ func TestEligible(t *testing.T) {
 		"throttled":                    {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon.Add(1) }, want: IsThrottled},
 		"throttled until now":          {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon }, want: CanRun},
 		"failed there":                 {change: func(_ *Device, _ *Health, want *Requirement) { want.Exclude = []string{"b", "a"} }, want: ExcludedForTask},
-		"refused it": {change: func(_ *Device, _ *Health, want *Requirement) { want.Declined = []string{"a"} }, want: DeclinedTask},
+		"refused it":                   {change: func(_ *Device, _ *Health, want *Requirement) { want.Declined = []string{"a"} }, want: DeclinedTask},
 		"refuses all": {change: func(_ *Device, h *Health, _ *Requirement) {
 			h.Declines = []Decline{{Endpoint: "e", Model: "m", Until: noon.Add(1)}}
 		}, want: DeclinesModel},

@@ -128,7 +128,7 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 		return
 	}
 	d := device.Decline{Endpoint: t.Endpoint, Model: t.Model, Status: f.Status, Why: string(f.Kind)}
-	if f.Kind == verdict.TooLong {
+	if f.Kind == verdict.TooLong || f.Kind == verdict.BodyTooLarge {
 		d.MinSize = c.size()
 	}
 	if r.declines.Refused(now, d, row.LetGo) {

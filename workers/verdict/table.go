@@ -184,7 +184,7 @@ var Table = []Row{
 		"device {device} does not have the model ({status}: {why})"},
 	{TooLong, "4xx, 500 or an error object that says that the prompt is too long", OfPair, Others, UsesNone, CountsSuccess, task.ClassDeclined, letGo, MayBeOne,
 		"the prompt is too long for device {device} ({status}: {why})"},
-	{BodyTooLarge, "413 for one task", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, 0, AllAlike,
+	{BodyTooLarge, "413 for one task", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"the request is too large for device {device} ({status}: {why})"},
 	{BatchTooLarge, "413, or 4xx about the batch size, for a batched request", OfPair, Halves, UsesNone, CountsNothing, task.ClassDeclined, 0, MayBeOne,
 		"nothing: smaller requests follow, and the largest size that works is remembered"},

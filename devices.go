@@ -56,9 +56,10 @@ type RequestFigures struct {
 type Declines struct {
 	Endpoint string    `json:"endpoint"`
 	Model    string    `json:"model"`
-	Status   int       `json:"status"` // of the last answer
-	Why      string    `json:"why"`    // the kind of refusal, such as no_endpoint
-	Until    time.Time `json:"until"`  // then a request is tried again
+	Status   int       `json:"status"`             // of the last answer
+	Why      string    `json:"why"`                // the kind of refusal, such as no_endpoint
+	MinSize  int       `json:"min_size,omitempty"` // only tasks whose input has this many bytes, or more
+	Until    time.Time `json:"until"`              // then a request is tried again
 }
 
 // AbsentDevice is a device that is drained and not known now. It is still drained

@@ -99,6 +99,7 @@ type Declines struct {
 	Model    string    `json:"model"`
 	Status   int       `json:"status" doc:"HTTP status of the last answer."`
 	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
+	MinSize  int       `json:"min_size,omitempty" doc:"Only tasks whose input has this many bytes, or more, are refused: their prompts are too long for the device."`
 	Until    time.Time `json:"until" doc:"Then a request is tried again."`
 }
 
@@ -305,7 +306,7 @@ func (st *DeviceStatus) learned(h device.Health, now time.Time) {
 	}
 	for _, d := range h.Declines {
 		if d.Until.After(now) {
-			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.Until})
+			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, d.Until})
 		}
 	}
 	st.MaxBatch = h.MaxBatch

@@ -52,6 +52,7 @@ func (r Reason) Waiting() waiting.Reason { return waitingFor[r] }
 type Requirement struct {
 	Endpoint string
 	Model    string
+	Size     int      // the [SizeClass] of the task
 	Needs    []string // capability tags
 	Exclude  []string // devices that must not be tried again
 	Declined []string // devices that have refused the task
@@ -78,7 +79,7 @@ func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Re
 		return TagMissing
 	case slices.Contains(want.Declined, d.ID):
 		return DeclinedTask
-	case h.Declining(want.Endpoint, want.Model, now):
+	case h.Declining(want.Endpoint, want.Model, want.Size, now):
 		return DeclinesModel
 	case d.Silent:
 		return IsSilent

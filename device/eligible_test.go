@@ -35,13 +35,26 @@ func TestEligible(t *testing.T) {
 		"throttled":                    {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon.Add(1) }, want: IsThrottled},
 		"throttled until now":          {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon }, want: CanRun},
 		"failed there":                 {change: func(_ *Device, _ *Health, want *Requirement) { want.Exclude = []string{"b", "a"} }, want: ExcludedForTask},
+		"refused it":                   {change: func(_ *Device, _ *Health, want *Requirement) { want.Declined = []string{"a"} }, want: DeclinedTask},
+		"refuses all": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", Until: noon.Add(1)}}
+		}, want: DeclinesModel},
+		"refuses as large ones": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", MinSize: 2048, Until: noon.Add(1)}}
+		}, want: DeclinesModel},
+		"refuses larger ones": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", MinSize: 4096, Until: noon.Add(1)}}
+		}, want: CanRun},
+		"refuses others, and refused until now": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "f", Model: "m", Until: noon.Add(1)}, {Endpoint: "e", Model: "n", Until: noon.Add(1)}, {Endpoint: "e", Model: "m", Until: noon}}
+		}, want: CanRun},
 		"all of it": {change: func(d *Device, h *Health, want *Requirement) {
 			d.Silent, d.Draining, h.ThrottledUntil, want.Needs, want.Exclude = true, true, noon.Add(1), []string{"eu"}, []string{"a"}
 		}, gate: GateShut, want: TagMissing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d, h, want := &Device{ID: "a", Models: []string{"m"}, Tags: []string{"gpu"}}, &Health{}, &Requirement{Model: "m", Needs: []string{"gpu"}, Exclude: []string{"b"}}
+			d, h, want := &Device{ID: "a", Models: []string{"m"}, Tags: []string{"gpu"}}, &Health{}, &Requirement{Endpoint: "e", Model: "m", Size: 2048, Needs: []string{"gpu"}, Exclude: []string{"b"}}
 			if c.change != nil {
 				c.change(d, h, want)
 			}

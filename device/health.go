@@ -1,6 +1,7 @@
 package device
 
 import (
+	"math/bits"
 	"time"
 )
 
@@ -59,15 +60,26 @@ const (
 type Decline struct {
 	Endpoint string    `json:"endpoint"`
 	Model    string    `json:"model"`
-	Status   int       `json:"status"` // of the last answer
-	Why      string    `json:"why"`    // in one word: see package workers/verdict
-	Until    time.Time `json:"until"`  // no request before, unless every device refuses them
+	Status   int       `json:"status"`             // of the last answer
+	Why      string    `json:"why"`                // in one word: see package workers/verdict
+	MinSize  int       `json:"min_size,omitempty"` // it refused tasks of this [SizeClass] and larger ones; 0: all
+	Until    time.Time `json:"until"`              // no request before, unless every device refuses them
 }
 
-// Declining reports whether the device lately refused every request for the endpoint and model.
-func (h *Health) Declining(endpoint, model string, now time.Time) bool {
+// SizeClass rounds the size of a task's input, in bytes, down to 0 or to a power of two from 1024 on. It is how
+// large prompts are told apart from small ones before a device counts their tokens.
+func SizeClass(bytes int) int {
+	if bytes < 1<<10 {
+		return 0
+	}
+	return 1 << (bits.Len(uint(bytes)) - 1)
+}
+
+// Declining reports whether the device lately refused every request for the endpoint and model, of tasks of the size
+// class, or of smaller ones, too.
+func (h *Health) Declining(endpoint, model string, size int, now time.Time) bool {
 	for i := range h.Declines {
-		if d := &h.Declines[i]; d.Endpoint == endpoint && d.Model == model && d.Until.After(now) {
+		if d := &h.Declines[i]; d.Endpoint == endpoint && d.Model == model && d.MinSize <= size && d.Until.After(now) {
 			return true
 		}
 	}

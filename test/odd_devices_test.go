@@ -22,7 +22,9 @@ import (
 func TestOddDevices(t *testing.T) {
 	t.Parallel()
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{"workers.breaker_open": "2s"})
-	reply := func(status int, body string) fleet.Fault { return fleet.Fault{Kind: fleet.Reply, Status: status, Body: body} }
+	reply := func(status int, body string) fleet.Fault {
+		return fleet.Fault{Kind: fleet.Reply, Status: status, Body: body}
+	}
 	f := in.Fleet(t,
 		fleet.Spec{ID: "good1s", Models: []string{"missing"}, Slots: 8, ServiceTime: 100 * time.Millisecond},
 		fleet.Spec{ID: "n404", Models: []string{"missing"}, Slots: 4},
@@ -72,7 +74,9 @@ func TestOddDevices(t *testing.T) {
 			tk.Input = task.Input(`{"messages":[{"role":"user","content":"poison"}]}`)
 		}
 	})
-	embed := func(tk *task.Task) { tk.Endpoint, tk.Input = task.EndpointEmbeddings, task.Input(`{"input":"`+tk.ID+`"}`) }
+	embed := func(tk *task.Task) {
+		tk.Endpoint, tk.Input = task.EndpointEmbeddings, task.Input(`{"input":"`+tk.ID+`"}`)
+	}
 	s.submit("e431", 300, embed)
 	s.submit("e32", 960, embed)
 	s.submit("stale", 12, func(tk *task.Task) { tk.MaxAttempts = 1 })

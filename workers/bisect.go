@@ -2,6 +2,7 @@ package workers
 
 import (
 	"math/bits"
+	"slices"
 	"sync"
 
 	"github.com/batchyard/batchyard/workers/verdict"
@@ -39,11 +40,12 @@ func (r *runner) bisect(c *call, f *Failure) {
 	if t == nil {
 		t = newTrial(len(c.works))
 	}
-	for _, w := range c.works {
+	works := slices.DeleteFunc(slices.Clone(c.works), func(w *work) bool { return w.concluded.Load() }) // deadlines passed
+	for _, w := range works {
 		w.localAttempts--
 	}
-	half := len(c.works) / 2
-	parts := append(r.callsOf(c.works[:half], 0), r.callsOf(c.works[half:], 0)...)
+	half := len(works) / 2
+	parts := append(r.callsOf(works[:half], 0), r.callsOf(works[half:], 0)...)
 	if f.Kind != verdict.BatchTooLarge {
 		for _, p := range parts {
 			p.trial = t
@@ -70,6 +72,9 @@ func (r *runner) tooLarge(c *call) []*call {
 
 // callsOf makes requests of tasks that were one before, of at most most items; 0 means as many as they were.
 func (r *runner) callsOf(works []*work, most int) []*call {
+	if len(works) == 0 {
+		return nil
+	}
 	if most == 0 {
 		most = len(works) * r.workers.cfg.MaxBatchedTasks
 	}

@@ -1,7 +1,6 @@
 package workers
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -14,15 +13,15 @@ import (
 	"github.com/batchyard/batchyard/workers/verdict"
 )
 
-// run makes one call. It holds a slot of the device.
-func (r *runner) run(d task.DeviceRef, c *call) {
+// run makes one call. It holds a slot of the device, and returns for how much longer the device may need that.
+func (r *runner) run(d task.DeviceRef, c *call) (linger time.Duration) {
 	c = r.runnable(c)
 	if c == nil {
-		return
+		return 0
 	}
 	if parts := r.tooLarge(c); parts != nil {
 		r.resubmit(parts...)
-		return
+		return 0
 	}
 	now := time.Now()
 	start := r.ejector.Start
@@ -31,20 +30,27 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	}
 	if !start(now) {
 		r.refuseCall(c)
-		return
+		return 0
 	}
 	r.attemptStarted(c)
 	r.budget.Earn()
 	fault.At("workers.before_request")
 	answers, status, f := r.request(d, c)
+	f = r.doubted(c, f)
 	fault.At("workers.after_answer")
 	took := r.learn(c, f, now)
 	r.observe(c, f, took, status)
+	if f != nil && computesOn(f.Kind) {
+		linger = r.workers.cfg.Linger
+	}
 	if c.group != nil && f != nil && f.Row().Alone == verdict.MayBeOne {
 		r.bisect(c, f)
-		return
+		return linger
 	}
 	for i, w := range c.works {
+		if w.concluded.Load() {
+			continue // its deadline passed meanwhile
+		}
 		w.share = share{tasks: len(c.works), index: i}
 		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: w.started.UTC(), Duration: took.Milliseconds()}
 		var answer []byte
@@ -56,6 +62,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		w.attempts = append(w.attempts, a)
 		r.workers.attemptEnded(r, w, answer, f)
 	}
+	return linger
 }
 
 // attemptStarted writes the events of attempts that begin now.
@@ -91,7 +98,10 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 	if c.freeSlot {
 		r.latency.observe(c.works[0].started.Sub(c.works[0].assignment.AssignedAt))
 	}
-	if f != nil && f.Row().Next == verdict.AfterPause {
+	switch {
+	case f == nil:
+		r.pauseOver()
+	case f.Row().Next == verdict.AfterPause:
 		r.slowDown(f.Pause)
 	}
 	if r.ejector.Changed() {
@@ -148,55 +158,6 @@ func (r *runner) charged(c *call, f *Failure) bool {
 
 func (r *runner) rateKey(t *task.Task) device.RateKey {
 	return device.RateKey{DeviceID: r.id, Model: t.Model, Batched: task.Batched(t.Endpoint)}
-}
-
-// request sends the call and returns one answer per task.
-func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
-	ctx, cancel := r.callContext(c)
-	defer cancel()
-	first := c.works[0].task()
-	req := request{device: d, endpoint: first.Endpoint, tasks: len(c.works), traceID: first.TraceID, id: requestID(c)}
-	var err error
-	if c.group != nil {
-		req.body, err = c.group.body(req.endpoint)
-		req.traceID = ""
-	} else {
-		req.body, err = body(first, c.works[0].ownModel())
-	}
-	if err != nil {
-		return nil, 0, verdict.New(verdict.Unsendable, r.id, err.Error())
-	}
-	running := r.workers.deps.Metrics.Workers.Running.WithLabelValues(r.id)
-	running.Add(float64(len(c.works)))
-	answer, status, f := r.workers.engine.do(ctx, req)
-	running.Sub(float64(len(c.works)))
-	switch {
-	case f != nil:
-		return nil, status, f
-	case c.group == nil:
-		return [][]byte{answer}, status, nil
-	}
-	answers, err := c.group.split(req.endpoint, answer)
-	if err != nil {
-		return nil, status, verdict.New(verdict.Unsplit, r.id, err.Error())
-	}
-	return answers, status, nil
-}
-
-// callContext returns the context of a request. It ends at the request timeout, when the worker must
-// stop, and, for a single task, when it is cancelled or its deadline passes.
-func (r *runner) callContext(c *call) (context.Context, context.CancelFunc) {
-	timeout := r.workers.cfg.RequestTimeout
-	if c.group != nil {
-		return context.WithTimeout(r.workers.life, timeout)
-	}
-	w := c.works[0]
-	if dl := w.task().Deadline; !dl.IsZero() {
-		if left := clock.Until(dl); left < timeout {
-			return context.WithTimeoutCause(w.ctx, left, errExpired)
-		}
-	}
-	return context.WithTimeout(w.ctx, timeout)
 }
 
 // observe counts a request in the metrics.

@@ -7,6 +7,7 @@ type Config struct {
 	MaxInFlight     int               `yaml:"max_in_flight" default:"4096" unit:"records" min:"16" doc:"Maximum number of batch records held in memory."`
 	MaxBytes        int64             `yaml:"max_bytes" default:"128MiB" unit:"bytes" min:"1048576" doc:"Maximum size of the batches held in memory."`
 	RequestTimeout  time.Duration     `yaml:"request_timeout" default:"5m" min:"10ms" max:"24h" doc:"Timeout of one request to a device, from its start to the end of the answer."`
+	Linger          time.Duration     `yaml:"linger" default:"5s" min:"0s" max:"10m" doc:"How long a request that timed out still occupies a slot of its device: engines often go on computing when the client has hung up."`
 	ConnectTimeout  time.Duration     `yaml:"connect_timeout" default:"5s" min:"10ms" max:"1m" doc:"Timeout for connecting to a device."`
 	MaxAnswer       int64             `yaml:"max_answer" default:"3MiB" unit:"bytes" min:"1024" max:"4194304" doc:"Maximum size of a task's output. A larger one fails the task, because it would not fit into the results topic."`
 	MaxBatchedTasks int               `yaml:"max_batched_tasks" default:"128" unit:"tasks" min:"1" max:"2048" doc:"Maximum number of tasks in one request to a batched endpoint."`

@@ -52,6 +52,7 @@ type Situation struct {
 //	Elsewhere    –              yes, with backoff, not here
 //	Others       –              yes, until all devices that could run it have refused: FAILED
 //	Second       –              yes, until two devices have refused, or all: FAILED
+//	Fifth        –              yes, until five devices have refused or declined, or all: FAILED
 //	AfterPause   –              yes, with backoff; routers keep the pause
 //	Soon         –              yes
 //	Never        –              –  (FAILED or EXPIRED)
@@ -75,13 +76,13 @@ func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
 	switch {
 	case f.Kind == verdict.Expired:
 		return Decision{Action: Expire}
-	case row.Next == verdict.Never, row.Next == verdict.Second && (!in.Others || refusals(t, attempts) > 1):
+	case row.Next == verdict.Fifth && len(task.DeclinedBy(t.Model, attempts)) >= 5, row.Next == verdict.Never, row.Next == verdict.Second && (!in.Others || refusals(t, attempts) > 1):
 		return end
 	}
 	if t.Degrade && cfg.Fallback[t.Model] != "" {
 		end = Decision{Action: Degrade, Model: cfg.Fallback[t.Model]}
 	}
-	if counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit || row.Next == verdict.Others && !in.Others {
+	if counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit || (row.Next == verdict.Others || row.Next == verdict.Fifth) && !in.Others {
 		return end
 	}
 	d := Decision{Action: RetryElsewhere, After: cfg.backoff(max(1, counted))}
@@ -94,7 +95,7 @@ func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
 		if d.After = 0; f.Kind == verdict.BreakerOpen { // a router that does not know yet would send it here again at once
 			d.After = cfg.backoff(1)
 		}
-	case verdict.Second, verdict.Others: // its attempts say where it need not go
+	case verdict.Second, verdict.Fifth, verdict.Others: // its attempts say where it need not go
 		d.After = 0
 	case verdict.Elsewhere:
 		d.Exclude = true

@@ -46,6 +46,7 @@ func TestDecide(t *testing.T) {
 		verdict.Never:      {Fail, Fail, Fail, false},
 		verdict.Elsewhere:  {RetryElsewhere, RetryElsewhere, Fail, true},
 		verdict.Others:     {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Fifth:      {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
 		verdict.Second:     {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
 		verdict.AfterPause: {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
 		verdict.Soon:       {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
@@ -122,6 +123,9 @@ func TestRefusedTasksGoToOtherDevices(t *testing.T) {
 	require.Equal(t, Decision{Action: RetryElsewhere}, decide(verdict.Invalid, task.Task{}, append(many, by(task.ClassInvalid, "i")...), true))
 	require.Equal(t, Decision{Action: Fail}, decide(verdict.Invalid, task.Task{}, by(task.ClassInvalid, "i", "k"), true))
 	require.Equal(t, Decision{Action: Fail}, decide(verdict.Invalid, task.Task{}, by(task.ClassInvalid, "i"), false))
+	require.Equal(t, Decision{Action: RetryElsewhere}, decide(verdict.Unproven, task.Task{}, many[:4], true))
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Unproven, task.Task{}, many[:5], true), "not of every device of a large fleet")
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Unproven, task.Task{}, many[:1], false))
 }
 
 func TestBackoff(t *testing.T) {

@@ -63,7 +63,7 @@ func (s *Workers) others(w *work, id string) bool {
 
 func requirementOf(w *work) *device.Requirement {
 	t := w.task()
-	return &device.Requirement{Endpoint: t.Endpoint, Model: t.Model, Needs: t.Needs, Declined: task.DeclinedBy(t.Model, w.attempts)}
+	return &device.Requirement{Endpoint: t.Endpoint, Model: t.Model, Size: device.SizeClass(len(t.Input)), Needs: t.Needs, Declined: task.DeclinedBy(t.Model, w.attempts)}
 }
 
 // has reports whether a device other than id could run a task that it has not refused, and at the time, if it
@@ -74,7 +74,7 @@ func (f *knownFleet) has(want *device.Requirement, id string, now time.Time) boo
 			return false
 		}
 		h := f.healths[d.ID]
-		return now.IsZero() || !h.Declining(want.Endpoint, want.Model, now)
+		return now.IsZero() || !h.Declining(want.Endpoint, want.Model, want.Size, now)
 	})
 }
 
@@ -82,11 +82,28 @@ func (f *knownFleet) has(want *device.Requirement, id string, now time.Time) boo
 // else to go.
 func (r *runner) wouldRefuse(c *call, now time.Time) bool {
 	t := c.works[0].task()
-	if !r.declines.Declining(t.Endpoint, t.Model, now) {
+	if !r.declines.Declining(t.Endpoint, t.Model, c.size(), now) {
 		return false
 	}
 	f := r.workers.known.Load()
 	return f != nil && f.has(requirementOf(c.works[0]), r.id, now)
+}
+
+// size is the size class of the call. A batched request says nothing about the sizes of its tasks.
+func (c *call) size() int {
+	if c.group != nil {
+		return 0
+	}
+	return device.SizeClass(len(c.works[0].task().Input))
+}
+
+// doubted returns why a request was refused, as far as the device can be trusted: one that has not answered any such
+// request may call all of them invalid.
+func (r *runner) doubted(c *call, f *Failure) *Failure {
+	if t := c.works[0].task(); f != nil && f.Row().Next == verdict.Second && !r.declines.Proven(t.Endpoint, t.Model) {
+		return f.Doubted()
+	}
+	return f
 }
 
 // learnOffer learns from the end of a request what the device takes: endpoints, models and sizes.
@@ -96,7 +113,7 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 		if c.group != nil {
 			r.batches.Worked(t.Model, c.group.items)
 		}
-		if r.declines.Answered(t.Endpoint, t.Model) {
+		if r.declines.Answered(t.Endpoint, t.Model, c.size()) {
 			r.workers.deps.Logger.Info("a device answers requests again that it refused", "device_id", r.id, "endpoint", t.Endpoint, "model", t.Model)
 			r.workers.reportSoon()
 		}
@@ -111,9 +128,12 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 		return
 	}
 	d := device.Decline{Endpoint: t.Endpoint, Model: t.Model, Status: f.Status, Why: string(f.Kind)}
+	if f.Kind == verdict.TooLong || f.Kind == verdict.BodyTooLarge {
+		d.MinSize = c.size()
+	}
 	if r.declines.Refused(now, d, row.LetGo) {
 		r.workers.deps.Logger.Warn("a device refuses all requests for an endpoint and model; it gets no more of them for a while",
-			"device_id", r.id, "endpoint", t.Endpoint, "model", t.Model, "status", f.Status, "why", f.Kind)
+			"device_id", r.id, "endpoint", t.Endpoint, "model", t.Model, "min_size", d.MinSize, "status", f.Status, "why", f.Kind)
 		r.workers.reportSoon()
 	}
 }

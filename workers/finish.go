@@ -56,7 +56,7 @@ func (s *Workers) decide(r *runner, e ending) {
 		return
 	}
 	in := Situation{Task: e.task(), Attempts: e.attempts, Failure: *e.failure, LocalAttempts: e.localAttempts}
-	if next := e.failure.Row().Next; next == verdict.Others || next == verdict.Second {
+	if next := e.failure.Row().Next; next == verdict.Others || next == verdict.Second || next == verdict.Fifth {
 		in.Others = s.others(e.work, r.id)
 	}
 	d := Decide(s.cfg, in, r.budget, e.at)

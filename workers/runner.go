@@ -57,6 +57,7 @@ type runner struct {
 	running      map[*call]struct{}
 	hung         map[*call]struct{} // requests that are unlikely to end; they occupy no slot
 	slowUntil    time.Time          // the device asked for a pause: send nothing before
+	ownPause     time.Duration      // the last pause, if the device has answered nothing since, as we would have it
 	away         string             // why nothing may wait here: the device is silent, draining or gone
 	seen         bool               // in the registry
 	missedChecks int                // checks since then that did not find it in the registry
@@ -154,15 +155,23 @@ func (r *runner) dispatch() {
 		c.began, r.moved = now, now
 		d := r.device
 		r.workers.calls.Go(func() {
-			r.run(d, c)
-			r.mu.Lock()
-			delete(r.running, c)
-			delete(r.hung, c)
-			r.moved = time.Now()
-			r.mu.Unlock()
-			r.dispatch()
+			if linger := r.run(d, c); linger > 0 {
+				time.AfterFunc(linger, func() { r.ended(c) })
+				return
+			}
+			r.ended(c)
 		})
 	}
+}
+
+// ended frees the slot of a call.
+func (r *runner) ended(c *call) {
+	r.mu.Lock()
+	delete(r.running, c)
+	delete(r.hung, c)
+	r.moved = time.Now()
+	r.mu.Unlock()
+	r.dispatch()
 }
 
 // dispatchAfter dispatches again after a while. The caller holds mu.
@@ -259,13 +268,31 @@ func (r *runner) runnable(c *call) *call {
 // the routers, which know of other devices, and wait there if there are none.
 const longPause = time.Second
 
-// slowDown sends nothing for as long as the device asks, and reports that to the routers.
+// Pauses of devices that ask for none, or for one that was too short.
+const (
+	minPause      = 100 * time.Millisecond
+	longestOfOurs = 30 * time.Second
+)
+
+// slowDown sends nothing for as long as the device asks, and reports that to the routers. If it has answered nothing since the
+// last pause, the pause is at least twice as long.
 func (r *runner) slowDown(d time.Duration) {
-	until := time.Now().Add(max(d, 100*time.Millisecond))
+	now := time.Now()
 	r.mu.Lock()
+	if !r.slowUntil.After(now) { // else the request was sent before the last pause began
+		r.ownPause = min(max(minPause, 2*r.ownPause), longestOfOurs)
+	}
+	until := now.Add(max(d, r.ownPause))
 	if until.After(r.slowUntil) {
 		r.slowUntil = until
 	}
 	r.mu.Unlock()
 	r.workers.reportSoon()
+}
+
+// pauseOver notes that the device answers again.
+func (r *runner) pauseOver() {
+	r.mu.Lock()
+	r.ownPause = 0
+	r.mu.Unlock()
 }

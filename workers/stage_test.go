@@ -461,7 +461,7 @@ func TestTheNextOwnerOfADeviceReportsItsOwnBreaker(t *testing.T) {
 	y.eventually("closed", func() bool { return state() == "closed" })
 
 	// A device without work does not stay half-open when its runner is retired.
-	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Status: 502, Times: 1}) // 500 would only count a quarter
 	y.send("d", chat("fails again"))
 	y.back("fails again", 1)
 	y.eventually("half-open again", func() bool { return state() == "half-open" })

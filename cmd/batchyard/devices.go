@@ -144,7 +144,11 @@ func notes(d *batchyard.Device, now time.Time) (out []string) {
 		out = append(out, "asked for a pause of "+in(*d.PausedUntil))
 	}
 	for _, r := range d.Declines {
-		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", r.Endpoint, r.Model, r.Status, r.Why, in(r.Until)))
+		what := r.Endpoint
+		if r.MinSize > 0 {
+			what = fmt.Sprintf("%d KiB or more to %s", r.MinSize>>10, r.Endpoint)
+		}
+		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", what, r.Model, r.Status, r.Why, in(r.Until)))
 	}
 	if len(d.Loaded) > 0 {
 		out = append(out, "loaded: "+cli.Short(strings.Join(d.Loaded, ", "), 100))

@@ -84,6 +84,7 @@ type declineEntry struct {
 	Model    string `json:"model"`
 	Status   int    `json:"status,omitempty"`
 	Why      string `json:"why,omitempty"`
+	MinSize  int    `json:"min_size,omitempty"`
 	LeftMS   int64  `json:"left_ms"`
 }
 
@@ -98,7 +99,7 @@ func entryOf(h *device.Health, now time.Time) healthEntry {
 		e.SinceMS = max(1, now.Sub(h.Since).Milliseconds())
 	}
 	for _, d := range h.Declines {
-		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, left(d.Until, now)})
+		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, left(d.Until, now)})
 	}
 	return e
 }
@@ -116,7 +117,7 @@ func (e *healthEntry) health(at time.Time) device.Health {
 		h.Since = at.Add(-time.Duration(min(e.SinceMS, maxSinceMS)) * time.Millisecond).UTC()
 	}
 	for _, d := range e.Declines[:min(len(e.Declines), device.MaxDeclines)] {
-		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, Until: until(at, d.LeftMS)})
+		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, MinSize: max(0, d.MinSize), Until: until(at, d.LeftMS)})
 	}
 	if len(e.MaxBatch) <= device.MaxBatches {
 		h.MaxBatch = e.MaxBatch

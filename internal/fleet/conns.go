@@ -14,8 +14,8 @@ func (d *Device) checkHeaders(r *http.Request) error {
 	for _, v := range r.Header {
 		lines += len(v)
 	}
-	if d.spec.MaxHeaders > 0 && lines > d.spec.MaxHeaders {
-		return &apiError{status: 431, kind: "invalid_request_error", message: fmt.Sprintf("The request has more than %d header lines.", d.spec.MaxHeaders)}
+	if most := d.limits().MaxHeaders; most > 0 && lines > most {
+		return &apiError{status: 431, kind: "invalid_request_error", message: fmt.Sprintf("The request has more than %d header lines.", most)}
 	}
 	return nil
 }

@@ -35,6 +35,8 @@ type Fault struct {
 	Status     int               // for Fail and Reply; 0 means 500
 	Header     map[string]string // for Reply
 	Body       string            // for Reply
+	Until      time.Duration     // for Reply: Retry-After is the date so far from now
+	Endpoint   string            // only hits requests to this path; empty means all
 	Containing string            // only hits requests whose body contains this; empty means all
 	After      time.Duration     // for Fail, RateLimit, Reply and Reset: delay before the fault
 	RetryAfter time.Duration     // for RateLimit, rounded up to whole seconds; 0 means 1 s
@@ -72,8 +74,11 @@ func arm(f Fault) *armed {
 	return a
 }
 
-// hits reports whether the fault hits the n-th request, which has that body, and if so counts it.
-func (f *armed) hits(seed, n uint64, body []byte) bool {
+// hits reports whether the fault hits the n-th request, which has that path and body, and if so counts it.
+func (f *armed) hits(seed, n uint64, path string, body []byte) bool {
+	if f.Endpoint != "" && path != f.Endpoint {
+		return false
+	}
 	if f.Containing != "" && !bytes.Contains(body, []byte(f.Containing)) {
 		return false
 	}

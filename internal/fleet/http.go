@@ -109,7 +109,7 @@ func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffer
 	}
 	n := d.sequence.Add(1)
 	fault := d.fault.Load()
-	if fault != nil && !fault.hits(d.spec.Seed, n, b.body) {
+	if fault != nil && !fault.hits(d.spec.Seed, n, r.URL.Path, b.body) {
 		fault = nil
 	}
 	if fault != nil {
@@ -158,14 +158,15 @@ func (d *Device) authorize(r *http.Request) error {
 
 // readBody reads the whole body, within the limits on bytes and time.
 func (d *Device) readBody(w http.ResponseWriter, r *http.Request, b *buffers) error {
-	tooLarge := &apiError{status: 413, kind: "invalid_request_error", message: "The body of your request is larger than " + strconv.FormatInt(d.spec.MaxBody, 10) + " bytes."}
-	if r.ContentLength > d.spec.MaxBody {
+	most := d.limits().MaxBody
+	tooLarge := &apiError{status: 413, kind: "invalid_request_error", message: "The body of your request is larger than " + strconv.FormatInt(most, 10) + " bytes."}
+	if r.ContentLength > most {
 		return tooLarge
 	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // cannot fail on TCP
 	b.body = b.body[:0]
-	for int64(len(b.body)) <= d.spec.MaxBody {
+	for int64(len(b.body)) <= most {
 		if len(b.body) == cap(b.body) {
 			b.body = append(b.body, 0)[:len(b.body)]
 		}
@@ -203,10 +204,11 @@ func (d *Device) admit(q *request) (dimensions int, err error) {
 	if dimensions == 0 {
 		dimensions = d.spec.Dimensions
 	}
-	if most := d.spec.MaxItems; most > 0 && len(q.items) > most {
+	limits := d.limits()
+	if most := limits.MaxItems; most > 0 && len(q.items) > most {
 		return 0, &apiError{status: 413, kind: "validation", message: fmt.Sprintf("batch size %d > maximum allowed batch size %d", len(q.items), most)}
 	}
-	if most := d.spec.Context; most > 0 {
+	if most := limits.Context; most > 0 {
 		for _, it := range q.items {
 			if it.tokens > most {
 				return 0, &apiError{status: 400, kind: "exceed_context_size_error", message: "the request exceeds the available context size"}
@@ -322,6 +324,9 @@ func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err e
 		for k, v := range f.Header {
 			w.Header().Set(k, v)
 		}
+		if f.Until > 0 {
+			w.Header().Set("Retry-After", time.Now().Add(f.Until).UTC().Format(http.TimeFormat))
+		}
 		write(w, f.Status, jsonType, []byte(f.Body))
 		return true, errBroken
 	case Endless:
@@ -378,7 +383,7 @@ func (d *Device) serveStatus(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &apiError{status: 405, kind: "invalid_request_error", message: "Not allowed to " + r.Method + " on " + r.URL.Path})
 		return
 	}
-	if fault := d.fault.Load(); fault != nil && fault.Everything && fault.hits(d.spec.Seed, d.sequence.Add(1), nil) {
+	if fault := d.fault.Load(); fault != nil && fault.Everything && fault.hits(d.spec.Seed, d.sequence.Add(1), "", nil) {
 		if done, err := fault.before(w, r); done {
 			var api *apiError
 			if errors.As(err, &api) {

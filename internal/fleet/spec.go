@@ -33,6 +33,7 @@ type Spec struct {
 	Models []string // models it serves; empty means AnyModel
 	Tags   []string // capability tags, for the code that registers the device
 	Slots  int      // requests that run at the same time; 0 means 1
+	Port   int      // on loopback; 0 means any that is free
 
 	// The mean time of a request in its slot is a sum: ServiceTime (for embeddings
 	// and moderations, EmbedTime if it is not zero), plus the time for each token,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -228,13 +229,14 @@ func (w *window) demandOf(t *task.Task) *demand {
 	if t.Progress != nil {
 		exclude, declined = sorted(t.Progress.Exclude), sorted(t.DeclinedBy())
 	}
+	size := device.SizeClass(len(t.Input))
 	key := t.Model
-	if t.Endpoint != task.EndpointChat || len(needs)+len(exclude)+len(declined) > 0 {
-		key = strings.Join([]string{t.Model, t.Endpoint, strings.Join(needs, "\x01"), strings.Join(exclude, "\x01"), strings.Join(declined, "\x01")}, "\x00")
+	if t.Endpoint != task.EndpointChat || size > 0 || len(needs)+len(exclude)+len(declined) > 0 {
+		key = strings.Join([]string{t.Model, t.Endpoint, strconv.Itoa(size), strings.Join(needs, "\x01"), strings.Join(exclude, "\x01"), strings.Join(declined, "\x01")}, "\x00")
 	}
 	d := w.demands[key]
 	if d == nil {
-		d = &demand{key: key, Requirement: device.Requirement{Endpoint: t.Endpoint, Model: t.Model, Needs: needs, Exclude: exclude, Declined: declined},
+		d = &demand{key: key, Requirement: device.Requirement{Endpoint: t.Endpoint, Model: t.Model, Size: size, Needs: needs, Exclude: exclude, Declined: declined},
 			batched: batched, queues: map[*flow]*queue{}}
 		w.demands[key] = d
 	}

@@ -30,6 +30,7 @@ const (
 	Here       Next = "here, then elsewhere"
 	Elsewhere  Next = "elsewhere, not here again"
 	Others     Next = "elsewhere, until every device that could run it has declined"
+	Fifth      Next = "elsewhere, until a fifth device refuses it"
 	Second     Next = "elsewhere, until a second device says so"
 	AfterPause Next = "later: elsewhere, or here after the pause"
 	Soon       Next = "soon, on any device"
@@ -101,6 +102,7 @@ const (
 const (
 	Redirect         Kind = "redirect"
 	Invalid          Kind = "invalid"
+	Unproven         Kind = "unproven"
 	Auth             Kind = "auth"
 	NoEndpoint       Kind = "no_endpoint"
 	NoModel          Kind = "no_model"
@@ -172,15 +174,17 @@ var Table = []Row{
 		"device {device} redirects the endpoint ({status}): give its agent the final URL"},
 	{Invalid, "400, 422, and other 4xx", OfTask, Second, UsesNone, CountsSuccess, task.ClassInvalid, letGoInvalid, MayBeOne,
 		"device {device} answered {status}: {why}"},
+	{Unproven, "the same, or an answer without an end, from a device that has not answered any request for the endpoint and model", OfPair, Fifth, UsesNone, CountsNothing, task.ClassDeclined, letGoInvalid, MayBeOne,
+		"device {device} answered {status}: {why}"},
 	{Auth, "401, 403", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassAuth, 0, AllAlike,
 		"device {device} answered {status}: set its API key with key_env or key_file of its entry in devices.list"},
 	{NoEndpoint, "404, 405, 410, 501", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"device {device} does not serve the endpoint ({status})"},
 	{NoModel, "400, 404, 422 or an error object that says that the model is missing", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"device {device} does not have the model ({status}: {why})"},
-	{TooLong, "4xx, 500 or an error object that says that the prompt is too long", OfPair, Others, UsesNone, CountsSuccess, task.ClassDeclined, 0, MayBeOne,
+	{TooLong, "4xx, 500 or an error object that says that the prompt is too long", OfPair, Others, UsesNone, CountsSuccess, task.ClassDeclined, letGo, MayBeOne,
 		"the prompt is too long for device {device} ({status}: {why})"},
-	{BodyTooLarge, "413 for one task", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, 0, AllAlike,
+	{BodyTooLarge, "413 for one task", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"the request is too large for device {device} ({status}: {why})"},
 	{BatchTooLarge, "413, or 4xx about the batch size, for a batched request", OfPair, Halves, UsesNone, CountsNothing, task.ClassDeclined, 0, MayBeOne,
 		"nothing: smaller requests follow, and the largest size that works is remembered"},
@@ -266,6 +270,13 @@ type Failure struct {
 	Message string
 	Body    []byte        // the device's JSON answer, when it explains what is wrong with the request
 	Pause   time.Duration // asked for by the device
+}
+
+// Doubted returns the failure as it means less, because the device has not shown that it answers others.
+func (f *Failure) Doubted() *Failure {
+	d := *f
+	d.Kind, d.Class = Unproven, Unproven.Row().Class
+	return &d
 }
 
 // Row returns what the failure means.

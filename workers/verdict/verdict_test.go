@@ -139,6 +139,18 @@ func TestMessagesRepeatNoPrompts(t *testing.T) {
 	require.LessOrEqual(t, len(long.Message), maxMessage)
 }
 
+func TestWhatErrorsSay(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		`{"error":{"message":"your prompt: SECRET","type":"invalid_request_error","code":"bad","param":"input"}}`: "invalid_request_error, bad, at input",
+		`SECRET`:                               "the request is invalid",
+		`{"error":{"type":"you said SECRET"}}`: "the request is invalid",
+		`{"error":{"type":"bad_request","code":"my SECRET","param":"messages[0].content"}}`: "bad_request, at messages[0].content",
+	} {
+		require.Equal(t, want, errorOf([]byte(body)).text())
+	}
+}
+
 func FuzzJudge(f *testing.F) {
 	f.Add(200, []byte(`{"choices":[{"finish_reason":"abort"}]}`))
 	f.Add(400, []byte(`{"error":{"message":[1],"type":{},"code":7}}`))

@@ -72,7 +72,7 @@ func (d *Device) CouldServe(want *Requirement) bool {
 func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Reason {
 	switch {
 	case d.Problem != "" && len(d.Models) == 0 && d.HasTags(want.Needs):
-		return IsDown // nobody knows what it serves
+		return IsDown // what it serves is not known
 	case !d.Serves(want.Model):
 		return ModelNotServed
 	case !d.HasTags(want.Needs):

@@ -256,7 +256,10 @@ func TestWhyATaskWaits(t *testing.T) {
 	b.store.set(status.TaskRow{Tenant: "default", ID: "near", State: task.Pending, Model: "M-instruct", Priority: task.Normal, SubmittedAt: at})
 	beat := `{"url":"http://h","problem":"connection refused","models":["m:instruct"]}`
 	require.Equal(t, 200, b.do(t, "POST", "/v1/devices/off/heartbeat", beat).status)
+	require.Equal(t, 200, b.do(t, "POST", "/v1/devices/blank/heartbeat", `{"url":"http://h","problem":"no route to host"}`).status)
+	b.do(t, "POST", "/v1/devices/bare/heartbeat", `{"url":"http://h"}`).problem(t, 422)
 	w = whyOf(t, b, "near")
+	require.Contains(t, w.Lines(), "blank (down) does not answer: no route to host; models not known")
 	require.Equal(t, "m:instruct", w.Waiting.Nearest)
 	require.Contains(t, w.Sentence, "(did you mean m:instruct?)")
 	require.Contains(t, w.Lines(), "off (down) does not serve M-instruct: connection refused; models m:instruct")

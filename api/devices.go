@@ -24,7 +24,7 @@ import (
 const maxBeat = 128 << 10
 
 // Heartbeat is what a device, or the agent beside it, says of itself. URL and Models
-// are required unless the device is leaving.
+// are required unless the device is leaving; one with a Problem may not know its models.
 type Heartbeat struct {
 	URL       string            `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
 	Models    []string          `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
@@ -107,6 +107,7 @@ func (s *Server) describeHeartbeat() {
 	}
 	h.AnyOf = []*huma.Schema{
 		{Required: []string{"url", "models"}, Properties: given("url", "models")},
+		{Required: []string{"url", "problem"}, Properties: map[string]*huma.Schema{"url": {Not: &huma.Schema{Type: "null"}}, "problem": {Type: huma.TypeString, MinLength: ptr(1)}}},
 		{Required: []string{"leaving"}, Properties: map[string]*huma.Schema{"leaving": {Enum: []any{true}}}},
 	}
 }

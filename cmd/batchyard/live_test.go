@@ -140,7 +140,7 @@ func TestDevicesList(t *testing.T) {
 	registry := store.NewRegistry(f.App.Redis, f.Config.Devices.Config, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
-	require.Regexp(t, id+` +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
+	require.Regexp(t, id+` +draining +\S+ ago +3 +0 +0 +0% +- +-`, ok(t, "devices", "list", "--server", f.URL))
 	found := false
 	for _, line := range lines(ok(t, "devices", "list", "--server", f.URL, "--json")) {
 		var d api.DeviceStatus

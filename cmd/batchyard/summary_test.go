@@ -19,12 +19,15 @@ func TestTaskList(t *testing.T) {
 	before := func(d time.Duration) *time.Time { at := noon.Add(-d); return &at }
 	require.NoError(t, showTasks(c, []batchyard.TaskStatus{
 		{TaskID: "a-1", State: task.Running, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(3 * time.Second)},
+		{TaskID: "c", State: task.Pending, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(4 * time.Second),
+			LastError: &task.Error{Class: task.ClassConnect, Message: "device gpu-1 cannot be reached"}},
 		{TaskID: "b", State: task.Failed, Model: "m", Priority: task.Low, Attempt: 3, DeviceID: "gpu-2", SubmittedAt: before(time.Hour),
 			FinishedAt: before(5 * time.Minute), Error: &task.Error{Class: task.ClassTimeout, Message: "x"}},
 	}, 0))
 	require.Equal(t, strings.TrimLeft(`
 ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR
 a-1  RUNNING  m      high      1        gpu-1   3s ago     -         -
+c    PENDING  m      high      1        gpu-1   4s ago     -         last connect: device gpu-1 cannot be reached
 b    FAILED   m      low       3        gpu-2   60m ago    5m ago    timeout
 `, "\n"), b.String())
 }

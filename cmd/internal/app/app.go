@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/clock"
@@ -54,9 +55,10 @@ type App struct {
 	sources []waiting.Source // the stages of this process
 	waiting *waiting.Board
 
-	router *router.Router                       // nil if it runs in another process
-	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source Source
+	router  *router.Router                       // nil if it runs in another process
+	batcher *batcher.Batcher                     // the same
+	policy  atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source  Source
 }
 
 // running is one stage of this process.

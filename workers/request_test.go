@@ -63,6 +63,7 @@ func TestTheRestOfABatchedRequestIsAnswered(t *testing.T) {
 	}
 	require.NotEqual(t, string(y.only("a").Output), string(y.only("b").Output))
 	y.committed()
+	require.Empty(t, y.returned(), "what has ended does not come back")
 }
 
 // An engine that goes on with a request whose client has hung up gets no other in its place for a while.

@@ -10,12 +10,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fleet"
+	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // Many engines close a kept connection just when the next request is on its way. The task does not notice, nor does
@@ -161,4 +165,26 @@ func TestADeviceThatCallsEverythingInvalidIsNotTrusted(t *testing.T) {
 	require.Len(t, res.Attempts, 2)
 	require.Equal(t, task.ClassInvalid, res.Error.Class)
 	require.Contains(t, string(res.Output), "detail")
+}
+
+// A device that answers only with pauses is asked less and less, also if it does not say for how long.
+func TestPausesGrowUntilTheDeviceAnswers(t *testing.T) {
+	s := assemble(testConfig(), Deps{Logger: testenv.Logger(t), Metrics: metrics.New(nil), Credits: store.NewCredits(nil, store.Config{}, "t:")}, nil, nil)
+	r := newRunner(s, task.DeviceRef{ID: "d", Slots: 1}, 0)
+	pause := func(asked time.Duration) time.Duration {
+		r.slowUntil = time.Time{} // it is over
+		r.slowDown(asked)
+		r.slowDown(asked) // the answer to a request that was sent before
+		return time.Until(r.slowUntil).Round(10 * time.Millisecond)
+	}
+	for _, want := range []time.Duration{100, 200, 400, 800, 1600} {
+		require.Equal(t, want*time.Millisecond, pause(0))
+	}
+	require.Equal(t, time.Hour, pause(time.Hour).Round(time.Second), "as the device says")
+	for range 10 {
+		pause(time.Second)
+	}
+	require.Equal(t, longestOfOurs, pause(time.Second))
+	r.pauseOver()
+	require.Equal(t, 100*time.Millisecond, pause(0))
 }

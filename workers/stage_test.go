@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -383,7 +384,9 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 // A device that fails on one task of a batched request answers 500 for all.
 func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	mux := http.NewServeMux()
+	var requests atomic.Int64
 	mux.HandleFunc("POST "+task.EndpointEmbeddings, func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
 		var asked struct{ Input json.RawMessage }
 		if json.NewDecoder(r.Body).Decode(&asked) != nil || strings.Contains(string(asked.Input), "poison") {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -427,6 +430,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 		require.Equal(t, want, rs[0].State, id)
 		require.Len(t, rs[0].Attempts, 1, "the batched request does not count as their attempt")
 	}
+	require.LessOrEqual(t, requests.Load(), int64(1+2*6), "it is found by halving")
 	y.committed()
 }
 

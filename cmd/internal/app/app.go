@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/device/store"
@@ -62,7 +63,8 @@ type App struct {
 	list   []access.Device
 
 	router  *router.Router                       // nil if it runs in another process
-	workers *workers.Workers                     // likewise
+	workers *workers.Workers                     // the same
+	batcher *batcher.Batcher                     // the same
 	policy  atomic.Pointer[device.PolicySetting] // currently in the configuration file
 	source  Source
 }

@@ -96,6 +96,9 @@ func (a *App) reload(ctx context.Context, running *Config) {
 		log.Error("the changed configuration file is invalid: keeping the previous settings", "error", err)
 		return
 	}
+	if a.batcher != nil {
+		a.batcher.Reload(next.Batcher)
+	}
 	config.Adopt(running, &next)
 	if a.source.Level != nil {
 		setLevel(a.source.Level, running.Log)

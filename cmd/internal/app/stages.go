@@ -131,6 +131,7 @@ func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 	b := batcher.New(a.cfg.Batcher, batcher.Deps{
 		Stream: a.Log, Credits: in.credits, Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
 	})
+	a.batcher = b
 	a.asks(batcher.Stage, b.Waiting)
 	return b.Run, nil
 }

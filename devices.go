@@ -9,28 +9,57 @@ import (
 
 // Device is a device as its last heartbeat described it.
 type Device struct {
-	DeviceID  string     `json:"device_id"`
-	URL       string     `json:"url"`
-	Models    []string   `json:"models"`
-	Tags      []string   `json:"tags,omitempty"`
-	Slots     int        `json:"slots"`               // requests that it can work on at the same time
-	CPU       float64    `json:"cpu"`                 // busy share, 0 to 1
-	Mem       float64    `json:"mem"`                 // used share, 0 to 1
-	IO        float64    `json:"io"`                  // busy share of the busiest disk, 0 to 1
-	LatencyMS float64    `json:"latency_ms"`          // of a health check
-	Queue     *int       `json:"queue,omitempty"`     // waiting inside the device; nil: unknown
-	InFlight  *int       `json:"in_flight,omitempty"` // worked on by the device; nil: unknown
-	Weight    float64    `json:"weight"`
-	Draining  bool       `json:"draining,omitempty"` // it gets no new work: it says so itself, or an operator does
-	Drained   bool       `json:"drained,omitempty"`  // an operator drained it
-	DrainedAt *time.Time `json:"drained_at,omitempty"`
-	Silent    bool       `json:"silent"`             // it missed its heartbeats and gets no work
-	Unserved  bool       `json:"unserved,omitempty"` // no batcher or no worker serves it, and it gets no work
-	AgeMS     int64      `json:"age_ms"`             // of the last heartbeat
-	SeenAt    time.Time  `json:"seen_at"`
-	JoinedAt  time.Time  `json:"joined_at"`
+	DeviceID    string            `json:"device_id"`
+	URL         string            `json:"url"`
+	Models      []string          `json:"models"`
+	Aliases     map[string]string `json:"aliases,omitempty"` // names in tasks, and the device's own names of these models
+	Tags        []string          `json:"tags,omitempty"`
+	Slots       int               `json:"slots"`               // requests that it can work on at the same time
+	CPU         float64           `json:"cpu"`                 // busy share, 0 to 1
+	Mem         float64           `json:"mem"`                 // used share, 0 to 1
+	IO          float64           `json:"io"`                  // busy share of the busiest disk, 0 to 1
+	LatencyMS   float64           `json:"latency_ms"`          // of a health check
+	Queue       *int              `json:"queue,omitempty"`     // waiting inside the device; nil: unknown
+	InFlight    *int              `json:"in_flight,omitempty"` // worked on by the device; nil: unknown
+	Loaded      []string          `json:"loaded,omitempty"`    // models in its memory, if it says so
+	Weight      float64           `json:"weight"`
+	Problem     string            `json:"problem,omitempty"`  // why it does not answer; it gets no work
+	Draining    bool              `json:"draining,omitempty"` // it gets no new work: it says so itself, or an operator does
+	Drained     bool              `json:"drained,omitempty"`  // an operator drained it
+	DrainedAt   *time.Time        `json:"drained_at,omitempty"`
+	Silent      bool              `json:"silent"`                 // it missed its heartbeats and gets no work
+	Unserved    bool              `json:"unserved,omitempty"`     // no batcher or no worker serves it, and it gets no work
+	PausedUntil *time.Time        `json:"paused_until,omitempty"` // it asked for a pause: no request before
+	Declines    []Declines        `json:"declines,omitempty"`     // what it lately refused altogether, and gets no requests for now
+	MaxBatch    map[string]int    `json:"max_batch,omitempty"`    // how many items a batched request may have, by model, where it has refused more
+	AgeMS       int64             `json:"age_ms"`                 // of the last heartbeat
+	SeenAt      time.Time         `json:"seen_at"`
+	JoinedAt    time.Time         `json:"joined_at"`
+	State       string            `json:"state"`            // silent, down, draining, unserved, open, failing or up
+	Reason      string            `json:"reason,omitempty"` // why it is in this state
+	Since       *time.Time        `json:"since,omitempty"`  // since when it is in this state, if that is known
+	Requests    RequestFigures    `json:"requests"`         // what the workers counted
 
 	answered
+}
+
+// RequestFigures are what the workers counted at a device. Rates are of the last minute.
+type RequestFigures struct {
+	Running         int     `json:"running"`   // at the device now
+	Completed       int64   `json:"completed"` // ended well, since the worker has the device
+	FailureRate     float64 `json:"failure_rate"`
+	MeanMS          float64 `json:"mean_ms,omitempty"`           // of a request
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty"` // of output
+}
+
+// Declines is an endpoint and model whose requests a device lately all refused.
+type Declines struct {
+	Endpoint string    `json:"endpoint"`
+	Model    string    `json:"model"`
+	Status   int       `json:"status"`             // of the last answer
+	Why      string    `json:"why"`                // the kind of refusal, such as no_endpoint
+	MinSize  int       `json:"min_size,omitempty"` // only tasks whose input has this many bytes, or more
+	Until    time.Time `json:"until"`              // then a request is tried again
 }
 
 // AbsentDevice is a device that is drained and not known now. It is still drained

@@ -74,8 +74,9 @@ type Waiting struct {
 	Priority  task.Priority  `json:"priority"`
 	Level     int            `json:"level"`
 	Model     string         `json:"model"`
-	Needs     []string       `json:"needs,omitempty"`   // tags that the device must have
-	Exclude   []string       `json:"exclude,omitempty"` // devices that are not tried again
+	Needs     []string       `json:"needs,omitempty"`    // tags that the device must have
+	Exclude   []string       `json:"exclude,omitempty"`  // devices that are not tried again
+	Declined  []string       `json:"declined,omitempty"` // devices that have refused it
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read"`             // a router has read it; until then it waits in Kafka behind others
 	Aside     bool           `json:"aside,omitempty"`  // the router has no room for it now, and reads it again when its turn comes
@@ -90,6 +91,18 @@ type Waiting struct {
 	Batched   bool           `json:"batched,omitempty"` // requests of its endpoint are batched: a slot takes many tasks at once
 	Out       map[string]int `json:"out,omitempty"`     // why the others cannot run it, and how many for each reason
 	Models    []string       `json:"models,omitempty"`  // that the devices serve, at most ten, if none serves the task's
+	Nearest   string         `json:"nearest,omitempty"` // the one of the devices' models that is probably meant, if none serves the task's
+	Fleet     []FleetDevice  `json:"fleet,omitempty"`   // the devices, at most twenty, those first that could run it
+}
+
+// FleetDevice is a device, and why it can't run a task.
+type FleetDevice struct {
+	DeviceID string   `json:"device_id"`
+	State    string   `json:"state"`         // as in [Device.State]
+	Out      string   `json:"out,omitempty"` // why it can't run the task, as in [Waiting.Out]; empty: it could
+	Models   []string `json:"models,omitempty"`
+	Tags     []string `json:"tags,omitempty"`
+	Line     string   `json:"line"` // the same in words
 }
 
 // Placement is one device that a router chose for a task.

@@ -142,10 +142,11 @@ func (c *Client) CancelJob(ctx context.Context, jobID string) (tasks int64, err 
 
 // JobCause explains what a group of a job's unfinished tasks waits for.
 type JobCause struct {
-	Cause    string `json:"cause"` // stays the same while only the figures change
-	Tasks    int64  `json:"tasks"`
-	TaskID   string `json:"task_id"` // the one that is explained
-	Sentence string `json:"sentence"`
+	Cause    string   `json:"cause"` // stays the same while only the figures change
+	Tasks    int64    `json:"tasks"`
+	TaskID   string   `json:"task_id"` // the one that is explained
+	Sentence string   `json:"sentence"`
+	Devices  []string `json:"devices,omitempty"` // a line for each device, at most twenty, if none of them can run the task
 }
 
 // WhyJob explains what the unfinished tasks of a job wait for, the largest groups

@@ -39,6 +39,7 @@ type TaskStatus struct {
 	HTTPStatus  int               `json:"status,omitempty"`     // of the device's last answer
 	Output      json.RawMessage   `json:"output,omitempty"`     // the device's answer; only [Client.Get] and [Client.Wait] fetch it
 	Error       *task.Error       `json:"error,omitempty"`      // why it did not succeed
+	LastError   *task.Error       `json:"last_error,omitempty"` // why the last attempt failed, while it has not ended
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	SubmittedAt *time.Time        `json:"submitted_at,omitempty"`

@@ -1,12 +1,17 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cenkalti/backoff/v4"
 )
@@ -34,6 +39,23 @@ type agent struct {
 	pause  *backoff.ExponentialBackOff
 }
 
+// Transport returns a transport for the requests of an agent.
+func Transport(cfg Config) *http.Transport {
+	timeout, interval := cmp.Or(cfg.Timeout, defaultTimeout), cmp.Or(cfg.Interval, defaultInterval)
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: timeout}).DialContext,
+		TLSHandshakeTimeout: timeout,
+		MaxIdleConnsPerHost: 1,
+		IdleConnTimeout:     2 * interval,
+		// Answers are small; this avoids small answers that decompress to large ones.
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         4 << 10,
+		WriteBufferSize:        4 << 10,
+	}
+}
+
 // Run reports the device until ctx ends, then tells the server that it leaves. It only
 // returns an error if the configuration cannot work.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
@@ -41,18 +63,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
-		TLSHandshakeTimeout: cfg.Timeout,
-		MaxIdleConnsPerHost: 1,
-		IdleConnTimeout:     2 * cfg.Interval,
-		// Answers are small; this avoids small answers that decompress to large ones.
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 64 << 10,
-		ReadBufferSize:         4 << 10,
-		WriteBufferSize:        4 << 10,
-	}
+	transport := Transport(cfg)
 	defer transport.CloseIdleConnections()
 	client := &http.Client{
 		Transport: transport,
@@ -91,24 +102,27 @@ func (a *agent) run(ctx context.Context) {
 
 // try sends one heartbeat and returns how long after its start the next is due.
 func (a *agent) try(ctx context.Context) time.Duration {
-	beat, err := a.measure(ctx)
-	if err != nil {
-		if ctx.Err() == nil {
-			a.become(deviceAway, err)
+	beat, problem := a.measure(ctx)
+	if problem != nil {
+		if ctx.Err() != nil {
+			return a.cfg.Interval
 		}
-		// The device is asked at the usual pace: it is near, and its recovery should be
-		// noticed at once.
-		return a.cfg.Interval
+		beat = a.down(ctx, problem)
 	}
 	// The end of ctx does not cancel this request: the server could otherwise still be
 	// processing it after the leaving heartbeat that follows, and undo that.
-	err = a.server.beat(context.WithoutCancel(ctx), beat)
+	err := a.server.beat(context.WithoutCancel(ctx), beat)
 	var no *refusedError
 	switch {
 	case err == nil:
 		a.joined = true
 		a.pause.Reset()
-		a.become(beating, nil)
+		if problem != nil {
+			a.become(deviceAway, problem)
+		} else {
+			a.become(beating, nil)
+		}
+		// A device that is away is asked at the usual pace: it is near, and its recovery should be noticed at once.
 		return a.cfg.Interval
 	case errors.As(err, &no):
 		a.become(refused, err)
@@ -118,8 +132,57 @@ func (a *agent) try(ctx context.Context) time.Duration {
 	return a.pause.NextBackOff()
 }
 
-// measure asks the device and the host. After an error the device may not be working, and
-// no heartbeat may be sent.
+// down returns the heartbeat of a device that does not answer: people see it in the list, with the cause.
+func (a *agent) down(ctx context.Context, problem error) Heartbeat {
+	host := a.host.sample(ctx)
+	models := a.cfg.Models
+	if len(models) == 0 {
+		models = a.device.models // of before
+	}
+	return Heartbeat{
+		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
+		CPU: host.cpu, Mem: host.mem, IO: host.io, Problem: cause(problem),
+	}
+}
+
+// hint says what the user can do about an error, where that is known.
+func hint(err error) string {
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &authority):
+		return "; if the device has a certificate of its own, set ca_file to it"
+	case errors.As(err, &host):
+		return "; set server_name to a name in its certificate"
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "; write http:// in its url"
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "; check the host in its url"
+	}
+	return ""
+}
+
+// maxProblem bounds the cause in a heartbeat, in bytes.
+const maxProblem = 300
+
+// cause returns an error without the URL that it is about, which the heartbeat has.
+func cause(err error) string {
+	text := err.Error()
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		text = ue.Err.Error()
+	}
+	text += hint(err)
+	text = strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "")
+	for len(text) > maxProblem { // at a rune
+		_, n := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-n]
+	}
+	return text
+}
+
+// measure asks the device and the host. After an error the device may not be working.
 func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 	latency, err := a.device.probe(ctx)
 	if err != nil {
@@ -132,10 +195,10 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 	engine := a.device.load(ctx)
 	host := a.host.sample(ctx)
 	return Heartbeat{
-		URL: a.cfg.Advertise, Models: models, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
+		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     engine.waiting, InFlight: engine.running,
+		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded,
 	}, nil
 }
 
@@ -149,7 +212,7 @@ func (a *agent) become(s state, err error) {
 	case beating:
 		a.log.Info("heartbeats reach the server", "server", a.cfg.Server, "before", string(before), "interval", a.cfg.Interval)
 	case deviceAway:
-		a.log.Warn("the device does not answer; no heartbeats until it does", "url", a.cfg.URL, "error", err)
+		a.log.Warn("the device does not answer; it gets no work until it does", "url", a.cfg.URL, "error", err)
 	case serverAway:
 		a.log.Warn("the server does not accept heartbeats; retrying", "server", a.cfg.Server, "error", err)
 	case refused:
@@ -157,9 +220,17 @@ func (a *agent) become(s state, err error) {
 	}
 }
 
+// Causes with which the context of [Run] may end, whatever Config.Stay says.
+var (
+	ErrLeave = errors.New("the device leaves")
+	ErrStay  = errors.New("another agent reports the device from now on")
+)
+
 // leave tells the server that no heartbeat will follow, if it has accepted any.
 func (a *agent) leave(ctx context.Context) {
-	if !a.joined {
+	cause := context.Cause(ctx)
+	stays := errors.Is(cause, ErrStay) || a.cfg.Stay && !errors.Is(cause, ErrLeave)
+	if !a.joined || stays {
 		return
 	}
 	if err := a.server.post(context.WithoutCancel(ctx), leaving); err != nil {

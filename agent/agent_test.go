@@ -209,7 +209,8 @@ func TestLoadIsReported(t *testing.T) {
 	require.EqualValues(t, 2, b["queue"])
 }
 
-func TestDeviceThatDoesNotAnswerBecomesSilent(t *testing.T) {
+// A device that does not answer is reported as such, with the cause.
+func TestADeviceThatIsDownIsReported(t *testing.T) {
 	d := simulated(t, fleet.Spec{ID: "d"})
 	a := newAPI(t)
 	log, stop := launch(t, quick("d", d.URL(), a.URL))
@@ -223,14 +224,15 @@ func TestDeviceThatDoesNotAnswerBecomesSilent(t *testing.T) {
 		}
 		log.await(t, "the device does not answer", round)
 		a.drain()
-		select {
-		case b := <-a.beats:
-			t.Fatalf("a heartbeat for a dead device: %v", b)
-		case <-time.After(50 * time.Millisecond): // ten intervals: silence can only be waited for
-		}
+		b := a.next(t)
+		require.Contains(t, b["problem"], []string{"", "connection refused", "status 503"}[round])
+		require.NotContains(t, b["problem"], "http://", "the heartbeat has the URL")
+		require.Equal(t, []any{"*"}, b["models"], "of before")
 		require.NoError(t, d.Start())
 		d.ClearFault()
-		a.next(t)
+		for b["problem"] != nil {
+			b = a.next(t)
+		}
 		log.await(t, "heartbeats reach the server", round+1)
 	}
 	stop()
@@ -245,8 +247,8 @@ func TestHangingDeviceTimesOut(t *testing.T) {
 	cfg.Timeout = 50 * time.Millisecond
 	log, stop := launch(t, cfg)
 	log.await(t, "the device does not answer", 1)
+	require.Contains(t, a.next(t)["problem"], "deadline exceeded")
 	stop()
-	require.Empty(t, a.beats, "a device that never joined does not leave either")
 }
 
 func TestServerIsRetried(t *testing.T) {
@@ -315,8 +317,20 @@ func TestServerWithOnlyTaskEndpoints(t *testing.T) {
 	a := newAPI(t)
 	log, stop := launch(t, quick("d", s.URL, a.URL))
 	log.await(t, "does not answer", 1) // its models are unknown
+	b := a.next(t)
+	require.NotContains(t, b, "models")
+	require.Contains(t, b["problem"], "status 404")
 	stop()
-	require.Empty(t, a.beats)
+	a.drain()
+
+	unlisted := quick("d", s.URL, a.URL)
+	unlisted.AnyModel, unlisted.Stay = true, true
+	_, stop = launch(t, unlisted)
+	require.Equal(t, []any{"*"}, a.next(t)["models"])
+	stop()
+	for len(a.beats) > 0 {
+		require.NotContains(t, <-a.beats, "leaving", "another agent may report it, too")
+	}
 
 	named := quick("d", s.URL, a.URL)
 	named.Models = []string{"*"}
@@ -334,8 +348,9 @@ func TestInvalidModelLists(t *testing.T) {
 			a := newAPI(t)
 			log, stop := launch(t, quick("d", s.URL, a.URL))
 			log.await(t, "or set them with --models", 1)
+			require.Contains(t, a.next(t)["problem"], "or set them with --models")
 			stop()
-			require.Empty(t, a.beats)
+			a.drain()
 
 			named := quick("d", s.URL, a.URL)
 			named.Models = []string{"mine"}
@@ -353,9 +368,10 @@ func TestDeviceKey(t *testing.T) {
 	log, stop := launch(t, cfg)
 	log.await(t, "set the key of the device in $TEST_AGENT_DEVICE_KEY", 1)
 	stop()
+	a.drain()
 	t.Setenv("TEST_AGENT_DEVICE_KEY", "k")
 	launch(t, cfg)
-	a.next(t)
+	require.NotContains(t, a.next(t), "problem")
 }
 
 func TestInvalidConfig(t *testing.T) {

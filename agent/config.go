@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -11,23 +13,34 @@ import (
 
 // Config is which device to report, to which server and how often.
 type Config struct {
-	ID           string        `yaml:"id" doc:"Id of the device, unique in the fleet, at most 128 bytes."`
-	URL          string        `yaml:"url" doc:"Base URL of the OpenAI-compatible server as seen by the agent, without /v1."`
-	Advertise    string        `yaml:"advertise" default:"" doc:"Base URL of the server as seen by the workers. Empty: the same as url."`
-	Models       []string      `yaml:"models" doc:"Models that the device serves. Empty: those listed by its GET /v1/models."`
-	Tags         []string      `yaml:"tags" doc:"Capability tags that tasks may require."`
-	Slots        int           `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Number of requests that the device can process concurrently."`
-	Interval     time.Duration `yaml:"interval" default:"5s" min:"1s" max:"1m" doc:"Time between two heartbeats."`
-	Timeout      time.Duration `yaml:"timeout" default:"3s" min:"100ms" max:"30s" doc:"Timeout of one request to the device or to the Batchyard server."`
-	MaxBackoff   time.Duration `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two attempts while the Batchyard server is unreachable."`
-	Server       string        `yaml:"server" default:"http://127.0.0.1:8080" doc:"Base URL of Batchyard's HTTP API."`
-	ServerKey    string        `yaml:"-"` // bearer token for the server; empty: that of ServerKeyEnv. Never from a file
-	DeviceKey    string        `yaml:"-"` // bearer token for the device; likewise
-	ServerKeyEnv string        `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the Batchyard server, if it requires one."`
-	DeviceKeyEnv string        `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, if it requires one."`
+	ID        string            `yaml:"id" doc:"Id of the device, unique in the fleet, at most 128 bytes."`
+	URL       string            `yaml:"url" doc:"Base URL of the OpenAI-compatible server as seen by the agent, without /v1."`
+	Advertise string            `yaml:"advertise" default:"" doc:"Base URL of the server as seen by the workers. Empty: the same as url."`
+	Models    []string          `yaml:"models" doc:"Models that the device serves. Empty: those listed by its GET /v1/models."`
+	Aliases   map[string]string `yaml:"-"` // names in tasks, and the device's own names of these models
+	Engine    string            `yaml:"-"` // kind of server, as in package access; empty: found out
+	Weight    float64           `yaml:"-"` // share of the load, for weighted policies; 0: 1
+	AnyModel  bool              `yaml:"-"` // a device that does not list its models serves any
+	Stay      bool              `yaml:"-"` // the device does not leave when the agent ends: another one may report it, too
+	// Do sends the requests to the device; nil: a client of the agent's own, with DeviceKey.
+	Do           func(*http.Request) (*http.Response, error) `yaml:"-"`
+	KeySetting   string                                      `yaml:"-"` // where the device's key is set, for messages; empty: DeviceKeyEnv
+	Tags         []string                                    `yaml:"tags" doc:"Capability tags that tasks may require."`
+	Slots        int                                         `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Number of requests that the device can process concurrently."`
+	Interval     time.Duration                               `yaml:"interval" default:"5s" min:"1s" max:"1m" doc:"Time between two heartbeats."`
+	Timeout      time.Duration                               `yaml:"timeout" default:"3s" min:"100ms" max:"30s" doc:"Timeout of one request to the device or to the Batchyard server."`
+	MaxBackoff   time.Duration                               `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two attempts while the Batchyard server is unreachable."`
+	Server       string                                      `yaml:"server" default:"http://127.0.0.1:8080" doc:"Base URL of Batchyard's HTTP API."`
+	ServerKey    string                                      `yaml:"-"` // bearer token for the server; empty: that of ServerKeyEnv. Never from a file
+	DeviceKey    string                                      `yaml:"-"` // bearer token for the device; likewise
+	ServerKeyEnv string                                      `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the Batchyard server, if it requires one."`
+	DeviceKeyEnv string                                      `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, if it requires one."`
 }
 
 const (
+	defaultInterval = 5 * time.Second
+	defaultTimeout  = 3 * time.Second
+
 	maxNameBytes = 256  // of a model or tag
 	maxIDBytes   = 128  // of the device's id
 	maxModels    = 1000 // of one device
@@ -65,12 +78,7 @@ func (c Config) check() (Config, error) {
 	if c.Slots == 0 {
 		c.Slots = 1
 	}
-	if c.Interval == 0 {
-		c.Interval = 5 * time.Second
-	}
-	if c.Timeout == 0 {
-		c.Timeout = 3 * time.Second
-	}
+	c.Interval, c.Timeout = cmp.Or(c.Interval, defaultInterval), cmp.Or(c.Timeout, defaultTimeout)
 	if c.MaxBackoff == 0 {
 		c.MaxBackoff = 30 * time.Second
 	}
@@ -80,6 +88,9 @@ func (c Config) check() (Config, error) {
 	}
 	if c.DeviceKey == "" && c.DeviceKeyEnv != "" {
 		c.DeviceKey = os.Getenv(c.DeviceKeyEnv)
+	}
+	if c.KeySetting == "" {
+		c.KeySetting = "$" + c.DeviceKeyEnv
 	}
 	return c, nil
 }

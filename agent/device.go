@@ -26,6 +26,8 @@ type device struct {
 	modelsAt  time.Time
 	noMetrics bool // it had no metrics when last asked
 	metricsAt time.Time
+	noOllama  bool // it was not Ollama when last asked
+	ollamaAt  time.Time
 }
 
 // probe checks the device's health and measures how long it takes to answer. A server that
@@ -53,13 +55,13 @@ func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
 		}
 		d.health = "" // the server may have been replaced by another kind: search again
 	}
-	if unknown(status) && len(paths) > 1 && len(d.cfg.Models) > 0 {
+	if unknown(status) && len(paths) > 1 && (len(d.cfg.Models) > 0 || d.cfg.AnyModel) {
 		return latency, nil
 	}
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
-		return 0, fmt.Errorf("checking the health of %s: status %d; set the key of the device in $%s", d.cfg.URL, status, d.cfg.DeviceKeyEnv)
+		return 0, fmt.Errorf("health check: status %d; set the key of the device in %s", status, d.cfg.KeySetting)
 	}
-	return 0, fmt.Errorf("checking the health of %s: status %d", d.cfg.URL, status)
+	return 0, fmt.Errorf("health check: status %d", status)
 }
 
 // unknown reports whether the status means that the server does not have the path.
@@ -81,11 +83,20 @@ func (d *device) served(ctx context.Context) ([]string, error) {
 		if len(d.models) > 0 {
 			return d.models, nil
 		}
-		return nil, fmt.Errorf("listing the models of %s: %w; or set them with --models", d.cfg.URL, err)
+		if d.cfg.AnyModel && errors.Is(err, errNoList) {
+			return []string{anyModel}, nil
+		}
+		return nil, fmt.Errorf("listing its models: %w; or set them with --models", err)
 	}
 	d.models, d.modelsAt = models, time.Now()
 	return models, nil
 }
+
+// errNoList means that the device has no list of models.
+var errNoList = errors.New("it does not list its models")
+
+// anyModel says that a device serves whatever it is asked for.
+const anyModel = "*"
 
 func (d *device) listModels(ctx context.Context) ([]string, error) {
 	var list struct {
@@ -106,7 +117,12 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if status >= 300 {
+	switch {
+	case unknown(status):
+		return nil, fmt.Errorf("status %d: %w", status, errNoList)
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return nil, fmt.Errorf("status %d; set the key of the device in %s", status, d.cfg.KeySetting)
+	case status >= 300:
 		return nil, fmt.Errorf("status %d", status)
 	}
 	var models []string
@@ -121,9 +137,26 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 	return models, nil
 }
 
-// load reads the engine's queue and requests in flight from its metrics. Not every server
-// has them; one that does not is asked again after a while.
+// load reads what the engine says of its load: from its metrics, or in Ollama's own way.
 func (d *device) load(ctx context.Context) figures {
+	var f figures
+	switch d.cfg.Engine {
+	case "openai": // a service, which says nothing
+		return f
+	case "ollama":
+		return d.ollama(ctx)
+	case "", "auto":
+		if f = d.metrics(ctx); !f.known() {
+			f = d.ollama(ctx)
+		}
+		return f
+	}
+	return d.metrics(ctx)
+}
+
+// metrics reads the engine's queue and requests in flight from its metrics. Not every server
+// has them; one that does not is asked again after a while.
+func (d *device) metrics(ctx context.Context) figures {
 	if d.noMetrics && time.Since(d.metricsAt) < lookAgain {
 		return figures{}
 	}
@@ -153,10 +186,14 @@ func (d *device) get(ctx context.Context, path string, read func(io.Reader) erro
 	if err != nil {
 		return 0, err
 	}
-	if d.cfg.DeviceKey != "" {
-		req.Header.Set("Authorization", "Bearer "+d.cfg.DeviceKey)
+	do := d.cfg.Do
+	if do == nil {
+		do = d.client.Do
+		if d.cfg.DeviceKey != "" {
+			req.Header.Set("Authorization", "Bearer "+d.cfg.DeviceKey)
+		}
 	}
-	resp, err := d.client.Do(req)
+	resp, err := do(req)
 	if err != nil {
 		return 0, err // includes method, URL and cause
 	}

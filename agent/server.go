@@ -13,16 +13,20 @@ import (
 
 // Heartbeat is the body of POST /v1/devices/{device_id}/heartbeat.
 type Heartbeat struct {
-	URL       string   `json:"url,omitempty"`
-	Models    []string `json:"models,omitempty"`
-	Tags      []string `json:"tags,omitempty"`
-	Slots     int      `json:"slots,omitempty"`
-	CPU       float64  `json:"cpu"`                 // busy share of the host's processors, 0 to 1
-	Mem       float64  `json:"mem"`                 // used share of the host's memory, 0 to 1
-	IO        float64  `json:"io"`                  // busy share of the busiest disk, 0 to 1
-	LatencyMS float64  `json:"latency_ms"`          // of a health check from agent to device
-	Queue     *int     `json:"queue,omitempty"`     // waiting inside the device, when it tells
-	InFlight  *int     `json:"in_flight,omitempty"` // worked on by the device, when it tells
+	URL       string            `json:"url,omitempty"`
+	Models    []string          `json:"models,omitempty"`
+	Aliases   map[string]string `json:"aliases,omitempty"` // names in tasks, and the device's own names of these models
+	Weight    float64           `json:"weight,omitempty"`
+	Problem   string            `json:"problem,omitempty"` // why the device does not answer; it gets no work
+	Tags      []string          `json:"tags,omitempty"`
+	Slots     int               `json:"slots,omitempty"`
+	CPU       float64           `json:"cpu"`                 // busy share of the host's processors, 0 to 1
+	Mem       float64           `json:"mem"`                 // used share of the host's memory, 0 to 1
+	IO        float64           `json:"io"`                  // busy share of the busiest disk, 0 to 1
+	LatencyMS float64           `json:"latency_ms"`          // of a health check from agent to device
+	Queue     *int              `json:"queue,omitempty"`     // waiting inside the device, when it tells
+	InFlight  *int              `json:"in_flight,omitempty"` // worked on by the device, when it tells
+	Loaded    []string          `json:"loaded,omitempty"`    // models in its memory, when it tells
 }
 
 // leaving is the last heartbeat, sent when the agent stops.

@@ -222,6 +222,16 @@ func TestWhyATaskWaits(t *testing.T) {
 	require.Equal(t, 2, w.Waiting.Level)
 	require.Contains(t, w.Sentence, "1 of 7 devices could run it and is busy, with 5 tasks for 4 slots; of the others 1 does not serve its model, 1 lacks tags that it needs,")
 	require.Regexp(t, "for [1-9]m[0-9.]+s", w.Sentence) // 90 s ago, and however long the test took
+	lines := map[string]string{}
+	for _, f := range w.Waiting.Fleet {
+		lines[f.DeviceID] = f.Line
+	}
+	require.Equal(t, "busy", w.Waiting.Fleet[0].DeviceID, "what could run it comes first")
+	require.Len(t, lines, 7)
+	require.Equal(t, "busy (up) could run it; models m; tags gpu", lines["busy"])
+	require.Equal(t, "other (up) does not serve m; models x", lines["other"])
+	require.Equal(t, "tagless (up) lacks tags of gpu; models m", lines["tagless"])
+	require.Equal(t, "draining (draining) is draining: its heartbeat says so; models m; tags gpu", lines["draining"])
 
 	// Where requests are merged, tasks are not to be counted against slots; a
 	// device that has room does not mean that the task is the next.
@@ -243,6 +253,16 @@ func TestWhyATaskWaits(t *testing.T) {
 	for _, says := range []string{"none of the 7 devices can run it: 7 do not serve its model unserved, but m, x", "may not run before " + at2.Format(time.RFC3339), "parked it", "Its deadline is " + at2.Format(time.RFC3339)} {
 		require.Contains(t, w.Sentence, says)
 	}
+	b.store.set(status.TaskRow{Tenant: "default", ID: "near", State: task.Pending, Model: "M-instruct", Priority: task.Normal, SubmittedAt: at})
+	beat := `{"url":"http://h","problem":"connection refused","models":["m:instruct"]}`
+	require.Equal(t, 200, b.do(t, "POST", "/v1/devices/off/heartbeat", beat).status)
+	require.Equal(t, 200, b.do(t, "POST", "/v1/devices/blank/heartbeat", `{"url":"http://h","problem":"no route to host"}`).status)
+	b.do(t, "POST", "/v1/devices/bare/heartbeat", `{"url":"http://h"}`).problem(t, 422)
+	w = whyOf(t, b, "near")
+	require.Contains(t, w.Lines(), "blank (down) does not answer: no route to host; models not known")
+	require.Equal(t, "m:instruct", w.Waiting.Nearest)
+	require.Contains(t, w.Sentence, "(did you mean m:instruct?)")
+	require.Contains(t, w.Lines(), "off (down) does not serve M-instruct: connection refused; models m:instruct")
 	require.Equal(t, 202, b.do(t, "PATCH", "/v1/tasks/p", `{"priority":"high","level":9}`).status)
 	require.Contains(t, whyOf(t, b, "p").Sentence, "priority high and level 9")
 	b.redis.Close()
@@ -319,4 +339,33 @@ func TestABodyIsOneObject(t *testing.T) {
 		}
 	}
 	require.NoError(t, decodeObject([]byte(" {}\n"), &RetryIn{}))
+}
+
+// While a task has not ended, people see why its last attempt failed: its row says so while it waits for a router, and the
+// log otherwise.
+func TestATaskShowsItsLastError(t *testing.T) {
+	b := start(t, Config{})
+	get := func(id string) (st Status) {
+		a := b.do(t, "GET", "/v1/tasks/"+id, "")
+		require.Equal(t, 200, a.status, a.body)
+		a.into(t, &st)
+		return st
+	}
+	b.store.set(status.TaskRow{Tenant: "default", ID: "waits", State: task.Pending, Attempt: 1, Model: "m", ErrorClass: task.ClassConnect, ErrorMessage: "device d cannot be reached"})
+	require.Equal(t, &task.Error{Class: task.ClassConnect, Message: "device d cannot be reached"}, get("waits").LastError)
+	require.Nil(t, get("waits").Error, "it has not failed yet")
+
+	b.store.set(status.TaskRow{Tenant: "default", ID: "runs", State: task.Running, Attempt: 3, Model: "m"})
+	b.store.tell(task.Event{TaskID: "runs", Action: task.AttemptFailed, Attempt: 1, ErrorClass: task.ClassTimeout, Detail: []byte(`{"message":"the first"}`)},
+		task.Event{TaskID: "runs", Action: task.AttemptFailed, Attempt: 2, ErrorClass: task.ClassDevice, Detail: []byte(`{"message":"device d answered 500"}`)},
+		task.Event{TaskID: "runs", Action: task.AttemptStarted, Attempt: 3})
+	require.Equal(t, &task.Error{Class: task.ClassDevice, Message: "device d answered 500"}, get("runs").LastError)
+
+	b.store.set(status.TaskRow{Tenant: "default", ID: "again", State: task.Running, Attempt: 1, Model: "m", Generation: 1})
+	b.store.tell(task.Event{TaskID: "again", Action: task.AttemptFailed, Attempt: 1, ErrorClass: task.ClassTimeout}, task.Event{TaskID: "again", Action: task.TaskRetried})
+	require.Nil(t, get("again").LastError, "that was another run")
+
+	b.store.set(status.TaskRow{Tenant: "default", ID: "failed", State: task.Failed, Attempt: 1, Model: "m", ErrorClass: task.ClassTimeout, ErrorMessage: "it hung"})
+	require.Equal(t, "it hung", get("failed").Error.Message)
+	require.Nil(t, get("failed").LastError)
 }

@@ -12,9 +12,11 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/batchyard/batchyard/api/devicelist"
 	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -22,21 +24,24 @@ import (
 const maxBeat = 128 << 10
 
 // Heartbeat is what a device, or the agent beside it, says of itself. URL and Models
-// are required unless the device is leaving.
+// are required unless the device is leaving; one with a Problem may not know its models.
 type Heartbeat struct {
-	URL       string   `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
-	Models    []string `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
-	Tags      []string `json:"tags,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Capability tags that tasks may need." example:"[\"gpu\"]"`
-	Slots     *int     `json:"slots,omitempty" minimum:"1" maximum:"4096" default:"1" doc:"Requests that the device works on at the same time."`
-	CPU       float64  `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the CPUs." example:"0.35"`
-	Mem       float64  `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share of the memory."`
-	IO        float64  `json:"io,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the busiest disk."`
-	LatencyMS float64  `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
-	Queue     *int     `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
-	InFlight  *int     `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
-	Weight    *float64 `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
-	Draining  bool     `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
-	Leaving   bool     `json:"leaving,omitempty" doc:"The device leaves the fleet now; no other field is needed."`
+	URL       string            `json:"url,omitempty" maxLength:"2048" doc:"Base URL of the device's API, without credentials or query." example:"http://10.0.0.5:8000"`
+	Models    []string          `json:"models,omitempty" minItems:"1" maxItems:"256" minLength:"1" maxLength:"256" doc:"The models that the device serves; [\"*\"] is every model." example:"[\"llama-3-8b\"]"`
+	Aliases   map[string]string `json:"aliases,omitempty" maxProperties:"256" doc:"Names under which tasks may ask for models, and the device's own names of these." example:"{\"gpt-4o-mini\":\"llama-3-8b\"}"`
+	Tags      []string          `json:"tags,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Capability tags that tasks may need." example:"[\"gpu\"]"`
+	Slots     *int              `json:"slots,omitempty" minimum:"1" maximum:"4096" default:"1" doc:"Requests that the device works on at the same time."`
+	CPU       float64           `json:"cpu,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the CPUs." example:"0.35"`
+	Mem       float64           `json:"mem,omitempty" minimum:"0" maximum:"1" doc:"Used share of the memory."`
+	IO        float64           `json:"io,omitempty" minimum:"0" maximum:"1" doc:"Busy share of the busiest disk."`
+	LatencyMS float64           `json:"latency_ms,omitempty" minimum:"0" maximum:"10000000" doc:"Time of a health check."`
+	Queue     *int              `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
+	InFlight  *int              `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
+	Loaded    []string          `json:"loaded,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Models that are in the device's memory; leave it out if unknown." example:"[\"llama-3-8b\"]"`
+	Weight    *float64          `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
+	Problem   string            `json:"problem,omitempty" maxLength:"1024" doc:"Why the device does not answer; it gets no work while this is set. The models may then be unknown."`
+	Draining  bool              `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
+	Leaving   bool              `json:"leaving,omitempty" doc:"The device leaves the fleet now; no other field is needed."`
 }
 
 // HeartbeatTaken answers a heartbeat.
@@ -47,28 +52,7 @@ type HeartbeatTaken struct {
 }
 
 // DeviceStatus is a device as its last heartbeat described it.
-type DeviceStatus struct {
-	ID        string     `json:"device_id"`
-	URL       string     `json:"url"`
-	Models    []string   `json:"models"`
-	Tags      []string   `json:"tags,omitempty"`
-	Slots     int        `json:"slots"`
-	CPU       float64    `json:"cpu"`
-	Mem       float64    `json:"mem"`
-	IO        float64    `json:"io"`
-	LatencyMS float64    `json:"latency_ms"`
-	Queue     *int       `json:"queue,omitempty"`
-	InFlight  *int       `json:"in_flight,omitempty"`
-	Weight    float64    `json:"weight"`
-	Draining  bool       `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
-	Drained   bool       `json:"drained,omitempty" doc:"An operator drained it."`
-	Since     *time.Time `json:"drained_at,omitempty"`
-	Silent    bool       `json:"silent" doc:"The device missed its heartbeats and gets no work."`
-	Unserved  bool       `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
-	AgeMS     int64      `json:"age_ms" doc:"Age of the last heartbeat."`
-	SeenAt    time.Time  `json:"seen_at"`
-	JoinedAt  time.Time  `json:"joined_at"`
-}
+type DeviceStatus = devicelist.DeviceStatus
 
 // DeviceList lists the devices.
 type DeviceList struct {
@@ -113,6 +97,7 @@ func (s *Server) describeHeartbeat() {
 	h := s.api.OpenAPI().Components.Schemas.Map()["Heartbeat"]
 	h.Properties["url"].Pattern = baseURL
 	h.Properties["models"].Items.Pattern, h.Properties["tags"].Items.Pattern = plainText, plainText
+	h.Properties["loaded"].Items.Pattern = plainText
 	given := func(names ...string) map[string]*huma.Schema {
 		out := map[string]*huma.Schema{}
 		for _, n := range names {
@@ -122,6 +107,7 @@ func (s *Server) describeHeartbeat() {
 	}
 	h.AnyOf = []*huma.Schema{
 		{Required: []string{"url", "models"}, Properties: given("url", "models")},
+		{Required: []string{"url", "problem"}, Properties: map[string]*huma.Schema{"url": {Not: &huma.Schema{Type: "null"}}, "problem": {Type: huma.TypeString, MinLength: ptr(1)}}},
 		{Required: []string{"leaving"}, Properties: map[string]*huma.Schema{"leaving": {Enum: []any{true}}}},
 	}
 }
@@ -206,8 +192,8 @@ func deviceOf(r *http.Request) (string, error) {
 // for unknown. check has refused both in a heartbeat.
 func (h *Heartbeat) device(id string) device.Device {
 	return device.Device{
-		ID: id, URL: h.URL, Models: h.Models, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
-		LatencyMS: h.LatencyMS, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Draining: h.Draining,
+		ID: id, URL: h.URL, Models: h.Models, Aliases: h.Aliases, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
+		LatencyMS: h.LatencyMS, Loaded: h.Loaded, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
 	}
 }
 
@@ -284,24 +270,17 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 			return nil, later("Redis does not answer; try again in a moment")
 		}
 	}
+	_, healths, err := s.deps.Rates.Load(ctx)
+	if err != nil {
+		s.log.Warn("reading what workers know of the devices failed", "trace_id", traceOf(ctx), "error", err)
+		return nil, later("Redis does not answer; try again in a moment")
+	}
 	out := &devicesOutput{DeviceList{Devices: make([]DeviceStatus, len(ds))}}
+	now := clock.Now()
 	for i := range ds {
-		d := &ds[i]
-		st := DeviceStatus{
-			ID: d.ID, URL: d.URL, Models: d.Models, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
-			Weight: d.Weight, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved, AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
-		}
-		if d.Queue >= 0 {
-			st.Queue = &d.Queue
-		}
-		if d.InFlight >= 0 {
-			st.InFlight = &d.InFlight
-		}
-		if d.Drained {
-			st.Drained, st.Since = true, timeOf(d.DrainedAt)
-		}
-		delete(settings.Drained, d.ID)
-		out.Body.Devices[i] = st
+		h := healths[ds[i].ID]
+		out.Body.Devices[i] = devicelist.Of(&ds[i], &h, now)
+		delete(settings.Drained, ds[i].ID)
 	}
 	for id, since := range settings.Drained {
 		out.Body.Absent = append(out.Body.Absent, AbsentDevice{id, since})

@@ -44,10 +44,11 @@ type JobWhy struct {
 
 // JobCause explains one group of tasks.
 type JobCause struct {
-	Cause    string `json:"cause" doc:"Stays the same while only the figures change."`
-	Tasks    int64  `json:"tasks" doc:"Tasks in the same state for the same model and device."`
-	TaskID   string `json:"task_id" doc:"The one that is explained."`
-	Sentence string `json:"sentence"`
+	Cause    string   `json:"cause" doc:"Stays the same while only the figures change."`
+	Tasks    int64    `json:"tasks" doc:"Tasks in the same state for the same model and device."`
+	TaskID   string   `json:"task_id" doc:"The one that is explained."`
+	Sentence string   `json:"sentence"`
+	Devices  []string `json:"devices,omitempty" doc:"A line for each device, at most twenty, if none of them can run the task."`
 }
 
 type jobWhyOutput struct{ Body JobWhy }
@@ -146,7 +147,7 @@ func (s *Server) jobWhy(ctx context.Context, in *request) (*jobWhyOutput, error)
 				failed.Do(func() { problem = err })
 				return
 			}
-			out.Causes[i] = JobCause{Cause: w.Cause(), Tasks: group.Tasks, TaskID: group.TaskID, Sentence: w.Sentence}
+			out.Causes[i] = JobCause{Cause: w.Cause(), Tasks: group.Tasks, TaskID: group.TaskID, Sentence: w.Sentence, Devices: w.Lines()}
 		})
 	}
 	wg.Wait()

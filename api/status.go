@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,7 @@ type Status struct {
 	HTTPStatus  int               `json:"status,omitempty" doc:"HTTP status of the device's last answer."`
 	Output      json.RawMessage   `json:"output,omitempty" doc:"The device's answer, as it came."`
 	Error       *task.Error       `json:"error,omitempty"`
+	LastError   *task.Error       `json:"last_error,omitempty" doc:"Why the last attempt failed, while the task has not ended."`
 	Usage       *task.Usage       `json:"usage,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	SubmittedAt *time.Time        `json:"submitted_at,omitempty"`
@@ -63,8 +65,12 @@ func statusOfRow(r *status.TaskRow) Status {
 		SubmittedAt: timeOf(r.SubmittedAt), AssignedAt: timeOf(r.AssignedAt), StartedAt: timeOf(r.StartedAt),
 		FinishedAt: timeOf(r.FinishedAt), Deadline: timeOf(r.Deadline), CallbackURL: r.CallbackURL,
 	}
-	if r.ErrorClass != task.ClassNone && (r.State == task.Failed || r.State == task.Cancelled || r.State == task.Expired) {
+	switch {
+	case r.ErrorClass == task.ClassNone:
+	case r.State == task.Failed || r.State == task.Cancelled || r.State == task.Expired:
 		s.Error = &task.Error{Class: r.ErrorClass, Message: r.ErrorMessage}
+	case !r.State.Terminal():
+		s.LastError = &task.Error{Class: r.ErrorClass, Message: r.ErrorMessage}
 	}
 	if res := r.Result; res != nil {
 		s.Requested, s.Attempts, s.HTTPStatus, s.Error, s.Labels = res.RequestedModel, res.Attempts, res.Status, res.Error, res.Labels
@@ -216,7 +222,32 @@ func (s *Server) status(ctx context.Context, in *request) (*statusOutput, error)
 			st = again // if not, what was known before is still an answer
 		}
 	}
+	if !st.State.Terminal() && st.Attempt > 0 && (st.LastError == nil || st.LastError.Message == "") {
+		s.lastError(ctx, key, &st)
+	}
 	return &statusOutput{st}, nil
+}
+
+// lastError finds out in the audit log why the last attempt of a task failed. Its row says so only while it waits for a
+// router. Without Postgres, what is known of it is an answer.
+func (s *Server) lastError(ctx context.Context, key task.Key, st *Status) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
+	defer cancel()
+	rows, err := s.deps.Store.Events(ctx, key)
+	if err != nil {
+		return
+	}
+	for _, e := range slices.Backward(rows) {
+		switch e.Action {
+		case task.TaskRetried: // what was before is another run
+			return
+		case task.AttemptFailed:
+			var d struct{ Message string }
+			_ = json.Unmarshal(e.Detail, &d) // the class is enough
+			st.LastError = &task.Error{Class: e.ErrorClass, Message: d.Message}
+			return
+		}
+	}
 }
 
 // await returns when the run has finished, the time is over, the client is gone or

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/batchyard/batchyard/device/store"
@@ -33,6 +34,7 @@ type Deps struct {
 // of one device are in one partition, so one batcher has them all.
 type Batcher struct {
 	cfg         Config
+	limits      *atomic.Pointer[Config] // with the thresholds of now
 	deps        Deps
 	outbox      *stream.Outbox
 	deadLetters *records.DeadLetters
@@ -49,12 +51,14 @@ type Batcher struct {
 // New returns a batcher; Run starts it.
 func New(cfg Config, deps Deps) *Batcher {
 	outbox := deps.Stream.NewOutbox(Stage, 1024, 64<<20)
+	limits := &atomic.Pointer[Config]{}
+	limits.Store(&cfg)
 	return &Batcher{
-		cfg: cfg, deps: deps, outbox: outbox,
+		cfg: cfg, limits: limits, deps: deps, outbox: outbox,
 		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		reader:      deps.Presence.Reader(stream.Assignments, deps.Logger),
-		window:      newWindow(cfg), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
+		window:      newWindow(limits), arrivals: make(chan []entry), lost: make(chan struct{}, 1), freed: make(chan map[string]int, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }

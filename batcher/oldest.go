@@ -11,8 +11,9 @@ import (
 // Waiting says what waits in the batcher. It is called about once a second, by one goroutine. Nothing waits here for long
 // but for its batch to close.
 func (b *Batcher) Waiting(now time.Time) waiting.List {
-	longest := max(b.cfg.Batched.MaxWait, b.cfg.Single.MaxWait)
-	for _, r := range b.cfg.Rules {
+	cfg := b.limits.Load()
+	longest := max(cfg.Batched.MaxWait, cfg.Single.MaxWait)
+	for _, r := range cfg.Rules {
 		longest = max(longest, r.MaxWait)
 	}
 	return records.Waiting(b.deps.Stream, Stage, now, func(u *stream.Unfinished, o *waiting.Oldest) bool {

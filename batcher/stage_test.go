@@ -174,6 +174,7 @@ func patient() Config {
 	cfg := testConfig()
 	cfg.Batched.MaxWait, cfg.Single.MaxWait, cfg.Rules = time.Hour, time.Hour, nil
 	cfg.Batched.MaxBytes, cfg.Single.MaxBytes = 1<<20, 1<<20
+	cfg.Batched.MaxTokens = 1 << 20
 	return cfg
 }
 
@@ -292,4 +293,24 @@ func TestAnotherBatcherTakesOver(t *testing.T) {
 // testLen returns how many tasks are in open batches, from the batcher's own metric.
 func testLen(b *Batcher) int {
 	return int(gauge(b.deps.Metrics.Batcher.OpenTasks))
+}
+
+// Batches that open after a change of the thresholds follow the new ones; one that is open keeps its own.
+func TestThresholdsChangeWhileTheBatcherRuns(t *testing.T) {
+	y := newYard(t)
+	b := New(patient(), y.deps)
+	y.run(b.Run)
+	y.assign("d1", task.EndpointChat, 0, "waits")
+	require.Eventually(t, func() bool { return testLen(b) == 1 }, testenv.Patience, 5*time.Millisecond, "it waits")
+	next := patient()
+	next.Rules = []Rule{{Endpoint: task.EndpointChat, Model: "m", MaxCount: 1, MaxBytes: 1 << 20, MaxTokens: 1 << 20, MaxWait: time.Hour}}
+	next.MaxInFlight = 1
+	b.Reload(next)
+	require.NotEqual(t, 1, b.cfg.MaxInFlight)
+	y.assign("d2", task.EndpointChat, 0, "leaves")
+	y.until("it leaves", func() bool { return y.seen["leaves"] == 1 })
+	_, seen := y.sent()
+	require.Zero(t, seen["waits"])
+	y.assign("d1", task.EndpointChat, 0, "joins")
+	require.Eventually(t, func() bool { return testLen(b) == 2 }, testenv.Patience, 5*time.Millisecond, "it joins the batch that is open")
 }

@@ -2,6 +2,7 @@ package batcher
 
 import (
 	"container/heap"
+	"sync/atomic"
 	"time"
 
 	"github.com/batchyard/batchyard/stream/records"
@@ -13,11 +14,12 @@ type Reason string
 
 // The reasons.
 const (
-	ReasonCount Reason = "count" // it holds as many tasks as allowed
-	ReasonBytes Reason = "bytes" // it holds as many bytes as allowed
-	ReasonWait  Reason = "wait"  // its oldest task has waited long enough
-	ReasonIdle  Reason = "idle"  // its device has nothing else to do
-	ReasonDrain Reason = "drain" // the batcher is stopping
+	ReasonCount  Reason = "count"  // it holds as many tasks as allowed
+	ReasonBytes  Reason = "bytes"  // it holds as many bytes as allowed
+	ReasonTokens Reason = "tokens" // it holds about as many tokens as allowed
+	ReasonWait   Reason = "wait"   // its oldest task has waited long enough
+	ReasonIdle   Reason = "idle"   // its device has nothing else to do
+	ReasonDrain  Reason = "drain"  // the batcher is stopping
 )
 
 // batchKey is what the tasks of a batch have in common.
@@ -79,7 +81,7 @@ func overheadOf(a *task.Assignment) int64 {
 // window holds the open batches. One goroutine owns it. Its methods call onClose with each batch
 // that they close, which has left the window by then.
 type window struct {
-	cfg      Config
+	cfg      *atomic.Pointer[Config]
 	batches  map[batchKey]*openBatch
 	byDevice map[string]map[*openBatch]struct{}
 	times    timeHeap
@@ -88,7 +90,7 @@ type window struct {
 	draining bool         // new batches close at once
 }
 
-func newWindow(cfg Config) *window {
+func newWindow(cfg *atomic.Pointer[Config]) *window {
 	return &window{cfg: cfg, batches: map[batchKey]*openBatch{}, byDevice: map[string]map[*openBatch]struct{}{}}
 }
 
@@ -97,10 +99,12 @@ func (w *window) add(e entry, now time.Time, onClose func(*openBatch, Reason)) {
 	key := batchKey{e.Device.ID, e.Task.Endpoint, e.Task.Model}
 	size, overhead := int64(len(e.Task.Input)), overheadOf(&e.Assignment)
 	b := w.batches[key]
-	if b != nil && (b.bytes+size > b.limits.MaxBytes || b.overhead+overhead > maxOverhead) {
-		w.remove(b)
-		onClose(b, ReasonBytes)
-		b = nil
+	if b != nil {
+		if why := b.cannotTake(size, overhead); why != "" {
+			w.remove(b)
+			onClose(b, why)
+			b = nil
+		}
 	}
 	if b == nil {
 		b = w.open(key, now)
@@ -111,13 +115,34 @@ func (w *window) add(e entry, now time.Time, onClose func(*openBatch, Reason)) {
 	b.overhead += overhead
 	b.idle = b.idle || e.IdleSlots > 0
 	w.tasks++
-	if len(b.entries) >= b.limits.MaxCount {
+	if why := b.full(); why != "" {
 		w.remove(b)
-		onClose(b, ReasonCount)
-	} else if b.bytes >= b.limits.MaxBytes {
-		w.remove(b)
-		onClose(b, ReasonBytes)
+		onClose(b, why)
 	}
+}
+
+// cannotTake says why an entry does not fit into the batch; empty if it does.
+func (b *openBatch) cannotTake(size, overhead int64) Reason {
+	switch {
+	case b.bytes+size > b.limits.MaxBytes, b.overhead+overhead > maxOverhead:
+		return ReasonBytes
+	case tokensOf(b.bytes+size) > int64(b.limits.MaxTokens):
+		return ReasonTokens
+	}
+	return ""
+}
+
+// full says why the batch closes; empty if it does not.
+func (b *openBatch) full() Reason {
+	switch {
+	case len(b.entries) >= b.limits.MaxCount:
+		return ReasonCount
+	case b.bytes >= b.limits.MaxBytes:
+		return ReasonBytes
+	case tokensOf(b.bytes) >= int64(b.limits.MaxTokens):
+		return ReasonTokens
+	}
+	return ""
 }
 
 // open opens a batch.
@@ -137,10 +162,11 @@ func (w *window) open(key batchKey, now time.Time) *openBatch {
 
 // limits returns the thresholds for a new batch.
 func (w *window) limits(key batchKey) Thresholds {
+	cfg := w.cfg.Load()
 	if w.draining {
-		return w.cfg.drainThresholds(key.endpoint)
+		return cfg.drainThresholds(key.endpoint)
 	}
-	return w.cfg.For(key.endpoint, key.model)
+	return cfg.For(key.endpoint, key.model)
 }
 
 func (w *window) remove(b *openBatch) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,10 +26,17 @@ func (r *fakeRecord) Again(error) { r.lost = true }
 
 func testConfig() Config {
 	return Config{
-		Batched: Thresholds{MaxCount: 5, MaxBytes: 100, MaxWait: 50 * time.Millisecond}, Single: Single{MaxCount: 3, MaxBytes: 60, MaxWait: 5 * time.Millisecond},
-		Rules:       []Rule{{Model: "Big", MaxCount: 2, MaxBytes: 1000, MaxWait: time.Second}, {Endpoint: task.EndpointModerations, MaxCount: 4, MaxBytes: 1000, MaxWait: time.Minute}},
+		Batched: Thresholds{MaxCount: 5, MaxBytes: 100, MaxTokens: 1000, MaxWait: 50 * time.Millisecond}, Single: Single{MaxCount: 3, MaxBytes: 60, MaxTokens: 1000, MaxWait: 5 * time.Millisecond},
+		Rules:       []Rule{{Model: "Big", MaxCount: 2, MaxBytes: 1000, MaxTokens: 1000, MaxWait: time.Second}, {Endpoint: task.EndpointModerations, MaxCount: 4, MaxBytes: 1000, MaxTokens: 1000, MaxWait: time.Minute}},
 		MaxInFlight: 4096, MaxBytes: 128 << 20, DrainTimeout: 10 * time.Second,
 	}
+}
+
+// fixed are thresholds that do not change.
+func fixed(cfg Config) *atomic.Pointer[Config] {
+	p := &atomic.Pointer[Config]{}
+	p.Store(&cfg)
+	return p
 }
 
 func newEntry(id, device, endpoint, model string, size int) entry {
@@ -65,7 +73,7 @@ func TestThresholds(t *testing.T) {
 }
 
 func TestBatchesCloseByCountAndBytes(t *testing.T) {
-	w := newWindow(testConfig())
+	w := newWindow(fixed(testConfig()))
 	var out []closedBatch
 	now := time.Now()
 	add := func(id string, size int) { w.add(newEntry(id, "d", task.EndpointChat, "m", size), now, gather(&out)) }
@@ -85,10 +93,28 @@ func TestBatchesCloseByCountAndBytes(t *testing.T) {
 	require.True(t, w.nextDue().IsZero())
 }
 
+func TestBatchesCloseByTokens(t *testing.T) {
+	cfg := testConfig()
+	cfg.Batched.MaxTokens = 22
+	w := newWindow(fixed(cfg))
+	var out []closedBatch
+	add := func(id string, size int) {
+		w.add(newEntry(id, "d", task.EndpointEmbeddings, "m", size), time.Now(), gather(&out))
+	}
+	add("a", 40)
+	add("b", 44)
+	require.Empty(t, out, "21 tokens")
+	add("c", 10) // would be 24
+	require.Equal(t, []closedBatch{{[]string{"a", "b"}, ReasonTokens}}, out)
+	add("d", 78)
+	require.Equal(t, closedBatch{[]string{"c", "d"}, ReasonTokens}, out[1], "22 are as many as allowed")
+	require.Zero(t, w.tasks)
+}
+
 func TestBatchesFitIntoTheirTopic(t *testing.T) {
 	cfg := testConfig()
-	cfg.Single = Single{MaxCount: 4096, MaxBytes: 12 << 20, MaxWait: time.Minute}
-	w := newWindow(cfg)
+	cfg.Single = Single{MaxCount: 4096, MaxBytes: 12 << 20, MaxTokens: 12 << 20, MaxWait: time.Minute}
+	w := newWindow(fixed(cfg))
 	largest := 0
 	closed := func(o *openBatch, _ Reason) {
 		b := task.Batch{}
@@ -114,7 +140,7 @@ func TestBatchesFitIntoTheirTopic(t *testing.T) {
 }
 
 func TestBatchesAreSeparateByDeviceEndpointAndModel(t *testing.T) {
-	w := newWindow(testConfig())
+	w := newWindow(fixed(testConfig()))
 	var out []closedBatch
 	for i, e := range []entry{
 		newEntry("a", "d1", task.EndpointChat, "m", 1), newEntry("b", "d2", task.EndpointChat, "m", 1),
@@ -135,7 +161,7 @@ func TestBatchesAreSeparateByDeviceEndpointAndModel(t *testing.T) {
 }
 
 func TestAnIdleDeviceDoesNotWait(t *testing.T) {
-	w := newWindow(testConfig())
+	w := newWindow(fixed(testConfig()))
 	var out []closedBatch
 	busy, idle := newEntry("busy", "d1", task.EndpointChat, "m", 1), newEntry("idle", "d2", task.EndpointChat, "m", 1)
 	idle.IdleSlots = 1
@@ -148,7 +174,7 @@ func TestAnIdleDeviceDoesNotWait(t *testing.T) {
 
 func TestBatchesCloseWhenTheOldestTaskHasWaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWindow(testConfig())
+		w := newWindow(fixed(testConfig()))
 		var out []closedBatch
 		start := time.Now()
 		w.add(newEntry("each", "d", task.EndpointChat, "m", 1), start, gather(&out))
@@ -171,7 +197,7 @@ func TestBatchesCloseWhenTheOldestTaskHasWaited(t *testing.T) {
 }
 
 func TestLostEntriesAreDropped(t *testing.T) {
-	w := newWindow(testConfig())
+	w := newWindow(fixed(testConfig()))
 	var out []closedBatch
 	var dropped []string
 	add := func(id, device string, lost bool) {
@@ -199,7 +225,8 @@ func TestLostEntriesAreDropped(t *testing.T) {
 func TestWindowAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := testConfig()
-		w := newWindow(cfg)
+		cfg.Batched.MaxTokens = rapid.IntRange(5, 30).Draw(t, "tokens")
+		w := newWindow(fixed(cfg))
 		now := time.Unix(1_000_000, 0)
 		type entryOf struct {
 			entry
@@ -226,7 +253,8 @@ func TestWindowAgainstAModel(t *testing.T) {
 			require.Equal(t, bytes, o.bytes)
 			require.LessOrEqual(t, len(o.entries), limits.MaxCount)
 			require.True(t, bytes <= limits.MaxBytes || len(o.entries) == 1)
-			require.True(t, why == ReasonDrain || why == ReasonCount && len(o.entries) == limits.MaxCount || why == ReasonBytes ||
+			require.True(t, tokensOf(bytes) <= int64(limits.MaxTokens) || len(o.entries) == 1)
+			require.True(t, why == ReasonDrain || why == ReasonCount && len(o.entries) == limits.MaxCount || why == ReasonBytes || why == ReasonTokens ||
 				why == ReasonWait && !o.since.Add(limits.MaxWait).After(now) || why == ReasonIdle, "%s", why)
 			require.False(t, oldest.Before(o.since), "it is as old as its oldest task")
 		}

@@ -18,29 +18,37 @@ const (
 	MaxIDLength = 128
 	MaxModels   = 256
 	MaxTags     = 64
+	MaxLoaded   = 64
 	MaxSlots    = 4096
+	MaxProblem  = 1024 // bytes
 )
-
-// AnyModel in a device's list of models means that it serves every model.
-const AnyModel = "*"
 
 // Device is one OpenAI-compatible server, as described by its last heartbeat.
 type Device struct {
-	ID        string    `json:"device_id"`
-	URL       string    `json:"url"`
-	Models    []string  `json:"models"`
-	Tags      []string  `json:"tags,omitempty"`
-	Slots     int       `json:"slots"`
-	CPU       float64   `json:"cpu"`        // busy share of the host, 0 to 1
-	Mem       float64   `json:"mem"`        // used share, 0 to 1
-	IO        float64   `json:"io"`         // busy share of the busiest disk, 0 to 1
-	LatencyMS float64   `json:"latency_ms"` // of a health check
-	Queue     int       `json:"queue"`      // waiting inside the device; -1 unknown
-	InFlight  int       `json:"in_flight"`  // worked on by the device; -1 unknown
-	Draining  bool      `json:"draining,omitempty"`
-	Weight    float64   `json:"weight"` // for weighted policies; 1 unless said otherwise
-	At        time.Time `json:"at,omitzero"`
-	JoinedAt  time.Time `json:"joined_at,omitzero"`
+	ID     string   `json:"device_id"`
+	URL    string   `json:"url"`
+	Models []string `json:"models"`
+	// Aliases are names under which tasks ask for models, and the device's own names of these.
+	Aliases   map[string]string `json:"aliases,omitempty"`
+	Tags      []string          `json:"tags,omitempty"`
+	Slots     int               `json:"slots"`
+	CPU       float64           `json:"cpu"`        // busy share of the host, 0 to 1
+	Mem       float64           `json:"mem"`        // used share, 0 to 1
+	IO        float64           `json:"io"`         // busy share of the busiest disk, 0 to 1
+	LatencyMS float64           `json:"latency_ms"` // of a health check
+	Queue     int               `json:"queue"`      // waiting inside the device; -1 unknown
+	InFlight  int               `json:"in_flight"`  // worked on by the device; -1 unknown
+	// Loaded are the models in the device's memory; empty: none, or not known.
+	Loaded []string `json:"loaded,omitempty"`
+	// Problem is why the device does not answer its agent; empty: it does.
+	Problem  string    `json:"problem,omitempty"`
+	Draining bool      `json:"draining,omitempty"`
+	Weight   float64   `json:"weight"` // for weighted policies; 1 unless said otherwise
+	At       time.Time `json:"at,omitzero"`
+	JoinedAt time.Time `json:"joined_at,omitzero"`
+
+	// ChangedAt is since when the device is described as it is now, its figures aside.
+	ChangedAt time.Time `json:"-"`
 
 	// Drained means that an operator drained the device, rather than the device itself.
 	// Draining is then true as well.
@@ -55,11 +63,6 @@ type Device struct {
 
 	// Unserved means that no batcher read its assignments, or no worker its batches.
 	Unserved bool `json:"-"`
-}
-
-// Serves reports whether the device serves the model.
-func (d *Device) Serves(model string) bool {
-	return slices.Contains(d.Models, model) || slices.Contains(d.Models, AnyModel)
 }
 
 // HasTags reports whether the device has all of the tags.
@@ -88,10 +91,19 @@ func (d *Device) Validate() error {
 	if err := checkURL(d.URL); err != nil {
 		return err
 	}
-	if len(d.Models) == 0 {
+	if err := checkAliases(d.Aliases); err != nil {
+		return err
+	}
+	if len(d.Problem) > MaxProblem || !utf8.ValidString(d.Problem) || strings.ContainsFunc(d.Problem, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return &task.FieldError{Field: "problem", Problem: "it is not one line of text", Remedy: fmt.Sprintf("send at most %d bytes", MaxProblem)}
+	}
+	if len(d.Models) == 0 && d.Problem == "" { // nobody may know the models of one that never answered
 		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `list the models that the device serves, or ["*"] for all`}
 	}
 	if err := checkNames("models", d.Models, MaxModels); err != nil {
+		return err
+	}
+	if err := checkNames("loaded", d.Loaded, MaxLoaded); err != nil {
 		return err
 	}
 	if err := checkNames("tags", d.Tags, MaxTags); err != nil {

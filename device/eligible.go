@@ -16,16 +16,19 @@ const (
 	CanRun          Reason = iota
 	ModelNotServed         // it does not serve the model
 	TagMissing             // it lacks a capability tag
+	DeclinedTask           // it has refused the task, and would again
+	DeclinesModel          // it lately refused every request for the endpoint and model
 	IsSilent               // it missed its heartbeats
+	IsDown                 // it does not answer its agent
 	IsDraining             // it, or an operator, asked for no new work
 	IsUnserved             // no batcher reads its assignments, or no worker its batches
 	BreakerIsOpen          // its breaker is open
-	IsThrottled            // it answered 429 and asked for a pause
+	IsThrottled            // it asked for a pause
 	ExcludedForTask        // the task has failed there
 	ReasonCount     = iota // how many there are, CanRun included
 )
 
-var reasonNames = [ReasonCount]string{"", "model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}
+var reasonNames = [ReasonCount]string{"", "model", "tags", "declined", "declines", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}
 
 // String is the name in audit details and in `tasks why`; empty for [CanRun].
 func (r Reason) String() string { return reasonNames[r] }
@@ -35,7 +38,8 @@ func ReasonNames() []string { return slices.Clone(reasonNames[1:]) }
 
 // waitingFor translates reasons.
 var waitingFor = [ReasonCount]waiting.Reason{
-	CanRun: waiting.Busy, ModelNotServed: waiting.NoDevice, TagMissing: waiting.NoDevice, IsSilent: waiting.Silent,
+	CanRun: waiting.Busy, ModelNotServed: waiting.NoDevice, TagMissing: waiting.NoDevice,
+	DeclinedTask: waiting.NoDevice, DeclinesModel: waiting.NoDevice, IsSilent: waiting.Silent, IsDown: waiting.Down,
 	IsDraining: waiting.Draining, IsUnserved: waiting.Unserved, BreakerIsOpen: waiting.BreakerOpen,
 	IsThrottled: waiting.Throttled, ExcludedForTask: waiting.BreakerOpen,
 }
@@ -46,9 +50,20 @@ func (r Reason) Waiting() waiting.Reason { return waitingFor[r] }
 
 // Requirement is what a task needs of a device.
 type Requirement struct {
-	Model   string
-	Needs   []string // capability tags
-	Exclude []string // devices that must not be tried again
+	Endpoint string
+	Model    string
+	Size     int      // the [SizeClass] of the task
+	Needs    []string // capability tags
+	Exclude  []string // devices that must not be tried again
+	Declined []string // devices that have refused the task
+}
+
+// MaxAwaited is how long a silent device is waited for by tasks that all others have refused.
+const MaxAwaited = 5 * time.Minute
+
+// CouldServe reports whether the device could run such tasks, now or when it is back.
+func (d *Device) CouldServe(want *Requirement) bool {
+	return d.Serves(want.Model) && d.HasTags(want.Needs) && !(d.Silent && d.Age > MaxAwaited)
 }
 
 // Eligible decides whether a device may run a task at all, regardless of whether it has
@@ -56,12 +71,20 @@ type Requirement struct {
 // explains by it. The gate comes from [Gates].
 func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Reason {
 	switch {
+	case d.Problem != "" && len(d.Models) == 0 && d.HasTags(want.Needs):
+		return IsDown // what it serves is not known
 	case !d.Serves(want.Model):
 		return ModelNotServed
 	case !d.HasTags(want.Needs):
 		return TagMissing
+	case slices.Contains(want.Declined, d.ID):
+		return DeclinedTask
+	case h.Declining(want.Endpoint, want.Model, want.Size, now):
+		return DeclinesModel
 	case d.Silent:
 		return IsSilent
+	case d.Problem != "":
+		return IsDown
 	case d.Draining:
 		return IsDraining
 	case d.Unserved:
@@ -96,7 +119,7 @@ func Gates(devices []*Device, healths []*Health, now time.Time) []Gate {
 	var open []int
 	alive := 0
 	for i, d := range devices {
-		if d.Silent || d.Draining {
+		if d.Silent || d.Draining || d.Problem != "" {
 			continue
 		}
 		alive++

@@ -26,19 +26,35 @@ func TestEligible(t *testing.T) {
 		"a missing tag":                {change: func(_ *Device, _ *Health, want *Requirement) { want.Needs = []string{"gpu", "eu"} }, want: TagMissing},
 		"silent":                       {change: func(d *Device, _ *Health, _ *Requirement) { d.Silent = true }, want: IsSilent},
 		"draining":                     {change: func(d *Device, _ *Health, _ *Requirement) { d.Draining = true }, want: IsDraining},
+		"down":                         {change: func(d *Device, _ *Health, _ *Requirement) { d.Problem = "connection refused" }, want: IsDown},
+		"down, another model":          {change: func(d *Device, _ *Health, _ *Requirement) { d.Problem, d.Models = "x", []string{"n"} }, want: ModelNotServed},
+		"down, models not known":       {change: func(d *Device, _ *Health, _ *Requirement) { d.Problem, d.Models = "x", nil }, want: IsDown},
 		"shut":                         {gate: GateShut, want: BreakerIsOpen},
 		"probed":                       {gate: GateProbe, want: CanRun},
 		"open, but others matter more": {change: func(_ *Device, h *Health, _ *Requirement) { h.OpenUntil = noon.Add(time.Hour) }, gate: GateProbe, want: CanRun},
 		"throttled":                    {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon.Add(1) }, want: IsThrottled},
 		"throttled until now":          {change: func(_ *Device, h *Health, _ *Requirement) { h.ThrottledUntil = noon }, want: CanRun},
 		"failed there":                 {change: func(_ *Device, _ *Health, want *Requirement) { want.Exclude = []string{"b", "a"} }, want: ExcludedForTask},
+		"refused it":                   {change: func(_ *Device, _ *Health, want *Requirement) { want.Declined = []string{"a"} }, want: DeclinedTask},
+		"refuses all": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", Until: noon.Add(1)}}
+		}, want: DeclinesModel},
+		"refuses as large ones": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", MinSize: 2048, Until: noon.Add(1)}}
+		}, want: DeclinesModel},
+		"refuses larger ones": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "e", Model: "m", MinSize: 4096, Until: noon.Add(1)}}
+		}, want: CanRun},
+		"refuses others, and refused until now": {change: func(_ *Device, h *Health, _ *Requirement) {
+			h.Declines = []Decline{{Endpoint: "f", Model: "m", Until: noon.Add(1)}, {Endpoint: "e", Model: "n", Until: noon.Add(1)}, {Endpoint: "e", Model: "m", Until: noon}}
+		}, want: CanRun},
 		"all of it": {change: func(d *Device, h *Health, want *Requirement) {
 			d.Silent, d.Draining, h.ThrottledUntil, want.Needs, want.Exclude = true, true, noon.Add(1), []string{"eu"}, []string{"a"}
 		}, gate: GateShut, want: TagMissing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d, h, want := &Device{ID: "a", Models: []string{"m"}, Tags: []string{"gpu"}}, &Health{}, &Requirement{Model: "m", Needs: []string{"gpu"}, Exclude: []string{"b"}}
+			d, h, want := &Device{ID: "a", Models: []string{"m"}, Tags: []string{"gpu"}}, &Health{}, &Requirement{Endpoint: "e", Model: "m", Size: 2048, Needs: []string{"gpu"}, Exclude: []string{"b"}}
 			if c.change != nil {
 				c.change(d, h, want)
 			}
@@ -49,7 +65,7 @@ func TestEligible(t *testing.T) {
 
 func TestReasonNames(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []string{"model", "tags", "silent", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
+	require.Equal(t, []string{"model", "tags", "declined", "declines", "silent", "down", "draining", "unserved", "breaker_open", "throttled", "excluded"}, ReasonNames())
 	require.Empty(t, CanRun.String())
 	for r := ModelNotServed; r < ReasonCount; r++ {
 		require.Equal(t, ReasonNames()[r-1], r.String())

@@ -84,9 +84,13 @@ func (e *emitter) assignTo(d *device.Device, picks []decide.Pick, now time.Time)
 		it := p.Item
 		origins = append(origins, depart(it))
 		attempt := it.Task.Tried() + 1
+		own, _ := d.ModelName(it.Task.Model)
+		if own == it.Task.Model {
+			own = ""
+		}
 		as = append(as, task.Assignment{
 			Task:    *it.Task,
-			Device:  task.DeviceRef{ID: d.ID, URL: d.URL, Slots: max(1, d.Slots)},
+			Device:  task.DeviceRef{ID: d.ID, URL: d.URL, Slots: max(1, d.Slots), Model: own},
 			Attempt: attempt, IdleSlots: p.IdleSlots, AssignedAt: now.UTC(),
 			Lease: task.Lease{Pool: p.Pool, ID: p.Lease}, Probe: p.Probe,
 		})

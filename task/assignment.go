@@ -19,6 +19,7 @@ type DeviceRef struct {
 	ID    string
 	URL   string
 	Slots int
+	Model string // the device's own name of the model, if it differs from the task's
 }
 
 // Assignment is a task, the device chosen for it, the number of the attempt and its

@@ -10,7 +10,8 @@ import (
 // waits. The JSON keys are the names of the task's fields.
 type Constraints struct {
 	Needs     []string  `json:"needs,omitempty"`
-	Exclude   []string  `json:"exclude,omitempty"` // devices that are not to be tried again
+	Exclude   []string  `json:"exclude,omitempty"`  // devices that are not to be tried again
+	Declined  []string  `json:"declined,omitempty"` // devices that have refused it
 	NotBefore time.Time `json:"not_before,omitzero"`
 	Level     int       `json:"level,omitempty"`
 	// Unchecked: Postgres did not answer, so nothing but the claim in Redis kept the task from running twice.
@@ -22,7 +23,7 @@ const maxConstraints = 2048
 
 // ConstraintsOf returns the task's current constraints.
 func ConstraintsOf(t *Task) Constraints {
-	w := Constraints{Needs: t.Needs, NotBefore: t.ReadyAt(), Level: t.Level}
+	w := Constraints{Needs: t.Needs, NotBefore: t.ReadyAt(), Level: t.Level, Declined: t.DeclinedBy()}
 	if t.Progress != nil {
 		w.Exclude = t.Progress.Exclude
 	}
@@ -32,7 +33,7 @@ func ConstraintsOf(t *Task) Constraints {
 // Detail encodes the constraints as the detail of an event; nil without constraints. Lists
 // that are too long are cut.
 func (w Constraints) Detail() []byte {
-	if len(w.Needs) == 0 && len(w.Exclude) == 0 && w.NotBefore.IsZero() && w.Level == 0 && !w.Unchecked {
+	if len(w.Needs) == 0 && len(w.Exclude) == 0 && len(w.Declined) == 0 && w.NotBefore.IsZero() && w.Level == 0 && !w.Unchecked {
 		return nil
 	}
 	return encodeDetail(w.fitting())
@@ -40,7 +41,7 @@ func (w Constraints) Detail() []byte {
 
 // fitting cuts lists that are too long for the detail of an event.
 func (w Constraints) fitting() Constraints {
-	w.Needs, w.Exclude, w.NotBefore = fitting(w.Needs), fitting(w.Exclude), w.NotBefore.UTC()
+	w.Needs, w.Exclude, w.Declined, w.NotBefore = fitting(w.Needs), fitting(w.Exclude), fitting(w.Declined), w.NotBefore.UTC()
 	return w
 }
 
@@ -73,7 +74,7 @@ func encodeDetail(v any) []byte {
 func fitting(names []string) []string {
 	size := 0
 	for i, n := range names {
-		if size += len(n) + 3; size > maxConstraints/2 {
+		if size += len(n) + 3; size > maxConstraints/3 {
 			return names[:i]
 		}
 	}

@@ -38,11 +38,12 @@ type ErrorClass string
 // The error classes.
 const (
 	ClassNone        ErrorClass = ""
-	ClassInvalid     ErrorClass = "invalid"      // the task is at fault (400, 404, 422 …): every device would refuse it, so it is never retried
+	ClassInvalid     ErrorClass = "invalid"      // the task is at fault (400, 422 …), or every device that could run it has declined: it is not retried
+	ClassDeclined    ErrorClass = "declined"     // this task on this device: its prompt is too long there, its model is missing …; other devices may run it
 	ClassDevice      ErrorClass = "device"       // the device is at fault (5xx, broken answer): retry, elsewhere
 	ClassConnect     ErrorClass = "connect"      // the device cannot be reached
 	ClassTimeout     ErrorClass = "timeout"      // no answer in time
-	ClassThrottled   ErrorClass = "throttled"    // 429: slow down; not a fault
+	ClassThrottled   ErrorClass = "throttled"    // 429, or a pause that the device asked for; not a fault
 	ClassAuth        ErrorClass = "auth"         // 401, 403: the device rejects Batchyard's credentials
 	ClassBreakerOpen ErrorClass = "breaker_open" // not tried: the device's breaker is open
 	ClassCancelled   ErrorClass = "cancelled"    // the task was cancelled; not a fault
@@ -54,7 +55,7 @@ const (
 )
 
 // ErrorClasses lists every class but [ClassNone].
-var ErrorClasses = []ErrorClass{ClassInvalid, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
+var ErrorClasses = []ErrorClass{ClassInvalid, ClassDeclined, ClassDevice, ClassConnect, ClassTimeout, ClassThrottled,
 	ClassAuth, ClassBreakerOpen, ClassCancelled, ClassExpired, ClassDraining, ClassInternal, ClassLost, ClassReceiver}
 
 // Word returns a field name sent by a client for use in an error. Names that do not look

@@ -88,7 +88,7 @@ func TestCanary(t *testing.T) {
 	secret := "whsec_" + base64.StdEncoding.EncodeToString([]byte(canary+canary+canary))
 	env := []string{"CANARY_KEY=" + canary, "CANARY_HOOK=" + secret, "CANARY_PASSWORD=" + canary}
 	in := harness.Install(t, harness.Get(t, harness.Shared), map[string]any{
-		"log.level": "debug", "workers.device_key_env": map[string]string{"*": "CANARY_KEY"}, "callbacks.secret_env": "CANARY_HOOK", "callbacks.unsigned": false,
+		"log.level": "debug", "devices.list": []map[string]string{{"name": "*", "key_env": "CANARY_KEY"}}, "callbacks.secret_env": "CANARY_HOOK", "callbacks.unsigned": false,
 		"callbacks.retries": []string{"50ms"}, "kafka.partitions": 2,
 	})
 	in.Device(t, device.Device{ID: "leaky", URL: dev.URL, Models: []string{"m"}, Slots: 4})

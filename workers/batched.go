@@ -40,7 +40,7 @@ func groupTasks(endpoint string, works []*work, most int) (groups []*group, sing
 	member := listMember(endpoint)
 	open := map[string]*group{}
 	for _, w := range works {
-		members, err := bodyMembers(&w.assignment.Task)
+		members, err := bodyMembers(w.task(), w.ownModel())
 		if err != nil {
 			singles = append(singles, w)
 			continue

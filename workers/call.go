@@ -1,9 +1,8 @@
 package workers
 
 import (
-	"context"
 	"fmt"
-	"net/http"
+	"slices"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
@@ -11,13 +10,18 @@ import (
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
-// run makes one call. It holds a slot of the device.
-func (r *runner) run(d task.DeviceRef, c *call) {
+// run makes one call. It holds a slot of the device, and returns for how much longer the device may need that.
+func (r *runner) run(d task.DeviceRef, c *call) (linger time.Duration) {
 	c = r.runnable(c)
 	if c == nil {
-		return
+		return 0
+	}
+	if parts := r.tooLarge(c); parts != nil {
+		r.resubmit(parts...)
+		return 0
 	}
 	now := time.Now()
 	start := r.ejector.Start
@@ -26,20 +30,27 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 	}
 	if !start(now) {
 		r.refuseCall(c)
-		return
+		return 0
 	}
 	r.attemptStarted(c)
 	r.budget.Earn()
 	fault.At("workers.before_request")
 	answers, status, f := r.request(d, c)
+	f = r.doubted(c, f)
 	fault.At("workers.after_answer")
 	took := r.learn(c, f, now)
 	r.observe(c, f, took, status)
-	if c.group != nil && f != nil && f.mayBeOneTask() {
-		r.split(c, f)
-		return
+	if f != nil && computesOn(f.Kind) {
+		linger = r.workers.cfg.Linger
+	}
+	if c.group != nil && f != nil && f.Row().Alone == verdict.MayBeOne {
+		r.bisect(c, f)
+		return linger
 	}
 	for i, w := range c.works {
+		if w.concluded.Load() {
+			continue // its deadline passed meanwhile
+		}
 		w.share = share{tasks: len(c.works), index: i}
 		a := task.Attempt{Number: w.number(), Model: w.task().Model, DeviceID: r.id, Status: status, At: w.started.UTC(), Duration: took.Milliseconds()}
 		var answer []byte
@@ -51,6 +62,7 @@ func (r *runner) run(d task.DeviceRef, c *call) {
 		w.attempts = append(w.attempts, a)
 		r.workers.attemptEnded(r, w, answer, f)
 	}
+	return linger
 }
 
 // attemptStarted writes the events of attempts that begin now.
@@ -67,62 +79,30 @@ func (r *runner) attemptStarted(c *call) {
 	r.workers.writeEvents(c.works[0], events)
 }
 
-// split queues the tasks of a failed batched request one by one, because one of them may have caused
-// the failure, or the device does not answer lists. The batched request does not count as their
-// attempt. If the device fails all of them, the breaker soon stops that.
-func (r *runner) split(c *call, f *Failure) {
-	r.workers.deps.Logger.Debug("a batched request failed; sending its tasks one by one", "device_id", r.id, "tasks", len(c.works), "error", f.Message)
-	singles := make([]*call, 0, len(c.works))
-	for _, w := range c.works {
-		w.localAttempts--
-		singles = append(singles, &call{works: []*work{w}})
-	}
-	r.resubmit(singles...)
-}
-
-// mayBeOneTask reports whether one task may have caused the failure of a batched request. 502 to 504
-// say that the device is down or overloaded.
-func (f *Failure) mayBeOneTask() bool {
-	return f.Class == task.ClassInvalid || f.Class == errSplit || f.Class == task.ClassDevice && f.Status == http.StatusInternalServerError
-}
-
-// errSplit is the class of a batched answer that could not be split.
-const errSplit task.ErrorClass = "split"
-
-// deviceOutcome is what the end of a request says about the device. Only the device's own faults
-// count against it; an answer that blames the task is healthy; a cancel says nothing.
-func deviceOutcome(f *Failure) learn.Outcome {
-	if f == nil {
-		return learn.OK
-	}
-	switch f.Class {
-	case task.ClassInvalid:
-		return learn.OK
-	case task.ClassThrottled:
-		return learn.Throttled
-	case task.ClassTimeout:
-		return learn.TimedOut
-	case task.ClassCancelled, task.ClassExpired, task.ClassDraining, task.ClassInternal:
-		return learn.Neutral
-	}
-	return learn.Fault
-}
-
 // learn updates what is known of the device after a request that started at began, and returns how
 // long the request took.
 func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 	now := time.Now()
-	took, o := now.Sub(began), deviceOutcome(f)
+	took, o := now.Sub(began), outcomeOf(f, r.charged(c, f))
 	r.ejector.Ended(now, o, took)
 	r.concurrency.Ended(now, o, took)
+	failure := ""
+	if f != nil {
+		failure = f.Message
+	}
+	r.figures.Ended(now, o, took, failure)
 	if f == nil {
 		r.rates.Learn(r.rateKey(c.works[0].task()), took, len(c.works), now)
 	}
+	r.learnOffer(c, f, now)
 	if c.freeSlot {
 		r.latency.observe(c.works[0].started.Sub(c.works[0].assignment.AssignedAt))
 	}
-	if o == learn.Throttled {
-		r.slowDown(f.RetryAfter)
+	switch {
+	case f == nil:
+		r.pauseOver()
+	case f.Row().Next == verdict.AfterPause:
+		r.slowDown(f.Pause)
 	}
 	if r.ejector.Changed() {
 		r.workers.reportSoon()
@@ -130,60 +110,54 @@ func (r *runner) learn(c *call, f *Failure, began time.Time) time.Duration {
 	return took
 }
 
-func (r *runner) rateKey(t *task.Task) device.RateKey {
-	return device.RateKey{DeviceID: r.id, Model: t.Model, Batched: task.Batched(t.Endpoint)}
+// outcomeOf is what the end of a request says about the device. charged means that a fault is the task's.
+func outcomeOf(f *Failure, charged bool) learn.Outcome { //nolint:revive // it is one of two facts, and selects no path
+	if f == nil {
+		return learn.OK
+	}
+	o := learn.Neutral
+	switch f.Row().Counts {
+	case verdict.CountsFault:
+		return learn.Fault
+	case verdict.CountsFirst:
+		o = learn.Fault
+	case verdict.CountsTimeout:
+		o = learn.TimedOut
+	case verdict.CountsSuspect:
+		o = learn.Suspect
+	case verdict.CountsSuccess:
+		return learn.OK
+	case verdict.CountsThrottle:
+		return learn.Throttled
+	case verdict.CountsNothing:
+	}
+	if o != learn.Neutral && charged {
+		return learn.Charged
+	}
+	return o
 }
 
-// request sends the call and returns one answer per task.
-func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
-	ctx, cancel := r.callContext(c)
-	defer cancel()
-	first := c.works[0].task()
-	req := request{device: d, endpoint: first.Endpoint, tasks: len(c.works), traceID: first.TraceID}
+// charged reports whether a fault is charged to the tasks of a call: because they failed on another
+// device before, or here, which has counted; or because the others of a batched request go well.
+func (r *runner) charged(c *call, f *Failure) bool {
+	if c.trial != nil {
+		return c.trial.ended(f == nil)
+	}
 	for _, w := range c.works {
-		req.ids = append(req.ids, w.task().ID)
-	}
-	var err error
-	if c.group != nil {
-		req.body, err = c.group.body(req.endpoint)
-		req.traceID = ""
-	} else {
-		req.body, err = body(first)
-	}
-	if err != nil {
-		return nil, 0, &Failure{Class: task.ClassInvalid, Message: err.Error()}
-	}
-	running := r.workers.deps.Metrics.Workers.Running.WithLabelValues(r.id)
-	running.Add(float64(len(c.works)))
-	answer, status, f := r.workers.engine.do(ctx, req)
-	running.Sub(float64(len(c.works)))
-	switch {
-	case f != nil:
-		return nil, status, f
-	case c.group == nil:
-		return [][]byte{answer}, status, nil
-	}
-	answers, err := c.group.split(req.endpoint, answer)
-	if err != nil {
-		return nil, status, &Failure{Class: errSplit, Status: status, Message: err.Error()}
-	}
-	return answers, status, nil
-}
-
-// callContext returns the context of a request. It ends at the request timeout, when the worker must
-// stop, and, for a single task, when it is cancelled or its deadline passes.
-func (r *runner) callContext(c *call) (context.Context, context.CancelFunc) {
-	timeout := r.workers.cfg.RequestTimeout
-	if c.group != nil {
-		return context.WithTimeout(r.workers.life, timeout)
-	}
-	w := c.works[0]
-	if dl := w.task().Deadline; !dl.IsZero() {
-		if left := clock.Until(dl); left < timeout {
-			return context.WithTimeoutCause(w.ctx, left, errExpired)
+		if w.localAttempts > 1 {
+			continue
+		}
+		if !slices.ContainsFunc(w.attempts, func(a task.Attempt) bool {
+			return a.DeviceID != r.id && (a.Class == task.ClassDevice || a.Class == task.ClassTimeout)
+		}) {
+			return false
 		}
 	}
-	return context.WithTimeout(w.ctx, timeout)
+	return true
+}
+
+func (r *runner) rateKey(t *task.Task) device.RateKey {
+	return device.RateKey{DeviceID: r.id, Model: t.Model, Batched: task.Batched(t.Endpoint)}
 }
 
 // observe counts a request in the metrics.

@@ -7,16 +7,11 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
-// Failure is why an attempt did not succeed.
-type Failure struct {
-	Class      task.ErrorClass
-	Status     int // HTTP status; 0: there was no answer
-	Message    string
-	Body       []byte        // the device's JSON answer, for a task's own fault
-	RetryAfter time.Duration // asked for by the device
-}
+// Failure is why an attempt did not succeed; its row of [verdict.Table] says what that means.
+type Failure = verdict.Failure
 
 // Action is what follows a failure.
 type Action int
@@ -44,27 +39,29 @@ type Situation struct {
 	Task          *task.Task
 	Attempts      []task.Attempt // all of the task, this one included if it was made
 	Failure       Failure
-	LocalAttempts int // on this device
+	LocalAttempts int  // on this device
+	Others        bool // another device could run the task, and has not refused it; needed for refusals only
 }
 
-// Decide says what follows a failed attempt. All rules about retries are here; they depend only on the
-// arguments, and jitter. A task past its deadline, or an attempt that ended because it was cancelled or the
-// worker is stopping, does not come here. Decide may take a retry from the budget.
+// Decide says what follows a failed attempt. What it means is in [verdict.Table]; the rules here depend
+// only on the arguments, and jitter. A task past its deadline, or an attempt that ended because it was
+// cancelled or the worker is stopping, does not come here. Decide may take a retry from the budget.
 //
-//	class                     retry here     retry elsewhere      counts
-//	invalid, internal         –              –  (FAILED)          –
-//	expired                   –              –  (EXPIRED)         –
-//	auth                      –              yes, not here        yes
-//	throttled (429)           –              yes, with backoff    no
-//	breaker open              –              yes, with backoff    no
-//	draining                  –              yes                  no
-//	device, connect, timeout  local_retries  yes, not here        yes
+//	next         retry here     retry elsewhere
+//	Here         local_retries  yes, with backoff, not here
+//	Elsewhere    –              yes, with backoff, not here
+//	Others       –              yes, until all devices that could run it have refused: FAILED
+//	Second       –              yes, until two devices have refused, or all: FAILED
+//	Fifth        –              yes, until five devices have refused or declined, or all: FAILED
+//	AfterPause   –              yes, with backoff; routers keep the pause
+//	Soon         –              yes
+//	Never        –              –  (FAILED or EXPIRED)
 //
 // When the attempts that count are used up, the task degrades to a smaller model if it allows that
-// and one is configured, else it is FAILED. The number of all attempts is bounded too, so that
-// endless 429s end.
+// and one is configured, else it is FAILED. So it is when all devices have declined. The number of all
+// attempts is bounded too, so that endless pauses end.
 func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
-	t, attempts, f := in.Task, in.Attempts, in.Failure
+	t, attempts, f, row := in.Task, in.Attempts, &in.Failure, in.Failure.Row()
 	most := t.MaxAttempts
 	if most == 0 {
 		most = cfg.MaxAttempts
@@ -75,31 +72,32 @@ func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
 			counted++
 		}
 	}
-	if f.Class == task.ClassInvalid || f.Class == task.ClassInternal {
-		return Decision{Action: Fail}
-	}
-	if f.Class == task.ClassExpired {
-		return Decision{Action: Expire}
-	}
-	usedUp := counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit
+	end := Decision{Action: Fail}
 	switch {
-	case usedUp && t.Degrade && cfg.Fallback[t.Model] != "":
-		return Decision{Action: Degrade, Model: cfg.Fallback[t.Model]}
-	case usedUp:
-		return Decision{Action: Fail}
+	case f.Kind == verdict.Expired:
+		return Decision{Action: Expire}
+	case row.Next == verdict.Fifth && len(task.DeclinedBy(t.Model, attempts)) >= 5, row.Next == verdict.Never, row.Next == verdict.Second && (!in.Others || refusals(t, attempts) > 1):
+		return end
+	}
+	if t.Degrade && cfg.Fallback[t.Model] != "" {
+		end = Decision{Action: Degrade, Model: cfg.Fallback[t.Model]}
+	}
+	if counted >= most || len(attempts) >= 4*task.MaxAttemptsLimit || (row.Next == verdict.Others || row.Next == verdict.Fifth) && !in.Others {
+		return end
 	}
 	d := Decision{Action: RetryElsewhere, After: cfg.backoff(max(1, counted))}
-	switch f.Class {
-	case task.ClassThrottled:
-		d.After = max(cfg.BackoffMin, min(f.RetryAfter, cfg.BackoffMax))
-		if f.RetryAfter == 0 {
-			d.After = cfg.backoff(min(len(attempts), 8))
+	switch row.Next {
+	case verdict.AfterPause:
+		if d.After = cfg.backoff(min(len(attempts), 8)); f.Pause > 0 { // routers keep a longer one
+			d.After = max(cfg.BackoffMin, min(f.Pause, cfg.backoff(1)))
 		}
-	case task.ClassBreakerOpen: // a router that does not know yet would send it here again at once
-		d.After = cfg.backoff(1)
-	case task.ClassDraining:
+	case verdict.Soon:
+		if d.After = 0; f.Kind == verdict.BreakerOpen { // a router that does not know yet would send it here again at once
+			d.After = cfg.backoff(1)
+		}
+	case verdict.Second, verdict.Fifth, verdict.Others: // its attempts say where it need not go
 		d.After = 0
-	case task.ClassAuth:
+	case verdict.Elsewhere:
 		d.Exclude = true
 	default:
 		switch {
@@ -117,10 +115,21 @@ func Decide(cfg Config, in Situation, budget *Budget, now time.Time) Decision {
 	return d
 }
 
+// refusals returns how many devices have said that the task is invalid.
+func refusals(t *task.Task, attempts []task.Attempt) int {
+	said := map[string]struct{}{}
+	for _, a := range attempts {
+		if a.Class == task.ClassInvalid && a.Model == t.Model {
+			said[a.DeviceID] = struct{}{}
+		}
+	}
+	return len(said)
+}
+
 // Counts reports whether an attempt that failed with the class counts against the task's attempts.
 func Counts(c task.ErrorClass) bool {
 	switch c {
-	case task.ClassThrottled, task.ClassBreakerOpen, task.ClassDraining, task.ClassCancelled:
+	case task.ClassThrottled, task.ClassBreakerOpen, task.ClassDraining, task.ClassCancelled, task.ClassDeclined, task.ClassInvalid, task.ClassExpired:
 		return false
 	}
 	return true

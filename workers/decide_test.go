@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 func testConfig() Config {
@@ -34,40 +35,37 @@ func empty() *Budget {
 	return b
 }
 
-// Every class, by the attempts that the task has left.
+// Every row of the table, by the attempts that the task has left.
 func TestDecide(t *testing.T) {
 	cfg := testConfig()
 	now := time.Unix(1000, 0)
-	retried := []task.ErrorClass{task.ClassDevice, task.ClassConnect, task.ClassTimeout}
-	want := map[task.ErrorClass]struct {
+	want := map[verdict.Next]struct {
 		first, second, last Action // after the first attempt here, the second here, the last that counts
 		exclude             bool   // when it goes elsewhere
 	}{
-		task.ClassInvalid:     {Fail, Fail, Fail, false},
-		task.ClassInternal:    {Fail, Fail, Fail, false},
-		task.ClassExpired:     {Expire, Expire, Expire, false},
-		task.ClassAuth:        {RetryElsewhere, RetryElsewhere, Fail, true},
-		task.ClassThrottled:   {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
-		task.ClassBreakerOpen: {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
-		task.ClassDraining:    {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Never:      {Fail, Fail, Fail, false},
+		verdict.Elsewhere:  {RetryElsewhere, RetryElsewhere, Fail, true},
+		verdict.Others:     {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Fifth:      {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Second:     {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.AfterPause: {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Soon:       {RetryElsewhere, RetryElsewhere, RetryElsewhere, false},
+		verdict.Here:       {RetryHere, RetryElsewhere, Fail, true},
 	}
-	for _, c := range retried {
-		want[c] = struct {
-			first, second, last Action
-			exclude             bool
-		}{RetryHere, RetryElsewhere, Fail, true}
-	}
-	for _, class := range task.ErrorClasses {
-		switch class {
-		case task.ClassCancelled, task.ClassLost, task.ClassReceiver:
-			continue // a cancelled task ends without a decision, only the recorder finds an answer lost, and no device receives callbacks
+	for _, row := range verdict.Table {
+		if row.Next == verdict.Halves || row.Next == verdict.Resend || row.Kind == verdict.Cancelled {
+			continue // they are sent again, or end, without a decision
 		}
-		t.Run(string(class), func(t *testing.T) {
-			w, ok := want[class]
-			require.True(t, ok, "a class is missing from the table")
+		t.Run(string(row.Kind), func(t *testing.T) {
+			w, ok := want[row.Next]
+			require.True(t, ok)
+			if row.Kind == verdict.Expired {
+				w.first, w.second, w.last = Expire, Expire, Expire
+			}
+			failure := *verdict.New(row.Kind, "d", "")
 			decide := func(tk task.Task, n, here int, b *Budget) Decision {
 				tk.Model = "big"
-				return Decide(cfg, Situation{&tk, failed(class, "big", n), Failure{Class: class}, here}, b, now)
+				return Decide(cfg, Situation{&tk, failed(row.Class, "big", n), failure, here, true}, b, now)
 			}
 			first := decide(task.Task{}, 1, 1, NewBudget(1))
 			require.Equal(t, w.first, first.Action)
@@ -78,14 +76,14 @@ func TestDecide(t *testing.T) {
 			require.Equal(t, w.last, decide(task.Task{}, 3, 2, NewBudget(1)).Action, "as many as configured")
 			require.Equal(t, w.last, decide(task.Task{MaxAttempts: 1}, 1, 1, NewBudget(1)).Action, "as many as the task asks for")
 			degraded := decide(task.Task{Degrade: true}, 3, 2, NewBudget(1))
-			if w.last == Fail && class != task.ClassInvalid && class != task.ClassInternal {
+			if w.last == Fail && row.Next != verdict.Never {
 				require.Equal(t, Decision{Action: Degrade, Model: "small"}, degraded)
 			} else {
 				require.Equal(t, w.last, degraded.Action)
 			}
 			// Attempts with other models don't count.
 			other := task.Task{Model: "small", Degrade: true}
-			require.Equal(t, w.first, Decide(cfg, Situation{&other, append(failed(class, "big", 3), failed(class, "small", 1)...), Failure{Class: class}, 1}, NewBudget(1), now).Action)
+			require.Equal(t, w.first, Decide(cfg, Situation{&other, append(failed(row.Class, "big", 3), failed(row.Class, "small", 1)...), failure, 1, true}, NewBudget(1), now).Action)
 			// Retries end.
 			end := decide(task.Task{}, 4*task.MaxAttemptsLimit, 1, NewBudget(1)).Action
 			require.Contains(t, []Action{Fail, Expire}, end)
@@ -100,8 +98,34 @@ func TestDecide(t *testing.T) {
 				poor := decide(task.Task{}, 1, 1, empty())
 				require.Equal(t, Decision{Action: RetryElsewhere, After: cfg.BackoffMax, Exclude: true, OverBudget: true}, poor)
 			}
+			require.Equal(t, bool(row.Attempt), Counts(row.Class) && row.Class != task.ClassNone, "the table and the class agree on what uses up an attempt")
 		})
 	}
+}
+
+// A refused task goes on until there is no other device, or a second one calls it invalid.
+func TestRefusedTasksGoToOtherDevices(t *testing.T) {
+	cfg := testConfig()
+	by := func(class task.ErrorClass, devices ...string) (out []task.Attempt) {
+		for i, d := range devices {
+			out = append(out, task.Attempt{Number: i + 1, Model: "big", Class: class, DeviceID: d})
+		}
+		return out
+	}
+	decide := func(k verdict.Kind, tk task.Task, attempts []task.Attempt, others bool) Decision { //nolint:revive // it is a fact
+		tk.Model = "big"
+		return Decide(cfg, Situation{&tk, attempts, *verdict.New(k, "d", ""), 1, others}, NewBudget(1), time.Now())
+	}
+	many := by(task.ClassDeclined, "a", "b", "c", "d", "e", "f", "g", "h")
+	require.Equal(t, Decision{Action: RetryElsewhere}, decide(verdict.TooLong, task.Task{}, many, true), "at once, however many have declined")
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.TooLong, task.Task{}, many, false))
+	require.Equal(t, Decision{Action: Degrade, Model: "small"}, decide(verdict.TooLong, task.Task{Degrade: true}, many, false))
+	require.Equal(t, Decision{Action: RetryElsewhere}, decide(verdict.Invalid, task.Task{}, append(many, by(task.ClassInvalid, "i")...), true))
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Invalid, task.Task{}, by(task.ClassInvalid, "i", "k"), true))
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Invalid, task.Task{}, by(task.ClassInvalid, "i"), false))
+	require.Equal(t, Decision{Action: RetryElsewhere}, decide(verdict.Unproven, task.Task{}, many[:4], true))
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Unproven, task.Task{}, many[:5], true), "not of every device of a large fleet")
+	require.Equal(t, Decision{Action: Fail}, decide(verdict.Unproven, task.Task{}, many[:1], false))
 }
 
 func TestBackoff(t *testing.T) {
@@ -115,10 +139,9 @@ func TestBackoff(t *testing.T) {
 		}
 	}
 	asked := func(retryAfter time.Duration) time.Duration {
-		return Decide(cfg, Situation{&task.Task{}, nil, Failure{Class: task.ClassThrottled, RetryAfter: retryAfter}, 1}, NewBudget(1), time.Now()).After
+		return Decide(cfg, Situation{&task.Task{}, nil, Failure{Kind: verdict.TooMany, Pause: retryAfter}, 1, true}, NewBudget(1), time.Now()).After
 	}
-	require.Equal(t, 50*time.Millisecond, asked(50*time.Millisecond), "as the device asks")
-	require.Equal(t, cfg.BackoffMax, asked(time.Hour), "up to the longest backoff")
+	require.LessOrEqual(t, asked(time.Hour), 2*cfg.BackoffMin, "routers know of the pause, and of other devices")
 	require.Equal(t, cfg.BackoffMin, asked(time.Nanosecond))
 	require.Positive(t, asked(0))
 }

@@ -2,58 +2,59 @@ package workers
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
+	"net/http/httptrace"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
-	"github.com/batchyard/batchyard/internal/text"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // engine sends requests to OpenAI-compatible devices.
 type engine struct {
-	client *http.Client
-	keys   map[string]string // API keys by device id; * for all others
-	limit  int64             // of one task's answer, in bytes
+	book  *access.Book
+	limit int64 // of one task's answer, in bytes
 }
 
-func newEngine(cfg Config) (*engine, error) {
-	keys := map[string]string{}
-	for id, env := range cfg.DeviceKeyEnv {
-		v := os.Getenv(env)
-		if v == "" {
-			return nil, fmt.Errorf("workers.device_key_env: environment variable %s for device %s is empty: set it to the API key, or remove the entry", env, id)
+// newEngine returns an engine that reaches devices as they are described.
+func newEngine(cfg Config, devices []access.Device) (*engine, error) {
+	e := &engine{limit: cfg.MaxAnswer}
+	e.book = access.New(func(c *tls.Config) *http.Transport {
+		return &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: cmp.Or(cfg.ConnectTimeout, 5*time.Second), KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:     c,
+			TLSHandshakeTimeout: 10 * time.Second,
+			MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: idleTimeout,
+			DisableCompression: true, // answers are small and devices are close
+			ForceAttemptHTTP2:  true,
+			ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
 		}
-		keys[id] = v
-	}
-	tr := &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 10 * time.Second,
-		// Shorter than the 5 s after which uvicorn and cpp-httplib close idle connections: a request that
-		// meets the end of its connection is lost.
-		MaxIdleConnsPerHost: 256, MaxIdleConns: 4096, IdleConnTimeout: 4 * time.Second,
-		DisableCompression: true, // answers are small and devices are close
-		ForceAttemptHTTP2:  true,
-		ReadBufferSize:     16 << 10, WriteBufferSize: 16 << 10,
-	}
-	return &engine{
-		client: &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		keys:   keys, limit: cfg.MaxAnswer,
-	}, nil
+	})
+	return e, e.book.Load(devices)
 }
+
+// idleTimeout is how long connections are kept without a request: less than the 5 s after which uvicorn and
+// cpp-httplib, and so most engines, close them.
+const idleTimeout = 4 * time.Second
 
 // maxBatchedAnswer bounds the answer to a batched request, in bytes. If it is larger, the tasks are
 // sent one by one.
 const maxBatchedAnswer = 32 << 20
 
 func (e *engine) close(context.Context) error {
-	e.client.CloseIdleConnections()
+	e.book.CloseIdle()
 	return nil
 }
 
@@ -62,108 +63,114 @@ type request struct {
 	device   task.DeviceRef
 	endpoint string
 	body     []byte
-	ids      []string // of the tasks, to be found in the device's logs
+	id       string // of this request alone, to be found in the device's logs
 	traceID  string
 	tasks    int
 }
 
-// do sends a request and returns the answer and its status. The failure is nil when the device answered
-// 2xx with valid JSON; the status is 0 when there was no answer.
+// do sends a request and returns the answer and its status. The failure is nil when the device answered;
+// the status is 0 when there was no answer. A request that was lost because the device had closed a kept
+// connection is sent once more on a fresh one: the device never saw it.
 func (e *engine) do(ctx context.Context, r request) ([]byte, int, *Failure) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, joinURL(r.device.URL, r.endpoint), bytes.NewReader(r.body))
+	answer, status, f := e.send(ctx, e.book.Send, r)
+	if f != nil && f.Kind == verdict.Stale {
+		answer, status, f = e.send(ctx, e.book.SendFresh, r)
+	}
+	return answer, status, f
+}
+
+// staleWithin is how soon after it was sent a request on a kept connection must be lost to be sent again. A
+// device that closes a connection later had the request.
+const staleWithin = time.Second
+
+// send sends a request once.
+func (e *engine) send(ctx context.Context, do func(name string, req *http.Request) (*http.Response, error), r request) ([]byte, int, *Failure) {
+	var p progress
+	req, err := e.newRequest(httptrace.WithClientTrace(ctx, p.trace()), r)
 	if err != nil {
-		return nil, 0, &Failure{Class: task.ClassConnect, Message: text.Clip(fmt.Sprintf("making a request to device %s: %v", r.device.ID, err), maxMessage)}
+		return nil, 0, verdict.New(verdict.Refused, r.device.ID, err.Error())
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("User-Agent", "batchyard")
-	for _, id := range r.ids {
-		req.Header.Add("X-Request-Id", id)
-	}
-	if len(r.traceID) == 32 {
-		req.Header.Set("Traceparent", "00-"+r.traceID+"-"+r.traceID[:16]+"-01")
-	}
-	key, ok := e.keys[r.device.ID]
-	if !ok {
-		key = e.keys["*"]
-	}
-	if key != "" {
-		req.Header.Set("Authorization", "Bearer "+key)
-	}
-	resp, err := e.client.Do(req)
+	resp, err := do(r.device.ID, req)
 	if err != nil {
-		return nil, 0, transportFailure(ctx, r.device.ID, err)
+		return nil, 0, e.broken(ctx, r.device.ID, 0, p.seen(), err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	limit := max(e.limit, min(e.limit*int64(max(1, r.tasks)), maxBatchedAnswer))
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		f := transportFailure(ctx, r.device.ID, err)
-		if f.Status = resp.StatusCode; f.Class == task.ClassConnect { // it answered, and the connection broke
-			f.Class = task.ClassDevice
-		}
+		return nil, resp.StatusCode, e.broken(ctx, r.device.ID, resp.StatusCode, p.seen(), err)
+	}
+	reply := verdict.Reply{Device: r.device.ID, Endpoint: r.endpoint, Tasks: r.tasks, Status: resp.StatusCode, Header: resp.Header, Body: body, Limit: limit}
+	if f := reply.Judge(time.Now()); f != nil {
 		return nil, resp.StatusCode, f
 	}
-	return classify(r.device.ID, resp, body, limit)
+	return body, resp.StatusCode, nil
 }
 
-// classify decides from an answer who is to blame, if anyone.
-func classify(id string, resp *http.Response, body []byte, limit int64) ([]byte, int, *Failure) {
-	status := resp.StatusCode
-	fail := func(c task.ErrorClass, msg string) ([]byte, int, *Failure) {
-		f := &Failure{Class: c, Status: status, Message: msg, RetryAfter: retryAfter(resp.Header, time.Now())}
-		if c == task.ClassInvalid && task.CheckJSON(body) == nil && int64(len(body)) <= limit {
-			f.Body = body
-		}
-		return nil, status, f
+func (e *engine) newRequest(ctx context.Context, r request) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, joinURL(r.device.URL, r.endpoint), bytes.NewReader(r.body))
+	if err != nil {
+		return nil, fmt.Errorf("making a request: %w", err)
 	}
-	switch {
-	case status >= 200 && status < 300:
-		if int64(len(body)) > limit {
-			return fail(task.ClassInvalid, fmt.Sprintf("the answer of device %s exceeds %d bytes: ask for less output, or raise workers.max_answer", id, limit))
-		}
-		if err := task.CheckJSON(body); err != nil {
-			return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d with an invalid body: %v", id, status, err))
-		}
-		return body, status, nil
-	case status == http.StatusTooManyRequests:
-		return fail(task.ClassThrottled, fmt.Sprintf("device %s answered 429: too many requests", id))
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fail(task.ClassAuth, fmt.Sprintf("device %s answered %d: set its API key with workers.device_key_env", id, status))
-	case status == http.StatusRequestTimeout || status == http.StatusConflict || status == http.StatusTooEarly || status == 499:
-		return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
-	case status >= 400 && status < 500:
-		return fail(task.ClassInvalid, fmt.Sprintf("device %s answered %d: %s", id, status, errorText(body)))
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "batchyard")
+	if r.id != "" {
+		req.Header.Set("X-Request-Id", r.id)
 	}
-	return fail(task.ClassDevice, fmt.Sprintf("device %s answered %d", id, status))
+	if len(r.traceID) == 32 {
+		req.Header.Set("Traceparent", "00-"+r.traceID+"-"+r.traceID[:16]+"-01")
+	}
+	return req, nil
 }
 
-// maxMessage bounds the message of a failure, in bytes, because it travels with the task.
-const maxMessage = 1024
-
-// transportFailure classifies an error without an answer. Errors of the HTTP client contain the URL
-// but never the body.
-func transportFailure(ctx context.Context, id string, err error) *Failure {
-	f := &Failure{Class: task.ClassConnect, Message: text.Clip(fmt.Sprintf("sending a request to device %s: %v", id, unwrapURL(err)), maxMessage)}
-	var ne net.Error
-	switch {
-	case errors.Is(context.Cause(ctx), errCancelled):
-		f.Class = task.ClassCancelled
-	case errors.Is(context.Cause(ctx), errDraining), errors.Is(context.Cause(ctx), errLost):
-		f.Class = task.ClassDraining
-	case errors.Is(context.Cause(ctx), errExpired):
-		f.Class, f.Message = task.ClassExpired, fmt.Sprintf("the deadline passed before device %s answered", id)
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &ne) && ne.Timeout():
-		f.Class, f.Message = task.ClassTimeout, fmt.Sprintf("device %s did not answer in time", id)
+// broken says what an error without a whole answer means: why we hung up, if we did.
+func (e *engine) broken(ctx context.Context, id string, status int, p verdict.Progress, err error) *Failure {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errCancelled):
+		return verdict.New(verdict.Cancelled, id, "")
+	case errors.Is(cause, errDraining), errors.Is(cause, errLost):
+		return verdict.New(verdict.Draining, id, "")
+	case errors.Is(cause, errExpired):
+		return verdict.New(verdict.Expired, id, "")
 	}
-	return f
+	return verdict.Broken(id, status, p, err)
 }
 
-// unwrapURL removes the URL from an error of the HTTP client.
-func unwrapURL(err error) error {
-	if u := errors.Unwrap(err); u != nil {
-		return u
+// progress is how far a request came, as the HTTP client says from several goroutines.
+type progress struct {
+	connected, reused, answered atomic.Bool
+	sent                        atomic.Int64
+}
+
+func (p *progress) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		GotConn: func(c httptrace.GotConnInfo) {
+			p.connected.Store(true)
+			p.reused.Store(c.Reused)
+			p.sent.Store(time.Now().UnixNano())
+		},
+		GotFirstResponseByte: func() { p.answered.Store(true) },
 	}
-	return err
+}
+
+// seen returns how far the request has come by now.
+func (p *progress) seen() verdict.Progress {
+	soon := time.Since(time.Unix(0, p.sent.Load())) < staleWithin
+	return verdict.Progress{Connected: p.connected.Load(), Kept: p.reused.Load() && soon, Answered: p.answered.Load()}
+}
+
+// maxRequestID bounds the id of a request, in bytes: engines keep it, and some put it into their answers.
+const maxRequestID = 96
+
+// requestID returns a new id for the request of a call. It begins with the task, or the batch, to be
+// found in the device's logs, and is never used again: engines refuse an id that is still running there.
+func requestID(c *call) string {
+	w := c.works[0]
+	id := w.task().ID + "." + strconv.Itoa(w.number())
+	if c.group != nil || len(id) > maxRequestID || !task.Plain(id) {
+		id = w.batch
+	}
+	return id + "." + fmt.Sprintf("%08x", rand.Uint32())
 }
 
 // joinURL appends the endpoint to a device's base URL, which may end with /v1.

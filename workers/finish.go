@@ -12,6 +12,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // ending is an attempt that ended, on its way to a result or back to its topic.
@@ -26,6 +27,7 @@ type ending struct {
 func (s *Workers) attemptEnded(r *runner, w *work, answer []byte, f *Failure) {
 	now := clock.Now()
 	e := ending{work: w, failure: f, events: []task.Event{s.attemptEvent(w, answer, f, now)}, at: now}
+	r.figures.Tokens(time.Now(), e.events[0].OutputTokens)
 	switch cause := w.stopCause(); {
 	case errors.Is(cause, errCancelled), errors.Is(cause, errLost):
 		s.abandon(w, cause, e.events)
@@ -53,7 +55,11 @@ func (s *Workers) decide(r *runner, e ending) {
 		s.expire(e)
 		return
 	}
-	d := Decide(s.cfg, Situation{Task: e.task(), Attempts: e.attempts, Failure: *e.failure, LocalAttempts: e.localAttempts}, r.budget, e.at)
+	in := Situation{Task: e.task(), Attempts: e.attempts, Failure: *e.failure, LocalAttempts: e.localAttempts}
+	if next := e.failure.Row().Next; next == verdict.Others || next == verdict.Second || next == verdict.Fifth {
+		in.Others = s.others(e.work, r.id)
+	}
+	d := Decide(s.cfg, in, r.budget, e.at)
 	if d.OverBudget {
 		s.deps.Metrics.Workers.BudgetExceeded.Inc()
 	}
@@ -112,7 +118,7 @@ func (s *Workers) retryHere(r *runner, w *work, after time.Duration) {
 // succeed ends a task with the device's answer.
 func (s *Workers) succeed(e ending, answer []byte) {
 	if int64(len(answer)) > s.cfg.MaxAnswer {
-		e.failure = &Failure{Class: task.ClassInvalid, Message: fmt.Sprintf("the answer has %d bytes, more than workers.max_answer (%d)", len(answer), s.cfg.MaxAnswer)}
+		e.failure = verdict.New(verdict.Oversized, "", fmt.Sprintf("the answer has %d bytes, more than workers.max_answer (%d)", len(answer), s.cfg.MaxAnswer))
 		s.fail(e)
 		return
 	}
@@ -128,7 +134,13 @@ func (s *Workers) succeed(e ending, answer []byte) {
 
 // fail ends a task without an answer. The result lists the errors of all attempts.
 func (s *Workers) fail(e ending) {
-	f := e.failure
+	f := *e.failure
+	if f.Class == task.ClassDeclined { // by all
+		f.Class = task.ClassInvalid
+		if n := len(task.DeclinedBy(e.task().Model, e.attempts)); n > 1 {
+			f.Message += fmt.Sprintf("; %d devices have refused it, and no other could run it", n)
+		}
+	}
 	res := s.result(e, task.Failed)
 	res.Error = &task.Error{Class: f.Class, Message: f.Message}
 	if f.Class == task.ClassInvalid && len(f.Body) > 0 && int64(len(f.Body)) <= s.cfg.MaxAnswer {

@@ -96,6 +96,7 @@ func (s *fleetWatcher) check(ctx context.Context, kind checkKind) error {
 	if err != nil {
 		return err
 	}
+	s.known.Store(&knownFleet{devices: ds, healths: healths, at: time.Now()})
 	s.seed(runners, rates)
 	if kind != regularCheck {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -66,15 +67,29 @@ func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *
 		return
 	}
 	s.mu.RUnlock()
+	known := s.healthOf(ctx, b.Device.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r = s.runners[b.Device.ID]
 	if r == nil {
 		r = newRunner(s, b.Device, partition)
+		r.inherit(&known)
 		s.runners[b.Device.ID] = r
 		s.checkFleetSoon()
 	}
 	r.submit(b.Device, calls...)
+}
+
+// healthOf reads what an earlier owner of the device has learned: a pause that the device asked for then is
+// still to be kept. Without Redis, nothing is known.
+func (s *Workers) healthOf(ctx context.Context, id string) device.Health {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	h, err := s.deps.Rates.Health(ctx, id)
+	if err != nil {
+		s.deps.Logger.Debug("what is known of a device was not read; it will be learned", "device_id", id, "error", err)
+	}
+	return h
 }
 
 // stopCancelled stops the tasks that were cancelled on their way here. It is best effort: a
@@ -99,23 +114,33 @@ func (s *Workers) stopCancelled(ctx context.Context, works []*work) {
 
 // callsOf makes requests of a batch: as few as possible for a batched endpoint, else one per task.
 func (s *Workers) callsOf(b *task.Batch, works []*work) []*call {
-	var calls []*call
-	singles := works
-	if task.Batched(b.Endpoint) && len(works) > 1 {
-		var groups []*group
-		groups, singles = groupTasks(b.Endpoint, works, s.cfg.MaxBatchedTasks)
-		for _, g := range groups {
-			c := &call{group: g}
-			for _, p := range g.parts {
-				c.works = append(c.works, p.work)
-			}
-			if len(c.works) == 1 {
-				c.group = nil
-			}
-			calls = append(calls, c)
-		}
+	if task.Batched(b.Endpoint) {
+		return batchedCalls(works, s.cfg.MaxBatchedTasks)
 	}
-	for _, w := range singles {
+	return singleCalls(works)
+}
+
+// batchedCalls makes as few requests of tasks for a batched endpoint as possible, of at most most items each.
+func batchedCalls(works []*work, most int) (calls []*call) {
+	if len(works) == 1 {
+		return singleCalls(works)
+	}
+	groups, singles := groupTasks(works[0].task().Endpoint, works, most)
+	for _, g := range groups {
+		c := &call{group: g}
+		for _, p := range g.parts {
+			c.works = append(c.works, p.work)
+		}
+		if len(c.works) == 1 {
+			c.group = nil
+		}
+		calls = append(calls, c)
+	}
+	return append(calls, singleCalls(singles)...)
+}
+
+func singleCalls(works []*work) (calls []*call) {
+	for _, w := range works {
 		calls = append(calls, &call{works: []*work{w}})
 	}
 	return calls

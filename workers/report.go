@@ -2,6 +2,7 @@ package workers
 
 import (
 	"context"
+	"maps"
 	"math"
 	"time"
 
@@ -129,6 +130,9 @@ func (r *runner) expected() time.Duration {
 // repeatReportEvery is how often an unchanged health is reported again, in case Redis lost it.
 const repeatReportEvery = 30 * time.Second
 
+// figuresEvery is how often figures that changed are reported. Only people read them.
+const figuresEvery = 3 * time.Second
+
 // maxDeparted bounds the reports that wait for devices without a runner.
 const maxDeparted = 100_000
 
@@ -145,8 +149,12 @@ func (s *reporter) healths(runners []*runner, now time.Time) map[string]device.H
 			continue
 		}
 		h, before := r.health(now), s.last[r]
-		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now)
-		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < repeatReportEvery {
+		healthy := h.State == device.StateClosed && !h.ThrottledUntil.After(now) && len(h.Declines) == 0
+		every := repeatReportEvery
+		if h.Figures != before.health.Figures {
+			every = figuresEvery
+		}
+		if healthy && sameHealth(h, before.health) && now.Sub(before.at) < every {
 			last[r] = before
 			continue
 		}
@@ -176,7 +184,10 @@ func (s *reporter) unreported(runners []*runner, healths map[string]device.Healt
 func (r *runner) health(now time.Time) device.Health {
 	h := r.ejector.Health(now)
 	h.Slots, h.DispatchMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
+	h.Declines, h.MaxBatch = r.declines.List(now), r.batches.Known()
+	r.figures.Add(&h, now)
 	r.mu.Lock()
+	h.Figures.Running = len(r.running) + len(r.hung)
 	if r.slowUntil.After(now) {
 		h.ThrottledUntil = r.slowUntil
 	}
@@ -186,7 +197,8 @@ func (r *runner) health(now time.Time) device.Health {
 
 // sameHealth reports whether two healths are equal except for noise.
 func sameHealth(a, b device.Health) bool {
-	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) &&
+	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) && a.Failing == b.Failing &&
+		len(a.Declines) == len(b.Declines) && maps.Equal(a.MaxBatch, b.MaxBatch) &&
 		math.Abs(a.DispatchMS-b.DispatchMS) <= 0.1*max(a.DispatchMS, b.DispatchMS)
 }
 
@@ -219,9 +231,13 @@ func (s *Workers) retire(after time.Duration) {
 	defer s.mu.Unlock()
 	for id, r := range s.runners {
 		if since, idle := r.idleSince(); idle && time.Since(since) > after {
+			h := r.health(time.Now())
+			if h.ThrottledUntil.After(time.Now()) {
+				continue // it reports the pause
+			}
 			r.retired.Store(true)
 			// The breaker goes with it, so its last report no longer holds.
-			s.departed[id] = device.Health{State: device.StateClosed}
+			s.departed[id] = device.Health{State: device.StateClosed, Declines: h.Declines, MaxBatch: h.MaxBatch}
 			delete(s.runners, id)
 		}
 	}

@@ -8,17 +8,29 @@ import (
 	"github.com/batchyard/batchyard/task/wire"
 )
 
-// body returns the request body of a task: its input with the task's present model, and without the
-// members that ask for a streamed answer.
-func body(t *task.Task) ([]byte, error) {
+// dropped reports whether a member of an input is left out: those that ask for a streamed answer, or for
+// one that comes later.
+func dropped(endpoint, member string) bool {
+	switch member {
+	case "stream", "stream_options":
+		return true
+	case "background":
+		return endpoint == task.EndpointResponses
+	}
+	return false
+}
+
+// body returns the request body of a task: its input with the device's name of the model, and without the
+// members that ask for another kind of answer.
+func body(t *task.Task, own string) ([]byte, error) {
 	unchanged, models := true, 0
 	whole := wire.Members(t.Input, func(key string, value []byte) bool {
-		switch key {
-		case "model":
+		switch {
+		case key == "model":
 			var model string
 			models++
-			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == t.Model
-		case "stream", "stream_options":
+			unchanged = models == 1 && json.Unmarshal(value, &model) == nil && model == own
+		case dropped(t.Endpoint, key):
 			unchanged = false
 		}
 		return unchanged
@@ -29,14 +41,14 @@ func body(t *task.Task) ([]byte, error) {
 	if unchanged && models == 1 {
 		return t.Input, nil
 	}
-	model, err := json.Marshal(t.Model)
+	model, err := json.Marshal(own)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]byte, 0, len(t.Input)+len(model)+16)
 	out = append(append(out, `{"model":`...), model...)
 	wire.Members(t.Input, func(key string, value []byte) bool {
-		if key != "model" && key != "stream" && key != "stream_options" {
+		if key != "model" && !dropped(t.Endpoint, key) {
 			out = appendMember(out, key, value)
 		}
 		return true
@@ -60,8 +72,8 @@ func appendMember(out []byte, key string, value []byte) []byte {
 // maxMembers bounds the members of a request that can be grouped with others.
 const maxMembers = 64
 
-// bodyMembers returns the members of the request body of a task.
-func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
+// bodyMembers returns the members of the request body of a task, with the device's name of the model.
+func bodyMembers(t *task.Task, own string) (map[string]json.RawMessage, error) {
 	members := map[string]json.RawMessage{}
 	n := 0
 	if !wire.Members(t.Input, func(key string, value []byte) bool {
@@ -74,7 +86,7 @@ func bodyMembers(t *task.Task) (map[string]json.RawMessage, error) {
 	if n > maxMembers {
 		return nil, fmt.Errorf("the input of task %s has more than %d members", t.Key(), maxMembers)
 	}
-	model, err := json.Marshal(t.Model)
+	model, err := json.Marshal(own)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // requeue is a task on its way back to its topic, and why it goes there.
@@ -35,7 +36,9 @@ func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
 		t.Progress.Exclude = excluding(t.Progress.Exclude, device)
 	}
 	class := e.failure.Class
-	s.writeBack(e, requeue{t, class, map[string]any{"reason": class, "after_ms": d.After.Milliseconds(), "without_device": d.Exclude}})
+	s.writeBack(e, requeue{t, class, map[string]any{
+		"reason": class, "after_ms": d.After.Milliseconds(), "without_device": d.Exclude, "message": e.failure.Message,
+	}})
 }
 
 // degrade writes a task back with a smaller model.
@@ -66,6 +69,8 @@ const (
 	awaySilent   = "device_silent"
 	awayDraining = "device_draining"
 	awayLeft     = "device_left"
+	awayPaused   = "device_paused"
+	awayDeclines = "device_declines"
 	movedEven    = "moved"
 )
 
@@ -103,7 +108,7 @@ func (s *Workers) writeBack(e ending, q requeue) {
 	s.conclude(e.work, stream.Unit{Messages: []stream.Message{msg}, Events: append(e.events, ev)}, func(err error) {
 		var large *stream.TooLargeError
 		if errors.As(err, &large) {
-			f := &Failure{Class: task.ClassInvalid, Message: "the task with its attempts is larger than its topic allows"}
+			f := verdict.New(verdict.Oversized, "", "the task with its attempts is larger than its topic allows")
 			s.fail(ending{work: e.work, failure: f, at: clock.Now()})
 			return
 		}

@@ -1,21 +1,23 @@
 package workers
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // call is what goes to the device in one request: one task, or a group of batched tasks.
 type call struct {
 	works    []*work
 	group    *group    // nil: one task
+	trial    *trial    // nil, or it is a part of a batched request that failed
 	freeSlot bool      // there was a slot for it when it came
 	began    time.Time // when it got a slot; guarded by the runner's mu
 }
@@ -43,6 +45,9 @@ type runner struct {
 	ejector     *learn.Breaker
 	concurrency *learn.Concurrency
 	rates       *learn.Estimator
+	declines    *learn.Declines
+	batches     *learn.BatchSizes
+	figures     learn.Figures
 	latency     dispatchLatency
 	budget      *Budget
 
@@ -51,7 +56,8 @@ type runner struct {
 	queue        []*call
 	running      map[*call]struct{}
 	hung         map[*call]struct{} // requests that are unlikely to end; they occupy no slot
-	slowUntil    time.Time          // the device answered 429: send nothing before
+	slowUntil    time.Time          // the device asked for a pause: send nothing before
+	ownPause     time.Duration      // the last pause, if the device has answered nothing since, as we would have it
 	away         string             // why nothing may wait here: the device is silent, draining or gone
 	seen         bool               // in the registry
 	missedChecks int                // checks since then that did not find it in the registry
@@ -70,7 +76,15 @@ func newRunner(s *Workers, d task.DeviceRef, partition int) *runner {
 			HangFactor: cfg.HangFactor, MinHang: cfg.HangMin, Jitter: rand.Float64,
 		}),
 		concurrency: learn.NewConcurrency(d.Slots), rates: learn.NewEstimator(learn.EstimatorConfig{}),
+		declines: learn.NewDeclines(), batches: learn.NewBatchSizes(),
 	}
+}
+
+// inherit takes over what an earlier owner of the device learned. The breaker starts closed.
+func (r *runner) inherit(h *device.Health) {
+	r.slowUntil = h.ThrottledUntil
+	r.declines.Seed(h.Declines, time.Now())
+	r.batches.Seed(h.MaxBatch)
 }
 
 // submit queues calls and starts those for which there are slots.
@@ -123,26 +137,41 @@ func (r *runner) dispatch() {
 		if len(r.running) >= r.concurrency.Slots() {
 			return
 		}
-		if wait := r.slowUntil.Sub(now); wait > 0 {
+		if wait := r.slowUntil.Sub(now); wait > longPause {
+			r.turnAway(awayPaused)
+			return
+		} else if wait > 0 {
 			r.dispatchAfter(wait)
 			return
 		}
 		c := r.queue[0]
 		r.queue[0] = nil
 		r.queue = r.queue[1:]
+		if r.wouldRefuse(c, now) {
+			r.sendAway([]*call{c}, awayDeclines)
+			continue
+		}
 		r.running[c] = struct{}{}
 		c.began, r.moved = now, now
 		d := r.device
 		r.workers.calls.Go(func() {
-			r.run(d, c)
-			r.mu.Lock()
-			delete(r.running, c)
-			delete(r.hung, c)
-			r.moved = time.Now()
-			r.mu.Unlock()
-			r.dispatch()
+			if linger := r.run(d, c); linger > 0 {
+				time.AfterFunc(linger, func() { r.ended(c) })
+				return
+			}
+			r.ended(c)
 		})
 	}
+}
+
+// ended frees the slot of a call.
+func (r *runner) ended(c *call) {
+	r.mu.Lock()
+	delete(r.running, c)
+	delete(r.hung, c)
+	r.moved = time.Now()
+	r.mu.Unlock()
+	r.dispatch()
 }
 
 // dispatchAfter dispatches again after a while. The caller holds mu.
@@ -163,6 +192,11 @@ func (r *runner) dispatchAfter(d time.Duration) {
 func (r *runner) turnAway(why string) {
 	q := r.queue
 	r.queue = nil
+	r.sendAway(q, why)
+}
+
+// sendAway sends calls that were not made to other devices.
+func (r *runner) sendAway(q []*call, why string) {
 	r.workers.calls.Go(func() {
 		for _, c := range q {
 			if c = r.runnable(c); c == nil {
@@ -182,7 +216,7 @@ func (r *runner) turnAway(why string) {
 // refuseCall ends a call that the breaker does not allow.
 func (r *runner) refuseCall(c *call) {
 	for _, w := range c.works {
-		r.workers.attemptRefused(r, w, &Failure{Class: task.ClassBreakerOpen, Message: fmt.Sprintf("the breaker of device %s is open", r.id)})
+		r.workers.attemptRefused(r, w, verdict.New(verdict.BreakerOpen, r.id, ""))
 	}
 }
 
@@ -221,23 +255,44 @@ func (r *runner) runnable(c *call) *call {
 	case len(kept) == len(c.works):
 		return c
 	case len(kept) == 1 || c.group == nil:
-		return &call{works: kept, freeSlot: c.freeSlot}
+		return &call{works: kept, freeSlot: c.freeSlot, trial: c.trial}
 	}
 	groups, singles := groupTasks(kept[0].task().Endpoint, kept, len(kept)*r.workers.cfg.MaxBatchedTasks)
 	if len(groups) == 1 && len(singles) == 0 {
-		return &call{works: kept, group: groups[0], freeSlot: c.freeSlot}
+		return &call{works: kept, group: groups[0], freeSlot: c.freeSlot, trial: c.trial}
 	}
 	return &call{works: kept[:1]} // cannot happen: they were one group before
 }
 
-// slowDown sends nothing for as long as the device asks, and reports that to the routers.
+// longPause is how long a pause may be for which tasks wait at the device; for longer ones they go back to
+// the routers, which know of other devices, and wait there if there are none.
+const longPause = time.Second
+
+// Pauses of devices that ask for none, or for one that was too short.
+const (
+	minPause      = 100 * time.Millisecond
+	longestOfOurs = 30 * time.Second
+)
+
+// slowDown sends nothing for as long as the device asks, and reports that to the routers. If it has answered nothing since the
+// last pause, the pause is at least twice as long.
 func (r *runner) slowDown(d time.Duration) {
-	d = min(max(d, 100*time.Millisecond), r.workers.cfg.BackoffMax)
-	until := time.Now().Add(d)
+	now := time.Now()
 	r.mu.Lock()
+	if !r.slowUntil.After(now) { // else the request was sent before the last pause began
+		r.ownPause = min(max(minPause, 2*r.ownPause), longestOfOurs)
+	}
+	until := now.Add(max(d, r.ownPause))
 	if until.After(r.slowUntil) {
 		r.slowUntil = until
 	}
 	r.mu.Unlock()
 	r.workers.reportSoon()
+}
+
+// pauseOver notes that the device answers again.
+func (r *runner) pauseOver() {
+	r.mu.Lock()
+	r.ownPause = 0
+	r.mu.Unlock()
 }

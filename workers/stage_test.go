@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -383,7 +384,9 @@ func TestAnotherWorkerTakesOver(t *testing.T) {
 // A device that fails on one task of a batched request answers 500 for all.
 func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 	mux := http.NewServeMux()
+	var requests atomic.Int64
 	mux.HandleFunc("POST "+task.EndpointEmbeddings, func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
 		var asked struct{ Input json.RawMessage }
 		if json.NewDecoder(r.Body).Decode(&asked) != nil || strings.Contains(string(asked.Input), "poison") {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -427,6 +430,7 @@ func TestATaskThatBreaksTheDeviceFailsAlone(t *testing.T) {
 		require.Equal(t, want, rs[0].State, id)
 		require.Len(t, rs[0].Attempts, 1, "the batched request does not count as their attempt")
 	}
+	require.LessOrEqual(t, requests.Load(), int64(1+2*6), "it is found by halving")
 	y.committed()
 }
 
@@ -461,7 +465,7 @@ func TestTheNextOwnerOfADeviceReportsItsOwnBreaker(t *testing.T) {
 	y.eventually("closed", func() bool { return state() == "closed" })
 
 	// A device without work does not stay half-open when its runner is retired.
-	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Times: 1})
+	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Fail, Status: 502, Times: 1}) // 500 would only count a quarter
 	y.send("d", chat("fails again"))
 	y.back("fails again", 1)
 	y.eventually("half-open again", func() bool { return state() == "half-open" })

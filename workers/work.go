@@ -1,6 +1,7 @@
 package workers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -53,6 +54,9 @@ func newWork(ctx context.Context, a task.Assignment, batch string, ack *records.
 }
 
 func (w *work) task() *task.Task { return &w.assignment.Task }
+
+// ownModel returns the device's name of the task's model.
+func (w *work) ownModel() string { return cmp.Or(w.assignment.Device.Model, w.task().Model) }
 
 // number returns the number of the next attempt.
 func (w *work) number() int {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/lifecycle"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -23,6 +24,7 @@ const Stage = "workers"
 // Deps is what the workers talk to.
 type Deps struct {
 	Stream   *stream.Client
+	Devices  []access.Device // of the configuration: how to reach them
 	Registry *store.Registry // nil: silent devices and uneven load go unnoticed
 	Credits  *store.Credits
 	Rates    *store.Rates
@@ -49,6 +51,8 @@ type Workers struct {
 	reportNow     chan struct{}       // a device's health has changed
 	checkFleetNow chan struct{}       // the registry has changed, or a device is new here
 	slowest       atomic.Pointer[serviceTimes]
+	known         atomic.Pointer[knownFleet]
+	asking        sync.Mutex // held while known is read again
 
 	life     context.Context //nolint:containedctx // parent of all requests; ends when draining takes too long
 	abort    context.CancelCauseFunc
@@ -61,10 +65,9 @@ type Workers struct {
 	departed map[string]device.Health // to be reported for devices that have no runner any more
 }
 
-// New returns workers; Run starts them. It fails when the key of a device is missing from the
-// environment.
+// New returns workers; Run starts them. It fails when a device of the configuration is described wrongly.
 func New(cfg Config, deps Deps) (*Workers, error) {
-	engine, err := newEngine(cfg)
+	engine, err := newEngine(cfg, deps.Devices)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +88,9 @@ func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers 
 	s.life, s.abort = context.WithCancelCause(context.Background())
 	return s
 }
+
+// SetDevices replaces the devices of the configuration. If one is wrong, it changes nothing.
+func (s *Workers) SetDevices(devices []access.Device) error { return s.engine.book.Load(devices) }
 
 // Run works until ctx ends. Then nothing new is started: waiting tasks are given back to their
 // topics, running requests may finish within the drain timeout and are given back after it. It may

@@ -239,8 +239,12 @@ func embed(id, input string) *task.Task {
 }
 
 func frameOf(t require.TestingT, d *fleet.Device, credits *store.Credits, tasks ...*task.Task) []byte {
-	b := task.Batch{ID: task.NewID(), Device: task.DeviceRef{ID: d.ID(), URL: d.URL(), Slots: d.Spec().Slots}}
-	pool := device.Pool(d.ID(), device.ClassSingle)
+	return frameFor(t, task.DeviceRef{ID: d.ID(), URL: d.URL(), Slots: d.Spec().Slots}, credits, tasks...)
+}
+
+func frameFor(t require.TestingT, ref task.DeviceRef, credits *store.Credits, tasks ...*task.Task) []byte {
+	b := task.Batch{ID: task.NewID(), Device: ref}
+	pool := device.Pool(ref.ID, device.ClassSingle)
 	grants, err := credits.Acquire(context.Background(), "router", []device.Want{{Pool: pool, N: len(tasks), Limit: 1 << 20}})
 	require.NoError(t, err)
 	for _, tk := range tasks {

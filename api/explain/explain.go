@@ -35,6 +35,7 @@ type Waiting struct {
 	Model     string         `json:"model"`
 	Needs     []string       `json:"needs,omitempty"`
 	Exclude   []string       `json:"exclude,omitempty" doc:"Devices that failed the task and do not get it again."`
+	Declined  []string       `json:"declined,omitempty" doc:"Devices that have refused the task."`
 	Since     *time.Time     `json:"since,omitempty"`
 	Read      bool           `json:"read" doc:"A router has read the task; before that it waits in Kafka behind others."`
 	Aside     bool           `json:"aside,omitempty" doc:"The router has no room for the task now, and reads it again when its turn comes."`
@@ -47,8 +48,10 @@ type Waiting struct {
 	Slots     int            `json:"slots" doc:"Slots of the able devices together."`
 	Used      int            `json:"used" doc:"Tasks at the able devices now."`
 	Batched   bool           `json:"batched,omitempty" doc:"The endpoint is batched: a slot takes many tasks at once."`
-	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, silent, draining, unserved, breaker_open, throttled, excluded."`
+	Out       map[string]int `json:"out,omitempty" doc:"Why the other devices cannot run the task, with their number: model, tags, declined, declines, silent, down, draining, unserved, breaker_open, throttled, excluded."`
 	Models    []string       `json:"models,omitempty" doc:"The models that the devices serve, at most ten, if none of them serves that of the task."`
+	Nearest   string         `json:"nearest,omitempty" doc:"The one of the devices' models that is probably meant, if none of them serves that of the task."`
+	Fleet     []FleetDevice  `json:"fleet,omitempty" doc:"The devices, at most twenty, those first that could run the task."`
 }
 
 // Placement is an assignment to a device, and how the attempt went.
@@ -147,7 +150,7 @@ func waitingOf(st *Task, rows []status.EventRow) Waiting {
 		switch e.Action {
 		case task.TaskAccepted, task.TaskQueued:
 			wishes, _ := task.ReadConstraints(e.Detail)
-			w.Needs, w.Exclude, w.Level, w.NotBefore = wishes.Needs, wishes.Exclude, wishes.Level, timeOf(wishes.NotBefore)
+			w.Needs, w.Exclude, w.Declined, w.Level, w.NotBefore = wishes.Needs, wishes.Exclude, wishes.Declined, wishes.Level, timeOf(wishes.NotBefore)
 			w.Read = w.Read || e.Action == task.TaskQueued
 			if e.Action == task.TaskQueued {
 				w.Parked, w.ParkedAt, w.Since = "", nil, timeOf(e.Time)
@@ -205,11 +208,14 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 		fleet[i], known[i] = &ds[i], &h
 	}
 	gates := device.Gates(fleet, known, now)
-	want := device.Requirement{Model: w.Model, Needs: w.Needs, Exclude: w.Exclude}
+	want := device.Requirement{Endpoint: t.Endpoint, Model: w.Model, Needs: w.Needs, Exclude: w.Exclude, Declined: w.Declined}
 	var pools []string
+	verdicts := make([]verdict, 0, len(fleet))
 	w.Devices, w.Out = len(ds), map[string]int{}
 	for i, one := range fleet {
-		if why := device.Eligible(one, known[i], gates[i], &want, now); why != device.CanRun {
+		why := device.Eligible(one, known[i], gates[i], &want, now)
+		verdicts = append(verdicts, verdict{one, known[i], why})
+		if why != device.CanRun {
 			w.Out[why.String()]++
 			continue
 		}
@@ -218,8 +224,12 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 		pools = append(pools, device.Pool(one.ID, class))
 	}
 	if w.Able == 0 && w.Out[device.ModelNotServed.String()] == w.Devices {
-		w.Models = modelsOf(ds)
+		w.Models = modelsOf(fleet...)
 	}
+	if w.Able == 0 && !slices.ContainsFunc(fleet, func(d *device.Device) bool { return d.Serves(w.Model) }) {
+		w.Nearest = device.NearestModel(w.Model, namesOf(fleet))
+	}
+	w.Fleet = named(verdicts, &want, now)
 	used, err := d.Credits.Used(ctx, pools)
 	if err != nil {
 		return err
@@ -228,20 +238,6 @@ func (d Deps) lookAround(ctx context.Context, t *Task, w *Waiting) error {
 		w.Used += n
 	}
 	return nil
-}
-
-// maxModels bounds the models that an explanation names.
-const maxModels = 10
-
-// modelsOf returns the models that the devices serve, sorted.
-func modelsOf(ds []device.Device) []string {
-	var out []string
-	for i := range ds {
-		out = append(out, ds[i].Models...)
-	}
-	slices.Sort(out)
-	out = slices.Compact(out)
-	return out[:min(len(out), maxModels)]
 }
 
 // placements returns the assignments of a task, with how each attempt went.

@@ -151,6 +151,9 @@ func waits(w *Waiting, now time.Time) string {
 		if len(w.Models) > 0 {
 			text += fmt.Sprintf(" %s, but %s", w.Model, strings.Join(w.Models, ", "))
 		}
+		if w.Nearest != "" {
+			text += fmt.Sprintf(" (did you mean %s?)", w.Nearest)
+		}
 		parts = append(parts, text)
 	default:
 		text := fmt.Sprintf("%d of %s could run it", w.Able, count(w.Devices, "device"))
@@ -218,12 +221,26 @@ func (w *Why) Cause() string {
 	return strings.Join(parts, " ")
 }
 
+// Lines has a line for each device, if none of them can run the task.
+func (w *Why) Lines() (lines []string) {
+	if w.Waiting == nil || w.Waiting.Able > 0 {
+		return nil
+	}
+	for i := range w.Waiting.Fleet {
+		lines = append(lines, w.Waiting.Fleet[i].Line)
+	}
+	return lines
+}
+
 // reasonTexts explains each reason, for one device and for several; the number goes in
 // front.
 var reasonTexts = map[string][2]string{
 	"model":        {"does not serve its model", "do not serve its model"},
 	"tags":         {"lacks tags that it needs", "lack tags that it needs"},
+	"declined":     {"has refused it", "have refused it"},
+	"declines":     {"refuses all requests for its model", "refuse all requests for its model"},
 	"silent":       {"has missed its heartbeats", "have missed their heartbeats"},
+	"down":         {"does not answer", "do not answer"},
 	"draining":     {"is draining", "are draining"},
 	"unserved":     {"is served by no batcher or no worker", "are served by no batcher or no worker"},
 	"breaker_open": {"has an open circuit breaker because it failed", "have open circuit breakers because they failed"},

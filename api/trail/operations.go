@@ -96,9 +96,11 @@ func (a *Access) event() (e task.Event, ok bool) {
 type Said struct {
 	URL      string   `json:"url"`
 	Models   []string `json:"models"`
+	Aliases  int      `json:"aliases,omitempty"` // how many
 	Tags     []string `json:"tags,omitempty"`
 	Slots    int      `json:"slots"`
 	Weight   float64  `json:"weight"`
+	Problem  string   `json:"problem,omitempty"`
 	Draining bool     `json:"draining,omitempty"`
 }
 
@@ -107,5 +109,5 @@ const maxNames = 16
 
 // SaidBy returns what a device says of itself.
 func SaidBy(d *device.Device) Said {
-	return Said{d.URL, d.Models[:min(len(d.Models), maxNames)], d.Tags[:min(len(d.Tags), maxNames)], d.Slots, d.Weight, d.Draining}
+	return Said{d.URL, d.Models[:min(len(d.Models), maxNames)], len(d.Aliases), d.Tags[:min(len(d.Tags), maxNames)], d.Slots, d.Weight, d.Problem, d.Draining}
 }

@@ -45,6 +45,7 @@ func drawLife(t *rapid.T, tenant string, n int) (events []task.Event, results []
 		}
 		failed := s.Event(task.TaskRequeued, a+1, device)
 		failed.ErrorClass = task.ClassTimeout
+		failed.Detail = fmt.Appendf(nil, `{"message":"attempt %d: \u0000 it hangs"}`, a+1)
 		events = append(events, failed)
 		tried = append(tried, device)
 	}
@@ -126,6 +127,18 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		require.Equal(rt, len(events), rows)
 		require.Equal(rt, len(pieces)-len(events), audittest.One[int](t, pool, "SELECT count(*) FROM results WHERE tenant = $1", tenants[1]))
 	})
+}
+
+// People read why a task that waits has failed before.
+func TestAWaitingTaskHasItsLastError(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, audittest.NewPool(t))
+	events := r.own("events", 0)
+	s := audittest.NewStory("t1")
+	back := s.Event(task.TaskRequeued, 1, "d1")
+	back.ErrorClass, back.Detail = task.ClassConnect, []byte(`{"reason":"connect","message":"device d1 cannot\u0000 be reached"}`)
+	r.record(events.events(t, s.Accepted(), s.Event(task.TaskAssigned, 1, "d1"), back))
+	require.Equal(t, "PENDING connect device d1 cannot\ufffd be reached", audittest.One[string](t, r.pool, "SELECT state || ' ' || error_class || ' ' || error_message FROM tasks"))
 }
 
 // TestATerminalStateStays records late events after the end.

@@ -7,6 +7,7 @@ import (
 	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/workers"
+	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // machine is a device, together with the workers' view of it: the queue in front of
@@ -123,7 +124,7 @@ func (s *sim) dispatch(m *machine) {
 	for m.queue.len() > 0 && s.bad == nil {
 		if !m.ejector.Allow(s.time()) {
 			for m.queue.len() > 0 {
-				s.settle(m, m.queue.pop(), &workers.Failure{Class: task.ClassBreakerOpen})
+				s.settle(m, m.queue.pop(), verdict.New(verdict.BreakerOpen, m.spec.ID, ""))
 			}
 			return
 		}
@@ -132,7 +133,7 @@ func (s *sim) dispatch(m *machine) {
 		}
 		j := m.queue.pop()
 		if !m.ejector.Start(s.time()) {
-			s.settle(m, j, &workers.Failure{Class: task.ClassBreakerOpen})
+			s.settle(m, j, verdict.New(verdict.BreakerOpen, m.spec.ID, ""))
 			continue
 		}
 		s.begin(m, j)
@@ -261,9 +262,9 @@ func (s *sim) requestEnds(j *job) {
 	outcome := learn.OK
 	switch {
 	case took >= s.wc.RequestTimeout:
-		f, outcome = &workers.Failure{Class: task.ClassTimeout}, learn.TimedOut
+		f, outcome = verdict.New(verdict.NoFirstByte, m.spec.ID, ""), learn.TimedOut
 	case m.mode == Failing:
-		f, outcome = &workers.Failure{Class: task.ClassDevice, Status: 500}, learn.Fault
+		f, outcome = verdict.New(verdict.ServerError, m.spec.ID, ""), learn.Fault
 	}
 	m.ejector.Ended(now, outcome, took)
 	m.slots.Ended(now, outcome, took)
@@ -297,7 +298,7 @@ func (s *sim) settle(m *machine, j *job, f *workers.Failure) {
 	}
 	d := workers.Decide(s.wc, workers.Situation{Task: t, Attempts: attempts, Failure: *f, LocalAttempts: j.here}, m.budget, now)
 	after := int64(d.After)
-	if after > 0 && !d.OverBudget && f.RetryAfter == 0 { // take the jitter from the run's own random numbers
+	if after > 0 && !d.OverBudget && f.Pause == 0 { // take the jitter from the run's own random numbers
 		counted := 0
 		for _, a := range attempts {
 			if workers.Counts(a.Class) {

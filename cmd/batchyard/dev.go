@@ -1,14 +1,16 @@
 package main
 
 import (
-	"net/url"
+	"context"
+	"errors"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
-	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 )
 
 func devCommand(c *cli.Env) *cobra.Command {
@@ -25,7 +27,12 @@ the process starts again, even after a crash; without one, everything is lost.
 Whatever the configuration says, callbacks may go to private addresses, and without
 a secret they are unsigned.
 
-Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
+Without --device, and without devices in the configuration, a simulated fleet of unequal
+devices answers over real HTTP.
+
+What a server needs is written behind its URL, or in the configuration (devices.list):
+  --device gpu-1=https://10.0.0.5/openai,key_env=GPU_KEY,ca_file=lab.pem,slots=16
+  --device edge=http://10.0.0.9:11434,alias=small=qwen3:0.6b,tag=edge`,
 		Example: `  batchyard dev
   batchyard dev --data-dir ./data --listen 127.0.0.1:8080
   batchyard dev --device gpu-1=http://10.0.0.5:8000 --device edge=http://10.0.0.9:8080 --slots 8`,
@@ -39,6 +46,7 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			if verbose {
 				o.Logger = debugLog()
 			}
+			o.Absent, o.Present = absentDevice(c), presentDevice(c)
 			s, err := local.Start(cmd.Context(), o)
 			if err != nil {
 				return cli.ServiceError(err)
@@ -46,6 +54,9 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 			c.Step("")
 			c.Printf("ready\n  API       %s   (openapi at /openapi.json)\n  Kafka     %s\n  Redis     %s\n  Postgres  psql '%s'\n  data      %s\n",
 				s.URL, strings.Join(s.Stack.Brokers, ","), s.Stack.RedisAddr, s.Stack.PostgresURL, s.Stack.DataDir)
+			if err := printDevices(cmd.Context(), c, s); err != nil {
+				return errors.Join(err, s.Close())
+			}
 			select {
 			case <-cmd.Context().Done():
 				return s.Close()
@@ -59,27 +70,47 @@ Without --device, a simulated fleet of unequal devices answers over real HTTP.`,
 	f.BoolVarP(&verbose, "verbose", "v", false, "log what the stages do")
 	f.StringVar(&o.DataDir, "data-dir", "", "keep everything in this directory (default: keep nothing)")
 	f.StringVar(&o.Listen, "listen", "", "address of the HTTP API; port 0 takes a free one (default: api.listen, 127.0.0.1:8080)")
-	f.StringArrayVar(&devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
-	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time")
+	f.StringArrayVar(&devices, "device", nil, deviceHelp)
+	f.IntVar(&slots, "slots", 4, "requests that each --device runs at the same time, unless it says otherwise")
 	f.BoolVar(&o.NoDevices, "no-devices", false, "start no devices: they join by sending heartbeats")
 	return cmd
 }
 
-// parseDevices reads the NAME=URL pairs of --device.
-func parseDevices(pairs []string, slots int) ([]local.Device, error) {
-	var out []local.Device
-	for _, p := range pairs {
-		name, base, ok := strings.Cut(p, "=")
-		if u, err := url.Parse(base); !ok || name == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, cli.UsageError("--device %q: write NAME=URL, such as gpu-1=http://10.0.0.5:8000", p)
+// printDevices prints a line for each device: what it serves, or why it does not answer.
+func printDevices(ctx context.Context, c *cli.Env, s *local.System) error {
+	devices, err := s.Devices(ctx)
+	if err != nil {
+		return err
+	}
+	t := cli.NewTable(c.Out)
+	for _, d := range devices {
+		state, note := "up", "models "+cli.Short(strings.Join(d.Models, ", "), 120)
+		if d.Problem != "" {
+			state, note = "down", cli.Short(d.Problem, 300)
 		}
-		if err := device.ValidateID(name); err != nil {
-			return nil, cli.UsageError("--device %q: the name: %s", p, err)
-		}
+		t.Row("  device", d.ID, state, d.URL, note)
+	}
+	return t.Flush()
+}
+
+// deviceHelp describes --device.
+const deviceHelp = "`NAME=URL[,option=value]…` of an OpenAI-compatible server; repeatable"
+
+// parseDevices reads the words of --device.
+func parseDevices(words []string, slots int) ([]access.Device, error) {
+	var out []access.Device
+	for _, word := range words {
 		if slots < 1 {
 			return nil, cli.UsageError("--slots %d: give 1 or more", slots)
 		}
-		out = append(out, local.Device{Name: name, URL: base, Slots: slots})
+		d, err := access.Parse(word, slots)
+		if err != nil {
+			return nil, cli.UsageError("--device %q: %s", word, err)
+		}
+		if slices.ContainsFunc(out, func(o access.Device) bool { return o.Name == d.Name }) {
+			return nil, cli.UsageError("--device %q: there are two devices %s: give each its own name", word, d.Name)
+		}
+		out = append(out, d)
 	}
 	return out, nil
 }

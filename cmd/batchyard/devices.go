@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -112,27 +114,60 @@ func devicesList(ctx context.Context, c *cli.Env) error {
 
 func showDevices(c *cli.Env, devices []batchyard.Device) error {
 	slices.SortFunc(devices, func(a, b batchyard.Device) int { return strings.Compare(a.DeviceID, b.DeviceID) })
-	t := cli.NewTable(c.Out, "ID", "STATE", "SLOTS", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL")
+	t := cli.NewTable(c.Out, "ID", "STATE", "SINCE", "SLOTS", "RUNNING", "DONE", "FAILED", "MEAN", "TOKENS/S", "IN FLIGHT", "QUEUE", "CPU", "MEM", "IO", "LATENCY", "SEEN", "MODELS", "TAGS", "URL", "NOTES")
 	now := c.Now()
 	for _, d := range devices {
-		state := "up"
-		switch {
-		case d.Silent && d.Drained:
-			state = "silent, drained"
-		case d.Silent:
-			state = "silent"
-		case d.Drained:
-			state = "drained"
-		case d.Draining:
-			state = "draining"
-		case d.Unserved:
-			state = "unserved"
+		since := ""
+		if d.Since != nil {
+			since = cli.Ago(*d.Since, now)
 		}
-		t.Row(d.DeviceID, state, strconv.Itoa(d.Slots), count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+		q := &d.Requests
+		t.Row(d.DeviceID, d.State, since, strconv.Itoa(d.Slots), strconv.Itoa(q.Running), strconv.FormatInt(q.Completed, 10), percent(q.FailureRate),
+			figure(q.MeanMS, "ms"), figure(q.TokensPerSecond, ""),
+			count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
-			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL)
+			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, strings.Join(notes(&d, now), "; "))
 	}
 	return t.Flush()
+}
+
+// maxNotes bounds what the table says about what workers learned of a device; --json has all of it.
+const maxNotes = 4
+
+// notes say why a device is in its state, and what workers learned of it that keeps requests from it.
+func notes(d *batchyard.Device, now time.Time) (out []string) {
+	in := func(at time.Time) string { return max(time.Second, at.Sub(now).Round(time.Second)).String() }
+	if d.Reason != "" {
+		out = append(out, cli.Short(d.Reason, 200))
+	}
+	if d.PausedUntil != nil && d.State != "up" {
+		out = append(out, "asked for a pause of "+in(*d.PausedUntil))
+	}
+	for _, r := range d.Declines {
+		what := r.Endpoint
+		if r.MinSize > 0 {
+			what = fmt.Sprintf("%d KiB or more to %s", r.MinSize>>10, r.Endpoint)
+		}
+		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", what, r.Model, r.Status, r.Why, in(r.Until)))
+	}
+	if len(d.Loaded) > 0 {
+		out = append(out, "loaded: "+cli.Short(strings.Join(d.Loaded, ", "), 100))
+	}
+	for _, model := range slices.Sorted(maps.Keys(d.MaxBatch)) {
+		out = append(out, fmt.Sprintf("takes %d items of %s at once", d.MaxBatch[model], model))
+	}
+	if n := len(out) - maxNotes; n > 0 {
+		out = append(out[:maxNotes], fmt.Sprintf("%d more", n))
+	}
+	return out
+}
+
+// figure prints a figure that is 0 while it is unknown.
+func figure(v float64, unit string) string {
+	if v == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(v, 'f', 0, 64) + unit
 }
 
 // count prints a number, or nothing if it is unknown.

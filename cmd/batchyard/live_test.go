@@ -137,10 +137,10 @@ func TestDevicesList(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	id := unique("cli-test")
-	registry := store.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	registry := store.NewRegistry(f.App.Redis, f.Config.Devices.Config, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Draining: true, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
-	require.Regexp(t, id+` +draining +3 +- +-`, ok(t, "devices", "list", "--server", f.URL))
+	require.Regexp(t, id+` +draining +\S+ ago +3 +0 +0 +0% +- +-`, ok(t, "devices", "list", "--server", f.URL))
 	found := false
 	for _, line := range lines(ok(t, "devices", "list", "--server", f.URL, "--json")) {
 		var d api.DeviceStatus
@@ -154,12 +154,12 @@ func TestDevicesDrain(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	id := unique("cli-drain")
-	registry := store.NewRegistry(f.App.Redis, f.Config.Devices, f.Config.Redis.Prefix)
+	registry := store.NewRegistry(f.App.Redis, f.Config.Devices.Config, f.Config.Redis.Prefix)
 	_, err := registry.Beat(t.Context(), device.Device{ID: id, URL: "http://127.0.0.1:9", Models: []string{"none"}, Slots: 3, Queue: -1, InFlight: -1, Weight: 1})
 	require.NoError(t, err)
 	require.Equal(t, "device "+id+": drained\n", ok(t, "devices", "drain", id, "--server", f.URL))
 	require.Equal(t, "device "+id+": drained, no change\n", ok(t, "devices", "drain", id, "--server", f.URL))
-	require.Regexp(t, id+` +drained +3 `, ok(t, "devices", "list", "--server", f.URL))
+	require.Regexp(t, id+` +draining +\S+ ago +3 .*an operator drained it`, ok(t, "devices", "list", "--server", f.URL))
 	require.NoError(t, registry.Leave(t.Context(), id))
 	r := try(t, "", "devices", "list", "--server", f.URL)
 	require.Regexp(t, "device "+id+` was drained \S+ ago, and is unknown now`, r.err)

@@ -80,8 +80,8 @@ func setPriority(ctx context.Context, c *cli.Env, id string, in batchyard.Priori
 func tasksWhyCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "why ID", Short: "Explain why a task waits, or went where it went",
-		Long: `Explains what a task waits for, given the fleet as it is now, or which devices a
-task went to and why. With --json, prints the figures.`,
+		Long: `Explains what a task waits for, given the fleet as it is now, with a line for
+each device, or which devices a task went to and why. With --json, prints the figures.`,
 		Example: "  batchyard tasks why my-task-1\n  batchyard tasks why my-task-1 --json | jq .waiting.out",
 		Args:    cli.Exactly("ID"), ValidArgsFunction: cli.CompleteNothing,
 		RunE: func(cmd *cobra.Command, args []string) error { return tasksWhy(cmd.Context(), c, args[0]) },
@@ -104,5 +104,13 @@ func tasksWhy(ctx context.Context, c *cli.Env, id string) error {
 		return c.PrintJSON(w.RawJSON())
 	}
 	c.Printf("%s\n", cli.Plain(w.Sentence))
+	if w.Waiting != nil {
+		for i := range w.Waiting.Fleet {
+			c.Printf("  %s\n", cli.Plain(w.Waiting.Fleet[i].Line))
+		}
+		if n := w.Waiting.Devices - len(w.Waiting.Fleet); n > 0 && len(w.Waiting.Fleet) > 0 {
+			c.Printf("  and %s more: batchyard devices list\n", cli.Counted(n, "device"))
+		}
+	}
 	return nil
 }

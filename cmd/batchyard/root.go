@@ -88,7 +88,7 @@ Exit codes: 0 done; 1 the work did not succeed; 2 wrong usage or configuration;
 // allCommands returns every command by its group.
 func allCommands(c *cli.Env) map[string][]*cobra.Command {
 	return map[string][]*cobra.Command{
-		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c)},
+		groupWork:    {runCommand(c), devCommand(c), serveCommand(c), agentCommand(c), fleetCommand(c)},
 		groupAsk:     {submitCommand(c), jobsCommand(c), tasksCommand(c), devicesCommand(c), policyCommand(c)},
 		groupOperate: {auditcmd.Command(c), dlqcmd.Command(c), auditcmd.LedgerCommand(c), migratecmd.Command(c), topicsCommand(c), configCommand(c), benchcmd.Command(c), versionCommand(c)},
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/local"
+	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
@@ -77,8 +78,8 @@ Exit code 1 if a task did not succeed, a bad line was skipped, or --timeout pass
 	f.add(cmd)
 	fl := cmd.Flags()
 	fl.StringVarP(&f.output, "output", "o", "", "write the results to this `file`; - is standard output (default: write no results)")
-	fl.StringArrayVar(&f.devices, "device", nil, "`NAME=URL` of an OpenAI-compatible server; repeatable")
-	fl.IntVar(&f.slots, "slots", 4, "requests that each --device runs at the same time")
+	fl.StringArrayVar(&f.devices, "device", nil, deviceHelp)
+	fl.IntVar(&f.slots, "slots", 4, "requests that each --device runs at the same time, unless it says otherwise")
 	f.fills.add(cmd)
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log what the stages do")
 	fl.DurationVar(&f.timeout, "timeout", 0, "give up after this long; 0 means never")
@@ -178,7 +179,7 @@ func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err erro
 		logger = debugLog()
 	}
 	system, err := local.Start(ctx, local.Options{
-		ConfigPath: c.ConfigPath, Version: c.Version, DataDir: f.dataDir, Devices: devices, Logger: logger, Progress: c.Step, Absent: absentDevice(c),
+		ConfigPath: c.ConfigPath, Version: c.Version, DataDir: f.dataDir, Devices: devices, Logger: logger, Progress: c.Step, Absent: absentDevice(c), Present: presentDevice(c),
 	})
 	r := jobRun{plan: plan, flags: f, path: path}
 	if err != nil {
@@ -207,10 +208,18 @@ func runFile(ctx context.Context, c *cli.Env, path string, f runFlags) (err erro
 }
 
 // absentDevice reports a device that does not come up.
-func absentDevice(c *cli.Env) func(local.Device, error) {
-	return func(d local.Device, err error) {
+func absentDevice(c *cli.Env) func(device.Device) {
+	return func(d device.Device) {
 		c.Step("")
-		_, _ = fmt.Fprintf(c.Err, "device %s at %s does not answer: %s; it gets no tasks until it does\n", cli.Plain(d.Name), cli.Plain(d.URL), cli.Plain(err.Error()))
+		_, _ = fmt.Fprintf(c.Err, "device %s at %s does not answer: %s; it gets no tasks until it does\n", cli.Plain(d.ID), cli.Plain(d.URL), cli.Plain(d.Problem))
+	}
+}
+
+// presentDevice reports a device that answers again.
+func presentDevice(c *cli.Env) func(device.Device) {
+	return func(d device.Device) {
+		c.Step("")
+		_, _ = fmt.Fprintf(c.Err, "device %s at %s answers now\n", cli.Plain(d.ID), cli.Plain(d.URL))
 	}
 }
 
@@ -243,6 +252,7 @@ func runPlan(ctx context.Context, c *cli.Env, system *local.System, r jobRun) (*
 	if err != nil {
 		return nil, err
 	}
+	warnUnserved(ctx, c, api, r.plan.Models)
 	if err := r.announce(ctx, api); err != nil {
 		if early := r.early(ctx, &task.Job{}); early != nil {
 			return r.finish(ctx, c, system, early)

@@ -65,13 +65,20 @@ func (s *stall) look(ctx context.Context, j *task.Job, bar *cli.Progress) {
 		} else {
 			text = "task " + cause.TaskID + ": " + text
 		}
-		s.tell(bar, cause.Cause, text)
+		s.tell(bar, cause.Cause, text, cause.Devices...)
 	}
 }
 
-func (s *stall) tell(bar *cli.Progress, cause, text string) {
-	if !s.told[cause] {
-		s.told[cause] = true
-		bar.Note(text)
+func (s *stall) tell(bar *cli.Progress, cause, text string, lines ...string) {
+	if s.told[cause] {
+		return
+	}
+	s.told[cause] = true
+	bar.Note(text)
+	for _, line := range lines {
+		if !s.told[line] { // of another cause
+			s.told[line] = true
+			bar.Note("  " + line)
+		}
 	}
 }

@@ -173,6 +173,7 @@ func submitFile(ctx context.Context, c *cli.Env, path string, f submitFlags) (er
 	if err := server.announce(ctx, spec); err != nil {
 		return err
 	}
+	warnUnserved(ctx, c, server, plan.Models)
 	if err := submitLines(ctx, c, server, plan); err != nil {
 		return err
 	}

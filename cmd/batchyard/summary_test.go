@@ -19,12 +19,15 @@ func TestTaskList(t *testing.T) {
 	before := func(d time.Duration) *time.Time { at := noon.Add(-d); return &at }
 	require.NoError(t, showTasks(c, []batchyard.TaskStatus{
 		{TaskID: "a-1", State: task.Running, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(3 * time.Second)},
+		{TaskID: "c", State: task.Pending, Model: "m", Priority: task.High, Attempt: 1, DeviceID: "gpu-1", SubmittedAt: before(4 * time.Second),
+			LastError: &task.Error{Class: task.ClassConnect, Message: "device gpu-1 cannot be reached"}},
 		{TaskID: "b", State: task.Failed, Model: "m", Priority: task.Low, Attempt: 3, DeviceID: "gpu-2", SubmittedAt: before(time.Hour),
 			FinishedAt: before(5 * time.Minute), Error: &task.Error{Class: task.ClassTimeout, Message: "x"}},
 	}, 0))
 	require.Equal(t, strings.TrimLeft(`
 ID   STATE    MODEL  PRIORITY  ATTEMPT  DEVICE  SUBMITTED  FINISHED  ERROR
 a-1  RUNNING  m      high      1        gpu-1   3s ago     -         -
+c    PENDING  m      high      1        gpu-1   4s ago     -         last connect: device gpu-1 cannot be reached
 b    FAILED   m      low       3        gpu-2   60m ago    5m ago    timeout
 `, "\n"), b.String())
 }
@@ -32,15 +35,17 @@ b    FAILED   m      low       3        gpu-2   60m ago    5m ago    timeout
 func TestDeviceList(t *testing.T) {
 	t.Parallel()
 	c, b := shownAt()
-	two := 2
+	two, later, long := 2, noon.Add(20*time.Second), noon.Add(-time.Hour)
 	require.NoError(t, showDevices(c, []batchyard.Device{
-		{DeviceID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, SeenAt: noon.Add(-time.Hour)},
-		{DeviceID: "a", URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second)},
+		{DeviceID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, State: "silent", Reason: "no heartbeat", Since: &long, SeenAt: noon.Add(-time.Hour), PausedUntil: &later},
+		{DeviceID: "a", State: "up", Requests: batchyard.RequestFigures{Running: 1, Completed: 12, FailureRate: 0.25, MeanMS: 1234.5, TokensPerSecond: 41.7}, URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second),
+			Declines: []batchyard.Declines{{Endpoint: task.EndpointChat, Model: "m", Status: 404, Why: "no_endpoint", Until: noon.Add(30 * time.Second)}},
+			MaxBatch: map[string]int{"n": 32}},
 	}))
 	require.Equal(t, strings.TrimLeft(`
-ID  STATE   SLOTS  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL
-a   up      8      2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a
-z   silent  1      -          -      0%   0%   0%  0.0ms    60m ago  *       -     http://z
+ID  STATE   SINCE    SLOTS  RUNNING  DONE  FAILED  MEAN    TOKENS/S  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL       NOTES
+a   up      -        8      1        12    25%     1234ms  42        2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a  refuses /v1/chat/completions for m (404, no_endpoint), tried again in 30s; takes 32 items of n at once
+z   silent  60m ago  1      0        0     0%      -       -         -          -      0%   0%   0%  0.0ms    60m ago  *       -     http://z  no heartbeat; asked for a pause of 20s
 `, "\n"), b.String())
 }
 

@@ -172,6 +172,9 @@ func showTask(c *cli.Env, s *batchyard.TaskStatus) error {
 	if s.Error != nil {
 		field("error", string(s.Error.Class)+": "+s.Error.Message)
 	}
+	if s.LastError != nil {
+		field("last error", string(s.LastError.Class)+": "+cli.Short(s.LastError.Message, 300))
+	}
 	field("trace", s.TraceID)
 	if err := t.Flush(); err != nil {
 		return err
@@ -304,6 +307,8 @@ func showTasks(c *cli.Env, page []batchyard.TaskStatus, number int) error {
 		}
 		if s.Error != nil {
 			class = string(s.Error.Class)
+		} else if s.LastError != nil {
+			class = strings.TrimSuffix(fmt.Sprintf("last %s: %s", s.LastError.Class, cli.Short(s.LastError.Message, 100)), ": ")
 		}
 		t.Row(s.TaskID, string(s.State), s.Model, string(s.Priority), strconv.Itoa(s.Attempt), s.DeviceID, submitted, finished, class)
 	}

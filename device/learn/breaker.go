@@ -72,6 +72,10 @@ func (c BreakerConfig) withDefaults() BreakerConfig {
 // Faults that took less than half the usual duration of a request open the breaker after
 // half as many.
 //
+// A task may be at fault instead: some make every device answer 500. A fault of a task that failed on
+// another device before is charged to the task, and counts only for a probe. Other answers that are
+// faults count a quarter each while the device answers others: until it has answered none for a Window.
+//
 // A device hangs when requests are running and none has ended for HangFactor times the usual
 // duration. That is only a suspicion, since long tasks are rare but exist: if one of them
 // does succeed, the device is probed at once, and this opening does not count.
@@ -108,7 +112,9 @@ type Breaker struct {
 
 	running    []flight
 	lastLife   time.Time // when the last request showed that the device works
-	fastFaults int       // consecutive fast faults
+	lastOK     time.Time // when the last request succeeded
+	faults     int       // consecutive faults, in quarters
+	fastFaults int       // consecutive fast faults, in quarters
 	window     window
 	changes    []Change
 }
@@ -150,7 +156,7 @@ func NewBreaker(cfg BreakerConfig) *Breaker {
 // begin starts a term.
 func (b *Breaker) begin(now time.Time) {
 	b.term++
-	b.cause, b.tripped, b.fastFaults, b.lastLife = "", false, 0, now
+	b.cause, b.tripped, b.faults, b.fastFaults, b.lastLife = "", false, 0, 0, now
 	b.window.clear()
 	b.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Interval: 0, Timeout: never, // its clock must not matter
@@ -174,14 +180,29 @@ func (b *Breaker) readyToTrip(c gobreaker.Counts) bool {
 	case b.cause != "": // it hangs
 	case b.state == device.StateHalfOpen:
 		b.cause = "its probe failed"
-	case int(c.ConsecutiveFailures) >= b.cfg.Faults:
+	case b.faults >= whole*b.cfg.Faults:
 		b.cause = fmt.Sprintf("%d consecutive faults", c.ConsecutiveFailures)
-	case b.fastFaults >= (b.cfg.Faults+1)/2:
-		b.cause = fmt.Sprintf("%d consecutive faults, each in less than half the usual %s", b.fastFaults, round(b.expected))
+	case b.fastFaults >= whole*((b.cfg.Faults+1)/2):
+		b.cause = fmt.Sprintf("%d consecutive faults, the last ones in less than half the usual %s", c.ConsecutiveFailures, round(b.expected))
 	case all >= b.cfg.MinRequests && share >= b.cfg.Ratio:
 		b.cause = fmt.Sprintf("%.0f %% of %d requests failed", 100*share, all)
 	}
 	return b.cause != ""
+}
+
+// whole is a fault in quarters.
+const whole = 4
+
+// weigh adds a fault, in quarters.
+func (b *Breaker) weigh(now time.Time, o Outcome, took time.Duration) {
+	n := whole
+	if o == Suspect && b.state == device.StateClosed && !b.lastOK.IsZero() && now.Sub(b.lastOK) < b.cfg.Window {
+		n = 1
+	}
+	b.faults += n
+	if b.fastFaults += n; 2*took >= b.expected {
+		b.fastFaults = 0
+	}
 }
 
 // Allow reports whether a request may start now. In the half-open state that is
@@ -289,9 +310,12 @@ func (b *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
 	if o == OK || o == Throttled {
 		b.lastLife = now
 	}
+	if o == Charged && b.state == device.StateHalfOpen { // a probe has to succeed
+		o = Fault
+	}
 	switch o {
 	case OK:
-		b.fastFaults = 0
+		b.lastOK, b.faults, b.fastFaults = now, 0, 0
 		b.window.add(now)
 		r.done(nil)
 		if b.state == device.StateHalfOpen {
@@ -299,10 +323,8 @@ func (b *Breaker) Ended(now time.Time, o Outcome, took time.Duration) {
 			b.closedAt = now
 			b.change(now, device.StateClosed, "")
 		}
-	case Fault, TimedOut:
-		if b.fastFaults++; 2*took >= b.expected {
-			b.fastFaults = 0
-		}
+	case Fault, TimedOut, Suspect:
+		b.weigh(now, o, took)
 		b.window.add(now).faults++
 		r.done(errFault)
 		if b.tripped {
@@ -407,6 +429,9 @@ func (b *Breaker) Health(now time.Time) device.Health {
 	defer b.mu.Unlock()
 	b.advance(now)
 	h := device.Health{State: b.state, Opened: b.opened, Why: b.why, At: now}
+	if b.state != device.StateClosed {
+		h.Since = b.openedAt
+	}
 	if b.state == device.StateOpen {
 		h.OpenUntil = b.openUntil
 	}

@@ -13,6 +13,8 @@ const (
 	OK        Outcome = iota // it answered; an answer that the task was invalid counts, too
 	Fault                    // it is at fault: 5xx, a broken answer, no connection
 	TimedOut                 // it is at fault: no answer in time
+	Suspect                  // it answered with a fault, such as 500: it is at fault, or else the task
+	Charged                  // a fault that is charged to the task, which failed on another device, too
 	Throttled                // 429: it works, but has too much to do
 	Neutral                  // says nothing: the request was cancelled, or the worker is stopping
 )
@@ -25,6 +27,10 @@ func (o Outcome) String() string {
 		return "fault"
 	case TimedOut:
 		return "timed out"
+	case Suspect:
+		return "suspect"
+	case Charged:
+		return "charged to the task"
 	case Throttled:
 		return "throttled"
 	}
@@ -101,6 +107,6 @@ func (c *Concurrency) Ended(now time.Time, o Outcome, took time.Duration) {
 			return
 		}
 		c.slots, c.good, c.cut = max(1, c.slots/2), 0, now
-	case Fault, Neutral:
+	case Fault, Suspect, Charged, Neutral:
 	}
 }

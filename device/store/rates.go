@@ -13,6 +13,7 @@ import (
 
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/clock"
+	"github.com/batchyard/batchyard/internal/text"
 )
 
 // Rates shares what workers learn about devices with the routers, through Redis. It may be
@@ -68,6 +69,60 @@ type healthEntry struct {
 	HopMS  float64 `json:"dispatch_ms,omitempty"`
 	Opened int     `json:"opened,omitempty"`
 	Why    string  `json:"why,omitempty"`
+
+	SinceMS int64          `json:"since_ms,omitempty"` // it was so for so long then
+	Failing string         `json:"failing,omitempty"`
+	Figures device.Figures `json:"figures,omitzero"`
+
+	Declines []declineEntry `json:"declines,omitempty"`
+	MaxBatch map[string]int `json:"max_batch,omitempty"`
+}
+
+// declineEntry is a [device.Decline] that ends so long after the entry was written.
+type declineEntry struct {
+	Endpoint string `json:"endpoint"`
+	Model    string `json:"model"`
+	Status   int    `json:"status,omitempty"`
+	Why      string `json:"why,omitempty"`
+	MinSize  int    `json:"min_size,omitempty"`
+	LeftMS   int64  `json:"left_ms"`
+}
+
+// entryOf returns a health as it is stored at a time.
+func entryOf(h *device.Health, now time.Time) healthEntry {
+	e := healthEntry{
+		State: h.State, OpenMS: left(h.OpenUntil, now), SlowMS: left(h.ThrottledUntil, now),
+		Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why, MaxBatch: h.MaxBatch,
+	}
+	e.Failing, e.Figures = text.Clip(h.Failing, device.MaxFailing), h.Figures
+	if !h.Since.IsZero() {
+		e.SinceMS = max(1, now.Sub(h.Since).Milliseconds())
+	}
+	for _, d := range h.Declines {
+		e.Declines = append(e.Declines, declineEntry{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, left(d.Until, now)})
+	}
+	return e
+}
+
+// maxSinceMS bounds a time that another program may have written.
+const maxSinceMS = 366 * 24 * 3600 * 1000
+
+// health returns the health that was stored at a time. Another program may have written it, so its
+// lists are bounded.
+func (e *healthEntry) health(at time.Time) device.Health {
+	h := device.Health{State: e.State, OpenUntil: until(at, e.OpenMS), ThrottledUntil: until(at, e.SlowMS),
+		Slots: max(0, e.Slots), DispatchMS: max(0, e.HopMS), Opened: max(0, e.Opened), Why: e.Why, At: at.UTC()}
+	h.Failing, h.Figures = text.Clip(e.Failing, device.MaxFailing), e.Figures
+	if e.SinceMS > 0 {
+		h.Since = at.Add(-time.Duration(min(e.SinceMS, maxSinceMS)) * time.Millisecond).UTC()
+	}
+	for _, d := range e.Declines[:min(len(e.Declines), device.MaxDeclines)] {
+		h.Declines = append(h.Declines, device.Decline{Endpoint: d.Endpoint, Model: d.Model, Status: d.Status, Why: d.Why, MinSize: max(0, d.MinSize), Until: until(at, d.LeftMS)})
+	}
+	if len(e.MaxBatch) <= device.MaxBatches {
+		h.MaxBatch = e.MaxBatch
+	}
+	return h
 }
 
 // reportScript writes entries with Redis' time.
@@ -99,10 +154,7 @@ func (r *Rates) Report(ctx context.Context, rates map[device.RateKey]device.Rate
 	}
 	entries = entries[:0]
 	for id, h := range healths {
-		b, err := json.Marshal(healthEntry{
-			State: h.State, OpenMS: left(h.OpenUntil, now), SlowMS: left(h.ThrottledUntil, now),
-			Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why,
-		})
+		b, err := json.Marshal(entryOf(&h, now))
 		if err != nil {
 			return fmt.Errorf("encoding the health of %s: %w", id, err)
 		}
@@ -165,11 +217,32 @@ func (r *Rates) Load(ctx context.Context) (map[device.RateKey]device.Rate, map[s
 			dropHealth = append(dropHealth, id)
 			continue
 		}
-		at := written(e.At)
-		healths[id] = device.Health{State: e.State, OpenUntil: until(at, e.OpenMS), ThrottledUntil: until(at, e.SlowMS),
-			Slots: max(0, e.Slots), DispatchMS: max(0, e.HopMS), Opened: max(0, e.Opened), Why: e.Why, At: at.UTC()}
+		healths[id] = e.health(written(e.At))
 	}
 	return rates, healths, errors.Join(r.drop(ctx, r.rates, drop), r.drop(ctx, r.health, dropHealth))
+}
+
+// Health reads the health of one device; the zero value if nothing is known of it. Its times are of
+// time.Now.
+func (r *Rates) Health(ctx context.Context, id string) (device.Health, error) {
+	pipe := r.rdb.Pipeline()
+	v, redisTime := pipe.HGet(ctx, r.health, id), pipe.Time(ctx)
+	_, err := pipe.Exec(ctx)
+	if errors.Is(err, redis.Nil) {
+		return device.Health{}, nil
+	}
+	if err != nil {
+		return device.Health{}, fmt.Errorf("reading the health of device %s from Redis: %w", id, err)
+	}
+	var e healthEntry
+	if json.Unmarshal([]byte(v.Val()), &e) != nil {
+		return device.Health{}, nil // Load deletes it
+	}
+	age := redisTime.Val().Sub(time.UnixMilli(e.At))
+	if age > rateTTL {
+		return device.Health{}, nil
+	}
+	return e.health(time.Now().Add(-age)), nil
 }
 
 // until is the time ms milliseconds after at, capped because another program may have

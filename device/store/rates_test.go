@@ -26,7 +26,8 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 			rates[device.RateKey{DeviceID: "many", Model: fmt.Sprint(i)}] = device.Rate{ServiceMS: 1, Samples: 1, At: now}
 		}
 		healths := map[string]device.Health{
-			"d": {State: device.StateOpen, OpenUntil: now.Add(5 * time.Second), ThrottledUntil: now.Add(time.Minute), Slots: 3, DispatchMS: 1.5, Opened: 2, Why: "5 consecutive faults"},
+			"d": {State: device.StateOpen, OpenUntil: now.Add(5 * time.Second), ThrottledUntil: now.Add(time.Minute), Slots: 3, DispatchMS: 1.5, Opened: 2, Why: "5 consecutive faults",
+				Failing: "it broke", Since: now.Add(-time.Minute), Figures: device.Figures{Running: 1, Completed: 2, FailureRate: 0.5, MeanMS: 3, TokensPerSecond: 4}},
 			"e": {State: device.StateClosed, OpenUntil: now.Add(-time.Second)},
 		}
 		require.NoError(t, r.Report(t.Context(), rates, healths))
@@ -43,6 +44,8 @@ func TestRatesAndHealthsAreShared(t *testing.T) {
 		require.WithinDuration(t, healths["d"].OpenUntil, d.OpenUntil, patience/3)
 		require.WithinDuration(t, healths["d"].ThrottledUntil, d.ThrottledUntil, patience/3)
 		require.WithinDuration(t, now, d.At, patience/3)
+		require.WithinDuration(t, healths["d"].Since, d.Since, patience/3)
+		d.Since = healths["d"].Since
 		d.OpenUntil, d.ThrottledUntil, d.At = healths["d"].OpenUntil, healths["d"].ThrottledUntil, time.Time{}
 		require.Equal(t, healths["d"], d)
 		require.Equal(t, device.StateClosed, gotHealths["e"].State)

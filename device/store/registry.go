@@ -63,17 +63,18 @@ var beatScript = redis.NewScript(`
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local old = redis.call('HGET', KEYS[1], ARGV[1])
-local joined, since, same, before = 1, now, false, ''
+local joined, since, changed, same, before = 1, now, now, false, ''
 if old then
   local at, from, sum = string.match(old, '^{"at":(%d+),"joined_at":(%d+),"sum":"(%x+)"')
   if at and now - tonumber(at) <= tonumber(ARGV[5]) then
     joined, since, same = 0, tonumber(from), sum == ARGV[3]
+    if same then changed = tonumber(string.match(old, '^[^,]*,[^,]*,[^,]*,"changed_at":(%d+)') or from) end
   end
   if sum ~= ARGV[3] then before = old end
 elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
   return {-1, ''}
 end
-redis.call('HSET', KEYS[1], ARGV[1], string.format('{"at":%.0f,"joined_at":%.0f,"sum":"%s",', now, since, ARGV[3]) .. string.sub(ARGV[2], 2))
+redis.call('HSET', KEYS[1], ARGV[1], string.format('{"at":%.0f,"joined_at":%.0f,"sum":"%s","changed_at":%.0f,', now, since, ARGV[3], changed) .. string.sub(ARGV[2], 2))
 if not same then redis.call('PUBLISH', ARGV[6], ARGV[1]) end
 return {joined, before}
 `)
@@ -153,7 +154,7 @@ func (r *Registry) Beat(ctx context.Context, d device.Device) (Beaten, error) {
 // sum is a checksum of what describes the device, without its momentary figures.
 func (p heartbeat) sum() string {
 	models, tags := slices.Sorted(slices.Values(p.Models)), slices.Sorted(slices.Values(p.Tags))
-	h := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %t %g", p.URL, models, tags, p.Slots, p.Draining, p.Weight))
+	h := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %t %g %q %t", p.URL, models, tags, p.Slots, p.Draining, p.Weight, p.Aliases, p.Problem != ""))
 	return hex.EncodeToString(h[:8])
 }
 

@@ -57,6 +57,32 @@ func TestBeatListLeave(t *testing.T) {
 	})
 }
 
+// What people read as the time since when a device is down.
+func TestTheRegistryKnowsSinceWhenADeviceIsAsItIs(t *testing.T) {
+	m := miniredis.RunT(t)
+	r := NewRegistry(client(t, m.Addr()), Config{}, "")
+	start := time.Now().Truncate(time.Millisecond).UTC()
+	beat := func(after time.Duration, change func(*device.Device)) time.Duration {
+		t.Helper()
+		m.SetTime(start.Add(after))
+		d := gpu("a")
+		change(&d)
+		_, err := r.Beat(t.Context(), d)
+		require.NoError(t, err)
+		ds, err := r.List(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, start, ds[0].JoinedAt)
+		return ds[0].ChangedAt.Sub(start)
+	}
+	up := func(d *device.Device) { d.CPU = 0.9 }
+	down := func(d *device.Device) { d.Problem = "connection refused" }
+	require.Zero(t, beat(0, up))
+	require.Zero(t, beat(5*time.Second, func(d *device.Device) { d.CPU = 0.1 }), "figures do not count")
+	require.Equal(t, 10*time.Second, beat(10*time.Second, down))
+	require.Equal(t, 10*time.Second, beat(15*time.Second, func(d *device.Device) { d.Problem = "no route to host" }), "it is still down")
+	require.Equal(t, 20*time.Second, beat(20*time.Second, up))
+}
+
 func TestSilentThenBackThenForgotten(t *testing.T) {
 	m := miniredis.RunT(t)
 	r := NewRegistry(client(t, m.Addr()), Config{}, "")

@@ -51,6 +51,10 @@ func walk(dst any) ([]*Setting, []section) {
 			if name == "-" || !f.IsExported() {
 				continue
 			}
+			if name == ",inline" { // its settings belong to the struct around it
+				rec(v.Field(i), prefix)
+				continue
+			}
 			if name == "" {
 				panic(fmt.Sprintf("config: %s.%s has no yaml tag", v.Type(), f.Name))
 			}

@@ -165,6 +165,9 @@ func (r *request) response(b []byte, id uint64, created int64) []byte {
 	n, truncated := r.length(hash)
 	status := "completed"
 	b = r.head(b, responseEnvelope, id, created)
+	if r.background {
+		return append(b, `,"error":null,"status":"queued","output":[]}`...)
+	}
 	if truncated {
 		status = "incomplete"
 		b = append(b, `,"error":null,"incomplete_details":{"reason":"max_output_tokens"},"status":"`...)

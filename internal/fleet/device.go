@@ -21,6 +21,7 @@ type Device struct {
 	slots    *slots
 	seen     *seen
 	fault    atomic.Pointer[armed]
+	playing  atomic.Pointer[Play]
 	sequence atomic.Uint64
 
 	requests, items, succeeded, failed, cancelled, hit atomic.Int64
@@ -32,6 +33,7 @@ type Device struct {
 	port    int
 	release func()
 	server  *generation
+	unplug  func() // ends what keeps the port while a play does
 	closed  bool
 }
 
@@ -57,7 +59,7 @@ func newDevice(ctx context.Context, spec Spec) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, release, err := reservePort()
+	port, release, err := reservePort(spec.Port)
 	if err != nil {
 		return nil, fmt.Errorf("simulated device %s: %w", spec.ID, err)
 	}
@@ -82,10 +84,21 @@ func (d *Device) Spec() Spec { return d.spec }
 func (d *Device) URL() string {
 	d.life.Lock()
 	defer d.life.Unlock()
+	if p := d.playing.Load(); p != nil && p.Away == AwayNoTLS {
+		return "https://" + d.address()
+	}
 	return "http://" + d.address()
 }
 
 func (d *Device) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(d.port)) }
+
+// Playing returns the name of what the device plays; empty if it answers well.
+func (d *Device) Playing() string {
+	if p := d.playing.Load(); p != nil {
+		return p.Name
+	}
+	return ""
+}
 
 // Seen returns how many requests with this X-Request-Id or Idempotency-Key got a
 // slot. It only remembers the latest Spec.SeenKeys keys for certain.
@@ -128,6 +141,10 @@ type generation struct {
 func (d *Device) Start() error {
 	d.life.Lock()
 	defer d.life.Unlock()
+	return d.start()
+}
+
+func (d *Device) start() error {
 	if d.closed {
 		return fmt.Errorf("starting simulated device %s: the fleet is closed", d.spec.ID)
 	}
@@ -144,6 +161,7 @@ func (d *Device) Start() error {
 	g.http = &http.Server{
 		Handler:     http.HandlerFunc(d.serve),
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withRequests,
 		// No ReadTimeout and no WriteTimeout: if one expired while a slow request
 		// runs, net/http would treat it as the client leaving. Instead, the handlers
 		// set deadlines while they read the body and write the answer.
@@ -198,6 +216,10 @@ func (d *Device) close() {
 	d.life.Lock()
 	defer d.life.Unlock()
 	d.stop()
+	if d.unplug != nil {
+		d.unplug()
+		d.unplug = nil
+	}
 	if !d.closed {
 		d.closed = true
 		d.release()

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"math"
 	"sync/atomic"
 	"time"
@@ -21,19 +22,28 @@ const (
 	BadJSON             // runs the request, then answers 200 with a body that is not JSON
 	Truncate            // runs the request, then closes the connection halfway through the answer
 	Partial             // runs a batched request, then omits the second half of the items
+	Reply               // answers with Status, Header and Body, after After
+	Endless             // answers 200 with a body that does not end
+	Stall               // runs the request, then sends half of the answer, and nothing more
+	CloseKept           // resets a connection on which a request comes that is not the first
 )
 
 // Fault is injected into a device by SetFault. It stays until it is cleared,
 // replaced or used up.
 type Fault struct {
 	Kind       FaultKind
-	Status     int           // for Fail; 0 means 500
-	After      time.Duration // for Fail, RateLimit and Reset: delay before the fault
-	RetryAfter time.Duration // for RateLimit, rounded up to whole seconds; 0 means 1 s
-	Factor     float64       // for Slow; 0 means 10
-	Share      float64       // fraction of requests hit, drawn from the device's seed; 0 means all
-	Times      int           // number of requests hit until the fault is used up; 0 means unlimited
-	Everything bool          // also affects /health, /metrics and /v1/models, which agents and routers poll
+	Status     int               // for Fail and Reply; 0 means 500
+	Header     map[string]string // for Reply
+	Body       string            // for Reply
+	Until      time.Duration     // for Reply: Retry-After is the date so far from now
+	Endpoint   string            // only hits requests to this path; empty means all
+	Containing string            // only hits requests whose body contains this; empty means all
+	After      time.Duration     // for Fail, RateLimit, Reply and Reset: delay before the fault
+	RetryAfter time.Duration     // for RateLimit, rounded up to whole seconds; 0 means 1 s
+	Factor     float64           // for Slow; 0 means 10
+	Share      float64           // fraction of requests hit, drawn from the device's seed; 0 means all
+	Times      int               // number of requests hit until the fault is used up; 0 means unlimited
+	Everything bool              // also affects /health, /metrics and /v1/models, which agents and routers poll
 }
 
 // armed is a fault with its remaining count. Each SetFault creates a new one, so a
@@ -64,8 +74,14 @@ func arm(f Fault) *armed {
 	return a
 }
 
-// hits reports whether the fault hits the n-th request, and if so counts it.
-func (f *armed) hits(seed, n uint64) bool {
+// hits reports whether the fault hits the n-th request, which has that path and body, and if so counts it.
+func (f *armed) hits(seed, n uint64, path string, body []byte) bool {
+	if f.Endpoint != "" && path != f.Endpoint {
+		return false
+	}
+	if f.Containing != "" && !bytes.Contains(body, []byte(f.Containing)) {
+		return false
+	}
 	if f.Share > 0 && f.Share < 1 && unit(mix(seed^mix(^n))) > f.Share {
 		return false
 	}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -61,6 +65,7 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &apiError{status: 405, kind: "invalid_request_error", code: "method_not_supported", message: "Not allowed to " + r.Method + " on " + r.URL.Path})
 		return
 	}
+	countRequest(r)
 	d.enter()
 	defer d.inFlight.Add(-1)
 	b := pool.Get().(*buffers)
@@ -94,6 +99,9 @@ func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffer
 	if err := d.authorize(r); err != nil {
 		return err
 	}
+	if err := d.checkHeaders(r); err != nil {
+		return err
+	}
 	// net/http only watches for the client to leave once the body has been read to
 	// the end, so read it before anything that waits.
 	if err := d.readBody(w, r, b); err != nil {
@@ -101,7 +109,7 @@ func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffer
 	}
 	n := d.sequence.Add(1)
 	fault := d.fault.Load()
-	if fault != nil && !fault.hits(d.spec.Seed, n) {
+	if fault != nil && !fault.hits(d.spec.Seed, n, r.URL.Path, b.body) {
 		fault = nil
 	}
 	if fault != nil {
@@ -128,7 +136,7 @@ func (d *Device) infer(w http.ResponseWriter, r *http.Request, k kind, b *buffer
 	}
 	b.answer = q.answer(b.answer[:0], items, time.Now().Unix(), dimensions)
 	d.items.Add(int64(len(q.items)))
-	if fault != nil && fault.after(w, b.answer) {
+	if fault != nil && fault.after(w, r, b.answer) {
 		return errBroken
 	}
 	if id := r.Header["X-Request-Id"]; len(id) > 0 {
@@ -150,14 +158,15 @@ func (d *Device) authorize(r *http.Request) error {
 
 // readBody reads the whole body, within the limits on bytes and time.
 func (d *Device) readBody(w http.ResponseWriter, r *http.Request, b *buffers) error {
-	tooLarge := &apiError{status: 413, kind: "invalid_request_error", message: "The body of your request is larger than " + strconv.FormatInt(d.spec.MaxBody, 10) + " bytes."}
-	if r.ContentLength > d.spec.MaxBody {
+	most := d.limits().MaxBody
+	tooLarge := &apiError{status: 413, kind: "invalid_request_error", message: "The body of your request is larger than " + strconv.FormatInt(most, 10) + " bytes."}
+	if r.ContentLength > most {
 		return tooLarge
 	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // cannot fail on TCP
 	b.body = b.body[:0]
-	for int64(len(b.body)) <= d.spec.MaxBody {
+	for int64(len(b.body)) <= most {
 		if len(b.body) == cap(b.body) {
 			b.body = append(b.body, 0)[:len(b.body)]
 		}
@@ -194,6 +203,17 @@ func (d *Device) admit(q *request) (dimensions int, err error) {
 	dimensions = q.dimensions
 	if dimensions == 0 {
 		dimensions = d.spec.Dimensions
+	}
+	limits := d.limits()
+	if most := limits.MaxItems; most > 0 && len(q.items) > most {
+		return 0, &apiError{status: 413, kind: "validation", message: fmt.Sprintf("batch size %d > maximum allowed batch size %d", len(q.items), most)}
+	}
+	if most := limits.Context; most > 0 {
+		for _, it := range q.items {
+			if it.tokens > most {
+				return 0, &apiError{status: 400, kind: "exceed_context_size_error", message: "the request exceeds the available context size"}
+			}
+		}
 	}
 	if q.kind == embeddings && dimensions*len(q.items) > maxVectorCells {
 		return 0, invalid("dimensions", "The answer would be too long: inputs × dimensions must be at most %d.", maxVectorCells)
@@ -235,9 +255,12 @@ func (d *Device) serviceTime(q *request) time.Duration {
 }
 
 // remember counts the task keys of a request that got a slot: each value of the two
-// headers, once if it is in both.
+// headers, once if it is in both. Of an id that Batchyard gave to an attempt, that is the task.
 func (d *Device) remember(h http.Header) {
-	keys, ids := h["Idempotency-Key"], h["X-Request-Id"]
+	keys, ids := h["Idempotency-Key"], slices.Clone(h["X-Request-Id"])
+	for i, id := range ids {
+		ids[i] = attemptID.ReplaceAllString(id, "")
+	}
 	for _, key := range keys {
 		d.seen.add(key)
 	}
@@ -251,6 +274,9 @@ next:
 		d.seen.add(id)
 	}
 }
+
+// attemptID is what Batchyard appends to the id of a task for an attempt: its number and a random one.
+var attemptID = regexp.MustCompile(`\.[0-9]+\.[0-9a-f]{8}$`)
 
 // wait waits for t, or returns errClientLeft if the client leaves first.
 func wait(ctx context.Context, t time.Duration) error {
@@ -271,7 +297,7 @@ func wait(ctx context.Context, t time.Duration) error {
 // that it did.
 func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err error) {
 	switch f.Kind {
-	case Fail, RateLimit, Reset:
+	case Fail, RateLimit, Reply, Reset:
 		if err := wait(r.Context(), f.After); err != nil {
 			return true, err
 		}
@@ -289,13 +315,41 @@ func (f *armed) before(w http.ResponseWriter, r *http.Request) (done bool, err e
 	case Reset:
 		reset(w)
 		return true, errBroken
+	case CloseKept:
+		if requestsOn(r) > 1 {
+			reset(w)
+			return true, errBroken
+		}
+	case Reply:
+		for k, v := range f.Header {
+			w.Header().Set(k, v)
+		}
+		if f.Until > 0 {
+			w.Header().Set("Retry-After", time.Now().Add(f.Until).UTC().Format(http.TimeFormat))
+		}
+		write(w, f.Status, jsonType, []byte(f.Body))
+		return true, errBroken
+	case Endless:
+		w.Header()["Content-Type"] = jsonType
+		for piece := []byte(strings.Repeat("0", 64<<10)); ; {
+			if _, err := w.Write(piece); err != nil {
+				return true, errClientLeft
+			}
+		}
 	}
 	return false, nil
 }
 
 // after applies the faults that spoil an answer, and reports whether it answered.
-func (f *armed) after(w http.ResponseWriter, answer []byte) bool {
+func (f *armed) after(w http.ResponseWriter, r *http.Request, answer []byte) bool {
 	switch f.Kind {
+	case Stall:
+		w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
+		w.Header()["Content-Type"] = jsonType
+		_, _ = w.Write(answer[:len(answer)/2]) // fails if the client has left: no matter
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return true
 	case BadJSON:
 		write(w, http.StatusOK, jsonType, append(append([]byte(nil), answer[:len(answer)/2]...), "<html>"...))
 		return true
@@ -329,7 +383,7 @@ func (d *Device) serveStatus(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &apiError{status: 405, kind: "invalid_request_error", message: "Not allowed to " + r.Method + " on " + r.URL.Path})
 		return
 	}
-	if fault := d.fault.Load(); fault != nil && fault.Everything && fault.hits(d.spec.Seed, d.sequence.Add(1)) {
+	if fault := d.fault.Load(); fault != nil && fault.Everything && fault.hits(d.spec.Seed, d.sequence.Add(1), "", nil) {
 		if done, err := fault.before(w, r); done {
 			var api *apiError
 			if errors.As(err, &api) {

@@ -5,11 +5,11 @@ import (
 	"syscall"
 )
 
-// reservePort binds a free loopback port without listening on it. Connections to
+// reservePort binds a loopback port, or a free one for 0, without listening on it. Connections to
 // it are refused, and the kernel won't hand it out as an ephemeral port, but a
 // listener that asks for it by number can still have it (Go sets SO_REUSEADDR). So
 // a device keeps its port between Stop and Start.
-func reservePort() (port int, release func(), err error) {
+func reservePort(want int) (port int, release func(), err error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, nil, fmt.Errorf("reserving a loopback port: %w", err)
@@ -19,9 +19,9 @@ func reservePort() (port int, release func(), err error) {
 		release()
 		return 0, nil, fmt.Errorf("reserving a loopback port: %w", err)
 	}
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: want}); err != nil {
 		release()
-		return 0, nil, fmt.Errorf("reserving a loopback port: %w", err)
+		return 0, nil, fmt.Errorf("reserving loopback port %d: %w", want, err)
 	}
 	addr, err := syscall.Getsockname(fd)
 	if err != nil {

@@ -45,6 +45,7 @@ type request struct {
 	n          int
 	dimensions int
 	base64     bool
+	background bool // a response is asked for that is not waited for
 }
 
 // item is one prompt or input.
@@ -117,6 +118,8 @@ func (r *request) field(key string, v []byte, prompt *[]byte) *apiError {
 		if string(v) != "false" {
 			return invalid(key, "'stream' is not supported by this device.")
 		}
+	case "background":
+		r.background = r.kind == responses && string(v) == "true"
 	case "max_tokens", "max_completion_tokens", "max_output_tokens":
 		return number(key, v, &r.maxTokens, maxTokensAsked)
 	case "n":

@@ -33,6 +33,7 @@ type Spec struct {
 	Models []string // models it serves; empty means AnyModel
 	Tags   []string // capability tags, for the code that registers the device
 	Slots  int      // requests that run at the same time; 0 means 1
+	Port   int      // on loopback; 0 means any that is free
 
 	// The mean time of a request in its slot is a sum: ServiceTime (for embeddings
 	// and moderations, EmbedTime if it is not zero), plus the time for each token,
@@ -53,6 +54,9 @@ type Spec struct {
 	MaxBody    int64  // maximum bytes of a request body; 0 means DefaultMaxBody
 	Dimensions int    // of an embedding, if the request doesn't say; 0 means DefaultDimensions
 	APIKey     string // if set, requests need "Authorization: Bearer <key>"
+	MaxItems   int    // most items of a request, beyond which it answers 413 like TEI; 0 means any number
+	MaxHeaders int    // most header lines, beyond which it answers 431 like hyper; 0 means any number
+	Context    int    // most tokens of an item, beyond which it answers 400 like llama.cpp; 0 means any number
 }
 
 // withDefaults validates the spec and fills in the defaults.

@@ -38,20 +38,42 @@ func (v *view) snapshotOf(d *demand, now time.Time, rng *rand.Rand) *snapshot {
 func (v *view) findDevices(f *snapshot, d *demand, now time.Time) {
 	f.excluded = [device.ReasonCount]int{}
 	f.devices = f.devices[:0]
+	awaited := false // a device may come back that has not refused such tasks
 	for _, s := range v.devices {
 		why := s.eligible(d, now)
 		f.excluded[why]++
-		if why == device.CanRun {
+		switch why {
+		case device.CanRun:
 			f.devices = append(f.devices, s)
+		case device.IsSilent, device.IsDraining, device.IsUnserved, device.BreakerIsOpen, device.IsThrottled:
+			awaited = awaited || s.CouldServe(&d.Requirement)
 		}
 	}
-	if len(f.devices) > 0 || f.excluded[device.ExcludedForTask] == 0 {
-		return
+	switch {
+	case len(f.devices) > 0:
+	case f.excluded[device.ExcludedForTask] > 0:
+		v.useAfterAll(f, d, device.ExcludedForTask, now) // a second try on the same device is better than none
+	case awaited:
+	case f.excluded[device.DeclinesModel] > 0:
+		v.useAfterAll(f, d, device.DeclinesModel, now) // all that are left refuse such tasks, and each has to say so itself
+	case f.excluded[device.DeclinedTask] > 0:
+		v.useAfterAll(f, d, device.DeclinedTask, now) // all have: its worker ends the task
 	}
-	f.excluded[device.ExcludedForTask] = 0 // a second try on the same device is better than none
+}
+
+// useAfterAll makes the devices candidates that are out for a reason.
+func (v *view) useAfterAll(f *snapshot, d *demand, reason device.Reason, now time.Time) {
+	f.excluded[reason] = 0
+	anyway := d.Requirement // were it not for what they refuse
+	anyway.Endpoint, anyway.Declined = "", nil
 	for _, s := range v.devices {
-		if s.eligible(d, now) == device.ExcludedForTask {
+		if s.eligible(d, now) != reason {
+			continue
+		}
+		if reason == device.ExcludedForTask || device.Eligible(&s.Device, &s.health, s.gate, &anyway, now) == device.CanRun {
 			f.devices = append(f.devices, s)
+		} else {
+			f.excluded[reason]++
 		}
 	}
 }

@@ -130,6 +130,11 @@ func (v *view) setGates(now time.Time) {
 		if s.health.ThrottledUntil.After(now) {
 			v.expectChange(s.health.ThrottledUntil)
 		}
+		for _, d := range s.health.Declines {
+			if d.Until.After(now) {
+				v.expectChange(d.Until)
+			}
+		}
 	}
 }
 
@@ -163,7 +168,7 @@ func (v *view) setUsed(used map[string]int) {
 }
 
 // eligible says whether the device can take tasks of the demand at all, and if not, why. A device that the
-// tasks exclude is used after all if no other is left.
+// tasks exclude, or that refuses them, is used after all if no other is left.
 func (s *deviceView) eligible(d *demand, now time.Time) device.Reason {
 	return device.Eligible(&s.Device, &s.health, s.gate, &d.Requirement, now)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,21 +225,19 @@ func (w *window) reclassify(it *Item, now time.Time, change func()) {
 
 func (w *window) demandOf(t *task.Task) *demand {
 	batched := task.Batched(t.Endpoint)
-	needs, exclude := sorted(t.Needs), []string(nil)
+	needs, exclude, declined := sorted(t.Needs), []string(nil), []string(nil)
 	if t.Progress != nil {
-		exclude = sorted(t.Progress.Exclude)
+		exclude, declined = sorted(t.Progress.Exclude), sorted(t.DeclinedBy())
 	}
+	size := device.SizeClass(len(t.Input))
 	key := t.Model
-	if batched || len(needs) > 0 || len(exclude) > 0 {
-		kind := "s"
-		if batched {
-			kind = "b"
-		}
-		key = t.Model + "\x00" + kind + "\x00" + strings.Join(needs, "\x01") + "\x00" + strings.Join(exclude, "\x01")
+	if t.Endpoint != task.EndpointChat || size > 0 || len(needs)+len(exclude)+len(declined) > 0 {
+		key = strings.Join([]string{t.Model, t.Endpoint, strconv.Itoa(size), strings.Join(needs, "\x01"), strings.Join(exclude, "\x01"), strings.Join(declined, "\x01")}, "\x00")
 	}
 	d := w.demands[key]
 	if d == nil {
-		d = &demand{key: key, Requirement: device.Requirement{Model: t.Model, Needs: needs, Exclude: exclude}, batched: batched, queues: map[*flow]*queue{}}
+		d = &demand{key: key, Requirement: device.Requirement{Endpoint: t.Endpoint, Model: t.Model, Size: size, Needs: needs, Exclude: exclude, Declined: declined},
+			batched: batched, queues: map[*flow]*queue{}}
 		w.demands[key] = d
 	}
 	return d

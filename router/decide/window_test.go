@@ -30,13 +30,16 @@ func TestRanks(t *testing.T) {
 func TestDemandIsWhatATaskNeedsOfADevice(t *testing.T) {
 	w := newWindow(testConfig())
 	a := w.demandOf(&task.Task{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}})
-	require.Same(t, a, w.demandOf(&task.Task{Model: "m", Endpoint: task.EndpointResponses, Needs: []string{"y", "x"}}))
+	require.Same(t, a, w.demandOf(&task.Task{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"y", "x"}, Input: task.Input(`{}`)}))
 	for _, other := range []*task.Task{
 		{Model: "n", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}},
 		{Model: "m", Endpoint: task.EndpointEmbeddings, Needs: []string{"x", "y"}},
 		{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x"}},
 		{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}, Progress: &task.Progress{Exclude: []string{"d"}}},
 		{Model: "m", Endpoint: task.EndpointChat},
+		{Model: "m", Endpoint: task.EndpointResponses, Needs: []string{"x", "y"}},
+		{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}, Input: make(task.Input, 1024)},
+		{Model: "m", Endpoint: task.EndpointChat, Needs: []string{"x", "y"}, Progress: &task.Progress{Attempts: []task.Attempt{{Model: "m", DeviceID: "d", Class: task.ClassDeclined}}}},
 	} {
 		require.NotSame(t, a, w.demandOf(other))
 	}

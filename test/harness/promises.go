@@ -59,7 +59,7 @@ func (in *Installation) CheckPromises(t testing.TB, ids []string, hooks *Receive
 		in.awaitCallbacks(t, ids)
 	}
 	in.AwaitRecorded(t)
-	states := in.checkAnswers(t, ids)
+	states := in.CheckAnswers(t, ids)
 	in.checkHistories(t, states)
 	in.CheckExact(t)
 	if hooks != nil {
@@ -114,7 +114,8 @@ func (in *Installation) AwaitRecorded(t testing.TB) {
 	}
 }
 
-func (in *Installation) checkAnswers(t testing.TB, ids []string) map[string]task.State {
+// CheckAnswers requires that each task has ended once, and returns how.
+func (in *Installation) CheckAnswers(t testing.TB, ids []string) map[string]task.State {
 	t.Helper()
 	type row struct {
 		ID     string

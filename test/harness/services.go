@@ -75,6 +75,9 @@ func Many(n int) int {
 	return n / 4
 }
 
+// Long reports whether tests that have a full size should run at it: BATCHYARD_TEST_LONG=1.
+func Long() bool { return os.Getenv("BATCHYARD_TEST_LONG") != "" }
+
 func isReal() bool { return os.Getenv("BATCHYARD_TEST_SERVICES") == "real" }
 
 // Get returns services that the test may use until it ends. Call it after Parallel.

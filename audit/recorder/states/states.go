@@ -4,6 +4,7 @@ package states
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -79,6 +80,9 @@ func BoundBy(e *task.Event) []byte {
 	return nil
 }
 
+// maxMessage bounds the message of an event, in bytes.
+const maxMessage = 1024
+
 // OfEvent sets s to what an event says about the state of its task. ok is false if that is
 // nothing.
 func OfEvent(e *task.Event, s *State) (ok bool) {
@@ -104,6 +108,11 @@ func OfEvent(e *task.Event, s *State) (ok bool) {
 		s.device, s.assigned = e.DeviceID, e.Time
 	case task.Running:
 		s.device, s.started = e.DeviceID, e.Time
+	}
+	if e.Action == task.TaskRequeued && e.ErrorClass != "" {
+		var d struct{ Message string }
+		_ = json.Unmarshal(e.Detail, &d) // the class is enough
+		s.message = pg.Truncate(d.Message, maxMessage)
 	}
 	if e.Action == task.TaskAccepted {
 		s.from = fromAccepted

@@ -17,7 +17,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -27,6 +29,7 @@ import (
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/stream"
+	"github.com/batchyard/batchyard/workers"
 )
 
 // App holds the stages of one process and their shared connections.
@@ -54,9 +57,16 @@ type App struct {
 	sources []waiting.Source // the stages of this process
 	waiting *waiting.Board
 
-	router *router.Router                       // nil if it runs in another process
-	policy atomic.Pointer[device.PolicySetting] // currently in the configuration file
-	source Source
+	Alone  bool       // no other process reports the devices of the configuration: they leave when this one ends
+	mu     sync.Mutex // of the next two
+	agents *agents    // nil if the API runs in another process, or does not run yet
+	list   []access.Device
+
+	router  *router.Router                       // nil if it runs in another process
+	workers *workers.Workers                     // the same
+	batcher *batcher.Batcher                     // the same
+	policy  atomic.Pointer[device.PolicySetting] // currently in the configuration file
+	source  Source
 }
 
 // running is one stage of this process.
@@ -82,7 +92,7 @@ func New(ctx context.Context, cfg Config, names []string, logger *slog.Logger) (
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a := &App{
 		cfg: cfg, logger: logger, instance: fmt.Sprintf("%s-%d", host, os.Getpid()),
-		registry: reg, metrics: metrics.New(reg),
+		registry: reg, metrics: metrics.New(reg), list: cfg.Devices.List,
 	}
 	policy, err := policyOf(&cfg)
 	if err != nil {
@@ -156,6 +166,7 @@ func (a *App) watch(ctx context.Context) (stop func()) {
 	wg.Go(func() { a.clock.Run(ctx) })
 	wg.Go(func() { a.topics.run(ctx) })
 	wg.Go(func() { a.waiting.Run(ctx) })
+	wg.Go(func() { a.forgetDevices(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()
@@ -298,6 +309,7 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	var err error
 	select {
 	case <-allReady:
+		defer a.reportDevices(ctx)()
 		if ready != nil {
 			ready()
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/batchyard/batchyard/batcher"
 	"github.com/batchyard/batchyard/callbacks"
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/jobs"
@@ -35,7 +36,7 @@ type Config struct {
 	Task      producer.Config   `yaml:"task" doc:"Limits of tasks and submits."`
 	Jobs      jobs.Config       `yaml:"jobs" doc:"Limits of job files."`
 	API       api.Config        `yaml:"api" doc:"HTTP API."`
-	Devices   store.Config      `yaml:"devices" doc:"State of the devices in Redis."`
+	Devices   DevicesConfig     `yaml:"devices" doc:"Devices, and their state in Redis."`
 	Router    router.Config     `yaml:"router" doc:"Choice of devices, order of tasks, and credits."`
 	Batcher   batcher.Config    `yaml:"batcher" doc:"Grouping of tasks into batches."`
 	Workers   workers.Config    `yaml:"workers" doc:"Requests to devices, retries and circuit breakers."`
@@ -46,6 +47,13 @@ type Config struct {
 	Stall     time.Duration     `yaml:"stall_timeout" default:"2m" min:"1s" max:"24h" doc:"If something that could go on has not moved for so long, its stage is not ready, and batchyard_stage_stalled is 1. See docs/operations.md for what may take longer."`
 	Version   string            `yaml:"-"` // of the program, for the API and logs
 	Drain     time.Duration     `yaml:"drain_timeout" default:"28s" min:"1s" doc:"After SIGTERM, the process exits within this time even if something hangs."`
+}
+
+// DevicesConfig configures the devices.
+type DevicesConfig struct {
+	store.Config `yaml:",inline"`
+
+	List []access.Device `yaml:"list" live:"true" doc:"Devices that run no agent: a process with the stage api reports them. For a device that reports itself, an entry without url says how to reach it."`
 }
 
 // LogConfig configures logging.
@@ -94,6 +102,7 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 	for _, check := range []func() error{ // what struct tags cannot express
 		func() error { _, err := policyOf(&cfg); return err },
 		cfg.Callbacks.Check,
+		func() error { return access.Check(cfg.Devices.List) },
 		cfg.Kafka.Check,
 		func() error { _, err := cfg.Postgres.parse(); return err },
 	} {

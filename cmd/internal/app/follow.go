@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -24,6 +25,9 @@ type Source struct {
 // Follow makes Run apply changes of the configuration file, for the settings that may
 // change while the program runs. Call it before Run.
 func (a *App) Follow(s Source) { a.source = s }
+
+// devicesKey is the setting that lists devices.
+const devicesKey = "devices.list"
 
 // filePolicy returns the policy that the configuration file sets now.
 func (a *App) filePolicy() device.PolicySetting { return *a.policy.Load() }
@@ -66,6 +70,9 @@ func (a *App) reload(ctx context.Context, running *Config) {
 	}
 	var live, restart []string
 	for _, c := range config.Changes(running, &next) {
+		if c.Key == devicesKey { // may hold keys
+			c.Old, c.New = fmt.Sprint(len(running.Devices.List), " devices"), fmt.Sprint(len(next.Devices.List), " devices")
+		}
 		if c.Live {
 			live = append(live, c.Key+": "+c.Old+" → "+c.New)
 		} else {
@@ -82,9 +89,15 @@ func (a *App) reload(ctx context.Context, running *Config) {
 	if err == nil && a.router != nil {
 		err = a.router.Reload(next.Router)
 	}
+	if err == nil {
+		err = a.setDevices(ctx, next.Devices.List)
+	}
 	if err != nil {
 		log.Error("the changed configuration file is invalid: keeping the previous settings", "error", err)
 		return
+	}
+	if a.batcher != nil {
+		a.batcher.Reload(next.Batcher)
 	}
 	config.Adopt(running, &next)
 	if a.source.Level != nil {

@@ -90,12 +90,12 @@ var readBy = []string{stream.Assignments, stream.Batches}
 func (a *App) shared() shared {
 	with, prefix := store.WithMetrics(a.metrics), a.cfg.Redis.Prefix
 	return shared{
-		registry: store.NewRegistry(a.Redis, a.cfg.Devices, prefix, with),
-		credits:  store.NewCredits(a.Redis, a.cfg.Devices, prefix, with),
+		registry: store.NewRegistry(a.Redis, a.cfg.Devices.Config, prefix, with),
+		credits:  store.NewCredits(a.Redis, a.cfg.Devices.Config, prefix, with),
 		rates:    store.NewRates(a.Redis, prefix, with),
-		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices, prefix, with),
-		control:  store.NewControl(a.Redis, a.cfg.Devices, prefix, with),
-		presence: store.NewPresence(a.Redis, a.cfg.Devices, prefix, readBy, a.Log.PartitionOf, with),
+		cancels:  store.NewOverrides(a.Redis, a.cfg.Devices.Config, prefix, with),
+		control:  store.NewControl(a.Redis, a.cfg.Devices.Config, prefix, with),
+		presence: store.NewPresence(a.Redis, a.cfg.Devices.Config, prefix, readBy, a.Log.PartitionOf, with),
 	}
 }
 
@@ -131,6 +131,7 @@ func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 	b := batcher.New(a.cfg.Batcher, batcher.Deps{
 		Stream: a.Log, Credits: in.credits, Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "batcher"), Instance: a.actor("batcher"),
 	})
+	a.batcher = b
 	a.asks(batcher.Stage, b.Waiting)
 	return b.Run, nil
 }
@@ -138,12 +139,13 @@ func buildBatcher(a *App) (func(context.Context, func()) error, error) {
 func buildWorkers(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	w, err := workers.New(a.cfg.Workers, workers.Deps{
-		Stream: a.Log, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
+		Stream: a.Log, Devices: a.cfg.Devices.List, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
 		Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.workers = w
 	a.asks(workers.Stage, w.Waiting)
 	return w.Run, nil
 }

@@ -12,28 +12,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/batchyard/batchyard/agent"
 	"github.com/batchyard/batchyard/cmd/internal/app"
-	"github.com/batchyard/batchyard/device/store"
+	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/migrations"
 	"github.com/batchyard/batchyard/stream"
 )
-
-// Device is a real device. An agent in this process reports it.
-type Device struct {
-	Name  string
-	URL   string
-	Slots int // 0 means 4
-}
 
 // Options are the options of Start.
 type Options struct {
@@ -44,12 +36,13 @@ type Options struct {
 	Version    string            // of the program
 	Listen     string            // address of the API; empty: a free port on loopback, unless Configured
 	Configured bool              // use api.listen of the configuration if Listen is empty
-	Devices    []Device          // empty: a simulated fleet
+	Devices    []access.Device   // beside those of the configuration; if there are none at all, a simulated fleet answers
 	Fleet      []fleet.Spec      // the simulated fleet; nil: fleet.Default()
 	NoDevices  bool              // start no devices and no agents
-	// Absent is called for each of Devices that does not answer at the start, with the cause; nil: it is
-	// only logged.
-	Absent   func(Device, error)
+	// Absent is called when a device does not answer, at the start or later, with the cause in its Problem; Present when it
+	// answers again. nil: it is only logged.
+	Absent   func(d device.Device)
+	Present  func(d device.Device)
 	Logger   *slog.Logger
 	Progress func(step string)
 }
@@ -66,7 +59,7 @@ type System struct {
 	stop   context.CancelFunc // of the stages
 	ended  chan struct{}      // closed when the stages have ended
 	end    error              // of the stages; set before ended is closed
-	agents sync.WaitGroup
+	agents sync.WaitGroup     // and what watches the devices
 	quit   context.CancelFunc // of the agents and the fleet
 	once   sync.Once
 	err    error
@@ -98,6 +91,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.Config.Version = o.Version
+	s.addDevices(&s.Config, o)
 	say("preparing schema and topics")
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
@@ -106,12 +100,17 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if s.App, err = app.New(ctx, s.Config, nil, o.Logger); err != nil {
 		return nil, err
 	}
+	s.App.Alone = true
 	if o.Follow {
 		path, err := app.ConfigPath(o.ConfigPath)
 		if err != nil {
 			return nil, err
 		}
-		s.App.Follow(app.Source{Path: path, Load: func() (app.Config, error) { return app.LoadConfig(path, s.settings(o)) }})
+		s.App.Follow(app.Source{Path: path, Load: func() (app.Config, error) {
+			cfg, err := app.LoadConfig(path, s.settings(o))
+			s.addDevices(&cfg, o)
+			return cfg, err
+		}})
 	}
 	if err := s.start(ctx); err != nil {
 		return nil, err
@@ -120,37 +119,16 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	return s, s.startDevices(ctx, o)
 }
 
-// joinWait limits how long the start waits for devices. A device that is down joins later.
-const joinWait = 3 * time.Second
-
-// waitForDevices returns when n devices have joined, or after joinWait.
-func (s *System) waitForDevices(ctx context.Context, n int) {
-	ctx, cancel := context.WithTimeout(ctx, joinWait)
-	defer cancel()
-	registry := store.NewRegistry(s.App.Redis, s.Config.Devices, s.Config.Redis.Prefix)
-	changed := make(chan struct{}, 1)
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		_ = registry.Watch(ctx, func() { // ends with ctx
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	defer func() { <-watching }()
-	defer cancel()
-	for {
-		if ds, err := registry.List(ctx); err == nil && len(ds) >= n {
-			return
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
+// addDevices adds the devices of the options to those of a configuration. An entry of the same name is replaced.
+func (*System) addDevices(cfg *app.Config, o Options) {
+	if o.NoDevices {
+		cfg.Devices.List = nil
+		return
 	}
+	list := slices.DeleteFunc(slices.Clone(cfg.Devices.List), func(d access.Device) bool {
+		return slices.ContainsFunc(o.Devices, func(given access.Device) bool { return given.Name == d.Name })
+	})
+	cfg.Devices.List = append(list, o.Devices...)
 }
 
 // settings returns the overrides that point the configuration at the embedded services.
@@ -218,21 +196,7 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 		return nil
 	}
 	var agents []agent.Config
-	lists, absent := askDevices(ctx, o.Devices)
-	for i, d := range o.Devices {
-		c := agent.Config{ID: d.Name, URL: d.URL, Slots: d.Slots, Server: s.URL}
-		if c.Slots == 0 {
-			c.Slots = 4
-		}
-		if !lists[i] {
-			c.Models = []string{"*"}
-		}
-		if absent[i] != nil && o.Absent != nil {
-			o.Absent(d, absent[i])
-		}
-		agents = append(agents, c)
-	}
-	if len(o.Devices) == 0 {
+	if len(s.Config.Devices.List) == 0 {
 		specs := o.Fleet
 		if specs == nil {
 			specs = fleet.Default()
@@ -257,42 +221,14 @@ func (s *System) startDevices(ctx context.Context, o Options) error {
 			}
 		})
 	}
-	s.waitForDevices(ctx, len(agents))
-	return nil
-}
-
-// askDevices asks all devices at once whether they list their models. One that answers without a list
-// is assumed to serve any model; one that does not answer is left to its agent, and absent says why.
-func askDevices(ctx context.Context, devices []Device) (lists []bool, absent []error) {
-	lists, absent = make([]bool, len(devices)), make([]error, len(devices))
-	var wg sync.WaitGroup
-	for i, d := range devices {
-		wg.Go(func() { lists[i], absent[i] = listsModels(ctx, d.URL) })
-	}
-	wg.Wait()
-	return lists, absent
-}
-
-func listsModels(ctx context.Context, base string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1")+"/v1/models", nil)
-	if err != nil {
-		return true, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err // without the URL, which the caller has
+	n := len(agents)
+	for _, d := range s.Config.Devices.List {
+		if d.URL != "" {
+			n++
 		}
-		return true, err
 	}
-	_ = resp.Body.Close()
-	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode >= http.StatusInternalServerError {
-		return resp.StatusCode < http.StatusBadRequest, fmt.Errorf("status %d (%s)", resp.StatusCode, http.StatusText(resp.StatusCode))
-	}
-	return resp.StatusCode < http.StatusBadRequest, nil
+	s.watchDevices(background, n, o)
+	return ctx.Err()
 }
 
 // Ended is closed when the stages have ended, because of Close or of an error, which Close

@@ -1,0 +1,105 @@
+// Package devicelist says how a device is: as its heartbeats describe it, and as the workers know it.
+package devicelist
+
+import (
+	"time"
+
+	"github.com/batchyard/batchyard/device"
+)
+
+// DeviceStatus is a device as its last heartbeat described it.
+type DeviceStatus struct {
+	ID        string            `json:"device_id"`
+	URL       string            `json:"url"`
+	Models    []string          `json:"models"`
+	Aliases   map[string]string `json:"aliases,omitempty" doc:"Names under which tasks may ask for models, and the device's own names of these."`
+	Tags      []string          `json:"tags,omitempty"`
+	Slots     int               `json:"slots"`
+	CPU       float64           `json:"cpu"`
+	Mem       float64           `json:"mem"`
+	IO        float64           `json:"io"`
+	LatencyMS float64           `json:"latency_ms"`
+	Queue     *int              `json:"queue,omitempty"`
+	InFlight  *int              `json:"in_flight,omitempty"`
+	Loaded    []string          `json:"loaded,omitempty" doc:"Models in its memory, if it says so: others are loaded first."`
+	Weight    float64           `json:"weight"`
+	Problem   string            `json:"problem,omitempty" doc:"Why the device does not answer; it gets no work."`
+	Draining  bool              `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
+	Drained   bool              `json:"drained,omitempty" doc:"An operator drained it."`
+	Since     *time.Time        `json:"drained_at,omitempty"`
+	Silent    bool              `json:"silent" doc:"The device missed its heartbeats and gets no work."`
+	Unserved  bool              `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
+	Paused    *time.Time        `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
+	Declines  []Declines        `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
+	MaxBatch  map[string]int    `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
+	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
+	SeenAt    time.Time         `json:"seen_at"`
+	JoinedAt  time.Time         `json:"joined_at"`
+	State     string            `json:"state" enum:"silent,down,draining,unserved,open,failing,up" doc:"How the device is. open: its circuit breaker is open. failing: its last request failed, or its breaker is half open."`
+	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state."`
+	StateAt   *time.Time        `json:"since,omitempty" doc:"Since when it is in this state, if that is known."`
+	Requests  RequestFigures    `json:"requests" doc:"What the workers counted."`
+}
+
+// RequestFigures are what the workers counted at a device.
+type RequestFigures struct {
+	Running         int     `json:"running" doc:"Requests at the device now."`
+	Completed       int64   `json:"completed" doc:"Requests that ended well since the worker has the device."`
+	FailureRate     float64 `json:"failure_rate" doc:"Share of the requests of the last minute that failed."`
+	MeanMS          float64 `json:"mean_ms,omitempty" doc:"Mean duration of the requests of the last minute."`
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty" doc:"Output tokens per second, over the last minute."`
+}
+
+// Declines is an endpoint and model whose requests a device lately all refused.
+type Declines struct {
+	Endpoint string    `json:"endpoint"`
+	Model    string    `json:"model"`
+	Status   int       `json:"status" doc:"HTTP status of the last answer."`
+	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
+	MinSize  int       `json:"min_size,omitempty" doc:"Only tasks whose input has this many bytes, or more, are refused: their prompts are too long for the device."`
+	Until    time.Time `json:"until" doc:"Then a request is tried again."`
+}
+
+// Of says how a device is.
+func Of(d *device.Device, h *device.Health, now time.Time) DeviceStatus {
+	how := d.Condition(h, now)
+	st := DeviceStatus{
+		ID: d.ID, URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
+		Loaded: d.Loaded, Weight: d.Weight, Problem: d.Problem, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved,
+		AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
+		State: string(how.State), Reason: how.Reason, StateAt: timeOf(how.Since), Requests: RequestFigures(h.Figures),
+	}
+	if d.Queue >= 0 {
+		st.Queue = &d.Queue
+	}
+	if d.InFlight >= 0 {
+		st.InFlight = &d.InFlight
+	}
+	if d.Drained {
+		st.Drained, st.Since = true, timeOf(d.DrainedAt)
+	}
+	st.learned(h, now)
+	return st
+}
+
+// learned fills in what the workers know of the device.
+func (st *DeviceStatus) learned(h *device.Health, now time.Time) {
+	if h.ThrottledUntil.After(now) {
+		st.Paused = timeOf(h.ThrottledUntil)
+	}
+	for _, d := range h.Declines {
+		if d.Until.After(now) {
+			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, d.Until})
+		}
+	}
+	st.MaxBatch = h.MaxBatch
+}
+
+// timeOf returns the time in UTC, nil for the zero time.
+func timeOf(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}

@@ -54,8 +54,8 @@ func whole() *History {
 		Callbacks: []Due{{"msg_1", run("done"), "DELIVERED"}, {"msg_5", run("again"), "DELIVERED"}, {"msg_6", again("again"), "DELIVERED"}},
 		Deliveries: []Delivery{{"msg_1", run("done"), task.Success, 500, ""}, {"msg_1", run("done"), task.Success, 204, ""}, {"msg_1", run("done"), task.Success, 204, ""},
 			{"msg_5", run("again"), task.Failed, 204, ""}, {"msg_6", again("again"), task.Success, 204, ""}},
-		Events:    []Event{{Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}, {Place{1, 7, 0}, "task.accepted", key("ran")}},
-		Rows:      []Event{{Place{1, 7, 0}, "task.accepted", key("ran")}, {Place{0, 7, 0}, "task.accepted", key("done")}, {Place{0, 7, 1}, "task.queued", key("done")}},
+		Events:    []Event{{Place{0, 7, 0}, "task.accepted", key("done"), time.Time{}}, {Place{0, 7, 1}, "task.queued", key("done"), time.Time{}}, {Place{1, 7, 0}, "task.accepted", key("ran"), time.Time{}}},
+		Rows:      []Event{{Place{1, 7, 0}, "task.accepted", key("ran"), time.Time{}}, {Place{0, 7, 0}, "task.accepted", key("done"), time.Time{}}, {Place{0, 7, 1}, "task.queued", key("done"), time.Time{}}},
 		Poisons:   []Poison{{"tasks.normal", 1, 4}},
 		Dead:      []Poison{{"tasks.normal", 1, 4}, {"tasks.normal", 1, 4}, {"tasks.low", 0, 1}},
 		Commands:  []Command{{Args: "ledger check"}, {Args: "audit verify", Judged: true}},
@@ -209,8 +209,8 @@ func withHoles() *History {
 	}
 	h.Records = []Carried{{Topic: "results", Partition: 1, Offset: 10, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 11, Runs: []task.Run{run("lost")}}, {Topic: "results", Partition: 1, Offset: 12, Runs: []task.Run{run("vanished")}}, {Topic: "tasks.normal", Partition: 0, Offset: 3, Runs: []task.Run{run("vanished")}},
 		{Topic: "results", Partition: 1, Offset: 20, Runs: []task.Run{run("rerun")}}, {Topic: "results", Partition: 1, Offset: 21, Runs: []task.Run{run("lost")}}}
-	h.Events = append(h.Events, Event{Place{2, 5, 0}, "task.accepted", key("vanished")})
-	h.Rows = append(h.Rows, Event{Place{2, 5, 0}, string(task.RecordsMissed), task.Key{}})
+	h.Events = append(h.Events, Event{Place{2, 5, 0}, "task.accepted", key("vanished"), time.Time{}})
+	h.Rows = append(h.Rows, Event{Place{2, 5, 0}, string(task.RecordsMissed), task.Key{}, time.Time{}})
 	h.Tasks = append(h.Tasks, Row{Run: run("rerun"), State: task.Success}, Row{Run: run("lost"), State: task.Failed})
 	h.Results = append(h.Results, Row{Run: run("rerun"), State: task.Success, Output: out("r")}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Lost: true})
 	h.Topic = append(h.Topic, Row{Run: run("rerun"), State: task.Success, Output: out("r"), Partition: 1, Offset: 20}, Row{Run: run("lost"), State: task.Failed, Output: out(""), Partition: 1, Offset: 21},
@@ -236,6 +236,14 @@ func TestCheckAcceptsHolesThatAreNamed(t *testing.T) {
 	require.Equal(t, map[task.Key]bool{key("vanished"): true}, Vanished(h))
 }
 
+// A cancel ends whatever was asked under an id, and says so: then there need be no dead letter.
+func TestACancelMayEndAnotherRequest(t *testing.T) {
+	t.Parallel()
+	h := whole()
+	h.Reused, h.Cancelled = nil, h.Reused
+	require.Empty(t, Check(h))
+}
+
 // A task that was in a hole stands still until it is submitted again.
 func TestATaskThatIsSubmittedAgainAfterAHole(t *testing.T) {
 	t.Parallel()
@@ -245,10 +253,17 @@ func TestATaskThatIsSubmittedAgainAfterAHole(t *testing.T) {
 		h.Records[i].At = then
 	}
 	h.Records[4].At = then.Add(5 * time.Minute) // its second result
-	h.Stalls = []watch.Stall{{Kind: "unrecorded task", Key: key("rerun"), Since: then, Stood: 5 * time.Minute, Moved: true}}
+	h.Stalls = []watch.Stall{{Kind: "unrecorded task", Key: key("rerun"), Since: then, Stood: 5 * time.Minute, Bound: time.Minute, Moved: true}}
 	require.Empty(t, Check(h))
-	h.Records = append(h.Records, Carried{Topic: "tasks.normal", Partition: 0, Offset: 80, At: then.Add(time.Minute), Runs: []task.Run{run("rerun")}})
+	h.Records = append(h.Records, Carried{Topic: "tasks.normal", Partition: 0, Offset: 80, At: then, Runs: []task.Run{run("rerun")}})
+	h.Submits = append(h.Submits, Submit{Key: key("rerun"), Outcome: Accepted, At: then.Add(5*time.Minute - time.Second)})
+	require.Empty(t, Check(h), "it moved when it was submitted again")
+	h.Submits[len(h.Submits)-1].At = then.Add(time.Minute)
 	require.NotEmpty(t, Check(h), "it was there again, and stood still")
+	h.Submits = h.Submits[:len(h.Submits)-1]
+	h.Events = append(h.Events, Event{Place{0, 90, 0}, "task.queued", key("rerun"), then})
+	h.Rows = append(h.Rows, h.Events[len(h.Events)-1])
+	require.NotEmpty(t, Check(h), "Postgres could know it")
 }
 
 // TestCheckAcceptsOnlyWhatWasInAHole: what a hole explains is a violation without it.
@@ -281,9 +296,11 @@ func TestCheckAcceptsOnlyWhatWasInAHole(t *testing.T) {
 			h.Reruns, h.Records = append(h.Reruns, run("done")), append(h.Records, Carried{Topic: "batches", Partition: 1, Offset: 7, Runs: []task.Run{run("done")}})
 			h.Announced = []Announced{{Place{2, 6, 0}, Hole{"batches", 1, 7, 7}}} // but not in the log
 		}},
-		{EventMissing, func(h *History) { h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done")}) }},
+		{EventMissing, func(h *History) {
+			h.Events = append(h.Events, Event{Place{2, 6, 0}, "task.queued", key("done"), time.Time{}})
+		}},
 		{EventInvented, func(h *History) {
-			h.Rows = append(h.Rows, Event{Place{2, 6, 0}, string(task.RecordsMissed), task.Key{}})
+			h.Rows = append(h.Rows, Event{Place{2, 6, 0}, string(task.RecordsMissed), task.Key{}, time.Time{}})
 		}},
 		{StoodStill, func(h *History) { h.Stalls = append(h.Stalls, watch.Stall{Kind: "task", Key: key("lost")}) }},
 	} {

@@ -112,6 +112,7 @@ type Event struct {
 	Place
 	Action string
 	Key    task.Key
+	At     time.Time // when Kafka wrote it; of events in the topic
 }
 
 // Poison is an acknowledged record that is not a valid task.
@@ -172,6 +173,7 @@ type History struct {
 	Poisons    []Poison
 	Dead       []Poison // origins of the dead letters
 	Reused     []Reused
+	Cancelled  []Reused // requests that a cancel of their id ended, whosever the id is
 	Queued     []Queued
 	Commands   []Command
 	Processes  []Process

@@ -6,6 +6,7 @@ import (
 
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/chaos/watch"
 )
 
 // Hole is records that Kafka does not hold any more, from First to Last.
@@ -106,10 +107,16 @@ func (c *checker) lookIntoHoles() {
 			c.note(run.Key, in, r.Topic == stream.Results)
 		}
 	}
-	for _, e := range c.h.Events {
-		info, _ := task.Action(e.Action).Info() // an event without a state makes no row in tasks
-		c.note(e.Key, c.named(stream.Events, e.Partition, e.Offset), info.State != "")
+	for i := range c.h.Events {
+		e := &c.h.Events[i]
+		c.note(e.Key, c.named(stream.Events, e.Partition, e.Offset), e.hasState())
 	}
+}
+
+// hasState reports whether the event makes a row in tasks.
+func (e *Event) hasState() bool {
+	info, _ := task.Action(e.Action).Info()
+	return info.State != ""
 }
 
 // Vanished returns the tasks that Postgres cannot know, according to the records, events and holes of a history.
@@ -146,18 +153,51 @@ func (c *checker) named(topic string, partition int32, offset int64) bool {
 // holes that are named.
 func (c *checker) vanished(k task.Key) bool { return c.inHole[k] && !c.outside[k] }
 
-// vanishedBefore reports whether all records of a task that had been written by then were in holes. If it moved
-// after that, it was submitted again.
+// excused reports whether a task stood still because Postgres could not know it: everything that would have told it
+// was in holes that are named. If it moved later, it was submitted again, and must have moved soon after that.
+func (c *checker) excused(s *watch.Stall) bool {
+	if c.vanished(s.Key) || !s.Moved {
+		return c.vanished(s.Key)
+	}
+	end := s.Since.Add(s.Stood)
+	then := end.Add(-lookGap)
+	for i := range c.h.Submits {
+		again := &c.h.Submits[i]
+		if again.Key != s.Key || again.Outcome != Accepted || !again.At.After(s.Since) || again.At.After(end) {
+			continue
+		}
+		if end.Sub(again.At) > s.Bound {
+			return false
+		}
+		then = again.At
+		break
+	}
+	return c.vanishedBefore(s.Key, then)
+}
+
+// vanishedBefore reports whether everything that had been written by then about a task, and from which Postgres gets
+// to know tasks, was in holes.
 func (c *checker) vanishedBefore(k task.Key, then time.Time) bool {
 	in := false
 	for _, r := range c.h.Records {
-		if !r.At.Before(then.Add(-lookGap)) || !slices.ContainsFunc(r.Runs, func(run task.Run) bool { return run.Key == k }) {
+		if !r.At.Before(then) || !slices.ContainsFunc(r.Runs, func(run task.Run) bool { return run.Key == k }) {
 			continue
 		}
-		if !c.named(r.Topic, r.Partition, r.Offset) {
+		switch {
+		case c.named(r.Topic, r.Partition, r.Offset):
+			in = true
+		case r.Topic == stream.Results:
 			return false
 		}
-		in = true
+	}
+	for i := range c.h.Events {
+		switch e := &c.h.Events[i]; {
+		case e.Key != k || !e.At.Before(then):
+		case c.named(stream.Events, e.Partition, e.Offset):
+			in = true
+		case e.hasState():
+			return false
+		}
 	}
 	return in
 }
@@ -167,11 +207,11 @@ const lookGap = 10 * time.Second
 
 // stalls reports what stood still for too long.
 func (c *checker) stalls() {
-	for _, s := range c.h.Stalls {
-		if s.Key.ID != "" && (c.vanished(s.Key) || s.Moved && c.vanishedBefore(s.Key, s.Since.Add(s.Stood))) {
-			continue
+	for i := range c.h.Stalls {
+		s := &c.h.Stalls[i]
+		if s.Key.ID == "" || !c.excused(s) {
+			c.add(StoodStill, s.Key, "%s", s)
 		}
-		c.add(StoodStill, s.Key, "%s", s)
 	}
 }
 

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"slices"
 	"time"
 
 	"github.com/batchyard/batchyard/task"
@@ -41,7 +42,7 @@ func (c *checker) retries() {
 // Postgres had recorded the first one, of its result.
 func (c *checker) identities() {
 	dead := map[Reused]bool{}
-	for _, d := range c.h.Reused {
+	for _, d := range append(slices.Clone(c.h.Reused), c.h.Cancelled...) { // a cancel ends whatever was asked
 		dead[d] = true
 	}
 	for run, row := range c.results {

@@ -26,7 +26,7 @@ type notes struct {
 
 // into adds what was noted to a history.
 func (n *notes) into(h *check.History) {
-	h.Events, h.Topic, h.Dead, h.Queued, h.Reused = n.h.Events, n.h.Topic, n.h.Dead, n.h.Queued, n.h.Reused
+	h.Events, h.Topic, h.Dead, h.Queued, h.Reused, h.Cancelled = n.h.Events, n.h.Topic, n.h.Dead, n.h.Queued, n.h.Reused, n.h.Cancelled
 	h.Records, h.Reruns, h.Announced = n.h.Records, n.h.Reruns, n.h.Announced
 }
 
@@ -74,6 +74,11 @@ func (n *notes) events(r *kgo.Record) error {
 	for i := range events {
 		e := &events[i]
 		queued(&n.h, e)
+		if e.Action == task.TaskCancelled && len(e.Fingerprint) > 0 {
+			c := check.Reused{Key: e.Key()}
+			copy(c.Print[:], e.Fingerprint)
+			n.h.Cancelled = append(n.h.Cancelled, c)
+		}
 		if e.Action == task.TaskRequeued && e.ErrorClass == task.ClassLost {
 			n.h.Reruns = append(n.h.Reruns, task.Run{Key: e.Key(), Generation: e.Generation})
 		}
@@ -84,7 +89,7 @@ func (n *notes) events(r *kgo.Record) error {
 				n.h.Announced = append(n.h.Announced, check.Announced{Place: place, Hole: hole})
 			}
 		}
-		n.h.Events = append(n.h.Events, check.Event{Place: place, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}})
+		n.h.Events = append(n.h.Events, check.Event{Place: place, Action: string(e.Action), Key: task.Key{Tenant: e.Tenant, ID: e.TaskID}, At: r.Timestamp})
 	}
 	return err
 }

@@ -120,6 +120,31 @@ func TestACancelEndsWhateverWasAsked(t *testing.T) {
 	require.Equal(t, two[0].Task.Fingerprint().Bytes(), audittest.One[[]byte](t, r.pool, "SELECT fingerprint FROM tasks"))
 }
 
+// A cancel does not say what was asked, but the answer to another request is none of a cancelled task either.
+func TestAResultOfAnotherRequestIsNotTakenAfterACancel(t *testing.T) {
+	t.Parallel()
+	for _, together := range []bool{true, false} {
+		r := newRig(t, audittest.NewPool(t))
+		events, results := r.own("events", 0), r.own("results", 0)
+		two := asking(2, "acme", "same")
+		r.record(events.events(t, queuedEvent(two[0])))
+		cancel := two[0].Result(task.Cancelled)
+		cancel.Fingerprint = ""
+		c := chunk{results.result(t, cancel)}
+		if !together {
+			r.record(c...)
+			c = nil
+		}
+		foreign := results.result(t, two[1].Result(task.Success, "d2"))
+		r.record(append(c, foreign, results.result(t, two[0].Result(task.Success, "d1")))...)
+		require.Len(t, r.sent, 1)
+		require.Equal(t, foreign, r.sent[0].entry)
+		require.Equal(t, records.ReasonIDReused, r.sent[0].reason)
+		require.Equal(t, "CANCELLED", audittest.One[string](t, r.pool, "SELECT state FROM results"))
+		require.Equal(t, "d1", audittest.One[string](t, r.pool, "SELECT device_id FROM audit_log WHERE action = 'result.duplicate'"))
+	}
+}
+
 // TestEveryAnswerBelongsToItsRequest records, in any order and with two recorders in turns, the events and results of
 // several requests under each id. Each id has the answer of one of them in the end, the one that it
 // belongs to; each other result became a dead letter or was a second one of the same request.

@@ -30,10 +30,12 @@ RETURNING tenant, task_id, generation`
 // copyResultsSQL fails if a generation of a task has a result.
 const copyResultsSQL = `COPY results (` + audit.ResultColumns + `) FROM STDIN (FORMAT binary)`
 
+// takenSQL reads results, with the requests that their ids belong to: a cancel does not know it.
 const takenSQL = `
-SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at, r.fingerprint
+SELECT r.tenant, r.task_id, r.generation, r.state, r.attempt, r.finished_at, coalesce(r.fingerprint, t.fingerprint)
 FROM unnest($1::text[], $2::text[], $3::integer[]) AS u (tenant, task_id, generation)
-JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id AND r.generation = u.generation`
+JOIN results r ON r.tenant = u.tenant AND r.task_id = u.task_id AND r.generation = u.generation
+LEFT JOIN tasks t ON t.tenant = u.tenant AND t.task_id = u.task_id`
 
 const insertCallbacksSQL = `
 INSERT INTO callbacks (callback_id, tenant, task_id, generation, url, host)
@@ -170,7 +172,7 @@ func (t *txn) duplicates(ctx context.Context, rest []offered, won []*task.Result
 	}
 	var unknown []task.Run
 	for _, o := range rest {
-		if k := o.r.Run(); ends[k] == (end{}) {
+		if k := o.r.Run(); ends[k].request.IsZero() {
 			unknown = append(unknown, k)
 		}
 	}

@@ -56,7 +56,9 @@ func TestAnEndWithoutAResultIsNoFindingIfTheTaskRanOn(t *testing.T) {
 		audittest.Execute(t, pool, "CREATE TABLE kept AS SELECT * FROM results WHERE "+taken)
 		audittest.Execute(t, pool, "DELETE FROM results WHERE "+taken)
 		rep := verify(t, pool, settled)
-		require.False(t, rep.OK(), taken)
+		require.True(t, slices.ContainsFunc(rep.Findings, func(f Finding) bool {
+			return strings.HasPrefix(f.Detail, "the table results has no") || strings.HasPrefix(f.Detail, "the table results has another")
+		}), "%s: %+v", taken, rep.Findings)
 		audittest.Execute(t, pool, "INSERT INTO results SELECT * FROM kept")
 		audittest.Execute(t, pool, "DROP TABLE kept")
 		require.True(t, verify(t, pool, settled).OK(), taken)

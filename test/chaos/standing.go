@@ -3,6 +3,7 @@ package chaos
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
@@ -10,9 +11,10 @@ import (
 	"github.com/batchyard/batchyard/test/chaos/hooks"
 )
 
-// What waits from the beginning of a soak to its end, and must not hold up anything else: tasks of a model
-// that no device serves before the end, more than the routers hold in memory, and callbacks to hosts that do
-// not answer before the end, more than there are slots for.
+// What stands from the beginning of a soak on, and must not hold up anything else: tasks of a model that no
+// device serves before the end, more than the routers hold in memory, and callbacks to hosts that do not
+// answer in the first third, more than there are slots for. A host that has been silent for a while is tried again
+// after as long at most, so these callbacks have until the last third before they stand still.
 const (
 	standingTenant = "standing"
 	standingModel  = "late-model"
@@ -22,11 +24,11 @@ const (
 
 	silentTenant    = "silent"
 	silentHosts     = 16
-	silentCallbacks = 1000
+	silentCallbacks = 1500
 	silentSlots     = 16 // callbacks.concurrency
 )
 
-// The needs of what stands, which it gets at the end.
+// The needs of what stands.
 const (
 	needLateDevice = "the late device"
 	needAnswers    = "answers to callbacks"
@@ -52,7 +54,10 @@ func lateDevice() fleet.Spec {
 
 // stand submits what is to stand until the returned function is called.
 func (l *load) stand(r *hooks.Receiver) (end func()) {
-	giveBack := l.w.lacking.add(needLateDevice, needAnswers)
+	giveDevice := l.w.lacking.add(needLateDevice)
+	giveAnswers := l.w.lacking.add(needAnswers)
+	time.AfterFunc(l.w.profile.length/3, r.Answer)
+	time.AfterFunc(l.w.profile.length*2/3, giveAnswers)
 	var all []*task.Task
 	for n := range silentCallbacks + standingTasks {
 		t := &task.Task{ID: fmt.Sprintf("%s%06d", l.prefix, n), Tenant: standingTenant, Model: standingModel, Priority: task.Normal, Endpoint: task.EndpointChat}
@@ -69,6 +74,6 @@ func (l *load) stand(r *hooks.Receiver) (end func()) {
 	}
 	return func() {
 		l.w.silent.Delete(standingDevice)
-		giveBack()
+		giveDevice()
 	}
 }

@@ -23,9 +23,9 @@ const matches = `w.tenant = r.tenant AND w.task_id = r.task_id AND w.state = r.s
 	AND (w.state <> 'SUCCESS' OR r.error_class IS NULL AND r.error_message IS NULL)`
 
 // answers adds the digests of what devices answered. A result has that of the attempt with which it ended,
-// by the same worker. stray is the events of ends that no result is about. Such a task ran on (ran_on) if it was
-// started again after that, or has a result of its own for every time that a user wanted it to run, each with
-// its event: then the process that wrote the event died before it had written the result.
+// by the same worker. stray is the events of ends that no result is about. Such a task ran on (ran_on) if it runs
+// again now, or has a result of its own for every time that a user wanted it to run, each with its event: then
+// the process that wrote the event died before it had written the result.
 const answers = `,
 digests AS MATERIALIZED (
 	SELECT tenant, task_id, coalesce(attempt, 0) AS attempt, actor_id, array_agg(DISTINCT output_sha256) AS all_of
@@ -40,11 +40,12 @@ answered AS MATERIALIZED (
 alone AS MATERIALIZED (
 	SELECT w.* FROM winners w WHERE NOT EXISTS (SELECT FROM pairs p WHERE p.tenant = w.tenant AND p.task_id = w.task_id AND p.time = w.time AND p.actor_id = w.actor_id)),
 stray AS MATERIALIZED (
-	SELECT a.*, r.results > 0 AS has_result, r.results = p.paired AND (r.results > l.retried OR r.results = l.retried AND l.started > a.time) AS ran_on
+	SELECT a.*, r.results > 0 AS has_result, r.results = p.paired AND (r.results > l.retried OR r.results = l.retried AND l.started > l.ended) AS ran_on
 	FROM alone a,
 	LATERAL (SELECT count(*) AS results FROM @results r WHERE r.tenant = a.tenant AND r.task_id = a.task_id) r,
 	LATERAL (SELECT count(DISTINCT p.generation) AS paired FROM pairs p WHERE p.tenant = a.tenant AND p.task_id = a.task_id) p,
-	LATERAL (SELECT count(*) FILTER (WHERE l.action = 'task.retried') AS retried, max(l.time) FILTER (WHERE l.action = 'attempt.started') AS started
+	LATERAL (SELECT count(*) FILTER (WHERE l.action = 'task.retried') AS retried, max(l.time) FILTER (WHERE l.action = 'attempt.started') AS started,
+			max(l.time) FILTER (WHERE l.action IN ('task.succeeded', 'task.failed', 'task.cancelled', 'task.expired')) AS ended
 		FROM @audit_log l WHERE l.tenant = a.tenant AND l.task_id = a.task_id) l)`
 
 // ends compares results with the events of how tasks ended, and outputs with their digests.

@@ -22,7 +22,8 @@ import (
 // Receiver accepts callbacks at /hook/TENANT/ID, and sometimes fails to.
 type Receiver struct {
 	server *httptest.Server
-	silent []*httptest.Server // started by Heal; until then they accept connections, and that is all
+	silent []*httptest.Server // they read requests, and answer none until Answer
+	answer chan struct{}      // closed by Answer
 	verify *webhooks.Webhook
 
 	mu    sync.Mutex
@@ -32,16 +33,16 @@ type Receiver struct {
 	got   []check.Delivery
 }
 
-// New returns a receiver that fails as the seed says, with the given number of further hosts that never answer.
+// New returns a receiver that fails as the seed says, with the given number of further hosts that do not answer.
 func New(seed uint64, silent int) (*Receiver, error) {
 	wh, err := webhooks.NewWebhook(harness.Secret)
 	if err != nil {
 		return nil, fmt.Errorf("reading the callback secret: %w", err)
 	}
-	r := &Receiver{verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // must be reproducible
+	r := &Receiver{answer: make(chan struct{}), verify: wh, fails: map[task.Key]int{}, r: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // must be reproducible
 	r.server = httptest.NewServer(r)
 	for range silent {
-		r.silent = append(r.silent, httptest.NewUnstartedServer(r)) // listens
+		r.silent = append(r.silent, httptest.NewServer(http.HandlerFunc(r.serveSilent)))
 	}
 	return r, nil
 }
@@ -49,12 +50,25 @@ func New(seed uint64, silent int) (*Receiver, error) {
 // URL returns where the callback of a task goes.
 func (r *Receiver) URL(k task.Key) string { return r.server.URL + path + k.Tenant + "/" + k.ID }
 
-// SilentURL returns where the n-th callback that nothing answers goes.
+// SilentURL returns where the n-th callback goes that is not answered before Answer.
 func (r *Receiver) SilentURL(n int, k task.Key) string {
-	return "http://" + r.silent[n%len(r.silent)].Listener.Addr().String() + path + k.Tenant + "/" + k.ID
+	return r.silent[n%len(r.silent)].URL + path + k.Tenant + "/" + k.ID
 }
 
 const path = "/hook/"
+
+func (r *Receiver) serveSilent(w http.ResponseWriter, req *http.Request) {
+	select {
+	case <-r.answer:
+		r.ServeHTTP(w, req)
+	default:
+		_, _ = io.Copy(io.Discard, io.LimitReader(req.Body, 16<<20)) // only then is the end of the connection seen
+		<-req.Context().Done()
+	}
+}
+
+// Answer lets the silent hosts answer.
+func (r *Receiver) Answer() { close(r.answer) }
 
 // ServeHTTP takes a callback.
 
@@ -111,17 +125,11 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(d.Status)
 }
 
-// Heal ends all failures.
+// Heal ends the failures, but not the silence.
 func (r *Receiver) Heal() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.calm {
-		return
-	}
 	r.calm = true
-	for _, s := range r.silent {
-		s.Start()
-	}
 }
 
 // Deliveries returns what arrived.

@@ -234,10 +234,10 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			h.sql("INSERT INTO audit_log SELECT * FROM audit_log WHERE task_id = 't-014' AND action = 'task.accepted'")
 		}, map[Kind]string{EventTwice: "events", ChainRows: "events"}},
 		{"an audit row without an event", func(h *history) {
-			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
+			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, row_digests, src_topic, src_partition, src_offset, 9999, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
 		{"an audit row at a place that no record has", func(h *history) {
-			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, src_topic, src_partition, src_offset, -1, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
+			h.sql("INSERT INTO audit_log SELECT time, ingested_at, tenant, actor_type, actor_id, source_addr, user_agent, action, resource_type, resource_id, outcome, error_class, task_id, job_id, batch_id, device_id, attempt, trace_id, duration_ms, model, input_tokens, output_tokens, input_sha256, input_bytes, output_sha256, output_bytes, detail, row_digests, src_topic, src_partition, src_offset, -1, NULL, NULL, NULL FROM audit_log WHERE task_id = 't-015' AND action = 'task.accepted'")
 		}, map[Kind]string{EventStray: "events"}},
 		{"a result with values that no recorder writes", func(h *history) {
 			h.sql("UPDATE results SET attempt = -1, finished_at = 'infinity', submitted_at = '-infinity' WHERE task_id = 't-018'")

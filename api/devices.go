@@ -49,39 +49,29 @@ type HeartbeatTaken struct {
 
 // DeviceStatus is a device as its last heartbeat described it.
 type DeviceStatus struct {
-	ID        string         `json:"device_id"`
-	URL       string         `json:"url"`
-	Models    []string       `json:"models"`
-	Tags      []string       `json:"tags,omitempty"`
-	Slots     int            `json:"slots"`
-	CPU       float64        `json:"cpu"`
-	Mem       float64        `json:"mem"`
-	IO        float64        `json:"io"`
-	LatencyMS float64        `json:"latency_ms"`
-	Queue     *int           `json:"queue,omitempty"`
-	InFlight  *int           `json:"in_flight,omitempty"`
-	Weight    float64        `json:"weight"`
-	Draining  bool           `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
-	Drained   bool           `json:"drained,omitempty" doc:"An operator drained it."`
-	Since     *time.Time     `json:"drained_at,omitempty"`
-	Silent    bool           `json:"silent" doc:"The device missed its heartbeats and gets no work."`
-	Unserved  bool           `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
-	Paused    *time.Time     `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
-	Declines  []Declines     `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
-	MaxBatch  map[string]int `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
-	AgeMS     int64          `json:"age_ms" doc:"Age of the last heartbeat."`
-	SeenAt    time.Time      `json:"seen_at"`
-	JoinedAt  time.Time      `json:"joined_at"`
-}
-
-// Declines is an endpoint and model whose requests a device lately all refused.
-type Declines struct {
-	Endpoint string    `json:"endpoint"`
-	Model    string    `json:"model"`
-	Status   int       `json:"status" doc:"HTTP status of the last answer."`
-	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
-	MinSize  int       `json:"min_size,omitempty" doc:"Only tasks whose input has this many bytes, or more, are refused: their prompts are too long for the device."`
-	Until    time.Time `json:"until" doc:"Then a request is tried again."`
+	ID        string           `json:"device_id"`
+	URL       string           `json:"url"`
+	Models    []string         `json:"models"`
+	Tags      []string         `json:"tags,omitempty"`
+	Slots     int              `json:"slots"`
+	CPU       float64          `json:"cpu"`
+	Mem       float64          `json:"mem"`
+	IO        float64          `json:"io"`
+	LatencyMS float64          `json:"latency_ms"`
+	Queue     *int             `json:"queue,omitempty"`
+	InFlight  *int             `json:"in_flight,omitempty"`
+	Weight    float64          `json:"weight"`
+	Draining  bool             `json:"draining,omitempty" doc:"The device gets no new work: it said so, or an operator drained it."`
+	Drained   bool             `json:"drained,omitempty" doc:"An operator drained it."`
+	Since     *time.Time       `json:"drained_at,omitempty"`
+	Silent    bool             `json:"silent" doc:"The device missed its heartbeats and gets no work."`
+	Unserved  bool             `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
+	Paused    *time.Time       `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
+	Declines  []device.Decline `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
+	MaxBatch  map[string]int   `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
+	AgeMS     int64            `json:"age_ms" doc:"Age of the last heartbeat."`
+	SeenAt    time.Time        `json:"seen_at"`
+	JoinedAt  time.Time        `json:"joined_at"`
 }
 
 // DeviceList lists the devices.
@@ -279,19 +269,6 @@ func (s *Server) beatRefused(ctx context.Context, err error) error {
 	return later("Redis does not answer; send the next heartbeat as usual")
 }
 
-// learned fills in what the workers know of the device.
-func (st *DeviceStatus) learned(h device.Health, now time.Time) {
-	if h.ThrottledUntil.After(now) {
-		st.Paused = timeOf(h.ThrottledUntil)
-	}
-	for _, d := range h.Declines {
-		if d.Until.After(now) {
-			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, d.Until})
-		}
-	}
-	st.MaxBatch = h.MaxBatch
-}
-
 func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
@@ -332,7 +309,8 @@ func (s *Server) devices(ctx context.Context, _ *request) (*devicesOutput, error
 		if d.Drained {
 			st.Drained, st.Since = true, timeOf(d.DrainedAt)
 		}
-		st.learned(healths[d.ID], clock.Now())
+		h, now := healths[d.ID], clock.Now()
+		st.Paused, st.Declines, st.MaxBatch = timeOf(h.PausedUntil(now)), h.DeclinesAt(now), h.MaxBatch
 		delete(settings.Drained, d.ID)
 		out.Body.Devices[i] = st
 	}

@@ -1,4 +1,6 @@
-package workers
+// Package payload makes the bodies of requests to devices from the inputs of tasks, one or many in a request, and
+// splits the answer to many.
+package payload
 
 import (
 	"encoding/json"
@@ -20,9 +22,9 @@ func dropped(endpoint, member string) bool {
 	return false
 }
 
-// body returns the request body of a task: its input with the task's present model, and without the
+// Body returns the request body of a task: its input with the task's present model, and without the
 // members that ask for another kind of answer.
-func body(t *task.Task) ([]byte, error) {
+func Body(t *task.Task) ([]byte, error) {
 	unchanged, models := true, 0
 	whole := wire.Members(t.Input, func(key string, value []byte) bool {
 		switch {

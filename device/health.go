@@ -60,10 +60,10 @@ const (
 type Decline struct {
 	Endpoint string    `json:"endpoint"`
 	Model    string    `json:"model"`
-	Status   int       `json:"status"`             // of the last answer
-	Why      string    `json:"why"`                // in one word: see package workers/verdict
-	MinSize  int       `json:"min_size,omitempty"` // it refused tasks of this [SizeClass] and larger ones; 0: all
-	Until    time.Time `json:"until"`              // no request before, unless every device refuses them
+	Status   int       `json:"status" doc:"HTTP status of the last answer."`
+	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
+	MinSize  int       `json:"min_size,omitempty" doc:"Only tasks whose input has this many bytes, or more, are refused: their prompts are too long for the device. 0: all."`
+	Until    time.Time `json:"until" doc:"Then a request is tried again, unless every device refuses such requests."`
 }
 
 // SizeClass rounds the size of a task's input, in bytes, down to 0 or to a power of two from 1024 on. It is how
@@ -84,6 +84,24 @@ func (h *Health) Declining(endpoint, model string, size int, now time.Time) bool
 		}
 	}
 	return false
+}
+
+// PausedUntil returns until when the device asked for a pause; zero if it did not, or if it is over.
+func (h *Health) PausedUntil(now time.Time) time.Time {
+	if !h.ThrottledUntil.After(now) {
+		return time.Time{}
+	}
+	return h.ThrottledUntil
+}
+
+// DeclinesAt returns what the device gets no requests for at a time.
+func (h *Health) DeclinesAt(now time.Time) (out []Decline) {
+	for _, d := range h.Declines {
+		if d.Until.After(now) {
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // The states of a breaker, as in [Health.State].

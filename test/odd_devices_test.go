@@ -84,7 +84,7 @@ func TestOddDevices(t *testing.T) {
 	t.Run("9101 9102 an endpoint that is missing on one device", func(t *testing.T) {
 		s.all(t, "missing", task.Success)
 		requests := f.Device("n404").Stats().Requests
-		require.LessOrEqual(t, requests, int64(16), "it is let go after a handful")
+		require.LessOrEqual(t, requests, int64(16), "it gets no more after a few")
 		d := s.device(t, "n404")
 		require.Len(t, d.Declines, 1)
 		require.Equal(t, []any{task.EndpointChat, "missing", 404, "no_endpoint"}, []any{d.Declines[0].Endpoint, d.Declines[0].Model, d.Declines[0].Status, d.Declines[0].Why})

@@ -60,7 +60,7 @@ func (r *runner) tooLarge(c *call) []*call {
 		return nil
 	}
 	most := r.batches.Most(c.works[0].task().Model)
-	if most == 0 || c.group.items <= most {
+	if most == 0 || c.group.Items <= most {
 		return nil
 	}
 	parts := r.callsOf(c.works, most)

@@ -78,7 +78,7 @@ func (f *knownFleet) has(want *device.Requirement, id string, now time.Time) boo
 	})
 }
 
-// wouldRefuse reports whether the device is let go for requests like this call, and the tasks have somewhere
+// wouldRefuse reports whether the device gets no requests like this call now, and the tasks have somewhere
 // else to go.
 func (r *runner) wouldRefuse(c *call, now time.Time) bool {
 	t := c.works[0].task()
@@ -111,7 +111,7 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 	t := c.works[0].task()
 	if f == nil {
 		if c.group != nil {
-			r.batches.Worked(t.Model, c.group.items)
+			r.batches.Worked(t.Model, c.group.Items)
 		}
 		if r.declines.Answered(t.Endpoint, t.Model, c.size()) {
 			r.workers.deps.Logger.Info("a device answers requests again that it refused", "device_id", r.id, "endpoint", t.Endpoint, "model", t.Model)
@@ -120,7 +120,7 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 		return
 	}
 	if f.Kind == verdict.BatchTooLarge {
-		r.batches.Refused(t.Model, c.group.items)
+		r.batches.Refused(t.Model, c.group.Items)
 		r.workers.reportSoon()
 	}
 	row := f.Row()

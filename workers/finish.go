@@ -1,6 +1,7 @@
 package workers
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/payload"
 	"github.com/batchyard/batchyard/workers/verdict"
 )
 
@@ -99,7 +101,7 @@ func (s *Workers) attemptEvent(w *work, answer []byte, f *Failure, now time.Time
 		e.Outcome, e.ErrorClass = task.OutcomeFailed, f.Class
 		note["message"] = f.Message
 	} else {
-		u := usageOf(answer)
+		u := payload.UsageOf(answer)
 		e.InputTokens, e.OutputTokens = u.InputTokens, u.OutputTokens
 		e.OutputSize, e.OutputSHA256 = int64(len(answer)), digest(answer)
 	}
@@ -123,7 +125,7 @@ func (s *Workers) succeed(e ending, answer []byte) {
 		return
 	}
 	res := s.result(e, task.Success)
-	res.Output, res.Usage = answer, usageOf(answer)
+	res.Output, res.Usage = answer, payload.UsageOf(answer)
 	m := s.deps.Metrics.Workers
 	m.Tokens.WithLabelValues("input").Add(float64(res.Usage.InputTokens))
 	m.Tokens.WithLabelValues("output").Add(float64(res.Usage.OutputTokens))
@@ -279,4 +281,9 @@ func detail(m map[string]any) []byte {
 		return nil
 	}
 	return b
+}
+
+func digest(b []byte) []byte {
+	sum := sha256.Sum256(b)
+	return sum[:]
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
+	"github.com/batchyard/batchyard/workers/payload"
 )
 
 // intake decodes the batches of one partition and hands them to their devices' runners. Records that
@@ -125,18 +126,29 @@ func batchedCalls(works []*work, most int) (calls []*call) {
 	if len(works) == 1 {
 		return singleCalls(works)
 	}
-	groups, singles := groupTasks(works[0].task().Endpoint, works, most)
+	groups, singles := payload.Groups(works[0].task().Endpoint, works[0].ownModel(), tasksOf(works), most)
 	for _, g := range groups {
 		c := &call{group: g}
-		for _, p := range g.parts {
-			c.works = append(c.works, p.work)
+		for _, at := range g.Tasks() {
+			c.works = append(c.works, works[at])
 		}
 		if len(c.works) == 1 {
 			c.group = nil
 		}
 		calls = append(calls, c)
 	}
-	return append(calls, singleCalls(singles)...)
+	for _, at := range singles {
+		calls = append(calls, singleCalls(works[at:at+1])...)
+	}
+	return calls
+}
+
+func tasksOf(works []*work) []*task.Task {
+	out := make([]*task.Task, len(works))
+	for i, w := range works {
+		out[i] = w.task()
+	}
+	return out
 }
 
 func singleCalls(works []*work) (calls []*call) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/payload"
 	"github.com/batchyard/batchyard/workers/verdict"
 )
 
@@ -19,10 +20,10 @@ func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
 	req := request{device: d, endpoint: first.Endpoint, tasks: len(c.works), traceID: first.TraceID, id: requestID(c)}
 	var err error
 	if c.group != nil {
-		req.body, err = c.group.body(req.endpoint)
+		req.body, err = c.group.Body(req.endpoint)
 		req.traceID = ""
 	} else {
-		req.body, err = body(first, c.works[0].ownModel())
+		req.body, err = payload.Body(first, c.works[0].ownModel())
 	}
 	if err != nil {
 		return nil, 0, verdict.New(verdict.Unsendable, r.id, err.Error())
@@ -37,7 +38,7 @@ func (r *runner) request(d task.DeviceRef, c *call) ([][]byte, int, *Failure) {
 	case c.group == nil:
 		return [][]byte{answer}, status, nil
 	}
-	answers, err := c.group.split(req.endpoint, answer)
+	answers, err := c.group.Split(req.endpoint, answer)
 	if err != nil {
 		return nil, status, verdict.New(verdict.Unsplit, r.id, err.Error())
 	}
@@ -148,7 +149,7 @@ func (r *runner) expireParts(c *call) {
 }
 
 // computesOn reports whether the device may go on with a request that has ended so: engines do not always notice that
-// nobody waits any more, and what is behind a proxy does not know.
+// their client has left, and what is behind a proxy does not know.
 func computesOn(k verdict.Kind) bool {
 	switch k {
 	case verdict.NoFirstByte, verdict.SlowBody, verdict.GatewayTimeout, verdict.Expired:

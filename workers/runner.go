@@ -10,16 +10,17 @@ import (
 	"github.com/batchyard/batchyard/device/learn"
 	"github.com/batchyard/batchyard/internal/clock"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/workers/payload"
 	"github.com/batchyard/batchyard/workers/verdict"
 )
 
 // call is what goes to the device in one request: one task, or a group of batched tasks.
 type call struct {
 	works    []*work
-	group    *group    // nil: one task
-	trial    *trial    // nil, or it is a part of a batched request that failed
-	freeSlot bool      // there was a slot for it when it came
-	began    time.Time // when it got a slot; guarded by the runner's mu
+	group    *payload.Group // nil: one task
+	trial    *trial         // nil, or it is a part of a batched request that failed
+	freeSlot bool           // there was a slot for it when it came
+	began    time.Time      // when it got a slot; guarded by the runner's mu
 }
 
 // probe reports whether a router sent it to test a device whose breaker is half-open.
@@ -257,7 +258,7 @@ func (r *runner) runnable(c *call) *call {
 	case len(kept) == 1 || c.group == nil:
 		return &call{works: kept, freeSlot: c.freeSlot, trial: c.trial}
 	}
-	groups, singles := groupTasks(kept[0].task().Endpoint, kept, len(kept)*r.workers.cfg.MaxBatchedTasks)
+	groups, singles := payload.Groups(kept[0].task().Endpoint, kept[0].ownModel(), tasksOf(kept), len(kept)*r.workers.cfg.MaxBatchedTasks)
 	if len(groups) == 1 && len(singles) == 0 {
 		return &call{works: kept, group: groups[0], freeSlot: c.freeSlot, trial: c.trial}
 	}

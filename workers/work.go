@@ -1,7 +1,6 @@
 package workers
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -55,8 +54,8 @@ func newWork(ctx context.Context, a task.Assignment, batch string, ack *records.
 
 func (w *work) task() *task.Task { return &w.assignment.Task }
 
-// ownModel returns the device's name of the task's model.
-func (w *work) ownModel() string { return cmp.Or(w.assignment.Device.Model, w.task().Model) }
+// ownModel returns the device's name of the task's model; empty if it does not differ.
+func (w *work) ownModel() string { return w.assignment.Device.Model }
 
 // number returns the number of the next attempt.
 func (w *work) number() int {

@@ -30,7 +30,7 @@ type DeviceStatus struct {
 	Silent    bool              `json:"silent" doc:"The device missed its heartbeats and gets no work."`
 	Unserved  bool              `json:"unserved,omitempty" doc:"No batcher reads the device's assignments, or no worker its batches: it gets no work."`
 	Paused    *time.Time        `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
-	Declines  []Declines        `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
+	Declines  []device.Decline  `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
 	MaxBatch  map[string]int    `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
 	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time         `json:"seen_at"`
@@ -48,16 +48,6 @@ type RequestFigures struct {
 	FailureRate     float64 `json:"failure_rate" doc:"Share of the requests of the last minute that failed."`
 	MeanMS          float64 `json:"mean_ms,omitempty" doc:"Mean duration of the requests of the last minute."`
 	TokensPerSecond float64 `json:"tokens_per_second,omitempty" doc:"Output tokens per second, over the last minute."`
-}
-
-// Declines is an endpoint and model whose requests a device lately all refused.
-type Declines struct {
-	Endpoint string    `json:"endpoint"`
-	Model    string    `json:"model"`
-	Status   int       `json:"status" doc:"HTTP status of the last answer."`
-	Why      string    `json:"why" doc:"The kind of refusal, as in docs/failures.md." example:"no_endpoint"`
-	MinSize  int       `json:"min_size,omitempty" doc:"Only tasks whose input has this many bytes, or more, are refused: their prompts are too long for the device."`
-	Until    time.Time `json:"until" doc:"Then a request is tried again."`
 }
 
 // Of says how a device is.
@@ -78,21 +68,8 @@ func Of(d *device.Device, h *device.Health, now time.Time) DeviceStatus {
 	if d.Drained {
 		st.Drained, st.Since = true, timeOf(d.DrainedAt)
 	}
-	st.learned(h, now)
+	st.Paused, st.Declines, st.MaxBatch = timeOf(h.PausedUntil(now)), h.DeclinesAt(now), h.MaxBatch
 	return st
-}
-
-// learned fills in what the workers know of the device.
-func (st *DeviceStatus) learned(h *device.Health, now time.Time) {
-	if h.ThrottledUntil.After(now) {
-		st.Paused = timeOf(h.ThrottledUntil)
-	}
-	for _, d := range h.Declines {
-		if d.Until.After(now) {
-			st.Declines = append(st.Declines, Declines{d.Endpoint, d.Model, d.Status, d.Why, d.MinSize, d.Until})
-		}
-	}
-	st.MaxBatch = h.MaxBatch
 }
 
 // timeOf returns the time in UTC, nil for the zero time.

@@ -77,7 +77,7 @@ func TestASimulatedFleetPlaysOnCommand(t *testing.T) {
 	_, state := ask(http.MethodGet, urls["controls"]+"/", "")
 	require.Contains(t, state, `"play": "no_endpoint/405"`)
 	require.Contains(t, state, `"requests": 2`)
-	for path, want := range map[string]int{"/nobody/reset": 404, "/good/nothing-like-it": 400} {
+	for path, want := range map[string]int{"/missing/reset": 404, "/good/nothing-like-it": 400} {
 		code, _ = ask(http.MethodPut, urls["controls"]+path, "")
 		require.Equal(t, want, code)
 	}

@@ -135,7 +135,7 @@ func (l *Declines) Seed(ds []device.Decline, now time.Time) {
 	}
 }
 
-// Declining reports whether the device is let go for requests of tasks of the size class.
+// Declining reports whether the device gets no requests now of tasks of the size class.
 func (l *Declines) Declining(endpoint, model string, size int, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,7 +147,7 @@ func (l *Declines) Declining(endpoint, model string, size int, now time.Time) bo
 	return false
 }
 
-// List returns what the device is let go for, sorted.
+// List returns what the device gets no requests for now, sorted.
 func (l *Declines) List(now time.Time) (out []device.Decline) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

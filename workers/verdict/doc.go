@@ -8,7 +8,7 @@
 // Four may be at fault. A device at fault fails whatever it gets. A task at fault fails
 // wherever it goes. A pair at fault is this task on this device: the prompt is too long
 // there, or the model is missing. Then the device declines the task, and another may run it.
-// The fourth is nobody: a device that asks for a pause is neither broken nor is its task.
+// The fourth is neither: a device that asks for a pause is neither broken nor is its task.
 //
 // It does no I/O and has no clock.
 package verdict

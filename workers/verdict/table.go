@@ -16,10 +16,10 @@ type Fault string
 
 // Whose fault it is.
 const (
-	OfDevice Fault = "device"
-	OfTask   Fault = "task"
-	OfPair   Fault = "pair"
-	OfNobody Fault = "nobody"
+	OfDevice  Fault = "device"
+	OfTask    Fault = "task"
+	OfPair    Fault = "pair"
+	OfNeither Fault = "neither"
 )
 
 // Next is what follows for the task.
@@ -144,8 +144,8 @@ const (
 	Oversized   Kind = "oversized"
 )
 
-// letGo is after how many refusals in a row a device that lacks an endpoint or model is let
-// go. Refusals of requests as invalid need more, because the requests may be.
+// letGo is after how many refusals in a row a device that lacks an endpoint or model gets no more such
+// requests for a while. Refusals of requests as invalid need more, because the requests may be.
 const (
 	letGo        = 5
 	letGoInvalid = 20
@@ -159,7 +159,7 @@ var Table = []Row{
 		"device {device} cannot be reached in time: {why}"},
 	{TLS, "an untrusted or wrong certificate, or no TLS at all", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassConnect, 0, AllAlike,
 		"device {device} cannot be trusted: {why}"},
-	{Stale, "a kept connection is found closed before the first byte", OfNobody, Resend, UsesNone, CountsNothing, task.ClassNone, 0, AllAlike,
+	{Stale, "a kept connection is found closed before the first byte", OfNeither, Resend, UsesNone, CountsNothing, task.ClassNone, 0, AllAlike,
 		"nothing: only the second try counts"},
 	{Reset, "the connection is reset or closed before the first byte", OfDevice, Here, UsesAttempt, CountsFirst, task.ClassDevice, 0, AllAlike,
 		"device {device} closed the connection without an answer: {why}"},
@@ -194,13 +194,13 @@ var Table = []Row{
 		"device {device} answered {status}"},
 	{GenerationFailed, "424 (TGI: the generation failed)", OfDevice, Here, UsesAttempt, CountsSuspect, task.ClassDevice, 0, MayBeOne,
 		"device {device} answered {status}: the generation failed"},
-	{TooMany, "429, with or without Retry-After", OfNobody, AfterPause, UsesNone, CountsThrottle, task.ClassThrottled, 0, AllAlike,
+	{TooMany, "429, with or without Retry-After", OfNeither, AfterPause, UsesNone, CountsThrottle, task.ClassThrottled, 0, AllAlike,
 		"device {device} answered {status}: too many requests"},
-	{Overloaded, "529 without Retry-After", OfNobody, AfterPause, UsesNone, CountsThrottle, task.ClassThrottled, 0, AllAlike,
+	{Overloaded, "529 without Retry-After", OfNeither, AfterPause, UsesNone, CountsThrottle, task.ClassThrottled, 0, AllAlike,
 		"device {device} answered {status}: it is overloaded"},
-	{Paused, "503 or 529 with Retry-After, in seconds or as a date", OfNobody, AfterPause, UsesNone, CountsNothing, task.ClassThrottled, 0, AllAlike,
+	{Paused, "503 or 529 with Retry-After, in seconds or as a date", OfNeither, AfterPause, UsesNone, CountsNothing, task.ClassThrottled, 0, AllAlike,
 		"device {device} answered {status} and asked for a pause"},
-	{Loading, "503 that says that the model is loading", OfNobody, AfterPause, UsesNone, CountsNothing, task.ClassThrottled, 0, AllAlike,
+	{Loading, "503 that says that the model is loading", OfNeither, AfterPause, UsesNone, CountsNothing, task.ClassThrottled, 0, AllAlike,
 		"device {device} answered {status}: it is loading its model"},
 	{Unavailable, "503 without Retry-After", OfDevice, Here, UsesAttempt, CountsFault, task.ClassDevice, 0, AllAlike,
 		"device {device} answered {status}: it is unavailable"},
@@ -228,13 +228,13 @@ var Table = []Row{
 	{Unsplit, "an answer to a batched request that does not fit its tasks", OfDevice, Halves, UsesNone, CountsSuspect, task.ClassDevice, 0, MayBeOne,
 		"nothing: smaller requests follow"},
 
-	{BreakerOpen, "the breaker of the device is open; nothing was sent", OfNobody, Soon, UsesNone, CountsNothing, task.ClassBreakerOpen, 0, AllAlike,
+	{BreakerOpen, "the breaker of the device is open; nothing was sent", OfNeither, Soon, UsesNone, CountsNothing, task.ClassBreakerOpen, 0, AllAlike,
 		"the breaker of device {device} is open"},
-	{Cancelled, "the task was cancelled", OfNobody, Never, UsesNone, CountsNothing, task.ClassCancelled, 0, AllAlike,
+	{Cancelled, "the task was cancelled", OfNeither, Never, UsesNone, CountsNothing, task.ClassCancelled, 0, AllAlike,
 		"the task was cancelled"},
-	{Draining, "the worker stops, or the device belongs to another worker now", OfNobody, Soon, UsesNone, CountsNothing, task.ClassDraining, 0, AllAlike,
+	{Draining, "the worker stops, or the device belongs to another worker now", OfNeither, Soon, UsesNone, CountsNothing, task.ClassDraining, 0, AllAlike,
 		"the worker stopped before device {device} answered"},
-	{Expired, "the deadline of the task passed", OfNobody, Never, UsesNone, CountsNothing, task.ClassExpired, 0, AllAlike,
+	{Expired, "the deadline of the task passed", OfNeither, Never, UsesNone, CountsNothing, task.ClassExpired, 0, AllAlike,
 		"the deadline passed before device {device} answered"},
 	{Unsendable, "the input makes no request", OfTask, Never, UsesNone, CountsNothing, task.ClassInvalid, 0, AllAlike,
 		"{why}"},

@@ -216,7 +216,7 @@ func TestTheTableIsConsistent(t *testing.T) {
 		require.False(t, seen[r.Kind], r.Kind)
 		seen[r.Kind] = true
 		require.NotEmpty(t, r.Reads)
-		if r.Fault == OfPair || r.Fault == OfNobody {
+		if r.Fault == OfPair || r.Fault == OfNeither {
 			require.Equal(t, UsesNone, r.Attempt, r.Kind)
 			require.NotContains(t, []Counts{CountsFault, CountsFirst, CountsTimeout, CountsSuspect}, r.Counts, r.Kind)
 		}

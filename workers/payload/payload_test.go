@@ -1,4 +1,4 @@
-package workers
+package payload
 
 import (
 	"encoding/json"
@@ -14,13 +14,13 @@ import (
 	"github.com/batchyard/batchyard/task"
 )
 
-func workOf(id, endpoint, input string) *work {
-	return &work{assignment: task.Assignment{Task: task.Task{ID: id, Tenant: "t", Endpoint: endpoint, Model: "m", Input: task.Input(input)}}}
+func taskOf(id, endpoint, input string) *task.Task {
+	return &task.Task{ID: id, Tenant: "t", Endpoint: endpoint, Model: "m", Input: task.Input(input)}
 }
 
 func TestBody(t *testing.T) {
 	tk := &task.Task{Model: "m", Input: task.Input(`{"model":"m", "messages":[]}`)}
-	b, err := body(tk, tk.Model)
+	b, err := Body(tk, "")
 	require.NoError(t, err)
 	require.Equal(t, string(tk.Input), string(b), "an input that needs no change is sent unchanged")
 	for in, want := range map[string]string{
@@ -33,12 +33,12 @@ func TestBody(t *testing.T) {
 		`{"model":"other","seed":12345678901234567890}`: `{"model":"m","seed":12345678901234567890}`,
 	} {
 		tk.Input = task.Input(in)
-		b, err := body(tk, tk.Model)
+		b, err := Body(tk, "")
 		require.NoError(t, err)
 		require.Equal(t, canonical(t, want), canonical(t, string(b)))
 	}
 	tk.Input = task.Input(`[1]`)
-	_, err = body(tk, tk.Model)
+	_, err = Body(tk, "")
 	require.ErrorContains(t, err, "not a JSON object")
 }
 
@@ -86,33 +86,33 @@ func TestSplitReversesGrouping(t *testing.T) {
 		endpoint := rapid.SampledFrom([]string{task.EndpointEmbeddings, task.EndpointCompletions}).Draw(t, "endpoint")
 		member := listMember(endpoint)
 		inputs := []string{`"a"`, `"b c"`, `["d"]`, `["e","f"]`, `[1,2,3]`, `[[4,5],[6]]`, `""`, `["ü\n"]`, `[]`, `7`, `null`, ` [ "g" , "h" ] `, `["1","2","3","4","5"]`}
-		var works []*work
+		var tasks []*task.Task
 		for i := range rapid.IntRange(1, 12).Draw(t, "tasks") {
 			in := fmt.Sprintf(`{"model":"x","%s":%s`, member, rapid.SampledFrom(inputs).Draw(t, "input"))
 			if endpoint == task.EndpointCompletions {
 				in += rapid.SampledFrom([]string{``, `,"n":1`, `,"n":2`, `,"n":"many"`, `,"n":0`}).Draw(t, "n")
 			}
 			in += rapid.SampledFrom([]string{``, `,"temperature":0.5`, `, "temperature" : 0.5`, `,"stream":true`}).Draw(t, "other")
-			works = append(works, workOf(fmt.Sprint(i), endpoint, in+"}"))
+			tasks = append(tasks, taskOf(fmt.Sprint(i), endpoint, in+"}"))
 		}
 		most := rapid.IntRange(1, 6).Draw(t, "most")
-		groups, singles := groupTasks(endpoint, works, most)
-		seen := map[*work]int{}
+		groups, singles := Groups(endpoint, "", tasks, most)
+		seen := map[int]int{}
 		for _, w := range singles {
 			seen[w]++
 		}
 		for _, g := range groups {
-			batched, err := g.body(endpoint)
+			batched, err := g.Body(endpoint)
 			require.NoError(t, err)
-			require.LessOrEqual(t, g.items, most)
+			require.LessOrEqual(t, g.Items, most)
 			answer := answerOf(t, endpoint, batched)
-			shares, err := g.split(endpoint, answer)
+			shares, err := g.Split(endpoint, answer)
 			require.NoError(t, err)
-			require.Len(t, shares, len(g.parts))
+			require.Len(t, shares, len(g.Tasks()))
 			sums := map[string]int64{}
-			for i, p := range g.parts {
-				seen[p.work]++
-				one, err := bodyMembers(p.work.task(), p.work.ownModel())
+			for i, at := range g.Tasks() {
+				seen[at]++
+				one, err := bodyMembers(tasks[at], "")
 				require.NoError(t, err)
 				req, err := json.Marshal(one)
 				require.NoError(t, err)
@@ -124,7 +124,7 @@ func TestSplitReversesGrouping(t *testing.T) {
 					sums[k] += v
 				}
 			}
-			require.Equal(t, map[string]int64{"prompt_tokens": int64(10*g.items + 3), "total_tokens": int64(100*g.items + 7)}, sums)
+			require.Equal(t, map[string]int64{"prompt_tokens": int64(10*g.Items + 3), "total_tokens": int64(100*g.Items + 7)}, sums)
 			// An answer that leaves something out is an error.
 			var cut map[string]json.RawMessage
 			require.NoError(t, json.Unmarshal(answer, &cut))
@@ -136,11 +136,11 @@ func TestSplitReversesGrouping(t *testing.T) {
 			}
 			short, err := json.Marshal(cut)
 			require.NoError(t, err)
-			_, err = g.split(endpoint, short)
+			_, err = g.Split(endpoint, short)
 			require.Error(t, err)
 		}
-		for _, w := range works {
-			require.Equal(t, 1, seen[w], "a task is in one request")
+		for at := range tasks {
+			require.Equal(t, 1, seen[at], "a task is in one request")
 		}
 	})
 }
@@ -166,39 +166,40 @@ func sameAnswer(t require.TestingT, want, got []byte) {
 
 func TestGrouping(t *testing.T) {
 	e := task.EndpointEmbeddings
-	groups, singles := groupTasks(e, []*work{
-		workOf("a", e, `{"input":"a"}`), workOf("tokens", e, `{"input":[1,2]}`), workOf("b", e, `{"input":["b","c"],"model":"whatever"}`),
-		workOf("bad", e, `{"input":{}}`), workOf("none", e, `{}`), workOf("dims", e, `{"input":"d","dimensions":8}`),
-	}, 100)
+	tasks := []*task.Task{
+		taskOf("a", e, `{"input":"a"}`), taskOf("tokens", e, `{"input":[1,2]}`), taskOf("b", e, `{"input":["b","c"],"model":"whatever"}`),
+		taskOf("bad", e, `{"input":{}}`), taskOf("none", e, `{}`), taskOf("dims", e, `{"input":"d","dimensions":8}`),
+	}
+	groups, singles := Groups(e, "", tasks, 100)
 	var grouped [][]string
 	for _, g := range groups {
 		var ids []string
-		for _, p := range g.parts {
-			ids = append(ids, p.work.assignment.Task.ID)
+		for _, at := range g.Tasks() {
+			ids = append(ids, tasks[at].ID)
 		}
 		grouped = append(grouped, ids)
 	}
 	require.Equal(t, [][]string{{"a", "b"}, {"tokens"}, {"dims"}}, grouped, "texts, tokens, and requests with other members are apart")
 	require.Len(t, singles, 2)
-	batched, err := groups[0].body(e)
+	batched, err := groups[0].Body(e)
 	require.NoError(t, err)
 	require.JSONEq(t, `{"model":"m","input":["a","b","c"]}`, string(batched))
 }
 
 func TestInvalidBatchedAnswers(t *testing.T) {
 	e := task.EndpointEmbeddings
-	groups, _ := groupTasks(e, []*work{workOf("a", e, `{"input":"a"}`), workOf("b", e, `{"input":"b"}`)}, 100)
+	groups, _ := Groups(e, "", []*task.Task{taskOf("a", e, `{"input":"a"}`), taskOf("b", e, `{"input":"b"}`)}, 100)
 	for _, answer := range []string{
 		``, `[]`, `null`, `{}`, `{"data":{}}`, `{"data":[]}`, `{"data":[{"index":0}]}`, `{"data":[{"index":0},{"index":0}]}`,
 		`{"data":[{"index":0},{"index":2}]}`, `{"data":[{"index":-1},{"index":0}]}`, `{"data":[{},{}]}`, `{"data":[null,null]}`, `{"data":[{"index":"0"},{"index":1}]}`,
 	} {
-		_, err := groups[0].split(e, []byte(answer))
+		_, err := groups[0].Split(e, []byte(answer))
 		require.Error(t, err, answer)
 	}
 	for _, answer := range []string{`{"data":[{"index":1},{"index":0}]}`, `{"data":[{"index":1},{"index":0}],"usage":null}`, `{"data":[{"index":1},{"index":0}],"usage":"much"}`} {
-		shares, err := groups[0].split(e, []byte(answer))
+		shares, err := groups[0].Split(e, []byte(answer))
 		require.NoError(t, err, answer)
-		require.Equal(t, task.Usage{}, usageOf(shares[0]))
+		require.Equal(t, task.Usage{}, UsageOf(shares[0]))
 	}
 }
 
@@ -207,14 +208,14 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte(`{"choices":[{"index":1},{"index":0},{"index":2},{"index":3}],"usage":{"prompt_tokens":9223372036854775807}}`))
 	f.Add([]byte(`{"choices":[{},{},{},{}],"x":{"y":[[1]]},"usage":{"a":{}}}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		fuzzing.Bound(t, len(answer), func() { usageOf(answer) })
+		fuzzing.Bound(t, len(answer), func() { UsageOf(answer) })
 		if task.CheckJSON(answer) != nil { // the engine refuses it
 			return
 		}
-		groups, _ := groupTasks(e, []*work{workOf("a", e, `{"prompt":"a","n":2}`), workOf("b", e, `{"prompt":"bb","n":2}`)}, 100)
+		groups, _ := Groups(e, "", []*task.Task{taskOf("a", e, `{"prompt":"a","n":2}`), taskOf("b", e, `{"prompt":"bb","n":2}`)}, 100)
 		var shares [][]byte
 		var err error
-		fuzzing.Bound(t, len(answer), func() { shares, err = groups[0].split(e, answer) })
+		fuzzing.Bound(t, len(answer), func() { shares, err = groups[0].Split(e, answer) })
 		if err != nil {
 			return
 		}
@@ -231,14 +232,14 @@ func FuzzBody(f *testing.F) {
 	f.Add([]byte(`{"\u006dodel":"m","model":1,"prompt":[1,2,3],"n":2,"n":3}`))
 	f.Add([]byte(`{"prompt":[[1],[2]],"a":{"model":"x"}}`))
 	f.Fuzz(func(t *testing.T, input []byte) {
-		one := workOf("a", task.EndpointEmbeddings, string(input))
-		one.assignment.Task.Normalize(time.Unix(1, 0))
-		if one.assignment.Task.Validate(task.Limits{}) != nil {
+		one := taskOf("a", task.EndpointEmbeddings, string(input))
+		one.Normalize(time.Unix(1, 0))
+		if one.Validate(task.Limits{}) != nil {
 			return
 		}
 		var b []byte
 		var err error
-		fuzzing.Bound(t, len(input), func() { b, err = body(&one.assignment.Task, one.ownModel()) })
+		fuzzing.Bound(t, len(input), func() { b, err = Body(one, "") })
 		require.NoError(t, err)
 		var sent, had map[string]json.RawMessage
 		require.NoErrorf(t, json.Unmarshal(b, &sent), "%s", b)
@@ -252,11 +253,11 @@ func FuzzBody(f *testing.F) {
 			}
 		}
 		for _, e := range []string{task.EndpointEmbeddings, task.EndpointCompletions} {
-			one := workOf("a", e, string(input))
-			fuzzing.Bound(t, len(input), func() { groupTasks(e, []*work{one}, 16) })
-			groups, _ := groupTasks(e, []*work{one, one}, 16)
+			one := taskOf("a", e, string(input))
+			fuzzing.Bound(t, len(input), func() { Groups(e, "", []*task.Task{one}, 16) })
+			groups, _ := Groups(e, "", []*task.Task{one, one}, 16)
 			for _, g := range groups {
-				b, err := g.body(e)
+				b, err := g.Body(e)
 				require.NoError(t, err)
 				require.Truef(t, json.Valid(b), "%s", b)
 			}
@@ -265,7 +266,7 @@ func FuzzBody(f *testing.F) {
 }
 
 func TestUsage(t *testing.T) {
-	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, usageOf([]byte(`{"usage":{"prompt_tokens":3,"completion_tokens":4}}`)))
-	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, usageOf([]byte(`{"usage":{"input_tokens":3,"output_tokens":4}}`)))
-	require.Equal(t, task.Usage{}, usageOf([]byte(`{"usage":{"prompt_tokens":-3}}`)))
+	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, UsageOf([]byte(`{"usage":{"prompt_tokens":3,"completion_tokens":4}}`)))
+	require.Equal(t, task.Usage{InputTokens: 3, OutputTokens: 4}, UsageOf([]byte(`{"usage":{"input_tokens":3,"output_tokens":4}}`)))
+	require.Equal(t, task.Usage{}, UsageOf([]byte(`{"usage":{"prompt_tokens":-3}}`)))
 }

@@ -1,4 +1,4 @@
-package workers
+package payload
 
 import (
 	"bytes"
@@ -21,28 +21,28 @@ func listMember(endpoint string) string {
 
 // part is one task's share of a batched request.
 type part struct {
-	work  *work
+	task  int // which of those that were grouped
 	items []json.RawMessage
 	size  int
 }
 
-// group is tasks whose requests differ only in the list, so that one request can ask for all.
-type group struct {
+// Group is tasks whose requests differ only in the list, so that one request can ask for all.
+type Group struct {
+	Items          int // of all tasks
 	members        map[string]json.RawMessage
 	parts          []part
-	items          int
 	answersPerItem int // n of completions; else 1
 }
 
-// groupTasks puts tasks into groups with at most most items each. Tasks that cannot be grouped are
-// returned as singles.
-func groupTasks(endpoint string, works []*work, most int) (groups []*group, singles []*work) {
+// Groups puts tasks into groups with at most most items each. own is the device's name of their model, if it differs. It returns which tasks cannot be grouped as
+// singles.
+func Groups(endpoint, own string, tasks []*task.Task, most int) (groups []*Group, singles []int) {
 	member := listMember(endpoint)
-	open := map[string]*group{}
-	for _, w := range works {
-		members, err := bodyMembers(w.task(), w.ownModel())
+	open := map[string]*Group{}
+	for at, t := range tasks {
+		members, err := bodyMembers(t, own)
 		if err != nil {
-			singles = append(singles, w)
+			singles = append(singles, at)
 			continue
 		}
 		items := itemsOf(members[member], most)
@@ -51,26 +51,26 @@ func groupTasks(endpoint string, works []*work, most int) (groups []*group, sing
 			each = 0
 		}
 		if len(items) == 0 || len(items) > most || each < 1 {
-			singles = append(singles, w)
+			singles = append(singles, at)
 			continue
 		}
-		p := part{work: w, items: items, size: len(members[member])}
+		p := part{task: at, items: items, size: len(members[member])}
 		delete(members, member)
 		key, err := json.Marshal(members) // sorts the members
 		if err != nil {
-			singles = append(singles, w)
+			singles = append(singles, at)
 			continue
 		}
 		// A list holds either texts or tokens.
 		kind := string(key) + string(items[0][:1])
 		g := open[kind]
-		if g == nil || g.items+len(items) > most {
-			g = &group{members: members, answersPerItem: each}
+		if g == nil || g.Items+len(items) > most {
+			g = &Group{members: members, answersPerItem: each}
 			open[kind] = g
 			groups = append(groups, g)
 		}
 		g.parts = append(g.parts, p)
-		g.items += len(items)
+		g.Items += len(items)
 	}
 	return groups, singles
 }
@@ -100,9 +100,18 @@ func itemsOf(raw json.RawMessage, most int) (items []json.RawMessage) {
 	return items
 }
 
-// body returns the body of the batched request.
-func (g *group) body(endpoint string) ([]byte, error) {
-	all := make([]json.RawMessage, 0, g.items)
+// Tasks returns which of the tasks that were grouped are in the group, in the order of their answers.
+func (g *Group) Tasks() []int {
+	out := make([]int, len(g.parts))
+	for i, p := range g.parts {
+		out[i] = p.task
+	}
+	return out
+}
+
+// Body returns the body of the batched request.
+func (g *Group) Body(endpoint string) ([]byte, error) {
+	all := make([]json.RawMessage, 0, g.Items)
 	for _, p := range g.parts {
 		all = append(all, p.items...)
 	}
@@ -122,10 +131,10 @@ func (g *group) body(endpoint string) ([]byte, error) {
 // gets a copy.
 const maxBesideList = 4 << 10
 
-// split returns each task's share of a batched answer, in the form of an answer to that task alone. It
+// Split returns each task's share of a batched answer, in the form of an answer to that task alone. It
 // fails when the device did not answer every item in the form that lists are answered in; then
 // the tasks are sent one by one.
-func (g *group) split(endpoint string, answer []byte) ([][]byte, error) {
+func (g *Group) Split(endpoint string, answer []byte) ([][]byte, error) {
 	listName := "data"
 	if endpoint == task.EndpointCompletions {
 		listName = "choices"
@@ -189,8 +198,8 @@ func (g *group) split(endpoint string, answer []byte) ([][]byte, error) {
 }
 
 // byIndex returns the entries of a batched answer in the order of the request's items.
-func (g *group) byIndex(list []byte) ([][]byte, error) {
-	n, want := 0, g.items*g.answersPerItem
+func (g *Group) byIndex(list []byte) ([][]byte, error) {
+	n, want := 0, g.Items*g.answersPerItem
 	byIndex := make([][]byte, want)
 	bad := false
 	whole := wire.Elements(list, func(e []byte) bool {
@@ -223,7 +232,7 @@ func (g *group) byIndex(list []byte) ([][]byte, error) {
 
 // splitUsage divides the token counts of a batched answer among the tasks in proportion to the size of
 // their items; the sum stays the device's.
-func (g *group) splitUsage(raw json.RawMessage) []json.RawMessage {
+func (g *Group) splitUsage(raw json.RawMessage) []json.RawMessage {
 	if len(raw) > maxBesideList {
 		return nil
 	}

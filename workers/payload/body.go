@@ -1,6 +1,9 @@
-package workers
+// Package payload makes the bodies of requests to devices from the inputs of tasks, one or many in a request, and
+// splits the answer to many.
+package payload
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 
@@ -20,9 +23,10 @@ func dropped(endpoint, member string) bool {
 	return false
 }
 
-// body returns the request body of a task: its input with the device's name of the model, and without the
-// members that ask for another kind of answer.
-func body(t *task.Task, own string) ([]byte, error) {
+// Body returns the request body of a task: its input with the task's present model, or the
+// device's own name of it if there is one, and without the members that ask for another kind of answer.
+func Body(t *task.Task, own string) ([]byte, error) {
+	own = cmp.Or(own, t.Model)
 	unchanged, models := true, 0
 	whole := wire.Members(t.Input, func(key string, value []byte) bool {
 		switch {
@@ -74,6 +78,7 @@ const maxMembers = 64
 
 // bodyMembers returns the members of the request body of a task, with the device's name of the model.
 func bodyMembers(t *task.Task, own string) (map[string]json.RawMessage, error) {
+	own = cmp.Or(own, t.Model)
 	members := map[string]json.RawMessage{}
 	n := 0
 	if !wire.Members(t.Input, func(key string, value []byte) bool {

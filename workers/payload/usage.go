@@ -1,14 +1,13 @@
-package workers
+package payload
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 
 	"github.com/batchyard/batchyard/task"
 )
 
-// usageOf returns the token counts of an answer, under either of their names.
-func usageOf(answer []byte) task.Usage {
+// UsageOf returns the token counts of an answer, under either of their names.
+func UsageOf(answer []byte) task.Usage {
 	var a struct {
 		Usage struct {
 			Prompt     int64 `json:"prompt_tokens"`
@@ -24,9 +23,4 @@ func usageOf(answer []byte) task.Usage {
 		InputTokens:  max(0, a.Usage.Prompt, a.Usage.Input),
 		OutputTokens: max(0, a.Usage.Completion, a.Usage.Output),
 	}
-}
-
-func digest(b []byte) []byte {
-	sum := sha256.Sum256(b)
-	return sum[:]
 }

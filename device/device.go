@@ -97,7 +97,7 @@ func (d *Device) Validate() error {
 	if len(d.Problem) > MaxProblem || !utf8.ValidString(d.Problem) || strings.ContainsFunc(d.Problem, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		return &task.FieldError{Field: "problem", Problem: "it is not one line of text", Remedy: fmt.Sprintf("send at most %d bytes", MaxProblem)}
 	}
-	if len(d.Models) == 0 && d.Problem == "" { // nobody may know the models of one that never answered
+	if len(d.Models) == 0 && d.Problem == "" { // the models of one that never answered are not known
 		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `list the models that the device serves, or ["*"] for all`}
 	}
 	if err := checkNames("models", d.Models, MaxModels); err != nil {

@@ -294,6 +294,8 @@ var varying = []struct {
 	{regexp.MustCompile(`("duration_ms": ?)[0-9.e-]+`), "$1<ms>"},
 	{regexp.MustCompile(`("score": ?)[0-9.e-]+`), "$1<ms>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
+	{regexp.MustCompile(`(X-Request-Id: [^.,\s]+\.\d+\.)\w+`), "$1<random>"},
+	{regexp.MustCompile(`("digests": ?")[\w+/=]+`), "$1<digests>"},
 	{regexp.MustCompile(`evt_[0-9a-f]+`), "<callback id>"},
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "<batch id>"},
 	{regexp.MustCompile(`\\\\x[0-9a-f]{64}\b`), "<hash>"},

@@ -120,7 +120,7 @@ func TestACancelEndsWhateverWasAsked(t *testing.T) {
 	require.Equal(t, two[0].Task.Fingerprint().Bytes(), audittest.One[[]byte](t, r.pool, "SELECT fingerprint FROM tasks"))
 }
 
-// A cancel does not say what was asked, but the answer to another request is none of a cancelled task either.
+// A cancel does not say what was asked, but a cancelled task does not take the answer to another request.
 func TestAResultOfAnotherRequestIsNotTakenAfterACancel(t *testing.T) {
 	t.Parallel()
 	for _, together := range []bool{true, false} {

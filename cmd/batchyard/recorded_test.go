@@ -21,6 +21,7 @@ var unrecordedCommands = map[string]string{
 	"audit accept-restore": "it writes its row before it signs",
 	"audit actions":        "it prints the program's own list",
 	"topics list":          "it shows names and limits only",
+	"fleet":                "it plays devices, and has no installation",
 	"config":               "it reads the local file only", "bench": "it measures with data of its own", "version": "it reads nothing",
 	"migrate status": "it shows the version only",
 	"help":           "it reads nothing", "completion": "it reads nothing",

@@ -204,7 +204,7 @@ func readFile(path, what string) ([]byte, error) {
 	return b, nil
 }
 
-// tlsOf returns the TLS settings of a device; nil if it has none of its own.
+// tlsOf returns the TLS settings of a device; nil for the usual ones.
 func tlsOf(d *Device) (*tls.Config, error) {
 	if d.CAFile == "" && d.CertFile == "" && d.ServerName == "" {
 		return nil, nil

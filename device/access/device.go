@@ -35,7 +35,7 @@ type Device struct {
 	Engine     string            `yaml:"engine" default:"auto" enum:"auto,vllm,sglang,llamacpp,ollama,tgi,tei,openai" doc:"Kind of server, for the figures that it reports. auto: found out."`
 }
 
-// Others is the name of the entry for every device that has none of its own and reports itself.
+// Others is the name of the entry for every device that reports itself and has no entry.
 const Others = "*"
 
 // engines are the kinds of servers, as in the tag of Device.Engine.

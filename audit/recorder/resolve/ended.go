@@ -16,7 +16,7 @@ import (
 // only the log knows its name. The log is large. So it is searched last, once no other task is lost or
 // underway, and one day at a time.
 
-// noHorizon is how far back the log is searched if events are kept for ever.
+// noHorizon is how far back the log is searched if events are never deleted.
 const noHorizon = 30 * 24 * time.Hour
 
 // readEnded returns tasks that ended, as the log says, and that Postgres does not know otherwise. It starts

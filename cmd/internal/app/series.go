@@ -22,7 +22,7 @@ func (a *App) forgetDevices(ctx context.Context) {
 		}
 		ds, err := registry.List(ctx)
 		if err != nil {
-			continue // without Redis nobody knows which devices there are
+			continue // without Redis the devices are not known
 		}
 		known := make(map[string]bool, len(ds))
 		for i := range ds {

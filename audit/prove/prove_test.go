@@ -168,11 +168,13 @@ func TestRowsBesideDroppedOnesCanBeProven(t *testing.T) {
 	g, r := rig.NewSigning(t, pool), rig.New(t, pool)
 	r.Key = g.Key()
 	e0 := r.Own("events", 0)
+	var es []task.Event
 	for i := range 300 {
 		e := audittest.NewStory(fmt.Sprintf("t%d", i)).Accepted()
 		e.Time = time.Now().Add(-time.Duration(40-i%7*3) * audit.Day)
-		r.Record(e0.Events(t, e))
+		es = append(es, e)
 	}
+	r.Record(e0.Events(t, es...))
 	g.Seal()
 	for _, days := range []int{38, 32, 25} {
 		require.NoError(t, r.DropDays(time.Now().Add(-time.Duration(days)*audit.Day)))
@@ -186,7 +188,7 @@ func TestRowsBesideDroppedOnesCanBeProven(t *testing.T) {
 			}
 			require.ErrorIs(t, err, prove.ErrNoRows)
 		}
-		require.Equal(t, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log"), proven)
+		require.Equal(t, audittest.One[int](t, pool, "SELECT count(*) FROM audit_log WHERE task_id IS NOT NULL"), proven)
 		require.Positive(t, proven)
 	}
 	require.NoError(t, r.DropDays(time.Now().Add(-10*audit.Day)))

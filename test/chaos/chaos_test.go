@@ -85,10 +85,7 @@ func run(t *testing.T, p *profile) {
 	w.say("%s for %s", p.name, p.length)
 	w.begin = time.Now()
 	stopLooking := w.lookout(ctx)
-	endStanding := func() {}
-	if p.standing {
-		endStanding = l.stand(receiver)
-	}
+	endStanding := l.stand(receiver)
 	over, cancelLoad := context.WithDeadline(ctx, w.begin.Add(p.length))
 	defer cancelLoad()
 	loaded := make(chan struct{})
@@ -99,11 +96,15 @@ func run(t *testing.T, p *profile) {
 	w.runPlan(ctx, p.plan, p.length)
 	<-loaded
 	receiver.Heal()
-	endStanding()
 	l.into(h)
 	healed := time.Now()
 	w.say("everything is healed; draining")
-	if err := w.drain(ctx, accepted(h)); err != nil {
+	err = w.drain(ctx, accepted(h))
+	endStanding() // what stands has held up nothing
+	if err == nil {
+		err = w.drain(ctx, accepted(h))
+	}
+	if err != nil {
 		h.Undrained = err.Error()
 		w.say("not drained: %v", err)
 	}

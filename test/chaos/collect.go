@@ -31,11 +31,12 @@ const (
 	drainMost  = 5 * time.Minute
 )
 
-// drain waits until nothing is left to do: all accepted tasks have ended, and
+// drain waits until nothing is left to do: all accepted tasks have ended, but for those that stand, and
 // everything written is recorded, delivered and committed.
 func (w *world) drain(ctx context.Context, accepted []task.Key) error {
 	ctx, cancel := context.WithTimeout(ctx, drainMost)
 	defer cancel()
+	accepted = slices.DeleteFunc(slices.Clone(accepted), func(k task.Key) bool { return k.Tenant == w.standing })
 	calm, began, moved := 0, time.Now(), time.Now()
 	var last string
 	err := process.Poll(ctx, 250*time.Millisecond, func() error {
@@ -83,8 +84,8 @@ func (w *world) drained(ctx context.Context, accepted []task.Key) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var open, due int
-	if err := w.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM tasks WHERE state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED')),
-		(SELECT count(*) FROM callbacks WHERE state = 'DUE')`).Scan(&open, &due); err != nil {
+	if err := w.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM tasks WHERE state NOT IN ('SUCCESS', 'FAILED', 'CANCELLED', 'EXPIRED') AND tenant <> $1),
+		(SELECT count(*) FROM callbacks WHERE state = 'DUE')`, w.standing).Scan(&open, &due); err != nil {
 		return fmt.Errorf("asking Postgres: %w", err)
 	}
 	if open > 0 {

@@ -10,11 +10,12 @@
 // the next time. The logs, plan and summary of each run are kept and should be
 // enough to find the cause.
 //
+// Until all else is done, there are more tasks that no device can run than routers hold in memory.
+//
 // A soak is another plan and other settings in the same world. Kafka keeps records for
 // seconds, in small segments; each stage in turn is absent for longer than that; tasks
 // wait for longer than that; topics get more partitions, and processes and devices come
-// and go. To the end, there are tasks that no device can run; for the first third, callbacks
-// that no host answers. What Kafka deletes before it is read is a hole. Each hole has to be named, and
+// and go. For the first third, there are callbacks that no host answers. What Kafka deletes before it is read is a hole. Each hole has to be named, and
 // the tasks in it run again or end as lost. A task whose events and result were all in
 // holes is unknown to Postgres; the summary counts these.
 //
@@ -26,7 +27,7 @@
 //	              topics and disks, topics.go deletes a topic and creates it again
 //	load.go       the clients: submissions, cancels and queries, with their outcomes;
 //	              load_identity.go has retries, reused ids and Kafka transactions
-//	standing.go   what waits throughout a soak, and must not hold up anything else
+//	standing.go   what waits throughout a run, and must not hold up anything else
 //	lookout.go    looks once a second where everything stands, and for how long each
 //	              thing may stand still
 //	commands.go   runs the program's own checks

@@ -24,7 +24,8 @@ type profile struct {
 	broker    []string      // settings of the broker
 	retention time.Duration // of all topics but dlq and checkpoints; 0: as the program creates them
 	waits     time.Duration // the longest not_before of a task
-	standing  bool          // there are tasks and callbacks that wait from the beginning to the end
+
+	silentHosts bool // there are callbacks that are not answered for a while
 }
 
 const (
@@ -51,7 +52,7 @@ func settings() map[string]any {
 		"kafka.session_timeout": SessionTimeout.String(), "kafka.heartbeat_interval": "300ms", "kafka.rebalance_timeout": rebalanceTimeout.String(),
 		"kafka.commit_interval": "100ms", "kafka.fetch_wait": "250ms", "kafka.dial_timeout": "3s", "kafka.request_timeout": requestTimeout.String(),
 		"redis.timeout": "1s", "redis.prefix": "chaos:", "postgres.timeout": "3s", "postgres.max_conns": 6, "task.recent_ttl": "5s",
-		"devices.lease_ttl": leaseTTL.String(), "devices.heartbeat_timeout": "4s", "devices.reader_timeout": "6s", "router.refresh_interval": "250ms", "router.claim_ttl": "5s",
+		"devices.lease_ttl": leaseTTL.String(), "devices.heartbeat_timeout": "4s", "devices.reader_timeout": "6s", "router.refresh_interval": "250ms", "router.claim_ttl": "5s", "router.max_pending_tasks": standingWindow,
 		"workers.request_timeout": "6s", "workers.backoff_min": "20ms", "workers.backoff_max": "1s", "workers.breaker_open": "500ms", "workers.breaker_open_max": "2s",
 		"workers.report_interval": "200ms", "workers.rebalance_every": "1s", "workers.drain_timeout": "5s",
 		"callbacks.allow_private": true, "callbacks.secret_env": harness.SecretEnv, "callbacks.timeout": "2s", "callbacks.per_host": 32, "callbacks.retries": retries,
@@ -73,11 +74,11 @@ func newChaos(seed uint64, length time.Duration, rate int) *profile {
 
 // newSoak returns a run that compresses a month of operation: what takes days takes seconds.
 func newSoak(seed uint64, length time.Duration, rate int) *profile {
-	p := &profile{name: "soak", seed: seed, length: length, rate: rate, settings: settings(), retention: soakRetention(length), standing: true}
+	p := &profile{name: "soak", seed: seed, length: length, rate: rate, settings: settings(), retention: soakRetention(length), silentHosts: true}
 	p.waits = 2 * p.retention // so that they are parked, and what is parked is written again
 	p.plan = soakPlan(seed, length, p.retention, deviceIDs())
 	maps.Copy(p.settings, map[string]any{"audit.maintenance": "5s", "stall_timeout": "20s", "audit.lost_after": "8s",
-		"router.max_pending_tasks": standingWindow, "callbacks.concurrency": silentSlots, "callbacks.per_tenant": silentSlots * 3 / 4})
+		"callbacks.concurrency": silentSlots, "callbacks.per_tenant": silentSlots * 3 / 4})
 	// Kafka looks for old segments every second, and deletes their files at once.
 	p.broker = []string{"log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=500", "log.segment.delete.delay.ms=500"}
 	return p

@@ -11,10 +11,10 @@ import (
 	"github.com/batchyard/batchyard/test/chaos/hooks"
 )
 
-// What stands from the beginning of a soak on, and must not hold up anything else: tasks of a model that no
-// device serves before the end, more than the routers hold in memory, and callbacks to hosts that do not
-// answer in the first third, more than there are slots for. A host that has been silent for a while is tried again
-// after as long at most, so these callbacks have until the last third before they stand still.
+// What stands from the beginning of a run on, and must not hold up anything else: tasks of a model that no
+// device serves until all else is done, more than the routers hold in memory, and in a soak, callbacks to hosts that
+// do not answer in the first third, more than there are slots for. A host that has been silent for a while is tried
+// again after as long at most, so these callbacks have until the last third before they stand still.
 const (
 	standingTenant = "standing"
 	standingModel  = "late-model"
@@ -55,13 +55,18 @@ func lateDevice() fleet.Spec {
 // stand submits what is to stand until the returned function is called.
 func (l *load) stand(r *hooks.Receiver) (end func()) {
 	giveDevice := l.w.lacking.add(needLateDevice)
-	giveAnswers := l.w.lacking.add(needAnswers)
-	time.AfterFunc(l.w.profile.length/3, r.Answer)
-	time.AfterFunc(l.w.profile.length*2/3, giveAnswers)
+	callbacks := 0
+	if l.w.profile.silentHosts {
+		callbacks = silentCallbacks
+		giveAnswers := l.w.lacking.add(needAnswers)
+		time.AfterFunc(l.w.profile.length/3, r.Answer)
+		time.AfterFunc(l.w.profile.length*2/3, giveAnswers)
+	}
+	l.w.standing = standingTenant
 	var all []*task.Task
-	for n := range silentCallbacks + standingTasks {
+	for n := range callbacks + standingTasks {
 		t := &task.Task{ID: fmt.Sprintf("%s%06d", l.prefix, n), Tenant: standingTenant, Model: standingModel, Priority: task.Normal, Endpoint: task.EndpointChat}
-		if n < silentCallbacks {
+		if n < callbacks {
 			t.Tenant, t.Model = silentTenant, model
 			t.Callback = &task.Callback{URL: r.SilentURL(n, t.Key())}
 		}
@@ -73,6 +78,7 @@ func (l *load) stand(r *hooks.Receiver) (end func()) {
 		l.post(at/100%len(Lanes), all[at:min(at+100, len(all))], check.Accepted)
 	}
 	return func() {
+		l.w.standing = ""
 		l.w.silent.Delete(standingDevice)
 		giveDevice()
 	}

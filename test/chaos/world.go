@@ -53,6 +53,7 @@ type world struct {
 	silent                 sync.Map // device id → true: sends no heartbeats
 	busy                   sync.Map // target → mutex held while it is broken
 	leftOut                atomic.Int64
+	standing               string // the tenant whose tasks stand; empty: none
 	ports                  services.Ports
 
 	mu        sync.Mutex
@@ -368,12 +369,8 @@ func (w *world) connect(ctx context.Context) error {
 // startFleet starts the devices, and sends heartbeats for those that are not silent.
 func (w *world) startFleet(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	all := specs()
-	if w.profile.standing {
-		all = append(all, lateDevice())
-		w.silent.Store(standingDevice, true)
-	}
-	f, err := fleet.Start(ctx, all)
+	w.silent.Store(standingDevice, true)
+	f, err := fleet.Start(ctx, append(specs(), lateDevice()))
 	if err != nil {
 		cancel()
 		return err

@@ -15,7 +15,7 @@
 // A soak is another plan and other settings in the same world. Kafka keeps records for
 // seconds, in small segments; each stage in turn is absent for longer than that; tasks
 // wait for longer than that; topics get more partitions, and processes and devices come
-// and go. For the first third, there are callbacks that no host answers. What Kafka deletes before it is read is a hole. Each hole has to be named, and
+// and go. For the first fifth, there are callbacks that no host answers. What Kafka deletes before it is read is a hole. Each hole has to be named, and
 // the tasks in it run again or end as lost. A task whose events and result were all in
 // holes is unknown to Postgres; the summary counts these.
 //

@@ -13,7 +13,7 @@ import (
 
 // What stands from the beginning of a run on, and must not hold up anything else: tasks of a model that no
 // device serves until all else is done, more than the routers hold in memory, and in a soak, callbacks to hosts that
-// do not answer in the first third, more than there are slots for. A host that has been silent for a while is tried
+// do not answer in the first fifth, more than there are slots for. A host that has been silent for a while is tried
 // again after as long at most, so these callbacks have until the last third before they stand still.
 const (
 	standingTenant = "standing"
@@ -59,7 +59,7 @@ func (l *load) stand(r *hooks.Receiver) (end func()) {
 	if l.w.profile.silentHosts {
 		callbacks = silentCallbacks
 		giveAnswers := l.w.lacking.add(needAnswers)
-		time.AfterFunc(l.w.profile.length/3, r.Answer)
+		time.AfterFunc(l.w.profile.length/5, r.Answer)
 		time.AfterFunc(l.w.profile.length*2/3, giveAnswers)
 	}
 	l.w.standing = standingTenant

@@ -171,8 +171,11 @@ func (s *Callbacks) claimRound(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	again := s.slots.looked(r, claimed)
 	if len(claimed) > 0 {
 		s.start(claimed)
+	}
+	if len(claimed) > 0 || again {
 		return 0, nil // there may be more
 	}
 	next, ok, err := s.table.untilNext(ctx, r)

@@ -21,6 +21,9 @@ const maxSilent = 10_000
 // delivery at a time, after pauses that double, until it answers; and all silent hosts together get a quarter of
 // the slots. So even many tenants with many dead hosts take slots from others for one timeout only.
 //
+// Of these slots, silent hosts that had a callback at their last turn go before those that had none: nothing
+// may be left for such a host, because another process delivered it, and it must not take the turn of others.
+//
 // All of this is forgotten when the process ends.
 type slots struct {
 	cfg Config
@@ -39,6 +42,18 @@ type slots struct {
 type silence struct {
 	pause time.Duration
 	until time.Time
+	idle  time.Time // since when no callback was found for it; zero: one was
+}
+
+// before reports whether the turn of a silent host comes before that of another.
+func (q *silence) before(other *silence) int {
+	if a, b := q.idle.IsZero(), other.idle.IsZero(); a != b {
+		if a {
+			return -1
+		}
+		return 1
+	}
+	return q.until.Compare(other.until) // those that have waited longest come first
 }
 
 func newSlots(cfg Config) *slots {
@@ -51,6 +66,8 @@ type room struct {
 	hosts   map[string]int // slots of hosts that have fewer than usual; 0: none
 	tenants map[string]int // the same of tenants
 	wake    time.Duration  // until a host without room has some; 0: when a delivery ends
+	tried   []string       // the silent hosts whose turn it is
+	crowded bool           // it is not the turn of all silent hosts whose pauses are over
 }
 
 // full returns the names that have no room.
@@ -76,25 +93,50 @@ func (s *slots) room() room {
 		r.hosts[h] = s.cfg.PerHost - n
 	}
 	now, left := s.now(), max(1, s.cfg.Concurrency/4)-s.silentRunning
-	// Those that have waited longest come first.
-	for _, h := range slices.SortedFunc(maps.Keys(s.silent), func(x, y string) int { return s.silent[x].until.Compare(s.silent[y].until) }) {
+	for _, h := range slices.SortedFunc(maps.Keys(s.silent), func(x, y string) int { return s.silent[x].before(s.silent[y]) }) {
 		wait := s.silent[h].until.Sub(now)
+		r.hosts[h] = 0
 		switch {
 		case s.hosts[h] > 0:
-			r.hosts[h] = 0
-		case wait > 0:
-			r.hosts[h] = 0
-			if r.wake == 0 || wait < r.wake {
-				r.wake = wait
-			}
-		case left > 0:
-			r.hosts[h] = 1
+			continue
+		case wait <= 0 && left > 0:
+			r.hosts[h], r.tried = 1, append(r.tried, h)
 			left--
-		default:
-			r.hosts[h] = 0
+			continue
+		case wait <= 0:
+			r.crowded = true
+			wait = turnOfIdle
+		}
+		if r.wake == 0 || wait < r.wake {
+			r.wake = wait
 		}
 	}
 	return r
+}
+
+// turnOfIdle is after how long the next silent hosts have their turn, if those that had theirs had no callbacks.
+const turnOfIdle = time.Second
+
+// looked notes for which of the silent hosts whose turn it was a claim found callbacks. It reports whether it is the
+// turn of others now.
+func (s *slots) looked(r room, claimed []*callback) (again bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for _, h := range r.tried {
+		q := s.silent[h]
+		switch {
+		case q == nil || slices.ContainsFunc(claimed, func(c *callback) bool { return c.host == h }):
+		case q.idle.IsZero():
+			q.idle, q.until = now, now
+			again = r.crowded
+		case now.Sub(q.idle) > lastSilence:
+			delete(s.silent, h)
+		default:
+			q.until = now
+		}
+	}
+	return again
 }
 
 // take takes slots for claimed callbacks, and returns how many are taken now.
@@ -106,7 +148,8 @@ func (s *slots) take(claimed []*callback) (total int) {
 		s.total++
 		s.hosts[c.host]++
 		s.tenants[c.tenant]++
-		if c.silent = s.silent[c.host] != nil; c.silent {
+		if q := s.silent[c.host]; q != nil {
+			c.silent, q.idle = true, time.Time{}
 			s.silentRunning++
 		}
 	}
@@ -150,7 +193,7 @@ func (s *slots) silence(host string, pause time.Duration) {
 		maps.DeleteFunc(s.silent, func(_ string, q *silence) bool { return now.Sub(q.until) > lastSilence })
 	}
 	if len(s.silent) < maxSilent || s.silent[host] != nil {
-		s.silent[host] = &silence{pause, now.Add(pause)}
+		s.silent[host] = &silence{pause: pause, until: now.Add(pause)}
 	}
 }
 

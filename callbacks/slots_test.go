@@ -86,6 +86,46 @@ func TestAHostThatTimesOutGetsFewer(t *testing.T) {
 	require.Empty(t, s.room().hosts, "it has as many as any host")
 }
 
+// Silent hosts for which nothing is left, because another process delivered it, must not keep the slots of silent
+// hosts from one that has callbacks; and they are forgotten.
+func TestSilentHostsWithoutCallbacksDelayNoOther(t *testing.T) {
+	t.Parallel()
+	s, c := slotsAt(Config{Concurrency: 8})
+	end := func(host string, timedOut bool) {
+		one := []*callback{{host: host, tenant: "acme"}}
+		s.take(one)
+		s.free(one[0], timedOut)
+	}
+	for i := range 50 {
+		end(fmt.Sprint("gone", i), true)
+		c.at = c.at.Add(time.Millisecond)
+	}
+	end("back", true)
+	c.at = c.at.Add(firstSilence)
+	rounds := 0
+	for r := s.room(); r.hosts["back"] == 0; r = s.room() {
+		require.Len(t, r.tried, 2)
+		require.True(t, s.looked(r, nil), "the next ones have their turn at once")
+		rounds++
+	}
+	require.Equal(t, 25, rounds)
+	s.looked(s.room(), []*callback{{host: "back", tenant: "acme"}})
+	end("back", true)
+	c.at = c.at.Add(2 * firstSilence)
+	require.Equal(t, 1, s.room().hosts["back"], "it goes before those that had no callbacks")
+
+	for range 60 {
+		r := s.room()
+		require.Equal(t, turnOfIdle, min(turnOfIdle, r.wake), "there are more than have a turn at a time")
+		require.False(t, s.looked(r, []*callback{{host: "back"}}))
+	}
+	c.at = c.at.Add(lastSilence)
+	for range 60 {
+		s.looked(s.room(), []*callback{{host: "back"}})
+	}
+	require.Len(t, s.silent, 1, "those without callbacks are forgotten")
+}
+
 // TestSlotsAreBounded: whatever ends how, no limit is exceeded by what a room allows, and in the end nothing is taken.
 func TestSlotsAreBounded(t *testing.T) {
 	t.Parallel()
@@ -113,6 +153,7 @@ func TestSlotsAreBounded(t *testing.T) {
 				claimed = append(claimed, cb)
 			}
 			running = append(running, claimed...)
+			s.looked(r, claimed)
 			require.Equal(t, len(running), s.take(claimed))
 			require.LessOrEqual(t, len(running), cfg.Concurrency)
 			require.LessOrEqual(t, s.silentRunning, max(1, cfg.Concurrency/4))

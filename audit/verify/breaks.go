@@ -140,6 +140,9 @@ func (c *chainCheck) takeHole(seq int64, r *rawRow) {
 	case task.RecordsMissed:
 	case task.TopicReplaced:
 		kind = audit.TopicReplaced
+	case task.RecordedAgain:
+		c.again++
+		return
 	default:
 		return
 	}

@@ -60,6 +60,8 @@ type chainCheck struct {
 
 	holes     []Finding // rows that say what was never recorded; they explain nothing about other rows
 	holeCount int64
+
+	again int64 // rows that say that Postgres had lost what it had confirmed
 }
 
 // errTooManySegments says that the rows' order on disk has nothing to do with the chains.

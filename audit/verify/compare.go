@@ -63,6 +63,9 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	if v.damaged() {
 		v.tables.Damaged()
 	}
+	if v.report.again > 0 {
+		v.tables.FellBack()
+	}
 	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {
 		return err
 	}

@@ -203,6 +203,7 @@ type Report struct {
 
 	lostStatements int64                         // the first that a checkpoint has and the database does not; 0: none
 	holes          int64                         // rows that say what was never recorded
+	again          int64                         // rows that say that Postgres had lost what it had confirmed
 	lostChains     map[audit.TopicPartition]bool // that checkpoints have and the database does not
 }
 
@@ -250,6 +251,7 @@ func (c *chainCheck) explains(from, to int64) bool {
 func (c *chainCheck) report(r *Report) {
 	c.count += c.holeCount
 	r.holes += c.holeCount
+	r.again += c.again
 	c.findings = append(c.findings, c.holes...)
 	sortFindings(c.findings)
 	out := ChainReport{Topic: c.at.Topic, Partition: c.at.Partition, Rows: c.end.Rows, From: c.from, Read: c.read, Hash: hex.EncodeToString(c.end.Hash[:]), Contradicted: c.wrongFrom,

@@ -174,6 +174,9 @@ func (o *outlook) partitions(ctx context.Context) (all []watch.Sample, err error
 		case "router": // tasks wait in it for whatever runs them
 			s.Kind, s.Bound = "router", boundTask
 			s.Needs = append(s.Needs, needDevices, needPostgres, needTime, "batcher", "workers")
+			if r.topic == stream.TasksNormal { // it has the tasks that stand
+				s.Needs = append(s.Needs, needLateDevice)
+			}
 		case "workers":
 			s.Needs = append(s.Needs, needDevices)
 		}

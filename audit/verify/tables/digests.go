@@ -37,6 +37,7 @@ type Log struct {
 	complete   time.Time // see Options
 	partial    bool      // see Options
 	damaged    bool      // see Damaged
+	fellBack   bool      // see FellBack
 
 	counted *Counter
 
@@ -197,6 +198,10 @@ func name(r *copyrows.Row, i int) string { return strings.ToValidUTF8(string(r.F
 // a row. It has to be called before rows are compared.
 func (l *Log) Damaged() { l.damaged = true }
 
+// FellBack says that Postgres had lost rows that it had confirmed, as after a failover. What came from Kafka was
+// recorded again, but not how often a callback was tried. It has to be called before rows are compared.
+func (l *Log) FellBack() { l.fellBack = true }
+
 // compare compares a row that exists with what the log says. old reports whether the log may have lost the
 // digest of the row.
 func (l *Log) compare(s *slot, sum uint64, what Row, table int, old bool) bool {
@@ -304,6 +309,8 @@ func (l *Log) callback(r *copyrows.Row, old bool) {
 		return
 	}
 	switch proven, why := l.delivery(r, state); {
+	case why != "" && l.fellBack:
+		l.silent(inAttempts, id)
 	case why != "":
 		what.What += why
 		l.differs(what)

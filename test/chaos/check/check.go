@@ -332,7 +332,7 @@ func (c *checker) events() {
 		case c.named(stream.Events, e.Partition, e.Offset) && (!ok || r.Action == string(task.RecordsMissed)):
 		case !ok:
 			c.add(EventMissing, e.Key, "events/%d@%d[%d] %s is not in audit_log", e.Partition, e.Offset, e.Index, e.Action)
-		case r != e:
+		case r.Action != e.Action || r.Key != e.Key:
 			c.add(EventChanged, e.Key, "events/%d@%d[%d] is %s of %s, but its row says %s of %s", e.Partition, e.Offset, e.Index, e.Action, e.Key, r.Action, r.Key)
 		}
 		delete(rows, e.Place)

@@ -67,3 +67,25 @@ func TestWhatMayHaveBeenInAHoleIsUnproven(t *testing.T) {
 	audittest.Execute(t, pool, "DELETE FROM results WHERE task_id = 'kept'")
 	require.Equal(t, []string{"kept", "other"}, about(verify(t, pool, settled), Missing))
 }
+
+// After a failover that lost rows, the table may say less of the deliveries of a callback than the log has: events are
+// recorded again, attempts are not. Without one it is a finding.
+func TestAFailoverExplainsLostAttempts(t *testing.T) {
+	t.Parallel()
+	w := newScene(t)
+	for _, fellBack := range []bool{false, true} {
+		pool, dir := w.copyTo(t)
+		if fellBack {
+			again := audittest.NewStory("").Event(task.RecordedAgain, 0, "")
+			again.TaskID, again.JobID = "", ""
+			r := rig.New(t, pool)
+			r.Record(r.Own("events", 0).Events(t, again))
+		}
+		audittest.Execute(t, pool, "UPDATE callbacks SET state = 'DUE', attempts = 0 WHERE task_id = 't2'")
+		rep := w.verify(pool, dir)
+		require.Equal(t, fellBack, rep.OK(), "%+v", rep.Findings)
+		require.Equal(t, fellBack, slices.ContainsFunc(rep.Gaps, func(g Gap) bool {
+			return g.Kind == GapResults && strings.Contains(g.Detail, "callbacks were delivered, or are being delivered")
+		}), "%+v", rep.Gaps)
+	}
+}

@@ -69,6 +69,8 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 	at := b.Time.UTC().Format(time.RFC3339)
 	switch b.Kind {
 	case audit.RecordedAgain:
+		// Whoever can set a database back brings this about, and writes to what is recorded again before it is signed.
+		v.report.gap(GapRecovery, "%s: rows from %d on were recorded again at %s: what was signed about them before does not count any more", b.At(), b.Seq, at)
 		v.report.note("%s: Postgres lost the records %s; %s recorded them again from Kafka at %s, from row %d on (%s)", b.At(), b.Offsets(), b.ActorID, at, b.Seq, by)
 	case audit.TopicReplaced:
 		v.report.note("%s: the topic was replaced; %s noticed that at %s, and rows from %d on are of the new one (%s). Records %s of the old one were not recorded", b.At(), b.ActorID, at, b.Seq, by, b.Offsets())

@@ -38,6 +38,7 @@ const (
 	GapCopies      GapKind = "copies"
 	GapWitness     GapKind = "witness"
 	GapTrees       GapKind = "trees"
+	GapRecovery    GapKind = "recovery"
 	GapPeriod      GapKind = "period"
 	GapDropped     GapKind = "dropped"
 	GapDefinitions GapKind = "definitions"
@@ -56,6 +57,7 @@ var GapKinds = []struct {
 	{GapCopies, "checkpoints come from the checkpoint directory only, so someone who can write there could have replaced them"},
 	{GapWitness, "no witness has cosigned a checkpoint and no copy comes from outside, so someone who can write to Kafka could have replaced them"},
 	{GapTrees, "the Merkle trees could not be compared with the rows: rows are too scattered on disk"},
+	{GapRecovery, "Postgres had lost rows that it had confirmed, and they were recorded again: checkpoints of before do not hold for what follows"},
 	{GapPeriod, "older rows were not read because of --since"},
 	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed"},
 	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},

@@ -64,7 +64,7 @@ func TestDrainAndUndrain(t *testing.T) {
 	require.Positive(t, f.Device("b").Stats().Requests)
 
 	require.Equal(t, "device a: drained\n", command(t, in, p, "devices", "drain", "a"))
-	require.Regexp(t, `(?m)^a +drained `, command(t, in, p, "devices", "list"))
+	require.Regexp(t, `(?m)^a +draining .* an operator drained it$`, command(t, in, p, "devices", "list"))
 	var list api.DeviceList
 	a.Get(t, "/v1/devices", &list)
 	require.True(t, list.Devices[0].Drained && list.Devices[0].Draining)
@@ -365,7 +365,7 @@ func TestWhyInEachSituation(t *testing.T) {
 		"model":    {"none of the 4 devices can run it: 4 do not serve its model"},
 		"drained":  {"3 do not serve its model and 1 is draining"},
 		"expired":  {"ended as EXPIRED before it was assigned to a device: the deadline passed"},
-		"failed":   {"It ended as FAILED", "Attempt 1 went to bad", "it failed after", "(invalid)"},
+		"failed":   {"It ended as FAILED", "Attempt 1 went to bad", "it failed after", "(declined)"},
 	} {
 		harness.Eventually(t, harness.Patience, "the explanation of "+id+" is complete", func() bool {
 			text := whyOf(t, a, id).Sentence

@@ -151,7 +151,7 @@ func (w *world) caughtUp(ctx context.Context) error {
 		if err := l.Error(); err != nil {
 			return fmt.Errorf("asking Kafka for the lag of %s: %w", l.Group, err)
 		}
-		if w.standing != "" && strings.HasSuffix(l.Group, ".router."+stream.TasksNormal) {
+		if w.standing != "" && (strings.HasSuffix(l.Group, ".router."+stream.TasksNormal) || strings.HasSuffix(l.Group, ".router."+stream.TasksParked)) {
 			continue // tasks that stand hold up its commits
 		}
 		if n := l.Lag.Total(); n > 0 && !strings.HasSuffix(l.Group, "audit") { // its offsets are in Postgres

@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -48,7 +48,7 @@ func newPicky(t *testing.T) *picky {
 	mux.Handle("POST /openai/v1/chat/completions", answer(`{"choices":[{"index":0,"message":{"role":"assistant","content":"yes"},"finish_reason":"stop"}]}`))
 	mux.Handle("POST /openai/v1/embeddings", answer(`{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":[2]}]}`))
 	p.Server = httptest.NewUnstartedServer(mux)
-	p.Config.ErrorLog = log.New(io.Discard, "", 0) // clients fail on purpose
+	p.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // clients fail on purpose
 	p.StartTLS()
 	t.Cleanup(p.Close)
 	require.NoError(t, os.WriteFile(p.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw}), 0o600))

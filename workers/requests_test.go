@@ -177,8 +177,8 @@ func TestPausesGrowUntilTheDeviceAnswers(t *testing.T) {
 		r.slowDown(asked) // the answer to a request that was sent before
 		return time.Until(r.slowUntil).Round(10 * time.Millisecond)
 	}
-	for _, want := range []time.Duration{100, 200, 400, 800, 1600} {
-		require.Equal(t, want*time.Millisecond, pause(0))
+	for _, ms := range []int{100, 200, 400, 800, 1600} {
+		require.Equal(t, time.Duration(ms)*time.Millisecond, pause(0))
 	}
 	require.Equal(t, time.Hour, pause(time.Hour).Round(time.Second), "as the device says")
 	for range 10 {

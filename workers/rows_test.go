@@ -53,7 +53,7 @@ func TestEveryRowIsPlayed(t *testing.T) {
 	}
 	for kind, test := range playedElsewhere {
 		require.NotNil(t, kind.Row())
-		require.True(t, strings.Contains(source.String(), "\nfunc "+test+"(t *testing.T) {"), "%s: there is no %s", kind, test)
+		require.Contains(t, source.String(), "\nfunc "+test+"(t *testing.T) {", "%s: there is no %s", kind, test)
 	}
 }
 

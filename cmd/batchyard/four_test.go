@@ -7,7 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -51,7 +51,7 @@ func newEngine(t *testing.T, e engine, start func(*httptest.Server)) *engine {
 			http.NotFound(w, r)
 		}
 	}))
-	e.Config.ErrorLog = log.New(io.Discard, "", 0) // clients fail on purpose
+	e.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // clients fail on purpose
 	start(e.Server)
 	t.Cleanup(e.Close)
 	return &e
@@ -130,7 +130,8 @@ func TestRunExplainsFourServers(t *testing.T) {
 	defer cancel()
 	c, _, errs := hurried()
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, c, append([]string{"run", f.file(t)}, f.naive()...)) }()
+	args := append([]string{"run", f.file(t)}, f.naive()...)
+	go func() { done <- run(ctx, c, args) }()
 	for name, cause := range f.causes() {
 		says(t, errs, cause+"; it gets no tasks until it does\n")
 		require.Regexp(t, `(?m)^device `+name+` at http\S+ does not answer: `, errs.String())

@@ -10,7 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -109,7 +109,7 @@ func TestDevicesAreReachedAsTheyAreDescribed(t *testing.T) {
 		}
 	}))
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MinVersion: tls.VersionTLS12}
-	s.Config.ErrorLog = log.New(io.Discard, "", 0) // clients fail on purpose
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // clients fail on purpose
 	s.StartTLS()
 	defer s.Close()
 
@@ -177,10 +177,10 @@ func TestKeyFilesAreReadAgain(t *testing.T) {
 		expect("Bearer first")
 		require.NoError(t, os.WriteFile(path, []byte("second"), 0o600))
 		expect("Bearer first")
-		time.Sleep(11 * time.Second)
+		time.Sleep(11 * time.Second) //nolint:forbidigo // virtual time
 		expect("Bearer second")
 		require.NoError(t, os.Remove(path))
-		time.Sleep(11 * time.Second)
+		time.Sleep(11 * time.Second) //nolint:forbidigo // virtual time
 		expect("Bearer second")
 		b.CloseIdle()
 		require.NoError(t, server.Close())

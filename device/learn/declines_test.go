@@ -28,9 +28,10 @@ func TestADeviceIsLetGoForWhatItRefuses(t *testing.T) {
 	require.False(t, l.Declining("other", "m", 0, now))
 
 	// Each further time is twice as long, up to a limit, and takes one refusal.
-	for _, pause := range []time.Duration{30, 60, 120, 240, 480, 600, 600} {
-		require.True(t, l.Declining("e", "m", 0, now.Add(pause*time.Second-1)))
-		now = now.Add(pause * time.Second)
+	for _, seconds := range []int{30, 60, 120, 240, 480, 600, 600} {
+		pause := time.Duration(seconds) * time.Second
+		require.True(t, l.Declining("e", "m", 0, now.Add(pause-1)))
+		now = now.Add(pause)
 		require.False(t, l.Declining("e", "m", 0, now))
 		require.True(t, l.Refused(now, d, 5))
 	}

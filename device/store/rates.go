@@ -235,8 +235,8 @@ func (r *Rates) Health(ctx context.Context, id string) (device.Health, error) {
 		return device.Health{}, fmt.Errorf("reading the health of device %s from Redis: %w", id, err)
 	}
 	var e healthEntry
-	if json.Unmarshal([]byte(v.Val()), &e) != nil {
-		return device.Health{}, nil // Load deletes it
+	if err := json.Unmarshal([]byte(v.Val()), &e); err != nil {
+		return device.Health{}, nil //nolint:nilerr // Load deletes it
 	}
 	age := redisTime.Val().Sub(time.UnixMilli(e.At))
 	if age > rateTTL {

@@ -278,7 +278,7 @@ func bucket(us int64) int64 {
 	return int64(e-2)*8 + us>>(e-3)&7
 }
 
-func (c *Counter) tried(r *copyrows.Row, attempt bool) {
+func (c *Counter) tried(r *copyrows.Row, attempt bool) { //nolint:revive // what the row is
 	detail, cause := r.Field(audit.ColDetail), r.Field(colClass)
 	if cause == nil && string(r.Field(audit.ColAction)) == "task.requeued" {
 		cause = left(textOf(detail, "reason"), 64)

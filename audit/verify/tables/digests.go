@@ -242,7 +242,7 @@ func (l *Log) result(r *copyrows.Row, old bool) {
 }
 
 // task compares a row of tasks: [audit.TaskColumns], version.
-func (l *Log) task(r *copyrows.Row, old bool) {
+func (l *Log) task(r *copyrows.Row, old bool) { //nolint:revive // what the row is
 	d := audit.DigestRow(audit.TaskRows, r.Int8(26), r.Fields(0, 26))
 	s := l.tasks.get(l.key(d.Key, 0))
 	if s != nil && s.version == d.Version && r.Int8(26)>>32 == 0 && s.sum == l.sum(&d.Digest, 0) && s.found() {
@@ -268,7 +268,7 @@ func (l *Log) task(r *copyrows.Row, old bool) {
 
 // job compares a row of jobs: [audit.JobColumns], version. A job is finished by a process that writes an event of
 // it afterwards, so a row may be newer than the log.
-func (l *Log) job(r *copyrows.Row, old bool) {
+func (l *Log) job(r *copyrows.Row, old bool) { //nolint:revive // what the row is
 	d := audit.DigestRow(audit.JobRows, r.Int8(17), r.Fields(0, 17))
 	s := l.jobs.get(l.key(d.Key, 0))
 	tenant, id := name(r, 0), name(r, 1)
@@ -299,7 +299,7 @@ const (
 )
 
 // callback compares a row of callbacks: [audit.DeliveryColumns], [audit.CallbackColumns], created_at.
-func (l *Log) callback(r *copyrows.Row, old bool) {
+func (l *Log) callback(r *copyrows.Row, old bool) { //nolint:revive // what the row is
 	id, tenant, state := name(r, 0), name(r, 1), name(r, callbackState)
 	what := Row{Table: "callbacks", Tenant: tenant, ID: id, What: fmt.Sprintf("callback %s of tenant %s is %s after %d attempts in the table callbacks", id, tenant, state, r.Int4(callbackAttempts))}
 	d := audit.DigestRow(audit.CallbackRows, 0, r.Fields(callbackWhat, callbackCreated))
@@ -409,7 +409,7 @@ type Namer struct {
 func (l *Log) Namer() *Namer { return &Namer{l, l.Missing()} }
 
 // Name adds the rows that are gone and that a name fits: tenant and id of a task, or else of a job.
-func (n *Namer) Name(tenant, id string, ofTask bool) {
+func (n *Namer) Name(tenant, id string, ofTask bool) { //nolint:revive // what the name is of
 	l := n.l
 	var f pg.Fields
 	f.Text(tenant)

@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
@@ -13,9 +14,12 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/batchyard/batchyard/task"
 )
 
 // A proof is a file that shows, without the database, that rows are in the audit log. It has lines of JSON: a
@@ -31,7 +35,7 @@ const ProofVersion = "batchyard audit proof 1"
 // maxProofLine bounds a line of a proof: an answer of a device, in base64, and its row.
 const maxProofLine = 256 << 20
 
-// ProofSubject is what a proof is about: a task, or a job. Every row of the proof has it.
+// ProofSubject is what a proof is about: a task, or a job. Every row of the proof has it, or a result that has it beside it.
 type ProofSubject struct {
 	Tenant string `json:"tenant"`
 	Task   string `json:"task_id,omitempty"`
@@ -59,6 +63,9 @@ type ProofRow struct {
 	// Answer is what the device answered, if a line of the job's output has it in another form, such as
 	// without its white space. It is compared with the digest in the row.
 	Answer []byte `json:"answer,omitempty"`
+	// Results are rows of the table results whose digests the row has, in the order of these digests:
+	// [ResultColumns] as COPY writes them in binary.
+	Results [][]byte `json:"results,omitempty"`
 }
 
 // EncodePath returns the hashes of a path in base64.
@@ -108,6 +115,10 @@ type ProvenColumns struct {
 	Seq    int64
 	Fields [][]byte // as Postgres encodes them in binary, in the order of [HashedColumns]
 	Answer []byte
+	// Results are those of the job whose digests the row has. Such a row may be about another job of the tenant: the
+	// last row of the transaction that recorded the results has the digests.
+	Results []*task.Result
+	Aside   bool // the row is about something else: it is there for its digests only
 }
 
 // Text returns a column of text.
@@ -115,16 +126,13 @@ func (p *ProvenColumns) Text(column int) string { return string(p.Fields[column]
 
 // Time returns a column with a time.
 func (p *ProvenColumns) Time(column int) time.Time {
-	if f := p.Fields[column]; len(f) == 8 {
-		const epoch = 946684800000000 // of Postgres, in microseconds
-		return time.UnixMicro(int64(binary.BigEndian.Uint64(f)) + epoch).UTC()
-	}
-	return time.Time{}
+	return timeOf(p.Fields[column])
 }
 
 // CheckProof checks a proof and calls fn for each row that it proves. An error says why it proves nothing; rows
 // for which fn was called before are proven. A proof has one form only, so that no byte of it can be changed. It
-// shows that rows are in the log, and not that the log has no others about the subject.
+// shows that rows are in the log, and not that the log has no others about the subject. The rows are in the order
+// of their places in the log, so that none is there twice.
 func CheckProof(r io.Reader, trust Trust, fn func(*ProvenColumns) error) (*Proven, error) {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	first, err := proofLine(lines)
@@ -135,6 +143,7 @@ func CheckProof(r io.Reader, trust Trust, fn func(*ProvenColumns) error) (*Prove
 	if err != nil {
 		return nil, err
 	}
+	var last *ProvenColumns
 	for {
 		line, err := proofLine(lines)
 		if errors.Is(err, io.EOF) {
@@ -150,9 +159,13 @@ func CheckProof(r io.Reader, trust Trust, fn func(*ProvenColumns) error) (*Prove
 		if err == nil {
 			err = out.about(row)
 		}
+		if err == nil && !row.follows(last) {
+			err = errors.New("it is there twice, or not in the order of places in the log")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("row %d of the proof: %w", out.Rows+1, err)
 		}
+		last = row
 		out.Rows++
 		if err := fn(row); err != nil {
 			return nil, err
@@ -200,8 +213,22 @@ func strictly(line []byte, v any) error {
 	return nil
 }
 
-// about checks that a row is about the subject.
+// follows reports whether a row has its place in the log after another; nil is before all.
+func (p *ProvenColumns) follows(last *ProvenColumns) bool {
+	return last == nil || cmp.Or(strings.Compare(last.Chain.Topic, p.Chain.Topic), cmp.Compare(last.Chain.Partition, p.Chain.Partition), cmp.Compare(last.Seq, p.Seq)) < 0
+}
+
+// about checks that a row is about the subject, or aside, with the digests of results that are about it.
 func (s *ProofSubject) about(r *ProvenColumns) error {
+	for _, of := range r.Results {
+		if s.Job == "" || of.Tenant != s.Tenant || of.JobID != s.Job {
+			return fmt.Errorf("it has a result of task %q of tenant %q, which is not what the proof is about", Short(of.TaskID), Short(of.Tenant))
+		}
+	}
+	if t := r.Text(ColTenant); len(r.Results) > 0 && (t == s.Tenant || t == "") {
+		r.Aside = t != s.Tenant || r.Text(ColJob) != s.Job
+		return nil
+	}
 	if r.Text(ColTenant) != s.Tenant || s.Task != "" && r.Text(ColTask) != s.Task || s.Job != "" && r.Text(ColJob) != s.Job || s.Task == "" && s.Job == "" {
 		return fmt.Errorf("it is about task %q and job %q of tenant %q, and not about what the proof says", Short(r.Text(ColTask)), Short(r.Text(ColJob)), Short(r.Text(ColTenant)))
 	}
@@ -317,6 +344,9 @@ func checkRow(line []byte, roots map[TopicPartition]chainRoot) (*ProvenColumns, 
 	if sum := sha256.Sum256(r.Answer); r.Answer != nil && !bytes.Equal(sum[:], row.Fields[ColOutputSHA256]) {
 		return nil, errors.New("the answer beside the row is not the one whose digest the row has")
 	}
+	if row.Results, err = provenResults(r.Results, row.Fields[ColDigests]); err != nil {
+		return nil, err
+	}
 	own, _ := RowHash(Hash(r.Prev), r.Fields, nil)
 	if !CheckPath(path, root.root, RowLeaf(own), r.Row-1, root.rows) {
 		return nil, fmt.Errorf("row %d of %s is not in the log: its path does not lead to the root in the checkpoint", r.Row, row.Chain)
@@ -325,9 +355,12 @@ func checkRow(line []byte, roots map[TopicPartition]chainRoot) (*ProvenColumns, 
 }
 
 // splitFields splits what a hash covers into its columns.
-func splitFields(b []byte) ([][]byte, error) {
-	out := make([][]byte, 0, ColPrev)
-	for len(b) >= 4 && len(out) < ColPrev {
+func splitFields(b []byte) ([][]byte, error) { return splitColumns(b, ColPrev) }
+
+// splitColumns splits so many columns.
+func splitColumns(b []byte, width int) ([][]byte, error) {
+	out := make([][]byte, 0, width)
+	for len(b) >= 4 && len(out) < width {
 		n := int32(binary.BigEndian.Uint32(b))
 		if b = b[4:]; n < 0 {
 			if n != -1 {
@@ -341,7 +374,7 @@ func splitFields(b []byte) ([][]byte, error) {
 		}
 		out, b = append(out, b[:n:n]), b[n:]
 	}
-	if len(out) != ColPrev || len(b) > 0 {
+	if len(out) != width || len(b) > 0 {
 		return nil, errors.New("the row has another number of fields")
 	}
 	return out, nil

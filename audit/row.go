@@ -28,6 +28,8 @@ const (
 	ColActor        = 4
 	ColAction       = 7
 	ColResource     = 9
+	ColOutcome      = 10
+	ColErrorClass   = 11
 	ColTask         = 12
 	ColJob          = 13
 	ColDevice       = 15

@@ -20,6 +20,9 @@ func (p *prover) addAnswers(ctx context.Context, tenant string, rows []*Row) err
 	for _, r := range rows {
 		if r.Text(audit.ColAction) == string(task.AttemptSucceeded) && len(r.Fields[audit.ColOutputSHA256]) == sha256.Size {
 			id := r.Text(audit.ColTask)
+			if p.whole[id] {
+				continue // the proof has all of the result
+			}
 			of[id] = append(of[id], r)
 			ids = append(ids, id)
 		}

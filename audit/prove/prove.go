@@ -35,14 +35,16 @@ type Request struct {
 // ErrNoRows says that the log has no row of the task or job.
 var ErrNoRows = errors.New("the audit log has no row of it")
 
-// jobActions are the rows of a job that its proof has: what was asked for, how each task ended, and the
-// digests of answers.
-const jobActions = "('job.submitted', 'task.succeeded', 'task.failed', 'task.cancelled', 'task.expired', 'attempt.succeeded')"
+// jobActions are the rows of a job that its proof has: what was asked for, how each task ended, which ends did not
+// count, which tasks ran again, and the digests of answers. Rows with the digests of results come on top.
+const jobActions = "('job.submitted', 'task.succeeded', 'task.failed', 'task.cancelled', 'task.expired', 'task.retried', 'attempt.succeeded', 'result.duplicate')"
 
 // where returns the condition for the rows of a subject.
-func where(s audit.ProofSubject) (sql string, args []any) {
+func (p *prover) where(s audit.ProofSubject) (sql string, args []any) {
 	if s.Job != "" {
-		return "job_id = $1 AND tenant = $2 AND action IN " + jobActions + " AND chain_seq IS NOT NULL", []any{s.Job, s.Tenant}
+		topics, partitions, numbers := p.carrierColumns()
+		return "chain_seq IS NOT NULL AND (job_id = $1 AND tenant = $2 AND action IN " + jobActions + " OR (src_topic, src_partition, chain_seq) IN (SELECT * FROM unnest($3::text[], $4::int[], $5::bigint[])))",
+			[]any{s.Job, s.Tenant, topics, partitions, numbers}
 	}
 	return "task_id = $1 AND tenant = $2 AND chain_seq IS NOT NULL", []any{s.Task, s.Tenant}
 }
@@ -57,11 +59,17 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 		return nil, 0, fmt.Errorf("beginning a transaction: %w", err)
 	}
 	defer pg.Rollback(ctx, tx)
-	ends, count, err := lastRows(ctx, tx, r.ProofSubject)
+	p := &prover{tx: tx}
+	if r.Job != "" {
+		if err := p.findCarriers(ctx, r.ProofSubject); err != nil {
+			return nil, 0, err
+		}
+	}
+	condition, args := p.where(r.ProofSubject)
+	ends, count, err := lastRows(ctx, tx, condition, args)
 	if err != nil {
 		return nil, 0, err
 	}
-	p := &prover{tx: tx}
 	best, err := p.choose(r.Candidates, ends)
 	if err != nil {
 		return nil, 0, err
@@ -72,8 +80,7 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 	if err != nil {
 		return nil, 0, fmt.Errorf("writing the proof: %w", err)
 	}
-	condition, args := where(r.ProofSubject)
-	if _, err := tx.Exec(ctx, "DECLARE proven BINARY NO SCROLL CURSOR FOR SELECT "+audit.RowColumns+" FROM audit_log WHERE "+condition+" ORDER BY src_topic, src_partition, chain_seq", args...); err != nil {
+	if _, err := tx.Exec(ctx, "DECLARE proven BINARY NO SCROLL CURSOR FOR SELECT "+audit.RowColumns+" FROM audit_log WHERE "+condition+" ORDER BY src_topic COLLATE \"C\", src_partition, chain_seq", args...); err != nil {
 		return nil, 0, fmt.Errorf("reading the rows: %w", err)
 	}
 	for {
@@ -90,7 +97,11 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 			}
 		}
 		for _, row := range some {
-			if err := e.Encode(row.line()); err != nil {
+			line := row.line()
+			if line.Results, err = p.carried(ctx, r.Tenant, row); err != nil {
+				return nil, 0, err
+			}
+			if err := e.Encode(line); err != nil {
 				return nil, 0, fmt.Errorf("writing the proof: %w", err)
 			}
 			rows++
@@ -98,9 +109,8 @@ func Write(ctx context.Context, pool *pgxpool.Pool, r Request, w io.Writer) (c *
 	}
 }
 
-// lastRows returns the number of the last row of the subject in each chain, and how many rows there are.
-func lastRows(ctx context.Context, tx pgx.Tx, s audit.ProofSubject) (ends map[audit.TopicPartition]int64, count int, err error) {
-	condition, args := where(s)
+// lastRows returns the number of the last row in each chain that meets a condition, and how many do.
+func lastRows(ctx context.Context, tx pgx.Tx, condition string, args []any) (ends map[audit.TopicPartition]int64, count int, err error) {
 	rows, err := tx.Query(ctx, "SELECT src_topic, src_partition, max(chain_seq), count(*) FROM audit_log WHERE "+condition+" GROUP BY 1, 2", args...)
 	if err != nil {
 		return nil, 0, fmt.Errorf("looking for the rows: %w", err)

@@ -3,7 +3,6 @@ package prove_test
 import (
 	"bytes"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -193,49 +192,4 @@ func TestRowsBesideDroppedOnesCanBeProven(t *testing.T) {
 	}
 	require.NoError(t, r.DropDays(time.Now().Add(-10*audit.Day)))
 	require.Zero(t, audittest.One[int](t, pool, "SELECT count(*) FROM audit_tree WHERE level = 0 AND node < 256"), "leaves that nothing needs any more")
-}
-
-// The output of a job is compared with its proof line by line.
-func TestTheOutputOfAJobIsProven(t *testing.T) {
-	t.Parallel()
-	pool := audittest.NewPool(t)
-	g, r := rig.NewSigning(t, pool), rig.New(t, pool)
-	e0, results := r.Own("events", 0), r.Own("results", 0)
-	submitted := task.Event{Time: time.Now().Add(-time.Hour), Action: task.JobSubmitted, Outcome: task.OutcomeOK, Tenant: "acme", ActorType: task.ActorUser, ActorID: "alice", ResourceType: "job", ResourceID: "job-1", JobID: "job-1"}
-	submitted.Detail = []byte(`{"sha256":"` + strings.Repeat("a1", 32) + `","tasks":3,"lines":3,"bad_lines":0,"bytes":99,"file":"n.jsonl","format":"openai"}`)
-	r.Record(e0.Events(t, submitted))
-	var lines []string
-	for i := range 3 {
-		s := audittest.NewStory(fmt.Sprintf("t%d", i))
-		s.Task.JobID = "job-1"
-		es, end := s.Life()
-		for j := range es {
-			es[j].JobID = "job-1"
-		}
-		r.Record(e0.Events(t, es...), results.Result(t, end))
-		lines = append(lines, fmt.Sprintf(`{"task_id":"t%d","state":"SUCCESS","output":%s}`, i, audit.AnswerForm([]byte(audittest.One[string](t, pool, "SELECT output::text FROM results WHERE task_id = $1", fmt.Sprintf("t%d", i))))))
-	}
-	g.Seal()
-	proof, err := write(t, pool, g, audit.ProofSubject{Tenant: "acme", Job: "job-1"})
-	require.NoError(t, err)
-	compare := func(lines ...string) *audit.OutputCheck {
-		o := audit.NewOutputCheck()
-		check(t, g, proof, o.Take)
-		require.NoError(t, o.Compare(strings.NewReader(strings.Join(lines, "\n")+"\n")))
-		return o
-	}
-	o := compare(lines...)
-	require.Equal(t, []any{3, 3, int64(3), 0}, []any{o.Proven, o.Ended, o.Expected, o.Count}, "%v", o.Problems)
-	for says, changed := range map[string][]string{
-		"has no line of it":    lines[:2],
-		"as a line before it":  {lines[0], lines[1], lines[2], lines[2]},
-		"is not the one whose": {lines[0], lines[1], `{"task_id":"t2","state":"SUCCESS","output":{"answer":"forged"}}`},
-		"another outcome":      {lines[0], lines[1], `{"task_id":"t2","state":"FAILED"}`},
-		"that has not ended":   append([]string{`{"task_id":"t9","state":"SUCCESS","output":1}`}, lines...),
-		"line 1 is not JSON":   append([]string{`{`}, lines...),
-	} {
-		o := compare(changed...)
-		require.Equal(t, 1, o.Count, "%s: %v", says, o.Problems)
-		require.Contains(t, o.Problems[0], says)
-	}
 }

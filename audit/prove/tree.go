@@ -60,6 +60,9 @@ type prover struct {
 	chains map[audit.TopicPartition]size
 	name   string // of the checkpoint
 
+	carriers map[carrier][]run // results whose digests a row has, in the order of these
+	whole    map[string]bool   // ids of tasks with a result among them
+
 	leaves map[place]*[audit.TreeBlock]audit.Hash // of blocks
 	nodes  map[place]audit.Hash                   // that audit_tree has
 }

@@ -3,18 +3,23 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/witness"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/audittest/rig"
 )
@@ -100,4 +105,42 @@ func TestAWitnessAndProofs(t *testing.T) {
 	v = verify()
 	require.Equal(t, cli.ExitFailed, v.code, v.out+v.err)
 	require.Contains(t, v.out, "are missing: the witness witness.example.com")
+}
+
+// TestTheCheckOfAnOutput says what it has proven, and what not.
+func TestTheCheckOfAnOutput(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	g, r := rig.NewSigning(t, pool), rig.New(t, pool)
+	r.Key = g.Key()
+	e0, results := r.Own("events", 0), r.Own("results", 0)
+	s := audittest.NewStory("t1")
+	submitted := task.Event{Time: time.Now().Add(-time.Hour), Action: task.JobSubmitted, Outcome: task.OutcomeOK, Tenant: "acme", ActorType: task.ActorUser, ActorID: "acme", ResourceType: "job", ResourceID: "job-1", JobID: "job-1"}
+	submitted.Detail = fmt.Appendf(nil, `{"sha256":"%s","tasks":1,"lines":1,"bad_lines":0,"bytes":99,"file":"n.jsonl","format":"openai"}`, strings.Repeat("a1", 32))
+	end := s.Result(task.Success, "d1")
+	answered := s.Event(task.AttemptSucceeded, 1, "d1")
+	sum := sha256.Sum256(end.Output)
+	answered.OutputSHA256 = sum[:]
+	r.Record(e0.Events(t, submitted, s.Accepted(), answered, s.Event(task.TaskSucceeded, 1, "d1")), results.Result(t, end))
+	g.Seal()
+	config := write(t, "config.yaml", fmt.Sprintf("kafka:\n  brokers: [\"127.0.0.1:1\"]\n  dial_timeout: 1s\npostgres:\n  url: %q\naudit:\n  checkpoint_dir: %q\n", pool.Config().ConnString(), g.Dir))
+	proof, public := filepath.Join(t.TempDir(), "proof"), filepath.Join(g.Dir, audit.PublicKeyFile)
+	ok(t, "jobs", "prove", "job-1", "-c", config, "--tenant", "acme", "--no-kafka", "-o", proof)
+	b, err := json.Marshal(jobs.OpenAILine(end))
+	require.NoError(t, err)
+	output := write(t, "output.jsonl", string(b)+"\n")
+	shown := ok(t, "audit", "check-proof", proof, "--public-key", public, "--output", output)
+	require.Contains(t, shown, "1 answer proven with all members of their lines, and 0 lines of tasks that did not succeed; the log has 1 of 1 announced tasks as ended\nnot proven: the order of lines\n")
+	output = write(t, "swapped.jsonl", strings.Replace(string(b), "line-t1", "line-t2", 1)+"\n")
+	forged := try(t, "", "audit", "check-proof", proof, "--public-key", public, "--output", output)
+	require.Equal(t, cli.ExitFailed, forged.code)
+	require.Contains(t, forged.out, "[custom_id] differ")
+	require.Contains(t, forged.err, "1 problem")
+
+	// Without the result, the log has how the task ended and the digest of its answer.
+	audittest.Execute(t, pool, "DELETE FROM results")
+	ok(t, "jobs", "prove", "job-1", "-c", config, "--tenant", "acme", "--no-kafka", "-o", proof)
+	less := try(t, "", "audit", "check-proof", proof, "--public-key", public, "--output", output)
+	require.Equal(t, cli.ExitUnproven, less.code, less.out)
+	require.Contains(t, less.out, "not proven: custom_id, request_id, status_code and all else but task, success and answer in 1 line\n")
 }

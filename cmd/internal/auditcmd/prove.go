@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,6 +17,7 @@ import (
 	"github.com/batchyard/batchyard/audit/prove"
 	"github.com/batchyard/batchyard/cmd/internal/app"
 	"github.com/batchyard/batchyard/cmd/internal/cli"
+	"github.com/batchyard/batchyard/jobs"
 	"github.com/batchyard/batchyard/task"
 )
 
@@ -63,7 +65,8 @@ func ProveJobCommand(c *cli.Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prove JOB", Short: "Write a file that proves the output of a job",
 		Long: `Writes a file that proves what the audit log has about the tasks of a job: how many
-were announced, how each ended, and the SHA-256 of what devices answered. With it,
+were announced, how each ended, the SHA-256 of what devices answered, and each result
+whose digest is in a row about the tenant. With it,
 ` + "`batchyard audit check-proof --output`" + ` compares the job's output line by line, and says
 whether a line is missing. It reads Postgres itself, as batchyard audit does.`,
 		Example: `  batchyard jobs results nightly-2026-11-21 -o answers.jsonl
@@ -136,10 +139,12 @@ func auditCheckProofCommand(c *cli.Env) *cobra.Command {
 signed, and prints what the rows say. It needs the file and the public key only. With
 --witness and --quorum, so many of these witnesses must have cosigned the checkpoint.
 
-With --output, it compares the output of a job with the digests in the proof.
+With --output, it compares the output of a job with the proof. Every member of a line is
+compared with the result of its task, if the proof has that; else only how the task ended,
+and its answer, and the command says what is not proven. The order of lines never is.
 
-Exit codes: 0 it is proven; 1 it is not; 2 wrong usage; 4 nothing is wrong with the
-output, but the proof does not show that it is complete.`,
+Exit codes: 0 it is proven; 1 it is not; 2 wrong usage; 4 nothing is known to be wrong
+with the output, but the proof does not show all of it, or not that it is complete.`,
 		Example: `  batchyard audit check-proof my-task-1.proof --public-key signing.pub
   batchyard audit check-proof answers.proof --output answers.jsonl --public-key signing.pub --witness "$KEY" --quorum 1`,
 		Args: cli.Exactly("FILE"), ValidArgsFunction: cli.CompleteNothing,
@@ -187,7 +192,7 @@ func checkProof(c *cli.Env, f *checkFlags, path string) error {
 		return err
 	}
 	defer closeIn()
-	out := audit.NewOutputCheck()
+	out := audit.NewOutputCheck(jobs.OpenAILine)
 	var shown []shownRow
 	p, err := audit.CheckProof(in, audit.Trust{Keys: keys, Witnesses: witnesses, Quorum: f.quorum}, func(r *audit.ProvenColumns) error {
 		if f.output == "" {
@@ -272,29 +277,54 @@ func checkOutput(c *cli.Env, path string, p *audit.Proven, o *audit.OutputCheck)
 	complete := o.Expected > 0 && int64(o.Ended) >= o.Expected
 	if c.JSON {
 		err := c.PrintJSON(struct {
-			Proven   int      `json:"proven"`
-			Others   int      `json:"without_digest"`
-			Expected int64    `json:"announced"`
-			Ended    int      `json:"ended"`
-			Complete bool     `json:"complete"`
-			Problems []string `json:"problems"`
+			Proven    int      `json:"proven"`
+			Others    int      `json:"proven_without_answer"`
+			Answers   int      `json:"answer_only"`
+			Outcomes  int      `json:"outcome_only"`
+			Expected  int64    `json:"announced"`
+			Ended     int      `json:"ended"`
+			Complete  bool     `json:"complete"`
+			NotProven []string `json:"not_proven"`
+			Unproven  []string `json:"unproven_lines"`
+			Problems  []string `json:"problems"`
 			provenBy
-		}{o.Proven, o.Others, o.Expected, o.Ended, complete, cli.List(o.Problems), provenOf(p)})
+		}{o.Proven, o.Others, o.Answers, o.Outcomes, o.Expected, o.Ended, complete, notProven(o), cli.List(o.Unproven.First), cli.List(o.Problems.First), provenOf(p)})
 		if err != nil {
 			return err
 		}
 	} else {
-		for _, s := range o.Problems {
+		for _, s := range slices.Concat(o.Problems.First, o.Unproven.First) {
 			c.Printf("%s\n", cli.Plain(s))
 		}
-		c.Printf("%s proven, %s of tasks that did not succeed; the log has %d of %d announced tasks as ended\n", cli.Counted(o.Proven, "answer"), cli.Counted(o.Others, "line"), o.Ended, o.Expected)
+		c.Printf("%s proven with all members of their lines, and %s of tasks that did not succeed; the log has %d of %d announced tasks as ended\n",
+			cli.Counted(o.Proven, "answer"), cli.Counted(o.Others, "line"), o.Ended, o.Expected)
+		for _, s := range notProven(o) {
+			c.Printf("not proven: %s\n", s)
+		}
 		showProven(c, p)
 	}
 	switch {
-	case o.Count > 0:
-		return cli.WithCode(cli.ExitFailed, fmt.Errorf("%s is not the output that the log has: %s", path, cli.Counted(o.Count, "problem")))
+	case o.Problems.Count > 0:
+		return cli.WithCode(cli.ExitFailed, fmt.Errorf("%s is not the output that the log has: %s", path, cli.Counted(o.Problems.Count, "problem")))
+	case o.Answers+o.Outcomes+o.Unproven.Count > 0:
+		return cli.WithCode(cli.ExitUnproven, errors.New("nothing is known to be wrong with the output, but the proof does not show all of it"))
 	case !complete:
 		return cli.WithCode(cli.ExitUnproven, errors.New("nothing is wrong with the output, but the proof does not show that it is complete"))
 	}
 	return nil
+}
+
+// notProven says what the check of an output does not show.
+func notProven(o *audit.OutputCheck) []string {
+	all := []string{"the order of lines"}
+	if o.Answers > 0 {
+		all = append(all, fmt.Sprintf("custom_id, request_id, status_code and all else but task, success and answer in %s", cli.Counted(o.Answers, "line")))
+	}
+	if o.Outcomes > 0 {
+		all = append(all, fmt.Sprintf("custom_id, the message and all else but task, outcome and class of error in %s of tasks that did not succeed", cli.Counted(o.Outcomes, "line")))
+	}
+	if o.Unproven.Count > 0 {
+		all = append(all, fmt.Sprintf("anything in %s", cli.Counted(o.Unproven.Count, "other line")))
+	}
+	return all
 }

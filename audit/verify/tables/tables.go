@@ -58,7 +58,13 @@ var Bookkeeping = []struct {
 	{"stream_breaks", []string{"resolved_at"}},
 	{"audit_chains", []string{"updated_at"}},
 	{"audit_dropped", []string{"dropped_at"}},
-	{"batchyard_schema", []string{"tstamp"}},
+	{"audit_checkpoints", []string{"signer", "number", "hashes", "line"}},
+	{"rollup_usage", []string{"shard"}},
+	{"rollup_latency", []string{"shard"}},
+	{"rollup_attempts", []string{"shard"}},
+	{"rollup_batches", []string{"shard"}},
+	{"rollup_submissions", []string{"shard"}},
+	{"batchyard_schema", []string{"id", "tstamp"}},
 }
 
 // NotProven says which columns the log does not prove, and what else it does not.
@@ -220,6 +226,10 @@ func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found,
 
 // Rollups compares the days on which totals differ key by key.
 func (l *Log) Rollups(ctx context.Context, tx pgx.Tx, o Options) (found []Found, err error) {
+	slices.Sort(l.counted.absurd)
+	for _, what := range l.counted.absurd {
+		found = append(found, Found{What: what})
+	}
 	for i := range rollups {
 		days := l.counted.differingDays(i)
 		if i == countsSubmissions && len(days) == 0 && l.counted.sendersDiffer() {

@@ -66,6 +66,9 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {
 		return err
 	}
+	if err := v.attempt(ctx, tx, GapDefinitions, func(tx pgx.Tx) error { return v.sampleIndexes(ctx, tx) }); err != nil {
+		return err
+	}
 	for _, set := range []string{"SET LOCAL enable_indexscan = on", "SET LOCAL enable_bitmapscan = on", "SET LOCAL work_mem = '64MB'"} {
 		if _, err := tx.Exec(ctx, set); err != nil {
 			return fmt.Errorf("preparing the session: %s: %w", set, err)

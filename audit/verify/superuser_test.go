@@ -45,7 +45,7 @@ func TestWhatASuperuserTried(t *testing.T) {
 		{"a date style", []string{database + "'datestyle = ''Postgres'''; END $$"}, Definition, "DateStyle"},
 		{"plans without tables", []string{database + "'enable_seqscan = off'; END $$"}, Definition, "enable_seqscan"},
 		{"a row that its index does not have", []string{"CREATE TABLE was AS SELECT * FROM results WHERE task_id = 't3'", "UPDATE pg_index SET indisready = false WHERE indrelid = 'results'::regclass", "DELETE FROM results WHERE task_id = 't3'",
-			"INSERT INTO results SELECT * FROM was", "UPDATE pg_index SET indisready = true WHERE indrelid = 'results'::regclass"}, Definition, "index results_pkey"},
+			"INSERT INTO results SELECT * FROM was", "UPDATE pg_index SET indisready = true WHERE indrelid = 'results'::regclass"}, Definition, "results_pkey\" lacks 1 of"},
 		{"rows in the partition of another day", []string{"ALTER TABLE audit_log DETACH PARTITION audit_log_default",
 			"DO $$ BEGIN EXECUTE format('WITH d AS (DELETE FROM %I WHERE task_id = ''t3'' RETURNING *) INSERT INTO audit_log_default SELECT * FROM d', " + day + "); END $$",
 			"ALTER TABLE audit_log_default ADD CONSTRAINT xx CHECK (NOT (time IS NOT NULL AND time >= '2000-01-01Z' AND time < '2100-01-01Z')) NOT VALID",

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -25,6 +26,68 @@ const maxRoots = 4
 // checkpoints are read.
 func (c *Checkpoints) TrustWitnesses(quorum int, keys ...note.Verifier) {
 	c.witnesses, c.quorum = keys, max(1, quorum)
+}
+
+// Asked takes in the newest checkpoint of a signer that a witness says it has cosigned; nil: none, or it does not say.
+// Whoever was not asked, or has not answered (err), may have cosigned later ones than there are.
+func (c *Checkpoints) Asked(w note.Verifier, signer string, newest []byte, err error) {
+	to := c.answers[signer]
+	if to == nil {
+		to = map[string]answer{}
+		c.answers[signer] = to
+	}
+	to[witnessID(w.Name(), w.KeyHash())] = answer{newest != nil, err}
+	if newest != nil {
+		c.AddNote(signer, newest, "the answer of the witness "+w.Name())
+	}
+}
+
+// answer is what a witness has said about a signer's log.
+type answer struct {
+	given bool
+	err   error
+}
+
+func witnessID(name string, hash uint32) string { return fmt.Sprintf("%s+%08x", name, hash) }
+
+// checkAsked finds out whether the log of a signer may have been set back together with its checkpoints. Of those that
+// enough witnesses have cosigned, each quorum knows, so as many may be silent as cannot be one.
+func (c *Checkpoints) checkAsked(signer string) {
+	if len(c.witnesses) == 0 {
+		return
+	}
+	if newest := slices.Sorted(maps.Keys(c.cosigned[signer])); len(newest) > 0 && len(c.successions[signer]) == 0 {
+		c.unwitnessed = append(c.unwitnessed, fmt.Sprintf("there is no checkpoint of signer %s, but a witness has cosigned number %d: the checkpoints are gone, or they were not named", signer, newest[len(newest)-1]))
+	}
+	answered, why := 0, []string{}
+	for _, w := range c.witnesses {
+		id := witnessID(w.Name(), w.KeyHash())
+		switch a, asked := c.answers[signer][id]; {
+		case !asked:
+			why = append(why, w.Name()+" was not asked, as audit.witnesses has no address of it")
+		case a.err != nil:
+			why = append(why, a.err.Error())
+		case !a.given && c.hasCosigned(signer, id):
+			why = append(why, w.Name()+" does not say what it has cosigned last")
+		default:
+			answered++
+		}
+	}
+	if answered <= len(c.witnesses)-c.quorum {
+		c.unwitnessed = append(c.unwitnessed, fmt.Sprintf("witnesses may have cosigned later checkpoints of signer %s than there are: %s. Someone who can write to the database and to the checkpoints could have set both back", signer, strings.Join(why, "; ")))
+	}
+}
+
+// hasCosigned reports whether there is a signature of a witness on a checkpoint of a signer.
+func (c *Checkpoints) hasCosigned(signer, id string) bool {
+	for _, roots := range c.cosigned[signer] {
+		for _, s := range roots {
+			if slices.Contains(s.by, id) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // addCosigned takes in a line with the signatures of witnesses.
@@ -72,7 +135,7 @@ func (c *Checkpoints) AddNote(signer string, signed []byte, from string) {
 			own = true
 			continue
 		}
-		by = append(by, fmt.Sprintf("%s+%08x", s.Name, s.Hash))
+		by = append(by, witnessID(s.Name, s.Hash))
 	}
 	if !own {
 		bad("the signer did not sign it")

@@ -10,7 +10,6 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
@@ -481,22 +480,6 @@ func (c *Counter) sendersDiffer() bool {
 		}
 	}
 	return false
-}
-
-// keptQuery returns the query of the rows that kept takes, and their width.
-func (r *rollup) keptQuery(schema string) (string, int) {
-	columns := append([]string{"CASE WHEN isfinite(day) THEN day - date '1970-01-01' ELSE -2147483648 END", "hour::int", "shard"}, strings.Split(r.keys, ", ")...)
-	for i, c := range columns {
-		if c == "bucket" || c == "size" {
-			columns[i] = c + "::int"
-		}
-	}
-	columns = append(columns, r.sums...)
-	if r.days {
-		columns = append(columns, "first_at", "last_at")
-	}
-	columns = append(columns, "day::text")
-	return "SELECT " + strings.Join(columns, ", ") + " FROM " + schema + r.table, len(columns)
 }
 
 // allDays returns all days of a rollup.

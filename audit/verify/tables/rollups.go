@@ -85,6 +85,22 @@ kept AS MATERIALIZED (SELECT day, hour, %[1]s, %[2]s FROM @%[5]s WHERE hour >= 0
 	}
 }
 
+// keptQuery returns the query of the rows that kept takes, and their width.
+func (r *rollup) keptQuery(schema string) (string, int) {
+	columns := append([]string{"CASE WHEN isfinite(day) THEN day - date '1970-01-01' ELSE -2147483648 END", "hour::int", "shard"}, strings.Split(r.keys, ", ")...)
+	for i, c := range columns {
+		if c == "bucket" || c == "size" {
+			columns[i] = c + "::int"
+		}
+	}
+	columns = append(columns, r.sums...)
+	if r.days {
+		columns = append(columns, "first_at", "last_at")
+	}
+	columns = append(columns, "day::text")
+	return "SELECT " + strings.Join(columns, ", ") + " FROM " + schema + r.table, len(columns)
+}
+
 // describe names a row, as [rollup.keptQuery] returns it, that no recorder writes: days are finite, hours and shards are
 // numbers from -1 on, and what happened never is not counted.
 func (r rollup) describe(row *copyrows.Row) string {

@@ -1,9 +1,8 @@
-package verify
+package catalog
 
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -16,7 +15,7 @@ const (
 	sampledPartitions = 4
 )
 
-// Verify reads tables in the order of the disk, and people read them by indexes. Someone with the rights of a superuser can
+// The tables are verified in the order of the disk, and people read them by indexes. Someone with the rights of a superuser can
 // keep rows out of an index. Comparing an index with its table is for other tools; this looks up the rows of random pages, and
 // of small tables all.
 
@@ -36,62 +35,64 @@ const indexSQL = `SELECT pg_relation_size(x.indrelid) / 8192 FROM pg_index x WHE
 
 // partitionIndexSQL returns the index of a partition that is part of an index of the log.
 const partitionIndexSQL = `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE i.inhparent = $1::regclass AND x.indrelid = $2::regclass`
+WHERE i.inhparent = $1::regclass AND x.indrelid = ($2::text[])[1]::regclass`
 
-// sampleIndexes looks up rows by their indexes.
-func (v *verifier) sampleIndexes(ctx context.Context, tx pgx.Tx) error {
+// SampleIndexes looks up rows of the tables, and of the newest partitions of the log (quoted), by their indexes. found says
+// which indexes lack some.
+func SampleIndexes(ctx context.Context, tx pgx.Tx, schema string, partitions []string) (found []string, err error) {
+	table := func(name string) string { return pgx.Identifier{schema, name}.Sanitize() }
 	all := []indexed{
-		{v.table("results"), v.table("results_pkey"), []string{"tenant", "task_id", "generation"}, ""},
-		{v.table("tasks"), v.table("tasks_pkey"), []string{"tenant", "task_id"}, ""},
-		{v.table("jobs"), v.table("jobs_pkey"), []string{"tenant", "job_id"}, ""},
-		{v.table("callbacks"), v.table("callbacks_pkey"), []string{"callback_id", "tenant"}, ""},
+		{table("results"), table("results_pkey"), []string{"tenant", "task_id", "generation"}, ""},
+		{table("tasks"), table("tasks_pkey"), []string{"tenant", "task_id"}, ""},
+		{table("jobs"), table("jobs_pkey"), []string{"tenant", "job_id"}, ""},
+		{table("callbacks"), table("callbacks_pkey"), []string{"callback_id", "tenant"}, ""},
 	}
-	n := 0
-	for _, p := range slices.Backward(v.newer) {
-		if !p.direct || p.size == 0 || n == sampledPartitions {
-			continue
+	for _, p := range partitions[:min(len(partitions), sampledPartitions)] {
+		indexes, err := list(ctx, tx, partitionIndexSQL, table("audit_log_task"), []string{p})
+		if err != nil {
+			return nil, err
 		}
-		n++
-		var index string
-		err := tx.QueryRow(ctx, partitionIndexSQL, v.table("audit_log_task"), p.full).Scan(&index)
-		if err == nil {
-			all = append(all, indexed{p.full, index, []string{"task_id", "tenant"}, "task_id IS NOT NULL"})
+		for _, i := range indexes {
+			all = append(all, indexed{p, i, []string{"task_id", "tenant"}, "task_id IS NOT NULL"})
 		}
 	}
 	for _, set := range []string{"enable_indexscan = on", "enable_seqscan = off", "enable_bitmapscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "enable_tidscan = off", "jit = off", "statement_timeout = '60s'"} {
 		if _, err := tx.Exec(ctx, "SET LOCAL "+set); err != nil {
-			return fmt.Errorf("preparing to look up rows: %w", err)
+			return nil, fmt.Errorf("preparing to look up rows: %w", err)
 		}
 	}
 	for _, i := range all {
-		if err := v.sampleIndex(ctx, tx, i); err != nil {
-			return err
+		lacks, err := i.sample(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		if lacks != "" {
+			found = append(found, lacks)
 		}
 	}
 	for _, set := range []string{"enable_seqscan = on", "enable_hashjoin = on", "enable_mergejoin = on", "statement_timeout = 0"} {
 		if _, err := tx.Exec(ctx, "SET LOCAL "+set); err != nil {
-			return fmt.Errorf("preparing the session: %w", err)
+			return nil, fmt.Errorf("preparing the session: %w", err)
 		}
 	}
-	return nil
+	return found, nil
 }
 
-func (v *verifier) sampleIndex(ctx context.Context, tx pgx.Tx, i indexed) error {
-	var pages int64
+// sample says what the index lacks; empty: nothing.
+func (i *indexed) sample(ctx context.Context, tx pgx.Tx) (lacks string, err error) {
 	rows, err := tx.Query(ctx, indexSQL, i.index)
 	if err != nil {
-		return fmt.Errorf("looking for the index %s: %w", i.index, err)
+		return "", fmt.Errorf("looking for the index %s: %w", i.index, err)
 	}
 	sizes, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
-		return fmt.Errorf("looking for the index %s: %w", i.index, err)
+		return "", fmt.Errorf("looking for the index %s: %w", i.index, err)
 	}
 	if len(sizes) == 0 {
-		return nil // that is a finding already
+		return "", nil // that is a finding already
 	}
-	pages = sizes[0]
 	percent, same, where := 100.0, []string{}, "true"
-	if pages > sampledPages {
+	if pages := sizes[0]; pages > sampledPages {
 		percent = 100 * sampledPages / float64(pages)
 	}
 	if i.where != "" {
@@ -106,10 +107,10 @@ func (v *verifier) sampleIndex(ctx context.Context, tx pgx.Tx, i indexed) error 
 	var looked, missed int64
 	sql := fmt.Sprintf(sampleSQL, i.table, strings.Join(same, " AND "), strings.Join(i.columns, ", "), percent, where)
 	if err := tx.QueryRow(ctx, sql).Scan(&looked, &missed); err != nil {
-		return fmt.Errorf("looking up rows of %s: %w", i.table, err)
+		return "", fmt.Errorf("looking up rows of %s: %w", i.table, err)
 	}
 	if missed > 0 {
-		v.report.add(Finding{Reason: Definition, Detail: fmt.Sprintf("the index %s lacks %d of the %d rows of %s that were looked up by %s: queries that use it do not show them; REINDEX makes it anew", i.index, missed, looked, i.table, strings.Join(i.columns, ", "))})
+		lacks = fmt.Sprintf("the index %s lacks %d of the %d rows of %s that were looked up by %s: queries that use it do not show them; REINDEX makes it anew", i.index, missed, looked, i.table, strings.Join(i.columns, ", "))
 	}
-	return nil
+	return lacks, nil
 }

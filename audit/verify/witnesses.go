@@ -17,7 +17,7 @@ func (c *Checkpoints) TrustWitnesses(quorum int, keys ...note.Verifier) {
 }
 
 // Asked takes in the newest checkpoint of a signer that a witness says it has cosigned; nil: none, or it does not say.
-// Whoever was not asked, or has not answered (err), may have cosigned later ones than there are.
+// A witness that was not asked, or has not answered (err), may have cosigned later ones than there are.
 func (c *Checkpoints) Asked(w note.Verifier, signer string, newest []byte, err error) {
 	c.cosigned.Answered(w, signer, newest != nil, err)
 	if newest != nil {
@@ -38,7 +38,7 @@ func (c *Checkpoints) addCosigned(line []byte, from string) {
 // AddNote takes in a signed note of a signer's log, with the signatures of witnesses.
 func (c *Checkpoints) AddNote(signer string, signed []byte, from string) {
 	key, ok := c.keys[signer]
-	if !ok || c.cosigned.Nobody() {
+	if !ok || c.cosigned.NoWitness() {
 		return // the checkpoint itself says that the key is not trusted
 	}
 	if err := c.cosigned.Add(signer, key, signed, from); err != nil {

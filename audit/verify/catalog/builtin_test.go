@@ -12,7 +12,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// The digests are those of a server that nobody has touched. If this fails for a version that is known, another minor version
+// The digests are those of a server as it was installed. If this fails for a version that is known, another minor version
 // has another catalog, and the part of it cannot be compared.
 func TestTheCatalogOfPostgresIsKnown(t *testing.T) {
 	t.Parallel()

@@ -45,7 +45,7 @@ owned AS (SELECT CASE relkind WHEN 'v' THEN 'view ' ELSE 'table ' END || relname
 	UNION ALL SELECT 'function ' || p.proname, p.proowner FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1 AND p.proname LIKE 'batchyard\_%')
 SELECT DISTINCT format('%s belongs to %s, and audit_log to %s', what, pg_get_userbyid(by), pg_get_userbyid(o.relowner)) FROM owned, owner o WHERE by <> o.relowner ORDER BY 1 LIMIT 100`
 
-// indexesSQL lists indexes that do not hold all rows, or that nobody uses. Those that are being built are among them.
+// indexesSQL lists indexes that may not hold all rows, also those that are being built.
 const indexesSQL = ours + `SELECT format('index %I of %I', i.relname, c.relname) FROM pg_index x JOIN ours c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
 WHERE NOT (x.indisvalid AND x.indisready AND x.indislive) ORDER BY 1 LIMIT 100`
 

@@ -110,7 +110,7 @@ func (i *indexed) sample(ctx context.Context, tx pgx.Tx) (lacks string, err erro
 		return "", fmt.Errorf("looking up rows of %s: %w", i.table, err)
 	}
 	if missed > 0 {
-		lacks = fmt.Sprintf("the index %s lacks %d of the %d rows of %s that were looked up by %s: queries that use it do not show them; REINDEX makes it anew", i.index, missed, looked, i.table, strings.Join(i.columns, ", "))
+		lacks = fmt.Sprintf("the index %s lacks %d of the %d rows of %s that were looked up by %s: queries that use it do not show them; REINDEX builds it again", i.index, missed, looked, i.table, strings.Join(i.columns, ", "))
 	}
 	return lacks, nil
 }

@@ -26,7 +26,7 @@ type Signatures struct {
 // maxRoots bounds the roots of one size.
 const maxRoots = 4
 
-// Logs are what is known of the logs of all signers. The zero value trusts nobody.
+// Logs are what is known of the logs of all signers. The zero value trusts no witness.
 type Logs struct {
 	witnesses []note.Verifier
 	quorum    int
@@ -39,8 +39,8 @@ func (l *Logs) Trust(quorum int, keys ...note.Verifier) {
 	l.witnesses, l.quorum = keys, max(1, quorum)
 }
 
-// Nobody reports whether no witness is trusted.
-func (l *Logs) Nobody() bool { return len(l.witnesses) == 0 }
+// NoWitness reports whether no witness is trusted.
+func (l *Logs) NoWitness() bool { return len(l.witnesses) == 0 }
 
 // Quorum returns how many cosignatures a checkpoint needs.
 func (l *Logs) Quorum() int { return l.quorum }
@@ -136,7 +136,7 @@ func witnessID(name string, hash uint32) string { return fmt.Sprintf("%s+%08x", 
 // Doubts says why the log of a signer may have been set back together with its checkpoints, of which there are some or none. Of
 // those that enough witnesses have cosigned, each quorum knows, so as many may be silent as cannot be one.
 func (l *Logs) Doubts(signer string, checkpoints bool) (all []string) {
-	if l.Nobody() {
+	if l.NoWitness() {
 		return nil
 	}
 	if newest := slices.Sorted(maps.Keys(l.signed[signer])); len(newest) > 0 && !checkpoints {

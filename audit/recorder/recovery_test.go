@@ -146,6 +146,9 @@ func testRecordedAgain(t *testing.T, partitions int) {
 	require.Contains(t, fmt.Sprint(report.Notes), "recorded them again from Kafka")
 
 	// What no recorder has signed explains nothing.
+	db.exec(`UPDATE stream_breaks SET actor_id = actor_id || 'x'`)
+	require.Contains(t, fmt.Sprint(verifyWith(t, pool, dir).Findings), "that is not what was signed about it")
+	db.exec(`UPDATE stream_breaks SET actor_id = rtrim(actor_id, 'x')`)
 	db.exec(`UPDATE stream_breaks SET statement = replace(statement, '"kind"', '"Kind"')`)
 	report = verifyWith(t, pool, dir)
 	require.NotEmpty(t, report.Findings)

@@ -55,7 +55,7 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 		case err != nil || !signed:
 			v.forgedBreak(b, statement, "no trusted key has signed that")
 			return
-		case said.At() != b.At() || said.Kind != b.Kind || said.Seq != b.Seq || said.First != b.First || said.Last != b.Last || !said.Time.Equal(b.Time):
+		case said.At() != b.At() || said.Kind != b.Kind || said.Seq != b.Seq || said.First != b.First || said.Last != b.Last || said.ActorID != b.ActorID || !said.Time.Equal(b.Time):
 			v.forgedBreak(b, statement, "that is not what was signed about it")
 			return
 		}

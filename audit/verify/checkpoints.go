@@ -16,9 +16,8 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/cosigned"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
 )
@@ -38,9 +37,8 @@ type Checkpoints struct {
 	seen        map[audit.Hash]*origins
 	from        Origin                    // of what is being read
 	successions map[string][]signedNumber // by signer
-	witnesses   []note.Verifier
-	quorum      int                                // of the witnesses
-	cosigned    map[string]map[int64]cosignedRoots // by signer and number
+	cosigned    cosigned.Logs
+	unwitnessed []string // why the newest checkpoint may not be the newest that was cosigned
 	checked     bool
 
 	unknown  map[string]int // number of checkpoints by untrusted keys
@@ -94,7 +92,7 @@ type signedNumber struct {
 
 // NewCheckpoints returns an empty collection that trusts the given keys.
 func NewCheckpoints(keys []ed25519.PublicKey) *Checkpoints {
-	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]*origins{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}, cosigned: map[string]map[int64]cosignedRoots{}}
+	c := &Checkpoints{keys: map[string]ed25519.PublicKey{}, points: map[audit.TopicPartition]map[int64]*point{}, seen: map[audit.Hash]*origins{}, successions: map[string][]signedNumber{}, unknown: map[string]int{}}
 	for _, k := range keys {
 		c.keys[audit.KeyID(k)] = k
 	}
@@ -265,6 +263,14 @@ func (c *Checkpoints) check() {
 			c.follow(signer, marks[i], m)
 		}
 		c.checkWitnessed(signer, marks)
+	}
+	signers := slices.Concat(slices.Collect(maps.Keys(c.successions)), c.cosigned.Signers())
+	if len(signers) == 0 {
+		signers = slices.Collect(maps.Keys(c.keys))
+	}
+	slices.Sort(signers)
+	for _, signer := range slices.Compact(signers) {
+		c.unwitnessed = append(c.unwitnessed, c.cosigned.Doubts(signer, len(c.successions[signer]) > 0)...)
 	}
 	for _, signer := range slices.Sorted(maps.Keys(c.unknown)) {
 		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%d checkpoints are signed by %s, a key that is not trusted: they were ignored. "+

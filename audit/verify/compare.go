@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -60,6 +61,7 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 		return nil
 	}
 	v.report.note("%s", tables.NotProven())
+	v.report.note("%s", tables.NotSeen)
 	if v.damaged() {
 		v.tables.Damaged()
 	}
@@ -67,6 +69,22 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 		v.tables.FellBack()
 	}
 	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {
+		return err
+	}
+	err := v.attempt(ctx, tx, GapDefinitions, func(tx pgx.Tx) error {
+		var partitions []string
+		for _, p := range slices.Backward(v.newer) {
+			if p.direct && p.size > 0 {
+				partitions = append(partitions, p.full)
+			}
+		}
+		found, err := catalog.SampleIndexes(ctx, tx, v.schema, partitions)
+		for _, f := range found {
+			v.report.add(Finding{Reason: Definition, Detail: f})
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, set := range []string{"SET LOCAL enable_indexscan = on", "SET LOCAL enable_bitmapscan = on", "SET LOCAL work_mem = '64MB'"} {
@@ -80,7 +98,7 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	}
 	differ, many := v.tables.Differing()
 	before := v.report.Count
-	err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error {
+	err = v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error {
 		found, unproven, err := v.tables.Explain(ctx, tx, o)
 		v.addFound(found)
 		for _, g := range unproven {

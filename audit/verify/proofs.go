@@ -24,6 +24,9 @@ func (v *verifier) judgeCheckpoints() {
 	} else if age := v.report.Time.Sub(c.newest); age > 3*time.Hour {
 		v.report.gap(GapCheckpoints, "the newest checkpoint is from %s: later ones were removed, or no recorder wrote any", c.newest.UTC().Format(time.RFC3339))
 	}
+	for _, why := range c.unwitnessed {
+		v.report.gap(GapWitness, "%s", why)
+	}
 	for at, points := range c.points {
 		if v.chains[at] == nil && at != audit.StatementsChain && !v.standby && !v.lostChain(at, points) {
 			last := slices.Max(slices.Collect(maps.Keys(points)))

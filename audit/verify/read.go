@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -56,6 +57,7 @@ func (v *verifier) read(ctx context.Context, conn *pgx.Conn, p partitionTable, w
 	query := "SELECT " + audit.RowColumns + " FROM " + p.from(where)
 	var own []audit.Hash // of the rows of a block
 	var scratch []byte
+	place := v.placeOf(p)
 	var counter *tables.Counter
 	if v.tables != nil {
 		counter = v.tables.Counter()
@@ -67,6 +69,7 @@ func (v *verifier) read(ctx context.Context, conn *pgx.Conn, p partitionTable, w
 			var sum audit.Hash
 			sum, scratch = audit.RowHash(prev, raw.covered(), scratch)
 			own = append(own, sum)
+			place.take(&raw)
 			if counter != nil {
 				counter.Row(r)
 			}
@@ -92,6 +95,58 @@ func (v *verifier) read(ctx context.Context, conn *pgx.Conn, p partitionTable, w
 	}
 	v.turn.Lock()
 	defer v.turn.Unlock()
+	place.report(v.report)
 	v.progress(Progress{v.report.Rows, v.about})
 	return nil
+}
+
+// place is the bounds of a partition. Postgres takes them for granted, and does not look in a partition for rows that
+// cannot be there.
+type place struct {
+	partition string
+	from, to  int64          // in microseconds, as Postgres counts
+	elsewhere map[int64]bool // days that have a partition of their own, if this is the default partition
+	n         int64
+	first     *RowRef
+}
+
+const microsOfDay = int64(audit.Day / time.Microsecond)
+
+func (v *verifier) placeOf(p partitionTable) *place {
+	if !p.day.IsZero() {
+		from := p.day.UnixMicro() - pg.Epoch
+		return &place{partition: p.name, from: from, to: from + microsOfDay}
+	}
+	all := &place{partition: p.name, elsewhere: map[int64]bool{}}
+	for _, other := range slices.Concat(v.newer, v.older) {
+		if !other.day.IsZero() {
+			all.elsewhere[(other.day.UnixMicro()-pg.Epoch)/microsOfDay] = true
+		}
+	}
+	return all
+}
+
+func (p *place) take(r *rawRow) {
+	at := r.Int8(audit.ColTime)
+	if p.elsewhere == nil && at >= p.from && at < p.to {
+		return
+	}
+	if p.elsewhere != nil {
+		day := at / microsOfDay
+		if at%microsOfDay < 0 {
+			day--
+		}
+		if !p.elsewhere[day] {
+			return
+		}
+	}
+	if p.n++; p.n == 1 {
+		p.first = r.ref()
+	}
+}
+
+func (p *place) report(to *Report) {
+	if p.n > 0 {
+		to.add(Finding{Reason: Moved, Row: p.first, Detail: fmt.Sprintf("%d rows are in the partition %s, which is not that of their day: queries for their time do not find them, such as %s", p.n, p.partition, p.first)})
+	}
 }

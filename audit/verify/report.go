@@ -55,7 +55,7 @@ var GapKinds = []struct {
 	{GapCheckpoints, "no checkpoint covers a chain"},
 	{GapTail, "rows were recorded after the newest checkpoint, so only their chain protects them"},
 	{GapCopies, "checkpoints come from the checkpoint directory only, so someone who can write there could have replaced them"},
-	{GapWitness, "no witness has cosigned a checkpoint and no copy comes from outside, so someone who can write to Kafka could have replaced them"},
+	{GapWitness, "no witness has cosigned a checkpoint and no copy comes from outside, so someone who can write to Kafka could have replaced them; or a witness could not be asked for the newest that it has cosigned"},
 	{GapTrees, "the Merkle trees could not be compared with the rows: rows are too scattered on disk"},
 	{GapRecovery, "Postgres had lost rows that it had confirmed, and they were recorded again: checkpoints of before do not hold for what follows"},
 	{GapPeriod, "older rows were not read because of --since"},

@@ -229,7 +229,7 @@ func (v *verifier) locate(ctx context.Context) error {
 func (v *verifier) table(name string) string { return pgx.Identifier{v.schema, name}.Sanitize() }
 
 const partitionsSQL = `
-SELECT c.relname::text, n.nspname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT'), CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / 8192 ELSE 0 END FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+SELECT c.relname::text, n.nspname::text, c.reltuples::bigint, has_table_privilege(c.oid, 'SELECT'), CASE WHEN c.relkind = 'r' THEN coalesce(pg_relation_size(c.oid), 0) / 8192 ELSE 0 END FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.inhparent = $1::regclass ORDER BY c.relname`
 

@@ -10,21 +10,19 @@ import (
 	"github.com/batchyard/batchyard/audit"
 )
 
-// cosignedRoots are the roots that witnesses have cosigned for one size of a log; honest logs have one.
-type cosignedRoots map[audit.Hash]*cosignatures
-
-type cosignatures struct {
-	by   []string // names and ids of the keys, sorted
-	from string
-}
-
-// maxRoots bounds the roots of one size.
-const maxRoots = 4
-
 // TrustWitnesses sets whose cosignatures count, and how many of them a checkpoint needs. It comes before
 // checkpoints are read.
 func (c *Checkpoints) TrustWitnesses(quorum int, keys ...note.Verifier) {
-	c.witnesses, c.quorum = keys, max(1, quorum)
+	c.cosigned.Trust(quorum, keys...)
+}
+
+// Asked takes in the newest checkpoint of a signer that a witness says it has cosigned; nil: none, or it does not say.
+// A witness that was not asked, or has not answered (err), may have cosigned later ones than there are.
+func (c *Checkpoints) Asked(w note.Verifier, signer string, newest []byte, err error) {
+	c.cosigned.Answered(w, signer, newest != nil, err)
+	if newest != nil {
+		c.AddNote(signer, newest, "the answer of the witness "+w.Name())
+	}
 }
 
 // addCosigned takes in a line with the signatures of witnesses.
@@ -40,72 +38,12 @@ func (c *Checkpoints) addCosigned(line []byte, from string) {
 // AddNote takes in a signed note of a signer's log, with the signatures of witnesses.
 func (c *Checkpoints) AddNote(signer string, signed []byte, from string) {
 	key, ok := c.keys[signer]
-	if !ok || len(c.witnesses) == 0 {
+	if !ok || c.cosigned.NoWitness() {
 		return // the checkpoint itself says that the key is not trusted
 	}
-	bad := func(why any) {
-		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is not a checkpoint of signer %s with the signature of a witness: %s", from, signer, why)})
+	if err := c.cosigned.Add(signer, key, signed, from); err != nil {
+		c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("%s is not a checkpoint of signer %s with the signature of a witness: %s", from, signer, err)})
 	}
-	text, ok := audit.NoteText(signed)
-	if !ok {
-		bad("it is not a signed note")
-		return
-	}
-	head, err := audit.ParseTreeHead(text)
-	if err != nil {
-		bad(err)
-		return
-	}
-	log, err := audit.LogVerifier(head.Origin, key)
-	if err != nil {
-		bad(err)
-		return
-	}
-	n, err := note.Open(signed, note.VerifierList(append([]note.Verifier{log}, c.witnesses...)...))
-	if err != nil {
-		bad(err)
-		return
-	}
-	own, by := false, []string{}
-	for _, s := range n.Sigs {
-		if s.Name == log.Name() && s.Hash == log.KeyHash() {
-			own = true
-			continue
-		}
-		by = append(by, fmt.Sprintf("%s+%08x", s.Name, s.Hash))
-	}
-	if !own {
-		bad("the signer did not sign it")
-		return
-	}
-	c.remember(signer, head, by, from)
-}
-
-func (c *Checkpoints) remember(signer string, head audit.TreeHead, by []string, from string) {
-	if len(by) == 0 {
-		return
-	}
-	sizes := c.cosigned[signer]
-	if sizes == nil {
-		sizes = map[int64]cosignedRoots{}
-		c.cosigned[signer] = sizes
-	}
-	roots := sizes[head.Size]
-	if roots == nil {
-		roots = cosignedRoots{}
-		sizes[head.Size] = roots
-	}
-	have := roots[head.Root]
-	if have == nil {
-		if len(roots) >= maxRoots {
-			return
-		}
-		have = &cosignatures{from: from}
-		roots[head.Root] = have
-	}
-	have.by = append(have.by, by...)
-	slices.Sort(have.by)
-	have.by = slices.Compact(have.by)
 }
 
 // checkWitnessed compares the log of a signer, in the order of numbers, with what witnesses have cosigned, and
@@ -114,26 +52,26 @@ func (c *Checkpoints) checkWitnessed(signer string, marks []signedNumber) {
 	known := map[int64]bool{}
 	for _, m := range marks {
 		known[m.number] = true
-		for root, s := range c.cosigned[signer][m.number] {
+		for root, s := range c.cosigned.Of(signer)[m.number] {
 			if root != m.root {
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("the witness %s has cosigned another checkpoint number %d of signer %s (%s) than there is (%s): the checkpoints were replaced, or someone has the key", strings.Join(s.by, ", "), m.number, signer, s.from, m.from)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("the witness %s has cosigned another checkpoint number %d of signer %s (%s) than there is (%s): the checkpoints were replaced, or someone has the key", strings.Join(s.By, ", "), m.number, signer, s.From, m.from)})
 			}
 		}
 	}
 	last := marks[len(marks)-1].number
-	for size, roots := range c.cosigned[signer] {
+	for size, roots := range c.cosigned.Of(signer) {
 		for _, s := range roots {
 			if size > last {
-				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoints %d to %d of signer %s are missing: the witness %s has cosigned number %d (%s)", last+1, size, signer, strings.Join(s.by, ", "), size, s.from)})
+				c.found(Finding{Reason: Checkpoint, Detail: fmt.Sprintf("checkpoints %d to %d of signer %s are missing: the witness %s has cosigned number %d (%s)", last+1, size, signer, strings.Join(s.By, ", "), size, s.From)})
 			}
 		}
 	}
 	var number int64 // the witnessed checkpoint that follows, and the root before it
 	var before audit.Hash
 	for _, m := range slices.Backward(marks) {
-		s := c.cosigned[signer][m.number][m.root]
+		s := c.cosigned.Of(signer)[m.number][m.root]
 		switch {
-		case s != nil && len(s.by) >= c.quorum && len(c.cosigned[signer][m.number]) == 1:
+		case s != nil && len(s.By) >= c.cosigned.Quorum() && len(c.cosigned.Of(signer)[m.number]) == 1:
 		case number == m.number+1 && before == m.root:
 		default:
 			continue

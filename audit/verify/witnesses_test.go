@@ -3,11 +3,13 @@ package verify
 import (
 	"crypto/ed25519"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,7 +79,7 @@ func (o *outside) trusting(g *rig.Signing, asked bool, paths ...string) *Checkpo
 		signed, err := o.client.Newest(o.t.Context(), audit.DefaultOrigin(g.Keys()[0]))
 		require.NoError(o.t, err)
 		require.NotNil(o.t, signed)
-		c.AddNote(audit.KeyID(g.Keys()[0]), signed, "the witness")
+		c.Asked(o.client.Verifier(), audit.KeyID(g.Keys()[0]), signed, nil)
 	}
 	for _, p := range paths {
 		require.NoError(o.t, c.Read(p, FromDirectory))
@@ -151,6 +153,52 @@ func TestRemovedCheckpointsAreKnownToTheWitness(t *testing.T) {
 	rep := verify(t, pool, Options{LogOnly: true, Checkpoints: o.trusting(g, true, g.FileOf(lines[:3]...))})
 	require.EqualValues(t, 1, rep.Count, "%+v", rep.Findings)
 	require.Contains(t, rep.Findings[0].Detail, "checkpoints 4 to 4 of signer")
+}
+
+// Someone sets the database and the checkpoint directory back together while the witness does not answer: that everything is
+// proven could not be said.
+func TestASilentWitnessProvesNothing(t *testing.T) {
+	t.Parallel()
+	pool := audittest.NewPool(t)
+	g, _, o := witnessed(t, pool)
+	signer, down := audit.KeyID(g.Keys()[0]), errors.New("the witness is down")
+	newest, err := o.client.Newest(t.Context(), audit.DefaultOrigin(g.Keys()[0]))
+	require.NoError(t, err)
+	second := newOutside(t, logKeyOf(t, g)).client.Verifier()
+	for name, c := range map[string]struct {
+		quorum int
+		ask    func(*Checkpoints)
+		files  []string
+		says   string // empty: all is well
+	}{
+		"it answers":               {1, func(c *Checkpoints) { c.Asked(o.client.Verifier(), signer, newest, nil) }, []string{g.Dir}, ""},
+		"it is down":               {1, func(c *Checkpoints) { c.Asked(o.client.Verifier(), signer, nil, down) }, []string{g.Dir}, "the witness is down"},
+		"it was not asked":         {1, func(*Checkpoints) {}, []string{g.Dir}, "was not asked"},
+		"it does not say":          {1, func(c *Checkpoints) { c.Asked(o.client.Verifier(), signer, nil, nil) }, []string{g.Dir}, "does not say"},
+		"there are no checkpoints": {1, func(c *Checkpoints) { c.Asked(o.client.Verifier(), signer, newest, nil) }, nil, "there is no checkpoint of signer"},
+		"one of two, and one has to sign": {1, func(c *Checkpoints) {
+			c.TrustWitnesses(1, o.client.Verifier(), second)
+			c.Asked(o.client.Verifier(), signer, newest, nil)
+		}, []string{g.Dir}, "was not asked"},
+		"no checkpoints, and it is silent": {1, func(c *Checkpoints) { c.Asked(o.client.Verifier(), signer, nil, down) }, nil, "the witness is down"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkpoints := NewCheckpoints(g.Keys())
+			checkpoints.TrustWitnesses(c.quorum, o.client.Verifier())
+			c.ask(checkpoints)
+			for _, f := range c.files {
+				require.NoError(t, checkpoints.Read(f, FromDirectory))
+			}
+			rep := verify(t, pool, Options{LogOnly: true, Checkpoints: checkpoints})
+			require.True(t, rep.OK(), "%+v", rep.Findings)
+			if c.says == "" {
+				require.Equal(t, Well, rep.Verdict(), "%+v", rep.Gaps)
+				return
+			}
+			require.True(t, slices.ContainsFunc(rep.Gaps, func(g Gap) bool { return g.Kind == GapWitness && strings.Contains(g.Detail, c.says) }), "%+v", rep.Gaps)
+			require.Equal(t, Unproven, rep.Verdict(GapCheckpoints, GapTail, GapCopies))
+		})
+	}
 }
 
 // forge writes a new history of checkpoints for the chains as they are now, as someone can who has the key.
@@ -288,7 +336,7 @@ func TestAWitnessAndANewKey(t *testing.T) {
 	for _, s := range []*rig.Signing{g, next} {
 		signed, err := o.client.Newest(t.Context(), audit.DefaultOrigin(s.Keys()[0]))
 		require.NoError(t, err)
-		c.AddNote(audit.KeyID(s.Keys()[0]), signed, "the witness")
+		c.Asked(o.client.Verifier(), audit.KeyID(s.Keys()[0]), signed, nil)
 		require.NoError(t, c.Read(s.Dir, FromDirectory))
 	}
 	rep := verify(t, pool, Options{LogOnly: true, Checkpoints: c})

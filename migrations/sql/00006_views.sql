@@ -74,11 +74,11 @@ WITH bounds (place, age_from, age_to) AS (VALUES
     (0, interval '0', interval '1 minute'), (1, interval '1 minute', interval '10 minutes'), (2, interval '10 minutes', interval '1 hour'),
     (3, interval '1 hour', interval '1 day'), (4, interval '1 day', interval '7 days'), (5, interval '7 days', NULL)),
 counted AS (
-    SELECT tenant, state, width_bucket(extract(epoch FROM now() - updated_at), ARRAY[60, 600, 3600, 86400, 604800]) AS place,
+    SELECT tenant, state, width_bucket(extract(epoch FROM now() - updated_at), '{60,600,3600,86400,604800}'::numeric[]) AS place,
         count(*) AS tasks, min(updated_at) AS oldest
     FROM tasks WHERE state IN ('PENDING', 'ASSIGNED', 'RUNNING') GROUP BY 1, 2, 3
     UNION ALL
-    SELECT tenant, state, width_bucket(extract(epoch FROM now() - at), ARRAY[60, 600, 3600, 86400, 604800]), sum(tasks)::bigint, min(at)
+    SELECT tenant, state, width_bucket(extract(epoch FROM now() - at), '{60,600,3600,86400,604800}'::numeric[]), sum(tasks)::bigint, min(at)
     FROM (SELECT tenant, state, tasks, least(now(), (day::timestamp + CASE WHEN hour < 0 THEN interval '1 day' ELSE (hour + 1) * interval '1 hour' END) AT TIME ZONE 'UTC') AS at
         FROM rollup_usage WHERE CASE WHEN day >= ((now() - interval '2 days') AT TIME ZONE 'UTC')::date OR shard >= 0 THEN hour >= 0 ELSE hour < 0 END) ended
     GROUP BY 1, 2, 3)

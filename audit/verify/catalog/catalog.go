@@ -48,19 +48,44 @@ func Check(ctx context.Context, tx pgx.Tx, schema string, seen *audit.SchemaVers
 	if err != nil {
 		return nil, "", err
 	}
+	ourNames := slices.Sorted(maps.Keys(relations(names, have)))
 	for _, ask := range []struct{ sql, what string }{
 		{shadowsSQL, "%s exists in another schema too: a search path may show people that one"},
 		{partitionsSQL, "%s is not as the recorder creates partitions"},
 		{settingsSQL, "%s: sessions see other tables or values than those that are verified"},
 		{functionsSQL, "%s hides the function of Postgres with that name"},
+		{eventTriggersSQL, "the %s is not from the migrations"},
+		{triggersSQL, "the %s is not from the migrations, and pretends to be internal"},
+		{optionsSQL, "the %s, which no migration gives it"},
+		{ownersSQL, "the %s"},
+		{indexesSQL, "the %s may lack rows: it is not valid, not ready or not live"},
+		{operatorsSQL, "the %s is neither Postgres' nor from the migrations"},
+		{castsSQL, "the %s is neither Postgres' nor from the migrations"},
+		{strangersSQL, "the %s did not come with Postgres"},
+		{hiddenSQL, "the %s has a condition that its text does not show"},
 	} {
-		more, err := list(ctx, tx, ask.sql, schema, slices.Sorted(maps.Keys(relations(names, have))))
+		more, err := list(ctx, tx, ask.sql, schema, ourNames)
 		if err != nil {
 			return nil, "", err
 		}
 		for _, m := range more {
 			found = append(found, fmt.Sprintf(ask.what, m))
 		}
+	}
+	for _, compare := range []func() ([]string, string, error){
+		func() ([]string, string, error) {
+			f, err := hiddenFunctions(ctx, tx, schema, ourNames)
+			return f, "", err
+		},
+		func() ([]string, string, error) { f, err := compareVersions(ctx, tx, schema); return f, "", err },
+		func() ([]string, string, error) { return compareBuiltins(ctx, tx, server) },
+	} {
+		more, why, err := compare()
+		if err != nil {
+			return nil, "", err
+		}
+		found = append(found, more...)
+		unproven = strings.Trim(unproven+"; "+why, "; ")
 	}
 	return found, unproven, nil
 }
@@ -169,19 +194,24 @@ AND c.relname <> 'audit_log_default' AND (n.nspname <> $1 OR c.relkind <> 'r' OR
 	OR pg_get_expr(c.relpartbound, c.oid) <> format('FOR VALUES FROM (%L) TO (%L)', to_date(substr(c.relname, 11), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC', (to_date(substr(c.relname, 11), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC'))
 ORDER BY 1 LIMIT 100`
 
-// settingsSQL lists settings of the database and of its roles that change which tables, or which rows,
-// a session sees.
+// settingsSQL lists settings of the database, of its roles and of the server that change which tables, which rows, or which
+// times a session sees. A time zone that has a name is fine: Postgres then prints the offset.
 const settingsSQL = `
 SELECT format('%s has the setting %s', CASE WHEN d.setrole = 0 THEN 'the database' ELSE 'the role ' || pg_get_userbyid(d.setrole) END, s) FROM pg_db_role_setting d CROSS JOIN unnest(d.setconfig) s
 WHERE d.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) AND cardinality($2::text[]) >= 0
-AND (s ~* '^(session_replication_role|role|session_authorization|local_preload_libraries|session_preload_libraries)='
+AND (s ~* '^(session_replication_role|role|session_authorization|local_preload_libraries|session_preload_libraries|row_security|intervalstyle|enable_[a-z_]*|constraint_exclusion|transform_null_equals|array_nulls|ignore_system_indexes|zero_damaged_pages|default_table_access_method)='
+	OR s ~* '^datestyle=' AND s !~* '=iso\M'
+	OR s ~* '^timezone=' AND lower(split_part(s, '=', 2)) <> 'utc' AND NOT EXISTS (SELECT FROM pg_timezone_names z WHERE lower(z.name) = lower(split_part(s, '=', 2)))
 	OR s ~* '^search_path=' AND (array_remove(string_to_array(replace(split_part(s, '=', 2), '"', ''), ', '), '$user'))[1] IS DISTINCT FROM $1)
+UNION ALL
+SELECT format('the server has the setting %s=%s', name, reset_val) FROM pg_settings
+WHERE name = 'session_replication_role' AND reset_val <> 'origin' OR name = 'ignore_system_indexes' AND reset_val = 'on' OR name = 'zero_damaged_pages' AND reset_val = 'on'
 ORDER BY 1 LIMIT 100`
 
-// functionsSQL lists functions in our schema with the name and the arguments of one of Postgres'.
+// functionsSQL lists functions in our schema, or in another that sessions find, with the name of one of Postgres'.
 const functionsSQL = `
-SELECT format('function %I.%I(%s)', $1::text, p.proname, pg_get_function_identity_arguments(p.oid)) FROM pg_proc p
-WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) AND cardinality($2::text[]) >= 0
+SELECT format('function %I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname <> 'pg_catalog' AND ` + reach + ` AND cardinality($2::text[]) >= 0
 AND EXISTS (SELECT FROM pg_proc b WHERE b.pronamespace = 'pg_catalog'::regnamespace AND b.proname = p.proname AND b.oid < 16384)
 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1 LIMIT 100`
 

@@ -10,7 +10,6 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
@@ -36,6 +35,7 @@ type Counter struct {
 	ends    map[int64]*dayOfEnds
 	before  int64 // ends at this time or later are not counted
 	key     []byte
+	absurd  []string // rows of rollups that no recorder writes
 }
 
 // The rollups, in the order of [rollups].
@@ -120,6 +120,7 @@ func (l *Log) Absorb(c *Counter) {
 	defer l.mu.Unlock()
 	to := l.counted
 	to.older = to.older || c.older
+	to.absurd = append(to.absurd, c.absurd[:min(len(c.absurd), most-min(most, len(to.absurd)))]...)
 	for i := range c.days {
 		for day, d := range c.days[i] {
 			into := to.of(i, day)
@@ -416,6 +417,14 @@ func (c *Counter) result(r *copyrows.Row) {
 func (c *Counter) kept(rollup int, r *copyrows.Row) {
 	of := &rollups[rollup]
 	day, hour, shard := int64(r.Int4(0)), r.Int4(1), r.Int4(2)
+	if day == math.MinInt32 || hour < -1 || hour > 23 || shard < -1 || r.Int8(3+of.keyCount) <= 0 || of.days && hour != -1 {
+		if len(c.absurd) < most {
+			c.absurd = append(c.absurd, of.describe(r))
+		}
+		if day == math.MinInt32 {
+			return
+		}
+	}
 	if day < c.from {
 		c.older = true
 		return
@@ -471,21 +480,6 @@ func (c *Counter) sendersDiffer() bool {
 		}
 	}
 	return false
-}
-
-// keptQuery returns the query of the rows that kept takes, and their width.
-func (r *rollup) keptQuery(schema string) (string, int) {
-	columns := append([]string{"day - date '1970-01-01'", "hour::int", "shard"}, strings.Split(r.keys, ", ")...)
-	for i, c := range columns {
-		if c == "bucket" || c == "size" {
-			columns[i] = c + "::int"
-		}
-	}
-	columns = append(columns, r.sums...)
-	if r.days {
-		columns = append(columns, "first_at", "last_at")
-	}
-	return "SELECT " + strings.Join(columns, ", ") + " FROM " + schema + r.table, len(columns)
 }
 
 // allDays returns all days of a rollup.

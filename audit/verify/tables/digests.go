@@ -272,7 +272,7 @@ func (l *Log) job(r *copyrows.Row, old bool) { //nolint:revive // what the row i
 	d := audit.DigestRow(audit.JobRows, r.Int8(17), r.Fields(0, 17))
 	s := l.jobs.get(l.key(d.Key, 0))
 	tenant, id := name(r, 0), name(r, 1)
-	if s != nil && s.version == d.Version && s.sum == l.sum(&d.Digest, 0) && s.found() {
+	if s != nil && s.version == d.Version && r.Int8(17)>>32 == 0 && s.sum == l.sum(&d.Digest, 0) && s.found() {
 		if column := l.notAnnounced(r); column != "" && !old && !l.damaged {
 			l.differs(Row{Table: "jobs", Tenant: tenant, ID: id, What: fmt.Sprintf("the table jobs says of job %s/%s what no announcement in the log says: %s", tenant, id, column)})
 		}

@@ -3,6 +3,8 @@ package tables
 import (
 	"fmt"
 	"strings"
+
+	"github.com/batchyard/batchyard/audit/verify/copyrows"
 )
 
 // rollup is a table of counts, with a query that counts the rows themselves, as batchyard_rebuild_rollups
@@ -81,6 +83,40 @@ kept AS MATERIALIZED (SELECT day, hour, %[1]s, %[2]s FROM @%[5]s WHERE hour >= 0
 		found: fmt.Sprintf(`SELECT DISTINCT format('%s does not match the rows: %%s of %%s%%s', concat_ws(', ', %s), day, CASE WHEN hour >= 0 THEN ' at ' || hour || ' h' END) FROM (%s) d`,
 			r.table, textKeys(r.keys), strings.Join(differ, " UNION ALL ")),
 	}
+}
+
+// keptQuery returns the query of the rows that kept takes, and their width.
+func (r *rollup) keptQuery(schema string) (string, int) {
+	columns := append([]string{"CASE WHEN isfinite(day) THEN day - date '1970-01-01' ELSE -2147483648 END", "hour::int", "shard"}, strings.Split(r.keys, ", ")...)
+	for i, c := range columns {
+		if c == "bucket" || c == "size" {
+			columns[i] = c + "::int"
+		}
+	}
+	columns = append(columns, r.sums...)
+	if r.days {
+		columns = append(columns, "first_at", "last_at")
+	}
+	columns = append(columns, "day::text")
+	return "SELECT " + strings.Join(columns, ", ") + " FROM " + schema + r.table, len(columns)
+}
+
+// describe names a row, as [rollup.keptQuery] returns it, that no recorder writes: days are finite, hours and shards are
+// numbers from -1 on, and what happened never is not counted.
+func (r rollup) describe(row *copyrows.Row) string {
+	var keys []string
+	for i, k := range strings.Split(r.keys, ", ") {
+		if k == "bucket" || k == "size" {
+			keys = append(keys, fmt.Sprint(row.Int4(3+i)))
+		} else if f := row.Field(3 + i); len(f) > 0 {
+			keys = append(keys, string(f))
+		}
+	}
+	day := 3 + r.keyCount + len(r.sums)
+	if r.days {
+		day += 2
+	}
+	return fmt.Sprintf("%s has a row of the day %s that no recorder writes: %s, hour %d, shard %d, %s %d", r.table, row.Field(day), strings.Join(keys, ", "), row.Int4(1), row.Int4(2), r.sums[0], row.Int8(3+r.keyCount))
 }
 
 func textKeys(keys string) string {

@@ -58,7 +58,13 @@ var Bookkeeping = []struct {
 	{"stream_breaks", []string{"resolved_at"}},
 	{"audit_chains", []string{"updated_at"}},
 	{"audit_dropped", []string{"dropped_at"}},
-	{"batchyard_schema", []string{"tstamp"}},
+	{"audit_checkpoints", []string{"signer", "number", "hashes", "line"}},
+	{"rollup_usage", []string{"shard"}},
+	{"rollup_latency", []string{"shard"}},
+	{"rollup_attempts", []string{"shard"}},
+	{"rollup_batches", []string{"shard"}},
+	{"rollup_submissions", []string{"shard"}},
+	{"batchyard_schema", []string{"id", "tstamp"}},
 }
 
 // NotProven says which columns the log does not prove, and what else it does not.
@@ -67,8 +73,13 @@ func NotProven() string {
 	for _, b := range Bookkeeping {
 		all = append(all, b.Table+" ("+strings.Join(b.Columns, ", ")+")")
 	}
-	return "not proven: " + strings.Join(all, "; ") + "; nor what someone changed in the row of an unfinished task or job before a recorder wrote it again"
+	return "not proven: " + strings.Join(all, "; ") + "; when a sender's first and last submissions were, in rows of rollup_submissions that have other shards of the same sender and day" +
+		"; nor what someone changed in the row of an unfinished task or job before a recorder wrote it again"
 }
+
+// NotSeen says what reading the rows cannot show.
+const NotSeen = "verify proves the rows, which it reads in the order of the disk. It trusts Postgres to do what it says: someone with the rights of a superuser can damage an index, " +
+	"change the system catalogs or the program, and then queries of others do not show these rows. Indexes are only sampled. If you need answers that you can trust, query a copy that was dumped and restored elsewhere, and verify that"
 
 // margin is how much later than the first complete day a row must have been written for the log to be sure to have
 // its digest.
@@ -220,6 +231,10 @@ func (l *Log) Explain(ctx context.Context, tx pgx.Tx, o Options) (found []Found,
 
 // Rollups compares the days on which totals differ key by key.
 func (l *Log) Rollups(ctx context.Context, tx pgx.Tx, o Options) (found []Found, err error) {
+	slices.Sort(l.counted.absurd)
+	for _, what := range l.counted.absurd {
+		found = append(found, Found{What: what})
+	}
 	for i := range rollups {
 		days := l.counted.differingDays(i)
 		if i == countsSubmissions && len(days) == 0 && l.counted.sendersDiffer() {

@@ -101,7 +101,7 @@ func loadCheckpoints(ctx context.Context, cfg app.Config, f *checkpointFlags, o 
 	o.Checkpoints = verify.NewCheckpoints(keys)
 	o.Checkpoints.TrustWitnesses(cfg.Audit.WitnessQuorum, witnesses...)
 	// Before the checkpoints, which then hold all that a witness has seen.
-	notes = askWitnesses(ctx, cfg, clients, keys, o.Checkpoints)
+	askWitnesses(ctx, cfg, clients, keys, o.Checkpoints)
 	if exists(dir) {
 		if err := o.Checkpoints.Read(dir, verify.FromDirectory); err != nil {
 			return nil, cli.WithCode(cli.ExitUsage, err)
@@ -136,26 +136,23 @@ func withLog(ctx context.Context, cfg app.Config, fn func(*stream.Client) error)
 }
 
 // askWitnesses asks each witness for the newest checkpoint of each key that it has cosigned: checkpoints after
-// the newest that there is were removed.
-func askWitnesses(ctx context.Context, cfg app.Config, clients []*witness.Client, keys []ed25519.PublicKey, to *verify.Checkpoints) (notes []string) {
+// the newest that there is were removed. The signatures of one that does not answer count where they are stored.
+func askWitnesses(ctx context.Context, cfg app.Config, clients []*witness.Client, keys []ed25519.PublicKey, to *verify.Checkpoints) {
 	for _, c := range clients {
 		defer c.Close()
+		var failed error
 		for _, k := range keys {
 			origin := cfg.Audit.CheckpointOrigin
 			if origin == "" {
 				origin = audit.DefaultOrigin(k)
 			}
-			signed, err := c.Newest(ctx, origin)
-			if err != nil {
-				notes = append(notes, fmt.Sprintf("%s; its signatures count where they are stored", err))
-				break
+			var signed []byte
+			if failed == nil { // else another key would wait as long
+				signed, failed = c.Newest(ctx, origin)
 			}
-			if signed != nil {
-				to.AddNote(audit.KeyID(k), signed, "the answer of the witness "+c.Name())
-			}
+			to.Asked(c.Verifier(), audit.KeyID(k), signed, failed)
 		}
 	}
-	return notes
 }
 
 // within reports whether a path is a directory or in it, whatever links lead there.

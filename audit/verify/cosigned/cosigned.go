@@ -135,7 +135,7 @@ func witnessID(name string, hash uint32) string { return fmt.Sprintf("%s+%08x", 
 
 // Doubts says why the log of a signer may have been set back together with its checkpoints, of which there are some or none. Of
 // those that enough witnesses have cosigned, each quorum knows, so as many may be silent as cannot be one.
-func (l *Logs) Doubts(signer string, checkpoints bool) (all []string) {
+func (l *Logs) Doubts(signer string, checkpoints bool) (all []string) { //nolint:revive // what there is
 	if l.NoWitness() {
 		return nil
 	}

@@ -29,9 +29,11 @@ func (w *work) requeued(backoff time.Duration) *task.Task {
 	return t
 }
 
-// retryElsewhere writes a task back for another device, or for this one later.
+// retryElsewhere writes a task back for another device, or for this one later. If it has failed here before, it does
+// not come back while there is another, whatever it leaves for now: an open breaker would close for its next failure.
 func (s *Workers) retryElsewhere(e ending, d Decision, device string) {
 	t := e.requeued(d.After)
+	d.Exclude = d.Exclude || slices.ContainsFunc(e.attempts, func(a task.Attempt) bool { return a.DeviceID == device && a.Model == t.Model && Counts(a.Class) })
 	if d.Exclude {
 		t.Progress.Exclude = excluding(t.Progress.Exclude, device)
 	}

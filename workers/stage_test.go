@@ -100,6 +100,20 @@ func countOf(s, part string) (n int) {
 	return n
 }
 
+// A task that failed on a device, and leaves it because of the breaker that it opened, does not come back to be the
+// request with which the breaker tries again.
+func TestATaskDoesNotComeBackToTheDeviceThatFailedIt(t *testing.T) {
+	y := newYard(t, fleet.Spec{ID: "sick", Slots: 2})
+	cfg := testConfig()
+	cfg.BreakerFails, cfg.BreakerRatio, cfg.BreakerOpen, cfg.BreakerOpenMax = 1, 0, time.Hour, time.Hour
+	y.workers(cfg)
+	y.fleet.Device("sick").SetFault(fleet.Fault{Kind: fleet.Fail, Status: 503})
+	y.send("sick", chat("moves"))
+	tk := y.back("moves", 1)
+	require.Equal(t, 1, tk.Tried(), "the second time, the breaker was open")
+	require.Equal(t, []string{"sick"}, tk.Progress.Exclude)
+}
+
 func TestRetryHereThenElsewhereThenDegradeOrFail(t *testing.T) {
 	y := newYard(t, fleet.Spec{ID: "sick", Slots: 2}, fleet.Spec{ID: "well"})
 	cfg := testConfig()

@@ -92,12 +92,18 @@ func (s *Server) routeDevices() {
 		http.StatusNotFound, http.StatusServiceUnavailable), s.undrain)
 }
 
+// modelName is plainText, but not "*", which is no name.
+const modelName = `^([^\x00-\x1f\x7f*]|[^\x00-\x1f\x7f]{2})[^\x00-\x1f\x7f]*$`
+
 // describeHeartbeat adds what tags of a struct cannot say.
 func (s *Server) describeHeartbeat() {
 	h := s.api.OpenAPI().Components.Schemas.Map()["Heartbeat"]
 	h.Properties["url"].Pattern = baseURL
 	h.Properties["models"].Items.Pattern, h.Properties["tags"].Items.Pattern = plainText, plainText
 	h.Properties["loaded"].Items.Pattern = plainText
+	name := &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(task.MaxNameLength), Pattern: modelName}
+	h.Properties["aliases"].AdditionalProperties = name
+	h.Properties["aliases"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: name.MinLength, MaxLength: name.MaxLength, Pattern: modelName}}
 	given := func(names ...string) map[string]*huma.Schema {
 		out := map[string]*huma.Schema{}
 		for _, n := range names {

@@ -54,7 +54,7 @@ type RequestFigures struct {
 func Of(d *device.Device, h *device.Health, now time.Time) DeviceStatus {
 	how := d.Condition(h, now)
 	st := DeviceStatus{
-		ID: d.ID, URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
+		ID: d.ID, URL: d.URL, Models: append([]string{}, d.Models...), Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS,
 		Loaded: d.Loaded, Weight: d.Weight, Problem: d.Problem, Draining: d.Draining, Silent: d.Silent, Unserved: d.Unserved,
 		AgeMS: d.Age.Milliseconds(), SeenAt: d.At, JoinedAt: d.JoinedAt,
 		State: string(how.State), Reason: how.Reason, StateAt: timeOf(how.Since), Requests: RequestFigures(h.Figures),

@@ -69,6 +69,7 @@ func (v *verifier) takeBreak(b *audit.Break, statement string) {
 	at := b.Time.UTC().Format(time.RFC3339)
 	switch b.Kind {
 	case audit.RecordedAgain:
+		v.recovered = append(v.recovered, b.Time)
 		// Someone who can set a database back brings this about, and can change what is recorded again before it is signed.
 		v.report.gap(GapRecovery, "%s: rows from %d on were recorded again at %s: what was signed about them before does not count any more", b.At(), b.Seq, at)
 		v.report.note("%s: Postgres lost the records %s; %s recorded them again from Kafka at %s, from row %d on (%s)", b.At(), b.Offsets(), b.ActorID, at, b.Seq, by)

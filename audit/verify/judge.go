@@ -281,8 +281,14 @@ func (v *verifier) judgeCheckpoints() {
 	v.report.Notes = append(v.report.Notes, c.notes...)
 }
 
-// lostChain reports whether an accepted backup lacks a chain that began after it was made.
+// lostChain reports whether an accepted backup lacks a chain that began after it was made, or Postgres lost it: what it
+// had was recorded again, in other chains if it was digests only.
 func (v *verifier) lostChain(at audit.TopicPartition, points map[int64]*point) bool {
+	for _, again := range v.recovered {
+		if !slices.ContainsFunc(slices.Collect(maps.Values(points)), func(p *point) bool { return !p.time.Before(again.Add(breakMargin)) }) {
+			return true
+		}
+	}
 	for _, r := range v.restores[at] {
 		if !slices.ContainsFunc(slices.Collect(maps.Values(points)), func(p *point) bool { return !p.time.Before(r.time) }) {
 			return true

@@ -160,6 +160,7 @@ type verifier struct {
 	unknownCount  int64
 	schema        string // that has the log
 	restores      map[audit.TopicPartition][]restore
+	recovered     []time.Time                 // when rows that Postgres had lost were recorded again
 	statements    map[int64]audit.Hash        // of the statements, by their numbers
 	statementsEnd int64                       // number of the last
 	drops         map[string]*audit.Statement // about dropped rows, by the digests of the runs

@@ -23,6 +23,7 @@ import (
 	"github.com/batchyard/batchyard/cmd/internal/cli"
 	"github.com/batchyard/batchyard/cmd/internal/ledger"
 	"github.com/batchyard/batchyard/task"
+	"github.com/batchyard/batchyard/test/testenv"
 )
 
 // answered submits tasks of a tenant of its own and waits for their results and
@@ -118,6 +119,9 @@ func TestAuditExport(t *testing.T) {
 	t.Parallel()
 	f := running(t)
 	tenant := answered(t, f, 3)
+	require.Eventually(t, func() bool { // the last row about the job
+		return strings.Contains(ok(t, "audit", "export", "-c", f.config, "--tenant", tenant), `"action":"job.finished"`)
+	}, testenv.Patience, 50*time.Millisecond)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "all.jsonl.gz")
 	r := try(t, "", "audit", "export", "-c", f.config, "--tenant", tenant, "-o", file)

@@ -100,7 +100,7 @@ func (s *Server) describeHeartbeat() {
 	h := s.api.OpenAPI().Components.Schemas.Map()["Heartbeat"]
 	h.Properties["url"].Pattern = baseURL
 	h.Properties["models"].Items.Pattern, h.Properties["tags"].Items.Pattern = plainText, plainText
-	h.Properties["loaded"].Items.Pattern = plainText
+	h.Properties["loaded"].Items.Pattern, h.Properties["problem"].Pattern = plainText, plainText
 	name := &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(task.MaxNameLength), Pattern: modelName}
 	h.Properties["aliases"].AdditionalProperties = name
 	h.Properties["aliases"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: name.MinLength, MaxLength: name.MaxLength, Pattern: modelName}}

@@ -20,7 +20,7 @@ const (
 	MaxTags     = 64
 	MaxLoaded   = 64
 	MaxSlots    = 4096
-	MaxProblem  = 1024 // bytes
+	MaxProblem  = 1024 // characters
 )
 
 // Device is one OpenAI-compatible server, as described by its last heartbeat.
@@ -94,8 +94,8 @@ func (d *Device) Validate() error {
 	if err := checkAliases(d.Aliases); err != nil {
 		return err
 	}
-	if len(d.Problem) > MaxProblem || !utf8.ValidString(d.Problem) || strings.ContainsFunc(d.Problem, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
-		return &task.FieldError{Field: "problem", Problem: "it is not one line of text", Remedy: fmt.Sprintf("send at most %d bytes", MaxProblem)}
+	if utf8.RuneCountInString(d.Problem) > MaxProblem || !utf8.ValidString(d.Problem) || strings.ContainsFunc(d.Problem, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return &task.FieldError{Field: "problem", Problem: "it is not one line of text", Remedy: fmt.Sprintf("send at most %d characters", MaxProblem)}
 	}
 	if len(d.Models) == 0 && d.Problem == "" { // the models of one that never answered are not known
 		return &task.FieldError{Field: "models", Problem: "it is missing", Remedy: `list the models that the device serves, or ["*"] for all`}

@@ -25,7 +25,7 @@ const maxFrameBytes = 512 << 10
 type emitter struct {
 	deps    Deps
 	outbox  *stream.Outbox
-	ctx     context.Context //nolint:containedctx // of the scheduler's run; the decider passes none
+	ctx     context.Context //nolint:containedctx // of the scheduler's rounds; the decider passes none
 	dead    records.DeadLetters
 	admit   func()
 	failing bool // Redis gives no credits

@@ -99,9 +99,17 @@ func signal(c chan struct{}) {
 	}
 }
 
-// run decides until ctx ends.
+// lastRound bounds how long the round under way may take once the router stops.
+const lastRound = 2 * time.Second
+
+// run decides until ctx ends. The round under way is finished: if it were cut off between taking credits and
+// handing its assignments to the outbox, nobody would know of the credits, and their devices would look busy
+// until the leases expire.
 func (s *scheduler) run(ctx context.Context) {
-	s.out.ctx = ctx
+	round, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastRound, end) })()
+	s.out.ctx = round
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	look := time.NewTicker(waiting.Interval)

@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/embedded"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -455,6 +457,64 @@ func TestNoBacklogHidesWhatComesBehindIt(t *testing.T) {
 		}
 	}
 	require.LessOrEqual(t, twice, 300, "only what was in flight when the first router stopped may be assigned again")
+}
+
+// slowGrant answers the first grant of credits late, and calls stop while it is under way.
+type slowGrant struct {
+	once sync.Once
+	stop func()
+	late time.Duration
+}
+
+func (*slowGrant) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (*slowGrant) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (g *slowGrant) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if err != nil || !slices.ContainsFunc(cmd.Args(), isCall) {
+			return err
+		}
+		g.once.Do(func() {
+			go g.stop()
+			select {
+			case <-ctx.Done():
+				err = ctx.Err()
+			case <-time.After(g.late):
+			}
+		})
+		return err
+	}
+}
+
+// isCall finds the name that a router gives to each of its calls for credits.
+func isCall(arg any) bool {
+	s, ok := arg.(string)
+	return ok && strings.HasPrefix(s, "router@test.")
+}
+
+// A router that stops while Redis grants it credits uses them or gives them back: no device looks busy until the
+// leases expire.
+func TestNoCreditsAreLostWhenARouterStops(t *testing.T) {
+	y := newYard(t, 1)
+	y.beat(dev("d", 4, "m"))
+	rdb := testenv.RedisAt(t, y.redis.Addr())
+	stopped := make(chan struct{})
+	var stop func()
+	rdb.AddHook(&slowGrant{late: time.Second, stop: func() { stop(); close(stopped) }})
+	deps := y.deps
+	y.deps.Credits = store.NewCredits(rdb, store.Config{Timeout: time.Hour, LeaseTTL: time.Hour}, "t:")
+	stop = y.router(testConfig(), "router@test")
+	y.deps = deps
+	y.produce(many("task", 10, "m")...)
+	testenv.Receive(t, stopped, "the router to stop")
+	require.Eventually(t, func() bool {
+		used, err := y.deps.Credits.Used(t.Context(), []string{device.Pool("d", device.ClassSingle)})
+		return err == nil && used[0] == 0
+	}, testenv.Patience, 5*time.Millisecond, "credits are in use, and nobody knows of them")
 }
 
 func TestRedisIsEmptiedInTheMiddle(t *testing.T) {

@@ -38,7 +38,7 @@ func TestARequestLostOnAKeptConnectionIsSentAgain(t *testing.T) {
 		require.Len(t, res.Attempts, 1)
 	}
 	require.Positive(t, y.fleet.Device("d").Stats().FaultHits, "no connection was kept")
-	require.Zero(t, y.count(task.BreakerOpened))
+	require.Empty(t, y.written(task.BreakerOpened))
 
 	// A connection that breaks at the first request on it is a fault.
 	y.fleet.Device("d").SetFault(fleet.Fault{Kind: fleet.Reset})

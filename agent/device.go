@@ -86,7 +86,7 @@ func (d *device) served(ctx context.Context) ([]string, error) {
 		if d.cfg.AnyModel && errors.Is(err, errNoList) {
 			return []string{anyModel}, nil
 		}
-		return nil, fmt.Errorf("listing its models: %w; or set them with --models", err)
+		return nil, fmt.Errorf("listing its models: %w; or say which it serves, with models", err)
 	}
 	d.models, d.modelsAt = models, time.Now()
 	return models, nil
@@ -189,9 +189,6 @@ func (d *device) get(ctx context.Context, path string, read func(io.Reader) erro
 	do := d.cfg.Do
 	if do == nil {
 		do = d.client.Do
-		if d.cfg.DeviceKey != "" {
-			req.Header.Set("Authorization", "Bearer "+d.cfg.DeviceKey)
-		}
 	}
 	resp, err := do(req)
 	if err != nil {

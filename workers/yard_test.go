@@ -23,7 +23,7 @@ import (
 
 // yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
 type yard struct {
-	t      *testing.T
+	t      testing.TB
 	client *stream.Client
 	redis  *embedded.Redis
 	deps   Deps
@@ -38,12 +38,12 @@ type yard struct {
 	again    func(*task.Task) // plays the router for tasks that come back
 }
 
-func newYard(t *testing.T, specs ...fleet.Spec) *yard {
+func newYard(t testing.TB, specs ...fleet.Spec) *yard {
 	t.Helper()
 	return newYardAt(t, testenv.Brokers(t), specs...)
 }
 
-func newYardAt(t *testing.T, brokers []string, specs ...fleet.Spec) *yard {
+func newYardAt(t testing.TB, brokers []string, specs ...fleet.Spec) *yard {
 	t.Helper()
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)

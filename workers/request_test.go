@@ -1,7 +1,6 @@
 package workers
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -9,7 +8,6 @@ import (
 
 	"github.com/batchyard/batchyard/internal/fleet"
 	"github.com/batchyard/batchyard/task"
-	"github.com/batchyard/batchyard/test/harness"
 )
 
 func keyOf(id string) task.Key { return task.Key{Tenant: task.DefaultTenant, ID: id} }
@@ -86,7 +84,9 @@ func TestATimedOutRequestOccupiesItsSlotForAWhile(t *testing.T) {
 func TestCancellingClosesConnections(t *testing.T) {
 	const n = 100
 	y := newYard(t, slowDevices(n)...)
-	y.workers(testConfig())
+	cfg := testConfig()
+	cfg.RequestTimeout = time.Hour
+	y.workers(cfg)
 	keys := y.fill(n)
 	require.Zero(t, y.total(func(s fleet.Stats) int { return int(s.Cancelled) }))
 	require.NoError(t, y.deps.Cancels.Cancel(t.Context(), keys[:n/2]...))
@@ -121,10 +121,13 @@ func (y *yard) total(f func(fleet.Stats) int) (all int) {
 func (y *yard) fill(n int) (keys []task.Key) {
 	y.t.Helper()
 	devices := y.fleet.Devices()
-	for i := range n {
-		tk := chat(task.NewID())
-		keys = append(keys, keyOf(tk.ID))
-		y.send(devices[i%len(devices)].ID(), tk)
+	for _, d := range devices {
+		var tasks []*task.Task
+		for range n / len(devices) {
+			tk := chat(task.NewID())
+			keys, tasks = append(keys, keyOf(tk.ID)), append(tasks, tk)
+		}
+		y.send(d.ID(), tasks...)
 	}
 	y.eventually("all are in flight", func() bool { return y.total(func(s fleet.Stats) int { return s.Running }) == n })
 	return keys

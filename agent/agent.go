@@ -134,6 +134,7 @@ func (a *agent) try(ctx context.Context) time.Duration {
 
 // down returns the heartbeat of a device that does not answer: people see it in the list, with the cause.
 func (a *agent) down(ctx context.Context, problem error) Heartbeat {
+	a.device.forget()
 	host := a.host.sample(ctx)
 	models := a.cfg.Models
 	if len(models) == 0 {
@@ -193,12 +194,15 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 		return Heartbeat{}, err
 	}
 	engine := a.device.load(ctx)
+	if engine.context == nil {
+		engine.context = a.device.contexts(ctx)
+	}
 	host := a.host.sample(ctx)
 	return Heartbeat{
 		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded,
+		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded, Context: engine.context,
 	}, nil
 }
 

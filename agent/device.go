@@ -28,6 +28,9 @@ type device struct {
 	metricsAt time.Time
 	noOllama  bool // it was not Ollama when last asked
 	ollamaAt  time.Time
+	listed    map[string]int // context lengths in its list of models
+	context   map[string]int // context lengths, wherever it says them
+	contextAt time.Time
 }
 
 // probe checks the device's health and measures how long it takes to answer. A server that
@@ -92,6 +95,9 @@ func (d *device) served(ctx context.Context) ([]string, error) {
 	return models, nil
 }
 
+// maxLengths bounds the context lengths in a heartbeat.
+const maxLengths = 256
+
 // errNoList means that the device has no list of models.
 var errNoList = errors.New("it does not list its models")
 
@@ -101,7 +107,8 @@ const anyModel = "*"
 func (d *device) listModels(ctx context.Context) ([]string, error) {
 	var list struct {
 		Data []struct {
-			ID string `json:"id"`
+			ID     string `json:"id"`
+			MaxLen int    `json:"max_model_len"`
 		} `json:"data"`
 	}
 	status, err := d.get(ctx, "/v1/models", func(body io.Reader) error {
@@ -126,7 +133,14 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("status %d", status)
 	}
 	var models []string
+	d.listed = nil
 	for _, m := range list.Data {
+		if isContext(m.MaxLen) && m.ID != "" && len(m.ID) <= maxNameBytes && len(d.listed) < maxLengths {
+			if d.listed == nil {
+				d.listed = map[string]int{}
+			}
+			d.listed[m.ID] = m.MaxLen
+		}
 		if m.ID != "" && len(m.ID) <= maxNameBytes && len(models) < maxModels && !slices.Contains(models, m.ID) {
 			models = append(models, m.ID)
 		}

@@ -40,6 +40,8 @@ type Device struct {
 	InFlight  int               `json:"in_flight"`  // worked on by the device; -1 unknown
 	// Loaded are the models in the device's memory; empty: none, or not known.
 	Loaded []string `json:"loaded,omitempty"`
+	// Context is how many tokens the device takes at once, by its own names of models; * stands for all others.
+	Context map[string]int `json:"context,omitempty"`
 	// Problem is why the device does not answer its agent; empty: it does.
 	Problem  string    `json:"problem,omitempty"`
 	Draining bool      `json:"draining,omitempty"`
@@ -104,6 +106,9 @@ func (d *Device) Validate() error {
 		return err
 	}
 	if err := checkNames("loaded", d.Loaded, MaxLoaded); err != nil {
+		return err
+	}
+	if err := checkContext(d.Context); err != nil {
 		return err
 	}
 	if err := checkNames("tags", d.Tags, MaxTags); err != nil {

@@ -30,6 +30,9 @@ func (r *Reply) Judge(now time.Time) *Failure {
 		return nil
 	}
 	f := newFailure(kind, r.Status, "{device}", r.Device, "{status}", strconv.Itoa(r.Status), "{why}", why, "{limit}", strconv.FormatInt(r.Limit, 10))
+	if kind == TooLong {
+		f.Context = errorOf(r.Body).context()
+	}
 	switch row := f.Row(); {
 	case row.Next == AfterPause:
 		f.Pause = retryAfter(r.Header, now)

@@ -270,6 +270,7 @@ type Failure struct {
 	Message string
 	Body    []byte        // the device's JSON answer, when it explains what is wrong with the request
 	Pause   time.Duration // asked for by the device
+	Context int           // of a prompt that is too long: how many tokens the device takes, if it said so
 }
 
 // Doubted returns the failure as it means less, because the device has not shown that it answers others.

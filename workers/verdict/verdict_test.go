@@ -64,6 +64,27 @@ func TestEnginesErrorsAreRecognized(t *testing.T) {
 	}
 }
 
+// What a device says of its context is learned.
+func TestHowLongAPromptMayBe(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]int{
+		`{"error":{"code":400,"message":"request (4015 tokens) exceeds the available context size (2048 tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":4015,"n_ctx":2048}}`:           2048,
+		`{"error":{"message":"litellm.ContextWindowExceededError: litellm.BadRequestError: OpenAIException - request (4015 tokens) exceeds the available context size (2048 tokens), try increasing it","code":"400"}}`: 2048,
+		`{"error":{"message":"This model's maximum context length is 4096 tokens. However, you requested 9100 tokens.","type":"BadRequestError","code":400}}`:                                                           4096,
+		`{"object":"error","message":"The decoder prompt (length 9100) is longer than the maximum model length of 512. Make sure","code":400}`:                                                                          512,
+		`{"object":"error","message":"The input (9100 tokens) is longer than the model's context length (8192 tokens).","type":"BadRequestError","code":400}`:                                                           8192,
+		"{\"error\":\"Input validation error: `inputs` must have less than 512 tokens. Given: 600\",\"error_type\":\"validation\"}":                                                                                     512,
+		"{\"error\":\"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 1 `inputs` tokens and 4000 `max_new_tokens`\",\"error_type\":\"validation\"}":                                  2048,
+		`{"error":"the input length exceeds the context length"}`:                                                                        0,
+		`{"error":{"type":"exceed_context_size_error","n_ctx":"many","message":"available context size (99999999999999999999 tokens)"}}`: 0,
+	} {
+		f := (&Reply{Device: "d", Endpoint: task.EndpointChat, Tasks: 1, Status: 400, Header: http.Header{}, Body: []byte(body), Limit: 1 << 20}).Judge(time.Now())
+		require.NotNil(t, f)
+		require.Equal(t, TooLong, f.Kind, body)
+		require.Equal(t, want, f.Context, body)
+	}
+}
+
 // An answer without an answer in it is no success, and every other is one.
 func TestAnswersHaveSomethingInThem(t *testing.T) {
 	t.Parallel()

@@ -194,15 +194,19 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 		return Heartbeat{}, err
 	}
 	engine := a.device.load(ctx)
-	if engine.context == nil {
-		engine.context = a.device.contexts(ctx)
+	lengths, err := a.device.contexts(ctx)
+	if err != nil {
+		return Heartbeat{}, err
+	}
+	if engine.context != nil {
+		lengths = engine.context
 	}
 	host := a.host.sample(ctx)
 	return Heartbeat{
 		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded, Context: engine.context,
+		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded, Context: lengths,
 	}, nil
 }
 

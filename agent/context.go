@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -13,17 +14,20 @@ import (
 // contexts returns how many tokens the device takes at once, by its own names of models, as far as it says so; asked
 // now and then. Engines say it in different places:
 //
-//	GET /v1/models   max_model_len of each model                        vLLM, SGLang
-//	GET /props       default_generation_settings.n_ctx, of a slot       llama.cpp
+//	GET /v1/models   max_model_len, or meta.n_ctx of a slot, by model   vLLM, SGLang; llama.cpp
+//	GET /props       default_generation_settings.n_ctx, of a slot       llama.cpp until 2025
 //	GET /info        max_total_tokens, or max_input_length              TGI, TEI
 //	GET /api/ps      context_length of each loaded model                Ollama; see load
-func (d *device) contexts(ctx context.Context) map[string]int {
+func (d *device) contexts(ctx context.Context) (map[string]int, error) {
 	if !d.contextAt.IsZero() && time.Since(d.contextAt) < lookAgain {
-		return d.context
+		return d.context, nil
 	}
 	d.contextAt = time.Now()
 	if len(d.cfg.Models) > 0 { // otherwise it has just been asked for its list
-		_, _ = d.listModels(ctx) // it may have none
+		// It may have none. But servers without a key on their health say here that tasks will not get an answer, either.
+		if _, err := d.listModels(ctx); errors.Is(err, errWrongKey) {
+			return nil, fmt.Errorf("listing its models: %w", err)
+		}
 	}
 	known := d.listed
 	if len(known) == 0 && slices.Contains([]string{"", "auto", "llamacpp"}, d.cfg.Engine) {
@@ -33,7 +37,7 @@ func (d *device) contexts(ctx context.Context) map[string]int {
 		known = d.info(ctx)
 	}
 	d.context = known
-	return known
+	return known, nil
 }
 
 // forget makes the next heartbeat ask anew for what seldom changes: the device has been away, and may be another one now.

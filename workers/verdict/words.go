@@ -3,6 +3,7 @@ package verdict
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -167,6 +168,17 @@ func (e saidError) context() int {
 		}
 	}
 	return 0
+}
+
+// wrongKey reports whether the error is about the key, whatever its status: LiteLLM without a database answers 400.
+func (e saidError) wrongKey() bool {
+	words := []string{"no_db_connection", "auth_error", "authentication_error", "invalid_api_key"}
+	return slices.Contains(words, e.kind) || slices.Contains(words, e.code)
+}
+
+// behind reports whether a proxy says that what is behind it does not answer: LiteLLM answers 500.
+func (e saidError) behind() bool {
+	return strings.Contains(e.message, "litellm.") && strings.Contains(e.message, "connection error")
 }
 
 func (e saidError) batchTooLarge() bool {

@@ -38,3 +38,17 @@ func TestAResultOfAnEarlierGenerationIsLookedUp(t *testing.T) {
 		require.Equal(t, c.foreign, set.Foreign, c.name)
 	}
 }
+
+// A task that was cancelled before a router read it has no request in Postgres. The first record that a router reads
+// then says whose id it is, although all that becomes of it is task.duplicate.
+func TestADuplicateMayBindAnID(t *testing.T) {
+	t.Parallel()
+	tk := &task.Task{ID: "t", Model: "m", Input: task.Input(`{}`)}
+	ev := task.NewEvent(task.TaskDuplicate, tk, "router", time.Now())
+	var s State
+	require.False(t, OfEvent(&ev, &s), "of a second record, it says nothing")
+	ev.Fingerprint = tk.Fingerprint().Bytes()
+	require.True(t, OfEvent(&ev, &s))
+	require.Equal(t, ev.Fingerprint, s.fingerprint)
+	require.Equal(t, task.Pending, s.state)
+}

@@ -40,7 +40,7 @@ func (d *device) contexts(ctx context.Context) (map[string]int, error) {
 	return known, nil
 }
 
-// forget makes the next heartbeat ask anew for what seldom changes: the device has been away, and may be another one now.
+// forget makes the next heartbeat ask again for what seldom changes: the device has been away, and may be another one now.
 func (d *device) forget() { d.contextAt, d.modelsAt = time.Time{}, time.Time{} }
 
 // props asks llama.cpp. A slot has a part of the context that it was started with.

@@ -25,7 +25,7 @@ var others = slices.DeleteFunc(slices.Clone(stages), func(s string) bool { retur
 // one result.
 func TestWorkerKilledOften(t *testing.T) {
 	t.Parallel()
-	const slots = 8
+	const slots = 4
 	kills, n := 2, 2000
 	if harness.Long() {
 		kills, n = 20, 20_000

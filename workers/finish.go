@@ -245,6 +245,7 @@ func (s *Workers) conclude(w *work, u stream.Unit, refused func(error)) {
 		switch {
 		case err == nil:
 			fault.At("workers.after_result")
+			s.finished.add(w.mark)
 			w.ack.Release()
 		case refused != nil:
 			// It writes again and may have to wait for room in the outbox, which gets none

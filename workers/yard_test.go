@@ -59,7 +59,7 @@ func newYardAt(t testing.TB, brokers []string, specs ...fleet.Spec) *yard {
 	rdb := testenv.RedisAt(t, r.Addr())
 	y := &yard{t: t, client: client, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
 	y.deps = Deps{Stream: client, Credits: store.NewCredits(rdb, store.Config{}, "t:"), Rates: store.NewRates(rdb, "t:"),
-		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "workers@test"}
+		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Finished: store.NewFinished(rdb, "t:"), Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "workers@test"}
 	y.watch(stream.Results, func(rec *stream.Record) error {
 		res, err := wire.DecodeResult(rec.Value, "")
 		if err == nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // cancels cancels tasks in the middle: the engine stops to compute. Nothing else may be asked of it meanwhile, not even
-// its metrics: llama.cpp looks whether its client is still there when it has answered nobody for a second.
+// its metrics: llama.cpp notices that its client has left only after a second in which it answered no request.
 func (s *stack) cancels(t *testing.T) {
 	run := func(t *testing.T, model string, tokens int) {
 		t.Helper()

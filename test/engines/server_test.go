@@ -49,7 +49,7 @@ type server struct {
 	gone                       chan struct{}
 }
 
-// freePort returns a port that nobody listens on. Nothing else takes one in between, on a machine that runs these tests.
+// freePort returns a port that is free. Nothing else takes one in between, on a machine that runs these tests.
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -29,7 +29,7 @@ func TestRunRefusesAtOnce(t *testing.T) {
 	for want, args := range map[string][]string{
 		`--device foo: url: it is not an abs`:    {"run", file, "--device", "foo=bar"},
 		`--device foo: write NAME=URL`:               {"run", file, "--device", "foo"},
-		`--device "a b=http://127.0.0.1": the name`:    {"run", file, "--device", "a b=http://127.0.0.1"},
+		`--device a b: the name`:    {"run", file, "--device", "a b=http://127.0.0.1"},
 		"cannot write results to":                      {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
 		"it is a directory":                            {"run", file, "-o", t.TempDir()},
 		`url: it is not an absolute http or https URL`: {"dev", "--device", "x=ftp://127.0.0.1"},

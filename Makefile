@@ -43,6 +43,10 @@ test-short: ## test PKG (all) on the embedded services, without the race detecto
 lint: ## golangci-lint (go vet is in it), go mod tidy, the size of bin/batchyard, shellcheck and govulncheck
 	scripts/lint
 
+.PHONY: interop
+interop: ## test with OpenAI's SDK, unmodified; needs Python with venv
+	scripts/interop
+
 .PHONY: fuzz
 fuzz: ## fuzz every decoder of outside bytes for FUZZTIME (30s) each
 	scripts/fuzz $(FUZZTIME)

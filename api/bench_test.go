@@ -80,9 +80,12 @@ func (m *memory) Task(_ context.Context, k task.Key) (*status.TaskRow, error) {
 }
 
 func (m *memory) WaitTask(ctx context.Context, r task.Run) (*status.TaskRow, error) {
+	m.mu.Lock()
+	ended := m.ended
+	m.mu.Unlock()
 	m.waiting <- r.Key
 	select {
-	case <-m.ended:
+	case <-ended:
 	case <-ctx.Done():
 	}
 	return m.Task(ctx, r.Key)

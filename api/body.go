@@ -4,84 +4,25 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
-	"math"
 	"net/http"
-	"reflect"
-	"strconv"
-	"strings"
-	"sync/atomic"
 
-	"github.com/batchyard/batchyard/internal/metrics"
+	"github.com/batchyard/batchyard/api/bodies"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
 
-// budget bounds the bytes of all bodies that are in memory. A body takes its share
-// while it is read, and fails when nothing is left: bodies never wait for each other,
-// so they cannot deadlock.
-type budget struct {
-	limit, used atomic.Int64
-	metrics     *metrics.Metrics
-}
-
-func (b *budget) take(n int64) bool {
-	if used := b.used.Add(n); used > b.limit.Load() {
-		b.used.Add(-n)
-		return false
+// readBody reads a body of at most limit bytes; see [bodies.Budget.Read]. An error is a *Problem.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, func(), error) {
+	b, release, err := s.budget.Read(w, r, limit)
+	switch {
+	case errors.Is(err, bodies.ErrFull):
+		err = later("the server is busy with other request bodies; send the request again in a moment")
+	case errors.Is(err, bodies.ErrBroken):
+		err = problem(http.StatusBadRequest, "the body broke off; send the request again")
+	case err != nil:
+		err = problem(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes; send the tasks in several submits, or raise task.max_body", limit)
 	}
-	b.metrics.API.BodyBytes.Add(float64(n))
-	return true
-}
-
-func (b *budget) give(n int64) {
-	b.used.Add(-n)
-	b.metrics.API.BodyBytes.Sub(float64(n))
-}
-
-// readBody reads a body of at most limit bytes. Call release when the bytes are no
-// longer used, also after an error: it returns their share of the budget. An error is
-// a *Problem.
-func (b *budget) readBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, release func(), err error) {
-	var taken int64
-	release = func() { b.give(taken); taken = 0 }
-	if r.ContentLength > limit {
-		return nil, release, tooLarge(limit)
-	}
-	size := int64(64 << 10)
-	if r.ContentLength >= 0 {
-		size = r.ContentLength + 1 // room to see the end
-	}
-	src := http.MaxBytesReader(w, r.Body, limit)
-	for {
-		// Taken before it is allocated: a header may announce bytes that never come, but
-		// never more than the budget.
-		grow := size - int64(cap(body))
-		if grow > 0 {
-			if !b.take(grow) {
-				b.metrics.API.BodiesFull.Inc()
-				return nil, release, busy()
-			}
-			taken += grow
-			bigger := make([]byte, len(body), size)
-			copy(bigger, body)
-			body = bigger
-		}
-		n, err := src.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		var large *http.MaxBytesError
-		switch {
-		case errors.Is(err, io.EOF):
-			return body, release, nil
-		case errors.As(err, &large):
-			return nil, release, tooLarge(limit)
-		case err != nil:
-			return nil, release, problem(http.StatusBadRequest, "the body broke off; send the request again")
-		}
-		if len(body) == cap(body) {
-			size = min(2*int64(cap(body)), limit+1)
-		}
-	}
+	return b, release, err
 }
 
 // maxSmallBody bounds the bodies that change a setting or a task.
@@ -101,7 +42,7 @@ func decodeObject(body []byte, into any) error {
 	}
 	err = wire.Unmarshal(body, into)
 	if err != nil {
-		if whole := wholeNumbers(body, into); whole != nil {
+		if whole := bodies.WholeNumbers(body, into); whole != nil {
 			err = wire.Unmarshal(whole, into)
 		}
 	}
@@ -119,54 +60,12 @@ func decodeObject(body []byte, into any) error {
 	return nil
 }
 
-// wholeNumbers writes the integers of a JSON object that have a fraction or an
-// exponent, such as 5.0, without it: JSON Schema takes them for integers, many
-// languages write them so, and Go's decoder refuses them. like has the fields. It
-// returns nil if there is nothing to write differently.
-func wholeNumbers(body []byte, like any) []byte {
-	var out []byte
-	copied := 0
-	wire.Members(body, func(name string, value []byte) bool {
-		number := bytes.TrimRight(value, " \t\r\n")
-		if !bytes.ContainsAny(number, ".eE") || !isInteger(reflect.TypeOf(like).Elem(), name) {
-			return true
-		}
-		f, err := strconv.ParseFloat(string(number), 64)
-		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
-			return true
-		}
-		at := cap(body) - cap(value) // value is a part of body
-		out = append(out, body[copied:at]...)
-		out = strconv.AppendInt(out, int64(f), 10)
-		copied = at + len(number)
-		return true
-	})
-	if copied == 0 {
-		return nil
-	}
-	return append(out, body[copied:]...)
-}
-
-// isInteger reports whether the struct has an integer of the JSON name.
-func isInteger(t reflect.Type, name string) bool {
-	for f := range t.Fields() {
-		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
-			kind := f.Type
-			if kind.Kind() == reflect.Pointer {
-				kind = kind.Elem()
-			}
-			return kind.Kind() >= reflect.Int && kind.Kind() <= reflect.Int64
-		}
-	}
-	return false
-}
-
 // readObject reads a small JSON object; the error is a *Problem.
 func (s *Server) readObject(q *request, into any) error {
 	if p := wantsJSON(q.r); p != nil {
 		return p
 	}
-	body, release, err := s.budget.readBody(q.w, q.r, maxSmallBody)
+	body, release, err := s.readBody(q.w, q.r, maxSmallBody)
 	defer release()
 	if err != nil {
 		return err
@@ -185,12 +84,4 @@ func unfit(err error) error {
 		return err
 	}
 	return fieldProblem(http.StatusUnprocessableEntity, []ProblemError{fieldError("", fe)}, 0)
-}
-
-func tooLarge(limit int64) *Problem {
-	return problem(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes; send the tasks in several submits, or raise task.max_body", limit)
-}
-
-func busy() *Problem {
-	return later("the server is busy with other request bodies; send the request again in a moment")
 }

@@ -16,6 +16,9 @@ type Config struct {
 	SubmitTimeout time.Duration `yaml:"submit_timeout" default:"30s" min:"1s" max:"10m" doc:"How long a submit waits for Kafka to acknowledge the tasks. After that the client is told that the outcome is unknown."`
 	QueryTimeout  time.Duration `yaml:"query_timeout" default:"5s" min:"100ms" max:"1m" doc:"Timeout of a query to Postgres or Redis."`
 	MaxWait       time.Duration `yaml:"max_wait" default:"1m" min:"1s" max:"10m" doc:"Longest ?wait= for a task to finish."`
+	AnswerTimeout time.Duration `yaml:"answer_timeout" default:"10m" min:"1s" max:"24h" doc:"How long a plain OpenAI request, such as POST /v1/chat/completions, waits for its answer, unless the client says otherwise. Then its task ends as EXPIRED."`
+	LongestAnswer time.Duration `yaml:"max_answer_timeout" default:"1h" min:"1s" max:"24h" doc:"The longest that a client can have a plain OpenAI request wait."`
+	MaxAnswers    int64         `yaml:"max_waiting_requests" default:"1000" unit:"requests" min:"1" max:"100000" doc:"Maximum number of plain OpenAI requests that wait for their answers at the same time. Further ones get a 429 and a Retry-After."`
 	DrainTimeout  time.Duration `yaml:"drain_timeout" default:"10s" min:"100ms" max:"5m" doc:"How long running requests may take to finish when the process stops."`
 	MaxHeader     int64         `yaml:"max_header_bytes" default:"64KiB" unit:"bytes" min:"4096" max:"1048576" doc:"Maximum size of the headers of a request."`
 	MaxBodies     int64         `yaml:"max_body_memory" default:"128MiB" unit:"bytes" min:"1048576" max:"17179869184" doc:"Memory for request bodies. Requests that would exceed it get a 503 and a Retry-After."`

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/batchyard/batchyard/api/openai/plain"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -35,6 +36,7 @@ type Producer interface {
 	RecentJob(ctx context.Context, key task.Key) (*task.Job, bool, error)
 	AnnounceJob(ctx context.Context, s *task.JobSpec, o task.Origin) error
 	Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error)
+	AcceptNew(ctx context.Context, t *task.Task, o task.Origin) error
 	Retry(ctx context.Context, r producer.Retry, o task.Origin) error
 	Cancel(ctx context.Context, r *producer.Recent, o task.Origin) error
 	Recent(ctx context.Context, key task.Key) (*producer.Recent, bool, error)
@@ -107,6 +109,7 @@ type Deps struct {
 	Overrides Overrides
 	Rates     Rates
 	Credits   Credits
+	Arrivals  plain.Arrivals              // tells of results as they are written; nil: they are looked up in Postgres
 	Policy    func() device.PolicySetting // the policy of this process's configuration file, as it is now
 	Checks    []Check                     // pinged by /readyz
 	Gatherer  prometheus.Gatherer         // served as /metrics; nil: none

@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
+	"github.com/batchyard/batchyard/api/openai/plain"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
@@ -77,6 +78,7 @@ func (s *Server) describe() {
 		{Name: "tasks", Description: "Submit tasks and follow them."},
 		{Name: "jobs", Description: "Tasks that were submitted together."},
 		{Name: "devices", Description: "The servers that run tasks."},
+		{Name: plain.Tag, Description: "Requests as OpenAI's SDKs send them, answered by the devices; errors have OpenAI's form."},
 		{Name: "operation", Description: "Routing policy, health and metrics."},
 	}
 	// huma serves no documentation pages and no schemas, and the description comes

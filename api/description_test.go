@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/api/openai/plain"
 	"github.com/batchyard/batchyard/task"
 	"github.com/batchyard/batchyard/task/wire"
 )
@@ -89,7 +90,11 @@ func (d description) responses(name string, op object, operations map[string]obj
 			continue // which of the dependencies it is
 		}
 		if status[0] == '4' || status[0] == '5' {
-			if at(content, problemType, "schema", "$ref") != "#/components/schemas/Problem" || len(content) != 1 {
+			kind, schema := problemType, "#/components/schemas/Problem"
+			if slices.Contains(list(op["tags"]), any(plain.Tag)) {
+				kind, schema = wire.ContentJSON, "#/components/schemas/ErrorEnvelope"
+			}
+			if at(content, kind, "schema", "$ref") != schema || len(content) != 1 {
 				fault("%s: %s is not described as a problem", name, status)
 			}
 		}

@@ -129,7 +129,7 @@ func (s *Server) beat(ctx context.Context, in *request) (*beatOutput, error) {
 	if p := wantsJSON(in.r); p != nil {
 		return nil, p
 	}
-	body, release, err := s.budget.readBody(in.w, in.r, maxBeat)
+	body, release, err := s.readBody(in.w, in.r, maxBeat)
 	defer release()
 	if err != nil {
 		return nil, err

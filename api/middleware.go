@@ -34,6 +34,10 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(context.WithValue(r.Context(), traceKey{}, traceID(r)))
 	w := &response{ResponseWriter: rw, timeout: s.cfg.WriteTimeout}
 	w.Header().Set("X-Trace-Id", traceOf(r.Context()))
+	if s.speaksOpenAI(r.URL.Path) {
+		w.openAI = true
+		w.Header().Set("X-Request-Id", traceOf(r.Context()))
+	}
 	route, method, operation := "other", "other", ""
 	// Last, and also when an answer breaks off: a part of it has been read.
 	defer func() { s.note(w, r, operation) }()
@@ -125,6 +129,9 @@ type response struct {
 	timeout time.Duration
 	status  int
 	problem *Problem // that was written
+
+	openAI   bool // errors have OpenAI's form
+	recorded bool // the audit log learns of the request from the events of its task
 }
 
 func (w *response) WriteHeader(status int) {
@@ -157,6 +164,9 @@ func (w *response) Flush() {
 
 // note records a request that was answered, unless its handler has.
 func (s *Server) note(w *response, r *http.Request, operation string) {
+	if w.recorded {
+		return
+	}
 	tenant, _, err := tenantOf(r)
 	if err != nil {
 		tenant = task.DefaultTenant // the reason says that the header is wrong

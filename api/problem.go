@@ -147,6 +147,10 @@ func withTrace(ctx huma.Context, _ string, v any) (any, error) {
 func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	p.TraceID = traceOf(r.Context())
 	keepProblem(w, p)
+	if own, ok := w.(*response); ok && own.openAI {
+		inOpenAIsForm(p).Write(w)
+		return
+	}
 	b, err := json.Marshal(p)
 	if err != nil { // cannot happen: strings and numbers only
 		b = []byte(`{"status":500}`)

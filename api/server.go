@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/batchyard/batchyard/api/bodies"
 	"github.com/batchyard/batchyard/api/trail"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/metrics"
@@ -25,13 +26,15 @@ type Server struct {
 	log      *slog.Logger
 	mux      *http.ServeMux
 	api      huma.API
-	budget   *budget
+	budget   *bodies.Budget
 	requests *semaphore.Weighted
 	trail    *trail.Trail
 	stopping chan struct{} // closed when draining begins
 	stop     sync.Once
 	scrapes  chan struct{}       // holds one for each running scrape of /metrics
 	promises map[string]contract // by the mux's patterns
+	aliases  map[string]string   // patterns that stand for another in promises
+	openAI   map[string]bool     // paths whose errors have OpenAI's form
 	bodies   map[string]bool     // schemas of request bodies, by their names in the description
 
 	mu   sync.Mutex
@@ -57,19 +60,22 @@ func New(d Deps, cfg Config) (*Server, error) {
 	d.Version = cmp.Or(d.Version, "dev")
 	s := &Server{
 		deps: d, cfg: cfg, log: d.Logger, mux: http.NewServeMux(), stopping: make(chan struct{}),
-		bodies:   map[string]bool{},
-		budget:   &budget{metrics: d.Metrics},
+		bodies: map[string]bool{}, aliases: map[string]string{}, openAI: map[string]bool{},
+		budget:   bodies.NewBudget(cfg.MaxBodies, &d.Metrics.API),
 		requests: semaphore.NewWeighted(cfg.MaxRequests),
 	}
 	s.trail = trail.New(s.record)
-	s.budget.limit.Store(cfg.MaxBodies)
 	s.describe()
 	s.routeTasks()
 	s.routeJobs()
 	s.routeDevices()
 	s.routePolicy()
 	s.routeHealth()
+	s.routeOpenAI()
 	s.promises = contracts(s.api.OpenAPI())
+	for pattern, like := range s.aliases {
+		s.promises[pattern] = s.promises[like]
+	}
 	return s, s.serveDescription()
 }
 

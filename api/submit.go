@@ -14,6 +14,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/batchyard/batchyard/api/bodies"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/stream"
@@ -140,7 +141,7 @@ func (s *Server) submit(ctx context.Context, in *request) (*submitOutput, error)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SubmitTimeout)
 	defer cancel()
 	limits := s.deps.Producer.Config()
-	body, release, err := s.budget.readBody(in.w, in.r, limits.MaxBody)
+	body, release, err := s.readBody(in.w, in.r, limits.MaxBody)
 	defer release()
 	if err != nil {
 		return nil, asProblem(err)
@@ -257,7 +258,7 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 func decodeTask(body []byte, kind string) (*task.Task, error) {
 	t, err := wire.DecodeTask(body, kind)
 	if err != nil && kind != wire.ContentMsgpack {
-		if whole := wholeNumbers(body, &task.Task{}); whole != nil {
+		if whole := bodies.WholeNumbers(body, &task.Task{}); whole != nil {
 			return wire.DecodeTask(whole, kind)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 
 // Another program may write to the keys of recent tasks.
 func FuzzParseRecent(f *testing.F) {
-	b, err := json.Marshal(recentOf(&task.Task{ID: "a", Tenant: "t", Model: "m", Labels: map[string]string{"a": "b"}, Callback: &task.Callback{URL: "http://u"}}))
+	b, err := json.Marshal(RecentOf(&task.Task{ID: "a", Tenant: "t", Model: "m", Labels: map[string]string{"a": "b"}, Callback: &task.Callback{URL: "http://u"}}))
 	require.NoError(f, err)
 	f.Add(b)
 	f.Add([]byte(`{"labels":{"":"","a":""}}`))

@@ -37,7 +37,8 @@ type Recent struct {
 // Key returns the identity of the task.
 func (r *Recent) Key() task.Key { return task.Key{Tenant: r.Tenant, ID: r.ID} }
 
-func recentOf(t *task.Task) Recent {
+// RecentOf returns what is known of a task that was submitted, such as to cancel it.
+func RecentOf(t *task.Task) Recent {
 	return Recent{
 		ID: t.ID, Tenant: t.Tenant, Model: t.Model, Endpoint: t.Endpoint, Priority: t.Priority, Level: t.Level, Job: t.JobID,
 		CustomID: t.CustomID, TraceID: t.TraceID, Labels: t.Labels, Callback: t.Callback,
@@ -63,7 +64,7 @@ func (r *ring) put(tasks []*task.Task) int {
 	for _, t := range tasks {
 		h := t.Key().Hash()
 		if i, ok := r.at[h]; ok {
-			r.slots[i] = recentOf(t)
+			r.slots[i] = RecentOf(t)
 			continue
 		}
 		if len(r.slots) < r.most {
@@ -71,7 +72,7 @@ func (r *ring) put(tasks []*task.Task) int {
 		} else {
 			delete(r.at, r.slots[r.next].Key().Hash())
 		}
-		r.slots[r.next] = recentOf(t)
+		r.slots[r.next] = RecentOf(t)
 		r.at[h] = r.next
 		r.next = (r.next + 1) % r.most
 	}
@@ -106,7 +107,7 @@ func (m *recentIndex) enabled() bool { return m.rdb != nil && m.ttl > 0 }
 func (m *recentIndex) put(ctx context.Context, tasks []*task.Task) error {
 	pipe := m.rdb.Pipeline()
 	for _, t := range tasks {
-		b, err := json.Marshal(recentOf(t))
+		b, err := json.Marshal(RecentOf(t))
 		if err != nil {
 			return fmt.Errorf("remembering task %s in Redis: %w", t.Key(), err)
 		}

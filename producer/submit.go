@@ -73,13 +73,25 @@ func (p *Producer) Submit(ctx context.Context, tasks []*task.Task, o task.Origin
 // A *RefusedError, or a *ReusedError, means that nothing was written. After any other error it is unknown
 // how much was written; submitting again with the same ids is safe.
 func (p *Producer) Accept(ctx context.Context, tasks []*task.Task, o task.Origin) ([]task.State, error) {
-	began := time.Now()
 	var chosen []int // tasks whose ids the sender chose
 	for i, t := range tasks {
 		if t.ID != "" {
 			chosen = append(chosen, i)
 		}
 	}
+	return p.accept(ctx, tasks, chosen, o)
+}
+
+// AcceptNew is [Producer.Accept] of a task whose id the caller has made with [task.NewID]: no one else has
+// it, so neither Postgres nor Redis is asked.
+func (p *Producer) AcceptNew(ctx context.Context, t *task.Task, o task.Origin) error {
+	_, err := p.accept(ctx, []*task.Task{t}, nil, o)
+	return err
+}
+
+// accept accepts tasks, of which those that chosen names have ids of the sender.
+func (p *Producer) accept(ctx context.Context, tasks []*task.Task, chosen []int, o task.Origin) ([]task.State, error) {
+	began := time.Now()
 	if err := p.Check(tasks); err != nil {
 		return nil, err
 	}

@@ -45,5 +45,9 @@ func (cl *Client) Bounds(ctx context.Context, topic string, partition int) (firs
 	if _, err := findTopic(topic); err != nil {
 		return 0, 0, err
 	}
-	return cl.boundsWithRetries(ctx, topic, partition)
+	err = cl.withRetries(ctx, func(ctx context.Context) (err error) {
+		first, end, err = cl.bounds(ctx, topic, partition)
+		return err
+	})
+	return first, end, err
 }

@@ -19,7 +19,11 @@ func (cl *Client) Scan(ctx context.Context, topic string, fn func(*Record) error
 		return err
 	}
 	for id := range n {
-		if err := cl.scanOne(ctx, topic, id, fn); err != nil {
+		at, end, err := cl.Bounds(ctx, topic, id)
+		if err == nil {
+			err = cl.scanRange(ctx, topic, id, at, end, fn)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -44,67 +48,60 @@ func (cl *Client) withRetries(ctx context.Context, f func(ctx context.Context) e
 	}
 }
 
-// boundsWithRetries is bounds with retries.
-func (cl *Client) boundsWithRetries(ctx context.Context, topic string, id int) (first, end int64, err error) {
-	err = cl.withRetries(ctx, func(ctx context.Context) (err error) {
-		first, end, err = cl.bounds(ctx, topic, id)
-		return err
-	})
-	return first, end, err
-}
-
-func (cl *Client) scanOne(ctx context.Context, topic string, id int, fn func(*Record) error) error {
-	at, end, err := cl.boundsWithRetries(ctx, topic, id)
-	if err != nil {
-		return err
-	}
-	return cl.scanRange(ctx, topic, id, at, end, fn)
-}
-
 func (cl *Client) scanRange(ctx context.Context, topic string, id int, at, end int64, fn func(*Record) error) error {
-	want := cl.cfg.FetchBytes
-	var rest *undecoded
-	defer func() { rest.close() }()
-	for failures := 0; at < end; {
-		var got fetched
-		var err error
-		if rest != nil {
-			got, err = rest.decode(want)
-		} else {
-			got, err = cl.fetch(ctx, fetchRequest{topic: topic, partition: id, from: at, maxBytes: want})
-		}
-		rest = got.rest
-		if err != nil {
-			// Retention may have moved the start of the log meanwhile.
-			if first, _, berr := cl.bounds(ctx, topic, id); berr == nil && first > at {
-				at = first
-				continue
-			}
-			if failures++; failures > 5 || ctx.Err() != nil {
-				return fmt.Errorf("reading %s/%d at %d: %w", topic, id, at, err)
-			}
-			backoff.Wait(ctx, failures)
-			continue
-		}
-		failures = 0
-		if got.needsMoreBytes {
-			if want >= maxFetchBytes {
-				return fmt.Errorf("reading %s/%d at %d: no whole record in %d bytes", topic, id, at, want)
-			}
-			want = min(4*want, maxFetchBytes)
-			continue
-		}
-		for _, r := range got.recs {
+	var failed error // of fn
+	each := func(recs []*Record) bool {
+		for _, r := range recs {
 			if r.Offset >= end {
 				break
 			}
-			if err := fn(r); err != nil {
-				return err
+			if failed = fn(r); failed != nil {
+				return false
 			}
+			at = r.Offset + 1
 		}
-		at = max(at, got.next)
+		return true
 	}
-	return nil
+	for failures := 0; at < end && failed == nil; {
+		next, err := cl.Fetch(ctx, topic, id, at, each)
+		if err == nil || failed != nil {
+			failures, at = 0, max(at, next)
+			continue
+		}
+		// Retention may have moved the start of the log meanwhile.
+		if first, _, berr := cl.bounds(ctx, topic, id); berr == nil && first > at {
+			at = first
+			continue
+		}
+		if failures++; failures > 5 || ctx.Err() != nil {
+			return fmt.Errorf("reading %s/%d at %d: %w", topic, id, at, err)
+		}
+		backoff.Wait(ctx, failures)
+	}
+	return failed
+}
+
+// Fetch reads what a partition has from an offset on, for which the broker waits as long as kafka.fetch_wait. It
+// calls fn with consecutive records, perhaps none, until that returns false, and returns the offset to continue at.
+func (cl *Client) Fetch(ctx context.Context, topic string, partition int, from int64, fn func([]*Record) bool) (next int64, err error) {
+	for want := cl.cfg.FetchBytes; ; want = min(4*want, maxFetchBytes) {
+		got, err := cl.fetch(ctx, fetchRequest{topic: topic, partition: partition, from: from, maxBytes: want})
+		for err == nil && got.rest != nil && fn(got.recs) {
+			got, err = got.rest.decode(want)
+		}
+		switch {
+		case err != nil:
+			return from, err
+		case got.rest != nil: // fn has had enough
+			got.rest.close()
+			return got.next, nil
+		case !got.needsMoreBytes:
+			fn(got.recs)
+			return got.next, nil
+		case want >= maxFetchBytes:
+			return from, fmt.Errorf("no whole record in %d bytes", want)
+		}
+	}
 }
 
 // Lag returns how many records of the topic a group has not committed; group is the stage's name,

@@ -60,10 +60,12 @@ const (
 	EndpointEmbeddings  = "/v1/embeddings"
 	EndpointResponses   = "/v1/responses"
 	EndpointModerations = "/v1/moderations"
+	EndpointScore       = "/v1/score"  // of vLLM
+	EndpointRerank      = "/v1/rerank" // of vLLM, llama.cpp and others
 )
 
 // Endpoints lists the endpoints that a task may use.
-var Endpoints = []string{EndpointChat, EndpointCompletions, EndpointEmbeddings, EndpointResponses, EndpointModerations}
+var Endpoints = []string{EndpointChat, EndpointCompletions, EndpointEmbeddings, EndpointResponses, EndpointModerations, EndpointScore, EndpointRerank}
 
 // Task is one inference request. (Tenant, ID) is its identity: submitting it
 // again is the same task, never a second one.

@@ -168,6 +168,9 @@ type API struct {
 	BodyBytes  prometheus.Gauge
 	BodiesFull prometheus.Counter
 	Panics     prometheus.Counter
+	Waiting    prometheus.Gauge
+	Followed   prometheus.Gauge
+	Answers    *prometheus.CounterVec // source
 }
 
 // Waiting is what stands still in the stages: see package waiting.
@@ -361,6 +364,9 @@ func newAPI(f factory) API {
 		BodyBytes:  f.gauge("api_body_memory_bytes", "Memory reserved for request bodies."),
 		BodiesFull: f.counter("api_body_memory_exceeded_total", "Requests refused because the memory for request bodies was used up."),
 		Panics:     f.counter("api_panics_total", "Requests that panicked."),
+		Waiting:    f.gauge("api_waiting_requests", "Plain OpenAI requests that wait for their answers."),
+		Followed:   f.gauge("api_followed_partitions", "Partitions of results that are followed because such requests wait."),
+		Answers:    f.counters("api_answers_total", "Results that such requests waited for, by where the API learned of them: kafka as they were written, or postgres.", "source"),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 var listOf = map[string]string{
 	task.EndpointChat: "choices", task.EndpointCompletions: "choices", task.EndpointEmbeddings: "data",
 	task.EndpointResponses: "output", task.EndpointModerations: "results",
+	task.EndpointScore: "data", task.EndpointRerank: "results",
 }
 
 // answered finds the row of a 2xx; empty if it holds an answer.

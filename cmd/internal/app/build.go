@@ -9,6 +9,7 @@ import (
 	"github.com/batchyard/batchyard/callbacks"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
+	"github.com/batchyard/batchyard/status/arrivals"
 )
 
 // Producer returns a producer that writes under this process's name. The caller closes it.
@@ -37,8 +38,9 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	p := a.Producer()
 	store := a.Store()
+	heard := arrivals.New(arrivals.Deps{Stream: a.Log, Logger: a.logger.With("stage", "api"), Metrics: &a.metrics.API})
 	s, err := api.New(api.Deps{
-		Producer: p, Store: store, Registry: in.registry, Presence: in.presence,
+		Producer: p, Store: store, Arrivals: heard, Registry: in.registry, Presence: in.presence,
 		Control: in.control, Overrides: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
 		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
@@ -53,6 +55,7 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 		})
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.API.DrainTimeout)
 		defer cancel()
+		heard.Close()
 		store.Close()
 		return errors.Join(err, p.Close(closing))
 	}, nil

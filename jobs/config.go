@@ -30,4 +30,8 @@ type Options struct {
 	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback and deadline for lines that do not set them
 	Limits   task.Limits
 	Config   Config
+	// Endpoint, if not empty, is that of every line, all of which are in OpenAI's format and leave the ids of
+	// their tasks to the job.
+	Endpoint     string
+	LinesSetting string // the setting that bounds the number of lines, for errors; empty: jobs.max_lines
 }

@@ -251,10 +251,18 @@ func tokenDetails(output task.Input) (cached, reasoning int64) {
 		return 0, 0
 	}
 	var u struct {
-		Prompt     struct{ Cached int64 `json:"cached_tokens"` }       `json:"prompt_tokens_details"`
-		Input      struct{ Cached int64 `json:"cached_tokens"` }       `json:"input_tokens_details"`
-		Completion struct{ Reasoning int64 `json:"reasoning_tokens"` } `json:"completion_tokens_details"`
-		Output     struct{ Reasoning int64 `json:"reasoning_tokens"` } `json:"output_tokens_details"`
+		Prompt struct {
+			Cached int64 `json:"cached_tokens"`
+		} `json:"prompt_tokens_details"`
+		Input struct {
+			Cached int64 `json:"cached_tokens"`
+		} `json:"input_tokens_details"`
+		Completion struct {
+			Reasoning int64 `json:"reasoning_tokens"`
+		} `json:"completion_tokens_details"`
+		Output struct {
+			Reasoning int64 `json:"reasoning_tokens"`
+		} `json:"output_tokens_details"`
 	}
 	if json.Unmarshal(usage, &u) != nil {
 		return 0, 0 // a device may write anything

@@ -15,7 +15,8 @@ type Config struct {
 	Concurrency int   `yaml:"concurrency" default:"4" unit:"chunks" min:"1" max:"64" doc:"Number of parts of a file that are submitted concurrently."`
 }
 
-func (c Config) withDefaults() Config {
+// WithDefaults returns the configuration with defaults for what is not set.
+func (c Config) WithDefaults() Config {
 	config.FillDefaults(&c)
 	return c
 }

@@ -115,7 +115,7 @@ type Plan struct {
 // submit. Invalid lines are an *InvalidError, which lists the first 20, unless they are to be
 // skipped.
 func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
-	o.Config = o.Config.withDefaults()
+	o.Config = o.Config.WithDefaults()
 	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
 	p := &Plan{Path: path, Job: o.Job, Tenant: o.Defaults.Tenant, Endpoints: map[string]int{}, Models: map[string]int{}, options: o}
 	p.Tenant = cmp.Or(p.Tenant, task.DefaultTenant)

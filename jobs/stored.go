@@ -43,7 +43,7 @@ type Checked struct {
 // newPlan returns an empty plan for the file.
 func (s *Stored) newPlan() *Plan {
 	o := s.Options
-	o.Config = o.Config.withDefaults()
+	o.Config = o.Config.WithDefaults()
 	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
 	if s.SkipBad {
 		o.Bad = &BadLines{}

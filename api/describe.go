@@ -78,6 +78,7 @@ func (s *Server) describe() {
 		{Name: "jobs", Description: "Tasks that were submitted together."},
 		{Name: "devices", Description: "The servers that run tasks."},
 		{Name: "operation", Description: "Routing policy, health and metrics."},
+		{Name: "openai", Description: "OpenAI's API, for its SDKs. Errors have the shape that these expect."},
 	}
 	// huma serves no documentation pages and no schemas, and the description comes
 	// from serveDescription: the library's own handler has a race.

@@ -54,14 +54,18 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	method, route, _ = strings.Cut(pattern, " ")
 	operation = s.promises[pattern].operation
-	if p := s.guard(r, s.promises[pattern]); p != nil {
-		writeProblem(w, r, p)
+	p := s.guard(r, s.promises[pattern])
+	if s.dialect[pattern] && p == nil {
+		r, p = s.called(w, r)
+	}
+	if p != nil {
+		s.refuse(w, r, pattern, p)
 		return
 	}
 	// Health and metrics answer however busy the rest is.
 	if route != "/healthz" && route != "/readyz" && route != "/metrics" {
 		if !s.requests.TryAcquire(1) {
-			writeProblem(w, r, later("too many requests at once; send this one again in a moment"))
+			s.refuse(w, r, pattern, later("too many requests at once; send this one again in a moment"))
 			return
 		}
 		defer s.requests.Release(1)
@@ -90,7 +94,7 @@ func (s *Server) panicked(w *response, r *http.Request, p any) {
 	if w.status != 0 {
 		panic(http.ErrAbortHandler) // a part must not be taken for the whole
 	}
-	writeProblem(w, r, internalError())
+	s.refuse(w, r, r.Pattern, internalError())
 }
 
 // unknown answers a path or a method that does not exist; which of the two, the
@@ -162,7 +166,7 @@ func (s *Server) note(w *response, r *http.Request, operation string) {
 		tenant = task.DefaultTenant // the reason says that the header is wrong
 	}
 	a := trail.Access{Operation: operation, Status: w.status, Tenant: tenant, Origin: originOf(r, tenant), TraceID: traceOf(r.Context())}
-	if id := r.PathValue(trail.Operations[operation].ID); badName(id) == "" {
+	if id := r.PathValue(trail.Of(operation).ID); badName(id) == "" {
 		a.ID = id
 	}
 	if p := w.problem; p != nil {

@@ -32,6 +32,7 @@ type Server struct {
 	stop     sync.Once
 	scrapes  chan struct{}       // holds one for each running scrape of /metrics
 	promises map[string]contract // by the mux's patterns
+	dialect  map[string]bool     // the same, of operations of OpenAI's API
 	bodies   map[string]bool     // schemas of request bodies, by their names in the description
 
 	mu   sync.Mutex
@@ -58,6 +59,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	s := &Server{
 		deps: d, cfg: cfg, log: d.Logger, mux: http.NewServeMux(), stopping: make(chan struct{}),
 		bodies:   map[string]bool{},
+		dialect:  map[string]bool{},
 		budget:   &budget{metrics: d.Metrics},
 		requests: semaphore.NewWeighted(cfg.MaxRequests),
 	}
@@ -69,6 +71,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	s.routeDevices()
 	s.routePolicy()
 	s.routeHealth()
+	s.routeDialect()
 	s.promises = contracts(s.api.OpenAPI())
 	return s, s.serveDescription()
 }

@@ -257,7 +257,7 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 func decodeTask(body []byte, kind string) (*task.Task, error) {
 	t, err := wire.DecodeTask(body, kind)
 	if err != nil && kind != wire.ContentMsgpack {
-		if whole := wholeNumbers(body, &task.Task{}); whole != nil {
+		if whole := wire.WholeNumbers(body, &task.Task{}); whole != nil {
 			return wire.DecodeTask(whole, kind)
 		}
 	}

@@ -5,11 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"math"
 	"net/http"
-	"reflect"
-	"strconv"
-	"strings"
 	"sync/atomic"
 
 	"github.com/batchyard/batchyard/internal/metrics"

@@ -25,7 +25,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"gocloud.dev/blob"
-	_ "gocloud.dev/blob/fileblob" // a directory; buckets have build tags of their own
+	_ "gocloud.dev/blob/fileblob" // a directory; a driver for buckets goes here, too
 )
 
 // What a file is for.

@@ -43,6 +43,9 @@ func (p *Producer) checkIDs(ctx context.Context, tasks []*task.Task, chosen []in
 			switch {
 			case k.IsOther(prints[j]):
 				reused.addReused(chosen[j], keys[j])
+			case k.State.Terminal() && k.Fingerprint.IsZero():
+				// It was cancelled before a router read it, so Postgres cannot say whether this is the same request.
+				// The router will know: it reads both records.
 			case k.State != "":
 				states[chosen[j]] = k.State
 			}

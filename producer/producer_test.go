@@ -228,6 +228,31 @@ func TestSubmitWithoutRedis(t *testing.T) {
 	require.False(t, ok)
 }
 
+type knows map[string]task.Known
+
+func (k knows) Known(_ context.Context, keys []task.Key) ([]task.Known, error) {
+	out := make([]task.Known, len(keys))
+	for i, key := range keys {
+		out[i] = k[key.ID]
+	}
+	return out, nil
+}
+
+// What has ended is not written again. But if it was cancelled before a router read it, Postgres does not know what
+// it asked, and this may be another request under its id: the router has to compare the records.
+func TestAFinishedTaskIsOnlyTheSameIfItsRequestIsKnown(t *testing.T) {
+	b := newBench(t, Config{})
+	done := newTask("done")
+	done.Normalize(time.Now())
+	b.known = knows{"done": {State: task.Success, Fingerprint: done.Fingerprint()}, "cancelled": {State: task.Cancelled}}
+	states, err := b.Accept(t.Context(), []*task.Task{newTask("done"), newTask("cancelled")}, task.Origin{})
+	require.NoError(t, err)
+	require.Equal(t, []task.State{task.Success, task.Pending}, states)
+	recs := b.records(t, stream.TasksNormal)
+	require.Len(t, recs, 1)
+	require.Equal(t, "cancelled", string(recs[0].Key))
+}
+
 func TestRingForgetsTheOldest(t *testing.T) {
 	r := newRing(3)
 	for i := range 5 {

@@ -183,6 +183,9 @@ func (a *arrivals) event(action task.Action, it *decide.Item) task.Event {
 	switch action {
 	case task.TaskDuplicate:
 		e.Outcome = task.OutcomeRefused
+		if a.ends[it] != "" { // perhaps a cancel ended the task before any record of it was read: then the id is bound by this one
+			e.Fingerprint = it.Fingerprint.Bytes()
+		}
 	case task.TaskReread:
 		e.Detail, e.Fingerprint = detail("state", string(a.ends[it])), it.Fingerprint.Bytes()
 	case task.TaskCancelled:

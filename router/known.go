@@ -45,10 +45,9 @@ func (r *Router) lookUp(ctx context.Context, items []*decide.Item, verdicts []ve
 		case k.IsOther(items[i].Fingerprint):
 			verdicts[i] = reused
 		case verdicts[i] == duplicate:
+		case verdicts[i] == contested && k.Fingerprint.IsZero(): // even if it was cancelled: perhaps before any record was read
 		case verdicts[i] == contested && !k.Answers(items[i].Task.Generation()):
-			if !k.Fingerprint.IsZero() {
-				verdicts[i] = claimed // it is ours: the claim was lost, and taken by the other
-			}
+			verdicts[i] = claimed // it is ours: the claim was lost, and taken by the other
 		case k.State == "" || !k.Answers(items[i].Task.Generation()):
 		case verdicts[i] == reclaimed, items[i].Task.Requeues() > 0: // a copy that Batchyard wrote is no second submit
 			verdicts[i], ends[items[i]] = reread, k.State

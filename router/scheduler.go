@@ -103,7 +103,7 @@ func signal(c chan struct{}) {
 const lastRound = 2 * time.Second
 
 // run decides until ctx ends. The round under way is finished: if it were cut off between taking credits and
-// handing its assignments to the outbox, nobody would know of the credits, and their devices would look busy
+// handing its assignments to the outbox, no router would know about the credits, and their devices would look busy
 // until the leases expire.
 func (s *scheduler) run(ctx context.Context) {
 	round, end := context.WithCancel(context.WithoutCancel(ctx))

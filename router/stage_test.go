@@ -514,7 +514,7 @@ func TestNoCreditsAreLostWhenARouterStops(t *testing.T) {
 	require.Eventually(t, func() bool {
 		used, err := y.deps.Credits.Used(t.Context(), []string{device.Pool("d", device.ClassSingle)})
 		return err == nil && used[0] == 0
-	}, testenv.Patience, 5*time.Millisecond, "credits are in use, and nobody knows of them")
+	}, testenv.Patience, 5*time.Millisecond, "credits are in use that no task holds")
 }
 
 func TestRedisIsEmptiedInTheMiddle(t *testing.T) {

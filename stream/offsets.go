@@ -6,11 +6,21 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/batchyard/batchyard/stream/internal/fetch"
 	"github.com/batchyard/batchyard/stream/internal/offsets"
 )
 
 // PartitionOffsets is what a partition holds and what of it a group has finished, at one moment.
 type PartitionOffsets = offsets.Partition
+
+// OpenTransactionError means that records stand behind an open transaction, so no consumer can read them yet.
+type OpenTransactionError = offsets.OpenTransactionError
+
+// CheckReadable returns an [OpenTransactionError] if not all records of a topic can be read. Call it before
+// concluding anything from a missing record.
+func CheckReadable(topic string, all []PartitionOffsets) error {
+	return offsets.CheckReadable(topic, all)
+}
 
 // Offsets returns for each partition of a topic what it holds and what of it a group has
 // finished. It asks for the group's offsets first and for the partition's bounds afterwards: a
@@ -22,37 +32,31 @@ func (cl *Client) Offsets(ctx context.Context, group, topic string) ([]Partition
 		return nil, err
 	}
 	n, err := cl.layout.Partitions(ctx, topic)
-	if err != nil {
-		return nil, err
-	}
 	out := make([]PartitionOffsets, n)
-	for id := range n {
-		s := &out[id]
-		s.Partition = id
-		if group != "" {
-			err := cl.withRetries(ctx, func(ctx context.Context) error {
-				next, metadata, err := cl.membership(group, topic).Committed(ctx, id)
-				if errors.Is(err, kafka.GroupIdNotFound) {
-					return nil // the group has never existed
-				}
-				if err != nil {
-					return err
-				}
-				s.Next = max(next, 0)
-				// Like the next owner, ignore metadata that is not ours.
-				_, spans := offsets.CutTopic(metadata)
-				s.Finished, _ = offsets.Decode(s.Next, spans)
-				return nil
-			})
-			if err != nil {
-				return nil, err
-			}
-		}
-		if s.First, s.End, err = cl.boundsWithRetries(ctx, topic, id); err != nil {
-			return nil, err
-		}
+	for id := 0; id < n && err == nil; id++ {
+		out[id].Partition = id
+		err = cl.withRetries(ctx, func(ctx context.Context) error { return cl.stand(ctx, group, topic, &out[id]) })
 	}
-	return out, nil
+	return out, err
+}
+
+func (cl *Client) stand(ctx context.Context, group, topic string, s *PartitionOffsets) (err error) {
+	if group != "" {
+		next, metadata, err := cl.membership(group, topic).Committed(ctx, s.Partition)
+		if err != nil && !errors.Is(err, kafka.GroupIdNotFound) { // the group has never existed
+			return err
+		}
+		s.Next = max(next, 0)
+		// Like the next owner, ignore metadata that is not ours.
+		_, spans := offsets.CutTopic(metadata)
+		s.Finished, _ = offsets.Decode(s.Next, spans)
+	}
+	last, err := fetch.Last(ctx, cl.kafka, cl.full(topic), s.Partition) // first: what is written meanwhile is not hidden
+	if err == nil {
+		s.First, s.End, err = cl.bounds(ctx, topic, s.Partition)
+		s.Hidden = max(0, last-s.End)
+	}
+	return err
 }
 
 // ScanRange calls fn for each record of a partition from one offset up to, but not including,

@@ -82,6 +82,42 @@ func TestATopicIsRecreatedWhileItIsRead(t *testing.T) {
 	r.finish(t)
 }
 
+// commitAs commits an offset in partitions 0 and 1 of the topic of normal tasks, as another client does.
+func commitAs(t *testing.T, cl *Client, group string, offset int64, metadata string) {
+	t.Helper()
+	name := cl.full(TasksNormal)
+	res, err := cl.kafka.OffsetCommit(until(t), &kafka.OffsetCommitRequest{GroupID: group, GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{
+		name: {{Partition: 0, Offset: offset, Metadata: metadata}, {Partition: 1, Offset: offset, Metadata: metadata}},
+	}})
+	require.NoError(t, err)
+	for _, p := range res.Topics[name] {
+		require.NoError(t, p.Error)
+	}
+}
+
+// Offsets beyond the end of the log, which say nothing of the topic that they belong to: a tool set them, or
+// brokers without ids of topics lost the end of the log, or have another topic under the name.
+func TestAnOffsetBeyondTheEndIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cl := open(t, cfg)
+	const n = 200
+	records := numbered(TasksNormal, 0, n, n)
+	for i := range records {
+		records[i].Value = append([]byte("new"), records[i].Value...)
+	}
+	require.NoError(t, cl.Produce(until(t), records...))
+	commitAs(t, cl, cl.GroupID("g", TasksNormal), 100_000, "")
+	got := newSeen(n)
+	r := consume(t, cl, ConsumerConfig{Group: "g", Topic: TasksNormal}, countNew(got))
+	testenv.Receive(t, got.all, "every record")
+	requireNoLag(t, cl)
+	r.finish(t)
+	var counted dto.Metric
+	require.NoError(t, cl.metrics.Stream.Recreated.WithLabelValues(cl.GroupID("g", TasksNormal), TasksNormal).Write(&counted))
+	require.Equal(t, 2.0, counted.GetCounter().GetValue(), "partitions")
+}
+
 // The same while no process runs: the group's offsets belong to the old topic.
 func TestATopicIsRecreatedWhileItIsNotRead(t *testing.T) {
 	t.Parallel()
@@ -102,13 +138,7 @@ func TestATopicIsRecreatedWhileItIsNotRead(t *testing.T) {
 	again := open(t, cfg)
 	// Brokers delete the offsets with the topic. A restored or mirrored cluster still has them.
 	group := cl.GroupID("g", TasksNormal)
-	res, err := again.kafka.OffsetCommit(until(t), &kafka.OffsetCommitRequest{GroupID: group, GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{
-		cl.full(TasksNormal): {{Partition: 0, Offset: offset, Metadata: metadata}, {Partition: 1, Offset: offset, Metadata: metadata}},
-	}})
-	require.NoError(t, err)
-	for _, p := range res.Topics[cl.full(TasksNormal)] {
-		require.NoError(t, p.Error)
-	}
+	commitAs(t, again, group, offset, metadata)
 	r = consume(t, again, ConsumerConfig{Group: "g", Topic: TasksNormal}, countNew(got))
 	testenv.Receive(t, got.all, "every record of the new topic")
 	requireNoLag(t, again)

@@ -70,7 +70,7 @@ type Event struct {
 	CallbackURL string
 
 	Generation  int    // of the task: 0 is the first run, n the nth retry on request
-	Fingerprint []byte // of the task, in task.accepted and task.queued; nil elsewhere
+	Fingerprint []byte // of the task, where it was accepted, let in or ended by a router; nil elsewhere
 }
 
 // Origin is who sent something and from where; every user action has one.

@@ -1,7 +1,6 @@
 package audittest
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -30,7 +29,7 @@ func DeleteRecordsAt(t testing.TB, brokers []string, l *stream.Client, topic str
 	require.NoError(t, err)
 	req := kmsg.NewPtrDeleteRecordsRequest()
 	one := kmsg.NewDeleteRecordsRequestTopic()
-	one.Topic = strings.TrimSuffix(l.GroupID("", topic), "batchyard.."+topic) + topic // with the prefix of the installation
+	one.Topic = fullName(l, topic)
 	for _, s := range all {
 		p := kmsg.NewDeleteRecordsRequestTopicPartition()
 		p.Partition, p.Offset = int32(s.Partition), s.End

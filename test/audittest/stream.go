@@ -1,7 +1,6 @@
 package audittest
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -33,7 +32,7 @@ func Recreate(t testing.TB, l *stream.Client, topic string) {
 	kafka, err := kgo.NewClient(kgo.SeedBrokers(testenv.Get(t).Brokers...))
 	require.NoError(t, err)
 	defer kafka.Close()
-	name := strings.TrimSuffix(l.GroupID("", topic), "batchyard.."+topic) + topic // with the prefix of the installation
+	name := fullName(l, topic)
 	req := kmsg.NewPtrDeleteTopicsRequest()
 	one := kmsg.NewDeleteTopicsRequestTopic()
 	one.Topic = &name

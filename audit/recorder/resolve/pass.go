@@ -149,7 +149,8 @@ func (p *pass) readRows(ctx context.Context) error {
 	return rows.Err()
 }
 
-// readOffsets reads all offsets, in the order that misses no task: see the package comment.
+// readOffsets reads all offsets, in the order that misses no task: see the package comment. While a transaction
+// is open, a task may be behind it, so it fails: nothing is known to be lost.
 func (p *pass) readOffsets(ctx context.Context) error {
 	p.recorded = map[int]int64{}
 	rows, err := p.Pool.Query(ctx, "SELECT partition, next_offset FROM stream_offsets WHERE topic = $1", stream.Results)
@@ -162,16 +163,27 @@ func (p *pass) readOffsets(ctx context.Context) error {
 		return fmt.Errorf("reading how far results are recorded: %w", err)
 	}
 	for _, w := range way {
-		if p.stands[w.topic], err = p.Log.Offsets(ctx, w.stage, w.topic); err != nil {
-			return fmt.Errorf("reading the offsets of topic %s: %w", w.topic, err)
+		if p.stands[w.topic], err = p.offsetsOf(ctx, w.stage, w.topic); err != nil {
+			return err
 		}
 	}
 	for _, b := range back {
-		if p.tails[b.topic], err = p.Log.Offsets(ctx, "", b.topic); err != nil {
-			return fmt.Errorf("reading the offsets of topic %s: %w", b.topic, err)
+		if p.tails[b.topic], err = p.offsetsOf(ctx, "", b.topic); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (p *pass) offsetsOf(ctx context.Context, stage, topic string) ([]stream.PartitionOffsets, error) {
+	all, err := p.Log.Offsets(ctx, stage, topic)
+	if err == nil {
+		err = stream.CheckReadable(topic, all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the offsets of topic %s: %w", topic, err)
+	}
+	return all, nil
 }
 
 // readTasks reads the topics of tasks: what the routers have finished and what has no result is open.

@@ -208,6 +208,33 @@ func TestTasksWhoseAnswersWereDeletedRunAgain(t *testing.T) {
 	require.Empty(t, p.lost())
 }
 
+// While a transaction of some client is open, no consumer can read what was written behind it: a task that seems to be
+// nowhere may be there. Nothing counts as lost before the transaction has ended.
+func TestNothingIsLostWhileATransactionIsOpen(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.submit(stream.TasksNormal, "moved")
+	p.finish("router", stream.TasksNormal)
+	abort := audittest.OpenTransaction(t, p.log, stream.TasksNormal, []byte("from another client"))
+	p.put(stream.Unit{Messages: []stream.Message{p.message(stream.TasksNormal, newTask("moved").Requeued())}})
+	p.hole(stream.Results)
+	r := resolve.New(p.deps())
+	_, err := r.Once(t.Context())
+	open := new(stream.OpenTransactionError)
+	require.ErrorAs(t, err, &open)
+	require.Equal(t, stream.TasksNormal, open.Topic)
+	require.False(t, p.resolved())
+
+	abort()
+	require.Eventually(t, func() bool {
+		left, err := r.Once(t.Context())
+		return err == nil && !left
+	}, testenv.Patience, 20*time.Millisecond, "the end of the transaction")
+	require.Empty(t, p.again())
+	require.Empty(t, p.lost())
+	require.True(t, p.resolved(), "it waits in its topic")
+}
+
 // Whatever is on its way is left alone, wherever it is; what is lost runs again once, and ends if it is
 // lost again, or if its records are gone, too. All of that holds when a pass remembers only a few tasks.
 func TestOnlyLostTasksRunAgain(t *testing.T) {

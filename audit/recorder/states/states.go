@@ -74,7 +74,7 @@ type State struct {
 // as they let a record in or end it: of two requests under one id, both may have been accepted.
 func BoundBy(e *task.Event) []byte {
 	switch e.Action {
-	case task.TaskQueued, task.TaskReread, task.TaskCancelled, task.TaskRetried:
+	case task.TaskQueued, task.TaskReread, task.TaskDuplicate, task.TaskCancelled, task.TaskRetried:
 		return e.Fingerprint
 	}
 	return nil

@@ -199,6 +199,14 @@ func Check(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Option
 			return nil, err
 		}
 		r, err := lookOnce(ctx, log, pool, o, before)
+		if open := new(stream.OpenTransactionError); errors.As(err, &open) && time.Since(began) < o.Wait {
+			before = nil
+			o.Progress(err.Error())
+			if err := pause(ctx, time.Second); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,6 +87,29 @@ func TestWhatIsInFlightIsNotMissing(t *testing.T) {
 	require.Equal(t, int64(3), r.Missing)
 	require.Equal(t, "assigned batched parked", kinds(r)[Missing])
 	require.Equal(t, 2, r.Looks)
+}
+
+// A task that was written behind an open transaction cannot be read. It is not missing: the check waits, or says
+// that it cannot tell.
+func TestATaskBehindAnOpenTransactionIsNotMissing(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.submit("moved")
+	h.finish("router", stream.TasksNormal, nil)
+	h.record()
+	abort := audittest.OpenTransaction(t, h.log, stream.TasksNormal, []byte("from another client"))
+	h.put(stream.Unit{Messages: []stream.Message{h.message(stream.TasksNormal, newTask("moved").Requeued())}})
+	_, err := Check(t.Context(), h.log, h.pool, Options{})
+	open := new(stream.OpenTransactionError)
+	require.ErrorAs(t, err, &open)
+	r, err := Check(t.Context(), h.log, h.pool, Options{Wait: testenv.Patience, Progress: func(what string) {
+		if strings.Contains(what, "transaction") {
+			abort()
+		}
+	}})
+	require.NoError(t, err)
+	require.Truef(t, r.Holds, "%+v", r.Problems)
+	require.Equal(t, int64(1), r.InFlight)
 }
 
 func TestDeadLettersAreAccountedFor(t *testing.T) {

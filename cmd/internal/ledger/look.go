@@ -79,7 +79,10 @@ func lookOnce(ctx context.Context, log *stream.Client, pool *pgxpool.Pool, o Opt
 func (l *look) standStill(ctx context.Context) error {
 	l.o.Progress("reading the offsets of all topics")
 	stand := func(into map[string][]stream.PartitionOffsets, group, topic string) (err error) {
-		if into[topic], err = l.log.Offsets(ctx, group, topic); err != nil {
+		if into[topic], err = l.log.Offsets(ctx, group, topic); err == nil {
+			err = stream.CheckReadable(topic, into[topic]) // a task behind an open transaction would count as missing
+		}
+		if err != nil {
 			return fmt.Errorf("reading the offsets of topic %s: %w", topic, err)
 		}
 		return nil

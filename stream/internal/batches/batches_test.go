@@ -190,6 +190,7 @@ func TestUnreadableBatches(t *testing.T) {
 		"an unknown compression":  {claims(7), 0, 12, "unknown compression type 7"},
 		"a snappy block of 40 MB": {huge.encode(t), 0, 12, "a block of 41943"},
 		"a snappy block's claim":  {batchOf{base: 10, kind: typeSnappy}.wrap([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}, 1), 0, 10, "snappy"},
+		"a snappy block's ratio":  {batchOf{base: 10, kind: typeSnappy}.wrap(append(binary.AppendUvarint(nil, 31<<20), 0, 0), 1), 0, 10, "cannot hold the 32505856 that it claims"},
 		"an older format":         {old, 0, 10, "v1"},
 		"fewer records":           {ten.wrap(body.Bytes(), 5), 3, 14, "end"},
 		"cut off":                 {ten.wrap(body.Bytes()[:body.Len()-1], 3), 2, 12, "end"},

@@ -222,8 +222,10 @@ func (s *snappyReader) nextBlock() []byte {
 func (s *snappyReader) decode(block []byte) error {
 	n, err := s2.DecodedLen(block)
 	switch {
-	case err != nil || n > maxSnappyRatio*len(block):
+	case err != nil:
 		return errSnappy
+	case n > maxSnappyRatio*len(block):
+		return fmt.Errorf("snappy: a block of %d bytes cannot hold the %d that it claims", len(block), n)
 	case n > maxSnappyBlock:
 		return fmt.Errorf("snappy: a block of %d bytes is larger than %d", n, maxSnappyBlock)
 	}

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/batchyard/batchyard/test/chaos/check"
@@ -23,9 +25,13 @@ type Tape struct {
 	mu    sync.Mutex
 	notes notes
 	next  map[place]int64
-	moved chan struct{} // closed and replaced with each batch
-	err   error         // the first record that cannot be read
+	ids   map[string]topicID // of the topics that are read
+	gone  map[topicID]bool   // topics that were recreated
+	moved chan struct{}      // closed and replaced with each batch
+	err   error              // the first record that cannot be read
 }
+
+type topicID = [16]byte
 
 type place struct {
 	topic     string
@@ -41,7 +47,7 @@ func Start(ctx context.Context, brokers, topics []string, prefix string) (*Tape,
 	if err != nil {
 		return nil, fmt.Errorf("reading topics: %w", err)
 	}
-	t := &Tape{client: c, notes: notes{prefix: prefix}, done: make(chan struct{}), next: map[place]int64{}, moved: make(chan struct{})}
+	t := &Tape{client: c, notes: notes{prefix: prefix}, done: make(chan struct{}), next: map[place]int64{}, ids: map[string]topicID{}, gone: map[topicID]bool{}, moved: make(chan struct{})}
 	go t.run(context.WithoutCancel(ctx))
 	return t, nil
 }
@@ -53,31 +59,58 @@ func (t *Tape) run(ctx context.Context) {
 		if fetches.IsClientClosed() {
 			return
 		}
-		t.mu.Lock()
-		fetches.EachPartition(t.checkStart)
-		for _, r := range fetches.Records() {
-			at := place{r.Topic, r.Partition}
-			if r.Offset < t.next[at] {
-				continue // read before, and again after a broker came back
+		for _, topic := range t.take(fetches) {
+			t.client.PurgeTopicsFromConsuming(topic)
+			t.client.AddConsumeTopics(topic)
+		}
+	}
+}
+
+// take takes what was read, and returns the topics that have to be joined again. The client never follows a
+// topic to its next id, and a broker of a cluster may still tell it that of the old topic after [Tape.Forget].
+func (t *Tape) take(fetches kgo.Fetches) (rejoin []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, fetch := range fetches {
+		for _, f := range fetch.Topics {
+			if slices.ContainsFunc(f.Partitions, isOfUnknownTopic) {
+				rejoin = append(rejoin, f.Topic)
 			}
-			t.next[at] = r.Offset + 1
-			if r.Attrs.IsControl() {
+			if t.gone[f.TopicID] {
 				continue
 			}
-			if err := t.notes.take(r); err != nil && t.err == nil {
-				t.err = fmt.Errorf("reading %s/%d@%d: %w", r.Topic, r.Partition, r.Offset, err)
-			}
+			f.EachPartition(func(p kgo.FetchPartition) { t.checkStart(f.Topic, p) })
+			f.EachRecord(func(r *kgo.Record) {
+				t.ids[f.Topic] = f.TopicID
+				t.note(r)
+			})
 		}
-		close(t.moved)
-		t.moved = make(chan struct{})
-		t.mu.Unlock()
+	}
+	close(t.moved)
+	t.moved = make(chan struct{})
+	return rejoin
+}
+
+func isOfUnknownTopic(p kgo.FetchPartition) bool { return errors.Is(p.Err, kerr.UnknownTopicID) }
+
+func (t *Tape) note(r *kgo.Record) {
+	at := place{r.Topic, r.Partition}
+	if r.Offset < t.next[at] {
+		return // read before, and again after a broker came back
+	}
+	t.next[at] = r.Offset + 1
+	if r.Attrs.IsControl() {
+		return
+	}
+	if err := t.notes.take(r); err != nil && t.err == nil {
+		t.err = fmt.Errorf("reading %s/%d@%d: %w", r.Topic, r.Partition, r.Offset, err)
 	}
 }
 
 // checkStart notes if Kafka has deleted records that were not read. Then nothing can be said about the run.
-func (t *Tape) checkStart(p kgo.FetchTopicPartition) {
-	if next := t.next[place{p.Topic, p.Partition}]; next < p.LogStartOffset && len(p.Records) > 0 && t.err == nil {
-		t.err = fmt.Errorf("reading %s/%d: Kafka deleted the records %d to %d before the test read them: this machine is too slow for such a retention", p.Topic, p.Partition, next, p.LogStartOffset-1)
+func (t *Tape) checkStart(topic string, p kgo.FetchPartition) {
+	if next := t.next[place{topic, p.Partition}]; next < p.LogStartOffset && len(p.Records) > 0 && t.err == nil {
+		t.err = fmt.Errorf("reading %s/%d: Kafka deleted the records %d to %d before the test read them: this machine is too slow for such a retention", topic, p.Partition, next, p.LogStartOffset-1)
 	}
 }
 
@@ -85,6 +118,9 @@ func (t *Tape) checkStart(p kgo.FetchTopicPartition) {
 func (t *Tape) Forget(topic string) {
 	t.client.PurgeTopicsFromConsuming(topic)
 	t.mu.Lock()
+	if id, known := t.ids[topic]; known {
+		t.gone[id] = true
+	}
 	for at := range t.next {
 		if at.topic == topic {
 			delete(t.next, at)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/batchyard/batchyard/api/bodies"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/internal/fuzzing"
 	"github.com/batchyard/batchyard/status"
@@ -441,9 +440,9 @@ func TestWholeNumbers(t *testing.T) {
 		`{"level":5.0,`:                          `{"level":5,`,
 		``:                                       "",
 	} {
-		require.Equal(t, want, string(bodies.WholeNumbers([]byte(body), &task.Task{})), body)
+		require.Equal(t, want, string(wire.WholeNumbers([]byte(body), &task.Task{})), body)
 	}
-	require.JSONEq(t, `{"lines":5,"bytes":6}`, string(bodies.WholeNumbers([]byte(`{"lines":5.0,"bytes":6e0}`), &task.JobSpec{})), "of any size")
+	require.JSONEq(t, `{"lines":5,"bytes":6}`, string(wire.WholeNumbers([]byte(`{"lines":5.0,"bytes":6e0}`), &task.JobSpec{})), "of any size")
 	tasks, _, p := decodeTasks([]byte(`[{"model":"m","input":{},"level":7.0,"max_attempts":3}]`), "", 10)
 	require.Nil(t, p)
 	require.Equal(t, 7, tasks[0].Level)

@@ -42,7 +42,7 @@ func decodeObject(body []byte, into any) error {
 	}
 	err = wire.Unmarshal(body, into)
 	if err != nil {
-		if whole := bodies.WholeNumbers(body, into); whole != nil {
+		if whole := wire.WholeNumbers(body, into); whole != nil {
 			err = wire.Unmarshal(whole, into)
 		}
 	}

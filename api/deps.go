@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/batchyard/batchyard/api/openai"
 	"github.com/batchyard/batchyard/api/openai/plain"
 	"github.com/batchyard/batchyard/device"
 	"github.com/batchyard/batchyard/device/store"
@@ -116,4 +117,5 @@ type Deps struct {
 	Metrics   *metrics.Metrics
 	Logger    *slog.Logger
 	Version   string // of the program, for the description
+	OpenAI    []openai.Route
 }

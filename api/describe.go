@@ -80,6 +80,7 @@ func (s *Server) describe() {
 		{Name: "devices", Description: "The servers that run tasks."},
 		{Name: plain.Tag, Description: "Requests as OpenAI's SDKs send them, answered by the devices; errors have OpenAI's form."},
 		{Name: "operation", Description: "Routing policy, health and metrics."},
+		{Name: "openai", Description: "OpenAI's API, for its SDKs. Errors have the shape that these expect."},
 	}
 	// huma serves no documentation pages and no schemas, and the description comes
 	// from serveDescription: the library's own handler has a race.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/batchyard/batchyard/api/negotiate"
 )
 
 // contract is what the description says of every request to an operation, beside
@@ -51,7 +53,7 @@ func (s *Server) guard(r *http.Request, c contract) *Problem {
 	if headerBytes(r) > s.cfg.MaxHeader {
 		return problem(http.StatusRequestHeaderFieldsTooLarge, "the request line and headers are larger than %d bytes; send fewer or shorter ones, or raise api.max_header_bytes", s.cfg.MaxHeader)
 	}
-	if !acceptable(r.Header.Values("Accept"), c.sends) {
+	if !negotiate.Acceptable(r.Header.Values("Accept"), c.sends) {
 		return problem(http.StatusNotAcceptable, "the response is %s; list it in the Accept header, or send none", strings.Join(c.sends, " or "))
 	}
 	return checkQuery(r.URL.RawQuery, c.query)
@@ -107,47 +109,6 @@ func expected(known []string) string {
 		return "leave it out, this operation takes none"
 	}
 	return "use " + strings.Join(known, ", ")
-}
-
-// acceptable reports whether Accept headers allow one of the content types. Of the
-// ranges that match a type the most specific counts; q=0 excludes it.
-func acceptable(headers, sends []string) bool {
-	if len(headers) == 0 || len(sends) == 0 {
-		return true
-	}
-	for _, kind := range sends {
-		whole, _, _ := mime.ParseMediaType(kind)
-		main, _, _ := strings.Cut(whole, "/")
-		best, wanted := 0, false
-		for r := range strings.SplitSeq(strings.Join(headers, ","), ",") {
-			accepted, params, err := mime.ParseMediaType(strings.TrimSpace(r))
-			if err != nil {
-				continue
-			}
-			rank := 0
-			switch accepted {
-			case "*/*":
-				rank = 1
-			case main + "/*":
-				rank = 2
-			case whole:
-				rank = 3
-			}
-			q, err := strconv.ParseFloat(params["q"], 64)
-			zero := err == nil && q <= 0
-			switch {
-			case rank == 0 || rank < best:
-			case rank > best:
-				best, wanted = rank, !zero
-			default: // the same range with other parameters
-				wanted = wanted || !zero
-			}
-		}
-		if wanted {
-			return true
-		}
-	}
-	return false
 }
 
 // wantsJSON refuses a body that says that it is something else. Without a

@@ -172,7 +172,7 @@ func (s *Server) note(w *response, r *http.Request, operation string) {
 		tenant = task.DefaultTenant // the reason says that the header is wrong
 	}
 	a := trail.Access{Operation: operation, Status: w.status, Tenant: tenant, Origin: originOf(r, tenant), TraceID: traceOf(r.Context())}
-	if id := r.PathValue(trail.Operations[operation].ID); badName(id) == "" {
+	if id := r.PathValue(trail.Of(operation).ID); badName(id) == "" {
 		a.ID = id
 	}
 	if p := w.problem; p != nil {

@@ -34,7 +34,7 @@ type Server struct {
 	scrapes  chan struct{}       // holds one for each running scrape of /metrics
 	promises map[string]contract // by the mux's patterns
 	aliases  map[string]string   // patterns that stand for another in promises
-	openAI   map[string]bool     // paths whose errors have OpenAI's form
+	openAI   []string            // paths of OpenAI's API, whose errors have its form; one that ends in / stands for all below it
 	bodies   map[string]bool     // schemas of request bodies, by their names in the description
 
 	mu   sync.Mutex
@@ -60,7 +60,7 @@ func New(d Deps, cfg Config) (*Server, error) {
 	d.Version = cmp.Or(d.Version, "dev")
 	s := &Server{
 		deps: d, cfg: cfg, log: d.Logger, mux: http.NewServeMux(), stopping: make(chan struct{}),
-		bodies: map[string]bool{}, aliases: map[string]string{}, openAI: map[string]bool{},
+		bodies: map[string]bool{}, aliases: map[string]string{},
 		budget:   bodies.NewBudget(cfg.MaxBodies, &d.Metrics.API),
 		requests: semaphore.NewWeighted(cfg.MaxRequests),
 	}
@@ -71,7 +71,8 @@ func New(d Deps, cfg Config) (*Server, error) {
 	s.routeDevices()
 	s.routePolicy()
 	s.routeHealth()
-	s.routeOpenAI()
+	s.routePlain()
+	s.routeBatches()
 	s.promises = contracts(s.api.OpenAPI())
 	for pattern, like := range s.aliases {
 		s.promises[pattern] = s.promises[like]

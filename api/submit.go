@@ -14,7 +14,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/batchyard/batchyard/api/bodies"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/stream"
@@ -258,7 +257,7 @@ func decodeTasks(body []byte, contentType string, most int) (tasks []*task.Task,
 func decodeTask(body []byte, kind string) (*task.Task, error) {
 	t, err := wire.DecodeTask(body, kind)
 	if err != nil && kind != wire.ContentMsgpack {
-		if whole := bodies.WholeNumbers(body, &task.Task{}); whole != nil {
+		if whole := wire.WholeNumbers(body, &task.Task{}); whole != nil {
 			return wire.DecodeTask(whole, kind)
 		}
 	}

@@ -15,7 +15,8 @@ type Config struct {
 	Concurrency int   `yaml:"concurrency" default:"4" unit:"chunks" min:"1" max:"64" doc:"Number of parts of a file that are submitted concurrently."`
 }
 
-func (c Config) withDefaults() Config {
+// WithDefaults returns the configuration with defaults for what is not set.
+func (c Config) WithDefaults() Config {
 	config.FillDefaults(&c)
 	return c
 }
@@ -30,4 +31,8 @@ type Options struct {
 	Defaults task.Task // tenant, priority, level, max_attempts, degrade, callback and deadline for lines that do not set them
 	Limits   task.Limits
 	Config   Config
+	// Endpoint, if not empty, is that of every line, all of which are in OpenAI's format and leave the ids of
+	// their tasks to the job.
+	Endpoint     string
+	LinesSetting string // the setting that bounds the number of lines, for errors; empty: jobs.max_lines
 }

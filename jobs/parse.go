@@ -46,6 +46,11 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 		return parsed{}, err
 	}
 	t := p.task
+	if o.Endpoint != "" {
+		if err := p.fits(o.Endpoint); err != nil {
+			return parsed{}, err
+		}
+	}
 	if t.JobID != "" && t.JobID != job {
 		return parsed{}, fieldErr("job_id", "omit it: the file is one job", "it names another job")
 	}
@@ -66,6 +71,17 @@ func parseLine(line []byte, number int, job string, o *Options) (parsed, error) 
 		return parsed{}, err
 	}
 	return p, nil
+}
+
+// fits returns why a line is not one of OpenAI's format for an endpoint.
+func (p *parsed) fits(endpoint string) error {
+	switch {
+	case !p.openAI:
+		return fieldErr("url", "write custom_id, method, url and body", "the line is not in OpenAI's batch format")
+	case p.task.Endpoint != "" && p.task.Endpoint != endpoint:
+		return fieldErr("url", "use "+endpoint+", the endpoint of the batch, in every line", "it is another endpoint")
+	}
+	return nil
 }
 
 // decodeLine decodes a line in either format. DecodeTask finds invalid JSON itself, so only

@@ -23,15 +23,41 @@ const maxModels = 100
 
 // LineError is an invalid line.
 type LineError struct {
-	Line int
-	Err  *task.FieldError
+	Line   int
+	Err    *task.FieldError
+	Repeat bool // it has an id that an earlier line has
 }
+
+// FileError means that a file as a whole cannot become a job, whatever its lines say.
+type FileError struct {
+	Code    string // what is wrong, in one word
+	Problem string // and in a sentence, with the remedy
+}
+
+// The codes of a [FileError].
+const (
+	CodeEmpty    = "empty_file"
+	CodeTooLarge = "file_too_large"
+	CodeTooMany  = "too_many_tasks"
+	CodeAllBad   = "no_valid_line"
+)
+
+// Error returns the problem.
+func (e *FileError) Error() string { return e.Problem }
+
+// repeatError means that a line has an id that an earlier line has.
+type repeatError struct{ *task.FieldError }
+
+// Unwrap returns what is wrong with the line.
+func (e *repeatError) Unwrap() error { return e.FieldError }
 
 // InvalidError means that a file was not submitted because of invalid lines.
 type InvalidError struct {
 	Path  string
 	Lines []LineError // the first ones
 	More  int         // how many more are invalid
+
+	most int // how many are listed; 0: maxReported
 }
 
 // Error returns one line of text for each invalid line.
@@ -50,7 +76,7 @@ func (e *InvalidError) Error() string {
 }
 
 func (e *InvalidError) add(line int, err error) {
-	if len(e.Lines) == maxReported {
+	if len(e.Lines) == cmp.Or(e.most, maxReported) {
 		e.More++
 		return
 	}
@@ -58,7 +84,8 @@ func (e *InvalidError) add(line int, err error) {
 	if !errors.As(err, &fe) {
 		fe = &task.FieldError{Problem: err.Error()}
 	}
-	e.Lines = append(e.Lines, LineError{line, fe})
+	var repeat *repeatError
+	e.Lines = append(e.Lines, LineError{line, fe, errors.As(err, &repeat)})
 }
 
 // Plan is a file whose lines have all been checked. Close it after use.
@@ -88,7 +115,7 @@ type Plan struct {
 // submit. Invalid lines are an *InvalidError, which lists the first 20, unless they are to be
 // skipped.
 func Open(ctx context.Context, path string, stdin io.Reader, o Options) (_ *Plan, err error) {
-	o.Config = o.Config.withDefaults()
+	o.Config = o.Config.WithDefaults()
 	o.Limits.MaxInput = cmp.Or(o.Limits.MaxInput, 1<<20)
 	p := &Plan{Path: path, Job: o.Job, Tenant: o.Defaults.Tenant, Endpoints: map[string]int{}, Models: map[string]int{}, options: o}
 	p.Tenant = cmp.Or(p.Tenant, task.DefaultTenant)
@@ -171,7 +198,7 @@ func (p *Plan) check(ctx context.Context) error {
 		return fmt.Errorf("%s: every line is invalid; %s has the errors", p.Path, p.options.Bad.Path)
 	}
 	if p.Tasks == 0 {
-		return fmt.Errorf("%s holds no task; put one JSON object on each line", p.Path)
+		return &FileError{CodeEmpty, p.Path + " holds no task; put one JSON object on each line"}
 	}
 	if p.SHA256 = c.sum.hex(); !named {
 		p.Job = derived(p.SHA256)
@@ -195,7 +222,7 @@ func (c *checker) line(l lineAt, q parsed, err error) error {
 	p := c.plan
 	var format *formatError
 	if errors.As(err, &format) && p.Tasks == 0 && len(c.invalid.Lines) == 0 { // it says what the whole file is
-		return &InvalidError{Path: p.Path, Lines: []LineError{{l.number, format.FieldError}}}
+		return &InvalidError{Path: p.Path, Lines: []LineError{{Line: l.number, Err: format.FieldError}}}
 	}
 	if err != nil {
 		c.invalid.add(l.number, err)
@@ -211,7 +238,7 @@ func (c *checker) line(l lineAt, q parsed, err error) error {
 		p.openAIs++
 	}
 	if p.Tasks++; p.Tasks > p.options.Config.MaxLines {
-		return fmt.Errorf("%s has more than %d tasks; split it, or raise jobs.max_lines", p.Path, p.options.Config.MaxLines)
+		return &FileError{CodeTooMany, fmt.Sprintf("%s has more than %d tasks; split it, or raise %s", p.Path, p.options.Config.MaxLines, cmp.Or(p.options.LinesSetting, "jobs.max_lines"))}
 	}
 	p.tasks.set(l.number)
 	p.Endpoints[q.task.Endpoint]++
@@ -227,14 +254,14 @@ func (c *checker) duplicate(line int, q *parsed) error {
 	if q.openAI {
 		h := short(q.task.CustomID)
 		if first, ok := c.customIDs[h]; ok {
-			return fieldErr("custom_id", "give each line its own", "line %d has the same", first)
+			return &repeatError{fieldErr("custom_id", "give each line its own", "line %d has the same", first)}
 		}
 		c.customIDs[h] = line
 	}
 	if q.ownID {
 		h := q.task.Key().Hash()
 		if first, ok := c.plan.own[h]; ok {
-			return fieldErr("task_id", "give each task its own", "line %d has the same", first)
+			return &repeatError{fieldErr("task_id", "give each task its own", "line %d has the same", first)}
 		}
 		c.plan.own[h] = line
 	}
@@ -279,8 +306,13 @@ func (p *Plan) each(ctx context.Context, fn func(l lineAt, q parsed, err error) 
 	if err := p.rewind(); err != nil {
 		return 0, err
 	}
+	return p.eachFrom(ctx, p.file, 0, fn)
+}
+
+// eachFrom is each for the lines that r reads, without those up to after.
+func (p *Plan) eachFrom(ctx context.Context, from io.Reader, after int, fn func(l lineAt, q parsed, err error) error) (lines int, err error) {
 	limit := p.options.Limits.MaxInput + lineOverhead
-	r := newLineReader(p.file, limit)
+	r := newLineReader(from, limit)
 	for {
 		line, err := r.next()
 		if errors.Is(err, io.EOF) {
@@ -288,6 +320,9 @@ func (p *Plan) each(ctx context.Context, fn func(l lineAt, q parsed, err error) 
 		}
 		if ctx.Err() != nil {
 			return r.number, fmt.Errorf("reading %s: %w", p.Path, ctx.Err())
+		}
+		if r.number <= after && (err == nil || errors.Is(err, errLineTooLong)) {
+			continue
 		}
 		var q parsed
 		switch {

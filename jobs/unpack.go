@@ -62,7 +62,7 @@ func (p *Plan) unpack(ctx context.Context) error {
 		}
 	}
 	if wrong := checkHead(head); wrong != nil {
-		return &InvalidError{Path: p.Path, Lines: []LineError{{1, wrong}}}
+		return &InvalidError{Path: p.Path, Lines: []LineError{{Line: 1, Err: wrong}}}
 	}
 	return nil
 }

@@ -25,6 +25,10 @@ const (
 	JobSubmitted        Action = "job.submitted"
 	JobCancelRequested  Action = "job.cancel_requested"
 	TaskRetried         Action = "task.retried"
+	FileUploaded        Action = "file.uploaded"
+	FileDeleted         Action = "file.deleted"
+	JobRequested        Action = "job.requested"
+	JobStatusChanged    Action = "job.status_changed"
 	BatchClosed         Action = "batch.closed"
 	AttemptStarted      Action = "attempt.started"
 	AttemptSucceeded    Action = "attempt.succeeded"
@@ -96,6 +100,10 @@ var Actions = []ActionInfo{
 	{TaskReprioritized, "api", "", "a user changed the priority of a waiting task; the detail has the old and the new one"},
 	{JobSubmitted, "api", "", "a user announced a job before submitting its tasks; the detail has the file's name, fingerprint and size"},
 	{JobCancelRequested, "api", "", "a user asked to cancel what has not finished of a job"},
+	{FileUploaded, "api", "", "a user uploaded a file; the detail has its name, purpose, size and SHA-256"},
+	{FileDeleted, "api", "", "a user deleted a file"},
+	{JobRequested, "api", "", "a user asked to run a stored file as a job: created a batch of OpenAI's API; the detail has the file, the endpoint and the completion window"},
+	{JobStatusChanged, "api", "", "a job that is made of a stored file has another status as a batch of OpenAI's API; the detail has it, and the files that were written"},
 	{TaskRetried, "api", Pending, "a user asked to run a finished task again: a new generation of it begins; the detail says why"},
 	{JobCompleted, "audit", "", "every task of a job has finished: its counts were stored, and its callback is due; the detail has the round and the digests of these rows"},
 	{ResultDuplicate, "audit", "", "a second result of a finished task was discarded"},

@@ -52,6 +52,27 @@ var Operations = map[string]Operation{
 	"metrics":                {Exempt: "monitoring asks every few seconds"},
 }
 
+// OpenAI lists the operations of OpenAI's API.
+var OpenAI = map[string]Operation{
+	"upload-file":      {Change: task.FileUploaded, Resource: "file"},
+	"delete-file":      {Change: task.FileDeleted, Resource: "file", ID: "file_id"},
+	"list-files":       {Reads: true, Resource: "file"},
+	"get-file":         {Reads: true, Resource: "file", ID: "file_id"},
+	"get-file-content": {Reads: true, Resource: "file", ID: "file_id"},
+	"create-batch":     {Change: task.JobRequested, Resource: "job"},
+	"cancel-batch":     {Change: task.JobCancelRequested, Resource: "job", ID: "batch_id"},
+	"get-batch":        {Reads: true, Resource: "job", ID: "batch_id"},
+	"list-batches":     {Reads: true, Resource: "job"},
+}
+
+// Of returns an operation.
+func Of(id string) Operation {
+	if op, ok := OpenAI[id]; ok {
+		return op
+	}
+	return Operations[id]
+}
+
 // Access is a request that was answered.
 type Access struct {
 	Operation string // of the API's description
@@ -67,7 +88,7 @@ type Access struct {
 // event returns the event of an access, without a time and a detail. ok is false if its handler has recorded it, or if
 // it leaves no row.
 func (a *Access) event() (e task.Event, ok bool) {
-	op := Operations[a.Operation]
+	op := Of(a.Operation)
 	refused, failed := a.Status >= 400 && a.Status < 500, a.Status >= 500
 	e = task.Event{
 		Action: op.Change, Outcome: task.OutcomeOK, Tenant: a.Tenant, ActorType: task.ActorUser, ActorID: a.Origin.Actor,

@@ -34,6 +34,10 @@ var Points = []Point{
 	{"producer.after_events", "tasks and events are acknowledged; the API doesn't know yet"},
 	{"api.before_answer", "everything is done except the answer to the client"},
 
+	{"feed.before_submit", "the row of a batch says up to which line tasks are about to be submitted; none of them is"},
+	{"feed.after_submit", "the tasks are acknowledged; the row does not say so"},
+	{"feed.before_end", "the output of a batch is in the blob store; the transaction that shows it is not committed"},
+
 	{"router.after_read", "tasks were read; no claim is taken"},
 	{"router.after_claim", "their claims are in Redis; no event is written, nothing is decided"},
 	{"router.after_arrival", "the events of their arrival are acknowledged; their records are not done"},

@@ -207,7 +207,136 @@ CREATE INDEX jobs_newest ON jobs (tenant, submitted_at, job_id);
 -- Announced jobs that have not finished, which the recorder checks regularly.
 CREATE INDEX jobs_open ON jobs (submitted_at) WHERE finished_at IS NULL AND tasks IS NOT NULL;
 
+-- What clients uploaded, and the output of the jobs made of it. The content is in the blob store (files.url), under the id.
+CREATE TABLE files (
+    file_id    text COLLATE "C" PRIMARY KEY,
+    tenant     text COLLATE "C" NOT NULL,
+    purpose    text COLLATE "C" NOT NULL,
+    filename   text NOT NULL,
+    bytes      bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
+    sha256     bytea CHECK (octet_length(sha256) = 32),
+    state      text COLLATE "C" NOT NULL CHECK (state IN ('WRITING', 'STORED', 'DELETED')),
+    job_id     text COLLATE "C",
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz
+);
+COMMENT ON TABLE files IS 'One row per stored file: uploaded, or written as the output of a job. The content is in the blob store (files.url).';
+COMMENT ON COLUMN files.file_id IS 'Id of the file, and name of its content in the blob store.';
+COMMENT ON COLUMN files.tenant IS 'Tenant that the file belongs to.';
+COMMENT ON COLUMN files.purpose IS 'batch: an input, which a client uploaded; batch_output: the output of a job, or its errors.';
+COMMENT ON COLUMN files.filename IS 'Name of the file as the client wrote it.';
+COMMENT ON COLUMN files.bytes IS 'Size of the content.';
+COMMENT ON COLUMN files.sha256 IS 'SHA-256 of the content; empty while it is written.';
+COMMENT ON COLUMN files.state IS 'WRITING, STORED, or DELETED: the content is removed soon, and then the row.';
+COMMENT ON COLUMN files.job_id IS 'Job whose output the file is; empty for an input.';
+COMMENT ON COLUMN files.created_at IS 'When writing began.';
+COMMENT ON COLUMN files.expires_at IS 'When the file is deleted; empty: never.';
+-- Serves the list of a tenant's files.
+CREATE INDEX files_newest ON files (tenant, created_at, file_id);
+-- Serves the search for content to remove.
+CREATE INDEX files_expire ON files (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX files_unfinished ON files (created_at) WHERE state <> 'STORED';
+
+-- Jobs whose file Batchyard stores and submits itself: batches of OpenAI's API. Such a job has a row here from the request on,
+-- and one in jobs once its file was found valid. jobs is written by the recorder alone, from events, and the audit log has a
+-- digest of each version of its rows; this table is how the processes of the api stage share the work.
+CREATE TABLE file_jobs (
+    tenant            text COLLATE "C" NOT NULL,
+    job_id            text COLLATE "C" NOT NULL,
+    status            text COLLATE "C" NOT NULL CHECK (status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling', 'cancelled')),
+    endpoint          text NOT NULL,
+    model             text,
+    input_file_id     text COLLATE "C" NOT NULL,
+    output_file_id    text COLLATE "C",
+    error_file_id     text COLLATE "C",
+    completion_window text NOT NULL,
+    output_ttl        bigint NOT NULL,
+    metadata          json,
+    skip_bad_lines    boolean NOT NULL,
+    request           bytea NOT NULL CHECK (octet_length(request) = 32),
+    idempotency_key   text COLLATE "C",
+    requested_by      text NOT NULL,
+    source_addr       text NOT NULL,
+    user_agent        text NOT NULL,
+    errors            json,
+    tasks             bigint,
+    bad_lines         bigint NOT NULL DEFAULT 0,
+    fed_line          bigint NOT NULL DEFAULT 0,
+    fed_until         bigint NOT NULL DEFAULT 0,
+    fed_tasks         bigint NOT NULL DEFAULT 0,
+    completed         bigint NOT NULL DEFAULT 0,
+    failed            bigint NOT NULL DEFAULT 0,
+    input_tokens      bigint NOT NULL DEFAULT 0,
+    cached_tokens     bigint NOT NULL DEFAULT 0,
+    output_tokens     bigint NOT NULL DEFAULT 0,
+    reasoning_tokens  bigint NOT NULL DEFAULT 0,
+    created_at        timestamptz NOT NULL,
+    expires_at        timestamptz NOT NULL,
+    in_progress_at    timestamptz,
+    finalizing_at     timestamptz,
+    completed_at      timestamptz,
+    failed_at         timestamptz,
+    expired_at        timestamptz,
+    cancelling_at     timestamptz,
+    cancelled_at      timestamptz,
+    lease_owner       text,
+    lease_until       timestamptz,
+    next_at           timestamptz NOT NULL,
+    PRIMARY KEY (tenant, job_id)
+);
+COMMENT ON TABLE file_jobs IS 'One row per job whose file Batchyard stores and submits itself: a batch of OpenAI''s API.';
+COMMENT ON COLUMN file_jobs.tenant IS 'Tenant that the job belongs to.';
+COMMENT ON COLUMN file_jobs.job_id IS 'Id of the job, and of the batch.';
+COMMENT ON COLUMN file_jobs.status IS 'Status of the batch: validating, failed, in_progress, finalizing, completed, expired, cancelling or cancelled.';
+COMMENT ON COLUMN file_jobs.endpoint IS 'Endpoint of every line.';
+COMMENT ON COLUMN file_jobs.model IS 'Model of every line; empty if they name several.';
+COMMENT ON COLUMN file_jobs.input_file_id IS 'File that the job is made of.';
+COMMENT ON COLUMN file_jobs.output_file_id IS 'File with the answers; empty before the end, and if there are no answers.';
+COMMENT ON COLUMN file_jobs.error_file_id IS 'File with everything else; empty before the end, and if there is nothing else.';
+COMMENT ON COLUMN file_jobs.completion_window IS 'How long the job may take, as the client wrote it.';
+COMMENT ON COLUMN file_jobs.output_ttl IS 'How long the output is kept, in seconds.';
+COMMENT ON COLUMN file_jobs.metadata IS 'The client''s own pairs of names and values.';
+COMMENT ON COLUMN file_jobs.skip_bad_lines IS 'Whether bad lines are skipped; otherwise a file that has any is not run.';
+COMMENT ON COLUMN file_jobs.request IS 'SHA-256 of what the request to create it asks for. The same request, sent again because the answer was lost, is the same job.';
+COMMENT ON COLUMN file_jobs.idempotency_key IS 'Key by which the client recognises its request.';
+COMMENT ON COLUMN file_jobs.requested_by IS 'Name of the user who created it.';
+COMMENT ON COLUMN file_jobs.source_addr IS 'Address that the request came from.';
+COMMENT ON COLUMN file_jobs.user_agent IS 'User agent of the client.';
+COMMENT ON COLUMN file_jobs.errors IS 'What is wrong with the file, up to a thousand lines.';
+COMMENT ON COLUMN file_jobs.tasks IS 'Number of tasks in the file; empty before it was checked.';
+COMMENT ON COLUMN file_jobs.bad_lines IS 'Number of lines that are skipped.';
+COMMENT ON COLUMN file_jobs.fed_line IS 'Up to this line, Kafka has acknowledged every task.';
+COMMENT ON COLUMN file_jobs.fed_until IS 'Up to this line, tasks may have been submitted; after a crash they are submitted again.';
+COMMENT ON COLUMN file_jobs.fed_tasks IS 'Number of tasks up to fed_line.';
+COMMENT ON COLUMN file_jobs.completed IS 'Number of answers in the output; 0 before the end.';
+COMMENT ON COLUMN file_jobs.failed IS 'Number of lines in the error file; 0 before the end.';
+COMMENT ON COLUMN file_jobs.input_tokens IS 'Number of input tokens of the results; 0 before the end.';
+COMMENT ON COLUMN file_jobs.cached_tokens IS 'Number of input tokens that devices had in a cache.';
+COMMENT ON COLUMN file_jobs.output_tokens IS 'Number of output tokens of the results; 0 before the end.';
+COMMENT ON COLUMN file_jobs.reasoning_tokens IS 'Number of output tokens that were spent on reasoning.';
+COMMENT ON COLUMN file_jobs.created_at IS 'When the client created it.';
+COMMENT ON COLUMN file_jobs.expires_at IS 'When its completion window ends: what has not finished by then expires.';
+COMMENT ON COLUMN file_jobs.in_progress_at IS 'When its file was found valid.';
+COMMENT ON COLUMN file_jobs.finalizing_at IS 'When every task had finished, or the time was over, and writing the output began.';
+COMMENT ON COLUMN file_jobs.completed_at IS 'When it ended as completed.';
+COMMENT ON COLUMN file_jobs.failed_at IS 'When its file was found invalid.';
+COMMENT ON COLUMN file_jobs.expired_at IS 'When it ended as expired.';
+COMMENT ON COLUMN file_jobs.cancelling_at IS 'When a client asked to cancel it.';
+COMMENT ON COLUMN file_jobs.cancelled_at IS 'When it ended as cancelled.';
+COMMENT ON COLUMN file_jobs.lease_owner IS 'Who works on it: a random name; empty: no process.';
+COMMENT ON COLUMN file_jobs.lease_until IS 'When another process may take over, because its owner has not renewed the lease.';
+COMMENT ON COLUMN file_jobs.next_at IS 'When to look at it again.';
+-- Serves the list of a tenant's batches, newest first.
+CREATE INDEX file_jobs_newest ON file_jobs (tenant, created_at, job_id);
+-- Serves the search for work.
+CREATE INDEX file_jobs_open ON file_jobs (next_at) WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
+-- Serves the search for the batches that need a file.
+CREATE INDEX file_jobs_by_input ON file_jobs (input_file_id);
+CREATE UNIQUE INDEX file_jobs_idempotency ON file_jobs (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL;
+
 -- +goose Down
+DROP TABLE file_jobs;
+DROP TABLE files;
 DROP TABLE jobs;
 DROP TYPE batchyard_task_row;
 DROP TYPE batchyard_result_row;

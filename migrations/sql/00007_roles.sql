@@ -60,7 +60,8 @@ BEGIN
         ['batchyard_callbacks', 'SELECT, UPDATE', 'callbacks'],
         ['batchyard_callbacks', 'SELECT', 'results, batchyard_schema'],
         ['batchyard_api', 'SELECT', 'tasks, results, jobs, batchyard_schema, ' || views],
-        ['batchyard_auditor', 'SELECT', 'audit_log, audit_chains, audit_tree, audit_checkpoints, audit_dropped, audit_statements, tasks, results, jobs, callbacks, stream_offsets, stream_breaks, batchyard_schema, '
+        ['batchyard_api', 'SELECT, INSERT, UPDATE, DELETE', 'files, file_jobs'],
+        ['batchyard_auditor', 'SELECT', 'files, file_jobs, audit_log, audit_chains, audit_tree, audit_checkpoints, audit_dropped, audit_statements, tasks, results, jobs, callbacks, stream_offsets, stream_breaks, batchyard_schema, '
             || 'rollup_usage, rollup_latency, rollup_attempts, rollup_batches, rollup_submissions, ' || views],
         ['batchyard_reader', 'SELECT', views]
     ] LOOP

@@ -26,7 +26,8 @@ var floors = [][]string{
 	{"task", "migrations", "internal"},
 	{"device", "stream", "audit"},
 	{"producer", "router", "batcher", "workers", "audit/recorder", "audit/verify", "audit/query", "callbacks", "status"},
-	{".", "api", "jobs", "agent"},
+	{"jobs"},
+	{".", "api", "agent"},
 	{"cmd", "bench", "test", "examples"},
 }
 

@@ -76,6 +76,9 @@ func TestEachPointIsCovered(t *testing.T) {
 		}
 	}
 	for _, p := range fault.Points {
+		if strings.HasPrefix(p.Name, "feed.") {
+			continue // TestBatchKilledAtEveryPoint
+		}
 		require.Truef(t, covered[p.Name], "no stage dies at %s", p.Name)
 	}
 }

@@ -3,10 +3,14 @@ package app
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/batchyard/batchyard/api"
+	"github.com/batchyard/batchyard/api/openai/batches"
 	"github.com/batchyard/batchyard/audit/recorder"
 	"github.com/batchyard/batchyard/callbacks"
+	"github.com/batchyard/batchyard/jobs/feed"
+	"github.com/batchyard/batchyard/jobs/files"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/status"
 	"github.com/batchyard/batchyard/status/arrivals"
@@ -39,16 +43,20 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 	p := a.Producer()
 	store := a.Store()
 	heard := arrivals.New(arrivals.Deps{Stream: a.Log, Logger: a.logger.With("stage", "api"), Metrics: &a.metrics.API})
+	batches, feeder, stored := a.batches(p, store, in)
 	s, err := api.New(api.Deps{
 		Producer: p, Store: store, Arrivals: heard, Registry: in.registry, Presence: in.presence,
 		Control: in.control, Overrides: in.cancels, Rates: in.rates, Credits: in.credits, Policy: a.filePolicy,
 		Checks: a.checks(), Gatherer: a.registry, Metrics: a.metrics,
-		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version,
+		Logger: a.logger.With("stage", "api"), Version: a.cfg.Version, OpenAI: batches.Routes(),
 	}, a.cfg.API)
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context, ready func()) error {
+		feeding, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { feeder.Run(feeding) })
 		err := s.Run(ctx, func() {
 			a.addr.Store(s.Addr().String())
 			ready()
@@ -56,9 +64,22 @@ func buildAPI(a *App) (func(context.Context, func()) error, error) {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.API.DrainTimeout)
 		defer cancel()
 		heard.Close()
+		stop()
+		wg.Wait()
 		store.Close()
-		return errors.Join(err, p.Close(closing))
+		return errors.Join(err, p.Close(closing), stored.Close())
 	}, nil
+}
+
+// batches returns OpenAI's Batch API, and what runs its jobs.
+func (a *App) batches(p *producer.Producer, store *status.Store, in shared) (*batches.API, *feed.Feeder, *files.Store) {
+	log := a.logger.With("stage", "api")
+	stored := files.New(a.cfg.Files, a.Pool)
+	feeder := feed.New(feed.Deps{Pool: a.Pool, Files: stored, Producer: p, Tasks: store, Overrides: in.cancels, Config: a.cfg.Jobs, Logger: log})
+	return batches.New(batches.Deps{
+		Files: stored, Batches: feed.NewStore(a.Pool, feeder.Wake), Jobs: store, Producer: p, Logger: log,
+		QueryTimeout: a.cfg.API.QueryTimeout, BodyTimeout: a.cfg.API.BodyTimeout,
+	}), feeder, stored
 }
 
 // checks returns the readiness checks: the services, and the stages in this process.

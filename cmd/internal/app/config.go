@@ -18,6 +18,7 @@ import (
 	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/config"
 	"github.com/batchyard/batchyard/jobs"
+	"github.com/batchyard/batchyard/jobs/files"
 	"github.com/batchyard/batchyard/producer"
 	"github.com/batchyard/batchyard/router"
 	"github.com/batchyard/batchyard/status"
@@ -35,6 +36,7 @@ type Config struct {
 	Postgres  PostgresConfig    `yaml:"postgres" doc:"Connection to Postgres, which holds the audit log, task states and results."`
 	Task      producer.Config   `yaml:"task" doc:"Limits of tasks and submits."`
 	Jobs      jobs.Config       `yaml:"jobs" doc:"Limits of job files."`
+	Files     files.Config      `yaml:"files" doc:"Uploaded files, and the batches that are made of them."`
 	API       api.Config        `yaml:"api" doc:"HTTP API."`
 	Devices   DevicesConfig     `yaml:"devices" doc:"Devices, and their state in Redis."`
 	Router    router.Config     `yaml:"router" doc:"Choice of devices, order of tasks, and credits."`
@@ -104,6 +106,7 @@ func LoadConfig(path string, overrides map[string]string) (Config, error) {
 		cfg.Callbacks.Check,
 		func() error { return access.Check(cfg.Devices.List) },
 		cfg.Kafka.Check,
+		cfg.Files.Check,
 		func() error { _, err := cfg.Postgres.parse(); return err },
 	} {
 		if err := check(); err != nil {

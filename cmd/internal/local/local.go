@@ -140,6 +140,7 @@ func (s *System) settings(o Options) map[string]string {
 		"redis.addr":               s.Stack.RedisAddr,
 		"postgres.url":             s.Stack.PostgresURL,
 		"audit.checkpoint_dir":     filepath.Join(s.Stack.DataDir, "audit-checkpoints"),
+		"files.url":                filepath.Join(s.Stack.DataDir, "files"),
 		"callbacks.allow_private":  "true",
 		"callbacks.unsigned":       "true",
 		"kafka.session_timeout":    "6s",

@@ -1,4 +1,4 @@
-package bodies
+package wire
 
 import (
 	"bytes"
@@ -6,8 +6,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-
-	"github.com/batchyard/batchyard/task/wire"
 )
 
 // WholeNumbers writes the integers of a JSON object that have a fraction or an
@@ -17,7 +15,7 @@ import (
 func WholeNumbers(body []byte, like any) []byte {
 	var out []byte
 	copied := 0
-	wire.Members(body, func(name string, value []byte) bool {
+	Members(body, func(name string, value []byte) bool {
 		number := bytes.TrimRight(value, " \t\r\n")
 		if !bytes.ContainsAny(number, ".eE") || !isInteger(reflect.TypeOf(like).Elem(), name) {
 			return true

@@ -46,7 +46,7 @@ func (c *claimed) file(ctx context.Context) *jobs.Stored {
 	}
 	c.stored = &jobs.Stored{
 		Name: name, SkipBad: c.SkipBad, Errors: maxProblems,
-		Open: func(ctx context.Context) (io.ReadCloser, error) { return d.Files.Read(ctx, c.Input, 0, -1) },
+		Open: func(ctx context.Context) (io.ReadCloser, error) { return d.Files.Read(ctx, c.Input) },
 		Options: jobs.Options{
 			Job: c.ID, Endpoint: c.Endpoint, Config: cfg, Limits: d.Producer.Config().Limits(), LinesSetting: "files.max_lines",
 			Defaults: task.Task{Tenant: c.Tenant, Endpoint: c.Endpoint, Deadline: c.ExpiresAt},

@@ -1,5 +1,5 @@
-// Package files keeps what clients upload, and the output of the jobs made of it: the content in a blob
-// store, a directory or a bucket, and a row for each file in Postgres.
+// Package files keeps what clients upload, and the output of the jobs made of it: the content in a directory
+// that all processes share, and a row for each file in Postgres.
 //
 //	Create ──▶ WRITING ──▶ Commit ──▶ STORED ──▶ Delete, or expires_at ──▶ DELETED ──▶ Clean: gone
 //	              └─ Abort, or a process that died: gone with the next Clean after a day
@@ -24,8 +24,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"gocloud.dev/blob"
-	_ "gocloud.dev/blob/fileblob" // a directory; a driver for buckets goes here, too
 )
 
 // What a file is for.
@@ -58,8 +56,8 @@ type Store struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	mu     sync.Mutex
-	bucket *blob.Bucket // nil until it is first needed
+	mu    sync.Mutex
+	blobs blobs // nil until they are first needed
 }
 
 // New returns a store. It opens the blob store when it first needs it.
@@ -74,46 +72,47 @@ func (s *Store) Config() Config { return s.cfg }
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.bucket == nil {
+	if s.blobs == nil {
 		return nil
 	}
-	err := s.bucket.Close()
-	s.bucket = nil
+	err := s.blobs.close()
+	s.blobs = nil
 	return err
 }
 
 // Check returns what is wrong with the URL of the configuration.
 func (c Config) Check() error {
-	if strings.Contains(c.URL, "://") {
-		if u, err := url.Parse(c.URL); err != nil || !blob.DefaultURLMux().ValidBucketScheme(u.Scheme) {
-			return fmt.Errorf("files.url: this program has no driver for such a URL: use a directory, or one of %s://", strings.Join(blob.DefaultURLMux().BucketSchemes(), "://, "))
-		}
+	if scheme, _, ok := strings.Cut(c.URL, "://"); ok && (scheme != "file" || pathOf(c.URL) == "") {
+		return errors.New("files.url: use a directory, or a URL such as file:///var/lib/batchyard/files; a bucket can be mounted as one")
 	}
 	return nil
 }
 
+// pathOf returns the directory that a URL stands for; empty if it is none of this machine.
+func pathOf(raw string) string {
+	if !strings.Contains(raw, "://") {
+		return raw
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Host != "" && u.Host != "localhost" {
+		return ""
+	}
+	return filepath.FromSlash(u.Path)
+}
+
 // open returns the blob store.
-func (s *Store) open(ctx context.Context) (*blob.Bucket, error) {
+func (s *Store) open() (blobs, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.bucket != nil {
-		return s.bucket, nil
+	if s.blobs != nil {
+		return s.blobs, nil
 	}
-	target := s.cfg.URL
-	if !strings.Contains(target, "://") {
-		dir, err := filepath.Abs(target)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrStore, err)
-		}
-		// Temporary files beside the others: a rename cannot cross file systems.
-		target = "file://" + (&url.URL{Path: filepath.ToSlash(dir)}).EscapedPath() + "?create_dir=true&no_tmp_dir=true&metadata=skip"
-	}
-	bucket, err := blob.OpenBucket(context.WithoutCancel(ctx), target)
+	b, err := openDirectory(pathOf(s.cfg.URL))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStore, err)
 	}
-	s.bucket = bucket
-	return bucket, nil
+	s.blobs = b
+	return b, nil
 }
 
 // NewID returns a random id with a prefix, such as file-.
@@ -210,14 +209,13 @@ func (s *Store) Delete(ctx context.Context, tenant, id string) error {
 	return nil
 }
 
-// Read reads the content of a file from an offset on, at most length bytes; a negative length means all. A file that was
-// deleted can be read until its content is removed.
-func (s *Store) Read(ctx context.Context, id string, offset, length int64) (io.ReadCloser, error) {
-	bucket, err := s.open(ctx)
+// Read reads the content of a file. One that was deleted can be read until its content is removed.
+func (s *Store) Read(ctx context.Context, id string) (io.ReadCloser, error) {
+	b, err := s.open()
 	if err != nil {
 		return nil, err
 	}
-	r, err := bucket.NewRangeReader(ctx, id, offset, length, nil)
+	r, err := b.read(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("reading file %s: %w: %w", id, ErrStore, err)
 	}

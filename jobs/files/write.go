@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"gocloud.dev/blob"
-	"gocloud.dev/gcerrors"
 
 	"github.com/batchyard/batchyard/internal/clock"
 )
@@ -19,15 +17,14 @@ type Writer struct {
 	File File
 
 	store  *Store
-	w      *blob.Writer
-	cancel context.CancelFunc
+	w      content
 	sum    hash.Hash
 	closed bool
 }
 
 // Create begins a file of a tenant. Other fields of f may be set until Commit.
 func (s *Store) Create(ctx context.Context, f File) (*Writer, error) {
-	bucket, err := s.open(ctx)
+	b, err := s.open()
 	if err != nil {
 		return nil, err
 	}
@@ -38,13 +35,11 @@ func (s *Store) Create(ctx context.Context, f File) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating file %s: %w", f.ID, err)
 	}
-	wctx, cancel := context.WithCancel(ctx)
-	w, err := bucket.NewWriter(wctx, f.ID, &blob.WriterOptions{ContentType: "application/octet-stream", MaxConcurrency: 1})
+	w, err := b.create(ctx, f.ID)
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("creating file %s: %w: %w", f.ID, ErrStore, err)
 	}
-	return &Writer{File: f, store: s, w: w, cancel: cancel, sum: sha256.New()}, nil
+	return &Writer{File: f, store: s, w: w, sum: sha256.New()}, nil
 }
 
 // Write writes content.
@@ -64,8 +59,7 @@ func (w *Writer) Finish() error {
 		return nil
 	}
 	w.closed = true
-	defer w.cancel()
-	if err := w.w.Close(); err != nil {
+	if err := w.w.commit(); err != nil {
 		return fmt.Errorf("writing file %s: %w: %w", w.File.ID, ErrStore, err)
 	}
 	w.File.SHA256 = w.sum.Sum(nil)
@@ -98,8 +92,7 @@ func (w *Writer) Commit(ctx context.Context, db DB) error {
 func (w *Writer) Abort(ctx context.Context) {
 	if !w.closed {
 		w.closed = true
-		w.cancel()      // Close then drops the content
-		_ = w.w.Close() // it says that it was cancelled
+		w.w.abort()
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -111,11 +104,11 @@ func (w *Writer) Abort(ctx context.Context) {
 
 // remove removes the content of a file, if there is any, and then its row.
 func (s *Store) remove(ctx context.Context, id string) error {
-	bucket, err := s.open(ctx)
+	b, err := s.open()
 	if err != nil {
 		return err
 	}
-	if err := bucket.Delete(ctx, id); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+	if err := b.remove(ctx, id); err != nil {
 		return fmt.Errorf("removing the content of file %s: %w: %w", id, ErrStore, err)
 	}
 	if _, err := s.pool.Exec(ctx, `DELETE FROM files WHERE file_id = $1`, id); err != nil {

@@ -327,7 +327,7 @@ func (a *API) content(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead || f.Bytes == 0 {
 		return
 	}
-	content, err := a.Files.Read(r.Context(), f.ID, 0, -1)
+	content, err := a.Files.Read(r.Context(), f.ID)
 	if err != nil {
 		h.Del("Content-Length")
 		h.Del("Content-Disposition")

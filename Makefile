@@ -76,10 +76,6 @@ devices: ## long tests and benchmarks of fleets that misbehave, killed workers, 
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
 
-.PHONY: interop
-interop: ## test with OpenAI's SDK, unmodified; needs Python with venv
-	scripts/interop
-
 .PHONY: config
 config: build ## write config.yaml, docs/configuration.md and docs/actions.md again, from the code
 	@mkdir -p docs dist

@@ -30,9 +30,11 @@ func (s *Server) serve(endpoint string) Handler {
 			return refuse(w, envelope.Later(http.StatusTooManyRequests, "too_many_requests",
 				"too many requests wait for their answers already; send this one again in a moment, or submit a batch"))
 		}
-		defer s.waiting.Release(1)
 		s.deps.Metrics.Waiting.Inc()
-		defer s.deps.Metrics.Waiting.Dec()
+		defer func() { // in this order: what is not counted any more has left room
+			s.waiting.Release(1)
+			s.deps.Metrics.Waiting.Dec()
+		}()
 		q, err := s.read(w, r, endpoint, who)
 		if err == nil {
 			err = s.models.check(r.Context(), q.task.Model)

@@ -139,7 +139,11 @@ func BenchmarkBatchingAtLightLoad(b *testing.B) {
 				ids := api.Submit(b, harness.Chat(fmt.Sprintf("light-%d-%d", round, i)))
 				in.Await(b, ids, harness.Patience)
 			}
-			return harness.Rows[float64](b, in, `SELECT extract(epoch FROM started_at - assigned_at)::float8 * 1000 FROM tasks WHERE task_id LIKE $1`, fmt.Sprintf("light-%d-%%", round))
+			type row struct{ Took float64 }
+			for _, r := range harness.Rows[row](b, in, `SELECT extract(epoch FROM started_at - assigned_at)::float8 * 1000 AS took FROM tasks WHERE task_id LIKE $1`, fmt.Sprintf("light-%d-%%", round)) {
+				took = append(took, r.Took)
+			}
+			return took
 		}
 	}
 	waiting := start(nil)

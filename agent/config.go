@@ -22,6 +22,8 @@ type Config struct {
 	Weight    float64           `yaml:"-"` // share of the load, for weighted policies; 0: 1
 	AnyModel  bool              `yaml:"-"` // a device that does not list its models serves any
 	Stay      bool              `yaml:"-"` // the device does not leave when the agent ends: another one may report it, too
+	OwnCA     bool              `yaml:"-"` // certificates are checked against those of a ca_file, for messages
+	Remote    bool              `yaml:"-"` // the device is on another machine, whose load is not known
 	// Do sends the requests to the device, with what it wants in each of them; nil: nothing is added.
 	Do           func(*http.Request) (*http.Response, error) `yaml:"-"`
 	KeySetting   string                                      `yaml:"-"` // where the device's key is set, for messages

@@ -2,7 +2,10 @@ package agent
 
 import (
 	"crypto/tls"
+	"net"
 	"net/http"
+	"net/url"
+	"slices"
 
 	"github.com/batchyard/batchyard/device/access"
 )
@@ -29,7 +32,27 @@ func Of(d *access.Device, book *access.Book) Config {
 	name := d.Name
 	return Config{
 		ID: name, URL: d.Base(), Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Weight: d.Weight, Engine: d.Engine,
-		AnyModel: true, KeySetting: key,
+		AnyModel: true, KeySetting: key, OwnCA: d.CAFile != "",
 		Do: func(req *http.Request) (*http.Response, error) { return book.Send(name, req) },
 	}
+}
+
+// IsRemote reports whether a device is on another machine than this one, as far as its URL says.
+func IsRemote(rawURL string) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Hostname() == "localhost" {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	if ip == nil {
+		return true
+	}
+	if ip.IsLoopback() {
+		return false
+	}
+	own, err := net.InterfaceAddrs()
+	return err != nil || !slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip)
+	})
 }

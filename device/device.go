@@ -164,7 +164,7 @@ func clipRune(s string) string {
 }
 
 func checkURL(raw string) error {
-	const remedy = "send the base of the device's API, such as http://10.0.0.5:8000"
+	const remedy = "write the base of the device's API, such as http://10.0.0.5:8000"
 	if raw == "" {
 		return &task.FieldError{Field: "url", Problem: "it is missing", Remedy: remedy}
 	}

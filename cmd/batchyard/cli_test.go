@@ -191,7 +191,7 @@ func TestExitCodes(t *testing.T) {
 		"replay of nothing":      {[]string{"dlq", "replay"}, 2, "needs positions", 1},
 		"replay of both":         {[]string{"dlq", "replay", "1@1", "--all"}, 2, "not both", 1},
 		"agent without device":   {[]string{"agent"}, 2, "needs --device NAME=URL", 1},
-		"agent with bad url":     {[]string{"agent", "--device", "d=nope"}, 2, `--device "d=nope": url: `, 1},
+		"agent with bad url":     {[]string{"agent", "--device", "d=nope"}, 2, `--device d: url: `, 1},
 		"agent without its key":  {[]string{"agent", "--device", "d=http://h,key_env=NOT_SET_HERE"}, 2, "NOT_SET_HERE is empty", 1},
 		"agent of two elsewhere": {[]string{"agent", "--device", "a=http://h", "--device", "b=http://h", "--advertise", "http://i"}, 2, "start an agent for each", 1},
 		"out without wait":       {[]string{"submit", good, "-o", "x"}, 2, "-o needs --wait", 1},

@@ -128,7 +128,7 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 		}
 		t.Row(d.DeviceID, d.State, since, slots, strconv.Itoa(q.Running), strconv.FormatInt(q.Completed, 10), percent(q.FailureRate),
 			figure(q.MeanMS, "ms"), figure(q.TokensPerSecond, ""),
-			count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+			count(d.InFlight), count(d.Queue), load(&d, d.CPU), load(&d, d.Mem), load(&d, d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
 			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, strings.Join(notes(&d, now), "; "))
 	}
@@ -200,6 +200,14 @@ func count(n *int) string {
 		return ""
 	}
 	return strconv.Itoa(*n)
+}
+
+// load shows a load of the device's machine; its memory is never quite empty, if it is known.
+func load(d *batchyard.Device, share float64) string {
+	if d.Mem == 0 {
+		return "-"
+	}
+	return percent(share)
 }
 
 func percent(share float64) string { return strconv.FormatFloat(100*share, 'f', 0, 64) + "%" }

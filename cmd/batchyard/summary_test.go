@@ -45,7 +45,7 @@ func TestDeviceList(t *testing.T) {
 	require.Equal(t, strings.TrimLeft(`
 ID  STATE   SINCE    SLOTS   RUNNING  DONE  FAILED  MEAN    TOKENS/S  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL       NOTES
 a   up      -        3 of 8  1        12    25%     1234ms  42        2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a  refuses /v1/chat/completions for m (404, no_endpoint), tried again in 30s; context of 4096 (m), 512 (n) tokens; takes 32 items of n at once
-z   silent  60m ago  1       0        0     0%      -       -         -          -      0%   0%   0%  0.0ms    60m ago  *       -     http://z  no heartbeat; asked for a pause of 20s
+z   silent  60m ago  1       0        0     0%      -       -         -          -      -    -    -   0.0ms    60m ago  *       -     http://z  no heartbeat; asked for a pause of 20s
 `, "\n"), b.String())
 }
 

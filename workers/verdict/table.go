@@ -179,7 +179,7 @@ var Table = []Row{
 	{Auth, "401, 403, or 400 that says that the key is wrong", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassAuth, 0, AllAlike,
 		"device {device} answered {status}: set its API key with key_env or key_file of its entry in devices.list"},
 	{NoEndpoint, "404, 405, 410, 501", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
-		"device {device} does not serve the endpoint ({status})"},
+		"device {device} does not serve the endpoint ({status}); if its API is under another path, write the whole path in its url"},
 	{NoModel, "400, 404, 422 or an error object that says that the model is missing", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"device {device} does not have the model ({status}: {why})"},
 	{TooLong, "4xx, 500 or an error object that says that the prompt is too long", OfPair, Others, UsesNone, CountsSuccess, task.ClassDeclined, letGo, MayBeOne,

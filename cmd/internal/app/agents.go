@@ -70,6 +70,7 @@ func (a *agents) start(ctx context.Context, d access.Device) *reporting {
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &reporting{device: d, stop: stop, ended: make(chan struct{})}
 	cfg := agent.Of(&d, a.book)
+	cfg.Remote = agent.IsRemote(cfg.URL)
 	cfg.Server, cfg.Stay = a.server, a.stay
 	a.wg.Go(func() {
 		defer close(r.ended)

@@ -84,8 +84,12 @@ func BenchmarkWorkerMemory(b *testing.B) {
 	if err != nil {
 		minutes = 0.5
 	}
-	in := harness.Install(b, harness.Get(b, harness.Shared), map[string]any{"workers.request_timeout": "1h", "devices.lease_ttl": "1m"})
-	f := in.Fleet(b, fleet.Spec{ID: "a", Slots: requests / 2, ServiceTime: time.Hour}, fleet.Spec{ID: "b", Slots: requests / 2, ServiceTime: time.Hour})
+	in := harness.Install(b, harness.Get(b, harness.Shared), map[string]any{"workers.request_timeout": "1h", "devices.lease_ttl": "1m", "workers.max_bytes": "512MiB"})
+	var specs []fleet.Spec
+	for i := range 20 { // in all partitions: each has its share of workers.max_bytes
+		specs = append(specs, fleet.Spec{ID: fmt.Sprint("d-", i), Slots: requests / 20, ServiceTime: time.Hour})
+	}
+	f := in.Fleet(b, specs...)
 	api := in.Process(b, append([]string{"serve"}, others...)...).API()
 	worker := in.Process(b, "serve", "workers")
 	idle := resident(b, worker)
@@ -100,8 +104,14 @@ func BenchmarkWorkerMemory(b *testing.B) {
 			}
 			api.Submit(b, tasks...)
 		}
+		running := 0
+		b.Cleanup(func() { b.Logf("%d are at devices", running) })
 		harness.Eventually(b, 3*harness.Patience, "all are at devices", func() bool {
-			return f.Device("a").Stats().Running+f.Device("b").Stats().Running == requests
+			running = 0
+			for _, d := range f.Devices() {
+				running += d.Stats().Running
+			}
+			return running == requests
 		})
 		full := resident(b, worker)
 		most := full
@@ -129,7 +139,11 @@ func BenchmarkBatchingAtLightLoad(b *testing.B) {
 				ids := api.Submit(b, harness.Chat(fmt.Sprintf("light-%d-%d", round, i)))
 				in.Await(b, ids, harness.Patience)
 			}
-			return harness.Rows[float64](b, in, `SELECT extract(epoch FROM started_at - assigned_at)::float8 * 1000 FROM tasks WHERE task_id LIKE $1`, fmt.Sprintf("light-%d-%%", round))
+			type row struct{ Took float64 }
+			for _, r := range harness.Rows[row](b, in, `SELECT extract(epoch FROM started_at - assigned_at)::float8 * 1000 AS took FROM tasks WHERE task_id LIKE $1`, fmt.Sprintf("light-%d-%%", round)) {
+				took = append(took, r.Took)
+			}
+			return took
 		}
 	}
 	waiting := start(nil)

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,24 +22,40 @@ func jobOf(id, asks, key string) *Job {
 	}
 }
 
+func sumOf(asks string) []byte {
+	sum := sha256.Sum256([]byte(asks))
+	return sum[:]
+}
+
 // A request that comes twice creates one job, however close the two are.
 func TestCreatedOnce(t *testing.T) {
 	t.Parallel()
 	s := NewStore(audittest.NewPool(t), nil)
-	ids := make([]string, 8)
-	var wg sync.WaitGroup
-	for i := range ids {
-		wg.Go(func() {
-			j, _, err := s.Create(t.Context(), jobOf(fmt.Sprintf("b%d", i), "x", ""), Again)
-			if err == nil {
-				ids[i] = j.ID
-			}
-		})
-	}
-	wg.Wait()
-	for _, id := range ids {
-		require.Equal(t, ids[0], id)
-	}
+	// The first request is not committed when the second one comes.
+	tx, err := s.pool.Begin(t.Context())
+	require.NoError(t, err)
+	have, err := before(t.Context(), tx, jobOf("first", "x", ""), First)
+	require.NoError(t, err)
+	require.Nil(t, have)
+	second := make(chan string, 1)
+	go func() {
+		j, _, err := s.Create(t.Context(), jobOf("again", "x", ""), Again)
+		if err != nil {
+			second <- err.Error()
+			return
+		}
+		second <- j.ID
+	}()
+	require.Eventually(t, func() bool {
+		var waits bool
+		err := s.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waits)
+		return err == nil && waits
+	}, 30*time.Second, 10*time.Millisecond, "the second one waits")
+	_, err = tx.Exec(t.Context(), `INSERT INTO file_jobs (tenant, job_id, status, endpoint, input_file_id, completion_window, output_ttl, skip_bad_lines, request, requested_by, source_addr, user_agent, created_at, expires_at, next_at)
+		VALUES ('acme', 'first', 'validating', '', '', '', 0, false, $1, '', '', '', now(), now(), now())`, sumOf("x"))
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, "first", <-second)
 	j, created, err := s.Create(t.Context(), jobOf("second", "x", ""), First)
 	require.NoError(t, err)
 	require.True(t, created, "on purpose")

@@ -88,7 +88,7 @@ func (c Config) Check() error {
 	return nil
 }
 
-// pathOf returns the directory that a URL stands for; empty if that is not a directory of this machine.
+// pathOf returns the directory that a URL stands for; empty if it names another machine.
 func pathOf(raw string) string {
 	if !strings.Contains(raw, "://") {
 		return raw

@@ -59,12 +59,12 @@ func (a *API) Routes() []openai.Route {
 	}
 	file := pathParam("file_id", "Id of the file.", "file-0af7651916cd43dd8448eb21")
 	batch := pathParam("batch_id", "Id of the batch, which is that of its job.", "batch_0af7651916cd43dd8448eb21")
-	after := queryParam("after", "Id of the last object of the previous page.", &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(128)})
-	return []openai.Route{
+	after := queryParam("after", "Id of the last object of the previous page.", &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(128), Pattern: plainText})
+	routes := []openai.Route{
 		{Operation: op("upload-file", http.MethodPost, "/v1/files", "Upload the file of a batch: multipart/form-data with purpose (batch), file, and optionally expires_after[anchor] and expires_after[seconds]"), Handler: a.upload},
 		{Operation: op("list-files", http.MethodGet, "/v1/files", "List files", after,
 			queryParam("limit", "Files a page.", whole(1, maxFiles)), queryParam("order", "By creation.", oneOf("asc", "desc")),
-			queryParam("purpose", "Only files for this.", &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(64)})), Handler: a.listFiles},
+			queryParam("purpose", "Only files for this.", &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(maxPurpose), Pattern: plainText})), Handler: a.listFiles},
 		{Operation: op("get-file", http.MethodGet, "/v1/files/{file_id}", "Describe a file", file), Handler: a.file},
 		{Operation: op("delete-file", http.MethodDelete, "/v1/files/{file_id}", "Delete a file", file), Handler: a.deleteFile},
 		{Operation: op("get-file-content", http.MethodGet, "/v1/files/{file_id}/content", "Download a file", file), Handler: a.content},
@@ -73,12 +73,15 @@ func (a *API) Routes() []openai.Route {
 		{Operation: op("get-batch", http.MethodGet, "/v1/batches/{batch_id}", "Say how far a batch is", batch), Handler: a.batch},
 		{Operation: op("cancel-batch", http.MethodPost, "/v1/batches/{batch_id}/cancel", "Cancel what has not finished of a batch", batch), Handler: a.cancel},
 	}
+	routes[0].Operation.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"multipart/form-data": {Schema: uploadSchema()}}}
+	routes[5].Operation.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: createSchema()}}}
+	return routes
 }
 
 func ptr[T any](v T) *T { return &v }
 
 func pathParam(name, text, example string) *huma.Param {
-	return &huma.Param{Name: name, In: "path", Required: true, Description: text, Schema: &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(128)}, Example: example}
+	return &huma.Param{Name: name, In: "path", Required: true, Description: text, Schema: &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(128), Pattern: plainText}, Example: example}
 }
 
 func queryParam(name, text string, s *huma.Schema) *huma.Param {

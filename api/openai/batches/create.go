@@ -39,8 +39,8 @@ type createIn struct {
 	Window   string            `json:"completion_window"`
 	Metadata map[string]string `json:"metadata"`
 	Output   *struct {
-		Anchor  string `json:"anchor"`
-		Seconds int64  `json:"seconds"`
+		Anchor  string  `json:"anchor"`
+		Seconds float64 `json:"seconds"` // a whole number, which some clients write as 3600.0
 	} `json:"output_expires_after"`
 	SkipBad bool `json:"skip_bad_lines"` // ours
 }
@@ -152,7 +152,7 @@ func (in *createIn) check() (time.Duration, error) {
 	switch {
 	case in.Input == "":
 		return 0, openai.Invalid("input_file_id", "Missing: send the id of an uploaded file.")
-	case len(in.Input) > task.MaxIDLength || !utf8.ValidString(in.Input) || strings.ContainsFunc(in.Input, isControl):
+	case utf8.RuneCountInString(in.Input) > task.MaxIDLength || !utf8.ValidString(in.Input) || strings.ContainsFunc(in.Input, isControl):
 		return 0, openai.Invalid("input_file_id", "It is not the id of a file.")
 	case !slices.Contains(task.Endpoints, in.Endpoint):
 		return 0, openai.Invalid("endpoint", "Unknown endpoint: use one of "+strings.Join(task.Endpoints, ", ")+".")
@@ -170,7 +170,11 @@ func (in *createIn) check() (time.Duration, error) {
 		}
 	}
 	if o := in.Output; o != nil {
-		if err := checkExpiry(o.Anchor, o.Seconds); err != nil {
+		seconds := int64(o.Seconds)
+		if float64(seconds) != o.Seconds {
+			seconds = 0
+		}
+		if err := checkExpiry(o.Anchor, seconds); err != nil {
 			return 0, err
 		}
 	}

@@ -21,6 +21,7 @@ import (
 // Bounds of requests about files.
 const (
 	maxFiles   = 10_000
+	maxPurpose = 64
 	maxField   = 1024 // bytes of a field of a form
 	maxFields  = 16
 	minSeconds = 3600
@@ -246,6 +247,9 @@ func checkExpiry(anchor string, seconds int64) error {
 func (a *API) listFiles(w http.ResponseWriter, r *http.Request) {
 	limit, after, err := pageOf(r, maxFiles, maxFiles)
 	order := files.Order(r.URL.Query().Get("order"))
+	if purpose := r.URL.Query().Get("purpose"); err == nil && utf8.RuneCountInString(purpose) > maxPurpose {
+		err = openai.Invalid("purpose", "Too long: send batch or batch_output.")
+	}
 	if err == nil && order != "" && order != files.Newest && order != files.Oldest {
 		err = openai.Invalid("order", "Unknown order: send asc or desc.")
 	}

@@ -59,6 +59,15 @@ chaos: ## break everything for CHAOS_SECONDS (60) as CHAOS_SEED (7) says, heal i
 soak: ## compress a month of operation into SOAK_SECONDS (450) as SOAK_SEED (1) says, and check every promise
 	CGO_ENABLED=0 go test -C test/chaos -vet=off -ldflags=-w -count=1 -timeout 60m . -run TestSoak -v -args -soak.seconds=$(SOAK_SECONDS) -chaos.seed=$(SOAK_SEED)
 
+.PHONY: engines
+engines: ## test with a real llama.cpp and LiteLLM, which scripts/engines builds once; half an hour the first time
+	BATCHYARD_ENGINES=$$(scripts/engines) go test -vet=off -count=1 -timeout 30m -v -bench . -benchtime 1x ./test/engines
+
+.PHONY: devices
+devices: ## long tests and benchmarks of fleets that misbehave, killed workers, cancels, memory and batching
+	BATCHYARD_TEST_LONG=1 go test -vet=off -count=1 -timeout 120m -v ./test -run 'TestMisbehavingDevices|TestWorkerKilledOften'
+	go test -vet=off -count=1 -timeout 60m -run '^$$' -bench 'Cancelling|WorkerMemory|BatchingAtLightLoad|BatchedEmbeddings' -benchtime 1x ./workers ./test
+
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH (all) in PKG (all)
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)

@@ -32,6 +32,8 @@ type Device struct {
 	PausedUntil *time.Time        `json:"paused_until,omitempty"` // it asked for a pause: no request before
 	Declines    []Declines        `json:"declines,omitempty"`     // what it lately refused altogether, and gets no requests for now
 	MaxBatch    map[string]int    `json:"max_batch,omitempty"`    // how many items a batched request may have, by model, where it has refused more
+	Context     map[string]int    `json:"context,omitempty"`      // how many tokens it takes at once, by its own names of models, as far as it said so
+	Concurrency int               `json:"concurrency"`            // requests that it gets at the same time: its slots, or fewer, if it did not cope with them
 	AgeMS       int64             `json:"age_ms"`                 // of the last heartbeat
 	SeenAt      time.Time         `json:"seen_at"`
 	JoinedAt    time.Time         `json:"joined_at"`

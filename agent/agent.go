@@ -3,13 +3,16 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -134,52 +137,92 @@ func (a *agent) try(ctx context.Context) time.Duration {
 
 // down returns the heartbeat of a device that does not answer: people see it in the list, with the cause.
 func (a *agent) down(ctx context.Context, problem error) Heartbeat {
-	host := a.host.sample(ctx)
+	a.device.forget()
+	host := a.hostLoad(ctx)
 	models := a.cfg.Models
 	if len(models) == 0 {
 		models = a.device.models // of before
 	}
 	return Heartbeat{
 		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
-		CPU: host.cpu, Mem: host.mem, IO: host.io, Problem: cause(problem),
+		CPU: host.cpu, Mem: host.mem, IO: host.io, Problem: a.cause(problem),
 	}
 }
 
 // hint says what the user can do about an error, where that is known.
-func hint(err error) string {
+func (a *agent) hint(err error) string {
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var record tls.RecordHeaderError
 	var dns *net.DNSError
 	switch {
+	case errors.As(err, &authority) && a.cfg.OwnCA:
+		return "; ca_file holds no certificate that signed the device's"
 	case errors.As(err, &authority):
 		return "; if the device has a certificate of its own, set ca_file to it"
 	case errors.As(err, &host):
-		return "; set server_name to a name in its certificate"
-	case errors.Is(err, http.ErrSchemeMismatch):
+		return "; set server_name to a name in its certificate" + namesIn(host.Certificate)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "; renew the device's certificate, or set the clock of this machine"
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return "; write http:// in its url"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return "; check the host in its url"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "; start the server, or check the port in its url"
+	case errors.Is(err, io.EOF) && strings.HasPrefix(a.cfg.URL, "http://"):
+		return "; if the server speaks TLS, write https:// in its url"
 	}
 	return ""
 }
 
-// maxProblem bounds the cause in a heartbeat, in bytes.
-const maxProblem = 300
+// maxNames is how many names of a certificate a message lists.
+const maxNames = 5
 
-// cause returns an error without the URL that it is about, which the heartbeat has.
-func cause(err error) string {
+func namesIn(c *x509.Certificate) string {
+	if c == nil || len(c.DNSNames) == 0 {
+		return ""
+	}
+	return ", which are " + strings.Join(c.DNSNames[:min(len(c.DNSNames), maxNames)], ", ")
+}
+
+// maxCause and maxHint bound the parts of the problem in a heartbeat, in bytes.
+const (
+	maxCause = 300
+	maxHint  = 400
+)
+
+// cause returns an error without the URL that it is about, which the heartbeat has, and what the user can do.
+func (a *agent) cause(err error) string {
 	text := err.Error()
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		text = ue.Err.Error()
 	}
-	text += hint(err)
+	var authority x509.UnknownAuthorityError
+	if errors.As(err, &authority) { // it may guess at length at certificates of this machine
+		text = "tls: failed to verify certificate: " + x509.UnknownAuthorityError{}.Error()
+	}
+	return line(text, maxCause) + line(a.hint(err), maxHint)
+}
+
+// line makes one line of a text, of so many bytes at most.
+func line(text string, most int) string {
 	text = strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "")
-	for len(text) > maxProblem { // at a rune
+	for len(text) > most { // at a rune
 		_, n := utf8.DecodeLastRuneInString(text)
 		text = text[:len(text)-n]
 	}
 	return text
+}
+
+// hostLoad is the load of the device's machine, as far as it is known.
+func (a *agent) hostLoad(ctx context.Context) load {
+	if a.cfg.Remote {
+		return load{}
+	}
+	return a.host.sample(ctx)
 }
 
 // measure asks the device and the host. After an error the device may not be working.
@@ -193,12 +236,19 @@ func (a *agent) measure(ctx context.Context) (Heartbeat, error) {
 		return Heartbeat{}, err
 	}
 	engine := a.device.load(ctx)
-	host := a.host.sample(ctx)
+	lengths, err := a.device.contexts(ctx)
+	if err != nil {
+		return Heartbeat{}, err
+	}
+	if engine.context != nil {
+		lengths = engine.context
+	}
+	host := a.hostLoad(ctx)
 	return Heartbeat{
 		URL: a.cfg.Advertise, Models: models, Aliases: a.cfg.Aliases, Weight: a.cfg.Weight, Tags: a.cfg.Tags, Slots: a.cfg.Slots,
 		CPU: host.cpu, Mem: host.mem, IO: host.io,
 		LatencyMS: float64(latency.Microseconds()) / 1000,
-		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded,
+		Queue:     engine.waiting, InFlight: engine.running, Loaded: engine.loaded, Context: lengths,
 	}, nil
 }
 

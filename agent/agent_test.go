@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/batchyard/batchyard/device/access"
 	"github.com/batchyard/batchyard/internal/fleet"
 )
 
@@ -347,8 +350,8 @@ func TestInvalidModelLists(t *testing.T) {
 			s := engine(t, map[string]string{"/health": "", "/v1/models": page})
 			a := newAPI(t)
 			log, stop := launch(t, quick("d", s.URL, a.URL))
-			log.await(t, "or set them with --models", 1)
-			require.Contains(t, a.next(t)["problem"], "or set them with --models")
+			log.await(t, "or say which it serves, with models", 1)
+			require.Contains(t, a.next(t)["problem"], "or say which it serves, with models")
 			stop()
 			a.drain()
 
@@ -360,26 +363,39 @@ func TestInvalidModelLists(t *testing.T) {
 	}
 }
 
-func TestDeviceKey(t *testing.T) {
+// An agent takes all that describes a device, as devices.list does.
+func TestDescribedDevice(t *testing.T) {
 	s := engine(t, map[string]string{"/health": "keyed"})
 	a := newAPI(t)
-	cfg := quick("d", s.URL, a.URL)
-	cfg.Models, cfg.DeviceKeyEnv = []string{"m"}, "TEST_AGENT_DEVICE_KEY"
-	log, stop := launch(t, cfg)
-	log.await(t, "set the key of the device in $TEST_AGENT_DEVICE_KEY", 1)
+	path := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(path, []byte("wrong"), 0o600))
+	d, err := access.Parse("d="+s.URL+"/v1,model=own,alias=nice=own,weight=2,slots=3,key_file="+path, 1)
+	require.NoError(t, err)
+	start := func() (*lines, func()) {
+		book := NewBook()
+		require.NoError(t, book.Load([]access.Device{d}))
+		cfg := Of(&d, book)
+		cfg.Server, cfg.Interval, cfg.Timeout = a.URL, 5*time.Millisecond, patience
+		return launch(t, cfg)
+	}
+	log, stop := start()
+	log.await(t, "set the key of the device in "+path, 1)
 	stop()
 	a.drain()
-	t.Setenv("TEST_AGENT_DEVICE_KEY", "k")
-	launch(t, cfg)
-	require.NotContains(t, a.next(t), "problem")
+	require.NoError(t, os.WriteFile(path, []byte("k\n"), 0o600))
+	start()
+	beat := a.next(t)
+	require.NotContains(t, beat, "problem")
+	require.Equal(t, []any{s.URL, []any{"own"}, map[string]any{"nice": "own"}, 2.0, 3.0},
+		[]any{beat["url"], beat["models"], beat["aliases"], beat["weight"], beat["slots"]})
 }
 
 func TestInvalidConfig(t *testing.T) {
 	good := Config{ID: "d", URL: "http://localhost:1", Server: "http://localhost:2"}
 	for text, change := range map[string]func(*Config){
-		"--id":                 func(c *Config) { c.ID = "" },
+		"device id":            func(c *Config) { c.ID = "" },
 		"printable":            func(c *Config) { c.ID = "a\nb" },
-		"--url":                func(c *Config) { c.URL = "localhost:8000" },
+		"set url":              func(c *Config) { c.URL = "localhost:8000" },
 		"--server":             func(c *Config) { c.Server = "ftp://x" },
 		"--advertise":          func(c *Config) { c.Advertise = "http://h?x=1" },
 		"model or tag":         func(c *Config) { c.Models = []string{""} },

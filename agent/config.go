@@ -22,9 +22,11 @@ type Config struct {
 	Weight    float64           `yaml:"-"` // share of the load, for weighted policies; 0: 1
 	AnyModel  bool              `yaml:"-"` // a device that does not list its models serves any
 	Stay      bool              `yaml:"-"` // the device does not leave when the agent ends: another one may report it, too
-	// Do sends the requests to the device; nil: a client of the agent's own, with DeviceKey.
+	OwnCA     bool              `yaml:"-"` // certificates are checked against those of a ca_file, for messages
+	Remote    bool              `yaml:"-"` // the device is on another machine, whose load is not known
+	// Do sends the requests to the device, with what it wants in each of them; nil: nothing is added.
 	Do           func(*http.Request) (*http.Response, error) `yaml:"-"`
-	KeySetting   string                                      `yaml:"-"` // where the device's key is set, for messages; empty: DeviceKeyEnv
+	KeySetting   string                                      `yaml:"-"` // where the device's key is set, for messages
 	Tags         []string                                    `yaml:"tags" doc:"Capability tags that tasks may require."`
 	Slots        int                                         `yaml:"slots" default:"1" unit:"requests" min:"1" max:"100000" doc:"Number of requests that the device can process concurrently."`
 	Interval     time.Duration                               `yaml:"interval" default:"5s" min:"1s" max:"1m" doc:"Time between two heartbeats."`
@@ -32,9 +34,7 @@ type Config struct {
 	MaxBackoff   time.Duration                               `yaml:"max_backoff" default:"30s" min:"1s" max:"10m" doc:"Longest pause between two attempts while the Batchyard server is unreachable."`
 	Server       string                                      `yaml:"server" default:"http://127.0.0.1:8080" doc:"Base URL of Batchyard's HTTP API."`
 	ServerKey    string                                      `yaml:"-"` // bearer token for the server; empty: that of ServerKeyEnv. Never from a file
-	DeviceKey    string                                      `yaml:"-"` // bearer token for the device; likewise
 	ServerKeyEnv string                                      `yaml:"server_key_env" default:"BATCHYARD_SERVER_KEY" doc:"Environment variable that holds the bearer token for the Batchyard server, if it requires one."`
-	DeviceKeyEnv string                                      `yaml:"device_key_env" default:"BATCHYARD_DEVICE_KEY" doc:"Environment variable that holds the bearer token for the device, if it requires one."`
 }
 
 const (
@@ -50,10 +50,10 @@ const (
 // cannot work.
 func (c Config) check() (Config, error) {
 	if c.ID == "" || len(c.ID) > maxIDBytes || strings.ContainsFunc(c.ID, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return c, fmt.Errorf("agent: invalid device id %[2]q: use 1 to %[1]d printable bytes; set --id", maxIDBytes, c.ID)
+		return c, fmt.Errorf("agent: invalid device id %[2]q: use 1 to %[1]d printable bytes", maxIDBytes, c.ID)
 	}
 	var err error
-	if c.URL, err = base("device's url", "--url", c.URL); err != nil {
+	if c.URL, err = base("device's url", "url", c.URL); err != nil {
 		return c, err
 	}
 	if c.Advertise == "" {
@@ -86,12 +86,7 @@ func (c Config) check() (Config, error) {
 	if c.ServerKey == "" && c.ServerKeyEnv != "" {
 		c.ServerKey = os.Getenv(c.ServerKeyEnv)
 	}
-	if c.DeviceKey == "" && c.DeviceKeyEnv != "" {
-		c.DeviceKey = os.Getenv(c.DeviceKeyEnv)
-	}
-	if c.KeySetting == "" {
-		c.KeySetting = "$" + c.DeviceKeyEnv
-	}
+	c.KeySetting = cmp.Or(c.KeySetting, "key_env or key_file")
 	return c, nil
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,13 +29,20 @@ type device struct {
 	metricsAt time.Time
 	noOllama  bool // it was not Ollama when last asked
 	ollamaAt  time.Time
+	listed    map[string]int // context lengths in its list of models
+	context   map[string]int // context lengths, wherever it says them
+	contextAt time.Time
 }
 
+// healthPaths are where servers say that they are well. The first one is LiteLLM's, whose /health asks every model behind
+// it for an answer, which takes long and costs money.
+var healthPaths = []string{"/health/liveliness", "/health", "/v1/models"}
+
 // probe checks the device's health and measures how long it takes to answer. A server that
-// supports neither path is healthy if it answers at all and its models are configured:
+// supports none of the paths is healthy if it answers at all and its models are configured:
 // some servers have only the endpoints of tasks.
 func (d *device) probe(ctx context.Context) (latency time.Duration, err error) {
-	paths := []string{"/health", "/v1/models"}
+	paths := healthPaths
 	if d.health != "" {
 		paths = []string{d.health}
 	}
@@ -86,11 +94,17 @@ func (d *device) served(ctx context.Context) ([]string, error) {
 		if d.cfg.AnyModel && errors.Is(err, errNoList) {
 			return []string{anyModel}, nil
 		}
-		return nil, fmt.Errorf("listing its models: %w; or set them with --models", err)
+		return nil, fmt.Errorf("listing its models: %w; or say which it serves, with models", err)
 	}
 	d.models, d.modelsAt = models, time.Now()
 	return models, nil
 }
+
+// maxLengths bounds the context lengths in a heartbeat.
+const maxLengths = 256
+
+// errWrongKey means that the device wants another key, or any.
+var errWrongKey = errors.New("the key is missing or wrong")
 
 // errNoList means that the device has no list of models.
 var errNoList = errors.New("it does not list its models")
@@ -101,7 +115,11 @@ const anyModel = "*"
 func (d *device) listModels(ctx context.Context) ([]string, error) {
 	var list struct {
 		Data []struct {
-			ID string `json:"id"`
+			ID     string `json:"id"`
+			MaxLen int    `json:"max_model_len"`
+			Meta   struct {
+				Context int `json:"n_ctx"`
+			} `json:"meta"`
 		} `json:"data"`
 	}
 	status, err := d.get(ctx, "/v1/models", func(body io.Reader) error {
@@ -120,13 +138,22 @@ func (d *device) listModels(ctx context.Context) ([]string, error) {
 	switch {
 	case unknown(status):
 		return nil, fmt.Errorf("status %d: %w", status, errNoList)
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return nil, fmt.Errorf("status %d; set the key of the device in %s", status, d.cfg.KeySetting)
+	case status == http.StatusUnauthorized:
+		return nil, fmt.Errorf("status %d: %w; set the key of the device in %s", status, errWrongKey, d.cfg.KeySetting)
+	case status == http.StatusForbidden || status == http.StatusBadRequest: // so says LiteLLM without a database
+		return nil, fmt.Errorf("status %d; the key of the device may be wrong, which is set in %s", status, d.cfg.KeySetting)
 	case status >= 300:
 		return nil, fmt.Errorf("status %d", status)
 	}
 	var models []string
+	d.listed = nil
 	for _, m := range list.Data {
+		if m.MaxLen = cmp.Or(m.MaxLen, m.Meta.Context); isContext(m.MaxLen) && m.ID != "" && len(m.ID) <= maxNameBytes && len(d.listed) < maxLengths {
+			if d.listed == nil {
+				d.listed = map[string]int{}
+			}
+			d.listed[m.ID] = m.MaxLen
+		}
 		if m.ID != "" && len(m.ID) <= maxNameBytes && len(models) < maxModels && !slices.Contains(models, m.ID) {
 			models = append(models, m.ID)
 		}
@@ -189,9 +216,6 @@ func (d *device) get(ctx context.Context, path string, read func(io.Reader) erro
 	do := d.cfg.Do
 	if do == nil {
 		do = d.client.Do
-		if d.cfg.DeviceKey != "" {
-			req.Header.Set("Authorization", "Bearer "+d.cfg.DeviceKey)
-		}
 	}
 	resp, err := do(req)
 	if err != nil {

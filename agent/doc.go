@@ -1,6 +1,6 @@
 // Package agent reports one device to Batchyard: every few seconds it checks the device,
 // measures the host and POSTs a heartbeat. It runs next to the inference server, on the
-// same host, as `batchyard agent`.
+// same host, as `batchyard agent`; for described devices, in processes with the API.
 //
 // What it promises:
 //

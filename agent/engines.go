@@ -19,7 +19,8 @@ const (
 // figures are the load that an engine reports; nil means not reported.
 type figures struct {
 	running, waiting *int
-	loaded           []string // models in memory
+	loaded           []string       // models in memory
+	context          map[string]int // their context lengths
 }
 
 func (f figures) known() bool { return f.running != nil || f.waiting != nil }

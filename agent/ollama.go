@@ -18,7 +18,10 @@ func (d *device) ollama(ctx context.Context) figures {
 		return figures{}
 	}
 	var list struct {
-		Models []struct{ Name, Model string }
+		Models []struct {
+			Name    string
+			Context int `json:"context_length"`
+		}
 	}
 	status, err := d.get(ctx, "/api/ps", func(body io.Reader) error {
 		raw, err := io.ReadAll(io.LimitReader(body, maxLoadedBytes+1))
@@ -39,6 +42,12 @@ func (d *device) ollama(ctx context.Context) figures {
 	for _, m := range list.Models {
 		if name := m.Name; name != "" && len(name) <= maxNameBytes && len(f.loaded) < maxLoaded {
 			f.loaded = append(f.loaded, name)
+			if isContext(m.Context) {
+				if f.context == nil {
+					f.context = map[string]int{}
+				}
+				f.context[name] = m.Context
+			}
 		}
 	}
 	if len(f.loaded) == 0 {

@@ -34,9 +34,9 @@ func TestEachEngineIsAskedInItsWay(t *testing.T) {
 		want    figures
 		asked   map[string]int
 	}{
-		"Ollama":             {"auto", map[string]string{"/api/ps": string(loaded)}, figures{loaded: []string{"llama3.2:latest"}}, map[string]int{"/metrics": 1, "/api/ps": 2}},
+		"Ollama":             {"auto", map[string]string{"/api/ps": string(loaded)}, figures{loaded: []string{"llama3.2:latest"}, context: map[string]int{"llama3.2:latest": 4096}}, map[string]int{"/metrics": 1, "/api/ps": 2}},
 		"Ollama, idle":       {"", map[string]string{"/api/ps": `{"models":[]}`}, figures{running: ptr(0)}, map[string]int{"/metrics": 1, "/api/ps": 2}},
-		"Ollama, as is said": {"ollama", map[string]string{"/api/ps": string(loaded)}, figures{loaded: []string{"llama3.2:latest"}}, map[string]int{"/api/ps": 2}},
+		"Ollama, as is said": {"ollama", map[string]string{"/api/ps": string(loaded)}, figures{loaded: []string{"llama3.2:latest"}, context: map[string]int{"llama3.2:latest": 4096}}, map[string]int{"/api/ps": 2}},
 		"not Ollama":         {"auto", map[string]string{"/api/ps": `{"processes":3}`}, figures{}, map[string]int{"/metrics": 1, "/api/ps": 1}},
 		"no JSON":            {"auto", map[string]string{"/api/ps": `<html>`}, figures{}, map[string]int{"/metrics": 1, "/api/ps": 1}},
 		"metrics":            {"auto", map[string]string{"/metrics": "te_queue_size 3\n", "/api/ps": string(loaded)}, figures{waiting: ptr(3)}, map[string]int{"/metrics": 2}},

@@ -27,6 +27,7 @@ type Heartbeat struct {
 	Queue     *int              `json:"queue,omitempty"`     // waiting inside the device, when it tells
 	InFlight  *int              `json:"in_flight,omitempty"` // worked on by the device, when it tells
 	Loaded    []string          `json:"loaded,omitempty"`    // models in its memory, when it tells
+	Context   map[string]int    `json:"context,omitempty"`   // tokens that it takes at once, by model, when it tells
 }
 
 // leaving is the last heartbeat, sent when the agent stops.

@@ -38,6 +38,7 @@ type Heartbeat struct {
 	Queue     *int              `json:"queue,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests waiting inside the device; leave it out if unknown."`
 	InFlight  *int              `json:"in_flight,omitempty" minimum:"0" maximum:"2147483647" doc:"Requests that the device works on; leave it out if unknown."`
 	Loaded    []string          `json:"loaded,omitempty" maxItems:"64" minLength:"1" maxLength:"256" doc:"Models that are in the device's memory; leave it out if unknown." example:"[\"llama-3-8b\"]"`
+	Context   map[string]int    `json:"context,omitempty" maxProperties:"256" doc:"How many tokens the device takes at once, by its own names of models; * stands for all others. Leave it out if unknown." example:"{\"llama-3-8b\":8192}"`
 	Weight    *float64          `json:"weight,omitempty" exclusiveMinimum:"0" maximum:"1000000" default:"1" doc:"Share of the load, for weighted policies."`
 	Problem   string            `json:"problem,omitempty" maxLength:"1024" doc:"Why the device does not answer; it gets no work while this is set. The models may then be unknown."`
 	Draining  bool              `json:"draining,omitempty" doc:"The device finishes what it has and takes nothing new."`
@@ -103,6 +104,8 @@ func (s *Server) describeHeartbeat() {
 	h.Properties["loaded"].Items.Pattern, h.Properties["problem"].Pattern = plainText, plainText
 	name := &huma.Schema{Type: huma.TypeString, MinLength: ptr(1), MaxLength: ptr(task.MaxNameLength), Pattern: modelName}
 	h.Properties["aliases"].AdditionalProperties = name
+	h.Properties["context"].AdditionalProperties = &huma.Schema{Type: huma.TypeInteger, Minimum: ptr(1.0), Maximum: ptr(float64(device.MaxContext))}
+	h.Properties["context"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: name.MinLength, MaxLength: name.MaxLength, Pattern: plainText}}
 	h.Properties["aliases"].Extensions = map[string]any{"propertyNames": &huma.Schema{MinLength: name.MinLength, MaxLength: name.MaxLength, Pattern: modelName}}
 	given := func(names ...string) map[string]*huma.Schema {
 		out := map[string]*huma.Schema{}
@@ -199,7 +202,7 @@ func deviceOf(r *http.Request) (string, error) {
 func (h *Heartbeat) device(id string) device.Device {
 	return device.Device{
 		ID: id, URL: h.URL, Models: h.Models, Aliases: h.Aliases, Tags: h.Tags, Slots: value(h.Slots, 0), CPU: h.CPU, Mem: h.Mem, IO: h.IO,
-		LatencyMS: h.LatencyMS, Loaded: h.Loaded, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
+		LatencyMS: h.LatencyMS, Loaded: h.Loaded, Context: h.Context, Queue: value(h.Queue, -1), InFlight: value(h.InFlight, -1), Weight: value(h.Weight, 0), Problem: h.Problem, Draining: h.Draining,
 	}
 }
 

@@ -40,6 +40,8 @@ type Device struct {
 	InFlight  int               `json:"in_flight"`  // worked on by the device; -1 unknown
 	// Loaded are the models in the device's memory; empty: none, or not known.
 	Loaded []string `json:"loaded,omitempty"`
+	// Context is how many tokens the device takes at once, by its own names of models; * stands for all others.
+	Context map[string]int `json:"context,omitempty"`
 	// Problem is why the device does not answer its agent; empty: it does.
 	Problem  string    `json:"problem,omitempty"`
 	Draining bool      `json:"draining,omitempty"`
@@ -106,6 +108,9 @@ func (d *Device) Validate() error {
 	if err := checkNames("loaded", d.Loaded, MaxLoaded); err != nil {
 		return err
 	}
+	if err := checkContext(d.Context); err != nil {
+		return err
+	}
 	if err := checkNames("tags", d.Tags, MaxTags); err != nil {
 		return err
 	}
@@ -159,7 +164,7 @@ func clipRune(s string) string {
 }
 
 func checkURL(raw string) error {
-	const remedy = "send the base of the device's API, such as http://10.0.0.5:8000"
+	const remedy = "write the base of the device's API, such as http://10.0.0.5:8000"
 	if raw == "" {
 		return &task.FieldError{Field: "url", Problem: "it is missing", Remedy: remedy}
 	}

@@ -17,7 +17,7 @@ const (
 	ModelNotServed         // it does not serve the model
 	TagMissing             // it lacks a capability tag
 	DeclinedTask           // it has refused the task, and would again
-	DeclinesModel          // it lately refused every request for the endpoint and model
+	DeclinesModel          // it lately refused every request for the endpoint and model, or its context is too short
 	IsSilent               // it missed its heartbeats
 	IsDown                 // it does not answer its agent
 	IsDraining             // it, or an operator, asked for no new work
@@ -79,7 +79,7 @@ func Eligible(d *Device, h *Health, g Gate, want *Requirement, now time.Time) Re
 		return TagMissing
 	case slices.Contains(want.Declined, d.ID):
 		return DeclinedTask
-	case h.Declining(want.Endpoint, want.Model, want.Size, now):
+	case h.Declining(want.Endpoint, want.Model, want.Size, now), d.tooShort(h, want):
 		return DeclinesModel
 	case d.Silent:
 		return IsSilent

@@ -48,6 +48,15 @@ func TestEligible(t *testing.T) {
 		"refuses others, and refused until now": {change: func(_ *Device, h *Health, _ *Requirement) {
 			h.Declines = []Decline{{Endpoint: "f", Model: "m", Until: noon.Add(1)}, {Endpoint: "e", Model: "n", Until: noon.Add(1)}, {Endpoint: "e", Model: "m", Until: noon}}
 		}, want: CanRun},
+		"context too short": {change: func(d *Device, _ *Health, _ *Requirement) { d.Context = map[string]int{"m": 127} }, want: DeclinesModel},
+		"context too short, by what it said": {change: func(d *Device, h *Health, _ *Requirement) {
+			d.Context, h.Context = map[string]int{"m": 4096}, map[string]int{"m": 127}
+		}, want: DeclinesModel},
+		"context too short of a model with an alias": {change: func(d *Device, _ *Health, _ *Requirement) {
+			d.Models, d.Aliases, d.Context = []string{"own"}, map[string]string{"m": "own"}, map[string]int{"own": 127}
+		}, want: DeclinesModel},
+		"context may do":         {change: func(d *Device, _ *Health, _ *Requirement) { d.Context = map[string]int{"m": 128, AnyModel: 1} }, want: CanRun},
+		"context of another one": {change: func(d *Device, h *Health, _ *Requirement) { h.Context = map[string]int{"n": 1} }, want: CanRun},
 		"all of it": {change: func(d *Device, h *Health, want *Requirement) {
 			d.Silent, d.Draining, h.ThrottledUntil, want.Needs, want.Exclude = true, true, noon.Add(1), []string{"eu"}, []string{"a"}
 		}, gate: GateShut, want: TagMissing},

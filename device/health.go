@@ -38,6 +38,9 @@ type Health struct {
 	// MaxBatch is how many items a batched request may have, by model, where the device has
 	// refused more; at most MaxBatches models.
 	MaxBatch map[string]int `json:"max_batch,omitempty"`
+	// Context is how many tokens the device takes at once, by model as tasks name it, as it said when it refused more; at
+	// most MaxBatches models.
+	Context map[string]int `json:"context,omitempty"`
 }
 
 // Figures are what a worker counted at a device, for people. Rates are of the last minute.

@@ -217,7 +217,7 @@ func TestAgentJoinsDevice(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(f.Close)
 	a := p.API()
-	agent := harness.Start(t, in.Dir, nil, "agent", "--id", "gpu-1", "--url", f.Device("real").URL(), "--models", "m", "--tags", "eu,gpu", "--slots", "4", "--interval", "1s", "--server", p.URL())
+	agent := harness.Start(t, in.Dir, nil, "agent", "--device", "gpu-1="+f.Device("real").URL()+",model=m,tag=eu,tag=gpu,slots=4", "--interval", "1s", "--server", p.URL())
 	find := func() *api.DeviceStatus {
 		var list api.DeviceList
 		a.Get(t, "/v1/devices", &list)

@@ -98,6 +98,7 @@ func TestOddDevices(t *testing.T) {
 	t.Run("9103 9104 a prompt that is too long for one device", func(t *testing.T) {
 		s.all(t, "ctx", task.Success)
 		require.Zero(t, s.opened(t, "small"))
+		require.Equal(t, 2, s.device(t, "small").Context["ctx"], "as its error says")
 	})
 	t.Run("and for every device", func(t *testing.T) {
 		for _, st := range s.all(t, "ctx2", task.Failed) {

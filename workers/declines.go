@@ -123,6 +123,9 @@ func (r *runner) learnOffer(c *call, f *Failure, now time.Time) {
 		r.batches.Refused(t.Model, c.group.Items)
 		r.workers.reportSoon()
 	}
+	if f.Context > 0 {
+		r.contexts.Said(t.Model, f.Context)
+	}
 	row := f.Row()
 	if row.LetGo == 0 || c.trial != nil || len(t.DeclinedBy()) > 0 { // if others have refused it, too, it is the task
 		return

@@ -29,7 +29,7 @@ func newTestEngine(t *testing.T, cfg Config, devices ...access.Device) *engine {
 	return e
 }
 
-func startFleet(t *testing.T, specs ...fleet.Spec) *fleet.Fleet {
+func startFleet(t testing.TB, specs ...fleet.Spec) *fleet.Fleet {
 	t.Helper()
 	f, err := fleet.Start(context.Background(), specs)
 	require.NoError(t, err)

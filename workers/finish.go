@@ -30,6 +30,9 @@ func (s *Workers) attemptEnded(r *runner, w *work, answer []byte, f *Failure) {
 	now := clock.Now()
 	e := ending{work: w, failure: f, events: []task.Event{s.attemptEvent(w, answer, f, now)}, at: now}
 	r.figures.Tokens(time.Now(), e.events[0].OutputTokens)
+	if f == nil {
+		r.contexts.Worked(w.task().Model, int(e.events[0].InputTokens))
+	}
 	switch cause := w.stopCause(); {
 	case errors.Is(cause, errCancelled), errors.Is(cause, errLost):
 		s.abandon(w, cause, e.events)
@@ -242,6 +245,7 @@ func (s *Workers) conclude(w *work, u stream.Unit, refused func(error)) {
 		switch {
 		case err == nil:
 			fault.At("workers.after_result")
+			s.finished.add(w.mark)
 			w.ack.Release()
 		case refused != nil:
 			// It writes again and may have to wait for room in the outbox, which gets none

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/device"
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/internal/fault"
 	"github.com/batchyard/batchyard/stream"
 	"github.com/batchyard/batchyard/stream/records"
@@ -26,7 +27,7 @@ func (s *Workers) intake(ctx context.Context, recs []*stream.Record) {
 		}
 		ack := records.NewAck(rec, tasks)
 		for i := range batches {
-			s.start(ctx, &batches[i], rec.Partition, ack)
+			s.start(ctx, &batches[i], rec, ack)
 		}
 	}
 }
@@ -48,14 +49,23 @@ func decode(rec *stream.Record) (batches []task.Batch, tasks int, err error) {
 }
 
 // start submits a batch to the runner of its device.
-func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *records.Ack) {
+func (s *Workers) start(ctx context.Context, b *task.Batch, rec *stream.Record, ack *records.Ack) {
 	works, now := make([]*work, 0, len(b.Assignments)), time.Now()
+	marks := s.finished.of(ctx, rec)
 	for i := range b.Assignments {
+		mark := store.Mark{Partition: rec.Partition, Offset: rec.Offset, Batch: b.ID, Index: i}
+		if marks.Has(&mark) { // by a worker that died before it could commit that
+			ack.Release()
+			continue
+		}
 		w := newWork(s.life, b.Assignments[i], b.ID, ack)
-		w.read = now
+		w.read, w.mark = now, mark
 		s.leases.Hold(w.assignment.Lease)
 		s.tasks.add(w)
 		works = append(works, w)
+	}
+	if len(works) == 0 {
+		return
 	}
 	fault.At("workers.after_read")
 	s.stopCancelled(ctx, works)
@@ -73,7 +83,7 @@ func (s *Workers) start(ctx context.Context, b *task.Batch, partition int, ack *
 	defer s.mu.Unlock()
 	r = s.runners[b.Device.ID]
 	if r == nil {
-		r = newRunner(s, b.Device, partition)
+		r = newRunner(s, b.Device, rec.Partition)
 		r.inherit(&known)
 		s.runners[b.Device.ID] = r
 		s.checkFleetSoon()

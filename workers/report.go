@@ -184,7 +184,7 @@ func (s *reporter) unreported(runners []*runner, healths map[string]device.Healt
 func (r *runner) health(now time.Time) device.Health {
 	h := r.ejector.Health(now)
 	h.Slots, h.DispatchMS = r.concurrency.Below(), math.Round(r.latency.value()*100)/100
-	h.Declines, h.MaxBatch = r.declines.List(now), r.batches.Known()
+	h.Declines, h.MaxBatch, h.Context = r.declines.List(now), r.batches.Known(), r.contexts.Known()
 	r.figures.Add(&h, now)
 	r.mu.Lock()
 	h.Figures.Running = len(r.running) + len(r.hung)
@@ -198,7 +198,7 @@ func (r *runner) health(now time.Time) device.Health {
 // sameHealth reports whether two healths are equal except for noise.
 func sameHealth(a, b device.Health) bool {
 	return a.State == b.State && a.Slots == b.Slots && a.Opened == b.Opened && a.ThrottledUntil.Equal(b.ThrottledUntil) && a.Failing == b.Failing &&
-		len(a.Declines) == len(b.Declines) && maps.Equal(a.MaxBatch, b.MaxBatch) &&
+		len(a.Declines) == len(b.Declines) && maps.Equal(a.MaxBatch, b.MaxBatch) && maps.Equal(a.Context, b.Context) &&
 		math.Abs(a.DispatchMS-b.DispatchMS) <= 0.1*max(a.DispatchMS, b.DispatchMS)
 }
 
@@ -237,7 +237,7 @@ func (s *Workers) retire(after time.Duration) {
 			}
 			r.retired.Store(true)
 			// The breaker goes with it, so its last report no longer holds.
-			s.departed[id] = device.Health{State: device.StateClosed, Declines: h.Declines, MaxBatch: h.MaxBatch}
+			s.departed[id] = device.Health{State: device.StateClosed, Declines: h.Declines, MaxBatch: h.MaxBatch, Context: h.Context}
 			delete(s.runners, id)
 		}
 	}

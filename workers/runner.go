@@ -48,6 +48,7 @@ type runner struct {
 	rates       *learn.Estimator
 	declines    *learn.Declines
 	batches     *learn.BatchSizes
+	contexts    learn.Contexts
 	figures     learn.Figures
 	latency     dispatchLatency
 	budget      *Budget
@@ -86,6 +87,7 @@ func (r *runner) inherit(h *device.Health) {
 	r.slowUntil = h.ThrottledUntil
 	r.declines.Seed(h.Declines, time.Now())
 	r.batches.Seed(h.MaxBatch)
+	r.contexts.Seed(h.Context)
 }
 
 // submit queues calls and starts those for which there are slots.

@@ -50,6 +50,7 @@ func (s *Workers) recheckCancels(ctx context.Context) {
 
 // partitionLost stops the tasks of partitions that have moved to another worker, which runs them.
 func (s *Workers) partitionLost(partition int) {
+	s.finished.forget(partition)
 	s.mu.Lock()
 	for id, r := range s.runners {
 		if r.partition == partition { // the breaker is the next owner's too

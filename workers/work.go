@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/batchyard/batchyard/device/store"
 	"github.com/batchyard/batchyard/stream/records"
 	"github.com/batchyard/batchyard/task"
 )
@@ -25,6 +26,7 @@ type work struct {
 	batch         string
 	read          time.Time      // when its batch was read
 	ack           *records.Ack   // of the record that it came in
+	mark          store.Mark     // says that it is finished
 	attempts      []task.Attempt // made so far, on other devices too
 	localAttempts int            // made here
 	started       time.Time      // of the last attempt, by the clock of all processes

@@ -30,6 +30,7 @@ type Deps struct {
 	Rates    *store.Rates
 	Presence *store.Presence // nil: it is not reported which devices are served
 	Cancels  *store.Overrides
+	Finished *store.Finished // nil: what a killed worker had finished and not committed runs again
 	Logger   *slog.Logger
 	Metrics  *metrics.Metrics
 	Instance string // this process, as the actor of events
@@ -45,6 +46,7 @@ type Workers struct {
 	deadLetters   *records.DeadLetters
 	leases        *store.LeaseRenewer
 	reader        *store.Reader
+	finished      *finished
 	tasks         *taskIndex
 	backoffs      *backoffs
 	lost          waiting.Lost[place] // used only by Waiting
@@ -81,6 +83,7 @@ func assemble(cfg Config, deps Deps, e *engine, outbox *stream.Outbox) *Workers 
 		deadLetters: &records.DeadLetters{Stage: Stage, Instance: deps.Instance, Outbox: outbox, Logger: deps.Logger, Metrics: &deps.Metrics.Stream},
 		leases:      store.NewLeaseRenewer(deps.Credits, deps.Logger),
 		reader:      deps.Presence.Reader(stream.Batches, deps.Logger),
+		finished:    newFinished(deps.Finished),
 		tasks:       newTaskIndex(), backoffs: newBackoffs(),
 		reportNow: make(chan struct{}, 1), checkFleetNow: make(chan struct{}, 1), stopping: make(chan struct{}),
 		runners: map[string]*runner{}, departed: map[string]device.Health{},
@@ -98,7 +101,7 @@ func (s *Workers) SetDevices(devices []access.Device) error { return s.engine.bo
 func (s *Workers) Run(ctx context.Context, ready func()) error {
 	helpers := []lifecycle.Part{
 		lifecycle.Func(s.leases.Run), lifecycle.Func(newReporter(s).run),
-		lifecycle.Func(s.watchCancels), lifecycle.Func(s.drainWhenStopping), lifecycle.Func(s.reader.Run),
+		lifecycle.Func(s.watchCancels), lifecycle.Func(s.finished.run), lifecycle.Func(s.drainWhenStopping), lifecycle.Func(s.reader.Run),
 	}
 	if s.deps.Registry != nil {
 		helpers = append(helpers, lifecycle.Func(newFleetWatcher(s).run), lifecycle.Func(s.watchRegistry))

@@ -23,7 +23,7 @@ import (
 
 // yard is a test's own topics and Redis, with simulated devices and what workers wrote so far.
 type yard struct {
-	t      *testing.T
+	t      testing.TB
 	client *stream.Client
 	redis  *embedded.Redis
 	deps   Deps
@@ -38,12 +38,12 @@ type yard struct {
 	again    func(*task.Task) // plays the router for tasks that come back
 }
 
-func newYard(t *testing.T, specs ...fleet.Spec) *yard {
+func newYard(t testing.TB, specs ...fleet.Spec) *yard {
 	t.Helper()
 	return newYardAt(t, testenv.Brokers(t), specs...)
 }
 
-func newYardAt(t *testing.T, brokers []string, specs ...fleet.Spec) *yard {
+func newYardAt(t testing.TB, brokers []string, specs ...fleet.Spec) *yard {
 	t.Helper()
 	r, err := embedded.StartRedis(t.Context(), embedded.RedisOptions{})
 	require.NoError(t, err)
@@ -59,7 +59,7 @@ func newYardAt(t *testing.T, brokers []string, specs ...fleet.Spec) *yard {
 	rdb := testenv.RedisAt(t, r.Addr())
 	y := &yard{t: t, client: client, redis: r, fleet: startFleet(t, specs...), changed: make(chan struct{}), results: map[string][]*task.Result{}}
 	y.deps = Deps{Stream: client, Credits: store.NewCredits(rdb, store.Config{}, "t:"), Rates: store.NewRates(rdb, "t:"),
-		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "workers@test"}
+		Cancels: store.NewOverrides(rdb, store.Config{}, "t:"), Finished: store.NewFinished(rdb, "t:"), Logger: testenv.Logger(t), Metrics: metrics.New(nil), Instance: "workers@test"}
 	y.watch(stream.Results, func(rec *stream.Record) error {
 		res, err := wire.DecodeResult(rec.Value, "")
 		if err == nil {

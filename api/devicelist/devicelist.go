@@ -2,6 +2,7 @@
 package devicelist
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/batchyard/batchyard/device"
@@ -32,6 +33,8 @@ type DeviceStatus struct {
 	Paused    *time.Time        `json:"paused_until,omitempty" doc:"The device asked for a pause: no request before."`
 	Declines  []device.Decline  `json:"declines,omitempty" doc:"What the device lately refused altogether, and gets no requests for now."`
 	MaxBatch  map[string]int    `json:"max_batch,omitempty" doc:"How many items a batched request may have, by model, where the device has refused more."`
+	Context   map[string]int    `json:"context,omitempty" doc:"How many tokens the device takes at once, by its own names of models, as far as it said so; * stands for all others."`
+	AtOnce    int               `json:"concurrency" doc:"Requests that the device gets at the same time: its slots, or fewer, if it answered 429 or too late with more."`
 	AgeMS     int64             `json:"age_ms" doc:"Age of the last heartbeat."`
 	SeenAt    time.Time         `json:"seen_at"`
 	JoinedAt  time.Time         `json:"joined_at"`
@@ -69,6 +72,7 @@ func Of(d *device.Device, h *device.Health, now time.Time) DeviceStatus {
 		st.Drained, st.Since = true, timeOf(d.DrainedAt)
 	}
 	st.Paused, st.Declines, st.MaxBatch = timeOf(h.PausedUntil(now)), h.DeclinesAt(now), h.MaxBatch
+	st.Context, st.AtOnce = d.Contexts(h), min(d.Slots, cmp.Or(h.Slots, d.Slots))
 	return st
 }
 

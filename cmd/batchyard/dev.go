@@ -105,10 +105,11 @@ func parseDevices(words []string, slots int) ([]access.Device, error) {
 		}
 		d, err := access.Parse(word, slots)
 		if err != nil {
-			return nil, cli.UsageError("--device %q: %s", word, err)
+			name, _, _ := strings.Cut(word, "=") // the rest may hold a key
+			return nil, cli.UsageError("--device %s: %s", cli.Plain(name), err)
 		}
 		if slices.ContainsFunc(out, func(o access.Device) bool { return o.Name == d.Name }) {
-			return nil, cli.UsageError("--device %q: there are two devices %s: give each its own name", word, d.Name)
+			return nil, cli.UsageError("--device %s: there are two devices of this name: give each its own", cli.Plain(d.Name))
 		}
 		out = append(out, d)
 	}

@@ -122,9 +122,13 @@ func showDevices(c *cli.Env, devices []batchyard.Device) error {
 			since = cli.Ago(*d.Since, now)
 		}
 		q := &d.Requests
-		t.Row(d.DeviceID, d.State, since, strconv.Itoa(d.Slots), strconv.Itoa(q.Running), strconv.FormatInt(q.Completed, 10), percent(q.FailureRate),
+		slots := strconv.Itoa(d.Slots)
+		if d.Concurrency > 0 && d.Concurrency < d.Slots {
+			slots = fmt.Sprintf("%d of %d", d.Concurrency, d.Slots)
+		}
+		t.Row(d.DeviceID, d.State, since, slots, strconv.Itoa(q.Running), strconv.FormatInt(q.Completed, 10), percent(q.FailureRate),
 			figure(q.MeanMS, "ms"), figure(q.TokensPerSecond, ""),
-			count(d.InFlight), count(d.Queue), percent(d.CPU), percent(d.Mem), percent(d.IO),
+			count(d.InFlight), count(d.Queue), load(&d, d.CPU), load(&d, d.Mem), load(&d, d.IO),
 			strconv.FormatFloat(d.LatencyMS, 'f', 1, 64)+"ms", cli.Ago(d.SeenAt, now),
 			cli.Short(strings.Join(d.Models, ","), 60), cli.Short(strings.Join(d.Tags, ","), 40), d.URL, strings.Join(notes(&d, now), "; "))
 	}
@@ -150,6 +154,9 @@ func notes(d *batchyard.Device, now time.Time) (out []string) {
 		}
 		out = append(out, fmt.Sprintf("refuses %s for %s (%d, %s), tried again in %s", what, r.Model, r.Status, r.Why, in(r.Until)))
 	}
+	if text := contexts(d.Context); text != "" {
+		out = append(out, text)
+	}
 	if len(d.Loaded) > 0 {
 		out = append(out, "loaded: "+cli.Short(strings.Join(d.Loaded, ", "), 100))
 	}
@@ -160,6 +167,23 @@ func notes(d *batchyard.Device, now time.Time) (out []string) {
 		out = append(out[:maxNotes], fmt.Sprintf("%d more", n))
 	}
 	return out
+}
+
+// contexts says how many tokens the device takes at once.
+func contexts(by map[string]int) string {
+	alike := map[int]bool{}
+	var each []string
+	for _, model := range slices.Sorted(maps.Keys(by)) {
+		alike[by[model]] = true
+		each = append(each, fmt.Sprintf("%d (%s)", by[model], cli.Short(model, 40)))
+	}
+	switch {
+	case len(alike) == 0:
+		return ""
+	case len(alike) == 1:
+		return fmt.Sprintf("context of %d tokens", slices.Collect(maps.Keys(alike))[0])
+	}
+	return "context of " + cli.Short(strings.Join(each, ", "), 100) + " tokens"
 }
 
 // figure prints a figure that is 0 while it is unknown.
@@ -176,6 +200,14 @@ func count(n *int) string {
 		return ""
 	}
 	return strconv.Itoa(*n)
+}
+
+// load shows a load of the device's machine; its memory is never quite empty, if it is known.
+func load(d *batchyard.Device, share float64) string {
+	if d.Mem == 0 {
+		return "-"
+	}
+	return percent(share)
 }
 
 func percent(share float64) string { return strconv.FormatFloat(100*share, 'f', 0, 64) + "%" }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ type simulation struct {
 	takes   time.Duration
 	port    int
 	control string
+	engine  string
 	list    bool
 }
 
@@ -56,6 +58,7 @@ DELETE /NAME makes it answer well again, and GET / shows what each was asked.`,
 	f.IntVar(&o.slots, "slots", 4, "requests that each runs at the same time")
 	f.DurationVar(&o.takes, "time", 100*time.Millisecond, "how long a request takes")
 	f.IntVar(&o.port, "port", 0, "`port` of the first device; the others follow (default: free ones)")
+	f.StringVar(&o.engine, "engine", "", "`engine` that they imitate: llamacpp or litellm (default: what all have in common)")
 	f.StringVar(&o.control, "control", "", "`address` of the controls (default: none)")
 	f.BoolVar(&o.list, "list", false, "list what devices can play")
 	return cmd
@@ -65,6 +68,9 @@ DELETE /NAME makes it answer well again, and GET / shows what each was asked.`,
 func (o *simulation) specs(args []string) (specs []fleet.Spec, plays []fleet.Play, err error) {
 	if o.slots < 1 || o.takes < 0 || o.port < 0 || o.port+len(args) > 1<<16 {
 		return nil, nil, cli.UsageError("--slots must be 1 or more, --time 0 or more, and --port leave room for all devices below 65536")
+	}
+	if o.engine != "" && !slices.Contains(fleet.Engines(), o.engine) {
+		return nil, nil, cli.UsageError("--engine %q: use one of %s", o.engine, strings.Join(fleet.Engines(), ", "))
 	}
 	if len(args) == 0 {
 		args = []string{"sim-1", "sim-2", "sim-3"}
@@ -80,7 +86,7 @@ func (o *simulation) specs(args []string) (specs []fleet.Spec, plays []fleet.Pla
 				return nil, nil, cli.UsageError("%s", err)
 			}
 		}
-		s := fleet.Spec{ID: name, Models: o.models, Slots: o.slots, ServiceTime: o.takes, Distribution: fleet.Lognormal, CV: 0.5, Seed: uint64(i + 1)}
+		s := fleet.Spec{ID: name, Models: o.models, Slots: o.slots, Engine: o.engine, ServiceTime: o.takes, Distribution: fleet.Lognormal, CV: 0.5, Seed: uint64(i + 1)}
 		if o.port > 0 {
 			s.Port = o.port + i
 		}

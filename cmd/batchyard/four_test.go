@@ -102,7 +102,7 @@ func (f *fourServers) causes() map[string]string {
 	return map[string]string{
 		"keyed":  "health check: status 401; set the key of the device in key_env or key_file",
 		"signed": "tls: failed to verify certificate: x509: certificate signed by unknown authority; if the device has a certificate of its own, set ca_file to it",
-		"down":   "connect: connection refused",
+		"down":   "connect: connection refused; start the server, or check the port in its url",
 	}
 }
 
@@ -136,7 +136,7 @@ func TestRunExplainsFourServers(t *testing.T) {
 		says(t, errs, cause+"; it gets no tasks until it does\n")
 		require.Regexp(t, `(?m)^device `+name+` at http\S+ does not answer: `, errs.String())
 	}
-	says(t, errs, "no device serves mini, for which 1 task asks; there is mini-8b; did you mean mini-8b?\n",
+	says(t, errs, "no device serves mini, for which 1 task asks; there is mini-8b; did you mean mini-8b? Ask for that, or give its device the option alias=mini=mini-8b\n",
 		"no device serves m, for which", "(did you mean mini-8b?)", "down (down) does not answer: ", "signed (down) does not answer: tls: ")
 	// It is up, or nothing serves it yet: time passes too quickly here.
 	require.Eventually(t, func() bool {
@@ -185,11 +185,17 @@ func TestDevExplainsFourServersAndFollowsTheFile(t *testing.T) {
 	// A mistake changes nothing; then one is changed, one is removed, and one is new.
 	describe(keyed + "    - {name: keyed, url: http://elsewhere}\n")
 	says(t, errs, "there are two devices")
-	describe(keyed + fmt.Sprintf("    - {name: signed, url: %s, ca_file: %s}\n    - {name: new, url: %s, aliases: {mini: mini-8b}, tags: [late]}\n", f.signed.URL, f.caFile, f.other.URL))
+	// The file that it names is late, which nothing tells.
+	late := filepath.Join(t.TempDir(), "ca.pem")
+	describe(keyed + fmt.Sprintf("    - {name: signed, url: %s, ca_file: %s}\n    - {name: new, url: %s, aliases: {mini: mini-8b}, tags: [late]}\n", f.signed.URL, late, f.other.URL))
+	says(t, errs, "open "+late)
+	pem, err := os.ReadFile(f.caFile)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(late, pem, 0o600))
 	says(t, errs, "device signed at "+f.signed.URL+" answers now\n")
 	list := func() string { return ok(t, "devices", "list", "--server", server) }
 	require.Eventually(t, func() bool { l := list(); return strings.Contains(l, "new ") && !strings.Contains(l, "other ") }, time.Minute, 50*time.Millisecond)
-	require.Regexp(t, `(?m)^down +down +\S+ ago .* connect: connection refused$`, list(), "what the command line says stays")
+	require.Regexp(t, `(?m)^down +down +\S+ ago .* connect: connection refused; start the server, or check the port in its url$`, list(), "what the command line says stays")
 	require.Regexp(t, `(?m)^keyed +up +.*ago .* m +`, list())
 	r := try(t, "", "submit", f.file(t), "--server", server, "--wait")
 	require.Equal(t, cli.ExitOK, r.code, r.err)

@@ -367,7 +367,7 @@ func TestSignalEndsAgent(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	gone := "http://" + closedPort(t)
-	cmd := exec.CommandContext(t.Context(), self, "agent", "--id", "cli-signal", "--url", gone, "--server", f.URL, "--interval", "1s")
+	cmd := exec.CommandContext(t.Context(), self, "agent", "--device", "cli-signal="+gone, "--server", f.URL, "--interval", "1s")
 	cmd.Env = append(os.Environ(), runMainVar+"=1")
 	var errOut syncBuffer
 	cmd.Stderr = &errOut

@@ -27,9 +27,9 @@ func TestRunRefusesAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tasks.jsonl")
 	require.NoError(t, os.WriteFile(file, []byte(`{"model":"m","input":{"messages":[]}}`+"\n"), 0o600))
 	for want, args := range map[string][]string{
-		`--device "foo=bar": url: it is not an abs`:    {"run", file, "--device", "foo=bar"},
-		`--device "foo": write NAME=URL`:               {"run", file, "--device", "foo"},
-		`--device "a b=http://127.0.0.1": the name`:    {"run", file, "--device", "a b=http://127.0.0.1"},
+		`--device foo: url: it is not an abs`:          {"run", file, "--device", "foo=bar"},
+		`--device foo: write NAME=URL`:                 {"run", file, "--device", "foo"},
+		`--device a b: the name`:                       {"run", file, "--device", "a b=http://127.0.0.1"},
 		"cannot write results to":                      {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
 		"it is a directory":                            {"run", file, "-o", t.TempDir()},
 		`url: it is not an absolute http or https URL`: {"dev", "--device", "x=ftp://127.0.0.1"},
@@ -170,7 +170,7 @@ func TestRunReportsAbsentDevices(t *testing.T) {
 	r := try(t, "", "run", openAIFile(t, 2), "--device", "up="+up.URL, "--device", "x="+down.URL, "--device", "y="+locked.URL)
 	require.Equal(t, cli.ExitOK, r.code, r.err)
 	require.Equal(t, 1, strings.Count(r.err, "device x at "+down.URL+" does not answer: dial tcp "), r.err)
-	require.Contains(t, r.err, "connection refused; it gets no tasks until it does\n")
+	require.Contains(t, r.err, "connection refused; start the server, or check the port in its url; it gets no tasks until it does\n")
 	require.Contains(t, r.err, "device y at "+locked.URL+" does not answer: health check: status 401; set the key of the device in key_env or key_file; it gets no tasks until it does")
 	require.Less(t, strings.Index(r.err, "device x"), strings.Index(r.err, "running: "))
 	require.NotContains(t, r.err, "device up")

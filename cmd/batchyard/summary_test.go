@@ -40,12 +40,12 @@ func TestDeviceList(t *testing.T) {
 		{DeviceID: "z", URL: "http://z", Models: []string{"*"}, Slots: 1, Silent: true, State: "silent", Reason: "no heartbeat", Since: &long, SeenAt: noon.Add(-time.Hour), PausedUntil: &later},
 		{DeviceID: "a", State: "up", Requests: batchyard.RequestFigures{Running: 1, Completed: 12, FailureRate: 0.25, MeanMS: 1234.5, TokensPerSecond: 41.7}, URL: "http://a", Models: []string{"m", "n"}, Tags: []string{"gpu"}, Slots: 8, CPU: 0.256, Mem: 0.5, LatencyMS: 1.26, InFlight: &two, SeenAt: noon.Add(-2 * time.Second),
 			Declines: []batchyard.Declines{{Endpoint: task.EndpointChat, Model: "m", Status: 404, Why: "no_endpoint", Until: noon.Add(30 * time.Second)}},
-			MaxBatch: map[string]int{"n": 32}},
+			MaxBatch: map[string]int{"n": 32}, Context: map[string]int{"m": 4096, "n": 512}, Concurrency: 3},
 	}))
 	require.Equal(t, strings.TrimLeft(`
-ID  STATE   SINCE    SLOTS  RUNNING  DONE  FAILED  MEAN    TOKENS/S  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL       NOTES
-a   up      -        8      1        12    25%     1234ms  42        2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a  refuses /v1/chat/completions for m (404, no_endpoint), tried again in 30s; takes 32 items of n at once
-z   silent  60m ago  1      0        0     0%      -       -         -          -      0%   0%   0%  0.0ms    60m ago  *       -     http://z  no heartbeat; asked for a pause of 20s
+ID  STATE   SINCE    SLOTS   RUNNING  DONE  FAILED  MEAN    TOKENS/S  IN FLIGHT  QUEUE  CPU  MEM  IO  LATENCY  SEEN     MODELS  TAGS  URL       NOTES
+a   up      -        3 of 8  1        12    25%     1234ms  42        2          -      26%  50%  0%  1.3ms    2s ago   m,n     gpu   http://a  refuses /v1/chat/completions for m (404, no_endpoint), tried again in 30s; context of 4096 (m), 512 (n) tokens; takes 32 items of n at once
+z   silent  60m ago  1       0        0     0%      -       -         -          -      -    -    -   0.0ms    60m ago  *       -     http://z  no heartbeat; asked for a pause of 20s
 `, "\n"), b.String())
 }
 

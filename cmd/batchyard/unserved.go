@@ -57,14 +57,14 @@ func unserved(model string, tasks int, names []string) string {
 	text := fmt.Sprintf("no device serves %s, for which %s %s", model, cli.Counted(tasks, "task"), ask)
 	switch n := len(names); {
 	case n == 0:
-		text += "; the models of the devices are not known yet"
+		text += "; which models there are is known once a device answers"
 	case n > maxServed:
 		text += fmt.Sprintf("; there are %s and %d more", strings.Join(names[:maxServed], ", "), n-maxServed)
 	default:
 		text += "; there is " + strings.Join(names, ", ")
 	}
 	if near := device.NearestModel(model, names); near != "" {
-		text += "; did you mean " + near + "?"
+		text += fmt.Sprintf("; did you mean %s? Ask for that, or give its device the option alias=%s=%s", near, model, near)
 	}
 	return text
 }

@@ -268,7 +268,7 @@ func TestParse(t *testing.T) {
 	for word, text := range map[string]string{
 		"d": "write NAME=URL", "=http://h": "write NAME=URL", "d=": "write NAME=URL", "d=h:8000": "url: it is not an absolute", "a b=http://h": "the name",
 		"d=http://h,slots=x": "slots=x", "d=http://h,slots=0": "slots=0", "d=http://h,weight=-1": "weight=-1", "d=http://h,alias=a": "alias=NAME=OWN",
-		"d=http://h,header=a": "header=NAME:VALUE", "d=http://h,key=x": `unknown option "key"`, "d=http://h,tag": "write option=value",
+		"d=http://h,header=a": "header=NAME:VALUE", "d=http://h,key=x": "write key_env=VARIABLE or key_file=PATH", "d=http://h,colour=x": `unknown option "colour"`, "d=http://h,tag": "write option=value",
 		"d=http://h,key_env=NOT_SET": "NOT_SET is empty", "d=http://h,engine=other": "engine",
 	} {
 		_, err := access.Parse(word, 4)

@@ -75,6 +75,8 @@ func (d *Device) set(key, value string) error {
 		return pair(&d.Aliases, "alias", value, "=", "alias=NAME=OWN, such as alias=gpt-4o-mini=llama-3.1-8b")
 	case "header":
 		return pair(&d.Headers, "header", value, ":", "header=NAME:VALUE")
+	case "key", "api_key", "token", "password":
+		return fmt.Errorf("option %s: a key on the command line is seen by everyone on the machine; write key_env=VARIABLE or key_file=PATH", key)
 	default:
 		return fmt.Errorf("unknown option %q: %s", key, Syntax)
 	}

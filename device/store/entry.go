@@ -36,12 +36,13 @@ type heartbeat struct {
 	Queue     *int              `json:"queue,omitempty"`
 	InFlight  *int              `json:"in_flight,omitempty"`
 	Loaded    []string          `json:"loaded,omitempty"`
+	Context   map[string]int    `json:"context,omitempty"`
 }
 
 func heartbeatOf(d *device.Device) heartbeat {
 	p := heartbeat{
 		URL: d.URL, Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Draining: d.Draining, Problem: d.Problem, Weight: d.Weight,
-		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS, Loaded: d.Loaded,
+		CPU: d.CPU, Mem: d.Mem, IO: d.IO, LatencyMS: d.LatencyMS, Loaded: d.Loaded, Context: d.Context,
 	}
 	if d.Queue >= 0 {
 		p.Queue = &d.Queue
@@ -64,7 +65,7 @@ func parseEntry(id, value string, now time.Time, timeout time.Duration) (device.
 	}
 	d := device.Device{
 		ID: id, URL: e.URL, Models: e.Models, Aliases: e.Aliases, Tags: e.Tags, Slots: e.Slots, Draining: e.Draining, Problem: e.Problem, Weight: e.Weight,
-		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1, Loaded: e.Loaded,
+		CPU: e.CPU, Mem: e.Mem, IO: e.IO, LatencyMS: e.LatencyMS, Queue: -1, InFlight: -1, Loaded: e.Loaded, Context: e.Context,
 	}
 	if e.Queue != nil {
 		d.Queue = *e.Queue

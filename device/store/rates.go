@@ -76,6 +76,7 @@ type healthEntry struct {
 
 	Declines []declineEntry `json:"declines,omitempty"`
 	MaxBatch map[string]int `json:"max_batch,omitempty"`
+	Context  map[string]int `json:"context,omitempty"`
 }
 
 // declineEntry is a [device.Decline] that ends so long after the entry was written.
@@ -92,7 +93,7 @@ type declineEntry struct {
 func entryOf(h *device.Health, now time.Time) healthEntry {
 	e := healthEntry{
 		State: h.State, OpenMS: left(h.OpenUntil, now), SlowMS: left(h.ThrottledUntil, now),
-		Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why, MaxBatch: h.MaxBatch,
+		Slots: h.Slots, HopMS: h.DispatchMS, Opened: h.Opened, Why: h.Why, MaxBatch: h.MaxBatch, Context: h.Context,
 	}
 	e.Failing, e.Figures = text.Clip(h.Failing, device.MaxFailing), h.Figures
 	if !h.Since.IsZero() {
@@ -121,6 +122,9 @@ func (e *healthEntry) health(at time.Time) device.Health {
 	}
 	if len(e.MaxBatch) <= device.MaxBatches {
 		h.MaxBatch = e.MaxBatch
+	}
+	if len(e.Context) <= device.MaxBatches {
+		h.Context = e.Context
 	}
 	return h
 }

@@ -53,7 +53,7 @@ func (d *Device) serve(w http.ResponseWriter, r *http.Request) {
 		k = responses
 	case "/v1/moderations":
 		k = moderations
-	case "/health", "/v1/models", "/metrics":
+	case "/health", "/health/liveliness", "/v1/models", "/metrics", "/props":
 		d.serveStatus(w, r)
 		return
 	default:
@@ -153,7 +153,7 @@ func (d *Device) authorize(r *http.Request) error {
 	if d.spec.APIKey == "" || r.Header.Get("Authorization") == "Bearer "+d.spec.APIKey {
 		return nil
 	}
-	return &apiError{status: 401, kind: "invalid_request_error", code: "invalid_api_key", message: "Incorrect API key provided."}
+	return d.wrongKey()
 }
 
 // readBody reads the whole body, within the limits on bytes and time.
@@ -195,7 +195,7 @@ func (d *Device) readBody(w http.ResponseWriter, r *http.Request, b *buffers) er
 // admit checks what depends on the device (model, vector size) and returns the
 // vector size.
 func (d *Device) admit(q *request) (dimensions int, err error) {
-	if !d.anyModel && q.model != nil {
+	if !d.anyModel && d.spec.Engine != LlamaCPP && q.model != nil {
 		if name := string(unquote(q.model)); !d.models[name] {
 			return 0, &apiError{status: 404, kind: "invalid_request_error", param: "model", code: "model_not_found", message: "The model '" + name + "' does not exist."}
 		}
@@ -211,7 +211,7 @@ func (d *Device) admit(q *request) (dimensions int, err error) {
 	if most := limits.Context; most > 0 {
 		for _, it := range q.items {
 			if it.tokens > most {
-				return 0, &apiError{status: 400, kind: "exceed_context_size_error", message: "the request exceeds the available context size"}
+				return 0, &apiError{status: 400, kind: "exceed_context_size_error", message: fmt.Sprintf("request (%d tokens) exceeds the available context size (%d tokens), try increasing it", it.tokens, most)}
 			}
 		}
 	}
@@ -239,7 +239,7 @@ func (d *Device) work(r *http.Request, q *request, n uint64, fault *armed) error
 	if fault != nil && fault.Kind == Slow {
 		factor *= fault.Factor
 	}
-	return wait(r.Context(), time.Duration(float64(mean)*factor))
+	return d.compute(r.Context(), time.Duration(float64(mean)*factor))
 }
 
 func (d *Device) serviceTime(q *request) time.Duration {
@@ -398,6 +398,9 @@ func (d *Device) serveStatus(w http.ResponseWriter, r *http.Request) {
 			hangUp()
 		}
 	}
+	if d.engineStatus(w, r) {
+		return
+	}
 	var b []byte
 	switch r.URL.Path {
 	case "/health":
@@ -413,8 +416,7 @@ func (d *Device) serveStatus(w http.ResponseWriter, r *http.Request) {
 			b = append(b, ',')
 		}
 		b = append(b, `{"object":"model","created":0,"owned_by":"batchyard","id":`...)
-		b = appendQuoted(b, m)
-		b = append(b, '}')
+		b = append(d.meta(appendQuoted(b, m)), '}')
 	}
 	write(w, http.StatusOK, jsonType, append(b, "]}"...))
 }

@@ -96,7 +96,10 @@ func refusalPlays() []Play {
 		replies("invalid/400", "calls every request invalid", 400, `{"error":{"message":"no","type":"BadRequestError"}}`),
 		replies("invalid/422", "calls every request invalid, like FastAPI", 422, `{"detail":[]}`), status("invalid", 418), status("invalid", 402),
 		status("auth", 401), status("auth", 403),
+		replies("auth/litellm", "wants another key, like LiteLLM without a database", 400, `{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}`),
 		replies("no_endpoint/404", "does not have the endpoint", 404, "404 page not found"), status("no_endpoint", 405), status("no_endpoint", 410), status("no_endpoint", 501),
+		replies("no_endpoint/llama.cpp", "has no embeddings, like llama.cpp without --embeddings", 501,
+			`{"error":{"code":501,"message":"This server does not support embeddings. Start it with `+"`--embeddings`"+`","type":"not_supported_error"}}`),
 		replies("no_model/vllm", "does not have the model, in vLLM's words", 404, `{"error":{"message":"The model m does not exist.","code":404}}`),
 		replies("no_model/litellm", "does not have the model, in LiteLLM's words", 400, `{"error":{"message":"Invalid model name passed in model=m"}}`),
 		{Name: "too_long/llama.cpp", Says: "has a context of one token", Limits: Limits{Context: 1}},
@@ -106,6 +109,10 @@ func refusalPlays() []Play {
 			`{"object":"error","message":"The input (9100 tokens) is longer than the model's context length (4096 tokens).","type":"BadRequestError","code":400}`),
 		replies("too_long/500", "calls every prompt too long, like an older llama.cpp", 500,
 			`{"error":{"code":500,"message":"the request exceeds the available context size. try increasing the context size","type":"server_error"}}`),
+		replies("too_long/litellm", "calls every prompt too long, like LiteLLM in front of llama.cpp", 400,
+			`{"error":{"message":"litellm.BadRequestError: OpenAIException - request (2031 tokens) exceeds the available context size (512 tokens), try increasing it. Received Model Group=m\nAvailable Model Group Fallbacks=None","type":null,"param":null,"code":"400"}}`),
+		replies("too_long/llama.cpp-embeddings", "calls every input too large for a batch, like llama.cpp with --embeddings", 500,
+			`{"error":{"code":500,"message":"input (1001 tokens) is too large to process. increase the physical batch size (current batch size: 512)","type":"server_error"}}`),
 		replies("body_too_large/413", "calls every body too large, like nginx", 413, "<html>"),
 		{Name: "body_too_large/small", Says: "takes bodies of 10 bytes", Limits: Limits{MaxBody: 10}},
 		{Name: "batch_too_large/tei", Says: "takes two items at once, like TEI with --max-client-batch-size 2", Limits: Limits{MaxItems: 2}},
@@ -131,7 +138,11 @@ func failurePlays() []Play {
 		status("not_now", 408), status("not_now", 409), status("not_now", 425), status("not_now", 499),
 		replies("generation_failed/tgi", "fails every generation, like TGI", 424, `{"error":"Request failed during generation","error_type":"generation"}`),
 		status("unavailable", 503), status("server_error", 500), status("server_error", 505), status("server_error", 599),
+		replies("server_error/litellm", "generates, and then cannot read the answer, like LiteLLM with /v1/responses of llama.cpp", 500,
+			`{"error":{"message":"litellm.APIConnectionError: APIConnectionError: OpenAIException - 4 validation errors for ResponsesAPIResponse","type":null,"param":null,"code":"500"}}`),
 		status("bad_gateway", 502), status("gateway_timeout", 504),
+		replies("bad_gateway/litellm", "does not reach the engine behind it, like LiteLLM", 500,
+			`{"error":{"message":"litellm.InternalServerError: InternalServerError: OpenAIException - Connection error.. Received Model Group=m\nAvailable Model Group Fallbacks=None","type":null,"param":null,"code":"500"}}`),
 	}
 }
 

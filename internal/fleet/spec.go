@@ -53,6 +53,7 @@ type Spec struct {
 	SeenKeys   int    // task keys remembered for Seen; 0 means DefaultSeenKeys, negative none
 	MaxBody    int64  // maximum bytes of a request body; 0 means DefaultMaxBody
 	Dimensions int    // of an embedding, if the request doesn't say; 0 means DefaultDimensions
+	Engine     string // one of [Engines] that it imitates; empty: what all have in common, and vLLM's metrics
 	APIKey     string // if set, requests need "Authorization: Bearer <key>"
 	MaxItems   int    // most items of a request, beyond which it answers 413 like TEI; 0 means any number
 	MaxHeaders int    // most header lines, beyond which it answers 431 like hyper; 0 means any number
@@ -77,6 +78,9 @@ func (s Spec) withDefaults() (Spec, error) {
 	}
 	if !slices.Contains([]string{"", Fixed, Exponential, Lognormal}, s.Distribution) {
 		return s, fmt.Errorf("simulated device %s: unknown distribution %q: use %s, %s or %s", s.ID, s.Distribution, Fixed, Exponential, Lognormal)
+	}
+	if s.Engine != "" && !slices.Contains(Engines(), s.Engine) {
+		return s, fmt.Errorf("simulated device %s: unknown engine %q: use one of %v", s.ID, s.Engine, Engines())
 	}
 	s.Models = slices.Clone(s.Models)
 	if len(s.Models) == 0 {

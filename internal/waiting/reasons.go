@@ -52,7 +52,7 @@ var Reasons = []Explanation{
 	{Later, Expected, "its time has not come: `not_before`, or the backoff before the next attempt", "nothing; it goes on by itself"},
 	{NoDevice, Expected, "no device serves its model and has its capability tags", "add a device with the model and tags, or cancel the task"},
 	{Silent, Expected, "the devices that could run it have missed their heartbeats", "restart the devices or their agents"},
-	{Down, Expected, "the devices that could run it do not answer", "`batchyard devices list` has the cause; restart or repair them"},
+	{Down, Expected, "the devices that could run it do not answer", "the cause stands at each of them, and in `batchyard devices list`; restart or repair them"},
 	{Draining, Expected, "the devices that could run it are draining", "undrain one: `batchyard devices undrain`"},
 	{Unserved, Expected, "no batcher or no worker serves the devices that could run it", "start the stages batcher and workers"},
 	{BreakerOpen, Expected, "the devices that could run it fail, and their breakers are open", "repair the devices; breakers close by themselves"},

@@ -65,7 +65,7 @@ func (v *view) findDevices(f *snapshot, d *demand, now time.Time) {
 func (v *view) useAfterAll(f *snapshot, d *demand, reason device.Reason, now time.Time) {
 	f.excluded[reason] = 0
 	anyway := d.Requirement // were it not for what they refuse
-	anyway.Endpoint, anyway.Declined = "", nil
+	anyway.Endpoint, anyway.Size, anyway.Declined = "", 0, nil
 	for _, s := range v.devices {
 		if s.eligible(d, now) != reason {
 			continue

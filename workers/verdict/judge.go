@@ -30,6 +30,9 @@ func (r *Reply) Judge(now time.Time) *Failure {
 		return nil
 	}
 	f := newFailure(kind, r.Status, "{device}", r.Device, "{status}", strconv.Itoa(r.Status), "{why}", why, "{limit}", strconv.FormatInt(r.Limit, 10))
+	if kind == TooLong {
+		f.Context = errorOf(r.Body).context()
+	}
 	switch row := f.Row(); {
 	case row.Next == AfterPause:
 		f.Pause = retryAfter(r.Header, now)
@@ -54,7 +57,7 @@ func (r *Reply) kind() (k Kind, why string) {
 	switch s := r.Status; {
 	case s < 400:
 		return Redirect, why
-	case s == http.StatusUnauthorized || s == http.StatusForbidden:
+	case s == http.StatusUnauthorized || s == http.StatusForbidden || s == http.StatusBadRequest && said.wrongKey():
 		return Auth, why
 	case s == http.StatusTooManyRequests:
 		return TooMany, why
@@ -99,7 +102,7 @@ func (r *Reply) failed(said saidError) Kind {
 		return Unavailable
 	case s == http.StatusNotImplemented:
 		return NoEndpoint
-	case s == http.StatusBadGateway:
+	case s == http.StatusBadGateway || said.behind():
 		return BadGateway
 	case s == http.StatusGatewayTimeout:
 		return GatewayTimeout

@@ -176,10 +176,10 @@ var Table = []Row{
 		"device {device} answered {status}: {why}"},
 	{Unproven, "the same, or an answer without an end, from a device that has not answered any request for the endpoint and model", OfPair, Fifth, UsesNone, CountsNothing, task.ClassDeclined, letGoInvalid, MayBeOne,
 		"device {device} answered {status}: {why}"},
-	{Auth, "401, 403", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassAuth, 0, AllAlike,
+	{Auth, "401, 403, or 400 that says that the key is wrong", OfDevice, Elsewhere, UsesAttempt, CountsFault, task.ClassAuth, 0, AllAlike,
 		"device {device} answered {status}: set its API key with key_env or key_file of its entry in devices.list"},
 	{NoEndpoint, "404, 405, 410, 501", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
-		"device {device} does not serve the endpoint ({status})"},
+		"device {device} does not serve the endpoint ({status}); if its API is under another path, write the whole path in its url"},
 	{NoModel, "400, 404, 422 or an error object that says that the model is missing", OfPair, Others, UsesNone, CountsNothing, task.ClassDeclined, letGo, AllAlike,
 		"device {device} does not have the model ({status}: {why})"},
 	{TooLong, "4xx, 500 or an error object that says that the prompt is too long", OfPair, Others, UsesNone, CountsSuccess, task.ClassDeclined, letGo, MayBeOne,
@@ -206,7 +206,7 @@ var Table = []Row{
 		"device {device} answered {status}: it is unavailable"},
 	{ServerError, "500, and other 5xx", OfDevice, Here, UsesAttempt, CountsSuspect, task.ClassDevice, 0, MayBeOne,
 		"device {device} answered {status}"},
-	{BadGateway, "502", OfDevice, Here, UsesAttempt, CountsFault, task.ClassDevice, 0, AllAlike,
+	{BadGateway, "502, or 500 in which LiteLLM says that it does not reach what is behind it", OfDevice, Here, UsesAttempt, CountsFault, task.ClassDevice, 0, AllAlike,
 		"device {device} answered {status}: what is behind it does not work"},
 	{GatewayTimeout, "504", OfDevice, Here, UsesAttempt, CountsTimeout, task.ClassTimeout, 0, AllAlike,
 		"device {device} answered {status}: what is behind it did not answer in time"},
@@ -270,6 +270,7 @@ type Failure struct {
 	Message string
 	Body    []byte        // the device's JSON answer, when it explains what is wrong with the request
 	Pause   time.Duration // asked for by the device
+	Context int           // of a prompt that is too long: how many tokens the device takes, if it said so
 }
 
 // Doubted returns the failure as it means less, because the device has not shown that it answers others.

@@ -54,6 +54,20 @@ func TestEnginesErrorsAreRecognized(t *testing.T) {
 		{"llama.cpp", 503, 1, `{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}`, Loading},
 		{"nginx", 503, 1, `<html><head><title>503 Service Temporarily Unavailable</title></head></html>`, Unavailable},
 		{"vLLM", 500, 1, `{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.","type":"InternalServerError","code":500}}`, ServerError},
+		{"llama.cpp", 401, 1, `{"error":{"message":"Invalid API Key","type":"authentication_error","code":401}}`, Auth},
+		{"llama.cpp", 501, 1, "{\"error\":{\"code\":501,\"message\":\"This server does not support embeddings. Start it with `--embeddings`\",\"type\":\"not_supported_error\"}}", NoEndpoint},
+		{"llama.cpp", 404, 1, `{"error":{"message":"File Not Found","type":"not_found_error","code":404}}`, NoEndpoint},
+		{"llama.cpp", 400, 1, `{"error":{"code":400,"message":"request (2031 tokens) exceeds the available context size (512 tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":2031,"n_ctx":512}}`, TooLong},
+		{"llama.cpp", 500, 1, `{"error":{"code":500,"message":"input (1001 tokens) is too large to process. increase the physical batch size (current batch size: 512)","type":"server_error"}}`, TooLong},
+		{"llama.cpp", 400, 1, `{"error":{"code":400,"message":"Expected 'messages' to be an array","type":"invalid_request_error"}}`, Invalid},
+		{"LiteLLM", 400, 1, `{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}`, Auth},
+		{"LiteLLM", 401, 1, `{"error":{"message":"Authentication Error, Invalid proxy server token passed.","type":"auth_error","param":"None","code":"401"}}`, Auth},
+		{"LiteLLM", 400, 1, `{"error":{"message":"{'error': '/chat/completions: Invalid model name passed in model=other. Call ` + "`/v1/models`" + ` to view available models for your key.'}","type":"None","param":"None","code":"400"}}`, NoModel},
+		{"LiteLLM", 400, 1, `{"error":{"message":"litellm.BadRequestError: OpenAIException - request (2031 tokens) exceeds the available context size (512 tokens), try increasing it. Received Model Group=m","type":null,"param":null,"code":"400"}}`, TooLong},
+		{"LiteLLM", 500, 1, `{"error":{"message":"litellm.InternalServerError: InternalServerError: OpenAIException - Error code: 500 - input (1001 tokens) is too large to process. increase the physical batch size (current batch size: 512). Received Model Group=m","type":null,"param":null,"code":"500"}}`, TooLong},
+		{"LiteLLM", 501, 1, `{"error":{"message":"litellm.APIError: APIError: OpenAIException - Error code: 501 - This server does not support embeddings.","type":null,"param":null,"code":"501"}}`, NoEndpoint},
+		{"LiteLLM", 500, 1, `{"error":{"message":"litellm.InternalServerError: InternalServerError: OpenAIException - Connection error.. Received Model Group=m\nAvailable Model Group Fallbacks=None","type":null,"param":null,"code":"500"}}`, BadGateway},
+		{"LiteLLM", 500, 1, `{"error":{"message":"litellm.APIConnectionError: APIConnectionError: OpenAIException - 'str' object has no attribute 'get'. Received Model Group=m","type":null,"param":null,"code":"500"}}`, ServerError},
 		{"TGI", 424, 1, `{"error":"Request failed during generation: Server error: CUDA out of memory","error_type":"generation"}`, GenerationFailed},
 	} {
 		r := Reply{Device: "d", Endpoint: task.EndpointChat, Tasks: c.tasks, Status: c.status, Header: http.Header{}, Body: []byte(c.body), Limit: 1 << 20}
@@ -61,6 +75,27 @@ func TestEnginesErrorsAreRecognized(t *testing.T) {
 		require.NotNil(t, f, c.body)
 		require.Equal(t, c.want, f.Kind, "%s: %s", c.engine, c.body)
 		require.Equal(t, c.status, f.Status)
+	}
+}
+
+// What a device says of its context is learned.
+func TestHowLongAPromptMayBe(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]int{
+		`{"error":{"code":400,"message":"request (4015 tokens) exceeds the available context size (2048 tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":4015,"n_ctx":2048}}`:           2048,
+		`{"error":{"message":"litellm.ContextWindowExceededError: litellm.BadRequestError: OpenAIException - request (4015 tokens) exceeds the available context size (2048 tokens), try increasing it","code":"400"}}`: 2048,
+		`{"error":{"message":"This model's maximum context length is 4096 tokens. However, you requested 9100 tokens.","type":"BadRequestError","code":400}}`:                                                           4096,
+		`{"object":"error","message":"The decoder prompt (length 9100) is longer than the maximum model length of 512. Make sure","code":400}`:                                                                          512,
+		`{"object":"error","message":"The input (9100 tokens) is longer than the model's context length (8192 tokens).","type":"BadRequestError","code":400}`:                                                           8192,
+		"{\"error\":\"Input validation error: `inputs` must have less than 512 tokens. Given: 600\",\"error_type\":\"validation\"}":                                                                                     512,
+		"{\"error\":\"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 1 `inputs` tokens and 4000 `max_new_tokens`\",\"error_type\":\"validation\"}":                                  2048,
+		`{"error":"the input length exceeds the context length"}`:                                                                        0,
+		`{"error":{"type":"exceed_context_size_error","n_ctx":"many","message":"available context size (99999999999999999999 tokens)"}}`: 0,
+	} {
+		f := (&Reply{Device: "d", Endpoint: task.EndpointChat, Tasks: 1, Status: 400, Header: http.Header{}, Body: []byte(body), Limit: 1 << 20}).Judge(time.Now())
+		require.NotNil(t, f)
+		require.Equal(t, TooLong, f.Kind, body)
+		require.Equal(t, want, f.Context, body)
 	}
 }
 

@@ -3,6 +3,8 @@ package verdict
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -11,6 +13,7 @@ import (
 type saidError struct {
 	kind, code, param string
 	message           string // lower case
+	tokens            int    // llama.cpp's n_ctx
 }
 
 // maxError bounds how much of an error is read: what is wrong comes first.
@@ -43,7 +46,7 @@ func errorOf(body []byte) saidError {
 	if in.Message == "" {
 		in.Message = string(outer.Detail)
 	}
-	s := saidError{message: strings.ToLower(in.Message)}
+	s := saidError{message: strings.ToLower(in.Message), tokens: in.NCtx.number()}
 	s.kind, s.code, s.param = word(in.Type), word(in.Code), word(in.Param)
 	if s.kind == "" && isWord(outer.ErrorType) {
 		s.kind = outer.ErrorType
@@ -57,6 +60,18 @@ type inner struct {
 	Type    any    `json:"type"`
 	Code    any    `json:"code"`
 	Param   any    `json:"param"`
+	NCtx    number `json:"n_ctx"`
+}
+
+// number is a JSON number; anything else is left out, as a mistake in it should not hide what is beside it.
+type number struct{ json.RawMessage }
+
+func (n number) number() int {
+	v, err := strconv.Atoi(string(n.RawMessage))
+	if err != nil {
+		return 0
+	}
+	return v
 }
 
 func word(v any) string {
@@ -126,6 +141,44 @@ func (e saidError) tooLong() bool {
 		}
 	}
 	return containsAny(e.message, tooLongWords)
+}
+
+// contextWords come before the number of tokens that a device takes.
+var contextWords = []string{
+	"maximum context length is ",   // vLLM, OpenAI, LiteLLM
+	"maximum model length of ",     // vLLM
+	"context length (",             // SGLang
+	"available context size (",     // llama.cpp
+	"maximum allowed length (",     // SGLang
+	"must have less than ",         // TGI, TEI
+	"`max_new_tokens` must be <= ", // TGI
+}
+
+// context returns how many tokens the device takes; 0 if it did not say so.
+func (e saidError) context() int {
+	if e.tokens > 0 {
+		return e.tokens
+	}
+	for _, words := range contextWords {
+		if _, rest, ok := strings.Cut(e.message, words); ok {
+			digits := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
+			if n, err := strconv.Atoi(digits); err == nil {
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// wrongKey reports whether the error is about the key, whatever its status: LiteLLM without a database answers 400.
+func (e saidError) wrongKey() bool {
+	words := []string{"no_db_connection", "auth_error", "authentication_error", "invalid_api_key"}
+	return slices.Contains(words, e.kind) || slices.Contains(words, e.code)
+}
+
+// behind reports whether a proxy says that what is behind it does not answer: LiteLLM answers 500.
+func (e saidError) behind() bool {
+	return strings.Contains(e.message, "litellm.") && strings.Contains(e.message, "connection error")
 }
 
 func (e saidError) batchTooLarge() bool {

@@ -2,9 +2,7 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
-	"net/http"
 	"sync"
 
 	"github.com/batchyard/batchyard/agent"
@@ -32,17 +30,8 @@ type reporting struct {
 	ended  chan struct{}
 }
 
-// newBook returns the book that agents ask devices by. Health checks are few, so connections are not kept for long.
-func newBook() *access.Book {
-	return access.New(func(c *tls.Config) *http.Transport {
-		t := agent.Transport(agent.Config{})
-		t.TLSClientConfig = c
-		return t
-	})
-}
-
 func newAgents(server string, stay bool, logger *slog.Logger) *agents { //nolint:revive // stay is a setting
-	return &agents{book: newBook(), server: server, stay: stay, logger: logger, running: map[string]*reporting{}}
+	return &agents{book: agent.NewBook(), server: server, stay: stay, logger: logger, running: map[string]*reporting{}}
 }
 
 // Set makes the agents report these devices, and no others. A device that is described as before is left alone; one that
@@ -80,18 +69,9 @@ func (a *agents) Set(ctx context.Context, devices []access.Device) error {
 func (a *agents) start(ctx context.Context, d access.Device) *reporting {
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &reporting{device: d, stop: stop, ended: make(chan struct{})}
-	where := "key_env or key_file"
-	switch {
-	case d.KeyEnv != "":
-		where = "$" + d.KeyEnv
-	case d.KeyFile != "":
-		where = d.KeyFile
-	}
-	cfg := agent.Config{
-		ID: d.Name, URL: d.Base(), Models: d.Models, Aliases: d.Aliases, Tags: d.Tags, Slots: d.Slots, Weight: d.Weight, Engine: d.Engine, Server: a.server,
-		AnyModel: true, Stay: a.stay, KeySetting: where,
-		Do: func(req *http.Request) (*http.Response, error) { return a.book.Send(d.Name, req) },
-	}
+	cfg := agent.Of(&d, a.book)
+	cfg.Remote = agent.IsRemote(cfg.URL)
+	cfg.Server, cfg.Stay = a.server, a.stay
 	a.wg.Go(func() {
 		defer close(r.ended)
 		if err := agent.Run(ctx, cfg, a.logger); err != nil {

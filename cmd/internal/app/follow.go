@@ -38,35 +38,73 @@ func (a *App) follow(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	running := a.cfg // with the changes applied since the start
+	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := config.Watch(ctx, a.source.Path, func() { a.reload(ctx, &running) }, nil)
+		err := config.Watch(ctx, a.source.Path, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}, nil)
 		if err != nil { // the process continues with the settings it has
 			a.logger.Warn("cannot watch the configuration file: restart to apply changes", "file", a.source.Path, "error", err)
 		}
 	})
+	wg.Go(func() { a.reloadChanges(ctx, changed) })
 	return func() {
 		cancel()
 		wg.Wait()
 	}
 }
 
-// reload reads the file again and applies the settings that may change. A file with any
-// error changes nothing.
-func (a *App) reload(ctx context.Context, running *Config) {
-	log := a.logger.With("file", a.source.Path)
-	next, err := a.source.Load()
-	if err != nil {
-		lines := []string{err.Error()}
+// reloadRetry is how soon a file that was refused is read again: what was wrong may be in a file that it names, such
+// as a key that was not there yet.
+const reloadRetry = 5 * time.Second
+
+// reloadChanges applies each change of the file until ctx ends. An error is logged once.
+func (a *App) reloadChanges(ctx context.Context, changed <-chan struct{}) {
+	running := a.cfg // with the changes applied since the start
+	again := time.NewTimer(reloadRetry)
+	defer again.Stop()
+	again.Stop()
+	said := ""
+	for {
+		select {
+		case <-changed:
+			said = ""
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+		err := a.reload(ctx, &running)
+		if err == nil {
+			again.Stop()
+			continue
+		}
+		again.Reset(reloadRetry)
+		if err.Error() == said {
+			continue
+		}
+		said = err.Error()
+		lines := []string{said}
 		var all *config.Error
 		if errors.As(err, &all) {
 			lines = all.Lines
 		}
 		for _, l := range lines {
-			log.Error("the changed configuration file is invalid: keeping the previous settings", "error", l)
+			a.logger.Error("the changed configuration cannot be used: keeping the previous settings, and trying again", "file", a.source.Path, "error", l)
 		}
-		return
+	}
+}
+
+// reload reads the file again and applies the settings that may change. A file with any
+// error changes nothing.
+func (a *App) reload(ctx context.Context, running *Config) error {
+	log := a.logger.With("file", a.source.Path)
+	next, err := a.source.Load()
+	if err != nil {
+		return err
 	}
 	var live, restart []string
 	for _, c := range config.Changes(running, &next) {
@@ -79,11 +117,9 @@ func (a *App) reload(ctx context.Context, running *Config) {
 			restart = append(restart, c.Key)
 		}
 	}
-	if len(restart) > 0 {
-		log.Warn("restart to apply changed settings", "settings", strings.Join(restart, ", "))
-	}
 	if len(live) == 0 {
-		return
+		warnRestart(log, restart)
+		return nil
 	}
 	policy, err := policyOf(&next) // Load has checked it
 	if err == nil && a.router != nil {
@@ -93,9 +129,9 @@ func (a *App) reload(ctx context.Context, running *Config) {
 		err = a.setDevices(ctx, next.Devices.List)
 	}
 	if err != nil {
-		log.Error("the changed configuration file is invalid: keeping the previous settings", "error", err)
-		return
+		return err
 	}
+	warnRestart(log, restart)
 	if a.batcher != nil {
 		a.batcher.Reload(next.Batcher)
 	}
@@ -107,6 +143,13 @@ func (a *App) reload(ctx context.Context, running *Config) {
 	log.Info("applied changed settings", "changed", strings.Join(live, ", "))
 	if !before.Same(&policy) {
 		a.recordReload(ctx, before, &policy)
+	}
+	return nil
+}
+
+func warnRestart(log *slog.Logger, settings []string) {
+	if len(settings) > 0 {
+		log.Warn("restart to apply changed settings", "settings", strings.Join(settings, ", "))
 	}
 }
 

@@ -140,6 +140,7 @@ func buildWorkers(a *App) (func(context.Context, func()) error, error) {
 	in := a.shared()
 	w, err := workers.New(a.cfg.Workers, workers.Deps{
 		Stream: a.Log, Devices: a.cfg.Devices.List, Registry: in.registry, Credits: in.credits, Rates: in.rates, Cancels: in.cancels,
+		Finished: store.NewFinished(a.Redis, a.cfg.Redis.Prefix, store.WithMetrics(a.metrics)),
 		Presence: in.presence, Metrics: a.metrics, Logger: a.logger.With("stage", "workers"), Instance: a.actor("workers"),
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/test/audittest"
 	"github.com/batchyard/batchyard/test/testenv"
 )
@@ -34,6 +35,7 @@ func TestCreatedOnce(t *testing.T) {
 	// The first request is not committed when the second one comes.
 	tx, err := s.pool.Begin(t.Context())
 	require.NoError(t, err)
+	defer pg.Rollback(t.Context(), tx)
 	have, err := before(t.Context(), tx, jobOf("first", "x", ""), First)
 	require.NoError(t, err)
 	require.Nil(t, have)

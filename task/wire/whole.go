@@ -10,24 +10,35 @@ import (
 
 // WholeNumbers writes the integers of a JSON object that have a fraction or an
 // exponent, such as 5.0, without it: JSON Schema takes them for integers, many
-// languages write them so, and Go's decoder refuses them. like has the fields. It
-// returns nil if there is nothing to write differently.
+// languages write them so, and Go's decoder refuses them. like has the fields: integers,
+// and maps of integers. It returns nil if there is nothing to write differently.
 func WholeNumbers(body []byte, like any) []byte {
+	t := reflect.TypeOf(like).Elem()
+	return wholeMembers(body, func(name string) reflect.Type { return typeOf(t, name) })
+}
+
+// wholeMembers does that with an object of whose members it is told the types; nil: any other.
+func wholeMembers(body []byte, member func(name string) reflect.Type) []byte {
 	var out []byte
 	copied := 0
 	Members(body, func(name string, value []byte) bool {
-		number := bytes.TrimRight(value, " \t\r\n")
-		if !bytes.ContainsAny(number, ".eE") || !isInteger(reflect.TypeOf(like).Elem(), name) {
+		text := bytes.TrimRight(value, " \t\r\n")
+		t := member(name)
+		if t == nil || !bytes.ContainsAny(text, ".eE") {
 			return true
 		}
-		f, err := strconv.ParseFloat(string(number), 64)
-		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		var written []byte
+		if t.Kind() == reflect.Map {
+			written = wholeMembers(text, func(string) reflect.Type { return t.Elem() })
+		} else {
+			written = wholeNumber(text)
+		}
+		if written == nil {
 			return true
 		}
 		at := cap(body) - cap(value) // value is a part of body
-		out = append(out, body[copied:at]...)
-		out = strconv.AppendInt(out, int64(f), 10)
-		copied = at + len(number)
+		out = append(append(out, body[copied:at]...), written...)
+		copied = at + len(text)
 		return true
 	})
 	if copied == 0 {
@@ -36,16 +47,32 @@ func WholeNumbers(body []byte, like any) []byte {
 	return append(out, body[copied:]...)
 }
 
-// isInteger reports whether the struct has an integer of the JSON name.
-func isInteger(t reflect.Type, name string) bool {
+// wholeNumber writes a number without a fraction or an exponent; nil if it is no integer.
+func wholeNumber(number []byte) []byte {
+	f, err := strconv.ParseFloat(string(number), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return nil
+	}
+	return strconv.AppendInt(nil, int64(f), 10)
+}
+
+// typeOf returns the type of the struct's member of the JSON name, if that is an integer or a map of integers, and nil
+// otherwise.
+func typeOf(t reflect.Type, name string) reflect.Type {
 	for f := range t.Fields() {
-		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
-			kind := f.Type
-			if kind.Kind() == reflect.Pointer {
-				kind = kind.Elem()
-			}
-			return kind.Kind() >= reflect.Int && kind.Kind() <= reflect.Int64
+		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if tag != name {
+			continue
+		}
+		kind := f.Type
+		if kind.Kind() == reflect.Pointer {
+			kind = kind.Elem()
+		}
+		if isInteger(kind) || kind.Kind() == reflect.Map && isInteger(kind.Elem()) {
+			return kind
 		}
 	}
-	return false
+	return nil
 }
+
+func isInteger(t reflect.Type) bool { return t.Kind() >= reflect.Int && t.Kind() <= reflect.Int64 }

@@ -262,6 +262,7 @@ func TestPlainRequestsOfClientsThatLeave(t *testing.T) {
 	require.Equal(t, "1", busy.Header.Get("Retry-After"))
 	leave()
 	<-first
+	awaitWaiting(t, base, 1)
 	engine.ClearFault()
 	late := askPlainly(t, base, chatPath, chatBody, "X-Batchyard-Timeout", "20")
 	require.Equal(t, http.StatusOK, late.Status, string(late.Body))

@@ -27,9 +27,9 @@ func TestRunRefusesAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tasks.jsonl")
 	require.NoError(t, os.WriteFile(file, []byte(`{"model":"m","input":{"messages":[]}}`+"\n"), 0o600))
 	for want, args := range map[string][]string{
-		`--device foo: url: it is not an abs`:    {"run", file, "--device", "foo=bar"},
-		`--device foo: write NAME=URL`:               {"run", file, "--device", "foo"},
-		`--device a b: the name`:    {"run", file, "--device", "a b=http://127.0.0.1"},
+		`--device foo: url: it is not an abs`:          {"run", file, "--device", "foo=bar"},
+		`--device foo: write NAME=URL`:                 {"run", file, "--device", "foo"},
+		`--device a b: the name`:                       {"run", file, "--device", "a b=http://127.0.0.1"},
 		"cannot write results to":                      {"run", file, "-o", filepath.Join(t.TempDir(), "none", "out.jsonl")},
 		"it is a directory":                            {"run", file, "-o", t.TempDir()},
 		`url: it is not an absolute http or https URL`: {"dev", "--device", "x=ftp://127.0.0.1"},

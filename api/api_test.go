@@ -443,7 +443,7 @@ func TestWholeNumbers(t *testing.T) {
 		require.Equal(t, want, string(wire.WholeNumbers([]byte(body), &task.Task{})), body)
 	}
 	require.JSONEq(t, `{"lines":5,"bytes":6}`, string(wire.WholeNumbers([]byte(`{"lines":5.0,"bytes":6e0}`), &task.JobSpec{})), "of any size")
-	require.Equal(t, `{"id": 1.5, "context": {"a": 8192 , "b": 1.5, "c": 100},"slots":2}`,
+	require.Equal(t, `{"id": 1.5, "context": {"a": 8192 , "b": 1.5, "c": 100},"slots":2}`, //nolint:testifylint // the rest stays as it is, byte for byte
 		string(wire.WholeNumbers([]byte(`{"id": 1.5, "context": {"a": 8192.0 , "b": 1.5, "c": 1e2},"slots":2.0}`), &Heartbeat{})), "in maps, too")
 	tasks, _, p := decodeTasks([]byte(`[{"model":"m","input":{},"level":7.0,"max_attempts":3}]`), "", 10)
 	require.Nil(t, p)

@@ -115,9 +115,12 @@ func BenchmarkWorkerMemory(b *testing.B) {
 		})
 		full := resident(b, worker)
 		most := full
-		for end := time.Now().Add(time.Duration(minutes * float64(time.Minute))); time.Now().Before(end); time.Sleep(time.Second) {
+		look := time.NewTicker(time.Second)
+		for range int(minutes * 60) {
+			<-look.C
 			most = max(most, resident(b, worker))
 		}
+		look.Stop()
 		b.ReportMetric(idle/1e6, "MB-idle")
 		b.ReportMetric(full/1e6, "MB-full")
 		b.ReportMetric(most/1e6, "MB-most-later")

@@ -2,7 +2,6 @@ package feed
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -149,5 +148,5 @@ func TestOnlyTheOwnerChangesAJob(t *testing.T) {
 	_, err = s.Cancel(t.Context(), "acme", "a")
 	require.ErrorIs(t, err, ErrEnded)
 	_, err = s.Cancel(t.Context(), "acme", "c")
-	require.True(t, errors.Is(err, ErrNotFound))
+	require.ErrorIs(t, err, ErrNotFound)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/trees"
 )
 
 // segment is a run of consecutive rows of a chain, linked by their hashes.
@@ -39,7 +40,7 @@ type chainCheck struct {
 	byStart map[link]*segment
 	forks   []*segment // segments that begin or end exactly where another does
 
-	tree     *tree
+	tree     *trees.Tree
 	points   map[int64]*point // what checkpoints say about rows, by their numbers
 	breaks   []*audit.Break   // where its recorder could not simply continue
 	restores []restore        // that an operator accepted
@@ -208,7 +209,7 @@ func (v *verifier) take(r *rawRow, own audit.Hash) error {
 	if _, ok := c.edges[seq]; ok {
 		c.edges[seq] = r.Int8(audit.ColIngested)
 	}
-	v.grow(c, seq, sum)
+	c.tree.Row(seq, sum)
 	c.takeHole(seq, r)
 	if v.tables != nil {
 		if err := v.tables.Take(r.Row); err != nil {

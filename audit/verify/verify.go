@@ -19,6 +19,7 @@ import (
 	"github.com/batchyard/batchyard/audit"
 	"github.com/batchyard/batchyard/audit/verify/catalog"
 	"github.com/batchyard/batchyard/audit/verify/tables"
+	"github.com/batchyard/batchyard/audit/verify/trees"
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
@@ -168,8 +169,7 @@ type verifier struct {
 	dropped       []droppedRun
 	schemaSeen    *audit.Statement // the last about the schema; nil: none
 	suspects      []suspect
-	openBlocks    int  // of all trees
-	noTrees       bool // there were too many
+	forest        trees.Forest
 	gaps          []singleGap
 	scratch       []byte
 	parts         []byte
@@ -398,7 +398,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		} // else it stays zero, which matches no row
 		c.byEnd, c.byStart = map[link]*segment{}, map[link]*segment{}
 		c.points = v.o.Checkpoints.pointsOf(c.at)
-		c.tree = newTree(edge, c.points)
+		c.tree = v.forest.New(edge, rootsAt(c.points))
 		v.chains[c.at] = c
 	}
 	if err := rows.Err(); err != nil {

@@ -417,15 +417,15 @@ func (t *txn) writeStates(ctx context.Context) error {
 
 // finish writes the rollups, the ends of the chains and the callbacks, and notifies those who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
+	for _, k := range t.holes {
+		if err := t.breaks.state(ctx, t.tx, k); err != nil {
+			return err
+		}
+	}
 	var b pgx.Batch
 	t.days.queueCheck(&b)
 	t.counts.Queue(&b, t.shard)
 	t.chains.queueWrite(&b)
-	for _, k := range t.holes {
-		if err := t.breaks.queue(&b, k); err != nil {
-			return err
-		}
-	}
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
 	return pg.Flush(ctx, t.tx, &b, "writing rollups and the ends of chains")

@@ -244,10 +244,10 @@ func sortFindings(fs []Finding) {
 }
 
 // explains reports whether there is a finding between two rows, other than that checkpoints contradict
-// them: each contradiction is reported by itself.
+// them, which is reported by itself each time, or that a statement about them is wrong.
 func (c *chainCheck) explains(from, to int64) bool {
 	return slices.ContainsFunc(c.findings, func(f Finding) bool {
-		return f.Reason != Rewritten && f.Seq <= to && max(f.Seq, f.To) >= from
+		return f.Reason != Rewritten && f.Reason != Statement && f.Seq <= to && max(f.Seq, f.To) >= from
 	})
 }
 

@@ -358,8 +358,8 @@ var methods = []func(x *tampering) bool{
 		return x.do([]string{
 			"DELETE FROM audit_statements WHERE number = (SELECT max(number) FROM audit_statements)", "INSERT INTO audit_statements SELECT number + 9, kind, noted_at, statement FROM audit_statements LIMIT 1",
 			"INSERT INTO audit_statements SELECT number + 3, kind, noted_at, replace(statement, '\"number\":2', '\"number\":5') FROM audit_statements WHERE number = 2", "UPDATE audit_statements SET statement = replace(statement, '\"rows\":1', '\"rows\":9') WHERE number > 1",
-			"INSERT INTO stream_breaks VALUES ('events', 0, 'recorded_again', 5, 1, 9, now(), 'audit@x', '{\"version\":1,\"signature\":\"AAAA\"}', NULL)",
-			"INSERT INTO stream_breaks VALUES ('events', 0, 'topic_replaced', 5, 1, NULL, now(), 'audit@x', '', NULL)",
+			"INSERT INTO stream_breaks VALUES ('events', 0, 'recorded_again', 5, 1, 9, now(), 'audit@x', NULL)",
+			"INSERT INTO stream_breaks VALUES ('events', 0, 'topic_replaced', 5, 1, NULL, now(), 'audit@x', NULL)",
 		}[x.r.IntN(6)])
 	},
 	func(x *tampering) bool { // rows are moved to an old day, for the recorder to drop them

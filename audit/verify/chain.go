@@ -217,6 +217,7 @@ func (v *verifier) take(r *rawRow, own audit.Hash) error {
 		c.places[seq] = &place
 	}
 	c.takeHole(seq, r)
+	v.advances.Take(r.Field(audit.ColDigests), r.Int8(audit.ColIngested))
 	if v.tables != nil {
 		if err := v.tables.Take(r.Row); err != nil {
 			return err

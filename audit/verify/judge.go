@@ -238,6 +238,9 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	for _, c := range chains {
 		c.report(v.report)
 	}
+	if err := v.judgeOffsets(ctx, tx); err != nil {
+		return err
+	}
 	for _, f := range v.unknown {
 		v.report.add(f)
 	}

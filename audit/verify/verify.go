@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/advances"
 	"github.com/batchyard/batchyard/audit/verify/catalog"
 	"github.com/batchyard/batchyard/audit/verify/tables"
 	"github.com/batchyard/batchyard/audit/verify/trees"
@@ -172,6 +173,7 @@ type verifier struct {
 	schemaSeen    *audit.Statement // the last about the schema; nil: none
 	suspects      []suspect
 	forest        trees.Forest
+	advances      advances.Log
 	gaps          []singleGap
 	scratch       []byte
 	parts         []byte

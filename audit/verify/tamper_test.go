@@ -378,7 +378,7 @@ var methods = []func(x *tampering) bool{
 		require.NoError(x.t, err)
 		end := audittest.One[int64](x.t, x.pool, "SELECT rows FROM audit_chains WHERE topic = 'events' AND partition = 0")
 		from := int64(4) + x.r.Int64N(end-4)
-		if !x.do("UPDATE audit_log SET actor_id = 'mallory' WHERE "+tail0+fmt.Sprintf(" AND chain_seq = %d", from)) {
+		if !x.do("UPDATE audit_log SET actor_id = 'mallory' WHERE " + tail0 + fmt.Sprintf(" AND chain_seq = %d", from)) {
 			return false
 		}
 		x.did = append(x.did, "rehash, state that it was recorded again")

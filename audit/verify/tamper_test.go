@@ -58,10 +58,12 @@ func newScene(t *testing.T) *scene {
 	e0, e1, results := r.Own("events", 0), r.Own("events", 1), r.Own("results", 0)
 	old := audittest.NewStory("old").Event(task.DeviceJoined, 0, "d1")
 	old.TaskID, old.JobID = "", ""
+	var late []*stream.Record // in one transaction, so that the row that says how far they were recorded is after them
 	for i := range 3 {
 		old.Time = time.Now().Add(-time.Duration(40-i) * audit.Day)
-		r.Record(e0.Events(t, old))
+		late = append(late, e0.Events(t, old))
 	}
+	r.Record(late...)
 	g.Seal()
 	r.Record(e1.Events(t, jobSubmitted()))
 	for i := range 8 {
@@ -327,7 +329,7 @@ var methods = []func(x *tampering) bool{
 	},
 	func(x *tampering) bool { // a row is appended, correctly hashed
 		if !x.do("INSERT INTO audit_log SELECT * FROM audit_log WHERE "+tail0+" ORDER BY chain_seq DESC LIMIT 1") ||
-			!x.do("UPDATE audit_log SET chain_seq = chain_seq + 1, src_offset = src_offset + 1, src_index = 0, actor_id = 'mallory' WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE "+tail0+" AND chain_seq = (SELECT max(chain_seq) FROM audit_log WHERE "+tail0+")) AND "+tail0) ||
+			!x.do("UPDATE audit_log SET chain_seq = chain_seq + 1, src_offset = src_offset + 1, src_index = 0, actor_id = 'mallory', row_digests = NULL WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE "+tail0+" AND chain_seq = (SELECT max(chain_seq) FROM audit_log WHERE "+tail0+")) AND "+tail0) ||
 			!x.do("UPDATE audit_chains SET rows = rows + 1 WHERE topic = 'events' AND partition = 0") {
 			return false
 		}

@@ -19,6 +19,7 @@ const (
 	CallbackRows RowTable = 3 // [CallbackColumns], which never change; the version is 0
 	JobRows      RowTable = 4 // [JobColumns]; the version is jobs.version
 	DeliveryRows RowTable = 5 // [DeliveryColumns]; the version is callbacks.attempts
+	OffsetRows   RowTable = 6 // stream_offsets: no digest, but an [Advance]
 )
 
 // The columns that digests cover, in the order in which they are hashed. The first two identify the
@@ -82,6 +83,43 @@ func (d *RowDigest) Append(b []byte) []byte {
 	b = append(append(b, byte(d.Table)), d.Key[:]...)
 	b = binary.BigEndian.AppendUint32(b, d.Version)
 	return append(b, d.Digest[:]...)
+}
+
+// Advance is how far a transaction has recorded a partition. It is written like a digest, of the row of
+// stream_offsets. The advances of a partition follow each other without a gap, because each transaction continues where
+// the one before has ended, whether the records in between have rows of their own or not.
+type Advance struct {
+	Key      RowKey // [KeyOfPartition]
+	Epoch    int64  // of the owner: it grows with each one
+	From, To int64  // offsets: of the first record, -1 for the first there was, and the next one to be recorded
+}
+
+// KeyOfPartition returns the key of the row of a partition in stream_offsets.
+func KeyOfPartition(at TopicPartition) RowKey {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(at.Topic))) //nolint:gosec // the length of a name
+	b = append(append(b, at.Topic...), 0, 0, 0, 4)
+	return KeyOfRow(binary.BigEndian.AppendUint32(b, uint32(at.Partition))) //nolint:gosec // two's complement
+}
+
+// Append appends the advance as it is in the log: where a digest has its hash, it has from, to and epoch in eight
+// bytes each (big-endian), and zeros.
+func (a *Advance) Append(b []byte) []byte {
+	d := RowDigest{Table: OffsetRows, Key: a.Key, Version: uint32(a.Epoch)} //nolint:gosec // the lowest 32 bits
+	for i, n := range []int64{a.From, a.To, a.Epoch} {
+		binary.BigEndian.PutUint64(d.Digest[8*i:], uint64(n)) //nolint:gosec // two's complement
+	}
+	return d.Append(b)
+}
+
+// ReadAdvances calls fn for each advance in a value of row_digests.
+func ReadAdvances(b []byte, fn func(Advance)) {
+	for ; len(b) >= DigestWidth; b = b[DigestWidth:] {
+		if RowTable(b[0]) != OffsetRows {
+			continue
+		}
+		number := func(i int) int64 { return int64(binary.BigEndian.Uint64(b[21+8*i:])) } //nolint:gosec // two's complement
+		fn(Advance{Key: RowKey(b[1:17]), From: number(0), To: number(1), Epoch: number(2)})
+	}
 }
 
 // ReadDigests calls fn for each digest in a value of row_digests. The digest is valid until the next call.

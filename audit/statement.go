@@ -22,6 +22,8 @@ const (
 	// RestoreAccepted: an operator declared that the database was restored from a backup, so that
 	// checkpoints about what the backup lacks no longer count.
 	RestoreAccepted StatementKind = "restore_accepted"
+	// RecordingInterrupted: recording of a partition could not simply continue.
+	RecordingInterrupted StatementKind = "recording_interrupted"
 )
 
 // Statement explains what would otherwise be a finding. It is signed with the key of the checkpoints, so
@@ -39,6 +41,7 @@ type Statement struct {
 	Dropped *DroppedRows    `json:"dropped,omitempty"`
 	Schema  *SchemaVersion  `json:"schema,omitempty"`
 	Restore *AcceptedBackup `json:"restore,omitempty"`
+	Break   *Break          `json:"break,omitempty"`
 }
 
 // DroppedRows is what retention dropped. The first statement of a log has one without a day: it covers

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/recorder/statements"
 	"github.com/batchyard/batchyard/internal/metrics"
 	"github.com/batchyard/batchyard/internal/pg"
 	"github.com/batchyard/batchyard/stream"
@@ -47,15 +48,15 @@ func reported(e *task.Event) *audit.Break {
 }
 
 const breakSQL = `
-INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING`
+INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`
 
 // write adds a break, in the transaction that makes recording continue there, and if it is a hole its row
 // at the end of the chain.
 func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *chainEnd, instance string) error {
 	k.Time, k.ActorID = time.Now().UTC().Truncate(time.Millisecond), instance
-	var batch pgx.Batch
 	if k.Hole() {
+		var batch pgx.Batch
 		e, rows := eventOf(k), rowEncoder{}
 		rows.resetCopy()
 		if end.Rows == 0 {
@@ -67,28 +68,28 @@ func (b *breaks) write(ctx context.Context, tx pgx.Tx, k *audit.Break, end *chai
 			return fmt.Errorf("writing down that recording %s was interrupted: %w", k.At(), err)
 		}
 		chains{k.At(): end}.queueWrite(&batch)
-	}
-	if err := b.queue(&batch, k); err != nil {
-		return err
-	}
-	return pg.Flush(ctx, tx, &batch, "writing down that recording "+k.At().String()+" was interrupted")
-}
-
-// queue adds to a batch the writing of a break.
-func (b *breaks) queue(batch *pgx.Batch, k *audit.Break) error {
-	var statement []byte
-	if b.key != nil {
-		var err error
-		if statement, err = k.Sign(b.key); err != nil {
+		if err := pg.Flush(ctx, tx, &batch, "writing down that recording "+k.At().String()+" was interrupted"); err != nil {
 			return err
 		}
 	}
+	return b.state(ctx, tx, k)
+}
+
+// state adds a break to stream_breaks and, signed, to the statements, whose chain the checkpoints cover. A break
+// that is there already, because the event about it was delivered twice, is not added again.
+func (b *breaks) state(ctx context.Context, tx pgx.Tx, k *audit.Break) error {
 	var last *int64
 	if k.Last != audit.UnknownOffset {
 		last = &k.Last
 	}
-	batch.Queue(breakSQL, k.Topic, k.Partition, string(k.Kind), k.Seq, k.First, last, k.Time, k.ActorID, string(statement))
-	return nil
+	added, err := tx.Exec(ctx, breakSQL, k.Topic, k.Partition, string(k.Kind), k.Seq, k.First, last, k.Time, k.ActorID)
+	if err != nil {
+		return fmt.Errorf("writing down that recording %s was interrupted: %w", k.At(), err)
+	}
+	if b.key == nil || added.RowsAffected() == 0 {
+		return nil
+	}
+	return statements.Append(ctx, tx, b.key, &audit.Statement{Kind: audit.RecordingInterrupted, ActorID: k.ActorID, Break: k})
 }
 
 // actionOf returns the action of the event of a break.

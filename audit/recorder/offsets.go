@@ -1,10 +1,13 @@
 package recorder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -219,6 +222,22 @@ func (c chunk) advance() advance {
 		to[e.part] = max(to[e.part], e.offset+1)
 	}
 	return to
+}
+
+// append appends what the log says about the advance: someone who sets an offset in Postgres forward has records left
+// out, and then the next advance does not follow the one before.
+func (a advance) append(b []byte) []byte {
+	for _, part := range a.parts() {
+		d := audit.Advance{Key: audit.KeyOfPartition(part.TopicPartition), Epoch: part.epoch, From: part.next, To: a[part]}
+		b = d.Append(b)
+	}
+	return b
+}
+
+func (a advance) parts() []*ownership {
+	return slices.SortedFunc(maps.Keys(a), func(x, y *ownership) int {
+		return cmp.Or(cmp.Compare(x.Topic, y.Topic), cmp.Compare(x.Partition, y.Partition))
+	})
 }
 
 // shard returns a number that no other writer's chunk has at the same time, here or in another

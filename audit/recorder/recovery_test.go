@@ -21,7 +21,7 @@ import (
 )
 
 // tablesOfTasks are the tables, besides audit_log, that a transaction of the recorder writes.
-var tablesOfTasks = []string{"tasks", "results", "callbacks", "audit_chains", "stream_offsets"}
+var tablesOfTasks = []string{"tasks", "results", "callbacks", "audit_chains", "audit_statements", "stream_offsets"}
 
 // lossy is a database that can forget what was written after a moment, as a replica that lagged when
 // it was promoted.
@@ -147,12 +147,12 @@ func testRecordedAgain(t *testing.T, partitions int) {
 
 	// What no recorder has signed explains nothing.
 	db.exec(`UPDATE stream_breaks SET actor_id = actor_id || 'x'`)
-	require.Contains(t, fmt.Sprint(verifyWith(t, pool, dir).Findings), "that is not what was signed about it")
+	require.Contains(t, fmt.Sprint(verifyWith(t, pool, dir).Findings), "no recorder has signed that")
 	db.exec(`UPDATE stream_breaks SET actor_id = rtrim(actor_id, 'x')`)
-	db.exec(`UPDATE stream_breaks SET statement = replace(statement, '"kind"', '"Kind"')`)
+	db.exec(`UPDATE audit_statements SET statement = replace(statement, '"chain_seq"', '"Chain_seq"') WHERE kind = 'recording_interrupted'`)
 	report = verifyWith(t, pool, dir)
 	require.NotEmpty(t, report.Findings)
-	require.Contains(t, fmt.Sprint(report.Findings), "no trusted key has signed that")
+	require.Contains(t, fmt.Sprint(report.Findings), "is not signed by a trusted key")
 	require.True(t, slices.ContainsFunc(report.Findings, func(f verify.Finding) bool { return f.Reason == verify.Rewritten }), "%+v", report.Findings)
 }
 

@@ -43,7 +43,7 @@ func TestARecorderCanAddAndNothingElse(t *testing.T) {
 	require.NoError(t, r.w.offsets.reclaim(t.Context(), events))
 
 	audittest.Execute(t, r.pool, "UPDATE stream_breaks SET resolved_at = now()")
-	audittest.RequireDenied(t, r.pool, "UPDATE stream_breaks SET statement = ''")
+	audittest.RequireDenied(t, r.pool, "UPDATE stream_breaks SET actor_id = ''")
 
 	require.Equal(t, 4, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log WHERE action <> 'audit.rows_recorded'"), "six were recorded, and the retention has dropped two")
 	require.Equal(t, 1, audittest.One[int](t, owner, "SELECT count(*) FROM audit_log WHERE action = 'result.duplicate'"))

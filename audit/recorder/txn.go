@@ -365,19 +365,31 @@ const extraIndex = wire.MaxFrameEvents
 // the times of their events, and digests must not go much sooner than what was written with them.
 const digestsNear = audit.Day
 
-// endRows gives the last row the digests of what the transaction has written. A chunk of results alone has no
+// endRows gives the last row the digests of what the transaction has written, and how far it has recorded each
+// partition. A chunk of results alone has no
 // row, and after an outage the last one may be old: then there is one more.
 func (t *txn) endRows(us []unit) {
+	t.digests = t.advance.append(t.digests)
 	if len(t.digests) > 0 && (t.last.event == nil || t.now.Sub(t.last.event.Time) > digestsNear || t.last.event.Time.Sub(t.now) > digestsNear) {
-		u := us[len(us)-1]
 		e := task.Event{Time: t.now.UTC(), Action: task.RowsRecorded, Outcome: task.OutcomeOK, ActorType: task.ActorStage, ActorID: t.Instance}
-		at := u.entry.source(0)
+		part, at := t.anyRecord(us)
 		if t.last.event != nil {
 			at.Index = extraIndex
 		}
-		t.addRow(&e, at, t.chains.of(u.entry.part))
+		t.addRow(&e, at, t.chains.of(part))
 	}
 	t.encodeLast(t.digests)
+}
+
+// anyRecord returns the source of a row that is made from no event: the last record, or if all of them became dead
+// letters, the last of some partition.
+func (t *txn) anyRecord(us []unit) (*ownership, audit.Source) {
+	if len(us) > 0 {
+		e := us[len(us)-1].entry
+		return e.part, e.source(0)
+	}
+	part := t.advance.parts()[0]
+	return part, part.At(audit.Position{Offset: t.advance[part] - 1})
 }
 
 // copyFinished copies the states of tasks that begin and end in the chunk, if there are many, as
@@ -417,15 +429,15 @@ func (t *txn) writeStates(ctx context.Context) error {
 
 // finish writes the rollups, the ends of the chains and the callbacks, and notifies those who wait for the results.
 func (t *txn) finish(ctx context.Context, won []*task.Result) error {
+	for _, k := range t.holes {
+		if err := t.breaks.state(ctx, t.tx, k); err != nil {
+			return err
+		}
+	}
 	var b pgx.Batch
 	t.days.queueCheck(&b)
 	t.counts.Queue(&b, t.shard)
 	t.chains.queueWrite(&b)
-	for _, k := range t.holes {
-		if err := t.breaks.queue(&b, k); err != nil {
-			return err
-		}
-	}
 	queueCallbacks(&b, won)
 	queueNotifications(&b, won)
 	return pg.Flush(ctx, t.tx, &b, "writing rollups and the ends of chains")

@@ -101,7 +101,7 @@ func TestWhatCannotBeProvenIsSaid(t *testing.T) {
 	}
 	appendRow := func(pool *pgxpool.Pool) {
 		audittest.Execute(t, pool, "INSERT INTO audit_log SELECT * FROM audit_log WHERE "+tail0+" ORDER BY chain_seq DESC LIMIT 1")
-		audittest.Execute(t, pool, "UPDATE audit_log SET chain_seq = chain_seq + 1, src_offset = src_offset + 1, src_index = 0, action = 'device.drained', task_id = NULL, duration_ms = NULL WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE "+tail0+" AND chain_seq = (SELECT max(chain_seq) FROM audit_log WHERE "+tail0+")) AND "+tail0)
+		audittest.Execute(t, pool, "UPDATE audit_log SET chain_seq = chain_seq + 1, src_offset = src_offset + 1, src_index = 0, action = 'device.drained', task_id = NULL, duration_ms = NULL, row_digests = NULL WHERE ctid = (SELECT max(ctid) FROM audit_log WHERE "+tail0+" AND chain_seq = (SELECT max(chain_seq) FROM audit_log WHERE "+tail0+")) AND "+tail0)
 		audittest.Execute(t, pool, "UPDATE audit_chains SET rows = rows + 1 WHERE topic = 'events' AND partition = 0")
 		end := audittest.One[int64](t, pool, "SELECT rows FROM audit_chains WHERE topic = 'events' AND partition = 0")
 		rehash(t, pool, end, end, true)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/trees"
 )
 
 // segment is a run of consecutive rows of a chain, linked by their hashes.
@@ -39,15 +40,17 @@ type chainCheck struct {
 	byStart map[link]*segment
 	forks   []*segment // segments that begin or end exactly where another does
 
-	tree     *tree
-	points   map[int64]*point // what checkpoints say about rows, by their numbers
-	breaks   []*audit.Break   // where its recorder could not simply continue
-	restores []restore        // that an operator accepted
-	edges    map[int64]int64  // when the rows before dropped ones were written, by their numbers, in Postgres' microseconds
-	from     int64
-	read     int64
-	signed   int64
-	proven   [levels]level // by attacker
+	tree       *trees.Tree
+	points     map[int64]*point          // what checkpoints say about rows, by their numbers
+	breaks     []*statedBreak            // where its recorder could not simply continue
+	places     map[int64]*audit.Position // of the rows around them, by their numbers; nil: not read
+	statements map[int64]audit.Hash      // of the whole log
+	restores   []restore                 // that an operator accepted
+	edges      map[int64]int64           // when the rows before dropped ones were written, by their numbers, in Postgres' microseconds
+	from       int64
+	read       int64
+	signed     int64
+	proven     [levels]level // by attacker
 	// wrongFrom is the first row that checkpoints contradict; 0: none.
 	wrongFrom int64
 	signedAt  time.Time
@@ -208,8 +211,13 @@ func (v *verifier) take(r *rawRow, own audit.Hash) error {
 	if _, ok := c.edges[seq]; ok {
 		c.edges[seq] = r.Int8(audit.ColIngested)
 	}
-	v.grow(c, seq, sum)
+	c.tree.Row(seq, sum)
+	if _, ok := c.places[seq]; ok {
+		place := at
+		c.places[seq] = &place
+	}
 	c.takeHole(seq, r)
+	v.advances.Take(r.Field(audit.ColDigests), r.Int8(audit.ColIngested))
 	if v.tables != nil {
 		if err := v.tables.Take(r.Row); err != nil {
 			return err

@@ -237,12 +237,18 @@ func (c *Checkpoints) add(line []byte, from string) {
 		c.newest = s.Time
 	}
 	c.successions[s.Signer] = append(c.successions[s.Signer], signedNumber{number: s.Number, root: s.TreeHead.Root, before: s.Before(), origins: found, from: from})
+	var stated audit.ChainEnd
+	if i := slices.IndexFunc(s.Chains, func(e audit.CheckpointChain) bool { return e.At() == audit.StatementsChain }); i >= 0 {
+		if b, err := hex.DecodeString(s.Chains[i].Hash); err == nil && len(b) == sha256Size {
+			stated = audit.ChainEnd{Rows: s.Chains[i].Rows, Hash: audit.Hash(b)}
+		}
+	}
 	for _, e := range s.Chains {
 		b, err := hex.DecodeString(e.Hash)
 		if err != nil || len(b) != sha256Size || e.Rows <= 0 {
 			continue
 		}
-		p := &point{hash: audit.Hash(b), time: s.Time, from: []*origins{found}, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))}
+		p := &point{hash: audit.Hash(b), time: s.Time, stated: stated, from: []*origins{found}, name: fmt.Sprintf("checkpoint %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))}
 		if r, err := hex.DecodeString(e.Root); err == nil && len(r) == sha256Size {
 			p.root = audit.Hash(r)
 		}

@@ -202,7 +202,7 @@ func (v *verifier) completeFrom() (from time.Time) {
 func (v *verifier) attempt(ctx context.Context, tx pgx.Tx, kind GapKind, do func(pgx.Tx) error) error {
 	err := pgx.BeginFunc(ctx, tx, do)
 	var refused *pgconn.PgError
-	if errors.As(err, &refused) && ctx.Err() == nil && !pg.IsTransient(err) {
+	if errors.As(err, &refused) && ctx.Err() == nil && (!pg.IsTransient(err) || pg.IsTimeout(err)) {
 		v.report.gap(kind, "could not be compared: %s", pg.Describe(err))
 		return nil
 	}

@@ -89,19 +89,3 @@ func TestAFailoverExplainsLostAttempts(t *testing.T) {
 		}), "%+v", rep.Gaps)
 	}
 }
-
-// Someone who sets the database back makes recorders record rows again, and what was signed before does not guard
-// these: that is never called well.
-func TestRowsThatWereRecordedAgainAreUnproven(t *testing.T) {
-	t.Parallel()
-	pool := audittest.NewPool(t)
-	r := rig.New(t, pool)
-	r.Record(r.Own("events", 0).Events(t, audittest.NewStory("a").Accepted()))
-	audittest.Execute(t, pool, `INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement)
-		VALUES ('events', 0, 'recorded_again', 1, 0, 0, now(), 'audit@a', '')`)
-	rep := verify(t, pool, Options{Settled: true})
-	require.True(t, slices.ContainsFunc(rep.Gaps, func(g Gap) bool {
-		return g.Kind == GapRecovery && strings.Contains(g.Detail, "rows from 1 on were recorded again")
-	}), "%+v", rep.Gaps)
-	require.NotEqual(t, Well, rep.Verdict(GapKeys, GapCheckpoints, GapTail, GapCopies, GapWitness, GapResults))
-}

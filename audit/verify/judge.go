@@ -226,7 +226,9 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 			w := walk{v: v, c: c, names: names, segments: segments}
 			w.run(sc)
 		}
+		c.checkBreaks()
 		c.judgePoints(v.o.Checkpoints, v.standby)
+		c.judgeBreaks(v.report)
 	}
 	v.findMoved()
 	v.judgeDrops(v.judgeStatements())
@@ -235,6 +237,9 @@ func (v *verifier) judge(ctx context.Context, tx pgx.Tx) error {
 	}
 	for _, c := range chains {
 		c.report(v.report)
+	}
+	if err := v.judgeOffsets(ctx, tx); err != nil {
+		return err
 	}
 	for _, f := range v.unknown {
 		v.report.add(f)

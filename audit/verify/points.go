@@ -15,8 +15,9 @@ type point struct {
 	hash    audit.Hash
 	root    audit.Hash // of the tree over the rows up to this one; zero: it says none
 	time    time.Time
-	name    string     // of the checkpoint
-	from    []*origins // of the checkpoints that say so, at most maxOrigins
+	stated  audit.ChainEnd // where the chain of statements ended then
+	name    string         // of the checkpoint
+	from    []*origins     // of the checkpoints that say so, at most maxOrigins
 	matched bool
 	differs *RowRef // a row with that number and another hash
 	other   *point  // a checkpoint with another hash of the row; nil: none
@@ -38,7 +39,7 @@ func (c *Checkpoints) point(at audit.TopicPartition, seq int64, p *point) {
 	for have := of[seq]; have != nil; have = have.other {
 		if have.hash == p.hash {
 			if p.time.After(have.time) {
-				have.time, have.name = p.time, p.name
+				have.time, have.name, have.stated = p.time, p.name, p.stated
 			}
 			if have.root == (audit.Hash{}) {
 				have.root = p.root

@@ -59,9 +59,9 @@ var GapKinds = []struct {
 	{GapCopies, "checkpoints come from the checkpoint directory only, so someone who can write there could have replaced them"},
 	{GapWitness, "no witness has cosigned a checkpoint and no copy comes from outside, so someone who can write to Kafka could have replaced them; or a witness could not be asked for the newest that it has cosigned"},
 	{GapTrees, "the Merkle trees could not be compared with the rows: rows are too scattered on disk"},
-	{GapRecovery, "Postgres had lost rows that it had confirmed, and they were recorded again: checkpoints of before do not hold for what follows"},
+	{GapRecovery, "Postgres had lost rows that it had confirmed, and they were recorded again: checkpoints of before do not hold for what follows; or what says so was deleted from stream_breaks"},
 	{GapPeriod, "older rows were not read because of --since"},
-	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed"},
+	{GapDropped, "rows were dropped sooner than they should have been, or before drops were signed, or had to prove offsets"},
 	{GapDefinitions, "the definitions of tables and views could not be compared with the migrations"},
 	{GapResults, "rows of results, tasks, callbacks or jobs have no digest or event in the log that they could be compared with"},
 	{GapRollups, "rollups count rows that the log no longer has"},
@@ -244,10 +244,10 @@ func sortFindings(fs []Finding) {
 }
 
 // explains reports whether there is a finding between two rows, other than that checkpoints contradict
-// them: each contradiction is reported by itself.
+// them, which is reported by itself each time, or that a statement about them is wrong.
 func (c *chainCheck) explains(from, to int64) bool {
 	return slices.ContainsFunc(c.findings, func(f Finding) bool {
-		return f.Reason != Rewritten && f.Seq <= to && max(f.Seq, f.To) >= from
+		return f.Reason != Rewritten && f.Reason != Statement && f.Seq <= to && max(f.Seq, f.To) >= from
 	})
 }
 

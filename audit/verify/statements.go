@@ -64,6 +64,7 @@ func (v *verifier) takeStatement(number int64, line string, end *audit.ChainEnd)
 	prev := hex.EncodeToString(end.Hash[:])
 	end.Rows, end.Hash = number, audit.LineHash([]byte(line))
 	v.statements[number] = end.Hash
+	v.told[number] = time.Time{}
 	switch {
 	case err != nil:
 		wrong("is not a statement: %s", err)
@@ -78,15 +79,19 @@ func (v *verifier) takeStatement(number int64, line string, end *audit.ChainEnd)
 	if signed {
 		v.report.Statements++
 	}
+	v.told[number] = s.Time
 	switch at := s.Time.UTC().Format(time.RFC3339); {
 	case s.Kind == audit.RowsDropped && s.Dropped != nil:
 		v.drops[s.Dropped.Digest] = s
 	case s.Kind == audit.RestoreAccepted && s.Restore != nil:
 		v.takeRestore(s)
+	case s.Kind == audit.RecordingInterrupted && s.Break != nil:
+		v.takeBreak(s, signed)
 	case s.Kind == audit.SchemaSeen && s.Schema != nil:
-		if v.schemaSeen = s; number == 1 && s.Dropped != nil {
+		if v.schemaSeen == nil && s.Dropped != nil {
 			v.adopted = s
 		}
+		v.schemaSeen = s
 		v.report.note("schema version %d on Postgres %d since %s (statement %d)", s.Schema.Version, s.Schema.Server, at, number)
 	default:
 		wrong("says nothing that this program knows: use the version of batchyard that wrote it")
@@ -107,7 +112,7 @@ func (v *verifier) takeRestore(s *audit.Statement) {
 		}
 		c.restores = append(c.restores, r)
 		if b, err := hex.DecodeString(e.Hash); err == nil && len(b) == sha256Size && e.Rows > 0 && v.o.Checkpoints != nil {
-			v.o.Checkpoints.point(at, e.Rows, &point{hash: audit.Hash(b), time: s.Time, name: fmt.Sprintf("statement %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
+			v.o.Checkpoints.point(at, e.Rows, &point{hash: audit.Hash(b), time: s.Time, stated: audit.ChainEnd{Rows: s.Number, Hash: v.statements[s.Number]}, name: fmt.Sprintf("statement %d of %s", s.Number, s.Time.UTC().Format(time.RFC3339))})
 			c.points = v.o.Checkpoints.pointsOf(at)
 		}
 	}
@@ -124,7 +129,11 @@ func (v *verifier) judgeStatements() (signed int64) {
 			switch {
 			case v.statements[seq] == p.hash:
 				signed = seq
-			case !v.standby && !v.lostStatements(p) && lost == nil:
+				v.judgeTimes(seq, p)
+			case v.standby:
+			case v.lostStatements(p):
+				v.report.gap(GapRecovery, "%s has another hash of statement %d, or there is no such statement: Postgres lost it, and someone with the key can have replaced it", p.name, seq)
+			case lost == nil:
 				lost, at = p, seq
 			}
 		}
@@ -140,15 +149,28 @@ func (v *verifier) judgeStatements() (signed int64) {
 	return signed
 }
 
+// lateMargin is how much later than it was signed a statement may become visible: its transaction may take some time, and
+// the clocks of two recorders may differ.
+const lateMargin = 10 * time.Minute
+
+// judgeTimes finds statements that were written later than they say: a checkpoint of after that time does not have them.
+// at is the last one that it has. Only someone who has the key can have made them.
+func (v *verifier) judgeTimes(at int64, p *point) {
+	said := v.told[at+1]
+	if at == v.statementsEnd || said.IsZero() || !p.time.After(said.Add(lateMargin)) {
+		return
+	}
+	v.report.add(Finding{Reason: Statement, Topic: audit.StatementsChain.Topic, Seq: at + 1,
+		Detail: fmt.Sprintf("statement %d of audit_statements was written later than it says: it claims to be of %s, and %s does not have it", at+1, said.UTC().Format(time.RFC3339), p.name)})
+}
+
 // lostStatements reports whether Postgres has lost transactions after a checkpoint was signed, and a
 // trusted signature says so.
 func (v *verifier) lostStatements(p *point) bool {
-	for _, c := range v.chains {
-		if slices.ContainsFunc(c.breaks, func(b *audit.Break) bool {
-			return b.Kind == audit.RecordedAgain && p.time.Before(b.Time.Add(breakMargin))
-		}) {
-			return true
-		}
+	if slices.ContainsFunc(v.breaks, func(b *statedBreak) bool {
+		return b.Kind == audit.RecordedAgain && p.time.Before(b.Time.Add(breakMargin))
+	}) {
+		return true
 	}
 	return slices.ContainsFunc(v.restores[audit.StatementsChain], func(r restore) bool { return p.time.Before(r.time) })
 }

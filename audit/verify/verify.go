@@ -17,8 +17,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/batchyard/batchyard/audit"
+	"github.com/batchyard/batchyard/audit/verify/advances"
 	"github.com/batchyard/batchyard/audit/verify/catalog"
 	"github.com/batchyard/batchyard/audit/verify/tables"
+	"github.com/batchyard/batchyard/audit/verify/trees"
 	"github.com/batchyard/batchyard/internal/pg"
 )
 
@@ -61,7 +63,7 @@ type Progress struct {
 //	                                     ▼ prev_hash, row_hash
 //	            audit_dropped ──▶ segments of chains: grow, meet, become one
 //	                                     │
-//	            stream_breaks ──▶ what recorders have explained, signed
+//	         audit_statements ──▶ what recorders and operators have explained, signed
 //	             audit_chains ──▶ does each chain lead from its beginning to its end?
 //	              checkpoints ──▶ is it the chain that was signed?
 func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progress)) (*Report, error) {
@@ -105,7 +107,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options, progress func(Progr
 func newVerifier(o Options, progress func(Progress)) *verifier {
 	return &verifier{
 		o: o, progress: progress, report: &Report{Since: o.Since.UTC()}, chains: map[audit.TopicPartition]*chainCheck{},
-		restores: map[audit.TopicPartition][]restore{}, statements: map[int64]audit.Hash{}, drops: map[string]*audit.Statement{},
+		restores: map[audit.TopicPartition][]restore{}, statements: map[int64]audit.Hash{}, told: map[int64]time.Time{}, drops: map[string]*audit.Statement{},
 	}
 }
 
@@ -160,6 +162,8 @@ type verifier struct {
 	unknownCount  int64
 	schema        string // that has the log
 	restores      map[audit.TopicPartition][]restore
+	breaks        []*statedBreak
+	told          map[int64]time.Time         // when statements say that they were signed, by their numbers
 	recovered     []time.Time                 // when rows that Postgres had lost were recorded again
 	statements    map[int64]audit.Hash        // of the statements, by their numbers
 	statementsEnd int64                       // number of the last
@@ -168,8 +172,8 @@ type verifier struct {
 	dropped       []droppedRun
 	schemaSeen    *audit.Statement // the last about the schema; nil: none
 	suspects      []suspect
-	openBlocks    int  // of all trees
-	noTrees       bool // there were too many
+	forest        trees.Forest
+	advances      advances.Log
 	gaps          []singleGap
 	scratch       []byte
 	parts         []byte
@@ -384,7 +388,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 	}
 	defer rows.Close()
 	for rows.Next() {
-		c := &chainCheck{edges: map[int64]int64{}}
+		c := &chainCheck{edges: map[int64]int64{}, statements: v.statements}
 		var sum, edge []byte
 		var updated *time.Time
 		if err := rows.Scan(&c.at.Topic, &c.at.Partition, &c.end.Rows, &sum, &edge, &updated); err != nil {
@@ -398,7 +402,7 @@ func (v *verifier) readEnds(ctx context.Context, tx pgx.Tx) error {
 		} // else it stays zero, which matches no row
 		c.byEnd, c.byStart = map[link]*segment{}, map[link]*segment{}
 		c.points = v.o.Checkpoints.pointsOf(c.at)
-		c.tree = newTree(edge, c.points)
+		c.tree = v.forest.New(edge, rootsAt(c.points))
 		v.chains[c.at] = c
 	}
 	if err := rows.Err(); err != nil {

@@ -30,12 +30,11 @@ CREATE TABLE stream_breaks (
     last_offset  bigint,
     noticed_at   timestamptz NOT NULL,
     actor_id     text NOT NULL,
-    statement    text NOT NULL,
     resolved_at  timestamptz,
-    PRIMARY KEY (topic, partition, kind, chain_seq, first_offset)
+    PRIMARY KEY (topic, partition, kind, chain_seq, first_offset, noticed_at)
 );
 
-COMMENT ON TABLE stream_breaks IS 'Where recording could not simply continue: Postgres had lost rows, a topic was replaced, or Kafka had deleted records that were not recorded. Read by audit verify and ledger check.';
+COMMENT ON TABLE stream_breaks IS 'Where recording could not simply continue: Postgres had lost rows, a topic was replaced, or Kafka had deleted records that were not recorded. If the recorder has a signing key, audit_statements says the same. Read by audit verify and ledger check.';
 COMMENT ON COLUMN stream_breaks.topic IS 'Kafka topic, without the prefix of the installation.';
 COMMENT ON COLUMN stream_breaks.partition IS 'Partition of the topic.';
 COMMENT ON COLUMN stream_breaks.kind IS 'recorded_again: Postgres had lost rows that it had confirmed, as after a failover, and they were recorded again from Kafka. topic_replaced: the topic was deleted and created again, belongs to another cluster, or lost its last records. records_missed: Kafka deleted records before they were recorded.';
@@ -44,11 +43,10 @@ COMMENT ON COLUMN stream_breaks.first_offset IS 'Offset of the first record that
 COMMENT ON COLUMN stream_breaks.last_offset IS 'Offset of the last such record; NULL if it is unknown.';
 COMMENT ON COLUMN stream_breaks.noticed_at IS 'When a recorder noticed it, before it continued.';
 COMMENT ON COLUMN stream_breaks.actor_id IS 'The recorder that noticed it.';
-COMMENT ON COLUMN stream_breaks.statement IS 'The same as one line of JSON, signed like a checkpoint; empty if the recorder has no signing key.';
 COMMENT ON COLUMN stream_breaks.resolved_at IS 'When every task whose answer may have been lost had ended or was on its way again; NULL before that.';
 
 -- Signed statements that explain what would otherwise look like tampering: days that retention dropped, versions of the
--- schema, accepted restores. They form a chain, whose end is in every checkpoint. There is about one a day, and retention
+-- schema, accepted restores, interruptions of the recording. They form a chain, whose end is in every checkpoint. There is about one a day, and retention
 -- does not drop them.
 CREATE TABLE audit_statements (
     number    bigint PRIMARY KEY,
@@ -56,9 +54,9 @@ CREATE TABLE audit_statements (
     noted_at  timestamptz NOT NULL,
     statement text NOT NULL
 );
-COMMENT ON TABLE audit_statements IS 'Signed statements of the recorders and of operators: days that retention dropped, versions of the schema, accepted restores. docs/audit.md explains how they are verified.';
+COMMENT ON TABLE audit_statements IS 'Signed statements of the recorders and of operators: days that retention dropped, versions of the schema, accepted restores, interruptions of the recording. docs/audit.md explains how they are verified.';
 COMMENT ON COLUMN audit_statements.number IS 'Number of the statement, starting at 1, without gaps.';
-COMMENT ON COLUMN audit_statements.kind IS 'rows_dropped, schema_seen or restore_accepted.';
+COMMENT ON COLUMN audit_statements.kind IS 'rows_dropped, schema_seen, restore_accepted or recording_interrupted.';
 COMMENT ON COLUMN audit_statements.noted_at IS 'When it was signed, by the clock of its signer.';
 COMMENT ON COLUMN audit_statements.statement IS 'The statement as one line of JSON, whose last member is an Ed25519 signature. Verification uses this column only.';
 

@@ -49,15 +49,17 @@ func TestRecordingContinuesAfterAFailoverThatLostRows(t *testing.T) {
 	lost := submit("b", 3000)
 	in.Await(t, lost, 2*time.Minute)
 	all = append(all, lost...)
-	rows := harness.SQL[int64](t, in, "SELECT count(*) FROM audit_log")
-	harness.Eventually(t, harness.Patience, "what will be lost is signed", func() bool { return signedRows(t, in) >= rows })
+	// How many rows there are about other rows than events depends on which records share a transaction.
+	const counted = "SELECT count(*) FROM audit_log WHERE action <> 'audit.rows_recorded'"
+	rows, total := harness.SQL[int64](t, in, counted), harness.SQL[int64](t, in, "SELECT count(*) FROM audit_log")
+	harness.Eventually(t, harness.Patience, "what will be lost is signed", func() bool { return signedRows(t, in) >= total })
 	c.Do(t, "kill", "postgres-1")
 	c.Do(t, "promote")
 	replica, err := pgxpool.New(t.Context(), replaceHosts(c))
 	require.NoError(t, err)
 	t.Cleanup(replica.Close)
 	var left int64
-	require.NoError(t, replica.QueryRow(t.Context(), "SELECT count(*) FROM audit_log").Scan(&left))
+	require.NoError(t, replica.QueryRow(t.Context(), counted).Scan(&left))
 	promoted := time.Now()
 	more := submit("c", 500)
 	all = append(all, more...)
@@ -65,7 +67,7 @@ func TestRecordingContinuesAfterAFailoverThatLostRows(t *testing.T) {
 	in.Await(t, all, 3*time.Minute)
 	harness.Eventually(t, 3*time.Minute, "everything is recorded again", func() bool {
 		return harness.SQL[int64](t, in, "SELECT count(*) FROM audit_log WHERE task_id IS NOT NULL") == harness.SQL[int64](t, in, "SELECT count(DISTINCT (src_topic, src_partition, src_offset, src_index)) FROM audit_log WHERE task_id IS NOT NULL") &&
-			harness.SQL[int64](t, in, "SELECT count(*) FROM stream_breaks") > 0 && harness.SQL[int64](t, in, "SELECT count(*) FROM audit_log") > rows
+			harness.SQL[int64](t, in, "SELECT count(*) FROM stream_breaks") > 0 && harness.SQL[int64](t, in, counted) > rows
 	})
 	t.Logf("%d audit rows were confirmed, and %d were lost; all were recorded again %.1f s after the promotion", rows, rows-left, time.Since(promoted).Seconds())
 	select {

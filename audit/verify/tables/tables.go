@@ -54,7 +54,7 @@ var Bookkeeping = []struct {
 	Columns []string
 }{
 	{"callbacks", []string{"next_at", "holder"}},
-	{"stream_offsets", []string{"next_offset", "epoch", "owner", "topic_id", "cluster_id", "updated_at"}},
+	{"stream_offsets", []string{"epoch", "owner", "topic_id", "cluster_id", "updated_at"}},
 	{"stream_breaks", []string{"resolved_at"}},
 	{"audit_chains", []string{"updated_at"}},
 	{"audit_dropped", []string{"dropped_at"}},

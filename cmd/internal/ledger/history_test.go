@@ -112,8 +112,8 @@ func (h *history) missRest(topic string) {
 		if next >= s.End {
 			continue
 		}
-		h.sql(fmt.Sprintf(`INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement)
-			VALUES ('%s', %d, 'records_missed', 1000, %d, %d, now(), 'audit@test', '')`, topic, s.Partition, next, s.End-1))
+		h.sql(fmt.Sprintf(`INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id)
+			VALUES ('%s', %d, 'records_missed', 1000, %d, %d, now(), 'audit@test')`, topic, s.Partition, next, s.End-1))
 		h.sql(fmt.Sprintf("UPDATE stream_offsets SET next_offset = %d WHERE topic = '%s' AND partition = %d", s.End, topic, s.Partition))
 	}
 }

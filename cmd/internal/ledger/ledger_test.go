@@ -287,7 +287,7 @@ func TestEveryKindOfDamageIsNamed(t *testing.T) {
 			h.sql("UPDATE stream_offsets SET next_offset = 100000 WHERE topic = 'events' AND partition = 0")
 		}, map[Kind]string{OffsetsBeyond: "events"}},
 		{"records were deleted before they were recorded", func(h *history) {
-			h.sql("INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id, statement) VALUES ('events', 1, 'records_missed', 0, 5, 9, now(), 'audit@test', '')")
+			h.sql("INSERT INTO stream_breaks (topic, partition, kind, chain_seq, first_offset, last_offset, noticed_at, actor_id) VALUES ('events', 1, 'records_missed', 0, 5, 9, now(), 'audit@test')")
 		}, map[Kind]string{RecordsGone: "events/1@5"}},
 		{"a topic of tasks was created again", func(h *history) {
 			audittest.Recreate(t, h.log, stream.TasksNormal)

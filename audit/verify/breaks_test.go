@@ -156,7 +156,7 @@ func TestABreakHasToFitWhatIsAroundIt(t *testing.T) {
 	x.state(audit.Break{Seq: 73, First: x.offset(73), Last: x.offset(73), LostRows: 1}, time.Time{})
 	require.Contains(t, fmt.Sprint(x.verify().Gaps), "knew of 73 rows, and checkpoints of before have 74")
 
-	// An entry of stream_breaks alone is none.
+	// An entry of stream_breaks alone is not a break.
 	audittest.Execute(t, x.pool, "UPDATE stream_breaks SET last_offset = last_offset + 1")
 	x.requireFinding(x.verify(), Statement, "no recorder has signed that")
 }

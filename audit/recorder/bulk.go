@@ -23,14 +23,15 @@ type Bulk struct {
 	counts rollup.Counts
 	end    *chainEnd
 	next   int64 // offset after the last record
+	said   int64 // how far the log says that records were recorded; -1: nothing yet
 
-	digests []byte // of rows of other tables, for the next audit row
+	digests []byte // of rows of other tables and advances, for the next audit row
 }
 
 // NewBulk begins the chain of a partition that has no rows yet.
 func NewBulk(topic string, partition int) *Bulk {
 	part := audit.PartitionOf(topic, partition)
-	b := &Bulk{part: part, end: newChainEnd(part)}
+	b := &Bulk{part: part, end: newChainEnd(part), said: -1}
 	b.buffer.resetCopy()
 	return b
 }
@@ -45,6 +46,14 @@ func (b *Bulk) Add(e *task.Event, offset int64, index int, ingested time.Time) {
 
 // Wrote adds the digest of a row of another table to the next audit row.
 func (b *Bulk) Wrote(d audit.RowDigest) { b.digests = d.Append(b.digests) }
+
+// Advance says in the next audit row that its transaction records up to an offset.
+func (b *Bulk) Advance(to int64) {
+	if to > b.said {
+		a := audit.Advance{Key: audit.KeyOfPartition(b.part), Epoch: 1, From: b.said, To: to}
+		b.digests, b.said = a.Append(b.digests), to
+	}
+}
 
 // AddResult counts a result that was taken.
 func (b *Bulk) AddResult(r *task.Result) { b.counts.AddResult(r) }

@@ -328,6 +328,7 @@ func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 		d := second
 		d.Action, d.Outcome, d.ResourceType, d.ActorID, d.Duration = task.ResultDuplicate, task.OutcomeRefused, "result", m.instance("audit"), 0
 		d.Detail = []byte(`{"finished_at":"` + again.Format(time.RFC3339Nano) + `","state":"` + string(s) + `"}`)
+		m.results.Advance(m.result + 1)
 		m.results.Add(&d, m.result, 0, d.Time.Add(20*time.Millisecond))
 		m.result++
 		m.made++
@@ -337,6 +338,8 @@ func (m *maker) finish(l *life, a task.Action, s task.State) (stopped bool) {
 
 // mix adds the events of a block in the order of their times, sixteen per record.
 func (m *maker) mix() {
+	const perRecord = 16
+	m.events.Advance(m.offset + int64(m.index+len(m.block)+perRecord-1)/perRecord)
 	m.order = m.order[:0]
 	for i := range m.block {
 		m.order = append(m.order, int32(i)) //nolint:gosec // a few thousand
@@ -349,7 +352,7 @@ func (m *maker) mix() {
 			at = m.commit // it has the digests of the rows of other tables
 		}
 		m.events.Add(e, m.offset, m.index, at)
-		if m.index++; m.index == 16 {
+		if m.index++; m.index == perRecord {
 			m.index, m.offset = 0, m.offset+1
 		}
 	}

@@ -65,7 +65,7 @@ func (v *verifier) compareTables(ctx context.Context, tx pgx.Tx) error {
 	if v.damaged() {
 		v.tables.Damaged()
 	}
-	if v.report.again > 0 {
+	if v.report.again > 0 || len(v.recovered) > 0 || len(v.restores) > 0 {
 		v.tables.FellBack()
 	}
 	if err := v.attempt(ctx, tx, GapResults, func(tx pgx.Tx) error { return v.compareRows(ctx, tx) }); err != nil {

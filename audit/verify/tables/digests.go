@@ -198,8 +198,10 @@ func name(r *copyrows.Row, i int) string { return strings.ToValidUTF8(string(r.F
 // a row. It has to be called before rows are compared.
 func (l *Log) Damaged() { l.damaged = true }
 
-// FellBack says that Postgres had lost rows that it had confirmed, as after a failover. What came from Kafka was
-// recorded again, but not how often a callback was tried. It has to be called before rows are compared.
+// FellBack says that Postgres had lost rows that it had confirmed, as after a failover, or that a backup was restored.
+// What came from Kafka was recorded again, but not what other processes wrote: how often a callback was tried, and that a
+// job was finished. They did that again, and the log has the events of both times. It has to be called before rows are
+// compared.
 func (l *Log) FellBack() { l.fellBack = true }
 
 // compare compares a row that exists with what the log says. old reports whether the log may have lost the
@@ -282,6 +284,8 @@ func (l *Log) job(r *copyrows.Row, old bool) { //nolint:revive // what the row i
 	switch {
 	case s == nil:
 		l.compare(nil, 0, what, inJobs, old)
+	case l.fellBack && s.found():
+		l.silent(inJobs, tenant+"/"+id)
 	case int32(d.Version-s.version) > 0 && (l.damaged || s.sum != l.sum(&d.Digest, 0)) && s.found(): //nolint:gosec // versions may wrap
 		l.silent(inJobs, tenant+"/"+id)
 	default:
@@ -304,8 +308,13 @@ func (l *Log) callback(r *copyrows.Row, old bool) { //nolint:revive // what the 
 	what := Row{Table: "callbacks", Tenant: tenant, ID: id, What: fmt.Sprintf("callback %s of tenant %s is %s after %d attempts in the table callbacks", id, tenant, state, r.Int4(callbackAttempts))}
 	d := audit.DigestRow(audit.CallbackRows, 0, r.Fields(callbackWhat, callbackCreated))
 	s := l.callbacks.get(l.key(d.Key, 0))
+	sum := l.sum(&d.Digest, r.Int8(callbackCreated))
+	if l.fellBack && r.Null(callbackTask) && s != nil && s.sum != sum && s.found() { // the job was finished again
+		l.silent(inCallbacks, id)
+		return
+	}
 	// That of a job comes before its event.
-	if !l.compare(s, l.sum(&d.Digest, r.Int8(callbackCreated)), what, inCallbacks, old || r.Null(callbackTask)) {
+	if !l.compare(s, sum, what, inCallbacks, old || r.Null(callbackTask)) {
 		return
 	}
 	switch proven, why := l.delivery(r, state); {

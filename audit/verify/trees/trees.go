@@ -195,7 +195,7 @@ func (t *Tree) Rest() {
 // Judge compares the tree over so many rows with what is stored: the blocks that [Tree.Stored] got, and the hashes above
 // them. all says that all rows were read. For each root that checkpoints have, signed says what is wrong with it, if
 // anything.
-func (t *Tree) Judge(rows int64, above map[Node]audit.Hash, all bool, signed func(seq int64, root audit.Hash) string) *Wrong {
+func (t *Tree) Judge(rows int64, above map[Node]audit.Hash, all bool, signed func(seq int64, root audit.Hash) string) *Wrong { //nolint:revive // what the caller has read
 	if t.wrong != nil {
 		return t.wrong
 	}

@@ -183,8 +183,7 @@ func (p *producer) roundTrip(r *request) error {
 	defer cancel()
 	batches := make([]produce.Batch, len(r.parts))
 	for i := range r.parts {
-		pt := &r.parts[i]
-		batches[i] = produce.Batch{Topic: p.cl.full(pt.q.topic.Name), Partition: pt.q.partition, Time: pt.timestamp(), Records: len(pt.entries), Record: pt.record}
+		batches[i] = p.batch(&r.parts[i])
 	}
 	errs, err := produce.Do(ctx, p.cl.transport, p.cl.addr, p.cl.cfg.RequestTimeout/2, p.compression, batches)
 	for i := range errs {
@@ -193,18 +192,18 @@ func (p *producer) roundTrip(r *request) error {
 	return err
 }
 
-// record passes a message to the encoder.
-func (pt *part) record(i int, to *produce.Record) {
-	m := &pt.entries[i].msg
-	if m.Key != "" || m.EmptyKey {
-		to.SetKey([]byte(m.Key))
-	}
-	if m.Value != nil {
-		to.SetValue(m.Value)
-	}
-	for _, h := range m.Headers {
-		to.AddHeader(h.Key, h.Value)
-	}
+// batch is what a part sends. It keeps the entries: after a timeout, or while the producer is closed, the transport may
+// encode a request that was given up already.
+func (p *producer) batch(pt *part) produce.Batch {
+	entries := pt.entries
+	return produce.Batch{Topic: p.cl.full(pt.q.topic.Name), Partition: pt.q.partition, Time: pt.timestamp(), Records: len(entries),
+		Record: func(i int, to *produce.Record) {
+			m := &entries[i].msg
+			to.Set(m.Key, m.EmptyKey, m.Value)
+			for _, h := range m.Headers {
+				to.AddHeader(h.Key, h.Value)
+			}
+		}}
 }
 
 // timestamp returns the time of the records of a part. Readers take their age from it, in topics where the

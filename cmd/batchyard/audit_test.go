@@ -53,12 +53,16 @@ func TestAuditQuery(t *testing.T) {
 	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", "no-such-tenant").err, "no row matches")
 	require.Contains(t, try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--until", "1h").err, "no row matches")
 
-	table, err := csv.NewReader(strings.NewReader(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--csv"))).ReadAll()
-	require.NoError(t, err)
+	var table [][]string
+	var jsons []string
+	require.Eventually(t, func() bool { // that the answers were read may be recorded meanwhile
+		var err error
+		table, err = csv.NewReader(strings.NewReader(try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--csv").out)).ReadAll()
+		jsons = lines(try(t, "", "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json").out)
+		return err == nil && len(table) == 1+len(jsons)
+	}, time.Minute, 50*time.Millisecond)
 	require.Len(t, table[0], len(query.Columns))
 	require.Equal(t, "time", table[0][0])
-	jsons := lines(ok(t, "audit", "query", "-c", f.config, "--tenant", tenant, "--all", "--json"))
-	require.Len(t, table, 1+len(jsons))
 	var row query.Row
 	require.NoError(t, json.Unmarshal([]byte(jsons[0]), &row))
 	require.Equal(t, tenant, row.Tenant)

@@ -83,16 +83,16 @@ type memory struct{ bytes.Reader }
 
 func (*memory) Close() error { return nil }
 
-// SetKey sets the key, which is null otherwise.
-func (r *Record) SetKey(key []byte) {
-	r.key.Reset(key)
-	r.record.Key = &r.key
-}
-
-// SetValue sets the value, which is null otherwise.
-func (r *Record) SetValue(value []byte) {
-	r.value.Reset(value)
-	r.record.Value = &r.value
+// Set sets the key, which is null if it is empty and does not say so, and the value.
+func (r *Record) Set(key string, emptyKey bool, value []byte) { //nolint:revive // as a message says
+	if key != "" || emptyKey {
+		r.key.Reset([]byte(key))
+		r.record.Key = &r.key
+	}
+	if value != nil {
+		r.value.Reset(value)
+		r.record.Value = &r.value
+	}
 }
 
 // AddHeader adds a header.
